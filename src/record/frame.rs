@@ -1,0 +1,191 @@
+//! A record's place on disk: a 24-byte head, the body, padding to 8 bytes.
+//!
+//! The same frames stand in a journal arena and, copied as they are, in a chunk of the store. `docs/format.md` has the bytes.
+//! The check word is mixed with a *salt* that is drawn anew for each round of an arena: a frame left over from an earlier round
+//! is never taken for one of this round, whatever pages a power cut brought back.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Bytes before the body.
+pub(crate) const FRAME_HEAD: usize = 24;
+/// Frames begin at multiples of this, so that the length word can be published with one atomic store.
+pub(crate) const FRAME_ALIGN: usize = 8;
+
+/// What stands before a record's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameHead {
+    /// Bytes of the body; never 0.
+    pub(crate) body_len: u32,
+    /// The record's class (see `Class`), repeated outside the body so that a queue can be sorted without decoding.
+    pub(crate) class: u8,
+    /// Gap-free within one shard.
+    pub(crate) seq: u64,
+    /// Checksum of body and head, mixed with the round's salt.
+    pub(crate) check: u64,
+}
+
+/// What stands at a place where a frame may begin.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed<'a> {
+    /// A whole, checked record; the next frame begins at `next`.
+    Frame { head: FrameHead, body: &'a [u8], next: usize },
+    /// Nothing more was written: a zero length word, or the end of the bytes.
+    End,
+    /// Something else: torn, damaged, or of another round.
+    Invalid,
+}
+
+/// Bytes that a body of `body_len` takes with its head and padding; `None` if that does not fit `usize`.
+pub(crate) fn framed_len(body_len: usize) -> Option<usize> {
+    body_len.checked_add(FRAME_HEAD)?.checked_next_multiple_of(FRAME_ALIGN)
+}
+
+/// The part of the checksum that costs time; computed before any lock is taken.
+pub(crate) fn hash_body(body: &[u8]) -> u64 {
+    xxh3_64(body)
+}
+
+/// Mixes a body's hash with what only the holder of the lock knows.
+pub(crate) fn seal(body_hash: u64, salt: u64, seq: u64, body_len: u32, class: u8) -> u64 {
+    // Each step is a bijection of the running value (odd multiplier, xor-shift), so two frames that differ in one field only
+    // never share a check word.
+    let mut mixed = body_hash ^ salt;
+    for part in [seq, u64::from(body_len) << 8 | u64::from(class)] {
+        mixed = (mixed ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        mixed ^= mixed >> 32;
+    }
+    mixed
+}
+
+/// The head's bytes: body length u32, class u8, three zero bytes, sequence u64, check u64; little-endian.
+pub(crate) fn encode_head(head: &FrameHead) -> [u8; FRAME_HEAD] {
+    let mut bytes = [0; FRAME_HEAD];
+    bytes[0..4].copy_from_slice(&head.body_len.to_le_bytes());
+    bytes[4] = head.class;
+    bytes[8..16].copy_from_slice(&head.seq.to_le_bytes());
+    bytes[16..24].copy_from_slice(&head.check.to_le_bytes());
+    bytes
+}
+
+fn decode_head(bytes: &[u8; FRAME_HEAD]) -> FrameHead {
+    let [l0, l1, l2, l3, class, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, c4, c5, c6, c7] = *bytes;
+    FrameHead {
+        body_len: u32::from_le_bytes([l0, l1, l2, l3]),
+        class,
+        seq: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+        check: u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
+    }
+}
+
+/// Reads the frame that begins at `at`, if one does and its check word holds under `salt`.
+pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Parsed<'_> {
+    let rest = bytes.get(at..).unwrap_or_default();
+    if rest.len() < 4 || rest[..4] == [0; 4] {
+        return Parsed::End;
+    }
+    let Some(head) = rest.first_chunk::<FRAME_HEAD>().map(decode_head) else {
+        return Parsed::Invalid;
+    };
+    let body_len = head.body_len as usize;
+    let (Some(body), Some(framed)) =
+        (rest.get(FRAME_HEAD..).and_then(|tail| tail.get(..body_len)), framed_len(body_len))
+    else {
+        return Parsed::Invalid;
+    };
+    if head.check != seal(hash_body(body), salt, head.seq, head.body_len, head.class) {
+        return Parsed::Invalid;
+    }
+    Parsed::Frame { head, body, next: at + framed }
+}
+
+/// The whole frames at the start of `bytes`; stops at the first that is not one.
+pub(crate) fn frames(bytes: &[u8], salt: u64) -> Frames<'_> {
+    Frames { bytes, salt, at: 0 }
+}
+
+/// Iterator of [`frames`].
+#[derive(Debug, Clone)]
+pub(crate) struct Frames<'a> {
+    bytes: &'a [u8],
+    salt: u64,
+    at: usize,
+}
+
+impl Frames<'_> {
+    /// Where the next frame would begin.
+    pub(crate) fn position(&self) -> usize {
+        self.at
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = (FrameHead, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match parse(self.bytes, self.at, self.salt) {
+            Parsed::Frame { head, body, next } => {
+                self.at = next;
+                Some((head, body))
+            }
+            Parsed::End | Parsed::Invalid => None,
+        }
+    }
+}
+
+/// Appends one frame to `out`. The journal writes its frames in place; this is for everybody who builds frames in memory.
+pub(crate) fn append(out: &mut Vec<u8>, body: &[u8], class: u8, seq: u64, salt: u64) {
+    let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let check = seal(hash_body(body), salt, seq, body_len, class);
+    out.extend_from_slice(&encode_head(&FrameHead { body_len, class, seq, check }));
+    out.extend_from_slice(body);
+    out.resize(out.len().next_multiple_of(FRAME_ALIGN), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three_frames(salt: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (seq, body) in [&b"a"[..], b"eight by", b"the third"].into_iter().enumerate() {
+            append(&mut bytes, body, 0, seq as u64 + 7, salt);
+        }
+        bytes
+    }
+
+    #[test]
+    fn frames_come_back_in_order_with_their_sequence_numbers() {
+        let bytes = three_frames(5);
+        let seen: Vec<_> = frames(&bytes, 5).map(|(head, body)| (head.seq, body)).collect();
+        assert_eq!(seen, [(7, &b"a"[..]), (8, b"eight by"), (9, b"the third")]);
+    }
+
+    #[test]
+    fn a_frame_of_another_round_is_invalid() {
+        assert_eq!(parse(&three_frames(5), 0, 6), Parsed::Invalid);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_head_and_body_is_noticed() {
+        let mut bytes = Vec::new();
+        append(&mut bytes, b"payload!", 1, 42, 99);
+        for bit in 0..bytes.len() * 8 {
+            // The three reserved bytes of the head carry nothing and are not checked.
+            if (40..64).contains(&bit) {
+                continue;
+            }
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(!matches!(parse(&bytes, 0, 99), Parsed::Frame { .. }), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn bytes_cut_anywhere_give_the_whole_frames_before_the_cut() {
+        let bytes = three_frames(5);
+        for cut in 0..bytes.len() {
+            let whole = frames(&bytes[..cut], 5).count();
+            assert!(whole <= 3 && (cut >= 32 || whole == 0), "cut {cut} gave {whole}");
+        }
+    }
+}

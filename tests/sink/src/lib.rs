@@ -1,0 +1,1 @@
+//! A PostHog stand-in on loopback.
