@@ -3,4 +3,6 @@
 #![cfg_attr(not(test), allow(dead_code, reason = "floors are joined one by one"))]
 
 mod clock;
+mod crash_point;
+mod disk;
 mod record;
