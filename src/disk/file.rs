@@ -18,8 +18,8 @@ pub(crate) enum Open {
     ReadOnly,
     /// Must not exist.
     CreateNew,
-    /// Either.
-    CreateOrOpen,
+    /// Created if missing.
+    EnsureExists,
 }
 
 /// An open file that knows its name and its identity.
@@ -48,7 +48,7 @@ impl DiskFile {
                 options.create_new(true);
                 Op::Create
             }
-            Open::CreateOrOpen => {
+            Open::EnsureExists => {
                 options.create(true);
                 Op::Create
             }
@@ -120,7 +120,7 @@ impl DiskFile {
 
     /// Writes `len` zero bytes from the start, so that every block is really there.
     pub(crate) fn write_zeros(&self, len: u64) -> io::Result<()> {
-        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut offset = 0;
         while offset < len {
             let step = (len - offset).min(ZEROS.len() as u64);

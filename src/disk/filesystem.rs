@@ -26,6 +26,7 @@ impl FileSystem {
 }
 
 #[cfg(target_os = "linux")]
+#[allow(clippy::useless_conversion, reason = "the type is not the same on every libc")]
 pub(super) fn kind(path: &Path) -> io::Result<FileSystem> {
     use nix::sys::statfs;
     // Not in nix's list; from linux/magic.h and the network file systems' own headers.
@@ -54,6 +55,7 @@ pub(super) fn kind(_path: &Path) -> io::Result<FileSystem> {
     Ok(FileSystem::Other)
 }
 
+#[allow(clippy::useless_conversion, reason = "the types are not the same on every libc")]
 pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = nix::sys::statvfs::statvfs(path)?;
     let (blocks, size) = (stat.blocks_available(), stat.fragment_size());

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
@@ -70,18 +70,8 @@ impl Mapping {
             return None;
         }
         // SAFETY: `offset / WORD` words after the start is inside the mapping (checked above; `len` is whole words), the address is
-        // aligned because mappings begin on pages, and every access of this memory in this process is atomic.
+        // aligned because mappings begin on pages, and every access of this memory in this process is an atomic of this size.
         Some(unsafe { AtomicU64::from_ptr(self.start.add(offset / WORD).as_ptr()) })
-    }
-
-    /// The 4-byte word at byte `offset`, or `None` if it does not lie inside on its boundary.
-    pub(crate) fn word32(&self, offset: usize) -> Option<&AtomicU32> {
-        if !offset.is_multiple_of(4) || offset >= self.len {
-            return None;
-        }
-        // SAFETY: as for `word64`. A 4-byte atomic may overlap an 8-byte one of the same memory: mixed sizes are used only where
-        // both sides are under the journal's lock or before the mapping is shared, so no two of them race.
-        Some(unsafe { AtomicU32::from_ptr(self.start.cast::<u32>().add(offset / 4).as_ptr()) })
     }
 
     /// Copies `bytes` to byte `offset`, which must be a multiple of 8; a last partial word is filled up with zeros.
