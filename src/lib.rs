@@ -5,4 +5,6 @@
 mod clock;
 mod crash_point;
 mod disk;
+mod entropy;
+mod journal;
 mod record;

@@ -203,4 +203,9 @@ pub(crate) fn up_to<'a>(path: &'a Path, top: &'a Path) -> impl Iterator<Item = P
 }
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
+pub(crate) use faults::{fail_nth, fail_when};
+
+#[cfg(test)]
 mod tests;
