@@ -7,3 +7,4 @@ mod event;
 mod record;
 
 pub use event::Event;
+#[cfg(test)]

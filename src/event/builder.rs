@@ -1,5 +1,6 @@
 //! Describing an event.
 
+use std::mem::take;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -9,7 +10,7 @@ use super::spare;
 use crate::clock::{WallNanos, nanos_since_epoch};
 use crate::record::encode::{append_str, begin_map};
 use crate::record::serialize::append_entry;
-use crate::record::{Class, Entries, Flags, HEAD_LEN, Unencodable};
+use crate::record::{Class, Flags, HEAD_LEN, Unencodable};
 
 /// Something that happened, as PostHog will see it.
 ///
@@ -28,27 +29,29 @@ use crate::record::{Class, Entries, Flags, HEAD_LEN, Unencodable};
 #[derive(Clone)]
 #[must_use = "an event does nothing until it is captured"]
 pub struct Event {
-    /// The record's body so far: room for the head, name, distinct id, a map header whose count is open, properties.
+    // Boxed, because the builder hands the event on with every call: one word moves in a register.
+    pub(super) draft: Box<Draft>,
+}
+
+/// An event so far. A thread reuses it for its next event, see `spare`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Draft {
+    /// The record's body: room for the head, name, distinct id, a map header whose count is open, properties.
     pub(super) body: Vec<u8>,
-    /// Where the map header is.
+    /// Where in `body` the map header is.
     pub(super) map_at: usize,
     pub(super) property_count: u32,
+    pub(super) group_count: u32,
+    /// Groups stand apart until the end: they follow the properties.
+    pub(super) groups: Vec<u8>,
     pub(super) class: Class,
     pub(super) flags: Flags,
     pub(super) blank_name: bool,
     pub(super) blank_distinct_id: bool,
     pub(super) uuid: Option<Uuid>,
     pub(super) timestamp: Option<WallNanos>,
-    pub(super) groups: Option<Box<Groups>>,
     /// The first thing that went wrong.
-    pub(super) flaw: Option<Box<Flaw>>,
-}
-
-/// Group types and keys: they follow the properties, whose end is known last.
-#[derive(Clone, Default)]
-pub(super) struct Groups {
-    pub(super) count: u32,
-    pub(super) entries: Vec<u8>,
+    pub(super) flaw: Option<Flaw>,
 }
 
 /// Why an event cannot be sent as it was described.
@@ -68,7 +71,7 @@ impl Event {
     /// An event at least as dear as `class`.
     pub(crate) fn with_class(name: impl AsRef<str>, distinct_id: impl AsRef<str>, class: Class) -> Self {
         let mut event = Self::new(name, distinct_id);
-        event.class = event.class.max(class);
+        event.draft.class = event.draft.class.max(class);
         event
     }
 
@@ -82,20 +85,19 @@ impl Event {
     /// [`prop`](Self::prop) for an event behind a reference.
     #[inline]
     pub fn set(&mut self, key: impl AsRef<str>, value: impl Serialize) {
-        let key = key.as_ref();
-        match append_entry(&mut self.body, key, &value) {
-            Ok(()) => self.property_count = self.property_count.saturating_add(1),
-            Err(reason) => self.remember(Flaw::Value { key: key.into(), reason }),
+        let draft = &mut *self.draft;
+        match append_entry(&mut draft.body, key.as_ref(), &value) {
+            Ok(()) => draft.property_count = draft.property_count.saturating_add(1),
+            Err(reason) => draft.remember_value(key.as_ref(), reason),
         }
     }
 
     /// Says which group of this type the event belongs to, by the group's key: a string or a number.
     pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
-        let group_type = group_type.as_ref();
-        let groups = self.groups.get_or_insert_default();
-        match append_entry(&mut groups.entries, group_type, &key) {
-            Ok(()) => groups.count = groups.count.saturating_add(1),
-            Err(reason) => self.remember(Flaw::Value { key: group_type.into(), reason }),
+        let draft = &mut *self.draft;
+        match append_entry(&mut draft.groups, group_type.as_ref(), &key) {
+            Ok(()) => draft.group_count = draft.group_count.saturating_add(1),
+            Err(reason) => draft.remember_value(group_type.as_ref(), reason),
         }
         self
     }
@@ -103,60 +105,60 @@ impl Event {
     /// Says when it happened, to the nanosecond, if that is not the moment of capture. Years 1677 to 2262.
     pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
         match nanos_since_epoch(time.into()) {
-            Some(nanos) => self.timestamp = Some(nanos),
-            None => self.remember(Flaw::Timestamp),
+            Some(nanos) => self.draft.timestamp = Some(nanos),
+            None => self.draft.remember(Flaw::Timestamp),
         }
         self
     }
 
     /// Gives the event a uuid of the caller's. PostHog takes two events of one uuid, name, distinct id and day for the same.
     pub fn uuid(mut self, uuid: Uuid) -> Self {
-        self.uuid = Some(uuid);
+        self.draft.uuid = Some(uuid);
         self
     }
 
     /// Asks PostHog not to look up where the sender's address is.
     pub fn disable_geoip(mut self) -> Self {
-        self.flags.insert(Flags::GEOIP_DISABLE);
+        self.draft.flags.insert(Flags::GEOIP_DISABLE);
         self
     }
 
     /// Asks PostHog not to make or change a person for this event.
     pub fn personless(mut self) -> Self {
-        self.flags.insert(Flags::PERSONLESS);
+        self.draft.flags.insert(Flags::PERSONLESS);
         self
     }
 
     fn described(name: &str, distinct_id: &str) -> Self {
-        let mut body = spare::take();
-        body.extend_from_slice(&[0; HEAD_LEN]);
-        append_str(&mut body, name);
-        append_str(&mut body, distinct_id);
-        let map_at = begin_map(&mut body);
-        Self {
-            body,
-            map_at,
-            property_count: 0,
-            class: class_of(name),
-            flags: Flags::default(),
-            blank_name: is_blank(name),
-            blank_distinct_id: is_blank(distinct_id),
-            uuid: None,
-            timestamp: None,
-            groups: None,
-            flaw: None,
-        }
+        let mut draft = spare::take();
+        draft.body.extend_from_slice(&[0; HEAD_LEN]);
+        append_str(&mut draft.body, name);
+        append_str(&mut draft.body, distinct_id);
+        draft.map_at = begin_map(&mut draft.body);
+        draft.class = class_of(name);
+        draft.blank_name = is_blank(name);
+        draft.blank_distinct_id = is_blank(distinct_id);
+        Self { draft }
+    }
+}
+
+impl Draft {
+    /// Forgets everything but its buffers.
+    pub(super) fn clear(&mut self) {
+        let (mut body, mut groups) = (take(&mut self.body), take(&mut self.groups));
+        body.clear();
+        groups.clear();
+        *self = Self { body, groups, ..Self::default() };
+    }
+
+    #[cold]
+    fn remember_value(&mut self, key: &str, reason: Unencodable) {
+        self.remember(Flaw::Value { key: key.into(), reason });
     }
 
     #[cold]
     fn remember(&mut self, flaw: Flaw) {
-        self.flaw.get_or_insert_with(|| Box::new(flaw));
-    }
-}
-
-impl Groups {
-    pub(super) fn iter(&self) -> Entries<'_> {
-        Entries::new(self.count, &self.entries)
+        self.flaw.get_or_insert(flaw);
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::builder::{Event, class_of, is_blank};
-use crate::record::decode::{Reader, value_as};
+use crate::record::decode::{Reader, text, value_as};
 use crate::record::encode::{OPEN_HEADER_LEN, append_str};
 use crate::record::{Class, Entries, HEAD_LEN, json};
 
@@ -27,12 +27,12 @@ impl Event {
 
     /// The uuid the caller gave, if he did; otherwise the event gets one when it is captured.
     pub fn given_uuid(&self) -> Option<Uuid> {
-        self.uuid
+        self.draft.uuid
     }
 
     /// The time the caller gave, if he did; otherwise it is the moment of capture.
     pub fn given_timestamp(&self) -> Option<SystemTime> {
-        let nanos = self.timestamp?;
+        let nanos = self.draft.timestamp?;
         let distance = Duration::from_nanos(nanos.unsigned_abs());
         if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
     }
@@ -49,7 +49,7 @@ impl Event {
 
     /// The keys of the properties, in the order they were set; a key set twice comes twice.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.entries().map(|(key, _)| key)
+        self.entries().filter_map(|(key, _)| text(key).ok())
     }
 
     /// A copy of the properties as the caller set them: without groups, and without what the library adds when it sends.
@@ -59,7 +59,7 @@ impl Event {
 
     /// A copy of the groups: type to key.
     pub fn groups(&self) -> Map<String, Value> {
-        self.groups.as_ref().map(|groups| as_map(groups.iter())).unwrap_or_default()
+        as_map(Entries::new(self.draft.group_count, &self.draft.groups))
     }
 
     /// Removes a property, and tells whether it was there.
@@ -67,18 +67,18 @@ impl Event {
         let key = key.as_ref();
         let mut found: Vec<Range<usize>> = Vec::new();
         let mut entries = self.entries();
-        let mut start = self.body.len() - entries.rest().len();
+        let mut start = self.draft.body.len() - entries.rest().len();
         while let Some((name, _)) = entries.next() {
-            let end = self.body.len() - entries.rest().len();
-            if name == key {
+            let end = self.draft.body.len() - entries.rest().len();
+            if name == key.as_bytes() {
                 found.push(start..end);
             }
             start = end;
         }
         // From the last to the first, so that the places of the others stay what they are.
         for range in found.iter().rev() {
-            self.body.drain(range.clone());
-            self.property_count -= 1;
+            self.draft.body.drain(range.clone());
+            self.draft.property_count -= 1;
         }
         !found.is_empty()
     }
@@ -86,41 +86,46 @@ impl Event {
     /// Renames the event.
     pub fn set_name(&mut self, name: impl AsRef<str>) {
         let name = name.as_ref();
-        let mut reader = self.identity();
-        let end = reader.string().map_or(HEAD_LEN, |_| self.map_at.min(self.body.len() - reader.rest().len()));
-        self.replace(HEAD_LEN..end, name);
-        self.blank_name = is_blank(name);
-        self.class = self.class.max(class_of(name));
+        self.replace(HEAD_LEN..self.name_end(), name);
+        self.draft.blank_name = is_blank(name);
+        self.draft.class = self.draft.class.max(class_of(name));
     }
 
     /// Says that somebody else did it.
     pub fn set_distinct_id(&mut self, distinct_id: impl AsRef<str>) {
         let distinct_id = distinct_id.as_ref();
-        let mut reader = self.identity();
-        let start = reader.string().map_or(HEAD_LEN, |_| self.map_at.min(self.body.len() - reader.rest().len()));
-        self.replace(start..self.map_at, distinct_id);
-        self.blank_distinct_id = is_blank(distinct_id);
+        self.replace(self.name_end()..self.draft.map_at, distinct_id);
+        self.draft.blank_distinct_id = is_blank(distinct_id);
     }
 
     /// How dear the event is when room runs out.
     pub(crate) fn class(&self) -> Class {
-        self.class
+        self.draft.class
     }
 
     /// Name and distinct id.
     fn identity(&self) -> Reader<'_> {
-        Reader::new(self.body.get(HEAD_LEN..self.map_at).unwrap_or_default())
+        Reader::new(self.draft.body.get(HEAD_LEN..self.draft.map_at).unwrap_or_default())
+    }
+
+    fn name_end(&self) -> usize {
+        let mut reader = self.identity();
+        let _name = reader.string();
+        self.draft.map_at - reader.rest().len()
     }
 
     fn entries(&self) -> Entries<'_> {
-        Entries::new(self.property_count, self.body.get(self.map_at + OPEN_HEADER_LEN..).unwrap_or_default())
+        Entries::new(
+            self.draft.property_count,
+            self.draft.body.get(self.draft.map_at + OPEN_HEADER_LEN..).unwrap_or_default(),
+        )
     }
 
     fn replace(&mut self, range: Range<usize>, text: &str) {
         let mut encoded = Vec::with_capacity(text.len() + OPEN_HEADER_LEN);
         append_str(&mut encoded, text);
-        self.map_at = self.map_at - range.len() + encoded.len();
-        self.body.splice(range, encoded);
+        self.draft.map_at = self.draft.map_at - range.len() + encoded.len();
+        self.draft.body.splice(range, encoded);
     }
 }
 
@@ -128,17 +133,17 @@ impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("Event");
         fields.field("name", &self.name()).field("distinct_id", &self.distinct_id());
-        if let Some(uuid) = &self.uuid {
+        if let Some(uuid) = &self.draft.uuid {
             fields.field("uuid", &format_args!("{uuid}"));
         }
-        if let Some(time) = self.timestamp.map(|nanos| jiff::Timestamp::from_nanosecond(nanos.into())) {
+        if let Some(time) = self.draft.timestamp.map(|nanos| jiff::Timestamp::from_nanosecond(nanos.into())) {
             fields.field("timestamp", &format_args!("{}", time.unwrap_or_default()));
         }
         fields.field("properties", &format_args!("{}", Value::Object(self.properties())));
-        if self.groups.is_some() {
+        if self.draft.group_count > 0 {
             fields.field("groups", &format_args!("{}", Value::Object(self.groups())));
         }
-        if let Some(flaw) = &self.flaw {
+        if let Some(flaw) = &self.draft.flaw {
             fields.field("flaw", flaw);
         }
         fields.finish_non_exhaustive()

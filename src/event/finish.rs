@@ -2,7 +2,8 @@
 
 use uuid::Uuid;
 
-use super::builder::{Event, Flaw};
+use super::builder::{Draft, Event, Flaw};
+use super::spare;
 use crate::clock::WallNanos;
 use crate::record::encode::{append_map_header, patch_len};
 use crate::record::{Class, Flags, HEAD_LEN, Head, LIB_VERSION, Unencodable};
@@ -17,14 +18,25 @@ pub(crate) struct Stamp {
 }
 
 /// A finished event.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Record {
-    /// What is stored; give it to [`recycle`](super::recycle) once it is.
-    pub(crate) body: Vec<u8>,
     /// How dear it is.
     pub(crate) class: Class,
     /// The uuid it has in the end.
     pub(crate) uuid: Uuid,
+    draft: Box<Draft>,
+}
+
+impl Record {
+    /// What is stored.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.draft.body
+    }
+
+    /// Gives the buffers to this thread's next event.
+    pub(crate) fn recycle(self) {
+        spare::recycle(self.draft);
+    }
 }
 
 /// Why an event cannot be sent.
@@ -61,40 +73,37 @@ pub(crate) enum Refusal {
 impl Event {
     /// Makes the record, of at most `max_bytes`.
     pub(crate) fn finish(mut self, stamp: &Stamp, max_bytes: usize) -> Result<Record, Refusal> {
-        if self.blank_name {
+        let draft = &mut *self.draft;
+        if draft.blank_name {
             return Err(Refusal::EmptyName);
         }
-        if self.blank_distinct_id {
+        if draft.blank_distinct_id {
             return Err(Refusal::EmptyDistinctId);
         }
-        if let Some(flaw) = self.flaw {
-            return Err((*flaw).into());
+        if let Some(flaw) = draft.flaw.take() {
+            return Err(flaw.into());
         }
-        patch_len(&mut self.body, self.map_at, self.property_count);
-        match &self.groups {
-            None => append_map_header(&mut self.body, 0),
-            Some(groups) => {
-                append_map_header(&mut self.body, groups.count);
-                self.body.extend_from_slice(&groups.entries);
-            }
+        patch_len(&mut draft.body, draft.map_at, draft.property_count);
+        append_map_header(&mut draft.body, draft.group_count);
+        draft.body.extend_from_slice(&draft.groups);
+        let bytes = draft.body.len();
+        if bytes > max_bytes {
+            return Err(Refusal::TooLarge { name: self.name().into(), bytes });
         }
-        if self.body.len() > max_bytes {
-            return Err(Refusal::TooLarge { name: self.name().into(), bytes: self.body.len() });
-        }
-        if self.timestamp.is_some() {
-            self.flags.insert(Flags::EXPLICIT_TIMESTAMP);
+        if draft.timestamp.is_some() {
+            draft.flags.insert(Flags::EXPLICIT_TIMESTAMP);
         }
         let head = Head {
-            class: self.class,
-            flags: self.flags,
+            class: draft.class,
+            flags: draft.flags,
             lib_version: LIB_VERSION,
-            uuid: self.uuid.unwrap_or(stamp.uuid),
-            timestamp_nanos: self.timestamp.unwrap_or(stamp.now_nanos),
+            uuid: draft.uuid.unwrap_or(stamp.uuid),
+            timestamp_nanos: draft.timestamp.unwrap_or(stamp.now_nanos),
         };
-        if let Some(place) = self.body.first_chunk_mut::<HEAD_LEN>() {
+        if let Some(place) = draft.body.first_chunk_mut::<HEAD_LEN>() {
             *place = head.encode();
         }
-        Ok(Record { body: self.body, class: head.class, uuid: head.uuid })
+        Ok(Record { class: head.class, uuid: head.uuid, draft: self.draft })
     }
 }
 

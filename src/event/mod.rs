@@ -1,8 +1,8 @@
 //! What a user captures.
 //!
 //! An [`Event`] is built straight into the bytes of the record it becomes (see `record`): each property is appended as MessagePack
-//! when it is named, and finishing the event patches a few fields. So an event costs one buffer, and that one is taken from, and
-//! goes back to, a spare kept by the thread.
+//! when it is named, and finishing the event patches a few fields. So an event costs one buffer, and that one comes from, and goes
+//! back to, a spare kept by the thread ([`Record::recycle`]).
 //!
 //! # Rules
 //!
@@ -32,4 +32,3 @@ pub(crate) mod uuids;
 
 pub use builder::Event;
 pub(crate) use finish::{Record, Refusal, Stamp};
-pub(crate) use spare::recycle;

@@ -1,31 +1,36 @@
-//! One spare buffer per thread: an event's buffer comes from here and goes back once its record is stored, so that a thread that
+//! One spare draft per thread: an event's buffers come from here and go back once its record is stored, so that a thread that
 //! captures does not allocate.
 
 use std::cell::Cell;
 
-/// What a new buffer has room for: an event of about eight properties.
+use super::builder::Draft;
+
+/// What a new buffer has room for: an event of about eight properties, twice over.
 const FIRST_CAPACITY: usize = 512;
-/// A buffer that grew larger is not kept: one huge event must not cost a thread its memory for ever.
+/// Buffers that grew larger are not kept: one huge event must not cost a thread its memory for ever.
 const MOST_KEPT: usize = 4096;
 
 thread_local! {
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SPARE: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
 }
 
-/// An empty buffer.
+/// An empty draft.
 #[inline]
-pub(super) fn take() -> Vec<u8> {
-    // Fails in a thread-local's destructor that captures after this one's ran: then there is no spare.
-    let spare = SPARE.try_with(Cell::take).unwrap_or_default();
-    if spare.capacity() == 0 { Vec::with_capacity(FIRST_CAPACITY) } else { spare }
+pub(super) fn take() -> Box<Draft> {
+    // The access fails where a thread-local's destructor captures after this one's ran: then there is no spare.
+    SPARE
+        .try_with(Cell::take)
+        .ok()
+        .flatten()
+        .unwrap_or_else(|| Box::new(Draft { body: Vec::with_capacity(FIRST_CAPACITY), ..Draft::default() }))
 }
 
-/// Keeps a buffer for the thread's next event.
+/// Keeps a draft's buffers for the thread's next event.
 #[inline]
-pub(crate) fn recycle(mut buffer: Vec<u8>) {
-    if buffer.capacity() <= MOST_KEPT {
-        buffer.clear();
-        let _no_spare_at_thread_end = SPARE.try_with(|spare| spare.set(buffer));
+pub(super) fn recycle(mut draft: Box<Draft>) {
+    if draft.body.capacity() + draft.groups.capacity() <= MOST_KEPT {
+        draft.clear();
+        let _no_spare_at_thread_end = SPARE.try_with(|spare| spare.set(Some(draft)));
     }
 }
 
@@ -33,37 +38,46 @@ pub(crate) fn recycle(mut buffer: Vec<u8>) {
 mod tests {
     use super::*;
 
+    fn draft_of(capacity: usize) -> Box<Draft> {
+        Box::new(Draft { body: Vec::with_capacity(capacity), ..Draft::default() })
+    }
+
     #[test]
-    fn a_recycled_buffer_comes_back_empty() {
-        let mut buffer = Vec::with_capacity(1234);
-        buffer.push(1);
-        recycle(buffer);
+    fn a_recycled_draft_comes_back_empty_and_once() {
+        let mut draft = draft_of(1234);
+        draft.body.push(1);
+        draft.property_count = 1;
+        draft.timestamp = Some(1);
+        recycle(draft);
         let again = take();
-        assert_eq!((again.capacity(), again.len()), (1234, 0));
-        assert_eq!(take().capacity(), FIRST_CAPACITY, "it is given once");
+        assert_eq!(
+            (again.body.capacity(), again.body.len(), again.property_count, again.timestamp),
+            (1234, 0, 0, None)
+        );
+        assert_eq!(take().body.capacity(), FIRST_CAPACITY);
     }
 
     #[test]
-    fn a_buffer_that_grew_large_is_let_go() {
-        recycle(Vec::with_capacity(MOST_KEPT + 1));
-        assert_eq!(take().capacity(), FIRST_CAPACITY);
+    fn buffers_that_grew_large_are_let_go() {
+        recycle(draft_of(MOST_KEPT + 1));
+        assert_eq!(take().body.capacity(), FIRST_CAPACITY);
     }
 
     #[test]
-    fn a_capture_in_a_thread_local_destructor_still_gets_a_buffer() {
+    fn an_event_in_a_thread_local_destructor_still_gets_a_draft() {
         struct Last(std::sync::mpsc::Sender<usize>);
         impl Drop for Last {
             fn drop(&mut self) {
-                let buffer = take();
-                self.0.send(buffer.capacity()).unwrap();
-                recycle(buffer);
+                let draft = take();
+                self.0.send(draft.body.capacity()).unwrap();
+                recycle(draft);
             }
         }
         thread_local! {
             static LAST: Cell<Option<Last>> = const { Cell::new(None) };
         }
         let (sender, receiver) = std::sync::mpsc::channel();
-        // Destructors run in the reverse order of registration or the same, as the platform likes: try both.
+        // Which destructor runs first follows from which thread-local was used first: try both.
         for spare_first in [true, false] {
             let sender = sender.clone();
             let thread = std::thread::spawn(move || {
@@ -74,7 +88,7 @@ mod tests {
                 recycle(take());
             });
             thread.join().unwrap();
-            assert!(receiver.recv().unwrap() >= FIRST_CAPACITY);
+            assert_eq!(receiver.recv(), Ok(FIRST_CAPACITY));
         }
     }
 }

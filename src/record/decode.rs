@@ -41,7 +41,8 @@ pub(crate) enum Token<'a> {
     Signed(i64),
     F32(f32),
     F64(f64),
-    Str(&'a str),
+    /// Its bytes: whoever passes it on as text checks it.
+    Str(&'a [u8]),
     Bin(&'a [u8]),
     Array(u32),
     /// So many pairs.
@@ -72,7 +73,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn token(&mut self) -> Result<Token<'a>, Malformed> {
         let [marker] = self.array()?;
         Ok(match Marker::from_u8(marker) {
-            Marker::FixStr(len) => self.str(len.into())?,
+            Marker::FixStr(len) => Token::Str(self.take(len.into())?),
             Marker::FixPos(value) => Token::Unsigned(value.into()),
             Marker::FixNeg(value) => Token::Signed(value.into()),
             Marker::FixMap(len) => Token::Map(len.into()),
@@ -85,10 +86,15 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a string.
-    #[inline]
     pub(crate) fn string(&mut self) -> Result<&'a str, Malformed> {
+        text(self.string_bytes()?)
+    }
+
+    /// Reads a string, and leaves it to the caller whether it is one.
+    #[inline]
+    pub(crate) fn string_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         match self.token()? {
-            Token::Str(text) => Ok(text),
+            Token::Str(bytes) => Ok(bytes),
             _ => Err(Malformed::Type),
         }
     }
@@ -112,9 +118,11 @@ impl<'a> Reader<'a> {
         match self.token()? {
             Token::Array(_) | Token::Map(_) if depth >= MAX_DEPTH => Err(Malformed::TooDeep),
             Token::Array(len) => (0..len).try_for_each(|_| self.skip(depth + 1)),
+            Token::Str(bytes) => check_text(bytes),
             Token::Map(len) => (0..len).try_for_each(|_| {
                 match self.token()? {
-                    Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) | Token::Bool(_) => {}
+                    Token::Str(bytes) => check_text(bytes)?,
+                    Token::Unsigned(_) | Token::Signed(_) | Token::Bool(_) => {}
                     _ => return Err(Malformed::MapKey),
                 }
                 self.skip(depth + 1)
@@ -157,18 +165,13 @@ impl<'a> Reader<'a> {
             _ => return Err(Malformed::Type),
         };
         match marker {
-            Marker::Str8 | Marker::Str16 | Marker::Str32 => self.str(len),
+            Marker::Str8 | Marker::Str16 | Marker::Str32 => self.take(len).map(Token::Str),
             Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => self.take(len).map(Token::Bin),
             _ => {
                 let [_ext_type] = self.array()?;
                 self.take(len).map(|_| Token::Ext)
             }
         }
-    }
-
-    #[inline]
-    fn str(&mut self, len: u32) -> Result<Token<'a>, Malformed> {
-        std::str::from_utf8(self.take(len)?).map(Token::Str).map_err(|_| Malformed::Utf8)
     }
 
     fn len8(&mut self) -> Result<u32, Malformed> {
@@ -196,6 +199,17 @@ impl<'a> Reader<'a> {
         self.rest = rest;
         Ok(bytes)
     }
+}
+
+/// Bytes as the string they should be.
+pub(crate) fn text(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).map_err(|_| Malformed::Utf8)
+}
+
+/// [`text`] for whom the answer is enough: most strings are ASCII, and that is told much faster.
+#[inline]
+pub(crate) fn check_text(bytes: &[u8]) -> Result<(), Malformed> {
+    if bytes.is_ascii() { Ok(()) } else { text(bytes).map(drop) }
 }
 
 /// Whether `bytes` are exactly one value that may stand in a record.
@@ -233,7 +247,7 @@ mod tests {
             Token::Signed(-40_000),
             Token::Unsigned(u64::MAX),
             Token::F32(0.5),
-            Token::Str(&long),
+            Token::Str(long.as_bytes()),
             Token::Bin(&[7; 300]),
             Token::Ext,
             Token::Array(70_000),

@@ -11,10 +11,7 @@ pub(crate) const OPEN_HEADER_LEN: usize = 5;
 #[inline]
 pub(crate) fn append_str(out: &mut Vec<u8>, text: &str) {
     match text.len() {
-        len @ 0..32 => {
-            out.reserve(len + 1);
-            out.push(Marker::FixStr(len as u8).to_u8());
-        }
+        len @ 0..32 => out.push(Marker::FixStr(len as u8).to_u8()),
         len => append_long_str_header(out, len),
     }
     out.extend_from_slice(text.as_bytes());

@@ -4,13 +4,12 @@
 //! numbers for bytes, strings for the integer and boolean keys of nested maps.
 
 use std::collections::HashMap;
-use std::io::Write;
 
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
-use super::decode::{Malformed, Reader, Token};
+use super::decode::{Malformed, Reader, Token, text};
 use super::{Entries, Flags, LIB_NAME, View};
 
 /// Up to so many keys, comparing each with each is faster than a hash table.
@@ -21,14 +20,10 @@ pub(crate) fn write_event(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malf
     let start = out.len();
     out.extend_from_slice(b"{\"uuid\":\"");
     out.extend_from_slice(view.head.uuid.hyphenated().encode_lower(&mut [0; 36]).as_bytes());
-    out.extend_from_slice(b"\",\"event\":");
-    write_str(out, view.name);
-    out.extend_from_slice(b",\"distinct_id\":");
-    write_str(out, view.distinct_id);
-    out.extend_from_slice(b",\"properties\":");
-    if let Err(malformed) = write_properties(view, out) {
+    let written = write_said(view, out);
+    if written.is_err() {
         out.truncate(start);
-        return Err(malformed);
+        return written;
     }
     out.extend_from_slice(b",\"timestamp\":\"");
     write_timestamp(out, view.head.timestamp_nanos);
@@ -44,14 +39,24 @@ pub(crate) fn write_entries(entries: Entries<'_>, out: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
+/// What can be malformed: strings and values.
+fn write_said(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    out.extend_from_slice(b"\",\"event\":");
+    write_str(out, view.name.as_bytes())?;
+    out.extend_from_slice(b",\"distinct_id\":");
+    write_str(out, view.distinct_id.as_bytes())?;
+    out.extend_from_slice(b",\"properties\":");
+    write_properties(view, out)
+}
+
 /// The caller's properties, and what every event of this library says unless the caller said otherwise.
 fn write_properties(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
     let mut said = Said::default();
     each_last(view.properties, |key, value| {
         // Most keys of callers have no dollar: one byte decides.
-        if key.starts_with('$') {
-            if key == "$groups" && !view.groups.is_empty() {
+        if key.first() == Some(&b'$') {
+            if key == b"$groups" && !view.groups.is_empty() {
                 return Ok(());
             }
             said.note(key);
@@ -59,27 +64,26 @@ fn write_properties(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed>
         object.entry(key, value)
     })?;
     if !view.groups.is_empty() {
-        object.key("$groups");
+        object.name("$groups");
         write_entries(view.groups, object.out)?;
     }
     if !said.lib {
-        object.key("$lib");
-        write_str(object.out, LIB_NAME);
+        object.name("$lib");
+        write_plain(object.out, LIB_NAME);
     }
     if !said.lib_version {
-        let [major, minor, patch] = view.head.lib_version;
-        object.key("$lib_version");
-        write_plain(object.out, format_args!("\"{major}.{minor}.{patch}\""));
+        object.name("$lib_version");
+        write_version(object.out, view.head.lib_version);
     }
     let flags = view.head.flags;
-    for (key, value, due) in [
-        ("$is_server", "true", !said.is_server),
-        ("$geoip_disable", "true", flags.contains(Flags::GEOIP_DISABLE) && !said.geoip_disable),
-        ("$process_person_profile", "false", flags.contains(Flags::PERSONLESS) && !said.person_profile),
+    for (name, value, due) in [
+        ("$is_server", &b"true"[..], !said.is_server),
+        ("$geoip_disable", b"true", flags.contains(Flags::GEOIP_DISABLE) && !said.geoip_disable),
+        ("$process_person_profile", b"false", flags.contains(Flags::PERSONLESS) && !said.person_profile),
     ] {
         if due {
-            object.key(key);
-            object.out.extend_from_slice(value.as_bytes());
+            object.name(name);
+            object.out.extend_from_slice(value);
         }
     }
     object.end();
@@ -97,13 +101,13 @@ struct Said {
 }
 
 impl Said {
-    fn note(&mut self, key: &str) {
+    fn note(&mut self, key: &[u8]) {
         match key {
-            "$lib" => self.lib = true,
-            "$lib_version" => self.lib_version = true,
-            "$is_server" => self.is_server = true,
-            "$geoip_disable" => self.geoip_disable = true,
-            "$process_person_profile" => self.person_profile = true,
+            b"$lib" => self.lib = true,
+            b"$lib_version" => self.lib_version = true,
+            b"$is_server" => self.is_server = true,
+            b"$geoip_disable" => self.geoip_disable = true,
+            b"$process_person_profile" => self.person_profile = true,
             _ => {}
         }
     }
@@ -112,14 +116,14 @@ impl Said {
 /// Visits each key once, with the value that counts, at the place of that value.
 fn each_last<'a>(
     entries: Entries<'a>,
-    mut visit: impl FnMut(&'a str, &'a [u8]) -> Result<(), Malformed>,
+    mut visit: impl FnMut(&'a [u8], &'a [u8]) -> Result<(), Malformed>,
 ) -> Result<(), Malformed> {
     if entries.len() as usize > FEW {
-        let last: HashMap<&str, usize> = entries.enumerate().map(|(at, (key, _))| (key, at)).collect();
-        let counts = |&(at, (key, _)): &(usize, (&str, _))| last.get(key) == Some(&at);
+        let last: HashMap<&[u8], usize> = entries.enumerate().map(|(at, (key, _))| (key, at)).collect();
+        let counts = |&(at, (key, _)): &(usize, (&[u8], _))| last.get(key) == Some(&at);
         return entries.enumerate().filter(counts).try_for_each(|(_, (key, value))| visit(key, value));
     }
-    let mut few = [("", &[][..]); FEW];
+    let mut few = [(&[][..], &[][..]); FEW];
     let mut count = 0;
     for (slot, entry) in few.iter_mut().zip(entries) {
         *slot = entry;
@@ -147,14 +151,17 @@ impl<'o> Object<'o> {
         Self { out, empty: true }
     }
 
-    fn key(&mut self, key: &str) {
+    /// One of the library's own keys.
+    fn name(&mut self, name: &str) {
         self.separate();
-        write_str(self.out, key);
+        write_plain(self.out, name);
         self.out.push(b':');
     }
 
-    fn entry(&mut self, key: &str, value: &[u8]) -> Result<(), Malformed> {
-        self.key(key);
+    fn entry(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+        self.separate();
+        write_str(self.out, key)?;
+        self.out.push(b':');
         write_value(&mut Reader::new(value), self.out)
     }
 
@@ -179,7 +186,7 @@ fn write_value(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malform
         Token::Signed(value) => write_json(out, value),
         Token::F32(value) => write_json(out, value),
         Token::F64(value) => write_json(out, value),
-        Token::Str(text) => write_str(out, text),
+        Token::Str(bytes) => return write_str(out, bytes),
         Token::Bin(bytes) => write_json(out, bytes),
         Token::Array(len) => {
             out.push(b'[');
@@ -206,37 +213,56 @@ fn write_value(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malform
 
 fn write_key(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     match reader.token()? {
-        Token::Str(text) => write_str(out, text),
-        Token::Unsigned(value) => write_plain(out, format_args!("\"{value}\"")),
-        Token::Signed(value) => write_plain(out, format_args!("\"{value}\"")),
-        Token::Bool(value) => write_plain(out, format_args!("\"{value}\"")),
+        Token::Str(bytes) => write_str(out, bytes)?,
+        Token::Unsigned(value) => write_quoted(out, value),
+        Token::Signed(value) => write_quoted(out, value),
+        Token::Bool(value) => write_quoted(out, value),
         _ => return Err(Malformed::MapKey),
     }
     out.push(b':');
     Ok(())
 }
 
-fn write_str(out: &mut Vec<u8>, text: &str) {
-    // No early exit: the loop is a few vector instructions, and nearly no string needs an escape.
-    let escapes = text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'));
-    if escapes {
-        return write_json(out, text);
+fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
+    // No early exit: the loop is a few vector instructions, and nearly no string needs an escape. ASCII is UTF-8 by itself.
+    let plain = |byte: u8| (byte >= 0x20) & (byte < 0x80) & (byte != b'"') & (byte != b'\\');
+    if bytes.iter().fold(true, |all, &byte| all & plain(byte)) {
+        out.push(b'"');
+        out.extend_from_slice(bytes);
+        out.push(b'"');
+    } else {
+        write_json(out, text(bytes)?);
     }
-    out.reserve(text.len() + 2);
+    Ok(())
+}
+
+/// Text that needs no escape.
+fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
 }
 
+fn write_quoted(out: &mut Vec<u8>, value: impl Serialize) {
+    out.push(b'"');
+    write_json(out, value);
+    out.push(b'"');
+}
+
 /// What serde_json knows how to write. Writing to a `Vec` and serializing these few types cannot fail.
-fn write_json<T: Serialize>(out: &mut Vec<u8>, value: T) {
+fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
     let written = serde_json::to_writer(out, &value);
     debug_assert!(written.is_ok());
 }
 
-fn write_plain(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    let written = out.write_fmt(text);
-    debug_assert!(written.is_ok());
+fn write_version(out: &mut Vec<u8>, [major, minor, patch]: [u16; 3]) {
+    out.push(b'"');
+    write_json(out, major);
+    out.push(b'.');
+    write_json(out, minor);
+    out.push(b'.');
+    write_json(out, patch);
+    out.push(b'"');
 }
 
 /// RFC 3339 in UTC, with as many digits of a second as it has.

@@ -47,6 +47,8 @@ pub(crate) mod json;
 #[cfg(test)]
 mod json_tests;
 pub(crate) mod serialize;
+#[cfg(test)]
+mod serialize_tests;
 mod view;
 
 pub(crate) use decode::Malformed;

@@ -48,9 +48,11 @@ pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, 
     let start = out.len();
     append_str(out, key);
     let value_start = out.len();
-    let mut appended = value.serialize(&mut Encoder { out, depth: 0 });
-    if appended.is_ok() && is_container(out.get(value_start)) {
-        appended = check_shape(&out[value_start..]);
+    let mut encoder = Encoder { out, depth: 0, nested: false };
+    let mut appended = value.serialize(&mut encoder);
+    // A scalar is written by one call and cannot be wrong; a container is only as right as its type's `Serialize`.
+    if encoder.nested && appended.is_ok() {
+        appended = check_shape(out, value_start);
     }
     if appended.is_err() {
         out.truncate(start);
@@ -58,16 +60,9 @@ pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, 
     appended
 }
 
-/// A scalar is written by one call and cannot be wrong; a container is only as right as its type's `Serialize`.
-#[inline]
-fn is_container(first: Option<&u8>) -> bool {
-    // FixMap and FixArray are the 32 markers from 0x80, Array16 to Map32 the four from 0xdc.
-    matches!(first, Some(0x80..0xa0 | 0xdc..0xe0))
-}
-
 #[cold]
-fn check_shape(value: &[u8]) -> Result<(), Unencodable> {
-    decode::check(value).map_err(|malformed| match malformed {
+fn check_shape(out: &[u8], value_start: usize) -> Result<(), Unencodable> {
+    decode::check(out.get(value_start..).unwrap_or_default()).map_err(|malformed| match malformed {
         Malformed::MapKey => Unencodable::MapKey,
         Malformed::TooDeep => Unencodable::TooDeep,
         other => Unencodable::Misshapen(other),
@@ -77,6 +72,8 @@ fn check_shape(value: &[u8]) -> Result<(), Unencodable> {
 struct Encoder<'a> {
     out: &'a mut Vec<u8>,
     depth: u8,
+    /// Whether there was any container.
+    nested: bool,
 }
 
 impl<'a> Encoder<'a> {
@@ -85,6 +82,7 @@ impl<'a> Encoder<'a> {
             return Err(Unencodable::TooDeep);
         }
         self.depth += 1;
+        self.nested = true;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A body, checked once and then read in place.
 
-use super::decode::{Malformed, Reader};
+use super::decode::{Malformed, Reader, check_text};
 use super::head::Head;
 
 /// The parts of a body, borrowed from it. Everything in it was checked by [`View::parse`].
@@ -39,7 +39,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The pairs of a map, in the order they were written; a key may come more than once.
+/// The pairs of a map, in the order they were written; a key may come more than once. Iterating gives a key's text as its bytes:
+/// most who iterate look for one key, or copy it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entries<'a> {
     left: u32,
@@ -57,7 +58,7 @@ impl<'a> Entries<'a> {
         let left = reader.map_header()?;
         let entries = Self { left, reader: *reader };
         for _ in 0..left {
-            reader.string()?;
+            check_text(reader.string_bytes()?)?;
             reader.value()?;
         }
         Ok(entries)
@@ -80,16 +81,16 @@ impl<'a> Entries<'a> {
 
     /// The value that counts for `key`: the last one written.
     pub(crate) fn last(self, key: &str) -> Option<&'a [u8]> {
-        self.filter(|(name, _)| *name == key).last().map(|(_, value)| value)
+        self.filter(|(name, _)| *name == key.as_bytes()).last().map(|(_, value)| value)
     }
 }
 
 impl<'a> Iterator for Entries<'a> {
-    type Item = (&'a str, &'a [u8]);
+    type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        let key = self.reader.string().ok()?;
+        let key = self.reader.string_bytes().ok()?;
         Some((key, self.reader.value().ok()?))
     }
 }
