@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::builder::{Event, class_of, is_blank};
 use crate::record::decode::{Reader, text, value_as};
 use crate::record::encode::{OPEN_HEADER_LEN, append_str};
-use crate::record::{Class, Entries, HEAD_LEN, json};
+use crate::record::{Entries, HEAD_LEN, json};
 
 impl Event {
     /// The event's name.
@@ -96,11 +96,6 @@ impl Event {
         let distinct_id = distinct_id.as_ref();
         self.replace(self.name_end()..self.draft.map_at, distinct_id);
         self.draft.blank_distinct_id = is_blank(distinct_id);
-    }
-
-    /// How dear the event is when room runs out.
-    pub(crate) fn class(&self) -> Class {
-        self.draft.class
     }
 
     /// Name and distinct id.

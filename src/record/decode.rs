@@ -2,7 +2,7 @@
 //! [`MAX_DEPTH`].
 
 use rmp::Marker;
-use serde::de::{Deserialize, DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 use super::MAX_DEPTH;
 

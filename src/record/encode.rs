@@ -21,7 +21,7 @@ pub(crate) fn append_str(out: &mut Vec<u8>, text: &str) {
 pub(crate) fn append_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     match saturate(bytes.len()) {
         len @ 0..=0xff => append(out, Marker::Bin8, [len as u8]),
-        len @ ..=0xffff => append(out, Marker::Bin16, (len as u16).to_be_bytes()),
+        len @ 0x100..=0xffff => append(out, Marker::Bin16, (len as u16).to_be_bytes()),
         len => append(out, Marker::Bin32, len.to_be_bytes()),
     }
     out.extend_from_slice(bytes);
@@ -44,9 +44,9 @@ pub(crate) fn append_bool(out: &mut Vec<u8>, value: bool) {
 pub(crate) fn append_uint(out: &mut Vec<u8>, value: u64) {
     match value {
         0..=0x7f => out.push(Marker::FixPos(value as u8).to_u8()),
-        ..=0xff => append(out, Marker::U8, [value as u8]),
-        ..=0xffff => append(out, Marker::U16, (value as u16).to_be_bytes()),
-        ..=0xffff_ffff => append(out, Marker::U32, (value as u32).to_be_bytes()),
+        0x80..=0xff => append(out, Marker::U8, [value as u8]),
+        0x100..=0xffff => append(out, Marker::U16, (value as u16).to_be_bytes()),
+        0x1_0000..=0xffff_ffff => append(out, Marker::U32, (value as u32).to_be_bytes()),
         _ => append(out, Marker::U64, value.to_be_bytes()),
     }
 }
@@ -57,9 +57,9 @@ pub(crate) fn append_int(out: &mut Vec<u8>, value: i64) {
     match value {
         0.. => append_uint(out, value as u64),
         -0x20..0 => out.push(Marker::FixNeg(value as i8).to_u8()),
-        -0x80..0 => append(out, Marker::I8, (value as i8).to_be_bytes()),
-        -0x8000..0 => append(out, Marker::I16, (value as i16).to_be_bytes()),
-        -0x8000_0000..0 => append(out, Marker::I32, (value as i32).to_be_bytes()),
+        -0x80..-0x20 => append(out, Marker::I8, (value as i8).to_be_bytes()),
+        -0x8000..-0x80 => append(out, Marker::I16, (value as i16).to_be_bytes()),
+        -0x8000_0000..-0x8000 => append(out, Marker::I32, (value as i32).to_be_bytes()),
         _ => append(out, Marker::I64, value.to_be_bytes()),
     }
 }
@@ -81,7 +81,7 @@ pub(crate) fn append_f64(out: &mut Vec<u8>, value: f64) {
 pub(crate) fn append_map_header(out: &mut Vec<u8>, len: u32) {
     match len {
         0..=0xf => out.push(Marker::FixMap(len as u8).to_u8()),
-        ..=0xffff => append(out, Marker::Map16, (len as u16).to_be_bytes()),
+        0x10..=0xffff => append(out, Marker::Map16, (len as u16).to_be_bytes()),
         _ => append(out, Marker::Map32, len.to_be_bytes()),
     }
 }
@@ -122,7 +122,7 @@ pub(crate) fn saturate(len: usize) -> u32 {
 fn append_long_str_header(out: &mut Vec<u8>, len: usize) {
     match saturate(len) {
         len @ 0..=0xff => append(out, Marker::Str8, [len as u8]),
-        len @ ..=0xffff => append(out, Marker::Str16, (len as u16).to_be_bytes()),
+        len @ 0x100..=0xffff => append(out, Marker::Str16, (len as u16).to_be_bytes()),
         len => append(out, Marker::Str32, len.to_be_bytes()),
     }
 }

@@ -225,7 +225,7 @@ fn write_key(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed
 
 fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
     // No early exit: the loop is a few vector instructions, and nearly no string needs an escape. ASCII is UTF-8 by itself.
-    let plain = |byte: u8| (byte >= 0x20) & (byte < 0x80) & (byte != b'"') & (byte != b'\\');
+    let plain = |byte: u8| (0x20..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\');
     if bytes.iter().fold(true, |all, &byte| all & plain(byte)) {
         out.push(b'"');
         out.extend_from_slice(bytes);
