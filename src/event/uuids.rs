@@ -19,7 +19,7 @@ type Seed = [u8; 32];
 #[derive(Clone)]
 struct Seeded {
     fork_generation: u64,
-    // Uuids must not repeat; nobody has to be kept from guessing them. A cryptographic generator takes four times as long.
+    // Uuids must not repeat; nobody has to be kept from guessing them. A cryptographic generator takes three times as long.
     rng: Xoshiro256PlusPlus,
 }
 

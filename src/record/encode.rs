@@ -1,6 +1,7 @@
 //! MessagePack appended to a `Vec`, each value in its shortest form. Appending to a `Vec` cannot fail, so nothing here does.
 //!
-//! Written out instead of calling `rmp::encode`, whose write-and-propagate per byte costs a third of an event's whole budget.
+//! Only the markers are rmp's. Its writers give back an I/O error from every call, which would have to be passed on by everybody up
+//! to the caller of `prop`, and take a seventh longer.
 
 use rmp::Marker;
 
