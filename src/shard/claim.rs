@@ -102,7 +102,11 @@ pub(crate) fn claim(disk: &Disk, project_dir: &Path) -> Result<Claim, ClaimError
 }
 
 /// The shards of a project that nobody has right now, tried one after the other from `after` on.
-pub(crate) fn claim_orphan(disk: &Disk, project_dir: &Path, after: Option<u32>) -> Result<Option<(u32, Claim)>, ClaimError> {
+pub(crate) fn claim_orphan(
+    disk: &Disk,
+    project_dir: &Path,
+    after: Option<u32>,
+) -> Result<Option<(u32, Claim)>, ClaimError> {
     for number in shard_numbers(disk, project_dir)? {
         if after.is_some_and(|after| number <= after) {
             continue;

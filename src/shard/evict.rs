@@ -49,7 +49,8 @@ impl Shard {
                 let read = self.read(after, BYTES_PER_TRANSACTION)?;
                 let Some(last) = read.last else { break };
                 after = Some(last);
-                let mut plan = Plan { until, spare_dear, changes: Changes::default(), excess: self.excess(until), events: 0 };
+                let mut plan =
+                    Plan { until, spare_dear, changes: Changes::default(), excess: self.excess(until), events: 0 };
                 let goes_on = read.chunks.iter().filter(|chunk| !busy(chunk.key)).all(|chunk| plan.consider(chunk));
                 if !plan.changes.remove.is_empty() {
                     self.in_store(|store| store.apply(&plan.changes))?;

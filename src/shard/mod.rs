@@ -31,8 +31,6 @@ mod evict;
 mod open;
 mod status;
 mod stranded;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -45,7 +43,7 @@ use crate::journal::{Appended, Journal, JournalError, Refused};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir, shard_numbers};
-pub(crate) use evict::{Evicted, EvictUntil};
+pub(crate) use evict::{EvictUntil, Evicted};
 pub(crate) use open::{Finding, Opened};
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, stranded};

@@ -99,12 +99,8 @@ impl Shard {
     /// A shard without files: it lives and dies with the process.
     pub(crate) fn volatile(disk: &Disk, options: &ShardOptions, now: WallNanos) -> Result<Shard, ShardError> {
         let dir = PathBuf::from("(memory)");
-        let journal = JournalOptions {
-            dir: None,
-            map: true,
-            arena_bytes: options.arena_bytes,
-            lock_wait: options.lock_wait,
-        };
+        let journal =
+            JournalOptions { dir: None, map: true, arena_bytes: options.arena_bytes, lock_wait: options.lock_wait };
         let journal = Journal::open(disk, journal)?.start(1, 1)?;
         let store = Store::volatile(&store_options(options, None, false))
             .map_err(|source| ShardError::Store { dir: dir.clone(), source })?;
@@ -140,25 +136,19 @@ fn open_store(
 ) -> Result<Store, ShardError> {
     let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
-    if before.deaths_opening >= DEATHS_MAX {
-        // Whatever kills us there would kill us again: the file is read row by row instead.
-        Store::set_aside(disk, dir, now).map_err(failed)?;
-    }
     if before.died_in_store {
         findings.push(Finding::Checked);
     }
-    let store_options = store_options(options, before.ledger, before.died_in_store);
+    let mut store_options = store_options(options, before.ledger, before.died_in_store);
+    // Whatever killed them there would kill us: the file is read row by row instead.
+    store_options.distrusted = before.deaths_opening >= DEATHS_MAX;
     let (store, report) = Store::open(disk, dir, &store_options, now).map_err(failed)?;
     status.forget_deaths();
     report_damage(&report, findings);
     Ok(store)
 }
 
-fn store_options(
-    options: &ShardOptions,
-    witness: Option<crate::store::Ledger>,
-    check_integrity: bool,
-) -> StoreOptions {
+fn store_options(options: &ShardOptions, witness: Option<crate::store::Ledger>, check_integrity: bool) -> StoreOptions {
     StoreOptions {
         identity: Identity {
             project_hash: options.project.hash(),
@@ -168,6 +158,7 @@ fn store_options(
         cache_bytes: options.cache_bytes,
         reserve_bytes: options.reserve_bytes,
         check_integrity,
+        distrusted: false,
         witness,
     }
 }

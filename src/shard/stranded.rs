@@ -22,16 +22,16 @@ pub(crate) struct Stranded {
 
 /// Looks at the other projects of `queue_dir`. Reads status pages only: no lock is taken and no file is changed.
 pub(crate) fn stranded(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<Stranded>, ClaimError> {
-    let names = disk
-        .list(queue_dir)
-        .map_err(|source| ClaimError::Io { path: queue_dir.to_path_buf(), source })?;
+    let names = disk.list(queue_dir).map_err(|source| ClaimError::Io { path: queue_dir.to_path_buf(), source })?;
     let mut found = Vec::new();
     for name in names.into_iter().filter(|name| is_project(name) && name != ours) {
         let project_dir = queue_dir.join(&name);
         let mut queue = Stranded { project: name, events: 0, bytes: 0, oldest_at: None };
         for number in shard_numbers(disk, &project_dir).unwrap_or_default() {
             // A page that cannot be read says nothing; the queue itself stays where it is.
-            let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir(&project_dir, number).join("status")) else { continue };
+            let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir(&project_dir, number).join("status")) else {
+                continue;
+            };
             let ledger = page.ledger.unwrap_or_default();
             queue.events += ledger.queued_events + page.accepted.saturating_sub(ledger.accepted);
             queue.bytes += ledger.queued_bytes;
