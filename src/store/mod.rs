@@ -30,6 +30,7 @@
 mod backend;
 mod changes;
 mod chunk;
+mod distrusted;
 mod error;
 mod guard;
 mod ledger;
@@ -63,7 +64,7 @@ use registry::Registration;
 use reserve::Reserve;
 use rows::State;
 
-pub(crate) use changes::{Applied, Changes, ROW_OVERHEAD, Removal};
+pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
 pub(crate) use guard::inside_guarded_call;

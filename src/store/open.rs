@@ -161,8 +161,7 @@ fn create(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
 
 /// Builds a finished file from what can be read of the present one, and leaves the latter as it is.
 fn rebuild_from(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
-    let queue = place.queue();
-    let mut salvage = Salvage::open(place, &queue);
+    let mut salvage = Salvage::open(place);
     let meta = salvage.meta();
     meta.refuse_foreign(&place.options.identity.project_hash)?;
     let mut rebuild = Rebuild::begin(place)?;

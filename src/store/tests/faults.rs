@@ -43,12 +43,12 @@ fn a_reopen_that_fails_leaves_the_store_latched_and_can_be_repeated() {
 fn a_commit_that_fails_anywhere_can_be_applied_again() {
     for op in [Op::Write, Op::Sync, Op::SetLen] {
         for nth in 0..40 {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = scratch();
             let fault = Fault::of(op, "queue.redb", broken);
             let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
             store.apply(&carry(1, 1, 50)).unwrap();
             let settled = chunk(0, 1, 50, 100);
-            let changes = Changes { remove: delivered(&settled).remove, ..carry_of(2, chunk(0, 51, 50, 60_000)) };
+            let changes = Changes { remove: delivered(&settled).remove, ..carry_of(2, chunk(0, 51, 50, 6_000)) };
             fault.arm(nth);
             let outcome = store.apply(&changes);
             fault.disarm();
