@@ -30,6 +30,8 @@ pub(crate) struct StoreOptions {
     pub(crate) reserve_bytes: u64,
     /// Verify every page first: after the previous owner died inside a call into the store.
     pub(crate) check_integrity: bool,
+    /// Do not even try to open it, but build a new file from its rows: whatever killed the previous owners there would kill us too.
+    pub(crate) distrusted: bool,
     /// The ledger as the status page last mirrored it after a commit of this store, if known.
     pub(crate) witness: Option<Ledger>,
 }
@@ -88,7 +90,12 @@ pub(super) fn open(
         create(place, &mut report)?;
         return Ok((open_existing(place, false, condemned)?, report));
     }
-    match open_existing(place, check_integrity, condemned) {
+    let opened = if place.options.distrusted {
+        Err(StoreError::damaged("several owners in a row died while opening it"))
+    } else {
+        open_existing(place, check_integrity, condemned)
+    };
+    match opened {
         Ok(opened) => {
             let witnessed = place.options.witness.map_or(0, |witness| witness.accepted);
             report.behind_witness = witnessed.saturating_sub(opened.state.ledger.accepted);
@@ -241,6 +248,13 @@ fn in_full(error: &StoreError) -> String {
 impl StoreOptions {
     fn for_peeking() -> Self {
         let identity = Identity { project_hash: [0; 32], host: String::new(), api_key: String::new() };
-        Self { identity, cache_bytes: 256 * 1024, reserve_bytes: 0, check_integrity: false, witness: None }
+        Self {
+            identity,
+            cache_bytes: 256 * 1024,
+            reserve_bytes: 0,
+            check_integrity: false,
+            distrusted: false,
+            witness: None,
+        }
     }
 }

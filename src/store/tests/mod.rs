@@ -18,7 +18,14 @@ pub(super) const SALT: u64 = 0x5A17;
 
 pub(super) fn options() -> StoreOptions {
     let identity = Identity { project_hash: [7; 32], host: "https://eu.example".into(), api_key: "phc_key".into() };
-    StoreOptions { identity, cache_bytes: 1 << 20, reserve_bytes: 0, check_integrity: false, witness: None }
+    StoreOptions {
+        identity,
+        cache_bytes: 1 << 20,
+        reserve_bytes: 0,
+        check_integrity: false,
+        distrusted: false,
+        witness: None,
+    }
 }
 
 /// Records `first..first + count` of `body_bytes` each.
