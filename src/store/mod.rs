@@ -152,7 +152,7 @@ impl Store {
         let registration = registry::register(dir, place::QUEUE)?;
         let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), options: options.clone() };
         let condemned = Condemned::default();
-        let (opened, report) = open::open(&place, options.check_integrity, &condemned, now)?;
+        let (opened, report) = open::open(&place, &condemned, now)?;
         let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
         Ok((Self::with(opened, Some(place), options.clone(), writer, condemned, Some(registration)), report))
     }

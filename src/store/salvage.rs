@@ -127,7 +127,10 @@ impl<'a> Salvage<'a> {
             }
         }
         // A cursor that failed may fail again when it is dropped.
-        let _ = guarded(move || Ok(drop(rows)));
+        let _ = guarded(move || {
+            drop(rows);
+            Ok(())
+        });
         self.failed();
         Ok(Some(low..=high))
     }
