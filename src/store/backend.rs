@@ -222,3 +222,56 @@ impl StorageBackend for StoreFile {
         self.0.hold_or(|| HeldCall::Write(offset, bytes.to_vec()), || self.0.write(offset, bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::{Disk, Open};
+
+    fn held_with(dir: &Path, content: &[u8]) -> StoreFile {
+        std::fs::write(dir.join("file"), content).unwrap();
+        let file = Disk::default().open(&dir.join("file"), Open::Existing).unwrap();
+        StoreFile::held(file, Condemned::default()).unwrap()
+    }
+
+    fn read_all(file: &StoreFile) -> Vec<u8> {
+        let mut bytes = vec![0xFF; file.len().unwrap() as usize];
+        file.read(0, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn held_calls_are_seen_by_reads_and_not_by_the_file_until_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = held_with(dir.path(), b"0123456789");
+        file.write(8, b"abcd").unwrap();
+        file.set_len(5).unwrap();
+        file.sync_data().unwrap();
+        file.set_len(7).unwrap();
+        file.write(1, b"X").unwrap();
+        assert_eq!(read_all(&file), b"0X234\0\0");
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"0123456789");
+        file.release().unwrap();
+        assert_eq!(read_all(&file), b"0X234\0\0");
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"0X234\0\0");
+    }
+
+    #[test]
+    fn a_read_of_any_part_agrees_with_a_read_of_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = held_with(dir.path(), b"0123456789");
+        file.write(3, b"abc").unwrap();
+        file.set_len(12).unwrap();
+        let whole = read_all(&file);
+        for begin in 0..whole.len() {
+            for end in begin..=whole.len() {
+                let mut part = vec![0xFF; end - begin];
+                file.read(begin as u64, &mut part).unwrap();
+                assert_eq!(part, whole[begin..end]);
+            }
+        }
+        assert!(file.read(11, &mut [0; 2]).is_err(), "beyond the end");
+    }
+}

@@ -5,7 +5,7 @@
 
 use redb::{Database, ReadableTable, ReadableTableMetadata, Table};
 
-use super::rows::{self, CHUNK_HEAD, ChunkRow, State};
+use super::rows::{self, ChunkRow, State};
 use super::tables::{self, CHUNKS, DEAD};
 use super::{Chunk, ChunkKey, DeadRecord, LedgerDelta, StoreError};
 use crate::clock::WallNanos;
@@ -176,6 +176,3 @@ fn charge_as_damaged(state: &mut State, applied: &mut Applied, at_most: u64) {
     state.ledger.damaged = state.ledger.damaged.saturating_add(events);
     applied.damaged_events = applied.damaged_events.saturating_add(events);
 }
-
-/// Bytes of a chunk's row beyond its frames.
-pub(crate) const ROW_OVERHEAD: usize = CHUNK_HEAD;

@@ -30,6 +30,7 @@
 mod backend;
 mod changes;
 mod chunk;
+mod distrusted;
 mod error;
 mod guard;
 mod ledger;
@@ -63,7 +64,7 @@ use registry::Registration;
 use reserve::Reserve;
 use rows::State;
 
-pub(crate) use changes::{Applied, Changes, ROW_OVERHEAD, Removal};
+pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
 pub(crate) use guard::inside_guarded_call;
@@ -151,7 +152,7 @@ impl Store {
         let registration = registry::register(dir, place::QUEUE)?;
         let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), options: options.clone() };
         let condemned = Condemned::default();
-        let (opened, report) = open::open(&place, options.check_integrity, &condemned, now)?;
+        let (opened, report) = open::open(&place, &condemned, now)?;
         let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
         Ok((Self::with(opened, Some(place), options.clone(), writer, condemned, Some(registration)), report))
     }

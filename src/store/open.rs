@@ -30,7 +30,8 @@ pub(crate) struct StoreOptions {
     pub(crate) reserve_bytes: u64,
     /// Verify every page first: after the previous owner died inside a call into the store.
     pub(crate) check_integrity: bool,
-    /// Do not even try to open it, but build a new file from its rows: whatever killed the previous owners there would kill us too.
+    /// Do not even try to open the file, but build a new one from its rows: whatever killed the previous owners there would kill
+    /// this one too.
     pub(crate) distrusted: bool,
     /// The ledger as the status page last mirrored it after a commit of this store, if known.
     pub(crate) witness: Option<Ledger>,
@@ -79,12 +80,7 @@ pub(super) struct Opened {
 }
 
 /// Opens the store of `place`, whatever state it is in.
-pub(super) fn open(
-    place: &Place,
-    check_integrity: bool,
-    condemned: &Condemned,
-    now: WallNanos,
-) -> Result<(Opened, OpenReport), StoreError> {
+pub(super) fn open(place: &Place, condemned: &Condemned, now: WallNanos) -> Result<(Opened, OpenReport), StoreError> {
     let mut report = OpenReport { damaged_file: place.finish_interrupted(now)?, ..OpenReport::default() };
     if !place.disk.exists(&place.queue())? {
         create(place, &mut report)?;
@@ -93,7 +89,7 @@ pub(super) fn open(
     let opened = if place.options.distrusted {
         Err(StoreError::damaged("several owners in a row died while opening it"))
     } else {
-        open_existing(place, check_integrity, condemned)
+        open_existing(place, place.options.check_integrity, condemned)
     };
     match opened {
         Ok(opened) => {
@@ -168,8 +164,7 @@ fn create(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
 
 /// Builds a finished file from what can be read of the present one, and leaves the latter as it is.
 fn rebuild_from(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
-    let queue = place.queue();
-    let mut salvage = Salvage::open(place, &queue);
+    let mut salvage = Salvage::open(place);
     let meta = salvage.meta();
     meta.refuse_foreign(&place.options.identity.project_hash)?;
     let mut rebuild = Rebuild::begin(place)?;

@@ -78,7 +78,27 @@ pub(super) fn read(db: &Database, lane: u8, after: Option<ChunkKey>, max_bytes: 
             ChunkRow::Lost => read.damaged.push(DamagedRow { key, count: None, salvaged: None }),
         }
     }
+    if after.is_none() && read.last.is_none() {
+        read.damaged = strays(&table, lane)?;
+    }
     Ok(read)
+}
+
+/// Damaged rows at the ends of the table. A row under a damaged key belongs to no lane that anybody reads; where a lane seems empty it
+/// is looked for, so that a queue does not stay half full for ever.
+fn strays(table: &impl ReadableTable<&'static [u8], &'static [u8]>, lane: u8) -> Result<Vec<DamagedRow>, StoreError> {
+    let mut strays: Vec<DamagedRow> = Vec::new();
+    for (key, value) in [table.first()?, table.last()?].into_iter().flatten() {
+        let key = rows::parse_chunk_key(key.value()).ok_or_else(|| StoreError::damaged("a row has no key of ours"))?;
+        if key.lane == lane {
+            return Err(StoreError::damaged("a row is not where its key says"));
+        }
+        let is_known = strays.iter().any(|stray| stray.key == key);
+        if !is_known && rows::chunk_head(key, value.value()).is_none() {
+            strays.push(DamagedRow { key, count: None, salvaged: None });
+        }
+    }
+    Ok(strays)
 }
 
 pub(super) fn oldest(db: &Database, lane: u8) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {

@@ -1,58 +1,47 @@
 //! Reading what can be read from a file that cannot be trusted.
 //!
-//! The file is opened held, so it stays as it was found. Each step is guarded; where a step fails, the rows are approached from the
+//! The file is opened for reading only (`distrusted.rs`), so it stays as it was found. Each step is guarded; where a step fails, the rows are approached from the
 //! other end, and what remains between the two failures is halved and tried again, so that one bad page costs the rows on it.
 //! Each row must pass its own checks; of a torn row the whole records are kept. There is no search through free pages: they are full
 //! of rows long delivered.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
-use std::path::Path;
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{ReadOnlyDatabase, ReadableDatabase, TableDefinition};
 
-use super::backend::{Condemned, StoreFile};
 use super::guard::guarded;
 use super::place::Place;
 use super::rebuild::Rebuild;
 use super::rows::{self, ChunkRow};
 use super::tables::{self, CHUNKS, DEAD, Meta};
-use super::{Chunk, StoreError};
-use crate::disk::Open;
+use super::{Chunk, StoreError, distrusted};
 use crate::record::frame;
 
 /// Failed steps after which the rest is given up.
 const MOST_FAILURES: u32 = 400;
 
 /// A distrusted file, open for reading.
-#[derive(Debug)]
 pub(super) struct Salvage<'a> {
     place: &'a Place,
-    path: &'a Path,
     /// `None` if it cannot be opened, or not any more.
-    db: Option<Database>,
+    db: Option<ReadOnlyDatabase>,
     failures: u32,
 }
 
 impl<'a> Salvage<'a> {
-    /// Opens the file if that is possible; if not, the salvage is empty.
-    pub(super) fn open(place: &'a Place, path: &'a Path) -> Self {
-        let mut salvage = Self { place, path, db: None, failures: 0 };
-        salvage.connect();
-        salvage
+    /// Opens the store's file if that is possible; if not, there is nothing to salvage.
+    pub(super) fn open(place: &'a Place) -> Self {
+        Self { place, db: distrusted::open(place), failures: 0 }
     }
 
     /// What is left of the rows that describe the store.
     pub(super) fn meta(&mut self) -> Meta {
-        let meta = self.db.as_ref().map(|db| guarded(|| tables::read_meta(db)));
-        match meta {
-            Some(Ok(meta)) => meta,
-            Some(Err(_)) => {
-                self.connect();
-                Meta::default()
-            }
-            None => Meta::default(),
-        }
+        let Some(db) = &self.db else { return Meta::default() };
+        guarded(|| tables::read_meta(db)).unwrap_or_else(|_| {
+            self.failed();
+            Meta::default()
+        })
     }
 
     /// Copies the rows.
@@ -138,7 +127,10 @@ impl<'a> Salvage<'a> {
             }
         }
         // A cursor that failed may fail again when it is dropped.
-        let _ = guarded(move || Ok(drop(rows)));
+        let _ = guarded(move || {
+            drop(rows);
+            Ok(())
+        });
         self.failed();
         Ok(Some(low..=high))
     }
@@ -146,25 +138,14 @@ impl<'a> Salvage<'a> {
     /// A failure may have latched the database, or left its locks poisoned: it is opened afresh.
     fn failed(&mut self) {
         self.failures += 1;
-        if self.failures < MOST_FAILURES { self.connect() } else { self.close() }
-    }
-
-    fn connect(&mut self) {
         self.close();
-        self.db = guarded(|| {
-            let file = self.place.disk.open(self.path, Open::ReadOnly)?;
-            if file.len()? == 0 {
-                return Err(StoreError::damaged("the file is empty"));
-            }
-            let backend = StoreFile::held(file, Condemned::default())?;
-            Ok(self.place.options.builder().create_with_backend(backend)?)
-        })
-        .ok();
+        if self.failures < MOST_FAILURES {
+            self.db = distrusted::open(self.place);
+        }
     }
 
     fn close(&mut self) {
         if let Some(db) = self.db.take() {
-            // What closing would write is held, and gone with it.
             let _ = guarded(|| Ok(db.close()?));
         }
     }

@@ -51,7 +51,7 @@ pub(super) struct Meta {
 }
 
 /// Reads the `meta` table.
-pub(super) fn read_meta(db: &Database) -> Result<Meta, StoreError> {
+pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> {
     let transaction = db.begin_read()?;
     Ok(Meta {
         schema: meta_row(&transaction, SCHEMA_ROW, rows::parse_schema)?,

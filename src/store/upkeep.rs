@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::guard::guarded;
+use super::place::Place;
 use super::rows::State;
 use super::tables::{self, DEAD};
 use super::{Open, OpenReport, Store, StoreError, Writer, open};
@@ -30,15 +31,12 @@ impl Store {
         if let Some(open) = opened.take() {
             let _ = guarded(|| Ok(open.db.close()?));
         }
-        let suspect = self.suspect.load(Ordering::Acquire);
         let fresh = match &self.place {
             None => self.start_over_in_memory(self.committed().clone()),
             Some(place) if self.condemned.load(Ordering::Acquire) => {
-                open::replace(place, &self.condemned, writer.opened_at)
+                open::replace(&self.as_known_by_now(place), &self.condemned, writer.opened_at)
             }
-            Some(place) => {
-                open::open(place, self.options.check_integrity || suspect, &self.condemned, writer.opened_at)
-            }
+            Some(place) => open::open(&self.as_known_by_now(place), &self.condemned, writer.opened_at),
         };
         let (fresh, report) = fresh.inspect_err(|error| self.note(error))?;
         *opened = Some(Open { db: fresh.db, file: fresh.file });
@@ -74,6 +72,15 @@ impl Store {
             Ok(compacted)
         });
         compacted.inspect_err(|error| self.note(error))
+    }
+
+    /// What the options said of the previous owner is settled; what this one has seen takes its place.
+    fn as_known_by_now(&self, place: &Place) -> Place {
+        let mut place = place.clone();
+        place.options.distrusted = false;
+        place.options.check_integrity = self.suspect.load(Ordering::Acquire);
+        place.options.witness = Some(self.committed().ledger);
+        place
     }
 
     /// Memory that a panic went through is not trusted: what was queued in it is lost, and says so.

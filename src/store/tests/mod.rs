@@ -67,6 +67,11 @@ pub(super) fn events_in(store: &Store) -> u64 {
     read_all(store).chunks.iter().map(|chunk| u64::from(chunk.count)).sum()
 }
 
+/// In memory where there is such a directory: for tests about bytes and not about the disk.
+pub(super) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// Fails calls of one kind on one file, from the `after`-th on, as long as it is armed.
 #[derive(Debug)]
 pub(super) struct Fault {

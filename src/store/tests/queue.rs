@@ -170,3 +170,16 @@ fn peeking_tells_whose_queue_it_is_and_changes_no_byte() {
     assert_eq!((identity, ledger.queued_events), (options().identity, 4));
     assert_eq!(std::fs::read(dir.path().join("queue.redb")).unwrap(), before);
 }
+
+#[test]
+fn a_chunk_of_the_target_size_takes_one_run_of_64_kib() {
+    let dir = scratch();
+    let (store, _) = open_in(dir.path());
+    // A frame's head and padding make the chunk exactly as large as it may be.
+    let body_bytes = CHUNK_BYTES_TARGET - frame::FRAME_HEAD;
+    let chunks = (1..=256).map(|seq| chunk(0, seq, 1, body_bytes)).collect::<Vec<_>>();
+    assert_eq!(chunks[0].frames.len(), CHUNK_BYTES_TARGET);
+    store.apply(&Changes { insert: chunks, ..Changes::default() }).unwrap();
+    let per_chunk = store.file_bytes().unwrap() / 256;
+    assert!(per_chunk < 80 * 1024, "{per_chunk} bytes a chunk");
+}
