@@ -1,0 +1,173 @@
+//! Memory shared with a file, every access of it atomic.
+//!
+//! Another process may write the same file at any moment, and nothing in Rust's rules can forbid it. So there is no slice of this
+//! memory and no plain load or store: it is read and written as relaxed atomic words, which on the machines we run on are plain
+//! moves, and a protocol error of ours or of a stranger is a wrong byte (checksums are there for those) and never undefined behaviour.
+
+#![allow(unsafe_code, reason = "mapping memory and reaching into it; each block proves itself")]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+
+use super::fork;
+
+const WORD: usize = size_of::<u64>();
+
+/// A run of mapped memory. Absent in forked children: there, dropping it does nothing, and touching it is a fault, so whoever
+/// reaches it must have compared [`fork::generation`] first.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u64>,
+    /// In bytes; a multiple of `WORD`.
+    len: usize,
+    /// The fork generation that has the memory.
+    generation: u64,
+}
+
+// SAFETY: the memory belongs to the process, not to a thread, and stays mapped until the one owner is dropped.
+unsafe impl Send for Mapping {}
+// SAFETY: through a shared reference the memory is reached by atomic operations alone.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// The first `len` bytes (rounded down to whole words) of `file`, shared with it.
+    pub(super) fn shared(file: &File, len: usize) -> io::Result<Self> {
+        let (len, length) = whole_words(len)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
+        let start = unsafe {
+            mman::mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0)?
+        };
+        let mapping = Self { start: start.cast(), len, generation: fork::generation() };
+        mapping.advise(MmapAdvise::MADV_DONTFORK)?;
+        Ok(mapping)
+    }
+
+    /// Zeroed memory that belongs to no file.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        let (len, length) = whole_words(len)?;
+        // SAFETY: as above.
+        let start = unsafe {
+            mman::mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)?
+        };
+        let mapping = Self { start: start.cast(), len, generation: fork::generation() };
+        mapping.advise(MmapAdvise::MADV_DONTFORK)?;
+        Ok(mapping)
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The 8-byte word at byte `offset`, or `None` if it does not lie inside on its boundary.
+    pub(crate) fn word64(&self, offset: usize) -> Option<&AtomicU64> {
+        if !offset.is_multiple_of(WORD) || offset >= self.len {
+            return None;
+        }
+        // SAFETY: `offset / WORD` words after the start is inside the mapping (checked above; `len` is whole words), the address is
+        // aligned because mappings begin on pages, and every access of this memory in this process is an atomic of this size.
+        Some(unsafe { AtomicU64::from_ptr(self.start.add(offset / WORD).as_ptr()) })
+    }
+
+    /// Copies `bytes` to byte `offset`, which must be a multiple of 8; a last partial word is filled up with zeros.
+    /// `false`, and nothing written, if that does not fit.
+    #[must_use]
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let Some(end) = bytes.len().checked_next_multiple_of(WORD).and_then(|len| offset.checked_add(len)) else {
+            return false;
+        };
+        if !offset.is_multiple_of(WORD) || end > self.len {
+            return false;
+        }
+        let words = bytes.chunks_exact(WORD);
+        let tail = words.remainder();
+        // SAFETY: `offset` is inside the mapping or at its end (checked above).
+        let mut at = unsafe { self.start.add(offset / WORD) };
+        for word in words {
+            let mut value = [0; WORD];
+            value.copy_from_slice(word);
+            // SAFETY: `at` walks whole words from `offset` to at most `end <= len`; alignment and atomicity as for `word64`.
+            unsafe {
+                AtomicU64::from_ptr(at.as_ptr()).store(u64::from_ne_bytes_of(value), Ordering::Relaxed);
+                at = at.add(1);
+            }
+        }
+        if !tail.is_empty() {
+            let mut value = [0; WORD];
+            value[..tail.len()].copy_from_slice(tail);
+            // SAFETY: the partial word was counted into `end` above.
+            unsafe { AtomicU64::from_ptr(at.as_ptr()) }.store(u64::from_ne_bytes_of(value), Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Copies `len` bytes from byte `offset` out, as far as they lie inside.
+    pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {
+        let end = offset.saturating_add(len).min(self.len);
+        let first = offset.min(end) / WORD;
+        let mut out = Vec::with_capacity(end.saturating_sub(first * WORD).next_multiple_of(WORD));
+        for index in first..end.div_ceil(WORD) {
+            // SAFETY: `index` is below `len / WORD`, since `end <= len` and `len` is whole words; as for `word64` otherwise.
+            let word = unsafe { AtomicU64::from_ptr(self.start.add(index).as_ptr()) }.load(Ordering::Relaxed);
+            out.extend_from_slice(&word.to_bytes_in_memory());
+        }
+        out.truncate(end.saturating_sub(first * WORD));
+        out.drain(..offset.min(end) - first * WORD);
+        out
+    }
+
+    /// Lets the kernel take the pages out of this process; a shared mapping keeps its bytes in the file.
+    pub(crate) fn release_pages(&self) -> io::Result<()> {
+        self.advise(MmapAdvise::MADV_DONTNEED)
+    }
+
+    fn advise(&self, advice: MmapAdvise) -> io::Result<()> {
+        // SAFETY: the range is exactly this mapping. DONTFORK concerns children only; DONTNEED on a shared file mapping drops page
+        // table entries and no bytes (on a private one it would: `release_pages` is for shared ones).
+        unsafe { mman::madvise(self.start.cast(), self.len, advice)? };
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if fork::generation() != self.generation {
+            // The child never had it, and something else may live at that address by now.
+            return;
+        }
+        // SAFETY: the range was mapped by us, is still mapped (nobody else unmaps it), and no reference into it outlives `self`.
+        let unmapped = unsafe { mman::munmap(self.start.cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "a whole mapping can always be unmapped");
+    }
+}
+
+fn whole_words(len: usize) -> io::Result<(usize, NonZeroUsize)> {
+    let len = len - len % WORD;
+    NonZeroUsize::new(len)
+        .map(|length| (len, length))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "nothing to map"))
+}
+
+/// A word whose bytes in memory are given: the mapping holds bytes, whatever the machine's byte order.
+trait BytesInMemory {
+    fn from_ne_bytes_of(bytes: [u8; WORD]) -> Self;
+    fn to_bytes_in_memory(self) -> [u8; WORD];
+}
+
+#[allow(clippy::host_endian_bytes, reason = "the memory's own bytes are meant, in both directions")]
+impl BytesInMemory for u64 {
+    #[inline]
+    fn from_ne_bytes_of(bytes: [u8; WORD]) -> Self {
+        u64::from_ne_bytes(bytes)
+    }
+
+    #[inline]
+    fn to_bytes_in_memory(self) -> [u8; WORD] {
+        self.to_ne_bytes()
+    }
+}

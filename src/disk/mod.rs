@@ -1,0 +1,211 @@
+//! Files, behind a seam of few calls.
+//!
+//! Everything this library does to a file system goes through here: the arenas of the journal, the backend of the store, locks, the
+//! status page, the directories. That buys three things.
+//!
+//! * **Each call can be made to fail.** A [`Gate`] is asked before every call and told after it. It may let the call through, fail it
+//!   with any error, or shorten a write. The tests of disk faults and power cuts are made of nothing else; in production there is no
+//!   gate and the question is one branch.
+//! * **Each file is opened in the same careful way:** mode 0600 in directories of mode 0700, close-on-exec, never through a symbolic
+//!   link, its device and inode remembered, so that [`DiskFile::is_same_file`] can tell when somebody put another file in its place.
+//! * **What a fork leaves behind is known in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] is not even
+//!   present there, and [`fork::close_in_child`] makes sure that a lock does not live on in a child that never asked for it.
+//!
+//! Rules:
+//!
+//! * A name is durable only when its directory was synced: creation, rename and removal are followed by [`Disk::sync_dir`] by those
+//!   who promise durability, never implicitly.
+//! * `EINTR` is retried here, a short write is continued here. Every other error goes up unchanged.
+//! * A shared mapping may be written only where a write cannot raise SIGBUS ([`FileSystem::may_map`]): once a file's blocks are
+//!   really written, ext2/3/4 and tmpfs never need new ones. A copy-on-write file system may, so it gets positioned writes.
+//! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and nowhere else in the library.
+
+mod file;
+mod filesystem;
+pub(crate) mod fork;
+mod map;
+
+use std::fmt::Debug;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(crate) use file::{DiskFile, Open};
+pub(crate) use filesystem::FileSystem;
+pub(crate) use map::Mapping;
+
+/// The disk. Cheap to clone; the default is the real one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk {
+    gate: Option<Arc<dyn Gate>>,
+}
+
+/// Decides about each call before it is made.
+pub(crate) trait Gate: Send + Sync + Debug {
+    /// Asked before the call.
+    fn before(&self, call: &Call<'_>) -> Verdict;
+    /// Told when the call has succeeded.
+    fn after(&self, _call: &Call<'_>) {}
+}
+
+/// What a [`Gate`] says.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Make the call.
+    Go,
+    /// Do not make it; this is its result.
+    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
+    Fail(io::Error),
+    /// For a write: make it with no more than so many bytes.
+    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
+    Short(usize),
+}
+
+/// One call, as a [`Gate`] sees it.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    /// Which call.
+    pub(crate) op: Op,
+    /// The file or directory it concerns; for a rename, the source.
+    pub(crate) path: &'a Path,
+    /// Bytes to be written, or the length to be set; 0 otherwise.
+    pub(crate) len: u64,
+}
+
+/// The calls there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Op {
+    /// Opening an existing file.
+    Open,
+    /// Creating a file.
+    Create,
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Making a file's bytes durable.
+    Sync,
+    /// Setting a file's length.
+    SetLen,
+    /// Mapping a file.
+    Map,
+    /// Taking a lock.
+    Lock,
+    /// Making a directory.
+    MakeDir,
+    /// Making a directory's entries durable.
+    SyncDir,
+    /// Listing a directory.
+    List,
+    /// Renaming.
+    Rename,
+    /// Removing.
+    Remove,
+    /// Asking for free space.
+    Space,
+}
+
+impl Disk {
+    /// The real disk with a gate before it.
+    #[cfg(test)]
+    pub(crate) fn gated(gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate) }
+    }
+
+    /// Opens a file; see [`Open`].
+    pub(crate) fn open(&self, path: &Path, how: Open) -> io::Result<DiskFile> {
+        DiskFile::open(self, path, how)
+    }
+
+    /// Creates a directory of mode 0700 with its parents; existing ones are left as they are.
+    pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
+        self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
+    }
+
+    /// Makes the names in a directory durable.
+    pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.guarded(Op::SyncDir, path, 0, || std::fs::File::open(path)?.sync_all())
+    }
+
+    /// Renames within one file system, replacing the target.
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.guarded(Op::Rename, from, 0, || std::fs::rename(from, to))
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.guarded(Op::Remove, path, 0, || match std::fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        })
+    }
+
+    /// The names in a directory, sorted; names that are not UTF-8 are none of ours and left out.
+    pub(crate) fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.guarded(Op::List, dir, 0, || {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(dir)? {
+                names.extend(entry?.file_name().into_string());
+            }
+            names.sort_unstable();
+            Ok(names)
+        })
+    }
+
+    /// Whether something of that name exists, a dangling link included.
+    pub(crate) fn exists(&self, path: &Path) -> io::Result<bool> {
+        match std::fs::symlink_metadata(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes that an unprivileged process may still write to the file system of `path`.
+    pub(crate) fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.guarded(Op::Space, path, 0, || filesystem::free_bytes(path))
+    }
+
+    /// The kind of file system that holds `path`.
+    pub(crate) fn file_system(&self, path: &Path) -> io::Result<FileSystem> {
+        filesystem::kind(path)
+    }
+
+    /// Makes a call, unless the gate decides otherwise; retried when a signal interrupted it.
+    fn guarded<T>(&self, op: Op, path: &Path, len: u64, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            let answer = match self.ask(op, path, len) {
+                Verdict::Fail(error) => Err(error),
+                Verdict::Go | Verdict::Short(_) => call(),
+            };
+            match answer {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(value) => {
+                    if let Some(gate) = &self.gate {
+                        gate.after(&Call { op, path, len });
+                    }
+                    return Ok(value);
+                }
+            }
+        }
+    }
+
+    fn ask(&self, op: Op, path: &Path, len: u64) -> Verdict {
+        self.gate.as_ref().map_or(Verdict::Go, |gate| gate.before(&Call { op, path, len }))
+    }
+}
+
+/// The directories from `path` up to and including `top`, deepest first: what must be synced for a new name below to be durable.
+pub(crate) fn up_to<'a>(path: &'a Path, top: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
+    path.ancestors().take_while(move |ancestor| ancestor.starts_with(top)).map(Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+pub(crate) use faults::{fail_nth, fail_when};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! The seam's own promises.
+
+use std::sync::Mutex;
+
+use super::*;
+
+#[derive(Debug, Default)]
+struct Script(Mutex<Vec<(Op, Verdict)>>);
+
+impl Gate for Script {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        let mut script = self.0.lock().unwrap();
+        match script.iter().position(|(op, _)| *op == call.op) {
+            Some(index) => script.remove(index).1,
+            None => Verdict::Go,
+        }
+    }
+}
+
+fn scripted(script: Vec<(Op, Verdict)>) -> Disk {
+    Disk::gated(Arc::new(Script(Mutex::new(script))))
+}
+
+#[test]
+fn a_short_or_interrupted_write_is_continued_until_all_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let interrupted = Verdict::Fail(io::ErrorKind::Interrupted.into());
+    let disk = scripted(vec![(Op::Write, Verdict::Short(3)), (Op::Write, interrupted), (Op::Write, Verdict::Short(1))]);
+    let file = disk.open(&dir.path().join("f"), Open::CreateNew).unwrap();
+    file.write_all_at(2, b"abcdefgh").unwrap();
+    let mut back = [0; 10];
+    file.read_exact_at(0, &mut back).unwrap();
+    assert_eq!(&back, b"\0\0abcdefgh");
+}
+
+#[test]
+fn a_failing_call_goes_up_unchanged_and_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = scripted(vec![(Op::Write, Verdict::Fail(io::Error::from_raw_os_error(28)))]);
+    let file = disk.open(&dir.path().join("f"), Open::CreateNew).unwrap();
+    assert_eq!(file.write_all_at(0, b"abc").unwrap_err().raw_os_error(), Some(28));
+    assert_eq!(file.len().unwrap(), 0);
+}
+
+#[test]
+fn links_are_not_followed_and_replaced_files_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    let file = Disk::default().open(&real, Open::CreateNew).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    assert!(Disk::default().open(&link, Open::Existing).is_err());
+    assert!(file.is_same_file().unwrap());
+    std::fs::rename(&real, dir.path().join("elsewhere")).unwrap();
+    std::fs::write(&real, b"another").unwrap();
+    assert!(!file.is_same_file().unwrap());
+}
+
+#[test]
+fn what_is_written_to_a_shared_mapping_is_read_from_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = Disk::default().open(&dir.path().join("f"), Open::CreateNew).unwrap();
+    file.write_zeros(8192).unwrap();
+    let mapping = file.map(8192).unwrap();
+    assert!(mapping.write(16, b"eleven byte"));
+    let mut back = [0xFF; 16];
+    file.read_exact_at(16, &mut back).unwrap();
+    assert_eq!(&back, b"eleven byte\0\0\0\0\0");
+    assert_eq!(mapping.read(17, 9), b"leven byt");
+    assert_eq!(mapping.read(8190, 100), [0, 0]);
+}
+
+#[test]
+fn a_mapping_refuses_what_does_not_fit() {
+    let mapping = Mapping::anonymous(64).unwrap();
+    assert!(mapping.write(56, b"12345678"));
+    assert!(!mapping.write(56, b"123456789"));
+    assert!(!mapping.write(4, b"1"));
+    assert!(!mapping.write(usize::MAX - 7, b"1"));
+    assert!(mapping.word64(64).is_none() && mapping.word64(4).is_none());
+}
+
+#[test]
+fn a_mapping_longer_than_its_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = Disk::default().open(&dir.path().join("f"), Open::CreateNew).unwrap();
+    file.set_len(4096).unwrap();
+    assert!(file.map(8192).is_err());
+}
+
+#[test]
+fn two_opens_of_one_file_do_not_both_get_its_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Disk::default().open(&dir.path().join("lock"), Open::EnsureExists).unwrap();
+    let (first, second) = (open(), open());
+    assert!(first.try_lock().unwrap());
+    assert!(!second.try_lock().unwrap());
+    drop(first);
+    assert!(second.try_lock().unwrap());
+}
+
+#[test]
+fn directories_to_sync_go_from_the_file_up_to_the_queue_directory() {
+    let dirs: Vec<_> = up_to(Path::new("/q/p/s"), Path::new("/q")).collect();
+    assert_eq!(dirs, [Path::new("/q/p/s"), Path::new("/q/p"), Path::new("/q")]);
+}
