@@ -32,7 +32,9 @@ const FLOORS: &[(&str, u8)] = &[
     ("record", 1),
     ("limits", 0),
     ("clock", 0),
+    ("crash_point", 0),
     ("disk", 0),
+    ("entropy", 0),
     ("transport", 0),
 ];
 
@@ -46,14 +48,16 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("rustls", &["transport"]),
     ("rmp", &["record"]),
     ("rmp_serde", &["record"]),
-    ("nix", &["disk", "journal", "shard", "crash"]),
+    // A crash point kills its own process; nothing else outside `disk` and those that lock or fork has business with it.
+    ("nix", &["disk", "journal", "shard", "crash", "crash_point"]),
 ];
 
 /// Same input, same bytes: no clock, no disk, no network, no environment.
 const PURE: &[&str] = &["event", "record"];
 const IMPURE_STD: &[&str] = &["env", "fs", "net", "process", "thread"];
 
-const UNSAFE_FILES: &[&str] = &["src/disk/map.rs", "src/crash/"];
+/// Mappings; what a fork does to them; signal handlers.
+const UNSAFE_FILES: &[&str] = &["src/disk/map.rs", "src/disk/fork.rs", "src/crash/"];
 
 const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 70;
