@@ -28,8 +28,6 @@ pub(crate) struct Round {
     pub(crate) salt: u64,
     /// The sequence number that its first record has or would have.
     pub(crate) first_seq: u64,
-    /// Wall time in nanoseconds when it began.
-    pub(crate) opened_at: i64,
 }
 
 /// What a header says.
@@ -260,7 +258,7 @@ fn header_state(mapping: &Mapping) -> Option<&std::sync::atomic::AtomicU64> {
     mapping.word64(STATE_AT)
 }
 
-/// Magic, version u32, zero u32, epoch, salt, first sequence number, opened-at, checksum of these 48 bytes, state.
+/// Magic, version u32, zero u32, epoch, salt, first sequence number, zero u64, checksum of these 48 bytes, state.
 fn encode_header(round: Option<&Round>) -> [u8; STATE_AT + 8] {
     let mut bytes = [0; STATE_AT + 8];
     bytes[0..8].copy_from_slice(&MAGIC);
@@ -269,7 +267,6 @@ fn encode_header(round: Option<&Round>) -> [u8; STATE_AT + 8] {
         bytes[16..24].copy_from_slice(&round.epoch.to_le_bytes());
         bytes[24..32].copy_from_slice(&round.salt.to_le_bytes());
         bytes[32..40].copy_from_slice(&round.first_seq.to_le_bytes());
-        bytes[40..48].copy_from_slice(&round.opened_at.to_le_bytes());
         bytes[STATE_AT..].copy_from_slice(&ACTIVE.to_le_bytes());
     }
     let check = xxh3_64(&bytes[..CHECKED]);
@@ -299,7 +296,7 @@ fn decode_header(bytes: &[u8; STATE_AT + 8]) -> Header {
     if word(CHECKED) != xxh3_64(&bytes[..CHECKED]) {
         return Header::Damaged;
     }
-    Header::InUse(Round { epoch: word(16), salt: word(24), first_seq: word(32), opened_at: word(40) as i64 })
+    Header::InUse(Round { epoch: word(16), salt: word(24), first_seq: word(32) })
 }
 
 #[cfg(test)]
@@ -308,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_header_comes_back_as_it_was_and_no_flipped_bit_makes_another_round() {
-        let round = Round { epoch: 7, salt: 0x1234_5678_9abc_def0, first_seq: 99, opened_at: -5 };
+        let round = Round { epoch: 7, salt: 0x1234_5678_9abc_def0, first_seq: 99 };
         let mut bytes = encode_header(Some(&round));
         assert_eq!(decode_header(&bytes), Header::InUse(round));
         assert_eq!(decode_header(&encode_header(None)), Header::Free);

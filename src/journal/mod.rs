@@ -9,7 +9,8 @@
 //!   `arena_bytes`, every block really written before it is first used.
 //! * The last eighth of an arena is for exceptions and identity events: they still fit when ordinary events no longer do.
 //! * A caller waits at most `lock_wait` for the lock, and does no I/O under it where the arena is mapped.
-//! * Creating, syncing, reading and freeing arenas is for one thread, the committer; appending is for any.
+//! * Creating, syncing, reading and freeing arenas is for one thread, the committer; appending is for any, and so is going on in a
+//!   free arena when the active one is full.
 //!
 //! Format: `docs/format.md`. A page of header ([`arena`]), then frames (`record::frame`) back to back, ended by a zero length word.
 //!
@@ -182,26 +183,26 @@ impl Journal {
         if active.closed {
             return Err(Refused::Closed);
         }
-        let len = active.arena.len();
-        // Room is kept for the length word that ends the arena.
-        let room = if class == 0 { len - len / 8 } else { len } - size_of::<u64>();
-        let end = active.position.checked_add(framed).filter(|end| *end <= room).ok_or(Refused::Full)?;
-
+        let (end, rotated) = match active.end_of(framed, class) {
+            Some(end) => (end, false),
+            None => (self.make_room(active, framed, class)?, true),
+        };
         let seq = active.next_seq;
         let check = frame::seal(body_hash, active.round.salt, seq, body_len, class);
         let head = FrameHead { body_len, class, seq, check };
         active.arena.write_frame(active.position, end, &head, body, &mut active.buffer).map_err(Refused::Io)?;
 
-        let half = len / 2;
-        let half_full = active.position < half && end >= half;
+        let half = active.arena.len() / 2;
+        let half_full = rotated || (active.position < half && end >= half);
         active.position = end;
         active.next_seq += 1;
         active.records += 1;
         Ok(Appended { seq, records: active.records, half_full })
     }
 
-    /// Makes a free arena the active one and seals the old one, unless that is empty or no arena is free. Committer only.
-    pub(crate) fn swap(&self, now: i64) -> Result<bool, JournalError> {
+    /// Makes a free arena the active one and seals the old one, unless that is empty or no arena is free. Committer only: it may
+    /// create a file.
+    pub(crate) fn swap(&self) -> Result<bool, JournalError> {
         if self.uncarried_in_active() == 0 {
             return Ok(false);
         }
@@ -209,28 +210,31 @@ impl Journal {
             return Ok(false);
         };
         crash_point::reach("journal.swap.begun");
-        let mut active = self.lock();
-        let round = Round {
-            epoch: active.round.epoch + 1,
-            salt: entropy::random_u64(),
-            first_seq: active.next_seq,
-            opened_at: now,
-        };
-        if let Err(source) = fresh.begin(&round) {
-            drop(active);
-            let path = fresh.path().to_path_buf();
+        let path = fresh.path().to_path_buf();
+        self.rotate(&mut self.lock(), fresh).map_err(|source| JournalError::File { path, source })?;
+        crash_point::reach("journal.swap.done");
+        Ok(true)
+    }
+
+    /// Under the lock: `fresh` takes the records from now on, what was active waits to be carried.
+    fn rotate(&self, active: &mut Active, fresh: Arc<Arena>) -> io::Result<()> {
+        let round = Round { epoch: active.round.epoch + 1, salt: entropy::random_u64(), first_seq: active.next_seq };
+        if let Err(error) = fresh.begin(&round) {
             self.pool.give_back(fresh);
-            return Err(JournalError::File { path, source });
+            return Err(error);
         }
         let old = std::mem::replace(&mut active.arena, fresh);
-        let sealed = Sealed::complete(old, active.round, active.position, active.next_seq - 1, active.records);
+        self.pool.push_sealed(Sealed::complete(
+            old,
+            active.round,
+            active.position,
+            active.next_seq - 1,
+            active.records,
+        ));
         active.round = round;
         active.position = HEADER_BYTES;
         active.records = 0;
-        drop(active);
-        self.pool.push_sealed(sealed);
-        crash_point::reach("journal.swap.done");
-        Ok(true)
+        Ok(())
     }
 
     /// The sealed arena to be carried next.
@@ -240,11 +244,7 @@ impl Journal {
 
     /// The oldest sealed arena was carried: it never replays again. Committer only.
     pub(crate) fn free_oldest(&self) {
-        if let Some(sealed) = self.pool.pop_sealed() {
-            sealed.arena.mark_free();
-            crash_point::reach("journal.freed");
-            self.pool.give_back(sealed.arena);
-        }
+        self.pool.free_oldest();
     }
 
     /// Makes every record that was appended before the call durable; says up to which sequence number. After a failure the kernel
@@ -309,6 +309,17 @@ impl Journal {
         self.lock().round.epoch
     }
 
+    /// The active arena is full: goes on in a free one if there is one. This may happen on a caller's thread, while the committer is
+    /// busy with the arena before; it takes no I/O where arenas are mapped, and never creates a file.
+    #[cold]
+    fn make_room(&self, active: &mut Active, framed: usize, class: u8) -> Result<usize, Refused> {
+        // An event that does not fit an empty arena would only push out what is in this one.
+        let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
+        let fresh = if fits && active.records > 0 { self.pool.pop_free() } else { None };
+        self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
+        active.end_of(framed, class).ok_or(Refused::Full)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Active> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -350,25 +361,52 @@ impl Journal {
     }
 }
 
+impl Active {
+    /// Where a frame of that size would end, if it may still go into this arena.
+    #[inline]
+    fn end_of(&self, framed: usize, class: u8) -> Option<usize> {
+        let len = self.arena.len();
+        // Room is kept for the length word that ends the arena.
+        let room = if class == 0 { len - len / 8 } else { len } - size_of::<u64>();
+        self.position.checked_add(framed).filter(|end| *end <= room)
+    }
+}
+
 impl Found {
     /// The sealed arenas that wait to be carried, oldest first.
+    #[cfg(test)]
     pub(crate) fn sealed(&self) -> Vec<Sealed> {
         self.journal.pool.all_sealed()
     }
 
-    /// Lowers the bar for a sealed arena: tells which sequence number its last record must at least have.
+    /// The sealed arena to be carried next.
+    pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
+        self.journal.pool.oldest_sealed()
+    }
+
+    /// The oldest sealed arena was carried: it never replays again.
+    pub(crate) fn free_oldest(&self) {
+        self.journal.pool.free_oldest();
+    }
+
+    /// A sequence number that no record in the sealed arenas exceeds, readable or not.
+    pub(crate) fn last_seq_possible(&self) -> u64 {
+        self.journal.pool.last_seq_possible()
+    }
+
+    /// Tells the sealed arenas which sequence number the last record accepted is known to have had.
     pub(crate) fn expect_up_to(&mut self, seq: u64) {
         self.journal.pool.expect_up_to(seq);
     }
 
     /// Begins to take records: round `epoch`, first sequence number `next_seq`.
-    pub(crate) fn start(self, epoch: u64, next_seq: u64, now: i64) -> Result<Journal, JournalError> {
+    pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
         let Opening { options, pool } = self.journal;
         let arena = pool.take_free(&options)?.ok_or_else(|| JournalError::File {
             path: options.dir.clone().unwrap_or_default(),
             source: io::Error::new(io::ErrorKind::StorageFull, "every arena waits to be carried"),
         })?;
-        let round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq, opened_at: now };
+        let round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
         arena.begin(&round).map_err(|source| JournalError::File { path: arena.path().to_path_buf(), source })?;
         let active =
             Active { arena, round, position: HEADER_BYTES, next_seq, records: 0, closed: false, buffer: Vec::new() };

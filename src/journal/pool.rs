@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::arena::{Arena, HEADER_BYTES, Header, Round};
 use super::replay::{self, Replay};
 use super::{ARENAS_MAX, JournalError, JournalOptions};
+use crate::crash_point;
 use crate::disk::Disk;
 use crate::entropy;
+use crate::record::frame::FRAME_HEAD;
 
 /// An arena that is complete and waits to be carried.
 #[derive(Clone, Debug)]
@@ -134,6 +136,11 @@ impl Pool {
         self.lock().free.push(arena);
     }
 
+    /// A free arena, if there is one already.
+    pub(super) fn pop_free(&self) -> Option<Arc<Arena>> {
+        self.lock().free.pop()
+    }
+
     pub(super) fn has_free(&self) -> bool {
         !self.lock().free.is_empty()
     }
@@ -146,12 +153,25 @@ impl Pool {
         self.lock().sealed.front().cloned()
     }
 
+    #[cfg(test)]
     pub(super) fn all_sealed(&self) -> Vec<Sealed> {
         self.lock().sealed.iter().cloned().collect()
     }
 
-    pub(super) fn pop_sealed(&self) -> Option<Sealed> {
-        self.lock().sealed.pop_front()
+    pub(super) fn free_oldest(&self) {
+        let Some(sealed) = self.lock().sealed.pop_front() else { return };
+        sealed.arena.mark_free();
+        crash_point::reach("journal.freed");
+        self.give_back(sealed.arena);
+    }
+
+    pub(super) fn last_seq_possible(&self) -> u64 {
+        let places = self.lock();
+        let ends = places.sealed.iter().map(|sealed| {
+            let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
+            sealed.last_seq.unwrap_or(0).max(sealed.round.first_seq.saturating_add(room))
+        });
+        ends.max().unwrap_or(0)
     }
 
     pub(super) fn sealed_size(&self) -> (u64, u64) {

@@ -134,7 +134,7 @@ fn find_frame(bytes: &[u8], from: usize, salt: u64, wanted: std::ops::RangeInclu
 mod tests {
     use super::*;
 
-    const ROUND: Round = Round { epoch: 3, salt: 77, first_seq: 10, opened_at: 0 };
+    const ROUND: Round = Round { epoch: 3, salt: 77, first_seq: 10 };
 
     /// Frames 10 to 10 + `count`, each of 40 bytes, and a zero word.
     fn arena(count: u64) -> Vec<u8> {

@@ -11,7 +11,7 @@ fn options(dir: &std::path::Path, map: bool) -> JournalOptions {
 }
 
 fn started(dir: &std::path::Path, map: bool) -> Journal {
-    Journal::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1, 0).unwrap()
+    Journal::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1).unwrap()
 }
 
 fn append(journal: &Journal, body: &[u8]) -> Result<Appended, Refused> {
@@ -57,7 +57,7 @@ fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     append(&journal, b"a").unwrap();
-    assert!(journal.swap(0).unwrap());
+    assert!(journal.swap().unwrap());
     assert_eq!(append(&journal, b"b").unwrap().seq, 2);
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
     journal.free_oldest();
@@ -71,7 +71,7 @@ fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
 fn an_empty_arena_is_not_swapped() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
-    assert!(!journal.swap(0).unwrap());
+    assert!(!journal.swap().unwrap());
 }
 
 #[test]
@@ -84,9 +84,23 @@ fn a_full_arena_refuses_ordinary_records_and_still_takes_an_exception() {
     assert!(journal.append(&body, hash_body(&body), 2).is_ok());
     // Also the last eighth has an end, and nothing is ever written past it.
     while journal.append(&body, hash_body(&body), 2).is_ok() {}
-    journal.swap(0).unwrap();
-    let count = journal.oldest_sealed().unwrap().replay().unwrap().count();
-    assert_eq!(count, (ARENA - HEADER_BYTES - 8) as u64 / 1024);
+    let per_arena = (ARENA - HEADER_BYTES - 8) as u64 / 1024;
+    assert_eq!(journal.last_seq(), per_arena);
+}
+
+#[test]
+fn a_burst_goes_on_in_the_spare_arena_while_the_committer_is_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    journal.prepare_spare().unwrap();
+    let mut halves = 0;
+    while let Ok(appended) = append(&journal, &[7; 1000]) {
+        halves += u32::from(appended.half_full);
+    }
+    let total = journal.last_seq();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=total / 2).collect::<Vec<_>>());
+    assert_eq!(journal.uncarried().1, total);
+    assert_eq!(halves, 3, "the committer is told at each half, and at the rotation");
 }
 
 #[test]
@@ -95,7 +109,7 @@ fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
     let journal = started(dir.path(), true);
     for seq in 1..=ARENAS_MAX as u64 {
         assert_eq!(append(&journal, b"x").unwrap().seq, seq);
-        assert_eq!(journal.swap(0).unwrap(), seq < ARENAS_MAX as u64);
+        assert_eq!(journal.swap().unwrap(), seq < ARENAS_MAX as u64);
     }
     let mut seen = Vec::new();
     while let Some(sealed) = journal.oldest_sealed() {
@@ -103,7 +117,7 @@ fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
         journal.free_oldest();
     }
     assert_eq!(seen, [1, 2, 3]);
-    assert!(journal.swap(0).unwrap());
+    assert!(journal.swap().unwrap());
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [4]);
 }
 
@@ -135,7 +149,7 @@ fn foreign_and_damaged_files_are_set_aside_and_newer_ones_are_left_alone() {
     let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
     assert_eq!(found.set_aside.len(), 1);
     assert_eq!(std::fs::read(&found.set_aside[0].path).unwrap(), vec![b'x'; 9000]);
-    std::mem::forget(found.start(1, 1, 0).unwrap());
+    std::mem::forget(found.start(1, 1).unwrap());
     let path = dir.path().join("journal-0");
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[8] = 200;
@@ -174,11 +188,11 @@ fn a_failed_sync_is_told_and_the_arena_is_replaced_once_carried() {
         // Creation syncs twice for each of the two arenas; the fifth sync is ours.
         (call.op == Op::Sync && nth == 5).then(|| Verdict::Fail(io::Error::from_raw_os_error(5)))
     }));
-    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(1, 1, 0).unwrap();
+    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(1, 1).unwrap();
     journal.prepare_spare().unwrap();
     append(&journal, b"x").unwrap();
     assert_eq!(journal.sync().unwrap_err().raw_os_error(), Some(5));
-    journal.swap(0).unwrap();
+    journal.swap().unwrap();
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what was accepted can still be carried");
     journal.free_oldest();
     assert!(!dir.path().join("journal-0").exists());
@@ -189,9 +203,9 @@ fn a_failed_sync_is_told_and_the_arena_is_replaced_once_carried() {
 #[test]
 fn a_volatile_journal_works_and_leaves_no_file() {
     let options = JournalOptions { dir: None, map: true, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) };
-    let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1, 0).unwrap();
+    let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
     append(&journal, b"x").unwrap();
-    assert!(journal.swap(0).unwrap());
+    assert!(journal.swap().unwrap());
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
 }
 
@@ -204,6 +218,6 @@ fn two_threads_appending_get_every_number_once() {
             scope.spawn(|| (0..200).for_each(|_| assert!(append(&journal, b"twelve bytes").is_ok())));
         }
     });
-    journal.swap(0).unwrap();
+    journal.swap().unwrap();
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=400).collect::<Vec<_>>());
 }
