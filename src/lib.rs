@@ -28,3 +28,10 @@ pub use diagnostics::Diagnostic;
 pub use error::Error;
 pub use event::Event;
 pub use worker::{Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport, WaitTimeout};
+
+/// The places at which the crash tests can have a process die.
+#[cfg(feature = "__crash_points")]
+#[doc(hidden)]
+pub fn __crash_point_names() -> &'static [&'static str] {
+    crash_point::NAMES
+}

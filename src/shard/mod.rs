@@ -34,7 +34,7 @@ mod stranded;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
@@ -122,8 +122,15 @@ pub(crate) struct Shard {
     claim: Mutex<Option<Claim>>,
     status: StatusPage,
     journal: Journal,
-    store: Mutex<Option<std::sync::Arc<Store>>>,
+    store: Mutex<Access>,
     volatile: bool,
+}
+
+/// The store, or what it said last.
+#[derive(Debug)]
+enum Access {
+    Open(Arc<Store>),
+    LetGo(Ledger),
 }
 
 impl Shard {
@@ -157,7 +164,10 @@ impl Shard {
 
     /// The ledger as last committed.
     pub(crate) fn ledger(&self) -> Ledger {
-        self.open_store().map(|store| store.ledger()).unwrap_or_default()
+        match &*self.access() {
+            Access::Open(store) => store.ledger(),
+            Access::LetGo(last) => *last,
+        }
     }
 
     /// The highest sequence number accepted.
@@ -166,8 +176,11 @@ impl Shard {
     }
 
     /// The store, unless the shard was let go.
-    pub(crate) fn open_store(&self) -> Option<std::sync::Arc<Store>> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn open_store(&self) -> Option<Arc<Store>> {
+        match &*self.access() {
+            Access::Open(store) => Some(Arc::clone(store)),
+            Access::LetGo(_) => None,
+        }
     }
 
     /// Whether the shard's directory still is where it was, with our lock in it.
@@ -183,12 +196,17 @@ impl Shard {
     /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.
     pub(crate) fn close(&self) {
         self.journal.close();
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let last = Access::LetGo(self.ledger());
+        let store = std::mem::replace(&mut *self.access(), last);
         drop(store);
         self.status.mark_clean_exit();
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
+    }
+
+    fn access(&self) -> MutexGuard<'_, Access> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls into the store, inside a phase.

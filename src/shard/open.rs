@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::carry::carry_into;
 use super::status::{DEATHS_MAX, Phase, Predecessor, StatusPage};
-use super::{Claim, LANE, Shard, ShardError, ShardOptions};
+use super::{Access, Claim, LANE, Shard, ShardError, ShardOptions};
 use crate::clock::WallNanos;
 use crate::crash_point;
 use crate::disk::{Disk, up_to};
@@ -89,7 +89,7 @@ impl Shard {
             claim: Mutex::new(Some(claim)),
             status,
             journal,
-            store: Mutex::new(Some(Arc::new(store))),
+            store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: false,
         };
         shard.mirror(now);
@@ -110,7 +110,7 @@ impl Shard {
             disk: disk.clone(),
             claim: Mutex::new(None),
             journal,
-            store: Mutex::new(Some(Arc::new(store))),
+            store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: true,
         })
     }

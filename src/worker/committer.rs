@@ -146,6 +146,7 @@ impl Committer {
         let facts = Facts {
             uncarried,
             pressing: journal.is_half_full() || journal.oldest_sealed().is_some(),
+            unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
         };
@@ -387,11 +388,12 @@ impl Pipeline {
 
     /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
     pub(super) fn remaining(&self) -> u64 {
-        let queued = self.shard.ledger().queued_events
-            + self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events);
-        let (_, uncarried) = self.shard.journal().uncarried();
-        let (delivered, buried) = self.outbox.settled_events();
-        (queued + uncarried).saturating_sub(delivered + buried)
+        let own = (OWN, Arc::clone(&self.shard));
+        let queued = std::iter::once(own).chain(self.adopted_shard()).map(|(origin, shard)| {
+            let (delivered, buried) = self.outbox.settled_events(origin);
+            shard.ledger().queued_events.saturating_sub(delivered + buried)
+        });
+        queued.sum::<u64>() + self.shard.journal().uncarried().1
     }
 
     fn usage(&self) -> Usage {

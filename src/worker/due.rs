@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 /// Carries for a batch are this far apart, whatever `flush_at` and `flush_interval` say: each costs two syncs and tens of kilobytes.
 pub(super) const CARRY_SPACING: Duration = Duration::from_secs(1);
 
+/// So many settled rows have a transaction of their own without waiting: what a kill makes us send again is bounded by it while a
+/// backlog drains, and a commit is small beside what it stands for.
+pub(super) const SETTLE_ROWS: usize = 16;
+
 /// The intervals of the options.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Intervals {
@@ -36,6 +40,8 @@ pub(super) struct Facts {
     pub(super) uncarried: u64,
     /// An arena is half full, or sealed ones wait.
     pub(super) pressing: bool,
+    /// Rows that are settled and not committed.
+    pub(super) unsettled_rows: usize,
     /// Somebody awaits a receipt.
     pub(super) awaited: bool,
     /// A flush or a stop asks for everything to be carried.
@@ -75,7 +81,7 @@ pub(super) fn due(intervals: &Intervals, waiting: &Waiting, facts: &Facts, now: 
             carry = facts.pressing || facts.all || at(Some(batch_at.max(spaced)));
         }
         if let Some(since) = waiting.unsettled_since {
-            settle = facts.all || at(Some(since + intervals.settle));
+            settle = facts.all || facts.unsettled_rows >= SETTLE_ROWS || at(Some(since + intervals.settle));
         }
     }
     Due { sync, carry, settle, wake_at: due.wake_at }
@@ -134,6 +140,16 @@ mod tests {
         let facts = Facts { uncarried: 1, ..Facts::default() };
         assert_eq!(due(&INTERVALS, &waiting, &facts, now).wake_at, Some(now + ms(5000)));
         assert!(due(&INTERVALS, &waiting, &facts, now + ms(5000)).carry);
+    }
+
+    #[test]
+    fn settlements_wait_for_a_carry_unless_many_have_gathered() {
+        let now = Instant::now();
+        let waiting = Waiting { unsettled_since: Some(now), ..Waiting::default() };
+        let few = Facts { unsettled_rows: SETTLE_ROWS - 1, ..Facts::default() };
+        assert_eq!(due(&INTERVALS, &waiting, &few, now), Due { wake_at: Some(now + ms(1000)), ..Due::default() });
+        assert!(due(&INTERVALS, &waiting, &few, now + ms(1000)).settle);
+        assert!(due(&INTERVALS, &waiting, &Facts { unsettled_rows: SETTLE_ROWS, ..few }, now).settle);
     }
 
     #[test]

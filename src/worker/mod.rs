@@ -260,8 +260,15 @@ impl Pipeline {
         let store = self.shard.open_store();
         let uncarried = self.shard.journal().uncarried();
         let oldest = store.as_ref().and_then(|store| store.oldest(crate::shard::LANE).ok().flatten());
+        let mut ledger = self.shard.ledger();
+        // What is settled counts as settled, whether that is committed yet or not; a kill before the commit takes it back.
+        let (delivered, buried) = self.outbox.settled_events(source::OWN);
+        let (delivered, buried) = (delivered.min(ledger.queued_events), buried.min(ledger.queued_events));
+        ledger.queued_events = ledger.queued_events.saturating_sub(delivered + buried);
+        ledger.delivered += delivered;
+        ledger.buried += buried;
         Snapshot {
-            ledger: self.shard.ledger(),
+            ledger,
             accepted: self.shard.accepted(),
             adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
             synced: self.receipts.synced(),

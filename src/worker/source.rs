@@ -26,6 +26,8 @@ struct State {
     /// Settled, and still in the store until the next commit: never read again.
     settled: HashSet<ChunkRef>,
     waiting: Vec<Settlement>,
+    /// By origin: events delivered and buried in the transaction that is being made.
+    committing: HashMap<u32, (u64, u64)>,
     next_attempt: Option<Option<WallNanos>>,
     /// A request was made since the process began.
     attempted: bool,
@@ -34,6 +36,7 @@ struct State {
 /// Settlements on their way into a transaction.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
+    origin: u32,
     settlements: Vec<Settlement>,
     pub(super) next_attempt: Option<Option<WallNanos>>,
 }
@@ -59,14 +62,17 @@ impl Outbox {
     /// Takes out what waits for a commit in that shard.
     pub(super) fn take(&self, origin: u32) -> Batch {
         let mut state = lock(&self.state);
-        let settlements = state.waiting.extract_if(.., |settlement| settlement.chunk.origin == origin).collect();
+        let settlements: Vec<_> =
+            state.waiting.extract_if(.., |settlement| settlement.chunk.origin == origin).collect();
+        state.committing.insert(origin, events(settlements.iter()));
         let next_attempt = if origin == OWN { state.next_attempt.take() } else { None };
-        Batch { settlements, next_attempt }
+        Batch { origin, settlements, next_attempt }
     }
 
     /// The transaction was made: what was settled is gone, what was kept can be read again.
     pub(super) fn committed(&self, batch: Batch) {
         let mut state = lock(&self.state);
+        state.committing.remove(&batch.origin);
         for settlement in batch.settlements {
             state.settled.remove(&settlement.chunk);
             if let Some(first_seq) = settlement.keep.as_ref().and_then(|kept| kept.iter().min()) {
@@ -79,6 +85,7 @@ impl Outbox {
     /// The transaction failed: everything waits again. The settled rows stay hidden, so nothing is sent twice.
     pub(super) fn put_back(&self, batch: Batch) {
         let mut state = lock(&self.state);
+        state.committing.remove(&batch.origin);
         state.waiting.extend(batch.settlements);
         if state.next_attempt.is_none() {
             state.next_attempt = batch.next_attempt;
@@ -91,12 +98,17 @@ impl Outbox {
         state.waiting.is_empty() && state.next_attempt.is_none()
     }
 
-    /// Events delivered and buried whose commit is still to come.
-    pub(super) fn settled_events(&self) -> (u64, u64) {
+    /// Rows that wait for a commit.
+    pub(super) fn waiting_rows(&self) -> usize {
+        lock(&self.state).waiting.len()
+    }
+
+    /// Events of that shard delivered and buried whose commit is still to come, or under way.
+    pub(super) fn settled_events(&self, origin: u32) -> (u64, u64) {
         let state = lock(&self.state);
-        state.waiting.iter().fold((0, 0), |(delivered, buried), settlement| {
-            (delivered + settlement.delivered, buried + settlement.buried.len() as u64)
-        })
+        let (delivered, buried) = events(state.waiting.iter().filter(|settlement| settlement.chunk.origin == origin));
+        let committing = state.committing.get(&origin).copied().unwrap_or_default();
+        (delivered + committing.0, buried + committing.1)
     }
 
     /// Whether a row is with the delivery, or settled.
@@ -162,6 +174,13 @@ impl Outbox {
         }
         handed
     }
+}
+
+/// Events delivered and buried.
+fn events<'a>(settlements: impl Iterator<Item = &'a Settlement>) -> (u64, u64) {
+    settlements.fold((0, 0), |(delivered, buried), settlement| {
+        (delivered + settlement.delivered, buried + settlement.buried.len() as u64)
+    })
 }
 
 impl Pipeline {
