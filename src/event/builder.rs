@@ -117,6 +117,12 @@ impl Event {
         self
     }
 
+    /// With this uuid, unless the caller gave one: hooks see the uuid that the event will have.
+    pub(crate) fn stamped(mut self, uuid: Uuid) -> Self {
+        self.draft.uuid.get_or_insert(uuid);
+        self
+    }
+
     /// Asks PostHog not to look up where the sender's address is.
     pub fn disable_geoip(mut self) -> Self {
         self.draft.flags.insert(Flags::GEOIP_DISABLE);

@@ -44,7 +44,7 @@ use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir, shard_numbers};
 pub(crate) use evict::{EvictUntil, Evicted};
-pub(crate) use open::{Finding, Opened};
+pub(crate) use open::{Finding, Opened, is_newer};
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, stranded};
 

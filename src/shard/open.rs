@@ -97,7 +97,7 @@ impl Shard {
     }
 
     /// A shard without files: it lives and dies with the process.
-    pub(crate) fn volatile(disk: &Disk, options: &ShardOptions, now: WallNanos) -> Result<Shard, ShardError> {
+    pub(crate) fn volatile(disk: &Disk, options: &ShardOptions) -> Result<Shard, ShardError> {
         let dir = PathBuf::from("(memory)");
         let journal =
             JournalOptions { dir: None, map: true, arena_bytes: options.arena_bytes, lock_wait: options.lock_wait };

@@ -94,7 +94,9 @@ pub(super) fn level(limits: &Limits, usage: &Usage) -> Level {
     }
     let may_take = usage.queued_bytes.saturating_mul(2).saturating_add(usage.arena_bytes);
     let reaches = |bytes: u64, events: u64| {
-        (usage.file_bytes >= bytes && may_take > bytes) || may_take > bytes.saturating_mul(2) || usage.queued_events >= events
+        (usage.file_bytes >= bytes && may_take > bytes)
+            || may_take > bytes.saturating_mul(2)
+            || usage.queued_events >= events
     };
     let eighth_more = |limit: u64| limit.saturating_add(limit / 8);
     if reaches(eighth_more(limits.queue_bytes), eighth_more(limits.queue_events)) {

@@ -97,7 +97,7 @@ impl Committer {
         self.pass_flushes_on();
         self.keep_bounds();
         if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
-            self.pipeline.delivery.committed();
+            self.pipeline.committed();
         }
         self.make_spare();
         self.end_stop()
@@ -200,7 +200,7 @@ impl Committer {
                         (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
                     }
                     self.worked();
-                    pipeline.delivery.committed();
+                    pipeline.committed();
                 }
                 Ok(None) => {
                     pipeline.outbox.put_back(batch);
@@ -272,7 +272,8 @@ impl Committer {
     fn pass_flushes_on(&mut self) {
         for promise in std::mem::take(&mut self.asked.flushes) {
             let pipeline = Arc::clone(&self.pipeline);
-            self.pipeline.delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
+            let Some(delivery) = self.pipeline.delivery() else { continue };
+            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
                 let report = FlushReport {
                     delivered: outcome.delivered,
                     buried: outcome.buried,
@@ -377,9 +378,17 @@ impl Committer {
 }
 
 impl Pipeline {
+    /// There is something to send.
+    fn committed(&self) {
+        if let Some(delivery) = self.delivery() {
+            delivery.committed();
+        }
+    }
+
     /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
     pub(super) fn remaining(&self) -> u64 {
-        let queued = self.shard.ledger().queued_events + self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events);
+        let queued = self.shard.ledger().queued_events
+            + self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events);
         let (_, uncarried) = self.shard.journal().uncarried();
         let (delivered, buried) = self.outbox.settled_events();
         (queued + uncarried).saturating_sub(delivered + buried)

@@ -63,7 +63,8 @@ pub(super) fn due(intervals: &Intervals, waiting: &Waiting, facts: &Facts, now: 
         due.wake_at = Some(due.wake_at.map_or(time, |earlier| earlier.min(time)));
         false
     };
-    let sync = waiting.unsynced_since.is_some() && (facts.awaited || at(waiting.unsynced_since.map(|since| since + intervals.sync)));
+    let sync = waiting.unsynced_since.is_some()
+        && (facts.awaited || at(waiting.unsynced_since.map(|since| since + intervals.sync)));
 
     let may = waiting.retry_at.is_none() || at(waiting.retry_at);
     let (mut carry, mut settle) = (false, false);

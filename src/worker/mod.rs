@@ -39,8 +39,6 @@ mod report;
 mod source;
 mod start;
 mod stop;
-#[cfg(test)]
-mod tests;
 mod threads;
 
 use std::path::PathBuf;
@@ -55,16 +53,17 @@ use crate::journal::{Appended, Refused};
 use crate::record::frame;
 use crate::shard::{Project, Shard, Stranded};
 use crate::store::Ledger;
-use crate::transport::TransportOptions;
+use crate::transport::{Transport, TransportOptions};
 
 use admission::Admission;
-pub(crate) use admission::{Limits, Overflow, Unwelcome};
+pub use admission::Overflow;
+pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
 pub use report::{Endpoint, FlushReport, PersistError, ShutdownReport};
 use source::Outbox;
-pub(crate) use start::StartError;
+pub(crate) use start::{StartError, start};
 
 /// Everything the worker has to know.
 #[derive(Clone)]
@@ -188,11 +187,15 @@ pub(crate) struct Snapshot {
     pub(crate) delivery: DeliveryState,
     pub(crate) dir: PathBuf,
     pub(crate) stranded: Vec<Stranded>,
+    /// Wall time of the look.
+    pub(crate) now: i64,
 }
 
 /// What callers and the two threads share.
 pub(crate) struct Pipeline {
     options: WorkerOptions,
+    /// Names it among all pipelines of this process.
+    id: u64,
     generation: u64,
     shard: Arc<Shard>,
     adopted: Mutex<Option<adoption::Adopted>>,
@@ -200,7 +203,9 @@ pub(crate) struct Pipeline {
     receipts: Receipts,
     bell: Bell,
     outbox: Outbox,
-    delivery: DeliveryHandle,
+    /// Set before anybody else has the pipeline.
+    delivery: OnceLock<DeliveryHandle>,
+    transport: Arc<Transport>,
     /// Why storage does not work at the moment.
     problem: Mutex<Option<String>>,
     unsynced_since: Mutex<Option<Instant>>,
@@ -238,6 +243,18 @@ impl Pipeline {
         fork::generation() != self.generation
     }
 
+    /// Its number among the pipelines of this process.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The fork generation that it belongs to.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Where things stand.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let store = self.shard.open_store();
@@ -248,7 +265,8 @@ impl Pipeline {
             accepted: self.shard.accepted(),
             adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
             synced: self.receipts.synced(),
-            unsynced_for: lock(&self.unsynced_since).map(|since| self.options.clock.now().saturating_duration_since(since)),
+            unsynced_for: lock(&self.unsynced_since)
+                .map(|since| self.options.clock.now().saturating_duration_since(since)),
             uncarried_bytes: uncarried.0,
             oldest_at: oldest.map(|(_, carried_at)| carried_at),
             file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
@@ -257,9 +275,10 @@ impl Pipeline {
             problem: lock(&self.problem).clone(),
             full: self.admission.unwelcome(),
             closed: self.bell.is_stopping(),
-            delivery: self.delivery.state(),
+            delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
             dir: self.shard.dir().clone(),
             stranded: self.stranded.clone(),
+            now: self.options.clock.wall_nanos(),
         }
     }
 
@@ -273,6 +292,10 @@ impl Pipeline {
     /// The options it was started with, for a forked child to start its own.
     pub(crate) fn options(&self) -> &WorkerOptions {
         &self.options
+    }
+
+    fn delivery(&self) -> Option<&DeliveryHandle> {
+        self.delivery.get()
     }
 
     #[inline]

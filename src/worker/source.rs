@@ -190,7 +190,8 @@ impl Pipeline {
 
     fn mend(&self, origin: u32, shard: &Shard, removals: Vec<Removal>) -> Result<(), SourceError> {
         let salvaged: Vec<ChunkKey> = removals.iter().filter_map(|removal| Some(removal.keep.as_ref()?.key)).collect();
-        let events = shard.mend(removals, self.options.clock.wall_nanos()).map_err(|error| SourceError(error.into()))?;
+        let events =
+            shard.mend(removals, self.options.clock.wall_nanos()).map_err(|error| SourceError(error.into()))?;
         (self.options.report)(super::Notice::Missing { events, after_restart: false });
         // What was saved stands where the damaged row stood, behind the cursor by now.
         let mut state = lock(&self.outbox.state);
@@ -200,11 +201,7 @@ impl Pipeline {
 }
 
 impl Source for Pipeline {
-    fn read(
-        &self,
-        max_bytes: usize,
-        busy: &dyn Fn(ChunkRef) -> bool,
-    ) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
         let own = self.read_from(OWN, &self.shard, max_bytes, busy)?;
         if !own.is_empty() {
             return Ok(own);

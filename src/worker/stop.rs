@@ -25,7 +25,8 @@ impl Pipeline {
     /// Sends what is queued; resolves when it was tried.
     pub(crate) fn flush(&self) -> Pending<FlushReport> {
         if self.finished.get().is_some() {
-            let closed = FlushReport { delivered: 0, buried: 0, remaining: self.remaining(), endpoint: Endpoint::Closed };
+            let closed =
+                FlushReport { delivered: 0, buried: 0, remaining: self.remaining(), endpoint: Endpoint::Closed };
             return pending::answered(closed);
         }
         let (promise, answer) = pending::pending();
@@ -69,7 +70,9 @@ impl Committer {
         let Some(deadline) = self.asked.stop.take() else { return };
         if let Some(stopping) = &mut self.stopping {
             stopping.deadline = stopping.deadline.min(deadline);
-            self.pipeline.delivery.stop(stopping.deadline, Box::new(|| ()));
+            if let Some(delivery) = self.pipeline.delivery() {
+                delivery.stop(stopping.deadline, Box::new(|| ()));
+            }
             return;
         }
         let pipeline = Arc::clone(&self.pipeline);
@@ -85,7 +88,8 @@ impl Committer {
             self.carry();
         }
         let ended = Arc::downgrade(&pipeline);
-        pipeline.delivery.stop(
+        let Some(delivery) = pipeline.delivery() else { return };
+        delivery.stop(
             deadline,
             Box::new(move || {
                 if let Some(pipeline) = ended.upgrade() {
@@ -103,7 +107,9 @@ impl Committer {
         }
         let delivered_before = stopping.delivered_before;
         let pipeline = Arc::clone(&self.pipeline);
-        pipeline.delivery.abandon();
+        if let Some(delivery) = pipeline.delivery() {
+            delivery.abandon();
+        }
         self.settle_adopted(true);
         if pipeline.shard.journal().uncarried().1 > 0 {
             self.carry();
