@@ -228,7 +228,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::disk::{Disk, Open};
+    use crate::disk::{Call, Disk, Gate, Op, Open, Verdict};
 
     fn held_with(dir: &Path, content: &[u8]) -> StoreFile {
         std::fs::write(dir.join("file"), content).unwrap();
@@ -256,6 +256,25 @@ mod tests {
         file.release().unwrap();
         assert_eq!(read_all(&file), b"0X234\0\0");
         assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"0X234\0\0");
+    }
+
+    #[test]
+    fn nothing_is_written_to_a_file_whose_sync_failed() {
+        #[derive(Debug)]
+        struct NoSync;
+        impl Gate for NoSync {
+            fn before(&self, call: &Call<'_>) -> Verdict {
+                if call.op == Op::Sync { Verdict::Fail(io::Error::other("bad sector")) } else { Verdict::Go }
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = Disk::gated(Arc::new(NoSync)).open(&dir.path().join("file"), Open::CreateNew).unwrap();
+        let file = StoreFile::direct(file);
+        file.write(0, b"before").unwrap();
+        file.sync_data().unwrap_err();
+        file.write(0, b"after!").unwrap_err();
+        file.set_len(1).unwrap_err();
+        assert_eq!(read_all(&file), b"before");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::guard::guarded;
 use super::place::Place;
 use crate::disk::{DiskFile, Open};
 
-/// From redb's file format, which is fixed for version 3 files (`docs/design.md` there).
+/// From redb's file format, version 3.
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 const FLAGS_AT: usize = MAGIC.len();
 const OTHER_SLOT: u8 = 1;

@@ -134,6 +134,7 @@ fn compaction_gives_space_back_and_leaves_a_file_that_opens_at_once() {
     assert!(store.compact_if_small(16 << 20).unwrap());
     let after = store.file_bytes().unwrap();
     assert!(after * 4 < before, "{before} bytes became {after}");
+    assert!(!opens_only_after_a_repair(dir.path()), "compaction left a file that has to be walked through");
     assert!(!store.compact_if_small(16 << 20).unwrap(), "nothing more to be gained");
     assert_eq!(events_in(&store), 100);
 }
@@ -182,4 +183,27 @@ fn a_chunk_of_the_target_size_takes_one_run_of_64_kib() {
     store.apply(&Changes { insert: chunks, ..Changes::default() }).unwrap();
     let per_chunk = store.file_bytes().unwrap() / 256;
     assert!(per_chunk < 80 * 1024, "{per_chunk} bytes a chunk");
+}
+
+/// Whether the file as it is now, its owner killed this moment, would have to be repaired.
+fn opens_only_after_a_repair(dir: &Path) -> bool {
+    let copy = dir.join("copy.redb");
+    std::fs::copy(dir.join("queue.redb"), &copy).unwrap();
+    let mut builder = Database::builder();
+    builder.set_repair_callback(redb::RepairSession::abort);
+    match builder.open(copy) {
+        Ok(_) => false,
+        Err(redb::DatabaseError::RepairAborted) => true,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_killed_owner_leaves_a_file_that_opens_without_repair() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    store.apply(&carry(1, 1, 10)).unwrap();
+    assert!(!opens_only_after_a_repair(dir.path()));
+    store.apply(&delivered(&chunk(0, 1, 10, 100))).unwrap();
+    assert!(!opens_only_after_a_repair(dir.path()));
 }
