@@ -6,3 +6,4 @@ mod clock;
 mod crash_point;
 mod disk;
 mod record;
+mod transport;

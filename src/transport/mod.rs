@@ -1,0 +1,237 @@
+//! HTTPS requests: the network, behind a seam of one call.
+//!
+//! One [`Transport`] belongs to one delivery task. It knows TLS, proxies and timeouts, and nothing of PostHog: it neither retries nor
+//! judges an answer. reqwest and rustls are used in this folder only; TLS is rustls on ring, never OpenSSL, and the process-wide
+//! crypto provider of the host program is neither read nor set.
+//!
+//! Rules:
+//!
+//! * **Nothing here panics.** A machine without CA certificates gives a [`Warning`]; requests then fail with [`TransportError::Tls`]
+//!   and are retried by whoever sent them, so that events wait on disk until the certificates are there. A malformed proxy setting
+//!   in the environment is ignored with a warning; a malformed proxy or certificate in the *options* is an error.
+//! * **The environment is read once,** in [`Transport::new`]: certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) and proxies
+//!   (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case). A forked child calls [`Transport::reconnect`], which reads
+//!   nothing and shares no connection with its parent.
+//! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
+//! * **Answers are bounded:** at most 64 KiB of a body are read, the rest is cut; compressed answers are not asked for.
+//! * **An idle transport sleeps.** Unused connections are closed after 30 s, before a NAT on the way would forget them; with the
+//!   last of them the only timer ends.
+//! * `Retry-After` is read leniently: seconds (a fraction is rounded up) or an HTTP date; anything else is as if it was absent.
+//! * Text of errors and warnings never contains a proxy's password, nor a request's URL.
+
+mod error;
+mod proxy;
+mod retry_after;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::fmt::{self, Debug, Display};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+
+pub(crate) use error::TransportError;
+pub(crate) use proxy::Proxy;
+pub(crate) use retry_after::RetryAfter;
+
+/// At most so much of an answer's body is read.
+pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+/// Shorter than the 60 s after which load balancers commonly close idle connections, so that a reused one is rarely a dead one.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How to reach the network.
+#[derive(Clone, Debug)]
+pub(crate) struct TransportOptions {
+    /// From the first byte sent to the last byte read, connecting included.
+    pub(crate) request_timeout: Duration,
+    /// For DNS, TCP and TLS together.
+    pub(crate) connect_timeout: Duration,
+    /// The way out.
+    pub(crate) proxy: Proxy,
+    /// Certificate authorities trusted beside the machine's own, each a PEM text of one or more certificates.
+    pub(crate) ca_pem: Vec<Vec<u8>>,
+    /// The `User-Agent` header.
+    pub(crate) user_agent: String,
+    /// Sent with every request.
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+/// Something about this machine that does not stop us, but that its owner should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Warning {
+    /// TLS cannot work until the machine has certificates (package `ca-certificates`) or some are configured.
+    NoCertificates,
+    /// The named environment variable is not a proxy we can use, and was ignored.
+    ProxyIgnored {
+        /// The variable's name; its value may hold a password.
+        variable: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::NoCertificates => f.write_str(
+                "no CA certificates were found: HTTPS requests will fail until the machine has some (package ca-certificates) or \
+                 SSL_CERT_FILE names them",
+            ),
+            Warning::ProxyIgnored { variable, reason } => write!(f, "{variable} is ignored: {reason}"),
+        }
+    }
+}
+
+/// A POST request.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// Where to.
+    pub(crate) url: Arc<str>,
+    /// Beside those of the options.
+    pub(crate) headers: Vec<(&'static str, String)>,
+    /// The bytes as they are sent.
+    pub(crate) body: Vec<u8>,
+}
+
+/// An answer, from whomever it came.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Response {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The `Content-Type` header, if it is text.
+    pub(crate) content_type: Option<String>,
+    /// The `Retry-After` header, if it can be understood.
+    pub(crate) retry_after: Option<RetryAfter>,
+    /// The first [`MAX_RESPONSE_BYTES`] of the body.
+    pub(crate) body: Vec<u8>,
+}
+
+/// A request under way.
+pub(crate) type Pending = Pin<Box<dyn Future<Output = Result<Response, TransportError>> + Send>>;
+
+/// The seam: what sends requests. Tests put an endpoint of their own here.
+pub(crate) trait Post: Send + Sync {
+    /// Sends `request`. Dropping the future gives the request up.
+    fn post(&self, request: Request) -> Pending;
+}
+
+/// Sends requests over the network. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    client: reqwest::Client,
+    settings: Arc<Settings>,
+}
+
+/// All that was read from options and environment, so that a client can be built again without them.
+struct Settings {
+    options: TransportOptions,
+    headers: HeaderMap,
+    proxies: Vec<reqwest::Proxy>,
+    roots: Arc<RootCertStore>,
+}
+
+impl Transport {
+    /// Reads the environment and the machine's certificates: some tens of milliseconds, not for the caller's thread.
+    pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<Warning>), TransportError> {
+        Self::surrounded_by(options, &|name| std::env::var(name).ok(), tls::machine_certificates())
+    }
+
+    /// As [`Transport::new`], with the environment and the certificates given.
+    fn surrounded_by(
+        options: TransportOptions,
+        env: &dyn Fn(&'static str) -> Option<String>,
+        machine: Vec<CertificateDer<'static>>,
+    ) -> Result<(Self, Vec<Warning>), TransportError> {
+        let (proxies, mut warnings) = proxy::resolve(&options.proxy, env)?;
+        let roots = tls::roots(machine, &options.ca_pem)?;
+        if roots.is_empty() {
+            warnings.push(Warning::NoCertificates);
+        }
+        let headers = header_map(&options.headers)?;
+        let settings = Arc::new(Settings { options, headers, proxies, roots: Arc::new(roots) });
+        Ok((Self { client: client(&settings)?, settings }, warnings))
+    }
+
+    /// The same settings without the connections: for a forked child, which must not write into its parent's sockets.
+    pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
+        Ok(Self { client: client(&self.settings)?, settings: Arc::clone(&self.settings) })
+    }
+}
+
+impl Post for Transport {
+    fn post(&self, request: Request) -> Pending {
+        // A request keeps a handle of the pool only, never of the transport.
+        let client = self.client.clone();
+        Box::pin(async move { post(client, request).await.map_err(TransportError::of_request) })
+    }
+}
+
+impl Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither proxies (passwords) nor headers (keys) are shown.
+        f.debug_struct("Transport")
+            .field("request_timeout", &self.settings.options.request_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn post(client: reqwest::Client, request: Request) -> Result<Response, reqwest::Error> {
+    let mut builder = client.post(&*request.url).body(request.body);
+    for (name, value) in request.headers {
+        builder = builder.header(name, value);
+    }
+    let mut answer = builder.send().await?;
+    let text = |name: HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    let mut response = Response {
+        status: answer.status().as_u16(),
+        content_type: text(reqwest::header::CONTENT_TYPE).map(str::to_owned),
+        retry_after: text(reqwest::header::RETRY_AFTER).and_then(RetryAfter::parse),
+        body: Vec::new(),
+    };
+    while let Some(part) = answer.chunk().await? {
+        let room = MAX_RESPONSE_BYTES - response.body.len();
+        response.body.extend(part.iter().take(room));
+        if part.len() >= room {
+            break;
+        }
+    }
+    Ok(response)
+}
+
+fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError> {
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let (Ok(key), Ok(text)) = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) else {
+            return Err(TransportError::BadHeader { name: name.clone() });
+        };
+        map.append(key, text);
+    }
+    Ok(map)
+}
+
+fn client(settings: &Settings) -> Result<reqwest::Client, TransportError> {
+    let options = &settings.options;
+    let mut builder = reqwest::Client::builder()
+        // Session tickets are shared mutable state: each client gets a TLS configuration of its own.
+        .tls_backend_preconfigured(tls::client_config(&settings.roots)?)
+        .timeout(options.request_timeout)
+        .connect_timeout(options.connect_timeout)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .user_agent(options.user_agent.as_str())
+        .default_headers(settings.headers.clone())
+        // reqwest's own reading of the environment is switched off: it is silent about mistakes.
+        .no_proxy();
+    for proxy in &settings.proxies {
+        builder = builder.proxy(proxy.clone());
+    }
+    builder.build().map_err(|source| TransportError::Setup(source.into()))
+}

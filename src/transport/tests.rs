@@ -1,0 +1,210 @@
+//! Real sockets, real TLS with a private authority.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+fn options() -> TransportOptions {
+    TransportOptions {
+        request_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
+        proxy: Proxy::None,
+        ca_pem: Vec::new(),
+        user_agent: "posthog-durable/0.0.0".to_owned(),
+        headers: vec![("x-extra".to_owned(), "yes".to_owned())],
+    }
+}
+
+fn transport(options: TransportOptions) -> Transport {
+    Transport::surrounded_by(options, &|_| None, Vec::new()).unwrap().0
+}
+
+fn request(url: &str) -> Request {
+    Request { url: url.into(), headers: vec![("content-type", "application/json".to_owned())], body: b"{}".to_vec() }
+}
+
+/// Reads one request (head and a body of two bytes) and writes `answer`.
+async fn answer_one(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, answer: &[u8]) -> String {
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\n{}") && !seen.starts_with(b"CONNECT") {
+        let mut part = [0; 1024];
+        match stream.read(&mut part).await.unwrap_or(0) {
+            0 => break,
+            count => seen.extend_from_slice(&part[..count]),
+        }
+    }
+    // The client may hang up before it read all of a long answer.
+    let _ = stream.write_all(answer).await;
+    let _ = stream.shutdown().await;
+    String::from_utf8(seen).unwrap()
+}
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+async fn exchange(transport: &Transport, answer: &[u8]) -> (Result<Response, TransportError>, String) {
+    let (listener, address) = listen().await;
+    let server = async { answer_one(listener.accept().await.unwrap().0, answer).await };
+    tokio::join!(transport.post(request(&format!("http://{address}/batch/"))), server)
+}
+
+#[tokio::test]
+async fn a_request_carries_the_configured_headers_and_asks_for_no_compression() {
+    let (response, seen) = exchange(
+        &transport(options()),
+        b"HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\nbusy",
+    )
+    .await;
+    let response = response.unwrap();
+    assert_eq!((response.status, response.body.as_slice()), (429, &b"busy"[..]));
+    assert_eq!(response.retry_after, Some(RetryAfter::In(Duration::from_secs(7))));
+    assert_eq!(response.content_type.as_deref(), Some("text/plain"));
+    let seen = seen.to_lowercase();
+    assert!(seen.starts_with("post /batch/ http/1.1\r\n"));
+    assert!(seen.contains("user-agent: posthog-durable/0.0.0\r\n") && seen.contains("x-extra: yes\r\n"));
+    assert!(!seen.contains("accept-encoding"));
+}
+
+#[tokio::test]
+async fn a_redirect_is_an_answer_and_is_not_followed() {
+    let (response, _) = exchange(
+        &transport(options()),
+        b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/login\r\ncontent-length: 0\r\n\r\n",
+    )
+    .await;
+    assert_eq!(response.unwrap().status, 302);
+}
+
+#[tokio::test]
+async fn an_endless_body_is_cut() {
+    let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    answer.resize(answer.len() + 3 * MAX_RESPONSE_BYTES, b'x');
+    let (response, _) = exchange(&transport(options()), &answer).await;
+    assert_eq!(response.unwrap().body.len(), MAX_RESPONSE_BYTES);
+}
+
+#[tokio::test]
+async fn a_refused_connection_a_silent_server_and_a_broken_answer_have_names_of_their_own() {
+    let (listener, address) = listen().await;
+    let silent = transport(TransportOptions { request_timeout: Duration::from_millis(50), ..options() });
+    let timeout = silent.post(request(&format!("http://{address}/"))).await.unwrap_err();
+    assert!(matches!(timeout, TransportError::Timeout(_)), "{timeout:?}");
+    drop(listener);
+    let refused = silent.post(request(&format!("http://{address}/"))).await.unwrap_err();
+    assert!(matches!(refused, TransportError::Connect(_)), "{refused:?}");
+    assert!(!refused.describe().contains(&address.to_string()), "the URL is not repeated: {}", refused.describe());
+    let (broken, _) = exchange(&transport(options()), b"SSH-2.0-OpenSSH\r\n\r\n").await;
+    assert!(matches!(broken, Err(TransportError::Other(_))), "{broken:?}");
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_the_tunnel_is_named() {
+    let (listener, address) = listen().await;
+    let proxied = transport(TransportOptions { proxy: Proxy::Url(format!("http://{address}")), ..options() });
+    let server = async {
+        let stream = listener.accept().await.unwrap().0;
+        answer_one(stream, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await
+    };
+    let (response, seen) = tokio::join!(proxied.post(request("https://posthog.example/batch/")), server);
+    assert!(seen.starts_with("CONNECT posthog.example:443"));
+    assert!(matches!(response, Err(TransportError::Proxy(_))), "{response:?}");
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_is_used_except_for_hosts_named_in_no_proxy() {
+    let (listener, address) = listen().await;
+    let env = |name| match name {
+        "HTTP_PROXY" => Some(format!("http://{address}")),
+        "NO_PROXY" => Some("direct.example".to_owned()),
+        _ => None,
+    };
+    let from_env = TransportOptions { proxy: Proxy::FromEnv, ..options() };
+    let (proxied, warnings) = Transport::surrounded_by(from_env, &env, Vec::new()).unwrap();
+    assert_eq!(warnings, [Warning::NoCertificates]);
+    let server =
+        async { answer_one(listener.accept().await.unwrap().0, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await };
+    let (response, seen) = tokio::join!(proxied.post(request("http://posthog.example/batch/")), server);
+    assert!(seen.starts_with("POST http://posthog.example/batch/"), "{seen}");
+    assert_eq!(response.unwrap().status, 200);
+    // `.example` never resolves: this fails before it reaches anybody, the proxy included.
+    assert!(matches!(proxied.post(request("http://direct.example/")).await, Err(TransportError::Connect(_))));
+}
+
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+    }
+
+    fn pem(&self) -> Vec<u8> {
+        self.issuer.pem().into_bytes()
+    }
+
+    /// Serves TLS for `name` once; `None` if the handshake failed.
+    async fn serve_once(&self, listener: TcpListener, name: &str) -> Option<String> {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        let stream: TcpStream = listener.accept().await.unwrap().0;
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.ok()?;
+        Some(answer_one(stream, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await)
+    }
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_when_configured_and_nobody_else_is() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    for (trusted, name, expected) in
+        [(&ours, "localhost", true), (&theirs, "localhost", false), (&ours, "elsewhere", false)]
+    {
+        let (listener, address) = listen().await;
+        let transport = transport(TransportOptions { ca_pem: vec![trusted.pem()], ..options() });
+        let url = format!("https://localhost:{}/", address.port());
+        let (response, _) = tokio::join!(transport.post(request(&url)), ours.serve_once(listener, name));
+        match response {
+            Ok(response) => assert!(expected && response.body == b"ok"),
+            Err(error) => assert!(!expected && matches!(error, TransportError::Tls(_)), "{error:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_machine_without_certificates_warns_and_then_fails_requests_without_a_panic() {
+    let (bare, warnings) = Transport::surrounded_by(options(), &|_| None, Vec::new()).unwrap();
+    assert_eq!(warnings, [Warning::NoCertificates]);
+    let (listener, address) = listen().await;
+    let url = format!("https://localhost:{}/", address.port());
+    let (authority, again) = (Authority::new(), bare.reconnect().unwrap());
+    let (response, _) = tokio::join!(again.post(request(&url)), authority.serve_once(listener, "localhost"));
+    assert!(matches!(response, Err(TransportError::Tls(_))), "{response:?}");
+}
+
+#[test]
+fn a_malformed_certificate_or_header_of_the_options_is_an_error_that_names_it() {
+    let good = Authority::new().pem();
+    let build = |options| Transport::surrounded_by(options, &|_| None, Vec::new()).map(|_| ()).unwrap_err();
+    let bad_pem = build(TransportOptions { ca_pem: vec![good, b"not a certificate".to_vec()], ..options() });
+    assert!(matches!(bad_pem, TransportError::BadCertificate { number: 2 }), "{bad_pem:?}");
+    let bad_header = build(TransportOptions { headers: vec![("bad name".into(), "x".into())], ..options() });
+    assert!(bad_header.to_string().contains("bad name"));
+}
