@@ -4,6 +4,8 @@
 
 mod clock;
 mod crash_point;
+mod delivery;
 mod disk;
 mod record;
+mod store;
 mod transport;

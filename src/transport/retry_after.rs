@@ -30,7 +30,7 @@ impl RetryAfter {
     }
 
     /// How long from `wall` on; zero if the time has passed.
-    pub(crate) fn from_wall(self, wall: WallNanos) -> Duration {
+    pub(crate) fn wait_at(self, wall: WallNanos) -> Duration {
         match self {
             RetryAfter::In(duration) => duration,
             RetryAfter::At(at) => Duration::from_nanos(u64::try_from(at.saturating_sub(wall)).unwrap_or(0)),
@@ -79,8 +79,8 @@ mod tests {
 
     #[test]
     fn a_date_in_the_past_means_now() {
-        assert_eq!(RetryAfter::At(5).from_wall(7), Duration::ZERO);
-        assert_eq!(RetryAfter::At(9).from_wall(7), Duration::from_nanos(2));
-        assert_eq!(RetryAfter::At(i64::MAX).from_wall(i64::MIN), Duration::from_nanos(i64::MAX as u64));
+        assert_eq!(RetryAfter::At(5).wait_at(7), Duration::ZERO);
+        assert_eq!(RetryAfter::At(9).wait_at(7), Duration::from_nanos(2));
+        assert_eq!(RetryAfter::At(i64::MAX).wait_at(i64::MIN), Duration::from_nanos(i64::MAX as u64));
     }
 }

@@ -1,0 +1,209 @@
+//! Acting on an answer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::aside::EventId;
+use super::batch::Batch;
+use super::engine::{Engine, now};
+use super::outcome::{Outcome, judge};
+use super::pace::{Health, Ticket};
+use super::{ChunkRef, Delivery, Notice, Verdict};
+use crate::crash_point;
+use crate::store::DeadRecord;
+use crate::transport::{Response, TransportError};
+
+/// Where a record's uuid stands.
+const UUID: std::ops::Range<usize> = 12..28;
+
+impl Engine {
+    /// A request has come to its end.
+    pub(super) fn answered(&mut self, batch: Batch, ticket: Ticket, result: Result<Response, TransportError>) {
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => {
+                if matches!(error, TransportError::Timeout(_)) {
+                    // Perhaps the link is too slow for so much at once.
+                    self.limits.shrink(batch.bytes);
+                }
+                let reason = error.describe();
+                return self.failed(batch, ticket, None, Notice::TransportFailed { reason: reason.clone() }, reason);
+            }
+        };
+        crash_point::reach("delivery.sent");
+        match judge(&response) {
+            Outcome::Delivered { quota_limited } => {
+                if !quota_limited.is_empty() {
+                    (self.report)(Notice::QuotaLimited { kinds: quota_limited });
+                }
+                self.accepted(batch, ticket);
+            }
+            Outcome::Refused { status, reason, by_posthog } => self.refused(batch, ticket, status, &reason, by_posthog),
+            Outcome::Paused { status, reason } => self.paused(batch, ticket, status, reason),
+            Outcome::Failed { status, reason, retry_after } => {
+                let wait = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
+                let text = format!("HTTP status {status}: {reason}");
+                let notice = if (200..300).contains(&status) {
+                    Notice::NotPostHog { status, snippet: reason }
+                } else {
+                    Notice::ServerFailed { status, snippet: reason }
+                };
+                self.failed(batch, ticket, wait, notice, text);
+            }
+        }
+    }
+
+    fn accepted(&mut self, batch: Batch, ticket: Ticket) {
+        let now = now();
+        if self.pace.accepted(ticket) {
+            (self.report)(Notice::Recovered);
+        }
+        self.split.accepted();
+        self.limits.grow();
+        self.state.last_success = Some(self.clock.wall_nanos());
+        if self.on_delivery.is_some() {
+            let bodies = batch.slices.iter().flat_map(|slice| self.intake.loaded.open(slice).map(|(.., body)| body));
+            let uuids: Vec<Uuid> = bodies.map(uuid_of).collect();
+            self.tell(&uuids, Verdict::Delivered);
+        }
+        for slice in &batch.slices {
+            self.intake.loaded.mark_delivered(slice);
+        }
+        self.intake.note_acceptance(now);
+        self.intake.release(&batch, now);
+    }
+
+    fn refused(&mut self, mut batch: Batch, ticket: Ticket, status: u16, reason: &str, by_posthog: bool) {
+        let now = now();
+        if self.pace.answered(ticket) {
+            (self.report)(Notice::Recovered);
+        }
+        batch.refused_since.get_or_insert(self.intake.accepted);
+        if status == 413 && batch.events > 1 {
+            self.limits.shrink(batch.bytes);
+        }
+        let chunks: Vec<ChunkRef> = batch.chunks().collect();
+        if batch.events > 1 {
+            let (first, second) = batch.halves(&mut self.intake.loaded);
+            self.split.push([first, second]);
+        } else {
+            self.refused_alone(&batch, status, reason, by_posthog);
+            self.intake.release(&batch, now);
+        }
+        if self.split.refused() {
+            (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
+            self.state.last_error = Some(format!("every request is refused with HTTP status {status}: {reason}"));
+            self.pace.refuses_everything(now, &mut self.rng);
+            self.intake.avoid(chunks.into_iter());
+            self.step_back();
+        }
+    }
+
+    /// An event was refused on its own: buried if there is evidence that it is to blame, else stepped over.
+    fn refused_alone(&mut self, batch: &Batch, status: u16, reason: &str, by_posthog: bool) {
+        let found = batch.slices.iter().find_map(|slice| {
+            let (position, seq, body) = self.intake.loaded.open(slice).next()?;
+            Some((slice.chunk, position, seq, uuid_of(body)))
+        });
+        let Some((chunk, position, seq, uuid)) = found else { return };
+        let event = EventId::of(chunk, seq);
+        let since = batch.refused_since.into_iter().chain(self.intake.aside.suspected_since(event)).min();
+        if by_posthog && since.is_some_and(|since| self.intake.accepted > since) {
+            self.bury(chunk, position, status, reason);
+        } else {
+            self.intake.aside.suspect(event, since.unwrap_or(self.intake.accepted));
+            self.intake.loaded.set_aside(chunk);
+            (self.report)(Notice::Suspected { uuid, status, reason: reason.to_owned() });
+        }
+    }
+
+    fn paused(&mut self, batch: Batch, ticket: Ticket, status: u16, reason: String) {
+        let now = now();
+        self.state.last_error = Some(format!("HTTP status {status}: {reason}"));
+        if self.pace.paused(now, ticket, status, &mut self.rng) {
+            (self.report)(Notice::Paused { status, reason });
+        }
+        self.intake.avoid(batch.chunks());
+        self.intake.release(&batch, now);
+        self.step_back();
+    }
+
+    fn failed(
+        &mut self,
+        batch: Batch,
+        ticket: Ticket,
+        retry_after: Option<Duration>,
+        notice: Notice,
+        text: String,
+    ) {
+        let now = now();
+        let was_parked = matches!(self.pace.health(), Health::Parked { .. });
+        self.pace.failed(now, ticket, retry_after, &mut self.rng);
+        self.state.last_error = Some(text);
+        (self.report)(notice);
+        if let Health::Parked { until } = self.pace.health() {
+            self.intake.avoid(batch.chunks());
+            if !was_parked {
+                (self.report)(Notice::Parked { seconds: until.saturating_duration_since(now).as_secs() });
+            }
+        }
+        let accepted = self.intake.accepted;
+        for chunk in batch.chunks() {
+            let since = *self.intake.loaded.tries(chunk).failed_since.get_or_insert(accepted);
+            if accepted > since {
+                // Others pass and this one does not: perhaps it is what breaks the server.
+                self.intake.loaded.set_aside(chunk);
+            }
+        }
+        self.intake.release(&batch, now);
+        self.step_back();
+    }
+
+    /// The endpoint is down: what is not under way goes back to the queue, which settles what is decided of it.
+    fn step_back(&mut self) {
+        let now = now();
+        let pieces: Vec<Batch> = self.split.drain().collect();
+        for piece in &pieces {
+            self.intake.release(piece, now);
+        }
+        self.intake.release_ready(now);
+        self.fail_flushes();
+    }
+
+    /// One event goes to the dead letters.
+    pub(super) fn bury(&mut self, chunk: ChunkRef, position: usize, status: u16, reason: &str) {
+        let slice = super::loaded::Slice { chunk, range: position..position.saturating_add(1) };
+        let found = self.intake.loaded.open(&slice).next().map(|(_, seq, body)| (seq, body.to_vec()));
+        let Some((seq, body)) = found else { return };
+        let tries = *self.intake.loaded.tries(chunk);
+        let last_attempt = self.clock.wall_nanos();
+        let uuid = uuid_of(&body);
+        let dead = DeadRecord {
+            seq,
+            lane: chunk.key.lane,
+            status,
+            reason: reason.to_owned(),
+            first_attempt: tries.first_attempt.unwrap_or(last_attempt),
+            last_attempt,
+            attempts: tries.attempts,
+            body,
+        };
+        self.intake.loaded.mark_buried(chunk, position, dead);
+        (self.report)(Notice::Buried { uuid, status, reason: reason.to_owned() });
+        self.tell(&[uuid], Verdict::Buried { status, reason });
+    }
+
+    fn tell(&self, uuids: &[Uuid], verdict: Verdict<'_>) {
+        let Some(on_delivery) = &self.on_delivery else { return };
+        let delivery = Delivery { uuids, verdict };
+        if catch_unwind(AssertUnwindSafe(|| on_delivery(&delivery))).is_err() {
+            (self.report)(Notice::CallbackPanicked);
+        }
+    }
+}
+
+fn uuid_of(body: &[u8]) -> Uuid {
+    body.get(UUID).and_then(|bytes| Uuid::from_slice(bytes).ok()).unwrap_or_default()
+}

@@ -1,0 +1,149 @@
+//! Chunks that are stepped over for now, and the events that made them so.
+//!
+//! Two ways in: an event of the chunk was refused alone without evidence that the event is to blame (a *suspect*), or the chunk as a
+//! whole keeps failing while others pass. The way back is evidence, once, or the passing of time, ever more of it. All of this is a
+//! memory of this process only; after a restart everything is simply tried again.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::time::Instant;
+
+use super::ChunkRef;
+
+/// More than so many chunks or suspects are not remembered: forgetting them all costs some requests, and nothing else.
+const MAX_ENTRIES: usize = 10_000;
+
+/// An event's name for as long as it is queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EventId {
+    /// Whose queue.
+    pub(super) origin: u32,
+    /// Where in it; unique over all lanes.
+    pub(super) seq: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// Acceptances counted when it was set aside.
+    since: u64,
+    until: Instant,
+    /// How often it was set aside.
+    times: u32,
+    /// It is loaded and being tried again.
+    out: bool,
+}
+
+/// What is stepped over.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    chunks: HashMap<ChunkRef, Entry>,
+    /// For each suspect the count of acceptances at its first refusal: more than that is evidence.
+    suspects: HashMap<EventId, u64>,
+}
+
+impl Aside {
+    /// Sets a chunk aside. `wait` tells how long, given how often that happened.
+    pub(super) fn put(&mut self, chunk: ChunkRef, accepted: u64, now: Instant, wait: impl FnOnce(u32) -> Instant) {
+        if self.chunks.len() >= MAX_ENTRIES {
+            self.chunks.clear();
+        }
+        let entry = self.chunks.entry(chunk).or_insert(Entry { since: accepted, until: now, times: 0, out: false });
+        entry.times = entry.times.saturating_add(1);
+        *entry = Entry { since: accepted, until: wait(entry.times), times: entry.times, out: false };
+    }
+
+    /// Whether a chunk is to be stepped over.
+    pub(super) fn holds(&self, chunk: ChunkRef, accepted: u64, now: Instant) -> bool {
+        self.chunks.get(&chunk).is_some_and(|entry| !entry.is_due(accepted, now))
+    }
+
+    /// A chunk is read again. Says whether it had been set aside, so that its suspects are to be tried.
+    pub(super) fn take_out(&mut self, chunk: ChunkRef) -> bool {
+        self.chunks.get_mut(&chunk).map(|entry| entry.out = true).is_some()
+    }
+
+    /// A chunk was given back to the queue without a decision.
+    pub(super) fn put_back(&mut self, chunk: ChunkRef) {
+        if let Some(entry) = self.chunks.get_mut(&chunk) {
+            entry.out = false;
+        }
+    }
+
+    /// A chunk is done with, and so are its events.
+    pub(super) fn forget(&mut self, chunk: ChunkRef, seqs: RangeInclusive<u64>) {
+        self.chunks.remove(&chunk);
+        self.suspects.retain(|event, _| event.origin != chunk.origin || !seqs.contains(&event.seq));
+    }
+
+    /// Whether a chunk may be read again that could not before.
+    pub(super) fn any_due(&self, accepted: u64, now: Instant) -> bool {
+        self.chunks.values().any(|entry| !entry.out && entry.is_due(accepted, now))
+    }
+
+    /// When the next chunk may be read again by the passing of time.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.chunks.values().filter(|entry| !entry.out).map(|entry| entry.until).min()
+    }
+
+    /// Remembers that an event was refused alone, `since` so many acceptances.
+    pub(super) fn suspect(&mut self, event: EventId, since: u64) {
+        if self.suspects.len() >= MAX_ENTRIES {
+            self.suspects.clear();
+        }
+        self.suspects.entry(event).or_insert(since);
+    }
+
+    /// The count of acceptances at an event's first lone refusal.
+    pub(super) fn suspected_since(&self, event: EventId) -> Option<u64> {
+        self.suspects.get(&event).copied()
+    }
+
+    /// Whether there are suspects at all, which is almost never.
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+}
+
+impl Entry {
+    fn is_due(&self, accepted: u64, now: Instant) -> bool {
+        // Evidence is worth one attempt; who fails that one waits for the time to pass.
+        now >= self.until || (self.times == 1 && accepted > self.since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::ChunkKey;
+
+    const CHUNK: ChunkRef = ChunkRef { origin: 0, key: ChunkKey { lane: 0, first_seq: 7 } };
+
+    #[test]
+    fn evidence_brings_a_chunk_back_once_and_then_only_time_does() {
+        let (mut aside, now) = (Aside::default(), Instant::now());
+        let later = |times: u32| now + Duration::from_secs(30) * times;
+        aside.put(CHUNK, 5, now, later);
+        assert!(aside.holds(CHUNK, 5, now) && !aside.any_due(5, now));
+        assert!(!aside.holds(CHUNK, 6, now) && aside.any_due(6, now));
+        assert!(aside.take_out(CHUNK));
+        assert!(!aside.any_due(6, now), "it is out already");
+        aside.put(CHUNK, 6, now, later);
+        assert!(aside.holds(CHUNK, 99, now));
+        assert_eq!(aside.next_due(), Some(now + Duration::from_secs(60)));
+        assert!(!aside.holds(CHUNK, 6, now + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn the_first_refusal_of_a_suspect_is_the_one_that_counts() {
+        let (mut aside, event) = (Aside::default(), EventId { origin: 0, seq: 1 });
+        aside.suspect(event, 3);
+        aside.suspect(event, 9);
+        assert_eq!(aside.suspected_since(event), Some(3));
+        aside.forget(CHUNK, 2..=5);
+        assert!(aside.has_suspects());
+        aside.forget(CHUNK, 0..=1);
+        assert!(!aside.has_suspects());
+    }
+}

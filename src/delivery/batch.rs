@@ -1,0 +1,148 @@
+//! What goes into one request.
+
+use super::ChunkRef;
+use super::loaded::{Loaded, Slice};
+
+/// A limit on bytes is never learnt to be smaller than this.
+const LEAST_BYTES: usize = 16 * 1024;
+
+/// Some slices, all of one lane.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Batch {
+    /// Which records.
+    pub(super) slices: Vec<Slice>,
+    /// How many of them are open.
+    pub(super) events: usize,
+    /// What they are estimated to be as JSON.
+    pub(super) bytes: usize,
+    /// The count of acceptances when these events, or a batch that held them, were first refused.
+    pub(super) refused_since: Option<u64>,
+}
+
+impl Batch {
+    /// A batch of one slice.
+    pub(super) fn of(slice: Slice, loaded: &Loaded) -> Self {
+        let mut batch = Batch::default();
+        batch.push(slice, loaded);
+        batch
+    }
+
+    /// Adds a slice.
+    pub(super) fn push(&mut self, slice: Slice, loaded: &Loaded) {
+        for (_, _, body) in loaded.open(&slice) {
+            self.events += 1;
+            self.bytes = self.bytes.saturating_add(json_estimate(body));
+        }
+        self.slices.push(slice);
+    }
+
+    /// The lane of its records; 0 if it is empty.
+    pub(super) fn lane(&self) -> u8 {
+        self.slices.first().map_or(0, |slice| slice.chunk.key.lane)
+    }
+
+    /// The chunks it has records of, some of them perhaps twice in a row.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
+        self.slices.iter().map(|slice| slice.chunk)
+    }
+
+    /// Two batches with half of the open records each. Of no use with fewer than two.
+    pub(super) fn halves(self, loaded: &mut Loaded) -> (Batch, Batch) {
+        let refused_since = self.refused_since;
+        let mut missing = self.events / 2;
+        let (mut first, mut second) = (Batch::default(), Batch::default());
+        for mut slice in self.slices {
+            let open: Vec<usize> = loaded.open(&slice).map(|(position, ..)| position - slice.range.start).collect();
+            let Some(&cut) = open.get(missing) else {
+                missing -= open.len();
+                first.push(slice, loaded);
+                continue;
+            };
+            if missing > 0 {
+                let rest = slice.split_off(cut, loaded);
+                first.push(slice, loaded);
+                second.push(rest, loaded);
+                missing = 0;
+            } else {
+                second.push(slice, loaded);
+            }
+        }
+        (first.refused_since, second.refused_since) = (refused_since, refused_since);
+        (first, second)
+    }
+}
+
+/// What a record is taken to be as JSON: more than MessagePack, plus the members that are written for every event.
+pub(super) fn json_estimate(body: &[u8]) -> usize {
+    body.len().saturating_mul(3) / 2 + 200
+}
+
+/// How much goes into one request. The limit on bytes learns: a proxy may take less than PostHog, and a slow link may not carry in
+/// one timeout what a fast one does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchLimits {
+    /// Events in one batch.
+    pub(super) events: usize,
+    /// Estimated bytes of JSON in one batch.
+    pub(super) bytes: usize,
+    most_bytes: usize,
+}
+
+impl BatchLimits {
+    /// The configured limits.
+    pub(super) fn new(events: usize, bytes: usize) -> Self {
+        let bytes = bytes.max(LEAST_BYTES);
+        Self { events: events.max(1), bytes, most_bytes: bytes }
+    }
+
+    /// A batch of so many bytes was too much.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        self.bytes = (bytes / 2).clamp(LEAST_BYTES, self.bytes);
+    }
+
+    /// A batch came through.
+    pub(super) fn grow(&mut self) {
+        self.bytes = self.bytes.saturating_add(self.bytes / 16).min(self.most_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::chunk;
+    use super::*;
+
+    #[test]
+    fn halves_hold_every_record_once_wherever_the_cut_falls() {
+        for counts in [vec![2], vec![1, 1], vec![3, 4], vec![1, 9, 1], vec![7, 1, 1], vec![100]] {
+            let mut loaded = Loaded::default();
+            let (mut batch, mut seq) = (Batch::default(), 1);
+            for count in counts {
+                let (reference, chunk) = chunk(0, seq, count);
+                seq += count;
+                let slice = loaded.insert(reference, chunk);
+                batch.push(slice, &loaded);
+            }
+            let events = batch.events;
+            let (first, second) = batch.halves(&mut loaded);
+            assert_eq!((first.events, second.events), (events / 2, events - events / 2));
+            let all = first.slices.iter().chain(&second.slices);
+            let seqs: Vec<u64> = all.flat_map(|slice| loaded.open(slice).map(|(_, seq, _)| seq)).collect();
+            assert_eq!(seqs, (1..seq).collect::<Vec<_>>());
+            for slice in first.slices.iter().chain(&second.slices) {
+                loaded.release(slice);
+            }
+            assert!(loaded.is_empty(), "each slice was counted");
+        }
+    }
+
+    #[test]
+    fn limits_shrink_to_what_came_through_and_grow_back() {
+        let mut limits = BatchLimits::new(1000, 4 << 20);
+        limits.shrink(2 << 20);
+        assert_eq!(limits.bytes, 1 << 20);
+        limits.shrink(1);
+        assert_eq!(limits.bytes, LEAST_BYTES);
+        (0..200).for_each(|_| limits.grow());
+        assert_eq!(limits.bytes, 4 << 20);
+    }
+}

@@ -1,0 +1,373 @@
+//! The task: what is asked of it, what it may send, what came back, when to wake up again.
+
+use std::collections::HashMap;
+use std::fmt::{self, Debug};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::rngs::{StdRng, SysRng};
+use tokio::task::{Id, JoinSet};
+
+use super::batch::{Batch, BatchLimits};
+use super::body::{self, Body, Envelope};
+use super::flush::{Endpoint, FlushOutcome, Flushes, Totals};
+use super::handle::{FlushDone, Shared, call};
+use super::intake::Intake;
+use super::pace::{Pace, Permit, Ticket};
+use super::split::{Split, Turn};
+use super::{
+    DeliveryHandle, DeliveryOptions, DeliveryState, Notice, OnDelivery, PaceState, Report, Source, SourceError,
+};
+use crate::clock::{Clock, WallNanos};
+use crate::transport::{Post, Request, Response, TransportError};
+
+/// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
+const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
+
+/// What an engine is made of.
+pub(crate) struct EngineParts {
+    /// What to send, where, and how much at once.
+    pub(crate) options: DeliveryOptions,
+    /// The queue.
+    pub(crate) source: Arc<dyn Source>,
+    /// The network.
+    pub(crate) transport: Arc<dyn Post>,
+    /// Wall time.
+    pub(crate) clock: Clock,
+    /// Hears of everything.
+    pub(crate) report: Report,
+    /// The program's own ear.
+    pub(crate) on_delivery: Option<OnDelivery>,
+    /// What `PaceState::next_attempt` was in an earlier life.
+    pub(crate) next_attempt: Option<WallNanos>,
+}
+
+/// The delivery task.
+pub(crate) struct Engine {
+    pub(super) options: DeliveryOptions,
+    pub(super) clock: Clock,
+    pub(super) report: Report,
+    pub(super) on_delivery: Option<OnDelivery>,
+    pub(super) intake: Intake,
+    pub(super) split: Split,
+    pub(super) pace: Pace,
+    pub(super) limits: BatchLimits,
+    pub(super) rng: StdRng,
+    pub(super) state: DeliveryState,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) shared: Arc<Shared>,
+    /// What the source was last told of the pace.
+    pub(super) remembered: PaceState,
+    transport: Arc<dyn Post>,
+    requests: JoinSet<Result<Response, TransportError>>,
+    under_way: HashMap<Id, (Batch, Ticket)>,
+    flushes: Flushes,
+    /// Until when to go on.
+    stop: Option<Instant>,
+    /// The endpoint failed while we are stopping: no more attempts.
+    gave_up: bool,
+    next_attempt: Option<WallNanos>,
+}
+
+impl Engine {
+    /// An engine, to be [`run`], and its handle.
+    pub(crate) fn new(parts: EngineParts) -> (Self, DeliveryHandle) {
+        let (shared, handle) = Shared::new();
+        let pace_options = parts.options.pace.clone();
+        let engine = Self {
+            intake: Intake::new(Arc::clone(&parts.source), pace_options.clone(), random()),
+            split: Split::default(),
+            pace: Pace::new(pace_options),
+            limits: BatchLimits::new(parts.options.max_batch_events, parts.options.max_batch_bytes),
+            rng: random(),
+            state: DeliveryState::default(),
+            options: parts.options,
+            clock: parts.clock,
+            report: parts.report,
+            on_delivery: parts.on_delivery,
+            source: parts.source,
+            transport: parts.transport,
+            shared,
+            requests: JoinSet::new(),
+            under_way: HashMap::new(),
+            flushes: Flushes::default(),
+            stop: None,
+            gave_up: false,
+            remembered: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
+            next_attempt: parts.next_attempt,
+        };
+        (engine, handle)
+    }
+}
+
+/// Runs until it is stopped or abandoned.
+pub(crate) async fn run(mut engine: Engine) {
+    engine.begin();
+    while engine.hear() {
+        engine.fill();
+        engine.answer_flushes();
+        engine.publish();
+        if engine.is_over() {
+            engine.settle_all();
+            break;
+        }
+        engine.wait().await;
+    }
+}
+
+/// The time that tokio's timers go by; in tests it may stand still.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Engine {
+    fn begin(&mut self) {
+        let now = now();
+        if let Some(at) = self.next_attempt {
+            let wait = at.saturating_sub(self.clock.wall_nanos());
+            self.pace.resume_hold(now, Duration::from_nanos(u64::try_from(wait).unwrap_or(0)));
+        }
+        match self.intake.read(1, now, &mut self.flushes) {
+            Ok(true) => self.pace.delay_first_send(now, &mut self.rng),
+            Ok(false) => {}
+            Err(error) => self.unreadable(&error),
+        }
+    }
+
+    /// Takes in what is asked. False: nothing more is to be done.
+    fn hear(&mut self) -> bool {
+        let (committed, flushes, stops) = {
+            let mut inbox = self.shared.inbox();
+            if inbox.abandoned {
+                return false;
+            }
+            let stops = inbox.stop.is_some() && self.stop.is_none();
+            self.stop = inbox.stop;
+            (std::mem::take(&mut inbox.committed) || stops, std::mem::take(&mut inbox.flushes), stops)
+        };
+        if committed || !flushes.is_empty() {
+            self.intake.expect_more();
+        }
+        for done in flushes {
+            self.begin_flush(done);
+        }
+        self.gave_up |= stops && self.pace.flush_is_futile(now());
+        true
+    }
+
+    fn begin_flush(&mut self, done: FlushDone) {
+        let totals = self.intake.totals;
+        if self.pace.flush_is_futile(now()) {
+            let endpoint = self.endpoint();
+            self.call(done, totals, endpoint);
+        } else {
+            self.flushes.push(self.intake.newest(), totals, done);
+        }
+    }
+
+    /// Starts what may be started.
+    fn fill(&mut self) {
+        while !self.gave_up {
+            let now = now();
+            let eager = self.stop.is_some() || !self.flushes.is_empty();
+            if self.intake.aside.any_due(self.intake.accepted, now) {
+                self.intake.expect_more();
+            }
+            let Permit::Send { ticket, small } = self.pace.permit(now, self.under_way.len(), eager) else { break };
+            match self.next_batch(small, now) {
+                Ok(Some(batch)) => self.send(batch, ticket, now),
+                Ok(None) => break,
+                Err(error) => {
+                    self.unreadable(&error);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn next_batch(&mut self, small: bool, now: Instant) -> Result<Option<Batch>, SourceError> {
+        let turn = self.split.turn();
+        if turn == Turn::Piece && !self.split.is_empty() {
+            return Ok(self.split.pop());
+        }
+        let fresh = self.intake.assemble(&self.limits, small, now, &mut self.flushes)?;
+        self.split.push(self.intake.take_due());
+        Ok(fresh.or_else(|| self.split.pop()))
+    }
+
+    fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
+        let Some(body) = self.encode(&mut batch, now) else { return };
+        if body.json_bytes > MOST_JSON_BYTES && batch.events > 1 {
+            let (first, second) = batch.halves(&mut self.intake.loaded);
+            self.split.push([first, second]);
+            return;
+        }
+        let wall = self.clock.wall_nanos();
+        let mut last = None;
+        for chunk in batch.chunks().filter(|&chunk| last.replace(chunk) != Some(chunk)) {
+            let tries = self.intake.loaded.tries(chunk);
+            tries.attempts = tries.attempts.saturating_add(1);
+            tries.first_attempt.get_or_insert(wall);
+        }
+        let pending = self.transport.post(self.request(batch.lane(), body.bytes));
+        let task = self.requests.spawn(pending);
+        self.under_way.insert(task.id(), (batch, ticket));
+    }
+
+    /// The batch as a body; records that cannot be read are buried. `None` if nothing is left.
+    fn encode(&mut self, batch: &mut Batch, now: Instant) -> Option<Body> {
+        let envelope = Envelope {
+            api_key: &self.options.api_key,
+            historical_migration: self.options.historical_migration,
+            sent_at: self.clock.wall_nanos(),
+        };
+        let loaded = &self.intake.loaded;
+        let records = || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
+        let bodies = records().map(|(_, (_, _, body))| body);
+        // Writing to memory fails only where allocating does.
+        let written = body::write(&envelope, self.options.compression, bodies).ok();
+        let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
+        let culprits: Vec<_> = malformed
+            .iter()
+            .filter_map(|(index, error)| {
+                let (chunk, (position, ..)) = records().nth(*index)?;
+                Some((chunk, position, format!("the record cannot be read: {error}")))
+            })
+            .collect();
+        batch.events = batch.events.saturating_sub(culprits.len());
+        for (chunk, position, reason) in culprits {
+            self.bury(chunk, position, 0, &reason);
+        }
+        if batch.events == 0 || written.is_none() {
+            self.intake.release(batch, now);
+            return None;
+        }
+        written
+    }
+
+    fn request(&self, lane: u8, body: Vec<u8>) -> Request {
+        let url = self.options.urls.get(usize::from(lane)).or(self.options.urls.first()).cloned().unwrap_or_default();
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        let is_gzip = matches!(self.options.compression, body::Compression::Gzip { .. });
+        if is_gzip {
+            headers.push(("content-encoding", "gzip".to_owned()));
+        }
+        let url = if is_gzip { format!("{url}?compression=gzip").into() } else { url };
+        Request { url, headers, body }
+    }
+
+    async fn wait(&mut self) {
+        let wake = self.next_wake();
+        let sleep = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => pending().await,
+            }
+        };
+        let answer = tokio::select! {
+            biased;
+            Some(answer) = self.requests.join_next_with_id(), if !self.requests.is_empty() => answer,
+            () = self.shared.wake.notified() => return,
+            () = sleep => return,
+        };
+        let (id, result) = match answer {
+            Ok((id, result)) => (id, result),
+            // A request that panicked is one that failed.
+            Err(error) => (error.id(), Err(TransportError::Other(error.into()))),
+        };
+        if let Some((batch, ticket)) = self.under_way.remove(&id) {
+            self.answered(batch, ticket, result);
+        }
+    }
+
+    /// When to look again without being asked; `None` while nothing is pending.
+    fn next_wake(&self) -> Option<Instant> {
+        let now = now();
+        let eager = self.stop.is_some() || !self.flushes.is_empty();
+        let has_work = self.intake.has_work() || !self.split.is_empty();
+        let paced = match self.pace.permit(now, self.under_way.len(), eager) {
+            Permit::Wait(until) if has_work => Some(until),
+            _ => None,
+        };
+        let readable = self.intake.unreadable_until().filter(|_| has_work);
+        [paced, readable, self.intake.aside.next_due(), self.stop].into_iter().flatten().min()
+    }
+
+    fn answer_flushes(&mut self) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        let loaded: Vec<_> = self.intake.loaded.references().collect();
+        let endpoint = self.endpoint();
+        for (totals, done) in self.flushes.take_done(loaded.iter().copied()) {
+            self.call(done, totals, endpoint.clone());
+        }
+    }
+
+    /// The endpoint is found down: everybody who waits is told.
+    pub(super) fn fail_flushes(&mut self) {
+        let endpoint = self.endpoint();
+        for (totals, done) in self.flushes.take_all() {
+            self.call(done, totals, endpoint.clone());
+        }
+        self.gave_up |= self.stop.is_some();
+    }
+
+    fn call(&self, done: FlushDone, at_begin: Totals, endpoint: Endpoint) {
+        let totals = self.intake.totals;
+        let delivered = totals.delivered.saturating_sub(at_begin.delivered);
+        let buried = totals.buried.saturating_sub(at_begin.buried);
+        if !call(done, FlushOutcome { delivered, buried, endpoint }) {
+            (self.report)(Notice::CallbackPanicked);
+        }
+    }
+
+    fn unreadable(&mut self, error: &SourceError) {
+        let reason = format!("{error}: {}", error.0);
+        (self.report)(Notice::QueueUnreadable { reason: reason.clone() });
+        self.state.last_error = Some(reason.clone());
+        let endpoint = Endpoint::Down { reason, until: None };
+        for (totals, done) in self.flushes.take_all() {
+            self.call(done, totals, endpoint.clone());
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(deadline) = self.stop else { return false };
+        let is_done = self.gave_up || !(self.intake.has_work() || !self.split.is_empty());
+        now() >= deadline || (is_done && self.under_way.is_empty())
+    }
+
+    fn settle_all(&mut self) {
+        self.requests.abort_all();
+        self.intake.close_all(now());
+        self.answer_flushes();
+        self.publish();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Also on the way out of a runtime that is shut down: nobody waits for ever.
+        for (totals, done) in self.flushes.take_all() {
+            self.call(done, totals, Endpoint::Stopped);
+        }
+        self.shared.close();
+    }
+}
+
+impl Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("pace", &self.pace).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// Chance for jitter; where the system has none to give, the time will do.
+fn random() -> StdRng {
+    StdRng::try_from_rng(&mut SysRng).unwrap_or_else(|_| {
+        let nanos = Clock::System.wall_nanos().unsigned_abs();
+        StdRng::seed_from_u64(nanos ^ u64::from(std::process::id()).rotate_left(32))
+    })
+}

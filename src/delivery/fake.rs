@@ -1,0 +1,258 @@
+//! A queue and an endpoint for tests, both in memory, and the records to send.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{ChunkRef, Compression, DeliveryOptions, PaceState, Settlement, Source, SourceError};
+use crate::record::frame;
+use crate::store::{Chunk, ChunkKey, DeadRecord};
+use crate::transport::{Pending, Post, Request, Response, RetryAfter, TransportError};
+
+/// A record whose event is called `event <n>` and whose uuid is `n`.
+pub(super) fn record(n: u64) -> Vec<u8> {
+    let mut body = vec![0; 36];
+    body[12..28].copy_from_slice(&u128::from(n).to_be_bytes());
+    body.extend_from_slice(format!("event {n}").as_bytes());
+    body
+}
+
+/// A record that cannot be decoded.
+pub(super) fn malformed_record() -> Vec<u8> {
+    let mut body = record(0);
+    body.extend_from_slice(b"!malformed");
+    body
+}
+
+/// A chunk of `count` records with sequence numbers from `first_seq` on, their events named after these.
+pub(super) fn chunk(origin: u32, first_seq: u64, count: u64) -> (ChunkRef, Chunk) {
+    chunk_of(origin, 0, first_seq, &(first_seq..first_seq + count).map(record).collect::<Vec<_>>())
+}
+
+/// A chunk of these records.
+pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>]) -> (ChunkRef, Chunk) {
+    let mut frames = Vec::new();
+    for (seq, body) in (first_seq..).zip(records) {
+        frame::append(&mut frames, body, 0, seq, 7);
+    }
+    let key = ChunkKey { lane, first_seq };
+    let count = u32::try_from(records.len()).unwrap();
+    (ChunkRef { origin, key }, Chunk { key, count, salt: 7, carried_at: 0, frames: frames.into() })
+}
+
+/// What the queue holds, and what became of the rest.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) rows: BTreeMap<ChunkRef, Chunk>,
+    pub(super) newest: BTreeMap<(u32, u8), ChunkRef>,
+    pub(super) delivered: u64,
+    pub(super) buried: Vec<DeadRecord>,
+    pub(super) settlements: usize,
+    pub(super) paces: Vec<PaceState>,
+    pub(super) is_broken: bool,
+    next_seq: u64,
+}
+
+/// A queue in memory. Each settlement is checked: every record is accounted for once.
+#[derive(Debug, Default)]
+pub(super) struct FakeQueue(Mutex<Ledger>);
+
+impl FakeQueue {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap()
+    }
+
+    /// Commits a chunk of `count` events; gives the first one's number.
+    pub(super) fn commit(&self, count: u64) -> u64 {
+        let first = self.ledger().next_seq.max(1);
+        self.commit_chunk(chunk(0, first, count));
+        first
+    }
+
+    pub(super) fn commit_chunk(&self, (reference, chunk): (ChunkRef, Chunk)) {
+        let mut ledger = self.ledger();
+        ledger.next_seq = ledger.next_seq.max(reference.key.first_seq + u64::from(chunk.count));
+        ledger.newest.insert((reference.origin, reference.key.lane), reference);
+        ledger.rows.insert(reference, chunk);
+    }
+
+    /// The sequence numbers of what is queued.
+    pub(super) fn queued(&self) -> Vec<u64> {
+        let ledger = self.ledger();
+        ledger.rows.values().flat_map(|chunk| frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq)).collect()
+    }
+}
+
+impl Source for FakeQueue {
+    fn read(
+        &self,
+        max_bytes: usize,
+        busy: &dyn Fn(ChunkRef) -> bool,
+    ) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+        let ledger = self.ledger();
+        if ledger.is_broken {
+            return Err(SourceError("the disk is gone".into()));
+        }
+        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        for (&reference, chunk) in ledger.rows.iter().filter(|&(&reference, _)| !busy(reference)) {
+            if !chunks.is_empty() && bytes + chunk.frames.len() > max_bytes {
+                break;
+            }
+            bytes += chunk.frames.len();
+            chunks.push((reference, chunk.clone()));
+        }
+        Ok(chunks)
+    }
+
+    fn newest(&self) -> Vec<ChunkRef> {
+        self.ledger().newest.values().copied().collect()
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        let mut ledger = self.ledger();
+        let row = ledger.rows.remove(&settlement.chunk).expect("a chunk is settled while it is queued");
+        let keep: BTreeSet<u64> = settlement.keep.iter().flatten().copied().collect();
+        let accounted = settlement.delivered + settlement.buried.len() as u64 + keep.len() as u64;
+        assert_eq!(accounted, u64::from(row.count), "{settlement:?}");
+        ledger.delivered += settlement.delivered;
+        ledger.settlements += 1;
+        ledger.buried.extend(settlement.buried);
+        if !keep.is_empty() {
+            let mut frames = Vec::new();
+            for (head, body) in frame::frames(&row.frames, row.salt).filter(|(head, _)| keep.contains(&head.seq)) {
+                frame::append(&mut frames, body, head.class, head.seq, row.salt);
+            }
+            let count = u32::try_from(keep.len()).unwrap();
+            ledger.rows.insert(settlement.chunk, Chunk { count, frames: frames.into(), ..row });
+        }
+    }
+
+    fn pace(&self, state: &PaceState) {
+        self.ledger().paces.push(*state);
+    }
+}
+
+/// A request as the endpoint sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    /// Since the first request.
+    pub(super) at: Duration,
+    pub(super) url: Arc<str>,
+    /// The numbers of its events.
+    pub(super) events: Vec<u64>,
+    /// Requests under way, this one included.
+    pub(super) in_flight: usize,
+}
+
+/// What the endpoint answers, and after how long.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) body: String,
+    pub(super) retry_after: Option<u64>,
+    pub(super) takes: Duration,
+}
+
+impl Reply {
+    pub(super) fn new(status: u16, body: &str) -> Self {
+        Self { status, body: body.to_owned(), retry_after: None, takes: Duration::from_millis(1) }
+    }
+
+    pub(super) fn ok() -> Self {
+        Self::new(200, r#"{"status":1}"#)
+    }
+
+    /// A refusal in PostHog's words.
+    pub(super) fn bad_event() -> Self {
+        Self::new(400, "event submitted with an empty event name")
+    }
+
+    pub(super) fn after(self, takes: Duration) -> Self {
+        Self { takes, ..self }
+    }
+}
+
+type Script = Box<dyn FnMut(&Seen) -> Reply + Send>;
+
+struct Played {
+    script: Script,
+    seen: Vec<Seen>,
+    in_flight: usize,
+    begun: Option<tokio::time::Instant>,
+}
+
+/// An endpoint in memory that does as its script says.
+#[derive(Clone)]
+pub(super) struct FakeEndpoint(Arc<Mutex<Played>>);
+
+impl FakeEndpoint {
+    pub(super) fn new(script: impl FnMut(&Seen) -> Reply + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Played { script: Box::new(script), seen: Vec::new(), in_flight: 0, begun: None })))
+    }
+
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.0.lock().unwrap().seen.clone()
+    }
+
+    pub(super) fn change(&self, script: impl FnMut(&Seen) -> Reply + Send + 'static) {
+        self.0.lock().unwrap().script = Box::new(script);
+    }
+}
+
+/// A request is under way until its future is done or dropped.
+struct UnderWay(FakeEndpoint);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().in_flight -= 1;
+    }
+}
+
+impl Post for FakeEndpoint {
+    fn post(&self, request: Request) -> Pending {
+        let body: Value = serde_json::from_slice(&request.body).unwrap();
+        let number = |event: &Value| event["event"].as_str().unwrap()["event ".len()..].parse().unwrap();
+        let reply = {
+            let mut played = self.0.lock().unwrap();
+            let begun = *played.begun.get_or_insert_with(tokio::time::Instant::now);
+            played.in_flight += 1;
+            let seen = Seen {
+                at: begun.elapsed(),
+                url: request.url,
+                events: body["batch"].as_array().unwrap().iter().map(number).collect(),
+                in_flight: played.in_flight,
+            };
+            let reply = (played.script)(&seen);
+            played.seen.push(seen);
+            reply
+        };
+        let under_way = UnderWay(self.clone());
+        Box::pin(async move {
+            tokio::time::sleep(reply.takes).await;
+            drop(under_way);
+            if reply.status == 0 {
+                return Err(TransportError::Connect(reply.body.into()));
+            }
+            Ok(Response {
+                status: reply.status,
+                content_type: None,
+                retry_after: reply.retry_after.map(|secs| RetryAfter::In(Duration::from_secs(secs))),
+                body: reply.body.into_bytes(),
+            })
+        })
+    }
+}
+
+/// Options without compression, so that the endpoint can read bodies, and without the jitter of the first send.
+pub(super) fn options() -> DeliveryOptions {
+    let mut options = DeliveryOptions {
+        urls: vec!["http://fake/batch/".into(), "http://fake/ai/".into()],
+        api_key: "phc_test".to_owned(),
+        compression: Compression::None,
+        ..DeliveryOptions::default()
+    };
+    options.pace.first_send_jitter = Duration::ZERO;
+    options
+}

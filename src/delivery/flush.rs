@@ -1,0 +1,160 @@
+//! Who waits for a flush, and when it is over.
+//!
+//! A flush covers the chunks committed before it: for each origin and lane those up to the newest of that moment. It is over when the
+//! reading has got beyond these and none of them is in memory any more. New events keep coming; they are not its business.
+
+use super::ChunkRef;
+use super::handle::FlushDone;
+use crate::clock::WallNanos;
+
+/// What a flush found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FlushOutcome {
+    /// Events that PostHog took since the flush began, whoever asked for it.
+    pub(crate) delivered: u64,
+    /// Events that went to the dead letters meanwhile.
+    pub(crate) buried: u64,
+    /// How the endpoint is.
+    pub(crate) endpoint: Endpoint,
+}
+
+/// The endpoint, as a flush found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// It works.
+    Up,
+    /// It does not, or the queue cannot be read; the events stay queued.
+    Down {
+        /// What the last attempt said.
+        reason: String,
+        /// When the next attempt is due.
+        until: Option<WallNanos>,
+    },
+    /// It refuses the key or the quota; the events stay queued.
+    Paused {
+        /// 401, 402 or 403.
+        status: u16,
+        /// When the next attempt is due.
+        until: Option<WallNanos>,
+    },
+    /// The delivery has ended.
+    Stopped,
+}
+
+/// Events delivered and buried so far in this life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// PostHog took them.
+    pub(super) delivered: u64,
+    /// PostHog never will.
+    pub(super) buried: u64,
+}
+
+struct Waiter {
+    /// The newest chunk of each origin and lane, and whether the reading has got beyond it.
+    limits: Vec<(ChunkRef, bool)>,
+    at_begin: Totals,
+    done: FlushDone,
+}
+
+/// All who wait.
+#[derive(Default)]
+pub(super) struct Flushes {
+    waiters: Vec<Waiter>,
+}
+
+impl Flushes {
+    /// Somebody waits from now on.
+    pub(super) fn push(&mut self, newest: Vec<ChunkRef>, at_begin: Totals, done: FlushDone) {
+        self.waiters.push(Waiter {
+            limits: newest.into_iter().map(|limit| (limit, false)).collect(),
+            at_begin,
+            done,
+        });
+    }
+
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+
+    /// A chunk was read.
+    pub(super) fn saw(&mut self, chunk: ChunkRef) {
+        for (limit, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
+            *passed |= same_row_of_chunks(*limit, chunk) && chunk.key > limit.key;
+        }
+    }
+
+    /// There was nothing more to read.
+    pub(super) fn saw_the_end(&mut self) {
+        for (_, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
+            *passed = true;
+        }
+    }
+
+    /// Takes out those that are over, given the chunks in memory.
+    pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<(Totals, FlushDone)> {
+        let is_done = |waiter: &mut Waiter| {
+            waiter.limits.iter().all(|&(limit, passed)| {
+                let pending = |chunk: ChunkRef| same_row_of_chunks(limit, chunk) && chunk.key <= limit.key;
+                passed && !loaded.clone().any(pending)
+            })
+        };
+        self.waiters.extract_if(.., is_done).map(|waiter| (waiter.at_begin, waiter.done)).collect()
+    }
+
+    /// Takes out all.
+    pub(super) fn take_all(&mut self) -> Vec<(Totals, FlushDone)> {
+        self.waiters.drain(..).map(|waiter| (waiter.at_begin, waiter.done)).collect()
+    }
+}
+
+fn same_row_of_chunks(one: ChunkRef, other: ChunkRef) -> bool {
+    (one.origin, one.key.lane) == (other.origin, other.key.lane)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ChunkKey;
+
+    fn at(origin: u32, first_seq: u64) -> ChunkRef {
+        ChunkRef { origin, key: ChunkKey { lane: 0, first_seq } }
+    }
+
+    fn done(flushes: &mut Flushes, loaded: &[ChunkRef]) -> bool {
+        !flushes.take_done(loaded.iter().copied()).is_empty()
+    }
+
+    fn flush_up_to(newest: &[ChunkRef]) -> Flushes {
+        let mut flushes = Flushes::default();
+        flushes.push(newest.to_vec(), Totals::default(), Box::new(|_| ()));
+        flushes
+    }
+
+    #[test]
+    fn a_flush_ends_when_the_reading_is_beyond_its_chunks_and_none_is_in_memory() {
+        let mut flushes = flush_up_to(&[at(0, 10)]);
+        assert!(!done(&mut flushes, &[]), "what is not read yet may be there");
+        flushes.saw(at(0, 10));
+        flushes.saw(at(1, 99));
+        assert!(!done(&mut flushes, &[]), "neither its last chunk nor another origin's tells of its end");
+        flushes.saw(at(0, 11));
+        assert!(!done(&mut flushes, &[at(0, 3)]));
+        assert!(done(&mut flushes, &[at(0, 11), at(1, 3)]));
+    }
+
+    #[test]
+    fn every_origin_has_to_be_passed_and_an_empty_read_passes_all() {
+        let mut flushes = flush_up_to(&[at(0, 10), at(1, 10)]);
+        flushes.saw(at(0, 11));
+        assert!(!done(&mut flushes, &[]));
+        flushes.saw_the_end();
+        assert!(done(&mut flushes, &[]));
+    }
+
+    #[test]
+    fn a_flush_of_an_empty_queue_is_over_at_once() {
+        assert!(done(&mut flush_up_to(&[]), &[at(0, 1)]));
+    }
+}

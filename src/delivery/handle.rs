@@ -1,0 +1,135 @@
+//! How other threads talk to the engine: a mailbox that never makes anybody wait.
+
+use std::fmt::{self, Debug};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::flush::{Endpoint, FlushOutcome};
+use super::state::DeliveryState;
+
+/// Told how a flush went.
+pub(crate) type FlushDone = Box<dyn FnOnce(FlushOutcome) + Send>;
+/// Told that the engine has stopped.
+pub(crate) type StopDone = Box<dyn FnOnce() + Send>;
+
+/// The engine, from outside. Clones are the same engine. No call waits.
+#[derive(Clone)]
+pub(crate) struct DeliveryHandle {
+    shared: Arc<Shared>,
+}
+
+impl DeliveryHandle {
+    /// There are new chunks.
+    pub(crate) fn committed(&self) {
+        self.ask(|inbox| inbox.committed = true);
+    }
+
+    /// Sends what is committed now; `done` is called on the engine's task, or here if the engine has ended.
+    pub(crate) fn flush(&self, done: FlushDone) {
+        let mut done = Some(done);
+        self.ask(|inbox| inbox.flushes.extend(done.take_if(|_| !inbox.closed)));
+        if let Some(done) = done {
+            call(done, FlushOutcome { delivered: 0, buried: 0, endpoint: Endpoint::Stopped });
+        }
+    }
+
+    /// Delivers what it can until `deadline`, settles what is known, and ends. A second call can only bring the deadline forward.
+    pub(crate) fn stop(&self, deadline: Instant, done: StopDone) {
+        let mut done = Some(done);
+        self.ask(|inbox| {
+            inbox.stop = Some(inbox.stop.map_or(deadline, |earlier| earlier.min(deadline)));
+            inbox.stopped.extend(done.take_if(|_| !inbox.closed));
+        });
+        if let Some(done) = done {
+            let _ = catch_unwind(AssertUnwindSafe(done));
+        }
+    }
+
+    /// Ends at once and settles nothing more.
+    pub(crate) fn abandon(&self) {
+        self.ask(|inbox| inbox.abandoned = true);
+    }
+
+    /// A snapshot for statistics.
+    pub(crate) fn state(&self) -> DeliveryState {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ask(&self, change: impl FnOnce(&mut Inbox)) {
+        change(&mut self.shared.inbox());
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Debug for DeliveryHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeliveryHandle").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// What is asked of the engine.
+#[derive(Default)]
+pub(super) struct Inbox {
+    /// There are new chunks.
+    pub(super) committed: bool,
+    /// Who began a flush.
+    pub(super) flushes: Vec<FlushDone>,
+    /// Until when to go on.
+    pub(super) stop: Option<Instant>,
+    /// Who waits for the end.
+    pub(super) stopped: Vec<StopDone>,
+    /// To end at once.
+    pub(super) abandoned: bool,
+    closed: bool,
+}
+
+/// The engine's side of the mailbox.
+#[derive(Default)]
+pub(super) struct Shared {
+    inbox: Mutex<Inbox>,
+    state: Mutex<DeliveryState>,
+    /// Rings once for any number of requests.
+    pub(super) wake: Notify,
+}
+
+impl Shared {
+    /// A mailbox and its other side.
+    pub(super) fn new() -> (Arc<Self>, DeliveryHandle) {
+        let shared = Arc::new(Self::default());
+        let handle = DeliveryHandle { shared: Arc::clone(&shared) };
+        (shared, handle)
+    }
+
+    /// What is asked; held for a few instructions only.
+    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a snapshot.
+    pub(super) fn publish(&self, state: DeliveryState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// Nothing is taken any more; who still waits is told. Also reached when the runtime drops the engine's task.
+    pub(super) fn close(&self) {
+        let (flushes, stopped) = {
+            let mut inbox = self.inbox();
+            inbox.closed = true;
+            (std::mem::take(&mut inbox.flushes), std::mem::take(&mut inbox.stopped))
+        };
+        for done in flushes {
+            call(done, FlushOutcome { delivered: 0, buried: 0, endpoint: Endpoint::Stopped });
+        }
+        for done in stopped {
+            let _ = catch_unwind(AssertUnwindSafe(done));
+        }
+    }
+}
+
+/// Calls back; a panic there is not the engine's. False if there was one.
+pub(super) fn call(done: FlushDone, outcome: FlushOutcome) -> bool {
+    catch_unwind(AssertUnwindSafe(|| done(outcome))).is_ok()
+}

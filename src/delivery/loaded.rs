@@ -1,0 +1,221 @@
+//! The chunks in memory: their records, what became of each, and the closing of a chunk.
+
+use std::collections::HashMap;
+use std::ops::{Range, RangeInclusive};
+
+use super::aside::EventId;
+use super::{ChunkRef, Settlement};
+use crate::clock::WallNanos;
+use crate::record::frame;
+use crate::store::{Chunk, DeadRecord};
+
+/// Neighbouring records of one loaded chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Slice {
+    /// Of which chunk.
+    pub(super) chunk: ChunkRef,
+    /// Which of its records, by position.
+    pub(super) range: Range<usize>,
+}
+
+impl Slice {
+    /// Cuts the slice before its `at`-th record; both parts count as slices under way from then on.
+    pub(super) fn split_off(&mut self, at: usize, loaded: &mut Loaded) -> Slice {
+        let middle = self.range.start.saturating_add(at).min(self.range.end);
+        let rest = Slice { chunk: self.chunk, range: middle..self.range.end };
+        self.range.end = middle;
+        loaded.retain(&rest);
+        rest
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Open,
+    Delivered,
+    Buried,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    seq: u64,
+    body: Range<usize>,
+    fate: Fate,
+}
+
+/// How often, and since when, a chunk has been tried in this life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tries {
+    /// Requests that carried some of it.
+    pub(super) attempts: u32,
+    /// When the first one went.
+    pub(super) first_attempt: Option<WallNanos>,
+    /// Acceptances counted when it first failed for no fault of its own.
+    pub(super) failed_since: Option<u64>,
+}
+
+#[derive(Debug)]
+struct LoadedChunk {
+    chunk: Chunk,
+    records: Vec<Record>,
+    /// Slices of it that are queued or under way.
+    slices: usize,
+    buried: Vec<DeadRecord>,
+    set_aside: bool,
+}
+
+/// A chunk that no slice refers to any more.
+#[derive(Debug)]
+pub(super) struct Closed {
+    /// What is to be settled; `None` if nothing was decided.
+    pub(super) settlement: Option<Settlement>,
+    /// Which one.
+    pub(super) chunk: ChunkRef,
+    /// Some of it remains, and is not to be read again at once.
+    pub(super) set_aside: bool,
+    /// Nothing of it remains.
+    pub(super) is_done: bool,
+    /// The sequence numbers it had.
+    pub(super) seqs: RangeInclusive<u64>,
+}
+
+/// The chunks in memory.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    chunks: HashMap<ChunkRef, LoadedChunk>,
+    tries: HashMap<ChunkRef, Tries>,
+}
+
+/// Tries of so many chunks are remembered while these are not loaded.
+const MAX_TRIES: usize = 10_000;
+
+impl Loaded {
+    /// Takes a chunk in, as one slice of all its records.
+    pub(super) fn insert(&mut self, reference: ChunkRef, chunk: Chunk) -> Slice {
+        let mut records = Vec::with_capacity(chunk.count as usize);
+        let mut frames = frame::frames(&chunk.frames, chunk.salt);
+        let mut start = frames.position();
+        while let Some((head, body)) = frames.next() {
+            let from = start + frame::FRAME_HEAD;
+            records.push(Record { seq: head.seq, body: from..from + body.len(), fate: Fate::Open });
+            start = frames.position();
+        }
+        let slice = Slice { chunk: reference, range: 0..records.len() };
+        self.chunks
+            .insert(reference, LoadedChunk { chunk, records, slices: 1, buried: Vec::new(), set_aside: false });
+        slice
+    }
+
+    /// Whether a chunk is in memory.
+    pub(super) fn contains(&self, chunk: ChunkRef) -> bool {
+        self.chunks.contains_key(&chunk)
+    }
+
+    /// Which chunks are in memory.
+    pub(super) fn references(&self) -> impl Iterator<Item = ChunkRef> + '_ {
+        self.chunks.keys().copied()
+    }
+
+    /// Whether none is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// The open records of a slice: position in the chunk, sequence number, body.
+    pub(super) fn open(&self, slice: &Slice) -> impl Iterator<Item = (usize, u64, &[u8])> + '_ {
+        let first = slice.range.start;
+        let chunk = self.chunks.get(&slice.chunk);
+        chunk.and_then(|chunk| chunk.records.get(slice.range.clone()).map(|records| (chunk, records))).into_iter().flat_map(
+            move |(chunk, records)| {
+                records.iter().enumerate().filter(|(_, record)| record.fate == Fate::Open).filter_map(move |(at, record)| {
+                    Some((first + at, record.seq, chunk.chunk.frames.get(record.body.clone())?))
+                })
+            },
+        )
+    }
+
+    /// One more slice refers to the chunk.
+    pub(super) fn retain(&mut self, slice: &Slice) {
+        if let Some(chunk) = self.chunks.get_mut(&slice.chunk) {
+            chunk.slices += 1;
+        }
+    }
+
+    /// PostHog took the open records of the slice.
+    pub(super) fn mark_delivered(&mut self, slice: &Slice) {
+        for record in self.records_mut(slice) {
+            if record.fate == Fate::Open {
+                record.fate = Fate::Delivered;
+            }
+        }
+    }
+
+    /// One record goes to the dead letters.
+    pub(super) fn mark_buried(&mut self, chunk: ChunkRef, position: usize, dead: DeadRecord) {
+        if let Some(loaded) = self.chunks.get_mut(&chunk)
+            && let Some(record) = loaded.records.get_mut(position)
+            && record.fate == Fate::Open
+        {
+            record.fate = Fate::Buried;
+            loaded.buried.push(dead);
+        }
+    }
+
+    /// What remains of the chunk when it is closed is not to be read again at once.
+    pub(super) fn set_aside(&mut self, chunk: ChunkRef) {
+        if let Some(chunk) = self.chunks.get_mut(&chunk) {
+            chunk.set_aside = true;
+        }
+    }
+
+    /// The tries of a chunk.
+    pub(super) fn tries(&mut self, chunk: ChunkRef) -> &mut Tries {
+        if self.tries.len() >= MAX_TRIES {
+            let chunks = &self.chunks;
+            self.tries.retain(|tried, _| chunks.contains_key(tried));
+        }
+        self.tries.entry(chunk).or_default()
+    }
+
+    /// A slice is done with, whatever became of its records. Closes the chunk if it was the last.
+    pub(super) fn release(&mut self, slice: &Slice) -> Option<Closed> {
+        let chunk = self.chunks.get_mut(&slice.chunk)?;
+        chunk.slices = chunk.slices.saturating_sub(1);
+        if chunk.slices == 0 { self.close(slice.chunk) } else { None }
+    }
+
+    /// Closes a chunk, whatever still refers to it.
+    pub(super) fn close(&mut self, reference: ChunkRef) -> Option<Closed> {
+        let chunk = self.chunks.remove(&reference)?;
+        let count = |fate| chunk.records.iter().filter(|record| record.fate == fate).count();
+        let delivered = count(Fate::Delivered) as u64;
+        let open: Vec<u64> =
+            chunk.records.iter().filter(|record| record.fate == Fate::Open).map(|record| record.seq).collect();
+        let is_done = open.is_empty();
+        if is_done {
+            self.tries.remove(&reference);
+        }
+        let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
+        let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
+        let is_decided = is_done || delivered > 0 || !chunk.buried.is_empty();
+        let settlement = is_decided.then(|| Settlement {
+            chunk: reference,
+            delivered,
+            buried: chunk.buried,
+            keep: Some(open).filter(|open| !open.is_empty()),
+        });
+        Some(Closed { settlement, chunk: reference, set_aside: chunk.set_aside && !is_done, is_done, seqs })
+    }
+
+    fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {
+        let chunk = self.chunks.get_mut(&slice.chunk);
+        chunk.and_then(|chunk| chunk.records.get_mut(slice.range.clone())).unwrap_or_default()
+    }
+}
+
+impl EventId {
+    /// The event of a chunk with this sequence number.
+    pub(super) fn of(chunk: ChunkRef, seq: u64) -> Self {
+        Self { origin: chunk.origin, seq }
+    }
+}

@@ -1,0 +1,155 @@
+//! Committed chunks become settled ones: sent to PostHog, judged, deleted or buried.
+//!
+//! One [`Engine`] is one task on a current-thread runtime. It reads chunks from a [`Source`] (the queue), sends their records in
+//! batches, and hands a [`Settlement`] back for each chunk it is done with. It owns no file and no queue; what it has in memory may be
+//! lost at any moment and is then simply read and sent again, with the same uuids.
+//!
+//! # What becomes of a record
+//!
+//! A loaded chunk's records are *open*, *delivered* or *buried*. A batch is a list of slices of loaded chunks; a chunk is closed when
+//! no slice of it is queued or under way. Closing settles what is known and gives the open rest back to the queue (`keep`). Nothing
+//! else ever settles, so every way out (an outage in the middle of a bisection, the deadline of `stop`) is the same few lines.
+//!
+//! * `outcome.rs` judges one answer; `pace.rs` says when the next request may go; both are pure, and tables test them.
+//! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone
+//!   (`split.rs`). That one is buried only on *evidence*: the endpoint accepted some other request after it refused this one. Without
+//!   evidence it is a *suspect*: it stays in the queue, is stepped over, and is tried again once there is evidence, or after a park.
+//!   A stranger's 413 never buries anything. 32 refusals in a row without one acceptance are an outage.
+//! * A transport error, 408, 429, 3xx, 5xx, and whatever else is not named, is an *outage*: all that is not under way goes back to the
+//!   queue, then one probe at a time: 1 + `max_retries` requests with jittered exponential backoff, then a park of 30 s to 5 min.
+//!   `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
+//! * 401, 402 and 403 *pause*: probes of at most ten events, each time others, 30 s to 5 min apart.
+//! * What failed is avoided by the next probes while there is anything else, so that one batch that breaks the server does not look
+//!   like an outage for ever. A chunk that keeps failing while others pass is set aside like a suspect.
+//! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
+//!   answers at once if the last failure is less than a second old.
+//!
+//! # Rules
+//!
+//! * A batch has records of one lane (lanes have endpoints of their own), whole chunks as far as they fit.
+//! * The body is built anew for each attempt: `sent_at` is the time of that attempt, for the server moves every event by it.
+//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by; wall time is the `Clock`'s.
+//! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.
+
+mod answer;
+mod aside;
+mod batch;
+mod body;
+mod engine;
+#[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
+mod fake;
+mod flush;
+mod handle;
+mod intake;
+mod loaded;
+mod notice;
+mod outcome;
+mod pace;
+mod split;
+mod state;
+mod verdict;
+#[cfg(test)]
+mod wire_tests;
+
+use std::error::Error;
+use std::sync::Arc;
+
+use crate::store::{Chunk, ChunkKey, DeadRecord};
+
+pub(crate) use body::Compression;
+pub(crate) use engine::{Engine, EngineParts, run};
+pub(crate) use flush::{Endpoint, FlushOutcome};
+pub(crate) use handle::DeliveryHandle;
+pub(crate) use notice::Notice;
+pub(crate) use pace::PaceOptions;
+pub(crate) use state::{DeliveryState, PaceState, Phase};
+pub use verdict::{Delivery, Verdict};
+
+/// A chunk of one of the queues this process delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ChunkRef {
+    /// Whose queue: 0 is our own shard, the others are adopted ones.
+    pub(crate) origin: u32,
+    /// Which row of it.
+    pub(crate) key: ChunkKey,
+}
+
+/// The queue, as the delivery sees it. Its calls are made on the delivery task and must not take long.
+pub(crate) trait Source: Send + Sync + 'static {
+    /// Committed chunks, oldest first within an origin and lane, without the `busy` ones: as many as fit `max_bytes`, and at least one
+    /// if there is one. Empty means that there is nothing (more) now.
+    fn read(
+        &self,
+        max_bytes: usize,
+        busy: &dyn Fn(ChunkRef) -> bool,
+    ) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
+
+    /// The last committed chunk of each origin and lane: what a flush that begins now has to cover.
+    fn newest(&self) -> Vec<ChunkRef>;
+
+    /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly.
+    fn settle(&self, settlement: Settlement);
+
+    /// The pace has changed: `next_attempt` has to survive a restart.
+    fn pace(&self, state: &PaceState);
+}
+
+/// Why the queue could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue could not be read; reading is tried again")]
+pub(crate) struct SourceError(#[source] pub(crate) Box<dyn Error + Send + Sync>);
+
+/// What became of a chunk. Records that are in none of the three were unreadable.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settlement {
+    /// Which one.
+    pub(crate) chunk: ChunkRef,
+    /// How many of its records PostHog took.
+    pub(crate) delivered: u64,
+    /// Those that it never will.
+    pub(crate) buried: Vec<DeadRecord>,
+    /// `None`: nothing is left, the row goes. Else the row is rewritten, under the same key, with the records of these sequence
+    /// numbers only, and is read again some time.
+    pub(crate) keep: Option<Vec<u64>>,
+}
+
+/// Called for each answer that decides over events.
+pub(crate) type OnDelivery = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
+
+/// Hears of everything a human might want to know; logging and its rate limits are not ours.
+pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// What to send, where, and how much at once.
+#[derive(Clone, Debug)]
+pub(crate) struct DeliveryOptions {
+    /// The endpoint of each lane; a lane beyond the list uses the first.
+    pub(crate) urls: Vec<Arc<str>>,
+    /// The project's write-only token.
+    pub(crate) api_key: String,
+    /// Whether PostHog shall treat all of this as an import of old events.
+    pub(crate) historical_migration: bool,
+    /// How bodies are compressed.
+    pub(crate) compression: Compression,
+    /// Events in one request.
+    pub(crate) max_batch_events: usize,
+    /// Bytes of JSON in one request, before compression, by estimate.
+    pub(crate) max_batch_bytes: usize,
+    /// When to send.
+    pub(crate) pace: PaceOptions,
+}
+
+impl Default for DeliveryOptions {
+    fn default() -> Self {
+        Self {
+            urls: vec!["https://us.i.posthog.com/batch/".into()],
+            api_key: String::new(),
+            historical_migration: false,
+            compression: Compression::Gzip { level: 1 },
+            max_batch_events: 1000,
+            max_batch_bytes: 4 * 1024 * 1024,
+            pace: PaceOptions::default(),
+        }
+    }
+}

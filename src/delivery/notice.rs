@@ -1,0 +1,79 @@
+//! What happened that somebody should know. One notice per occurrence, or per episode where it says so.
+
+use uuid::Uuid;
+
+/// Something that happened during delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub(crate) enum Notice {
+    /// A success that is not PostHog's: a captive portal, a wrong host. The events stay queued.
+    NotPostHog {
+        /// Its status.
+        status: u16,
+        /// The beginning of its body.
+        snippet: String,
+    },
+    /// The key or the quota was refused; once per episode.
+    Paused {
+        /// 401, 402 or 403.
+        status: u16,
+        /// The server's words.
+        reason: String,
+    },
+    /// The endpoint answered with a failure.
+    ServerFailed {
+        /// Its status.
+        status: u16,
+        /// The beginning of its body.
+        snippet: String,
+    },
+    /// No answer.
+    TransportFailed {
+        /// The chain of errors.
+        reason: String,
+    },
+    /// The attempts of a cycle are spent; nothing is sent for a while.
+    Parked {
+        /// For how long.
+        seconds: u64,
+    },
+    /// The endpoint works again; once per episode.
+    Recovered,
+    /// An event was refused, and there is no evidence yet that the event is to blame: it stays queued and is stepped over.
+    Suspected {
+        /// Which.
+        uuid: Uuid,
+        /// The refusal's status.
+        status: u16,
+        /// The refusal's words.
+        reason: String,
+    },
+    /// Nothing was accepted between many refusals: taken for an outage.
+    RefusingEverything {
+        /// The last refusal's status.
+        status: u16,
+        /// The last refusal's words.
+        reason: String,
+    },
+    /// An event went to the dead letters.
+    Buried {
+        /// Which.
+        uuid: Uuid,
+        /// The refusal's status; 0 if the event could not be read.
+        status: u16,
+        /// The refusal's words.
+        reason: String,
+    },
+    /// PostHog accepted the request and says that it drops these kinds for want of quota.
+    QuotaLimited {
+        /// As PostHog names them.
+        kinds: Vec<String>,
+    },
+    /// A callback of the program panicked.
+    CallbackPanicked,
+    /// The queue could not be read; reading is tried again.
+    QueueUnreadable {
+        /// The chain of errors.
+        reason: String,
+    },
+}

@@ -1,0 +1,209 @@
+//! What an answer means. One pure function, one table.
+//!
+//! Words matter because of who else may answer: a captive portal says 200, a corporate proxy says 400 or 403 to everything, a load
+//! balancer has its own idea of 413. Only a body that looks like PostHog's may cost an event its place in the queue, and even then
+//! only on the evidence that `split.rs` demands; so looking like PostHog's may be judged leniently here.
+
+use serde_json::Value;
+
+use crate::transport::{Response, RetryAfter};
+
+/// Dead letters keep so much of the server's words.
+const MAX_REASON_BYTES: usize = 1024;
+
+/// The beginnings of what PostHog's capture service says in plain text when a request or one of its events is unacceptable.
+const REFUSALS: [&str; 11] = [
+    "failed to decode request",
+    "failed to parse request",
+    "failed to hydrate events",
+    "failed to buffer the request body: length limit exceeded",
+    "request holds no event",
+    "request missing data payload",
+    "event submitted with",
+    "replay event",
+    "batch submitted with inconsistent",
+    "maximum event size exceeded",
+    "invalid event could not be processed",
+];
+
+/// What to do about an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// PostHog took the batch.
+    Delivered {
+        /// Kinds of events that it says it dropped for want of quota.
+        quota_limited: Vec<String>,
+    },
+    /// The batch, or one event of it, is unacceptable.
+    Refused {
+        /// 400 or 413.
+        status: u16,
+        /// The server's words.
+        reason: String,
+        /// PostHog itself said so: an event refused alone may be buried, given evidence.
+        by_posthog: bool,
+    },
+    /// The key or the quota is refused; the events are fine.
+    Paused {
+        /// 401, 402 or 403.
+        status: u16,
+        /// The server's words.
+        reason: String,
+    },
+    /// An outage.
+    Failed {
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body.
+        reason: String,
+        /// When the server wants to hear from us again.
+        retry_after: Option<RetryAfter>,
+    },
+}
+
+/// Judges an answer.
+pub(super) fn judge(response: &Response) -> Outcome {
+    let status = response.status;
+    let json = serde_json::from_slice::<Value>(&response.body).ok();
+    let failed = || Outcome::Failed { status, reason: reason(&response.body), retry_after: response.retry_after };
+    match status {
+        200..=299 => match json.as_ref().filter(|body| is_acceptance(body)) {
+            Some(body) => Outcome::Delivered { quota_limited: quota_limited(body) },
+            None => failed(),
+        },
+        400 | 413 => {
+            let by_posthog = is_refusal(json.as_ref(), &response.body);
+            // Whoever finds a request too large will take a smaller one; a stranger's 400 says nothing about its parts.
+            if by_posthog || status == 413 {
+                Outcome::Refused { status, reason: reason(&response.body), by_posthog }
+            } else {
+                failed()
+            }
+        }
+        401..=403 => Outcome::Paused { status, reason: reason(&response.body) },
+        _ => failed(),
+    }
+}
+
+/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of the V1 endpoint.
+fn is_acceptance(body: &Value) -> bool {
+    let status_is_good = match body.get("status") {
+        Some(Value::Number(number)) => number.as_u64() == Some(1),
+        Some(Value::String(text)) => ["1", "ok", "success"].iter().any(|good| text.eq_ignore_ascii_case(good)),
+        _ => false,
+    };
+    status_is_good || body.get("results").is_some_and(Value::is_object)
+}
+
+/// PostHog's error objects have one of these members; the capture service's plain texts are known.
+fn is_refusal(json: Option<&Value>, body: &[u8]) -> bool {
+    let is_error_object = json.is_some_and(|json| {
+        ["error", "detail", "code", "error_description"].iter().any(|key| json.get(key).is_some_and(Value::is_string))
+    });
+    let text = String::from_utf8_lossy(body.get(..MAX_REASON_BYTES).unwrap_or(body)).trim_start().to_lowercase();
+    is_error_object || REFUSALS.iter().any(|words| text.starts_with(words))
+}
+
+fn quota_limited(body: &Value) -> Vec<String> {
+    match body.get("quota_limited") {
+        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::Bool(true)) => vec!["all".to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+/// The beginning of a body as text.
+fn reason(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    let end = (0..=MAX_REASON_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(status: u16, body: &str) -> Outcome {
+        judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() })
+    }
+
+    fn kind(status: u16, body: &str) -> &'static str {
+        match of(status, body) {
+            Outcome::Delivered { .. } => "delivered",
+            Outcome::Refused { by_posthog: true, .. } => "refused",
+            Outcome::Refused { by_posthog: false, .. } => "split",
+            Outcome::Paused { .. } => "paused",
+            Outcome::Failed { .. } => "failed",
+        }
+    }
+
+    #[test]
+    fn the_table_holds() {
+        let html = "<html><body>Sign in to the network</body></html>";
+        let django = r#"{"type":"validation_error","code":"invalid_payload","detail":"Malformed request data","attr":null}"#;
+        for (status, body, expected) in [
+            (200, r#"{"status":1}"#, "delivered"),
+            (200, r#"{"status":"Ok"}"#, "delivered"),
+            (200, r#" {"status":1,"quota_limited":["events"]} "#, "delivered"),
+            (200, r#"{"results":{}}"#, "delivered"),
+            (200, html, "failed"),
+            (200, "", "failed"),
+            (204, "", "failed"),
+            (200, r#"{"status":0}"#, "failed"),
+            (200, r#"{"login":"required"}"#, "failed"),
+            (200, r#"[1]"#, "failed"),
+            (400, "event submitted with an empty event name", "refused"),
+            (400, "event submitted without a distinct_id", "refused"),
+            (400, " Maximum event size exceeded: 1.2 MB", "refused"),
+            (400, django, "refused"),
+            (400, r#"{"error":"Bad Request"}"#, "refused"),
+            (400, html, "failed"),
+            (400, "", "failed"),
+            (400, "Bad Request", "failed"),
+            (400, r#"{"message":"blocked"}"#, "failed"),
+            (413, r#"{"error":"payload_too_large","error_description":"Too large"}"#, "refused"),
+            (413, "length limit exceeded", "split"),
+            (413, "Failed to buffer the request body: length limit exceeded", "refused"),
+            (413, html, "split"),
+            (401, "API key is not valid: not_ascii", "paused"),
+            (402, html, "paused"),
+            (403, "", "paused"),
+            (408, "", "failed"),
+            (429, "billing limit reached", "failed"),
+            (500, r#"{"error":"oops"}"#, "failed"),
+            (503, "transient error, please retry", "failed"),
+            (301, "", "failed"),
+            (404, html, "failed"),
+            (405, "", "failed"),
+            (415, r#"{"error":"unsupported"}"#, "failed"),
+            (599, "", "failed"),
+        ] {
+            assert_eq!(kind(status, body), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn exhausted_quotas_are_noticed_in_every_shape() {
+        for (body, expected) in [
+            (r#"{"status":1,"quota_limited":["events","recordings"]}"#, vec!["events", "recordings"]),
+            (r#"{"status":1,"quota_limited":true}"#, vec!["all"]),
+            (r#"{"status":1,"quota_limited":false}"#, vec![]),
+            (r#"{"status":1}"#, vec![]),
+        ] {
+            let kinds = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(of(200, body), Outcome::Delivered { quota_limited: kinds });
+        }
+    }
+
+    #[test]
+    fn a_reason_is_cut_between_characters_and_survives_bytes_that_are_no_text() {
+        let Outcome::Failed { reason, .. } = of(500, &"\u{fc}".repeat(2000)) else { panic!("not failed") };
+        assert_eq!(reason.len(), MAX_REASON_BYTES);
+        let Outcome::Failed { reason, .. } = judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() })
+        else {
+            panic!("not failed")
+        };
+        assert!(!reason.is_empty());
+    }
+}

@@ -1,0 +1,31 @@
+//! What the program that uses this library is told about its events.
+
+use uuid::Uuid;
+
+/// The fate of some events, told once it is known.
+///
+/// An event may be told of twice if the process dies between PostHog's answer and the queue's next commit: the event is then sent
+/// again, with the same uuid.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Delivery<'a> {
+    /// The events, by the uuids their receipts carry.
+    pub uuids: &'a [Uuid],
+    /// What became of all of them.
+    pub verdict: Verdict<'a>,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict<'a> {
+    /// PostHog has taken it.
+    Delivered,
+    /// PostHog never will; it lies among the dead letters of the queue.
+    Buried {
+        /// The HTTP status of the refusal; 0 if the event could not be read and was never sent.
+        status: u16,
+        /// In the words of whoever refused it.
+        reason: &'a str,
+    },
+}
