@@ -47,6 +47,8 @@ mod loaded;
 mod notice;
 mod outcome;
 mod pace;
+#[cfg(test)]
+mod refusal_tests;
 mod split;
 mod state;
 mod verdict;
