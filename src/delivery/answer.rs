@@ -130,14 +130,7 @@ impl Engine {
         self.step_back();
     }
 
-    fn failed(
-        &mut self,
-        batch: Batch,
-        ticket: Ticket,
-        retry_after: Option<Duration>,
-        notice: Notice,
-        text: String,
-    ) {
+    fn failed(&mut self, batch: Batch, ticket: Ticket, retry_after: Option<Duration>, notice: Notice, text: String) {
         let now = now();
         let was_parked = matches!(self.pace.health(), Health::Parked { .. });
         self.pace.failed(now, ticket, retry_after, &mut self.rng);

@@ -224,7 +224,8 @@ impl Engine {
             sent_at: self.clock.wall_nanos(),
         };
         let loaded = &self.intake.loaded;
-        let records = || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
+        let records =
+            || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
         let bodies = records().map(|(_, (_, _, body))| body);
         // Writing to memory fails only where allocating does.
         let written = body::write(&envelope, self.options.compression, bodies).ok();

@@ -93,16 +93,16 @@ impl FakeQueue {
     /// The sequence numbers of what is queued.
     pub(super) fn queued(&self) -> Vec<u64> {
         let ledger = self.ledger();
-        ledger.rows.values().flat_map(|chunk| frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq)).collect()
+        ledger
+            .rows
+            .values()
+            .flat_map(|chunk| frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq))
+            .collect()
     }
 }
 
 impl Source for FakeQueue {
-    fn read(
-        &self,
-        max_bytes: usize,
-        busy: &dyn Fn(ChunkRef) -> bool,
-    ) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
         let ledger = self.ledger();
         if ledger.is_broken {
             return Err(SourceError("the disk is gone".into()));

@@ -66,11 +66,7 @@ pub(super) struct Flushes {
 impl Flushes {
     /// Somebody waits from now on.
     pub(super) fn push(&mut self, newest: Vec<ChunkRef>, at_begin: Totals, done: FlushDone) {
-        self.waiters.push(Waiter {
-            limits: newest.into_iter().map(|limit| (limit, false)).collect(),
-            at_begin,
-            done,
-        });
+        self.waiters.push(Waiter { limits: newest.into_iter().map(|limit| (limit, false)).collect(), at_begin, done });
     }
 
     /// Whether nobody waits.

@@ -101,8 +101,7 @@ impl Loaded {
             start = frames.position();
         }
         let slice = Slice { chunk: reference, range: 0..records.len() };
-        self.chunks
-            .insert(reference, LoadedChunk { chunk, records, slices: 1, buried: Vec::new(), set_aside: false });
+        self.chunks.insert(reference, LoadedChunk { chunk, records, slices: 1, buried: Vec::new(), set_aside: false });
         slice
     }
 
@@ -125,13 +124,14 @@ impl Loaded {
     pub(super) fn open(&self, slice: &Slice) -> impl Iterator<Item = (usize, u64, &[u8])> + '_ {
         let first = slice.range.start;
         let chunk = self.chunks.get(&slice.chunk);
-        chunk.and_then(|chunk| chunk.records.get(slice.range.clone()).map(|records| (chunk, records))).into_iter().flat_map(
-            move |(chunk, records)| {
-                records.iter().enumerate().filter(|(_, record)| record.fate == Fate::Open).filter_map(move |(at, record)| {
-                    Some((first + at, record.seq, chunk.chunk.frames.get(record.body.clone())?))
-                })
-            },
-        )
+        chunk
+            .and_then(|chunk| chunk.records.get(slice.range.clone()).map(|records| (chunk, records)))
+            .into_iter()
+            .flat_map(move |(chunk, records)| {
+                records.iter().enumerate().filter(|(_, record)| record.fate == Fate::Open).filter_map(
+                    move |(at, record)| Some((first + at, record.seq, chunk.chunk.frames.get(record.body.clone())?)),
+                )
+            })
     }
 
     /// One more slice refers to the chunk.

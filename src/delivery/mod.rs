@@ -82,11 +82,7 @@ pub(crate) struct ChunkRef {
 pub(crate) trait Source: Send + Sync + 'static {
     /// Committed chunks, oldest first within an origin and lane, without the `busy` ones: as many as fit `max_bytes`, and at least one
     /// if there is one. Empty means that there is nothing (more) now.
-    fn read(
-        &self,
-        max_bytes: usize,
-        busy: &dyn Fn(ChunkRef) -> bool,
-    ) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
+    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
 
     /// The last committed chunk of each origin and lane: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;

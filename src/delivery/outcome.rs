@@ -141,7 +141,8 @@ mod tests {
     #[test]
     fn the_table_holds() {
         let html = "<html><body>Sign in to the network</body></html>";
-        let django = r#"{"type":"validation_error","code":"invalid_payload","detail":"Malformed request data","attr":null}"#;
+        let django =
+            r#"{"type":"validation_error","code":"invalid_payload","detail":"Malformed request data","attr":null}"#;
         for (status, body, expected) in [
             (200, r#"{"status":1}"#, "delivered"),
             (200, r#"{"status":"Ok"}"#, "delivered"),
@@ -200,7 +201,8 @@ mod tests {
     fn a_reason_is_cut_between_characters_and_survives_bytes_that_are_no_text() {
         let Outcome::Failed { reason, .. } = of(500, &"\u{fc}".repeat(2000)) else { panic!("not failed") };
         assert_eq!(reason.len(), MAX_REASON_BYTES);
-        let Outcome::Failed { reason, .. } = judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() })
+        let Outcome::Failed { reason, .. } =
+            judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() })
         else {
             panic!("not failed")
         };
