@@ -78,6 +78,18 @@ impl FakeQueue {
         ledger.rows.insert(reference, chunk);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.ledger().rows.is_empty()
+    }
+
+    pub(super) fn delivered(&self) -> u64 {
+        self.ledger().delivered
+    }
+
+    pub(super) fn settlements(&self) -> usize {
+        self.ledger().settlements
+    }
+
     /// The sequence numbers of what is queued.
     pub(super) fn queued(&self) -> Vec<u64> {
         let ledger = self.ledger();

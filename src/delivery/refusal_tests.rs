@@ -12,7 +12,7 @@ async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
         let bad: &'static [u64] = Box::leak(bad.into());
         let rig = Rig::start(queue_of(4, 25), refusing(bad));
         rig.drained().await;
-        assert_eq!((rig.queue.ledger().delivered, rig.buried()), (100 - bad.len() as u64, bad.to_vec()));
+        assert_eq!((rig.queue.delivered(), rig.buried()), (100 - bad.len() as u64, bad.to_vec()));
         let dead = rig.queue.ledger().buried[0].clone();
         assert_eq!((dead.status, dead.reason.as_str()), (400, "event submitted with an empty event name"));
         assert!(dead.attempts > 1 && dead.body == super::fake::record(dead.seq));
@@ -32,11 +32,11 @@ async fn an_endpoint_that_refuses_everything_buries_nothing() {
     ] {
         let rig = Rig::start(queue_of(20, 100), move |_| reply.clone());
         tokio::time::sleep(Duration::from_secs(3600)).await;
-        assert_eq!((rig.queue.queued().len(), rig.queue.ledger().settlements), (2000, 0));
+        assert_eq!((rig.queue.queued().len(), rig.queue.settlements()), (2000, 0));
         assert!(rig.endpoint.seen().len() < 1500, "{}", rig.endpoint.seen().len());
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
-        assert_eq!(rig.queue.ledger().delivered, 2000);
+        assert_eq!(rig.queue.delivered(), 2000);
     }
 }
 
@@ -50,7 +50,7 @@ async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 1);
     rig.commit(1);
     rig.drained().await;
-    assert_eq!((rig.queue.ledger().delivered, rig.buried()), (1, vec![1]));
+    assert_eq!((rig.queue.delivered(), rig.buried()), (1, vec![1]));
     assert_eq!(rig.endpoint.seen().len(), 3);
 }
 
@@ -62,7 +62,7 @@ async fn a_suspect_is_tried_again_after_a_park_and_may_be_innocent() {
     rig.drained().await;
     let seen = rig.endpoint.seen();
     assert!(seen.len() == 2 && seen[1].at >= Duration::from_secs(30));
-    assert_eq!((rig.queue.ledger().delivered, rig.buried().len()), (1, 0));
+    assert_eq!((rig.queue.delivered(), rig.buried().len()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -70,7 +70,7 @@ async fn a_suspect_does_not_keep_the_others_of_its_chunk() {
     // The whole chunk is bad but for its last event, which is the evidence against the others.
     let rig = Rig::start(queue_of(1, 4), refusing(&[1, 2, 3]));
     rig.drained().await;
-    assert_eq!((rig.queue.ledger().delivered, rig.buried()), (1, vec![1, 2, 3]));
+    assert_eq!((rig.queue.delivered(), rig.buried()), (1, vec![1, 2, 3]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,7 +79,7 @@ async fn a_large_body_is_split_until_it_passes_and_the_limit_is_learnt() {
         if seen.events.len() > 120 { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
     rig.drained().await;
-    assert_eq!((rig.queue.ledger().delivered, rig.buried().len()), (10_000, 0));
+    assert_eq!((rig.queue.delivered(), rig.buried().len()), (10_000, 0));
     let refused = rig.endpoint.seen().iter().filter(|seen| seen.events.len() > 120).count();
     assert!(refused < 25, "{refused} of {}", rig.endpoint.seen().len());
 }
@@ -93,7 +93,7 @@ async fn an_event_too_large_for_a_stranger_is_kept_and_the_others_flow() {
     tokio::time::sleep(Duration::from_secs(3600)).await;
     rig.commit(10);
     rig.until(|rig| rig.queue.queued() == [7]).await;
-    assert_eq!((rig.queue.ledger().delivered, rig.buried().len()), (109, 0));
+    assert_eq!((rig.queue.delivered(), rig.buried().len()), (109, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,7 +101,7 @@ async fn bad_events_at_the_head_do_not_block_the_queue() {
     let rig = Rig::start(queue_of(60, 100), |seen| {
         if seen.events.iter().any(|&event| event <= 3000) { Reply::bad_event() } else { Reply::ok() }
     });
-    rig.until(|rig| rig.queue.ledger().delivered == 3000).await;
+    rig.until(|rig| rig.queue.delivered() == 3000).await;
     rig.drained().await;
     assert_eq!(rig.buried(), (1..=3000).collect::<Vec<_>>());
 }
@@ -114,7 +114,7 @@ async fn a_batch_that_breaks_the_server_does_not_block_the_others_nor_is_it_lost
         |parts| parts.options.max_batch_events = 50,
     );
     let begun = tokio::time::Instant::now();
-    rig.until(|rig| rig.queue.ledger().delivered == 1450).await;
+    rig.until(|rig| rig.queue.delivered() == 1450).await;
     assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
     assert_eq!(rig.queue.queued(), (1..=50).collect::<Vec<_>>());
     rig.endpoint.change(|_| Reply::ok());
@@ -135,11 +135,11 @@ async fn an_outage_in_the_middle_of_a_search_settles_what_is_known() {
     assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
     let queued = rig.queue.queued();
     assert!(queued.contains(&3) && queued.len() < 64, "{queued:?}");
-    assert_eq!(rig.queue.ledger().delivered, 64 - queued.len() as u64);
+    assert_eq!(rig.queue.delivered(), 64 - queued.len() as u64);
     rig.endpoint.change(refusing(&[3]));
     rig.commit(1);
     rig.drained().await;
-    assert_eq!((rig.queue.ledger().delivered, rig.buried()), (64, vec![3]));
+    assert_eq!((rig.queue.delivered(), rig.buried()), (64, vec![3]));
     let delivered: usize = rig.told.lock().unwrap().iter().filter(|told| told.ends_with("Delivered")).count();
     assert!(delivered > 2);
 }
