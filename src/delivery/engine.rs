@@ -337,7 +337,8 @@ impl Engine {
 
     fn is_over(&self) -> bool {
         let Some(deadline) = self.stop else { return false };
-        let is_done = self.gave_up || !(self.intake.has_work() || !self.split.is_empty());
+        let has_work = self.intake.has_work() || !self.split.is_empty();
+        let is_done = self.gave_up || !has_work;
         now() >= deadline || (is_done && self.under_way.is_empty())
     }
 

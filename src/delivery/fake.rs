@@ -249,7 +249,6 @@ impl Post for FakeEndpoint {
             }
             Ok(Response {
                 status: reply.status,
-                content_type: None,
                 retry_after: reply.retry_after.map(|secs| RetryAfter::In(Duration::from_secs(secs))),
                 body: reply.body.into_bytes(),
             })

@@ -221,6 +221,7 @@ impl Pace {
     }
 
     /// Whether something keeps us from sending at full speed.
+    #[cfg(test)]
     pub(super) fn is_down(&self, now: Instant) -> bool {
         self.health != Health::Up || self.active_hold(now).is_some()
     }

@@ -38,13 +38,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
-use crate::disk::Disk;
 use crate::journal::{Appended, Journal, JournalError, Refused};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
-pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir, shard_numbers};
-pub(crate) use evict::{EvictUntil, Evicted};
-pub(crate) use open::{Finding, Opened, is_newer};
+pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir};
+pub(crate) use evict::EvictUntil;
+pub(crate) use open::{Finding, is_newer};
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, stranded};
 
@@ -86,9 +85,6 @@ pub(crate) enum ShardError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// An arena could not be read back.
-    #[error("an arena of the journal could not be read")]
-    Replay(#[source] io::Error),
     /// The store.
     #[error("the store in {dir:?}: {source}")]
     Store {
@@ -117,7 +113,6 @@ pub(crate) struct Settled {
 #[derive(Debug)]
 pub(crate) struct Shard {
     dir: PathBuf,
-    disk: Disk,
     /// `None` for a shard in memory, and after it was let go.
     claim: Mutex<Option<Claim>>,
     status: StatusPage,

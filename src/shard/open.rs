@@ -85,7 +85,6 @@ impl Shard {
         }
         let shard = Shard {
             dir,
-            disk: disk.clone(),
             claim: Mutex::new(Some(claim)),
             status,
             journal,
@@ -107,7 +106,6 @@ impl Shard {
         Ok(Shard {
             status: StatusPage::volatile().map_err(|source| ShardError::Io { path: dir.clone(), source })?,
             dir,
-            disk: disk.clone(),
             claim: Mutex::new(None),
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
