@@ -1,11 +1,30 @@
 //! PostHog for daemons.
 
-#![cfg_attr(not(test), allow(dead_code, reason = "floors are joined one by one"))]
+#![allow(dead_code, unused_imports, reason = "floors are joined one by one")]
 
+mod client;
 mod clock;
+mod config;
 mod crash_point;
 mod delivery;
+mod diagnostics;
 mod disk;
+mod entropy;
+mod error;
+mod event;
+mod journal;
+mod limits;
 mod record;
+mod reentry;
+mod shard;
 mod store;
 mod transport;
+mod worker;
+
+pub use client::{Client, DeliveryPhase, DropReason, Mode, Outcome, Receipt, Stats, capture, client, init};
+pub use config::{Compression, Config, Protocol};
+pub use delivery::{Delivery, Verdict};
+pub use diagnostics::Diagnostic;
+pub use error::Error;
+pub use event::Event;
+pub use worker::{Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport, WaitTimeout};

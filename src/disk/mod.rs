@@ -197,10 +197,20 @@ impl Disk {
     }
 }
 
+/// Differs after each start of the machine; 0 where the system does not tell.
+pub(crate) fn boot_id() -> u128 {
+    filesystem::boot_id()
+}
+
 /// The directories from `path` up to and including `top`, deepest first: what must be synced for a new name below to be durable.
 pub(crate) fn up_to<'a>(path: &'a Path, top: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
     path.ancestors().take_while(move |ancestor| ancestor.starts_with(top)).map(Path::to_path_buf)
 }
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+pub(crate) use faults::{fail_nth, fail_when};
 
 #[cfg(test)]
 mod tests;

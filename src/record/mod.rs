@@ -1,20 +1,60 @@
-//! STUB page, replaced by the record folder when the branches meet.
+//! One event as bytes: what a caller builds is, but for a few patched fields, what lies on the disk and what is sent.
+//!
+//! A record is a *frame* (`frame.rs`: length, sequence number, checksum) around a *body*. This folder writes bodies, reads them
+//! back, and turns them into JSON. It does no I/O and reads no clock: same input, same bytes. It is the only place that knows
+//! MessagePack.
+//!
+//! # The body, version 1
+//!
+//! A head of 36 bytes, little-endian:
+//!
+//! | at | bytes | what |
+//! |---|---|---|
+//! | 0 | 1 | version of the body: 1 |
+//! | 1 | 1 | class: 0 ordinary, 1 identity, 2 exception; an unknown one reads as ordinary |
+//! | 2 | 2 | flags, see [`Flags`]; unknown ones are ignored |
+//! | 4 | 6 | version of the library that *captured* the event: major, minor, patch |
+//! | 10 | 2 | reserved: 0 |
+//! | 12 | 16 | uuid |
+//! | 28 | 8 | time of the event: nanoseconds since the Unix epoch, signed |
+//!
+//! then four MessagePack values: `str` name, `str` distinct id, `map` of properties, `map` of groups; and nothing after them.
+//! The properties always have the five-byte `map32` header, whose count is patched when the event is finished: nobody has to know
+//! in advance how many there will be.
+//!
+//! # Rules
+//!
+//! - Keys of properties and groups are strings. A key may come again: **the last one counts**. Appending is how a value is replaced.
+//! - A value nests at most [`MAX_DEPTH`] containers; keys of nested maps are strings, integers or booleans, which JSON sees as
+//!   strings. Both are refused when written, so that no record exists that cannot be sent, and checked again when read.
+//! - What every event says anyway (`$lib`, `$lib_version`, `$is_server`, and by flag `$geoip_disable` and
+//!   `$process_person_profile`) is not stored: `json` adds it unless the caller used the key himself. Groups overwrite a
+//!   property `$groups`.
+//! - What is read back is foreign input: nothing here panics, recurses or allocates without bound on it.
+//!
+//! # Operations
+//!
+//! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`View::parse`] checks a body
+//! once and then lends its parts, [`json::write_event`] writes one element of PostHog's V0 batch.
 
+pub(crate) mod decode;
+pub(crate) mod encode;
 pub(crate) mod frame;
+mod head;
+#[cfg(test)]
+mod hostile_tests;
 pub(crate) mod json;
+#[cfg(test)]
+mod json_tests;
+pub(crate) mod serialize;
+#[cfg(test)]
+mod serialize_tests;
+mod view;
 
-/// STUB
-#[derive(Debug, thiserror::Error)]
-#[error("malformed")]
-pub(crate) struct Malformed;
+pub(crate) use decode::Malformed;
+pub(crate) use head::{Class, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION};
+pub(crate) use serialize::Unencodable;
+pub(crate) use view::{Entries, View};
 
-/// STUB
-#[derive(Debug)]
-pub(crate) struct View<'a>(&'a [u8]);
-
-impl<'a> View<'a> {
-    /// STUB
-    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
-        if body.len() < 36 || body.ends_with(b"!malformed") { Err(Malformed) } else { Ok(Self(body)) }
-    }
-}
+/// Containers a property's value may nest, itself included.
+pub(crate) const MAX_DEPTH: u8 = 64;

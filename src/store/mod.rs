@@ -1,31 +1,311 @@
-//! STUB, replaced by the store itself when the branches meet.
-#![allow(missing_docs, reason = "stub")]
+//! The transactional queue, on redb: what was accepted waits here, for days if need be, until it is settled.
+//!
+//! It has never heard of the journal, of HTTP or of PostHog. A row is a *chunk*, the contiguous bytes of many records as the journal
+//! had them; rows never move between states. One owner per directory: the caller holds the shard's lock.
+//!
+//! Format (opaque bytes throughout, a version byte of our own first; `rows.rs` has every field):
+//!
+//! * `chunks`: lane, first sequence number (big-endian) to a head of 40 bytes and the frames. The head has the count, the salt and
+//!   two checksums, one of the frames, one of the key and the head itself.
+//! * `dead`: sequence number to a record that the server refused, with its reason.
+//! * `meta`: `schema`, `identity` (project hash, host, key) and `state` (ledger, number of chunks, epochs carried, next attempt).
+//!
+//! Operations and their promises:
+//!
+//! * [`Store::apply`] is one transaction, on the disk when it returns `Ok`. The ledger changes in it with the rows it speaks of, so it
+//!   balances after any crash. A commit may fail and have taken effect all the same: every change can be applied twice without harm
+//!   (`changes.rs` says how).
+//! * [`Store::read`] and the other reads run beside it, on any thread, and leave no transaction open.
+//! * Every call into redb is guarded: a panic in it is an error here. After a panic, damage or an I/O error the store is *latched* and
+//!   refuses everything until [`Store::reopen`], which trusts nothing in memory. A file whose sync failed is copied and
+//!   replaced; a damaged one is kept in `damaged-<time>/` and what can be read of it is copied, row by row.
+//! * A file comes into being as `queue.redb.new` and gets its name when it is complete and durable: an empty file, or one without
+//!   its `meta` rows, is damage. A file of a newer version or of another project is not changed by a single byte.
+//! * A forked child can do nothing with an inherited store: each call says so, and dropping it only leaks it.
+//!
+//! Limits: one write at a time; a row at most what redb takes (3 GiB); a rebuild needs the queue's size again in free space and
+//! 4 MiB of memory; rows are not searched for in free pages; what one plain open does not see of a damaged file shows itself later, as a
+//! row that fails its checks or, at the latest, when the last row has gone and the ledger still counts some as queued.
+
+mod backend;
+mod changes;
+mod chunk;
+mod distrusted;
+mod error;
+mod guard;
+mod ledger;
+mod open;
+mod place;
+mod reads;
+mod rebuild;
+mod registry;
+mod reserve;
+mod rows;
+mod salvage;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use redb::Database;
+
 use crate::clock::WallNanos;
-use std::sync::Arc;
+use crate::crash_point;
+use crate::disk::{Disk, fork};
+use backend::{Condemned, StoreFile};
+use guard::guarded;
+use open::Opened;
+use place::Place;
+use registry::Registration;
+use reserve::Reserve;
+use rows::State;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ChunkKey {
-    pub(crate) lane: u8,
-    pub(crate) first_seq: u64,
-}
+pub(crate) use changes::{Applied, Changes, Removal};
+pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
+pub(crate) use error::StoreError;
+pub(crate) use guard::inside_guarded_call;
+pub(crate) use ledger::{Ledger, LedgerDelta};
+pub(crate) use open::{OpenReport, StoreOptions, peek};
+pub(crate) use reads::{DamagedRow, DeadRead, Read};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Chunk {
-    pub(crate) key: ChunkKey,
-    pub(crate) count: u32,
-    pub(crate) salt: u64,
-    pub(crate) carried_at: WallNanos,
-    pub(crate) frames: Arc<[u8]>,
-}
-
+/// A record that the server refused for good, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeadRecord {
+    /// Its sequence number.
     pub(crate) seq: u64,
+    /// Its lane.
     pub(crate) lane: u8,
+    /// The HTTP status, 0 if it never came to a request.
     pub(crate) status: u16,
+    /// The server's words; at most 1 KiB is kept.
     pub(crate) reason: String,
+    /// When it was first sent.
     pub(crate) first_attempt: WallNanos,
+    /// When it was refused.
     pub(crate) last_attempt: WallNanos,
+    /// How often it was sent.
     pub(crate) attempts: u32,
+    /// The record.
     pub(crate) body: Vec<u8>,
+}
+
+/// Whose queue a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// Hash of the two below, by the caller's rule.
+    pub(crate) project_hash: [u8; 32],
+    /// Where the events go.
+    pub(crate) host: String,
+    /// The project key: public, write-only.
+    pub(crate) api_key: String,
+}
+
+/// An open store. Usable from several threads at once.
+#[derive(Debug)]
+pub(crate) struct Store {
+    /// `None` in memory.
+    place: Option<Place>,
+    options: StoreOptions,
+    /// The fork generation of the process that opened it.
+    generation: u64,
+    identity: Identity,
+    /// Held from begin to end by whatever changes the file: there is one at a time. Taken before `opened`, and that before `committed`.
+    writer: Mutex<Writer>,
+    /// Shared by reads and transactions, exclusive to what needs the database alone. `None` after a reopen that failed.
+    opened: RwLock<Option<Open>>,
+    /// The state as last committed; held for a moment only.
+    committed: Mutex<State>,
+    /// Nothing works until reopened.
+    latched: AtomicBool,
+    /// The file must be checked when reopened.
+    suspect: AtomicBool,
+    /// The file must be replaced when reopened.
+    condemned: Condemned,
+    _registration: Option<Registration>,
+}
+
+#[derive(Debug)]
+struct Open {
+    db: Database,
+    file: Option<StoreFile>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    reserve: Reserve,
+    /// The wall time last given: names a damaged file that is found without a caller who knows the time.
+    opened_at: WallNanos,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which must exist, and creates, repairs or replaces its file as needed.
+    pub(crate) fn open(
+        disk: &Disk,
+        dir: &Path,
+        options: &StoreOptions,
+        now: WallNanos,
+    ) -> Result<(Self, OpenReport), StoreError> {
+        let registration = registry::register(dir, place::QUEUE)?;
+        let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), options: options.clone() };
+        let condemned = Condemned::default();
+        let (opened, report) = open::open(&place, &condemned, now)?;
+        let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
+        Ok((Self::with(opened, Some(place), options.clone(), writer, condemned, Some(registration)), report))
+    }
+
+    /// A store that lives and dies with the process, for a declared memory-only mode.
+    pub(crate) fn volatile(options: &StoreOptions) -> Result<Self, StoreError> {
+        let opened = open::in_memory(options, State::default())?;
+        let writer = Writer { reserve: Reserve::none(), opened_at: 0 };
+        Ok(Self::with(opened, None, options.clone(), writer, Condemned::default(), None))
+    }
+
+    fn with(
+        opened: Opened,
+        place: Option<Place>,
+        options: StoreOptions,
+        writer: Writer,
+        condemned: Condemned,
+        registration: Option<Registration>,
+    ) -> Self {
+        let Opened { db, file, identity, state } = opened;
+        Self {
+            place,
+            options,
+            generation: fork::generation(),
+            identity,
+            writer: Mutex::new(writer),
+            opened: RwLock::new(Some(Open { db, file })),
+            committed: Mutex::new(state),
+            latched: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            condemned,
+            _registration: registration,
+        }
+    }
+
+    /// Makes the changes in one transaction; when this returns `Ok` they survive a power cut. On a full disk a transaction that only
+    /// settles may use up the reserve.
+    pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
+        self.check_process()?;
+        let mut writer = self.writer();
+        let mut outcome = self.commit(changes);
+        if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, &self.place)
+            && changes.only_settles()
+            && writer.reserve.release(place)?
+        {
+            self.reopen_as(&mut writer)?;
+            outcome = self.commit(changes);
+        }
+        let applied = outcome?;
+        crash_point::reach("store.chunk.committed");
+        if let Some(place) = &self.place {
+            writer.reserve.refill(place);
+        }
+        Ok(applied)
+    }
+
+    /// The ledger as last committed.
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.committed().ledger
+    }
+
+    /// The newest epoch of `lane` that was carried; 0 for none.
+    pub(crate) fn journal_epoch(&self, lane: u8) -> u64 {
+        self.committed().epochs.get(&lane).copied().unwrap_or(0)
+    }
+
+    /// The time before which nothing is sent.
+    pub(crate) fn next_attempt(&self) -> Option<WallNanos> {
+        self.committed().next_attempt
+    }
+
+    /// Whose queue it is.
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether every call is refused until [`Store::reopen`].
+    pub(crate) fn is_latched(&self) -> bool {
+        self.latched.load(Ordering::Acquire)
+    }
+
+    /// The chunks of a lane after `after`, oldest first, up to `max_bytes` and at least one.
+    pub(crate) fn read(&self, lane: u8, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
+        self.with_database(|db| reads::read(db, lane, after, max_bytes))
+    }
+
+    /// The oldest chunk of a lane and when it was carried.
+    pub(crate) fn oldest(&self, lane: u8) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
+        self.with_database(|db| reads::oldest(db, lane))
+    }
+
+    /// Up to `limit` dead records, oldest first.
+    pub(crate) fn dead(&self, limit: usize) -> Result<DeadRead, StoreError> {
+        self.with_database(|db| reads::dead(db, limit))
+    }
+
+    /// Bytes that the file's blocks take on the disk; in memory, bytes of the rows.
+    pub(crate) fn file_bytes(&self) -> Result<u64, StoreError> {
+        self.check_process()?;
+        match self.opened.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(Open { file: Some(file), .. }) => Ok(file.allocated_bytes()?),
+            Some(_) => Ok(self.ledger().queued_bytes),
+            None => Err(StoreError::Latched),
+        }
+    }
+
+    /// Only under the writer's lock.
+    fn commit(&self, changes: &Changes) -> Result<Applied, StoreError> {
+        let before = self.committed().clone();
+        let (after, applied) = self.with_database(|db| changes::commit(db, &before, changes))?;
+        *self.committed() = after;
+        Ok(applied)
+    }
+
+    /// Calls into the database, and latches the store if that failed.
+    fn with_database<T>(&self, call: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.check_process()?;
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = opened.as_ref().filter(|_| !self.is_latched()) else { return Err(StoreError::Latched) };
+        guarded(|| call(&open.db)).inspect_err(|error| self.note(error))
+    }
+
+    fn note(&self, error: &StoreError) {
+        if error.is_damage() {
+            self.suspect.store(true, Ordering::Release);
+        }
+        if error.latches() {
+            self.latched.store(true, Ordering::Release);
+        }
+    }
+
+    fn check_process(&self) -> Result<(), StoreError> {
+        // Before any lock: a child may have inherited it from a thread that it does not have.
+        if fork::generation() == self.generation { Ok(()) } else { Err(StoreError::Forked) }
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn committed(&self) -> MutexGuard<'_, State> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let Some(open) = self.opened.get_mut().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if fork::generation() == self.generation {
+            // Nothing depends on a clean close: a file that could not be closed is opened as after a crash.
+            let _ = guarded(|| Ok(open.db.close()?));
+        } else {
+            std::mem::forget(open);
+        }
+    }
 }

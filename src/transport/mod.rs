@@ -20,6 +20,7 @@
 //! * Text of errors and warnings never contains a proxy's password, nor a request's URL.
 
 mod error;
+mod host;
 mod proxy;
 mod retry_after;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 
 pub(crate) use error::TransportError;
+pub(crate) use host::normalise_host;
 pub(crate) use proxy::Proxy;
 pub(crate) use retry_after::RetryAfter;
 

@@ -1,0 +1,59 @@
+//! Where the events of a queue directory went, as the client counts them across all its lives.
+
+use std::fmt;
+
+use posthog::Stats;
+
+/// The counters of [`Stats`] that must add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Events that were ever taken.
+    pub accepted: u64,
+    /// Taken by PostHog.
+    pub delivered: u64,
+    /// Waiting.
+    pub queued: u64,
+    /// In the dead letters.
+    pub buried: u64,
+    /// Gone for want of room, or for age.
+    pub evicted: u64,
+    /// Set aside because they could not be read.
+    pub damaged: u64,
+    /// Gone with the power.
+    pub lost_unsynced: u64,
+}
+
+impl Ledger {
+    /// What `stats` say.
+    pub fn of(stats: &Stats) -> Self {
+        Self {
+            accepted: stats.accepted,
+            delivered: stats.delivered,
+            queued: stats.queued_events,
+            buried: stats.buried,
+            evicted: stats.evicted,
+            damaged: stats.damaged,
+            lost_unsynced: stats.lost_unsynced,
+        }
+    }
+
+    /// Whether each accepted event is in exactly one place.
+    pub fn balances(&self) -> bool {
+        let gone = self.delivered + self.buried + self.evicted + self.damaged + self.lost_unsynced;
+        self.accepted == gone + self.queued
+    }
+
+    /// Reads what [`fmt::Display`] writes.
+    pub fn parse(numbers: &str) -> Option<Self> {
+        let numbers: Vec<u64> = numbers.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [accepted, delivered, queued, buried, evicted, damaged, lost_unsynced] = numbers[..] else { return None };
+        Some(Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced })
+    }
+}
+
+impl fmt::Display for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced } = self;
+        write!(f, "{accepted} {delivered} {queued} {buried} {evicted} {damaged} {lost_unsynced}")
+    }
+}

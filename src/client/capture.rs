@@ -1,0 +1,205 @@
+//! From an event to its receipt, on the caller's thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::receipt::{DropReason, Receipt};
+use super::{Client, Shared};
+use crate::clock::WallNanos;
+use crate::diagnostics::Diagnostic;
+use crate::event::{Event, Refusal, Stamp, uuids};
+use crate::reentry;
+use crate::worker::{Pipeline, Unwelcome};
+
+/// Drops for want of room are told at most so often: they come in floods, and each would cost more than the capture.
+const TELL_INTERVAL_NANOS: i64 = 1_000_000_000;
+
+impl Client {
+    /// Takes an event. Never blocks (unless [`Overflow::Block`](crate::Overflow::Block) says so, and then for no longer than that),
+    /// never panics, and does no I/O: the event's bytes are copied into a mapped journal, and when the receipt says
+    /// [`Accepted`](crate::Outcome::Accepted) it survives the process, whatever happens to that.
+    ///
+    /// Not async-signal-safe: do not call it from a signal handler.
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// use posthog::Event;
+    /// let receipt = client.capture(Event::new("run_started", "user_1").prop("spec_count", 3));
+    /// if let posthog::Outcome::Dropped(reason) = receipt.outcome() {
+    ///     eprintln!("not taken: {reason}");
+    /// }
+    /// ```
+    pub fn capture(&self, event: Event) -> Receipt {
+        let Some(pipeline) = &self.shared.pipeline else {
+            self.shared.count(DropReason::Disabled);
+            return Receipt::dropped(DropReason::Disabled);
+        };
+        if pipeline.is_forked() {
+            return self.capture_in_child(pipeline, event);
+        }
+        self.shared.capture(pipeline, event)
+    }
+
+    #[cold]
+    fn capture_in_child(&self, parent: &Pipeline, event: Event) -> Receipt {
+        match self.shared.child_or_open(parent) {
+            Some(child) => child.capture(event),
+            None => {
+                self.shared.count(DropReason::Forked);
+                Receipt::dropped(DropReason::Forked)
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn capture(&self, pipeline: &Pipeline, event: Event) -> Receipt {
+        let depth = reentry::depth();
+        if depth > 1 {
+            // No diagnostic: telling somebody is how we came here.
+            self.count(DropReason::Reentrant);
+            return Receipt::dropped(DropReason::Reentrant);
+        }
+        let options = pipeline.options();
+        let now_nanos = options.clock.wall_nanos();
+        let uuid = uuids::next(now_nanos, pipeline.generation());
+        let mut event = event;
+        if self.settings.disable_geoip {
+            event = event.disable_geoip();
+        }
+        if self.settings.exact_timestamps && !event.has("$ignore_sent_at") {
+            event.set("$ignore_sent_at", true);
+        }
+        if depth == 0 && !self.settings.before_send.is_empty() {
+            event = match self.run_hooks(event.stamped(uuid)) {
+                Ok(event) => event,
+                Err(reason) => return Receipt::dropped(reason),
+            };
+        }
+        let record = match event.finish(&Stamp { uuid, now_nanos }, self.settings.max_event_bytes) {
+            Ok(record) => record,
+            Err(refusal) => return self.refuse(&refusal),
+        };
+        match pipeline.append(record.body(), record.class as u8) {
+            Ok(seq) => {
+                let receipt = Receipt::accepted(record.uuid, seq, pipeline.id());
+                record.recycle();
+                receipt
+            }
+            Err(unwelcome) => self.turn_away(unwelcome, now_nanos),
+        }
+    }
+
+    fn run_hooks(&self, event: Event) -> Result<Event, DropReason> {
+        let mut event = event;
+        for hook in self.settings.before_send.iter() {
+            let name = event.name().to_owned();
+            match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| hook(event)))) {
+                Ok(Some(changed)) => event = changed,
+                Ok(None) => {
+                    self.count(DropReason::BeforeSend);
+                    return Err(DropReason::BeforeSend);
+                }
+                Err(_) => {
+                    // What the hook was to remove may still be in it: it must not reach the disk.
+                    self.count(DropReason::BeforeSendPanicked);
+                    self.diagnostics.record(Diagnostic::CallbackPanicked { callback: "before_send" });
+                    self.tell(DropReason::BeforeSendPanicked, name, "a before_send hook panicked".into(), 1);
+                    return Err(DropReason::BeforeSendPanicked);
+                }
+            }
+        }
+        Ok(event)
+    }
+
+    #[cold]
+    fn refuse(&self, refusal: &Refusal) -> Receipt {
+        let (reason, event) = match refusal {
+            Refusal::EmptyName => (DropReason::EmptyName, String::new()),
+            Refusal::EmptyDistinctId => (DropReason::EmptyDistinctId, String::new()),
+            Refusal::Unserializable { .. } => (DropReason::Unserializable, String::new()),
+            Refusal::TimestampOutOfRange => (DropReason::TimestampOutOfRange, String::new()),
+            Refusal::TooLarge { name, .. } => (DropReason::TooLarge, name.to_string()),
+        };
+        self.count(reason);
+        self.tell(reason, event, refusal.to_string(), 1);
+        Receipt::dropped(reason)
+    }
+
+    #[cold]
+    fn turn_away(&self, unwelcome: Unwelcome, now_nanos: WallNanos) -> Receipt {
+        let reason = match unwelcome {
+            Unwelcome::Closed => DropReason::Closed,
+            Unwelcome::Forked => DropReason::Forked,
+            Unwelcome::JournalBusy => DropReason::JournalBusy,
+            Unwelcome::JournalFull => DropReason::JournalFull,
+            Unwelcome::QueueFull => DropReason::QueueFull,
+            Unwelcome::DiskFull => DropReason::DiskFull,
+            Unwelcome::Storage => DropReason::Storage,
+        };
+        self.count(reason);
+        if let Some(count) = self.throttle.due(reason, now_nanos) {
+            self.tell(reason, String::new(), reason.to_string(), count);
+        }
+        Receipt::dropped(reason)
+    }
+
+    pub(super) fn count(&self, reason: DropReason) {
+        if let Some(count) = self.refusals.get(reason as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn refusal_counts(&self) -> Vec<u64> {
+        self.refusals.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    fn tell(&self, reason: DropReason, event: String, detail: String, count: u64) {
+        self.diagnostics.record(Diagnostic::Dropped { reason: reason.name(), event, detail, count });
+    }
+}
+
+/// Counts drops that are not told one by one.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    waiting: [AtomicU64; DropReason::COUNT],
+    /// Wall time, as bits; a clock that goes backwards tells a little more often.
+    told_at: [AtomicU64; DropReason::COUNT],
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self {
+            waiting: [const { AtomicU64::new(0) }; DropReason::COUNT],
+            told_at: [const { AtomicU64::new(0) }; DropReason::COUNT],
+        }
+    }
+}
+
+impl Throttle {
+    /// Counts one; answers how many are to be told of now, if any.
+    fn due(&self, reason: DropReason, now_nanos: WallNanos) -> Option<u64> {
+        let (waiting, told_at) = (self.waiting.get(reason as usize)?, self.told_at.get(reason as usize)?);
+        waiting.fetch_add(1, Ordering::Relaxed);
+        let last = told_at.load(Ordering::Relaxed);
+        let passed = now_nanos.wrapping_sub(last as i64);
+        if (0..TELL_INTERVAL_NANOS).contains(&passed) && last != 0 {
+            return None;
+        }
+        told_at.compare_exchange(last, now_nanos as u64, Ordering::Relaxed, Ordering::Relaxed).ok()?;
+        Some(waiting.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_drops_is_told_once_a_second_and_every_drop_is_counted() {
+        let throttle = Throttle::default();
+        let told: Vec<_> = (1..=3_000).filter_map(|ms| throttle.due(DropReason::JournalFull, ms * 1_000_000)).collect();
+        assert_eq!(told, [1, 1000, 1000]);
+        assert_eq!(throttle.due(DropReason::QueueFull, 1), Some(1), "each reason for itself");
+    }
+}

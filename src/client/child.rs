@@ -1,0 +1,72 @@
+//! A client in a forked child.
+//!
+//! What a child inherits is of no use to it: the threads do not exist, the mappings are absent, the locks may be held by nobody, the
+//! store belongs to the parent. So the inherited pipeline is never touched, only replaced: the first capture opens a shard of the
+//! child's own, with the settings and the environment that the parent had read.
+
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::{Client, Shared};
+use crate::diagnostics::Diagnostic;
+use crate::worker::Pipeline;
+
+/// How long a capture waits for another thread of the child that is opening the queue.
+const OPENING_WAIT: Duration = Duration::from_secs(5);
+
+/// The client that took an inherited one's place.
+#[derive(Default)]
+pub(super) enum Child {
+    /// Nothing was captured in this process yet.
+    #[default]
+    Unborn,
+    Open(Client),
+    /// It could not be opened; not tried again with each event.
+    Failed,
+}
+
+impl Shared {
+    /// The client that took our place, if there is one.
+    pub(super) fn child(&self) -> Option<Client> {
+        match &*lock_within(&self.child, OPENING_WAIT)? {
+            Child::Open(client) => Some(client.clone()),
+            Child::Unborn | Child::Failed => None,
+        }
+    }
+
+    /// The client that takes our place, opened if need be.
+    pub(super) fn child_or_open(&self, parent: &Pipeline) -> Option<Client> {
+        let mut child = lock_within(&self.child, OPENING_WAIT)?;
+        if matches!(*child, Child::Unborn) {
+            *child = match self.open_child(parent) {
+                Ok(client) => Child::Open(client),
+                Err(error) => {
+                    self.diagnostics.record(Diagnostic::StorageFailing { problem: error.to_string() });
+                    Child::Failed
+                }
+            };
+        }
+        match &*child {
+            Child::Open(client) => Some(client.clone()),
+            Child::Unborn | Child::Failed => None,
+        }
+    }
+
+    fn open_child(&self, parent: &Pipeline) -> Result<Client, crate::error::Error> {
+        let options = parent.options().clone();
+        Client::start(Some(options), self.settings.clone(), Arc::clone(&self.diagnostics), Some(parent))
+    }
+}
+
+/// The lock, unless it is held for too long: a grandchild may have inherited it from a thread that was opening and does not exist here.
+fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
+    let deadline = Instant::now() + most;
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The client: what callers hold.
+//!
+//! A [`Client`] is a handle; clones are the same client. It validates and finishes an event on the caller's thread, hands its bytes to
+//! the pipeline (`worker`), and answers with a [`Receipt`] that says what became of it. It holds no lock while user code runs
+//! (`before_send`, diagnostics hooks), does no I/O of its own, and works in any program: with a tokio runtime, with another one, or
+//! with none.
+//!
+//! * `capture.rs`: the path of an event from `capture` to its receipt, in the order: disabled, forked, re-entered, hooks, finish,
+//!   append.
+//! * `receipt.rs`, `stats.rs`: what callers get back.
+//! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
+//! * `global.rs`: the process-wide client.
+//! * `notices.rs`: what the worker says, as the public [`Diagnostic`].
+//!
+//! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
+//! that opens the directory. That takes at most a second, and may happen anywhere, inside a callback or an async task too.
+
+mod capture;
+mod child;
+mod global;
+mod notices;
+mod receipt;
+mod stats;
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::config::{BeforeSend, Config};
+use crate::diagnostics::{Diagnostic, Diagnostics};
+use crate::error::Error;
+use crate::shard;
+use crate::worker::{self, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, pending};
+
+use child::Child;
+pub use global::{capture, client, init};
+pub use receipt::{DropReason, Outcome, Receipt};
+pub use stats::{DeliveryPhase, Mode, Stats};
+
+/// Captures events and delivers them to PostHog, through a queue that survives the process.
+///
+/// ```no_run
+/// use posthog::{Client, Config, Event};
+///
+/// let client = Client::new(Config::new("phc_example").queue_dir("/var/lib/mydaemon/posthog"))?;
+/// client.capture(Event::new("run_started", "user_1").prop("workspace_id", "ws_abc").prop("spec_count", 3));
+/// # Ok::<(), posthog::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// `None` for a disabled client.
+    pipeline: Option<Arc<Pipeline>>,
+    settings: Settings,
+    diagnostics: Arc<Diagnostics>,
+    /// By [`DropReason`].
+    refusals: Arc<[AtomicU64; DropReason::COUNT]>,
+    throttle: capture::Throttle,
+    /// In a forked child: the client that took our place.
+    child: Mutex<Child>,
+}
+
+/// What the client's own part has to know.
+#[derive(Clone)]
+struct Settings {
+    max_event_bytes: usize,
+    disable_geoip: bool,
+    exact_timestamps: bool,
+    shutdown_timeout: Duration,
+    before_send: Arc<[BeforeSend]>,
+}
+
+impl Client {
+    /// Opens the queue and starts delivering. What an earlier process left in it is sent too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`], [`Error::Newer`] and [`Error::Timeout`] where the
+    /// directory cannot be used (see [`Config::memory_fallback`]); [`Error::Resources`] where the system has no thread for us.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let checked = config.check()?;
+        let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
+        let settings = Settings {
+            max_event_bytes: checked.max_event_bytes,
+            disable_geoip: checked.disable_geoip,
+            exact_timestamps: checked.exact_timestamps,
+            shutdown_timeout: checked.shutdown_timeout,
+            before_send: checked.before_send.into(),
+        };
+        Self::start(checked.worker, settings, diagnostics, None)
+    }
+
+    fn start(
+        options: Option<WorkerOptions>,
+        settings: Settings,
+        diagnostics: Arc<Diagnostics>,
+        parent: Option<&Pipeline>,
+    ) -> Result<Self, Error> {
+        let pipeline = match options {
+            None => None,
+            Some(mut options) => {
+                let dir = options.queue_dir.clone();
+                let heard = Arc::clone(&diagnostics);
+                options.report = Arc::new(move |notice| heard.record(Diagnostic::from(notice)));
+                let pipeline = worker::start(options, parent).map_err(|error| explain(error, dir))?;
+                receipt::register(&pipeline);
+                Some(pipeline)
+            }
+        };
+        let shared = Shared {
+            pipeline,
+            settings,
+            diagnostics,
+            refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
+            throttle: capture::Throttle::default(),
+            child: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Sends what is queued now. Resolves when every event accepted before the call was tried once, or the endpoint is found down;
+    /// the report tells what remains. It ends a long pause early, but never breaks a `Retry-After`. Nothing is lost by a flush that
+    /// cannot send.
+    pub fn flush(&self) -> Pending<FlushReport> {
+        match self.pipeline() {
+            Some(pipeline) => pipeline.flush(),
+            None => pending::answered(pending::Unanswered::closed()),
+        }
+    }
+
+    /// Stops taking events, makes everything durable, delivers for at most `most`, and lets the queue go. Resolves when that is done;
+    /// what is left stays on disk. A second call waits for the first, and can only shorten it.
+    pub fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
+        match self.pipeline() {
+            Some(pipeline) => {
+                pipeline.mirror_refusals(&self.shared.refusal_counts());
+                pipeline.shutdown(most)
+            }
+            None => pending::answered(pending::Unanswered::closed()),
+        }
+    }
+
+    /// [`shutdown`](Client::shutdown) with [`Config::shutdown_timeout`].
+    pub fn close(&self) -> Pending<ShutdownReport> {
+        self.shutdown(self.shared.settings.shutdown_timeout)
+    }
+
+    /// Where every event is, how full the queue is, how delivery and storage are.
+    pub fn stats(&self) -> Stats {
+        match self.pipeline() {
+            Some(pipeline) => {
+                let counts = self.shared.refusal_counts();
+                pipeline.mirror_refusals(&counts);
+                Stats::of(&pipeline.snapshot(), counts)
+            }
+            None => Stats::disabled(self.shared.refusal_counts()),
+        }
+    }
+
+    /// The newest diagnostics, oldest first; at most 128 are kept.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        self.shared.diagnostics.recent()
+    }
+
+    /// Whether the client takes nothing because it was made with [`Config::disabled`].
+    pub fn is_disabled(&self) -> bool {
+        self.shared.pipeline.is_none()
+    }
+
+    /// The pipeline of this process: our own, or in a forked child the one that took its place, if there is one already.
+    fn pipeline(&self) -> Option<Arc<Pipeline>> {
+        let own = self.shared.pipeline.as_ref()?;
+        if own.is_forked() { self.shared.child()?.pipeline() } else { Some(Arc::clone(own)) }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(pipeline) = self.pipeline.take() else { return };
+        if pipeline.is_forked() {
+            // The parent's: its threads, mappings, locks and database are not ours to end.
+            std::mem::forget(pipeline);
+        } else {
+            pipeline.mirror_refusals(&self.refusal_counts());
+            pipeline.release();
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("pipeline", &self.shared.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// A start that failed, in terms of what the caller can do.
+fn explain(error: StartError, dir: std::path::PathBuf) -> Error {
+    match error {
+        StartError::Shard(source) if shard::is_newer(&source) => Error::Newer { path: dir, source: source.into() },
+        StartError::Shard(source) => {
+            let why = format!("{source}. Choose a directory on a local disk that this user may write to (queue_dir)");
+            Error::QueueDir { path: dir, why, source: source.into() }
+        }
+        StartError::Transport(source) => Error::config("proxy, ca_certificate or header", source.describe()),
+        StartError::Thread(source) => Error::Resources(source),
+        StartError::Timeout => Error::Timeout { path: dir },
+        StartError::Panicked => {
+            let source = "a panic was caught; the queue's files are as they were".into();
+            Error::QueueDir { path: dir, why: "opening it failed in an unforeseen way".into(), source }
+        }
+    }
+}

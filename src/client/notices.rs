@@ -1,0 +1,51 @@
+//! What the worker says, in the public words.
+
+use crate::delivery;
+use crate::diagnostics::Diagnostic;
+use crate::worker::Notice;
+
+impl From<Notice> for Diagnostic {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::Delivery(notice) => notice.into(),
+            Notice::Network(what) => Diagnostic::Network { what },
+            Notice::SetAside { path, why, lost } => Diagnostic::SetAside { path, why, lost },
+            Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
+            Notice::Checked => Diagnostic::Checked,
+            Notice::Storage { problem: Some(problem) } => Diagnostic::StorageFailing { problem },
+            Notice::Storage { problem: None } => Diagnostic::StorageRecovered,
+            Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
+            Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
+            Notice::Stranded(queue) => {
+                Diagnostic::StrandedQueue { project: queue.project, events: queue.events, bytes: queue.bytes }
+            }
+            Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
+        }
+    }
+}
+
+impl From<delivery::Notice> for Diagnostic {
+    fn from(notice: delivery::Notice) -> Self {
+        use delivery::Notice as N;
+        match notice {
+            N::NotPostHog { status, snippet } => Diagnostic::NotPostHog { status, snippet },
+            N::Paused { status, reason } => Diagnostic::Paused { status, reason },
+            N::ServerFailed { status, snippet } => {
+                Diagnostic::EndpointFailing { reason: format!("the server answers {status}: {snippet}") }
+            }
+            N::TransportFailed { reason } => Diagnostic::EndpointFailing { reason },
+            N::Parked { seconds } => {
+                Diagnostic::EndpointFailing { reason: format!("no attempt succeeded; the next follows in {seconds} s") }
+            }
+            N::Recovered => Diagnostic::EndpointRecovered,
+            N::Suspected { uuid, status, reason } => Diagnostic::Suspected { uuid, status, reason },
+            N::RefusingEverything { status, reason } => {
+                Diagnostic::EndpointFailing { reason: format!("every event is refused ({status}: {reason})") }
+            }
+            N::Buried { uuid, status, reason } => Diagnostic::Buried { uuid, status, reason },
+            N::QuotaLimited { kinds } => Diagnostic::QuotaLimited { kinds },
+            N::CallbackPanicked => Diagnostic::CallbackPanicked { callback: "on_delivery" },
+            N::QueueUnreadable { reason } => Diagnostic::StorageFailing { problem: reason },
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Where every event is.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::receipt::DropReason;
+use crate::delivery;
+use crate::worker::Snapshot;
+
+/// A look at the queue. The counters are those of this queue since it was made, across restarts; they balance:
+/// `accepted == delivered + queued_events + buried + evicted + damaged + lost_unsynced`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Events accepted.
+    pub accepted: u64,
+    /// Events that PostHog has taken.
+    pub delivered: u64,
+    /// Events that wait to be delivered, in the journal and in the store.
+    pub queued_events: u64,
+    /// Bytes of the events that wait.
+    pub queued_bytes: u64,
+    /// Events that PostHog refused for good; they lie among the dead letters.
+    pub buried: u64,
+    /// Events given up for want of room or for their age.
+    pub evicted: u64,
+    /// Events whose bytes were damaged on disk.
+    pub damaged: u64,
+    /// Events lost with a power cut before they were synced.
+    pub lost_unsynced: u64,
+    /// Captures that were not accepted, by reason, in this process. Reasons that never occurred are left out.
+    pub dropped: Vec<(DropReason, u64)>,
+    /// How long the oldest event has been in the store.
+    pub oldest_age: Option<Duration>,
+    /// How long the oldest event that would not survive a power cut has waited for its sync.
+    pub unsynced_for: Option<Duration>,
+    /// Bytes that the queue's file takes on the disk, the journal aside.
+    pub file_bytes: u64,
+    /// Events found in the journal when the queue was opened: those that the last process had accepted and not yet stored.
+    pub replayed: u64,
+    /// Events of a queue left by another process that is being delivered right now.
+    pub adopted_events: u64,
+    /// Queues of other keys or hosts with events in them: how many, and their events.
+    pub stranded: (usize, u64),
+    /// How the queue is kept.
+    pub mode: Mode,
+    /// What delivery is doing.
+    pub delivery: DeliveryPhase,
+    /// Failures in a row, since the last success.
+    pub consecutive_failures: u32,
+    /// What the last failure was.
+    pub last_error: Option<String>,
+    /// When PostHog last took something, in this process.
+    pub last_success: Option<SystemTime>,
+    /// Where the queue lies.
+    pub dir: Option<PathBuf>,
+}
+
+/// How the queue is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// As promised.
+    Durable,
+    /// Storage fails. What was accepted is in the journal and survives the process; new events are taken while that has room.
+    Degraded {
+        /// What is met.
+        problem: String,
+    },
+    /// In memory, because the directory cannot be used ([`Config::memory_fallback`](crate::Config::memory_fallback)).
+    Volatile {
+        /// Why.
+        problem: String,
+    },
+    /// Shut down.
+    Closed,
+    /// The client is disabled.
+    Disabled,
+}
+
+/// What delivery is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeliveryPhase {
+    /// Nothing to send.
+    Idle,
+    /// Sending.
+    Sending,
+    /// The last attempt failed.
+    Backoff {
+        /// Time until the next.
+        retry_in: Duration,
+    },
+    /// A whole cycle of attempts failed.
+    Parked {
+        /// Time until the next.
+        retry_in: Duration,
+    },
+    /// The key or the quota is refused.
+    Paused {
+        /// 401, 402 or 403.
+        status: u16,
+        /// Time until the next attempt.
+        retry_in: Duration,
+    },
+}
+
+impl Stats {
+    pub(super) fn of(snapshot: &Snapshot, refusals: Vec<u64>) -> Self {
+        let ledger = &snapshot.ledger;
+        // What is in the journal is accepted and not in the ledger yet.
+        let in_journal = snapshot.accepted.saturating_sub(ledger.accepted);
+        let now = snapshot.now;
+        let age = |at: i64| Duration::from_nanos(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
+        Self {
+            accepted: snapshot.accepted.max(ledger.accepted),
+            delivered: ledger.delivered,
+            queued_events: ledger.queued_events + in_journal,
+            queued_bytes: ledger.queued_bytes + snapshot.uncarried_bytes,
+            buried: ledger.buried,
+            evicted: ledger.evicted,
+            damaged: ledger.damaged,
+            lost_unsynced: ledger.lost_unsynced,
+            dropped: dropped(refusals),
+            oldest_age: snapshot.oldest_at.map(age),
+            unsynced_for: snapshot.unsynced_for,
+            file_bytes: snapshot.file_bytes,
+            replayed: snapshot.replayed,
+            adopted_events: snapshot.adopted.map_or(0, |ledger| ledger.queued_events),
+            stranded: (snapshot.stranded.len(), snapshot.stranded.iter().map(|queue| queue.events).sum()),
+            mode: mode(snapshot),
+            delivery: phase(snapshot.delivery.phase, now),
+            consecutive_failures: snapshot.delivery.consecutive_failures,
+            last_error: snapshot.delivery.last_error.clone(),
+            last_success: snapshot.delivery.last_success.and_then(system_time),
+            dir: Some(snapshot.dir.clone()).filter(|_| !snapshot.volatile),
+        }
+    }
+
+    pub(super) fn disabled(refusals: Vec<u64>) -> Self {
+        Self {
+            accepted: 0,
+            delivered: 0,
+            queued_events: 0,
+            queued_bytes: 0,
+            buried: 0,
+            evicted: 0,
+            damaged: 0,
+            lost_unsynced: 0,
+            dropped: dropped(refusals),
+            oldest_age: None,
+            unsynced_for: None,
+            file_bytes: 0,
+            replayed: 0,
+            adopted_events: 0,
+            stranded: (0, 0),
+            mode: Mode::Disabled,
+            delivery: DeliveryPhase::Idle,
+            consecutive_failures: 0,
+            last_error: None,
+            last_success: None,
+            dir: None,
+        }
+    }
+
+    /// Captures that were not accepted, whatever the reason, in this process.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Accepted events less those whose place is known: zero, or something is wrong with us.
+    pub fn imbalance(&self) -> i128 {
+        let places = [self.delivered, self.queued_events, self.buried, self.evicted, self.damaged, self.lost_unsynced];
+        i128::from(self.accepted) - places.into_iter().map(i128::from).sum::<i128>()
+    }
+}
+
+fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
+    DropReason::ALL.into_iter().zip(refusals).filter(|(_, count)| *count > 0).collect()
+}
+
+fn mode(snapshot: &Snapshot) -> Mode {
+    match (&snapshot.problem, snapshot.volatile, snapshot.closed) {
+        (_, _, true) => Mode::Closed,
+        (problem, true, _) => Mode::Volatile { problem: problem.clone().unwrap_or_default() },
+        (Some(problem), ..) => Mode::Degraded { problem: problem.clone() },
+        (None, ..) => Mode::Durable,
+    }
+}
+
+fn phase(phase: delivery::Phase, now: i64) -> DeliveryPhase {
+    let retry_in = |until: i64| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0));
+    match phase {
+        delivery::Phase::Idle => DeliveryPhase::Idle,
+        delivery::Phase::Sending => DeliveryPhase::Sending,
+        delivery::Phase::Backoff { until } => DeliveryPhase::Backoff { retry_in: retry_in(until) },
+        delivery::Phase::Parked { until } => DeliveryPhase::Parked { retry_in: retry_in(until) },
+        delivery::Phase::Paused { status, until } => DeliveryPhase::Paused { status, retry_in: retry_in(until) },
+    }
+}
+
+fn system_time(at: i64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_nanos(u64::try_from(at).ok()?))
+}

@@ -1,0 +1,244 @@
+//! Settings against their bounds and against each other, once, before anything is opened.
+
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BeforeSend, Compression, Config, Protocol, ProxyChoice};
+use crate::clock::Clock;
+use crate::delivery::{self, DeliveryOptions, PaceOptions};
+use crate::diagnostics::DiagnosticHook;
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::journal;
+use crate::limits::{self, *};
+use crate::record::{LIB_NAME, LIB_VERSION};
+use crate::shard::Project;
+use crate::transport::{self, Proxy, TransportOptions};
+use crate::worker::{Limits, Notice, WorkerOptions};
+
+/// A configuration that holds together.
+pub(crate) struct Checked {
+    /// `None` for a disabled client. The report goes nowhere yet: it is the client's to set.
+    pub(crate) worker: Option<WorkerOptions>,
+    pub(crate) max_event_bytes: usize,
+    pub(crate) disable_geoip: bool,
+    pub(crate) exact_timestamps: bool,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) before_send: Vec<BeforeSend>,
+    pub(crate) on_diagnostic: Option<DiagnosticHook>,
+}
+
+impl Config {
+    /// Holds every setting against its bounds.
+    pub(crate) fn check(self) -> Result<Checked, Error> {
+        let worker = if self.disabled { None } else { Some(self.worker()?) };
+        Ok(Checked {
+            worker,
+            max_event_bytes: self.max_event_bytes,
+            disable_geoip: self.disable_geoip,
+            exact_timestamps: self.exact_timestamps,
+            shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
+            before_send: self.before_send,
+            on_diagnostic: self.on_diagnostic,
+        })
+    }
+
+    fn worker(&self) -> Result<WorkerOptions, Error> {
+        within("max_event_bytes", self.max_event_bytes, &EVENT_BYTES)?;
+        let arena_bytes = within("journal_bytes", self.journal_bytes, &JOURNAL_BYTES)?;
+        let least = journal::arena_bytes_min(self.max_event_bytes);
+        if arena_bytes < least {
+            let why = format!("must be at least {least}, four times max_event_bytes; it is {arena_bytes}");
+            return Err(Error::config("journal_bytes", why));
+        }
+        let project = project(&self.api_key, &self.host, "api_key", "host")?;
+        let also = self.also_deliver.iter().map(|(key, host)| project_of_old(key, host)).collect::<Result<_, _>>()?;
+        let queue_dir = match &self.queue_dir {
+            Some(dir) if dir.as_os_str().is_empty() => return Err(Error::config("queue_dir", "is empty")),
+            Some(dir) => dir.clone(),
+            None => super::dirs::default_queue_dir(|name| std::env::var(name).ok())?,
+        };
+        // Independent of later changes of the working directory; daemons change it.
+        let queue_dir = std::path::absolute(&queue_dir).unwrap_or(queue_dir);
+        Ok(WorkerOptions {
+            delivery: self.delivery(&project)?,
+            transport: self.transport()?,
+            limits: self.limits()?,
+            project,
+            also,
+            queue_dir,
+            memory_fallback: self.memory_fallback,
+            arena_bytes,
+            cache_bytes: limits::STORE_CACHE_BYTES,
+            reserve_bytes: limits::RESERVE_BYTES,
+            lock_wait: limits::LOCK_WAIT,
+            open_timeout: limits::OPEN_TIMEOUT,
+            flush_at: within("flush_at", self.flush_at, &FLUSH_AT)? as u64,
+            flush_interval: within("flush_interval", self.flush_interval, &FLUSH_INTERVAL)?,
+            sync_interval: within("sync_interval", self.sync_interval, &SYNC_INTERVAL)?,
+            settle_interval: within("settle_interval", self.settle_interval, &SETTLE_INTERVAL)?,
+            on_delivery: self.on_delivery.clone(),
+            report: Arc::new(|_: Notice| ()),
+            disk: Disk::default(),
+            clock: Clock::System,
+        })
+    }
+
+    fn limits(&self) -> Result<Limits, Error> {
+        let least_age = Duration::from_secs(1);
+        if let Some(age) = self.max_queue_age.filter(|age| *age < least_age) {
+            return Err(Error::config("max_queue_age", format!("must be at least {least_age:?}; it is {age:?}")));
+        }
+        if self.max_queue_events == Some(0) {
+            return Err(Error::config("max_queue_events", "must be at least 1"));
+        }
+        Ok(Limits {
+            queue_bytes: within("max_queue_bytes", self.max_queue_bytes, &QUEUE_BYTES)?,
+            queue_events: self.max_queue_events.unwrap_or(u64::MAX),
+            queue_age: self.max_queue_age,
+            free_space_floor: self.free_space_floor,
+            overflow: self.overflow,
+        })
+    }
+
+    fn delivery(&self, project: &Project) -> Result<DeliveryOptions, Error> {
+        let (first_backoff, max_backoff) = self.retry_backoff;
+        within("retry_backoff", first_backoff, &RETRY_BACKOFF)?;
+        within("retry_backoff", max_backoff, &RETRY_BACKOFF)?;
+        if first_backoff > max_backoff {
+            return Err(Error::config("retry_backoff", "begins above its end"));
+        }
+        let jitter = Duration::ZERO..=Duration::from_secs(600);
+        let Protocol::V0 = self.protocol;
+        Ok(DeliveryOptions {
+            urls: vec![format!("{}/batch/", project.host).into()],
+            api_key: project.api_key.clone(),
+            historical_migration: self.historical_migration,
+            compression: match self.compression {
+                Compression::None => delivery::Compression::None,
+                Compression::Gzip => delivery::Compression::Gzip { level: 1 },
+            },
+            max_batch_events: within("max_batch_events", self.max_batch_events, &MAX_BATCH_EVENTS)?,
+            max_batch_bytes: within("max_batch_bytes", self.max_batch_bytes, &MAX_BATCH_BYTES)?,
+            pace: PaceOptions {
+                max_in_flight: within("max_in_flight", self.max_in_flight, &MAX_IN_FLIGHT)?,
+                max_retries: within("max_retries", self.max_retries, &MAX_RETRIES)?,
+                first_backoff,
+                max_backoff,
+                retry_after_cap: within("retry_after_cap", self.retry_after_cap, &RETRY_AFTER_CAP)?,
+                first_send_jitter: within("first_send_jitter", self.first_send_jitter, &jitter)?,
+                ..PaceOptions::default()
+            },
+        })
+    }
+
+    fn transport(&self) -> Result<TransportOptions, Error> {
+        let proxy = match &self.proxy {
+            ProxyChoice::FromEnv => Proxy::FromEnv,
+            ProxyChoice::None => Proxy::None,
+            ProxyChoice::Url(url) => Proxy::Url(url.clone()),
+        };
+        let [major, minor, patch] = LIB_VERSION;
+        Ok(TransportOptions {
+            request_timeout: within("request_timeout", self.request_timeout, &REQUEST_TIMEOUT)?,
+            connect_timeout: within("connect_timeout", self.connect_timeout, &REQUEST_TIMEOUT)?,
+            proxy,
+            ca_pem: self.ca_certificates.clone(),
+            user_agent: format!("{LIB_NAME}/{major}.{minor}.{patch}"),
+            headers: self.headers.clone(),
+        })
+    }
+}
+
+fn project_of_old(api_key: &str, host: &str) -> Result<Project, Error> {
+    project(api_key, host, "also_deliver", "also_deliver")
+}
+
+fn project(api_key: &str, host: &str, key_field: &'static str, host_field: &'static str) -> Result<Project, Error> {
+    let api_key = api_key.trim();
+    if api_key.is_empty() {
+        return Err(Error::config(key_field, "is blank; Config::disabled() makes a client that takes nothing"));
+    }
+    if api_key.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Error::config(key_field, "holds white space or control characters"));
+    }
+    let host = transport::normalise_host(host).map_err(|why| Error::config(host_field, why))?;
+    Ok(Project { host, api_key: api_key.to_owned() })
+}
+
+fn within<T: PartialOrd + Copy + Debug>(field: &'static str, value: T, bounds: &RangeInclusive<T>) -> Result<T, Error> {
+    if bounds.contains(&value) {
+        return Ok(value);
+    }
+    let (least, most) = (bounds.start(), bounds.end());
+    Err(Error::config(field, format!("must be from {least:?} to {most:?}; it is {value:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config::new("phc_test").queue_dir("/q")
+    }
+
+    fn refused(config: Config) -> &'static str {
+        match config.check() {
+            Err(Error::Config { field, .. }) => field,
+            Err(other) => panic!("{other}"),
+            Ok(_) => "",
+        }
+    }
+
+    #[test]
+    fn a_setting_out_of_its_bounds_is_an_error_that_names_it() {
+        assert_eq!(refused(config()), "");
+        assert_eq!(refused(config().flush_at(0)), "flush_at");
+        assert_eq!(refused(config().sync_interval(Duration::ZERO)), "sync_interval");
+        assert_eq!(refused(config().max_queue_bytes(5)), "max_queue_bytes");
+        assert_eq!(refused(config().max_queue_age(Duration::ZERO)), "max_queue_age");
+        assert_eq!(refused(config().max_in_flight(0)), "max_in_flight");
+        assert_eq!(refused(config().request_timeout(Duration::MAX)), "request_timeout");
+        assert_eq!(refused(config().retry_backoff(Duration::from_secs(9), Duration::from_secs(1))), "retry_backoff");
+        assert_eq!(refused(config().queue_dir("")), "queue_dir");
+    }
+
+    #[test]
+    fn a_journal_that_cannot_hold_four_of_the_largest_events_is_refused() {
+        assert_eq!(refused(config().journal_bytes(1024 * 1024)), "journal_bytes");
+        assert_eq!(refused(config().journal_bytes(1024 * 1024).max_event_bytes(200 * 1024)), "");
+    }
+
+    #[test]
+    fn blank_keys_and_malformed_hosts_are_named() {
+        for key in ["", "  ", "phc x", "phc\n"] {
+            let expected = if key == "phc\n" { "" } else { "api_key" };
+            assert_eq!(refused(Config::new(key).queue_dir("/q")), expected, "{key:?}");
+        }
+        for host in ["", "ftp://x", "https://", "https://a b", "https://x/?q=1"] {
+            assert_eq!(refused(config().host(host)), "host", "{host:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_that_mean_the_same_are_the_same_project() {
+        let name = |host: &str| config().host(host).check().unwrap().worker.unwrap().project.dir_name();
+        let plain = name("https://eu.i.posthog.com");
+        for same in [
+            "https://eu.i.posthog.com/",
+            "eu.i.posthog.com",
+            "HTTPS://EU.I.POSTHOG.COM:443//",
+            " https://eu.i.posthog.com ",
+        ] {
+            assert_eq!(name(same), plain, "{same}");
+        }
+        assert_ne!(name("https://us.i.posthog.com"), plain);
+    }
+
+    #[test]
+    fn a_disabled_client_needs_nothing_to_be_right() {
+        assert!(Config::disabled().check().unwrap().worker.is_none());
+    }
+}

@@ -1,0 +1,59 @@
+//! Finding the queue directory where none is given.
+
+use std::path::PathBuf;
+
+use crate::error::Error;
+
+/// The first of the usual places that the environment names. A relative path is not one of them: it would depend on where the daemon
+/// happens to be started.
+pub(super) fn default_queue_dir(var: impl Fn(&str) -> Option<String>) -> Result<PathBuf, Error> {
+    let set = |name: &str| var(name).filter(|value| !value.is_empty());
+    if let Some(dir) = set("POSTHOG_QUEUE_DIR") {
+        return Ok(dir.into());
+    }
+    let absolute = |dir: &str| Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute());
+    // systemd separates several directories by colons.
+    let state_directory = set("STATE_DIRECTORY").and_then(|list| absolute(list.split(':').next().unwrap_or_default()));
+    let state_home = || set("XDG_STATE_HOME").and_then(|dir| absolute(&dir));
+    let home = || set("HOME").and_then(|dir| absolute(&dir)).map(|home| home.join(".local/state"));
+    state_directory.or_else(state_home).or_else(home).map(|dir| dir.join("posthog")).ok_or_else(|| {
+        Error::config(
+            "queue_dir",
+            "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names a place for it",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(vars: &[(&str, &str)]) -> Option<String> {
+        let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        default_queue_dir(var).ok().map(|dir| dir.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn the_places_are_tried_in_their_order() {
+        let all = [
+            ("POSTHOG_QUEUE_DIR", "/own"),
+            ("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"),
+            ("XDG_STATE_HOME", "/xdg"),
+            ("HOME", "/home/u"),
+        ];
+        let expected = ["/own", "/var/lib/a/posthog", "/xdg/posthog", "/home/u/.local/state/posthog"];
+        for (from, place) in expected.iter().enumerate() {
+            assert_eq!(found(&all[from..]).as_deref(), Some(*place));
+        }
+        assert_eq!(found(&[]), None, "never a temporary directory");
+    }
+
+    #[test]
+    fn relative_and_empty_values_are_passed_over() {
+        assert_eq!(
+            found(&[("STATE_DIRECTORY", ""), ("XDG_STATE_HOME", "state"), ("HOME", "/h")]).as_deref(),
+            Some("/h/.local/state/posthog")
+        );
+        assert_eq!(found(&[("HOME", "relative")]), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! Randomness from the operating system, for salts, seeds and jitter. Never fails and never panics.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+/// A random number that no other process, and no forked child, draws as well.
+pub(crate) fn random_u64() -> u64 {
+    SysRng.try_next_u64().unwrap_or_else(|_| without_the_system())
+}
+
+/// Where the system has no randomness to give (a sandbox without the call): time, process, a counter, and the keys of the standard
+/// library's hasher. Good enough to tell rounds and processes apart; nothing here is a secret.
+fn without_the_system() -> u64 {
+    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.write_u64(DRAWN.fetch_add(1, Ordering::Relaxed));
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    hasher.write_u128(since_epoch.as_nanos());
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_differ_with_the_system_and_without_it() {
+        assert_ne!(random_u64(), random_u64());
+        assert_ne!(without_the_system(), without_the_system());
+    }
+}

@@ -1,0 +1,75 @@
+//! What a caller can do something about.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a client could not be made, or something process-wide could not be installed.
+///
+/// # Design
+///
+/// The variants are what a caller can act upon: mend the configuration, mend the directory, upgrade, or give up. Whatever lies
+/// underneath is the [`source`](StdError::source). Nothing that happens *after* a client was made is an error: a capture says what
+/// became of it in its receipt, and everything else is a [`Diagnostic`](crate::Diagnostic).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is out of its bounds, malformed, or contradicts another.
+    #[error("config: {field} {why}")]
+    Config {
+        /// The name of the setting, as in [`Config`](crate::Config).
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The queue directory cannot be used. The text says what to do.
+    #[error("queue directory {path:?}: {why}")]
+    QueueDir {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// What the system said.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The queue was written by a newer version of this library. It was not touched.
+    #[error(
+        "the queue in {path:?} was written by a newer version of this library: upgrade, or choose another queue_dir"
+    )]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The queue directory did not answer in time; a network file system that hangs does this.
+    #[error("the queue directory {path:?} did not answer in time")]
+    Timeout {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The system gave us no thread, or no event loop.
+    #[error("the system has no thread or file descriptor left for us")]
+    Resources(#[source] io::Error),
+    /// [`init`](crate::init) was called before, in this process.
+    #[error("posthog::init was called before; posthog::client() has that client")]
+    AlreadyInitialised,
+}
+
+impl Error {
+    /// Whether the configuration is to blame.
+    pub fn is_config(&self) -> bool {
+        matches!(self, Error::Config { .. })
+    }
+
+    /// Whether the queue directory is to blame.
+    pub fn is_queue_dir(&self) -> bool {
+        matches!(self, Error::QueueDir { .. } | Error::Newer { .. } | Error::Timeout { .. })
+    }
+
+    pub(crate) fn config(field: &'static str, why: impl Into<String>) -> Self {
+        Error::Config { field, why: why.into() }
+    }
+}

@@ -1,0 +1,182 @@
+//! Describing an event.
+
+use std::mem::take;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::spare;
+use crate::clock::{WallNanos, nanos_since_epoch};
+use crate::record::encode::{append_str, begin_map};
+use crate::record::serialize::append_entry;
+use crate::record::{Class, Flags, HEAD_LEN, Unencodable};
+
+/// Something that happened, as PostHog will see it.
+///
+/// Every method that describes the event takes it and gives it back, and none of them fails: what cannot be sent is told by the
+/// receipt of the capture.
+///
+/// ```
+/// use posthog::Event;
+///
+/// let event = Event::new("run_started", "user_1")
+///     .prop("workspace_id", "ws_abc")
+///     .prop("spec_count", 3)
+///     .group("company", "acme");
+/// assert_eq!(event.get::<u32>("spec_count"), Some(3));
+/// ```
+#[derive(Clone)]
+#[must_use = "an event does nothing until it is captured"]
+pub struct Event {
+    // Boxed, because the builder hands the event on with every call: one word moves in a register.
+    pub(super) draft: Box<Draft>,
+}
+
+/// An event so far. A thread reuses it for its next event, see `spare`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Draft {
+    /// The record's body: room for the head, name, distinct id, a map header whose count is open, properties.
+    pub(super) body: Vec<u8>,
+    /// Where in `body` the map header is.
+    pub(super) map_at: usize,
+    pub(super) property_count: u32,
+    pub(super) group_count: u32,
+    /// Groups stand apart until the end: they follow the properties.
+    pub(super) groups: Vec<u8>,
+    pub(super) class: Class,
+    pub(super) flags: Flags,
+    pub(super) blank_name: bool,
+    pub(super) blank_distinct_id: bool,
+    pub(super) uuid: Option<Uuid>,
+    pub(super) timestamp: Option<WallNanos>,
+    /// The first thing that went wrong.
+    pub(super) flaw: Option<Flaw>,
+}
+
+/// Why an event cannot be sent as it was described.
+#[derive(Clone, Debug)]
+pub(super) enum Flaw {
+    Value { key: Box<str>, reason: Unencodable },
+    Timestamp,
+}
+
+impl Event {
+    /// An event of this name, done by this person or thing.
+    #[inline]
+    pub fn new(name: impl AsRef<str>, distinct_id: impl AsRef<str>) -> Self {
+        Self::described(name.as_ref(), distinct_id.as_ref())
+    }
+
+    /// An event at least as dear as `class`.
+    pub(crate) fn with_class(name: impl AsRef<str>, distinct_id: impl AsRef<str>, class: Class) -> Self {
+        let mut event = Self::new(name, distinct_id);
+        event.draft.class = event.draft.class.max(class);
+        event
+    }
+
+    /// Sets a property, to whatever serde can serialize. The last value of a key counts.
+    #[inline]
+    pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+        self.set(key, value);
+        self
+    }
+
+    /// [`prop`](Self::prop) for an event behind a reference.
+    #[inline]
+    pub fn set(&mut self, key: impl AsRef<str>, value: impl Serialize) {
+        let draft = &mut *self.draft;
+        match append_entry(&mut draft.body, key.as_ref(), &value) {
+            Ok(()) => draft.property_count = draft.property_count.saturating_add(1),
+            Err(reason) => draft.remember_value(key.as_ref(), reason),
+        }
+    }
+
+    /// Says which group of this type the event belongs to, by the group's key: a string or a number.
+    pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
+        let draft = &mut *self.draft;
+        match append_entry(&mut draft.groups, group_type.as_ref(), &key) {
+            Ok(()) => draft.group_count = draft.group_count.saturating_add(1),
+            Err(reason) => draft.remember_value(group_type.as_ref(), reason),
+        }
+        self
+    }
+
+    /// Says when it happened, to the nanosecond, if that is not the moment of capture. Years 1677 to 2262.
+    pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
+        match nanos_since_epoch(time.into()) {
+            Some(nanos) => self.draft.timestamp = Some(nanos),
+            None => self.draft.remember(Flaw::Timestamp),
+        }
+        self
+    }
+
+    /// Gives the event a uuid of the caller's. PostHog takes two events of one uuid, name, distinct id and day for the same.
+    pub fn uuid(mut self, uuid: Uuid) -> Self {
+        self.draft.uuid = Some(uuid);
+        self
+    }
+
+    /// With this uuid, unless the caller gave one: hooks see the uuid that the event will have.
+    pub(crate) fn stamped(mut self, uuid: Uuid) -> Self {
+        self.draft.uuid.get_or_insert(uuid);
+        self
+    }
+
+    /// Asks PostHog not to look up where the sender's address is.
+    pub fn disable_geoip(mut self) -> Self {
+        self.draft.flags.insert(Flags::GEOIP_DISABLE);
+        self
+    }
+
+    /// Asks PostHog not to make or change a person for this event.
+    pub fn personless(mut self) -> Self {
+        self.draft.flags.insert(Flags::PERSONLESS);
+        self
+    }
+
+    fn described(name: &str, distinct_id: &str) -> Self {
+        let mut draft = spare::take();
+        draft.body.extend_from_slice(&[0; HEAD_LEN]);
+        append_str(&mut draft.body, name);
+        append_str(&mut draft.body, distinct_id);
+        draft.map_at = begin_map(&mut draft.body);
+        draft.class = class_of(name);
+        draft.blank_name = is_blank(name);
+        draft.blank_distinct_id = is_blank(distinct_id);
+        Self { draft }
+    }
+}
+
+impl Draft {
+    /// Forgets everything but its buffers.
+    pub(super) fn clear(&mut self) {
+        let (mut body, mut groups) = (take(&mut self.body), take(&mut self.groups));
+        body.clear();
+        groups.clear();
+        *self = Self { body, groups, ..Self::default() };
+    }
+
+    #[cold]
+    fn remember_value(&mut self, key: &str, reason: Unencodable) {
+        self.remember(Flaw::Value { key: key.into(), reason });
+    }
+
+    #[cold]
+    fn remember(&mut self, flaw: Flaw) {
+        self.flaw.get_or_insert(flaw);
+    }
+}
+
+/// How dear events of this name are.
+pub(super) fn class_of(name: &str) -> Class {
+    match name {
+        "$identify" | "$create_alias" | "$groupidentify" | "$set" => Class::Identity,
+        "$exception" => Class::Exception,
+        _ => Class::Ordinary,
+    }
+}
+
+pub(super) fn is_blank(text: &str) -> bool {
+    text.trim_start().is_empty()
+}

@@ -1,0 +1,152 @@
+//! Reading and changing an event that is already described: what `before_send` is for.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::builder::{Event, class_of, is_blank};
+use crate::record::decode::{Reader, text, value_as};
+use crate::record::encode::{OPEN_HEADER_LEN, append_str};
+use crate::record::{Entries, HEAD_LEN, json};
+
+impl Event {
+    /// The event's name.
+    pub fn name(&self) -> &str {
+        self.identity().string().unwrap_or_default()
+    }
+
+    /// Who did it.
+    pub fn distinct_id(&self) -> &str {
+        let mut reader = self.identity();
+        reader.string().and_then(|_name| reader.string()).unwrap_or_default()
+    }
+
+    /// The uuid the caller gave, if he did; otherwise the event gets one when it is captured.
+    pub fn given_uuid(&self) -> Option<Uuid> {
+        self.draft.uuid
+    }
+
+    /// The time the caller gave, if he did; otherwise it is the moment of capture.
+    pub fn given_timestamp(&self) -> Option<SystemTime> {
+        let nanos = self.draft.timestamp?;
+        let distance = Duration::from_nanos(nanos.unsigned_abs());
+        if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
+    }
+
+    /// A property, if it is there and of this type.
+    pub fn get<T: DeserializeOwned>(&self, key: impl AsRef<str>) -> Option<T> {
+        value_as(self.entries().last(key.as_ref())?)
+    }
+
+    /// Whether a property is there.
+    pub fn has(&self, key: impl AsRef<str>) -> bool {
+        self.entries().last(key.as_ref()).is_some()
+    }
+
+    /// The keys of the properties, in the order they were set; a key set twice comes twice.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries().filter_map(|(key, _)| text(key).ok())
+    }
+
+    /// A copy of the properties as the caller set them: without groups, and without what the library adds when it sends.
+    pub fn properties(&self) -> Map<String, Value> {
+        as_map(self.entries())
+    }
+
+    /// A copy of the groups: type to key.
+    pub fn groups(&self) -> Map<String, Value> {
+        as_map(Entries::new(self.draft.group_count, &self.draft.groups))
+    }
+
+    /// Removes a property, and tells whether it was there.
+    pub fn remove(&mut self, key: impl AsRef<str>) -> bool {
+        let key = key.as_ref();
+        let mut found: Vec<Range<usize>> = Vec::new();
+        let mut entries = self.entries();
+        let mut start = self.draft.body.len() - entries.rest().len();
+        while let Some((name, _)) = entries.next() {
+            let end = self.draft.body.len() - entries.rest().len();
+            if name == key.as_bytes() {
+                found.push(start..end);
+            }
+            start = end;
+        }
+        // From the last to the first, so that the places of the others stay what they are.
+        for range in found.iter().rev() {
+            self.draft.body.drain(range.clone());
+            self.draft.property_count -= 1;
+        }
+        !found.is_empty()
+    }
+
+    /// Renames the event.
+    pub fn set_name(&mut self, name: impl AsRef<str>) {
+        let name = name.as_ref();
+        self.replace(HEAD_LEN..self.name_end(), name);
+        self.draft.blank_name = is_blank(name);
+        self.draft.class = self.draft.class.max(class_of(name));
+    }
+
+    /// Says that somebody else did it.
+    pub fn set_distinct_id(&mut self, distinct_id: impl AsRef<str>) {
+        let distinct_id = distinct_id.as_ref();
+        self.replace(self.name_end()..self.draft.map_at, distinct_id);
+        self.draft.blank_distinct_id = is_blank(distinct_id);
+    }
+
+    /// Name and distinct id.
+    fn identity(&self) -> Reader<'_> {
+        Reader::new(self.draft.body.get(HEAD_LEN..self.draft.map_at).unwrap_or_default())
+    }
+
+    fn name_end(&self) -> usize {
+        let mut reader = self.identity();
+        let _name = reader.string();
+        self.draft.map_at - reader.rest().len()
+    }
+
+    fn entries(&self) -> Entries<'_> {
+        Entries::new(
+            self.draft.property_count,
+            self.draft.body.get(self.draft.map_at + OPEN_HEADER_LEN..).unwrap_or_default(),
+        )
+    }
+
+    fn replace(&mut self, range: Range<usize>, text: &str) {
+        let mut encoded = Vec::with_capacity(text.len() + OPEN_HEADER_LEN);
+        append_str(&mut encoded, text);
+        self.draft.map_at = self.draft.map_at - range.len() + encoded.len();
+        self.draft.body.splice(range, encoded);
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Event");
+        fields.field("name", &self.name()).field("distinct_id", &self.distinct_id());
+        if let Some(uuid) = &self.draft.uuid {
+            fields.field("uuid", &format_args!("{uuid}"));
+        }
+        if let Some(time) = self.draft.timestamp.map(|nanos| jiff::Timestamp::from_nanosecond(nanos.into())) {
+            fields.field("timestamp", &format_args!("{}", time.unwrap_or_default()));
+        }
+        fields.field("properties", &format_args!("{}", Value::Object(self.properties())));
+        if self.draft.group_count > 0 {
+            fields.field("groups", &format_args!("{}", Value::Object(self.groups())));
+        }
+        if let Some(flaw) = &self.draft.flaw {
+            fields.field("flaw", flaw);
+        }
+        fields.finish_non_exhaustive()
+    }
+}
+
+/// Through the JSON that is sent, so that what is shown here is what arrives.
+fn as_map(entries: Entries<'_>) -> Map<String, Value> {
+    let mut text = Vec::new();
+    json::write_entries(entries, &mut text).ok().and_then(|()| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}

@@ -1,0 +1,118 @@
+//! From a described event to a record, or to the reason why not.
+
+use uuid::Uuid;
+
+use super::builder::{Draft, Event, Flaw};
+use super::spare;
+use crate::clock::WallNanos;
+use crate::record::encode::{append_map_header, patch_len};
+use crate::record::{Class, Flags, HEAD_LEN, Head, LIB_VERSION, Unencodable};
+
+/// What the moment of capture adds to an event that does not say it itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    /// The uuid, unless the caller gave one.
+    pub(crate) uuid: Uuid,
+    /// The time, unless the caller gave one.
+    pub(crate) now_nanos: WallNanos,
+}
+
+/// A finished event.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// How dear it is.
+    pub(crate) class: Class,
+    /// The uuid it has in the end.
+    pub(crate) uuid: Uuid,
+    draft: Box<Draft>,
+}
+
+impl Record {
+    /// What is stored.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.draft.body
+    }
+
+    /// Gives the buffers to this thread's next event.
+    pub(crate) fn recycle(self) {
+        spare::recycle(self.draft);
+    }
+}
+
+/// Why an event cannot be sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// Nothing but blanks.
+    #[error("the event has no name; give it one")]
+    EmptyName,
+    /// Nothing but blanks.
+    #[error("the event has no distinct id; say whose it is")]
+    EmptyDistinctId,
+    /// A property or group.
+    #[error("the value of {key:?} cannot be encoded")]
+    Unserializable {
+        /// Its key, or the group's type.
+        key: Box<str>,
+        /// What is wrong with it.
+        #[source]
+        reason: Unencodable,
+    },
+    /// Before 1677 or after 2262.
+    #[error("the timestamp does not fit 64 bits of nanoseconds; give one between the years 1678 and 2261")]
+    TimestampOutOfRange,
+    /// Larger than one event may be.
+    #[error("the event {name:?} takes {bytes} bytes; send less of it, or raise the limit")]
+    TooLarge {
+        /// Its name.
+        name: Box<str>,
+        /// Its size as a record.
+        bytes: usize,
+    },
+}
+
+impl Event {
+    /// Makes the record, of at most `max_bytes`.
+    pub(crate) fn finish(mut self, stamp: &Stamp, max_bytes: usize) -> Result<Record, Refusal> {
+        let draft = &mut *self.draft;
+        if draft.blank_name {
+            return Err(Refusal::EmptyName);
+        }
+        if draft.blank_distinct_id {
+            return Err(Refusal::EmptyDistinctId);
+        }
+        if let Some(flaw) = draft.flaw.take() {
+            return Err(flaw.into());
+        }
+        patch_len(&mut draft.body, draft.map_at, draft.property_count);
+        append_map_header(&mut draft.body, draft.group_count);
+        draft.body.extend_from_slice(&draft.groups);
+        let bytes = draft.body.len();
+        if bytes > max_bytes {
+            return Err(Refusal::TooLarge { name: self.name().into(), bytes });
+        }
+        if draft.timestamp.is_some() {
+            draft.flags.insert(Flags::EXPLICIT_TIMESTAMP);
+        }
+        let head = Head {
+            class: draft.class,
+            flags: draft.flags,
+            lib_version: LIB_VERSION,
+            uuid: draft.uuid.unwrap_or(stamp.uuid),
+            timestamp_nanos: draft.timestamp.unwrap_or(stamp.now_nanos),
+        };
+        if let Some(place) = draft.body.first_chunk_mut::<HEAD_LEN>() {
+            *place = head.encode();
+        }
+        Ok(Record { class: head.class, uuid: head.uuid, draft: self.draft })
+    }
+}
+
+impl From<Flaw> for Refusal {
+    #[cold]
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Value { key, reason } => Refusal::Unserializable { key, reason },
+            Flaw::Timestamp => Refusal::TimestampOutOfRange,
+        }
+    }
+}

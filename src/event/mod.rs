@@ -1,0 +1,34 @@
+//! What a user captures.
+//!
+//! An [`Event`] is built straight into the bytes of the record it becomes (see `record`): each property is appended as MessagePack
+//! when it is named, and finishing the event patches a few fields. So an event costs one buffer, and that one comes from, and goes
+//! back to, a spare kept by the thread ([`Record::recycle`]).
+//!
+//! # Rules
+//!
+//! - Building never fails and never panics. What cannot be encoded is left out, the first such flaw is remembered, and
+//!   [`Event::finish`] refuses the event with it: an event is sent as the caller described it, or not at all.
+//! - An empty or blank name or distinct id is refused: the server answers either with an error for the whole batch.
+//! - A key set twice counts once, with its last value.
+//! - The uuid and the time are the caller's if he gave them, else those of the [`Stamp`]: the moment of capture. They are never
+//!   changed after that, however often the event is sent.
+//! - How dear an event is follows from its name (`$identify`, `$create_alias`, `$groupidentify`, `$set`; `$exception`), or is said
+//!   by whoever builds it; a later change of the name may make it dearer, never cheaper.
+//! - No I/O and no clock: the time and the bound on the size come from the caller. The one exception is the seed of `uuids`, which
+//!   the operating system gives, once per thread and after every fork.
+//!
+//! # Operations
+//!
+//! `builder.rs` describes an event, `edit.rs` reads and changes one (for `before_send`), `finish.rs` makes the record,
+//! `uuids.rs` draws uuids, `spare.rs` keeps the buffers.
+
+mod builder;
+mod edit;
+mod finish;
+mod spare;
+#[cfg(test)]
+mod tests;
+pub(crate) mod uuids;
+
+pub use builder::Event;
+pub(crate) use finish::{Record, Refusal, Stamp};

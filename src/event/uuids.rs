@@ -1,0 +1,120 @@
+//! Uuids of version 7: the milliseconds of the capture, then 74 random bits.
+//!
+//! Each thread has a generator of its own, seeded by the operating system, and again in every forked child: parent and child share
+//! their memory at the fork, and would draw the same uuids for different events.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::rngs::{SysRng, Xoshiro256PlusPlus};
+use rand::{Rng, SeedableRng, TryRng};
+use sha2::{Digest, Sha256};
+use uuid::{Builder, Uuid};
+
+use crate::clock::WallNanos;
+
+type Seed = [u8; 32];
+
+/// A generator, and the process it was seeded in.
+#[derive(Clone)]
+struct Seeded {
+    fork_generation: u64,
+    // Uuids must not repeat; nobody has to be kept from guessing them. A cryptographic generator takes three times as long.
+    rng: Xoshiro256PlusPlus,
+}
+
+thread_local! {
+    static GENERATOR: Cell<Option<Seeded>> = const { Cell::new(None) };
+}
+
+/// The next uuid of this thread. `fork_generation` differs between a process and its forked children.
+pub(crate) fn next(now_nanos: WallNanos, fork_generation: u64) -> Uuid {
+    // Without the thread-local (at the thread's very end) each call seeds anew: slower, as unique.
+    let kept = GENERATOR.try_with(Cell::take).ok().flatten();
+    let mut seeded = match kept {
+        Some(seeded) if seeded.fork_generation == fork_generation => seeded,
+        _ => Seeded { fork_generation, rng: seed(system_seed(), now_nanos, fork_generation) },
+    };
+    let (high, low) = (seeded.rng.next_u64(), seeded.rng.next_u64());
+    let _no_place_at_thread_end = GENERATOR.try_with(|generator| generator.set(Some(seeded)));
+    version_7(now_nanos, high, low)
+}
+
+fn version_7(now_nanos: WallNanos, high: u64, low: u64) -> Uuid {
+    let millis = u64::try_from(now_nanos).unwrap_or(0) / 1_000_000;
+    let mut random = [0; 10];
+    random[..8].copy_from_slice(&high.to_le_bytes());
+    random[8..].copy_from_slice(&(low as u16).to_le_bytes());
+    Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+}
+
+#[cold]
+fn system_seed() -> Option<Seed> {
+    let mut seed = Seed::default();
+    SysRng.try_fill_bytes(&mut seed).ok().map(|()| seed)
+}
+
+/// Mixes all that tells this generator from any other: where the system has no randomness (an old kernel's early boot, a sandbox
+/// that forbids the call), the rest must do.
+#[cold]
+fn seed(system: Option<Seed>, now_nanos: WallNanos, fork_generation: u64) -> Xoshiro256PlusPlus {
+    static SEEDED: AtomicU64 = AtomicU64::new(0);
+    let on_stack = 0u8;
+    let mixed = Sha256::new()
+        .chain_update(system.unwrap_or_default())
+        .chain_update(fork_generation.to_le_bytes())
+        .chain_update(now_nanos.to_le_bytes())
+        .chain_update(std::process::id().to_le_bytes())
+        .chain_update(SEEDED.fetch_add(1, Ordering::Relaxed).to_le_bytes())
+        .chain_update((&raw const on_stack).addr().to_le_bytes())
+        .finalize();
+    Xoshiro256PlusPlus::from_seed(mixed.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const NOW: WallNanos = 1_700_000_000_123_456_789;
+
+    #[test]
+    fn a_uuid_carries_the_milliseconds_of_its_capture_and_its_version() {
+        let uuid = next(NOW, 0);
+        assert_eq!((uuid.get_version_num(), uuid.get_variant()), (7, uuid::Variant::RFC4122));
+        assert_eq!(uuid.get_timestamp().map(|time| time.to_unix()), Some((1_700_000_000, 123_000_000)));
+    }
+
+    #[test]
+    fn a_time_before_1970_still_gives_a_uuid() {
+        assert_eq!(next(-1, 0).get_timestamp().map(|time| time.to_unix()), Some((0, 0)));
+    }
+
+    #[test]
+    fn uuids_of_one_moment_differ_within_and_between_threads() {
+        let draw = || (0..10_000).map(|_| next(NOW, 0)).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(draw)).collect();
+        let all: HashSet<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(all.len(), 40_000);
+    }
+
+    #[test]
+    fn a_forked_child_does_not_draw_its_parents_uuids() {
+        next(NOW, 1);
+        // What a fork copies: the thread's generator as it stands.
+        let copied = GENERATOR.take();
+        GENERATOR.set(copied.clone());
+        let parent = next(NOW, 1);
+        GENERATOR.set(copied);
+        assert_ne!(next(NOW, 2), parent);
+        assert_eq!(GENERATOR.take().map(|seeded| seeded.fork_generation), Some(2));
+    }
+
+    #[test]
+    fn without_the_systems_randomness_generators_still_differ() {
+        let draw = |generation| seed(None, NOW, generation).next_u64();
+        assert_ne!(draw(0), draw(0));
+        assert_ne!(draw(0), draw(1));
+    }
+}

@@ -1,0 +1,423 @@
+//! The fast way in: events are copied into a file mapped into memory, and survive the process from that moment on.
+//!
+//! Purpose. A commit of a transactional store costs hundreds of microseconds; a copy into the page cache costs tens of nanoseconds
+//! and outlives SIGKILL just as well, because the page cache belongs to the kernel. So a record is accepted by copying it here, made
+//! safe against a power cut by syncing this file, and carried into the store later, many at a time.
+//!
+//! Limits
+//! * Two arenas to begin with, up to [`ARENAS_MAX`] when a burst fills them faster than they are carried. Each is a file of
+//!   `arena_bytes`, every block really written before it is first used.
+//! * The last eighth of an arena is for exceptions and identity events: they still fit when ordinary events no longer do.
+//! * A caller waits at most `lock_wait` for the lock, and does no I/O under it where the arena is mapped.
+//! * Creating, syncing, reading and freeing arenas is for one thread, the committer; appending is for any, and so is going on in a
+//!   free arena when the active one is full.
+//!
+//! Format: `docs/format.md`. A page of header ([`arena`]), then frames (`record::frame`) back to back, ended by a zero length word.
+//!
+//! Operations
+//! * *append*: under the lock: refuse when full; write the frame's check words and body, zero the length word after it, and publish
+//!   it by storing its own length word last. Killed before that store, the record was never there.
+//! * *swap*: another, free arena becomes the active one under a new round: a higher epoch, a fresh salt, the next sequence number.
+//!   The old one is sealed and waits to be carried.
+//! * *sync*: makes the sealed arenas and the active one durable, in that order, and says up to which sequence number.
+//! * *free*: a carried arena is marked free and never replays, whatever the store says.
+//! * *replay* (open): arenas that are not free come back as sealed ones, in the order of their epochs. So recovery is a carry like
+//!   any other. An arena is read up to its first invalid record; only if sequence numbers show that more must be there is the rest
+//!   searched for records that still check.
+//!
+//! Invariants: sequence numbers are gap-free in the order of appending; a salt is never used twice; a sealed arena is never written
+//! to; at most one arena is active; the epoch of a new round is above every epoch seen on disk.
+
+pub(crate) mod arena;
+mod pool;
+pub(crate) mod replay;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use crate::crash_point;
+use crate::disk::{Disk, fork};
+use crate::entropy;
+use crate::record::frame::{self, FRAME_HEAD, FrameHead};
+
+use arena::{Arena, HEADER_BYTES, Round};
+use pool::Pool;
+pub(crate) use pool::{Sealed, SetAside};
+
+/// Arenas of one journal, at most.
+pub(crate) const ARENAS_MAX: usize = 4;
+
+/// What a journal is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct JournalOptions {
+    /// Where the arenas lie; `None` keeps them in memory only.
+    pub(crate) dir: Option<PathBuf>,
+    /// Whether a mapping may be written without risk of a fault (see `disk::FileSystem::may_map`).
+    pub(crate) map: bool,
+    /// Bytes of one arena.
+    pub(crate) arena_bytes: usize,
+    /// How long an append may wait for its turn.
+    pub(crate) lock_wait: Duration,
+}
+
+/// Why the journal could not be opened or extended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JournalError {
+    /// A file could not be created, opened or read.
+    #[error("journal file {path:?}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Written by a later version of this library.
+    #[error("journal file {path:?} has format version {version}, newer than this library knows")]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Memory could not be had.
+    #[error("no memory for a journal of {bytes} bytes: {source}")]
+    Memory {
+        /// How much.
+        bytes: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A record that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Appended {
+    /// Its sequence number.
+    pub(crate) seq: u64,
+    /// Records in the active arena, this one included.
+    pub(crate) records: u64,
+    /// Whether this record made the active arena half full.
+    pub(crate) half_full: bool,
+}
+
+/// A record that was not taken.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// No room left for a record of this class.
+    Full,
+    /// The lock could not be had in time.
+    Busy,
+    /// The journal was closed.
+    Closed,
+    /// This is a forked child; the journal belongs to its parent.
+    Forked,
+    /// The arena's file could not be written.
+    Io(io::Error),
+}
+
+/// Where records are appended.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    options: JournalOptions,
+    generation: u64,
+    active: Mutex<Active>,
+    pool: Pool,
+}
+
+/// The arena that takes records, and all that changes with each.
+#[derive(Debug)]
+struct Active {
+    arena: Arc<Arena>,
+    round: Round,
+    /// Where the next frame goes.
+    position: usize,
+    next_seq: u64,
+    records: u64,
+    closed: bool,
+    /// For arenas that are written and not mapped: one frame, assembled.
+    buffer: Vec<u8>,
+}
+
+/// What [`Journal::open`] found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Highest epoch on disk.
+    pub(crate) epoch_max: u64,
+    /// Highest first sequence number of any round on disk.
+    pub(crate) first_seq_max: u64,
+    /// Files that were none of ours, or damaged, and were renamed out of the way.
+    pub(crate) set_aside: Vec<SetAside>,
+    journal: Opening,
+}
+
+#[derive(Debug)]
+struct Opening {
+    options: JournalOptions,
+    pool: Pool,
+}
+
+impl Journal {
+    /// Opens what is on disk. Arenas that are not free wait as sealed ones; nothing can be appended before [`Found::start`].
+    pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Found, JournalError> {
+        let pool = Pool::open(disk, &options)?;
+        let (epoch_max, first_seq_max) = pool.highest();
+        let set_aside = pool.take_set_aside();
+        Ok(Found { epoch_max, first_seq_max, set_aside, journal: Opening { options, pool } })
+    }
+
+    /// Takes a record. `body_hash` is `frame::hash_body(body)`, computed before the lock.
+    #[inline]
+    pub(crate) fn append(&self, body: &[u8], body_hash: u64, class: u8) -> Result<Appended, Refused> {
+        if fork::generation() != self.generation {
+            return Err(Refused::Forked);
+        }
+        let (Some(framed), Ok(body_len)) = (frame::framed_len(body.len()), u32::try_from(body.len())) else {
+            return Err(Refused::Full);
+        };
+        let mut active = self.lock_in_time().ok_or(Refused::Busy)?;
+        let active = &mut *active;
+        if active.closed {
+            return Err(Refused::Closed);
+        }
+        let (end, rotated) = match active.end_of(framed, class) {
+            Some(end) => (end, false),
+            None => (self.make_room(active, framed, class)?, true),
+        };
+        let seq = active.next_seq;
+        let check = frame::seal(body_hash, active.round.salt, seq, body_len, class);
+        let head = FrameHead { body_len, class, seq, check };
+        active.arena.write_frame(active.position, end, &head, body, &mut active.buffer).map_err(Refused::Io)?;
+
+        let half = active.arena.len() / 2;
+        let half_full = rotated || (active.position < half && end >= half);
+        active.position = end;
+        active.next_seq += 1;
+        active.records += 1;
+        Ok(Appended { seq, records: active.records, half_full })
+    }
+
+    /// Makes a free arena the active one and seals the old one, unless that is empty or no arena is free. Committer only: it may
+    /// create a file.
+    pub(crate) fn swap(&self) -> Result<bool, JournalError> {
+        if self.uncarried_in_active() == 0 {
+            return Ok(false);
+        }
+        let Some(fresh) = self.pool.take_free(&self.options)? else {
+            return Ok(false);
+        };
+        crash_point::reach("journal.swap.begun");
+        let path = fresh.path().to_path_buf();
+        self.rotate(&mut self.lock(), fresh).map_err(|source| JournalError::File { path, source })?;
+        crash_point::reach("journal.swap.done");
+        Ok(true)
+    }
+
+    /// Under the lock: `fresh` takes the records from now on, what was active waits to be carried.
+    fn rotate(&self, active: &mut Active, fresh: Arc<Arena>) -> io::Result<()> {
+        let round = Round { epoch: active.round.epoch + 1, salt: entropy::random_u64(), first_seq: active.next_seq };
+        if let Err(error) = fresh.begin(&round) {
+            self.pool.give_back(fresh);
+            return Err(error);
+        }
+        let old = std::mem::replace(&mut active.arena, fresh);
+        self.pool.push_sealed(Sealed::complete(
+            old,
+            active.round,
+            active.position,
+            active.next_seq - 1,
+            active.records,
+        ));
+        active.round = round;
+        active.position = HEADER_BYTES;
+        active.records = 0;
+        Ok(())
+    }
+
+    /// The sealed arena to be carried next.
+    pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
+        self.pool.oldest_sealed()
+    }
+
+    /// The oldest sealed arena was carried: it never replays again. Committer only.
+    pub(crate) fn free_oldest(&self) {
+        self.pool.free_oldest();
+    }
+
+    /// Makes every record that was appended before the call durable; says up to which sequence number. After a failure the kernel
+    /// may have dropped what it could not write, so the arena is replaced once it is carried. Committer only.
+    pub(crate) fn sync(&self) -> io::Result<u64> {
+        let (arena, last) = {
+            let active = self.lock();
+            (Arc::clone(&active.arena), active.next_seq - 1)
+        };
+        // Sealed ones first: what is durable must never have a hole before it.
+        self.pool.sync_sealed()?;
+        arena.sync()?;
+        Ok(last)
+    }
+
+    /// Makes sure that the next swap finds a free arena, if the limit allows. Committer only: it creates files.
+    pub(crate) fn prepare_spare(&self) -> Result<(), JournalError> {
+        match self.pool.take_free(&self.options)? {
+            Some(spare) => {
+                self.pool.give_back(spare);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a swap would find a free arena without creating one.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.pool.has_free()
+    }
+
+    /// Records appended and not yet sealed.
+    pub(crate) fn uncarried_in_active(&self) -> u64 {
+        self.lock().records
+    }
+
+    /// Bytes and records that wait to be carried, sealed arenas included.
+    pub(crate) fn uncarried(&self) -> (u64, u64) {
+        let (sealed_bytes, sealed_records) = self.pool.sealed_size();
+        let active = self.lock();
+        (sealed_bytes + (active.position - HEADER_BYTES) as u64, sealed_records + active.records)
+    }
+
+    /// Whether the active arena is half full.
+    pub(crate) fn is_half_full(&self) -> bool {
+        let active = self.lock();
+        active.position >= active.arena.len() / 2
+    }
+
+    /// The sequence number of the newest record; 0 before the first.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.lock().next_seq - 1
+    }
+
+    /// Refuses every append from now on.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// The round that takes records now.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.lock().round.epoch
+    }
+
+    /// The active arena is full: goes on in a free one if there is one. This may happen on a caller's thread, while the committer is
+    /// busy with the arena before; it takes no I/O where arenas are mapped, and never creates a file.
+    #[cold]
+    fn make_room(&self, active: &mut Active, framed: usize, class: u8) -> Result<usize, Refused> {
+        // An event that does not fit an empty arena would only push out what is in this one.
+        let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
+        let fresh = if fits && active.records > 0 { self.pool.pop_free() } else { None };
+        self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
+        active.end_of(framed, class).ok_or(Refused::Full)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Active> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock, if it can be had within `lock_wait`: its holder may be a thread that is stopped, or that waits for a page of a
+    /// frozen file system, and a caller of `capture` must not wait with it.
+    #[inline]
+    fn lock_in_time(&self) -> Option<MutexGuard<'_, Active>> {
+        for _ in 0..64 {
+            match self.active.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        self.lock_slowly()
+    }
+
+    #[cold]
+    fn lock_slowly(&self) -> Option<MutexGuard<'_, Active>> {
+        let deadline = Instant::now() + self.options.lock_wait;
+        let mut pause = Duration::ZERO;
+        loop {
+            match self.active.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) if pause < Duration::from_micros(20) => {
+                    // The holder needs the processor more than we do: usually it is a few instructions from the end.
+                    std::thread::yield_now();
+                    pause += Duration::from_micros(1);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+}
+
+impl Active {
+    /// Where a frame of that size would end, if it may still go into this arena.
+    #[inline]
+    fn end_of(&self, framed: usize, class: u8) -> Option<usize> {
+        let len = self.arena.len();
+        // Room is kept for the length word that ends the arena.
+        let room = if class == 0 { len - len / 8 } else { len } - size_of::<u64>();
+        self.position.checked_add(framed).filter(|end| *end <= room)
+    }
+}
+
+impl Found {
+    /// The sealed arenas that wait to be carried, oldest first.
+    #[cfg(test)]
+    pub(crate) fn sealed(&self) -> Vec<Sealed> {
+        self.journal.pool.all_sealed()
+    }
+
+    /// The sealed arena to be carried next.
+    pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
+        self.journal.pool.oldest_sealed()
+    }
+
+    /// The oldest sealed arena was carried: it never replays again.
+    pub(crate) fn free_oldest(&self) {
+        self.journal.pool.free_oldest();
+    }
+
+    /// A sequence number that no record in the sealed arenas exceeds, readable or not.
+    pub(crate) fn last_seq_possible(&self) -> u64 {
+        self.journal.pool.last_seq_possible()
+    }
+
+    /// Tells the sealed arenas which sequence number the last record accepted is known to have had.
+    pub(crate) fn expect_up_to(&mut self, seq: u64) {
+        self.journal.pool.expect_up_to(seq);
+    }
+
+    /// Begins to take records: round `epoch`, first sequence number `next_seq`.
+    pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
+        let Opening { options, pool } = self.journal;
+        let arena = pool.take_free(&options)?.ok_or_else(|| JournalError::File {
+            path: options.dir.clone().unwrap_or_default(),
+            source: io::Error::new(io::ErrorKind::StorageFull, "every arena waits to be carried"),
+        })?;
+        let round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
+        arena.begin(&round).map_err(|source| JournalError::File { path: arena.path().to_path_buf(), source })?;
+        let active =
+            Active { arena, round, position: HEADER_BYTES, next_seq, records: 0, closed: false, buffer: Vec::new() };
+        Ok(Journal { options, generation: fork::generation(), active: Mutex::new(active), pool })
+    }
+}
+
+/// The least arena that can take an event of `event_bytes`: four of them, and the header.
+pub(crate) fn arena_bytes_min(event_bytes: usize) -> usize {
+    frame::framed_len(event_bytes).unwrap_or(usize::MAX).saturating_mul(4).saturating_add(HEADER_BYTES + FRAME_HEAD)
+}
+
+#[cfg(test)]
+mod tests;

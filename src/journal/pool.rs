@@ -1,0 +1,242 @@
+//! The arenas that take no records: free ones, and sealed ones that wait to be carried.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::arena::{Arena, HEADER_BYTES, Header, Round};
+use super::replay::{self, Replay};
+use super::{ARENAS_MAX, JournalError, JournalOptions};
+use crate::crash_point;
+use crate::disk::Disk;
+use crate::entropy;
+use crate::record::frame::FRAME_HEAD;
+
+/// An arena that is complete and waits to be carried.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    pub(super) arena: Arc<Arena>,
+    /// Its round.
+    pub(crate) round: Round,
+    /// Where its last frame ends, as far as this process knows.
+    end: usize,
+    /// The sequence number that its last record is known to have had; `None` if that has to be found out.
+    pub(crate) last_seq: Option<u64>,
+    /// Records in it, as far as this process knows.
+    records: u64,
+    synced: bool,
+}
+
+/// A file that could not be used and was renamed out of the way, or would have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SetAside {
+    /// Its new name.
+    pub(crate) path: PathBuf,
+    /// What was wrong with it.
+    pub(crate) why: &'static str,
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    disk: Disk,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    free: Vec<Arc<Arena>>,
+    sealed: VecDeque<Sealed>,
+    /// Which numbers have an arena, in whatever state.
+    taken: [bool; ARENAS_MAX],
+    set_aside: Vec<SetAside>,
+}
+
+impl Sealed {
+    pub(super) fn complete(arena: Arc<Arena>, round: Round, end: usize, last_seq: u64, records: u64) -> Self {
+        Self { arena, round, end, last_seq: Some(last_seq), records, synced: false }
+    }
+
+    /// Its records, checked.
+    pub(crate) fn replay(&self) -> io::Result<Replay> {
+        let bytes = self.arena.read_frames(self.end)?;
+        Ok(replay::replay(bytes, &self.round, self.last_seq))
+    }
+}
+
+impl Pool {
+    pub(super) fn open(disk: &Disk, options: &JournalOptions) -> Result<Self, JournalError> {
+        let mut places = Places::default();
+        for index in 0..ARENAS_MAX {
+            let Some(path) = path_of(options, index) else { break };
+            let failed = |source| JournalError::File { path: path.clone(), source };
+            if !disk.exists(&path).map_err(failed)? {
+                continue;
+            }
+            places.admit(disk, &path, index, options)?;
+        }
+        places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
+        Ok(Self { disk: disk.clone(), places: Mutex::new(places) })
+    }
+
+    /// Highest epoch and first sequence number of the sealed rounds.
+    pub(super) fn highest(&self) -> (u64, u64) {
+        let places = self.lock();
+        let rounds = || places.sealed.iter().map(|sealed| sealed.round);
+        (rounds().map(|r| r.epoch).max().unwrap_or(0), rounds().map(|r| r.first_seq).max().unwrap_or(0))
+    }
+
+    pub(super) fn take_set_aside(&self) -> Vec<SetAside> {
+        std::mem::take(&mut self.lock().set_aside)
+    }
+
+    /// Tells each recovered arena how far its records must reach: to where the next round begins, the newest one to `seq`.
+    pub(super) fn expect_up_to(&self, seq: u64) {
+        let mut places = self.lock();
+        let mut last = seq;
+        for sealed in places.sealed.iter_mut().rev() {
+            let expected = last.max(sealed.round.first_seq.saturating_sub(1));
+            sealed.last_seq.get_or_insert(expected);
+            last = sealed.round.first_seq.saturating_sub(1);
+        }
+    }
+
+    /// A free arena, created if there is none and the limit allows.
+    pub(super) fn take_free(&self, options: &JournalOptions) -> Result<Option<Arc<Arena>>, JournalError> {
+        let index = {
+            let mut places = self.lock();
+            if let Some(arena) = places.free.pop() {
+                return Ok(Some(arena));
+            }
+            match places.taken.iter().position(|taken| !taken) {
+                Some(index) => index,
+                None => return Ok(None),
+            }
+        };
+        let bytes = options.arena_bytes;
+        let arena = match path_of(options, index) {
+            None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
+            Some(path) => Arena::create(&self.disk, &path, index, bytes, options.map)
+                .and_then(|arena| {
+                    path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir))?;
+                    Ok(arena)
+                })
+                .map_err(|source| JournalError::File { path, source })?,
+        };
+        self.lock().mark(index, true);
+        Ok(Some(Arc::new(arena)))
+    }
+
+    /// An arena is free again. A condemned one, or one whose size is no longer the configured one, is not: its file goes.
+    pub(super) fn give_back(&self, arena: Arc<Arena>) {
+        if arena.is_condemned() && self.disk.remove_file(arena.path()).is_ok() {
+            self.lock().mark(arena.index(), false);
+            return;
+        }
+        self.lock().free.push(arena);
+    }
+
+    /// A free arena, if there is one already.
+    pub(super) fn pop_free(&self) -> Option<Arc<Arena>> {
+        self.lock().free.pop()
+    }
+
+    pub(super) fn has_free(&self) -> bool {
+        !self.lock().free.is_empty()
+    }
+
+    pub(super) fn push_sealed(&self, sealed: Sealed) {
+        self.lock().sealed.push_back(sealed);
+    }
+
+    pub(super) fn oldest_sealed(&self) -> Option<Sealed> {
+        self.lock().sealed.front().cloned()
+    }
+
+    #[cfg(test)]
+    pub(super) fn all_sealed(&self) -> Vec<Sealed> {
+        self.lock().sealed.iter().cloned().collect()
+    }
+
+    pub(super) fn free_oldest(&self) {
+        let Some(sealed) = self.lock().sealed.pop_front() else { return };
+        sealed.arena.mark_free();
+        crash_point::reach("journal.freed");
+        self.give_back(sealed.arena);
+    }
+
+    pub(super) fn last_seq_possible(&self) -> u64 {
+        let places = self.lock();
+        let ends = places.sealed.iter().map(|sealed| {
+            let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
+            sealed.last_seq.unwrap_or(0).max(sealed.round.first_seq.saturating_add(room))
+        });
+        ends.max().unwrap_or(0)
+    }
+
+    pub(super) fn sealed_size(&self) -> (u64, u64) {
+        let places = self.lock();
+        places.sealed.iter().fold((0, 0), |(bytes, records), sealed| {
+            (bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64, records + sealed.records)
+        })
+    }
+
+    /// Syncs each sealed arena once.
+    pub(super) fn sync_sealed(&self) -> io::Result<()> {
+        let waiting: Vec<_> = self.lock().sealed.iter().filter(|sealed| !sealed.synced).cloned().collect();
+        for sealed in waiting {
+            sealed.arena.sync()?;
+            let mut places = self.lock();
+            if let Some(known) = places.sealed.iter_mut().find(|known| known.round.epoch == sealed.round.epoch) {
+                known.synced = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    /// Sorts one existing file into its place.
+    fn admit(&mut self, disk: &Disk, path: &Path, index: usize, options: &JournalOptions) -> Result<(), JournalError> {
+        let failed = |source| JournalError::File { path: path.to_path_buf(), source };
+        let (header, arena) = Arena::open(disk, path, index, options.map).map_err(failed)?;
+        let why = match (header, arena) {
+            (Header::Newer(version), _) => return Err(JournalError::Newer { path: path.to_path_buf(), version }),
+            (Header::Free, Some(arena)) if arena.len() == options.arena_bytes => {
+                self.mark(index, true);
+                self.free.push(Arc::new(arena));
+                return Ok(());
+            }
+            (Header::InUse(round), Some(arena)) => {
+                self.mark(index, true);
+                let end = arena.len();
+                let (arena, last_seq) = (Arc::new(arena), None);
+                self.sealed.push_back(Sealed { arena, round, end, last_seq, records: 0, synced: false });
+                return Ok(());
+            }
+            // Nothing in it, or of a size that is no longer wanted: made anew when one is needed.
+            (Header::Blank | Header::Free, _) => return disk.remove_file(path).map_err(failed),
+            (Header::Damaged, _) | (Header::InUse(_), None) => "its header is damaged",
+            (Header::Foreign, _) => "it is not a journal of this library",
+        };
+        // Never overwritten: somebody may want to look at it.
+        let aside = path.with_file_name(format!("damaged-journal-{index}-{:016x}", entropy::random_u64()));
+        disk.rename(path, &aside).map_err(failed)?;
+        self.set_aside.push(SetAside { path: aside, why });
+        Ok(())
+    }
+
+    fn mark(&mut self, index: usize, taken: bool) {
+        if let Some(place) = self.taken.get_mut(index) {
+            *place = taken;
+        }
+    }
+}
+
+fn path_of(options: &JournalOptions, index: usize) -> Option<PathBuf> {
+    options.dir.as_ref().map(|dir| dir.join(format!("journal-{index}")))
+}

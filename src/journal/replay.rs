@@ -1,0 +1,207 @@
+//! Finding the records of a round in the bytes of an arena. Pure: bytes in, ranges out.
+
+use std::ops::Range;
+
+use super::arena::Round;
+use crate::record::frame::{self, FRAME_ALIGN, Parsed};
+
+/// The records of one arena.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Replay {
+    /// The arena's bytes after the header.
+    pub(crate) bytes: Vec<u8>,
+    /// Runs of valid frames in `bytes`, in the order of their sequence numbers.
+    pub(crate) runs: Vec<Run>,
+    /// The salt under which they check.
+    pub(crate) salt: u64,
+}
+
+/// Valid frames that lie back to back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Where in the bytes.
+    pub(crate) range: Range<usize>,
+    /// How many.
+    pub(crate) count: u32,
+    /// The first one's sequence number.
+    pub(crate) first_seq: u64,
+    /// The last one's.
+    pub(crate) last_seq: u64,
+}
+
+impl Replay {
+    /// Records found.
+    pub(crate) fn count(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.count)).sum()
+    }
+
+    /// The highest sequence number found.
+    pub(crate) fn last_seq(&self) -> Option<u64> {
+        self.runs.last().map(|run| run.last_seq)
+    }
+
+    /// The runs cut into pieces of at most `most` bytes, or of one record where that is larger. Records up to `carried` are left
+    /// out: they are in the store already.
+    pub(crate) fn pieces(&self, most: usize, carried: u64) -> Vec<Run> {
+        let mut pieces: Vec<Run> = Vec::new();
+        for run in &self.runs {
+            let mut open: Option<Run> = None;
+            let bytes = self.bytes.get(run.range.clone()).unwrap_or_default();
+            let mut frames = frame::frames(bytes, self.salt);
+            let mut start = run.range.start;
+            while let Some((head, _)) = frames.next() {
+                let end = run.range.start + frames.position();
+                let record = Run { range: start..end, count: 1, first_seq: head.seq, last_seq: head.seq };
+                start = end;
+                if head.seq <= carried {
+                    continue;
+                }
+                open = match open {
+                    Some(piece) if end - piece.range.start <= most => Some(piece.joined(&record)),
+                    full => {
+                        pieces.extend(full);
+                        Some(record)
+                    }
+                };
+            }
+            pieces.extend(open);
+        }
+        pieces
+    }
+}
+
+impl Run {
+    fn joined(self, next: &Run) -> Run {
+        Run { range: self.range.start..next.range.end, count: self.count + next.count, last_seq: next.last_seq, ..self }
+    }
+}
+
+/// Reads up to the first invalid record. If that is short of `last_seq`, the rest is searched for records that still check: each
+/// place where a frame may begin is tried, and a frame counts only if its salt is this round's and its number is still to come.
+pub(crate) fn replay(bytes: Vec<u8>, round: &Round, last_seq: Option<u64>) -> Replay {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut at = 0;
+    let mut next_seq = round.first_seq;
+    loop {
+        let end = read_run(&bytes, at, round.salt, &mut next_seq, &mut runs);
+        if last_seq.is_none_or(|last| next_seq > last) {
+            break;
+        }
+        match find_frame(&bytes, end, round.salt, next_seq..=last_seq.unwrap_or(next_seq)) {
+            Some((found, seq)) => (at, next_seq) = (found, seq),
+            None => break,
+        }
+    }
+    Replay { bytes, runs, salt: round.salt }
+}
+
+/// Reads frames from `at` while their numbers follow each other; answers where it stopped.
+fn read_run(bytes: &[u8], at: usize, salt: u64, next_seq: &mut u64, runs: &mut Vec<Run>) -> usize {
+    let (mut end, mut count, first_seq) = (at, 0_u32, *next_seq);
+    while let Parsed::Frame { head, next, .. } = frame::parse(bytes, end, salt) {
+        if head.seq != *next_seq {
+            break;
+        }
+        *next_seq += 1;
+        count += 1;
+        end = next;
+    }
+    if count > 0 {
+        // The last frame's padding may lie beyond what could be read.
+        let range = at..end.min(bytes.len());
+        runs.push(Run { range, count, first_seq, last_seq: *next_seq - 1 });
+    }
+    end
+}
+
+fn find_frame(bytes: &[u8], from: usize, salt: u64, wanted: std::ops::RangeInclusive<u64>) -> Option<(usize, u64)> {
+    let mut at = from;
+    while at < bytes.len() {
+        // Cheap tests first: a checksum at each of a million places would take minutes.
+        let seq =
+            bytes.get(at + 8..at + 16).and_then(|word| word.first_chunk::<8>()).map(|word| u64::from_le_bytes(*word));
+        if let Some(seq) = seq.filter(|seq| wanted.contains(seq))
+            && matches!(frame::parse(bytes, at, salt), Parsed::Frame { .. })
+        {
+            return Some((at, seq));
+        }
+        at += FRAME_ALIGN;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUND: Round = Round { epoch: 3, salt: 77, first_seq: 10 };
+
+    /// Frames 10 to 10 + `count`, each of 40 bytes, and a zero word.
+    fn arena(count: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for seq in 10..10 + count {
+            frame::append(&mut bytes, b"sixteen bytes!!!", 0, seq, ROUND.salt);
+        }
+        bytes.extend_from_slice(&[0; 8]);
+        bytes
+    }
+
+    fn sequences(replay: &Replay) -> Vec<u64> {
+        replay.runs.iter().flat_map(|run| run.first_seq..=run.last_seq).collect()
+    }
+
+    #[test]
+    fn an_arena_is_read_up_to_its_end() {
+        let replay = replay(arena(5), &ROUND, None);
+        assert_eq!(sequences(&replay), [10, 11, 12, 13, 14]);
+        assert_eq!((replay.count(), replay.last_seq()), (5, Some(14)));
+    }
+
+    #[test]
+    fn records_of_an_earlier_round_do_not_come_back() {
+        let mut bytes = arena(2);
+        bytes.truncate(80);
+        for seq in 12..20 {
+            frame::append(&mut bytes, b"sixteen bytes!!!", 0, seq, ROUND.salt + 1);
+        }
+        assert_eq!(sequences(&replay(bytes.clone(), &ROUND, None)), [10, 11]);
+        assert_eq!(sequences(&replay(bytes, &ROUND, Some(19))), [10, 11], "even where more is searched for");
+    }
+
+    #[test]
+    fn a_hole_ends_the_arena_unless_more_must_be_there() {
+        let mut bytes = arena(6);
+        bytes[2 * 40 + 30] ^= 1;
+        assert_eq!(sequences(&replay(bytes.clone(), &ROUND, None)), [10, 11]);
+        let more = replay(bytes, &ROUND, Some(15));
+        assert_eq!(sequences(&more), [10, 11, 13, 14, 15]);
+        assert_eq!(more.count(), 5);
+    }
+
+    #[test]
+    fn no_record_comes_back_twice_whatever_is_flipped() {
+        let whole = arena(8);
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let seen = sequences(&replay(bytes, &ROUND, Some(17)));
+            assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "bit {bit}: {seen:?}");
+            assert!(seen.len() >= 7, "bit {bit}: one record at most is lost, not {seen:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_cover_every_record_once_and_skip_what_was_carried() {
+        let replay = replay(arena(9), &ROUND, None);
+        for most in [1, 40, 41, 80, 100, 1000] {
+            let pieces = replay.pieces(most, 11);
+            let seen: Vec<_> = pieces.iter().flat_map(|piece| piece.first_seq..=piece.last_seq).collect();
+            assert_eq!(seen, (12..19).collect::<Vec<_>>(), "pieces of {most}");
+            for piece in &pieces {
+                let inside = frame::frames(&replay.bytes[piece.range.clone()], ROUND.salt).count();
+                assert_eq!(inside, piece.count as usize);
+                assert!(piece.range.len() <= most.max(40));
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The journal's promises, with real files.
+
+use super::*;
+use crate::disk::{Op, Verdict};
+use crate::record::frame::hash_body;
+
+const ARENA: usize = 64 * 1024;
+
+fn options(dir: &std::path::Path, map: bool) -> JournalOptions {
+    JournalOptions { dir: Some(dir.to_path_buf()), map, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) }
+}
+
+fn started(dir: &std::path::Path, map: bool) -> Journal {
+    Journal::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1).unwrap()
+}
+
+fn append(journal: &Journal, body: &[u8]) -> Result<Appended, Refused> {
+    journal.append(body, hash_body(body), 0)
+}
+
+fn sequences(sealed: &Sealed) -> Vec<u64> {
+    sealed.replay().unwrap().runs.iter().flat_map(|run| run.first_seq..=run.last_seq).collect()
+}
+
+#[test]
+fn what_was_appended_is_there_for_the_next_process_without_any_sync() {
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = started(dir.path(), map);
+        for body in [&b"one"[..], b"two", b"three"] {
+            append(&journal, body).unwrap();
+        }
+        // Not dropped: a killed process runs no destructors.
+        std::mem::forget(journal);
+        let found = Journal::open(&Disk::default(), options(dir.path(), map)).unwrap();
+        let sealed = found.sealed();
+        assert_eq!((sealed.len(), found.epoch_max), (1, 1));
+        assert_eq!(sequences(&sealed[0]), [1, 2, 3], "mapped: {map}");
+        let replay = sealed[0].replay().unwrap();
+        let bodies: Vec<_> = frame::frames(&replay.bytes, replay.salt).map(|(_, body)| body.to_vec()).collect();
+        assert_eq!(bodies, [&b"one"[..], b"two", b"three"]);
+    }
+}
+
+#[test]
+fn mapped_and_written_arenas_read_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"mapped").unwrap();
+    std::mem::forget(journal);
+    let found = Journal::open(&Disk::default(), options(dir.path(), false)).unwrap();
+    assert_eq!(sequences(&found.sealed()[0]), [1]);
+}
+
+#[test]
+fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    assert!(journal.swap().unwrap());
+    assert_eq!(append(&journal, b"b").unwrap().seq, 2);
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
+    journal.free_oldest();
+    std::mem::forget(journal);
+    let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+    let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
+    assert_eq!(seen, [2]);
+}
+
+#[test]
+fn an_empty_arena_is_not_swapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    assert!(!journal.swap().unwrap());
+}
+
+#[test]
+fn a_full_arena_refuses_ordinary_records_and_still_takes_an_exception() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    let body = [7; 1000];
+    while append(&journal, &body).is_ok() {}
+    assert!(matches!(append(&journal, &body), Err(Refused::Full)));
+    assert!(journal.append(&body, hash_body(&body), 2).is_ok());
+    // Also the last eighth has an end, and nothing is ever written past it.
+    while journal.append(&body, hash_body(&body), 2).is_ok() {}
+    let per_arena = (ARENA - HEADER_BYTES - 8) as u64 / 1024;
+    assert_eq!(journal.last_seq(), per_arena);
+}
+
+#[test]
+fn a_burst_goes_on_in_the_spare_arena_while_the_committer_is_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    journal.prepare_spare().unwrap();
+    let mut halves = 0;
+    while let Ok(appended) = append(&journal, &[7; 1000]) {
+        halves += u32::from(appended.half_full);
+    }
+    let total = journal.last_seq();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=total / 2).collect::<Vec<_>>());
+    assert_eq!(journal.uncarried().1, total);
+    assert_eq!(halves, 3, "the committer is told at each half, and at the rotation");
+}
+
+#[test]
+fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    for seq in 1..=ARENAS_MAX as u64 {
+        assert_eq!(append(&journal, b"x").unwrap().seq, seq);
+        assert_eq!(journal.swap().unwrap(), seq < ARENAS_MAX as u64);
+    }
+    let mut seen = Vec::new();
+    while let Some(sealed) = journal.oldest_sealed() {
+        seen.extend(sequences(&sealed));
+        journal.free_oldest();
+    }
+    assert_eq!(seen, [1, 2, 3]);
+    assert!(journal.swap().unwrap());
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [4]);
+}
+
+#[test]
+fn a_lock_that_is_held_too_long_gives_busy_and_not_a_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    let held = journal.lock();
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| append(&journal, b"x")).join().unwrap();
+        assert!(matches!(refused, Err(Refused::Busy)));
+    });
+    drop(held);
+    assert!(append(&journal, b"x").is_ok());
+}
+
+#[test]
+fn a_closed_journal_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    journal.close();
+    assert!(matches!(append(&journal, b"x"), Err(Refused::Closed)));
+}
+
+#[test]
+fn foreign_and_damaged_files_are_set_aside_and_newer_ones_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("journal-0"), vec![b'x'; 9000]).unwrap();
+    let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+    assert_eq!(found.set_aside.len(), 1);
+    assert_eq!(std::fs::read(&found.set_aside[0].path).unwrap(), vec![b'x'; 9000]);
+    std::mem::forget(found.start(1, 1).unwrap());
+    let path = dir.path().join("journal-0");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 200;
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = Journal::open(&Disk::default(), options(dir.path(), true));
+    assert!(matches!(refused, Err(JournalError::Newer { version: 200, .. })));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn an_arena_cut_anywhere_keeps_its_whole_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    for _ in 0..50 {
+        append(&journal, &[5; 100]).unwrap();
+    }
+    std::mem::forget(journal);
+    let path = dir.path().join("journal-0");
+    let whole = std::fs::read(&path).unwrap();
+    for cut in (0..HEADER_BYTES + 60 * 128).step_by(61) {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+        let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
+        let least = cut.saturating_sub(HEADER_BYTES) / 128;
+        assert!(seen.len() >= least.min(50) && seen.len() <= 50, "cut {cut}: {}", seen.len());
+        for aside in found.set_aside {
+            std::fs::remove_file(aside.path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_is_told_and_the_arena_is_replaced_once_carried() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::gated(crate::disk::fail_when(|call, nth| {
+        // Creation syncs twice for each of the two arenas; the fifth sync is ours.
+        (call.op == Op::Sync && nth == 5).then(|| Verdict::Fail(io::Error::from_raw_os_error(5)))
+    }));
+    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(1, 1).unwrap();
+    journal.prepare_spare().unwrap();
+    append(&journal, b"x").unwrap();
+    assert_eq!(journal.sync().unwrap_err().raw_os_error(), Some(5));
+    journal.swap().unwrap();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what was accepted can still be carried");
+    journal.free_oldest();
+    assert!(!dir.path().join("journal-0").exists());
+    append(&journal, b"y").unwrap();
+    assert_eq!(journal.sync().unwrap(), 2);
+}
+
+#[test]
+fn a_volatile_journal_works_and_leaves_no_file() {
+    let options = JournalOptions { dir: None, map: true, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) };
+    let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
+    append(&journal, b"x").unwrap();
+    assert!(journal.swap().unwrap());
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
+}
+
+#[test]
+fn two_threads_appending_get_every_number_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..200).for_each(|_| assert!(append(&journal, b"twelve bytes").is_ok())));
+        }
+    });
+    journal.swap().unwrap();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=400).collect::<Vec<_>>());
+}

@@ -1,0 +1,79 @@
+//! Every bound of the library, in one place, with its reason.
+//!
+//! A knob of `Config` is checked against its `least..=most` here; what is related is related by an assertion.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Bytes of one event, encoded, unless configured otherwise.
+pub(crate) const EVENT_BYTES_DEFAULT: usize = 1024 * 1024;
+/// The server takes bodies of 20 MiB; a single event must fit one with room around it.
+pub(crate) const EVENT_BYTES: RangeInclusive<usize> = 1024..=16 * 1024 * 1024;
+
+/// Bytes of one journal arena.
+pub(crate) const JOURNAL_BYTES_DEFAULT: usize = 8 * 1024 * 1024;
+/// The least is set by the largest event, too.
+pub(crate) const JOURNAL_BYTES: RangeInclusive<usize> = 64 * 1024..=256 * 1024 * 1024;
+const _: () = assert!(
+    JOURNAL_BYTES_DEFAULT > 4 * EVENT_BYTES_DEFAULT,
+    "the default arena takes four of the largest default events"
+);
+
+/// Events that make a batch due.
+pub(crate) const FLUSH_AT_DEFAULT: usize = 20;
+pub(crate) const FLUSH_AT: RangeInclusive<usize> = 1..=1_000_000;
+/// Age that makes a batch due.
+pub(crate) const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+pub(crate) const FLUSH_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+/// Age that makes a sync due.
+pub(crate) const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
+pub(crate) const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+/// Age that gives a settlement a transaction of its own.
+pub(crate) const SETTLE_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+pub(crate) const SETTLE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+
+/// Attempts after the first within one cycle.
+pub(crate) const MAX_RETRIES_DEFAULT: u32 = 3;
+pub(crate) const MAX_RETRIES: RangeInclusive<u32> = 0..=100;
+/// The longest wait after a first failure, and after any.
+pub(crate) const RETRY_BACKOFF_DEFAULT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+pub(crate) const RETRY_BACKOFF: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
+/// A server may ask for a longer pause; it does not get one.
+pub(crate) const RETRY_AFTER_CAP_DEFAULT: Duration = Duration::from_secs(3600);
+pub(crate) const RETRY_AFTER_CAP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+
+/// Requests under way at once.
+pub(crate) const MAX_IN_FLIGHT_DEFAULT: usize = 4;
+pub(crate) const MAX_IN_FLIGHT: RangeInclusive<usize> = 1..=64;
+/// Events in one request.
+pub(crate) const MAX_BATCH_EVENTS_DEFAULT: usize = 1000;
+pub(crate) const MAX_BATCH_EVENTS: RangeInclusive<usize> = 1..=100_000;
+/// Bytes of JSON in one request.
+pub(crate) const MAX_BATCH_BYTES_DEFAULT: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_BATCH_BYTES: RangeInclusive<usize> = 16 * 1024..=19 * 1024 * 1024;
+
+/// For one request, and for connecting within it.
+pub(crate) const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+pub(crate) const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(600);
+
+/// How long `close` lets delivery go on.
+pub(crate) const SHUTDOWN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+pub(crate) const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+
+/// Bytes of the queue's file.
+pub(crate) const QUEUE_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
+pub(crate) const QUEUE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
+/// Bytes of the file system that are left to others.
+pub(crate) const FREE_SPACE_FLOOR_DEFAULT: u64 = 32 * 1024 * 1024;
+
+/// Memory for pages of the store. Larger ones did not make anything faster that was measured.
+pub(crate) const STORE_CACHE_BYTES: usize = 4 * 1024 * 1024;
+/// Room kept for deletes on a full disk.
+pub(crate) const RESERVE_BYTES: u64 = 1024 * 1024;
+/// How long a capture may wait for the journal's lock: the holder copies a few hundred bytes, unless it was stopped doing so.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(50);
+/// How long opening may take. A queue of a gigabyte whose owner died inside the store is checked in seconds.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Diagnostics kept for reading.
+pub(crate) const DIAGNOSTICS_KEPT: usize = 128;

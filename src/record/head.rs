@@ -1,0 +1,186 @@
+//! The 36 fixed bytes before a body's MessagePack: see the folder's page for the table.
+
+use uuid::Uuid;
+
+use super::decode::Malformed;
+use crate::clock::WallNanos;
+
+/// Bytes of the head.
+pub(crate) const HEAD_LEN: usize = 36;
+/// What PostHog sees as `$lib`.
+pub(crate) const LIB_NAME: &str = "posthog-durable";
+/// Major, minor and patch of this build.
+pub(crate) const LIB_VERSION: [u16; 3] = [
+    decimal(env!("CARGO_PKG_VERSION_MAJOR")),
+    decimal(env!("CARGO_PKG_VERSION_MINOR")),
+    decimal(env!("CARGO_PKG_VERSION_PATCH")),
+];
+
+const VERSION: u8 = 1;
+
+/// How dear an event is when room runs out; a dearer one compares greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub(crate) enum Class {
+    /// Anything that is not one of the others.
+    #[default]
+    Ordinary = 0,
+    /// Says who somebody is: losing it splits a person in two.
+    Identity = 1,
+    /// An error or a crash.
+    Exception = 2,
+}
+
+impl Class {
+    /// The class a byte stands for. A newer library's classes are ordinary to this one.
+    pub(crate) fn from_u8(byte: u8) -> Self {
+        match byte {
+            1 => Class::Identity,
+            2 => Class::Exception,
+            _ => Class::Ordinary,
+        }
+    }
+}
+
+/// Yes-or-no facts about an event, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags(u16);
+
+impl Flags {
+    /// The caller gave the timestamp; it is not the time of capture.
+    pub(crate) const EXPLICIT_TIMESTAMP: Flags = Flags(1 << 0);
+    /// `$geoip_disable: true`.
+    pub(crate) const GEOIP_DISABLE: Flags = Flags(1 << 1);
+    /// `$process_person_profile: false`.
+    pub(crate) const PERSONLESS: Flags = Flags(1 << 2);
+    /// Belongs to a historical migration: sent in batches of its own.
+    pub(crate) const HISTORICAL: Flags = Flags(1 << 3);
+
+    /// Whether all bits of `other` are set.
+    pub(crate) fn contains(self, other: Flags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Sets the bits of `other`.
+    pub(crate) fn insert(&mut self, other: Flags) {
+        self.0 |= other.0;
+    }
+}
+
+/// The head's fields; version and reserved bytes are this file's own business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// See [`Class`].
+    pub(crate) class: Class,
+    /// See [`Flags`].
+    pub(crate) flags: Flags,
+    /// Version of the library that captured the event.
+    pub(crate) lib_version: [u16; 3],
+    /// What PostHog removes duplicates by.
+    pub(crate) uuid: Uuid,
+    /// When it happened.
+    pub(crate) timestamp_nanos: WallNanos,
+}
+
+impl Head {
+    /// The bytes of this head.
+    pub(crate) fn encode(&self) -> [u8; HEAD_LEN] {
+        let mut bytes = [0; HEAD_LEN];
+        bytes[0] = VERSION;
+        bytes[1] = self.class as u8;
+        bytes[2..4].copy_from_slice(&self.flags.0.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.lib_version[0].to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.lib_version[1].to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.lib_version[2].to_le_bytes());
+        bytes[12..28].copy_from_slice(self.uuid.as_bytes());
+        bytes[28..36].copy_from_slice(&self.timestamp_nanos.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the head at the start of `body`, and gives what follows it.
+    pub(crate) fn split(body: &[u8]) -> Result<(Head, &[u8]), Malformed> {
+        let (head, rest) = body.split_first_chunk::<HEAD_LEN>().ok_or(Malformed::Truncated)?;
+        if head[0] != VERSION {
+            return Err(Malformed::Version(head[0]));
+        }
+        let u16_at = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&head[12..28]);
+        let mut timestamp = [0; 8];
+        timestamp.copy_from_slice(&head[28..36]);
+        let head = Head {
+            class: Class::from_u8(head[1]),
+            flags: Flags(u16_at(2)),
+            lib_version: [u16_at(4), u16_at(6), u16_at(8)],
+            uuid: Uuid::from_bytes(uuid),
+            timestamp_nanos: WallNanos::from_le_bytes(timestamp),
+        };
+        Ok((head, rest))
+    }
+}
+
+/// The number a decimal text names; a compile error if it is none or does not fit.
+const fn decimal(text: &str) -> u16 {
+    let digits = text.as_bytes();
+    let (mut value, mut at) = (0u16, 0);
+    while at < digits.len() {
+        assert!(digits[at].is_ascii_digit(), "a version is made of decimal numbers");
+        value = value * 10 + (digits[at] - b'0') as u16;
+        at += 1;
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Head {
+        let mut flags = Flags::default();
+        flags.insert(Flags::PERSONLESS);
+        Head {
+            class: Class::Exception,
+            flags,
+            lib_version: [1, 20, 300],
+            uuid: Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+            timestamp_nanos: -2,
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_head_are_these() {
+        let expected = [
+            1, 2, 4, 0, 1, 0, 20, 0, 44, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 254, 255, 255,
+            255, 255, 255, 255, 255,
+        ];
+        assert_eq!(sample().encode(), expected);
+    }
+
+    #[test]
+    fn a_head_reads_back_as_it_was_written() {
+        let mut body = sample().encode().to_vec();
+        body.push(0xa0);
+        assert_eq!(Head::split(&body), Ok((sample(), &[0xa0][..])));
+    }
+
+    #[test]
+    fn a_head_of_another_version_or_cut_short_is_refused() {
+        let mut bytes = sample().encode();
+        assert_eq!(Head::split(&bytes[..HEAD_LEN - 1]), Err(Malformed::Truncated));
+        bytes[0] = 2;
+        assert_eq!(Head::split(&bytes), Err(Malformed::Version(2)));
+    }
+
+    #[test]
+    fn a_class_of_a_newer_library_is_ordinary() {
+        let classes = [Class::Ordinary, Class::Identity, Class::Exception];
+        assert_eq!(classes.map(|class| Class::from_u8(class as u8)), classes);
+        assert_eq!(Class::from_u8(3), Class::Ordinary);
+    }
+
+    #[test]
+    fn the_version_of_this_build_is_the_package_version() {
+        let [major, minor, patch] = LIB_VERSION;
+        assert_eq!(format!("{major}.{minor}.{patch}"), env!("CARGO_PKG_VERSION"));
+    }
+}

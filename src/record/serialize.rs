@@ -1,0 +1,399 @@
+//! Whatever serde can describe, as MessagePack: the caller's property values.
+//!
+//! The shapes are those `serde_json` would give (structs by field name, variants by variant name, text where a type has a human
+//! readable form), so that what PostHog sees is what the caller would have seen. `rmp-serde`, which reads values back, is not used
+//! to write them: it follows a value as deep as it goes, until the stack of the host ends, trusts announced lengths, and writes a
+//! 128-bit integer, which `Duration::as_millis` is, as bytes.
+
+use std::fmt::Display;
+use std::io::Write;
+
+use serde::Serialize;
+use serde::ser::{self, Serializer};
+
+use super::MAX_DEPTH;
+use super::decode::{self, Malformed};
+use super::encode::{
+    append_bin, append_bool, append_f32, append_f64, append_int, append_map_header, append_nil, append_str,
+    append_uint, begin_array, begin_map, begin_str, patch_len, saturate,
+};
+
+/// Why a value cannot be part of a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unencodable {
+    /// Deeper than [`MAX_DEPTH`].
+    #[error("it nests more than {MAX_DEPTH} levels deep; send a flatter value")]
+    TooDeep,
+    /// JSON's keys are strings.
+    #[error("it has a map whose keys are not strings, integers or booleans; convert the keys first")]
+    MapKey,
+    /// Keys without values, swallowed errors: serde's contract broken.
+    #[error("its Serialize implementation broke serde's rules; mend it")]
+    Misshapen(#[source] Malformed),
+    /// What the value's own `Serialize` said.
+    #[error("its Serialize implementation failed: {0}")]
+    Refused(String),
+}
+
+impl ser::Error for Unencodable {
+    #[cold]
+    fn custom<T: Display>(message: T) -> Self {
+        Unencodable::Refused(message.to_string())
+    }
+}
+
+/// Appends one entry of a map; on an error `out` is as it was.
+#[inline]
+pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, value: &T) -> Result<(), Unencodable> {
+    let start = out.len();
+    append_str(out, key);
+    let value_start = out.len();
+    let mut encoder = Encoder { out, depth: 0, nested: false };
+    let mut appended = value.serialize(&mut encoder);
+    // A scalar is written by one call and cannot be wrong; a container is only as right as its type's `Serialize`.
+    if encoder.nested && appended.is_ok() {
+        appended = check_shape(out, value_start);
+    }
+    if appended.is_err() {
+        out.truncate(start);
+    }
+    appended
+}
+
+#[cold]
+fn check_shape(out: &[u8], value_start: usize) -> Result<(), Unencodable> {
+    decode::check(out.get(value_start..).unwrap_or_default()).map_err(|malformed| match malformed {
+        Malformed::MapKey => Unencodable::MapKey,
+        Malformed::TooDeep => Unencodable::TooDeep,
+        other => Unencodable::Misshapen(other),
+    })
+}
+
+struct Encoder<'a> {
+    out: &'a mut Vec<u8>,
+    depth: u8,
+    /// Whether there was any container.
+    nested: bool,
+}
+
+impl<'a> Encoder<'a> {
+    fn descend(&mut self) -> Result<(), Unencodable> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Unencodable::TooDeep);
+        }
+        self.depth += 1;
+        self.nested = true;
+        Ok(())
+    }
+
+    fn array(&mut self) -> Result<Compound<'_, 'a>, Unencodable> {
+        self.descend()?;
+        let at = begin_array(self.out);
+        Ok(Compound { encoder: self, at, len: 0, levels: 1 })
+    }
+
+    fn map(&mut self) -> Result<Compound<'_, 'a>, Unencodable> {
+        self.descend()?;
+        let at = begin_map(self.out);
+        Ok(Compound { encoder: self, at, len: 0, levels: 1 })
+    }
+
+    /// `{"Variant": ...`, of which the caller writes the rest.
+    fn variant(&mut self, variant: &str) -> Result<(), Unencodable> {
+        self.descend()?;
+        append_map_header(self.out, 1);
+        append_str(self.out, variant);
+        Ok(())
+    }
+}
+
+/// An array or map being written. The length a `Serialize` announces is not trusted: it is counted and patched in.
+struct Compound<'e, 'a> {
+    encoder: &'e mut Encoder<'a>,
+    at: usize,
+    len: u32,
+    levels: u8,
+}
+
+impl Compound<'_, '_> {
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
+        self.len = self.len.saturating_add(1);
+        value.serialize(&mut *self.encoder)
+    }
+
+    fn field<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), Unencodable> {
+        append_str(self.encoder.out, name);
+        self.element(value)
+    }
+
+    fn close(self) {
+        patch_len(self.encoder.out, self.at, self.len);
+        self.encoder.depth -= self.levels;
+    }
+}
+
+impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
+    type Ok = ();
+    type Error = Unencodable;
+    type SerializeSeq = Compound<'e, 'a>;
+    type SerializeTuple = Compound<'e, 'a>;
+    type SerializeTupleStruct = Compound<'e, 'a>;
+    type SerializeTupleVariant = Compound<'e, 'a>;
+    type SerializeMap = Compound<'e, 'a>;
+    type SerializeStruct = Compound<'e, 'a>;
+    type SerializeStructVariant = Compound<'e, 'a>;
+
+    #[inline]
+    fn serialize_bool(self, v: bool) -> Result<(), Unencodable> {
+        append_bool(self.out, v);
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_i8(self, v: i8) -> Result<(), Unencodable> {
+        self.serialize_i64(v.into())
+    }
+
+    #[inline]
+    fn serialize_i16(self, v: i16) -> Result<(), Unencodable> {
+        self.serialize_i64(v.into())
+    }
+
+    #[inline]
+    fn serialize_i32(self, v: i32) -> Result<(), Unencodable> {
+        self.serialize_i64(v.into())
+    }
+
+    #[inline]
+    fn serialize_i64(self, v: i64) -> Result<(), Unencodable> {
+        append_int(self.out, v);
+        Ok(())
+    }
+
+    /// A number of more than 64 bits becomes a float, as it would for nearly every reader of JSON.
+    fn serialize_i128(self, v: i128) -> Result<(), Unencodable> {
+        match i64::try_from(v) {
+            Ok(v) => self.serialize_i64(v),
+            Err(_) if v > 0 => self.serialize_u128(v.unsigned_abs()),
+            Err(_) => self.serialize_f64(v as f64),
+        }
+    }
+
+    #[inline]
+    fn serialize_u8(self, v: u8) -> Result<(), Unencodable> {
+        self.serialize_u64(v.into())
+    }
+
+    #[inline]
+    fn serialize_u16(self, v: u16) -> Result<(), Unencodable> {
+        self.serialize_u64(v.into())
+    }
+
+    #[inline]
+    fn serialize_u32(self, v: u32) -> Result<(), Unencodable> {
+        self.serialize_u64(v.into())
+    }
+
+    #[inline]
+    fn serialize_u64(self, v: u64) -> Result<(), Unencodable> {
+        append_uint(self.out, v);
+        Ok(())
+    }
+
+    fn serialize_u128(self, v: u128) -> Result<(), Unencodable> {
+        match u64::try_from(v) {
+            Ok(v) => self.serialize_u64(v),
+            Err(_) => self.serialize_f64(v as f64),
+        }
+    }
+
+    #[inline]
+    fn serialize_f32(self, v: f32) -> Result<(), Unencodable> {
+        append_f32(self.out, v);
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_f64(self, v: f64) -> Result<(), Unencodable> {
+        append_f64(self.out, v);
+        Ok(())
+    }
+
+    fn serialize_char(self, v: char) -> Result<(), Unencodable> {
+        append_str(self.out, v.encode_utf8(&mut [0; 4]));
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_str(self, v: &str) -> Result<(), Unencodable> {
+        append_str(self.out, v);
+        Ok(())
+    }
+
+    fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), Unencodable> {
+        let at = begin_str(self.out);
+        let text = self.out.len();
+        write!(self.out, "{value}").map_err(ser::Error::custom)?;
+        let len = saturate(self.out.len() - text);
+        patch_len(self.out, at, len);
+        Ok(())
+    }
+
+    fn serialize_bytes(self, v: &[u8]) -> Result<(), Unencodable> {
+        append_bin(self.out, v);
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_none(self) -> Result<(), Unencodable> {
+        self.serialize_unit()
+    }
+
+    #[inline]
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Unencodable> {
+        value.serialize(self)
+    }
+
+    #[inline]
+    fn serialize_unit(self) -> Result<(), Unencodable> {
+        append_nil(self.out);
+        Ok(())
+    }
+
+    fn serialize_unit_struct(self, _name: &'static str) -> Result<(), Unencodable> {
+        self.serialize_unit()
+    }
+
+    fn serialize_unit_variant(self, _name: &'static str, _: u32, variant: &'static str) -> Result<(), Unencodable> {
+        self.serialize_str(variant)
+    }
+
+    #[inline]
+    fn serialize_newtype_struct<T>(self, _name: &'static str, value: &T) -> Result<(), Unencodable>
+    where
+        T: Serialize + ?Sized,
+    {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_variant<T>(
+        self,
+        _name: &'static str,
+        _: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<(), Unencodable>
+    where
+        T: Serialize + ?Sized,
+    {
+        self.variant(variant)?;
+        value.serialize(&mut *self)?;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn serialize_seq(self, _len: Option<usize>) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.array()
+    }
+
+    fn serialize_tuple(self, _len: usize) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.array()
+    }
+
+    fn serialize_tuple_struct(self, _name: &'static str, _len: usize) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.array()
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _name: &'static str,
+        _: u32,
+        variant: &'static str,
+        _len: usize,
+    ) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.variant(variant)?;
+        self.array().map(|compound| Compound { levels: 2, ..compound })
+    }
+
+    fn serialize_map(self, _len: Option<usize>) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.map()
+    }
+
+    fn serialize_struct(self, _name: &'static str, _len: usize) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.map()
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _name: &'static str,
+        _: u32,
+        variant: &'static str,
+        _len: usize,
+    ) -> Result<Compound<'e, 'a>, Unencodable> {
+        self.variant(variant)?;
+        self.map().map(|compound| Compound { levels: 2, ..compound })
+    }
+}
+
+impl ser::SerializeMap for Compound<'_, '_> {
+    type Ok = ();
+    type Error = Unencodable;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Unencodable> {
+        self.element(key)
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
+        value.serialize(&mut *self.encoder)
+    }
+
+    fn end(self) -> Result<(), Unencodable> {
+        self.close();
+        Ok(())
+    }
+}
+
+macro_rules! elements {
+    ($($of:ident :: $each:ident),*) => {$(
+        impl ser::$of for Compound<'_, '_> {
+            type Ok = ();
+            type Error = Unencodable;
+
+            fn $each<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
+                self.element(value)
+            }
+
+            fn end(self) -> Result<(), Unencodable> {
+                self.close();
+                Ok(())
+            }
+        }
+    )*};
+}
+
+elements!(
+    SerializeSeq::serialize_element,
+    SerializeTuple::serialize_element,
+    SerializeTupleStruct::serialize_field,
+    SerializeTupleVariant::serialize_field
+);
+
+macro_rules! fields {
+    ($($of:ident),*) => {$(
+        impl ser::$of for Compound<'_, '_> {
+            type Ok = ();
+            type Error = Unencodable;
+
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
+                self.field(key, value)
+            }
+
+            fn end(self) -> Result<(), Unencodable> {
+                self.close();
+                Ok(())
+            }
+        }
+    )*};
+}
+
+fields!(SerializeStruct, SerializeStructVariant);

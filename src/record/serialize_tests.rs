@@ -1,0 +1,172 @@
+//! Values of every shape serde has, honest and not.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde::ser::{Error, SerializeMap, SerializeSeq};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use super::MAX_DEPTH;
+use super::decode::{Reader, check, value_as};
+use super::serialize::{Unencodable, append_entry};
+
+fn encoded<T: Serialize>(value: T) -> Result<Vec<u8>, Unencodable> {
+    let mut out = b"before".to_vec();
+    let appended = append_entry(&mut out, "key", &value);
+    let entry = out.strip_prefix(b"before").expect("what was there stays");
+    match appended {
+        Ok(()) => {
+            let mut reader = Reader::new(entry);
+            assert_eq!(reader.string(), Ok("key"));
+            assert_eq!(check(reader.rest()), Ok(()), "what is accepted is well-formed");
+            Ok(reader.rest().to_vec())
+        }
+        Err(reason) => {
+            assert!(entry.is_empty(), "what is refused leaves nothing behind");
+            Err(reason)
+        }
+    }
+}
+
+fn read_back<T: Serialize>(value: T) -> Value {
+    value_as(&encoded(value).unwrap()).unwrap()
+}
+
+#[derive(Serialize)]
+enum Shape {
+    Unit,
+    Newtype(u8),
+    Tuple(u8, u8),
+    Struct { side: u8 },
+}
+
+#[derive(Serialize)]
+struct Everything {
+    unit: (),
+    unit_struct: Nothing,
+    shapes: Vec<Shape>,
+    tuple: (char, f32),
+    address: Ipv4Addr,
+    none: Option<u8>,
+    #[serde(flatten)]
+    flattened: BTreeMap<&'static str, i8>,
+}
+
+#[derive(Serialize)]
+struct Nothing;
+
+#[test]
+fn every_shape_of_serde_is_what_serde_json_makes_of_it() {
+    let everything = Everything {
+        unit: (),
+        unit_struct: Nothing,
+        shapes: vec![Shape::Unit, Shape::Newtype(1), Shape::Tuple(1, 2), Shape::Struct { side: 3 }],
+        tuple: ('\u{1f600}', 0.5),
+        address: Ipv4Addr::LOCALHOST,
+        none: None,
+        flattened: BTreeMap::from([("extra", -1)]),
+    };
+    assert_eq!(read_back(&everything), serde_json::to_value(&everything).unwrap());
+}
+
+#[test]
+fn integers_of_128_bits_are_numbers() {
+    assert_eq!(read_back(Duration::from_secs(3).as_millis()), json!(3000));
+    assert_eq!(read_back(i128::from(u64::MAX)), json!(u64::MAX));
+    assert_eq!(read_back(i128::from(i64::MIN)), json!(i64::MIN));
+    assert_eq!(read_back(u128::MAX), json!(u128::MAX as f64));
+    assert_eq!(read_back(i128::MIN), json!(i128::MIN as f64));
+}
+
+#[test]
+fn a_displayed_value_is_text_without_a_detour() {
+    struct Shown;
+    impl Serialize for Shown {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(&format_args!("{}-{}", 1, 2))
+        }
+    }
+    assert_eq!(read_back(Shown), json!("1-2"));
+}
+
+#[test]
+fn a_value_deeper_than_the_limit_is_refused_before_the_stack_ends() {
+    /// Nests without end.
+    struct Endless;
+    impl Serialize for Endless {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_seq([Endless])
+        }
+    }
+    assert_eq!(encoded(Endless), Err(Unencodable::TooDeep));
+    let nested = |levels: u8| (0..levels).fold(json!(1), |inside, _| json!([inside]));
+    assert!(encoded(nested(MAX_DEPTH)).is_ok());
+    assert_eq!(encoded(nested(MAX_DEPTH + 1)), Err(Unencodable::TooDeep));
+}
+
+#[test]
+fn variants_do_not_use_up_depth_once_they_are_closed() {
+    let many: Vec<_> =
+        (0..100).flat_map(|_| [Shape::Newtype(1), Shape::Tuple(1, 2), Shape::Struct { side: 3 }]).collect();
+    assert_eq!(read_back(&many), serde_json::to_value(&many).unwrap());
+}
+
+#[test]
+fn keys_json_cannot_express_are_refused() {
+    assert_eq!(encoded(BTreeMap::from([((1, 2), 3)])), Err(Unencodable::MapKey));
+    assert_eq!(encoded(BTreeMap::from([(None::<u8>, 3)])), Err(Unencodable::MapKey));
+    assert!(encoded(BTreeMap::from([(-5i64, 3)])).is_ok());
+    assert!(encoded(BTreeMap::from([(true, 3)])).is_ok());
+}
+
+#[test]
+fn a_serialize_that_fails_is_quoted() {
+    struct Fails;
+    impl Serialize for Fails {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_seq(Some(2))?.serialize_element(&1)?;
+            Err(S::Error::custom("out of luck"))
+        }
+    }
+    assert_eq!(encoded(Fails), Err(Unencodable::Refused("out of luck".into())));
+}
+
+#[test]
+fn a_wrong_announced_length_is_corrected() {
+    struct Liar;
+    impl Serialize for Liar {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut seq = serializer.serialize_seq(Some(200))?;
+            seq.serialize_element(&1)?;
+            seq.end()
+        }
+    }
+    assert_eq!(read_back(Liar), json!([1]));
+}
+
+#[test]
+fn a_serialize_that_breaks_serdes_rules_is_refused() {
+    struct KeyOnly;
+    impl Serialize for KeyOnly {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut map = serializer.serialize_map(None)?;
+            map.serialize_key("alone")?;
+            map.end()
+        }
+    }
+    /// Goes on after an element failed, as if it had not.
+    struct Swallows;
+    impl Serialize for Swallows {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut seq = serializer.serialize_seq(None)?;
+            for _ in 0..1000 {
+                let _swallowed = seq.serialize_element(&(0..=MAX_DEPTH).fold(json!(1), |inside, _| json!([inside])));
+            }
+            seq.end()
+        }
+    }
+    assert!(matches!(encoded(KeyOnly), Err(Unencodable::Misshapen(_))));
+    assert!(encoded(Swallows).is_err());
+}

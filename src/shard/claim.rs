@@ -1,0 +1,235 @@
+//! Whose directory is whose: the names of project and shard directories, and the lock that makes a shard somebody's own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::disk::{Disk, DiskFile, Open, fork};
+
+/// Shards of one project, at most: a bound on what a fork bomb can leave behind.
+const SHARDS_MAX: u32 = 4096;
+
+/// The project that a queue belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Project {
+    /// Normalised host.
+    pub(crate) host: String,
+    /// The public, write-only project key.
+    pub(crate) api_key: String,
+}
+
+impl Project {
+    /// Identifies the project; 256 bits.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        // The separator cannot occur in a host, so no two pairs have the same text.
+        hasher.update(self.host.as_bytes());
+        hasher.update(b"\n");
+        hasher.update(self.api_key.as_bytes());
+        hasher.finalize().into()
+    }
+
+    /// The name of its directory: the first 128 bits of its hash.
+    pub(crate) fn dir_name(&self) -> String {
+        self.hash().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Why no shard could be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimError {
+    /// A directory or its lock could not be created or opened.
+    #[error("{path:?}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Two opens both got the lock, or locking is not supported.
+    #[error("the file system of {path:?} has no working file locks; choose a queue_dir on a local file system")]
+    NoLocks {
+        /// Where.
+        path: PathBuf,
+    },
+    /// More shards than any sane number of processes would leave.
+    #[error("{path:?} holds {SHARDS_MAX} shards, all of them locked")]
+    TooMany {
+        /// Where.
+        path: PathBuf,
+    },
+}
+
+/// A shard directory that is ours while this lives.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    dir: PathBuf,
+    /// Dropped first: the descriptor must still be open while it is on the list of those closed in children.
+    _in_child: fork::CloseInChild,
+    lock: DiskFile,
+}
+
+impl Claim {
+    /// The shard's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the directory still is where it was, with our lock in it.
+    pub(crate) fn holds(&self) -> bool {
+        self.lock.is_same_file().unwrap_or(false)
+    }
+}
+
+/// Takes over the first shard that nobody has, or creates one where all are taken.
+pub(crate) fn claim(disk: &Disk, project_dir: &Path) -> Result<Claim, ClaimError> {
+    disk.make_dir(project_dir).map_err(|source| failed(project_dir, source))?;
+    let taken = shard_numbers(disk, project_dir)?;
+    for number in &taken {
+        if let Some(claim) = try_claim(disk, &shard_dir(project_dir, *number))? {
+            return Ok(claim);
+        }
+    }
+    // Somebody may create the same one at the same time: then its lock decides, and we try the next.
+    for number in (0..SHARDS_MAX).filter(|number| !taken.contains(number)) {
+        if let Some(claim) = try_claim(disk, &shard_dir(project_dir, number))? {
+            return Ok(claim);
+        }
+    }
+    Err(ClaimError::TooMany { path: project_dir.to_path_buf() })
+}
+
+/// The shards of a project that nobody has right now, tried one after the other from `after` on.
+pub(crate) fn claim_orphan(
+    disk: &Disk,
+    project_dir: &Path,
+    after: Option<u32>,
+) -> Result<Option<(u32, Claim)>, ClaimError> {
+    for number in shard_numbers(disk, project_dir)? {
+        if after.is_some_and(|after| number <= after) {
+            continue;
+        }
+        if let Some(claim) = try_claim(disk, &shard_dir(project_dir, number))? {
+            return Ok(Some((number, claim)));
+        }
+    }
+    Ok(None)
+}
+
+/// The numbers of a project's shards, lowest first.
+pub(crate) fn shard_numbers(disk: &Disk, project_dir: &Path) -> Result<Vec<u32>, ClaimError> {
+    let names = match disk.list(project_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(|source| failed(project_dir, source))?,
+    };
+    let mut numbers: Vec<u32> = names.iter().filter_map(|name| parse_shard_name(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A shard's directory.
+pub(crate) fn shard_dir(project_dir: &Path, number: u32) -> PathBuf {
+    project_dir.join(format!("shard-{number}"))
+}
+
+fn parse_shard_name(name: &str) -> Option<u32> {
+    let number: u32 = name.strip_prefix("shard-")?.parse().ok()?;
+    // Only the one spelling that we write.
+    (format!("shard-{number}") == name).then_some(number)
+}
+
+fn try_claim(disk: &Disk, dir: &Path) -> Result<Option<Claim>, ClaimError> {
+    disk.make_dir(dir).map_err(|source| failed(dir, source))?;
+    let path = dir.join("lock");
+    let open = || disk.open(&path, Open::EnsureExists).map_err(|source| failed(&path, source));
+    let lock = open()?;
+    if !lock.try_lock().map_err(|source| unsupported(&path, source))? {
+        return Ok(None);
+    }
+    // Between opening and locking somebody may have removed or replaced the file: then the lock guards nothing.
+    let ours = lock.is_same_file().and_then(|same| Ok(same && lock.link_count()? == 1));
+    if !ours.map_err(|source| failed(&path, source))? {
+        return Ok(None);
+    }
+    // A file system that grants the same lock twice would let two processes write one journal.
+    if open()?.try_lock().map_err(|source| unsupported(&path, source))? {
+        return Err(ClaimError::NoLocks { path });
+    }
+    Ok(Some(Claim { dir: dir.to_path_buf(), _in_child: lock.close_in_child(), lock }))
+}
+
+fn unsupported(path: &Path, source: io::Error) -> ClaimError {
+    match source.kind() {
+        io::ErrorKind::Unsupported => ClaimError::NoLocks { path: path.to_path_buf() },
+        _ if source.raw_os_error() == Some(nix::libc::ENOLCK) => ClaimError::NoLocks { path: path.to_path_buf() },
+        _ => failed(path, source),
+    }
+}
+
+fn failed(path: &Path, source: io::Error) -> ClaimError {
+    ClaimError::Io { path: path.to_path_buf(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(host: &str, api_key: &str) -> Project {
+        Project { host: host.into(), api_key: api_key.into() }
+    }
+
+    #[test]
+    fn projects_that_differ_in_key_or_host_have_different_directories() {
+        let names = [project("https://a", "phc_1"), project("https://a", "phc_2"), project("https://b", "phc_1")]
+            .map(|project| project.dir_name());
+        assert!(names[0] != names[1] && names[0] != names[2] && names[1] != names[2]);
+        assert!(names.iter().all(|name| name.len() == 32));
+    }
+
+    #[test]
+    fn the_first_free_shard_is_taken_over_and_a_new_one_made_only_if_all_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::default();
+        let first = claim(&disk, dir.path()).unwrap();
+        let second = claim(&disk, dir.path()).unwrap();
+        assert_eq!(shard_numbers(&disk, dir.path()).unwrap(), [0, 1]);
+        assert!(claim_orphan(&disk, dir.path(), None).unwrap().is_none());
+        let left = first.dir().to_path_buf();
+        drop(first);
+        assert_eq!(claim(&disk, dir.path()).unwrap().dir(), left);
+        let (number, orphan) = claim_orphan(&disk, dir.path(), None).unwrap().unwrap();
+        assert_eq!((number, orphan.dir()), (0, left.as_path()));
+        assert!(claim_orphan(&disk, dir.path(), Some(0)).unwrap().is_none());
+        assert!(second.holds());
+    }
+
+    #[test]
+    fn a_claim_whose_directory_was_moved_away_no_longer_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let claim = claim(&Disk::default(), dir.path()).unwrap();
+        std::fs::rename(claim.dir(), dir.path().join("elsewhere")).unwrap();
+        assert!(!claim.holds());
+    }
+
+    #[test]
+    fn names_that_are_not_ours_are_no_shards() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["shard-", "shard-01", "shard--1", "shard-x", "Shard-1", "damaged-5"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        assert!(shard_numbers(&Disk::default(), dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_system_without_locks_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = crate::disk::fail_when(|call, _| {
+            (call.op == crate::disk::Op::Lock)
+                .then(|| crate::disk::Verdict::Fail(io::Error::from_raw_os_error(nix::libc::ENOLCK)))
+        });
+        let refused = claim(&Disk::gated(gate), dir.path());
+        assert!(matches!(refused, Err(ClaimError::NoLocks { .. })));
+    }
+}

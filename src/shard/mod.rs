@@ -1,0 +1,210 @@
+//! One directory and everything in it: lock, status page, journal, store. Who owns it, and how events move from the journal into
+//! the store.
+//!
+//! ```text
+//! <queue_dir>/<project>/shard-<n>/   lock         held with flock by the owner, for life
+//!                                    status       one page, readable by anybody (`status.rs`)
+//!                                    journal-0..3 the arenas
+//!                                    queue.redb   the store        reserve   room for deletes on a full disk
+//! ```
+//!
+//! Purpose. `journal` and `store` have never heard of each other. Here they meet: a record accepted by the journal is *carried* into
+//! the store, and only then is its arena free. Neither is opened by anybody else.
+//!
+//! Rules
+//! * The lock alone says who owns a shard; the pid on the status page is information.
+//! * A carry is one transaction: rows, ledger and the arena's epoch. Killed before it, the arena is carried again; killed after it, the
+//!   epoch says so. Recovery is nothing but the carries that the last owner did not get to.
+//! * Sequence numbers are gap-free, so what is missing is counted exactly: `damaged` if the machine has been up all the time,
+//!   `lost_unsynced` if it was not.
+//! * If a carry fails at open, the arenas stay as they are, the shard starts all the same, and the carry is tried again.
+//! * Each call into the store is inside a *phase* on the status page. An owner that died in one makes the next open check the file's
+//!   integrity; three that died while opening make it set the file aside and salvage it.
+//! * Before the first receipt resolves, the directories up to `queue_dir` are synced: a file without a durable name is not durable.
+//!
+//! Operations: [`Shard::open`], [`Shard::append`], [`Shard::sync`], [`Shard::carry`], [`Shard::settle`], [`Shard::evict`],
+//! [`Shard::close`]. All but `append` are for one thread at a time.
+
+mod carry;
+mod claim;
+mod evict;
+mod open;
+mod status;
+mod stranded;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::WallNanos;
+use crate::disk::Disk;
+use crate::journal::{Appended, Journal, JournalError, Refused};
+use crate::store::{DeadRecord, Ledger, Store, StoreError};
+
+pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir, shard_numbers};
+pub(crate) use evict::{EvictUntil, Evicted};
+pub(crate) use open::{Finding, Opened, is_newer};
+use status::{Phase, StatusPage};
+pub(crate) use stranded::{Stranded, stranded};
+
+/// The lane of captured events. Others may follow; rows and commits are told apart by it.
+pub(crate) const LANE: u8 = 0;
+
+/// How a shard is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardOptions {
+    /// Whose events.
+    pub(crate) project: Project,
+    /// Below which everything lies; directories are made durable up to here.
+    pub(crate) queue_dir: PathBuf,
+    /// Bytes of one arena.
+    pub(crate) arena_bytes: usize,
+    /// How long an append may wait for its turn.
+    pub(crate) lock_wait: Duration,
+    /// Memory for pages of the store.
+    pub(crate) cache_bytes: usize,
+    /// Room kept for deletes on a full disk.
+    pub(crate) reserve_bytes: u64,
+}
+
+/// Why a shard could not be opened, or a step of it failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShardError {
+    /// No directory could be claimed.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A directory or the status page.
+    #[error("{path:?}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// An arena could not be read back.
+    #[error("an arena of the journal could not be read")]
+    Replay(#[source] io::Error),
+    /// The store.
+    #[error("the store in {dir:?}: {source}")]
+    Store {
+        /// The shard.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// What became of the records of one row.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// The row's first sequence number.
+    pub(crate) first_seq: u64,
+    /// Records that PostHog took.
+    pub(crate) delivered: u64,
+    /// Records that it never will.
+    pub(crate) buried: Vec<DeadRecord>,
+    /// Sequence numbers of the records that stay; `None` if none do.
+    pub(crate) keep: Option<Vec<u64>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    dir: PathBuf,
+    disk: Disk,
+    /// `None` for a shard in memory, and after it was let go.
+    claim: Mutex<Option<Claim>>,
+    status: StatusPage,
+    journal: Journal,
+    store: Mutex<Option<std::sync::Arc<Store>>>,
+    volatile: bool,
+}
+
+impl Shard {
+    /// Takes a record; it survives the process from here on. Any thread.
+    #[inline]
+    pub(crate) fn append(&self, body: &[u8], body_hash: u64, class: u8) -> Result<Appended, Refused> {
+        let appended = self.journal.append(body, body_hash, class)?;
+        self.status.set_accepted(appended.seq);
+        Ok(appended)
+    }
+
+    /// Makes everything appended before durable; says up to which sequence number.
+    pub(crate) fn sync(&self) -> io::Result<u64> {
+        self.journal.sync()
+    }
+
+    /// The journal, for its state.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Whether the shard dies with the process.
+    pub(crate) fn is_volatile(&self) -> bool {
+        self.volatile
+    }
+
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+
+    /// The ledger as last committed.
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.open_store().map(|store| store.ledger()).unwrap_or_default()
+    }
+
+    /// The highest sequence number accepted.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.journal.last_seq().max(self.ledger().accepted)
+    }
+
+    /// The store, unless the shard was let go.
+    pub(crate) fn open_store(&self) -> Option<std::sync::Arc<Store>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the shard's directory still is where it was, with our lock in it.
+    pub(crate) fn holds_claim(&self) -> bool {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(Claim::holds)
+    }
+
+    /// Mirrors what refusals there were, for other processes to read.
+    pub(crate) fn mirror_refusals(&self, counts: &[u64]) {
+        self.status.mirror_refusals(counts);
+    }
+
+    /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.
+    pub(crate) fn close(&self) {
+        self.journal.close();
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(store);
+        self.status.mark_clean_exit();
+        // Last: from here on the directory may be somebody else's.
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(claim);
+    }
+
+    /// Calls into the store, inside a phase.
+    fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, ShardError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.status.enter(Phase::Store);
+        call(&store).map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: StoreError) -> ShardError {
+        ShardError::Store { dir: self.dir.clone(), source }
+    }
+
+    fn mirror(&self, now: WallNanos) {
+        let Some(store) = self.open_store() else { return };
+        let oldest = store.oldest(LANE).ok().flatten().map(|(_, carried_at)| carried_at);
+        self.status.mirror(&store.ledger(), self.journal.epoch(), oldest, now);
+    }
+}

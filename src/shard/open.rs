@@ -1,0 +1,257 @@
+//! Opening a shard: recovery, and the order in which things become trusted.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::carry::carry_into;
+use super::status::{DEATHS_MAX, Phase, Predecessor, StatusPage};
+use super::{Claim, LANE, Shard, ShardError, ShardOptions};
+use crate::clock::WallNanos;
+use crate::crash_point;
+use crate::disk::{Disk, up_to};
+use crate::journal::arena::HEADER_BYTES;
+use crate::journal::{ARENAS_MAX, Found, Journal, JournalOptions};
+use crate::record::frame::FRAME_HEAD;
+use crate::store::{Changes, Identity, OpenReport, Store, StoreError, StoreOptions};
+
+/// Something found at open that somebody should hear of.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// A file was damaged or foreign and was renamed out of the way.
+    SetAside {
+        /// Its new name.
+        path: PathBuf,
+        /// What was wrong.
+        why: String,
+        /// Events that could not be saved.
+        lost: u64,
+    },
+    /// Accepted events that are nowhere: damaged, or lost with a power cut before they were synced.
+    Missing {
+        /// How many.
+        events: u64,
+        /// The machine was restarted since.
+        after_restart: bool,
+    },
+    /// What the journal holds could not be carried yet; it is tried again.
+    NotCarried {
+        /// Why.
+        error: ShardError,
+    },
+    /// The last owner died inside the store, so its file was checked.
+    Checked,
+}
+
+/// An open shard, and what was found in it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The shard.
+    pub(crate) shard: Shard,
+    /// Events replayed from the journal.
+    pub(crate) replayed: u64,
+    /// In the order found.
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Shard {
+    /// Opens the claimed directory and recovers what the last owner left.
+    pub(crate) fn open(
+        disk: &Disk,
+        options: &ShardOptions,
+        claim: Claim,
+        now: WallNanos,
+    ) -> Result<Opened, ShardError> {
+        let dir = claim.dir().to_path_buf();
+        let failed = |source| ShardError::Io { path: dir.clone(), source };
+        let map = disk.file_system(&dir).map_err(failed)?.may_map();
+        let (status, before) = StatusPage::take_over(disk, &dir.join("status"), map, now).map_err(failed)?;
+        let journal = JournalOptions {
+            dir: Some(dir.clone()),
+            map,
+            arena_bytes: options.arena_bytes,
+            lock_wait: options.lock_wait,
+        };
+        let found = Journal::open(disk, journal)?;
+        let mut findings: Vec<Finding> = found
+            .set_aside
+            .iter()
+            .map(|aside| Finding::SetAside { path: aside.path.clone(), why: aside.why.to_owned(), lost: 0 })
+            .collect();
+
+        let store = open_store(disk, &dir, options, &before, &status, now, &mut findings)?;
+        let (journal, replayed) = recover(found, &store, &before, &status, options, now, &mut findings)?;
+        for dir in up_to(&dir, &options.queue_dir) {
+            disk.sync_dir(&dir).map_err(failed)?;
+        }
+        let shard = Shard {
+            dir,
+            disk: disk.clone(),
+            claim: Mutex::new(Some(claim)),
+            status,
+            journal,
+            store: Mutex::new(Some(Arc::new(store))),
+            volatile: false,
+        };
+        shard.mirror(now);
+        Ok(Opened { shard, replayed, findings })
+    }
+
+    /// A shard without files: it lives and dies with the process.
+    pub(crate) fn volatile(disk: &Disk, options: &ShardOptions) -> Result<Shard, ShardError> {
+        let dir = PathBuf::from("(memory)");
+        let journal =
+            JournalOptions { dir: None, map: true, arena_bytes: options.arena_bytes, lock_wait: options.lock_wait };
+        let journal = Journal::open(disk, journal)?.start(1, 1)?;
+        let store = Store::volatile(&store_options(options, None, false))
+            .map_err(|source| ShardError::Store { dir: dir.clone(), source })?;
+        Ok(Shard {
+            status: StatusPage::volatile().map_err(|source| ShardError::Io { path: dir.clone(), source })?,
+            dir,
+            disk: disk.clone(),
+            claim: Mutex::new(None),
+            journal,
+            store: Mutex::new(Some(Arc::new(store))),
+            volatile: true,
+        })
+    }
+
+    /// Closes the store's file and opens it again, after a failure.
+    pub(crate) fn reopen_store(&self, now: WallNanos) -> Result<Vec<Finding>, ShardError> {
+        let report = self.in_store(|store| store.reopen(now))?;
+        let mut findings = Vec::new();
+        report_damage(&report, &mut findings);
+        self.mirror(now);
+        Ok(findings)
+    }
+}
+
+fn open_store(
+    disk: &Disk,
+    dir: &Path,
+    options: &ShardOptions,
+    before: &Predecessor,
+    status: &StatusPage,
+    now: WallNanos,
+    findings: &mut Vec<Finding>,
+) -> Result<Store, ShardError> {
+    let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
+    let _phase = status.enter(Phase::Opening);
+    if before.died_in_store {
+        findings.push(Finding::Checked);
+    }
+    let mut store_options = store_options(options, before.ledger, before.died_in_store);
+    // Whatever killed them there would kill us: the file is read row by row instead.
+    store_options.distrusted = before.deaths_opening >= DEATHS_MAX;
+    let (store, report) = Store::open(disk, dir, &store_options, now).map_err(failed)?;
+    status.forget_deaths();
+    report_damage(&report, findings);
+    Ok(store)
+}
+
+fn store_options(options: &ShardOptions, witness: Option<crate::store::Ledger>, check_integrity: bool) -> StoreOptions {
+    StoreOptions {
+        identity: Identity {
+            project_hash: options.project.hash(),
+            host: options.project.host.clone(),
+            api_key: options.project.api_key.clone(),
+        },
+        cache_bytes: options.cache_bytes,
+        reserve_bytes: options.reserve_bytes,
+        check_integrity,
+        distrusted: false,
+        witness,
+    }
+}
+
+fn report_damage(report: &OpenReport, findings: &mut Vec<Finding>) {
+    if let Some(path) = &report.damaged_file {
+        let why = report.damage.clone().unwrap_or_default();
+        findings.push(Finding::SetAside { path: path.clone(), why, lost: report.lost_events });
+    } else if report.lost_events > 0 {
+        findings.push(Finding::Missing { events: report.lost_events, after_restart: false });
+    }
+}
+
+/// Carries what the last owner did not get to, oldest first, and begins a new round above everything that was ever seen.
+fn recover(
+    mut found: Found,
+    store: &Store,
+    before: &Predecessor,
+    status: &StatusPage,
+    options: &ShardOptions,
+    now: WallNanos,
+    findings: &mut Vec<Finding>,
+) -> Result<(Journal, u64), ShardError> {
+    let accepted = believable(before.accepted, store.ledger().accepted.max(found.first_seq_max), options.arena_bytes);
+    found.expect_up_to(accepted);
+    let mut replayed = 0;
+    let mut last_seq = accepted;
+    while let Some(sealed) = found.oldest_sealed() {
+        last_seq = last_seq.max(sealed.last_seq.unwrap_or(0));
+        crash_point::reach("recovery.replayed");
+        let carried = {
+            let _phase = status.enter(Phase::Store);
+            carry_into(store, &sealed, Changes::default(), now, before.same_boot)
+        };
+        match carried {
+            Ok(carried) => {
+                crash_point::reach("recovery.committed");
+                replayed += carried.events;
+                last_seq = last_seq.max(carried.up_to);
+                if carried.missing > 0 {
+                    let after_restart = !before.same_boot;
+                    findings.push(Finding::Missing { events: carried.missing, after_restart });
+                }
+                found.free_oldest();
+            }
+            Err(source) => {
+                let error = ShardError::Store { dir: PathBuf::new(), source };
+                findings.push(Finding::NotCarried { error });
+                // The numbers in these arenas are taken, whether they can be read now or not.
+                last_seq = last_seq.max(found.last_seq_possible());
+                break;
+            }
+        }
+    }
+    if found.oldest_sealed().is_none() {
+        charge_vanished(store, accepted, before.same_boot, findings);
+    }
+    let epoch = found.epoch_max.max(store.journal_epoch(LANE)).max(before.epoch) + 1;
+    let next_seq = last_seq.max(store.ledger().accepted) + 1;
+    Ok((found.start(epoch, next_seq)?, replayed))
+}
+
+/// What the status page saw accepted and no arena holds: the journal's files were removed, or never reached the disk.
+fn charge_vanished(store: &Store, accepted: u64, same_boot: bool, findings: &mut Vec<Finding>) {
+    let events = accepted.saturating_sub(store.ledger().accepted);
+    if events == 0 {
+        return;
+    }
+    let mut changes = Changes::default();
+    changes.ledger.accepted_up_to = accepted;
+    if same_boot {
+        changes.ledger.damaged = events;
+    } else {
+        changes.ledger.lost_unsynced = events;
+    }
+    // Counted at the next open if it cannot be counted now: the page still says the same then.
+    if let Err(source) = store.apply(&changes) {
+        findings.push(Finding::NotCarried { error: ShardError::Store { dir: PathBuf::new(), source } });
+    }
+    findings.push(Finding::Missing { events, after_restart: !same_boot });
+}
+
+/// The page's count of accepted records, unless it claims more than the arenas can hold: then it is damaged.
+fn believable(claimed: u64, known: u64, arena_bytes: usize) -> u64 {
+    let most = (arena_bytes.saturating_sub(HEADER_BYTES) / FRAME_HEAD * ARENAS_MAX) as u64;
+    if claimed.saturating_sub(known) > most { known } else { claimed.max(known) }
+}
+
+/// Whether a store error at open means "leave this shard alone" and not "cannot work".
+pub(crate) fn is_newer(error: &ShardError) -> bool {
+    matches!(
+        error,
+        ShardError::Store { source: StoreError::Newer { .. }, .. }
+            | ShardError::Journal(crate::journal::JournalError::Newer { .. })
+    )
+}

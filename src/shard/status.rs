@@ -1,0 +1,322 @@
+//! The status page: one page of words that any process may read at any time, without a lock.
+//!
+//! The owner writes it; a reader takes it for what it is, a mirror that may lag. Two things in it are more than a mirror. The
+//! *phase* says whether the owner is inside a call of the store: found set by the next owner, it means that the last one died there.
+//! The count of accepted records, written with each record, tells after a power cut how many there were.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::clock::WallNanos;
+use crate::disk::{self, Disk, DiskFile, Mapping, Open};
+use crate::store::Ledger;
+
+/// Bytes of the file.
+pub(crate) const STATUS_BYTES: usize = 4096;
+/// Reasons for refusing a capture that can be counted apart.
+pub(crate) const REASONS_MAX: usize = 64;
+const MAGIC: u64 = u64::from_le_bytes(*b"\x89PHS\r\n\x1a\n");
+const VERSION: u64 = 1;
+/// Deaths inside the opening of the store, one after the other, after which the file is no longer trusted.
+pub(crate) const DEATHS_MAX: u64 = 3;
+
+/// Where each word lies, in words.
+#[derive(Clone, Copy, Debug)]
+enum Word {
+    Magic = 0,
+    Version = 1,
+    Pid = 2,
+    StartedAt = 3,
+    BootIdHigh = 4,
+    BootIdLow = 5,
+    LastActivity = 6,
+    Phase = 7,
+    CleanExit = 8,
+    Deaths = 9,
+    Epoch = 10,
+    Accepted = 11,
+    Delivered = 12,
+    Buried = 13,
+    Evicted = 14,
+    Damaged = 15,
+    LostUnsynced = 16,
+    QueuedEvents = 17,
+    QueuedBytes = 18,
+    CarriedUpTo = 19,
+    OldestAt = 20,
+    Refused = 64,
+}
+
+/// What the owner is doing, as far as it matters to the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing that can leave a damaged store.
+    Quiet = 0,
+    /// Opening the store.
+    Opening = 1,
+    /// Inside a call of the open store.
+    Store = 2,
+}
+
+/// What the last owner left on the page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Predecessor {
+    /// There was one.
+    pub(crate) existed: bool,
+    /// It marked its end.
+    pub(crate) clean: bool,
+    /// It died inside the store.
+    pub(crate) died_in_store: bool,
+    /// Owners in a row that died while opening the store, this one included.
+    pub(crate) deaths_opening: u64,
+    /// The machine has not been restarted since.
+    pub(crate) same_boot: bool,
+    /// The highest sequence number that it accepted.
+    pub(crate) accepted: u64,
+    /// The highest epoch that it used.
+    pub(crate) epoch: u64,
+    /// Its last ledger, if that balances.
+    pub(crate) ledger: Option<Ledger>,
+    /// When the oldest event in its store was carried.
+    pub(crate) oldest_at: Option<WallNanos>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct StatusPage {
+    words: Mapping,
+    /// Where mapping is not safe the words live in memory and are written out by position.
+    file: Option<DiskFile>,
+}
+
+impl StatusPage {
+    /// Takes the page over, creating it if missing. The shard's lock must be held.
+    pub(crate) fn take_over(disk: &Disk, path: &Path, map: bool, now: WallNanos) -> io::Result<(Self, Predecessor)> {
+        let file = disk.open(path, Open::EnsureExists)?;
+        if file.len()? < STATUS_BYTES as u64 {
+            // Really written, so that no later store into the mapping needs a block.
+            file.write_zeros(STATUS_BYTES as u64)?;
+        }
+        let page = if map {
+            Self { words: file.map(STATUS_BYTES)?, file: None }
+        } else {
+            let mut bytes = vec![0; STATUS_BYTES];
+            file.read_exact_at(0, &mut bytes)?;
+            let words = Mapping::anonymous(STATUS_BYTES)?;
+            if !words.write(0, &bytes) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            Self { words, file: Some(file) }
+        };
+        let predecessor = page.predecessor();
+        page.begin(&predecessor, now);
+        Ok((page, predecessor))
+    }
+
+    /// A page in memory alone, for a shard that has no files.
+    pub(crate) fn volatile() -> io::Result<Self> {
+        Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None })
+    }
+
+    /// Reads somebody else's page. `None` if it is not one.
+    pub(crate) fn peek(disk: &Disk, path: &Path) -> io::Result<Option<Predecessor>> {
+        let file = disk.open(path, Open::ReadOnly)?;
+        let mut bytes = vec![0; STATUS_BYTES];
+        file.read_exact_at(0, &mut bytes)?;
+        let words = Mapping::anonymous(STATUS_BYTES)?;
+        let page = words.write(0, &bytes).then_some(Self { words, file: None });
+        Ok(page.map(|page| page.predecessor()).filter(|found| found.existed))
+    }
+
+    fn predecessor(&self) -> Predecessor {
+        if self.get(Word::Magic) != MAGIC || self.get(Word::Version) != VERSION {
+            return Predecessor::default();
+        }
+        let phase = self.get(Word::Phase);
+        let ledger = Ledger {
+            accepted: self.get(Word::CarriedUpTo),
+            delivered: self.get(Word::Delivered),
+            buried: self.get(Word::Buried),
+            evicted: self.get(Word::Evicted),
+            damaged: self.get(Word::Damaged),
+            lost_unsynced: self.get(Word::LostUnsynced),
+            queued_events: self.get(Word::QueuedEvents),
+            queued_bytes: self.get(Word::QueuedBytes),
+        };
+        let boot_id = u128::from(self.get(Word::BootIdHigh)) << 64 | u128::from(self.get(Word::BootIdLow));
+        Predecessor {
+            existed: true,
+            clean: self.get(Word::CleanExit) == 1,
+            died_in_store: phase != Phase::Quiet as u64,
+            deaths_opening: if phase == Phase::Opening as u64 { self.get(Word::Deaths).saturating_add(1) } else { 0 },
+            same_boot: boot_id == disk::boot_id(),
+            accepted: self.get(Word::Accepted),
+            epoch: self.get(Word::Epoch),
+            ledger: (ledger.imbalance() == 0).then_some(ledger),
+            oldest_at: Some(self.get(Word::OldestAt) as WallNanos).filter(|at| *at != 0),
+        }
+    }
+
+    fn begin(&self, predecessor: &Predecessor, now: WallNanos) {
+        let boot_id = disk::boot_id();
+        self.set(Word::Phase, Phase::Quiet as u64);
+        self.set(Word::CleanExit, 0);
+        self.set(Word::Deaths, predecessor.deaths_opening);
+        self.set(Word::Pid, u64::from(std::process::id()));
+        self.set(Word::StartedAt, now as u64);
+        self.set(Word::LastActivity, now as u64);
+        self.set(Word::BootIdHigh, (boot_id >> 64) as u64);
+        self.set(Word::BootIdLow, boot_id as u64);
+        self.set(Word::Version, VERSION);
+        self.set(Word::Magic, MAGIC);
+        self.publish();
+    }
+
+    /// A record was accepted.
+    #[inline]
+    pub(crate) fn set_accepted(&self, seq: u64) {
+        if let Some(word) = self.word(Word::Accepted as usize) {
+            // Never backwards: two callers may pass each other between the journal's lock and here.
+            word.fetch_max(seq, Ordering::Relaxed);
+        }
+    }
+
+    /// Mirrors the refusals of this process, by reason.
+    pub(crate) fn mirror_refusals(&self, counts: &[u64]) {
+        for (reason, count) in counts.iter().take(REASONS_MAX).enumerate() {
+            if let Some(word) = self.word(Word::Refused as usize + reason) {
+                word.store(*count, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Mirrors the ledger after a commit.
+    pub(crate) fn mirror(&self, ledger: &Ledger, epoch: u64, oldest_at: Option<WallNanos>, now: WallNanos) {
+        self.set(Word::CarriedUpTo, ledger.accepted);
+        self.set(Word::Delivered, ledger.delivered);
+        self.set(Word::Buried, ledger.buried);
+        self.set(Word::Evicted, ledger.evicted);
+        self.set(Word::Damaged, ledger.damaged);
+        self.set(Word::LostUnsynced, ledger.lost_unsynced);
+        self.set(Word::QueuedEvents, ledger.queued_events);
+        self.set(Word::QueuedBytes, ledger.queued_bytes);
+        self.set(Word::Epoch, epoch);
+        self.set(Word::OldestAt, oldest_at.unwrap_or(0) as u64);
+        self.set(Word::LastActivity, now as u64);
+        self.set_accepted(ledger.accepted);
+        self.publish();
+    }
+
+    /// Sets the phase until the answer is dropped.
+    pub(crate) fn enter(&self, phase: Phase) -> InPhase<'_> {
+        self.set_phase(phase);
+        InPhase { page: self }
+    }
+
+    /// The store was opened: earlier deaths no longer count.
+    pub(crate) fn forget_deaths(&self) {
+        self.set(Word::Deaths, 0);
+    }
+
+    /// The owner ends in good order.
+    pub(crate) fn mark_clean_exit(&self) {
+        self.set(Word::CleanExit, 1);
+        self.publish();
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.set(Word::Phase, phase as u64);
+        self.publish();
+    }
+
+    /// Writes the words out where they are not mapped. A failure leaves the mirror behind, which it may be.
+    fn publish(&self) {
+        if let Some(file) = &self.file {
+            let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
+        }
+    }
+
+    fn get(&self, word: Word) -> u64 {
+        self.word(word as usize).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, word: Word, value: u64) {
+        if let Some(word) = self.word(word as usize) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.words.word64(index * size_of::<u64>())
+    }
+}
+
+/// Ends a phase when dropped, also by an unwinding panic: that one was caught, so the process did not die of it.
+#[derive(Debug)]
+pub(crate) struct InPhase<'a> {
+    page: &'a StatusPage,
+}
+
+impl Drop for InPhase<'_> {
+    fn drop(&mut self) {
+        self.page.set_phase(Phase::Quiet);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take_over(dir: &Path, map: bool) -> (StatusPage, Predecessor) {
+        StatusPage::take_over(&Disk::default(), &dir.join("status"), map, 7).unwrap()
+    }
+
+    #[test]
+    fn the_next_owner_sees_what_the_last_one_counted_and_how_it_ended() {
+        for map in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (page, before) = take_over(dir.path(), map);
+            assert_eq!(before, Predecessor::default());
+            let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
+            page.mirror(&ledger, 3, None, 8);
+            page.set_accepted(12);
+            page.mark_clean_exit();
+            let (_, seen) = take_over(dir.path(), map);
+            assert!(seen.existed && seen.clean && seen.same_boot && !seen.died_in_store);
+            assert_eq!((seen.accepted, seen.epoch, seen.ledger), (12, 3, Some(ledger)));
+        }
+    }
+
+    #[test]
+    fn deaths_while_opening_count_up_and_an_opened_store_forgets_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for deaths in 0..3 {
+            let (page, before) = take_over(dir.path(), true);
+            assert_eq!(before.deaths_opening, deaths);
+            std::mem::forget(page.enter(Phase::Opening));
+        }
+        let (page, before) = take_over(dir.path(), true);
+        assert_eq!(before.deaths_opening, DEATHS_MAX);
+        page.forget_deaths();
+        std::mem::forget(page.enter(Phase::Store));
+        let (_, before) = take_over(dir.path(), true);
+        assert!(before.died_in_store && before.deaths_opening == 0);
+    }
+
+    #[test]
+    fn a_ledger_that_does_not_balance_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (page, _) = take_over(dir.path(), true);
+        page.mirror(&Ledger { accepted: 9, delivered: 1, ..Ledger::default() }, 3, None, 8);
+        assert_eq!(take_over(dir.path(), true).1.ledger, None);
+    }
+
+    #[test]
+    fn a_foreign_file_is_no_predecessor() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("status"), vec![b'x'; STATUS_BYTES]).unwrap();
+        assert_eq!(take_over(dir.path(), true).1, Predecessor::default());
+        assert!(StatusPage::peek(&Disk::default(), &dir.path().join("status")).unwrap().is_some());
+    }
+}

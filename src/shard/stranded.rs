@@ -1,0 +1,49 @@
+//! Queues that nobody delivers any more: of a key or host that was replaced.
+
+use std::path::Path;
+
+use super::claim::{ClaimError, shard_dir, shard_numbers};
+use super::status::StatusPage;
+use crate::clock::WallNanos;
+use crate::disk::Disk;
+
+/// The queue of another project under the same `queue_dir`, with events in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stranded {
+    /// The name of its directory.
+    pub(crate) project: String,
+    /// Events in it, as its status pages say.
+    pub(crate) events: u64,
+    /// Bytes in it.
+    pub(crate) bytes: u64,
+    /// When the oldest was carried into the store.
+    pub(crate) oldest_at: Option<WallNanos>,
+}
+
+/// Looks at the other projects of `queue_dir`. Reads status pages only: no lock is taken and no file is changed.
+pub(crate) fn stranded(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<Stranded>, ClaimError> {
+    let names = disk.list(queue_dir).map_err(|source| ClaimError::Io { path: queue_dir.to_path_buf(), source })?;
+    let mut found = Vec::new();
+    for name in names.into_iter().filter(|name| is_project(name) && name != ours) {
+        let project_dir = queue_dir.join(&name);
+        let mut queue = Stranded { project: name, events: 0, bytes: 0, oldest_at: None };
+        for number in shard_numbers(disk, &project_dir).unwrap_or_default() {
+            // A page that cannot be read says nothing; the queue itself stays where it is.
+            let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir(&project_dir, number).join("status")) else {
+                continue;
+            };
+            let ledger = page.ledger.unwrap_or_default();
+            queue.events += ledger.queued_events + page.accepted.saturating_sub(ledger.accepted);
+            queue.bytes += ledger.queued_bytes;
+            queue.oldest_at = [queue.oldest_at, page.oldest_at].into_iter().flatten().min();
+        }
+        if queue.events > 0 {
+            found.push(queue);
+        }
+    }
+    Ok(found)
+}
+
+fn is_project(name: &str) -> bool {
+    name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}

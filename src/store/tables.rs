@@ -1,0 +1,91 @@
+//! The database's tables, and how each transaction is begun.
+
+use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+
+use super::rows::{self, SCHEMA, State};
+use super::{Identity, StoreError};
+
+/// Lane and first sequence number to a chunk.
+pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
+/// Sequence number to a dead record.
+pub(super) const DEAD: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("dead");
+/// The three rows below.
+pub(super) const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("meta");
+
+/// Which version wrote the file.
+pub(super) const SCHEMA_ROW: &[u8] = b"schema";
+/// Whose queue it is.
+pub(super) const IDENTITY_ROW: &[u8] = b"identity";
+/// What changes with every transaction.
+pub(super) const STATE_ROW: &[u8] = b"state";
+
+/// A transaction that survives the power once committed, and leaves a file that opens without being walked.
+pub(super) fn begin(db: &Database) -> Result<WriteTransaction, StoreError> {
+    let mut transaction = db.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    // Two syncs instead of one and the allocator's state written each time; the first open after SIGKILL is 500 times faster.
+    transaction.set_quick_repair(true);
+    Ok(transaction)
+}
+
+/// Writes the rows that say what the file is.
+pub(super) fn write_identity(transaction: &WriteTransaction, identity: &Identity) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(SCHEMA_ROW, rows::schema_value(SCHEMA).as_slice())?;
+    meta.insert(IDENTITY_ROW, rows::identity_value(identity).as_slice())?;
+    Ok(())
+}
+
+/// Writes the row that changes with every transaction.
+pub(super) fn write_state(transaction: &WriteTransaction, state: &State) -> Result<(), StoreError> {
+    transaction.open_table(META)?.insert(STATE_ROW, rows::state_value(state).as_slice())?;
+    Ok(())
+}
+
+/// What the `meta` table says, row by row; a row that is missing or damaged is `None`.
+#[derive(Debug, Default)]
+pub(super) struct Meta {
+    pub(super) schema: Option<u32>,
+    pub(super) identity: Option<Identity>,
+    pub(super) state: Option<State>,
+}
+
+/// Reads the `meta` table.
+pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> {
+    let transaction = db.begin_read()?;
+    Ok(Meta {
+        schema: meta_row(&transaction, SCHEMA_ROW, rows::parse_schema)?,
+        identity: meta_row(&transaction, IDENTITY_ROW, rows::parse_identity)?,
+        state: meta_row(&transaction, STATE_ROW, rows::parse_state)?,
+    })
+}
+
+fn meta_row<T>(
+    transaction: &ReadTransaction,
+    row: &[u8],
+    parse: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<Option<T>, StoreError> {
+    let found = transaction.open_table(META)?.get(row)?;
+    Ok(found.and_then(|value| parse(value.value())))
+}
+
+impl Meta {
+    /// Refuses what must be left alone: a newer version's file, another project's file.
+    pub(super) fn refuse_foreign(&self, project_hash: &[u8; 32]) -> Result<(), StoreError> {
+        if let Some(found) = self.schema.filter(|found| *found > SCHEMA) {
+            return Err(StoreError::Newer { found, known: SCHEMA });
+        }
+        if self.identity.as_ref().is_some_and(|identity| identity.project_hash != *project_hash) {
+            return Err(StoreError::OtherProject);
+        }
+        Ok(())
+    }
+
+    /// All of it, or the file is damaged: a store is never visible without these rows.
+    pub(super) fn complete(self) -> Result<(Identity, State), StoreError> {
+        match (self.schema, self.identity, self.state) {
+            (Some(_), Some(identity), Some(state)) => Ok((identity, state)),
+            _ => Err(StoreError::damaged("the rows that describe the store are missing or damaged")),
+        }
+    }
+}

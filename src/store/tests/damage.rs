@@ -1,0 +1,284 @@
+//! Files that are not what was written.
+
+use std::path::PathBuf;
+
+use super::*;
+
+/// Mutated files tried by each of the two loops below; 3,000 together in a release build. A debug build of the database is
+/// slower by an order of magnitude.
+const MUTATIONS: u64 = if cfg!(debug_assertions) { 200 } else { 1_500 };
+
+const EVENTS: u64 = 120;
+
+/// A store of twelve chunks in two lanes, two of them delivered and one dead record; its bytes and its ledger.
+fn specimen() -> (Vec<u8>, Ledger) {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    for epoch in 1..=12 {
+        let lane = u8::from(epoch % 4 == 0);
+        store.apply(&carry_of(epoch, chunk(lane, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
+    }
+    for epoch in [1, 6] {
+        store.apply(&delivered(&chunk(0, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
+    }
+    let ledger = store.ledger();
+    assert_eq!((ledger.accepted, ledger.queued_events, ledger.imbalance()), (EVENTS, 100, 0));
+    drop(store);
+    (std::fs::read(dir.path().join("queue.redb")).unwrap(), ledger)
+}
+
+fn store_of(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let dir = scratch();
+    let path = dir.path().join("queue.redb");
+    std::fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
+
+/// The next of a fixed series of numbers that look random.
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// Damages `bytes` as disks, editors and crashes do: a bit, a run of noise, a run of zeros, a page put elsewhere, a cut.
+fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
+    let pages: Vec<_> =
+        (0..bytes.len() / 4096).filter(|page| bytes[page * 4096..][..4096].iter().any(|b| *b != 0)).collect();
+    let page = |random: &mut u64| pages[next(random) as usize % pages.len()] * 4096;
+    let at = page(random) + (next(random) % 4096) as usize;
+    let run = (next(random) % 600) as usize;
+    match next(random) % 6 {
+        0 | 1 => bytes[at] ^= 1 << (next(random) % 8),
+        2 => (at..(at + run).min(bytes.len())).for_each(|i| bytes[i] = next(random) as u8),
+        3 => (at..(at + run).min(bytes.len())).for_each(|i| bytes[i] = 0),
+        4 => {
+            let from = page(random);
+            bytes.copy_within(from..from + 4096, at / 4096 * 4096);
+        }
+        _ => bytes.truncate(at),
+    }
+}
+
+/// Makes the file one that no plain open takes, and all of whose rows can be read.
+pub(super) fn spoil_the_magic_of(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[..9].fill(0);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_checked_open_of_a_mutated_file_loses_nothing_silently() {
+    let (bytes, before) = specimen();
+    let options = StoreOptions { check_integrity: true, witness: Some(before), ..options() };
+    let mut random = 0x1234_5678_9ABC_DEF1;
+    for round in 0..MUTATIONS {
+        let mut mutated = bytes.clone();
+        mutate(&mut mutated, &mut random);
+        let (dir, _path) = store_of(&mutated);
+        let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+        let (ledger, found) = (store.ledger(), whole_events(&store));
+        assert_eq!((ledger.imbalance(), ledger.queued_events), (0, found), "round {round}: {report:?}");
+        assert_eq!(ledger.accepted + report.behind_witness, EVENTS, "round {round}: {report:?}");
+        if report.behind_witness == 0 {
+            assert_eq!(found + report.lost_events, before.queued_events, "round {round}: {report:?}");
+        }
+        assert_eq!(report.damage.is_some(), report.damaged_file.is_some());
+    }
+}
+
+#[test]
+fn a_mutated_file_that_is_opened_unchecked_can_be_drained_and_balances() {
+    let (bytes, before) = specimen();
+    let options = StoreOptions { witness: Some(before), ..options() };
+    let mut random = 0x0FED_CBA9_8765_4321;
+    for round in 0..MUTATIONS {
+        let mut mutated = bytes.clone();
+        mutate(&mut mutated, &mut random);
+        let (dir, _path) = store_of(&mutated);
+        let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+        drain(&store);
+        let ledger = store.ledger();
+        assert_eq!((ledger.imbalance(), ledger.queued_events), (0, 0), "round {round}: {report:?} {ledger:?}");
+        let accepted = ledger.accepted + report.behind_witness;
+        assert_eq!(accepted, EVENTS, "round {round}: {report:?} {ledger:?}");
+    }
+}
+
+/// Events in both lanes; every record must be one of the specimen's.
+fn whole_events(store: &Store) -> u64 {
+    let mut events = 0;
+    for lane in 0..2 {
+        let read = store.read(lane, None, usize::MAX).unwrap();
+        assert!(read.damaged.is_empty(), "a checked open let a damaged row through");
+        for chunk in read.chunks {
+            assert_eq!(frame::frames(&chunk.frames, SALT).count(), chunk.count as usize);
+            events += u64::from(chunk.count);
+        }
+    }
+    events
+}
+
+/// Delivers everything, reopening whenever the store asks for it.
+fn drain(store: &Store) {
+    for _ in 0..100 {
+        let step = || {
+            let mut changes = Changes::default();
+            for lane in 0..2 {
+                let read = store.read(lane, None, usize::MAX)?;
+                changes.remove.extend(read.chunks.iter().flat_map(|chunk| delivered(chunk).remove));
+                changes.remove.extend(read.damaged.into_iter().map(DamagedRow::removal));
+            }
+            let nothing_left = changes.remove.is_empty();
+            store.apply(&changes)?;
+            Ok::<_, StoreError>(nothing_left)
+        };
+        match step() {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(_) => {
+                store.reopen(2).unwrap();
+            }
+        }
+    }
+    panic!("the queue does not get empty");
+}
+
+#[test]
+fn a_damaged_file_is_kept_as_it_was_found() {
+    let (mut bytes, before) = specimen();
+    bytes[..400].fill(0);
+    let (dir, _path) = store_of(&bytes);
+    let options = StoreOptions { witness: Some(before), ..options() };
+    let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 77).unwrap();
+    let kept = report.damaged_file.unwrap();
+    assert_eq!(kept, dir.path().join("damaged-77/queue.redb"));
+    assert!(std::fs::read(kept).unwrap() == bytes);
+    // Nothing can be read without the header: all of it is lost, and the ledger says so.
+    assert_eq!((report.lost_events, store.ledger().damaged, store.ledger().queued_events), (100, 100, 0));
+    assert_eq!((store.ledger().delivered, store.ledger().imbalance()), (before.delivered, 0));
+}
+
+#[test]
+fn one_bad_row_costs_its_bad_records_alone() {
+    let (bytes, before) = specimen();
+    // A byte of the body of record 25, which only the chunk that begins with 21 has.
+    let body = [25_u8; 60];
+    let at = bytes.windows(body.len()).position(|window| window == body).unwrap();
+    let mut mutated = bytes;
+    mutated[at] ^= 1;
+    let (dir, _path) = store_of(&mutated);
+    let (store, report) = open_in(dir.path());
+    assert_eq!(report, OpenReport::default(), "a plain open does not read rows");
+    let damaged = store.read(0, None, usize::MAX).unwrap().damaged.remove(0);
+    assert_eq!((damaged.key.first_seq, damaged.count), (21, Some(10)));
+    let applied = store.apply(&Changes { remove: vec![damaged.removal()], ..Changes::default() }).unwrap();
+    assert_eq!(applied.damaged_events, 1);
+    let ledger = store.ledger();
+    assert_eq!((ledger.damaged, ledger.queued_events, ledger.imbalance()), (1, before.queued_events - 1, 0));
+    assert_eq!(whole_events(&store), 99);
+}
+
+#[test]
+fn a_row_whose_head_is_gone_is_counted_by_what_the_others_do_not_have() {
+    let (bytes, before) = specimen();
+    let head = rows::chunk_value(&chunk(0, 21, 10, 30 + 40 * 3))[..40].to_vec();
+    let mut mutated = bytes;
+    let at = mutated.windows(40).position(|window| window == head).unwrap();
+    mutated[at + 5] ^= 1;
+    let (dir, _path) = store_of(&mutated);
+    let (store, _) = open_in(dir.path());
+    let damaged = store.read(0, None, usize::MAX).unwrap().damaged.remove(0);
+    assert_eq!((damaged.count, damaged.salvaged.as_ref()), (None, None));
+    let applied = store.apply(&Changes { remove: vec![damaged.removal()], ..Changes::default() }).unwrap();
+    assert_eq!(applied.damaged_events, 10);
+    assert_eq!((store.ledger().queued_events, store.ledger().imbalance()), (before.queued_events - 10, 0));
+}
+
+#[test]
+fn a_newer_store_and_another_projects_store_are_not_changed_by_a_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    let other = Identity { project_hash: [8; 32], ..options().identity };
+    let other = StoreOptions { identity: other, ..options() };
+    drop(store);
+    let path = dir.path().join("queue.redb");
+    let ours = std::fs::read(&path).unwrap();
+    for check_integrity in [false, true] {
+        let options = StoreOptions { check_integrity, ..other.clone() };
+        let refused = Store::open(&Disk::default(), dir.path(), &options, 0);
+        assert!(matches!(refused, Err(StoreError::OtherProject)), "{refused:?}");
+        assert!(std::fs::read(&path).unwrap() == ours);
+    }
+    write_schema(&path, rows::SCHEMA + 1);
+    let newer = std::fs::read(&path).unwrap();
+    let refused = Store::open(&Disk::default(), dir.path(), &options(), 0);
+    assert!(matches!(refused, Err(StoreError::Newer { found: 2, known: 1 })), "{refused:?}");
+    assert!(std::fs::read(&path).unwrap() == newer);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+fn write_schema(path: &Path, version: u32) {
+    let db = Database::open(path).unwrap();
+    let transaction = db.begin_write().unwrap();
+    let value = rows::schema_value(version);
+    transaction.open_table(tables::META).unwrap().insert(tables::SCHEMA_ROW, value.as_slice()).unwrap();
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn an_empty_file_and_a_file_that_is_gone_are_losses_when_something_was_in_them() {
+    let (_, before) = specimen();
+    let options = StoreOptions { witness: Some(before), ..options() };
+    let (dir, path) = store_of(b"");
+    let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+    assert_eq!((report.lost_events, report.damaged_file.is_some()), (100, true));
+    drop(store);
+    std::fs::remove_file(path).unwrap();
+    let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+    assert_eq!((report.fresh, report.lost_events, store.ledger().imbalance()), (true, 100, 0));
+}
+
+#[test]
+fn an_older_file_put_in_place_is_noticed() {
+    let (bytes, before) = specimen();
+    let (dir, _path) = store_of(&bytes);
+    let witness = Ledger { accepted: 130, delivered: before.delivered + 10, ..before };
+    let options = StoreOptions { witness: Some(witness), ..options() };
+    let (_store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+    assert_eq!(report, OpenReport { behind_witness: 10, ..OpenReport::default() });
+}
+
+#[test]
+fn a_distrusted_file_is_rebuilt_without_being_opened_and_only_once() {
+    let (bytes, before) = specimen();
+    let (dir, _path) = store_of(&bytes);
+    let options = StoreOptions { distrusted: true, ..options() };
+    let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+    assert_eq!((report.salvaged_events, report.lost_events, store.ledger()), (100, 0, before));
+    assert_eq!(store.reopen(2).unwrap(), OpenReport::default());
+}
+
+#[test]
+fn rows_between_two_bad_pages_are_found() {
+    let dir = scratch();
+    let (store, _) = open_in(dir.path());
+    for epoch in 1..=64 {
+        store.apply(&carry_of(epoch, chunk(0, epoch * 10 - 9, 10, 600))).unwrap();
+    }
+    drop(store);
+    let path = dir.path().join("queue.redb");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Whole leaves, heads and all: what the database says of them is that they are corrupted.
+    for record in [101, 301, 501] {
+        let body = [record as u8; 600];
+        let page = bytes.windows(600).position(|window| window == body).unwrap() / 4096 * 4096;
+        bytes[page..page + 4096].fill(0xEE);
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let options = StoreOptions { check_integrity: true, ..options() };
+    let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+    assert!((580..=610).contains(&report.salvaged_events), "{report:?}");
+    assert_eq!((report.salvaged_events + report.lost_events, store.ledger().imbalance()), (640, 0));
+}

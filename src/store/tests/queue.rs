@@ -1,0 +1,185 @@
+//! The queue on a healthy disk.
+
+use super::*;
+
+#[test]
+fn a_queue_comes_back_after_it_was_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, report) = open_in(dir.path());
+    assert!(report.fresh);
+    store.apply(&carry(1, 1, 10)).unwrap();
+    let dead = DeadRecord {
+        seq: 1,
+        lane: 0,
+        status: 400,
+        reason: "no event name".into(),
+        first_attempt: 1,
+        last_attempt: 2,
+        attempts: 3,
+        body: b"body".to_vec(),
+    };
+    let keep = chunk(0, 1, 10, 100).retain(|seq| seq > 4);
+    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 3, buried: 1, evicted: 0 };
+    let changes =
+        Changes { remove: vec![removal], bury: vec![dead.clone()], next_attempt: Some(Some(77)), ..Changes::default() };
+    assert_eq!(store.apply(&changes).unwrap(), Applied::default());
+    let ledger = store.ledger();
+    drop(store);
+
+    let (store, report) = open_in(dir.path());
+    assert_eq!(report, OpenReport::default());
+    assert_eq!((store.ledger(), store.ledger().imbalance()), (ledger, 0));
+    assert_eq!((ledger.accepted, ledger.delivered, ledger.buried, ledger.queued_events), (10, 3, 1, 6));
+    assert_eq!((store.journal_epoch(0), store.journal_epoch(1), store.next_attempt()), (1, 0, Some(77)));
+    assert_eq!(store.identity(), &options().identity);
+    assert_eq!(store.dead(10).unwrap().records, [dead]);
+    let read = read_all(&store);
+    assert_eq!(read.chunks, [chunk(0, 1, 10, 100).retain(|seq| seq > 4).unwrap()]);
+    assert_eq!(store.oldest(0).unwrap(), Some((ChunkKey { lane: 0, first_seq: 5 }, 1)));
+}
+
+#[test]
+fn a_read_takes_what_fits_and_goes_on_from_there_in_its_own_lane() {
+    let store = Store::volatile(&options()).unwrap();
+    for (epoch, first) in [(1, 1), (2, 11), (3, 21)] {
+        store.apply(&carry(epoch, first, 10)).unwrap();
+    }
+    store.apply(&Changes { insert: vec![chunk(1, 31, 5, 10)], ..Changes::default() }).unwrap();
+    let first = store.read(0, None, 1).unwrap();
+    assert_eq!(first.chunks.iter().map(|chunk| chunk.key.first_seq).collect::<Vec<_>>(), [1]);
+    let rest = store.read(0, first.last, usize::MAX).unwrap();
+    assert_eq!(rest.chunks.iter().map(|chunk| chunk.key.first_seq).collect::<Vec<_>>(), [11, 21]);
+    assert_eq!(store.read(0, rest.last, usize::MAX).unwrap().last, None);
+    assert_eq!(store.read(1, None, usize::MAX).unwrap().chunks, [chunk(1, 31, 5, 10)]);
+    assert_eq!(store.read(1, Some(ChunkKey { lane: 1, first_seq: u64::MAX }), 1).unwrap().last, None);
+}
+
+#[test]
+fn an_arena_carried_twice_is_in_the_queue_once() {
+    let store = Store::volatile(&options()).unwrap();
+    store.apply(&carry(3, 1, 10)).unwrap();
+    let before = store.ledger();
+    for epoch in [2, 3] {
+        let again = store.apply(&carry(epoch, 1, 10));
+        assert!(matches!(again, Err(StoreError::AlreadyCarried { lane: 0, stored: 3, given }) if given == epoch));
+    }
+    assert_eq!(store.ledger(), before);
+    assert!(!store.is_latched());
+    // The other lane counts by itself.
+    store.apply(&Changes { journal_epochs: vec![(1, 1)], ..Changes::default() }).unwrap();
+}
+
+#[test]
+fn a_settlement_made_twice_counts_once() {
+    let store = Store::volatile(&options()).unwrap();
+    store.apply(&carry(1, 1, 10)).unwrap();
+    // Twice the same settlement, which keeps the row's first record and so its key.
+    let keep = chunk(0, 1, 10, 100).retain(|seq| seq < 4);
+    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 7, buried: 0, evicted: 0 };
+    let changes = Changes { remove: vec![removal], ..Changes::default() };
+    assert_eq!(store.apply(&changes).unwrap().stale_removals, 0);
+    let once = store.ledger();
+    assert_eq!(store.apply(&changes).unwrap().stale_removals, 1);
+    assert_eq!(store.ledger(), once);
+    // And one that ends the row.
+    let rest = read_all(&store).chunks.remove(0);
+    store.apply(&delivered(&rest)).unwrap();
+    assert_eq!(store.apply(&delivered(&rest)).unwrap().stale_removals, 1);
+    let ledger = store.ledger();
+    assert_eq!((ledger.delivered, ledger.queued_events, ledger.queued_bytes, ledger.imbalance()), (10, 0, 0, 0));
+}
+
+#[test]
+fn a_second_open_of_the_same_store_is_refused_and_harms_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    let second = Store::open(&Disk::default(), dir.path(), &options(), 0);
+    assert!(matches!(second, Err(StoreError::AlreadyOpen { .. })), "{second:?}");
+    store.apply(&carry(1, 1, 3)).unwrap();
+    drop(store);
+    assert_eq!(events_in(&open_in(dir.path()).0), 3);
+}
+
+#[test]
+fn reads_go_on_while_transactions_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    store.apply(&carry(1, 1, 10)).unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            for _ in 0..50 {
+                let read = read_all(&store);
+                assert!(read.damaged.is_empty() && !read.chunks.is_empty());
+            }
+        });
+        for epoch in 2..20 {
+            store.apply(&carry(epoch, epoch * 10 - 9, 10)).unwrap();
+        }
+        reader.join().unwrap();
+    });
+    assert_eq!(events_in(&store), 190);
+}
+
+#[test]
+fn compaction_gives_space_back_and_leaves_a_file_that_opens_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    let chunks: Vec<_> = (0..200).map(|i| chunk(0, i * 100 + 1, 100, 500)).collect();
+    let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
+    store.apply(&Changes { insert: chunks.clone(), ledger, ..Changes::default() }).unwrap();
+    assert!(!store.compact_if_small(1 << 20).unwrap(), "too much to be moved");
+    let remove = chunks[1..].iter().flat_map(|chunk| delivered(chunk).remove).collect();
+    store.apply(&Changes { remove, ..Changes::default() }).unwrap();
+    let before = store.file_bytes().unwrap();
+    assert!(store.compact_if_small(16 << 20).unwrap());
+    let after = store.file_bytes().unwrap();
+    assert!(after * 4 < before, "{before} bytes became {after}");
+    assert!(!store.compact_if_small(16 << 20).unwrap(), "nothing more to be gained");
+    assert_eq!(events_in(&store), 100);
+}
+
+#[test]
+fn dead_records_are_kept_until_exhumed_and_counted_for_ever() {
+    let store = Store::volatile(&options()).unwrap();
+    store.apply(&carry(1, 1, 1)).unwrap();
+    let dead = DeadRecord {
+        seq: 1,
+        lane: 0,
+        status: 413,
+        reason: String::new(),
+        first_attempt: 0,
+        last_attempt: 0,
+        attempts: 1,
+        body: vec![1],
+    };
+    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep: None, delivered: 0, buried: 1, evicted: 0 };
+    store.apply(&Changes { remove: vec![removal], bury: vec![dead], ..Changes::default() }).unwrap();
+    assert_eq!(store.dead(1).unwrap().records.len(), 1);
+    store.apply(&Changes { exhume: vec![1], ..Changes::default() }).unwrap();
+    assert_eq!((store.dead(1).unwrap().records.len(), store.ledger().buried, store.ledger().imbalance()), (0, 1, 0));
+}
+
+#[test]
+fn peeking_tells_whose_queue_it_is_and_changes_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    store.apply(&carry(1, 1, 4)).unwrap();
+    drop(store);
+    let before = std::fs::read(dir.path().join("queue.redb")).unwrap();
+    let (identity, ledger) = peek(&Disk::default(), dir.path()).unwrap();
+    assert_eq!((identity, ledger.queued_events), (options().identity, 4));
+    assert_eq!(std::fs::read(dir.path().join("queue.redb")).unwrap(), before);
+}
+
+#[test]
+fn a_chunk_of_the_target_size_takes_one_run_of_64_kib() {
+    let dir = scratch();
+    let (store, _) = open_in(dir.path());
+    // A frame's head and padding make the chunk exactly as large as it may be.
+    let body_bytes = CHUNK_BYTES_TARGET - frame::FRAME_HEAD;
+    let chunks = (1..=256).map(|seq| chunk(0, seq, 1, body_bytes)).collect::<Vec<_>>();
+    assert_eq!(chunks[0].frames.len(), CHUNK_BYTES_TARGET);
+    store.apply(&Changes { insert: chunks, ..Changes::default() }).unwrap();
+    let per_chunk = store.file_bytes().unwrap() / 256;
+    assert!(per_chunk < 80 * 1024, "{per_chunk} bytes a chunk");
+}

@@ -1,0 +1,94 @@
+//! What needs the database alone: reopening it after a failure, and compacting it.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use redb::{ReadableDatabase, ReadableTableMetadata};
+
+use super::guard::guarded;
+use super::place::Place;
+use super::rows::State;
+use super::tables::{self, DEAD};
+use super::{Open, OpenReport, Store, StoreError, Writer, open};
+use crate::clock::WallNanos;
+
+/// A file no larger than this beyond twice its content is not worth compacting.
+const SLACK_BYTES: u64 = 2 * 1024 * 1024;
+
+impl Store {
+    /// Closes the file and opens it again, as it is on the disk. A file that could not be synced is replaced by a copy; one that made
+    /// the database fail is checked, and set aside if need be. On an error the store stays latched: wait, longer each time.
+    pub(crate) fn reopen(&self, now: WallNanos) -> Result<OpenReport, StoreError> {
+        self.check_process()?;
+        let mut writer = self.writer();
+        writer.opened_at = now;
+        self.reopen_as(&mut writer)
+    }
+
+    pub(super) fn reopen_as(&self, writer: &mut Writer) -> Result<OpenReport, StoreError> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        self.latched.store(true, Ordering::Release);
+        if let Some(open) = opened.take() {
+            let _ = guarded(|| Ok(open.db.close()?));
+        }
+        let fresh = match &self.place {
+            None => self.start_over_in_memory(self.committed().clone()),
+            Some(place) if self.condemned.load(Ordering::Acquire) => {
+                open::replace(&self.as_known_by_now(place), &self.condemned, writer.opened_at)
+            }
+            Some(place) => open::open(&self.as_known_by_now(place), &self.condemned, writer.opened_at),
+        };
+        let (fresh, report) = fresh.inspect_err(|error| self.note(error))?;
+        *opened = Some(Open { db: fresh.db, file: fresh.file });
+        *self.committed() = fresh.state;
+        self.suspect.store(false, Ordering::Release);
+        self.latched.store(false, Ordering::Release);
+        Ok(report)
+    }
+
+    /// Gives free space back to the file system, if the content is small enough for that to be quick. Reads and transactions
+    /// wait meanwhile. `false` if there was nothing to be gained, or too much to be moved.
+    pub(crate) fn compact_if_small(&self, live_max: u64) -> Result<bool, StoreError> {
+        self.check_process()?;
+        let file_bytes = self.file_bytes()?;
+        let dead_bytes = self.with_database(|db| {
+            let stats = db.begin_read()?.open_table(DEAD)?.stats()?;
+            Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()))
+        })?;
+        let _writer = self.writer();
+        let state = self.committed().clone();
+        let live = state.ledger.queued_bytes.saturating_add(dead_bytes);
+        if live > live_max || file_bytes <= live.saturating_mul(2).saturating_add(SLACK_BYTES) {
+            return Ok(false);
+        }
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = opened.as_mut().filter(|_| !self.is_latched()) else { return Err(StoreError::Latched) };
+        let compacted = guarded(|| {
+            let compacted = open.db.compact()?;
+            // Compaction commits without quick repair: until this, a kill would cost the next open a walk through the file.
+            let transaction = tables::begin(&open.db)?;
+            tables::write_state(&transaction, &state)?;
+            transaction.commit()?;
+            Ok(compacted)
+        });
+        compacted.inspect_err(|error| self.note(error))
+    }
+
+    /// What the options said of the previous owner is settled; what this one has seen takes its place.
+    fn as_known_by_now(&self, place: &Place) -> Place {
+        let mut place = place.clone();
+        place.options.distrusted = false;
+        place.options.check_integrity = self.suspect.load(Ordering::Acquire);
+        place.options.witness = Some(self.committed().ledger);
+        place
+    }
+
+    /// Memory that a panic went through is not trusted: what was queued in it is lost, and says so.
+    fn start_over_in_memory(&self, mut state: State) -> Result<(open::Opened, OpenReport), StoreError> {
+        let lost_events = state.ledger.queued_events;
+        state.ledger.recount(0, 0, 0);
+        state.rows = 0;
+        let report = OpenReport { fresh: true, lost_events, ..OpenReport::default() };
+        Ok((open::in_memory(&self.options, state)?, report))
+    }
+}

@@ -1,0 +1,122 @@
+//! What wakes the committer.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::pending::Promise;
+use super::report::{FlushReport, ShutdownReport};
+
+/// What is asked of the committer, gathered until it looks.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// Somebody awaits a receipt.
+    pub(super) sync: bool,
+    /// Delivery settled something, or has something to remember.
+    pub(super) settle: bool,
+    /// The bounds should be looked at again.
+    pub(super) look_again: bool,
+    /// Delivery found nothing to send in our own shard.
+    pub(super) adopt: bool,
+    /// Who waits for a flush.
+    pub(super) flushes: Vec<Promise<FlushReport>>,
+    /// Until when delivery may go on; set once intake has ended.
+    pub(super) stop: Option<Instant>,
+    /// Who waits for the end.
+    pub(super) stops: Vec<Promise<ShutdownReport>>,
+    /// Delivery has ended.
+    pub(super) delivery_ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wanted: Wanted,
+    rung: bool,
+}
+
+/// Rung by anybody, heard by the committer.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    /// The committer believes that everything in the journal is synced: the next record must tell it otherwise.
+    believes_clean: AtomicBool,
+    stopping: AtomicBool,
+    state: Mutex<State>,
+    rung: Condvar,
+}
+
+impl Bell {
+    /// Adds to what is wanted and wakes the committer.
+    pub(super) fn ring(&self, ask: impl FnOnce(&mut Wanted)) {
+        let mut state = self.lock();
+        ask(&mut state.wanted);
+        state.rung = true;
+        drop(state);
+        self.rung.notify_one();
+    }
+
+    /// Whether the next record must ring. Relaxed is enough: the journal's lock lies between the committer's store of this flag and
+    /// its look at the journal, and between that look and any later record.
+    #[inline]
+    pub(super) fn believes_clean(&self) -> bool {
+        self.believes_clean.load(Ordering::Relaxed)
+    }
+
+    /// A record was appended that the committer does not expect.
+    #[cold]
+    pub(super) fn ring_for_records(&self) {
+        self.believes_clean.store(false, Ordering::Relaxed);
+        self.ring(|_| ());
+    }
+
+    /// The committer is about to look at the journal for the last time before it sleeps.
+    pub(super) fn believe_clean(&self, clean: bool) {
+        self.believes_clean.store(clean, Ordering::Relaxed);
+    }
+
+    /// Intake has ended.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Marks the end of intake; says whether this was the first to do so.
+    pub(super) fn begin_stopping(&self) -> bool {
+        !self.stopping.swap(true, Ordering::AcqRel)
+    }
+
+    /// Waits until rung, or until `until`; for ever if `None`. Takes what is wanted.
+    pub(super) fn listen(&self, until: Option<Instant>, now: impl Fn() -> Instant) -> Wanted {
+        let mut state = self.lock();
+        while !state.rung {
+            state = match until.map(|until| until.saturating_duration_since(now())) {
+                None => self.rung.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => break,
+                Some(left) => self.rung.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        state.rung = false;
+        std::mem::take(&mut state.wanted)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_before_and_during_a_wait_is_heard_once() {
+        let bell = Bell::default();
+        bell.ring(|wanted| wanted.sync = true);
+        bell.ring(|wanted| wanted.settle = true);
+        let wanted = bell.listen(None, Instant::now);
+        assert!(wanted.sync && wanted.settle);
+        std::thread::scope(|scope| {
+            scope.spawn(|| bell.ring(|wanted| wanted.adopt = true));
+            assert!(bell.listen(None, Instant::now).adopt);
+        });
+        assert!(!bell.listen(Some(Instant::now()), Instant::now).adopt);
+    }
+}

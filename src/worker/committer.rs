@@ -1,0 +1,429 @@
+//! The committer's turns.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::admission::{self, Level, Usage};
+use super::bell::Wanted;
+use super::due::{Due, Facts, Intervals, Waiting, due};
+use super::report::{Endpoint, FlushReport, PersistError};
+use super::source::{Batch, OWN};
+use super::stop::Stopping;
+use super::{Notice, Overflow, Pipeline, lock};
+use crate::delivery;
+use crate::journal::ARENAS_MAX;
+use crate::shard::{EvictUntil, ShardError};
+use crate::store::ChunkKey;
+
+/// After a failure of the store it is tried again after this, and then after twice as long each time.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// How often the bounds are looked at again on behalf of callers that were turned away.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
+const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
+
+/// The committer's own state; everything shared is in the pipeline.
+pub(super) struct Committer {
+    pub(super) pipeline: Arc<Pipeline>,
+    intervals: Intervals,
+    waiting: Waiting,
+    retry_delay: Duration,
+    look_again_at: Option<Instant>,
+    looked_at: Option<Instant>,
+    /// Who waited for the last sync.
+    gathered: usize,
+    began: (Instant, i64),
+    pub(super) asked: Wanted,
+    pub(super) stopping: Option<Stopping>,
+}
+
+impl Committer {
+    pub(super) fn new(pipeline: Arc<Pipeline>) -> Self {
+        let options = &pipeline.options;
+        let intervals = Intervals {
+            flush_at: options.flush_at,
+            flush: options.flush_interval,
+            sync: options.sync_interval,
+            settle: options.settle_interval,
+        };
+        let began = (options.clock.now(), options.clock.wall_nanos());
+        Self {
+            pipeline,
+            intervals,
+            waiting: Waiting::default(),
+            retry_delay: RETRY_FIRST,
+            look_again_at: None,
+            looked_at: None,
+            gathered: 0,
+            began,
+            asked: Wanted::default(),
+            stopping: None,
+        }
+    }
+
+    /// Works until stopped. A panic of ours ends the turn and not the thread: what it left undone is due again.
+    pub(super) fn run(mut self) {
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(ControlFlow::Break(())) => return,
+                Ok(ControlFlow::Continue(())) => {}
+                Err(_) => {
+                    self.pipeline.storage_fails("the committer panicked; its work is tried again");
+                    self.failed();
+                }
+            }
+            self.sleep();
+        }
+    }
+
+    /// One turn: everything that is due, in the order in which the parts depend on each other.
+    pub(super) fn turn(&mut self) -> ControlFlow<()> {
+        self.begin_stop();
+        let due = self.due(self.now());
+        if due.sync {
+            self.sync();
+        }
+        if due.carry {
+            self.carry();
+        } else if due.settle {
+            self.settle_own();
+        }
+        if due.settle || self.asked.settle {
+            self.settle_adopted(due.settle);
+        }
+        self.pass_flushes_on();
+        self.keep_bounds();
+        if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
+            self.pipeline.committed();
+        }
+        self.make_spare();
+        self.end_stop()
+    }
+
+    /// Sleeps until something is due or somebody rings.
+    fn sleep(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        // Said before the journal is looked at: a record that comes after the look sees it, and rings.
+        pipeline.bell.believe_clean(true);
+        let due = self.due(self.now());
+        if self.waiting.unsynced_since.is_some() {
+            pipeline.bell.believe_clean(false);
+        }
+        let now_due = due.sync || due.carry || due.settle;
+        let until = [due.wake_at, self.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
+        let wanted = pipeline.bell.listen(until.into_iter().flatten().min(), || pipeline.options.clock.now());
+        self.hear(wanted);
+    }
+
+    pub(super) fn hear(&mut self, wanted: Wanted) {
+        let asked = &mut self.asked;
+        asked.sync |= wanted.sync;
+        asked.settle |= wanted.settle;
+        asked.look_again |= wanted.look_again;
+        asked.adopt |= wanted.adopt;
+        asked.delivery_ended |= wanted.delivery_ended;
+        asked.flushes.extend(wanted.flushes);
+        asked.stops.extend(wanted.stops);
+        asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
+        if asked.look_again && self.look_again_at.is_none() {
+            let at = self.looked_at.map_or(self.now(), |looked_at| looked_at + LOOK_AGAIN);
+            self.look_again_at = Some(at);
+        }
+    }
+
+    fn due(&mut self, now: Instant) -> Due {
+        let pipeline = &self.pipeline;
+        let journal = pipeline.shard.journal();
+        let (_, uncarried) = journal.uncarried();
+        let unsynced = !pipeline.shard.is_volatile() && journal.last_seq() > pipeline.receipts.synced();
+        since(&mut self.waiting.unsynced_since, unsynced, now);
+        since(&mut self.waiting.uncarried_since, uncarried > 0, now);
+        since(&mut self.waiting.unsettled_since, !pipeline.outbox.is_empty(), now);
+        *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
+        let facts = Facts {
+            uncarried,
+            pressing: journal.is_half_full() || journal.oldest_sealed().is_some(),
+            awaited: pipeline.receipts.waiting() > 0,
+            all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
+        };
+        due(&self.intervals, &self.waiting, &facts, now)
+    }
+
+    fn sync(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        self.gather();
+        self.asked.sync = false;
+        match pipeline.shard.sync() {
+            Ok(seq) => pipeline.receipts.synced_up_to(seq),
+            Err(error) => {
+                let text = error.to_string();
+                pipeline.storage_fails(&text);
+                pipeline.receipts.fail(&PersistError::Sync(text));
+                // The journal's file is not to be trusted any more; the store may still be able to take what is in it.
+                self.carry();
+                self.waiting.unsynced_since = Some(self.now());
+            }
+        }
+    }
+
+    /// Lets those who were woken by the last sync come back before the next one begins: otherwise the first of them has a sync of its
+    /// own, and all others wait for two.
+    fn gather(&mut self) {
+        let receipts = &self.pipeline.receipts;
+        if self.gathered > 1 {
+            let until = Instant::now() + Duration::from_micros(20 * self.gathered.min(25) as u64);
+            while receipts.waiting() < self.gathered && Instant::now() < until {
+                std::thread::yield_now();
+            }
+        }
+        self.gathered = receipts.waiting();
+    }
+
+    /// Seals the active arena and carries what is sealed, the settlements with it.
+    pub(super) fn carry(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        self.reopen_if_latched();
+        if let Err(error) = pipeline.shard.journal().swap() {
+            pipeline.storage_fails(&error.to_string());
+        }
+        for _ in 0..=ARENAS_MAX {
+            let batch = pipeline.outbox.take(OWN);
+            let now = pipeline.options.clock.wall_nanos();
+            match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
+                Ok(Some(carried)) => {
+                    pipeline.outbox.committed(batch);
+                    pipeline.receipts.synced_up_to(carried.up_to);
+                    if carried.missing > 0 {
+                        (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
+                    }
+                    self.worked();
+                    pipeline.committed();
+                }
+                Ok(None) => {
+                    pipeline.outbox.put_back(batch);
+                    break;
+                }
+                Err(error) => {
+                    pipeline.outbox.put_back(batch);
+                    self.store_failed(&error);
+                    // A full disk may still take deletes, and they make room.
+                    self.settle_own();
+                    return;
+                }
+            }
+        }
+        let now = self.now();
+        self.waiting.carried_at = Some(now);
+        self.waiting.uncarried_since = None;
+        if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {
+            self.waiting.unsynced_since = None;
+        }
+    }
+
+    pub(super) fn settle_own(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        self.reopen_if_latched();
+        let batch = pipeline.outbox.take(OWN);
+        if batch.is_empty() {
+            pipeline.outbox.put_back(batch);
+            return;
+        }
+        let now = pipeline.options.clock.wall_nanos();
+        match pipeline.shard.settle(&batch.settled(), batch.next_attempt, now) {
+            Ok(_) => {
+                pipeline.outbox.committed(batch);
+                self.worked();
+                self.waiting.unsettled_since = None;
+            }
+            Err(error) => {
+                pipeline.outbox.put_back(batch);
+                self.store_failed(&error);
+            }
+        }
+    }
+
+    /// An orphan's settlements; if it cannot take them, it is let go and found again later.
+    pub(super) fn settle_adopted(&mut self, due: bool) {
+        let Some((origin, shard)) = self.pipeline.adopted_shard().filter(|_| due) else { return };
+        self.asked.settle = false;
+        let batch: Batch = self.pipeline.outbox.take(origin);
+        if batch.is_empty() {
+            return;
+        }
+        let now = self.pipeline.options.clock.wall_nanos();
+        match shard.settle(&batch.settled(), None, now) {
+            Ok(_) => {
+                self.pipeline.outbox.committed(batch);
+                self.waiting.unsettled_since = None;
+                self.asked.adopt |= shard.ledger().queued_events == 0;
+            }
+            Err(error) => {
+                let why = error.to_string();
+                (self.pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
+                self.pipeline.outbox.put_back(batch);
+                self.pipeline.abandon_adopted();
+            }
+        }
+    }
+
+    fn pass_flushes_on(&mut self) {
+        for promise in std::mem::take(&mut self.asked.flushes) {
+            let pipeline = Arc::clone(&self.pipeline);
+            let Some(delivery) = self.pipeline.delivery() else { continue };
+            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
+                let report = FlushReport {
+                    delivered: outcome.delivered,
+                    buried: outcome.buried,
+                    remaining: pipeline.remaining(),
+                    endpoint: pipeline.endpoint(outcome.endpoint),
+                };
+                promise.answer(report);
+            }));
+        }
+    }
+
+    /// Looks at the bounds; makes room if that is the rule.
+    fn keep_bounds(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let limits = &pipeline.options.limits;
+        let usage = pipeline.usage();
+        let mut level = admission::level(limits, &usage);
+        if level > Level::Open && level < Level::Floor && limits.overflow == Overflow::DropOldest {
+            let bytes = limits.queue_bytes.saturating_sub(usage.arena_bytes) / 2;
+            self.evict(EvictUntil::Fits { bytes, events: limits.queue_events.saturating_sub(1) }, false);
+            level = admission::level(limits, &pipeline.usage());
+            // What could not be evicted is on its way to PostHog.
+            level = level.min(Level::Full);
+        }
+        if let Some(age) = limits.queue_age
+            && pipeline.outbox.was_attempted()
+            && self.clocks_agree()
+        {
+            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+            let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
+            self.evict(EvictUntil::NoneBefore(before), true);
+        }
+        pipeline.admission.set(level);
+        self.looked_at = Some(self.now());
+        self.asked.look_again = false;
+        self.look_again_at = None;
+    }
+
+    fn evict(&mut self, until: EvictUntil, for_age: bool) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let busy = |key: ChunkKey| pipeline.outbox.is_out(delivery::ChunkRef { origin: OWN, key });
+        match pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos()) {
+            Ok(evicted) if evicted.events > 0 => {
+                (pipeline.options.report)(Notice::Evicted { events: evicted.events, for_age });
+            }
+            Ok(_) => {}
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    /// Whether the wall clock has moved as much as the monotonic one since we began: if not, somebody has set it.
+    fn clocks_agree(&self) -> bool {
+        let clock = &self.pipeline.options.clock;
+        let (monotonic, wall) = self.began;
+        let passed = i128::try_from(clock.now().saturating_duration_since(monotonic).as_nanos()).unwrap_or(i128::MAX);
+        let shown = i128::from(clock.wall_nanos()) - i128::from(wall);
+        (shown - passed).unsigned_abs() <= CLOCK_DISAGREEMENT.as_nanos()
+    }
+
+    fn make_spare(&mut self) {
+        let journal = self.pipeline.shard.journal();
+        if self.stopping.is_none() && self.waiting.retry_at.is_none() && !journal.has_spare() {
+            // A disk without room for a spare arena: bursts are refused a little earlier, that is all.
+            let _ = journal.prepare_spare();
+        }
+    }
+
+    fn reopen_if_latched(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        if !pipeline.shard.open_store().is_some_and(|store| store.is_latched()) {
+            return;
+        }
+        match pipeline.shard.reopen_store(pipeline.options.clock.wall_nanos()) {
+            Ok(findings) => {
+                pipeline.report_findings(findings);
+                // The file may be another one now: rows are found again from the start.
+                pipeline.outbox.forget(OWN);
+            }
+            Err(error) => pipeline.storage_fails(&error.to_string()),
+        }
+    }
+
+    fn store_failed(&mut self, error: &ShardError) {
+        self.pipeline.storage_fails(&error.to_string());
+        self.failed();
+    }
+
+    fn failed(&mut self) {
+        self.waiting.retry_at = Some(self.now() + self.retry_delay);
+        self.retry_delay = (self.retry_delay * 2).min(RETRY_MOST);
+    }
+
+    fn worked(&mut self) {
+        self.waiting.retry_at = None;
+        self.retry_delay = RETRY_FIRST;
+        self.pipeline.storage_works();
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.pipeline.options.clock.now()
+    }
+}
+
+impl Pipeline {
+    /// There is something to send.
+    fn committed(&self) {
+        if let Some(delivery) = self.delivery() {
+            delivery.committed();
+        }
+    }
+
+    /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
+    pub(super) fn remaining(&self) -> u64 {
+        let queued = self.shard.ledger().queued_events
+            + self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events);
+        let (_, uncarried) = self.shard.journal().uncarried();
+        let (delivered, buried) = self.outbox.settled_events();
+        (queued + uncarried).saturating_sub(delivered + buried)
+    }
+
+    fn usage(&self) -> Usage {
+        let ledger = self.shard.ledger();
+        let (_, uncarried) = self.shard.journal().uncarried();
+        let file_bytes = self.shard.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0);
+        let free_bytes =
+            if self.shard.is_volatile() { None } else { self.options.disk.free_bytes(self.shard.dir()).ok() };
+        Usage {
+            queued_bytes: ledger.queued_bytes,
+            queued_events: ledger.queued_events + uncarried,
+            file_bytes,
+            arena_bytes: self.options.arena_bytes as u64,
+            free_bytes,
+        }
+    }
+
+    /// In the user's words: times from now on.
+    pub(super) fn endpoint(&self, endpoint: delivery::Endpoint) -> Endpoint {
+        let now = self.options.clock.wall_nanos();
+        let retry_in = |until: Option<i64>| {
+            until.map(|until| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0)))
+        };
+        match endpoint {
+            delivery::Endpoint::Up => Endpoint::Up,
+            delivery::Endpoint::Down { reason, until } => Endpoint::Down { reason, retry_in: retry_in(until) },
+            delivery::Endpoint::Paused { status, until } => Endpoint::Paused { status, retry_in: retry_in(until) },
+            delivery::Endpoint::Stopped => Endpoint::Closed,
+        }
+    }
+}
+
+fn since(mark: &mut Option<Instant>, waits: bool, now: Instant) {
+    *mark = if waits { Some(mark.unwrap_or(now)) } else { None };
+}

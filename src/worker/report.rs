@@ -1,0 +1,107 @@
+//! What a flush, a receipt or a shutdown is answered with.
+
+use std::time::Duration;
+
+use super::pending::Unanswered;
+
+/// Why an event is not known to survive a power cut. It survives the death of the process all the same, unless the reason is
+/// [`PersistError::Volatile`] or [`PersistError::Dropped`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PersistError {
+    /// The event was not accepted in the first place.
+    #[error("the event was dropped when it was captured")]
+    Dropped,
+    /// The queue lives in memory; `stats().mode` says why.
+    #[error("the queue is in memory only and does not survive the process")]
+    Volatile,
+    /// The disk could not make it durable. The text is the operating system's.
+    #[error("the disk could not make the event durable: {0}")]
+    Sync(String),
+    /// The client was closed before the sync.
+    #[error("the client was closed before the event was synced")]
+    Closed,
+    /// The event was captured before a fork, by the parent.
+    #[error("the event belongs to the parent of this forked process")]
+    Forked,
+}
+
+/// The endpoint, as a flush or shutdown found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// It takes events.
+    Up,
+    /// It does not; events wait on disk and are sent when it does again.
+    Down {
+        /// What the last attempt met.
+        reason: String,
+        /// Time until the next attempt, if one is planned.
+        retry_in: Option<Duration>,
+    },
+    /// It refuses the key or the quota; events wait on disk.
+    Paused {
+        /// 401, 402 or 403.
+        status: u16,
+        /// Time until the next attempt, if one is planned.
+        retry_in: Option<Duration>,
+    },
+    /// Delivery was not tried, or has ended: the client is closed.
+    Closed,
+}
+
+/// How a flush went. Nothing is lost by a flush that could not send: what remains is sent later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FlushReport {
+    /// Events that PostHog took while the flush ran.
+    pub delivered: u64,
+    /// Events that PostHog refused for good while the flush ran; they lie among the dead letters.
+    pub buried: u64,
+    /// Events still queued, those captured since the flush began included.
+    pub remaining: u64,
+    /// How the endpoint is.
+    pub endpoint: Endpoint,
+}
+
+/// How a shutdown went. What remains is on disk and is sent by the next process that opens the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Events that PostHog took during the shutdown.
+    pub delivered: u64,
+    /// Events still queued.
+    pub remaining: u64,
+    /// Whether everything that was accepted is safe against a power cut.
+    pub persisted: bool,
+}
+
+impl Unanswered for Result<(), PersistError> {
+    fn closed() -> Self {
+        Err(PersistError::Closed)
+    }
+
+    fn forked() -> Self {
+        Err(PersistError::Forked)
+    }
+}
+
+impl Unanswered for FlushReport {
+    fn closed() -> Self {
+        FlushReport { delivered: 0, buried: 0, remaining: 0, endpoint: Endpoint::Closed }
+    }
+
+    fn forked() -> Self {
+        Self::closed()
+    }
+}
+
+impl Unanswered for ShutdownReport {
+    fn closed() -> Self {
+        ShutdownReport { delivered: 0, remaining: 0, persisted: false }
+    }
+
+    fn forked() -> Self {
+        Self::closed()
+    }
+}

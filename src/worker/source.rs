@@ -1,0 +1,256 @@
+//! The queue as the delivery sees it, and the outbox in which its decisions wait for the next commit.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use super::{Pipeline, lock};
+use crate::clock::WallNanos;
+use crate::delivery::{ChunkRef, PaceState, Settlement, Source, SourceError};
+use crate::shard::{LANE, Settled, Shard};
+use crate::store::{Chunk, ChunkKey, Removal};
+
+/// Our own shard's number among those that are delivered.
+pub(super) const OWN: u32 = 0;
+
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Up to where each shard was read.
+    cursors: HashMap<u32, ChunkKey>,
+    /// Read, and neither settled nor known to be given back: found again without searching the store.
+    handed: BTreeSet<ChunkRef>,
+    /// Settled, and still in the store until the next commit: never read again.
+    settled: HashSet<ChunkRef>,
+    waiting: Vec<Settlement>,
+    next_attempt: Option<Option<WallNanos>>,
+    /// A request was made since the process began.
+    attempted: bool,
+}
+
+/// Settlements on their way into a transaction.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    settlements: Vec<Settlement>,
+    pub(super) next_attempt: Option<Option<WallNanos>>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.settlements.is_empty() && self.next_attempt.is_none()
+    }
+
+    /// In the shard's words.
+    pub(super) fn settled(&self) -> Vec<Settled> {
+        let settled = |settlement: &Settlement| Settled {
+            first_seq: settlement.chunk.key.first_seq,
+            delivered: settlement.delivered,
+            buried: settlement.buried.clone(),
+            keep: settlement.keep.clone(),
+        };
+        self.settlements.iter().map(settled).collect()
+    }
+}
+
+impl Outbox {
+    /// Takes out what waits for a commit in that shard.
+    pub(super) fn take(&self, origin: u32) -> Batch {
+        let mut state = lock(&self.state);
+        let settlements = state.waiting.extract_if(.., |settlement| settlement.chunk.origin == origin).collect();
+        let next_attempt = if origin == OWN { state.next_attempt.take() } else { None };
+        Batch { settlements, next_attempt }
+    }
+
+    /// The transaction was made: what was settled is gone, what was kept can be read again.
+    pub(super) fn committed(&self, batch: Batch) {
+        let mut state = lock(&self.state);
+        for settlement in batch.settlements {
+            state.settled.remove(&settlement.chunk);
+            if let Some(first_seq) = settlement.keep.as_ref().and_then(|kept| kept.iter().min()) {
+                let key = ChunkKey { first_seq: *first_seq, ..settlement.chunk.key };
+                state.handed.insert(ChunkRef { key, ..settlement.chunk });
+            }
+        }
+    }
+
+    /// The transaction failed: everything waits again. The settled rows stay hidden, so nothing is sent twice.
+    pub(super) fn put_back(&self, batch: Batch) {
+        let mut state = lock(&self.state);
+        state.waiting.extend(batch.settlements);
+        if state.next_attempt.is_none() {
+            state.next_attempt = batch.next_attempt;
+        }
+    }
+
+    /// Whether anything waits for a commit.
+    pub(super) fn is_empty(&self) -> bool {
+        let state = lock(&self.state);
+        state.waiting.is_empty() && state.next_attempt.is_none()
+    }
+
+    /// Events delivered and buried whose commit is still to come.
+    pub(super) fn settled_events(&self) -> (u64, u64) {
+        let state = lock(&self.state);
+        state.waiting.iter().fold((0, 0), |(delivered, buried), settlement| {
+            (delivered + settlement.delivered, buried + settlement.buried.len() as u64)
+        })
+    }
+
+    /// Whether a row is with the delivery, or settled.
+    pub(super) fn is_out(&self, chunk: ChunkRef) -> bool {
+        let state = lock(&self.state);
+        state.handed.contains(&chunk) || state.settled.contains(&chunk)
+    }
+
+    /// Whether a request was made since the process began.
+    pub(super) fn was_attempted(&self) -> bool {
+        lock(&self.state).attempted
+    }
+
+    /// Whether nothing of that shard is with the delivery or waits for a commit.
+    pub(super) fn has_nothing_of(&self, origin: u32) -> bool {
+        let state = lock(&self.state);
+        let of = |chunk: &ChunkRef| chunk.origin == origin;
+        !state.handed.iter().any(of) && !state.settled.iter().any(of)
+    }
+
+    /// A shard was let go, or its store replaced: nothing that was known of its rows holds any more, but for what waits to be settled.
+    pub(super) fn forget(&self, origin: u32) {
+        let mut state = lock(&self.state);
+        state.cursors.remove(&origin);
+        state.handed.retain(|chunk| chunk.origin != origin);
+    }
+
+    /// Where to read on: before the lowest row that was handed out and given back, else after the last one read.
+    fn resume(&self, origin: u32, busy: &dyn Fn(ChunkRef) -> bool) -> Option<ChunkKey> {
+        let mut state = lock(&self.state);
+        let cursor = state.cursors.get(&origin).copied();
+        let given_back = state.handed.iter().copied().find(|chunk| chunk.origin == origin && !busy(*chunk));
+        let Some(chunk) = given_back else { return cursor };
+        let before = chunk.key.first_seq.checked_sub(1).map(|first_seq| ChunkKey { first_seq, ..chunk.key });
+        match before {
+            Some(before) if cursor.is_some_and(|cursor| cursor > before) => {
+                state.cursors.insert(origin, before);
+                Some(before)
+            }
+            _ => cursor,
+        }
+    }
+
+    /// Notes the rows that were read, and leaves out those that are not to be handed out.
+    fn hand_out(
+        &self,
+        origin: u32,
+        last: Option<ChunkKey>,
+        chunks: Vec<Chunk>,
+        busy: &dyn Fn(ChunkRef) -> bool,
+    ) -> Vec<(ChunkRef, Chunk)> {
+        let mut state = lock(&self.state);
+        if let Some(last) = last {
+            state.cursors.insert(origin, last);
+        }
+        let mut handed = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            let named = ChunkRef { origin, key: chunk.key };
+            if !state.settled.contains(&named) && !busy(named) {
+                state.handed.insert(named);
+                handed.push((named, chunk));
+            }
+        }
+        handed
+    }
+}
+
+impl Pipeline {
+    /// Chunks of one shard that are neither busy nor settled.
+    fn read_from(
+        &self,
+        origin: u32,
+        shard: &Shard,
+        max_bytes: usize,
+        busy: &dyn Fn(ChunkRef) -> bool,
+    ) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+        loop {
+            let after = self.outbox.resume(origin, busy);
+            let read = shard.read(after, max_bytes).map_err(|error| SourceError(error.into()))?;
+            if !read.damaged.is_empty() {
+                let removals = read.damaged.into_iter().map(crate::store::DamagedRow::removal).collect();
+                self.mend(origin, shard, removals)?;
+            }
+            let end = read.last.is_none();
+            let chunks = self.outbox.hand_out(origin, read.last, read.chunks, busy);
+            if end || !chunks.is_empty() {
+                return Ok(chunks);
+            }
+        }
+    }
+
+    fn mend(&self, origin: u32, shard: &Shard, removals: Vec<Removal>) -> Result<(), SourceError> {
+        let salvaged: Vec<ChunkKey> = removals.iter().filter_map(|removal| Some(removal.keep.as_ref()?.key)).collect();
+        let events =
+            shard.mend(removals, self.options.clock.wall_nanos()).map_err(|error| SourceError(error.into()))?;
+        (self.options.report)(super::Notice::Missing { events, after_restart: false });
+        // What was saved stands where the damaged row stood, behind the cursor by now.
+        let mut state = lock(&self.outbox.state);
+        state.handed.extend(salvaged.into_iter().map(|key| ChunkRef { origin, key }));
+        Ok(())
+    }
+}
+
+impl Source for Pipeline {
+    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+        let own = self.read_from(OWN, &self.shard, max_bytes, busy)?;
+        if !own.is_empty() {
+            return Ok(own);
+        }
+        let adopted = self.adopted_shard();
+        let chunks = match &adopted {
+            Some((origin, shard)) => self.read_from(*origin, shard, max_bytes, busy)?,
+            None => Vec::new(),
+        };
+        if chunks.is_empty() {
+            self.bell.ring(|wanted| wanted.adopt = true);
+        }
+        Ok(chunks)
+    }
+
+    fn newest(&self) -> Vec<ChunkRef> {
+        let own = (OWN, Arc::clone(&self.shard));
+        let shards = std::iter::once(own).chain(self.adopted_shard());
+        shards
+            .filter_map(|(origin, shard)| {
+                let ledger = shard.ledger();
+                // No row begins above the newest record: an upper bound serves as well as the row's own number.
+                let key = ChunkKey { lane: LANE, first_seq: ledger.accepted };
+                (ledger.queued_events > 0).then_some(ChunkRef { origin, key })
+            })
+            .collect()
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        {
+            let mut state = lock(&self.outbox.state);
+            let unchanged = settlement.delivered == 0 && settlement.buried.is_empty() && settlement.keep.is_some();
+            if unchanged {
+                // Given back as it was: there is nothing to commit, and it can be read again at once.
+                return;
+            }
+            state.handed.remove(&settlement.chunk);
+            state.settled.insert(settlement.chunk);
+            state.waiting.push(settlement);
+        }
+        self.bell.ring(|wanted| wanted.settle = true);
+    }
+
+    fn pace(&self, pace: &PaceState) {
+        {
+            let mut state = lock(&self.outbox.state);
+            state.attempted = true;
+            state.next_attempt = Some(pace.next_attempt);
+        }
+        self.bell.ring(|wanted| wanted.settle = true);
+    }
+}

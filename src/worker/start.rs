@@ -1,0 +1,205 @@
+//! Starting: on the committer's own thread, so that a file system that hangs cannot hang the caller.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::admission::{Admission, memory_bound};
+use super::bell::Bell;
+use super::committer::Committer;
+use super::receipts::Receipts;
+use super::source::Outbox;
+use super::{Notice, Pipeline, WorkerOptions, threads};
+use crate::delivery::{self, Engine, EngineParts};
+use crate::disk::{FileSystem, fork};
+use crate::shard::{Finding, Shard, ShardError, ShardOptions, Stranded, claim, stranded};
+use crate::transport::{Transport, TransportError};
+
+/// Why nothing could be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// The queue directory cannot be used.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The proxy or a certificate of the configuration.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The system gave us no thread.
+    #[error("no thread could be started")]
+    Thread(#[source] io::Error),
+    /// The queue directory did not answer in time.
+    #[error("the queue directory did not answer in time")]
+    Timeout,
+    /// Opening panicked.
+    #[error("opening the queue failed in an unforeseen way")]
+    Panicked,
+}
+
+impl WorkerOptions {
+    pub(super) fn shard_options(&self) -> ShardOptions {
+        ShardOptions {
+            project: self.project.clone(),
+            queue_dir: self.queue_dir.clone(),
+            arena_bytes: self.arena_bytes,
+            lock_wait: self.lock_wait,
+            cache_bytes: self.cache_bytes,
+            reserve_bytes: self.reserve_bytes,
+        }
+    }
+}
+
+/// Opens the queue and starts both threads. `parent` is the pipeline of the process that this one was forked from: what it read from
+/// the environment is used again.
+pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
+    let transport = match parent {
+        Some(parent) => parent.transport.reconnect()?,
+        None => {
+            let (transport, warnings) = Transport::new(options.transport.clone())?;
+            for warning in warnings {
+                (options.report)(Notice::Network(warning.to_string()));
+            }
+            transport
+        }
+    };
+    let most = options.open_timeout;
+    let (tell, told) = mpsc::sync_channel(1);
+    threads::spawn("posthog-commit", move || committer_thread(options, transport, &tell))
+        .map_err(StartError::Thread)?;
+    match told.recv_timeout(most) {
+        Ok(started) => started,
+        Err(RecvTimeoutError::Timeout) => Err(StartError::Timeout),
+        // The thread ended without a word.
+        Err(RecvTimeoutError::Disconnected) => Err(StartError::Panicked),
+    }
+}
+
+type Tell = SyncSender<Result<Arc<Pipeline>, StartError>>;
+
+fn committer_thread(options: WorkerOptions, transport: Transport, tell: &Tell) {
+    let pipeline = match open(options, transport) {
+        Ok(pipeline) => pipeline,
+        Err(error) => {
+            // Nobody listening means that the caller has given up on us already.
+            let _ = tell.send(Err(error));
+            return;
+        }
+    };
+    let committer = Committer::new(Arc::clone(&pipeline));
+    if let Err(error) = start_delivery(&pipeline) {
+        pipeline.shard.close();
+        let _ = tell.send(Err(error));
+        return;
+    }
+    if tell.send(Ok(Arc::clone(&pipeline))).is_err() {
+        // The caller did not wait for us: the queue must not stay locked on behalf of nobody.
+        drop(pipeline.shutdown(std::time::Duration::ZERO));
+    }
+    drop(pipeline);
+    committer.run();
+}
+
+fn open(mut options: WorkerOptions, transport: Transport) -> Result<Arc<Pipeline>, StartError> {
+    let now = options.clock.wall_nanos();
+    let (shard, replayed, findings, problem) = match open_shard(&options, now) {
+        Ok((shard, replayed, findings)) => (shard, replayed, findings, None),
+        Err(error) if options.memory_fallback => {
+            let shard = Shard::volatile(&options.disk, &options.shard_options())?;
+            (shard, 0, Vec::new(), Some(error.to_string()))
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
+    if memory_backed {
+        options.limits.queue_bytes = options.limits.queue_bytes.min(memory_bound());
+    }
+    let stranded = if shard.is_volatile() { Vec::new() } else { find_stranded(&options) };
+    static IDS: AtomicU64 = AtomicU64::new(1);
+    let pipeline = Arc::new(Pipeline {
+        id: IDS.fetch_add(1, Ordering::Relaxed),
+        generation: fork::generation(),
+        shard: Arc::new(shard),
+        adopted: Mutex::new(None),
+        admission: Admission::default(),
+        receipts: Receipts::default(),
+        bell: Bell::default(),
+        outbox: Outbox::default(),
+        delivery: OnceLock::new(),
+        transport: Arc::new(transport),
+        problem: Mutex::new(None),
+        unsynced_since: Mutex::new(None),
+        replayed: AtomicU64::new(replayed),
+        stranded,
+        finished: OnceLock::new(),
+        options,
+    });
+    // Everything that was recovered is in the store by now, and that is synced.
+    pipeline.receipts.synced_up_to(pipeline.shard.ledger().accepted);
+    if let Some(problem) = problem {
+        pipeline.storage_fails(&problem);
+    }
+    pipeline.report_findings(findings);
+    pipeline.report_surroundings();
+    Ok(pipeline)
+}
+
+fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Shard, u64, Vec<Finding>), ShardError> {
+    let disk = &options.disk;
+    disk.make_dir(&options.queue_dir).map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
+    let claim = claim(disk, &options.queue_dir.join(options.project.dir_name()))?;
+    let opened = Shard::open(disk, &options.shard_options(), claim, now)?;
+    Ok((opened.shard, opened.replayed, opened.findings))
+}
+
+fn find_stranded(options: &WorkerOptions) -> Vec<Stranded> {
+    let found = stranded(&options.disk, &options.queue_dir, &options.project.dir_name()).unwrap_or_default();
+    let adopted: Vec<String> = options.also.iter().map(|project| project.dir_name()).collect();
+    found.into_iter().filter(|queue| !adopted.contains(&queue.project)).collect()
+}
+
+fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
+    options.disk.file_system(dir).ok()
+}
+
+fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
+    let options = &pipeline.options;
+    let report = Arc::clone(&options.report);
+    let (engine, handle) = Engine::new(EngineParts {
+        options: options.delivery.clone(),
+        source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
+        transport: Arc::clone(&pipeline.transport) as Arc<_>,
+        clock: options.clock.clone(),
+        report: Arc::new(move |notice| report(Notice::Delivery(notice))),
+        on_delivery: options.on_delivery.clone(),
+        next_attempt: pipeline.shard.open_store().and_then(|store| store.next_attempt()),
+    });
+    let _ = pipeline.delivery.set(handle);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    threads::spawn("posthog-deliver", move || {
+        runtime.block_on(delivery::run(engine));
+        // A resolver that never answers may hold a thread of the runtime: it ends in the background.
+        runtime.shutdown_background();
+    })
+    .map_err(StartError::Thread)
+}
+
+impl Pipeline {
+    fn report_surroundings(&self) {
+        let dir = self.shard.dir();
+        if !self.shard.is_volatile() {
+            let what = match file_system(&self.options, dir) {
+                Some(FileSystem::Memory) => Some("memory: it does not outlive the machine"),
+                Some(FileSystem::Overlay) => Some("a container's own layer: it does not outlive the container"),
+                Some(FileSystem::Network) => Some("the network: locks and durability are the server's"),
+                _ => None,
+            };
+            if let Some(what) = what {
+                (self.options.report)(Notice::Ephemeral { path: dir.clone(), what });
+            }
+        }
+        for queue in &self.stranded {
+            (self.options.report)(Notice::Stranded(queue.clone()));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What one request is answered, and whether its events are taken.
+
+use std::time::Duration;
+
+/// An answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) delay: Duration,
+    pub(crate) ending: Ending,
+    pub(crate) takes: bool,
+}
+
+/// How the exchange ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With the answer.
+    Reply,
+    /// With a closed connection and no byte of an answer.
+    Close,
+    /// Not at all, until the client gives up or the sink stops.
+    Hang,
+}
+
+impl Answer {
+    /// 200 and `{"status":1}`: the events are taken.
+    pub fn ok() -> Self {
+        Self::status(200).body(r#"{"status":1}"#)
+    }
+
+    /// `status` with an empty body. 2xx takes the events, any other does not.
+    pub fn status(status: u16) -> Self {
+        Self {
+            status,
+            body: String::new(),
+            headers: Vec::new(),
+            delay: Duration::ZERO,
+            ending: Ending::Reply,
+            takes: (200..300).contains(&status),
+        }
+    }
+
+    /// Closes the connection without an answer. The events are not taken, unless [`Answer::taking`] makes it the
+    /// ambiguous case: taken, and the client does not know.
+    pub fn close() -> Self {
+        Self { ending: Ending::Close, ..Self::status(0) }
+    }
+
+    /// Takes the events, then never answers.
+    pub fn hang() -> Self {
+        Self { ending: Ending::Hang, ..Self::status(0) }.taking()
+    }
+
+    /// Sets the body. One that starts with `{` is sent as JSON, any other as plain text.
+    pub fn body(mut self, body: impl Into<String>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds `Retry-After` in seconds.
+    pub fn retry_after(self, seconds: u64) -> Self {
+        self.header("retry-after", seconds.to_string())
+    }
+
+    /// Waits before answering. Requests on other connections go on meanwhile: this is a round trip, not a slow server.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Takes the events whatever the answer says: a gateway's 502 for a request that the server behind it has stored.
+    pub fn taking(mut self) -> Self {
+        self.takes = true;
+        self
+    }
+
+    /// Takes nothing whatever the answer says: the 200 of a captive portal.
+    pub fn discarding(mut self) -> Self {
+        self.takes = false;
+        self
+    }
+}
