@@ -69,6 +69,13 @@ impl Aside {
         }
     }
 
+    /// What remains of a chunk has another name.
+    pub(super) fn rename(&mut self, from: ChunkRef, to: ChunkRef) {
+        if let Some(entry) = self.chunks.remove(&from) {
+            self.chunks.insert(to, entry);
+        }
+    }
+
     /// A chunk is done with, and so are its events.
     pub(super) fn forget(&mut self, chunk: ChunkRef, seqs: RangeInclusive<u64>) {
         self.chunks.remove(&chunk);

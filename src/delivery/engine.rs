@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
-use rand::rngs::{StdRng, SysRng};
+use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
@@ -21,6 +21,7 @@ use super::{
     DeliveryHandle, DeliveryOptions, DeliveryState, Notice, OnDelivery, PaceState, Report, Source, SourceError,
 };
 use crate::clock::{Clock, WallNanos};
+use crate::entropy::random_u64;
 use crate::transport::{Post, Request, Response, TransportError};
 
 /// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
@@ -365,10 +366,7 @@ impl Debug for Engine {
     }
 }
 
-/// Chance for jitter; where the system has none to give, the time will do.
+/// Chance for jitter.
 fn random() -> StdRng {
-    StdRng::try_from_rng(&mut SysRng).unwrap_or_else(|_| {
-        let nanos = Clock::System.wall_nanos().unsigned_abs();
-        StdRng::seed_from_u64(nanos ^ u64::from(std::process::id()).rotate_left(32))
-    })
+    StdRng::seed_from_u64(random_u64())
 }
