@@ -288,13 +288,15 @@ impl Engine {
     fn next_wake(&self) -> Option<Instant> {
         let now = now();
         let eager = self.stop.is_some() || !self.flushes.is_empty();
-        let has_work = self.intake.has_work() || !self.split.is_empty();
+        let aside = &self.intake.aside;
+        let is_due = aside.any_due(self.intake.accepted, now);
+        let has_work = is_due || self.intake.has_work() || !self.split.is_empty();
         let paced = match self.pace.permit(now, self.under_way.len(), eager) {
             Permit::Wait(until) if has_work => Some(until),
             _ => None,
         };
-        let readable = self.intake.unreadable_until().filter(|_| has_work);
-        [paced, readable, self.intake.aside.next_due(), self.stop].into_iter().flatten().min()
+        let readable = self.intake.unreadable_until().filter(|&at| has_work && at > now);
+        [paced, readable, aside.next_due(now), self.stop].into_iter().flatten().min()
     }
 
     fn answer_flushes(&mut self) {
