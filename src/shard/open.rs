@@ -182,7 +182,7 @@ fn recover(
     now: WallNanos,
     findings: &mut Vec<Finding>,
 ) -> Result<(Journal, u64), ShardError> {
-    let accepted = believable(before.accepted, store.ledger().accepted.max(found.first_seq_max), options.arena_bytes);
+    let accepted = believable(before.accepted, store.ledger().accepted.max(found.taken_up_to), options.arena_bytes);
     found.expect_up_to(accepted);
     let mut replayed = 0;
     let mut last_seq = accepted;
