@@ -211,6 +211,7 @@ impl Journal {
             self.pool.give_back(fresh);
             return Err(error);
         }
+        crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
         self.pool.push_sealed(Sealed::complete(
             old,
@@ -305,6 +306,7 @@ impl Journal {
         let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
         let fresh = if fits && active.records > 0 { self.pool.pop_free() } else { None };
         self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
+        crash_point::reach("journal.rotated");
         active.end_of(framed, class).ok_or(Refused::Full)
     }
 }

@@ -63,7 +63,7 @@ impl Shard {
     ) -> Result<Opened, ShardError> {
         let dir = claim.dir().to_path_buf();
         let failed = |source| ShardError::Io { path: dir.clone(), source };
-        let map = disk.file_system(&dir).map_err(failed)?.may_map();
+        let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
         let (status, before) = StatusPage::take_over(disk, &dir.join("status"), map, now).map_err(failed)?;
         let journal = JournalOptions {
             dir: Some(dir.clone()),
@@ -136,6 +136,7 @@ fn open_store(
 ) -> Result<Store, ShardError> {
     let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
+    crash_point::reach("store.opening");
     if before.died_in_store {
         findings.push(Finding::Checked);
     }
