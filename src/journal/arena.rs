@@ -80,6 +80,7 @@ impl Arena {
         let file = disk.open(path, Open::EnsureExists)?;
         file.set_len(0)?;
         let written = file.write_zeros(len as u64).and_then(|()| file.sync_data()).and_then(|()| {
+            crash_point::reach("journal.arena.zeroed");
             file.write_all_at(0, &encode_header(None))?;
             file.sync_data()
         });

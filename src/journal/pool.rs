@@ -79,11 +79,13 @@ impl Pool {
         Ok(Self { disk: disk.clone(), places: Mutex::new(places) })
     }
 
-    /// Highest epoch and first sequence number of the sealed rounds.
+    /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
+    /// has begun may not have a record yet.
     pub(super) fn highest(&self) -> (u64, u64) {
         let places = self.lock();
         let rounds = || places.sealed.iter().map(|sealed| sealed.round);
-        (rounds().map(|r| r.epoch).max().unwrap_or(0), rounds().map(|r| r.first_seq).max().unwrap_or(0))
+        let first_seq = rounds().map(|round| round.first_seq).max().unwrap_or(0);
+        (rounds().map(|round| round.epoch).max().unwrap_or(0), first_seq.saturating_sub(1))
     }
 
     pub(super) fn take_set_aside(&self) -> Vec<SetAside> {

@@ -68,6 +68,16 @@ fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
 }
 
 #[test]
+fn a_round_that_has_begun_without_a_record_claims_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    assert!(journal.swap().unwrap());
+    std::mem::forget(journal);
+    assert_eq!(Journal::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_up_to, 1);
+}
+
+#[test]
 fn an_empty_arena_is_not_swapped() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);

@@ -50,6 +50,9 @@ pub(crate) use stranded::{Stranded, stranded};
 /// The lane of captured events. Others may follow; rows and commits are told apart by it.
 pub(crate) const LANE: u8 = 0;
 
+/// Content up to this size is moved by a compaction, which nothing can interrupt.
+const COMPACT_LIVE_MAX: u64 = 16 * 1024 * 1024;
+
 /// How a shard is opened.
 #[derive(Clone, Debug)]
 pub(crate) struct ShardOptions {
@@ -176,6 +179,16 @@ impl Shard {
             Access::Open(store) => Some(Arc::clone(store)),
             Access::LetGo(_) => None,
         }
+    }
+
+    /// Bytes that the store's file takes on the disk; 0 if that cannot be found out.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0)
+    }
+
+    /// Gives the store's free room back to the file system, if there is some and little is left to be moved.
+    pub(crate) fn compact(&self) -> Result<bool, ShardError> {
+        self.in_store(|store| store.compact_if_small(COMPACT_LIVE_MAX))
     }
 
     /// Whether the shard's directory still is where it was, with our lock in it.

@@ -63,7 +63,7 @@ impl Shard {
     ) -> Result<Opened, ShardError> {
         let dir = claim.dir().to_path_buf();
         let failed = |source| ShardError::Io { path: dir.clone(), source };
-        let map = disk.file_system(&dir).map_err(failed)?.may_map();
+        let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
         let (status, before) = StatusPage::take_over(disk, &dir.join("status"), map, now).map_err(failed)?;
         let journal = JournalOptions {
             dir: Some(dir.clone()),
@@ -134,6 +134,7 @@ fn open_store(
 ) -> Result<Store, ShardError> {
     let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
+    crash_point::reach("store.opening");
     if before.died_in_store {
         findings.push(Finding::Checked);
     }
@@ -180,9 +181,7 @@ fn recover(
     now: WallNanos,
     findings: &mut Vec<Finding>,
 ) -> Result<(Journal, u64), ShardError> {
-    // A round that was begun and took nothing proves the number before its first.
-    let known = store.ledger().accepted.max(found.first_seq_max.saturating_sub(1));
-    let accepted = believable(before.accepted, known, options.arena_bytes);
+    let accepted = believable(before.accepted, store.ledger().accepted.max(found.taken_up_to), options.arena_bytes);
     found.expect_up_to(accepted);
     let mut replayed = 0;
     let mut last_seq = accepted;
