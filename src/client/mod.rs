@@ -165,7 +165,12 @@ impl Client {
 
     /// The newest diagnostics, oldest first; at most 128 are kept.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
-        self.shared.diagnostics.recent()
+        match &self.shared.pipeline {
+            Some(pipeline) if pipeline.is_forked() => {
+                self.shared.child().map(|child| child.diagnostics()).unwrap_or_default()
+            }
+            _ => self.shared.diagnostics.recent(),
+        }
     }
 
     /// Whether the client takes nothing because it was made with [`Config::disabled`].

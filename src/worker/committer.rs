@@ -87,8 +87,8 @@ impl Committer {
         } else if due.settle {
             self.settle_own();
         }
-        if due.settle || self.asked.settle {
-            self.settle_adopted(due.settle);
+        if due.settle {
+            self.settle_adopted();
         }
         self.pass_flushes_on();
         self.keep_bounds();
@@ -105,7 +105,10 @@ impl Committer {
         // Said before the journal is looked at: a record that comes after the look sees it, and rings.
         pipeline.bell.believe_clean(true);
         let due = self.due(self.now());
-        if self.waiting.unsynced_since.is_some() {
+        // In memory there is nothing to sync: there the next record matters only if nothing waits to be carried.
+        let next =
+            if pipeline.shard.is_volatile() { self.waiting.uncarried_since } else { self.waiting.unsynced_since };
+        if next.is_some() {
             pipeline.bell.believe_clean(false);
         }
         let now_due = due.sync || due.carry || due.settle;
@@ -117,7 +120,6 @@ impl Committer {
     pub(super) fn hear(&mut self, wanted: Wanted) {
         let asked = &mut self.asked;
         asked.sync |= wanted.sync;
-        asked.settle |= wanted.settle;
         asked.look_again |= wanted.look_again;
         asked.adopt |= wanted.adopt;
         asked.delivery_ended |= wanted.delivery_ended;
@@ -179,14 +181,32 @@ impl Committer {
         self.gathered = receipts.waiting();
     }
 
-    /// Seals the active arena and carries what is sealed, the settlements with it.
+    /// Carries what is sealed, then seals the active arena and carries that too, the settlements with the first of them.
     pub(super) fn carry(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         self.reopen_if_latched();
+        // What waits already goes first: while the store fails, a swap for each attempt would use up the arenas.
+        if !self.carry_sealed() {
+            return;
+        }
         if let Err(error) = pipeline.shard.journal().swap() {
             pipeline.storage_fails(&error.to_string());
         }
-        for _ in 0..=ARENAS_MAX {
+        if !self.carry_sealed() {
+            return;
+        }
+        self.waiting.carried_at = Some(self.now());
+        self.waiting.uncarried_since = None;
+        if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {
+            self.waiting.unsynced_since = None;
+        }
+    }
+
+    /// Carries the arenas that wait. `false` if the store failed.
+    fn carry_sealed(&mut self) -> bool {
+        let pipeline = Arc::clone(&self.pipeline);
+        // Callers may seal further arenas meanwhile; those are for the next turn.
+        for _ in 0..ARENAS_MAX {
             let batch = pipeline.outbox.take(OWN);
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
@@ -208,16 +228,11 @@ impl Committer {
                     self.store_failed(&error);
                     // A full disk may still take deletes, and they make room.
                     self.settle_own();
-                    return;
+                    return false;
                 }
             }
         }
-        let now = self.now();
-        self.waiting.carried_at = Some(now);
-        self.waiting.uncarried_since = None;
-        if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {
-            self.waiting.unsynced_since = None;
-        }
+        true
     }
 
     pub(super) fn settle_own(&mut self) {
@@ -243,9 +258,8 @@ impl Committer {
     }
 
     /// An orphan's settlements; if it cannot take them, it is let go and found again later.
-    pub(super) fn settle_adopted(&mut self, due: bool) {
-        let Some((origin, shard)) = self.pipeline.adopted_shard().filter(|_| due) else { return };
-        self.asked.settle = false;
+    pub(super) fn settle_adopted(&mut self) {
+        let Some((origin, shard)) = self.pipeline.adopted_shard() else { return };
         let batch: Batch = self.pipeline.outbox.take(origin);
         if batch.is_empty() {
             return;
@@ -260,7 +274,6 @@ impl Committer {
             Err(error) => {
                 let why = error.to_string();
                 (self.pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
-                self.pipeline.outbox.put_back(batch);
                 self.pipeline.abandon_adopted();
             }
         }
