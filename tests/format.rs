@@ -7,6 +7,7 @@ mod fixture;
 mod reader;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -48,7 +49,7 @@ fn assert_is(record: &Record, number: u64) {
     assert_eq!(Some(&record.groups), json!({"company": "acme"}).as_object());
 }
 
-fn assert_are(records: &[Record], numbers: std::ops::RangeInclusive<u64>) {
+fn assert_are(records: &[Record], numbers: RangeInclusive<u64>) {
     assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), numbers.clone().collect::<Vec<_>>());
     records.iter().zip(numbers).for_each(|(record, number)| assert_is(record, number));
 }
@@ -73,12 +74,12 @@ fn assert_reads_as_documented(queue: &Path) {
     assert_are(&store.chunks, STORED);
     assert_eq!((store.project_hash, store.host.as_str(), store.api_key.as_str()), (project_hash(), HOST, API_KEY));
     let [accepted, delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, rows] = store.state;
-    assert_eq!((accepted, delivered, buried, evicted, damaged, lost_unsynced), (5, 1, 1, 0, 0, 0));
+    assert_eq!((accepted, delivered, buried, evicted, damaged, lost_unsynced), (6, 2, 1, 0, 0, 0));
     assert!((queued_events, rows) == (3, 1) && queued_bytes > 0);
     assert!(matches!(store.epochs[..], [(0, 2..)]), "the lane of events has carried more than one round");
     let [dead] = &store.dead[..] else { panic!("one event was refused: {:?}", store.dead) };
     assert_eq!((dead.seq, dead.status, dead.reason.as_str()), (REFUSED, 400, REASON));
-    assert!(dead.attempts >= 2);
+    assert!(dead.attempts >= 1);
     assert_is(&dead.record, REFUSED);
 
     let words = reader::status(&shard.join("status"));
@@ -125,8 +126,13 @@ fn a_queue_of_format_1_is_delivered_by_this_version_event_by_event() {
         assert_eq!(event.properties["$lib_version"], "0.1.0", "the version that captured it");
     }
 
+    let letters = client.dead_letters(10);
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].status, letters[0].reason.as_str()), (400, REASON));
+    assert_eq!(letters[0].event["uuid"], fixture::uuid(REFUSED).to_string());
+
     let stats = client.stats();
-    assert_eq!((stats.accepted, stats.delivered, stats.buried, stats.queued_events), (7, 6, 1, 0));
+    assert_eq!((stats.accepted, stats.delivered, stats.buried, stats.queued_events), (8, 7, 1, 0));
     assert_eq!((stats.damaged, stats.lost_unsynced, stats.imbalance(), stats.mode), (0, 0, 0, Mode::Durable));
 }
 
