@@ -86,7 +86,10 @@ fn assert_reads_as_documented(queue: &Path) {
     let [version, phase, clean_exit] = [words[1], words[7], words[8]];
     assert_eq!((version, phase, clean_exit), (1, 0, 0));
     assert_eq!(words[11], *IN_JOURNAL.end(), "accepted, with what is in the journal");
-    assert_eq!(words[12..20], [delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, accepted]);
+    assert_eq!(
+        words[12..20],
+        [delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, accepted]
+    );
 }
 
 #[test]
