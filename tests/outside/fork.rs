@@ -128,7 +128,6 @@ fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
                 assert_eq!(report.endpoint, Endpoint::Closed);
             })
             .must_end_well();
-            // A second fork: the first closure has taken what it needed by reference or by value of its own process only.
             assert!(persisted.wait(PATIENCE).unwrap().is_ok());
         },
         |_| (),
@@ -145,9 +144,8 @@ fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
             let ancestor = std::process::id();
             // Nobody waits for the middle one but its parent, and for the daemon nobody at all.
             forked(|| {
-                setsid().unwrap();
+                let middle = setsid().unwrap();
                 let _daemon = forked(|| {
-                    let middle = getppid();
                     let alive = |pid: u32| std::path::Path::new(&format!("/proc/{pid}/stat")).exists();
                     eventually("both ancestors end", || getppid() != middle && !alive(ancestor));
                     take(&client, "daemon");
