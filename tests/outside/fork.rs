@@ -151,6 +151,7 @@ fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
                     take(&client, "daemon");
                     assert_eq!(client.stats().dir.as_ref(), Some(&ancestors), "the ancestor's lock lives on");
                     close_empty(&client);
+                    std::fs::write(place.queue.with_extension("done"), "").unwrap();
                 });
             })
             .must_end_well();
@@ -160,6 +161,7 @@ fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
         },
         |stage| {
             assert!(stage.sink.wait_for(|state| state.unique() >= 3, PATIENCE), "{:?}", stage.names());
+            eventually("the daemon is done with the directory", || stage.queue.with_extension("done").exists());
             assert_eq!(stage.names().iter().filter(|name| *name == "daemon").count(), 1);
         },
     );

@@ -9,4 +9,5 @@ mod apart;
 mod process;
 mod stage;
 
+mod disk_full;
 mod fork;

@@ -137,5 +137,5 @@ pub(crate) fn close_empty(client: &Client) {
 pub(crate) fn assert_balanced(client: &Client) {
     let stats = client.stats();
     assert_eq!(stats.imbalance(), 0, "{stats:?}");
-    assert_eq!((stats.damaged, stats.lost_unsynced), (0, 0), "{stats:?}");
+    assert_eq!((stats.damaged, stats.lost_unsynced), (0, 0), "{stats:?} {:?}", client.diagnostics());
 }
