@@ -182,7 +182,9 @@ fn recover(
     now: WallNanos,
     findings: &mut Vec<Finding>,
 ) -> Result<(Journal, u64), ShardError> {
-    let accepted = believable(before.accepted, store.ledger().accepted.max(found.first_seq_max), options.arena_bytes);
+    // Everything before the newest round was accepted; its own first record may never have come.
+    let known = store.ledger().accepted.max(found.first_seq_max.saturating_sub(1));
+    let accepted = believable(before.accepted, known, options.arena_bytes);
     found.expect_up_to(accepted);
     let mut replayed = 0;
     let mut last_seq = accepted;
