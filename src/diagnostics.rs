@@ -251,6 +251,11 @@ impl Diagnostics {
         Self { hook, state: Mutex::default() }
     }
 
+    /// The same ear with a ring and locks of its own, for a forked child: ours may be held by a thread that it does not have.
+    pub(crate) fn for_child(&self) -> Self {
+        Self::new(self.hook.clone())
+    }
+
     /// Records one. The hook and the log subscriber are the program's code: they may panic, and they may capture.
     pub(crate) fn record(&self, diagnostic: Diagnostic) {
         let line = self.take_note(&diagnostic, Instant::now());

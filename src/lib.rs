@@ -1,7 +1,5 @@
 //! PostHog for daemons.
 
-#![allow(dead_code, unused_imports, reason = "floors are joined one by one")]
-
 mod client;
 mod clock;
 mod config;
@@ -21,7 +19,7 @@ mod store;
 mod transport;
 mod worker;
 
-pub use client::{Client, DeliveryPhase, DropReason, Mode, Outcome, Receipt, Stats, capture, client, init};
+pub use client::{Client, DeadLetter, DeliveryPhase, DropReason, Mode, Outcome, Receipt, Stats, capture, client, init};
 pub use config::{Compression, Config, Protocol};
 pub use delivery::{Delivery, Verdict};
 pub use diagnostics::Diagnostic;

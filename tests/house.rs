@@ -40,7 +40,11 @@ const FLOORS: &[(&str, u8)] = &[
 ];
 
 /// From, to, reason.
-const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[];
+const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[
+    ("config", "error", "a setting that is out of bounds is an error that names it"),
+    ("config", "diagnostics", "the hook for diagnostics is a setting"),
+    ("transport", "clock", "a Retry-After date is turned into a wait by the wall clock"),
+];
 
 /// A package, and the only modules that may name it.
 const PACKAGES: &[(&str, &[&str])] = &[

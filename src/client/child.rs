@@ -41,7 +41,7 @@ impl Shared {
             *child = match self.open_child(parent) {
                 Ok(client) => Child::Open(client),
                 Err(error) => {
-                    self.diagnostics.record(Diagnostic::StorageFailing { problem: error.to_string() });
+                    self.diagnostics.for_child().record(Diagnostic::StorageFailing { problem: error.to_string() });
                     Child::Failed
                 }
             };
@@ -54,7 +54,7 @@ impl Shared {
 
     fn open_child(&self, parent: &Pipeline) -> Result<Client, crate::error::Error> {
         let options = parent.options().clone();
-        Client::start(Some(options), self.settings.clone(), Arc::clone(&self.diagnostics), Some(parent))
+        Client::start(Some(options), self.settings.clone(), Arc::new(self.diagnostics.for_child()), Some(parent))
     }
 }
 

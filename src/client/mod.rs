@@ -7,7 +7,7 @@
 //!
 //! * `capture.rs`: the path of an event from `capture` to its receipt, in the order: disabled, forked, re-entered, hooks, finish,
 //!   append.
-//! * `receipt.rs`, `stats.rs`: what callers get back.
+//! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`].
@@ -17,6 +17,7 @@
 
 mod capture;
 mod child;
+mod dead;
 mod global;
 mod notices;
 mod receipt;
@@ -34,6 +35,7 @@ use crate::shard;
 use crate::worker::{self, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, pending};
 
 use child::Child;
+pub use dead::DeadLetter;
 pub use global::{capture, client, init};
 pub use receipt::{DropReason, Outcome, Receipt};
 pub use stats::{DeliveryPhase, Mode, Stats};
@@ -163,7 +165,12 @@ impl Client {
 
     /// The newest diagnostics, oldest first; at most 128 are kept.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
-        self.shared.diagnostics.recent()
+        match &self.shared.pipeline {
+            Some(pipeline) if pipeline.is_forked() => {
+                self.shared.child().map(|child| child.diagnostics()).unwrap_or_default()
+            }
+            _ => self.shared.diagnostics.recent(),
+        }
     }
 
     /// Whether the client takes nothing because it was made with [`Config::disabled`].

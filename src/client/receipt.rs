@@ -186,18 +186,23 @@ impl Receipt {
 }
 
 /// The pipelines of this process. A receipt names its pipeline by number: holding it would cost each capture two writes to a counter
-/// that every thread writes, more than the rest of its bookkeeping.
-static PIPELINES: RwLock<Vec<Weak<Pipeline>>> = RwLock::new(Vec::new());
+/// that every thread writes, more than the rest of its bookkeeping. One list for each generation of forks: the lock of the parent's
+/// may be held, in a child, by a thread that does not exist there.
+static PIPELINES: [RwLock<Vec<Weak<Pipeline>>>; 8] = [const { RwLock::new(Vec::new()) }; 8];
 
 pub(super) fn register(pipeline: &Arc<Pipeline>) {
-    let mut known = PIPELINES.write().unwrap_or_else(PoisonError::into_inner);
+    let mut known = pipelines().write().unwrap_or_else(PoisonError::into_inner);
     known.retain(|other| other.strong_count() > 0);
     known.push(Arc::downgrade(pipeline));
 }
 
 fn find(id: u64) -> Option<Arc<Pipeline>> {
-    let known = PIPELINES.read().unwrap_or_else(PoisonError::into_inner);
+    let known = pipelines().read().unwrap_or_else(PoisonError::into_inner);
     known.iter().filter_map(Weak::upgrade).find(|pipeline| pipeline.id() == id)
+}
+
+fn pipelines() -> &'static RwLock<Vec<Weak<Pipeline>>> {
+    &PIPELINES[(fork::generation() % PIPELINES.len() as u64) as usize]
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl Config {
         let queue_dir = match &self.queue_dir {
             Some(dir) if dir.as_os_str().is_empty() => return Err(Error::config("queue_dir", "is empty")),
             Some(dir) => dir.clone(),
-            None => super::dirs::default_queue_dir(|name| std::env::var(name).ok())?,
+            None => super::env::default_queue_dir(|name| std::env::var(name).ok())?,
         };
         // Independent of later changes of the working directory; daemons change it.
         let queue_dir = std::path::absolute(&queue_dir).unwrap_or(queue_dir);

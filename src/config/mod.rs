@@ -2,13 +2,15 @@
 //!
 //! [`Config`] is a builder by value: setters only remember what they were given, and nothing is looked at before a client is made.
 //! Then `check.rs` holds every setting against its bounds in `limits`, all relations between settings included, and turns the lot into
-//! the options of the floors below, none of which ever sees a `Config`. A setting that is out of bounds is an error that names it; nothing
-//! is silently clamped. `dirs.rs` finds the queue directory where none is given.
+//! the options of the floors below, none of which ever sees a `Config`. A setting that is out of bounds is an error that names it;
+//! nothing is silently clamped. `choices.rs` has the settings that are a choice among a few; `env.rs` has what the environment
+//! says, and finds the queue directory where none is given.
 //!
 //! To add a knob: a field and a setter here, its bounds in `limits.rs`, a line in `check.rs`, and a line in the changelog.
 
 mod check;
-mod dirs;
+mod choices;
+mod env;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,30 +23,11 @@ use crate::event::Event;
 use crate::limits;
 use crate::worker::Overflow;
 
-pub(crate) use check::Checked;
+use choices::ProxyChoice;
+pub use choices::{Compression, Protocol};
 
 /// Looks at each event on the caller's thread before anything of it reaches the disk, and may change or drop it.
 pub(crate) type BeforeSend = Arc<dyn Fn(Event) -> Option<Event> + Send + Sync>;
-
-/// How request bodies are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// gzip at its fastest level: measured, the link is the slower part from about 20 MB/s downwards.
-    #[default]
-    Gzip,
-}
-
-/// Which of PostHog's capture endpoints is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// `POST /batch/`, understood by every PostHog there is.
-    #[default]
-    V0,
-}
 
 /// The settings of a client.
 ///
@@ -103,13 +86,6 @@ pub struct Config {
     pub(super) on_diagnostic: Option<DiagnosticHook>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ProxyChoice {
-    FromEnv,
-    None,
-    Url(String),
-}
-
 impl Config {
     /// Settings for the project of that key (`phc_...`), everything else at its default.
     pub fn new(api_key: impl Into<String>) -> Self {
@@ -159,19 +135,6 @@ impl Config {
     /// without a key, so that its call sites need no `Option`.
     pub fn disabled() -> Self {
         Self { disabled: true, ..Self::new("") }
-    }
-
-    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST` and `POSTHOG_QUEUE_DIR`. Without a key the client is
-    /// [`disabled`](Config::disabled). Everything else can still be set.
-    pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::disabled() };
-        let config = Self::new(api_key.trim());
-        // The queue directory is looked up when the client is made, in the same order as without `from_env`.
-        match set("POSTHOG_HOST") {
-            Some(host) => config.host(host),
-            None => config,
-        }
     }
 
     /// Where events go: `http://` or `https://`, a host, perhaps a port and the path of a reverse proxy. `https://` may be left out.

@@ -223,7 +223,9 @@ impl Arena {
     /// Makes its bytes durable; a failure condemns it.
     pub(super) fn sync(&self) -> io::Result<()> {
         let synced = match &self.memory {
-            Memory::Mapped { file, .. } | Memory::Written { file, .. } => file.sync_data(),
+            Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
+                file.sync_data().and_then(|()| still_there(file))
+            }
             Memory::Volatile { .. } => Ok(()),
         };
         if synced.is_err() {
@@ -252,6 +254,14 @@ impl Arena {
             }
         }
     }
+}
+
+/// A file that somebody removed or replaced can be synced without an error, and nobody will ever find its bytes.
+fn still_there(file: &DiskFile) -> io::Result<()> {
+    if file.is_same_file()? {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "the journal's file was removed or replaced by another"))
 }
 
 fn header_state(mapping: &Mapping) -> Option<&std::sync::atomic::AtomicU64> {

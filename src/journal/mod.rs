@@ -28,20 +28,22 @@
 //! Invariants: sequence numbers are gap-free in the order of appending; a salt is never used twice; a sealed arena is never written
 //! to; at most one arena is active; the epoch of a new round is above every epoch seen on disk.
 
+mod active;
 pub(crate) mod arena;
 mod pool;
 pub(crate) mod replay;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::crash_point;
 use crate::disk::{Disk, fork};
 use crate::entropy;
 use crate::record::frame::{self, FRAME_HEAD, FrameHead};
 
+use active::Active;
 use arena::{Arena, HEADER_BYTES, Round};
 use pool::Pool;
 pub(crate) use pool::{Sealed, SetAside};
@@ -126,20 +128,6 @@ pub(crate) struct Journal {
     generation: u64,
     active: Mutex<Active>,
     pool: Pool,
-}
-
-/// The arena that takes records, and all that changes with each.
-#[derive(Debug)]
-struct Active {
-    arena: Arc<Arena>,
-    round: Round,
-    /// Where the next frame goes.
-    position: usize,
-    next_seq: u64,
-    records: u64,
-    closed: bool,
-    /// For arenas that are written and not mapped: one frame, assembled.
-    buffer: Vec<u8>,
 }
 
 /// What [`Journal::open`] found.
@@ -318,57 +306,6 @@ impl Journal {
         let fresh = if fits && active.records > 0 { self.pool.pop_free() } else { None };
         self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
         active.end_of(framed, class).ok_or(Refused::Full)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Active> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The lock, if it can be had within `lock_wait`: its holder may be a thread that is stopped, or that waits for a page of a
-    /// frozen file system, and a caller of `capture` must not wait with it.
-    #[inline]
-    fn lock_in_time(&self) -> Option<MutexGuard<'_, Active>> {
-        for _ in 0..64 {
-            match self.active.try_lock() {
-                Ok(guard) => return Some(guard),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
-            }
-        }
-        self.lock_slowly()
-    }
-
-    #[cold]
-    fn lock_slowly(&self) -> Option<MutexGuard<'_, Active>> {
-        let deadline = Instant::now() + self.options.lock_wait;
-        let mut pause = Duration::ZERO;
-        loop {
-            match self.active.try_lock() {
-                Ok(guard) => return Some(guard),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
-                Err(TryLockError::WouldBlock) if pause < Duration::from_micros(20) => {
-                    // The holder needs the processor more than we do: usually it is a few instructions from the end.
-                    std::thread::yield_now();
-                    pause += Duration::from_micros(1);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(1));
-                }
-            }
-        }
-    }
-}
-
-impl Active {
-    /// Where a frame of that size would end, if it may still go into this arena.
-    #[inline]
-    fn end_of(&self, framed: usize, class: u8) -> Option<usize> {
-        let len = self.arena.len();
-        // Room is kept for the length word that ends the arena.
-        let room = if class == 0 { len - len / 8 } else { len } - size_of::<u64>();
-        self.position.checked_add(framed).filter(|end| *end <= room)
     }
 }
 

@@ -92,6 +92,10 @@ pub(super) fn commit(db: &Database, before: &State, changes: &Changes) -> Result
         for seq in &changes.exhume {
             dead.remove(seq.to_be_bytes().as_slice())?;
         }
+        // The ledger goes on counting those that make room.
+        while dead.len()? > DEAD_MAX {
+            dead.pop_first()?;
+        }
     }
     if let Some(next_attempt) = changes.next_attempt {
         state.next_attempt = next_attempt;
@@ -100,6 +104,9 @@ pub(super) fn commit(db: &Database, before: &State, changes: &Changes) -> Result
     transaction.commit()?;
     Ok((state, applied))
 }
+
+/// Dead records kept; the oldest make room. Whoever wants them for longer reads them out.
+pub(crate) const DEAD_MAX: u64 = 1000;
 
 type ChunkTable<'txn> = Table<'txn, &'static [u8], &'static [u8]>;
 

@@ -34,7 +34,7 @@ impl Pipeline {
             let mut adopted = lock(&self.adopted);
             if let Some(current) = adopted.take_if(|current| self.is_drained(current)) {
                 after = current.place;
-                self.outbox.forget(current.origin);
+                self.outbox.let_go(current.origin);
                 current.shard.close();
             } else if adopted.is_some() {
                 return false;
@@ -49,7 +49,7 @@ impl Pipeline {
     /// Lets go of the orphan as it is: what is left in it is left for somebody else.
     pub(super) fn abandon_adopted(&self) {
         if let Some(current) = lock(&self.adopted).take() {
-            self.outbox.forget(current.origin);
+            self.outbox.let_go(current.origin);
             current.shard.close();
         }
     }

@@ -12,8 +12,6 @@ use super::report::{FlushReport, ShutdownReport};
 pub(super) struct Wanted {
     /// Somebody awaits a receipt.
     pub(super) sync: bool,
-    /// Delivery settled something, or has something to remember.
-    pub(super) settle: bool,
     /// The bounds should be looked at again.
     pub(super) look_again: bool,
     /// Delivery found nothing to send in our own shard.
@@ -110,9 +108,9 @@ mod tests {
     fn what_is_asked_before_and_during_a_wait_is_heard_once() {
         let bell = Bell::default();
         bell.ring(|wanted| wanted.sync = true);
-        bell.ring(|wanted| wanted.settle = true);
+        bell.ring(|wanted| wanted.look_again = true);
         let wanted = bell.listen(None, Instant::now);
-        assert!(wanted.sync && wanted.settle);
+        assert!(wanted.sync && wanted.look_again);
         std::thread::scope(|scope| {
             scope.spawn(|| bell.ring(|wanted| wanted.adopt = true));
             assert!(bell.listen(None, Instant::now).adopt);

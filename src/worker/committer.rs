@@ -5,25 +5,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{self, Level, Usage};
 use super::bell::Wanted;
 use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::report::{Endpoint, FlushReport, PersistError};
 use super::source::{Batch, OWN};
 use super::stop::Stopping;
-use super::{Notice, Overflow, Pipeline, lock};
+use super::{Notice, Pipeline, lock};
 use crate::delivery;
 use crate::journal::ARENAS_MAX;
-use crate::shard::{EvictUntil, ShardError};
-use crate::store::ChunkKey;
+use crate::shard::ShardError;
 
 /// After a failure of the store it is tried again after this, and then after twice as long each time.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often the bounds are looked at again on behalf of callers that were turned away.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
-const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
 
 /// The committer's own state; everything shared is in the pipeline.
 pub(super) struct Committer {
@@ -31,11 +27,11 @@ pub(super) struct Committer {
     intervals: Intervals,
     waiting: Waiting,
     retry_delay: Duration,
-    look_again_at: Option<Instant>,
-    looked_at: Option<Instant>,
+    pub(super) look_again_at: Option<Instant>,
+    pub(super) looked_at: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
-    began: (Instant, i64),
+    pub(super) began: (Instant, i64),
     pub(super) asked: Wanted,
     pub(super) stopping: Option<Stopping>,
 }
@@ -91,8 +87,8 @@ impl Committer {
         } else if due.settle {
             self.settle_own();
         }
-        if due.settle || self.asked.settle {
-            self.settle_adopted(due.settle);
+        if due.settle {
+            self.settle_adopted();
         }
         self.pass_flushes_on();
         self.keep_bounds();
@@ -109,7 +105,10 @@ impl Committer {
         // Said before the journal is looked at: a record that comes after the look sees it, and rings.
         pipeline.bell.believe_clean(true);
         let due = self.due(self.now());
-        if self.waiting.unsynced_since.is_some() {
+        // In memory there is nothing to sync: there the next record matters only if nothing waits to be carried.
+        let next =
+            if pipeline.shard.is_volatile() { self.waiting.uncarried_since } else { self.waiting.unsynced_since };
+        if next.is_some() {
             pipeline.bell.believe_clean(false);
         }
         let now_due = due.sync || due.carry || due.settle;
@@ -121,7 +120,6 @@ impl Committer {
     pub(super) fn hear(&mut self, wanted: Wanted) {
         let asked = &mut self.asked;
         asked.sync |= wanted.sync;
-        asked.settle |= wanted.settle;
         asked.look_again |= wanted.look_again;
         asked.adopt |= wanted.adopt;
         asked.delivery_ended |= wanted.delivery_ended;
@@ -183,14 +181,32 @@ impl Committer {
         self.gathered = receipts.waiting();
     }
 
-    /// Seals the active arena and carries what is sealed, the settlements with it.
+    /// Carries what is sealed, then seals the active arena and carries that too, the settlements with the first of them.
     pub(super) fn carry(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         self.reopen_if_latched();
+        // What waits already goes first: while the store fails, a swap for each attempt would use up the arenas.
+        if !self.carry_sealed() {
+            return;
+        }
         if let Err(error) = pipeline.shard.journal().swap() {
             pipeline.storage_fails(&error.to_string());
         }
-        for _ in 0..=ARENAS_MAX {
+        if !self.carry_sealed() {
+            return;
+        }
+        self.waiting.carried_at = Some(self.now());
+        self.waiting.uncarried_since = None;
+        if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {
+            self.waiting.unsynced_since = None;
+        }
+    }
+
+    /// Carries the arenas that wait. `false` if the store failed.
+    fn carry_sealed(&mut self) -> bool {
+        let pipeline = Arc::clone(&self.pipeline);
+        // Callers may seal further arenas meanwhile; those are for the next turn.
+        for _ in 0..ARENAS_MAX {
             let batch = pipeline.outbox.take(OWN);
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
@@ -212,16 +228,11 @@ impl Committer {
                     self.store_failed(&error);
                     // A full disk may still take deletes, and they make room.
                     self.settle_own();
-                    return;
+                    return false;
                 }
             }
         }
-        let now = self.now();
-        self.waiting.carried_at = Some(now);
-        self.waiting.uncarried_since = None;
-        if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {
-            self.waiting.unsynced_since = None;
-        }
+        true
     }
 
     pub(super) fn settle_own(&mut self) {
@@ -247,9 +258,8 @@ impl Committer {
     }
 
     /// An orphan's settlements; if it cannot take them, it is let go and found again later.
-    pub(super) fn settle_adopted(&mut self, due: bool) {
-        let Some((origin, shard)) = self.pipeline.adopted_shard().filter(|_| due) else { return };
-        self.asked.settle = false;
+    pub(super) fn settle_adopted(&mut self) {
+        let Some((origin, shard)) = self.pipeline.adopted_shard() else { return };
         let batch: Batch = self.pipeline.outbox.take(origin);
         if batch.is_empty() {
             return;
@@ -264,7 +274,6 @@ impl Committer {
             Err(error) => {
                 let why = error.to_string();
                 (self.pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
-                self.pipeline.outbox.put_back(batch);
                 self.pipeline.abandon_adopted();
             }
         }
@@ -284,54 +293,6 @@ impl Committer {
                 promise.answer(report);
             }));
         }
-    }
-
-    /// Looks at the bounds; makes room if that is the rule.
-    fn keep_bounds(&mut self) {
-        let pipeline = Arc::clone(&self.pipeline);
-        let limits = &pipeline.options.limits;
-        let usage = pipeline.usage();
-        let mut level = admission::level(limits, &usage);
-        if level > Level::Open && level < Level::Floor && limits.overflow == Overflow::DropOldest {
-            let bytes = limits.queue_bytes.saturating_sub(usage.arena_bytes) / 2;
-            self.evict(EvictUntil::Fits { bytes, events: limits.queue_events.saturating_sub(1) }, false);
-            level = admission::level(limits, &pipeline.usage());
-            // What could not be evicted is on its way to PostHog.
-            level = level.min(Level::Full);
-        }
-        if let Some(age) = limits.queue_age
-            && pipeline.outbox.was_attempted()
-            && self.clocks_agree()
-        {
-            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-            let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
-            self.evict(EvictUntil::NoneBefore(before), true);
-        }
-        pipeline.admission.set(level);
-        self.looked_at = Some(self.now());
-        self.asked.look_again = false;
-        self.look_again_at = None;
-    }
-
-    fn evict(&mut self, until: EvictUntil, for_age: bool) {
-        let pipeline = Arc::clone(&self.pipeline);
-        let busy = |key: ChunkKey| pipeline.outbox.is_out(delivery::ChunkRef { origin: OWN, key });
-        match pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos()) {
-            Ok(evicted) if evicted.events > 0 => {
-                (pipeline.options.report)(Notice::Evicted { events: evicted.events, for_age });
-            }
-            Ok(_) => {}
-            Err(error) => self.store_failed(&error),
-        }
-    }
-
-    /// Whether the wall clock has moved as much as the monotonic one since we began: if not, somebody has set it.
-    fn clocks_agree(&self) -> bool {
-        let clock = &self.pipeline.options.clock;
-        let (monotonic, wall) = self.began;
-        let passed = i128::try_from(clock.now().saturating_duration_since(monotonic).as_nanos()).unwrap_or(i128::MAX);
-        let shown = i128::from(clock.wall_nanos()) - i128::from(wall);
-        (shown - passed).unsigned_abs() <= CLOCK_DISAGREEMENT.as_nanos()
     }
 
     fn make_spare(&mut self) {
@@ -357,7 +318,7 @@ impl Committer {
         }
     }
 
-    fn store_failed(&mut self, error: &ShardError) {
+    pub(super) fn store_failed(&mut self, error: &ShardError) {
         self.pipeline.storage_fails(&error.to_string());
         self.failed();
     }
@@ -394,21 +355,6 @@ impl Pipeline {
             shard.ledger().queued_events.saturating_sub(delivered + buried)
         });
         queued.sum::<u64>() + self.shard.journal().uncarried().1
-    }
-
-    fn usage(&self) -> Usage {
-        let ledger = self.shard.ledger();
-        let (_, uncarried) = self.shard.journal().uncarried();
-        let file_bytes = self.shard.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0);
-        let free_bytes =
-            if self.shard.is_volatile() { None } else { self.options.disk.free_bytes(self.shard.dir()).ok() };
-        Usage {
-            queued_bytes: ledger.queued_bytes,
-            queued_events: ledger.queued_events + uncarried,
-            file_bytes,
-            arena_bytes: self.options.arena_bytes as u64,
-            free_bytes,
-        }
     }
 
     /// In the user's words: times from now on.

@@ -31,6 +31,7 @@
 mod admission;
 mod adoption;
 mod bell;
+mod bounds;
 mod committer;
 mod due;
 pub(crate) mod pending;
@@ -52,7 +53,7 @@ use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
 use crate::shard::{Project, Shard, Stranded};
-use crate::store::Ledger;
+use crate::store::{DeadRecord, Ledger};
 use crate::transport::{Transport, TransportOptions};
 
 use admission::Admission;
@@ -287,6 +288,12 @@ impl Pipeline {
             stranded: self.stranded.clone(),
             now: self.options.clock.wall_nanos(),
         }
+    }
+
+    /// Up to `limit` records that were refused for good, oldest first.
+    pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
+        let read = self.shard.open_store().and_then(|store| store.dead(limit).ok());
+        read.map(|read| read.records).unwrap_or_default()
     }
 
     /// Mirrors the caller's counts of refusals to the status page.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{Pipeline, lock};
 use crate::clock::WallNanos;
-use crate::delivery::{ChunkRef, PaceState, Settlement, Source, SourceError};
+use crate::delivery::{ChunkRef, PaceState, Phase, Settlement, Source, SourceError};
 use crate::shard::{LANE, Settled, Shard};
 use crate::store::{Chunk, ChunkKey, Removal};
 
@@ -29,6 +29,8 @@ struct State {
     /// By origin: events delivered and buried in the transaction that is being made.
     committing: HashMap<u32, (u64, u64)>,
     next_attempt: Option<Option<WallNanos>>,
+    /// What the store holds, or will after the next commit.
+    known_next_attempt: Option<WallNanos>,
     /// A request was made since the process began.
     attempted: bool,
 }
@@ -129,7 +131,21 @@ impl Outbox {
         !state.handed.iter().any(of) && !state.settled.iter().any(of)
     }
 
-    /// A shard was let go, or its store replaced: nothing that was known of its rows holds any more, but for what waits to be settled.
+    /// What an earlier process left in the store.
+    pub(super) fn remember_next_attempt(&self, next_attempt: Option<WallNanos>) {
+        lock(&self.state).known_next_attempt = next_attempt;
+    }
+
+    /// A shard was let go: nothing of it is our business any more. What it settled and did not commit is sent again by its next owner.
+    pub(super) fn let_go(&self, origin: u32) {
+        self.forget(origin);
+        let mut state = lock(&self.state);
+        state.settled.retain(|chunk| chunk.origin != origin);
+        state.waiting.retain(|settlement| settlement.chunk.origin != origin);
+        state.committing.remove(&origin);
+    }
+
+    /// A store was reopened and may be another file: its rows are found again from the start, but for what waits to be settled.
     pub(super) fn forget(&self, origin: u32) {
         let mut state = lock(&self.state);
         state.cursors.remove(&origin);
@@ -257,19 +273,27 @@ impl Source for Pipeline {
                 // Given back as it was: there is nothing to commit, and it can be read again at once.
                 return;
             }
-            state.handed.remove(&settlement.chunk);
+            if !state.handed.remove(&settlement.chunk) && settlement.chunk.origin != OWN {
+                // Of an orphan that was let go meanwhile: its next owner sends it again.
+                return;
+            }
             state.settled.insert(settlement.chunk);
             state.waiting.push(settlement);
         }
-        self.bell.ring(|wanted| wanted.settle = true);
+        self.bell.ring(|_| ());
     }
 
     fn pace(&self, pace: &PaceState) {
         {
             let mut state = lock(&self.outbox.state);
-            state.attempted = true;
+            state.attempted |= pace.phase != Phase::Idle;
+            // Most changes of pace are of no concern to the next process: a commit for each would cost more than the batch it is about.
+            if state.known_next_attempt == pace.next_attempt {
+                return;
+            }
+            state.known_next_attempt = pace.next_attempt;
             state.next_attempt = Some(pace.next_attempt);
         }
-        self.bell.ring(|wanted| wanted.settle = true);
+        self.bell.ring(|_| ());
     }
 }

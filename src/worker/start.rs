@@ -165,6 +165,8 @@ fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
 fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let options = &pipeline.options;
     let report = Arc::clone(&options.report);
+    let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
+    pipeline.outbox.remember_next_attempt(next_attempt);
     let (engine, handle) = Engine::new(EngineParts {
         options: options.delivery.clone(),
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
@@ -172,7 +174,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         clock: options.clock.clone(),
         report: Arc::new(move |notice| report(Notice::Delivery(notice))),
         on_delivery: options.on_delivery.clone(),
-        next_attempt: pipeline.shard.open_store().and_then(|store| store.next_attempt()),
+        next_attempt,
     });
     let _ = pipeline.delivery.set(handle);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;

@@ -110,7 +110,7 @@ impl Committer {
         if let Some(delivery) = pipeline.delivery() {
             delivery.abandon();
         }
-        self.settle_adopted(true);
+        self.settle_adopted();
         if pipeline.shard.journal().uncarried().1 > 0 {
             self.carry();
         }

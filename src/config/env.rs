@@ -1,8 +1,24 @@
-//! Finding the queue directory where none is given.
+//! What the environment says: key, host, and where the queue lies if nobody says so.
 
 use std::path::PathBuf;
 
+use super::Config;
 use crate::error::Error;
+
+impl Config {
+    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST` and `POSTHOG_QUEUE_DIR`. Without a key the client is
+    /// [`disabled`](Config::disabled). Everything else can still be set.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::disabled() };
+        let config = Self::new(api_key.trim());
+        // The queue directory is looked up when the client is made, in the same order as without `from_env`.
+        match set("POSTHOG_HOST") {
+            Some(host) => config.host(host),
+            None => config,
+        }
+    }
+}
 
 /// The first of the usual places that the environment names. A relative path is not one of them: it would depend on where the daemon
 /// happens to be started.

@@ -1,0 +1,82 @@
+//! Keeping the queue within its bounds: looked at by the committer in each turn.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::{self, Level, Usage};
+use super::committer::Committer;
+use super::source::OWN;
+use super::{Notice, Overflow, Pipeline};
+use crate::delivery::ChunkRef;
+use crate::shard::EvictUntil;
+use crate::store::ChunkKey;
+
+/// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
+const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
+
+impl Committer {
+    /// Looks at the bounds; makes room if that is the rule.
+    pub(super) fn keep_bounds(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let limits = &pipeline.options.limits;
+        let usage = pipeline.usage();
+        let mut level = admission::level(limits, &usage);
+        if level > Level::Open && level < Level::Floor && limits.overflow == Overflow::DropOldest {
+            let bytes = limits.queue_bytes.saturating_sub(usage.arena_bytes) / 2;
+            self.evict(EvictUntil::Fits { bytes, events: limits.queue_events.saturating_sub(1) }, false);
+            level = admission::level(limits, &pipeline.usage());
+            // What could not be evicted is on its way to PostHog.
+            level = level.min(Level::Full);
+        }
+        if let Some(age) = limits.queue_age
+            && pipeline.outbox.was_attempted()
+            && self.clocks_agree()
+        {
+            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+            let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
+            self.evict(EvictUntil::NoneBefore(before), true);
+        }
+        pipeline.admission.set(level);
+        self.looked_at = Some(self.now());
+        self.asked.look_again = false;
+        self.look_again_at = None;
+    }
+
+    fn evict(&mut self, until: EvictUntil, for_age: bool) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let busy = |key: ChunkKey| pipeline.outbox.is_out(ChunkRef { origin: OWN, key });
+        match pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos()) {
+            Ok(evicted) if evicted.events > 0 => {
+                (pipeline.options.report)(Notice::Evicted { events: evicted.events, for_age });
+            }
+            Ok(_) => {}
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    /// Whether the wall clock has moved as much as the monotonic one since we began: if not, somebody has set it.
+    fn clocks_agree(&self) -> bool {
+        let clock = &self.pipeline.options.clock;
+        let (monotonic, wall) = self.began;
+        let passed = i128::try_from(clock.now().saturating_duration_since(monotonic).as_nanos()).unwrap_or(i128::MAX);
+        let shown = i128::from(clock.wall_nanos()) - i128::from(wall);
+        (shown - passed).unsigned_abs() <= CLOCK_DISAGREEMENT.as_nanos()
+    }
+}
+
+impl Pipeline {
+    fn usage(&self) -> Usage {
+        let ledger = self.shard.ledger();
+        let (_, uncarried) = self.shard.journal().uncarried();
+        let file_bytes = self.shard.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0);
+        let free_bytes =
+            if self.shard.is_volatile() { None } else { self.options.disk.free_bytes(self.shard.dir()).ok() };
+        Usage {
+            queued_bytes: ledger.queued_bytes,
+            queued_events: ledger.queued_events + uncarried,
+            file_bytes,
+            arena_bytes: self.options.arena_bytes as u64,
+            free_bytes,
+        }
+    }
+}
