@@ -9,6 +9,7 @@
 //! A record's body holds a number that no other record has, so that a test can tell not only how many records are there, but which.
 
 mod cut_disk;
+mod model;
 mod power_cut;
 
 use std::path::Path;
