@@ -31,6 +31,8 @@ mod evict;
 mod open;
 mod status;
 mod stranded;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
