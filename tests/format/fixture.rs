@@ -16,19 +16,19 @@ use posthog::{Client, Config, Event};
 use sink::Sink;
 use uuid::Uuid;
 
-pub const HOST: &str = "http://posthog.example";
-pub const API_KEY: &str = "phc_format_fixture";
+pub(crate) const HOST: &str = "http://posthog.example";
+pub(crate) const API_KEY: &str = "phc_format_fixture";
 /// What the server said of event 2.
-pub const REASON: &str = "event submitted with an empty event name";
+pub(crate) const REASON: &str = "event submitted with an empty event name";
 /// Events 1 and 3 were delivered, 2 refused for good; 4 to 6 are in the store, 7 and 8 in the journal.
-pub const REFUSED: u64 = 2;
-pub const STORED: RangeInclusive<u64> = 4..=6;
-pub const IN_JOURNAL: RangeInclusive<u64> = 7..=8;
+pub(crate) const REFUSED: u64 = 2;
+pub(crate) const STORED: RangeInclusive<u64> = 4..=6;
+pub(crate) const IN_JOURNAL: RangeInclusive<u64> = 7..=8;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Three of the events are of the dear classes, which have a byte of their own on disk.
-pub fn name(number: u64) -> &'static str {
+pub(crate) fn name(number: u64) -> &'static str {
     match number {
         4 => "$exception",
         5 | 7 => "$identify",
@@ -36,7 +36,7 @@ pub fn name(number: u64) -> &'static str {
     }
 }
 
-pub fn class(number: u64) -> u8 {
+pub(crate) fn class(number: u64) -> u8 {
     match name(number) {
         "$exception" => 2,
         "$identify" => 1,
@@ -44,11 +44,11 @@ pub fn class(number: u64) -> u8 {
     }
 }
 
-pub fn uuid(number: u64) -> Uuid {
+pub(crate) fn uuid(number: u64) -> Uuid {
     Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + u128::from(number))
 }
 
-pub fn time(number: u64) -> SystemTime {
+pub(crate) fn time(number: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + number)
 }
 
@@ -63,7 +63,7 @@ fn event(number: u64) -> Event {
 }
 
 /// A client of the golden queue's project, whose events go to `sink`.
-pub fn client(queue_dir: &Path, sink: &Sink) -> Client {
+pub(crate) fn client(queue_dir: &Path, sink: &Sink) -> Client {
     let config = Config::new(API_KEY)
         .host(HOST)
         .proxy(sink.url())
@@ -77,7 +77,7 @@ pub fn client(queue_dir: &Path, sink: &Sink) -> Client {
 }
 
 /// Makes the queue with the present code and returns a copy of it as a kill at that moment would have left it.
-pub fn write(to: &Path) {
+pub(crate) fn write(to: &Path) {
     let queue = tempfile::tempdir().unwrap();
     let sink = Sink::start();
     sink.refuse_if(|event| event["properties"]["number"] == REFUSED, 400, REASON);
@@ -128,7 +128,7 @@ fn copy_at_rest(from: &Path, to: &Path) {
 }
 
 /// Stores a queue as a golden one.
-pub fn store(queue: &Path, golden: &Path) {
+pub(crate) fn store(queue: &Path, golden: &Path) {
     for name in files_below(queue) {
         if name.ends_with("reserve") {
             continue;
@@ -142,7 +142,7 @@ pub fn store(queue: &Path, golden: &Path) {
 }
 
 /// Unpacks a golden queue.
-pub fn unpack(golden: &Path, queue: &Path) {
+pub(crate) fn unpack(golden: &Path, queue: &Path) {
     for name in files_below(golden) {
         let target = queue.join(name.with_extension(""));
         let target = if name.ends_with("queue.redb.gz") { target.with_extension("redb") } else { target };

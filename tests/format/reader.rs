@@ -13,7 +13,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The numbers of the document's last table, by the names they have there.
-pub const NUMBERS: &[(&str, usize)] = &[
+pub(crate) const NUMBERS: &[(&str, usize)] = &[
     ("journal format", 1),
     ("journal header page", HEADER),
     ("journal header words checked", 48),
@@ -38,7 +38,7 @@ const DEAD_HEAD: usize = 26;
 
 /// One record, with what its frame says.
 #[derive(Debug)]
-pub struct Record {
+pub(crate) struct Record {
     pub seq: u64,
     pub class: u8,
     pub uuid: Uuid,
@@ -51,14 +51,14 @@ pub struct Record {
 
 /// A file of the journal.
 #[derive(Debug)]
-pub enum Arena {
+pub(crate) enum Arena {
     Free,
     InUse(Vec<Record>),
 }
 
 /// A row of the table `dead`.
 #[derive(Debug)]
-pub struct Dead {
+pub(crate) struct Dead {
     pub seq: u64,
     pub status: u16,
     pub attempts: u32,
@@ -68,7 +68,7 @@ pub struct Dead {
 
 /// The file `queue.redb`.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     pub chunks: Vec<Record>,
     pub dead: Vec<Dead>,
     pub project_hash: Vec<u8>,
@@ -79,7 +79,7 @@ pub struct Store {
     pub epochs: Vec<(u8, u64)>,
 }
 
-pub fn arena(path: &Path) -> Arena {
+pub(crate) fn arena(path: &Path) -> Arena {
     let bytes = fs::read(path).unwrap();
     assert_eq!(bytes[..8], *b"\x89PHJ\r\n\x1a\n");
     assert_eq!(u32_at(&bytes, 8), 1);
@@ -97,14 +97,14 @@ pub fn arena(path: &Path) -> Arena {
 }
 
 /// The 512 words of a status page.
-pub fn status(path: &Path) -> Vec<u64> {
+pub(crate) fn status(path: &Path) -> Vec<u64> {
     let bytes = fs::read(path).unwrap();
     assert_eq!(bytes.len(), 4096);
     assert_eq!(bytes[..8], *b"\x89PHS\r\n\x1a\n");
     (0..512).map(|word| u64_at(&bytes, word * 8)).collect()
 }
 
-pub fn store(path: &Path) -> Store {
+pub(crate) fn store(path: &Path) -> Store {
     let db = Database::open(path).unwrap();
     let read = db.begin_read().unwrap();
     let table = |name| {
