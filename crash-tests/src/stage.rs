@@ -46,7 +46,7 @@ impl Stage {
         let sink = Sink::start();
         if rules.poison {
             let poison = |event: &Value| Key::of(&event["properties"]).is_some_and(|key| oracle::is_poison(&key));
-            sink.refuse_if(poison, 400, "invalid event: poison");
+            sink.refuse_if(poison, 400, "failed to parse request: poison");
         }
         let folder = tempfile::Builder::new().prefix("posthog-crash-").tempdir();
         Ok(Self {
