@@ -1,5 +1,7 @@
 //! What the documents name is there: each test that stands beside a promise, and each file that a document points to.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
