@@ -23,7 +23,7 @@ use crate::event::Event;
 use crate::limits;
 use crate::worker::Overflow;
 
-use choices::ProxyChoice;
+pub(crate) use choices::ProxyChoice;
 pub use choices::{Compression, Protocol};
 
 /// Looks at each event on the caller's thread before anything of it reaches the disk, and may change or drop it.

@@ -72,6 +72,7 @@ pub(crate) enum Verdict {
 
 /// One call, as a [`Gate`] sees it.
 #[derive(Debug)]
+#[cfg_attr(not(test), allow(dead_code, reason = "gates are made by tests"))]
 pub(crate) struct Call<'a> {
     /// Which call.
     pub(crate) op: Op,

@@ -135,8 +135,8 @@ pub(crate) struct Journal {
 pub(crate) struct Found {
     /// Highest epoch on disk.
     pub(crate) epoch_max: u64,
-    /// Highest first sequence number of any round on disk.
-    pub(crate) first_seq_max: u64,
+    /// The highest sequence number that the beginnings of the rounds on disk prove to be taken.
+    pub(crate) taken_up_to: u64,
     /// Files that were none of ours, or damaged, and were renamed out of the way.
     pub(crate) set_aside: Vec<SetAside>,
     journal: Opening,
@@ -152,9 +152,9 @@ impl Journal {
     /// Opens what is on disk. Arenas that are not free wait as sealed ones; nothing can be appended before [`Found::start`].
     pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Found, JournalError> {
         let pool = Pool::open(disk, &options)?;
-        let (epoch_max, first_seq_max) = pool.highest();
+        let (epoch_max, taken_up_to) = pool.highest();
         let set_aside = pool.take_set_aside();
-        Ok(Found { epoch_max, first_seq_max, set_aside, journal: Opening { options, pool } })
+        Ok(Found { epoch_max, taken_up_to, set_aside, journal: Opening { options, pool } })
     }
 
     /// Takes a record. `body_hash` is `frame::hash_body(body)`, computed before the lock.
@@ -211,6 +211,7 @@ impl Journal {
             self.pool.give_back(fresh);
             return Err(error);
         }
+        crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
         self.pool.push_sealed(Sealed::complete(
             old,
@@ -305,6 +306,7 @@ impl Journal {
         let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
         let fresh = if fits && active.records > 0 { self.pool.pop_free() } else { None };
         self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
+        crash_point::reach("journal.rotated");
         active.end_of(framed, class).ok_or(Refused::Full)
     }
 }

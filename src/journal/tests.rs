@@ -68,6 +68,16 @@ fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
 }
 
 #[test]
+fn a_round_that_has_begun_without_a_record_claims_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    assert!(journal.swap().unwrap());
+    std::mem::forget(journal);
+    assert_eq!(Journal::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_up_to, 1);
+}
+
+#[test]
 fn an_empty_arena_is_not_swapped() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
@@ -220,4 +230,21 @@ fn two_threads_appending_get_every_number_once() {
     });
     journal.swap().unwrap();
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=400).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_carried() {
+    for (then, now) in [(ARENA, 2 * ARENA), (2 * ARENA, ARENA)] {
+        let dir = tempfile::tempdir().unwrap();
+        let sized = |arena_bytes| JournalOptions { arena_bytes, ..options(dir.path(), true) };
+        let journal = Journal::open(&Disk::default(), sized(then)).unwrap().start(1, 1).unwrap();
+        append(&journal, b"of an earlier life").unwrap();
+        std::mem::forget(journal);
+        let found = Journal::open(&Disk::default(), sized(now)).unwrap();
+        assert_eq!(sequences(&found.oldest_sealed().unwrap()), [1], "whatever its size, it is read");
+        found.free_oldest();
+        let _journal = found.start(2, 2).unwrap();
+        let sizes = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len() as usize);
+        assert!(sizes.into_iter().all(|size| size == now), "from {then} to {now}");
+    }
 }

@@ -11,6 +11,7 @@ use super::rows::State;
 use super::tables::{self, DEAD};
 use super::{Open, OpenReport, Store, StoreError, Writer, open};
 use crate::clock::WallNanos;
+use crate::crash_point;
 
 /// A file no larger than this beyond twice its content is not worth compacting.
 const SLACK_BYTES: u64 = 2 * 1024 * 1024;
@@ -65,6 +66,7 @@ impl Store {
         let Some(open) = opened.as_mut().filter(|_| !self.is_latched()) else { return Err(StoreError::Latched) };
         let compacted = guarded(|| {
             let compacted = open.db.compact()?;
+            crash_point::reach("store.compacting");
             // Compaction commits without quick repair: until this, a kill would cost the next open a walk through the file.
             let transaction = tables::begin(&open.db)?;
             tables::write_state(&transaction, &state)?;

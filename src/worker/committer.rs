@@ -25,10 +25,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Committer {
     pub(super) pipeline: Arc<Pipeline>,
     intervals: Intervals,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
     retry_delay: Duration,
     pub(super) look_again_at: Option<Instant>,
     pub(super) looked_at: Option<Instant>,
+    /// When the store was last compacted, or could not be.
+    pub(super) compacted_at: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
     pub(super) began: (Instant, i64),
@@ -53,6 +55,7 @@ impl Committer {
             retry_delay: RETRY_FIRST,
             look_again_at: None,
             looked_at: None,
+            compacted_at: None,
             gathered: 0,
             began,
             asked: Wanted::default(),
@@ -92,6 +95,7 @@ impl Committer {
         }
         self.pass_flushes_on();
         self.keep_bounds();
+        self.compact_if_drained();
         if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
             self.pipeline.committed();
         }

@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crash_tests::Failure;
-use crash_tests::oracle::Verdict;
-use crash_tests::scenario::{self, Played};
+use crash_tests::oracle::{Rules, Verdict};
+use crash_tests::scenario::points::{self, Case};
+use crash_tests::scenario::{self, Played, shared, storms};
+use crash_tests::{Failure, Setup};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng, make_rng};
 
 const DEFAULT_KILLS: u32 = 100;
 /// Kills on one stage, before its queue is drained and judged.
 const KILLS_PER_STAGE: u32 = 25;
+/// More syncs than a life makes of a heavy backlog.
+const SYNCS: u32 = 30;
 
 fn main() -> ExitCode {
     match run() {
@@ -33,26 +36,11 @@ fn run() -> Result<bool, String> {
     let victim = victim()?;
     println!("seed {seed}, {kills} random kills");
     let mut tally = Tally::default();
-    tally.play("end cleanly", || scenario::end_cleanly(&victim));
-    tally.play("8 threads", || scenario::many_threads(&victim, 8));
-    for point in scenario::crash_points() {
-        // The fifth time, the queue has seen some traffic; a recovery has no fifth time.
-        for nth in if point.starts_with("recovery.") { 1..=1 } else { 1..=5 }.step_by(4) {
-            tally.play(&format!("die at {point}, visit {nth}"), || scenario::die_at(&victim, point, nth));
-        }
-        tally.play(&format!("die at {point}, twice running"), || scenario::die_twice_at(&victim, point));
+    let setups = [Setup::default(), Setup::default().small()];
+    for setup in setups.into_iter().flat_map(|setup| [setup, setup.unmapped()]) {
+        tally.play_everything_once(&victim, setup);
     }
-    tally.play("adopt an orphan", || scenario::adopt_an_orphan(&victim));
-    let mut random = StdRng::seed_from_u64(seed);
-    tally.play("kill during recovery", || scenario::kill_during_recovery(&victim, 10, random.random()));
-    let mut left = kills;
-    while left > 0 {
-        let here = left.min(KILLS_PER_STAGE);
-        left -= here;
-        let stage_seed = random.random();
-        let name = format!("{here} random kills, {left} to go (stage seed {stage_seed})");
-        tally.play(&name, || scenario::random_kills(&victim, here, stage_seed));
-    }
+    tally.play_storms(&victim, kills, &mut StdRng::seed_from_u64(seed));
     Ok(tally.report(started))
 }
 
@@ -64,6 +52,45 @@ struct Tally {
 }
 
 impl Tally {
+    fn play_everything_once(&mut self, victim: &Path, setup: Setup) {
+        println!("{setup:?}");
+        self.play("end cleanly", || scenario::end_cleanly(victim, setup));
+        self.play("8 threads", || scenario::many_threads(victim, 8, setup));
+        self.play("adopt an orphan", || shared::adopt_an_orphan(victim, setup));
+        for case in points::all(setup) {
+            let Case { point, nth, times, .. } = case;
+            let name = format!("die at {point}, visit {nth}, {times} running");
+            self.play(&name, || points::die_at(victim, &case));
+        }
+        self.play("die at each sync", || points::die_at_each_sync(victim, SYNCS, setup));
+    }
+
+    fn play_storms(&mut self, victim: &Path, kills: u32, random: &mut StdRng) {
+        let (poison, evicts) = (true, true);
+        let plain = Rules::default();
+        let mut left = kills;
+        for round in 0.. {
+            if left == 0 {
+                break;
+            }
+            let here = left.min(KILLS_PER_STAGE);
+            left -= here;
+            let seed = random.random();
+            let name = |what: &str| format!("{here} {what}, {left} to go (stage seed {seed})");
+            match round % 5 {
+                0 => self.play(&name("short lives"), || storms::kill_during_recovery(victim, here, seed)),
+                1 => self.play(&name("kills of several processes"), || shared::kill_all(victim, here / 2, seed)),
+                2 => self.play(&name("kills with refusals"), || {
+                    storms::random_kills(victim, here, seed, Rules { poison, ..plain })
+                }),
+                3 => self.play(&name("kills of a bounded queue"), || {
+                    storms::random_kills(victim, here, seed, Rules { evicts, ..plain })
+                }),
+                _ => self.play(&name("random kills"), || storms::random_kills(victim, here, seed, plain)),
+            }
+        }
+    }
+
     fn play(&mut self, name: &str, scenario: impl FnOnce() -> Result<Played, Failure>) {
         match scenario() {
             Ok(Played { verdict, reached }) => {
@@ -81,7 +108,7 @@ impl Tally {
     }
 
     fn report(mut self, started: Instant) -> bool {
-        for point in scenario::crash_points().iter().filter(|point| !self.reached.contains(**point)) {
+        for point in points::crash_points().iter().filter(|point| !self.reached.contains(**point)) {
             println!("FAILED  no life has reached {point}");
             self.failed += 1;
         }

@@ -248,7 +248,8 @@ impl<F: Clone> State<F> {
 
     fn names_after_cut(&mut self, live: &Names) -> Names {
         let mut names = self.names.clone();
-        let changed: Vec<_> = self.names.keys().chain(live.keys()).filter(|p| self.names.get(*p) != live.get(*p)).collect();
+        let changed: Vec<_> =
+            self.names.keys().chain(live.keys()).filter(|p| self.names.get(*p) != live.get(*p)).collect();
         for path in changed {
             if next(&mut self.random) % 2 == 0 {
                 continue;

@@ -108,7 +108,8 @@ impl Run {
 
     /// Of the oldest row every third record is buried, every third is kept, and the others were delivered.
     fn judge_oldest(&self) -> Vec<Settled> {
-        let Some(chunk) = (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
+        let Some(chunk) =
+            (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
         else {
             return Vec::new();
         };

@@ -18,8 +18,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::open::Opened;
 use super::*;
-use crate::disk::{Call, FileSystem, Gate, Verdict};
+use crate::disk::{Call, Disk, FileSystem, Gate, Verdict};
 use crate::record::frame;
 
 /// Small, so that tests meet its end.

@@ -188,7 +188,15 @@ impl Subject {
         assert_eq!(found, carried);
         assert_eq!(shard.journal().uncarried().1, self.last_seq() - ledger.accepted);
         assert_eq!(shard.accepted(), self.last_seq());
-        let buried: BTreeMap<_, _> = shard.open_store().unwrap().dead(usize::MAX).unwrap().records.iter().map(|dead| (dead.seq, id_of(&dead.body))).collect();
+        let buried: BTreeMap<_, _> = shard
+            .open_store()
+            .unwrap()
+            .dead(usize::MAX)
+            .unwrap()
+            .records
+            .iter()
+            .map(|dead| (dead.seq, id_of(&dead.body)))
+            .collect();
         assert_eq!(buried, model.buried);
         assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
         assert_eq!((ledger.delivered, ledger.buried), (model.delivered, model.buried.len() as u64), "{ledger:?}");

@@ -79,7 +79,12 @@ fn a_status_page_removed_or_cut_short_costs_nothing() {
         assert_eq!((ids(&shard), shard.ledger().damaged), ((1..=20).collect(), 0));
         shard.close();
         drop(shard);
-        std::fs::File::options().write(true).open(first_shard(&queue_dir).join("status")).unwrap().set_len(100).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(first_shard(&queue_dir).join("status"))
+            .unwrap()
+            .set_len(100)
+            .unwrap();
         let Opened { shard, findings, .. } = open(&disk, &queue_dir);
         assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=20).collect(), 0), "{findings:?}");
     }
