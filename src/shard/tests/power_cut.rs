@@ -252,16 +252,16 @@ fn lives(mapped: bool, seed: u64) -> usize {
 }
 
 /// So many series of lives; a debug build of the database is slower by an order of magnitude.
-const SEEDS: u64 = if cfg!(debug_assertions) { 2 } else { 40 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 1 } else { 40 };
 
 #[test]
 fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_mapped() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(true, 0x9E37_79B9 + 1_000 * seed)).sum();
-    eprintln!("{cuts} cuts");
+    assert!(cuts > 100, "{cuts} cuts only");
 }
 
 #[test]
 fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_written() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(false, 0x5851_F42D + 1_000 * seed)).sum();
-    eprintln!("{cuts} cuts");
+    assert!(cuts > 100, "{cuts} cuts only");
 }

@@ -154,5 +154,6 @@ fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
     assert!(!shard.holds_claim());
     shard.sync().unwrap_err();
     assert!(matches!(append(&shard, 21, 0), Err(Refused::Closed)), "two owners would write over each other");
-    shard.carry(&[], None, NOW).map(|_| ()).unwrap_err();
+    shard.journal().swap().unwrap();
+    shard.carry(&[], None, NOW).expect_err("nor is the store ours any more");
 }
