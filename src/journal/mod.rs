@@ -328,9 +328,9 @@ impl Found {
         self.journal.pool.free_oldest();
     }
 
-    /// A sequence number that no record in the sealed arenas exceeds, readable or not.
-    pub(crate) fn last_seq_possible(&self) -> u64 {
-        self.journal.pool.last_seq_possible()
+    /// The highest sequence number of any record in the sealed arenas.
+    pub(crate) fn last_seq_taken(&self) -> u64 {
+        self.journal.pool.last_seq_taken()
     }
 
     /// Tells the sealed arenas which sequence number the last record accepted is known to have had.

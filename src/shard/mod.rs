@@ -144,6 +144,9 @@ impl Shard {
 
     /// Makes everything appended before durable; says up to which sequence number.
     pub(crate) fn sync(&self) -> io::Result<u64> {
+        self.check_claim()?;
+        // Where the page is not mapped, this is how often it learns how far the journal goes.
+        self.status.publish();
         self.journal.sync()
     }
 
@@ -215,6 +218,16 @@ impl Shard {
         drop(claim);
     }
 
+    /// Without the lock the directory may be somebody else's, who would take our records for damage and whose records ours would
+    /// overwrite: nothing more is taken.
+    fn check_claim(&self) -> io::Result<()> {
+        if self.holds_claim() {
+            return Ok(());
+        }
+        self.journal.close();
+        Err(io::Error::other("the lock file of this queue was removed or replaced: restart to use a new queue"))
+    }
+
     fn access(&self) -> MutexGuard<'_, Access> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,6 +235,7 @@ impl Shard {
     /// Calls into the store, inside a phase.
     fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        self.check_claim().map_err(|source| ShardError::Io { path: self.dir.clone(), source })?;
         let _phase = self.status.enter(Phase::Store);
         call(&store).map_err(|source| self.failed(source))
     }
