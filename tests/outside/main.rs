@@ -11,3 +11,5 @@ mod stage;
 
 mod disk_full;
 mod fork;
+mod refusals;
+mod wire;
