@@ -6,10 +6,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
 mod apart;
+mod network;
 mod process;
 mod stage;
 
 mod disk_full;
 mod fork;
 mod refusals;
+mod waiting;
 mod wire;
