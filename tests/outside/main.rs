@@ -5,9 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
+mod api;
 mod apart;
+mod network;
 mod process;
+mod runtimes;
 mod stage;
 
 mod disk_full;
 mod fork;
+mod refusals;
+mod waiting;
+mod wire;
