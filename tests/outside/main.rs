@@ -5,8 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
-mod api;
 mod apart;
+mod api;
 mod network;
 mod process;
 mod runtimes;
