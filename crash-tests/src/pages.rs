@@ -13,7 +13,7 @@ const DELIVERED: usize = 12;
 const CARRIED_UP_TO: usize = 19;
 
 /// The ledger of each shard below `queue_dir`, in the order of their paths. A shard that is just being made has none yet.
-pub fn ledgers(queue_dir: &Path) -> io::Result<Vec<Ledger>> {
+pub(crate) fn ledgers(queue_dir: &Path) -> io::Result<Vec<Ledger>> {
     let mut shards = Vec::new();
     for project in fs::read_dir(queue_dir)? {
         for shard in fs::read_dir(project?.path())? {

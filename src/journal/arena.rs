@@ -221,8 +221,14 @@ impl Arena {
         }
     }
 
-    /// Makes its bytes durable; a failure condemns it.
+    /// Makes its bytes durable; a failure condemns it. Of a condemned one no later sync can be believed: what the kernel has forgotten
+    /// it takes for written.
     pub(super) fn sync(&self) -> io::Result<()> {
+        if self.is_condemned() {
+            return Err(io::Error::other(
+                "an earlier sync of the journal failed; its events have to go into the store first",
+            ));
+        }
         let synced = match &self.memory {
             Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
                 file.sync_data().and_then(|()| still_there(file))

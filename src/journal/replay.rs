@@ -31,6 +31,7 @@ pub(crate) struct Run {
 
 impl Replay {
     /// Records found.
+    #[cfg(test)]
     pub(crate) fn count(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.count)).sum()
     }

@@ -31,6 +31,8 @@ mod evict;
 mod open;
 mod status;
 mod stranded;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -38,13 +40,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
-use crate::disk::Disk;
 use crate::journal::{Appended, Journal, JournalError, Refused};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
-pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir, shard_numbers};
-pub(crate) use evict::{EvictUntil, Evicted};
-pub(crate) use open::{Finding, Opened, is_newer};
+pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir};
+pub(crate) use evict::EvictUntil;
+pub(crate) use open::{Finding, is_newer};
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, stranded};
 
@@ -89,9 +90,6 @@ pub(crate) enum ShardError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// An arena could not be read back.
-    #[error("an arena of the journal could not be read")]
-    Replay(#[source] io::Error),
     /// The store.
     #[error("the store in {dir:?}: {source}")]
     Store {
@@ -120,7 +118,6 @@ pub(crate) struct Settled {
 #[derive(Debug)]
 pub(crate) struct Shard {
     dir: PathBuf,
-    disk: Disk,
     /// `None` for a shard in memory, and after it was let go.
     claim: Mutex<Option<Claim>>,
     status: StatusPage,
@@ -147,6 +144,9 @@ impl Shard {
 
     /// Makes everything appended before durable; says up to which sequence number.
     pub(crate) fn sync(&self) -> io::Result<u64> {
+        self.check_claim()?;
+        // Where the page is not mapped, this is how often it learns how far the journal goes.
+        self.status.publish();
         self.journal.sync()
     }
 
@@ -218,6 +218,16 @@ impl Shard {
         drop(claim);
     }
 
+    /// Without the lock the directory may be somebody else's, who would take our records for damage and whose records ours would
+    /// overwrite: nothing more is taken.
+    fn check_claim(&self) -> io::Result<()> {
+        if self.holds_claim() {
+            return Ok(());
+        }
+        self.journal.close();
+        Err(io::Error::other("the lock file of this queue was removed or replaced: restart to use a new queue"))
+    }
+
     fn access(&self) -> MutexGuard<'_, Access> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,6 +235,7 @@ impl Shard {
     /// Calls into the store, inside a phase.
     fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        self.check_claim().map_err(|source| ShardError::Io { path: self.dir.clone(), source })?;
         let _phase = self.status.enter(Phase::Store);
         call(&store).map_err(|source| self.failed(source))
     }

@@ -67,9 +67,8 @@ use rows::State;
 pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
-pub(crate) use guard::inside_guarded_call;
 pub(crate) use ledger::{Ledger, LedgerDelta};
-pub(crate) use open::{OpenReport, StoreOptions, peek};
+pub(crate) use open::{OpenReport, StoreOptions};
 pub(crate) use reads::{DamagedRow, DeadRead, Read};
 
 /// A record that the server refused for good, and why.
@@ -112,6 +111,7 @@ pub(crate) struct Store {
     options: StoreOptions,
     /// The fork generation of the process that opened it.
     generation: u64,
+    #[cfg(test)]
     identity: Identity,
     /// Held from begin to end by whatever changes the file: there is one at a time. Taken before `opened`, and that before `committed`.
     writer: Mutex<Writer>,
@@ -172,11 +172,19 @@ impl Store {
         condemned: Condemned,
         registration: Option<Registration>,
     ) -> Self {
-        let Opened { db, file, identity, state } = opened;
+        let Opened {
+            db,
+            file,
+            #[cfg(test)]
+            identity,
+            state,
+            ..
+        } = opened;
         Self {
             place,
             options,
             generation: fork::generation(),
+            #[cfg(test)]
             identity,
             writer: Mutex::new(writer),
             opened: RwLock::new(Some(Open { db, file })),
@@ -189,13 +197,13 @@ impl Store {
     }
 
     /// Makes the changes in one transaction; when this returns `Ok` they survive a power cut. On a full disk a transaction that only
-    /// settles may use up the reserve.
+    /// settles may use up the reserve, and so may one that fills an empty store.
     pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
         self.check_process()?;
         let mut writer = self.writer();
         let mut outcome = self.commit(changes);
         if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, &self.place)
-            && changes.only_settles()
+            && (changes.only_settles() || self.is_the_only_way_out(changes))
             && writer.reserve.release(place)?
         {
             self.reopen_as(&mut writer)?;
@@ -225,6 +233,7 @@ impl Store {
     }
 
     /// Whose queue it is.
+    #[cfg(test)]
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -257,6 +266,14 @@ impl Store {
             Some(_) => Ok(self.ledger().queued_bytes),
             None => Err(StoreError::Latched),
         }
+    }
+
+    /// Where no row is left to be settled, no settlement will ever make room: what waits outside has to come in to be delivered. Not if
+    /// it would not fit anyway, with as much again for the pages around it.
+    fn is_the_only_way_out(&self, changes: &Changes) -> bool {
+        let bytes: u64 = changes.insert.iter().map(|chunk| chunk.frames.len() as u64).sum();
+        let reserve = self.place.as_ref().map_or(0, |place| place.options.reserve_bytes);
+        self.committed().rows == 0 && bytes.saturating_mul(2) <= reserve
     }
 
     /// Only under the writer's lock.

@@ -40,6 +40,9 @@ impl Committer {
             let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
             self.evict(EvictUntil::NoneBefore(before), true);
         }
+        if !pipeline.shard.holds_claim() {
+            pipeline.storage_fails("the queue's directory was moved or removed");
+        }
         pipeline.admission.set(level);
         self.looked_at = Some(self.now());
         self.asked.look_again = false;

@@ -1,0 +1,96 @@
+//! A part of a test that is played by a process of its own: this program again, told to run that one test.
+//!
+//! `apart` is the whole of such a test. In the test run it sets the stage, has the part played, and then judges; in the process that
+//! plays the part it finds the stage in its environment, plays, and ends the process.
+
+use std::any::type_name;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use crate::stage::{PATIENCE, Place, Stage};
+
+const PART: &str = "POSTHOG_OUTSIDE_PART";
+const HOST: &str = "POSTHOG_OUTSIDE_HOST";
+const QUEUE: &str = "POSTHOG_OUTSIDE_QUEUE";
+/// Nobody, where the test is run by root; with a single group of the same number.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// How the process is to be started.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    env: Vec<(String, String)>,
+    as_nobody: bool,
+}
+
+impl Terms {
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Not as root: root may write everywhere and start as many threads as it likes.
+    pub(crate) fn as_nobody(mut self) -> Self {
+        self.as_nobody = true;
+        self
+    }
+}
+
+/// Sets a stage, has `part` played on it by another process, and judges.
+pub(crate) fn apart<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
+    apart_on(Stage::new, |_| Terms::default(), part, judge);
+}
+
+/// [`apart`] on a stage and terms of its own.
+pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
+    set: impl FnOnce() -> Stage,
+    terms: impl FnOnce(&Stage) -> Terms,
+    part: P,
+    judge: J,
+) {
+    let name = test_name::<P>();
+    if std::env::var(PART).is_ok_and(|played| played == name) {
+        let var = |name| std::env::var(name).unwrap();
+        part(&Place { host: var(HOST), queue: var(QUEUE).into() });
+        std::process::exit(0);
+    }
+    let stage = set();
+    let status = play(&name, &stage, &terms(&stage));
+    assert!(status.success(), "the part of {name} ended with {status}");
+    judge(&stage);
+}
+
+/// The name under which the harness knows the test that the closure was written in.
+fn test_name<P>() -> String {
+    let path = type_name::<P>();
+    let (_crate, path) = path.split_once("::").unwrap();
+    path.split("::{{closure}}").next().unwrap().to_owned()
+}
+
+fn play(name: &str, stage: &Stage, terms: &Terms) -> ExitStatus {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(PART, name).env(HOST, &stage.host).env(QUEUE, &stage.queue);
+    command.envs(terms.env.iter().map(|(name, value)| (name, value)));
+    if terms.as_nobody && nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    // The harness's own few lines say nothing that the test does not say.
+    command.stdout(std::process::Stdio::null());
+    wait(name, command.spawn().unwrap())
+}
+
+fn wait(name: &str, mut child: Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE * 2;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the part of {name} did not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

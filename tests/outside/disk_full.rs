@@ -1,0 +1,263 @@
+//! A file system that is really full: small ones, made for the test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use posthog::{Client, Config, Diagnostic, DropReason, Event, Mode, Outcome};
+use sink::Sink;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::stage::{PATIENCE, Place, accepted, assert_balanced, close_empty, event, eventually};
+
+const MIB: usize = 1024 * 1024;
+
+/// A file system of its own, gone when dropped.
+struct SmallDisk {
+    folder: TempDir,
+    place: Place,
+    sink: Sink,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ext4,
+    Memory,
+}
+
+impl SmallDisk {
+    /// `None`, with a printed reason, where this machine does not let us mount.
+    fn of(kind: Kind, mib: usize) -> Option<Self> {
+        let folder = tempfile::Builder::new().prefix("posthog-disk-").tempdir().unwrap();
+        let root = folder.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let image = folder.path().join("image");
+        let made = match kind {
+            Kind::Ext4 => {
+                fs::File::create(&image).unwrap().set_len((mib * MIB) as u64).unwrap();
+                run("mkfs.ext4", &["-q", "-F", "-m", "0", path(&image)])
+                    .and_then(|()| run("mount", &["-o", "loop", path(&image), path(&root)]))
+            }
+            Kind::Memory => run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", path(&root)]),
+        };
+        if let Err(why) = made {
+            eprintln!("skipped: no {kind:?} file system of our own can be mounted here: {why}");
+            return None;
+        }
+        let sink = Sink::start();
+        let place = Place { host: sink.url(), queue: root.join("queue") };
+        Some(Self { folder, place, sink })
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    fn config(&self) -> Config {
+        self.place.config().max_event_bytes(16 * 1024).journal_bytes(128 * 1024)
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.config()).unwrap()
+    }
+
+    /// Takes all the room there is, but for so many bytes.
+    fn fill_but(&self, left: usize) {
+        use std::io::Write;
+        let mut filler = fs::File::create(self.root().join("filler")).unwrap();
+        let step = vec![0xA5; 16 * 1024];
+        let free =
+            || nix::sys::statvfs::statvfs(&self.root()).map(|s| s.blocks_available() * s.fragment_size()).unwrap();
+        while free() as usize > left {
+            if filler.write_all(&step).is_err() {
+                break;
+            }
+            // Blocks that are only promised are not missing yet.
+            filler.sync_data().unwrap();
+        }
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.root().join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if let Err(why) = run("umount", &["-l", path(&self.root())]) {
+            eprintln!("{}: {why}", self.root().display());
+        }
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    let output =
+        Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|e| format!("{program}: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{program}: {said}")) }
+}
+
+/// A small event: a row of few bytes is what a full disk has no room to delete.
+fn small(number: usize) -> Event {
+    event("tick").prop("number", number)
+}
+
+/// Captures until nothing has been taken for a while; says what was accepted, and why the others were not.
+fn capture_until_refused(client: &Client) -> (Vec<Uuid>, Vec<DropReason>) {
+    let (mut taken, mut reasons, mut refused_in_a_row) = (Vec::new(), Vec::new(), 0);
+    while refused_in_a_row < 300 {
+        let receipt = client.capture(small(taken.len()));
+        match receipt.outcome() {
+            Outcome::Accepted => {
+                taken.push(accepted(&receipt));
+                refused_in_a_row = 0;
+            }
+            Outcome::Dropped(reason) => {
+                if !reasons.contains(&reason) {
+                    reasons.push(reason);
+                }
+                refused_in_a_row += 1;
+                // Time for a carry, so that it is the disk that is full and not just the journal.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+    (taken, reasons)
+}
+
+fn fills_up_and_drains(kind: Kind, space_before_server: bool) {
+    let Some(disk) = SmallDisk::of(kind, 24) else { return };
+    disk.sink.stop();
+    let client = disk.client();
+    let mut all = vec![accepted(&client.capture(small(0)))];
+    assert!(client.capture(small(1)).uuid().map(|uuid| all.push(uuid)).is_some());
+    assert_eq!(client.flush().wait(PATIENCE).map(|report| report.delivered), Ok(0));
+    disk.fill_but(256 * 1024);
+    let (taken, reasons) = capture_until_refused(&client);
+    all.extend(taken);
+    let known = [DropReason::JournalFull, DropReason::DiskFull, DropReason::QueueFull, DropReason::Storage];
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| known.contains(reason)), "{reasons:?}");
+    let stats = client.stats();
+    assert!(matches!(stats.mode, Mode::Degraded { .. }), "{stats:?}");
+    assert_eq!(stats.queued_events, all.len() as u64, "{stats:?}");
+    assert!(stats.dropped_total() > 0);
+    let told = client.diagnostics();
+    assert!(told.iter().any(|told| matches!(told, Diagnostic::StorageFailing { .. })), "{told:?}");
+    if space_before_server {
+        disk.make_room();
+        eventually("storage recovers by itself", || client.stats().mode == Mode::Durable);
+        disk.sink.resume();
+    } else {
+        // Not a byte more than there was: what is delivered must be removable all the same.
+        disk.sink.resume();
+        eventually("the queue drains on the full disk", || {
+            let _ = client.flush().wait(PATIENCE);
+            client.stats().queued_events == 0
+        });
+        disk.make_room();
+    }
+    eventually("captures are accepted again", || match client.capture(small(2)).uuid() {
+        Some(uuid) => {
+            all.push(uuid);
+            true
+        }
+        None => false,
+    });
+    let must_arrive = |state: &sink::State| all.iter().all(|uuid| state.contains(*uuid));
+    eventually("everything accepted arrives", || {
+        let _ = client.flush().wait(PATIENCE);
+        disk.sink.inspect(must_arrive)
+    });
+    assert_eq!(disk.sink.inspect(sink::State::unique), all.len() as u64);
+    close_empty(&client);
+    drop(client);
+    let again = disk.client();
+    assert_eq!(again.stats().queued_events, 0, "{:?}", again.stats());
+    assert_balanced(&again);
+    close_empty(&again);
+}
+
+#[test]
+fn a_full_ext4_refuses_and_takes_again_when_there_is_room() {
+    fills_up_and_drains(Kind::Ext4, true);
+}
+
+#[test]
+fn a_full_ext4_drains_to_empty_without_any_room() {
+    fills_up_and_drains(Kind::Ext4, false);
+}
+
+#[test]
+fn a_full_tmpfs_refuses_and_takes_again_when_there_is_room() {
+    fills_up_and_drains(Kind::Memory, true);
+}
+
+#[test]
+fn a_full_tmpfs_drains_to_empty_without_any_room() {
+    fills_up_and_drains(Kind::Memory, false);
+}
+
+#[test]
+fn a_process_that_ends_on_a_full_disk_is_succeeded_by_one_that_delivers_everything() {
+    let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
+    disk.sink.stop();
+    let client = disk.client();
+    disk.fill_but(256 * 1024);
+    let (all, _) = capture_until_refused(&client);
+    // What is in the journal stays there.
+    let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    assert_eq!(report.remaining, all.len() as u64, "{report:?}");
+    drop(client);
+    disk.sink.resume();
+    // Where every arena waits to be carried and nothing can be, no further one can be made: a clear error, and nothing is touched.
+    if let Err(error) = Client::new(disk.config()) {
+        assert!(error.is_queue_dir() && error.to_string().contains("No space left"), "{error}");
+    }
+    disk.make_room();
+    let next = disk.client();
+    eventually("the next process delivers it all", || {
+        let _ = next.flush().wait(PATIENCE);
+        disk.sink.inspect(|state| all.iter().all(|uuid| state.contains(*uuid)))
+    });
+    close_empty(&next);
+}
+
+#[test]
+fn the_floor_of_free_space_is_left_to_others() {
+    let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
+    let client = Client::new(disk.config().free_space_floor(8 * MIB as u64)).unwrap();
+    accepted(&client.capture(small(0)));
+    disk.fill_but(6 * MIB);
+    eventually("captures are refused for the floor's sake", || {
+        let outcome = client.capture(small(1)).outcome();
+        outcome == Outcome::Dropped(DropReason::DiskFull)
+    });
+    assert_eq!(client.capture(event("$exception")).outcome(), Outcome::Dropped(DropReason::DiskFull));
+    disk.make_room();
+    eventually("captures are accepted again", || client.capture(small(2)).is_accepted());
+    close_empty(&client);
+}
+
+#[test]
+fn a_disk_too_small_for_a_queue_is_an_error_or_a_declared_memory_mode() {
+    let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
+    disk.fill_but(64 * 1024);
+    let error = Client::new(disk.config()).unwrap_err();
+    assert!(error.is_queue_dir(), "{error:?}");
+    let client = Client::new(disk.config().memory_fallback(true)).unwrap();
+    assert!(matches!(client.stats().mode, Mode::Volatile { .. }), "{:?}", client.stats());
+    accepted(&client.capture(small(0)));
+    assert!(client.flush().wait(PATIENCE).is_ok());
+    assert_eq!(disk.sink.inspect(sink::State::unique), 1);
+    disk.make_room();
+    drop(client);
+    let client = disk.client();
+    accepted(&client.capture(small(1)));
+    close_empty(&client);
+}

@@ -1,0 +1,238 @@
+//! Forked children: what they inherit is their parent's, what they capture is their own.
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use nix::unistd::{getppid, setsid};
+use posthog::{Endpoint, Mode, PersistError};
+use sink::Answer;
+
+use crate::apart::apart;
+use crate::process::forked;
+use crate::stage::{PATIENCE, accepted, assert_balanced, close_empty, event, eventually, take};
+
+#[test]
+fn a_child_that_drops_the_client_leaves_the_queue_to_its_parent() {
+    apart(
+        |place| {
+            let client = place.client();
+            take(&client, "before");
+            let mut inherited = Some(client.clone());
+            forked(|| drop(inherited.take())).must_end_well();
+            drop(inherited);
+            take(&client, "after");
+            close_empty(&client);
+            // Nothing of it was damaged: it opens as it was left.
+            drop(client);
+            let client = place.client();
+            assert_eq!(client.stats().accepted, 2);
+            assert_balanced(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["after", "before"]),
+    );
+}
+
+#[test]
+fn a_child_that_exits_leaves_the_process_wide_client_working() {
+    apart(
+        |place| {
+            let client = posthog::init(place.config()).unwrap();
+            for name in ["one", "two", "three"] {
+                forked(|| ()).must_end_well();
+                posthog::capture(event(name));
+                assert!(client.flush().wait(PATIENCE).is_ok());
+            }
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["one", "three", "two"]),
+    );
+}
+
+#[test]
+fn what_a_child_captures_goes_through_a_shard_of_its_own() {
+    apart(
+        |place| {
+            let client = place.client();
+            take(&client, "parent");
+            let parents = client.stats().dir;
+            forked(|| {
+                take(&client, "child");
+                let stats = client.stats();
+                assert_eq!((stats.accepted, stats.mode == Mode::Durable), (1, true), "{stats:?}");
+                assert_ne!(stats.dir, parents);
+                assert!(client.capture(event("child")).persisted().wait(PATIENCE).unwrap().is_ok());
+                close_empty(&client);
+            })
+            .must_end_well();
+            take(&client, "parent");
+            assert_eq!(client.stats().dir, parents);
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["child", "child", "parent", "parent"]),
+    );
+}
+
+#[test]
+fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
+    apart(
+        |place| {
+            let client = place.client();
+            take(&client, "parent");
+            // Ends without a word to the client, as a program does that returns from `main`.
+            forked(|| drop(take(&client, "child"))).must_end_well();
+            eventually("the parent adopts its child's shard", || {
+                take(&client, "parent");
+                let _ = client.flush().wait(PATIENCE);
+                place.shards().len() == 2 && client.stats().adopted_events == 0 && client.stats().queued_events == 0
+            });
+            close_empty(&client);
+        },
+        |stage| {
+            let children = || stage.sink.inspect(|state| state.events().iter().filter(|e| e.event == "child").count());
+            if children() == 0 {
+                close_empty(&stage.client());
+                eventually("the next process adopts it", || {
+                    let client = stage.client();
+                    take(&client, "next");
+                    let _ = client.flush().wait(PATIENCE);
+                    children() > 0
+                });
+            }
+            assert_eq!(children(), 1);
+        },
+    );
+}
+
+#[test]
+fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
+    apart(
+        |place| {
+            let client = place.client();
+            let receipt = client.capture(event("parent"));
+            let persisted = receipt.persisted();
+            // Hangs, so that the flush is still open when the child is made.
+            let flush = client.flush();
+            let shutdown = client.flush();
+            forked(|| {
+                assert_eq!(persisted.wait(PATIENCE), Ok(Err(PersistError::Forked)));
+                assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Forked)));
+                assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Closed);
+                let mut future = pin!(shutdown.into_future());
+                let Poll::Ready(report) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+                    panic!("a task of the child waits for its parent's thread");
+                };
+                assert_eq!(report.endpoint, Endpoint::Closed);
+            })
+            .must_end_well();
+            assert!(persisted.wait(PATIENCE).unwrap().is_ok());
+        },
+        |_| (),
+    );
+}
+
+#[test]
+fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
+    apart(
+        |place| {
+            let client = place.client();
+            take(&client, "ancestor");
+            let ancestors = client.stats().dir.unwrap();
+            let ancestor = std::process::id();
+            // Nobody waits for the middle one but its parent, and for the daemon nobody at all.
+            forked(|| {
+                let middle = setsid().unwrap();
+                let _daemon = forked(|| {
+                    let alive = |pid: u32| std::path::Path::new(&format!("/proc/{pid}/stat")).exists();
+                    eventually("both ancestors end", || getppid() != middle && !alive(ancestor));
+                    take(&client, "daemon");
+                    assert_eq!(client.stats().dir.as_ref(), Some(&ancestors), "the ancestor's lock lives on");
+                    close_empty(&client);
+                    std::fs::write(place.queue.with_extension("done"), "").unwrap();
+                });
+            })
+            .must_end_well();
+            take(&client, "ancestor");
+            // Exits with the client alive and its lock held.
+            std::process::exit(0);
+        },
+        |stage| {
+            assert!(stage.sink.wait_for(|state| state.unique() >= 3, PATIENCE), "{:?}", stage.names());
+            eventually("the daemon is done with the directory", || stage.queue.with_extension("done").exists());
+            assert_eq!(stage.names().iter().filter(|name| *name == "daemon").count(), 1);
+        },
+    );
+}
+
+#[test]
+fn parent_child_and_grandchild_never_give_the_same_uuid() {
+    const EACH: usize = 200;
+    apart(
+        |place| {
+            let client = place.client();
+            let capture_many = || {
+                let uuids: HashSet<_> = (0..EACH).map(|_| take(&client, "tick")).collect();
+                assert_eq!(uuids.len(), EACH);
+            };
+            take(&client, "warm");
+            forked(|| {
+                forked(|| {
+                    capture_many();
+                    close_empty(&client);
+                })
+                .must_end_well();
+                capture_many();
+                close_empty(&client);
+            })
+            .must_end_well();
+            capture_many();
+            close_empty(&client);
+        },
+        |stage| {
+            let (unique, duplicates) = stage.sink.inspect(|state| (state.unique(), state.duplicates()));
+            assert_eq!((unique, duplicates), (3 * EACH as u64 + 1, 0));
+        },
+    );
+}
+
+#[test]
+fn a_child_made_while_other_threads_capture_and_wait_works() {
+    const CHILDREN: usize = 12;
+    apart(
+        |place| {
+            let client = place.client();
+            let busy = Arc::new(AtomicBool::new(true));
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    let (client, busy) = (client.clone(), Arc::clone(&busy));
+                    std::thread::spawn(move || {
+                        while busy.load(Ordering::Relaxed) {
+                            let receipt = client.capture(event("noise"));
+                            let _ = receipt.persisted().wait(Duration::from_micros(50));
+                            let _ = (client.stats(), client.diagnostics());
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..CHILDREN {
+                forked(|| {
+                    accepted(&client.capture(event("child")));
+                    let _ = client.diagnostics();
+                    close_empty(&client);
+                })
+                .must_end_well();
+            }
+            busy.store(false, Ordering::Relaxed);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+        },
+        |stage| {
+            let children = |state: &sink::State| state.events().iter().filter(|e| e.event == "child").count();
+            assert_eq!(stage.sink.inspect(children), CHILDREN);
+            stage.sink.default_answer(Answer::ok());
+        },
+    );
+}

@@ -1,0 +1,19 @@
+//! The library from outside: its public names, real processes, a real network on loopback, real disks that run full.
+//!
+//! What must not happen to the test process itself (a fork, a resource limit, an exit, an environment) happens to a second run of this
+//! program that plays one test's part; see `apart.rs`.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
+mod apart;
+mod api;
+mod network;
+mod process;
+mod runtimes;
+mod stage;
+
+mod disk_full;
+mod fork;
+mod refusals;
+mod waiting;
+mod wire;

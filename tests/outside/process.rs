@@ -1,0 +1,47 @@
+//! Forking, which the standard library leaves to those who know what they do.
+
+#![allow(unsafe_code, reason = "fork")]
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+use crate::stage::eventually;
+
+/// A forked child that has not been waited for yet.
+#[must_use = "a child that nobody waits for tells nobody how it ended"]
+#[derive(Debug)]
+pub(crate) struct Forked(Pid);
+
+/// Forks; the child runs `child` and then exits as a program does that returns from `main`. A panic of the child is a failure of it.
+pub(crate) fn forked(child: impl FnOnce()) -> Forked {
+    // SAFETY: this runs in a process of its own, started by `apart`, in which every other thread is the library's or a test thread that
+    // holds no lock of the standard library for longer than a call; what the library does in such a child is what is tested.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => Forked(child),
+        ForkResult::Child => {
+            let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+            std::process::exit(if played.is_ok() { 0 } else { 101 });
+        }
+    }
+}
+
+impl Forked {
+    /// Waits until it has ended well. One that does not end in time is killed.
+    pub(crate) fn must_end_well(self) {
+        let mut ended = None;
+        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually("the forked child ends", || match waitpid(self.0, Some(WaitPidFlag::WNOHANG)).unwrap() {
+                WaitStatus::StillAlive => false,
+                status => {
+                    ended = Some(status);
+                    true
+                }
+            });
+        }));
+        if waited.is_err() {
+            let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
+            let _ = waitpid(self.0, None);
+        }
+        assert_eq!(ended, Some(WaitStatus::Exited(self.0, 0)), "how the forked child ended");
+    }
+}

@@ -1,0 +1,141 @@
+//! What a test plays on: a queue directory, a PostHog stand-in, and the settings that make waiting short.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use posthog::{Client, Config, Event, Receipt};
+use sink::Sink;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// Generous: for machines under load. Nothing waits that long unless something is wrong.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// The key of every client that does not test keys.
+pub(crate) const KEY: &str = "phc_outside";
+
+/// Where a client finds its server and its queue. Known to a process that plays a part, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) host: String,
+    pub(crate) queue: PathBuf,
+}
+
+/// A place with its stand-in and its directory, which goes with it.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) sink: Sink,
+    place: Place,
+    folder: TempDir,
+}
+
+impl Place {
+    /// Small arenas, short intervals, and no wait that is there to spare a real server.
+    pub(crate) fn config(&self) -> Config {
+        Config::new(KEY)
+            .host(&self.host)
+            .queue_dir(&self.queue)
+            .no_proxy()
+            .max_event_bytes(64 * 1024)
+            .journal_bytes(512 * 1024)
+            .flush_interval(Duration::from_millis(20))
+            .settle_interval(Duration::from_millis(10))
+            .first_send_jitter(Duration::ZERO)
+            .retry_backoff(Duration::from_millis(100), Duration::from_millis(200))
+            .max_retries(100)
+            .free_space_floor(0)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.config()).unwrap()
+    }
+
+    /// The directories of the shards of all projects, sorted.
+    pub(crate) fn shards(&self) -> Vec<PathBuf> {
+        let mut shards = Vec::new();
+        for project in std::fs::read_dir(&self.queue).unwrap() {
+            let project = project.unwrap().path();
+            let inside = std::fs::read_dir(project).unwrap().map(|entry| entry.unwrap().path());
+            shards.extend(inside.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("shard-")));
+        }
+        shards.sort();
+        shards
+    }
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        let sink = Sink::start();
+        let folder = tempfile::Builder::new().prefix("posthog-outside-").tempdir().unwrap();
+        let place = Place { host: sink.url(), queue: folder.path().join("queue") };
+        Self { sink, place, folder }
+    }
+
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// The names of the events taken, sorted, duplicates included.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.sink.events().into_iter().map(|event| event.event).collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until that many different events were taken, then holds them against `uuids`: all of them, each once.
+    pub(crate) fn must_have_taken(&self, uuids: &[Uuid]) {
+        let all = |state: &sink::State| uuids.iter().all(|uuid| state.contains(*uuid));
+        if !self.sink.wait_for(all, PATIENCE) {
+            let missing = uuids.iter().filter(|uuid| !self.sink.inspect(|state| state.contains(**uuid))).count();
+            panic!("{missing} of {} events have not arrived", uuids.len());
+        }
+        let (unique, duplicates) = self.sink.inspect(|state| (state.unique(), state.duplicates()));
+        assert_eq!((unique, duplicates), (uuids.len() as u64, 0), "unique and duplicates at the server");
+    }
+}
+
+impl Deref for Stage {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// An event of that name.
+pub(crate) fn event(name: &str) -> Event {
+    Event::new(name, "user_1")
+}
+
+/// Captures, and insists.
+pub(crate) fn take(client: &Client, name: &str) -> Uuid {
+    accepted(&client.capture(event(name)))
+}
+
+/// The uuid of an accepted event.
+pub(crate) fn accepted(receipt: &Receipt) -> Uuid {
+    receipt.uuid().unwrap_or_else(|| panic!("not accepted: {:?}", receipt.outcome()))
+}
+
+/// Waits for a condition that nobody announces.
+pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "it should come true, and did not: {what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Closes, and insists that nothing is left and the ledger balances.
+pub(crate) fn close_empty(client: &Client) {
+    let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!((report.remaining, report.persisted), (0, true), "{report:?}");
+    assert_balanced(client);
+}
+
+pub(crate) fn assert_balanced(client: &Client) {
+    let stats = client.stats();
+    assert_eq!(stats.imbalance(), 0, "{stats:?}");
+    assert_eq!((stats.damaged, stats.lost_unsynced), (0, 0), "{stats:?} {:?}", client.diagnostics());
+}
