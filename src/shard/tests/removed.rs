@@ -157,3 +157,15 @@ fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
     shard.journal().swap().unwrap();
     shard.carry(&[], None, NOW).expect_err("nor is the store ours any more");
 }
+
+#[test]
+fn a_reader_that_outlives_the_owner_does_not_touch_what_the_next_one_has() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let reader = shard.open_store().unwrap();
+    shard.close();
+    let next = open(&disk, &queue_dir).shard;
+    assert!(reader.read(LANE, None, usize::MAX).is_err(), "its file is closed");
+    drop(reader);
+    assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
+}
