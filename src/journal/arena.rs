@@ -225,7 +225,9 @@ impl Arena {
     /// it takes for written.
     pub(super) fn sync(&self) -> io::Result<()> {
         if self.is_condemned() {
-            return Err(io::Error::other("an earlier sync of the journal failed; its events have to go into the store first"));
+            return Err(io::Error::other(
+                "an earlier sync of the journal failed; its events have to go into the store first",
+            ));
         }
         let synced = match &self.memory {
             Memory::Mapped { file, .. } | Memory::Written { file, .. } => {

@@ -142,12 +142,14 @@ impl Committer {
         let (_, uncarried) = journal.uncarried();
         let unsynced = !pipeline.shard.is_volatile() && journal.last_seq() > pipeline.receipts.synced();
         since(&mut self.waiting.unsynced_since, unsynced, now);
-        since(&mut self.waiting.uncarried_since, uncarried > 0, now);
+        // What was found at open counts no records: nobody has read it yet.
+        let sealed = journal.oldest_sealed().is_some();
+        since(&mut self.waiting.uncarried_since, uncarried > 0 || sealed, now);
         since(&mut self.waiting.unsettled_since, !pipeline.outbox.is_empty(), now);
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
             uncarried,
-            pressing: journal.is_half_full() || journal.oldest_sealed().is_some(),
+            pressing: journal.is_half_full() || sealed,
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
