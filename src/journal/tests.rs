@@ -182,6 +182,8 @@ fn foreign_and_damaged_files_are_set_aside_and_newer_ones_are_left_alone() {
     let path = dir.path().join("journal-0");
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[8] = 200;
+    let check = xxhash_rust::xxh3::xxh3_64(&bytes[..48]);
+    bytes[48..56].copy_from_slice(&check.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
     let refused = Journal::open(&Disk::default(), options(dir.path(), true));
     assert!(matches!(refused, Err(JournalError::Newer { version: 200, .. })));

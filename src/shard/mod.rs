@@ -210,8 +210,10 @@ impl Shard {
     pub(crate) fn close(&self) {
         self.journal.close();
         let last = Access::LetGo(self.ledger());
-        let store = std::mem::replace(&mut *self.access(), last);
-        drop(store);
+        if let Access::Open(store) = std::mem::replace(&mut *self.access(), last) {
+            // Others may still have it in hand, and must not find it open when the directory is somebody else's.
+            store.close();
+        }
         self.status.mark_clean_exit();
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();

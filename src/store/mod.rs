@@ -125,7 +125,8 @@ pub(crate) struct Store {
     suspect: AtomicBool,
     /// The file must be replaced when reopened.
     condemned: Condemned,
-    _registration: Option<Registration>,
+    /// `None` in memory, and once closed.
+    registration: Mutex<Option<Registration>>,
 }
 
 #[derive(Debug)]
@@ -192,7 +193,7 @@ impl Store {
             latched: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             condemned,
-            _registration: registration,
+            registration: Mutex::new(registration),
         }
     }
 

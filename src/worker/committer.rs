@@ -105,6 +105,14 @@ impl Committer {
 
     /// Sleeps until something is due or somebody rings.
     fn sleep(&mut self) {
+        let until = self.wake_at();
+        let pipeline = Arc::clone(&self.pipeline);
+        let wanted = pipeline.bell.listen(until, || pipeline.options.clock.now());
+        self.hear(wanted);
+    }
+
+    /// When the next turn is due if nobody rings.
+    pub(super) fn wake_at(&mut self) -> Option<Instant> {
         let pipeline = Arc::clone(&self.pipeline);
         // Said before the journal is looked at: a record that comes after the look sees it, and rings.
         pipeline.bell.believe_clean(true);
@@ -117,8 +125,7 @@ impl Committer {
         }
         let now_due = due.sync || due.carry || due.settle;
         let until = [due.wake_at, self.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
-        let wanted = pipeline.bell.listen(until.into_iter().flatten().min(), || pipeline.options.clock.now());
-        self.hear(wanted);
+        until.into_iter().flatten().min()
     }
 
     pub(super) fn hear(&mut self, wanted: Wanted) {
@@ -196,7 +203,11 @@ impl Committer {
             return;
         }
         if let Err(error) = pipeline.shard.journal().swap() {
+            // Without another arena nothing can be sealed; what was settled makes room all the same.
+            self.settle_own();
             pipeline.storage_fails(&error.to_string());
+            self.failed();
+            return;
         }
         if !self.carry_sealed() {
             return;

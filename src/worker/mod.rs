@@ -40,6 +40,8 @@ mod report;
 mod source;
 mod start;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 use std::path::PathBuf;

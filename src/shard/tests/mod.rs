@@ -11,6 +11,7 @@
 mod cut_disk;
 mod faults;
 mod model;
+mod mutations;
 mod power_cut;
 mod removed;
 

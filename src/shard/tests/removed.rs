@@ -7,9 +7,9 @@ use super::*;
 fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
     let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
     let shard = open(&disk, &queue_dir).shard;
-    (1..=10).for_each(|id| drop(append(&shard, id, 0).unwrap()));
+    (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
     carry(&shard);
-    (11..=20).for_each(|id| drop(append(&shard, id, 0).unwrap()));
+    (11..=20).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
     assert_eq!(shard.sync().unwrap(), 20);
     (shard, disk, queue_dir)
 }
@@ -156,4 +156,16 @@ fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
     assert!(matches!(append(&shard, 21, 0), Err(Refused::Closed)), "two owners would write over each other");
     shard.journal().swap().unwrap();
     shard.carry(&[], None, NOW).expect_err("nor is the store ours any more");
+}
+
+#[test]
+fn a_reader_that_outlives_the_owner_does_not_touch_what_the_next_one_has() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let reader = shard.open_store().unwrap();
+    shard.close();
+    let next = open(&disk, &queue_dir).shard;
+    assert!(reader.read(LANE, None, usize::MAX).is_err(), "its file is closed");
+    drop(reader);
+    assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
 }
