@@ -58,8 +58,10 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
         return;
     }
     // Most of an arena and of a new store is empty: what is written is hit more often.
-    let written: Vec<_> = (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|b| *b != 0)).collect();
-    let at = written.get(next(random) as usize % written.len().max(1)).copied().unwrap_or(0) + next(random) as usize % 64;
+    let written: Vec<_> =
+        (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|b| *b != 0)).collect();
+    let at =
+        written.get(next(random) as usize % written.len().max(1)).copied().unwrap_or(0) + next(random) as usize % 64;
     let at = at.min(bytes.len() - 1);
     let run = at..(at + next(random) as usize % 700).min(bytes.len());
     match next(random) % 7 {
