@@ -6,8 +6,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
 mod apart;
+mod api;
+mod network;
 mod process;
+mod runtimes;
 mod stage;
 
 mod disk_full;
 mod fork;
+mod refusals;
+mod waiting;
+mod wire;
