@@ -7,11 +7,14 @@
 
 mod api;
 mod apart;
+mod limits;
 mod network;
+mod overflow;
 mod process;
 mod runtimes;
 mod stage;
 
+mod directories;
 mod disk_full;
 mod fork;
 mod refusals;
