@@ -3,22 +3,35 @@
 //! Only with the internal feature `__crash_points`, which the crash tests switch on; otherwise [`reach`] is nothing at all.
 //! `POSTHOG_CRASH_POINT=name:n` makes the process kill itself with SIGKILL when it reaches that place for the n-th time (1 if `:n`
 //! is left out). `POSTHOG_CRASH_TRACE=file` appends each place's name to the file when it is first reached, so that a place which
-//! no scenario reaches can be found.
+//! no scenario reaches can be found. `POSTHOG_CRASH_NO_MAP` makes the journal write by position, as where mapping is not safe.
 
 /// Every place there is.
 #[cfg(feature = "__crash_points")]
 pub(crate) const NAMES: &[&str] = &[
+    "journal.arena.zeroed",
     "journal.append.copied",
     "journal.append.published",
+    "journal.round.begun",
+    "journal.rotated",
     "journal.swap.begun",
     "journal.swap.done",
     "journal.freed",
+    "store.opening",
+    "store.built",
+    "store.ready",
+    "store.aside",
+    "store.synced",
     "store.chunk.committed",
+    "store.compacting",
     "recovery.replayed",
     "recovery.committed",
+    "adoption.opened",
     "delivery.sent",
     "delivery.settled",
     "settle.committed",
+    "evict.committed",
+    "stop.begun",
+    "stop.committed",
 ];
 
 /// Dies here if told to.
@@ -35,6 +48,19 @@ pub(crate) fn reach(name: &'static str) {
     if plan.is_some() {
         plan.reach(name);
     }
+}
+
+/// Whether the journal may map its files, as far as the crash tests are concerned.
+#[cfg(not(feature = "__crash_points"))]
+#[inline(always)]
+pub(crate) fn may_map() -> bool {
+    true
+}
+
+/// Whether the journal may map its files, as far as the crash tests are concerned.
+#[cfg(feature = "__crash_points")]
+pub(crate) fn may_map() -> bool {
+    std::env::var_os("POSTHOG_CRASH_NO_MAP").is_none()
 }
 
 #[cfg(feature = "__crash_points")]

@@ -1,4 +1,45 @@
-//! PostHog for daemons.
+//! PostHog for daemons: a client whose events survive the process.
+//!
+//! [`Client::capture`] copies an event into a journal on disk and answers with a [`Receipt`]. If that says [`Outcome::Accepted`], the
+//! event survives whatever happens to the process from then on: SIGKILL, abort, a crash. It leaves the queue when PostHog has taken
+//! it, or for a reason that [`Stats`] counts. If it says [`Outcome::Dropped`], nothing of the event was kept, and the reason is there.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use posthog::{Client, Config, Event};
+//!
+//! let client = Client::new(Config::new("phc_example").queue_dir("/var/lib/mydaemon/posthog"))?;
+//! client.capture(Event::new("run_started", "user_1").prop("workspace_id", "ws_abc").prop("spec_count", 3));
+//!
+//! // When the daemon ends: sends for a while; what is left is sent by the next start.
+//! let report = client.shutdown(Duration::from_secs(10)).wait(Duration::from_secs(11))?;
+//! println!("{} delivered, {} left on disk", report.delivered, report.remaining);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Three degrees of safety
+//!
+//! * **Accepted**: on return from `capture`. Survives the process. Costs a copy into a memory-mapped file.
+//! * **Persisted**: within [`Config::sync_interval`] (100 ms), or when [`Receipt::persisted`] resolves. Survives a power cut.
+//! * **Delivered**: PostHog has taken it; [`Config::on_delivery`] tells, with the uuid that the receipt has.
+//!
+//! # Threads and tasks
+//!
+//! A client has two threads of its own and asks nothing of the host: it works with tokio, with another runtime, or with none, and may be
+//! made and dropped inside async code. Calls that may take time return a [`Pending`]: `.await` it, or [`wait`](Pending::wait) for it.
+//! [`init`], [`client`] and [`capture`] share one client among all parts of a program. A process may fork: the child's first capture
+//! opens a queue of its own.
+//!
+//! # What to look at in production
+//!
+//! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
+//! wrong, to a hook and through `tracing` (target `posthog`, at most one line of a kind per minute). [`Client::dead_letters`] has the
+//! events that PostHog refused for good.
+//!
+//! # Features
+//!
+//! None that change anything: there are no default and no optional ones. Every knob is a setter of [`Config`], with its unit, default,
+//! least and most.
 
 mod client;
 mod clock;
@@ -26,6 +67,11 @@ pub use diagnostics::Diagnostic;
 pub use error::Error;
 pub use event::Event;
 pub use worker::{Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport, WaitTimeout};
+
+/// The examples of the readme are compiled with those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// The places at which the crash tests can have a process die.
 #[cfg(feature = "__crash_points")]

@@ -51,6 +51,20 @@ impl Ledger {
     }
 }
 
+impl std::iter::Sum for Ledger {
+    fn sum<I: Iterator<Item = Self>>(shards: I) -> Self {
+        shards.fold(Self::default(), |total, shard| Self {
+            accepted: total.accepted + shard.accepted,
+            delivered: total.delivered + shard.delivered,
+            queued: total.queued + shard.queued,
+            buried: total.buried + shard.buried,
+            evicted: total.evicted + shard.evicted,
+            damaged: total.damaged + shard.damaged,
+            lost_unsynced: total.lost_unsynced + shard.lost_unsynced,
+        })
+    }
+}
+
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced } = self;

@@ -24,12 +24,15 @@
 mod ledger;
 mod life;
 pub mod oracle;
+mod pages;
 pub mod protocol;
 pub mod scenario;
+mod setup;
 mod stage;
 
 pub use ledger::Ledger;
 pub use life::{Death, Life, Running};
+pub use setup::Setup;
 pub use stage::Stage;
 
 /// Why a scenario failed.

@@ -3,15 +3,15 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::Failure;
 use crate::protocol::{Line, Orders};
+use crate::{Failure, Setup};
 
 const SIGKILL: i32 = 9;
 
@@ -24,17 +24,31 @@ pub struct Life {
     pub events: Option<u32>,
     /// The crash point to die at, and at which of its visits (1 is the first).
     pub die_at: Option<(String, u32)>,
+    /// How its client is configured.
+    pub setup: Setup,
 }
 
 impl Life {
     /// Captures until it is killed.
     pub fn capturing(threads: u32) -> Self {
-        Self { threads, events: None, die_at: None }
+        Self { threads, events: None, die_at: None, setup: Setup::default() }
     }
 
-    /// Captures nothing, delivers what is left, and ends by itself.
+    /// Captures nothing and delivers what is left. It stays until it is told to end.
     pub fn draining() -> Self {
-        Self { threads: 0, events: Some(0), die_at: None }
+        Self { events: Some(0), ..Self::capturing(0) }
+    }
+
+    /// With its client configured like this.
+    pub fn with(mut self, setup: Setup) -> Self {
+        self.setup = setup;
+        self
+    }
+
+    /// Captures so many events on each thread, and stays until it is told to end.
+    pub fn of(mut self, events: u32) -> Self {
+        self.events = Some(events);
+        self
     }
 
     /// Dies at `point` when it is reached for the `nth` time.
@@ -57,6 +71,8 @@ pub enum Death {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    /// Closing it tells the victim to end, once it has done what it was ordered.
+    stdin: Option<ChildStdin>,
     heard: Arc<Heard>,
     listener: Option<JoinHandle<()>>,
 }
@@ -81,14 +97,17 @@ impl Running {
         if let Some((point, nth)) = &life.die_at {
             command.env("POSTHOG_CRASH_POINT", format!("{point}:{nth}"));
         }
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(Failure::stage("starting a victim"))?;
+        if orders.setup.no_map {
+            command.env("POSTHOG_CRASH_NO_MAP", "1");
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(Failure::stage("starting a victim"))?;
         let heard = Arc::new(Heard::default());
         let listener = child.stdout.take().map(|stdout| {
             let heard = Arc::clone(&heard);
             thread::spawn(move || heard.listen(stdout))
         });
-        Ok(Self { child, heard, listener })
+        Ok(Self { stdin: child.stdin.take(), child, heard, listener })
     }
 
     /// Waits until it has acked `count` events.
@@ -106,6 +125,16 @@ impl Running {
     pub(crate) fn kill(mut self) -> Result<(Death, Vec<Line>), Failure> {
         self.child.kill().map_err(Failure::stage("killing a victim"))?;
         self.bury()
+    }
+
+    /// Tells it to end once it has captured what it was ordered to and its own queue is empty.
+    pub(crate) fn tell_to_end(&mut self) {
+        drop(self.stdin.take());
+    }
+
+    /// Whether it is dead already.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.heard.speech().ended
     }
 
     /// Waits until it has ended, by itself or at a crash point.

@@ -6,7 +6,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::Ledger;
+use crate::{Ledger, Setup};
 
 /// Names an event independently of its uuid; each victim puts it into the properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,14 @@ pub struct Key {
     pub thread: u32,
     /// Counts each thread's calls of `capture` from 0.
     pub n: u32,
+}
+
+impl Key {
+    /// Of an event, as its properties say.
+    pub fn of(properties: &serde_json::Value) -> Option<Self> {
+        let number = |name: &str| u32::try_from(properties.get(name)?.as_u64()?).ok();
+        Some(Self { life: number("life")?, thread: number("thread")?, n: number("n")? })
+    }
 }
 
 /// One line.
@@ -76,24 +84,27 @@ pub struct Orders {
     pub threads: u32,
     /// How many events each captures before the life drains the queue and ends by itself; `u32::MAX` is until it is killed.
     pub events: u32,
+    /// How its client is configured.
+    pub setup: Setup,
 }
 
 impl Orders {
     /// As arguments.
-    pub fn to_args(&self) -> [String; 5] {
-        let Self { host, queue, life, threads, events } = self;
-        [host.clone(), queue.clone(), life.to_string(), threads.to_string(), events.to_string()]
+    pub fn to_args(&self) -> [String; 6] {
+        let Self { host, queue, life, threads, events, setup } = self;
+        [host.clone(), queue.clone(), life.to_string(), threads.to_string(), events.to_string(), setup.to_arg()]
     }
 
     /// From arguments, without the program's own name.
     pub fn from_args(args: impl IntoIterator<Item = String>) -> Option<Self> {
-        let [host, queue, life, threads, events] = args.into_iter().collect::<Vec<_>>().try_into().ok()?;
+        let [host, queue, life, threads, events, setup] = args.into_iter().collect::<Vec<_>>().try_into().ok()?;
         Some(Self {
             host,
             queue,
             life: life.parse().ok()?,
             threads: threads.parse().ok()?,
             events: events.parse().ok()?,
+            setup: Setup::from_arg(&setup)?,
         })
     }
 }
@@ -119,7 +130,9 @@ mod tests {
 
     #[test]
     fn orders_survive_the_command_line() {
-        let orders = Orders { host: "h".to_owned(), queue: "q w".to_owned(), life: 1, threads: 2, events: u32::MAX };
+        let setup = Setup { queue_events: 7, ..Setup::default().small().padded(9) };
+        let (host, queue) = ("h".to_owned(), "q w".to_owned());
+        let orders = Orders { host, queue, life: 1, threads: 2, events: u32::MAX, setup };
         assert_eq!(Orders::from_args(orders.to_args()), Some(orders));
     }
 }

@@ -3,63 +3,90 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crash_tests::Failure;
-use crash_tests::scenario::{self, Played};
+use crash_tests::oracle::Rules;
+use crash_tests::scenario::{self, Played, points, shared, storms};
+use crash_tests::{Failure, Setup};
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
-const RANDOM_KILLS: u32 = 40;
+const RANDOM_KILLS: u32 = 25;
 
 fn victim() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_victim"))
+}
+
+fn seed() -> u64 {
+    make_rng::<StdRng>().random()
 }
 
 fn hold(name: &str, played: Result<Played, Failure>) -> Played {
     played.unwrap_or_else(|failure| panic!("{name}: {failure}"))
 }
 
-#[test]
-fn a_life_that_ends_by_itself_has_delivered_everything() {
-    hold("clean end", scenario::end_cleanly(victim()));
-}
-
-#[test]
-fn dying_at_any_crash_point_loses_nothing() {
+fn die_at_each_point(setup: Setup) {
     let mut reached = BTreeSet::new();
-    for point in scenario::crash_points() {
-        reached.extend(hold(point, scenario::die_at(victim(), point, 1)).reached);
+    for case in points::one_each(setup) {
+        reached.extend(hold(&format!("{case:?}"), points::die_at(victim(), &case)).reached);
     }
-    let never: Vec<_> = scenario::crash_points().iter().filter(|point| !reached.contains(**point)).collect();
+    let never: Vec<_> = points::crash_points().iter().filter(|point| !reached.contains(**point)).collect();
     assert!(never.is_empty(), "no life has reached {never:?}");
 }
 
 #[test]
-fn dying_at_the_same_crash_point_twice_running_loses_nothing() {
-    for point in scenario::crash_points() {
-        hold(point, scenario::die_twice_at(victim(), point));
+fn a_life_that_ends_by_itself_has_delivered_everything() {
+    for setup in [Setup::default(), Setup::default().unmapped()] {
+        hold("clean end", scenario::end_cleanly(victim(), setup));
     }
 }
 
 #[test]
-fn forty_kills_at_random_moments_lose_nothing() {
-    let seed = make_rng::<StdRng>().random();
-    let played = hold(&format!("seed {seed}"), scenario::random_kills(victim(), RANDOM_KILLS, seed));
+fn dying_at_any_crash_point_loses_nothing() {
+    die_at_each_point(Setup::default().small());
+}
+
+#[test]
+fn dying_at_any_crash_point_loses_nothing_where_the_journal_is_not_mapped() {
+    die_at_each_point(Setup::default().small().unmapped());
+}
+
+#[test]
+fn kills_at_random_moments_lose_nothing() {
+    let seed = seed();
+    let played = hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, Rules::default()));
     assert_eq!(played.verdict.kills, RANDOM_KILLS);
     assert!(played.verdict.acked > 0, "nothing was acked, so nothing was shown");
 }
 
 #[test]
+fn refused_events_are_buried_once_whenever_the_process_is_killed() {
+    let (seed, rules) = (seed(), Rules { poison: true, ..Rules::default() });
+    hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, rules));
+}
+
+#[test]
+fn a_bounded_queue_counts_what_it_evicts_whenever_the_process_is_killed() {
+    let (seed, rules) = (seed(), Rules { evicts: true, ..Rules::default() });
+    hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, rules));
+}
+
+#[test]
 fn kills_during_recovery_lose_nothing() {
-    let seed = make_rng::<StdRng>().random();
-    hold(&format!("seed {seed}"), scenario::kill_during_recovery(victim(), 4, seed));
+    let seed = seed();
+    hold(&format!("seed {seed}"), storms::kill_during_recovery(victim(), 40, seed));
 }
 
 #[test]
 fn what_eight_threads_captured_is_there_after_a_kill() {
-    hold("8 threads", scenario::many_threads(victim(), 8));
+    hold("8 threads", scenario::many_threads(victim(), 8, Setup::default()));
 }
 
 #[test]
 fn a_living_process_delivers_what_a_killed_one_has_left() {
-    hold("adoption", scenario::adopt_an_orphan(victim()));
+    hold("adoption", shared::adopt_an_orphan(victim(), Setup::default().small()));
+}
+
+#[test]
+fn processes_that_share_a_directory_lose_nothing_when_all_are_killed() {
+    let seed = seed();
+    hold(&format!("seed {seed}"), shared::kill_all(victim(), 20, seed));
 }

@@ -128,15 +128,7 @@ impl Shared {
 
     #[cold]
     fn turn_away(&self, unwelcome: Unwelcome, now_nanos: WallNanos) -> Receipt {
-        let reason = match unwelcome {
-            Unwelcome::Closed => DropReason::Closed,
-            Unwelcome::Forked => DropReason::Forked,
-            Unwelcome::JournalBusy => DropReason::JournalBusy,
-            Unwelcome::JournalFull => DropReason::JournalFull,
-            Unwelcome::QueueFull => DropReason::QueueFull,
-            Unwelcome::DiskFull => DropReason::DiskFull,
-            Unwelcome::Storage => DropReason::Storage,
-        };
+        let reason = DropReason::from(unwelcome);
         self.count(reason);
         if let Some(count) = self.throttle.due(reason, now_nanos) {
             self.tell(reason, String::new(), reason.to_string(), count);
@@ -156,6 +148,20 @@ impl Shared {
 
     fn tell(&self, reason: DropReason, event: String, detail: String, count: u64) {
         self.diagnostics.record(Diagnostic::Dropped { reason: reason.name(), event, detail, count });
+    }
+}
+
+impl From<Unwelcome> for DropReason {
+    fn from(unwelcome: Unwelcome) -> Self {
+        match unwelcome {
+            Unwelcome::Closed => DropReason::Closed,
+            Unwelcome::Forked => DropReason::Forked,
+            Unwelcome::JournalBusy => DropReason::JournalBusy,
+            Unwelcome::JournalFull => DropReason::JournalFull,
+            Unwelcome::QueueFull => DropReason::QueueFull,
+            Unwelcome::DiskFull => DropReason::DiskFull,
+            Unwelcome::Storage => DropReason::Storage,
+        }
     }
 }
 

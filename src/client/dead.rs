@@ -22,7 +22,7 @@ pub struct DeadLetter {
     pub first_attempt: SystemTime,
     /// When it was refused for the last time.
     pub last_attempt: SystemTime,
-    /// How often it was sent.
+    /// How often the process that gave it up had sent it, or others of its row.
     pub attempts: u32,
 }
 

@@ -42,6 +42,8 @@ pub struct Stats {
     pub adopted_events: u64,
     /// Queues of other keys or hosts with events in them: how many, and their events.
     pub stranded: (usize, u64),
+    /// Why ordinary events are turned away at the moment, if they are.
+    pub refusing: Option<DropReason>,
     /// How the queue is kept.
     pub mode: Mode,
     /// What delivery is doing.
@@ -128,6 +130,7 @@ impl Stats {
             replayed: snapshot.replayed,
             adopted_events: snapshot.adopted.map_or(0, |ledger| ledger.queued_events),
             stranded: (snapshot.stranded.len(), snapshot.stranded.iter().map(|queue| queue.events).sum()),
+            refusing: snapshot.full.map(DropReason::from),
             mode: mode(snapshot),
             delivery: phase(snapshot.delivery.phase, now),
             consecutive_failures: snapshot.delivery.consecutive_failures,
@@ -154,6 +157,7 @@ impl Stats {
             replayed: 0,
             adopted_events: 0,
             stranded: (0, 0),
+            refusing: Some(DropReason::Disabled),
             mode: Mode::Disabled,
             delivery: DeliveryPhase::Idle,
             consecutive_failures: 0,

@@ -21,7 +21,7 @@ pub enum Protocol {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ProxyChoice {
+pub(crate) enum ProxyChoice {
     FromEnv,
     None,
     Url(String),

@@ -10,6 +10,7 @@ use super::batch::Batch;
 use super::engine::{Engine, now};
 use super::outcome::{Outcome, judge};
 use super::pace::{Health, Ticket};
+use super::split::Search;
 use super::{ChunkRef, Delivery, Notice, Verdict};
 use crate::crash_point;
 use crate::store::DeadRecord;
@@ -77,14 +78,11 @@ impl Engine {
 
     fn refused(&mut self, mut batch: Batch, ticket: Ticket, status: u16, reason: &str, by_posthog: bool) {
         let now = now();
-        if self.pace.answered(ticket) {
-            (self.report)(Notice::Recovered);
-        }
+        self.pace.answered(ticket);
         batch.refused_since.get_or_insert(self.intake.accepted);
         if status == 413 && batch.events > 1 {
             self.limits.shrink(batch.bytes);
         }
-        let chunks: Vec<ChunkRef> = batch.chunks().collect();
         if batch.events > 1 {
             let (first, second) = batch.halves(&mut self.intake.loaded);
             self.split.push([first, second]);
@@ -92,11 +90,19 @@ impl Engine {
             self.refused_alone(&batch, status, reason, by_posthog);
             self.intake.release(&batch, now);
         }
-        if self.split.refused() {
+        let search = self.split.refused();
+        if search == Search::GoesOn {
+            return;
+        }
+        let pieces: Vec<Batch> = self.split.drain().collect();
+        for piece in &pieces {
+            piece.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk));
+            self.intake.release(piece, now);
+        }
+        if search == Search::Outage {
             (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
             self.state.last_error = Some(format!("every request is refused with HTTP status {status}: {reason}"));
             self.pace.refuses_everything(now, &mut self.rng);
-            self.intake.avoid(chunks.into_iter());
             self.step_back();
         }
     }

@@ -69,6 +69,13 @@ impl Aside {
         }
     }
 
+    /// What remains of a chunk has another name.
+    pub(super) fn rename(&mut self, from: ChunkRef, to: ChunkRef) {
+        if let Some(entry) = self.chunks.remove(&from) {
+            self.chunks.insert(to, entry);
+        }
+    }
+
     /// A chunk is done with, and so are its events.
     pub(super) fn forget(&mut self, chunk: ChunkRef, seqs: RangeInclusive<u64>) {
         self.chunks.remove(&chunk);
@@ -80,9 +87,9 @@ impl Aside {
         self.chunks.values().any(|entry| !entry.out && entry.is_due(accepted, now))
     }
 
-    /// When the next chunk may be read again by the passing of time.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.chunks.values().filter(|entry| !entry.out).map(|entry| entry.until).min()
+    /// When time will have brought the next chunk back, not counting those that it has.
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        self.chunks.values().filter(|entry| !entry.out && entry.until > now).map(|entry| entry.until).min()
     }
 
     /// Remembers that an event was refused alone, `since` so many acceptances.
@@ -131,7 +138,7 @@ mod tests {
         assert!(!aside.any_due(6, now), "it is out already");
         aside.put(CHUNK, 6, now, later);
         assert!(aside.holds(CHUNK, 99, now));
-        assert_eq!(aside.next_due(), Some(now + Duration::from_secs(60)));
+        assert_eq!(aside.next_due(now), Some(now + Duration::from_secs(60)));
         assert!(!aside.holds(CHUNK, 6, now + Duration::from_secs(60)));
     }
 

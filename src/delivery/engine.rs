@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
-use rand::rngs::{StdRng, SysRng};
+use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
@@ -21,6 +21,7 @@ use super::{
     DeliveryHandle, DeliveryOptions, DeliveryState, Notice, OnDelivery, PaceState, Report, Source, SourceError,
 };
 use crate::clock::{Clock, WallNanos};
+use crate::entropy::random_u64;
 use crate::transport::{Post, Request, Response, TransportError};
 
 /// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
@@ -287,13 +288,15 @@ impl Engine {
     fn next_wake(&self) -> Option<Instant> {
         let now = now();
         let eager = self.stop.is_some() || !self.flushes.is_empty();
-        let has_work = self.intake.has_work() || !self.split.is_empty();
+        let aside = &self.intake.aside;
+        let is_due = aside.any_due(self.intake.accepted, now);
+        let has_work = is_due || self.intake.has_work() || !self.split.is_empty();
         let paced = match self.pace.permit(now, self.under_way.len(), eager) {
             Permit::Wait(until) if has_work => Some(until),
             _ => None,
         };
-        let readable = self.intake.unreadable_until().filter(|_| has_work);
-        [paced, readable, self.intake.aside.next_due(), self.stop].into_iter().flatten().min()
+        let readable = self.intake.unreadable_until().filter(|&at| has_work && at > now);
+        [paced, readable, aside.next_due(now), self.stop].into_iter().flatten().min()
     }
 
     fn answer_flushes(&mut self) {
@@ -337,7 +340,8 @@ impl Engine {
 
     fn is_over(&self) -> bool {
         let Some(deadline) = self.stop else { return false };
-        let is_done = self.gave_up || !(self.intake.has_work() || !self.split.is_empty());
+        let has_work = self.intake.has_work() || !self.split.is_empty();
+        let is_done = self.gave_up || !has_work;
         now() >= deadline || (is_done && self.under_way.is_empty())
     }
 
@@ -365,10 +369,7 @@ impl Debug for Engine {
     }
 }
 
-/// Chance for jitter; where the system has none to give, the time will do.
+/// Chance for jitter.
 fn random() -> StdRng {
-    StdRng::try_from_rng(&mut SysRng).unwrap_or_else(|_| {
-        let nanos = Clock::System.wall_nanos().unsigned_abs();
-        StdRng::seed_from_u64(nanos ^ u64::from(std::process::id()).rotate_left(32))
-    })
+    StdRng::seed_from_u64(random_u64())
 }

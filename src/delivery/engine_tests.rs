@@ -81,9 +81,11 @@ impl Rig {
 
     pub(super) async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let patience = Instant::now() + Duration::from_secs(86_400);
+        let mut pause = Duration::from_millis(5);
         while !condition(self) {
             assert!(Instant::now() < patience, "{:?}", self.notices.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
 

@@ -5,24 +5,24 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{ChunkRef, Compression, DeliveryOptions, PaceState, Settlement, Source, SourceError};
+use crate::event::{Event, Stamp};
 use crate::record::frame;
 use crate::store::{Chunk, ChunkKey, DeadRecord};
 use crate::transport::{Pending, Post, Request, Response, RetryAfter, TransportError};
 
 /// A record whose event is called `event <n>` and whose uuid is `n`.
 pub(super) fn record(n: u64) -> Vec<u8> {
-    let mut body = vec![0; 36];
-    body[12..28].copy_from_slice(&u128::from(n).to_be_bytes());
-    body.extend_from_slice(format!("event {n}").as_bytes());
-    body
+    let event = Event::new(format!("event {n}"), "somebody").uuid(Uuid::from_u128(n.into()));
+    event.finish(&Stamp { uuid: Uuid::nil(), now_nanos: 0 }, 1 << 20).unwrap().body().to_vec()
 }
 
 /// A record that cannot be decoded.
 pub(super) fn malformed_record() -> Vec<u8> {
     let mut body = record(0);
-    body.extend_from_slice(b"!malformed");
+    body.pop();
     body
 }
 
@@ -136,8 +136,11 @@ impl Source for FakeQueue {
             for (head, body) in frame::frames(&row.frames, row.salt).filter(|(head, _)| keep.contains(&head.seq)) {
                 frame::append(&mut frames, body, head.class, head.seq, row.salt);
             }
+            let key = ChunkKey { first_seq: *keep.first().unwrap(), ..row.key };
             let count = u32::try_from(keep.len()).unwrap();
-            ledger.rows.insert(settlement.chunk, Chunk { count, frames: frames.into(), ..row });
+            ledger
+                .rows
+                .insert(ChunkRef { key, ..settlement.chunk }, Chunk { key, count, frames: frames.into(), ..row });
         }
     }
 
@@ -249,7 +252,6 @@ impl Post for FakeEndpoint {
             }
             Ok(Response {
                 status: reply.status,
-                content_type: None,
                 retry_after: reply.retry_after.map(|secs| RetryAfter::In(Duration::from_secs(secs))),
                 body: reply.body.into_bytes(),
             })

@@ -201,16 +201,20 @@ impl Intake {
 
     fn settle(&mut self, closed: Option<Closed>, now: Instant) {
         let Some(closed) = closed else { return };
-        if closed.is_done {
-            self.aside.forget(closed.chunk, closed.seqs);
-        } else if closed.set_aside {
-            let (options, rng) = (&self.options, &mut self.rng);
-            self.aside.put(closed.chunk, self.accepted, now, |times| now + park_time(options, times, rng));
-            // Evidence may have come while the rest of the chunk was still under way.
-            self.more |= self.aside.any_due(self.accepted, now);
-        } else {
-            self.aside.put_back(closed.chunk);
-            self.more = true;
+        match closed.rest {
+            None => self.aside.forget(closed.chunk, closed.seqs),
+            Some(rest) if closed.set_aside => {
+                let (options, rng) = (&self.options, &mut self.rng);
+                self.aside.rename(closed.chunk, rest);
+                self.aside.put(rest, self.accepted, now, |times| now + park_time(options, times, rng));
+                // Evidence may have come while the rest of the chunk was still under way.
+                self.more |= self.aside.any_due(self.accepted, now);
+            }
+            Some(rest) => {
+                self.aside.rename(closed.chunk, rest);
+                self.aside.put_back(rest);
+                self.more = true;
+            }
         }
         if let Some(settlement) = closed.settlement {
             self.totals.delivered += settlement.delivered;

@@ -7,7 +7,7 @@ use super::aside::EventId;
 use super::{ChunkRef, Settlement};
 use crate::clock::WallNanos;
 use crate::record::frame;
-use crate::store::{Chunk, DeadRecord};
+use crate::store::{Chunk, ChunkKey, DeadRecord};
 
 /// Neighbouring records of one loaded chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,10 +71,10 @@ pub(super) struct Closed {
     pub(super) settlement: Option<Settlement>,
     /// Which one.
     pub(super) chunk: ChunkRef,
-    /// Some of it remains, and is not to be read again at once.
+    /// The name under which the rest will be read again; `None` if nothing remains.
+    pub(super) rest: Option<ChunkRef>,
+    /// The rest is not to be read again at once.
     pub(super) set_aside: bool,
-    /// Nothing of it remains.
-    pub(super) is_done: bool,
     /// The sequence numbers it had.
     pub(super) seqs: RangeInclusive<u64>,
 }
@@ -191,20 +191,22 @@ impl Loaded {
         let delivered = count(Fate::Delivered) as u64;
         let open: Vec<u64> =
             chunk.records.iter().filter(|record| record.fate == Fate::Open).map(|record| record.seq).collect();
-        let is_done = open.is_empty();
-        if is_done {
-            self.tries.remove(&reference);
-        }
         let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
         let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
-        let is_decided = is_done || delivered > 0 || !chunk.buried.is_empty();
+        let is_decided = open.is_empty() || delivered > 0 || !chunk.buried.is_empty();
+        let rest = open.first().map(|&first| match is_decided {
+            true => ChunkRef { key: ChunkKey { first_seq: first, ..reference.key }, ..reference },
+            false => reference,
+        });
+        let tries = self.tries.remove(&reference);
+        self.tries.extend(rest.zip(tries));
         let settlement = is_decided.then(|| Settlement {
             chunk: reference,
             delivered,
             buried: chunk.buried,
             keep: Some(open).filter(|open| !open.is_empty()),
         });
-        Some(Closed { settlement, chunk: reference, set_aside: chunk.set_aside && !is_done, is_done, seqs })
+        Some(Closed { settlement, chunk: reference, rest, set_aside: chunk.set_aside, seqs })
     }
 
     fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {

@@ -108,8 +108,8 @@ pub(crate) struct Settlement {
     pub(crate) delivered: u64,
     /// Those that it never will.
     pub(crate) buried: Vec<DeadRecord>,
-    /// `None`: nothing is left, the row goes. Else the row is rewritten, under the same key, with the records of these sequence
-    /// numbers only, and is read again some time.
+    /// `None`: nothing is left, the row goes. Else only the records of these sequence numbers (ascending) stay, in a row of the first
+    /// one's key, which is read again some time.
     pub(crate) keep: Option<Vec<u64>>,
 }
 

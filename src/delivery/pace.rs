@@ -159,23 +159,22 @@ impl Pace {
 
     /// The endpoint accepted a request. Says whether that ended an outage.
     pub(super) fn accepted(&mut self, ticket: Ticket) -> bool {
-        let recovered = self.answered(ticket);
-        if ticket.round == self.round {
-            self.window = self.window.saturating_mul(2).min(self.options.max_in_flight.max(1));
-        }
-        recovered
-    }
-
-    /// The endpoint works, though it did not like the request. Says whether that ended an outage.
-    pub(super) fn answered(&mut self, ticket: Ticket) -> bool {
         if ticket.round != self.round {
             return false;
         }
-        let recovered = self.consecutive_failures > 0;
-        self.health = Health::Up;
-        self.hold = None;
-        (self.failures_of_cycle, self.waits, self.consecutive_failures) = (0, 0, 0);
-        recovered
+        self.answered(ticket);
+        self.window = self.window.saturating_mul(2).min(self.options.max_in_flight.max(1));
+        self.waits = 0;
+        std::mem::take(&mut self.consecutive_failures) > 0
+    }
+
+    /// The endpoint works, though it did not like the request: no reason to wait, and no proof that the trouble is over.
+    pub(super) fn answered(&mut self, ticket: Ticket) {
+        if ticket.round == self.round {
+            self.health = Health::Up;
+            self.hold = None;
+            self.failures_of_cycle = 0;
+        }
     }
 
     /// A request failed.
@@ -221,6 +220,7 @@ impl Pace {
     }
 
     /// Whether something keeps us from sending at full speed.
+    #[cfg(test)]
     pub(super) fn is_down(&self, now: Instant) -> bool {
         self.health != Health::Up || self.active_hold(now).is_some()
     }

@@ -98,12 +98,25 @@ async fn an_event_too_large_for_a_stranger_is_kept_and_the_others_flow() {
 
 #[tokio::test(start_paused = true)]
 async fn bad_events_at_the_head_do_not_block_the_queue() {
-    let rig = Rig::start(queue_of(60, 100), |seen| {
-        if seen.events.iter().any(|&event| event <= 3000) { Reply::bad_event() } else { Reply::ok() }
-    });
-    rig.until(|rig| rig.queue.delivered() == 3000).await;
-    rig.drained().await;
-    assert_eq!(rig.buried(), (1..=3000).collect::<Vec<_>>());
+    let rig = Rig::with(
+        queue_of(60, 10),
+        |seen| if seen.events.iter().any(|&event| event <= 300) { Reply::bad_event() } else { Reply::ok() },
+        |parts| parts.options.max_batch_events = 100,
+    );
+    rig.until(|rig| rig.queue.delivered() == 300).await;
+    assert!(rig.endpoint.seen().last().unwrap().at < Duration::from_secs(120));
+    // New events flow past what remains, and are the evidence that ends it.
+    for number in 1..=1000 {
+        rig.commit(1);
+        let begun = tokio::time::Instant::now();
+        rig.until(|rig| rig.queue.delivered() >= 300 + number).await;
+        assert!(begun.elapsed() < Duration::from_secs(65), "{:?} for event {number}", begun.elapsed());
+        if rig.queue.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    assert_eq!(rig.buried(), (1..=300).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,14 +3,17 @@
 //! A refused batch is cut in two, and each half is sent like any other batch, until a single event is refused. Two directions are
 //! searched in turns: deep (the newest, smallest piece: it leads to a culprit, or to an acceptance, in few steps even where bad
 //! events are dense) and wide (the oldest, largest piece: it sets most of the good events free where bad ones are rare). Between two
-//! pieces a fresh batch may go, so a bad batch never stands before the others.
+//! pieces a fresh batch may go, so a bad batch never stands before the others. A search that finds no acceptance is given up: its
+//! chunks are stepped over, for others may be fine; and when others are not, it is an outage.
 
 use std::collections::VecDeque;
 
 use super::batch::Batch;
 
-/// So many refusals without one acceptance are an outage. Twice the cuts it takes to get from 1000 events to one, and some.
+/// A search is given up after so many refusals in a row: thrice the cuts it takes to get from 1000 events to one, and some.
 const MANY_REFUSALS: u32 = 32;
+/// An endpoint that has accepted something is given so many searches to do so again.
+const MANY_SEARCHES: u32 = 8;
 
 /// Pieces of refused batches, and how the search for culprits goes.
 #[derive(Debug, Default)]
@@ -18,6 +21,19 @@ pub(super) struct Split {
     pieces: VecDeque<Batch>,
     turn: u8,
     refusals_in_a_row: u32,
+    /// Searches that may be given up before it is an outage.
+    searches_left: u32,
+}
+
+/// What a refusal means for the search.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    /// It goes on.
+    GoesOn,
+    /// It leads nowhere; there may be others that are fine.
+    GivenUp,
+    /// Nothing is accepted any more.
+    Outage,
 }
 
 /// What to send next.
@@ -58,19 +74,26 @@ impl Split {
         self.pieces.drain(..)
     }
 
-    /// A request was refused. Says whether that is one too many.
-    pub(super) fn refused(&mut self) -> bool {
+    /// A request was refused.
+    pub(super) fn refused(&mut self) -> Search {
         self.refusals_in_a_row += 1;
-        let too_many = self.refusals_in_a_row >= MANY_REFUSALS;
-        if too_many {
-            self.refusals_in_a_row = 0;
+        if self.refusals_in_a_row < MANY_REFUSALS {
+            return Search::GoesOn;
         }
-        too_many
+        self.refusals_in_a_row = 0;
+        match self.searches_left.checked_sub(1) {
+            Some(left) => {
+                self.searches_left = left;
+                Search::GivenUp
+            }
+            None => Search::Outage,
+        }
     }
 
     /// A request was accepted.
     pub(super) fn accepted(&mut self) {
         self.refusals_in_a_row = 0;
+        self.searches_left = MANY_SEARCHES;
     }
 }
 
@@ -97,12 +120,17 @@ mod tests {
     }
 
     #[test]
-    fn an_acceptance_between_refusals_keeps_the_search_going() {
+    fn searches_are_given_up_and_then_it_is_an_outage_unless_something_is_accepted() {
         let mut split = Split::default();
-        for _ in 0..10 {
-            assert!((1..MANY_REFUSALS).all(|_| !split.refused()));
+        let search = |split: &mut Split| {
+            assert!((1..MANY_REFUSALS).all(|_| split.refused() == Search::GoesOn));
+            split.refused()
+        };
+        assert_eq!(search(&mut split), Search::Outage, "never accepted anything");
+        for _ in 0..2 {
             split.accepted();
+            assert!((0..MANY_SEARCHES).all(|_| search(&mut split) == Search::GivenUp));
         }
-        assert!((1..MANY_REFUSALS).all(|_| !split.refused()) && split.refused());
+        assert_eq!(search(&mut split), Search::Outage);
     }
 }

@@ -47,6 +47,14 @@ pub(crate) trait Gate: Send + Sync + Debug {
     fn before(&self, call: &Call<'_>) -> Verdict;
     /// Told when the call has succeeded.
     fn after(&self, _call: &Call<'_>) {}
+    /// The kind of file system that is pretended; `None` tells the truth.
+    fn file_system(&self) -> Option<FileSystem> {
+        None
+    }
+    /// The start of the machine that is pretended; `None` tells the truth.
+    fn boot_id(&self) -> Option<u128> {
+        None
+    }
 }
 
 /// What a [`Gate`] says.
@@ -64,6 +72,7 @@ pub(crate) enum Verdict {
 
 /// One call, as a [`Gate`] sees it.
 #[derive(Debug)]
+#[cfg_attr(not(test), allow(dead_code, reason = "gates are made by tests"))]
 pub(crate) struct Call<'a> {
     /// Which call.
     pub(crate) op: Op,
@@ -169,7 +178,15 @@ impl Disk {
 
     /// The kind of file system that holds `path`.
     pub(crate) fn file_system(&self, path: &Path) -> io::Result<FileSystem> {
-        filesystem::kind(path)
+        match self.gate.as_ref().and_then(|gate| gate.file_system()) {
+            Some(pretended) => Ok(pretended),
+            None => filesystem::kind(path),
+        }
+    }
+
+    /// Differs after each start of the machine; 0 where the system does not tell.
+    pub(crate) fn boot_id(&self) -> u128 {
+        self.gate.as_ref().and_then(|gate| gate.boot_id()).unwrap_or_else(filesystem::boot_id)
     }
 
     /// Makes a call, unless the gate decides otherwise; retried when a signal interrupted it.
@@ -195,11 +212,6 @@ impl Disk {
     fn ask(&self, op: Op, path: &Path, len: u64) -> Verdict {
         self.gate.as_ref().map_or(Verdict::Go, |gate| gate.before(&Call { op, path, len }))
     }
-}
-
-/// Differs after each start of the machine; 0 where the system does not tell.
-pub(crate) fn boot_id() -> u128 {
-    filesystem::boot_id()
 }
 
 /// The directories from `path` up to and including `top`, deepest first: what must be synced for a new name below to be durable.

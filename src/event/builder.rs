@@ -68,13 +68,6 @@ impl Event {
         Self::described(name.as_ref(), distinct_id.as_ref())
     }
 
-    /// An event at least as dear as `class`.
-    pub(crate) fn with_class(name: impl AsRef<str>, distinct_id: impl AsRef<str>, class: Class) -> Self {
-        let mut event = Self::new(name, distinct_id);
-        event.draft.class = event.draft.class.max(class);
-        event
-    }
-
     /// Sets a property, to whatever serde can serialize. The last value of a key counts.
     #[inline]
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Event, Record, Refusal, Stamp};
+use super::finish::Record;
+use super::{Event, Refusal, Stamp};
 use crate::record::{Class, Flags, LIB_VERSION, Unencodable, View, json::write_event};
 
 const STAMP: Stamp = Stamp { uuid: Uuid::from_u128(77), now_nanos: 1_700_000_000_000_000_000 };
@@ -125,7 +126,6 @@ fn the_class_follows_from_the_name_and_never_sinks() {
         assert_eq!(class(Event::new(name, "d")), Class::Identity);
     }
     assert_eq!((class(Event::new("$exception", "d")), class(event())), (Class::Exception, Class::Ordinary));
-    assert_eq!(class(Event::with_class("crash", "d", Class::Exception)), Class::Exception);
     let mut renamed = Event::new("$exception", "d");
     renamed.set_name("boom");
     assert_eq!(class(renamed.clone()), Class::Exception);

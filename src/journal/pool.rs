@@ -40,6 +40,8 @@ pub(crate) struct SetAside {
 #[derive(Debug)]
 pub(super) struct Pool {
     disk: Disk,
+    /// Bytes of an arena, as configured now; arenas of an earlier life may have another size.
+    arena_bytes: usize,
     places: Mutex<Places>,
 }
 
@@ -76,14 +78,16 @@ impl Pool {
             places.admit(disk, &path, index, options)?;
         }
         places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
-        Ok(Self { disk: disk.clone(), places: Mutex::new(places) })
+        Ok(Self { disk: disk.clone(), arena_bytes: options.arena_bytes, places: Mutex::new(places) })
     }
 
-    /// Highest epoch and first sequence number of the sealed rounds.
+    /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
+    /// has begun may not have a record yet.
     pub(super) fn highest(&self) -> (u64, u64) {
         let places = self.lock();
         let rounds = || places.sealed.iter().map(|sealed| sealed.round);
-        (rounds().map(|r| r.epoch).max().unwrap_or(0), rounds().map(|r| r.first_seq).max().unwrap_or(0))
+        let first_seq = rounds().map(|round| round.first_seq).max().unwrap_or(0);
+        (rounds().map(|round| round.epoch).max().unwrap_or(0), first_seq.saturating_sub(1))
     }
 
     pub(super) fn take_set_aside(&self) -> Vec<SetAside> {
@@ -129,7 +133,8 @@ impl Pool {
 
     /// An arena is free again. A condemned one, or one whose size is no longer the configured one, is not: its file goes.
     pub(super) fn give_back(&self, arena: Arc<Arena>) {
-        if arena.is_condemned() && self.disk.remove_file(arena.path()).is_ok() {
+        let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
+        if !is_wanted && self.disk.remove_file(arena.path()).is_ok() {
             self.lock().mark(arena.index(), false);
             return;
         }
@@ -165,11 +170,17 @@ impl Pool {
         self.give_back(sealed.arena);
     }
 
-    pub(super) fn last_seq_possible(&self) -> u64 {
-        let places = self.lock();
-        let ends = places.sealed.iter().map(|sealed| {
-            let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
-            sealed.last_seq.unwrap_or(0).max(sealed.round.first_seq.saturating_add(room))
+    pub(super) fn last_seq_taken(&self) -> u64 {
+        let ends = self.lock().sealed.clone().into_iter().map(|sealed| {
+            let found = match sealed.replay() {
+                Ok(replay) => replay.last_seq().unwrap_or(0),
+                // As many as fit. What there was not will count as missing one day, but no number is given twice.
+                Err(_) => {
+                    let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
+                    sealed.round.first_seq.saturating_add(room)
+                }
+            };
+            found.max(sealed.last_seq.unwrap_or(0))
         });
         ends.max().unwrap_or(0)
     }

@@ -133,6 +133,7 @@ impl<'a> Iterator for Frames<'a> {
 }
 
 /// Appends one frame to `out`. The journal writes its frames in place; this is for everybody who builds frames in memory.
+#[cfg(test)]
 pub(crate) fn append(out: &mut Vec<u8>, body: &[u8], class: u8, seq: u64, salt: u64) {
     let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let check = seal(hash_body(body), salt, seq, body_len, class);

@@ -53,8 +53,6 @@ impl Flags {
     pub(crate) const GEOIP_DISABLE: Flags = Flags(1 << 1);
     /// `$process_person_profile: false`.
     pub(crate) const PERSONLESS: Flags = Flags(1 << 2);
-    /// Belongs to a historical migration: sent in batches of its own.
-    pub(crate) const HISTORICAL: Flags = Flags(1 << 3);
 
     /// Whether all bits of `other` are set.
     pub(crate) fn contains(self, other: Flags) -> bool {

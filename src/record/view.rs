@@ -34,6 +34,7 @@ impl<'a> View<'a> {
     }
 
     /// The value of a property as MessagePack.
+    #[cfg(test)]
     pub(crate) fn get(&self, key: &str) -> Option<&'a [u8]> {
         self.properties.last(key)
     }

@@ -54,6 +54,7 @@ impl Shard {
                 let goes_on = read.chunks.iter().filter(|chunk| !busy(chunk.key)).all(|chunk| plan.consider(chunk));
                 if !plan.changes.remove.is_empty() {
                     self.in_store(|store| store.apply(&plan.changes))?;
+                    crate::crash_point::reach("evict.committed");
                     evicted.events += plan.events;
                 }
                 if !goes_on {

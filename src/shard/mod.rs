@@ -31,6 +31,8 @@ mod evict;
 mod open;
 mod status;
 mod stranded;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -38,18 +40,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
-use crate::disk::Disk;
 use crate::journal::{Appended, Journal, JournalError, Refused};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
-pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir, shard_numbers};
-pub(crate) use evict::{EvictUntil, Evicted};
-pub(crate) use open::{Finding, Opened, is_newer};
+pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir};
+pub(crate) use evict::EvictUntil;
+pub(crate) use open::{Finding, is_newer};
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, stranded};
 
 /// The lane of captured events. Others may follow; rows and commits are told apart by it.
 pub(crate) const LANE: u8 = 0;
+
+/// Content up to this size is moved by a compaction, which nothing can interrupt.
+const COMPACT_LIVE_MAX: u64 = 16 * 1024 * 1024;
 
 /// How a shard is opened.
 #[derive(Clone, Debug)]
@@ -86,9 +90,6 @@ pub(crate) enum ShardError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// An arena could not be read back.
-    #[error("an arena of the journal could not be read")]
-    Replay(#[source] io::Error),
     /// The store.
     #[error("the store in {dir:?}: {source}")]
     Store {
@@ -117,7 +118,6 @@ pub(crate) struct Settled {
 #[derive(Debug)]
 pub(crate) struct Shard {
     dir: PathBuf,
-    disk: Disk,
     /// `None` for a shard in memory, and after it was let go.
     claim: Mutex<Option<Claim>>,
     status: StatusPage,
@@ -144,6 +144,9 @@ impl Shard {
 
     /// Makes everything appended before durable; says up to which sequence number.
     pub(crate) fn sync(&self) -> io::Result<u64> {
+        self.check_claim()?;
+        // Where the page is not mapped, this is how often it learns how far the journal goes.
+        self.status.publish();
         self.journal.sync()
     }
 
@@ -183,6 +186,16 @@ impl Shard {
         }
     }
 
+    /// Bytes that the store's file takes on the disk; 0 if that cannot be found out.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0)
+    }
+
+    /// Gives the store's free room back to the file system, if there is some and little is left to be moved.
+    pub(crate) fn compact(&self) -> Result<bool, ShardError> {
+        self.in_store(|store| store.compact_if_small(COMPACT_LIVE_MAX))
+    }
+
     /// Whether the shard's directory still is where it was, with our lock in it.
     pub(crate) fn holds_claim(&self) -> bool {
         self.claim.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(Claim::holds)
@@ -197,12 +210,24 @@ impl Shard {
     pub(crate) fn close(&self) {
         self.journal.close();
         let last = Access::LetGo(self.ledger());
-        let store = std::mem::replace(&mut *self.access(), last);
-        drop(store);
+        if let Access::Open(store) = std::mem::replace(&mut *self.access(), last) {
+            // Others may still have it in hand, and must not find it open when the directory is somebody else's.
+            store.close();
+        }
         self.status.mark_clean_exit();
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
+    }
+
+    /// Without the lock the directory may be somebody else's, who would take our records for damage and whose records ours would
+    /// overwrite: nothing more is taken.
+    fn check_claim(&self) -> io::Result<()> {
+        if self.holds_claim() {
+            return Ok(());
+        }
+        self.journal.close();
+        Err(io::Error::other("the lock file of this queue was removed or replaced: restart to use a new queue"))
     }
 
     fn access(&self) -> MutexGuard<'_, Access> {
@@ -212,6 +237,7 @@ impl Shard {
     /// Calls into the store, inside a phase.
     fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        self.check_claim().map_err(|source| ShardError::Io { path: self.dir.clone(), source })?;
         let _phase = self.status.enter(Phase::Store);
         call(&store).map_err(|source| self.failed(source))
     }

@@ -63,7 +63,7 @@ impl Shard {
     ) -> Result<Opened, ShardError> {
         let dir = claim.dir().to_path_buf();
         let failed = |source| ShardError::Io { path: dir.clone(), source };
-        let map = disk.file_system(&dir).map_err(failed)?.may_map();
+        let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
         let (status, before) = StatusPage::take_over(disk, &dir.join("status"), map, now).map_err(failed)?;
         let journal = JournalOptions {
             dir: Some(dir.clone()),
@@ -85,7 +85,6 @@ impl Shard {
         }
         let shard = Shard {
             dir,
-            disk: disk.clone(),
             claim: Mutex::new(Some(claim)),
             status,
             journal,
@@ -107,7 +106,6 @@ impl Shard {
         Ok(Shard {
             status: StatusPage::volatile().map_err(|source| ShardError::Io { path: dir.clone(), source })?,
             dir,
-            disk: disk.clone(),
             claim: Mutex::new(None),
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
@@ -136,6 +134,7 @@ fn open_store(
 ) -> Result<Store, ShardError> {
     let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
+    crash_point::reach("store.opening");
     if before.died_in_store {
         findings.push(Finding::Checked);
     }
@@ -182,9 +181,7 @@ fn recover(
     now: WallNanos,
     findings: &mut Vec<Finding>,
 ) -> Result<(Journal, u64), ShardError> {
-    // A round that was begun proves the records before its first one, and not that one: nothing may have been appended to it.
-    let known = store.ledger().accepted.max(found.first_seq_max.saturating_sub(1));
-    let accepted = believable(before.accepted, known, options.arena_bytes);
+    let accepted = believable(before.accepted, store.ledger().accepted.max(found.taken_up_to), options.arena_bytes);
     found.expect_up_to(accepted);
     let mut replayed = 0;
     let mut last_seq = accepted;
@@ -209,8 +206,8 @@ fn recover(
             Err(source) => {
                 let error = ShardError::Store { dir: PathBuf::new(), source };
                 findings.push(Finding::NotCarried { error });
-                // The numbers in these arenas are taken, whether they can be read now or not.
-                last_seq = last_seq.max(found.last_seq_possible());
+                // The numbers in these arenas are taken.
+                last_seq = last_seq.max(found.last_seq_taken());
                 break;
             }
         }
@@ -256,4 +253,42 @@ pub(crate) fn is_newer(error: &ShardError) -> bool {
         ShardError::Store { source: StoreError::Newer { .. }, .. }
             | ShardError::Journal(crate::journal::JournalError::Newer { .. })
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::frame::hash_body;
+    use crate::shard::{Project, claim};
+
+    fn open(queue_dir: &Path) -> Opened {
+        let options = ShardOptions {
+            project: Project { host: "https://a".into(), api_key: "phc_1".into() },
+            queue_dir: queue_dir.to_path_buf(),
+            arena_bytes: 64 * 1024,
+            lock_wait: std::time::Duration::from_millis(20),
+            cache_bytes: 256 * 1024,
+            reserve_bytes: 0,
+        };
+        let claim = claim(&Disk::default(), &queue_dir.join("project")).unwrap();
+        Shard::open(&Disk::default(), &options, claim, 7).unwrap()
+    }
+
+    #[test]
+    fn a_life_without_records_uses_up_no_number_and_misses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut numbers = Vec::new();
+        for life in 0..6 {
+            let Opened { shard, findings, .. } = open(dir.path());
+            assert!(findings.is_empty(), "life {life}: {findings:?}");
+            // Every other life is one in which nothing is captured.
+            if life % 2 == 0 {
+                numbers.push(shard.append(b"record", hash_body(b"record"), 0).unwrap().seq);
+            }
+            shard.close();
+        }
+        assert_eq!(numbers, [1, 2, 3]);
+        let ledger = open(dir.path()).shard.ledger();
+        assert_eq!((ledger.accepted, ledger.queued_events, ledger.damaged, ledger.imbalance()), (3, 3, 0, 0));
+    }
 }

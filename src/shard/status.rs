@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::WallNanos;
-use crate::disk::{self, Disk, DiskFile, Mapping, Open};
+use crate::disk::{Disk, DiskFile, Mapping, Open};
 use crate::store::Ledger;
 
 /// Bytes of the file.
@@ -109,8 +109,9 @@ impl StatusPage {
             }
             Self { words, file: Some(file) }
         };
-        let predecessor = page.predecessor();
-        page.begin(&predecessor, now);
+        let boot_id = disk.boot_id();
+        let predecessor = page.predecessor(boot_id);
+        page.begin(&predecessor, boot_id, now);
         Ok((page, predecessor))
     }
 
@@ -126,10 +127,10 @@ impl StatusPage {
         file.read_exact_at(0, &mut bytes)?;
         let words = Mapping::anonymous(STATUS_BYTES)?;
         let page = words.write(0, &bytes).then_some(Self { words, file: None });
-        Ok(page.map(|page| page.predecessor()).filter(|found| found.existed))
+        Ok(page.map(|page| page.predecessor(disk.boot_id())).filter(|found| found.existed))
     }
 
-    fn predecessor(&self) -> Predecessor {
+    fn predecessor(&self, now_booted: u128) -> Predecessor {
         if self.get(Word::Magic) != MAGIC || self.get(Word::Version) != VERSION {
             return Predecessor::default();
         }
@@ -150,7 +151,7 @@ impl StatusPage {
             clean: self.get(Word::CleanExit) == 1,
             died_in_store: phase != Phase::Quiet as u64,
             deaths_opening: if phase == Phase::Opening as u64 { self.get(Word::Deaths).saturating_add(1) } else { 0 },
-            same_boot: boot_id == disk::boot_id(),
+            same_boot: boot_id == now_booted,
             accepted: self.get(Word::Accepted),
             epoch: self.get(Word::Epoch),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
@@ -158,8 +159,7 @@ impl StatusPage {
         }
     }
 
-    fn begin(&self, predecessor: &Predecessor, now: WallNanos) {
-        let boot_id = disk::boot_id();
+    fn begin(&self, predecessor: &Predecessor, boot_id: u128, now: WallNanos) {
         self.set(Word::Phase, Phase::Quiet as u64);
         self.set(Word::CleanExit, 0);
         self.set(Word::Deaths, predecessor.deaths_opening);
@@ -231,7 +231,7 @@ impl StatusPage {
     }
 
     /// Writes the words out where they are not mapped. A failure leaves the mirror behind, which it may be.
-    fn publish(&self) {
+    pub(crate) fn publish(&self) {
         if let Some(file) = &self.file {
             let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
         }

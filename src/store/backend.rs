@@ -16,6 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::StorageBackend;
 
+use crate::crash_point;
 use crate::disk::{DiskFile, fork};
 
 /// The file of a store. Clones are the same file.
@@ -125,7 +126,9 @@ impl Shared {
 
     fn sync(&self) -> io::Result<()> {
         self.check_name()?;
-        self.file.sync_data().inspect_err(|_| self.condemned.store(true, Ordering::Release))
+        self.file.sync_data().inspect_err(|_| self.condemned.store(true, Ordering::Release))?;
+        crash_point::reach("store.synced");
+        Ok(())
     }
 
     /// Makes the call if the file is released, or else adds it to the held ones.

@@ -67,9 +67,8 @@ use rows::State;
 pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
-pub(crate) use guard::inside_guarded_call;
 pub(crate) use ledger::{Ledger, LedgerDelta};
-pub(crate) use open::{OpenReport, StoreOptions, peek};
+pub(crate) use open::{OpenReport, StoreOptions};
 pub(crate) use reads::{DamagedRow, DeadRead, Read};
 
 /// A record that the server refused for good, and why.
@@ -112,6 +111,7 @@ pub(crate) struct Store {
     options: StoreOptions,
     /// The fork generation of the process that opened it.
     generation: u64,
+    #[cfg(test)]
     identity: Identity,
     /// Held from begin to end by whatever changes the file: there is one at a time. Taken before `opened`, and that before `committed`.
     writer: Mutex<Writer>,
@@ -125,7 +125,8 @@ pub(crate) struct Store {
     suspect: AtomicBool,
     /// The file must be replaced when reopened.
     condemned: Condemned,
-    _registration: Option<Registration>,
+    /// `None` in memory, and once closed.
+    registration: Mutex<Option<Registration>>,
 }
 
 #[derive(Debug)]
@@ -172,11 +173,19 @@ impl Store {
         condemned: Condemned,
         registration: Option<Registration>,
     ) -> Self {
-        let Opened { db, file, identity, state } = opened;
+        let Opened {
+            db,
+            file,
+            #[cfg(test)]
+            identity,
+            state,
+            ..
+        } = opened;
         Self {
             place,
             options,
             generation: fork::generation(),
+            #[cfg(test)]
             identity,
             writer: Mutex::new(writer),
             opened: RwLock::new(Some(Open { db, file })),
@@ -184,7 +193,7 @@ impl Store {
             latched: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             condemned,
-            _registration: registration,
+            registration: Mutex::new(registration),
         }
     }
 
@@ -225,6 +234,7 @@ impl Store {
     }
 
     /// Whose queue it is.
+    #[cfg(test)]
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }

@@ -1,6 +1,6 @@
 //! Opening: create, open, or set aside and rebuild.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use redb::{Builder, Database, ReadableDatabase, ReadableTableMetadata};
@@ -14,7 +14,7 @@ use super::salvage::Salvage;
 use super::tables::{self, CHUNKS, DEAD};
 use super::{Identity, Ledger, StoreError};
 use crate::clock::WallNanos;
-use crate::disk::{Disk, Open};
+use crate::disk::Open;
 
 /// No cache is larger than this, whatever the options say.
 const CACHE_MOST: usize = 8 * 1024 * 1024;
@@ -75,6 +75,7 @@ pub(super) struct Opened {
     pub(super) db: Database,
     /// `None` in memory.
     pub(super) file: Option<StoreFile>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by tests"))]
     pub(super) identity: Identity,
     pub(super) state: State,
 }
@@ -123,17 +124,6 @@ pub(super) fn replace(
     }
     condemned.store(false, Ordering::Release);
     Ok((open_existing(place, false, condemned)?, report))
-}
-
-/// Whose queue a store is and what it holds, without changing a byte of it. Only under the shard's lock: a running owner's file
-/// changes while it is read.
-pub(crate) fn peek(disk: &Disk, dir: &Path) -> Result<(Identity, Ledger), StoreError> {
-    let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), options: StoreOptions::for_peeking() };
-    let (db, _file) = open_held(&place, Open::ReadOnly, false, &Condemned::default())?;
-    let meta = guarded(|| tables::read_meta(&db));
-    let _ = guarded(|| Ok(db.close()?));
-    let (identity, state) = meta?.complete()?;
-    Ok((identity, state.ledger))
 }
 
 /// An empty store in memory.
@@ -239,18 +229,4 @@ fn in_full(error: &StoreError) -> String {
         source = cause.source();
     }
     text
-}
-
-impl StoreOptions {
-    fn for_peeking() -> Self {
-        let identity = Identity { project_hash: [0; 32], host: String::new(), api_key: String::new() };
-        Self {
-            identity,
-            cache_bytes: 256 * 1024,
-            reserve_bytes: 0,
-            check_integrity: false,
-            distrusted: false,
-            witness: None,
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{StoreError, StoreOptions};
 use crate::clock::WallNanos;
+use crate::crash_point;
 use crate::disk::Disk;
 
 /// The name of the store's file.
@@ -49,6 +50,7 @@ impl Place {
     pub(super) fn install_beside_damaged(&self, now: WallNanos) -> Result<PathBuf, StoreError> {
         // From here on a crash is finished by `finish_interrupted`.
         self.disk.rename(&self.unfinished(), &self.ready())?;
+        crash_point::reach("store.ready");
         self.disk.sync_dir(&self.dir)?;
         self.swap_ready(now)
     }
@@ -71,6 +73,7 @@ impl Place {
         let aside = self.new_damaged_dir(now)?;
         let damaged = aside.join(QUEUE);
         self.disk.rename(&self.queue(), &damaged)?;
+        crash_point::reach("store.aside");
         self.disk.sync_dir(&aside)?;
         self.disk.rename(&self.ready(), &self.queue())?;
         self.disk.sync_dir(&self.dir)?;

@@ -8,6 +8,7 @@ use super::place::Place;
 use super::rows::{self, State};
 use super::tables::{self, CHUNKS, DEAD};
 use super::{Chunk, DeadRecord, Identity, StoreError};
+use crate::crash_point;
 use crate::disk::Open;
 
 /// Rows written by one transaction, so that a rebuild takes memory by this and not by the queue's size.
@@ -81,7 +82,9 @@ impl Rebuild {
             transaction.commit()?;
             Ok(db.close()?)
         })?;
-        Ok(redb::StorageBackend::sync_data(&file)?)
+        redb::StorageBackend::sync_data(&file)?;
+        crash_point::reach("store.built");
+        Ok(())
     }
 
     fn made_heavier(&mut self, bytes: usize) -> Result<(), StoreError> {

@@ -17,7 +17,8 @@ const VERSION: u8 = 1;
 pub(super) const CHUNK_HEAD: usize = 40;
 /// Longest reason kept with a dead record.
 const REASON_MAX: usize = 1024;
-const DEAD_HEAD: usize = 38;
+/// Bytes of a dead row around its reason and its record: the head and the check.
+const DEAD_FRAME: usize = 26 + 8;
 
 /// What stands before a chunk row's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +98,7 @@ fn head_check(key: ChunkKey, head: &[u8]) -> u64 {
 /// `[version u8][lane u8][status u16][attempts u32][first i64][last i64][reason's length u16]...[check u64]`, see the order below.
 pub(super) fn dead_value(dead: &DeadRecord) -> Vec<u8> {
     let reason = at_most(&dead.reason, REASON_MAX).as_bytes();
-    let mut bytes = Vec::with_capacity(DEAD_HEAD + reason.len() + dead.body.len());
+    let mut bytes = Vec::with_capacity(DEAD_FRAME + reason.len() + dead.body.len());
     bytes.extend_from_slice(&[VERSION, dead.lane]);
     bytes.extend_from_slice(&dead.status.to_le_bytes());
     bytes.extend_from_slice(&dead.attempts.to_le_bytes());

@@ -11,6 +11,7 @@ use super::rows::State;
 use super::tables::{self, DEAD};
 use super::{Open, OpenReport, Store, StoreError, Writer, open};
 use crate::clock::WallNanos;
+use crate::crash_point;
 
 /// A file no larger than this beyond twice its content is not worth compacting.
 const SLACK_BYTES: u64 = 2 * 1024 * 1024;
@@ -46,6 +47,21 @@ impl Store {
         Ok(report)
     }
 
+    /// Closes the file and gives its name free. Reads and transactions under way are waited for; whoever has the store after that finds
+    /// it latched: the directory may be another owner's by then.
+    pub(crate) fn close(&self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let _writer = self.writer();
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        self.latched.store(true, Ordering::Release);
+        if let Some(open) = opened.take() {
+            let _ = guarded(|| Ok(open.db.close()?));
+        }
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Gives free space back to the file system, if the content is small enough for that to be quick. Reads and transactions
     /// wait meanwhile. `false` if there was nothing to be gained, or too much to be moved.
     pub(crate) fn compact_if_small(&self, live_max: u64) -> Result<bool, StoreError> {
@@ -65,6 +81,7 @@ impl Store {
         let Some(open) = opened.as_mut().filter(|_| !self.is_latched()) else { return Err(StoreError::Latched) };
         let compacted = guarded(|| {
             let compacted = open.db.compact()?;
+            crash_point::reach("store.compacting");
             // Compaction commits without quick repair: until this, a kill would cost the next open a walk through the file.
             let transaction = tables::begin(&open.db)?;
             tables::write_state(&transaction, &state)?;

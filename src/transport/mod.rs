@@ -106,8 +106,6 @@ pub(crate) struct Request {
 pub(crate) struct Response {
     /// The HTTP status.
     pub(crate) status: u16,
-    /// The `Content-Type` header, if it is text.
-    pub(crate) content_type: Option<String>,
     /// The `Retry-After` header, if it can be understood.
     pub(crate) retry_after: Option<RetryAfter>,
     /// The first [`MAX_RESPONSE_BYTES`] of the body.
@@ -192,7 +190,6 @@ async fn post(client: reqwest::Client, request: Request) -> Result<Response, req
     let text = |name: HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
     let mut response = Response {
         status: answer.status().as_u16(),
-        content_type: text(reqwest::header::CONTENT_TYPE).map(str::to_owned),
         retry_after: text(reqwest::header::RETRY_AFTER).and_then(RetryAfter::parse),
         body: Vec::new(),
     };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Notice, Pipeline, lock};
+use crate::crash_point;
 use crate::shard::{ClaimError, Finding, Project, Shard, ShardError, ShardOptions, claim_orphan, shard_dir};
 
 /// An orphan that is ours for the time being.
@@ -86,6 +87,7 @@ impl Pipeline {
                 return Ok(Step::Empty(number));
             }
         };
+        crash_point::reach("adoption.opened");
         self.report_findings(opened.findings);
         let shard = Arc::new(opened.shard);
         if shard.ledger().queued_events == 0 {

@@ -13,6 +13,10 @@ use crate::store::ChunkKey;
 
 /// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
 const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
+/// A file up to this size is used again as it is.
+const COMPACT_FROM: u64 = 4 * 1024 * 1024;
+/// Compactions are at least so far apart.
+const COMPACT_SPACING: Duration = Duration::from_secs(60);
 
 impl Committer {
     /// Looks at the bounds; makes room if that is the rule.
@@ -23,8 +27,12 @@ impl Committer {
         let mut level = admission::level(limits, &usage);
         if level > Level::Open && level < Level::Floor && limits.overflow == Overflow::DropOldest {
             let bytes = limits.queue_bytes.saturating_sub(usage.arena_bytes) / 2;
-            self.evict(EvictUntil::Fits { bytes, events: limits.queue_events.saturating_sub(1) }, false);
-            level = admission::level(limits, &pipeline.usage());
+            let (_, uncarried) = pipeline.shard.journal().uncarried();
+            let events = limits.queue_events.saturating_sub(uncarried.saturating_add(1));
+            self.evict(EvictUntil::Fits { bytes, events }, false);
+            // What is in the journal does not keep anybody out: once carried, it makes the room that it needs.
+            let queued_events = pipeline.shard.ledger().queued_events;
+            level = admission::level(limits, &Usage { queued_events, ..pipeline.usage() });
             // What could not be evicted is on its way to PostHog.
             level = level.min(Level::Full);
         }
@@ -36,10 +44,31 @@ impl Committer {
             let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
             self.evict(EvictUntil::NoneBefore(before), true);
         }
+        if !pipeline.shard.holds_claim() {
+            pipeline.storage_fails("the queue's directory was moved or removed");
+        }
         pipeline.admission.set(level);
         self.looked_at = Some(self.now());
         self.asked.look_again = false;
         self.look_again_at = None;
+    }
+
+    /// Gives the file's room back to the file system once everything was delivered: then hardly anything has to be moved. Not while
+    /// stopping, because it cannot be cut short.
+    pub(super) fn compact_if_drained(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let shard = &pipeline.shard;
+        let is_drained =
+            shard.ledger().queued_events == 0 && shard.journal().uncarried().1 == 0 && pipeline.outbox.is_empty();
+        let is_time = self.compacted_at.is_none_or(|last| self.now() >= last + COMPACT_SPACING);
+        let may = self.stopping.is_none() && self.waiting.retry_at.is_none() && !shard.is_volatile();
+        if !(may && is_drained && is_time && shard.file_bytes() >= COMPACT_FROM) {
+            return;
+        }
+        self.compacted_at = Some(self.now());
+        if let Err(error) = shard.compact() {
+            self.store_failed(&error);
+        }
     }
 
     fn evict(&mut self, until: EvictUntil, for_age: bool) {
@@ -68,7 +97,7 @@ impl Pipeline {
     fn usage(&self) -> Usage {
         let ledger = self.shard.ledger();
         let (_, uncarried) = self.shard.journal().uncarried();
-        let file_bytes = self.shard.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0);
+        let file_bytes = self.shard.file_bytes();
         let free_bytes =
             if self.shard.is_volatile() { None } else { self.options.disk.free_bytes(self.shard.dir()).ok() };
         Usage {

@@ -25,10 +25,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Committer {
     pub(super) pipeline: Arc<Pipeline>,
     intervals: Intervals,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
     retry_delay: Duration,
     pub(super) look_again_at: Option<Instant>,
     pub(super) looked_at: Option<Instant>,
+    /// When the store was last compacted, or could not be.
+    pub(super) compacted_at: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
     pub(super) began: (Instant, i64),
@@ -53,6 +55,7 @@ impl Committer {
             retry_delay: RETRY_FIRST,
             look_again_at: None,
             looked_at: None,
+            compacted_at: None,
             gathered: 0,
             began,
             asked: Wanted::default(),
@@ -92,6 +95,7 @@ impl Committer {
         }
         self.pass_flushes_on();
         self.keep_bounds();
+        self.compact_if_drained();
         if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
             self.pipeline.committed();
         }
@@ -101,6 +105,14 @@ impl Committer {
 
     /// Sleeps until something is due or somebody rings.
     fn sleep(&mut self) {
+        let until = self.wake_at();
+        let pipeline = Arc::clone(&self.pipeline);
+        let wanted = pipeline.bell.listen(until, || pipeline.options.clock.now());
+        self.hear(wanted);
+    }
+
+    /// When the next turn is due if nobody rings.
+    pub(super) fn wake_at(&mut self) -> Option<Instant> {
         let pipeline = Arc::clone(&self.pipeline);
         // Said before the journal is looked at: a record that comes after the look sees it, and rings.
         pipeline.bell.believe_clean(true);
@@ -113,8 +125,7 @@ impl Committer {
         }
         let now_due = due.sync || due.carry || due.settle;
         let until = [due.wake_at, self.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
-        let wanted = pipeline.bell.listen(until.into_iter().flatten().min(), || pipeline.options.clock.now());
-        self.hear(wanted);
+        until.into_iter().flatten().min()
     }
 
     pub(super) fn hear(&mut self, wanted: Wanted) {
@@ -138,12 +149,14 @@ impl Committer {
         let (_, uncarried) = journal.uncarried();
         let unsynced = !pipeline.shard.is_volatile() && journal.last_seq() > pipeline.receipts.synced();
         since(&mut self.waiting.unsynced_since, unsynced, now);
-        since(&mut self.waiting.uncarried_since, uncarried > 0, now);
+        // What was found at open counts no records: nobody has read it yet.
+        let sealed = journal.oldest_sealed().is_some();
+        since(&mut self.waiting.uncarried_since, uncarried > 0 || sealed, now);
         since(&mut self.waiting.unsettled_since, !pipeline.outbox.is_empty(), now);
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
             uncarried,
-            pressing: journal.is_half_full() || journal.oldest_sealed().is_some(),
+            pressing: journal.is_half_full() || sealed,
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
@@ -190,7 +203,11 @@ impl Committer {
             return;
         }
         if let Err(error) = pipeline.shard.journal().swap() {
+            // Without another arena nothing can be sealed; what was settled makes room all the same.
+            self.settle_own();
             pipeline.storage_fails(&error.to_string());
+            self.failed();
+            return;
         }
         if !self.carry_sealed() {
             return;

@@ -40,6 +40,8 @@ mod report;
 mod source;
 mod start;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 use std::path::PathBuf;
@@ -174,8 +176,6 @@ pub(crate) struct Snapshot {
     pub(crate) accepted: u64,
     /// The ledger of the shard being adopted right now.
     pub(crate) adopted: Option<Ledger>,
-    /// Highest sequence number that survives a power cut.
-    pub(crate) synced: u64,
     pub(crate) unsynced_for: Option<Duration>,
     pub(crate) uncarried_bytes: u64,
     pub(crate) oldest_at: Option<i64>,
@@ -272,7 +272,6 @@ impl Pipeline {
             ledger,
             accepted: self.shard.accepted(),
             adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
-            synced: self.receipts.synced(),
             unsynced_for: lock(&self.unsynced_since)
                 .map(|since| self.options.clock.now().saturating_duration_since(since)),
             uncarried_bytes: uncarried.0,

@@ -7,11 +7,14 @@ use super::lock;
 use super::pending::{self, Pending, Promise};
 use super::report::PersistError;
 
+/// A sequence number, and who waits for it.
+type Waiter = (u64, Promise<Result<(), PersistError>>);
+
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
     /// Everything up to here survives a power cut.
     synced: AtomicU64,
-    waiting: Mutex<Vec<(u64, Promise<Result<(), PersistError>>)>>,
+    waiting: Mutex<Vec<Waiter>>,
 }
 
 impl Receipts {

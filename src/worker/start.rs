@@ -100,7 +100,8 @@ fn committer_thread(options: WorkerOptions, transport: Transport, tell: &Tell) {
     committer.run();
 }
 
-fn open(mut options: WorkerOptions, transport: Transport) -> Result<Arc<Pipeline>, StartError> {
+/// Opens the queue; neither thread runs yet.
+pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<Arc<Pipeline>, StartError> {
     let now = options.clock.wall_nanos();
     let (shard, replayed, findings, problem) = match open_shard(&options, now) {
         Ok((shard, replayed, findings)) => (shard, replayed, findings, None),

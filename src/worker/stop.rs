@@ -8,6 +8,7 @@ use super::committer::Committer;
 use super::pending::{self, Pending};
 use super::report::{Endpoint, FlushReport, ShutdownReport};
 use super::{Pipeline, lock};
+use crate::crash_point;
 
 /// After the deadline, what was delivered at the last moment still gets so long to be committed.
 const GRACE: Duration = Duration::from_millis(250);
@@ -88,6 +89,7 @@ impl Committer {
         if pipeline.shard.journal().uncarried().1 > 0 {
             self.carry();
         }
+        crash_point::reach("stop.begun");
         let ended = Arc::downgrade(&pipeline);
         let Some(delivery) = pipeline.delivery() else { return };
         delivery.stop(
@@ -116,6 +118,7 @@ impl Committer {
             self.carry();
         }
         self.settle_own();
+        crash_point::reach("stop.committed");
         let report = ShutdownReport {
             delivered: self.delivered().saturating_sub(delivered_before),
             remaining: pipeline.remaining(),

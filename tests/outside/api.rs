@@ -60,7 +60,8 @@ fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
     assert_eq!((stats.dropped, stats.accepted), (counts, 0));
     let told = client.diagnostics();
     assert_eq!(told.iter().filter(|told| matches!(told, Diagnostic::Dropped { .. })).count(), 11);
-    let names_the_key = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { detail, .. } if detail.contains("\"bad\""));
+    let names_the_key =
+        |told: &Diagnostic| matches!(told, Diagnostic::Dropped { detail, .. } if detail.contains("\"bad\""));
     assert!(told.iter().any(names_the_key), "{told:?}");
     // What is merely unusual is taken.
     accepted(&client.capture(Event::new("t\u{fc}r", "user 1").prop("", f64::NAN).prop("inf", f64::INFINITY)));

@@ -155,7 +155,7 @@ fn orphaned_shards_are_adopted_one_after_the_other() {
         uuids.extend((0..30).map(|_| take(client, "orphan")));
     }
     for client in clients {
-        assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 30);
+        client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     }
     assert_eq!(stage.shards().len(), 4);
     stage.sink.resume();
@@ -185,7 +185,8 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     let client = Client::new(new()).unwrap();
     assert_eq!(client.stats().stranded, (1, 25));
     let told = client.diagnostics();
-    let stranded = |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
+    let stranded =
+        |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
     assert!(told.iter().any(stranded), "{told:?}");
     take(&client, "new");
     close_empty(&client);

@@ -68,7 +68,8 @@ impl SmallDisk {
         use std::io::Write;
         let mut filler = fs::File::create(self.root().join("filler")).unwrap();
         let step = vec![0xA5; 16 * 1024];
-        let free = || nix::sys::statvfs::statvfs(&self.root()).map(|s| s.blocks_available() * s.fragment_size()).unwrap();
+        let free =
+            || nix::sys::statvfs::statvfs(&self.root()).map(|s| s.blocks_available() * s.fragment_size()).unwrap();
         while free() as usize > left {
             if filler.write_all(&step).is_err() {
                 break;
@@ -96,7 +97,8 @@ fn path(path: &Path) -> &str {
 }
 
 fn run(program: &str, args: &[&str]) -> Result<(), String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|e| format!("{program}: {e}"))?;
+    let output =
+        Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|e| format!("{program}: {e}"))?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     if output.status.success() { Ok(()) } else { Err(format!("{program}: {said}")) }
 }

@@ -1,6 +1,6 @@
 //! What the system denies a process: large files, descriptors, threads.
 
-use std::fs;
+use std::fs::{self, File};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use posthog::{Client, DropReason, Error, Mode, Outcome};
@@ -19,11 +19,23 @@ fn unlimit(resource: Resource) {
     setrlimit(resource, hard, hard).unwrap();
 }
 
-/// One past the highest open descriptor: with this limit not one more can be had.
-fn next_descriptor() -> u64 {
-    let numbers = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
-    // The listing's own descriptor is among them, and closed by now.
-    numbers.map(|name| name.to_str().unwrap().parse::<u64>().unwrap()).max().unwrap()
+/// Holds every descriptor there is, but for so many.
+struct Descriptors(Vec<File>);
+
+impl Descriptors {
+    fn all_but(left: usize) -> Self {
+        limit(Resource::RLIMIT_NOFILE, 256);
+        let mut held: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        held.truncate(held.len() - left);
+        Self(held)
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        self.0.clear();
+        unlimit(Resource::RLIMIT_NOFILE);
+    }
 }
 
 #[test]
@@ -95,12 +107,11 @@ fn a_limit_below_the_size_of_an_arena_is_a_clear_error() {
 fn whichever_descriptor_is_the_first_that_cannot_be_had_at_the_start_it_is_an_error() {
     apart(
         |place| {
-            let first = next_descriptor();
             let mut errors = 0;
             let opened = (0..60).any(|more| {
-                limit(Resource::RLIMIT_NOFILE, first + more);
+                let held = Descriptors::all_but(more);
                 let made = Client::new(place.config());
-                unlimit(Resource::RLIMIT_NOFILE);
+                drop(held);
                 match made {
                     Ok(client) => {
                         close_empty(&client);
@@ -129,13 +140,14 @@ fn captures_go_on_without_descriptors_and_are_delivered_when_there_are_some_agai
     apart(
         |place| {
             let client = place.client();
-            limit(Resource::RLIMIT_NOFILE, next_descriptor());
+            let held = Descriptors::all_but(0);
             let uuids: Vec<_> = (0..500).map(|_| accepted(&client.capture(event("tick")))).collect();
             let receipt = client.capture(event("tick"));
             assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Ok(())));
             let report = client.flush().wait(PATIENCE).unwrap();
             assert_eq!(report.remaining, uuids.len() as u64 + 1, "{report:?}");
-            unlimit(Resource::RLIMIT_NOFILE);
+            drop(held);
+            eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
             close_empty(&client);
         },
         |stage| assert_eq!(stage.sink.inspect(|state| (state.unique(), state.duplicates())), (501, 0)),
@@ -171,6 +183,7 @@ fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
                 assert!(receipt.is_accepted());
                 let report = client.flush().wait(PATIENCE).unwrap();
                 unlimit(Resource::RLIMIT_NPROC);
+                eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
                 close_empty(&client);
                 if report.delivered == 1 {
                     break;

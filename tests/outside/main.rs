@@ -5,18 +5,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
-mod api;
 mod apart;
+mod api;
+mod directories;
+mod disk_full;
+mod fork;
 mod limits;
 mod network;
 mod overflow;
 mod process;
+mod refusals;
 mod runtimes;
 mod stage;
-
-mod directories;
-mod disk_full;
-mod fork;
-mod refusals;
 mod waiting;
 mod wire;

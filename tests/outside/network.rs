@@ -66,7 +66,8 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
     let config = || stage.config().host(&front.url);
     let client = Client::new(config()).unwrap();
     let uuid = take(&client, "tick");
-    let is_told = |told: &Diagnostic| matches!(told, Diagnostic::EndpointFailing { reason } if reason.contains("certificate"));
+    let is_told =
+        |told: &Diagnostic| matches!(told, Diagnostic::EndpointFailing { reason } if reason.contains("certificate"));
     eventually("the certificate is refused and named", || client.diagnostics().iter().any(is_told));
     assert!(matches!(client.flush().wait(PATIENCE).unwrap().endpoint, Endpoint::Down { .. }));
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);
@@ -80,7 +81,8 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
 fn what_is_no_certificate_and_what_is_no_proxy_are_errors_of_the_configuration() {
     let stage = Stage::new();
     let not_pem = Client::new(stage.config().ca_certificate("no certificate"));
-    let bad_pem = Client::new(stage.config().ca_certificate("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
+    let bad_pem =
+        Client::new(stage.config().ca_certificate("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
     let ftp = Client::new(stage.config().proxy("ftp://proxy"));
     let header = Client::new(stage.config().header("bad name", "x"));
     for refused in [not_pem, bad_pem, ftp, header] {
@@ -174,7 +176,8 @@ fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
             let config = posthog::Config::new(crate::stage::KEY).host(&place.host).queue_dir(&place.queue);
             let client = Client::new(config).unwrap();
             let told = client.diagnostics();
-            let names_it = |told: &Diagnostic| matches!(told, Diagnostic::Network { what } if what.contains("HTTP_PROXY"));
+            let names_it =
+                |told: &Diagnostic| matches!(told, Diagnostic::Network { what } if what.contains("HTTP_PROXY"));
             assert!(told.iter().any(names_it), "{told:?}");
             take(&client, "tick");
             close_empty(&client);

@@ -62,7 +62,8 @@ fn a_request_too_large_is_split_until_it_fits() {
     let client = stage.client();
     let filling = |letter: &str| letter.repeat(8 * 1024);
     let uuids: Vec<Uuid> = (0..30).map(|_| accepted(&client.capture(event("large").prop("x", filling("x"))))).collect();
-    let giant = accepted(&client.capture(event("giant").prop("x", "y".repeat(60_000)).prop("z", "\u{1}".repeat(2_000))));
+    let giant =
+        accepted(&client.capture(event("giant").prop("x", "y".repeat(60_000)).prop("z", "\u{1}".repeat(2_000))));
     stage.sink.resume();
     drain(&client);
     stage.must_have_taken(&uuids);
@@ -113,7 +114,8 @@ fn pauses_and_resumes(status: u16, body: &str) {
     stage.sink.default_answer(Answer::status(status).body(body));
     let client = stage.client();
     let uuids = captured(&client, 90);
-    let paused = |client: &Client| matches!(client.stats().delivery, DeliveryPhase::Paused { status: s, .. } if s == status);
+    let paused =
+        |client: &Client| matches!(client.stats().delivery, DeliveryPhase::Paused { status: s, .. } if s == status);
     eventually("sending pauses", || paused(&client));
     eventually("flushes probe", || {
         let endpoint = client.flush().wait(PATIENCE).unwrap().endpoint;

@@ -123,9 +123,10 @@ fn a_retry_after_of_a_year_waits_an_hour_at_most_through_flushes_and_restarts() 
     take(&client, "tick");
     assert!(stage.sink.wait_for(|state| state.requests().len() == 1, PATIENCE));
     let within_the_hour = |wait: Duration| wait > Duration::from_secs(3000) && wait <= Duration::from_secs(3602);
-    eventually("the wait is shown", || {
-        matches!(client.stats().delivery, DeliveryPhase::Backoff { retry_in } if within_the_hour(retry_in))
-    });
+    eventually(
+        "the wait is shown",
+        || matches!(client.stats().delivery, DeliveryPhase::Backoff { retry_in } if within_the_hour(retry_in)),
+    );
     let is_held = |client: &Client| match client.flush().wait(PATIENCE).unwrap().endpoint {
         Endpoint::Down { retry_in: Some(retry_in), .. } => within_the_hour(retry_in),
         _ => false,
@@ -189,7 +190,8 @@ fn large_events_travel_in_requests_within_the_limit() {
     stage.sink.stop();
     let client = Client::new(stage.config().max_batch_bytes(64 * 1024).compression(Compression::None)).unwrap();
     let filling = "x".repeat(8 * 1024);
-    let uuids: Vec<Uuid> = (0..40).map(|_| accepted(&client.capture(event("large").prop("filling", &filling)))).collect();
+    let uuids: Vec<Uuid> =
+        (0..40).map(|_| accepted(&client.capture(event("large").prop("filling", &filling)))).collect();
     stage.sink.resume();
     let _ = client.flush().wait(PATIENCE);
     stage.must_have_taken(&uuids);

@@ -2,13 +2,13 @@
 #![allow(clippy::print_stdout, reason = "stdout is how a victim speaks")]
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crash_tests::Ledger;
 use crash_tests::protocol::{Key, Line, Orders};
-use posthog::{Client, Config, Event, Outcome};
+use crash_tests::{Ledger, Setup};
+use posthog::{Client, Config, Event, Outcome, Overflow};
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(50);
 /// About 2,000 events a second and thread: a life is to have many moments, not many events.
@@ -16,31 +16,59 @@ const BURST: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let orders = Orders::from_args(std::env::args().skip(1)).ok_or("usage: victim HOST QUEUE LIFE THREADS EVENTS")?;
-    let config = Config::new("phc_crash").host(&orders.host).queue_dir(&orders.queue);
-    // Short, so that every step of the pipeline happens many times in a short life.
-    let client = Client::new(config.flush_at(20).flush_interval(Duration::from_millis(30)))?;
+    let usage = "usage: victim HOST QUEUE LIFE THREADS EVENTS SETUP";
+    let orders = Orders::from_args(std::env::args().skip(1)).ok_or(usage)?;
+    let client = Client::new(config(&orders))?;
     say(&Line::Open)?;
     thread::scope(|scope| {
         let capture = |thread| capture(&client, &orders, thread);
         let threads: Vec<_> = (0..orders.threads).map(|thread| scope.spawn(move || capture(thread))).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect::<io::Result<()>>()
     })?;
+    // The end of stdin is the word to end; meanwhile the client delivers what other processes have left.
+    io::stdin().read_to_end(&mut Vec::new())?;
     drain(&client)?;
     say(&Line::Ledger(Ledger::of(&client.stats())))?;
     Ok(())
 }
 
+/// Everything is made short, so that each step of the pipeline happens many times in a short life.
+fn config(orders: &Orders) -> Config {
+    let millis = Duration::from_millis;
+    let mut config = Config::new("phc_crash")
+        .host(&orders.host)
+        .queue_dir(&orders.queue)
+        .flush_at(20)
+        .flush_interval(millis(30))
+        .sync_interval(millis(20))
+        .settle_interval(millis(40))
+        .first_send_jitter(Duration::ZERO)
+        .retry_backoff(millis(100), millis(200))
+        .max_retries(100);
+    let Setup { small_journal, queue_events, .. } = orders.setup;
+    if small_journal {
+        config = config.journal_bytes(64 * 1024).max_event_bytes(8 * 1024);
+    }
+    if queue_events > 0 {
+        config = config.max_queue_events(queue_events.into()).overflow(Overflow::DropOldest);
+    }
+    config
+}
+
 fn capture(client: &Client, orders: &Orders, thread: u32) -> io::Result<()> {
+    let padding = "x".repeat(orders.setup.padding as usize);
     for n in 0..orders.events {
         let key = Key { life: orders.life, thread, n };
-        let event = Event::new("tick", "victim").prop("life", key.life).prop("thread", key.thread).prop("n", key.n);
+        let mut event = Event::new("tick", "victim").prop("life", key.life).prop("thread", key.thread).prop("n", key.n);
+        if !padding.is_empty() {
+            event = event.prop("padding", padding.as_str());
+        }
         let receipt = client.capture(event);
         match (receipt.outcome(), receipt.uuid()) {
             (Outcome::Accepted, Some(uuid)) => say(&Line::Acked(key, uuid))?,
             (outcome, _) => say(&Line::Dropped(key, format!("{outcome:?}")))?,
         }
-        if n % BURST == 0 {
+        if n % BURST == 0 && !orders.setup.burst {
             thread::sleep(PAUSE);
         }
     }

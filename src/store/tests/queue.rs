@@ -161,18 +161,6 @@ fn dead_records_are_kept_until_exhumed_and_counted_for_ever() {
 }
 
 #[test]
-fn peeking_tells_whose_queue_it_is_and_changes_no_byte() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = open_in(dir.path());
-    store.apply(&carry(1, 1, 4)).unwrap();
-    drop(store);
-    let before = std::fs::read(dir.path().join("queue.redb")).unwrap();
-    let (identity, ledger) = peek(&Disk::default(), dir.path()).unwrap();
-    assert_eq!((identity, ledger.queued_events), (options().identity, 4));
-    assert_eq!(std::fs::read(dir.path().join("queue.redb")).unwrap(), before);
-}
-
-#[test]
 fn a_chunk_of_the_target_size_takes_one_run_of_64_kib() {
     let dir = scratch();
     let (store, _) = open_in(dir.path());

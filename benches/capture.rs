@@ -1,0 +1,266 @@
+//! What a capture costs its caller, and how much the pipeline behind it can take: `cargo bench --bench capture`.
+//!
+//! Names: alone, commits, threads, sustained, persisted. Nobody listens at the other end, so that delivery stays out of the figures.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use posthog::Client;
+use support::spread::{Spread, clock_cost, human, together};
+use support::{NOBODY, PATIENCE, capture, carry, config, events, grouped, queue_dir, quiet, row, wanted};
+
+fn main() {
+    support::heading();
+    let measurements: [(&str, fn()); 5] = [
+        ("alone", alone),
+        ("commits", commits),
+        ("threads", threads),
+        ("sustained", sustained),
+        ("persisted", persisted),
+    ];
+    for (name, measure) in measurements {
+        if wanted(name) {
+            measure();
+        }
+    }
+}
+
+fn open(dir: &Path, set: impl FnOnce(posthog::Config) -> posthog::Config) -> Client {
+    Client::new(set(config(dir, NOBODY))).expect("a fresh directory can be opened")
+}
+
+/// Builds and captures `count` events as fast as it goes; what each took, the clock's own cost taken off.
+fn burst(client: &Client, count: u64, clock: u64) -> Vec<u64> {
+    let mut took = Vec::with_capacity(count as usize);
+    let mut last = Instant::now();
+    for n in 0..count {
+        capture(client, n);
+        let now = Instant::now();
+        took.push((now.duration_since(last).as_nanos() as u64).saturating_sub(clock));
+        last = now;
+    }
+    took
+}
+
+fn alone() {
+    const BURSTS: usize = 60;
+    let dir = queue_dir();
+    let client = open(dir.path(), quiet);
+    let clock = clock_cost();
+    let turns: Vec<_> = (0..BURSTS)
+        .map(|_| {
+            // Less than half an arena: nothing wakes the committer.
+            let took = burst(&client, 10_000, clock);
+            carry(&client);
+            took
+        })
+        .collect();
+    let all = together(&turns);
+    let quietest = turns.into_iter().map(Spread::of).min_by_key(Spread::median).unwrap_or_default();
+    row("build and capture, one thread", &all.line(), "median <= 250 ns", "posthog-zig 500 ns, posthog-rs 1,330 ns");
+    row("the same, quietest burst of 60", &quietest.line(), "", "");
+    row("(the clock's cost, taken off above)", &human(clock), "", "");
+}
+
+/// One event each 10 us, while another thread has everything carried into the store each 100 ms.
+fn commits() {
+    const SECONDS: usize = 15;
+    const PER_SECOND: u64 = 100_000;
+    let dir = queue_dir();
+    let client = open(dir.path(), |config| config);
+    let (clock, stop) = (clock_cost(), AtomicBool::new(false));
+    let mut carries = 0;
+    let turns: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let carrier = scope.spawn(|| {
+            let mut carries = 0;
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+                carry(&client);
+                carries += 1;
+            }
+            carries
+        });
+        let turns = (0..SECONDS).map(|_| paced(&client, PER_SECOND, clock)).collect();
+        stop.store(true, Ordering::Relaxed);
+        carries = carrier.join().expect("the carrier does not panic");
+        turns
+    });
+    let all = together(&turns);
+    let quietest = turns.into_iter().map(Spread::of).min_by_key(|turn| turn.quantile(0.999)).unwrap_or_default();
+    let what = format!("capture at 100 k/s under {carries} commits in {SECONDS} s");
+    row(&what, &all.line(), "p99.9 <= 4 us", "");
+    row("the same, quietest second", &quietest.line(), "p99.9 <= 4 us", "");
+}
+
+/// A second of captures at an even pace.
+fn paced(client: &Client, per_second: u64, clock: u64) -> Vec<u64> {
+    let start = Instant::now();
+    let step = Duration::from_nanos(1_000_000_000 / per_second);
+    let mut took = Vec::with_capacity(per_second as usize);
+    for n in 0..per_second as u32 {
+        let due = start + step * n;
+        let mut before = Instant::now();
+        while before < due {
+            std::hint::spin_loop();
+            before = Instant::now();
+        }
+        capture(client, u64::from(n));
+        took.push((before.elapsed().as_nanos() as u64).saturating_sub(clock));
+    }
+    took
+}
+
+/// One thread's rate and two threads' rate, in turns, in arenas that hold it all.
+fn threads() {
+    const EVENTS: u64 = 60_000;
+    const TURNS: usize = 25;
+    let dir = queue_dir();
+    let client = open(dir.path(), |config| quiet(config).journal_bytes(64 << 20));
+    let mut turns: Vec<(f64, f64)> =
+        (0..TURNS).map(|_| (rate(&client, 1, EVENTS), rate(&client, 2, EVENTS / 2))).collect();
+    let best = |rate: fn(&(f64, f64)) -> f64| turns.iter().map(rate).fold(0.0, f64::max);
+    let (one, two) = (best(|turn| turn.0), best(|turn| turn.1));
+    turns.sort_by(|a, b| (a.1 / a.0).total_cmp(&(b.1 / b.0)));
+    let median = turns[TURNS / 2];
+    let figure = format!(
+        "{:.2} x ({}/s to {}/s, best turns); median turn {:.2} x",
+        two / one,
+        grouped(one),
+        grouped(two),
+        median.1 / median.0
+    );
+    row("two threads together, to one thread", &figure, ">= 1.6 x", "");
+}
+
+/// Events per second of so many threads.
+fn rate(client: &Client, threads: usize, each: u64) -> f64 {
+    let barrier = Barrier::new(threads + 1);
+    let took = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                // The buffers of a thread are made with its first event.
+                capture(client, 0);
+                barrier.wait();
+                (0..each).for_each(|n| drop(capture(client, n)));
+                barrier.wait();
+            });
+        }
+        barrier.wait();
+        let start = Instant::now();
+        barrier.wait();
+        start.elapsed()
+    });
+    carry(client);
+    (threads as u64 * each) as f64 / took.as_secs_f64()
+}
+
+fn sustained() {
+    let count = events(5_000_000);
+    let dir = queue_dir();
+    let client = open(dir.path(), |config| config);
+    let start = Instant::now();
+    let mut last = None;
+    for n in 0..count {
+        last = Some(capture(&client, n));
+    }
+    let captured = start.elapsed();
+    last.expect("at least one").persisted().wait(PATIENCE).expect("a sync ends").expect("the disk works");
+    carry(&client);
+    let took = start.elapsed();
+    let stats = client.stats();
+    assert_eq!((stats.accepted, stats.dropped_total(), stats.queued_events), (count, 0, count));
+    let figure = format!(
+        "{}/s ({} events in {took:.1?}, the last accepted after {captured:.1?}; file {:.2} GiB, events {:.2} GiB)",
+        grouped(count as f64 / took.as_secs_f64()),
+        grouped(count as f64),
+        stats.file_bytes as f64 / (1 << 30) as f64,
+        stats.queued_bytes as f64 / (1 << 30) as f64,
+    );
+    row("accepted, carried and synced, one thread", &figure, ">= 500,000/s", "");
+}
+
+/// In turns: a bare sync of a few bytes, a capture whose receipt is awaited, and 64 tasks that do so together.
+fn persisted() {
+    const TURNS: usize = 10;
+    let dir = queue_dir();
+    let bare_file = preallocated(&dir.path().join("bare"));
+    let client = open(dir.path(), |config| config);
+    let (mut bare, mut one) = (Vec::new(), Vec::new());
+    let (mut alone, mut together_64) = (0.0_f64, 0.0_f64);
+    for turn in 0..TURNS {
+        bare.push(bare_syncs(&bare_file, turn, 300));
+        one.push((0..300).map(|n| awaited(&client, n)).collect::<Vec<u64>>());
+        alone = alone.max(tasks(&client, 1));
+        together_64 = together_64.max(tasks(&client, 64));
+    }
+    let best = |turns: &[Vec<u64>]| turns.iter().cloned().map(|t| Spread::of(t).median()).min().unwrap_or(0);
+    let (all_bare, all_one) = (together(&bare), together(&one));
+    row("a bare fdatasync of a preallocated file", &all_bare.line(), "", "");
+    row("capture and await `persisted`", &all_one.line(), "", "");
+    let ratio = |one: u64, bare: u64| one as f64 / bare as f64;
+    let figure = format!(
+        "{:.2} x by medians, {:.2} x by the quietest turns ({} to {})",
+        ratio(all_one.median(), all_bare.median()),
+        ratio(best(&one), best(&bare)),
+        human(best(&one)),
+        human(best(&bare)),
+    );
+    row("the same, to the bare fdatasync", &figure, "<= 1.5 x", "");
+    let figure = format!("{:.1} x ({}/s to {}/s)", together_64 / alone, grouped(together_64), grouped(alone));
+    row("64 tasks awaiting together, to one task", &figure, ">= 30 x", "");
+}
+
+fn preallocated(path: &Path) -> std::fs::File {
+    std::fs::write(path, vec![0; 8 << 20]).expect("8 MiB can be written");
+    let file = std::fs::File::options().write(true).open(path).expect("it was just written");
+    file.sync_all().expect("the disk works");
+    file
+}
+
+fn bare_syncs(file: &std::fs::File, turn: usize, count: usize) -> Vec<u64> {
+    use std::os::unix::fs::FileExt;
+    let one = |n: usize| {
+        let start = Instant::now();
+        file.write_all_at(&[7; 272], ((turn * count + n) * 272) as u64).expect("inside the file");
+        file.sync_data().expect("the disk works");
+        start.elapsed().as_nanos() as u64
+    };
+    (0..count).map(one).collect()
+}
+
+fn awaited(client: &Client, n: u64) -> u64 {
+    let start = Instant::now();
+    capture(client, n).persisted().wait(PATIENCE).expect("a sync ends").expect("the disk works");
+    start.elapsed().as_nanos() as u64
+}
+
+/// Captures a second by so many tasks, each of which awaits its receipt before the next capture.
+fn tasks(client: &Client, tasks: usize) -> f64 {
+    const SPAN: Duration = Duration::from_millis(500);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let start = Instant::now();
+        let running: Vec<_> = (0..tasks)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let mut done = 0_u64;
+                    while start.elapsed() < SPAN {
+                        capture(&client, done).persisted().await.expect("the disk works");
+                        done += 1;
+                    }
+                    done
+                })
+            })
+            .collect();
+        let mut done = 0;
+        for task in running {
+            done += task.await.expect("no task panics");
+        }
+        done as f64 / start.elapsed().as_secs_f64()
+    })
+}

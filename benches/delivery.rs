@@ -1,0 +1,89 @@
+//! How fast a backlog leaves: `cargo bench --bench delivery`.
+//!
+//! Names: loopback, round-trip. The sink is a thread of this process and unpacks what it gets; how busy it and the delivery's own
+//! thread were is printed, because whichever is busy all the time sets the figure. The 50 ms are waited by the sink before it answers:
+//! a round trip per request, without the slow start of a real long line.
+
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use posthog::{Client, Compression};
+use sink::{Answer, Sink, State};
+use support::counters::threads;
+use support::{PATIENCE, capture, carry, config, events, grouped, queue_dir, row, wanted};
+
+fn main() {
+    support::heading();
+    if wanted("loopback") {
+        for compression in [Compression::Gzip, Compression::None] {
+            let run = deliver(events(1_000_000), compression, Duration::ZERO);
+            let packed = if compression == Compression::Gzip { "compressed" } else { "uncompressed" };
+            row(
+                &format!("delivered to loopback, {packed}"),
+                &run,
+                ">= 240,000/s",
+                "posthog-rs 119,670/s, uncompressed",
+            );
+        }
+    }
+    if wanted("round-trip") {
+        let run = deliver(events(1_000_000), Compression::Gzip, Duration::from_millis(50));
+        row("delivered over a 50 ms round trip", &run, ">= 50,000/s", "posthog-rs 1,892/s");
+    }
+}
+
+/// Queues `count` events while nobody listens, then lets them go; three times, the best counts.
+fn deliver(count: u64, compression: Compression, round_trip: Duration) -> String {
+    let runs = (0..3).map(|_| deliver_once(count, compression, round_trip));
+    runs.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, figure)| figure).unwrap_or_default()
+}
+
+fn deliver_once(count: u64, compression: Compression, round_trip: Duration) -> (f64, String) {
+    let dir = queue_dir();
+    let sink = Sink::start();
+    sink.fast_mode(true);
+    sink.default_answer(Answer::ok().delay(round_trip));
+    sink.stop();
+    fill(dir.path(), &sink.url(), count);
+    sink.resume();
+    let start = Instant::now();
+    let client =
+        Client::new(config(dir.path(), &sink.url()).compression(compression)).expect("the queue can be opened");
+    // The outage is remembered, and with it the time of the next attempt: a flush does not wait for that.
+    drop(client.flush());
+    assert!(sink.wait_for(|state| state.taken() > 0, PATIENCE), "nothing arrives");
+    let (first, before) = (Instant::now(), threads(""));
+    let taken = sink.inspect(State::taken);
+    assert!(sink.wait_for(|state| state.unique() >= count, PATIENCE), "not everything arrives: {:?}", client.stats());
+    let (took, after) = (first.elapsed(), threads(""));
+    let rate = (count - taken) as f64 / took.as_secs_f64();
+    let busy = |name: &str| {
+        let seconds = |threads: &std::collections::BTreeMap<String, support::counters::Thread>| {
+            threads.get(name).map_or(0.0, |thread| thread.busy)
+        };
+        (seconds(&after) - seconds(&before)) / took.as_secs_f64() * 100.0
+    };
+    let (wire, requests) = sink.inspect(|state| {
+        (state.requests().iter().map(|request| request.wire_bytes).sum::<usize>(), state.requests().len())
+    });
+    let figure = format!(
+        "{}/s ({} in {requests} requests, {:.0} bytes each on the wire, first after {:.0?}; delivery thread {:.0} % busy, committer {:.0} %, sink {:.0} %; {} twice)",
+        grouped(rate),
+        grouped(count as f64),
+        wire as f64 / count as f64,
+        first - start,
+        busy("posthog-deliver"),
+        busy("posthog-commit"),
+        busy("sink"),
+        sink.duplicates(),
+    );
+    (rate, figure)
+}
+
+fn fill(dir: &Path, url: &str, count: u64) {
+    let client = Client::new(config(dir, url)).expect("a fresh directory can be opened");
+    (0..count).for_each(|n| drop(capture(&client, n)));
+    carry(&client);
+}

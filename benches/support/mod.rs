@@ -1,0 +1,120 @@
+//! What the benchmarks share.
+//!
+//! Purpose: figures that can be compared. Every benchmark captures the same event of eight properties, keeps its queue on the same
+//! disk, and prints one line of a Markdown table per figure: what was measured, the figure, the target, and what a peer does.
+//!
+//! Rules
+//! - Nothing passes or fails by a figure: a slow machine is not an error. What would make a figure worthless is one, and panics: an
+//!   event that was dropped, an event that did not arrive, a child that died.
+//! - What is compared is measured in the same run, in turns. Where the machine may be busy with something else, the quietest turn is
+//!   printed beside the whole.
+//! - The queue lies in `$BENCH_DIR`, by default below the target directory: never in a temporary directory, which may be memory.
+//! - `cargo bench --bench NAME -- WORD...` runs only those measurements that are named; `$BENCH_EVENTS` scales the large ones.
+//! - A child that has to be killed is the same program again, called with `role`.
+
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+#![allow(clippy::print_stdout, reason = "a benchmark talks to a human")]
+
+pub(crate) mod children;
+pub(crate) mod counters;
+pub(crate) mod spread;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use posthog::{Client, Config, Event, Overflow};
+
+/// More than anything here should take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The event that all benchmarks and all peers capture.
+#[inline]
+pub(crate) fn event(n: u64) -> Event {
+    Event::new("run_started", "user_clerk_id_1234567890")
+        .prop("workspace_id", "ws_abc")
+        .prop("spec_count", n)
+        .prop("plan", "pro")
+        .prop("region", "eu-central-1")
+        .prop("duration_ms", 12.75)
+        .prop("ok", true)
+        .prop("path", "/api/v1/runs/9f2c1/steps/17")
+        .prop("agent", "zombied/1.14.2")
+}
+
+/// Captures one event, which must be accepted.
+#[inline]
+pub(crate) fn capture(client: &Client, n: u64) -> posthog::Receipt {
+    let receipt = client.capture(event(n));
+    assert!(receipt.is_accepted(), "a drop makes the figure worthless: {:?}", receipt.outcome());
+    receipt
+}
+
+/// A fresh directory on the disk that is measured.
+pub(crate) fn queue_dir() -> tempfile::TempDir {
+    let parent =
+        std::env::var_os("BENCH_DIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    tempfile::tempdir_in(&parent).unwrap_or_else(|error| panic!("no directory in {}: {error}", parent.display()))
+}
+
+/// The defaults, with room for large queues.
+pub(crate) fn config(dir: &std::path::Path, url: &str) -> Config {
+    Config::new("phc_bench")
+        .host(url)
+        .queue_dir(dir)
+        .no_proxy()
+        .max_queue_bytes(64 << 30)
+        .first_send_jitter(Duration::ZERO)
+        .overflow(Overflow::Block(Duration::from_secs(60)))
+}
+
+/// A server that is down: nobody listens on the discard port.
+pub(crate) const NOBODY: &str = "http://127.0.0.1:9";
+
+/// A client whose threads stay asleep until they are asked, or half an arena is full.
+pub(crate) fn quiet(config: Config) -> Config {
+    config
+        .flush_at(1_000_000)
+        .flush_interval(Duration::from_secs(3600))
+        .sync_interval(Duration::from_secs(60))
+        .settle_interval(Duration::from_secs(60))
+}
+
+/// Carries everything into the store.
+pub(crate) fn carry(client: &Client) {
+    client.flush().wait(PATIENCE).expect("a flush ends");
+}
+
+/// How many events the large measurements take, unless `$BENCH_EVENTS` says otherwise.
+pub(crate) fn events(default: u64) -> u64 {
+    std::env::var("BENCH_EVENTS").ok().and_then(|text| text.replace('_', "").parse().ok()).unwrap_or(default)
+}
+
+/// Whether a measurement was asked for: all are, if none is named.
+pub(crate) fn wanted(name: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).peekable();
+    named.peek().is_none() || named.any(|word| name.contains(&word))
+}
+
+/// Begins the table.
+pub(crate) fn heading() {
+    println!("| what | figure | target | peer |");
+    println!("|---|---|---|---|");
+}
+
+/// One line of the table.
+pub(crate) fn row(what: &str, figure: &str, target: &str, peer: &str) {
+    println!("| {what} | {figure} | {target} | {peer} |");
+}
+
+/// A number as people read it.
+pub(crate) fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,52 @@
+//! How a victim's client is configured: what decides which paths of the library a life takes.
+
+/// A configuration. Lives of different setups follow each other on one queue: a daemon is reconfigured, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// A journal whose arenas are full after a few hundred events, so that they are carried half full, rotated by callers, and refuse.
+    pub small_journal: bool,
+    /// The journal is written by position and not mapped.
+    pub no_map: bool,
+    /// No pause between two events.
+    pub burst: bool,
+    /// Bytes added to each event.
+    pub padding: u32,
+    /// More events than this make the oldest ones go; 0 is no bound.
+    pub queue_events: u32,
+}
+
+impl Setup {
+    /// The same, with a small journal.
+    pub fn small(self) -> Self {
+        Self { small_journal: true, ..self }
+    }
+
+    /// The same, with a journal that is not mapped.
+    pub fn unmapped(self) -> Self {
+        Self { no_map: true, ..self }
+    }
+
+    /// The same, with events made longer by `padding` bytes.
+    pub fn padded(self, padding: u32) -> Self {
+        Self { padding, ..self }
+    }
+
+    /// The same, without pauses.
+    pub fn bursting(self) -> Self {
+        Self { burst: true, ..self }
+    }
+
+    /// As one argument.
+    pub fn to_arg(self) -> String {
+        let Self { small_journal, no_map, burst, padding, queue_events } = self;
+        let numbers = [u32::from(small_journal), u32::from(no_map), u32::from(burst), padding, queue_events];
+        numbers.map(|number| number.to_string()).join(",")
+    }
+
+    /// Reads what [`Setup::to_arg`] writes.
+    pub fn from_arg(arg: &str) -> Option<Self> {
+        let numbers: Vec<u32> = arg.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [small_journal, no_map, burst, padding, queue_events] = numbers[..] else { return None };
+        Some(Self { small_journal: small_journal != 0, no_map: no_map != 0, burst: burst != 0, padding, queue_events })
+    }
+}

@@ -1,0 +1,224 @@
+//! Random operations, clean ends and kills, compared after each with a list in memory. Nothing here ever fails, so the list knows
+//! exactly what must be there.
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Records of these classes.
+    Append(Vec<u8>),
+    Swap,
+    Sync,
+    /// Everything that is sealed.
+    Carry,
+    /// Which row, and what becomes of its records: delivered, buried or kept, in turn.
+    Settle(usize, Vec<u8>),
+    /// The same, in the transaction of a carry if there is one.
+    SettleAndCarry(usize, Vec<u8>),
+    /// Until so many eighths are left.
+    Evict(u64),
+    ReopenStore,
+    Close,
+    Kill,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => vec(0..4_u8, 1..60).prop_map(Step::Append),
+        1 => vec(0..1_u8, 200..400).prop_map(Step::Append),
+        2 => Just(Step::Swap),
+        1 => Just(Step::Sync),
+        3 => Just(Step::Carry),
+        3 => (any::<usize>(), vec(0..3_u8, 1..7)).prop_map(|(row, fates)| Step::Settle(row, fates)),
+        2 => (any::<usize>(), vec(0..3_u8, 1..7)).prop_map(|(row, fates)| Step::SettleAndCarry(row, fates)),
+        1 => (0..8_u64).prop_map(Step::Evict),
+        1 => Just(Step::ReopenStore),
+        1 => Just(Step::Close),
+        3 => Just(Step::Kill),
+    ];
+    vec(step, 1..25)
+}
+
+/// What must be there.
+#[derive(Debug, Default)]
+struct Model {
+    /// Every record ever accepted: sequence number to identity and class.
+    accepted: BTreeMap<u64, (u64, u8)>,
+    /// Those neither delivered, buried nor evicted.
+    left: BTreeMap<u64, u64>,
+    delivered: u64,
+    buried: BTreeMap<u64, u64>,
+    evicted: u64,
+}
+
+struct Subject {
+    root: tempfile::TempDir,
+    mapped: bool,
+    /// `None` only while it is being opened anew.
+    shard: Option<Shard>,
+    model: Model,
+}
+
+impl Subject {
+    fn shard(&self) -> &Shard {
+        self.shard.as_ref().unwrap()
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Append(classes) => classes.iter().for_each(|class| self.append(*class)),
+            Step::Swap => _ = self.shard().journal().swap().unwrap(),
+            Step::Sync => assert_eq!(self.shard().sync().unwrap(), self.last_seq()),
+            Step::Carry => while self.carry(&[]) {},
+            Step::Settle(row, fates) => {
+                if let Some(settled) = self.settle(*row, fates) {
+                    let applied = self.shard().settle(&[settled], None, NOW).unwrap();
+                    assert_eq!((applied.stale_removals, applied.damaged_events), (0, 0));
+                }
+            }
+            Step::SettleAndCarry(row, fates) => {
+                let settled: Vec<_> = self.settle(*row, fates).into_iter().collect();
+                if !self.carry(&settled) {
+                    self.shard().settle(&settled, None, NOW).unwrap();
+                }
+            }
+            Step::Evict(eighths) => self.evict(*eighths),
+            Step::ReopenStore => assert!(self.shard().reopen_store(NOW).unwrap().is_empty()),
+            Step::Close => {
+                self.shard().close();
+                self.reopen();
+            }
+            Step::Kill => {
+                let left = copy_of(self.root.path());
+                // Nothing that a destructor may still write reaches the copy.
+                self.shard = None;
+                self.root = left;
+                self.reopen();
+            }
+        }
+        self.compare();
+    }
+
+    fn last_seq(&self) -> u64 {
+        self.model.accepted.keys().last().copied().unwrap_or(0)
+    }
+
+    fn append(&mut self, class: u8) {
+        let id = self.model.accepted.len() as u64;
+        match append(self.shard(), id, class) {
+            Ok(appended) => {
+                assert_eq!(appended.seq, self.last_seq() + 1, "a number is left out, or given twice");
+                self.model.accepted.insert(appended.seq, (id, class));
+                self.model.left.insert(appended.seq, id);
+            }
+            Err(refused) => assert!(matches!(refused, Refused::Full), "{refused:?}"),
+        }
+    }
+
+    fn carry(&mut self, settled: &[Settled]) -> bool {
+        let Some(carried) = self.shard().carry(settled, None, NOW).unwrap() else { return false };
+        assert_eq!(carried.missing, 0);
+        true
+    }
+
+    fn settle(&mut self, row: usize, fates: &[u8]) -> Option<Settled> {
+        let chunks = self.shard().read(None, usize::MAX).unwrap().chunks;
+        let chunk = chunks.get(row % chunks.len().max(1))?;
+        let mut settled =
+            Settled { first_seq: chunk.key.first_seq, delivered: 0, buried: Vec::new(), keep: Some(Vec::new()) };
+        for ((head, body), fate) in frame::frames(&chunk.frames, chunk.salt).zip(fates.iter().cycle()) {
+            match fate {
+                0 => settled.delivered += 1,
+                1 => settled.buried.push(dead(head.seq, id_of(body))),
+                _ => {
+                    settled.keep.get_or_insert_default().push(head.seq);
+                    continue;
+                }
+            }
+            self.model.left.remove(&head.seq);
+        }
+        self.model.delivered += settled.delivered;
+        self.model.buried.extend(settled.buried.iter().map(|dead| (dead.seq, id_of(&dead.body))));
+        settled.keep = settled.keep.filter(|keep| !keep.is_empty());
+        Some(settled)
+    }
+
+    /// Oldest first, and exceptions and identity events only when no other is left.
+    fn evict(&mut self, eighths: u64) {
+        let before: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
+        let goal = before.len() as u64 * eighths / 8;
+        let evicted =
+            self.shard().evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &|_| false, NOW).unwrap().events;
+        let after: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
+        assert!(after.len() as u64 <= goal);
+        let is_dear = |seq: &&u64| self.model.accepted[seq].1 != 0;
+        let gone: Vec<_> = before.keys().filter(|seq| !after.contains_key(seq)).collect();
+        assert_eq!(gone.len() as u64, evicted);
+        let oldest_left = after.keys().find(|seq| !is_dear(seq)).copied().unwrap_or(u64::MAX);
+        assert!(gone.iter().filter(|seq| !is_dear(seq)).all(|seq| **seq < oldest_left), "not the oldest");
+        assert!(oldest_left == u64::MAX || !gone.iter().any(is_dear), "a dear one went before an ordinary one");
+        for seq in gone {
+            self.model.left.remove(seq);
+        }
+        self.model.evicted += evicted;
+    }
+
+    fn reopen(&mut self) {
+        self.shard = None;
+        self.mapped = !self.mapped;
+        let uncarried = self.model.left.len();
+        let opened = open(&Machine::disk(7, self.mapped), &self.root.path().join("queue"));
+        assert!(opened.findings.is_empty(), "{:?}", opened.findings);
+        assert!(opened.replayed as usize <= uncarried);
+        self.shard = Some(opened.shard);
+        let expected: Vec<_> = self.model.left.iter().map(|(seq, id)| (*seq, *id)).collect();
+        assert_eq!(queued(self.shard()), expected, "after a reopen everything is in the store, once, in order");
+        assert_eq!(self.shard().ledger().accepted, self.last_seq());
+    }
+
+    fn compare(&self) {
+        let (shard, model) = (self.shard(), &self.model);
+        let (found, ledger) = (queued(shard), shard.ledger());
+        let carried: Vec<_> = model.left.range(..=ledger.accepted).map(|(seq, id)| (*seq, *id)).collect();
+        assert_eq!(found, carried);
+        assert_eq!(shard.journal().uncarried().1, self.last_seq() - ledger.accepted);
+        assert_eq!(shard.accepted(), self.last_seq());
+        let buried: BTreeMap<_, _> = shard
+            .open_store()
+            .unwrap()
+            .dead(usize::MAX)
+            .unwrap()
+            .records
+            .iter()
+            .map(|dead| (dead.seq, id_of(&dead.body)))
+            .collect();
+        assert_eq!(buried, model.buried);
+        assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
+        assert_eq!((ledger.delivered, ledger.buried), (model.delivered, model.buried.len() as u64), "{ledger:?}");
+        assert_eq!((ledger.evicted, ledger.damaged, ledger.lost_unsynced), (model.evicted, 0, 0), "{ledger:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(debug_assertions) { 24 } else { 400 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn whatever_is_done_in_whatever_order_every_record_is_where_the_ledger_says(steps in steps(), mapped: bool) {
+        let root = scratch();
+        let shard = open(&Machine::disk(7, mapped), &root.path().join("queue")).shard;
+        let mut subject = Subject { root, mapped, shard: Some(shard), model: Model::default() };
+        for step in &steps {
+            subject.take(step);
+        }
+        subject.take(&Step::Kill);
+    }
+}

@@ -1,0 +1,267 @@
+//! The machine stops, at every sync and at random moments in between. What a sync or a commit had confirmed is there afterwards, once;
+//! what had been settled by a confirmed commit does not come back; the ledger balances and counts what is missing.
+
+use std::collections::BTreeMap;
+
+use super::cut_disk::{Cut, CutDisk};
+use super::*;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Delivered,
+    Buried,
+    Evicted,
+}
+
+/// What is known at the moment of a cut.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    /// Sequence number and identity of all that may be found.
+    pub(super) appended: Vec<(u64, u64)>,
+    /// What was accepted up to here survives.
+    pub(super) confirmed: u64,
+    /// Settled by a confirmed commit.
+    pub(super) gone: BTreeMap<u64, Fate>,
+    /// In a commit that is not confirmed.
+    pub(super) leaving: BTreeMap<u64, Fate>,
+    /// When this life began.
+    before: Ledger,
+}
+
+impl Facts {
+    fn count(of: &BTreeMap<u64, Fate>, fate: Fate) -> u64 {
+        of.values().filter(|one| **one == fate).count() as u64
+    }
+
+    pub(super) fn commit(&mut self) {
+        self.gone.append(&mut self.leaving);
+    }
+}
+
+/// One life of the machine: from a start of the machine to the next power cut.
+struct Life {
+    mapped: bool,
+    disk: Arc<CutDisk<Facts>>,
+    shard: Shard,
+    random: u64,
+    next_id: u64,
+    /// The cut after which the next life goes on, and what is found there.
+    heir: Option<(tempfile::TempDir, Facts)>,
+    cuts: usize,
+}
+
+impl Life {
+    fn begin(root: &Path, facts: Facts, mapped: bool, seed: u64, next_id: u64) -> Life {
+        let queue_dir = root.join("queue");
+        let disk = CutDisk::<Facts>::new(root, mapped, u128::from(seed), seed);
+        disk.know(|known| *known = facts);
+        let shard = open(&Disk::gated(Arc::clone(&disk) as Arc<dyn Gate>), &queue_dir).shard;
+        Life { mapped, disk, shard, random: seed, next_id, heir: None, cuts: 0 }
+    }
+
+    fn next(&mut self, below: u64) -> u64 {
+        next(&mut self.random) % below
+    }
+
+    fn step(&mut self) {
+        match self.next(10) {
+            0..=3 => self.append(),
+            4 => {
+                let synced = self.shard.sync().unwrap();
+                self.disk.know(|facts| facts.confirmed = facts.confirmed.max(synced));
+            }
+            5 => {
+                self.shard.journal().swap().unwrap();
+            }
+            6 => {
+                self.shard.journal().swap().unwrap();
+                while self.carry(&[]) {}
+            }
+            7 => {
+                self.shard.journal().swap().unwrap();
+                let settled = self.settle_some();
+                if !self.carry(&settled) {
+                    self.shard.settle(&settled, None, NOW).unwrap();
+                }
+                self.disk.know(Facts::commit);
+            }
+            8 => {
+                let settled = self.settle_some();
+                self.shard.settle(&settled, Some(Some(NOW)), NOW).unwrap();
+                self.disk.know(Facts::commit);
+            }
+            _ => self.evict(),
+        }
+    }
+
+    fn append(&mut self) {
+        for _ in 0..self.next(40) {
+            let (id, class) = (self.next_id, self.next(3) as u8);
+            // A full journal is no concern of this test.
+            let Ok(appended) = append(&self.shard, id, class) else { return };
+            self.next_id += 1;
+            self.disk.know(|facts| facts.appended.push((appended.seq, id)));
+            if self.next(20) == 0 {
+                self.disk.cut(format!("after append of {}", appended.seq));
+            }
+        }
+    }
+
+    fn carry(&mut self, settled: &[Settled]) -> bool {
+        let Some(carried) = self.shard.carry(settled, None, NOW).unwrap() else { return false };
+        assert_eq!(carried.missing, 0);
+        self.disk.know(|facts| facts.confirmed = facts.confirmed.max(carried.up_to));
+        true
+    }
+
+    /// Decides over the records of some rows.
+    fn settle_some(&mut self) -> Vec<Settled> {
+        let mut settled = Vec::new();
+        for chunk in self.shard.read(None, usize::MAX).unwrap().chunks {
+            if self.next(3) != 0 {
+                continue;
+            }
+            let mut one =
+                Settled { first_seq: chunk.key.first_seq, delivered: 0, buried: Vec::new(), keep: Some(Vec::new()) };
+            for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
+                let fate = match self.next(8) {
+                    0 => Fate::Buried,
+                    1..4 => {
+                        one.keep.get_or_insert_default().push(head.seq);
+                        continue;
+                    }
+                    _ => Fate::Delivered,
+                };
+                match fate {
+                    Fate::Buried => one.buried.push(dead(head.seq, id_of(body))),
+                    _ => one.delivered += 1,
+                }
+                self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
+            }
+            one.keep = one.keep.filter(|keep| !keep.is_empty());
+            settled.push(one);
+        }
+        settled
+    }
+
+    fn evict(&mut self) {
+        let before = queued(&self.shard);
+        self.disk.know(|facts| facts.leaving.extend(before.iter().map(|(seq, _)| (*seq, Fate::Evicted))));
+        let goal = EvictUntil::Fits { bytes: u64::MAX, events: before.len() as u64 * 3 / 4 };
+        self.shard.evict(goal, &|_| false, NOW).unwrap();
+        let after: BTreeMap<_, _> = queued(&self.shard).into_iter().collect();
+        self.disk.know(|facts| {
+            facts.leaving.retain(|seq, _| !after.contains_key(seq));
+            facts.commit();
+        });
+    }
+
+    /// Opens what each cut left.
+    fn look_at_cuts(&mut self) {
+        for cut in self.disk.take_cuts() {
+            self.cuts += 1;
+            let heir = (self.next(20) == 0 || self.heir.is_none()).then(|| copy_of(cut.dir.path()));
+            let goes_on = self.next(4) == 0;
+            let found = look_at(&cut, self.mapped, goes_on);
+            if let Some(heir) = heir {
+                self.heir = Some((heir, found));
+            }
+        }
+    }
+}
+
+/// Opens what a cut left and holds it against what was known. Returns what the next life may expect to find.
+pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
+    let Cut { dir, facts, at } = cut;
+    let queue_dir = dir.path().join("queue");
+    let disk = Machine::disk(u128::MAX, mapped);
+    let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+    let aside = |finding: &Finding| matches!(finding, Finding::SetAside { .. } | Finding::NotCarried { .. });
+    assert!(!findings.iter().any(aside), "{at}: {findings:?}");
+    let (found, ledger) = (queued(&shard), shard.ledger());
+    let appended: BTreeMap<_, _> = facts.appended.iter().copied().collect();
+    assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0), "{at}: out of order or twice: {found:?}");
+    for (seq, id) in &found {
+        assert_eq!(appended.get(seq), Some(id), "{at}: {seq} was never that record");
+        assert!(!facts.gone.contains_key(seq), "{at}: {seq} came back after it was {:?}", facts.gone[seq]);
+    }
+    let there: BTreeMap<_, _> = found.iter().copied().collect();
+    for seq in appended.keys().filter(|seq| **seq <= facts.confirmed) {
+        let settled = facts.gone.contains_key(seq) || facts.leaving.contains_key(seq);
+        assert!(settled || there.contains_key(seq), "{at}: {seq} was confirmed and is gone; {ledger:?} {findings:?}");
+    }
+    look_at_ledger(at, facts, &ledger);
+    let dead = shard.open_store().unwrap().dead(usize::MAX).unwrap();
+    assert_eq!((dead.records.len() as u64, dead.damaged), (ledger.buried, 0), "{at}");
+    if goes_on {
+        go_on(shard, &disk, &queue_dir, &found);
+    }
+    Facts { appended: found, confirmed: ledger.accepted, before: ledger, ..Facts::default() }
+}
+
+fn look_at_ledger(at: &str, facts: &Facts, ledger: &Ledger) {
+    assert_eq!(ledger.imbalance(), 0, "{at}: {ledger:?}");
+    assert_eq!(ledger.damaged, 0, "{at}: a power cut is no damage: {ledger:?}");
+    let last = facts.appended.iter().map(|(seq, _)| *seq).max().unwrap_or(0).max(facts.before.accepted);
+    assert!((facts.confirmed..=last).contains(&ledger.accepted), "{at}: {ledger:?}, up to {last} were accepted");
+    let counted = [
+        (ledger.delivered, facts.before.delivered, Fate::Delivered),
+        (ledger.buried, facts.before.buried, Fate::Buried),
+        (ledger.evicted, facts.before.evicted, Fate::Evicted),
+    ];
+    for (count, before, fate) in counted {
+        let least = before + Facts::count(&facts.gone, fate);
+        let most = least + Facts::count(&facts.leaving, fate);
+        assert!((least..=most).contains(&count), "{at}: {fate:?} of {least}..={most}: {ledger:?}");
+    }
+}
+
+/// The shard works after the cut, and what was found stays.
+fn go_on(shard: Shard, disk: &Disk, queue_dir: &Path, found: &[(u64, u64)]) {
+    let accepted = shard.ledger().accepted;
+    let seq = append(&shard, u64::MAX, 0).unwrap().seq;
+    assert!(seq > accepted);
+    shard.close();
+    drop(shard);
+    let shard = open(disk, queue_dir).shard;
+    let expected: Vec<_> = found.iter().copied().chain([(seq, u64::MAX)]).collect();
+    assert_eq!((queued(&shard), shard.ledger().imbalance()), (expected, 0));
+}
+
+/// Lives of the machine, one after the other, each ended by a power cut.
+fn lives(mapped: bool, seed: u64) -> usize {
+    let (mut root, mut facts) = (scratch(), Facts::default());
+    std::fs::create_dir(root.path().join("queue")).unwrap();
+    let mut cuts = 0;
+    for life in 0..3 {
+        let mut life = Life::begin(root.path(), facts, mapped, seed + life, 1_000_000 * (life + 1));
+        life.look_at_cuts();
+        for _ in 0..12 {
+            life.step();
+            life.look_at_cuts();
+        }
+        life.disk.cut("at the end".into());
+        life.look_at_cuts();
+        cuts += life.cuts;
+        let heir = life.heir.take().unwrap();
+        // Before its directory: an owner that ends closes its files.
+        drop(life);
+        (root, facts) = heir;
+    }
+    cuts
+}
+
+/// So many series of lives; a debug build of the database is slower by an order of magnitude.
+const SEEDS: u64 = if cfg!(debug_assertions) { 1 } else { 40 };
+
+#[test]
+fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_mapped() {
+    let cuts: usize = (0..SEEDS).map(|seed| lives(true, 0x9E37_79B9 + 1_000 * seed)).sum();
+    assert!(cuts > 100, "{cuts} cuts only");
+}
+
+#[test]
+fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_written() {
+    let cuts: usize = (0..SEEDS).map(|seed| lives(false, 0x5851_F42D + 1_000 * seed)).sum();
+    assert!(cuts > 100, "{cuts} cuts only");
+}
