@@ -277,14 +277,6 @@ impl Source for Pipeline {
     fn settle(&self, settlement: Settlement) {
         {
             let mut state = lock(&self.outbox.state);
-            let unchanged = settlement.delivered == 0 && settlement.buried.is_empty() && settlement.keep.is_some();
-            if unchanged {
-                // Given back as it was: there is nothing to commit, and it can be read again, or evicted, at once.
-                if state.handed.remove(&settlement.chunk) {
-                    state.returned.insert(settlement.chunk);
-                }
-                return;
-            }
             if !state.handed.remove(&settlement.chunk) && settlement.chunk.origin != OWN {
                 // Of an orphan that was let go meanwhile: its next owner sends it again.
                 return;
@@ -293,6 +285,14 @@ impl Source for Pipeline {
             state.waiting.push(settlement);
         }
         self.bell.ring(|_| ());
+    }
+
+    fn give_back(&self, chunk: ChunkRef) {
+        let mut state = lock(&self.outbox.state);
+        // Unless its shard was let go, or its store reopened, meanwhile: then it is found again without this.
+        if state.handed.remove(&chunk) {
+            state.returned.insert(chunk);
+        }
     }
 
     fn pace(&self, pace: &PaceState) {
