@@ -90,6 +90,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly.
     fn settle(&self, settlement: Settlement);
 
+    /// A chunk that was read is let go undecided: it can be read again, and until then the queue may do with it as it likes.
+    fn give_back(&self, chunk: ChunkRef);
+
     /// The pace has changed: `next_attempt` has to survive a restart.
     fn pace(&self, state: &PaceState);
 }
