@@ -100,6 +100,10 @@ impl Committer {
             self.pipeline.committed();
         }
         self.make_spare();
+        if due.sync {
+            // Last: whoever awaits a receipt does not wait for this.
+            self.pipeline.shard.journal().prefault();
+        }
         self.end_stop()
     }
 

@@ -222,6 +222,8 @@ impl Pipeline {
             match self.shard.append(body, hash, class) {
                 Ok(appended) => return Ok(self.appended(appended)),
                 Err(Refused::Full) => {}
+                // Who waits for room waits for the lock as well.
+                Err(Refused::Busy) if self.may_block() => {}
                 Err(other) => return Err(self.refused(other)),
             }
         }
