@@ -35,6 +35,7 @@ mod bell;
 mod bounds;
 mod committer;
 mod due;
+mod flush;
 pub(crate) mod pending;
 mod receipts;
 mod report;
@@ -225,6 +226,8 @@ impl Pipeline {
             match self.shard.append(body, hash, class) {
                 Ok(appended) => return Ok(self.appended(appended)),
                 Err(Refused::Full) => {}
+                // Who waits for room waits for the lock as well.
+                Err(Refused::Busy) if self.may_block() => {}
                 Err(other) => return Err(self.refused(other)),
             }
         }
