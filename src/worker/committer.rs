@@ -303,6 +303,7 @@ impl Committer {
         }
     }
 
+    /// Also while the store fails: then the journal is all the room there is.
     fn make_spare(&mut self) {
         let journal = self.pipeline.shard.journal();
         let is_time = self.spare_after.is_none_or(|after| self.now() >= after);

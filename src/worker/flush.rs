@@ -26,8 +26,6 @@ impl Committer {
             }));
         }
     }
-
-    /// Also while the store fails: then the journal is all the room there is.
 }
 
 impl Pipeline {
