@@ -164,8 +164,10 @@ fn die_adopting(mut stage: Stage, adopting: &Life) -> Result<Played, Failure> {
 /// Dies at each sync of the store in turn, while a heavy backlog is recovered, delivered, settled and compacted away.
 pub fn die_at_each_sync(victim: &Path, most: u32, setup: Setup) -> Result<Played, Failure> {
     let mut stage = Stage::new(victim)?;
+    // The file stays large until a life gets as far as to compact it.
+    leave_a_backlog(&mut stage, MANY_EVENTS, setup.padded(HEAVY))?;
     for nth in 1..=most {
-        leave_a_backlog(&mut stage, MANY_EVENTS, setup.padded(HEAVY))?;
+        leave_a_backlog(&mut stage, SOME_EVENTS, setup)?;
         stage.sink.resume();
         let running = stage.start(&Life::draining().with(setup).dying_at("store.synced", nth))?;
         if !stage.wait_for_crash_or_drained(running)? {
