@@ -20,6 +20,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often the bounds are looked at again on behalf of callers that were turned away.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
+const SPARE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The committer's own state; everything shared is in the pipeline.
 pub(super) struct Committer {
@@ -31,6 +33,8 @@ pub(super) struct Committer {
     pub(super) looked_at: Option<Instant>,
     /// When the store was last compacted, or could not be.
     pub(super) compacted_at: Option<Instant>,
+    /// Making a spare arena failed: when that is tried again.
+    spare_after: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
     pub(super) began: (Instant, i64),
@@ -56,6 +60,7 @@ impl Committer {
             look_again_at: None,
             looked_at: None,
             compacted_at: None,
+            spare_after: None,
             gathered: 0,
             began,
             asked: Wanted::default(),
@@ -254,12 +259,11 @@ impl Committer {
 
     pub(super) fn settle_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        self.reopen_if_latched();
         let batch = pipeline.outbox.take(OWN);
         if batch.is_empty() {
-            pipeline.outbox.put_back(batch);
-            return;
+            return pipeline.outbox.put_back(batch);
         }
+        self.reopen_if_latched();
         let now = pipeline.options.clock.wall_nanos();
         match pipeline.shard.settle(&batch.settled(), batch.next_attempt, now) {
             Ok(_) => {
@@ -312,11 +316,13 @@ impl Committer {
         }
     }
 
+    /// Also while the store fails: then the journal is all the room there is.
     fn make_spare(&mut self) {
         let journal = self.pipeline.shard.journal();
-        if self.stopping.is_none() && self.waiting.retry_at.is_none() && !journal.has_spare() {
+        let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
+        if self.stopping.is_none() && is_time && !journal.has_spare() && journal.prepare_spare().is_err() {
             // A disk without room for a spare arena: bursts are refused a little earlier, that is all.
-            let _ = journal.prepare_spare();
+            self.spare_after = Some(self.now() + SPARE_AGAIN);
         }
     }
 

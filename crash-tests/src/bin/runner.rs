@@ -174,7 +174,7 @@ impl Options {
     fn from_args(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self { kills: DEFAULT_KILLS, seed: make_rng::<StdRng>().random(), only: String::new() };
         while let Some(arg) = args.next() {
-            let mut number =
+            let number =
                 |args: &mut dyn Iterator<Item = String>| args.next().and_then(|number| number.parse::<u64>().ok());
             let known = match arg.as_str() {
                 "--kills" => {

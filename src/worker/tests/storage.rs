@@ -41,7 +41,8 @@ fn failures_of_the_store_grow_rarer_and_do_not_use_up_the_arenas() {
         bench.advance(Duration::from_secs(1));
     }
     let tried = fault.calls();
-    assert!(tried < 20, "{tried} attempts in 25 seconds");
+    // Each attempt is a reopen and a commit, of a few writes each.
+    assert!(tried < 50, "{tried} writes in 25 seconds");
     fault.arm(0);
     bench.advance(HOUR);
     assert_eq!((bench.ledger().queued_events, bench.ledger().damaged), (750, 0), "nothing was refused or lost");
