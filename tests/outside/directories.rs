@@ -71,7 +71,7 @@ fn a_directory_that_may_not_be_written_is_unusable() {
             set_mode(&stage.queue, 0o555);
             stage
         },
-        |_| Terms::default().as_nobody(),
+        |_| Terms::default().played_by_nobody(),
         |place| is_unusable(|| place.config()),
         |stage| {
             assert_eq!(fs::read_dir(&stage.queue).unwrap().count(), 0);
@@ -93,7 +93,7 @@ fn a_queue_of_another_user_is_unusable_and_left_alone() {
             }
             stage
         },
-        |_| Terms::default().as_nobody(),
+        |_| Terms::default().played_by_nobody(),
         |place| {
             // Where the test is not run by root, the other user is ourselves.
             if nix::unistd::geteuid().as_raw() == crate::apart::NOBODY {

@@ -166,7 +166,7 @@ fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
             }
             stage
         },
-        |_| Terms::default().as_nobody(),
+        |_| Terms::default().played_by_nobody(),
         |place| {
             // Resolving this takes one more thread.
             let config = || place.config().host(place.host.replace("127.0.0.1", "localhost"));
