@@ -1,12 +1,14 @@
 //! What the system denies a process: large files, descriptors, threads.
 
 use std::fs::{self, File};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use posthog::{Client, DropReason, Error, Mode, Outcome};
+use sink::Answer;
 
 use crate::apart::{Terms, apart, apart_on};
-use crate::stage::{PATIENCE, Place, Stage, accepted, close_empty, event, eventually, take};
+use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
 
 /// Sets the soft limit, which may be raised again up to the hard one.
 fn limit(resource: Resource, most: u64) {
@@ -40,49 +42,47 @@ impl Drop for Descriptors {
 
 #[test]
 fn a_limit_on_file_sizes_does_not_kill_the_process() {
-    apart(
+    let down = || {
+        let stage = Stage::new();
+        stage.sink.default_answer(Answer::status(503));
+        stage
+    };
+    apart_on(
+        down,
+        |_| Terms::default(),
         |place| {
             // Enough for the arenas, not for a store that grows.
             limit(Resource::RLIMIT_FSIZE, 1024 * 1024);
-            let client = Client::new(place.config().host("http://127.0.0.1:9")).unwrap();
+            let client = place.client();
             let filling = "x".repeat(1000);
-            let mut uuids = Vec::new();
+            let mut taken = 0;
             let mut reasons = Vec::new();
             for number in 0..6000 {
-                let receipt = client.capture(event("tick").prop("filling", &filling));
-                match receipt.outcome() {
-                    Outcome::Accepted => uuids.extend(receipt.uuid()),
+                match client.capture(event("tick").prop("filling", &filling)).outcome() {
+                    Outcome::Accepted => taken += 1,
                     Outcome::Dropped(reason) => reasons.push(reason),
                 }
                 if number % 100 == 0 {
                     let _ = client.flush().wait(PATIENCE);
                 }
             }
-            assert!(uuids.len() > 500 && !reasons.is_empty(), "{} {}", uuids.len(), reasons.len());
+            assert!(taken > 500 && !reasons.is_empty(), "{taken} {}", reasons.len());
             assert!(reasons.iter().all(|reason| *reason == DropReason::JournalFull), "{:?}", reasons[0]);
             eventually("the trouble is shown", || matches!(client.stats().mode, Mode::Degraded { .. }));
-            assert_eq!(client.stats().queued_events, uuids.len() as u64);
+            assert_eq!(client.stats().queued_events, taken);
             unlimit(Resource::RLIMIT_FSIZE);
             eventually("storage works again", || client.stats().mode == Mode::Durable);
-            drop(client);
-            let client = place_again(place, uuids.len());
+            assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, taken);
+        },
+        |stage| {
+            stage.sink.default_answer(Answer::ok());
+            let client = stage.client();
+            let taken = client.stats().accepted;
+            eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
+            assert_eq!(stage.sink.inspect(sink::State::unique), taken);
             close_empty(&client);
         },
-        |_| (),
     );
-}
-
-/// The same queue with a server that lives; the key and host are part of its name, so the events have to be adopted.
-fn place_again(place: &Place, events: usize) -> Client {
-    let client = Client::new(place.config().also_deliver(crate::stage::KEY, "http://127.0.0.1:9")).unwrap();
-    let mut seen = 0;
-    eventually("the old queue is delivered", || {
-        take(&client, "trigger");
-        let _ = client.flush().wait(PATIENCE);
-        seen = client.stats().adopted_events.max(seen);
-        seen as usize >= events && client.stats().adopted_events == 0
-    });
-    client
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
             }
             stage
         },
-        |_| Terms::default().as_nobody(),
+        |_| Terms::default().played_by_nobody(),
         |place| {
             // Resolving this takes one more thread.
             let config = || place.config().host(place.host.replace("127.0.0.1", "localhost"));
