@@ -140,7 +140,9 @@ fn rate(client: &Client, threads: usize, each: u64) -> f64 {
                 std::hint::spin_loop();
             }
             let start = Instant::now();
-            (0..each).for_each(|n| drop(capture(client, n)));
+            (0..each).for_each(|n| {
+                let _ = capture(client, n);
+            });
             (start, Instant::now())
         };
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();

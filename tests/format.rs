@@ -1,6 +1,8 @@
 //! What lies on disk: the present code reads a golden queue of each version there was, and what it writes is what
 //! `docs/format.md` says, as a second reader finds that was written from the document.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
 #[path = "format/fixture.rs"]
 mod fixture;
 #[path = "format/reader.rs"]

@@ -22,7 +22,7 @@ pub struct DeadLetter {
     pub first_attempt: SystemTime,
     /// When it was refused for the last time.
     pub last_attempt: SystemTime,
-    /// How often the process that gave it up had sent it, at least: the count begins anew when others of its row are settled.
+    /// How often the process that gave it up had sent it, or others of its row.
     pub attempts: u32,
 }
 

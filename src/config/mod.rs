@@ -6,7 +6,8 @@
 //! nothing is silently clamped. `choices.rs` has the settings that are a choice among a few; `env.rs` has what the environment
 //! says, and finds the queue directory where none is given.
 //!
-//! To add a knob: a field and a setter here, its bounds in `limits.rs`, a line in `check.rs`, and a line in the changelog.
+//! To add a knob: a field and a setter here, its bounds in `limits.rs`, a line in `check.rs`, and a line in the changelog. Its setter's
+//! documentation names the unit, the default, and the least and most that are taken.
 
 mod check;
 mod choices;

@@ -18,6 +18,9 @@ pub(super) struct Active {
     pub(super) next_seq: u64,
     pub(super) records: u64,
     pub(super) closed: bool,
+    /// At open every arena waited to be carried and no further one could be made: the arena is one of those, and takes nothing. The
+    /// first one that is carried becomes the active one.
+    pub(super) stand_in: bool,
     /// For arenas that are written and not mapped: one frame, assembled.
     pub(super) buffer: Vec<u8>,
 }
@@ -26,6 +29,9 @@ impl Active {
     /// Where a frame of that size would end, if it may still go into this arena.
     #[inline]
     pub(super) fn end_of(&self, framed: usize, class: u8) -> Option<usize> {
+        if self.stand_in {
+            return None;
+        }
         let len = self.arena.len();
         // Room is kept for the length word that ends the arena.
         let room = if class == 0 { len - len / 8 } else { len } - size_of::<u64>();

@@ -242,8 +242,14 @@ impl Arena {
         }
     }
 
-    /// Makes its first `len` bytes durable; a failure condemns it.
+    /// Makes its first `len` bytes durable; a failure condemns it. Of a condemned one no later sync can be believed: what the kernel
+    /// has forgotten it takes for written.
     pub(super) fn sync(&self, len: usize) -> io::Result<()> {
+        if self.is_condemned() {
+            return Err(io::Error::other(
+                "an earlier sync of the journal failed; its events have to go into the store first",
+            ));
+        }
         let synced = match &self.memory {
             Memory::Mapped { file, mapping } => file.sync_mapped(mapping, len).and_then(|()| still_there(file)),
             Memory::Written { file, .. } => file.sync_data().and_then(|()| still_there(file)),
@@ -318,14 +324,16 @@ fn decode_header(bytes: &[u8; STATE_AT + 8]) -> Header {
     if bytes[..8] != MAGIC {
         return Header::Foreign;
     }
-    let version = word(8) as u32;
+    let (version, holds) = (word(8) as u32, word(CHECKED) == xxh3_64(&bytes[..CHECKED]));
     if version > VERSION {
-        return Header::Newer(version);
+        // Every version keeps this checksum, so that a flipped bit is damage and not a version that nobody knows.
+        return if holds { Header::Newer(version) } else { Header::Damaged };
     }
+    // Between two rounds the checksum does not hold: the state alone counts.
     if word(STATE_AT) == FREE {
         return Header::Free;
     }
-    if word(CHECKED) != xxh3_64(&bytes[..CHECKED]) {
+    if !holds {
         return Header::Damaged;
     }
     Header::InUse(Round { epoch: word(16), salt: word(24), first_seq: word(32) })
@@ -343,7 +351,7 @@ mod tests {
         assert_eq!(decode_header(&encode_header(None)), Header::Free);
         for bit in 0..STATE_AT * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(!matches!(decode_header(&bytes), Header::InUse(_)), "bit {bit}");
+            assert!(!matches!(decode_header(&bytes), Header::InUse(_) | Header::Newer(_)), "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
     }

@@ -191,8 +191,11 @@ impl Journal {
     /// Makes a free arena the active one and seals the old one, unless that is empty or no arena is free. Committer only: it may
     /// create a file.
     pub(crate) fn swap(&self) -> Result<bool, JournalError> {
-        if self.uncarried_in_active() == 0 {
-            return Ok(false);
+        {
+            let active = self.lock();
+            if active.records == 0 && !active.stand_in {
+                return Ok(false);
+            }
         }
         let Some(fresh) = self.pool.take_free(&self.options)? else {
             return Ok(false);
@@ -213,13 +216,10 @@ impl Journal {
         }
         crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
-        self.pool.push_sealed(Sealed::complete(
-            old,
-            active.round,
-            active.position,
-            active.next_seq - 1,
-            active.records,
-        ));
+        if !std::mem::take(&mut active.stand_in) {
+            let last_seq = active.next_seq - 1;
+            self.pool.push_sealed(Sealed::complete(old, active.round, active.position, last_seq, active.records));
+        }
         active.round = round;
         active.position = HEADER_BYTES;
         active.readied_at = HEADER_BYTES;
@@ -278,11 +278,6 @@ impl Journal {
         self.pool.has_free()
     }
 
-    /// Records appended and not yet sealed.
-    pub(crate) fn uncarried_in_active(&self) -> u64 {
-        self.lock().records
-    }
-
     /// Bytes and records that wait to be carried, sealed arenas included.
     pub(crate) fn uncarried(&self) -> (u64, u64) {
         let (sealed_bytes, sealed_records) = self.pool.sealed_size();
@@ -317,7 +312,7 @@ impl Journal {
     fn make_room(&self, active: &mut Active, framed: usize, class: u8) -> Result<usize, Refused> {
         // An event that does not fit an empty arena would only push out what is in this one.
         let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
-        let fresh = if fits && active.records > 0 { self.pool.pop_free() } else { None };
+        let fresh = if fits && (active.records > 0 || active.stand_in) { self.pool.pop_free() } else { None };
         self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
         crash_point::reach("journal.rotated");
         active.end_of(framed, class).ok_or(Refused::Full)
@@ -341,9 +336,9 @@ impl Found {
         self.journal.pool.free_oldest();
     }
 
-    /// A sequence number that no record in the sealed arenas exceeds, readable or not.
-    pub(crate) fn last_seq_possible(&self) -> u64 {
-        self.journal.pool.last_seq_possible()
+    /// The highest sequence number of any record in the sealed arenas.
+    pub(crate) fn last_seq_taken(&self) -> u64 {
+        self.journal.pool.last_seq_taken()
     }
 
     /// Tells the sealed arenas which sequence number the last record accepted is known to have had.
@@ -351,15 +346,27 @@ impl Found {
         self.journal.pool.expect_up_to(seq);
     }
 
-    /// Begins to take records: round `epoch`, first sequence number `next_seq`.
+    /// Begins to take records: round `epoch`, first sequence number `next_seq`. Where every arena waits to be carried and no further
+    /// one can be made, it takes none until one was carried.
     pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
         let Opening { options, pool } = self.journal;
-        let arena = pool.take_free(&options)?.ok_or_else(|| JournalError::File {
-            path: options.dir.clone().unwrap_or_default(),
-            source: io::Error::new(io::ErrorKind::StorageFull, "every arena waits to be carried"),
-        })?;
-        let round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
-        arena.begin(&round).map_err(|source| JournalError::File { path: arena.path().to_path_buf(), source })?;
+        let (arena, stand_in) = match (pool.take_free(&options), pool.oldest_sealed()) {
+            (Ok(Some(arena)), _) => (arena, false),
+            (_, Some(waiting)) => (waiting.arena, true),
+            (Err(error), None) => return Err(error),
+            (Ok(None), None) => {
+                let source = io::Error::new(io::ErrorKind::StorageFull, "there is neither a free arena nor one in use");
+                return Err(JournalError::File { path: options.dir.clone().unwrap_or_default(), source });
+            }
+        };
+        let round = Round {
+            epoch: if stand_in { epoch.saturating_sub(1) } else { epoch },
+            salt: entropy::random_u64(),
+            first_seq: next_seq,
+        };
+        if !stand_in {
+            arena.begin(&round).map_err(|source| JournalError::File { path: arena.path().to_path_buf(), source })?;
+        }
         let active = Active {
             arena,
             round,
@@ -368,6 +375,7 @@ impl Found {
             next_seq,
             records: 0,
             closed: false,
+            stand_in,
             buffer: Vec::new(),
         };
         Ok(Journal { options, generation: fork::generation(), active: Mutex::new(active), pool })

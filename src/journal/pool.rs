@@ -178,11 +178,17 @@ impl Pool {
         self.give_back(sealed.arena);
     }
 
-    pub(super) fn last_seq_possible(&self) -> u64 {
-        let places = self.lock();
-        let ends = places.sealed.iter().map(|sealed| {
-            let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
-            sealed.last_seq.unwrap_or(0).max(sealed.round.first_seq.saturating_add(room))
+    pub(super) fn last_seq_taken(&self) -> u64 {
+        let ends = self.lock().sealed.clone().into_iter().map(|sealed| {
+            let found = match sealed.replay() {
+                Ok(replay) => replay.last_seq().unwrap_or(0),
+                // As many as fit. What there was not will count as missing one day, but no number is given twice.
+                Err(_) => {
+                    let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
+                    sealed.round.first_seq.saturating_add(room)
+                }
+            };
+            found.max(sealed.last_seq.unwrap_or(0))
         });
         ends.max().unwrap_or(0)
     }

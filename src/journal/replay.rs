@@ -51,7 +51,8 @@ impl Replay {
             let mut frames = frame::frames(bytes, self.salt);
             let mut start = run.range.start;
             while let Some((head, _)) = frames.next() {
-                let end = run.range.start + frames.position();
+                // The last frame's padding may lie beyond what could be read.
+                let end = (run.range.start + frames.position()).min(run.range.end);
                 let record = Run { range: start..end, count: 1, first_seq: head.seq, last_seq: head.seq };
                 start = end;
                 if head.seq <= carried {
@@ -108,7 +109,7 @@ fn read_run(bytes: &[u8], at: usize, salt: u64, next_seq: &mut u64, runs: &mut V
         end = next;
     }
     if count > 0 {
-        // The last frame's padding may lie beyond what could be read.
+        // As above.
         let range = at..end.min(bytes.len());
         runs.push(Run { range, count, first_seq, last_seq: *next_seq - 1 });
     }
@@ -189,6 +190,18 @@ mod tests {
             assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "bit {bit}: {seen:?}");
             assert!(seen.len() >= 7, "bit {bit}: one record at most is lost, not {seen:?}");
         }
+    }
+
+    #[test]
+    fn a_piece_whose_padding_was_cut_off_still_has_its_records() {
+        let mut bytes = arena(3);
+        bytes.truncate(3 * 40);
+        frame::append(&mut bytes, b"two", 0, 13, ROUND.salt);
+        bytes.truncate(bytes.len() - 3);
+        let replay = replay(bytes, &ROUND, None);
+        let pieces = replay.pieces(1000, 0);
+        assert_eq!((pieces.len(), pieces[0].count), (1, 4));
+        assert_eq!(frame::frames(&replay.bytes[pieces[0].range.clone()], ROUND.salt).count(), 4);
     }
 
     #[test]

@@ -132,6 +132,25 @@ fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
 }
 
 #[test]
+fn with_every_arena_waiting_and_no_room_for_another_it_starts_and_takes_records_once_one_was_carried() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    journal.swap().unwrap();
+    append(&journal, b"b").unwrap();
+    std::mem::forget(journal);
+    let disk = Disk::gated(crate::disk::fail_when(|call, _| {
+        (call.op == Op::Create).then(|| Verdict::Fail(io::ErrorKind::StorageFull.into()))
+    }));
+    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(9, 3).unwrap();
+    assert!(matches!(append(&journal, b"c"), Err(Refused::Full)));
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what waits is not touched");
+    journal.free_oldest();
+    assert_eq!(append(&journal, b"c").unwrap().seq, 3);
+    assert_eq!((journal.epoch(), sequences(&journal.oldest_sealed().unwrap())), (9, vec![2]));
+}
+
+#[test]
 fn a_lock_that_is_held_too_long_gives_busy_and_not_a_hang() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
@@ -163,6 +182,8 @@ fn foreign_and_damaged_files_are_set_aside_and_newer_ones_are_left_alone() {
     let path = dir.path().join("journal-0");
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[8] = 200;
+    let check = xxhash_rust::xxh3::xxh3_64(&bytes[..48]);
+    bytes[48..56].copy_from_slice(&check.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
     let refused = Journal::open(&Disk::default(), options(dir.path(), true));
     assert!(matches!(refused, Err(JournalError::Newer { version: 200, .. })));

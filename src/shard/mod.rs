@@ -144,6 +144,9 @@ impl Shard {
 
     /// Makes everything appended before durable; says up to which sequence number.
     pub(crate) fn sync(&self) -> io::Result<u64> {
+        self.check_claim()?;
+        // Where the page is not mapped, this is how often it learns how far the journal goes.
+        self.status.publish();
         self.journal.sync()
     }
 
@@ -207,12 +210,24 @@ impl Shard {
     pub(crate) fn close(&self) {
         self.journal.close();
         let last = Access::LetGo(self.ledger());
-        let store = std::mem::replace(&mut *self.access(), last);
-        drop(store);
+        if let Access::Open(store) = std::mem::replace(&mut *self.access(), last) {
+            // Others may still have it in hand, and must not find it open when the directory is somebody else's.
+            store.close();
+        }
         self.status.mark_clean_exit();
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
+    }
+
+    /// Without the lock the directory may be somebody else's, who would take our records for damage and whose records ours would
+    /// overwrite: nothing more is taken.
+    fn check_claim(&self) -> io::Result<()> {
+        if self.holds_claim() {
+            return Ok(());
+        }
+        self.journal.close();
+        Err(io::Error::other("the lock file of this queue was removed or replaced: restart to use a new queue"))
     }
 
     fn access(&self) -> MutexGuard<'_, Access> {
@@ -222,6 +237,7 @@ impl Shard {
     /// Calls into the store, inside a phase.
     fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        self.check_claim().map_err(|source| ShardError::Io { path: self.dir.clone(), source })?;
         let _phase = self.status.enter(Phase::Store);
         call(&store).map_err(|source| self.failed(source))
     }

@@ -206,8 +206,8 @@ fn recover(
             Err(source) => {
                 let error = ShardError::Store { dir: PathBuf::new(), source };
                 findings.push(Finding::NotCarried { error });
-                // The numbers in these arenas are taken, whether they can be read now or not.
-                last_seq = last_seq.max(found.last_seq_possible());
+                // The numbers in these arenas are taken.
+                last_seq = last_seq.max(found.last_seq_taken());
                 break;
             }
         }

@@ -231,7 +231,7 @@ impl StatusPage {
     }
 
     /// Writes the words out where they are not mapped. A failure leaves the mirror behind, which it may be.
-    fn publish(&self) {
+    pub(crate) fn publish(&self) {
         if let Some(file) = &self.file {
             let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
         }

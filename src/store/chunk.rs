@@ -1,5 +1,6 @@
 //! A chunk: the contiguous bytes of many records, one row of the store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::clock::WallNanos;
@@ -47,20 +48,21 @@ impl Chunk {
         )
     }
 
-    /// Every whole record in bytes that are damaged somewhere: what follows a bad record is found again.
+    /// Every whole record in bytes that are damaged somewhere: what follows a bad record is found again, and what a misdirected write
+    /// put in a second place counts once.
     pub(super) fn salvage(&self) -> Option<Chunk> {
-        let mut whole = Vec::new();
+        let mut whole = BTreeMap::new();
         let mut at = 0;
         while at < self.frames.len() {
             match frame::parse(&self.frames, at, self.salt) {
                 Parsed::Frame { head, next, .. } => {
-                    whole.push((head.seq, at, next));
+                    whole.entry(head.seq).or_insert((at, next));
                     at = next;
                 }
                 Parsed::End | Parsed::Invalid => at = at.saturating_add(frame::FRAME_ALIGN),
             }
         }
-        self.rebuild(whole.into_iter())
+        self.rebuild(whole.into_iter().map(|(seq, (begin, end))| (seq, begin, end)))
     }
 
     fn rebuild(&self, records: impl Iterator<Item = (u64, usize, usize)>) -> Option<Chunk> {
@@ -113,6 +115,16 @@ mod tests {
             assert!(saved.count >= 3, "byte {at} cost {} records", 4 - saved.count);
             assert_eq!(seqs(&saved).len(), saved.count as usize);
         }
+    }
+
+    #[test]
+    fn a_record_that_was_written_over_another_is_saved_once_and_in_its_place() {
+        let whole = chunk_of(&[1, 2, 3, 4]);
+        let each = whole.frames.len() / 4;
+        let mut bytes = whole.frames.to_vec();
+        bytes.copy_within(3 * each.., each);
+        let saved = Chunk { frames: bytes.into(), ..whole }.salvage().unwrap();
+        assert_eq!((seqs(&saved), saved.count), (vec![1, 3, 4], 3));
     }
 
     #[test]

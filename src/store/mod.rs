@@ -125,7 +125,8 @@ pub(crate) struct Store {
     suspect: AtomicBool,
     /// The file must be replaced when reopened.
     condemned: Condemned,
-    _registration: Option<Registration>,
+    /// `None` in memory, and once closed.
+    registration: Mutex<Option<Registration>>,
 }
 
 #[derive(Debug)]
@@ -192,18 +193,18 @@ impl Store {
             latched: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             condemned,
-            _registration: registration,
+            registration: Mutex::new(registration),
         }
     }
 
     /// Makes the changes in one transaction; when this returns `Ok` they survive a power cut. On a full disk a transaction that only
-    /// settles may use up the reserve.
+    /// settles may use up the reserve, and so may one that fills an empty store.
     pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
         self.check_process()?;
         let mut writer = self.writer();
         let mut outcome = self.commit(changes);
         if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, &self.place)
-            && changes.only_settles()
+            && (changes.only_settles() || self.is_the_only_way_out(changes))
             && writer.reserve.release(place)?
         {
             self.reopen_as(&mut writer)?;
@@ -266,6 +267,14 @@ impl Store {
             Some(_) => Ok(self.ledger().queued_bytes),
             None => Err(StoreError::Latched),
         }
+    }
+
+    /// Where no row is left to be settled, no settlement will ever make room: what waits outside has to come in to be delivered. Not if
+    /// it would not fit anyway, with as much again for the pages around it.
+    fn is_the_only_way_out(&self, changes: &Changes) -> bool {
+        let bytes: u64 = changes.insert.iter().map(|chunk| chunk.frames.len() as u64).sum();
+        let reserve = self.place.as_ref().map_or(0, |place| place.options.reserve_bytes);
+        self.committed().rows == 0 && bytes.saturating_mul(2) <= reserve
     }
 
     /// Only under the writer's lock.

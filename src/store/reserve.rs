@@ -2,7 +2,7 @@
 //!
 //! Removing a row writes new pages first. On a full file system not one removal succeeds, and a queue that cannot shrink never
 //! makes room again. So a file of a mebibyte is kept beside the store, really written; it goes when a settlement finds no space, and
-//! comes back when there is plenty.
+//! comes back when there is plenty. A carry may use it only where the store is empty: then no settlement will ever make room.
 
 use std::io;
 

@@ -47,6 +47,21 @@ impl Store {
         Ok(report)
     }
 
+    /// Closes the file and gives its name free. Reads and transactions under way are waited for; whoever has the store after that finds
+    /// it latched: the directory may be another owner's by then.
+    pub(crate) fn close(&self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let _writer = self.writer();
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        self.latched.store(true, Ordering::Release);
+        if let Some(open) = opened.take() {
+            let _ = guarded(|| Ok(open.db.close()?));
+        }
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Gives free space back to the file system, if the content is small enough for that to be quick. Reads and transactions
     /// wait meanwhile. `false` if there was nothing to be gained, or too much to be moved.
     pub(crate) fn compact_if_small(&self, live_max: u64) -> Result<bool, StoreError> {

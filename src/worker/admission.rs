@@ -111,6 +111,8 @@ pub(super) fn level(limits: &Limits, usage: &Usage) -> Level {
 #[derive(Debug)]
 pub(super) struct Admission {
     level: AtomicU8,
+    /// Nobody is let in any more, and nobody may go on waiting.
+    closed: AtomicBool,
     /// A caller was turned away since the committer last looked: it is asked once to look again.
     asked: AtomicBool,
     changes: Mutex<u64>,
@@ -121,6 +123,7 @@ impl Default for Admission {
     fn default() -> Self {
         Self {
             level: AtomicU8::new(Level::Open as u8),
+            closed: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
@@ -140,6 +143,9 @@ impl Admission {
     }
 
     fn unwelcome_for(&self, class: u8) -> Option<Unwelcome> {
+        if self.closed.load(Ordering::Acquire) {
+            return Some(Unwelcome::Closed);
+        }
         match self.level.load(Ordering::Relaxed) {
             level if level == Level::Open as u8 => None,
             level if level == Level::Full as u8 && class != 0 => None,
@@ -152,6 +158,13 @@ impl Admission {
     pub(super) fn set(&self, level: Level) {
         self.level.store(level as u8, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
+        *lock(&self.changes) += 1;
+        self.changed.notify_all();
+    }
+
+    /// Ends all waiting for room, for good: nobody will look at the bounds again.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         *lock(&self.changes) += 1;
         self.changed.notify_all();
     }

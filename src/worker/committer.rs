@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::bell::Wanted;
 use super::due::{Due, Facts, Intervals, Waiting, due};
-use super::report::{Endpoint, FlushReport, PersistError};
+use super::report::PersistError;
 use super::source::{Batch, OWN};
 use super::stop::Stopping;
 use super::{Notice, Pipeline, lock};
-use crate::delivery;
 use crate::journal::ARENAS_MAX;
 use crate::shard::ShardError;
 
@@ -20,6 +19,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often the bounds are looked at again on behalf of callers that were turned away.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
+const SPARE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The committer's own state; everything shared is in the pipeline.
 pub(super) struct Committer {
@@ -31,6 +32,8 @@ pub(super) struct Committer {
     pub(super) looked_at: Option<Instant>,
     /// When the store was last compacted, or could not be.
     pub(super) compacted_at: Option<Instant>,
+    /// Making a spare arena failed: when that is tried again.
+    spare_after: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
     pub(super) began: (Instant, i64),
@@ -56,6 +59,7 @@ impl Committer {
             look_again_at: None,
             looked_at: None,
             compacted_at: None,
+            spare_after: None,
             gathered: 0,
             began,
             asked: Wanted::default(),
@@ -109,6 +113,14 @@ impl Committer {
 
     /// Sleeps until something is due or somebody rings.
     fn sleep(&mut self) {
+        let until = self.wake_at();
+        let pipeline = Arc::clone(&self.pipeline);
+        let wanted = pipeline.bell.listen(until, || pipeline.options.clock.now());
+        self.hear(wanted);
+    }
+
+    /// When the next turn is due if nobody rings.
+    pub(super) fn wake_at(&mut self) -> Option<Instant> {
         let pipeline = Arc::clone(&self.pipeline);
         // Said before the journal is looked at: a record that comes after the look sees it, and rings.
         pipeline.bell.believe_clean(true);
@@ -121,8 +133,7 @@ impl Committer {
         }
         let now_due = due.sync || due.carry || due.settle;
         let until = [due.wake_at, self.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
-        let wanted = pipeline.bell.listen(until.into_iter().flatten().min(), || pipeline.options.clock.now());
-        self.hear(wanted);
+        until.into_iter().flatten().min()
     }
 
     pub(super) fn hear(&mut self, wanted: Wanted) {
@@ -146,12 +157,14 @@ impl Committer {
         let (_, uncarried) = journal.uncarried();
         let unsynced = !pipeline.shard.is_volatile() && journal.last_seq() > pipeline.receipts.synced();
         since(&mut self.waiting.unsynced_since, unsynced, now);
-        since(&mut self.waiting.uncarried_since, uncarried > 0, now);
+        // What was found at open counts no records: nobody has read it yet.
+        let sealed = journal.oldest_sealed().is_some();
+        since(&mut self.waiting.uncarried_since, uncarried > 0 || sealed, now);
         since(&mut self.waiting.unsettled_since, !pipeline.outbox.is_empty(), now);
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
             uncarried,
-            pressing: journal.is_half_full() || journal.oldest_sealed().is_some(),
+            pressing: journal.is_half_full() || sealed,
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
@@ -198,7 +211,11 @@ impl Committer {
             return;
         }
         if let Err(error) = pipeline.shard.journal().swap() {
+            // Without another arena nothing can be sealed; what was settled makes room all the same.
+            self.settle_own();
             pipeline.storage_fails(&error.to_string());
+            self.failed();
+            return;
         }
         if !self.carry_sealed() {
             return;
@@ -245,12 +262,11 @@ impl Committer {
 
     pub(super) fn settle_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        self.reopen_if_latched();
         let batch = pipeline.outbox.take(OWN);
         if batch.is_empty() {
-            pipeline.outbox.put_back(batch);
-            return;
+            return pipeline.outbox.put_back(batch);
         }
+        self.reopen_if_latched();
         let now = pipeline.options.clock.wall_nanos();
         match pipeline.shard.settle(&batch.settled(), batch.next_attempt, now) {
             Ok(_) => {
@@ -287,27 +303,13 @@ impl Committer {
         }
     }
 
-    fn pass_flushes_on(&mut self) {
-        for promise in std::mem::take(&mut self.asked.flushes) {
-            let pipeline = Arc::clone(&self.pipeline);
-            let Some(delivery) = self.pipeline.delivery() else { continue };
-            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
-                let report = FlushReport {
-                    delivered: outcome.delivered,
-                    buried: outcome.buried,
-                    remaining: pipeline.remaining(),
-                    endpoint: pipeline.endpoint(outcome.endpoint),
-                };
-                promise.answer(report);
-            }));
-        }
-    }
-
+    /// Also while the store fails: then the journal is all the room there is.
     fn make_spare(&mut self) {
         let journal = self.pipeline.shard.journal();
-        if self.stopping.is_none() && self.waiting.retry_at.is_none() && !journal.has_spare() {
+        let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
+        if self.stopping.is_none() && is_time && !journal.has_spare() && journal.prepare_spare().is_err() {
             // A disk without room for a spare arena: bursts are refused a little earlier, that is all.
-            let _ = journal.prepare_spare();
+            self.spare_after = Some(self.now() + SPARE_AGAIN);
         }
     }
 
@@ -352,30 +354,6 @@ impl Pipeline {
     fn committed(&self) {
         if let Some(delivery) = self.delivery() {
             delivery.committed();
-        }
-    }
-
-    /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
-    pub(super) fn remaining(&self) -> u64 {
-        let own = (OWN, Arc::clone(&self.shard));
-        let queued = std::iter::once(own).chain(self.adopted_shard()).map(|(origin, shard)| {
-            let (delivered, buried) = self.outbox.settled_events(origin);
-            shard.ledger().queued_events.saturating_sub(delivered + buried)
-        });
-        queued.sum::<u64>() + self.shard.journal().uncarried().1
-    }
-
-    /// In the user's words: times from now on.
-    pub(super) fn endpoint(&self, endpoint: delivery::Endpoint) -> Endpoint {
-        let now = self.options.clock.wall_nanos();
-        let retry_in = |until: Option<i64>| {
-            until.map(|until| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0)))
-        };
-        match endpoint {
-            delivery::Endpoint::Up => Endpoint::Up,
-            delivery::Endpoint::Down { reason, until } => Endpoint::Down { reason, retry_in: retry_in(until) },
-            delivery::Endpoint::Paused { status, until } => Endpoint::Paused { status, retry_in: retry_in(until) },
-            delivery::Endpoint::Stopped => Endpoint::Closed,
         }
     }
 }

@@ -6,8 +6,16 @@
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
 mod apart;
-mod process;
-mod stage;
-
+mod api;
+mod directories;
 mod disk_full;
 mod fork;
+mod limits;
+mod network;
+mod overflow;
+mod process;
+mod refusals;
+mod runtimes;
+mod stage;
+mod waiting;
+mod wire;

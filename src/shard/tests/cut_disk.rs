@@ -3,6 +3,9 @@
 //! A file's bytes are certain as of its last sync, a directory's names as of the last sync of the directory. Of everything newer any
 //! part may have reached the disk: whole files, single pages, single sectors, any of the names. A rename is atomic: what had a
 //! durable name keeps the old one or has the new one.
+//!
+//! One call can be made to fail as well. After a sync that failed the kernel takes what it could not write for written: a later sync
+//! that succeeds makes durable only what was changed since.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -16,6 +19,8 @@ use crate::disk::{Call, FileSystem, Gate, Op, Verdict};
 /// What a disk can write without being interrupted.
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
+/// A call that a signal interrupted did nothing.
+const INTERRUPTED: i32 = 4;
 
 /// Below the root: `None` is a directory, else the number of a file.
 type Names = BTreeMap<PathBuf, Option<u64>>;
@@ -28,10 +33,22 @@ pub(super) struct CutDisk<F> {
     state: Mutex<State<F>>,
 }
 
+/// A call that fails, once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    pub(super) op: Op,
+    /// Counted from 1.
+    pub(super) nth: u64,
+    /// What it says; 0 for a write that is cut short.
+    pub(super) errno: i32,
+}
+
 struct State<F> {
     random: u64,
-    /// One write in so many is cut at.
-    writes_per_cut: u64,
+    /// One write in so many is cut at; with `None` nothing is cut at by itself.
+    writes_per_cut: Option<u64>,
+    fault: Option<Fault>,
+    calls: HashMap<Op, u64>,
     names: Names,
     files: HashMap<u64, Tracked>,
     facts: F,
@@ -42,6 +59,8 @@ struct State<F> {
 struct Tracked {
     file: File,
     durable: Vec<u8>,
+    /// As it was when a sync failed.
+    given_up: Vec<u8>,
 }
 
 /// What was left of the directory, in a directory of its own.
@@ -56,11 +75,30 @@ pub(super) struct Cut<F> {
 
 impl<F: Clone + Default + Send> CutDisk<F> {
     /// A disk on which everything below `root` is durable so far.
-    pub(super) fn new(root: &Path, mapped: bool, boot_id: u128, random: u64, writes_per_cut: u64) -> Arc<Self> {
-        let (names, cuts) = (live(root), Vec::new());
-        let mut state = State { random, writes_per_cut, names, files: HashMap::new(), facts: F::default(), cuts };
+    pub(super) fn new(root: &Path, mapped: bool, boot_id: u128, random: u64) -> Arc<Self> {
+        let mut state = State {
+            random,
+            writes_per_cut: Some(25),
+            fault: None,
+            calls: HashMap::new(),
+            names: live(root),
+            files: HashMap::new(),
+            facts: F::default(),
+            cuts: Vec::new(),
+        };
         state.track(root, true);
         Arc::new(Self { root: root.to_path_buf(), mapped, boot_id, state: Mutex::new(state) })
+    }
+
+    /// Cuts only when told to, and fails one call.
+    pub(super) fn fail(&self, fault: Option<Fault>) {
+        let mut state = self.state.lock().unwrap();
+        (state.writes_per_cut, state.fault) = (None, fault);
+    }
+
+    /// How many calls of each kind there were.
+    pub(super) fn calls(&self) -> HashMap<Op, u64> {
+        self.state.lock().unwrap().calls.clone()
     }
 
     /// Notes what is known from now on.
@@ -73,6 +111,13 @@ impl<F: Clone + Default + Send> CutDisk<F> {
         let mut state = self.state.lock().unwrap();
         let cut = state.cut(&self.root, at);
         state.cuts.push(cut);
+    }
+
+    /// The worst cut there can be: nothing that is not certain is there.
+    pub(super) fn cut_badly(&self, at: String) -> Cut<F> {
+        let mut state = self.state.lock().unwrap();
+        let names = state.names.clone();
+        state.write_down(names, 0, at)
     }
 
     /// The cuts so far.
@@ -89,15 +134,17 @@ impl<F> std::fmt::Debug for CutDisk<F> {
 
 impl<F: Clone + Default + Send> Gate for CutDisk<F> {
     fn before(&self, call: &Call<'_>) -> Verdict {
-        let here = match call.op {
-            Op::Sync | Op::SyncDir | Op::Rename | Op::Remove | Op::SetLen => true,
-            Op::Write => {
-                let mut state = self.state.lock().unwrap();
-                let one_in = state.writes_per_cut;
-                next(&mut state.random) % one_in == 0
-            }
+        let mut state = self.state.lock().unwrap();
+        if let Some(verdict) = state.fails(&self.root, call) {
+            return verdict;
+        }
+        let here = match (call.op, state.writes_per_cut) {
+            (_, None) => false,
+            (Op::Sync | Op::SyncDir | Op::Rename | Op::Remove | Op::SetLen, _) => true,
+            (Op::Write, Some(one_in)) => next(&mut state.random).is_multiple_of(one_in),
             _ => false,
         };
+        drop(state);
         if here {
             self.cut(format!("before {:?} of {:?}", call.op, call.path));
         }
@@ -110,7 +157,9 @@ impl<F: Clone + Default + Send> Gate for CutDisk<F> {
             Op::SyncDir => self.state.lock().unwrap().sync_dir(&self.root, call.path),
             _ => return,
         }
-        self.cut(format!("after {:?} of {:?}", call.op, call.path));
+        if self.state.lock().unwrap().writes_per_cut.is_some() {
+            self.cut(format!("after {:?} of {:?}", call.op, call.path));
+        }
     }
 
     fn file_system(&self) -> Option<FileSystem> {
@@ -130,9 +179,25 @@ impl<F: Clone> State<F> {
             self.files.entry(number).or_insert_with(|| {
                 let file = File::open(root.join(path)).unwrap();
                 let durable = if durable { content(&file) } else { Vec::new() };
-                Tracked { file, durable }
+                Tracked { file, durable, given_up: Vec::new() }
             });
         }
+    }
+
+    fn fails(&mut self, root: &Path, call: &Call<'_>) -> Option<Verdict> {
+        let count = self.calls.entry(call.op).or_default();
+        *count += 1;
+        let fault = self.fault.filter(|fault| fault.op == call.op && fault.nth == *count)?;
+        if call.op == Op::Sync && fault.errno != INTERRUPTED {
+            self.track(root, false);
+            let number = call.path.metadata().ok()?.ino();
+            let tracked = self.files.get_mut(&number).unwrap();
+            tracked.given_up = content(&tracked.file);
+        }
+        Some(match fault.errno {
+            0 => Verdict::Short(call.len as usize / 2),
+            errno => Verdict::Fail(std::io::Error::from_raw_os_error(errno)),
+        })
     }
 
     fn sync(&mut self, root: &Path, path: &Path) {
@@ -140,7 +205,16 @@ impl<F: Clone> State<F> {
         // Without a name it has nothing to be found by.
         let Ok(metadata) = path.metadata() else { return };
         let tracked = self.files.get_mut(&metadata.ino()).unwrap();
-        tracked.durable = content(&tracked.file);
+        let live = content(&tracked.file);
+        let mut durable = live.clone();
+        for (at, page) in tracked.given_up.chunks(PAGE).enumerate().map(|(index, page)| (index * PAGE, page)) {
+            if live.get(at..at + page.len()) == Some(page) {
+                let old = tracked.durable.get(at..(at + page.len()).min(tracked.durable.len())).unwrap_or_default();
+                durable[at..at + page.len()].fill(0);
+                durable[at..at + old.len()].copy_from_slice(old);
+            }
+        }
+        tracked.durable = durable;
     }
 
     fn sync_dir(&mut self, root: &Path, dir: &Path) {
@@ -154,9 +228,13 @@ impl<F: Clone> State<F> {
     fn cut(&mut self, root: &Path, at: String) -> Cut<F> {
         self.track(root, false);
         let names = self.names_after_cut(&live(root));
-        let dir = scratch();
         // A quarter of the cuts each: nothing of the newer, all of it, pages of it, sectors of it.
         let kind = next(&mut self.random) % 4;
+        self.write_down(names, kind, at)
+    }
+
+    fn write_down(&mut self, names: Names, kind: u64, at: String) -> Cut<F> {
+        let dir = scratch();
         for (path, number) in names {
             let path = dir.path().join(path);
             match number {
@@ -173,7 +251,7 @@ impl<F: Clone> State<F> {
         let changed: Vec<_> =
             self.names.keys().chain(live.keys()).filter(|p| self.names.get(*p) != live.get(*p)).collect();
         for path in changed {
-            if next(&mut self.random) % 2 == 0 {
+            if next(&mut self.random).is_multiple_of(2) {
                 continue;
             }
             match live.get(path) {
@@ -201,11 +279,11 @@ impl<F: Clone> State<F> {
             2 => PAGE,
             _ => SECTOR,
         };
-        if next(&mut self.random) % 2 == 0 {
+        if next(&mut self.random).is_multiple_of(2) {
             bytes.resize(live.len(), 0);
         }
         for at in (0..bytes.len().min(live.len())).step_by(block) {
-            if next(&mut self.random) % 2 == 0 {
+            if next(&mut self.random).is_multiple_of(2) {
                 let end = (at + block).min(bytes.len()).min(live.len());
                 bytes[at..end].copy_from_slice(&live[at..end]);
             }

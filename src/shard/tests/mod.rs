@@ -9,8 +9,11 @@
 //! A record's body holds a number that no other record has, so that a test can tell not only how many records are there, but which.
 
 mod cut_disk;
+mod faults;
 mod model;
+mod mutations;
 mod power_cut;
+mod removed;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,7 +40,7 @@ pub(super) fn options(queue_dir: &Path) -> ShardOptions {
         arena_bytes: ARENA,
         lock_wait: Duration::from_millis(20),
         cache_bytes: 1 << 20,
-        reserve_bytes: 0,
+        reserve_bytes: 16 * 1024,
     }
 }
 

@@ -7,7 +7,7 @@ use super::cut_disk::{Cut, CutDisk};
 use super::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     Delivered,
     Buried,
     Evicted,
@@ -15,15 +15,15 @@ enum Fate {
 
 /// What is known at the moment of a cut.
 #[derive(Clone, Debug, Default)]
-struct Facts {
+pub(super) struct Facts {
     /// Sequence number and identity of all that may be found.
-    appended: Vec<(u64, u64)>,
+    pub(super) appended: Vec<(u64, u64)>,
     /// What was accepted up to here survives.
-    confirmed: u64,
+    pub(super) confirmed: u64,
     /// Settled by a confirmed commit.
-    gone: BTreeMap<u64, Fate>,
+    pub(super) gone: BTreeMap<u64, Fate>,
     /// In a commit that is not confirmed.
-    leaving: BTreeMap<u64, Fate>,
+    pub(super) leaving: BTreeMap<u64, Fate>,
     /// When this life began.
     before: Ledger,
 }
@@ -33,14 +33,13 @@ impl Facts {
         of.values().filter(|one| **one == fate).count() as u64
     }
 
-    fn commit(&mut self) {
+    pub(super) fn commit(&mut self) {
         self.gone.append(&mut self.leaving);
     }
 }
 
 /// One life of the machine: from a start of the machine to the next power cut.
 struct Life {
-    queue_dir: PathBuf,
     mapped: bool,
     disk: Arc<CutDisk<Facts>>,
     shard: Shard,
@@ -54,10 +53,10 @@ struct Life {
 impl Life {
     fn begin(root: &Path, facts: Facts, mapped: bool, seed: u64, next_id: u64) -> Life {
         let queue_dir = root.join("queue");
-        let disk = CutDisk::<Facts>::new(root, mapped, u128::from(seed), seed, 25);
+        let disk = CutDisk::<Facts>::new(root, mapped, u128::from(seed), seed);
         disk.know(|known| *known = facts);
         let shard = open(&Disk::gated(Arc::clone(&disk) as Arc<dyn Gate>), &queue_dir).shard;
-        Life { queue_dir, mapped, disk, shard, random: seed, next_id, heir: None, cuts: 0 }
+        Life { mapped, disk, shard, random: seed, next_id, heir: None, cuts: 0 }
     }
 
     fn next(&mut self, below: u64) -> u64 {
@@ -172,7 +171,7 @@ impl Life {
 }
 
 /// Opens what a cut left and holds it against what was known. Returns what the next life may expect to find.
-fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
+pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
     let Cut { dir, facts, at } = cut;
     let queue_dir = dir.path().join("queue");
     let disk = Machine::disk(u128::MAX, mapped);
@@ -253,16 +252,16 @@ fn lives(mapped: bool, seed: u64) -> usize {
 }
 
 /// So many series of lives; a debug build of the database is slower by an order of magnitude.
-const SEEDS: u64 = if cfg!(debug_assertions) { 2 } else { 40 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 1 } else { 40 };
 
 #[test]
 fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_mapped() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(true, 0x9E37_79B9 + 1_000 * seed)).sum();
-    eprintln!("{cuts} cuts");
+    assert!(cuts > 100, "{cuts} cuts only");
 }
 
 #[test]
 fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_written() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(false, 0x5851_F42D + 1_000 * seed)).sum();
-    eprintln!("{cuts} cuts");
+    assert!(cuts > 100, "{cuts} cuts only");
 }

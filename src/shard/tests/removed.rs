@@ -1,0 +1,171 @@
+//! Files that somebody takes away, or puts others in their place, while the owner runs or while nobody does. What was in them may be
+//! lost: that is counted and said, and nothing else is.
+
+use super::*;
+
+/// A shard with ten records in the store and ten in the journal.
+fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
+    let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
+    let shard = open(&disk, &queue_dir).shard;
+    (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
+    carry(&shard);
+    (11..=20).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
+    assert_eq!(shard.sync().unwrap(), 20);
+    (shard, disk, queue_dir)
+}
+
+fn carry(shard: &Shard) {
+    shard.journal().swap().unwrap();
+    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+}
+
+/// As a kill would leave it, with the files removed whose names begin so.
+fn killed_without(shard: Shard, queue_dir: &Path, names: &[&str]) -> tempfile::TempDir {
+    let root = copy_of(queue_dir.parent().unwrap());
+    drop(shard);
+    remove(&root.path().join("queue"), names);
+    root
+}
+
+fn remove(queue_dir: &Path, names: &[&str]) {
+    for entry in std::fs::read_dir(first_shard(queue_dir)).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if names.iter().any(|prefix| name.starts_with(prefix)) {
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+}
+
+fn ids(shard: &Shard) -> Vec<u64> {
+    queued(shard).into_iter().map(|(_, id)| id).collect()
+}
+
+fn missing(findings: &[Finding]) -> u64 {
+    findings.iter().map(|f| if let Finding::Missing { events, after_restart: false } = f { *events } else { 0 }).sum()
+}
+
+#[test]
+fn journals_removed_while_nobody_runs_cost_what_was_in_them_and_it_is_counted() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
+        let root = killed_without(shard, &queue_dir, &["journal-"]);
+        let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
+        assert_eq!((ids(&shard), missing(&findings)), ((1..=10).collect(), 10), "{findings:?}");
+        assert_eq!((shard.ledger().damaged, shard.ledger().imbalance()), (10, 0));
+        assert_eq!(append(&shard, 21, 0).unwrap().seq, 21, "the numbers of the lost are not given again");
+    }
+}
+
+#[test]
+fn a_store_removed_while_nobody_runs_costs_what_was_in_it_and_the_journal_is_kept() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let root = killed_without(shard, &queue_dir, &["queue.redb"]);
+    let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
+    assert_eq!((ids(&shard), missing(&findings)), ((11..=20).collect(), 10), "{findings:?}");
+    assert_eq!((shard.ledger().damaged, shard.ledger().accepted, shard.ledger().imbalance()), (10, 20, 0));
+}
+
+#[test]
+fn a_status_page_removed_or_cut_short_costs_nothing() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
+        let root = killed_without(shard, &queue_dir, &["status", "reserve"]);
+        let queue_dir = root.path().join("queue");
+        let shard = open(&disk, &queue_dir).shard;
+        assert_eq!((ids(&shard), shard.ledger().damaged), ((1..=20).collect(), 0));
+        shard.close();
+        drop(shard);
+        std::fs::File::options()
+            .write(true)
+            .open(first_shard(&queue_dir).join("status"))
+            .unwrap()
+            .set_len(100)
+            .unwrap();
+        let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+        assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=20).collect(), 0), "{findings:?}");
+    }
+}
+
+#[test]
+fn journals_removed_under_a_running_owner_confirm_nothing_and_cost_nothing() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
+        remove(&queue_dir, &["journal-"]);
+        append(&shard, 21, 0).unwrap();
+        shard.sync().expect_err("nothing would find that file again");
+        carry(&shard);
+        append(&shard, 22, 0).unwrap();
+        // The spare was removed as well.
+        if shard.sync().is_err() {
+            carry(&shard);
+        }
+        append(&shard, 23, 0).unwrap();
+        assert_eq!(shard.sync().unwrap(), 23);
+        let root = killed_without(shard, &queue_dir, &[]);
+        let shard = open(&disk, &root.path().join("queue")).shard;
+        assert_eq!((ids(&shard), shard.ledger().damaged), ((1..=23).collect(), 0));
+    }
+}
+
+#[test]
+fn a_store_removed_under_a_running_owner_costs_what_was_in_it_and_no_more() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    remove(&queue_dir, &["queue.redb"]);
+    shard.journal().swap().unwrap();
+    shard.carry(&[], None, NOW).unwrap_err();
+    let findings = shard.reopen_store(NOW).unwrap();
+    assert_eq!(missing(&findings), 10, "{findings:?}");
+    carry(&shard);
+    assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((11..=20).collect(), 10, 0));
+    let root = killed_without(shard, &queue_dir, &[]);
+    let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
+    assert_eq!((ids(&shard), findings.len()), ((11..=20).collect(), 0), "{findings:?}");
+}
+
+#[test]
+fn an_older_store_put_in_place_is_counted_as_what_it_does_not_have() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let older = copy_of(root.path());
+    carry(&shard);
+    append(&shard, 21, 0).unwrap();
+    let root = killed_without(shard, &queue_dir, &[]);
+    let store = |root: &Path| first_shard(&root.join("queue")).join("queue.redb");
+    std::fs::copy(store(older.path()), store(root.path())).unwrap();
+    let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
+    let expected: Vec<_> = (1..=10).chain([21]).collect();
+    assert_eq!((ids(&shard), missing(&findings)), (expected, 10), "{findings:?}");
+    assert_eq!((shard.ledger().damaged, shard.ledger().imbalance()), (10, 0));
+}
+
+#[test]
+fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    remove(&queue_dir, &["lock"]);
+    let other = claim(&disk, &queue_dir.join(project().dir_name())).unwrap();
+    assert_eq!(other.dir(), first_shard(&queue_dir), "somebody else has the directory now");
+    assert!(!shard.holds_claim());
+    shard.sync().unwrap_err();
+    assert!(matches!(append(&shard, 21, 0), Err(Refused::Closed)), "two owners would write over each other");
+    shard.journal().swap().unwrap();
+    shard.carry(&[], None, NOW).expect_err("nor is the store ours any more");
+}
+
+#[test]
+fn a_reader_that_outlives_the_owner_does_not_touch_what_the_next_one_has() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let reader = shard.open_store().unwrap();
+    shard.close();
+    let next = open(&disk, &queue_dir).shard;
+    assert!(reader.read(LANE, None, usize::MAX).is_err(), "its file is closed");
+    drop(reader);
+    assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
+}

@@ -1,0 +1,124 @@
+//! Room and age, and clocks that are set.
+
+use super::*;
+use crate::delivery::PaceState;
+
+const DAY_NANOS: i64 = 86_400_000_000_000;
+
+fn aging() -> Bench {
+    let mut bench = bench(|options| options.limits.queue_age = Some(HOUR));
+    bench.append(30);
+    bench.settle_down();
+    bench
+}
+
+/// A request was made.
+fn attempt(bench: &Bench) {
+    bench.pipeline.pace(&PaceState { phase: delivery::Phase::Sending, next_attempt: None });
+}
+
+fn is_aged(notice: &Notice) -> bool {
+    matches!(notice, Notice::Evicted { events: 30, for_age: true })
+}
+
+#[test]
+fn nothing_is_too_old_before_it_was_tried_once() {
+    let mut bench = aging();
+    bench.advance(24 * HOUR);
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30));
+    attempt(&bench);
+    bench.settle_down();
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
+    assert!(bench.heard(is_aged));
+}
+
+#[test]
+fn nothing_is_too_old_while_the_clocks_disagree() {
+    for step in [DAY_NANOS, -DAY_NANOS] {
+        let mut bench = aging();
+        attempt(&bench);
+        bench.clock.step_wall(step);
+        bench.settle_down();
+        bench.advance(2 * HOUR);
+        assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30), "a step of {step}");
+        bench.clock.step_wall(-step);
+        bench.settle_down();
+        assert_eq!(bench.ledger().evicted, 30, "when they agree again");
+    }
+}
+
+#[test]
+fn a_wall_clock_that_goes_backwards_stops_nothing() {
+    let mut bench = aging();
+    attempt(&bench);
+    bench.clock.step_wall(-1_000 * DAY_NANOS);
+    bench.append(30);
+    let receipt = bench.pipeline.persisted(60);
+    bench.advance(Duration::from_secs(6));
+    assert_eq!(receipt.try_get(), Some(Ok(())));
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(6));
+    assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (60, 0));
+}
+
+#[test]
+fn what_is_with_the_delivery_is_not_too_old() {
+    let mut bench = aging();
+    attempt(&bench);
+    let under_way = bench.read();
+    bench.advance(24 * HOUR);
+    assert_eq!(bench.ledger().evicted, 0);
+    bench.deliver(under_way);
+    bench.advance(Duration::from_secs(1));
+    assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (30, 0));
+}
+
+#[test]
+fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
+    let mut bench = bench(|options| {
+        options.limits.queue_events = 30;
+        options.limits.overflow = Overflow::Block(Duration::from_secs(60));
+    });
+    bench.append(30);
+    bench.settle_down();
+    assert_eq!(bench.pipeline.snapshot().full, Some(Unwelcome::QueueFull));
+    let pipeline = Arc::clone(&bench.pipeline);
+    let waiting = std::thread::spawn(move || pipeline.append(&[7; 100], 0));
+    // It rings before it waits.
+    let wanted = bench.pipeline.bell.listen(None, Instant::now);
+    assert!(wanted.look_again);
+    bench.committer.hear(wanted);
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    assert_eq!(waiting.join().unwrap(), Ok(31));
+}
+
+#[test]
+fn a_full_queue_turns_ordinary_events_away_and_takes_the_dear_ones_a_little_longer() {
+    let mut bench = bench(|options| options.limits.queue_events = 32);
+    bench.append(32);
+    bench.settle_down();
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    (0..4).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
+    bench.advance(Duration::from_secs(6));
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(Unwelcome::QueueFull));
+    assert_eq!(bench.ledger().queued_events, 36);
+}
+
+#[test]
+fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
+    let mut bench = bench(|options| {
+        options.limits.queue_events = 50;
+        options.limits.overflow = Overflow::DropOldest;
+    });
+    bench.append(30);
+    bench.settle_down();
+    let under_way = bench.read();
+    bench.append(25);
+    bench.advance(Duration::from_secs(6));
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (25, 30), "the older ones are under way");
+    assert!(bench.heard(|notice| matches!(notice, Notice::Evicted { events: 25, for_age: false })));
+    bench.deliver(under_way);
+    bench.advance(Duration::from_secs(6));
+    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
+}

@@ -1,0 +1,84 @@
+//! Queues that another process left behind.
+
+use super::*;
+use crate::shard::{claim, shard_dir};
+
+/// Other processes: each takes the next shard, leaves so many events in it and dies.
+fn leave_behind(bench: &Bench, counts: &[usize]) {
+    let options = &bench.pipeline.options;
+    let live = |count: &usize| {
+        let claim = claim(&Disk::default(), &options.queue_dir.join(options.project.dir_name())).unwrap();
+        let shard = Shard::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().shard;
+        (0..*count).for_each(|_| assert!(shard.append(&[9; 50], frame::hash_body(&[9; 50]), 0).is_ok()));
+        shard
+    };
+    let shards: Vec<_> = counts.iter().map(live).collect();
+    // Nothing was carried: their death comes first.
+    shards.iter().for_each(Shard::close);
+}
+
+/// The delivery finds our own queue empty.
+fn look_for_orphans(bench: &mut Bench) {
+    assert!(bench.read().is_empty());
+    bench.settle_down();
+}
+
+#[test]
+fn an_orphan_is_delivered_in_place_and_let_go() {
+    let mut bench = bench(|_| ());
+    leave_behind(&bench, &[12, 5]);
+    let mut delivered = Vec::new();
+    look_for_orphans(&mut bench);
+    // One after the other: when the first is drained, the next is looked for without being asked.
+    for _ in 0..2 {
+        let rows = bench.read();
+        delivered.extend(rows.iter().map(|(_, chunk)| chunk.count));
+        bench.deliver(rows);
+        bench.advance(Duration::from_secs(1));
+    }
+    assert_eq!(delivered, [12, 5]);
+    look_for_orphans(&mut bench);
+    assert!(bench.pipeline.adopted_shard().is_none());
+    assert_eq!(bench.ledger().accepted, 0, "nothing was copied");
+    let options = &bench.pipeline.options;
+    let other = bench_in(Arc::clone(&bench.root), |_| ());
+    assert_eq!(other.pipeline.shard.dir(), &shard_dir(&options.queue_dir.join(options.project.dir_name()), 1));
+    assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
+}
+
+#[test]
+fn a_living_process_is_no_orphan() {
+    let mut bench = bench(|_| ());
+    let mut other = bench_in(Arc::clone(&bench.root), |_| ());
+    other.append(30);
+    other.settle_down();
+    look_for_orphans(&mut bench);
+    assert!(bench.pipeline.adopted_shard().is_none() && bench.read().is_empty());
+}
+
+#[test]
+fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
+    let fault = Fault::of(Op::Write, "shard-1/queue.redb");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    leave_behind(&bench, &[12]);
+    look_for_orphans(&mut bench);
+    let rows = bench.read();
+    let late = rows.clone();
+    fault.arm(5);
+    bench.deliver(rows);
+    bench.advance(Duration::from_secs(1));
+    assert!(bench.heard(|notice| matches!(notice, Notice::ShardSkipped { .. })));
+    assert!(bench.pipeline.adopted_shard().is_none());
+    // What the delivery says too late about a queue that is not ours any more.
+    bench.deliver(late);
+    bench.append(30);
+    bench.advance(Duration::from_secs(10));
+    assert_eq!(bench.ledger().queued_events, 30);
+    assert_eq!(bench.committer.wake_at(), None, "nothing is left to be done");
+    fault.arm(0);
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    look_for_orphans(&mut bench);
+    let again: u32 = bench.read().iter().map(|(_, chunk)| chunk.count).sum();
+    assert_eq!(again, 12, "it is found again, with everything in it");
+}

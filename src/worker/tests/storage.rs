@@ -1,0 +1,145 @@
+//! Storage that fails, and works again.
+
+use super::*;
+
+const NO_SPACE: u32 = 28;
+const BROKEN: u32 = 5;
+
+fn with(fault: &Arc<Fault>) -> Bench {
+    bench(|options| options.disk = Disk::gated(Arc::clone(fault) as Arc<dyn Gate>))
+}
+
+#[test]
+fn a_store_that_fails_is_said_and_tried_again_and_receipts_are_served_meanwhile() {
+    for errno in [NO_SPACE, BROKEN] {
+        let fault = Fault::of(Op::Write, "queue.redb");
+        let mut bench = with(&fault);
+        fault.arm(errno);
+        bench.append(30);
+        let receipt = bench.pipeline.persisted(30);
+        bench.settle_down();
+        assert!(bench.pipeline.snapshot().problem.is_some() && bench.heard(is_problem));
+        assert_eq!(receipt.try_get(), Some(Ok(())), "the journal has it");
+        bench.append(5);
+        bench.advance(HOUR);
+        assert_eq!((bench.ledger().accepted, bench.pipeline.snapshot().accepted), (0, 35));
+        fault.arm(0);
+        bench.advance(HOUR);
+        assert!(bench.pipeline.snapshot().problem.is_none());
+        assert!(bench.heard(|notice| matches!(notice, Notice::Storage { problem: None })));
+        assert_eq!((bench.ledger().queued_events, bench.ledger().damaged), (35, 0));
+    }
+}
+
+#[test]
+fn failures_of_the_store_grow_rarer_and_do_not_use_up_the_arenas() {
+    let fault = Fault::of(Op::Write, "queue.redb");
+    let mut bench = with(&fault);
+    fault.arm(BROKEN);
+    for _ in 0..25 {
+        bench.append(30);
+        bench.advance(Duration::from_secs(1));
+    }
+    let tried = fault.calls();
+    // Each attempt is a reopen and a commit, of a few writes each.
+    assert!(tried < 50, "{tried} writes in 25 seconds");
+    fault.arm(0);
+    bench.advance(HOUR);
+    assert_eq!((bench.ledger().queued_events, bench.ledger().damaged), (750, 0), "nothing was refused or lost");
+}
+
+#[test]
+fn a_sync_that_fails_fails_the_receipts_and_what_was_accepted_goes_into_the_store() {
+    let fault = Fault::of(Op::Sync, "journal-");
+    let mut bench = with(&fault);
+    bench.settle_down();
+    bench.append(3);
+    let receipt = bench.pipeline.persisted(3);
+    fault.arm(BROKEN);
+    bench.settle_down();
+    let answer = receipt.try_get();
+    assert!(matches!(&answer, Some(Err(PersistError::Sync(why))) if !why.is_empty()), "{answer:?}");
+    assert_eq!((bench.ledger().queued_events, bench.pipeline.receipts.synced()), (3, 3));
+    fault.arm(0);
+    bench.append(1);
+    let receipt = bench.pipeline.persisted(4);
+    bench.settle_down();
+    assert_eq!(receipt.try_get(), Some(Ok(())));
+    bench.advance(HOUR);
+    assert!(bench.pipeline.snapshot().problem.is_none());
+}
+
+#[test]
+fn where_journal_and_store_both_fail_receipts_fail_and_nothing_is_lost_when_they_work_again() {
+    let fault = Fault::of(Op::Sync, "shard-0");
+    let mut bench = with(&fault);
+    fault.arm(BROKEN);
+    bench.append(3);
+    let receipt = bench.pipeline.persisted(3);
+    bench.settle_down();
+    assert!(matches!(receipt.try_get(), Some(Err(PersistError::Sync(_)))));
+    bench.append(3);
+    let receipt = bench.pipeline.persisted(6);
+    bench.advance(Duration::from_millis(100));
+    assert!(matches!(receipt.try_get(), Some(Err(PersistError::Sync(_)))), "nor can the next sync be believed");
+    fault.arm(0);
+    bench.advance(HOUR);
+    bench.advance(HOUR);
+    assert_eq!((bench.ledger().queued_events, bench.pipeline.receipts.synced()), (6, 6));
+}
+
+#[test]
+fn a_disk_without_room_for_another_arena_does_not_keep_the_committer_busy() {
+    let fault = Fault::of(Op::Create, "journal-");
+    let mut bench = with(&fault);
+    fault.arm(NO_SPACE);
+    let mut taken = 0;
+    while bench.pipeline.append(&[7; 1000], 0).is_ok() {
+        taken += 1;
+    }
+    assert!(taken > 40);
+    for _ in 0..10 {
+        bench.settle_down();
+    }
+    assert!(fault.calls() < 20, "{} attempts to make an arena at one moment", fault.calls());
+    fault.arm(0);
+    bench.advance(HOUR);
+    assert_eq!(bench.ledger().queued_events, taken);
+    assert!(bench.pipeline.append(&[7; 1000], 0).is_ok());
+}
+
+#[test]
+fn settlements_ride_on_the_next_carry_and_have_a_transaction_of_their_own_after_their_interval() {
+    let syncs = Fault::of(Op::Sync, "queue.redb");
+    let mut bench = with(&syncs);
+    bench.append(30);
+    bench.settle_down();
+    bench.deliver(bench.read());
+    bench.append(30);
+    let before = syncs.calls();
+    bench.advance(Duration::from_secs(1) - Duration::from_millis(1));
+    assert_eq!((syncs.calls() - before, bench.ledger().delivered), (0, 0), "neither is due");
+    bench.advance(Duration::from_millis(1));
+    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 30));
+    let per_commit = syncs.calls() - before;
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    assert_eq!((bench.ledger().delivered, syncs.calls() - before), (60, 2 * per_commit), "one transaction each");
+}
+
+#[test]
+fn what_is_settled_is_not_read_again_though_its_commit_fails_and_the_store_is_reopened() {
+    let fault = Fault::of(Op::Write, "queue.redb");
+    let mut bench = with(&fault);
+    bench.append(30);
+    bench.settle_down();
+    bench.deliver(bench.read());
+    fault.arm(BROKEN);
+    bench.append(30);
+    bench.advance(Duration::from_secs(60));
+    fault.arm(0);
+    bench.advance(HOUR);
+    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 30));
+    let again: Vec<_> = bench.read().into_iter().map(|(chunk, _)| chunk.key.first_seq).collect();
+    assert_eq!(again, [31]);
+}

@@ -1,0 +1,244 @@
+//! The public names: what they take, what they refuse, what they tell.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use posthog::{Client, Config, Diagnostic, DropReason, Error, Event, Mode, Outcome, PersistError};
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+
+use crate::apart::{Terms, apart, apart_on};
+use crate::stage::{KEY, PATIENCE, Stage, accepted, close_empty, event, take};
+
+struct Unserializable;
+
+impl Serialize for Unserializable {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(S::Error::custom("not today"))
+    }
+}
+
+fn reason(client: &Client, event: Event) -> DropReason {
+    let receipt = client.capture(event);
+    assert_eq!((receipt.uuid(), receipt.is_accepted()), (None, false));
+    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Dropped)));
+    match receipt.outcome() {
+        Outcome::Dropped(reason) => reason,
+        Outcome::Accepted => panic!("accepted"),
+    }
+}
+
+#[test]
+fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
+    let stage = Stage::new();
+    let client = stage.client();
+    let before_1677 = SystemTime::UNIX_EPOCH - Duration::from_secs(10_000_000_000);
+    let after_2262 = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000_000_000);
+    let cases = [
+        (Event::new("", "user_1"), DropReason::EmptyName),
+        (Event::new(" \t\n\u{a0}", "user_1"), DropReason::EmptyName),
+        (Event::new("tick", ""), DropReason::EmptyDistinctId),
+        (Event::new("tick", "\u{3000} "), DropReason::EmptyDistinctId),
+        (event("tick").prop("bad", Unserializable), DropReason::Unserializable),
+        (event("tick").prop("bad", HashMap::from([(vec![1], 2)])), DropReason::Unserializable),
+        (event("tick").group("bad", Unserializable), DropReason::Unserializable),
+        (event("tick").timestamp(before_1677), DropReason::TimestampOutOfRange),
+        (event("tick").timestamp(after_2262), DropReason::TimestampOutOfRange),
+        (event("huge").prop("x", "x".repeat(64 * 1024)), DropReason::TooLarge),
+        (Event::new("n".repeat(70_000), "user_1"), DropReason::TooLarge),
+    ];
+    let mut counts: Vec<(DropReason, u64)> = Vec::new();
+    for (event, expected) in cases {
+        assert_eq!(reason(&client, event.clone()), expected, "{event:?}");
+        match counts.last_mut() {
+            Some((reason, count)) if *reason == expected => *count += 1,
+            _ => counts.push((expected, 1)),
+        }
+    }
+    let stats = client.stats();
+    assert_eq!((stats.dropped, stats.accepted), (counts, 0));
+    let told = client.diagnostics();
+    assert_eq!(told.iter().filter(|told| matches!(told, Diagnostic::Dropped { .. })).count(), 11);
+    let names_the_key =
+        |told: &Diagnostic| matches!(told, Diagnostic::Dropped { detail, .. } if detail.contains("\"bad\""));
+    assert!(told.iter().any(names_the_key), "{told:?}");
+    // What is merely unusual is taken.
+    accepted(&client.capture(Event::new("t\u{fc}r", "user 1").prop("", f64::NAN).prop("inf", f64::INFINITY)));
+    close_empty(&client);
+    assert_eq!(stage.names(), ["t\u{fc}r"]);
+}
+
+#[test]
+fn bad_settings_are_errors_that_name_them() {
+    let stage = Stage::new();
+    let config = || stage.config();
+    let named = |config: Config| match Client::new(config).map(drop).unwrap_err() {
+        Error::Config { field, why } => {
+            assert!(!why.is_empty());
+            field
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(named(Config::new("").queue_dir(&stage.queue)), "api_key");
+    assert_eq!(named(Config::new(" \n").queue_dir(&stage.queue)), "api_key");
+    for host in ["", "ftp://example.org", "https://", "https://a b", "http://example.org/?x=1", "http://:80"] {
+        assert_eq!(named(config().host(host)), "host", "{host:?}");
+    }
+    assert_eq!(named(config().also_deliver("", "https://example.org")), "also_deliver");
+    assert_eq!(named(config().flush_at(0)), "flush_at");
+    assert_eq!(named(config().flush_interval(Duration::ZERO)), "flush_interval");
+    assert_eq!(named(config().sync_interval(Duration::MAX)), "sync_interval");
+    assert_eq!(named(config().shutdown_timeout(Duration::MAX)), "shutdown_timeout");
+    assert_eq!(named(config().max_queue_bytes(1)), "max_queue_bytes");
+    assert_eq!(named(config().max_queue_events(0)), "max_queue_events");
+    assert_eq!(named(config().journal_bytes(1)), "journal_bytes");
+    assert_eq!(named(config().max_event_bytes(usize::MAX)), "max_event_bytes");
+    assert_eq!(named(config().max_event_bytes(1024 * 1024)), "journal_bytes");
+    assert!(!stage.queue.exists(), "nothing is made for a client that cannot be");
+}
+
+#[test]
+fn a_disabled_client_takes_nothing_and_answers_everything() {
+    let client = Client::new(Config::disabled()).unwrap();
+    assert!(client.is_disabled());
+    assert_eq!(reason(&client, event("tick")), DropReason::Disabled);
+    assert!(client.flush().wait(PATIENCE).is_ok());
+    assert!(client.close().wait(PATIENCE).is_ok());
+    let stats = client.stats();
+    assert_eq!((stats.mode, stats.dropped), (Mode::Disabled, vec![(DropReason::Disabled, 1)]));
+}
+
+#[test]
+fn the_process_wide_client_is_made_once_and_used_by_the_free_functions() {
+    apart(
+        |place| {
+            assert!(posthog::client().is_none());
+            assert_eq!(posthog::capture(event("early")).outcome(), Outcome::Dropped(DropReason::Disabled));
+            let client = posthog::init(place.config()).unwrap();
+            assert!(matches!(posthog::init(place.config()), Err(Error::AlreadyInitialised)));
+            assert!(posthog::capture(event("free")).is_accepted());
+            accepted(&posthog::client().unwrap().capture(event("found")));
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["found", "free"]),
+    );
+}
+
+#[test]
+fn the_environment_names_key_host_and_directory() {
+    apart_on(
+        Stage::new,
+        |stage| {
+            Terms::default()
+                .env("POSTHOG_API_KEY", " phc_env\n")
+                .env("POSTHOG_HOST", &stage.host)
+                .env("POSTHOG_QUEUE_DIR", stage.queue.to_str().unwrap())
+        },
+        |place| {
+            let client = Client::new(Config::from_env().no_proxy()).unwrap();
+            take(&client, "tick");
+            assert!(client.stats().dir.unwrap().starts_with(&place.queue));
+            close_empty(&client);
+        },
+        |stage| assert_eq!((stage.names().len(), stage.sink.requests()[0].api_key.as_str()), (1, "phc_env")),
+    );
+}
+
+#[test]
+fn an_environment_without_a_key_disables_and_one_without_any_directory_is_an_error() {
+    apart_on(
+        Stage::new,
+        |_| {
+            let empty = ["POSTHOG_API_KEY", "POSTHOG_QUEUE_DIR", "STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"];
+            empty.into_iter().fold(Terms::default(), |terms, name| terms.env(name, ""))
+        },
+        |_| {
+            assert!(Client::new(Config::from_env()).unwrap().is_disabled());
+            let error = Client::new(Config::new(KEY)).unwrap_err();
+            assert!(matches!(error, Error::Config { field: "queue_dir", .. }), "{error:?}");
+        },
+        |_| (),
+    );
+}
+
+#[test]
+fn hooks_change_and_drop_events_before_they_reach_the_disk() {
+    let stage = Stage::new();
+    let config = stage
+        .config()
+        .before_send(|mut event| {
+            event.remove("secret");
+            event.set("seen", event.given_uuid().is_some());
+            Some(event)
+        })
+        .before_send(|event| if event.name() == "unwanted" { None } else { Some(event) })
+        .before_send(|mut event| {
+            assert_ne!(event.name(), "explosive", "as it was told to");
+            if event.name() == "old" {
+                event.set_name("new");
+                event.set_distinct_id("user_2");
+            }
+            Some(event)
+        });
+    let client = Client::new(config).unwrap();
+    accepted(&client.capture(event("old").prop("secret", "abc").prop("kept", 1)));
+    assert_eq!(reason(&client, event("unwanted")), DropReason::BeforeSend);
+    assert_eq!(reason(&client, event("explosive")), DropReason::BeforeSendPanicked);
+    accepted(&client.capture(event("fine")));
+    close_empty(&client);
+    let counts = vec![(DropReason::BeforeSend, 1), (DropReason::BeforeSendPanicked, 1)];
+    assert_eq!(client.stats().dropped, counts);
+    assert!(client.diagnostics().contains(&Diagnostic::CallbackPanicked { callback: "before_send" }));
+    let events = stage.sink.events();
+    let first = &events[0];
+    assert_eq!((first.event.as_str(), first.distinct_id.as_str(), events.len()), ("new", "user_2", 2));
+    assert_eq!((&first.properties["seen"], &first.properties["kept"]), (&true.into(), &1.into()));
+    assert!(first.properties.get("secret").is_none());
+}
+
+#[test]
+fn a_capture_inside_a_hook_is_taken_and_one_inside_that_is_refused() {
+    let stage = Stage::new();
+    let held: Arc<Mutex<Option<Client>>> = Arc::default();
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let (inside, heard) = (Arc::clone(&held), Arc::clone(&outcomes));
+    let on_hook = move |name: &str| {
+        let client = inside.lock().unwrap().clone();
+        if let Some(client) = client {
+            let outcome = client.capture(event(name)).outcome();
+            heard.lock().unwrap().push(outcome);
+        }
+    };
+    let on_diagnostic = on_hook.clone();
+    let config = stage.config().before_send(move |event| {
+        on_hook("inner");
+        Some(event)
+    });
+    // Hears of drops only: a capture here that is dropped makes a diagnostic again.
+    let client = Client::new(config.on_diagnostic(move |_| on_diagnostic(""))).unwrap();
+    *held.lock().unwrap() = Some(client.clone());
+    take(&client, "outer");
+    assert_eq!(*outcomes.lock().unwrap(), [Outcome::Accepted]);
+    // The hook's own capture has no name: told to the hook, which captures again, and there it ends.
+    assert_eq!(client.capture(event("")).outcome(), Outcome::Dropped(DropReason::EmptyName));
+    let seen = outcomes.lock().unwrap().clone();
+    assert!(seen.contains(&Outcome::Dropped(DropReason::Reentrant)), "{seen:?}");
+    assert!(seen.len() < 10, "{seen:?}");
+    *held.lock().unwrap() = None;
+    close_empty(&client);
+}
+
+#[test]
+fn callbacks_that_panic_are_survived_and_told_of() {
+    let stage = Stage::new();
+    let config = stage.config().on_delivery(|_| panic!("in on_delivery")).on_diagnostic(|_| panic!("in on_diagnostic"));
+    let client = Client::new(config).unwrap();
+    take(&client, "one");
+    assert!(client.flush().wait(PATIENCE).is_ok());
+    take(&client, "two");
+    close_empty(&client);
+    assert!(client.diagnostics().contains(&Diagnostic::CallbackPanicked { callback: "on_delivery" }));
+    assert_eq!(stage.names(), ["one", "two"]);
+    assert_eq!(client.stats().delivered, 2);
+}

@@ -1,0 +1,171 @@
+//! Requests that are refused: for one bad event, for their size, for the key, or by somebody who is not PostHog.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use posthog::{Client, DeliveryPhase, Diagnostic, Endpoint, Verdict};
+use sink::Answer;
+use uuid::Uuid;
+
+use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+
+const WORDS: &str = "failed to hydrate events: the property is poison";
+
+fn captured(client: &Client, count: usize) -> Vec<Uuid> {
+    (0..count).map(|number| accepted(&client.capture(event("fine").prop("number", number)))).collect()
+}
+
+/// Flushes until nothing is queued.
+fn drain(client: &Client) {
+    eventually("the queue drains", || {
+        let _ = client.flush().wait(PATIENCE);
+        client.stats().queued_events == 0
+    });
+}
+
+#[test]
+fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    stage.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
+    let told = Arc::new(Mutex::new((Vec::new(), 0)));
+    let ear = Arc::clone(&told);
+    let client = Client::new(stage.config().on_delivery(move |delivery| {
+        let mut told = ear.lock().unwrap();
+        match delivery.verdict {
+            Verdict::Buried { status, reason } => told.0.push((delivery.uuids.to_vec(), status, reason.to_owned())),
+            _ => told.1 += delivery.uuids.len(),
+        }
+    }))
+    .unwrap();
+    let mut uuids = captured(&client, 60);
+    let poison = take(&client, "poison");
+    uuids.extend(captured(&client, 60));
+    stage.sink.resume();
+    drain(&client);
+    stage.must_have_taken(&uuids);
+    let stats = client.stats();
+    assert_eq!((stats.delivered, stats.buried), (120, 1), "{stats:?}");
+    let (buried, delivered) = told.lock().unwrap().clone();
+    assert_eq!(buried, [(vec![poison], 400, WORDS.to_owned())]);
+    assert_eq!(delivered, 120);
+    let diagnostic = Diagnostic::Buried { uuid: poison, status: 400, reason: WORDS.into() };
+    assert!(client.diagnostics().contains(&diagnostic), "{:?}", client.diagnostics());
+    close_empty(&client);
+}
+
+#[test]
+fn a_request_too_large_is_split_until_it_fits() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    stage.sink.size_limit(64 * 1024);
+    let client = stage.client();
+    let filling = |letter: &str| letter.repeat(8 * 1024);
+    let uuids: Vec<Uuid> = (0..30).map(|_| accepted(&client.capture(event("large").prop("x", filling("x"))))).collect();
+    let giant =
+        accepted(&client.capture(event("giant").prop("x", "y".repeat(60_000)).prop("z", "\u{1}".repeat(2_000))));
+    stage.sink.resume();
+    drain(&client);
+    stage.must_have_taken(&uuids);
+    let stats = client.stats();
+    assert_eq!((stats.delivered, stats.buried), (30, 1), "{stats:?}");
+    let buried = |told: &Diagnostic| matches!(told, Diagnostic::Buried { uuid, status: 413, .. } if *uuid == giant);
+    assert!(client.diagnostics().iter().any(buried), "{:?}", client.diagnostics());
+    close_empty(&client);
+}
+
+fn nobodys_verdict(answer: Answer) {
+    let stage = Stage::new();
+    stage.sink.default_answer(answer.discarding());
+    let client = stage.client();
+    let uuids = captured(&client, 90);
+    assert!(stage.sink.wait_for(|state| state.requests().len() >= 3, PATIENCE));
+    eventually("the failure is told", || client.stats().last_error.is_some());
+    let stats = client.stats();
+    assert_eq!((stats.buried, stats.queued_events), (0, 90), "{stats:?}");
+    // Who was suspected is known in memory only and waits for half a minute: the next process asks at once.
+    assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 90);
+    drop(client);
+    stage.sink.default_answer(Answer::ok());
+    let client = stage.client();
+    drain(&client);
+    stage.must_have_taken(&uuids);
+    assert_eq!((client.stats().buried, client.stats().delivered), (0, 90));
+    close_empty(&client);
+}
+
+#[test]
+fn a_proxy_that_answers_400_to_everything_buries_nothing() {
+    nobodys_verdict(Answer::status(400).body("<html><h1>Bad Request</h1></html>"));
+}
+
+#[test]
+fn a_server_that_refuses_everything_in_posthogs_own_words_buries_nothing() {
+    nobodys_verdict(Answer::status(400).body(WORDS));
+}
+
+#[test]
+fn a_stranger_to_whom_everything_is_too_large_buries_nothing() {
+    nobodys_verdict(Answer::status(413).body("<html>Request Entity Too Large</html>"));
+}
+
+fn pauses_and_resumes(status: u16, body: &str) {
+    let stage = Stage::new();
+    stage.sink.default_answer(Answer::status(status).body(body));
+    let client = stage.client();
+    let uuids = captured(&client, 90);
+    let paused =
+        |client: &Client| matches!(client.stats().delivery, DeliveryPhase::Paused { status: s, .. } if s == status);
+    eventually("sending pauses", || paused(&client));
+    eventually("flushes probe", || {
+        let endpoint = client.flush().wait(PATIENCE).unwrap().endpoint;
+        assert!(matches!(endpoint, Endpoint::Paused { status: s, .. } if s == status), "{endpoint:?}");
+        stage.sink.inspect(|state| state.requests().len() >= 3)
+    });
+    assert!(paused(&client));
+    // The first may have been any size; the probes after it are small ones.
+    let probes = stage.sink.inspect(|state| state.requests()[1..].iter().map(|r| r.event_count).collect::<Vec<_>>());
+    assert!(probes.iter().all(|events| *events <= 10), "{probes:?}");
+    let told = client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::Paused { .. })).count();
+    assert_eq!(told, 1, "told once per episode");
+    assert_eq!((client.stats().buried, client.stats().queued_events), (0, 90));
+    stage.sink.default_answer(Answer::ok());
+    drain(&client);
+    stage.must_have_taken(&uuids);
+    assert!(client.diagnostics().contains(&Diagnostic::EndpointRecovered));
+    close_empty(&client);
+}
+
+#[test]
+fn a_revoked_key_pauses_until_it_is_good_again() {
+    pauses_and_resumes(401, r#"{"type":"authentication_error","code":"invalid_api_key","detail":"wrong key"}"#);
+}
+
+#[test]
+fn an_exhausted_quota_pauses_until_there_is_one_again() {
+    pauses_and_resumes(402, "quota exceeded");
+}
+
+#[test]
+fn a_proxy_that_answers_403_to_everything_pauses_and_buries_nothing() {
+    pauses_and_resumes(403, "<html>Forbidden by policy</html>");
+}
+
+#[test]
+fn a_poisoned_event_alone_in_the_queue_waits_for_evidence_against_it() {
+    let stage = Stage::new();
+    stage.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
+    let client = stage.client();
+    let poison = take(&client, "poison");
+    let suspected = |told: &Diagnostic| matches!(told, Diagnostic::Suspected { uuid, .. } if *uuid == poison);
+    eventually("it is suspected", || client.diagnostics().iter().any(suspected));
+    assert_eq!((client.stats().buried, client.stats().queued_events), (0, 1));
+    let fine = captured(&client, 1);
+    eventually("another one is accepted, and it is buried", || {
+        let _ = client.flush().wait(PATIENCE);
+        client.stats().buried == 1
+    });
+    stage.must_have_taken(&fine);
+    drain(&client);
+    assert!(client.shutdown(Duration::from_secs(5)).wait(PATIENCE).is_ok());
+}

@@ -1,0 +1,129 @@
+//! Made, used and dropped everywhere: in every kind of tokio runtime, on another executor, and without any.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+
+use posthog::Client;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::stage::{Stage, event, take};
+
+/// The smallest executor there is.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+/// A whole life in async code: made, used, awaited, closed and dropped there.
+async fn live(stage: &Stage, name: &str) {
+    let client = Client::new(stage.config()).unwrap();
+    let receipt = client.capture(event(name));
+    assert_eq!(receipt.persisted().await, Ok(()));
+    let report = client.flush().await;
+    assert_eq!(report.remaining, 0, "{report:?}");
+    let report = client.close().await;
+    assert_eq!((report.remaining, report.persisted), (0, true));
+    drop(client);
+}
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().build().unwrap()
+}
+
+fn multi_thread() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).build().unwrap()
+}
+
+#[test]
+fn a_client_lives_in_a_current_thread_runtime() {
+    let stage = Stage::new();
+    current_thread().block_on(live(&stage, "tick"));
+    assert_eq!(stage.names(), ["tick"]);
+}
+
+#[test]
+fn a_client_lives_in_a_multi_thread_runtime() {
+    let stage = Arc::new(Stage::new());
+    let inside = Arc::clone(&stage);
+    multi_thread().block_on(async { tokio::spawn(async move { live(&inside, "tick").await }).await.unwrap() });
+    assert_eq!(stage.names(), ["tick"]);
+}
+
+#[test]
+fn a_client_lives_on_an_executor_that_is_not_tokio() {
+    let stage = Stage::new();
+    block_on(live(&stage, "tick"));
+    assert_eq!(stage.names(), ["tick"]);
+}
+
+#[test]
+fn a_client_made_inside_a_runtime_outlives_it() {
+    let stage = Stage::new();
+    let client = {
+        let runtime = multi_thread();
+        runtime.block_on(async { stage.client() })
+    };
+    take(&client, "after");
+    assert_eq!(block_on(client.flush().into_future()).remaining, 0);
+    current_thread().block_on(async move { drop(client) });
+    assert_eq!(stage.names(), ["after"]);
+}
+
+#[test]
+fn a_client_made_outside_is_used_inside_and_dropped_by_a_task() {
+    let stage = Stage::new();
+    let client = stage.client();
+    let runtime = multi_thread();
+    runtime.block_on(async {
+        let tasks: Vec<_> = (0..20)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.capture(event("tick")).persisted().await })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap(), Ok(()));
+        }
+    });
+    drop(client);
+    let client = stage.client();
+    assert_eq!(client.stats().accepted, 20);
+    runtime.block_on(async move {
+        assert_eq!(client.close().await.remaining, 0);
+    });
+    // What was under way when the first client was dropped is sent again, under the same uuids.
+    assert_eq!(stage.sink.inspect(sink::State::unique), 20);
+}
+
+#[test]
+fn a_runtime_that_is_shut_down_under_a_waiting_task_leaves_the_client_working() {
+    let stage = Stage::new();
+    stage.sink.default_answer(sink::Answer::hang().discarding());
+    let client = stage.client();
+    take(&client, "tick");
+    let runtime = multi_thread();
+    let flush = client.flush();
+    runtime.spawn(async move { flush.await });
+    runtime.shutdown_background();
+    stage.sink.default_answer(sink::Answer::ok());
+    // The request that hangs ends with its connection.
+    stage.sink.stop();
+    stage.sink.resume();
+    assert!(stage.sink.wait_for(|state| state.unique() == 1, crate::stage::PATIENCE));
+    drop(client);
+}

@@ -1,0 +1,266 @@
+//! Flushing, closing and dropping: what they cover, and that they end in time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use posthog::{Client, DropReason, Endpoint, Mode, Outcome, PersistError, WaitTimeout};
+use sink::Answer;
+
+use crate::stage::{PATIENCE, Stage, close_empty, event, eventually, take};
+
+/// Far above what anything takes here, far below the time-outs that a wait in vain would run into.
+const SOON: Duration = Duration::from_secs(15);
+
+/// Captures on a thread of its own as fast as it can, until dropped.
+struct Noise {
+    goes_on: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Noise {
+    fn on(client: &Client) -> Self {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let (client, on) = (client.clone(), Arc::clone(&goes_on));
+        let thread = thread::spawn(move || {
+            while on.load(Ordering::Relaxed) {
+                client.capture(event("noise"));
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        Self { goes_on, thread: Some(thread) }
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        self.goes_on.store(false, Ordering::Relaxed);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+#[test]
+fn a_flush_under_steady_capture_with_the_server_down_ends() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let client = stage.client();
+    let noise = Noise::on(&client);
+    for _ in 0..5 {
+        let began = Instant::now();
+        let report = client.flush().wait(PATIENCE).unwrap();
+        assert!(matches!(report.endpoint, Endpoint::Down { .. }), "{report:?}");
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    }
+    drop(noise);
+    assert!(client.stats().queued_events > 0);
+    client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_flush_under_steady_capture_covers_what_was_accepted_before_and_ends() {
+    let stage = Stage::new();
+    stage.sink.default_answer(Answer::ok().delay(Duration::from_millis(50)));
+    let client = stage.client();
+    let noise = Noise::on(&client);
+    for number in 0..5 {
+        let before: Vec<_> = (0..100).map(|_| take(&client, "before")).collect();
+        let began = Instant::now();
+        let report = client.flush().wait(PATIENCE).unwrap();
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        assert_eq!(report.endpoint, Endpoint::Up, "flush {number}");
+        let missing = before.iter().filter(|uuid| !stage.sink.inspect(|state| state.contains(**uuid))).count();
+        assert_eq!(missing, 0, "events accepted before flush {number} that it did not send");
+    }
+    drop(noise);
+    close_empty(&client);
+}
+
+#[test]
+fn many_flushes_at_once_are_all_answered() {
+    let stage = Stage::new();
+    let client = stage.client();
+    take(&client, "tick");
+    let flushes: Vec<_> = (0..200).map(|_| client.flush()).collect();
+    for flush in &flushes {
+        assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Up);
+    }
+    assert_eq!(stage.names(), ["tick"]);
+    close_empty(&client);
+}
+
+#[test]
+fn closing_before_a_hanging_server_takes_no_longer_than_the_shutdown_timeout() {
+    let stage = Stage::new();
+    stage.sink.default_answer(Answer::hang().discarding());
+    let client = Client::new(stage.config().shutdown_timeout(Duration::from_millis(700))).unwrap();
+    let uuid = take(&client, "tick");
+    assert!(stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    let began = Instant::now();
+    let report = client.close().wait(PATIENCE).unwrap();
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(600) && took < Duration::from_secs(8), "{took:?}");
+    assert_eq!((report.remaining, report.delivered, report.persisted), (1, 0, true), "{report:?}");
+    drop(client);
+    stage.sink.default_answer(Answer::ok());
+    let client = stage.client();
+    stage.must_have_taken(&[uuid]);
+    close_empty(&client);
+}
+
+#[test]
+fn a_second_shutdown_waits_for_the_first_and_can_only_shorten_it() {
+    let stage = Stage::new();
+    stage.sink.default_answer(Answer::hang().discarding());
+    let client = stage.client();
+    take(&client, "tick");
+    assert!(stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    let long = client.shutdown(Duration::from_secs(3000));
+    assert_eq!(long.wait(Duration::from_millis(50)), Err(WaitTimeout));
+    let short = client.shutdown(Duration::from_millis(50)).wait(SOON).unwrap();
+    assert_eq!(long.wait(SOON), Ok(short.clone()));
+    assert_eq!(client.close().wait(SOON), Ok(short.clone()));
+    assert_eq!(client.shutdown(Duration::MAX).wait(SOON), Ok(short));
+}
+
+#[test]
+fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
+    let stage = Stage::new();
+    let client = stage.client();
+    let before = client.capture(event("before"));
+    close_empty(&client);
+    let late = client.capture(event("late"));
+    assert_eq!(late.outcome(), Outcome::Dropped(DropReason::Closed));
+    assert_eq!(late.persisted().wait(SOON), Ok(Err(PersistError::Dropped)));
+    // It was synced long ago.
+    assert_eq!(before.persisted().wait(SOON), Ok(Ok(())));
+    assert_eq!(client.flush().wait(SOON).unwrap().endpoint, Endpoint::Closed);
+    let stats = client.stats();
+    assert_eq!((stats.mode, stats.dropped), (Mode::Closed, vec![(DropReason::Closed, 1)]));
+    assert_eq!(stage.names(), ["before"]);
+}
+
+#[test]
+fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
+    let stage = Stage::new();
+    for _ in 0..5 {
+        let client = stage.client();
+        let begun = Arc::new(Barrier::new(4));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (client, begun) = (client.clone(), Arc::clone(&begun));
+                thread::spawn(move || {
+                    let mut taken = vec![take(&client, "race")];
+                    begun.wait();
+                    loop {
+                        let receipt = client.capture(event("race"));
+                        match receipt.outcome() {
+                            Outcome::Accepted => taken.extend(receipt.uuid()),
+                            Outcome::Dropped(DropReason::JournalFull) => {}
+                            Outcome::Dropped(reason) => return (taken, reason),
+                        }
+                    }
+                })
+            })
+            .collect();
+        begun.wait();
+        client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+        for thread in threads {
+            let (taken, reason) = thread.join().unwrap();
+            assert_eq!(reason, DropReason::Closed);
+            let missing = taken.iter().filter(|uuid| !stage.sink.inspect(|state| state.contains(**uuid))).count();
+            assert_eq!(missing, 0, "of {} accepted", taken.len());
+        }
+    }
+}
+
+#[test]
+fn the_last_client_may_be_dropped_inside_on_delivery() {
+    let stage = Stage::new();
+    let held: Arc<Mutex<Option<Client>>> = Arc::default();
+    let (tell, told) = mpsc::channel();
+    let inside = Arc::clone(&held);
+    let client = Client::new(stage.config().on_delivery(move |_| {
+        let last = inside.lock().unwrap().take();
+        let began = Instant::now();
+        // Waiting for what this very thread has to do ends at once.
+        let flush = last.as_ref().map(|client| client.flush().wait(PATIENCE));
+        drop(last);
+        let _ = tell.send((flush, began.elapsed()));
+    }))
+    .unwrap();
+    *held.lock().unwrap() = Some(client.clone());
+    take(&client, "tick");
+    drop(client);
+    let (flush, took) = told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(flush, Some(Err(WaitTimeout)));
+    assert!(took < SOON, "{took:?}");
+    // The queue was let go, and what was delivered is settled.
+    eventually("the shard is free again", || {
+        let next = stage.client();
+        next.stats().dir.is_some_and(|dir| dir.ends_with("shard-0")) && next.stats().queued_events == 0
+    });
+    assert_eq!(stage.names(), ["tick"]);
+}
+
+#[test]
+fn the_last_client_may_be_dropped_inside_a_diagnostic_hook() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let held: Arc<Mutex<Option<Client>>> = Arc::default();
+    let (tell, told) = mpsc::channel();
+    let inside = Arc::clone(&held);
+    let client = Client::new(stage.config().on_diagnostic(move |_| {
+        let last = inside.lock().unwrap().take();
+        drop(last);
+        let _ = tell.send(());
+    }))
+    .unwrap();
+    let uuid = take(&client, "tick");
+    *held.lock().unwrap() = Some(client.clone());
+    drop(client);
+    told.recv_timeout(PATIENCE).unwrap();
+    stage.sink.resume();
+    eventually("the next client delivers", || {
+        let next = stage.client();
+        let _ = next.flush().wait(PATIENCE);
+        stage.sink.inspect(|state| state.contains(uuid))
+    });
+}
+
+#[test]
+fn a_client_dropped_while_offline_loses_nothing_and_the_next_one_delivers() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let mut uuids = Vec::new();
+    for _ in 0..4 {
+        let client = stage.client();
+        uuids.extend((0..25).map(|_| take(&client, "offline")));
+        let began = Instant::now();
+        drop(client);
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    }
+    stage.sink.resume();
+    let client = stage.client();
+    assert_eq!(client.stats().accepted, 100);
+    let _ = client.flush().wait(PATIENCE);
+    stage.must_have_taken(&uuids);
+    close_empty(&client);
+}
+
+#[test]
+fn persisted_resolves_once_for_many_who_wait_together() {
+    let stage = Stage::new();
+    let client = stage.client();
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    assert_eq!(client.capture(event("tick")).persisted().wait(PATIENCE), Ok(Ok(())));
+                }
+            });
+        }
+    });
+    assert_eq!(client.stats().accepted, 320);
+    close_empty(&client);
+}
