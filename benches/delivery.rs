@@ -84,6 +84,8 @@ fn deliver_once(count: u64, compression: Compression, round_trip: Duration) -> (
 
 fn fill(dir: &Path, url: &str, count: u64) {
     let client = Client::new(config(dir, url)).expect("a fresh directory can be opened");
-    (0..count).for_each(|n| drop(capture(&client, n)));
+    (0..count).for_each(|n| {
+        let _ = capture(&client, n);
+    });
     carry(&client);
 }

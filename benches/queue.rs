@@ -41,9 +41,13 @@ fn play(args: &[&str]) {
     match *role {
         // Carried, and then some that are in the journal alone.
         "fill" => {
-            (0..count).for_each(|n| drop(capture(&client, n)));
+            (0..count).for_each(|n| {
+                let _ = capture(&client, n);
+            });
             carry(&client);
-            (0..10).for_each(|n| drop(capture(&client, n)));
+            (0..10).for_each(|n| {
+                let _ = capture(&client, n);
+            });
         }
         "deliver" => drop(client.flush()),
         other => panic!("no role: {other}"),
@@ -163,7 +167,9 @@ fn steady(client: &Client, seconds: u32) {
     for n in 0..seconds * 100 {
         let due = start + Duration::from_millis(10) * n;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        drop(capture(client, u64::from(n)));
+        {
+            let _ = capture(client, u64::from(n));
+        };
     }
 }
 
@@ -171,7 +177,9 @@ fn steady(client: &Client, seconds: u32) {
 fn event_bytes() -> f64 {
     let dir = queue_dir();
     let client = open(quiet(config(dir.path(), NOBODY)));
-    (0..1000).for_each(|n| drop(capture(&client, n)));
+    (0..1000).for_each(|n| {
+        let _ = capture(&client, n);
+    });
     client.stats().queued_bytes as f64 / 1000.0
 }
 
@@ -181,7 +189,9 @@ fn idle() {
     let dir = queue_dir();
     let sink = Sink::start();
     let client = open(config(dir.path(), &sink.url()));
-    (0..100).for_each(|n| drop(capture(&client, n)));
+    (0..100).for_each(|n| {
+        let _ = capture(&client, n);
+    });
     carry(&client);
     assert!(sink.wait_for(|state| state.unique() == 100, PATIENCE), "not everything arrives");
     // The settlement's interval, and the sync's.

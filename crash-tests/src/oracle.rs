@@ -20,9 +20,9 @@ pub struct Rules {
     pub evicts: bool,
 }
 
-/// Whether a stand-in with poison refuses this event.
+/// Whether a stand-in with poison refuses this event. Few: a client whose requests are nearly all refused believes in an outage.
 pub fn is_poison(key: &Key) -> bool {
-    key.n % 40 == 13
+    key.life % 5 == 1 && key.thread == 0 && key.n == 13
 }
 
 /// Everything the victims of a stage have said.

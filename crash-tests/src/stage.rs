@@ -46,7 +46,7 @@ impl Stage {
         let sink = Sink::start();
         if rules.poison {
             let poison = |event: &Value| Key::of(&event["properties"]).is_some_and(|key| oracle::is_poison(&key));
-            sink.refuse_if(poison, 400, "invalid event: poison");
+            sink.refuse_if(poison, 400, "failed to parse request: poison");
         }
         let folder = tempfile::Builder::new().prefix("posthog-crash-").tempdir();
         Ok(Self {
@@ -95,11 +95,18 @@ impl Stage {
         }
     }
 
-    /// Waits for a life that may die at a crash point, if it comes there. Says whether it did.
-    pub fn wait_for_crash_or_end(&mut self, running: Running) -> Result<bool, Failure> {
+    /// Waits for a life that is to die at a crash point or to end.
+    fn wait_for_crash_or_end(&mut self, running: Running) -> Result<bool, Failure> {
         let (death, lines) = running.wait(PATIENCE)?;
         self.remember(death, lines);
         Ok(death == Death::Killed)
+    }
+
+    /// Waits for a life that may die at a crash point, if it comes there before everything was delivered. Says whether it did.
+    pub fn wait_for_crash_or_drained(&mut self, mut running: Running) -> Result<bool, Failure> {
+        self.wait_until_drained(&running)?;
+        running.tell_to_end();
+        self.wait_for_crash_or_end(running)
     }
 
     /// Waits for a life that ends by itself, and returns its ledger.
@@ -148,8 +155,14 @@ impl Stage {
         // A refusal is believed only where something else was taken: so the last life has one event of its own.
         let life = if self.rules.poison { Life::capturing(1).of(1) } else { Life::draining() };
         let draining = self.start(&life)?;
+        self.wait_until_drained(&draining)?;
+        self.wait_for_end(draining)
+    }
+
+    /// Waits until nothing is left to be delivered, or the life has ended.
+    fn wait_until_drained(&self, life: &Running) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
-        while !draining.has_ended() && !self.is_drained()? {
+        while !life.has_ended() && !self.is_drained()? {
             if Instant::now() > deadline {
                 let (taken, acked) = (self.sink.inspect(State::unique), self.history.acked.len());
                 let stuck = format!("never drained: {acked} acked, {taken} arrived, {:?}", self.ledgers()?);
@@ -157,7 +170,7 @@ impl Stage {
             }
             thread::sleep(LOOK);
         }
-        self.wait_for_end(draining)
+        Ok(())
     }
 
     fn is_drained(&self) -> Result<bool, Failure> {

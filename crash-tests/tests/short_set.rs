@@ -88,5 +88,5 @@ fn a_living_process_delivers_what_a_killed_one_has_left() {
 #[test]
 fn processes_that_share_a_directory_lose_nothing_when_all_are_killed() {
     let seed = seed();
-    hold(&format!("seed {seed}"), shared::kill_all(victim(), 8, seed));
+    hold(&format!("seed {seed}"), shared::kill_all(victim(), 20, seed));
 }

@@ -242,6 +242,10 @@ impl Engine {
         for (chunk, position, reason) in culprits {
             self.bury(chunk, position, 0, &reason);
         }
+        if written.is_none() {
+            // Read again at once it would fail again at once.
+            batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk));
+        }
         if batch.events == 0 || written.is_none() {
             self.intake.release(batch, now);
             return None;

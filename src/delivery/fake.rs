@@ -144,6 +144,8 @@ impl Source for FakeQueue {
         }
     }
 
+    fn give_back(&self, _chunk: ChunkRef) {}
+
     fn pace(&self, state: &PaceState) {
         self.ledger().paces.push(*state);
     }

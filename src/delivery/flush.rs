@@ -77,7 +77,7 @@ impl Flushes {
     /// A chunk was read.
     pub(super) fn saw(&mut self, chunk: ChunkRef) {
         for (limit, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
-            *passed |= same_row_of_chunks(*limit, chunk) && chunk.key > limit.key;
+            *passed |= same_lane(*limit, chunk) && chunk.key > limit.key;
         }
     }
 
@@ -92,7 +92,7 @@ impl Flushes {
     pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<(Totals, FlushDone)> {
         let is_done = |waiter: &mut Waiter| {
             waiter.limits.iter().all(|&(limit, passed)| {
-                let pending = |chunk: ChunkRef| same_row_of_chunks(limit, chunk) && chunk.key <= limit.key;
+                let pending = |chunk: ChunkRef| same_lane(limit, chunk) && chunk.key <= limit.key;
                 passed && !loaded.clone().any(pending)
             })
         };
@@ -105,7 +105,7 @@ impl Flushes {
     }
 }
 
-fn same_row_of_chunks(one: ChunkRef, other: ChunkRef) -> bool {
+fn same_lane(one: ChunkRef, other: ChunkRef) -> bool {
     (one.origin, one.key.lane) == (other.origin, other.key.lane)
 }
 

@@ -221,6 +221,8 @@ impl Intake {
             self.totals.buried += settlement.buried.len() as u64;
             self.source.settle(settlement);
             crash_point::reach("delivery.settled");
+        } else {
+            self.source.give_back(closed.chunk);
         }
     }
 

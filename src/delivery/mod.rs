@@ -14,7 +14,7 @@
 //! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone
 //!   (`split.rs`). That one is buried only on *evidence*: the endpoint accepted some other request after it refused this one. Without
 //!   evidence it is a *suspect*: it stays in the queue, is stepped over, and is tried again once there is evidence, or after a park.
-//!   A stranger's 413 never buries anything. 32 refusals in a row without one acceptance are an outage.
+//!   A stranger's 413 never buries anything. 32 refusals in a row give a search up; when others are refused as well, it is an outage.
 //! * A transport error, 408, 429, 3xx, 5xx, and whatever else is not named, is an *outage*: all that is not under way goes back to the
 //!   queue, then one probe at a time: 1 + `max_retries` requests with jittered exponential backoff, then a park of 30 s to 5 min.
 //!   `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
@@ -89,6 +89,9 @@ pub(crate) trait Source: Send + Sync + 'static {
 
     /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly.
     fn settle(&self, settlement: Settlement);
+
+    /// A chunk that was read is let go undecided: it can be read again, and until then the queue may do with it as it likes.
+    fn give_back(&self, chunk: ChunkRef);
 
     /// The pace has changed: `next_attempt` has to survive a restart.
     fn pace(&self, state: &PaceState);

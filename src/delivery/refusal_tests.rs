@@ -130,6 +130,14 @@ async fn a_batch_that_breaks_the_server_does_not_block_the_others_nor_is_it_lost
     rig.until(|rig| rig.queue.delivered() == 1450).await;
     assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
     assert_eq!(rig.queue.queued(), (1..=50).collect::<Vec<_>>());
+    // An hour of capture: what breaks the server is tried now and then, not after each success.
+    let before = rig.endpoint.seen().len();
+    for _ in 0..360 {
+        rig.commit(1);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    let breaking = rig.endpoint.seen()[before..].iter().filter(|seen| seen.events.contains(&7)).count();
+    assert!((3..60).contains(&breaking), "{breaking}");
     rig.endpoint.change(|_| Reply::ok());
     rig.drained().await;
 }

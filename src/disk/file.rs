@@ -120,7 +120,9 @@ impl DiskFile {
 
     /// Writes `len` zero bytes from the start, so that every block is really there.
     pub(crate) fn write_zeros(&self, len: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        // A page at a time: a larger write makes the kernel cache the file in larger units, and then one byte written through a
+        // mapping makes such a unit dirty as a whole. Measured: 28 times the bytes of a journal at 100 events a second, not 6.
+        static ZEROS: [u8; 4096] = [0; 4096];
         let mut offset = 0;
         while offset < len {
             let step = (len - offset).min(ZEROS.len() as u64);
@@ -133,6 +135,14 @@ impl DiskFile {
     /// Makes its bytes, and what is needed to find them, durable.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         self.disk.guarded(Op::Sync, &self.path, 0, || self.file.sync_data())
+    }
+
+    /// Makes what was written to its first `len` bytes through `mapping` durable.
+    pub(crate) fn sync_mapped(&self, mapping: &Mapping, len: usize) -> io::Result<()> {
+        self.disk.guarded(Op::Sync, &self.path, 0, || {
+            // Elsewhere `msync` does not reach through the disk's own cache.
+            if cfg!(target_os = "linux") { mapping.sync(len) } else { self.file.sync_data() }
+        })
     }
 
     /// Sets its length; new bytes read as zeros.

@@ -12,11 +12,13 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+use nix::sys::mman::{self, MapFlags, MmapAdvise, MsFlags, ProtFlags};
 
 use super::fork;
 
 const WORD: usize = size_of::<u64>();
+/// Advice is given for whole pages. Where they are larger it is refused, and nothing is lost but speed.
+const PAGE: usize = 4096;
 
 /// A run of mapped memory. Absent in forked children: there, dropping it does nothing, and touching it is a fault, so whoever
 /// reaches it must have compared [`fork::generation`] first.
@@ -43,7 +45,7 @@ impl Mapping {
             mman::mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0)?
         };
         let mapping = Self { start: start.cast(), len, generation: fork::generation() };
-        mapping.advise(MmapAdvise::MADV_DONTFORK)?;
+        mapping.advise(0, len, MmapAdvise::MADV_DONTFORK)?;
         Ok(mapping)
     }
 
@@ -55,7 +57,7 @@ impl Mapping {
             mman::mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)?
         };
         let mapping = Self { start: start.cast(), len, generation: fork::generation() };
-        mapping.advise(MmapAdvise::MADV_DONTFORK)?;
+        mapping.advise(0, len, MmapAdvise::MADV_DONTFORK)?;
         Ok(mapping)
     }
 
@@ -121,15 +123,41 @@ impl Mapping {
         out
     }
 
-    /// Lets the kernel take the pages out of this process; a shared mapping keeps its bytes in the file.
-    pub(crate) fn release_pages(&self) -> io::Result<()> {
-        self.advise(MmapAdvise::MADV_DONTNEED)
+    /// Makes what was written to the first `len` bytes durable, as `fdatasync` does for a whole file. Pages behind stay dirty, and so
+    /// can be written to without a fault.
+    pub(super) fn sync(&self, len: usize) -> io::Result<()> {
+        // SAFETY: the range begins with this mapping and is no longer; its bytes are only read.
+        unsafe { mman::msync(self.start.cast(), len.min(self.len), MsFlags::MS_SYNC)? };
+        Ok(())
     }
 
-    fn advise(&self, advice: MmapAdvise) -> io::Result<()> {
-        // SAFETY: the range is exactly this mapping. DONTFORK concerns children only; DONTNEED on a shared file mapping drops page
-        // table entries and no bytes (on a private one it would: `release_pages` is for shared ones).
-        unsafe { mman::madvise(self.start.cast(), self.len, advice)? };
+    /// Lets the kernel take the pages from byte `from` on out of this process; a shared mapping keeps its bytes in the file.
+    pub(crate) fn release_pages(&self, from: usize) -> io::Result<()> {
+        self.advise(from.next_multiple_of(PAGE), self.len, MmapAdvise::MADV_DONTNEED)
+    }
+
+    /// Has the kernel do now, on this thread, what it would do when each page of the range is first written to. Refused by kernels
+    /// before 5.14; then it is done later.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn prefault(&self, from: usize, to: usize) {
+        let to = to.saturating_add(PAGE - 1).min(self.len);
+        let _ = self.advise(from - from % PAGE, to - to % PAGE, MmapAdvise::MADV_POPULATE_WRITE);
+    }
+
+    /// Other systems have no call for it.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn prefault(&self, _from: usize, _to: usize) {}
+
+    /// `from` and `to` in bytes, whole pages.
+    fn advise(&self, from: usize, to: usize, advice: MmapAdvise) -> io::Result<()> {
+        let to = to.min(self.len);
+        if from >= to {
+            return Ok(());
+        }
+        // SAFETY: the range lies inside this mapping (just seen to). DONTFORK concerns children only; POPULATE_WRITE changes no byte;
+        // DONTNEED on a shared file mapping drops page table entries and no bytes (on a private one it would: `release_pages` is for
+        // shared ones).
+        unsafe { mman::madvise(self.start.add(from / WORD).cast(), to - from, advice)? };
         Ok(())
     }
 }

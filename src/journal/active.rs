@@ -13,6 +13,8 @@ pub(super) struct Active {
     pub(super) round: Round,
     /// Where the next frame goes.
     pub(super) position: usize,
+    /// Where that was when the pages behind it were last readied.
+    pub(super) readied_at: usize,
     pub(super) next_seq: u64,
     pub(super) records: u64,
     pub(super) closed: bool,

@@ -221,18 +221,38 @@ impl Arena {
         }
     }
 
-    /// Makes its bytes durable; a failure condemns it. Of a condemned one no later sync can be believed: what the kernel has forgotten
-    /// it takes for written.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    /// Where the frames up to `end` seem to stop, by their length words alone.
+    pub(super) fn likely_end(&self, end: usize) -> usize {
+        let (Memory::Mapped { mapping, .. } | Memory::Volatile { mapping }) = &self.memory else { return end };
+        let mut at = HEADER_BYTES;
+        while let Some(word) = mapping.word64(at).filter(|_| at < end) {
+            let body_len = u64::from_le(word.load(Ordering::Acquire)) as u32 as usize;
+            match frame::framed_len(body_len).and_then(|framed| at.checked_add(framed)) {
+                Some(next) if body_len > 0 => at = next,
+                _ => break,
+            }
+        }
+        at.min(end)
+    }
+
+    /// Readies the pages of a range for being written to.
+    pub(super) fn prefault(&self, from: usize, to: usize) {
+        if let Memory::Mapped { mapping, .. } = &self.memory {
+            mapping.prefault(from, to);
+        }
+    }
+
+    /// Makes its first `len` bytes durable; a failure condemns it. Of a condemned one no later sync can be believed: what the kernel
+    /// has forgotten it takes for written.
+    pub(super) fn sync(&self, len: usize) -> io::Result<()> {
         if self.is_condemned() {
             return Err(io::Error::other(
                 "an earlier sync of the journal failed; its events have to go into the store first",
             ));
         }
         let synced = match &self.memory {
-            Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
-                file.sync_data().and_then(|()| still_there(file))
-            }
+            Memory::Mapped { file, mapping } => file.sync_mapped(mapping, len).and_then(|()| still_there(file)),
+            Memory::Written { file, .. } => file.sync_data().and_then(|()| still_there(file)),
             Memory::Volatile { .. } => Ok(()),
         };
         if synced.is_err() {
@@ -241,8 +261,8 @@ impl Arena {
         synced
     }
 
-    /// Its records are in the store: it never replays.
-    pub(super) fn mark_free(&self) {
+    /// Its records are in the store: it never replays. The pages up to `end` are readied for the next ones.
+    pub(super) fn mark_free(&self, end: usize) {
         match &self.memory {
             Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => {
                 if let Some(state) = header_state(mapping) {
@@ -250,7 +270,8 @@ impl Arena {
                 }
                 if matches!(self.memory, Memory::Mapped { .. }) {
                     // Only to keep our resident size small; where it fails the pages simply stay.
-                    let _ = mapping.release_pages();
+                    let _ = mapping.release_pages(end);
+                    mapping.prefault(0, end);
                 }
             }
             Memory::Written { file, .. } => {

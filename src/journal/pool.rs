@@ -61,8 +61,15 @@ impl Sealed {
 
     /// Its records, checked.
     pub(crate) fn replay(&self) -> io::Result<Replay> {
-        let bytes = self.arena.read_frames(self.end)?;
-        Ok(replay::replay(bytes, &self.round, self.last_seq))
+        // Where an arena ends that another process filled is not known. Most of it is empty, and reading it all takes longer than
+        // everything else an open does: so it is read as far as it looks used, and again as a whole if records are missing.
+        let likely_end = if self.records > 0 { self.end } else { self.arena.likely_end(self.end) };
+        let replay = replay::replay(self.arena.read_frames(likely_end)?, &self.round, self.last_seq);
+        let first_missing = replay.last_seq().map_or(self.round.first_seq, |last| last.saturating_add(1));
+        if likely_end == self.end || self.last_seq.is_none_or(|last| first_missing > last) {
+            return Ok(replay);
+        }
+        Ok(replay::replay(self.arena.read_frames(self.end)?, &self.round, self.last_seq))
     }
 }
 
@@ -165,7 +172,8 @@ impl Pool {
 
     pub(super) fn free_oldest(&self) {
         let Some(sealed) = self.lock().sealed.pop_front() else { return };
-        sealed.arena.mark_free();
+        // It will be needed about as far again. Of an arena that was recovered it is not known how far it was used.
+        sealed.arena.mark_free(if sealed.records > 0 { sealed.end + sealed.end / 2 } else { HEADER_BYTES });
         crash_point::reach("journal.freed");
         self.give_back(sealed.arena);
     }
@@ -196,7 +204,7 @@ impl Pool {
     pub(super) fn sync_sealed(&self) -> io::Result<()> {
         let waiting: Vec<_> = self.lock().sealed.iter().filter(|sealed| !sealed.synced).cloned().collect();
         for sealed in waiting {
-            sealed.arena.sync()?;
+            sealed.arena.sync(sealed.end.saturating_add(size_of::<u64>()))?;
             let mut places = self.lock();
             if let Some(known) = places.sealed.iter_mut().find(|known| known.round.epoch == sealed.round.epoch) {
                 known.synced = true;

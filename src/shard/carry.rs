@@ -1,6 +1,6 @@
 //! From the journal into the store, and out of the store.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{LANE, Settled, Shard, ShardError};
@@ -79,8 +79,11 @@ impl Shard {
             let keep = match &one.keep {
                 None => None,
                 Some(kept) => {
-                    let kept: HashMap<u64, ()> = kept.iter().map(|seq| (*seq, ())).collect();
-                    self.chunk(key)?.and_then(|chunk| chunk.retain(|seq| kept.contains_key(&seq)))
+                    let kept: HashSet<u64> = kept.iter().copied().collect();
+                    // A row that cannot be read any more stays as it is: it is mended when it is read next, and what was delivered
+                    // of it is sent again.
+                    let Some(chunk) = self.chunk(key)? else { continue };
+                    chunk.retain(|seq| kept.contains(&seq))
                 }
             };
             changes.remove.push(Removal {

@@ -30,8 +30,8 @@ pub(crate) struct Changes {
     pub(crate) next_attempt: Option<Option<WallNanos>>,
 }
 
-/// The end of a row. `delivered`, `buried`, `evicted` and the records of `keep` together must be all records of the row: if they
-/// are not, the row is not the one meant (any more), and stays.
+/// The end of a row. `delivered`, `buried`, `evicted` and the records of `keep` together are all records of the row that could be read;
+/// the rest is damaged. If they are more than the row has, it is not the one meant (any more), and stays.
 #[derive(Clone, Debug)]
 pub(crate) struct Removal {
     /// The row.
@@ -145,7 +145,10 @@ fn remove(
     let settled = [removal.delivered, removal.buried, removal.evicted].into_iter().map(u64::from).sum::<u64>();
     let found = table.get(key.as_slice())?.map(|row| (rows::parse_chunk(removal.key, row.value()), row.value().len()));
     let damaged = match &found {
-        Some((ChunkRow::Whole(row), _)) if u64::from(row.count) == settled + kept => 0,
+        // More than what is accounted for: records in it that could not be read, though the row's checksum holds.
+        Some((ChunkRow::Whole(row), _)) if u64::from(row.count) >= settled + kept => {
+            u64::from(row.count) - settled - kept
+        }
         None | Some((ChunkRow::Whole(_), _)) => {
             applied.stale_removals += 1;
             return Ok(());

@@ -5,7 +5,6 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Pipeline, lock};
-use crate::journal::Refused;
 use crate::reentry;
 
 /// What happens to a capture when the queue has reached its bounds.
@@ -112,6 +111,8 @@ pub(super) fn level(limits: &Limits, usage: &Usage) -> Level {
 #[derive(Debug)]
 pub(super) struct Admission {
     level: AtomicU8,
+    /// Nobody is let in any more, and nobody may go on waiting.
+    closed: AtomicBool,
     /// A caller was turned away since the committer last looked: it is asked once to look again.
     asked: AtomicBool,
     changes: Mutex<u64>,
@@ -122,6 +123,7 @@ impl Default for Admission {
     fn default() -> Self {
         Self {
             level: AtomicU8::new(Level::Open as u8),
+            closed: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
@@ -141,6 +143,9 @@ impl Admission {
     }
 
     fn unwelcome_for(&self, class: u8) -> Option<Unwelcome> {
+        if self.closed.load(Ordering::Acquire) {
+            return Some(Unwelcome::Closed);
+        }
         match self.level.load(Ordering::Relaxed) {
             level if level == Level::Open as u8 => None,
             level if level == Level::Full as u8 && class != 0 => None,
@@ -153,6 +158,13 @@ impl Admission {
     pub(super) fn set(&self, level: Level) {
         self.level.store(level as u8, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
+        *lock(&self.changes) += 1;
+        self.changed.notify_all();
+    }
+
+    /// Ends all waiting for room, for good: nobody will look at the bounds again.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         *lock(&self.changes) += 1;
         self.changed.notify_all();
     }
@@ -176,11 +188,17 @@ impl Admission {
 }
 
 impl Pipeline {
-    /// The journal was full, or the queue has reached its bounds.
+    /// Whether the caller of a capture waits for room.
+    #[cold]
+    pub(super) fn may_block(&self) -> bool {
+        matches!(self.options.limits.overflow, Overflow::Block(_)) && !reentry::on_our_thread()
+    }
+
+    /// The journal was full or busy, or the queue has reached its bounds.
     #[cold]
     pub(super) fn append_without_room(&self, body: &[u8], hash: u64, class: u8) -> Result<u64, Unwelcome> {
         let until = match self.options.limits.overflow {
-            Overflow::Block(most) if !reentry::on_our_thread() => Instant::now().checked_add(most),
+            Overflow::Block(most) if self.may_block() => Instant::now().checked_add(most),
             _ => None,
         };
         loop {
@@ -189,20 +207,21 @@ impl Pipeline {
                 Some(unwelcome) => unwelcome,
                 None => match self.shard.append(body, hash, class) {
                     Ok(appended) => return Ok(self.appended(appended)),
-                    Err(refused) => self.refused_for_room(refused),
+                    Err(refused) => self.refused(refused),
                 },
             };
             if refused.is_for_room() && !self.admission.asked.swap(true, Ordering::Relaxed) {
                 self.bell.ring(|wanted| wanted.look_again = true);
             }
-            if !(refused.is_for_room() && until.is_some_and(|until| self.admission.wait(seen, until))) {
+            let again = match refused {
+                // An append has waited for the lock already.
+                Unwelcome::JournalBusy => until.is_some_and(|until| Instant::now() < until),
+                refused => refused.is_for_room() && until.is_some_and(|until| self.admission.wait(seen, until)),
+            };
+            if !again {
                 return Err(refused);
             }
         }
-    }
-
-    fn refused_for_room(&self, refused: Refused) -> Unwelcome {
-        self.refused(refused)
     }
 }
 

@@ -27,8 +27,12 @@ impl Committer {
         let mut level = admission::level(limits, &usage);
         if level > Level::Open && level < Level::Floor && limits.overflow == Overflow::DropOldest {
             let bytes = limits.queue_bytes.saturating_sub(usage.arena_bytes) / 2;
-            self.evict(EvictUntil::Fits { bytes, events: limits.queue_events.saturating_sub(1) }, false);
-            level = admission::level(limits, &pipeline.usage());
+            let (_, uncarried) = pipeline.shard.journal().uncarried();
+            let events = limits.queue_events.saturating_sub(uncarried.saturating_add(1));
+            self.evict(EvictUntil::Fits { bytes, events }, false);
+            // What is in the journal does not keep anybody out: once carried, it makes the room that it needs.
+            let queued_events = pipeline.shard.ledger().queued_events;
+            level = admission::level(limits, &Usage { queued_events, ..pipeline.usage() });
             // What could not be evicted is on its way to PostHog.
             level = level.min(Level::Full);
         }

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::bell::Wanted;
 use super::due::{Due, Facts, Intervals, Waiting, due};
-use super::report::{Endpoint, FlushReport, PersistError};
+use super::report::PersistError;
 use super::source::{Batch, OWN};
 use super::stop::Stopping;
 use super::{Notice, Pipeline, lock};
-use crate::delivery;
 use crate::journal::ARENAS_MAX;
 use crate::shard::ShardError;
 
@@ -105,6 +104,10 @@ impl Committer {
             self.pipeline.committed();
         }
         self.make_spare();
+        if due.sync {
+            // Last: whoever awaits a receipt does not wait for this.
+            self.pipeline.shard.journal().prefault();
+        }
         self.end_stop()
     }
 
@@ -300,22 +303,6 @@ impl Committer {
         }
     }
 
-    fn pass_flushes_on(&mut self) {
-        for promise in std::mem::take(&mut self.asked.flushes) {
-            let pipeline = Arc::clone(&self.pipeline);
-            let Some(delivery) = self.pipeline.delivery() else { continue };
-            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
-                let report = FlushReport {
-                    delivered: outcome.delivered,
-                    buried: outcome.buried,
-                    remaining: pipeline.remaining(),
-                    endpoint: pipeline.endpoint(outcome.endpoint),
-                };
-                promise.answer(report);
-            }));
-        }
-    }
-
     /// Also while the store fails: then the journal is all the room there is.
     fn make_spare(&mut self) {
         let journal = self.pipeline.shard.journal();
@@ -367,30 +354,6 @@ impl Pipeline {
     fn committed(&self) {
         if let Some(delivery) = self.delivery() {
             delivery.committed();
-        }
-    }
-
-    /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
-    pub(super) fn remaining(&self) -> u64 {
-        let own = (OWN, Arc::clone(&self.shard));
-        let queued = std::iter::once(own).chain(self.adopted_shard()).map(|(origin, shard)| {
-            let (delivered, buried) = self.outbox.settled_events(origin);
-            shard.ledger().queued_events.saturating_sub(delivered + buried)
-        });
-        queued.sum::<u64>() + self.shard.journal().uncarried().1
-    }
-
-    /// In the user's words: times from now on.
-    pub(super) fn endpoint(&self, endpoint: delivery::Endpoint) -> Endpoint {
-        let now = self.options.clock.wall_nanos();
-        let retry_in = |until: Option<i64>| {
-            until.map(|until| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0)))
-        };
-        match endpoint {
-            delivery::Endpoint::Up => Endpoint::Up,
-            delivery::Endpoint::Down { reason, until } => Endpoint::Down { reason, retry_in: retry_in(until) },
-            delivery::Endpoint::Paused { status, until } => Endpoint::Paused { status, retry_in: retry_in(until) },
-            delivery::Endpoint::Stopped => Endpoint::Closed,
         }
     }
 }

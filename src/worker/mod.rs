@@ -17,6 +17,7 @@
 //! * *Carry* is due when an arena is half full, at a flush or stop, and when a batch is due (`flush_at` events or `flush_interval`), the
 //!   latter not more than about once a second: a commit costs tens of kilobytes of writes whatever it carries.
 //! * *Settle* rides on a carry, and has a transaction of its own at the latest after `settle_interval`.
+//! * *Compaction* is done once the queue has run empty and its file is large, at most once a minute, and not while stopping.
 //! * A step of the store that fails is tried again with growing delay; meanwhile the journal takes records until it is full, receipts
 //!   are still served by syncs, and `stats` says that storage is degraded.
 //! * Our threads block every signal but the synchronous faults, and are detached: a host that stops waits on an answer with a
@@ -34,6 +35,7 @@ mod bell;
 mod bounds;
 mod committer;
 mod due;
+mod flush;
 pub(crate) mod pending;
 mod receipts;
 mod report;
@@ -224,6 +226,8 @@ impl Pipeline {
             match self.shard.append(body, hash, class) {
                 Ok(appended) => return Ok(self.appended(appended)),
                 Err(Refused::Full) => {}
+                // Who waits for room waits for the lock as well.
+                Err(Refused::Busy) if self.may_block() => {}
                 Err(other) => return Err(self.refused(other)),
             }
         }

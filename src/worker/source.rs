@@ -21,8 +21,10 @@ pub(super) struct Outbox {
 struct State {
     /// Up to where each shard was read.
     cursors: HashMap<u32, ChunkKey>,
-    /// Read, and neither settled nor known to be given back: found again without searching the store.
+    /// Read, and neither settled nor given back: with the delivery, and nobody else's to touch.
     handed: BTreeSet<ChunkRef>,
+    /// Given back, or made of what was: found again without searching the store. Some may have been evicted since.
+    returned: BTreeSet<ChunkRef>,
     /// Settled, and still in the store until the next commit: never read again.
     settled: HashSet<ChunkRef>,
     waiting: Vec<Settlement>,
@@ -79,7 +81,7 @@ impl Outbox {
             state.settled.remove(&settlement.chunk);
             if let Some(first_seq) = settlement.keep.as_ref().and_then(|kept| kept.iter().min()) {
                 let key = ChunkKey { first_seq: *first_seq, ..settlement.chunk.key };
-                state.handed.insert(ChunkRef { key, ..settlement.chunk });
+                state.returned.insert(ChunkRef { key, ..settlement.chunk });
             }
         }
     }
@@ -150,13 +152,14 @@ impl Outbox {
         let mut state = lock(&self.state);
         state.cursors.remove(&origin);
         state.handed.retain(|chunk| chunk.origin != origin);
+        state.returned.retain(|chunk| chunk.origin != origin);
     }
 
     /// Where to read on: before the lowest row that was handed out and given back, else after the last one read.
     fn resume(&self, origin: u32, busy: &dyn Fn(ChunkRef) -> bool) -> Option<ChunkKey> {
         let mut state = lock(&self.state);
         let cursor = state.cursors.get(&origin).copied();
-        let given_back = state.handed.iter().copied().find(|chunk| chunk.origin == origin && !busy(*chunk));
+        let given_back = state.returned.iter().copied().find(|chunk| chunk.origin == origin && !busy(*chunk));
         let Some(chunk) = given_back else { return cursor };
         let before = chunk.key.first_seq.checked_sub(1).map(|first_seq| ChunkKey { first_seq, ..chunk.key });
         match before {
@@ -168,10 +171,11 @@ impl Outbox {
         }
     }
 
-    /// Notes the rows that were read, and leaves out those that are not to be handed out.
+    /// Notes the rows that were read, from after `after` up to `last` or the end, and leaves out those that are not to be handed out.
     fn hand_out(
         &self,
         origin: u32,
+        after: Option<ChunkKey>,
         last: Option<ChunkKey>,
         chunks: Vec<Chunk>,
         busy: &dyn Fn(ChunkRef) -> bool,
@@ -180,6 +184,9 @@ impl Outbox {
         if let Some(last) = last {
             state.cursors.insert(origin, last);
         }
+        // Whoever was returned there was found again just now, or has been evicted: looked for once more, it would never be found.
+        let was_read = |key: ChunkKey| after.is_none_or(|after| key > after) && last.is_none_or(|last| key <= last);
+        state.returned.retain(|chunk| chunk.origin != origin || busy(*chunk) || !was_read(chunk.key));
         let mut handed = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             let named = ChunkRef { origin, key: chunk.key };
@@ -211,27 +218,29 @@ impl Pipeline {
         loop {
             let after = self.outbox.resume(origin, busy);
             let read = shard.read(after, max_bytes).map_err(|error| SourceError(error.into()))?;
+            let mut salvaged = Vec::new();
             if !read.damaged.is_empty() {
                 let removals = read.damaged.into_iter().map(crate::store::DamagedRow::removal).collect();
-                self.mend(origin, shard, removals)?;
+                salvaged = self.mend(shard, removals)?;
             }
-            let end = read.last.is_none();
-            let chunks = self.outbox.hand_out(origin, read.last, read.chunks, busy);
+            let end = read.last.is_none() && salvaged.is_empty();
+            let chunks = self.outbox.hand_out(origin, after, read.last, read.chunks, busy);
+            // What was saved stands where the damaged row stood, behind the cursor by now.
+            let salvaged = salvaged.into_iter().map(|key| ChunkRef { origin, key });
+            lock(&self.outbox.state).returned.extend(salvaged);
             if end || !chunks.is_empty() {
                 return Ok(chunks);
             }
         }
     }
 
-    fn mend(&self, origin: u32, shard: &Shard, removals: Vec<Removal>) -> Result<(), SourceError> {
-        let salvaged: Vec<ChunkKey> = removals.iter().filter_map(|removal| Some(removal.keep.as_ref()?.key)).collect();
+    /// Replaces damaged rows by what can be saved of them; answers where that is.
+    fn mend(&self, shard: &Shard, removals: Vec<Removal>) -> Result<Vec<ChunkKey>, SourceError> {
+        let salvaged = removals.iter().filter_map(|removal| Some(removal.keep.as_ref()?.key)).collect();
         let events =
             shard.mend(removals, self.options.clock.wall_nanos()).map_err(|error| SourceError(error.into()))?;
         (self.options.report)(super::Notice::Missing { events, after_restart: false });
-        // What was saved stands where the damaged row stood, behind the cursor by now.
-        let mut state = lock(&self.outbox.state);
-        state.handed.extend(salvaged.into_iter().map(|key| ChunkRef { origin, key }));
-        Ok(())
+        Ok(salvaged)
     }
 }
 
@@ -268,11 +277,6 @@ impl Source for Pipeline {
     fn settle(&self, settlement: Settlement) {
         {
             let mut state = lock(&self.outbox.state);
-            let unchanged = settlement.delivered == 0 && settlement.buried.is_empty() && settlement.keep.is_some();
-            if unchanged {
-                // Given back as it was: there is nothing to commit, and it can be read again at once.
-                return;
-            }
             if !state.handed.remove(&settlement.chunk) && settlement.chunk.origin != OWN {
                 // Of an orphan that was let go meanwhile: its next owner sends it again.
                 return;
@@ -281,6 +285,14 @@ impl Source for Pipeline {
             state.waiting.push(settlement);
         }
         self.bell.ring(|_| ());
+    }
+
+    fn give_back(&self, chunk: ChunkRef) {
+        let mut state = lock(&self.outbox.state);
+        // Unless its shard was let go, or its store reopened, meanwhile: then it is found again without this.
+        if state.handed.remove(&chunk) {
+            state.returned.insert(chunk);
+        }
     }
 
     fn pace(&self, pace: &PaceState) {

@@ -1,6 +1,7 @@
 //! Starting: on the committer's own thread, so that a file system that hangs cannot hang the caller.
 
 use std::io;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -178,13 +179,19 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         next_attempt,
     });
     let _ = pipeline.delivery.set(handle);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let runtime = event_loop().map_err(StartError::Thread)?;
     threads::spawn("posthog-deliver", move || {
         runtime.block_on(delivery::run(engine));
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
         runtime.shutdown_background();
     })
     .map_err(StartError::Thread)
+}
+
+fn event_loop() -> io::Result<tokio::runtime::Runtime> {
+    // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor.
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    catch_unwind(build).unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
 }
 
 impl Pipeline {

@@ -41,6 +41,7 @@ impl Pipeline {
         self.bell.begin_stopping();
         // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken.
         self.shard.journal().close();
+        self.admission.close();
         if let Some(report) = self.finished.get() {
             promise.answer(report.clone());
             return answer;

@@ -30,7 +30,7 @@ impl Terms {
     }
 
     /// Not as root: root may write everywhere and start as many threads as it likes.
-    pub(crate) fn as_nobody(mut self) -> Self {
+    pub(crate) fn played_by_nobody(mut self) -> Self {
         self.as_nobody = true;
         self
     }

@@ -83,7 +83,10 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
             let client = place.client();
             take(&client, "parent");
             // Ends without a word to the client, as a program does that returns from `main`.
-            forked(|| drop(take(&client, "child"))).must_end_well();
+            forked(|| {
+                take(&client, "child");
+            })
+            .must_end_well();
             eventually("the parent adopts its child's shard", || {
                 take(&client, "parent");
                 let _ = client.flush().wait(PATIENCE);

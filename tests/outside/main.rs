@@ -7,13 +7,15 @@
 
 mod apart;
 mod api;
-mod network;
-mod process;
-mod runtimes;
-mod stage;
-
+mod directories;
 mod disk_full;
 mod fork;
+mod limits;
+mod network;
+mod overflow;
+mod process;
 mod refusals;
+mod runtimes;
+mod stage;
 mod waiting;
 mod wire;

@@ -1,14 +1,16 @@
-//! Plays all scenarios and as many random kills as wanted: `runner [--kills N] [--seed S]`.
+//! Plays all scenarios and as many random kills as wanted: `runner [--kills N] [--seed S] [--only WORDS]`; the last plays
+//! only the scenarios whose name has these words in it.
 #![allow(clippy::print_stdout, reason = "the runner talks to a human")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use crash_tests::oracle::{Rules, Verdict};
-use crash_tests::scenario::points::{self, Case};
-use crash_tests::scenario::{self, Played, shared, storms};
+use crash_tests::scenario::{self, Played, points, shared, storms as storm};
 use crash_tests::{Failure, Setup};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng, make_rng};
@@ -18,6 +20,8 @@ const DEFAULT_KILLS: u32 = 100;
 const KILLS_PER_STAGE: u32 = 25;
 /// More syncs than a life makes of a heavy backlog.
 const SYNCS: u32 = 30;
+/// Scenarios wait more than they work: so many are played at a time.
+const STAGES: u32 = 4;
 
 fn main() -> ExitCode {
     match run() {
@@ -32,16 +36,90 @@ fn main() -> ExitCode {
 
 fn run() -> Result<bool, String> {
     let started = Instant::now();
-    let Options { kills, seed } = Options::from_args(std::env::args().skip(1))?;
+    let Options { kills, seed, only } = Options::from_args(std::env::args().skip(1))?;
     let victim = victim()?;
     println!("seed {seed}, {kills} random kills");
-    let mut tally = Tally::default();
-    let setups = [Setup::default(), Setup::default().small()];
+    let mut plays = Vec::new();
+    let setups = [Setup::default().small(), Setup::default()];
     for setup in setups.into_iter().flat_map(|setup| [setup, setup.unmapped()]) {
-        tally.play_everything_once(&victim, setup);
+        plays.extend(everything_once(&victim, setup));
     }
-    tally.play_storms(&victim, kills, &mut StdRng::seed_from_u64(seed));
-    Ok(tally.report(started))
+    plays.extend(storms(&victim, kills, &mut StdRng::seed_from_u64(seed)));
+    plays.retain(|play| play.name.contains(&only));
+    let tally = Mutex::new(Tally { complete: only.is_empty(), ..Tally::default() });
+    let plays = Mutex::new(VecDeque::from(plays));
+    thread::scope(|scope| {
+        for _ in 0..STAGES {
+            scope.spawn(|| {
+                while let Some(Play { name, act }) = next(&plays) {
+                    let played = act();
+                    tally.lock().unwrap_or_else(PoisonError::into_inner).add(&name, played);
+                }
+            });
+        }
+    });
+    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner).report(started))
+}
+
+/// A scenario and its name.
+struct Play<'a> {
+    name: String,
+    act: Box<dyn FnOnce() -> Result<Played, Failure> + Send + 'a>,
+}
+
+impl<'a> Play<'a> {
+    fn new(name: impl Into<String>, act: impl FnOnce() -> Result<Played, Failure> + Send + 'a) -> Self {
+        Self { name: name.into(), act: Box::new(act) }
+    }
+}
+
+fn next<'a>(plays: &Mutex<VecDeque<Play<'a>>>) -> Option<Play<'a>> {
+    plays.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
+fn everything_once(victim: &Path, setup: Setup) -> Vec<Play<'_>> {
+    let journal = format!(
+        "{} journal, {}",
+        if setup.small_journal { "small" } else { "default" },
+        if setup.no_map { "written" } else { "mapped" }
+    );
+    let mut plays = vec![
+        Play::new(format!("end cleanly ({journal})"), move || scenario::end_cleanly(victim, setup)),
+        Play::new(format!("8 threads ({journal})"), move || scenario::many_threads(victim, 8, setup)),
+        Play::new(format!("adopt an orphan ({journal})"), move || shared::adopt_an_orphan(victim, setup)),
+    ];
+    for case in points::all(setup) {
+        let name = format!("die at {} ({case}, {journal})", case.point);
+        plays.push(Play::new(name, move || points::die_at(victim, &case)));
+    }
+    let name = format!("die at each sync ({journal})");
+    plays.push(Play::new(name, move || points::die_at_each_sync(victim, SYNCS, setup)));
+    plays
+}
+
+fn storms<'a>(victim: &'a Path, kills: u32, random: &mut StdRng) -> Vec<Play<'a>> {
+    let (poison, evicts) = (true, true);
+    let plain = Rules::default();
+    let mut plays = Vec::new();
+    let mut left = kills;
+    while left > 0 {
+        let here = left.min(KILLS_PER_STAGE);
+        left -= here;
+        let seed = random.random();
+        let name = |what: &str| format!("{here} {what} (stage seed {seed})");
+        plays.push(match plays.len() % 5 {
+            0 => Play::new(name("short lives"), move || storm::kill_during_recovery(victim, here, seed)),
+            1 => Play::new(name("kills of several processes"), move || shared::kill_all(victim, here, seed)),
+            2 => Play::new(name("kills with refusals"), move || {
+                storm::random_kills(victim, here, seed, Rules { poison, ..plain })
+            }),
+            3 => Play::new(name("kills of a bounded queue"), move || {
+                storm::random_kills(victim, here, seed, Rules { evicts, ..plain })
+            }),
+            _ => Play::new(name("kills"), move || storm::random_kills(victim, here, seed, plain)),
+        });
+    }
+    plays
 }
 
 #[derive(Default)]
@@ -49,50 +127,13 @@ struct Tally {
     total: Verdict,
     reached: BTreeSet<String>,
     failed: u32,
+    /// Every scenario is played, so every crash point must be reached.
+    complete: bool,
 }
 
 impl Tally {
-    fn play_everything_once(&mut self, victim: &Path, setup: Setup) {
-        println!("{setup:?}");
-        self.play("end cleanly", || scenario::end_cleanly(victim, setup));
-        self.play("8 threads", || scenario::many_threads(victim, 8, setup));
-        self.play("adopt an orphan", || shared::adopt_an_orphan(victim, setup));
-        for case in points::all(setup) {
-            let Case { point, nth, times, .. } = case;
-            let name = format!("die at {point}, visit {nth}, {times} running");
-            self.play(&name, || points::die_at(victim, &case));
-        }
-        self.play("die at each sync", || points::die_at_each_sync(victim, SYNCS, setup));
-    }
-
-    fn play_storms(&mut self, victim: &Path, kills: u32, random: &mut StdRng) {
-        let (poison, evicts) = (true, true);
-        let plain = Rules::default();
-        let mut left = kills;
-        for round in 0.. {
-            if left == 0 {
-                break;
-            }
-            let here = left.min(KILLS_PER_STAGE);
-            left -= here;
-            let seed = random.random();
-            let name = |what: &str| format!("{here} {what}, {left} to go (stage seed {seed})");
-            match round % 5 {
-                0 => self.play(&name("short lives"), || storms::kill_during_recovery(victim, here, seed)),
-                1 => self.play(&name("kills of several processes"), || shared::kill_all(victim, here / 2, seed)),
-                2 => self.play(&name("kills with refusals"), || {
-                    storms::random_kills(victim, here, seed, Rules { poison, ..plain })
-                }),
-                3 => self.play(&name("kills of a bounded queue"), || {
-                    storms::random_kills(victim, here, seed, Rules { evicts, ..plain })
-                }),
-                _ => self.play(&name("random kills"), || storms::random_kills(victim, here, seed, plain)),
-            }
-        }
-    }
-
-    fn play(&mut self, name: &str, scenario: impl FnOnce() -> Result<Played, Failure>) {
-        match scenario() {
+    fn add(&mut self, name: &str, played: Result<Played, Failure>) {
+        match played {
             Ok(Played { verdict, reached }) => {
                 println!("ok      {name}: {} acked, {} duplicates", verdict.acked, verdict.duplicates);
                 self.total.kills += verdict.kills;
@@ -108,7 +149,7 @@ impl Tally {
     }
 
     fn report(mut self, started: Instant) -> bool {
-        for point in points::crash_points().iter().filter(|point| !self.reached.contains(**point)) {
+        for point in points::crash_points().iter().filter(|point| self.complete && !self.reached.contains(**point)) {
             println!("FAILED  no life has reached {point}");
             self.failed += 1;
         }
@@ -126,19 +167,26 @@ impl Tally {
 struct Options {
     kills: u32,
     seed: u64,
+    only: String,
 }
 
 impl Options {
     fn from_args(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self { kills: DEFAULT_KILLS, seed: make_rng::<StdRng>().random() };
+        let mut options = Self { kills: DEFAULT_KILLS, seed: make_rng::<StdRng>().random(), only: String::new() };
         while let Some(arg) = args.next() {
-            let mut number = || args.next().and_then(|number| number.parse::<u64>().ok());
+            let number =
+                |args: &mut dyn Iterator<Item = String>| args.next().and_then(|number| number.parse::<u64>().ok());
             let known = match arg.as_str() {
-                "--kills" => number().and_then(|kills| u32::try_from(kills).ok()).map(|kills| options.kills = kills),
-                "--seed" => number().map(|seed| options.seed = seed),
+                "--kills" => {
+                    number(&mut args).and_then(|kills| u32::try_from(kills).ok()).map(|kills| options.kills = kills)
+                }
+                "--seed" => number(&mut args).map(|seed| options.seed = seed),
+                "--only" => args.next().map(|only| options.only = only),
                 _ => None,
             };
-            known.ok_or_else(|| format!("`{arg}` is not understood; usage: runner [--kills N] [--seed S]"))?;
+            known.ok_or_else(|| {
+                format!("`{arg}` is not understood; usage: runner [--kills N] [--seed S] [--only WORDS]")
+            })?;
         }
         Ok(options)
     }

@@ -34,17 +34,20 @@ pub fn adopt_an_orphan(victim: &Path, setup: Setup) -> Result<Played, Failure> {
 }
 
 /// Two or three processes at a time share the directory, and all are killed, again and again: each finds shards of several dead ones.
-pub fn kill_all(victim: &Path, rounds: u32, seed: u64) -> Result<Played, Failure> {
+pub fn kill_all(victim: &Path, kills: u32, seed: u64) -> Result<Played, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut stage = Stage::new(victim)?;
-    for _ in 0..rounds {
+    let mut left = kills;
+    while left > 0 {
         if random.random_ratio(1, 3) {
             stage.sink.stop();
         } else {
             stage.sink.resume();
         }
         let mut living = Vec::new();
-        for _ in 0..random.random_range(2..=3) {
+        let here = random.random_range(2..=3).min(left);
+        left -= here;
+        for _ in 0..here {
             let setup = Setup { small_journal: random.random(), no_map: random.random_ratio(1, 3), ..Setup::default() };
             // One that captures nothing has nothing better to do than to adopt.
             let threads = random.random_range(0..=2);

@@ -141,7 +141,7 @@ impl<F: Clone + Default + Send> Gate for CutDisk<F> {
         let here = match (call.op, state.writes_per_cut) {
             (_, None) => false,
             (Op::Sync | Op::SyncDir | Op::Rename | Op::Remove | Op::SetLen, _) => true,
-            (Op::Write, Some(one_in)) => next(&mut state.random) % one_in == 0,
+            (Op::Write, Some(one_in)) => next(&mut state.random).is_multiple_of(one_in),
             _ => false,
         };
         drop(state);
@@ -251,7 +251,7 @@ impl<F: Clone> State<F> {
         let changed: Vec<_> =
             self.names.keys().chain(live.keys()).filter(|p| self.names.get(*p) != live.get(*p)).collect();
         for path in changed {
-            if next(&mut self.random) % 2 == 0 {
+            if next(&mut self.random).is_multiple_of(2) {
                 continue;
             }
             match live.get(path) {
@@ -279,11 +279,11 @@ impl<F: Clone> State<F> {
             2 => PAGE,
             _ => SECTOR,
         };
-        if next(&mut self.random) % 2 == 0 {
+        if next(&mut self.random).is_multiple_of(2) {
             bytes.resize(live.len(), 0);
         }
         for at in (0..bytes.len().min(live.len())).step_by(block) {
-            if next(&mut self.random) % 2 == 0 {
+            if next(&mut self.random).is_multiple_of(2) {
                 let end = (at + block).min(bytes.len()).min(live.len());
                 bytes[at..end].copy_from_slice(&live[at..end]);
             }

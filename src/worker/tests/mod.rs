@@ -79,7 +79,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
         arena_bytes: 64 * 1024,
         cache_bytes: 1 << 20,
         reserve_bytes: 16 * 1024,
-        lock_wait: Duration::from_millis(20),
+        lock_wait: Duration::from_secs(10),
         open_timeout: Duration::from_secs(30),
         flush_at: 20,
         flush_interval: Duration::from_secs(5),

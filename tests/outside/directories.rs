@@ -1,0 +1,253 @@
+//! Queue directories that are missing, forbidden, foreign, shared, left behind, or from the future.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use posthog::{Client, Config, Diagnostic, Error, Mode, PersistError};
+
+use crate::apart::{Terms, apart, apart_on};
+use crate::process::forked;
+use crate::stage::{KEY, PATIENCE, Stage, assert_balanced, close_empty, event, eventually, take};
+
+fn mode_of(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_missing_directory_is_made_and_closed_to_others() {
+    let stage = Stage::new();
+    let deep = stage.folder().join("a/b/c");
+    let client = Client::new(stage.config().queue_dir(&deep)).unwrap();
+    take(&client, "tick");
+    close_empty(&client);
+    let shard = client.stats().dir.unwrap();
+    assert!(shard.starts_with(&deep));
+    assert_eq!((mode_of(&deep), mode_of(&shard)), (0o700, 0o700));
+    let mut files: Vec<_> = fs::read_dir(&shard).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| mode_of(file) != 0o600);
+    assert!(files.is_empty(), "{files:?}");
+}
+
+/// It fails by name, or works in memory where that is asked for and says so.
+fn is_unusable(config: impl Fn() -> Config) {
+    let error = Client::new(config()).map(drop).unwrap_err();
+    assert!(matches!(error, Error::QueueDir { .. }), "{error:?}");
+    assert!(error.to_string().contains("queue_dir"), "{error}");
+    let client = Client::new(config().memory_fallback(true)).unwrap();
+    assert!(matches!(client.stats().mode, Mode::Volatile { .. }), "{:?}", client.stats());
+    let told = client.diagnostics();
+    assert!(told.iter().any(|told| matches!(told, Diagnostic::StorageFailing { .. })), "{told:?}");
+    let receipt = client.capture(event("volatile"));
+    assert!(receipt.is_accepted());
+    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Volatile)));
+    let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!((report.remaining, report.persisted), (0, false), "{report:?}");
+}
+
+#[test]
+fn a_path_that_is_a_file_or_below_one_is_unusable() {
+    let stage = Stage::new();
+    let file = stage.folder().join("file");
+    fs::write(&file, "not a directory").unwrap();
+    is_unusable(|| stage.config().queue_dir(&file));
+    is_unusable(|| stage.config().queue_dir(file.join("below")));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "not a directory");
+    assert_eq!(stage.names(), ["volatile", "volatile"]);
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_unusable() {
+    apart_on(
+        || {
+            let stage = Stage::new();
+            set_mode(stage.folder(), 0o755);
+            fs::create_dir(&stage.queue).unwrap();
+            set_mode(&stage.queue, 0o555);
+            stage
+        },
+        |_| Terms::default().played_by_nobody(),
+        |place| is_unusable(|| place.config()),
+        |stage| {
+            assert_eq!(fs::read_dir(&stage.queue).unwrap().count(), 0);
+            assert_eq!(stage.names(), ["volatile"]);
+        },
+    );
+}
+
+#[test]
+fn a_queue_of_another_user_is_unusable_and_left_alone() {
+    apart_on(
+        || {
+            let stage = Stage::new();
+            let client = stage.client();
+            take(&client, "theirs");
+            close_empty(&client);
+            for path in [stage.folder(), &stage.queue] {
+                set_mode(path, 0o755);
+            }
+            stage
+        },
+        |_| Terms::default().played_by_nobody(),
+        |place| {
+            // Where the test is not run by root, the other user is ourselves.
+            if nix::unistd::geteuid().as_raw() == crate::apart::NOBODY {
+                is_unusable(|| place.config());
+            }
+        },
+        |stage| {
+            let client = stage.client();
+            assert_eq!(client.stats().accepted, 1);
+            assert_balanced(&client);
+        },
+    );
+}
+
+#[test]
+fn two_clients_of_one_process_have_a_shard_each() {
+    let stage = Stage::new();
+    let (one, two) = (stage.client(), stage.client());
+    assert_ne!(one.stats().dir, two.stats().dir);
+    let uuids: Vec<_> = (0..200).map(|n| take(if n % 2 == 0 { &one } else { &two }, "tick")).collect();
+    close_empty(&one);
+    close_empty(&two);
+    stage.must_have_taken(&uuids);
+    assert_eq!((one.stats().accepted, two.stats().accepted), (100, 100));
+}
+
+#[test]
+fn two_processes_in_one_directory_have_a_shard_each_and_the_next_one_takes_over() {
+    apart(
+        |place| {
+            let client = place.client();
+            take(&client, "first");
+            let second = forked(|| {
+                // A process of its own, and not the inherited client.
+                let client = place.client();
+                take(&client, "second");
+                assert!(client.stats().dir.unwrap().ends_with("shard-1"));
+                close_empty(&client);
+            });
+            second.must_end_well();
+            assert!(client.stats().dir.unwrap().ends_with("shard-0"));
+            close_empty(&client);
+            drop(client);
+            let client = place.client();
+            assert!(client.stats().dir.unwrap().ends_with("shard-0"));
+            assert_eq!(client.stats().accepted, 1);
+        },
+        |stage| assert_eq!(stage.names(), ["first", "second"]),
+    );
+}
+
+#[test]
+fn orphaned_shards_are_adopted_one_after_the_other() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let clients: Vec<_> = (0..4).map(|_| stage.client()).collect();
+    let mut uuids = Vec::new();
+    for client in &clients {
+        uuids.extend((0..30).map(|_| take(client, "orphan")));
+    }
+    for client in clients {
+        client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    }
+    assert_eq!(stage.shards().len(), 4);
+    stage.sink.resume();
+    let client = stage.client();
+    stage.must_have_taken(&uuids);
+    eventually("the last orphan is let go", || client.stats().adopted_events == 0);
+    close_empty(&client);
+    drop(client);
+    // Nothing of them is left.
+    let again: Vec<_> = (0..4).map(|_| stage.client()).collect();
+    for client in &again {
+        assert_eq!((client.stats().queued_events, client.stats().delivered), (0, 30), "{:?}", client.stats());
+        assert_balanced(client);
+    }
+}
+
+#[test]
+fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let old = stage.client();
+    let mut uuids: Vec<_> = (0..25).map(|_| take(&old, "old")).collect();
+    old.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    drop(old);
+    stage.sink.resume();
+    let new = || Config::new("phc_new").host(&stage.host).queue_dir(&stage.queue).no_proxy().free_space_floor(0);
+    let client = Client::new(new()).unwrap();
+    assert_eq!(client.stats().stranded, (1, 25));
+    let told = client.diagnostics();
+    let stranded =
+        |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
+    assert!(told.iter().any(stranded), "{told:?}");
+    take(&client, "new");
+    close_empty(&client);
+    assert_eq!(stage.names(), ["new"]);
+    drop(client);
+    let client = Client::new(new().also_deliver(KEY, &stage.host).flush_interval(Duration::from_millis(20))).unwrap();
+    assert_eq!(client.stats().stranded, (0, 0));
+    uuids.extend(stage.sink.events().iter().map(|event| event.uuid));
+    uuids.push(take(&client, "trigger"));
+    stage.must_have_taken(&uuids);
+    // Under the new key.
+    assert!(stage.sink.inspect(|state| state.requests().iter().all(|request| request.api_key == "phc_new")));
+    close_empty(&client);
+    drop(client);
+    assert_eq!(Client::new(new()).unwrap().stats().stranded, (0, 0));
+}
+
+#[test]
+fn a_journal_of_a_newer_format_is_left_untouched() {
+    let stage = Stage::new();
+    let client = stage.client();
+    take(&client, "tick");
+    close_empty(&client);
+    let shard = client.stats().dir.unwrap();
+    drop(client);
+    let journal = shard.join("journal-0");
+    let present = fs::read(&journal).unwrap();
+    let mut bytes = present.clone();
+    // The version, and the checksum over what stands before it (docs/format.md).
+    bytes[8] = 200;
+    let check = xxhash_rust::xxh3::xxh3_64(&bytes[..48]);
+    bytes[48..56].copy_from_slice(&check.to_le_bytes());
+    fs::write(&journal, &bytes).unwrap();
+    let error = Client::new(stage.config()).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Newer { .. }) && error.is_queue_dir(), "{error:?}");
+    assert!(fs::read(&journal).unwrap() == bytes, "the file was touched");
+    fs::write(&journal, &present).unwrap();
+    let client = stage.client();
+    assert_eq!(client.stats().accepted, 1);
+    assert_balanced(&client);
+}
+
+#[test]
+fn a_foreign_file_in_the_place_of_the_store_is_set_aside_and_kept() {
+    let stage = Stage::new();
+    let client = stage.client();
+    take(&client, "tick");
+    close_empty(&client);
+    let shard = client.stats().dir.unwrap();
+    drop(client);
+    let poem = "so much depends upon a red wheel barrow ".repeat(500);
+    fs::write(shard.join("queue.redb"), &poem).unwrap();
+    let client = stage.client();
+    let told = client.diagnostics();
+    let aside = told.iter().find_map(|told| match told {
+        Diagnostic::SetAside { path, .. } => Some(path.clone()),
+        _ => None,
+    });
+    let aside = aside.unwrap_or_else(|| panic!("{told:?}"));
+    assert_eq!(fs::read_to_string(&aside).unwrap(), poem);
+    take(&client, "tock");
+    close_empty(&client);
+    assert_eq!((stage.names(), client.stats().imbalance()), (vec!["tick".to_owned(), "tock".to_owned()], 0));
+}
