@@ -1,5 +1,6 @@
 //! Storage that fails, and works again.
 
+use super::super::source::OWN;
 use super::*;
 
 const NO_SPACE: u32 = 28;
@@ -138,6 +139,10 @@ fn what_is_settled_is_not_read_again_though_its_commit_fails_and_the_store_is_re
     bench.append(30);
     bench.advance(Duration::from_secs(60));
     fault.arm(0);
+    // As the committer does, but for the commit.
+    bench.pipeline.shard.reopen_store(0).unwrap();
+    bench.pipeline.outbox.forget(OWN);
+    assert!(bench.read().is_empty(), "the row is still there, and not for the delivery");
     bench.advance(HOUR);
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 30));
     let again: Vec<_> = bench.read().into_iter().map(|(chunk, _)| chunk.key.first_seq).collect();
