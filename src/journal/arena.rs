@@ -18,6 +18,8 @@ pub(crate) const VERSION: u32 = 1;
 /// Bytes of the header that its checksum covers.
 const CHECKED: usize = 48;
 const STATE_AT: usize = 56;
+/// Read at a time when looking for the end.
+const LOOK_BYTES: usize = 256 * 1024;
 
 /// One use of an arena, from empty to carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +203,11 @@ impl Arena {
                 buffer.extend_from_slice(body);
                 buffer.resize(end - at + 8, 0);
                 crash_point::reach("journal.append.copied");
-                file.write_all_at(at as u64, buffer)?;
+                if let Err(error) = file.write_all_at(at as u64, buffer) {
+                    // Refused, and yet perhaps all there but for the padding: it must not come back.
+                    let _ = file.write_all_at(at as u64, &[0; 8]);
+                    return Err(error);
+                }
                 crash_point::reach("journal.append.published");
                 Ok(())
             }
@@ -210,29 +216,39 @@ impl Arena {
 
     /// The bytes from the first frame up to byte `end` of the arena.
     pub(super) fn read_frames(&self, end: usize) -> io::Result<Vec<u8>> {
-        let len = end.min(self.len()).saturating_sub(HEADER_BYTES);
+        self.read(HEADER_BYTES, end)
+    }
+
+    /// The bytes from `from` to `to`, as far as they lie inside. Of a mapped file too they are read and not looked at through the mapping:
+    /// a sector that cannot be read is an error here, and would be a fault there.
+    fn read(&self, from: usize, to: usize) -> io::Result<Vec<u8>> {
+        let len = to.min(self.len()).saturating_sub(from);
         match &self.memory {
-            Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => Ok(mapping.read(HEADER_BYTES, len)),
-            Memory::Written { file, .. } => {
+            Memory::Volatile { mapping } => Ok(mapping.read(from, len)),
+            Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
                 let mut bytes = vec![0; len];
-                file.read_exact_at(HEADER_BYTES as u64, &mut bytes)?;
+                file.read_exact_at(from as u64, &mut bytes)?;
                 Ok(bytes)
             }
         }
     }
 
     /// Where the frames up to `end` seem to stop, by their length words alone.
-    pub(super) fn likely_end(&self, end: usize) -> usize {
-        let (Memory::Mapped { mapping, .. } | Memory::Volatile { mapping }) = &self.memory else { return end };
+    pub(super) fn likely_end(&self, end: usize) -> io::Result<usize> {
+        let end = end.min(self.len());
         let mut at = HEADER_BYTES;
-        while let Some(word) = mapping.word64(at).filter(|_| at < end) {
-            let body_len = u64::from_le(word.load(Ordering::Acquire)) as u32 as usize;
-            match frame::framed_len(body_len).and_then(|framed| at.checked_add(framed)) {
-                Some(next) if body_len > 0 => at = next,
-                _ => break,
+        while at < end {
+            let piece = self.read(at, end.min(at.saturating_add(LOOK_BYTES)))?;
+            let mut inside = 0;
+            while let Some(word) = piece.get(inside..).and_then(|rest| rest.first_chunk::<4>()) {
+                match frame::framed_len(u32::from_le_bytes(*word) as usize) {
+                    Some(framed) if *word != [0; 4] => inside = inside.saturating_add(framed),
+                    _ => return Ok(at + inside),
+                }
             }
+            at = at.saturating_add(inside.max(FRAME_HEAD));
         }
-        at.min(end)
+        Ok(at.min(end))
     }
 
     /// Readies the pages of a range for being written to.

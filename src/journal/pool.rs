@@ -63,7 +63,7 @@ impl Sealed {
     pub(crate) fn replay(&self) -> io::Result<Replay> {
         // Where an arena ends that another process filled is not known. Most of it is empty, and reading it all takes longer than
         // everything else an open does: so it is read as far as it looks used, and again as a whole if records are missing.
-        let likely_end = if self.records > 0 { self.end } else { self.arena.likely_end(self.end) };
+        let likely_end = if self.records > 0 { self.end } else { self.arena.likely_end(self.end)? };
         let replay = replay::replay(self.arena.read_frames(likely_end)?, &self.round, self.last_seq);
         let first_missing = replay.last_seq().map_or(self.round.first_seq, |last| last.saturating_add(1));
         if likely_end == self.end || self.last_seq.is_none_or(|last| first_missing > last) {

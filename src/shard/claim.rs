@@ -106,9 +106,10 @@ pub(crate) fn claim_orphan(
     disk: &Disk,
     project_dir: &Path,
     after: Option<u32>,
+    is_wanted: &dyn Fn(u32) -> bool,
 ) -> Result<Option<(u32, Claim)>, ClaimError> {
     for number in shard_numbers(disk, project_dir)? {
-        if after.is_some_and(|after| number <= after) {
+        if after.is_some_and(|after| number <= after) || !is_wanted(number) {
             continue;
         }
         if let Some(claim) = try_claim(disk, &shard_dir(project_dir, number))? {
@@ -145,6 +146,8 @@ fn try_claim(disk: &Disk, dir: &Path) -> Result<Option<Claim>, ClaimError> {
     let path = dir.join("lock");
     let open = || disk.open(&path, Open::EnsureExists).map_err(|source| failed(&path, source));
     let lock = open()?;
+    // Before it is locked: a fork in between would leave the lock to the child.
+    let in_child = lock.close_in_child();
     if !lock.try_lock().map_err(|source| unsupported(&path, source))? {
         return Ok(None);
     }
@@ -157,7 +160,7 @@ fn try_claim(disk: &Disk, dir: &Path) -> Result<Option<Claim>, ClaimError> {
     if open()?.try_lock().map_err(|source| unsupported(&path, source))? {
         return Err(ClaimError::NoLocks { path });
     }
-    Ok(Some(Claim { dir: dir.to_path_buf(), _in_child: lock.close_in_child(), lock }))
+    Ok(Some(Claim { dir: dir.to_path_buf(), _in_child: in_child, lock }))
 }
 
 fn unsupported(path: &Path, source: io::Error) -> ClaimError {
@@ -195,13 +198,13 @@ mod tests {
         let first = claim(&disk, dir.path()).unwrap();
         let second = claim(&disk, dir.path()).unwrap();
         assert_eq!(shard_numbers(&disk, dir.path()).unwrap(), [0, 1]);
-        assert!(claim_orphan(&disk, dir.path(), None).unwrap().is_none());
+        assert!(claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().is_none());
         let left = first.dir().to_path_buf();
         drop(first);
         assert_eq!(claim(&disk, dir.path()).unwrap().dir(), left);
-        let (number, orphan) = claim_orphan(&disk, dir.path(), None).unwrap().unwrap();
+        let (number, orphan) = claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().unwrap();
         assert_eq!((number, orphan.dir()), (0, left.as_path()));
-        assert!(claim_orphan(&disk, dir.path(), Some(0)).unwrap().is_none());
+        assert!(claim_orphan(&disk, dir.path(), Some(0), &|_| true).unwrap().is_none());
         assert!(second.holds());
     }
 

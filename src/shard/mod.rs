@@ -47,7 +47,7 @@ pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_di
 pub(crate) use evict::EvictUntil;
 pub(crate) use open::{Finding, is_newer};
 use status::{Phase, StatusPage};
-pub(crate) use stranded::{Stranded, stranded};
+pub(crate) use stranded::{Stranded, is_known_empty, stranded};
 
 /// The lane of captured events. Others may follow; rows and commits are told apart by it.
 pub(crate) const LANE: u8 = 0;

@@ -88,6 +88,8 @@ pub(crate) struct StatusPage {
     words: Mapping,
     /// Where mapping is not safe the words live in memory and are written out by position.
     file: Option<DiskFile>,
+    /// How many calls are inside a phase: the committer's, and now and then one of the delivery's.
+    inside: AtomicU64,
 }
 
 impl StatusPage {
@@ -99,7 +101,7 @@ impl StatusPage {
             file.write_zeros(STATUS_BYTES as u64)?;
         }
         let page = if map {
-            Self { words: file.map(STATUS_BYTES)?, file: None }
+            Self { words: file.map(STATUS_BYTES)?, file: None, inside: AtomicU64::new(0) }
         } else {
             let mut bytes = vec![0; STATUS_BYTES];
             file.read_exact_at(0, &mut bytes)?;
@@ -107,7 +109,7 @@ impl StatusPage {
             if !words.write(0, &bytes) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            Self { words, file: Some(file) }
+            Self { words, file: Some(file), inside: AtomicU64::new(0) }
         };
         let boot_id = disk.boot_id();
         let predecessor = page.predecessor(boot_id);
@@ -117,7 +119,7 @@ impl StatusPage {
 
     /// A page in memory alone, for a shard that has no files.
     pub(crate) fn volatile() -> io::Result<Self> {
-        Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None })
+        Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None, inside: AtomicU64::new(0) })
     }
 
     /// Reads somebody else's page. `None` if it is not one.
@@ -126,7 +128,7 @@ impl StatusPage {
         let mut bytes = vec![0; STATUS_BYTES];
         file.read_exact_at(0, &mut bytes)?;
         let words = Mapping::anonymous(STATUS_BYTES)?;
-        let page = words.write(0, &bytes).then_some(Self { words, file: None });
+        let page = words.write(0, &bytes).then_some(Self { words, file: None, inside: AtomicU64::new(0) });
         Ok(page.map(|page| page.predecessor(disk.boot_id())).filter(|found| found.existed))
     }
 
@@ -216,6 +218,7 @@ impl StatusPage {
 
     /// Sets the phase until the answer is dropped.
     pub(crate) fn enter(&self, phase: Phase) -> InPhase<'_> {
+        self.inside.fetch_add(1, Ordering::AcqRel);
         self.set_phase(phase);
         InPhase { page: self }
     }
@@ -266,7 +269,10 @@ pub(crate) struct InPhase<'a> {
 
 impl Drop for InPhase<'_> {
     fn drop(&mut self) {
-        self.page.set_phase(Phase::Quiet);
+        // The last one out.
+        if self.page.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.page.set_phase(Phase::Quiet);
+        }
     }
 }
 

@@ -44,6 +44,13 @@ pub(crate) fn stranded(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<
     Ok(found)
 }
 
+/// Whether a shard's last owner left it in good order and with nothing in it. One status page is read, and no lock taken.
+pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
+    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join("status")) else { return false };
+    let carried = page.ledger.is_some_and(|ledger| ledger.queued_events == 0 && ledger.accepted == page.accepted);
+    page.clean && !page.died_in_store && carried
+}
+
 fn is_project(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -1,11 +1,18 @@
 //! Delivering what other processes left behind: one orphaned shard at a time, in place, never copied.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::{Notice, Pipeline, lock};
 use crate::crash_point;
-use crate::shard::{ClaimError, Finding, Project, Shard, ShardError, ShardOptions, claim_orphan, shard_dir};
+use crate::shard::{
+    ClaimError, Finding, Project, Shard, ShardError, ShardOptions, claim_orphan, is_known_empty, shard_dir,
+};
+
+/// A shard that could not be opened, read or written is left alone for so long.
+const AVOID_FOR: Duration = Duration::from_secs(300);
 
 /// An orphan that is ours for the time being.
 #[derive(Debug)]
@@ -50,6 +57,7 @@ impl Pipeline {
     /// Lets go of the orphan as it is: what is left in it is left for somebody else.
     pub(super) fn abandon_adopted(&self) {
         if let Some(current) = lock(&self.adopted).take() {
+            self.avoid(current.place);
             self.outbox.let_go(current.origin);
             current.shard.close();
         }
@@ -63,7 +71,7 @@ impl Pipeline {
         let projects = std::iter::once(&self.options.project).chain(&self.options.also);
         for (index, project) in projects.enumerate().skip(after.project) {
             let mut number = if index == after.project { after.number } else { None };
-            loop {
+            while !self.bell.is_stopping() {
                 match self.try_orphan(project, Place { project: index, number }) {
                     Ok(Step::Found(adopted)) => return Some(adopted),
                     Ok(Step::Empty(tried)) => number = Some(tried),
@@ -76,7 +84,9 @@ impl Pipeline {
 
     fn try_orphan(&self, project: &Project, after: Place) -> Result<Step, ClaimError> {
         let dir = self.options.queue_dir.join(project.dir_name());
-        let Some((number, claim)) = claim_orphan(&self.options.disk, &dir, after.number)? else {
+        let Some((number, claim)) =
+            claim_orphan(&self.options.disk, &dir, after.number, &|number| self.is_worth(&dir, after.project, number))?
+        else {
             return Ok(Step::NoMore);
         };
         let options = ShardOptions { project: project.clone(), ..self.options.shard_options() };
@@ -84,6 +94,7 @@ impl Pipeline {
             Ok(opened) => opened,
             Err(error) => {
                 self.skip(&dir, number, &error);
+                self.avoid(Place { number: Some(number), ..after });
                 return Ok(Step::Empty(number));
             }
         };
@@ -101,7 +112,22 @@ impl Pipeline {
         Ok(Step::Found(Adopted { origin, shard, place }))
     }
 
-    fn skip(&self, project_dir: &std::path::Path, number: u32, error: &ShardError) {
+    /// Whether a shard is worth being opened: not if its last owner left it empty and in good order, nor soon after it failed us.
+    fn is_worth(&self, project_dir: &Path, project: usize, number: u32) -> bool {
+        let now = self.options.clock.now();
+        if lock(&self.avoided).get(&(project, number)).is_some_and(|until| *until > now) {
+            return false;
+        }
+        !is_known_empty(&self.options.disk, &shard_dir(project_dir, number))
+    }
+
+    fn avoid(&self, place: Place) {
+        if let Some(number) = place.number {
+            lock(&self.avoided).insert((place.project, number), self.options.clock.now() + AVOID_FOR);
+        }
+    }
+
+    fn skip(&self, project_dir: &Path, number: u32, error: &ShardError) {
         let path = shard_dir(project_dir, number);
         (self.options.report)(Notice::ShardSkipped { path, why: error.to_string() });
     }

@@ -16,6 +16,8 @@ pub(super) struct Wanted {
     pub(super) look_again: bool,
     /// Delivery found nothing to send in our own shard.
     pub(super) adopt: bool,
+    /// The orphan that is being delivered cannot be read.
+    pub(super) abandon: bool,
     /// Who waits for a flush.
     pub(super) flushes: Vec<Promise<FlushReport>>,
     /// Until when delivery may go on; set once intake has ended.

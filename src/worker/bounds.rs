@@ -73,6 +73,10 @@ impl Committer {
 
     fn evict(&mut self, until: EvictUntil, for_age: bool) {
         let pipeline = Arc::clone(&self.pipeline);
+        if self.waiting.retry_at.is_some() {
+            // While the store fails there is nothing to be gained.
+            return;
+        }
         let busy = |key: ChunkKey| pipeline.outbox.is_out(ChunkRef { origin: OWN, key });
         match pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos()) {
             Ok(evicted) if evicted.events > 0 => {

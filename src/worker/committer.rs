@@ -85,6 +85,12 @@ impl Committer {
     /// One turn: everything that is due, in the order in which the parts depend on each other.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
         self.begin_stop();
+        if std::mem::take(&mut self.asked.abandon) {
+            self.pipeline.abandon_adopted();
+        }
+        if self.may_try() {
+            self.reopen_if_latched();
+        }
         let due = self.due(self.now());
         if due.sync {
             self.sync();
@@ -141,6 +147,7 @@ impl Committer {
         asked.sync |= wanted.sync;
         asked.look_again |= wanted.look_again;
         asked.adopt |= wanted.adopt;
+        asked.abandon |= wanted.abandon;
         asked.delivery_ended |= wanted.delivery_ended;
         asked.flushes.extend(wanted.flushes);
         asked.stops.extend(wanted.stops);
@@ -177,14 +184,19 @@ impl Committer {
         self.gather();
         self.asked.sync = false;
         match pipeline.shard.sync() {
-            Ok(seq) => pipeline.receipts.synced_up_to(seq),
+            Ok(seq) => {
+                self.waiting.sync_after = None;
+                pipeline.receipts.synced_up_to(seq);
+            }
             Err(error) => {
                 let text = error.to_string();
                 pipeline.storage_fails(&text);
                 pipeline.receipts.fail(&PersistError::Sync(text));
+                self.waiting.sync_after = Some(self.now() + self.retry_delay);
                 // The journal's file is not to be trusted any more; the store may still be able to take what is in it.
-                self.carry();
-                self.waiting.unsynced_since = Some(self.now());
+                if self.may_try() {
+                    self.carry();
+                }
             }
         }
     }
@@ -237,10 +249,13 @@ impl Committer {
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
                 Ok(Some(carried)) => {
                     pipeline.outbox.committed(batch);
-                    pipeline.receipts.synced_up_to(carried.up_to);
                     if carried.missing > 0 {
+                        // Whoever waits for one of those must not be told that it is safe; who waits for another is told too early
+                        // that it may not be.
+                        pipeline.receipts.fail(&PersistError::Sync("events of the journal were damaged".into()));
                         (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
                     }
+                    pipeline.receipts.synced_up_to(carried.up_to);
                     self.worked();
                     pipeline.committed();
                 }
@@ -300,6 +315,7 @@ impl Committer {
             Err(error) => {
                 let why = error.to_string();
                 (self.pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
+                self.pipeline.outbox.put_back(batch);
                 self.pipeline.abandon_adopted();
             }
         }
@@ -330,8 +346,12 @@ impl Committer {
                 // The file may be another one now: rows are found again from the start.
                 pipeline.outbox.forget(OWN);
                 pipeline.committed();
+                if pipeline.shard.journal().uncarried().1 == 0 && pipeline.outbox.is_empty() {
+                    // Nothing waits that could show it otherwise.
+                    self.worked();
+                }
             }
-            Err(error) => pipeline.storage_fails(&error.to_string()),
+            Err(error) => self.store_failed(&error),
         }
     }
 
@@ -340,7 +360,16 @@ impl Committer {
         self.failed();
     }
 
+    /// Whether the store may be tried: not within the delay after a failure.
+    pub(super) fn may_try(&self) -> bool {
+        self.waiting.retry_at.is_none_or(|at| at <= self.now())
+    }
+
     fn failed(&mut self) {
+        // Several failures within one delay are one: otherwise each turn would push the next attempt further away.
+        if !self.may_try() {
+            return;
+        }
         self.waiting.retry_at = Some(self.now() + self.retry_delay);
         self.retry_delay = (self.retry_delay * 2).min(RETRY_MOST);
     }

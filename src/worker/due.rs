@@ -29,6 +29,8 @@ pub(super) struct Waiting {
     pub(super) unsettled_since: Option<Instant>,
     /// The last carry.
     pub(super) carried_at: Option<Instant>,
+    /// After a failed sync: when the next one is made unless somebody awaits it.
+    pub(super) sync_after: Option<Instant>,
     /// After a failure: when the store is tried again.
     pub(super) retry_at: Option<Instant>,
 }
@@ -69,8 +71,8 @@ pub(super) fn due(intervals: &Intervals, waiting: &Waiting, facts: &Facts, now: 
         due.wake_at = Some(due.wake_at.map_or(time, |earlier| earlier.min(time)));
         false
     };
-    let sync = waiting.unsynced_since.is_some()
-        && (facts.awaited || at(waiting.unsynced_since.map(|since| since + intervals.sync)));
+    let sync_at = waiting.unsynced_since.map(|since| (since + intervals.sync).max(waiting.sync_after.unwrap_or(since)));
+    let sync = sync_at.is_some() && (facts.awaited || at(sync_at));
 
     let may = waiting.retry_at.is_none() || at(waiting.retry_at);
     let (mut carry, mut settle) = (false, false);

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Rules
-//! * All writes to the store and all file creation are the committer's. The delivery only reads; what it decides goes through the
+//! * All writes to the store and all file creation are the committer's. The delivery only reads (and mends a row that fails its checks); what it decides goes through the
 //!   [`outbox`](source) and is committed with the next carry.
 //! * Nothing pending means asleep, without a timer. An append rings the [`bell`](bell) only if the committer believes the journal
 //!   clean, or if it made an arena half full, or a batch due.
@@ -46,6 +46,7 @@ mod stop;
 mod tests;
 mod threads;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -202,6 +203,8 @@ pub(crate) struct Pipeline {
     generation: u64,
     shard: Arc<Shard>,
     adopted: Mutex<Option<adoption::Adopted>>,
+    /// Shards, by project and number, that are left alone until then.
+    avoided: Mutex<HashMap<(usize, u32), Instant>>,
     admission: Admission,
     receipts: Receipts,
     bell: Bell,
@@ -268,7 +271,8 @@ impl Pipeline {
         let mut ledger = self.shard.ledger();
         // What is settled counts as settled, whether that is committed yet or not; a kill before the commit takes it back.
         let (delivered, buried) = self.outbox.settled_events(source::OWN);
-        let (delivered, buried) = (delivered.min(ledger.queued_events), buried.min(ledger.queued_events));
+        let delivered = delivered.min(ledger.queued_events);
+        let buried = buried.min(ledger.queued_events - delivered);
         ledger.queued_events = ledger.queued_events.saturating_sub(delivered + buried);
         ledger.delivered += delivered;
         ledger.buried += buried;

@@ -7,6 +7,13 @@ use super::lock;
 use super::pending::{self, Pending, Promise};
 use super::report::PersistError;
 
+#[derive(Debug, Default)]
+struct Waiting {
+    list: Vec<Waiter>,
+    /// Nobody syncs any more.
+    closed: bool,
+}
+
 /// A sequence number, and who waits for it.
 type Waiter = (u64, Promise<Result<(), PersistError>>);
 
@@ -14,7 +21,7 @@ type Waiter = (u64, Promise<Result<(), PersistError>>);
 pub(super) struct Receipts {
     /// Everything up to here survives a power cut.
     synced: AtomicU64,
-    waiting: Mutex<Vec<Waiter>>,
+    waiting: Mutex<Waiting>,
 }
 
 impl Receipts {
@@ -29,7 +36,12 @@ impl Receipts {
                 promise.answer(Ok(()));
                 return answer;
             }
-            waiting.push((seq, promise));
+            if waiting.closed {
+                drop(waiting);
+                promise.answer(Err(PersistError::Closed));
+                return answer;
+            }
+            waiting.list.push((seq, promise));
         }
         ring();
         answer
@@ -38,7 +50,7 @@ impl Receipts {
     /// Everything up to `seq` survives a power cut now.
     pub(super) fn synced_up_to(&self, seq: u64) {
         self.synced.fetch_max(seq, Ordering::AcqRel);
-        let done: Vec<_> = lock(&self.waiting).extract_if(.., |(waits_for, _)| *waits_for <= seq).collect();
+        let done: Vec<_> = lock(&self.waiting).list.extract_if(.., |(waits_for, _)| *waits_for <= seq).collect();
         for (_, promise) in done {
             promise.answer(Ok(()));
         }
@@ -46,10 +58,16 @@ impl Receipts {
 
     /// The sync that all who wait now were waiting for has failed.
     pub(super) fn fail(&self, error: &PersistError) {
-        let all = std::mem::take(&mut *lock(&self.waiting));
+        let all = std::mem::take(&mut lock(&self.waiting).list);
         for (_, promise) in all {
             promise.answer(Err(error.clone()));
         }
+    }
+
+    /// Nobody syncs any more: who waits, or comes later, is told so.
+    pub(super) fn close(&self) {
+        lock(&self.waiting).closed = true;
+        self.fail(&PersistError::Closed);
     }
 
     /// The highest sequence number that survives a power cut.
@@ -59,7 +77,7 @@ impl Receipts {
 
     /// How many wait.
     pub(super) fn waiting(&self) -> usize {
-        lock(&self.waiting).len()
+        lock(&self.waiting).list.len()
     }
 }
 
@@ -78,5 +96,8 @@ mod tests {
         assert_eq!(late.try_get(), Some(Ok(())));
         receipts.fail(&PersistError::Sync("broken".into()));
         assert_eq!(answers[2].try_get(), Some(Err(PersistError::Sync("broken".into()))));
+        receipts.close();
+        let after = receipts.wait_for(9, || panic!("nobody is left to be rung for"));
+        assert_eq!(after.try_get(), Some(Err(PersistError::Closed)));
     }
 }

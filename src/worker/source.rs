@@ -80,6 +80,8 @@ impl Outbox {
         for settlement in batch.settlements {
             state.settled.remove(&settlement.chunk);
             if let Some(first_seq) = settlement.keep.as_ref().and_then(|kept| kept.iter().min()) {
+                // A row that could not be rewritten still stands where it stood.
+                state.returned.insert(settlement.chunk);
                 let key = ChunkKey { first_seq: *first_seq, ..settlement.chunk.key };
                 state.returned.insert(ChunkRef { key, ..settlement.chunk });
             }
@@ -142,16 +144,17 @@ impl Outbox {
     pub(super) fn let_go(&self, origin: u32) {
         self.forget(origin);
         let mut state = lock(&self.state);
+        state.handed.retain(|chunk| chunk.origin != origin);
         state.settled.retain(|chunk| chunk.origin != origin);
         state.waiting.retain(|settlement| settlement.chunk.origin != origin);
         state.committing.remove(&origin);
     }
 
-    /// A store was reopened and may be another file: its rows are found again from the start, but for what waits to be settled.
+    /// A store was reopened and may be another file: its rows are found again from the start, but for what is with the delivery or
+    /// waits to be settled.
     pub(super) fn forget(&self, origin: u32) {
         let mut state = lock(&self.state);
         state.cursors.remove(&origin);
-        state.handed.retain(|chunk| chunk.origin != origin);
         state.returned.retain(|chunk| chunk.origin != origin);
     }
 
@@ -190,9 +193,15 @@ impl Outbox {
         let mut handed = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             let named = ChunkRef { origin, key: chunk.key };
-            if !state.settled.contains(&named) && !busy(named) {
+            if state.settled.contains(&named) {
+                continue;
+            }
+            if !busy(named) {
                 state.handed.insert(named);
                 handed.push((named, chunk));
+            } else if !state.handed.contains(&named) {
+                // Stepped over for the time being: the reading will not come by here again.
+                state.returned.insert(named);
             }
         }
         handed
@@ -246,13 +255,20 @@ impl Pipeline {
 
 impl Source for Pipeline {
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
-        let own = self.read_from(OWN, &self.shard, max_bytes, busy)?;
+        // A failed read shuts the store; the committer opens it again.
+        let own = self.read_from(OWN, &self.shard, max_bytes, busy).inspect_err(|_| self.bell.ring(|_| ()))?;
         if !own.is_empty() {
             return Ok(own);
         }
         let adopted = self.adopted_shard();
         let chunks = match &adopted {
-            Some((origin, shard)) => self.read_from(*origin, shard, max_bytes, busy)?,
+            Some((origin, shard)) => self.read_from(*origin, shard, max_bytes, busy).unwrap_or_else(|error| {
+                // Somebody else's queue must not stand in the way of ours.
+                let why = format!("{error}: {}", error.0);
+                (self.options.report)(super::Notice::ShardSkipped { path: shard.dir().clone(), why });
+                self.bell.ring(|wanted| wanted.abandon = true);
+                Vec::new()
+            }),
             None => Vec::new(),
         };
         if chunks.is_empty() {
@@ -289,7 +305,7 @@ impl Source for Pipeline {
 
     fn give_back(&self, chunk: ChunkRef) {
         let mut state = lock(&self.outbox.state);
-        // Unless its shard was let go, or its store reopened, meanwhile: then it is found again without this.
+        // Unless its shard was let go meanwhile.
         if state.handed.remove(&chunk) {
             state.returned.insert(chunk);
         }

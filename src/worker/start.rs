@@ -1,7 +1,7 @@
 //! Starting: on the committer's own thread, so that a file system that hangs cannot hang the caller.
 
 use std::io;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -65,7 +65,7 @@ pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result
         }
     };
     let most = options.open_timeout;
-    let (tell, told) = mpsc::sync_channel(1);
+    let (tell, told) = mpsc::sync_channel(0);
     threads::spawn("posthog-commit", move || committer_thread(options, transport, &tell))
         .map_err(StartError::Thread)?;
     match told.recv_timeout(most) {
@@ -123,6 +123,7 @@ pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<A
         generation: fork::generation(),
         shard: Arc::new(shard),
         adopted: Mutex::new(None),
+        avoided: Mutex::default(),
         admission: Admission::default(),
         receipts: Receipts::default(),
         bell: Bell::default(),
@@ -168,6 +169,7 @@ fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
 fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let options = &pipeline.options;
     let report = Arc::clone(&options.report);
+    let reports = Arc::clone(&options.report);
     let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
     pipeline.outbox.remember_next_attempt(next_attempt);
     let (engine, handle) = Engine::new(EngineParts {
@@ -175,14 +177,19 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
         transport: Arc::clone(&pipeline.transport) as Arc<_>,
         clock: options.clock.clone(),
-        report: Arc::new(move |notice| report(Notice::Delivery(notice))),
+        report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
         on_delivery: options.on_delivery.clone(),
         next_attempt,
     });
     let _ = pipeline.delivery.set(handle);
     let runtime = event_loop().map_err(StartError::Thread)?;
     threads::spawn("posthog-deliver", move || {
-        runtime.block_on(delivery::run(engine));
+        let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(delivery::run(engine))));
+        if ran.is_err() {
+            let reason =
+                "the delivery thread panicked: events wait on disk until the client is opened again".to_owned();
+            report(Notice::Delivery(delivery::Notice::QueueUnreadable { reason }));
+        }
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
         runtime.shutdown_background();
     })

@@ -32,7 +32,8 @@ impl Pipeline {
         }
         let (promise, answer) = pending::pending();
         self.bell.ring(|wanted| wanted.flushes.push(promise));
-        answer
+        // It may have ended between the look above and the ring: then nobody hears it.
+        if self.finished.get().is_some() { self.flush() } else { answer }
     }
 
     /// Closes intake, makes everything durable, delivers for at most `most`, and lets the queue go.
@@ -128,7 +129,7 @@ impl Committer {
         pipeline.abandon_adopted();
         pipeline.shard.close();
         lock(&pipeline.unsynced_since).take();
-        pipeline.receipts.fail(&super::report::PersistError::Closed);
+        pipeline.receipts.close();
         let _ = pipeline.finished.set(report.clone());
         let late = pipeline.bell.listen(Some(self.now()), || self.now());
         self.hear(late);

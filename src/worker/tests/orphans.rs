@@ -79,6 +79,9 @@ fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
     bench.deliver(bench.read());
     bench.advance(Duration::from_secs(1));
     look_for_orphans(&mut bench);
+    assert!(bench.read().is_empty(), "not soon after it failed");
+    bench.advance(Duration::from_secs(300));
+    look_for_orphans(&mut bench);
     let again: u32 = bench.read().iter().map(|(_, chunk)| chunk.count).sum();
     assert_eq!(again, 12, "it is found again, with everything in it");
 }
