@@ -132,6 +132,23 @@ impl Disk {
         self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
     }
 
+    /// Creates a directory and its parents, and makes their names durable where they are new.
+    pub(crate) fn make_dir_durable(&self, path: &Path) -> io::Result<()> {
+        let mut new = Vec::new();
+        for ancestor in path.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty()) {
+            if self.exists(ancestor)? {
+                break;
+            }
+            new.push(ancestor);
+        }
+        self.make_dir(path)?;
+        for parent in new.into_iter().filter_map(Path::parent) {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            self.sync_dir(parent)?;
+        }
+        Ok(())
+    }
+
     /// Makes the names in a directory durable.
     pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.guarded(Op::SyncDir, path, 0, || std::fs::File::open(path)?.sync_all())

@@ -103,3 +103,25 @@ fn directories_to_sync_go_from_the_file_up_to_the_queue_directory() {
     let dirs: Vec<_> = up_to(Path::new("/q/p/s"), Path::new("/q")).collect();
     assert_eq!(dirs, [Path::new("/q/p/s"), Path::new("/q/p"), Path::new("/q")]);
 }
+
+#[test]
+fn a_new_directory_has_a_durable_name_and_so_have_its_new_parents() {
+    #[derive(Debug, Default)]
+    struct Synced(Mutex<Vec<PathBuf>>);
+    impl Gate for Synced {
+        fn before(&self, call: &Call<'_>) -> Verdict {
+            if call.op == Op::SyncDir {
+                self.0.lock().unwrap().push(call.path.to_path_buf());
+            }
+            Verdict::Go
+        }
+    }
+    let (dir, synced) = (tempfile::tempdir().unwrap(), Arc::new(Synced::default()));
+    let disk = Disk::gated(Arc::clone(&synced) as Arc<dyn Gate>);
+    for _ in 0..2 {
+        // The second time there is nothing to be done.
+        disk.make_dir_durable(&dir.path().join("a/b/c")).unwrap();
+        let expected = [dir.path().join("a/b"), dir.path().join("a"), dir.path().to_path_buf()];
+        assert_eq!(*synced.0.lock().unwrap(), expected);
+    }
+}

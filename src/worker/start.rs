@@ -148,7 +148,8 @@ pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<A
 
 fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Shard, u64, Vec<Finding>), ShardError> {
     let disk = &options.disk;
-    disk.make_dir(&options.queue_dir).map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
+    disk.make_dir_durable(&options.queue_dir)
+        .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
     let claim = claim(disk, &options.queue_dir.join(options.project.dir_name()))?;
     let opened = Shard::open(disk, &options.shard_options(), claim, now)?;
     Ok((opened.shard, opened.replayed, opened.findings))
