@@ -20,7 +20,7 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often the bounds are looked at again on behalf of callers that were turned away.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
-const SPARE_AGAIN: Duration = Duration::from_secs(10);
+const SPARE_AGAIN: Duration = Duration::from_secs(2);
 
 /// The committer's own state; everything shared is in the pipeline.
 pub(super) struct Committer {
@@ -214,7 +214,7 @@ impl Committer {
             // Without another arena nothing can be sealed; what was settled makes room all the same.
             self.settle_own();
             pipeline.storage_fails(&error.to_string());
-            self.failed();
+            self.spare_after = Some(self.now() + SPARE_AGAIN);
             return;
         }
         if !self.carry_sealed() {
