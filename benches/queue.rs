@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use posthog::{Client, Config};
-use sink::{Sink, State};
-use support::children::{self, Role};
+use sink::Sink;
+use support::children;
 use support::counters::{resident, threads, written_by_process, written_to_device};
 use support::spread::{Spread, human};
 use support::{NOBODY, PATIENCE, capture, carry, config, events, grouped, queue_dir, quiet, row, wanted};

@@ -94,6 +94,13 @@ impl Committer {
 }
 
 impl Pipeline {
+    /// Whether a further arena leaves twice its size free above the floor.
+    pub(super) fn has_room_for_spare(&self) -> bool {
+        let least =
+            (self.options.arena_bytes as u64).saturating_mul(3).saturating_add(self.options.limits.free_space_floor);
+        self.shard.is_volatile() || self.options.disk.free_bytes(self.shard.dir()).is_ok_and(|free| free >= least)
+    }
+
     fn usage(&self) -> Usage {
         let ledger = self.shard.ledger();
         let (_, uncarried) = self.shard.journal().uncarried();

@@ -251,7 +251,9 @@ impl Committer {
                 Err(error) => {
                     pipeline.outbox.put_back(batch);
                     self.store_failed(&error);
-                    // A full disk may still take deletes, and they make room.
+                    // A full disk may still take deletes, and they make room; and what is in the store must be readable to be
+                    // delivered, whether more can come in or not.
+                    self.reopen_if_latched();
                     self.settle_own();
                     return false;
                 }
@@ -307,8 +309,12 @@ impl Committer {
     fn make_spare(&mut self) {
         let journal = self.pipeline.shard.journal();
         let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
-        if self.stopping.is_none() && is_time && !journal.has_spare() && journal.prepare_spare().is_err() {
-            // A disk without room for a spare arena: bursts are refused a little earlier, that is all.
+        if self.stopping.is_some() || !is_time || journal.has_spare() {
+            return;
+        }
+        // Never out of the last room: the store needs that, to take in what waits and to get rid of what was delivered.
+        if !self.pipeline.has_room_for_spare() || journal.prepare_spare().is_err() {
+            // Bursts are refused a little earlier, that is all.
             self.spare_after = Some(self.now() + SPARE_AGAIN);
         }
     }
@@ -323,6 +329,7 @@ impl Committer {
                 pipeline.report_findings(findings);
                 // The file may be another one now: rows are found again from the start.
                 pipeline.outbox.forget(OWN);
+                pipeline.committed();
             }
             Err(error) => pipeline.storage_fails(&error.to_string()),
         }
