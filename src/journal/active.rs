@@ -6,18 +6,26 @@ use std::time::{Duration, Instant};
 use super::Journal;
 use super::arena::{Arena, Round};
 
-/// The arena that takes records, and all that changes with each.
+/// In cache lines that nothing else lies in: every append takes them away from the other processors, and what is only read there (the
+/// fork generation, the options) must not go with them.
 #[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Apart<T>(pub(super) T);
+
+/// The arena that takes records, and all that changes with each. In this order, so that what an append touches lies in one cache line
+/// with the lock.
+#[derive(Debug)]
+#[repr(C)]
 pub(super) struct Active {
     pub(super) arena: Arc<Arena>,
-    pub(super) round: Round,
     /// Where the next frame goes.
     pub(super) position: usize,
-    /// Where that was when the pages behind it were last readied.
-    pub(super) readied_at: usize,
     pub(super) next_seq: u64,
     pub(super) records: u64,
     pub(super) closed: bool,
+    pub(super) round: Round,
+    /// Where `position` was when the pages behind it were last readied.
+    pub(super) readied_at: usize,
     /// At open every arena waited to be carried and no further one could be made: the arena is one of those, and takes nothing. The
     /// first one that is carried becomes the active one.
     pub(super) stand_in: bool,
@@ -41,7 +49,7 @@ impl Active {
 
 impl Journal {
     pub(super) fn lock(&self) -> MutexGuard<'_, Active> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+        self.active.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The lock, if it can be had within `lock_wait`: its holder may be a thread that is stopped, or that waits for a page of a
@@ -49,7 +57,7 @@ impl Journal {
     #[inline]
     pub(super) fn lock_in_time(&self) -> Option<MutexGuard<'_, Active>> {
         for _ in 0..64 {
-            match self.active.try_lock() {
+            match self.active.0.try_lock() {
                 Ok(guard) => return Some(guard),
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
@@ -63,7 +71,7 @@ impl Journal {
         let deadline = Instant::now() + self.options.lock_wait;
         let mut pause = Duration::ZERO;
         loop {
-            match self.active.try_lock() {
+            match self.active.0.try_lock() {
                 Ok(guard) => return Some(guard),
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,

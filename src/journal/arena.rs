@@ -22,10 +22,10 @@ const STATE_AT: usize = 56;
 /// One use of an arena, from empty to carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Round {
-    /// Rises with every round of a shard.
-    pub(crate) epoch: u64,
     /// Mixed into each frame's check word.
     pub(crate) salt: u64,
+    /// Rises with every round of a shard.
+    pub(crate) epoch: u64,
     /// The sequence number that its first record has or would have.
     pub(crate) first_seq: u64,
 }

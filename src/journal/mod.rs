@@ -43,7 +43,7 @@ use crate::disk::{Disk, fork};
 use crate::entropy;
 use crate::record::frame::{self, FRAME_HEAD, FrameHead};
 
-use active::Active;
+use active::{Active, Apart};
 use arena::{Arena, HEADER_BYTES, Round};
 use pool::Pool;
 pub(crate) use pool::{Sealed, SetAside};
@@ -126,7 +126,7 @@ pub(crate) enum Refused {
 pub(crate) struct Journal {
     options: JournalOptions,
     generation: u64,
-    active: Mutex<Active>,
+    active: Apart<Mutex<Active>>,
     pool: Pool,
 }
 
@@ -157,9 +157,16 @@ impl Journal {
         Ok(Found { epoch_max, taken_up_to, set_aside, journal: Opening { options, pool } })
     }
 
-    /// Takes a record. `body_hash` is `frame::hash_body(body)`, computed before the lock.
+    /// Takes a record. `body_hash` is `frame::hash_body(body)`, computed before the lock; `taken` is told its number under it, so in
+    /// order.
     #[inline]
-    pub(crate) fn append(&self, body: &[u8], body_hash: u64, class: u8) -> Result<Appended, Refused> {
+    pub(crate) fn append(
+        &self,
+        body: &[u8],
+        body_hash: u64,
+        class: u8,
+        taken: impl FnOnce(u64),
+    ) -> Result<Appended, Refused> {
         if fork::generation() != self.generation {
             return Err(Refused::Forked);
         }
@@ -185,6 +192,7 @@ impl Journal {
         active.position = end;
         active.next_seq += 1;
         active.records += 1;
+        taken(seq);
         Ok(Appended { seq, records: active.records, half_full })
     }
 
@@ -378,7 +386,7 @@ impl Found {
             stand_in,
             buffer: Vec::new(),
         };
-        Ok(Journal { options, generation: fork::generation(), active: Mutex::new(active), pool })
+        Ok(Journal { options, generation: fork::generation(), active: Apart(Mutex::new(active)), pool })
     }
 }
 

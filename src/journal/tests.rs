@@ -15,7 +15,7 @@ fn started(dir: &std::path::Path, map: bool) -> Journal {
 }
 
 fn append(journal: &Journal, body: &[u8]) -> Result<Appended, Refused> {
-    journal.append(body, hash_body(body), 0)
+    journal.append(body, hash_body(body), 0, |_| ())
 }
 
 fn sequences(sealed: &Sealed) -> Vec<u64> {
@@ -91,9 +91,9 @@ fn a_full_arena_refuses_ordinary_records_and_still_takes_an_exception() {
     let body = [7; 1000];
     while append(&journal, &body).is_ok() {}
     assert!(matches!(append(&journal, &body), Err(Refused::Full)));
-    assert!(journal.append(&body, hash_body(&body), 2).is_ok());
+    assert!(journal.append(&body, hash_body(&body), 2, |_| ()).is_ok());
     // Also the last eighth has an end, and nothing is ever written past it.
-    while journal.append(&body, hash_body(&body), 2).is_ok() {}
+    while journal.append(&body, hash_body(&body), 2, |_| ()).is_ok() {}
     let per_arena = (ARENA - HEADER_BYTES - 8) as u64 / 1024;
     assert_eq!(journal.last_seq(), per_arena);
 }

@@ -137,9 +137,7 @@ impl Shard {
     /// Takes a record; it survives the process from here on. Any thread.
     #[inline]
     pub(crate) fn append(&self, body: &[u8], body_hash: u64, class: u8) -> Result<Appended, Refused> {
-        let appended = self.journal.append(body, body_hash, class)?;
-        self.status.set_accepted(appended.seq);
-        Ok(appended)
+        self.journal.append(body, body_hash, class, |seq| self.status.took(seq))
     }
 
     /// Makes everything appended before durable; says up to which sequence number.

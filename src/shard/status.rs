@@ -173,11 +173,17 @@ impl StatusPage {
         self.publish();
     }
 
-    /// A record was accepted.
+    /// A record was taken; told in the order of the numbers.
     #[inline]
-    pub(crate) fn set_accepted(&self, seq: u64) {
+    pub(crate) fn took(&self, seq: u64) {
+        // A plain store, because two processors that take turns at it would wait for each other with anything else.
+        self.set(Word::Accepted, seq);
+    }
+
+    /// At least so many records were accepted.
+    fn raise_accepted(&self, seq: u64) {
         if let Some(word) = self.word(Word::Accepted as usize) {
-            // Never backwards: two callers may pass each other between the journal's lock and here.
+            // Never backwards: callers go on accepting while the committer mirrors what it has stored.
             word.fetch_max(seq, Ordering::Relaxed);
         }
     }
@@ -204,7 +210,7 @@ impl StatusPage {
         self.set(Word::Epoch, epoch);
         self.set(Word::OldestAt, oldest_at.unwrap_or(0) as u64);
         self.set(Word::LastActivity, now as u64);
-        self.set_accepted(ledger.accepted);
+        self.raise_accepted(ledger.accepted);
         self.publish();
     }
 
@@ -280,7 +286,7 @@ mod tests {
             assert_eq!(before, Predecessor::default());
             let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
             page.mirror(&ledger, 3, None, 8);
-            page.set_accepted(12);
+            page.took(12);
             page.mark_clean_exit();
             let (_, seen) = take_over(dir.path(), map);
             assert!(seen.existed && seen.clean && seen.same_boot && !seen.died_in_store);
