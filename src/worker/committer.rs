@@ -20,7 +20,7 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often the bounds are looked at again on behalf of callers that were turned away.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
-const SPARE_AGAIN: Duration = Duration::from_secs(10);
+const SPARE_AGAIN: Duration = Duration::from_secs(2);
 
 /// The committer's own state; everything shared is in the pipeline.
 pub(super) struct Committer {
@@ -34,6 +34,8 @@ pub(super) struct Committer {
     pub(super) compacted_at: Option<Instant>,
     /// Making a spare arena failed: when that is tried again.
     spare_after: Option<Instant>,
+    /// The same, where records wait for it.
+    swap_after: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
     pub(super) began: (Instant, i64),
@@ -60,6 +62,7 @@ impl Committer {
             looked_at: None,
             compacted_at: None,
             spare_after: None,
+            swap_after: None,
             gathered: 0,
             began,
             asked: Wanted::default(),
@@ -176,7 +179,13 @@ impl Committer {
             awaited: pipeline.receipts.waiting() > 0,
             all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
         };
-        due(&self.intervals, &self.waiting, &facts, now)
+        // Without another arena the active one cannot be sealed. Settlements do not wait for that: they are what makes room.
+        let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_spare());
+        let Some(after) = stuck else { return due(&self.intervals, &self.waiting, &facts, now) };
+        let waiting = Waiting { uncarried_since: None, ..self.waiting };
+        let mut due = due(&self.intervals, &waiting, &facts, now);
+        due.wake_at = Some(due.wake_at.map_or(after, |earlier| earlier.min(after)));
+        due
     }
 
     fn sync(&mut self) {
@@ -226,9 +235,10 @@ impl Committer {
             // Without another arena nothing can be sealed; what was settled makes room all the same.
             self.settle_own();
             pipeline.storage_fails(&error.to_string());
-            self.failed();
+            self.swap_after = Some(self.now() + SPARE_AGAIN);
             return;
         }
+        self.swap_after = None;
         if !self.carry_sealed() {
             return;
         }
@@ -377,7 +387,10 @@ impl Committer {
     fn worked(&mut self) {
         self.waiting.retry_at = None;
         self.retry_delay = RETRY_FIRST;
-        self.pipeline.storage_works();
+        // A settlement that worked does not make another arena.
+        if self.swap_after.is_none() {
+            self.pipeline.storage_works();
+        }
     }
 
     pub(super) fn now(&self) -> Instant {

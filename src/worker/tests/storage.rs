@@ -110,6 +110,27 @@ fn a_disk_without_room_for_another_arena_does_not_keep_the_committer_busy() {
 }
 
 #[test]
+fn what_was_delivered_is_committed_while_there_is_no_room_for_another_arena() {
+    let mut before = bench(|_| ());
+    before.append(30);
+    before.advance(Duration::from_secs(6));
+    before.pipeline.shard.close();
+    for index in 0..4 {
+        let _ = std::fs::remove_file(before.pipeline.shard.dir().join(format!("journal-{index}")));
+    }
+    let fault = Fault::of(Op::Create, "journal-");
+    let disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
+    let mut bench = bench_in(Arc::clone(&before.root), |options| options.disk = disk);
+    fault.arm(NO_SPACE);
+    while bench.pipeline.append(&[7; 1000], 0).is_ok() {}
+    (0..40).for_each(|_| bench.advance(Duration::from_secs(1)));
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
+    assert!(bench.pipeline.snapshot().problem.is_some());
+}
+
+#[test]
 fn settlements_ride_on_the_next_carry_and_have_a_transaction_of_their_own_after_their_interval() {
     let syncs = Fault::of(Op::Sync, "queue.redb");
     let mut bench = with(&syncs);
