@@ -164,10 +164,11 @@ fn orphaned_shards_are_adopted_one_after_the_other() {
     eventually("the last orphan is let go", || client.stats().adopted_events == 0);
     close_empty(&client);
     drop(client);
-    // Nothing of them is left.
+    // Nothing of them is left. One of these may look into the shard of another at the moment, which then makes one more.
     let again: Vec<_> = (0..4).map(|_| stage.client()).collect();
     for client in &again {
-        assert_eq!((client.stats().queued_events, client.stats().delivered), (0, 30), "{:?}", client.stats());
+        let stats = client.stats();
+        assert_eq!((stats.queued_events, stats.delivered), (0, stats.accepted), "{stats:?}");
         assert_balanced(client);
     }
 }
