@@ -7,16 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::bell::Wanted;
 use super::due::{Due, Facts, Intervals, Waiting, due};
+use super::recovery::RETRY_FIRST;
 use super::report::PersistError;
 use super::source::{Batch, OWN};
 use super::stop::Stopping;
 use super::{Notice, Pipeline, lock};
 use crate::journal::ARENAS_MAX;
-use crate::shard::ShardError;
 
-/// After a failure of the store it is tried again after this, and then after twice as long each time.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often the bounds are looked at again on behalf of callers that were turned away.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
@@ -27,7 +24,7 @@ pub(super) struct Committer {
     pub(super) pipeline: Arc<Pipeline>,
     intervals: Intervals,
     pub(super) waiting: Waiting,
-    retry_delay: Duration,
+    pub(super) retry_delay: Duration,
     pub(super) look_again_at: Option<Instant>,
     pub(super) looked_at: Option<Instant>,
     /// When the store was last compacted, or could not be.
@@ -35,7 +32,7 @@ pub(super) struct Committer {
     /// Making a spare arena failed: when that is tried again.
     spare_after: Option<Instant>,
     /// The same, where records wait for it.
-    swap_after: Option<Instant>,
+    pub(super) swap_after: Option<Instant>,
     /// Who waited for the last sync.
     gathered: usize,
     pub(super) began: (Instant, i64),
@@ -345,54 +342,6 @@ impl Committer {
         }
     }
 
-    fn reopen_if_latched(&mut self) {
-        let pipeline = Arc::clone(&self.pipeline);
-        if !pipeline.shard.open_store().is_some_and(|store| store.is_latched()) {
-            return;
-        }
-        match pipeline.shard.reopen_store(pipeline.options.clock.wall_nanos()) {
-            Ok(findings) => {
-                pipeline.report_findings(findings);
-                // The file may be another one now: rows are found again from the start.
-                pipeline.outbox.forget(OWN);
-                pipeline.committed();
-                if pipeline.shard.journal().uncarried().1 == 0 && pipeline.outbox.is_empty() {
-                    // Nothing waits that could show it otherwise.
-                    self.worked();
-                }
-            }
-            Err(error) => self.store_failed(&error),
-        }
-    }
-
-    pub(super) fn store_failed(&mut self, error: &ShardError) {
-        self.pipeline.storage_fails(&error.to_string());
-        self.failed();
-    }
-
-    /// Whether the store may be tried: not within the delay after a failure.
-    pub(super) fn may_try(&self) -> bool {
-        self.waiting.retry_at.is_none_or(|at| at <= self.now())
-    }
-
-    fn failed(&mut self) {
-        // Several failures within one delay are one: otherwise each turn would push the next attempt further away.
-        if !self.may_try() {
-            return;
-        }
-        self.waiting.retry_at = Some(self.now() + self.retry_delay);
-        self.retry_delay = (self.retry_delay * 2).min(RETRY_MOST);
-    }
-
-    fn worked(&mut self) {
-        self.waiting.retry_at = None;
-        self.retry_delay = RETRY_FIRST;
-        // A settlement that worked does not make another arena.
-        if self.swap_after.is_none() {
-            self.pipeline.storage_works();
-        }
-    }
-
     pub(super) fn now(&self) -> Instant {
         self.pipeline.options.clock.now()
     }
@@ -400,7 +349,7 @@ impl Committer {
 
 impl Pipeline {
     /// There is something to send.
-    fn committed(&self) {
+    pub(super) fn committed(&self) {
         if let Some(delivery) = self.delivery() {
             delivery.committed();
         }

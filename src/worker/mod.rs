@@ -38,6 +38,7 @@ mod due;
 mod flush;
 pub(crate) mod pending;
 mod receipts;
+mod recovery;
 mod report;
 mod source;
 mod start;

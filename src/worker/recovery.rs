@@ -1,0 +1,63 @@
+//! When the store fails: how soon it is tried again, and when it counts as working.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::committer::Committer;
+use super::source::OWN;
+use crate::shard::ShardError;
+
+/// After a failure of the store it is tried again after this, and then after twice as long each time.
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+impl Committer {
+    /// Opens a store that shut itself after a failure, its own or a reader's.
+    pub(super) fn reopen_if_latched(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        if !pipeline.shard.open_store().is_some_and(|store| store.is_latched()) {
+            return;
+        }
+        match pipeline.shard.reopen_store(pipeline.options.clock.wall_nanos()) {
+            Ok(findings) => {
+                pipeline.report_findings(findings);
+                // The file may be another one now: rows are found again from the start.
+                pipeline.outbox.forget(OWN);
+                pipeline.committed();
+                if pipeline.shard.journal().uncarried().1 == 0 && pipeline.outbox.is_empty() {
+                    // Nothing waits that could show it otherwise.
+                    self.worked();
+                }
+            }
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    pub(super) fn store_failed(&mut self, error: &ShardError) {
+        self.pipeline.storage_fails(&error.to_string());
+        self.failed();
+    }
+
+    /// Whether the store may be tried: not within the delay after a failure.
+    pub(super) fn may_try(&self) -> bool {
+        self.waiting.retry_at.is_none_or(|at| at <= self.now())
+    }
+
+    pub(super) fn failed(&mut self) {
+        // Several failures within one delay are one: otherwise each turn would push the next attempt further away.
+        if !self.may_try() {
+            return;
+        }
+        self.waiting.retry_at = Some(self.now() + self.retry_delay);
+        self.retry_delay = (self.retry_delay * 2).min(RETRY_MOST);
+    }
+
+    pub(super) fn worked(&mut self) {
+        self.waiting.retry_at = None;
+        self.retry_delay = RETRY_FIRST;
+        // A settlement that worked does not make another arena.
+        if self.swap_after.is_none() {
+            self.pipeline.storage_works();
+        }
+    }
+}
