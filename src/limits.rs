@@ -67,8 +67,8 @@ pub(crate) const QUEUE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 /// Bytes of the file system that are left to others.
 pub(crate) const FREE_SPACE_FLOOR_DEFAULT: u64 = 32 * 1024 * 1024;
 
-/// Memory for pages of the store. Larger ones did not make anything faster that was measured.
-pub(crate) const STORE_CACHE_BYTES: usize = 4 * 1024 * 1024;
+/// Memory for pages of the store: what it reads is read once, so a cache earns little.
+pub(crate) const STORE_CACHE_BYTES: usize = 2 * 1024 * 1024;
 /// Room kept for deletes on a full disk.
 pub(crate) const RESERVE_BYTES: u64 = 1024 * 1024;
 /// How long a capture may wait for the journal's lock: the holder copies a few hundred bytes, unless it was stopped doing so.
