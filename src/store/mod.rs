@@ -47,6 +47,7 @@ mod tables;
 mod tests;
 mod upkeep;
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -202,6 +203,9 @@ impl Store {
     pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
         self.check_process()?;
         let mut writer = self.writer();
+        if self.is_for_settlements(&writer, changes) {
+            return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
+        }
         let mut outcome = self.commit(changes);
         if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, &self.place)
             && (changes.only_settles() || self.is_the_only_way_out(changes))
@@ -267,6 +271,12 @@ impl Store {
             Some(_) => Ok(self.ledger().queued_bytes),
             None => Err(StoreError::Latched),
         }
+    }
+
+    /// Where the reserve is gone, the last room there is takes its place: whatever comes in has to wait until there is more.
+    fn is_for_settlements(&self, writer: &Writer, changes: &Changes) -> bool {
+        let Some(place) = self.place.as_ref().filter(|_| !changes.insert.is_empty()) else { return false };
+        writer.reserve.is_missed(place) && !self.is_the_only_way_out(changes)
     }
 
     /// Where no row is left to be settled, no settlement will ever make room: what waits outside has to come in to be delivered. Not if

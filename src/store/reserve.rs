@@ -41,6 +41,13 @@ impl Reserve {
         Ok(true)
     }
 
+    /// Whether it was given up and the file system has less than half of it left.
+    pub(super) fn is_missed(&self, place: &Place) -> bool {
+        let half = place.options.reserve_bytes / 2;
+        // Where the free space cannot be told, trying tells.
+        !self.held && place.disk.free_bytes(&place.dir).is_ok_and(|free| free < half)
+    }
+
     /// Sets the space aside again if that is possible. Failing costs nothing today, and is tried again after the next commit.
     pub(super) fn refill(&mut self, place: &Place) {
         if !self.held {

@@ -68,15 +68,18 @@ impl SmallDisk {
         use std::io::Write;
         let mut filler = fs::File::create(self.root().join("filler")).unwrap();
         let step = vec![0xA5; 16 * 1024];
-        let free =
-            || nix::sys::statvfs::statvfs(&self.root()).map(|s| s.blocks_available() * s.fragment_size()).unwrap();
-        while free() as usize > left {
+        while self.free() > left {
             if filler.write_all(&step).is_err() {
                 break;
             }
             // Blocks that are only promised are not missing yet.
             filler.sync_data().unwrap();
         }
+    }
+
+    fn free(&self) -> usize {
+        let stat = nix::sys::statvfs::statvfs(&self.root()).unwrap();
+        usize::try_from(stat.blocks_available() * stat.fragment_size()).unwrap()
     }
 
     fn make_room(&self) {
@@ -224,6 +227,41 @@ fn a_process_that_ends_on_a_full_disk_is_succeeded_by_one_that_delivers_everythi
     disk.make_room();
     eventually("and takes again", || next.capture(small(0)).is_accepted());
     close_empty(&next);
+}
+
+fn takes_little_and_delivers_it(kind: Kind) {
+    let Some(disk) = SmallDisk::of(kind, 24) else { return };
+    disk.sink.stop();
+    let client = disk.client();
+    // Not a byte is left, and nothing is in the store that could be deleted: what comes now comes in through the reserve.
+    disk.fill_but(0);
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.extend(capture_until_refused(&client).0);
+        let _ = client.flush().wait(PATIENCE);
+    }
+    assert!(!all.is_empty());
+    let reserve = client.stats().dir.unwrap().join("reserve");
+    assert!(reserve.exists() || disk.free() >= 256 * 1024, "room for deletes was given to new events");
+    disk.sink.resume();
+    eventually("the queue drains on the full disk", || {
+        let _ = client.flush().wait(PATIENCE);
+        client.stats().queued_events == 0
+    });
+    assert_eq!(disk.sink.inspect(sink::State::unique), all.len() as u64);
+    disk.make_room();
+    eventually("captures are accepted again", || client.capture(small(0)).is_accepted());
+    close_empty(&client);
+}
+
+#[test]
+fn what_a_full_ext4_takes_in_through_the_reserve_it_can_let_go_again() {
+    takes_little_and_delivers_it(Kind::Ext4);
+}
+
+#[test]
+fn what_a_full_tmpfs_takes_in_through_the_reserve_it_can_let_go_again() {
+    takes_little_and_delivers_it(Kind::Memory);
 }
 
 #[test]
