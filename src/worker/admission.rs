@@ -15,6 +15,7 @@ pub enum Overflow {
     #[default]
     DropNewest,
     /// The oldest queued events make room; exceptions and identity events last. They were accepted, and `stats().evicted` counts them.
+    /// What is under way to PostHog at the moment stays: where that is all there is, the new event is dropped.
     DropOldest,
     /// The caller waits for room, so long at most; then the new event is dropped. Never on a thread of the client itself.
     Block(Duration),

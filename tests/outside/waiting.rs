@@ -45,6 +45,7 @@ fn a_flush_under_steady_capture_with_the_server_down_ends() {
     let stage = Stage::new();
     stage.sink.stop();
     let client = stage.client();
+    take(&client, "before");
     let noise = Noise::on(&client);
     for _ in 0..5 {
         let began = Instant::now();
