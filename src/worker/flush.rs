@@ -36,7 +36,9 @@ impl Pipeline {
             let (delivered, buried) = self.outbox.settled_events(origin);
             shard.ledger().queued_events.saturating_sub(delivered + buried)
         });
-        queued.sum::<u64>() + self.shard.journal().uncarried().1
+        // By sequence numbers: how many records an arena of an earlier life holds is known only when it is carried.
+        let in_journal = self.shard.accepted().saturating_sub(self.shard.ledger().accepted);
+        queued.sum::<u64>() + in_journal
     }
 
     /// In the user's words: times from now on.

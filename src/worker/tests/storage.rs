@@ -50,6 +50,28 @@ fn failures_of_the_store_grow_rarer_and_do_not_use_up_the_arenas() {
 }
 
 #[test]
+fn a_journal_found_at_the_start_that_cannot_be_carried_does_not_keep_the_committer_busy() {
+    let before = bench(|_| ());
+    let mut taken = 0;
+    while before.pipeline.append(&[7; 1000], 0).is_ok() {
+        taken += 1;
+    }
+    before.pipeline.shard.close();
+    // The file may be written but not grow: it opens, and no arena fits.
+    let fault = Fault::of(Op::SetLen, "queue.redb");
+    fault.arm(NO_SPACE);
+    let disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
+    let mut bench = bench_in(Arc::clone(&before.root), |options| options.disk = disk);
+    for _ in 0..25 {
+        bench.advance(Duration::from_secs(1));
+    }
+    assert!((2..20).contains(&fault.calls()), "{} attempts in 25 seconds", fault.calls());
+    fault.arm(0);
+    bench.advance(HOUR);
+    assert_eq!((bench.ledger().queued_events, bench.ledger().damaged), (taken, 0));
+}
+
+#[test]
 fn a_sync_that_fails_fails_the_receipts_and_what_was_accepted_goes_into_the_store() {
     let fault = Fault::of(Op::Sync, "journal-");
     let mut bench = with(&fault);
