@@ -43,7 +43,12 @@ impl Shard {
             EvictUntil::NoneBefore(_) => &[false],
         };
         let mut evicted = Evicted::default();
+        let mut some_are_busy = false;
         for &spare_dear in passes {
+            if some_are_busy && !spare_dear && passes.len() > 1 {
+                // Not everything else has gone: what is under way goes sooner or later, and the dear ones go after it.
+                break;
+            }
             let mut after = None;
             while !self.is_reached(until) {
                 let read = self.read(after, BYTES_PER_TRANSACTION)?;
@@ -51,7 +56,12 @@ impl Shard {
                 after = Some(last);
                 let mut plan =
                     Plan { until, spare_dear, changes: Changes::default(), excess: self.excess(until), events: 0 };
-                let goes_on = read.chunks.iter().filter(|chunk| !busy(chunk.key)).all(|chunk| plan.consider(chunk));
+                let mut may_go = |chunk: &&Chunk| {
+                    let is_busy = busy(chunk.key);
+                    some_are_busy |= is_busy;
+                    !is_busy
+                };
+                let goes_on = read.chunks.iter().filter(&mut may_go).all(|chunk| plan.consider(chunk));
                 if !plan.changes.remove.is_empty() {
                     self.in_store(|store| store.apply(&plan.changes))?;
                     crate::crash_point::reach("evict.committed");

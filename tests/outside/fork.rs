@@ -90,7 +90,8 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
             eventually("the parent adopts its child's shard", || {
                 take(&client, "parent");
                 let _ = client.flush().wait(PATIENCE);
-                place.shards().len() == 2 && client.stats().adopted_events == 0 && client.stats().queued_events == 0
+                // Two shards, or three: the parent may look into the child's while that is being made.
+                place.shards().len() >= 2 && client.stats().adopted_events == 0 && client.stats().queued_events == 0
             });
             close_empty(&client);
         },

@@ -68,15 +68,10 @@ fn the_oldest_make_room_and_exceptions_go_last() {
             let _ = client.flush().wait(PATIENCE);
         }
     }
-    let mut newest = None;
-    eventually("the newest is taken", || {
-        newest = client.capture(event("newest")).uuid();
-        newest.is_some()
-    });
     let _ = client.flush().wait(PATIENCE);
     let stats = client.stats();
     assert!(stats.evicted >= 250 && stats.queued_events <= 125, "{stats:?}");
-    assert_eq!((stats.imbalance(), stats.accepted), (0, 403), "{stats:?}");
+    assert_eq!((stats.imbalance(), stats.accepted), (0, 402), "{stats:?}");
     let told = client.diagnostics();
     assert!(told.iter().any(|told| matches!(told, Diagnostic::Evicted { for_age: false, .. })), "{told:?}");
     stage.sink.resume();
@@ -84,11 +79,13 @@ fn the_oldest_make_room_and_exceptions_go_last() {
         let _ = client.flush().wait(PATIENCE);
         client.stats().queued_events == 0
     });
-    for uuid in dear.into_iter().chain(newest) {
-        assert!(stage.sink.inspect(|state| state.contains(uuid)));
-    }
+    assert!(dear.into_iter().all(|uuid| stage.sink.inspect(|state| state.contains(uuid))));
+    let mut numbers: Vec<_> =
+        stage.sink.events().iter().filter_map(|event| event.properties["number"].as_u64()).collect();
+    numbers.sort_unstable();
+    assert!(numbers[numbers.len() / 2] >= 200, "mostly later ones: {numbers:?}");
     let stats = client.stats();
-    assert_eq!(stats.delivered + stats.evicted, 403, "{stats:?}");
+    assert_eq!(stats.delivered + stats.evicted, 402, "{stats:?}");
     assert_eq!(stage.sink.inspect(sink::State::unique), stats.delivered);
     close_empty(&client);
 }
