@@ -189,9 +189,12 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         self.gather();
         self.asked.sync = false;
+        let began = self.now();
         match pipeline.shard.sync() {
             Ok(seq) => {
                 self.waiting.sync_after = None;
+                // What came meanwhile has an interval of its own; otherwise a steady stream would be synced without a pause.
+                self.waiting.unsynced_since = Some(began);
                 pipeline.receipts.synced_up_to(seq);
             }
             Err(error) => {

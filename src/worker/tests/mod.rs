@@ -5,6 +5,7 @@ mod bounds;
 mod orphans;
 mod storage;
 
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::committer::Committer;
@@ -50,6 +51,27 @@ impl Gate for Fault {
         match self.errno.load(Ordering::SeqCst) {
             0 => Verdict::Go,
             errno => Verdict::Fail(std::io::Error::from_raw_os_error(errno as i32)),
+        }
+    }
+}
+
+/// Captures a record during each sync of the journal, as a busy program does.
+#[derive(Debug, Default)]
+struct Stream {
+    pipeline: OnceLock<Weak<Pipeline>>,
+    syncs: AtomicU64,
+}
+
+impl Gate for Stream {
+    fn before(&self, _call: &Call<'_>) -> Verdict {
+        Verdict::Go
+    }
+
+    fn after(&self, call: &Call<'_>) {
+        if call.op == Op::Sync && call.path.to_str().is_some_and(|path| path.contains("journal-")) {
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            let pipeline = self.pipeline.get().and_then(Weak::upgrade);
+            assert!(pipeline.is_none_or(|pipeline| pipeline.append(&[7; 100], 0).is_ok()));
         }
     }
 }

@@ -191,3 +191,19 @@ fn what_is_settled_is_not_read_again_though_its_commit_fails_and_the_store_is_re
     let again: Vec<_> = bench.read().into_iter().map(|(chunk, _)| chunk.key.first_seq).collect();
     assert_eq!(again, [31]);
 }
+
+#[test]
+fn a_steady_stream_is_synced_once_an_interval() {
+    let stream = Arc::new(Stream::default());
+    let gate: Arc<dyn Gate> = stream.clone();
+    let mut bench = bench(|options| options.disk = Disk::gated(gate));
+    // Arenas are made, and synced for that.
+    bench.settle_down();
+    stream.pipeline.set(Arc::downgrade(&bench.pipeline)).unwrap();
+    let before = stream.syncs.load(Ordering::SeqCst);
+    bench.append(1);
+    for syncs in 1..=3 {
+        bench.advance(Duration::from_millis(100));
+        assert_eq!(stream.syncs.load(Ordering::SeqCst) - before, syncs);
+    }
+}
