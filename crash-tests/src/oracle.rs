@@ -20,9 +20,9 @@ pub struct Rules {
     pub evicts: bool,
 }
 
-/// Whether a stand-in with poison refuses this event. Few: a client whose requests are nearly all refused believes in an outage.
+/// Whether a stand-in with poison refuses this event: so many of them that hardly a whole batch is accepted.
 pub fn is_poison(key: &Key) -> bool {
-    key.life % 5 == 1 && key.thread == 0 && key.n == 13
+    key.n % 40 == 13
 }
 
 /// Everything the victims of a stage have said.

@@ -45,6 +45,9 @@ impl From<delivery::Notice> for Diagnostic {
             N::Buried { uuid, status, reason } => Diagnostic::Buried { uuid, status, reason },
             N::QuotaLimited { kinds } => Diagnostic::QuotaLimited { kinds },
             N::CallbackPanicked => Diagnostic::CallbackPanicked { callback: "on_delivery" },
+            N::EngineFailed { seconds } => Diagnostic::EndpointFailing {
+                reason: format!("the delivery panicked, please report this; it goes on in {seconds} s"),
+            },
             N::QueueUnreadable { reason } => Diagnostic::StorageFailing { problem: reason },
         }
     }

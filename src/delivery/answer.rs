@@ -61,7 +61,7 @@ impl Engine {
         if self.pace.accepted(ticket) {
             (self.report)(Notice::Recovered);
         }
-        self.split.accepted();
+        self.split.accepted(batch.events);
         self.limits.grow();
         self.state.last_success = Some(self.clock.wall_nanos());
         if self.on_delivery.is_some() {
@@ -83,14 +83,15 @@ impl Engine {
         if status == 413 && batch.events > 1 {
             self.limits.shrink(batch.bytes);
         }
-        if batch.events > 1 {
+        let events = batch.events;
+        if events > 1 {
             let (first, second) = batch.halves(&mut self.intake.loaded);
             self.split.push([first, second]);
         } else {
             self.refused_alone(&batch, status, reason, by_posthog);
             self.intake.release(&batch, now);
         }
-        let search = self.split.refused();
+        let search = self.split.refused(events);
         if search == Search::GoesOn {
             return;
         }

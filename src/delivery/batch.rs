@@ -48,8 +48,14 @@ impl Batch {
 
     /// Two batches with half of the open records each. Of no use with fewer than two.
     pub(super) fn halves(self, loaded: &mut Loaded) -> (Batch, Batch) {
+        let half = self.events / 2;
+        self.cut(half, loaded)
+    }
+
+    /// Two batches, the first with so many of the open records.
+    pub(super) fn cut(self, events: usize, loaded: &mut Loaded) -> (Batch, Batch) {
         let refused_since = self.refused_since;
-        let mut missing = self.events / 2;
+        let mut missing = events;
         let (mut first, mut second) = (Batch::default(), Batch::default());
         for mut slice in self.slices {
             let open: Vec<usize> = loaded.open(&slice).map(|(position, ..)| position - slice.range.start).collect();

@@ -28,6 +28,7 @@ use crate::transport::{Post, Request, Response, TransportError};
 const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
 
 /// What an engine is made of.
+#[derive(Clone)]
 pub(crate) struct EngineParts {
     /// What to send, where, and how much at once.
     pub(crate) options: DeliveryOptions,
@@ -73,11 +74,10 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// An engine, to be [`run`], and its handle.
-    pub(crate) fn new(parts: EngineParts) -> (Self, DeliveryHandle) {
-        let (shared, handle) = Shared::new();
+    /// An engine, to be [`run`], that hears what is asked through the handle.
+    pub(super) fn new(parts: EngineParts, handle: &DeliveryHandle) -> Self {
         let pace_options = parts.options.pace.clone();
-        let engine = Self {
+        Self {
             intake: Intake::new(Arc::clone(&parts.source), pace_options.clone(), random()),
             split: Split::default(),
             pace: Pace::new(pace_options),
@@ -90,7 +90,7 @@ impl Engine {
             on_delivery: parts.on_delivery,
             source: parts.source,
             transport: parts.transport,
-            shared,
+            shared: handle.shared(),
             requests: JoinSet::new(),
             under_way: HashMap::new(),
             flushes: Flushes::default(),
@@ -98,13 +98,12 @@ impl Engine {
             gave_up: false,
             remembered: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
             next_attempt: parts.next_attempt,
-        };
-        (engine, handle)
+        }
     }
 }
 
 /// Runs until it is stopped or abandoned.
-pub(crate) async fn run(mut engine: Engine) {
+pub(super) async fn run(mut engine: Engine) {
     engine.begin();
     while engine.hear() {
         engine.fill();
@@ -191,11 +190,11 @@ impl Engine {
     fn next_batch(&mut self, small: bool, now: Instant) -> Result<Option<Batch>, SourceError> {
         let turn = self.split.turn();
         if turn == Turn::Piece && !self.split.is_empty() {
-            return Ok(self.split.pop());
+            return Ok(self.split.pop(&mut self.intake.loaded));
         }
         let fresh = self.intake.assemble(&self.limits, small, now, &mut self.flushes)?;
         self.split.push(self.intake.take_due());
-        Ok(fresh.or_else(|| self.split.pop()))
+        Ok(fresh.or_else(|| self.split.pop(&mut self.intake.loaded)))
     }
 
     fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
@@ -359,7 +358,10 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // Also on the way out of a runtime that is shut down: nobody waits for ever.
+        // Also on the way out of a panic or of a runtime that is shut down: nobody waits for ever, and what was read can be read again.
+        for chunk in self.intake.loaded.references() {
+            self.source.give_back(chunk);
+        }
         for (totals, done) in self.flushes.take_all() {
             self.call(done, totals, Endpoint::Stopped);
         }

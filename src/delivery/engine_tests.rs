@@ -48,8 +48,9 @@ impl Rig {
             next_attempt: None,
         };
         adjust(&mut parts);
-        let (engine, handle) = Engine::new(parts);
-        Self { queue, endpoint, handle, notices, told, task: tokio::spawn(run(engine)) }
+        let handle = DeliveryHandle::new();
+        let task = tokio::spawn(serve(parts, handle.clone()));
+        Self { queue, endpoint, handle, notices, told, task }
     }
 
     pub(super) fn commit(&self, count: u64) -> u64 {

@@ -22,6 +22,31 @@ pub(crate) struct DeliveryHandle {
 }
 
 impl DeliveryHandle {
+    /// A handle that no engine listens to yet.
+    pub(crate) fn new() -> Self {
+        Self { shared: Arc::default() }
+    }
+
+    /// The engine's side of it.
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// After an engine has ended: takes questions for the next one. False if none is wanted any more.
+    pub(super) fn reopen(&self) -> bool {
+        let mut inbox = self.shared.inbox();
+        inbox.closed = inbox.is_ending();
+        inbox.committed = true;
+        !inbox.closed
+    }
+
+    /// Resolves when no engine is wanted any more.
+    pub(super) async fn ending(&self) {
+        while !self.shared.inbox().is_ending() {
+            self.shared.wake.notified().await;
+        }
+    }
+
     /// There are new chunks.
     pub(crate) fn committed(&self) {
         self.ask(|inbox| inbox.committed = true);
@@ -86,6 +111,12 @@ pub(super) struct Inbox {
     closed: bool,
 }
 
+impl Inbox {
+    fn is_ending(&self) -> bool {
+        self.stop.is_some() || self.abandoned
+    }
+}
+
 /// The engine's side of the mailbox.
 #[derive(Default)]
 pub(super) struct Shared {
@@ -96,13 +127,6 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// A mailbox and its other side.
-    pub(super) fn new() -> (Arc<Self>, DeliveryHandle) {
-        let shared = Arc::new(Self::default());
-        let handle = DeliveryHandle { shared: Arc::clone(&shared) };
-        (shared, handle)
-    }
-
     /// What is asked; held for a few instructions only.
     pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)

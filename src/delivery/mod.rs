@@ -11,8 +11,8 @@
 //! else ever settles, so every way out (an outage in the middle of a bisection, the deadline of `stop`) is the same few lines.
 //!
 //! * `outcome.rs` judges one answer; `pace.rs` says when the next request may go; both are pure, and tables test them.
-//! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone
-//!   (`split.rs`). That one is buried only on *evidence*: the endpoint accepted some other request after it refused this one. Without
+//! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone,
+//!   in pieces that become as small as bad events are dense (`split.rs`). That one is buried only on *evidence*: the endpoint accepted some other request after it refused this one. Without
 //!   evidence it is a *suspect*: it stays in the queue, is stepped over, and is tried again once there is evidence, or after a park.
 //!   A stranger's 413 never buries anything. 32 refusals in a row give a search up; when others are refused as well, it is an outage.
 //! * A transport error, 408, 429, 3xx, 5xx, and whatever else is not named, is an *outage*: all that is not under way goes back to the
@@ -29,6 +29,7 @@
 //! * A batch has records of one lane (lanes have endpoints of their own), whole chunks as far as they fit.
 //! * The body is built anew for each attempt: `sent_at` is the time of that attempt, for the server moves every event by it.
 //! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by; wall time is the `Clock`'s.
+//! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.
 
 mod answer;
@@ -51,6 +52,7 @@ mod pace;
 mod refusal_tests;
 mod split;
 mod state;
+mod supervise;
 mod verdict;
 #[cfg(test)]
 mod wire_tests;
@@ -61,12 +63,13 @@ use std::sync::Arc;
 use crate::store::{Chunk, ChunkKey, DeadRecord};
 
 pub(crate) use body::Compression;
-pub(crate) use engine::{Engine, EngineParts, run};
+pub(crate) use engine::EngineParts;
 pub(crate) use flush::{Endpoint, FlushOutcome};
 pub(crate) use handle::DeliveryHandle;
 pub(crate) use notice::Notice;
 pub(crate) use pace::PaceOptions;
 pub(crate) use state::{DeliveryState, PaceState, Phase};
+pub(crate) use supervise::serve;
 pub use verdict::{Delivery, Verdict};
 
 /// A chunk of one of the queues this process delivers.

@@ -71,6 +71,11 @@ pub(crate) enum Notice {
     },
     /// A callback of the program panicked.
     CallbackPanicked,
+    /// The engine panicked, which is a defect; another one takes over.
+    EngineFailed {
+        /// After so long.
+        seconds: u64,
+    },
     /// The queue could not be read; reading is tried again.
     QueueUnreadable {
         /// The chain of errors.

@@ -22,6 +22,24 @@ async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bad_events_spread_over_the_queue_cost_a_few_requests_each() {
+    for every in [200, 40, 10, 3, 2] {
+        let is_bad = move |event: u64| event % every == 1;
+        let rig = Rig::start(queue_of(20, 500), move |seen| {
+            if seen.events.iter().any(|&event| is_bad(event)) { Reply::bad_event() } else { Reply::ok() }
+        });
+        let begun = tokio::time::Instant::now();
+        rig.drained().await;
+        let bad: Vec<_> = (1..=10_000).filter(|&event| is_bad(event)).collect();
+        assert_eq!(rig.buried(), bad);
+        let requests = rig.endpoint.seen().len();
+        // Halving costs 18 where one in 200 is bad, and 2.5 where every second one is; twice what would be needed at the best.
+        assert!(requests < 20 * bad.len(), "{requests} requests for one bad event in {every}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?} for one bad event in {every}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_that_refuses_everything_buries_nothing() {
     for reply in [
         Reply::bad_event(),

@@ -1,25 +1,32 @@
 //! The search for what is unacceptable in a refused batch.
 //!
-//! A refused batch is cut in two, and each half is sent like any other batch, until a single event is refused. Two directions are
-//! searched in turns: deep (the newest, smallest piece: it leads to a culprit, or to an acceptance, in few steps even where bad
-//! events are dense) and wide (the oldest, largest piece: it sets most of the good events free where bad ones are rare). Between two
-//! pieces a fresh batch may go, so a bad batch never stands before the others. A search that finds no acceptance is given up: its
+//! A refused batch is cut in two, and each half is sent like any other batch, until a single event is refused. How much of a
+//! piece one request holds is learnt: half of what was refused, twice what was accepted. So pieces become as small as bad events are
+//! dense, about every second one is accepted, and a bad event costs a few requests, however many there are.
+//!
+//! Pieces are taken from both ends in turns, and a fresh batch goes between two pieces as long as not too much is being searched: a
+//! bad batch never stands before the others, and never waits for ever behind them. A search that finds no acceptance is given up: its
 //! chunks are stepped over, for others may be fine; and when others are not, it is an outage.
 
 use std::collections::VecDeque;
 
 use super::batch::Batch;
+use super::loaded::Loaded;
 
 /// A search is given up after so many refusals in a row: thrice the cuts it takes to get from 1000 events to one, and some.
 const MANY_REFUSALS: u32 = 32;
 /// An endpoint that has accepted something is given so many searches to do so again.
 const MANY_SEARCHES: u32 = 8;
+/// No fresh batch joins while so much, as JSON, is being searched: all of it is in memory.
+const MANY_BYTES: usize = 4 * 1024 * 1024;
 
 /// Pieces of refused batches, and how the search for culprits goes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Split {
     pieces: VecDeque<Batch>,
     turn: u8,
+    /// Events of one piece, as far as refusals and acceptances tell.
+    size: usize,
     refusals_in_a_row: u32,
     /// Searches that may be given up before it is an outage.
     searches_left: u32,
@@ -45,6 +52,12 @@ pub(super) enum Turn {
     Fresh,
 }
 
+impl Default for Split {
+    fn default() -> Self {
+        Self { pieces: VecDeque::new(), turn: 0, size: usize::MAX, refusals_in_a_row: 0, searches_left: 0 }
+    }
+}
+
 impl Split {
     /// Adds the halves of a refused batch, or a suspect that is to be tried again.
     pub(super) fn push(&mut self, pieces: impl IntoIterator<Item = Batch, IntoIter: DoubleEndedIterator>) {
@@ -56,12 +69,24 @@ impl Split {
     /// Whose turn it is.
     pub(super) fn turn(&mut self) -> Turn {
         self.turn = self.turn.wrapping_add(1);
-        if self.turn.is_multiple_of(2) { Turn::Fresh } else { Turn::Piece }
+        let is_full = self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() >= MANY_BYTES;
+        if self.turn.is_multiple_of(2) && !is_full { Turn::Fresh } else { Turn::Piece }
     }
 
-    /// A piece, from either end in turns.
-    pub(super) fn pop(&mut self) -> Option<Batch> {
-        if self.turn & 2 == 0 { self.pieces.pop_front() } else { self.pieces.pop_back() }
+    /// A piece, from either end in turns; the rest of a large one stays where it was.
+    pub(super) fn pop(&mut self, loaded: &mut Loaded) -> Option<Batch> {
+        let is_front = self.turn & 2 == 0;
+        let piece = if is_front { self.pieces.pop_front() } else { self.pieces.pop_back() }?;
+        if piece.events <= self.size {
+            return Some(piece);
+        }
+        let (piece, rest) = piece.cut(self.size, loaded);
+        if is_front {
+            self.pieces.push_front(rest)
+        } else {
+            self.pieces.push_back(rest)
+        }
+        Some(piece)
     }
 
     /// Whether there is any.
@@ -74,8 +99,9 @@ impl Split {
         self.pieces.drain(..)
     }
 
-    /// A request was refused.
-    pub(super) fn refused(&mut self) -> Search {
+    /// A request with so many events was refused.
+    pub(super) fn refused(&mut self, events: usize) -> Search {
+        self.size = self.size.min(events / 2).max(1);
         self.refusals_in_a_row += 1;
         if self.refusals_in_a_row < MANY_REFUSALS {
             return Search::GoesOn;
@@ -90,8 +116,9 @@ impl Split {
         }
     }
 
-    /// A request was accepted.
-    pub(super) fn accepted(&mut self) {
+    /// A request with so many events was accepted.
+    pub(super) fn accepted(&mut self, events: usize) {
+        self.size = self.size.max(events.saturating_mul(2));
         self.refusals_in_a_row = 0;
         self.searches_left = MANY_SEARCHES;
     }
@@ -99,20 +126,24 @@ impl Split {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::chunk;
     use super::*;
 
-    fn piece(events: usize) -> Batch {
-        Batch { events, ..Batch::default() }
+    fn pieces(loaded: &mut Loaded, counts: &[u64]) -> Vec<Batch> {
+        let first_seqs = counts.iter().scan(1, |next, &count| Some(std::mem::replace(next, *next + count)));
+        let chunks: Vec<_> = first_seqs.zip(counts).map(|(first, &count)| chunk(0, first, count)).collect();
+        let slices: Vec<_> = chunks.into_iter().map(|(reference, chunk)| loaded.insert(reference, chunk)).collect();
+        slices.into_iter().map(|slice| Batch::of(slice, loaded)).collect()
     }
 
     #[test]
-    fn the_search_goes_deep_and_wide_in_turns_and_lets_fresh_batches_between() {
-        let mut split = Split::default();
-        split.push([piece(1), piece(2), piece(3), piece(4)]);
+    fn pieces_go_from_both_ends_in_turns_and_let_fresh_batches_between() {
+        let (mut split, mut loaded) = (Split::default(), Loaded::default());
+        split.push(pieces(&mut loaded, &[1, 2, 3, 4]));
         let mut order = Vec::new();
         for _ in 0..4 {
             assert_eq!(split.turn(), Turn::Piece);
-            order.push(split.pop().unwrap().events);
+            order.push(split.pop(&mut loaded).unwrap().events);
             assert_eq!(split.turn(), Turn::Fresh);
         }
         assert_eq!(order, [1, 4, 2, 3]);
@@ -120,15 +151,44 @@ mod tests {
     }
 
     #[test]
+    fn no_fresh_batch_joins_a_search_of_many_events() {
+        let mut split = Split::default();
+        split.push([MANY_BYTES / 2, MANY_BYTES / 2].map(|bytes| Batch { bytes, events: 1, ..Batch::default() }));
+        assert!((0..4).all(|_| split.turn() == Turn::Piece));
+        split.pop(&mut Loaded::default());
+        assert!((0..2).any(|_| split.turn() == Turn::Fresh));
+    }
+
+    #[test]
+    fn a_piece_holds_half_of_what_was_refused_and_twice_what_was_accepted() {
+        let (mut split, mut loaded) = (Split::default(), Loaded::default());
+        split.push(pieces(&mut loaded, &[300, 300]));
+        let mut size_after = |change: &dyn Fn(&mut Split)| {
+            change(&mut split);
+            split.turn();
+            split.pop(&mut loaded).unwrap().events
+        };
+        let refused = |events| move |split: &mut Split| drop(split.refused(events));
+        let accepted = |events| move |split: &mut Split| split.accepted(events);
+        assert_eq!(size_after(&refused(64)), 32);
+        assert_eq!(size_after(&refused(64)), 32, "two under way together say the same");
+        assert_eq!(size_after(&accepted(8)), 32);
+        assert_eq!(size_after(&accepted(32)), 64);
+        assert_eq!(size_after(&refused(1)), 1);
+        let rest: usize = (0..2).map(|_| size_after(&accepted(1000))).sum();
+        assert_eq!(rest, 600 - 32 - 32 - 32 - 64 - 1, "what was cut off stays");
+    }
+
+    #[test]
     fn searches_are_given_up_and_then_it_is_an_outage_unless_something_is_accepted() {
         let mut split = Split::default();
         let search = |split: &mut Split| {
-            assert!((1..MANY_REFUSALS).all(|_| split.refused() == Search::GoesOn));
-            split.refused()
+            assert!((1..MANY_REFUSALS).all(|_| split.refused(1) == Search::GoesOn));
+            split.refused(1)
         };
         assert_eq!(search(&mut split), Search::Outage, "never accepted anything");
         for _ in 0..2 {
-            split.accepted();
+            split.accepted(1);
             assert!((0..MANY_SEARCHES).all(|_| search(&mut split) == Search::GivenUp));
         }
         assert_eq!(search(&mut split), Search::Outage);

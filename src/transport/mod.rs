@@ -13,6 +13,8 @@
 //!   (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case). A forked child calls [`Transport::reconnect`], which reads
 //!   nothing and shares no connection with its parent.
 //! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
+//! * **Names are looked up** on a thread for each lookup, a bounded number of them, for the runtime's own way panics where there are
+//!   no threads to be had.
 //! * **Answers are bounded:** at most 64 KiB of a body are read, the rest is cut; compressed answers are not asked for.
 //! * **An idle transport sleeps.** Unused connections are closed after 30 s, before a NAT on the way would forget them; with the
 //!   last of them the only timer ends.
@@ -22,6 +24,7 @@
 mod error;
 mod host;
 mod proxy;
+mod resolve;
 mod retry_after;
 #[cfg(test)]
 mod tests;
@@ -223,6 +226,7 @@ fn client(settings: &Settings) -> Result<reqwest::Client, TransportError> {
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
+        .dns_resolver(resolve::SystemResolver::default())
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .user_agent(options.user_agent.as_str())

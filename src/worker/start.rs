@@ -1,7 +1,8 @@
 //! Starting: on the committer's own thread, so that a file system that hangs cannot hang the caller.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::unix::net::UnixStream;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -13,7 +14,7 @@ use super::committer::Committer;
 use super::receipts::Receipts;
 use super::source::Outbox;
 use super::{Notice, Pipeline, WorkerOptions, threads};
-use crate::delivery::{self, Engine, EngineParts};
+use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
 use crate::shard::{Finding, Shard, ShardError, ShardOptions, Stranded, claim, stranded};
 use crate::transport::{Transport, TransportError};
@@ -168,11 +169,10 @@ fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
 
 fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let options = &pipeline.options;
-    let report = Arc::clone(&options.report);
     let reports = Arc::clone(&options.report);
     let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
     pipeline.outbox.remember_next_attempt(next_attempt);
-    let (engine, handle) = Engine::new(EngineParts {
+    let parts = EngineParts {
         options: options.delivery.clone(),
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
         transport: Arc::clone(&pipeline.transport) as Arc<_>,
@@ -180,16 +180,12 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
         on_delivery: options.on_delivery.clone(),
         next_attempt,
-    });
-    let _ = pipeline.delivery.set(handle);
+    };
+    let handle = DeliveryHandle::new();
+    let _ = pipeline.delivery.set(handle.clone());
     let runtime = event_loop().map_err(StartError::Thread)?;
     threads::spawn("posthog-deliver", move || {
-        let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(delivery::run(engine))));
-        if ran.is_err() {
-            let reason =
-                "the delivery thread panicked: events wait on disk until the client is opened again".to_owned();
-            report(Notice::Delivery(delivery::Notice::QueueUnreadable { reason }));
-        }
+        runtime.block_on(delivery::serve(parts, handle));
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
         runtime.shutdown_background();
     })
@@ -197,7 +193,9 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
 }
 
 fn event_loop() -> io::Result<tokio::runtime::Runtime> {
-    // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor.
+    // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor. So it is
+    // seen first whether there are some; another thread may still take them in between.
+    drop((UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?));
     let build = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     catch_unwind(build).unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
 }

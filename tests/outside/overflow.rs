@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, Overflow};
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::stage::{PATIENCE, Stage, close_empty, event, eventually, take};
 
 const FULL: Outcome = Outcome::Dropped(DropReason::QueueFull);
 
