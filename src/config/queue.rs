@@ -1,0 +1,90 @@
+//! Knobs of the queue: where it lies, how much it holds, how soon it is durable.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Config;
+use crate::worker::Overflow;
+
+impl Config {
+    /// The directory in which queues lie, one for each project, on a local disk that outlives the process. Default:
+    /// `$POSTHOG_QUEUE_DIR`, else `$STATE_DIRECTORY/posthog` (its first entry), else `$XDG_STATE_HOME/posthog`, else
+    /// `~/.local/state/posthog`; never a temporary directory.
+    pub fn queue_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.queue_dir = Some(dir.into());
+        self
+    }
+
+    /// Works in memory when the queue directory cannot be used, instead of failing: bounded, lost with the process, and said so by
+    /// `stats().mode`, a diagnostic and every receipt. Default: off.
+    pub fn memory_fallback(mut self, fallback: bool) -> Self {
+        self.memory_fallback = fallback;
+        self
+    }
+
+    /// Also delivers what is left in the queue of an earlier key or host, under the present key and to the present host. May be
+    /// called several times.
+    pub fn also_deliver(mut self, api_key: impl Into<String>, host: impl Into<String>) -> Self {
+        self.also_deliver.push((api_key.into(), host.into()));
+        self
+    }
+
+    /// What a power cut may cost: events are made durable at the latest so long after they were accepted, at once if a receipt's
+    /// [`persisted`](crate::Receipt::persisted) is awaited. Default 100 ms, least 1 ms, most 60 s.
+    pub fn sync_interval(mut self, interval: Duration) -> Self {
+        self.sync_interval = interval;
+        self
+    }
+
+    /// How long a delivered event may stay in the queue's file. A process killed in this time sends it again, with the same uuid.
+    /// Default 1 s, least 10 ms, most 60 s.
+    pub fn settle_interval(mut self, interval: Duration) -> Self {
+        self.settle_interval = interval;
+        self
+    }
+
+    /// Bytes of one journal arena; there are two to four of them, mapped into memory. What can be accepted in a burst. Default 8 MiB,
+    /// least 64 KiB and four times the largest event, most 256 MiB.
+    pub fn journal_bytes(mut self, bytes: usize) -> Self {
+        self.journal_bytes = bytes;
+        self
+    }
+
+    /// Bytes of the largest event, encoded; a larger one is `Dropped(TooLarge)`. Default 1 MiB, least 1 KiB, most 16 MiB.
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.max_event_bytes = bytes;
+        self
+    }
+
+    /// Bytes that the queue's file may take, the journal aside. It then holds between half and all of that in events. Default 1 GiB,
+    /// least 1 MiB, most 1 TiB. In a directory held in memory at most 64 MiB, or a tenth of the container's memory.
+    pub fn max_queue_bytes(mut self, bytes: u64) -> Self {
+        self.max_queue_bytes = bytes;
+        self
+    }
+
+    /// Events that may be queued. Default: no bound but the bytes. Least 1.
+    pub fn max_queue_events(mut self, events: u64) -> Self {
+        self.max_queue_events = Some(events);
+        self
+    }
+
+    /// Age at which queued events are given up. Default: never. Least 1 s. Never before a delivery was tried, and not while the wall
+    /// clock disagrees with the time that has passed.
+    pub fn max_queue_age(mut self, age: Duration) -> Self {
+        self.max_queue_age = Some(age);
+        self
+    }
+
+    /// Bytes of the file system that are left to others: with less than this free, nothing more is accepted. Default 32 MiB.
+    pub fn free_space_floor(mut self, bytes: u64) -> Self {
+        self.free_space_floor = bytes;
+        self
+    }
+
+    /// What happens to a capture when the queue has reached its bounds. Default [`Overflow::DropNewest`].
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+}
