@@ -33,17 +33,6 @@ pub enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// The queue was written by a newer version of this library. It was not touched.
-    #[error(
-        "the queue in {path:?} was written by a newer version of this library: upgrade, or choose another queue_dir"
-    )]
-    Newer {
-        /// The directory.
-        path: PathBuf,
-        /// What was found.
-        #[source]
-        source: Box<dyn StdError + Send + Sync>,
-    },
     /// The queue directory did not answer in time; a network file system that hangs does this.
     #[error("the queue directory {path:?} did not answer in time")]
     Timeout {
@@ -66,7 +55,7 @@ impl Error {
 
     /// Whether the queue directory is to blame.
     pub fn is_queue_dir(&self) -> bool {
-        matches!(self, Error::QueueDir { .. } | Error::Newer { .. } | Error::Timeout { .. })
+        matches!(self, Error::QueueDir { .. } | Error::Timeout { .. })
     }
 
     pub(crate) fn config(field: &'static str, why: impl Into<String>) -> Self {

@@ -31,7 +31,6 @@ use std::time::Duration;
 use crate::config::{BeforeSend, Config};
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
-use crate::shard;
 use crate::worker::{self, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, pending};
 
 use child::Child;
@@ -81,7 +80,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`], [`Error::Newer`] and [`Error::Timeout`] where the
+    /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`] and [`Error::Timeout`] where the
     /// directory cannot be used (see [`Config::memory_fallback`]); [`Error::Resources`] where the system has no thread for us.
     pub fn new(config: Config) -> Result<Self, Error> {
         let checked = config.check()?;
@@ -207,7 +206,6 @@ impl fmt::Debug for Client {
 /// A start that failed, in terms of what the caller can do.
 fn explain(error: StartError, dir: std::path::PathBuf) -> Error {
     match error {
-        StartError::Shard(source) if shard::is_newer(&source) => Error::Newer { path: dir, source: source.into() },
         StartError::Shard(source) => {
             let why = format!("{source}. Choose a directory on a local disk that this user may write to (queue_dir)");
             Error::QueueDir { path: dir, why, source: source.into() }

@@ -83,11 +83,11 @@ impl Claim {
     }
 }
 
-/// Takes over the first shard that nobody has, or creates one where all are taken.
-pub(crate) fn claim(disk: &Disk, project_dir: &Path) -> Result<Claim, ClaimError> {
+/// Takes over the first shard that nobody has and that is none of `unusable`, or creates one where there is none.
+pub(crate) fn claim(disk: &Disk, project_dir: &Path, unusable: &[PathBuf]) -> Result<Claim, ClaimError> {
     disk.make_dir(project_dir).map_err(|source| failed(project_dir, source))?;
     let taken = shard_numbers(disk, project_dir)?;
-    for number in &taken {
+    for number in taken.iter().filter(|number| !unusable.contains(&shard_dir(project_dir, **number))) {
         if let Some(claim) = try_claim(disk, &shard_dir(project_dir, *number))? {
             return Ok(claim);
         }
@@ -195,13 +195,13 @@ mod tests {
     fn the_first_free_shard_is_taken_over_and_a_new_one_made_only_if_all_are_taken() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::default();
-        let first = claim(&disk, dir.path()).unwrap();
-        let second = claim(&disk, dir.path()).unwrap();
+        let first = claim(&disk, dir.path(), &[]).unwrap();
+        let second = claim(&disk, dir.path(), &[]).unwrap();
         assert_eq!(shard_numbers(&disk, dir.path()).unwrap(), [0, 1]);
         assert!(claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().is_none());
         let left = first.dir().to_path_buf();
         drop(first);
-        assert_eq!(claim(&disk, dir.path()).unwrap().dir(), left);
+        assert_eq!(claim(&disk, dir.path(), &[]).unwrap().dir(), left);
         let (number, orphan) = claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().unwrap();
         assert_eq!((number, orphan.dir()), (0, left.as_path()));
         assert!(claim_orphan(&disk, dir.path(), Some(0), &|_| true).unwrap().is_none());
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_claim_whose_directory_was_moved_away_no_longer_holds() {
         let dir = tempfile::tempdir().unwrap();
-        let claim = claim(&Disk::default(), dir.path()).unwrap();
+        let claim = claim(&Disk::default(), dir.path(), &[]).unwrap();
         std::fs::rename(claim.dir(), dir.path().join("elsewhere")).unwrap();
         assert!(!claim.holds());
     }
@@ -232,7 +232,7 @@ mod tests {
             (call.op == crate::disk::Op::Lock)
                 .then(|| crate::disk::Verdict::Fail(io::Error::from_raw_os_error(nix::libc::ENOLCK)))
         });
-        let refused = claim(&Disk::gated(gate), dir.path());
+        let refused = claim(&Disk::gated(gate), dir.path(), &[]);
         assert!(matches!(refused, Err(ClaimError::NoLocks { .. })));
     }
 }

@@ -87,6 +87,14 @@ pub(crate) enum ShardError {
         #[source]
         source: io::Error,
     },
+    /// A newer version of this library wrote the shard; it was not touched.
+    #[error("the shard {dir:?} has format {version}, which this version does not know")]
+    Newer {
+        /// The shard.
+        dir: PathBuf,
+        /// Its status page's version.
+        version: u64,
+    },
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),

@@ -64,6 +64,10 @@ impl Shard {
         let dir = claim.dir().to_path_buf();
         let failed = |source| ShardError::Io { path: dir.clone(), source };
         let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
+        // Before anything is written: the journal and the store look again, each at its own version.
+        if let Some(version) = StatusPage::newer_version(disk, &dir.join("status")).map_err(failed)? {
+            return Err(ShardError::Newer { dir, version });
+        }
         let (status, before) = StatusPage::take_over(disk, &dir.join("status"), map, now).map_err(failed)?;
         let journal = JournalOptions {
             dir: Some(dir.clone()),
@@ -250,7 +254,8 @@ fn believable(claimed: u64, known: u64, arena_bytes: usize) -> u64 {
 pub(crate) fn is_newer(error: &ShardError) -> bool {
     matches!(
         error,
-        ShardError::Store { source: StoreError::Newer { .. }, .. }
+        ShardError::Newer { .. }
+            | ShardError::Store { source: StoreError::Newer { .. }, .. }
             | ShardError::Journal(crate::journal::JournalError::Newer { .. })
     )
 }
@@ -270,7 +275,7 @@ mod tests {
             cache_bytes: 256 * 1024,
             reserve_bytes: 0,
         };
-        let claim = claim(&Disk::default(), &queue_dir.join("project")).unwrap();
+        let claim = claim(&Disk::default(), &queue_dir.join("project"), &[]).unwrap();
         Shard::open(&Disk::default(), &options, claim, 7).unwrap()
     }
 

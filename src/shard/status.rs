@@ -3,6 +3,9 @@
 //! The owner writes it; a reader takes it for what it is, a mirror that may lag. Two things in it are more than a mirror. The
 //! *phase* says whether the owner is inside a call of the store: found set by the next owner, it means that the last one died there.
 //! The count of accepted records, written with each record, tells after a power cut how many there were.
+//!
+//! The version stands there twice, the second time with all bits turned: a newer one is believed only if both agree, for one flipped
+//! bit must not make a shard look like somebody else's.
 
 use std::io;
 use std::path::Path;
@@ -45,6 +48,7 @@ enum Word {
     QueuedBytes = 18,
     CarriedUpTo = 19,
     OldestAt = 20,
+    VersionAgain = 21,
     Refused = 64,
 }
 
@@ -117,6 +121,26 @@ impl StatusPage {
         Ok((page, predecessor))
     }
 
+    /// The version of a page that a newer library wrote. Every version keeps the magic and both version words where they are.
+    pub(crate) fn newer_version(disk: &Disk, path: &Path) -> io::Result<Option<u64>> {
+        if !disk.exists(path)? {
+            return Ok(None);
+        }
+        let file = disk.open(path, Open::ReadOnly)?;
+        let word = |word: Word| {
+            let mut bytes = [0; size_of::<u64>()];
+            file.read_exact_at((word as usize * size_of::<u64>()) as u64, &mut bytes)?;
+            Ok::<_, io::Error>(u64::from_le_bytes(bytes))
+        };
+        let read = || io::Result::Ok((word(Word::Magic)?, word(Word::Version)?, word(Word::VersionAgain)?));
+        match read() {
+            Ok((MAGIC, version, again)) if version > VERSION && again == !version => Ok(Some(version)),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A page in memory alone, for a shard that has no files.
     pub(crate) fn volatile() -> io::Result<Self> {
         Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None, inside: AtomicU64::new(0) })
@@ -171,6 +195,7 @@ impl StatusPage {
         self.set(Word::BootIdHigh, (boot_id >> 64) as u64);
         self.set(Word::BootIdLow, boot_id as u64);
         self.set(Word::Version, VERSION);
+        self.set(Word::VersionAgain, !VERSION);
         self.set(Word::Magic, MAGIC);
         self.publish();
     }
@@ -322,6 +347,28 @@ mod tests {
         let (page, _) = take_over(dir.path(), true);
         page.mirror(&Ledger { accepted: 9, delivered: 1, ..Ledger::default() }, 3, None, 8);
         assert_eq!(take_over(dir.path(), true).1.ledger, None);
+    }
+
+    #[test]
+    fn a_version_is_newer_if_both_words_say_so_and_no_flipped_bit_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status");
+        drop(take_over(dir.path(), true));
+        let written = std::fs::read(&path).unwrap();
+        let newer = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            StatusPage::newer_version(&Disk::default(), &path).unwrap()
+        };
+        for bit in 0..written.len().min(256) * 8 {
+            let mut bytes = written.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(newer(&bytes), None, "bit {bit}");
+        }
+        let mut bytes = written.clone();
+        bytes[8..16].copy_from_slice(&2_u64.to_le_bytes());
+        bytes[168..176].copy_from_slice(&(!2_u64).to_le_bytes());
+        assert_eq!(newer(&bytes), Some(2));
+        assert_eq!(newer(&bytes[..100]), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::source::Outbox;
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
-use crate::shard::{Finding, Shard, ShardError, ShardOptions, Stranded, claim, stranded};
+use crate::shard::{Finding, Shard, ShardError, ShardOptions, Stranded, claim, is_newer, stranded};
 use crate::transport::{Transport, TransportError};
 
 /// Why nothing could be started.
@@ -148,13 +148,25 @@ pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<A
     Ok(pipeline)
 }
 
+/// Our own shard. One of a newer format is left as it is, for whoever is upgraded again; a process never fails for it.
 fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Shard, u64, Vec<Finding>), ShardError> {
     let disk = &options.disk;
     disk.make_dir_durable(&options.queue_dir)
         .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
-    let claim = claim(disk, &options.queue_dir.join(options.project.dir_name()))?;
-    let opened = Shard::open(disk, &options.shard_options(), claim, now)?;
-    Ok((opened.shard, opened.replayed, opened.findings))
+    let project_dir = options.queue_dir.join(options.project.dir_name());
+    let mut newer = Vec::new();
+    loop {
+        let claim = claim(disk, &project_dir, &newer)?;
+        let dir = claim.dir().to_path_buf();
+        match Shard::open(disk, &options.shard_options(), claim, now) {
+            Ok(opened) => return Ok((opened.shard, opened.replayed, opened.findings)),
+            Err(error) if is_newer(&error) => {
+                (options.report)(Notice::ShardSkipped { path: dir.clone(), why: error.to_string() });
+                newer.push(dir);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn find_stranded(options: &WorkerOptions) -> Vec<Stranded> {

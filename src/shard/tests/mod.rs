@@ -46,7 +46,7 @@ pub(super) fn options(queue_dir: &Path) -> ShardOptions {
 
 /// Opens the first free shard below `queue_dir`.
 pub(super) fn try_open(disk: &Disk, queue_dir: &Path) -> Result<Opened, ShardError> {
-    let claim = claim(disk, &queue_dir.join(project().dir_name()))?;
+    let claim = claim(disk, &queue_dir.join(project().dir_name()), &[])?;
     Shard::open(disk, &options(queue_dir), claim, NOW)
 }
 

@@ -149,7 +149,7 @@ fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["lock"]);
-    let other = claim(&disk, &queue_dir.join(project().dir_name())).unwrap();
+    let other = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
     assert_eq!(other.dir(), first_shard(&queue_dir), "somebody else has the directory now");
     assert!(!shard.holds_claim());
     shard.sync().unwrap_err();
