@@ -83,6 +83,14 @@ impl Bell {
         !self.stopping.swap(true, Ordering::AcqRel)
     }
 
+    /// Stays awake until rung, for so long at most.
+    pub(super) fn linger(&self, most: Duration) {
+        let until = Instant::now() + most;
+        while !self.lock().rung && Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until rung, or until `until`; for ever if `None`. Takes what is wanted.
     pub(super) fn listen(&self, until: Option<Instant>, now: impl Fn() -> Instant) -> Wanted {
         let mut state = self.lock();
