@@ -1,0 +1,174 @@
+//! The requests and answers of the contract.
+//!
+//! Every answer is 200 with a JSON object: anything else ends a test before its assertions. What went wrong stands in `error`. Fields
+//! that nobody knows are ignored, for the contract grows.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use posthog::{Event, Outcome, Receipt};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::instance::{Init, Instance, Instances};
+use crate::{Encoding, Protocol};
+
+/// What the options of an event are called among its properties, from where the library takes them.
+const OPTIONS: [(&str, &str); 4] = [
+    ("cookieless_mode", "$cookieless_mode"),
+    ("disable_skew_correction", "$ignore_sent_at"),
+    ("process_person_profile", "$process_person_profile"),
+    ("product_tour_id", "$product_tour_id"),
+];
+
+#[derive(Debug, Deserialize)]
+struct TestId {
+    test_id: Option<String>,
+}
+
+type Shared = State<Arc<Instances>>;
+
+/// `POST /capture` and `POST /capture_ai`.
+#[derive(Debug, Deserialize)]
+struct Capture {
+    distinct_id: String,
+    event: String,
+    properties: Option<Map<String, Value>>,
+    timestamp: Option<String>,
+    options: Option<Map<String, Value>>,
+    uuid: Option<String>,
+}
+
+pub(crate) fn router(instances: Arc<Instances>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/init", post(init))
+        .route("/capture", post(capture))
+        .route("/capture_ai", post(capture_ai))
+        .route("/get_feature_flag", post(get_feature_flag))
+        .route("/flush", post(flush))
+        .route("/state", get(state))
+        .route("/reset", post(reset))
+        .with_state(instances)
+}
+
+async fn health(State(instances): Shared) -> Json<Value> {
+    let terms = instances.terms();
+    let encoding = match terms.encoding {
+        Encoding::Gzip => "encoding_gzip",
+        Encoding::Deflate => "encoding_deflate",
+        Encoding::Br => "encoding_br",
+        Encoding::Zstd => "encoding_zstd",
+    };
+    let capabilities = match terms.protocol {
+        // The AI endpoint speaks V0, and one of its tests looks for plain events on the V0 endpoint.
+        Protocol::V0 => vec!["capture_v0", "capture_ai_v0", encoding],
+        Protocol::V1 => vec!["capture_v1", encoding],
+    };
+    Json(json!({
+        "sdk_name": "posthog-durable",
+        "sdk_version": posthog::VERSION,
+        "adapter_version": env!("CARGO_PKG_VERSION"),
+        "supports_parallel": true,
+        "capabilities": capabilities,
+    }))
+}
+
+async fn init(State(instances): Shared, Query(id): Query<TestId>, body: Bytes) -> Json<Value> {
+    let init: Init = match serde_json::from_slice(&body) {
+        Ok(init) => init,
+        Err(error) => return failure(&error),
+    };
+    match instances.init(id.test_id, init).await {
+        Ok(()) => Json(json!({ "success": true })),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn capture(State(instances): Shared, Query(id): Query<TestId>, body: Bytes) -> Json<Value> {
+    take(&instances, &id, &body, |instance, event| instance.client.capture(event))
+}
+
+async fn capture_ai(State(instances): Shared, Query(id): Query<TestId>, body: Bytes) -> Json<Value> {
+    // The first one opens files.
+    tokio::task::block_in_place(|| take(&instances, &id, &body, |instance, event| instance.client.capture_ai(event)))
+}
+
+fn take(
+    instances: &Instances,
+    id: &TestId,
+    body: &[u8],
+    capture: impl FnOnce(&Instance, Event) -> Receipt,
+) -> Json<Value> {
+    let Some(instance) = instances.get(id.test_id.as_deref()) else { return failure(&"no /init before") };
+    let event = match serde_json::from_slice::<Capture>(body).map_err(|error| error.to_string()).and_then(Capture::event) {
+        Ok(event) => event,
+        Err(error) => return failure(&error),
+    };
+    let receipt = capture(&instance, event);
+    match receipt.outcome() {
+        Outcome::Accepted => Json(json!({ "success": true, "uuid": receipt.uuid() })),
+        Outcome::Dropped(reason) => failure(&reason),
+    }
+}
+
+impl Capture {
+    fn event(self) -> Result<Event, String> {
+        let mut event = Event::new(self.event, self.distinct_id);
+        for (key, value) in self.properties.into_iter().flatten() {
+            event.set(key, value);
+        }
+        let options = self.options.unwrap_or_default();
+        for (option, property) in OPTIONS {
+            if let Some(value) = options.get(option) {
+                event.set(property, value);
+            }
+        }
+        if let Some(text) = self.timestamp {
+            let time: jiff::Timestamp = text.parse().map_err(|error| format!("timestamp: {error}"))?;
+            event = event.timestamp(SystemTime::from(time));
+        }
+        match self.uuid {
+            Some(text) => Ok(event.uuid(Uuid::parse_str(&text).map_err(|error| format!("uuid: {error}"))?)),
+            None => Ok(event),
+        }
+    }
+}
+
+async fn get_feature_flag() -> Json<Value> {
+    Json(json!({ "success": false, "value": null, "error": "feature flags are not supported yet" }))
+}
+
+async fn flush(State(instances): Shared, Query(id): Query<TestId>) -> Json<Value> {
+    let Some(instance) = instances.get(id.test_id.as_deref()) else { return failure(&"no /init before") };
+    match instance.flush().await {
+        Some(report) => Json(json!({ "success": true, "events_flushed": report.delivered })),
+        None => failure(&"the flush did not end in time"),
+    }
+}
+
+async fn state(State(instances): Shared, Query(id): Query<TestId>) -> Json<Value> {
+    let Some(instance) = instances.get(id.test_id.as_deref()) else { return failure(&"no /init before") };
+    let stats = instance.client.stats();
+    Json(json!({
+        "pending_events": stats.queued_events,
+        "total_events_captured": stats.accepted,
+        "total_events_sent": stats.delivered,
+        "total_retries": instance.failures(),
+        "last_error": stats.last_error,
+    }))
+}
+
+async fn reset(State(instances): Shared, Query(id): Query<TestId>) -> Json<Value> {
+    instances.reset(id.test_id.as_deref()).await;
+    Json(json!({ "success": true }))
+}
+
+fn failure(error: &dyn std::fmt::Display) -> Json<Value> {
+    Json(json!({ "success": false, "uuid": null, "error": error.to_string() }))
+}

@@ -1,0 +1,128 @@
+//! A running adapter, and one test's view of it and of its server.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sink::{Answer, Request, Sink};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The adapter's process; it ends with this.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    child: Child,
+    url: String,
+}
+
+impl Adapter {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_adapter"))
+            .args(["--port", "0"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        stderr.read_line(&mut said).unwrap();
+        let address = said.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{said}"));
+        let url = format!("http://{address}");
+        // What it says later is read, so that it never waits for a reader.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        Self { child, url }
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One test: an instance of the adapter, and a server of its own.
+#[derive(Debug)]
+pub(crate) struct Test<'a> {
+    adapter: &'a Adapter,
+    id: Option<String>,
+    http: reqwest::Client,
+    pub(crate) sink: Sink,
+}
+
+impl<'a> Test<'a> {
+    pub(crate) async fn begin(adapter: &'a Adapter, id: Option<&str>) -> Self {
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+        let test = Self { adapter, id: id.map(str::to_owned), http, sink: Sink::start() };
+        test.post("/reset", None).await;
+        test
+    }
+
+    pub(crate) async fn init(&self, settings: Value) {
+        let mut body = json!({ "api_key": "phc_test_key", "host": self.sink.url() });
+        body.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        self.post("/init", Some(body)).await;
+    }
+
+    pub(crate) async fn capture(&self, event: Value) -> Value {
+        let mut body = json!({ "distinct_id": "user_1", "event": "tick", "properties": null, "timestamp": null });
+        body.as_object_mut().unwrap().extend(event.as_object().unwrap().clone());
+        self.post("/capture", Some(body)).await
+    }
+
+    pub(crate) async fn flush(&self) {
+        self.post("/flush", None).await;
+    }
+
+    /// Posts, and insists on what the harness insists on.
+    pub(crate) async fn post(&self, path: &str, body: Option<Value>) -> Value {
+        let url = match &self.id {
+            Some(id) => format!("{}{path}?test_id={id}", self.adapter.url),
+            None => format!("{}{path}", self.adapter.url),
+        };
+        let request = self.http.post(url);
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request.header("content-type", "application/octet-stream").body(""),
+        };
+        self.answer(request).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let id = self.id.as_ref().map(|id| format!("?test_id={id}")).unwrap_or_default();
+        self.answer(self.http.get(format!("{}{path}{id}", self.adapter.url))).await
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Value {
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.status());
+        assert_eq!(answer.headers()["content-type"], "application/json");
+        let body: Value = answer.json().await.unwrap();
+        assert!(body.get("success").is_none_or(|success| success == true), "{body}");
+        body
+    }
+
+    /// Waits for so many requests, and for as long as it takes to see that no more follow at once.
+    pub(crate) async fn exactly(&self, requests: usize) -> Vec<Request> {
+        self.at_least(requests).await;
+        // Three times the longest first wait: whoever was to be tried again would have been.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let seen = self.sink.requests();
+        assert_eq!(seen.len(), requests);
+        seen
+    }
+
+    pub(crate) async fn at_least(&self, requests: usize) -> Vec<Request> {
+        let until = Instant::now() + PATIENCE;
+        while self.sink.requests().len() < requests {
+            assert!(Instant::now() < until, "{} of {requests} requests", self.sink.requests().len());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.sink.requests()
+    }
+
+    pub(crate) fn answers(&self, statuses: &[u16]) {
+        self.sink.script(statuses.iter().map(|&status| Answer::status(status)));
+    }
+}

@@ -1,0 +1,173 @@
+//! The V0 endpoint and the AI endpoint.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use sink::Answer;
+
+use super::driver::{Adapter, Test};
+
+async fn events_have_the_wire_shape(test: &Test<'_>) {
+    test.init(json!({ "flush_at": 3 })).await;
+    let told = test.capture(json!({ "properties": { "plan": "pro", "n": 3 } })).await;
+    test.flush().await;
+    let request = test.at_least(1).await.remove(0);
+    assert_eq!((request.method.as_str(), request.path.trim_end_matches('/')), ("POST", "/batch"));
+    assert_eq!((request.api_key.as_str(), request.header("content-encoding")), ("phc_test_key", None));
+    assert_eq!(request.header("content-type"), Some("application/json"));
+    let event = test.sink.events().remove(0);
+    assert_eq!((event.event.as_str(), event.distinct_id.as_str()), ("tick", "user_1"));
+    assert_eq!(told["uuid"], event.uuid.to_string());
+    assert_eq!((&event.properties["plan"], &event.properties["n"]), (&json!("pro"), &json!(3)));
+    assert_eq!(event.properties["$lib"], "posthog-durable");
+    assert!(event.timestamp.ends_with('Z'), "{}", event.timestamp);
+}
+
+async fn a_timestamp_with_an_offset_is_the_same_instant_in_utc(test: &Test<'_>) {
+    test.init(json!({})).await;
+    test.capture(json!({ "timestamp": "2026-01-02T03:04:05.678+05:30" })).await;
+    test.flush().await;
+    test.at_least(1).await;
+    assert_eq!(test.sink.events()[0].timestamp, "2026-01-01T21:34:05.678Z");
+}
+
+async fn what_failed_is_sent_again_with_the_same_uuid_and_timestamp(test: &Test<'_>) {
+    test.init(json!({ "flush_at": 1, "max_retries": 3 })).await;
+    test.answers(&[408, 500, 502]);
+    test.sink.default_answer(Answer::ok());
+    test.capture(json!({})).await;
+    test.flush().await;
+    let requests = test.at_least(4).await;
+    assert!(requests.iter().all(|request| request.uuids == requests[0].uuids && request.uuids.len() == 1));
+    assert!(requests[1].arrived - requests[0].arrived >= Duration::from_millis(100));
+    assert_eq!(test.sink.inspect(|state| (state.unique(), state.duplicates())), (1, 0));
+}
+
+async fn a_cycle_ends_after_the_first_attempt_and_its_retries(test: &Test<'_>) {
+    test.init(json!({ "max_retries": 3 })).await;
+    test.sink.default_answer(Answer::status(503));
+    test.capture(json!({})).await;
+    test.flush().await;
+    test.exactly(4).await;
+    assert_eq!(test.get("/state").await["pending_events"], 1, "it is kept");
+}
+
+async fn retry_after_is_honoured(test: &Test<'_>) {
+    test.init(json!({})).await;
+    test.sink.script([Answer::status(429).retry_after(3)]);
+    test.capture(json!({})).await;
+    test.flush().await;
+    let requests = test.at_least(2).await;
+    let waited = requests[1].arrived - requests[0].arrived;
+    assert!(waited >= Duration::from_millis(2500), "{waited:?}");
+}
+
+async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
+    for (status, body) in [
+        (400, "event submitted with an empty event name"),
+        (401, "unauthorized"),
+        (403, "forbidden"),
+        (413, r#"{"error":"payload_too_large"}"#),
+    ] {
+        test.post("/reset", None).await;
+        test.sink.clear();
+        test.init(json!({ "max_retries": 3 })).await;
+        test.sink.default_answer(Answer::status(status).body(body));
+        test.capture(json!({})).await;
+        test.flush().await;
+        test.exactly(1).await;
+    }
+}
+
+async fn a_reset_discards_what_is_queued_and_what_waits_to_be_tried_again(test: &Test<'_>) {
+    test.init(json!({})).await;
+    test.sink.default_answer(Answer::status(503));
+    test.capture(json!({})).await;
+    test.flush().await;
+    test.post("/reset", None).await;
+    test.sink.clear();
+    test.sink.default_answer(Answer::ok());
+    test.init(json!({})).await;
+    test.flush().await;
+    test.exactly(0).await;
+}
+
+async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>) {
+    test.init(json!({ "enable_compression": true })).await;
+    test.capture(json!({})).await;
+    test.flush().await;
+    assert_eq!(test.at_least(1).await[0].header("content-encoding"), Some("gzip"));
+    assert_eq!(test.sink.events()[0].event, "tick");
+}
+
+async fn settings_change_what_events_say(test: &Test<'_>) {
+    test.init(json!({ "disable_geoip": true, "api_key": "phc_specific_key_12345" })).await;
+    test.capture(json!({})).await;
+    test.flush().await;
+    assert_eq!(test.at_least(1).await[0].api_key, "phc_specific_key_12345");
+    assert_eq!(test.sink.events()[0].properties["$geoip_disable"], true);
+}
+
+async fn ai_events_have_an_endpoint_of_their_own(test: &Test<'_>) {
+    test.init(json!({})).await;
+    let given = "0198c0de-0000-7000-8000-000000000abc";
+    let body = json!({ "distinct_id": "user_1", "event": "$ai_generation", "properties": null, "timestamp": null, "uuid": given });
+    assert_eq!(test.post("/capture_ai", Some(body)).await["uuid"], given);
+    test.capture(json!({ "event": "$ai_span" })).await;
+    test.flush().await;
+    test.at_least(2).await;
+    let mut arrived: Vec<_> = test.sink.events().into_iter().map(|event| event.event).collect();
+    arrived.sort();
+    assert_eq!(arrived, ["$ai_generation", "$ai_span"]);
+    for request in test.sink.requests() {
+        let is_ai = request.path.trim_end_matches('/') == "/i/v0/ai/batch";
+        assert_eq!(is_ai, request.uuids[0].to_string() == given, "{}", request.path);
+    }
+}
+
+async fn all(adapter: &Adapter, id: Option<&str>) {
+    let test = || Test::begin(adapter, id);
+    events_have_the_wire_shape(&test().await).await;
+    a_timestamp_with_an_offset_is_the_same_instant_in_utc(&test().await).await;
+    what_failed_is_sent_again_with_the_same_uuid_and_timestamp(&test().await).await;
+    a_cycle_ends_after_the_first_attempt_and_its_retries(&test().await).await;
+    retry_after_is_honoured(&test().await).await;
+    what_is_refused_is_not_tried_again(&test().await).await;
+    a_reset_discards_what_is_queued_and_what_waits_to_be_tried_again(&test().await).await;
+    a_body_is_compressed_if_that_is_asked(&test().await).await;
+    settings_change_what_events_say(&test().await).await;
+    ai_events_have_an_endpoint_of_their_own(&test().await).await;
+}
+
+#[tokio::test]
+async fn every_check_holds_one_after_the_other_on_one_instance() {
+    all(&Adapter::start(&[]), None).await;
+}
+
+#[tokio::test]
+async fn every_check_holds_for_many_instances_at_once() {
+    let adapter = Adapter::start(&[]);
+    let ids: Vec<_> = (0..12).map(|id| format!("test-{id}")).collect();
+    let checks: Vec<_> = ids.iter().map(|id| all(&adapter, Some(id))).collect();
+    join_all(checks).await;
+}
+
+#[tokio::test]
+async fn every_request_carries_the_id_of_its_test() {
+    let adapter = Adapter::start(&[]);
+    let test = Test::begin(&adapter, Some("abc")).await;
+    test.init(json!({})).await;
+    test.capture(json!({})).await;
+    test.flush().await;
+    assert_eq!(test.at_least(1).await[0].header("x-test-id"), Some("abc"));
+}
+
+#[tokio::test]
+async fn it_claims_what_its_mode_supports() {
+    let adapter = Adapter::start(&[]);
+    let test = Test::begin(&adapter, None).await;
+    let health = test.get("/health").await;
+    assert_eq!(health["capabilities"], json!(["capture_v0", "capture_ai_v0", "encoding_gzip"]));
+    assert_eq!((&health["sdk_name"], &health["supports_parallel"]), (&json!("posthog-durable"), &json!(true)));
+}
