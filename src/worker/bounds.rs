@@ -14,9 +14,9 @@ use crate::store::ChunkKey;
 /// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
 const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
 /// A file up to this size is used again as it is.
-const COMPACT_FROM: u64 = 4 * 1024 * 1024;
+pub(super) const COMPACT_FROM: u64 = 4 * 1024 * 1024;
 /// Compactions are at least so far apart.
-const COMPACT_SPACING: Duration = Duration::from_secs(60);
+pub(super) const COMPACT_SPACING: Duration = Duration::from_secs(60);
 
 impl Committer {
     /// Looks at the bounds; makes room if that is the rule.

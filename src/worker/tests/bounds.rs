@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::delivery::PaceState;
+use crate::worker::bounds::{COMPACT_FROM, COMPACT_SPACING};
 
 const DAY_NANOS: i64 = 86_400_000_000_000;
 
@@ -121,4 +122,37 @@ fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
     bench.deliver(under_way);
     bench.advance(Duration::from_secs(6));
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
+}
+
+#[test]
+fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
+    let fill = |bench: &mut Bench| {
+        while bench.pipeline.shard.file_bytes() < 2 * COMPACT_FROM {
+            while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
+            bench.settle_down();
+        }
+    };
+    let drain = |bench: &mut Bench| {
+        loop {
+            let rows = bench.read();
+            if rows.is_empty() {
+                break;
+            }
+            bench.deliver(rows);
+        }
+        bench.advance(Duration::from_secs(2));
+        assert_eq!(bench.ledger().queued_events, 0);
+    };
+    let mut bench = bench(|_| ());
+    fill(&mut bench);
+    drain(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{}", bench.pipeline.shard.file_bytes());
+    fill(&mut bench);
+    drain(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() > COMPACT_FROM, "a second time within the minute");
+    bench.advance(COMPACT_SPACING);
+    bench.append(1);
+    bench.advance(Duration::from_secs(6));
+    drain(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM);
 }
