@@ -2,10 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::encode::{append_map_header, append_str};
 use super::json_tests::{body_of, head};
 use super::json_v1::write_event_v1;
-use super::{Flags, HEAD_LEN, Head, Malformed, View};
+use super::{Flags, Head, View};
 
 fn text_of(body: &[u8]) -> String {
     let mut out = b"kept".to_vec();
@@ -92,19 +91,4 @@ fn of_a_repeated_option_the_last_value_counts_also_when_it_is_of_the_wrong_type(
     let twice = |last: Value| sent(&[("$session_id", json!("first")), ("$session_id", last)]);
     assert_eq!(twice(json!("last"))["session_id"], json!("last"));
     assert!(twice(json!(true)).get("session_id").is_none());
-}
-
-#[test]
-fn a_lifted_value_that_is_no_text_leaves_no_trace_of_its_event() {
-    let mut body = body_of(head(), &[], &[]);
-    body.truncate(HEAD_LEN);
-    append_str(&mut body, "e");
-    append_str(&mut body, "d");
-    append_map_header(&mut body, 1);
-    append_str(&mut body, "$session_id");
-    body.extend_from_slice(&[0xa1, 0xff]);
-    append_map_header(&mut body, 0);
-    let mut out = b"kept".to_vec();
-    assert_eq!(write_event_v1(&View::parse(&body).unwrap(), &mut out), Err(Malformed::Utf8));
-    assert_eq!(out, b"kept");
 }
