@@ -147,10 +147,11 @@ async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
             v1(parts);
             parts.clock = crate::clock::Clock::System;
             parts.options.max_batch_events = 10;
+            parts.options.pace.max_in_flight = 1;
         },
     );
     // More events come while the first request is being tried: they are none of its business.
-    rig.until(|rig| rig.endpoint.seen().len() == 2).await;
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
     rig.commit(5);
     rig.drained().await;
     let lengths: Vec<_> = sent(&rig).iter().map(Vec::len).collect();
