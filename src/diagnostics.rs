@@ -64,9 +64,9 @@ pub enum Diagnostic {
         /// How its answer begins.
         snippet: String,
     },
-    /// The key or the quota is refused. Events wait; told once per episode.
+    /// The key, the quota or the encoding is refused. Events wait; told once per episode.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// PostHog's words.
         reason: String,
@@ -77,6 +77,15 @@ pub enum Diagnostic {
     QuotaLimited {
         /// As PostHog names them.
         kinds: Vec<String>,
+    },
+    /// PostHog took events and has something to say about them (V1 only); told once for each request and text.
+    Warned {
+        /// The first of them.
+        uuid: Uuid,
+        /// How many.
+        events: u64,
+        /// What it says, such as `person_processing_disabled`.
+        details: String,
     },
     /// A hook or callback of the program panicked.
     CallbackPanicked {
@@ -158,6 +167,7 @@ impl Diagnostic {
             Diagnostic::Paused { .. } => "paused",
             Diagnostic::EndpointRecovered => "endpoint_recovered",
             Diagnostic::QuotaLimited { .. } => "quota_limited",
+            Diagnostic::Warned { .. } => "warned",
             Diagnostic::CallbackPanicked { .. } => "callback_panicked",
             Diagnostic::StorageFailing { .. } => "storage_failing",
             Diagnostic::StorageRecovered => "storage_recovered",
@@ -194,10 +204,16 @@ impl fmt::Display for Diagnostic {
                 write!(f, "whoever answers ({status}) is not PostHog, events wait on disk: {snippet}")
             }
             Diagnostic::Paused { status, reason } => {
-                write!(f, "PostHog refuses the key or the quota ({status}: {reason}); events wait on disk")
+                write!(
+                    f,
+                    "PostHog refuses the key, the quota or the encoding ({status}: {reason}); events wait on disk"
+                )
             }
             Diagnostic::EndpointRecovered => f.write_str("events are sent again"),
             Diagnostic::QuotaLimited { kinds } => write!(f, "PostHog drops {} for want of quota", kinds.join(", ")),
+            Diagnostic::Warned { uuid, events, details } => {
+                write!(f, "PostHog took {events} event(s), {uuid} the first of them, with a warning: {details}")
+            }
             Diagnostic::CallbackPanicked { callback } => write!(f, "the program's {callback} panicked"),
             Diagnostic::StorageFailing { problem } => write!(f, "the queue's files cannot be used: {problem}"),
             Diagnostic::StorageRecovered => f.write_str("the queue's files work again"),

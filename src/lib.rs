@@ -38,8 +38,8 @@
 //!
 //! # Features
 //!
-//! None that change anything: there are no default and no optional ones. Every knob is a setter of [`Config`], with its unit, default,
-//! least and most.
+//! None that change anything: `brotli` and `zstd` compile in a codec that [`Config::compression`] can then choose, and there are no
+//! default ones. Every knob is a setter of [`Config`], with its unit, default, least and most.
 
 mod client;
 mod clock;

@@ -33,6 +33,10 @@ impl From<delivery::Notice> for Diagnostic {
             N::ServerFailed { status, snippet } => {
                 Diagnostic::EndpointFailing { reason: format!("the server answers {status}: {snippet}") }
             }
+            N::Warned { uuid, events, details } => Diagnostic::Warned { uuid, events, details },
+            N::AskedAgain { events, reason } => {
+                Diagnostic::EndpointFailing { reason: format!("PostHog asks for {events} events again: {reason}") }
+            }
             N::TransportFailed { reason } => Diagnostic::EndpointFailing { reason },
             N::Parked { seconds } => {
                 Diagnostic::EndpointFailing { reason: format!("no attempt succeeded; the next follows in {seconds} s") }

@@ -100,7 +100,7 @@ pub enum DeliveryPhase {
     },
     /// The key or the quota is refused.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// Time until the next attempt.
         retry_in: Duration,

@@ -111,15 +111,16 @@ impl Config {
             return Err(Error::config("retry_backoff", "begins above its end"));
         }
         let jitter = Duration::ZERO..=Duration::from_secs(600);
-        let Protocol::V0 = self.protocol;
+        let (protocol, path) = match self.protocol {
+            Protocol::V0 => (delivery::Protocol::V0, "/batch/"),
+            Protocol::V1 => (delivery::Protocol::V1, "/i/v1/analytics/events"),
+        };
         Ok(DeliveryOptions {
-            urls: vec![format!("{}/batch/", project.host).into()],
+            urls: vec![format!("{}{path}", project.host).into()],
             api_key: project.api_key.clone(),
             historical_migration: self.historical_migration,
-            compression: match self.compression {
-                Compression::None => delivery::Compression::None,
-                Compression::Gzip => delivery::Compression::Gzip { level: 1 },
-            },
+            protocol,
+            compression: compression(self.compression, self.protocol)?,
             max_batch_events: within("max_batch_events", self.max_batch_events, &MAX_BATCH_EVENTS)?,
             max_batch_bytes: within("max_batch_bytes", self.max_batch_bytes, &MAX_BATCH_BYTES)?,
             pace: PaceOptions {
@@ -166,6 +167,26 @@ fn project(api_key: &str, host: &str, key_field: &'static str, host_field: &'sta
     }
     let host = transport::normalise_host(host).map_err(|why| Error::config(host_field, why))?;
     Ok(Project { host, api_key: api_key.to_owned() })
+}
+
+fn compression(chosen: Compression, protocol: Protocol) -> Result<delivery::Compression, Error> {
+    let is_v0 = protocol == Protocol::V0;
+    match chosen {
+        Compression::None => Ok(delivery::Compression::None),
+        Compression::Gzip => Ok(delivery::Compression::Gzip { level: 1 }),
+        Compression::Deflate | Compression::Brotli | Compression::Zstd if is_v0 => {
+            Err(Error::config("compression", format!("{chosen:?} needs Protocol::V1; V0 servers read gzip only")))
+        }
+        Compression::Deflate => Ok(delivery::Compression::Deflate { level: 1 }),
+        #[cfg(feature = "brotli")]
+        Compression::Brotli => Ok(delivery::Compression::Brotli),
+        #[cfg(feature = "zstd")]
+        Compression::Zstd => Ok(delivery::Compression::Zstd),
+        #[cfg(not(feature = "brotli"))]
+        Compression::Brotli => Err(Error::config("compression", "Brotli needs the cargo feature `brotli`")),
+        #[cfg(not(feature = "zstd"))]
+        Compression::Zstd => Err(Error::config("compression", "Zstd needs the cargo feature `zstd`")),
+    }
 }
 
 fn within<T: PartialOrd + Copy + Debug>(field: &'static str, value: T, bounds: &RangeInclusive<T>) -> Result<T, Error> {
@@ -235,6 +256,19 @@ mod tests {
             assert_eq!(name(same), plain, "{same}");
         }
         assert_ne!(name("https://us.i.posthog.com"), plain);
+    }
+
+    #[test]
+    fn a_codec_that_the_server_or_this_build_does_not_have_is_named() {
+        use super::super::Compression::{Brotli, Deflate, Gzip, None, Zstd};
+        let v1 = |codec| refused(config().protocol(Protocol::V1).compression(codec));
+        let v0 = |codec| refused(config().compression(codec));
+        assert_eq!([None, Gzip, Deflate].map(v1), [""; 3]);
+        assert_eq!([None, Gzip].map(v0), [""; 2]);
+        assert_eq!([Deflate, Brotli, Zstd].map(v0), ["compression"; 3]);
+        let unless = |compiled: bool| if compiled { "" } else { "compression" };
+        assert_eq!(v1(Brotli), unless(cfg!(feature = "brotli")));
+        assert_eq!(v1(Zstd), unless(cfg!(feature = "zstd")));
     }
 
     #[test]

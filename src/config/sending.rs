@@ -114,7 +114,7 @@ impl Config {
         self
     }
 
-    /// How request bodies are compressed. Default [`Compression::Gzip`].
+    /// How request bodies are compressed. Default [`Compression::Gzip`]; the others but [`Compression::None`] need [`Protocol::V1`].
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = compression;
         self

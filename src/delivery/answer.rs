@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::aside::EventId;
-use super::batch::Batch;
+use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::outcome::{Outcome, judge};
 use super::pace::{Health, Ticket};
@@ -15,9 +15,6 @@ use super::{ChunkRef, Delivery, Notice, Verdict};
 use crate::crash_point;
 use crate::store::DeadRecord;
 use crate::transport::{Response, TransportError};
-
-/// Where a record's uuid stands.
-const UUID: std::ops::Range<usize> = 12..28;
 
 impl Engine {
     /// A request has come to its end.
@@ -34,12 +31,15 @@ impl Engine {
             }
         };
         crash_point::reach("delivery.sent");
-        match judge(&response) {
+        match judge(&response, self.options.protocol(batch.lane())) {
             Outcome::Delivered { quota_limited } => {
                 if !quota_limited.is_empty() {
                     (self.report)(Notice::QuotaLimited { kinds: quota_limited });
                 }
                 self.accepted(batch, ticket);
+            }
+            Outcome::Judged { results, retry_after } => {
+                self.judged(batch, ticket, response.status, &results, retry_after);
             }
             Outcome::Refused { status, reason, by_posthog } => self.refused(batch, ticket, status, &reason, by_posthog),
             Outcome::Paused { status, reason } => self.paused(batch, ticket, status, reason),
@@ -56,14 +56,10 @@ impl Engine {
         }
     }
 
-    fn accepted(&mut self, batch: Batch, ticket: Ticket) {
+    pub(super) fn accepted(&mut self, batch: Batch, ticket: Ticket) {
         let now = now();
-        if self.pace.accepted(ticket) {
-            (self.report)(Notice::Recovered);
-        }
-        self.split.accepted(batch.events);
-        self.limits.grow();
-        self.state.last_success = Some(self.clock.wall_nanos());
+        self.note_recovery(ticket);
+        self.note_success(batch.events);
         if self.on_delivery.is_some() {
             let bodies = batch.slices.iter().flat_map(|slice| self.intake.loaded.open(slice).map(|(.., body)| body));
             let uuids: Vec<Uuid> = bodies.map(uuid_of).collect();
@@ -74,6 +70,20 @@ impl Engine {
         }
         self.intake.note_acceptance(now);
         self.intake.release(&batch, now);
+    }
+
+    /// The endpoint works.
+    pub(super) fn note_recovery(&mut self, ticket: Ticket) {
+        if self.pace.accepted(ticket) {
+            (self.report)(Notice::Recovered);
+        }
+    }
+
+    /// The endpoint took so many events of one request.
+    pub(super) fn note_success(&mut self, events: usize) {
+        self.split.accepted(events);
+        self.limits.grow();
+        self.state.last_success = Some(self.clock.wall_nanos());
     }
 
     fn refused(&mut self, mut batch: Batch, ticket: Ticket, status: u16, reason: &str, by_posthog: bool) {
@@ -104,6 +114,7 @@ impl Engine {
             (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
             self.state.last_error = Some(format!("every request is refused with HTTP status {status}: {reason}"));
             self.pace.refuses_everything(now, &mut self.rng);
+            self.forget_request(now);
             self.step_back();
         }
     }
@@ -134,10 +145,19 @@ impl Engine {
         }
         self.intake.avoid(batch.chunks());
         self.intake.release(&batch, now);
+        self.forget_request(now);
         self.step_back();
     }
 
-    fn failed(&mut self, batch: Batch, ticket: Ticket, retry_after: Option<Duration>, notice: Notice, text: String) {
+    /// An attempt came to nothing, through no fault of the events as far as one can tell.
+    pub(super) fn failed(
+        &mut self,
+        batch: Batch,
+        ticket: Ticket,
+        retry_after: Option<Duration>,
+        notice: Notice,
+        text: String,
+    ) {
         let now = now();
         let was_parked = matches!(self.pace.health(), Health::Parked { .. });
         self.pace.failed(now, ticket, retry_after, &mut self.rng);
@@ -150,14 +170,24 @@ impl Engine {
             }
         }
         let accepted = self.intake.accepted;
+        let mut suspicious = Vec::new();
         for chunk in batch.chunks() {
             let since = *self.intake.loaded.tries(chunk).failed_since.get_or_insert(accepted);
             if accepted > since {
                 // Others pass and this one does not: perhaps it is what breaks the server.
-                self.intake.loaded.set_aside(chunk);
+                suspicious.push(chunk);
             }
         }
-        self.intake.release(&batch, now);
+        let is_retried = batch.exchange.is_some_and(|exchange| exchange.attempt > 1);
+        if self.stays_the_same(&batch, now) && (is_retried || suspicious.is_empty()) {
+            self.again = Some(batch);
+        } else {
+            suspicious.into_iter().for_each(|chunk| self.intake.loaded.set_aside(chunk));
+            self.intake.release(&batch, now);
+        }
+        if !matches!(self.pace.health(), Health::Backoff { .. }) {
+            self.forget_request(now);
+        }
         self.step_back();
     }
 
@@ -195,15 +225,11 @@ impl Engine {
         self.tell(&[uuid], Verdict::Buried { status, reason });
     }
 
-    fn tell(&self, uuids: &[Uuid], verdict: Verdict<'_>) {
+    pub(super) fn tell(&self, uuids: &[Uuid], verdict: Verdict<'_>) {
         let Some(on_delivery) = &self.on_delivery else { return };
         let delivery = Delivery { uuids, verdict };
         if catch_unwind(AssertUnwindSafe(|| on_delivery(&delivery))).is_err() {
             (self.report)(Notice::CallbackPanicked);
         }
     }
-}
-
-fn uuid_of(body: &[u8]) -> Uuid {
-    body.get(UUID).and_then(|bytes| Uuid::from_slice(bytes).ok()).unwrap_or_default()
 }

@@ -1,10 +1,18 @@
 //! What goes into one request.
 
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
 use super::ChunkRef;
 use super::loaded::{Loaded, Slice};
+use super::request::Exchange;
 
 /// A limit on bytes is never learnt to be smaller than this.
 const LEAST_BYTES: usize = 16 * 1024;
+
+/// Where a record's uuid stands.
+const UUID: std::ops::Range<usize> = 12..28;
 
 /// Some slices, all of one lane.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +23,8 @@ pub(super) struct Batch {
     pub(super) events: usize,
     /// What they are estimated to be as JSON.
     pub(super) bytes: usize,
+    /// The request these events were last sent as; a part of them, cut off, is another request.
+    pub(super) exchange: Option<Exchange>,
     /// The count of acceptances when these events, or a batch that held them, were first refused.
     pub(super) refused_since: Option<u64>,
 }
@@ -29,11 +39,23 @@ impl Batch {
 
     /// Adds a slice.
     pub(super) fn push(&mut self, slice: Slice, loaded: &Loaded) {
-        for (_, _, body) in loaded.open(&slice) {
+        self.count_slice(&slice, loaded);
+        self.slices.push(slice);
+    }
+
+    /// Counts anew, after records of it were decided.
+    pub(super) fn count(&mut self, loaded: &Loaded) {
+        (self.events, self.bytes) = (0, 0);
+        let slices = std::mem::take(&mut self.slices);
+        slices.iter().for_each(|slice| self.count_slice(slice, loaded));
+        self.slices = slices;
+    }
+
+    fn count_slice(&mut self, slice: &Slice, loaded: &Loaded) {
+        for (_, _, body) in loaded.open(slice) {
             self.events += 1;
             self.bytes = self.bytes.saturating_add(json_estimate(body));
         }
-        self.slices.push(slice);
     }
 
     /// The lane of its records; 0 if it is empty.
@@ -44,6 +66,13 @@ impl Batch {
     /// The chunks it has records of, some of them perhaps twice in a row.
     pub(super) fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
         self.slices.iter().map(|slice| slice.chunk)
+    }
+
+    /// The place among the open records of the first whose uuid an earlier one has.
+    pub(super) fn first_repetition(&self, loaded: &Loaded) -> Option<usize> {
+        let mut seen = HashSet::with_capacity(self.events);
+        let bodies = self.slices.iter().flat_map(|slice| loaded.open(slice).map(|(.., body)| body));
+        bodies.map(uuid_of).position(|uuid| !seen.insert(uuid))
     }
 
     /// Two batches with half of the open records each. Of no use with fewer than two.
@@ -76,6 +105,11 @@ impl Batch {
         (first.refused_since, second.refused_since) = (refused_since, refused_since);
         (first, second)
     }
+}
+
+/// The uuid of a record, also of one that cannot be read otherwise.
+pub(super) fn uuid_of(body: &[u8]) -> Uuid {
+    body.get(UUID).and_then(|bytes| Uuid::from_slice(bytes).ok()).unwrap_or_default()
 }
 
 /// What a record is taken to be as JSON: more than MessagePack, plus the members that are written for every event.

@@ -2,11 +2,24 @@
 
 use std::io::{self, Write};
 
-use flate2::write::GzEncoder;
+use flate2::write::{GzEncoder, ZlibEncoder};
 use jiff::Timestamp;
 
 use crate::clock::WallNanos;
-use crate::record::{Malformed, View, json};
+use crate::record::{Malformed, View, json, json_v1};
+
+/// Quality of brotli, from 0 to 11: above it time grows faster than bodies shrink.
+#[cfg(feature = "brotli")]
+const BROTLI_QUALITY: u32 = 4;
+/// A window of 1 MiB, as a power of two: larger ones cost memory for each request under way, and events repeat themselves close by.
+#[cfg(feature = "brotli")]
+const BROTLI_WINDOW: u32 = 20;
+/// The compressor's own buffer.
+#[cfg(feature = "brotli")]
+const BROTLI_BUFFER: usize = 16 * 1024;
+/// Level of zstd, from 1.
+#[cfg(feature = "zstd")]
+const ZSTD_LEVEL: i32 = 1;
 
 /// How bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,17 +31,53 @@ pub(crate) enum Compression {
         /// The level.
         level: u32,
     },
+    /// The same in zlib's frame, which is what HTTP means by `deflate`.
+    Deflate {
+        /// The level.
+        level: u32,
+    },
+    /// Brotli.
+    #[cfg(feature = "brotli")]
+    Brotli,
+    /// Zstandard.
+    #[cfg(feature = "zstd")]
+    Zstd,
+}
+
+impl Compression {
+    /// Its name in HTTP.
+    pub(super) fn content_encoding(self) -> Option<&'static str> {
+        match self {
+            Compression::None => None,
+            Compression::Gzip { .. } => Some("gzip"),
+            Compression::Deflate { .. } => Some("deflate"),
+            #[cfg(feature = "brotli")]
+            Compression::Brotli => Some("br"),
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => Some("zstd"),
+        }
+    }
 }
 
 /// What stands around the events.
 #[derive(Clone, Debug)]
-pub(super) struct Envelope<'a> {
-    /// The project's token.
-    pub(super) api_key: &'a str,
-    /// An import of old events.
-    pub(super) historical_migration: bool,
-    /// The time of this attempt: the server moves every event by what this differs from its own time.
-    pub(super) sent_at: WallNanos,
+pub(super) enum Envelope<'a> {
+    /// Of a V0 batch.
+    V0 {
+        /// The project's token.
+        api_key: &'a str,
+        /// An import of old events.
+        historical_migration: bool,
+        /// The time of this attempt: the server moves every event by what this differs from its own time.
+        sent_at: WallNanos,
+    },
+    /// Of a V1 batch, whose token and time of the attempt are headers.
+    V1 {
+        /// An import of old events.
+        historical_migration: bool,
+        /// When the batch was made.
+        created_at: WallNanos,
+    },
 }
 
 /// A body, ready to be sent.
@@ -56,6 +105,20 @@ pub(super) fn write<'r>(
             let gzip = GzEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
             write_json(envelope, gzip, records, GzEncoder::finish)
         }
+        Compression::Deflate { level } => {
+            let zlib = ZlibEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
+            write_json(envelope, zlib, records, ZlibEncoder::finish)
+        }
+        #[cfg(feature = "brotli")]
+        Compression::Brotli => {
+            let brotli = brotli::CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW);
+            write_json(envelope, brotli, records, |brotli| Ok(brotli.into_inner()))
+        }
+        #[cfg(feature = "zstd")]
+        Compression::Zstd => {
+            let zstd = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+            write_json(envelope, zstd, records, zstd::stream::write::Encoder::finish)
+        }
     }
 }
 
@@ -74,7 +137,11 @@ fn write_json<'r, W: Write>(
             text.push(b',');
         }
         let before = text.len();
-        match View::parse(record).and_then(|view| json::write_event(&view, &mut text)) {
+        let written = View::parse(record).and_then(|view| match envelope {
+            Envelope::V0 { .. } => json::write_event(&view, &mut text),
+            Envelope::V1 { .. } => json_v1::write_event_v1(&view, &mut text),
+        });
+        match written {
             Ok(()) => body.events += 1,
             Err(malformed) => {
                 text.truncate(before.saturating_sub(usize::from(body.events > 0)));
@@ -96,33 +163,57 @@ fn write_json<'r, W: Write>(
 }
 
 fn write_head(envelope: &Envelope<'_>, out: &mut Vec<u8>) -> io::Result<()> {
-    out.extend_from_slice(b"{\"api_key\":");
-    serde_json::to_writer(&mut *out, envelope.api_key)?;
-    // 64 bits of nanoseconds are within what a timestamp can be.
-    let sent_at = Timestamp::from_nanosecond(i128::from(envelope.sent_at)).unwrap_or(Timestamp::UNIX_EPOCH);
-    write!(out, ",\"historical_migration\":{},\"sent_at\":\"{sent_at}\",\"batch\":[", envelope.historical_migration)
+    match *envelope {
+        Envelope::V0 { api_key, historical_migration, sent_at } => {
+            out.extend_from_slice(b"{\"api_key\":");
+            serde_json::to_writer(&mut *out, api_key)?;
+            let sent_at = utc(sent_at);
+            write!(out, ",\"historical_migration\":{historical_migration},\"sent_at\":\"{sent_at}\",")?;
+        }
+        Envelope::V1 { historical_migration, created_at } => {
+            write!(out, "{{\"created_at\":\"{}\",", utc(created_at))?;
+            if historical_migration {
+                out.extend_from_slice(b"\"historical_migration\":true,");
+            }
+        }
+    }
+    out.extend_from_slice(b"\"batch\":[");
+    Ok(())
+}
+
+/// A time that is written as RFC 3339 in UTC. 64 bits of nanoseconds are within what a timestamp can be.
+pub(super) fn utc(time: WallNanos) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(time)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use serde_json::Value;
 
     use super::super::fake::{malformed_record, record};
     use super::*;
 
-    const ENVELOPE: Envelope<'_> = Envelope { api_key: "phc_\"x", historical_migration: true, sent_at: 1_500_000_000 };
+    const ENVELOPE: Envelope<'_> =
+        Envelope::V0 { api_key: "phc_\"x", historical_migration: true, sent_at: 1_500_000_000 };
+
+    /// Every codec that is compiled in.
+    fn codecs() -> Vec<Compression> {
+        vec![
+            Compression::None,
+            Compression::Gzip { level: 1 },
+            Compression::Gzip { level: 99 },
+            Compression::Deflate { level: 1 },
+            #[cfg(feature = "brotli")]
+            Compression::Brotli,
+            #[cfg(feature = "zstd")]
+            Compression::Zstd,
+        ]
+    }
 
     fn write_all(compression: Compression, records: &[Vec<u8>]) -> (Body, Value) {
         let body = write(&ENVELOPE, compression, records.iter().map(Vec::as_slice)).unwrap();
-        let mut text = Vec::new();
-        match compression {
-            Compression::None => text.clone_from(&body.bytes),
-            Compression::Gzip { .. } => {
-                flate2::read::GzDecoder::new(body.bytes.as_slice()).read_to_end(&mut text).unwrap();
-            }
-        }
+        // By decoders of other hands.
+        let text = sink::decode(compression.content_encoding(), body.bytes.clone(), 1 << 24).unwrap();
         assert_eq!(text.len(), body.json_bytes);
         let json = serde_json::from_slice(&text).unwrap();
         (body, json)
@@ -130,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_body_is_the_envelope_and_every_event_in_order() {
-        for compression in [Compression::None, Compression::Gzip { level: 1 }, Compression::Gzip { level: 99 }] {
+        for compression in codecs() {
             let records: Vec<_> = (0..300).map(record).collect();
             let (body, json) = write_all(compression, &records);
             assert_eq!((body.events, body.malformed.len()), (300, 0));
@@ -138,6 +229,19 @@ mod tests {
             assert_eq!(json["sent_at"], "1970-01-01T00:00:01.5Z");
             let names: Vec<_> = json["batch"].as_array().unwrap().iter().map(|event| event["event"].clone()).collect();
             assert_eq!(names, (0..300).map(|n| Value::from(format!("event {n}"))).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_v1_body_has_neither_key_nor_time_and_tells_of_an_import_only_if_it_is_one() {
+        for (historical_migration, head) in [
+            (false, r#"{"created_at":"1970-01-01T00:00:01.5Z","batch":[{"uuid":""#),
+            (true, r#"{"created_at":"1970-01-01T00:00:01.5Z","historical_migration":true,"batch":[{"uuid":""#),
+        ] {
+            let envelope = Envelope::V1 { historical_migration, created_at: 1_500_000_000 };
+            let body = write(&envelope, Compression::None, [record(1).as_slice()].into_iter()).unwrap();
+            let text = String::from_utf8(body.bytes).unwrap();
+            assert!(text.starts_with(head) && text.ends_with(r#""options":{}}]}"#), "{text}");
         }
     }
 

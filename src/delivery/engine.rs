@@ -11,7 +11,6 @@ use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
-use super::body::{self, Body, Envelope};
 use super::flush::{Endpoint, FlushOutcome, Flushes, Totals};
 use super::handle::{FlushDone, Shared, call};
 use super::intake::Intake;
@@ -22,10 +21,7 @@ use super::{
 };
 use crate::clock::{Clock, WallNanos};
 use crate::entropy::random_u64;
-use crate::transport::{Post, Request, Response, TransportError};
-
-/// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
-const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
+use crate::transport::{Post, Response, TransportError};
 
 /// What an engine is made of.
 #[derive(Clone)]
@@ -62,15 +58,17 @@ pub(crate) struct Engine {
     pub(super) shared: Arc<Shared>,
     /// What the source was last told of the pace.
     pub(super) remembered: PaceState,
-    transport: Arc<dyn Post>,
-    requests: JoinSet<Result<Response, TransportError>>,
-    under_way: HashMap<Id, (Batch, Ticket)>,
+    pub(super) transport: Arc<dyn Post>,
+    pub(super) requests: JoinSet<Result<Response, TransportError>>,
+    pub(super) under_way: HashMap<Id, (Batch, Ticket)>,
     flushes: Flushes,
     /// Until when to go on.
     stop: Option<Instant>,
     /// The endpoint failed while we are stopping: no more attempts.
     gave_up: bool,
     next_attempt: Option<WallNanos>,
+    /// What failed, to be sent again as the same request (`again.rs`).
+    pub(super) again: Option<Batch>,
 }
 
 impl Engine {
@@ -98,6 +96,7 @@ impl Engine {
             gave_up: false,
             remembered: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
             next_attempt: parts.next_attempt,
+            again: None,
         }
     }
 }
@@ -188,6 +187,9 @@ impl Engine {
     }
 
     fn next_batch(&mut self, small: bool, now: Instant) -> Result<Option<Batch>, SourceError> {
+        if let Some(again) = self.again.take() {
+            return Ok(Some(again));
+        }
         let turn = self.split.turn();
         if turn == Turn::Piece && !self.split.is_empty() {
             return Ok(self.split.pop(&mut self.intake.loaded));
@@ -195,72 +197,6 @@ impl Engine {
         let fresh = self.intake.assemble(&self.limits, small, now, &mut self.flushes)?;
         self.split.push(self.intake.take_due());
         Ok(fresh.or_else(|| self.split.pop(&mut self.intake.loaded)))
-    }
-
-    fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
-        let Some(body) = self.encode(&mut batch, now) else { return };
-        if body.json_bytes > MOST_JSON_BYTES && batch.events > 1 {
-            let (first, second) = batch.halves(&mut self.intake.loaded);
-            self.split.push([first, second]);
-            return;
-        }
-        let wall = self.clock.wall_nanos();
-        let mut last = None;
-        for chunk in batch.chunks().filter(|&chunk| last.replace(chunk) != Some(chunk)) {
-            let tries = self.intake.loaded.tries(chunk);
-            tries.attempts = tries.attempts.saturating_add(1);
-            tries.first_attempt.get_or_insert(wall);
-        }
-        let pending = self.transport.post(self.request(batch.lane(), body.bytes));
-        let task = self.requests.spawn(pending);
-        self.under_way.insert(task.id(), (batch, ticket));
-    }
-
-    /// The batch as a body; records that cannot be read are buried. `None` if nothing is left.
-    fn encode(&mut self, batch: &mut Batch, now: Instant) -> Option<Body> {
-        let envelope = Envelope {
-            api_key: &self.options.api_key,
-            historical_migration: self.options.historical_migration,
-            sent_at: self.clock.wall_nanos(),
-        };
-        let loaded = &self.intake.loaded;
-        let records =
-            || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
-        let bodies = records().map(|(_, (_, _, body))| body);
-        // Writing to memory fails only where allocating does.
-        let written = body::write(&envelope, self.options.compression, bodies).ok();
-        let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
-        let culprits: Vec<_> = malformed
-            .iter()
-            .filter_map(|(index, error)| {
-                let (chunk, (position, ..)) = records().nth(*index)?;
-                Some((chunk, position, format!("the record cannot be read: {error}")))
-            })
-            .collect();
-        batch.events = batch.events.saturating_sub(culprits.len());
-        for (chunk, position, reason) in culprits {
-            self.bury(chunk, position, 0, &reason);
-        }
-        if written.is_none() {
-            // Read again at once it would fail again at once.
-            batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk));
-        }
-        if batch.events == 0 || written.is_none() {
-            self.intake.release(batch, now);
-            return None;
-        }
-        written
-    }
-
-    fn request(&self, lane: u8, body: Vec<u8>) -> Request {
-        let url = self.options.urls.get(usize::from(lane)).or(self.options.urls.first()).cloned().unwrap_or_default();
-        let mut headers = vec![("content-type", "application/json".to_owned())];
-        let is_gzip = matches!(self.options.compression, body::Compression::Gzip { .. });
-        if is_gzip {
-            headers.push(("content-encoding", "gzip".to_owned()));
-        }
-        let url = if is_gzip { format!("{url}?compression=gzip").into() } else { url };
-        Request { url, headers, body }
     }
 
     async fn wait(&mut self) {
@@ -293,7 +229,7 @@ impl Engine {
         let eager = self.stop.is_some() || !self.flushes.is_empty();
         let aside = &self.intake.aside;
         let is_due = aside.any_due(self.intake.accepted, now);
-        let has_work = is_due || self.intake.has_work() || !self.split.is_empty();
+        let has_work = is_due || self.has_work();
         let paced = match self.pace.permit(now, self.under_way.len(), eager) {
             Permit::Wait(until) if has_work => Some(until),
             _ => None,
@@ -341,10 +277,14 @@ impl Engine {
         }
     }
 
+    /// Whether there may be something to send that is not under way.
+    fn has_work(&self) -> bool {
+        self.intake.has_work() || !self.split.is_empty() || self.again.is_some()
+    }
+
     fn is_over(&self) -> bool {
         let Some(deadline) = self.stop else { return false };
-        let has_work = self.intake.has_work() || !self.split.is_empty();
-        let is_done = self.gave_up || !has_work;
+        let is_done = self.gave_up || !self.has_work();
         now() >= deadline || (is_done && self.under_way.is_empty())
     }
 

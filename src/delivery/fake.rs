@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{ChunkRef, Compression, DeliveryOptions, PaceState, Settlement, Source, SourceError};
@@ -157,10 +157,18 @@ pub(super) struct Seen {
     /// Since the first request.
     pub(super) at: Duration,
     pub(super) url: Arc<str>,
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) body: Value,
     /// The numbers of its events.
     pub(super) events: Vec<u64>,
     /// Requests under way, this one included.
     pub(super) in_flight: usize,
+}
+
+impl Seen {
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(each, _)| *each == name).map(|(_, value)| value.as_str()).unwrap_or_default()
+    }
 }
 
 /// What the endpoint answers, and after how long.
@@ -184,6 +192,19 @@ impl Reply {
     /// A refusal in PostHog's words.
     pub(super) fn bad_event() -> Self {
         Self::new(400, "event submitted with an empty event name")
+    }
+
+    /// V1's verdicts: a word for each event in turn, perhaps with details behind a colon; the last word goes for all the rest.
+    pub(super) fn results(seen: &Seen, words: &[&str]) -> Self {
+        let said = |at: usize| {
+            let word = words[at.min(words.len() - 1)];
+            let (result, details) = word.split_once(':').unwrap_or((word, ""));
+            if details.is_empty() { json!({"result": result}) } else { json!({"result": result, "details": details}) }
+        };
+        let uuid = |number: u64| Uuid::from_u128(number.into()).to_string();
+        let results: serde_json::Map<_, _> =
+            seen.events.iter().enumerate().map(|(at, &number)| (uuid(number), said(at))).collect();
+        Self::new(200, &json!({"results": results}).to_string())
     }
 
     pub(super) fn after(self, takes: Duration) -> Self {
@@ -238,7 +259,9 @@ impl Post for FakeEndpoint {
             let seen = Seen {
                 at: begun.elapsed(),
                 url: request.url,
+                headers: request.headers,
                 events: body["batch"].as_array().unwrap().iter().map(number).collect(),
+                body,
                 in_flight: played.in_flight,
             };
             let reply = (played.script)(&seen);

@@ -32,7 +32,7 @@ pub(crate) enum Endpoint {
     },
     /// It refuses the key or the quota; the events stay queued.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// When the next attempt is due.
         until: Option<WallNanos>,

@@ -12,7 +12,7 @@ use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::{Flushes, Totals};
 use super::loaded::{Closed, Loaded, Slice};
 use super::pace::{PaceOptions, park_time};
-use super::{ChunkRef, Source, SourceError};
+use super::{ChunkRef, Settlement, Source, SourceError};
 use crate::crash_point;
 use crate::store::Chunk;
 
@@ -175,6 +175,25 @@ impl Intake {
         }
     }
 
+    /// What is decided of a batch is settled; what is open of it stays in memory, and is all that the batch holds from now on.
+    pub(super) fn settle_decided(&mut self, batch: &mut Batch, now: Instant) {
+        for slice in std::mem::take(&mut batch.slices) {
+            let mut slice = slice;
+            if self.loaded.open(&slice).next().is_none() {
+                let closed = self.loaded.release(&slice);
+                self.settle(closed, now);
+                continue;
+            }
+            let was = slice.chunk;
+            if let Some(settlement) = self.loaded.settle_decided(&mut slice) {
+                self.aside.rename(was, slice.chunk);
+                self.hand_over(settlement);
+            }
+            batch.slices.push(slice);
+        }
+        batch.count(&self.loaded);
+    }
+
     /// All that is read and in no batch goes back to the queue.
     pub(super) fn release_ready(&mut self, now: Instant) {
         for slice in std::mem::take(&mut self.ready) {
@@ -217,13 +236,18 @@ impl Intake {
             }
         }
         if let Some(settlement) = closed.settlement {
-            self.totals.delivered += settlement.delivered;
-            self.totals.buried += settlement.buried.len() as u64;
-            self.source.settle(settlement);
-            crash_point::reach("delivery.settled");
-        } else {
-            self.source.give_back(closed.chunk);
+            self.hand_over(settlement);
         }
+        if let Some(rest) = closed.rest {
+            self.source.give_back(rest);
+        }
+    }
+
+    fn hand_over(&mut self, settlement: Settlement) {
+        self.totals.delivered += settlement.delivered;
+        self.totals.buried += settlement.buried.len() as u64;
+        self.source.settle(settlement);
+        crash_point::reach("delivery.settled");
     }
 
     fn take_in(&mut self, reference: ChunkRef, chunk: Chunk, now: Instant) {

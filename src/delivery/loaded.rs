@@ -54,7 +54,7 @@ pub(super) struct Tries {
     pub(super) failed_since: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LoadedChunk {
     chunk: Chunk,
     records: Vec<Record>,
@@ -182,6 +182,22 @@ impl Loaded {
         let chunk = self.chunks.get_mut(&slice.chunk)?;
         chunk.slices = chunk.slices.saturating_sub(1);
         if chunk.slices == 0 { self.close(slice.chunk) } else { None }
+    }
+
+    /// Settles what is decided of a chunk that only this slice refers to; what is open stays loaded, under its new name.
+    pub(super) fn settle_decided(&mut self, slice: &mut Slice) -> Option<Settlement> {
+        let is_open = |record: &Record| record.fate == Fate::Open;
+        self.chunks.get(&slice.chunk).filter(|chunk| chunk.slices == 1 && chunk.records.iter().any(is_open))?;
+        let before = self.chunks.get(&slice.chunk)?.records.get(..slice.range.start)?;
+        let start = before.iter().filter(|record| is_open(record)).count();
+        let end = start + self.open(slice).count();
+        let chunk = self.chunks.get(&slice.chunk)?.clone();
+        let closed = self.close(slice.chunk)?;
+        let (rest, settlement) = (closed.rest?, closed.settlement);
+        let records = chunk.records.into_iter().filter(is_open).collect();
+        self.chunks.insert(rest, LoadedChunk { records, buried: Vec::new(), ..chunk });
+        *slice = Slice { chunk: rest, range: start..end };
+        settlement
     }
 
     /// Closes a chunk, whatever still refers to it.

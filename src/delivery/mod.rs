@@ -32,6 +32,7 @@
 //! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.
 
+mod again;
 mod answer;
 mod aside;
 mod batch;
@@ -50,9 +51,14 @@ mod outcome;
 mod pace;
 #[cfg(test)]
 mod refusal_tests;
+mod request;
+mod results;
+mod send;
 mod split;
 mod state;
 mod supervise;
+#[cfg(test)]
+mod v1_tests;
 mod verdict;
 #[cfg(test)]
 mod wire_tests;
@@ -90,7 +96,8 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// The last committed chunk of each origin and lane: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;
 
-    /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly.
+    /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly. What it keeps is a
+    /// chunk that counts as read, until it is settled or given back in its turn.
     fn settle(&self, settlement: Settlement);
 
     /// A chunk that was read is let go undecided: it can be read again, and until then the queue may do with it as it likes.
@@ -125,6 +132,15 @@ pub(crate) type OnDelivery = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
 /// Hears of everything a human might want to know; logging and its rate limits are not ours.
 pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;
 
+/// What an endpoint speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// One verdict on the whole batch; key and time are in the body.
+    V0,
+    /// A verdict on each event; key, time, and which attempt of which request it is are headers.
+    V1,
+}
+
 /// What to send, where, and how much at once.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryOptions {
@@ -134,7 +150,9 @@ pub(crate) struct DeliveryOptions {
     pub(crate) api_key: String,
     /// Whether PostHog shall treat all of this as an import of old events.
     pub(crate) historical_migration: bool,
-    /// How bodies are compressed.
+    /// What the endpoint of the first lane speaks.
+    pub(crate) protocol: Protocol,
+    /// How bodies are compressed, where the endpoint can read that.
     pub(crate) compression: Compression,
     /// Events in one request.
     pub(crate) max_batch_events: usize,
@@ -150,6 +168,7 @@ impl Default for DeliveryOptions {
             urls: vec!["https://us.i.posthog.com/batch/".into()],
             api_key: String::new(),
             historical_migration: false,
+            protocol: Protocol::V0,
             compression: Compression::Gzip { level: 1 },
             max_batch_events: 1000,
             max_batch_bytes: 4 * 1024 * 1024,

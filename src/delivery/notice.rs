@@ -13,9 +13,9 @@ pub(crate) enum Notice {
         /// The beginning of its body.
         snippet: String,
     },
-    /// The key or the quota was refused; once per episode.
+    /// The key, the quota or the encoding was refused; once per episode.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// The server's words.
         reason: String,
@@ -26,6 +26,22 @@ pub(crate) enum Notice {
         status: u16,
         /// The beginning of its body.
         snippet: String,
+    },
+    /// PostHog took events and has something to say about them; once for each answer and text.
+    Warned {
+        /// The first of them.
+        uuid: Uuid,
+        /// How many.
+        events: u64,
+        /// What it says.
+        details: String,
+    },
+    /// PostHog could not take these events this time.
+    AskedAgain {
+        /// How many.
+        events: u64,
+        /// What it says of the first.
+        reason: String,
     },
     /// No answer.
     TransportFailed {

@@ -6,6 +6,8 @@
 
 use serde_json::Value;
 
+use super::Protocol;
+use super::results::Results;
 use crate::transport::{Response, RetryAfter};
 
 /// Dead letters keep so much of the server's words.
@@ -34,6 +36,13 @@ pub(super) enum Outcome {
         /// Kinds of events that it says it dropped for want of quota.
         quota_limited: Vec<String>,
     },
+    /// PostHog has decided on each event.
+    Judged {
+        /// How.
+        results: Results,
+        /// When it wants to see again those that it could not take.
+        retry_after: Option<RetryAfter>,
+    },
     /// The batch, or one event of it, is unacceptable.
     Refused {
         /// 400 or 413.
@@ -43,9 +52,9 @@ pub(super) enum Outcome {
         /// PostHog itself said so: an event refused alone may be buried, given evidence.
         by_posthog: bool,
     },
-    /// The key or the quota is refused; the events are fine.
+    /// The key, the quota or the encoding is refused; the events are fine.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// The server's words.
         reason: String,
@@ -61,12 +70,17 @@ pub(super) enum Outcome {
     },
 }
 
-/// Judges an answer.
-pub(super) fn judge(response: &Response) -> Outcome {
+/// Judges an answer to a request in that protocol.
+pub(super) fn judge(response: &Response, protocol: Protocol) -> Outcome {
     let status = response.status;
     let json = serde_json::from_slice::<Value>(&response.body).ok();
-    let failed = || Outcome::Failed { status, reason: reason(&response.body), retry_after: response.retry_after };
+    let retry_after = response.retry_after;
+    let failed = || Outcome::Failed { status, reason: reason(&response.body), retry_after };
     match status {
+        200..=299 if protocol == Protocol::V1 => match json.as_ref().and_then(Results::parse) {
+            Some(results) => Outcome::Judged { results, retry_after },
+            None => failed(),
+        },
         200..=299 => match json.as_ref().filter(|body| is_acceptance(body)) {
             Some(body) => Outcome::Delivered { quota_limited: quota_limited(body) },
             None => failed(),
@@ -80,12 +94,12 @@ pub(super) fn judge(response: &Response) -> Outcome {
                 failed()
             }
         }
-        401..=403 => Outcome::Paused { status, reason: reason(&response.body) },
+        401..=403 | 415 => Outcome::Paused { status, reason: reason(&response.body) },
         _ => failed(),
     }
 }
 
-/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of the V1 endpoint.
+/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of newer ones.
 fn is_acceptance(body: &Value) -> bool {
     let status_is_good = match body.get("status") {
         Some(Value::Number(number)) => number.as_u64() == Some(1),
@@ -114,10 +128,13 @@ fn quota_limited(body: &Value) -> Vec<String> {
 
 /// The beginning of a body as text.
 fn reason(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim();
+    beginning(String::from_utf8_lossy(body).trim()).to_owned()
+}
+
+/// As much of a text as is kept.
+pub(super) fn beginning(text: &str) -> &str {
     let end = (0..=MAX_REASON_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    text[..end].to_owned()
+    text.get(..end).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -125,11 +142,16 @@ mod tests {
     use super::*;
 
     fn of(status: u16, body: &str) -> Outcome {
-        judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() })
+        answer(status, body, Protocol::V0)
     }
 
-    fn kind(status: u16, body: &str) -> &'static str {
-        match of(status, body) {
+    fn answer(status: u16, body: &str, protocol: Protocol) -> Outcome {
+        judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, protocol)
+    }
+
+    fn kind(outcome: &Outcome) -> &'static str {
+        match outcome {
+            Outcome::Judged { .. } => "judged",
             Outcome::Delivered { .. } => "delivered",
             Outcome::Refused { by_posthog: true, .. } => "refused",
             Outcome::Refused { by_posthog: false, .. } => "split",
@@ -177,10 +199,37 @@ mod tests {
             (301, "", "failed"),
             (404, html, "failed"),
             (405, "", "failed"),
-            (415, r#"{"error":"unsupported"}"#, "failed"),
+            (415, r#"{"error":"unsupported_content_type"}"#, "paused"),
             (599, "", "failed"),
         ] {
-            assert_eq!(kind(status, body), expected, "{status} {body}");
+            assert_eq!(kind(&of(status, body)), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn of_v1_only_a_success_means_something_else() {
+        let judged = r#"{"results":{"0198c0de-0000-7000-8000-000000000abc":{"result":"retry"}}}"#;
+        for (status, body, expected) in [
+            (200, judged, "judged"),
+            (202, r#"{"results":{}}"#, "judged"),
+            (200, r#"{"status":1}"#, "failed"),
+            (200, "<html>Sign in</html>", "failed"),
+            (200, judged.split_at(60).0, "failed"),
+            (200, "", "failed"),
+            (400, r#"{"error":"bad_created_at","error_description":"..","error_uri":".."}"#, "refused"),
+            (400, "<html></html>", "failed"),
+            (413, r#"{"error":"payload_too_large"}"#, "refused"),
+            (401, r#"{"error":"missing_authorization"}"#, "paused"),
+            (402, r#"{"error":"billing_limit_exceeded"}"#, "paused"),
+            (403, "", "paused"),
+            (415, r#"{"error":"unsupported_content_type"}"#, "paused"),
+            (408, r#"{"error":"body_read_timeout"}"#, "failed"),
+            (429, "", "failed"),
+            (500, judged, "failed"),
+            (503, r#"{"error":"service_unavailable"}"#, "failed"),
+            (504, "", "failed"),
+        ] {
+            assert_eq!(kind(&answer(status, body, Protocol::V1)), expected, "{status} {body}");
         }
     }
 
@@ -202,7 +251,7 @@ mod tests {
         let Outcome::Failed { reason, .. } = of(500, &"\u{fc}".repeat(2000)) else { panic!("not failed") };
         assert_eq!(reason.len(), MAX_REASON_BYTES);
         let Outcome::Failed { reason, .. } =
-            judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() })
+            judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() }, Protocol::V0)
         else {
             panic!("not failed")
         };

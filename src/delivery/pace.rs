@@ -219,6 +219,14 @@ impl Pace {
         self.health
     }
 
+    /// When the next request of this cycle of attempts may go; `None` outside a cycle.
+    pub(super) fn next_of_cycle(&self, now: Instant) -> Option<Instant> {
+        match self.health {
+            Health::Backoff { until } => Some(self.active_hold(now).map_or(until, |hold| hold.max(until))),
+            _ => None,
+        }
+    }
+
     /// Whether something keeps us from sending at full speed.
     #[cfg(test)]
     pub(super) fn is_down(&self, now: Instant) -> bool {

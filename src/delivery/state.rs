@@ -27,7 +27,7 @@ pub(crate) enum Phase {
     },
     /// The key or the quota is refused.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// Wall time.
         until: WallNanos,

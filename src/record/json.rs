@@ -1,4 +1,4 @@
-//! A body as one element of PostHog's V0 batch, streamed: no tree of values is built.
+//! A body as one element of a PostHog batch, streamed: no tree of values is built. The V1 form is in `json_v1.rs`.
 //!
 //! What serde_json would write, this writes: escapes, shortest floats, `null` for a float JSON has no number for, an array of
 //! numbers for bytes, strings for the integer and boolean keys of nested maps.
@@ -17,17 +17,31 @@ const FEW: usize = 32;
 
 /// Appends `{"uuid":..,"event":..,"distinct_id":..,"properties":{..},"timestamp":".."}`; on an error `out` is as it was.
 pub(crate) fn write_event(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    begin_event(view, Said::default(), |_, _| false, out)?;
+    out.push(b'}');
+    Ok(())
+}
+
+/// Appends an event up to its closing brace. Properties that `lifts` answers true for are left out; of the library's own, those that
+/// are `said` already. On an error `out` is as it was.
+#[inline]
+pub(super) fn begin_event<'a>(
+    view: &View<'a>,
+    said: Said,
+    lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Malformed> {
     let start = out.len();
     out.extend_from_slice(b"{\"uuid\":\"");
     out.extend_from_slice(view.head.uuid.hyphenated().encode_lower(&mut [0; 36]).as_bytes());
-    let written = write_said(view, out);
+    let written = write_said(view, said, lifts, out);
     if written.is_err() {
         out.truncate(start);
         return written;
     }
     out.extend_from_slice(b",\"timestamp\":\"");
     write_timestamp(out, view.head.timestamp_nanos);
-    out.extend_from_slice(b"\"}");
+    out.push(b'"');
     Ok(())
 }
 
@@ -40,23 +54,34 @@ pub(crate) fn write_entries(entries: Entries<'_>, out: &mut Vec<u8>) -> Result<(
 }
 
 /// What can be malformed: strings and values.
-fn write_said(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+#[inline]
+fn write_said<'a>(
+    view: &View<'a>,
+    said: Said,
+    lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Malformed> {
     out.extend_from_slice(b"\",\"event\":");
     write_str(out, view.name.as_bytes())?;
     out.extend_from_slice(b",\"distinct_id\":");
     write_str(out, view.distinct_id.as_bytes())?;
     out.extend_from_slice(b",\"properties\":");
-    write_properties(view, out)
+    write_properties(view, said, lifts, out)
 }
 
 /// The caller's properties, and what every event of this library says unless the caller said otherwise.
-fn write_properties(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+#[inline]
+fn write_properties<'a>(
+    view: &View<'a>,
+    mut said: Said,
+    mut lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
-    let mut said = Said::default();
     each_last(view.properties, |key, value| {
         // Most keys of callers have no dollar: one byte decides.
         if key.first() == Some(&b'$') {
-            if key == b"$groups" && !view.groups.is_empty() {
+            if (key == b"$groups" && !view.groups.is_empty()) || lifts(key, value) {
                 return Ok(());
             }
             said.note(key);
@@ -90,14 +115,14 @@ fn write_properties(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed>
     Ok(())
 }
 
-/// Which of the library's own properties the caller has set himself.
+/// Which of the library's own properties are not to be added: the caller has set them himself, or they are said elsewhere.
 #[derive(Default)]
-struct Said {
-    lib: bool,
-    lib_version: bool,
-    is_server: bool,
-    geoip_disable: bool,
-    person_profile: bool,
+pub(super) struct Said {
+    pub(super) lib: bool,
+    pub(super) lib_version: bool,
+    pub(super) is_server: bool,
+    pub(super) geoip_disable: bool,
+    pub(super) person_profile: bool,
 }
 
 impl Said {
@@ -140,19 +165,19 @@ fn each_last<'a>(
 }
 
 /// An object being written: puts the commas.
-struct Object<'o> {
-    out: &'o mut Vec<u8>,
+pub(super) struct Object<'o> {
+    pub(super) out: &'o mut Vec<u8>,
     empty: bool,
 }
 
 impl<'o> Object<'o> {
-    fn begin(out: &'o mut Vec<u8>) -> Self {
+    pub(super) fn begin(out: &'o mut Vec<u8>) -> Self {
         out.push(b'{');
         Self { out, empty: true }
     }
 
     /// One of the library's own keys.
-    fn name(&mut self, name: &str) {
+    pub(super) fn name(&mut self, name: &str) {
         self.separate();
         write_plain(self.out, name);
         self.out.push(b':');
@@ -172,7 +197,7 @@ impl<'o> Object<'o> {
         self.empty = false;
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         self.out.push(b'}');
     }
 }
@@ -223,7 +248,7 @@ fn write_key(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed
     Ok(())
 }
 
-fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
+pub(super) fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
     // No early exit: the loop is a few vector instructions, and nearly no string needs an escape. ASCII is UTF-8 by itself.
     let plain = |byte: u8| (0x20..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\');
     if bytes.iter().fold(true, |all, &byte| all & plain(byte)) {
@@ -243,14 +268,14 @@ fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-fn write_quoted(out: &mut Vec<u8>, value: impl Serialize) {
+pub(super) fn write_quoted(out: &mut Vec<u8>, value: impl Serialize) {
     out.push(b'"');
     write_json(out, value);
     out.push(b'"');
 }
 
 /// What serde_json knows how to write. Writing to a `Vec` and serializing these few types cannot fail.
-fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
+pub(super) fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
     let written = serde_json::to_writer(out, &value);
     debug_assert!(written.is_ok());
 }

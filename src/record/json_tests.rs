@@ -10,7 +10,7 @@ use super::serialize::append_entry;
 use super::{Class, Flags, HEAD_LEN, Head, View};
 
 /// A body of these properties and groups, each list with repeated keys if it has them.
-fn body_of(head: Head, properties: &[(&str, Value)], groups: &[(&str, Value)]) -> Vec<u8> {
+pub(super) fn body_of(head: Head, properties: &[(&str, Value)], groups: &[(&str, Value)]) -> Vec<u8> {
     let mut body = head.encode().to_vec();
     append_str(&mut body, "run_started");
     append_str(&mut body, "user_1");
@@ -26,7 +26,7 @@ fn body_of(head: Head, properties: &[(&str, Value)], groups: &[(&str, Value)]) -
     body
 }
 
-fn head() -> Head {
+pub(super) fn head() -> Head {
     Head {
         class: Class::Ordinary,
         flags: Flags::default(),

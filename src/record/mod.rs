@@ -35,7 +35,8 @@
 //! # Operations
 //!
 //! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`View::parse`] checks a body
-//! once and then lends its parts, [`json::write_event`] writes one element of PostHog's V0 batch.
+//! once and then lends its parts, [`json::write_event`] writes one element of PostHog's V0 batch, and [`json_v1::write_event_v1`] one
+//! of its V1 batch: the same text, but for the properties that V1 wants beside the properties.
 
 pub(crate) mod decode;
 pub(crate) mod encode;
@@ -46,6 +47,9 @@ mod hostile_tests;
 pub(crate) mod json;
 #[cfg(test)]
 mod json_tests;
+pub(crate) mod json_v1;
+#[cfg(test)]
+mod json_v1_tests;
 pub(crate) mod serialize;
 #[cfg(test)]
 mod serialize_tests;

@@ -15,7 +15,7 @@
 //! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
 //! * **Names are looked up** on a thread for each lookup, a bounded number of them, for the runtime's own way panics where there are
 //!   no threads to be had.
-//! * **Answers are bounded:** at most 64 KiB of a body are read, the rest is cut; compressed answers are not asked for.
+//! * **Answers are bounded:** so much of a body is read as the request says (64 KiB, mostly), the rest is cut; compressed answers are not asked for.
 //! * **An idle transport sleeps.** Unused connections are closed after 30 s, before a NAT on the way would forget them; with the
 //!   last of them the only timer ends.
 //! * `Retry-After` is read leniently: seconds (a fraction is rounded up) or an HTTP date; anything else is as if it was absent.
@@ -45,7 +45,7 @@ pub(crate) use host::normalise_host;
 pub(crate) use proxy::Proxy;
 pub(crate) use retry_after::RetryAfter;
 
-/// At most so much of an answer's body is read.
+/// At most so much of a plain answer's body is read.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// Shorter than the 60 s after which load balancers commonly close idle connections, so that a reused one is rarely a dead one.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -102,6 +102,8 @@ pub(crate) struct Request {
     pub(crate) headers: Vec<(&'static str, String)>,
     /// The bytes as they are sent.
     pub(crate) body: Vec<u8>,
+    /// At most so much of the answer's body is read: [`MAX_RESPONSE_BYTES`], unless more has to be said than one verdict.
+    pub(crate) max_answer: usize,
 }
 
 /// An answer, from whomever it came.
@@ -111,7 +113,7 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// The `Retry-After` header, if it can be understood.
     pub(crate) retry_after: Option<RetryAfter>,
-    /// The first [`MAX_RESPONSE_BYTES`] of the body.
+    /// The first [`Request::max_answer`] bytes of the body.
     pub(crate) body: Vec<u8>,
 }
 
@@ -197,7 +199,7 @@ async fn post(client: reqwest::Client, request: Request) -> Result<Response, req
         body: Vec::new(),
     };
     while let Some(part) = answer.chunk().await? {
-        let room = MAX_RESPONSE_BYTES - response.body.len();
+        let room = request.max_answer.saturating_sub(response.body.len());
         response.body.extend(part.iter().take(room));
         if part.len() >= room {
             break;

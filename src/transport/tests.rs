@@ -26,7 +26,8 @@ fn transport(options: TransportOptions) -> Transport {
 }
 
 fn request(url: &str) -> Request {
-    Request { url: url.into(), headers: vec![("content-type", "application/json".to_owned())], body: b"{}".to_vec() }
+    let headers = vec![("content-type", "application/json".to_owned())];
+    Request { url: url.into(), headers, body: b"{}".to_vec(), max_answer: MAX_RESPONSE_BYTES }
 }
 
 /// Reads one request (head and a body of two bytes) and writes `answer`.

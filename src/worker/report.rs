@@ -41,7 +41,7 @@ pub enum Endpoint {
     },
     /// It refuses the key or the quota; events wait on disk.
     Paused {
-        /// 401, 402 or 403.
+        /// 401, 402, 403 or 415.
         status: u16,
         /// Time until the next attempt, if one is planned.
         retry_in: Option<Duration>,

@@ -78,12 +78,16 @@ impl Outbox {
         let mut state = lock(&self.state);
         state.committing.remove(&batch.origin);
         for settlement in batch.settlements {
-            state.settled.remove(&settlement.chunk);
-            if let Some(first_seq) = settlement.keep.as_ref().and_then(|kept| kept.iter().min()) {
+            // What it kept may have its name, and may be settled by now.
+            if !state.waiting.iter().any(|waiting| waiting.chunk == settlement.chunk) {
+                state.settled.remove(&settlement.chunk);
+            }
+            if let Some(rest) = rest(&settlement) {
                 // A row that could not be rewritten still stands where it stood.
                 state.returned.insert(settlement.chunk);
-                let key = ChunkKey { first_seq: *first_seq, ..settlement.chunk.key };
-                state.returned.insert(ChunkRef { key, ..settlement.chunk });
+                if !state.handed.contains(&rest) {
+                    state.returned.insert(rest);
+                }
             }
         }
     }
@@ -92,7 +96,8 @@ impl Outbox {
     pub(super) fn put_back(&self, batch: Batch) {
         let mut state = lock(&self.state);
         state.committing.remove(&batch.origin);
-        state.waiting.extend(batch.settlements);
+        // Before what has come since, which may be about what these keep.
+        state.waiting.splice(0..0, batch.settlements);
         if state.next_attempt.is_none() {
             state.next_attempt = batch.next_attempt;
         }
@@ -208,6 +213,25 @@ impl Outbox {
     }
 }
 
+/// What a settlement keeps, by its new name.
+fn rest(settlement: &Settlement) -> Option<ChunkRef> {
+    let first_seq = *settlement.keep.as_ref()?.iter().min()?;
+    Some(ChunkRef { key: ChunkKey { first_seq, ..settlement.chunk.key }, ..settlement.chunk })
+}
+
+/// Adds a settlement to those that wait for a commit: to an earlier one where it is about what that one keeps, which is no row yet.
+fn add(waiting: &mut Vec<Settlement>, settlement: Settlement) {
+    let same_row = waiting.iter_mut().find(|earlier| rest(earlier) == Some(settlement.chunk));
+    match same_row {
+        Some(earlier) => {
+            earlier.delivered += settlement.delivered;
+            earlier.buried.extend(settlement.buried);
+            earlier.keep = settlement.keep;
+        }
+        None => waiting.push(settlement),
+    }
+}
+
 /// Events delivered and buried.
 fn events<'a>(settlements: impl Iterator<Item = &'a Settlement>) -> (u64, u64) {
     settlements.fold((0, 0), |(delivered, buried), settlement| {
@@ -298,7 +322,9 @@ impl Source for Pipeline {
                 return;
             }
             state.settled.insert(settlement.chunk);
-            state.waiting.push(settlement);
+            // Still with the delivery.
+            state.handed.extend(rest(&settlement));
+            add(&mut state.waiting, settlement);
         }
         self.bell.ring(|_| ());
     }

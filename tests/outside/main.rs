@@ -17,5 +17,6 @@ mod process;
 mod refusals;
 mod runtimes;
 mod stage;
+mod v1;
 mod waiting;
 mod wire;

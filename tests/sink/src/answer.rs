@@ -11,6 +11,8 @@ pub struct Answer {
     pub(crate) delay: Duration,
     pub(crate) ending: Ending,
     pub(crate) takes: bool,
+    /// V1's verdicts, one for each event in turn.
+    pub(crate) results: Option<Vec<String>>,
 }
 
 /// How the exchange ends.
@@ -25,9 +27,15 @@ pub(crate) enum Ending {
 }
 
 impl Answer {
-    /// 200 and `{"status":1}`: the events are taken.
+    /// 200 and `{"status":1}`, or to a V1 batch `ok` for each event: the events are taken.
     pub fn ok() -> Self {
-        Self::status(200).body(r#"{"status":1}"#)
+        Self { results: Some(Vec::new()), ..Self::status(200).body(r#"{"status":1}"#) }
+    }
+
+    /// To a V1 batch 200 and a verdict on each event in turn: `ok`, `warning`, `drop`, `retry` or anything else, with details behind a
+    /// colon; `missing` leaves it out of the answer. The last word goes for all the rest. Only `ok` and `warning` take the event.
+    pub fn results<'w>(words: impl IntoIterator<Item = &'w str>) -> Self {
+        Self { results: Some(words.into_iter().map(str::to_owned).collect()), ..Self::status(200) }
     }
 
     /// `status` with an empty body. 2xx takes the events, any other does not.
@@ -39,6 +47,7 @@ impl Answer {
             delay: Duration::ZERO,
             ending: Ending::Reply,
             takes: (200..300).contains(&status),
+            results: None,
         }
     }
 
@@ -56,6 +65,7 @@ impl Answer {
     /// Sets the body. One that starts with `{` is sent as JSON, any other as plain text.
     pub fn body(mut self, body: impl Into<String>) -> Self {
         self.body = body.into();
+        self.results = None;
         self
     }
 

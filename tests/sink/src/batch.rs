@@ -1,15 +1,14 @@
 //! A request's body as events, by PostHog's rules and in PostHog's words.
 
-use std::io::Read;
+use std::collections::HashSet;
 
-use flate2::read::MultiGzDecoder;
 use memchr::memmem;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::answer::Answer;
+use crate::codec::decode;
 
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const UUID_CHARS: usize = 36;
 
 /// One event that was taken.
@@ -27,6 +26,8 @@ pub struct Event {
     pub properties: Value,
     /// The request's `sent_at`; empty if absent.
     pub sent_at: String,
+    /// What else the event has, as sent: V1's `options`, `session_id` and `window_id`.
+    pub others: Value,
     /// Position of its request in [`State::requests`](crate::State::requests).
     pub request: usize,
 }
@@ -38,23 +39,22 @@ pub(crate) struct Batch {
     pub(crate) sent_at: String,
     pub(crate) uuids: Vec<Uuid>,
     pub(crate) events: Vec<Event>,
+    /// Of a request that is taken, those that are not.
+    pub(crate) left: HashSet<Uuid>,
+    /// The body without its events.
+    pub(crate) envelope: Value,
     /// Whether the uuids are worth keeping with the request too.
     pub(crate) keeps_uuids: bool,
 }
 
 /// The body as JSON text. `Err` is PostHog's answer to a body that cannot be read or is too large.
-pub(crate) fn decompress(body: Vec<u8>, says_gzip: bool, size_limit: usize) -> Result<Vec<u8>, Answer> {
+pub(crate) fn decompress(body: Vec<u8>, encoding: Option<&str>, size_limit: usize) -> Result<Vec<u8>, Answer> {
     if body.len() > size_limit {
         return Err(too_large(body.len(), size_limit));
     }
-    if !says_gzip && !body.starts_with(&GZIP_MAGIC) {
-        return Ok(body);
-    }
-    let mut text = Vec::with_capacity(body.len().saturating_mul(4).min(size_limit));
-    let limit = u64::try_from(size_limit).unwrap_or(u64::MAX).saturating_add(1);
-    match MultiGzDecoder::new(&body[..]).take(limit).read_to_end(&mut text) {
-        Ok(_) if text.len() > size_limit => Err(too_large(text.len(), size_limit)),
-        Ok(_) => Ok(text),
+    match decode(encoding, body, size_limit) {
+        Ok(text) if text.len() > size_limit => Err(too_large(text.len(), size_limit)),
+        Ok(text) => Ok(text),
         Err(error) => Err(refused(400, format!("failed to decode request: {error}"))),
     }
 }
@@ -85,6 +85,7 @@ pub(crate) fn validate(body: &Value, events: Vec<Value>) -> (Batch, Option<Answe
         api_key: text_of(body, "api_key"),
         sent_at: text_of(body, "sent_at"),
         keeps_uuids: true,
+        envelope: body.clone(),
         ..Batch::default()
     };
     let mut refusal = if batch.api_key.is_empty() {
@@ -104,7 +105,7 @@ pub(crate) fn validate(body: &Value, events: Vec<Value>) -> (Batch, Option<Answe
     (batch, refusal)
 }
 
-fn event_of(mut value: Value, sent_at: &str) -> Result<Event, &'static str> {
+pub(crate) fn event_of(mut value: Value, sent_at: &str) -> Result<Event, &'static str> {
     let event = text_of(&value, "event");
     if event.is_empty() {
         return Err("event submitted with an empty event name");
@@ -113,22 +114,29 @@ fn event_of(mut value: Value, sent_at: &str) -> Result<Event, &'static str> {
     if distinct_id.is_empty() {
         return Err("event submitted without a distinct_id");
     }
+    let uuid = uuid_of(&value);
+    let properties = value.get_mut("properties").map(Value::take).unwrap_or_default();
+    let timestamp = text_of(&value, "timestamp");
+    if let Some(members) = value.as_object_mut() {
+        members.retain(|name, _| !["uuid", "event", "distinct_id", "timestamp", "properties"].contains(&name.as_str()));
+    }
     Ok(Event {
-        uuid: uuid_of(&value).ok_or("failed to parse request: event without a valid uuid")?,
+        uuid: uuid.ok_or("failed to parse request: event without a valid uuid")?,
         event,
         distinct_id,
-        timestamp: text_of(&value, "timestamp"),
-        properties: value.get_mut("properties").map(Value::take).unwrap_or_default(),
+        timestamp,
+        properties,
         sent_at: sent_at.to_owned(),
+        others: value,
         request: 0,
     })
 }
 
-fn uuid_of(event: &Value) -> Option<Uuid> {
+pub(crate) fn uuid_of(event: &Value) -> Option<Uuid> {
     event.get("uuid")?.as_str()?.parse().ok()
 }
 
-fn text_of(object: &Value, key: &str) -> String {
+pub(crate) fn text_of(object: &Value, key: &str) -> String {
     object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
@@ -136,6 +144,6 @@ fn too_large(bytes: usize, limit: usize) -> Answer {
     refused(413, format!("maximum event size exceeded: payload of {bytes} bytes is above {limit}"))
 }
 
-fn refused(status: u16, words: impl Into<String>) -> Answer {
+pub(crate) fn refused(status: u16, words: impl Into<String>) -> Answer {
     Answer::status(status).body(words)
 }

@@ -6,6 +6,8 @@
 //! Rules, taken from PostHog's capture service:
 //! - `POST /batch`, with or without the slash at the end, and `/i/v0/ai/batch/`, which has the same body. JSON, plain or
 //!   gzip (told by the header or by gzip's magic number; PostHog sniffs as well). Any other path is 404, any other method 405.
+//! - `POST /i/v1/analytics/events`: as V1 wants it, with its headers, under any of its encodings. It is answered with a verdict on each
+//!   event ([`Answer::results`]), and only what has a good one is taken. A request that holds a uuid twice is refused whole.
 //! - A request is taken whole or refused whole. One event without a name or distinct id, a body that is no JSON, or one
 //!   above [`Sink::size_limit`] refuses all, with PostHog's own words as plain text. A request without a key is 401.
 //! - What is taken is answered `{"status":1}`. The same uuid taken twice is a duplicate: kept, and counted.
@@ -24,10 +26,12 @@
 
 mod answer;
 mod batch;
+mod codec;
 mod server;
 mod state;
 #[cfg(test)]
 mod tests;
+mod v1;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +42,7 @@ use uuid::Uuid;
 
 pub use answer::Answer;
 pub use batch::Event;
+pub use codec::decode;
 pub use state::{Request, State};
 
 use server::Server;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Response};
@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::answer::{Answer, Ending};
 use crate::batch::{self, Batch};
 use crate::state::{Request, Shared};
+use crate::v1;
 
 const BACKLOG: u32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -123,18 +124,19 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
         arrived: Instant::now(),
         api_key: String::new(),
         sent_at: String::new(),
+        envelope: serde_json::Value::Null,
         event_count: 0,
         uuids: Vec::new(),
         status: 0,
         taken: false,
     };
-    let (answer, batch) = if !PATHS.contains(&head.uri.path()) {
+    let is_v1 = v1::PATHS.contains(&head.uri.path());
+    let (answer, batch) = if !is_v1 && !PATHS.contains(&head.uri.path()) {
         (Answer::status(404), Batch::default())
     } else if head.method != Method::POST {
         (Answer::status(405), Batch::default())
     } else {
-        let says_gzip = head.headers.get(CONTENT_ENCODING).is_some_and(|value| value == "gzip");
-        decide(&shared, body, says_gzip)
+        decide(&shared, &record, body, is_v1)
     };
     record.status = answer.status;
     record.taken = answer.takes;
@@ -150,33 +152,45 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
 }
 
 /// The answer that script and rules give to a batch, and what could be read of it.
-fn decide(shared: &Shared, body: Vec<u8>, says_gzip: bool) -> (Answer, Batch) {
+fn decide(shared: &Shared, request: &Request, body: Vec<u8>, is_v1: bool) -> (Answer, Batch) {
     let (planned, refusal, size_limit, fast) = {
         let mut rules = shared.rules();
         let planned = rules.script.pop_front().unwrap_or_else(|| rules.default.clone());
         (planned, rules.refuse.clone(), rules.size_limit, rules.fast)
     };
     let or_planned = |refused: Answer| if planned.takes { refused } else { planned.clone() };
-    let text = match batch::decompress(body, says_gzip, size_limit) {
+    let text = match batch::decompress(body, request.header("content-encoding"), size_limit) {
         Ok(text) => text,
         Err(refused) => return (or_planned(refused), Batch::default()),
     };
     if fast && refusal.is_none() {
-        return (planned, batch::scan(&text));
+        let mut batch = batch::scan(&text);
+        return (judged(planned, &mut batch, is_v1), batch);
     }
     let (body, events) = match batch::parse(&text) {
         Ok(parsed) => parsed,
         Err(refused) => return (or_planned(refused), Batch::default()),
     };
     let poisoned = refusal.and_then(|refusal| refusal.judge(&events));
-    let (mut batch, invalid) = batch::validate(&body, events);
+    let (mut batch, invalid) = match is_v1 {
+        true => v1::validate(request, &body, events),
+        false => batch::validate(&body, events),
+    };
     if fast {
         batch.events.clear();
         batch.keeps_uuids = false;
     }
     match poisoned.or(invalid) {
         Some(refused) => (or_planned(refused), batch),
-        None => (planned, batch),
+        None => (judged(planned, &mut batch, is_v1), batch),
+    }
+}
+
+/// The planned answer, with V1's verdicts where it has any.
+fn judged(planned: Answer, batch: &mut Batch, is_v1: bool) -> Answer {
+    match &planned.results {
+        Some(words) if is_v1 => Answer { body: v1::judge(batch, words), ..planned },
+        _ => planned,
     }
 }
 

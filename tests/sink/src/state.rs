@@ -40,10 +40,12 @@ pub struct Request {
     pub wire_bytes: usize,
     /// When the whole request had arrived.
     pub arrived: Instant,
-    /// The body's `api_key`. Empty in fast mode and for a body that could not be read.
+    /// The body's `api_key`, or V1's bearer token. Empty in fast mode and for a body that could not be read.
     pub api_key: String,
-    /// The body's `sent_at`. Empty in fast mode and for a body that could not be read.
+    /// The body's `sent_at`, or V1's request timestamp. Empty in fast mode and for a body that could not be read.
     pub sent_at: String,
+    /// The body without its events. Null in fast mode and for a body that could not be read.
+    pub envelope: Value,
     /// How many events it carried.
     pub event_count: usize,
     /// The events' uuids, in the order sent. Empty in fast mode.
@@ -104,14 +106,17 @@ impl State {
 
     fn record(&mut self, mut request: Request, batch: Batch) {
         if request.taken {
-            self.taken += batch.uuids.len() as u64;
-            self.uuids.extend(batch.uuids.iter().copied());
+            let is_taken = |uuid: &Uuid| !batch.left.contains(uuid);
+            self.taken += batch.uuids.iter().filter(|&uuid| is_taken(uuid)).count() as u64;
+            self.uuids.extend(batch.uuids.iter().copied().filter(is_taken));
             let arrival = self.requests.len();
-            self.events.extend(batch.events.into_iter().map(|event| Event { request: arrival, ..event }));
+            let events = batch.events.into_iter().filter(|event| is_taken(&event.uuid));
+            self.events.extend(events.map(|event| Event { request: arrival, ..event }));
         }
         request.event_count = batch.uuids.len();
         request.api_key = batch.api_key;
         request.sent_at = batch.sent_at;
+        request.envelope = batch.envelope;
         if batch.keeps_uuids {
             request.uuids = batch.uuids;
         }

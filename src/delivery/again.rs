@@ -1,0 +1,127 @@
+//! Answers of V1: each event has a verdict of its own, and a request that failed is sent again as the same request.
+//!
+//! PostHog knows a V1 request by its id and counts its attempts, so what failed is kept and is the next probe, as one batch and under one id,
+//! until it is answered, the cycle of attempts is spent, or the wait is long. V0 knows no such thing: there a failed batch goes back to
+//! the queue, where it can be evicted, and newer events join it when it is read again.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::batch::{Batch, uuid_of};
+use super::engine::{Engine, now};
+use super::pace::Ticket;
+use super::results::{Results, Ruling};
+use super::{ChunkRef, Notice, Protocol, Verdict};
+use crate::transport::RetryAfter;
+
+/// No longer than this are events kept in memory, where nothing can evict them, for the sake of a request's id.
+const MOST_WAIT: Duration = Duration::from_secs(60);
+/// Of one answer's warnings, so many different ones are told.
+const MOST_WARNINGS: usize = 8;
+
+/// The events of one answer, by what becomes of them.
+#[derive(Debug, Default)]
+struct Sorted {
+    taken: Vec<(ChunkRef, usize)>,
+    taken_uuids: Vec<Uuid>,
+    /// What is said of how many of them, and the first of these.
+    warnings: Vec<(String, u64, Uuid)>,
+    refused: Vec<(ChunkRef, usize, String)>,
+    again: u64,
+    /// Why, in the words on the first of them.
+    again_reason: String,
+}
+
+impl Engine {
+    /// PostHog has decided on each event of a batch.
+    pub(super) fn judged(
+        &mut self,
+        mut batch: Batch,
+        ticket: Ticket,
+        status: u16,
+        results: &Results,
+        retry_after: Option<RetryAfter>,
+    ) {
+        let now = now();
+        let sorted = self.sort(&batch, results);
+        for (details, events, uuid) in sorted.warnings {
+            (self.report)(Notice::Warned { uuid, events, details });
+        }
+        if sorted.refused.is_empty() && sorted.again == 0 {
+            return self.accepted(batch, ticket);
+        }
+        if !sorted.taken.is_empty() {
+            self.note_success(sorted.taken.len());
+            for (chunk, position) in sorted.taken {
+                self.intake.loaded.mark_delivered(&super::loaded::Slice { chunk, range: position..position + 1 });
+            }
+            self.tell(&sorted.taken_uuids, Verdict::Delivered);
+            self.intake.note_acceptance(now);
+        }
+        for (chunk, position, reason) in sorted.refused {
+            self.bury(chunk, position, status, &reason);
+        }
+        if sorted.again == 0 {
+            self.note_recovery(ticket);
+            return self.intake.release(&batch, now);
+        }
+        self.intake.settle_decided(&mut batch, now);
+        let wait = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
+        let reason = sorted.again_reason;
+        let text = format!("PostHog asks for {} events again: {reason}", sorted.again);
+        self.failed(batch, ticket, wait, Notice::AskedAgain { events: sorted.again, reason }, text);
+    }
+
+    fn sort(&self, batch: &Batch, results: &Results) -> Sorted {
+        let mut sorted = Sorted::default();
+        let loaded = &self.intake.loaded;
+        let records = batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |record| (slice.chunk, record)));
+        for (chunk, (position, _, body)) in records {
+            let uuid = uuid_of(body);
+            match results.of(uuid) {
+                Ruling::Taken { warning } => {
+                    sorted.taken.push((chunk, position));
+                    sorted.taken_uuids.push(uuid);
+                    if let Some(details) = warning {
+                        sorted.warn(details, uuid);
+                    }
+                }
+                Ruling::Refused { reason } => sorted.refused.push((chunk, position, reason)),
+                Ruling::Again { reason } => {
+                    if sorted.again == 0 {
+                        sorted.again_reason = reason;
+                    }
+                    sorted.again += 1;
+                }
+            }
+        }
+        sorted
+    }
+
+    /// Whether a batch that has just failed is to be the next probe, as the same request.
+    pub(super) fn stays_the_same(&self, batch: &Batch, now: Instant) -> bool {
+        let is_near = |at: Instant| at.saturating_duration_since(now) <= MOST_WAIT;
+        self.again.is_none()
+            && self.options.protocol(batch.lane()) == Protocol::V1
+            && self.pace.next_of_cycle(now).is_some_and(is_near)
+    }
+
+    /// The cycle is over: what was kept goes back to the queue, and will be another request.
+    pub(super) fn forget_request(&mut self, now: Instant) {
+        if let Some(batch) = self.again.take() {
+            self.intake.release(&batch, now);
+        }
+    }
+}
+
+impl Sorted {
+    fn warn(&mut self, details: String, uuid: Uuid) {
+        let known = self.warnings.iter().position(|(known, ..)| *known == details);
+        if let Some((_, events, _)) = known.and_then(|known| self.warnings.get_mut(known)) {
+            *events += 1;
+        } else if self.warnings.len() < MOST_WARNINGS {
+            self.warnings.push((details, 1, uuid));
+        }
+    }
+}

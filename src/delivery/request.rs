@@ -1,0 +1,90 @@
+//! A body as a request: where to, under which headers, in which protocol. Pure.
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use uuid::{Builder, Uuid};
+
+use super::body::{Body, Compression, Envelope, utc};
+use super::{DeliveryOptions, Protocol};
+use crate::clock::WallNanos;
+use crate::record::{LIB_NAME, LIB_VERSION};
+use crate::transport::{MAX_RESPONSE_BYTES, Request};
+
+/// V1 answers for each event; one with a reason of some length takes this much.
+const ANSWER_BYTES_PER_EVENT: usize = 512;
+
+/// One request through all its attempts, which V1 knows it by. Lost with the process: a request after a restart is a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Exchange {
+    /// The same for every attempt, also for what remains of the events after some were answered.
+    pub(super) id: Uuid,
+    /// From 1.
+    pub(super) attempt: u32,
+    created_at: WallNanos,
+}
+
+impl Exchange {
+    /// The first attempt.
+    pub(super) fn new(now: WallNanos, rng: &mut StdRng) -> Self {
+        Self { id: Builder::from_random_bytes(rng.random()).into_uuid(), attempt: 1, created_at: now }
+    }
+
+    /// The attempt after this one.
+    pub(super) fn next(self) -> Self {
+        Self { attempt: self.attempt.saturating_add(1), ..self }
+    }
+}
+
+impl DeliveryOptions {
+    /// What a lane's endpoint speaks: the first lane's is configured, that of the others is older than V1.
+    pub(super) fn protocol(&self, lane: u8) -> Protocol {
+        if lane == 0 { self.protocol } else { Protocol::V0 }
+    }
+
+    /// How a lane's bodies are compressed: with V0 by nothing but gzip, which is all that every server of that age reads.
+    pub(super) fn compression(&self, lane: u8) -> Compression {
+        match (self.protocol(lane), self.compression) {
+            (Protocol::V0, Compression::None) => Compression::None,
+            (Protocol::V0, gzip @ Compression::Gzip { .. }) => gzip,
+            (Protocol::V0, _) => Compression::Gzip { level: 1 },
+            (Protocol::V1, any) => any,
+        }
+    }
+
+    /// What stands around the events of an attempt made `now`.
+    pub(super) fn envelope(&self, lane: u8, exchange: &Exchange, now: WallNanos) -> Envelope<'_> {
+        let historical_migration = self.historical_migration;
+        match self.protocol(lane) {
+            Protocol::V0 => Envelope::V0 { api_key: &self.api_key, historical_migration, sent_at: now },
+            Protocol::V1 => Envelope::V1 { historical_migration, created_at: exchange.created_at },
+        }
+    }
+
+    /// An attempt made `now`.
+    pub(super) fn request(&self, lane: u8, exchange: &Exchange, now: WallNanos, body: Body) -> Request {
+        let protocol = self.protocol(lane);
+        let encoding = self.compression(lane).content_encoding();
+        let mut url = self.urls.get(usize::from(lane)).or(self.urls.first()).cloned().unwrap_or_default();
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        headers.extend(encoding.map(|encoding| ("content-encoding", encoding.to_owned())));
+        let mut max_answer = MAX_RESPONSE_BYTES;
+        match protocol {
+            // Old servers read the query, not the header; the other lanes have no old servers.
+            Protocol::V0 if lane == 0 && encoding.is_some() => url = format!("{url}?compression=gzip").into(),
+            Protocol::V0 => {}
+            Protocol::V1 => {
+                let [major, minor, patch] = LIB_VERSION;
+                headers.extend([
+                    ("authorization", format!("Bearer {}", self.api_key)),
+                    ("posthog-sdk-info", format!("{LIB_NAME}/{major}.{minor}.{patch}")),
+                    ("posthog-attempt", exchange.attempt.to_string()),
+                    ("posthog-request-id", exchange.id.to_string()),
+                    // The server moves every event by what this differs from its own time.
+                    ("posthog-request-timestamp", utc(now).to_string()),
+                ]);
+                max_answer = max_answer.saturating_add(body.events.saturating_mul(ANSWER_BYTES_PER_EVENT));
+            }
+        }
+        Request { url, headers, body: body.bytes, max_answer }
+    }
+}

@@ -1,0 +1,79 @@
+//! A batch on its way out: made distinct, encoded, and handed to the network.
+
+use std::time::Instant;
+
+use super::Protocol;
+use super::batch::Batch;
+use super::body::{self, Body};
+use super::engine::Engine;
+use super::pace::Ticket;
+use super::request::Exchange;
+use crate::clock::WallNanos;
+
+/// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
+const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
+
+impl Engine {
+    /// Sends a batch; what cannot go with the rest of it becomes a batch of its own.
+    pub(super) fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
+        // PostHog's V1 answers by uuid, and refuses a request that holds one twice.
+        if self.options.protocol(batch.lane()) == Protocol::V1
+            && let Some(repetition) = batch.first_repetition(&self.intake.loaded)
+        {
+            let (first, second) = batch.cut(repetition, &mut self.intake.loaded);
+            self.split.push([first, second]);
+            return;
+        }
+        let wall = self.clock.wall_nanos();
+        let exchange = batch.exchange.map_or_else(|| Exchange::new(wall, &mut self.rng), Exchange::next);
+        let Some(body) = self.encode(&mut batch, &exchange, wall, now) else { return };
+        if body.json_bytes > MOST_JSON_BYTES && batch.events > 1 {
+            let (first, second) = batch.halves(&mut self.intake.loaded);
+            self.split.push([first, second]);
+            return;
+        }
+        batch.exchange = Some(exchange);
+        let mut last = None;
+        for chunk in batch.chunks().filter(|&chunk| last.replace(chunk) != Some(chunk)) {
+            let tries = self.intake.loaded.tries(chunk);
+            tries.attempts = tries.attempts.saturating_add(1);
+            tries.first_attempt.get_or_insert(wall);
+        }
+        let request = self.options.request(batch.lane(), &exchange, wall, body);
+        let task = self.requests.spawn(self.transport.post(request));
+        self.under_way.insert(task.id(), (batch, ticket));
+    }
+
+    /// The batch as a body; records that cannot be read are buried. `None` if nothing is left.
+    fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
+        let envelope = self.options.envelope(batch.lane(), exchange, wall);
+        let compression = self.options.compression(batch.lane());
+        let loaded = &self.intake.loaded;
+        let records =
+            || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
+        let bodies = records().map(|(_, (_, _, body))| body);
+        // Writing to memory fails only where allocating does.
+        let written = body::write(&envelope, compression, bodies).ok();
+        let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
+        let culprits: Vec<_> = malformed
+            .iter()
+            .filter_map(|(index, error)| {
+                let (chunk, (position, ..)) = records().nth(*index)?;
+                Some((chunk, position, format!("the record cannot be read: {error}")))
+            })
+            .collect();
+        batch.events = batch.events.saturating_sub(culprits.len());
+        for (chunk, position, reason) in culprits {
+            self.bury(chunk, position, 0, &reason);
+        }
+        if written.is_none() {
+            // Read again at once it would fail again at once.
+            batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk));
+        }
+        if batch.events == 0 || written.is_none() {
+            self.intake.release(batch, now);
+            return None;
+        }
+        written
+    }
+}

@@ -1,0 +1,311 @@
+//! The engine against a V1 endpoint: verdicts on each event, and requests that stay the same over their attempts.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::engine_tests::{Rig, queue_of};
+use super::fake::{FakeQueue, Reply, Seen, chunk_of, record};
+use super::*;
+
+fn v1(parts: &mut EngineParts) {
+    parts.options.urls = vec!["http://fake/i/v1/analytics/events".into(), "http://fake/ai/".into()];
+    parts.options.protocol = Protocol::V1;
+}
+
+fn start(queue: FakeQueue, script: impl FnMut(&Seen) -> Reply + Send + 'static) -> Rig {
+    Rig::with(queue, script, v1)
+}
+
+/// Gives these answers in turn, and the last of them from then on.
+fn in_turn(answers: &'static [&'static [&'static str]]) -> impl FnMut(&Seen) -> Reply + Send {
+    let mut turn = 0;
+    move |seen| {
+        turn += 1;
+        Reply::results(seen, answers[turn.min(answers.len()) - 1])
+    }
+}
+
+/// Event numbers of each request.
+fn sent(rig: &Rig) -> Vec<Vec<u64>> {
+    rig.endpoint.seen().into_iter().map(|seen| seen.events).collect()
+}
+
+fn headers(rig: &Rig, name: &str) -> Vec<String> {
+    rig.endpoint.seen().iter().map(|seen| seen.header(name).to_owned()).collect()
+}
+
+fn distinct(values: &[String]) -> usize {
+    values.iter().collect::<HashSet<_>>().len()
+}
+
+fn reasons(rig: &Rig) -> Vec<(u64, u16, String)> {
+    rig.queue.ledger().buried.iter().map(|dead| (dead.seq, dead.status, dead.reason.clone())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_says_who_sends_it_and_which_attempt_it_is_outside_its_body() {
+    let rig = start(queue_of(1, 2), in_turn(&[&["ok"]]));
+    rig.drained().await;
+    let seen = rig.endpoint.seen().remove(0);
+    assert_eq!(&*seen.url, "http://fake/i/v1/analytics/events");
+    assert_eq!(seen.header("authorization"), "Bearer phc_test");
+    assert_eq!(seen.header("content-type"), "application/json");
+    assert_eq!(seen.header("posthog-sdk-info"), concat!("posthog-durable/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(seen.header("posthog-attempt"), "1");
+    assert_eq!(seen.header("posthog-request-timestamp"), "1970-01-01T00:00:01Z");
+    assert!(Uuid::parse_str(seen.header("posthog-request-id")).is_ok());
+    let mut members: Vec<_> = seen.body.as_object().unwrap().keys().cloned().collect();
+    members.sort();
+    assert_eq!(members, ["batch", "created_at"]);
+    assert_eq!(rig.told.lock().unwrap().as_slice(), ["[1, 2] Delivered"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_import_says_so() {
+    let rig = Rig::with(queue_of(1, 1), in_turn(&[&["ok"]]), |parts| {
+        v1(parts);
+        parts.options.historical_migration = true;
+    });
+    rig.drained().await;
+    assert_eq!(rig.endpoint.seen()[0].body["historical_migration"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_lanes_speak_v0() {
+    let queue = FakeQueue::default();
+    queue.commit_chunk(chunk_of(0, 1, 7, &[record(7)]));
+    let rig = start(queue, |_| Reply::ok());
+    rig.drained().await;
+    let seen = rig.endpoint.seen().remove(0);
+    assert_eq!((&*seen.url, &seen.body["api_key"]), ("http://fake/ai/", &"phc_test".into()));
+    assert_eq!((seen.header("authorization"), seen.header("posthog-request-id")), ("", ""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_event_has_a_verdict_of_its_own() {
+    let rig = start(
+        queue_of(2, 3),
+        in_turn(&[&[
+            "ok",
+            "warning:person_processing_disabled",
+            "drop:bad timestamp",
+            "limited:quota",
+            "warning:person_processing_disabled",
+            "drop",
+        ]]),
+    );
+    rig.drained().await;
+    assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (3, 1));
+    let expected = [(3, "bad timestamp"), (4, r#"unknown result "limited": quota"#), (6, "dropped without details")];
+    assert_eq!(reasons(&rig), expected.map(|(seq, reason)| (seq, 200, reason.to_owned())));
+    let warned = Notice::Warned { uuid: Uuid::from_u128(2), events: 2, details: "person_processing_disabled".into() };
+    assert_eq!(rig.noticed(|notice| *notice == warned), 1);
+    assert_eq!(rig.told.lock().unwrap()[0], "[1, 2, 5] Delivered");
+    assert_eq!(rig.handle.state().phase, Phase::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_not_mentioned_is_buried_without_a_verdict() {
+    let rig = start(queue_of(1, 3), |seen| {
+        let answer = Reply::results(seen, &["ok"]);
+        Reply { body: answer.body.replace(&Uuid::from_u128(2).to_string(), &Uuid::from_u128(99).to_string()), ..answer }
+    });
+    rig.drained().await;
+    assert_eq!((rig.queue.delivered(), reasons(&rig)), (2, vec![(2, 200, "no verdict".to_owned())]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_answer_of_v1_decides_nothing() {
+    let mut answers = 0;
+    let rig = start(queue_of(1, 3), move |seen| {
+        answers += 1;
+        let good = Reply::results(seen, &["drop"]);
+        match answers {
+            1 => Reply::new(200, "<html>Sign in</html>"),
+            2 => Reply::new(200, good.body.split_at(good.body.len() - 2).0),
+            3 => Reply::ok(),
+            _ => Reply::results(seen, &["ok"]),
+        }
+    });
+    rig.drained().await;
+    assert_eq!((rig.queue.delivered(), rig.buried().len(), rig.endpoint.seen().len()), (3, 0, 4));
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { .. })), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
+    let mut answers = 0;
+    let rig = Rig::with(
+        queue_of(2, 10),
+        move |seen| {
+            answers += 1;
+            if answers % 4 == 0 { Reply::results(seen, &["ok"]) } else { Reply::new(503, "") }
+        },
+        |parts| {
+            v1(parts);
+            parts.clock = crate::clock::Clock::System;
+            parts.options.max_batch_events = 10;
+            parts.options.pace.max_in_flight = 1;
+        },
+    );
+    // More events come while the first request is being tried: they are none of its business.
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.commit(5);
+    rig.drained().await;
+    let lengths: Vec<_> = sent(&rig).iter().map(Vec::len).collect();
+    assert_eq!(lengths, [10, 10, 10, 10, 10, 10, 10, 10, 5, 5, 5, 5]);
+    let ids = headers(&rig, "posthog-request-id");
+    assert_eq!(ids.chunks(4).map(distinct).collect::<Vec<_>>(), [1, 1, 1]);
+    assert_eq!(distinct(&ids), 3);
+    assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3", "4"].repeat(3));
+    assert_eq!(distinct(&headers(&rig, "posthog-request-timestamp")), 12, "each attempt has its own time");
+    let created: Vec<_> = rig.endpoint.seen().iter().map(|seen| seen.body["created_at"].to_string()).collect();
+    assert_eq!(distinct(&created), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
+    let rig = start(
+        queue_of(2, 4),
+        in_turn(&[
+            &["ok", "drop:bad", "retry:not_persisted", "retry", "ok", "ok", "ok", "retry"],
+            &["retry", "ok", "warning:late"],
+            &["ok"],
+        ]),
+    );
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    // What is decided is settled at once.
+    rig.until(|rig| rig.queue.delivered() == 4 && rig.buried() == [2]).await;
+    assert_eq!(rig.queue.queued(), [3, 4, 8]);
+    rig.drained().await;
+    assert_eq!(sent(&rig), [vec![1, 2, 3, 4, 5, 6, 7, 8], vec![3, 4, 8], vec![3]]);
+    assert_eq!(distinct(&headers(&rig, "posthog-request-id")), 1);
+    assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3"]);
+    assert_eq!((rig.queue.delivered(), rig.buried()), (7, vec![2]));
+    let asked =
+        |notice: &Notice| matches!(notice, Notice::AskedAgain { events: 3, reason } if reason == "not_persisted");
+    assert_eq!(rig.noticed(asked), 1);
+    assert_eq!(rig.noticed(|notice| *notice == Notice::Recovered), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_beside_verdicts_is_honoured() {
+    let mut first = true;
+    let rig = start(queue_of(1, 2), move |seen| match std::mem::take(&mut first) {
+        true => Reply { retry_after: Some(3), ..Reply::results(seen, &["ok", "retry"]) },
+        false => Reply::results(seen, &["ok"]),
+    });
+    rig.drained().await;
+    let waited = rig.endpoint.seen()[1].at;
+    assert!(waited >= Duration::from_secs(3) && waited < Duration::from_secs(4), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_for_again_for_ever_is_four_requests_and_then_a_park() {
+    for words in [&["retry"][..], &["ok", "retry"]] {
+        let mut first = true;
+        let rig = start(queue_of(1, 2), move |seen| {
+            if std::mem::take(&mut first) { Reply::results(seen, words) } else { Reply::results(seen, &["retry"]) }
+        });
+        tokio::time::sleep(Duration::from_secs(28)).await;
+        assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3", "4"]);
+        assert!(matches!(rig.handle.state().phase, Phase::Parked { .. }));
+        rig.until(|rig| rig.endpoint.seen().len() == 5).await;
+        assert_eq!(headers(&rig, "posthog-attempt")[4], "1", "the next cycle's request is another");
+        assert_eq!(distinct(&headers(&rig, "posthog-request-id")), 2);
+        assert_eq!(rig.queue.queued().len() as u64, 2 - rig.queue.delivered());
+        rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
+        rig.drained().await;
+        assert_eq!((rig.queue.delivered(), rig.buried().len()), (2, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_event_that_is_asked_for_again_for_ever_does_not_keep_the_others() {
+    let rig = Rig::with(
+        queue_of(40, 10),
+        |seen| {
+            let words: Vec<_> = seen.events.iter().map(|&event| if event == 5 { "retry" } else { "ok" }).collect();
+            Reply::results(seen, &words)
+        },
+        |parts| {
+            v1(parts);
+            parts.options.max_batch_events = 20;
+        },
+    );
+    rig.until(|rig| rig.queue.queued() == [5]).await;
+    assert!(rig.endpoint.seen().last().unwrap().at < Duration::from_secs(90));
+    for _ in 0..20 {
+        let first = rig.commit(10);
+        let begun = tokio::time::Instant::now();
+        rig.until(|rig| rig.queue.queued() == [5]).await;
+        assert!(begun.elapsed() < Duration::from_secs(65), "{:?} from event {first} on", begun.elapsed());
+    }
+    assert_eq!(rig.queue.delivered(), 599);
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_uuids_go_in_different_requests() {
+    let queue = FakeQueue::default();
+    queue.commit_chunk(chunk_of(0, 0, 1, &[record(1), record(2), record(1), record(3)]));
+    queue.commit_chunk(chunk_of(0, 0, 5, &[record(1), record(4), record(4)]));
+    let rig = start(queue, in_turn(&[&["ok"]]));
+    rig.drained().await;
+    assert_eq!(rig.queue.delivered(), 7);
+    let mut all = Vec::new();
+    for events in sent(&rig) {
+        assert_eq!(events.iter().collect::<HashSet<_>>().len(), events.len(), "{events:?}");
+        all.extend(events);
+    }
+    all.sort_unstable();
+    assert_eq!(all, [1, 1, 1, 2, 3, 4, 4]);
+    assert_eq!(distinct(&headers(&rig, "posthog-request-id")), sent(&rig).len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_batch_is_searched_and_its_parts_are_other_requests() {
+    let rig = start(queue_of(1, 8), |seen| {
+        if seen.events.contains(&3) {
+            Reply::new(400, r#"{"error":"bad_event"}"#)
+        } else {
+            Reply::results(seen, &["ok"])
+        }
+    });
+    rig.drained().await;
+    assert_eq!((rig.queue.delivered(), rig.buried()), (7, vec![3]));
+    assert!(headers(&rig, "posthog-attempt").iter().all(|attempt| attempt == "1"));
+    assert_eq!(distinct(&headers(&rig, "posthog-request-id")), sent(&rig).len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_wait_gives_the_events_back_to_the_queue() {
+    let mut first = true;
+    let rig = start(queue_of(1, 2), move |seen| match std::mem::take(&mut first) {
+        true => Reply { retry_after: Some(600), ..Reply::new(503, "") },
+        false => Reply::results(seen, &["ok"]),
+    });
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.commit(1);
+    rig.drained().await;
+    assert_eq!(sent(&rig), [vec![1, 2], vec![1, 2, 3]]);
+    assert_eq!(headers(&rig, "posthog-attempt"), ["1", "1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_between_two_attempts_settles_what_is_decided_and_keeps_the_rest() {
+    let rig = start(queue_of(1, 4), in_turn(&[&["ok", "retry", "drop", "retry"], &["retry"]]));
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    let (queue, took) = rig.stop(Duration::from_secs(60)).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!((queue.delivered(), queue.queued()), (1, vec![2, 4]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_tells_what_was_taken_and_that_some_was_not() {
+    let rig = start(queue_of(1, 3), in_turn(&[&["ok", "drop", "retry"]]));
+    let outcome = rig.flush().await;
+    assert_eq!((outcome.delivered, outcome.buried), (1, 1));
+    assert!(matches!(outcome.endpoint, Endpoint::Down { ref reason, .. } if reason.contains("again")), "{outcome:?}");
+}

@@ -1,0 +1,89 @@
+//! V1 batches: `POST /i/v1/analytics/events`, whose events are judged one by one.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::answer::Answer;
+use crate::batch::{Batch, event_of, text_of, uuid_of};
+use crate::state::Request;
+
+pub(crate) const PATHS: [&str; 2] = ["/i/v1/analytics/events", "/i/v1/analytics/events/"];
+
+const HEADERS: [&str; 5] =
+    ["authorization", "posthog-sdk-info", "posthog-attempt", "posthog-request-id", "posthog-request-timestamp"];
+
+/// The batch, valid or not, as far as it can be read; and PostHog's answer if it is refused as a whole.
+pub(crate) fn validate(request: &Request, body: &Value, events: Vec<Value>) -> (Batch, Option<Answer>) {
+    let key = request.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let mut batch = Batch {
+        api_key: key.to_owned(),
+        sent_at: request.header("posthog-request-timestamp").unwrap_or_default().to_owned(),
+        envelope: body.clone(),
+        keeps_uuids: true,
+        ..Batch::default()
+    };
+    let mut refusal = None;
+    if key.is_empty() {
+        refusal = Some(refused(401, "missing_authorization"));
+    } else if HEADERS.iter().any(|name| request.header(name).is_none_or(str::is_empty)) {
+        refusal = Some(refused(400, "missing_required_headers"));
+    } else if text_of(body, "created_at").is_empty()
+        || ["api_key", "token", "sent_at"].iter().any(|key| body.get(key).is_some())
+    {
+        refusal = Some(refused(400, "invalid_batch"));
+    } else if events.is_empty() {
+        refusal = Some(refused(400, "empty_batch"));
+    }
+    let mut seen = HashSet::new();
+    for event in events {
+        let Some(uuid) = uuid_of(&event).filter(|&uuid| seen.insert(uuid)) else {
+            refusal = refusal.or_else(|| Some(refused(400, "invalid_or_duplicate_uuid")));
+            continue;
+        };
+        batch.uuids.push(uuid);
+        let has_options = event.get("options").is_some_and(is_all_set);
+        match event_of(event, &batch.sent_at) {
+            Ok(event) if has_options => batch.events.push(event),
+            _ => {
+                batch.left.insert(uuid);
+            }
+        }
+    }
+    (batch, refusal)
+}
+
+/// The answer to a batch that is taken: a verdict on each event, by `words` in turn (the last one goes for all the rest), details behind
+/// a colon. Those that could not be read are dropped whatever the words say.
+pub(crate) fn judge(batch: &mut Batch, words: &[String]) -> String {
+    let mut results = serde_json::Map::new();
+    for (at, uuid) in batch.uuids.iter().enumerate() {
+        let word = words.get(at).or(words.last()).map_or("ok", String::as_str);
+        let word = if batch.left.contains(uuid) { "drop:invalid event" } else { word };
+        let (result, details) = word.split_once(':').unwrap_or((word, ""));
+        if !matches!(result, "ok" | "warning") {
+            batch.left.insert(*uuid);
+        }
+        if result != "missing" {
+            results.insert(key(*uuid), verdict(result, details));
+        }
+    }
+    json!({ "results": results }).to_string()
+}
+
+fn key(uuid: Uuid) -> String {
+    uuid.hyphenated().to_string()
+}
+
+fn verdict(result: &str, details: &str) -> Value {
+    if details.is_empty() { json!({ "result": result }) } else { json!({ "result": result, "details": details }) }
+}
+
+fn is_all_set(options: &Value) -> bool {
+    options.as_object().is_some_and(|options| options.values().all(|value| !value.is_null()))
+}
+
+fn refused(status: u16, tag: &str) -> Answer {
+    Answer::status(status).body(json!({ "error": tag, "error_description": tag }).to_string())
+}
