@@ -111,7 +111,9 @@ fn flush_shutdown_and_statistics_are_of_both_lanes() {
     take(&client, "clicked");
     take_ai(&client, "ai");
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    assert_eq!((report.delivered, report.remaining, report.persisted), (2, 0, true));
+    assert_eq!((report.remaining, report.persisted), (0, true));
+    // What the flush sent may have been committed only now, and is then among it.
+    assert!(report.delivered >= 2, "{report:?}");
     assert_balanced(&client);
     assert_eq!(client.stats().delivered, 7);
 }
