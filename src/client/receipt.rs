@@ -60,7 +60,7 @@ pub enum DropReason {
     QueueFull,
     /// The file system has less free than `free_space_floor`.
     DiskFull,
-    /// The journal's file could not be written, or the queue of AI events could not be opened.
+    /// The journal's file could not be written.
     Storage,
     /// This is a forked child, and no queue of its own could be opened.
     Forked,
@@ -127,7 +127,7 @@ impl fmt::Display for DropReason {
             DropReason::JournalBusy => "the journal's lock was not to be had in time",
             DropReason::QueueFull => "the queue has reached its bounds",
             DropReason::DiskFull => "the file system has reached free_space_floor",
-            DropReason::Storage => "the journal's file could not be written, or not be opened",
+            DropReason::Storage => "the journal's file could not be written",
             DropReason::Forked => "no queue could be opened in this forked child",
         })
     }

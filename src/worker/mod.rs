@@ -37,6 +37,8 @@ mod adoption;
 mod bell;
 mod bounds;
 mod committer;
+#[cfg(feature = "testing")]
+mod contents;
 mod due;
 mod flush;
 mod joint;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -100,6 +100,8 @@ fn committer_thread(options: WorkerOptions, network: Network, tell: &Tell) {
             return;
         }
     };
+    #[cfg(feature = "testing")]
+    super::contents::watch(&pipeline);
     let committer = Committer::new(Arc::clone(&pipeline));
     if let Err(error) = start_delivery(&pipeline) {
         pipeline.shard.close();
@@ -207,7 +209,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     };
     let handle = DeliveryHandle::new();
     let _ = pipeline.delivery.set(handle.clone());
-    let runtime = event_loop().map_err(StartError::Thread)?;
+    let runtime = event_loop(&handle).map_err(StartError::Thread)?;
     threads::spawn("posthog-deliver", move || {
         runtime.block_on(delivery::serve(parts, handle));
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
@@ -216,12 +218,19 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     .map_err(StartError::Thread)
 }
 
-fn event_loop() -> io::Result<tokio::runtime::Runtime> {
+fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {
     // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor. So it is
     // seen first whether there are some; another thread may still take them in between.
     drop((UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?));
-    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build();
-    catch_unwind(build).unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    #[cfg(feature = "testing")]
+    {
+        let (parks, unparks) = (handle.clone(), handle.clone());
+        builder.on_thread_park(move || parks.parked(true)).on_thread_unpark(move || unparks.parked(false));
+    }
+    let _ = handle;
+    catch_unwind(AssertUnwindSafe(|| builder.enable_all().build()))
+        .unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
 }
 
 impl Pipeline {
