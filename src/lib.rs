@@ -38,8 +38,8 @@
 //!
 //! # Features
 //!
-//! None that change anything: there are no default and no optional ones. Every knob is a setter of [`Config`], with its unit, default,
-//! least and most.
+//! None that change anything: every knob is a setter of [`Config`], with its unit, default, least and most. `testing` adds
+//! `posthog::testing`, for tests of programs that capture.
 
 mod client;
 mod clock;
@@ -57,6 +57,8 @@ mod record;
 mod reentry;
 mod shard;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transport;
 mod worker;
 

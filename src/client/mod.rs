@@ -89,7 +89,15 @@ impl Client {
     /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`], [`Error::Newer`] and [`Error::Timeout`] where the
     /// directory cannot be used (see [`Config::memory_fallback`]); [`Error::Resources`] where the system has no thread for us.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let checked = config.check()?;
+        Self::surrounded_by(config, |_| ())
+    }
+
+    /// A client whose clock, disk and network are as `edit` says.
+    pub(crate) fn surrounded_by(config: Config, edit: impl FnOnce(&mut WorkerOptions)) -> Result<Self, Error> {
+        let mut checked = config.check()?;
+        if let Some(options) = &mut checked.worker {
+            edit(options);
+        }
         let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
         let settings = Settings {
             ai_lane: checked.ai_lane,
@@ -191,7 +199,7 @@ impl Client {
 
     /// The pipeline of this process and, if it is open, that of its AI events: our own, or in a forked child those that took their place,
     /// if there are some already.
-    fn pipelines(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
+    pub(crate) fn pipelines(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
         let own = self.shared.pipeline.as_ref()?;
         if own.is_forked() {
             return self.shared.child()?.pipelines();
