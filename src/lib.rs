@@ -38,8 +38,9 @@
 //!
 //! # Features
 //!
-//! None that change anything: `brotli` and `zstd` compile in a codec that [`Config::compression`] can then choose, and there are no
-//! default ones. Every knob is a setter of [`Config`], with its unit, default, least and most.
+//! None that change anything: `brotli` and `zstd` compile in a codec that [`Config::compression`] can then choose, and `testing` adds
+//! `posthog::testing`, for tests of programs that capture. There are no default ones. Every knob is a setter of [`Config`], with its
+//! unit, default, least and most.
 
 mod client;
 mod clock;
@@ -57,6 +58,8 @@ mod record;
 mod reentry;
 mod shard;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transport;
 mod worker;
 

@@ -19,6 +19,17 @@ const _: () = assert!(
     "the default arena takes four of the largest default events"
 );
 
+/// Bytes of one AI event, encoded: what PostHog's AI endpoint takes of one.
+pub(crate) const AI_EVENT_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of an arena of AI events: a largest one fits, and so does the next while the first is carried.
+pub(crate) const AI_JOURNAL_BYTES: usize = 2 * AI_EVENT_BYTES;
+/// Bytes of JSON in one request of AI events.
+pub(crate) const AI_BATCH_BYTES: usize = 5 * 1024 * 1024;
+/// Requests of AI events under way at once, at most: each may hold one of the largest in memory, as a record and as JSON.
+pub(crate) const AI_IN_FLIGHT_MOST: usize = 2;
+/// A bound of the AI queue is never less: with a smaller one it would be full as soon as it held an arena's worth.
+pub(crate) const AI_QUEUE_BYTES_LEAST: u64 = 4 * AI_JOURNAL_BYTES as u64;
+
 /// Events that make a batch due.
 pub(crate) const FLUSH_AT_DEFAULT: usize = 20;
 pub(crate) const FLUSH_AT: RangeInclusive<usize> = 1..=1_000_000;

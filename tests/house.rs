@@ -16,6 +16,7 @@ use source::{Source, Token, files, sources};
 const FLOORS: &[(&str, u8)] = &[
     ("lib", 8),
     ("bin", 8),
+    ("testing", 8),
     ("client", 7),
     ("integrations", 7),
     ("config", 6),

@@ -16,7 +16,8 @@ const CARRIED_UP_TO: usize = 19;
 pub(crate) fn ledgers(queue_dir: &Path) -> io::Result<Vec<Ledger>> {
     let mut shards = Vec::new();
     for project in fs::read_dir(queue_dir)? {
-        for shard in fs::read_dir(project?.path())? {
+        let project = project?.path();
+        for shard in fs::read_dir(&project)?.chain(fs::read_dir(project.join("ai")).into_iter().flatten()) {
             shards.push(shard?.path());
         }
     }

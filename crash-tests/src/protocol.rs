@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn orders_survive_the_command_line() {
-        let setup = Setup { queue_events: 7, ..Setup::default().small().padded(9) };
+        let setup = Setup { queue_events: 7, ..Setup::default().small().padded(9).with_ai() };
         let (host, queue) = ("h".to_owned(), "q w".to_owned());
         let orders = Orders { host, queue, life: 1, threads: 2, events: u32::MAX, setup };
         assert_eq!(Orders::from_args(orders.to_args()), Some(orders));

@@ -13,6 +13,8 @@ pub struct Setup {
     pub padding: u32,
     /// More events than this make the oldest ones go; 0 is no bound.
     pub queue_events: u32,
+    /// Every other event is an AI event, in a queue of its own.
+    pub ai: bool,
 }
 
 impl Setup {
@@ -36,17 +38,25 @@ impl Setup {
         Self { burst: true, ..self }
     }
 
+    /// The same, with AI events among the others.
+    pub fn with_ai(self) -> Self {
+        Self { ai: true, ..self }
+    }
+
     /// As one argument.
     pub fn to_arg(self) -> String {
-        let Self { small_journal, no_map, burst, padding, queue_events } = self;
-        let numbers = [u32::from(small_journal), u32::from(no_map), u32::from(burst), padding, queue_events];
+        let Self { small_journal, no_map, burst, padding, queue_events, ai } = self;
+        let flags = [small_journal, no_map, burst, ai].map(u32::from);
+        let numbers = [flags[0], flags[1], flags[2], flags[3], padding, queue_events];
         numbers.map(|number| number.to_string()).join(",")
     }
 
     /// Reads what [`Setup::to_arg`] writes.
     pub fn from_arg(arg: &str) -> Option<Self> {
         let numbers: Vec<u32> = arg.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [small_journal, no_map, burst, padding, queue_events] = numbers[..] else { return None };
-        Some(Self { small_journal: small_journal != 0, no_map: no_map != 0, burst: burst != 0, padding, queue_events })
+        let [small_journal, no_map, burst, ai, padding, queue_events] = numbers[..] else { return None };
+        let is = |flag: u32| flag != 0;
+        let (small_journal, no_map, burst, ai) = (is(small_journal), is(no_map), is(burst), is(ai));
+        Some(Self { small_journal, no_map, burst, padding, queue_events, ai })
     }
 }

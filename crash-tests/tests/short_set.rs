@@ -76,6 +76,13 @@ fn kills_during_recovery_lose_nothing() {
 }
 
 #[test]
+fn kills_at_random_moments_lose_no_ai_event_either() {
+    let seed = seed();
+    let played = hold(&format!("seed {seed}"), storms::kill_with_ai_events(victim(), 15, seed));
+    assert!(played.verdict.acked > 0, "nothing was acked, so nothing was shown");
+}
+
+#[test]
 fn what_eight_threads_captured_is_there_after_a_kill() {
     hold("8 threads", scenario::many_threads(victim(), 8, Setup::default()));
 }

@@ -53,7 +53,7 @@ impl Client {
 }
 
 impl Shared {
-    fn capture(&self, pipeline: &Pipeline, event: Event) -> Receipt {
+    pub(super) fn capture(&self, pipeline: &Pipeline, event: Event) -> Receipt {
         let depth = reentry::depth();
         if depth > 1 {
             // No diagnostic: telling somebody is how we came here.
@@ -76,7 +76,7 @@ impl Shared {
                 Err(reason) => return Receipt::dropped(reason),
             };
         }
-        let record = match event.finish(&Stamp { uuid, now_nanos }, self.settings.max_event_bytes) {
+        let record = match event.finish(&Stamp { uuid, now_nanos }, options.max_event_bytes) {
             Ok(record) => record,
             Err(refusal) => return self.refuse(&refusal),
         };

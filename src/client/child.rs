@@ -59,7 +59,7 @@ impl Shared {
 }
 
 /// The lock, unless it is held for too long: a grandchild may have inherited it from a thread that was opening and does not exist here.
-fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
+pub(super) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
     let deadline = Instant::now() + most;
     loop {
         match mutex.try_lock() {

@@ -27,10 +27,17 @@ pub struct DeadLetter {
 }
 
 impl Client {
-    /// The dead letters of this queue, oldest first, at most `limit`. Reads from the disk: not for a hot path. Empty when the client is
+    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`. Reads from the disk: not for a hot path. Empty when the client is
     /// disabled or closed, or the queue cannot be read.
     pub fn dead_letters(&self, limit: usize) -> Vec<DeadLetter> {
-        let records = self.pipeline().map(|pipeline| pipeline.dead(limit)).unwrap_or_default();
+        let Some((pipeline, ai)) = self.pipelines() else { return Vec::new() };
+        let mut records = pipeline.dead(limit);
+        if let Some(ai) = ai {
+            records.extend(ai.dead(limit));
+            // Stable: within a lane they are in their order.
+            records.sort_by_key(|record| record.last_attempt);
+            records.truncate(limit);
+        }
         records.into_iter().map(DeadLetter::from).collect()
     }
 }

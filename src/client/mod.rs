@@ -7,6 +7,8 @@
 //!
 //! * `capture.rs`: the path of an event from `capture` to its receipt, in the order: disabled, forked, re-entered, hooks, finish,
 //!   append.
+//! * `ai.rs`: the second pipeline, of AI events: opened by the first of them, or at the start where some were left. All that is asked of
+//!   the client as a whole (flush, shutdown, statistics, dead letters) is asked of both.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client.
@@ -15,6 +17,7 @@
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
 //! that opens the directory. That takes at most a second, and may happen anywhere, inside a callback or an async task too.
 
+mod ai;
 mod capture;
 mod child;
 mod dead;
@@ -24,15 +27,16 @@ mod receipt;
 mod stats;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::{BeforeSend, Config};
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
-use crate::worker::{self, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, pending};
+use crate::worker::{self, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, both, pending};
 
+use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
 pub use global::{capture, client, init};
@@ -56,6 +60,7 @@ pub struct Client {
 struct Shared {
     /// `None` for a disabled client.
     pipeline: Option<Arc<Pipeline>>,
+    ai: AiLane,
     settings: Settings,
     diagnostics: Arc<Diagnostics>,
     /// By [`DropReason`].
@@ -68,7 +73,7 @@ struct Shared {
 /// What the client's own part has to know.
 #[derive(Clone)]
 struct Settings {
-    max_event_bytes: usize,
+    ai_lane: bool,
     disable_geoip: bool,
     exact_timestamps: bool,
     shutdown_timeout: Duration,
@@ -83,10 +88,18 @@ impl Client {
     /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`] and [`Error::Timeout`] where the
     /// directory cannot be used (see [`Config::memory_fallback`]); [`Error::Resources`] where the system has no thread for us.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let checked = config.check()?;
+        Self::surrounded_by(config, |_| ())
+    }
+
+    /// A client whose clock, disk and network are as `edit` says.
+    pub(crate) fn surrounded_by(config: Config, edit: impl FnOnce(&mut WorkerOptions)) -> Result<Self, Error> {
+        let mut checked = config.check()?;
+        if let Some(options) = &mut checked.worker {
+            edit(options);
+        }
         let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
         let settings = Settings {
-            max_event_bytes: checked.max_event_bytes,
+            ai_lane: checked.ai_lane,
             disable_geoip: checked.disable_geoip,
             exact_timestamps: checked.exact_timestamps,
             shutdown_timeout: checked.shutdown_timeout,
@@ -114,12 +127,15 @@ impl Client {
         };
         let shared = Shared {
             pipeline,
+            ai: AiLane::default(),
             settings,
             diagnostics,
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             throttle: capture::Throttle::default(),
             child: Mutex::default(),
         };
+        // A child that captures no AI events has no use for the lane: often it lives for a moment only.
+        shared.open_ai_at_start(parent.is_none());
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -127,8 +143,9 @@ impl Client {
     /// the report tells what remains. It ends a long pause early, but never breaks a `Retry-After`. Nothing is lost by a flush that
     /// cannot send.
     pub fn flush(&self) -> Pending<FlushReport> {
-        match self.pipeline() {
-            Some(pipeline) => pipeline.flush(),
+        match self.pipelines() {
+            Some((pipeline, None)) => pipeline.flush(),
+            Some((pipeline, Some(ai))) => both(pipeline.flush(), ai.flush(), FlushReport::with_ai),
             None => pending::answered(pending::Unanswered::closed()),
         }
     }
@@ -136,12 +153,14 @@ impl Client {
     /// Stops taking events, makes everything durable, delivers for at most `most`, and lets the queue go. Resolves when that is done;
     /// what is left stays on disk. A second call waits for the first, and can only shorten it.
     pub fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
-        match self.pipeline() {
-            Some(pipeline) => {
-                pipeline.mirror_refusals(&self.shared.refusal_counts());
-                pipeline.shutdown(most)
-            }
-            None => pending::answered(pending::Unanswered::closed()),
+        let Some((pipeline, _)) = self.pipelines() else { return pending::answered(pending::Unanswered::closed()) };
+        pipeline.mirror_refusals(&self.shared.refusal_counts());
+        let closed = pipeline.shutdown(most);
+        // Looked for afterwards: one that is opened at this moment either is seen here, or sees that we are closing.
+        fence(Ordering::SeqCst);
+        match self.pipelines() {
+            Some((_, Some(ai))) => both(closed, ai.shutdown(most), ShutdownReport::with_ai),
+            _ => closed,
         }
     }
 
@@ -152,11 +171,11 @@ impl Client {
 
     /// Where every event is, how full the queue is, how delivery and storage are.
     pub fn stats(&self) -> Stats {
-        match self.pipeline() {
-            Some(pipeline) => {
+        match self.pipelines() {
+            Some((pipeline, ai)) => {
                 let counts = self.shared.refusal_counts();
                 pipeline.mirror_refusals(&counts);
-                Stats::of(&pipeline.snapshot(), counts)
+                Stats::of(&pipeline.snapshot(), counts).with_ai(ai.map(|ai| Stats::of(&ai.snapshot(), Vec::new())))
             }
             None => Stats::disabled(self.shared.refusal_counts()),
         }
@@ -177,22 +196,27 @@ impl Client {
         self.shared.pipeline.is_none()
     }
 
-    /// The pipeline of this process: our own, or in a forked child the one that took its place, if there is one already.
-    fn pipeline(&self) -> Option<Arc<Pipeline>> {
+    /// The pipeline of this process and, if it is open, that of its AI events: our own, or in a forked child those that took their place,
+    /// if there are some already.
+    pub(crate) fn pipelines(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
         let own = self.shared.pipeline.as_ref()?;
-        if own.is_forked() { self.shared.child()?.pipeline() } else { Some(Arc::clone(own)) }
+        if own.is_forked() {
+            return self.shared.child()?.pipelines();
+        }
+        Some((Arc::clone(own), self.shared.ai.get().cloned()))
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         let Some(pipeline) = self.pipeline.take() else { return };
+        let ai = self.ai.take();
         if pipeline.is_forked() {
             // The parent's: its threads, mappings, locks and database are not ours to end.
-            std::mem::forget(pipeline);
+            std::mem::forget((pipeline, ai));
         } else {
             pipeline.mirror_refusals(&self.refusal_counts());
-            pipeline.release();
+            worker::release(std::iter::once(&pipeline).chain(&ai).map(Arc::as_ref));
         }
     }
 }

@@ -7,7 +7,8 @@ use super::receipt::DropReason;
 use crate::delivery;
 use crate::worker::Snapshot;
 
-/// A look at the queue. The counters are those of this queue since it was made, across restarts; they balance:
+/// A look at the queue. Numbers of events and of bytes are of both lanes together; `mode`, `delivery` and what else tells how things are
+/// is of the analytics lane, and `ai` has the other one's. The counters are those of this queue since it was made, across restarts; they balance:
 /// `accepted == delivered + queued_events + buried + evicted + damaged + lost_unsynced`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -56,6 +57,8 @@ pub struct Stats {
     pub last_success: Option<SystemTime>,
     /// Where the queue lies.
     pub dir: Option<PathBuf>,
+    /// The queue of AI events alone, if it is open. Its `dropped` is empty: reasons are counted for both together.
+    pub ai: Option<Box<Stats>>,
 }
 
 /// How the queue is kept.
@@ -137,6 +140,28 @@ impl Stats {
             last_error: snapshot.delivery.last_error.clone(),
             last_success: snapshot.delivery.last_success.and_then(system_time),
             dir: Some(snapshot.dir.clone()).filter(|_| !snapshot.volatile),
+            ai: None,
+        }
+    }
+
+    pub(super) fn with_ai(self, ai: Option<Stats>) -> Self {
+        let Some(ai) = ai else { return self };
+        Self {
+            accepted: self.accepted.saturating_add(ai.accepted),
+            delivered: self.delivered.saturating_add(ai.delivered),
+            queued_events: self.queued_events.saturating_add(ai.queued_events),
+            queued_bytes: self.queued_bytes.saturating_add(ai.queued_bytes),
+            buried: self.buried.saturating_add(ai.buried),
+            evicted: self.evicted.saturating_add(ai.evicted),
+            damaged: self.damaged.saturating_add(ai.damaged),
+            lost_unsynced: self.lost_unsynced.saturating_add(ai.lost_unsynced),
+            oldest_age: self.oldest_age.max(ai.oldest_age),
+            unsynced_for: self.unsynced_for.max(ai.unsynced_for),
+            file_bytes: self.file_bytes.saturating_add(ai.file_bytes),
+            replayed: self.replayed.saturating_add(ai.replayed),
+            adopted_events: self.adopted_events.saturating_add(ai.adopted_events),
+            ai: Some(Box::new(ai)),
+            ..self
         }
     }
 
@@ -164,6 +189,7 @@ impl Stats {
             last_error: None,
             last_success: None,
             dir: None,
+            ai: None,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::journal;
 use crate::limits::{self, *};
 use crate::record::{LIB_NAME, LIB_VERSION};
-use crate::shard::Project;
+use crate::shard::{Lane, Project};
 use crate::transport::{self, Proxy, TransportOptions};
 use crate::worker::{Limits, Notice, WorkerOptions};
 
@@ -22,7 +22,7 @@ use crate::worker::{Limits, Notice, WorkerOptions};
 pub(crate) struct Checked {
     /// `None` for a disabled client. The report goes nowhere yet: it is the client's to set.
     pub(crate) worker: Option<WorkerOptions>,
-    pub(crate) max_event_bytes: usize,
+    pub(crate) ai_lane: bool,
     pub(crate) disable_geoip: bool,
     pub(crate) exact_timestamps: bool,
     pub(crate) shutdown_timeout: Duration,
@@ -36,7 +36,7 @@ impl Config {
         let worker = if self.disabled { None } else { Some(self.worker()?) };
         Ok(Checked {
             worker,
-            max_event_bytes: self.max_event_bytes,
+            ai_lane: self.ai_lane,
             disable_geoip: self.disable_geoip,
             exact_timestamps: self.exact_timestamps,
             shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
@@ -67,9 +67,11 @@ impl Config {
             transport: self.transport()?,
             limits: self.limits()?,
             project,
+            lane: Lane::Analytics,
             also,
             queue_dir,
             memory_fallback: self.memory_fallback,
+            max_event_bytes: self.max_event_bytes,
             arena_bytes,
             cache_bytes: limits::STORE_CACHE_BYTES,
             reserve_bytes: limits::RESERVE_BYTES,
@@ -79,6 +81,7 @@ impl Config {
             flush_interval: within("flush_interval", self.flush_interval, &FLUSH_INTERVAL)?,
             sync_interval: within("sync_interval", self.sync_interval, &SYNC_INTERVAL)?,
             settle_interval: within("settle_interval", self.settle_interval, &SETTLE_INTERVAL)?,
+            network: None,
             on_delivery: self.on_delivery.clone(),
             report: Arc::new(|_: Notice| ()),
             disk: Disk::default(),

@@ -22,6 +22,14 @@ impl Config {
         self
     }
 
+    /// Opens the queue of AI events with the client, and not with the first [`capture_ai`](crate::Client::capture_ai), which would
+    /// wait for that. Takes two threads and 32 MiB of disk. Default: off. A queue in which an earlier process left AI events is opened
+    /// in any case.
+    pub fn ai_lane(mut self, on: bool) -> Self {
+        self.ai_lane = on;
+        self
+    }
+
     /// Also delivers what is left in the queue of an earlier key or host, under the present key and to the present host. May be
     /// called several times.
     pub fn also_deliver(mut self, api_key: impl Into<String>, host: impl Into<String>) -> Self {
@@ -50,14 +58,16 @@ impl Config {
         self
     }
 
-    /// Bytes of the largest event, encoded; a larger one is `Dropped(TooLarge)`. Default 1 MiB, least 1 KiB, most 16 MiB.
+    /// Bytes of the largest event, encoded; a larger one is `Dropped(TooLarge)`. Default 1 MiB, least 1 KiB, most 16 MiB. AI events may
+    /// take 8 MiB, whatever is set here.
     pub fn max_event_bytes(mut self, bytes: usize) -> Self {
         self.max_event_bytes = bytes;
         self
     }
 
     /// Bytes that the queue's file may take, the journal aside. It then holds between half and all of that in events. Default 1 GiB,
-    /// least 1 MiB, most 1 TiB. In a directory held in memory at most 64 MiB, or a tenth of the container's memory.
+    /// least 1 MiB, most 1 TiB. In a directory held in memory at most 64 MiB, or a tenth of the container's memory. AI events have a queue of
+    /// their own, with the same bound for itself, but at least 64 MiB.
     pub fn max_queue_bytes(mut self, bytes: u64) -> Self {
         self.max_queue_bytes = bytes;
         self

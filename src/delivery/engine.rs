@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
-use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,8 @@ use super::handle::{FlushDone, Shared, call};
 use super::intake::Intake;
 use super::pace::{Pace, Permit, Ticket};
 use super::split::{Split, Turn};
+pub(super) use super::timers::now;
+use super::timers::sleep_until;
 use super::{
     DeliveryHandle, DeliveryOptions, DeliveryState, Notice, OnDelivery, PaceState, Report, Source, SourceError,
 };
@@ -116,11 +117,6 @@ pub(super) async fn run(mut engine: Engine) {
     }
 }
 
-/// The time that tokio's timers go by; in tests it may stand still.
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 impl Engine {
     fn begin(&mut self) {
         let now = now();
@@ -142,6 +138,8 @@ impl Engine {
             if inbox.abandoned {
                 return false;
             }
+            #[cfg(feature = "testing")]
+            inbox.heard_all();
             let stops = inbox.stop.is_some() && self.stop.is_none();
             self.stop = inbox.stop;
             (std::mem::take(&mut inbox.committed) || stops, std::mem::take(&mut inbox.flushes), stops)
@@ -201,12 +199,7 @@ impl Engine {
 
     async fn wait(&mut self) {
         let wake = self.next_wake();
-        let sleep = async {
-            match wake {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => pending().await,
-            }
-        };
+        let sleep = sleep_until(wake);
         let answer = tokio::select! {
             biased;
             Some(answer) = self.requests.join_next_with_id(), if !self.requests.is_empty() => answer,

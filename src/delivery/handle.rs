@@ -83,8 +83,34 @@ impl DeliveryHandle {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The clock was moved.
+    #[cfg(feature = "testing")]
+    pub(crate) fn look_again(&self) {
+        self.ask(|_| ());
+    }
+
+    /// The thread of the engine's runtime goes to sleep, or was woken.
+    #[cfg(feature = "testing")]
+    pub(crate) fn parked(&self, parked: bool) {
+        self.shared.inbox().parked = parked;
+    }
+
+    /// How often it was asked for something so far, if there is nothing left to do before the time or an answer comes.
+    #[cfg(feature = "testing")]
+    pub(crate) fn asleep(&self) -> Option<u64> {
+        let inbox = self.shared.inbox();
+        (inbox.closed || (inbox.parked && inbox.heard == inbox.asked)).then_some(inbox.asked)
+    }
+
     fn ask(&self, change: impl FnOnce(&mut Inbox)) {
-        change(&mut self.shared.inbox());
+        {
+            let mut inbox = self.shared.inbox();
+            change(&mut inbox);
+            #[cfg(feature = "testing")]
+            {
+                inbox.asked += 1;
+            }
+        }
         self.shared.wake.notify_one();
     }
 }
@@ -109,9 +135,23 @@ pub(super) struct Inbox {
     /// To end at once.
     pub(super) abandoned: bool,
     closed: bool,
+    /// How often anything was asked.
+    #[cfg(feature = "testing")]
+    asked: u64,
+    /// How much of that the engine has heard.
+    #[cfg(feature = "testing")]
+    heard: u64,
+    #[cfg(feature = "testing")]
+    parked: bool,
 }
 
 impl Inbox {
+    /// The engine has taken out everything that was asked.
+    #[cfg(feature = "testing")]
+    pub(super) fn heard_all(&mut self) {
+        self.heard = self.asked;
+    }
+
     fn is_ending(&self) -> bool {
         self.stop.is_some() || self.abandoned
     }

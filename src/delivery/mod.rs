@@ -28,7 +28,7 @@
 //!
 //! * A batch has records of one lane (lanes have endpoints of their own), whole chunks as far as they fit.
 //! * The body is built anew for each attempt: `sent_at` is the time of that attempt, for the server moves every event by it.
-//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by; wall time is the `Clock`'s.
+//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by (`timers.rs`); wall time is the `Clock`'s.
 //! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.
 
@@ -57,6 +57,7 @@ mod send;
 mod split;
 mod state;
 mod supervise;
+mod timers;
 #[cfg(test)]
 mod v1_tests;
 mod verdict;

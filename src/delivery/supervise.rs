@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::Notice;
 use super::engine::{Engine, EngineParts, run};
 use super::handle::DeliveryHandle;
+use super::timers::go_by;
 
 /// The wait after the first panic; each further one doubles it.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -18,6 +19,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Delivers until it is told to stop or to abandon.
 pub(crate) async fn serve(parts: EngineParts, handle: DeliveryHandle) {
+    go_by(&parts.clock);
     let mut wait = FIRST_WAIT;
     loop {
         let began = Instant::now();

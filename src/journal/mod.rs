@@ -30,6 +30,8 @@
 
 mod active;
 pub(crate) mod arena;
+#[cfg(feature = "testing")]
+mod contents;
 mod pool;
 pub(crate) mod replay;
 

@@ -165,7 +165,7 @@ impl Pool {
         self.lock().sealed.front().cloned()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn all_sealed(&self) -> Vec<Sealed> {
         self.lock().sealed.iter().cloned().collect()
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::stranded::is_known_empty;
 use crate::disk::{Disk, DiskFile, Open, fork};
 
 /// Shards of one project, at most: a bound on what a fork bomb can leave behind.
@@ -33,6 +34,32 @@ impl Project {
     /// The name of its directory: the first 128 bits of its hash.
     pub(crate) fn dir_name(&self) -> String {
         self.hash().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Where the shards of one of its lanes lie.
+    pub(crate) fn lane_dir(&self, queue_dir: &Path, lane: Lane) -> PathBuf {
+        lane.dir_in(&queue_dir.join(self.dir_name()))
+    }
+}
+
+/// Which of a project's queues. A lane has shards, bounds and an endpoint of its own, so that neither can hold the other up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// What `capture` takes.
+    Analytics,
+    /// What `capture_ai` takes.
+    Ai,
+}
+
+impl Lane {
+    pub(crate) const ALL: [Lane; 2] = [Lane::Analytics, Lane::Ai];
+
+    /// Where its shards lie in the directory of a project. Analytics came first, and lies where it always did.
+    pub(crate) fn dir_in(self, project_dir: &Path) -> PathBuf {
+        match self {
+            Lane::Analytics => project_dir.to_path_buf(),
+            Lane::Ai => project_dir.join("ai"),
+        }
     }
 }
 
@@ -117,6 +144,12 @@ pub(crate) fn claim_orphan(
         }
     }
     Ok(None)
+}
+
+/// Whether a lane has a shard that nobody has and that may hold events. Nothing is changed; a lock is held for a moment.
+pub(crate) fn has_orphan(disk: &Disk, lane_dir: &Path) -> bool {
+    let may_hold_events = |number| !is_known_empty(disk, &shard_dir(lane_dir, number));
+    claim_orphan(disk, lane_dir, None, &may_hold_events).is_ok_and(|found| found.is_some())
 }
 
 /// The numbers of a project's shards, lowest first.

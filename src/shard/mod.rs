@@ -2,7 +2,8 @@
 //! the store.
 //!
 //! ```text
-//! <queue_dir>/<project>/shard-<n>/   lock         held with flock by the owner, for life
+//! <queue_dir>/<project>/[ai/]shard-<n>/
+//!                                    lock         held with flock by the owner, for life
 //!                                    status       one page, readable by anybody (`status.rs`)
 //!                                    journal-0..3 the arenas
 //!                                    queue.redb   the store        reserve   room for deletes on a full disk
@@ -43,13 +44,13 @@ use crate::clock::WallNanos;
 use crate::journal::{Appended, Journal, JournalError, Refused};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
-pub(crate) use claim::{Claim, ClaimError, Project, claim, claim_orphan, shard_dir};
+pub(crate) use claim::{Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, shard_dir};
 pub(crate) use evict::EvictUntil;
 pub(crate) use open::{Finding, is_newer};
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, is_known_empty, stranded};
 
-/// The lane of captured events. Others may follow; rows and commits are told apart by it.
+/// The lane that rows of the store and commits of the journal are marked with. Always this one: a [`Lane`] has shards of its own.
 pub(crate) const LANE: u8 = 0;
 
 /// Content up to this size is moved by a compaction, which nothing can interrupt.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::claim::{ClaimError, shard_dir, shard_numbers};
+use super::claim::{ClaimError, Lane, shard_dir, shard_numbers};
 use super::status::StatusPage;
 use crate::clock::WallNanos;
 use crate::disk::Disk;
@@ -27,11 +27,14 @@ pub(crate) fn stranded(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<
     for name in names.into_iter().filter(|name| is_project(name) && name != ours) {
         let project_dir = queue_dir.join(&name);
         let mut queue = Stranded { project: name, events: 0, bytes: 0, oldest_at: None };
-        for number in shard_numbers(disk, &project_dir).unwrap_or_default() {
+        let shards = Lane::ALL.into_iter().flat_map(|lane| {
+            let dir = lane.dir_in(&project_dir);
+            let numbers = shard_numbers(disk, &dir).unwrap_or_default();
+            numbers.into_iter().map(move |number| shard_dir(&dir, number))
+        });
+        for shard in shards {
             // A page that cannot be read says nothing; the queue itself stays where it is.
-            let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir(&project_dir, number).join("status")) else {
-                continue;
-            };
+            let Ok(Some(page)) = StatusPage::peek(disk, &shard.join("status")) else { continue };
             let ledger = page.ledger.unwrap_or_default();
             queue.events += ledger.queued_events + page.accepted.saturating_sub(ledger.accepted);
             queue.bytes += ledger.queued_bytes;

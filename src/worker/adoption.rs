@@ -83,7 +83,7 @@ impl Pipeline {
     }
 
     fn try_orphan(&self, project: &Project, after: Place) -> Result<Step, ClaimError> {
-        let dir = self.options.queue_dir.join(project.dir_name());
+        let dir = project.lane_dir(&self.options.queue_dir, self.options.lane);
         let Some((number, claim)) =
             claim_orphan(&self.options.disk, &dir, after.number, &|number| self.is_worth(&dir, after.project, number))?
         else {

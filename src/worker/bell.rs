@@ -32,6 +32,12 @@ pub(super) struct Wanted {
 struct State {
     wanted: Wanted,
     rung: bool,
+    /// How often it was rung.
+    #[cfg(feature = "testing")]
+    rings: u64,
+    /// The committer waits for it, and for nothing that is due now.
+    #[cfg(feature = "testing")]
+    waited_for: bool,
 }
 
 /// Rung by anybody, heard by the committer.
@@ -50,6 +56,10 @@ impl Bell {
         let mut state = self.lock();
         ask(&mut state.wanted);
         state.rung = true;
+        #[cfg(feature = "testing")]
+        {
+            state.rings += 1;
+        }
         drop(state);
         self.rung.notify_one();
     }
@@ -95,14 +105,30 @@ impl Bell {
     pub(super) fn listen(&self, until: Option<Instant>, now: impl Fn() -> Instant) -> Wanted {
         let mut state = self.lock();
         while !state.rung {
-            state = match until.map(|until| until.saturating_duration_since(now())) {
+            let left = until.map(|until| until.saturating_duration_since(now()));
+            #[cfg(feature = "testing")]
+            {
+                state.waited_for = left != Some(Duration::ZERO);
+            }
+            state = match left {
                 None => self.rung.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(Duration::ZERO) => break,
                 Some(left) => self.rung.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
+        #[cfg(feature = "testing")]
+        {
+            state.waited_for = false;
+        }
         state.rung = false;
         std::mem::take(&mut state.wanted)
+    }
+
+    /// How often it was rung so far, if the committer waits for it to be rung again.
+    #[cfg(feature = "testing")]
+    pub(super) fn asleep(&self) -> Option<u64> {
+        let state = self.lock();
+        (state.waited_for && !state.rung).then_some(state.rings)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

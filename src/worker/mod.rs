@@ -27,6 +27,9 @@
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
 //! committed; the shard is let go. Whatever is not delivered by then stays on disk. A second stop waits for the first.
 //!
+//! AI events have a pipeline of their own ([`lane`](lane)): another directory, another endpoint, larger arenas, the same code. Whoever
+//! asks both lanes for something gets one answer ([`joint`](joint)).
+//!
 //! In a forked child nothing here is touched: [`Pipeline::is_forked`] is asked first, and what was inherited is leaked.
 
 mod admission;
@@ -34,8 +37,12 @@ mod adoption;
 mod bell;
 mod bounds;
 mod committer;
+#[cfg(feature = "testing")]
+mod contents;
 mod due;
 mod flush;
+mod joint;
+mod lane;
 pub(crate) mod pending;
 mod receipts;
 mod recovery;
@@ -58,31 +65,38 @@ use crate::delivery::{self, DeliveryHandle, DeliveryOptions, DeliveryState};
 use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
-use crate::shard::{Project, Shard, Stranded};
+use crate::shard::{Lane, Project, Shard, Stranded};
 use crate::store::{DeadRecord, Ledger};
-use crate::transport::{Transport, TransportOptions};
+use crate::transport::{Post, TransportOptions};
 
 use admission::Admission;
 pub use admission::Overflow;
 pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
+pub(crate) use joint::both;
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
 pub use report::{Endpoint, FlushReport, PersistError, ShutdownReport};
 use source::Outbox;
+use start::Network;
 pub(crate) use start::{StartError, start};
+pub(crate) use stop::release;
 
 /// Everything the worker has to know.
 #[derive(Clone)]
 pub(crate) struct WorkerOptions {
     /// Whose events.
     pub(crate) project: Project,
+    /// Which of them.
+    pub(crate) lane: Lane,
     /// Other projects whose queues are delivered too.
     pub(crate) also: Vec<Project>,
     /// Where queues lie.
     pub(crate) queue_dir: PathBuf,
     /// Works in memory when the directory cannot be used.
     pub(crate) memory_fallback: bool,
+    /// Bytes of the largest event, encoded. Held by whoever makes the records.
+    pub(crate) max_event_bytes: usize,
     /// Bytes of one arena.
     pub(crate) arena_bytes: usize,
     /// Memory for pages of the store.
@@ -107,6 +121,8 @@ pub(crate) struct WorkerOptions {
     pub(crate) delivery: DeliveryOptions,
     /// How to reach the network.
     pub(crate) transport: TransportOptions,
+    /// What requests go through instead, where the network is played by somebody.
+    pub(crate) network: Option<Arc<dyn Post>>,
     /// Told about each verdict.
     pub(crate) on_delivery: Option<delivery::OnDelivery>,
     /// Hears of everything a human might want to know.
@@ -212,12 +228,13 @@ pub(crate) struct Pipeline {
     outbox: Outbox,
     /// Set before anybody else has the pipeline.
     delivery: OnceLock<DeliveryHandle>,
-    transport: Arc<Transport>,
+    network: Network,
     /// Why storage does not work at the moment.
     problem: Mutex<Option<String>>,
     unsynced_since: Mutex<Option<Instant>>,
     replayed: AtomicU64,
     stranded: Vec<Stranded>,
+    ai_left_behind: bool,
     finished: OnceLock<ShutdownReport>,
 }
 
@@ -311,7 +328,17 @@ impl Pipeline {
         }
     }
 
-    /// The options it was started with, for a forked child to start its own.
+    /// Whether there are AI events that an earlier process left. Known of the analytics lane only, which is there in every process.
+    pub(crate) fn has_ai_left_behind(&self) -> bool {
+        self.ai_left_behind
+    }
+
+    /// Whether nothing is taken any more.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.bell.is_stopping()
+    }
+
+    /// The options it was started with, for a forked child or for the other lane to start its own.
     pub(crate) fn options(&self) -> &WorkerOptions {
         &self.options
     }

@@ -76,6 +76,35 @@ pub struct ShutdownReport {
     pub persisted: bool,
 }
 
+impl FlushReport {
+    /// Of both lanes: the sums, and the endpoint that is worse off.
+    pub(crate) fn with_ai(self, ai: Self) -> Self {
+        let endpoint = match (self.endpoint, ai.endpoint) {
+            (Endpoint::Up, Endpoint::Down { reason, retry_in }) => {
+                Endpoint::Down { reason: format!("AI events: {reason}"), retry_in }
+            }
+            (Endpoint::Up, endpoint) | (endpoint, _) => endpoint,
+        };
+        Self {
+            delivered: self.delivered.saturating_add(ai.delivered),
+            buried: self.buried.saturating_add(ai.buried),
+            remaining: self.remaining.saturating_add(ai.remaining),
+            endpoint,
+        }
+    }
+}
+
+impl ShutdownReport {
+    /// Of both lanes.
+    pub(crate) fn with_ai(self, ai: Self) -> Self {
+        Self {
+            delivered: self.delivered.saturating_add(ai.delivered),
+            remaining: self.remaining.saturating_add(ai.remaining),
+            persisted: self.persisted && ai.persisted,
+        }
+    }
+}
+
 impl Unanswered for Result<(), PersistError> {
     fn closed() -> Self {
         Err(PersistError::Closed)

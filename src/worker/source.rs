@@ -114,6 +114,16 @@ impl Outbox {
         lock(&self.state).waiting.len()
     }
 
+    /// Which records of a row are still to be delivered: all of them, or these, or none.
+    #[cfg(feature = "testing")]
+    pub(super) fn still_open(&self, chunk: ChunkRef) -> impl Fn(u64) -> bool + use<> {
+        let state = lock(&self.state);
+        let is_settled = state.settled.contains(&chunk);
+        let kept =
+            state.waiting.iter().find(|settlement| settlement.chunk == chunk).and_then(|found| found.keep.clone());
+        move |seq| !is_settled || kept.as_ref().is_some_and(|kept| kept.contains(&seq))
+    }
+
     /// Events of that shard delivered and buried whose commit is still to come, or under way.
     pub(super) fn settled_events(&self, origin: u32) -> (u64, u64) {
         let state = lock(&self.state);

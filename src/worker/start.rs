@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -16,8 +16,8 @@ use super::source::Outbox;
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
-use crate::shard::{Finding, Shard, ShardError, ShardOptions, Stranded, claim, is_newer, stranded};
-use crate::transport::{Transport, TransportError};
+use crate::shard::{Finding, Lane, Shard, ShardError, ShardOptions, Stranded, claim, has_orphan, is_newer, stranded};
+use crate::transport::{Post, Transport, TransportError};
 
 /// Why nothing could be started.
 #[derive(Debug, thiserror::Error)]
@@ -52,23 +52,13 @@ impl WorkerOptions {
     }
 }
 
-/// Opens the queue and starts both threads. `parent` is the pipeline of the process that this one was forked from: what it read from
-/// the environment is used again.
-pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
-    let transport = match parent {
-        Some(parent) => parent.transport.reconnect()?,
-        None => {
-            let (transport, warnings) = Transport::new(options.transport.clone())?;
-            for warning in warnings {
-                (options.report)(Notice::Network(warning.to_string()));
-            }
-            transport
-        }
-    };
+/// Opens the queue and starts both threads. `relative` is the other lane's pipeline, or that of the process that this one was forked
+/// from: what it read from the environment is used again, and none of its connections.
+pub(crate) fn start(options: WorkerOptions, relative: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
+    let network = network(&options, relative)?;
     let most = options.open_timeout;
     let (tell, told) = mpsc::sync_channel(0);
-    threads::spawn("posthog-commit", move || committer_thread(options, transport, &tell))
-        .map_err(StartError::Thread)?;
+    threads::spawn("posthog-commit", move || committer_thread(options, network, &tell)).map_err(StartError::Thread)?;
     match told.recv_timeout(most) {
         Ok(started) => started,
         Err(RecvTimeoutError::Timeout) => Err(StartError::Timeout),
@@ -79,8 +69,30 @@ pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result
 
 type Tell = SyncSender<Result<Arc<Pipeline>, StartError>>;
 
-fn committer_thread(options: WorkerOptions, transport: Transport, tell: &Tell) {
-    let pipeline = match open(options, transport) {
+/// What a pipeline sends its requests through.
+#[derive(Clone)]
+pub(super) enum Network {
+    Real(Transport),
+    /// As the options say.
+    Given(Arc<dyn Post>),
+}
+
+fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
+    if let Some(given) = &options.network {
+        return Ok(Network::Given(Arc::clone(given)));
+    }
+    if let Some(Network::Real(transport)) = relative.map(|relative| &relative.network) {
+        return transport.reconnect().map(Network::Real);
+    }
+    let (transport, warnings) = Transport::new(options.transport.clone())?;
+    for warning in warnings {
+        (options.report)(Notice::Network(warning.to_string()));
+    }
+    Ok(Network::Real(transport))
+}
+
+fn committer_thread(options: WorkerOptions, network: Network, tell: &Tell) {
+    let pipeline = match open(options, network) {
         Ok(pipeline) => pipeline,
         Err(error) => {
             // Nobody listening means that the caller has given up on us already.
@@ -88,6 +100,8 @@ fn committer_thread(options: WorkerOptions, transport: Transport, tell: &Tell) {
             return;
         }
     };
+    #[cfg(feature = "testing")]
+    super::contents::watch(&pipeline);
     let committer = Committer::new(Arc::clone(&pipeline));
     if let Err(error) = start_delivery(&pipeline) {
         pipeline.shard.close();
@@ -103,7 +117,7 @@ fn committer_thread(options: WorkerOptions, transport: Transport, tell: &Tell) {
 }
 
 /// Opens the queue; neither thread runs yet.
-pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<Arc<Pipeline>, StartError> {
+pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<Pipeline>, StartError> {
     let now = options.clock.wall_nanos();
     let (shard, replayed, findings, problem) = match open_shard(&options, now) {
         Ok((shard, replayed, findings)) => (shard, replayed, findings, None),
@@ -117,7 +131,9 @@ pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<A
     if memory_backed {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_bound());
     }
-    let stranded = if shard.is_volatile() { Vec::new() } else { find_stranded(&options) };
+    let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
+    let stranded = if is_first { find_stranded(&options) } else { Vec::new() };
+    let ai_left_behind = is_first && is_ai_left_behind(&options);
     static IDS: AtomicU64 = AtomicU64::new(1);
     let pipeline = Arc::new(Pipeline {
         id: IDS.fetch_add(1, Ordering::Relaxed),
@@ -130,11 +146,12 @@ pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<A
         bell: Bell::default(),
         outbox: Outbox::default(),
         delivery: OnceLock::new(),
-        transport: Arc::new(transport),
+        network,
         problem: Mutex::new(None),
         unsynced_since: Mutex::new(None),
         replayed: AtomicU64::new(replayed),
         stranded,
+        ai_left_behind,
         finished: OnceLock::new(),
         options,
     });
@@ -153,7 +170,7 @@ fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Shard, u64, Vec<Find
     let disk = &options.disk;
     disk.make_dir_durable(&options.queue_dir)
         .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
-    let project_dir = options.queue_dir.join(options.project.dir_name());
+    let project_dir = options.project.lane_dir(&options.queue_dir, options.lane);
     let mut newer = Vec::new();
     loop {
         let claim = claim(disk, &project_dir, &newer)?;
@@ -175,6 +192,12 @@ fn find_stranded(options: &WorkerOptions) -> Vec<Stranded> {
     found.into_iter().filter(|queue| !adopted.contains(&queue.project)).collect()
 }
 
+/// Whether an earlier process left AI events: they are delivered whether or not this one ever captures any.
+fn is_ai_left_behind(options: &WorkerOptions) -> bool {
+    let mut projects = std::iter::once(&options.project).chain(&options.also);
+    projects.any(|project| has_orphan(&options.disk, &project.lane_dir(&options.queue_dir, Lane::Ai)))
+}
+
 fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
     options.disk.file_system(dir).ok()
 }
@@ -187,7 +210,10 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let parts = EngineParts {
         options: options.delivery.clone(),
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
-        transport: Arc::clone(&pipeline.transport) as Arc<_>,
+        transport: match &pipeline.network {
+            Network::Real(transport) => Arc::new(transport.clone()),
+            Network::Given(given) => Arc::clone(given),
+        },
         clock: options.clock.clone(),
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
         on_delivery: options.on_delivery.clone(),
@@ -195,7 +221,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     };
     let handle = DeliveryHandle::new();
     let _ = pipeline.delivery.set(handle.clone());
-    let runtime = event_loop().map_err(StartError::Thread)?;
+    let runtime = event_loop(&handle).map_err(StartError::Thread)?;
     threads::spawn("posthog-deliver", move || {
         runtime.block_on(delivery::serve(parts, handle));
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
@@ -204,12 +230,19 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     .map_err(StartError::Thread)
 }
 
-fn event_loop() -> io::Result<tokio::runtime::Runtime> {
+fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {
     // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor. So it is
     // seen first whether there are some; another thread may still take them in between.
     drop((UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?));
-    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build();
-    catch_unwind(build).unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    #[cfg(feature = "testing")]
+    {
+        let (parks, unparks) = (handle.clone(), handle.clone());
+        builder.on_thread_park(move || parks.parked(true)).on_thread_unpark(move || unparks.parked(false));
+    }
+    let _ = handle;
+    catch_unwind(AssertUnwindSafe(|| builder.enable_all().build()))
+        .unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
 }
 
 impl Pipeline {

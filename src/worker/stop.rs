@@ -59,11 +59,15 @@ impl Pipeline {
         }
         answer
     }
+}
 
-    /// The last owner is gone: commits everything and lets the queue go, without sending. Waits a moment, so that a program that
-    /// drops a client and opens another finds the queue free, but never on one of our own threads.
-    pub(crate) fn release(&self) {
-        let _ = self.shutdown(Duration::ZERO).wait(RELEASE_WAIT);
+/// The last owner is gone: commits everything and lets the queues go, without sending. Waits a moment, so that a program that drops
+/// a client and opens another finds them free, but never on one of our own threads.
+pub(crate) fn release<'a>(pipelines: impl Iterator<Item = &'a Pipeline>) {
+    let until = Instant::now() + RELEASE_WAIT;
+    let released: Vec<_> = pipelines.map(|pipeline| pipeline.shutdown(Duration::ZERO)).collect();
+    for pending in released {
+        let _ = pending.wait(until.saturating_duration_since(Instant::now()));
     }
 }
 

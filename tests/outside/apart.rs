@@ -4,7 +4,7 @@
 //! plays the part it finds the stage in its environment, plays, and ends the process.
 
 use std::any::type_name;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,23 @@ pub(crate) fn apart<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
     apart_on(Stage::new, |_| Terms::default(), part, judge);
 }
 
+/// [`apart`] with a part that ends in a SIGKILL of its own.
+pub(crate) fn apart_to_death<P: FnOnce(&Place), J: FnOnce(&Stage)>(set: impl FnOnce() -> Stage, part: P, judge: J) {
+    apart_until(|status| status.signal() == Some(9), set, |_| Terms::default(), part, judge);
+}
+
 /// [`apart`] on a stage and terms of its own.
 pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
+    set: impl FnOnce() -> Stage,
+    terms: impl FnOnce(&Stage) -> Terms,
+    part: P,
+    judge: J,
+) {
+    apart_until(ExitStatus::success, set, terms, part, judge);
+}
+
+fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
+    is_expected: impl FnOnce(&ExitStatus) -> bool,
     set: impl FnOnce() -> Stage,
     terms: impl FnOnce(&Stage) -> Terms,
     part: P,
@@ -56,7 +71,7 @@ pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     }
     let stage = set();
     let status = play(&name, &stage, &terms(&stage));
-    assert!(status.success(), "the part of {name} ended with {status}");
+    assert!(is_expected(&status), "the part of {name} ended with {status}");
     judge(&stage);
 }
 

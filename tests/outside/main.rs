@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
+mod ai;
 mod apart;
 mod api;
 mod directories;

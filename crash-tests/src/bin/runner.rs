@@ -107,7 +107,7 @@ fn storms<'a>(victim: &'a Path, kills: u32, random: &mut StdRng) -> Vec<Play<'a>
         left -= here;
         let seed = random.random();
         let name = |what: &str| format!("{here} {what} (stage seed {seed})");
-        plays.push(match plays.len() % 5 {
+        plays.push(match plays.len() % 6 {
             0 => Play::new(name("short lives"), move || storm::kill_during_recovery(victim, here, seed)),
             1 => Play::new(name("kills of several processes"), move || shared::kill_all(victim, here, seed)),
             2 => Play::new(name("kills with refusals"), move || {
@@ -116,6 +116,7 @@ fn storms<'a>(victim: &'a Path, kills: u32, random: &mut StdRng) -> Vec<Play<'a>
             3 => Play::new(name("kills of a bounded queue"), move || {
                 storm::random_kills(victim, here, seed, Rules { evicts, ..plain })
             }),
+            4 => Play::new(name("kills with AI events"), move || storm::kill_with_ai_events(victim, here, seed)),
             _ => Play::new(name("kills"), move || storm::random_kills(victim, here, seed, plain)),
         });
     }

@@ -63,7 +63,8 @@ fn capture(client: &Client, orders: &Orders, thread: u32) -> io::Result<()> {
         if !padding.is_empty() {
             event = event.prop("padding", padding.as_str());
         }
-        let receipt = client.capture(event);
+        let is_ai = orders.setup.ai && n % 2 == 1;
+        let receipt = if is_ai { client.capture_ai(event) } else { client.capture(event) };
         match (receipt.outcome(), receipt.uuid()) {
             (Outcome::Accepted, Some(uuid)) => say(&Line::Acked(key, uuid))?,
             (outcome, _) => say(&Line::Dropped(key, format!("{outcome:?}")))?,

@@ -35,6 +35,21 @@ pub fn random_kills(victim: &Path, kills: u32, seed: u64, rules: Rules) -> Resul
     Played::on(stage)
 }
 
+/// Kills lives that capture on both lanes, most of them; the others must find what is left on a lane that they have no use for.
+pub fn kill_with_ai_events(victim: &Path, kills: u32, seed: u64) -> Result<Played, Failure> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut stage = Stage::new(victim)?;
+    for _ in 0..kills {
+        change_the_weather(&stage, &mut random);
+        let setup = Setup { ai: random.random_ratio(2, 3), ..any_setup(&mut random, Rules::default()) };
+        let life = stage.start(&Life::capturing(random.random_range(1..=2)).with(setup))?;
+        thread::sleep(Duration::from_millis(random.random_range(0..=LONG * 2)));
+        stage.kill(life)?;
+    }
+    stage.sink.default_answer(Answer::ok());
+    Played::on(stage)
+}
+
 /// Lives of a few milliseconds, each killed while it is busy with what those before have left: in an empty directory at first, then
 /// over a backlog.
 pub fn kill_during_recovery(victim: &Path, kills: u32, seed: u64) -> Result<Played, Failure> {
@@ -77,5 +92,6 @@ fn any_setup(random: &mut StdRng, rules: Rules) -> Setup {
         burst: random.random_ratio(1, 10),
         padding: [0, 0, 300, 3_000][random.random_range(0..4)],
         queue_events: if rules.evicts { random.random_range(50..400) } else { 0 },
+        ai: false,
     }
 }

@@ -14,7 +14,7 @@ use crate::clock::ManualClock;
 use crate::delivery::{ChunkRef, Settlement, Source};
 use crate::disk::{Call, Gate, Op, Verdict};
 use crate::store::Chunk;
-use crate::transport::Proxy;
+use crate::transport::{Proxy, Transport};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -95,9 +95,11 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
     let heard = Arc::clone(&notices);
     let mut options = WorkerOptions {
         project: Project { host: "https://eu.example".into(), api_key: "phc_key".into() },
+        lane: Lane::Analytics,
         also: Vec::new(),
         queue_dir: root.path().join("queue"),
         memory_fallback: false,
+        max_event_bytes: 8 * 1024,
         arena_bytes: 64 * 1024,
         cache_bytes: 1 << 20,
         reserve_bytes: 16 * 1024,
@@ -123,6 +125,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
             user_agent: "tests".into(),
             headers: Vec::new(),
         },
+        network: None,
         on_delivery: None,
         report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
         disk: Disk::default(),
@@ -130,7 +133,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
     };
     edit(&mut options);
     let (transport, _) = Transport::new(options.transport.clone()).unwrap();
-    let pipeline = start::open(options, transport).unwrap();
+    let pipeline = start::open(options, Network::Real(transport)).unwrap();
     Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, notices, root }
 }
 

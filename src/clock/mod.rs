@@ -2,6 +2,14 @@
 //!
 //! Two clocks, never mixed. *Wall* time is what PostHog is told (event timestamps, `sent_at`) and what is stored; it may jump.
 //! *Monotonic* time is what durations are measured with (backoff, deadlines); it never leaves the process.
+//!
+//! Three sources. The operating system ([`Clock::System`]). A clock for tests of one part, which move it and have the part do what is
+//! then due: nobody sleeps by it ([`Clock::Manual`]). And, with the feature `testing`, a clock for a whole client with its threads:
+//! who sleeps by it sleeps until it is moved, and it knows when everybody has done what was due (`Clock::Still`, `still.rs`). Without
+//! the feature that one does not exist, and costs nothing.
+
+#[cfg(feature = "testing")]
+pub(crate) mod still;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -19,6 +27,9 @@ pub(crate) enum Clock {
     /// A clock that moves only when told to.
     #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
     Manual(Arc<ManualClock>),
+    /// A clock that moves only when told to, and wakes those who sleep by it.
+    #[cfg(feature = "testing")]
+    Still(Arc<still::StillTime>),
 }
 
 impl Clock {
@@ -26,7 +37,9 @@ impl Clock {
     pub(crate) fn wall_nanos(&self) -> WallNanos {
         match self {
             Clock::System => nanos_since_epoch(SystemTime::now()).unwrap_or(i64::MAX),
-            Clock::Manual(manual) => manual.wall_nanos.load(Ordering::SeqCst),
+            Clock::Manual(manual) => manual.wall_nanos(),
+            #[cfg(feature = "testing")]
+            Clock::Still(still) => still.wall_nanos(),
         }
     }
 
@@ -34,7 +47,9 @@ impl Clock {
     pub(crate) fn now(&self) -> Instant {
         match self {
             Clock::System => Instant::now(),
-            Clock::Manual(manual) => manual.started + Duration::from_nanos(manual.elapsed_nanos.load(Ordering::SeqCst)),
+            Clock::Manual(manual) => manual.now(),
+            #[cfg(feature = "testing")]
+            Clock::Still(still) => still.now(),
         }
     }
 }
@@ -47,8 +62,16 @@ pub(crate) struct ManualClock {
     wall_nanos: AtomicI64,
 }
 
-#[cfg_attr(not(test), allow(dead_code, reason = "driven by tests"))]
+#[cfg_attr(not(any(test, feature = "testing")), allow(dead_code, reason = "driven by tests"))]
 impl ManualClock {
+    fn wall_nanos(&self) -> WallNanos {
+        self.wall_nanos.load(Ordering::SeqCst)
+    }
+
+    fn now(&self) -> Instant {
+        self.started + Duration::from_nanos(self.elapsed_nanos.load(Ordering::SeqCst))
+    }
+
     /// A clock that shows `wall_nanos`.
     pub(crate) fn at(wall_nanos: WallNanos) -> Arc<Self> {
         Arc::new(Self {

@@ -1,0 +1,29 @@
+//! How the lane of AI events differs from that of analytics. It is a second pipeline, and nothing else.
+
+use super::{Limits, WorkerOptions};
+use crate::delivery::{DeliveryOptions, PaceOptions};
+use crate::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
+use crate::shard::Lane;
+
+impl WorkerOptions {
+    /// Options of the AI lane beside these of the analytics lane.
+    pub(crate) fn for_ai(&self) -> WorkerOptions {
+        let delivery = &self.delivery;
+        WorkerOptions {
+            lane: Lane::Ai,
+            max_event_bytes: AI_EVENT_BYTES,
+            arena_bytes: AI_JOURNAL_BYTES,
+            limits: Limits { queue_bytes: self.limits.queue_bytes.max(AI_QUEUE_BYTES_LEAST), ..self.limits },
+            delivery: DeliveryOptions {
+                urls: vec![format!("{}/i/v0/ai/batch/", self.project.host).into()],
+                max_batch_bytes: AI_BATCH_BYTES,
+                pace: PaceOptions {
+                    max_in_flight: delivery.pace.max_in_flight.min(AI_IN_FLIGHT_MOST),
+                    ..delivery.pace.clone()
+                },
+                ..delivery.clone()
+            },
+            ..self.clone()
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! PostHog's specification `capture-ai`, one test for each requirement, named by its number. AI-09 and AI-10 are about wrappers of model
+//! clients, which this library does not have: see `docs/architecture.md`.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use posthog::{Client, Compression, Config, Diagnostic, DropReason, Event, Outcome, Receipt};
+use serde_json::{Value, json};
+use sink::{Answer, Request, Sink, State};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const ANALYTICS: &str = "/batch/";
+const AI: &str = "/i/v0/ai/batch/";
+
+struct Stage {
+    sink: Sink,
+    folder: TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self { sink: Sink::start(), folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn client(&self, configure: impl FnOnce(Config) -> Config) -> Client {
+        let config = Config::new("phc_ai")
+            .host(self.sink.url())
+            .queue_dir(self.folder.path())
+            .no_proxy()
+            .first_send_jitter(Duration::ZERO)
+            .retry_backoff(Duration::from_millis(100), Duration::from_millis(100))
+            .max_retries(100)
+            .free_space_floor(0);
+        Client::new(configure(config)).unwrap()
+    }
+
+    /// The names of the events that each endpoint has taken.
+    fn taken(&self, path: &str) -> Vec<String> {
+        self.sink.inspect(|state| {
+            let events = state.events().iter().filter(|event| state.requests()[event.request].path == path);
+            events.map(|event| event.event.clone()).collect()
+        })
+    }
+
+    fn wait_for(&self, reached: impl Fn(&State) -> bool) {
+        assert!(self.sink.wait_for(reached, PATIENCE), "{:?}", self.sink.requests());
+    }
+}
+
+fn generation() -> Event {
+    Event::new("$ai_generation", "user_1").prop("$ai_model", "m")
+}
+
+fn uuid_of(receipt: &Receipt) -> Uuid {
+    receipt.uuid().unwrap_or_else(|| panic!("{:?}", receipt.outcome()))
+}
+
+fn flush(client: &Client) {
+    let report = client.flush().wait(PATIENCE).unwrap();
+    assert_eq!(report.remaining, 0, "{report:?}");
+}
+
+#[test]
+fn ai_01_an_ai_event_is_enqueued_and_its_uuid_and_time_are_sent() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config);
+    let uuid = uuid_of(&client.capture_ai(generation()));
+    assert_eq!(client.stats().ai.unwrap().queued_events, 1);
+    flush(&client);
+    let event = stage.sink.events().remove(0);
+    assert_eq!((event.uuid, event.event.as_str(), event.distinct_id.as_str()), (uuid, "$ai_generation", "user_1"));
+    assert!(!event.timestamp.is_empty());
+    assert_eq!(event.properties["$ai_model"], "m");
+}
+
+#[test]
+fn ai_02_analytics_and_ai_events_never_share_a_request() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config);
+    for _ in 0..3 {
+        uuid_of(&client.capture(Event::new("clicked", "user_1")));
+        uuid_of(&client.capture_ai(generation()));
+    }
+    flush(&client);
+    assert_eq!(stage.taken(ANALYTICS), ["clicked"; 3]);
+    assert_eq!(stage.taken(AI), ["$ai_generation"; 3]);
+}
+
+#[test]
+fn ai_03_capture_does_not_reroute_by_name() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config);
+    uuid_of(&client.capture(generation()));
+    flush(&client);
+    assert_eq!((stage.taken(ANALYTICS).len(), stage.taken(AI).len()), (1, 0));
+    assert!(client.stats().ai.is_none(), "and the lane is not opened for it");
+}
+
+#[test]
+fn ai_04_a_uuid_is_made_up_where_there_is_none_and_a_given_one_is_kept() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config);
+    let given = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0007);
+    assert_eq!(uuid_of(&client.capture_ai(generation().uuid(given))), given);
+    let (one, other) = (uuid_of(&client.capture_ai(generation())), uuid_of(&client.capture_ai(generation())));
+    assert!(one != other && !one.is_nil());
+    flush(&client);
+    let mut expected = [given, one, other];
+    expected.sort_unstable();
+    assert_eq!(stage.sink.unique(), expected);
+}
+
+#[test]
+fn ai_05_hooks_and_settings_are_those_of_capture_and_the_queue_is_made_when_it_is_needed() {
+    let stage = Stage::new();
+    let client = stage.client(|config| {
+        config.disable_geoip(true).before_send(|mut event| {
+            event.set("hooked", true);
+            (event.name() != "secret").then_some(event)
+        })
+    });
+    let places = || {
+        let project = std::fs::read_dir(stage.folder.path()).unwrap().next().unwrap().unwrap().path();
+        project.join("ai").exists()
+    };
+    assert!(!places());
+    uuid_of(&client.capture_ai(generation()));
+    assert!(places());
+    let dropped = client.capture_ai(Event::new("secret", "user_1")).outcome();
+    assert_eq!(dropped, Outcome::Dropped(DropReason::BeforeSend));
+    uuid_of(&client.capture(Event::new("clicked", "user_1")));
+    flush(&client);
+    for event in stage.sink.events() {
+        assert_eq!((&event.properties["hooked"], &event.properties["$geoip_disable"]), (&json!(true), &json!(true)));
+        assert!(!event.properties["$lib"].is_null() && event.properties["$is_server"] == json!(true));
+    }
+}
+
+#[test]
+fn ai_05_persisted_and_closing_work_as_for_capture() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config);
+    let receipt = client.capture_ai(generation());
+    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Ok(())));
+    assert!(client.shutdown(PATIENCE).wait(PATIENCE).unwrap().persisted);
+    assert_eq!(client.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Closed));
+    let disabled = Client::new(Config::disabled()).unwrap();
+    assert_eq!(disabled.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Disabled));
+}
+
+#[test]
+fn ai_06_a_retry_sends_the_same_envelope() {
+    let stage = Stage::new();
+    // Taken, and never said so: the client must send it again.
+    stage.sink.script([Answer::close().taking(), Answer::status(503).taking()]);
+    let client = stage.client(|config| config);
+    let uuid = uuid_of(&client.capture_ai(generation().prop("nested", json!({"b": [1, 2.5], "a": null}))));
+    let _ = client.flush().wait(PATIENCE);
+    stage.wait_for(|state| state.taken() == 3);
+    let events = stage.sink.events();
+    assert_eq!(events[0].uuid, uuid);
+    for again in &events[1..] {
+        let envelope = |event: &sink::Event| {
+            (
+                event.uuid,
+                event.event.clone(),
+                event.distinct_id.clone(),
+                event.timestamp.clone(),
+                event.properties.clone(),
+            )
+        };
+        assert_eq!(envelope(again), envelope(&events[0]));
+    }
+}
+
+#[test]
+fn ai_07_an_event_that_is_too_large_is_dropped_and_told_of_by_name_and_size_only() {
+    let stage = Stage::new();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = Arc::clone(&heard);
+    let client =
+        stage.client(|config| config.on_diagnostic(move |diagnostic| hears.lock().unwrap().push(diagnostic.clone())));
+    let event = generation().prop("$ai_input", "secret ".repeat(1_300_000));
+    assert_eq!(client.capture_ai(event).outcome(), Outcome::Dropped(DropReason::TooLarge));
+    let heard = heard.lock().unwrap();
+    let [Diagnostic::Dropped { reason: "too_large", event, detail, .. }] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!(event, "$ai_generation");
+    assert!(detail.contains("91000") && !detail.contains("secret"), "{detail}");
+    assert_eq!(client.stats().dropped, [(DropReason::TooLarge, 1)]);
+}
+
+#[test]
+fn ai_08_an_endpoint_out_of_reach_is_told_to_the_hook_and_to_nobody_else() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = Arc::clone(&heard);
+    let client =
+        stage.client(|config| config.on_diagnostic(move |diagnostic| hears.lock().unwrap().push(diagnostic.clone())));
+    let uuid = uuid_of(&client.capture_ai(generation()));
+    let report = client.flush().wait(PATIENCE).unwrap();
+    assert_eq!(report.remaining, 1);
+    let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.starts_with("AI events: "));
+    assert!(heard.lock().unwrap().iter().any(is_told), "{heard:?}");
+    stage.sink.resume();
+    stage.wait_for(|state| state.contains(uuid));
+}
+
+#[test]
+fn ai_08_a_directory_that_cannot_be_used_drops_ai_events_and_no_others() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config);
+    let project = std::fs::read_dir(stage.folder.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(project.join("ai"), "in the way").unwrap();
+    for _ in 0..2 {
+        assert_eq!(client.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Storage));
+    }
+    let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::StorageFailing { problem } if problem.contains("AI events"));
+    assert_eq!(client.diagnostics().iter().filter(|diagnostic| is_told(diagnostic)).count(), 1);
+    let uuid = uuid_of(&client.capture(Event::new("clicked", "user_1")));
+    flush(&client);
+    assert_eq!(stage.sink.unique(), [uuid]);
+}
+
+#[test]
+fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config.historical_migration(true));
+    let uuid = uuid_of(&client.capture_ai(generation()));
+    flush(&client);
+    let request: Request = stage.sink.requests().remove(0);
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", AI));
+    assert_eq!(request.header("content-encoding"), Some("gzip"));
+    assert_eq!((request.api_key.as_str(), &request.uuids[..]), ("phc_ai", &[uuid][..]));
+    assert!(!request.sent_at.is_empty());
+}
+
+#[test]
+fn ai_11_a_batch_aims_at_five_mebibytes() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config.compression(Compression::None).flush_at(1_000));
+    let text = Value::from("x".repeat(700_000));
+    let uuids: Vec<_> = (0..12).map(|_| uuid_of(&client.capture_ai(generation().prop("$ai_input", &text)))).collect();
+    flush(&client);
+    assert_eq!(stage.sink.unique().len(), uuids.len());
+    let requests = stage.sink.requests();
+    assert!(requests.iter().all(|request| request.wire_bytes < 6 * 1024 * 1024));
+    assert!(requests.iter().any(|request| request.event_count > 2), "{}", requests.len());
+}

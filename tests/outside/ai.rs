@@ -1,0 +1,217 @@
+//! The lane of AI events: its own queue and endpoint, one client.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
+use posthog::{Client, DropReason, Endpoint, Event, Outcome, Receipt};
+use sink::{Answer, State};
+use uuid::Uuid;
+
+use crate::apart::apart_to_death;
+use crate::process::forked;
+use crate::stage::{PATIENCE, Place, Stage, accepted, assert_balanced, close_empty, event, eventually, take};
+
+const LARGEST: usize = 8 * 1024 * 1024;
+
+fn take_ai(client: &Client, name: &str) -> Uuid {
+    accepted(&client.capture_ai(event(name)))
+}
+
+/// Only the AI endpoint is down: it refuses what has such a name.
+fn ai_is_down(stage: &Stage) {
+    stage.sink.refuse_if(|event| event["event"] == "ai", 503, "down");
+}
+
+#[test]
+fn ai_events_of_a_killed_process_are_delivered_by_one_that_captures_none() {
+    apart_to_death(
+        || {
+            let stage = Stage::new();
+            stage.sink.stop();
+            stage
+        },
+        |place| {
+            let client = place.client();
+            take_ai(&client, "ai");
+            take(&client, "clicked");
+            raise(Signal::SIGKILL).unwrap();
+        },
+        |stage| {
+            stage.sink.resume();
+            let client = stage.client();
+            assert!(stage.sink.wait_for(|state| state.unique() == 2, PATIENCE));
+            eventually("both lanes are empty", || client.stats().queued_events == 0);
+            let ai = client.stats().ai.unwrap();
+            assert_eq!((ai.accepted, ai.delivered), (1, 1));
+            close_empty(&client);
+            assert_eq!(stage.names(), ["ai", "clicked"]);
+            assert!(stage.client().stats().ai.is_none(), "where nothing is left the lane stays closed");
+        },
+    );
+}
+
+#[test]
+fn an_ai_event_of_eight_mebibytes_passes_and_one_byte_more_does_not() {
+    let stage = Stage::new();
+    let client = stage.client();
+    let capture = |bytes: usize| client.capture_ai(event("ai").prop("$ai_input", "x".repeat(bytes)));
+    assert_eq!(capture(LARGEST).outcome(), Outcome::Dropped(DropReason::TooLarge));
+    let told = client.diagnostics().iter().map(|told| format!("{told:?}")).collect::<String>();
+    let size = told.split("takes ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse::<usize>().unwrap();
+    let around = size - LARGEST;
+    assert_eq!(capture(LARGEST - around + 1).outcome(), Outcome::Dropped(DropReason::TooLarge));
+    let uuid = accepted(&capture(LARGEST - around));
+    assert_eq!(
+        client.capture(event("e").prop("x", "x".repeat(100_000))).outcome(),
+        Outcome::Dropped(DropReason::TooLarge)
+    );
+    stage.must_have_taken(&[uuid]);
+    close_empty(&client);
+}
+
+#[test]
+fn analytics_flow_while_the_ai_endpoint_is_down() {
+    let stage = Stage::new();
+    ai_is_down(&stage);
+    let client = stage.client();
+    let ai = take_ai(&client, "ai");
+    let uuids: Vec<_> = (0..50).map(|_| take(&client, "clicked")).collect();
+    let all = |state: &State| uuids.iter().all(|uuid| state.contains(*uuid));
+    assert!(stage.sink.wait_for(all, PATIENCE));
+    eventually("the failing lane is told", || client.stats().ai.is_some_and(|ai| ai.last_error.is_some()));
+    assert_eq!(client.stats().last_error, None);
+    let report = client.flush().wait(PATIENCE).unwrap();
+    assert_eq!(report.remaining, 1);
+    assert!(
+        matches!(&report.endpoint, Endpoint::Down { reason, .. } if reason.starts_with("AI events: ")),
+        "{report:?}"
+    );
+    stage.sink.refuse_none();
+    assert!(stage.sink.wait_for(|state| state.contains(ai), PATIENCE));
+    close_empty(&client);
+}
+
+#[test]
+fn flush_shutdown_and_statistics_are_of_both_lanes() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let client = Client::new(stage.config().flush_interval(Duration::from_secs(3600)).flush_at(1_000)).unwrap();
+    for _ in 0..2 {
+        take(&client, "clicked");
+    }
+    for _ in 0..3 {
+        take_ai(&client, "ai");
+    }
+    let stats = client.stats();
+    assert_eq!((stats.accepted, stats.queued_events, stats.ai.as_ref().unwrap().queued_events), (5, 5, 3));
+    assert!(stats.queued_bytes > stats.ai.unwrap().queued_bytes);
+    stage.sink.resume();
+    let report = client.flush().wait(PATIENCE).unwrap();
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (5, 0, Endpoint::Up));
+    take(&client, "clicked");
+    take_ai(&client, "ai");
+    let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!((report.remaining, report.persisted), (0, true));
+    // What the flush sent may have been committed only now, and is then among it.
+    assert!(report.delivered >= 2, "{report:?}");
+    assert_balanced(&client);
+    assert_eq!(client.stats().delivered, 7);
+}
+
+#[test]
+fn the_deadline_of_a_shutdown_is_one_for_both_lanes() {
+    let stage = Stage::new();
+    stage.sink.default_answer(Answer::hang().discarding());
+    let client = stage.client();
+    take(&client, "clicked");
+    take_ai(&client, "ai");
+    let began = std::time::Instant::now();
+    let report = client.shutdown(Duration::from_millis(1_500)).wait(PATIENCE).unwrap();
+    assert_eq!((report.delivered, report.remaining, report.persisted), (0, 2, true));
+    assert!(began.elapsed() < Duration::from_millis(2_900), "one after the other: {:?}", began.elapsed());
+}
+
+#[test]
+fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever_their_lane() {
+    let stage = Stage::new();
+    stage.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
+    let client = stage.client();
+    for capture in [Client::capture, Client::capture_ai] as [fn(&Client, Event) -> Receipt; 2] {
+        accepted(&capture(&client, event("bad")));
+        accepted(&capture(&client, event("good")));
+    }
+    eventually("both are buried", || {
+        // Evidence: the endpoint takes another one.
+        take(&client, "good");
+        take_ai(&client, "good");
+        let _ = client.flush().wait(PATIENCE);
+        client.dead_letters(10).len() == 2
+    });
+    assert!(client.dead_letters(10).iter().all(|dead| dead.event["event"] == "bad"));
+    assert_eq!(client.dead_letters(1).len(), 1);
+    close_empty(&client);
+}
+
+#[test]
+fn a_lane_that_is_wanted_from_the_start_is_there_before_the_first_event() {
+    let stage = Stage::new();
+    let client = Client::new(stage.config().ai_lane(true)).unwrap();
+    assert_eq!(client.stats().ai.unwrap().accepted, 0);
+    close_empty(&client);
+}
+
+#[test]
+fn many_threads_that_capture_the_first_ai_event_open_one_lane() {
+    let stage = Stage::new();
+    let client = stage.client();
+    let uuids: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| take_ai(&client, "ai"))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(client.stats().ai.unwrap().accepted, 8);
+    stage.must_have_taken(&uuids);
+    close_empty(&client);
+}
+
+#[test]
+fn a_client_that_is_closed_while_its_lane_opens_takes_nothing_more() {
+    for _ in 0..3 {
+        let stage = Stage::new();
+        let client = stage.client();
+        let receipt = std::thread::scope(|scope| {
+            let first = scope.spawn(|| client.capture_ai(event("ai")));
+            let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+            assert!(report.persisted);
+            first.join().unwrap()
+        });
+        assert_eq!(client.capture_ai(event("ai")).outcome(), Outcome::Dropped(DropReason::Closed));
+        // Taken before it was closed, or not at all; if it was, it is there for the next process.
+        drop(client);
+        let next = stage.client();
+        if let Some(uuid) = receipt.uuid() {
+            assert!(stage.sink.wait_for(|state| state.contains(uuid), PATIENCE));
+        }
+        close_empty(&next);
+    }
+}
+
+#[test]
+fn a_forked_child_has_an_ai_queue_of_its_own() {
+    crate::apart::apart(
+        |place: &Place| {
+            let client = place.client();
+            take_ai(&client, "parent");
+            forked(|| {
+                assert!(client.stats().ai.is_none());
+                take_ai(&client, "child");
+                assert_eq!(client.stats().ai.unwrap().accepted, 1);
+                close_empty(&client);
+            })
+            .must_end_well();
+            take_ai(&client, "parent");
+            assert_eq!(client.stats().ai.unwrap().accepted, 2);
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["child", "parent", "parent"]),
+    );
+}

@@ -1,0 +1,234 @@
+//! What `posthog::testing` promises.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
+use std::time::{Duration, SystemTime};
+
+use posthog::testing::{Answer, Harness, Route, StillClock, queued};
+use posthog::{Client, Config, DeliveryPhase, Diagnostic, Endpoint, Event};
+use tested_program::{ask, sign_up};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn harness() -> Harness {
+    Harness::new(|config| config).unwrap()
+}
+
+#[test]
+fn the_queue_shows_events_as_they_will_be_sent_in_order_and_by_route() {
+    let harness = harness();
+    ask(harness.client(), "user_1", "why?");
+    sign_up(harness.client(), "user_1", "pro");
+    sign_up(harness.client(), "user_2", "free");
+    let queued = harness.queued();
+    let seen: Vec<_> = queued.iter().map(|event| (event.route, event.distinct_id.as_str())).collect();
+    assert_eq!(seen, [(Route::Analytics, "user_1"), (Route::Analytics, "user_2"), (Route::Ai, "user_1")]);
+    assert_eq!((&queued[0].properties["plan"], &queued[0].properties["$is_server"]), (&"pro".into(), &true.into()));
+    harness.deliver().unwrap();
+    let taken = harness.server().taken();
+    for event in &queued {
+        let sent = taken.iter().find(|sent| sent["uuid"] == event.uuid.to_string()).unwrap();
+        assert_eq!(sent["properties"].as_object(), Some(&event.properties));
+        assert_eq!(
+            (&sent["event"], &sent["timestamp"]),
+            (&event.event.as_str().into(), &event.timestamp.as_str().into())
+        );
+    }
+    assert!(harness.queued().is_empty());
+}
+
+#[test]
+fn an_event_is_in_the_queue_wherever_it_is_kept() {
+    let harness = harness();
+    harness.server().always(Route::Analytics, Answer::status(503));
+    sign_up(harness.client(), "in the store", "");
+    assert_eq!(harness.deliver().unwrap().remaining, 1);
+    sign_up(harness.client(), "in the journal", "");
+    let who: Vec<_> = harness.queued().into_iter().map(|event| event.distinct_id).collect();
+    assert_eq!(who, ["in the store", "in the journal"]);
+    assert_eq!(harness.client().stats().queued_events, 2);
+}
+
+#[test]
+fn a_batch_is_sent_when_its_time_has_come_and_not_before() {
+    let harness = Harness::new(|config| config.flush_interval(10 * SECOND)).unwrap();
+    sign_up(harness.client(), "user_1", "pro");
+    harness.advance(9 * SECOND);
+    assert_eq!(harness.server().requests().len(), 0);
+    harness.advance(SECOND);
+    assert_eq!(harness.server().requests().len(), 1);
+}
+
+#[test]
+fn events_say_the_time_that_the_clock_shows() {
+    let harness = harness();
+    harness.clock().set(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+    sign_up(harness.client(), "user_1", "pro");
+    harness.advance(Duration::from_millis(1_500));
+    sign_up(harness.client(), "user_1", "pro");
+    let times: Vec<_> = harness.queued().into_iter().map(|event| event.timestamp).collect();
+    assert_eq!(times, ["2001-09-09T01:46:40Z", "2001-09-09T01:46:41.5Z"]);
+    harness.deliver().unwrap();
+    assert_eq!(harness.server().requests()[0].body["sent_at"], "2001-09-09T01:46:41.5Z");
+}
+
+#[test]
+fn failures_are_retried_with_backoff_as_the_clock_moves() {
+    let harness = Harness::new(|config| config.retry_backoff(SECOND, 30 * SECOND).max_retries(3)).unwrap();
+    harness.server().fail_next(Route::Analytics, 2);
+    sign_up(harness.client(), "user_1", "pro");
+    assert!(matches!(harness.deliver().unwrap().endpoint, Endpoint::Down { .. }));
+    assert!(matches!(harness.client().stats().delivery, DeliveryPhase::Backoff { .. }));
+    // Drawn below one second, then below two.
+    harness.advance(SECOND);
+    harness.advance(2 * SECOND);
+    let requests = harness.server().requests();
+    let seen: Vec<_> = requests.iter().map(|request| (request.status, request.attempt)).collect();
+    assert_eq!(seen, [(Some(503), 1), (Some(503), 2), (Some(200), 3)]);
+    assert_eq!(requests[2].events, requests[0].events);
+    assert!(harness.queued().is_empty());
+}
+
+#[test]
+fn a_retry_after_is_never_broken() {
+    let harness = harness();
+    harness.server().script(Route::Analytics, [Answer::status(429).retry_after("120")]);
+    sign_up(harness.client(), "user_1", "pro");
+    harness.deliver();
+    harness.advance(Duration::from_millis(119_999));
+    harness.deliver();
+    assert_eq!(harness.server().requests().len(), 1);
+    // Spread over a second: others were told the same time.
+    harness.advance(SECOND + Duration::from_millis(1));
+    assert_eq!(harness.server().requests().len(), 2);
+}
+
+#[test]
+fn an_answer_that_takes_its_time_comes_when_the_clock_says_so() {
+    let harness = harness();
+    harness.server().script(Route::Analytics, [Answer::ok().delay(3 * SECOND)]);
+    sign_up(harness.client(), "user_1", "pro");
+    assert_eq!(harness.deliver(), None);
+    assert_eq!((harness.server().requests().len(), harness.queued().len()), (1, 1));
+    harness.advance(2 * SECOND);
+    assert_eq!(harness.queued().len(), 1);
+    harness.advance(SECOND);
+    assert!(harness.queued().is_empty());
+}
+
+#[test]
+fn a_timeout_after_the_server_took_the_events_sends_them_again_under_the_same_uuid() {
+    let harness = harness();
+    harness.server().script(Route::Ai, [Answer::timeout().taking()]);
+    ask(harness.client(), "user_1", "why?");
+    harness.deliver();
+    harness.advance(SECOND);
+    let taken = harness.server().taken();
+    assert_eq!((taken.len(), &taken[0]), (2, &taken[1]));
+    assert_eq!(harness.server().requests()[0].status, None);
+}
+
+#[test]
+fn a_refused_event_is_found_and_the_rest_is_delivered() {
+    let harness = harness();
+    harness.server().script(
+        Route::Analytics,
+        [Answer::status(400).body("failed to parse request"), Answer::status(400).body("failed to parse request")],
+    );
+    sign_up(harness.client(), "bad", "");
+    sign_up(harness.client(), "good", "");
+    harness.deliver();
+    harness.advance(60 * SECOND);
+    harness.deliver();
+    assert_eq!(harness.server().taken().len() + harness.client().dead_letters(9).len(), 2);
+    assert!(harness.client().diagnostics().iter().any(|told| matches!(told, Diagnostic::Suspected { .. })));
+}
+
+#[test]
+fn a_shutdown_ends_at_its_deadline_by_the_clock() {
+    let harness = harness();
+    harness.server().always(Route::Analytics, Answer::ok().delay(3600 * SECOND));
+    sign_up(harness.client(), "user_1", "pro");
+    let closed = harness.client().shutdown(10 * SECOND);
+    harness.advance(9 * SECOND);
+    assert!(closed.try_get().is_none());
+    harness.advance(2 * SECOND);
+    let report = closed.try_get().unwrap();
+    assert_eq!((report.delivered, report.remaining, report.persisted), (0, 1, true));
+}
+
+#[test]
+fn the_next_process_sends_what_was_left() {
+    let harness = harness();
+    sign_up(harness.client(), "user_1", "pro");
+    ask(harness.client(), "user_1", "why?");
+    let harness = harness.restart(|config| config).unwrap();
+    harness.deliver().unwrap();
+    assert_eq!(harness.server().taken().len(), 2);
+}
+
+#[test]
+fn requests_are_recorded_with_everything_that_is_in_them() {
+    let harness = Harness::new(|config| config.historical_migration(true)).unwrap();
+    sign_up(harness.client(), "user_1", "pro");
+    harness.deliver().unwrap();
+    let request = harness.server().requests().remove(0);
+    assert!(request.url.starts_with("http://posthog.test/batch/"));
+    assert_eq!(request.header("content-encoding"), Some("gzip"));
+    assert_eq!(
+        (&request.body["api_key"], &request.body["historical_migration"]),
+        (&"phc_testing".into(), &true.into())
+    );
+    harness.server().forget();
+    assert!(harness.server().requests().is_empty() && harness.server().taken().is_empty());
+}
+
+#[test]
+fn hooks_and_many_threads_come_to_rest_too() {
+    let harness =
+        Harness::new(|config| config.before_send(|event| (event.distinct_id() != "nobody").then_some(event))).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    sign_up(harness.client(), "user_1", "pro");
+                    sign_up(harness.client(), "nobody", "pro");
+                }
+            });
+        }
+    });
+    harness.deliver().unwrap();
+    assert_eq!((harness.server().taken().len(), harness.queued().len()), (2_000, 0));
+}
+
+#[test]
+fn a_disabled_client_can_be_tested_too() {
+    let harness = Harness::new(|_| Config::disabled()).unwrap();
+    sign_up(harness.client(), "user_1", "pro");
+    harness.advance(SECOND);
+    assert!(harness.queued().is_empty());
+}
+
+#[test]
+fn the_queue_of_any_client_can_be_read_and_the_directory_of_a_harness_goes() {
+    let dir = {
+        let harness = harness();
+        harness.client().stats().dir.unwrap()
+    };
+    assert!(!dir.exists());
+    std::fs::create_dir_all(&dir).unwrap();
+    let client = Client::new(Config::new("phc_x").host("http://127.0.0.1:9").queue_dir(&dir).no_proxy()).unwrap();
+    client.capture(Event::new("kept", "user_1"));
+    assert_eq!(queued(&client)[0].event, "kept");
+    drop(client);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_clock_shows_what_it_was_set_to() {
+    let clock = StillClock::at(SystemTime::UNIX_EPOCH);
+    clock.advance(SECOND);
+    assert_eq!(clock.now(), SystemTime::UNIX_EPOCH + SECOND);
+    clock.set(SystemTime::UNIX_EPOCH - SECOND);
+    assert_eq!(clock.now(), SystemTime::UNIX_EPOCH - SECOND);
+}
