@@ -71,6 +71,9 @@ pub use error::Error;
 pub use event::Event;
 pub use worker::{Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport, WaitTimeout};
 
+/// The version of this library, as it stands in `$lib_version` of each event.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The examples of the readme are compiled with those of the documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -106,13 +106,14 @@ fn take(
     capture: impl FnOnce(&Instance, Event) -> Receipt,
 ) -> Json<Value> {
     let Some(instance) = instances.get(id.test_id.as_deref()) else { return failure(&"no /init before") };
-    let event = match serde_json::from_slice::<Capture>(body).map_err(|error| error.to_string()).and_then(Capture::event) {
-        Ok(event) => event,
-        Err(error) => return failure(&error),
-    };
+    let event =
+        match serde_json::from_slice::<Capture>(body).map_err(|error| error.to_string()).and_then(Capture::event) {
+            Ok(event) => event,
+            Err(error) => return failure(&error),
+        };
     let receipt = capture(&instance, event);
     match receipt.outcome() {
-        Outcome::Accepted => Json(json!({ "success": true, "uuid": receipt.uuid() })),
+        Outcome::Accepted => Json(json!({ "success": true, "uuid": receipt.uuid().map(|uuid| uuid.to_string()) })),
         Outcome::Dropped(reason) => failure(&reason),
     }
 }
@@ -131,7 +132,7 @@ impl Capture {
         }
         if let Some(text) = self.timestamp {
             let time: jiff::Timestamp = text.parse().map_err(|error| format!("timestamp: {error}"))?;
-            event = event.timestamp(SystemTime::from(time));
+            event = event.timestamp(SystemTime::try_from(time).map_err(|error| format!("timestamp: {error}"))?);
         }
         match self.uuid {
             Some(text) => Ok(event.uuid(Uuid::parse_str(&text).map_err(|error| format!("uuid: {error}"))?)),

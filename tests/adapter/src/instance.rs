@@ -72,7 +72,9 @@ impl Instances {
         let failures = Arc::new(AtomicU64::new(0));
         let config = self.config(init, id.as_deref(), &dir, &failures);
         // Opening writes files: not for a thread that serves others.
-        let client = tokio::task::spawn_blocking(|| Client::new(config)).await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+        let client = tokio::task::spawn_blocking(|| Client::new(config))
+            .await
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
         self.living().insert(id, Arc::new(Instance { client, dir, failures, used: Mutex::new(Instant::now()) }));
         Ok(())
     }
@@ -94,9 +96,8 @@ impl Instances {
     }
 
     async fn drop_idle(&self) {
-        let is_idle = |instance: &Arc<Instance>| {
-            instance.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE
-        };
+        let is_idle =
+            |instance: &Arc<Instance>| instance.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE;
         let idle: Vec<_> = self.living().extract_if(|_, instance| is_idle(instance)).collect();
         for (_, instance) in idle {
             instance.discard().await;
@@ -114,7 +115,7 @@ impl Instances {
             .queue_dir(dir)
             .no_proxy()
             // A hundred of them may live at once.
-            .journal_bytes(4 * 1024 * 1024)
+            .journal_bytes(5 * 1024 * 1024)
             .compression(match init.enable_compression {
                 Some(true) => compression(self.terms.encoding),
                 _ => Compression::None,
@@ -148,7 +149,7 @@ impl Instances {
 impl Instance {
     /// Sends what is queued; resolves when everything was tried once.
     pub(crate) async fn flush(&self) -> Option<FlushReport> {
-        tokio::time::timeout(FLUSH, self.client.flush()).await.ok()?.ok()
+        tokio::time::timeout(FLUSH, self.client.flush()).await.ok()
     }
 
     /// Attempts that failed for no fault of an event.

@@ -63,7 +63,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         None => folder.tempdir()?,
     };
-    let terms = Terms { protocol: arguments.protocol, encoding: arguments.encoding, folder: folder.path().to_path_buf() };
+    let terms =
+        Terms { protocol: arguments.protocol, encoding: arguments.encoding, folder: folder.path().to_path_buf() };
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", arguments.port)).await?;
     eprintln!("listening on {}", listener.local_addr()?);
     axum::serve(listener, contract::router(Arc::new(Instances::new(terms)))).await?;

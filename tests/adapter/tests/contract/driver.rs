@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use sink::{Answer, Request, Sink};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than a first retry waits.
+pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(1200);
 
 /// The adapter's process; it ends with this.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ pub(crate) struct Test<'a> {
 
 impl<'a> Test<'a> {
     pub(crate) async fn begin(adapter: &'a Adapter, id: Option<&str>) -> Self {
+        // The library brings reqwest's TLS without a provider, which a client of this crate's own then needs even for plain HTTP.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         let test = Self { adapter, id: id.map(str::to_owned), http, sink: Sink::start() };
         test.post("/reset", None).await;
@@ -103,11 +107,10 @@ impl<'a> Test<'a> {
         body
     }
 
-    /// Waits for so many requests, and for as long as it takes to see that no more follow at once.
-    pub(crate) async fn exactly(&self, requests: usize) -> Vec<Request> {
+    /// Waits for so many requests, and longer than the next one could wait if there were one.
+    pub(crate) async fn exactly(&self, requests: usize, longest_wait: Duration) -> Vec<Request> {
         self.at_least(requests).await;
-        // Three times the longest first wait: whoever was to be tried again would have been.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(longest_wait).await;
         let seen = self.sink.requests();
         assert_eq!(seen.len(), requests);
         seen

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sink::Answer;
 
-use super::driver::{Adapter, Test};
+use super::driver::{Adapter, FIRST_RETRY, Test};
 
 async fn events_have_the_wire_shape(test: &Test<'_>) {
     test.init(json!({ "flush_at": 3 })).await;
@@ -49,7 +49,7 @@ async fn a_cycle_ends_after_the_first_attempt_and_its_retries(test: &Test<'_>) {
     test.sink.default_answer(Answer::status(503));
     test.capture(json!({})).await;
     test.flush().await;
-    test.exactly(4).await;
+    test.exactly(4, Duration::from_secs(9)).await;
     assert_eq!(test.get("/state").await["pending_events"], 1, "it is kept");
 }
 
@@ -76,7 +76,7 @@ async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
         test.sink.default_answer(Answer::status(status).body(body));
         test.capture(json!({})).await;
         test.flush().await;
-        test.exactly(1).await;
+        test.exactly(1, FIRST_RETRY).await;
     }
 }
 
@@ -90,7 +90,7 @@ async fn a_reset_discards_what_is_queued_and_what_waits_to_be_tried_again(test: 
     test.sink.default_answer(Answer::ok());
     test.init(json!({})).await;
     test.flush().await;
-    test.exactly(0).await;
+    test.exactly(0, FIRST_RETRY).await;
 }
 
 async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>) {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use sink::Answer;
 
-use super::driver::{Adapter, Test};
+use super::driver::{Adapter, FIRST_RETRY, Test};
 
 /// An answer of the V1 endpoint that says the same of each event of the request.
 fn verdict(result: &str) -> Answer {
-    Answer::verdicts(result)
+    Answer::results([result])
 }
 
 async fn events_have_the_wire_shape(test: &Test<'_>) {
@@ -28,13 +28,16 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
     assert!(request.header("posthog-sdk-info").unwrap().starts_with("posthog-durable/"));
     assert!(request.header("posthog-request-timestamp").unwrap().ends_with('Z'));
     uuid::Uuid::parse_str(request.header("posthog-request-id").unwrap()).unwrap();
-    let body: Value = serde_json::from_slice(&request.body).unwrap();
-    assert!(["api_key", "token", "sent_at", "historical_migration"].iter().all(|key| body.get(key).is_none()), "{body}");
+    let body = &request.envelope;
+    assert!(
+        ["api_key", "token", "sent_at", "historical_migration"].iter().all(|key| body.get(key).is_none()),
+        "{body}"
+    );
     assert!(body["created_at"].is_string());
-    let event = &body["batch"][0];
+    let event = test.sink.events().remove(0);
     let options = json!({ "cookieless_mode": true, "process_person_profile": false, "product_tour_id": "t" });
-    assert_eq!((&event["options"], &event["properties"]["plan"]), (&options, &json!("pro")));
-    assert!(event["properties"].get("$cookieless_mode").is_none());
+    assert_eq!((&event.others["options"], &event.properties["plan"]), (&options, &json!("pro")));
+    assert!(event.properties.get("$cookieless_mode").is_none());
 }
 
 async fn a_retry_has_the_same_id_and_another_attempt_and_time(test: &Test<'_>) {
@@ -44,7 +47,8 @@ async fn a_retry_has_the_same_id_and_another_attempt_and_time(test: &Test<'_>) {
     test.capture(json!({})).await;
     test.flush().await;
     let requests = test.at_least(3).await;
-    let header = |name: &str| requests.iter().map(|request| request.header(name).unwrap().to_owned()).collect::<Vec<_>>();
+    let header =
+        |name: &str| requests.iter().map(|request| request.header(name).unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(header("posthog-attempt"), ["1", "2", "3"]);
     assert!(header("posthog-request-id").windows(2).all(|two| two[0] == two[1]));
     assert!(header("posthog-request-timestamp").windows(2).all(|two| two[0] != two[1]));
@@ -64,7 +68,7 @@ async fn an_event_that_is_to_be_retried_is_and_one_that_is_dropped_is_not(test: 
     let requests = test.at_least(2).await;
     assert_eq!(requests[0].header("posthog-request-id"), requests[1].header("posthog-request-id"));
     assert!(requests[1].arrived - requests[0].arrived >= Duration::from_millis(900));
-    test.exactly(2).await;
+    test.exactly(2, FIRST_RETRY).await;
 }
 
 async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
@@ -75,7 +79,7 @@ async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
         test.sink.default_answer(Answer::status(status).body(r#"{"error":"refused","error_description":"no"}"#));
         test.capture(json!({})).await;
         test.flush().await;
-        test.exactly(1).await;
+        test.exactly(1, FIRST_RETRY).await;
     }
 }
 
@@ -85,8 +89,7 @@ async fn historical_migration_is_said_only_if_it_is_one(test: &Test<'_>) {
     test.capture(json!({})).await;
     test.flush().await;
     let request = test.at_least(1).await.remove(0);
-    let body: Value = serde_json::from_slice(&request.body).unwrap();
-    assert_eq!(body["historical_migration"], true);
+    assert_eq!(request.envelope["historical_migration"], true);
 }
 
 async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>, codec: &str) {
