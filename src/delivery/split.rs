@@ -168,7 +168,11 @@ mod tests {
             split.turn();
             split.pop(&mut loaded).unwrap().events
         };
-        let refused = |events| move |split: &mut Split| drop(split.refused(events));
+        let refused = |events| {
+            move |split: &mut Split| {
+                split.refused(events);
+            }
+        };
         let accepted = |events| move |split: &mut Split| split.accepted(events);
         assert_eq!(size_after(&refused(64)), 32);
         assert_eq!(size_after(&refused(64)), 32, "two under way together say the same");
