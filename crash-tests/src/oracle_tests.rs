@@ -16,6 +16,7 @@ fn event(uuid: u128, n: u32) -> Event {
         timestamp: "2026-11-23T10:00:00Z".to_owned(),
         properties: json!({"life": 1, "thread": 0, "n": n}),
         sent_at: String::new(),
+        others: serde_json::Value::Null,
         request: 0,
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! A loaded chunk's records are *open*, *delivered* or *buried*. A batch is a list of slices of loaded chunks; a chunk is closed when
 //! no slice of it is queued or under way. Closing settles what is known and gives the open rest back to the queue (`keep`). Nothing
-//! else ever settles, so every way out (an outage in the middle of a bisection, the deadline of `stop`) is the same few lines.
+//! else settles (but for what V1 decides of a batch whose rest is sent again), so every way out (an outage in the middle of a bisection,
+//! the deadline of `stop`) is the same few lines.
 //!
 //! * `outcome.rs` judges one answer; `pace.rs` says when the next request may go; both are pure, and tables test them.
 //! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone,
@@ -18,16 +19,20 @@
 //! * A transport error, 408, 429, 3xx, 5xx, and whatever else is not named, is an *outage*: all that is not under way goes back to the
 //!   queue, then one probe at a time: 1 + `max_retries` requests with jittered exponential backoff, then a park of 30 s to 5 min.
 //!   `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
-//! * 401, 402 and 403 *pause*: probes of at most ten events, each time others, 30 s to 5 min apart.
+//! * 401, 402, 403 and 415 *pause*: probes of at most ten events, each time others, 30 s to 5 min apart.
 //! * What failed is avoided by the next probes while there is anything else, so that one batch that breaks the server does not look
 //!   like an outage for ever. A chunk that keeps failing while others pass is set aside like a suspect.
+//! * V1 answers for each event (`results.rs`): taken; refused, and buried without further evidence; or to be sent again, which counts as
+//!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
+//!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
 //!   answers at once if the last failure is less than a second old.
 //!
 //! # Rules
 //!
-//! * A batch has records of one lane (lanes have endpoints of their own), whole chunks as far as they fit.
-//! * The body is built anew for each attempt: `sent_at` is the time of that attempt, for the server moves every event by it.
+//! * A batch has records of one lane (lanes have endpoints of their own), whole chunks as far as they fit; with V1 no uuid twice.
+//! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt, for the server moves every
+//!   event by it.
 //! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by (`timers.rs`); wall time is the `Clock`'s.
 //! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.

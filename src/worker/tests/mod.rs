@@ -3,6 +3,7 @@
 
 mod bounds;
 mod orphans;
+mod partial;
 mod storage;
 
 use std::sync::Weak;
@@ -13,7 +14,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::delivery::{ChunkRef, Settlement, Source};
 use crate::disk::{Call, Gate, Op, Verdict};
-use crate::store::Chunk;
+use crate::store::{Chunk, ChunkKey};
 use crate::transport::{Proxy, Transport};
 
 const HOUR: Duration = Duration::from_secs(3600);

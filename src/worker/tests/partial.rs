@@ -1,0 +1,83 @@
+//! Rows that are settled piece by piece: what is kept of one stays with the delivery under its new name.
+
+use super::*;
+
+/// Of a row with the records from 1 on, these are kept.
+fn settle(bench: &Bench, chunk: ChunkRef, delivered: u64, keep: &[u64]) -> ChunkRef {
+    let keep = Some(keep.to_vec()).filter(|kept| !kept.is_empty());
+    let first_seq = keep.as_ref().map_or(0, |kept| kept[0]);
+    bench.pipeline.settle(Settlement { chunk, delivered, buried: Vec::new(), keep });
+    ChunkRef { key: ChunkKey { first_seq, ..chunk.key }, ..chunk }
+}
+
+fn carried(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, ChunkRef) {
+    let mut bench = bench(edit);
+    bench.append(30);
+    bench.settle_down();
+    let row = bench.read().remove(0).0;
+    (bench, row)
+}
+
+#[test]
+fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
+    for keep in [[1, 5], [2, 5]] {
+        let (mut bench, row) = carried(|options| {
+            options.limits.queue_events = 40;
+            options.limits.overflow = Overflow::DropOldest;
+        });
+        let rest = settle(&bench, row, 28, &keep);
+        bench.advance(Duration::from_secs(1));
+        assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (28, 2));
+        let read = bench.pipeline.read(usize::MAX, &|chunk| chunk == rest).unwrap();
+        assert!(read.is_empty());
+        bench.append(60);
+        bench.advance(Duration::from_secs(6));
+        assert_eq!(
+            (bench.ledger().evicted, bench.ledger().queued_events),
+            (60, 2),
+            "they are not the delivery's to keep"
+        );
+        bench.pipeline.give_back(rest);
+        let again = bench.read();
+        assert_eq!((again[0].0, again[0].1.count), (rest, 2));
+    }
+}
+
+#[test]
+fn what_is_given_back_before_its_row_is_written_is_read_once_it_is() {
+    for keep in [[1, 5], [2, 5]] {
+        let (mut bench, row) = carried(|_| ());
+        let rest = settle(&bench, row, 28, &keep);
+        bench.pipeline.give_back(rest);
+        assert!(bench.read().is_empty());
+        bench.advance(Duration::from_secs(1));
+        assert_eq!(bench.read().iter().map(|(chunk, _)| *chunk).collect::<Vec<_>>(), [rest]);
+    }
+}
+
+#[test]
+fn pieces_add_up_however_commits_fall_between_them() {
+    for keep in [[1, 5], [2, 5]] {
+        for commits in 0..4 {
+            let fault = Fault::of(Op::Write, "queue.redb");
+            let (mut bench, row) = carried(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+            let rest = settle(&bench, row, 28, &keep);
+            if commits & 1 == 1 {
+                bench.advance(Duration::from_secs(1));
+            }
+            let last = settle(&bench, rest, 1, &[5]);
+            if commits & 2 == 2 {
+                bench.advance(Duration::from_secs(1));
+            }
+            settle(&bench, last, 1, &[]);
+            assert!(bench.read().is_empty());
+            // A commit that fails first changes nothing about that.
+            fault.arm(5);
+            bench.advance(Duration::from_secs(1));
+            fault.arm(0);
+            bench.advance(HOUR);
+            assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0), "{keep:?} {commits}");
+            assert!(bench.read().is_empty());
+        }
+    }
+}
