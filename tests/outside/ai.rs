@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::apart::apart_to_death;
 use crate::process::forked;
-use crate::stage::{PATIENCE, Place, Stage, accepted, assert_balanced, close_empty, event, eventually, take};
+use crate::stage::{KEY, PATIENCE, Place, Stage, accepted, assert_balanced, close_empty, event, eventually, take};
 
 const LARGEST: usize = 8 * 1024 * 1024;
 
@@ -214,4 +214,23 @@ fn a_forked_child_has_an_ai_queue_of_its_own() {
         },
         |stage| assert_eq!(stage.names(), ["child", "parent", "parent"]),
     );
+}
+
+#[test]
+fn ai_events_of_an_earlier_key_are_reported_and_delivered_like_others() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let client = stage.client();
+    let uuid = take_ai(&client, "ai");
+    drop(client);
+    stage.sink.resume();
+    let renewed = || stage.config_for("phc_renewed");
+    let client = Client::new(renewed()).unwrap();
+    assert_eq!(client.stats().stranded, (1, 1));
+    drop(client);
+    let client = Client::new(renewed().also_deliver(KEY, &stage.host)).unwrap();
+    stage.must_have_taken(&[uuid]);
+    let request = stage.sink.requests().remove(0);
+    assert_eq!((request.api_key.as_str(), request.path.as_str()), ("phc_renewed", "/i/v0/ai/batch/"));
+    close_empty(&client);
 }

@@ -6,14 +6,14 @@ mod orphans;
 mod storage;
 
 use std::sync::Weak;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::committer::Committer;
 use super::*;
 use crate::clock::ManualClock;
 use crate::delivery::{ChunkRef, Settlement, Source};
 use crate::disk::{Call, Gate, Op, Verdict};
-use crate::store::Chunk;
+use crate::store::{Chunk, Ledger};
 use crate::transport::{Proxy, Transport};
 
 const HOUR: Duration = Duration::from_secs(3600);
