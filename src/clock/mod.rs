@@ -7,6 +7,8 @@
 //! then due: nobody sleeps by it ([`Clock::Manual`]). And, with the feature `testing`, a clock for a whole client with its threads:
 //! who sleeps by it sleeps until it is moved, and it knows when everybody has done what was due (`Clock::Still`, `still.rs`). Without
 //! the feature that one does not exist, and costs nothing.
+//!
+//! Nobody else asks the operating system what time it is, but for waits that are a caller's own (`Pending::wait`, a lock).
 
 #[cfg(feature = "testing")]
 pub(crate) mod still;

@@ -274,13 +274,10 @@ impl Journal {
 
     /// Makes sure that the next swap finds a free arena, if the limit allows. Committer only: it creates files.
     pub(crate) fn prepare_spare(&self) -> Result<(), JournalError> {
-        match self.pool.take_free(&self.options)? {
-            Some(spare) => {
-                self.pool.give_back(spare);
-                Ok(())
-            }
-            None => Ok(()),
+        if let Some(spare) = self.pool.take_free(&self.options)? {
+            self.pool.give_back(spare);
         }
+        Ok(())
     }
 
     /// Whether a swap would find a free arena without creating one.

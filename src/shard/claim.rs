@@ -242,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn an_orphan_is_a_shard_that_nobody_has_and_that_is_not_known_to_be_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, lane) = (Disk::default(), Lane::Ai.dir_in(dir.path()));
+        assert!(!has_orphan(&disk, &lane), "the lane was never used");
+        let claim = claim(&disk, &lane).unwrap();
+        assert!(!has_orphan(&disk, &lane), "somebody has it");
+        drop(claim);
+        assert!(has_orphan(&disk, &lane), "its owner died before it could say what is in it");
+        assert!(!has_orphan(&disk, dir.path()), "the other lane has shards of its own");
+    }
+
+    #[test]
     fn a_claim_whose_directory_was_moved_away_no_longer_holds() {
         let dir = tempfile::tempdir().unwrap();
         let claim = claim(&Disk::default(), dir.path(), &[]).unwrap();

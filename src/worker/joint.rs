@@ -42,3 +42,70 @@ impl Wake for Joint {
         Joint::go_on(&self);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::worker::report::{Endpoint, FlushReport, ShutdownReport};
+
+    fn report(delivered: u64) -> ShutdownReport {
+        ShutdownReport { delivered, remaining: 1, persisted: true }
+    }
+
+    #[test]
+    fn the_answer_comes_with_the_second_of_the_two_whichever_that_is() {
+        for first_first in [true, false] {
+            let ((first, one), (second, other)) = (pending(), pending());
+            let answer = both(one, other, ShutdownReport::with_ai);
+            let (early, late) = if first_first { (first, second) } else { (second, first) };
+            early.answer(report(2));
+            assert_eq!(answer.try_get(), None);
+            std::thread::scope(|scope| {
+                scope.spawn(|| late.answer(report(3)));
+                let expected = ShutdownReport { delivered: 5, remaining: 2, persisted: true };
+                assert_eq!(answer.wait(Duration::from_secs(10)), Ok(expected));
+            });
+        }
+    }
+
+    #[test]
+    fn a_task_is_woken_by_the_second_answer() {
+        let ((first, one), (second, other)) = (pending(), pending());
+        let answer = both(one, other, ShutdownReport::with_ai);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let answer = runtime.block_on(async {
+            let task = tokio::spawn(answer.into_future());
+            tokio::task::yield_now().await;
+            first.answer(report(1));
+            std::thread::spawn(move || second.answer(report(1)));
+            task.await.unwrap()
+        });
+        assert_eq!(answer.delivered, 2);
+    }
+
+    #[test]
+    fn a_lane_that_cannot_answer_does_not_keep_the_other_ones_answer_back() {
+        let ((first, one), (second, other)) = (pending(), pending());
+        let answer = both(one, other, ShutdownReport::with_ai);
+        first.answer(report(4));
+        drop(second);
+        let expected = ShutdownReport { delivered: 4, remaining: 1, persisted: false };
+        assert_eq!(answer.try_get(), Some(expected));
+    }
+
+    #[test]
+    fn of_two_endpoints_the_one_that_is_worse_off_is_told() {
+        let flushed = |endpoint| FlushReport { delivered: 1, buried: 2, remaining: 3, endpoint };
+        let down = || Endpoint::Down { reason: "503".into(), retry_in: None };
+        let paused = || Endpoint::Paused { status: 402, retry_in: None };
+        let endpoint = |one, other| flushed(one).with_ai(flushed(other)).endpoint;
+        assert_eq!(flushed(Endpoint::Up).with_ai(flushed(Endpoint::Up)).remaining, 6);
+        assert_eq!(endpoint(Endpoint::Up, paused()), paused());
+        assert_eq!(endpoint(down(), Endpoint::Up), down());
+        assert_eq!(endpoint(down(), paused()), down());
+        let said = Endpoint::Down { reason: "AI events: 503".into(), retry_in: None };
+        assert_eq!(endpoint(Endpoint::Up, down()), said);
+    }
+}

@@ -47,6 +47,7 @@ pub(crate) mod pending;
 mod receipts;
 mod recovery;
 mod report;
+mod snapshot;
 mod source;
 mod start;
 mod stop;
@@ -56,17 +57,16 @@ mod threads;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::delivery::{self, DeliveryHandle, DeliveryOptions, DeliveryState};
+use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
 use crate::shard::{Lane, Project, Shard, Stranded};
-use crate::store::{DeadRecord, Ledger};
 use crate::transport::{Post, TransportOptions};
 
 use admission::Admission;
@@ -77,6 +77,7 @@ pub(crate) use joint::both;
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
 pub use report::{Endpoint, FlushReport, PersistError, ShutdownReport};
+pub(crate) use snapshot::Snapshot;
 use source::Outbox;
 use start::Network;
 pub(crate) use start::{StartError, start};
@@ -188,30 +189,6 @@ pub(crate) enum Notice {
     },
 }
 
-/// Where things stand, for statistics.
-#[derive(Clone, Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) ledger: Ledger,
-    /// Accepted by this shard, in all its lives.
-    pub(crate) accepted: u64,
-    /// The ledger of the shard being adopted right now.
-    pub(crate) adopted: Option<Ledger>,
-    pub(crate) unsynced_for: Option<Duration>,
-    pub(crate) uncarried_bytes: u64,
-    pub(crate) oldest_at: Option<i64>,
-    pub(crate) file_bytes: u64,
-    pub(crate) replayed: u64,
-    pub(crate) volatile: bool,
-    pub(crate) problem: Option<String>,
-    pub(crate) full: Option<Unwelcome>,
-    pub(crate) closed: bool,
-    pub(crate) delivery: DeliveryState,
-    pub(crate) dir: PathBuf,
-    pub(crate) stranded: Vec<Stranded>,
-    /// Wall time of the look.
-    pub(crate) now: i64,
-}
-
 /// What callers and the two threads share.
 pub(crate) struct Pipeline {
     options: WorkerOptions,
@@ -279,46 +256,6 @@ impl Pipeline {
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.generation
-    }
-
-    /// Where things stand.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let store = self.shard.open_store();
-        let uncarried = self.shard.journal().uncarried();
-        let oldest = store.as_ref().and_then(|store| store.oldest(crate::shard::LANE).ok().flatten());
-        let mut ledger = self.shard.ledger();
-        // What is settled counts as settled, whether that is committed yet or not; a kill before the commit takes it back.
-        let (delivered, buried) = self.outbox.settled_events(source::OWN);
-        let delivered = delivered.min(ledger.queued_events);
-        let buried = buried.min(ledger.queued_events - delivered);
-        ledger.queued_events = ledger.queued_events.saturating_sub(delivered + buried);
-        ledger.delivered += delivered;
-        ledger.buried += buried;
-        Snapshot {
-            ledger,
-            accepted: self.shard.accepted(),
-            adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
-            unsynced_for: lock(&self.unsynced_since)
-                .map(|since| self.options.clock.now().saturating_duration_since(since)),
-            uncarried_bytes: uncarried.0,
-            oldest_at: oldest.map(|(_, carried_at)| carried_at),
-            file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
-            replayed: self.replayed.load(Ordering::Relaxed),
-            volatile: self.shard.is_volatile(),
-            problem: lock(&self.problem).clone(),
-            full: self.admission.unwelcome(),
-            closed: self.bell.is_stopping(),
-            delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
-            dir: self.shard.dir().clone(),
-            stranded: self.stranded.clone(),
-            now: self.options.clock.wall_nanos(),
-        }
-    }
-
-    /// Up to `limit` records that were refused for good, oldest first.
-    pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
-        let read = self.shard.open_store().and_then(|store| store.dead(limit).ok());
-        read.map(|read| read.records).unwrap_or_default()
     }
 
     /// Mirrors the caller's counts of refusals to the status page.

@@ -1,6 +1,7 @@
 //! The lane of AI events: its own queue and endpoint, one client.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 use posthog::{Client, DropReason, Endpoint, Event, Outcome, Receipt};
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use crate::apart::apart_to_death;
 use crate::process::forked;
-use crate::stage::{PATIENCE, Place, Stage, accepted, assert_balanced, close_empty, event, eventually, take};
+use crate::stage::{KEY, PATIENCE, Place, Stage, accepted, assert_balanced, close_empty, event, eventually, take};
 
 const LARGEST: usize = 8 * 1024 * 1024;
 
@@ -125,7 +126,7 @@ fn the_deadline_of_a_shutdown_is_one_for_both_lanes() {
     let client = stage.client();
     take(&client, "clicked");
     take_ai(&client, "ai");
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let report = client.shutdown(Duration::from_millis(1_500)).wait(PATIENCE).unwrap();
     assert_eq!((report.delivered, report.remaining, report.persisted), (0, 2, true));
     assert!(began.elapsed() < Duration::from_millis(2_900), "one after the other: {:?}", began.elapsed());
@@ -214,4 +215,45 @@ fn a_forked_child_has_an_ai_queue_of_its_own() {
         },
         |stage| assert_eq!(stage.names(), ["child", "parent", "parent"]),
     );
+}
+
+#[test]
+fn ai_events_of_an_earlier_key_are_reported_and_delivered_like_others() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let client = stage.client();
+    let uuid = take_ai(&client, "ai");
+    drop(client);
+    stage.sink.resume();
+    let renewed = || stage.config_for("phc_renewed");
+    let client = Client::new(renewed()).unwrap();
+    assert_eq!(client.stats().stranded, (1, 1));
+    drop(client);
+    let client = Client::new(renewed().also_deliver(KEY, &stage.host)).unwrap();
+    stage.must_have_taken(&[uuid]);
+    let request = stage.sink.requests().remove(0);
+    assert_eq!((request.api_key.as_str(), request.path.as_str()), ("phc_renewed", "/i/v0/ai/batch/"));
+    close_empty(&client);
+}
+
+#[test]
+fn a_hook_that_captures_while_the_lane_opens_does_not_wait_for_it() {
+    let stage = Stage::new();
+    drop(stage.client());
+    let shard = stage.shards().remove(0);
+    std::fs::write(shard.parent().unwrap().join("ai"), "in the way").unwrap();
+    let held: Arc<OnceLock<Client>> = Arc::default();
+    let (inside, outcomes) = (Arc::clone(&held), Arc::new(Mutex::new(Vec::new())));
+    let told = Arc::clone(&outcomes);
+    let config = stage.config().on_diagnostic(move |_| {
+        if let Some(client) = inside.get() {
+            told.lock().unwrap().push(client.capture_ai(event("ai")).outcome());
+        }
+    });
+    let client = held.get_or_init(|| Client::new(config).unwrap());
+    let began = Instant::now();
+    assert_eq!(client.capture_ai(event("ai")).outcome(), Outcome::Dropped(DropReason::Storage));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!(outcomes.lock().unwrap().as_slice(), [Outcome::Dropped(DropReason::Storage)]);
+    close_empty(client);
 }

@@ -33,7 +33,12 @@ pub(crate) struct Stage {
 impl Place {
     /// Small arenas, short intervals, and no wait that is there to spare a real server.
     pub(crate) fn config(&self) -> Config {
-        Config::new(KEY)
+        self.config_for(KEY)
+    }
+
+    /// The same for another key.
+    pub(crate) fn config_for(&self, key: &str) -> Config {
+        Config::new(key)
             .host(&self.host)
             .queue_dir(&self.queue)
             .no_proxy()

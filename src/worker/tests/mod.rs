@@ -7,14 +7,14 @@ mod partial;
 mod storage;
 
 use std::sync::Weak;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::committer::Committer;
 use super::*;
 use crate::clock::ManualClock;
 use crate::delivery::{ChunkRef, Settlement, Source};
 use crate::disk::{Call, Gate, Op, Verdict};
-use crate::store::{Chunk, ChunkKey};
+use crate::store::{Chunk, ChunkKey, Ledger};
 use crate::transport::{Proxy, Transport};
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -1,0 +1,77 @@
+//! A look at a pipeline, for statistics.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::source::OWN;
+use super::{Pipeline, Unwelcome, lock};
+use crate::delivery::{DeliveryHandle, DeliveryState};
+use crate::shard::{LANE, Stranded};
+use crate::store::{DeadRecord, Ledger};
+
+/// Where things stand, for statistics.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) ledger: Ledger,
+    /// Accepted by this shard, in all its lives.
+    pub(crate) accepted: u64,
+    /// The ledger of the shard being adopted right now.
+    pub(crate) adopted: Option<Ledger>,
+    pub(crate) unsynced_for: Option<Duration>,
+    pub(crate) uncarried_bytes: u64,
+    pub(crate) oldest_at: Option<i64>,
+    pub(crate) file_bytes: u64,
+    pub(crate) replayed: u64,
+    pub(crate) volatile: bool,
+    pub(crate) problem: Option<String>,
+    pub(crate) full: Option<Unwelcome>,
+    pub(crate) closed: bool,
+    pub(crate) delivery: DeliveryState,
+    pub(crate) dir: PathBuf,
+    pub(crate) stranded: Vec<Stranded>,
+    /// Wall time of the look.
+    pub(crate) now: i64,
+}
+
+impl Pipeline {
+    /// Where things stand.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let store = self.shard.open_store();
+        let uncarried = self.shard.journal().uncarried();
+        let oldest = store.as_ref().and_then(|store| store.oldest(LANE).ok().flatten());
+        let mut ledger = self.shard.ledger();
+        // What is settled counts as settled, whether that is committed yet or not; a kill before the commit takes it back.
+        let (delivered, buried) = self.outbox.settled_events(OWN);
+        let delivered = delivered.min(ledger.queued_events);
+        let buried = buried.min(ledger.queued_events - delivered);
+        ledger.queued_events = ledger.queued_events.saturating_sub(delivered + buried);
+        ledger.delivered += delivered;
+        ledger.buried += buried;
+        Snapshot {
+            ledger,
+            accepted: self.shard.accepted(),
+            adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
+            unsynced_for: lock(&self.unsynced_since)
+                .map(|since| self.options.clock.now().saturating_duration_since(since)),
+            uncarried_bytes: uncarried.0,
+            oldest_at: oldest.map(|(_, carried_at)| carried_at),
+            file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
+            replayed: self.replayed.load(Ordering::Relaxed),
+            volatile: self.shard.is_volatile(),
+            problem: lock(&self.problem).clone(),
+            full: self.admission.unwelcome(),
+            closed: self.bell.is_stopping(),
+            delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
+            dir: self.shard.dir().clone(),
+            stranded: self.stranded.clone(),
+            now: self.options.clock.wall_nanos(),
+        }
+    }
+
+    /// Up to `limit` records that were refused for good, oldest first.
+    pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
+        let read = self.shard.open_store().and_then(|store| store.dead(limit).ok());
+        read.map(|read| read.records).unwrap_or_default()
+    }
+}
