@@ -44,6 +44,7 @@
 mod client;
 mod clock;
 mod config;
+mod context;
 mod crash_point;
 mod delivery;
 mod diagnostics;
@@ -62,6 +63,7 @@ mod worker;
 
 pub use client::{Client, DeadLetter, DeliveryPhase, DropReason, Mode, Outcome, Receipt, Stats, capture, client, init};
 pub use config::{Compression, Config, Protocol};
+pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};
 pub use diagnostics::Diagnostic;
 pub use error::Error;

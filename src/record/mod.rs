@@ -34,8 +34,8 @@
 //!
 //! # Operations
 //!
-//! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`View::parse`] checks a body
-//! once and then lends its parts, [`json::write_event`] writes one element of PostHog's V0 batch.
+//! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`Pairs`] are properties that
+//! are encoded once and used for many events, [`View::parse`] checks a body once and then lends its parts, [`json::write_event`] writes one element of PostHog's V0 batch.
 
 pub(crate) mod decode;
 pub(crate) mod encode;
@@ -46,14 +46,17 @@ mod hostile_tests;
 pub(crate) mod json;
 #[cfg(test)]
 mod json_tests;
+mod pairs;
 pub(crate) mod serialize;
 #[cfg(test)]
 mod serialize_tests;
+mod unencodable;
 mod view;
 
 pub(crate) use decode::Malformed;
 pub(crate) use head::{Class, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION};
-pub(crate) use serialize::Unencodable;
+pub(crate) use pairs::Pairs;
+pub(crate) use unencodable::Unencodable;
 pub(crate) use view::{Entries, View};
 
 /// Containers a property's value may nest, itself included.
