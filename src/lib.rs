@@ -61,14 +61,17 @@ mod store;
 mod transport;
 mod worker;
 
-pub use client::{Client, DeadLetter, DeliveryPhase, DropReason, Mode, Outcome, Receipt, Stats, capture, client, init};
-pub use config::{Compression, Config, Protocol};
+pub use client::{Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, capture, client, init};
+pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};
-pub use diagnostics::Diagnostic;
+pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
-pub use worker::{Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport, WaitTimeout};
+pub use worker::{
+    DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport,
+    WaitTimeout,
+};
 
 /// The examples of the readme are compiled with those of the documentation.
 #[cfg(doctest)]

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::receipt::DropReason;
 use crate::delivery;
-use crate::worker::Snapshot;
+use crate::worker::{DropReason, Snapshot};
 
 /// A look at the queue. The counters are those of this queue since it was made, across restarts; they balance:
 /// `accepted == delivered + queued_events + buried + evicted + damaged + lost_unsynced`.

@@ -101,7 +101,8 @@ fn headers_are_read_whatever_their_case_and_cleaned() {
         assert_eq!(read("x-posthog-distinct-id", nothing), (None, None));
     }
     assert_eq!(read("x-posthog-distinct-id-2", b"user_1"), (None, None));
-    let several = [("x-posthog-distinct-id", ""), ("X-PostHog-Distinct-Id", "first"), ("x-posthog-distinct-id", "second")];
+    let several =
+        [("x-posthog-distinct-id", ""), ("X-PostHog-Distinct-Id", "first"), ("x-posthog-distinct-id", "second")];
     assert_eq!(Context::from_headers(several).known_distinct_id(), Some("first"));
 }
 
@@ -127,7 +128,8 @@ fn what_cannot_be_used_is_remembered_and_told_once() {
             Err(S::Error::custom("not today"))
         }
     }
-    let context = Context::from_headers([("x-posthog-distinct-id", [0xff])]).prop("bad", Unserializable).prop("good", 1);
+    let context =
+        Context::from_headers([("x-posthog-distinct-id", [0xff])]).prop("bad", Unserializable).prop("good", 1);
     let again = context.clone();
     let told = context.take_problems();
     assert!(told.len() == 2 && told[0].contains("X-POSTHOG-DISTINCT-ID") && told[1].contains("\"bad\""), "{told:?}");
@@ -171,5 +173,9 @@ fn only_listed_hosts_and_those_below_them_get_the_headers() {
     ] {
         assert_eq!(to(foreign), [], "{foreign}");
     }
-    assert!(["", ".", ".example.com", "https://example.com", "example.com/x", "a b", "[::1]", "*"].iter().all(|host| host_pattern(host).is_none()));
+    assert!(
+        ["", ".", ".example.com", "https://example.com", "example.com/x", "a b", "[::1]", "*"]
+            .iter()
+            .all(|host| host_pattern(host).is_none())
+    );
 }

@@ -64,6 +64,7 @@ pub(super) enum Flaw {
     EmptyAlias,
     EmptyGroupType,
     EmptyGroupKey,
+    NothingToSet,
 }
 
 impl Event {

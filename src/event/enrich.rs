@@ -11,11 +11,6 @@ impl Event {
         self.draft.anonymous
     }
 
-    /// It is done by whoever the context says.
-    pub(crate) fn attribute(&mut self, distinct_id: &str) {
-        self.set_distinct_id(distinct_id);
-    }
-
     /// It is done by nobody in particular: under a distinct id of its own, and without a person (unless the event says otherwise).
     pub(crate) fn attribute_to_nobody(&mut self, own_id: &str) {
         self.set_distinct_id(own_id);

@@ -57,6 +57,9 @@ pub(crate) enum Refusal {
     /// Nothing, or nothing but blanks.
     #[error("the group's key is empty; say which group it is")]
     EmptyGroupKey,
+    /// No property.
+    #[error("there is nothing to set; give at least one property")]
+    NothingToSet,
     /// A property or group.
     #[error("the value of {key:?} cannot be encoded")]
     Unserializable {
@@ -77,6 +80,16 @@ pub(crate) enum Refusal {
         /// Its size as a record.
         bytes: usize,
     },
+}
+
+impl Refusal {
+    /// What is wrong, with what lies underneath.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Refusal::Unserializable { reason, .. } => format!("{self}: {reason}"),
+            _ => self.to_string(),
+        }
+    }
 }
 
 impl Event {
@@ -128,6 +141,7 @@ impl From<&Flaw> for Refusal {
             Flaw::EmptyAlias => Refusal::EmptyAlias,
             Flaw::EmptyGroupType => Refusal::EmptyGroupType,
             Flaw::EmptyGroupKey => Refusal::EmptyGroupKey,
+            Flaw::NothingToSet => Refusal::NothingToSet,
         }
     }
 }

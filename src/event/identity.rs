@@ -106,9 +106,12 @@ impl Event {
         self
     }
 
-    /// Whether it changes no property of a person, and could be described.
-    pub(crate) fn sets_nothing(&self) -> bool {
-        self.draft.flaw.is_none() && !self.has(SET) && !self.has(SET_ONCE)
+    /// Refused unless it changes a property of the person: it would say nothing.
+    pub(crate) fn must_set_something(mut self) -> Self {
+        if !self.has(SET) && !self.has(SET_ONCE) {
+            self.draft.remember(Flaw::NothingToSet);
+        }
+        self
     }
 
     fn merge_one(&mut self, name: &str, key: &str, value: &impl Serialize) {

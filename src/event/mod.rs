@@ -37,4 +37,4 @@ mod tests;
 pub(crate) mod uuids;
 
 pub use builder::Event;
-pub(crate) use finish::{Refusal, Stamp};
+pub(crate) use finish::{Record, Refusal, Stamp};

@@ -24,6 +24,9 @@
 //!   deadline, never on a thread.
 //! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`.
 //!
+//! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
+//! * While the program has opted out nothing is read for sending; what is queued stays.
+//!
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
 //! committed; the shard is let go. Whatever is not delivered by then stays on disk. A second stop waits for the first.
 //!
@@ -34,6 +37,7 @@ mod adoption;
 mod bell;
 mod bounds;
 mod committer;
+mod drop_reason;
 mod due;
 mod flush;
 pub(crate) mod pending;
@@ -46,10 +50,11 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod verdicts;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,11 +71,13 @@ use admission::Admission;
 pub use admission::Overflow;
 pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
+pub use drop_reason::DropReason;
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
-pub use report::{Endpoint, FlushReport, PersistError, ShutdownReport};
+pub use report::{DeliveryReport, Endpoint, FlushReport, PersistError, ShutdownReport};
 use source::Outbox;
 pub(crate) use start::{StartError, start};
+use verdicts::Verdicts;
 
 /// Everything the worker has to know.
 #[derive(Clone)]
@@ -103,6 +110,8 @@ pub(crate) struct WorkerOptions {
     pub(crate) settle_interval: Duration,
     /// Bounds of the queue.
     pub(crate) limits: Limits,
+    /// Sends nothing until told to.
+    pub(crate) held: bool,
     /// How to send.
     pub(crate) delivery: DeliveryOptions,
     /// How to reach the network.
@@ -163,6 +172,11 @@ pub(crate) enum Notice {
     },
     /// Another project's queue has events that nobody delivers.
     Stranded(Stranded),
+    /// A stop ran out of time.
+    LeftOnDisk {
+        /// Events that are still queued.
+        events: u64,
+    },
     /// A shard was left alone: it is of a newer format, or cannot be opened.
     ShardSkipped {
         /// Which.
@@ -210,6 +224,9 @@ pub(crate) struct Pipeline {
     receipts: Receipts,
     bell: Bell,
     outbox: Outbox,
+    verdicts: Verdicts,
+    /// What is queued stays queued: the program has opted out.
+    held: AtomicBool,
     /// Set before anybody else has the pipeline.
     delivery: OnceLock<DeliveryHandle>,
     transport: Arc<Transport>,

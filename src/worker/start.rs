@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::catch_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -13,6 +13,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::receipts::Receipts;
 use super::source::Outbox;
+use super::verdicts::Verdicts;
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
@@ -129,6 +130,8 @@ pub(super) fn open(mut options: WorkerOptions, transport: Transport) -> Result<A
         receipts: Receipts::default(),
         bell: Bell::default(),
         outbox: Outbox::default(),
+        verdicts: Verdicts::default(),
+        held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
         transport: Arc::new(transport),
         problem: Mutex::new(None),
@@ -178,7 +181,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         transport: Arc::clone(&pipeline.transport) as Arc<_>,
         clock: options.clock.clone(),
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
-        on_delivery: options.on_delivery.clone(),
+        on_delivery: Some(hearing(pipeline, options.on_delivery.clone())),
         next_attempt,
     };
     let handle = DeliveryHandle::new();
@@ -190,6 +193,17 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         runtime.shutdown_background();
     })
     .map_err(StartError::Thread)
+}
+
+/// Whoever waits for a single event hears of it before the program's own ear, which may panic.
+fn hearing(pipeline: &Arc<Pipeline>, own: Option<delivery::OnDelivery>) -> delivery::OnDelivery {
+    let pipeline = Arc::clone(pipeline);
+    Arc::new(move |delivery| {
+        pipeline.verdicts.hear(delivery);
+        if let Some(own) = &own {
+            own(delivery);
+        }
+    })
 }
 
 fn event_loop() -> io::Result<tokio::runtime::Runtime> {
