@@ -30,6 +30,13 @@
 //! [`init`], [`client`] and [`capture`] share one client among all parts of a program. A process may fork: the child's first capture
 //! opens a queue of its own.
 //!
+//! # Whose events these are
+//!
+//! An [`Event`] names its distinct id, or leaves it to the [`Context`] of the request that is being served ([`Event::new_anon`]).
+//! [`Client::identify`], [`Client::set`], [`Client::alias`] and [`Client::group_identify`] say who somebody is;
+//! [`Client::register`] sets properties of every event; [`Client::opt_out`] captures nothing; [`Config::before_send`] sees each event
+//! before anything of it reaches the disk.
+//!
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
@@ -38,8 +45,8 @@
 //!
 //! # Features
 //!
-//! None that change anything: there are no default and no optional ones. Every knob is a setter of [`Config`], with its unit, default,
-//! least and most.
+//! None is on by default, and none changes what another means. `tower` adds `integrations::tower`: a layer that serves each HTTP request
+//! in a [`Context`] of its own. Every knob is a setter of [`Config`], with its unit, default, least and most.
 
 mod client;
 mod clock;
@@ -52,6 +59,7 @@ mod disk;
 mod entropy;
 mod error;
 mod event;
+pub mod integrations;
 mod journal;
 mod limits;
 mod record;

@@ -52,10 +52,15 @@ impl Shared {
         // Waited for before it can be sent: its verdict might come before this thread goes on.
         let verdict = pipeline.verdict_of(uuid);
         match self.append(pipeline, prepared).outcome() {
-            Outcome::Accepted => pipeline.send_now(uuid),
-            Outcome::Dropped(reason) => pipeline.verdict_is_dropped(uuid, reason),
+            Outcome::Accepted => {
+                pipeline.send_now(uuid);
+                verdict
+            }
+            Outcome::Dropped(reason) => {
+                pipeline.forget_verdict_of(uuid);
+                dropped(reason)
+            }
         }
-        verdict
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::pending::{self, Pending, Promise};
 use super::report::{DeliveryReport, Endpoint};
-use super::{DropReason, Pipeline, lock};
+use super::{Pipeline, lock};
 use crate::delivery::{Delivery, Verdict};
 
 /// More are not waited for at once; each costs memory until the next flush has ended.
@@ -80,6 +80,19 @@ impl Verdicts {
         }
     }
 
+    /// Who came last waits no more.
+    fn forget(&self, uuid: Uuid) {
+        let mut waiting = lock(&self.waiting);
+        let Some(of_it) = waiting.by_uuid.get_mut(&uuid) else { return };
+        // Others may wait for an earlier event of that uuid, where the caller chose it.
+        let forgotten = of_it.pop();
+        if of_it.is_empty() {
+            waiting.by_uuid.remove(&uuid);
+        }
+        self.count.fetch_sub(usize::from(forgotten.is_some()), Ordering::Relaxed);
+        drop(waiting);
+    }
+
     /// Nothing is delivered any more: who waits, or comes later, is told so.
     pub(super) fn close(&self) {
         let left = {
@@ -99,9 +112,9 @@ impl Pipeline {
         self.verdicts.wait_for(uuid)
     }
 
-    /// The event that is waited for was not accepted.
-    pub(crate) fn verdict_is_dropped(&self, uuid: Uuid, reason: DropReason) {
-        self.verdicts.tell(uuid, &DeliveryReport::Dropped(reason));
+    /// The event that was waited for last was not accepted: there will be no verdict.
+    pub(crate) fn forget_verdict_of(&self, uuid: Uuid) {
+        self.verdicts.forget(uuid);
     }
 
     /// The event that is waited for was accepted: sends it now, with all that is queued before it.
