@@ -69,7 +69,8 @@ impl Shared {
 
     /// Everything that comes before the journal, in the order that PostHog's specification gives: opt-out, identity, validation, what is
     /// added, hooks. What is refused is counted and told.
-    #[inline]
+    // Always: as a call of its own it would cost each capture a copy of the prepared event, and more.
+    #[inline(always)]
     pub(super) fn prepare(&self, pipeline: &Pipeline, event: Event) -> Result<Prepared, DropReason> {
         if self.rules.is_opted_out() {
             self.count(DropReason::OptedOut);
@@ -106,7 +107,7 @@ impl Shared {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn append(&self, pipeline: &Pipeline, prepared: Prepared) -> Receipt {
         let Prepared { record, now_nanos } = prepared;
         match pipeline.append(record.body(), record.class as u8) {
@@ -120,7 +121,7 @@ impl Shared {
     }
 
     /// What every event says; the caller's own word counts.
-    #[inline]
+    #[inline(always)]
     fn enrich(&self, event: Event) -> Event {
         let mut event = event;
         if self.settings.disable_geoip {

@@ -94,6 +94,7 @@ impl Refusal {
 
 impl Event {
     /// Whether it can be sent, but for its size.
+    #[inline]
     pub(crate) fn check(&self) -> Result<(), Refusal> {
         if self.draft.blank_name {
             return Err(Refusal::EmptyName);
