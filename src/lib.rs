@@ -30,6 +30,13 @@
 //! [`init`], [`client`] and [`capture`] share one client among all parts of a program. A process may fork: the child's first capture
 //! opens a queue of its own.
 //!
+//! # Whose events these are
+//!
+//! An [`Event`] names its distinct id, or leaves it to the [`Context`] of the request that is being served ([`Event::new_anon`]).
+//! [`Client::identify`], [`Client::set`], [`Client::alias`] and [`Client::group_identify`] say who somebody is;
+//! [`Client::register`] sets properties of every event; [`Client::opt_out`] captures nothing; [`Config::before_send`] sees each event
+//! before anything of it reaches the disk.
+//!
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
@@ -38,13 +45,15 @@
 //!
 //! # Features
 //!
-//! None that change anything: `brotli` and `zstd` compile in a codec that [`Config::compression`] can then choose, and `testing` adds
-//! `posthog::testing`, for tests of programs that capture. There are no default ones. Every knob is a setter of [`Config`], with its
-//! unit, default, least and most.
+//! None is on by default, and none changes what another means. `brotli` and `zstd` compile in a codec that [`Config::compression`] can
+//! then choose; `tower` adds `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own; `testing` adds
+//! `posthog::testing`, for tests of programs that capture. Every knob is a setter of [`Config`], with its unit, default, least and
+//! most.
 
 mod client;
 mod clock;
 mod config;
+mod context;
 mod crash_point;
 mod delivery;
 mod diagnostics;
@@ -52,6 +61,7 @@ mod disk;
 mod entropy;
 mod error;
 mod event;
+pub mod integrations;
 mod journal;
 mod limits;
 mod record;
@@ -63,13 +73,17 @@ pub mod testing;
 mod transport;
 mod worker;
 
-pub use client::{Client, DeadLetter, DeliveryPhase, DropReason, Mode, Outcome, Receipt, Stats, capture, client, init};
-pub use config::{Compression, Config, Protocol};
+pub use client::{Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, capture, client, init};
+pub use config::{BeforeSend, Compression, Config, Protocol};
+pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};
-pub use diagnostics::Diagnostic;
+pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
-pub use worker::{Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport, WaitTimeout};
+pub use worker::{
+    DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport,
+    WaitTimeout,
+};
 
 /// The version of this library, as it stands in `$lib_version` of each event.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -187,7 +187,9 @@ fn ai_07_an_event_that_is_too_large_is_dropped_and_told_of_by_name_and_size_only
     let event = generation().prop("$ai_input", "secret ".repeat(1_300_000));
     assert_eq!(client.capture_ai(event).outcome(), Outcome::Dropped(DropReason::TooLarge));
     let heard = heard.lock().unwrap();
-    let [Diagnostic::Dropped { reason: "too_large", event, detail, .. }] = &heard[..] else { panic!("{heard:?}") };
+    let [Diagnostic::Dropped { reason: DropReason::TooLarge, event, detail, .. }] = &heard[..] else {
+        panic!("{heard:?}")
+    };
     assert_eq!(event, "$ai_generation");
     assert!(detail.contains("91000") && !detail.contains("secret"), "{detail}");
     assert_eq!(client.stats().dropped, [(DropReason::TooLarge, 1)]);

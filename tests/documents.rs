@@ -32,16 +32,27 @@ fn sources_below(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn each_test_that_the_guarantees_name_exists() {
+fn each_test_that_the_documents_name_exists() {
     let mut paths = Vec::new();
     for folder in ["src", "tests", "crash-tests"] {
         sources_below(&root().join(folder), &mut paths);
     }
     let sources: Vec<_> = paths.iter().map(|path| (path, fs::read_to_string(path).unwrap())).collect();
-    let document = include_str!("../docs/guarantees.md");
+    let documents = [
+        ("guarantees", include_str!("../docs/guarantees.md"), 40),
+        ("conformance", include_str!("../docs/conformance.md"), 60),
+    ];
+    for (document, text, least) in documents {
+        let seen = must_name_tests_that_exist(&sources, document, text);
+        assert!(seen > least, "only {seen} names were found in {document}: it has another form by now");
+    }
+}
+
+/// How many tests a document names.
+fn must_name_tests_that_exist(sources: &[(&PathBuf, String)], document: &str, text: &str) -> usize {
     let mut seen = 0;
     let mut missing = Vec::new();
-    for text in quoted(document) {
+    for text in quoted(text) {
         let (file, name) = match text.split_once(": ") {
             Some((file, name)) => (root().join(file), name),
             None => (root().to_path_buf(), text),
@@ -55,8 +66,30 @@ fn each_test_that_the_guarantees_name_exists() {
             }
         }
     }
-    assert!(missing.is_empty(), "no such test: {missing:#?}");
-    assert!(seen > 40, "only {seen} names were found: the document has another form by now");
+    assert!(missing.is_empty(), "no such test, says {document}: {missing:#?}");
+    seen
+}
+
+/// And the other way round: a test of a requirement that the table does not name is one that nobody finds.
+#[test]
+fn each_test_of_a_requirement_stands_in_the_table_of_conformance() {
+    let mut paths = Vec::new();
+    sources_below(&root().join("tests/conformance"), &mut paths);
+    let table = include_str!("../docs/conformance.md");
+    let sources = paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect::<String>();
+    let mut count = 0;
+    let mut missing = Vec::new();
+    for part in sources.split("fn ").skip(1) {
+        let name = part.split('(').next().unwrap_or_default();
+        let is_of_a_requirement = name.get(3..7).is_some_and(|number| {
+            number.starts_with('_') && number.ends_with('_') && number[1..3].bytes().all(|b| b.is_ascii_digit())
+        });
+        if is_of_a_requirement {
+            count += 1;
+            missing.extend((!table.contains(&format!("`{name}`"))).then_some(name));
+        }
+    }
+    assert!(count > 60 && missing.is_empty(), "{count} tests, of which the table does not name: {missing:#?}");
 }
 
 #[test]

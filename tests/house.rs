@@ -29,6 +29,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("shard", 4),
     ("journal", 3),
     ("store", 3),
+    ("context", 2),
     ("event", 2),
     ("record", 1),
     ("limits", 0),

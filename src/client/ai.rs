@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::child::lock_within;
-use super::receipt::{self, DropReason, Receipt};
+use super::receipt::{self, Receipt};
 use super::{Client, Shared, explain};
 use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::event::Event;
 use crate::limits::OPEN_TIMEOUT;
 use crate::reentry;
-use crate::worker::{self, Pipeline};
+use crate::worker::{self, DropReason, Pipeline};
 
 /// A lane that could not be opened is not tried again with each event, which would wait for it each time.
 const REOPEN_AFTER: Duration = Duration::from_secs(60);
@@ -69,8 +69,10 @@ impl Client {
             self.shared.count(DropReason::Disabled);
             return Receipt::dropped(DropReason::Disabled);
         };
-        // Asked first: what a child has inherited of the lane is its parent's.
-        let taken = if analytics.is_forked() {
+        // Asked first: what a child has inherited of the lane is its parent's. Nor does an event that is not wanted open the lane.
+        let taken = if self.shared.rules.is_opted_out() {
+            Err(DropReason::OptedOut)
+        } else if analytics.is_forked() {
             self.shared.child_or_open(analytics).map(|child| child.capture_ai(event)).ok_or(DropReason::Forked)
         } else {
             self.shared.ai_or_open(analytics).map(|ai| self.shared.capture(&ai, event))
@@ -93,7 +95,7 @@ impl Shared {
         }
     }
 
-    fn ai_or_open(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, DropReason> {
+    pub(super) fn ai_or_open(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, DropReason> {
         match self.ai.get() {
             Some(ai) => Ok(Arc::clone(ai)),
             None => self.open_ai(analytics),
@@ -118,8 +120,9 @@ impl Shared {
             Ok(ai) => {
                 receipt::register(&ai);
                 let ai = Arc::clone(self.ai.open.get_or_init(|| ai));
-                // Either this sees that the client was closed meanwhile, or whoever closed it sees the lane.
+                // Either this sees that the client was closed or opted out meanwhile, or whoever did that sees the lane.
                 fence(Ordering::SeqCst);
+                ai.hold(self.rules.is_opted_out());
                 if analytics.is_closing() {
                     drop(ai.shutdown(Duration::ZERO));
                 }
@@ -136,6 +139,7 @@ impl Shared {
 
     fn start_ai(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, Error> {
         let mut options = analytics.options().for_ai();
+        options.held = self.rules.is_opted_out();
         let dir = options.queue_dir.clone();
         let heard = Arc::clone(&self.diagnostics);
         options.report = Arc::new(move |notice| heard.record(of_ai(Diagnostic::from(notice))));

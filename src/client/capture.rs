@@ -3,13 +3,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::receipt::{DropReason, Receipt};
+use uuid::Uuid;
+
+use super::receipt::Receipt;
 use super::{Client, Shared};
 use crate::clock::WallNanos;
+use crate::config::BeforeSend;
+use crate::context::{self, Context};
 use crate::diagnostics::Diagnostic;
-use crate::event::{Event, Refusal, Stamp, uuids};
+use crate::event::{Event, Record, Refusal, Stamp, uuids};
 use crate::reentry;
-use crate::worker::{Pipeline, Unwelcome};
+use crate::worker::{DropReason, Pipeline, Unwelcome};
 
 /// Drops for want of room are told at most so often: they come in floods, and each would cost more than the capture.
 const TELL_INTERVAL_NANOS: i64 = 1_000_000_000;
@@ -37,6 +41,9 @@ impl Client {
         if pipeline.is_forked() {
             return self.capture_in_child(pipeline, event);
         }
+        if event.is_exception() {
+            self.shared.warn_of_handmade_exceptions();
+        }
         self.shared.capture(pipeline, event)
     }
 
@@ -54,32 +61,55 @@ impl Client {
 
 impl Shared {
     pub(super) fn capture(&self, pipeline: &Pipeline, event: Event) -> Receipt {
+        match self.prepare(pipeline, event) {
+            Ok(prepared) => self.append(pipeline, prepared),
+            Err(reason) => Receipt::dropped(reason),
+        }
+    }
+
+    /// Everything that comes before the journal, in the order that PostHog's specification gives: opt-out, identity, validation, what is
+    /// added, hooks. What is refused is counted and told.
+    // Always: as a call of its own it would cost each capture a copy of the prepared event, and more.
+    #[inline(always)]
+    pub(super) fn prepare(&self, pipeline: &Pipeline, event: Event) -> Result<Prepared, DropReason> {
+        if self.rules.is_opted_out() {
+            self.count(DropReason::OptedOut);
+            return Err(DropReason::OptedOut);
+        }
         let depth = reentry::depth();
         if depth > 1 {
             // No diagnostic: telling somebody is how we came here.
             self.count(DropReason::Reentrant);
-            return Receipt::dropped(DropReason::Reentrant);
+            return Err(DropReason::Reentrant);
         }
-        let options = pipeline.options();
-        let now_nanos = options.clock.wall_nanos();
-        let uuid = uuids::next(now_nanos, pipeline.generation());
+        let now_nanos = pipeline.options().clock.wall_nanos();
+        let stamp = Stamp { uuid: uuids::next(now_nanos, pipeline.generation()), now_nanos };
         let mut event = event;
-        if self.settings.disable_geoip {
-            event = event.disable_geoip();
+        let context = context::current();
+        if event.is_anonymous() {
+            identify(&mut event, context.as_ref(), &uuids::next(now_nanos, pipeline.generation()));
         }
-        if self.settings.exact_timestamps && !event.has("$ignore_sent_at") {
-            event.set("$ignore_sent_at", true);
+        if let Err(refusal) = event.check() {
+            return Err(self.refuse(&refusal, event.name()));
         }
-        if depth == 0 && !self.settings.before_send.is_empty() {
-            event = match self.run_hooks(event.stamped(uuid)) {
-                Ok(event) => event,
-                Err(reason) => return Receipt::dropped(reason),
-            };
+        if let Some(context) = context {
+            self.add_context(&mut event, &context);
         }
-        let record = match event.finish(&Stamp { uuid, now_nanos }, options.max_event_bytes) {
-            Ok(record) => record,
-            Err(refusal) => return self.refuse(&refusal),
-        };
+        event = self.enrich(event);
+        if depth == 0
+            && let Some(hooks) = self.rules.before_send()
+        {
+            event = self.run_hooks(&hooks, event.stamped(&stamp))?;
+        }
+        match event.finish(&stamp, pipeline.options().max_event_bytes) {
+            Ok(record) => Ok(Prepared { record, now_nanos }),
+            Err(refusal) => Err(self.refuse(&refusal, "")),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn append(&self, pipeline: &Pipeline, prepared: Prepared) -> Receipt {
+        let Prepared { record, now_nanos } = prepared;
         match pipeline.append(record.body(), record.class as u8) {
             Ok(seq) => {
                 let receipt = Receipt::accepted(record.uuid, seq, pipeline.id());
@@ -90,11 +120,35 @@ impl Shared {
         }
     }
 
-    fn run_hooks(&self, event: Event) -> Result<Event, DropReason> {
+    /// What every event says; the caller's own word counts.
+    #[inline(always)]
+    fn enrich(&self, event: Event) -> Event {
         let mut event = event;
-        for hook in self.settings.before_send.iter() {
+        if self.settings.disable_geoip {
+            event = event.disable_geoip();
+        }
+        if self.settings.exact_timestamps && !event.has("$ignore_sent_at") {
+            event.set("$ignore_sent_at", true);
+        }
+        if let Some(pairs) = self.rules.super_properties() {
+            event.add_absent(&pairs);
+        }
+        event
+    }
+
+    #[cold]
+    fn add_context(&self, event: &mut Event, context: &Context) {
+        event.add_absent(context.properties());
+        for problem in context.take_problems() {
+            self.diagnostics.record(Diagnostic::Invalid { what: problem.clone() });
+        }
+    }
+
+    fn run_hooks(&self, hooks: &[BeforeSend], event: Event) -> Result<Event, DropReason> {
+        let mut event = event;
+        for hook in hooks {
             let name = event.name().to_owned();
-            match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| hook(event)))) {
+            match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| hook.look_at(event)))) {
                 Ok(Some(changed)) => event = changed,
                 Ok(None) => {
                     self.count(DropReason::BeforeSend);
@@ -113,17 +167,28 @@ impl Shared {
     }
 
     #[cold]
-    fn refuse(&self, refusal: &Refusal) -> Receipt {
-        let (reason, event) = match refusal {
-            Refusal::EmptyName => (DropReason::EmptyName, String::new()),
-            Refusal::EmptyDistinctId => (DropReason::EmptyDistinctId, String::new()),
-            Refusal::Unserializable { .. } => (DropReason::Unserializable, String::new()),
-            Refusal::TimestampOutOfRange => (DropReason::TimestampOutOfRange, String::new()),
-            Refusal::TooLarge { name, .. } => (DropReason::TooLarge, name.to_string()),
+    fn warn_of_handmade_exceptions(&self) {
+        if !self.warned_of_exceptions.swap(true, Ordering::Relaxed) {
+            self.diagnostics.record(Diagnostic::HandmadeException);
+        }
+    }
+
+    #[cold]
+    fn refuse(&self, refusal: &Refusal, name: &str) -> DropReason {
+        let (reason, name) = match refusal {
+            Refusal::EmptyName => (DropReason::EmptyName, name),
+            Refusal::EmptyDistinctId => (DropReason::EmptyDistinctId, name),
+            Refusal::EmptyAlias => (DropReason::EmptyAlias, name),
+            Refusal::EmptyGroupType => (DropReason::EmptyGroupType, name),
+            Refusal::EmptyGroupKey => (DropReason::EmptyGroupKey, name),
+            Refusal::NothingToSet => (DropReason::NothingToSet, name),
+            Refusal::Unserializable { .. } => (DropReason::Unserializable, name),
+            Refusal::TimestampOutOfRange => (DropReason::TimestampOutOfRange, name),
+            Refusal::TooLarge { name, .. } => (DropReason::TooLarge, &**name),
         };
         self.count(reason);
-        self.tell(reason, event, refusal.to_string(), 1);
-        Receipt::dropped(reason)
+        self.tell(reason, name.to_owned(), refusal.describe(), 1);
+        reason
     }
 
     #[cold]
@@ -147,7 +212,22 @@ impl Shared {
     }
 
     fn tell(&self, reason: DropReason, event: String, detail: String, count: u64) {
-        self.diagnostics.record(Diagnostic::Dropped { reason: reason.name(), event, detail, count });
+        self.diagnostics.record(Diagnostic::Dropped { reason, event, detail, count });
+    }
+}
+
+/// An event that is ready for the journal.
+pub(super) struct Prepared {
+    pub(super) record: Record,
+    now_nanos: WallNanos,
+}
+
+/// Finds out whose an event is that does not say it.
+#[cold]
+fn identify(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
+    match context.and_then(Context::known_distinct_id) {
+        Some(distinct_id) => event.set_distinct_id(distinct_id),
+        None => event.attribute_to_nobody(&fresh.to_string()),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
+use crate::error::Error;
 use crate::worker::Pipeline;
 
 /// How long a capture waits for another thread of the child that is opening the queue.
@@ -52,9 +53,13 @@ impl Shared {
         }
     }
 
-    fn open_child(&self, parent: &Pipeline) -> Result<Client, crate::error::Error> {
-        let options = parent.options().clone();
-        Client::start(Some(options), self.settings.clone(), Arc::new(self.diagnostics.for_child()), Some(parent))
+    fn open_child(&self, parent: &Pipeline) -> Result<Client, Error> {
+        let mut options = parent.options().clone();
+        // Without its hooks nothing may be captured: what they were to remove would reach the disk.
+        let busy = || Error::Resources(std::io::Error::other("the parent was changing its hooks when it forked"));
+        let rules = self.rules.for_child().ok_or_else(busy)?;
+        options.held = rules.is_opted_out();
+        Client::start(Some(options), self.settings.clone(), rules, Arc::new(self.diagnostics.for_child()), Some(parent))
     }
 }
 

@@ -3,10 +3,11 @@
 use std::sync::OnceLock;
 
 use super::Client;
-use super::receipt::{DropReason, Receipt};
+use super::receipt::Receipt;
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::Event;
+use crate::worker::DropReason;
 
 static CLIENT: OnceLock<Client> = OnceLock::new();
 

@@ -5,10 +5,12 @@
 //! (`before_send`, diagnostics hooks), does no I/O of its own, and works in any program: with a tokio runtime, with another one, or
 //! with none.
 //!
-//! * `capture.rs`: the path of an event from `capture` to its receipt, in the order: disabled, forked, re-entered, hooks, finish,
-//!   append.
+//! * `capture.rs`: the path of an event from `capture` to its receipt, in the order: disabled, forked, opted out, re-entered, identity,
+//!   validation, context and super properties, hooks, finish, append.
 //! * `ai.rs`: the second pipeline, of AI events: opened by the first of them, or at the start where some were left. All that is asked of
 //!   the client as a whole (flush, shutdown, statistics, dead letters) is asked of both.
+//! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
+//! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client.
@@ -22,25 +24,31 @@ mod capture;
 mod child;
 mod dead;
 mod global;
+mod identity;
+mod immediate;
 mod notices;
 mod receipt;
+mod rules;
 mod stats;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::config::{BeforeSend, Config};
+use crate::config::Config;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
-use crate::worker::{self, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, both, pending};
+use crate::worker::{
+    self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, both, pending,
+};
 
 use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
 pub use global::{capture, client, init};
-pub use receipt::{DropReason, Outcome, Receipt};
+pub use receipt::{Outcome, Receipt};
+use rules::Rules;
 pub use stats::{DeliveryPhase, Mode, Stats};
 
 /// Captures events and delivers them to PostHog, through a queue that survives the process.
@@ -62,10 +70,13 @@ struct Shared {
     pipeline: Option<Arc<Pipeline>>,
     ai: AiLane,
     settings: Settings,
+    rules: Rules,
     diagnostics: Arc<Diagnostics>,
     /// By [`DropReason`].
     refusals: Arc<[AtomicU64; DropReason::COUNT]>,
     throttle: capture::Throttle,
+    /// A hint that is given once.
+    warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that took our place.
     child: Mutex<Child>,
 }
@@ -77,7 +88,7 @@ struct Settings {
     disable_geoip: bool,
     exact_timestamps: bool,
     shutdown_timeout: Duration,
-    before_send: Arc<[BeforeSend]>,
+    tracing_hosts: Arc<[String]>,
 }
 
 impl Client {
@@ -100,17 +111,18 @@ impl Client {
         let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
         let settings = Settings {
             ai_lane: checked.ai_lane,
-            disable_geoip: checked.disable_geoip,
-            exact_timestamps: checked.exact_timestamps,
+            disable_geoip: checked.content.disable_geoip,
+            exact_timestamps: checked.content.exact_timestamps,
             shutdown_timeout: checked.shutdown_timeout,
-            before_send: checked.before_send.into(),
+            tracing_hosts: checked.content.tracing_hosts.clone().into(),
         };
-        Self::start(checked.worker, settings, diagnostics, None)
+        Self::start(checked.worker, settings, Rules::new(&checked.content), diagnostics, None)
     }
 
     fn start(
         options: Option<WorkerOptions>,
         settings: Settings,
+        rules: Rules,
         diagnostics: Arc<Diagnostics>,
         parent: Option<&Pipeline>,
     ) -> Result<Self, Error> {
@@ -129,9 +141,11 @@ impl Client {
             pipeline,
             ai: AiLane::default(),
             settings,
+            rules,
             diagnostics,
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             throttle: capture::Throttle::default(),
+            warned_of_exceptions: AtomicBool::new(false),
             child: Mutex::default(),
         };
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.

@@ -19,6 +19,7 @@ impl From<Notice> for Diagnostic {
             Notice::Stranded(queue) => {
                 Diagnostic::StrandedQueue { project: queue.project, events: queue.events, bytes: queue.bytes }
             }
+            Notice::LeftOnDisk { events } => Diagnostic::LeftOnDisk { events },
             Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
         }
     }

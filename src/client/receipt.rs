@@ -1,12 +1,11 @@
 //! What a capture answers.
 
-use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use uuid::Uuid;
 
 use crate::disk::fork;
-use crate::worker::{Pending, PersistError, Pipeline, pending};
+use crate::worker::{DropReason, Pending, PersistError, Pipeline, pending};
 
 /// What became of a captured event. Small and inert: it may be dropped, kept or sent elsewhere.
 #[derive(Clone, Copy, Debug)]
@@ -26,111 +25,6 @@ pub enum Outcome {
     Accepted,
     /// It was not taken, and nothing of it was kept.
     Dropped(DropReason),
-}
-
-/// Why an event was not taken. Each reason has its own count in [`Stats::dropped`](crate::Stats::dropped).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DropReason {
-    /// The client was made with [`Config::disabled`](crate::Config::disabled).
-    Disabled,
-    /// The client was shut down.
-    Closed,
-    /// The event's name is empty or blank.
-    EmptyName,
-    /// Its distinct id is empty or blank.
-    EmptyDistinctId,
-    /// A property cannot be serialized; the diagnostic names it.
-    Unserializable,
-    /// Its timestamp is before 1677 or after 2262.
-    TimestampOutOfRange,
-    /// It is larger than [`Config::max_event_bytes`](crate::Config::max_event_bytes).
-    TooLarge,
-    /// A `before_send` hook dropped it.
-    BeforeSend,
-    /// A `before_send` hook panicked.
-    BeforeSendPanicked,
-    /// It was captured from inside a capture that was itself made inside one of our callbacks.
-    Reentrant,
-    /// The journal is full: events come faster than they can be stored, or storage fails (`stats().mode`).
-    JournalFull,
-    /// The journal's lock was not to be had in time; its holder may be stopped.
-    JournalBusy,
-    /// The queue has reached `max_queue_bytes` or `max_queue_events`.
-    QueueFull,
-    /// The file system has less free than `free_space_floor`.
-    DiskFull,
-    /// The journal's file could not be written.
-    Storage,
-    /// This is a forked child, and no queue of its own could be opened.
-    Forked,
-}
-
-impl DropReason {
-    pub(super) const ALL: [DropReason; 16] = [
-        DropReason::Disabled,
-        DropReason::Closed,
-        DropReason::EmptyName,
-        DropReason::EmptyDistinctId,
-        DropReason::Unserializable,
-        DropReason::TimestampOutOfRange,
-        DropReason::TooLarge,
-        DropReason::BeforeSend,
-        DropReason::BeforeSendPanicked,
-        DropReason::Reentrant,
-        DropReason::JournalFull,
-        DropReason::JournalBusy,
-        DropReason::QueueFull,
-        DropReason::DiskFull,
-        DropReason::Storage,
-        DropReason::Forked,
-    ];
-    pub(super) const COUNT: usize = Self::ALL.len();
-
-    /// Its name, as in diagnostics: `queue_full` and the like.
-    pub fn name(self) -> &'static str {
-        match self {
-            DropReason::Disabled => "disabled",
-            DropReason::Closed => "closed",
-            DropReason::EmptyName => "empty_name",
-            DropReason::EmptyDistinctId => "empty_distinct_id",
-            DropReason::Unserializable => "unserializable",
-            DropReason::TimestampOutOfRange => "timestamp_out_of_range",
-            DropReason::TooLarge => "too_large",
-            DropReason::BeforeSend => "before_send",
-            DropReason::BeforeSendPanicked => "before_send_panicked",
-            DropReason::Reentrant => "reentrant",
-            DropReason::JournalFull => "journal_full",
-            DropReason::JournalBusy => "journal_busy",
-            DropReason::QueueFull => "queue_full",
-            DropReason::DiskFull => "disk_full",
-            DropReason::Storage => "storage",
-            DropReason::Forked => "forked",
-        }
-    }
-}
-
-impl fmt::Display for DropReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DropReason::Disabled => "the client is disabled",
-            DropReason::Closed => "the client was shut down",
-            DropReason::EmptyName => "the event's name is blank",
-            DropReason::EmptyDistinctId => "the distinct id is blank",
-            DropReason::Unserializable => "a property cannot be serialized",
-            DropReason::TimestampOutOfRange => "the timestamp is before 1677 or after 2262",
-            DropReason::TooLarge => "the event is larger than max_event_bytes",
-            DropReason::BeforeSend => "a before_send hook dropped it",
-            DropReason::BeforeSendPanicked => "a before_send hook panicked",
-            DropReason::Reentrant => "it was captured from inside our own callbacks, twice over",
-            DropReason::JournalFull => "events come faster than they can be stored, or storage fails",
-            DropReason::JournalBusy => "the journal's lock was not to be had in time",
-            DropReason::QueueFull => "the queue has reached its bounds",
-            DropReason::DiskFull => "the file system has reached free_space_floor",
-            DropReason::Storage => "the journal's file could not be written",
-            DropReason::Forked => "no queue could be opened in this forked child",
-        })
-    }
 }
 
 impl Receipt {
@@ -208,15 +102,6 @@ fn pipelines() -> &'static RwLock<Vec<Weak<Pipeline>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_reason_has_a_count_and_a_name_of_its_own() {
-        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, index);
-        }
-        let names: std::collections::HashSet<_> = DropReason::ALL.map(DropReason::name).into();
-        assert_eq!(names.len(), DropReason::COUNT);
-    }
 
     #[test]
     fn a_receipt_stays_small_enough_to_be_given_away_freely() {

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BeforeSend, Compression, Config, Protocol, ProxyChoice};
+use super::content::Content;
+use super::{Compression, Config, Protocol, ProxyChoice};
 use crate::clock::Clock;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
 use crate::diagnostics::DiagnosticHook;
@@ -23,10 +24,8 @@ pub(crate) struct Checked {
     /// `None` for a disabled client. The report goes nowhere yet: it is the client's to set.
     pub(crate) worker: Option<WorkerOptions>,
     pub(crate) ai_lane: bool,
-    pub(crate) disable_geoip: bool,
-    pub(crate) exact_timestamps: bool,
     pub(crate) shutdown_timeout: Duration,
-    pub(crate) before_send: Vec<BeforeSend>,
+    pub(crate) content: Content,
     pub(crate) on_diagnostic: Option<DiagnosticHook>,
 }
 
@@ -37,11 +36,9 @@ impl Config {
         Ok(Checked {
             worker,
             ai_lane: self.ai_lane,
-            disable_geoip: self.disable_geoip,
-            exact_timestamps: self.exact_timestamps,
             shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
-            before_send: self.before_send,
-            on_diagnostic: self.on_diagnostic,
+            on_diagnostic: self.on_diagnostic.clone(),
+            content: self.content()?,
         })
     }
 
@@ -66,6 +63,7 @@ impl Config {
             delivery: self.delivery(&project)?,
             transport: self.transport()?,
             limits: self.limits()?,
+            held: self.opted_out,
             project,
             lane: Lane::Analytics,
             also,

@@ -2,10 +2,27 @@
 
 use std::sync::Arc;
 
-use super::Config;
+use serde::Serialize;
+
+use super::{BeforeSend, Config};
+use crate::context;
 use crate::delivery::Delivery;
 use crate::diagnostics::Diagnostic;
+use crate::error::Error;
 use crate::event::Event;
+use crate::record::Pairs;
+
+/// What changes what events say.
+#[derive(Clone, Default)]
+pub(crate) struct Content {
+    pub(crate) disable_geoip: bool,
+    pub(crate) exact_timestamps: bool,
+    pub(crate) opted_out: bool,
+    /// Each name once.
+    pub(crate) super_properties: Pairs,
+    pub(crate) before_send: Vec<BeforeSend>,
+    pub(crate) tracing_hosts: Vec<String>,
+}
 
 impl Config {
     /// Marks everything as an import of old events. Default: off.
@@ -28,11 +45,42 @@ impl Config {
         self
     }
 
+    /// Says whether this program is a server, which is what PostHog takes it for: `$is_server` of every event that does not say it
+    /// itself. Default: on.
+    pub fn is_server(self, on: bool) -> Self {
+        // Every event is a server's unless it says otherwise, so only that has to be said.
+        if on { self } else { self.super_property("$is_server", false) }
+    }
+
+    /// Sets a property of every event that does not set it itself, after what a [`Context`](crate::Context) says. Encoded once. At run
+    /// time: [`Client::register`](crate::Client::register).
+    pub fn super_property(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+        let pair =
+            Pairs::one(key.as_ref(), &value).map_err(|reason| format!("the value of {:?}: {reason}", key.as_ref()));
+        self.super_properties.push(pair);
+        self
+    }
+
+    /// Starts opted out, see [`Client::opt_out`](crate::Client::opt_out). Default: off.
+    pub fn opted_out(mut self, opted_out: bool) -> Self {
+        self.opted_out = opted_out;
+        self
+    }
+
+    /// The hosts whose requests may carry the context's distinct id and session id, see
+    /// [`Client::tracing_headers`](crate::Client::tracing_headers): names as `api.example.com`, without scheme, port or path; each stands
+    /// for those below it too. Default: none. May be called several times.
+    pub fn tracing_hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.tracing_hosts.extend(hosts.into_iter().map(Into::into));
+        self
+    }
+
     /// Adds a hook that sees each event on the caller's thread before anything of it reaches the disk. It returns the event, changed or
     /// not, or `None` to drop it. Hooks run in the order in which they were added. A hook that panics drops the event; in a program
-    /// built with `panic = "abort"` it takes the process down, with nothing accepted lost.
+    /// built with `panic = "abort"` it takes the process down, with nothing accepted lost. At run time:
+    /// [`Client::set_before_send`](crate::Client::set_before_send).
     pub fn before_send(mut self, hook: impl Fn(Event) -> Option<Event> + Send + Sync + 'static) -> Self {
-        self.before_send.push(Arc::new(hook));
+        self.before_send.push(BeforeSend::new(hook));
         self
     }
 
@@ -46,5 +94,25 @@ impl Config {
     pub fn on_diagnostic(mut self, hook: impl Fn(&Diagnostic) + Send + Sync + 'static) -> Self {
         self.on_diagnostic = Some(Arc::new(hook));
         self
+    }
+
+    /// The settings that are about what events say, held against their rules.
+    pub(super) fn content(self) -> Result<Content, Error> {
+        let mut super_properties = Pairs::default();
+        for pair in self.super_properties {
+            super_properties.merge(&pair.map_err(|why| Error::config("super_property", why))?);
+        }
+        let pattern = |host: String| {
+            let why = || format!("is made of names such as api.example.com; {host:?} is none");
+            context::host_pattern(&host).ok_or_else(|| Error::config("tracing_hosts", why()))
+        };
+        Ok(Content {
+            disable_geoip: self.disable_geoip,
+            exact_timestamps: self.exact_timestamps,
+            opted_out: self.opted_out,
+            super_properties,
+            before_send: self.before_send,
+            tracing_hosts: self.tracing_hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
+        })
     }
 }

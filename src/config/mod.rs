@@ -4,7 +4,7 @@
 //! Then `check.rs` holds every setting against its bounds in `limits`, all relations between settings included, and turns the lot into
 //! the options of the floors below, none of which ever sees a `Config`. A setting that is out of bounds is an error that names it;
 //! nothing is silently clamped. The setters are in `queue.rs`, `sending.rs` and `content.rs`; `choices.rs` has the settings that are a
-//! choice among a few; `env.rs` has what the environment says, and finds the queue directory where none is given.
+//! choice among a few; `hooks.rs` has the `before_send` hook as a value; `env.rs` has what the environment says, and finds the queue directory where none is given.
 //!
 //! To add a knob: a field here, a setter beside its like, its bounds in `limits.rs`, a line in `check.rs`, and a line in the changelog. Its setter's
 //! documentation names the unit, the default, and the least and most that are taken.
@@ -13,25 +13,24 @@ mod check;
 mod choices;
 mod content;
 mod env;
+mod hooks;
 mod queue;
 mod sending;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::delivery::OnDelivery;
 use crate::diagnostics::DiagnosticHook;
-use crate::event::Event;
 use crate::limits;
+use crate::record::Pairs;
 use crate::worker::Overflow;
 
 pub(crate) use choices::ProxyChoice;
 pub use choices::{Compression, Protocol};
-
-/// Looks at each event on the caller's thread before anything of it reaches the disk, and may change or drop it.
-pub(crate) type BeforeSend = Arc<dyn Fn(Event) -> Option<Event> + Send + Sync>;
+pub(crate) use content::Content;
+pub use hooks::BeforeSend;
 
 /// The settings of a client.
 ///
@@ -86,6 +85,9 @@ pub struct Config {
     pub(super) historical_migration: bool,
     pub(super) disable_geoip: bool,
     pub(super) exact_timestamps: bool,
+    pub(super) opted_out: bool,
+    pub(super) super_properties: Vec<Result<Pairs, String>>,
+    pub(super) tracing_hosts: Vec<String>,
     pub(super) before_send: Vec<BeforeSend>,
     pub(super) on_delivery: Option<OnDelivery>,
     pub(super) on_diagnostic: Option<DiagnosticHook>,
@@ -131,6 +133,9 @@ impl Config {
             historical_migration: false,
             disable_geoip: false,
             exact_timestamps: false,
+            opted_out: false,
+            super_properties: Vec::new(),
+            tracing_hosts: Vec::new(),
             before_send: Vec::new(),
             on_delivery: None,
             on_diagnostic: None,

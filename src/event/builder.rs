@@ -10,7 +10,7 @@ use super::spare;
 use crate::clock::{WallNanos, nanos_since_epoch};
 use crate::record::encode::{append_str, begin_map};
 use crate::record::serialize::append_entry;
-use crate::record::{Class, Flags, HEAD_LEN, Unencodable};
+use crate::record::{Class, Flags, HEAD_LEN, Pairs, Unencodable};
 
 /// Something that happened, as PostHog will see it.
 ///
@@ -48,6 +48,8 @@ pub(super) struct Draft {
     pub(super) flags: Flags,
     pub(super) blank_name: bool,
     pub(super) blank_distinct_id: bool,
+    /// Whose it is is decided when it is captured.
+    pub(super) anonymous: bool,
     pub(super) uuid: Option<Uuid>,
     pub(super) timestamp: Option<WallNanos>,
     /// The first thing that went wrong.
@@ -59,6 +61,10 @@ pub(super) struct Draft {
 pub(super) enum Flaw {
     Value { key: Box<str>, reason: Unencodable },
     Timestamp,
+    EmptyAlias,
+    EmptyGroupType,
+    EmptyGroupKey,
+    NothingToSet,
 }
 
 impl Event {
@@ -66,6 +72,15 @@ impl Event {
     #[inline]
     pub fn new(name: impl AsRef<str>, distinct_id: impl AsRef<str>) -> Self {
         Self::described(name.as_ref(), distinct_id.as_ref())
+    }
+
+    /// An event that names nobody: it is done by whoever the [`Context`](crate::Context) says, and outside of one that knows, by
+    /// nobody in particular. Then it gets a distinct id of its own and `$process_person_profile: false`, so that PostHog makes no
+    /// person of it (unless the event sets that property itself).
+    pub fn new_anon(name: impl AsRef<str>) -> Self {
+        let mut event = Self::described(name.as_ref(), "");
+        event.draft.anonymous = true;
+        event
     }
 
     /// Sets a property, to whatever serde can serialize. The last value of a key counts.
@@ -85,6 +100,22 @@ impl Event {
         }
     }
 
+    /// Sets several properties: those of a map, a struct, or a sequence of pairs.
+    ///
+    /// ```
+    /// use posthog::Event;
+    ///
+    /// let event = Event::new("run_ended", "user_1").props([("ok", true), ("cached", false)]);
+    /// assert_eq!(event.get("ok"), Some(true));
+    /// ```
+    pub fn props(mut self, props: impl Serialize) -> Self {
+        match Pairs::of(&props) {
+            Ok(pairs) => pairs.each().for_each(|(_, pair)| self.draft.push_entry(pair)),
+            Err(reason) => self.draft.remember_value("props", reason),
+        }
+        self
+    }
+
     /// Says which group of this type the event belongs to, by the group's key: a string or a number.
     pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
         let draft = &mut *self.draft;
@@ -98,7 +129,10 @@ impl Event {
     /// Says when it happened, to the nanosecond, if that is not the moment of capture. Years 1677 to 2262.
     pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
         match nanos_since_epoch(time.into()) {
-            Some(nanos) => self.draft.timestamp = Some(nanos),
+            Some(nanos) => {
+                self.draft.timestamp = Some(nanos);
+                self.draft.flags.insert(Flags::EXPLICIT_TIMESTAMP);
+            }
             None => self.draft.remember(Flaw::Timestamp),
         }
         self
@@ -107,12 +141,6 @@ impl Event {
     /// Gives the event a uuid of the caller's. PostHog takes two events of one uuid, name, distinct id and day for the same.
     pub fn uuid(mut self, uuid: Uuid) -> Self {
         self.draft.uuid = Some(uuid);
-        self
-    }
-
-    /// With this uuid, unless the caller gave one: hooks see the uuid that the event will have.
-    pub(crate) fn stamped(mut self, uuid: Uuid) -> Self {
-        self.draft.uuid.get_or_insert(uuid);
         self
     }
 
@@ -128,7 +156,7 @@ impl Event {
         self
     }
 
-    fn described(name: &str, distinct_id: &str) -> Self {
+    pub(super) fn described(name: &str, distinct_id: &str) -> Self {
         let mut draft = spare::take();
         draft.body.extend_from_slice(&[0; HEAD_LEN]);
         append_str(&mut draft.body, name);
@@ -150,13 +178,19 @@ impl Draft {
         *self = Self { body, groups, ..Self::default() };
     }
 
+    /// Adds a property that is encoded already.
+    pub(super) fn push_entry(&mut self, pair: &[u8]) {
+        self.body.extend_from_slice(pair);
+        self.property_count = self.property_count.saturating_add(1);
+    }
+
     #[cold]
-    fn remember_value(&mut self, key: &str, reason: Unencodable) {
+    pub(super) fn remember_value(&mut self, key: &str, reason: Unencodable) {
         self.remember(Flaw::Value { key: key.into(), reason });
     }
 
     #[cold]
-    fn remember(&mut self, flaw: Flaw) {
+    pub(super) fn remember(&mut self, flaw: Flaw) {
         self.flaw.get_or_insert(flaw);
     }
 }

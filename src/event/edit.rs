@@ -25,12 +25,12 @@ impl Event {
         reader.string().and_then(|_name| reader.string()).unwrap_or_default()
     }
 
-    /// The uuid the caller gave, if he did; otherwise the event gets one when it is captured.
+    /// The uuid the caller gave, if he did; otherwise the event gets one when it is captured. In a `before_send` hook it is there.
     pub fn given_uuid(&self) -> Option<Uuid> {
         self.draft.uuid
     }
 
-    /// The time the caller gave, if he did; otherwise it is the moment of capture.
+    /// The time the caller gave, if he did; otherwise it is the moment of capture. In a `before_send` hook it is there.
     pub fn given_timestamp(&self) -> Option<SystemTime> {
         let nanos = self.draft.timestamp?;
         let distance = Duration::from_nanos(nanos.unsigned_abs());
@@ -39,12 +39,12 @@ impl Event {
 
     /// A property, if it is there and of this type.
     pub fn get<T: DeserializeOwned>(&self, key: impl AsRef<str>) -> Option<T> {
-        value_as(self.entries().last(key.as_ref())?)
+        value_as(self.value_of(key.as_ref())?)
     }
 
     /// Whether a property is there.
     pub fn has(&self, key: impl AsRef<str>) -> bool {
-        self.entries().last(key.as_ref()).is_some()
+        self.has_name(key.as_ref().as_bytes())
     }
 
     /// The keys of the properties, in the order they were set; a key set twice comes twice.
@@ -91,11 +91,22 @@ impl Event {
         self.draft.class = self.draft.class.max(class_of(name));
     }
 
-    /// Says that somebody else did it.
+    /// Says that somebody else did it. For an event that is described in one go there is
+    /// [`with_distinct_id`](Self::with_distinct_id).
     pub fn set_distinct_id(&mut self, distinct_id: impl AsRef<str>) {
         let distinct_id = distinct_id.as_ref();
         self.replace(self.name_end()..self.draft.map_at, distinct_id);
         self.draft.blank_distinct_id = is_blank(distinct_id);
+        self.draft.anonymous = false;
+    }
+
+    /// A property's value as MessagePack.
+    pub(super) fn value_of(&self, key: &str) -> Option<&[u8]> {
+        self.entries().last(key)
+    }
+
+    pub(super) fn has_name(&self, name: &[u8]) -> bool {
+        self.entries().any(|(key, _)| key == name)
     }
 
     /// Name and distinct id.

@@ -6,7 +6,7 @@ use super::builder::{Draft, Event, Flaw};
 use super::spare;
 use crate::clock::WallNanos;
 use crate::record::encode::{append_map_header, patch_len};
-use crate::record::{Class, Flags, HEAD_LEN, Head, LIB_VERSION, Unencodable};
+use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION, Unencodable};
 
 /// What the moment of capture adds to an event that does not say it itself.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,18 @@ pub(crate) enum Refusal {
     /// Nothing but blanks.
     #[error("the event has no distinct id; say whose it is")]
     EmptyDistinctId,
+    /// Nothing but blanks.
+    #[error("the alias is empty; say by which other id the person is known")]
+    EmptyAlias,
+    /// Nothing but blanks.
+    #[error("the group's type is empty; say what kind of group it is")]
+    EmptyGroupType,
+    /// Nothing, or nothing but blanks.
+    #[error("the group's key is empty; say which group it is")]
+    EmptyGroupKey,
+    /// No property.
+    #[error("there is nothing to set; give at least one property")]
+    NothingToSet,
     /// A property or group.
     #[error("the value of {key:?} cannot be encoded")]
     Unserializable {
@@ -70,28 +82,42 @@ pub(crate) enum Refusal {
     },
 }
 
+impl Refusal {
+    /// What is wrong, with what lies underneath.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Refusal::Unserializable { reason, .. } => format!("{self}: {reason}"),
+            _ => self.to_string(),
+        }
+    }
+}
+
 impl Event {
-    /// Makes the record, of at most `max_bytes`.
-    pub(crate) fn finish(mut self, stamp: &Stamp, max_bytes: usize) -> Result<Record, Refusal> {
-        let draft = &mut *self.draft;
-        if draft.blank_name {
+    /// Whether it can be sent, but for its size.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        if self.draft.blank_name {
             return Err(Refusal::EmptyName);
         }
-        if draft.blank_distinct_id {
+        if self.draft.blank_distinct_id {
             return Err(Refusal::EmptyDistinctId);
         }
-        if let Some(flaw) = draft.flaw.take() {
-            return Err(flaw.into());
+        match &self.draft.flaw {
+            None => Ok(()),
+            Some(flaw) => Err(flaw.into()),
         }
+    }
+
+    /// Makes the record, of at most `max_bytes`.
+    pub(crate) fn finish(mut self, stamp: &Stamp, max_bytes: usize) -> Result<Record, Refusal> {
+        self.check()?;
+        let draft = &mut *self.draft;
         patch_len(&mut draft.body, draft.map_at, draft.property_count);
         append_map_header(&mut draft.body, draft.group_count);
         draft.body.extend_from_slice(&draft.groups);
         let bytes = draft.body.len();
         if bytes > max_bytes {
             return Err(Refusal::TooLarge { name: self.name().into(), bytes });
-        }
-        if draft.timestamp.is_some() {
-            draft.flags.insert(Flags::EXPLICIT_TIMESTAMP);
         }
         let head = Head {
             class: draft.class,
@@ -107,12 +133,16 @@ impl Event {
     }
 }
 
-impl From<Flaw> for Refusal {
+impl From<&Flaw> for Refusal {
     #[cold]
-    fn from(flaw: Flaw) -> Self {
+    fn from(flaw: &Flaw) -> Self {
         match flaw {
-            Flaw::Value { key, reason } => Refusal::Unserializable { key, reason },
+            Flaw::Value { key, reason } => Refusal::Unserializable { key: key.clone(), reason: reason.clone() },
             Flaw::Timestamp => Refusal::TimestampOutOfRange,
+            Flaw::EmptyAlias => Refusal::EmptyAlias,
+            Flaw::EmptyGroupType => Refusal::EmptyGroupType,
+            Flaw::EmptyGroupKey => Refusal::EmptyGroupKey,
+            Flaw::NothingToSet => Refusal::NothingToSet,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! - A key set twice counts once, with its last value.
 //! - The uuid and the time are the caller's if he gave them, else those of the [`Stamp`]: the moment of capture. They are never
 //!   changed after that, however often the event is sent.
+//! - What is added at the moment of capture (context, super properties) never replaces what the caller said.
 //! - How dear an event is follows from its name (`$identify`, `$create_alias`, `$groupidentify`, `$set`; `$exception`), or is said
 //!   by whoever builds it; a later change of the name may make it dearer, never cheaper.
 //! - No I/O and no clock: the time and the bound on the size come from the caller. The one exception is the seed of `uuids`, which
@@ -19,16 +20,21 @@
 //!
 //! # Operations
 //!
-//! `builder.rs` describes an event, `edit.rs` reads and changes one (for `before_send`), `finish.rs` makes the record,
-//! `uuids.rs` draws uuids, `spare.rs` keeps the buffers.
+//! `builder.rs` describes an event, `identity.rs` those that say who somebody is, `edit.rs` reads and changes one (for `before_send`),
+//! `enrich.rs` adds what the moment of capture knows, `finish.rs` makes the record, `uuids.rs` draws uuids, `spare.rs` keeps the
+//! buffers.
 
 mod builder;
 mod edit;
+mod enrich;
 mod finish;
+mod identity;
+#[cfg(test)]
+mod identity_tests;
 mod spare;
 #[cfg(test)]
 mod tests;
 pub(crate) mod uuids;
 
 pub use builder::Event;
-pub(crate) use finish::{Refusal, Stamp};
+pub(crate) use finish::{Record, Refusal, Stamp};

@@ -34,9 +34,10 @@
 //!
 //! # Operations
 //!
-//! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`View::parse`] checks a body
-//! once and then lends its parts, [`json::write_event`] writes one element of PostHog's V0 batch, and [`json_v1::write_event_v1`] one
-//! of its V1 batch: the same text, but for the properties that V1 wants beside the properties.
+//! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`Pairs`] are properties that are
+//! encoded once and used for many events, [`View::parse`] checks a body once and then lends its parts, [`json::write_event`] writes one
+//! element of PostHog's V0 batch, and [`json_v1::write_event_v1`] one of its V1 batch: the same text, but for the properties that V1
+//! wants beside the properties.
 
 pub(crate) mod decode;
 pub(crate) mod encode;
@@ -50,14 +51,17 @@ mod json_tests;
 pub(crate) mod json_v1;
 #[cfg(test)]
 mod json_v1_tests;
+mod pairs;
 pub(crate) mod serialize;
 #[cfg(test)]
 mod serialize_tests;
+mod unencodable;
 mod view;
 
 pub(crate) use decode::Malformed;
 pub(crate) use head::{Class, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION};
-pub(crate) use serialize::Unencodable;
+pub(crate) use pairs::Pairs;
+pub(crate) use unencodable::Unencodable;
 pub(crate) use view::{Entries, View};
 
 /// Containers a property's value may nest, itself included.

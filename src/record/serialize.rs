@@ -11,36 +11,12 @@ use std::io::Write;
 use serde::Serialize;
 use serde::ser::{self, Serializer};
 
-use super::MAX_DEPTH;
-use super::decode::{self, Malformed};
+use super::decode;
 use super::encode::{
     append_bin, append_bool, append_f32, append_f64, append_int, append_map_header, append_nil, append_str,
     append_uint, begin_array, begin_map, begin_str, patch_len, saturate,
 };
-
-/// Why a value cannot be part of a record.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unencodable {
-    /// Deeper than [`MAX_DEPTH`].
-    #[error("it nests more than {MAX_DEPTH} levels deep; send a flatter value")]
-    TooDeep,
-    /// JSON's keys are strings.
-    #[error("it has a map whose keys are not strings, integers or booleans; convert the keys first")]
-    MapKey,
-    /// Keys without values, swallowed errors: serde's contract broken.
-    #[error("its Serialize implementation broke serde's rules; mend it")]
-    Misshapen(#[source] Malformed),
-    /// What the value's own `Serialize` said.
-    #[error("its Serialize implementation failed: {0}")]
-    Refused(String),
-}
-
-impl ser::Error for Unencodable {
-    #[cold]
-    fn custom<T: Display>(message: T) -> Self {
-        Unencodable::Refused(message.to_string())
-    }
-}
+use super::{MAX_DEPTH, Unencodable};
 
 /// Appends one entry of a map; on an error `out` is as it was.
 #[inline]
@@ -62,11 +38,7 @@ pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, 
 
 #[cold]
 fn check_shape(out: &[u8], value_start: usize) -> Result<(), Unencodable> {
-    decode::check(out.get(value_start..).unwrap_or_default()).map_err(|malformed| match malformed {
-        Malformed::MapKey => Unencodable::MapKey,
-        Malformed::TooDeep => Unencodable::TooDeep,
-        other => Unencodable::Misshapen(other),
-    })
+    Ok(decode::check(out.get(value_start..).unwrap_or_default())?)
 }
 
 struct Encoder<'a> {
@@ -233,7 +205,7 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), Unencodable> {
         let at = begin_str(self.out);
         let text = self.out.len();
-        write!(self.out, "{value}").map_err(ser::Error::custom)?;
+        write!(self.out, "{value}").map_err(<Unencodable as ser::Error>::custom)?;
         let len = saturate(self.out.len() - text);
         patch_len(self.out, at, len);
         Ok(())

@@ -9,8 +9,9 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::MAX_DEPTH;
+use super::Unencodable;
 use super::decode::{Reader, check, value_as};
-use super::serialize::{Unencodable, append_entry};
+use super::serialize::append_entry;
 
 fn encoded<T: Serialize>(value: T) -> Result<Vec<u8>, Unencodable> {
     let mut out = b"before".to_vec();

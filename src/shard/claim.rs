@@ -246,7 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (disk, lane) = (Disk::default(), Lane::Ai.dir_in(dir.path()));
         assert!(!has_orphan(&disk, &lane), "the lane was never used");
-        let claim = claim(&disk, &lane).unwrap();
+        let claim = claim(&disk, &lane, &[]).unwrap();
         assert!(!has_orphan(&disk, &lane), "somebody has it");
         drop(claim);
         assert!(has_orphan(&disk, &lane), "its owner died before it could say what is in it");

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::pending::Promise;
 use super::report::{FlushReport, ShutdownReport};
 
@@ -20,6 +22,8 @@ pub(super) struct Wanted {
     pub(super) abandon: bool,
     /// Who waits for a flush.
     pub(super) flushes: Vec<Promise<FlushReport>>,
+    /// Events to be sent at once, because somebody waits for what becomes of them.
+    pub(super) awaited: Vec<Uuid>,
     /// Until when delivery may go on; set once intake has ended.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.

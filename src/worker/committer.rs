@@ -163,6 +163,7 @@ impl Committer {
         asked.abandon |= wanted.abandon;
         asked.delivery_ended |= wanted.delivery_ended;
         asked.flushes.extend(wanted.flushes);
+        asked.awaited.extend(wanted.awaited);
         asked.stops.extend(wanted.stops);
         asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
         if asked.look_again && self.look_again_at.is_none() {
@@ -187,7 +188,7 @@ impl Committer {
             pressing: journal.is_half_full() || sealed,
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
-            all: !self.asked.flushes.is_empty() || self.stopping.is_some(),
+            all: !self.asked.flushes.is_empty() || !self.asked.awaited.is_empty() || self.stopping.is_some(),
         };
         // Without another arena the active one cannot be sealed. Settlements do not wait for that: they are what makes room.
         let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_spare());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Pipeline;
 use super::committer::Committer;
-use super::report::{Endpoint, FlushReport};
+use super::report::{DeliveryReport, Endpoint, FlushReport};
 use super::source::OWN;
 use crate::delivery;
 
@@ -23,6 +23,19 @@ impl Committer {
                     endpoint: pipeline.endpoint(outcome.endpoint),
                 };
                 promise.answer(report);
+            }));
+        }
+        let awaited = std::mem::take(&mut self.asked.awaited);
+        if let Some(delivery) = self.pipeline.delivery()
+            && !awaited.is_empty()
+        {
+            let pipeline = Arc::clone(&self.pipeline);
+            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
+                // Those that were decided are gone from the list by now.
+                let endpoint = pipeline.endpoint(outcome.endpoint);
+                for uuid in awaited {
+                    pipeline.verdicts.tell(uuid, &DeliveryReport::Queued { endpoint: endpoint.clone() });
+                }
             }));
         }
     }

@@ -24,6 +24,9 @@
 //!   deadline, never on a thread.
 //! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`.
 //!
+//! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
+//! * While the program has opted out nothing is read for sending; what is queued stays.
+//!
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
 //! committed; the shard is let go. Whatever is not delivered by then stays on disk. A second stop waits for the first.
 //!
@@ -39,6 +42,7 @@ mod bounds;
 mod committer;
 #[cfg(feature = "testing")]
 mod contents;
+mod drop_reason;
 mod due;
 mod flush;
 mod joint;
@@ -54,10 +58,11 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod verdicts;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,15 +78,17 @@ use admission::Admission;
 pub use admission::Overflow;
 pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
+pub use drop_reason::DropReason;
 pub(crate) use joint::both;
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
-pub use report::{Endpoint, FlushReport, PersistError, ShutdownReport};
+pub use report::{DeliveryReport, Endpoint, FlushReport, PersistError, ShutdownReport};
 pub(crate) use snapshot::Snapshot;
 use source::Outbox;
 use start::Network;
 pub(crate) use start::{StartError, start};
 pub(crate) use stop::release;
+use verdicts::Verdicts;
 
 /// Everything the worker has to know.
 #[derive(Clone)]
@@ -118,6 +125,8 @@ pub(crate) struct WorkerOptions {
     pub(crate) settle_interval: Duration,
     /// Bounds of the queue.
     pub(crate) limits: Limits,
+    /// Sends nothing until told to.
+    pub(crate) held: bool,
     /// How to send.
     pub(crate) delivery: DeliveryOptions,
     /// How to reach the network.
@@ -180,6 +189,11 @@ pub(crate) enum Notice {
     },
     /// Another project's queue has events that nobody delivers.
     Stranded(Stranded),
+    /// A stop ran out of time.
+    LeftOnDisk {
+        /// Events that are still queued.
+        events: u64,
+    },
     /// A shard was left alone: it is of a newer format, or cannot be opened.
     ShardSkipped {
         /// Which.
@@ -203,6 +217,9 @@ pub(crate) struct Pipeline {
     receipts: Receipts,
     bell: Bell,
     outbox: Outbox,
+    verdicts: Verdicts,
+    /// What is queued stays queued: the program has opted out.
+    held: AtomicBool,
     /// Set before anybody else has the pipeline.
     delivery: OnceLock<DeliveryHandle>,
     network: Network,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::drop_reason::DropReason;
 use super::pending::Unanswered;
 
 /// Why an event is not known to survive a power cut. It survives the death of the process all the same, unless the reason is
@@ -62,6 +63,30 @@ pub struct FlushReport {
     pub remaining: u64,
     /// How the endpoint is.
     pub endpoint: Endpoint,
+}
+
+/// What became of an event that was to be sent at once. Whatever it says, an event that was accepted is not lost: it was safe before
+/// it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeliveryReport {
+    /// PostHog has taken it.
+    Delivered,
+    /// PostHog has refused it for good; it lies among the dead letters.
+    Buried {
+        /// The HTTP status of the refusal.
+        status: u16,
+        /// In PostHog's words.
+        reason: String,
+    },
+    /// It is queued, and sent when that is possible.
+    Queued {
+        /// Why it was not decided now: how the endpoint is. [`Endpoint::Up`] where the event alone was refused and it is not clear yet that
+        /// the event is to blame, where sending is held back by an opt-out, or where too many events were waited for.
+        endpoint: Endpoint,
+    },
+    /// It was not accepted in the first place.
+    Dropped(DropReason),
 }
 
 /// How a shutdown went. What remains is on disk and is sent by the next process that opens the queue.
@@ -128,6 +153,16 @@ impl Unanswered for FlushReport {
 impl Unanswered for ShutdownReport {
     fn closed() -> Self {
         ShutdownReport { delivered: 0, remaining: 0, persisted: false }
+    }
+
+    fn forked() -> Self {
+        Self::closed()
+    }
+}
+
+impl Unanswered for DeliveryReport {
+    fn closed() -> Self {
+        DeliveryReport::Queued { endpoint: Endpoint::Closed }
     }
 
     fn forked() -> Self {

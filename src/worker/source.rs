@@ -1,6 +1,7 @@
 //! The queue as the delivery sees it, and the outbox in which its decisions wait for the next commit.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::{Pipeline, lock};
@@ -250,6 +251,14 @@ fn events<'a>(settlements: impl Iterator<Item = &'a Settlement>) -> (u64, u64) {
 }
 
 impl Pipeline {
+    /// Holds back what is queued, or lets it go. What is under way at the moment of the call still goes.
+    pub(crate) fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
+        if !held {
+            self.committed();
+        }
+    }
+
     /// Chunks of one shard that are neither busy nor settled.
     fn read_from(
         &self,
@@ -289,6 +298,9 @@ impl Pipeline {
 
 impl Source for Pipeline {
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+        if self.held.load(Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
         // A failed read shuts the store; the committer opens it again.
         let own = self.read_from(OWN, &self.shard, max_bytes, busy).inspect_err(|_| self.bell.ring(|_| ()))?;
         if !own.is_empty() {

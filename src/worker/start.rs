@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -13,6 +13,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::receipts::Receipts;
 use super::source::Outbox;
+use super::verdicts::Verdicts;
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
@@ -145,6 +146,8 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         receipts: Receipts::default(),
         bell: Bell::default(),
         outbox: Outbox::default(),
+        verdicts: Verdicts::default(),
+        held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
         network,
         problem: Mutex::new(None),
@@ -216,7 +219,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         },
         clock: options.clock.clone(),
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
-        on_delivery: options.on_delivery.clone(),
+        on_delivery: Some(hearing(pipeline, options.on_delivery.clone())),
         next_attempt,
     };
     let handle = DeliveryHandle::new();
@@ -228,6 +231,17 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         runtime.shutdown_background();
     })
     .map_err(StartError::Thread)
+}
+
+/// Whoever waits for a single event hears of it before the program's own ear, which may panic.
+fn hearing(pipeline: &Arc<Pipeline>, own: Option<delivery::OnDelivery>) -> delivery::OnDelivery {
+    let pipeline = Arc::clone(pipeline);
+    Arc::new(move |delivery| {
+        pipeline.verdicts.hear(delivery);
+        if let Some(own) = &own {
+            own(delivery);
+        }
+    })
 }
 
 fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {

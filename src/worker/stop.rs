@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::committer::Committer;
 use super::pending::{self, Pending};
 use super::report::{Endpoint, FlushReport, ShutdownReport};
-use super::{Pipeline, lock};
+use super::{Notice, Pipeline, lock};
 use crate::crash_point;
 
 /// After the deadline, what was delivered at the last moment still gets so long to be committed.
@@ -20,6 +20,8 @@ const RELEASE_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Stopping {
     deadline: Instant,
     delivered_before: u64,
+    /// Delivery had time, and what it leaves is worth a word.
+    had_time: bool,
 }
 
 impl Pipeline {
@@ -84,7 +86,8 @@ impl Committer {
         }
         let pipeline = Arc::clone(&self.pipeline);
         pipeline.shard.journal().close();
-        self.stopping = Some(Stopping { deadline, delivered_before: self.delivered() });
+        self.stopping =
+            Some(Stopping { deadline, delivered_before: self.delivered(), had_time: deadline > self.now() });
         // A sync first: it is the least that can make everything safe, and it needs no room.
         if !pipeline.shard.is_volatile()
             && let Ok(seq) = pipeline.shard.sync()
@@ -113,7 +116,7 @@ impl Committer {
         if !self.asked.delivery_ended && self.now() < stopping.deadline + GRACE {
             return ControlFlow::Continue(());
         }
-        let delivered_before = stopping.delivered_before;
+        let (delivered_before, had_time) = (stopping.delivered_before, stopping.had_time);
         let pipeline = Arc::clone(&self.pipeline);
         if let Some(delivery) = pipeline.delivery() {
             delivery.abandon();
@@ -134,6 +137,10 @@ impl Committer {
         pipeline.shard.close();
         lock(&pipeline.unsynced_since).take();
         pipeline.receipts.close();
+        pipeline.verdicts.close();
+        if had_time && report.remaining > 0 {
+            (pipeline.options.report)(Notice::LeftOnDisk { events: report.remaining });
+        }
         let _ = pipeline.finished.set(report.clone());
         let late = pipeline.bell.listen(Some(self.now()), || self.now());
         self.hear(late);

@@ -95,6 +95,10 @@ fn bad_settings_are_errors_that_name_them() {
     assert_eq!(named(config().journal_bytes(1)), "journal_bytes");
     assert_eq!(named(config().max_event_bytes(usize::MAX)), "max_event_bytes");
     assert_eq!(named(config().max_event_bytes(1024 * 1024)), "journal_bytes");
+    assert_eq!(named(config().super_property("bad", Unserializable)), "super_property");
+    for host in ["", "https://example.org", "example.org:443", "*.example.org", ".example.org"] {
+        assert_eq!(named(config().tracing_hosts([host])), "tracing_hosts", "{host:?}");
+    }
     assert!(!stage.queue.exists(), "nothing is made for a client that cannot be");
 }
 

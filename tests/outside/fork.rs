@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nix::unistd::{getppid, setsid};
-use posthog::{Endpoint, Mode, PersistError};
+use posthog::{BeforeSend, DeliveryReport, DropReason, Endpoint, Mode, Outcome, PersistError};
 use sink::Answer;
 
 use crate::apart::apart;
@@ -73,6 +73,34 @@ fn what_a_child_captures_goes_through_a_shard_of_its_own() {
             close_empty(&client);
         },
         |stage| assert_eq!(stage.names(), ["child", "child", "parent", "parent"]),
+    );
+}
+
+#[test]
+fn a_child_captures_by_the_rules_that_its_parent_had_set() {
+    apart(
+        |place| {
+            let client = place.client();
+            client.set_before_send([BeforeSend::new(|event| Some(event.prop("seen", true)))]);
+            client.register("release", 7);
+            client.opt_out();
+            forked(|| {
+                assert_eq!(client.capture(event("no")).outcome(), Outcome::Dropped(DropReason::OptedOut));
+                client.opt_in();
+                take(&client, "child");
+                let report = client.capture_immediate(event("child")).wait(PATIENCE);
+                assert_eq!(report, Ok(DeliveryReport::Delivered));
+                close_empty(&client);
+            })
+            .must_end_well();
+            assert!(client.is_opted_out(), "what the child does is its own affair");
+            close_empty(&client);
+        },
+        |stage| {
+            let events = stage.sink.events();
+            let is_marked = |e: &sink::Event| e.properties["seen"] == true && e.properties["release"] == 7;
+            assert!(events.len() == 2 && events.iter().all(is_marked), "{events:?}");
+        },
     );
 }
 

@@ -117,6 +117,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
             free_space_floor: 0,
             overflow: Overflow::DropNewest,
         },
+        held: false,
         delivery: DeliveryOptions::default(),
         transport: TransportOptions {
             request_timeout: Duration::from_secs(1),

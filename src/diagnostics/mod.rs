@@ -1,19 +1,33 @@
 //! Problems that are nobody's return value: recorded, told to a hook, logged at a bounded rate.
+//!
+//! A [`Diagnostic`] is one thing that a human might want to know. Whatever this library swallows instead of returning it, it records
+//! here: an event that was refused, a hook that panicked, an endpoint that fails, a file that was damaged, a header that is no text.
+//!
+//! # Rules
+//!
+//! * Recording never fails, never panics and never waits for anybody else's code: the hook and the log subscriber run outside of the
+//!   lock, as callbacks (see `reentry`), and their panics are caught.
+//! * What comes in floods (events dropped for want of room) is counted by whoever records it, and recorded once a second.
+//! * Each kind has a name that stays, for alarms, and belongs to a [`Category`], for those who want to hear of some only. A variant
+//!   added later must be given both.
+//! * The last 128 are kept and can be read; of each kind at most one line a minute is logged.
+//!
+//! # Operations
+//!
+//! This file says what there is to be told, `recorder.rs` keeps, passes on and logs it.
 
-use std::collections::{HashMap, VecDeque};
+mod category;
+mod recorder;
+
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::limits::DIAGNOSTICS_KEPT;
-use crate::reentry;
+use crate::worker::DropReason;
 
-/// At most one log line of a kind in this time; the next one says how many it stands for.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+pub use category::Category;
+pub(crate) use recorder::{DiagnosticHook, Diagnostics};
 
 /// Something that happened and that a human might want to know.
 ///
@@ -25,8 +39,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub enum Diagnostic {
     /// An event was not accepted. For want of room this is told once a second, with a count.
     Dropped {
-        /// Why, by the name of the reason.
-        reason: &'static str,
+        /// Why.
+        reason: DropReason,
         /// The event's name, where it has one.
         event: String,
         /// What is wrong in detail.
@@ -148,6 +162,19 @@ pub enum Diagnostic {
         /// Why.
         why: String,
     },
+    /// Something the program said cannot be used and was left out: a super property, a property of a context, a header.
+    Invalid {
+        /// What, and why.
+        what: String,
+    },
+    /// `capture` was given a `$exception` that the program made by hand. It is sent as it is; but PostHog groups exceptions by a list
+    /// that only the library's own call for exceptions makes. Told once.
+    HandmadeException,
+    /// A shutdown ran out of time. What is left lies on the disk, and the next process that opens the queue sends it.
+    LeftOnDisk {
+        /// How many events.
+        events: u64,
+    },
     /// Something about this machine's network setup: no certificates, a proxy setting that is none.
     Network {
         /// What.
@@ -159,7 +186,7 @@ impl Diagnostic {
     /// The name of its kind.
     pub fn kind(&self) -> &'static str {
         match self {
-            Diagnostic::Dropped { reason, .. } => reason,
+            Diagnostic::Dropped { reason, .. } => reason.name(),
             Diagnostic::Buried { .. } => "buried",
             Diagnostic::Suspected { .. } => "suspected",
             Diagnostic::EndpointFailing { .. } => "endpoint_failing",
@@ -178,6 +205,9 @@ impl Diagnostic {
             Diagnostic::Ephemeral { .. } => "ephemeral",
             Diagnostic::StrandedQueue { .. } => "stranded_queue",
             Diagnostic::ShardSkipped { .. } => "shard_skipped",
+            Diagnostic::Invalid { .. } => "invalid",
+            Diagnostic::HandmadeException => "handmade_exception",
+            Diagnostic::LeftOnDisk { .. } => "left_on_disk",
             Diagnostic::Network { .. } => "network",
         }
     }
@@ -191,7 +221,7 @@ impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Diagnostic::Dropped { reason, event, detail, count } => {
-                write!(f, "{count} event(s) dropped ({reason}), the last one {event:?}: {detail}")
+                write!(f, "{count} event(s) dropped ({}), the last one {event:?}: {detail}", reason.name())
             }
             Diagnostic::Buried { uuid, status, reason } => {
                 write!(f, "event {uuid} was refused for good ({status}: {reason}); it is among the dead letters")
@@ -241,142 +271,14 @@ impl fmt::Display for Diagnostic {
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())
             }
+            Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
+            Diagnostic::HandmadeException => f.write_str(
+                "a $exception event was captured by hand; PostHog groups exceptions only if the library's own call makes them",
+            ),
+            Diagnostic::LeftOnDisk { events } => {
+                write!(f, "the shutdown ran out of time; {events} events are left on disk for the next start")
+            }
             Diagnostic::Network { what } => f.write_str(what),
         }
-    }
-}
-
-/// The program's ear for diagnostics.
-pub(crate) type DiagnosticHook = Arc<dyn Fn(&Diagnostic) + Send + Sync>;
-
-/// Where diagnostics go.
-pub(crate) struct Diagnostics {
-    hook: Option<DiagnosticHook>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    ring: VecDeque<Diagnostic>,
-    /// By kind: when a line was last logged, and how many have been held back since.
-    logged: HashMap<&'static str, (Instant, u64)>,
-}
-
-impl Diagnostics {
-    pub(crate) fn new(hook: Option<DiagnosticHook>) -> Self {
-        Self { hook, state: Mutex::default() }
-    }
-
-    /// The same ear with a ring and locks of its own, for a forked child: ours may be held by a thread that it does not have.
-    pub(crate) fn for_child(&self) -> Self {
-        Self::new(self.hook.clone())
-    }
-
-    /// Records one. The hook and the log subscriber are the program's code: they may panic, and they may capture.
-    pub(crate) fn record(&self, diagnostic: Diagnostic) {
-        let line = self.take_note(&diagnostic, Instant::now());
-        reentry::calling_out(|| {
-            if let Some(hook) = &self.hook {
-                // Nothing is said about a panic here: saying it is what panicked.
-                let _ = catch_unwind(AssertUnwindSafe(|| hook(&diagnostic)));
-            }
-            if let Some(held_back) = line {
-                let _ = catch_unwind(AssertUnwindSafe(|| log(&diagnostic, held_back)));
-            }
-        });
-    }
-
-    /// The newest diagnostics, oldest first.
-    pub(crate) fn recent(&self) -> Vec<Diagnostic> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).ring.iter().cloned().collect()
-    }
-
-    /// Puts it into the ring. Answers how many of its kind were held back, if a line is to be logged now.
-    fn take_note(&self, diagnostic: &Diagnostic, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.ring.len() == DIAGNOSTICS_KEPT {
-            state.ring.pop_front();
-        }
-        state.ring.push_back(diagnostic.clone());
-        match state.logged.get_mut(diagnostic.kind()) {
-            Some((last, held_back)) if now.saturating_duration_since(*last) < LOG_INTERVAL => {
-                *held_back += 1;
-                None
-            }
-            Some((last, held_back)) => {
-                *last = now;
-                Some(std::mem::take(held_back))
-            }
-            None => {
-                state.logged.insert(diagnostic.kind(), (now, 0));
-                Some(0)
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Diagnostics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Diagnostics").field("state", &self.state).finish_non_exhaustive()
-    }
-}
-
-fn log(diagnostic: &Diagnostic, held_back: u64) {
-    let kind = diagnostic.kind();
-    if diagnostic.is_good_news() {
-        tracing::info!(target: "posthog", kind, "{diagnostic}");
-    } else if held_back > 0 {
-        tracing::warn!(target: "posthog", kind, held_back, "{diagnostic} (and {held_back} like it within the last minute)");
-    } else {
-        tracing::warn!(target: "posthog", kind, "{diagnostic}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn failing() -> Diagnostic {
-        Diagnostic::EndpointFailing { reason: "refused".into() }
-    }
-
-    #[test]
-    fn one_line_of_a_kind_per_minute_and_it_says_how_many_it_stands_for() {
-        let diagnostics = Diagnostics::new(None);
-        let now = Instant::now();
-        assert_eq!(diagnostics.take_note(&failing(), now), Some(0));
-        for _ in 0..7 {
-            assert_eq!(diagnostics.take_note(&failing(), now + LOG_INTERVAL / 2), None);
-        }
-        assert_eq!(diagnostics.take_note(&Diagnostic::Checked, now), Some(0), "another kind has a line of its own");
-        assert_eq!(diagnostics.take_note(&failing(), now + LOG_INTERVAL), Some(7));
-    }
-
-    #[test]
-    fn the_ring_is_bounded_and_keeps_the_newest() {
-        let diagnostics = Diagnostics::new(None);
-        for events in 0..DIAGNOSTICS_KEPT as u64 + 5 {
-            diagnostics.record(Diagnostic::Evicted { events, for_age: false });
-        }
-        let recent = diagnostics.recent();
-        assert_eq!(recent.len(), DIAGNOSTICS_KEPT);
-        assert_eq!(recent[0], Diagnostic::Evicted { events: 5, for_age: false });
-    }
-
-    #[test]
-    fn a_hook_that_panics_or_records_is_survived() {
-        let diagnostics = Arc::new(Mutex::new(None::<Arc<Diagnostics>>));
-        let again = Arc::clone(&diagnostics);
-        let hook: DiagnosticHook = Arc::new(move |_| {
-            assert!(reentry::depth() > 0, "the hook runs as a callback");
-            if reentry::depth() == 1 {
-                again.lock().unwrap().clone().unwrap().record(Diagnostic::Checked);
-            }
-            panic!("in the hook");
-        });
-        let made = Arc::new(Diagnostics::new(Some(hook)));
-        *diagnostics.lock().unwrap() = Some(Arc::clone(&made));
-        made.record(failing());
-        assert_eq!(made.recent(), [failing(), Diagnostic::Checked]);
     }
 }

@@ -1,0 +1,90 @@
+//! What a diagnostic is about, for a program that wants to hear of some only.
+
+use super::Diagnostic;
+use crate::worker::DropReason;
+
+/// What a [`Diagnostic`] is about.
+///
+/// ```
+/// use posthog::{Category, Config};
+///
+/// let config = Config::new("phc_example").on_diagnostic(|diagnostic| {
+///     if diagnostic.category() == Category::Storage {
+///         eprintln!("look at the disk: {diagnostic}");
+///     }
+/// });
+/// # let _ = config;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Category {
+    /// What the program asked for cannot be sent: a blank id, a value that does not serialize.
+    Validation,
+    /// A `before_send` hook failed; what it was to look at was dropped.
+    BeforeSend,
+    /// Another hook or callback of the program failed.
+    Callback,
+    /// There is no room, or something was given up for want of it.
+    Capacity,
+    /// The queue's files, and the disk below them.
+    Storage,
+    /// The way to PostHog, and what PostHog answers.
+    Delivery,
+    /// The life of the client: closed, forked, called from inside its own callbacks.
+    Lifecycle,
+}
+
+impl Diagnostic {
+    /// What it is about.
+    pub fn category(&self) -> Category {
+        match self {
+            Diagnostic::Dropped { reason, .. } => category_of(*reason),
+            Diagnostic::CallbackPanicked { callback: "before_send" } => Category::BeforeSend,
+            Diagnostic::CallbackPanicked { .. } => Category::Callback,
+            Diagnostic::Invalid { .. } | Diagnostic::HandmadeException => Category::Validation,
+            Diagnostic::Evicted { .. } => Category::Capacity,
+            Diagnostic::Buried { .. }
+            | Diagnostic::Suspected { .. }
+            | Diagnostic::EndpointFailing { .. }
+            | Diagnostic::NotPostHog { .. }
+            | Diagnostic::Paused { .. }
+            | Diagnostic::EndpointRecovered
+            | Diagnostic::QuotaLimited { .. }
+            | Diagnostic::Warned { .. }
+            | Diagnostic::LeftOnDisk { .. }
+            | Diagnostic::Network { .. } => Category::Delivery,
+            Diagnostic::StorageFailing { .. }
+            | Diagnostic::StorageRecovered
+            | Diagnostic::SetAside { .. }
+            | Diagnostic::Missing { .. }
+            | Diagnostic::Checked
+            | Diagnostic::Ephemeral { .. }
+            | Diagnostic::StrandedQueue { .. }
+            | Diagnostic::ShardSkipped { .. } => Category::Storage,
+        }
+    }
+}
+
+fn category_of(reason: DropReason) -> Category {
+    match reason {
+        DropReason::EmptyName
+        | DropReason::EmptyDistinctId
+        | DropReason::EmptyAlias
+        | DropReason::EmptyGroupType
+        | DropReason::EmptyGroupKey
+        | DropReason::NothingToSet
+        | DropReason::Unserializable
+        | DropReason::TimestampOutOfRange
+        | DropReason::TooLarge => Category::Validation,
+        DropReason::BeforeSend | DropReason::BeforeSendPanicked => Category::BeforeSend,
+        DropReason::JournalFull | DropReason::JournalBusy | DropReason::QueueFull | DropReason::DiskFull => {
+            Category::Capacity
+        }
+        DropReason::Storage => Category::Storage,
+        DropReason::Disabled
+        | DropReason::Closed
+        | DropReason::OptedOut
+        | DropReason::Reentrant
+        | DropReason::Forked => Category::Lifecycle,
+    }
+}

@@ -1,0 +1,84 @@
+//! A tower layer that serves each HTTP request in a [`Context`] of its own.
+
+use std::task::{self, Poll};
+
+use http::{HeaderMap, Request, header};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::context::{Context, ScopedFuture};
+
+/// Serves each request in a [`Context`] of its own: distinct id and session id from its tracing headers (see
+/// [`Context::from_headers`]), and what the request is about (see [`Context::from_request`]). What is captured while the request is
+/// served has them. The response passes as it is.
+///
+/// The ids are what the sender says. An application that knows better replaces them with [`Context::update`]. Work that goes on after
+/// the response, in a task of its own, has no context unless it is given one ([`Context::current`], [`Context::scope`]).
+///
+/// ```
+/// use posthog::integrations::tower::RequestContextLayer;
+/// # struct Router;
+/// # impl Router { fn new() -> Self { Self } fn layer(self, _: RequestContextLayer) -> Self { self } }
+///
+/// let app = Router::new().layer(RequestContextLayer::new());
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct RequestContextLayer {}
+
+impl RequestContextLayer {
+    /// A layer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<S> Layer<S> for RequestContextLayer {
+    type Service = RequestContext<S>;
+
+    fn layer(&self, service: S) -> RequestContext<S> {
+        RequestContext { service }
+    }
+}
+
+/// The service that [`RequestContextLayer`] puts around another.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestContext<S> {
+    service: S,
+}
+
+impl<S: Service<Request<B>>, B> Service<Request<B>> for RequestContext<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ScopedFuture<S::Future>;
+
+    fn poll_ready(&mut self, task: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(task)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let context = Context::from_request(request.method().as_str(), &url_of(&request), request.headers());
+        context.enter(|| {
+            let response = self.service.call(request);
+            // Taken after the call: a service may have changed the context in it.
+            Context::current().unwrap_or(context.clone()).scope(response)
+        })
+    }
+}
+
+/// The address as its sender had it, as far as a server can tell: it is sent a path, and the host in a header.
+fn url_of<B>(request: &Request<B>) -> String {
+    let uri = request.uri();
+    let host = text(request.headers(), header::HOST.as_str());
+    match host {
+        Some(host) if uri.authority().is_none() => {
+            let is_https = text(request.headers(), "x-forwarded-proto").is_some_and(|scheme| scheme == "https");
+            format!("{}://{host}{uri}", if is_https { "https" } else { "http" })
+        }
+        _ => uri.to_string(),
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}

@@ -1,0 +1,87 @@
+//! before_send (BSH): the program's last word on each event.
+
+use std::sync::{Arc, Mutex};
+
+use posthog::{BeforeSend, Category, DropReason, Event, Outcome};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::scene::{Scene, has_recorded};
+use crate::stage::{accepted, event, take};
+
+#[test]
+fn bsh_01_a_hook_changes_the_event_before_it_is_enqueued() {
+    let scene = Scene::with(|config| {
+        config.before_send(|mut event| {
+            event.remove("secret");
+            event.set("kept", 1);
+            Some(event)
+        })
+    });
+    accepted(&scene.client.capture(event("tick").prop("secret", "4111 1111 1111 1111")));
+    let properties = &scene.sent_one()["properties"];
+    assert_eq!((properties.get("secret"), &properties["kept"]), (None, &json!(1)));
+}
+
+#[test]
+fn bsh_02_a_hook_that_returns_nothing_drops_the_event() {
+    let scene = Scene::with(|config| config.before_send(|_| None));
+    assert_eq!(scene.client.capture(event("tick")).outcome(), Outcome::Dropped(DropReason::BeforeSend));
+    scene.must_have_queued_nothing();
+}
+
+#[test]
+fn bsh_03_a_hook_that_throws_drops_the_event_ends_the_chain_and_is_recorded() {
+    let ran_after = Arc::new(Mutex::new(false));
+    let after = Arc::clone(&ran_after);
+    let scene = Scene::with(|config| {
+        config.before_send(|event| Some(event.prop("half", true))).before_send(|_| panic!("in the hook")).before_send(
+            move |event| {
+                *after.lock().unwrap() = true;
+                Some(event)
+            },
+        )
+    });
+    let receipt = scene.client.capture(event("tick"));
+    scene.must_have_dropped(&receipt, DropReason::BeforeSendPanicked, Category::BeforeSend);
+    assert!(has_recorded(&scene.client, Category::BeforeSend) && !*ran_after.lock().unwrap());
+}
+
+#[test]
+fn bsh_04_a_chain_runs_in_order_and_each_hook_gets_what_the_one_before_it_left() {
+    let scene = Scene::new();
+    let step = |name: &'static str| {
+        BeforeSend::new(move |mut event: Event| {
+            let so_far = event.get::<String>("steps").unwrap_or_default();
+            event.set("steps", so_far + name);
+            (event.name() != name).then_some(event)
+        })
+    };
+    scene.client.set_before_send([step("a"), step("b"), step("c")]);
+    take(&scene.client, "tick");
+    assert_eq!(scene.client.capture(event("b")).outcome(), Outcome::Dropped(DropReason::BeforeSend));
+    assert_eq!(scene.sent_one()["properties"]["steps"], "abc");
+}
+
+#[test]
+fn bsh_04_a_changed_name_time_and_uuid_count_and_every_kind_of_event_passes() {
+    let uuid = Uuid::from_u128(9);
+    let scene = Scene::with(|config| {
+        config.before_send(move |mut event| {
+            if event.name() == "old" {
+                event.set_name("new");
+                return Some(event.uuid(uuid).timestamp(std::time::UNIX_EPOCH));
+            }
+            Some(event.prop("seen", true))
+        })
+    });
+    assert_eq!(accepted(&scene.client.capture(event("old"))), uuid);
+    accepted(&scene.client.identify("user_1", ()));
+    accepted(&scene.client.set("user_1", [("a", 1)]));
+    accepted(&scene.client.alias("user_1", "anon_1"));
+    accepted(&scene.client.group_identify("company", "acme", ()));
+    let sent = scene.sent();
+    let first = (&sent[0]["event"], &sent[0]["uuid"], &sent[0]["timestamp"]);
+    assert_eq!(first, (&json!("new"), &json!(uuid.to_string()), &json!("1970-01-01T00:00:00Z")));
+    assert!(sent.len() == 5 && sent[1..].iter().all(|event| event["properties"]["seen"] == true), "{sent:#?}");
+}

@@ -1,0 +1,18 @@
+//! PostHog's requirements of a server SDK, one test each, against the real client and a stand-in on loopback.
+//!
+//! A test is named by its requirement; `docs/conformance.md` has the table of all of them, with what is decided otherwise and why.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
+mod before_send;
+mod capture;
+mod context;
+mod http;
+mod identity;
+mod queue;
+mod scene;
+#[path = "../outside/stage.rs"]
+#[allow(dead_code, reason = "shared with another target, which uses the rest")]
+mod stage;
+#[cfg(feature = "tower")]
+mod tower;

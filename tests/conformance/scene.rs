@@ -1,0 +1,73 @@
+//! What the scenarios of these requirements begin and end with.
+
+use std::sync::{Arc, Mutex};
+
+use posthog::{Category, Client, Config, Diagnostic, DropReason, Outcome, Receipt};
+use serde_json::Value;
+
+use crate::stage::{PATIENCE, Stage};
+
+/// A client on a stage of its own.
+pub(crate) struct Scene {
+    pub(crate) stage: Stage,
+    pub(crate) client: Client,
+    /// Each event that arrived, as JSON.
+    arrived: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        Self::with(|config| config)
+    }
+
+    pub(crate) fn with(set: impl FnOnce(Config) -> Config) -> Self {
+        let stage = Stage::new();
+        let arrived = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&arrived);
+        // A rule that refuses nothing, and sees everything.
+        let look = move |event: &Value| {
+            seen.lock().unwrap().push(event.clone());
+            false
+        };
+        stage.sink.refuse_if(look, 400, "");
+        let client = Client::new(set(stage.config())).unwrap();
+        Self { stage, client, arrived }
+    }
+
+    /// Sends what is queued, and gives all that has arrived so far.
+    pub(crate) fn sent(&self) -> Vec<Value> {
+        self.client.flush().wait(PATIENCE).unwrap();
+        self.arrived.lock().unwrap().clone()
+    }
+
+    /// The one event that was sent.
+    pub(crate) fn sent_one(&self) -> Value {
+        let sent = self.sent();
+        assert_eq!(sent.len(), 1, "{sent:#?}");
+        sent[0].clone()
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.sent().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Nothing was queued, nothing was sent, and a warning of that category was recorded.
+    pub(crate) fn must_have_dropped(&self, receipt: &Receipt, reason: DropReason, category: Category) {
+        assert_eq!((receipt.outcome(), receipt.uuid()), (Outcome::Dropped(reason), None));
+        let recorded = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { reason: of, .. } if *of == reason);
+        let told = self.client.diagnostics();
+        let found = told.iter().find(|told| recorded(told)).unwrap_or_else(|| panic!("{reason:?} in {told:?}"));
+        assert_eq!(found.category(), category);
+        self.must_have_queued_nothing();
+    }
+
+    pub(crate) fn must_have_queued_nothing(&self) {
+        assert_eq!(self.client.stats().accepted, 0);
+        assert!(self.sent().is_empty() && self.stage.sink.requests().is_empty());
+    }
+}
+
+/// Whether a warning of that category was recorded.
+pub(crate) fn has_recorded(client: &Client, category: Category) -> bool {
+    client.diagnostics().iter().any(|told| told.category() == category)
+}
