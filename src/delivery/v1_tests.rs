@@ -151,7 +151,7 @@ async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
         },
     );
     // More events come while the first request is being tried: they are none of its business.
-    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     rig.commit(5);
     rig.drained().await;
     let lengths: Vec<_> = sent(&rig).iter().map(Vec::len).collect();
@@ -175,7 +175,7 @@ async fn only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
             &["ok"],
         ]),
     );
-    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     // What is decided is settled at once.
     rig.until(|rig| rig.queue.delivered() == 4 && rig.buried() == [2]).await;
     assert_eq!(rig.queue.queued(), [3, 4, 8]);
@@ -212,9 +212,9 @@ async fn what_is_asked_for_again_for_ever_is_four_requests_and_then_a_park() {
         tokio::time::sleep(Duration::from_secs(28)).await;
         assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3", "4"]);
         assert!(matches!(rig.handle.state().phase, Phase::Parked { .. }));
-        rig.until(|rig| rig.endpoint.seen().len() == 5).await;
+        rig.until(|rig| rig.endpoint.seen().len() >= 5).await;
         assert_eq!(headers(&rig, "posthog-attempt")[4], "1", "the next cycle's request is another");
-        assert_eq!(distinct(&headers(&rig, "posthog-request-id")), 2);
+        assert_eq!(distinct(&headers(&rig, "posthog-request-id")[..5]), 2);
         assert_eq!(rig.queue.queued().len() as u64, 2 - rig.queue.delivered());
         rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
         rig.drained().await;
@@ -286,7 +286,7 @@ async fn a_long_wait_gives_the_events_back_to_the_queue() {
         true => Reply { retry_after: Some(600), ..Reply::new(503, "") },
         false => Reply::results(seen, &["ok"]),
     });
-    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     rig.commit(1);
     rig.drained().await;
     assert_eq!(sent(&rig), [vec![1, 2], vec![1, 2, 3]]);
@@ -296,7 +296,7 @@ async fn a_long_wait_gives_the_events_back_to_the_queue() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_between_two_attempts_settles_what_is_decided_and_keeps_the_rest() {
     let rig = start(queue_of(1, 4), in_turn(&[&["ok", "retry", "drop", "retry"], &["retry"]]));
-    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     let (queue, took) = rig.stop(Duration::from_secs(60)).await;
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert_eq!((queue.delivered(), queue.queued()), (1, vec![2, 4]));

@@ -1,5 +1,6 @@
 //! Rows that are settled piece by piece: what is kept of one stays with the delivery under its new name.
 
+use super::super::source::OWN;
 use super::*;
 
 /// Of a row with the records from 1 on, these are kept.
@@ -79,5 +80,30 @@ fn pieces_add_up_however_commits_fall_between_them() {
             assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0), "{keep:?} {commits}");
             assert!(bench.read().is_empty());
         }
+    }
+}
+
+#[test]
+fn a_piece_that_is_settled_during_the_commit_of_the_one_before_is_not_read_again() {
+    let (bench, row) = carried(|_| ());
+    let rest = settle(&bench, row, 29, &[1]);
+    assert_eq!(rest, row, "what is kept has the name of the whole");
+    let under_way = bench.pipeline.outbox.take(OWN);
+    settle(&bench, rest, 1, &[]);
+    bench.pipeline.outbox.committed(under_way);
+    assert!(bench.read().is_empty());
+}
+
+#[test]
+fn pieces_are_settled_in_their_order_also_after_a_commit_that_failed() {
+    for keep in [1, 2] {
+        let (mut bench, row) = carried(|_| ());
+        let rest = settle(&bench, row, 29, &[keep]);
+        let under_way = bench.pipeline.outbox.take(OWN);
+        settle(&bench, rest, 1, &[]);
+        bench.pipeline.outbox.put_back(under_way);
+        bench.advance(HOUR);
+        assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
+        assert!(bench.read().is_empty());
     }
 }
