@@ -87,7 +87,7 @@ impl Shared {
         let mut event = event;
         let context = context::current();
         if event.is_anonymous() {
-            identify(&mut event, context.as_ref(), &uuids::next(now_nanos, pipeline.generation()));
+            attribute(&mut event, context.as_ref(), &uuids::next(now_nanos, pipeline.generation()));
         }
         if let Err(refusal) = event.check() {
             return Err(self.refuse(&refusal, event.name()));
@@ -167,7 +167,7 @@ impl Shared {
     }
 
     #[cold]
-    fn warn_of_handmade_exceptions(&self) {
+    pub(super) fn warn_of_handmade_exceptions(&self) {
         if !self.warned_of_exceptions.swap(true, Ordering::Relaxed) {
             self.diagnostics.record(Diagnostic::HandmadeException);
         }
@@ -224,7 +224,7 @@ pub(super) struct Prepared {
 
 /// Finds out whose an event is that does not say it.
 #[cold]
-fn identify(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
+fn attribute(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
     match context.and_then(Context::known_distinct_id) {
         Some(distinct_id) => event.set_distinct_id(distinct_id),
         None => event.attribute_to_nobody(&fresh.to_string()),

@@ -66,6 +66,9 @@ impl Client {
 
 impl Shared {
     fn capture_immediate(&self, pipeline: &Pipeline, event: Event) -> Pending<DeliveryReport> {
+        if event.is_exception() {
+            self.warn_of_handmade_exceptions();
+        }
         let prepared = match self.prepare(pipeline, event) {
             Ok(prepared) => prepared,
             Err(reason) => return dropped(reason),

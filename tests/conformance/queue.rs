@@ -167,8 +167,9 @@ fn flu_01_a_flush_sends_everything_at_once_and_leaves_nothing() {
     let scene = Scene::with(patient);
     let uuids = take_many(&scene.client, 7);
     let report = flushed(&scene.client);
-    assert_eq!((report.delivered, report.remaining), (7, 0));
+    assert_eq!((report.remaining, report.endpoint), (0, Endpoint::Up));
     scene.stage.must_have_taken(&uuids);
+    assert_eq!(scene.client.stats().queued_events, 0);
 }
 
 #[test]
