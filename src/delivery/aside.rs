@@ -4,7 +4,7 @@
 //! whole keeps failing while others pass. The way back is evidence, once, or the passing of time, ever more of it. All of this is a
 //! memory of this process only; after a restart everything is simply tried again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
@@ -90,6 +90,22 @@ impl Aside {
     /// When time will have brought the next chunk back, not counting those that it has.
     pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
         self.chunks.values().filter(|entry| !entry.out && entry.until > now).map(|entry| entry.until).min()
+    }
+
+    /// All of the queue has been looked through: what could be read again and was not found is gone, evicted or salvaged.
+    pub(super) fn forget_vanished(&mut self, accepted: u64, now: Instant) {
+        self.chunks.retain(|_, entry| entry.out || !entry.is_due(accepted, now));
+    }
+
+    /// The queues of which something is stepped over.
+    pub(super) fn origins(&self) -> BTreeSet<u32> {
+        self.chunks.keys().map(|chunk| chunk.origin).collect()
+    }
+
+    /// That queue is read no more.
+    pub(super) fn forget_origin(&mut self, origin: u32) {
+        self.chunks.retain(|chunk, _| chunk.origin != origin);
+        self.suspects.retain(|event, _| event.origin != origin);
     }
 
     /// Remembers that an event was refused alone, `since` so many acceptances.

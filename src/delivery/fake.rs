@@ -144,6 +144,10 @@ impl Source for FakeQueue {
         }
     }
 
+    fn stuck(&self, _origin: u32) -> bool {
+        false
+    }
+
     fn give_back(&self, _chunk: ChunkRef) {}
 
     fn pace(&self, state: &PaceState) {

@@ -89,7 +89,7 @@ impl Intake {
             return Ok(false);
         }
         self.unreadable_until = None;
-        while self.ready.is_empty() && self.more {
+        while self.ready.is_empty() && self.due.is_empty() && self.more {
             let (loaded, aside, avoid, accepted) = (&self.loaded, &self.aside, &self.avoid, self.accepted);
             let busy = |chunk| loaded.contains(chunk) || avoid.contains(&chunk) || aside.holds(chunk, accepted, now);
             let chunks = self.source.read(max_bytes.clamp(1, READ_BYTES), &busy).inspect_err(|_| {
@@ -103,12 +103,23 @@ impl Intake {
             } else if self.avoid.is_empty() {
                 self.more = false;
                 flushes.saw_the_end();
+                self.saw_the_end(now);
             } else {
                 self.avoid.clear();
                 self.rounds = self.rounds.wrapping_add(1);
             }
         }
         Ok(!self.ready.is_empty())
+    }
+
+    /// Nothing more can be read.
+    fn saw_the_end(&mut self, now: Instant) {
+        self.aside.forget_vanished(self.accepted, now);
+        for origin in self.aside.origins() {
+            if !self.loaded.references().any(|chunk| chunk.origin == origin) && self.source.stuck(origin) {
+                self.aside.forget_origin(origin);
+            }
+        }
     }
 
     /// A batch of what is oldest; ten events at most, others than last time, if it is to be small.

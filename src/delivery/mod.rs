@@ -106,6 +106,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// chunk that counts as read, until it is settled or given back in its turn.
     fn settle(&self, settlement: Settlement);
 
+    /// All that is left of that queue is stepped over for a while. True: it is let go, and another one is read in its place.
+    fn stuck(&self, origin: u32) -> bool;
+
     /// A chunk that was read is let go undecided: it can be read again, and until then the queue may do with it as it likes.
     fn give_back(&self, chunk: ChunkRef);
 

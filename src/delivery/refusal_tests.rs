@@ -182,3 +182,72 @@ async fn an_outage_in_the_middle_of_a_search_settles_what_is_known() {
     let delivered: usize = rig.told.lock().unwrap().iter().filter(|told| told.ends_with("Delivered")).count();
     assert!(delivered > 2);
 }
+
+/// Counts the rows that are with the engine.
+#[derive(Default)]
+struct Counting {
+    queue: super::fake::FakeQueue,
+    out: std::sync::Mutex<std::collections::HashSet<ChunkRef>>,
+    most: std::sync::atomic::AtomicUsize,
+}
+
+impl Source for Counting {
+    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+        let read = self.queue.read(max_bytes, busy)?;
+        let mut out = self.out.lock().unwrap();
+        out.extend(read.iter().map(|(chunk, _)| *chunk));
+        self.most.fetch_max(out.len(), std::sync::atomic::Ordering::SeqCst);
+        Ok(read)
+    }
+
+    fn newest(&self) -> Vec<ChunkRef> {
+        self.queue.newest()
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        self.out.lock().unwrap().remove(&settlement.chunk);
+        self.queue.settle(settlement);
+    }
+
+    fn stuck(&self, origin: u32) -> bool {
+        self.queue.stuck(origin)
+    }
+
+    fn give_back(&self, chunk: ChunkRef) {
+        self.out.lock().unwrap().remove(&chunk);
+    }
+
+    fn pace(&self, state: &PaceState) {
+        self.queue.pace(state);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_too_large_for_a_stranger_are_never_all_in_memory() {
+    let source = Arc::new(Counting::default());
+    for seq in 1..=24 {
+        let event = crate::event::Event::new(format!("event {seq}"), "somebody").prop("pad", "x".repeat(300 * 1024));
+        let stamp = crate::event::Stamp { uuid: uuid::Uuid::from_u128(seq.into()), now_nanos: 0 };
+        let record = event.finish(&stamp, 1 << 20).unwrap().body().to_vec();
+        source.queue.commit_chunk(super::fake::chunk_of(0, 0, seq, &[record]));
+    }
+    let is_giant = |event: &u64| event % 2 == 1;
+    let script = move |seen: &super::fake::Seen| {
+        if seen.events.iter().any(is_giant) { Reply::new(413, "<html>nginx</html>") } else { Reply::ok() }
+    };
+    let given = Arc::clone(&source) as Arc<dyn Source>;
+    let rig = Rig::with(super::fake::FakeQueue::default(), script, |parts| {
+        parts.source = given;
+    });
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(source.queue.queued().len(), 12);
+    source.most.store(0, std::sync::atomic::Ordering::SeqCst);
+    // After an outage all of them are due together.
+    rig.endpoint.change(|_| Reply::new(503, "down"));
+    rig.handle.committed();
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    rig.endpoint.change(script);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    let most = source.most.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((1..8).contains(&most), "{most} of 12 rows");
+}

@@ -77,8 +77,12 @@ impl Committer {
             // While the store fails there is nothing to be gained.
             return;
         }
-        let busy = |key: ChunkKey| pipeline.outbox.is_out(ChunkRef { origin: OWN, key });
-        match pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos()) {
+        let busy = |key: ChunkKey| pipeline.outbox.is_out_or_stays(ChunkRef { origin: OWN, key });
+        let evicted = pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos());
+        if pipeline.outbox.evicted() {
+            pipeline.committed();
+        }
+        match evicted {
             Ok(evicted) if evicted.events > 0 => {
                 (pipeline.options.report)(Notice::Evicted { events: evicted.events, for_age });
             }

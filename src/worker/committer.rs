@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::bell::Wanted;
 use super::due::{Due, Facts, Intervals, Waiting, due};
+use super::outbox::Batch;
 use super::recovery::RETRY_FIRST;
 use super::report::PersistError;
-use super::source::{Batch, OWN};
+use super::source::OWN;
 use super::stop::Stopping;
 use super::{Notice, Pipeline, lock};
 use crate::journal::ARENAS_MAX;
@@ -92,6 +93,8 @@ impl Committer {
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
         self.begin_stop();
         if std::mem::take(&mut self.asked.abandon) {
+            // What was decided of it before is not sent again by its next owner.
+            self.settle_adopted();
             self.pipeline.abandon_adopted();
         }
         if self.may_try() {

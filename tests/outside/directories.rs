@@ -258,6 +258,30 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
 }
 
 #[test]
+fn an_event_that_nobody_takes_in_one_orphan_does_not_hold_up_another() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let living = stage.client();
+    let (stuck, good) = (stage.client(), stage.client());
+    take(&stuck, "giant");
+    for _ in 0..10 {
+        take(&good, "good");
+    }
+    for orphan in [stuck, good] {
+        orphan.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    }
+    // Not in PostHog's words: it is kept for ever, in case that somebody else is to blame.
+    stage.sink.refuse_if(|event| event["event"] == "giant", 413, "<html>nginx</html>");
+    stage.sink.resume();
+    eventually("the second orphan is delivered", || {
+        take(&living, "mine");
+        let _ = living.flush().wait(PATIENCE);
+        stage.names().iter().filter(|name| *name == "good").count() == 10
+    });
+    assert_eq!(stage.sink.inspect(sink::State::duplicates), 0);
+}
+
+#[test]
 fn a_shard_of_a_newer_format_is_stepped_over_and_not_a_byte_of_it_is_changed() {
     // Both words of the version (docs/format.md).
     is_stepped_over("status", |page| {

@@ -4,6 +4,7 @@
 mod bounds;
 mod orphans;
 mod partial;
+mod races;
 mod storage;
 
 use std::sync::Weak;
