@@ -48,6 +48,13 @@ impl Active {
 }
 
 impl Journal {
+    /// [`Journal::close`], unless somebody holds the journal for longer than an append may wait: on a file system that hangs.
+    pub(crate) fn close_in_time(&self) {
+        if let Some(mut active) = self.lock_in_time() {
+            active.closed = true;
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Active> {
         self.active.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -42,8 +42,9 @@ impl Pipeline {
     pub(crate) fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
         let (promise, answer) = pending::pending();
         self.bell.begin_stopping();
-        // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken.
-        self.shard.journal().close();
+        // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken. A journal that somebody
+        // holds for ever takes none either.
+        self.shard.journal().close_in_time();
         self.admission.close();
         if let Some(report) = self.finished.get() {
             promise.answer(report.clone());
