@@ -6,12 +6,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::ChunkRef;
 
 /// More than so many chunks or suspects are not remembered: forgetting them all costs some requests, and nothing else.
 const MAX_ENTRIES: usize = 10_000;
+/// What cannot be found for so long is gone.
+const MISSING: Duration = Duration::from_secs(60);
 
 /// An event's name for as long as it is queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +33,8 @@ struct Entry {
     times: u32,
     /// It is loaded and being tried again.
     out: bool,
+    /// It could be read again, and was not found.
+    missing_since: Option<Instant>,
 }
 
 /// What is stepped over.
@@ -47,9 +51,16 @@ impl Aside {
         if self.chunks.len() >= MAX_ENTRIES {
             self.chunks.clear();
         }
-        let entry = self.chunks.entry(chunk).or_insert(Entry { since: accepted, until: now, times: 0, out: false });
+        let entry = self.chunks.entry(chunk).or_insert(Entry {
+            since: accepted,
+            until: now,
+            times: 0,
+            out: false,
+            missing_since: None,
+        });
         entry.times = entry.times.saturating_add(1);
-        *entry = Entry { since: accepted, until: wait(entry.times), times: entry.times, out: false };
+        let times = entry.times;
+        *entry = Entry { since: accepted, until: wait(times), times, out: false, missing_since: None };
     }
 
     /// Whether a chunk is to be stepped over.
@@ -92,14 +103,25 @@ impl Aside {
         self.chunks.values().filter(|entry| !entry.out && entry.until > now).map(|entry| entry.until).min()
     }
 
-    /// All of the queue has been looked through: what could be read again and was not found is gone, evicted or salvaged.
+    /// All of the queue has been looked through: what could be read again and is not found for a while is gone, evicted or salvaged.
+    /// Not at once, for what remains of a row can be read only after a commit.
     pub(super) fn forget_vanished(&mut self, accepted: u64, now: Instant) {
-        self.chunks.retain(|_, entry| entry.out || !entry.is_due(accepted, now));
+        self.chunks.retain(|_, entry| {
+            if entry.out || !entry.is_due(accepted, now) {
+                entry.missing_since = None;
+                return true;
+            }
+            now.saturating_duration_since(*entry.missing_since.get_or_insert(now)) < MISSING
+        });
     }
 
-    /// The queues of which something is stepped over.
-    pub(super) fn origins(&self) -> BTreeSet<u32> {
-        self.chunks.keys().map(|chunk| chunk.origin).collect()
+    /// The queues of which something is stepped over, and nothing is due: what is due may only wait for a commit.
+    pub(super) fn stuck(&self, accepted: u64, now: Instant) -> BTreeSet<u32> {
+        let origins = |is_due: bool| {
+            let entries = self.chunks.iter().filter(move |(_, entry)| entry.is_due(accepted, now) == is_due);
+            entries.map(|(chunk, _)| chunk.origin).collect::<BTreeSet<_>>()
+        };
+        &origins(false) - &origins(true)
     }
 
     /// That queue is read no more.
@@ -136,12 +158,23 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::store::ChunkKey;
 
     const CHUNK: ChunkRef = ChunkRef { origin: 0, key: ChunkKey { lane: 0, first_seq: 7 } };
+
+    #[test]
+    fn what_cannot_be_found_for_a_minute_is_forgotten() {
+        let (mut aside, now) = (Aside::default(), Instant::now());
+        aside.put(CHUNK, 5, now, |_| now + Duration::from_secs(30));
+        let after = |seconds| now + Duration::from_secs(seconds);
+        aside.forget_vanished(5, after(29));
+        aside.forget_vanished(5, after(31));
+        aside.forget_vanished(5, after(90));
+        assert!(aside.any_due(5, after(90)));
+        aside.forget_vanished(5, after(91));
+        assert!(!aside.any_due(5, after(91)));
+    }
 
     #[test]
     fn evidence_brings_a_chunk_back_once_and_then_only_time_does() {

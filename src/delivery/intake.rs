@@ -115,7 +115,7 @@ impl Intake {
     /// Nothing more can be read.
     fn saw_the_end(&mut self, now: Instant) {
         self.aside.forget_vanished(self.accepted, now);
-        for origin in self.aside.origins() {
+        for origin in self.aside.stuck(self.accepted, now) {
             if !self.loaded.references().any(|chunk| chunk.origin == origin) && self.source.stuck(origin) {
                 self.aside.forget_origin(origin);
             }
