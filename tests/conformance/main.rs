@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
+mod ai;
 mod before_send;
 mod capture;
 mod context;

@@ -1,8 +1,6 @@
 //! PostHog's specification `capture-ai`, one test for each requirement, named by its number. AI-09 and AI-10 are about wrappers of model
 //! clients, which this library does not have: see `docs/architecture.md`.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
