@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// # Design
 ///
 /// The variants are what a caller can act upon: mend the configuration, mend the directory, upgrade, or give up. Whatever lies
-/// underneath is the [`source`](StdError::source). Nothing that happens *after* a client was made is an error: a capture says what
+/// underneath is the [`source`](StdError::source), and is not said twice: print the whole chain. Nothing that happens *after* a client was made is an error: a capture says what
 /// became of it in its receipt, and everything else is a [`Diagnostic`](crate::Diagnostic).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -27,11 +27,11 @@ pub enum Error {
     QueueDir {
         /// The directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with it, and what to do.
         why: String,
-        /// What the system said.
+        /// What the system said, if it said anything; not repeated in the text.
         #[source]
-        source: Box<dyn StdError + Send + Sync>,
+        source: Option<Box<dyn StdError + Send + Sync>>,
     },
     /// The queue directory did not answer in time; a network file system that hangs does this.
     #[error("the queue directory {path:?} did not answer in time")]
@@ -39,7 +39,7 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The system gave us no thread, or no event loop.
+    /// The system gave us no thread, or no event loop, or no HTTP client.
     #[error("the system has no thread or file descriptor left for us")]
     Resources(#[source] io::Error),
     /// [`init`](crate::init) was called before, in this process.
@@ -56,6 +56,18 @@ impl Error {
     /// Whether the queue directory is to blame.
     pub fn is_queue_dir(&self) -> bool {
         matches!(self, Error::QueueDir { .. } | Error::Timeout { .. })
+    }
+
+    /// The whole chain in one line.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = self.source();
+        while let Some(link) = next {
+            text.push_str(": ");
+            text.push_str(&link.to_string());
+            next = link.source();
+        }
+        text
     }
 
     pub(crate) fn config(field: &'static str, why: impl Into<String>) -> Self {

@@ -73,7 +73,7 @@ pub mod testing;
 mod transport;
 mod worker;
 
-pub use client::{Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, capture, client, init};
+pub use client::{Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, client, init};
 pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};

@@ -77,6 +77,10 @@ pub(crate) const QUEUE_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 pub(crate) const QUEUE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 /// Bytes of the file system that are left to others.
 pub(crate) const FREE_SPACE_FLOOR_DEFAULT: u64 = 32 * 1024 * 1024;
+/// Beyond the most, a mistaken unit is likelier than a disk that large.
+pub(crate) const FREE_SPACE_FLOOR: RangeInclusive<u64> = 0..=1 << 40;
+/// How long a capture may wait for room, where it may.
+pub(crate) const BLOCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
 /// Memory for pages of the store: what it reads is read once, so a cache earns little.
 pub(crate) const STORE_CACHE_BYTES: usize = 2 * 1024 * 1024;

@@ -91,6 +91,24 @@ fn each_test_of_a_requirement_stands_in_the_table_of_conformance() {
     assert!(count > 60 && missing.is_empty(), "{count} tests, of which the table does not name: {missing:#?}");
 }
 
+/// Whoever has the package and no checkout can follow the readme.
+#[test]
+fn each_file_that_the_readme_points_to_is_part_of_the_package() {
+    let manifest = include_str!("../Cargo.toml");
+    let included = manifest.lines().find(|line| line.starts_with("include = ")).unwrap();
+    let targets: Vec<_> = links(include_str!("../README.md")).filter(|target| !target.contains("://")).collect();
+    let is_in = |target: &&str| {
+        let top = target.split('/').next().unwrap_or_default();
+        included.contains(&format!("\"/{top}\""))
+    };
+    assert!(targets.len() > 3 && targets.iter().all(is_in), "{targets:?} of {included}");
+}
+
+/// What the links of a text point to.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
+}
+
 #[test]
 fn each_file_that_a_document_points_to_exists() {
     let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
@@ -98,7 +116,7 @@ fn each_file_that_a_document_points_to_exists() {
     let mut missing = Vec::new();
     for document in &documents {
         let text = fs::read_to_string(document).unwrap();
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target) {
+        for target in links(&text) {
             let is_elsewhere = target.contains("://") || target.starts_with('#');
             if !is_elsewhere && !document.with_file_name(target).exists() {
                 missing.push(format!("{}: {target}", document.display()));

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::child::lock_within;
+use super::failure::explain;
 use super::receipt::{self, Receipt};
-use super::{Client, Shared, explain};
+use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::event::Event;
@@ -130,7 +131,7 @@ impl Shared {
             }
             Err(error) => {
                 opening.failed_at = Some(Instant::now());
-                let problem = format!("the queue of AI events cannot be opened: {error}");
+                let problem = format!("the queue of AI events cannot be opened: {}", error.describe());
                 self.diagnostics.record(Diagnostic::StorageFailing { problem });
                 Err(DropReason::Storage)
             }

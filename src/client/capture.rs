@@ -23,6 +23,9 @@ impl Client {
     /// never panics, and does no I/O: the event's bytes are copied into a mapped journal, and when the receipt says
     /// [`Accepted`](crate::Outcome::Accepted) it survives the process, whatever happens to that.
     ///
+    /// One exception: the first capture in a forked child opens a queue of the child's own, which is file I/O of some 50 ms, and at most
+    /// 30 s where the disk does not answer. A daemon that forks makes its client afterwards.
+    ///
     /// Not async-signal-safe: do not call it from a signal handler.
     ///
     /// ```
@@ -100,6 +103,10 @@ impl Shared {
             && let Some(hooks) = self.rules.before_send()
         {
             event = self.run_hooks(&hooks, event.stamped(&stamp))?;
+            // Hooks may have spoilt it; asked here, while it still has its name.
+            if let Err(refusal) = event.check() {
+                return Err(self.refuse(&refusal, event.name()));
+            }
         }
         match event.finish(&stamp, pipeline.options().max_event_bytes) {
             Ok(record) => Ok(Prepared { record, now_nanos }),
@@ -116,7 +123,7 @@ impl Shared {
                 record.recycle();
                 receipt
             }
-            Err(unwelcome) => self.turn_away(unwelcome, now_nanos),
+            Err(unwelcome) => self.turn_away(unwelcome, &record, now_nanos),
         }
     }
 
@@ -192,11 +199,11 @@ impl Shared {
     }
 
     #[cold]
-    fn turn_away(&self, unwelcome: Unwelcome, now_nanos: WallNanos) -> Receipt {
+    fn turn_away(&self, unwelcome: Unwelcome, record: &Record, now_nanos: WallNanos) -> Receipt {
         let reason = DropReason::from(unwelcome);
         self.count(reason);
         if let Some(count) = self.throttle.due(reason, now_nanos) {
-            self.tell(reason, String::new(), reason.to_string(), count);
+            self.tell(reason, record.name().to_owned(), reason.to_string(), count);
         }
         Receipt::dropped(reason)
     }

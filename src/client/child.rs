@@ -35,6 +35,11 @@ impl Shared {
         }
     }
 
+    /// Whether none could be had, and none will be.
+    pub(super) fn has_failed_child(&self) -> bool {
+        lock_within(&self.child, OPENING_WAIT).is_some_and(|child| matches!(*child, Child::Failed))
+    }
+
     /// The client that takes our place, opened if need be.
     pub(super) fn child_or_open(&self, parent: &Pipeline) -> Option<Client> {
         let mut child = lock_within(&self.child, OPENING_WAIT)?;
@@ -42,7 +47,7 @@ impl Shared {
             *child = match self.open_child(parent) {
                 Ok(client) => Child::Open(client),
                 Err(error) => {
-                    self.diagnostics.for_child().record(Diagnostic::StorageFailing { problem: error.to_string() });
+                    self.diagnostics.for_child().record(Diagnostic::StorageFailing { problem: error.describe() });
                     Child::Failed
                 }
             };

@@ -27,8 +27,11 @@ pub struct DeadLetter {
 }
 
 impl Client {
-    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`. Reads from the disk: not for a hot path. Empty when the client is
-    /// disabled or closed, or the queue cannot be read.
+    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`. Reads from the disk: not for a hot
+    /// path. Empty when the client is disabled or closed, or the queue cannot be read.
+    ///
+    /// "This queue" is the one that the process got, see [`Stats`](crate::Stats): where several processes share a directory, each shows
+    /// its own.
     pub fn dead_letters(&self, limit: usize) -> Vec<DeadLetter> {
         let Some((pipeline, ai)) = self.pipelines() else { return Vec::new() };
         let mut records = pipeline.dead(limit);

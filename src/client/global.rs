@@ -1,10 +1,12 @@
 //! The process-wide client.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Client;
 use super::receipt::Receipt;
 use crate::config::Config;
+use crate::diagnostics::{Diagnostic, log_without_client};
 use crate::error::Error;
 use crate::event::Event;
 use crate::worker::DropReason;
@@ -12,9 +14,12 @@ use crate::worker::DropReason;
 static CLIENT: OnceLock<Client> = OnceLock::new();
 
 /// Makes the process-wide client, which [`capture`] and [`client`] use. It lives as long as the process; call
-/// [`Client::close`] on it before the process ends to send what can be sent, or let the next start send it.
+/// [`Client::close`] on it before the process ends to send what can be sent, or let the next start send it. Once closed it cannot be
+/// replaced.
 ///
-/// A daemon calls this after it has dropped its privileges and before it starts threads that capture.
+/// A daemon calls this after it has forked into the background and dropped its privileges, and before it starts threads that capture.
+/// A child that is forked later inherits no queue ([`Mode::Forked`](crate::Mode::Forked)): its first capture opens one of its own, on
+/// the thread that captures.
 ///
 /// # Errors
 ///
@@ -36,10 +41,50 @@ pub fn client() -> Option<Client> {
     CLIENT.get().cloned()
 }
 
-/// Captures with the process-wide client. Without one the event is `Dropped(Disabled)`.
+/// Captures with the process-wide client. Before [`init`] the event is `Dropped(NotInitialised)`; the first time, that is logged as a
+/// warning.
 pub fn capture(event: Event) -> Receipt {
     match CLIENT.get() {
         Some(client) => client.capture(event),
-        None => Receipt::dropped(DropReason::Disabled),
+        None => drop_before_init(&event),
+    }
+}
+
+#[cold]
+fn drop_before_init(event: &Event) -> Receipt {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let reason = DropReason::NotInitialised;
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        let detail = format!("{reason}; until it is, every event is dropped like this one");
+        log_without_client(&Diagnostic::Dropped { reason, event: event.name().to_owned(), detail, count: 1 });
+    }
+    Receipt::dropped(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Outcome;
+    use crate::diagnostics::heard::lines_of;
+
+    #[test]
+    fn captures_before_init_are_dropped_by_that_name_and_warned_of_once() {
+        let lines = lines_of(|| {
+            for _ in 0..3 {
+                let outcome = capture(Event::new("early", "user_1")).outcome();
+                assert_eq!(outcome, Outcome::Dropped(DropReason::NotInitialised));
+            }
+        });
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(line.starts_with("WARN ") && line.contains("\"early\"") && line.contains("posthog::init"), "{line}");
+    }
+
+    #[test]
+    fn an_environment_without_a_key_is_told_as_information_and_recorded() {
+        let mut client = None;
+        let lines = lines_of(|| client = Client::new(Config::without_key()).ok());
+        assert_eq!(lines, ["INFO POSTHOG_API_KEY is not set: every event is dropped"]);
+        assert_eq!(client.map(|client| client.diagnostics()), Some(vec![Diagnostic::KeyMissing]));
+        assert!(lines_of(|| drop(Client::new(Config::disabled()))).is_empty(), "who asks for it knows it");
     }
 }

@@ -14,7 +14,7 @@
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client.
-//! * `notices.rs`: what the worker says, as the public [`Diagnostic`].
+//! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
 //! that opens the directory. That takes at most a second, and may happen anywhere, inside a callback or an async task too.
@@ -23,6 +23,7 @@ mod ai;
 mod capture;
 mod child;
 mod dead;
+mod failure;
 mod global;
 mod identity;
 mod immediate;
@@ -39,17 +40,16 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
-use crate::worker::{
-    self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, StartError, WorkerOptions, both, pending,
-};
+use crate::worker::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
 
 use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
+use failure::explain;
 pub use global::{capture, client, init};
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
-pub use stats::{DeliveryPhase, Mode, Stats};
+pub use stats::{DeliveryPhase, Mode, Stats, Stranded};
 
 /// Captures events and delivers them to PostHog, through a queue that survives the process.
 ///
@@ -60,6 +60,10 @@ pub use stats::{DeliveryPhase, Mode, Stats};
 /// client.capture(Event::new("run_started", "user_1").prop("workspace_id", "ws_abc").prop("spec_count", 3));
 /// # Ok::<(), posthog::Error>(())
 /// ```
+///
+/// A handle: clones are the same client. Dropping the last one sends nothing: it stores what was captured, lets the queue go, and waits
+/// for that at most a second. To deliver before the program ends, call [`close`](Client::close); what is left, either way, is sent by
+/// the next process that opens the directory.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -109,6 +113,9 @@ impl Client {
             edit(options);
         }
         let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
+        if checked.key_is_missing {
+            diagnostics.record(Diagnostic::KeyMissing);
+        }
         let settings = Settings {
             ai_lane: checked.ai_lane,
             disable_geoip: checked.content.disable_geoip,
@@ -155,19 +162,23 @@ impl Client {
 
     /// Sends what is queued now. Resolves when every event accepted before the call was tried once, or the endpoint is found down;
     /// the report tells what remains. It ends a long pause early, but never breaks a `Retry-After`. Nothing is lost by a flush that
-    /// cannot send.
+    /// cannot send. In a forked child that has captured nothing there is nothing to send: [`Endpoint::Forked`](crate::Endpoint::Forked).
     pub fn flush(&self) -> Pending<FlushReport> {
         match self.pipelines() {
             Some((pipeline, None)) => pipeline.flush(),
             Some((pipeline, Some(ai))) => both(pipeline.flush(), ai.flush(), FlushReport::with_ai),
-            None => pending::answered(pending::Unanswered::closed()),
+            None => self.answer_without_pipeline(),
         }
     }
 
     /// Stops taking events, makes everything durable, delivers for at most `most`, and lets the queue go. Resolves when that is done;
     /// what is left stays on disk. A second call waits for the first, and can only shorten it.
+    ///
+    /// Storing and letting go come on top of `most`: give [`wait`](Pending::wait) a second more. A wait that ends early, and a
+    /// [`Pending`] that is dropped, cancel nothing: the shutdown goes on. It is for good, for every handle; a client that was made by
+    /// [`init`] cannot be replaced by another in this process.
     pub fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
-        let Some((pipeline, _)) = self.pipelines() else { return pending::answered(pending::Unanswered::closed()) };
+        let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
         pipeline.mirror_refusals(&self.shared.refusal_counts());
         let closed = pipeline.shutdown(most);
         // Looked for afterwards: one that is opened at this moment either is seen here, or sees that we are closing.
@@ -178,12 +189,13 @@ impl Client {
         }
     }
 
-    /// [`shutdown`](Client::shutdown) with [`Config::shutdown_timeout`].
+    /// [`shutdown`](Client::shutdown) with [`Config::shutdown_timeout`] (10 s): wait for it with `.wait(Duration::from_secs(11))`, or
+    /// `.await` it.
     pub fn close(&self) -> Pending<ShutdownReport> {
         self.shutdown(self.shared.settings.shutdown_timeout)
     }
 
-    /// Where every event is, how full the queue is, how delivery and storage are.
+    /// Where every event is, how full the queue is, how delivery and storage are. For how long the counters count, see [`Stats`].
     pub fn stats(&self) -> Stats {
         match self.pipelines() {
             Some((pipeline, ai)) => {
@@ -191,7 +203,8 @@ impl Client {
                 pipeline.mirror_refusals(&counts);
                 Stats::of(&pipeline.snapshot(), counts).with_ai(ai.map(|ai| Stats::of(&ai.snapshot(), Vec::new())))
             }
-            None => Stats::disabled(self.shared.refusal_counts()),
+            None if self.is_disabled() => Stats::disabled(self.shared.refusal_counts()),
+            None => Stats::forked(self.shared.refusal_counts(), self.shared.has_failed_child()),
         }
     }
 
@@ -205,9 +218,14 @@ impl Client {
         }
     }
 
-    /// Whether the client takes nothing because it was made with [`Config::disabled`].
+    /// Whether the client takes nothing because it was made with [`Config::disabled`], or by [`Config::from_env`] without a key.
     pub fn is_disabled(&self) -> bool {
         self.shared.pipeline.is_none()
+    }
+
+    /// What nobody is there to answer: the client is disabled, or this is a forked child that has captured nothing yet.
+    fn answer_without_pipeline<T: pending::Unanswered>(&self) -> Pending<T> {
+        pending::answered(if self.is_disabled() { T::closed() } else { T::forked() })
     }
 
     /// The pipeline of this process and, if it is open, that of its AI events: our own, or in a forked child those that took their place,
@@ -238,22 +256,5 @@ impl Drop for Shared {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("pipeline", &self.shared.pipeline).finish_non_exhaustive()
-    }
-}
-
-/// A start that failed, in terms of what the caller can do.
-fn explain(error: StartError, dir: std::path::PathBuf) -> Error {
-    match error {
-        StartError::Shard(source) => {
-            let why = format!("{source}. Choose a directory on a local disk that this user may write to (queue_dir)");
-            Error::QueueDir { path: dir, why, source: source.into() }
-        }
-        StartError::Transport(source) => Error::config("proxy, ca_certificate or header", source.describe()),
-        StartError::Thread(source) => Error::Resources(source),
-        StartError::Timeout => Error::Timeout { path: dir },
-        StartError::Panicked => {
-            let source = "a panic was caught; the queue's files are as they were".into();
-            Error::QueueDir { path: dir, why: "opening it failed in an unforeseen way".into(), source }
-        }
     }
 }

@@ -9,6 +9,10 @@ use crate::worker::{DropReason, Snapshot};
 /// A look at the queue. Numbers of events and of bytes are of both lanes together; `mode`, `delivery` and what else tells how things are
 /// is of the analytics lane, and `ai` has the other one's. The counters are those of this queue since it was made, across restarts; they balance:
 /// `accepted == delivered + queued_events + buried + evicted + damaged + lost_unsynced`.
+///
+/// "This queue" is the one that the process got (`dir`). Where several processes share a directory, a restart may get another one, with
+/// counters of its own; and what a process delivers for one that is gone is counted in the queue where it lay. So treat the counters as
+/// resettable, and alarm on what they grow by; `dropped` begins anew with each process.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
@@ -40,8 +44,8 @@ pub struct Stats {
     pub replayed: u64,
     /// Events of a queue left by another process that is being delivered right now.
     pub adopted_events: u64,
-    /// Queues of other keys or hosts with events in them: how many, and their events.
-    pub stranded: (usize, u64),
+    /// Queues of other keys or hosts with events in them, as they were when the client was made.
+    pub stranded: Stranded,
     /// Why ordinary events are turned away at the moment, if they are.
     pub refusing: Option<DropReason>,
     /// How the queue is kept.
@@ -80,6 +84,20 @@ pub enum Mode {
     Closed,
     /// The client is disabled.
     Disabled,
+    /// This is a forked child in which nothing was captured yet: it has no queue, and its first capture opens one. If that has failed,
+    /// `stats().refusing` says so.
+    Forked,
+}
+
+/// Queues that nobody delivers, because their key or host is not this client's; see
+/// [`Config::also_deliver`](crate::Config::also_deliver).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stranded {
+    /// How many.
+    pub queues: usize,
+    /// Events in all of them.
+    pub events: u64,
 }
 
 /// What delivery is doing.
@@ -131,7 +149,10 @@ impl Stats {
             file_bytes: snapshot.file_bytes,
             replayed: snapshot.replayed,
             adopted_events: snapshot.adopted.map_or(0, |ledger| ledger.queued_events),
-            stranded: (snapshot.stranded.len(), snapshot.stranded.iter().map(|queue| queue.events).sum()),
+            stranded: Stranded {
+                queues: snapshot.stranded.len(),
+                events: snapshot.stranded.iter().map(|queue| queue.events).sum(),
+            },
             refusing: snapshot.full.map(DropReason::from),
             mode: mode(snapshot),
             delivery: phase(snapshot.delivery.phase, now),
@@ -165,6 +186,15 @@ impl Stats {
     }
 
     pub(super) fn disabled(refusals: Vec<u64>) -> Self {
+        Self::without_queue(Mode::Disabled, Some(DropReason::Disabled), refusals)
+    }
+
+    /// Of a forked child that has no queue, or could not have one.
+    pub(super) fn forked(refusals: Vec<u64>, has_failed: bool) -> Self {
+        Self::without_queue(Mode::Forked, has_failed.then_some(DropReason::Forked), refusals)
+    }
+
+    fn without_queue(mode: Mode, refusing: Option<DropReason>, refusals: Vec<u64>) -> Self {
         Self {
             accepted: 0,
             delivered: 0,
@@ -180,9 +210,9 @@ impl Stats {
             file_bytes: 0,
             replayed: 0,
             adopted_events: 0,
-            stranded: (0, 0),
-            refusing: Some(DropReason::Disabled),
-            mode: Mode::Disabled,
+            stranded: Stranded::default(),
+            refusing,
+            mode,
             delivery: DeliveryPhase::Idle,
             consecutive_failures: 0,
             last_error: None,

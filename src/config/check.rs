@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::content::Content;
+use super::endpoint::{former_project, headers, project};
 use super::{Compression, Config, Protocol, ProxyChoice};
 use crate::clock::Clock;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
@@ -16,13 +17,15 @@ use crate::journal;
 use crate::limits::{self, *};
 use crate::record::{LIB_NAME, LIB_VERSION};
 use crate::shard::{Lane, Project};
-use crate::transport::{self, Proxy, TransportOptions};
-use crate::worker::{Limits, Notice, WorkerOptions};
+use crate::transport::{Proxy, TransportOptions};
+use crate::worker::{Limits, Notice, Overflow, WorkerOptions};
 
 /// A configuration that holds together.
 pub(crate) struct Checked {
     /// `None` for a disabled client. The report goes nowhere yet: it is the client's to set.
     pub(crate) worker: Option<WorkerOptions>,
+    /// Disabled because the environment has no key.
+    pub(crate) key_is_missing: bool,
     pub(crate) ai_lane: bool,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) content: Content,
@@ -35,6 +38,7 @@ impl Config {
         let worker = if self.disabled { None } else { Some(self.worker()?) };
         Ok(Checked {
             worker,
+            key_is_missing: self.key_is_missing,
             ai_lane: self.ai_lane,
             shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
             on_diagnostic: self.on_diagnostic.clone(),
@@ -50,15 +54,8 @@ impl Config {
             let why = format!("must be at least {least}, four times max_event_bytes; it is {arena_bytes}");
             return Err(Error::config("journal_bytes", why));
         }
-        let project = project(&self.api_key, &self.host, "api_key", "host")?;
-        let also = self.also_deliver.iter().map(|(key, host)| project_of_old(key, host)).collect::<Result<_, _>>()?;
-        let queue_dir = match &self.queue_dir {
-            Some(dir) if dir.as_os_str().is_empty() => return Err(Error::config("queue_dir", "is empty")),
-            Some(dir) => dir.clone(),
-            None => super::env::default_queue_dir(|name| std::env::var(name).ok())?,
-        };
-        // Independent of later changes of the working directory; daemons change it.
-        let queue_dir = std::path::absolute(&queue_dir).unwrap_or(queue_dir);
+        let project = project(&self.api_key, &self.host)?;
+        let also = self.also_deliver.iter().map(|(key, host)| former_project(key, host)).collect::<Result<_, _>>()?;
         Ok(WorkerOptions {
             delivery: self.delivery(&project)?,
             transport: self.transport()?,
@@ -67,7 +64,7 @@ impl Config {
             project,
             lane: Lane::Analytics,
             also,
-            queue_dir,
+            queue_dir: self.place()?,
             memory_fallback: self.memory_fallback,
             max_event_bytes: self.max_event_bytes,
             arena_bytes,
@@ -95,11 +92,14 @@ impl Config {
         if self.max_queue_events == Some(0) {
             return Err(Error::config("max_queue_events", "must be at least 1"));
         }
+        if let Overflow::Block(most) = self.overflow {
+            within("overflow", most, &BLOCK)?;
+        }
         Ok(Limits {
             queue_bytes: within("max_queue_bytes", self.max_queue_bytes, &QUEUE_BYTES)?,
             queue_events: self.max_queue_events.unwrap_or(u64::MAX),
             queue_age: self.max_queue_age,
-            free_space_floor: self.free_space_floor,
+            free_space_floor: within("free_space_floor", self.free_space_floor, &FREE_SPACE_FLOOR)?,
             overflow: self.overflow,
         })
     }
@@ -109,7 +109,8 @@ impl Config {
         within("retry_backoff", first_backoff, &RETRY_BACKOFF)?;
         within("retry_backoff", max_backoff, &RETRY_BACKOFF)?;
         if first_backoff > max_backoff {
-            return Err(Error::config("retry_backoff", "begins above its end"));
+            let why = format!("begins at {first_backoff:?}, above its end, which is {max_backoff:?}");
+            return Err(Error::config("retry_backoff", why));
         }
         let jitter = Duration::ZERO..=Duration::from_secs(600);
         let (protocol, path) = match self.protocol {
@@ -143,31 +144,22 @@ impl Config {
             ProxyChoice::Url(url) => Proxy::Url(url.clone()),
         };
         let [major, minor, patch] = LIB_VERSION;
+        let request_timeout = within("request_timeout", self.request_timeout, &REQUEST_TIMEOUT)?;
+        let connect_timeout = self.connect_timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT.min(request_timeout));
+        within("connect_timeout", connect_timeout, &REQUEST_TIMEOUT)?;
+        if connect_timeout > request_timeout {
+            let why = format!("is {connect_timeout:?}, more than the whole request may take ({request_timeout:?})");
+            return Err(Error::config("connect_timeout", why));
+        }
         Ok(TransportOptions {
-            request_timeout: within("request_timeout", self.request_timeout, &REQUEST_TIMEOUT)?,
-            connect_timeout: within("connect_timeout", self.connect_timeout, &REQUEST_TIMEOUT)?,
+            request_timeout,
+            connect_timeout,
             proxy,
             ca_pem: self.ca_certificates.clone(),
             user_agent: format!("{LIB_NAME}/{major}.{minor}.{patch}"),
-            headers: self.headers.clone(),
+            headers: headers(&self.headers)?,
         })
     }
-}
-
-fn project_of_old(api_key: &str, host: &str) -> Result<Project, Error> {
-    project(api_key, host, "also_deliver", "also_deliver")
-}
-
-fn project(api_key: &str, host: &str, key_field: &'static str, host_field: &'static str) -> Result<Project, Error> {
-    let api_key = api_key.trim();
-    if api_key.is_empty() {
-        return Err(Error::config(key_field, "is blank; Config::disabled() makes a client that takes nothing"));
-    }
-    if api_key.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(Error::config(key_field, "holds white space or control characters"));
-    }
-    let host = transport::normalise_host(host).map_err(|why| Error::config(host_field, why))?;
-    Ok(Project { host, api_key: api_key.to_owned() })
 }
 
 fn compression(chosen: Compression, protocol: Protocol) -> Result<delivery::Compression, Error> {
@@ -225,23 +217,30 @@ mod tests {
         assert_eq!(refused(config().request_timeout(Duration::MAX)), "request_timeout");
         assert_eq!(refused(config().retry_backoff(Duration::from_secs(9), Duration::from_secs(1))), "retry_backoff");
         assert_eq!(refused(config().queue_dir("")), "queue_dir");
+        assert_eq!(refused(config().overflow(Overflow::Block(Duration::from_secs(3601)))), "overflow");
+        assert_eq!(refused(config().free_space_floor(u64::MAX)), "free_space_floor");
+    }
+
+    #[test]
+    fn connecting_may_not_take_longer_than_the_request_of_which_it_is_a_part() {
+        let within = |most: u64| config().request_timeout(Duration::from_secs(most));
+        assert_eq!(refused(within(5)), "", "the default gives way");
+        assert_eq!(within(5).check().unwrap().worker.unwrap().transport.connect_timeout, Duration::from_secs(5));
+        assert_eq!(refused(within(5).connect_timeout(Duration::from_secs(6))), "connect_timeout");
+    }
+
+    #[test]
+    fn a_backoff_that_begins_above_its_end_is_told_with_both() {
+        let config = config().retry_backoff(Duration::from_secs(9), Duration::from_secs(1));
+        let Err(error) = config.check() else { panic!("taken") };
+        let text = error.to_string();
+        assert!(text.contains("9s") && text.contains("1s"), "{text}");
     }
 
     #[test]
     fn a_journal_that_cannot_hold_four_of_the_largest_events_is_refused() {
         assert_eq!(refused(config().journal_bytes(1024 * 1024)), "journal_bytes");
         assert_eq!(refused(config().journal_bytes(1024 * 1024).max_event_bytes(200 * 1024)), "");
-    }
-
-    #[test]
-    fn blank_keys_and_malformed_hosts_are_named() {
-        for key in ["", "  ", "phc x", "phc\n"] {
-            let expected = if key == "phc\n" { "" } else { "api_key" };
-            assert_eq!(refused(Config::new(key).queue_dir("/q")), expected, "{key:?}");
-        }
-        for host in ["", "ftp://x", "https://", "https://a b", "https://x/?q=1"] {
-            assert_eq!(refused(config().host(host)), "host", "{host:?}");
-        }
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! What the environment says: key, host, and where the queue lies if nobody says so.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Config;
 use crate::error::Error;
 
 impl Config {
     /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST` and `POSTHOG_QUEUE_DIR`. Without a key the client is
-    /// [`disabled`](Config::disabled). Everything else can still be set.
+    /// [`disabled`](Config::disabled), and says so once ([`Diagnostic::KeyMissing`](crate::Diagnostic::KeyMissing), logged as
+    /// information). Everything else can still be set.
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::disabled() };
+        let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::without_key() };
         let config = Self::new(api_key.trim());
         // The queue directory is looked up when the client is made, in the same order as without `from_env`.
         match set("POSTHOG_HOST") {
@@ -18,14 +19,37 @@ impl Config {
             None => config,
         }
     }
+
+    /// Where the queues lie.
+    pub(super) fn place(&self) -> Result<PathBuf, Error> {
+        let dir = match &self.queue_dir {
+            Some(dir) if dir.as_os_str().is_empty() => return Err(Error::config("queue_dir", "is empty")),
+            Some(dir) if begins_with_a_tilde(dir) => {
+                return Err(Error::config("queue_dir", format!("{UNEXPANDED}: {dir:?}")));
+            }
+            Some(dir) => dir.clone(),
+            None => default_queue_dir(|name| std::env::var(name).ok())?,
+        };
+        // Independent of later changes of the working directory; daemons change it.
+        Ok(std::path::absolute(&dir).unwrap_or(dir))
+    }
+}
+
+const UNEXPANDED: &str = "begins with ~, which only a shell expands, and none did: write the whole path";
+
+fn begins_with_a_tilde(dir: &Path) -> bool {
+    dir.as_os_str().as_encoded_bytes().starts_with(b"~")
 }
 
 /// The first of the usual places that the environment names. A relative path is not one of them: it would depend on where the daemon
 /// happens to be started.
 pub(super) fn default_queue_dir(var: impl Fn(&str) -> Option<String>) -> Result<PathBuf, Error> {
     let set = |name: &str| var(name).filter(|value| !value.is_empty());
-    if let Some(dir) = set("POSTHOG_QUEUE_DIR") {
-        return Ok(dir.into());
+    if let Some(dir) = set("POSTHOG_QUEUE_DIR").map(PathBuf::from) {
+        if begins_with_a_tilde(&dir) {
+            return Err(Error::config("queue_dir", format!("from POSTHOG_QUEUE_DIR {UNEXPANDED}: {dir:?}")));
+        }
+        return Ok(dir);
     }
     let absolute = |dir: &str| Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute());
     // systemd separates several directories by colons.
@@ -71,5 +95,21 @@ mod tests {
             Some("/h/.local/state/posthog")
         );
         assert_eq!(found(&[("HOME", "relative")]), None);
+    }
+    #[test]
+    fn a_tilde_that_no_shell_has_expanded_is_an_error_that_says_so() {
+        let var = |_: &str| Some("~/queue".to_owned());
+        let from_env = default_queue_dir(var).unwrap_err().to_string();
+        let given = Config::new("phc_1").queue_dir("~/queue").place().unwrap_err().to_string();
+        assert!(from_env.contains("POSTHOG_QUEUE_DIR begins with ~"), "{from_env}");
+        assert!(given.contains("queue_dir begins with ~") && given.contains("~/queue"), "{given}");
+    }
+
+    #[test]
+    fn debug_shows_the_directory_that_would_be_used_and_no_key() {
+        let shown = format!("{:?}", Config::new("phc_1").queue_dir("queue"));
+        let absolute = std::env::current_dir().unwrap().join("queue");
+        assert!(shown.contains(&format!("queue_dir: {absolute:?}")) && !shown.contains("phc_1"), "{shown}");
+        assert!(format!("{:?}", Config::new("phc_1").queue_dir("")).contains("is empty"));
     }
 }

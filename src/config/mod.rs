@@ -4,7 +4,8 @@
 //! Then `check.rs` holds every setting against its bounds in `limits`, all relations between settings included, and turns the lot into
 //! the options of the floors below, none of which ever sees a `Config`. A setting that is out of bounds is an error that names it;
 //! nothing is silently clamped. The setters are in `queue.rs`, `sending.rs` and `content.rs`; `choices.rs` has the settings that are a
-//! choice among a few; `hooks.rs` has the `before_send` hook as a value; `env.rs` has what the environment says, and finds the queue directory where none is given.
+//! choice among a few; `hooks.rs` has the `before_send` hook as a value; `endpoint.rs` has the rules for key, host and headers;
+//! `env.rs` has what the environment says, and finds the queue directory.
 //!
 //! To add a knob: a field here, a setter beside its like, its bounds in `limits.rs`, a line in `check.rs`, and a line in the changelog. Its setter's
 //! documentation names the unit, the default, and the least and most that are taken.
@@ -12,6 +13,7 @@
 mod check;
 mod choices;
 mod content;
+mod endpoint;
 mod env;
 mod hooks;
 mod queue;
@@ -50,6 +52,8 @@ pub use hooks::BeforeSend;
 #[must_use = "a configuration does nothing by itself: give it to `Client::new` or `init`"]
 pub struct Config {
     pub(super) disabled: bool,
+    /// Disabled because the environment has no key.
+    pub(super) key_is_missing: bool,
     pub(super) api_key: String,
     pub(super) host: String,
     pub(super) queue_dir: Option<PathBuf>,
@@ -76,7 +80,8 @@ pub struct Config {
     pub(super) retry_after_cap: Duration,
     pub(super) first_send_jitter: Duration,
     pub(super) request_timeout: Duration,
-    pub(super) connect_timeout: Duration,
+    /// `None` gives way to a shorter `request_timeout`.
+    pub(super) connect_timeout: Option<Duration>,
     pub(super) proxy: ProxyChoice,
     pub(super) ca_certificates: Vec<Vec<u8>>,
     pub(super) headers: Vec<(String, String)>,
@@ -98,6 +103,7 @@ impl Config {
     pub fn new(api_key: impl Into<String>) -> Self {
         Self {
             disabled: false,
+            key_is_missing: false,
             api_key: api_key.into(),
             host: "https://us.i.posthog.com".into(),
             queue_dir: None,
@@ -124,7 +130,7 @@ impl Config {
             retry_after_cap: limits::RETRY_AFTER_CAP_DEFAULT,
             first_send_jitter: Duration::from_secs(1),
             request_timeout: limits::REQUEST_TIMEOUT_DEFAULT,
-            connect_timeout: limits::CONNECT_TIMEOUT_DEFAULT,
+            connect_timeout: None,
             proxy: ProxyChoice::FromEnv,
             ca_certificates: Vec::new(),
             headers: Vec::new(),
@@ -147,15 +153,22 @@ impl Config {
     pub fn disabled() -> Self {
         Self { disabled: true, ..Self::new("") }
     }
+
+    /// The same, and it says that it is not what was meant.
+    pub(crate) fn without_key() -> Self {
+        Self { key_is_missing: true, ..Self::disabled() }
+    }
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As a client that is made now would choose it.
+        let place = self.place().map_or_else(|error| error.to_string(), |dir| format!("{dir:?}"));
         // Keys, proxy passwords and headers stay out of logs.
         f.debug_struct("Config")
             .field("disabled", &self.disabled)
             .field("host", &self.host)
-            .field("queue_dir", &self.queue_dir)
+            .field("queue_dir", &format_args!("{place}"))
             .field("overflow", &self.overflow)
             .finish_non_exhaustive()
     }

@@ -86,13 +86,14 @@ impl Config {
         self
     }
 
-    /// Bytes of the file system that are left to others: with less than this free, nothing more is accepted. Default 32 MiB.
+    /// Bytes of the file system that are left to others: with less than this free, nothing more is accepted. Default 32 MiB, most 1 TiB.
     pub fn free_space_floor(mut self, bytes: u64) -> Self {
         self.free_space_floor = bytes;
         self
     }
 
-    /// What happens to a capture when the queue has reached its bounds. Default [`Overflow::DropNewest`].
+    /// What happens to a capture when the queue has reached its bounds. Default [`Overflow::DropNewest`]. A wait
+    /// of [`Overflow::Block`] is at most 1 h.
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self

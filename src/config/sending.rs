@@ -6,8 +6,8 @@ use super::Config;
 use super::choices::{Compression, Protocol, ProxyChoice};
 
 impl Config {
-    /// Where events go: `http://` or `https://`, a host, perhaps a port and the path of a reverse proxy. `https://` may be left out.
-    /// Default `https://us.i.posthog.com`.
+    /// Where events go: `http://` or `https://`, a host, perhaps a port and the path of a reverse proxy. `https://` may be left out; the
+    /// path of an endpoint (`/batch/`) must be. Default `https://us.i.posthog.com`.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.host = host.into();
         self
@@ -83,9 +83,10 @@ impl Config {
         self
     }
 
-    /// Time for DNS, TCP and TLS together. Default 10 s, least 50 ms, most 10 min.
+    /// Time for DNS, TCP and TLS together. Default 10 s, or [`request_timeout`](Self::request_timeout) where that is less; least 50 ms,
+    /// most `request_timeout`.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = Some(timeout);
         self
     }
 
@@ -108,7 +109,8 @@ impl Config {
         self
     }
 
-    /// Adds a header to every request. May be called several times.
+    /// Adds a header to every request. May be called several times. Those that make a request what it is (`Content-Type`, `Authorization`,
+    /// `Host` and the like, and all that begin with `PostHog-`) are the library's own, and an error.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self

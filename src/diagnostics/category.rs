@@ -30,7 +30,7 @@ pub enum Category {
     Storage,
     /// The way to PostHog, and what PostHog answers.
     Delivery,
-    /// The life of the client: closed, forked, called from inside its own callbacks.
+    /// The life of the client: without a key, not there yet, closed, forked, called from inside its own callbacks.
     Lifecycle,
 }
 
@@ -39,6 +39,7 @@ impl Diagnostic {
     pub fn category(&self) -> Category {
         match self {
             Diagnostic::Dropped { reason, .. } => category_of(*reason),
+            Diagnostic::KeyMissing => Category::Lifecycle,
             Diagnostic::CallbackPanicked { callback: "before_send" } => Category::BeforeSend,
             Diagnostic::CallbackPanicked { .. } => Category::Callback,
             Diagnostic::Invalid { .. } | Diagnostic::HandmadeException => Category::Validation,
@@ -82,6 +83,7 @@ fn category_of(reason: DropReason) -> Category {
         }
         DropReason::Storage => Category::Storage,
         DropReason::Disabled
+        | DropReason::NotInitialised
         | DropReason::Closed
         | DropReason::OptedOut
         | DropReason::Reentrant

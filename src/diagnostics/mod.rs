@@ -14,9 +14,12 @@
 //!
 //! # Operations
 //!
-//! This file says what there is to be told, `recorder.rs` keeps, passes on and logs it.
+//! This file says what there is to be told, `category.rs` sorts it, `recorder.rs` keeps, passes on and logs it; `heard.rs` has what
+//! is logged, for tests.
 
 mod category;
+#[cfg(test)]
+pub(crate) mod heard;
 mod recorder;
 
 use std::fmt;
@@ -27,7 +30,7 @@ use uuid::Uuid;
 use crate::worker::DropReason;
 
 pub use category::Category;
-pub(crate) use recorder::{DiagnosticHook, Diagnostics};
+pub(crate) use recorder::{DiagnosticHook, Diagnostics, log_without_client};
 
 /// Something that happened and that a human might want to know.
 ///
@@ -41,13 +44,16 @@ pub enum Diagnostic {
     Dropped {
         /// Why.
         reason: DropReason,
-        /// The event's name, where it has one.
+        /// The event's name, where it has one; of several, the last one's.
         event: String,
-        /// What is wrong in detail.
+        /// What is wrong in detail, and what to do.
         detail: String,
         /// How many events this stands for.
         count: u64,
     },
+    /// The client was made by [`Config::from_env`](crate::Config::from_env), and `POSTHOG_API_KEY` is not set: it drops every event.
+    /// Logged as information: a program that runs without a key is no mistake.
+    KeyMissing,
     /// PostHog refused an event for good. It lies among the dead letters.
     Buried {
         /// Which.
@@ -183,10 +189,19 @@ pub enum Diagnostic {
 }
 
 impl Diagnostic {
-    /// The name of its kind.
+    /// The name of its kind, for alarms and metrics: it stays what it is, whatever the text becomes. The name of the variant in
+    /// snake case (`endpoint_failing`, `not_posthog`, `storage_failing`, `key_missing`); for [`Diagnostic::Dropped`] the name of its
+    /// reason instead, as [`DropReason::name`] has it (`queue_full`, `too_large`). In log lines it is the field `kind`.
+    ///
+    /// ```
+    /// use posthog::Diagnostic;
+    ///
+    /// assert_eq!(Diagnostic::EndpointRecovered.kind(), "endpoint_recovered");
+    /// ```
     pub fn kind(&self) -> &'static str {
         match self {
             Diagnostic::Dropped { reason, .. } => reason.name(),
+            Diagnostic::KeyMissing => "key_missing",
             Diagnostic::Buried { .. } => "buried",
             Diagnostic::Suspected { .. } => "suspected",
             Diagnostic::EndpointFailing { .. } => "endpoint_failing",
@@ -212,8 +227,11 @@ impl Diagnostic {
         }
     }
 
-    fn is_good_news(&self) -> bool {
-        matches!(self, Diagnostic::EndpointRecovered | Diagnostic::StorageRecovered | Diagnostic::Checked)
+    fn is_for_information(&self) -> bool {
+        matches!(
+            self,
+            Diagnostic::EndpointRecovered | Diagnostic::StorageRecovered | Diagnostic::Checked | Diagnostic::KeyMissing
+        )
     }
 }
 
@@ -223,6 +241,7 @@ impl fmt::Display for Diagnostic {
             Diagnostic::Dropped { reason, event, detail, count } => {
                 write!(f, "{count} event(s) dropped ({}), the last one {event:?}: {detail}", reason.name())
             }
+            Diagnostic::KeyMissing => f.write_str("POSTHOG_API_KEY is not set: every event is dropped"),
             Diagnostic::Buried { uuid, status, reason } => {
                 write!(f, "event {uuid} was refused for good ({status}: {reason}); it is among the dead letters")
             }

@@ -88,9 +88,16 @@ impl fmt::Debug for Diagnostics {
     }
 }
 
+/// Logs what no client is there to keep.
+pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
+    reentry::calling_out(|| {
+        let _ = catch_unwind(AssertUnwindSafe(|| log(diagnostic, 0)));
+    });
+}
+
 fn log(diagnostic: &Diagnostic, held_back: u64) {
     let kind = diagnostic.kind();
-    if diagnostic.is_good_news() {
+    if diagnostic.is_for_information() {
         tracing::info!(target: "posthog", kind, "{diagnostic}");
     } else if held_back > 0 {
         tracing::warn!(target: "posthog", kind, held_back, "{diagnostic} (and {held_back} like it within the last minute)");

@@ -83,7 +83,14 @@ impl Event {
         event
     }
 
-    /// Sets a property, to whatever serde can serialize. The last value of a key counts.
+    /// Sets a property, to whatever serde can serialize, in the shape that JSON has for it. The last value of a key counts.
+    ///
+    /// * NaN and the infinities become null, as JSON has no word for them; an integer of more than 64 bits becomes a float.
+    /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] are what serde makes of them: maps of seconds and nanoseconds, which
+    ///   PostHog cannot use as numbers or times. Send a duration as a number in a unit that the key names (`"took_ms"`), and a time as
+    ///   RFC 3339 text (`"2026-01-31T12:00:00Z"`), as the types of jiff, chrono and time can be serialized.
+    /// * A value that cannot be serialized, or nests too deep, refuses the event when it is captured (`Dropped(Unserializable)`), and a
+    ///   diagnostic says which key it was and why.
     #[inline]
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.set(key, value);
@@ -116,18 +123,15 @@ impl Event {
         self
     }
 
-    /// Says which group of this type the event belongs to, by the group's key: a string or a number.
-    pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
-        let draft = &mut *self.draft;
-        match append_entry(&mut draft.groups, group_type.as_ref(), &key) {
-            Ok(()) => draft.group_count = draft.group_count.saturating_add(1),
-            Err(reason) => draft.remember_value(group_type.as_ref(), reason),
-        }
+    /// Says when it happened, to the nanosecond, if that is not the moment of capture. Years 1677 to 2262; another refuses the event
+    /// when it is captured (`Dropped(TimestampOutOfRange)`).
+    pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
+        self.set_timestamp(time);
         self
     }
 
-    /// Says when it happened, to the nanosecond, if that is not the moment of capture. Years 1677 to 2262.
-    pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
+    /// [`timestamp`](Self::timestamp) for an event behind a reference.
+    pub fn set_timestamp(&mut self, time: impl Into<SystemTime>) {
         match nanos_since_epoch(time.into()) {
             Some(nanos) => {
                 self.draft.timestamp = Some(nanos);
@@ -135,13 +139,17 @@ impl Event {
             }
             None => self.draft.remember(Flaw::Timestamp),
         }
-        self
     }
 
     /// Gives the event a uuid of the caller's. PostHog takes two events of one uuid, name, distinct id and day for the same.
     pub fn uuid(mut self, uuid: Uuid) -> Self {
-        self.draft.uuid = Some(uuid);
+        self.set_uuid(uuid);
         self
+    }
+
+    /// [`uuid`](Self::uuid) for an event behind a reference.
+    pub fn set_uuid(&mut self, uuid: Uuid) {
+        self.draft.uuid = Some(uuid);
     }
 
     /// Asks PostHog not to look up where the sender's address is.

@@ -57,28 +57,13 @@ impl Event {
         as_map(self.entries())
     }
 
-    /// A copy of the groups: type to key.
-    pub fn groups(&self) -> Map<String, Value> {
-        as_map(Entries::new(self.draft.group_count, &self.draft.groups))
-    }
-
     /// Removes a property, and tells whether it was there.
     pub fn remove(&mut self, key: impl AsRef<str>) -> bool {
-        let key = key.as_ref();
-        let mut found: Vec<Range<usize>> = Vec::new();
-        let mut entries = self.entries();
-        let mut start = self.draft.body.len() - entries.rest().len();
-        while let Some((name, _)) = entries.next() {
-            let end = self.draft.body.len() - entries.rest().len();
-            if name == key.as_bytes() {
-                found.push(start..end);
-            }
-            start = end;
-        }
+        let found = ranges_of(key.as_ref(), self.entries(), self.draft.body.len());
         // From the last to the first, so that the places of the others stay what they are.
         for range in found.iter().rev() {
             self.draft.body.drain(range.clone());
-            self.draft.property_count -= 1;
+            self.draft.property_count = self.draft.property_count.saturating_sub(1);
         }
         !found.is_empty()
     }
@@ -156,8 +141,22 @@ impl fmt::Debug for Event {
     }
 }
 
+/// Where the entries of that name lie in a buffer of that length, which `entries` ends with.
+pub(super) fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut start = len - entries.rest().len();
+    while let Some((other, _)) = entries.next() {
+        let end = len - entries.rest().len();
+        if other == name.as_bytes() {
+            found.push(start..end);
+        }
+        start = end;
+    }
+    found
+}
+
 /// Through the JSON that is sent, so that what is shown here is what arrives.
-fn as_map(entries: Entries<'_>) -> Map<String, Value> {
+pub(super) fn as_map(entries: Entries<'_>) -> Map<String, Value> {
     let mut text = Vec::new();
     json::write_entries(entries, &mut text).ok().and_then(|()| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::builder::{Draft, Event, Flaw};
 use super::spare;
 use crate::clock::WallNanos;
+use crate::record::decode::Reader;
 use crate::record::encode::{append_map_header, patch_len};
 use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION, Unencodable};
 
@@ -31,6 +32,11 @@ impl Record {
     /// What is stored.
     pub(crate) fn body(&self) -> &[u8] {
         &self.draft.body
+    }
+
+    /// The event's name, for whoever tells that it was not taken.
+    pub(crate) fn name(&self) -> &str {
+        Reader::new(self.draft.body.get(HEAD_LEN..).unwrap_or_default()).string().unwrap_or_default()
     }
 
     /// Gives the buffers to this thread's next event.
@@ -73,12 +79,17 @@ pub(crate) enum Refusal {
     #[error("the timestamp does not fit 64 bits of nanoseconds; give one between the years 1678 and 2261")]
     TimestampOutOfRange,
     /// Larger than one event may be.
-    #[error("the event {name:?} takes {bytes} bytes; send less of it, or raise the limit")]
+    #[error(
+        "the event takes {bytes} bytes, and {most} are allowed; send less of it, or raise Config::max_event_bytes (that of AI events is \
+         fixed)"
+    )]
     TooLarge {
         /// Its name.
         name: Box<str>,
         /// Its size as a record.
         bytes: usize,
+        /// The size that one may have.
+        most: usize,
     },
 }
 
@@ -117,7 +128,7 @@ impl Event {
         draft.body.extend_from_slice(&draft.groups);
         let bytes = draft.body.len();
         if bytes > max_bytes {
-            return Err(Refusal::TooLarge { name: self.name().into(), bytes });
+            return Err(Refusal::TooLarge { name: self.name().into(), bytes, most: max_bytes });
         }
         let head = Head {
             class: draft.class,

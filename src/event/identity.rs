@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::builder::{Event, Flaw, is_blank};
-use crate::record::decode::{Reader, Token, text};
-use crate::record::{Pairs, Unencodable};
+use super::group::key_text;
+use crate::record::Pairs;
 
 const SET: &str = "$set";
 const SET_ONCE: &str = "$set_once";
@@ -138,20 +138,5 @@ impl Event {
             Ok(()) => self.draft.property_count = self.draft.property_count.saturating_add(1),
             Err(reason) => self.draft.remember_value(name, reason),
         }
-    }
-}
-
-/// A group's key as it stands in a distinct id.
-fn key_text(key: &impl Serialize) -> Result<String, Unencodable> {
-    let encoded = Pairs::one("", key)?;
-    let mut value = encoded.entries().next().map(|(_, value)| Reader::new(value)).unwrap_or(Reader::new(&[]));
-    match value.token()? {
-        Token::Nil => Ok(String::new()),
-        Token::Str(key) => Ok(text(key)?.to_owned()),
-        Token::Unsigned(key) => Ok(key.to_string()),
-        Token::Signed(key) => Ok(key.to_string()),
-        Token::F32(key) if key.is_finite() => Ok(key.to_string()),
-        Token::F64(key) if key.is_finite() => Ok(key.to_string()),
-        _ => Err(Unencodable::NotAKey),
     }
 }

@@ -9,6 +9,7 @@
 //! - Building never fails and never panics. What cannot be encoded is left out, the first such flaw is remembered, and
 //!   [`Event::finish`] refuses the event with it: an event is sent as the caller described it, or not at all.
 //! - An empty or blank name or distinct id is refused: the server answers either with an error for the whole batch.
+//! - A group's key is a string or a number; blank types and keys are refused wherever they are given.
 //! - A key set twice counts once, with its last value.
 //! - The uuid and the time are the caller's if he gave them, else those of the [`Stamp`]: the moment of capture. They are never
 //!   changed after that, however often the event is sent.
@@ -20,14 +21,15 @@
 //!
 //! # Operations
 //!
-//! `builder.rs` describes an event, `identity.rs` those that say who somebody is, `edit.rs` reads and changes one (for `before_send`),
-//! `enrich.rs` adds what the moment of capture knows, `finish.rs` makes the record, `uuids.rs` draws uuids, `spare.rs` keeps the
-//! buffers.
+//! `builder.rs` describes an event, `group.rs` the groups it belongs to, `identity.rs` those that say who somebody is, `edit.rs` reads
+//! and changes one (for `before_send`), `enrich.rs` adds what the moment of capture knows, `finish.rs` makes the record, `uuids.rs`
+//! draws uuids, `spare.rs` keeps the buffers.
 
 mod builder;
 mod edit;
 mod enrich;
 mod finish;
+mod group;
 mod identity;
 #[cfg(test)]
 mod identity_tests;

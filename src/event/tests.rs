@@ -115,7 +115,7 @@ fn an_event_is_refused_one_byte_above_the_limit_and_not_at_it() {
     let described = event().prop("text", "x".repeat(1000)).group("company", "acme");
     let bytes = finish(described.clone()).unwrap().body().len();
     assert!(described.clone().finish(&STAMP, bytes).is_ok());
-    let expected = Refusal::TooLarge { name: "run_started".into(), bytes };
+    let expected = Refusal::TooLarge { name: "run_started".into(), bytes, most: bytes - 1 };
     assert_eq!(described.finish(&STAMP, bytes - 1).unwrap_err(), expected);
 }
 
@@ -170,6 +170,35 @@ fn name_and_distinct_id_change_in_place() {
     let sent = sent(event.prop("l", 1));
     assert_eq!((&sent["event"], &sent["distinct_id"]), (&json!(long), &json!("somebody else")));
     assert_eq!((&sent["properties"]["k"], &sent["properties"]["l"]), (&json!("v"), &json!(1)));
+}
+
+#[test]
+fn a_hook_moves_an_event_to_other_groups_another_time_and_another_uuid() {
+    let mut event = event().group("company", "acme").group("seat", 7).group("company", "emca").prop("after", 1);
+    assert!(event.remove_group("company") && !event.remove_group("company"));
+    event.set_group("team", "blue");
+    event.set_group("seat", 8);
+    event.set_timestamp(UNIX_EPOCH);
+    event.set_uuid(Uuid::from_u128(9));
+    let sent = sent(event);
+    assert_eq!(sent["properties"]["$groups"], json!({"seat": 8, "team": "blue"}));
+    assert_eq!((&sent["timestamp"], &sent["properties"]["after"]), (&json!("1970-01-01T00:00:00Z"), &json!(1)));
+    assert_eq!(sent["uuid"], json!(Uuid::from_u128(9).to_string()));
+}
+
+#[test]
+fn a_group_is_named_by_a_string_or_a_number_and_by_nothing_else() {
+    let refused = |event: Event| finish(event).map(drop).unwrap_err();
+    let not_a_key = || Refusal::Unserializable { key: "company".into(), reason: Unencodable::NotAKey };
+    assert_eq!(refused(event().group(" ", "acme")), Refusal::EmptyGroupType);
+    assert_eq!(refused(event().group("company", "\u{3000}")), Refusal::EmptyGroupKey);
+    assert_eq!(refused(event().group("company", None::<&str>)), Refusal::EmptyGroupKey);
+    assert_eq!(refused(event().group("company", ["acme"])), not_a_key());
+    assert_eq!(refused(event().group("company", json!({"acme": 1}))), not_a_key());
+    assert_eq!(refused(event().group("company", true)), not_a_key());
+    assert_eq!(refused(event().group("company", f64::NAN)), not_a_key());
+    let flawed = event().group("company", ["acme"]).group("seat", 1.5).group("desk", -1);
+    assert_eq!(Value::Object(flawed.groups()), json!({"seat": 1.5, "desk": -1}));
 }
 
 #[test]

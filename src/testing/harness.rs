@@ -40,7 +40,7 @@ impl Harness {
         let directory = Directory::new().map_err(|source| Error::QueueDir {
             path: std::env::temp_dir(),
             why: "no directory for this test could be made in it".into(),
-            source: source.into(),
+            source: Some(source.into()),
         })?;
         let clock = StillClock::at(SystemTime::UNIX_EPOCH + BEGINNING);
         let server = Server::new(&clock);

@@ -47,8 +47,13 @@ pub(super) fn resolve(choice: &Proxy, env: Env<'_>) -> Result<(Vec<reqwest::Prox
     match choice {
         Proxy::None => Ok((Vec::new(), Vec::new())),
         Proxy::Url(url) => {
-            let url = parse(url).map_err(|reason| TransportError::BadProxy { reason })?;
-            let proxy = reqwest::Proxy::all(url).map_err(|source| TransportError::Setup(source.into()))?;
+            let bad = |reason| TransportError::BadProxy { reason };
+            // A variable's value may be of the short form; what is written into a program is a URL.
+            if !url.contains("://") {
+                return Err(bad("it is not a URL"));
+            }
+            let url = parse(url).map_err(bad)?;
+            let proxy = reqwest::Proxy::all(url).map_err(|_| bad("it is not a URL"))?;
             Ok((vec![proxy], Vec::new()))
         }
         Proxy::FromEnv => Ok(from_env(env)),
@@ -135,6 +140,9 @@ mod tests {
 
     #[test]
     fn a_malformed_proxy_of_the_options_is_an_error() {
-        assert!(matches!(resolve(&Proxy::Url("socks5://p".into()), &|_| None), Err(TransportError::BadProxy { .. })));
+        for bad in ["socks5://p", "nope", "proxy:3128", "http://"] {
+            let refused = resolve(&Proxy::Url(bad.into()), &|_| None);
+            assert!(matches!(refused, Err(TransportError::BadProxy { .. })), "{bad}");
+        }
     }
 }

@@ -8,6 +8,10 @@ use super::{Pipeline, lock};
 use crate::reentry;
 
 /// What happens to a capture when the queue has reached its bounds.
+///
+/// That is one kind of fullness. A burst that comes faster than events can be moved from the journal to the queue fills the journal
+/// ([`Config::journal_bytes`](crate::Config::journal_bytes)), and then a capture is `Dropped(JournalFull)` under each of these but
+/// [`Block`](Overflow::Block).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Overflow {
@@ -17,7 +21,8 @@ pub enum Overflow {
     /// The oldest queued events make room; exceptions and identity events last. They were accepted, and `stats().evicted` counts them.
     /// What is under way to PostHog at the moment stays: where that is all there is, the new event is dropped.
     DropOldest,
-    /// The caller waits for room, so long at most; then the new event is dropped. Never on a thread of the client itself.
+    /// The caller waits for room, so long at most (1 h is the most that is allowed); then the new event is dropped. It is the thread that
+    /// waits: not for the workers of an async runtime, whose other tasks would wait too. Never on a thread of the client itself.
     Block(Duration),
 }
 

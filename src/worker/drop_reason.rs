@@ -6,7 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The client was made with [`Config::disabled`](crate::Config::disabled).
+    /// The client was made with [`Config::disabled`](crate::Config::disabled), or by
+    /// [`Config::from_env`](crate::Config::from_env) without a key.
     Disabled,
     /// The client was shut down.
     Closed,
@@ -14,7 +15,7 @@ pub enum DropReason {
     EmptyName,
     /// Its distinct id is empty or blank.
     EmptyDistinctId,
-    /// A property cannot be serialized; the diagnostic names it.
+    /// A property cannot be serialized, or a group's key is neither a string nor a number; the diagnostic names it.
     Unserializable,
     /// Its timestamp is before 1677 or after 2262.
     TimestampOutOfRange,
@@ -48,10 +49,12 @@ pub enum DropReason {
     EmptyGroupKey,
     /// [`Client::set`](crate::Client::set) or [`Client::set_once`](crate::Client::set_once) was called without a property.
     NothingToSet,
+    /// [`posthog::capture`](crate::capture) was called before [`init`](crate::init). No client counts it; the first is logged.
+    NotInitialised,
 }
 
 impl DropReason {
-    pub(crate) const ALL: [DropReason; 21] = [
+    pub(crate) const ALL: [DropReason; 22] = [
         DropReason::Disabled,
         DropReason::Closed,
         DropReason::EmptyName,
@@ -73,6 +76,7 @@ impl DropReason {
         DropReason::EmptyGroupType,
         DropReason::EmptyGroupKey,
         DropReason::NothingToSet,
+        DropReason::NotInitialised,
     ];
     pub(crate) const COUNT: usize = Self::ALL.len();
 
@@ -100,6 +104,7 @@ impl DropReason {
             DropReason::EmptyGroupType => "empty_group_type",
             DropReason::EmptyGroupKey => "empty_group_key",
             DropReason::NothingToSet => "nothing_to_set",
+            DropReason::NotInitialised => "not_initialised",
         }
     }
 }
@@ -128,6 +133,7 @@ impl fmt::Display for DropReason {
             DropReason::EmptyGroupType => "the group's type is blank",
             DropReason::EmptyGroupKey => "the group's key is blank",
             DropReason::NothingToSet => "there is no property to set",
+            DropReason::NotInitialised => "posthog::init was not called yet",
         })
     }
 }

@@ -49,6 +49,8 @@ pub enum Endpoint {
     },
     /// Delivery was not tried, or has ended: the client is closed.
     Closed,
+    /// Delivery was not tried: this process is a forked child that has captured nothing yet, or it waits for what its parent had asked.
+    Forked,
 }
 
 /// How a flush went. Nothing is lost by a flush that could not send: what remains is sent later.
@@ -146,7 +148,7 @@ impl Unanswered for FlushReport {
     }
 
     fn forked() -> Self {
-        Self::closed()
+        FlushReport { endpoint: Endpoint::Forked, ..Self::closed() }
     }
 }
 
@@ -166,6 +168,6 @@ impl Unanswered for DeliveryReport {
     }
 
     fn forked() -> Self {
-        Self::closed()
+        DeliveryReport::Queued { endpoint: Endpoint::Forked }
     }
 }

@@ -70,6 +70,37 @@ fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
 }
 
 #[test]
+fn every_drop_is_told_with_the_events_name_and_what_can_be_done() {
+    let stage = Stage::new();
+    let spoil = |mut event: Event| {
+        if event.name() == "spoilt" {
+            event.set("bad", Unserializable);
+        }
+        Some(event)
+    };
+    let client = Client::new(stage.config().before_send(spoil)).unwrap();
+    let before_1677 = SystemTime::UNIX_EPOCH - Duration::from_secs(10_000_000_000);
+    reason(&client, event("unserializable").prop("bad", Unserializable));
+    reason(&client, event("early").timestamp(before_1677));
+    reason(&client, event("large").prop("x", "x".repeat(64 * 1024)));
+    reason(&client, event("spoilt"));
+    close_empty(&client);
+    reason(&client, event("late"));
+    let told: Vec<_> = client
+        .diagnostics()
+        .into_iter()
+        .filter_map(
+            |told| if let Diagnostic::Dropped { event, detail, .. } = told { Some((event, detail)) } else { None },
+        )
+        .collect();
+    let names: Vec<_> = told.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["unserializable", "early", "large", "spoilt", "late"]);
+    for (at, words) in [(0, "not today"), (1, "1678"), (2, "raise Config::max_event_bytes"), (3, "not today")] {
+        assert!(told[at].1.contains(words), "{told:?}");
+    }
+}
+
+#[test]
 fn bad_settings_are_errors_that_name_them() {
     let stage = Stage::new();
     let config = || stage.config();
@@ -118,7 +149,7 @@ fn the_process_wide_client_is_made_once_and_used_by_the_free_functions() {
     apart(
         |place| {
             assert!(posthog::client().is_none());
-            assert_eq!(posthog::capture(event("early")).outcome(), Outcome::Dropped(DropReason::Disabled));
+            assert_eq!(posthog::capture(event("early")).outcome(), Outcome::Dropped(DropReason::NotInitialised));
             let client = posthog::init(place.config()).unwrap();
             assert!(matches!(posthog::init(place.config()), Err(Error::AlreadyInitialised)));
             assert!(posthog::capture(event("free")).is_accepted());
@@ -158,7 +189,9 @@ fn an_environment_without_a_key_disables_and_one_without_any_directory_is_an_err
             empty.into_iter().fold(Terms::default(), |terms, name| terms.env(name, ""))
         },
         |_| {
-            assert!(Client::new(Config::from_env()).unwrap().is_disabled());
+            let client = Client::new(Config::from_env()).unwrap();
+            assert!(client.is_disabled());
+            assert_eq!(client.diagnostics(), [Diagnostic::KeyMissing]);
             let error = Client::new(Config::new(KEY)).unwrap_err();
             assert!(matches!(error, Error::Config { field: "queue_dir", .. }), "{error:?}");
         },

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use posthog::{Client, Config, Diagnostic, Error, Mode, PersistError};
+use posthog::{Client, Config, Diagnostic, Error, Mode, PersistError, Stranded};
 
 use crate::apart::{Terms, apart, apart_on};
 use crate::process::forked;
@@ -39,6 +39,7 @@ fn is_unusable(config: impl Fn() -> Config) {
     let error = Client::new(config()).map(drop).unwrap_err();
     assert!(matches!(error, Error::QueueDir { .. }), "{error:?}");
     assert!(error.to_string().contains("queue_dir"), "{error}");
+    must_not_repeat_itself(&error);
     let client = Client::new(config().memory_fallback(true)).unwrap();
     assert!(matches!(client.stats().mode, Mode::Volatile { .. }), "{:?}", client.stats());
     let told = client.diagnostics();
@@ -48,6 +49,28 @@ fn is_unusable(config: impl Fn() -> Config) {
     assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Volatile)));
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (0, false), "{report:?}");
+}
+
+/// Whoever prints the chain of an error reads the path and the cause once each.
+fn must_not_repeat_itself(error: &Error) {
+    let texts: Vec<_> = std::iter::successors(Some(error as &dyn std::error::Error), |link| link.source())
+        .map(|link| link.to_string())
+        .collect();
+    for (at, text) in texts.iter().enumerate() {
+        assert!(texts[..at].iter().all(|above| !above.contains(text)), "{texts:?}");
+        assert!(at == 0 || !text.contains('/'), "a path again: {texts:?}");
+    }
+}
+
+#[test]
+fn what_is_no_directory_is_called_so() {
+    let stage = Stage::new();
+    for place in ["/dev/null", "/dev/null/below"] {
+        let error = Client::new(stage.config().queue_dir(place)).map(drop).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(place) && text.contains("not a directory") && text.contains("choose"), "{text}");
+        must_not_repeat_itself(&error);
+    }
 }
 
 #[test]
@@ -184,7 +207,8 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     stage.sink.resume();
     let new = || Config::new("phc_new").host(&stage.host).queue_dir(&stage.queue).no_proxy().free_space_floor(0);
     let client = Client::new(new()).unwrap();
-    assert_eq!(client.stats().stranded, (1, 25));
+    let stranded = client.stats().stranded;
+    assert_eq!((stranded.queues, stranded.events), (1, 25));
     let told = client.diagnostics();
     let stranded =
         |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
@@ -194,7 +218,7 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     assert_eq!(stage.names(), ["new"]);
     drop(client);
     let client = Client::new(new().also_deliver(KEY, &stage.host).flush_interval(Duration::from_millis(20))).unwrap();
-    assert_eq!(client.stats().stranded, (0, 0));
+    assert_eq!(client.stats().stranded, Stranded::default());
     uuids.extend(stage.sink.events().iter().map(|event| event.uuid));
     uuids.push(take(&client, "trigger"));
     stage.must_have_taken(&uuids);
@@ -202,7 +226,7 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     assert!(stage.sink.inspect(|state| state.requests().iter().all(|request| request.api_key == "phc_new")));
     close_empty(&client);
     drop(client);
-    assert_eq!(Client::new(new()).unwrap().stats().stranded, (0, 0));
+    assert_eq!(Client::new(new()).unwrap().stats().stranded, Stranded::default());
 }
 
 /// Everything in a shard but its lock.

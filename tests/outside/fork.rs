@@ -77,6 +77,29 @@ fn what_a_child_captures_goes_through_a_shard_of_its_own() {
 }
 
 #[test]
+fn a_child_that_has_captured_nothing_says_that_it_has_no_queue_yet() {
+    apart(
+        |place| {
+            let client = place.client();
+            take(&client, "parent");
+            forked(|| {
+                let stats = client.stats();
+                assert_eq!((stats.mode, stats.refusing, stats.dir), (Mode::Forked, None, None));
+                assert!(!client.is_disabled());
+                assert_eq!(client.flush().wait(PATIENCE).unwrap().endpoint, Endpoint::Forked);
+                take(&client, "child");
+                assert_eq!(client.stats().mode, Mode::Durable);
+                close_empty(&client);
+            })
+            .must_end_well();
+            assert_eq!(client.stats().mode, Mode::Durable);
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["child", "parent"]),
+    );
+}
+
+#[test]
 fn a_child_captures_by_the_rules_that_its_parent_had_set() {
     apart(
         |place| {
@@ -152,12 +175,12 @@ fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
             forked(|| {
                 assert_eq!(persisted.wait(PATIENCE), Ok(Err(PersistError::Forked)));
                 assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Forked)));
-                assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Closed);
+                assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Forked);
                 let mut future = pin!(shutdown.into_future());
                 let Poll::Ready(report) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
                     panic!("a task of the child waits for its parent's thread");
                 };
-                assert_eq!(report.endpoint, Endpoint::Closed);
+                assert_eq!(report.endpoint, Endpoint::Forked);
             })
             .must_end_well();
             assert!(persisted.wait(PATIENCE).unwrap().is_ok());

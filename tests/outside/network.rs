@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Diagnostic, Endpoint};
+use posthog::{Client, Diagnostic, Endpoint, Error};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sink::{Answer, Sink};
 use tokio_rustls::TlsAcceptor;
@@ -85,9 +85,19 @@ fn what_is_no_certificate_and_what_is_no_proxy_are_errors_of_the_configuration()
         Client::new(stage.config().ca_certificate("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
     let ftp = Client::new(stage.config().proxy("ftp://proxy"));
     let header = Client::new(stage.config().header("bad name", "x"));
-    for refused in [not_pem, bad_pem, ftp, header] {
+    let no_url = Client::new(stage.config().proxy("nope"));
+    let own = Client::new(stage.config().header("Content-Type", "x"));
+    let expected = [
+        (not_pem, "ca_certificate"),
+        (bad_pem, "ca_certificate"),
+        (ftp, "proxy"),
+        (no_url, "proxy"),
+        (header, "header"),
+        (own, "header"),
+    ];
+    for (refused, setter) in expected {
         let error = refused.map(drop).unwrap_err();
-        assert!(error.is_config(), "{error:?}");
+        assert!(matches!(error, Error::Config { field, .. } if field == setter), "{setter}: {error:?}");
     }
 }
 

@@ -48,6 +48,8 @@ fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last(
     let stats = client.stats();
     assert_eq!(stats.queued_events, taken.len() as u64);
     assert!(stats.dropped.iter().all(|(reason, _)| *reason == DropReason::QueueFull), "{:?}", stats.dropped);
+    let is_named = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { event, .. } if event == "filling");
+    assert!(client.diagnostics().iter().any(is_named), "{:?}", client.diagnostics());
     stage.sink.resume();
     let _ = client.flush().wait(PATIENCE);
     stage.must_have_taken(&taken);

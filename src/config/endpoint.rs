@@ -1,0 +1,135 @@
+//! What is said about the endpoint (key, host, headers), held against its rules.
+
+use crate::error::Error;
+use crate::shard::Project;
+use crate::transport;
+
+/// Headers that the library sets itself, in lower case: a second one would make the request another one, or none.
+const OWN_HEADERS: [&str; 7] =
+    ["authorization", "connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"];
+/// So begin the headers by which PostHog knows a request.
+const OWN_PREFIX: &str = "posthog-";
+
+/// The project that events go to.
+pub(super) fn project(api_key: &str, host: &str) -> Result<Project, Error> {
+    if api_key.trim().is_empty() {
+        return Err(Error::config("api_key", "is blank; Config::disabled() makes a client that takes nothing"));
+    }
+    let api_key = checked_key(api_key).map_err(|why| Error::config("api_key", why))?;
+    let host = checked_host(host).map_err(|why| Error::config("host", why))?;
+    Ok(Project { host, api_key })
+}
+
+/// A project that events went to before.
+pub(super) fn former_project(api_key: &str, host: &str) -> Result<Project, Error> {
+    let of = |what: &str, why: String| Error::config("also_deliver", format!("was given a {what} that {why}"));
+    let api_key = checked_key(api_key).map_err(|why| of("key", why))?;
+    let host = checked_host(host).map_err(|why| of("host", why))?;
+    Ok(Project { host, api_key })
+}
+
+/// Nothing of a key is ever repeated: it may be a secret that was put in the wrong place.
+fn checked_key(api_key: &str) -> Result<String, String> {
+    let api_key = api_key.trim();
+    if api_key.is_empty() {
+        return Err("is blank".into());
+    }
+    if api_key.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err("holds white space or control characters".into());
+    }
+    if api_key.starts_with("phx_") || api_key.starts_with("phs_") {
+        return Err(
+            "is a secret (phx_, phs_), which takes no events: give the project's key, which begins with phc_".into()
+        );
+    }
+    Ok(api_key.to_owned())
+}
+
+fn checked_host(host: &str) -> Result<String, String> {
+    // What stands before an @ is a password.
+    let shown = if host.contains('@') { String::new() } else { format!(": {host:?}") };
+    let normal = transport::normalise_host(host).map_err(|why| format!("{why}{shown}"))?;
+    let path = normal.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
+    let names_an_endpoint = matches!(path.rsplit('/').next(), Some("batch" | "capture"))
+        || ["i/v0", "i/v1"].iter().any(|endpoint| format!("/{path}/").contains(&format!("/{endpoint}/")));
+    if names_an_endpoint {
+        return Err(format!("has the path of an endpoint in it, which is added by the library: leave it out{shown}"));
+    }
+    Ok(normal)
+}
+
+/// Headers for every request. Whether HTTP allows them is the transport's to say.
+pub(super) fn headers(headers: &[(String, String)]) -> Result<Vec<(String, String)>, Error> {
+    let is_own = |name: &str| OWN_HEADERS.contains(&name) || name.starts_with(OWN_PREFIX);
+    match headers.iter().find(|(name, _)| is_own(&name.to_ascii_lowercase())) {
+        Some((name, _)) => Err(Error::config("header", format!("{name:?} is set by the library itself"))),
+        None => Ok(headers.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn refused(config: Config) -> (&'static str, String) {
+        match config.queue_dir("/q").check() {
+            Err(Error::Config { field, why }) => (field, why),
+            Err(other) => panic!("{other}"),
+            Ok(_) => ("", String::new()),
+        }
+    }
+
+    #[test]
+    fn blank_keys_and_malformed_hosts_are_named() {
+        for key in ["", "  ", "phc x", "phc\n"] {
+            let expected = if key == "phc\n" { "" } else { "api_key" };
+            assert_eq!(refused(Config::new(key)).0, expected, "{key:?}");
+        }
+        for host in ["", "ftp://x", "https://", "https://a b", "https://x/?q=1"] {
+            let (field, why) = refused(Config::new("phc_1").host(host));
+            assert_eq!((field, why.contains(&format!("{host:?}"))), ("host", true), "{host:?}: {why}");
+        }
+        let (field, why) = refused(Config::new("phc_1").host("https://user:secret@x"));
+        assert!(field == "host" && !why.contains("secret"), "{why}");
+    }
+
+    #[test]
+    fn a_secret_key_is_refused_and_not_repeated() {
+        for key in ["phx_secret", " phs_secret"] {
+            let (field, why) = refused(Config::new(key));
+            assert!(field == "api_key" && !why.contains("secret\"") && !why.contains("_secret"), "{why}");
+            assert_eq!(refused(Config::new("phc_1").also_deliver(key, "x")).0, "also_deliver");
+        }
+    }
+
+    #[test]
+    fn a_former_project_is_refused_by_the_name_of_its_own_setter() {
+        for (key, host, about) in [("", "x", "key that is blank"), ("phc_2", "", "host that is blank")] {
+            let (field, why) = refused(Config::new("phc_1").also_deliver(key, host));
+            assert!(field == "also_deliver" && why.contains(about), "{why}");
+        }
+        assert_eq!(refused(Config::new("phc_1").also_deliver("phc_2", "x")).0, "");
+    }
+
+    #[test]
+    fn a_host_with_the_path_of_an_endpoint_is_refused_and_that_of_a_reverse_proxy_is_not() {
+        let with_path = |path: &str| refused(Config::new("phc_1").host(format!("https://example.org{path}"))).0;
+        for path in ["/batch", "/batch/", "/capture/", "/ingest/batch/", "/i/v1/analytics/events", "/i/v0/ai/batch/"] {
+            assert_eq!(with_path(path), "host", "{path}");
+        }
+        for path in ["", "/", "/ingest", "/batch/ingest", "/i/v12"] {
+            assert_eq!(with_path(path), "", "{path}");
+        }
+        assert_eq!(refused(Config::new("phc_1").host("batch")).0, "");
+    }
+
+    #[test]
+    fn headers_of_the_library_are_not_the_programs_to_set() {
+        for name in ["Content-Type", "authorization", "content-encoding", "Host", "Content-Length", "PostHog-Attempt"] {
+            let (field, why) = refused(Config::new("phc_1").header(name, "x"));
+            assert!(field == "header" && why.contains(name), "{why}");
+        }
+        assert_eq!(refused(Config::new("phc_1").header("X-Tenant", "x")).0, "");
+    }
+}
