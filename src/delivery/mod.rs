@@ -45,6 +45,7 @@ mod body;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod episode;
 #[cfg(test)]
 mod fake;
 mod flush;
@@ -61,6 +62,7 @@ mod results;
 mod send;
 mod split;
 mod state;
+mod stop;
 mod supervise;
 mod timers;
 #[cfg(test)]
@@ -76,7 +78,7 @@ use crate::store::{Chunk, ChunkKey, DeadRecord};
 
 pub(crate) use body::Compression;
 pub(crate) use engine::EngineParts;
-pub(crate) use flush::{Endpoint, FlushOutcome};
+pub(crate) use flush::Endpoint;
 pub(crate) use handle::DeliveryHandle;
 pub(crate) use notice::Notice;
 pub(crate) use pace::PaceOptions;
@@ -132,8 +134,17 @@ pub(crate) struct Settlement {
     pub(crate) keep: Option<Vec<u64>>,
 }
 
-/// Called for each answer that decides over events.
+/// The program's own ear, called for each answer that decides over events.
 pub(crate) type OnDelivery = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
+
+/// Hears of each answer that decides over events.
+pub(crate) trait Hears: Send + Sync + 'static {
+    /// Whether anybody is told at the moment; if not, nothing is gathered that could be told.
+    fn is_listening(&self) -> bool;
+
+    /// Some events are decided.
+    fn hear(&self, delivery: &Delivery<'_>);
+}
 
 /// Hears of everything a human might want to know; logging and its rate limits are not ours.
 pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;

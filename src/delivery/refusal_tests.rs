@@ -62,7 +62,8 @@ async fn an_endpoint_that_refuses_everything_buries_nothing() {
 async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
     let rig = Rig::start(queue_of(1, 1), refusing(&[1]));
     let outcome = rig.flush().await;
-    assert_eq!((outcome.buried, outcome.endpoint), (0, Endpoint::Up));
+    let reason = "HTTP status 400: event submitted with an empty event name".to_owned();
+    assert_eq!((outcome.buried, outcome.endpoint), (0, Endpoint::Refusing { reason }));
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 1, "it is not retried without evidence");
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 1);

@@ -36,6 +36,14 @@ struct State {
     known_next_attempt: Option<WallNanos>,
     /// A request was made since the process began.
     attempted: bool,
+    totals: Totals,
+}
+
+/// Events decided in this process, whether that is committed yet or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) delivered: u64,
+    pub(super) buried: u64,
 }
 
 /// Settlements on their way into a transaction.
@@ -131,6 +139,11 @@ impl Outbox {
         let (delivered, buried) = events(state.waiting.iter().filter(|settlement| settlement.chunk.origin == origin));
         let committing = state.committing.get(&origin).copied().unwrap_or_default();
         (delivered + committing.0, buried + committing.1)
+    }
+
+    /// Events decided so far.
+    pub(super) fn totals(&self) -> Totals {
+        lock(&self.state).totals
     }
 
     /// Whether a row is with the delivery, or settled.
@@ -343,6 +356,8 @@ impl Source for Pipeline {
                 // Of an orphan that was let go meanwhile: its next owner sends it again.
                 return;
             }
+            state.totals.delivered += settlement.delivered;
+            state.totals.buried += settlement.buried.len() as u64;
             state.settled.insert(settlement.chunk);
             // Still with the delivery.
             state.handed.extend(rest(&settlement));
