@@ -53,6 +53,8 @@ mod handle;
 mod intake;
 mod loaded;
 mod notice;
+#[cfg(test)]
+mod outage_tests;
 mod outcome;
 mod pace;
 #[cfg(test)]

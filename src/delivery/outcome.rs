@@ -267,6 +267,33 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_knows_whether_it_is_posthog_that_refuses() {
+        for (status, body, expected) in [
+            (401, "API key is not valid: not_ascii", true),
+            (402, r#"{"error":"billing_limit_exceeded"}"#, true),
+            (401, r#"{"type":"authentication_error","code":"invalid_api_key","detail":"..","attr":null}"#, true),
+            (415, r#"{"error":"unsupported_content_type"}"#, true),
+            (403, "<html>Attention Required! | Cloudflare</html>", false),
+            (403, "", false),
+            (401, "Authorization required", false),
+        ] {
+            let Outcome::Paused { by_posthog, reason, .. } = of(status, body) else { panic!("{status} {body}") };
+            assert_eq!(by_posthog, expected, "{status} {body}");
+            assert_eq!(describe_pause(status, &reason, by_posthog).contains("Config::host"), !expected);
+        }
+    }
+
+    #[test]
+    fn a_wrong_host_is_hinted_at_before_the_page_it_shows() {
+        for (status, is_hinted) in [(200, true), (301, true), (404, true), (405, true), (400, false), (503, false)] {
+            let text = describe(status, "<html>");
+            assert_eq!(text.contains("ingestion host, without /batch"), is_hinted, "{text}");
+            assert!(text.ends_with(": <html>"), "{text}");
+        }
+        assert_eq!(describe(503, ""), "HTTP status 503");
+    }
+
+    #[test]
     fn exhausted_quotas_are_noticed_in_every_shape() {
         for (body, expected) in [
             (r#"{"status":1,"quota_limited":["events","recordings"]}"#, vec!["events", "recordings"]),

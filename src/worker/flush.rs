@@ -44,7 +44,7 @@ impl Pipeline {
     }
 
     /// The delivery is done with a flush. The committer answers it, unless that has ended.
-    fn flush_ended(&self, flush: Flush, endpoint: delivery::Endpoint) {
+    pub(super) fn flush_ended(&self, flush: Flush, endpoint: delivery::Endpoint) {
         self.bell.ring(|wanted| wanted.flushed.push((flush, endpoint)));
         if self.finished.get().is_some() {
             for (flush, endpoint) in self.bell.take_flushed() {
