@@ -26,7 +26,9 @@
 //!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
-//!   answers at once if the last failure is less than a second old.
+//!   answers at once if the last failure is less than a second old. State is published before it is told.
+//! * `stop` makes attempts of its own (`stop.rs`), the first at once, at most a cycle of them, as far as its deadline allows.
+//! * Of an outage each kind of failure is told once, and parks ever more rarely (`episode.rs`).
 //!
 //! # Rules
 //!
