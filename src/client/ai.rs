@@ -154,7 +154,9 @@ fn of_ai(diagnostic: Diagnostic) -> Diagnostic {
     match diagnostic {
         Diagnostic::EndpointFailing { reason } => Diagnostic::EndpointFailing { reason: said(reason) },
         Diagnostic::StorageFailing { problem } => Diagnostic::StorageFailing { problem: said(problem) },
-        Diagnostic::Paused { status, reason } => Diagnostic::Paused { status, reason: said(reason) },
+        Diagnostic::Paused { status, reason, by_posthog } => {
+            Diagnostic::Paused { status, reason: said(reason), by_posthog }
+        }
         other => other,
     }
 }

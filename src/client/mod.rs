@@ -160,9 +160,13 @@ impl Client {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Sends what is queued now. Resolves when every event accepted before the call was tried once, or the endpoint is found down;
-    /// the report tells what remains. It ends a long pause early, but never breaks a `Retry-After`. Nothing is lost by a flush that
-    /// cannot send. In a forked child that has captured nothing there is nothing to send: [`Endpoint::Forked`](crate::Endpoint::Forked).
+    /// Sends what is queued now. Resolves when every event accepted before the call was tried once, or the endpoint is found down, and what
+    /// came of that is committed: from then on dead letters, statistics and the room in the queue are as the report says. The report tells
+    /// what remains, and why. A flush ends a long pause early, but never breaks a `Retry-After`; and a failure less than a second old
+    /// counts as its answer, without another attempt: whoever flushes in a loop does not hammer a server that is down. Nothing is lost by
+    /// a flush that cannot send.
+    ///
+    /// In a forked child that has captured nothing there is nothing to send: [`Endpoint::Forked`](crate::Endpoint::Forked).
     pub fn flush(&self) -> Pending<FlushReport> {
         match self.pipelines() {
             Some((pipeline, None)) => pipeline.flush(),
@@ -172,7 +176,12 @@ impl Client {
     }
 
     /// Stops taking events, makes everything durable, delivers for at most `most`, and lets the queue go. Resolves when that is done;
-    /// what is left stays on disk. A second call waits for the first, and can only shorten it.
+    /// what is left stays on disk, and the report says why. A second call waits for the first, and can only shorten it.
+    ///
+    /// As long as something is queued it makes attempts of its own, the first at once whatever pause is running: up to 1 +
+    /// [`Config::max_retries`], with the usual backoff between them, as far as they fit into `most`. It ends earlier when nobody answers the
+    /// connection twice in a row, when the key or quota is refused, or when everything is. A `Retry-After` is waited for if it ends in
+    /// time, and never broken. With nothing to send it ends at once.
     ///
     /// Storing and letting go come on top of `most`: give [`wait`](Pending::wait) a second more. A wait that ends early, and a
     /// [`Pending`] that is dropped, cancel nothing: the shutdown goes on. It is for good, for every handle; a client that was made by

@@ -30,18 +30,16 @@ impl From<delivery::Notice> for Diagnostic {
         use delivery::Notice as N;
         match notice {
             N::NotPostHog { status, snippet } => Diagnostic::NotPostHog { status, snippet },
-            N::Paused { status, reason } => Diagnostic::Paused { status, reason },
-            N::ServerFailed { status, snippet } => {
-                Diagnostic::EndpointFailing { reason: format!("the server answers {status}: {snippet}") }
-            }
+            N::Paused { status, reason, by_posthog } => Diagnostic::Paused { status, reason, by_posthog },
+            N::ServerFailed { text, .. } => Diagnostic::EndpointFailing { reason: text },
             N::Warned { uuid, events, details } => Diagnostic::Warned { uuid, events, details },
             N::AskedAgain { events, reason } => {
                 Diagnostic::EndpointFailing { reason: format!("PostHog asks for {events} events again: {reason}") }
             }
             N::TransportFailed { reason } => Diagnostic::EndpointFailing { reason },
-            N::Parked { seconds } => {
-                Diagnostic::EndpointFailing { reason: format!("no attempt succeeded; the next follows in {seconds} s") }
-            }
+            N::Parked { seconds, attempts, reason } => Diagnostic::EndpointFailing {
+                reason: format!("{attempts} attempts in a row have failed; the next follows in {seconds} s; {reason}"),
+            },
             N::Recovered => Diagnostic::EndpointRecovered,
             N::Suspected { uuid, status, reason } => Diagnostic::Suspected { uuid, status, reason },
             N::RefusingEverything { status, reason } => {

@@ -52,9 +52,14 @@ pub struct Stats {
     pub mode: Mode,
     /// What delivery is doing.
     pub delivery: DeliveryPhase,
-    /// Failures in a row, since the last success.
+    /// Attempts in a row that failed for no fault of an event, since the last success.
     pub consecutive_failures: u32,
-    /// What the last failure was.
+    /// Attempts that failed for no fault of an event, in this process.
+    pub failed_attempts: u64,
+    /// Events among `queued_events` that are stepped over for the time being: refused while nothing shows that they are to blame, or
+    /// failing while others pass.
+    pub suspected: u64,
+    /// What the last failure or refusal said. It stays when things work again.
     pub last_error: Option<String>,
     /// When PostHog last took something, in this process.
     pub last_success: Option<SystemTime>,
@@ -104,7 +109,8 @@ pub struct Stranded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeliveryPhase {
-    /// Nothing to send.
+    /// Nothing to send: the queue is empty, what is in it still waits for its batch ([`Config::flush_at`](crate::Config::flush_at),
+    /// [`Config::flush_interval`](crate::Config::flush_interval)), or the program has opted out.
     Idle,
     /// Sending.
     Sending,
@@ -116,6 +122,12 @@ pub enum DeliveryPhase {
     /// A whole cycle of attempts failed.
     Parked {
         /// Time until the next.
+        retry_in: Duration,
+    },
+    /// All that there is to send was refused, or fails while other events pass, and is stepped over: `stats().suspected` events. They are
+    /// tried again when PostHog takes another event, and after this time.
+    SteppedOver {
+        /// Time until the next attempt.
         retry_in: Duration,
     },
     /// The key or the quota is refused.
@@ -157,6 +169,8 @@ impl Stats {
             mode: mode(snapshot),
             delivery: phase(snapshot.delivery.phase, now),
             consecutive_failures: snapshot.delivery.consecutive_failures,
+            failed_attempts: snapshot.delivery.failed_attempts,
+            suspected: snapshot.delivery.suspected,
             last_error: snapshot.delivery.last_error.clone(),
             last_success: snapshot.delivery.last_success.and_then(system_time),
             dir: Some(snapshot.dir.clone()).filter(|_| !snapshot.volatile),
@@ -180,6 +194,8 @@ impl Stats {
             file_bytes: self.file_bytes.saturating_add(ai.file_bytes),
             replayed: self.replayed.saturating_add(ai.replayed),
             adopted_events: self.adopted_events.saturating_add(ai.adopted_events),
+            failed_attempts: self.failed_attempts.saturating_add(ai.failed_attempts),
+            suspected: self.suspected.saturating_add(ai.suspected),
             ai: Some(Box::new(ai)),
             ..self
         }
@@ -215,6 +231,8 @@ impl Stats {
             mode,
             delivery: DeliveryPhase::Idle,
             consecutive_failures: 0,
+            failed_attempts: 0,
+            suspected: 0,
             last_error: None,
             last_success: None,
             dir: None,
@@ -254,6 +272,7 @@ fn phase(phase: delivery::Phase, now: i64) -> DeliveryPhase {
         delivery::Phase::Sending => DeliveryPhase::Sending,
         delivery::Phase::Backoff { until } => DeliveryPhase::Backoff { retry_in: retry_in(until) },
         delivery::Phase::Parked { until } => DeliveryPhase::Parked { retry_in: retry_in(until) },
+        delivery::Phase::SteppedOver { until } => DeliveryPhase::SteppedOver { retry_in: retry_in(until) },
         delivery::Phase::Paused { status, until } => DeliveryPhase::Paused { status, retry_in: retry_in(until) },
     }
 }

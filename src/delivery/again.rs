@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::answer::Failure;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::pace::Ticket;
@@ -67,14 +68,16 @@ impl Engine {
             return self.intake.release(&batch, now);
         }
         self.intake.settle_decided(&mut batch, now);
-        let wait = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
+        let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
         let reason = sorted.again_reason;
         let text = format!("PostHog asks for {} events again: {reason}", sorted.again);
-        self.failed(batch, ticket, wait, Notice::AskedAgain { events: sorted.again, reason }, text);
+        let notice = Notice::AskedAgain { events: sorted.again, reason };
+        self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false });
     }
 
     fn sort(&self, batch: &Batch, results: &Results) -> Sorted {
         let mut sorted = Sorted::default();
+        let is_heard = self.is_heard();
         let loaded = &self.intake.loaded;
         let records = batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |record| (slice.chunk, record)));
         for (chunk, (position, _, body)) in records {
@@ -82,7 +85,7 @@ impl Engine {
             match results.of(uuid) {
                 Ruling::Taken { warning } => {
                     sorted.taken.push((chunk, position));
-                    sorted.taken_uuids.push(uuid);
+                    sorted.taken_uuids.extend(is_heard.then_some(uuid));
                     if let Some(details) = warning {
                         sorted.warn(details, uuid);
                     }

@@ -1,20 +1,33 @@
 //! Acting on an answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
-use super::outcome::{Outcome, judge};
+use super::episode::Episode;
+use super::outcome::{Outcome, describe, describe_pause, judge};
 use super::pace::{Health, Ticket};
 use super::split::Search;
 use super::{ChunkRef, Delivery, Notice, Verdict};
 use crate::crash_point;
 use crate::store::DeadRecord;
 use crate::transport::{Response, TransportError};
+
+/// Why an attempt came to nothing, through no fault of the events as far as one can tell.
+pub(super) struct Failure {
+    /// In one line.
+    pub(super) text: String,
+    /// What is told, if it is news.
+    pub(super) notice: Notice,
+    /// When the server wants to hear from us again.
+    pub(super) retry_after: Option<Duration>,
+    /// Nobody was there to talk to.
+    pub(super) unreachable: bool,
+}
 
 impl Engine {
     /// A request has come to its end.
@@ -26,8 +39,10 @@ impl Engine {
                     // Perhaps the link is too slow for so much at once.
                     self.limits.shrink(batch.bytes);
                 }
-                let reason = error.describe();
-                return self.failed(batch, ticket, None, Notice::TransportFailed { reason: reason.clone() }, reason);
+                let unreachable = matches!(error, TransportError::Connect(_));
+                let text = error.describe();
+                let notice = Notice::TransportFailed { reason: text.clone() };
+                return self.failed(batch, ticket, Failure { text, notice, retry_after: None, unreachable });
             }
         };
         crash_point::reach("delivery.sent");
@@ -42,16 +57,19 @@ impl Engine {
                 self.judged(batch, ticket, response.status, &results, retry_after);
             }
             Outcome::Refused { status, reason, by_posthog } => self.refused(batch, ticket, status, &reason, by_posthog),
-            Outcome::Paused { status, reason } => self.paused(batch, ticket, status, reason),
+            Outcome::Paused { status, reason, by_posthog } => {
+                self.pause_reason = describe_pause(status, &reason, by_posthog);
+                self.paused(batch, ticket, status, Notice::Paused { status, reason, by_posthog });
+            }
             Outcome::Failed { status, reason, retry_after } => {
-                let wait = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
-                let text = format!("HTTP status {status}: {reason}");
+                let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
+                let text = describe(status, &reason);
                 let notice = if (200..300).contains(&status) {
                     Notice::NotPostHog { status, snippet: reason }
                 } else {
-                    Notice::ServerFailed { status, snippet: reason }
+                    Notice::ServerFailed { status, text: text.clone() }
                 };
-                self.failed(batch, ticket, wait, notice, text);
+                self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false });
             }
         }
     }
@@ -60,7 +78,7 @@ impl Engine {
         let now = now();
         self.note_recovery(ticket);
         self.note_success(batch.events);
-        if self.on_delivery.is_some() {
+        if self.is_heard() {
             let bodies = batch.slices.iter().flat_map(|slice| self.intake.loaded.open(slice).map(|(.., body)| body));
             let uuids: Vec<Uuid> = bodies.map(uuid_of).collect();
             self.tell(&uuids, Verdict::Delivered);
@@ -75,6 +93,7 @@ impl Engine {
     /// The endpoint works.
     pub(super) fn note_recovery(&mut self, ticket: Ticket) {
         if self.pace.accepted(ticket) {
+            self.episode = Episode::default();
             (self.report)(Notice::Recovered);
         }
     }
@@ -84,11 +103,15 @@ impl Engine {
         self.split.accepted(events);
         self.limits.grow();
         self.state.last_success = Some(self.clock.wall_nanos());
+        if let Some(stop) = &mut self.stop {
+            stop.accepted();
+        }
     }
 
     fn refused(&mut self, mut batch: Batch, ticket: Ticket, status: u16, reason: &str, by_posthog: bool) {
         let now = now();
         self.pace.answered(ticket);
+        self.state.last_error = Some(describe(status, reason));
         batch.refused_since.get_or_insert(self.intake.accepted);
         if status == 413 && batch.events > 1 {
             self.limits.shrink(batch.bytes);
@@ -111,9 +134,15 @@ impl Engine {
             self.intake.release(piece, now);
         }
         if search == Search::Outage {
-            (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
-            self.state.last_error = Some(format!("every request is refused with HTTP status {status}: {reason}"));
+            self.state.last_error = Some(format!("every request is refused: {}", describe(status, reason)));
+            self.state.failed_attempts += 1;
+            if self.episode.is_park_told() {
+                (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
+            }
             self.pace.refuses_everything(now, &mut self.rng);
+            if let Some(stop) = &mut self.stop {
+                stop.give_up();
+            }
             self.forget_request(now);
             self.step_back();
         }
@@ -131,17 +160,27 @@ impl Engine {
         if by_posthog && since.is_some_and(|since| self.intake.accepted > since) {
             self.bury(chunk, position, status, reason);
         } else {
+            let is_news = self.intake.aside.suspected_since(event).is_none();
             self.intake.aside.suspect(event, since.unwrap_or(self.intake.accepted));
             self.intake.loaded.set_aside(chunk);
-            (self.report)(Notice::Suspected { uuid, status, reason: reason.to_owned() });
+            if is_news {
+                (self.report)(Notice::Suspected { uuid, status, reason: reason.to_owned() });
+            }
         }
     }
 
-    fn paused(&mut self, batch: Batch, ticket: Ticket, status: u16, reason: String) {
+    fn paused(&mut self, batch: Batch, ticket: Ticket, status: u16, notice: Notice) {
         let now = now();
-        self.state.last_error = Some(format!("HTTP status {status}: {reason}"));
+        self.state.last_error = Some(self.pause_reason.clone());
         if self.pace.paused(now, ticket, status, &mut self.rng) {
-            (self.report)(Notice::Paused { status, reason });
+            self.state.failed_attempts += 1;
+            if self.episode.is_news(&notice) {
+                (self.report)(notice);
+            }
+            // Neither a key nor a quota comes back within the deadline of a stop.
+            if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
+                stop.give_up();
+            }
         }
         self.intake.avoid(batch.chunks());
         self.intake.release(&batch, now);
@@ -149,25 +188,12 @@ impl Engine {
         self.step_back();
     }
 
-    /// An attempt came to nothing, through no fault of the events as far as one can tell.
-    pub(super) fn failed(
-        &mut self,
-        batch: Batch,
-        ticket: Ticket,
-        retry_after: Option<Duration>,
-        notice: Notice,
-        text: String,
-    ) {
+    /// An attempt came to nothing.
+    pub(super) fn failed(&mut self, batch: Batch, ticket: Ticket, failure: Failure) {
         let now = now();
-        let was_parked = matches!(self.pace.health(), Health::Parked { .. });
-        self.pace.failed(now, ticket, retry_after, &mut self.rng);
-        self.state.last_error = Some(text);
-        (self.report)(notice);
-        if let Health::Parked { until } = self.pace.health() {
+        self.note_failure(ticket, failure, now);
+        if matches!(self.pace.health(), Health::Parked { .. }) {
             self.intake.avoid(batch.chunks());
-            if !was_parked {
-                (self.report)(Notice::Parked { seconds: until.saturating_duration_since(now).as_secs() });
-            }
         }
         let accepted = self.intake.accepted;
         let mut suspicious = Vec::new();
@@ -189,6 +215,31 @@ impl Engine {
             self.forget_request(now);
         }
         self.step_back();
+    }
+
+    fn note_failure(&mut self, ticket: Ticket, failure: Failure, now: Instant) {
+        let before = self.pace.health();
+        let is_counted = self.pace.failed(now, ticket, failure.retry_after, &mut self.rng);
+        self.state.last_error = Some(failure.text.clone());
+        if !is_counted {
+            // One of several that were under way together: what there is to say was said of the first.
+            return;
+        }
+        self.state.failed_attempts += 1;
+        if self.episode.is_news(&failure.notice) {
+            (self.report)(failure.notice);
+        }
+        if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
+            stop.failed(now, failure.unreachable, &self.options.pace, &mut self.rng);
+        }
+        if let Health::Parked { until } = self.pace.health()
+            && before != self.pace.health()
+            && self.episode.is_park_told()
+        {
+            let seconds = until.saturating_duration_since(now).as_secs();
+            let attempts = self.pace.consecutive_failures();
+            (self.report)(Notice::Parked { seconds, attempts, reason: failure.text });
+        }
     }
 
     /// The endpoint is down: what is not under way goes back to the queue, which settles what is decided of it.
@@ -226,10 +277,15 @@ impl Engine {
     }
 
     pub(super) fn tell(&self, uuids: &[Uuid], verdict: Verdict<'_>) {
-        let Some(on_delivery) = &self.on_delivery else { return };
+        let Some(ear) = &self.on_delivery else { return };
         let delivery = Delivery { uuids, verdict };
-        if catch_unwind(AssertUnwindSafe(|| on_delivery(&delivery))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| ear.hear(&delivery))).is_err() {
             (self.report)(Notice::CallbackPanicked);
         }
+    }
+
+    /// Whether anybody would be told of a verdict now.
+    pub(super) fn is_heard(&self) -> bool {
+        self.on_delivery.as_ref().is_some_and(|ear| ear.is_listening())
     }
 }

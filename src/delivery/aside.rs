@@ -35,6 +35,8 @@ struct Entry {
     out: bool,
     /// It could be read again, and was not found.
     missing_since: Option<Instant>,
+    /// How many events it has.
+    events: u64,
 }
 
 /// What is stepped over.
@@ -46,21 +48,14 @@ pub(super) struct Aside {
 }
 
 impl Aside {
-    /// Sets a chunk aside. `wait` tells how long, given how often that happened.
-    pub(super) fn put(&mut self, chunk: ChunkRef, accepted: u64, now: Instant, wait: impl FnOnce(u32) -> Instant) {
+    /// Sets a chunk of so many events aside. `wait` tells until when, given how often that happened.
+    pub(super) fn put(&mut self, chunk: ChunkRef, events: u64, accepted: u64, wait: impl FnOnce(u32) -> Instant) {
         if self.chunks.len() >= MAX_ENTRIES {
             self.chunks.clear();
         }
-        let entry = self.chunks.entry(chunk).or_insert(Entry {
-            since: accepted,
-            until: now,
-            times: 0,
-            out: false,
-            missing_since: None,
-        });
-        entry.times = entry.times.saturating_add(1);
-        let times = entry.times;
-        *entry = Entry { since: accepted, until: wait(times), times, out: false, missing_since: None };
+        let times = self.chunks.get(&chunk).map_or(1, |entry| entry.times.saturating_add(1));
+        let entry = Entry { since: accepted, until: wait(times), times, out: false, missing_since: None, events };
+        self.chunks.insert(chunk, entry);
     }
 
     /// Whether a chunk is to be stepped over.
@@ -130,6 +125,20 @@ impl Aside {
         self.suspects.retain(|event, _| event.origin != origin);
     }
 
+    /// How many events are stepped over now, and when the first of them will be tried again; `None` if none is.
+    pub(super) fn stepped_over(&self, accepted: u64, now: Instant) -> Option<(u64, Instant)> {
+        let held = self.chunks.values().filter(|entry| !entry.out && !entry.is_due(accepted, now));
+        held.fold(None, |sum, entry| match sum {
+            None => Some((entry.events, entry.until)),
+            Some((events, until)) => Some((events.saturating_add(entry.events), entry.until.min(until))),
+        })
+    }
+
+    /// Whether an event was refused alone, and nothing was accepted since.
+    pub(super) fn has_unproven_suspects(&self, accepted: u64) -> bool {
+        self.suspects.values().any(|&since| since == accepted)
+    }
+
     /// Remembers that an event was refused alone, `since` so many acceptances.
     pub(super) fn suspect(&mut self, event: EventId, since: u64) {
         if self.suspects.len() >= MAX_ENTRIES {
@@ -166,7 +175,7 @@ mod tests {
     #[test]
     fn what_cannot_be_found_for_a_minute_is_forgotten() {
         let (mut aside, now) = (Aside::default(), Instant::now());
-        aside.put(CHUNK, 5, now, |_| now + Duration::from_secs(30));
+        aside.put(CHUNK, 1, 5, |_| now + Duration::from_secs(30));
         let after = |seconds| now + Duration::from_secs(seconds);
         aside.forget_vanished(5, after(29));
         aside.forget_vanished(5, after(31));
@@ -180,12 +189,14 @@ mod tests {
     fn evidence_brings_a_chunk_back_once_and_then_only_time_does() {
         let (mut aside, now) = (Aside::default(), Instant::now());
         let later = |times: u32| now + Duration::from_secs(30) * times;
-        aside.put(CHUNK, 5, now, later);
+        aside.put(CHUNK, 3, 5, later);
         assert!(aside.holds(CHUNK, 5, now) && !aside.any_due(5, now));
         assert!(!aside.holds(CHUNK, 6, now) && aside.any_due(6, now));
         assert!(aside.take_out(CHUNK));
         assert!(!aside.any_due(6, now), "it is out already");
-        aside.put(CHUNK, 6, now, later);
+        assert_eq!(aside.stepped_over(6, now), None);
+        aside.put(CHUNK, 2, 6, later);
+        assert_eq!(aside.stepped_over(99, now), Some((2, now + Duration::from_secs(60))));
         assert!(aside.holds(CHUNK, 99, now));
         assert_eq!(aside.next_due(now), Some(now + Duration::from_secs(60)));
         assert!(!aside.holds(CHUNK, 6, now + Duration::from_secs(60)));
@@ -197,6 +208,7 @@ mod tests {
         aside.suspect(event, 3);
         aside.suspect(event, 9);
         assert_eq!(aside.suspected_since(event), Some(3));
+        assert!(aside.has_unproven_suspects(3) && !aside.has_unproven_suspects(4));
         aside.forget(CHUNK, 2..=5);
         assert!(aside.has_suspects());
         aside.forget(CHUNK, 0..=1);

@@ -10,16 +10,16 @@ use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
-use super::flush::{Endpoint, FlushOutcome, Flushes, Totals};
-use super::handle::{FlushDone, Shared, call};
+use super::episode::Episode;
+use super::flush::{Endpoint, Flushes};
+use super::handle::{Done, Shared, call};
 use super::intake::Intake;
 use super::pace::{Pace, Permit, Ticket};
 use super::split::{Split, Turn};
+use super::stop::Stop;
 pub(super) use super::timers::now;
 use super::timers::sleep_until;
-use super::{
-    DeliveryHandle, DeliveryOptions, DeliveryState, Notice, OnDelivery, PaceState, Report, Source, SourceError,
-};
+use super::{DeliveryHandle, DeliveryOptions, DeliveryState, Hears, Notice, PaceState, Report, Source, SourceError};
 use crate::clock::{Clock, WallNanos};
 use crate::entropy::random_u64;
 use crate::transport::{Post, Response, TransportError};
@@ -37,8 +37,8 @@ pub(crate) struct EngineParts {
     pub(crate) clock: Clock,
     /// Hears of everything.
     pub(crate) report: Report,
-    /// The program's own ear.
-    pub(crate) on_delivery: Option<OnDelivery>,
+    /// Hears of each answer that decides over events.
+    pub(crate) on_delivery: Option<Arc<dyn Hears>>,
     /// What `PaceState::next_attempt` was in an earlier life.
     pub(crate) next_attempt: Option<WallNanos>,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Engine {
     pub(super) options: DeliveryOptions,
     pub(super) clock: Clock,
     pub(super) report: Report,
-    pub(super) on_delivery: Option<OnDelivery>,
+    pub(super) on_delivery: Option<Arc<dyn Hears>>,
     pub(super) intake: Intake,
     pub(super) split: Split,
     pub(super) pace: Pace,
@@ -63,10 +63,11 @@ pub(crate) struct Engine {
     pub(super) requests: JoinSet<Result<Response, TransportError>>,
     pub(super) under_way: HashMap<Id, (Batch, Ticket)>,
     flushes: Flushes,
-    /// Until when to go on.
-    stop: Option<Instant>,
-    /// The endpoint failed while we are stopping: no more attempts.
-    gave_up: bool,
+    pub(super) stop: Option<Stop>,
+    /// What was told since the endpoint last worked.
+    pub(super) episode: Episode,
+    /// Why sending is paused, if it is.
+    pub(super) pause_reason: String,
     next_attempt: Option<WallNanos>,
     /// What failed, to be sent again as the same request (`again.rs`).
     pub(super) again: Option<Batch>,
@@ -82,7 +83,7 @@ impl Engine {
             pace: Pace::new(pace_options),
             limits: BatchLimits::new(parts.options.max_batch_events, parts.options.max_batch_bytes),
             rng: random(),
-            state: DeliveryState::default(),
+            state: DeliveryState { failed_attempts: handle.state().failed_attempts, ..DeliveryState::default() },
             options: parts.options,
             clock: parts.clock,
             report: parts.report,
@@ -94,7 +95,8 @@ impl Engine {
             under_way: HashMap::new(),
             flushes: Flushes::default(),
             stop: None,
-            gave_up: false,
+            episode: Episode::default(),
+            pause_reason: String::new(),
             remembered: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
             next_attempt: parts.next_attempt,
             again: None,
@@ -133,16 +135,14 @@ impl Engine {
 
     /// Takes in what is asked. False: nothing more is to be done.
     fn hear(&mut self) -> bool {
-        let (committed, flushes, stops) = {
+        let (committed, flushes, deadline) = {
             let mut inbox = self.shared.inbox();
             if inbox.abandoned {
                 return false;
             }
             #[cfg(feature = "testing")]
             inbox.heard_all();
-            let stops = inbox.stop.is_some() && self.stop.is_none();
-            self.stop = inbox.stop;
-            (std::mem::take(&mut inbox.committed) || stops, std::mem::take(&mut inbox.flushes), stops)
+            (std::mem::take(&mut inbox.committed), std::mem::take(&mut inbox.flushes), inbox.stop)
         };
         if committed || !flushes.is_empty() {
             self.intake.expect_more();
@@ -150,29 +150,39 @@ impl Engine {
         for done in flushes {
             self.begin_flush(done);
         }
-        self.gave_up |= stops && self.pace.flush_is_futile(now());
+        match (&mut self.stop, deadline) {
+            (Some(stop), Some(deadline)) => stop.deadline = deadline,
+            (None, Some(deadline)) => self.begin_stop(deadline),
+            (_, None) => {}
+        }
         true
     }
 
-    fn begin_flush(&mut self, done: FlushDone) {
-        let totals = self.intake.totals;
+    fn begin_flush(&mut self, done: Done) {
         if self.pace.flush_is_futile(now()) {
-            let endpoint = self.endpoint();
-            self.call(done, totals, endpoint);
+            self.call([done]);
         } else {
-            self.flushes.push(self.intake.newest(), totals, done);
+            self.flushes.push(self.intake.newest(), done);
+        }
+    }
+
+    fn begin_stop(&mut self, deadline: Instant) {
+        self.stop = Some(Stop::new(deadline, self.intake.accepted));
+        self.intake.expect_more();
+        // Looked at now, though nothing may be sent perhaps: with nothing to send there is nothing to wait for.
+        if let Err(error) = self.intake.read(1, now(), &mut self.flushes) {
+            self.unreadable(&error);
         }
     }
 
     /// Starts what may be started.
     fn fill(&mut self) {
-        while !self.gave_up {
+        while !self.stop.as_ref().is_some_and(Stop::gave_up) {
             let now = now();
-            let eager = self.stop.is_some() || !self.flushes.is_empty();
             if self.intake.aside.any_due(self.intake.accepted, now) {
                 self.intake.expect_more();
             }
-            let Permit::Send { ticket, small } = self.pace.permit(now, self.under_way.len(), eager) else { break };
+            let Permit::Send { ticket, small } = self.permit(now) else { break };
             match self.next_batch(small, now) {
                 Ok(Some(batch)) => self.send(batch, ticket, now),
                 Ok(None) => break,
@@ -181,6 +191,20 @@ impl Engine {
                     break;
                 }
             }
+        }
+    }
+
+    /// Whether a request may go now.
+    fn permit(&self, now: Instant) -> Permit {
+        let Some(stop) = &self.stop else {
+            return self.pace.permit(now, self.under_way.len(), !self.flushes.is_empty());
+        };
+        if let Some(until) = stop.waits_until(now) {
+            return Permit::Wait(until);
+        }
+        match self.pace.permit(now, self.under_way.len(), true) {
+            Permit::Send { ticket, small } => Permit::Send { ticket: ticket.of_stop(), small },
+            other => other,
         }
     }
 
@@ -219,16 +243,16 @@ impl Engine {
     /// When to look again without being asked; `None` while nothing is pending.
     fn next_wake(&self) -> Option<Instant> {
         let now = now();
-        let eager = self.stop.is_some() || !self.flushes.is_empty();
         let aside = &self.intake.aside;
         let is_due = aside.any_due(self.intake.accepted, now);
         let has_work = is_due || self.has_work();
-        let paced = match self.pace.permit(now, self.under_way.len(), eager) {
+        let paced = match self.permit(now) {
             Permit::Wait(until) if has_work => Some(until),
             _ => None,
         };
         let readable = self.intake.unreadable_until().filter(|&at| has_work && at > now);
-        [paced, readable, aside.next_due(now), self.stop].into_iter().flatten().min()
+        let deadline = self.stop.as_ref().map(|stop| stop.deadline);
+        [paced, readable, aside.next_due(now), deadline].into_iter().flatten().min()
     }
 
     fn answer_flushes(&mut self) {
@@ -236,26 +260,28 @@ impl Engine {
             return;
         }
         let loaded: Vec<_> = self.intake.loaded.references().collect();
-        let endpoint = self.endpoint();
-        for (totals, done) in self.flushes.take_done(loaded.iter().copied()) {
-            self.call(done, totals, endpoint.clone());
-        }
+        let done = self.flushes.take_done(loaded.iter().copied());
+        self.call(done);
     }
 
     /// The endpoint is found down: everybody who waits is told.
     pub(super) fn fail_flushes(&mut self) {
-        let endpoint = self.endpoint();
-        for (totals, done) in self.flushes.take_all() {
-            self.call(done, totals, endpoint.clone());
-        }
-        self.gave_up |= self.stop.is_some();
+        let all = self.flushes.take_all();
+        self.call(all);
     }
 
-    fn call(&self, done: FlushDone, at_begin: Totals, endpoint: Endpoint) {
-        let totals = self.intake.totals;
-        let delivered = totals.delivered.saturating_sub(at_begin.delivered);
-        let buried = totals.buried.saturating_sub(at_begin.buried);
-        if !call(done, FlushOutcome { delivered, buried, endpoint }) {
+    /// Tells those whose flush is over. Whoever is told, and asks for statistics then, sees the same state.
+    fn call(&mut self, done: impl IntoIterator<Item = Done>) {
+        for (count, done) in done.into_iter().enumerate() {
+            if count == 0 {
+                self.publish();
+            }
+            self.tell_end(done, self.endpoint());
+        }
+    }
+
+    fn tell_end(&self, done: Done, endpoint: Endpoint) {
+        if !call(done, endpoint) {
             (self.report)(Notice::CallbackPanicked);
         }
     }
@@ -264,9 +290,9 @@ impl Engine {
         let reason = format!("{error}: {}", error.0);
         (self.report)(Notice::QueueUnreadable { reason: reason.clone() });
         self.state.last_error = Some(reason.clone());
-        let endpoint = Endpoint::Down { reason, until: None };
-        for (totals, done) in self.flushes.take_all() {
-            self.call(done, totals, endpoint.clone());
+        self.publish();
+        for done in self.flushes.take_all() {
+            self.tell_end(done, Endpoint::Down { reason: reason.clone(), until: None });
         }
     }
 
@@ -276,16 +302,36 @@ impl Engine {
     }
 
     fn is_over(&self) -> bool {
-        let Some(deadline) = self.stop else { return false };
-        let is_done = self.gave_up || !self.has_work();
-        now() >= deadline || (is_done && self.under_way.is_empty())
+        let Some(stop) = &self.stop else { return false };
+        let now = now();
+        let (hold, unreadable) = (self.pace.active_hold(now), self.intake.unreadable_until());
+        let next = [hold, unreadable, stop.waits_until(now)].into_iter().flatten().max();
+        let is_done = stop.gave_up() || !self.has_work() || next.is_some_and(|next| next >= stop.deadline);
+        now >= stop.deadline || (is_done && self.under_way.is_empty())
     }
 
     fn settle_all(&mut self) {
+        self.shared.inbox().found = Some(self.found_by_stop());
         self.requests.abort_all();
         self.intake.close_all(now());
         self.answer_flushes();
         self.publish();
+    }
+}
+
+impl Engine {
+    /// Why a stop leaves what it leaves.
+    fn found_by_stop(&self) -> Endpoint {
+        let is_silent = |stop: &Stop| !self.under_way.is_empty() && stop.has_had_no_success(self.intake.accepted);
+        match self.endpoint() {
+            Endpoint::Up if self.stop.as_ref().is_some_and(is_silent) => {
+                Endpoint::Down { reason: "no answer before the time was up".to_owned(), until: None }
+            }
+            _ if self.intake.unreadable_until().is_some() => {
+                Endpoint::Down { reason: self.state.last_error.clone().unwrap_or_default(), until: None }
+            }
+            endpoint => endpoint,
+        }
     }
 }
 
@@ -295,8 +341,8 @@ impl Drop for Engine {
         for chunk in self.intake.loaded.references() {
             self.source.give_back(chunk);
         }
-        for (totals, done) in self.flushes.take_all() {
-            self.call(done, totals, Endpoint::Stopped);
+        for done in self.flushes.take_all() {
+            self.tell_end(done, Endpoint::Stopped);
         }
         self.shared.close();
     }

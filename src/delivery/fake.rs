@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ChunkRef, Compression, DeliveryOptions, PaceState, Settlement, Source, SourceError};
+use super::{ChunkRef, Compression, Delivery, DeliveryOptions, Hears, PaceState, Settlement, Source, SourceError};
 use crate::event::{Event, Stamp};
 use crate::record::frame;
 use crate::store::{Chunk, ChunkKey, DeadRecord};
@@ -40,6 +40,19 @@ pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>
     let key = ChunkKey { lane, first_seq };
     let count = u32::try_from(records.len()).unwrap();
     (ChunkRef { origin, key }, Chunk { key, count, salt: 7, carried_at: 0, frames: frames.into() })
+}
+
+/// A program that listens.
+pub(super) struct Ear<F>(pub(super) F);
+
+impl<F: Fn(&Delivery<'_>) + Send + Sync + 'static> Hears for Ear<F> {
+    fn is_listening(&self) -> bool {
+        true
+    }
+
+    fn hear(&self, delivery: &Delivery<'_>) {
+        self.0(delivery);
+    }
 }
 
 /// What the queue holds, and what became of the rest.

@@ -4,21 +4,10 @@
 //! reading has got beyond these and none of them is in memory any more. New events keep coming; they are not its business.
 
 use super::ChunkRef;
-use super::handle::FlushDone;
+use super::handle::Done;
 use crate::clock::WallNanos;
 
-/// What a flush found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FlushOutcome {
-    /// Events that PostHog took since the flush began, whoever asked for it.
-    pub(crate) delivered: u64,
-    /// Events that went to the dead letters meanwhile.
-    pub(crate) buried: u64,
-    /// How the endpoint is.
-    pub(crate) endpoint: Endpoint,
-}
-
-/// The endpoint, as a flush found it.
+/// The endpoint, as a flush or a stop found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     /// It works.
@@ -30,10 +19,17 @@ pub(crate) enum Endpoint {
         /// When the next attempt is due.
         until: Option<WallNanos>,
     },
+    /// It answers, and has refused what remains of the queue; nothing that it took since shows that the events are to blame.
+    Refusing {
+        /// What the last refusal said.
+        reason: String,
+    },
     /// It refuses the key or the quota; the events stay queued.
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
+        /// In the words of whoever refused.
+        reason: String,
         /// When the next attempt is due.
         until: Option<WallNanos>,
     },
@@ -41,20 +37,10 @@ pub(crate) enum Endpoint {
     Stopped,
 }
 
-/// Events delivered and buried so far in this life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
-    /// PostHog took them.
-    pub(super) delivered: u64,
-    /// PostHog never will.
-    pub(super) buried: u64,
-}
-
 struct Waiter {
     /// The newest chunk of each origin and lane, and whether the reading has got beyond it.
     limits: Vec<(ChunkRef, bool)>,
-    at_begin: Totals,
-    done: FlushDone,
+    done: Done,
 }
 
 /// All who wait.
@@ -65,8 +51,8 @@ pub(super) struct Flushes {
 
 impl Flushes {
     /// Somebody waits from now on.
-    pub(super) fn push(&mut self, newest: Vec<ChunkRef>, at_begin: Totals, done: FlushDone) {
-        self.waiters.push(Waiter { limits: newest.into_iter().map(|limit| (limit, false)).collect(), at_begin, done });
+    pub(super) fn push(&mut self, newest: Vec<ChunkRef>, done: Done) {
+        self.waiters.push(Waiter { limits: newest.into_iter().map(|limit| (limit, false)).collect(), done });
     }
 
     /// Whether nobody waits.
@@ -89,19 +75,19 @@ impl Flushes {
     }
 
     /// Takes out those that are over, given the chunks in memory.
-    pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<(Totals, FlushDone)> {
+    pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<Done> {
         let is_done = |waiter: &mut Waiter| {
             waiter.limits.iter().all(|&(limit, passed)| {
                 let pending = |chunk: ChunkRef| same_lane(limit, chunk) && chunk.key <= limit.key;
                 passed && !loaded.clone().any(pending)
             })
         };
-        self.waiters.extract_if(.., is_done).map(|waiter| (waiter.at_begin, waiter.done)).collect()
+        self.waiters.extract_if(.., is_done).map(|waiter| waiter.done).collect()
     }
 
     /// Takes out all.
-    pub(super) fn take_all(&mut self) -> Vec<(Totals, FlushDone)> {
-        self.waiters.drain(..).map(|waiter| (waiter.at_begin, waiter.done)).collect()
+    pub(super) fn take_all(&mut self) -> Vec<Done> {
+        self.waiters.drain(..).map(|waiter| waiter.done).collect()
     }
 }
 
@@ -124,7 +110,7 @@ mod tests {
 
     fn flush_up_to(newest: &[ChunkRef]) -> Flushes {
         let mut flushes = Flushes::default();
-        flushes.push(newest.to_vec(), Totals::default(), Box::new(|_| ()));
+        flushes.push(newest.to_vec(), Box::new(|_| ()));
         flushes
     }
 

@@ -7,13 +7,11 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::flush::{Endpoint, FlushOutcome};
+use super::flush::Endpoint;
 use super::state::DeliveryState;
 
-/// Told how a flush went.
-pub(crate) type FlushDone = Box<dyn FnOnce(FlushOutcome) + Send>;
-/// Told that the engine has stopped.
-pub(crate) type StopDone = Box<dyn FnOnce() + Send>;
+/// Told how the endpoint was found, at the end of a flush or of the engine.
+pub(crate) type Done = Box<dyn FnOnce(Endpoint) + Send>;
 
 /// The engine, from outside. Clones are the same engine. No call waits.
 #[derive(Clone)]
@@ -53,23 +51,23 @@ impl DeliveryHandle {
     }
 
     /// Sends what is committed now; `done` is called on the engine's task, or here if the engine has ended.
-    pub(crate) fn flush(&self, done: FlushDone) {
+    pub(crate) fn flush(&self, done: Done) {
         let mut done = Some(done);
         self.ask(|inbox| inbox.flushes.extend(done.take_if(|_| !inbox.closed)));
         if let Some(done) = done {
-            call(done, FlushOutcome { delivered: 0, buried: 0, endpoint: Endpoint::Stopped });
+            call(done, Endpoint::Stopped);
         }
     }
 
     /// Delivers what it can until `deadline`, settles what is known, and ends. A second call can only bring the deadline forward.
-    pub(crate) fn stop(&self, deadline: Instant, done: StopDone) {
+    pub(crate) fn stop(&self, deadline: Instant, done: Done) {
         let mut done = Some(done);
         self.ask(|inbox| {
             inbox.stop = Some(inbox.stop.map_or(deadline, |earlier| earlier.min(deadline)));
             inbox.stopped.extend(done.take_if(|_| !inbox.closed));
         });
         if let Some(done) = done {
-            let _ = catch_unwind(AssertUnwindSafe(done));
+            call(done, Endpoint::Stopped);
         }
     }
 
@@ -127,11 +125,13 @@ pub(super) struct Inbox {
     /// There are new chunks.
     pub(super) committed: bool,
     /// Who began a flush.
-    pub(super) flushes: Vec<FlushDone>,
+    pub(super) flushes: Vec<Done>,
     /// Until when to go on.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.
-    pub(super) stopped: Vec<StopDone>,
+    pub(super) stopped: Vec<Done>,
+    /// How a stop that came to its end found the endpoint.
+    pub(super) found: Option<Endpoint>,
     /// To end at once.
     pub(super) abandoned: bool,
     closed: bool,
@@ -179,21 +179,22 @@ impl Shared {
 
     /// Nothing is taken any more; who still waits is told. Also reached when the runtime drops the engine's task.
     pub(super) fn close(&self) {
-        let (flushes, stopped) = {
+        let (flushes, stopped, found) = {
             let mut inbox = self.inbox();
             inbox.closed = true;
-            (std::mem::take(&mut inbox.flushes), std::mem::take(&mut inbox.stopped))
+            let found = inbox.found.take().unwrap_or(Endpoint::Stopped);
+            (std::mem::take(&mut inbox.flushes), std::mem::take(&mut inbox.stopped), found)
         };
         for done in flushes {
-            call(done, FlushOutcome { delivered: 0, buried: 0, endpoint: Endpoint::Stopped });
+            call(done, Endpoint::Stopped);
         }
         for done in stopped {
-            let _ = catch_unwind(AssertUnwindSafe(done));
+            call(done, found.clone());
         }
     }
 }
 
 /// Calls back; a panic there is not the engine's. False if there was one.
-pub(super) fn call(done: FlushDone, outcome: FlushOutcome) -> bool {
-    catch_unwind(AssertUnwindSafe(|| done(outcome))).is_ok()
+pub(super) fn call(done: Done, endpoint: Endpoint) -> bool {
+    catch_unwind(AssertUnwindSafe(|| done(endpoint))).is_ok()
 }

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 
 use super::aside::{Aside, EventId};
 use super::batch::{Batch, BatchLimits, json_estimate};
-use super::flush::{Flushes, Totals};
+use super::flush::Flushes;
 use super::loaded::{Closed, Loaded, Slice};
 use super::pace::{PaceOptions, park_time};
 use super::{ChunkRef, Settlement, Source, SourceError};
@@ -32,8 +32,6 @@ pub(super) struct Intake {
     pub(super) aside: Aside,
     /// Acceptances so far: the clock by which evidence is told.
     pub(super) accepted: u64,
-    /// Events settled so far.
-    pub(super) totals: Totals,
     /// Read, and in no batch yet.
     ready: VecDeque<Slice>,
     /// Suspects that are due.
@@ -56,7 +54,6 @@ impl Intake {
             loaded: Loaded::default(),
             aside: Aside::default(),
             accepted: 0,
-            totals: Totals::default(),
             ready: VecDeque::new(),
             due: Vec::new(),
             avoid: HashSet::new(),
@@ -236,7 +233,7 @@ impl Intake {
             Some(rest) if closed.set_aside => {
                 let (options, rng) = (&self.options, &mut self.rng);
                 self.aside.rename(closed.chunk, rest);
-                self.aside.put(rest, self.accepted, now, |times| now + park_time(options, times, rng));
+                self.aside.put(rest, closed.open, self.accepted, |times| now + park_time(options, times, rng));
                 // Evidence may have come while the rest of the chunk was still under way.
                 self.more |= self.aside.any_due(self.accepted, now);
             }
@@ -255,8 +252,6 @@ impl Intake {
     }
 
     fn hand_over(&mut self, settlement: Settlement) {
-        self.totals.delivered += settlement.delivered;
-        self.totals.buried += settlement.buried.len() as u64;
         self.source.settle(settlement);
         crash_point::reach("delivery.settled");
     }

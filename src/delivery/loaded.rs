@@ -73,6 +73,8 @@ pub(super) struct Closed {
     pub(super) chunk: ChunkRef,
     /// The name under which the rest will be read again; `None` if nothing remains.
     pub(super) rest: Option<ChunkRef>,
+    /// How many records that is.
+    pub(super) open: u64,
     /// The rest is not to be read again at once.
     pub(super) set_aside: bool,
     /// The sequence numbers it had.
@@ -210,6 +212,7 @@ impl Loaded {
         let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
         let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
         let is_decided = open.is_empty() || delivered > 0 || !chunk.buried.is_empty();
+        let remaining = open.len() as u64;
         let rest = open.first().map(|&first| match is_decided {
             true => ChunkRef { key: ChunkKey { first_seq: first, ..reference.key }, ..reference },
             false => reference,
@@ -222,7 +225,7 @@ impl Loaded {
             buried: chunk.buried,
             keep: Some(open).filter(|open| !open.is_empty()),
         });
-        Some(Closed { settlement, chunk: reference, rest, set_aside: chunk.set_aside, seqs })
+        Some(Closed { settlement, chunk: reference, rest, open: remaining, set_aside: chunk.set_aside, seqs })
     }
 
     fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {

@@ -26,7 +26,9 @@
 //!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
-//!   answers at once if the last failure is less than a second old.
+//!   answers at once if the last failure is less than a second old. State is published before it is told.
+//! * `stop` makes attempts of its own (`stop.rs`), the first at once, at most a cycle of them, as far as its deadline allows.
+//! * Of an outage each kind of failure is told once, and parks ever more rarely (`episode.rs`).
 //!
 //! # Rules
 //!
@@ -45,6 +47,7 @@ mod body;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod episode;
 #[cfg(test)]
 mod fake;
 mod flush;
@@ -52,6 +55,8 @@ mod handle;
 mod intake;
 mod loaded;
 mod notice;
+#[cfg(test)]
+mod outage_tests;
 mod outcome;
 mod pace;
 #[cfg(test)]
@@ -61,6 +66,7 @@ mod results;
 mod send;
 mod split;
 mod state;
+mod stop;
 mod supervise;
 mod timers;
 #[cfg(test)]
@@ -76,7 +82,7 @@ use crate::store::{Chunk, ChunkKey, DeadRecord};
 
 pub(crate) use body::Compression;
 pub(crate) use engine::EngineParts;
-pub(crate) use flush::{Endpoint, FlushOutcome};
+pub(crate) use flush::Endpoint;
 pub(crate) use handle::DeliveryHandle;
 pub(crate) use notice::Notice;
 pub(crate) use pace::PaceOptions;
@@ -135,8 +141,17 @@ pub(crate) struct Settlement {
     pub(crate) keep: Option<Vec<u64>>,
 }
 
-/// Called for each answer that decides over events.
+/// The program's own ear, called for each answer that decides over events.
 pub(crate) type OnDelivery = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
+
+/// Hears of each answer that decides over events.
+pub(crate) trait Hears: Send + Sync + 'static {
+    /// Whether anybody is told at the moment; if not, nothing is gathered that could be told.
+    fn is_listening(&self) -> bool;
+
+    /// Some events are decided.
+    fn hear(&self, delivery: &Delivery<'_>);
+}
 
 /// Hears of everything a human might want to know; logging and its rate limits are not ours.
 pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum Notice {
-    /// A success that is not PostHog's: a captive portal, a wrong host. The events stay queued.
+    /// A success that is not PostHog's: a captive portal, a wrong host. The events stay queued. Once per episode.
     NotPostHog {
         /// Its status.
         status: u16,
@@ -17,15 +17,17 @@ pub(crate) enum Notice {
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
-        /// The server's words.
+        /// In the words of whoever answered.
         reason: String,
+        /// They are PostHog's.
+        by_posthog: bool,
     },
-    /// The endpoint answered with a failure.
+    /// The endpoint answered with a failure; once per episode.
     ServerFailed {
         /// Its status.
         status: u16,
-        /// The beginning of its body.
-        snippet: String,
+        /// What that means, and the beginning of its body.
+        text: String,
     },
     /// PostHog took events and has something to say about them; once for each answer and text.
     Warned {
@@ -36,26 +38,31 @@ pub(crate) enum Notice {
         /// What it says.
         details: String,
     },
-    /// PostHog could not take these events this time.
+    /// PostHog could not take these events this time; once per episode.
     AskedAgain {
         /// How many.
         events: u64,
         /// What it says of the first.
         reason: String,
     },
-    /// No answer.
+    /// No answer; once per episode.
     TransportFailed {
         /// The chain of errors.
         reason: String,
     },
-    /// The attempts of a cycle are spent; nothing is sent for a while.
+    /// The attempts of a cycle are spent; nothing is sent for a while. Told when the number of parks in an episode has doubled.
     Parked {
         /// For how long.
         seconds: u64,
+        /// Attempts that failed since the last success.
+        attempts: u32,
+        /// What the last of them met.
+        reason: String,
     },
     /// The endpoint works again; once per episode.
     Recovered,
-    /// An event was refused, and there is no evidence yet that the event is to blame: it stays queued and is stepped over.
+    /// An event was refused, and there is no evidence yet that the event is to blame: it stays queued and is stepped over. Once for each
+    /// event.
     Suspected {
         /// Which.
         uuid: Uuid,
@@ -64,7 +71,7 @@ pub(crate) enum Notice {
         /// The refusal's words.
         reason: String,
     },
-    /// Nothing was accepted between many refusals: taken for an outage.
+    /// Nothing was accepted between many refusals: taken for an outage. Counted and told as a park.
     RefusingEverything {
         /// The last refusal's status.
         status: u16,

@@ -28,6 +28,9 @@ const REFUSALS: [&str; 11] = [
     "invalid event could not be processed",
 ];
 
+/// The beginnings of what PostHog says in plain text when it refuses the key or the quota.
+const PAUSES: [&str; 3] = ["api key is not valid", "project api key", "billing limit"];
+
 /// What to do about an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -58,6 +61,8 @@ pub(super) enum Outcome {
         status: u16,
         /// The server's words.
         reason: String,
+        /// They are PostHog's; else somebody on the way may have answered.
+        by_posthog: bool,
     },
     /// An outage.
     Failed {
@@ -86,7 +91,7 @@ pub(super) fn judge(response: &Response, protocol: Protocol) -> Outcome {
             None => failed(),
         },
         400 | 413 => {
-            let by_posthog = is_refusal(json.as_ref(), &response.body);
+            let by_posthog = is_error_object(json.as_ref()) || begins_with(&REFUSALS, &response.body);
             // Whoever finds a request too large will take a smaller one; a stranger's 400 says nothing about its parts.
             if by_posthog || status == 413 {
                 Outcome::Refused { status, reason: reason(&response.body), by_posthog }
@@ -94,7 +99,10 @@ pub(super) fn judge(response: &Response, protocol: Protocol) -> Outcome {
                 failed()
             }
         }
-        401..=403 | 415 => Outcome::Paused { status, reason: reason(&response.body) },
+        401..=403 | 415 => {
+            let by_posthog = is_error_object(json.as_ref()) || begins_with(&PAUSES, &response.body);
+            Outcome::Paused { status, reason: reason(&response.body), by_posthog }
+        }
         _ => failed(),
     }
 }
@@ -109,13 +117,38 @@ fn is_acceptance(body: &Value) -> bool {
     status_is_good || body.get("results").is_some_and(Value::is_object)
 }
 
-/// PostHog's error objects have one of these members; the capture service's plain texts are known.
-fn is_refusal(json: Option<&Value>, body: &[u8]) -> bool {
-    let is_error_object = json.is_some_and(|json| {
+/// PostHog's error objects have one of these members.
+fn is_error_object(json: Option<&Value>) -> bool {
+    json.is_some_and(|json| {
         ["error", "detail", "code", "error_description"].iter().any(|key| json.get(key).is_some_and(Value::is_string))
-    });
+    })
+}
+
+/// The capture service's plain texts are known.
+fn begins_with(known: &[&str], body: &[u8]) -> bool {
     let text = String::from_utf8_lossy(body.get(..MAX_REASON_BYTES).unwrap_or(body)).trim_start().to_lowercase();
-    is_error_object || REFUSALS.iter().any(|words| text.starts_with(words))
+    known.iter().any(|words| text.starts_with(words))
+}
+
+/// A failure in one line, for a human. What it may come from stands before the body, which may be a whole page of HTML.
+pub(super) fn describe(status: u16, reason: &str) -> String {
+    let hint = match status {
+        200..=399 | 404 | 405 => {
+            " (not PostHog's answer; check Config::host: it must be the ingestion host, without /batch)"
+        }
+        _ => "",
+    };
+    let colon = if reason.is_empty() { "" } else { ": " };
+    format!("HTTP status {status}{hint}{colon}{reason}")
+}
+
+/// A pause in one line, for a human.
+pub(super) fn describe_pause(status: u16, reason: &str, by_posthog: bool) -> String {
+    if by_posthog {
+        return format!("HTTP status {status}: {reason}");
+    }
+    let said = if reason.is_empty() { "no text" } else { reason };
+    format!("HTTP status {status}, not in PostHog's words; check Config::host and proxies on the way: {said}")
 }
 
 fn quota_limited(body: &Value) -> Vec<String> {
@@ -231,6 +264,33 @@ mod tests {
         ] {
             assert_eq!(kind(&answer(status, body, Protocol::V1)), expected, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn a_pause_knows_whether_it_is_posthog_that_refuses() {
+        for (status, body, expected) in [
+            (401, "API key is not valid: not_ascii", true),
+            (402, r#"{"error":"billing_limit_exceeded"}"#, true),
+            (401, r#"{"type":"authentication_error","code":"invalid_api_key","detail":"..","attr":null}"#, true),
+            (415, r#"{"error":"unsupported_content_type"}"#, true),
+            (403, "<html>Attention Required! | Cloudflare</html>", false),
+            (403, "", false),
+            (401, "Authorization required", false),
+        ] {
+            let Outcome::Paused { by_posthog, reason, .. } = of(status, body) else { panic!("{status} {body}") };
+            assert_eq!(by_posthog, expected, "{status} {body}");
+            assert_eq!(describe_pause(status, &reason, by_posthog).contains("Config::host"), !expected);
+        }
+    }
+
+    #[test]
+    fn a_wrong_host_is_hinted_at_before_the_page_it_shows() {
+        for (status, is_hinted) in [(200, true), (301, true), (404, true), (405, true), (400, false), (503, false)] {
+            let text = describe(status, "<html>");
+            assert_eq!(text.contains("ingestion host, without /batch"), is_hinted, "{text}");
+            assert!(text.ends_with(": <html>"), "{text}");
+        }
+        assert_eq!(describe(503, ""), "HTTP status 503");
     }
 
     #[test]

@@ -53,8 +53,22 @@ impl Default for PaceOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     round: u64,
-    /// Sent ahead of its time for a flush: its failure spends nothing.
+    /// Sent ahead of its time for a flush or a stop: its failure spends nothing.
     forced: bool,
+    /// Sent after a stop began.
+    of_stop: bool,
+}
+
+impl Ticket {
+    /// For a request that is sent after a stop began.
+    pub(super) fn of_stop(self) -> Self {
+        Self { of_stop: true, ..self }
+    }
+
+    /// Whether it was sent after a stop began.
+    pub(super) fn is_of_stop(self) -> bool {
+        self.of_stop
+    }
 }
 
 /// Whether a request may go now.
@@ -134,12 +148,12 @@ impl Pace {
         }
     }
 
-    /// Whether a request may go. `eager`: somebody waits for a flush.
+    /// Whether a request may go. `eager`: somebody waits for a flush or a stop.
     pub(super) fn permit(&self, now: Instant, in_flight: usize, eager: bool) -> Permit {
         if let Some(hold) = self.active_hold(now) {
             return Permit::Wait(hold);
         }
-        let send = |small, forced| Permit::Send { ticket: Ticket { round: self.round, forced }, small };
+        let send = |small, forced| Permit::Send { ticket: Ticket { round: self.round, forced, of_stop: false }, small };
         let until = match self.health {
             Health::Up if in_flight < self.window.min(self.options.max_in_flight.max(1)) => return send(false, false),
             Health::Up => return Permit::Full,
@@ -177,32 +191,44 @@ impl Pace {
         }
     }
 
-    /// A request failed.
-    pub(super) fn failed(&mut self, now: Instant, ticket: Ticket, retry_after: Option<Duration>, rng: &mut impl Rng) {
+    /// A request failed. False if that is no news: it was sent before a failure that is known.
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        retry_after: Option<Duration>,
+        rng: &mut impl Rng,
+    ) -> bool {
         let asked = retry_after.filter(|wait| !wait.is_zero()).map(|wait| self.hold_back(now, wait, rng));
         if !self.ends_round(now, ticket) {
-            return;
+            return false;
+        }
+        if ticket.forced {
+            return true;
         }
         self.failures_of_cycle = self.failures_of_cycle.saturating_add(1);
         if self.failures_of_cycle > self.options.max_retries {
             self.park(now, rng);
         } else {
-            let doublings = self.failures_of_cycle.saturating_sub(1).min(20);
-            let longest = self.options.first_backoff.saturating_mul(1 << doublings).min(self.options.max_backoff);
-            let wait = jitter(Duration::ZERO, longest, rng).max(MIN_BACKOFF);
+            let wait = backoff(&self.options, self.failures_of_cycle, rng);
             self.health = Health::Backoff { until: asked.unwrap_or(now + wait) };
         }
+        true
     }
 
-    /// The key or the quota was refused. Says whether that begins an episode.
+    /// The key or the quota was refused. False if that is no news, as for `failed`.
     pub(super) fn paused(&mut self, now: Instant, ticket: Ticket, status: u16, rng: &mut impl Rng) -> bool {
         if !self.ends_round(now, ticket) {
             return false;
         }
-        let begins = !matches!(self.health, Health::Paused { .. });
-        let until = self.wait_until(now, rng);
+        let until = match self.health {
+            Health::Backoff { until } | Health::Parked { until } | Health::Paused { until, .. } if ticket.forced => {
+                until
+            }
+            _ => self.wait_until(now, rng),
+        };
         self.health = Health::Paused { status, until };
-        begins
+        true
     }
 
     /// Nothing that was sent is acceptable: an outage that looks like refusals.
@@ -249,7 +275,7 @@ impl Pace {
         self.consecutive_failures
     }
 
-    /// Ends the round of `ticket`, once. False if that request's failure is to change nothing else.
+    /// Ends the round of `ticket`. False if that has ended already: then the request's failure changes nothing more.
     fn ends_round(&mut self, now: Instant, ticket: Ticket) -> bool {
         if ticket.round != self.round {
             return false;
@@ -258,7 +284,7 @@ impl Pace {
         self.window = 1;
         self.last_failure = Some(now);
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
-        !ticket.forced
+        true
     }
 
     fn hold_back(&mut self, now: Instant, wait: Duration, rng: &mut impl Rng) -> Instant {
@@ -280,6 +306,13 @@ impl Pace {
         self.waits = self.waits.saturating_add(1);
         now + park_time(&self.options, self.waits, rng)
     }
+}
+
+/// The wait after the `nth` failure in a row, from 1.
+pub(super) fn backoff(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> Duration {
+    let doublings = nth.saturating_sub(1).min(20);
+    let longest = options.first_backoff.saturating_mul(1 << doublings).min(options.max_backoff);
+    jitter(Duration::ZERO, longest, rng).max(MIN_BACKOFF)
 }
 
 /// The `nth` wait in a row between two cycles, from 1: 30-60 s, 60-120 s, and so on up to 150-300 s.

@@ -169,12 +169,25 @@ fn a_pause_is_one_episode_of_small_probes_further_and_further_apart() {
     for _ in 0..6 {
         let (ticket, small, waited) = world.next();
         waits.push(waited.as_secs());
-        assert!(small && !world.pace.paused(world.now, ticket, 401, &mut world.rng));
+        assert!(small && world.pace.paused(world.now, ticket, 401, &mut world.rng));
     }
     assert!((30..=60).contains(&waits[0]) && waits.iter().all(|wait| *wait <= 300) && waits[5] >= 150, "{waits:?}");
     let (ticket, ..) = world.next();
     assert!(world.pace.accepted(ticket));
     assert_eq!(world.pace.health(), Health::Up);
+}
+
+#[test]
+fn a_flush_that_finds_the_key_refused_during_a_park_spends_nothing_of_the_wait() {
+    let mut world = World::new(9);
+    for _ in 0..4 {
+        let (ticket, ..) = world.next();
+        world.fail(ticket, None);
+    }
+    let Health::Parked { until } = world.pace.health() else { panic!("not parked") };
+    let forced = world.force();
+    assert!(world.pace.paused(world.now, forced, 401, &mut world.rng));
+    assert_eq!(world.pace.health(), Health::Paused { status: 401, until });
 }
 
 #[test]

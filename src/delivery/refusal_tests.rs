@@ -62,7 +62,11 @@ async fn an_endpoint_that_refuses_everything_buries_nothing() {
 async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
     let rig = Rig::start(queue_of(1, 1), refusing(&[1]));
     let outcome = rig.flush().await;
-    assert_eq!((outcome.buried, outcome.endpoint), (0, Endpoint::Up));
+    let reason = "HTTP status 400: event submitted with an empty event name".to_owned();
+    assert_eq!((outcome.buried, outcome.endpoint), (0, Endpoint::Refusing { reason }));
+    let state = rig.handle.state();
+    assert!(matches!(state.phase, Phase::SteppedOver { .. }), "{state:?}");
+    assert_eq!((state.suspected, state.consecutive_failures), (1, 0));
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 1, "it is not retried without evidence");
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 1);
@@ -70,6 +74,37 @@ async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.buried()), (1, vec![1]));
     assert_eq!(rig.endpoint.seen().len(), 3);
+    rig.until(|rig| rig.handle.state().phase == Phase::Idle).await;
+    assert_eq!((rig.handle.state().suspected, rig.flush().await.endpoint), (0, Endpoint::Up));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_queue_of_which_everything_is_refused_does_not_look_healthy() {
+    for reply in [Reply::new(400, r#"{"detail":"nope"}"#), Reply::new(413, "<html>too large</html>")] {
+        let said = format!("HTTP status {}: {}", reply.status, reply.body);
+        let rig = Rig::start(queue_of(1, 3), move |_| reply.clone());
+        assert_eq!(rig.flush().await.endpoint, Endpoint::Refusing { reason: said.clone() });
+        let state = rig.handle.state();
+        assert!(matches!(state.phase, Phase::SteppedOver { until } if until > 30_000_000_000), "{state:?}");
+        assert_eq!((state.suspected, state.last_error), (3, Some(said.clone())));
+        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 3);
+        // Tried again and refused again, which is no news.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(rig.endpoint.seen().len() > 8);
+        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 3);
+        assert_eq!(rig.stopped(Duration::from_secs(10)).await.0, Endpoint::Refusing { reason: said });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_event_that_is_refused_among_others_is_no_refusing_endpoint() {
+    let rig = Rig::start(queue_of(2, 5), |seen| {
+        if seen.events.contains(&7) { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
+    });
+    rig.until(|rig| rig.queue.queued() == [7]).await;
+    assert_eq!(rig.flush().await.endpoint, Endpoint::Up);
+    assert!(matches!(rig.handle.state().phase, Phase::SteppedOver { .. }));
+    assert_eq!(rig.handle.state().suspected, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,6 +25,11 @@ pub(crate) enum Phase {
         /// Wall time.
         until: WallNanos,
     },
+    /// Nothing to send but what is stepped over: refused without evidence against it, or failing while others pass.
+    SteppedOver {
+        /// Wall time.
+        until: WallNanos,
+    },
     /// The key or the quota is refused.
     Paused {
         /// 401, 402, 403 or 415.
@@ -41,7 +46,11 @@ pub(crate) struct DeliveryState {
     pub(crate) phase: Phase,
     /// Outages counted since the last success.
     pub(crate) consecutive_failures: u32,
-    /// What the last failure was.
+    /// Outages counted in this process, those counted above included.
+    pub(crate) failed_attempts: u64,
+    /// Events that are stepped over.
+    pub(crate) suspected: u64,
+    /// What the last failure or refusal was.
     pub(crate) last_error: Option<String>,
     /// When the endpoint last accepted something.
     pub(crate) last_success: Option<WallNanos>,
@@ -58,13 +67,23 @@ pub(crate) struct PaceState {
 }
 
 impl Engine {
-    /// The endpoint, as a flush is told.
+    /// The endpoint, as a flush or a stop is told.
     pub(super) fn endpoint(&self) -> Endpoint {
+        let reason = || self.state.last_error.clone().unwrap_or_default();
         match self.phase() {
-            Phase::Idle | Phase::Sending => Endpoint::Up,
-            Phase::Paused { status, until } => Endpoint::Paused { status, until: Some(until) },
+            Phase::Idle | Phase::Sending | Phase::SteppedOver { .. } => {
+                let (aside, accepted) = (&self.intake.aside, self.intake.accepted);
+                if aside.has_unproven_suspects(accepted) && aside.stepped_over(accepted, now()).is_some() {
+                    Endpoint::Refusing { reason: reason() }
+                } else {
+                    Endpoint::Up
+                }
+            }
+            Phase::Paused { status, until } => {
+                Endpoint::Paused { status, reason: self.pause_reason.clone(), until: Some(until) }
+            }
             Phase::Backoff { until } | Phase::Parked { until } => {
-                Endpoint::Down { reason: self.state.last_error.clone().unwrap_or_default(), until: Some(until) }
+                Endpoint::Down { reason: reason(), until: Some(until) }
             }
         }
     }
@@ -79,7 +98,10 @@ impl Engine {
             (Health::Paused { status, until: at }, _) => Phase::Paused { status, until: until(at) },
             (Health::Up, Some(hold)) => Phase::Parked { until: until(hold) },
             (Health::Up, None) if self.intake.has_work() || !self.intake.loaded.is_empty() => Phase::Sending,
-            (Health::Up, None) => Phase::Idle,
+            (Health::Up, None) => match self.intake.aside.stepped_over(self.intake.accepted, now) {
+                Some((_, at)) => Phase::SteppedOver { until: self.wall_of(at, now, wall) },
+                None => Phase::Idle,
+            },
         }
     }
 
@@ -102,6 +124,8 @@ impl Engine {
             self.source.pace(&self.remembered);
         }
         self.state.phase = self.remembered.phase;
+        self.state.suspected =
+            self.intake.aside.stepped_over(self.intake.accepted, now).map_or(0, |(events, _)| events);
         self.state.consecutive_failures = failures;
         self.shared.publish(self.state.clone());
     }

@@ -131,7 +131,7 @@ async fn what_is_no_answer_of_v1_decides_nothing() {
     });
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.buried().len(), rig.endpoint.seen().len()), (3, 0, 4));
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { .. })), 3);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { .. })), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -298,7 +298,7 @@ async fn a_stop_between_two_attempts_settles_what_is_decided_and_keeps_the_rest(
     let rig = start(queue_of(1, 4), in_turn(&[&["ok", "retry", "drop", "retry"], &["retry"]]));
     rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     let (queue, took) = rig.stop(Duration::from_secs(60)).await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     assert_eq!((queue.delivered(), queue.queued()), (1, vec![2, 4]));
 }
 

@@ -72,12 +72,13 @@ pub enum Diagnostic {
         /// In the words of whoever refused it.
         reason: String,
     },
-    /// Events cannot be sent at the moment. They wait.
+    /// Events cannot be sent at the moment. They wait. Told when an outage begins, once for each further kind of failure, and when the
+    /// number of times that the endpoint was left alone for a while has doubled (the first, second, fourth, eighth time, and so on).
     EndpointFailing {
         /// What is met.
         reason: String,
     },
-    /// Something answered that is not PostHog: a captive portal, a wrong host. Events wait.
+    /// Something answered that is not PostHog: a captive portal, a wrong host. Events wait; told once per outage.
     NotPostHog {
         /// Its status.
         status: u16,
@@ -88,8 +89,10 @@ pub enum Diagnostic {
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
-        /// PostHog's words.
+        /// In the words of whoever answered.
         reason: String,
+        /// These are PostHog's words. Else it may be a proxy or a firewall that answered.
+        by_posthog: bool,
     },
     /// Sending works again.
     EndpointRecovered,
@@ -250,13 +253,18 @@ impl fmt::Display for Diagnostic {
             }
             Diagnostic::EndpointFailing { reason } => write!(f, "events cannot be sent and wait on disk: {reason}"),
             Diagnostic::NotPostHog { status, snippet } => {
-                write!(f, "whoever answers ({status}) is not PostHog, events wait on disk: {snippet}")
-            }
-            Diagnostic::Paused { status, reason } => {
                 write!(
                     f,
-                    "PostHog refuses the key, the quota or the encoding ({status}: {reason}); events wait on disk"
+                    "whoever answers ({status}) is not PostHog, events wait on disk; check Config::host: it must be the ingestion host, without /batch: {snippet}"
                 )
+            }
+            Diagnostic::Paused { status, reason, by_posthog } => {
+                let who = if *by_posthog {
+                    "PostHog refuses the key, the quota or the encoding"
+                } else {
+                    "whoever answers at the host, not in PostHog's words, lets nothing pass; check Config::host and proxies on the way"
+                };
+                write!(f, "{who} ({status}: {reason}); events wait on disk")
             }
             Diagnostic::EndpointRecovered => f.write_str("events are sent again"),
             Diagnostic::QuotaLimited { kinds } => write!(f, "PostHog drops {} for want of quota", kinds.join(", ")),

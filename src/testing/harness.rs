@@ -60,7 +60,8 @@ impl Harness {
         Ok(Self { client, server, clock, directory })
     }
 
-    /// The client. Clone it for whoever is to capture.
+    /// The client. Clone it for whoever is to capture. A [`shutdown`](Client::shutdown) while the server fails waits between its attempts by
+    /// the clock that stands still: advance that, or give the shutdown a deadline of zero.
     pub fn client(&self) -> &Client {
         &self.client
     }

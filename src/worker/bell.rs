@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::flush::Flush;
 use super::pending::Promise;
-use super::report::{FlushReport, ShutdownReport};
+use super::report::ShutdownReport;
+use crate::delivery;
 
 /// What is asked of the committer, gathered until it looks.
 #[derive(Debug, Default)]
@@ -20,16 +22,18 @@ pub(super) struct Wanted {
     pub(super) adopt: bool,
     /// The orphan that is being delivered cannot be read.
     pub(super) abandon: bool,
-    /// Who waits for a flush.
-    pub(super) flushes: Vec<Promise<FlushReport>>,
+    /// Flushes that begin.
+    pub(super) flushes: Vec<Flush>,
+    /// Flushes that the delivery is done with, and how it found the endpoint.
+    pub(super) flushed: Vec<(Flush, delivery::Endpoint)>,
     /// Events to be sent at once, because somebody waits for what becomes of them.
     pub(super) awaited: Vec<Uuid>,
     /// Until when delivery may go on; set once intake has ended.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.
     pub(super) stops: Vec<Promise<ShutdownReport>>,
-    /// Delivery has ended.
-    pub(super) delivery_ended: bool,
+    /// Delivery has ended, and found the endpoint so.
+    pub(super) delivery_ended: Option<delivery::Endpoint>,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +130,11 @@ impl Bell {
         }
         state.rung = false;
         std::mem::take(&mut state.wanted)
+    }
+
+    /// Takes out the flushes that the delivery is done with: nobody listens any more.
+    pub(super) fn take_flushed(&self) -> Vec<(Flush, delivery::Endpoint)> {
+        std::mem::take(&mut self.lock().wanted.flushed)
     }
 
     /// How often it was rung so far, if the committer waits for it to be rung again.

@@ -115,8 +115,11 @@ impl Committer {
         self.pass_flushes_on();
         // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
         let only_synced = due.sync && !due.carry && !due.settle && !self.asked.look_again;
-        if !(only_synced && self.looked_at.is_some_and(|at| self.now() < at + self.intervals.sync)) {
+        let looked_lately = self.looked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
+        if !(only_synced && looked_lately && self.asked.flushed.is_empty()) {
             self.keep_bounds();
+            // Whoever hears of the end of a flush finds it committed, and is not turned away for what it has sent.
+            self.answer_flushes();
             self.compact_if_drained();
         }
         if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
@@ -164,8 +167,9 @@ impl Committer {
         asked.look_again |= wanted.look_again;
         asked.adopt |= wanted.adopt;
         asked.abandon |= wanted.abandon;
-        asked.delivery_ended |= wanted.delivery_ended;
+        asked.delivery_ended = wanted.delivery_ended.or(asked.delivery_ended.take());
         asked.flushes.extend(wanted.flushes);
+        asked.flushed.extend(wanted.flushed);
         asked.awaited.extend(wanted.awaited);
         asked.stops.extend(wanted.stops);
         asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
@@ -191,6 +195,7 @@ impl Committer {
             pressing: journal.is_half_full() || sealed,
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
+            flushed: !self.asked.flushed.is_empty(),
             all: !self.asked.flushes.is_empty() || !self.asked.awaited.is_empty() || self.stopping.is_some(),
         };
         // Without another arena the active one cannot be sealed. Settlements do not wait for that: they are what makes room.

@@ -48,6 +48,8 @@ pub(super) struct Facts {
     pub(super) awaited: bool,
     /// A flush or a stop asks for everything to be carried.
     pub(super) all: bool,
+    /// A flush has ended: what it settled is committed before that is told.
+    pub(super) flushed: bool,
 }
 
 /// What to do now, and when to look again if nobody rings.
@@ -83,7 +85,8 @@ pub(super) fn due(intervals: &Intervals, waiting: &Waiting, facts: &Facts, now: 
             carry = facts.pressing || facts.all || at(Some(batch_at.max(spaced)));
         }
         if let Some(since) = waiting.unsettled_since {
-            settle = facts.all || facts.unsettled_rows >= SETTLE_ROWS || at(Some(since + intervals.settle));
+            settle =
+                facts.all || facts.flushed || facts.unsettled_rows >= SETTLE_ROWS || at(Some(since + intervals.settle));
         }
     }
     Due { sync, carry, settle, wake_at: due.wake_at }
@@ -152,6 +155,7 @@ mod tests {
         assert_eq!(due(&INTERVALS, &waiting, &few, now), Due { wake_at: Some(now + ms(1000)), ..Due::default() });
         assert!(due(&INTERVALS, &waiting, &few, now + ms(1000)).settle);
         assert!(due(&INTERVALS, &waiting, &Facts { unsettled_rows: SETTLE_ROWS, ..few }, now).settle);
+        assert!(due(&INTERVALS, &waiting, &Facts { flushed: true, ..few }, now).settle);
     }
 
     #[test]

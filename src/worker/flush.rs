@@ -5,39 +5,91 @@ use std::time::Duration;
 
 use super::Pipeline;
 use super::committer::Committer;
+use super::outbox::Totals;
+use super::pending::{self, Pending, Promise};
 use super::report::{DeliveryReport, Endpoint, FlushReport};
 use super::source::OWN;
 use crate::delivery;
 
+/// A flush under way.
+#[derive(Debug)]
+pub(super) struct Flush {
+    promise: Promise<FlushReport>,
+    /// What had been decided when it was asked for: a fast server may take events before the delivery hears of the flush.
+    before: Totals,
+}
+
+impl Pipeline {
+    /// Sends what is queued; resolves when it was tried, and what came of that is committed.
+    pub(crate) fn flush(&self) -> Pending<FlushReport> {
+        if self.finished.get().is_some() {
+            let closed =
+                FlushReport { delivered: 0, buried: 0, remaining: self.remaining(), endpoint: Endpoint::Closed };
+            return pending::answered(closed);
+        }
+        let (promise, answer) = pending::pending();
+        let before = self.outbox.totals();
+        self.bell.ring(|wanted| wanted.flushes.push(Flush { promise, before }));
+        // It may have ended between the look above and the ring: then nobody hears it.
+        if self.finished.get().is_some() { self.flush() } else { answer }
+    }
+
+    fn answer_flush(&self, flush: Flush, endpoint: delivery::Endpoint) {
+        let totals = self.outbox.totals();
+        flush.promise.answer(FlushReport {
+            delivered: totals.delivered.saturating_sub(flush.before.delivered),
+            buried: totals.buried.saturating_sub(flush.before.buried),
+            remaining: self.remaining(),
+            endpoint: self.endpoint(endpoint),
+        });
+    }
+
+    /// The delivery is done with a flush. The committer answers it, unless that has ended.
+    pub(super) fn flush_ended(&self, flush: Flush, endpoint: delivery::Endpoint) {
+        self.bell.ring(|wanted| wanted.flushed.push((flush, endpoint)));
+        if self.finished.get().is_some() {
+            for (flush, endpoint) in self.bell.take_flushed() {
+                self.answer_flush(flush, endpoint);
+            }
+        }
+    }
+}
+
 impl Committer {
     /// Everything accepted before them was carried by now, or cannot be.
     pub(super) fn pass_flushes_on(&mut self) {
-        for promise in std::mem::take(&mut self.asked.flushes) {
+        for flush in std::mem::take(&mut self.asked.flushes) {
             let pipeline = Arc::clone(&self.pipeline);
             let Some(delivery) = self.pipeline.delivery() else { continue };
-            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
-                let report = FlushReport {
-                    delivered: outcome.delivered,
-                    buried: outcome.buried,
-                    remaining: pipeline.remaining(),
-                    endpoint: pipeline.endpoint(outcome.endpoint),
-                };
-                promise.answer(report);
-            }));
+            delivery.flush(Box::new(move |endpoint| pipeline.flush_ended(flush, endpoint)));
         }
         let awaited = std::mem::take(&mut self.asked.awaited);
         if let Some(delivery) = self.pipeline.delivery()
             && !awaited.is_empty()
         {
             let pipeline = Arc::clone(&self.pipeline);
-            delivery.flush(Box::new(move |outcome: delivery::FlushOutcome| {
+            delivery.flush(Box::new(move |endpoint| {
                 // Those that were decided are gone from the list by now.
-                let endpoint = pipeline.endpoint(outcome.endpoint);
+                let endpoint = pipeline.endpoint(endpoint);
                 for uuid in awaited {
                     pipeline.verdicts.tell(uuid, &DeliveryReport::Queued { endpoint: endpoint.clone() });
                 }
             }));
         }
+    }
+
+    /// What the delivery is done with is committed by now, or cannot be.
+    pub(super) fn answer_flushes(&mut self) {
+        for (flush, endpoint) in std::mem::take(&mut self.asked.flushed) {
+            self.pipeline.answer_flush(flush, endpoint);
+        }
+    }
+
+    /// The end: also those that the delivery has not heard of.
+    pub(super) fn answer_all_flushes(&mut self) {
+        let unheard = std::mem::take(&mut self.asked.flushes).into_iter();
+        self.asked.flushed.extend(unheard.map(|flush| (flush, delivery::Endpoint::Stopped)));
+        self.answer_flushes();
     }
 }
 
@@ -63,7 +115,10 @@ impl Pipeline {
         match endpoint {
             delivery::Endpoint::Up => Endpoint::Up,
             delivery::Endpoint::Down { reason, until } => Endpoint::Down { reason, retry_in: retry_in(until) },
-            delivery::Endpoint::Paused { status, until } => Endpoint::Paused { status, retry_in: retry_in(until) },
+            delivery::Endpoint::Refusing { reason } => Endpoint::Refusing { reason },
+            delivery::Endpoint::Paused { status, reason, until } => {
+                Endpoint::Paused { status, reason, retry_in: retry_in(until) }
+            }
             delivery::Endpoint::Stopped => Endpoint::Closed,
         }
     }

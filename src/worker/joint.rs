@@ -51,7 +51,7 @@ mod tests {
     use crate::worker::report::{Endpoint, FlushReport, ShutdownReport};
 
     fn report(delivered: u64) -> ShutdownReport {
-        ShutdownReport { delivered, remaining: 1, persisted: true }
+        ShutdownReport { delivered, remaining: 1, endpoint: Endpoint::Up, persisted: true }
     }
 
     #[test]
@@ -64,7 +64,7 @@ mod tests {
             assert_eq!(answer.try_get(), None);
             std::thread::scope(|scope| {
                 scope.spawn(|| late.answer(report(3)));
-                let expected = ShutdownReport { delivered: 5, remaining: 2, persisted: true };
+                let expected = ShutdownReport { remaining: 2, ..report(5) };
                 assert_eq!(answer.wait(Duration::from_secs(10)), Ok(expected));
             });
         }
@@ -91,7 +91,7 @@ mod tests {
         let answer = both(one, other, ShutdownReport::with_ai);
         first.answer(report(4));
         drop(second);
-        let expected = ShutdownReport { delivered: 4, remaining: 1, persisted: false };
+        let expected = ShutdownReport { endpoint: Endpoint::Closed, persisted: false, ..report(4) };
         assert_eq!(answer.try_get(), Some(expected));
     }
 
@@ -99,12 +99,12 @@ mod tests {
     fn of_two_endpoints_the_one_that_is_worse_off_is_told() {
         let flushed = |endpoint| FlushReport { delivered: 1, buried: 2, remaining: 3, endpoint };
         let down = || Endpoint::Down { reason: "503".into(), retry_in: None };
-        let paused = || Endpoint::Paused { status: 402, retry_in: None };
+        let paused = |reason: &str| Endpoint::Paused { status: 402, reason: reason.into(), retry_in: None };
         let endpoint = |one, other| flushed(one).with_ai(flushed(other)).endpoint;
         assert_eq!(flushed(Endpoint::Up).with_ai(flushed(Endpoint::Up)).remaining, 6);
-        assert_eq!(endpoint(Endpoint::Up, paused()), paused());
+        assert_eq!(endpoint(Endpoint::Up, paused("quota")), paused("AI events: quota"));
         assert_eq!(endpoint(down(), Endpoint::Up), down());
-        assert_eq!(endpoint(down(), paused()), down());
+        assert_eq!(endpoint(down(), paused("quota")), down());
         let said = Endpoint::Down { reason: "AI events: 503".into(), retry_in: None };
         assert_eq!(endpoint(Endpoint::Up, down()), said);
     }

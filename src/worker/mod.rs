@@ -24,6 +24,7 @@
 //!   deadline, never on a thread.
 //! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`.
 //!
+//! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * While the program has opted out nothing is read for sending; what is queued stays.
 //!
@@ -81,7 +82,7 @@ pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
 pub use drop_reason::DropReason;
 pub(crate) use joint::both;
-use outbox::Outbox;
+use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
 pub use report::{DeliveryReport, Endpoint, FlushReport, PersistError, ShutdownReport};
@@ -230,6 +231,8 @@ pub(crate) struct Pipeline {
     replayed: AtomicU64,
     stranded: Vec<Stranded>,
     ai_left_behind: bool,
+    /// What had been decided when a stop was first asked for.
+    before_stop: OnceLock<Totals>,
     finished: OnceLock<ShutdownReport>,
 }
 

@@ -37,10 +37,18 @@ struct State {
     known_next_attempt: Option<WallNanos>,
     /// A request was made since the process began.
     attempted: bool,
+    totals: Totals,
     /// Rows that an eviction has looked at and may take: not to be handed out before it is done.
     going: HashSet<ChunkRef>,
     /// Rises when rows changed in the store: what was read before says nothing about what is there.
     changes: u64,
+}
+
+/// Events decided in this process, whether that is committed yet or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) delivered: u64,
+    pub(super) buried: u64,
 }
 
 /// Settlements on their way into a transaction.
@@ -139,6 +147,11 @@ impl Outbox {
         (delivered + committing.0, buried + committing.1)
     }
 
+    /// Events decided so far.
+    pub(super) fn totals(&self) -> Totals {
+        lock(&self.state).totals
+    }
+
     /// Whether a row is with the delivery, or settled. If not, it is kept from the delivery until [`Outbox::evicted`].
     pub(super) fn is_out_or_stays(&self, chunk: ChunkRef) -> bool {
         let mut state = lock(&self.state);
@@ -176,6 +189,8 @@ impl Outbox {
             // Of an orphan that was let go meanwhile: its next owner sends it again.
             return false;
         }
+        state.totals.delivered += settlement.delivered;
+        state.totals.buried += settlement.buried.len() as u64;
         state.settled.insert(settlement.chunk);
         // Still with the delivery.
         state.handed.extend(rest(&settlement));

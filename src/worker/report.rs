@@ -31,8 +31,14 @@ pub enum PersistError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Endpoint {
-    /// It takes events.
+    /// It takes events, as far as is known. If some remain all the same, they came later, or a shutdown had no time for them.
     Up,
+    /// It answers, and has refused what remains; nothing that it took since shows that the events are to blame. They wait on disk and are
+    /// tried again when it takes another event, or after half a minute and more.
+    Refusing {
+        /// What the last refusal said.
+        reason: String,
+    },
     /// It does not; events wait on disk and are sent when it does again.
     Down {
         /// What the last attempt met.
@@ -40,10 +46,12 @@ pub enum Endpoint {
         /// Time until the next attempt, if one is planned.
         retry_in: Option<Duration>,
     },
-    /// It refuses the key or the quota; events wait on disk.
+    /// The key, the quota or the encoding is refused; events wait on disk.
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
+        /// What was said, and whether that is PostHog's way to say it: a proxy may have answered.
+        reason: String,
         /// Time until the next attempt, if one is planned.
         retry_in: Option<Duration>,
     },
@@ -57,13 +65,13 @@ pub enum Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlushReport {
-    /// Events that PostHog took while the flush ran.
+    /// Events that PostHog took since the flush was asked for.
     pub delivered: u64,
-    /// Events that PostHog refused for good while the flush ran; they lie among the dead letters.
+    /// Events that PostHog refused for good since then; they lie among the dead letters.
     pub buried: u64,
     /// Events still queued, those captured since the flush began included.
     pub remaining: u64,
-    /// How the endpoint is.
+    /// How the endpoint is: why events remain, if they do.
     pub endpoint: Endpoint,
 }
 
@@ -83,8 +91,8 @@ pub enum DeliveryReport {
     },
     /// It is queued, and sent when that is possible.
     Queued {
-        /// Why it was not decided now: how the endpoint is. [`Endpoint::Up`] where the event alone was refused and it is not clear yet that
-        /// the event is to blame, where sending is held back by an opt-out, or where too many events were waited for.
+        /// Why it was not decided now: how the endpoint is. [`Endpoint::Refusing`] where the event was refused and it is not clear yet that
+        /// the event is to blame; [`Endpoint::Up`] where sending is held back by an opt-out, or where too many events were waited for.
         endpoint: Endpoint,
     },
     /// It was not accepted in the first place.
@@ -95,23 +103,35 @@ pub enum DeliveryReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Events that PostHog took during the shutdown.
+    /// Events that PostHog took since the shutdown was asked for.
     pub delivered: u64,
     /// Events still queued.
     pub remaining: u64,
+    /// How the endpoint is: why events remain, if they do. [`Endpoint::Closed`] where there was no time to try.
+    pub endpoint: Endpoint,
     /// Whether everything that was accepted is safe against a power cut.
     pub persisted: bool,
+}
+
+impl Endpoint {
+    /// Of both lanes: the one that is worse off, and it is said if that is the AI lane.
+    fn or_of_ai(self, ai: Self) -> Self {
+        let said = |reason| format!("AI events: {reason}");
+        match (self, ai) {
+            (Endpoint::Up, Endpoint::Down { reason, retry_in }) => Endpoint::Down { reason: said(reason), retry_in },
+            (Endpoint::Up, Endpoint::Refusing { reason }) => Endpoint::Refusing { reason: said(reason) },
+            (Endpoint::Up, Endpoint::Paused { status, reason, retry_in }) => {
+                Endpoint::Paused { status, reason: said(reason), retry_in }
+            }
+            (Endpoint::Up, endpoint) | (endpoint, _) => endpoint,
+        }
+    }
 }
 
 impl FlushReport {
     /// Of both lanes: the sums, and the endpoint that is worse off.
     pub(crate) fn with_ai(self, ai: Self) -> Self {
-        let endpoint = match (self.endpoint, ai.endpoint) {
-            (Endpoint::Up, Endpoint::Down { reason, retry_in }) => {
-                Endpoint::Down { reason: format!("AI events: {reason}"), retry_in }
-            }
-            (Endpoint::Up, endpoint) | (endpoint, _) => endpoint,
-        };
+        let endpoint = self.endpoint.or_of_ai(ai.endpoint);
         Self {
             delivered: self.delivered.saturating_add(ai.delivered),
             buried: self.buried.saturating_add(ai.buried),
@@ -127,6 +147,7 @@ impl ShutdownReport {
         Self {
             delivered: self.delivered.saturating_add(ai.delivered),
             remaining: self.remaining.saturating_add(ai.remaining),
+            endpoint: self.endpoint.or_of_ai(ai.endpoint),
             persisted: self.persisted && ai.persisted,
         }
     }
@@ -154,7 +175,7 @@ impl Unanswered for FlushReport {
 
 impl Unanswered for ShutdownReport {
     fn closed() -> Self {
-        ShutdownReport { delivered: 0, remaining: 0, persisted: false }
+        ShutdownReport { delivered: 0, remaining: 0, endpoint: Endpoint::Closed, persisted: false }
     }
 
     fn forked() -> Self {

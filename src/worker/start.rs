@@ -13,7 +13,7 @@ use super::bell::Bell;
 use super::committer::Committer;
 use super::outbox::Outbox;
 use super::receipts::Receipts;
-use super::verdicts::Verdicts;
+use super::verdicts::{Ear, Verdicts};
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
@@ -155,6 +155,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         replayed: AtomicU64::new(replayed),
         stranded,
         ai_left_behind,
+        before_stop: OnceLock::new(),
         finished: OnceLock::new(),
         options,
     });
@@ -219,7 +220,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         },
         clock: options.clock.clone(),
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
-        on_delivery: Some(hearing(pipeline, options.on_delivery.clone())),
+        on_delivery: Some(Arc::new(Ear(Arc::clone(pipeline)))),
         next_attempt,
     };
     let handle = DeliveryHandle::new();
@@ -231,17 +232,6 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         runtime.shutdown_background();
     })
     .map_err(StartError::Thread)
-}
-
-/// Whoever waits for a single event hears of it before the program's own ear, which may panic.
-fn hearing(pipeline: &Arc<Pipeline>, own: Option<delivery::OnDelivery>) -> delivery::OnDelivery {
-    let pipeline = Arc::clone(pipeline);
-    Arc::new(move |delivery| {
-        pipeline.verdicts.hear(delivery);
-        if let Some(own) = &own {
-            own(delivery);
-        }
-    })
 }
 
 fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {

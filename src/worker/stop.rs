@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::committer::Committer;
 use super::pending::{self, Pending};
-use super::report::{Endpoint, FlushReport, ShutdownReport};
+use super::report::{Endpoint, ShutdownReport};
 use super::{Notice, Pipeline, lock};
-use crate::crash_point;
+use crate::{crash_point, delivery};
 
 /// After the deadline, what was delivered at the last moment still gets so long to be committed.
 const GRACE: Duration = Duration::from_millis(250);
@@ -19,28 +19,15 @@ const RELEASE_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Stopping {
     deadline: Instant,
-    delivered_before: u64,
     /// Delivery had time, and what it leaves is worth a word.
     had_time: bool,
 }
 
 impl Pipeline {
-    /// Sends what is queued; resolves when it was tried.
-    pub(crate) fn flush(&self) -> Pending<FlushReport> {
-        if self.finished.get().is_some() {
-            let closed =
-                FlushReport { delivered: 0, buried: 0, remaining: self.remaining(), endpoint: Endpoint::Closed };
-            return pending::answered(closed);
-        }
-        let (promise, answer) = pending::pending();
-        self.bell.ring(|wanted| wanted.flushes.push(promise));
-        // It may have ended between the look above and the ring: then nobody hears it.
-        if self.finished.get().is_some() { self.flush() } else { answer }
-    }
-
     /// Closes intake, makes everything durable, delivers for at most `most`, and lets the queue go.
     pub(crate) fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
         let (promise, answer) = pending::pending();
+        self.before_stop.get_or_init(|| self.outbox.totals());
         self.bell.begin_stopping();
         // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken. A journal that somebody
         // holds for ever takes none either.
@@ -64,6 +51,14 @@ impl Pipeline {
     }
 }
 
+impl Pipeline {
+    /// Events taken since a stop was asked for.
+    fn delivered_by_stop(&self) -> u64 {
+        let before = self.before_stop.get().copied().unwrap_or_default();
+        self.outbox.totals().delivered.saturating_sub(before.delivered)
+    }
+}
+
 /// The last owner is gone: commits everything and lets the queues go, without sending. Waits a moment, so that a program that drops
 /// a client and opens another finds them free, but never on one of our own threads.
 pub(crate) fn release<'a>(pipelines: impl Iterator<Item = &'a Pipeline>) {
@@ -81,14 +76,13 @@ impl Committer {
         if let Some(stopping) = &mut self.stopping {
             stopping.deadline = stopping.deadline.min(deadline);
             if let Some(delivery) = self.pipeline.delivery() {
-                delivery.stop(stopping.deadline, Box::new(|| ()));
+                delivery.stop(stopping.deadline, Box::new(|_| ()));
             }
             return;
         }
         let pipeline = Arc::clone(&self.pipeline);
         pipeline.shard.journal().close();
-        self.stopping =
-            Some(Stopping { deadline, delivered_before: self.delivered(), had_time: deadline > self.now() });
+        self.stopping = Some(Stopping { deadline, had_time: deadline > self.now() });
         // A sync first: it is the least that can make everything safe, and it needs no room.
         if !pipeline.shard.is_volatile()
             && let Ok(seq) = pipeline.shard.sync()
@@ -103,9 +97,9 @@ impl Committer {
         let Some(delivery) = pipeline.delivery() else { return };
         delivery.stop(
             deadline,
-            Box::new(move || {
+            Box::new(move |endpoint| {
                 if let Some(pipeline) = ended.upgrade() {
-                    pipeline.bell.ring(|wanted| wanted.delivery_ended = true);
+                    pipeline.bell.ring(|wanted| wanted.delivery_ended = Some(endpoint));
                 }
             }),
         );
@@ -114,10 +108,10 @@ impl Committer {
     /// The second half, when delivery has ended or its time is up.
     pub(super) fn end_stop(&mut self) -> ControlFlow<()> {
         let Some(stopping) = &self.stopping else { return ControlFlow::Continue(()) };
-        if !self.asked.delivery_ended && self.now() < stopping.deadline + GRACE {
+        if self.asked.delivery_ended.is_none() && self.now() < stopping.deadline + GRACE {
             return ControlFlow::Continue(());
         }
-        let (delivered_before, had_time) = (stopping.delivered_before, stopping.had_time);
+        let had_time = stopping.had_time;
         let pipeline = Arc::clone(&self.pipeline);
         if let Some(delivery) = pipeline.delivery() {
             delivery.abandon();
@@ -128,9 +122,19 @@ impl Committer {
         }
         self.settle_own();
         crash_point::reach("stop.committed");
+        let remaining = pipeline.remaining();
+        let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::Endpoint::Down {
+            reason: "the delivery did not end in time: a callback of the program may keep it".to_owned(),
+            until: None,
+        });
         let report = ShutdownReport {
-            delivered: self.delivered().saturating_sub(delivered_before),
-            remaining: pipeline.remaining(),
+            delivered: pipeline.delivered_by_stop(),
+            remaining,
+            endpoint: match pipeline.endpoint(found) {
+                // What was not tried tells nothing.
+                Endpoint::Up if !had_time && remaining > 0 => Endpoint::Closed,
+                endpoint => endpoint,
+            },
             persisted: !pipeline.shard.is_volatile()
                 && pipeline.receipts.synced() >= pipeline.shard.journal().last_seq(),
         };
@@ -145,6 +149,7 @@ impl Committer {
         let _ = pipeline.finished.set(report.clone());
         let late = pipeline.bell.listen(Some(self.now()), || self.now());
         self.hear(late);
+        self.answer_all_flushes();
         for promise in std::mem::take(&mut self.asked.stops) {
             promise.answer(report.clone());
         }
@@ -154,10 +159,5 @@ impl Committer {
     /// When the stop has to be looked at again.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.stopping.as_ref().map(|stopping| stopping.deadline + GRACE)
-    }
-
-    fn delivered(&self) -> u64 {
-        let adopted = self.pipeline.adopted_shard().map_or(0, |(_, shard)| shard.ledger().delivered);
-        self.pipeline.shard.ledger().delivered + adopted
     }
 }

@@ -4,15 +4,15 @@
 //! PostHog has decided over it, or the flush has found that it does not now: nobody waits for an event that waits itself.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
 use super::pending::{self, Pending, Promise};
 use super::report::{DeliveryReport, Endpoint};
 use super::{Pipeline, lock};
-use crate::delivery::{Delivery, Verdict};
+use crate::delivery::{Delivery, Hears, Verdict};
 
 /// More are not waited for at once; each costs memory until the next flush has ended.
 const WAITING_MAX: usize = 10_000;
@@ -53,9 +53,14 @@ impl Verdicts {
         }
     }
 
+    /// Whether anybody waits.
+    fn is_awaited(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
     /// The delivery has decided over some events.
-    pub(super) fn hear(&self, delivery: &Delivery<'_>) {
-        if self.count.load(Ordering::Acquire) == 0 {
+    fn hear(&self, delivery: &Delivery<'_>) {
+        if !self.is_awaited() {
             return;
         }
         let report = match delivery.verdict {
@@ -103,6 +108,23 @@ impl Verdicts {
         };
         // A promise that is dropped says that the client was closed.
         drop(left);
+    }
+}
+
+/// What hears of each verdict: those who wait for a single event, and the program's own ear.
+pub(super) struct Ear(pub(super) Arc<Pipeline>);
+
+impl Hears for Ear {
+    fn is_listening(&self) -> bool {
+        self.0.options.on_delivery.is_some() || self.0.verdicts.is_awaited()
+    }
+
+    fn hear(&self, delivery: &Delivery<'_>) {
+        // Before the program's own ear, which may panic.
+        self.0.verdicts.hear(delivery);
+        if let Some(own) = &self.0.options.on_delivery {
+            own(delivery);
+        }
     }
 }
 

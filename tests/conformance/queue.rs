@@ -167,7 +167,7 @@ fn flu_01_a_flush_sends_everything_at_once_and_leaves_nothing() {
     let scene = Scene::with(patient);
     let uuids = take_many(&scene.client, 7);
     let report = flushed(&scene.client);
-    assert_eq!((report.remaining, report.endpoint), (0, Endpoint::Up));
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (7, 0, Endpoint::Up));
     scene.stage.must_have_taken(&uuids);
     assert_eq!(scene.client.stats().queued_events, 0);
 }
@@ -229,7 +229,7 @@ fn shd_02_a_second_shutdown_does_nothing_and_says_the_same() {
 
 #[test]
 fn shd_03_a_shutdown_that_meets_a_503_records_a_delivery_warning_and_keeps_the_event() {
-    let scene = Scene::with(patient);
+    let scene = Scene::with(|config| patient(config).max_retries(2));
     scene.stage.sink.default_answer(Answer::status(503));
     take(&scene.client, "tick");
     let report = scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();

@@ -10,6 +10,7 @@ mod apart;
 mod api;
 mod directories;
 mod disk_full;
+mod endings;
 mod fork;
 mod limits;
 mod network;

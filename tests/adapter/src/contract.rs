@@ -160,7 +160,7 @@ async fn state(State(instances): Shared, Query(id): Query<TestId>) -> Json<Value
         "pending_events": stats.queued_events,
         "total_events_captured": stats.accepted,
         "total_events_sent": stats.delivered,
-        "total_retries": instance.failures(),
+        "total_retries": stats.failed_attempts,
         "last_error": stats.last_error,
     }))
 }

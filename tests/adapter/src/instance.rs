@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Compression, Config, Diagnostic, FlushReport};
+use posthog::{Client, Compression, Config, FlushReport};
 use serde::Deserialize;
 
 use crate::{Encoding, Protocol};
@@ -51,7 +51,6 @@ pub(crate) struct Instances {
 pub(crate) struct Instance {
     pub(crate) client: Client,
     dir: PathBuf,
-    failures: Arc<AtomicU64>,
     used: Mutex<Instant>,
 }
 
@@ -69,13 +68,12 @@ impl Instances {
         self.reset(id.as_deref()).await;
         self.drop_idle().await;
         let dir = self.terms.folder.join(self.made.fetch_add(1, Ordering::Relaxed).to_string());
-        let failures = Arc::new(AtomicU64::new(0));
-        let config = self.config(init, id.as_deref(), &dir, &failures);
+        let config = self.config(init, id.as_deref(), &dir);
         // Opening writes files: not for a thread that serves others.
         let client = tokio::task::spawn_blocking(|| Client::new(config))
             .await
             .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
-        self.living().insert(id, Arc::new(Instance { client, dir, failures, used: Mutex::new(Instant::now()) }));
+        self.living().insert(id, Arc::new(Instance { client, dir, used: Mutex::new(Instant::now()) }));
         Ok(())
     }
 
@@ -108,8 +106,7 @@ impl Instances {
         self.living.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn config(&self, init: Init, id: Option<&str>, dir: &std::path::Path, failures: &Arc<AtomicU64>) -> Config {
-        let failures = Arc::clone(failures);
+    fn config(&self, init: Init, id: Option<&str>, dir: &std::path::Path) -> Config {
         let mut config = Config::new(init.api_key)
             .host(init.host)
             .queue_dir(dir)
@@ -121,12 +118,7 @@ impl Instances {
                 _ => Compression::None,
             })
             .disable_geoip(init.disable_geoip.unwrap_or(false))
-            .historical_migration(init.historical_migration.unwrap_or(false))
-            .on_diagnostic(move |diagnostic| {
-                if matches!(diagnostic, Diagnostic::EndpointFailing { .. } | Diagnostic::NotPostHog { .. }) {
-                    failures.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            .historical_migration(init.historical_migration.unwrap_or(false));
         if self.terms.protocol == Protocol::V1 {
             config = config.protocol(posthog::Protocol::V1);
         }
@@ -150,11 +142,6 @@ impl Instance {
     /// Sends what is queued; resolves when everything was tried once.
     pub(crate) async fn flush(&self) -> Option<FlushReport> {
         tokio::time::timeout(FLUSH, self.client.flush()).await.ok()
-    }
-
-    /// Attempts that failed for no fault of an event.
-    pub(crate) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
     }
 
     async fn discard(&self) {

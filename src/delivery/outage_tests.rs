@@ -1,0 +1,98 @@
+//! What is told of an outage, and to whom.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::engine_tests::{Rig, queue_of};
+use super::fake::Reply;
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_a_week_tells_each_kind_of_failure_once_and_ever_fewer_parks() {
+    let mut answers = 0;
+    let rig = Rig::start(queue_of(1, 3), move |_| {
+        answers += 1;
+        if answers % 3 == 0 { Reply::new(0, "refused") } else { Reply::new(503, "busy") }
+    });
+    tokio::time::sleep(Duration::from_secs(7 * 86_400)).await;
+    assert!(rig.endpoint.seen().len() > 8_000);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::ServerFailed { status: 503, .. })), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::TransportFailed { .. })), 1);
+    let parks = rig.noticed(|notice| matches!(notice, Notice::Parked { .. }));
+    assert!((8..=14).contains(&parks) && rig.notices.lock().unwrap().len() == parks + 2, "{parks}");
+    let first = rig.notices.lock().unwrap().iter().find_map(|notice| match notice {
+        Notice::Parked { attempts, reason, .. } => Some((*attempts, reason.clone())),
+        _ => None,
+    });
+    assert_eq!(first, Some((4, "HTTP status 503: busy".to_owned())));
+    let state = rig.handle.state();
+    assert_eq!(state.failed_attempts, u64::from(state.consecutive_failures));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_outage_is_told_again() {
+    let rig = Rig::start(queue_of(1, 3), |_| Reply::new(503, ""));
+    for outage in 1..=3 {
+        rig.until(|rig| rig.handle.state().consecutive_failures == 2).await;
+        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::ServerFailed { .. })), outage);
+        rig.endpoint.change(|_| Reply::ok());
+        rig.drained().await;
+        assert_eq!(rig.noticed(|notice| *notice == Notice::Recovered), outage);
+        rig.endpoint.change(|_| Reply::new(503, ""));
+        rig.commit(3);
+    }
+    assert_eq!(rig.handle.state().failed_attempts, 2 * 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_hears_of_the_end_of_a_flush_sees_the_state_that_it_found() {
+    let is_paused = |phase: Phase| matches!(phase, Phase::Paused { status: 401, .. });
+    let is_backoff = |phase: Phase| matches!(phase, Phase::Backoff { .. });
+    let is_idle = |phase: Phase| phase == Phase::Idle;
+    let cases: [(u16, &dyn Fn(Phase) -> bool); 3] = [(401, &is_paused), (503, &is_backoff), (200, &is_idle)];
+    for (status, is_expected) in cases {
+        let rig = Rig::start(queue_of(1, 3), move |_| Reply::new(status, r#"{"status":1}"#));
+        let (done, phase) = oneshot::channel();
+        let handle = rig.handle.clone();
+        rig.handle.flush(Box::new(move |_| done.send(handle.state().phase).unwrap()));
+        let phase = phase.await.unwrap();
+        assert!(is_expected(phase), "{status}: {phase:?}");
+    }
+}
+
+/// Counts what it is told, and does not want to be told.
+#[derive(Default)]
+struct Deaf(Mutex<usize>);
+
+impl Hears for Deaf {
+    fn is_listening(&self) -> bool {
+        false
+    }
+
+    fn hear(&self, delivery: &Delivery<'_>) {
+        *self.0.lock().unwrap() += delivery.uuids.len();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn uuids_of_accepted_events_are_not_gathered_for_nobody() {
+    for protocol in [Protocol::V0, Protocol::V1] {
+        let ear = Arc::new(Deaf::default());
+        let own = Arc::clone(&ear);
+        let rig = Rig::with(
+            queue_of(1, 30),
+            |seen| match seen.url.contains("fake/batch") {
+                true => Reply::results(seen, &["ok", "retry", "ok"]),
+                false => Reply::ok(),
+            },
+            |parts| {
+                parts.on_delivery = Some(own);
+                parts.options.protocol = protocol;
+            },
+        );
+        rig.drained().await;
+        assert_eq!(*ear.0.lock().unwrap(), 0);
+    }
+}

@@ -1,0 +1,137 @@
+//! Stops while the endpoint fails, in tokio's paused time.
+
+use std::time::Duration;
+
+use crate::delivery::engine_tests::{Rig, queue_of};
+use crate::delivery::fake::{Reply, Seen};
+use crate::delivery::*;
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// So many failures, and then the server works.
+fn failing(mut failures: u32, failure: Reply) -> impl FnMut(&Seen) -> Reply + Send {
+    move |_| {
+        if failures == 0 {
+            return Reply::ok();
+        }
+        failures -= 1;
+        failure.clone()
+    }
+}
+
+/// A rig whose first request has failed.
+async fn after_a_failure(script: impl FnMut(&Seen) -> Reply + Send + 'static) -> Rig {
+    let rig = Rig::start(queue_of(1, 3), script);
+    rig.until(|rig| rig.handle.state().failed_attempts > 0).await;
+    rig
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_right_after_a_failure_asks_again_at_once() {
+    for failure in [Reply::new(503, ""), Reply::new(0, "refused"), Reply::new(403, "no")] {
+        let rig = after_a_failure(failing(1, failure)).await;
+        let queue = Arc::clone(&rig.queue);
+        let (endpoint, took) = rig.stopped(secs(10)).await;
+        assert_eq!((queue.delivered(), endpoint), (3, Endpoint::Up));
+        assert!(took < Duration::from_millis(50), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_a_park_early() {
+    let rig = Rig::start(queue_of(1, 3), failing(4, Reply::new(503, "")));
+    rig.until(|rig| matches!(rig.handle.state().phase, Phase::Parked { .. })).await;
+    let (queue, took) = rig.stop(secs(10)).await;
+    assert!(queue.is_empty() && took < Duration::from_millis(50), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_before_a_server_that_fails_makes_a_cycle_of_attempts() {
+    let rig = after_a_failure(|_| Reply::new(503, "busy")).await;
+    let (endpoint, queue) = (rig.endpoint.clone(), Arc::clone(&rig.queue));
+    let before = endpoint.seen().len();
+    let (found, took) = rig.stopped(secs(60)).await;
+    assert_eq!((endpoint.seen().len() - before, queue.queued().len()), (4, 3));
+    assert!(took >= Duration::from_millis(300) && took < secs(8), "{took:?}");
+    assert!(matches!(&found, Endpoint::Down { reason, .. } if reason.contains("503")), "{found:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_finds_a_server_that_comes_back_between_its_attempts() {
+    let rig = after_a_failure(failing(4, Reply::new(503, ""))).await;
+    assert!(rig.stop(secs(60)).await.0.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_up_when_nobody_is_there_twice_in_a_row() {
+    let rig = after_a_failure(|_| Reply::new(0, "refused")).await;
+    let endpoint = rig.endpoint.clone();
+    let before = endpoint.seen().len();
+    let (queue, took) = rig.stop(secs(60)).await;
+    assert_eq!((endpoint.seen().len() - before, queue.queued().len()), (2, 3));
+    assert!(took < Duration::from_millis(1100), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_up_at_once_when_the_key_is_refused() {
+    let rig = after_a_failure(|_| Reply::new(401, "API key is not valid: no")).await;
+    let endpoint = rig.endpoint.clone();
+    let before = endpoint.seen().len();
+    let (found, took) = rig.stopped(secs(60)).await;
+    assert_eq!(endpoint.seen().len() - before, 1);
+    assert!(took < Duration::from_millis(50), "{took:?}");
+    let reason = "HTTP status 401: API key is not valid: no";
+    assert!(matches!(&found, Endpoint::Paused { status: 401, reason: said, .. } if said == reason), "{found:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_a_hold_that_ends_in_time_and_not_for_another() {
+    for (within, attempts, least, most) in [(30, 1, 4_000, 7_000), (3, 0, 0, 50)] {
+        let held = Reply { retry_after: Some(5), ..Reply::new(429, "slow down") };
+        let rig = after_a_failure(failing(1, held)).await;
+        let endpoint = rig.endpoint.clone();
+        let before = endpoint.seen().len();
+        let (queue, took) = rig.stop(secs(within)).await;
+        assert_eq!((endpoint.seen().len() - before, queue.delivered()), (attempts, 3 * attempts as u64));
+        assert!((least..=most).contains(&took.as_millis()), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_with_nothing_to_send_ends_at_once_also_during_a_hold() {
+    let rig = Rig::with(queue_of(0, 0), |_| Reply::ok(), |parts| parts.next_attempt = Some(20_000_000_000));
+    let (_, took) = rig.stop(secs(60)).await;
+    assert_eq!(took, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_between_two_attempts_is_not_waited_for() {
+    let rig = after_a_failure(|_| Reply::new(503, "")).await;
+    let (queue, took) = rig.stop(Duration::from_millis(50)).await;
+    assert!(took < Duration::from_millis(20), "no further attempt fits: {took:?}");
+    assert_eq!(queue.queued().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_gets_no_answer_says_so() {
+    let rig = Rig::start(queue_of(1, 3), |_| Reply::ok().after(secs(1000)));
+    let (found, took) = rig.stopped(secs(3)).await;
+    assert_eq!(took, secs(3));
+    assert!(matches!(&found, Endpoint::Down { reason, .. } if reason.contains("no answer")), "{found:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_under_way_is_no_attempt_of_the_stop() {
+    // It fails after the stop began, and the stop asks again.
+    let mut requests = 0;
+    let rig = Rig::start(queue_of(1, 3), move |_| {
+        requests += 1;
+        if requests == 1 { Reply::new(0, "reset").after(secs(1)) } else { Reply::new(0, "refused") }
+    });
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    let endpoint = rig.endpoint.clone();
+    rig.stop(secs(60)).await;
+    assert_eq!(endpoint.seen().len(), 3);
+}

@@ -1,0 +1,154 @@
+//! The ends of flushes and of clients: what a shutdown still tries, and that what is reported is so by then.
+
+use std::time::{Duration, Instant};
+
+use posthog::{Client, DeliveryPhase, Diagnostic, Endpoint};
+use sink::Answer;
+
+use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+
+/// Far below what a backoff or a park would take.
+const AT_ONCE: Duration = Duration::from_secs(4);
+
+fn after_a_failure(stage: &Stage) -> Client {
+    let client = Client::new(stage.config().retry_backoff(Duration::from_secs(30), Duration::from_secs(30))).unwrap();
+    take(&client, "tick");
+    eventually("an attempt fails", || client.stats().failed_attempts == 1);
+    client
+}
+
+fn take_many(client: &Client, count: usize, name: &str) {
+    for _ in 0..count {
+        take(client, name);
+    }
+}
+
+#[test]
+fn a_shutdown_right_after_a_failure_delivers_to_a_server_that_is_back() {
+    for is_there in [true, false] {
+        let stage = Stage::new();
+        match is_there {
+            true => stage.sink.script([Answer::status(503)]),
+            false => stage.sink.stop(),
+        }
+        let client = after_a_failure(&stage);
+        stage.sink.resume();
+        let began = Instant::now();
+        let report = client.shutdown(Duration::from_secs(20)).wait(PATIENCE).unwrap();
+        assert_eq!((report.delivered, report.remaining, report.endpoint), (1, 0, Endpoint::Up));
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_shutdown_before_a_server_that_is_gone_ends_early_and_says_why() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let client = Client::new(stage.config()).unwrap();
+    take(&client, "tick");
+    let began = Instant::now();
+    let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert!(matches!(&report.endpoint, Endpoint::Down { reason, .. } if reason.contains("connect")), "{report:?}");
+    assert_eq!((report.delivered, report.remaining, report.persisted), (0, 1, true));
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_shutdown_does_not_count_what_a_flush_has_delivered() {
+    let stage = Stage::new();
+    let client = stage.client();
+    take_many(&client, 50, "tick");
+    assert_eq!(client.flush().wait(PATIENCE).unwrap().delivered, 50);
+    let report = client.close().wait(PATIENCE).unwrap();
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (0, 0, Endpoint::Up));
+}
+
+#[test]
+fn an_endpoint_that_refuses_everything_does_not_look_healthy() {
+    for answer in [Answer::status(400).body(r#"{"detail":"nope"}"#), Answer::status(413).body("<html>413</html>")] {
+        let stage = Stage::new();
+        stage.sink.default_answer(answer.discarding());
+        let client = stage.client();
+        take_many(&client, 3, "tick");
+        let report = client.flush().wait(PATIENCE).unwrap();
+        assert!(
+            matches!(&report.endpoint, Endpoint::Refusing { reason } if reason.contains("HTTP status 4")),
+            "{report:?}"
+        );
+        assert_eq!((report.delivered, report.remaining), (0, 3));
+        let stats = client.stats();
+        assert!(matches!(stats.delivery, DeliveryPhase::SteppedOver { .. }) && stats.last_error.is_some(), "{stats:?}");
+        assert_eq!((stats.suspected, stats.queued_events), (3, 3));
+        let report = client.close().wait(PATIENCE).unwrap();
+        assert!(matches!(report.endpoint, Endpoint::Refusing { .. }) && report.remaining == 3, "{report:?}");
+    }
+}
+
+#[test]
+fn what_a_flush_has_settled_is_committed_when_it_resolves() {
+    let stage = Stage::new();
+    stage.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
+    let client = Client::new(stage.config().flush_interval(Duration::from_secs(600))).unwrap();
+    take_many(&client, 5, "fine");
+    take(&client, "poison");
+    let report = client.flush().wait(PATIENCE).unwrap();
+    assert_eq!((report.delivered, report.buried, report.remaining), (5, 1, 0));
+    assert_eq!(client.dead_letters(10).len(), 1);
+    let stats = client.stats();
+    assert_eq!((stats.queued_bytes, stats.oldest_age, stats.delivery), (0, None, DeliveryPhase::Idle), "{stats:?}");
+    close_empty(&client);
+}
+
+#[test]
+fn there_is_room_again_when_a_flush_resolves() {
+    let stage = Stage::new();
+    let config = stage.config().max_queue_events(10).flush_interval(Duration::from_secs(600)).flush_at(1000);
+    let client = Client::new(config).unwrap();
+    for _ in 0..5 {
+        eventually("the queue is full", || !client.capture(event("tick")).is_accepted());
+        assert_eq!(client.flush().wait(PATIENCE).unwrap().remaining, 0);
+        assert_eq!(client.stats().refusing, None);
+        accepted(&client.capture(event("next")));
+        client.flush().wait(PATIENCE).unwrap();
+    }
+    close_empty(&client);
+}
+
+#[test]
+fn statistics_agree_with_what_a_flush_says_of_the_endpoint() {
+    for _ in 0..20 {
+        let stage = Stage::new();
+        stage.sink.default_answer(Answer::status(401).body("API key is not valid: test"));
+        let client = stage.client();
+        take(&client, "tick");
+        let report = client.flush().wait(PATIENCE).unwrap();
+        assert!(
+            matches!(&report.endpoint, Endpoint::Paused { status: 401, reason, .. } if reason.contains("not valid")),
+            "{report:?}"
+        );
+        assert!(matches!(client.stats().delivery, DeliveryPhase::Paused { status: 401, .. }), "{:?}", client.stats());
+        client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn who_refuses_and_where_to_look_is_said() {
+    for (status, body, expected) in [
+        (403, "<html>Cloudflare</html>", "not in PostHog's words"),
+        (404, "<html>no such page</html>", "check Config::host"),
+        (200, "<html>welcome</html>", "check Config::host"),
+    ] {
+        let stage = Stage::new();
+        stage.sink.default_answer(Answer::status(status).body(body).discarding());
+        let client = stage.client();
+        take(&client, "tick");
+        let said = match client.flush().wait(PATIENCE).unwrap().endpoint {
+            Endpoint::Down { reason, .. } | Endpoint::Paused { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        };
+        assert!(said.contains("check Config::host") && said.contains(body), "{said}");
+        let told: Vec<String> = client.diagnostics().iter().map(Diagnostic::to_string).collect();
+        assert!(told.iter().any(|told| told.contains(expected) && !told.contains("PostHog refuses")), "{told:?}");
+        client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    }
+}
