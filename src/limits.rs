@@ -92,3 +92,13 @@ pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(50);
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Diagnostics kept for reading.
 pub(crate) const DIAGNOSTICS_KEPT: usize = 128;
+/// Bytes of a foreign text that a diagnostic keeps: a name, a key.
+pub(crate) const NAME_KEPT: usize = 200;
+/// Of what somebody said about it.
+pub(crate) const DETAIL_KEPT: usize = 1024;
+
+/// As much of a text as is kept.
+pub(crate) fn beginning(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}

@@ -12,6 +12,7 @@ use crate::config::BeforeSend;
 use crate::context::{self, Context};
 use crate::diagnostics::Diagnostic;
 use crate::event::{Event, Record, Refusal, Stamp, uuids};
+use crate::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
 use crate::reentry;
 use crate::worker::{DropReason, Pipeline, Unwelcome};
 
@@ -154,7 +155,7 @@ impl Shared {
     fn run_hooks(&self, hooks: &[BeforeSend], event: Event) -> Result<Event, DropReason> {
         let mut event = event;
         for hook in hooks {
-            let name = event.name().to_owned();
+            let name = beginning(event.name(), NAME_KEPT).to_owned();
             match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| hook.look_at(event)))) {
                 Ok(Some(changed)) => event = changed,
                 Ok(None) => {
@@ -165,7 +166,7 @@ impl Shared {
                     // What the hook was to remove may still be in it: it must not reach the disk.
                     self.count(DropReason::BeforeSendPanicked);
                     self.diagnostics.record(Diagnostic::CallbackPanicked { callback: "before_send" });
-                    self.tell(DropReason::BeforeSendPanicked, name, "a before_send hook panicked".into(), 1);
+                    self.tell(DropReason::BeforeSendPanicked, &name, "a before_send hook panicked", 1);
                     return Err(DropReason::BeforeSendPanicked);
                 }
             }
@@ -194,7 +195,7 @@ impl Shared {
             Refusal::TooLarge { name, .. } => (DropReason::TooLarge, &**name),
         };
         self.count(reason);
-        self.tell(reason, name.to_owned(), refusal.describe(), 1);
+        self.tell(reason, name, &refusal.describe(), 1);
         reason
     }
 
@@ -203,7 +204,7 @@ impl Shared {
         let reason = DropReason::from(unwelcome);
         self.count(reason);
         if let Some(count) = self.throttle.due(reason, now_nanos) {
-            self.tell(reason, record.name().to_owned(), reason.to_string(), count);
+            self.tell(reason, record.name(), &reason.to_string(), count);
         }
         Receipt::dropped(reason)
     }
@@ -218,7 +219,10 @@ impl Shared {
         self.refusals.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
 
-    fn tell(&self, reason: DropReason, event: String, detail: String, count: u64) {
+    fn tell(&self, reason: DropReason, event: &str, detail: &str, count: u64) {
+        // Diagnostics are kept: a program that captures nonsense must not fill its memory with them.
+        let event = beginning(event, NAME_KEPT).to_owned();
+        let detail = beginning(detail, DETAIL_KEPT).to_owned();
         self.diagnostics.record(Diagnostic::Dropped { reason, event, detail, count });
     }
 }

@@ -35,8 +35,8 @@ impl Engine {
         let response = match result {
             Ok(response) => response,
             Err(error) => {
-                if matches!(error, TransportError::Timeout(_)) {
-                    // Perhaps the link is too slow for so much at once.
+                if matches!(error, TransportError::Timeout(_) | TransportError::Other(_)) {
+                    // Perhaps the link is too slow for so much at once, or somebody on the way breaks off what is too large.
                     self.limits.shrink(batch.bytes);
                 }
                 let unreachable = matches!(error, TransportError::Connect(_));
@@ -64,6 +64,10 @@ impl Engine {
             Outcome::Failed { status, reason, retry_after } => {
                 let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
                 let text = describe(status, &reason);
+                if matches!(status, 408 | 502 | 504) {
+                    // A gateway's way to say that it took too long.
+                    self.limits.shrink(batch.bytes);
+                }
                 let notice = if (200..300).contains(&status) {
                     Notice::NotPostHog { status, snippet: reason }
                 } else {

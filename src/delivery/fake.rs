@@ -224,6 +224,11 @@ impl Reply {
         Self::new(200, &json!({"results": results}).to_string())
     }
 
+    /// A connection that breaks in the middle of the request.
+    pub(super) fn broken() -> Self {
+        Self::new(1, "broken")
+    }
+
     pub(super) fn after(self, takes: Duration) -> Self {
         Self { takes, ..self }
     }
@@ -291,6 +296,9 @@ impl Post for FakeEndpoint {
             drop(under_way);
             if reply.status == 0 {
                 return Err(TransportError::Connect(reply.body.into()));
+            }
+            if reply.status == 1 {
+                return Err(TransportError::Other(reply.body.into()));
             }
             Ok(Response {
                 status: reply.status,

@@ -8,10 +8,11 @@ use serde_json::Value;
 
 use super::Protocol;
 use super::results::Results;
+use crate::limits;
 use crate::transport::{Response, RetryAfter};
 
 /// Dead letters keep so much of the server's words.
-const MAX_REASON_BYTES: usize = 1024;
+const MAX_REASON_BYTES: usize = limits::DETAIL_KEPT;
 
 /// The beginnings of what PostHog's capture service says in plain text when a request or one of its events is unacceptable.
 const REFUSALS: [&str; 11] = [
@@ -166,8 +167,7 @@ fn reason(body: &[u8]) -> String {
 
 /// As much of a text as is kept.
 pub(super) fn beginning(text: &str) -> &str {
-    let end = (0..=MAX_REASON_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    text.get(..end).unwrap_or_default()
+    limits::beginning(text, MAX_REASON_BYTES)
 }
 
 #[cfg(test)]

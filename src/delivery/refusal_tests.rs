@@ -138,6 +138,22 @@ async fn a_large_body_is_split_until_it_passes_and_the_limit_is_learnt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_too_large_for_the_way_is_made_smaller_whatever_the_way_says() {
+    for reply in [Reply::new(504, "gateway timeout"), Reply::new(502, ""), Reply::broken()] {
+        let rig = Rig::start(
+            queue_of(100, 100),
+            move |seen| {
+                if seen.events.len() > 120 { reply.clone() } else { Reply::ok() }
+            },
+        );
+        let begun = tokio::time::Instant::now();
+        rig.drained().await;
+        assert_eq!((rig.queue.delivered(), rig.buried().len()), (10_000, 0));
+        assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_event_too_large_for_a_stranger_is_kept_and_the_others_flow() {
     let rig = Rig::start(queue_of(2, 50), |seen| {
         if seen.events.contains(&7) { Reply::new(413, "<html>413</html>") } else { Reply::ok() }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::spare;
 use crate::clock::{WallNanos, nanos_since_epoch};
+use crate::limits::{NAME_KEPT, beginning};
 use crate::record::encode::{append_str, begin_map};
 use crate::record::serialize::append_entry;
 use crate::record::{Class, Flags, HEAD_LEN, Pairs, Unencodable};
@@ -194,7 +195,7 @@ impl Draft {
 
     #[cold]
     pub(super) fn remember_value(&mut self, key: &str, reason: Unencodable) {
-        self.remember(Flaw::Value { key: key.into(), reason });
+        self.remember(Flaw::Value { key: beginning(key, NAME_KEPT).into(), reason });
     }
 
     #[cold]

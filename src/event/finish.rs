@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::builder::{Draft, Event, Flaw};
 use super::spare;
 use crate::clock::WallNanos;
+use crate::limits::{NAME_KEPT, beginning};
 use crate::record::decode::Reader;
 use crate::record::encode::{append_map_header, patch_len};
 use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION, Unencodable};
@@ -128,7 +129,7 @@ impl Event {
         draft.body.extend_from_slice(&draft.groups);
         let bytes = draft.body.len();
         if bytes > max_bytes {
-            return Err(Refusal::TooLarge { name: self.name().into(), bytes, most: max_bytes });
+            return Err(Refusal::TooLarge { name: beginning(self.name(), NAME_KEPT).into(), bytes, most: max_bytes });
         }
         let head = Head {
             class: draft.class,

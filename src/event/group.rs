@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::builder::{Event, Flaw, is_blank};
 use super::edit::{as_map, ranges_of};
+use crate::limits::{NAME_KEPT, beginning};
 use crate::record::decode::{Reader, Token, text};
 use crate::record::serialize::append_entry;
 use crate::record::{Entries, Pairs, Unencodable};
@@ -37,7 +38,7 @@ impl Event {
                 draft.group_count = draft.group_count.saturating_add(1);
                 return;
             }
-            Err(reason) => Flaw::Value { key: group_type.into(), reason },
+            Err(reason) => Flaw::Value { key: beginning(group_type, NAME_KEPT).into(), reason },
         };
         draft.groups.truncate(start);
         draft.remember(flaw);
