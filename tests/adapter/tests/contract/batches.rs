@@ -35,7 +35,8 @@ async fn a_timestamp_with_an_offset_is_the_same_instant_in_utc(test: &Test<'_>) 
 }
 
 async fn a_full_batch_is_sent_without_a_flush(test: &Test<'_>) {
-    test.init(json!({ "flush_at": 3 })).await;
+    // Not for the interval either, that is.
+    test.init(json!({ "flush_at": 3, "flush_interval_ms": 600_000 })).await;
     for _ in 0..3 {
         test.capture(json!({})).await;
     }
