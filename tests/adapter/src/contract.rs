@@ -126,7 +126,8 @@ impl Capture {
         }
         let options = self.options.unwrap_or_default();
         for (option, property) in OPTIONS {
-            if let Some(value) = options.get(option) {
+            // One that is null is unset: it must not hide a property of the same meaning.
+            if let Some(value) = options.get(option).filter(|value| !value.is_null()) {
                 event.set(property, value);
             }
         }

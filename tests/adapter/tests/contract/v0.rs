@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sink::Answer;
 
+use super::batches;
 use super::driver::{Adapter, FIRST_RETRY, Test};
 
 async fn events_have_the_wire_shape(test: &Test<'_>) {
@@ -24,24 +25,18 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
     assert!(event.timestamp.ends_with('Z'), "{}", event.timestamp);
 }
 
-async fn a_timestamp_with_an_offset_is_the_same_instant_in_utc(test: &Test<'_>) {
-    test.init(json!({})).await;
-    test.capture(json!({ "timestamp": "2026-01-02T03:04:05.678+05:30" })).await;
-    test.flush().await;
-    test.at_least(1).await;
-    assert_eq!(test.sink.events()[0].timestamp, "2026-01-01T21:34:05.678Z");
-}
-
-async fn what_failed_is_sent_again_with_the_same_uuid_and_timestamp(test: &Test<'_>) {
+async fn what_failed_is_sent_again_after_a_wait(test: &Test<'_>) {
     test.init(json!({ "flush_at": 1, "max_retries": 3 })).await;
-    test.answers(&[408, 500, 502]);
-    test.sink.default_answer(Answer::ok());
-    test.capture(json!({})).await;
-    test.flush().await;
-    let requests = test.at_least(4).await;
-    assert!(requests.iter().all(|request| request.uuids == requests[0].uuids && request.uuids.len() == 1));
-    assert!(requests[1].arrived - requests[0].arrived >= Duration::from_millis(100));
-    assert_eq!(test.sink.inspect(|state| (state.unique(), state.duplicates())), (1, 0));
+    // In pairs, for the waits grow with each failure in a row.
+    for (at, statuses) in [[408, 500], [502, 504]].into_iter().enumerate() {
+        test.answers(&statuses);
+        test.capture(json!({})).await;
+        test.flush().await;
+        let requests = test.at_least(at * 3 + 3).await.split_off(at * 3);
+        assert!(requests.iter().all(|request| request.uuids == requests[0].uuids && request.uuids.len() == 1));
+        assert!(requests[1].arrived - requests[0].arrived >= Duration::from_millis(100));
+    }
+    assert_eq!(test.sink.inspect(|state| (state.unique(), state.duplicates())), (2, 0));
 }
 
 async fn a_cycle_ends_after_the_first_attempt_and_its_retries(test: &Test<'_>) {
@@ -112,25 +107,32 @@ async fn settings_change_what_events_say(test: &Test<'_>) {
 async fn ai_events_have_an_endpoint_of_their_own(test: &Test<'_>) {
     test.init(json!({})).await;
     let given = "0198c0de-0000-7000-8000-000000000abc";
-    let body = json!({ "distinct_id": "user_1", "event": "$ai_generation", "properties": null, "timestamp": null, "uuid": given });
-    assert_eq!(test.post("/capture_ai", Some(body)).await["uuid"], given);
+    let event = json!({ "distinct_id": "user_1", "event": "$ai_generation", "properties": null, "timestamp": null });
+    let with = |key: &str, value: &str| {
+        let mut event = event.clone();
+        event[key] = json!(value);
+        event
+    };
+    assert_eq!(test.post("/capture_ai", Some(with("uuid", given))).await["uuid"], given);
+    let made = test.post("/capture_ai", Some(with("timestamp", "2025-01-02T08:34:05+05:30"))).await["uuid"].take();
     test.capture(json!({ "event": "$ai_span" })).await;
     test.flush().await;
     test.at_least(2).await;
-    let mut arrived: Vec<_> = test.sink.events().into_iter().map(|event| event.event).collect();
-    arrived.sort();
-    assert_eq!(arrived, ["$ai_generation", "$ai_span"]);
-    for request in test.sink.requests() {
-        let is_ai = request.path.trim_end_matches('/') == "/i/v0/ai/batch";
-        assert_eq!(is_ai, request.uuids[0].to_string() == given, "{}", request.path);
-    }
+    let events = test.sink.events();
+    let on = |path: &str| {
+        let of = |event: &&sink::Event| test.sink.requests()[event.request].path.trim_end_matches('/') == path;
+        events.iter().filter(of).collect::<Vec<_>>()
+    };
+    let (plain, ai) = (on("/batch"), on("/i/v0/ai/batch"));
+    assert_eq!((plain.len(), plain[0].event.as_str()), (1, "$ai_span"));
+    assert_eq!(ai.iter().map(|event| json!(event.uuid.to_string())).collect::<Vec<_>>(), [json!(given), made]);
+    assert_eq!(ai[1].timestamp, "2025-01-02T03:04:05Z");
 }
 
 async fn all(adapter: &Adapter, id: Option<&str>) {
     let test = || Test::begin(adapter, id);
     events_have_the_wire_shape(&test().await).await;
-    a_timestamp_with_an_offset_is_the_same_instant_in_utc(&test().await).await;
-    what_failed_is_sent_again_with_the_same_uuid_and_timestamp(&test().await).await;
+    what_failed_is_sent_again_after_a_wait(&test().await).await;
     a_cycle_ends_after_the_first_attempt_and_its_retries(&test().await).await;
     retry_after_is_honoured(&test().await).await;
     what_is_refused_is_not_tried_again(&test().await).await;
@@ -138,6 +140,7 @@ async fn all(adapter: &Adapter, id: Option<&str>) {
     a_body_is_compressed_if_that_is_asked(&test().await).await;
     settings_change_what_events_say(&test().await).await;
     ai_events_have_an_endpoint_of_their_own(&test().await).await;
+    batches::all(test).await;
 }
 
 #[tokio::test]

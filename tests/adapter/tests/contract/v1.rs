@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use sink::Answer;
 
+use super::batches;
 use super::driver::{Adapter, FIRST_RETRY, Test};
 
 /// An answer of the V1 endpoint that says the same of each event of the request.
@@ -13,18 +14,17 @@ fn verdict(result: &str) -> Answer {
 }
 
 async fn events_have_the_wire_shape(test: &Test<'_>) {
-    test.sink.default_answer(verdict("ok"));
     test.init(json!({})).await;
-    test.capture(json!({
-        "properties": { "plan": "pro" },
-        "options": { "cookieless_mode": true, "process_person_profile": false, "product_tour_id": "t" },
-    }))
-    .await;
+    test.capture(json!({ "properties": { "plan": "pro" } })).await;
     test.flush().await;
     let request = test.at_least(1).await.remove(0);
     assert_eq!(request.path.trim_end_matches('/'), "/i/v1/analytics/events");
     assert_eq!(request.header("authorization"), Some("Bearer phc_test_key"));
-    assert_eq!(request.header("posthog-attempt"), Some("1"));
+    assert_eq!(
+        (request.header("posthog-attempt"), request.header("content-type")),
+        (Some("1"), Some("application/json"))
+    );
+    assert!(request.header("user-agent").is_some_and(|agent| !agent.is_empty()));
     assert!(request.header("posthog-sdk-info").unwrap().starts_with("posthog-durable/"));
     assert!(request.header("posthog-request-timestamp").unwrap().ends_with('Z'));
     uuid::Uuid::parse_str(request.header("posthog-request-id").unwrap()).unwrap();
@@ -33,16 +33,32 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
         ["api_key", "token", "sent_at", "historical_migration"].iter().all(|key| body.get(key).is_none()),
         "{body}"
     );
-    assert!(body["created_at"].is_string());
+    body["created_at"].as_str().and_then(|at| at.strip_suffix('Z')).expect("a time in UTC");
     let event = test.sink.events().remove(0);
-    let options = json!({ "cookieless_mode": true, "process_person_profile": false, "product_tour_id": "t" });
-    assert_eq!((&event.others["options"], &event.properties["plan"]), (&options, &json!("pro")));
-    assert!(event.properties.get("$cookieless_mode").is_none());
+    assert_eq!((&event.others["options"], &event.properties["plan"]), (&json!({}), &json!("pro")));
+}
+
+async fn options_are_no_properties(test: &Test<'_>) {
+    test.init(json!({})).await;
+    let given = json!({
+        "cookieless_mode": true, "disable_skew_correction": true, "process_person_profile": false, "product_tour_id": "t",
+    });
+    test.capture(json!({ "options": given })).await;
+    // One that is null leaves it to the property of the same meaning.
+    let property = json!({ "$product_tour_id": "t", "$process_person_profile": true });
+    let options = json!({ "product_tour_id": null, "process_person_profile": false });
+    test.capture(json!({ "properties": property, "options": options })).await;
+    test.flush().await;
+    test.at_least(1).await;
+    let events = test.sink.events();
+    assert_eq!(events[0].others["options"], given);
+    assert_eq!(events[1].others["options"], json!({ "product_tour_id": "t", "process_person_profile": false }));
+    let names = ["$cookieless_mode", "$ignore_sent_at", "$process_person_profile", "$product_tour_id"];
+    assert!(events.iter().all(|event| names.iter().all(|name| event.properties.get(name).is_none())));
 }
 
 async fn a_retry_has_the_same_id_and_another_attempt_and_time(test: &Test<'_>) {
     test.sink.script([Answer::status(503), Answer::status(500)]);
-    test.sink.default_answer(verdict("ok"));
     test.init(json!({})).await;
     test.capture(json!({})).await;
     test.flush().await;
@@ -52,27 +68,45 @@ async fn a_retry_has_the_same_id_and_another_attempt_and_time(test: &Test<'_>) {
     assert_eq!(header("posthog-attempt"), ["1", "2", "3"]);
     assert!(header("posthog-request-id").windows(2).all(|two| two[0] == two[1]));
     assert!(header("posthog-request-timestamp").windows(2).all(|two| two[0] != two[1]));
+    test.sink.script([Answer::status(408), Answer::status(504)]);
     test.capture(json!({})).await;
     test.flush().await;
-    let next = test.at_least(4).await.remove(3);
-    assert_eq!(next.header("posthog-attempt"), Some("1"));
-    assert_ne!(next.header("posthog-request-id"), Some(header("posthog-request-id")[0].as_str()));
+    let next = test.at_least(6).await.split_off(3);
+    assert_eq!(
+        next.iter().map(|request| request.header("posthog-attempt").unwrap()).collect::<Vec<_>>(),
+        ["1", "2", "3"]
+    );
+    assert_ne!(next[0].header("posthog-request-id"), Some(header("posthog-request-id")[0].as_str()));
 }
 
-async fn an_event_that_is_to_be_retried_is_and_one_that_is_dropped_is_not(test: &Test<'_>) {
-    test.sink.script([verdict("retry").header("retry-after", "1")]);
-    test.sink.default_answer(verdict("drop"));
-    test.init(json!({})).await;
-    test.capture(json!({})).await;
+async fn of_a_batch_only_what_is_to_be_retried_is_sent_again(test: &Test<'_>) {
+    test.sink.script([Answer::results(["ok", "drop", "limited", "retry", "word_of_tomorrow", "missing"])]);
+    test.init(json!({ "flush_at": 10 })).await;
+    for _ in 0..6 {
+        test.capture(json!({})).await;
+    }
     test.flush().await;
     let requests = test.at_least(2).await;
+    assert_eq!((requests[0].uuids.len(), &requests[1].uuids[..]), (6, &requests[0].uuids[3..4]));
     assert_eq!(requests[0].header("posthog-request-id"), requests[1].header("posthog-request-id"));
-    assert!(requests[1].arrived - requests[0].arrived >= Duration::from_millis(900));
+    assert_eq!(requests[1].header("posthog-attempt"), Some("2"));
     test.exactly(2, FIRST_RETRY).await;
 }
 
+async fn retry_after_is_honoured(test: &Test<'_>) {
+    test.init(json!({})).await;
+    for (at, answer) in [Answer::status(503), verdict("retry")].into_iter().enumerate() {
+        test.sink.script([answer.retry_after(3)]);
+        test.capture(json!({})).await;
+        test.flush().await;
+        let requests = test.at_least(at * 2 + 2).await;
+        let waited = requests[at * 2 + 1].arrived - requests[at * 2].arrived;
+        assert!(waited >= Duration::from_millis(2500), "{waited:?}");
+    }
+}
+
 async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
-    for status in [400, 401, 402, 403, 413] {
+    for status in [400, 401, 402, 403, 413, 415] {
         test.post("/reset", None).await;
         test.sink.clear();
         test.init(json!({ "max_retries": 3 })).await;
@@ -83,17 +117,16 @@ async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
     }
 }
 
-async fn historical_migration_is_said_only_if_it_is_one(test: &Test<'_>) {
-    test.sink.default_answer(verdict("ok"));
-    test.init(json!({ "historical_migration": true })).await;
+async fn settings_change_what_is_said(test: &Test<'_>) {
+    test.init(json!({ "historical_migration": true, "disable_geoip": true })).await;
     test.capture(json!({})).await;
     test.flush().await;
     let request = test.at_least(1).await.remove(0);
     assert_eq!(request.envelope["historical_migration"], true);
+    assert_eq!(test.sink.events()[0].properties["$geoip_disable"], true);
 }
 
 async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>, codec: &str) {
-    test.sink.default_answer(verdict("ok"));
     test.init(json!({ "enable_compression": true })).await;
     test.capture(json!({})).await;
     test.flush().await;
@@ -106,10 +139,13 @@ async fn all(adapter: &Adapter, id: Option<&str>, codec: &str) {
     let test = || Test::begin(adapter, id);
     events_have_the_wire_shape(&test().await).await;
     a_retry_has_the_same_id_and_another_attempt_and_time(&test().await).await;
-    an_event_that_is_to_be_retried_is_and_one_that_is_dropped_is_not(&test().await).await;
+    options_are_no_properties(&test().await).await;
+    of_a_batch_only_what_is_to_be_retried_is_sent_again(&test().await).await;
+    retry_after_is_honoured(&test().await).await;
     what_is_refused_is_not_tried_again(&test().await).await;
-    historical_migration_is_said_only_if_it_is_one(&test().await).await;
+    settings_change_what_is_said(&test().await).await;
     a_body_is_compressed_if_that_is_asked(&test().await, codec).await;
+    batches::all(test).await;
 }
 
 #[tokio::test]
