@@ -25,7 +25,17 @@ pub(crate) struct Sealed {
     pub(crate) last_seq: Option<u64>,
     /// Records in it, as far as this process knows.
     records: u64,
+    weight: u64,
     synced: bool,
+}
+
+/// Of all sealed arenas together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SealedSize {
+    pub(super) bytes: u64,
+    /// As far as this process knows.
+    pub(super) records: u64,
+    pub(super) weight: u64,
 }
 
 /// A file that could not be used and was renamed out of the way, or would have been.
@@ -55,8 +65,20 @@ struct Places {
 }
 
 impl Sealed {
-    pub(super) fn complete(arena: Arc<Arena>, round: Round, end: usize, last_seq: u64, records: u64) -> Self {
-        Self { arena, round, end, last_seq: Some(last_seq), records, synced: false }
+    pub(super) fn complete(
+        arena: Arc<Arena>,
+        round: Round,
+        end: usize,
+        last_seq: u64,
+        records: u64,
+        weight: u64,
+    ) -> Self {
+        Self { arena, round, end, last_seq: Some(last_seq), records, weight, synced: false }
+    }
+
+    /// What its records take at most where they are carried to.
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
     }
 
     /// Its records, checked.
@@ -193,10 +215,12 @@ impl Pool {
         ends.max().unwrap_or(0)
     }
 
-    pub(super) fn sealed_size(&self) -> (u64, u64) {
+    pub(super) fn sealed_size(&self) -> SealedSize {
         let places = self.lock();
-        places.sealed.iter().fold((0, 0), |(bytes, records), sealed| {
-            (bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64, records + sealed.records)
+        places.sealed.iter().fold(SealedSize::default(), |size, sealed| SealedSize {
+            bytes: size.bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64,
+            records: size.records + sealed.records,
+            weight: size.weight.saturating_add(sealed.weight),
         })
     }
 
@@ -234,7 +258,9 @@ impl Places {
                 self.mark(index, true);
                 let end = arena.len();
                 let (arena, last_seq) = (Arc::new(arena), None);
-                self.sealed.push_back(Sealed { arena, round, end, last_seq, records: 0, synced: false });
+                // Of an earlier life: all of it may be full.
+                let weight = end as u64;
+                self.sealed.push_back(Sealed { arena, round, end, last_seq, records: 0, weight, synced: false });
                 return Ok(());
             }
             // Nothing in it, or of a size that is no longer wanted: made anew when one is needed.

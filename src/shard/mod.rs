@@ -41,7 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
-use crate::journal::{Appended, Journal, JournalError, Refused};
+use crate::journal::{Appended, Journal, JournalError, Refused, Room};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, shard_dir};
@@ -157,6 +157,11 @@ impl Shard {
         self.journal.sync()
     }
 
+    /// Lets the journal take so much more than the store holds: see [`Journal::allow`].
+    pub(crate) fn allow(&self, ordinary: Room, dear: Room) {
+        self.journal.allow(self.ledger().accepted, ordinary, dear);
+    }
+
     /// The journal, for its state.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
@@ -191,6 +196,11 @@ impl Shard {
             Access::Open(store) => Some(Arc::clone(store)),
             Access::LetGo(_) => None,
         }
+    }
+
+    /// Bytes of the pages that the store's rows take.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.open_store().map_or(0, |store| store.row_bytes())
     }
 
     /// Bytes that the store's file takes on the disk; 0 if that cannot be found out.

@@ -8,7 +8,8 @@
 //! * `chunks`: lane, first sequence number (big-endian) to a head of 40 bytes and the frames. The head has the count, the salt and
 //!   two checksums, one of the frames, one of the key and the head itself.
 //! * `dead`: sequence number to a record that the server refused, with its reason.
-//! * `meta`: `schema`, `identity` (project hash, host, key) and `state` (ledger, number of chunks, epochs carried, next attempt).
+//! * `meta`: `schema`, `identity` (project hash, host, key), `state` (ledger, number of chunks, epochs carried, next attempt) and `pages`
+//!   (what the chunks take).
 //!
 //! Operations and their promises:
 //!
@@ -225,6 +226,11 @@ impl Store {
     /// The ledger as last committed.
     pub(crate) fn ledger(&self) -> Ledger {
         self.committed().ledger
+    }
+
+    /// Bytes of the pages that the rows take. Of a file that an older version wrote, rather more than less until it has run empty.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.committed().row_bytes
     }
 
     /// The newest epoch of `lane` that was carried; 0 for none.

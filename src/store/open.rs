@@ -181,7 +181,10 @@ fn open_existing(place: &Place, check_integrity: bool, condemned: &Condemned) ->
         Ok((identity, state))
     });
     match released {
-        Ok((identity, state)) => Ok(Opened { db, file: Some(file), identity, state }),
+        Ok((identity, mut state)) => {
+            state.row_bytes = state.row_bytes.min(file.allocated_bytes().unwrap_or(u64::MAX));
+            Ok(Opened { db, file: Some(file), identity, state })
+        }
         Err(error) => {
             // What closing would write is held, and gone with it.
             let _ = guarded(|| Ok(db.close()?));

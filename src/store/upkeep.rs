@@ -105,6 +105,7 @@ impl Store {
         let lost_events = state.ledger.queued_events;
         state.ledger.recount(0, 0, 0);
         state.rows = 0;
+        state.row_bytes = 0;
         let report = OpenReport { fresh: true, lost_events, ..OpenReport::default() };
         Ok((open::in_memory(&self.options, state)?, report))
     }

@@ -185,7 +185,7 @@ impl Committer {
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
             uncarried,
-            pressing: journal.is_half_full() || sealed,
+            pressing: journal.is_half_full() || sealed || pipeline.is_pressing(),
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             all: !self.asked.flushes.is_empty() || !self.asked.awaited.is_empty() || self.stopping.is_some(),
@@ -269,6 +269,7 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         // Callers may seal further arenas meanwhile; those are for the next turn.
         for _ in 0..ARENAS_MAX {
+            self.make_room_for_oldest_sealed();
             let batch = pipeline.outbox.take(OWN);
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {

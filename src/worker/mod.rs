@@ -240,7 +240,7 @@ impl Pipeline {
         if self.admission.is_open() {
             match self.shard.append(body, hash, class) {
                 Ok(appended) => return Ok(self.appended(appended)),
-                Err(Refused::Full) => {}
+                Err(Refused::Full | Refused::Bounded) => {}
                 // Who waits for room waits for the lock as well.
                 Err(Refused::Busy) if self.may_block() => {}
                 Err(other) => return Err(self.refused(other)),
@@ -314,6 +314,7 @@ impl Pipeline {
     fn refused(&self, refused: Refused) -> Unwelcome {
         match refused {
             Refused::Full => Unwelcome::JournalFull,
+            Refused::Bounded => Unwelcome::QueueFull,
             Refused::Busy => Unwelcome::JournalBusy,
             Refused::Closed => Unwelcome::Closed,
             Refused::Forked => Unwelcome::Forked,

@@ -1,12 +1,13 @@
 //! The queue as the delivery sees it, and the outbox in which its decisions wait for the next commit.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::{Pipeline, lock};
 use crate::clock::WallNanos;
 use crate::delivery::{ChunkRef, PaceState, Phase, Settlement, Source, SourceError};
+use crate::journal::Room;
 use crate::shard::{LANE, Settled, Shard};
 use crate::store::{Chunk, ChunkKey, Removal};
 
@@ -23,7 +24,7 @@ struct State {
     /// Up to where each shard was read.
     cursors: HashMap<u32, ChunkKey>,
     /// Read, and neither settled nor given back: with the delivery, and nobody else's to touch.
-    handed: BTreeSet<ChunkRef>,
+    handed: BTreeMap<ChunkRef, Room>,
     /// Given back, or made of what was: found again without searching the store. Some may have been evicted since.
     returned: BTreeSet<ChunkRef>,
     /// Settled, and still in the store until the next commit: never read again.
@@ -86,7 +87,7 @@ impl Outbox {
             if let Some(rest) = rest(&settlement) {
                 // A row that could not be rewritten still stands where it stood.
                 state.returned.insert(settlement.chunk);
-                if !state.handed.contains(&rest) {
+                if !state.handed.contains_key(&rest) {
                     state.returned.insert(rest);
                 }
             }
@@ -136,7 +137,17 @@ impl Outbox {
     /// Whether a row is with the delivery, or settled.
     pub(super) fn is_out(&self, chunk: ChunkRef) -> bool {
         let state = lock(&self.state);
-        state.handed.contains(&chunk) || state.settled.contains(&chunk)
+        state.handed.contains_key(&chunk) || state.settled.contains(&chunk)
+    }
+
+    /// What of our own shard is with the delivery.
+    pub(super) fn under_way(&self) -> Room {
+        let state = lock(&self.state);
+        let own = state.handed.iter().filter(|(chunk, _)| chunk.origin == OWN).map(|(_, size)| size);
+        own.fold(Room { events: 0, bytes: 0 }, |sum, size| Room {
+            events: sum.events.saturating_add(size.events),
+            bytes: sum.bytes.saturating_add(size.bytes),
+        })
     }
 
     /// Whether a request was made since the process began.
@@ -148,7 +159,7 @@ impl Outbox {
     pub(super) fn has_nothing_of(&self, origin: u32) -> bool {
         let state = lock(&self.state);
         let of = |chunk: &ChunkRef| chunk.origin == origin;
-        !state.handed.iter().any(of) && !state.settled.iter().any(of)
+        !state.handed.keys().any(of) && !state.settled.iter().any(of)
     }
 
     /// What an earlier process left in the store.
@@ -160,7 +171,7 @@ impl Outbox {
     pub(super) fn let_go(&self, origin: u32) {
         self.forget(origin);
         let mut state = lock(&self.state);
-        state.handed.retain(|chunk| chunk.origin != origin);
+        state.handed.retain(|chunk, _| chunk.origin != origin);
         state.settled.retain(|chunk| chunk.origin != origin);
         state.waiting.retain(|settlement| settlement.chunk.origin != origin);
         state.committing.remove(&origin);
@@ -213,9 +224,10 @@ impl Outbox {
                 continue;
             }
             if !busy(named) {
-                state.handed.insert(named);
+                let bytes = Chunk::page_bytes_with(chunk.frames.len());
+                state.handed.insert(named, Room { events: chunk.count.into(), bytes });
                 handed.push((named, chunk));
-            } else if !state.handed.contains(&named) {
+            } else if !state.handed.contains_key(&named) {
                 // Stepped over for the time being: the reading will not come by here again.
                 state.returned.insert(named);
             }
@@ -339,13 +351,17 @@ impl Source for Pipeline {
     fn settle(&self, settlement: Settlement) {
         {
             let mut state = lock(&self.outbox.state);
-            if !state.handed.remove(&settlement.chunk) && settlement.chunk.origin != OWN {
+            let size = state.handed.remove(&settlement.chunk);
+            if size.is_none() && settlement.chunk.origin != OWN {
                 // Of an orphan that was let go meanwhile: its next owner sends it again.
                 return;
             }
             state.settled.insert(settlement.chunk);
             // Still with the delivery.
-            state.handed.extend(rest(&settlement));
+            if let Some(rest) = rest(&settlement) {
+                let events = settlement.keep.as_ref().map_or(0, Vec::len) as u64;
+                state.handed.insert(rest, Room { events, bytes: size.map_or(0, |size| size.bytes) });
+            }
             add(&mut state.waiting, settlement);
         }
         self.bell.ring(|_| ());
@@ -354,7 +370,7 @@ impl Source for Pipeline {
     fn give_back(&self, chunk: ChunkRef) {
         let mut state = lock(&self.outbox.state);
         // Unless its shard was let go meanwhile.
-        if state.handed.remove(&chunk) {
+        if state.handed.remove(&chunk).is_some() {
             state.returned.insert(chunk);
         }
     }

@@ -163,6 +163,8 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     if let Some(problem) = problem {
         pipeline.storage_fails(&problem);
     }
+    // Before anybody captures: what an earlier process left counts.
+    pipeline.admit();
     pipeline.report_findings(findings);
     pipeline.report_surroundings();
     Ok(pipeline)

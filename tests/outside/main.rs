@@ -8,6 +8,7 @@
 mod ai;
 mod apart;
 mod api;
+mod bounds;
 mod directories;
 mod disk_full;
 mod fork;
