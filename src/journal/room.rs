@@ -24,13 +24,16 @@ impl Most {
     pub(super) const ANY: Most = Most { seq: u64::MAX, weight: u64::MAX };
 }
 
-/// What a record takes at most where it is carried to: rows of many small records fill their pages nearly, a large record has a row of
-/// its own, and pages come in powers of two.
+/// What a record takes at most where it is carried to: small ones fill a row of 64 KiB nearly, a large one has a row of its own, and
+/// rows take pages in powers of two.
 #[inline]
 pub(crate) fn weight(framed: usize) -> u64 {
-    const SMALL: usize = 4096;
     let bytes = framed as u64;
-    if framed <= SMALL { bytes + bytes / 8 } else { bytes.saturating_mul(2) }
+    match framed {
+        0..=4096 => bytes + bytes / 8,
+        4097..=8192 => bytes + bytes / 4,
+        _ => bytes.saturating_mul(2),
+    }
 }
 
 impl Journal {

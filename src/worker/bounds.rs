@@ -50,9 +50,12 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
         let Some(sealed) = pipeline.shard.journal().oldest_sealed() else { return };
-        if limits.overflow == Overflow::DropOldest && limits.queue_bytes < u64::MAX {
-            let bytes = limits.row_bytes(pipeline.shard.file_bytes()).saturating_sub(sealed.weight());
-            self.evict(EvictUntil::OrdinaryFit { bytes }, false);
+        let bound = limits.row_bytes(pipeline.shard.file_bytes());
+        let fits = pipeline.shard.row_bytes().saturating_add(sealed.weight()) <= bound;
+        if limits.overflow == Overflow::DropOldest && !fits {
+            // That was an upper bound. What is given up for good is worth another look.
+            let incoming = pipeline.shard.page_bytes_of(&sealed);
+            self.evict(EvictUntil::OrdinaryFit { bytes: bound.saturating_sub(incoming) }, false);
         }
     }
 
