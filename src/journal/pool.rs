@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::arena::{Arena, HEADER_BYTES, Header, Round};
@@ -52,6 +53,8 @@ pub(super) struct Pool {
     disk: Disk,
     /// Bytes of an arena, as configured now; arenas of an earlier life may have another size.
     arena_bytes: usize,
+    /// The directory was deleted: no name below it means anything of ours any more. Further arenas are in memory.
+    nameless: AtomicBool,
     places: Mutex<Places>,
 }
 
@@ -107,7 +110,8 @@ impl Pool {
             places.admit(disk, &path, index, options)?;
         }
         places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
-        Ok(Self { disk: disk.clone(), arena_bytes: options.arena_bytes, places: Mutex::new(places) })
+        let nameless = AtomicBool::new(options.dir.is_none());
+        Ok(Self { disk: disk.clone(), arena_bytes: options.arena_bytes, nameless, places: Mutex::new(places) })
     }
 
     /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
@@ -147,7 +151,7 @@ impl Pool {
             }
         };
         let bytes = options.arena_bytes;
-        let arena = match path_of(options, index) {
+        let arena = match path_of(options, index).filter(|_| !self.is_nameless()) {
             None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
             Some(path) => Arena::create(&self.disk, &path, index, bytes, options.map)
                 .and_then(|arena| {
@@ -163,7 +167,8 @@ impl Pool {
     /// An arena is free again. A condemned one, or one whose size is no longer the configured one, is not: its file goes.
     pub(super) fn give_back(&self, arena: Arc<Arena>) {
         let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
-        if !is_wanted && self.disk.remove_file(arena.path()).is_ok() {
+        // Under a name that is not ours there may be somebody else's file by now.
+        if !is_wanted && (self.is_nameless() || self.disk.remove_file(arena.path()).is_ok()) {
             self.lock().mark(arena.index(), false);
             return;
         }
@@ -173,6 +178,21 @@ impl Pool {
     /// A free arena, if there is one already.
     pub(super) fn pop_free(&self) -> Option<Arc<Arena>> {
         self.lock().free.pop()
+    }
+
+    pub(super) fn become_nameless(&self) {
+        self.nameless.store(true, Ordering::Release);
+    }
+
+    fn is_nameless(&self) -> bool {
+        self.nameless.load(Ordering::Acquire)
+    }
+
+    /// Whether no name leads to any of them.
+    pub(super) fn are_unlinked(&self) -> bool {
+        let places = self.lock();
+        let sealed = places.sealed.iter().map(|sealed| &sealed.arena);
+        places.free.iter().chain(sealed).all(|arena| arena.is_unlinked())
     }
 
     pub(super) fn has_free(&self) -> bool {

@@ -1,6 +1,8 @@
 //! How much the journal may hold, because what is carried has to fit into a queue with bounds. Set by whoever knows how full that is,
 //! and obeyed under the lock: however fast records come, none is taken that the queue has no room for.
 
+use std::sync::Arc;
+
 use super::Journal;
 use super::arena::HEADER_BYTES;
 
@@ -76,5 +78,16 @@ impl Journal {
     /// Whether a swap would find a free arena without creating one.
     pub(crate) fn has_spare(&self) -> bool {
         self.pool.has_free()
+    }
+
+    /// Whether no name leads to any arena any more: the directory was deleted.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        let active = Arc::clone(&self.lock().arena);
+        active.is_unlinked() && self.pool.are_unlinked()
+    }
+
+    /// Goes on without touching any name: arenas that are needed from now on are in memory. For a journal that is unlinked.
+    pub(crate) fn become_nameless(&self) {
+        self.pool.become_nameless();
     }
 }

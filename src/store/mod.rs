@@ -34,7 +34,9 @@ mod chunk;
 mod distrusted;
 mod error;
 mod guard;
+mod identify;
 mod ledger;
+mod nameless;
 mod open;
 mod place;
 mod reads;
@@ -69,6 +71,7 @@ use rows::State;
 pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
+pub(crate) use identify::identify;
 pub(crate) use ledger::{Ledger, LedgerDelta};
 pub(crate) use open::{OpenReport, StoreOptions};
 pub(crate) use reads::{DamagedRow, DeadRead, Read};
@@ -110,6 +113,8 @@ pub(crate) struct Identity {
 pub(crate) struct Store {
     /// `None` in memory.
     place: Option<Place>,
+    /// Its directory was deleted: no name in it means anything of ours any more.
+    nameless: AtomicBool,
     options: StoreOptions,
     /// The fork generation of the process that opened it.
     generation: u64,
@@ -185,6 +190,7 @@ impl Store {
         } = opened;
         Self {
             place,
+            nameless: AtomicBool::new(false),
             options,
             generation: fork::generation(),
             #[cfg(test)]
@@ -208,7 +214,7 @@ impl Store {
             return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
         }
         let mut outcome = self.commit(changes);
-        if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, &self.place)
+        if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, self.place())
             && (changes.only_settles() || self.is_the_only_way_out(changes))
             && writer.reserve.release(place)?
         {
@@ -217,7 +223,7 @@ impl Store {
         }
         let applied = outcome?;
         crash_point::reach("store.chunk.committed");
-        if let Some(place) = &self.place {
+        if let Some(place) = self.place() {
             writer.reserve.refill(place);
         }
         Ok(applied)
@@ -281,7 +287,7 @@ impl Store {
 
     /// Where the reserve is gone, the last room there is takes its place: whatever comes in has to wait until there is more.
     fn is_for_settlements(&self, writer: &Writer, changes: &Changes) -> bool {
-        let Some(place) = self.place.as_ref().filter(|_| !changes.insert.is_empty()) else { return false };
+        let Some(place) = self.place().filter(|_| !changes.insert.is_empty()) else { return false };
         writer.reserve.is_missed(place) && !self.is_the_only_way_out(changes)
     }
 
@@ -289,7 +295,7 @@ impl Store {
     /// it would not fit anyway, with as much again for the pages around it.
     fn is_the_only_way_out(&self, changes: &Changes) -> bool {
         let bytes: u64 = changes.insert.iter().map(|chunk| chunk.frames.len() as u64).sum();
-        let reserve = self.place.as_ref().map_or(0, |place| place.options.reserve_bytes);
+        let reserve = self.place().map_or(0, |place| place.options.reserve_bytes);
         self.committed().rows == 0 && bytes.saturating_mul(2) <= reserve
     }
 
@@ -316,6 +322,10 @@ impl Store {
         if error.latches() {
             self.latched.store(true, Ordering::Release);
         }
+    }
+
+    fn place(&self) -> Option<&Place> {
+        self.place.as_ref().filter(|_| !self.nameless.load(Ordering::Acquire))
     }
 
     fn check_process(&self) -> Result<(), StoreError> {

@@ -36,7 +36,7 @@ impl Committer {
             let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
             self.evict(EvictUntil::NoneBefore(before), true);
         }
-        if !pipeline.shard.holds_claim() {
+        if !pipeline.shard.is_volatile() && !pipeline.shard.holds_claim() {
             pipeline.storage_fails("the queue's directory was moved or removed");
         }
         pipeline.admit();

@@ -90,6 +90,7 @@ impl Committer {
 
     /// One turn: everything that is due, in the order in which the parts depend on each other.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
+        self.notice_deletion();
         self.begin_stop();
         if std::mem::take(&mut self.asked.abandon) {
             self.pipeline.abandon_adopted();
@@ -281,7 +282,11 @@ impl Committer {
                         pipeline.receipts.fail(&PersistError::Sync("events of the journal were damaged".into()));
                         (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
                     }
-                    pipeline.receipts.synced_up_to(carried.up_to);
+                    if pipeline.shard.is_volatile() {
+                        pipeline.receipts.fail(&PersistError::Volatile);
+                    } else {
+                        pipeline.receipts.synced_up_to(carried.up_to);
+                    }
                     self.worked();
                     pipeline.committed();
                 }

@@ -173,6 +173,18 @@ pub(crate) enum Notice {
         /// What fails; `None` when it works again.
         problem: Option<String>,
     },
+    /// The queue is in memory, or in files that nobody will find: it ends with the process.
+    InMemory {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it is not.
+        problem: String,
+    },
+    /// A queue in memory ends with events in it.
+    LostInMemory {
+        /// How many.
+        events: u64,
+    },
     /// Events were given up for room or age.
     Evicted {
         /// How many.
@@ -223,6 +235,8 @@ pub(crate) struct Pipeline {
     /// Set before anybody else has the pipeline.
     delivery: OnceLock<DeliveryHandle>,
     network: Network,
+    /// Why the queue ends with the process, if it does.
+    in_memory: OnceLock<String>,
     /// Why storage does not work at the moment.
     problem: Mutex<Option<String>>,
     unsynced_since: Mutex<Option<Instant>>,
@@ -334,6 +348,16 @@ impl Pipeline {
         };
         if new {
             (self.options.report)(Notice::Storage { problem: Some(problem.to_owned()) });
+        }
+    }
+
+    /// From now on the queue ends with the process.
+    fn is_in_memory(&self, path: PathBuf, problem: String) {
+        if self.in_memory.set(problem.clone()).is_ok() {
+            // What was said of the files does not matter any more.
+            lock(&self.problem).take();
+            self.receipts.fail(&PersistError::Volatile);
+            (self.options.report)(Notice::InMemory { path, problem });
         }
     }
 

@@ -13,6 +13,7 @@ mod directories;
 mod disk_full;
 mod fork;
 mod limits;
+mod memory;
 mod network;
 mod overflow;
 mod process;
