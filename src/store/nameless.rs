@@ -26,6 +26,9 @@ impl Store {
         if let Some(file) = opened.as_ref().and_then(|open| open.file.as_ref()) {
             file.become_nameless();
         }
+        drop(opened);
+        // Whoever makes a new queue there, in this process too, may have the name.
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Opens the file again that has no name, and begins anew in memory where that fails. What is lost then is counted.

@@ -188,7 +188,7 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     let told = client.diagnostics();
     let stranded =
         |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
-    let told = told.into_iter().find(stranded).unwrap_or_else(|| panic!("{told:?}")).to_string();
+    let told = told.iter().find(|told| stranded(told)).unwrap_or_else(|| panic!("{told:?}")).to_string();
     for part in [
         "25 events wait for the key phc_outs... at ",
         &stage.host,
@@ -220,7 +220,9 @@ fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
     stage.sink.stop();
     let (left, living) = (stage.client(), stage.client());
     for client in [&left, &living] {
-        (0..25).for_each(|_| drop(take(client, "other")));
+        for _ in 0..25 {
+            take(client, "other");
+        }
         let _ = client.flush().wait(PATIENCE);
     }
     // Who lives delivers what this one leaves.

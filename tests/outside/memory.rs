@@ -18,7 +18,9 @@ fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
     let file = stage.folder().join("file");
     fs::write(&file, "not a directory").unwrap();
     let client = Client::new(stage.config().queue_dir(&file).memory_fallback(true)).unwrap();
-    (0..30).for_each(|_| drop(take(&client, "volatile")));
+    for _ in 0..30 {
+        take(&client, "volatile");
+    }
     let _ = client.flush().wait(PATIENCE);
     let Mode::Volatile { problem } = client.stats().mode else { panic!("{:?}", client.stats()) };
     assert!(problem.contains(file.to_str().unwrap()), "{problem}");
