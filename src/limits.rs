@@ -72,9 +72,14 @@ pub(crate) const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_mill
 pub(crate) const SHUTDOWN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 pub(crate) const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
-/// Bytes of the queue's file.
+/// Bytes of the queue's rows.
 pub(crate) const QUEUE_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 pub(crate) const QUEUE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
+/// The largest event that a queue of so many bytes has room for when it is empty: a row may take twice its bytes.
+pub(crate) fn event_bytes_most(queue_bytes: u64) -> usize {
+    const AROUND: usize = 4096;
+    usize::try_from(queue_bytes / 2).unwrap_or(usize::MAX).saturating_sub(AROUND)
+}
 /// Bytes of the file system that are left to others.
 pub(crate) const FREE_SPACE_FLOOR_DEFAULT: u64 = 32 * 1024 * 1024;
 /// Beyond the most, a mistaken unit is likelier than a disk that large.

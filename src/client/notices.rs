@@ -14,15 +14,27 @@ impl From<Notice> for Diagnostic {
             Notice::Checked => Diagnostic::Checked,
             Notice::Storage { problem: Some(problem) } => Diagnostic::StorageFailing { problem },
             Notice::Storage { problem: None } => Diagnostic::StorageRecovered,
+            Notice::InMemory { path, problem } => Diagnostic::InMemory { path, problem },
+            Notice::LostInMemory { events } => Diagnostic::LostWithProcess { events },
             Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
             Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
-            Notice::Stranded(queue) => {
-                Diagnostic::StrandedQueue { project: queue.project, events: queue.events, bytes: queue.bytes }
-            }
+            Notice::Stranded(queue) => Diagnostic::StrandedQueue {
+                path: queue.path,
+                owner: queue.owner.map(|owner| (abbreviated(&owner.api_key), owner.host)),
+                events: queue.events,
+                bytes: queue.bytes,
+            },
             Notice::LeftOnDisk { events } => Diagnostic::LeftOnDisk { events },
             Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
         }
     }
+}
+
+/// Enough of a key to be known by whoever has it.
+fn abbreviated(api_key: &str) -> String {
+    const KEPT: usize = 8;
+    let kept: String = api_key.chars().take(KEPT).collect();
+    if kept.len() == api_key.len() { kept } else { kept + "..." }
 }
 
 impl From<delivery::Notice> for Diagnostic {

@@ -80,7 +80,8 @@ pub enum Mode {
         /// What is met.
         problem: String,
     },
-    /// In memory, because the directory cannot be used ([`Config::memory_fallback`](crate::Config::memory_fallback)).
+    /// In memory, because the directory cannot be used ([`Config::memory_fallback`](crate::Config::memory_fallback)), or in files without
+    /// names, because it was deleted. Events are taken and delivered; those that are queued when the process ends are lost.
     Volatile {
         /// Why.
         problem: String,
@@ -259,7 +260,7 @@ fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
 fn mode(snapshot: &Snapshot) -> Mode {
     match (&snapshot.problem, snapshot.volatile, snapshot.closed) {
         (_, _, true) => Mode::Closed,
-        (problem, true, _) => Mode::Volatile { problem: problem.clone().unwrap_or_default() },
+        (_, true, _) => Mode::Volatile { problem: snapshot.in_memory.clone().unwrap_or_default() },
         (Some(problem), ..) => Mode::Degraded { problem: problem.clone() },
         (None, ..) => Mode::Durable,
     }

@@ -56,17 +56,18 @@ impl Config {
         }
         let project = project(&self.api_key, &self.host)?;
         let also = self.also_deliver.iter().map(|(key, host)| former_project(key, host)).collect::<Result<_, _>>()?;
+        let limits = self.limits()?;
         Ok(WorkerOptions {
             delivery: self.delivery(&project)?,
             transport: self.transport()?,
-            limits: self.limits()?,
+            limits,
             held: self.opted_out,
             project,
             lane: Lane::Analytics,
             also,
             queue_dir: self.place()?,
             memory_fallback: self.memory_fallback,
-            max_event_bytes: self.max_event_bytes,
+            max_event_bytes: self.max_event_bytes.min(limits::event_bytes_most(limits.queue_bytes)),
             arena_bytes,
             cache_bytes: limits::STORE_CACHE_BYTES,
             reserve_bytes: limits::RESERVE_BYTES,
@@ -241,6 +242,14 @@ mod tests {
     fn a_journal_that_cannot_hold_four_of_the_largest_events_is_refused() {
         assert_eq!(refused(config().journal_bytes(1024 * 1024)), "journal_bytes");
         assert_eq!(refused(config().journal_bytes(1024 * 1024).max_event_bytes(200 * 1024)), "");
+    }
+
+    #[test]
+    fn an_event_is_never_larger_than_a_small_queue_has_room_for() {
+        let most = |config: Config| config.check().unwrap().worker.unwrap().max_event_bytes;
+        assert_eq!(most(config()), 1024 * 1024);
+        assert_eq!(most(config().max_queue_bytes(1024 * 1024)), 508 * 1024);
+        assert_eq!(most(config().max_queue_bytes(1024 * 1024).max_event_bytes(4096)), 4096);
     }
 
     #[test]

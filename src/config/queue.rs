@@ -51,8 +51,8 @@ impl Config {
         self
     }
 
-    /// Bytes of one journal arena; there are two to four of them, mapped into memory. What can be accepted in a burst. Default 8 MiB,
-    /// least 64 KiB and four times the largest event, most 256 MiB.
+    /// Bytes of one journal arena; there are two to four of them, mapped into memory, made when they are needed and kept for the next
+    /// process. What can be accepted in a burst. Default 8 MiB, least 64 KiB and four times the largest event, most 256 MiB.
     pub fn journal_bytes(mut self, bytes: usize) -> Self {
         self.journal_bytes = bytes;
         self
@@ -65,15 +65,35 @@ impl Config {
         self
     }
 
-    /// Bytes that the queue's file may take, the journal aside. It then holds between half and all of that in events. Default 1 GiB,
-    /// least 1 MiB, most 1 TiB. In a directory held in memory at most 64 MiB, or a tenth of the container's memory. AI events have a queue of
-    /// their own, with the same bound for itself, but at least 64 MiB.
+    /// Bytes that the queued events of this process may take on the disk, what waits in the journal included. Default 1 GiB, least 1 MiB,
+    /// most 1 TiB. In a directory held in memory at most 64 MiB, or a tenth of the container's memory. AI events have a queue of their
+    /// own, with the same bound for itself, but at least 64 MiB.
+    ///
+    /// Nearly all of that is events where they are small; a large one may take up to twice its bytes. So one event may have half of the
+    /// bound at most, whatever [`max_event_bytes`](Self::max_event_bytes) says: with less than 2 MiB and 8 KiB that is less than its
+    /// default. It has nothing to do with [`journal_bytes`](Self::journal_bytes).
+    ///
+    /// The file `queue.redb` may take an eighth more, which is kept for exceptions and identity events, 1 MiB for what is not events, and
+    /// the dead letters (the newest 1000). Its blocks on the disk (`du`, not `ls -l`) keep to that. In all, a process takes at
+    /// most
+    ///
+    /// ```text
+    /// max_queue_bytes * 9/8 + 1 MiB     the queue's file
+    /// + journal_bytes * 4               the journal; two of them unless there are bursts
+    /// + 1 MiB                           the reserve, for deletes on a full disk
+    /// ```
+    ///
+    /// and for a moment the queue's file twice, where a disk that failed has it copied. Each process, and each forked child that captures,
+    /// has a queue of its own with these bounds for itself.
     pub fn max_queue_bytes(mut self, bytes: u64) -> Self {
         self.max_queue_bytes = bytes;
         self
     }
 
-    /// Events that may be queued. Default: no bound but the bytes. Least 1.
+    /// Events that may be queued, in the journal and in the store. Default: no bound but the bytes. Least 1. Exact, with an eighth more for
+    /// exceptions and identity events, and counting what was delivered until that is committed ([`settle_interval`](Self::settle_interval)).
+    /// With [`Overflow::DropOldest`] it bounds the store: what came since the last commit, for a second or
+    /// [`flush_interval`](Self::flush_interval), is on top of that, and what is under way to PostHog at the moment stays.
     pub fn max_queue_events(mut self, events: u64) -> Self {
         self.max_queue_events = Some(events);
         self

@@ -56,6 +56,8 @@ impl Diagnostic {
             | Diagnostic::Network { .. } => Category::Delivery,
             Diagnostic::StorageFailing { .. }
             | Diagnostic::StorageRecovered
+            | Diagnostic::InMemory { .. }
+            | Diagnostic::LostWithProcess { .. }
             | Diagnostic::SetAside { .. }
             | Diagnostic::Missing { .. }
             | Diagnostic::Checked

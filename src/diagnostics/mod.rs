@@ -122,6 +122,19 @@ pub enum Diagnostic {
     },
     /// Storage works again.
     StorageRecovered,
+    /// The queue is in memory ([`Config::memory_fallback`](crate::Config::memory_fallback)), or its directory was deleted. Events are taken
+    /// and delivered, and those that are queued when the process ends are lost. Told once.
+    InMemory {
+        /// Where the queue should be.
+        path: PathBuf,
+        /// Why it is not.
+        problem: String,
+    },
+    /// The client was closed with events in a queue in memory: they are lost.
+    LostWithProcess {
+        /// How many.
+        events: u64,
+    },
     /// A file was damaged or foreign; it was renamed and replaced by what could be saved of it.
     SetAside {
         /// Its new name.
@@ -154,11 +167,13 @@ pub enum Diagnostic {
         /// What it is on.
         what: &'static str,
     },
-    /// The queue of another key or host has events that nobody delivers:
-    /// [`Config::also_deliver`](crate::Config::also_deliver) does.
+    /// The queue of another key or host has events that nobody delivers, because no process has it open:
+    /// [`Config::also_deliver`](crate::Config::also_deliver) does. Who wants to give them up removes the directory.
     StrandedQueue {
-        /// The name of its directory.
-        project: String,
+        /// Its directory.
+        path: PathBuf,
+        /// The key, cut to its first 8 characters, and the host, if the queue could be asked.
+        owner: Option<(String, String)>,
         /// How many events.
         events: u64,
         /// How many bytes.
@@ -216,6 +231,8 @@ impl Diagnostic {
             Diagnostic::CallbackPanicked { .. } => "callback_panicked",
             Diagnostic::StorageFailing { .. } => "storage_failing",
             Diagnostic::StorageRecovered => "storage_recovered",
+            Diagnostic::InMemory { .. } => "in_memory",
+            Diagnostic::LostWithProcess { .. } => "lost_with_process",
             Diagnostic::SetAside { .. } => "set_aside",
             Diagnostic::Missing { .. } => "missing",
             Diagnostic::Checked => "checked",
@@ -274,6 +291,12 @@ impl fmt::Display for Diagnostic {
             Diagnostic::CallbackPanicked { callback } => write!(f, "the program's {callback} panicked"),
             Diagnostic::StorageFailing { problem } => write!(f, "the queue's files cannot be used: {problem}"),
             Diagnostic::StorageRecovered => f.write_str("the queue's files work again"),
+            Diagnostic::InMemory { path, problem } => {
+                write!(f, "the queue is in memory and ends with the process, not in {}: {problem}", path.display())
+            }
+            Diagnostic::LostWithProcess { events } => {
+                write!(f, "{events} events that were queued in memory are lost with it")
+            }
             Diagnostic::SetAside { path, why, lost } => {
                 write!(f, "a damaged file was set aside as {}: {why}; {lost} events could not be saved", path.display())
             }
@@ -289,11 +312,13 @@ impl fmt::Display for Diagnostic {
                 write!(f, "{events} queued events were given up for want of room")
             }
             Diagnostic::Ephemeral { path, what } => write!(f, "the queue directory {} is on {what}", path.display()),
-            Diagnostic::StrandedQueue { project, events, bytes } => {
-                write!(
-                    f,
-                    "the queue {project} of another key or host holds {events} events ({bytes} bytes) that nobody delivers"
-                )
+            Diagnostic::StrandedQueue { path, owner, events, .. } => {
+                match owner {
+                    Some((key, host)) => write!(f, "{events} events wait for the key {key} at {host}")?,
+                    None => write!(f, "{events} events wait for another key or host")?,
+                }
+                let path = path.display();
+                write!(f, "; call Config::also_deliver(key, host) to have them sent, or remove {path} to give them up")
             }
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Journal;
 use super::arena::{Arena, Round};
+use super::room::Most;
 
 /// In cache lines that nothing else lies in: every append takes them away from the other processors, and what is only read there (the
 /// fork generation, the options) must not go with them.
@@ -22,6 +23,12 @@ pub(super) struct Active {
     pub(super) position: usize,
     pub(super) next_seq: u64,
     pub(super) records: u64,
+    /// Of all records taken so far, see [`weight`](super::room::weight).
+    pub(super) weight: u64,
+    /// Of those taken before this round.
+    pub(super) weight_before: u64,
+    /// How far ordinary records may go, and the others.
+    pub(super) most: [Most; 2],
     pub(super) closed: bool,
     pub(super) round: Round,
     /// Where `position` was when the pages behind it were last readied.

@@ -130,6 +130,16 @@ impl Arena {
         self.index
     }
 
+    /// Whether no name leads to its bytes any more.
+    pub(super) fn is_unlinked(&self) -> bool {
+        match &self.memory {
+            Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
+                file.link_count().is_ok_and(|names| names == 0)
+            }
+            Memory::Volatile { .. } => true,
+        }
+    }
+
     /// Bytes, header included.
     pub(super) fn len(&self) -> usize {
         match &self.memory {

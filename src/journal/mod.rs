@@ -8,6 +8,7 @@
 //! * Two arenas to begin with, up to [`ARENAS_MAX`] when a burst fills them faster than they are carried. Each is a file of
 //!   `arena_bytes`, every block really written before it is first used.
 //! * The last eighth of an arena is for exceptions and identity events: they still fit when ordinary events no longer do.
+//! * What waits to be carried may be bounded ([`room`]): nothing is taken that the queue has no room for.
 //! * A caller waits at most `lock_wait` for the lock, and does no I/O under it where the arena is mapped.
 //! * Creating, syncing, reading and freeing arenas is for one thread, the committer; appending is for any, and so is going on in a
 //!   free arena when the active one is full.
@@ -34,6 +35,7 @@ pub(crate) mod arena;
 mod contents;
 mod pool;
 pub(crate) mod replay;
+mod room;
 
 use std::io;
 use std::path::PathBuf;
@@ -49,6 +51,8 @@ use active::{Active, Apart};
 use arena::{Arena, HEADER_BYTES, Round};
 use pool::Pool;
 pub(crate) use pool::{Sealed, SetAside};
+use room::Most;
+pub(crate) use room::Room;
 
 /// Arenas of one journal, at most.
 pub(crate) const ARENAS_MAX: usize = 4;
@@ -113,6 +117,8 @@ pub(crate) struct Appended {
 pub(crate) enum Refused {
     /// No room left for a record of this class.
     Full,
+    /// The queue that it would be carried into has no room for it: see [`Journal::allow`].
+    Bounded,
     /// The lock could not be had in time.
     Busy,
     /// The journal was closed.
@@ -180,6 +186,11 @@ impl Journal {
         if active.closed {
             return Err(Refused::Closed);
         }
+        let weight = active.weight.saturating_add(room::weight(framed));
+        let most = active.most[usize::from(class != 0)];
+        if active.next_seq > most.seq || weight > most.weight {
+            return Err(Refused::Bounded);
+        }
         let (end, rotated) = match active.end_of(framed, class) {
             Some(end) => (end, false),
             None => (self.make_room(active, framed, class)?, true),
@@ -192,6 +203,7 @@ impl Journal {
         let half = active.arena.len() / 2;
         let half_full = rotated || (active.position < half && end >= half);
         active.position = end;
+        active.weight = weight;
         active.next_seq += 1;
         active.records += 1;
         taken(seq);
@@ -227,9 +239,18 @@ impl Journal {
         crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
         if !std::mem::take(&mut active.stand_in) {
+            let weight = active.weight - active.weight_before;
             let last_seq = active.next_seq - 1;
-            self.pool.push_sealed(Sealed::complete(old, active.round, active.position, last_seq, active.records));
+            self.pool.push_sealed(Sealed::complete(
+                old,
+                active.round,
+                active.position,
+                last_seq,
+                active.records,
+                weight,
+            ));
         }
+        active.weight_before = active.weight;
         active.round = round;
         active.position = HEADER_BYTES;
         active.readied_at = HEADER_BYTES;
@@ -278,29 +299,6 @@ impl Journal {
             self.pool.give_back(spare);
         }
         Ok(())
-    }
-
-    /// Whether a swap would find a free arena without creating one.
-    pub(crate) fn has_spare(&self) -> bool {
-        self.pool.has_free()
-    }
-
-    /// Bytes and records that wait to be carried, sealed arenas included.
-    pub(crate) fn uncarried(&self) -> (u64, u64) {
-        let (sealed_bytes, sealed_records) = self.pool.sealed_size();
-        let active = self.lock();
-        (sealed_bytes + (active.position - HEADER_BYTES) as u64, sealed_records + active.records)
-    }
-
-    /// Whether the active arena is half full.
-    pub(crate) fn is_half_full(&self) -> bool {
-        let active = self.lock();
-        active.position >= active.arena.len() / 2
-    }
-
-    /// The sequence number of the newest record; 0 before the first.
-    pub(crate) fn last_seq(&self) -> u64 {
-        self.lock().next_seq - 1
     }
 
     /// Refuses every append from now on.
@@ -381,6 +379,9 @@ impl Found {
             readied_at: HEADER_BYTES,
             next_seq,
             records: 0,
+            weight: 0,
+            weight_before: 0,
+            most: [Most::ANY; 2],
             closed: false,
             stand_in,
             buffer: Vec::new(),

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::arena::{Arena, HEADER_BYTES, Header, Round};
@@ -25,7 +26,17 @@ pub(crate) struct Sealed {
     pub(crate) last_seq: Option<u64>,
     /// Records in it, as far as this process knows.
     records: u64,
+    weight: u64,
     synced: bool,
+}
+
+/// Of all sealed arenas together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SealedSize {
+    pub(super) bytes: u64,
+    /// As far as this process knows.
+    pub(super) records: u64,
+    pub(super) weight: u64,
 }
 
 /// A file that could not be used and was renamed out of the way, or would have been.
@@ -42,6 +53,8 @@ pub(super) struct Pool {
     disk: Disk,
     /// Bytes of an arena, as configured now; arenas of an earlier life may have another size.
     arena_bytes: usize,
+    /// The directory was deleted: no name below it means anything of ours any more. Further arenas are in memory.
+    nameless: AtomicBool,
     places: Mutex<Places>,
 }
 
@@ -55,8 +68,20 @@ struct Places {
 }
 
 impl Sealed {
-    pub(super) fn complete(arena: Arc<Arena>, round: Round, end: usize, last_seq: u64, records: u64) -> Self {
-        Self { arena, round, end, last_seq: Some(last_seq), records, synced: false }
+    pub(super) fn complete(
+        arena: Arc<Arena>,
+        round: Round,
+        end: usize,
+        last_seq: u64,
+        records: u64,
+        weight: u64,
+    ) -> Self {
+        Self { arena, round, end, last_seq: Some(last_seq), records, weight, synced: false }
+    }
+
+    /// What its records take at most where they are carried to.
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
     }
 
     /// Its records, checked.
@@ -85,7 +110,8 @@ impl Pool {
             places.admit(disk, &path, index, options)?;
         }
         places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
-        Ok(Self { disk: disk.clone(), arena_bytes: options.arena_bytes, places: Mutex::new(places) })
+        let nameless = AtomicBool::new(options.dir.is_none());
+        Ok(Self { disk: disk.clone(), arena_bytes: options.arena_bytes, nameless, places: Mutex::new(places) })
     }
 
     /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
@@ -125,7 +151,7 @@ impl Pool {
             }
         };
         let bytes = options.arena_bytes;
-        let arena = match path_of(options, index) {
+        let arena = match path_of(options, index).filter(|_| !self.is_nameless()) {
             None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
             Some(path) => Arena::create(&self.disk, &path, index, bytes, options.map)
                 .and_then(|arena| {
@@ -141,7 +167,8 @@ impl Pool {
     /// An arena is free again. A condemned one, or one whose size is no longer the configured one, is not: its file goes.
     pub(super) fn give_back(&self, arena: Arc<Arena>) {
         let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
-        if !is_wanted && self.disk.remove_file(arena.path()).is_ok() {
+        // Under a name that is not ours there may be somebody else's file by now.
+        if !is_wanted && (self.is_nameless() || self.disk.remove_file(arena.path()).is_ok()) {
             self.lock().mark(arena.index(), false);
             return;
         }
@@ -151,6 +178,21 @@ impl Pool {
     /// A free arena, if there is one already.
     pub(super) fn pop_free(&self) -> Option<Arc<Arena>> {
         self.lock().free.pop()
+    }
+
+    pub(super) fn become_nameless(&self) {
+        self.nameless.store(true, Ordering::Release);
+    }
+
+    fn is_nameless(&self) -> bool {
+        self.nameless.load(Ordering::Acquire)
+    }
+
+    /// Whether no name leads to any of them.
+    pub(super) fn are_unlinked(&self) -> bool {
+        let places = self.lock();
+        let sealed = places.sealed.iter().map(|sealed| &sealed.arena);
+        places.free.iter().chain(sealed).all(|arena| arena.is_unlinked())
     }
 
     pub(super) fn has_free(&self) -> bool {
@@ -193,10 +235,12 @@ impl Pool {
         ends.max().unwrap_or(0)
     }
 
-    pub(super) fn sealed_size(&self) -> (u64, u64) {
+    pub(super) fn sealed_size(&self) -> SealedSize {
         let places = self.lock();
-        places.sealed.iter().fold((0, 0), |(bytes, records), sealed| {
-            (bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64, records + sealed.records)
+        places.sealed.iter().fold(SealedSize::default(), |size, sealed| SealedSize {
+            bytes: size.bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64,
+            records: size.records + sealed.records,
+            weight: size.weight.saturating_add(sealed.weight),
         })
     }
 
@@ -234,7 +278,9 @@ impl Places {
                 self.mark(index, true);
                 let end = arena.len();
                 let (arena, last_seq) = (Arc::new(arena), None);
-                self.sealed.push_back(Sealed { arena, round, end, last_seq, records: 0, synced: false });
+                // Of an earlier life: all of it may be full.
+                let weight = end as u64;
+                self.sealed.push_back(Sealed { arena, round, end, last_seq, records: 0, weight, synced: false });
                 return Ok(());
             }
             // Nothing in it, or of a size that is no longer wanted: made anew when one is needed.

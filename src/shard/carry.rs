@@ -36,6 +36,13 @@ impl Shard {
         Ok(Some(carried))
     }
 
+    /// Bytes of the pages that an arena's records will take in the store; 0 if they cannot be read, for then they cannot be carried.
+    pub(crate) fn page_bytes_of(&self, sealed: &Sealed) -> u64 {
+        let Ok(replay) = sealed.replay() else { return 0 };
+        let pieces = replay.pieces(CHUNK_BYTES_TARGET, self.ledger().accepted);
+        pieces.iter().map(|piece| Chunk::page_bytes_with(piece.range.len())).sum()
+    }
+
     /// Settles without carrying anything.
     pub(crate) fn settle(
         &self,

@@ -108,6 +108,16 @@ impl Claim {
     pub(crate) fn holds(&self) -> bool {
         self.lock.is_same_file().unwrap_or(false)
     }
+
+    /// Whether no name leads to our lock any more.
+    pub(super) fn is_unlinked(&self) -> bool {
+        self.lock.link_count().is_ok_and(|names| names == 0)
+    }
+
+    /// Whether another lock may stand in its place.
+    pub(super) fn may_be_replaced(&self, disk: &Disk) -> bool {
+        disk.exists(self.lock.path()).unwrap_or(true)
+    }
 }
 
 /// Takes over the first shard that nobody has and that is none of `unusable`, or creates one where there is none.

@@ -1,5 +1,7 @@
 //! Giving events up, because there is no room for them or because they are too old. The dear ones go last.
 
+use std::collections::HashSet;
+
 use super::{Shard, ShardError};
 use crate::clock::WallNanos;
 use crate::record::{Class, frame};
@@ -11,12 +13,18 @@ const BYTES_PER_TRANSACTION: usize = 4 * 1024 * 1024;
 /// When enough was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EvictUntil {
-    /// The queue is no larger than this, in bytes and in events. Exceptions and identity events go only when nothing else is left.
+    /// The queue is no larger than this, in bytes and in events, and not much smaller: the newest row that goes is cut. Exceptions and
+    /// identity events go only when nothing else is left.
     Fits {
-        /// Bytes of rows.
+        /// Bytes of the pages that rows take.
         bytes: u64,
         /// Events.
         events: u64,
+    },
+    /// The pages of the rows take no more than so many bytes, or only exceptions and identity events are left.
+    OrdinaryFit {
+        /// Bytes.
+        bytes: u64,
     },
     /// Nothing was carried before this time.
     NoneBefore(WallNanos),
@@ -40,6 +48,7 @@ impl Shard {
     ) -> Result<Evicted, ShardError> {
         let passes: &[bool] = match until {
             EvictUntil::Fits { .. } => &[true, false],
+            EvictUntil::OrdinaryFit { .. } => &[true],
             EvictUntil::NoneBefore(_) => &[false],
         };
         let mut evicted = Evicted::default();
@@ -80,7 +89,7 @@ impl Shard {
 
     fn is_reached(&self, until: EvictUntil) -> bool {
         match until {
-            EvictUntil::Fits { .. } => self.excess(until) == (0, 0),
+            EvictUntil::Fits { .. } | EvictUntil::OrdinaryFit { .. } => self.excess(until) == (0, 0),
             EvictUntil::NoneBefore(_) => self.ledger().queued_events == 0,
         }
     }
@@ -90,8 +99,9 @@ impl Shard {
         let ledger = self.ledger();
         match until {
             EvictUntil::Fits { bytes, events } => {
-                (ledger.queued_bytes.saturating_sub(bytes), ledger.queued_events.saturating_sub(events))
+                (self.row_bytes().saturating_sub(bytes), ledger.queued_events.saturating_sub(events))
             }
+            EvictUntil::OrdinaryFit { bytes } => (self.row_bytes().saturating_sub(bytes), 0),
             EvictUntil::NoneBefore(_) => (u64::MAX, u64::MAX),
         }
     }
@@ -106,40 +116,43 @@ struct Plan {
 }
 
 impl Plan {
-    /// Adds one row to what goes. `false` if no further row needs to be looked at.
+    /// Adds one row, or the older part of it, to what goes. `false` if no further row needs to be looked at.
     fn consider(&mut self, chunk: &Chunk) -> bool {
         if let EvictUntil::NoneBefore(time) = self.until
             && chunk.carried_at >= time
         {
             return false;
         }
-        let keep = if self.spare_dear { chunk.retain_dear() } else { None };
-        let kept = keep.as_ref().map_or(0, |kept| kept.count);
-        let evicted = chunk.count.saturating_sub(kept);
+        let kept = self.kept(chunk);
+        let keep = if kept.is_empty() { None } else { chunk.retain(|seq| kept.contains(&seq)) };
+        let evicted = chunk.count.saturating_sub(keep.as_ref().map_or(0, |kept| kept.count));
         if evicted > 0 {
-            let freed = chunk.frames.len().saturating_sub(keep.as_ref().map_or(0, |kept| kept.frames.len()));
+            let left = keep.as_ref().map_or(0, |kept| kept.frames.len());
+            let freed = Chunk::page_bytes_with(chunk.frames.len()).saturating_sub(Chunk::page_bytes_with(left));
             self.changes.remove.push(Removal { key: chunk.key, keep, delivered: 0, buried: 0, evicted });
             self.events += u64::from(evicted);
-            self.excess.0 = self.excess.0.saturating_sub(freed as u64);
+            self.excess.0 = self.excess.0.saturating_sub(freed);
             self.excess.1 = self.excess.1.saturating_sub(u64::from(evicted));
         }
         self.excess != (0, 0)
     }
-}
 
-trait RetainDear {
-    fn retain_dear(&self) -> Option<Chunk>;
-}
-
-impl RetainDear for Chunk {
-    /// Only its exceptions and identity events.
-    fn retain_dear(&self) -> Option<Chunk> {
-        let mut dear = std::collections::HashSet::new();
-        for (head, _) in frame::frames(&self.frames, self.salt) {
-            if head.class != Class::Ordinary as u8 {
-                dear.insert(head.seq);
+    /// The records of a row that stay: all but the oldest that may go, as many of them as it takes to be rid of the excess.
+    fn kept(&self, chunk: &Chunk) -> HashSet<u64> {
+        let before = Chunk::page_bytes_with(chunk.frames.len());
+        let (mut left, mut gone) = (chunk.frames.len(), 0);
+        let mut kept = HashSet::new();
+        for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
+            let freed = before.saturating_sub(Chunk::page_bytes_with(left));
+            let is_enough = freed >= self.excess.0 && gone >= self.excess.1;
+            let is_spared = self.spare_dear && head.class != Class::Ordinary as u8;
+            if is_enough || is_spared {
+                kept.insert(head.seq);
+            } else {
+                left = left.saturating_sub(frame::framed_len(body.len()).unwrap_or(0));
+                gone += 1;
             }
         }
-        if dear.is_empty() { None } else { self.retain(|seq| dear.contains(&seq)) }
+        kept
     }
 }

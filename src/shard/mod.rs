@@ -19,6 +19,7 @@
 //! * Sequence numbers are gap-free, so what is missing is counted exactly: `damaged` if the machine has been up all the time,
 //!   `lost_unsynced` if it was not.
 //! * If a carry fails at open, the arenas stay as they are, the shard starts all the same, and the carry is tried again.
+//! * A shard whose directory was deleted lives on in files without names, and dies with the process (`deleted.rs`).
 //! * Each call into the store is inside a *phase* on the status page. An owner that died in one makes the next open check the file's
 //!   integrity; three that died while opening make it set the file aside and salvage it.
 //! * Before the first receipt resolves, the directories up to `queue_dir` are synced: a file without a durable name is not durable.
@@ -28,6 +29,7 @@
 
 mod carry;
 mod claim;
+mod deleted;
 mod evict;
 mod open;
 mod status;
@@ -37,11 +39,12 @@ mod tests;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
-use crate::journal::{Appended, Journal, JournalError, Refused};
+use crate::journal::{Appended, Journal, JournalError, Refused, Room};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, shard_dir};
@@ -132,7 +135,8 @@ pub(crate) struct Shard {
     status: StatusPage,
     journal: Journal,
     store: Mutex<Access>,
-    volatile: bool,
+    /// Dies with the process.
+    volatile: AtomicBool,
 }
 
 /// The store, or what it said last.
@@ -157,6 +161,11 @@ impl Shard {
         self.journal.sync()
     }
 
+    /// Lets the journal take so much more than the store holds: see [`Journal::allow`].
+    pub(crate) fn allow(&self, ordinary: Room, dear: Room) {
+        self.journal.allow(self.ledger().accepted, ordinary, dear);
+    }
+
     /// The journal, for its state.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
@@ -164,7 +173,7 @@ impl Shard {
 
     /// Whether the shard dies with the process.
     pub(crate) fn is_volatile(&self) -> bool {
-        self.volatile
+        self.volatile.load(Ordering::Acquire)
     }
 
     /// Where it lies.
@@ -193,6 +202,11 @@ impl Shard {
         }
     }
 
+    /// Bytes of the pages that the store's rows take.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.open_store().map_or(0, |store| store.row_bytes())
+    }
+
     /// Bytes that the store's file takes on the disk; 0 if that cannot be found out.
     pub(crate) fn file_bytes(&self) -> u64 {
         self.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0)
@@ -201,11 +215,6 @@ impl Shard {
     /// Gives the store's free room back to the file system, if there is some and little is left to be moved.
     pub(crate) fn compact(&self) -> Result<bool, ShardError> {
         self.in_store(|store| store.compact_if_small(COMPACT_LIVE_MAX))
-    }
-
-    /// Whether the shard's directory still is where it was, with our lock in it.
-    pub(crate) fn holds_claim(&self) -> bool {
-        self.claim.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(Claim::holds)
     }
 
     /// Mirrors what refusals there were, for other processes to read.
@@ -225,16 +234,6 @@ impl Shard {
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
-    }
-
-    /// Without the lock the directory may be somebody else's, who would take our records for damage and whose records ours would
-    /// overwrite: nothing more is taken.
-    fn check_claim(&self) -> io::Result<()> {
-        if self.holds_claim() {
-            return Ok(());
-        }
-        self.journal.close();
-        Err(io::Error::other("the lock file of this queue was removed or replaced: restart to use a new queue"))
     }
 
     fn access(&self) -> MutexGuard<'_, Access> {

@@ -1,6 +1,7 @@
 //! Opening a shard: recovery, and the order in which things become trusted.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::carry::carry_into;
@@ -93,7 +94,7 @@ impl Shard {
             status,
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
-            volatile: false,
+            volatile: AtomicBool::new(false),
         };
         shard.mirror(now);
         Ok(Opened { shard, replayed, findings })
@@ -113,7 +114,7 @@ impl Shard {
             claim: Mutex::new(None),
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
-            volatile: true,
+            volatile: AtomicBool::new(true),
         })
     }
 

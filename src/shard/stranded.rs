@@ -1,17 +1,23 @@
 //! Queues that nobody delivers any more: of a key or host that was replaced.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::claim::{ClaimError, Lane, shard_dir, shard_numbers};
+use super::claim::{ClaimError, Lane, Project, shard_dir, shard_numbers};
 use super::status::StatusPage;
 use crate::clock::WallNanos;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile, Open, fork};
+use crate::store::{self, Identity};
 
 /// The queue of another project under the same `queue_dir`, with events in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stranded {
     /// The name of its directory.
     pub(crate) project: String,
+    /// Its directory.
+    pub(crate) path: PathBuf,
+    /// Whose it is, if one of its stores could be asked.
+    pub(crate) owner: Option<Project>,
     /// Events in it, as its status pages say.
     pub(crate) events: u64,
     /// Bytes in it.
@@ -20,31 +26,55 @@ pub(crate) struct Stranded {
     pub(crate) oldest_at: Option<WallNanos>,
 }
 
-/// Looks at the other projects of `queue_dir`. Reads status pages only: no lock is taken and no file is changed.
+/// Looks at the other projects of `queue_dir`: at those of which nobody has a shard, for who has one delivers the others too. No file is
+/// changed; locks are held for a moment, while the store is asked whose it is.
 pub(crate) fn stranded(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<Stranded>, ClaimError> {
     let names = disk.list(queue_dir).map_err(|source| ClaimError::Io { path: queue_dir.to_path_buf(), source })?;
-    let mut found = Vec::new();
-    for name in names.into_iter().filter(|name| is_project(name) && name != ours) {
-        let project_dir = queue_dir.join(&name);
-        let mut queue = Stranded { project: name, events: 0, bytes: 0, oldest_at: None };
-        let shards = Lane::ALL.into_iter().flat_map(|lane| {
-            let dir = lane.dir_in(&project_dir);
-            let numbers = shard_numbers(disk, &dir).unwrap_or_default();
-            numbers.into_iter().map(move |number| shard_dir(&dir, number))
-        });
-        for shard in shards {
-            // A page that cannot be read says nothing; the queue itself stays where it is.
-            let Ok(Some(page)) = StatusPage::peek(disk, &shard.join("status")) else { continue };
-            let ledger = page.ledger.unwrap_or_default();
-            queue.events += ledger.queued_events + page.accepted.saturating_sub(ledger.accepted);
-            queue.bytes += ledger.queued_bytes;
-            queue.oldest_at = [queue.oldest_at, page.oldest_at].into_iter().flatten().min();
-        }
-        if queue.events > 0 {
-            found.push(queue);
+    let others = names.into_iter().filter(|name| is_project(name) && name != ours);
+    Ok(others.filter_map(|name| look_at(disk, queue_dir.join(&name), name)).collect())
+}
+
+fn look_at(disk: &Disk, path: PathBuf, project: String) -> Option<Stranded> {
+    let mut queue = Stranded { project, path, owner: None, events: 0, bytes: 0, oldest_at: None };
+    for lane in Lane::ALL {
+        let dir = lane.dir_in(&queue.path);
+        for number in shard_numbers(disk, &dir).unwrap_or_default() {
+            let shard = shard_dir(&dir, number);
+            match lock_if_free(disk, &shard) {
+                Ok(Some(_lock)) => queue.add(disk, &shard),
+                Ok(None) => return None,
+                // What cannot be looked at says nothing; it stays where it is.
+                Err(_) => {}
+            }
         }
     }
-    Ok(found)
+    Some(queue).filter(|queue| queue.events > 0)
+}
+
+impl Stranded {
+    fn add(&mut self, disk: &Disk, shard: &Path) {
+        let Ok(Some(page)) = StatusPage::peek(disk, &shard.join("status")) else { return };
+        let ledger = page.ledger.unwrap_or_default();
+        let events = ledger.queued_events.saturating_add(page.accepted.saturating_sub(ledger.accepted));
+        if events == 0 {
+            return;
+        }
+        self.owner = self.owner.take().or_else(|| {
+            let Identity { host, api_key, .. } = store::identify(disk, shard)?;
+            Some(Project { host, api_key })
+        });
+        self.events = self.events.saturating_add(events);
+        self.bytes = self.bytes.saturating_add(ledger.queued_bytes);
+        self.oldest_at = [self.oldest_at, page.oldest_at].into_iter().flatten().min();
+    }
+}
+
+/// The shard's lock, unless somebody has it. Unlike a claim it makes no file.
+fn lock_if_free(disk: &Disk, shard: &Path) -> io::Result<Option<(fork::CloseInChild, DiskFile)>> {
+    let lock = disk.open(&shard.join("lock"), Open::ReadOnly)?;
+    // Before it is locked: a fork in between would leave the lock to the child.
+    let in_child = lock.close_in_child();
+    Ok(lock.try_lock()?.then_some((in_child, lock)))
 }
 
 /// Whether a shard's last owner left it in good order and with nothing in it. One status page is read, and no lock taken.

@@ -32,6 +32,8 @@ struct Shared {
     /// The fork generation of the process that opened the file.
     generation: u64,
     condemned: Condemned,
+    /// The file was deleted, and goes on without a name.
+    nameless: AtomicBool,
     /// `None` once released.
     held: RwLock<Option<Held>>,
 }
@@ -63,7 +65,13 @@ impl StoreFile {
     }
 
     fn new(file: DiskFile, condemned: Condemned, held: Option<Held>) -> Self {
-        Self(Arc::new(Shared { file, generation: fork::generation(), condemned, held: RwLock::new(held) }))
+        Self(Arc::new(Shared {
+            file,
+            generation: fork::generation(),
+            condemned,
+            nameless: AtomicBool::new(false),
+            held: RwLock::new(held),
+        }))
     }
 
     /// Makes the held calls, in their order and with their syncs, so that a crash in between leaves what a crash of the database
@@ -80,6 +88,16 @@ impl StoreFile {
         }
         *held = None;
         Ok(())
+    }
+
+    /// Whether no name leads to it any more.
+    pub(super) fn is_unlinked(&self) -> bool {
+        self.0.file.link_count().is_ok_and(|names| names == 0)
+    }
+
+    /// It is written from now on though it has no name.
+    pub(super) fn become_nameless(&self) {
+        self.0.nameless.store(true, Ordering::Release);
     }
 
     /// Bytes that its blocks take on the disk.
@@ -107,7 +125,7 @@ impl Shared {
 
     fn check_name(&self) -> io::Result<()> {
         self.check_writable()?;
-        if self.file.is_same_file()? {
+        if self.nameless.load(Ordering::Acquire) || self.file.is_same_file()? {
             Ok(())
         } else {
             Err(io::Error::other("the name of the file means another file, or none, by now"))

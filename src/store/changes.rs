@@ -83,6 +83,9 @@ pub(super) fn commit(db: &Database, before: &State, changes: &Changes) -> Result
             charge_as_damaged(&mut state, &mut applied, u64::MAX);
             state.ledger.queued_bytes = 0;
         }
+        if state.rows == 0 {
+            state.row_bytes = 0;
+        }
     }
     {
         let mut dead = transaction.open_table(DEAD)?;
@@ -123,9 +126,11 @@ fn advance_epochs(state: &mut State, epochs: &[(u8, u64)]) -> Result<(), StoreEr
 
 fn insert(table: &mut ChunkTable<'_>, chunk: &Chunk, state: &mut State) -> Result<(), StoreError> {
     let (key, value) = (rows::chunk_key(chunk.key), rows::chunk_value(chunk));
+    state.row_bytes = state.row_bytes.saturating_add(rows::page_bytes(value.len()));
     let ledger = &mut state.ledger;
     if let Some(replaced) = table.insert(key.as_slice(), value.as_slice())? {
         let count = rows::chunk_head(chunk.key, replaced.value()).map_or(0, |head| head.count);
+        state.row_bytes = state.row_bytes.saturating_sub(rows::page_bytes(replaced.value().len()));
         ledger.queued_events = ledger.queued_events.saturating_sub(count.into());
         ledger.queued_bytes = ledger.queued_bytes.saturating_sub(replaced.value().len() as u64);
     }
@@ -157,7 +162,8 @@ fn remove(
         Some((ChunkRow::Lost, _)) => unaccounted(table, removal.key, state)?.saturating_sub(settled + kept),
     };
     table.remove(key.as_slice())?;
-    let bytes = found.map_or(0, |(_, bytes)| bytes as u64);
+    let (bytes, page_bytes) = found.map_or((0, 0), |(_, bytes)| (bytes as u64, rows::page_bytes(bytes)));
+    state.row_bytes = state.row_bytes.saturating_sub(page_bytes);
     let ledger = &mut state.ledger;
     ledger.queued_bytes = ledger.queued_bytes.saturating_sub(bytes);
     ledger.queued_events = ledger.queued_events.saturating_sub(settled + kept);

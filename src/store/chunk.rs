@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::rows;
 use crate::clock::WallNanos;
 use crate::record::frame::{self, Parsed};
 
@@ -35,6 +36,11 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
+    /// Bytes of the pages that the row takes with only so many bytes of frames; with none of them there is no row.
+    pub(crate) fn page_bytes_with(frames_len: usize) -> u64 {
+        if frames_len == 0 { 0 } else { rows::page_bytes(frames_len.saturating_add(rows::CHUNK_HEAD)) }
+    }
+
     /// The chunk with only the records whose sequence number `keep` says yes to; `None` if that is none of them.
     pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) -> Option<Chunk> {
         self.rebuild(

@@ -8,7 +8,8 @@
 //! * `chunks`: lane, first sequence number (big-endian) to a head of 40 bytes and the frames. The head has the count, the salt and
 //!   two checksums, one of the frames, one of the key and the head itself.
 //! * `dead`: sequence number to a record that the server refused, with its reason.
-//! * `meta`: `schema`, `identity` (project hash, host, key) and `state` (ledger, number of chunks, epochs carried, next attempt).
+//! * `meta`: `schema`, `identity` (project hash, host, key), `state` (ledger, number of chunks, epochs carried, next attempt) and `pages`
+//!   (what the chunks take).
 //!
 //! Operations and their promises:
 //!
@@ -33,7 +34,9 @@ mod chunk;
 mod distrusted;
 mod error;
 mod guard;
+mod identify;
 mod ledger;
+mod nameless;
 mod open;
 mod place;
 mod reads;
@@ -68,6 +71,7 @@ use rows::State;
 pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
+pub(crate) use identify::identify;
 pub(crate) use ledger::{Ledger, LedgerDelta};
 pub(crate) use open::{OpenReport, StoreOptions};
 pub(crate) use reads::{DamagedRow, DeadRead, Read};
@@ -109,6 +113,8 @@ pub(crate) struct Identity {
 pub(crate) struct Store {
     /// `None` in memory.
     place: Option<Place>,
+    /// Its directory was deleted: no name in it means anything of ours any more.
+    nameless: AtomicBool,
     options: StoreOptions,
     /// The fork generation of the process that opened it.
     generation: u64,
@@ -184,6 +190,7 @@ impl Store {
         } = opened;
         Self {
             place,
+            nameless: AtomicBool::new(false),
             options,
             generation: fork::generation(),
             #[cfg(test)]
@@ -207,7 +214,7 @@ impl Store {
             return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
         }
         let mut outcome = self.commit(changes);
-        if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, &self.place)
+        if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, self.place())
             && (changes.only_settles() || self.is_the_only_way_out(changes))
             && writer.reserve.release(place)?
         {
@@ -216,7 +223,7 @@ impl Store {
         }
         let applied = outcome?;
         crash_point::reach("store.chunk.committed");
-        if let Some(place) = &self.place {
+        if let Some(place) = self.place() {
             writer.reserve.refill(place);
         }
         Ok(applied)
@@ -225,6 +232,11 @@ impl Store {
     /// The ledger as last committed.
     pub(crate) fn ledger(&self) -> Ledger {
         self.committed().ledger
+    }
+
+    /// Bytes of the pages that the rows take. Of a file that an older version wrote, rather more than less until it has run empty.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.committed().row_bytes
     }
 
     /// The newest epoch of `lane` that was carried; 0 for none.
@@ -275,7 +287,7 @@ impl Store {
 
     /// Where the reserve is gone, the last room there is takes its place: whatever comes in has to wait until there is more.
     fn is_for_settlements(&self, writer: &Writer, changes: &Changes) -> bool {
-        let Some(place) = self.place.as_ref().filter(|_| !changes.insert.is_empty()) else { return false };
+        let Some(place) = self.place().filter(|_| !changes.insert.is_empty()) else { return false };
         writer.reserve.is_missed(place) && !self.is_the_only_way_out(changes)
     }
 
@@ -283,7 +295,7 @@ impl Store {
     /// it would not fit anyway, with as much again for the pages around it.
     fn is_the_only_way_out(&self, changes: &Changes) -> bool {
         let bytes: u64 = changes.insert.iter().map(|chunk| chunk.frames.len() as u64).sum();
-        let reserve = self.place.as_ref().map_or(0, |place| place.options.reserve_bytes);
+        let reserve = self.place().map_or(0, |place| place.options.reserve_bytes);
         self.committed().rows == 0 && bytes.saturating_mul(2) <= reserve
     }
 
@@ -310,6 +322,10 @@ impl Store {
         if error.latches() {
             self.latched.store(true, Ordering::Release);
         }
+    }
+
+    fn place(&self) -> Option<&Place> {
+        self.place.as_ref().filter(|_| !self.nameless.load(Ordering::Acquire))
     }
 
     fn check_process(&self) -> Result<(), StoreError> {

@@ -181,12 +181,26 @@ fn open_existing(place: &Place, check_integrity: bool, condemned: &Condemned) ->
         Ok((identity, state))
     });
     match released {
-        Ok((identity, state)) => Ok(Opened { db, file: Some(file), identity, state }),
+        Ok((identity, state)) => Ok(Opened::new(db, file, identity, state)),
         Err(error) => {
             // What closing would write is held, and gone with it.
             let _ = guarded(|| Ok(db.close()?));
             Err(error)
         }
+    }
+}
+
+/// A database that its owner had open before.
+pub(super) fn opened(db: Database, file: StoreFile, project_hash: &[u8; 32]) -> Result<Opened, StoreError> {
+    let (identity, state) = vet(&db, project_hash)?;
+    Ok(Opened::new(db, file, identity, state))
+}
+
+impl Opened {
+    fn new(db: Database, file: StoreFile, identity: Identity, mut state: State) -> Self {
+        // No more than the file has, where nobody has counted.
+        state.row_bytes = state.row_bytes.min(file.allocated_bytes().unwrap_or(u64::MAX));
+        Self { db, file: Some(file), identity, state }
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) struct Totals {
     pub(super) rows: u64,
     pub(super) events: u64,
     pub(super) bytes: u64,
+    pub(super) page_bytes: u64,
     pub(super) highest_seq: u64,
 }
 
@@ -49,6 +50,7 @@ impl Rebuild {
         self.totals.rows += 1;
         self.totals.events = self.totals.events.saturating_add(u64::from(chunk.count));
         self.totals.bytes = self.totals.bytes.saturating_add(bytes as u64);
+        self.totals.page_bytes = self.totals.page_bytes.saturating_add(rows::page_bytes(bytes));
         self.totals.highest_seq = self.totals.highest_seq.max(last_seq);
         self.chunks.push(chunk);
         self.made_heavier(bytes)
@@ -71,6 +73,7 @@ impl Rebuild {
     pub(super) fn finish(mut self, identity: &Identity, mut state: State) -> Result<(), StoreError> {
         self.write_waiting()?;
         state.rows = self.totals.rows;
+        state.row_bytes = self.totals.page_bytes;
         let Self { db, file, .. } = self;
         guarded(|| {
             let transaction = tables::begin(&db)?;

@@ -88,6 +88,14 @@ pub(super) fn parse_chunk(key: ChunkKey, value: &[u8]) -> ChunkRow {
     if whole { ChunkRow::Whole(chunk) } else { ChunkRow::Torn(chunk) }
 }
 
+/// Bytes of the pages that a chunk row of so many bytes takes: a run of them, their number a power of two.
+pub(super) fn page_bytes(value_len: usize) -> u64 {
+    const PAGE: usize = 4096;
+    // The leaf's own head, and the key.
+    const AROUND: usize = 24;
+    (value_len.saturating_add(AROUND).div_ceil(PAGE).next_power_of_two() * PAGE) as u64
+}
+
 fn head_check(key: ChunkKey, head: &[u8]) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(&chunk_key(key));
@@ -171,6 +179,8 @@ pub(super) struct State {
     pub(super) ledger: Ledger,
     /// Rows in the chunk table: what the table says of itself is compared with it at open.
     pub(super) rows: u64,
+    /// Bytes of the pages that the chunk rows take. In a row of its own: a file of an older version does not have it.
+    pub(super) row_bytes: u64,
     /// The newest epoch carried, by lane.
     pub(super) epochs: BTreeMap<u8, u64>,
     pub(super) next_attempt: Option<WallNanos>,
@@ -215,7 +225,29 @@ pub(super) fn parse_state(value: &[u8]) -> Option<State> {
         epochs.insert(lane, fields.u64()?);
     }
     let next_attempt = (has_next_attempt != 0).then_some(next_attempt);
-    (version == VERSION).then_some(State { ledger, rows, epochs, next_attempt })
+    (version == VERSION).then_some(State { ledger, rows, row_bytes: 0, epochs, next_attempt })
+}
+
+/// `[version u8][bytes u64][check of the state's row u64]...[check u64]`
+pub(super) fn pages_value(row_bytes: u64, state_value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&row_bytes.to_le_bytes());
+    bytes.extend_from_slice(&xxh3_64(state_value).to_le_bytes());
+    sealed(bytes)
+}
+
+/// Reads what [`pages_value`] wrote; `None` if it belongs to another state, because an older version has written since.
+pub(super) fn parse_pages(value: &[u8], state_value: &[u8]) -> Option<u64> {
+    let mut fields = Fields(unsealed(value)?);
+    let [version] = fields.take()?;
+    let row_bytes = fields.u64()?;
+    (version == VERSION && fields.u64()? == xxh3_64(state_value)).then_some(row_bytes)
+}
+
+/// The most that the chunk rows of a state can take where nobody has counted.
+pub(super) fn page_bytes_at_most(state: &State) -> u64 {
+    let around = page_bytes(0).saturating_mul(2);
+    state.ledger.queued_bytes.saturating_mul(2).saturating_add(state.rows.saturating_mul(around))
 }
 
 /// As many whole characters of `text` as fit `most` bytes.

@@ -26,7 +26,7 @@ fn identity() -> Identity {
 
 fn state() -> State {
     let ledger = Ledger { accepted: 9, delivered: 1, queued_events: 8, queued_bytes: 800, ..Ledger::default() };
-    State { ledger, rows: 2, epochs: BTreeMap::from([(0, 4), (1, 3)]), next_attempt: Some(-1) }
+    State { ledger, rows: 2, row_bytes: 0, epochs: BTreeMap::from([(0, 4), (1, 3)]), next_attempt: Some(-1) }
 }
 
 /// Every value that is `bytes` with one bit changed.
@@ -87,6 +87,23 @@ fn rows_cut_anywhere_are_refused_without_a_panic() {
     assert!((0..value.len()).all(|cut| parse_dead(12, &value[..cut]).is_none()));
     let value = state_value(&state());
     assert!((0..value.len()).all(|cut| parse_state(&value[..cut]).is_none()));
+}
+
+#[test]
+fn what_the_rows_take_is_known_of_the_state_that_it_was_written_with_and_of_no_other() {
+    let value = state_value(&state());
+    let pages = pages_value(65_536, &value);
+    assert_eq!(parse_pages(&pages, &value), Some(65_536));
+    assert_eq!(parse_pages(&pages, &state_value(&State { rows: 3, ..state() })), None);
+    assert!((0..pages.len()).all(|cut| parse_pages(&pages[..cut], &value).is_none()));
+}
+
+#[test]
+fn a_row_takes_a_run_of_pages() {
+    assert_eq!(
+        [0, 4000, 4072, 4073, 9000, 65_512, 65_513].map(page_bytes),
+        [4096, 4096, 4096, 8192, 16_384, 65_536, 131_072]
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{Identity, StoreError};
 pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
 /// Sequence number to a dead record.
 pub(super) const DEAD: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("dead");
-/// The three rows below.
+/// The four rows below.
 pub(super) const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("meta");
 
 /// Which version wrote the file.
@@ -18,6 +18,8 @@ pub(super) const SCHEMA_ROW: &[u8] = b"schema";
 pub(super) const IDENTITY_ROW: &[u8] = b"identity";
 /// What changes with every transaction.
 pub(super) const STATE_ROW: &[u8] = b"state";
+/// What the chunk rows take, beside the state that it belongs to.
+const PAGES_ROW: &[u8] = b"pages";
 
 /// A transaction that survives the power once committed, and leaves a file that opens without being walked.
 pub(super) fn begin(db: &Database) -> Result<WriteTransaction, StoreError> {
@@ -36,9 +38,12 @@ pub(super) fn write_identity(transaction: &WriteTransaction, identity: &Identity
     Ok(())
 }
 
-/// Writes the row that changes with every transaction.
+/// Writes the rows that change with every transaction.
 pub(super) fn write_state(transaction: &WriteTransaction, state: &State) -> Result<(), StoreError> {
-    transaction.open_table(META)?.insert(STATE_ROW, rows::state_value(state).as_slice())?;
+    let mut meta = transaction.open_table(META)?;
+    let value = rows::state_value(state);
+    meta.insert(STATE_ROW, value.as_slice())?;
+    meta.insert(PAGES_ROW, rows::pages_value(state.row_bytes, &value).as_slice())?;
     Ok(())
 }
 
@@ -53,10 +58,15 @@ pub(super) struct Meta {
 /// Reads the `meta` table.
 pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> {
     let transaction = db.begin_read()?;
+    let mut state = meta_row(&transaction, STATE_ROW, rows::parse_state)?;
+    if let Some(state) = &mut state {
+        let known = meta_row(&transaction, PAGES_ROW, |value| rows::parse_pages(value, &rows::state_value(state)))?;
+        state.row_bytes = known.unwrap_or_else(|| rows::page_bytes_at_most(state));
+    }
     Ok(Meta {
         schema: meta_row(&transaction, SCHEMA_ROW, rows::parse_schema)?,
         identity: meta_row(&transaction, IDENTITY_ROW, rows::parse_identity)?,
-        state: meta_row(&transaction, STATE_ROW, rows::parse_state)?,
+        state,
     })
 }
 

@@ -29,10 +29,9 @@ impl Store {
     pub(super) fn reopen_as(&self, writer: &mut Writer) -> Result<OpenReport, StoreError> {
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         self.latched.store(true, Ordering::Release);
-        if let Some(open) = opened.take() {
-            let _ = guarded(|| Ok(open.db.close()?));
-        }
-        let fresh = match &self.place {
+        let file = opened.take().and_then(Open::close);
+        let fresh = match self.place() {
+            None if self.place.is_some() => self.reopen_nameless(file, self.committed().clone()),
             None => self.start_over_in_memory(self.committed().clone()),
             Some(place) if self.condemned.load(Ordering::Acquire) => {
                 open::replace(&self.as_known_by_now(place), &self.condemned, writer.opened_at)
@@ -56,9 +55,7 @@ impl Store {
         let _writer = self.writer();
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         self.latched.store(true, Ordering::Release);
-        if let Some(open) = opened.take() {
-            let _ = guarded(|| Ok(open.db.close()?));
-        }
+        opened.take().and_then(Open::close);
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
@@ -101,10 +98,11 @@ impl Store {
     }
 
     /// Memory that a panic went through is not trusted: what was queued in it is lost, and says so.
-    fn start_over_in_memory(&self, mut state: State) -> Result<(open::Opened, OpenReport), StoreError> {
+    pub(super) fn start_over_in_memory(&self, mut state: State) -> Result<(open::Opened, OpenReport), StoreError> {
         let lost_events = state.ledger.queued_events;
         state.ledger.recount(0, 0, 0);
         state.rows = 0;
+        state.row_bytes = 0;
         let report = OpenReport { fresh: true, lost_events, ..OpenReport::default() };
         Ok((open::in_memory(&self.options, state)?, report))
     }

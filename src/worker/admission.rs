@@ -5,6 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Pipeline, lock};
+use crate::journal::Room;
 use crate::reentry;
 
 /// What happens to a capture when the queue has reached its bounds.
@@ -29,7 +30,7 @@ pub enum Overflow {
 /// Bounds of the queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes of the store's file.
+    /// Bytes that the rows of the store may take.
     pub(crate) queue_bytes: u64,
     /// Events.
     pub(crate) queue_events: u64,
@@ -68,9 +69,10 @@ impl Unwelcome {
 }
 
 /// How full the queue is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) enum Level {
     /// Everybody is welcome.
+    #[default]
     Open = 0,
     /// Only exceptions and identity events.
     Full = 1,
@@ -83,34 +85,85 @@ pub(super) enum Level {
 /// What there is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
-    pub(super) queued_bytes: u64,
+    /// Bytes of the pages that the store's rows take.
+    pub(super) row_bytes: u64,
+    /// Events in the store.
     pub(super) queued_events: u64,
+    /// Bytes of the store's file.
     pub(super) file_bytes: u64,
-    pub(super) arena_bytes: u64,
+    /// What waits in the journal.
+    pub(super) waiting: Room,
+    /// What is with the delivery: it cannot make room.
+    pub(super) under_way: Room,
     /// `None` if it could not be found out.
     pub(super) free_bytes: Option<u64>,
 }
 
-/// How full that is. A row takes a run of pages up to twice its size, and a file does not shrink: so the file is allowed to reach its
-/// bound, and then holds at least half of it in content.
-pub(super) fn level(limits: &Limits, usage: &Usage) -> Level {
-    if usage.free_bytes.is_some_and(|free| free < limits.free_space_floor) {
-        return Level::Floor;
+/// How full the queue is, and how much the journal may hold: of ordinary events, and of exceptions and identity events, for which an
+/// eighth more is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) level: Level,
+    pub(super) ordinary: Room,
+    pub(super) dear: Room,
+}
+
+/// Beyond its bound the file may take the eighth for the dear ones, and so much for what is not rows.
+const FILE_SLACK: u64 = 1024 * 1024;
+
+/// With less room than a row takes, nothing is hurried.
+const ROOM_BYTES_LEAST: u64 = 128 * 1024;
+
+impl Limits {
+    /// What the store's rows may take. A file does not shrink, and free room in it may be too scattered to be used: where it has
+    /// grown beyond its bound all the same, half of that has to do until it is compacted.
+    pub(super) fn row_bytes(&self, file_bytes: u64) -> u64 {
+        let most = eighth_more(self.queue_bytes).saturating_add(FILE_SLACK);
+        if file_bytes > most { self.queue_bytes / 2 } else { self.queue_bytes }
     }
-    let may_take = usage.queued_bytes.saturating_mul(2).saturating_add(usage.arena_bytes);
-    let reaches = |bytes: u64, events: u64| {
-        (usage.file_bytes >= bytes && may_take > bytes)
-            || may_take > bytes.saturating_mul(2)
-            || usage.queued_events >= events
-    };
-    let eighth_more = |limit: u64| limit.saturating_add(limit / 8);
-    if reaches(eighth_more(limits.queue_bytes), eighth_more(limits.queue_events)) {
-        Level::Packed
-    } else if reaches(limits.queue_bytes, limits.queue_events) {
-        Level::Full
-    } else {
-        Level::Open
+
+    /// Decides.
+    pub(super) fn standing(&self, usage: &Usage) -> Standing {
+        let bound = Room { events: self.queue_events, bytes: self.row_bytes(usage.file_bytes) };
+        let taken = Room { events: usage.queued_events, bytes: usage.row_bytes };
+        let more = Room { events: eighth_more(bound.events), bytes: eighth_more(bound.bytes) };
+        let (ordinary, dear) = match self.overflow {
+            Overflow::DropOldest if usage.under_way.events < bound.events => {
+                // What is carried pushes out what is older. So there is no bound on how much of it may come, but for its bytes: no more
+                // than can be pushed out.
+                let room = less(bound, usage.under_way);
+                let any = Room { events: u64::MAX, ..room };
+                (any, any)
+            }
+            _ => (less(bound, taken), less(more, taken)),
+        };
+        let has_room = |room: Room| usage.waiting.events < room.events && usage.waiting.bytes < room.bytes;
+        let level = match (has_room(ordinary), has_room(dear)) {
+            _ if usage.free_bytes.is_some_and(|free| free < self.free_space_floor) => Level::Floor,
+            (true, _) => Level::Open,
+            (false, true) => Level::Full,
+            (false, false) => Level::Packed,
+        };
+        Standing { level, ordinary, dear }
     }
+}
+
+impl Standing {
+    /// Whether half of the room for ordinary events is used by what waits: the sooner that is carried, the sooner it is known how much
+    /// room it really takes, and the sooner it is sent. Not where hardly any room is left, or each event would have a commit of its own.
+    pub(super) fn is_pressing(&self, waiting: Room) -> bool {
+        let half_used = |waiting: u64, room: u64, least: u64| room >= least && waiting >= room.div_ceil(2);
+        half_used(waiting.events, self.ordinary.events, 2)
+            || half_used(waiting.bytes, self.ordinary.bytes, ROOM_BYTES_LEAST)
+    }
+}
+
+fn less(room: Room, taken: Room) -> Room {
+    Room { events: room.events.saturating_sub(taken.events), bytes: room.bytes.saturating_sub(taken.bytes) }
+}
+
+fn eighth_more(limit: u64) -> u64 {
+    limit.saturating_add(limit / 8)
 }
 
 /// The bounds, as callers see them. Looked at by the committer after each commit.
@@ -123,6 +176,8 @@ pub(super) struct Admission {
     asked: AtomicBool,
     changes: Mutex<u64>,
     changed: Condvar,
+    /// As it was found last.
+    standing: Mutex<Standing>,
 }
 
 impl Default for Admission {
@@ -133,6 +188,7 @@ impl Default for Admission {
             asked: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
+            standing: Mutex::default(),
         }
     }
 }
@@ -161,11 +217,17 @@ impl Admission {
     }
 
     /// Sets the level and wakes those who wait for room.
-    pub(super) fn set(&self, level: Level) {
-        self.level.store(level as u8, Ordering::Relaxed);
+    pub(super) fn set(&self, standing: Standing) {
+        *lock(&self.standing) = standing;
+        self.level.store(standing.level as u8, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
         *lock(&self.changes) += 1;
         self.changed.notify_all();
+    }
+
+    /// As it was found last.
+    pub(super) fn standing(&self) -> Standing {
+        *lock(&self.standing)
     }
 
     /// Ends all waiting for room, for good: nobody will look at the bounds again.
@@ -256,25 +318,48 @@ mod tests {
     }
 
     #[test]
-    fn a_file_at_its_bound_is_full_unless_its_content_has_gone() {
-        let full = Usage { queued_bytes: 80 * MIB, file_bytes: 100 * MIB, ..Usage::default() };
-        assert_eq!(level(&limits(), &full), Level::Full);
-        assert_eq!(level(&limits(), &Usage { queued_bytes: 10 * MIB, ..full }), Level::Open);
-        assert_eq!(level(&limits(), &Usage { file_bytes: 50 * MIB, ..full }), Level::Open);
-        assert_eq!(level(&limits(), &Usage { file_bytes: 113 * MIB, ..full }), Level::Packed);
+    fn rows_may_take_all_of_the_bound_and_half_of_it_where_the_file_has_grown_beyond() {
+        let full = Usage { row_bytes: 100 * MIB, file_bytes: 101 * MIB, ..Usage::default() };
+        assert_eq!(limits().standing(&full).level, Level::Full);
+        assert_eq!(limits().standing(&Usage { row_bytes: 99 * MIB, ..full }).ordinary.bytes, MIB);
+        assert_eq!(limits().standing(&Usage { row_bytes: 112 * MIB + MIB / 2, ..full }).level, Level::Packed);
+        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 120 * MIB, ..Usage::default() };
+        assert_eq!(limits().standing(&grown).ordinary.bytes, MIB);
+    }
+
+    #[test]
+    fn what_waits_in_the_journal_counts() {
+        let usage = Usage { queued_events: 900, waiting: Room { events: 99, bytes: 0 }, ..Usage::default() };
+        assert_eq!(limits().standing(&usage).level, Level::Open);
+        let waiting = Room { events: 100, bytes: 0 };
+        assert_eq!(limits().standing(&Usage { waiting, ..usage }).level, Level::Full);
+        let waiting = Room { events: 1, bytes: 101 * MIB };
+        assert_eq!(limits().standing(&Usage { waiting, ..usage }).level, Level::Full);
     }
 
     #[test]
     fn events_are_bounded_with_an_eighth_more_for_the_dear_ones() {
         for (events, expected) in [(999, Level::Open), (1000, Level::Full), (1125, Level::Packed)] {
-            assert_eq!(level(&limits(), &Usage { queued_events: events, ..Usage::default() }), expected);
+            assert_eq!(limits().standing(&Usage { queued_events: events, ..Usage::default() }).level, expected);
         }
+    }
+
+    #[test]
+    fn where_the_oldest_make_room_only_what_is_under_way_keeps_others_out() {
+        let limits = Limits { overflow: Overflow::DropOldest, ..limits() };
+        let usage = Usage { queued_events: 1000, row_bytes: 100 * MIB, ..Usage::default() };
+        let room = limits.standing(&usage).ordinary;
+        assert_eq!(room, Room { events: u64::MAX, bytes: 100 * MIB });
+        let under_way = Room { events: 999, bytes: 60 * MIB };
+        assert_eq!(limits.standing(&Usage { under_way, ..usage }).ordinary.bytes, 40 * MIB);
+        let under_way = Room { events: 1000, bytes: 60 * MIB };
+        assert_eq!(limits.standing(&Usage { under_way, ..usage }).level, Level::Full);
     }
 
     #[test]
     fn the_free_space_floor_stops_everybody() {
         let usage = Usage { free_bytes: Some(9 * MIB), ..Usage::default() };
-        assert_eq!(level(&limits(), &usage), Level::Floor);
-        assert_eq!(level(&limits(), &Usage { free_bytes: None, ..usage }), Level::Open);
+        assert_eq!(limits().standing(&usage).level, Level::Floor);
+        assert_eq!(limits().standing(&Usage { free_bytes: None, ..usage }).level, Level::Open);
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{self, Level, Usage};
+use super::admission::Usage;
 use super::committer::Committer;
 use super::source::OWN;
 use super::{Notice, Overflow, Pipeline};
 use crate::delivery::ChunkRef;
+use crate::journal::Room;
 use crate::shard::EvictUntil;
 use crate::store::ChunkKey;
 
@@ -23,18 +24,9 @@ impl Committer {
     pub(super) fn keep_bounds(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
-        let usage = pipeline.usage();
-        let mut level = admission::level(limits, &usage);
-        if level > Level::Open && level < Level::Floor && limits.overflow == Overflow::DropOldest {
-            let bytes = limits.queue_bytes.saturating_sub(usage.arena_bytes) / 2;
-            let (_, uncarried) = pipeline.shard.journal().uncarried();
-            let events = limits.queue_events.saturating_sub(uncarried.saturating_add(1));
-            self.evict(EvictUntil::Fits { bytes, events }, false);
-            // What is in the journal does not keep anybody out: once carried, it makes the room that it needs.
-            let queued_events = pipeline.shard.ledger().queued_events;
-            level = admission::level(limits, &Usage { queued_events, ..pipeline.usage() });
-            // What could not be evicted is on its way to PostHog.
-            level = level.min(Level::Full);
+        if limits.overflow == Overflow::DropOldest {
+            let bytes = limits.row_bytes(pipeline.shard.file_bytes());
+            self.evict(EvictUntil::Fits { bytes, events: limits.queue_events }, false);
         }
         if let Some(age) = limits.queue_age
             && pipeline.outbox.was_attempted()
@@ -44,13 +36,27 @@ impl Committer {
             let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
             self.evict(EvictUntil::NoneBefore(before), true);
         }
-        if !pipeline.shard.holds_claim() {
+        if !pipeline.shard.is_volatile() && !pipeline.shard.holds_claim() {
             pipeline.storage_fails("the queue's directory was moved or removed");
         }
-        pipeline.admission.set(level);
+        pipeline.admit();
         self.looked_at = Some(self.now());
         self.asked.look_again = false;
         self.look_again_at = None;
+    }
+
+    /// Before an arena is carried: where the oldest make room, they make it first, because a file does not shrink.
+    pub(super) fn make_room_for_oldest_sealed(&mut self) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let limits = &pipeline.options.limits;
+        let Some(sealed) = pipeline.shard.journal().oldest_sealed() else { return };
+        let bound = limits.row_bytes(pipeline.shard.file_bytes());
+        let fits = pipeline.shard.row_bytes().saturating_add(sealed.weight()) <= bound;
+        if limits.overflow == Overflow::DropOldest && !fits {
+            // That was an upper bound. What is given up for good is worth another look.
+            let incoming = pipeline.shard.page_bytes_of(&sealed);
+            self.evict(EvictUntil::OrdinaryFit { bytes: bound.saturating_sub(incoming) }, false);
+        }
     }
 
     /// Gives the file's room back to the file system once everything was delivered: then hardly anything has to be moved. Not while
@@ -109,17 +115,32 @@ impl Pipeline {
         self.shard.is_volatile() || self.options.disk.free_bytes(self.shard.dir()).is_ok_and(|free| free >= least)
     }
 
+    /// Says who is let in from now on.
+    pub(super) fn admit(&self) {
+        let standing = self.options.limits.standing(&self.usage());
+        self.shard.allow(standing.ordinary, standing.dear);
+        self.admission.set(standing);
+    }
+
+    /// Whether what waits in the journal should be carried because little more may come.
+    pub(super) fn is_pressing(&self) -> bool {
+        self.admission.standing().is_pressing(self.waiting())
+    }
+
+    fn waiting(&self) -> Room {
+        let journal = self.shard.journal();
+        Room { events: journal.uncarried().1, bytes: journal.uncarried_weight() }
+    }
+
     fn usage(&self) -> Usage {
-        let ledger = self.shard.ledger();
-        let (_, uncarried) = self.shard.journal().uncarried();
-        let file_bytes = self.shard.file_bytes();
         let free_bytes =
             if self.shard.is_volatile() { None } else { self.options.disk.free_bytes(self.shard.dir()).ok() };
         Usage {
-            queued_bytes: ledger.queued_bytes,
-            queued_events: ledger.queued_events + uncarried,
-            file_bytes,
-            arena_bytes: self.options.arena_bytes as u64,
+            row_bytes: self.shard.row_bytes(),
+            queued_events: self.shard.ledger().queued_events,
+            file_bytes: self.shard.file_bytes(),
+            waiting: self.waiting(),
+            under_way: self.outbox.under_way(),
             free_bytes,
         }
     }

@@ -91,6 +91,7 @@ impl Committer {
 
     /// One turn: everything that is due, in the order in which the parts depend on each other.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
+        self.notice_deletion();
         self.begin_stop();
         if std::mem::take(&mut self.asked.abandon) {
             // What was decided of it before is not sent again by its next owner.
@@ -192,7 +193,7 @@ impl Committer {
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
             uncarried,
-            pressing: journal.is_half_full() || sealed,
+            pressing: journal.is_half_full() || sealed || pipeline.is_pressing(),
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             flushed: !self.asked.flushed.is_empty(),
@@ -277,6 +278,7 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         // Callers may seal further arenas meanwhile; those are for the next turn.
         for _ in 0..ARENAS_MAX {
+            self.make_room_for_oldest_sealed();
             let batch = pipeline.outbox.take(OWN);
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
@@ -288,7 +290,11 @@ impl Committer {
                         pipeline.receipts.fail(&PersistError::Sync("events of the journal were damaged".into()));
                         (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
                     }
-                    pipeline.receipts.synced_up_to(carried.up_to);
+                    if pipeline.shard.is_volatile() {
+                        pipeline.receipts.fail(&PersistError::Volatile);
+                    } else {
+                        pipeline.receipts.synced_up_to(carried.up_to);
+                    }
                     self.worked();
                     pipeline.committed();
                 }

@@ -175,6 +175,18 @@ pub(crate) enum Notice {
         /// What fails; `None` when it works again.
         problem: Option<String>,
     },
+    /// The queue is in memory, or in files that nobody will find: it ends with the process.
+    InMemory {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it is not.
+        problem: String,
+    },
+    /// A queue in memory ends with events in it.
+    LostInMemory {
+        /// How many.
+        events: u64,
+    },
     /// Events were given up for room or age.
     Evicted {
         /// How many.
@@ -225,6 +237,8 @@ pub(crate) struct Pipeline {
     /// Set before anybody else has the pipeline.
     delivery: OnceLock<DeliveryHandle>,
     network: Network,
+    /// Why the queue ends with the process, if it does.
+    in_memory: OnceLock<String>,
     /// Why storage does not work at the moment.
     problem: Mutex<Option<String>>,
     unsynced_since: Mutex<Option<Instant>>,
@@ -244,7 +258,7 @@ impl Pipeline {
         if self.admission.is_open() {
             match self.shard.append(body, hash, class) {
                 Ok(appended) => return Ok(self.appended(appended)),
-                Err(Refused::Full) => {}
+                Err(Refused::Full | Refused::Bounded) => {}
                 // Who waits for room waits for the lock as well.
                 Err(Refused::Busy) if self.may_block() => {}
                 Err(other) => return Err(self.refused(other)),
@@ -318,6 +332,7 @@ impl Pipeline {
     fn refused(&self, refused: Refused) -> Unwelcome {
         match refused {
             Refused::Full => Unwelcome::JournalFull,
+            Refused::Bounded => Unwelcome::QueueFull,
             Refused::Busy => Unwelcome::JournalBusy,
             Refused::Closed => Unwelcome::Closed,
             Refused::Forked => Unwelcome::Forked,
@@ -337,6 +352,16 @@ impl Pipeline {
         };
         if new {
             (self.options.report)(Notice::Storage { problem: Some(problem.to_owned()) });
+        }
+    }
+
+    /// From now on the queue ends with the process.
+    fn is_in_memory(&self, path: PathBuf, problem: String) {
+        if self.in_memory.set(problem.clone()).is_ok() {
+            // What was said of the files does not matter any more.
+            lock(&self.problem).take();
+            self.receipts.fail(&PersistError::Volatile);
+            (self.options.report)(Notice::InMemory { path, problem });
         }
     }
 

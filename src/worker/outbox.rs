@@ -4,13 +4,14 @@
 //! A row that was read while a transaction changed rows may be gone by then, so a reading that rows have changed under is done again; and
 //! a row that an eviction considers is not handed out before that is over.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
 use super::lock;
 use super::source::OWN;
 use crate::clock::WallNanos;
 use crate::delivery::{ChunkRef, PaceState, Phase, Settlement};
+use crate::journal::Room;
 use crate::shard::Settled;
 use crate::store::{Chunk, ChunkKey};
 
@@ -24,7 +25,7 @@ struct State {
     /// Up to where each shard was read.
     cursors: HashMap<u32, ChunkKey>,
     /// Read, and neither settled nor given back: with the delivery, and nobody else's to touch.
-    handed: BTreeSet<ChunkRef>,
+    handed: BTreeMap<ChunkRef, Room>,
     /// Given back, or made of what was: found again without searching the store. Some may have been evicted since.
     returned: BTreeSet<ChunkRef>,
     /// Settled, and still in the store until the next commit: never read again.
@@ -100,7 +101,7 @@ impl Outbox {
             if let Some(rest) = rest(&settlement) {
                 // A row that could not be rewritten still stands where it stood.
                 state.returned.insert(settlement.chunk);
-                if !state.handed.contains(&rest) {
+                if !state.handed.contains_key(&rest) {
                     state.returned.insert(rest);
                 }
             }
@@ -155,7 +156,7 @@ impl Outbox {
     /// Whether a row is with the delivery, or settled. If not, it is kept from the delivery until [`Outbox::evicted`].
     pub(super) fn is_out_or_stays(&self, chunk: ChunkRef) -> bool {
         let mut state = lock(&self.state);
-        let is_out = state.handed.contains(&chunk) || state.settled.contains(&chunk);
+        let is_out = state.handed.contains_key(&chunk) || state.settled.contains(&chunk);
         if !is_out {
             state.going.insert(chunk);
         }
@@ -170,6 +171,16 @@ impl Outbox {
         going.iter().any(|chunk| state.returned.contains(chunk))
     }
 
+    /// What of our own shard is with the delivery.
+    pub(super) fn under_way(&self) -> Room {
+        let state = lock(&self.state);
+        let own = state.handed.iter().filter(|(chunk, _)| chunk.origin == OWN).map(|(_, size)| size);
+        own.fold(Room { events: 0, bytes: 0 }, |sum, size| Room {
+            events: sum.events.saturating_add(size.events),
+            bytes: sum.bytes.saturating_add(size.bytes),
+        })
+    }
+
     /// Whether a request was made since the process began.
     pub(super) fn was_attempted(&self) -> bool {
         lock(&self.state).attempted
@@ -179,13 +190,14 @@ impl Outbox {
     pub(super) fn has_nothing_of(&self, origin: u32) -> bool {
         let state = lock(&self.state);
         let of = |chunk: &ChunkRef| chunk.origin == origin;
-        !state.handed.iter().any(of) && !state.settled.iter().any(of)
+        !state.handed.keys().any(of) && !state.settled.iter().any(of)
     }
 
     /// Takes note of a decision. False: it is nobody's business any more.
     pub(super) fn settle(&self, settlement: Settlement) -> bool {
         let mut state = lock(&self.state);
-        if !state.handed.remove(&settlement.chunk) && settlement.chunk.origin != OWN {
+        let size = state.handed.remove(&settlement.chunk);
+        if size.is_none() && settlement.chunk.origin != OWN {
             // Of an orphan that was let go meanwhile: its next owner sends it again.
             return false;
         }
@@ -193,7 +205,10 @@ impl Outbox {
         state.totals.buried += settlement.buried.len() as u64;
         state.settled.insert(settlement.chunk);
         // Still with the delivery.
-        state.handed.extend(rest(&settlement));
+        if let Some(rest) = rest(&settlement) {
+            let events = settlement.keep.as_ref().map_or(0, Vec::len) as u64;
+            state.handed.insert(rest, Room { events, bytes: size.map_or(0, |size| size.bytes) });
+        }
         add(&mut state.waiting, settlement);
         true
     }
@@ -202,7 +217,7 @@ impl Outbox {
     pub(super) fn give_back(&self, chunk: ChunkRef) {
         let mut state = lock(&self.state);
         // Unless its shard was let go meanwhile.
-        if state.handed.remove(&chunk) {
+        if state.handed.remove(&chunk).is_some() {
             state.returned.insert(chunk);
         }
     }
@@ -234,7 +249,7 @@ impl Outbox {
     pub(super) fn let_go(&self, origin: u32) {
         self.forget(origin);
         let mut state = lock(&self.state);
-        state.handed.retain(|chunk| chunk.origin != origin);
+        state.handed.retain(|chunk, _| chunk.origin != origin);
         state.settled.retain(|chunk| chunk.origin != origin);
         state.waiting.retain(|settlement| settlement.chunk.origin != origin);
         state.committing.remove(&origin);
@@ -296,9 +311,10 @@ impl Outbox {
             if state.going.contains(&named) {
                 state.returned.insert(named);
             } else if !busy(named) {
-                state.handed.insert(named);
+                let bytes = Chunk::page_bytes_with(chunk.frames.len());
+                state.handed.insert(named, Room { events: chunk.count.into(), bytes });
                 handed.push((named, chunk));
-            } else if !state.handed.contains(&named) {
+            } else if !state.handed.contains_key(&named) {
                 // Stepped over for the time being: the reading will not come by here again.
                 state.returned.insert(named);
             }

@@ -36,6 +36,17 @@ impl Committer {
         }
     }
 
+    /// A directory that was deleted is no reason to stop: what is open goes on, and is said to end with the process.
+    pub(super) fn notice_deletion(&mut self) {
+        if self.pipeline.shard.notice_deletion() {
+            let path = self.pipeline.shard.dir().clone();
+            self.pipeline.is_in_memory(path, "the queue's directory was deleted".into());
+            // Whatever failed because of that is tried again at once.
+            self.waiting.retry_at = None;
+            self.waiting.sync_after = None;
+        }
+    }
+
     pub(super) fn store_failed(&mut self, error: &ShardError) {
         self.pipeline.storage_fails(&error.to_string());
         self.failed();

@@ -24,6 +24,8 @@ pub(crate) struct Snapshot {
     pub(crate) file_bytes: u64,
     pub(crate) replayed: u64,
     pub(crate) volatile: bool,
+    /// Why.
+    pub(crate) in_memory: Option<String>,
     pub(crate) problem: Option<String>,
     pub(crate) full: Option<Unwelcome>,
     pub(crate) closed: bool,
@@ -59,6 +61,7 @@ impl Pipeline {
             file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
             replayed: self.replayed.load(Ordering::Relaxed),
             volatile: self.shard.is_volatile(),
+            in_memory: self.in_memory.get().cloned(),
             problem: lock(&self.problem).clone(),
             full: self.admission.unwelcome(),
             closed: self.bell.is_stopping(),

@@ -150,6 +150,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
         network,
+        in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         unsynced_since: Mutex::new(None),
         replayed: AtomicU64::new(replayed),
@@ -162,8 +163,10 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     // Everything that was recovered is in the store by now, and that is synced.
     pipeline.receipts.synced_up_to(pipeline.shard.ledger().accepted);
     if let Some(problem) = problem {
-        pipeline.storage_fails(&problem);
+        pipeline.is_in_memory(pipeline.options.queue_dir.clone(), problem);
     }
+    // Before anybody captures: what an earlier process left counts.
+    pipeline.admit();
     pipeline.report_findings(findings);
     pipeline.report_surroundings();
     Ok(pipeline)

@@ -143,7 +143,9 @@ impl Committer {
         lock(&pipeline.unsynced_since).take();
         pipeline.receipts.close();
         pipeline.verdicts.close();
-        if had_time && report.remaining > 0 {
+        if pipeline.shard.is_volatile() && report.remaining > 0 {
+            (pipeline.options.report)(Notice::LostInMemory { events: report.remaining });
+        } else if had_time && report.remaining > 0 {
             (pipeline.options.report)(Notice::LeftOnDisk { events: report.remaining });
         }
         let _ = pipeline.finished.set(report.clone());

@@ -8,11 +8,13 @@
 mod ai;
 mod apart;
 mod api;
+mod bounds;
 mod directories;
 mod disk_full;
 mod endings;
 mod fork;
 mod limits;
+mod memory;
 mod network;
 mod overflow;
 mod process;

@@ -169,3 +169,69 @@ fn a_reader_that_outlives_the_owner_does_not_touch_what_the_next_one_has() {
     drop(reader);
     assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
 }
+
+/// Deletes the whole queue under its owner.
+fn delete(queue_dir: &Path) {
+    std::fs::remove_dir_all(queue_dir).unwrap();
+}
+
+#[test]
+fn a_directory_deleted_under_a_running_owner_costs_nothing_while_that_runs() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (shard, _, queue_dir) = specimen(root.path(), mapped);
+        assert!(!shard.notice_deletion());
+        delete(&queue_dir);
+        shard.sync().expect_err("nobody would find it again");
+        assert!(shard.notice_deletion() && shard.is_volatile());
+        assert!(!shard.notice_deletion(), "once");
+        append(&shard, 21, 0).unwrap();
+        // More than all arenas that had names.
+        for id in 22..=60 {
+            carry(&shard);
+            append(&shard, id, 0).unwrap();
+        }
+        carry(&shard);
+        assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=60).collect(), 0));
+        shard.settle(&[Settled { first_seq: 1, delivered: 10, buried: Vec::new(), keep: None }], None, NOW).unwrap();
+        assert_eq!((ids(&shard), shard.ledger().delivered), ((11..=60).collect(), 10));
+        assert!(!queue_dir.exists(), "nothing is made under a name that is not ours any more");
+    }
+}
+
+#[test]
+fn what_the_next_owner_makes_under_the_same_names_is_not_touched() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    delete(&queue_dir);
+    assert!(shard.notice_deletion());
+    let next = open(&disk, &queue_dir).shard;
+    (1..=5).for_each(|id| assert!(append(&next, id, 0).is_ok()));
+    carry(&next);
+    for id in 21..=40 {
+        append(&shard, id, 0).unwrap();
+        carry(&shard);
+    }
+    shard.close();
+    assert_eq!(ids(&next), (1..=5).collect::<Vec<_>>());
+    (6..=9).for_each(|id| assert!(append(&next, id, 0).is_ok()));
+    carry(&next);
+    assert_eq!(next.sync().unwrap(), 9);
+    drop(next);
+    let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+    assert_eq!((ids(&shard), findings.len()), ((1..=9).collect(), 0), "{findings:?}");
+}
+
+#[test]
+fn a_store_that_failed_before_the_deletion_was_noticed_is_opened_again() {
+    let root = scratch();
+    let (shard, _, queue_dir) = specimen(root.path(), true);
+    remove(&queue_dir, &["queue.redb"]);
+    shard.journal().swap().unwrap();
+    shard.carry(&[], None, NOW).unwrap_err();
+    delete(&queue_dir);
+    assert!(shard.notice_deletion());
+    shard.reopen_store(NOW).unwrap();
+    carry(&shard);
+    assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((1..=20).collect(), 0, 0));
+}

@@ -117,11 +117,62 @@ fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
     let under_way = bench.read();
     bench.append(25);
     bench.advance(Duration::from_secs(6));
-    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (25, 30), "the older ones are under way");
-    assert!(bench.heard(|notice| matches!(notice, Notice::Evicted { events: 25, for_age: false })));
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (5, 50), "the older ones are under way");
+    assert!(bench.heard(|notice| matches!(notice, Notice::Evicted { events: 5, for_age: false })));
+    let left: Vec<_> =
+        bench.pipeline.shard.read(None, usize::MAX).unwrap().chunks.iter().map(|row| row.key.first_seq).collect();
+    assert_eq!(left, [1, 36], "the row is cut, and its newest stay");
     bench.deliver(under_way);
     bench.advance(Duration::from_secs(6));
-    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
+    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 20));
+}
+
+#[test]
+fn no_more_is_taken_than_the_queue_has_room_for_before_the_committer_has_looked() {
+    let mut bench = bench(|options| options.limits.queue_events = 50);
+    bench.append(50);
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    (0..6).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(Unwelcome::QueueFull));
+    bench.settle_down();
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    bench.append(50);
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+}
+
+#[test]
+fn what_an_earlier_process_left_counts_from_the_first_record_on() {
+    let before = bench(|_| ());
+    before.append(40);
+    before.pipeline.shard.close();
+    let bench = bench_in(Arc::clone(&before.root), |options| options.limits.queue_events = 50);
+    bench.append(10);
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+}
+
+#[test]
+fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
+    const MIB: u64 = 1024 * 1024;
+    for overflow in [Overflow::DropNewest, Overflow::DropOldest] {
+        let mut bench = bench(|options| {
+            options.limits.queue_bytes = MIB;
+            options.limits.overflow = overflow;
+            options.arena_bytes = 4 << 20;
+        });
+        let mut taken = 0;
+        for _ in 0..30 {
+            while bench.pipeline.append(&[7; 1000], 0).is_ok() {
+                taken += 1;
+            }
+            bench.settle_down();
+            let file_bytes = bench.pipeline.shard.file_bytes();
+            assert!(file_bytes <= 2 * MIB + MIB / 8, "{overflow:?}: the file takes {file_bytes} bytes");
+        }
+        let queued = bench.ledger().queued_events + bench.pipeline.shard.journal().uncarried().1;
+        assert!(queued >= 850 && queued <= 1040, "{overflow:?}: {queued} events");
+        assert_eq!(bench.ledger().evicted + queued, taken);
+    }
 }
 
 #[test]

@@ -1,0 +1,127 @@
+//! How exact the bounds of the queue are, in events and in bytes of the disk, and that all of them can be used.
+
+use std::os::unix::fs::MetadataExt;
+
+use posthog::{Client, Config, DropReason, Event, Outcome, Overflow};
+
+use crate::stage::{PATIENCE, Stage, assert_balanced, close_empty, event, eventually, take};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const FULL: Outcome = Outcome::Dropped(DropReason::QueueFull);
+
+/// A server that is down, and the settings of a program that sets bounds and nothing else.
+fn down() -> Stage {
+    let stage = Stage::new();
+    stage.sink.stop();
+    stage
+}
+
+fn plain(stage: &Stage) -> Config {
+    stage.config().max_event_bytes(1024 * 1024).journal_bytes(8 * 1024 * 1024)
+}
+
+fn of_size(bytes: usize) -> Event {
+    event("filling").prop("filling", "x".repeat(bytes))
+}
+
+/// Bytes that the store's file takes on the disk.
+fn store_bytes(client: &Client) -> u64 {
+    let path = client.stats().dir.unwrap().join("queue.redb");
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// Captures until nothing more is taken although everything was carried; says how many were, and how large the store's file was.
+fn fill(client: &Client, event_bytes: usize) -> (u64, u64) {
+    let (mut accepted, mut in_vain, mut peak) = (0, 0, 0);
+    eventually("nothing more is taken", || {
+        let before = accepted;
+        while client.capture(of_size(event_bytes)).is_accepted() {
+            accepted += 1;
+        }
+        let _ = client.flush().wait(PATIENCE);
+        peak = peak.max(store_bytes(client));
+        in_vain = if accepted == before { in_vain + 1 } else { 0 };
+        in_vain >= 10
+    });
+    (accepted, peak)
+}
+
+#[test]
+fn a_bound_in_events_is_exact_however_fast_they_come() {
+    let stage = down();
+    let client = Client::new(plain(&stage).max_queue_events(100)).unwrap();
+    let outcomes: Vec<_> = (0..20_000).map(|_| client.capture(event("filling")).outcome()).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Accepted).count(), 100);
+    assert!(outcomes[100..].iter().all(|outcome| *outcome == FULL));
+    let _ = client.flush().wait(PATIENCE);
+    assert_eq!((client.capture(event("filling")).outcome(), client.stats().queued_events), (FULL, 100));
+    drop(client);
+    // What an earlier process left counts from the first capture on.
+    let client = Client::new(plain(&stage).max_queue_events(101)).unwrap();
+    take(&client, "filling");
+    assert_eq!(client.capture(event("filling")).outcome(), FULL);
+    stage.sink.resume();
+    eventually("there is room again", || client.capture(event("filling")).is_accepted());
+    close_empty(&client);
+}
+
+#[test]
+fn the_oldest_make_just_the_room_that_is_needed() {
+    let stage = down();
+    let config = plain(&stage).max_queue_events(100).overflow(Overflow::DropOldest);
+    let client = Client::new(config).unwrap();
+    for number in 0..101 {
+        eventually("it is taken", || client.capture(event("filling").prop("number", number)).is_accepted());
+    }
+    eventually("the queue is within its bound", || {
+        let _ = client.flush().wait(PATIENCE);
+        client.stats().queued_events <= 100
+    });
+    let stats = client.stats();
+    assert!((95..=100).contains(&stats.queued_events) && stats.evicted <= 6, "{stats:?}");
+    stage.sink.resume();
+    eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
+    close_empty(&client);
+    let numbers: Vec<_> = stage.sink.events().iter().filter_map(|event| event.properties["number"].as_u64()).collect();
+    assert!((6..101).all(|number| numbers.contains(&number)), "the newest stay: {numbers:?}");
+}
+
+#[test]
+fn every_bound_in_bytes_can_be_used_and_holds_for_the_file() {
+    for (bound, event_bytes) in [(MIB, 1000), (2 * MIB, 1000), (3 * MIB, 20_000), (4 * MIB, 1000), (16 * MIB, 5000)] {
+        let stage = down();
+        let client = Client::new(plain(&stage).max_queue_bytes(bound)).unwrap();
+        let (accepted, peak) = fill(&client, event_bytes);
+        let used = accepted * event_bytes as u64;
+        assert!(used >= bound / 2, "{used} of {bound} bytes were used");
+        assert!(peak <= bound + bound / 8 + MIB, "the file took {peak} of {bound} bytes");
+        let stats = client.stats();
+        assert_eq!((stats.queued_events, stats.evicted), (accepted, 0));
+        stage.sink.resume();
+        eventually("there is room again", || client.capture(of_size(event_bytes)).is_accepted());
+        close_empty(&client);
+    }
+}
+
+#[test]
+fn a_bound_in_bytes_holds_where_the_oldest_make_room_and_most_of_it_stays_full() {
+    for (bound, event_bytes) in [(2 * MIB, 1000), (8 * MIB, 5000)] {
+        let stage = down();
+        let config = plain(&stage).max_queue_bytes(bound).overflow(Overflow::DropOldest);
+        let client = Client::new(config).unwrap();
+        let (mut peak, mut accepted) = (0, 0);
+        eventually("three times the bound was taken", || {
+            for _ in 0..100 {
+                accepted += u64::from(client.capture(of_size(event_bytes)).is_accepted());
+            }
+            peak = peak.max(store_bytes(&client));
+            accepted * event_bytes as u64 >= 3 * bound
+        });
+        let _ = client.flush().wait(PATIENCE);
+        let stats = client.stats();
+        assert!(stats.queued_bytes >= bound / 10 * 9 && stats.queued_bytes <= bound, "{stats:?}");
+        assert!(peak <= bound + bound / 8 + MIB, "the file took {peak} of {bound} bytes");
+        assert_balanced(&client);
+    }
+}

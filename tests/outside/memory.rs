@@ -1,0 +1,64 @@
+//! A queue that does not outlive the process: asked for where the directory cannot be used, or because the directory was deleted.
+
+use std::fs;
+use std::time::Duration;
+
+use posthog::{Client, Diagnostic, Mode, PersistError};
+
+use crate::stage::{PATIENCE, Stage, event, eventually, take};
+
+fn kinds(client: &Client) -> Vec<&'static str> {
+    client.diagnostics().iter().map(Diagnostic::kind).collect()
+}
+
+#[test]
+fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
+    let stage = Stage::new();
+    stage.sink.stop();
+    let file = stage.folder().join("file");
+    fs::write(&file, "not a directory").unwrap();
+    let client = Client::new(stage.config().queue_dir(&file).memory_fallback(true)).unwrap();
+    for _ in 0..30 {
+        take(&client, "volatile");
+    }
+    let _ = client.flush().wait(PATIENCE);
+    let Mode::Volatile { problem } = client.stats().mode else { panic!("{:?}", client.stats()) };
+    assert!(problem.contains(file.to_str().unwrap()), "{problem}");
+    assert_eq!(
+        kinds(&client).iter().filter(|kind| kind.starts_with("storage")).count(),
+        0,
+        "{:?}",
+        client.diagnostics()
+    );
+    let told = client.diagnostics().into_iter().find(|told| told.kind() == "in_memory").unwrap().to_string();
+    assert!(told.contains(file.to_str().unwrap()) && told.contains("ends with the process"), "{told}");
+    let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    assert_eq!((report.remaining, report.persisted), (30, false));
+    let told = client.diagnostics();
+    assert!(told.iter().any(|told| matches!(told, Diagnostic::LostWithProcess { events: 30 })), "{told:?}");
+    assert!(told.iter().all(|told| told.kind() != "left_on_disk"), "{told:?}");
+}
+
+#[test]
+fn a_directory_that_is_deleted_under_a_living_client_is_said_once_and_events_go_on_from_memory() {
+    let stage = Stage::new();
+    let client = stage.client();
+    take(&client, "before");
+    eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
+    fs::remove_dir_all(&stage.queue).unwrap();
+    let receipt = client.capture(event("after"));
+    assert!(receipt.is_accepted());
+    assert!(matches!(receipt.persisted().wait(PATIENCE), Ok(Err(_))));
+    eventually("the mode says so", || matches!(client.stats().mode, Mode::Volatile { .. }));
+    let Mode::Volatile { problem } = client.stats().mode else { panic!("{:?}", client.stats()) };
+    assert!(problem.contains("deleted"), "{problem}");
+    for _ in 0..500 {
+        eventually("it is taken", || client.capture(event("later")).is_accepted());
+    }
+    assert_eq!(client.capture(event("later")).persisted().wait(PATIENCE), Ok(Err(PersistError::Volatile)));
+    eventually("they are delivered", || stage.names().iter().filter(|name| *name == "later").count() == 501);
+    assert_eq!(kinds(&client).iter().filter(|kind| **kind == "in_memory").count(), 1, "{:?}", client.diagnostics());
+    assert_eq!(client.stats().imbalance(), 0, "{:?}", client.stats());
+    client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!(stage.names().iter().filter(|name| *name == "after").count(), 1);
+}
