@@ -305,20 +305,16 @@ impl fmt::Display for Diagnostic {
             }
             Diagnostic::Missing { events, after_restart: false } => write!(f, "{events} accepted events were damaged"),
             Diagnostic::Checked => f.write_str("the last owner died while it wrote to the queue; the file was checked"),
-            Diagnostic::Evicted { events, for_age: true } => {
-                write!(f, "{events} queued events were given up for their age")
-            }
-            Diagnostic::Evicted { events, for_age: false } => {
-                write!(f, "{events} queued events were given up for want of room")
+            Diagnostic::Evicted { events, for_age } => {
+                let why = if *for_age { "for their age" } else { "for want of room" };
+                write!(f, "{events} queued events were given up {why}")
             }
             Diagnostic::Ephemeral { path, what } => write!(f, "the queue directory {} is on {what}", path.display()),
             Diagnostic::StrandedQueue { path, owner, events, .. } => {
-                match owner {
-                    Some((key, host)) => write!(f, "{events} events wait for the key {key} at {host}")?,
-                    None => write!(f, "{events} events wait for another key or host")?,
-                }
-                let path = path.display();
-                write!(f, "; call Config::also_deliver(key, host) to have them sent, or remove {path} to give them up")
+                let whose = owner.as_ref().map(|(key, host)| format!("the key {key} at {host}"));
+                let (whose, path) = (whose.as_deref().unwrap_or("another key or host"), path.display());
+                write!(f, "{events} events wait for {whose}; call Config::also_deliver(key, host) to have them sent, ")?;
+                write!(f, "or remove {path} to give them up")
             }
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())
