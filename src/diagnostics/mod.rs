@@ -255,6 +255,10 @@ impl Diagnostic {
     }
 }
 
+const REFUSED_BY_POSTHOG: &str = "PostHog refuses the key, the quota or the encoding";
+const REFUSED_BY_A_STRANGER: &str =
+    "whoever answers at the host, not in PostHog's words, lets nothing pass; check Config::host and proxies on the way";
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -276,11 +280,7 @@ impl fmt::Display for Diagnostic {
                 )
             }
             Diagnostic::Paused { status, reason, by_posthog } => {
-                let who = if *by_posthog {
-                    "PostHog refuses the key, the quota or the encoding"
-                } else {
-                    "whoever answers at the host, not in PostHog's words, lets nothing pass; check Config::host and proxies on the way"
-                };
+                let who = if *by_posthog { REFUSED_BY_POSTHOG } else { REFUSED_BY_A_STRANGER };
                 write!(f, "{who} ({status}: {reason}); events wait on disk")
             }
             Diagnostic::EndpointRecovered => f.write_str("events are sent again"),
