@@ -16,12 +16,16 @@ pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(1200);
 pub(crate) struct Adapter {
     child: Child,
     url: String,
+    /// A process that is killed cannot remove its own.
+    _queues: tempfile::TempDir,
 }
 
 impl Adapter {
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        let queues = tempfile::tempdir().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_adapter"))
-            .args(["--port", "0"])
+            .args(["--port", "0", "--queue-dir"])
+            .arg(queues.path())
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
@@ -33,7 +37,7 @@ impl Adapter {
         let url = format!("http://{address}");
         // What it says later is read, so that it never waits for a reader.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        Self { child, url }
+        Self { child, url, _queues: queues }
     }
 }
 
