@@ -71,14 +71,15 @@ impl Config {
     ///
     /// Nearly all of that is events where they are small; a large one may take up to twice its bytes. So one event may have half of the
     /// bound at most, whatever [`max_event_bytes`](Self::max_event_bytes) says: with less than 2 MiB and 8 KiB that is less than its
-    /// default. It has nothing to do with [`journal_bytes`](Self::journal_bytes).
+    /// default.
     ///
-    /// The file `queue.redb` may take an eighth more, which is kept for exceptions and identity events, 1 MiB for what is not events, and
-    /// the dead letters (the newest 1000). Its blocks on the disk (`du`, not `ls -l`) keep to that. In all, a process takes at
-    /// most
+    /// The file `queue.redb` may take an eighth more, which is kept for exceptions and identity events; 1 MiB for what is not events; with
+    /// [`Overflow::DropOldest`] what is carried into it at once, one [`journal_bytes`](Self::journal_bytes) at most; and the dead letters
+    /// (the newest 1000). Its blocks on the disk (`du`, not `ls -l`) keep to that. In all, a process takes at most
     ///
     /// ```text
     /// max_queue_bytes * 9/8 + 1 MiB     the queue's file
+    /// + journal_bytes                   with Overflow::DropOldest
     /// + journal_bytes * 4               the journal; two of them unless there are bursts
     /// + 1 MiB                           the reserve, for deletes on a full disk
     /// ```

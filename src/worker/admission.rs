@@ -91,6 +91,8 @@ pub(super) struct Usage {
     pub(super) queued_events: u64,
     /// Bytes of the store's file.
     pub(super) file_bytes: u64,
+    /// Bytes of an arena.
+    pub(super) arena_bytes: u64,
     /// What waits in the journal.
     pub(super) waiting: Room,
     /// What is with the delivery: it cannot make room.
@@ -108,7 +110,8 @@ pub(super) struct Standing {
     pub(super) dear: Room,
 }
 
-/// Beyond its bound the file may take the eighth for the dear ones, and so much for what is not rows.
+/// Beyond its bound the file may take the eighth for the dear ones, what is carried at once (what makes room for it may still be read by
+/// the delivery), and so much for what is not rows.
 const FILE_SLACK: u64 = 1024 * 1024;
 
 /// With less room than a row takes, nothing is hurried.
@@ -117,14 +120,15 @@ const ROOM_BYTES_LEAST: u64 = 128 * 1024;
 impl Limits {
     /// What the store's rows may take. A file does not shrink, and free room in it may be too scattered to be used: where it has
     /// grown beyond its bound all the same, half of that has to do until it is compacted.
-    pub(super) fn row_bytes(&self, file_bytes: u64) -> u64 {
-        let most = eighth_more(self.queue_bytes).saturating_add(FILE_SLACK);
+    pub(super) fn row_bytes(&self, file_bytes: u64, arena_bytes: u64) -> u64 {
+        let at_once = arena_bytes.min(self.queue_bytes);
+        let most = eighth_more(self.queue_bytes).saturating_add(at_once).saturating_add(FILE_SLACK);
         if file_bytes > most { self.queue_bytes / 2 } else { self.queue_bytes }
     }
 
     /// Decides.
     pub(super) fn standing(&self, usage: &Usage) -> Standing {
-        let bound = Room { events: self.queue_events, bytes: self.row_bytes(usage.file_bytes) };
+        let bound = Room { events: self.queue_events, bytes: self.row_bytes(usage.file_bytes, usage.arena_bytes) };
         let taken = Room { events: usage.queued_events, bytes: usage.row_bytes };
         let more = Room { events: eighth_more(bound.events), bytes: eighth_more(bound.bytes) };
         let (ordinary, dear) = match self.overflow {
@@ -176,8 +180,8 @@ pub(super) struct Admission {
     asked: AtomicBool,
     changes: Mutex<u64>,
     changed: Condvar,
-    /// As it was found last.
-    standing: Mutex<Standing>,
+    /// As it was found last, with what waited in the journal.
+    found: Mutex<(Standing, Room)>,
 }
 
 impl Default for Admission {
@@ -188,7 +192,7 @@ impl Default for Admission {
             asked: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
-            standing: Mutex::default(),
+            found: Mutex::default(),
         }
     }
 }
@@ -216,18 +220,27 @@ impl Admission {
         }
     }
 
-    /// Sets the level and wakes those who wait for room.
-    pub(super) fn set(&self, standing: Standing) {
-        *lock(&self.standing) = standing;
+    /// Sets the level and wakes those who wait for room. Who is turned away may ask for the next look if this one has found something
+    /// new, or if it is `time`: else callers that come in floods would keep the committer busy with looking.
+    pub(super) fn set(&self, standing: Standing, waiting: Room, time: bool) {
+        let found = (standing, waiting);
+        let news = std::mem::replace(&mut *lock(&self.found), found) != found;
         self.level.store(standing.level as u8, Ordering::Relaxed);
-        self.asked.store(false, Ordering::Relaxed);
+        if news || time {
+            self.asked.store(false, Ordering::Relaxed);
+        }
         *lock(&self.changes) += 1;
         self.changed.notify_all();
     }
 
+    /// Whether somebody was turned away and may not ask before it is time.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
     /// As it was found last.
     pub(super) fn standing(&self) -> Standing {
-        *lock(&self.standing)
+        lock(&self.found).0
     }
 
     /// Ends all waiting for room, for good: nobody will look at the bounds again.
@@ -323,7 +336,9 @@ mod tests {
         assert_eq!(limits().standing(&full).level, Level::Full);
         assert_eq!(limits().standing(&Usage { row_bytes: 99 * MIB, ..full }).ordinary.bytes, MIB);
         assert_eq!(limits().standing(&Usage { row_bytes: 112 * MIB + MIB / 2, ..full }).level, Level::Packed);
-        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 120 * MIB, ..Usage::default() };
+        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 122 * MIB, arena_bytes: 8 * MIB, ..Usage::default() };
+        assert_eq!(limits().standing(&grown).ordinary.bytes, 51 * MIB);
+        let grown = Usage { file_bytes: 122 * MIB, arena_bytes: 4 * MIB, ..grown };
         assert_eq!(limits().standing(&grown).ordinary.bytes, MIB);
     }
 

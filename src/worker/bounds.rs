@@ -16,6 +16,8 @@ use crate::store::ChunkKey;
 const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
 /// A file up to this size is used again as it is.
 pub(super) const COMPACT_FROM: u64 = 4 * 1024 * 1024;
+/// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Compactions are at least so far apart.
 pub(super) const COMPACT_SPACING: Duration = Duration::from_secs(60);
 
@@ -25,7 +27,7 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
         if limits.overflow == Overflow::DropOldest {
-            let bytes = limits.row_bytes(pipeline.shard.file_bytes());
+            let bytes = pipeline.row_bytes_bound();
             self.evict(EvictUntil::Fits { bytes, events: limits.queue_events }, false);
         }
         if let Some(age) = limits.queue_age
@@ -39,10 +41,12 @@ impl Committer {
         if !pipeline.shard.is_volatile() && !pipeline.shard.holds_claim() {
             pipeline.storage_fails("the queue's directory was moved or removed");
         }
-        pipeline.admit();
-        self.looked_at = Some(self.now());
+        let now = self.now();
+        let is_time = self.look_again_at.take_if(|at| *at <= now).is_some();
+        pipeline.admit(is_time);
+        self.looked_at = Some(now);
         self.asked.look_again = false;
-        self.look_again_at = None;
+        self.look_again_at = pipeline.admission.is_asked().then(|| self.look_again_at.unwrap_or(now + LOOK_AGAIN));
     }
 
     /// Before an arena is carried: where the oldest make room, they make it first, because a file does not shrink.
@@ -50,7 +54,7 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
         let Some(sealed) = pipeline.shard.journal().oldest_sealed() else { return };
-        let bound = limits.row_bytes(pipeline.shard.file_bytes());
+        let bound = pipeline.row_bytes_bound();
         let fits = pipeline.shard.row_bytes().saturating_add(sealed.weight()) <= bound;
         if limits.overflow == Overflow::DropOldest && !fits {
             // That was an upper bound. What is given up for good is worth another look.
@@ -116,15 +120,20 @@ impl Pipeline {
     }
 
     /// Says who is let in from now on.
-    pub(super) fn admit(&self) {
-        let standing = self.options.limits.standing(&self.usage());
+    pub(super) fn admit(&self, time: bool) {
+        let usage = self.usage();
+        let standing = self.options.limits.standing(&usage);
         self.shard.allow(standing.ordinary, standing.dear);
-        self.admission.set(standing);
+        self.admission.set(standing, usage.waiting, time);
     }
 
     /// Whether what waits in the journal should be carried because little more may come.
     pub(super) fn is_pressing(&self) -> bool {
         self.admission.standing().is_pressing(self.waiting())
+    }
+
+    fn row_bytes_bound(&self) -> u64 {
+        self.options.limits.row_bytes(self.shard.file_bytes(), self.options.arena_bytes as u64)
     }
 
     fn waiting(&self) -> Room {
@@ -139,6 +148,7 @@ impl Pipeline {
             row_bytes: self.shard.row_bytes(),
             queued_events: self.shard.ledger().queued_events,
             file_bytes: self.shard.file_bytes(),
+            arena_bytes: self.options.arena_bytes as u64,
             waiting: self.waiting(),
             under_way: self.outbox.under_way(),
             free_bytes,

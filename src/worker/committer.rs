@@ -18,8 +18,6 @@ use crate::journal::ARENAS_MAX;
 /// Whoever awaited a receipt often awaits the next one at once, and falling asleep to be woken costs a third of a sync. Short enough to
 /// be no burden where nobody does.
 const LINGER: Duration = Duration::from_micros(50);
-/// How often the bounds are looked at again on behalf of callers that were turned away.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
 const SPARE_AGAIN: Duration = Duration::from_secs(2);
 
@@ -174,10 +172,6 @@ impl Committer {
         asked.awaited.extend(wanted.awaited);
         asked.stops.extend(wanted.stops);
         asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
-        if asked.look_again && self.look_again_at.is_none() {
-            let at = self.looked_at.map_or(self.now(), |looked_at| looked_at + LOOK_AGAIN);
-            self.look_again_at = Some(at);
-        }
     }
 
     fn due(&mut self, now: Instant) -> Due {

@@ -166,7 +166,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         pipeline.is_in_memory(pipeline.options.queue_dir.clone(), problem);
     }
     // Before anybody captures: what an earlier process left counts.
-    pipeline.admit();
+    pipeline.admit(true);
     pipeline.report_findings(findings);
     pipeline.report_surroundings();
     Ok(pipeline)

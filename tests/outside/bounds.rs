@@ -118,10 +118,14 @@ fn a_bound_in_bytes_holds_where_the_oldest_make_room_and_most_of_it_stays_full()
             peak = peak.max(store_bytes(&client));
             accepted * event_bytes as u64 >= 3 * bound
         });
-        let _ = client.flush().wait(PATIENCE);
-        let stats = client.stats();
-        assert!(stats.queued_bytes >= bound / 10 * 9 && stats.queued_bytes <= bound, "{stats:?}");
-        assert!(peak <= bound + bound / 8 + MIB, "the file took {peak} of {bound} bytes");
+        eventually("it is within its bound", || {
+            let _ = client.flush().wait(PATIENCE);
+            client.stats().queued_bytes <= bound
+        });
+        assert!(client.stats().queued_bytes >= bound / 10 * 9, "{:?}", client.stats());
+        // What is carried at once, on top: an arena, and never more than there may be in all.
+        let at_once = bound.min(8 * MIB);
+        assert!(peak <= bound + bound / 8 + at_once + MIB, "the file took {peak} of {bound} bytes");
         assert_balanced(&client);
     }
 }

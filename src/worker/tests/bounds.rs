@@ -95,6 +95,30 @@ fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
 }
 
 #[test]
+fn callers_that_are_turned_away_ask_for_a_look_once_a_second_unless_something_has_changed() {
+    let mut bench = bench(|options| options.limits.queue_events = 30);
+    bench.append(30);
+    bench.settle_down();
+    let asks = |bench: &mut Bench| {
+        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+        let now = bench.now();
+        let wanted = bench.pipeline.bell.listen(Some(now), || now);
+        let asks = wanted.look_again;
+        bench.committer.hear(wanted);
+        bench.turn();
+        asks
+    };
+    assert!(asks(&mut bench));
+    assert!((0..100).all(|_| !asks(&mut bench)));
+    bench.advance(Duration::from_secs(1));
+    assert!(asks(&mut bench), "the file system may have room again");
+    assert!(!asks(&mut bench));
+    assert!(bench.pipeline.append(&[7; 100], 1).is_ok());
+    bench.advance(Duration::from_secs(6));
+    assert!(asks(&mut bench));
+}
+
+#[test]
 fn a_full_queue_turns_ordinary_events_away_and_takes_the_dear_ones_a_little_longer() {
     let mut bench = bench(|options| options.limits.queue_events = 32);
     bench.append(32);
