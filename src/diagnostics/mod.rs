@@ -286,12 +286,10 @@ impl fmt::Display for Diagnostic {
             }
             Diagnostic::Ephemeral { path, what } => write!(f, "the queue directory {} is on {what}", path.display()),
             Diagnostic::StrandedQueue { path, owner, events, .. } => {
-                match owner {
-                    Some((key, host)) => write!(f, "{events} events wait for the key {key} at {host}")?,
-                    None => write!(f, "{events} events wait for another key or host")?,
-                }
-                let path = path.display();
-                write!(f, "; call Config::also_deliver(key, host) to have them sent, or remove {path} to give them up")
+                let whose = owner.as_ref().map(|(key, host)| format!("the key {key} at {host}"));
+                let (whose, path) = (whose.as_deref().unwrap_or("another key or host"), path.display());
+                let remedy = "call Config::also_deliver(key, host) to have them sent, or remove";
+                write!(f, "{events} events wait for {whose}; {remedy} {path} to give them up")
             }
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())

@@ -95,7 +95,7 @@ pub enum DeliveryReport {
 pub struct ShutdownReport {
     /// Events that PostHog took during the shutdown.
     pub delivered: u64,
-    /// Events still queued.
+    /// Events still queued. Where the queue was in memory they are lost, and a diagnostic says so.
     pub remaining: u64,
     /// Whether everything that was accepted is safe against a power cut.
     pub persisted: bool,

@@ -194,7 +194,7 @@ fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
             assert!(file_bytes <= 2 * MIB + MIB / 8, "{overflow:?}: the file takes {file_bytes} bytes");
         }
         let queued = bench.ledger().queued_events + bench.pipeline.shard.journal().uncarried().1;
-        assert!(queued >= 850 && queued <= 1040, "{overflow:?}: {queued} events");
+        assert!((850..=1040).contains(&queued), "{overflow:?}: {queued} events");
         assert_eq!(bench.ledger().evicted + queued, taken);
     }
 }
