@@ -313,8 +313,8 @@ impl fmt::Display for Diagnostic {
             Diagnostic::StrandedQueue { path, owner, events, .. } => {
                 let whose = owner.as_ref().map(|(key, host)| format!("the key {key} at {host}"));
                 let (whose, path) = (whose.as_deref().unwrap_or("another key or host"), path.display());
-                write!(f, "{events} events wait for {whose}; call Config::also_deliver(key, host) to have them sent, ")?;
-                write!(f, "or remove {path} to give them up")
+                let remedy = "call Config::also_deliver(key, host) to have them sent, or remove";
+                write!(f, "{events} events wait for {whose}; {remedy} {path} to give them up")
             }
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())

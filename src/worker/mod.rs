@@ -17,6 +17,8 @@
 //! * *Carry* is due when an arena is half full, at a flush or stop, and when a batch is due (`flush_at` events or `flush_interval`), the
 //!   latter not more than about once a second: a commit costs tens of kilobytes of writes whatever it carries.
 //! * *Settle* rides on a carry, and has a transaction of its own at the latest after `settle_interval`.
+//! * *Bounds* are looked at in each turn. The journal is told how much it may hold, so that nothing is accepted that the store will have
+//!   no room for; where the oldest make room, they do so before an arena is carried and, if that was not enough, after it.
 //! * *Compaction* is done once the queue has run empty and its file is large, at most once a minute, and not while stopping.
 //! * A step of the store that fails is tried again with growing delay; meanwhile the journal takes records until it is full, receipts
 //!   are still served by syncs, and `stats` says that storage is degraded.

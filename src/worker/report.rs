@@ -105,7 +105,7 @@ pub enum DeliveryReport {
 pub struct ShutdownReport {
     /// Events that PostHog took since the shutdown was asked for.
     pub delivered: u64,
-    /// Events still queued.
+    /// Events still queued. Where the queue was in memory they are lost, and a diagnostic says so.
     pub remaining: u64,
     /// How the endpoint is: why events remain, if they do. [`Endpoint::Closed`] where there was no time to try.
     pub endpoint: Endpoint,
