@@ -331,9 +331,9 @@ mod tests {
         assert_eq!(limits().standing(&full).level, Level::Full);
         assert_eq!(limits().standing(&Usage { row_bytes: 99 * MIB, ..full }).ordinary.bytes, MIB);
         assert_eq!(limits().standing(&Usage { row_bytes: 112 * MIB + MIB / 2, ..full }).level, Level::Packed);
-        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 122 * MIB, arena_bytes: 8 * MIB, ..Usage::default() };
+        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 121 * MIB, arena_bytes: 8 * MIB, ..Usage::default() };
         assert_eq!(limits().standing(&grown).ordinary.bytes, 51 * MIB);
-        let grown = Usage { file_bytes: 122 * MIB, arena_bytes: 4 * MIB, ..grown };
+        let grown = Usage { file_bytes: 121 * MIB, arena_bytes: 4 * MIB, ..grown };
         assert_eq!(limits().standing(&grown).ordinary.bytes, MIB);
     }
 
