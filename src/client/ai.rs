@@ -70,11 +70,12 @@ impl Client {
             self.shared.count(DropReason::Disabled);
             return Receipt::dropped(DropReason::Disabled);
         };
-        // Asked first: what a child has inherited of the lane is its parent's. Nor does an event that is not wanted open the lane.
-        let taken = if self.shared.rules.is_opted_out() {
-            Err(DropReason::OptedOut)
-        } else if analytics.is_forked() {
+        // Asked first: what a child has inherited, of the lane and of the rules, is its parent's.
+        let taken = if analytics.is_forked() {
             self.shared.child_or_open(analytics).map(|child| child.capture_ai(event)).ok_or(DropReason::Forked)
+        } else if self.shared.rules.is_opted_out() {
+            // An event that is not wanted does not open the lane.
+            Err(DropReason::OptedOut)
         } else {
             self.shared.ai_or_open(analytics).map(|ai| self.shared.capture(&ai, event))
         };
@@ -123,7 +124,7 @@ impl Shared {
                 let ai = Arc::clone(self.ai.open.get_or_init(|| ai));
                 // Either this sees that the client was closed or opted out meanwhile, or whoever did that sees the lane.
                 fence(Ordering::SeqCst);
-                ai.hold(self.rules.is_opted_out());
+                self.rules.apply_to(&ai);
                 if analytics.is_closing() {
                     drop(ai.shutdown(Duration::ZERO));
                 }

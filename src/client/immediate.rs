@@ -49,11 +49,11 @@ impl Client {
         let shared = &self.shared;
         let reason = match &shared.pipeline {
             None => DropReason::Disabled,
-            Some(_) if shared.rules.is_opted_out() => DropReason::OptedOut,
             Some(analytics) if analytics.is_forked() => match shared.child_or_open(analytics) {
                 Some(child) => return child.capture_ai_immediate(event),
                 None => DropReason::Forked,
             },
+            Some(_) if shared.rules.is_opted_out() => DropReason::OptedOut,
             Some(analytics) => match shared.ai_or_open(analytics) {
                 Ok(ai) => return shared.capture_immediate(&ai, event),
                 Err(reason) => reason,

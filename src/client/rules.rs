@@ -3,7 +3,7 @@
 //! A capture asks one word whether anything of this is in use. Only then it takes a lock, for as long as it takes to copy a pointer: no
 //! lock is held while a hook runs, or while what was replaced is dropped.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::config::{BeforeSend, Content};
 use crate::context::Context;
 use crate::diagnostics::Diagnostic;
 use crate::record::Pairs;
+use crate::worker::Pipeline;
 
 /// In a forked child a lock may be held by a thread that does not exist there.
 const CHILD_WAIT: Duration = Duration::from_secs(1);
@@ -66,6 +67,18 @@ impl Rules {
     #[inline]
     pub(super) fn super_properties(&self) -> Option<Arc<Pairs>> {
         self.uses(HAS_SUPER_PROPERTIES).then(|| self.look().super_properties)
+    }
+
+    /// Has a pipeline hold back what is queued, or not. Others may change the rule meanwhile: whoever comes last sees what holds.
+    pub(super) fn apply_to(&self, pipeline: &Pipeline) {
+        loop {
+            let opted_out = self.is_opted_out();
+            pipeline.hold(opted_out);
+            fence(Ordering::SeqCst);
+            if self.is_opted_out() == opted_out {
+                return;
+            }
+        }
     }
 
     pub(super) fn opt_out(&self, opted_out: bool) {
@@ -178,9 +191,11 @@ impl Client {
     fn set_opted_out(&self, opted_out: bool) {
         let client = self.here();
         client.shared.rules.opt_out(opted_out);
+        // Either this sees a lane that is just being opened, or whoever opens it sees the change.
+        fence(Ordering::SeqCst);
         if let Some((pipeline, ai)) = client.pipelines() {
-            pipeline.hold(opted_out);
-            ai.inspect(|ai| ai.hold(opted_out));
+            client.shared.rules.apply_to(&pipeline);
+            ai.inspect(|ai| client.shared.rules.apply_to(ai));
         }
     }
 

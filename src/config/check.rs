@@ -119,6 +119,7 @@ impl Config {
             Protocol::V1 => (delivery::Protocol::V1, "/i/v1/analytics/events"),
         };
         Ok(DeliveryOptions {
+            gzip_in_query: true,
             urls: vec![format!("{}{path}", project.host).into()],
             api_key: project.api_key.clone(),
             historical_migration: self.historical_migration,

@@ -178,6 +178,8 @@ pub(crate) struct DeliveryOptions {
     pub(crate) protocol: Protocol,
     /// How bodies are compressed, where the endpoint can read that.
     pub(crate) compression: Compression,
+    /// Says in the query, too, that V0 bodies are compressed.
+    pub(crate) gzip_in_query: bool,
     /// Events in one request.
     pub(crate) max_batch_events: usize,
     /// Bytes of JSON in one request, before compression, by estimate.
@@ -194,6 +196,7 @@ impl Default for DeliveryOptions {
             historical_migration: false,
             protocol: Protocol::V0,
             compression: Compression::Gzip { level: 1 },
+            gzip_in_query: true,
             max_batch_events: 1000,
             max_batch_bytes: 4 * 1024 * 1024,
             pace: PaceOptions::default(),

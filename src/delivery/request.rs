@@ -69,8 +69,10 @@ impl DeliveryOptions {
         headers.extend(encoding.map(|encoding| ("content-encoding", encoding.to_owned())));
         let mut max_answer = MAX_RESPONSE_BYTES;
         match protocol {
-            // Old servers read the query, not the header; the other lanes have no old servers.
-            Protocol::V0 if lane == 0 && encoding.is_some() => url = format!("{url}?compression=gzip").into(),
+            // Old servers read the query, not the header.
+            Protocol::V0 if lane == 0 && self.gzip_in_query && encoding.is_some() => {
+                url = format!("{url}?compression=gzip").into()
+            }
             Protocol::V0 => {}
             Protocol::V1 => {
                 let [major, minor, patch] = LIB_VERSION;

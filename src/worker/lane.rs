@@ -1,7 +1,7 @@
 //! How the lane of AI events differs from that of analytics. It is a second pipeline, and nothing else.
 
 use super::{Limits, WorkerOptions};
-use crate::delivery::{DeliveryOptions, PaceOptions};
+use crate::delivery::{DeliveryOptions, PaceOptions, Protocol};
 use crate::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
 use crate::shard::Lane;
 
@@ -16,6 +16,9 @@ impl WorkerOptions {
             limits: Limits { queue_bytes: self.limits.queue_bytes.max(AI_QUEUE_BYTES_LEAST), ..self.limits },
             delivery: DeliveryOptions {
                 urls: vec![format!("{}/i/v0/ai/batch/", self.project.host).into()],
+                // Whatever analytics speak: this endpoint knows nothing else.
+                protocol: Protocol::V0,
+                gzip_in_query: false,
                 max_batch_bytes: AI_BATCH_BYTES,
                 pace: PaceOptions {
                     max_in_flight: delivery.pace.max_in_flight.min(AI_IN_FLIGHT_MOST),

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{Client, Compression, Config, Diagnostic, DropReason, Event, Outcome, Receipt};
+use posthog::{Client, Compression, Config, Diagnostic, DropReason, Event, Outcome, Protocol, Receipt};
 use serde_json::{Value, json};
 use sink::{Answer, Request, Sink, State};
 use tempfile::TempDir;
@@ -237,6 +237,22 @@ fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
     assert_eq!(request.header("content-encoding"), Some("gzip"));
     assert_eq!((request.api_key.as_str(), &request.uuids[..]), ("phc_ai", &[uuid][..]));
     assert!(!request.sent_at.is_empty());
+}
+
+#[test]
+fn ai_11_whatever_analytics_speak_ai_events_go_as_a_v0_batch() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config.protocol(Protocol::V1).compression(Compression::Deflate));
+    let uuid = uuid_of(&client.capture_ai(generation()));
+    client.capture(Event::new("tick", "user_1"));
+    flush(&client);
+    let requests = stage.sink.requests();
+    let request = requests.iter().find(|request| request.path == AI).unwrap();
+    assert_eq!((request.header("content-encoding"), request.query.as_str()), (Some("gzip"), ""));
+    assert_eq!((request.api_key.as_str(), request.header("authorization")), ("phc_ai", None));
+    assert_eq!((&request.uuids[..], requests.len()), (&[uuid][..], 2));
+    let stats = client.stats();
+    assert_eq!((stats.delivered, stats.queued_events), (2, 0));
 }
 
 #[test]
