@@ -120,7 +120,8 @@ impl Rules {
 
 impl Client {
     /// Captures nothing from now on: every capture is `Dropped(OptedOut)`, before any hook sees it. What is queued stays queued and is not
-    /// sent until [`opt_in`](Self::opt_in), but for requests that are under way at this moment. Not remembered across restarts: a
+    /// sent until [`opt_in`](Self::opt_in), but for what the delivery has in memory at this moment: requests under way, what it has read
+    /// ahead of them (at most half a MiB, or one larger event), and what of that waits to be tried again. Not remembered across restarts: a
     /// program that must not capture says so at each start, by [`Config::opted_out`](crate::Config::opted_out).
     pub fn opt_out(&self) {
         self.set_opted_out(true);

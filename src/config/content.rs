@@ -90,7 +90,8 @@ impl Config {
         self
     }
 
-    /// Is told of each [`Diagnostic`], on whatever thread it arises: it must be quick.
+    /// Is told of each [`Diagnostic`], on whatever thread it arises: it must be quick. An event captured inside it is not shown to the
+    /// [`before_send`](Self::before_send) hooks, so that a hook whose failure is told of does not call itself.
     pub fn on_diagnostic(mut self, hook: impl Fn(&Diagnostic) + Send + Sync + 'static) -> Self {
         self.on_diagnostic = Some(Arc::new(hook));
         self
