@@ -4,6 +4,7 @@
 //! store belongs to the parent. So the inherited pipeline is never touched, only replaced: the first capture opens a shard of the
 //! child's own, with the settings and the environment that the parent had read.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,14 @@ impl Shared {
         let busy = || Error::Resources(std::io::Error::other("the parent was changing its hooks when it forked"));
         let rules = self.rules.for_child().ok_or_else(busy)?;
         options.held = rules.is_opted_out();
-        Client::start(Some(options), self.settings.clone(), rules, Arc::new(self.diagnostics.for_child()), Some(parent))
+        let diagnostics = Arc::new(self.diagnostics.for_child());
+        let child = Client::start(Some(options), self.settings.clone(), rules, diagnostics, Some(parent))?;
+        if self.is_armed.load(Ordering::SeqCst)
+            && let Err(error) = child.shared.arm_process_wide()
+        {
+            child.shared.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+        }
+        Ok(child)
     }
 }
 

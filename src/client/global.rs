@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Client;
 use super::receipt::Receipt;
 use crate::config::Config;
+use crate::crash;
 use crate::diagnostics::{Diagnostic, log_without_client};
 use crate::error::Error;
 use crate::event::Event;
@@ -30,7 +31,12 @@ pub fn init(config: Config) -> Result<Client, Error> {
     }
     let client = Client::new(config)?;
     match CLIENT.set(client.clone()) {
-        Ok(()) => Ok(client),
+        Ok(()) => {
+            if let Err(error) = arm_if_wanted() {
+                client.shared.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+            }
+            Ok(client)
+        }
         // Somebody was faster; ours is closed by being dropped.
         Err(_) => Err(Error::AlreadyInitialised),
     }
@@ -39,6 +45,12 @@ pub fn init(config: Config) -> Result<Client, Error> {
 /// The process-wide client, if [`init`] has made one.
 pub fn client() -> Option<Client> {
     CLIENT.get().cloned()
+}
+
+/// Gives the panic hook somewhere to write, once there are both a hook and a process-wide client.
+pub(super) fn arm_if_wanted() -> Result<(), Error> {
+    let Some(client) = CLIENT.get().filter(|_| crash::is_wanted()) else { return Ok(()) };
+    client.shared.arm_process_wide()
 }
 
 /// Captures with the process-wide client. Before [`init`] the event is `Dropped(NotInitialised)`; the first time, that is logged as a

@@ -13,7 +13,8 @@
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
-//! * `global.rs`: the process-wide client.
+//! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
+//! * `last_words.rs`: the thread that tells of crashes; `exception.rs`: the event it makes of one.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
@@ -23,10 +24,13 @@ mod ai;
 mod capture;
 mod child;
 mod dead;
+mod exception;
 mod failure;
 mod global;
+mod hook;
 mod identity;
 mod immediate;
+mod last_words;
 mod notices;
 mod receipt;
 mod rules;
@@ -47,6 +51,7 @@ use child::Child;
 pub use dead::DeadLetter;
 use failure::explain;
 pub use global::{capture, client, init};
+pub use hook::{install_panic_hook, try_install_panic_hook};
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
 pub use stats::{DeliveryPhase, Mode, Stats, Stranded};
@@ -83,6 +88,10 @@ struct Shared {
     warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that took our place.
     child: Mutex<Child>,
+    /// Panics of the process are written where this client reads them.
+    is_armed: AtomicBool,
+    /// The thread that reads last words runs.
+    words_are_read: AtomicBool,
 }
 
 /// What the client's own part has to know.
@@ -154,10 +163,14 @@ impl Client {
             throttle: capture::Throttle::default(),
             warned_of_exceptions: AtomicBool::new(false),
             child: Mutex::default(),
+            is_armed: AtomicBool::new(false),
+            words_are_read: AtomicBool::new(false),
         };
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.
         shared.open_ai_at_start(parent.is_none());
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Arc::new(shared);
+        shared.read_last_words();
+        Ok(Self { shared })
     }
 
     /// Sends what is queued now. Resolves when every event accepted before the call was tried once, or the endpoint is found down, and what

@@ -63,7 +63,8 @@ impl Diagnostic {
             | Diagnostic::Checked
             | Diagnostic::Ephemeral { .. }
             | Diagnostic::StrandedQueue { .. }
-            | Diagnostic::ShardSkipped { .. } => Category::Storage,
+            | Diagnostic::ShardSkipped { .. }
+            | Diagnostic::LastWordsUnread { .. } => Category::Storage,
         }
     }
 }

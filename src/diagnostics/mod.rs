@@ -186,6 +186,14 @@ pub enum Diagnostic {
         /// Why.
         why: String,
     },
+    /// Last words of a crash cannot be written, or those of an earlier process not (all) be read. A file that cannot be read now is tried
+    /// again at the next starts, three times in all; then it stays in the directory under a name that ends in `.bad`.
+    LastWordsUnread {
+        /// The file, if it is about one.
+        path: Option<PathBuf>,
+        /// Why.
+        why: String,
+    },
     /// Something the program said cannot be used and was left out: a super property, a property of a context, a header.
     Invalid {
         /// What, and why.
@@ -240,6 +248,7 @@ impl Diagnostic {
             Diagnostic::Ephemeral { .. } => "ephemeral",
             Diagnostic::StrandedQueue { .. } => "stranded_queue",
             Diagnostic::ShardSkipped { .. } => "shard_skipped",
+            Diagnostic::LastWordsUnread { .. } => "last_words_unread",
             Diagnostic::Invalid { .. } => "invalid",
             Diagnostic::HandmadeException => "handmade_exception",
             Diagnostic::LeftOnDisk { .. } => "left_on_disk",
@@ -319,6 +328,10 @@ impl fmt::Display for Diagnostic {
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())
             }
+            Diagnostic::LastWordsUnread { path: Some(path), why } => {
+                write!(f, "the last words in {} are not all told: {why}", path.display())
+            }
+            Diagnostic::LastWordsUnread { path: None, why } => write!(f, "last words of crashes cannot be told: {why}"),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
             Diagnostic::HandmadeException => f.write_str(
                 "a $exception event was captured by hand; PostHog groups exceptions only if the library's own call makes them",

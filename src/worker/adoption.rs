@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{Notice, Pipeline, lock};
+use crate::crash;
 use crate::crash_point;
 use crate::shard::{
     ClaimError, Finding, Project, Shard, ShardError, ShardOptions, claim_orphan, is_known_empty, shard_dir,
 };
 
+/// The number of the project that the pipeline itself belongs to. Last words of another are not ours to tell.
+const OWN_PROJECT: usize = 0;
 /// A shard that could not be opened, read or written is left alone for so long.
 const AVOID_FOR: Duration = Duration::from_secs(300);
 
@@ -101,6 +104,9 @@ impl Pipeline {
         crash_point::reach("adoption.opened");
         self.report_findings(opened.findings);
         let shard = Arc::new(opened.shard);
+        if after.project == OWN_PROJECT {
+            self.bring_last_words(&shard.dir().join(crash::DIR));
+        }
         if shard.ledger().queued_events == 0 {
             shard.close();
             return Ok(Step::Empty(number));
@@ -118,7 +124,26 @@ impl Pipeline {
         if lock(&self.avoided).get(&(project, number)).is_some_and(|until| *until > now) {
             return false;
         }
-        !is_known_empty(&self.options.disk, &shard_dir(project_dir, number))
+        let dir = shard_dir(project_dir, number);
+        let has_words = || project == OWN_PROJECT && crash::has_left_behind(&self.options.disk, &dir.join(crash::DIR));
+        !is_known_empty(&self.options.disk, &dir) || has_words()
+    }
+
+    /// Crashes are told by one client each, so those of an orphan are brought to where ours looks.
+    fn bring_last_words(&self, from: &Path) {
+        let Some(to) = self.crash_dir() else { return };
+        match crash::take_over(&self.options.disk, from, &to) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(found) = self.on_last_words.get() {
+                    found();
+                }
+            }
+            Err(error) => {
+                let why = format!("its last words cannot be brought here: {error}");
+                (self.options.report)(Notice::ShardSkipped { path: from.to_path_buf(), why });
+            }
+        }
     }
 
     fn avoid(&self, place: Place) {

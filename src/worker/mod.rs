@@ -71,6 +71,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
+use crate::crash;
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
@@ -92,6 +93,7 @@ pub(crate) use snapshot::Snapshot;
 use start::Network;
 pub(crate) use start::{StartError, start};
 pub(crate) use stop::release;
+pub(crate) use threads::spawn_beside;
 use verdicts::Verdicts;
 
 /// Everything the worker has to know.
@@ -250,6 +252,8 @@ pub(crate) struct Pipeline {
     /// What had been decided when a stop was first asked for.
     before_stop: OnceLock<Totals>,
     finished: OnceLock<ShutdownReport>,
+    /// Called when last words of another shard's owner were brought here.
+    on_last_words: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Pipeline {
@@ -310,6 +314,16 @@ impl Pipeline {
     /// Whether nothing is taken any more.
     pub(crate) fn is_closing(&self) -> bool {
         self.bell.is_stopping()
+    }
+
+    /// Where last words lie; `None` if the queue is in memory.
+    pub(crate) fn crash_dir(&self) -> Option<PathBuf> {
+        (!self.shard.is_volatile()).then(|| self.shard.dir().join(crash::DIR))
+    }
+
+    /// Has `call` called when an orphan's last words were brought here.
+    pub(crate) fn when_last_words_are_found(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_last_words.set(Box::new(call));
     }
 
     /// The options it was started with, for a forked child or for the other lane to start its own.

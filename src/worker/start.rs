@@ -158,6 +158,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         ai_left_behind,
         before_stop: OnceLock::new(),
         finished: OnceLock::new(),
+        on_last_words: OnceLock::new(),
         options,
     });
     // Everything that was recovered is in the store by now, and that is synced.

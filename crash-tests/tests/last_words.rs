@@ -1,0 +1,250 @@
+//! What a process says of its end reaches PostHog from the next start, and the end is the same as without the client.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use posthog::{Client, Config};
+use serde_json::Value;
+use sink::Sink;
+
+const ENOUGH: Duration = Duration::from_secs(30);
+
+/// How a process ended: exit code, or the signal.
+type Ending = (Option<i32>, Option<i32>);
+
+struct Stage {
+    sink: Sink,
+    dir: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self { sink: Sink::start(), dir: tempfile::tempdir().expect("a directory") }
+    }
+
+    /// Plays the scenario without the client and with it; both must end in the same way.
+    fn play(&self, scenario: &str) -> Ending {
+        let without = self.run(scenario, false);
+        // Nothing may be sent by the process itself but what it survives: it has no time for that.
+        let with = self.run(scenario, true);
+        assert_eq!(with, without, "{scenario}: how the process ends with the client, and without");
+        with
+    }
+
+    fn run(&self, scenario: &str, with_client: bool) -> Ending {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dying"));
+        command.arg(scenario).current_dir(self.dir.path()).stderr(Stdio::null());
+        if with_client {
+            command.arg(self.queue_dir()).arg(self.sink.url());
+        }
+        let status = command.status().expect("a process");
+        (status.code(), status.signal())
+    }
+
+    fn queue_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("queue")
+    }
+
+    /// What the next start tells, in the order in which it happened.
+    fn told(&self, count: usize) -> Vec<Value> {
+        let config = Config::new("phc_dying").queue_dir(self.queue_dir()).host(self.sink.url());
+        let client = Client::new(config.flush_interval(Duration::from_millis(50))).expect("the queue");
+        let arrived = self.sink.wait_for(|state| state.events().len() >= count, ENOUGH);
+        client.capture(posthog::Event::new("after", "test"));
+        assert!(self.sink.wait_for(|state| state.events().iter().any(|event| event.event == "after"), ENOUGH));
+        assert!(arrived, "of {count} only {:?}; {:?}", self.messages(), client.diagnostics());
+        assert_eq!(client.diagnostics(), [], "nothing is amiss");
+        drop(client);
+        assert_eq!(left_in(&self.queue_dir()), Vec::<String>::new(), "what was told is removed");
+        let mut told: Vec<_> = self
+            .sink
+            .events()
+            .iter()
+            .filter(|event| event.event == "$exception")
+            .map(|event| serde_json::json!({ "timestamp": event.timestamp, "properties": event.properties }))
+            .collect();
+        told.sort_by_key(|event| event["timestamp"].as_str().map(str::to_owned));
+        assert_eq!(told.len(), count, "{told:?}");
+        told
+    }
+
+    fn messages(&self) -> Vec<Value> {
+        self.sink.events().iter().map(|event| event.properties["$exception_message"].clone()).collect()
+    }
+}
+
+/// Files of last words with something in them.
+fn left_in(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().contains("/crash/") {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// Message, level and the type of the mechanism.
+fn said(event: &Value) -> (String, String, String) {
+    let properties = &event["properties"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (
+        text(&properties["$exception_message"]),
+        text(&properties["$exception_level"]),
+        text(&properties["$exception_list"][0]["mechanism"]["type"]),
+    )
+}
+
+fn panicked(message: &str, level: &str) -> (String, String, String) {
+    (message.to_owned(), level.to_owned(), "panic".to_owned())
+}
+
+#[test]
+fn a_panic_of_the_main_thread_is_told_as_fatal_by_the_next_start() {
+    let messages = [
+        ("literal", "a literal"),
+        ("formatted", "formatted true"),
+        ("unwrap", "what must not fail: \"an error\""),
+        ("any", "Box<dyn Any>"),
+    ];
+    for (scenario, message) in messages {
+        let stage = Stage::new();
+        assert_eq!(stage.play(scenario), (Some(101), None));
+        let told = stage.told(1);
+        assert_eq!(said(&told[0]), panicked(message, "fatal"), "{scenario}");
+        let properties = &told[0]["properties"];
+        assert!(
+            properties["$exception_panic_file"].as_str().is_some_and(|file| file.ends_with("dying.rs")),
+            "{told:?}"
+        );
+        assert!(properties["$exception_panic_line"].as_u64().is_some_and(|line| line > 20));
+        assert_eq!(properties["$exception_source"], "rust.panic_hook");
+        assert_eq!(properties["$process_person_profile"], false);
+        assert_eq!(properties["crash_process_survived"], false);
+        let mechanism = serde_json::json!({ "type": "panic", "handled": false, "synthetic": false, "exception_id": 0 });
+        assert_eq!(properties["$exception_list"][0]["mechanism"], mechanism);
+    }
+}
+
+#[test]
+fn a_long_message_is_cut_between_characters_and_its_length_is_told() {
+    let stage = Stage::new();
+    stage.play("long");
+    let told = stage.told(1);
+    assert_eq!(said(&told[0]).0, "\u{e9}".repeat(5_000));
+    assert_eq!(told[0]["properties"]["crash_message_bytes"], 40_000);
+}
+
+#[test]
+fn a_panic_that_somebody_catches_and_then_a_clean_end_is_no_fatal_one() {
+    for (scenario, message) in [("thread", "in a thread"), ("caught", "caught")] {
+        let stage = Stage::new();
+        assert_eq!(stage.play(scenario), (Some(0), None));
+        assert_eq!(said(&stage.told(1)[0]), panicked(message, "error"), "{scenario}");
+    }
+}
+
+#[test]
+fn a_process_that_lives_on_tells_of_its_panic_itself() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("survived"), (Some(0), None));
+    let told = stage.told(1);
+    assert_eq!(said(&told[0]), panicked("survived", "error"));
+    assert_eq!(told[0]["properties"]["crash_process_survived"], true);
+}
+
+#[test]
+fn what_no_hook_hears_of_leaves_nothing() {
+    for scenario in ["rethrown", "quiet"] {
+        let stage = Stage::new();
+        assert_eq!(stage.play(scenario), (Some(0), None));
+        stage.told(0);
+    }
+}
+
+#[test]
+fn sixteen_threads_that_panic_at_once_are_all_told() {
+    let stage = Stage::new();
+    stage.play("sixteen");
+    let mut messages: Vec<_> = stage.told(16).iter().map(|event| said(event).0).collect();
+    messages.sort();
+    let mut expected: Vec<_> = (0..16).map(|number| format!("thread {number}")).collect();
+    expected.sort();
+    assert_eq!(messages, expected);
+}
+
+#[test]
+fn a_storm_of_panics_is_thinned_out_and_what_is_left_out_is_counted() {
+    let stage = Stage::new();
+    stage.play("storm");
+    let told = stage.told(16 + 9);
+    let missed: u64 = told.iter().filter_map(|event| event["properties"]["crash_missed_before"].as_u64()).sum();
+    // The last one that is written is the 8192nd.
+    assert_eq!(missed, 8192 - 25);
+}
+
+#[test]
+fn panics_that_abort_end_with_the_same_signal_and_are_told() {
+    let aborted = (None, Some(6));
+    let stage = Stage::new();
+    assert_eq!(stage.play("drop"), aborted);
+    let told = stage.told(1);
+    assert_eq!(said(&told[0]), panicked("second", "fatal"));
+    let list = &told[0]["properties"]["$exception_list"];
+    assert_eq!((&list[1]["value"], &list[1]["mechanism"]["parent_id"]), (&"first".into(), &0.into()));
+
+    let stage = Stage::new();
+    assert_eq!(stage.play("extern_c"), aborted);
+    assert_eq!(said(&stage.told(1)[0]), panicked("in a callback of C", "fatal"));
+
+    let stage = Stage::new();
+    assert_eq!(stage.play("previous_hook_panics"), aborted);
+    assert_eq!(said(&stage.told(1)[0]), panicked("a literal", "fatal"));
+
+    // The standard library aborts before any hook.
+    let stage = Stage::new();
+    assert_eq!(stage.play("display"), aborted);
+    stage.told(0);
+}
+
+#[test]
+fn a_hook_that_is_installed_again_tells_once_also_after_another_took_its_place() {
+    for (scenario, message) in [("reinstalled", "once"), ("displaced", "after somebody else")] {
+        let stage = Stage::new();
+        assert_eq!(stage.play(scenario), (Some(101), None));
+        assert_eq!(said(&stage.told(1)[0]).0, message);
+    }
+}
+
+#[test]
+fn closed_descriptors_neither_lose_the_words_nor_put_them_into_a_strangers_file() {
+    let stage = Stage::new();
+    stage.play("closed_descriptors");
+    assert_eq!(said(&stage.told(1)[0]).0, "without descriptors");
+    let stranger = std::fs::metadata(stage.dir.path().join("stranger")).expect("it was opened");
+    assert_eq!(stranger.len(), 0);
+}
+
+#[test]
+fn a_limit_on_files_keeps_words_back_and_ends_nobody() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("small_files"), (Some(101), None));
+    stage.told(0);
+}
+
+#[test]
+fn a_forked_child_is_told_as_one() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("forked"), (Some(0), None));
+    let told = stage.told(1);
+    assert_eq!(said(&told[0]).0, "in a forked child");
+    assert_eq!(told[0]["properties"]["crash_in_forked_child"], true);
+}

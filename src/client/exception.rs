@@ -1,0 +1,87 @@
+//! The `$exception` event of an incident.
+
+use serde_json::{Map, Value, json};
+
+use crate::crash::{Context, Incident, Origin, Severity};
+use crate::event::Event;
+
+/// As PostHog's specification of exception metadata has it: what a hook observed is not handled by that, the level says whether the
+/// process ended by it, and the original time is kept.
+pub(super) fn event_of(incident: &Incident, context: Option<&Context>) -> Event {
+    let mut list = Vec::new();
+    let mut link = Some(incident);
+    while let Some(current) = link {
+        list.push(entry(current, list.len()));
+        link = current.during.as_deref();
+    }
+    Event::new_anon("$exception")
+        .prop("$exception_type", &incident.kind)
+        .prop("$exception_message", &incident.message)
+        .prop("$exception_level", if incident.severity == Severity::Fatal { "fatal" } else { "error" })
+        .prop("$exception_source", source(incident.origin))
+        .prop("$exception_list", list)
+        .props(facts(incident, context))
+}
+
+fn entry(incident: &Incident, id: usize) -> Value {
+    let mechanism = match id {
+        0 => json!({ "type": mechanism(incident.origin), "handled": false, "synthetic": false, "exception_id": 0 }),
+        // The panic during whose clean-up the one before came.
+        _ => json!({
+            "type": "chained", "source": "context", "synthetic": false, "exception_id": id, "parent_id": id.saturating_sub(1),
+        }),
+    };
+    let mut entry = json!({ "type": incident.kind, "value": incident.message, "mechanism": mechanism });
+    if let (Some(entry), Some(tid)) = (entry.as_object_mut(), incident.facts.tid) {
+        entry.insert("thread_id".to_owned(), tid.into());
+    }
+    entry
+}
+
+fn mechanism(origin: Origin) -> &'static str {
+    match origin {
+        Origin::PanicHook => "panic",
+        Origin::SignalHandler => "signal",
+    }
+}
+
+fn source(origin: Origin) -> &'static str {
+    match origin {
+        Origin::PanicHook => "rust.panic_hook",
+        Origin::SignalHandler => "rust.signal_handler",
+    }
+}
+
+fn facts(incident: &Incident, context: Option<&Context>) -> Map<String, Value> {
+    let facts = &incident.facts;
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            map.insert(key.to_owned(), value);
+        }
+    };
+    if let Some((file, line, column)) = &facts.place {
+        put("$exception_panic_file", Some(file.as_str().into()));
+        put("$exception_panic_line", Some((*line).into()));
+        put("$exception_panic_column", Some((*column).into()));
+    }
+    put("crash_thread_name", facts.thread_name.as_deref().filter(|name| !name.is_empty()).map(Value::from));
+    put("crash_pid", facts.pid.map(Value::from));
+    put("crash_process_survived", Some((incident.severity == Severity::Survived).into()));
+    put("crash_uptime_ms", facts.uptime_nanos.map(|nanos| (nanos / 1_000_000).into()));
+    put("crash_message_bytes", facts.message_bytes.map(Value::from));
+    put("crash_signal", facts.signal.map(Value::from));
+    put("crash_signal_code", facts.signal_code.map(Value::from));
+    put("crash_fault_address", facts.fault_address.map(|address| format!("0x{address:x}").into()));
+    put("crash_missed_before", Some(facts.missed).filter(|missed| *missed > 0).map(Value::from));
+    put("crash_in_forked_child", Some(facts.in_forked_child).filter(|child| *child).map(Value::from));
+    if let Some(context) = context {
+        put("crash_executable", Some(context.executable.as_str()).filter(|path| !path.is_empty()).map(Value::from));
+        put("crash_host_name", Some(context.host_name.as_str()).filter(|name| !name.is_empty()).map(Value::from));
+        put(
+            "crash_lib_version",
+            Some(context.lib_version.as_str()).filter(|version| !version.is_empty()).map(Value::from),
+        );
+    }
+    map
+}

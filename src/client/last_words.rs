@@ -1,0 +1,223 @@
+//! Telling PostHog of last words: those that earlier processes left, and those of panics that this one has survived.
+//!
+//! A thread of its own, which exists only where there is something to read or a hook is armed. It is none of the two that the queue
+//! needs, so it may wait for them: a file of last words is removed when its events are durable in the queue, and not before.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use uuid::{Builder, Uuid};
+
+use super::Shared;
+use super::exception::event_of;
+use super::receipt::Outcome;
+use crate::clock::WallNanos;
+use crate::crash::{self, End, Incident, Words};
+use crate::diagnostics::Diagnostic;
+use crate::disk::Disk;
+use crate::entropy::random_u64;
+use crate::error::Error;
+use crate::limits::{DETAIL_KEPT, beginning};
+use crate::worker::{self, DropReason, Pipeline};
+
+/// A process that lives so long after a panic has survived it.
+const GRACE: Duration = Duration::from_secs(2);
+/// For an event to become durable. Where that takes longer, the file stays and is read again at the next start.
+const DURABLE_WAIT: Duration = Duration::from_secs(30);
+
+impl Shared {
+    /// Reads what earlier processes left in this client's shard, if they left something, and what is brought here from other shards.
+    pub(super) fn read_last_words(self: &Arc<Self>) {
+        let Some(pipeline) = &self.pipeline else { return };
+        let Some(dir) = pipeline.crash_dir() else { return };
+        let shared = Arc::downgrade(self);
+        pipeline.when_last_words_are_found(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.start_reader();
+            }
+        });
+        if crash::has_left_behind(&pipeline.options().disk, &dir) {
+            self.start_reader();
+        }
+    }
+
+    /// Lets panics of this process be written where this client reads them, and reads those that the process survives.
+    pub(super) fn arm_process_wide(self: &Arc<Self>) -> Result<(), Error> {
+        let Some(pipeline) = &self.pipeline else { return Ok(()) };
+        let Some(dir) = pipeline.crash_dir() else {
+            let why = "the queue is in memory, and last words would end with the process too".to_owned();
+            return Err(Error::QueueDir { path: pipeline.options().queue_dir.clone(), why, source: None });
+        };
+        let disk = &pipeline.options().disk;
+        crash::arm(disk, &dir, context(disk)).map_err(|error| Error::QueueDir {
+            path: dir,
+            why: "the file for last words cannot be made".to_owned(),
+            source: Some(error.into()),
+        })?;
+        self.is_armed.store(true, Ordering::SeqCst);
+        self.start_reader();
+        Ok(())
+    }
+
+    /// Starts the thread, or has the running one look again.
+    fn start_reader(self: &Arc<Self>) {
+        if self.words_are_read.swap(true, Ordering::SeqCst) {
+            crash::wake_reader();
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        if let Err(error) = worker::spawn_beside("posthog-crash", move || read(&shared)) {
+            self.words_are_read.store(false, Ordering::SeqCst);
+            self.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.to_string() });
+        }
+    }
+}
+
+/// What the thread does. It holds the client only while it captures: whoever drops the last handle must not wait for a reader.
+fn read(shared: &Weak<Shared>) {
+    crash::silence_this_thread();
+    crash::call_when_written(std::thread::current());
+    loop {
+        let Some((pipeline, is_armed)) = shared.upgrade().and_then(|shared| {
+            Some((Arc::downgrade(shared.pipeline.as_ref()?), shared.is_armed.load(Ordering::SeqCst)))
+        }) else {
+            return;
+        };
+        read_left_behind(shared, &pipeline);
+        if !is_armed {
+            if let Some(shared) = shared.upgrade() {
+                shared.words_are_read.store(false, Ordering::SeqCst);
+            }
+            return;
+        }
+        crash::wait_until_written();
+        // Not before it is known whether the process dies of it.
+        std::thread::sleep(GRACE);
+        read_survived(shared, &pipeline);
+    }
+}
+
+fn read_left_behind(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
+    let Some((disk, Some(dir))) = pipeline.upgrade().map(|open| (open.options().disk.clone(), open.crash_dir())) else {
+        return;
+    };
+    match crash::left_behind(&disk, &dir) {
+        Ok(paths) => paths.iter().for_each(|path| read_file(shared, &disk, path, End::Gone)),
+        Err(error) => unread(shared, Some(&dir), &error),
+    }
+}
+
+fn read_survived(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
+    let Some(disk) = pipeline.upgrade().map(|open| open.options().disk.clone()) else { return };
+    match crash::rotate() {
+        Ok(Some(path)) => read_file(shared, &disk, &path, End::Alive),
+        Ok(None) => {}
+        Err(error) => unread(shared, None, &error),
+    }
+}
+
+fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
+    let words = match Words::read(disk, path, end) {
+        Ok(Some(words)) => words,
+        Ok(None) => return unread(shared, Some(path), "it was begun to be read too often and never finished"),
+        Err(error) => return unread(shared, Some(path), &error),
+    };
+    if words.passed_over > 0 {
+        unread(shared, Some(words.path()), &format!("{} bytes of it are torn or damaged", words.passed_over));
+    }
+    for incident in &words.incidents {
+        let Some(told) = tell(shared, &words, incident) else { return };
+        match told {
+            Told::Durable => {}
+            Told::NotNow(why) => {
+                let _ = words.put_back(disk);
+                return unread(shared, Some(path), &why);
+            }
+        }
+    }
+    if let Err(error) = words.done(disk) {
+        unread(shared, Some(words.path()), &error);
+    }
+}
+
+enum Told {
+    /// In the queue, or not wanted there.
+    Durable,
+    /// To be tried again at the next start.
+    NotNow(String),
+}
+
+/// `None` if the client is gone.
+fn tell(shared: &Weak<Shared>, words: &Words, incident: &Incident) -> Option<Told> {
+    let receipt = {
+        let shared = shared.upgrade()?;
+        let pipeline = shared.pipeline.as_ref()?;
+        let mut event = event_of(incident, words.context.as_ref()).uuid(uuid_of(words, incident));
+        if let Some(time) = time_of(incident, pipeline.options().clock.wall_nanos()) {
+            event.set_timestamp(time);
+        }
+        shared.capture(pipeline, event)
+    };
+    let why = match receipt.outcome() {
+        Outcome::Accepted => match receipt.persisted().wait(DURABLE_WAIT) {
+            Ok(Ok(())) => return Some(Told::Durable),
+            Ok(Err(error)) => error.to_string(),
+            Err(timeout) => timeout.to_string(),
+        },
+        // The program does not want it, and will not want it the next time.
+        Outcome::Dropped(DropReason::BeforeSend | DropReason::BeforeSendPanicked | DropReason::OptedOut) => {
+            return Some(Told::Durable);
+        }
+        Outcome::Dropped(reason) => reason.to_string(),
+    };
+    Some(Told::NotNow(why))
+}
+
+fn unread(shared: &Weak<Shared>, path: Option<&Path>, why: &(impl ToString + ?Sized)) {
+    if let Some(shared) = shared.upgrade() {
+        let why = beginning(&why.to_string(), DETAIL_KEPT).to_owned();
+        shared.diagnostics.record(Diagnostic::LastWordsUnread { path: path.map(Path::to_path_buf), why });
+    }
+}
+
+/// The same at each reading, so that an event which is told twice (a kill between the queue and the removal of the file) counts once.
+fn uuid_of(words: &Words, incident: &Incident) -> Uuid {
+    let Some(context) = &words.context else { return Uuid::now_v7() };
+    let millis = incident.facts.time_nanos.unwrap_or(0) / 1_000_000;
+    let mut rest = [0; 10];
+    for (place, byte) in rest.iter_mut().zip(context.instance) {
+        *place = byte;
+    }
+    for (place, byte) in rest.iter_mut().rev().zip(incident.number.to_le_bytes()) {
+        *place ^= byte;
+    }
+    Builder::from_unix_timestamp_millis(millis, &rest).into_uuid()
+}
+
+/// What this process says of itself.
+fn context(disk: &Disk) -> crash::Context {
+    let mut instance = [0; 16];
+    for (place, byte) in
+        instance.iter_mut().zip([random_u64(), random_u64()].iter().flat_map(|word| word.to_le_bytes()))
+    {
+        *place = byte;
+    }
+    let executable = std::env::current_exe().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    crash::Context {
+        instance,
+        boot_id: disk.boot_id().to_le_bytes(),
+        executable,
+        host_name: crash::host_name(),
+        lib_version: env!("CARGO_PKG_VERSION").to_owned(),
+        images: Vec::new(),
+    }
+}
+
+/// When it happened. A time that is still to come was read from a clock that was wrong: better the time at which it is told.
+fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
+    let nanos = incident.facts.time_nanos?;
+    let has_been = i64::try_from(nanos).is_ok_and(|nanos| (1..=now).contains(&nanos));
+    if has_been { UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)) } else { None }
+}

@@ -1,0 +1,118 @@
+//! The panic hook: what a thread says before it unwinds or the process aborts.
+//!
+//! Between the panic and the write there is no allocation, no lock and no wait for anybody: the process may be out of memory, and
+//! other threads may be in any state. So nothing here formats, logs or asks for a thread's handle; what it needs from the system comes
+//! by calls that fill a buffer of ours.
+
+use std::cell::Cell;
+use std::panic::{Location, PanicHookInfo};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::budget::Budget;
+use super::format::{Kind, Tag, Writer, flags};
+use super::slots::{Room, with_room};
+use super::{file, process, unwind};
+use crate::limits::beginning;
+
+/// Bytes kept of a message: what PostHog keeps.
+pub(super) const MESSAGE_MOST: usize = 10_000;
+const FILE_NAME_MOST: usize = 512;
+
+static BUDGET: Budget = Budget::new();
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// Whether our hook is running on this thread: one that was installed before and is now called by a newer copy of itself has
+    /// nothing to add.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Puts our hook first in the chain. To be called again after somebody has set a hook without calling the one before it.
+pub(super) fn install() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let is_outermost = INSIDE.try_with(|inside| !inside.replace(true)).unwrap_or(true);
+        if is_outermost {
+            last_words(info);
+        }
+        previous(info);
+        if is_outermost {
+            let _ = INSIDE.try_with(|inside| inside.set(false));
+        }
+    }));
+}
+
+/// See [`super::silence_this_thread`].
+pub(super) fn silence_this_thread() {
+    let _ = INSIDE.try_with(|inside| inside.set(true));
+}
+
+/// The number of the next record of this process.
+pub(super) fn next_number() -> u64 {
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
+}
+
+#[inline(never)]
+fn last_words(info: &PanicHookInfo<'_>) {
+    // Frames that lie deeper than this one are ours; known without symbols, so in a stripped program too.
+    let here = 0u8;
+    let deepest = std::ptr::from_ref(std::hint::black_box(&here)).addr();
+    if !file::is_armed() || !BUDGET.allows(info.location()) {
+        if file::is_armed() {
+            file::count_missed();
+        }
+        return;
+    }
+    let thread = process::thread_id();
+    let written = with_room(thread, |room| {
+        let Room { record, frames } = room;
+        let gathered = unwind::gather(frames, deepest);
+        let frames = frames.get(..gathered).unwrap_or_default();
+        compose(record, thread, info.location(), message_of(info), frames).is_some_and(file::write)
+    });
+    match written {
+        Some(true) => super::wake_reader(),
+        Some(false) => {}
+        None => file::count_missed(),
+    }
+}
+
+fn compose<'a>(
+    out: &'a mut [u8],
+    thread: i32,
+    at: Option<&Location<'_>>,
+    message: &str,
+    frames: &[u64],
+) -> Option<&'a [u8]> {
+    let mut set = process::forked_flag();
+    if cfg!(panic = "abort") {
+        set |= flags::PANIC_ABORTS;
+    }
+    let mut writer = Writer::new(out, Kind::Panic, set, next_number());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    writer.number(Tag::Time, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+    writer.number(Tag::Uptime, process::uptime_nanos());
+    writer.number(Tag::Pid, u64::from(std::process::id()));
+    writer.number(Tag::Tid, u64::try_from(thread).unwrap_or(0));
+    let mut name = [0; 64];
+    writer.bytes(Tag::ThreadName, process::thread_name(&mut name));
+    if let Some(at) = at {
+        writer.bytes(Tag::File, beginning(at.file(), FILE_NAME_MOST).as_bytes());
+        writer.number(Tag::Line, u64::from(at.line()));
+        writer.number(Tag::Column, u64::from(at.column()));
+    }
+    writer.addresses(Tag::Frames, frames);
+    writer.number(Tag::Missed, file::take_missed());
+    writer.number(Tag::MessageBytes, message.len() as u64);
+    writer.bytes(Tag::Message, beginning(message, MESSAGE_MOST).as_bytes());
+    writer.finish()
+}
+
+fn message_of<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
+    let payload = info.payload();
+    match payload.downcast_ref::<&'static str>() {
+        Some(text) => text,
+        None => payload.downcast_ref::<String>().map_or("Box<dyn Any>", String::as_str),
+    }
+}

@@ -1,0 +1,344 @@
+//! From records to what is told: which panic ended the process, which it survived, what belongs together. Pure.
+//!
+//! The hook cannot know whether somebody will catch the panic; the reader can, from what came after it.
+//!
+//! | found | told |
+//! |---|---|
+//! | a panic, and the abort it ended in | fatal |
+//! | a panic of the main thread, and exit status 101 | fatal |
+//! | a panic in a program built with `panic = "abort"` | fatal |
+//! | a panic, then nothing more of a process that is gone | fatal, the last one |
+//! | a panic of a process that lives, or ended with another status | error |
+//! | a signal of a process that is gone | fatal |
+//! | a signal of a process that lives: somebody repaired what it was about | nothing |
+//! | a panic during the clean-up after a panic | one incident, the first chained to the second |
+
+use super::format::{Kind, Record, Tag, flags};
+
+/// What is known of the process that wrote the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It lives, and has had time to die of what it wrote.
+    Alive,
+    /// It ended by itself, with this status.
+    Exited(i32),
+    /// It is gone, nobody knows how.
+    Gone,
+}
+
+/// How an incident stands to the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Severity {
+    /// The process ended by it.
+    Fatal,
+    /// The process lived on.
+    Survived,
+}
+
+/// What noticed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The panic hook.
+    PanicHook,
+    /// The handler of fatal signals.
+    SignalHandler,
+}
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incident {
+    /// Of its record, counted by its process.
+    pub(crate) number: u64,
+    pub(crate) severity: Severity,
+    pub(crate) origin: Origin,
+    /// The type of the exception.
+    pub(crate) kind: String,
+    pub(crate) message: String,
+    /// Return addresses, the innermost first.
+    pub(crate) frames: Vec<u64>,
+    pub(crate) facts: Facts,
+    /// The panic during whose clean-up this one came.
+    pub(crate) during: Option<Box<Incident>>,
+}
+
+/// What else a record says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Nanoseconds since 1970.
+    pub(crate) time_nanos: Option<u64>,
+    pub(crate) uptime_nanos: Option<u64>,
+    pub(crate) pid: Option<u64>,
+    pub(crate) tid: Option<u64>,
+    pub(crate) thread_name: Option<String>,
+    /// File, line, column of a panic.
+    pub(crate) place: Option<(String, u64, u64)>,
+    /// Bytes of the message before it was cut.
+    pub(crate) message_bytes: Option<u64>,
+    pub(crate) signal: Option<u64>,
+    pub(crate) signal_code: Option<i64>,
+    pub(crate) fault_address: Option<u64>,
+    /// Incidents before this one that could not be written.
+    pub(crate) missed: u64,
+    /// Written by a child that the process had forked.
+    pub(crate) in_forked_child: bool,
+}
+
+/// std's own words when it gives up; the panic before them is what happened.
+const CLEANUP: [&str; 2] = ["panic in a destructor during cleanup", "panic in a function that cannot unwind"];
+
+/// What is to be told of `records`, in the order in which it happened.
+pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
+    let panics = panics(records);
+    let fatal = fatal_panic(records, &panics, end);
+    let mut told: Vec<Incident> = panics
+        .into_iter()
+        .map(|panic| {
+            let severity = if fatal.contains(&panic.last_number) { Severity::Fatal } else { Severity::Survived };
+            panic.tell(severity)
+        })
+        .collect();
+    if end != End::Alive {
+        told.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(signal));
+    }
+    told.sort_by_key(|incident| incident.number);
+    told
+}
+
+/// A panic with those it was followed by while it was cleaned up after.
+struct Panic<'a> {
+    head: &'a Record,
+    during: Option<&'a Record>,
+    /// Of std's last word about it: what an abort refers to.
+    last_number: u64,
+}
+
+impl Panic<'_> {
+    fn tell(self, severity: Severity) -> Incident {
+        let told = |record: &Record| Incident {
+            number: record.number,
+            severity,
+            origin: Origin::PanicHook,
+            kind: "Panic".to_owned(),
+            message: record.text(Tag::Message).unwrap_or_default(),
+            frames: record.addresses(Tag::Frames),
+            facts: Facts::of(record),
+            during: None,
+        };
+        Incident { during: self.during.map(|first| Box::new(told(first))), ..told(self.head) }
+    }
+}
+
+fn panics(records: &[Record]) -> Vec<Panic<'_>> {
+    let mut panics: Vec<Panic<'_>> = Vec::new();
+    for record in records.iter().filter(|record| record.kind == Kind::Panic) {
+        let message = record.bytes(Tag::Message).unwrap_or_default();
+        let is_last_word = CLEANUP.iter().any(|text| message == text.as_bytes());
+        let thread = record.number(Tag::Tid);
+        let earlier = panics.iter().rposition(|panic| panic.head.number(Tag::Tid) == thread);
+        let Some(at) = earlier.filter(|_| is_last_word) else {
+            panics.push(Panic { head: record, during: None, last_number: record.number });
+            continue;
+        };
+        // "In a destructor": the panic before it came while the one before that was cleaned up after.
+        let before = panics.iter().take(at).rposition(|panic| panic.head.number(Tag::Tid) == thread);
+        let during = before.filter(|_| message == CLEANUP[0].as_bytes()).map(|before| panics.remove(before).head);
+        let at = if during.is_some() { at.saturating_sub(1) } else { at };
+        if let Some(panic) = panics.get_mut(at) {
+            panic.last_number = record.number;
+            panic.during = during;
+        }
+    }
+    panics
+}
+
+/// The numbers of the panics that the process ended by.
+fn fatal_panic(records: &[Record], panics: &[Panic<'_>], end: End) -> Vec<u64> {
+    if end == End::Alive {
+        return Vec::new();
+    }
+    let aborted: Vec<_> = records
+        .iter()
+        .filter(|record| record.kind == Kind::Abort)
+        .filter_map(|record| record.number(Tag::PanicNumber))
+        .collect();
+    if !aborted.is_empty() {
+        return aborted;
+    }
+    if records.iter().any(|record| record.kind == Kind::Signal) {
+        // It ended by that.
+        return Vec::new();
+    }
+    let last = match end {
+        End::Exited(101) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
+        End::Exited(_) => None,
+        End::Alive | End::Gone => panics.last(),
+    };
+    last.map(|panic| panic.last_number).into_iter().collect()
+}
+
+fn is_main_thread(record: &Record) -> bool {
+    record.number(Tag::Tid) == record.number(Tag::Pid)
+}
+
+fn signal(record: &Record) -> Incident {
+    let facts = Facts::of(record);
+    let number = facts.signal.and_then(|number| i32::try_from(number).ok()).unwrap_or(0);
+    let overflowed = record.flags & flags::STACK_OVERFLOW != 0;
+    let kind = if overflowed { "StackOverflow".to_owned() } else { signal_name(number) };
+    let message = match (overflowed, facts.fault_address) {
+        (true, _) => "a thread has overflowed its stack".to_owned(),
+        (false, Some(address)) => format!("{} at 0x{address:x}", signal_meaning(number)),
+        (false, None) => signal_meaning(number).to_owned(),
+    };
+    Incident {
+        number: record.number,
+        severity: Severity::Fatal,
+        origin: Origin::SignalHandler,
+        kind,
+        message,
+        frames: record.addresses(Tag::Frames),
+        facts,
+        during: None,
+    }
+}
+
+/// As `kill -l` writes it.
+fn signal_name(number: i32) -> String {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(known) => known.as_str().to_owned(),
+        Err(_) => format!("SIG{number}"),
+    }
+}
+
+fn signal_meaning(number: i32) -> &'static str {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(nix::sys::signal::Signal::SIGSEGV) => "Segmentation fault",
+        Ok(nix::sys::signal::Signal::SIGBUS) => "Bus error",
+        Ok(nix::sys::signal::Signal::SIGILL) => "Illegal instruction",
+        Ok(nix::sys::signal::Signal::SIGFPE) => "Arithmetic exception",
+        Ok(nix::sys::signal::Signal::SIGABRT) => "Aborted",
+        Ok(nix::sys::signal::Signal::SIGTRAP) => "Trap",
+        Ok(nix::sys::signal::Signal::SIGSYS) => "Bad system call",
+        _ => "Signal",
+    }
+}
+
+impl Facts {
+    fn of(record: &Record) -> Self {
+        let place = record
+            .text(Tag::File)
+            .map(|file| (file, record.number(Tag::Line).unwrap_or(0), record.number(Tag::Column).unwrap_or(0)));
+        Self {
+            time_nanos: record.number(Tag::Time),
+            uptime_nanos: record.number(Tag::Uptime),
+            pid: record.number(Tag::Pid),
+            tid: record.number(Tag::Tid),
+            thread_name: record.text(Tag::ThreadName),
+            place,
+            message_bytes: record.number(Tag::MessageBytes),
+            signal: record.number(Tag::Signal),
+            signal_code: record.number(Tag::SignalCode).map(u64::cast_signed),
+            fault_address: record.number(Tag::FaultAddress),
+            missed: record.number(Tag::Missed).unwrap_or(0),
+            in_forked_child: record.flags & flags::FORKED_CHILD != 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::{Writer, scan};
+    use super::*;
+
+    struct Written(Vec<u8>, u64);
+
+    impl Written {
+        fn new() -> Self {
+            Self(Vec::new(), 0)
+        }
+
+        fn panic(mut self, thread: u64, message: &str) -> Self {
+            self.1 += 1;
+            let mut buffer = [0; 1024];
+            let mut writer = Writer::new(&mut buffer, Kind::Panic, 0, self.1);
+            writer.number(Tag::Pid, 1);
+            writer.number(Tag::Tid, thread);
+            writer.bytes(Tag::Message, message.as_bytes());
+            self.0.extend_from_slice(writer.finish().unwrap());
+            self
+        }
+
+        fn other(mut self, kind: Kind, panic_number: u64) -> Self {
+            self.1 += 1;
+            let mut buffer = [0; 1024];
+            let mut writer = Writer::new(&mut buffer, kind, 0, self.1);
+            writer.number(Tag::PanicNumber, panic_number);
+            writer.number(Tag::Signal, 11);
+            writer.number(Tag::FaultAddress, 16);
+            self.0.extend_from_slice(writer.finish().unwrap());
+            self
+        }
+
+        /// Message and whether fatal, of each.
+        fn told(&self, end: End) -> Vec<(String, bool)> {
+            self.incidents(end)
+                .into_iter()
+                .map(|incident| (incident.message, incident.severity == Severity::Fatal))
+                .collect()
+        }
+
+        fn incidents(&self, end: End) -> Vec<Incident> {
+            incidents(&scan(&self.0).records, end)
+        }
+    }
+
+    fn told(expected: &[(&str, bool)]) -> Vec<(String, bool)> {
+        expected.iter().map(|(message, fatal)| ((*message).to_owned(), *fatal)).collect()
+    }
+
+    #[test]
+    fn the_end_of_the_process_says_which_panic_was_fatal() {
+        let two = Written::new().panic(1, "in main").panic(2, "in a thread");
+        assert_eq!(two.told(End::Alive), told(&[("in main", false), ("in a thread", false)]));
+        assert_eq!(two.told(End::Exited(0)), told(&[("in main", false), ("in a thread", false)]));
+        assert_eq!(two.told(End::Exited(101)), told(&[("in main", true), ("in a thread", false)]));
+        assert_eq!(two.told(End::Gone), told(&[("in main", false), ("in a thread", true)]));
+    }
+
+    #[test]
+    fn an_abort_names_its_panic_whatever_came_between() {
+        let written = Written::new().panic(1, "ends it").panic(2, "meanwhile").other(Kind::Abort, 1);
+        assert_eq!(written.told(End::Gone), told(&[("ends it", true), ("meanwhile", false)]));
+    }
+
+    #[test]
+    fn a_signal_is_told_if_the_process_is_gone_and_then_it_is_what_ended_it() {
+        let written = Written::new().panic(1, "caught").other(Kind::Signal, 0);
+        assert_eq!(written.told(End::Gone), told(&[("caught", false), ("Segmentation fault at 0x10", true)]));
+        assert_eq!(written.told(End::Alive), told(&[("caught", false)]));
+        assert_eq!(written.incidents(End::Gone)[1].kind, "SIGSEGV");
+    }
+
+    #[test]
+    fn a_panic_during_cleanup_is_one_incident_with_the_first_chained_to_it() {
+        let written = Written::new()
+            .panic(7, "first")
+            .panic(3, "of another thread")
+            .panic(7, "second")
+            .panic(7, CLEANUP[0])
+            .other(Kind::Abort, 4);
+        let incidents = written.incidents(End::Gone);
+        let [other, head] = incidents.as_slice() else { panic!("{incidents:?}") };
+        assert_eq!((other.message.as_str(), other.severity), ("of another thread", Severity::Survived));
+        assert_eq!((head.message.as_str(), head.severity), ("second", Severity::Fatal));
+        assert_eq!(head.during.as_ref().map(|first| first.message.as_str()), Some("first"));
+    }
+
+    #[test]
+    fn a_panic_that_may_not_unwind_is_told_by_its_own_words() {
+        let written = Written::new().panic(7, "in a callback of C").panic(7, CLEANUP[1]).other(Kind::Abort, 2);
+        assert_eq!(written.told(End::Gone), told(&[("in a callback of C", true)]));
+        let alone = Written::new().panic(7, CLEANUP[0]);
+        assert_eq!(alone.told(End::Gone), told(&[(CLEANUP[0], true)]), "the one before it was lost");
+    }
+}

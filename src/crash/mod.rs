@@ -1,0 +1,203 @@
+//! Last words: what a process says of its end, and how the next one reads it.
+//!
+//! ```text
+//! <shard>/crash/<instance>-<n>.phx      records of one process: first its context, then panics and signals (`format.rs`)
+//! <shard>/crash/<instance>-<n>.phx.2    the same, at its second reading
+//! <shard>/crash/<instance>-<n>.bad      given up on after several readings; the newest few are kept for a person to look at
+//! ```
+//!
+//! Purpose. A panic hook and a signal handler run in a process of which nothing can be relied on: no memory, locks held by threads that
+//! will not run again, a stack that is nearly used up. So they write one prepared record with one system call and are done. Everything
+//! that takes thought is for the reader: whether the process ended by it, names for addresses, the event, its delivery.
+//!
+//! * `slots.rs`, `budget.rs`, `process.rs`, `unwind.rs`: what a record is made of, without memory and locks.
+//! * `hook.rs`: the panic hook. `file.rs`: the open file, the one write, and taking the file away from under the writers.
+//! * `format.rs`: records as bytes; `incident.rs`: from records to what is told. Both pure.
+//! * `reader.rs`: files to be read, each a bounded number of times.
+//!
+//! Rules
+//! * Between a panic and its record: no allocation, no lock, no unbounded wait, and no system call but those that are listed in
+//!   `hook.rs` and `file.rs`.
+//! * The hook runs first, and then the hook that was there before; a newer copy of it makes older ones in the chain silent.
+//! * A file belongs to the process named in its context. It is read when that process is gone, or by that process itself, after it was
+//!   rotated away.
+//! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins.
+//!
+//! Operations: [`arm`], [`install_hook`], [`rotate`], [`left_behind`], [`Words`].
+
+#![allow(unsafe_code, reason = "a thread's handle that a hook can reach; the block proves itself")]
+
+mod budget;
+mod file;
+mod format;
+mod hook;
+mod incident;
+mod process;
+mod reader;
+mod slots;
+mod unwind;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::thread::Thread;
+
+use crate::disk::Disk;
+use format::{Kind, Tag, Writer};
+pub(crate) use incident::{End, Incident, Origin, Severity};
+pub(crate) use reader::{Words, has_left_behind, left_behind};
+
+/// The folder of a shard that holds last words.
+pub(crate) const DIR: &str = "crash";
+
+/// Bytes of a context: the images of a process, and what names it.
+const CONTEXT_MOST: usize = 60 * 1024;
+
+/// What a process says of itself while it is well.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Context {
+    /// That no other process has.
+    pub(crate) instance: [u8; 16],
+    /// Differs after each start of the machine.
+    pub(crate) boot_id: [u8; 16],
+    pub(crate) executable: String,
+    pub(crate) host_name: String,
+    pub(crate) lib_version: String,
+    /// Loaded images, encoded.
+    pub(crate) images: Vec<u8>,
+}
+
+/// Where the files of this process go, for whoever makes the next.
+struct Armed {
+    disk: Disk,
+    dir: PathBuf,
+    context: Context,
+    files: u64,
+}
+
+static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
+
+/// Whether the hook is to be armed by whoever makes the process-wide client.
+static IS_WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Puts the panic hook first in the chain; it writes as soon as, and as long as, there is a file.
+pub(crate) fn install_hook() {
+    slots::touch();
+    IS_WANTED.store(true, Ordering::SeqCst);
+    hook::install();
+}
+
+/// Whether somebody has installed the hook.
+pub(crate) fn is_wanted() -> bool {
+    IS_WANTED.load(Ordering::SeqCst)
+}
+
+/// Lets last words go to `dir`, under a name that `context` makes this process's own.
+pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
+    disk.make_dir(dir)?;
+    process::note_armed();
+    let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let fresh = armed.insert(Armed { disk: disk.clone(), dir: dir.to_path_buf(), context, files: 0 });
+    // What an earlier client's file holds is read by the next process, as it would be without us.
+    fresh.next_file().map(drop)
+}
+
+/// Takes the file away from under the writers, if somebody wrote to it: answers its path, complete, while later records go to a new one.
+pub(crate) fn rotate() -> io::Result<Option<PathBuf>> {
+    let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    armed.as_mut().map_or(Ok(None), Armed::next_file)
+}
+
+impl Armed {
+    fn next_file(&mut self) -> io::Result<Option<PathBuf>> {
+        self.files = self.files.saturating_add(1);
+        let instance: String = self.context.instance.iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = self.dir.join(format!("{instance}-{}.{}", self.files, reader::EXTENSION));
+        let before = file::rotate(&path, &self.context.encode())?;
+        if let Some(empty) = before.as_ref().filter(|before| reader::holds_a_context_only(&self.disk, before)) {
+            self.disk.remove_file(empty)?;
+            return Ok(None);
+        }
+        Ok(before)
+    }
+}
+
+impl Context {
+    fn encode(&self) -> Vec<u8> {
+        let mut buffer = vec![0; CONTEXT_MOST];
+        let mut writer = Writer::new(&mut buffer, Kind::Context, 0, 0);
+        writer.number(Tag::Pid, u64::from(std::process::id()));
+        writer.number(Tag::StartTicks, process::start_ticks(std::process::id()).unwrap_or(0));
+        writer.bytes(Tag::Instance, &self.instance);
+        writer.bytes(Tag::BootId, &self.boot_id);
+        writer.bytes(Tag::Executable, self.executable.as_bytes());
+        writer.bytes(Tag::HostName, self.host_name.as_bytes());
+        writer.bytes(Tag::LibVersion, self.lib_version.as_bytes());
+        writer.bytes(Tag::Images, &self.images);
+        writer.finish().map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    fn decode(record: &format::Record) -> Self {
+        let sixteen = |tag| record.bytes(tag).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+        Self {
+            instance: sixteen(Tag::Instance),
+            boot_id: sixteen(Tag::BootId),
+            executable: record.text(Tag::Executable).unwrap_or_default(),
+            host_name: record.text(Tag::HostName).unwrap_or_default(),
+            lib_version: record.text(Tag::LibVersion).unwrap_or_default(),
+            images: record.bytes(Tag::Images).unwrap_or_default().to_vec(),
+        }
+    }
+}
+
+/// The thread that reads what this process survived; see [`call_when_written`].
+static READER: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
+
+/// Has `reader` woken after each record. Until another is named, for ever: a few bytes are left behind by each call.
+pub(crate) fn call_when_written(reader: Thread) {
+    READER.store(Box::into_raw(Box::new(reader)), Ordering::Release);
+}
+
+/// Sleeps until a record was written, without a timer.
+pub(crate) fn wait_until_written() {
+    while !HAS_WRITTEN.swap(false, Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
+
+/// Panics of the thread that calls this are not written: it reads them, and would never come to an end.
+pub(crate) fn silence_this_thread() {
+    hook::silence_this_thread();
+}
+
+/// The name of this machine; empty if it has none.
+pub(crate) fn host_name() -> String {
+    process::host_name()
+}
+
+/// Brings the files of another shard, whose processes are gone, into `to`. Says whether there were some.
+pub(crate) fn take_over(disk: &Disk, from: &Path, to: &Path) -> io::Result<bool> {
+    let found = left_behind(disk, from)?;
+    if !found.is_empty() {
+        disk.make_dir(to)?;
+    }
+    for path in &found {
+        if let Some(name) = path.file_name() {
+            disk.rename(path, &to.join(name))?;
+        }
+    }
+    Ok(!found.is_empty())
+}
+
+static HAS_WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Has the reader look. Safe in the hook: waking a thread is one store and, if it sleeps, one system call.
+pub(crate) fn wake_reader() {
+    HAS_WRITTEN.store(true, Ordering::SeqCst);
+    // SAFETY: null, or leaked by `call_when_written`.
+    if let Some(reader) = unsafe { READER.load(Ordering::Acquire).as_ref() } {
+        reader.unpark();
+    }
+}

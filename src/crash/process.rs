@@ -1,0 +1,100 @@
+//! What a record says of the process and the thread, by calls that allocate nothing.
+
+#![allow(unsafe_code, reason = "system calls that nix wraps only with an allocation; each block proves itself")]
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use nix::libc;
+
+use super::format::flags;
+
+static STARTED: OnceLock<Instant> = OnceLock::new();
+static ARMED_BY: AtomicU32 = AtomicU32::new(0);
+
+/// Notes who we are, so that a forked child can be told from us, and from when uptime counts.
+pub(super) fn note_armed() {
+    STARTED.get_or_init(Instant::now);
+    ARMED_BY.store(std::process::id(), Ordering::Relaxed);
+}
+
+/// Since the first arming; 0 before.
+pub(super) fn uptime_nanos() -> u64 {
+    // `get` of a cell that is set is one load.
+    STARTED.get().map_or(0, |started| u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// [`flags::FORKED_CHILD`] if that is what this process is.
+pub(super) fn forked_flag() -> u32 {
+    let armed_by = ARMED_BY.load(Ordering::Relaxed);
+    if armed_by == 0 || armed_by == std::process::id() { 0 } else { flags::FORKED_CHILD }
+}
+
+/// The kernel's number of this thread; never 0.
+pub(super) fn thread_id() -> i32 {
+    #[cfg(target_os = "linux")]
+    let id = nix::unistd::gettid().as_raw();
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: the call takes nothing and cannot fail; the pointer is made a number only.
+    let id = (unsafe { libc::pthread_self() } as usize >> 4) as i32 & i32::MAX;
+    id.max(1)
+}
+
+/// The name of this thread as the kernel knows it (at most 15 bytes on Linux). `std::thread::current` would make a handle, on the heap.
+pub(super) fn thread_name(out: &mut [u8; 64]) -> &[u8] {
+    #[cfg(target_os = "linux")]
+    // SAFETY: PR_GET_NAME writes at most 16 bytes, terminator included, and `out` has 64.
+    unsafe {
+        libc::prctl(libc::PR_GET_NAME, out.as_mut_ptr());
+    }
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: the call writes at most the length it is given.
+    unsafe {
+        libc::pthread_getname_np(libc::pthread_self(), out.as_mut_ptr().cast(), out.len());
+    }
+    let end = out.iter().position(|byte| *byte == 0).unwrap_or(out.len());
+    out.get(..end).unwrap_or_default()
+}
+
+/// The name of this machine.
+pub(super) fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// When the process of that number was started, in ticks since the start of the machine; `None` if there is none, or where the system
+/// does not tell.
+pub(super) fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program stands in brackets, and may hold anything; the 22nd field is the 20th after it.
+    stat.get(stat.rfind(')')?..)?.split_ascii_whitespace().nth(20)?.parse().ok()
+}
+
+/// Whether the process of that number lives and was started then. `started` is 0 where the system did not tell.
+pub(super) fn lives(pid: u32, started: u64) -> bool {
+    if started != 0 {
+        return start_ticks(pid) == Some(started);
+    }
+    let Ok(pid) = i32::try_from(pid) else { return false };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_that_was_given_to_somebody_else_is_not_taken_for_the_process_that_had_it() {
+        let own = std::process::id();
+        let started = start_ticks(own).unwrap();
+        assert!(lives(own, started) && lives(own, 0));
+        assert!(!lives(own, started + 1));
+    }
+
+    #[test]
+    fn the_name_of_a_thread_comes_without_its_handle() {
+        let named = std::thread::Builder::new().name("fifteen-letters-and-more".to_owned());
+        let read = named.spawn(|| thread_name(&mut [0; 64]).to_vec()).unwrap().join().unwrap();
+        assert_eq!(read, b"fifteen-letters");
+    }
+}

@@ -1,0 +1,139 @@
+//! The files that are to be read: whose they are, how often they were tried, what stands in them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::format::{BODY_MOST, Kind, Record, Tag, scan};
+use super::incident::{End, Incident, incidents};
+use super::{Context, process};
+use crate::disk::{Disk, Open};
+
+/// Of a file that was not read yet.
+pub(super) const EXTENSION: &str = "phx";
+const GIVEN_UP: &str = "bad";
+/// Readings that may fail or take the reader with them, before a file is put aside.
+const READINGS: u32 = 3;
+/// Files put aside that are kept.
+const GIVEN_UP_KEPT: usize = 4;
+/// Bytes read of one file; ours are a quarter of that.
+const READ_MOST: u64 = 1024 * 1024;
+
+/// What stands in one file.
+#[derive(Debug)]
+pub(crate) struct Words {
+    path: PathBuf,
+    /// `None` if the beginning of the file is lost.
+    pub(crate) context: Option<Context>,
+    pub(crate) incidents: Vec<Incident>,
+    /// Bytes of torn or damaged records.
+    pub(crate) passed_over: usize,
+    /// How often the file was begun to be read, this time included.
+    pub(crate) reading: u32,
+}
+
+/// Whether there may be something to read, for one look into the directory.
+pub(crate) fn has_left_behind(disk: &Disk, dir: &Path) -> bool {
+    disk.list(dir).is_ok_and(|names| names.iter().any(|name| readings_of(name).is_some()))
+}
+
+/// The files in `dir` whose processes are gone. Those of this process are not among them.
+pub(crate) fn left_behind(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names?,
+    };
+    let mut found = Vec::new();
+    for name in names.iter().filter(|name| readings_of(name).is_some()) {
+        let path = dir.join(name);
+        if !is_in_use(disk, &path) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+impl Words {
+    /// Reads a file whose process came to this `end`. The reading is counted first, in the file's name: what is in it may be what ends
+    /// this process too. `None` if it was tried often enough, and now lies aside under another name.
+    pub(crate) fn read(disk: &Disk, path: &Path, end: End) -> io::Result<Option<Self>> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let reading = readings_of(name).unwrap_or(0).saturating_add(1);
+        let stem = name.split('.').next().unwrap_or_default();
+        if reading > READINGS {
+            disk.rename(path, &path.with_file_name(format!("{stem}.{GIVEN_UP}")))?;
+            return forget_oldest(disk, path.parent().unwrap_or(path)).map(|()| None);
+        }
+        let counted = path.with_file_name(format!("{stem}.{EXTENSION}.{reading}"));
+        disk.rename(path, &counted)?;
+        let scanned = scan(&bytes_of(disk, &counted, READ_MOST)?);
+        let context = scanned.records.iter().rfind(|record| record.kind == Kind::Context).map(Context::decode);
+        let incidents = incidents(&scanned.records, end);
+        Ok(Some(Self { path: counted, context, incidents, passed_over: scanned.passed_over, reading }))
+    }
+
+    /// Removes the file: all that it said is safe elsewhere.
+    pub(crate) fn done(&self, disk: &Disk) -> io::Result<()> {
+        disk.remove_file(&self.path)
+    }
+
+    /// Takes this reading back: it was not what is in the file that stopped it.
+    pub(crate) fn put_back(&self, disk: &Disk) -> io::Result<()> {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let stem = name.split('.').next().unwrap_or_default();
+        let before = match self.reading.saturating_sub(1) {
+            0 => format!("{stem}.{EXTENSION}"),
+            reading => format!("{stem}.{EXTENSION}.{reading}"),
+        };
+        disk.rename(&self.path, &self.path.with_file_name(before))
+    }
+
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// How often the file of that name was begun to be read; `None` if it is none of ours, or given up.
+fn readings_of(name: &str) -> Option<u32> {
+    let (_, rest) = name.split_once('.')?;
+    match rest.strip_prefix(EXTENSION)? {
+        "" => Some(0),
+        counted => counted.strip_prefix('.')?.parse().ok(),
+    }
+}
+
+/// Whether nothing but the first record stands in a file.
+pub(super) fn holds_a_context_only(disk: &Disk, path: &Path) -> bool {
+    bytes_of(disk, path, READ_MOST).is_ok_and(|bytes| {
+        let scanned = scan(&bytes);
+        scanned.passed_over == 0 && scanned.records.iter().all(|record| record.kind == Kind::Context)
+    })
+}
+
+/// Whether the process that the file belongs to lives. One without a readable context belongs to nobody.
+fn is_in_use(disk: &Disk, path: &Path) -> bool {
+    let Ok(bytes) = bytes_of(disk, path, BODY_MOST as u64) else { return false };
+    let owner = |record: &Record| Some((record.number(Tag::Pid)?, record.number(Tag::StartTicks)?));
+    scan(&bytes)
+        .records
+        .iter()
+        .find(|record| record.kind == Kind::Context)
+        .and_then(owner)
+        .is_some_and(|(pid, started)| u32::try_from(pid).is_ok_and(|pid| process::lives(pid, started)))
+}
+
+fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, Open::ReadOnly)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?.min(most)).unwrap_or(0)];
+    file.read_exact_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn forget_oldest(disk: &Disk, dir: &Path) -> io::Result<()> {
+    let names = disk.list(dir)?;
+    let given_up: Vec<_> = names.iter().filter(|name| name.ends_with(GIVEN_UP)).collect();
+    for name in given_up.iter().take(given_up.len().saturating_sub(GIVEN_UP_KEPT)) {
+        disk.remove_file(&dir.join(name))?;
+    }
+    Ok(())
+}
