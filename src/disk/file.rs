@@ -77,8 +77,11 @@ impl DiskFile {
         Ok(self.file.metadata()?.blocks().saturating_mul(512))
     }
 
-    /// Whether its name still means the file that was opened.
+    /// Whether its name still means the file that was opened, and its descriptor too.
     pub(crate) fn is_same_file(&self) -> io::Result<bool> {
+        if self.descriptor_is_ours().is_err() {
+            return Ok(false);
+        }
         match std::fs::symlink_metadata(&self.path) {
             Ok(metadata) => Ok(self.identity == Identity { device: metadata.dev(), inode: metadata.ino() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -115,7 +118,18 @@ impl DiskFile {
             Verdict::Short(most) => most.min(bytes.len()),
             Verdict::Go => bytes.len(),
         };
+        self.descriptor_is_ours()?;
         self.file.write_at(&bytes[..allowed], offset)
+    }
+
+    /// A program may close every descriptor it finds, as daemons do, and open files of its own under the same numbers. Those must never
+    /// get our bytes.
+    fn descriptor_is_ours(&self) -> io::Result<()> {
+        let metadata = self.file.metadata()?;
+        if self.identity == (Identity { device: metadata.dev(), inode: metadata.ino() }) {
+            return Ok(());
+        }
+        Err(io::Error::other("the program has closed the queue's file descriptors"))
     }
 
     /// Writes `len` zero bytes from the start, so that every block is really there.
@@ -147,7 +161,10 @@ impl DiskFile {
 
     /// Sets its length; new bytes read as zeros.
     pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.guarded(Op::SetLen, &self.path, len, || self.file.set_len(len))
+        self.disk.guarded(Op::SetLen, &self.path, len, || {
+            self.descriptor_is_ours()?;
+            self.file.set_len(len)
+        })
     }
 
     /// Maps its first `len` bytes, shared with every process that maps them. The file must be at least that long.
