@@ -248,3 +248,22 @@ fn a_forked_child_is_told_as_one() {
     assert_eq!(said(&told[0]).0, "in a forked child");
     assert_eq!(told[0]["properties"]["crash_in_forked_child"], true);
 }
+
+#[test]
+fn the_first_panic_costs_no_allocation_and_one_write_more_than_without_the_hook() {
+    let stage = Stage::new();
+    let count = |with_client: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_counting"));
+        if with_client {
+            command.arg(stage.queue_dir()).arg(stage.sink.url());
+        }
+        let output = command.output().expect("a process");
+        let text = String::from_utf8(output.stdout).expect("text");
+        let numbers: Vec<u64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let [allocations, writes] = numbers.as_slice() else { panic!("{text:?} {:?}", output.stderr) };
+        (*allocations, *writes)
+    };
+    let (allocations, writes) = count(false);
+    assert_eq!(count(true), (allocations, writes + 1));
+    assert_eq!(said(&stage.told(1)[0]).0, "a literal");
+}

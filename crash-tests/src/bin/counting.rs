@@ -1,0 +1,106 @@
+//! Panics once and prints what that cost: calls of the system's allocator and system calls that write. With the client if it is given a
+//! queue directory and a host, without otherwise.
+
+#![allow(unsafe_code, reason = "the system's allocator, with a counter before it")]
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::panic::catch_unwind;
+
+use posthog::Config;
+
+thread_local! {
+    /// Of this thread: what the library's own threads do meanwhile is not asked.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn allocations() -> u64 {
+    ALLOCATIONS.get()
+}
+
+// The C library's own names for its allocator: defining `malloc` here puts ours before it for everybody in the process, the unwinder
+// and the dynamic loader too, which a Rust allocator would not see.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod before_malloc {
+    use super::*;
+
+    fn count() {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+    }
+
+    unsafe extern "C" {
+        fn __libc_malloc(size: usize) -> *mut c_void;
+        fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
+        fn __libc_realloc(old: *mut c_void, size: usize) -> *mut c_void;
+        fn __libc_memalign(align: usize, size: usize) -> *mut c_void;
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn malloc(size: usize) -> *mut c_void {
+        count();
+        // SAFETY: handed on as it came.
+        unsafe { __libc_malloc(size) }
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
+        count();
+        // SAFETY: handed on as it came.
+        unsafe { __libc_calloc(count, size) }
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
+        count();
+        // SAFETY: handed on as it came.
+        unsafe { __libc_realloc(old, size) }
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
+        count();
+        // SAFETY: handed on as it came.
+        unsafe { __libc_memalign(align, size) }
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, size: usize) -> i32 {
+        count();
+        // SAFETY: `out` is the caller's; the rest is handed on as it came.
+        unsafe {
+            out.write(__libc_memalign(align, size));
+            if out.read().is_null() { 12 } else { 0 }
+        }
+    }
+}
+
+fn main() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let arguments: Vec<String> = std::env::args().collect();
+    if let (Some(queue_dir), Some(host)) = (arguments.get(1), arguments.get(2)) {
+        posthog::init(Config::new("phc_dying").queue_dir(queue_dir).host(host)).expect("a queue");
+        posthog::install_panic_hook();
+        // The client's own threads have come to rest by then.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    // The file is read with calls of its own: what they cost is in both readings.
+    let _warm = writes();
+    let (start, before) = (allocations(), writes());
+    let first = allocations();
+    let reading = first - start;
+    let caught = catch_unwind(|| panic!("a literal"));
+    let allocated = allocations() - first;
+    let written = writes() - before;
+    assert!(caught.is_err() && (reading > 0 || cfg!(not(target_env = "gnu"))), "the counter counts");
+    #[allow(clippy::print_stdout, reason = "this is what the program is for")]
+    {
+        println!("{allocated} {written}");
+    }
+}
+
+/// System calls of this thread that wrote.
+fn writes() -> u64 {
+    let io = std::fs::read_to_string("/proc/thread-self/io").expect("the kernel's counters");
+    let line = io.lines().find_map(|line| line.strip_prefix("syscw: ")).expect("a count of writes");
+    line.parse().expect("a number")
+}
