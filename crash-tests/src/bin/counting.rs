@@ -24,7 +24,7 @@ fn allocations() -> u64 {
 mod before_malloc {
     use super::*;
 
-    fn count() {
+    fn count_one() {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
     }
 
@@ -37,35 +37,35 @@ mod before_malloc {
 
     #[unsafe(no_mangle)]
     extern "C" fn malloc(size: usize) -> *mut c_void {
-        count();
+        count_one();
         // SAFETY: handed on as it came.
         unsafe { __libc_malloc(size) }
     }
 
     #[unsafe(no_mangle)]
     extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
-        count();
+        count_one();
         // SAFETY: handed on as it came.
         unsafe { __libc_calloc(count, size) }
     }
 
     #[unsafe(no_mangle)]
     extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
-        count();
+        count_one();
         // SAFETY: handed on as it came.
         unsafe { __libc_realloc(old, size) }
     }
 
     #[unsafe(no_mangle)]
     extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
-        count();
+        count_one();
         // SAFETY: handed on as it came.
         unsafe { __libc_memalign(align, size) }
     }
 
     #[unsafe(no_mangle)]
     extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, size: usize) -> i32 {
-        count();
+        count_one();
         // SAFETY: `out` is the caller's; the rest is handed on as it came.
         unsafe {
             out.write(__libc_memalign(align, size));
