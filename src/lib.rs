@@ -78,6 +78,8 @@ pub use client::{
     Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, client, init,
     install_panic_hook, try_install_panic_hook,
 };
+#[cfg(feature = "crash-signals")]
+pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};

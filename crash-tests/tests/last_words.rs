@@ -49,6 +49,12 @@ impl Stage {
 
     /// What the next start tells, in the order in which it happened.
     fn told(&self, count: usize) -> Vec<Value> {
+        let told = self.told_at_least(count);
+        assert_eq!(told.len(), count, "{told:?}");
+        told
+    }
+
+    fn told_at_least(&self, count: usize) -> Vec<Value> {
         let config = Config::new("phc_dying").queue_dir(self.queue_dir()).host(self.sink.url());
         let client = Client::new(config.flush_interval(Duration::from_millis(50))).expect("the queue");
         let arrived = self.sink.wait_for(|state| state.events().len() >= count, ENOUGH);
@@ -66,7 +72,6 @@ impl Stage {
             .map(|event| serde_json::json!({ "timestamp": event.timestamp, "properties": event.properties }))
             .collect();
         told.sort_by_key(|event| event["timestamp"].as_str().map(str::to_owned));
-        assert_eq!(told.len(), count, "{told:?}");
         told
     }
 
@@ -209,10 +214,12 @@ fn panics_that_abort_end_with_the_same_signal_and_are_told() {
     assert_eq!(stage.play("previous_hook_panics"), aborted);
     assert_eq!(said(&stage.told(1)[0]), panicked("a literal", "fatal"));
 
-    // The standard library aborts before any hook.
+    // The standard library aborts before any hook, and only the signal is left to tell.
     let stage = Stage::new();
     assert_eq!(stage.play("display"), aborted);
-    stage.told(0);
+    let told = stage.told(1);
+    assert_eq!(told[0]["properties"]["$exception_type"], "Panic");
+    assert_eq!(said(&told[0]).1, "fatal");
 }
 
 #[test]
@@ -266,4 +273,68 @@ fn the_first_panic_costs_no_allocation_and_one_write_more_than_without_the_hook(
     let (allocations, writes) = count(false);
     assert_eq!(count(true), (allocations, writes + 1));
     assert_eq!(said(&stage.told(1)[0]).0, "a literal");
+}
+
+/// Scenario, signal it ends by, type of the exception, frames at the least.
+const SIGNALS: &[(&str, i32, &str, usize)] = &[
+    ("null_read", 11, "SIGSEGV", 3),
+    ("null_write", 11, "SIGSEGV", 3),
+    ("null_call", 11, "SIGSEGV", 3),
+    ("wild_call", 11, "SIGSEGV", 3),
+    ("illegal", 4, "SIGILL", 3),
+    ("trap", 5, "SIGTRAP", 3),
+    ("division", 8, "SIGFPE", 3),
+    ("bus", 7, "SIGBUS", 3),
+    ("overflow", 6, "StackOverflow", 60),
+    ("overflow_thread", 6, "StackOverflow", 60),
+    ("overflow_registered", 11, "StackOverflow", 60),
+    ("abort", 6, "SIGABRT", 3),
+    ("c_abort", 6, "SIGABRT", 3),
+    ("out_of_memory", 6, "SIGABRT", 3),
+    ("eight_at_once", 11, "SIGSEGV", 1),
+];
+
+#[test]
+fn a_fatal_signal_is_told_by_the_next_start_and_ends_the_process_as_it_would_have() {
+    for (scenario, signal, kind, _frames) in SIGNALS {
+        let stage = Stage::new();
+        assert_eq!(stage.play(scenario), (None, Some(*signal)), "{scenario}");
+        let told = stage.told_at_least(1);
+        let properties = &told.last().expect("one")["properties"];
+        assert_eq!(properties["$exception_type"], *kind, "{scenario}: {properties}");
+        assert_eq!(properties["$exception_level"], "fatal", "{scenario}");
+        assert_eq!(properties["$exception_source"], "rust.signal_handler", "{scenario}");
+        assert_eq!(properties["$exception_list"][0]["mechanism"]["type"], "signal", "{scenario}");
+    }
+}
+
+#[test]
+fn an_overflow_on_a_thread_that_nobody_prepared_ends_as_it_would_have_without_a_word() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("overflow_foreign"), (None, Some(11)));
+    stage.told(0);
+}
+
+#[test]
+fn a_panic_that_was_caught_long_before_an_abort_is_not_taken_for_its_cause() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("catch_then_abort"), (None, Some(6)));
+    let told = stage.told(2);
+    assert_eq!(said(&told[0]), panicked("caught long ago", "error"));
+    assert_eq!(told[1]["properties"]["$exception_type"], "SIGABRT");
+}
+
+#[test]
+fn faults_that_another_handler_repairs_are_not_told_and_the_process_lives() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("repaired"), (Some(0), None));
+    stage.told(0);
+}
+
+#[test]
+fn a_signal_from_outside_that_the_process_survives_is_not_told() {
+    // The standard library's handler takes the first one for a fault that will come again.
+    let stage = Stage::new();
+    assert_eq!(stage.play("raised"), (Some(0), None));
+    stage.told(0);
 }

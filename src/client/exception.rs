@@ -73,6 +73,9 @@ fn facts(incident: &Incident, context: Option<&Context>) -> Map<String, Value> {
     put("crash_signal", facts.signal.map(Value::from));
     put("crash_signal_code", facts.signal_code.map(Value::from));
     put("crash_fault_address", facts.fault_address.map(|address| format!("0x{address:x}").into()));
+    put("crash_sender_pid", facts.sender_pid.map(Value::from));
+    put("crash_sender_uid", facts.sender_uid.map(Value::from));
+    put("crash_handler_interrupted", Some(facts.is_nested).filter(|nested| *nested).map(Value::from));
     put("crash_missed_before", Some(facts.missed).filter(|missed| *missed > 0).map(Value::from));
     put("crash_in_forked_child", Some(facts.in_forked_child).filter(|child| *child).map(Value::from));
     if let Some(context) = context {

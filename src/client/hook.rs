@@ -1,4 +1,4 @@
-//! Installing the panic hook.
+//! Installing the panic hook and the handler of fatal signals.
 
 use super::global;
 use crate::crash;
@@ -39,4 +39,48 @@ pub fn try_install_panic_hook() -> Result<(), Error> {
     }
     crash::install_hook();
     global::arm_if_wanted()
+}
+
+/// Has fatal signals of this process told to PostHog, as [`try_install_crash_handler`] does. What goes wrong is logged as a warning.
+#[cfg(feature = "crash-signals")]
+pub fn install_crash_handler() {
+    if let Err(error) = try_install_crash_handler() {
+        log_without_client(&Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+    }
+}
+
+/// Takes SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTRAP and SIGSYS: a null pointer, an overflown stack, an `abort`, memory that ran
+/// out. As a panic, each leaves one record with one `write()`, and is told by the next process that opens the queue, with level
+/// `fatal`. Exit status, core dump and the handlers that were there before (the standard library's among them) stay as they are.
+///
+/// Call it beside [`install_panic_hook`]: with both, a panic that aborts is told once, with its message. Told are crashes from when both
+/// this and [`init`](crate::init) were called, in either order; for good. A handler that is installed later, and does not call the one
+/// before it, takes its signal away from us.
+///
+/// Threads that were not made by the standard library have no stack to tell of an overflow of their own: see [`register_thread`].
+/// Nobody can tell of SIGKILL.
+///
+/// Needs the feature `crash-signals`.
+///
+/// # Errors
+///
+/// [`Error::Resources`] where there is no such handler: it exists for Linux on x86-64 and aarch64. [`Error::QueueDir`] if the file cannot
+/// be made.
+#[cfg(feature = "crash-signals")]
+pub fn try_install_crash_handler() -> Result<(), Error> {
+    crash::install_signals().map_err(Error::Resources)?;
+    global::arm_if_wanted()
+}
+
+/// Gives the calling thread what it needs to tell that its stack has overflowed, if it lacks it: threads of the standard library have it,
+/// those that C libraries make do not. 64 KiB, kept until the process ends.
+///
+/// Needs the feature `crash-signals`.
+///
+/// # Errors
+///
+/// [`Error::Resources`] if the system gives no memory, and on systems without the handler.
+#[cfg(feature = "crash-signals")]
+pub fn register_thread() -> Result<(), Error> {
+    crash::register_thread().map_err(Error::Resources)
 }

@@ -51,6 +51,8 @@ use child::Child;
 pub use dead::DeadLetter;
 use failure::explain;
 pub use global::{capture, client, init};
+#[cfg(feature = "crash-signals")]
+pub use hook::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use hook::{install_panic_hook, try_install_panic_hook};
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;

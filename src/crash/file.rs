@@ -73,6 +73,12 @@ pub(super) fn is_armed() -> bool {
     !TARGET.load(Ordering::Acquire).is_null()
 }
 
+/// Whether somebody is writing at this moment.
+#[cfg(feature = "crash-signals")]
+pub(super) fn has_writers() -> bool {
+    WRITERS.iter().any(|count| count.load(Ordering::SeqCst) != 0)
+}
+
 /// Records that were missed since somebody last asked.
 pub(super) fn take_missed() -> u64 {
     MISSED.swap(0, Ordering::Relaxed)

@@ -94,6 +94,8 @@ pub(super) mod flags {
     pub(in crate::crash) const STACK_OVERFLOW: u32 = 4;
     /// The handler itself faulted while it wrote this.
     pub(in crate::crash) const NESTED: u32 = 8;
+    /// The thread was in the middle of a panic.
+    pub(in crate::crash) const PANICKING: u32 = 16;
 }
 
 /// Writes one record into a buffer. What does not fit is left out, whole fields at a time.

@@ -7,7 +7,6 @@
 use std::cell::Cell;
 use std::panic::{Location, PanicHookInfo};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::budget::Budget;
 use super::format::{Kind, Tag, Writer, flags};
@@ -26,6 +25,8 @@ thread_local! {
     /// Whether our hook is running on this thread: one that was installed before and is now called by a newer copy of itself has
     /// nothing to add.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// The number of its last panic; 0 before the first.
+    static LAST: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Puts our hook first in the chain. To be called again after somebody has set a hook without calling the one before it.
@@ -46,6 +47,12 @@ pub(super) fn install() {
 /// See [`super::silence_this_thread`].
 pub(super) fn silence_this_thread() {
     let _ = INSIDE.try_with(|inside| inside.set(true));
+}
+
+/// The last panic of this thread that there is a record of. An abort refers to it.
+#[cfg(feature = "crash-signals")]
+pub(super) fn last_panic_of_this_thread() -> Option<u64> {
+    LAST.try_with(Cell::get).ok().filter(|number| *number != 0)
 }
 
 /// The number of the next record of this process.
@@ -89,14 +96,9 @@ fn compose<'a>(
     if cfg!(panic = "abort") {
         set |= flags::PANIC_ABORTS;
     }
-    let mut writer = Writer::new(out, Kind::Panic, set, next_number());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    writer.number(Tag::Time, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-    writer.number(Tag::Uptime, process::uptime_nanos());
-    writer.number(Tag::Pid, u64::from(std::process::id()));
-    writer.number(Tag::Tid, u64::try_from(thread).unwrap_or(0));
-    let mut name = [0; 64];
-    writer.bytes(Tag::ThreadName, process::thread_name(&mut name));
+    let number = next_number();
+    let mut writer = Writer::new(out, Kind::Panic, set, number);
+    process::describe(&mut writer, thread);
     if let Some(at) = at {
         writer.bytes(Tag::File, beginning(at.file(), FILE_NAME_MOST).as_bytes());
         writer.number(Tag::Line, u64::from(at.line()));
@@ -106,6 +108,7 @@ fn compose<'a>(
     writer.number(Tag::Missed, file::take_missed());
     writer.number(Tag::MessageBytes, message.len() as u64);
     writer.bytes(Tag::Message, beginning(message, MESSAGE_MOST).as_bytes());
+    let _ = LAST.try_with(|last| last.set(number));
     writer.finish()
 }
 

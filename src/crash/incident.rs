@@ -77,6 +77,11 @@ pub(crate) struct Facts {
     pub(crate) signal: Option<u64>,
     pub(crate) signal_code: Option<i64>,
     pub(crate) fault_address: Option<u64>,
+    /// Who sent it, where it was sent.
+    pub(crate) sender_pid: Option<u64>,
+    pub(crate) sender_uid: Option<u64>,
+    /// The handler itself was interrupted; the stack may be incomplete.
+    pub(crate) is_nested: bool,
     /// Incidents before this one that could not be written.
     pub(crate) missed: u64,
     /// Written by a child that the process had forked.
@@ -184,11 +189,21 @@ fn signal(record: &Record) -> Incident {
     let facts = Facts::of(record);
     let number = facts.signal.and_then(|number| i32::try_from(number).ok()).unwrap_or(0);
     let overflowed = record.flags & flags::STACK_OVERFLOW != 0;
-    let kind = if overflowed { "StackOverflow".to_owned() } else { signal_name(number) };
-    let message = match (overflowed, facts.fault_address) {
-        (true, _) => "a thread has overflowed its stack".to_owned(),
-        (false, Some(address)) => format!("{} at 0x{address:x}", signal_meaning(number)),
-        (false, None) => signal_meaning(number).to_owned(),
+    let panicking = record.flags & flags::PANICKING != 0;
+    let kind = match (overflowed, panicking) {
+        (true, _) => "StackOverflow".to_owned(),
+        (false, true) => "Panic".to_owned(),
+        (false, false) => signal_name(number),
+    };
+    let message = match (facts.fault_address, facts.sender_pid) {
+        _ if overflowed => "a thread has overflowed its stack".to_owned(),
+        // Its hook was not reached: the text could not be made.
+        _ if panicking => "panic message unavailable (panic while formatting, or out of memory)".to_owned(),
+        (Some(address), _) => format!("{} at 0x{address:x}", signal_meaning(number)),
+        (None, Some(sender)) if facts.pid != Some(sender) => {
+            format!("{}, sent by process {sender}", signal_meaning(number))
+        }
+        (None, _) => signal_meaning(number).to_owned(),
     };
     Incident {
         number: record.number,
@@ -239,6 +254,9 @@ impl Facts {
             signal: record.number(Tag::Signal),
             signal_code: record.number(Tag::SignalCode).map(u64::cast_signed),
             fault_address: record.number(Tag::FaultAddress),
+            sender_pid: record.number(Tag::SenderPid),
+            sender_uid: record.number(Tag::SenderUid),
+            is_nested: record.flags & flags::NESTED != 0,
             missed: record.number(Tag::Missed).unwrap_or(0),
             in_forked_child: record.flags & flags::FORKED_CHILD != 0,
         }

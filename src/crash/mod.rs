@@ -34,6 +34,8 @@ mod hook;
 mod incident;
 mod process;
 mod reader;
+#[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod signal;
 mod slots;
 mod unwind;
 
@@ -89,7 +91,28 @@ pub(crate) fn install_hook() {
     hook::install();
 }
 
-/// Whether somebody has installed the hook.
+/// Takes the fatal signals; a record is written as soon as, and as long as, there is a file.
+#[cfg(feature = "crash-signals")]
+pub(crate) fn install_signals() -> io::Result<()> {
+    slots::touch();
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    signal::install()?;
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    return Err(io::Error::from(io::ErrorKind::Unsupported));
+    IS_WANTED.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Gives this thread an alternate stack for the handler, if it has none.
+#[cfg(feature = "crash-signals")]
+pub(crate) fn register_thread() -> io::Result<()> {
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return signal::register_thread();
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    return Err(io::Error::from(io::ErrorKind::Unsupported));
+}
+
+/// Whether somebody has installed the hook, or taken the signals.
 pub(crate) fn is_wanted() -> bool {
     IS_WANTED.load(Ordering::SeqCst)
 }

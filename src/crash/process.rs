@@ -4,11 +4,11 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::libc;
 
-use super::format::flags;
+use super::format::{Tag, Writer, flags};
 
 static STARTED: OnceLock<Instant> = OnceLock::new();
 static ARMED_BY: AtomicU32 = AtomicU32::new(0);
@@ -20,7 +20,7 @@ pub(super) fn note_armed() {
 }
 
 /// Since the first arming; 0 before.
-pub(super) fn uptime_nanos() -> u64 {
+fn uptime_nanos() -> u64 {
     // `get` of a cell that is set is one load.
     STARTED.get().map_or(0, |started| u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
@@ -29,6 +29,17 @@ pub(super) fn uptime_nanos() -> u64 {
 pub(super) fn forked_flag() -> u32 {
     let armed_by = ARMED_BY.load(Ordering::Relaxed);
     if armed_by == 0 || armed_by == std::process::id() { 0 } else { flags::FORKED_CHILD }
+}
+
+/// What every record says of its moment, process and thread.
+pub(super) fn describe(writer: &mut Writer<'_>, thread: i32) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    writer.number(Tag::Time, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+    writer.number(Tag::Uptime, uptime_nanos());
+    writer.number(Tag::Pid, u64::from(std::process::id()));
+    writer.number(Tag::Tid, u64::try_from(thread).unwrap_or(0));
+    let mut name = [0; 64];
+    writer.bytes(Tag::ThreadName, thread_name(&mut name));
 }
 
 /// The kernel's number of this thread; never 0.
@@ -42,7 +53,7 @@ pub(super) fn thread_id() -> i32 {
 }
 
 /// The name of this thread as the kernel knows it (at most 15 bytes on Linux). `std::thread::current` would make a handle, on the heap.
-pub(super) fn thread_name(out: &mut [u8; 64]) -> &[u8] {
+fn thread_name(out: &mut [u8; 64]) -> &[u8] {
     #[cfg(target_os = "linux")]
     // SAFETY: PR_GET_NAME writes at most 16 bytes, terminator included, and `out` has 64.
     unsafe {

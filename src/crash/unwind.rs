@@ -2,34 +2,53 @@
 
 #![allow(unsafe_code, reason = "a walk without a lock; the block proves itself")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 /// Fills `frames` with return addresses, the innermost first, and says how many there are. Calls whose frame lies at or below
 /// `deepest` are left out. Of a stack that does not fit, the innermost three quarters and the outermost quarter are kept.
 ///
 /// Allocates nothing: the unwinder of the compiler's own runtime finds its tables through the dynamic loader.
 #[inline(never)]
 pub(super) fn gather(frames: &mut [u64], deepest: usize) -> usize {
-    let head = frames.len() / 4 * 3;
-    let tail = frames.len() - head;
-    let mut seen = 0usize;
+    let seen = AtomicUsize::new(0);
     let mut note = |frame: &backtrace::Frame| {
         if frame.sp().addr() <= deepest && !frame.sp().is_null() {
             return true;
         }
-        let at = if seen < head { seen } else { head + (seen - head) % tail.max(1) };
-        if let Some(place) = frames.get_mut(at) {
-            *place = frame.ip().addr() as u64;
-        }
-        seen = seen.saturating_add(1);
-        seen < FRAMES_WALKED
+        keep(frames, &seen, frame.ip().addr() as u64);
+        seen.load(Ordering::Relaxed) < FRAMES_WALKED
     };
     // SAFETY: "unsynchronized" concerns symbol lookup on systems with a debugging library that is not thread-safe (Windows); on Unix the
     // walk shares no state. `note` does not unwind.
     unsafe { backtrace::trace_unsynchronized(&mut note) };
+    in_order(frames, seen.into_inner())
+}
+
+/// Notes one address, the `seen`th: the first fill three quarters of `frames`, those after them go round in the last quarter. Says so in
+/// `seen` after it is written, so that a walk which faults leaves what it had.
+pub(super) fn keep(frames: &mut [u64], seen: &AtomicUsize, address: u64) {
+    let before = seen.load(Ordering::Relaxed);
+    let head = head_of(frames);
+    let tail = (frames.len() - head).max(1);
+    let at = if before < head { before } else { head + (before - head) % tail };
+    if let Some(place) = frames.get_mut(at) {
+        *place = address;
+    }
+    seen.store(before.saturating_add(1), Ordering::Release);
+}
+
+/// Turns the last quarter so that it begins with its oldest address. Says how many addresses there are in `frames`.
+pub(super) fn in_order(frames: &mut [u64], seen: usize) -> usize {
+    let head = head_of(frames);
     if seen > frames.len() {
-        // The tail was used as a ring: turn its oldest entry to the front.
-        frames.get_mut(head..).unwrap_or_default().rotate_left((seen - head) % tail.max(1));
+        let tail = frames.get_mut(head..).unwrap_or_default();
+        tail.rotate_left((seen - head) % tail.len().max(1));
     }
     seen.min(frames.len())
+}
+
+fn head_of(frames: &[u64]) -> usize {
+    frames.len() / 4 * 3
 }
 
 /// A stack deeper than this is a recursion that ran away; walking on would only take time.

@@ -21,6 +21,7 @@ fn main() {
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
         posthog::init(Config::new("phc_dying").queue_dir(queue_dir).host(host)).expect("a queue");
         posthog::install_panic_hook();
+        posthog::install_crash_handler();
     }
     play(scenario);
 }
@@ -81,6 +82,60 @@ fn play(scenario: &str) {
             panic!("no file may grow");
         }
         "quiet" => {}
+        signal => play_signal(signal),
+    }
+}
+
+fn play_signal(scenario: &str) {
+    match scenario {
+        // SAFETY: none of these is sound; to die of them is what this program is for.
+        "null_read" => unsafe {
+            std::hint::black_box(std::ptr::read_volatile(std::hint::black_box(8) as *const u64));
+        },
+        // SAFETY: as above.
+        "null_write" => unsafe { std::ptr::write_volatile(std::hint::black_box(16) as *mut u64, 1) },
+        // SAFETY: as above.
+        "null_call" => unsafe {
+            let nothing: extern "C" fn() = std::mem::transmute(std::hint::black_box(8usize));
+            nothing();
+        },
+        // SAFETY: as above.
+        "wild_call" => unsafe {
+            let wild: extern "C" fn() = std::mem::transmute(std::hint::black_box(0x1234_5678_9abcusize));
+            wild();
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "illegal" => unsafe { std::arch::asm!("ud2") },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "trap" => unsafe { std::arch::asm!("int3") },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "division" => unsafe {
+            std::arch::asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
+        },
+        "bus" => bus(),
+        "overflow" => drop(std::hint::black_box(recurse(1))),
+        "overflow_thread" => {
+            let thread = std::thread::Builder::new().name("deep".to_owned()).stack_size(64 * 1024);
+            let _ = thread.spawn(|| std::hint::black_box(recurse(1))).expect("a thread").join();
+        }
+        "overflow_foreign" | "overflow_registered" => overflow_foreign(scenario == "overflow_registered"),
+        "abort" => std::process::abort(),
+        "c_abort" => {
+            // SAFETY: ends the process.
+            unsafe { nix::libc::abort() }
+        }
+        "out_of_memory" => out_of_memory(),
+        "raised" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGSEGV).expect("a signal"),
+        "catch_then_abort" => {
+            drop(catch_unwind(|| panic!("caught long ago")));
+            std::process::abort();
+        }
+        "repaired" => repaired(),
+        "eight_at_once" => eight_at_once(),
+        "sigkill_free" => {}
         other => panic!("there is no scenario {other:?}"),
     }
 }
@@ -148,4 +203,95 @@ fn forked() {
             nix::sys::wait::waitpid(child, None).expect("it ends");
         }
     }
+}
+
+#[allow(unconditional_recursion, reason = "until the stack ends")]
+fn recurse(depth: u64) -> u64 {
+    let here = std::hint::black_box([depth; 64]);
+    recurse(here[0] + 1) + std::hint::black_box(here)[1]
+}
+
+/// A page of a file that was cut short behind its mapping.
+fn bus() {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(4096).expect("a page");
+    let length = std::num::NonZeroUsize::new(4096).expect("not zero");
+    // SAFETY: a new mapping.
+    let page = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }.expect("a mapping");
+    file.set_len(0).expect("no page");
+    // SAFETY: not sound; to die of it is what this program is for.
+    unsafe { std::hint::black_box(std::ptr::read_volatile(page.as_ptr().cast::<u8>())) };
+}
+
+fn overflow_foreign(registered: bool) {
+    use nix::libc;
+    extern "C" fn run(registered: *mut libc::c_void) -> *mut libc::c_void {
+        if !registered.is_null() {
+            let _ = posthog::register_thread();
+        }
+        std::hint::black_box(recurse(1));
+        std::ptr::null_mut()
+    }
+    let argument = if registered { std::ptr::dangling_mut::<libc::c_void>() } else { std::ptr::null_mut() };
+    let mut thread: libc::pthread_t = 0;
+    // SAFETY: a thread of the C library's, whose argument is a number.
+    unsafe {
+        libc::pthread_create(&mut thread, std::ptr::null(), run, argument);
+        libc::pthread_join(thread, std::ptr::null_mut());
+    }
+}
+
+fn out_of_memory() {
+    use nix::sys::resource::{Resource, setrlimit};
+    let most = 256 * 1024 * 1024;
+    setrlimit(Resource::RLIMIT_AS, most, most).expect("a limit");
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    loop {
+        all.push(std::hint::black_box(vec![1; 1024 * 1024]));
+    }
+}
+
+/// A handler that was there before ours, and that makes the page readable.
+fn repaired() {
+    use nix::libc;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+    static PAGE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    extern "C" fn repair(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        let page = PAGE.load(std::sync::atomic::Ordering::SeqCst) as *mut libc::c_void;
+        // SAFETY: a page that is mapped for ever.
+        unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
+    }
+    // Set behind the client's back: it calls whoever was there before it, which was the standard library. So it is installed first, by
+    // taking the place, and the client takes it again.
+    // SAFETY: a handler that only makes a system call.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = repair as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
+    }
+    posthog::install_crash_handler();
+    let length = std::num::NonZeroUsize::new(4096).expect("not zero");
+    for _ in 0..10 {
+        // SAFETY: a new mapping, kept for ever.
+        let page =
+            unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }.expect("a page");
+        PAGE.store(page.as_ptr().addr(), std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: the handler makes it writable.
+        unsafe { std::ptr::write_volatile(page.as_ptr().cast::<u8>(), 1) };
+    }
+    std::thread::sleep(Duration::from_millis(2_500));
+}
+
+fn eight_at_once() {
+    let together = Barrier::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                together.wait();
+                play_signal("null_read");
+            });
+        }
+    });
 }

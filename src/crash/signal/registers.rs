@@ -1,0 +1,30 @@
+//! What the interrupted thread's registers held.
+
+use nix::libc;
+
+/// The three that a walk begins with, and the return address on machines that keep it in a register.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Registers {
+    pub(super) pc: u64,
+    pub(super) sp: u64,
+    pub(super) fp: u64,
+    pub(super) lr: u64,
+}
+
+impl Registers {
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of(context: &libc::ucontext_t) -> Self {
+        let register = |name: libc::c_int| {
+            let at = usize::try_from(name).unwrap_or(usize::MAX);
+            context.uc_mcontext.gregs.get(at).map_or(0, |value| value.cast_unsigned())
+        };
+        Self { pc: register(libc::REG_RIP), sp: register(libc::REG_RSP), fp: register(libc::REG_RBP), lr: 0 }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn of(context: &libc::ucontext_t) -> Self {
+        let machine = &context.uc_mcontext;
+        let register = |at: usize| machine.regs.get(at).copied().unwrap_or(0);
+        Self { pc: machine.pc, sp: machine.sp, fp: register(29), lr: register(30) }
+    }
+}

@@ -1,0 +1,285 @@
+//! Return addresses from registers, in a process of which nothing can be trusted.
+//!
+//! Optimised code keeps no frame pointers, so the walk needs the tables that the compiler made for unwinding. Where they lie is found
+//! out beforehand; reading them needs neither memory nor a lock. The stack is read a page at a time, after the kernel has said that the
+//! page can be read at all.
+
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use framehop::{
+    CacheNative, ExplicitModuleSectionInfo, Module, MustNotAllocateDuringUnwind, Unwinder as _, UnwinderNative,
+};
+use nix::libc;
+
+use super::registers::Registers;
+use crate::crash::slots::FRAMES_MOST;
+use crate::crash::unwind::keep;
+
+type Tables = UnwinderNative<&'static [u8], MustNotAllocateDuringUnwind>;
+type Cache = CacheNative<MustNotAllocateDuringUnwind>;
+
+/// Ready to walk. Leaked: a handler may have it in hand at any time.
+struct Walker {
+    tables: Tables,
+    cache: Cache,
+    code: Vec<Range<u64>>,
+}
+
+static WALKER: AtomicPtr<Walker> = AtomicPtr::new(ptr::null_mut());
+
+/// A walk that found no more than this met code without tables: musl's `abort` is such.
+const TOO_FEW: usize = 3;
+/// Words of the stack that are looked through for something like a return address.
+const WORDS_SCANNED: u64 = 256;
+/// More frames than this are a recursion that ran away.
+const FRAMES_WALKED: usize = 100_000;
+const PAGE: u64 = 4096;
+
+/// Finds the tables of everything that is loaded.
+pub(super) fn prepare() {
+    let mut walker = Walker { tables: Tables::new(), cache: Cache::new_in(), code: Vec::new() };
+    // SAFETY: the callback has the type that is asked for, gets the pointer that is given here, and does not unwind.
+    unsafe { libc::dl_iterate_phdr(Some(add_object), (&raw mut walker).cast()) };
+    WALKER.store(Box::into_raw(Box::new(walker)), Ordering::Release);
+}
+
+/// The deep walk. Only for the thread that crashed first: what it uses is there once.
+pub(super) fn fully(registers: &Registers, frames: &mut [u64; FRAMES_MOST], found: &AtomicUsize) {
+    // SAFETY: null, or leaked by `prepare`. Only the first thread comes here, and in a nested handler the interrupted walk never goes on.
+    let Some(walker) = (unsafe { WALKER.load(Ordering::Acquire).as_mut() }) else {
+        return by_frame_pointers(registers, frames, found);
+    };
+    let mut memory = Memory::default();
+    let mut from = *registers;
+    if !walker.is_code(from.pc) {
+        // A call of nothing: its return address is where the walk begins.
+        keep(frames, found, from.pc.wrapping_add(1));
+        match caller(registers, &mut memory) {
+            Some(caller) => from = caller,
+            None => return,
+        }
+    }
+    walker.walk(&from, &mut memory, frames, found);
+    if found.load(Ordering::Relaxed) <= TOO_FEW {
+        walker.scan(registers.sp, &mut memory, frames, found);
+    }
+}
+
+/// The walk that needs nothing prepared, and finds one frame in code that keeps no frame pointers.
+pub(super) fn by_frame_pointers(registers: &Registers, frames: &mut [u64; FRAMES_MOST], found: &AtomicUsize) {
+    keep(frames, found, registers.pc.wrapping_add(1));
+    let mut memory = Memory::default();
+    let mut frame = registers.fp;
+    while found.load(Ordering::Relaxed) < FRAMES_MOST {
+        let (Ok(above), Ok(address)) = (memory.read(frame), memory.read(frame.wrapping_add(8))) else { return };
+        if address == 0 {
+            return;
+        }
+        keep(frames, found, address);
+        if above <= frame {
+            return;
+        }
+        frame = above;
+    }
+}
+
+impl Walker {
+    fn is_code(&self, address: u64) -> bool {
+        self.code.iter().any(|range| range.contains(&address))
+    }
+
+    fn walk(&mut self, from: &Registers, memory: &mut Memory, frames: &mut [u64], found: &AtomicUsize) {
+        let mut read = |address| memory.read(address);
+        let mut walk = self.tables.iter_frames(from.pc, native(from), &mut self.cache, &mut read);
+        let mut is_innermost = true;
+        while let Ok(Some(frame)) = walk.next() {
+            // The innermost is the instruction itself. Whoever reads addresses looks one before each, since the others are where a call
+            // returns to; so this one is told as the next.
+            keep(frames, found, frame.address().wrapping_add(u64::from(is_innermost)));
+            is_innermost = false;
+            if found.load(Ordering::Relaxed) >= FRAMES_WALKED {
+                return;
+            }
+        }
+    }
+
+    /// Looks for a word on the stack that lies behind a call and from which the tables lead on.
+    fn scan(&mut self, from: u64, memory: &mut Memory, frames: &mut [u64], found: &AtomicUsize) {
+        for word in 0..WORDS_SCANNED {
+            let at = from.wrapping_add(word * 8);
+            let Ok(candidate) = memory.read(at) else { return };
+            let known = frames.get(..found.load(Ordering::Relaxed)).unwrap_or_default();
+            if !self.is_code(candidate) || known.contains(&candidate) || !follows_a_call(candidate, memory) {
+                continue;
+            }
+            let registers = Registers { pc: candidate.wrapping_sub(1), sp: at.wrapping_add(8), fp: 0, lr: 0 };
+            let mut trial = [0; TOO_FEW + 1];
+            let tried = AtomicUsize::new(0);
+            self.walk_at_most(TOO_FEW + 1, &registers, memory, &mut trial, &tried);
+            if tried.into_inner() > TOO_FEW {
+                return self.walk(&registers, memory, frames, found);
+            }
+        }
+    }
+
+    fn walk_at_most(
+        &mut self,
+        most: usize,
+        from: &Registers,
+        memory: &mut Memory,
+        frames: &mut [u64],
+        found: &AtomicUsize,
+    ) {
+        let mut read = |address| memory.read(address);
+        let mut walk = self.tables.iter_frames(from.pc, native(from), &mut self.cache, &mut read);
+        while let (true, Ok(Some(frame))) = (found.load(Ordering::Relaxed) < most, walk.next()) {
+            keep(frames, found, frame.address());
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn native(registers: &Registers) -> framehop::x86_64::UnwindRegsX86_64 {
+    framehop::x86_64::UnwindRegsX86_64::new(registers.pc, registers.sp, registers.fp)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn native(registers: &Registers) -> framehop::aarch64::UnwindRegsAarch64 {
+    framehop::aarch64::UnwindRegsAarch64::new(registers.lr, registers.sp, registers.fp)
+}
+
+/// The caller of a function that does not exist: the call itself was made.
+#[cfg(target_arch = "x86_64")]
+fn caller(registers: &Registers, memory: &mut Memory) -> Option<Registers> {
+    let pc = memory.read(registers.sp).ok()?;
+    Some(Registers { pc, sp: registers.sp.wrapping_add(8), ..*registers })
+}
+
+#[cfg(target_arch = "aarch64")]
+fn caller(registers: &Registers, _: &mut Memory) -> Option<Registers> {
+    Some(Registers { pc: registers.lr, ..*registers })
+}
+
+/// Whether the bytes before an address are one of the forms of a call.
+#[cfg(target_arch = "x86_64")]
+fn follows_a_call(address: u64, memory: &mut Memory) -> bool {
+    let mut before = |distance: u64| memory.byte(address.wrapping_sub(distance)).unwrap_or(0);
+    let is_indirect = |modrm: u8| modrm & 0x38 == 0x10;
+    before(5) == 0xe8
+        || (before(2) == 0xff && is_indirect(before(1)))
+        || (before(3) == 0xff && is_indirect(before(2)))
+        || (before(6) == 0xff && is_indirect(before(5)))
+}
+
+#[cfg(target_arch = "aarch64")]
+fn follows_a_call(address: u64, memory: &mut Memory) -> bool {
+    let mut before = |distance: u64| memory.byte(address.wrapping_sub(distance)).unwrap_or(0);
+    let word = u32::from_le_bytes([before(4), before(3), before(2), before(1)]);
+    // `bl`, and `blr` with any register.
+    word >> 26 == 0b10_0101 || word & 0xffff_fc1f == 0xd63f_0000
+}
+
+/// Memory that may not be there.
+#[derive(Default)]
+struct Memory {
+    /// The page that the kernel was last asked about.
+    page: u64,
+    is_readable: bool,
+}
+
+impl Memory {
+    /// One word. Unaligned words are no part of any stack.
+    #[allow(clippy::result_unit_err, reason = "the type that the walk asks for")]
+    fn read(&mut self, address: u64) -> Result<u64, ()> {
+        if !address.is_multiple_of(8) || !self.has(address) {
+            return Err(());
+        }
+        // SAFETY: aligned, and the kernel has just read from its page. Another thread may write it or take it away; that is a fault of the
+        // handler, and provided for.
+        Ok(unsafe { ptr::read_volatile(ptr::with_exposed_provenance::<u64>(address as usize)) })
+    }
+
+    fn byte(&mut self, address: u64) -> Option<u8> {
+        // SAFETY: as in `read`.
+        self.has(address).then(|| unsafe { ptr::read_volatile(ptr::with_exposed_provenance::<u8>(address as usize)) })
+    }
+
+    fn has(&mut self, address: u64) -> bool {
+        let page = address - address % PAGE;
+        if page == 0 {
+            return false;
+        }
+        if self.page != page {
+            (self.page, self.is_readable) = (page, is_readable(page));
+        }
+        self.is_readable
+    }
+}
+
+/// Asks for a change of the signal mask that is no change: the kernel reads the set before it finds that it does not know what to do with
+/// it. Unlike calls that read another process, no sandbox forbids this one.
+fn is_readable(page: u64) -> bool {
+    let nonsense: c_int = -1;
+    // SAFETY: changes nothing, whatever the address.
+    let answer = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, nonsense, page, ptr::null::<c_void>(), 8usize) };
+    answer == 0 || nix::errno::Errno::last() != nix::errno::Errno::EFAULT
+}
+
+/// Adds one loaded object to the [`Walker`] that `walker` points to.
+unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker: *mut c_void) -> c_int {
+    // SAFETY: the loader's, for the duration of the call; and `prepare`'s own.
+    let (info, walker) = unsafe { (&*info, &mut *walker.cast::<Walker>()) };
+    // SAFETY: the loader's own table, of that many entries.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let bias = info.dlpi_addr;
+    let place = |header: &libc::Elf64_Phdr| bias + header.p_vaddr..bias + header.p_vaddr + header.p_memsz;
+    let loaded = || headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
+    let code = loaded().find(|header| header.p_flags & libc::PF_X != 0).map(place);
+    let index = headers.iter().find(|header| header.p_type == libc::PT_GNU_EH_FRAME).map(place);
+    let (Some(code), Some(index)) = (code, index) else { return 0 };
+    walker.code.push(code.clone());
+    let start = loaded().map(|header| bias + header.p_vaddr).min().unwrap_or(bias);
+    let end = loaded().map(|header| place(header).end).max().unwrap_or(bias);
+    let Some(segment_end) = loaded().map(place).find(|segment| segment.contains(&index.start)).map(|found| found.end)
+    else {
+        return 0;
+    };
+    // SAFETY: a segment that the loader has mapped, and of which the kernel never takes a part away while the object is loaded. An
+    // object that is unloaded later leaves a range that faults; that is provided for.
+    let bytes = |range: &Range<u64>| unsafe {
+        let start = ptr::with_exposed_provenance::<u8>(range.start as usize);
+        std::slice::from_raw_parts(start, (range.end - range.start) as usize)
+    };
+    let Some(frames) = frames_of(&index, bytes(&index), segment_end) else { return 0 };
+    let relative = |range: &Range<u64>| range.start - bias..range.end - bias;
+    walker.tables.add_module(Module::new(
+        String::new(),
+        start..end,
+        bias,
+        ExplicitModuleSectionInfo {
+            base_svma: 0,
+            text_svma: Some(relative(&code)),
+            text: Some(bytes(&code)),
+            eh_frame_svma: Some(relative(&frames)),
+            eh_frame: Some(bytes(&frames)),
+            eh_frame_hdr_svma: Some(relative(&index)),
+            eh_frame_hdr: Some(bytes(&index)),
+            ..Default::default()
+        },
+    ));
+    0
+}
+
+/// Where the tables themselves are, as their index says: a distance from the index, in the one encoding that linkers write. How long
+/// they are stands nowhere; they end before the segment does.
+fn frames_of(index: &Range<u64>, bytes: &[u8], segment_end: u64) -> Option<Range<u64>> {
+    const VERSION: u8 = 1;
+    const RELATIVE_FOUR_BYTES: u8 = 0x1b;
+    let [VERSION, RELATIVE_FOUR_BYTES, _, _, distance @ ..] = bytes else { return None };
+    let distance = i32::from_le_bytes(*distance.first_chunk()?);
+    let start = index.start.wrapping_add(4).wrapping_add_signed(i64::from(distance));
+    (start < segment_end).then_some(start..segment_end)
+}
