@@ -147,8 +147,8 @@ impl Engine {
             if let Some(stop) = &mut self.stop {
                 stop.give_up();
             }
-            self.forget_request(now);
-            self.step_back();
+            self.let_go(now);
+            self.fail_flushes();
         }
     }
 
@@ -188,8 +188,8 @@ impl Engine {
         }
         self.intake.avoid(batch.chunks());
         self.intake.release(&batch, now);
-        self.forget_request(now);
-        self.step_back();
+        self.let_go(now);
+        self.fail_flushes();
     }
 
     /// An attempt came to nothing.
@@ -218,7 +218,8 @@ impl Engine {
         if !matches!(self.pace.health(), Health::Backoff { .. }) {
             self.forget_request(now);
         }
-        self.step_back();
+        self.step_back(now);
+        self.fail_flushes();
     }
 
     fn note_failure(&mut self, ticket: Ticket, failure: Failure, now: Instant) {
@@ -246,15 +247,19 @@ impl Engine {
         }
     }
 
-    /// The endpoint is down: what is not under way goes back to the queue, which settles what is decided of it.
-    fn step_back(&mut self) {
-        let now = now();
+    /// The endpoint is down, or sending is held back: what is not under way goes back to the queue, which settles what is decided of it.
+    pub(super) fn let_go(&mut self, now: Instant) {
+        self.forget_request(now);
+        self.step_back(now);
+    }
+
+    /// All goes back but what is under way, and what is to be sent again as the same request.
+    fn step_back(&mut self, now: Instant) {
         let pieces: Vec<Batch> = self.split.drain().collect();
         for piece in &pieces {
             self.intake.release(piece, now);
         }
         self.intake.release_ready(now);
-        self.fail_flushes();
     }
 
     /// One event goes to the dead letters.

@@ -27,6 +27,8 @@
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
 //!   answers at once if the last failure is less than a second old. State is published before it is told.
+//! * While the source is *held* (an opt-out) nothing is sent: what is not under way goes back to the queue, a request that was to be sent
+//!   again included, and a flush or a stop is over with what is under way. Pace, holds and evidence stay as they are.
 //! * `stop` makes attempts of its own (`stop.rs`), the first at once, at most a cycle of them, as far as its deadline allows.
 //! * Of an outage each kind of failure is told once, and parks ever more rarely (`episode.rs`).
 //!
@@ -52,6 +54,8 @@ mod episode;
 mod fake;
 mod flush;
 mod handle;
+#[cfg(test)]
+mod held_tests;
 mod intake;
 mod loaded;
 mod notice;
@@ -104,6 +108,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// Committed chunks, oldest first within an origin and lane, without the `busy` ones: as many as fit `max_bytes`, and at least one
     /// if there is one. Empty means that there is nothing (more) now.
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
+
+    /// Whether nothing is to be sent for the time being. Then `read` finds nothing, and the delivery lets go of what it has read.
+    fn is_held(&self) -> bool;
 
     /// The last committed chunk of each origin and lane: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;
