@@ -33,8 +33,8 @@ mod rules;
 mod stats;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::Config;
@@ -82,7 +82,7 @@ struct Shared {
     /// A hint that is given once.
     warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that took our place.
-    child: Mutex<Child>,
+    child: Child,
 }
 
 /// What the client's own part has to know.
@@ -153,7 +153,7 @@ impl Client {
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             throttle: capture::Throttle::default(),
             warned_of_exceptions: AtomicBool::new(false),
-            child: Mutex::default(),
+            child: Child::default(),
         };
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.
         shared.open_ai_at_start(parent.is_none());

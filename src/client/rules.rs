@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    fn set_opted_out(&self, opted_out: bool) {
+    pub(super) fn set_opted_out(&self, opted_out: bool) {
         let client = self.here();
         client.shared.rules.opt_out(opted_out);
         // Either this sees a lane that is just being opened, or whoever opens it sees the change.

@@ -13,6 +13,7 @@ mod directories;
 mod disk_full;
 mod endings;
 mod fork;
+mod fork_rules;
 mod limits;
 mod memory;
 mod network;
