@@ -30,6 +30,8 @@ mod immediate;
 mod notices;
 mod receipt;
 mod rules;
+#[cfg(test)]
+mod rules_tests;
 mod stats;
 
 use std::fmt;

@@ -207,7 +207,3 @@ impl Client {
         child.unwrap_or_else(|| self.clone())
     }
 }
-
-#[cfg(test)]
-#[path = "rules_tests.rs"]
-mod tests;

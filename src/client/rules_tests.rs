@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use super::*;
+use super::Client;
 use crate::config::Config;
 use crate::delivery::Source;
 use crate::event::Event;
