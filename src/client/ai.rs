@@ -107,7 +107,7 @@ impl Shared {
     #[cold]
     fn open_ai(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, DropReason> {
         // Inside a callback the opening may be what we are called from: it would wait for us.
-        let most = if reentry::depth() > 0 || reentry::on_our_thread() { Duration::ZERO } else { OPEN_TIMEOUT };
+        let most = if reentry::inside().depth > 0 || reentry::on_our_thread() { Duration::ZERO } else { OPEN_TIMEOUT };
         let mut opening = lock_within(&self.ai.opening, most).ok_or(DropReason::Storage)?;
         if let Some(ai) = self.ai.get() {
             return Ok(Arc::clone(ai));
