@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::flush::Flush;
 use super::pending::Promise;
 use super::report::ShutdownReport;
+use super::verdicts::Awaited;
 use crate::delivery;
 
 /// What is asked of the committer, gathered until it looks.
@@ -27,7 +26,7 @@ pub(super) struct Wanted {
     /// Flushes that the delivery is done with, and how it found the endpoint.
     pub(super) flushed: Vec<(Flush, delivery::Endpoint)>,
     /// Events to be sent at once, because somebody waits for what becomes of them.
-    pub(super) awaited: Vec<Uuid>,
+    pub(super) awaited: Vec<Awaited>,
     /// Until when delivery may go on; set once intake has ended.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.

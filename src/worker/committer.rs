@@ -273,7 +273,7 @@ impl Committer {
         // Callers may seal further arenas meanwhile; those are for the next turn.
         for _ in 0..ARENAS_MAX {
             self.make_room_for_oldest_sealed();
-            let batch = pipeline.outbox.take(OWN);
+            let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
                 Ok(Some(carried)) => {
@@ -312,7 +312,7 @@ impl Committer {
 
     pub(super) fn settle_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        let batch = pipeline.outbox.take(OWN);
+        let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
         if batch.is_empty() {
             return pipeline.outbox.put_back(batch);
         }
@@ -334,7 +334,7 @@ impl Committer {
     /// An orphan's settlements; if it cannot take them, it is let go and found again later.
     pub(super) fn settle_adopted(&mut self) {
         let Some((origin, shard)) = self.pipeline.adopted_shard() else { return };
-        let batch: Batch = self.pipeline.outbox.take(origin);
+        let batch: Batch = self.pipeline.outbox.take(origin, &shard.ledger());
         if batch.is_empty() {
             return;
         }

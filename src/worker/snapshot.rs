@@ -42,14 +42,8 @@ impl Pipeline {
         let store = self.shard.open_store();
         let uncarried = self.shard.journal().uncarried();
         let oldest = store.as_ref().and_then(|store| store.oldest(LANE).ok().flatten());
-        let mut ledger = self.shard.ledger();
-        // What is settled counts as settled, whether that is committed yet or not; a kill before the commit takes it back.
-        let (delivered, buried) = self.outbox.settled_events(OWN);
-        let delivered = delivered.min(ledger.queued_events);
-        let buried = buried.min(ledger.queued_events - delivered);
-        ledger.queued_events = ledger.queued_events.saturating_sub(delivered + buried);
-        ledger.delivered += delivered;
-        ledger.buried += buried;
+        // Before `accepted`: what is accepted and not in this ledger is in the journal.
+        let ledger = self.outbox.ledger(OWN, || self.shard.ledger());
         Snapshot {
             ledger,
             accepted: self.shard.accepted(),

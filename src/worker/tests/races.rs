@@ -31,7 +31,7 @@ fn a_row_that_was_settled_and_committed_during_a_read_is_not_handed_out_again() 
     let after = outbox.resume(OWN, &idle);
     let snapshot = both();
     // ... when the committer's transaction comes to its end.
-    let batch = outbox.take(OWN);
+    let batch = outbox.take(OWN, &Ledger::default());
     outbox.committed(batch);
     let handed = outbox.hand_out(OWN, after, Some(b.key), snapshot, &idle).unwrap_or_default();
     assert!(handed.iter().all(|(chunk, _)| *chunk != b), "B was delivered, is gone from the store, and is sent again");
@@ -89,4 +89,80 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
         (120 - ledger.evicted, 0),
         "rows that nobody reads in this life"
     );
+}
+
+/// What somebody sees who asks for statistics all the time.
+#[derive(Default)]
+struct Watch {
+    delivered: u64,
+    buried: u64,
+    accepted: u64,
+    looks: u64,
+}
+
+impl Watch {
+    fn look(&mut self, pipeline: &Pipeline) {
+        let seen = pipeline.snapshot();
+        let ledger = seen.ledger;
+        assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
+        assert!(seen.accepted >= ledger.accepted, "{} accepted, {ledger:?}", seen.accepted);
+        let before = (self.accepted, self.delivered, self.buried);
+        let now = (seen.accepted, ledger.delivered, ledger.buried);
+        assert!(now.0 >= before.0 && now.1 >= before.1 && now.2 >= before.2, "{before:?}, and then {now:?}");
+        assert!(ledger.delivered + ledger.buried <= seen.accepted, "{ledger:?}");
+        (self.accepted, self.delivered, self.buried) = now;
+        self.looks += 1;
+    }
+}
+
+#[test]
+fn statistics_balance_and_never_go_back_whenever_one_looks() {
+    let mut bench = bench(|options| options.flush_at = 1);
+    let (pipeline, done) = (Arc::clone(&bench.pipeline), Arc::new(AtomicBool::new(false)));
+    let is_done = Arc::clone(&done);
+    let looking = std::thread::spawn(move || {
+        let mut watch = Watch::default();
+        while !is_done.load(Ordering::SeqCst) {
+            watch.look(&pipeline);
+        }
+        watch
+    });
+    let mut own = Watch::default();
+    for _ in 0..200 {
+        bench.append(10);
+        bench.advance(Duration::from_secs(6));
+        bench.deliver(bench.read());
+        own.look(&bench.pipeline);
+        bench.advance(Duration::from_secs(6));
+        own.look(&bench.pipeline);
+    }
+    done.store(true, Ordering::SeqCst);
+    let watch = looking.join().unwrap();
+    assert!(watch.looks > 200, "{}", watch.looks);
+    assert_eq!((own.accepted, own.delivered), (2_000, 2_000));
+}
+
+#[test]
+fn what_is_being_committed_counts_once_before_the_commit_and_after_it() {
+    let outbox = Outbox::default();
+    let ((a, chunk_a), (b, chunk_b)) = (row(1), row(11));
+    outbox.hand_out(OWN, (None, 0), Some(b.key), vec![chunk_a, chunk_b], &|_| false);
+    let before = Ledger { accepted: 20, queued_events: 20, ..Ledger::default() };
+    let after = Ledger { delivered: 10, queued_events: 10, ..before };
+    let seen = |committed: Ledger| {
+        let ledger = outbox.ledger(OWN, || committed);
+        assert_eq!(ledger.imbalance(), 0);
+        (ledger.delivered, ledger.queued_events)
+    };
+    settle(&outbox, a);
+    assert_eq!(seen(before), (10, 10));
+    let batch = outbox.take(OWN, &before);
+    assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "on one side of the commit and on the other");
+    settle(&outbox, b);
+    assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
+    outbox.committed(batch);
+    assert_eq!(seen(after), (20, 0));
+    let batch = outbox.take(OWN, &after);
+    outbox.put_back(batch);
+    assert_eq!(seen(after), (20, 0), "the transaction failed");
 }
