@@ -8,7 +8,6 @@ use super::committer::Committer;
 use super::outbox::Totals;
 use super::pending::{self, Pending, Promise};
 use super::report::{DeliveryReport, Endpoint, FlushReport};
-use super::source::OWN;
 use crate::delivery;
 
 /// A flush under way.
@@ -96,9 +95,9 @@ impl Committer {
 impl Pipeline {
     /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
     pub(super) fn remaining(&self) -> u64 {
-        let own = self.outbox.ledger(OWN, || self.shard.ledger());
+        let (own, accepted) = self.account();
         // By sequence numbers: how many records an arena of an earlier life holds is known only when it is carried.
-        let in_journal = self.shard.accepted().saturating_sub(own.accepted);
+        let in_journal = accepted.saturating_sub(own.accepted);
         let adopted = self.adopted_shard();
         let adopted = adopted.map_or(0, |(origin, shard)| self.outbox.ledger(origin, || shard.ledger()).queued_events);
         own.queued_events + in_journal + adopted

@@ -42,11 +42,10 @@ impl Pipeline {
         let store = self.shard.open_store();
         let uncarried = self.shard.journal().uncarried();
         let oldest = store.as_ref().and_then(|store| store.oldest(LANE).ok().flatten());
-        // Before `accepted`: what is accepted and not in this ledger is in the journal.
-        let ledger = self.outbox.ledger(OWN, || self.shard.ledger());
+        let (ledger, accepted) = self.account();
         Snapshot {
             ledger,
-            accepted: self.shard.accepted(),
+            accepted,
             adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
             unsynced_for: lock(&self.unsynced_since)
                 .map(|since| self.options.clock.now().saturating_duration_since(since)),
@@ -64,6 +63,14 @@ impl Pipeline {
             stranded: self.stranded.clone(),
             now: self.options.clock.wall_nanos(),
         }
+    }
+
+    /// The ledger of our own shard as of now, and how many events it has accepted: those that the ledger has not heard of yet are in
+    /// the journal.
+    pub(super) fn account(&self) -> (Ledger, u64) {
+        // In this order: what is carried in between counts as in the journal still.
+        let ledger = self.outbox.ledger(OWN, || self.shard.ledger());
+        (ledger, self.shard.accepted())
     }
 
     /// Up to `limit` records that were refused for good, oldest first.

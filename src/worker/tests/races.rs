@@ -102,14 +102,12 @@ struct Watch {
 
 impl Watch {
     fn look(&mut self, pipeline: &Pipeline) {
-        let seen = pipeline.snapshot();
-        let ledger = seen.ledger;
+        // What `snapshot` says, without its looks at the disk: they take so long that hardly any falls into a commit.
+        let (ledger, accepted) = pipeline.account();
         assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
-        assert!(seen.accepted >= ledger.accepted, "{} accepted, {ledger:?}", seen.accepted);
-        let before = (self.accepted, self.delivered, self.buried);
-        let now = (seen.accepted, ledger.delivered, ledger.buried);
+        assert!(accepted >= ledger.accepted, "{accepted} accepted, {ledger:?}");
+        let (before, now) = ((self.accepted, self.delivered, self.buried), (accepted, ledger.delivered, ledger.buried));
         assert!(now.0 >= before.0 && now.1 >= before.1 && now.2 >= before.2, "{before:?}, and then {now:?}");
-        assert!(ledger.delivered + ledger.buried <= seen.accepted, "{ledger:?}");
         (self.accepted, self.delivered, self.buried) = now;
         self.looks += 1;
     }
@@ -128,7 +126,11 @@ fn statistics_balance_and_never_go_back_whenever_one_looks() {
         watch
     });
     let mut own = Watch::default();
-    for _ in 0..200 {
+    // Queued all the time: of an empty queue nothing could be counted as settled twice.
+    bench.append(10);
+    bench.advance(Duration::from_secs(6));
+    let backlog = bench.read();
+    for _ in 0..100 {
         bench.append(10);
         bench.advance(Duration::from_secs(6));
         bench.deliver(bench.read());
@@ -136,10 +138,12 @@ fn statistics_balance_and_never_go_back_whenever_one_looks() {
         bench.advance(Duration::from_secs(6));
         own.look(&bench.pipeline);
     }
+    bench.deliver(backlog);
+    own.look(&bench.pipeline);
     done.store(true, Ordering::SeqCst);
     let watch = looking.join().unwrap();
     assert!(watch.looks > 200, "{}", watch.looks);
-    assert_eq!((own.accepted, own.delivered), (2_000, 2_000));
+    assert_eq!((own.accepted, own.delivered), (1_010, 1_010));
 }
 
 #[test]
