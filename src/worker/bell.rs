@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::dead::Ordered;
 use super::flush::Flush;
 use super::pending::Promise;
 use super::report::ShutdownReport;
@@ -27,12 +28,21 @@ pub(super) struct Wanted {
     pub(super) flushed: Vec<(Flush, delivery::Endpoint)>,
     /// Events to be sent at once, because somebody waits for what becomes of them.
     pub(super) awaited: Vec<Awaited>,
+    /// What is to be done with dead letters.
+    pub(super) dead: Vec<Ordered>,
     /// Until when delivery may go on; set once intake has ended.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.
     pub(super) stops: Vec<Promise<ShutdownReport>>,
     /// Delivery has ended, and found the endpoint so.
     pub(super) delivery_ended: Option<delivery::Endpoint>,
+}
+
+impl Wanted {
+    /// Whether what is asked needs everything to be in the store: to be sent, or to be told from what is there.
+    pub(super) fn wants_all(&self) -> bool {
+        !(self.flushes.is_empty() && self.awaited.is_empty() && self.dead.is_empty())
+    }
 }
 
 #[derive(Debug, Default)]

@@ -111,6 +111,7 @@ impl Committer {
         if due.settle {
             self.settle_adopted();
         }
+        self.tend_dead();
         self.pass_flushes_on();
         // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
         let only_synced = due.sync && !due.carry && !due.settle && !self.asked.look_again;
@@ -170,6 +171,7 @@ impl Committer {
         asked.flushes.extend(wanted.flushes);
         asked.flushed.extend(wanted.flushed);
         asked.awaited.extend(wanted.awaited);
+        asked.dead.extend(wanted.dead);
         asked.stops.extend(wanted.stops);
         asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
     }
@@ -191,7 +193,7 @@ impl Committer {
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             flushed: !self.asked.flushed.is_empty(),
-            all: !self.asked.flushes.is_empty() || !self.asked.awaited.is_empty() || self.stopping.is_some(),
+            all: self.asked.wants_all() || self.stopping.is_some(),
         };
         // Without another arena the active one cannot be sealed. Settlements do not wait for that: they are what makes room.
         let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_spare());

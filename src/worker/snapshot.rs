@@ -75,7 +75,6 @@ impl Pipeline {
 
     /// Up to `limit` records that were refused for good, oldest first.
     pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
-        let read = self.shard.open_store().and_then(|store| store.dead(limit).ok());
-        read.map(|read| read.records).unwrap_or_default()
+        self.shard.dead(limit).unwrap_or_default()
     }
 }
