@@ -82,8 +82,9 @@ impl Committer {
             let Ok(view) = View::parse(&record.body) else { continue };
             let class = view.head.class as u8;
             let appended = pipeline.append(&record.body, class).or_else(|_| {
-                // The journal may be full; the queue may be, too.
+                // The journal may be full, and whether the queue is was looked at before what was settled was committed.
                 self.carry();
+                self.keep_bounds();
                 pipeline.append(&record.body, class)
             });
             let Ok(seq) = appended else { break };

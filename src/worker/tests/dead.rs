@@ -73,3 +73,16 @@ fn a_dead_letter_that_cannot_be_read_is_not_sent_again_but_can_be_thrown_away() 
     assert_eq!(order(&mut bench, DeadOrder::Discard), Some(Ok(1)));
     assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().buried), (0, 1));
 }
+
+#[test]
+fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
+    let mut bench = bench(|options| options.limits.queue_events = 2);
+    bury(&mut bench, body());
+    bench.advance(HOUR);
+    bench.append(2);
+    bench.settle_down();
+    bench.advance(HOUR);
+    assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
+    bench.deliver(bench.read());
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+}
