@@ -76,7 +76,7 @@ impl Shared {
 
 /// How long to wait for an opening: inside a callback not at all, for that opening may be what it was called from, and waits for us.
 pub(super) fn patience(most: Duration) -> Duration {
-    if reentry::depth() > 0 || reentry::on_our_thread() { Duration::ZERO } else { most }
+    if reentry::inside().depth > 0 || reentry::on_our_thread() { Duration::ZERO } else { most }
 }
 
 /// The lock, unless it is held for too long: a grandchild may have inherited it from a thread that was opening and does not exist here.

@@ -3,8 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
@@ -12,6 +10,7 @@ use super::episode::Episode;
 use super::outcome::{Outcome, describe, describe_pause, judge};
 use super::pace::{Health, Ticket};
 use super::split::Search;
+use super::verdict::Names;
 use super::{ChunkRef, Delivery, Notice, Verdict};
 use crate::crash_point;
 use crate::store::DeadRecord;
@@ -83,9 +82,12 @@ impl Engine {
         self.note_recovery(ticket);
         self.note_success(batch.events);
         if self.is_heard() {
-            let bodies = batch.slices.iter().flat_map(|slice| self.intake.loaded.open(slice).map(|(.., body)| body));
-            let uuids: Vec<Uuid> = bodies.map(uuid_of).collect();
-            self.tell(&uuids, Verdict::Delivered);
+            let mut names = Names::default();
+            for slice in &batch.slices {
+                let records = self.intake.loaded.open(slice);
+                records.for_each(|(_, seq, body)| names.push(EventId::of(slice.chunk, seq), uuid_of(body)));
+            }
+            self.tell(&names, Verdict::Delivered);
         }
         for slice in &batch.slices {
             self.intake.loaded.mark_delivered(slice);
@@ -282,13 +284,14 @@ impl Engine {
         };
         self.intake.loaded.mark_buried(chunk, position, dead);
         (self.report)(Notice::Buried { uuid, status, reason: reason.to_owned() });
-        self.tell(&[uuid], Verdict::Buried { status, reason });
+        let names = Names { ids: vec![EventId::of(chunk, seq)], uuids: vec![uuid] };
+        self.tell(&names, Verdict::Buried { status, reason });
     }
 
-    pub(super) fn tell(&self, uuids: &[Uuid], verdict: Verdict<'_>) {
+    pub(super) fn tell(&self, names: &Names, verdict: Verdict<'_>) {
         let Some(ear) = &self.on_delivery else { return };
-        let delivery = Delivery { uuids, verdict };
-        if catch_unwind(AssertUnwindSafe(|| ear.hear(&delivery))).is_err() {
+        let delivery = Delivery { uuids: &names.uuids, verdict };
+        if catch_unwind(AssertUnwindSafe(|| ear.hear(&names.ids, &delivery))).is_err() {
             (self.report)(Notice::CallbackPanicked);
         }
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ChunkRef, Compression, Delivery, DeliveryOptions, Hears, PaceState, Settlement, Source, SourceError};
+use super::{
+    ChunkRef, Compression, Delivery, DeliveryOptions, EventId, Hears, PaceState, Settlement, Source, SourceError,
+};
 use crate::event::{Event, Stamp};
 use crate::record::frame;
 use crate::store::{Chunk, ChunkKey, DeadRecord};
@@ -50,7 +52,8 @@ impl<F: Fn(&Delivery<'_>) + Send + Sync + 'static> Hears for Ear<F> {
         true
     }
 
-    fn hear(&self, delivery: &Delivery<'_>) {
+    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>) {
+        assert_eq!(ids.len(), delivery.uuids.len());
         self.0(delivery);
     }
 }

@@ -22,7 +22,7 @@
 //! * 401, 402, 403 and 415 *pause*: probes of at most ten events, each time others, 30 s to 5 min apart.
 //! * What failed is avoided by the next probes while there is anything else, so that one batch that breaks the server does not look
 //!   like an outage for ever. A chunk that keeps failing while others pass is set aside like a suspect.
-//! * V1 answers for each event (`results.rs`): taken; refused, and buried without further evidence; or to be sent again, which counts as
+//! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and buried without further evidence; or to be sent again, which counts as
 //!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
@@ -84,6 +84,7 @@ use std::sync::Arc;
 
 use crate::store::{Chunk, ChunkKey, DeadRecord};
 
+pub(crate) use aside::EventId;
 pub(crate) use body::Compression;
 pub(crate) use engine::EngineParts;
 pub(crate) use flush::Endpoint;
@@ -156,8 +157,8 @@ pub(crate) trait Hears: Send + Sync + 'static {
     /// Whether anybody is told at the moment; if not, nothing is gathered that could be told.
     fn is_listening(&self) -> bool;
 
-    /// Some events are decided.
-    fn hear(&self, delivery: &Delivery<'_>);
+    /// Some events are decided: those of these names, in the order of their uuids.
+    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>);
 }
 
 /// Hears of everything a human might want to know; logging and its rate limits are not ours.

@@ -9,6 +9,7 @@ mod ai;
 mod apart;
 mod api;
 mod bounds;
+mod dead_letters;
 mod directories;
 mod disk_full;
 mod endings;
