@@ -87,8 +87,8 @@ pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
 pub use worker::{
-    DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport,
-    WaitTimeout,
+    DeadLetterError, DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError,
+    ShutdownReport, WaitTimeout,
 };
 
 /// The version of this library, as it stands in `$lib_version` of each event.

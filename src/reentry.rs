@@ -1,30 +1,48 @@
 //! Knowing that we were called back: from a hook of ours, from a log line of ours.
 //!
-//! An application may capture from inside `before_send`, or from a log layer that hears our own warnings. The first such capture is
-//! taken without running hooks again; one from inside that is refused. Otherwise a hook that captures would never end.
+//! An application may capture from inside `before_send`, from a hook that hears of diagnostics, or from a log layer that hears our own
+//! warnings. The first such capture is taken; one from inside that is refused, or it would never end. What is captured inside
+//! `before_send` itself is not shown to `before_send` again; everything else is, for a hook that removes secrets has to see it all.
 
 use std::cell::Cell;
 
+/// Where this thread is. One cell: each capture looks at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Inside {
+    /// How many of our callbacks it is inside.
+    pub(crate) depth: u32,
+    /// One of them is a `before_send` hook.
+    pub(crate) before_send: bool,
+}
+
 thread_local! {
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static INSIDE: Cell<Inside> = const { Cell::new(Inside { depth: 0, before_send: false }) };
     static OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// How many of our callbacks this thread is inside.
-pub(crate) fn depth() -> u32 {
-    DEPTH.try_with(Cell::get).unwrap_or(0)
+/// Which callbacks of ours this thread is inside.
+pub(crate) fn inside() -> Inside {
+    INSIDE.try_with(Cell::get).unwrap_or_default()
 }
 
 /// Runs code that is not ours (a hook, a log line) with the depth raised.
 pub(crate) fn calling_out<T>(call: impl FnOnce() -> T) -> T {
-    struct Back;
+    going_into(Inside { depth: inside().depth.saturating_add(1), ..inside() }, call)
+}
+
+/// Runs a `before_send` hook, which is not shown what it captures itself.
+pub(crate) fn calling_before_send<T>(call: impl FnOnce() -> T) -> T {
+    going_into(Inside { depth: inside().depth.saturating_add(1), before_send: true }, call)
+}
+
+fn going_into<T>(inner: Inside, call: impl FnOnce() -> T) -> T {
+    struct Back(Inside);
     impl Drop for Back {
         fn drop(&mut self) {
-            let _ = DEPTH.try_with(|depth| depth.set(depth.get().saturating_sub(1)));
+            let _ = INSIDE.try_with(|inside| inside.set(self.0));
         }
     }
-    let _ = DEPTH.try_with(|depth| depth.set(depth.get().saturating_add(1)));
-    let _back = Back;
+    let _back = Back(INSIDE.try_with(|inside| inside.replace(inner)).unwrap_or_default());
     call()
 }
 
@@ -43,10 +61,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_depth_comes_back_also_when_the_callback_panics() {
-        let seen = calling_out(|| calling_out(depth));
-        assert_eq!((seen, depth()), (2, 0));
-        let panicked = std::panic::catch_unwind(|| calling_out(|| panic!("in a hook")));
-        assert!(panicked.is_err() && depth() == 0);
+    fn what_was_before_a_callback_comes_back_also_when_that_panics() {
+        let seen = calling_before_send(|| (calling_out(inside), inside()));
+        assert_eq!(seen, (Inside { depth: 2, before_send: true }, Inside { depth: 1, before_send: true }));
+        let seen = calling_out(|| (calling_before_send(inside), inside()));
+        assert_eq!(seen, (Inside { depth: 2, before_send: true }, Inside { depth: 1, before_send: false }));
+        assert_eq!(inside(), Inside::default());
+        let panicked = std::panic::catch_unwind(|| calling_before_send(|| panic!("in a hook")));
+        assert!(panicked.is_err() && inside() == Inside::default());
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::child::lock_within;
+use super::child::{lock_within, patience};
 use super::failure::explain;
 use super::receipt::{self, Receipt};
 use super::{Client, Shared};
@@ -12,7 +12,6 @@ use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::event::Event;
 use crate::limits::OPEN_TIMEOUT;
-use crate::reentry;
 use crate::worker::{self, DropReason, Pipeline};
 
 /// A lane that could not be opened is not tried again with each event, which would wait for it each time.
@@ -106,9 +105,7 @@ impl Shared {
 
     #[cold]
     fn open_ai(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, DropReason> {
-        // Inside a callback the opening may be what we are called from: it would wait for us.
-        let most = if reentry::depth() > 0 || reentry::on_our_thread() { Duration::ZERO } else { OPEN_TIMEOUT };
-        let mut opening = lock_within(&self.ai.opening, most).ok_or(DropReason::Storage)?;
+        let mut opening = lock_within(&self.ai.opening, patience(OPEN_TIMEOUT)).ok_or(DropReason::Storage)?;
         if let Some(ai) = self.ai.get() {
             return Ok(Arc::clone(ai));
         }

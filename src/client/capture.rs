@@ -80,8 +80,8 @@ impl Shared {
             self.count(DropReason::OptedOut);
             return Err(DropReason::OptedOut);
         }
-        let depth = reentry::depth();
-        if depth > 1 {
+        let inside = reentry::inside();
+        if inside.depth > 1 {
             // No diagnostic: telling somebody is how we came here.
             self.count(DropReason::Reentrant);
             return Err(DropReason::Reentrant);
@@ -100,7 +100,7 @@ impl Shared {
             self.add_context(&mut event, &context);
         }
         event = self.enrich(event);
-        if depth == 0
+        if !inside.before_send
             && let Some(hooks) = self.rules.before_send()
         {
             event = self.run_hooks(&hooks, event.stamped(&stamp))?;
@@ -156,7 +156,7 @@ impl Shared {
         let mut event = event;
         for hook in hooks {
             let name = beginning(event.name(), NAME_KEPT).to_owned();
-            match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| hook.look_at(event)))) {
+            match reentry::calling_before_send(|| catch_unwind(AssertUnwindSafe(|| hook.look_at(event)))) {
                 Ok(Some(changed)) => event = changed,
                 Ok(None) => {
                     self.count(DropReason::BeforeSend);

@@ -4,59 +4,64 @@
 //! store belongs to the parent. So the inherited pipeline is never touched, only replaced: the first capture opens a shard of the
 //! child's own, with the settings and the environment that the parent had read.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
 use crate::error::Error;
+use crate::reentry;
 use crate::worker::Pipeline;
 
 /// How long a capture waits for another thread of the child that is opening the queue.
 const OPENING_WAIT: Duration = Duration::from_secs(5);
 
-/// The client that took an inherited one's place.
+/// The client that takes an inherited one's place.
 #[derive(Default)]
-pub(super) enum Child {
-    /// Nothing was captured in this process yet.
-    #[default]
-    Unborn,
-    Open(Client),
+pub(super) struct Child {
+    open: OnceLock<Client>,
     /// It could not be opened; not tried again with each event.
-    Failed,
+    has_failed: AtomicBool,
+    /// Held by whoever opens it.
+    opening: Mutex<()>,
 }
 
 impl Shared {
     /// The client that took our place, if there is one.
     pub(super) fn child(&self) -> Option<Client> {
-        match &*lock_within(&self.child, OPENING_WAIT)? {
-            Child::Open(client) => Some(client.clone()),
-            Child::Unborn | Child::Failed => None,
+        if self.child.open.get().is_none() {
+            // Who changes its rules while it is being opened waits for it: they were copied already.
+            drop(lock_within(&self.child.opening, patience(OPENING_WAIT))?);
         }
+        self.child.open.get().cloned()
     }
 
     /// Whether none could be had, and none will be.
     pub(super) fn has_failed_child(&self) -> bool {
-        lock_within(&self.child, OPENING_WAIT).is_some_and(|child| matches!(*child, Child::Failed))
+        self.child.has_failed.load(Ordering::Acquire)
     }
 
     /// The client that takes our place, opened if need be.
     pub(super) fn child_or_open(&self, parent: &Pipeline) -> Option<Client> {
-        let mut child = lock_within(&self.child, OPENING_WAIT)?;
-        if matches!(*child, Child::Unborn) {
-            *child = match self.open_child(parent) {
-                Ok(client) => Child::Open(client),
-                Err(error) => {
-                    self.diagnostics.for_child().record(Diagnostic::StorageFailing { problem: error.describe() });
-                    Child::Failed
+        if let Some(client) = self.child.open.get() {
+            return Some(client.clone());
+        }
+        let _opening = lock_within(&self.child.opening, patience(OPENING_WAIT))?;
+        if self.child.open.get().is_none() && !self.has_failed_child() {
+            match self.open_child(parent) {
+                Ok(client) => {
+                    // What a callback has set meanwhile, which could not wait for the opening.
+                    client.set_opted_out(self.rules.is_opted_out());
+                    let _ = self.child.open.set(client);
                 }
-            };
+                Err(error) => {
+                    self.child.has_failed.store(true, Ordering::Release);
+                    self.diagnostics.for_child().record(Diagnostic::StorageFailing { problem: error.describe() });
+                }
+            }
         }
-        match &*child {
-            Child::Open(client) => Some(client.clone()),
-            Child::Unborn | Child::Failed => None,
-        }
+        self.child.open.get().cloned()
     }
 
     fn open_child(&self, parent: &Pipeline) -> Result<Client, Error> {
@@ -74,6 +79,11 @@ impl Shared {
         }
         Ok(child)
     }
+}
+
+/// How long to wait for an opening: inside a callback not at all, for that opening may be what it was called from, and waits for us.
+pub(super) fn patience(most: Duration) -> Duration {
+    if reentry::inside().depth > 0 || reentry::on_our_thread() { Duration::ZERO } else { most }
 }
 
 /// The lock, unless it is held for too long: a grandchild may have inherited it from a thread that was opening and does not exist here.

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::Client;
 use crate::record::{View, json};
 use crate::store::DeadRecord;
+use crate::worker::{DeadLetterError, DeadOrder, Pending, both, pending, sum};
 
 /// An event that PostHog refused for good, and why. Kept in the queue's file; the newest 1000 of a queue are.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +43,46 @@ impl Client {
             records.truncate(limit);
         }
         records.into_iter().map(DeadLetter::from).collect()
+    }
+
+    /// Queues all dead letters again, those of AI events included, as after a mistake on the server's side. Resolves, when they are safe
+    /// there, with how many: as many as the queue has room for, oldest first; the others, and those that cannot be read, stay.
+    ///
+    /// An event that is sent again counts as accepted once more in [`Stats`](crate::Stats), and `buried` goes on counting that it was
+    /// refused. It keeps its uuid and its time, and passes no hook again. One that is refused again lies here again.
+    ///
+    /// # Errors
+    ///
+    /// [`DeadLetterError`] says what failed. After a failure of the disk, or the process's death meanwhile, an event may be queued and lie
+    /// here as well.
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// # use std::time::Duration;
+    /// let retried = client.retry_dead_letters().wait(Duration::from_secs(5));
+    /// # assert_eq!(retried, Ok(Ok(0)));
+    /// ```
+    pub fn retry_dead_letters(&self) -> Pending<Result<u64, DeadLetterError>> {
+        self.order_dead(DeadOrder::Retry)
+    }
+
+    /// Forgets all dead letters, those of AI events included. Resolves with how many there were. [`Stats`](crate::Stats) goes on counting
+    /// them as buried.
+    ///
+    /// # Errors
+    ///
+    /// [`DeadLetterError`] says what failed; then they may still be here.
+    pub fn discard_dead_letters(&self) -> Pending<Result<u64, DeadLetterError>> {
+        self.order_dead(DeadOrder::Discard)
+    }
+
+    fn order_dead(&self, order: DeadOrder) -> Pending<Result<u64, DeadLetterError>> {
+        match self.pipelines() {
+            Some((pipeline, None)) => pipeline.order_dead(order),
+            Some((pipeline, Some(ai))) => both(pipeline.order_dead(order), ai.order_dead(order), sum),
+            None if self.is_disabled() => pending::answered(Ok(0)),
+            None => pending::answered(Err(DeadLetterError::Forked)),
+        }
     }
 }
 

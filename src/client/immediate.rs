@@ -73,16 +73,16 @@ impl Shared {
             Ok(prepared) => prepared,
             Err(reason) => return dropped(reason),
         };
-        let uuid = prepared.record.uuid;
         // Waited for before it can be sent: its verdict might come before this thread goes on.
-        let verdict = pipeline.verdict_of(uuid);
-        match self.append(pipeline, prepared).outcome() {
+        let (awaited, verdict) = pipeline.verdict_of(prepared.record.uuid);
+        let receipt = self.append(pipeline, prepared);
+        match receipt.outcome() {
             Outcome::Accepted => {
-                pipeline.send_now(uuid);
+                pipeline.send_now(awaited, receipt.seq());
                 verdict
             }
             Outcome::Dropped(reason) => {
-                pipeline.forget_verdict_of(uuid);
+                pipeline.forget_verdict_of(&awaited);
                 dropped(reason)
             }
         }

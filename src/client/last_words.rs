@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::{Builder, Uuid};
 
 use super::Shared;
-use super::exception::event_of;
+use super::incident::event_of;
 use super::receipt::Outcome;
 use crate::clock::WallNanos;
 use crate::crash::{self, End, Incident, Words};

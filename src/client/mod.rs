@@ -14,7 +14,7 @@
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
-//! * `last_words.rs`: the thread that tells of crashes; `exception.rs`: the event it makes of one.
+//! * `last_words.rs`: the thread that tells of crashes; `incident.rs`: the event it makes of one.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
@@ -24,21 +24,23 @@ mod ai;
 mod capture;
 mod child;
 mod dead;
-mod exception;
 mod failure;
 mod global;
 mod hook;
 mod identity;
 mod immediate;
+mod incident;
 mod last_words;
 mod notices;
 mod receipt;
 mod rules;
+#[cfg(test)]
+mod rules_tests;
 mod stats;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::Config;
@@ -89,7 +91,7 @@ struct Shared {
     /// A hint that is given once.
     warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that took our place.
-    child: Mutex<Child>,
+    child: Child,
     /// Panics of the process are written where this client reads them.
     is_armed: AtomicBool,
     /// The thread that reads last words runs.
@@ -164,7 +166,7 @@ impl Client {
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             throttle: capture::Throttle::default(),
             warned_of_exceptions: AtomicBool::new(false),
-            child: Mutex::default(),
+            child: Child::default(),
             is_armed: AtomicBool::new(false),
             words_are_read: AtomicBool::new(false),
         };

@@ -51,6 +51,11 @@ impl Receipt {
         self.uuid
     }
 
+    /// The event's sequence number in its queue; 0 if it was not taken.
+    pub(super) fn seq(&self) -> u64 {
+        self.seq
+    }
+
     /// Resolves when the event would survive a power cut: one `fdatasync`, shared by all who wait at that moment.
     ///
     /// # Errors

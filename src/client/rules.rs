@@ -120,9 +120,9 @@ impl Rules {
 
 impl Client {
     /// Captures nothing from now on: every capture is `Dropped(OptedOut)`, before any hook sees it. What is queued stays queued and is not
-    /// sent until [`opt_in`](Self::opt_in), but for what the delivery has in memory at this moment: requests under way, what it has read
-    /// ahead of them (at most half a MiB, or one larger event), and what of that waits to be tried again. Not remembered across restarts: a
-    /// program that must not capture says so at each start, by [`Config::opted_out`](crate::Config::opted_out).
+    /// sent until [`opt_in`](Self::opt_in); only requests that are under way at this moment go on. One that fails is not made again, a
+    /// flush is over with them, and a shutdown leaves the rest on disk. Not remembered across restarts: a program that must not capture
+    /// says so at each start, by [`Config::opted_out`](crate::Config::opted_out).
     pub fn opt_out(&self) {
         self.set_opted_out(true);
     }
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    fn set_opted_out(&self, opted_out: bool) {
+    pub(super) fn set_opted_out(&self, opted_out: bool) {
         let client = self.here();
         client.shared.rules.opt_out(opted_out);
         // Either this sees a lane that is just being opened, or whoever opens it sees the change.

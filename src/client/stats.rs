@@ -16,7 +16,7 @@ use crate::worker::{DropReason, Snapshot};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Events accepted.
+    /// Events accepted. A dead letter that is queued again counts once more.
     pub accepted: u64,
     /// Events that PostHog has taken.
     pub delivered: u64,
@@ -24,7 +24,8 @@ pub struct Stats {
     pub queued_events: u64,
     /// Bytes of the events that wait.
     pub queued_bytes: u64,
-    /// Events that PostHog refused for good; they lie among the dead letters.
+    /// Events that PostHog refused for good; they lie among the dead letters, unless these were queued again or thrown
+    /// away meanwhile.
     pub buried: u64,
     /// Events given up for want of room or for their age.
     pub evicted: u64,

@@ -76,7 +76,7 @@ impl Config {
     }
 
     /// Adds a hook that sees each event on the caller's thread before anything of it reaches the disk. It returns the event, changed or
-    /// not, or `None` to drop it. Hooks run in the order in which they were added. A hook that panics drops the event; in a program
+    /// not, or `None` to drop it. It sees every event but those that a hook captures itself. Hooks run in the order in which they were added. A hook that panics drops the event; in a program
     /// built with `panic = "abort"` it takes the process down, with nothing accepted lost. At run time:
     /// [`Client::set_before_send`](crate::Client::set_before_send).
     pub fn before_send(mut self, hook: impl Fn(Event) -> Option<Event> + Send + Sync + 'static) -> Self {
@@ -90,8 +90,9 @@ impl Config {
         self
     }
 
-    /// Is told of each [`Diagnostic`], on whatever thread it arises: it must be quick. An event captured inside it is not shown to the
-    /// [`before_send`](Self::before_send) hooks, so that a hook whose failure is told of does not call itself.
+    /// Is told of each [`Diagnostic`], on whatever thread it arises: it must be quick. What is captured inside it passes the
+    /// [`before_send`](Self::before_send) hooks like everything else; what is captured while that is told of in its turn is
+    /// [`Dropped(Reentrant)`](crate::DropReason::Reentrant), so that this ends.
     pub fn on_diagnostic(mut self, hook: impl Fn(&Diagnostic) + Send + Sync + 'static) -> Self {
         self.on_diagnostic = Some(Arc::new(hook));
         self

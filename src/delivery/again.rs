@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::answer::Failure;
+use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::pace::Ticket;
 use super::results::{Results, Ruling};
+use super::verdict::Names;
 use super::{ChunkRef, Notice, Protocol, Verdict};
 use crate::transport::RetryAfter;
 
@@ -25,7 +27,8 @@ const MOST_WARNINGS: usize = 8;
 #[derive(Debug, Default)]
 struct Sorted {
     taken: Vec<(ChunkRef, usize)>,
-    taken_uuids: Vec<Uuid>,
+    /// The same by name, if anybody listens.
+    taken_names: Names,
     /// What is said of how many of them, and the first of these.
     warnings: Vec<(String, u64, Uuid)>,
     refused: Vec<(ChunkRef, usize, String)>,
@@ -57,7 +60,7 @@ impl Engine {
             for (chunk, position) in sorted.taken {
                 self.intake.loaded.mark_delivered(&super::loaded::Slice { chunk, range: position..position + 1 });
             }
-            self.tell(&sorted.taken_uuids, Verdict::Delivered);
+            self.tell(&sorted.taken_names, Verdict::Delivered);
             self.intake.note_acceptance(now);
         }
         for (chunk, position, reason) in sorted.refused {
@@ -80,12 +83,14 @@ impl Engine {
         let is_heard = self.is_heard();
         let loaded = &self.intake.loaded;
         let records = batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |record| (slice.chunk, record)));
-        for (chunk, (position, _, body)) in records {
+        for (chunk, (position, seq, body)) in records {
             let uuid = uuid_of(body);
             match results.of(uuid) {
                 Ruling::Taken { warning } => {
                     sorted.taken.push((chunk, position));
-                    sorted.taken_uuids.extend(is_heard.then_some(uuid));
+                    if is_heard {
+                        sorted.taken_names.push(EventId::of(chunk, seq), uuid);
+                    }
                     if let Some(details) = warning {
                         sorted.warn(details, uuid);
                     }

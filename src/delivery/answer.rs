@@ -3,8 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
@@ -12,6 +10,7 @@ use super::episode::Episode;
 use super::outcome::{Outcome, describe, describe_pause, judge};
 use super::pace::{Health, Ticket};
 use super::split::Search;
+use super::verdict::Names;
 use super::{ChunkRef, Delivery, Notice, Verdict};
 use crate::crash_point;
 use crate::store::DeadRecord;
@@ -83,9 +82,12 @@ impl Engine {
         self.note_recovery(ticket);
         self.note_success(batch.events);
         if self.is_heard() {
-            let bodies = batch.slices.iter().flat_map(|slice| self.intake.loaded.open(slice).map(|(.., body)| body));
-            let uuids: Vec<Uuid> = bodies.map(uuid_of).collect();
-            self.tell(&uuids, Verdict::Delivered);
+            let mut names = Names::default();
+            for slice in &batch.slices {
+                let records = self.intake.loaded.open(slice);
+                records.for_each(|(_, seq, body)| names.push(EventId::of(slice.chunk, seq), uuid_of(body)));
+            }
+            self.tell(&names, Verdict::Delivered);
         }
         for slice in &batch.slices {
             self.intake.loaded.mark_delivered(slice);
@@ -147,8 +149,8 @@ impl Engine {
             if let Some(stop) = &mut self.stop {
                 stop.give_up();
             }
-            self.forget_request(now);
-            self.step_back();
+            self.let_go(now);
+            self.fail_flushes();
         }
     }
 
@@ -188,8 +190,8 @@ impl Engine {
         }
         self.intake.avoid(batch.chunks());
         self.intake.release(&batch, now);
-        self.forget_request(now);
-        self.step_back();
+        self.let_go(now);
+        self.fail_flushes();
     }
 
     /// An attempt came to nothing.
@@ -218,7 +220,8 @@ impl Engine {
         if !matches!(self.pace.health(), Health::Backoff { .. }) {
             self.forget_request(now);
         }
-        self.step_back();
+        self.step_back(now);
+        self.fail_flushes();
     }
 
     fn note_failure(&mut self, ticket: Ticket, failure: Failure, now: Instant) {
@@ -246,15 +249,19 @@ impl Engine {
         }
     }
 
-    /// The endpoint is down: what is not under way goes back to the queue, which settles what is decided of it.
-    fn step_back(&mut self) {
-        let now = now();
+    /// The endpoint is down, or sending is held back: what is not under way goes back to the queue, which settles what is decided of it.
+    pub(super) fn let_go(&mut self, now: Instant) {
+        self.forget_request(now);
+        self.step_back(now);
+    }
+
+    /// All goes back but what is under way, and what is to be sent again as the same request.
+    fn step_back(&mut self, now: Instant) {
         let pieces: Vec<Batch> = self.split.drain().collect();
         for piece in &pieces {
             self.intake.release(piece, now);
         }
         self.intake.release_ready(now);
-        self.fail_flushes();
     }
 
     /// One event goes to the dead letters.
@@ -277,13 +284,14 @@ impl Engine {
         };
         self.intake.loaded.mark_buried(chunk, position, dead);
         (self.report)(Notice::Buried { uuid, status, reason: reason.to_owned() });
-        self.tell(&[uuid], Verdict::Buried { status, reason });
+        let names = Names { ids: vec![EventId::of(chunk, seq)], uuids: vec![uuid] };
+        self.tell(&names, Verdict::Buried { status, reason });
     }
 
-    pub(super) fn tell(&self, uuids: &[Uuid], verdict: Verdict<'_>) {
+    pub(super) fn tell(&self, names: &Names, verdict: Verdict<'_>) {
         let Some(ear) = &self.on_delivery else { return };
-        let delivery = Delivery { uuids, verdict };
-        if catch_unwind(AssertUnwindSafe(|| ear.hear(&delivery))).is_err() {
+        let delivery = Delivery { uuids: &names.uuids, verdict };
+        if catch_unwind(AssertUnwindSafe(|| ear.hear(&names.ids, &delivery))).is_err() {
             (self.report)(Notice::CallbackPanicked);
         }
     }

@@ -17,11 +17,11 @@ const MISSING: Duration = Duration::from_secs(60);
 
 /// An event's name for as long as it is queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct EventId {
+pub(crate) struct EventId {
     /// Whose queue.
-    pub(super) origin: u32,
+    pub(crate) origin: u32,
     /// Where in it; unique over all lanes.
-    pub(super) seq: u64,
+    pub(crate) seq: u64,
 }
 
 #[derive(Clone, Copy, Debug)]

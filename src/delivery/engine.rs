@@ -179,6 +179,11 @@ impl Engine {
     fn fill(&mut self) {
         while !self.stop.as_ref().is_some_and(Stop::gave_up) {
             let now = now();
+            if self.source.is_held() {
+                self.let_go(now);
+                self.intake.find_nothing(&mut self.flushes);
+                break;
+            }
             if self.intake.aside.any_due(self.intake.accepted, now) {
                 self.intake.expect_more();
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ChunkRef, Compression, Delivery, DeliveryOptions, Hears, PaceState, Settlement, Source, SourceError};
+use super::{
+    ChunkRef, Compression, Delivery, DeliveryOptions, EventId, Hears, PaceState, Settlement, Source, SourceError,
+};
 use crate::event::{Event, Stamp};
 use crate::record::frame;
 use crate::store::{Chunk, ChunkKey, DeadRecord};
@@ -50,7 +52,8 @@ impl<F: Fn(&Delivery<'_>) + Send + Sync + 'static> Hears for Ear<F> {
         true
     }
 
-    fn hear(&self, delivery: &Delivery<'_>) {
+    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>) {
+        assert_eq!(ids.len(), delivery.uuids.len());
         self.0(delivery);
     }
 }
@@ -64,7 +67,12 @@ pub(super) struct Ledger {
     pub(super) buried: Vec<DeadRecord>,
     pub(super) settlements: usize,
     pub(super) paces: Vec<PaceState>,
+    /// What is with the engine.
+    pub(super) out: BTreeSet<ChunkRef>,
     pub(super) is_broken: bool,
+    pub(super) is_held: bool,
+    /// It is held from the next reading on: when that has been answered.
+    pub(super) is_held_once_read: bool,
     next_seq: u64,
 }
 
@@ -116,10 +124,14 @@ impl FakeQueue {
 
 impl Source for FakeQueue {
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
-        let ledger = self.ledger();
+        let mut ledger = self.ledger();
         if ledger.is_broken {
             return Err(SourceError("the disk is gone".into()));
         }
+        if ledger.is_held {
+            return Ok(Vec::new());
+        }
+        ledger.is_held = std::mem::take(&mut ledger.is_held_once_read);
         let (mut chunks, mut bytes) = (Vec::new(), 0);
         for (&reference, chunk) in ledger.rows.iter().filter(|&(&reference, _)| !busy(reference)) {
             if !chunks.is_empty() && bytes + chunk.frames.len() > max_bytes {
@@ -128,7 +140,12 @@ impl Source for FakeQueue {
             bytes += chunk.frames.len();
             chunks.push((reference, chunk.clone()));
         }
+        ledger.out.extend(chunks.iter().map(|(reference, _)| *reference));
         Ok(chunks)
+    }
+
+    fn is_held(&self) -> bool {
+        self.ledger().is_held
     }
 
     fn newest(&self) -> Vec<ChunkRef> {
@@ -141,6 +158,7 @@ impl Source for FakeQueue {
         let keep: BTreeSet<u64> = settlement.keep.iter().flatten().copied().collect();
         let accounted = settlement.delivered + settlement.buried.len() as u64 + keep.len() as u64;
         assert_eq!(accounted, u64::from(row.count), "{settlement:?}");
+        ledger.out.remove(&settlement.chunk);
         ledger.delivered += settlement.delivered;
         ledger.settlements += 1;
         ledger.buried.extend(settlement.buried);
@@ -151,9 +169,9 @@ impl Source for FakeQueue {
             }
             let key = ChunkKey { first_seq: *keep.first().unwrap(), ..row.key };
             let count = u32::try_from(keep.len()).unwrap();
-            ledger
-                .rows
-                .insert(ChunkRef { key, ..settlement.chunk }, Chunk { key, count, frames: frames.into(), ..row });
+            let rest = ChunkRef { key, ..settlement.chunk };
+            ledger.out.insert(rest);
+            ledger.rows.insert(rest, Chunk { key, count, frames: frames.into(), ..row });
         }
     }
 
@@ -161,7 +179,9 @@ impl Source for FakeQueue {
         false
     }
 
-    fn give_back(&self, _chunk: ChunkRef) {}
+    fn give_back(&self, chunk: ChunkRef) {
+        self.ledger().out.remove(&chunk);
+    }
 
     fn pace(&self, state: &PaceState) {
         self.ledger().paces.push(*state);

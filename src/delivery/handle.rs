@@ -81,8 +81,7 @@ impl DeliveryHandle {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The clock was moved.
-    #[cfg(feature = "testing")]
+    /// What it goes by has changed: the source is held back, or the clock was moved.
     pub(crate) fn look_again(&self) {
         self.ask(|_| ());
     }

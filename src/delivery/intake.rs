@@ -70,6 +70,12 @@ impl Intake {
         self.more = true;
     }
 
+    /// The queue is held back: there is nothing to read until more is to be expected. What a flush waits for is in memory, or stays.
+    pub(super) fn find_nothing(&mut self, flushes: &mut Flushes) {
+        self.more = false;
+        flushes.saw_the_end();
+    }
+
     /// Whether there may be something to send that is not under way.
     pub(super) fn has_work(&self) -> bool {
         self.more || !self.ready.is_empty() || !self.due.is_empty()

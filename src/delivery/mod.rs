@@ -22,11 +22,13 @@
 //! * 401, 402, 403 and 415 *pause*: probes of at most ten events, each time others, 30 s to 5 min apart.
 //! * What failed is avoided by the next probes while there is anything else, so that one batch that breaks the server does not look
 //!   like an outage for ever. A chunk that keeps failing while others pass is set aside like a suspect.
-//! * V1 answers for each event (`results.rs`): taken; refused, and buried without further evidence; or to be sent again, which counts as
+//! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and buried without further evidence; or to be sent again, which counts as
 //!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
 //!   answers at once if the last failure is less than a second old. State is published before it is told.
+//! * While the source is *held* (an opt-out) nothing is sent: what is not under way goes back to the queue, a request that was to be sent
+//!   again included, and a flush or a stop is over with what is under way. Pace, holds and evidence stay as they are.
 //! * `stop` makes attempts of its own (`stop.rs`), the first at once, at most a cycle of them, as far as its deadline allows.
 //! * Of an outage each kind of failure is told once, and parks ever more rarely (`episode.rs`).
 //!
@@ -52,6 +54,8 @@ mod episode;
 mod fake;
 mod flush;
 mod handle;
+#[cfg(test)]
+mod held_tests;
 mod intake;
 mod loaded;
 mod notice;
@@ -80,6 +84,7 @@ use std::sync::Arc;
 
 use crate::store::{Chunk, ChunkKey, DeadRecord};
 
+pub(crate) use aside::EventId;
 pub(crate) use body::Compression;
 pub(crate) use engine::EngineParts;
 pub(crate) use flush::Endpoint;
@@ -104,6 +109,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// Committed chunks, oldest first within an origin and lane, without the `busy` ones: as many as fit `max_bytes`, and at least one
     /// if there is one. Empty means that there is nothing (more) now.
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
+
+    /// Whether nothing is to be sent for the time being. Then `read` finds nothing, and the delivery lets go of what it has read.
+    fn is_held(&self) -> bool;
 
     /// The last committed chunk of each origin and lane: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;
@@ -149,8 +157,8 @@ pub(crate) trait Hears: Send + Sync + 'static {
     /// Whether anybody is told at the moment; if not, nothing is gathered that could be told.
     fn is_listening(&self) -> bool;
 
-    /// Some events are decided.
-    fn hear(&self, delivery: &Delivery<'_>);
+    /// Some events are decided: those of these names, in the order of their uuids.
+    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>);
 }
 
 /// Hears of everything a human might want to know; logging and its rate limits are not ours.

@@ -71,7 +71,7 @@ impl Hears for Deaf {
         false
     }
 
-    fn hear(&self, delivery: &Delivery<'_>) {
+    fn hear(&self, _ids: &[EventId], delivery: &Delivery<'_>) {
         *self.0.lock().unwrap() += delivery.uuids.len();
     }
 }

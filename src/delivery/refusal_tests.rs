@@ -251,6 +251,10 @@ impl Source for Counting {
         Ok(read)
     }
 
+    fn is_held(&self) -> bool {
+        self.queue.is_held()
+    }
+
     fn newest(&self) -> Vec<ChunkRef> {
         self.queue.newest()
     }

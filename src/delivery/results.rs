@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 use super::outcome::beginning;
 
+/// What is said of an event that was taken without its person being looked at, `limited` or not.
+const WITHOUT_PERSON: &str = "person_processing_disabled";
 /// The reason of an event that the answer does not mention.
 pub(super) const NO_VERDICT: &str = "no verdict";
 
@@ -69,6 +71,10 @@ impl Ruling {
         match result.to_ascii_lowercase().as_str() {
             "ok" => Ruling::Taken { warning: None },
             "warning" => Ruling::Taken { warning: Some(or("a warning without details")) },
+            // What servers said before there was `warning`, and of two things: of events that they took, with these details, and of
+            // others that were over a quota or a rate and that they did not take.
+            "limited" if details == WITHOUT_PERSON => Ruling::Taken { warning: Some(details) },
+            "limited" => Ruling::Refused { reason: or("limited without details") },
             "drop" => Ruling::Refused { reason: or("dropped without details") },
             "retry" => Ruling::Again { reason: or("to be sent again") },
             _ => Ruling::Refused { reason: beginning(&format!("unknown result {result:?}: {details}")).to_owned() },
@@ -114,7 +120,13 @@ mod tests {
             (json!({"result": "drop"}), refused("dropped without details")),
             (json!({"result": "retry", "details": "not_persisted"}), again("not_persisted")),
             (json!({"result": "retry", "details": ""}), again("to be sent again")),
-            (json!({"result": "limited", "details": "quota"}), refused(r#"unknown result "limited": quota"#)),
+            (
+                json!({"result": "limited", "details": "person_processing_disabled"}),
+                taken(Some("person_processing_disabled")),
+            ),
+            (json!({"result": "limited", "details": "exceptions_over_quota"}), refused("exceptions_over_quota")),
+            (json!({"result": "limited"}), refused("limited without details")),
+            (json!({"result": "later", "details": "busy"}), refused(r#"unknown result "later": busy"#)),
             (json!({"result": ""}), refused(r#"unknown result "": "#)),
         ] {
             assert_eq!(ruling(said.clone()), expected, "{said}");

@@ -32,6 +32,10 @@ impl Engine {
             self.split.push([first, second]);
             return;
         }
+        if self.source.is_held() {
+            // Compressing may have taken long enough for somebody to opt out.
+            return self.intake.release(&batch, now);
+        }
         batch.exchange = Some(exchange);
         let mut last = None;
         for chunk in batch.chunks().filter(|&chunk| last.replace(chunk) != Some(chunk)) {

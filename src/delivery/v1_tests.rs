@@ -91,19 +91,32 @@ async fn each_event_has_a_verdict_of_its_own() {
             "ok",
             "warning:person_processing_disabled",
             "drop:bad timestamp",
-            "limited:quota",
+            "later:busy",
             "warning:person_processing_disabled",
             "drop",
         ]]),
     );
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (3, 1));
-    let expected = [(3, "bad timestamp"), (4, r#"unknown result "limited": quota"#), (6, "dropped without details")];
+    let expected = [(3, "bad timestamp"), (4, r#"unknown result "later": busy"#), (6, "dropped without details")];
     assert_eq!(reasons(&rig), expected.map(|(seq, reason)| (seq, 200, reason.to_owned())));
     let warned = Notice::Warned { uuid: Uuid::from_u128(2), events: 2, details: "person_processing_disabled".into() };
     assert_eq!(rig.noticed(|notice| *notice == warned), 1);
     assert_eq!(rig.told.lock().unwrap()[0], "[1, 2, 5] Delivered");
     assert_eq!(rig.handle.state().phase, Phase::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limited_event_is_delivered_if_only_its_person_is_not_looked_at_and_buried_if_it_is_over_a_limit() {
+    let rig = start(
+        queue_of(1, 3),
+        in_turn(&[&["limited:person_processing_disabled", "limited:survey_responses_over_quota", "ok"]]),
+    );
+    rig.drained().await;
+    assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (2, 1));
+    assert_eq!(reasons(&rig), [(2, 200, "survey_responses_over_quota".to_owned())]);
+    let warned = Notice::Warned { uuid: Uuid::from_u128(1), events: 1, details: "person_processing_disabled".into() };
+    assert_eq!(rig.noticed(|notice| *notice == warned), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use super::aside::EventId;
+
 /// The fate of some events, told once it is known.
 ///
 /// An event may be told of twice if the process dies between PostHog's answer and the queue's next commit: the event is then sent
@@ -28,4 +30,18 @@ pub enum Verdict<'a> {
         /// In the words of whoever refused it.
         reason: &'a str,
     },
+}
+
+/// Events by both of their names, in the same order: a program may give several events one uuid.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub(super) ids: Vec<EventId>,
+    pub(super) uuids: Vec<Uuid>,
+}
+
+impl Names {
+    pub(super) fn push(&mut self, id: EventId, uuid: Uuid) {
+        self.ids.push(id);
+        self.uuids.push(uuid);
+    }
 }

@@ -142,8 +142,8 @@ mod tests {
         let diagnostics = Arc::new(Mutex::new(None::<Arc<Diagnostics>>));
         let again = Arc::clone(&diagnostics);
         let hook: DiagnosticHook = Arc::new(move |_| {
-            assert!(reentry::depth() > 0, "the hook runs as a callback");
-            if reentry::depth() == 1 {
+            assert!(reentry::inside().depth > 0, "the hook runs as a callback");
+            if reentry::inside().depth == 1 {
                 again.lock().unwrap().clone().unwrap().record(Diagnostic::Checked);
             }
             panic!("in the hook");

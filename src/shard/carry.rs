@@ -7,7 +7,9 @@ use super::{LANE, Settled, Shard, ShardError};
 use crate::clock::WallNanos;
 use crate::journal::Sealed;
 use crate::journal::replay::Replay;
-use crate::store::{Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, LedgerDelta, Read, Removal, StoreError};
+use crate::store::{
+    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRecord, LedgerDelta, Read, Removal, StoreError,
+};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,24 @@ impl Shard {
         crate::crash_point::reach("settle.committed");
         self.mirror(now);
         Ok(applied)
+    }
+
+    /// Up to `limit` records that were refused for good, oldest first.
+    pub(crate) fn dead(&self, limit: usize) -> Result<Vec<DeadRecord>, ShardError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        Ok(store.dead(limit).map_err(|source| self.failed(source))?.records)
+    }
+
+    /// The sequence numbers of all of them, of those too that cannot be read.
+    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, ShardError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        store.dead_seqs().map_err(|source| self.failed(source))
+    }
+
+    /// Forgets dead records. The ledger goes on counting them as buried.
+    pub(crate) fn exhume(&self, seqs: Vec<u64>) -> Result<(), ShardError> {
+        let changes = Changes { exhume: seqs, ..Changes::default() };
+        self.in_store(|store| store.apply(&changes)).map(drop)
     }
 
     /// Replaces rows that fail their checks by what can be saved of them. Says how many events could not.

@@ -68,7 +68,7 @@ use registry::Registration;
 use reserve::Reserve;
 use rows::State;
 
-pub(crate) use changes::{Applied, Changes, Removal};
+pub(crate) use changes::{Applied, Changes, DEAD_MAX, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
 pub(crate) use identify::identify;
@@ -273,6 +273,11 @@ impl Store {
     /// Up to `limit` dead records, oldest first.
     pub(crate) fn dead(&self, limit: usize) -> Result<DeadRead, StoreError> {
         self.with_database(|db| reads::dead(db, limit))
+    }
+
+    /// The sequence numbers of all dead records.
+    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, StoreError> {
+        self.with_database(reads::dead_seqs)
     }
 
     /// Bytes that the file's blocks take on the disk; in memory, bytes of the rows.

@@ -130,3 +130,12 @@ pub(super) fn dead(db: &Database, limit: usize) -> Result<DeadRead, StoreError> 
     }
     Ok(read)
 }
+
+pub(super) fn dead_seqs(db: &Database) -> Result<Vec<u64>, StoreError> {
+    let table = db.begin_read()?.open_table(DEAD)?;
+    let mut seqs = Vec::new();
+    for row in table.iter()? {
+        seqs.extend(row?.0.value().first_chunk().map(|seq| u64::from_be_bytes(*seq)));
+    }
+    Ok(seqs)
+}

@@ -6,7 +6,7 @@
 //! What is tested is the real client: it journals, stores and delivers as ever, in a temporary directory. Only three things around it
 //! are others. *Time* stands still until it is moved, for everything that the client does by time: timestamps, the age at which a batch
 //! is due, syncs, backoff, `Retry-After`, parking, deadlines of a shutdown. *The network* is a [`Server`] that answers as it is told
-//! and remembers what it was asked. *Chance* is not: a wait after a failure is drawn between zero and a bound, so advance by the bound.
+//! and remembers what it was asked; what it cannot read fails the test that asks for it. *Chance* is not: a wait after a failure is drawn between zero and a bound, so advance by the bound.
 //! What a caller waits for goes by real time, for the caller's thread is not the client's: [`Pending::wait`](crate::Pending::wait),
 //! [`Overflow::Block`](crate::Overflow::Block), the second that dropping a client may take.
 //!
@@ -51,10 +51,11 @@
 //! # }
 //! ```
 //!
-//! Parts: `harness.rs` puts a client together; `clock.rs`, `server.rs` with its `answer.rs`, and `queue.rs` are what surrounds it;
+//! Parts: `harness.rs` puts a client together; `clock.rs`, `server.rs` with its `answer.rs` and `body.rs`, and `queue.rs` are what surrounds it;
 //! `directory.rs` is where its queue lies. Not for forked children: what they would share is in the memory of one process.
 
 mod answer;
+mod body;
 mod clock;
 mod directory;
 mod harness;

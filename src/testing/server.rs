@@ -1,16 +1,15 @@
 //! PostHog, played in memory.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::body;
 use super::clock::StillClock;
 use crate::clock::still::StillTime;
-use crate::transport::{Pending, Post, Request};
+use crate::transport::{Pending, Post, Request, TransportError};
 
 /// What is asked of PostHog, whichever protocol it is asked in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +34,7 @@ pub struct RecordedRequest {
     pub url: String,
     /// Names in lower case, and values.
     pub headers: Vec<(String, String)>,
-    /// The body; null if it cannot be read.
+    /// The body, decompressed; null if there is none.
     pub body: Value,
     /// The events in it, as they were sent.
     pub events: Vec<Value>,
@@ -53,6 +52,9 @@ impl RecordedRequest {
 }
 
 /// A PostHog that answers as it is told. Clones are the same server. Unless told otherwise it takes everything at once.
+///
+/// It reads every codec that the build has: brotli and zstd with the features of these names. A request that it cannot read gets no answer,
+/// so its events stay queued, and whoever then asks what came hears of it.
 #[derive(Clone, Debug)]
 pub struct Server {
     clock: Arc<StillTime>,
@@ -65,6 +67,8 @@ struct State {
     standing: HashMap<Route, Answer>,
     requests: Vec<RecordedRequest>,
     taken: Vec<Value>,
+    /// Why a request could not be read, if one could not.
+    unreadable: Option<String>,
 }
 
 impl Server {
@@ -88,20 +92,40 @@ impl Server {
     }
 
     /// All requests so far, answered or not, in the order of their arrival.
+    ///
+    /// # Panics
+    ///
+    /// If one of them could not be read.
     pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.state().requests.clone()
+        self.read().requests.clone()
     }
 
     /// The events taken so far, as they were sent. One that was taken twice is there twice.
+    ///
+    /// # Panics
+    ///
+    /// If a request could not be read.
     pub fn taken(&self) -> Vec<Value> {
-        self.state().taken.clone()
+        self.read().taken.clone()
     }
 
-    /// Forgets the requests and the events. Scripts stay.
+    /// Forgets the requests and the events, and what could not be read. Scripts stay.
     pub fn forget(&self) {
         let mut state = self.state();
         state.requests.clear();
         state.taken.clear();
+        state.unreadable = None;
+    }
+
+    /// What came, if all of it could be read: an empty answer would let a test pass that sees nothing.
+    fn read(&self) -> MutexGuard<'_, State> {
+        let state = self.state();
+        let unreadable = state.unreadable.clone();
+        if let Some(why) = unreadable {
+            drop(state);
+            panic!("the server of posthog::testing could not read a request: {why}");
+        }
+        state
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -114,7 +138,8 @@ impl Post for Server {
         let server = self.clone();
         // Only when it is first looked at: one that is given up before that was never sent.
         Box::pin(async move {
-            let (answer, words) = server.state().take_in(&request);
+            let taken_in = server.state().take_in(&request);
+            let (answer, words) = taken_in.map_err(|why| TransportError::Other(why.into()))?;
             if !answer.after().is_zero() {
                 server.clock.reached(server.clock.now() + answer.after()).await;
             }
@@ -124,8 +149,8 @@ impl Post for Server {
 }
 
 impl State {
-    /// Records the request; answers with the answer, and what an endpoint of that kind says when all is well.
-    fn take_in(&mut self, request: &Request) -> (Answer, String) {
+    /// Records the request; answers with the answer, and what an endpoint of that kind says when all is well. Or why it cannot be read.
+    fn take_in(&mut self, request: &Request) -> Result<(Answer, String), String> {
         let path = request.url.split('?').next().unwrap_or_default().trim_end_matches('/');
         let route = match path {
             path if path.ends_with("/i/v0/ai/batch") => Route::Ai,
@@ -134,7 +159,10 @@ impl State {
         };
         let headers: Vec<_> =
             request.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
-        let body = decode(&headers, &request.body);
+        let encoding = headers.iter().find(|(name, _)| name == "content-encoding").map(|(_, value)| value.as_str());
+        let body = body::read(encoding, &request.body)
+            .map_err(|why| format!("{}: {why}", request.url))
+            .inspect_err(|why| self.unreadable = Some(why.clone()))?;
         let events = body["batch"].as_array().cloned().unwrap_or_default();
         let scripted = self.scripts.get_mut(&route).and_then(VecDeque::pop_front);
         let answer = scripted.or_else(|| self.standing.get(&route).cloned()).unwrap_or_else(Answer::ok);
@@ -154,20 +182,81 @@ impl State {
         let attempt = u32::try_from(self.requests.iter().filter(carried).count() + 1).unwrap_or(u32::MAX);
         let (url, status) = (request.url.to_string(), answer.status_code());
         self.requests.push(RecordedRequest { route, url, headers, body, events, attempt, status });
-        (answer, words.to_string())
+        Ok((answer, words.to_string()))
     }
 }
 
-fn decode(headers: &[(String, String)], body: &[u8]) -> Value {
-    let encoding = headers.iter().find(|(name, _)| name == "content-encoding").map(|(_, value)| value.as_str());
-    let mut text = Vec::new();
-    let read = match encoding {
-        Some("gzip") => MultiGzDecoder::new(body).read_to_end(&mut text).map(drop),
-        Some("deflate") => ZlibDecoder::new(body).read_to_end(&mut text).map(drop),
-        _ => {
-            text.extend_from_slice(body);
-            Ok(())
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::Harness;
+    use crate::{Compression, Config, Event, Protocol};
+
+    fn speaking(compression: Compression) -> impl FnOnce(Config) -> Config {
+        move |config| config.protocol(Protocol::V1).compression(compression)
+    }
+
+    /// Every codec that is compiled in.
+    fn codecs() -> Vec<(Compression, Option<&'static str>)> {
+        vec![
+            (Compression::None, None),
+            (Compression::Gzip, Some("gzip")),
+            (Compression::Deflate, Some("deflate")),
+            #[cfg(feature = "brotli")]
+            (Compression::Brotli, Some("br")),
+            #[cfg(feature = "zstd")]
+            (Compression::Zstd, Some("zstd")),
+        ]
+    }
+
+    #[test]
+    fn every_codec_that_is_compiled_in_is_read() {
+        for (compression, encoding) in codecs() {
+            let harness = Harness::new(speaking(compression)).unwrap();
+            for n in 0..300 {
+                harness.client().capture(Event::new("tick", "user_1").prop("n", n));
+            }
+            harness.deliver();
+            assert_eq!(harness.client().stats().delivered, 300, "{compression:?}");
+            let requests = harness.server().requests();
+            assert_eq!(requests[0].header("content-encoding"), encoding);
+            assert!(requests[0].body["created_at"].is_string());
+            let numbers: Vec<_> =
+                harness.server().taken().iter().map(|event| event["properties"]["n"].clone()).collect();
+            assert_eq!(numbers, (0..300).map(Value::from).collect::<Vec<_>>(), "{compression:?}");
         }
-    };
-    read.ok().and_then(|()| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    fn post(server: &Server, encoding: &str, body: &[u8]) -> Result<(), String> {
+        let headers = vec![("Content-Encoding", encoding.to_owned())];
+        let request =
+            Request { url: "http://posthog.test/batch/".into(), headers, body: body.to_vec(), max_answer: 1024 };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(server.post(request)).map(drop).map_err(|error| error.describe())
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_read_gets_no_answer_and_whoever_asks_hears_of_it() {
+        let server = Server::new(&StillClock::at(std::time::UNIX_EPOCH + Duration::from_secs(1)));
+        for (encoding, body) in [("snappy", &b"{}"[..]), ("gzip", b"{}"), ("identity", b"<html>")] {
+            let said = post(&server, encoding, body).unwrap_err();
+            assert!(said.contains("its body is"), "{said}");
+            let asked = [
+                catch_unwind(AssertUnwindSafe(|| drop(server.requests()))),
+                catch_unwind(AssertUnwindSafe(|| drop(server.taken()))),
+            ];
+            for panicked in asked {
+                let panicked = panicked.unwrap_err();
+                let told = panicked.downcast_ref::<String>().unwrap();
+                assert!(told.contains("http://posthog.test/batch/: its body is"), "{told}");
+            }
+            server.forget();
+            assert!(server.requests().is_empty() && server.taken().is_empty());
+        }
+        assert_eq!(post(&server, "identity", br#"{"batch":[]}"#), Ok(()));
+        assert_eq!(server.requests().len(), 1);
+    }
 }

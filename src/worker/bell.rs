@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
+use super::dead::Ordered;
 use super::flush::Flush;
 use super::pending::Promise;
 use super::report::ShutdownReport;
+use super::verdicts::Awaited;
 use crate::delivery;
 
 /// What is asked of the committer, gathered until it looks.
@@ -27,13 +27,22 @@ pub(super) struct Wanted {
     /// Flushes that the delivery is done with, and how it found the endpoint.
     pub(super) flushed: Vec<(Flush, delivery::Endpoint)>,
     /// Events to be sent at once, because somebody waits for what becomes of them.
-    pub(super) awaited: Vec<Uuid>,
+    pub(super) awaited: Vec<Awaited>,
+    /// What is to be done with dead letters.
+    pub(super) dead: Vec<Ordered>,
     /// Until when delivery may go on; set once intake has ended.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.
     pub(super) stops: Vec<Promise<ShutdownReport>>,
     /// Delivery has ended, and found the endpoint so.
     pub(super) delivery_ended: Option<delivery::Endpoint>,
+}
+
+impl Wanted {
+    /// Whether what is asked needs everything to be in the store: to be sent, or to be told from what is there.
+    pub(super) fn wants_all(&self) -> bool {
+        !(self.flushes.is_empty() && self.awaited.is_empty() && self.dead.is_empty())
+    }
 }
 
 #[derive(Debug, Default)]

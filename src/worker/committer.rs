@@ -111,6 +111,7 @@ impl Committer {
         if due.settle {
             self.settle_adopted();
         }
+        self.tend_dead();
         self.pass_flushes_on();
         // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
         let only_synced = due.sync && !due.carry && !due.settle && !self.asked.look_again;
@@ -170,6 +171,7 @@ impl Committer {
         asked.flushes.extend(wanted.flushes);
         asked.flushed.extend(wanted.flushed);
         asked.awaited.extend(wanted.awaited);
+        asked.dead.extend(wanted.dead);
         asked.stops.extend(wanted.stops);
         asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
     }
@@ -191,7 +193,7 @@ impl Committer {
             unsettled_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             flushed: !self.asked.flushed.is_empty(),
-            all: !self.asked.flushes.is_empty() || !self.asked.awaited.is_empty() || self.stopping.is_some(),
+            all: self.asked.wants_all() || self.stopping.is_some(),
         };
         // Without another arena the active one cannot be sealed. Settlements do not wait for that: they are what makes room.
         let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_spare());
@@ -273,7 +275,7 @@ impl Committer {
         // Callers may seal further arenas meanwhile; those are for the next turn.
         for _ in 0..ARENAS_MAX {
             self.make_room_for_oldest_sealed();
-            let batch = pipeline.outbox.take(OWN);
+            let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
                 Ok(Some(carried)) => {
@@ -312,7 +314,7 @@ impl Committer {
 
     pub(super) fn settle_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        let batch = pipeline.outbox.take(OWN);
+        let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
         if batch.is_empty() {
             return pipeline.outbox.put_back(batch);
         }
@@ -334,7 +336,7 @@ impl Committer {
     /// An orphan's settlements; if it cannot take them, it is let go and found again later.
     pub(super) fn settle_adopted(&mut self) {
         let Some((origin, shard)) = self.pipeline.adopted_shard() else { return };
-        let batch: Batch = self.pipeline.outbox.take(origin);
+        let batch: Batch = self.pipeline.outbox.take(origin, &shard.ledger());
         if batch.is_empty() {
             return;
         }

@@ -8,7 +8,6 @@ use super::committer::Committer;
 use super::outbox::Totals;
 use super::pending::{self, Pending, Promise};
 use super::report::{DeliveryReport, Endpoint, FlushReport};
-use super::source::OWN;
 use crate::delivery;
 
 /// A flush under way.
@@ -71,8 +70,8 @@ impl Committer {
             delivery.flush(Box::new(move |endpoint| {
                 // Those that were decided are gone from the list by now.
                 let endpoint = pipeline.endpoint(endpoint);
-                for uuid in awaited {
-                    pipeline.verdicts.tell(uuid, &DeliveryReport::Queued { endpoint: endpoint.clone() });
+                for one in awaited {
+                    pipeline.verdicts.give_up(&one, DeliveryReport::Queued { endpoint: endpoint.clone() });
                 }
             }));
         }
@@ -96,14 +95,12 @@ impl Committer {
 impl Pipeline {
     /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
     pub(super) fn remaining(&self) -> u64 {
-        let own = (OWN, Arc::clone(&self.shard));
-        let queued = std::iter::once(own).chain(self.adopted_shard()).map(|(origin, shard)| {
-            let (delivered, buried) = self.outbox.settled_events(origin);
-            shard.ledger().queued_events.saturating_sub(delivered + buried)
-        });
+        let (own, accepted) = self.account();
         // By sequence numbers: how many records an arena of an earlier life holds is known only when it is carried.
-        let in_journal = self.shard.accepted().saturating_sub(self.shard.ledger().accepted);
-        queued.sum::<u64>() + in_journal
+        let in_journal = accepted.saturating_sub(own.accepted);
+        let adopted = self.adopted_shard();
+        let adopted = adopted.map_or(0, |(origin, shard)| self.outbox.ledger(origin, || shard.ledger()).queued_events);
+        own.queued_events + in_journal + adopted
     }
 
     /// In the user's words: times from now on.

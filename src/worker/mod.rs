@@ -28,6 +28,7 @@
 //!
 //! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
+//! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are carried ([`dead`]).
 //! * While the program has opted out nothing is read for sending; what is queued stays.
 //!
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
@@ -45,6 +46,7 @@ mod bounds;
 mod committer;
 #[cfg(feature = "testing")]
 mod contents;
+mod dead;
 mod drop_reason;
 mod due;
 mod flush;
@@ -83,6 +85,8 @@ use admission::Admission;
 pub use admission::Overflow;
 pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
+pub use dead::DeadLetterError;
+pub(crate) use dead::{DeadOrder, sum};
 pub use drop_reason::DropReason;
 pub(crate) use joint::both;
 use outbox::{Outbox, Totals};

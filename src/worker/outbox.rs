@@ -13,7 +13,7 @@ use crate::clock::WallNanos;
 use crate::delivery::{ChunkRef, PaceState, Phase, Settlement};
 use crate::journal::Room;
 use crate::shard::Settled;
-use crate::store::{Chunk, ChunkKey};
+use crate::store::{Chunk, ChunkKey, Ledger};
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -31,8 +31,8 @@ struct State {
     /// Settled, and still in the store until the next commit: never read again.
     settled: HashSet<ChunkRef>,
     waiting: Vec<Settlement>,
-    /// By origin: events delivered and buried in the transaction that is being made.
-    committing: HashMap<u32, (u64, u64)>,
+    /// By origin, the transaction that is being made.
+    committing: HashMap<u32, Committing>,
     next_attempt: Option<Option<WallNanos>>,
     /// What the store holds, or will after the next commit.
     known_next_attempt: Option<WallNanos>,
@@ -50,6 +50,16 @@ struct State {
 pub(super) struct Totals {
     pub(super) delivered: u64,
     pub(super) buried: u64,
+}
+
+/// What a transaction that is being made settles.
+#[derive(Clone, Copy, Debug)]
+struct Committing {
+    delivered: u64,
+    buried: u64,
+    /// Events that the ledger had as delivered or buried before: more of them, and it has taken effect. Nobody but the committer adds
+    /// to them, and it makes one transaction at a time.
+    before: u64,
 }
 
 /// Settlements on their way into a transaction.
@@ -78,12 +88,13 @@ impl Batch {
 }
 
 impl Outbox {
-    /// Takes out what waits for a commit in that shard.
-    pub(super) fn take(&self, origin: u32) -> Batch {
+    /// Takes out what waits for a commit in that shard, whose ledger is this.
+    pub(super) fn take(&self, origin: u32, ledger: &Ledger) -> Batch {
         let mut state = lock(&self.state);
         let settlements: Vec<_> =
             state.waiting.extract_if(.., |settlement| settlement.chunk.origin == origin).collect();
-        state.committing.insert(origin, events(settlements.iter()));
+        let (delivered, buried) = events(settlements.iter());
+        state.committing.insert(origin, Committing { delivered, buried, before: settled_in(ledger) });
         let next_attempt = if origin == OWN { state.next_attempt.take() } else { None };
         Batch { origin, settlements, next_attempt }
     }
@@ -140,12 +151,25 @@ impl Outbox {
         move |seq| !is_settled || kept.as_ref().is_some_and(|kept| kept.contains(&seq))
     }
 
-    /// Events of that shard delivered and buried whose commit is still to come, or under way.
-    pub(super) fn settled_events(&self, origin: u32) -> (u64, u64) {
+    /// The ledger of that shard, in which what is settled counts as settled, whether that is committed yet or not. A kill before the
+    /// commit takes it back.
+    pub(super) fn ledger(&self, origin: u32, committed: impl FnOnce() -> Ledger) -> Ledger {
+        // Under the lock: nothing goes from here into the ledger between the two looks, or is missed on its way back.
         let state = lock(&self.state);
-        let (delivered, buried) = events(state.waiting.iter().filter(|settlement| settlement.chunk.origin == origin));
-        let committing = state.committing.get(&origin).copied().unwrap_or_default();
-        (delivered + committing.0, buried + committing.1)
+        let mut ledger = committed();
+        let (mut delivered, mut buried) =
+            events(state.waiting.iter().filter(|settlement| settlement.chunk.origin == origin));
+        let under_way = state.committing.get(&origin).filter(|under_way| settled_in(&ledger) == under_way.before);
+        if let Some(under_way) = under_way {
+            delivered += under_way.delivered;
+            buried += under_way.buried;
+        }
+        let delivered = delivered.min(ledger.queued_events);
+        let buried = buried.min(ledger.queued_events - delivered);
+        ledger.queued_events -= delivered + buried;
+        ledger.delivered += delivered;
+        ledger.buried += buried;
+        ledger
     }
 
     /// Events decided so far.
@@ -340,6 +364,11 @@ fn add(waiting: &mut Vec<Settlement>, settlement: Settlement) {
         }
         None => waiting.push(settlement),
     }
+}
+
+/// Events that are delivered or buried there.
+fn settled_in(ledger: &Ledger) -> u64 {
+    ledger.delivered.saturating_add(ledger.buried)
 }
 
 /// Events delivered and buried.

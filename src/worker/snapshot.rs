@@ -42,17 +42,10 @@ impl Pipeline {
         let store = self.shard.open_store();
         let uncarried = self.shard.journal().uncarried();
         let oldest = store.as_ref().and_then(|store| store.oldest(LANE).ok().flatten());
-        let mut ledger = self.shard.ledger();
-        // What is settled counts as settled, whether that is committed yet or not; a kill before the commit takes it back.
-        let (delivered, buried) = self.outbox.settled_events(OWN);
-        let delivered = delivered.min(ledger.queued_events);
-        let buried = buried.min(ledger.queued_events - delivered);
-        ledger.queued_events = ledger.queued_events.saturating_sub(delivered + buried);
-        ledger.delivered += delivered;
-        ledger.buried += buried;
+        let (ledger, accepted) = self.account();
         Snapshot {
             ledger,
-            accepted: self.shard.accepted(),
+            accepted,
             adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
             unsynced_for: lock(&self.unsynced_since)
                 .map(|since| self.options.clock.now().saturating_duration_since(since)),
@@ -72,9 +65,16 @@ impl Pipeline {
         }
     }
 
+    /// The ledger of our own shard as of now, and how many events it has accepted: those that the ledger has not heard of yet are in
+    /// the journal.
+    pub(super) fn account(&self) -> (Ledger, u64) {
+        // In this order: what is carried in between counts as in the journal still.
+        let ledger = self.outbox.ledger(OWN, || self.shard.ledger());
+        (ledger, self.shard.accepted())
+    }
+
     /// Up to `limit` records that were refused for good, oldest first.
     pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
-        let read = self.shard.open_store().and_then(|store| store.dead(limit).ok());
-        read.map(|read| read.records).unwrap_or_default()
+        self.shard.dead(limit).unwrap_or_default()
     }
 }

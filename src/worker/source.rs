@@ -12,11 +12,14 @@ use crate::store::{Chunk, ChunkKey, Removal};
 pub(super) const OWN: u32 = 0;
 
 impl Pipeline {
-    /// Holds back what is queued, or lets it go. What is under way at the moment of the call still goes.
+    /// Holds back what is queued, or lets it go. Only requests that are under way at the moment of the call still go.
     pub(crate) fn hold(&self, held: bool) {
         self.held.store(held, Ordering::SeqCst);
-        if !held {
-            self.committed();
+        match self.delivery() {
+            // It lets go of what it has in memory, so that this can be evicted like the rest.
+            Some(delivery) if held => delivery.look_again(),
+            Some(delivery) => delivery.committed(),
+            None => {}
         }
     }
 
@@ -60,7 +63,7 @@ impl Pipeline {
 
 impl Source for Pipeline {
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
-        if self.held.load(Ordering::SeqCst) {
+        if self.is_held() {
             return Ok(Vec::new());
         }
         // A failed read shuts the store; the committer opens it again.
@@ -83,6 +86,10 @@ impl Source for Pipeline {
             self.bell.ring(|wanted| wanted.adopt = true);
         }
         Ok(chunks)
+    }
+
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
     }
 
     fn stuck(&self, origin: u32) -> bool {

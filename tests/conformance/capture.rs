@@ -11,7 +11,9 @@ use sink::Answer;
 use uuid::Uuid;
 
 use crate::scene::{Scene, has_recorded};
-use crate::stage::{PATIENCE, accepted, event, eventually, take};
+use crate::stage::{PATIENCE, accepted, assert_balanced, event, eventually, take};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
 fn cap_01_capture_enqueues_exactly_one_event_with_its_envelope() {
@@ -69,6 +71,26 @@ fn cap_02_what_is_queued_when_a_program_opts_out_is_kept_and_sent_after_it_opts_
     assert!(again.is_opted_out());
     assert_eq!(again.capture(event("no")).outcome(), Outcome::Dropped(DropReason::OptedOut));
     assert_eq!(again.stats().delivered, 1);
+}
+
+#[test]
+fn cap_02_only_the_request_under_way_goes_on_when_a_program_opts_out() {
+    let scene = Scene::with(|config| config.max_batch_events(1).flush_at(1000).flush_interval(HOUR));
+    scene.stage.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
+    let uuids: Vec<_> = (0..25).map(|_| take(&scene.client, "tick")).collect();
+    let flush = scene.client.flush();
+    assert!(scene.stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    scene.client.opt_out();
+    // Who waited is told, and so is who asks now: with what was under way it is over.
+    for flush in [flush, scene.client.flush()] {
+        let report = flush.wait(PATIENCE).unwrap();
+        assert_eq!((report.remaining, report.endpoint), (24, Endpoint::Up));
+    }
+    assert_eq!(scene.stage.sink.requests().len(), 1);
+    scene.client.opt_in();
+    scene.stage.must_have_taken(&uuids);
+    eventually("the queue is empty", || scene.client.stats().queued_events == 0);
+    assert_balanced(&scene.client);
 }
 
 #[test]

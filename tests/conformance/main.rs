@@ -6,6 +6,7 @@
 
 mod ai;
 mod before_send;
+mod callbacks;
 mod capture;
 mod context;
 mod http;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Compression, Config, DeliveryPhase, Diagnostic, Endpoint, Protocol};
+use posthog::{Client, Compression, Config, DeliveryPhase, DeliveryReport, Diagnostic, Endpoint, Protocol};
 use serde_json::json;
 use sink::{Answer, Request};
 use uuid::Uuid;
@@ -130,14 +130,14 @@ fn http_02_verdicts_empty_the_queue_and_a_dropped_event_lies_with_its_details_am
 #[test]
 fn an_event_without_a_verdict_and_one_with_an_unknown_one_are_not_forgotten() {
     let stage = Stage::new();
-    stage.sink.script([Answer::results(["missing", "ok", "limited:quota"])]);
+    stage.sink.script([Answer::results(["missing", "ok", "later:busy"])]);
     let client = patient(&stage);
     three(&stage, &client);
     eventually("all three are settled", || client.stats().delivered == 1 && client.stats().buried == 2);
     eventually("the dead letters are written", || client.dead_letters(9).len() == 2);
     let mut reasons: Vec<_> = client.dead_letters(9).into_iter().map(|dead| dead.reason).collect();
     reasons.sort();
-    assert_eq!(reasons, ["no verdict", r#"unknown result "limited": quota"#]);
+    assert_eq!(reasons, ["no verdict", r#"unknown result "later": busy"#]);
     close_empty(&client);
     assert_eq!(stage.sink.requests().len(), 1, "neither is tried again");
 }
@@ -265,4 +265,19 @@ fn whatever_was_queued_under_one_protocol_is_delivered_under_the_other() {
     stage.must_have_taken(&uuids);
     assert!(stage.sink.requests().iter().all(|request| request.path == "/i/v1/analytics/events"));
     close_empty(&v1);
+}
+
+#[test]
+fn parallel_captures_under_one_uuid_each_hear_of_their_own_event() {
+    let stage = Stage::new();
+    stage.sink.script([Answer::results(["drop:the first"]), Answer::results(["ok"])]);
+    let client = patient(&stage);
+    let uuid = Uuid::from_u128(7);
+    let waiting = ["one", "two"].map(|name| client.capture_immediate(event(name).uuid(uuid)));
+    let mut reports = waiting.map(|report| report.wait(PATIENCE).unwrap());
+    reports.sort_by_key(|report| *report == DeliveryReport::Delivered);
+    let buried = DeliveryReport::Buried { status: 200, reason: "the first".into() };
+    assert_eq!(reports, [buried, DeliveryReport::Delivered]);
+    assert_eq!(stage.sink.requests().len(), 2);
+    close_empty(&client);
 }

@@ -2,6 +2,7 @@
 //! the committer's thread would do at that moment.
 
 mod bounds;
+mod dead;
 mod flushes;
 mod orphans;
 mod partial;

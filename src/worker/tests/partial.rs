@@ -85,7 +85,7 @@ fn a_piece_that_is_settled_during_the_commit_of_the_one_before_is_not_read_again
     let (bench, row) = carried(|_| ());
     let rest = settle(&bench, row, 29, &[1]);
     assert_eq!(rest, row, "what is kept has the name of the whole");
-    let under_way = bench.pipeline.outbox.take(OWN);
+    let under_way = bench.pipeline.outbox.take(OWN, &bench.ledger());
     settle(&bench, rest, 1, &[]);
     bench.pipeline.outbox.committed(under_way);
     assert!(bench.read().is_empty());
@@ -96,7 +96,7 @@ fn pieces_are_settled_in_their_order_also_after_a_commit_that_failed() {
     for keep in [1, 2] {
         let (mut bench, row) = carried(|_| ());
         let rest = settle(&bench, row, 29, &[keep]);
-        let under_way = bench.pipeline.outbox.take(OWN);
+        let under_way = bench.pipeline.outbox.take(OWN, &bench.ledger());
         settle(&bench, rest, 1, &[]);
         bench.pipeline.outbox.put_back(under_way);
         bench.advance(HOUR);

@@ -31,7 +31,7 @@ fn a_row_that_was_settled_and_committed_during_a_read_is_not_handed_out_again() 
     let after = outbox.resume(OWN, &idle);
     let snapshot = both();
     // ... when the committer's transaction comes to its end.
-    let batch = outbox.take(OWN);
+    let batch = outbox.take(OWN, &Ledger::default());
     outbox.committed(batch);
     let handed = outbox.hand_out(OWN, after, Some(b.key), snapshot, &idle).unwrap_or_default();
     assert!(handed.iter().all(|(chunk, _)| *chunk != b), "B was delivered, is gone from the store, and is sent again");
@@ -89,4 +89,84 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
         (120 - ledger.evicted, 0),
         "rows that nobody reads in this life"
     );
+}
+
+/// What somebody sees who asks for statistics all the time.
+#[derive(Default)]
+struct Watch {
+    delivered: u64,
+    buried: u64,
+    accepted: u64,
+    looks: u64,
+}
+
+impl Watch {
+    fn look(&mut self, pipeline: &Pipeline) {
+        // What `snapshot` says, without its looks at the disk: they take so long that hardly any falls into a commit.
+        let (ledger, accepted) = pipeline.account();
+        assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
+        assert!(accepted >= ledger.accepted, "{accepted} accepted, {ledger:?}");
+        let (before, now) = ((self.accepted, self.delivered, self.buried), (accepted, ledger.delivered, ledger.buried));
+        assert!(now.0 >= before.0 && now.1 >= before.1 && now.2 >= before.2, "{before:?}, and then {now:?}");
+        (self.accepted, self.delivered, self.buried) = now;
+        self.looks += 1;
+    }
+}
+
+#[test]
+fn statistics_balance_and_never_go_back_whenever_one_looks() {
+    let mut bench = bench(|options| options.flush_at = 1);
+    let (pipeline, done) = (Arc::clone(&bench.pipeline), Arc::new(AtomicBool::new(false)));
+    let is_done = Arc::clone(&done);
+    let looking = std::thread::spawn(move || {
+        let mut watch = Watch::default();
+        while !is_done.load(Ordering::SeqCst) {
+            watch.look(&pipeline);
+        }
+        watch
+    });
+    let mut own = Watch::default();
+    // Queued all the time: of an empty queue nothing could be counted as settled twice.
+    bench.append(10);
+    bench.advance(Duration::from_secs(6));
+    let backlog = bench.read();
+    for _ in 0..100 {
+        bench.append(10);
+        bench.advance(Duration::from_secs(6));
+        bench.deliver(bench.read());
+        own.look(&bench.pipeline);
+        bench.advance(Duration::from_secs(6));
+        own.look(&bench.pipeline);
+    }
+    bench.deliver(backlog);
+    own.look(&bench.pipeline);
+    done.store(true, Ordering::SeqCst);
+    let watch = looking.join().unwrap();
+    assert!(watch.looks > 200, "{}", watch.looks);
+    assert_eq!((own.accepted, own.delivered), (1_010, 1_010));
+}
+
+#[test]
+fn what_is_being_committed_counts_once_before_the_commit_and_after_it() {
+    let outbox = Outbox::default();
+    let ((a, chunk_a), (b, chunk_b)) = (row(1), row(11));
+    outbox.hand_out(OWN, (None, 0), Some(b.key), vec![chunk_a, chunk_b], &|_| false);
+    let before = Ledger { accepted: 20, queued_events: 20, ..Ledger::default() };
+    let after = Ledger { delivered: 10, queued_events: 10, ..before };
+    let seen = |committed: Ledger| {
+        let ledger = outbox.ledger(OWN, || committed);
+        assert_eq!(ledger.imbalance(), 0);
+        (ledger.delivered, ledger.queued_events)
+    };
+    settle(&outbox, a);
+    assert_eq!(seen(before), (10, 10));
+    let batch = outbox.take(OWN, &before);
+    assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "on one side of the commit and on the other");
+    settle(&outbox, b);
+    assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
+    outbox.committed(batch);
+    assert_eq!(seen(after), (20, 0));
+    let batch = outbox.take(OWN, &after);
+    outbox.put_back(batch);
+    assert_eq!(seen(after), (20, 0), "the transaction failed");
 }

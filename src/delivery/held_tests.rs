@@ -1,0 +1,181 @@
+//! The engine while the queue is held back: nothing goes but what is under way, and nothing is kept from the queue.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::engine_tests::{Rig, queue_of, refusing};
+use super::fake::{Reply, Seen};
+use super::*;
+
+const LONG: Duration = Duration::from_secs(86_400);
+
+impl Rig {
+    fn hold(&self) {
+        self.queue.ledger().is_held = true;
+        self.handle.look_again();
+    }
+
+    fn let_go(&self) {
+        self.queue.ledger().is_held = false;
+        self.handle.committed();
+    }
+
+    fn requests(&self) -> usize {
+        self.endpoint.seen().len()
+    }
+
+    /// The numbers of all events sent so far, in the order of sending.
+    fn sent(&self) -> Vec<u64> {
+        self.endpoint.seen().into_iter().flat_map(|seen| seen.events).collect()
+    }
+
+    async fn requested(&self, requests: usize) {
+        self.until(|rig| rig.requests() == requests).await;
+    }
+
+    async fn keeps_nothing(&self) {
+        self.until(|rig| rig.queue.ledger().out.is_empty()).await;
+    }
+}
+
+/// Takes each request, after a second.
+fn slowly(_: &Seen) -> Reply {
+    Reply::ok().after(Duration::from_secs(1))
+}
+
+fn one_by_one(parts: &mut EngineParts) {
+    parts.options.max_batch_events = 1;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_failed_is_not_sent_again_while_held_and_afterwards_is_another_request() {
+    let rig = Rig::with(
+        queue_of(2, 5),
+        |_| Reply::new(503, ""),
+        |parts| {
+            parts.options.protocol = Protocol::V1;
+        },
+    );
+    rig.requested(1).await;
+    rig.hold();
+    let begun = Instant::now();
+    rig.keeps_nothing().await;
+    assert!(begun.elapsed() < Duration::from_millis(100), "before any attempt would be due");
+    sleep(LONG).await;
+    assert_eq!((rig.requests(), rig.queue.queued().len()), (1, 10));
+    rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
+    let begun = Instant::now();
+    rig.let_go();
+    rig.drained().await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "what it would have waited for is long over");
+    let seen = rig.endpoint.seen();
+    assert_eq!((seen.len(), seen[1].header("posthog-attempt"), rig.queue.delivered()), (2, "1", 10));
+    assert_ne!(seen[0].header("posthog-request-id"), seen[1].header("posthog-request-id"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_ahead_is_given_back_and_is_sent_once_afterwards() {
+    let rig = Rig::with(queue_of(3, 10), slowly, one_by_one);
+    rig.requested(1).await;
+    rig.hold();
+    rig.keeps_nothing().await;
+    sleep(LONG).await;
+    assert_eq!((rig.sent(), rig.queue.delivered(), rig.queue.queued().len()), (vec![1], 1, 29));
+    assert_eq!(rig.handle.state().phase, Phase::Idle, "as if there was nothing to send");
+    rig.let_go();
+    rig.drained().await;
+    let sent = rig.sent();
+    assert_eq!((sent.len(), sent.iter().collect::<HashSet<_>>().len(), rig.queue.delivered()), (30, 30, 30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_being_made_when_the_queue_is_held_does_not_go() {
+    let queue = queue_of(2, 5);
+    queue.ledger().is_held = true;
+    let rig = Rig::start(queue, |_| Reply::ok());
+    sleep(LONG).await;
+    {
+        let mut ledger = rig.queue.ledger();
+        (ledger.is_held, ledger.is_held_once_read) = (false, true);
+    }
+    rig.handle.committed();
+    rig.until(|rig| rig.queue.ledger().is_held).await;
+    rig.keeps_nothing().await;
+    assert_eq!((rig.requests(), rig.queue.queued().len()), (0, 10));
+    rig.let_go();
+    rig.drained().await;
+    assert_eq!((rig.sent().len(), rig.queue.delivered()), (10, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_of_a_held_queue_is_over_with_what_is_under_way() {
+    let rig = Rig::with(queue_of(3, 10), slowly, one_by_one);
+    rig.requested(1).await;
+    rig.hold();
+    let flushed = rig.flush().await;
+    assert_eq!((flushed.delivered, flushed.endpoint), (1, Endpoint::Up));
+    let begun = Instant::now();
+    rig.commit(5);
+    let flushed = rig.flush().await;
+    assert_eq!((flushed.delivered, flushed.endpoint, begun.elapsed()), (0, Endpoint::Up, Duration::ZERO));
+    assert_eq!((rig.requests(), rig.queue.queued().len()), (1, 34));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_waits_when_the_queue_is_held_is_told_of_a_request_that_fails() {
+    let rig = Rig::start(queue_of(1, 5), |_| Reply::new(503, "").after(Duration::from_secs(1)));
+    rig.requested(1).await;
+    let (flushed, ()) = tokio::join!(rig.flush(), async { rig.hold() });
+    assert!(matches!(flushed.endpoint, Endpoint::Down { .. }), "{flushed:?}");
+    sleep(LONG).await;
+    assert_eq!(rig.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_of_a_held_queue_waits_for_what_is_under_way_and_keeps_the_rest() {
+    let rig = Rig::with(queue_of(3, 10), slowly, one_by_one);
+    rig.requested(1).await;
+    rig.hold();
+    let endpoint = rig.endpoint.clone();
+    let (queue, took) = rig.stop(Duration::from_secs(10)).await;
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+    assert_eq!((endpoint.seen().len(), queue.delivered(), queue.queued().len()), (1, 1, 29));
+    assert!(queue.ledger().out.is_empty());
+
+    let rig = Rig::start(queue_of(1, 5), |_| Reply::new(503, ""));
+    rig.requested(1).await;
+    rig.hold();
+    let (queue, took) = rig.stop(Duration::from_secs(10)).await;
+    assert_eq!((took, queue.queued().len()), (Duration::ZERO, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_search_that_is_held_up_begins_anew_and_finds_what_it_looked_for() {
+    let mut refuse = refusing(&[40]);
+    let rig = Rig::start(queue_of(1, 64), move |seen| refuse(seen).after(Duration::from_secs(1)));
+    rig.requested(3).await;
+    rig.hold();
+    rig.keeps_nothing().await;
+    let (requests, decided) = (rig.requests(), rig.queue.delivered());
+    assert!(rig.buried().is_empty() && rig.queue.queued().len() as u64 == 64 - decided);
+    sleep(LONG).await;
+    assert_eq!(rig.requests(), requests);
+    rig.let_go();
+    rig.drained().await;
+    assert_eq!((rig.queue.delivered(), rig.buried()), (63, vec![40]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_outlasts_an_opt_out() {
+    let rig = Rig::start(queue_of(1, 5), |_| Reply { retry_after: Some(600), ..Reply::new(429, "") });
+    rig.requested(1).await;
+    rig.hold();
+    sleep(Duration::from_secs(300)).await;
+    rig.endpoint.change(|_| Reply::ok());
+    rig.let_go();
+    rig.drained().await;
+    let seen = rig.endpoint.seen();
+    assert!(seen.len() == 2 && seen[1].at >= Duration::from_secs(600), "{:?}", seen[1].at);
+}

@@ -1,0 +1,143 @@
+//! Dead letters that are sent again, or thrown away, because the program says so.
+//!
+//! One that is sent again goes through the journal like a new event: it counts as accepted once more, is sent under its old uuid and
+//! time, and `buried` goes on counting its first end. It leaves the dead letters only when the store has it among what is queued. A
+//! process that dies in between has it in both places; sent twice, PostHog keeps one.
+
+use std::sync::Arc;
+
+use super::Pipeline;
+use super::committer::Committer;
+use super::pending::{self, Pending, Promise, Unanswered};
+use crate::record::View;
+use crate::store::DEAD_MAX;
+
+/// Why nothing was done about dead letters, or not all of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeadLetterError {
+    /// The queue's file failed; what it said. They are where they were, but some may be queued as well.
+    #[error("the queue's file failed: {0}")]
+    Storage(String),
+    /// The client is closed.
+    #[error("the client is closed")]
+    Closed,
+    /// This process is a forked child that has captured nothing yet, or it waits for what its parent had asked.
+    #[error("this forked process has no queue of its own yet")]
+    Forked,
+}
+
+/// What is to be done with all dead letters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DeadOrder {
+    /// Queue them again.
+    Retry,
+    /// Forget them.
+    Discard,
+}
+
+/// An order, and who waits for how many that were.
+#[derive(Debug)]
+pub(super) struct Ordered {
+    order: DeadOrder,
+    promise: Promise<Result<u64, DeadLetterError>>,
+}
+
+impl Pipeline {
+    /// Has that done with all dead letters there are; resolves with how many that were.
+    pub(crate) fn order_dead(&self, order: DeadOrder) -> Pending<Result<u64, DeadLetterError>> {
+        let (promise, answer) = pending::pending();
+        self.bell.ring(|wanted| wanted.dead.push(Ordered { order, promise }));
+        // It may have ended before: then nobody hears it.
+        if self.finished.get().is_some() { pending::answered(Err(DeadLetterError::Closed)) } else { answer }
+    }
+}
+
+impl Committer {
+    /// Does what was asked for. Not while stopping: who waits is told that the client is closed.
+    pub(super) fn tend_dead(&mut self) {
+        if !self.asked.dead.is_empty() && self.may_try() {
+            self.reopen_if_latched();
+        }
+        for Ordered { order, promise } in std::mem::take(&mut self.asked.dead) {
+            if self.stopping.is_none() {
+                promise.answer(match order {
+                    DeadOrder::Retry => self.retry_dead(),
+                    DeadOrder::Discard => self.discard_dead(),
+                });
+            }
+        }
+    }
+
+    fn retry_dead(&mut self) -> Result<u64, DeadLetterError> {
+        let pipeline = Arc::clone(&self.pipeline);
+        if !self.may_try() {
+            // Not even begun: what could not be carried would be there twice.
+            return Err(self.store_problem());
+        }
+        let records = pipeline.shard.dead(DEAD_MAX as usize).map_err(|error| storage(&error))?;
+        let (mut queued, mut newest) = (Vec::new(), 0);
+        for record in records {
+            // What cannot be read cannot be sent either.
+            let Ok(view) = View::parse(&record.body) else { continue };
+            let class = view.head.class as u8;
+            let appended = pipeline.append(&record.body, class).or_else(|_| {
+                // The journal may be full, and whether the queue is was looked at before what was settled was committed.
+                self.carry();
+                self.keep_bounds();
+                pipeline.append(&record.body, class)
+            });
+            let Ok(seq) = appended else { break };
+            queued.push(record.seq);
+            newest = seq;
+        }
+        self.carry();
+        if pipeline.shard.ledger().accepted < newest {
+            return Err(self.store_problem());
+        }
+        self.exhume(queued)
+    }
+
+    fn store_problem(&self) -> DeadLetterError {
+        let problem = super::lock(&self.pipeline.problem).clone();
+        DeadLetterError::Storage(problem.unwrap_or_else(|| "it could not be written".into()))
+    }
+
+    fn discard_dead(&mut self) -> Result<u64, DeadLetterError> {
+        let seqs = self.pipeline.shard.dead_seqs().map_err(|error| storage(&error))?;
+        self.exhume(seqs)
+    }
+
+    fn exhume(&mut self, seqs: Vec<u64>) -> Result<u64, DeadLetterError> {
+        let count = seqs.len() as u64;
+        if count > 0
+            && let Err(error) = self.pipeline.shard.exhume(seqs)
+        {
+            self.store_failed(&error);
+            return Err(storage(&error));
+        }
+        Ok(count)
+    }
+}
+
+fn storage(error: &crate::shard::ShardError) -> DeadLetterError {
+    DeadLetterError::Storage(error.to_string())
+}
+
+/// Of both lanes: how many there were in all.
+pub(crate) fn sum(
+    first: Result<u64, DeadLetterError>,
+    second: Result<u64, DeadLetterError>,
+) -> Result<u64, DeadLetterError> {
+    Ok(first?.saturating_add(second?))
+}
+
+impl Unanswered for Result<u64, DeadLetterError> {
+    fn closed() -> Self {
+        Err(DeadLetterError::Closed)
+    }
+
+    fn forked() -> Self {
+        Err(DeadLetterError::Forked)
+    }
+}

@@ -1,0 +1,88 @@
+//! Dead letters that are to be sent again while the store fails, or that cannot be read.
+
+use super::*;
+use crate::event::{Event, Stamp};
+use crate::store::DeadRecord;
+use crate::worker::{DeadLetterError, DeadOrder};
+
+const BROKEN: u32 = 5;
+
+fn body() -> Vec<u8> {
+    let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
+    Event::new("tick", "user_1").finish(&stamp, 1024).unwrap().body().to_vec()
+}
+
+/// The first record of the only row is refused with this body, and the other is delivered.
+fn bury(bench: &mut Bench, body: Vec<u8>) {
+    bench.append(2);
+    bench.advance(HOUR);
+    let (chunk, _) = bench.read().remove(0);
+    let (seq, lane) = (chunk.key.first_seq, chunk.key.lane);
+    let (reason, first_attempt, last_attempt) = (String::new(), 1, 2);
+    let dead = DeadRecord { seq, lane, status: 400, reason, first_attempt, last_attempt, attempts: 1, body };
+    bench.pipeline.settle(Settlement { chunk, delivered: 1, buried: vec![dead], keep: None });
+}
+
+fn order(bench: &mut Bench, order: DeadOrder) -> Option<Result<u64, DeadLetterError>> {
+    let answer = bench.pipeline.order_dead(order);
+    bench.settle_down();
+    answer.try_get()
+}
+
+#[test]
+fn a_dead_letter_stays_until_the_store_has_it_among_what_is_queued() {
+    let fault = Fault::of(Op::Write, "queue.redb");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    bury(&mut bench, body());
+    bench.advance(HOUR);
+    for order_of in [DeadOrder::Retry, DeadOrder::Discard] {
+        fault.arm(BROKEN);
+        let answer = order(&mut bench, order_of);
+        assert!(matches!(answer, Some(Err(DeadLetterError::Storage(_)))), "{answer:?}");
+        fault.arm(0);
+        bench.advance(HOUR);
+        assert_eq!(bench.pipeline.dead(9).len(), 1, "{order_of:?}");
+    }
+    bench.deliver(bench.read());
+    bench.advance(HOUR);
+    let before = bench.ledger();
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(bench.pipeline.dead(9), []);
+    let after = bench.ledger();
+    assert_eq!((after.accepted, after.queued_events, after.buried), (before.accepted + 1, 1, 1));
+    let rows = bench.read();
+    assert!(rows[0].1.frames.windows(body().len()).any(|bytes| bytes == body()), "the very same record");
+}
+
+#[test]
+fn what_is_refused_but_not_committed_yet_is_among_the_dead_letters_that_are_meant() {
+    let mut bench = bench(|_| ());
+    bury(&mut bench, body());
+    assert_eq!(bench.pipeline.dead(9), []);
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(bench.pipeline.dead(9), []);
+    assert_eq!((bench.ledger().queued_events, bench.ledger().buried), (1, 1));
+}
+
+#[test]
+fn a_dead_letter_that_cannot_be_read_is_not_sent_again_but_can_be_thrown_away() {
+    let mut bench = bench(|_| ());
+    bury(&mut bench, vec![0xc1]);
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
+    assert_eq!(bench.pipeline.dead(9).len(), 1);
+    assert_eq!(order(&mut bench, DeadOrder::Discard), Some(Ok(1)));
+    assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().buried), (0, 1));
+}
+
+#[test]
+fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
+    let mut bench = bench(|options| options.limits.queue_events = 2);
+    bury(&mut bench, body());
+    bench.advance(HOUR);
+    bench.append(2);
+    bench.settle_down();
+    bench.advance(HOUR);
+    assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
+    bench.deliver(bench.read());
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+}

@@ -1,0 +1,82 @@
+//! What a program captures inside the callbacks of this library passes its `before_send` hooks all the same.
+
+use std::sync::{Arc, OnceLock};
+
+use posthog::{Client, DropReason, Outcome};
+use serde_json::Value;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Metadata, Subscriber};
+
+use crate::scene::Scene;
+use crate::stage::{accepted, event};
+
+/// Captures an event for each log line of ours, as a log layer that sends logs to PostHog does.
+struct Layer(Client);
+
+impl Subscriber for Layer {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "posthog"
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.capture(event("of the layer").prop("secret", 1));
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// A client whose hook removes a secret and says so, with what a callback may capture through.
+fn scene(of_the_hook: bool) -> (Scene, Arc<OnceLock<Client>>) {
+    let held: Arc<OnceLock<Client>> = Arc::default();
+    let (of_diagnostics, of_before_send) = (Arc::clone(&held), Arc::clone(&held));
+    let scene = Scene::with(|config| {
+        config
+            .before_send(move |mut seen| {
+                if of_the_hook && let Some(client) = of_before_send.get() {
+                    accepted(&client.capture(event("of before_send")));
+                }
+                seen.remove("secret");
+                Some(seen.prop("seen", true))
+            })
+            .on_diagnostic(move |_| {
+                if let Some(client) = of_diagnostics.get() {
+                    client.capture(event("of on_diagnostic").prop("secret", 1));
+                }
+            })
+    });
+    (scene, held)
+}
+
+/// Name, and whether a hook saw it; nothing that a hook removes is in any of them.
+fn seen(sent: &[Value]) -> Vec<(&str, bool)> {
+    assert!(sent.iter().all(|event| event["properties"].get("secret").is_none()), "{sent:#?}");
+    sent.iter().map(|event| (event["event"].as_str().unwrap(), event["properties"]["seen"] == true)).collect()
+}
+
+#[test]
+fn bsh_01_what_diagnostic_hooks_and_log_layers_capture_passes_before_send() {
+    let (scene, held) = scene(false);
+    held.set(scene.client.clone()).unwrap();
+    tracing::subscriber::with_default(Layer(scene.client.clone()), || {
+        assert_eq!(scene.client.capture(event("")).outcome(), Outcome::Dropped(DropReason::EmptyName));
+    });
+    assert_eq!(seen(&scene.sent()), [("of on_diagnostic", true), ("of the layer", true)]);
+}
+
+#[test]
+fn bsh_01_only_what_before_send_captures_itself_is_not_shown_to_it() {
+    let (scene, held) = scene(true);
+    held.set(scene.client.clone()).unwrap();
+    accepted(&scene.client.capture(event("tick").prop("secret", 1)));
+    assert_eq!(seen(&scene.sent()), [("of before_send", false), ("tick", true)]);
+}

@@ -1,0 +1,113 @@
+//! Dead letters that are sent again, or thrown away.
+
+use std::time::Duration;
+
+use posthog::{Client, Config, DeadLetterError, Protocol, Stats};
+use sink::Answer;
+use uuid::Uuid;
+
+use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+
+fn config(stage: &Stage) -> Config {
+    stage.config().protocol(Protocol::V1).flush_interval(Duration::from_millis(300))
+}
+
+/// Events that PostHog refuses for good, each by a verdict of its own.
+fn refused(stage: &Stage, client: &Client, count: usize) -> Vec<Uuid> {
+    stage.sink.script([Answer::results(vec!["drop:a mistake"; count])]);
+    let uuids = (0..count).map(|n| accepted(&client.capture(event("tick").prop("n", n)))).collect();
+    eventually("they lie among the dead letters", || client.dead_letters(99).len() == count);
+    assert_eq!(client.stats().queued_events, 0);
+    uuids
+}
+
+/// Accepted, delivered, buried; and the books balance.
+fn counts(stats: &Stats) -> (u64, u64, u64) {
+    assert_eq!(stats.imbalance(), 0, "{stats:?}");
+    (stats.accepted, stats.delivered, stats.buried)
+}
+
+#[test]
+fn dead_letters_are_sent_again_under_their_uuids_and_lie_there_again_if_they_are_refused_again() {
+    let stage = Stage::new();
+    let client = Client::new(config(&stage)).unwrap();
+    let uuids = refused(&stage, &client, 3);
+    let before = client.dead_letters(9);
+    stage.sink.script([Answer::results(["ok", "drop:no mistake", "ok"])]);
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(3)));
+    eventually("they are sent", || client.stats().queued_events == 0);
+    eventually("the dead letter is written", || client.dead_letters(9).len() == 1);
+    let again = client.dead_letters(9).remove(0);
+    assert_eq!((&again.event, &*again.reason), (&before[1].event, "no mistake"));
+    assert_eq!(counts(&client.stats()), (6, 2, 4));
+    let requests = stage.sink.requests();
+    assert_eq!((requests.len(), &requests[1].uuids), (2, &uuids));
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(1)));
+    stage.must_have_taken(&uuids);
+    close_empty(&client);
+    assert_eq!(counts(&client.stats()), (7, 3, 4));
+}
+
+#[test]
+fn dead_letters_of_both_lanes_are_thrown_away_and_go_on_being_counted() {
+    let stage = Stage::new();
+    let client = Client::new(config(&stage).ai_lane(true)).unwrap();
+    refused(&stage, &client, 2);
+    assert_eq!(client.discard_dead_letters().wait(PATIENCE), Ok(Ok(2)));
+    assert!(client.dead_letters(9).is_empty());
+    assert_eq!(counts(&client.stats()), (2, 0, 2));
+    assert_eq!(client.discard_dead_letters().wait(PATIENCE), Ok(Ok(0)));
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(0)));
+    close_empty(&client);
+    drop(client);
+    let next = Client::new(config(&stage)).unwrap();
+    assert!(next.dead_letters(9).is_empty());
+    assert_eq!(next.stats().buried, 2);
+}
+
+#[test]
+fn as_many_dead_letters_are_queued_again_as_there_is_room_for() {
+    let stage = Stage::new();
+    let client = Client::new(config(&stage).max_queue_events(10)).unwrap();
+    refused(&stage, &client, 3);
+    stage.sink.stop();
+    for _ in 0..9 {
+        take(&client, "in the way");
+    }
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(1)));
+    assert_eq!((client.stats().queued_events, client.dead_letters(9).len()), (10, 2));
+    stage.sink.resume();
+    let _ = client.flush().wait(PATIENCE);
+    eventually("there is room again", || client.stats().queued_events == 0);
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(2)));
+    eventually("all are sent", || client.stats().queued_events == 0);
+    close_empty(&client);
+    assert_eq!(counts(&client.stats()), (15, 12, 3));
+}
+
+#[test]
+fn dead_letters_that_wait_to_be_sent_again_survive_the_process_in_the_queue() {
+    let stage = Stage::new();
+    let client = Client::new(config(&stage)).unwrap();
+    let uuids = refused(&stage, &client, 2);
+    stage.sink.stop();
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(2)));
+    assert!(client.dead_letters(9).is_empty());
+    drop(client);
+    stage.sink.resume();
+    let next = Client::new(config(&stage)).unwrap();
+    stage.must_have_taken(&uuids);
+    close_empty(&next);
+}
+
+#[test]
+fn a_closed_client_does_nothing_about_dead_letters_and_says_so() {
+    let stage = Stage::new();
+    let client = Client::new(config(&stage)).unwrap();
+    refused(&stage, &client, 1);
+    client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Err(DeadLetterError::Closed)));
+    assert_eq!(client.discard_dead_letters().wait(PATIENCE), Ok(Err(DeadLetterError::Closed)));
+    let disabled = Client::new(Config::disabled()).unwrap();
+    assert_eq!(disabled.discard_dead_letters().wait(PATIENCE), Ok(Ok(0)));
+}

@@ -1,0 +1,140 @@
+//! Forked children, by their parent's rules and within its hooks.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use posthog::{Client, Diagnostic, DropReason, Mode, Outcome};
+
+use crate::apart::apart;
+use crate::process::forked;
+use crate::stage::{PATIENCE, Place, accepted, close_empty, event, eventually, take};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const OPTED_OUT: Outcome = Outcome::Dropped(DropReason::OptedOut);
+
+#[test]
+fn a_childs_ai_events_follow_what_it_has_opted_for() {
+    apart(
+        |place| {
+            let client = place.client();
+            client.opt_out();
+            forked(|| {
+                assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT);
+                assert!(client.stats().ai.is_none(), "an event that is not wanted opens no queue");
+                client.opt_in();
+                accepted(&client.capture_ai(event("child's first")));
+                client.opt_out();
+                assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT);
+                client.opt_in();
+                accepted(&client.capture_ai(event("child's second")));
+                close_empty(&client);
+            })
+            .must_end_well();
+            assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT, "what the child does is its own affair");
+            client.opt_in();
+            accepted(&client.capture_ai(event("parent's")));
+            // Set in the child before anything is captured there, and with the parent's lane open.
+            forked(|| {
+                client.opt_out();
+                assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT);
+                client.opt_in();
+                accepted(&client.capture_ai(event("other child's")));
+                close_empty(&client);
+            })
+            .must_end_well();
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["child's first", "child's second", "other child's", "parent's"]),
+    );
+}
+
+#[test]
+fn a_child_that_opts_out_keeps_back_the_ai_events_that_it_has_queued() {
+    apart(
+        |place| {
+            let client = Client::new(place.config().flush_at(1000).flush_interval(HOUR)).unwrap();
+            forked(|| {
+                accepted(&client.capture_ai(event("ai")));
+                take(&client, "tick");
+                client.opt_out();
+                let report = client.flush().wait(PATIENCE).unwrap();
+                assert_eq!((report.delivered, report.remaining), (0, 2));
+                client.opt_in();
+                eventually("both lanes are empty", || client.stats().queued_events == 0);
+                close_empty(&client);
+            })
+            .must_end_well();
+        },
+        |stage| assert_eq!(stage.names(), ["ai", "tick"]),
+    );
+}
+
+/// Leaves queues of so many other projects, each of which is a diagnostic of whoever opens a queue beside them.
+fn leave_stranded_queues(place: &Place, count: usize) {
+    for number in 0..count {
+        let config = place.config_for(&format!("phc_other_{number}")).flush_at(1000).flush_interval(HOUR);
+        let client = Client::new(config).unwrap();
+        take(&client, "stranded");
+        client.opt_out();
+        assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);
+    }
+}
+
+#[test]
+fn a_diagnostics_hook_that_captures_does_not_keep_a_child_from_opening_its_queue() {
+    // One stall of five seconds for each would be more than opening may take.
+    const STRANDED: usize = 7;
+    apart(
+        |place| {
+            leave_stranded_queues(place, STRANDED);
+            let known: Arc<OnceLock<Client>> = Arc::default();
+            let outcomes: Arc<Mutex<Vec<(Outcome, Mode)>>> = Arc::default();
+            let (hook_knows, hook_tells) = (Arc::clone(&known), Arc::clone(&outcomes));
+            let hook = move |told: &Diagnostic| {
+                if let (Some(client), Diagnostic::StrandedQueue { .. }) = (hook_knows.get(), told) {
+                    let outcome = client.capture(event("from the hook")).outcome();
+                    hook_tells.lock().unwrap().push((outcome, client.stats().mode));
+                }
+            };
+            let client = Client::new(place.config().on_diagnostic(hook)).unwrap();
+            let _ = known.set(client.clone());
+            forked(|| {
+                take(&client, "child");
+                assert_eq!(client.stats().mode, Mode::Durable);
+                let turned_away = (Outcome::Dropped(DropReason::Forked), Mode::Forked);
+                assert_eq!(*outcomes.lock().unwrap(), vec![turned_away; STRANDED]);
+                close_empty(&client);
+            })
+            .must_end_well();
+            assert!(outcomes.lock().unwrap().is_empty(), "the parent had opened its queue before");
+            take(&client, "parent");
+            close_empty(&client);
+        },
+        |stage| assert_eq!(stage.names(), ["child", "parent"]),
+    );
+}
+
+#[test]
+fn a_hook_that_opts_out_while_a_child_opens_its_queue_is_heeded() {
+    apart(
+        |place| {
+            leave_stranded_queues(place, 1);
+            let known: Arc<OnceLock<Client>> = Arc::default();
+            let hook_knows = Arc::clone(&known);
+            let hook = move |told: &Diagnostic| {
+                if let (Some(client), Diagnostic::StrandedQueue { .. }) = (hook_knows.get(), told) {
+                    client.opt_out();
+                }
+            };
+            let client = Client::new(place.config().on_diagnostic(hook)).unwrap();
+            let _ = known.set(client.clone());
+            forked(|| {
+                assert_eq!(client.capture(event("no")).outcome(), OPTED_OUT);
+                assert!(client.is_opted_out());
+            })
+            .must_end_well();
+            close_empty(&client);
+        },
+        |stage| assert!(stage.names().is_empty()),
+    );
+}
