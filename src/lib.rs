@@ -37,6 +37,10 @@
 //! [`Client::register`] sets properties of every event; [`Client::opt_out`] captures nothing; [`Config::before_send`] sees each event
 //! before anything of it reaches the disk.
 //!
+//! # Errors
+//!
+//! [`Client::capture_exception`] takes any error, with those beneath it and the stack of the call, for PostHog's error tracking.
+//!
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
@@ -47,13 +51,14 @@
 //!
 //! None is on by default, and none changes what another means. `brotli` and `zstd` compile in a codec that [`Config::compression`] can
 //! then choose; `tower` adds `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own; `testing` adds
-//! `posthog::testing`, for tests of programs that capture. Every knob is a setter of [`Config`], with its unit, default, least and
+//! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports. Every knob is a setter of [`Config`], with its unit, default, least and
 //! most.
 
 mod client;
 mod clock;
 mod config;
 mod context;
+mod crash;
 mod crash_point;
 mod delivery;
 mod diagnostics;
@@ -73,13 +78,17 @@ pub mod testing;
 mod transport;
 mod worker;
 
-pub use client::{Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, client, init};
+pub use client::{
+    Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, capture_exception, client,
+    init,
+};
 pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};
 pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
+pub use event::exception::{ExceptionOptions, Level, ParseLevelError, Thrown};
 pub use worker::{
     DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError, ShutdownReport,
     WaitTimeout,

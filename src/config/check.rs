@@ -9,6 +9,7 @@ use super::content::Content;
 use super::endpoint::{former_project, headers, project};
 use super::{Compression, Config, Protocol, ProxyChoice};
 use crate::clock::Clock;
+use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
 use crate::diagnostics::DiagnosticHook;
 use crate::disk::Disk;
@@ -127,7 +128,7 @@ impl Config {
             compression: compression(self.compression, self.protocol)?,
             max_batch_events: within("max_batch_events", self.max_batch_events, &MAX_BATCH_EVENTS)?,
             max_batch_bytes: within("max_batch_bytes", self.max_batch_bytes, &MAX_BATCH_BYTES)?,
-            symbols: Arc::new(NoSymbols),
+            symbols: if self.symbolicate { Arc::new(InProcess::new(self.source_context)) } else { Arc::new(NoSymbols) },
             pace: PaceOptions {
                 max_in_flight: within("max_in_flight", self.max_in_flight, &MAX_IN_FLIGHT)?,
                 max_retries: within("max_retries", self.max_retries, &MAX_RETRIES)?,

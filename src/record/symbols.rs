@@ -121,7 +121,7 @@ pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool)
 }
 
 /// The crate that a function's path begins with: `my_app` of `<my_app::Cart as core::fmt::Debug>::fmt`.
-fn crate_of(function: &str) -> &str {
+pub(crate) fn crate_of(function: &str) -> &str {
     let path = function.trim_start_matches(['<', '&', '*', '(', '[', '_', ' ']);
     let path = path.trim_start_matches("mut ").trim_start_matches("const ").trim_start_matches("dyn ");
     // Nothing but a path has a crate: a C function has a name only.
