@@ -8,6 +8,8 @@ mod ai;
 mod before_send;
 mod capture;
 mod context;
+mod exc;
+mod exm;
 mod http;
 mod identity;
 mod queue;
