@@ -95,6 +95,7 @@ mod tests {
         assert_eq!(build_id(&[0xff; 64], 4), None);
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn the_file_of_this_process_has_the_build_id_of_its_image() {
         let modules = super::super::Modules::loaded();

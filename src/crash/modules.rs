@@ -107,6 +107,10 @@ mod loader {
     }
 
     /// Every image tells of all: the first ends the walk.
+    ///
+    /// # Safety
+    ///
+    /// For the loader to call, with [`Changes`] as the last argument.
     unsafe extern "C" fn count(info: *mut dl_phdr_info, _size: usize, changes: *mut c_void) -> c_int {
         // SAFETY: the loader gives a valid image, and `changes` is what the one caller gave.
         let (info, changes) = unsafe { (&*info, &mut *changes.cast::<Changes>()) };
@@ -114,6 +118,9 @@ mod loader {
         1
     }
 
+    /// # Safety
+    ///
+    /// For the loader to call, with a list of [`Module`]s as the last argument.
     unsafe extern "C" fn add(info: *mut dl_phdr_info, _size: usize, modules: *mut c_void) -> c_int {
         // SAFETY: the loader gives a valid image, and `modules` is what the one caller gave.
         let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Vec<Module>>()) };

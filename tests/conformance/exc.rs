@@ -33,6 +33,11 @@ pub(crate) fn three_deep() -> Wrapped {
     Wrapped { text: "no start", cause: Some(Box::new(middle)) }
 }
 
+/// Looking up names takes seconds in a test's executable: only those that are about names do it.
+pub(crate) fn nameless() -> Scene {
+    Scene::with(|config| config.symbolicate(false))
+}
+
 /// The one event that was sent: its properties.
 pub(crate) fn sent(scene: &Scene) -> Value {
     scene.sent_one()["properties"].clone()
@@ -58,7 +63,7 @@ fn calls_what_fails(client: &Client) -> posthog::Receipt {
 
 #[test]
 fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
-    let scene = Scene::new();
+    let scene = nameless();
     let receipt = fails_here(&scene.client);
     let event = scene.sent_one();
     assert_eq!(
@@ -74,7 +79,7 @@ fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
 
 #[test]
 fn exc_02_what_the_caller_says_besides_is_merged() {
-    let scene = Scene::new();
+    let scene = nameless();
     let options = ExceptionOptions::new()
         .prop("handled", true)
         .props([("area", "checkout")])
@@ -90,7 +95,7 @@ fn exc_02_what_the_caller_says_besides_is_merged() {
 
 #[test]
 fn exc_02_an_exception_of_nobody_makes_no_person() {
-    let scene = Scene::new();
+    let scene = nameless();
     fails_here(&scene.client);
     posthog::Context::new().distinct_id("user_2").enter(|| fails_here(&scene.client));
     let sent = scene.sent();
@@ -104,7 +109,7 @@ fn exc_02_an_exception_of_nobody_makes_no_person() {
 
 #[test]
 fn exc_03_what_is_no_error_is_an_event_with_a_message_too() {
-    let scene = Scene::new();
+    let scene = nameless();
     scene.client.capture_exception(&Thrown::new("a text"));
     scene.client.capture_exception(&Thrown::of(&404));
     scene.client.capture_exception(&Thrown::of(&json!({"any": ["value"]})));
@@ -135,7 +140,7 @@ fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_captu
 
 #[test]
 fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
-    let scene = Scene::new();
+    let scene = nameless();
     let printed = "   0: checkout::total\n             at ./src/cart.rs:12:5\n   1: checkout::run\n   2: main\n";
     scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(printed));
     assert_eq!(functions(&sent(&scene)), ["main", "checkout::run", "checkout::total"]);
@@ -143,7 +148,7 @@ fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
 
 #[test]
 fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
-    let scene = Scene::new();
+    let scene = nameless();
     fails_here(&scene.client);
     let said = sent(&scene);
     let list = said["$exception_list"].as_array().unwrap();
@@ -156,7 +161,7 @@ fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
 
 #[test]
 fn exc_07_an_error_without_a_cause_is_alone_in_the_list() {
-    let scene = Scene::new();
+    let scene = nameless();
     scene.client.capture_exception(&Wrapped { text: "alone", cause: None });
     assert_eq!(sent(&scene)["$exception_list"].as_array().unwrap().len(), 1);
 }
@@ -190,7 +195,7 @@ fn exc_09_without_source_there_are_no_such_fields() {
 
 #[test]
 fn exc_10_a_stack_that_an_error_brings_along_is_kept() {
-    let scene = Scene::new();
+    let scene = nameless();
     let brought = std::backtrace::Backtrace::force_capture();
     scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(&brought));
     let disabled = std::backtrace::Backtrace::disabled();
@@ -215,7 +220,7 @@ fn exc_10_a_stack_that_an_error_brings_along_is_kept() {
 #[cfg(feature = "anyhow")]
 #[test]
 fn exc_10_a_report_of_anyhow_has_all_its_contexts() {
-    let scene = Scene::new();
+    let scene = nameless();
     let report = anyhow::Error::new(three_deep()).context("while starting");
     scene.client.capture_anyhow(&report);
     scene.client.capture_anyhow_with(&anyhow::anyhow!("a message"), ExceptionOptions::new().prop("n", 1));
@@ -233,7 +238,7 @@ fn exc_10_a_report_of_anyhow_has_all_its_contexts() {
 #[cfg(feature = "eyre")]
 #[test]
 fn exc_10_a_report_of_eyre_has_all_its_contexts() {
-    let scene = Scene::new();
+    let scene = nameless();
     let report = eyre::Report::new(three_deep()).wrap_err("while starting");
     scene.client.capture_eyre(&report);
     let said = sent(&scene);
@@ -252,7 +257,7 @@ fn exc_11_a_client_that_takes_nothing_does_not_even_ask_the_error() {
         }
     }
     impl Error for Silent {}
-    let scene = Scene::new();
+    let scene = nameless();
     scene.client.opt_out();
     assert_eq!(scene.client.capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::OptedOut));
     let disabled = Client::new(Config::disabled()).unwrap();
@@ -276,7 +281,7 @@ fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event()
             panic!("in source")
         }
     }
-    let scene = Scene::with(|config| config.before_send(|event| Some(event.prop("seen", true))));
+    let scene = Scene::with(|config| config.symbolicate(false).before_send(|event| Some(event.prop("seen", true))));
     assert!(scene.client.capture_exception(&Panics).is_accepted());
     assert!(has_recorded(&scene.client, Category::Validation));
     let said = sent(&scene);
@@ -287,7 +292,7 @@ fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event()
 #[test]
 fn exc_11_hooks_see_the_list_and_may_change_it() {
     let scene = Scene::with(|config| {
-        config.before_send(|event| {
+        config.symbolicate(false).before_send(|event| {
             let mut list: Value = event.get("$exception_list")?;
             let frames = list[0]["stacktrace"]["frames"].as_array_mut()?;
             let last = frames.pop()?;
