@@ -37,6 +37,10 @@
 //! [`Client::register`] sets properties of every event; [`Client::opt_out`] captures nothing; [`Config::before_send`] sees each event
 //! before anything of it reaches the disk.
 //!
+//! # Errors
+//!
+//! [`Client::capture_exception`] takes any error, with those beneath it and the stack of the call, for PostHog's error tracking.
+//!
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
@@ -47,7 +51,7 @@
 //!
 //! None is on by default, and none changes what another means. `brotli` and `zstd` compile in a codec that [`Config::compression`] can
 //! then choose; `tower` adds `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own; `testing` adds
-//! `posthog::testing`, for tests of programs that capture. Every knob is a setter of [`Config`], with its unit, default, least and
+//! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports. Every knob is a setter of [`Config`], with its unit, default, least and
 //! most.
 
 mod client;
@@ -75,8 +79,8 @@ mod transport;
 mod worker;
 
 pub use client::{
-    Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, client, init,
-    install_panic_hook, try_install_panic_hook,
+    Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, capture_exception, client,
+    init, install_panic_hook, try_install_panic_hook,
 };
 #[cfg(feature = "crash-signals")]
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
@@ -86,6 +90,7 @@ pub use delivery::{Delivery, Verdict};
 pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
+pub use event::exception::{ExceptionOptions, Level, ParseLevelError, Thrown};
 pub use worker::{
     DeadLetterError, DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError,
     ShutdownReport, WaitTimeout,

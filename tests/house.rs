@@ -51,6 +51,7 @@ const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[
 /// A package, and the only modules that may name it.
 const PACKAGES: &[(&str, &[&str])] = &[
     ("redb", &["store"]),
+    ("backtrace", &["crash"]),
     ("reqwest", &["transport"]),
     ("rustls", &["transport"]),
     ("rmp", &["record"]),

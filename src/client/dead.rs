@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::Client;
-use crate::record::{View, json};
+use crate::record::{NoSymbols, View, json};
 use crate::store::DeadRecord;
 use crate::worker::{DeadLetterError, DeadOrder, Pending, both, pending, sum};
 
@@ -89,7 +89,7 @@ impl Client {
 impl From<DeadRecord> for DeadLetter {
     fn from(record: DeadRecord) -> Self {
         let mut text = Vec::new();
-        let written = View::parse(&record.body).and_then(|view| json::write_event(&view, &mut text));
+        let written = View::parse(&record.body).and_then(|view| json::write_event(&view, &NoSymbols, &mut text));
         let event = written.ok().and_then(|()| serde_json::from_slice(&text).ok()).unwrap_or(Value::Null);
         Self {
             event,

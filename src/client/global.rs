@@ -1,15 +1,17 @@
 //! The process-wide client.
 
+use std::error::Error as StdError;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Client;
 use super::receipt::Receipt;
 use crate::config::Config;
-use crate::crash;
+use crate::crash::{self, Edge};
 use crate::diagnostics::{Diagnostic, log_without_client};
 use crate::error::Error;
 use crate::event::Event;
+use crate::event::exception::{Chain, ExceptionOptions};
 use crate::worker::DropReason;
 
 static CLIENT: OnceLock<Client> = OnceLock::new();
@@ -59,6 +61,17 @@ pub fn capture(event: Event) -> Receipt {
     match CLIENT.get() {
         Some(client) => client.capture(event),
         None => drop_before_init(&event),
+    }
+}
+
+/// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialised)`, as with [`capture`].
+#[inline(never)]
+pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
+    let here = 0;
+    let options = ExceptionOptions::new();
+    match CLIENT.get() {
+        Some(client) => client.take_exception(options, Edge::above(&here), &|| (Chain::of(error), None)),
+        None => drop_before_init(&Event::new_anon("$exception")),
     }
 }
 

@@ -1,41 +1,29 @@
 //! The `$exception` event of an incident.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::crash::{Context, Incident, Origin, Severity};
 use crate::event::Event;
+use crate::event::exception::{Crash, Entry, Level};
+use crate::record::stack::Stack;
 
-/// As PostHog's specification of exception metadata has it: what a hook observed is not handled by that, the level says whether the
-/// process ended by it, and the original time is kept.
+/// What it becomes.
 pub(super) fn event_of(incident: &Incident, context: Option<&Context>) -> Event {
-    let mut list = Vec::new();
+    let images = context.map(Context::images).unwrap_or_default();
+    let mut entries = Vec::new();
     let mut link = Some(incident);
     while let Some(current) = link {
-        list.push(entry(current, list.len()));
+        entries.push(Entry {
+            kind: &current.kind,
+            message: &current.message,
+            thread: current.facts.tid,
+            stack: Stack::locate(&current.frames, &images),
+        });
         link = current.during.as_deref();
     }
-    Event::new_anon("$exception")
-        .prop("$exception_type", &incident.kind)
-        .prop("$exception_message", &incident.message)
-        .prop("$exception_level", if incident.severity == Severity::Fatal { "fatal" } else { "error" })
-        .prop("$exception_source", source(incident.origin))
-        .prop("$exception_list", list)
-        .props(facts(incident, context))
-}
-
-fn entry(incident: &Incident, id: usize) -> Value {
-    let mechanism = match id {
-        0 => json!({ "type": mechanism(incident.origin), "handled": false, "synthetic": false, "exception_id": 0 }),
-        // The panic during whose clean-up the one before came.
-        _ => json!({
-            "type": "chained", "source": "context", "synthetic": false, "exception_id": id, "parent_id": id.saturating_sub(1),
-        }),
-    };
-    let mut entry = json!({ "type": incident.kind, "value": incident.message, "mechanism": mechanism });
-    if let (Some(entry), Some(tid)) = (entry.as_object_mut(), incident.facts.tid) {
-        entry.insert("thread_id".to_owned(), tid.into());
-    }
-    entry
+    let level = if incident.severity == Severity::Fatal { Level::Fatal } else { Level::Error };
+    let (mechanism, source) = (mechanism(incident.origin), source(incident.origin));
+    Crash { entries, mechanism, source, level }.describe().props(facts(incident, context))
 }
 
 fn mechanism(origin: Origin) -> &'static str {

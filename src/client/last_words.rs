@@ -211,7 +211,7 @@ fn context(disk: &Disk) -> crash::Context {
         executable,
         host_name: crash::host_name(),
         lib_version: env!("CARGO_PKG_VERSION").to_owned(),
-        images: Vec::new(),
+        ..crash::Context::default()
     }
 }
 

@@ -9,6 +9,7 @@
 //!   validation, context and super properties, hooks, finish, append.
 //! * `ai.rs`: the second pipeline, of AI events: opened by the first of them, or at the start where some were left. All that is asked of
 //!   the client as a whole (flush, shutdown, statistics, dead letters) is asked of both.
+//! * `exception.rs`: errors as events, with the stack of the call as addresses, which get names when the event is sent.
 //! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
@@ -24,6 +25,7 @@ mod ai;
 mod capture;
 mod child;
 mod dead;
+mod exception;
 mod failure;
 mod global;
 mod hook;
@@ -52,7 +54,7 @@ use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
 use failure::explain;
-pub use global::{capture, client, init};
+pub use global::{capture, capture_exception, client, init};
 #[cfg(feature = "crash-signals")]
 pub use hook::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use hook::{install_panic_hook, try_install_panic_hook};

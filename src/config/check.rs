@@ -9,13 +9,14 @@ use super::content::Content;
 use super::endpoint::{former_project, headers, project};
 use super::{Compression, Config, Protocol, ProxyChoice};
 use crate::clock::Clock;
+use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
 use crate::diagnostics::DiagnosticHook;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::journal;
 use crate::limits::{self, *};
-use crate::record::{LIB_NAME, LIB_VERSION};
+use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols};
 use crate::shard::{Lane, Project};
 use crate::transport::{Proxy, TransportOptions};
 use crate::worker::{Limits, Notice, Overflow, WorkerOptions};
@@ -127,6 +128,7 @@ impl Config {
             compression: compression(self.compression, self.protocol)?,
             max_batch_events: within("max_batch_events", self.max_batch_events, &MAX_BATCH_EVENTS)?,
             max_batch_bytes: within("max_batch_bytes", self.max_batch_bytes, &MAX_BATCH_BYTES)?,
+            symbols: if self.symbolicate { Arc::new(InProcess::new(self.source_context)) } else { Arc::new(NoSymbols) },
             pace: PaceOptions {
                 max_in_flight: within("max_in_flight", self.max_in_flight, &MAX_IN_FLIGHT)?,
                 max_retries: within("max_retries", self.max_retries, &MAX_RETRIES)?,

@@ -61,6 +61,24 @@ impl Config {
         self
     }
 
+    /// Whether addresses of stacks get names before they are sent, as far as the build that runs then has symbols: on the delivery's
+    /// thread, some 50 ms for the first stack of a place and nothing for the next. Not where the executable is larger than 256 MiB, has
+    /// no build id, or is the forked child of a process that had a client. Without names PostHog finds them, if symbols were uploaded
+    /// there: addresses and build ids are sent either way. Default: on.
+    pub fn symbolicate(mut self, on: bool) -> Self {
+        self.symbolicate = on;
+        self
+    }
+
+    /// Whether frames of the program's own code are sent with their line of source, and five before and after it, where the source is at
+    /// the place that the debug information names: on the machine that built the program. Read when the event is sent; needs
+    /// [`symbolicate`](Self::symbolicate). Default: off, for that sends source code to PostHog, and looks for files that a daemon in
+    /// production does not have.
+    pub fn source_context(mut self, on: bool) -> Self {
+        self.source_context = on;
+        self
+    }
+
     /// Starts opted out, see [`Client::opt_out`](crate::Client::opt_out). Default: off.
     pub fn opted_out(mut self, opted_out: bool) -> Self {
         self.opted_out = opted_out;

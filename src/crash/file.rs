@@ -92,12 +92,6 @@ pub(super) fn rotate(path: &Path, context: &[u8]) -> io::Result<Option<PathBuf>>
     Ok(retire(TARGET.swap(fresh, Ordering::SeqCst)))
 }
 
-/// From now on nothing is written. As [`rotate`] otherwise.
-pub(super) fn disarm() -> Option<PathBuf> {
-    let _alone = ROTATION.lock().unwrap_or_else(PoisonError::into_inner);
-    retire(TARGET.swap(ptr::null_mut(), Ordering::SeqCst))
-}
-
 fn retire(old: *mut Target) -> Option<PathBuf> {
     if old.is_null() || !writers_are_gone() {
         // A writer that stands still (a stopped thread, a debugger) may go on one day: it keeps what it has.

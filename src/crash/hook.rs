@@ -17,6 +17,8 @@ use crate::limits::beginning;
 /// Bytes kept of a message: what PostHog keeps.
 pub(super) const MESSAGE_MOST: usize = 10_000;
 const FILE_NAME_MOST: usize = 512;
+/// A stack deeper than this is a recursion that ran away; walking on would only take time.
+const FRAMES_WALKED: usize = 100_000;
 
 static BUDGET: Budget = Budget::new();
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
@@ -74,7 +76,7 @@ fn last_words(info: &PanicHookInfo<'_>) {
     let thread = process::thread_id();
     let written = with_room(thread, |room| {
         let Room { record, frames } = room;
-        let gathered = unwind::gather(frames, deepest);
+        let gathered = unwind::gather(frames, deepest, FRAMES_WALKED);
         let frames = frames.get(..gathered).unwrap_or_default();
         compose(record, thread, info.location(), message_of(info), frames).is_some_and(file::write)
     });

@@ -14,6 +14,7 @@
 //! * `hook.rs`: the panic hook. `file.rs`: the open file, the one write, and taking the file away from under the writers.
 //! * `format.rs`: records as bytes; `incident.rs`: from records to what is told. Both pure.
 //! * `reader.rs`: files to be read, each a bounded number of times.
+//! * `code/`: where a thread is, which images are loaded, what addresses mean. `signal/`: fatal signals.
 //!
 //! Rules
 //! * Between a panic and its record: no allocation, no lock, no unbounded wait, and no system call but those that are listed in
@@ -28,6 +29,7 @@
 #![allow(unsafe_code, reason = "a thread's handle that a hook can reach; the block proves itself")]
 
 mod budget;
+mod code;
 mod file;
 mod format;
 mod hook;
@@ -47,6 +49,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::thread::Thread;
 
 use crate::disk::Disk;
+use crate::record::stack::{Image, decode_images, encode_images};
+pub(crate) use code::{Edge, InProcess, Modules, trace};
 use format::{Kind, Tag, Writer};
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, has_left_behind, left_behind};
@@ -67,7 +71,7 @@ pub(crate) struct Context {
     pub(crate) executable: String,
     pub(crate) host_name: String,
     pub(crate) lib_version: String,
-    /// Loaded images, encoded.
+    /// What was loaded, encoded. Read back; what is written is what is loaded at that moment.
     pub(crate) images: Vec<u8>,
 }
 
@@ -158,8 +162,13 @@ impl Context {
         writer.bytes(Tag::Executable, self.executable.as_bytes());
         writer.bytes(Tag::HostName, self.host_name.as_bytes());
         writer.bytes(Tag::LibVersion, self.lib_version.as_bytes());
-        writer.bytes(Tag::Images, &self.images);
+        writer.bytes(Tag::Images, &encode_images(&Modules::loaded().images().collect::<Vec<_>>()));
         writer.finish().map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    /// The images that addresses of this process lie in.
+    pub(crate) fn images(&self) -> Vec<Image<'_>> {
+        decode_images(&self.images).unwrap_or_default()
     }
 
     fn decode(record: &format::Record) -> Self {

@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// Allocates nothing: the unwinder of the compiler's own runtime finds its tables through the dynamic loader.
 #[inline(never)]
-pub(super) fn gather(frames: &mut [u64], deepest: usize) -> usize {
+pub(super) fn gather(frames: &mut [u64], deepest: usize, most_walked: usize) -> usize {
     let seen = AtomicUsize::new(0);
+    let mut walked = 0;
     let mut note = |frame: &backtrace::Frame| {
+        walked += 1;
         if frame.sp().addr() <= deepest && !frame.sp().is_null() {
-            return true;
+            return walked < most_walked;
         }
         keep(frames, &seen, frame.ip().addr() as u64);
-        seen.load(Ordering::Relaxed) < FRAMES_WALKED
+        walked < most_walked
     };
     // SAFETY: "unsynchronized" concerns symbol lookup on systems with a debugging library that is not thread-safe (Windows); on Unix the
     // walk shares no state. `note` does not unwind.
@@ -51,9 +53,6 @@ fn head_of(frames: &[u64]) -> usize {
     frames.len() / 4 * 3
 }
 
-/// A stack deeper than this is a recursion that ran away; walking on would only take time.
-const FRAMES_WALKED: usize = 100_000;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,7 +64,7 @@ mod tests {
 
     #[inline(never)]
     fn nested(depth: usize, frames: &mut [u64]) -> usize {
-        let gathered = if depth == 0 { gather(frames, here()) } else { nested(depth - 1, frames) };
+        let gathered = if depth == 0 { gather(frames, here(), 10_000) } else { nested(depth - 1, frames) };
         std::hint::black_box(gathered)
     }
 

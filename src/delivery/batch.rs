@@ -7,10 +7,16 @@ use uuid::Uuid;
 use super::ChunkRef;
 use super::loaded::{Loaded, Slice};
 use super::request::Exchange;
+use crate::record::Class;
 
 /// A limit on bytes is never learnt to be smaller than this.
 const LEAST_BYTES: usize = 16 * 1024;
 
+/// A stack is some seven bytes for each frame in a record, and some hundreds as JSON.
+const EXCEPTIONS_GROW: usize = 16;
+
+/// Where a record says what class it is of.
+const CLASS: usize = 1;
 /// Where a record's uuid stands.
 const UUID: std::ops::Range<usize> = 12..28;
 
@@ -114,7 +120,10 @@ pub(super) fn uuid_of(body: &[u8]) -> Uuid {
 
 /// What a record is taken to be as JSON: more than MessagePack, plus the members that are written for every event.
 pub(super) fn json_estimate(body: &[u8]) -> usize {
-    body.len().saturating_mul(3) / 2 + 200
+    match body.get(CLASS).map(|&class| Class::from_u8(class)) {
+        Some(Class::Exception) => body.len().saturating_mul(EXCEPTIONS_GROW),
+        _ => body.len().saturating_mul(3) / 2 + 200,
+    }
 }
 
 /// How much goes into one request. The limit on bytes learns: a proxy may take less than PostHog, and a slow link may not carry in

@@ -6,7 +6,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use jiff::Timestamp;
 
 use crate::clock::WallNanos;
-use crate::record::{Malformed, View, json, json_v1};
+use crate::record::{Malformed, Symbols, View, json, json_v1};
 
 /// Quality of brotli, from 0 to 11: above it time grows faster than bodies shrink.
 #[cfg(feature = "brotli")]
@@ -93,37 +93,39 @@ pub(super) struct Body {
     pub(super) malformed: Vec<(usize, Malformed)>,
 }
 
-/// Writes a body; the records are those of an iterator, in order.
+/// Writes a body; the records are those of an iterator, in order. Addresses in them get the names that `symbols` knows.
 pub(super) fn write<'r>(
     envelope: &Envelope<'_>,
     compression: Compression,
+    symbols: &dyn Symbols,
     records: impl Iterator<Item = &'r [u8]>,
 ) -> io::Result<Body> {
     match compression {
-        Compression::None => write_json(envelope, Vec::new(), records, Ok),
+        Compression::None => write_json(envelope, symbols, Vec::new(), records, Ok),
         Compression::Gzip { level } => {
             let gzip = GzEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
-            write_json(envelope, gzip, records, GzEncoder::finish)
+            write_json(envelope, symbols, gzip, records, GzEncoder::finish)
         }
         Compression::Deflate { level } => {
             let zlib = ZlibEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
-            write_json(envelope, zlib, records, ZlibEncoder::finish)
+            write_json(envelope, symbols, zlib, records, ZlibEncoder::finish)
         }
         #[cfg(feature = "brotli")]
         Compression::Brotli => {
             let brotli = brotli::CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW);
-            write_json(envelope, brotli, records, |brotli| Ok(brotli.into_inner()))
+            write_json(envelope, symbols, brotli, records, |brotli| Ok(brotli.into_inner()))
         }
         #[cfg(feature = "zstd")]
         Compression::Zstd => {
             let zstd = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
-            write_json(envelope, zstd, records, zstd::stream::write::Encoder::finish)
+            write_json(envelope, symbols, zstd, records, zstd::stream::write::Encoder::finish)
         }
     }
 }
 
 fn write_json<'r, W: Write>(
     envelope: &Envelope<'_>,
+    symbols: &dyn Symbols,
     mut out: W,
     records: impl Iterator<Item = &'r [u8]>,
     finish: impl FnOnce(W) -> io::Result<Vec<u8>>,
@@ -138,8 +140,8 @@ fn write_json<'r, W: Write>(
         }
         let before = text.len();
         let written = View::parse(record).and_then(|view| match envelope {
-            Envelope::V0 { .. } => json::write_event(&view, &mut text),
-            Envelope::V1 { .. } => json_v1::write_event_v1(&view, &mut text),
+            Envelope::V0 { .. } => json::write_event(&view, symbols, &mut text),
+            Envelope::V1 { .. } => json_v1::write_event_v1(&view, symbols, &mut text),
         });
         match written {
             Ok(()) => body.events += 1,
@@ -192,6 +194,7 @@ mod tests {
 
     use super::super::fake::{malformed_record, record};
     use super::*;
+    use crate::record::NoSymbols;
 
     const ENVELOPE: Envelope<'_> =
         Envelope::V0 { api_key: "phc_\"x", historical_migration: true, sent_at: 1_500_000_000 };
@@ -211,7 +214,7 @@ mod tests {
     }
 
     fn write_all(compression: Compression, records: &[Vec<u8>]) -> (Body, Value) {
-        let body = write(&ENVELOPE, compression, records.iter().map(Vec::as_slice)).unwrap();
+        let body = write(&ENVELOPE, compression, &NoSymbols, records.iter().map(Vec::as_slice)).unwrap();
         // By decoders of other hands.
         let text = sink::decode(compression.content_encoding(), body.bytes.clone(), 1 << 24).unwrap();
         assert_eq!(text.len(), body.json_bytes);
@@ -239,7 +242,7 @@ mod tests {
             (true, r#"{"created_at":"1970-01-01T00:00:01.5Z","historical_migration":true,"batch":[{"uuid":""#),
         ] {
             let envelope = Envelope::V1 { historical_migration, created_at: 1_500_000_000 };
-            let body = write(&envelope, Compression::None, [record(1).as_slice()].into_iter()).unwrap();
+            let body = write(&envelope, Compression::None, &NoSymbols, [record(1).as_slice()].into_iter()).unwrap();
             let text = String::from_utf8(body.bytes).unwrap();
             assert!(text.starts_with(head) && text.ends_with(r#""options":{}}]}"#), "{text}");
         }

@@ -82,6 +82,7 @@ mod wire_tests;
 use std::error::Error;
 use std::sync::Arc;
 
+use crate::record::{NoSymbols, Symbols};
 use crate::store::{Chunk, ChunkKey, DeadRecord};
 
 pub(crate) use aside::EventId;
@@ -192,6 +193,8 @@ pub(crate) struct DeliveryOptions {
     pub(crate) max_batch_events: usize,
     /// Bytes of JSON in one request, before compression, by estimate.
     pub(crate) max_batch_bytes: usize,
+    /// Names the addresses of stacks while a body is built.
+    pub(crate) symbols: Arc<dyn Symbols>,
     /// When to send.
     pub(crate) pace: PaceOptions,
 }
@@ -207,6 +210,7 @@ impl Default for DeliveryOptions {
             gzip_in_query: true,
             max_batch_events: 1000,
             max_batch_bytes: 4 * 1024 * 1024,
+            symbols: Arc::new(NoSymbols),
             pace: PaceOptions::default(),
         }
     }

@@ -57,7 +57,9 @@ impl Engine {
             || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
         let bodies = records().map(|(_, (_, _, body))| body);
         // Writing to memory fails only where allocating does.
-        let written = body::write(&envelope, compression, bodies).ok();
+        let symbols = &*self.options.symbols;
+        let written = body::write(&envelope, compression, symbols, bodies).ok();
+        symbols.rest();
         let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
         let culprits: Vec<_> = malformed
             .iter()

@@ -200,7 +200,7 @@ pub enum Diagnostic {
         what: String,
     },
     /// `capture` was given a `$exception` that the program made by hand. It is sent as it is; but PostHog groups exceptions by a list
-    /// that only the library's own call for exceptions makes. Told once.
+    /// that only [`Client::capture_exception`](crate::Client::capture_exception) makes. Told once.
     HandmadeException,
     /// A shutdown ran out of time. What is left lies on the disk, and the next process that opens the queue sends it.
     LeftOnDisk {
@@ -334,7 +334,7 @@ impl fmt::Display for Diagnostic {
             Diagnostic::LastWordsUnread { path: None, why } => write!(f, "last words of crashes cannot be told: {why}"),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
             Diagnostic::HandmadeException => f.write_str(
-                "a $exception event was captured by hand; PostHog groups exceptions only if the library's own call makes them",
+                "a $exception event was captured by hand; PostHog groups exceptions only if Client::capture_exception makes them",
             ),
             Diagnostic::LeftOnDisk { events } => {
                 write!(f, "the shutdown ran out of time; {events} events are left on disk for the next start")

@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Event, Refusal, Stamp};
-use crate::record::{Class, Pairs, Unencodable, View, json::write_event};
+use crate::record::{Class, NoSymbols, Pairs, Unencodable, View, json::write_event};
 
 const STAMP: Stamp = Stamp { uuid: Uuid::from_u128(77), now_nanos: 1_700_000_000_000_000_000 };
 
 fn sent(event: Event) -> Value {
     let record = event.finish(&STAMP, 1 << 20).unwrap();
     let mut out = Vec::new();
-    write_event(&View::parse(record.body()).unwrap(), &mut out).unwrap();
+    write_event(&View::parse(record.body()).unwrap(), &NoSymbols, &mut out).unwrap();
     serde_json::from_slice(&out).unwrap()
 }
 

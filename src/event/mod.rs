@@ -23,11 +23,12 @@
 //!
 //! `builder.rs` describes an event, `group.rs` the groups it belongs to, `identity.rs` those that say who somebody is, `edit.rs` reads
 //! and changes one (for `before_send`), `enrich.rs` adds what the moment of capture knows, `finish.rs` makes the record, `uuids.rs`
-//! draws uuids, `spare.rs` keeps the buffers.
+//! draws uuids, `spare.rs` keeps the buffers. `exception/` makes an event of an error.
 
 mod builder;
 mod edit;
 mod enrich;
+pub(crate) mod exception;
 mod finish;
 mod group;
 mod identity;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::finish::Record;
 use super::{Event, Refusal, Stamp};
-use crate::record::{Class, Flags, LIB_VERSION, Unencodable, View, json::write_event};
+use crate::record::{Class, Flags, LIB_VERSION, NoSymbols, Unencodable, View, json::write_event};
 
 const STAMP: Stamp = Stamp { uuid: Uuid::from_u128(77), now_nanos: 1_700_000_000_000_000_000 };
 const LIMIT: usize = 1 << 20;
@@ -21,7 +21,7 @@ fn finish(event: Event) -> Result<Record, Refusal> {
 fn sent(event: Event) -> Value {
     let record = finish(event).unwrap();
     let mut out = Vec::new();
-    write_event(&View::parse(record.body()).unwrap(), &mut out).unwrap();
+    write_event(&View::parse(record.body()).unwrap(), &NoSymbols, &mut out).unwrap();
     serde_json::from_slice(&out).unwrap()
 }
 

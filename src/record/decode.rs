@@ -4,7 +4,8 @@
 use rmp::Marker;
 use serde::de::DeserializeOwned;
 
-use super::MAX_DEPTH;
+use super::symbols::NoSymbols;
+use super::{MAX_DEPTH, json};
 
 /// Why bytes are not a record body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +48,8 @@ pub(crate) enum Token<'a> {
     Array(u32),
     /// So many pairs.
     Map(u32),
-    /// A type this library never writes; its content is not looked at.
-    Ext,
+    /// A value of an extension type: the type, and its content.
+    Ext(i8, &'a [u8]),
 }
 
 /// A place in MessagePack.
@@ -168,8 +169,8 @@ impl<'a> Reader<'a> {
             Marker::Str8 | Marker::Str16 | Marker::Str32 => self.take(len).map(Token::Str),
             Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => self.take(len).map(Token::Bin),
             _ => {
-                let [_ext_type] = self.array()?;
-                self.take(len).map(|_| Token::Ext)
+                let [kind] = self.array()?;
+                self.take(len).map(|content| Token::Ext(kind.cast_signed(), content))
             }
         }
     }
@@ -221,8 +222,21 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), Malformed> {
 
 /// A value as the type the caller asks for, or `None` if it is not of that type.
 pub(crate) fn value_as<T: DeserializeOwned>(raw: &[u8]) -> Option<T> {
+    if holds_ext(raw) {
+        // Only JSON has a form for it that a caller knows.
+        let mut text = Vec::new();
+        json::write_value(&mut Reader::new(raw), &NoSymbols, &mut text).ok()?;
+        return serde_json::from_slice(&text).ok();
+    }
     // Human readable, because that is how it was written: an address or a uuid is text.
     T::deserialize(&mut rmp_serde::Deserializer::new(raw).with_human_readable()).ok()
+}
+
+/// Whether a value, which has been checked, is or holds one of an extension type.
+fn holds_ext(raw: &[u8]) -> bool {
+    let mut reader = Reader::new(raw);
+    // What a container holds follows its header, so that all tokens of a value stand in a row.
+    std::iter::from_fn(|| reader.token().ok()).any(|token| matches!(token, Token::Ext(..)))
 }
 
 #[cfg(test)]
@@ -249,7 +263,7 @@ mod tests {
             Token::F32(0.5),
             Token::Str(long.as_bytes()),
             Token::Bin(&[7; 300]),
-            Token::Ext,
+            Token::Ext(5, &[0xff, 0xff]),
             Token::Array(70_000),
         ];
         assert_eq!(tokens, expected);

@@ -7,6 +7,8 @@ use rmp::Marker;
 
 /// Bytes of a [`begin_map`] or [`begin_array`] header.
 pub(crate) const OPEN_HEADER_LEN: usize = 5;
+/// Bytes of a [`begin_ext`] header: the type follows the length.
+const EXT_HEADER_LEN: usize = OPEN_HEADER_LEN + 1;
 
 /// Appends a string. One of 4 GiB or more gets a wrong length; no limit on events lets it get as far as a record.
 #[inline]
@@ -85,6 +87,29 @@ pub(crate) fn append_map_header(out: &mut Vec<u8>, len: u32) {
         0x10..=0xffff => append(out, Marker::Map16, (len as u16).to_be_bytes()),
         _ => append(out, Marker::Map32, len.to_be_bytes()),
     }
+}
+
+/// Appends the header of an array of `len` elements, which the caller appends next.
+#[inline]
+pub(crate) fn append_array_header(out: &mut Vec<u8>, len: u32) {
+    match len {
+        0..=0xf => out.push(Marker::FixArray(len as u8).to_u8()),
+        0x10..=0xffff => append(out, Marker::Array16, (len as u16).to_be_bytes()),
+        _ => append(out, Marker::Array32, len.to_be_bytes()),
+    }
+}
+
+/// Begins an extension value of that type, whose content the caller appends next, and gives the place for [`end_ext`].
+pub(crate) fn begin_ext(out: &mut Vec<u8>, kind: i8) -> usize {
+    append(out, Marker::Ext32, [0; 4]);
+    out.push(kind.cast_unsigned());
+    out.len() - EXT_HEADER_LEN
+}
+
+/// Ends what was begun at `at`.
+pub(crate) fn end_ext(out: &mut [u8], at: usize) {
+    let len = saturate(out.len().saturating_sub(at + EXT_HEADER_LEN));
+    patch_len(out, at, len);
 }
 
 /// Begins a map whose length is not known yet, and gives the place for [`patch_len`].
@@ -166,7 +191,23 @@ mod tests {
             both(|out| append_bin(out, text.as_bytes()), |out| rmp::encode::write_bin(out, text.as_bytes()).unwrap());
             let len = len as u32;
             both(|out| append_map_header(out, len), |out| assert!(rmp::encode::write_map_len(out, len).is_ok()));
+            both(|out| append_array_header(out, len), |out| assert!(rmp::encode::write_array_len(out, len).is_ok()));
         }
+    }
+
+    #[test]
+    fn an_extension_value_reads_as_its_type_and_content() {
+        let mut out = vec![0xc0];
+        let at = begin_ext(&mut out, -3);
+        out.extend_from_slice(&[7; 70_000]);
+        end_ext(&mut out, at);
+        both(
+            |written| written.extend_from_slice(&out[1..]),
+            |out| {
+                assert!(rmp::encode::write_ext_meta(out, 70_000, -3).is_ok());
+                out.extend_from_slice(&[7; 70_000]);
+            },
+        );
     }
 
     #[test]

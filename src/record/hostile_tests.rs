@@ -8,7 +8,7 @@ use super::decode::value_as;
 use super::encode::{append_map_header, append_str, begin_map, patch_len};
 use super::json::write_event;
 use super::serialize::append_entry;
-use super::{Class, Flags, HEAD_LEN, Head, MAX_DEPTH, Malformed, View};
+use super::{Class, Flags, HEAD_LEN, Head, MAX_DEPTH, Malformed, NoSymbols, View};
 
 fn valid_body() -> Vec<u8> {
     let head = Head {
@@ -36,7 +36,7 @@ fn valid_body() -> Vec<u8> {
 fn read_all(body: &[u8]) -> Result<(), Malformed> {
     let view = View::parse(body)?;
     let mut out = Vec::new();
-    write_event(&view, &mut out).expect("what was parsed can be sent");
+    write_event(&view, &NoSymbols, &mut out).expect("what was parsed can be sent");
     serde_json::from_slice::<serde_json::Value>(&out).expect("what is sent is JSON");
     for (_, value) in view.properties.chain(view.groups) {
         let _of_any_type = value_as::<serde_json::Value>(value);

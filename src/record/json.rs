@@ -10,14 +10,16 @@ use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
 use super::decode::{Malformed, Reader, Token, text};
+use super::json_stack::write_ext;
+use super::symbols::{NoSymbols, Symbols};
 use super::{Entries, Flags, LIB_NAME, View};
 
 /// Up to so many keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
 
 /// Appends `{"uuid":..,"event":..,"distinct_id":..,"properties":{..},"timestamp":".."}`; on an error `out` is as it was.
-pub(crate) fn write_event(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
-    begin_event(view, Said::default(), |_, _| false, out)?;
+pub(crate) fn write_event(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    begin_event(view, Said::default(), |_, _| false, symbols, out)?;
     out.push(b'}');
     Ok(())
 }
@@ -29,12 +31,13 @@ pub(super) fn begin_event<'a>(
     view: &View<'a>,
     said: Said,
     lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    symbols: &dyn Symbols,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
     let start = out.len();
     out.extend_from_slice(b"{\"uuid\":\"");
     out.extend_from_slice(view.head.uuid.hyphenated().encode_lower(&mut [0; 36]).as_bytes());
-    let written = write_said(view, said, lifts, out);
+    let written = write_said(view, said, lifts, symbols, out);
     if written.is_err() {
         out.truncate(start);
         return written;
@@ -48,7 +51,7 @@ pub(super) fn begin_event<'a>(
 /// Appends a JSON object of `entries`, each key once, with its last value.
 pub(crate) fn write_entries(entries: Entries<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
-    each_last(entries, |key, value| object.entry(key, value))?;
+    each_last(entries, |key, value| object.entry(key, value, &NoSymbols))?;
     object.end();
     Ok(())
 }
@@ -59,6 +62,7 @@ fn write_said<'a>(
     view: &View<'a>,
     said: Said,
     lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    symbols: &dyn Symbols,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
     out.extend_from_slice(b"\",\"event\":");
@@ -66,7 +70,7 @@ fn write_said<'a>(
     out.extend_from_slice(b",\"distinct_id\":");
     write_str(out, view.distinct_id.as_bytes())?;
     out.extend_from_slice(b",\"properties\":");
-    write_properties(view, said, lifts, out)
+    write_properties(view, said, lifts, symbols, out)
 }
 
 /// The caller's properties, and what every event of this library says unless the caller said otherwise.
@@ -75,6 +79,7 @@ fn write_properties<'a>(
     view: &View<'a>,
     mut said: Said,
     mut lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    symbols: &dyn Symbols,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
@@ -86,7 +91,7 @@ fn write_properties<'a>(
             }
             said.note(key);
         }
-        object.entry(key, value)
+        object.entry(key, value, symbols)
     })?;
     if !view.groups.is_empty() {
         object.name("$groups");
@@ -183,11 +188,11 @@ impl<'o> Object<'o> {
         self.out.push(b':');
     }
 
-    fn entry(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+    fn entry(&mut self, key: &[u8], value: &[u8], symbols: &dyn Symbols) -> Result<(), Malformed> {
         self.separate();
         write_str(self.out, key)?;
         self.out.push(b':');
-        write_value(&mut Reader::new(value), self.out)
+        write_value(&mut Reader::new(value), symbols, self.out)
     }
 
     fn separate(&mut self) {
@@ -203,9 +208,10 @@ impl<'o> Object<'o> {
 }
 
 /// Recursion is bounded: whoever hands in a value has had it checked, and `MAX_DEPTH` is part of the check.
-fn write_value(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+pub(super) fn write_value(reader: &mut Reader<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     match reader.token()? {
-        Token::Nil | Token::Ext => out.extend_from_slice(b"null"),
+        Token::Ext(kind, content) => write_ext(kind, content, symbols, out),
+        Token::Nil => out.extend_from_slice(b"null"),
         Token::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
         Token::Unsigned(value) => write_json(out, value),
         Token::Signed(value) => write_json(out, value),
@@ -219,7 +225,7 @@ fn write_value(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malform
                 if at > 0 {
                     out.push(b',');
                 }
-                write_value(reader, out)?;
+                write_value(reader, symbols, out)?;
             }
             out.push(b']');
         }
@@ -228,7 +234,7 @@ fn write_value(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malform
             for _ in 0..len {
                 object.separate();
                 write_key(reader, object.out)?;
-                write_value(reader, object.out)?;
+                write_value(reader, symbols, object.out)?;
             }
             object.end();
         }
@@ -262,7 +268,7 @@ pub(super) fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed
 }
 
 /// Text that needs no escape.
-fn write_plain(out: &mut Vec<u8>, text: &str) {
+pub(super) fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');

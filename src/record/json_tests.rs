@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::encode::{append_map_header, append_str, begin_map, patch_len};
 use super::json::write_event;
 use super::serialize::append_entry;
-use super::{Class, Flags, HEAD_LEN, Head, View};
+use super::{Class, Flags, HEAD_LEN, Head, NoSymbols, View};
 
 /// A body of these properties and groups, each list with repeated keys if it has them.
 pub(super) fn body_of(head: Head, properties: &[(&str, Value)], groups: &[(&str, Value)]) -> Vec<u8> {
@@ -38,7 +38,7 @@ pub(super) fn head() -> Head {
 
 fn sent_text(body: &[u8]) -> String {
     let mut out = b"kept".to_vec();
-    write_event(&View::parse(body).unwrap(), &mut out).unwrap();
+    write_event(&View::parse(body).unwrap(), &NoSymbols, &mut out).unwrap();
     String::from_utf8(out).unwrap().strip_prefix("kept").unwrap().to_owned()
 }
 

@@ -2,17 +2,18 @@
 
 use super::decode::{Malformed, Reader, Token};
 use super::json::{Object, Said, begin_event, write_json, write_quoted, write_str};
+use super::symbols::Symbols;
 use super::{Flags, View};
 
 /// Appends an event as [`super::json::write_event`] does, followed by `"options":{..}` and, where they are known, `"session_id"` and
 /// `"window_id"`. What these are made of is no property any more; what is of the wrong type is not sent at all, for PostHog drops an
 /// event with an option that it cannot read. On an error `out` is as it was.
-pub(crate) fn write_event_v1(view: &View<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+pub(crate) fn write_event_v1(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let start = out.len();
     let mut lifted = Lifted::default();
     // Never a property: it becomes an option.
     let said = Said { person_profile: true, ..Said::default() };
-    begin_event(view, said, |key, value| lifted.take(key, value), out)?;
+    begin_event(view, said, |key, value| lifted.take(key, value), symbols, out)?;
     let is_personless = view.head.flags.contains(Flags::PERSONLESS);
     let written = lifted.write(is_personless, out);
     match written {

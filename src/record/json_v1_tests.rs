@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::json_tests::{body_of, head};
 use super::json_v1::write_event_v1;
-use super::{Flags, Head, View};
+use super::{Flags, Head, NoSymbols, View};
 
 fn text_of(body: &[u8]) -> String {
     let mut out = b"kept".to_vec();
-    write_event_v1(&View::parse(body).unwrap(), &mut out).unwrap();
+    write_event_v1(&View::parse(body).unwrap(), &NoSymbols, &mut out).unwrap();
     String::from_utf8(out).unwrap().strip_prefix("kept").unwrap().to_owned()
 }
 

@@ -31,6 +31,8 @@
 //!   `$process_person_profile`) is not stored: `json` adds it unless the caller used the key himself. Groups overwrite a
 //!   property `$groups`.
 //! - What is read back is foreign input: nothing here panics, recurses or allocates without bound on it.
+//! - A stack is captured as addresses, in an extension value (`stack.rs`). It becomes JSON when a body is built (`json_stack.rs`), with
+//!   the names that somebody behind the [`Symbols`] seam knows for them, and without any where nobody does.
 //!
 //! # Operations
 //!
@@ -46,6 +48,7 @@ mod head;
 #[cfg(test)]
 mod hostile_tests;
 pub(crate) mod json;
+mod json_stack;
 #[cfg(test)]
 mod json_tests;
 pub(crate) mod json_v1;
@@ -55,12 +58,17 @@ mod pairs;
 pub(crate) mod serialize;
 #[cfg(test)]
 mod serialize_tests;
+pub(crate) mod stack;
+#[cfg(test)]
+mod stack_tests;
+pub(crate) mod symbols;
 mod unencodable;
 mod view;
 
 pub(crate) use decode::Malformed;
 pub(crate) use head::{Class, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION};
 pub(crate) use pairs::Pairs;
+pub(crate) use symbols::{NoSymbols, Symbols};
 pub(crate) use unencodable::Unencodable;
 pub(crate) use view::{Entries, View};
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::server::Route;
 use crate::client::Client;
-use crate::record::{View, json};
+use crate::record::{NoSymbols, View, json};
 
 /// An event that was accepted and neither delivered nor given up.
 #[derive(Clone, PartialEq)]
@@ -50,7 +50,7 @@ pub fn queued(client: &Client) -> Vec<QueuedEvent> {
 fn read(record: &[u8], route: Route) -> Option<QueuedEvent> {
     let view = View::parse(record).ok()?;
     let mut text = Vec::new();
-    json::write_event(&view, &mut text).ok()?;
+    json::write_event(&view, &NoSymbols, &mut text).ok()?;
     let Value::Object(mut event) = serde_json::from_slice(&text).ok()? else { return None };
     let mut string = |name: &str| match event.remove(name) {
         Some(Value::String(text)) => Some(text),

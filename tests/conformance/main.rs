@@ -9,6 +9,8 @@ mod before_send;
 mod callbacks;
 mod capture;
 mod context;
+mod exc;
+mod exm;
 mod http;
 mod identity;
 mod queue;

@@ -8,6 +8,7 @@ pub(super) struct Registers {
     pub(super) pc: u64,
     pub(super) sp: u64,
     pub(super) fp: u64,
+    #[cfg_attr(target_arch = "x86_64", allow(dead_code, reason = "the return address is on the stack"))]
     pub(super) lr: u64,
 }
 

@@ -1,0 +1,264 @@
+//! A stack as it is captured: return addresses and the images they lie in, without a name. What PostHog sees of it is written when a
+//! body is built (`json_stack.rs`).
+//!
+//! In a record both are extension values, whose content is MessagePack again: a stack is `[images, frames]`, debug images are
+//! `images`. An image is `[address, size, vmaddr, main, build id, path]`; frames are pairs in one array: the image's place and the
+//! offset in it, or nil and the address.
+
+use uuid::Uuid;
+
+use super::decode::{Reader, Token, text};
+use super::encode::{
+    append_array_header, append_bin, append_bool, append_nil, append_str, append_uint, begin_ext, end_ext,
+};
+
+/// The extension type of a stack.
+pub(super) const STACK_EXT: i8 = 1;
+/// The extension type of debug images.
+pub(super) const IMAGES_EXT: i8 = 2;
+/// Frames that are kept: those nearest to where the stack was captured, and those the thread began with.
+pub(crate) const NEAREST_FRAMES: usize = 96;
+/// See [`NEAREST_FRAMES`].
+pub(crate) const OUTERMOST_FRAMES: usize = 32;
+
+const MOST_FRAMES: usize = NEAREST_FRAMES + OUTERMOST_FRAMES;
+/// More than a stack of so many frames can lie in.
+const MOST_IMAGES: usize = MOST_FRAMES;
+const IMAGE_FIELDS: u32 = 6;
+
+/// A file that was mapped to run code from it: the executable, or a shared library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Image<'a> {
+    /// Where it began in memory.
+    pub(crate) address: u64,
+    /// Bytes of memory from there to its end.
+    pub(crate) size: u64,
+    /// Where it would begin if it were loaded as its headers say: 0 for what can be loaded anywhere.
+    pub(crate) vmaddr: u64,
+    /// The executable itself.
+    pub(crate) is_main: bool,
+    /// GNU build id; empty if it has none.
+    pub(crate) build_id: &'a [u8],
+    /// The file.
+    pub(crate) path: &'a str,
+}
+
+impl Image<'_> {
+    /// Whether an address lies in it.
+    pub(crate) fn contains(&self, address: u64) -> bool {
+        address.checked_sub(self.address).is_some_and(|offset| offset < self.size)
+    }
+
+    /// The last part of its path.
+    pub(crate) fn file_name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The name under which PostHog knows its symbols: the first 16 bytes of the build id read as a GUID, whose first three fields are
+    /// little-endian. `None` without a build id.
+    pub(crate) fn debug_id(&self) -> Option<Uuid> {
+        let mut bytes = [0; 16];
+        let known = self.build_id.len().min(bytes.len());
+        bytes.get_mut(..known)?.copy_from_slice(self.build_id.get(..known)?);
+        (known > 0).then(|| Uuid::from_bytes_le(bytes))
+    }
+}
+
+/// One return address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    /// Where the callee returns to.
+    pub(crate) address: u64,
+    /// The place of its image among those of the stack.
+    pub(crate) image: Option<usize>,
+}
+
+/// Return addresses, that of the innermost call first, and the images that they lie in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stack<'a> {
+    images: Vec<Image<'a>>,
+    frames: Vec<Frame>,
+}
+
+impl<'a> Stack<'a> {
+    /// The stack of these return addresses in a process that has loaded these images. Keeps [`NEAREST_FRAMES`] from the start and
+    /// [`OUTERMOST_FRAMES`] from the end.
+    pub(crate) fn locate(addresses: &[u64], loaded: &[Image<'a>]) -> Self {
+        let mut stack = Self::default();
+        let cut = addresses.len().saturating_sub(MOST_FRAMES);
+        let (nearest, rest) = addresses.split_at(addresses.len().min(NEAREST_FRAMES));
+        for &address in nearest.iter().chain(rest.get(cut..).unwrap_or_default()) {
+            // The call before it is what counts: a call that never returns may be the last instruction of its image.
+            let holder = loaded.iter().find(|image| image.contains(address.wrapping_sub(1)));
+            let image = holder.map(|image| stack.place_of(image));
+            stack.frames.push(Frame { address, image });
+        }
+        stack
+    }
+
+    /// The images, each once.
+    pub(crate) fn images(&self) -> &[Image<'a>] {
+        &self.images
+    }
+
+    /// Each return address with its image, that of the innermost call first.
+    pub(crate) fn frames(&self) -> impl DoubleEndedIterator<Item = (u64, Option<&Image<'a>>)> {
+        self.frames.iter().map(|frame| (frame.address, frame.image.and_then(|place| self.images.get(place))))
+    }
+
+    /// Whether there is no frame.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Appends the value that becomes a `stacktrace`.
+    pub(crate) fn append(&self, out: &mut Vec<u8>) {
+        let at = begin_ext(out, STACK_EXT);
+        append_array_header(out, 2);
+        append_images(&self.images, out);
+        append_array_header(out, (self.frames.len() * 2) as u32);
+        for (frame, (address, image)) in self.frames.iter().zip(self.frames()) {
+            match frame.image.zip(image) {
+                Some((place, image)) => {
+                    append_uint(out, place as u64);
+                    append_uint(out, address.wrapping_sub(image.address));
+                }
+                None => {
+                    append_nil(out);
+                    append_uint(out, address);
+                }
+            }
+        }
+        end_ext(out, at);
+    }
+
+    /// Reads the content of the value that [`append`](Self::append) wrote, from bytes nobody vouches for.
+    pub(super) fn decode(content: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader::new(content);
+        (reader.token().ok()? == Token::Array(2)).then_some(())?;
+        let images = read_images(&mut reader)?;
+        let Ok(Token::Array(len)) = reader.token() else { return None };
+        let count = usize::try_from(len / 2).ok().filter(|count| len % 2 == 0 && *count <= MOST_FRAMES)?;
+        let mut frames = Vec::with_capacity(count);
+        for _ in 0..count {
+            frames.push(read_frame(&mut reader, &images)?);
+        }
+        reader.rest().is_empty().then_some(Self { images, frames })
+    }
+
+    fn place_of(&mut self, image: &Image<'a>) -> usize {
+        match self.images.iter().position(|known| known == image) {
+            Some(place) => place,
+            None => {
+                self.images.push(*image);
+                self.images.len() - 1
+            }
+        }
+    }
+}
+
+/// Images, each once, that PostHog may have symbols of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DebugImages<'a> {
+    images: Vec<Image<'a>>,
+}
+
+impl<'a> DebugImages<'a> {
+    /// Adds those that a stack refers to, as far as they have a build id.
+    pub(crate) fn add(&mut self, stack: &Stack<'a>) {
+        for image in stack.images().iter().filter(|image| image.debug_id().is_some()) {
+            if self.images.len() < MOST_IMAGES && !self.images.contains(image) {
+                self.images.push(*image);
+            }
+        }
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
+    /// Appends the value that becomes `$debug_images`.
+    pub(crate) fn append(&self, out: &mut Vec<u8>) {
+        let at = begin_ext(out, IMAGES_EXT);
+        append_images(&self.images, out);
+        end_ext(out, at);
+    }
+
+    /// Reads the content of the value that [`append`](Self::append) wrote, from bytes nobody vouches for.
+    pub(super) fn decode(content: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader::new(content);
+        let images = read_images(&mut reader)?;
+        reader.rest().is_empty().then_some(Self { images })
+    }
+
+    /// In the order in which they were added.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Image<'a>> {
+        self.images.iter()
+    }
+}
+
+/// The images of a process, on their own: as many of the first as can be read back.
+pub(crate) fn encode_images(images: &[Image<'_>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    append_images(images.get(..images.len().min(MOST_IMAGES)).unwrap_or_default(), &mut out);
+    out
+}
+
+/// Reads them back, from bytes nobody vouches for.
+pub(crate) fn decode_images(content: &[u8]) -> Option<Vec<Image<'_>>> {
+    let mut reader = Reader::new(content);
+    let images = read_images(&mut reader)?;
+    reader.rest().is_empty().then_some(images)
+}
+
+fn append_images(images: &[Image<'_>], out: &mut Vec<u8>) {
+    append_array_header(out, images.len() as u32);
+    for image in images {
+        append_array_header(out, IMAGE_FIELDS);
+        append_uint(out, image.address);
+        append_uint(out, image.size);
+        append_uint(out, image.vmaddr);
+        append_bool(out, image.is_main);
+        append_bin(out, image.build_id);
+        append_str(out, image.path);
+    }
+}
+
+fn read_images<'a>(reader: &mut Reader<'a>) -> Option<Vec<Image<'a>>> {
+    let Ok(Token::Array(len)) = reader.token() else { return None };
+    let count = usize::try_from(len).ok().filter(|count| *count <= MOST_IMAGES)?;
+    let mut images = Vec::with_capacity(count);
+    for _ in 0..count {
+        images.push(read_image(reader)?);
+    }
+    Some(images)
+}
+
+fn read_image<'a>(reader: &mut Reader<'a>) -> Option<Image<'a>> {
+    (reader.token().ok()? == Token::Array(IMAGE_FIELDS)).then_some(())?;
+    let (address, size, vmaddr) = (read_uint(reader)?, read_uint(reader)?, read_uint(reader)?);
+    let Ok(Token::Bool(is_main)) = reader.token() else { return None };
+    let Ok(Token::Bin(build_id)) = reader.token() else { return None };
+    let Ok(Token::Str(path)) = reader.token() else { return None };
+    Some(Image { address, size, vmaddr, is_main, build_id, path: text(path).ok()? })
+}
+
+fn read_frame(reader: &mut Reader<'_>, images: &[Image<'_>]) -> Option<Frame> {
+    match reader.token().ok()? {
+        Token::Nil => Some(Frame { address: read_uint(reader)?, image: None }),
+        Token::Unsigned(place) => {
+            let place = usize::try_from(place).ok()?;
+            let address = images.get(place)?.address.checked_add(read_uint(reader)?)?;
+            Some(Frame { address, image: Some(place) })
+        }
+        _ => None,
+    }
+}
+
+fn read_uint(reader: &mut Reader<'_>) -> Option<u64> {
+    match reader.token().ok()? {
+        Token::Unsigned(value) => Some(value),
+        _ => None,
+    }
+}

@@ -1,0 +1,188 @@
+//! The seam to what addresses mean: whoever can look into images stands behind it. And the pure part of the answer: which frames are
+//! the program's own.
+
+use std::fmt::Debug;
+
+use super::stack::Image;
+
+/// Lines of source before and after the one of a frame.
+pub(crate) const CONTEXT_LINES: usize = 5;
+
+/// What stands at an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Symbol {
+    /// The function, without its hash; empty if unknown.
+    pub(crate) function: String,
+    /// The source file.
+    pub(crate) file: Option<String>,
+    /// The line in it, from 1.
+    pub(crate) line: Option<u32>,
+}
+
+/// Source around a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SourceLines {
+    /// Up to [`CONTEXT_LINES`] lines, in the order of the file.
+    pub(crate) before: Vec<String>,
+    /// The line itself.
+    pub(crate) line: String,
+    /// Up to [`CONTEXT_LINES`] lines, in the order of the file.
+    pub(crate) after: Vec<String>,
+}
+
+/// Knows what addresses mean. Asked while a body is built, on the delivery's thread: it may read files, and must not fail.
+pub(crate) trait Symbols: Debug + Send + Sync {
+    /// The functions that a return address of `image` lies in: the one that is really called first, then what is inlined there, each
+    /// inside the one before it. Empty if nothing is known.
+    fn resolve(&self, image: &Image<'_>, address: u64) -> Vec<Symbol>;
+
+    /// The source around a line, if it is wanted and there.
+    fn source(&self, file: &str, line: u32) -> Option<SourceLines>;
+
+    /// A body is done: what is only needed while several addresses are looked up can go.
+    fn rest(&self) {}
+}
+
+/// Knows nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NoSymbols;
+
+impl Symbols for NoSymbols {
+    fn resolve(&self, _image: &Image<'_>, _address: u64) -> Vec<Symbol> {
+        Vec::new()
+    }
+
+    fn source(&self, _file: &str, _line: u32) -> Option<SourceLines> {
+        None
+    }
+}
+
+/// Parts of paths of what is not the program's own source: the standard library, the toolchain, dependencies, what a build made.
+const FOREIGN_PATHS: [&str; 13] = [
+    "/.cargo/registry/",
+    "/.cargo/git/",
+    "/cargo/registry/",
+    "/rustc/",
+    "/rustc-",
+    "/library/alloc/src/",
+    "/library/core/src/",
+    "/library/proc_macro/src/",
+    "/library/std/src/",
+    "/library/test/src/",
+    "/toolchains/",
+    "/target/",
+    "/vendor/",
+];
+
+/// Crates that are nobody's own program. Sorted.
+const FOREIGN_CRATES: [&str; 18] = [
+    "alloc",
+    "anyhow",
+    "backtrace",
+    "color_eyre",
+    "core",
+    "eyre",
+    "futures_core",
+    "futures_util",
+    "log",
+    "posthog",
+    "proc_macro",
+    "reqwest",
+    "stable_eyre",
+    "std",
+    "test",
+    "tokio",
+    "tracing",
+    "tracing_core",
+];
+
+/// What runs before and around `main`, where no file is known. Sorted.
+const FOREIGN_FUNCTIONS: [&str; 7] =
+    ["__clone", "__libc_start_call_main", "__libc_start_main", "_start", "clone", "main", "start_thread"];
+
+/// Whether a frame is the program's own, by its source file and function, as far as they are known. What the names do not decide is
+/// the program's own if it lies in the executable: PostHog corrects that where it has symbols, and never the other way round.
+pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool) -> bool {
+    if let Some(file) = file
+        && (FOREIGN_PATHS.iter().any(|part| file.contains(part)) || is_checkout(file))
+    {
+        return false;
+    }
+    if function.starts_with("__rust") || function == "rust_begin_unwind" || function == "_main" {
+        return false;
+    }
+    if FOREIGN_CRATES.binary_search(&crate_of(function)).is_ok() {
+        return false;
+    }
+    match file {
+        Some(_) => true,
+        None => in_executable && FOREIGN_FUNCTIONS.binary_search(&function.split('@').next().unwrap_or("")).is_err(),
+    }
+}
+
+/// The crate that a function's path begins with: `my_app` of `<my_app::Cart as core::fmt::Debug>::fmt`.
+pub(crate) fn crate_of(function: &str) -> &str {
+    let path = function.trim_start_matches(['<', '&', '*', '(', '[', '_', ' ']);
+    let path = path.trim_start_matches("mut ").trim_start_matches("const ").trim_start_matches("dyn ");
+    // Nothing but a path has a crate: a C function has a name only.
+    path.split_once("::").map_or("", |(name, _)| name)
+}
+
+/// Cargo's directories wherever they lie: `registry/src/<index>-<16 hex>/`, `git/checkouts/<repository>-<16 hex>/`.
+fn is_checkout(file: &str) -> bool {
+    ["registry/src/", "git/checkouts/"].iter().any(|folder| {
+        let Some((_, rest)) = file.split_once(folder) else { return false };
+        let hash = rest.split('/').next().and_then(|name| name.rsplit_once('-')).map_or("", |(_, hash)| hash);
+        hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_sorted_for_the_search_in_them() {
+        assert!(FOREIGN_CRATES.is_sorted() && FOREIGN_FUNCTIONS.is_sorted());
+    }
+
+    #[test]
+    fn frames_of_the_program_are_told_from_those_of_its_libraries_and_of_the_runtime() {
+        for (function, file) in [
+            ("checkout::run", Some("/app/src/main.rs")),
+            ("checkout::main", Some("src/main.rs")),
+            ("<checkout::Cart as core::fmt::Debug>::fmt", Some("/app/src/cart.rs")),
+            ("<&mut checkout::Cart as core::iter::Iterator>::next", None),
+            ("checkout::total", None),
+            ("", Some("/app/src/lib.rs")),
+        ] {
+            assert!(is_in_app(function, file, true), "{function} {file:?}");
+        }
+        for (function, file) in [
+            ("core::ops::function::FnOnce::call_once", Some("/rustc/abc/library/core/src/ops/function.rs")),
+            (
+                "serde_json::from_str",
+                Some("/home/me/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/serde_json/src/de.rs"),
+            ),
+            ("thing::new", Some("/opt/registry/src/mirror-0123456789abcdef/thing/src/lib.rs")),
+            ("thing::new", Some("/opt/git/checkouts/thing-0123456789abcdef/abc/src/lib.rs")),
+            ("checkout::made", Some("/app/target/debug/build/checkout-1/out/made.rs")),
+            ("<alloc::boxed::Box<F,A> as core::ops::function::FnOnce<Args>>::call_once", None),
+            ("std::rt::lang_start::{{closure}}", None),
+            ("posthog::client::exception::capture", None),
+            ("__rust_begin_short_backtrace", Some("/app/src/odd.rs")),
+            ("main", None),
+            ("_start", None),
+            ("__libc_start_main@@GLIBC_2.34", None),
+        ] {
+            assert!(!is_in_app(function, file, true), "{function} {file:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_name_the_executable_is_the_programs_own_and_a_library_is_not() {
+        assert!(is_in_app("", None, true) && !is_in_app("", None, false));
+        assert!(is_in_app("my_plugin::run", Some("/src/plugin/lib.rs"), false));
+        assert!(!is_in_app("qsort", None, false));
+    }
+}
