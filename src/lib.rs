@@ -54,6 +54,7 @@ mod client;
 mod clock;
 mod config;
 mod context;
+mod crash;
 mod crash_point;
 mod delivery;
 mod diagnostics;
@@ -73,7 +74,10 @@ pub mod testing;
 mod transport;
 mod worker;
 
-pub use client::{Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, client, init};
+pub use client::{
+    Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, Mode, Outcome, Receipt, Stats, Stranded, capture, client,
+    drain_on_terminate, init,
+};
 pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use delivery::{Delivery, Verdict};

@@ -13,7 +13,7 @@
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
-//! * `global.rs`: the process-wide client.
+//! * `global.rs`: the process-wide client; `drain.rs`: what SIGTERM and SIGINT do for it.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
@@ -23,6 +23,7 @@ mod ai;
 mod capture;
 mod child;
 mod dead;
+mod drain;
 mod failure;
 mod global;
 mod identity;
@@ -45,6 +46,7 @@ use crate::worker::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownRe
 use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
+pub use drain::{DrainOptions, Exit, drain_on_terminate};
 use failure::explain;
 pub use global::{capture, client, init};
 pub use receipt::{Outcome, Receipt};

@@ -92,6 +92,7 @@ pub(crate) use snapshot::Snapshot;
 use start::Network;
 pub(crate) use start::{StartError, start};
 pub(crate) use stop::release;
+pub(crate) use threads::spawn_apart;
 use verdicts::Verdicts;
 
 /// Everything the worker has to know.

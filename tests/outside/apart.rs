@@ -21,6 +21,7 @@ pub(crate) const NOBODY: u32 = 65534;
 pub(crate) struct Terms {
     env: Vec<(String, String)>,
     as_nobody: bool,
+    as_first: bool,
 }
 
 impl Terms {
@@ -32,6 +33,12 @@ impl Terms {
     /// Not as root: root may write everywhere and start as many threads as it likes.
     pub(crate) fn played_by_nobody(mut self) -> Self {
         self.as_nobody = true;
+        self
+    }
+
+    /// As process 1 of a namespace of its own, as in a container.
+    pub(crate) fn played_by_the_first_process(mut self) -> Self {
+        self.as_first = true;
         self
     }
 }
@@ -56,7 +63,8 @@ pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     apart_until(ExitStatus::success, set, terms, part, judge);
 }
 
-fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
+/// [`apart_on`] with a part that ends in a way of its own.
+pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     is_expected: impl FnOnce(&ExitStatus) -> bool,
     set: impl FnOnce() -> Stage,
     terms: impl FnOnce(&Stage) -> Terms,
@@ -83,7 +91,11 @@ fn test_name<P>() -> String {
 }
 
 fn play(name: &str, stage: &Stage, terms: &Terms) -> ExitStatus {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new(if terms.as_first { "unshare".as_ref() } else { program.as_os_str() });
+    if terms.as_first {
+        command.args(["--pid", "--fork"]).arg(program);
+    }
     command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
     command.env(PART, name).env(HOST, &stage.host).env(QUEUE, &stage.queue);
     command.envs(terms.env.iter().map(|(name, value)| (name, value)));

@@ -21,6 +21,7 @@ mod process;
 mod refusals;
 mod runtimes;
 mod stage;
+mod termination;
 mod v1;
 mod waiting;
 mod wire;
