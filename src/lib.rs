@@ -75,11 +75,12 @@ mod transport;
 mod worker;
 
 pub use client::{
-    Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, Mode, Outcome, Receipt, Stats, Stranded, capture, client,
-    drain_on_terminate, init,
+    Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, Mode, Outcome, PreviousRun, Receipt, Stats, Stranded,
+    capture, client, drain_on_terminate, init,
 };
 pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
+pub use crash::cause::RunEnd;
 pub use delivery::{Delivery, Verdict};
 pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;

@@ -151,6 +151,7 @@ fn serve(deadline: Duration) {
 fn drain(caught: Caught, deadline: Duration) {
     let Some(client) = client() else { return };
     if caught.is_fatal {
+        client.mark_dying_of(caught.signal);
         let _ = client.shutdown(deadline).wait(deadline.saturating_add(STORING));
     } else {
         let _ = client.flush().wait(deadline);

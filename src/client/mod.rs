@@ -12,6 +12,7 @@
 //! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
+//! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `drain.rs`: what SIGTERM and SIGINT do for it.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
@@ -29,6 +30,7 @@ mod global;
 mod identity;
 mod immediate;
 mod notices;
+mod previous;
 mod receipt;
 mod rules;
 mod stats;
@@ -49,6 +51,7 @@ pub use dead::DeadLetter;
 pub use drain::{DrainOptions, Exit, drain_on_terminate};
 use failure::explain;
 pub use global::{capture, client, init};
+pub use previous::PreviousRun;
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
 pub use stats::{DeliveryPhase, Mode, Stats, Stranded};
@@ -91,6 +94,7 @@ struct Shared {
 #[derive(Clone)]
 struct Settings {
     ai_lane: bool,
+    report_previous_run: bool,
     disable_geoip: bool,
     exact_timestamps: bool,
     shutdown_timeout: Duration,
@@ -120,6 +124,7 @@ impl Client {
         }
         let settings = Settings {
             ai_lane: checked.ai_lane,
+            report_previous_run: checked.report_previous_run,
             disable_geoip: checked.content.disable_geoip,
             exact_timestamps: checked.content.exact_timestamps,
             shutdown_timeout: checked.shutdown_timeout,
@@ -159,6 +164,7 @@ impl Client {
         };
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.
         shared.open_ai_at_start(parent.is_none());
+        shared.report_previous_run();
         Ok(Self { shared: Arc::new(shared) })
     }
 

@@ -16,4 +16,6 @@
 //! * The wait status of the process stays what it would have been.
 //! * What is not known is said to be not known.
 
+pub(crate) mod cause;
+pub(crate) mod exit_mark;
 pub(crate) mod terminate;

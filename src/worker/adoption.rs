@@ -89,7 +89,7 @@ impl Pipeline {
         else {
             return Ok(Step::NoMore);
         };
-        let options = ShardOptions { project: project.clone(), ..self.options.shard_options() };
+        let options = ShardOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
         let opened = match Shard::open(&self.options.disk, &options, claim, self.options.clock.wall_nanos()) {
             Ok(opened) => opened,
             Err(error) => {

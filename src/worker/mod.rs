@@ -50,6 +50,7 @@ mod due;
 mod flush;
 mod joint;
 mod lane;
+mod life;
 mod outbox;
 pub(crate) mod pending;
 mod receipts;
@@ -84,6 +85,7 @@ pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
 pub use drop_reason::DropReason;
 pub(crate) use joint::both;
+pub(crate) use life::LastRun;
 use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
@@ -227,6 +229,7 @@ pub(crate) struct Pipeline {
     id: u64,
     generation: u64,
     shard: Arc<Shard>,
+    life: life::Life,
     adopted: Mutex<Option<adoption::Adopted>>,
     /// Shards, by project and number, that are left alone until then.
     avoided: Mutex<HashMap<(usize, u32), Instant>>,

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod flushes;
+mod life;
 mod orphans;
 mod partial;
 mod races;
