@@ -24,7 +24,7 @@ pub enum RunEnd {
         /// What it exited with, 0 to 255; `None` where the C library does not tell (musl, macOS).
         status: Option<i32>,
     },
-    /// It panicked, and died of that. Known only where [`install_panic_hook`](crate) was called.
+    /// It panicked, and died of that. Known only where the panic hook was installed.
     Panicked,
     /// It died of that signal: a fatal one that our handler saw, or one that
     /// [`drain_on_terminate`](crate::drain_on_terminate) served.

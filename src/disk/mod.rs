@@ -18,7 +18,7 @@
 //! * `EINTR` is retried here, a short write is continued here. Every other error goes up unchanged.
 //! * A shared mapping may be written only where a write cannot raise SIGBUS ([`FileSystem::may_map`]): once a file's blocks are
 //!   really written, ext2/3/4 and tmpfs never need new ones. A copy-on-write file system may, so it gets positioned writes.
-//! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and nowhere else in the library.
+//! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and in `crash`, and nowhere else in the library.
 
 mod file;
 mod filesystem;

@@ -53,7 +53,9 @@ use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, shard_dir};
 pub(crate) use evict::EvictUntil;
-pub(crate) use life::{Life, Sign};
+#[cfg(test)]
+use life::Life;
+pub(crate) use life::Sign;
 pub(crate) use open::{Finding, Opened, is_newer};
 pub(crate) use status::Predecessor;
 use status::{Phase, StatusPage};

@@ -26,6 +26,7 @@
 //!   deadline, never on a thread.
 //! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`.
 //!
+//! * How a run is and how it ends is left for the next one ([`life`]) by a committer that is awake anyway, and at `exit`.
 //! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * While the program has opted out nothing is read for sending; what is queued stays.

@@ -72,15 +72,35 @@ pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     judge: J,
 ) {
     let name = test_name::<P>();
-    if std::env::var(PART).is_ok_and(|played| played == name) {
-        let var = |name| std::env::var(name).unwrap();
-        part(&Place { host: var(HOST), queue: var(QUEUE).into() });
+    if played(&name, part) {
         std::process::exit(0);
     }
     let stage = set();
     let status = play(&name, &stage, &terms(&stage));
     assert!(is_expected(&status), "the part of {name} ended with {status}");
     judge(&stage);
+}
+
+/// [`apart`] with a process that ends by returning from `main`: that of the harness.
+pub(crate) fn apart_through_main<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
+    let name = test_name::<P>();
+    if played(&name, part) {
+        return;
+    }
+    let stage = Stage::new();
+    let status = play(&name, &stage, &Terms::default());
+    assert!(status.success(), "the part of {name} ended with {status}");
+    judge(&stage);
+}
+
+/// Plays the part, if this process was started for it.
+fn played<P: FnOnce(&Place)>(name: &str, part: P) -> bool {
+    let is_ours = std::env::var(PART).is_ok_and(|played| played == name);
+    if is_ours {
+        let var = |name| std::env::var(name).unwrap();
+        part(&Place { host: var(HOST), queue: var(QUEUE).into() });
+    }
+    is_ours
 }
 
 /// The name under which the harness knows the test that the closure was written in.

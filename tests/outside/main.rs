@@ -19,6 +19,7 @@ mod network;
 mod overflow;
 mod process;
 mod refusals;
+mod runs;
 mod runtimes;
 mod stage;
 mod termination;

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::disk::OomCount;
-use crate::shard::{Life, Sign};
 
 fn open_as(adopts: bool, mapped: bool, boot_id: u128, queue_dir: &Path) -> (Shard, Option<Life>) {
     let disk = Machine::disk(boot_id, mapped);
