@@ -3,6 +3,8 @@
 use super::*;
 use crate::disk::OomCount;
 
+type End = fn(&Shard);
+
 fn open_as(adopts: bool, mapped: bool, boot_id: u128, queue_dir: &Path) -> (Shard, Option<Life>) {
     let disk = Machine::disk(boot_id, mapped);
     let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
@@ -26,7 +28,7 @@ fn sign() -> Sign {
 
 #[test]
 fn the_next_owner_reads_the_last_sign_and_the_end() {
-    let ends: [(fn(&Shard), Life); 5] = [
+    let ends: [(End, Life); 5] = [
         (|_| (), Life::default()),
         (|shard| shard.mark_exit(Some(3)), Life { exit: Some(Some(3)), ..Life::default() }),
         (|shard| shard.mark_exit(None), Life { exit: Some(None), ..Life::default() }),
