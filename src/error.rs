@@ -45,6 +45,9 @@ pub enum Error {
     /// [`init`](crate::init) was called before, in this process.
     #[error("posthog::init was called before; posthog::client() has that client")]
     AlreadyInitialised,
+    /// Something process-wide was installed before, in this process; it stays as it was.
+    #[error("posthog::{0} was called before, and stays as it was set up then")]
+    AlreadyInstalled(&'static str),
 }
 
 impl Error {

@@ -79,13 +79,14 @@ mod transport;
 mod worker;
 
 pub use client::{
-    Client, DeadLetter, DeliveryPhase, Mode, Outcome, Receipt, Stats, Stranded, capture, capture_exception, client,
-    init, install_panic_hook, try_install_panic_hook,
+    Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, Mode, Outcome, PreviousRun, Receipt, Stats, Stranded,
+    capture, capture_exception, client, drain_on_terminate, init, install_panic_hook, try_install_panic_hook,
 };
 #[cfg(feature = "crash-signals")]
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use config::{BeforeSend, Compression, Config, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
+pub use crash::cause::RunEnd;
 pub use delivery::{Delivery, Verdict};
 pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;

@@ -72,6 +72,10 @@ pub(crate) const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_mill
 pub(crate) const SHUTDOWN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 pub(crate) const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
+/// How long a drain at SIGTERM may send.
+pub(crate) const DRAIN_DEADLINE_DEFAULT: Duration = Duration::from_secs(3);
+pub(crate) const DRAIN_DEADLINE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
+
 /// Bytes of the queue's rows.
 pub(crate) const QUEUE_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 pub(crate) const QUEUE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;

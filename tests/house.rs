@@ -56,6 +56,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("rustls", &["transport"]),
     ("rmp", &["record"]),
     ("rmp_serde", &["record"]),
+    ("signal_hook", &["crash"]),
     // Besides files and locks: a crash point kills its own process, and the worker's threads block their signals.
     ("nix", &["disk", "journal", "shard", "crash", "crash_point", "worker"]),
 ];

@@ -3,9 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use posthog::{Client, Config};
 use serde_json::Value;
 use sink::Sink;
 
@@ -55,15 +54,15 @@ impl Stage {
     }
 
     fn told_at_least(&self, count: usize) -> Vec<Value> {
-        let config = Config::new("phc_dying").queue_dir(self.queue_dir()).host(self.sink.url());
-        let client = Client::new(config.flush_interval(Duration::from_millis(50))).expect("the queue");
+        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
+        reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut reader = reader.spawn().expect("a process");
         let arrived = self.sink.wait_for(|state| state.events().len() >= count, ENOUGH);
-        client.capture(posthog::Event::new("after", "test"));
-        assert!(self.sink.wait_for(|state| state.events().iter().any(|event| event.event == "after"), ENOUGH));
-        assert!(arrived, "of {count} only {:?}; {:?}", self.messages(), client.diagnostics());
-        assert_eq!(client.diagnostics(), [], "nothing is amiss");
-        drop(client);
-        assert_eq!(left_in(&self.queue_dir()), Vec::<String>::new(), "what was told is removed");
+        eventually_nothing_in(&self.queue_dir());
+        drop(reader.stdin.take());
+        let output = reader.wait_with_output().expect("it ends");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is amiss");
+        assert!(arrived, "of {count} only {:?}", self.messages());
         let mut told: Vec<_> = self
             .sink
             .events()
@@ -80,12 +79,21 @@ impl Stage {
     }
 }
 
+/// What was told is removed, and the reader has none of its own: it arms no hook.
+fn eventually_nothing_in(dir: &Path) {
+    let deadline = Instant::now() + ENOUGH;
+    while !left_in(dir).is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", left_in(dir));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Files of last words with something in them.
 fn left_in(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
@@ -134,6 +142,12 @@ fn a_panic_of_the_main_thread_is_told_as_fatal_by_the_next_start() {
         assert_eq!(properties["$exception_source"], "rust.panic_hook");
         assert_eq!(properties["$process_person_profile"], false);
         assert_eq!(properties["crash_process_survived"], false);
+        let functions = functions_of(properties);
+        assert!(functions.iter().any(|function| function == "dying::play"), "{functions:?}");
+        // Neither our own frames nor those of the way to the hook.
+        let last = functions.last().map(String::as_str).unwrap_or_default();
+        let is_call = ["core::panicking::panic_fmt", "core::result::unwrap_failed", "std::panic::panic_any"];
+        assert!(is_call.iter().any(|call| last.starts_with(call)), "{functions:?}");
         let mechanism = serde_json::json!({ "type": "panic", "handled": false, "synthetic": false, "exception_id": 0 });
         assert_eq!(properties["$exception_list"][0]["mechanism"], mechanism);
     }
@@ -275,6 +289,12 @@ fn the_first_panic_costs_no_allocation_and_one_write_more_than_without_the_hook(
     assert_eq!(said(&stage.told(1)[0]).0, "a literal");
 }
 
+/// The names in the stack, that of the entry point first.
+fn functions_of(properties: &Value) -> Vec<String> {
+    let frames = properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
+    frames.iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
 /// Scenario, signal it ends by, type of the exception, frames at the least.
 const SIGNALS: &[(&str, i32, &str, usize)] = &[
     ("null_read", 11, "SIGSEGV", 3),
@@ -286,7 +306,7 @@ const SIGNALS: &[(&str, i32, &str, usize)] = &[
     ("division", 8, "SIGFPE", 3),
     ("bus", 7, "SIGBUS", 3),
     ("overflow", 6, "StackOverflow", 60),
-    ("overflow_thread", 6, "StackOverflow", 60),
+    ("overflow_thread", 6, "StackOverflow", 30),
     ("overflow_registered", 11, "StackOverflow", 60),
     ("abort", 6, "SIGABRT", 3),
     ("c_abort", 6, "SIGABRT", 3),
@@ -296,7 +316,7 @@ const SIGNALS: &[(&str, i32, &str, usize)] = &[
 
 #[test]
 fn a_fatal_signal_is_told_by_the_next_start_and_ends_the_process_as_it_would_have() {
-    for (scenario, signal, kind, _frames) in SIGNALS {
+    for (scenario, signal, kind, frames) in SIGNALS {
         let stage = Stage::new();
         assert_eq!(stage.play(scenario), (None, Some(*signal)), "{scenario}");
         let told = stage.told_at_least(1);
@@ -305,6 +325,9 @@ fn a_fatal_signal_is_told_by_the_next_start_and_ends_the_process_as_it_would_hav
         assert_eq!(properties["$exception_level"], "fatal", "{scenario}");
         assert_eq!(properties["$exception_source"], "rust.signal_handler", "{scenario}");
         assert_eq!(properties["$exception_list"][0]["mechanism"]["type"], "signal", "{scenario}");
+        let functions = functions_of(properties);
+        assert!(functions.len() >= *frames, "{scenario}: {functions:?}");
+        assert!(functions.iter().any(|function| function.contains("dying::")), "{scenario}: {functions:?}");
     }
 }
 

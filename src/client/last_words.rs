@@ -68,7 +68,7 @@ impl Shared {
             return;
         }
         let shared = Arc::downgrade(self);
-        if let Err(error) = worker::spawn_beside("posthog-crash", move || read(&shared)) {
+        if let Err(error) = worker::spawn_apart("posthog-crash", move || read(&shared)) {
             self.words_are_read.store(false, Ordering::SeqCst);
             self.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.to_string() });
         }

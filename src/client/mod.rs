@@ -13,9 +13,11 @@
 //! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
+//! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
 //! * `last_words.rs`: the thread that tells of crashes; `incident.rs`: the event it makes of one.
+//! * `drain.rs`: what SIGTERM and SIGINT do for the process-wide client; `previous.rs`: how the run before this one ended.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
@@ -25,6 +27,7 @@ mod ai;
 mod capture;
 mod child;
 mod dead;
+mod drain;
 mod exception;
 mod failure;
 mod global;
@@ -34,6 +37,7 @@ mod immediate;
 mod incident;
 mod last_words;
 mod notices;
+mod previous;
 mod receipt;
 mod rules;
 #[cfg(test)]
@@ -53,11 +57,13 @@ use crate::worker::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownRe
 use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
+pub use drain::{DrainOptions, Exit, drain_on_terminate};
 use failure::explain;
 pub use global::{capture, capture_exception, client, init};
 #[cfg(feature = "crash-signals")]
 pub use hook::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use hook::{install_panic_hook, try_install_panic_hook};
+pub use previous::PreviousRun;
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
 pub use stats::{DeliveryPhase, Mode, Stats, Stranded};
@@ -104,6 +110,7 @@ struct Shared {
 #[derive(Clone)]
 struct Settings {
     ai_lane: bool,
+    report_previous_run: bool,
     disable_geoip: bool,
     exact_timestamps: bool,
     shutdown_timeout: Duration,
@@ -133,6 +140,7 @@ impl Client {
         }
         let settings = Settings {
             ai_lane: checked.ai_lane,
+            report_previous_run: checked.report_previous_run,
             disable_geoip: checked.content.disable_geoip,
             exact_timestamps: checked.content.exact_timestamps,
             shutdown_timeout: checked.shutdown_timeout,
@@ -175,6 +183,7 @@ impl Client {
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.
         shared.open_ai_at_start(parent.is_none());
         let shared = Arc::new(shared);
+        shared.report_previous_run();
         shared.read_last_words();
         Ok(Self { shared })
     }

@@ -28,6 +28,7 @@ pub(crate) struct Checked {
     /// Disabled because the environment has no key.
     pub(crate) key_is_missing: bool,
     pub(crate) ai_lane: bool,
+    pub(crate) report_previous_run: bool,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) content: Content,
     pub(crate) on_diagnostic: Option<DiagnosticHook>,
@@ -41,6 +42,7 @@ impl Config {
             worker,
             key_is_missing: self.key_is_missing,
             ai_lane: self.ai_lane,
+            report_previous_run: self.report_previous_run,
             shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
             on_diagnostic: self.on_diagnostic.clone(),
             content: self.content()?,

@@ -85,6 +85,16 @@ impl Config {
         self
     }
 
+    /// Captures an event `previous_run_ended` when the client takes over the queue of an earlier run: how that ended, how long it was
+    /// alive, how much it left queued. Properties: `cause` ([`RunEnd::name`](crate::RunEnd::name)), `signal` and `exit_status` where
+    /// there is one, `pid`, `started_at`, `uptime_seconds`, `queued_events`, and `machine_restarted` where that is known; see
+    /// [`PreviousRun`](crate::PreviousRun). It belongs to nobody: its distinct id is its own, and PostHog makes no person of it. It goes
+    /// through hooks and super properties as any event does, on the thread that makes the client. Default: off.
+    pub fn report_previous_run(mut self, on: bool) -> Self {
+        self.report_previous_run = on;
+        self
+    }
+
     /// The hosts whose requests may carry the context's distinct id and session id, see
     /// [`Client::tracing_headers`](crate::Client::tracing_headers): names as `api.example.com`, without scheme, port or path; each stands
     /// for those below it too. Default: none. May be called several times.

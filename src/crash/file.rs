@@ -73,6 +73,11 @@ pub(super) fn is_armed() -> bool {
     !TARGET.load(Ordering::Acquire).is_null()
 }
 
+/// Whether the file holds more than its context.
+pub(super) fn holds_words() -> bool {
+    with_target(|target| target.written.load(Ordering::Relaxed) > target.context.len() as u64).unwrap_or(false)
+}
+
 /// Whether somebody is writing at this moment.
 #[cfg(feature = "crash-signals")]
 pub(super) fn has_writers() -> bool {

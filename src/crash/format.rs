@@ -30,12 +30,12 @@ pub(super) enum Kind {
     Signal,
     /// The `SIGABRT` that a panic ended in.
     Abort,
-    /// A note of the application or the name of a captured event, as a fatal record found it.
-    Step,
+    /// The process exits by itself.
+    Exit,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Step];
+    const ALL: [Kind; 5] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Exit];
 
     fn of(number: u16) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
@@ -71,6 +71,8 @@ pub(super) enum Tag {
     PanicNumber = 17,
     /// Nanoseconds since the process armed its file.
     Uptime = 18,
+    /// What the process exits with, if that is known.
+    Status = 19,
     /// 16 bytes that no other process has.
     Instance = 32,
     /// 16 bytes that differ after each start of the machine.

@@ -35,9 +35,12 @@ thread_local! {
 pub(super) fn install() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        // Frames that lie no higher than this one are ours; known without symbols, so in a stripped program too.
+        let here = 0u8;
+        let deepest = std::ptr::from_ref(std::hint::black_box(&here)).addr();
         let is_outermost = INSIDE.try_with(|inside| !inside.replace(true)).unwrap_or(true);
         if is_outermost {
-            last_words(info);
+            last_words(info, deepest);
         }
         previous(info);
         if is_outermost {
@@ -63,10 +66,7 @@ pub(super) fn next_number() -> u64 {
 }
 
 #[inline(never)]
-fn last_words(info: &PanicHookInfo<'_>) {
-    // Frames that lie deeper than this one are ours; known without symbols, so in a stripped program too.
-    let here = 0u8;
-    let deepest = std::ptr::from_ref(std::hint::black_box(&here)).addr();
+fn last_words(info: &PanicHookInfo<'_>, deepest: usize) {
     if !file::is_armed() || !BUDGET.allows(info.location()) {
         if file::is_armed() {
             file::count_missed();

@@ -10,7 +10,7 @@
 //! | a panic, then nothing more of a process that is gone | fatal, the last one |
 //! | a panic of a process that lives, or ended with another status | error |
 //! | a signal of a process that is gone | fatal |
-//! | a signal of a process that lives: somebody repaired what it was about | nothing |
+//! | a signal of a process that lives, or ended by itself: somebody repaired what it was about | nothing |
 //! | a panic during the clean-up after a panic | one incident, the first chained to the second |
 
 use super::format::{Kind, Record, Tag, flags};
@@ -20,8 +20,8 @@ use super::format::{Kind, Record, Tag, flags};
 pub(crate) enum End {
     /// It lives, and has had time to die of what it wrote.
     Alive,
-    /// It ended by itself, with this status.
-    Exited(i32),
+    /// It ended by itself, with this status if that is known.
+    Exited(Option<i32>),
     /// It is gone, nobody knows how.
     Gone,
 }
@@ -93,6 +93,12 @@ const CLEANUP: [&str; 2] = ["panic in a destructor during cleanup", "panic in a 
 
 /// What is to be told of `records`, in the order in which it happened.
 pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
+    let end = match records.iter().rfind(|record| record.kind == Kind::Exit) {
+        Some(exit) if end == End::Gone => {
+            End::Exited(exit.number(Tag::Status).and_then(|status| i32::try_from(status).ok()))
+        }
+        _ => end,
+    };
     let panics = panics(records);
     let fatal = fatal_panic(records, &panics, end);
     let mut told: Vec<Incident> = panics
@@ -102,7 +108,7 @@ pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
             panic.tell(severity)
         })
         .collect();
-    if end != End::Alive {
+    if end == End::Gone {
         told.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(signal));
     }
     told.sort_by_key(|incident| incident.number);
@@ -174,7 +180,7 @@ fn fatal_panic(records: &[Record], panics: &[Panic<'_>], end: End) -> Vec<u64> {
         return Vec::new();
     }
     let last = match end {
-        End::Exited(101) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
+        End::Exited(Some(101)) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
         End::Exited(_) => None,
         End::Alive | End::Gone => panics.last(),
     };
@@ -318,8 +324,8 @@ mod tests {
     fn the_end_of_the_process_says_which_panic_was_fatal() {
         let two = Written::new().panic(1, "in main").panic(2, "in a thread");
         assert_eq!(two.told(End::Alive), told(&[("in main", false), ("in a thread", false)]));
-        assert_eq!(two.told(End::Exited(0)), told(&[("in main", false), ("in a thread", false)]));
-        assert_eq!(two.told(End::Exited(101)), told(&[("in main", true), ("in a thread", false)]));
+        assert_eq!(two.told(End::Exited(Some(0))), told(&[("in main", false), ("in a thread", false)]));
+        assert_eq!(two.told(End::Exited(Some(101))), told(&[("in main", true), ("in a thread", false)]));
         assert_eq!(two.told(End::Gone), told(&[("in main", false), ("in a thread", true)]));
     }
 
@@ -334,6 +340,7 @@ mod tests {
         let written = Written::new().panic(1, "caught").other(Kind::Signal, 0);
         assert_eq!(written.told(End::Gone), told(&[("caught", false), ("Segmentation fault at 0x10", true)]));
         assert_eq!(written.told(End::Alive), told(&[("caught", false)]));
+        assert_eq!(written.told(End::Exited(Some(0))), told(&[("caught", false)]));
         assert_eq!(written.incidents(End::Gone)[1].kind, "SIGSEGV");
     }
 

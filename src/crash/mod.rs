@@ -29,7 +29,9 @@
 #![allow(unsafe_code, reason = "a thread's handle that a hook can reach; the block proves itself")]
 
 mod budget;
+pub(crate) mod cause;
 mod code;
+pub(crate) mod exit_mark;
 mod file;
 mod format;
 mod hook;
@@ -39,13 +41,14 @@ mod reader;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod signal;
 mod slots;
+pub(crate) mod terminate;
 mod unwind;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::Thread;
 
 use crate::disk::Disk;
@@ -53,7 +56,7 @@ use crate::record::stack::{Image, decode_images, encode_images};
 pub(crate) use code::{Edge, InProcess, Modules, trace};
 use format::{Kind, Tag, Writer};
 pub(crate) use incident::{End, Incident, Origin, Severity};
-pub(crate) use reader::{Words, has_left_behind, left_behind};
+pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
 
 /// The folder of a shard that holds last words.
 pub(crate) const DIR: &str = "crash";
@@ -81,6 +84,7 @@ struct Armed {
     dir: PathBuf,
     context: Context,
     files: u64,
+    pid: u32,
 }
 
 static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
@@ -126,9 +130,50 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
     disk.make_dir(dir)?;
     process::note_armed();
     let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let fresh = armed.insert(Armed { disk: disk.clone(), dir: dir.to_path_buf(), context, files: 0 });
+    if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
+        return Ok(());
+    }
+    let fresh =
+        armed.insert(Armed { disk: disk.clone(), dir: dir.to_path_buf(), context, files: 0, pid: std::process::id() });
     // What an earlier client's file holds is read by the next process, as it would be without us.
-    fresh.next_file().map(drop)
+    fresh.next_file()?;
+    // Kept for ever, so that the mark is.
+    static AT_EXIT: OnceLock<Arc<AtExit>> = OnceLock::new();
+    let mark: Weak<AtExit> = Arc::downgrade(AT_EXIT.get_or_init(|| Arc::new(AtExit)));
+    exit_mark::mark_at_exit(mark);
+    Ok(())
+}
+
+/// Notes in the file that the process exits: a panic it says something of was survived.
+struct AtExit;
+
+impl exit_mark::ExitMark for AtExit {
+    fn process_exits(&self, status: Option<i32>) {
+        if !file::holds_words() || is_dying() {
+            return;
+        }
+        let mut buffer = [0; 128];
+        let mut writer = Writer::new(&mut buffer, Kind::Exit, 0, hook::next_number());
+        if let Some(status) = status.and_then(|status| u64::try_from(status).ok()) {
+            writer.number(Tag::Status, status);
+        }
+        if let Some(record) = writer.finish() {
+            file::write(record);
+        }
+    }
+}
+
+/// Whether a thread is in a handler of fatal signals: one that was there before ours may call `exit`, and then it was the signal that
+/// ended the process.
+fn is_dying() -> bool {
+    #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return signal::is_in_progress();
+    #[cfg(not(all(
+        feature = "crash-signals",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    )))]
+    false
 }
 
 /// Takes the file away from under the writers, if somebody wrote to it: answers its path, complete, while later records go to a new one.

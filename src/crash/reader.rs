@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::cause::FatalRecord;
 use super::format::{BODY_MOST, Kind, Record, Tag, scan};
-use super::incident::{End, Incident, incidents};
+use super::incident::{End, Incident, Severity, incidents};
 use super::{Context, process};
 use crate::disk::{Disk, Open};
 
@@ -50,6 +51,18 @@ pub(crate) fn left_behind(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// What the process of that number left of which it died, without taking it away.
+pub(crate) fn fatal_left(disk: &Disk, dir: &Path, pid: u32) -> Option<FatalRecord> {
+    let paths = left_behind(disk, dir).ok()?;
+    let of_it =
+        paths.iter().filter_map(|path| Some(scan(&bytes_of(disk, path, READ_MOST).ok()?).records)).find(|records| {
+            records.iter().any(|record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid)))
+        })?;
+    let fatal = incidents(&of_it, End::Gone).into_iter().rfind(|incident| incident.severity == Severity::Fatal)?;
+    let signal = fatal.facts.signal.and_then(|signal| i32::try_from(signal).ok());
+    Some(signal.map_or(FatalRecord::Panic, FatalRecord::Signal))
 }
 
 impl Words {

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Fills `frames` with return addresses, the innermost first, and says how many there are. Calls whose frame lies at or below
-/// `deepest` are left out. Of a stack that does not fit, the innermost three quarters and the outermost quarter are kept.
+/// `deepest` are left out, and so is what some unwinders find behind the entry point, which has no address. Of a stack that does not fit, the innermost three quarters and the outermost quarter are kept.
 ///
 /// Allocates nothing: the unwinder of the compiler's own runtime finds its tables through the dynamic loader.
 #[inline(never)]
@@ -14,7 +14,7 @@ pub(super) fn gather(frames: &mut [u64], deepest: usize, most_walked: usize) -> 
     let mut walked = 0;
     let mut note = |frame: &backtrace::Frame| {
         walked += 1;
-        if frame.sp().addr() <= deepest && !frame.sp().is_null() {
+        if frame.ip().is_null() || (frame.sp().addr() <= deepest && !frame.sp().is_null()) {
             return walked < most_walked;
         }
         keep(frames, &seen, frame.ip().addr() as u64);

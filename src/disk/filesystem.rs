@@ -61,9 +61,3 @@ pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let (blocks, size) = (stat.blocks_available(), stat.fragment_size());
     Ok(u64::from(blocks).saturating_mul(u64::from(size)))
 }
-
-/// Differs after each start of the machine; 0 where the system does not tell.
-pub(super) fn boot_id() -> u128 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
-}

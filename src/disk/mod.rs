@@ -18,11 +18,12 @@
 //! * `EINTR` is retried here, a short write is continued here. Every other error goes up unchanged.
 //! * A shared mapping may be written only where a write cannot raise SIGBUS ([`FileSystem::may_map`]): once a file's blocks are
 //!   really written, ext2/3/4 and tmpfs never need new ones. A copy-on-write file system may, so it gets positioned writes.
-//! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and nowhere else in the library.
+//! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and in `crash`, and nowhere else in the library.
 
 mod file;
 mod filesystem;
 pub(crate) mod fork;
+mod machine;
 mod map;
 
 use std::fmt::Debug;
@@ -30,9 +31,11 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) use file::{DiskFile, Open};
 pub(crate) use filesystem::FileSystem;
+pub(crate) use machine::OomCount;
 pub(crate) use map::Mapping;
 
 /// The disk. Cheap to clone; the default is the real one.
@@ -53,6 +56,14 @@ pub(crate) trait Gate: Send + Sync + Debug {
     }
     /// The start of the machine that is pretended; `None` tells the truth.
     fn boot_id(&self) -> Option<u128> {
+        None
+    }
+    /// The time since that start that is pretended; `None` tells the truth.
+    fn uptime(&self) -> Option<Duration> {
+        None
+    }
+    /// What the OOM killer is pretended to have done; `None` tells the truth.
+    fn oom_count(&self) -> Option<OomCount> {
         None
     }
 }
@@ -203,7 +214,17 @@ impl Disk {
 
     /// Differs after each start of the machine; 0 where the system does not tell.
     pub(crate) fn boot_id(&self) -> u128 {
-        self.gate.as_ref().and_then(|gate| gate.boot_id()).unwrap_or_else(filesystem::boot_id)
+        self.gate.as_ref().and_then(|gate| gate.boot_id()).unwrap_or_else(machine::boot_id)
+    }
+
+    /// Time since the start of the machine, if the system tells.
+    pub(crate) fn uptime(&self) -> Option<Duration> {
+        self.gate.as_ref().and_then(|gate| gate.uptime()).or_else(machine::uptime)
+    }
+
+    /// How often the OOM killer was at work in the control group of this process, if the system tells.
+    pub(crate) fn oom_count(&self) -> Option<OomCount> {
+        self.gate.as_ref().and_then(|gate| gate.oom_count()).or_else(machine::oom_count)
     }
 
     /// Makes a call, unless the gate decides otherwise; retried when a signal interrupted it.

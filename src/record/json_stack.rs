@@ -7,7 +7,7 @@ use std::io::Write;
 
 use super::json::{Object, write_json, write_plain};
 use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
-use super::symbols::{SourceLines, Symbol, Symbols, is_in_app};
+use super::symbols::{SourceLines, Symbol, Symbols, is_in_app, is_panic_machinery};
 
 /// What PostHog calls the architecture that this build is for.
 const ARCH: &str = if cfg!(target_arch = "x86_64") {
@@ -19,6 +19,9 @@ const ARCH: &str = if cfg!(target_arch = "x86_64") {
 } else {
     "unknown"
 };
+
+/// How many frames the standard library has between a panic and its hook, at the most.
+const MACHINERY_FRAMES: usize = 12;
 
 /// Appends an extension value: a stack, debug images, or null for anything else.
 pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &mut Vec<u8>) {
@@ -35,8 +38,17 @@ pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &m
 fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"type\":\"raw\",\"frames\":[");
     let mut frames = Frames { out, symbols, empty: true };
-    for (address, image) in stack.frames().rev() {
-        let known = image.map(|image| symbols.resolve(image, address)).unwrap_or_default();
+    let mut known: Vec<_> = stack
+        .frames()
+        .map(|(address, image)| {
+            (address, image, image.map(|image| symbols.resolve(image, address)).unwrap_or_default())
+        })
+        .collect();
+    let is_machinery = |symbols: &[Symbol]| symbols.iter().any(|symbol| is_panic_machinery(&symbol.function));
+    if let Some(last) = known.iter().take(MACHINERY_FRAMES).rposition(|(.., symbols)| is_machinery(symbols)) {
+        known.drain(..=last);
+    }
+    for (address, image, known) in known.into_iter().rev() {
         if known.is_empty() {
             frames.write_nameless(address, image);
         }

@@ -57,6 +57,12 @@ impl Symbols for NoSymbols {
     }
 }
 
+/// Whether a function is what the standard library does between a panic and its hook: where a stack that a hook took ends, for whoever
+/// reads it. `panic_fmt`, which the program calls, is not.
+pub(super) fn is_panic_machinery(function: &str) -> bool {
+    ["rust_begin_unwind", "__rust_end_short_backtrace", "panic_with_hook"].iter().any(|name| function.contains(name))
+}
+
 /// Parts of paths of what is not the program's own source: the standard library, the toolchain, dependencies, what a build made.
 const FOREIGN_PATHS: [&str; 13] = [
     "/.cargo/registry/",
@@ -115,6 +121,8 @@ pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool)
         return false;
     }
     match file {
+        // The C library and its like, where the system has their symbols. cargo never writes a path so.
+        Some(file) if !in_executable => !file.starts_with("./") && !function.starts_with("__"),
         Some(_) => true,
         None => in_executable && FOREIGN_FUNCTIONS.binary_search(&function.split('@').next().unwrap_or("")).is_err(),
     }
@@ -184,5 +192,7 @@ mod tests {
         assert!(is_in_app("", None, true) && !is_in_app("", None, false));
         assert!(is_in_app("my_plugin::run", Some("/src/plugin/lib.rs"), false));
         assert!(!is_in_app("qsort", None, false));
+        assert!(!is_in_app("raise", Some("./signal/../sysdeps/posix/raise.c"), false));
+        assert!(!is_in_app("__libc_start_call_main", Some("/build/glibc/csu/libc-start.c"), false));
     }
 }

@@ -24,6 +24,9 @@
 //!   integrity; three that died while opening make it set the file aside and salvage it.
 //! * Before the first receipt resolves, the directories up to `queue_dir` are synced: a file without a durable name is not durable.
 //!
+//! * How an owner was and how it ended is left on the page for the next one (`life.rs`), by whoever is awake anyway: an idle shard
+//!   writes nothing.
+//!
 //! Operations: [`Shard::open`], [`Shard::append`], [`Shard::sync`], [`Shard::carry`], [`Shard::settle`], [`Shard::evict`],
 //! [`Shard::close`]. All but `append` are for one thread at a time.
 
@@ -31,6 +34,7 @@ mod carry;
 mod claim;
 mod deleted;
 mod evict;
+mod life;
 mod open;
 mod status;
 mod stranded;
@@ -49,7 +53,11 @@ use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, shard_dir};
 pub(crate) use evict::EvictUntil;
-pub(crate) use open::{Finding, is_newer};
+#[cfg(test)]
+use life::Life;
+pub(crate) use life::Sign;
+pub(crate) use open::{Finding, Opened, is_newer};
+pub(crate) use status::Predecessor;
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, is_known_empty, stranded};
 
@@ -74,6 +82,8 @@ pub(crate) struct ShardOptions {
     pub(crate) cache_bytes: usize,
     /// Room kept for deletes on a full disk.
     pub(crate) reserve_bytes: u64,
+    /// It is opened beside one's own, because nobody else has it.
+    pub(crate) adopts: bool,
 }
 
 /// Why a shard could not be opened, or a step of it failed.
@@ -238,6 +248,11 @@ impl Shard {
 
     fn access(&self) -> MutexGuard<'_, Access> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the status page out where it is not mapped.
+    pub(crate) fn publish(&self) {
+        self.status.publish();
     }
 
     /// Calls into the store, inside a phase.

@@ -52,6 +52,8 @@ pub(crate) struct Opened {
     pub(crate) replayed: u64,
     /// In the order found.
     pub(crate) findings: Vec<Finding>,
+    /// The last owner, as its page says.
+    pub(crate) before: Predecessor,
 }
 
 impl Shard {
@@ -69,7 +71,8 @@ impl Shard {
         if let Some(version) = StatusPage::newer_version(disk, &dir.join("status")).map_err(failed)? {
             return Err(ShardError::Newer { dir, version });
         }
-        let (status, before) = StatusPage::take_over(disk, &dir.join("status"), map, now).map_err(failed)?;
+        let (status, before) =
+            StatusPage::take_over(disk, &dir.join("status"), map, options.adopts, now).map_err(failed)?;
         let journal = JournalOptions {
             dir: Some(dir.clone()),
             map,
@@ -97,7 +100,7 @@ impl Shard {
             volatile: AtomicBool::new(false),
         };
         shard.mirror(now);
-        Ok(Opened { shard, replayed, findings })
+        Ok(Opened { shard, replayed, findings, before })
     }
 
     /// A shard without files: it lives and dies with the process.
@@ -275,6 +278,7 @@ mod tests {
             lock_wait: std::time::Duration::from_millis(20),
             cache_bytes: 256 * 1024,
             reserve_bytes: 0,
+            adopts: false,
         };
         let claim = claim(&Disk::default(), &queue_dir.join("project"), &[]).unwrap();
         Shard::open(&Disk::default(), &options, claim, 7).unwrap()

@@ -2,7 +2,8 @@
 //!
 //! The owner writes it; a reader takes it for what it is, a mirror that may lag. Two things in it are more than a mirror. The
 //! *phase* says whether the owner is inside a call of the store: found set by the next owner, it means that the last one died there.
-//! The count of accepted records, written with each record, tells after a power cut how many there were.
+//! The count of accepted records, written with each record, tells after a power cut how many there were. What says how the owner was
+//! and how it ended is in `life.rs`.
 //!
 //! The version stands there twice, the second time with all bits turned: a newer one is believed only if both agree, for one flipped
 //! bit must not make a shard look like somebody else's.
@@ -10,7 +11,10 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use super::life::{Life, lock_within};
 use crate::clock::WallNanos;
 use crate::disk::{Disk, DiskFile, Mapping, Open};
 use crate::store::Ledger;
@@ -26,7 +30,7 @@ pub(crate) const DEATHS_MAX: u64 = 3;
 
 /// Where each word lies, in words.
 #[derive(Clone, Copy, Debug)]
-enum Word {
+pub(super) enum Word {
     Magic = 0,
     Version = 1,
     Pid = 2,
@@ -49,6 +53,21 @@ enum Word {
     CarriedUpTo = 19,
     OldestAt = 20,
     VersionAgain = 21,
+    // From here on: see `life.rs`.
+    LifeKept = 22,
+    LifePid = 23,
+    LifeStartedAt = 24,
+    LifeBootHigh = 25,
+    LifeBootLow = 26,
+    SeenAt = 27,
+    AliveFor = 28,
+    Watches = 29,
+    Closed = 30,
+    Ended = 31,
+    DyingOf = 32,
+    OomPath = 33,
+    OomInode = 34,
+    OomKills = 35,
     Refused = 64,
 }
 
@@ -84,6 +103,8 @@ pub(crate) struct Predecessor {
     pub(crate) ledger: Option<Ledger>,
     /// When the oldest event in its store was carried.
     pub(crate) oldest_at: Option<WallNanos>,
+    /// The last life that the shard had with an owner who had not only adopted it.
+    pub(crate) life: Option<Life>,
 }
 
 /// See the module.
@@ -91,21 +112,30 @@ pub(crate) struct Predecessor {
 pub(crate) struct StatusPage {
     words: Mapping,
     /// Where mapping is not safe the words live in memory and are written out by position.
-    file: Option<DiskFile>,
+    file: Option<Mutex<DiskFile>>,
+    /// The owner has the shard beside its own.
+    pub(super) adopts: bool,
     /// How many calls are inside a phase: the committer's, and now and then one of the delivery's.
     inside: AtomicU64,
 }
 
 impl StatusPage {
-    /// Takes the page over, creating it if missing. The shard's lock must be held.
-    pub(crate) fn take_over(disk: &Disk, path: &Path, map: bool, now: WallNanos) -> io::Result<(Self, Predecessor)> {
+    /// Takes the page over, creating it if missing. The shard's lock must be held. Whoever only `adopts` the shard leaves the life that
+    /// is written there to the next one who does not.
+    pub(crate) fn take_over(
+        disk: &Disk,
+        path: &Path,
+        map: bool,
+        adopts: bool,
+        now: WallNanos,
+    ) -> io::Result<(Self, Predecessor)> {
         let file = disk.open(path, Open::EnsureExists)?;
         if file.len()? < STATUS_BYTES as u64 {
             // Really written, so that no later store into the mapping needs a block.
             file.write_zeros(STATUS_BYTES as u64)?;
         }
-        let page = if map {
-            Self { words: file.map(STATUS_BYTES)?, file: None, inside: AtomicU64::new(0) }
+        let words = if map {
+            file.map(STATUS_BYTES)?
         } else {
             let mut bytes = vec![0; STATUS_BYTES];
             file.read_exact_at(0, &mut bytes)?;
@@ -113,11 +143,20 @@ impl StatusPage {
             if !words.write(0, &bytes) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            Self { words, file: Some(file), inside: AtomicU64::new(0) }
+            words
         };
+        let mut page = Self { words, file: None, adopts, inside: AtomicU64::new(0) };
         let boot_id = disk.boot_id();
         let predecessor = page.predecessor(boot_id);
         page.begin(&predecessor, boot_id, now);
+        // At once: after a power cut the page must be about this life, and not about the one before. If that fails it lags, as it may.
+        if map {
+            let _ = file.sync_mapped(&page.words, STATUS_BYTES);
+        } else {
+            page.write_out(&file);
+            let _ = file.sync_data();
+            page.file = Some(Mutex::new(file));
+        }
         Ok((page, predecessor))
     }
 
@@ -143,7 +182,7 @@ impl StatusPage {
 
     /// A page in memory alone, for a shard that has no files.
     pub(crate) fn volatile() -> io::Result<Self> {
-        Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None, inside: AtomicU64::new(0) })
+        Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None, adopts: false, inside: AtomicU64::new(0) })
     }
 
     /// Reads somebody else's page. `None` if it is not one.
@@ -152,7 +191,8 @@ impl StatusPage {
         let mut bytes = vec![0; STATUS_BYTES];
         file.read_exact_at(0, &mut bytes)?;
         let words = Mapping::anonymous(STATUS_BYTES)?;
-        let page = words.write(0, &bytes).then_some(Self { words, file: None, inside: AtomicU64::new(0) });
+        let page =
+            words.write(0, &bytes).then_some(Self { words, file: None, adopts: false, inside: AtomicU64::new(0) });
         Ok(page.map(|page| page.predecessor(disk.boot_id())).filter(|found| found.existed))
     }
 
@@ -182,6 +222,7 @@ impl StatusPage {
             epoch: self.get(Word::Epoch),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
             oldest_at: Some(self.get(Word::OldestAt) as WallNanos).filter(|at| *at != 0),
+            life: self.life(now_booted),
         }
     }
 
@@ -197,7 +238,7 @@ impl StatusPage {
         self.set(Word::Version, VERSION);
         self.set(Word::VersionAgain, !VERSION);
         self.set(Word::Magic, MAGIC);
-        self.publish();
+        self.begin_life(predecessor.life.as_ref(), boot_id, now);
     }
 
     /// A record was taken; told in the order of the numbers.
@@ -256,6 +297,7 @@ impl StatusPage {
     /// The owner ends in good order.
     pub(crate) fn mark_clean_exit(&self) {
         self.set(Word::CleanExit, 1);
+        self.end_life();
         self.publish();
     }
 
@@ -267,15 +309,27 @@ impl StatusPage {
     /// Writes the words out where they are not mapped. A failure leaves the mirror behind, which it may be.
     pub(crate) fn publish(&self) {
         if let Some(file) = &self.file {
-            let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
+            self.write_out(&file.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 
-    fn get(&self, word: Word) -> u64 {
+    /// The same, unless another thread is at it for longer than that.
+    pub(super) fn publish_within(&self, most: Duration) {
+        if let Some(file) = self.file.as_ref().and_then(|file| lock_within(file, most)) {
+            self.write_out(&file);
+        }
+    }
+
+    /// The file is locked, so that nobody writes words that he has read before.
+    fn write_out(&self, file: &DiskFile) {
+        let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
+    }
+
+    pub(super) fn get(&self, word: Word) -> u64 {
         self.word(word as usize).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    fn set(&self, word: Word, value: u64) {
+    pub(super) fn set(&self, word: Word, value: u64) {
         if let Some(word) = self.word(word as usize) {
             word.store(value, Ordering::Relaxed);
         }
@@ -298,84 +352,5 @@ impl Drop for InPhase<'_> {
         if self.page.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.page.set_phase(Phase::Quiet);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn take_over(dir: &Path, map: bool) -> (StatusPage, Predecessor) {
-        StatusPage::take_over(&Disk::default(), &dir.join("status"), map, 7).unwrap()
-    }
-
-    #[test]
-    fn the_next_owner_sees_what_the_last_one_counted_and_how_it_ended() {
-        for map in [true, false] {
-            let dir = tempfile::tempdir().unwrap();
-            let (page, before) = take_over(dir.path(), map);
-            assert_eq!(before, Predecessor::default());
-            let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
-            page.mirror(&ledger, 3, None, 8);
-            page.took(12);
-            page.mark_clean_exit();
-            let (_, seen) = take_over(dir.path(), map);
-            assert!(seen.existed && seen.clean && seen.same_boot && !seen.died_in_store);
-            assert_eq!((seen.accepted, seen.epoch, seen.ledger), (12, 3, Some(ledger)));
-        }
-    }
-
-    #[test]
-    fn deaths_while_opening_count_up_and_an_opened_store_forgets_them() {
-        let dir = tempfile::tempdir().unwrap();
-        for deaths in 0..3 {
-            let (page, before) = take_over(dir.path(), true);
-            assert_eq!(before.deaths_opening, deaths);
-            std::mem::forget(page.enter(Phase::Opening));
-        }
-        let (page, before) = take_over(dir.path(), true);
-        assert_eq!(before.deaths_opening, DEATHS_MAX);
-        page.forget_deaths();
-        std::mem::forget(page.enter(Phase::Store));
-        let (_, before) = take_over(dir.path(), true);
-        assert!(before.died_in_store && before.deaths_opening == 0);
-    }
-
-    #[test]
-    fn a_ledger_that_does_not_balance_is_not_believed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (page, _) = take_over(dir.path(), true);
-        page.mirror(&Ledger { accepted: 9, delivered: 1, ..Ledger::default() }, 3, None, 8);
-        assert_eq!(take_over(dir.path(), true).1.ledger, None);
-    }
-
-    #[test]
-    fn a_version_is_newer_if_both_words_say_so_and_no_flipped_bit_does() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("status");
-        drop(take_over(dir.path(), true));
-        let written = std::fs::read(&path).unwrap();
-        let newer = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            StatusPage::newer_version(&Disk::default(), &path).unwrap()
-        };
-        for bit in 0..written.len().min(256) * 8 {
-            let mut bytes = written.clone();
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(newer(&bytes), None, "bit {bit}");
-        }
-        let mut bytes = written.clone();
-        bytes[8..16].copy_from_slice(&2_u64.to_le_bytes());
-        bytes[168..176].copy_from_slice(&(!2_u64).to_le_bytes());
-        assert_eq!(newer(&bytes), Some(2));
-        assert_eq!(newer(&bytes[..100]), None);
-    }
-
-    #[test]
-    fn a_foreign_file_is_no_predecessor() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("status"), vec![b'x'; STATUS_BYTES]).unwrap();
-        assert_eq!(take_over(dir.path(), true).1, Predecessor::default());
-        assert!(StatusPage::peek(&Disk::default(), &dir.path().join("status")).unwrap().is_some());
     }
 }

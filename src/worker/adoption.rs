@@ -92,7 +92,7 @@ impl Pipeline {
         else {
             return Ok(Step::NoMore);
         };
-        let options = ShardOptions { project: project.clone(), ..self.options.shard_options() };
+        let options = ShardOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
         let opened = match Shard::open(&self.options.disk, &options, claim, self.options.clock.wall_nanos()) {
             Ok(opened) => opened,
             Err(error) => {
@@ -127,23 +127,6 @@ impl Pipeline {
         let dir = shard_dir(project_dir, number);
         let has_words = || project == OWN_PROJECT && crash::has_left_behind(&self.options.disk, &dir.join(crash::DIR));
         !is_known_empty(&self.options.disk, &dir) || has_words()
-    }
-
-    /// Crashes are told by one client each, so those of an orphan are brought to where ours looks.
-    fn bring_last_words(&self, from: &Path) {
-        let Some(to) = self.crash_dir() else { return };
-        match crash::take_over(&self.options.disk, from, &to) {
-            Ok(false) => {}
-            Ok(true) => {
-                if let Some(found) = self.on_last_words.get() {
-                    found();
-                }
-            }
-            Err(error) => {
-                let why = format!("its last words cannot be brought here: {error}");
-                (self.options.report)(Notice::ShardSkipped { path: from.to_path_buf(), why });
-            }
-        }
     }
 
     fn avoid(&self, place: Place) {

@@ -100,6 +100,9 @@ impl Committer {
             self.reopen_if_latched();
         }
         let due = self.due(self.now());
+        if due.sync || due.carry || due.settle {
+            self.pipeline.give_sign();
+        }
         if due.sync {
             self.sync();
         }

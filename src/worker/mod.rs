@@ -26,6 +26,7 @@
 //!   deadline, never on a thread.
 //! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`.
 //!
+//! * How a run is and how it ends is left for the next one ([`life`]) by a committer that is awake anyway, and at `exit`.
 //! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are carried ([`dead`]).
@@ -52,6 +53,8 @@ mod due;
 mod flush;
 mod joint;
 mod lane;
+mod last_words;
+mod life;
 mod outbox;
 pub(crate) mod pending;
 mod receipts;
@@ -73,7 +76,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::crash;
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
@@ -89,6 +91,7 @@ pub use dead::DeadLetterError;
 pub(crate) use dead::{DeadOrder, sum};
 pub use drop_reason::DropReason;
 pub(crate) use joint::both;
+pub(crate) use life::LastRun;
 use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
@@ -97,7 +100,7 @@ pub(crate) use snapshot::Snapshot;
 use start::Network;
 pub(crate) use start::{StartError, start};
 pub(crate) use stop::release;
-pub(crate) use threads::spawn_beside;
+pub(crate) use threads::spawn_apart;
 use verdicts::Verdicts;
 
 /// Everything the worker has to know.
@@ -232,6 +235,7 @@ pub(crate) struct Pipeline {
     id: u64,
     generation: u64,
     shard: Arc<Shard>,
+    life: life::Life,
     adopted: Mutex<Option<adoption::Adopted>>,
     /// Shards, by project and number, that are left alone until then.
     avoided: Mutex<HashMap<(usize, u32), Instant>>,
@@ -318,16 +322,6 @@ impl Pipeline {
     /// Whether nothing is taken any more.
     pub(crate) fn is_closing(&self) -> bool {
         self.bell.is_stopping()
-    }
-
-    /// Where last words lie; `None` if the queue is in memory.
-    pub(crate) fn crash_dir(&self) -> Option<PathBuf> {
-        (!self.shard.is_volatile()).then(|| self.shard.dir().join(crash::DIR))
-    }
-
-    /// Has `call` called when an orphan's last words were brought here.
-    pub(crate) fn when_last_words_are_found(&self, call: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_last_words.set(Box::new(call));
     }
 
     /// The options it was started with, for a forked child or for the other lane to start its own.

@@ -11,13 +11,17 @@ use std::sync::{Arc, Mutex, OnceLock};
 use super::admission::{Admission, memory_bound};
 use super::bell::Bell;
 use super::committer::Committer;
+use super::life::{LastRun, Life};
 use super::outbox::Outbox;
 use super::receipts::Receipts;
 use super::verdicts::{Ear, Verdicts};
 use super::{Notice, Pipeline, WorkerOptions, threads};
+use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
-use crate::shard::{Finding, Lane, Shard, ShardError, ShardOptions, Stranded, claim, has_orphan, is_newer, stranded};
+use crate::shard::{
+    Lane, Opened, Predecessor, Shard, ShardError, ShardOptions, Stranded, claim, has_orphan, is_newer, stranded,
+};
 use crate::transport::{Post, Transport, TransportError};
 
 /// Why nothing could be started.
@@ -49,6 +53,7 @@ impl WorkerOptions {
             lock_wait: self.lock_wait,
             cache_bytes: self.cache_bytes,
             reserve_bytes: self.reserve_bytes,
+            adopts: false,
         }
     }
 }
@@ -120,11 +125,12 @@ fn committer_thread(options: WorkerOptions, network: Network, tell: &Tell) {
 /// Opens the queue; neither thread runs yet.
 pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<Pipeline>, StartError> {
     let now = options.clock.wall_nanos();
-    let (shard, replayed, findings, problem) = match open_shard(&options, now) {
-        Ok((shard, replayed, findings)) => (shard, replayed, findings, None),
+    let (Opened { shard, replayed, findings, before }, problem) = match open_shard(&options, now) {
+        Ok(opened) => (opened, None),
         Err(error) if options.memory_fallback => {
             let shard = Shard::volatile(&options.disk, &options.shard_options())?;
-            (shard, 0, Vec::new(), Some(error.to_string()))
+            let before = Predecessor::default();
+            (Opened { shard, replayed: 0, findings: Vec::new(), before }, Some(error.to_string()))
         }
         Err(error) => return Err(error.into()),
     };
@@ -135,11 +141,16 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
     let stranded = if is_first { find_stranded(&options) } else { Vec::new() };
     let ai_left_behind = is_first && is_ai_left_behind(&options);
+    // Before our own first sign: the OOM killer is compared with what it was.
+    let fatal = before.life.and_then(|life| crash::fatal_left(&options.disk, &shard.dir().join(crash::DIR), life.pid));
+    let last_run = LastRun::of(&options, &before, fatal, shard.ledger().queued_events);
+    let shard = Arc::new(shard);
     static IDS: AtomicU64 = AtomicU64::new(1);
     let pipeline = Arc::new(Pipeline {
         id: IDS.fetch_add(1, Ordering::Relaxed),
         generation: fork::generation(),
-        shard: Arc::new(shard),
+        life: Life::begin(&options, &shard, last_run),
+        shard,
         adopted: Mutex::new(None),
         avoided: Mutex::default(),
         admission: Admission::default(),
@@ -174,7 +185,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
 }
 
 /// Our own shard. One of a newer format is left as it is, for whoever is upgraded again; a process never fails for it.
-fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Shard, u64, Vec<Finding>), ShardError> {
+fn open_shard(options: &WorkerOptions, now: i64) -> Result<Opened, ShardError> {
     let disk = &options.disk;
     disk.make_dir_durable(&options.queue_dir)
         .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
@@ -184,7 +195,7 @@ fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Shard, u64, Vec<Find
         let claim = claim(disk, &project_dir, &newer)?;
         let dir = claim.dir().to_path_buf();
         match Shard::open(disk, &options.shard_options(), claim, now) {
-            Ok(opened) => return Ok((opened.shard, opened.replayed, opened.findings)),
+            Ok(opened) => return Ok(opened),
             Err(error) if is_newer(&error) => {
                 (options.report)(Notice::ShardSkipped { path: dir.clone(), why: error.to_string() });
                 newer.push(dir);

@@ -9,14 +9,14 @@ use crate::reentry;
 /// Starts a detached thread of ours. It takes no signal of the host's: every one is blocked but those that a fault of the thread
 /// itself raises, which would otherwise be delivered as soon as they were unblocked, or never.
 pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    spawn_beside(name, move || {
+    spawn_apart(name, move || {
         reentry::this_thread_is_ours();
         run();
     })
 }
 
-/// As [`spawn`], for a thread that neither pipeline needs to go on: it may wait for them.
-pub(crate) fn spawn_beside(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// The same for a thread that no client needs to go on: it may wait for one, as any thread of the program may.
+pub(crate) fn spawn_apart(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let before = block_all();
     // The mask is inherited: set before the thread exists, there is no moment at which it could take a signal.
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);

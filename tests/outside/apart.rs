@@ -21,6 +21,7 @@ pub(crate) const NOBODY: u32 = 65534;
 pub(crate) struct Terms {
     env: Vec<(String, String)>,
     as_nobody: bool,
+    as_first: bool,
 }
 
 impl Terms {
@@ -32,6 +33,12 @@ impl Terms {
     /// Not as root: root may write everywhere and start as many threads as it likes.
     pub(crate) fn played_by_nobody(mut self) -> Self {
         self.as_nobody = true;
+        self
+    }
+
+    /// As process 1 of a namespace of its own, as in a container.
+    pub(crate) fn played_by_the_first_process(mut self) -> Self {
+        self.as_first = true;
         self
     }
 }
@@ -56,7 +63,8 @@ pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     apart_until(ExitStatus::success, set, terms, part, judge);
 }
 
-fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
+/// [`apart_on`] with a part that ends in a way of its own.
+pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     is_expected: impl FnOnce(&ExitStatus) -> bool,
     set: impl FnOnce() -> Stage,
     terms: impl FnOnce(&Stage) -> Terms,
@@ -64,15 +72,35 @@ fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
     judge: J,
 ) {
     let name = test_name::<P>();
-    if std::env::var(PART).is_ok_and(|played| played == name) {
-        let var = |name| std::env::var(name).unwrap();
-        part(&Place { host: var(HOST), queue: var(QUEUE).into() });
+    if played(&name, part) {
         std::process::exit(0);
     }
     let stage = set();
     let status = play(&name, &stage, &terms(&stage));
     assert!(is_expected(&status), "the part of {name} ended with {status}");
     judge(&stage);
+}
+
+/// [`apart`] with a process that ends by returning from `main`: that of the harness.
+pub(crate) fn apart_through_main<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
+    let name = test_name::<P>();
+    if played(&name, part) {
+        return;
+    }
+    let stage = Stage::new();
+    let status = play(&name, &stage, &Terms::default());
+    assert!(status.success(), "the part of {name} ended with {status}");
+    judge(&stage);
+}
+
+/// Plays the part, if this process was started for it.
+fn played<P: FnOnce(&Place)>(name: &str, part: P) -> bool {
+    let is_ours = std::env::var(PART).is_ok_and(|played| played == name);
+    if is_ours {
+        let var = |name| std::env::var(name).unwrap();
+        part(&Place { host: var(HOST), queue: var(QUEUE).into() });
+    }
+    is_ours
 }
 
 /// The name under which the harness knows the test that the closure was written in.
@@ -83,7 +111,11 @@ fn test_name<P>() -> String {
 }
 
 fn play(name: &str, stage: &Stage, terms: &Terms) -> ExitStatus {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new(if terms.as_first { "unshare".as_ref() } else { program.as_os_str() });
+    if terms.as_first {
+        command.args(["--pid", "--fork"]).arg(program);
+    }
     command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
     command.env(PART, name).env(HOST, &stage.host).env(QUEUE, &stage.queue);
     command.envs(terms.env.iter().map(|(name, value)| (name, value)));

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "fork")]
 
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -26,8 +27,25 @@ pub(crate) fn forked(child: impl FnOnce()) -> Forked {
 }
 
 impl Forked {
-    /// Waits until it has ended well. One that does not end in time is killed.
+    /// Waits until it has ended well.
     pub(crate) fn must_end_well(self) {
+        let pid = self.0;
+        assert_eq!(self.ended(), Some(WaitStatus::Exited(pid, 0)), "how the forked child ended");
+    }
+
+    /// Waits until a signal has ended it.
+    pub(crate) fn must_die_of(self, signal: Signal) {
+        let pid = self.0;
+        assert_eq!(self.ended(), Some(WaitStatus::Signaled(pid, signal, false)), "how the forked child ended");
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn tell(&self, signal: Signal) {
+        kill(self.0, signal).unwrap();
+    }
+
+    /// One that does not end in time is killed.
+    fn ended(self) -> Option<WaitStatus> {
         let mut ended = None;
         let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             eventually("the forked child ends", || match waitpid(self.0, Some(WaitPidFlag::WNOHANG)).unwrap() {
@@ -39,9 +57,15 @@ impl Forked {
             });
         }));
         if waited.is_err() {
-            let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(self.0, Signal::SIGKILL);
             let _ = waitpid(self.0, None);
         }
-        assert_eq!(ended, Some(WaitStatus::Exited(self.0, 0)), "how the forked child ended");
+        ended
     }
+}
+
+/// Has this process ignore a signal, as a shell has what it starts in the background ignore SIGINT.
+pub(crate) fn ignore(ignored: Signal) {
+    // SAFETY: no handler of ours is set.
+    unsafe { signal(ignored, SigHandler::SigIgn) }.unwrap();
 }

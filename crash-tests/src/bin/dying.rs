@@ -1,5 +1,5 @@
 //! Ends in a way that is named by its first argument, with the client (second and third argument: queue directory and host) or without.
-//! Whatever the way, the status must be the same.
+//! Whatever the way, the status must be the same. `read` ends in no way: it is the start after one.
 
 #![allow(unsafe_code, reason = "fork")]
 
@@ -19,11 +19,25 @@ fn main() {
         std::panic::set_hook(Box::new(|_| {}));
     }
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
-        posthog::init(Config::new("phc_dying").queue_dir(queue_dir).host(host)).expect("a queue");
+        let config = Config::new("phc_dying").queue_dir(queue_dir).host(host).flush_interval(Duration::from_millis(50));
+        let client = posthog::init(config).expect("a queue");
+        if scenario == "read" {
+            return read(&client);
+        }
         posthog::install_panic_hook();
         posthog::install_crash_handler();
     }
     play(scenario);
+}
+
+/// The next start: tells until its standard input ends, and then what was amiss.
+fn read(client: &posthog::Client) {
+    let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
+    #[allow(clippy::print_stdout, reason = "this is how it answers")]
+    for diagnostic in client.diagnostics() {
+        println!("{diagnostic}");
+    }
+    let _ = client.shutdown(Duration::ZERO).wait(Duration::from_secs(10));
 }
 
 fn play(scenario: &str) {

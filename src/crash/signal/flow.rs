@@ -63,6 +63,11 @@ static SURVIVED: AtomicU32 = AtomicU32::new(0);
 /// The fault that another handler was last let look at first: the instruction, and what it reached for.
 static LAST_FAULT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
+/// Whether a thread is in here.
+pub(in crate::crash) fn is_in_progress() -> bool {
+    FIRST.load(Ordering::SeqCst) != 0
+}
+
 /// Called by the entry. `has_own_stack` is 1 on the stack of ours.
 pub(super) extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_own_stack: u32) {
     let errno = nix::errno::Errno::last_raw();

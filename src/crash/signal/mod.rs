@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::libc;
 
 pub(super) use entry::register_thread;
+pub(super) use flow::is_in_progress;
 
 /// What is caught: the faults of a program, and what it is ended by on purpose.
 const SIGNALS: [libc::c_int; 7] =

@@ -10,10 +10,12 @@
 
 mod cut_disk;
 mod faults;
+mod life;
 mod model;
 mod mutations;
 mod power_cut;
 mod removed;
+mod status;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ pub(super) fn options(queue_dir: &Path) -> ShardOptions {
         lock_wait: Duration::from_millis(20),
         cache_bytes: 1 << 20,
         reserve_bytes: 16 * 1024,
+        adopts: false,
     }
 }
 

@@ -4,6 +4,7 @@
 mod bounds;
 mod dead;
 mod flushes;
+mod life;
 mod orphans;
 mod partial;
 mod races;

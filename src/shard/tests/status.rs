@@ -1,0 +1,81 @@
+//! What the next owner reads from the page.
+
+use std::path::Path;
+
+use crate::disk::Disk;
+use crate::shard::status::{DEATHS_MAX, Phase, Predecessor, STATUS_BYTES, StatusPage};
+use crate::store::Ledger;
+
+fn take_over(dir: &Path, map: bool) -> (StatusPage, Predecessor) {
+    StatusPage::take_over(&Disk::default(), &dir.join("status"), map, false, 7).unwrap()
+}
+
+#[test]
+fn the_next_owner_sees_what_the_last_one_counted_and_how_it_ended() {
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (page, before) = take_over(dir.path(), map);
+        assert_eq!(before, Predecessor::default());
+        let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
+        page.mirror(&ledger, 3, None, 8);
+        page.took(12);
+        page.mark_clean_exit();
+        let (_, seen) = take_over(dir.path(), map);
+        assert!(seen.existed && seen.clean && seen.same_boot && !seen.died_in_store);
+        assert_eq!((seen.accepted, seen.epoch, seen.ledger), (12, 3, Some(ledger)));
+    }
+}
+
+#[test]
+fn deaths_while_opening_count_up_and_an_opened_store_forgets_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for deaths in 0..3 {
+        let (page, before) = take_over(dir.path(), true);
+        assert_eq!(before.deaths_opening, deaths);
+        std::mem::forget(page.enter(Phase::Opening));
+    }
+    let (page, before) = take_over(dir.path(), true);
+    assert_eq!(before.deaths_opening, DEATHS_MAX);
+    page.forget_deaths();
+    std::mem::forget(page.enter(Phase::Store));
+    let (_, before) = take_over(dir.path(), true);
+    assert!(before.died_in_store && before.deaths_opening == 0);
+}
+
+#[test]
+fn a_ledger_that_does_not_balance_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (page, _) = take_over(dir.path(), true);
+    page.mirror(&Ledger { accepted: 9, delivered: 1, ..Ledger::default() }, 3, None, 8);
+    assert_eq!(take_over(dir.path(), true).1.ledger, None);
+}
+
+#[test]
+fn a_version_is_newer_if_both_words_say_so_and_no_flipped_bit_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("status");
+    drop(take_over(dir.path(), true));
+    let written = std::fs::read(&path).unwrap();
+    let newer = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        StatusPage::newer_version(&Disk::default(), &path).unwrap()
+    };
+    for bit in 0..written.len().min(256) * 8 {
+        let mut bytes = written.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(newer(&bytes), None, "bit {bit}");
+    }
+    let mut bytes = written.clone();
+    bytes[8..16].copy_from_slice(&2_u64.to_le_bytes());
+    bytes[168..176].copy_from_slice(&(!2_u64).to_le_bytes());
+    assert_eq!(newer(&bytes), Some(2));
+    assert_eq!(newer(&bytes[..100]), None);
+}
+
+#[test]
+fn a_foreign_file_is_no_predecessor() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("status"), vec![b'x'; STATUS_BYTES]).unwrap();
+    assert_eq!(take_over(dir.path(), true).1, Predecessor::default());
+    assert!(StatusPage::peek(&Disk::default(), &dir.path().join("status")).unwrap().is_some());
+}

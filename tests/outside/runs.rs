@@ -1,0 +1,245 @@
+//! How the run before this one ended: told by real processes that end in each way there is.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, raise};
+use posthog::{Client, Config, DrainOptions, PreviousRun, RunEnd, drain_on_terminate};
+
+use crate::apart::{Terms, apart, apart_through_main, apart_to_death, apart_until};
+use crate::process::forked;
+use crate::stage::{PATIENCE, Place, Stage, close_empty, take};
+
+/// The process-wide client, which lives as long as the process does.
+fn begin(place: &Place) -> Client {
+    let client = posthog::init(place.config().flush_interval(Duration::from_secs(600)).flush_at(1000)).unwrap();
+    take(&client, "tick");
+    client
+}
+
+fn told(stage: &Stage) -> PreviousRun {
+    stage.client().previous_run().unwrap()
+}
+
+fn exited(status: i32) -> RunEnd {
+    RunEnd::Exited { status: cfg!(target_env = "gnu").then_some(status) }
+}
+
+/// A run that is played, how its process ends, and what is told of it then.
+fn must_be_told<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i32>, end: RunEnd) {
+    apart_until(
+        |status| (status.code(), status.signal()) == (code, signal),
+        Stage::new,
+        |_| Terms::default(),
+        part,
+        |stage| {
+            let client = stage.client();
+            let run = client.previous_run().unwrap();
+            assert_eq!((run.end, run.machine_restarted), (end, Some(false)));
+            assert!(run.pid != std::process::id() && run.started_at <= SystemTime::now(), "{run:?}");
+            assert!(run.alive_for < PATIENCE, "{run:?}");
+        },
+    );
+}
+
+#[test]
+fn a_run_that_exits() {
+    must_be_told(
+        |place| {
+            begin(place);
+        },
+        Some(0),
+        None,
+        exited(0),
+    );
+}
+
+#[test]
+fn a_run_that_exits_with_a_status_of_its_own() {
+    let part = |place: &Place| {
+        begin(place);
+        std::process::exit(3);
+    };
+    must_be_told(part, Some(3), None, exited(3));
+}
+
+#[test]
+fn a_run_that_returns_from_main() {
+    apart_through_main(
+        |place| {
+            begin(place);
+        },
+        |stage| assert_eq!(told(stage).end, exited(0)),
+    );
+}
+
+#[test]
+fn a_run_that_closes_its_client_before_it_exits() {
+    let part = |place: &Place| {
+        close_empty(&begin(place));
+        std::process::exit(3);
+    };
+    must_be_told(part, Some(3), None, RunEnd::Clean);
+}
+
+#[test]
+fn a_run_that_is_killed_and_what_it_left() {
+    apart_to_death(
+        Stage::new,
+        |place| {
+            take(&begin(place), "tick");
+            raise(Signal::SIGKILL).unwrap();
+        },
+        |stage| {
+            let run = told(stage);
+            assert_eq!((run.end, run.queued_events), (RunEnd::Killed, 2));
+            assert_eq!(told(stage).end, RunEnd::Clean, "of each run once: by now there was another");
+        },
+    );
+}
+
+#[test]
+fn a_run_that_dies_of_sigterm_without_a_handler() {
+    let part = |place: &Place| {
+        begin(place);
+        raise(Signal::SIGTERM).unwrap();
+    };
+    must_be_told(part, None, Some(15), RunEnd::Killed);
+}
+
+#[test]
+fn a_run_that_was_drained_at_sigterm() {
+    let part = |place: &Place| {
+        begin(place);
+        drain_on_terminate(DrainOptions::new()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::this(), Signal::SIGTERM).unwrap();
+        std::thread::sleep(PATIENCE);
+    };
+    must_be_told(part, None, Some(15), RunEnd::Signal(15));
+}
+
+#[test]
+fn a_child_that_exits_has_not_ended_its_parent() {
+    let part = |place: &Place| {
+        begin(place);
+        forked(|| ()).must_end_well();
+        raise(Signal::SIGKILL).unwrap();
+    };
+    must_be_told(part, None, Some(9), RunEnd::Killed);
+}
+
+#[test]
+fn a_child_with_a_queue_of_its_own_marks_its_own_exit() {
+    apart(
+        |place| {
+            let client = begin(place);
+            forked(|| {
+                take(&client, "child");
+            })
+            .must_end_well();
+            let parents = client.stats().dir;
+            // The parent has the first shard still, so this takes over the child's.
+            let other = Client::new(place.config()).unwrap();
+            assert_ne!(other.stats().dir, parents);
+            assert_eq!(other.previous_run().unwrap().end, exited(0));
+        },
+        |_| (),
+    );
+}
+
+#[test]
+fn a_first_run_and_one_without_a_queue_have_none_before_them() {
+    let stage = Stage::new();
+    assert_eq!(stage.client().previous_run(), None);
+    assert_eq!(Client::new(Config::disabled()).unwrap().previous_run(), None);
+}
+
+/// Pretends that the run whose page this is lived on an earlier start of the machine, and gave its last sign so long before this start.
+fn move_to_an_earlier_boot(stage: &Stage, before: Duration) {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let up = Duration::from_secs_f64(uptime.split(' ').next().unwrap().parse().unwrap());
+    let seen = (SystemTime::now() - up - before).duration_since(UNIX_EPOCH).unwrap();
+    let path = stage.shards()[0].join("status");
+    let mut page = fs::read(&path).unwrap();
+    page[25 * 8] ^= 1;
+    page[27 * 8..28 * 8].copy_from_slice(&u64::try_from(seen.as_nanos()).unwrap().to_le_bytes());
+    fs::write(&path, page).unwrap();
+}
+
+fn after_a_restart(stage: &Stage, before: Duration) -> RunEnd {
+    move_to_an_earlier_boot(stage, before);
+    let run = told(stage);
+    assert_eq!(run.machine_restarted, Some(true));
+    run.end
+}
+
+fn is_killed_while_it_awaits_sigterm(place: &Place) {
+    begin(place);
+    drain_on_terminate(DrainOptions::new()).unwrap();
+    // Signs are given when something happens.
+    posthog::client().unwrap().flush().wait(PATIENCE).unwrap();
+    raise(Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_run_that_was_active_when_the_machine_stopped() {
+    let part = |place: &Place| {
+        is_killed_while_it_awaits_sigterm(place);
+    };
+    apart_to_death(Stage::new, part, |stage| {
+        assert_eq!(after_a_restart(stage, Duration::from_secs(60)), RunEnd::PowerLoss);
+    });
+}
+
+#[test]
+fn a_run_that_was_idle_when_the_machine_stopped() {
+    let part = |place: &Place| {
+        is_killed_while_it_awaits_sigterm(place);
+    };
+    apart_to_death(Stage::new, part, |stage| {
+        assert_eq!(after_a_restart(stage, Duration::from_secs(3600)), RunEnd::Unknown);
+    });
+}
+
+#[test]
+fn a_run_that_an_orderly_restart_would_have_ended_without_a_trace() {
+    apart_to_death(
+        Stage::new,
+        |place| {
+            begin(place).flush().wait(PATIENCE).unwrap();
+            raise(Signal::SIGKILL).unwrap();
+        },
+        |stage| assert_eq!(after_a_restart(stage, Duration::from_secs(60)), RunEnd::Unknown),
+    );
+}
+
+#[test]
+fn an_event_tells_of_it_where_that_is_wanted() {
+    apart_until(
+        |status| status.code() == Some(3),
+        Stage::new,
+        |_| Terms::default(),
+        |place| {
+            begin(place);
+            std::process::exit(3);
+        },
+        |stage| {
+            let client = Client::new(stage.config().report_previous_run(true).super_property("release", 7)).unwrap();
+            close_empty(&client);
+            let events = stage.sink.events();
+            let told = events.iter().find(|event| event.event == "previous_run_ended").unwrap();
+            let property = |name: &str| &told.properties[name];
+            assert_eq!((property("cause"), property("queued_events")), (&"exited".into(), &1.into()));
+            assert_eq!((property("machine_restarted"), property("release")), (&false.into(), &7.into()));
+            assert_eq!(property("$process_person_profile"), &serde_json::Value::from(false));
+            assert!(property("uptime_seconds").as_f64().is_some_and(|seconds| seconds < 60.0), "{told:?}");
+            assert!(property("started_at").as_str().is_some_and(|at| at.starts_with("20")), "{told:?}");
+            assert_eq!(property("exit_status").as_i64(), cfg!(target_env = "gnu").then_some(3));
+            // Not of the first run of a queue, and not unless it is wanted.
+            assert_eq!(stage.names(), ["previous_run_ended", "tick"]);
+            close_empty(&stage.client());
+            assert_eq!(stage.names().len(), 2);
+        },
+    );
+}
