@@ -196,7 +196,7 @@ mod tests {
     }
 
     fn main_image(modules: &Modules) -> Image<'_> {
-        modules.images().find(|image| image.is_main).unwrap()
+        modules.images().find(|image| image.is_main).expect("an executable runs this")
     }
 
     #[test]
