@@ -1,6 +1,6 @@
 //! What a capture costs its caller, and how much the pipeline behind it can take: `cargo bench --bench capture`.
 //!
-//! Names: alone, commits, threads, sustained, persisted. Nobody listens at the other end, so that delivery stays out of the figures.
+//! Names: alone, exceptions, commits, threads, sustained, persisted. Nobody listens at the other end, so that delivery stays out of the figures.
 
 mod support;
 
@@ -14,8 +14,9 @@ use support::{NOBODY, PATIENCE, capture, carry, config, events, grouped, queue_d
 
 fn main() {
     support::heading();
-    let measurements: [(&str, fn()); 5] = [
+    let measurements: [(&str, fn()); 6] = [
         ("alone", alone),
+        ("exceptions", exceptions),
         ("commits", commits),
         ("threads", threads),
         ("sustained", sustained),
@@ -64,6 +65,48 @@ fn alone() {
     row("build and capture, one thread", &all.line(), "median <= 250 ns", "posthog-zig 500 ns, posthog-rs 1,330 ns");
     row("the same, quietest burst of 60", &quietest.line(), "", "");
     row("(the clock's cost, taken off above)", &human(clock), "", "");
+}
+
+/// What an error costs whoever reports it: one with two causes, with and without the stack of the call, which is a dozen calls deeper
+/// than `main`.
+fn exceptions() {
+    let dir = queue_dir();
+    let client = open(dir.path(), |config| quiet(config).journal_bytes(64 << 20));
+    let clock = clock_cost();
+    let error = three_deep();
+    let stackless = || posthog::ExceptionOptions::new().stack(false);
+    let with_stack = || deeper(12, &|| client.capture_exception(&error));
+    let without = || client.capture_exception_with(&error, stackless());
+    let first = reported(&with_stack, 1, clock);
+    row("capture_exception, the first of a process", &human(first[0]), "", "");
+    for (what, report) in [
+        ("capture_exception, with its stack", &with_stack as &dyn Fn() -> posthog::Receipt),
+        ("capture_exception, without", &without),
+    ] {
+        row(what, &together(&[reported(report, 20_000, clock)]).line(), "", "");
+        carry(&client);
+    }
+}
+
+fn reported(report: &dyn Fn() -> posthog::Receipt, count: usize, clock: u64) -> Vec<u64> {
+    let one = |_| {
+        let start = Instant::now();
+        assert!(report().is_accepted(), "a drop makes the figure worthless");
+        (start.elapsed().as_nanos() as u64).saturating_sub(clock)
+    };
+    (0..count).map(one).collect()
+}
+
+#[inline(never)]
+fn deeper(calls: usize, call: &dyn Fn() -> posthog::Receipt) -> posthog::Receipt {
+    let receipt = if calls == 0 { call() } else { deeper(std::hint::black_box(calls - 1), call) };
+    std::hint::black_box(receipt)
+}
+
+fn three_deep() -> std::io::Error {
+    use std::io::{Error, ErrorKind};
+    let root = Error::new(ErrorKind::InvalidData, "x".parse::<u8>().expect_err("no number"));
+    Error::new(ErrorKind::InvalidInput, Error::new(ErrorKind::NotFound, root))
 }
 
 /// One event each 10 us, while another thread has everything carried into the store each 100 ms.

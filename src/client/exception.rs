@@ -11,6 +11,7 @@ use crate::crash::{Edge, Modules, trace};
 use crate::diagnostics::Diagnostic;
 use crate::event::exception::{Chain, ExceptionOptions, Printed, Trace};
 use crate::record::stack::{Image, Stack};
+use crate::reentry;
 use crate::worker::{DropReason, Pipeline};
 
 /// What a report has to say: its errors, and a stack if it brought one along.
@@ -107,6 +108,8 @@ impl Client {
             },
             // Asked before the error and the stack are: nobody wants to know.
             Some(_) if shared.rules.is_opted_out() => DropReason::OptedOut,
+            // An error that captures itself when it is asked would never end.
+            Some(_) if reentry::depth() > 1 => DropReason::Reentrant,
             Some(pipeline) => return shared.take_exception(pipeline, options, edge, ask),
         };
         shared.count(reason);

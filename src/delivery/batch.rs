@@ -185,6 +185,13 @@ mod tests {
     }
 
     #[test]
+    fn an_exception_counts_for_the_text_that_its_addresses_become() {
+        let (mut ordinary, mut exception) = ([0; 2000], [0; 2000]);
+        (ordinary[CLASS], exception[CLASS]) = (Class::Ordinary as u8, Class::Exception as u8);
+        assert_eq!((json_estimate(&ordinary), json_estimate(&exception)), (3200, 32_000));
+    }
+
+    #[test]
     fn limits_shrink_to_what_came_through_and_grow_back() {
         let mut limits = BatchLimits::new(1000, 4 << 20);
         limits.shrink(2 << 20);

@@ -290,6 +290,27 @@ fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event()
 }
 
 #[test]
+fn exc_11_an_error_that_reports_itself_when_it_is_asked_comes_to_an_end() {
+    struct Reports(Client);
+    impl fmt::Debug for Reports {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Reports")
+        }
+    }
+    impl fmt::Display for Reports {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{:?}", self.0.capture_exception(self).outcome())
+        }
+    }
+    impl Error for Reports {}
+    let scene = nameless();
+    scene.client.capture_exception(&Reports(scene.client.clone()));
+    let sent = scene.sent();
+    let said: Vec<_> = sent.iter().map(|event| event["properties"]["$exception_message"].as_str().unwrap()).collect();
+    assert_eq!(said, ["Dropped(Reentrant)", "Accepted"]);
+}
+
+#[test]
 fn exc_11_hooks_see_the_list_and_may_change_it() {
     let scene = Scene::with(|config| {
         config.symbolicate(false).before_send(|event| {

@@ -67,8 +67,7 @@ impl InProcess {
 
 impl Symbols for InProcess {
     fn resolve(&self, image: &Image<'_>, address: u64) -> Vec<Symbol> {
-        // The lookup takes a lock of its own for the whole process. In a child it may be held by a thread that does not exist there.
-        if image.build_id.is_empty() || fork::generation() != 0 {
+        if image.build_id.is_empty() || is_inherited() {
             return Vec::new();
         }
         let Some(offset) = address.checked_sub(image.address) else { return Vec::new() };
@@ -93,6 +92,9 @@ impl Symbols for InProcess {
     }
 
     fn rest(&self) {
+        if is_inherited() {
+            return;
+        }
         let mut known = self.known();
         if std::mem::take(&mut known.has_looked_up) {
             // What was read of debug information: tens of megabytes, which the next body hardly needs.
@@ -143,6 +145,12 @@ impl Identity {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
         })
     }
+}
+
+/// Whether this is the child of a process that had a client. Our lock, and that of the lookup itself, which is one for the whole process,
+/// may be held there by a thread that does not exist.
+fn is_inherited() -> bool {
+    fork::generation() != 0
 }
 
 /// The functions at a return address of this process, the outermost first.
@@ -196,7 +204,7 @@ mod tests {
     }
 
     fn main_image(modules: &Modules) -> Image<'_> {
-        modules.images().find(|image| image.is_main).unwrap()
+        modules.images().find(|image| image.is_main).expect("an executable runs this")
     }
 
     #[test]

@@ -52,8 +52,9 @@ impl Chain {
         let (message, is_broken) = print(MESSAGE_KEPT, format_args!("{error}"));
         note("Display", is_broken);
         let named = if is_thrown { thrown::kind_of(error).map(|kind| (kind, None)) } else { short(type_name) };
-        let (kind, module) =
-            named.or_else(|| Some((in_debug(&error, &message)?, None))).unwrap_or_else(|| (NAMELESS.to_owned(), None));
+        let (kind, module) = named
+            .or_else(|| Some((in_debug(&error, &message, &mut note)?, None)))
+            .unwrap_or_else(|| (NAMELESS.to_owned(), None));
         let outermost = Link { kind, module, message };
         let mut causes = Vec::new();
         let mut seen: Vec<&(dyn Error + 'static)> = Vec::new();
@@ -71,7 +72,7 @@ impl Chain {
             }
             let (message, is_broken) = print(CAUSE_KEPT, format_args!("{cause}"));
             note("Display", is_broken);
-            causes.push(Link { kind: kind_of_cause(cause, &message), module: None, message });
+            causes.push(Link { kind: kind_of_cause(cause, &message, &mut note), module: None, message });
             seen.push(cause);
         }
         Self { outermost, causes, is_thrown, broken }
@@ -92,12 +93,12 @@ fn ask<'e>(error: &'e dyn Error, note: &mut impl FnMut(&'static str, bool)) -> O
 }
 
 /// Behind `dyn Error` the compiler's name is lost.
-fn kind_of_cause(cause: &(dyn Error + 'static), message: &str) -> String {
+fn kind_of_cause(cause: &(dyn Error + 'static), message: &str, note: &mut impl FnMut(&'static str, bool)) -> String {
     // Its Debug text begins with how it is stored.
     if cause.is::<io::Error>() {
         return "io::Error".to_owned();
     }
-    in_debug(&cause, message).unwrap_or_else(|| NAMELESS.to_owned())
+    in_debug(&cause, message, note).unwrap_or_else(|| NAMELESS.to_owned())
 }
 
 /// As much as is kept of what somebody else's code prints, and whether that panicked or failed.

@@ -40,8 +40,9 @@ pub(super) fn short(full: &str) -> Option<(String, Option<String>)> {
 
 /// The name that a Debug text begins with, if it looks like that of a type: `Missing { key: .. }`, `Io(..)`, or `Closed` alone, but not
 /// a message in words.
-pub(super) fn in_debug(value: &dyn Debug, message: &str) -> Option<String> {
-    let (text, _) = print(DEBUG_READ, format_args!("{value:?}"));
+pub(super) fn in_debug(value: &dyn Debug, message: &str, note: &mut impl FnMut(&'static str, bool)) -> Option<String> {
+    let (text, is_broken) = print(DEBUG_READ, format_args!("{value:?}"));
+    note("Debug", is_broken);
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
     let (name, rest) = text.split_at_checked(end)?;
     let is_whole = rest.is_empty() && text != message && text.len() < DEBUG_READ;
