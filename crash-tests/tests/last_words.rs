@@ -146,7 +146,7 @@ fn a_panic_of_the_main_thread_is_told_as_fatal_by_the_next_start() {
         assert!(functions.iter().any(|function| function == "dying::play"), "{functions:?}");
         // Neither our own frames nor those of the way to the hook.
         let last = functions.last().map(String::as_str).unwrap_or_default();
-        let is_call = ["core::panicking::panic_fmt", "core::result::unwrap_failed", "std::panic::panic_any"];
+        let is_call = ["core::panicking::panic_fmt", "core::result::unwrap_failed", "std::panicking::begin_panic"];
         assert!(is_call.iter().any(|call| last.starts_with(call)), "{functions:?}");
         let mechanism = serde_json::json!({ "type": "panic", "handled": false, "synthetic": false, "exception_id": 0 });
         assert_eq!(properties["$exception_list"][0]["mechanism"], mechanism);
