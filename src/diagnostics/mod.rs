@@ -23,7 +23,7 @@ pub(crate) mod heard;
 mod recorder;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -264,6 +264,13 @@ impl Diagnostic {
     }
 }
 
+fn write_unread(f: &mut fmt::Formatter<'_>, path: Option<&Path>, why: &str) -> fmt::Result {
+    match path {
+        Some(path) => write!(f, "the last words in {} are not all told: {why}", path.display()),
+        None => write!(f, "last words of crashes cannot be told: {why}"),
+    }
+}
+
 const REFUSED_BY_POSTHOG: &str = "PostHog refuses the key, the quota or the encoding";
 const REFUSED_BY_A_STRANGER: &str =
     "whoever answers at the host, not in PostHog's words, lets nothing pass; check Config::host and proxies on the way";
@@ -328,10 +335,7 @@ impl fmt::Display for Diagnostic {
             Diagnostic::ShardSkipped { path, why } => {
                 write!(f, "the queue in {} was left alone: {why}", path.display())
             }
-            Diagnostic::LastWordsUnread { path: Some(path), why } => {
-                write!(f, "the last words in {} are not all told: {why}", path.display())
-            }
-            Diagnostic::LastWordsUnread { path: None, why } => write!(f, "last words of crashes cannot be told: {why}"),
+            Diagnostic::LastWordsUnread { path, why } => write_unread(f, path.as_deref(), why),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
             Diagnostic::HandmadeException => f.write_str(
                 "a $exception event was captured by hand; PostHog groups exceptions only if Client::capture_exception makes them",

@@ -28,6 +28,7 @@ mod before_malloc {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
     }
 
+    // SAFETY: as the C library declares them.
     unsafe extern "C" {
         fn __libc_malloc(size: usize) -> *mut c_void;
         fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
@@ -35,6 +36,7 @@ mod before_malloc {
         fn __libc_memalign(align: usize, size: usize) -> *mut c_void;
     }
 
+    // SAFETY: the one definition of that name in this program, with the C library's own type.
     #[unsafe(no_mangle)]
     extern "C" fn malloc(size: usize) -> *mut c_void {
         count_one();
@@ -42,6 +44,7 @@ mod before_malloc {
         unsafe { __libc_malloc(size) }
     }
 
+    // SAFETY: the one definition of that name in this program, with the C library's own type.
     #[unsafe(no_mangle)]
     extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
         count_one();
@@ -49,6 +52,7 @@ mod before_malloc {
         unsafe { __libc_calloc(count, size) }
     }
 
+    // SAFETY: the one definition of that name in this program, with the C library's own type.
     #[unsafe(no_mangle)]
     extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
         count_one();
@@ -56,6 +60,7 @@ mod before_malloc {
         unsafe { __libc_realloc(old, size) }
     }
 
+    // SAFETY: the one definition of that name in this program, with the C library's own type.
     #[unsafe(no_mangle)]
     extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
         count_one();
@@ -63,6 +68,7 @@ mod before_malloc {
         unsafe { __libc_memalign(align, size) }
     }
 
+    // SAFETY: the one definition of that name in this program, with the C library's own type.
     #[unsafe(no_mangle)]
     extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, size: usize) -> i32 {
         count_one();

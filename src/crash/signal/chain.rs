@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nix::libc::{self, c_int, siginfo_t};
 
+// SAFETY: of its functions: to be called as the kernel calls a handler, or with what it gave one.
 type Entry = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 /// By signal number: what was installed before us. Leaked, because a handler may read it at any time.

@@ -229,6 +229,10 @@ fn is_readable(page: u64) -> bool {
 }
 
 /// Adds one loaded object to the [`Walker`] that `walker` points to.
+///
+/// # Safety
+///
+/// For the loader to call, with that pointer as the last argument.
 unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker: *mut c_void) -> c_int {
     // SAFETY: the loader's, for the duration of the call; and `prepare`'s own.
     let (info, walker) = unsafe { (&*info, &mut *walker.cast::<Walker>()) };
