@@ -30,8 +30,9 @@ pub(crate) fn trace(edge: Edge) -> Vec<u64> {
     let (mut walked, mut above) = (0, 0);
     let look = |frame: &backtrace::Frame| {
         walked += 1;
-        if frame.sp().addr() > edge.0 {
-            let address = frame.ip().addr() as u64;
+        let address = frame.ip().addr() as u64;
+        // Some unwinders end with a frame at zero, above the thread's first.
+        if frame.sp().addr() > edge.0 && address != 0 {
             if addresses.len() < NEAREST_FRAMES + OUTERMOST_FRAMES {
                 addresses.push(address);
             } else if let Some(place) = addresses.get_mut(NEAREST_FRAMES + (above - NEAREST_FRAMES) % OUTERMOST_FRAMES)
