@@ -37,9 +37,13 @@ fn bat_01_reaching_flush_at_sends_one_batch_with_all() {
 
 #[test]
 fn bat_02_the_interval_sends_what_is_pending() {
-    let scene = Scene::with(|config| config.flush_at(1000).flush_interval(Duration::from_millis(50)));
-    let uuids = take_many(&scene.client, 1);
+    let interval = Duration::from_millis(300);
+    let scene = Scene::with(|config| config.flush_at(1000).flush_interval(interval));
+    let start = Instant::now();
+    let uuids = take_many(&scene.client, 3);
     scene.stage.must_have_taken(&uuids);
+    let waited = scene.stage.sink.requests()[0].arrived - start;
+    assert!(waited >= interval, "{waited:?}");
 }
 
 #[test]
