@@ -103,11 +103,19 @@ fn rtq_03_a_full_queue_stays_at_its_bound_and_a_capacity_warning_is_recorded() {
 
 #[test]
 fn rtq_04_what_is_captured_while_a_full_queue_is_under_way_survives() {
-    let scene = Scene::new();
+    let scene = Scene::with(|config| config.max_queue_events(20));
     scene.stage.sink.script([Answer::status(503).delay(Duration::from_millis(200)), Answer::ok()]);
     let mut uuids = take_many(&scene.client, 20);
     assert!(scene.stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
-    uuids.extend(take_many(&scene.client, 20));
+    // Full, and all of it under way: what comes now is refused and says so, until there is room, and then survives.
+    let mut refused = 0;
+    eventually("there is room again", || {
+        let receipt = scene.client.capture(event("meanwhile"));
+        refused += u32::from(!receipt.is_accepted());
+        uuids.extend(receipt.uuid());
+        receipt.is_accepted()
+    });
+    assert!(refused > 0, "the queue was full");
     scene.stage.must_have_taken(&uuids);
 }
 
