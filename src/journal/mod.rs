@@ -36,6 +36,8 @@ mod contents;
 mod pool;
 pub(crate) mod replay;
 mod room;
+#[cfg(test)]
+mod room_tests;
 
 use std::io;
 use std::path::PathBuf;
