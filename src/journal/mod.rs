@@ -17,7 +17,8 @@
 //!
 //! Operations
 //! * *append*: under the lock: refuse when full; write the frame's check words and body, zero the length word after it, and publish
-//!   it by storing its own length word last. Killed before that store, the record was never there.
+//!   it by storing its own length word last. Killed before that store, the record was never there. How far appends may go before any
+//!   reason to refuse can arise is worked out when something changes, so that most ask a single question ([`active`]).
 //! * *swap*: another, free arena becomes the active one under a new round: a higher epoch, a fresh salt, the next sequence number.
 //!   The old one is sealed and waits to be carried.
 //! * *sync*: makes the sealed arenas and the active one durable, in that order, and says up to which sequence number.

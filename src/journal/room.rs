@@ -34,7 +34,7 @@ pub(super) const LIGHT: usize = 4096;
 pub(crate) fn weight(framed: usize) -> u64 {
     let bytes = framed as u64;
     match framed {
-        0..=LIGHT => light_weight(bytes),
+        _ if framed <= LIGHT => light_weight(bytes),
         ..=8192 => bytes + bytes / 4,
         _ => bytes.saturating_mul(2),
     }
