@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 pub(crate) use file::{DiskFile, Open};
 pub(crate) use filesystem::FileSystem;
-pub(crate) use map::Mapping;
+pub(crate) use map::{Mapping, store_bytes};
 
 /// The disk. Cheap to clone; the default is the real one.
 #[derive(Clone, Debug, Default)]
