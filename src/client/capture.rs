@@ -119,7 +119,7 @@ impl Shared {
         let Prepared { record, now_nanos } = prepared;
         match pipeline.append(record.body(), record.class as u8) {
             Ok(seq) => {
-                let receipt = Receipt::accepted(record.uuid, seq, pipeline.id());
+                let receipt = Receipt::accepted(record.uuid, seq, pipeline);
                 record.recycle();
                 receipt
             }
