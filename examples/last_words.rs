@@ -84,7 +84,8 @@ fn read_register(address: usize) -> u32 {
 #[inline(never)]
 #[allow(unconditional_recursion, reason = "until the stack ends")]
 fn folders_below(folder: u64) -> u64 {
-    std::hint::black_box(folders_below(std::hint::black_box(folder) + 1)) + 1
+    let path = std::hint::black_box([folder; 32]);
+    folders_below(path[0] + 1) + std::hint::black_box(path)[1]
 }
 
 // ---- its supervisor ----------------------------------------------------------------------------------------------------------------
