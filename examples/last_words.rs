@@ -71,7 +71,7 @@ fn take_order(end: &str) {
 
 #[inline(never)]
 fn price_of(dish: usize) -> u32 {
-    let menu = vec![7, 9, 12];
+    let menu = [7, 9, 12];
     menu[dish]
 }
 
@@ -101,7 +101,7 @@ fn supervise() -> Result<(), Box<dyn Error>> {
         one_life(&sink, queue.path(), end, described, expected)?;
         expected += usize::from(*is_told);
     }
-    println!("\n{} issues at PostHog after {:.0?}", issues(&sink).len(), started.elapsed());
+    println!("\nissues at PostHog: {}, after {:.0?}", issues(&sink).len(), started.elapsed());
     if !cfg!(feature = "crash-signals") {
         println!("fatal signals are told with a feature: `cargo run --example last_words --features crash-signals`");
     }
