@@ -1,6 +1,6 @@
 //! What a capture costs its caller, and how much the pipeline behind it can take: `cargo bench --bench capture`.
 //!
-//! Names: alone, exceptions, commits, threads, sustained, persisted. Nobody listens at the other end, so that delivery stays out of the figures.
+//! Names: alone, exceptions, panics, commits, threads, sustained, persisted. Nobody listens at the other end, so that delivery stays out of the figures.
 
 mod support;
 
@@ -14,9 +14,10 @@ use support::{NOBODY, PATIENCE, capture, carry, config, events, grouped, queue_d
 
 fn main() {
     support::heading();
-    let measurements: [(&str, fn()); 6] = [
+    let measurements: [(&str, fn()); 7] = [
         ("alone", alone),
         ("exceptions", exceptions),
+        ("panics", panics),
         ("commits", commits),
         ("threads", threads),
         ("sustained", sustained),
@@ -112,6 +113,39 @@ fn three_deep() -> std::io::Error {
     use std::io::{Error, ErrorKind};
     let root = Error::new(ErrorKind::InvalidData, "x".parse::<u8>().expect_err("no number"));
     Error::new(ErrorKind::InvalidInput, Error::new(ErrorKind::NotFound, root))
+}
+
+/// What the panic hook adds to a panic that is caught: where its record is written, and where the place has panicked too often for that.
+fn panics() {
+    const ROUNDS: usize = 16;
+    let clock = clock_cost();
+    // The default hook looks for symbols, and prints.
+    std::panic::set_hook(Box::new(|_| {}));
+    let storm = || -> Vec<u64> { (0..10_000).map(|_| caught(PLACES[0], clock)).collect() };
+    // The first 16 panics of a place are all written.
+    let calm = || -> Vec<u64> { (0..ROUNDS).flat_map(|_| PLACES.iter().map(|place| caught(*place, clock))).collect() };
+    row("a panic that is caught, without our hook", &Spread::of(calm()).line(), "", "");
+    let dir = queue_dir();
+    posthog::init(quiet(config(dir.path(), NOBODY))).expect("a fresh directory can be opened");
+    posthog::install_panic_hook();
+    row("the first of a process, with our hook", &human(caught(PLACES[0], clock)), "", "");
+    row("a panic that is caught, with our hook", &Spread::of(calm()).line(), "", "");
+    row("the same, in a storm of 10,000 at one place", &Spread::of(storm()).line(), "", "");
+}
+
+/// Panics, each at a place of its own.
+#[rustfmt::skip]
+const PLACES: [fn(); 16] = [
+    || panic!("a literal"), || panic!("a literal"), || panic!("a literal"), || panic!("a literal"),
+    || panic!("a literal"), || panic!("a literal"), || panic!("a literal"), || panic!("a literal"),
+    || panic!("a literal"), || panic!("a literal"), || panic!("a literal"), || panic!("a literal"),
+    || panic!("a literal"), || panic!("a literal"), || panic!("a literal"), || panic!("a literal"),
+];
+
+fn caught(place: fn(), clock: u64) -> u64 {
+    let start = Instant::now();
+    assert!(std::panic::catch_unwind(place).is_err(), "it panics");
+    (start.elapsed().as_nanos() as u64).saturating_sub(clock)
 }
 
 /// One event each 10 us, while another thread has everything carried into the store each 100 ms.

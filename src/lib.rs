@@ -41,6 +41,13 @@
 //!
 //! [`Client::capture_exception`] takes any error, with those beneath it and the stack of the call, for PostHog's error tracking.
 //!
+//! # Crashes
+//!
+//! After [`init`], [`install_panic_hook`] has panics told, and with the feature `crash-signals` `install_crash_handler` has fatal signals
+//! told: each leaves a record in one write, and the next start of the program sends it, with the time at which it happened. The process
+//! ends as it would have ended. [`Client::previous_run`] says how the last run ended, also where nobody could tell; [`drain_on_terminate`]
+//! sends what is queued at SIGTERM.
+//!
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
@@ -51,8 +58,8 @@
 //!
 //! None is on by default, and none changes what another means. `brotli` and `zstd` compile in a codec that [`Config::compression`] can
 //! then choose; `tower` adds `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own; `testing` adds
-//! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports. Every knob is a setter of [`Config`], with its unit, default, least and
-//! most.
+//! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports; `crash-signals` adds
+//! `install_crash_handler`, for Linux. Every knob is a setter of [`Config`], with its unit, default, least and most.
 
 mod client;
 mod clock;

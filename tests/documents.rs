@@ -42,6 +42,7 @@ fn each_test_that_the_documents_name_exists() {
         ("guarantees", include_str!("../docs/guarantees.md"), 40),
         ("conformance", include_str!("../docs/conformance.md"), 60),
         ("runs", include_str!("../docs/runs.md"), 20),
+        ("crashes", include_str!("../docs/crashes.md"), 8),
     ];
     for (document, text, least) in documents {
         let seen = must_name_tests_that_exist(&sources, document, text);

@@ -5,10 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
 mod ai;
+#[path = "../outside/apart.rs"]
+#[allow(dead_code, reason = "shared with another target, which uses the rest")]
+mod apart;
 mod before_send;
 mod callbacks;
 mod capture;
 mod context;
+mod crash;
 mod exc;
 mod exm;
 mod http;
