@@ -54,10 +54,15 @@ impl Stage {
     }
 
     fn told_at_least(&self, count: usize) -> Vec<Value> {
+        self.told_after(count, 0)
+    }
+
+    /// The same, where the process had captured so many events of its own.
+    fn told_after(&self, count: usize, captured: usize) -> Vec<Value> {
         let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
         reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut reader = reader.spawn().expect("a process");
-        let arrived = self.sink.wait_for(|state| state.events().len() >= count, ENOUGH);
+        let arrived = self.sink.wait_for(|state| state.events().len() >= count + captured, ENOUGH);
         eventually_nothing_in(&self.queue_dir());
         drop(reader.stdin.take());
         let output = reader.wait_with_output().expect("it ends");
@@ -360,4 +365,37 @@ fn a_signal_from_outside_that_the_process_survives_is_not_told() {
     let stage = Stage::new();
     assert_eq!(stage.play("raised"), (Some(0), None));
     stage.told(0);
+}
+
+#[test]
+fn what_the_program_did_before_is_told_with_the_panic_or_signal() {
+    for scenario in ["steps_panic", "steps_survived", "steps_signal"] {
+        let stage = Stage::new();
+        stage.play(scenario);
+        let told = stage.told_after(1, 1);
+        let steps = told[0]["properties"]["$exception_steps"].as_array().cloned().unwrap_or_default();
+        let messages: Vec<_> = steps.iter().map(|step| step["$message"].as_str().unwrap_or_default()).collect();
+        assert_eq!(messages, ["order_placed", "connected", &"\u{e9}".repeat(112)], "{scenario}: {told:?}");
+        let times: Vec<_> = steps.iter().map(|step| step["$timestamp"].as_str().unwrap_or_default()).collect();
+        let crashed = told[0]["timestamp"].as_str().unwrap_or_default();
+        assert!(times.is_sorted() && times[0].len() == "2026-01-01T00:00:00.000Z".len(), "{times:?}");
+        assert!(times[2][..19] <= crashed[..19] && times[0][..10] == crashed[..10], "{times:?} {crashed}");
+        assert_eq!(
+            steps[0].as_object().map(serde_json::Map::len),
+            Some(2),
+            "a name and a time, and nothing of the event"
+        );
+    }
+}
+
+#[test]
+fn a_library_that_was_loaded_later_has_an_image_and_is_walked_through() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("loaded_later"), (None, Some(11)));
+    let told = stage.told_after(1, 1);
+    let images = told[0]["properties"]["$debug_images"].as_array().cloned().unwrap_or_default();
+    let is_libm = |image: &&Value| image["code_file"].as_str().is_some_and(|file| file.contains("libm.so"));
+    assert!(images.iter().any(|image| is_libm(&image)), "{told:?}");
+    let functions = functions_of(&told[0]["properties"]);
+    assert!(functions.iter().any(|function| function.starts_with("dying::")), "{functions:?}");
 }

@@ -14,6 +14,7 @@
 //! | a panic during the clean-up after a panic | one incident, the first chained to the second |
 
 use super::format::{Kind, Record, Tag, flags};
+use super::steps::{self, Step};
 
 /// What is known of the process that wrote the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub(crate) struct Facts {
     pub(crate) missed: u64,
     /// Written by a child that the process had forked.
     pub(crate) in_forked_child: bool,
+    /// What the program did before, the oldest first.
+    pub(crate) steps: Vec<Step>,
 }
 
 /// std's own words when it gives up; the panic before them is what happened.
@@ -265,6 +268,7 @@ impl Facts {
             is_nested: record.flags & flags::NESTED != 0,
             missed: record.number(Tag::Missed).unwrap_or(0),
             in_forked_child: record.flags & flags::FORKED_CHILD != 0,
+            steps: steps::of(record),
         }
     }
 }
