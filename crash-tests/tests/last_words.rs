@@ -59,9 +59,7 @@ impl Stage {
 
     /// The same, where the process had captured so many events of its own.
     fn told_after(&self, count: usize, captured: usize) -> Vec<Value> {
-        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
-        reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut reader = reader.spawn().expect("a process");
+        let mut reader = self.reader().spawn().expect("a process");
         let arrived = self.sink.wait_for(|state| state.events().len() >= count + captured, ENOUGH);
         eventually_nothing_in(&self.queue_dir());
         drop(reader.stdin.take());
@@ -77,6 +75,13 @@ impl Stage {
             .collect();
         told.sort_by_key(|event| event["timestamp"].as_str().map(str::to_owned));
         told
+    }
+
+    /// The start after an end.
+    fn reader(&self) -> Command {
+        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
+        reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        reader
     }
 
     fn messages(&self) -> Vec<Value> {
@@ -398,4 +403,27 @@ fn a_library_that_was_loaded_later_has_an_image_and_is_walked_through() {
     assert!(images.iter().any(|image| is_libm(&image)), "{told:?}");
     let functions = functions_of(&told[0]["properties"]);
     assert!(functions.iter().any(|function| function.starts_with("dying::")), "{functions:?}");
+}
+
+#[test]
+fn a_death_while_names_are_looked_up_is_not_died_again() {
+    let stage = Stage::new();
+    stage.play("literal");
+    let mut dies = stage.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
+    // It would end as soon as this is closed, which `wait` does.
+    let open = dies.stdin.take();
+    assert_eq!(dies.wait().expect("it ends").signal(), Some(9));
+    drop(open);
+    // It would die again; but it does not come there.
+    let reader = stage.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
+    assert!(stage.sink.wait_for(|state| state.events().len() == 1, ENOUGH));
+    let output = reader.wait_with_output().expect("it ends");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("died while it looked up names"), "{output:?}");
+    let event = &stage.sink.events()[0];
+    let frames = event.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
+    assert!(!frames.is_empty() && event.properties["$debug_images"].is_array());
+    assert!(frames.iter().all(|frame| frame["instruction_addr"].is_string() && frame.get("lineno").is_none()));
+    // What is queued later has names again.
+    stage.play("literal");
+    assert!(functions_of(&stage.told_after(1, 1)[1]["properties"]).iter().any(|function| function == "dying::play"));
 }
