@@ -32,6 +32,7 @@ pub(crate) const NAMES: &[&str] = &[
     "evict.committed",
     "stop.begun",
     "stop.committed",
+    "symbols.asked",
 ];
 
 /// Dies here if told to.

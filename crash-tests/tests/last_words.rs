@@ -54,10 +54,13 @@ impl Stage {
     }
 
     fn told_at_least(&self, count: usize) -> Vec<Value> {
-        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
-        reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut reader = reader.spawn().expect("a process");
-        let arrived = self.sink.wait_for(|state| state.events().len() >= count, ENOUGH);
+        self.told_after(count, 0)
+    }
+
+    /// The same, where the process had captured so many events of its own.
+    fn told_after(&self, count: usize, captured: usize) -> Vec<Value> {
+        let mut reader = self.reader().spawn().expect("a process");
+        let arrived = self.sink.wait_for(|state| state.events().len() >= count + captured, ENOUGH);
         eventually_nothing_in(&self.queue_dir());
         drop(reader.stdin.take());
         let output = reader.wait_with_output().expect("it ends");
@@ -72,6 +75,13 @@ impl Stage {
             .collect();
         told.sort_by_key(|event| event["timestamp"].as_str().map(str::to_owned));
         told
+    }
+
+    /// The start after an end.
+    fn reader(&self) -> Command {
+        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
+        reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        reader
     }
 
     fn messages(&self) -> Vec<Value> {
@@ -135,7 +145,7 @@ fn a_panic_of_the_main_thread_is_told_as_fatal_by_the_next_start() {
         assert_eq!(said(&told[0]), panicked(message, "fatal"), "{scenario}");
         let properties = &told[0]["properties"];
         assert!(
-            properties["$exception_panic_file"].as_str().is_some_and(|file| file.ends_with("dying.rs")),
+            properties["$exception_panic_file"].as_str().is_some_and(|file| file.ends_with("panics.rs")),
             "{told:?}"
         );
         assert!(properties["$exception_panic_line"].as_u64().is_some_and(|line| line > 20));
@@ -143,7 +153,7 @@ fn a_panic_of_the_main_thread_is_told_as_fatal_by_the_next_start() {
         assert_eq!(properties["$process_person_profile"], false);
         assert_eq!(properties["crash_process_survived"], false);
         let functions = functions_of(properties);
-        assert!(functions.iter().any(|function| function == "dying::play"), "{functions:?}");
+        assert!(functions.iter().any(|function| function == "dying::panics::play"), "{functions:?}");
         // Neither our own frames nor those of the way to the hook.
         let last = functions.last().map(String::as_str).unwrap_or_default();
         let is_call = ["core::panicking::panic_fmt", "core::result::unwrap_failed", "std::panicking::begin_panic"];
@@ -360,4 +370,62 @@ fn a_signal_from_outside_that_the_process_survives_is_not_told() {
     let stage = Stage::new();
     assert_eq!(stage.play("raised"), (Some(0), None));
     stage.told(0);
+}
+
+#[test]
+fn what_the_program_did_before_is_told_with_the_panic_or_signal() {
+    for scenario in ["steps_panic", "steps_survived", "steps_signal"] {
+        let stage = Stage::new();
+        stage.play(scenario);
+        let told = stage.told_after(1, 1);
+        let steps = told[0]["properties"]["$exception_steps"].as_array().cloned().unwrap_or_default();
+        let messages: Vec<_> = steps.iter().map(|step| step["$message"].as_str().unwrap_or_default()).collect();
+        assert_eq!(messages, ["order_placed", "connected", &"\u{e9}".repeat(112)], "{scenario}: {told:?}");
+        let times: Vec<_> = steps.iter().map(|step| step["$timestamp"].as_str().unwrap_or_default()).collect();
+        let crashed = told[0]["timestamp"].as_str().unwrap_or_default();
+        assert!(times.is_sorted() && times[0].len() == "2026-01-01T00:00:00.000Z".len(), "{times:?}");
+        assert!(times[2][..19] <= crashed[..19] && times[0][..10] == crashed[..10], "{times:?} {crashed}");
+        assert_eq!(
+            steps[0].as_object().map(serde_json::Map::len),
+            Some(2),
+            "a name and a time, and nothing of the event"
+        );
+    }
+}
+
+#[test]
+fn a_library_that_was_loaded_later_has_an_image_and_is_walked_through() {
+    let stage = Stage::new();
+    assert_eq!(stage.play("loaded_later"), (None, Some(11)));
+    let told = stage.told_after(1, 1);
+    let images = told[0]["properties"]["$debug_images"].as_array().cloned().unwrap_or_default();
+    let is_libm = |image: &&Value| image["code_file"].as_str().is_some_and(|file| file.contains("libm.so"));
+    assert!(images.iter().any(|image| is_libm(&image)), "{told:?}");
+    let functions = functions_of(&told[0]["properties"]);
+    assert!(functions.iter().any(|function| function.starts_with("dying::")), "{functions:?}");
+}
+
+#[test]
+fn a_death_while_names_are_looked_up_is_not_died_again() {
+    let stage = Stage::new();
+    stage.play("literal");
+    let mut dies = stage.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
+    // It would end as soon as this is closed, which `wait` does.
+    let open = dies.stdin.take();
+    assert_eq!(dies.wait().expect("it ends").signal(), Some(9));
+    drop(open);
+    // It would die again; but it does not come there.
+    let reader = stage.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
+    assert!(stage.sink.wait_for(|state| state.events().len() == 1, ENOUGH));
+    let output = reader.wait_with_output().expect("it ends");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("died while it looked up names"), "{output:?}");
+    let event = &stage.sink.events()[0];
+    let frames = event.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
+    assert!(!frames.is_empty() && event.properties["$debug_images"].is_array());
+    assert!(frames.iter().all(|frame| frame["instruction_addr"].is_string() && frame.get("lineno").is_none()));
+    // What is queued later has names again.
+    stage.play("literal");
+    assert!(
+        functions_of(&stage.told_after(1, 1)[1]["properties"]).iter().any(|function| function == "dying::panics::play")
+    );
 }

@@ -9,6 +9,7 @@ use super::{Client, Shared};
 use crate::clock::WallNanos;
 use crate::config::BeforeSend;
 use crate::context::{self, Context};
+use crate::crash;
 use crate::diagnostics::Diagnostic;
 use crate::event::{Event, Record, Refusal, Stamp, uuids};
 use crate::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
@@ -119,6 +120,9 @@ impl Shared {
         let Prepared { record, now_nanos } = prepared;
         match pipeline.append(record.body(), record.class as u8) {
             Ok(seq) => {
+                if self.is_armed.load(Ordering::Relaxed) {
+                    crash::note_step(record.name(), now_nanos);
+                }
                 let receipt = Receipt::accepted(record.uuid, seq, pipeline);
                 record.recycle();
                 receipt

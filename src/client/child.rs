@@ -37,6 +37,11 @@ impl Shared {
         self.child.open.get().cloned()
     }
 
+    /// The same, if it is open already; waits for nobody.
+    pub(super) fn opened_child(&self) -> Option<&Client> {
+        self.child.open.get()
+    }
+
     /// Whether none could be had, and none will be.
     pub(super) fn has_failed_child(&self) -> bool {
         self.child.has_failed.load(Ordering::Acquire)

@@ -75,6 +75,17 @@ pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
     }
 }
 
+/// [`Client::breadcrumb`] with the process-wide client. Before [`init`] it does nothing.
+///
+/// ```
+/// posthog::breadcrumb("configuration loaded");
+/// ```
+pub fn breadcrumb(text: impl AsRef<str>) {
+    if let Some(client) = CLIENT.get() {
+        client.breadcrumb(text);
+    }
+}
+
 #[cold]
 fn drop_before_init(event: &Event) -> Receipt {
     static TOLD: AtomicBool = AtomicBool::new(false);

@@ -1,11 +1,15 @@
 //! The `$exception` event of an incident.
 
-use serde_json::{Map, Value};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
 
-use crate::crash::{Context, Incident, Origin, Severity};
+use crate::crash::{Context, Incident, Origin, Severity, Step};
 use crate::event::Event;
 use crate::event::exception::{Crash, Entry, Level};
 use crate::record::stack::Stack;
+
+/// Bytes of `$exception_steps`, as JSON.
+const STEPS_MOST: usize = 32 * 1024;
 
 /// What it becomes.
 pub(super) fn event_of(incident: &Incident, context: Option<&Context>) -> Event {
@@ -23,7 +27,28 @@ pub(super) fn event_of(incident: &Incident, context: Option<&Context>) -> Event 
     }
     let level = if incident.severity == Severity::Fatal { Level::Fatal } else { Level::Error };
     let (mechanism, source) = (mechanism(incident.origin), source(incident.origin));
-    Crash { entries, mechanism, source, level }.describe().props(facts(incident, context))
+    let mut event = Crash { entries, mechanism, source, level }.describe().props(facts(incident, context));
+    let steps = steps(&incident.facts.steps);
+    if !steps.is_empty() {
+        event.set("$exception_steps", steps);
+    }
+    event
+}
+
+/// What the program did before, the oldest first: as much of the newest as fits.
+fn steps(steps: &[Step]) -> Vec<Value> {
+    let mut told = Vec::new();
+    let mut room = STEPS_MOST;
+    for step in steps.iter().rev() {
+        let at = Timestamp::from_nanosecond(step.at.into()).unwrap_or_default();
+        let value = json!({ "$message": step.text, "$timestamp": format!("{at:.3}") });
+        // As text, where a control character takes six bytes.
+        let Some(left) = room.checked_sub(value.to_string().len()) else { break };
+        room = left;
+        told.push(value);
+    }
+    told.reverse();
+    told
 }
 
 fn mechanism(origin: Origin) -> &'static str {

@@ -112,8 +112,7 @@ fn read_left_behind(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
 fn read_survived(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
     let Some(disk) = pipeline.upgrade().map(|open| open.options().disk.clone()) else { return };
     match crash::rotate() {
-        Ok(Some(path)) => read_file(shared, &disk, &path, End::Alive),
-        Ok(None) => {}
+        Ok(paths) => paths.iter().for_each(|path| read_file(shared, &disk, path, End::Alive)),
         Err(error) => unread(shared, None, &error),
     }
 }

@@ -16,7 +16,7 @@
 //! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
-//! * `last_words.rs`: the thread that tells of crashes; `incident.rs`: the event it makes of one.
+//! * `last_words.rs`: the thread that tells of crashes; `incident.rs`: the event it makes of one; `breadcrumb.rs`: what it is told with.
 //! * `drain.rs`: what SIGTERM and SIGINT do for the process-wide client; `previous.rs`: how the run before this one ended.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
@@ -24,6 +24,7 @@
 //! that opens the directory. That takes at most a second, and may happen anywhere, inside a callback or an async task too.
 
 mod ai;
+mod breadcrumb;
 mod capture;
 mod child;
 mod dead;
@@ -59,7 +60,7 @@ use child::Child;
 pub use dead::DeadLetter;
 pub use drain::{DrainOptions, Exit, drain_on_terminate};
 use failure::explain;
-pub use global::{capture, capture_exception, client, init};
+pub use global::{breadcrumb, capture, capture_exception, client, init};
 #[cfg(feature = "crash-signals")]
 pub use hook::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use hook::{install_panic_hook, try_install_panic_hook};

@@ -12,6 +12,7 @@ impl From<Notice> for Diagnostic {
             Notice::SetAside { path, why, lost } => Diagnostic::SetAside { path, why, lost },
             Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
             Notice::Checked => Diagnostic::Checked,
+            Notice::SymbolsDistrusted => Diagnostic::SymbolsDistrusted,
             Notice::Storage { problem: Some(problem) } => Diagnostic::StorageFailing { problem },
             Notice::Storage { problem: None } => Diagnostic::StorageRecovered,
             Notice::InMemory { path, problem } => Diagnostic::InMemory { path, problem },

@@ -73,6 +73,8 @@ pub(super) enum Tag {
     Uptime = 18,
     /// What the process exits with, if that is known.
     Status = 19,
+    /// Time (nanoseconds since 1970) and text of something that the program did before, the newest first; as often as there were such.
+    Step = 20,
     /// 16 bytes that no other process has.
     Instance = 32,
     /// 16 bytes that differ after each start of the machine.
@@ -181,6 +183,11 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn bytes(&self, tag: Tag) -> Option<&[u8]> {
         self.fields.iter().find(|(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
+    }
+
+    /// Each of the fields of that tag.
+    pub(super) fn all(&self, tag: Tag) -> impl Iterator<Item = &[u8]> {
+        self.fields.iter().filter(move |(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }
 
     /// Text; bytes that are none (a thread may have any name) are replaced.

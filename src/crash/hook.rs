@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::budget::Budget;
 use super::format::{Kind, Tag, Writer, flags};
 use super::slots::{Room, with_room};
-use super::{file, process, unwind};
+use super::{file, process, steps, unwind};
 use crate::limits::beginning;
 
 /// Bytes kept of a message: what PostHog keeps.
@@ -110,6 +110,8 @@ fn compose<'a>(
     writer.number(Tag::Missed, file::take_missed());
     writer.number(Tag::MessageBytes, message.len() as u64);
     writer.bytes(Tag::Message, beginning(message, MESSAGE_MOST).as_bytes());
+    // Last: nothing else gives way to them.
+    steps::describe(&mut writer);
     let _ = LAST.try_with(|last| last.set(number));
     writer.finish()
 }

@@ -17,6 +17,7 @@
 use std::collections::BTreeSet;
 
 use super::format::{Kind, Record, Tag, flags};
+use super::steps::{self, Step};
 
 /// What is known of the process that wrote the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ pub(crate) struct Facts {
     pub(crate) missed: u64,
     /// Written by a child that the process had forked.
     pub(crate) in_forked_child: bool,
+    /// What the program did before, the oldest first.
+    pub(crate) steps: Vec<Step>,
 }
 
 /// std's own words when it gives up; the panic before them is what happened.
@@ -283,6 +286,7 @@ impl Facts {
             is_nested: record.flags & flags::NESTED != 0,
             missed: record.number(Tag::Missed).unwrap_or(0),
             in_forked_child: record.flags & flags::FORKED_CHILD != 0,
+            steps: steps::of(record),
         }
     }
 }

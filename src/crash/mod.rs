@@ -11,6 +11,7 @@
 //! that takes thought is for the reader: whether the process ended by it, names for addresses, the event, its delivery.
 //!
 //! * `slots.rs`, `budget.rs`, `process.rs`, `unwind.rs`: what a record is made of, without memory and locks.
+//! * `images.rs`: libraries that are loaded later. `steps.rs`: what the program did before, copied into each record.
 //! * `hook.rs`: the panic hook. `file.rs`: the open file, the one write, and taking the file away from under the writers.
 //! * `format.rs`: records as bytes; `incident.rs`: from records to what is told. Both pure.
 //! * `reader.rs`: files to be read, each a bounded number of times.
@@ -24,7 +25,7 @@
 //!   rotated away.
 //! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins.
 //!
-//! Operations: [`arm`], [`install_hook`], [`rotate`], [`left_behind`], [`Words`].
+//! Operations: [`arm`], [`install_hook`], [`rotate`], [`left_behind`], [`Words`], [`note_step`], [`notice_images`].
 
 #![allow(unsafe_code, reason = "a thread's handle that a hook can reach; the block proves itself")]
 
@@ -35,12 +36,14 @@ pub(crate) mod exit_mark;
 mod file;
 mod format;
 mod hook;
+mod images;
 mod incident;
 mod process;
 mod reader;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod signal;
 mod slots;
+mod steps;
 pub(crate) mod terminate;
 mod unwind;
 
@@ -55,8 +58,12 @@ use crate::disk::Disk;
 use crate::record::stack::{Image, decode_images, encode_images};
 pub(crate) use code::{Edge, InProcess, Modules, trace};
 use format::{Kind, Tag, Writer};
+pub(crate) use images::notice_images;
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
+#[cfg(test)]
+pub(crate) use steps::noted_texts;
+pub(crate) use steps::{Step, note_step};
 
 /// The folder of a shard that holds last words.
 pub(crate) const DIR: &str = "crash";
@@ -85,6 +92,10 @@ struct Armed {
     context: Context,
     files: u64,
     pid: u32,
+    /// How often something was loaded when the newest file's context was written.
+    times_loaded: u64,
+    /// Files that were put aside with words in them, and that the reader has not asked for yet.
+    unread: Vec<PathBuf>,
 }
 
 static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
@@ -133,8 +144,15 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
     if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
         return Ok(());
     }
-    let fresh =
-        armed.insert(Armed { disk: disk.clone(), dir: dir.to_path_buf(), context, files: 0, pid: std::process::id() });
+    let fresh = armed.insert(Armed {
+        disk: disk.clone(),
+        dir: dir.to_path_buf(),
+        context,
+        files: 0,
+        pid: std::process::id(),
+        times_loaded: 0,
+        unread: Vec::new(),
+    });
     // What an earlier client's file holds is read by the next process, as it would be without us.
     fresh.next_file()?;
     // Kept for ever, so that the mark is.
@@ -176,10 +194,13 @@ fn is_dying() -> bool {
     false
 }
 
-/// Takes the file away from under the writers, if somebody wrote to it: answers its path, complete, while later records go to a new one.
-pub(crate) fn rotate() -> io::Result<Option<PathBuf>> {
+/// Takes the file away from under the writers, if somebody wrote to it: answers the paths of those that hold words and that nobody was
+/// told of yet, complete, while later records go to a new one.
+pub(crate) fn rotate() -> io::Result<Vec<PathBuf>> {
     let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    armed.as_mut().map_or(Ok(None), Armed::next_file)
+    let Some(armed) = armed.as_mut() else { return Ok(Vec::new()) };
+    let written = armed.next_file()?;
+    Ok(std::mem::take(&mut armed.unread).into_iter().chain(written).collect())
 }
 
 impl Armed {
@@ -187,6 +208,8 @@ impl Armed {
         self.files = self.files.saturating_add(1);
         let instance: String = self.context.instance.iter().map(|byte| format!("{byte:02x}")).collect();
         let path = self.dir.join(format!("{instance}-{}.{}", self.files, reader::EXTENSION));
+        // Before they are listed: what is loaded in between is noticed later.
+        self.times_loaded = Modules::times_loaded();
         let before = file::rotate(&path, &self.context.encode())?;
         if let Some(empty) = before.as_ref().filter(|before| reader::holds_a_context_only(&self.disk, before)) {
             self.disk.remove_file(empty)?;

@@ -6,8 +6,8 @@
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// The longest record: a message at its bound, a full stack, and names.
-pub(super) const RECORD_MOST: usize = 16 * 1024;
+/// The longest record: a message at its bound, a full stack, names, and what the program did before.
+pub(super) const RECORD_MOST: usize = 24 * 1024;
 /// Addresses kept of one stack.
 pub(super) const FRAMES_MOST: usize = 128;
 /// Threads that write at once; the next ones wait some microseconds.

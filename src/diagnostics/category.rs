@@ -53,6 +53,7 @@ impl Diagnostic {
             | Diagnostic::QuotaLimited { .. }
             | Diagnostic::Warned { .. }
             | Diagnostic::LeftOnDisk { .. }
+            | Diagnostic::SymbolsDistrusted
             | Diagnostic::Network { .. } => Category::Delivery,
             Diagnostic::StorageFailing { .. }
             | Diagnostic::StorageRecovered

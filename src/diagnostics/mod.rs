@@ -194,6 +194,9 @@ pub enum Diagnostic {
         /// Why.
         why: String,
     },
+    /// The last owner of the queue died while it looked up the names of a stack. Stacks are sent with addresses alone until this process
+    /// ends, and in the next ones too until all that is queued was sent.
+    SymbolsDistrusted,
     /// Something the program said cannot be used and was left out: a super property, a property of a context, a header.
     Invalid {
         /// What, and why.
@@ -249,6 +252,7 @@ impl Diagnostic {
             Diagnostic::StrandedQueue { .. } => "stranded_queue",
             Diagnostic::ShardSkipped { .. } => "shard_skipped",
             Diagnostic::LastWordsUnread { .. } => "last_words_unread",
+            Diagnostic::SymbolsDistrusted => "symbols_distrusted",
             Diagnostic::Invalid { .. } => "invalid",
             Diagnostic::HandmadeException => "handmade_exception",
             Diagnostic::LeftOnDisk { .. } => "left_on_disk",
@@ -336,6 +340,9 @@ impl fmt::Display for Diagnostic {
                 write!(f, "the queue in {} was left alone: {why}", path.display())
             }
             Diagnostic::LastWordsUnread { path, why } => write_unread(f, path.as_deref(), why),
+            Diagnostic::SymbolsDistrusted => f.write_str(
+                "the last owner of the queue died while it looked up names for a stack; stacks are sent with addresses alone",
+            ),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
             Diagnostic::HandmadeException => f.write_str(
                 "a $exception event was captured by hand; PostHog groups exceptions only if Client::capture_exception makes them",

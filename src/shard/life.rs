@@ -128,7 +128,7 @@ impl StatusPage {
         self.set(Word::AliveFor, u64::try_from(sign.alive_for.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    fn mark_exit(&self, status: Option<i32>) {
+    pub(super) fn mark_exit(&self, status: Option<i32>) {
         let known = status.map_or(0, |status| STATUS_KNOWN | u64::from(status as u32));
         self.set(Word::Ended, EXITED | known);
     }

@@ -22,6 +22,7 @@
 //! * A shard whose directory was deleted lives on in files without names, and dies with the process (`deleted.rs`).
 //! * Each call into the store is inside a *phase* on the status page. An owner that died in one makes the next open check the file's
 //!   integrity; three that died while opening make it set the file aside and salvage it.
+//! * So is the looking up of what addresses mean: an owner that died in it has the next ones send addresses alone, until all is sent.
 //! * Before the first receipt resolves, the directories up to `queue_dir` are synced: a file without a durable name is not durable.
 //!
 //! * How an owner was and how it ended is left on the page for the next one (`life.rs`), by whoever is awake anyway: an idle shard
@@ -232,6 +233,16 @@ impl Shard {
     /// Mirrors what refusals there were, for other processes to read.
     pub(crate) fn mirror_refusals(&self, counts: &[u64]) {
         self.status.mirror_refusals(counts);
+    }
+
+    /// Marks the page while delivery looks up what addresses mean.
+    pub(crate) fn mark_resolving(&self, is_under_way: bool) {
+        self.status.mark_resolving(is_under_way);
+    }
+
+    /// Whether an earlier owner died of that, with something queued that is still there.
+    pub(crate) fn distrusts_symbols(&self) -> bool {
+        self.status.distrusts_symbols()
     }
 
     /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.

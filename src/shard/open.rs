@@ -41,6 +41,8 @@ pub(crate) enum Finding {
     },
     /// The last owner died inside the store, so its file was checked.
     Checked,
+    /// The last owner died while it looked up what addresses mean.
+    DiedResolving,
 }
 
 /// An open shard, and what was found in it.
@@ -143,6 +145,9 @@ fn open_store(
     let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
     crash_point::reach("store.opening");
+    if before.died_resolving && !options.adopts {
+        findings.push(Finding::DiedResolving);
+    }
     if before.died_in_store {
         findings.push(Finding::Checked);
     }

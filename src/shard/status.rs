@@ -28,6 +28,11 @@ const VERSION: u64 = 1;
 /// Deaths inside the opening of the store, one after the other, after which the file is no longer trusted.
 pub(crate) const DEATHS_MAX: u64 = 3;
 
+/// The owner looks up what addresses mean.
+const RESOLVING: u64 = 1;
+/// An owner died of that, and what it had queued is still there.
+const DISTRUSTED: u64 = 2;
+
 /// Where each word lies, in words.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Word {
@@ -68,6 +73,8 @@ pub(super) enum Word {
     OomPath = 33,
     OomInode = 34,
     OomKills = 35,
+    /// [`RESOLVING`], [`DISTRUSTED`], or 0.
+    Symbols = 36,
     Refused = 64,
 }
 
@@ -91,6 +98,8 @@ pub(crate) struct Predecessor {
     pub(crate) clean: bool,
     /// It died inside the store.
     pub(crate) died_in_store: bool,
+    /// It died while it looked up what addresses mean, or one before it, and not all has been sent since.
+    pub(crate) died_resolving: bool,
     /// Owners in a row that died while opening the store, this one included.
     pub(crate) deaths_opening: u64,
     /// The machine has not been restarted since.
@@ -211,6 +220,9 @@ impl StatusPage {
             queued_events: self.get(Word::QueuedEvents),
             queued_bytes: self.get(Word::QueuedBytes),
         };
+        let (symbols, life) = (self.get(Word::Symbols), self.life(now_booted));
+        // Who exits meanwhile has not died of it.
+        let ended_by_itself = self.get(Word::CleanExit) == 1 || life.is_some_and(|life| life.exit.is_some());
         let boot_id = u128::from(self.get(Word::BootIdHigh)) << 64 | u128::from(self.get(Word::BootIdLow));
         Predecessor {
             existed: true,
@@ -222,7 +234,8 @@ impl StatusPage {
             epoch: self.get(Word::Epoch),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
             oldest_at: Some(self.get(Word::OldestAt) as WallNanos).filter(|at| *at != 0),
-            life: self.life(now_booted),
+            died_resolving: symbols == DISTRUSTED || symbols == RESOLVING && !ended_by_itself,
+            life,
         }
     }
 
@@ -239,6 +252,10 @@ impl StatusPage {
         self.set(Word::VersionAgain, !VERSION);
         self.set(Word::Magic, MAGIC);
         self.begin_life(predecessor.life.as_ref(), boot_id, now);
+        // Whoever adopts leaves a mark of its own, on its own page.
+        if !self.adopts || predecessor.died_resolving {
+            self.set(Word::Symbols, if predecessor.died_resolving { DISTRUSTED } else { 0 });
+        }
     }
 
     /// A record was taken; told in the order of the numbers.
@@ -278,6 +295,9 @@ impl StatusPage {
         self.set(Word::Epoch, epoch);
         self.set(Word::OldestAt, oldest_at.unwrap_or(0) as u64);
         self.set(Word::LastActivity, now as u64);
+        if ledger.queued_events == 0 && self.distrusts_symbols() {
+            self.set(Word::Symbols, 0);
+        }
         self.raise_accepted(ledger.accepted);
         self.publish();
     }
@@ -287,6 +307,17 @@ impl StatusPage {
         self.inside.fetch_add(1, Ordering::AcqRel);
         self.set_phase(phase);
         InPhase { page: self }
+    }
+
+    /// The owner looks up what addresses mean, or has done so.
+    pub(crate) fn mark_resolving(&self, is_under_way: bool) {
+        self.set(Word::Symbols, if is_under_way { RESOLVING } else { 0 });
+        self.publish();
+    }
+
+    /// Whether that is what an earlier owner died of.
+    pub(crate) fn distrusts_symbols(&self) -> bool {
+        self.get(Word::Symbols) == DISTRUSTED
     }
 
     /// The store was opened: earlier deaths no longer count.

@@ -160,6 +160,7 @@ impl From<Finding> for Notice {
             Finding::Missing { events, after_restart } => Notice::Missing { events, after_restart },
             Finding::NotCarried { error } => Notice::Storage { problem: Some(error.to_string()) },
             Finding::Checked => Notice::Checked,
+            Finding::DiedResolving => Notice::SymbolsDistrusted,
         }
     }
 }

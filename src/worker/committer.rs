@@ -13,6 +13,7 @@ use super::report::PersistError;
 use super::source::OWN;
 use super::stop::Stopping;
 use super::{Notice, Pipeline, lock};
+use crate::crash;
 use crate::journal::ARENAS_MAX;
 
 /// Whoever awaited a receipt often awaits the next one at once, and falling asleep to be woken costs a third of a sync. Short enough to
@@ -102,6 +103,7 @@ impl Committer {
         let due = self.due(self.now());
         if due.sync || due.carry || due.settle {
             self.pipeline.give_sign();
+            crash::notice_images();
         }
         if due.sync {
             self.sync();

@@ -64,6 +64,7 @@ mod snapshot;
 mod source;
 mod start;
 mod stop;
+mod symbols;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -181,6 +182,8 @@ pub(crate) enum Notice {
     },
     /// The last owner died inside the store; its file was checked.
     Checked,
+    /// The last owner died while it looked up names; this one does not.
+    SymbolsDistrusted,
     /// Storage fails, or works again.
     Storage {
         /// What fails; `None` when it works again.

@@ -15,7 +15,7 @@ use super::life::{LastRun, Life};
 use super::outbox::Outbox;
 use super::receipts::Receipts;
 use super::verdicts::{Ear, Verdicts};
-use super::{Notice, Pipeline, WorkerOptions, threads};
+use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
@@ -226,8 +226,11 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let reports = Arc::clone(&options.report);
     let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
     pipeline.outbox.remember_next_attempt(next_attempt);
+    let mut delivery = options.delivery.clone();
+    // Not in the options: those are given on, to lanes and to forked children, and the shard is ours.
+    delivery.symbols = symbols::guarded(&delivery.symbols, &pipeline.shard);
     let parts = EngineParts {
-        options: options.delivery.clone(),
+        options: delivery,
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
         transport: match &pipeline.network {
             Network::Real(transport) => Arc::new(transport.clone()),

@@ -59,9 +59,10 @@ impl fmt::Display for Case {
     }
 }
 
-/// Every crash point of the library.
+/// Every crash point of the library that lies on the way of the victim's events. None of them has a stack: `symbols.asked` is reached by
+/// the tests of last words.
 pub fn crash_points() -> &'static [&'static str] {
-    posthog::__crash_point_names()
+    posthog::__crash_point_names().strip_suffix(&["symbols.asked"]).expect("it stands last")
 }
 
 /// The plots that lead to a place; one that is not named here is on every event's way.

@@ -55,6 +55,11 @@ impl Modules {
         }
     }
 
+    /// How often something was loaded since the process began.
+    pub(crate) fn times_loaded() -> u64 {
+        loader::changes().loaded
+    }
+
     /// Each of them.
     pub(crate) fn images(&self) -> impl Iterator<Item = Image<'_>> {
         self.modules.iter().map(|module| Image {

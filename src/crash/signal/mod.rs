@@ -31,7 +31,7 @@ mod registers;
 mod walk;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::libc;
 
@@ -43,6 +43,16 @@ const SIGNALS: [libc::c_int; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
 
 static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Has the handler know what was loaded since. Each time leaves some kilobytes behind, which a handler may have in hand; so a program
+/// that loads and unloads all the time is not followed for ever.
+pub(super) fn prepare_again() {
+    const TIMES: u32 = 100;
+    static DONE: AtomicU32 = AtomicU32::new(0);
+    if IS_INSTALLED.load(Ordering::SeqCst) && DONE.fetch_add(1, Ordering::Relaxed) < TIMES {
+        walk::prepare();
+    }
+}
 
 /// Takes the signals. A second call changes nothing. For good: a handler cannot be taken out from under threads that may be in it.
 pub(super) fn install() -> io::Result<()> {

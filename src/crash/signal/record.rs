@@ -4,7 +4,7 @@ use nix::libc::{self, c_int, siginfo_t};
 
 use super::registers::Registers;
 use crate::crash::format::{Kind, Tag, Writer, flags};
-use crate::crash::{file, hook, process};
+use crate::crash::{file, hook, process, steps};
 
 /// A fault this far below the stack pointer, at most, is the stack's own: functions with large frames probe each page.
 const BELOW_STACK_POINTER: u64 = 64 * 1024;
@@ -53,6 +53,9 @@ pub(super) fn write(out: &mut [u8], seen: &Seen<'_>) -> bool {
     }
     writer.addresses(Tag::Frames, seen.frames);
     writer.number(Tag::Missed, file::take_missed());
+    if kind == Kind::Signal {
+        steps::describe(&mut writer);
+    }
     writer.finish().is_some_and(file::write)
 }
 

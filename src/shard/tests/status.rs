@@ -79,3 +79,41 @@ fn a_foreign_file_is_no_predecessor() {
     assert_eq!(take_over(dir.path(), true).1, Predecessor::default());
     assert!(StatusPage::peek(&Disk::default(), &dir.path().join("status")).unwrap().is_some());
 }
+
+#[test]
+fn who_dies_looking_up_names_is_not_followed_until_the_queue_was_empty() {
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (page, _) = take_over(dir.path(), map);
+        page.mark_resolving(true);
+        page.mark_resolving(false);
+        drop(page);
+        let (page, before) = take_over(dir.path(), map);
+        assert!(!before.died_resolving && !page.distrusts_symbols(), "it came to an end");
+        page.mark_resolving(true);
+        drop(page);
+        for queued in [1, 3, 2] {
+            let (page, before) = take_over(dir.path(), map);
+            assert!(before.died_resolving && page.distrusts_symbols());
+            page.mirror(&Ledger { accepted: queued, queued_events: queued, ..Ledger::default() }, 3, None, 8);
+        }
+        let (page, _) = take_over(dir.path(), map);
+        page.mirror(&Ledger { accepted: 3, delivered: 3, ..Ledger::default() }, 3, None, 8);
+        assert!(!take_over(dir.path(), map).1.died_resolving);
+    }
+}
+
+#[test]
+fn who_exits_while_looking_up_names_has_not_died_of_it() {
+    for close in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (page, _) = take_over(dir.path(), true);
+        page.mark_resolving(true);
+        if close {
+            page.mark_clean_exit()
+        } else {
+            page.mark_exit(Some(0))
+        }
+        assert!(!take_over(dir.path(), true).1.died_resolving);
+    }
+}

@@ -6,6 +6,7 @@
 mod memory;
 mod panics;
 mod signals;
+mod steps;
 mod surroundings;
 
 use std::path::Path;
@@ -40,8 +41,11 @@ fn main() {
     } else {
         surroundings::prepare(scenario, folder);
     }
-    let is_known =
-        panics::play(scenario) || signals::play(scenario) || memory::play(scenario) || surroundings::play(scenario);
+    let is_known = panics::play(scenario)
+        || signals::play(scenario)
+        || steps::play(scenario)
+        || memory::play(scenario)
+        || surroundings::play(scenario);
     assert!(is_known, "there is no scenario {scenario:?}");
 }
 
