@@ -111,7 +111,7 @@ impl Stage {
         let mut events = self.sink.events();
         events.retain(|event| event.event == "$exception");
         events.sort_by_key(|event| event.timestamp.clone());
-        Ok(Heard { exceptions: events.into_iter().map(|event| event.properties.into()).collect(), amiss })
+        Ok(Heard { exceptions: events.into_iter().map(|event| event.properties).collect(), amiss })
     }
 }
 
