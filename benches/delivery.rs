@@ -1,6 +1,6 @@
-//! How fast a backlog leaves: `cargo bench --bench delivery`.
+//! How fast a backlog leaves: `cargo bench --bench delivery --features brotli,zstd`. Without the features their rows are left out.
 //!
-//! Names: loopback, round-trip. The sink is a thread of this process and unpacks what it gets; how busy it and the delivery's own
+//! Names: loopback, v1, round-trip. The sink is a thread of this process and unpacks what it gets; how busy it and the delivery's own
 //! thread were is printed, because whichever is busy all the time sets the figure. The 50 ms are waited by the sink before it answers:
 //! a round trip per request, without the slow start of a real long line.
 
@@ -9,7 +9,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Compression};
+use posthog::{Client, Compression, Protocol};
 use sink::{Answer, Sink, State};
 use support::counters::threads;
 use support::{PATIENCE, capture, carry, config, events, grouped, queue_dir, row, wanted};
@@ -18,7 +18,7 @@ fn main() {
     support::heading();
     if wanted("loopback") {
         for compression in [Compression::Gzip, Compression::None] {
-            let run = deliver(events(1_000_000), compression, Duration::ZERO);
+            let run = deliver(events(1_000_000), Protocol::V0, compression, Duration::ZERO);
             let packed = if compression == Compression::Gzip { "compressed" } else { "uncompressed" };
             row(
                 &format!("delivered to loopback, {packed}"),
@@ -28,19 +28,35 @@ fn main() {
             );
         }
     }
+    if wanted("v1") {
+        for compression in codecs() {
+            let run = deliver(events(1_000_000), Protocol::V1, compression, Duration::ZERO);
+            row(&format!("delivered to loopback by V1, {compression:?}"), &run, "", "");
+        }
+    }
     if wanted("round-trip") {
-        let run = deliver(events(1_000_000), Compression::Gzip, Duration::from_millis(50));
+        let run = deliver(events(1_000_000), Protocol::V0, Compression::Gzip, Duration::from_millis(50));
         row("delivered over a 50 ms round trip", &run, ">= 50,000/s", "posthog-rs 1,892/s");
     }
 }
 
+/// All that this program was built with.
+fn codecs() -> Vec<Compression> {
+    let mut codecs = vec![Compression::None, Compression::Gzip, Compression::Deflate];
+    #[cfg(feature = "brotli")]
+    codecs.push(Compression::Brotli);
+    #[cfg(feature = "zstd")]
+    codecs.push(Compression::Zstd);
+    codecs
+}
+
 /// Queues `count` events while nobody listens, then lets them go; three times, the best counts.
-fn deliver(count: u64, compression: Compression, round_trip: Duration) -> String {
-    let runs = (0..3).map(|_| deliver_once(count, compression, round_trip));
+fn deliver(count: u64, protocol: Protocol, compression: Compression, round_trip: Duration) -> String {
+    let runs = (0..3).map(|_| deliver_once(count, protocol, compression, round_trip));
     runs.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, figure)| figure).unwrap_or_default()
 }
 
-fn deliver_once(count: u64, compression: Compression, round_trip: Duration) -> (f64, String) {
+fn deliver_once(count: u64, protocol: Protocol, compression: Compression, round_trip: Duration) -> (f64, String) {
     let dir = queue_dir();
     let sink = Sink::start();
     sink.fast_mode(true);
@@ -49,8 +65,8 @@ fn deliver_once(count: u64, compression: Compression, round_trip: Duration) -> (
     fill(dir.path(), &sink.url(), count);
     sink.resume();
     let start = Instant::now();
-    let client =
-        Client::new(config(dir.path(), &sink.url()).compression(compression)).expect("the queue can be opened");
+    let config = config(dir.path(), &sink.url()).protocol(protocol).compression(compression);
+    let client = Client::new(config).expect("the queue can be opened");
     // The outage is remembered, and with it the time of the next attempt: a flush does not wait for that.
     drop(client.flush());
     assert!(sink.wait_for(|state| state.taken() > 0, PATIENCE), "nothing arrives");

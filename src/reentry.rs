@@ -5,6 +5,7 @@
 //! `before_send` itself is not shown to `before_send` again; everything else is, for a hook that removes secrets has to see it all.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Where this thread is. One cell: each capture looks at it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,20 @@ fn going_into<T>(inner: Inside, call: impl FnOnce() -> T) -> T {
     call()
 }
 
+/// Runs code that is not ours where it must not take us along: `None` if it panicked.
+pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            // What was thrown is not ours either, and may panic once more while it is dropped.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(again);
+            }
+            None
+        }
+    }
+}
+
 /// Marks this thread as one of ours: waiting on it for what it has to do itself would never end.
 pub(crate) fn this_thread_is_ours() {
     let _ = OURS.try_with(|ours| ours.set(true));
@@ -69,5 +84,17 @@ mod tests {
         assert_eq!(inside(), Inside::default());
         let panicked = std::panic::catch_unwind(|| calling_before_send(|| panic!("in a hook")));
         assert!(panicked.is_err() && inside() == Inside::default());
+    }
+
+    #[test]
+    fn what_is_thrown_may_panic_when_it_is_dropped() {
+        struct Spiteful;
+        impl Drop for Spiteful {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        assert_eq!(caught(|| 1), Some(1));
+        assert_eq!(caught(|| std::panic::panic_any(Spiteful)), None);
     }
 }

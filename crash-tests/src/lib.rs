@@ -21,6 +21,7 @@
 //!
 //! Limits: this kills processes, not machines. Power cuts are simulated elsewhere, at the disk seam.
 
+pub mod last_words;
 mod ledger;
 mod life;
 pub mod oracle;

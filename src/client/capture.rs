@@ -1,6 +1,5 @@
 //! From an event to its receipt, on the caller's thread.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
@@ -120,7 +119,7 @@ impl Shared {
         let Prepared { record, now_nanos } = prepared;
         match pipeline.append(record.body(), record.class as u8) {
             Ok(seq) => {
-                let receipt = Receipt::accepted(record.uuid, seq, pipeline.id());
+                let receipt = Receipt::accepted(record.uuid, seq, pipeline);
                 record.recycle();
                 receipt
             }
@@ -156,13 +155,13 @@ impl Shared {
         let mut event = event;
         for hook in hooks {
             let name = beginning(event.name(), NAME_KEPT).to_owned();
-            match reentry::calling_before_send(|| catch_unwind(AssertUnwindSafe(|| hook.look_at(event)))) {
-                Ok(Some(changed)) => event = changed,
-                Ok(None) => {
+            match reentry::calling_before_send(|| reentry::caught(|| hook.look_at(event))) {
+                Some(Some(changed)) => event = changed,
+                Some(None) => {
                     self.count(DropReason::BeforeSend);
                     return Err(DropReason::BeforeSend);
                 }
-                Err(_) => {
+                None => {
                     // What the hook was to remove may still be in it: it must not reach the disk.
                     self.count(DropReason::BeforeSendPanicked);
                     self.diagnostics.record(Diagnostic::CallbackPanicked { callback: "before_send" });

@@ -1,5 +1,6 @@
 //! Events that PostHog refused for good.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use super::Client;
 use crate::record::{NoSymbols, View, json};
 use crate::store::DeadRecord;
-use crate::worker::{DeadLetterError, DeadOrder, Pending, both, pending, sum};
+use crate::worker::{DeadLetterError, DeadOrder, Pending, Pipeline, both, pending, sum};
 
 /// An event that PostHog refused for good, and why. Kept in the queue's file; the newest 1000 of a queue are.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,13 +29,13 @@ pub struct DeadLetter {
 }
 
 impl Client {
-    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`. Reads from the disk: not for a hot
-    /// path. Empty when the client is disabled or closed, or the queue cannot be read.
+    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`. Reads from the disk, and opens the
+    /// queue of AI events where an earlier process has left some in that: not for a hot path. Empty when the client is disabled or closed, or the queue cannot be read.
     ///
     /// "This queue" is the one that the process got, see [`Stats`](crate::Stats): where several processes share a directory, each shows
     /// its own.
     pub fn dead_letters(&self, limit: usize) -> Vec<DeadLetter> {
-        let Some((pipeline, ai)) = self.pipelines() else { return Vec::new() };
+        let Some((pipeline, ai)) = self.pipelines_with_dead() else { return Vec::new() };
         let mut records = pipeline.dead(limit);
         if let Some(ai) = ai {
             records.extend(ai.dead(limit));
@@ -77,12 +78,26 @@ impl Client {
     }
 
     fn order_dead(&self, order: DeadOrder) -> Pending<Result<u64, DeadLetterError>> {
-        match self.pipelines() {
+        match self.pipelines_with_dead() {
             Some((pipeline, None)) => pipeline.order_dead(order),
             Some((pipeline, Some(ai))) => both(pipeline.order_dead(order), ai.order_dead(order), sum),
             None if self.is_disabled() => pending::answered(Ok(0)),
             None => pending::answered(Err(DeadLetterError::Forked)),
         }
+    }
+}
+
+impl Client {
+    /// As [`Client::pipelines`]; that of AI events is opened if an earlier process has left dead letters in it.
+    fn pipelines_with_dead(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
+        let own = self.shared.pipeline.as_ref()?;
+        if own.is_forked() {
+            return self.shared.child()?.pipelines_with_dead();
+        }
+        let ai = self.shared.ai.get().cloned();
+        // If it cannot be opened, a diagnostic says so.
+        let ai = ai.or_else(|| own.has_dead_ai_left_behind().then(|| self.shared.ai_or_open(own).ok()).flatten());
+        Some((Arc::clone(own), ai))
     }
 }
 

@@ -28,10 +28,13 @@ pub enum Outcome {
 }
 
 impl Receipt {
-    pub(super) fn accepted(uuid: Uuid, seq: u64, pipeline: u64) -> Self {
-        Self { outcome: Outcome::Accepted, uuid: Some(uuid), seq, pipeline, generation: fork::generation() }
+    #[inline]
+    pub(super) fn accepted(uuid: Uuid, seq: u64, pipeline: &Pipeline) -> Self {
+        let (pipeline, generation) = (pipeline.id(), pipeline.generation());
+        Self { outcome: Outcome::Accepted, uuid: Some(uuid), seq, pipeline, generation }
     }
 
+    #[inline]
     pub(super) fn dropped(reason: DropReason) -> Self {
         Self { outcome: Outcome::Dropped(reason), uuid: None, seq: 0, pipeline: 0, generation: 0 }
     }

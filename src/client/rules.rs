@@ -139,7 +139,8 @@ impl Client {
     }
 
     /// Sets a property of every event from now on that does not set it itself (a "super property"). Encoded once. One that cannot be
-    /// serialized is left out and recorded. Not remembered across restarts.
+    /// serialized is left out and recorded. Not remembered across restarts. An event that is [`personless`](crate::Event::personless), or
+    /// [of nobody](crate::Event::new_anon), or asks for no GeoIP, has said so itself.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();

@@ -62,9 +62,9 @@ impl Config {
     }
 
     /// Whether addresses of stacks get names before they are sent, as far as the build that runs then has symbols: on the delivery's
-    /// thread, some 50 ms for the first stack of a place and nothing for the next. Not where the executable is larger than 256 MiB, has
-    /// no build id, or is the forked child of a process that had a client. Without names PostHog finds them, if symbols were uploaded
-    /// there: addresses and build ids are sent either way. Default: on.
+    /// thread, 50 to 300 ms by the size of the executable for the first stack of a place, and nothing for the next. Not where the
+    /// executable is larger than 256 MiB, has no build id, or is the forked child of a process that had a client. Without names PostHog
+    /// finds them, if symbols were uploaded there: addresses and build ids are sent either way. Default: on.
     pub fn symbolicate(mut self, on: bool) -> Self {
         self.symbolicate = on;
         self

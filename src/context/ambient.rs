@@ -41,7 +41,8 @@ impl Context {
         work()
     }
 
-    /// Runs a future in this context: it is current while that future is polled, wherever that happens, and at no other time.
+    /// Runs a future in this context: it is current while that future is polled, or dropped before its end, wherever that happens, and
+    /// at no other time.
     /// Tasks that the future spawns are on their own; give them [`Context::current`].
     ///
     /// ```
@@ -55,7 +56,7 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, future: F) -> ScopedFuture<F> {
-        ScopedFuture { future, context: self.clone(), entered: false }
+        ScopedFuture { future: Some(future), context: self.clone(), entered: false }
     }
 
     /// Changes the current context until it is left, and tells whether there is one. For an application that authenticates a request:
@@ -83,10 +84,21 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "a future does nothing unless it is polled"]
     pub struct ScopedFuture<F> {
+        // There until it is dropped.
         #[pin]
-        future: F,
+        future: Option<F>,
         context: Context,
         entered: bool,
+    }
+
+    impl<F> PinnedDrop for ScopedFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // What a request that is given up captures on its way out is its own, and not of whoever gives it up. Nothing is inherited
+            // here, for the same reason.
+            let _left = Visit::begin(this.context.clone(), None);
+            this.future.set(None);
+        }
     }
 }
 
@@ -99,8 +111,9 @@ impl<F: Future> Future for ScopedFuture<F> {
             *this.context = this.context.within(current());
             *this.entered = true;
         }
+        let Some(future) = this.future.as_pin_mut() else { return Poll::Pending };
         let _left = Visit::begin(this.context.clone(), Some(this.context));
-        this.future.poll(task)
+        future.poll(task)
     }
 }
 

@@ -126,7 +126,9 @@ pub(super) fn cleaned(value: &str) -> Option<String> {
 
 /// The path of an absolute address, or of one that begins with its path.
 fn path_of(url: &str) -> &str {
-    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    // An address that begins with its path may have another one in its query.
+    let scheme = url.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']));
+    let after_scheme = scheme.map_or(url, |(_, rest)| rest);
     let until = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
     let (before_query, _) = after_scheme.split_at(until);
     before_query.find('/').map_or("/", |at| before_query.split_at(at).1)

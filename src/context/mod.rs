@@ -7,8 +7,8 @@
 //! # Rules
 //!
 //! * The current context belongs to the thread, and while a scoped future is polled to that future: it is put in place before each
-//!   poll and taken away after it, in a panic too. So requests that share a thread are isolated, and nothing is left behind. There is
-//!   no guard to hold across an `await`.
+//!   poll and taken away after it, in a panic too, and the same when the future is dropped. So requests that share a thread are isolated,
+//!   and nothing is left behind. There is no guard to hold across an `await`.
 //! * A context that is entered inherits what is current at that moment (a future: at its first poll), and its own values win.
 //!   [`Context::fresh`] inherits nothing.
 //! * [`Context::update`] changes the current context in place, until it is left: for an application that learns who somebody is in the

@@ -179,3 +179,33 @@ fn only_listed_hosts_and_those_below_them_get_the_headers() {
             .all(|host| host_pattern(host).is_none())
     );
 }
+
+#[test]
+fn a_future_that_is_dropped_before_its_end_is_dropped_in_its_own_context() {
+    struct Guard(std::rc::Rc<std::cell::RefCell<Option<String>>>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            *self.0.borrow_mut() = current_distinct_id();
+        }
+    }
+    let seen = std::rc::Rc::default();
+    let guard = Guard(std::rc::Rc::clone(&seen));
+    let mut future = Box::pin(named("own").scope(async move {
+        let _guard = guard;
+        elsewhere().await;
+    }));
+    assert!(future.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())).is_pending());
+    named("another's").enter(|| {
+        drop(future);
+        assert_eq!(current_distinct_id().as_deref(), Some("another's"));
+    });
+    assert_eq!(seen.borrow().as_deref(), Some("own"));
+}
+
+#[test]
+fn the_path_of_an_address_without_a_host_is_not_looked_for_in_its_query() {
+    let path = |url| shown(&Context::from_request("GET", url, [("", "")]))["$request_path"].clone();
+    assert_eq!(path("/login?next=https://example.org/cart"), "/login");
+    assert_eq!(path("/proxy/https://example.org/cart"), "/proxy/https://example.org/cart");
+    assert_eq!(path("https://example.org?next=https://example.org/cart"), "/");
+}

@@ -11,7 +11,10 @@
 //! | a panic of a process that lives, or ended with another status | error |
 //! | a signal of a process that is gone | fatal |
 //! | a signal of a process that lives, or ended by itself: somebody repaired what it was about | nothing |
+//! | what a forked child says it died of, whatever became of its parent | fatal |
 //! | a panic during the clean-up after a panic | one incident, the first chained to the second |
+
+use std::collections::BTreeSet;
 
 use super::format::{Kind, Record, Tag, flags};
 
@@ -99,6 +102,22 @@ pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
         }
         _ => end,
     };
+    let (of_children, own): (Vec<_>, Vec<_>) =
+        records.iter().partition(|record| record.flags & flags::FORKED_CHILD != 0);
+    let mut told = of_process(&own, end);
+    // How a child ended nobody wrote down. It is not known to live, so what it says it died of is believed, however its parent fares.
+    let children: BTreeSet<_> = of_children.iter().map(|record| record.number(Tag::Pid)).collect();
+    for child in children {
+        let of_child: Vec<_> = of_children.iter().copied().filter(|record| record.number(Tag::Pid) == child).collect();
+        let died = of_child.iter().any(|record| matches!(record.kind, Kind::Signal | Kind::Abort));
+        let end = if died || end != End::Alive { End::Gone } else { End::Alive };
+        told.extend(of_process(&of_child, end));
+    }
+    told.sort_by_key(|incident| incident.number);
+    told
+}
+
+fn of_process(records: &[&Record], end: End) -> Vec<Incident> {
     let panics = panics(records);
     let fatal = fatal_panic(records, &panics, end);
     let mut told: Vec<Incident> = panics
@@ -109,9 +128,8 @@ pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
         })
         .collect();
     if end == End::Gone {
-        told.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(signal));
+        told.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(|record| signal(record)));
     }
-    told.sort_by_key(|incident| incident.number);
     told
 }
 
@@ -139,9 +157,9 @@ impl Panic<'_> {
     }
 }
 
-fn panics(records: &[Record]) -> Vec<Panic<'_>> {
-    let mut panics: Vec<Panic<'_>> = Vec::new();
-    for record in records.iter().filter(|record| record.kind == Kind::Panic) {
+fn panics<'a>(records: &[&'a Record]) -> Vec<Panic<'a>> {
+    let mut panics: Vec<Panic<'a>> = Vec::new();
+    for record in records.iter().copied().filter(|record| record.kind == Kind::Panic) {
         let message = record.bytes(Tag::Message).unwrap_or_default();
         let is_last_word = CLEANUP.iter().any(|text| message == text.as_bytes());
         let thread = record.number(Tag::Tid);
@@ -163,7 +181,7 @@ fn panics(records: &[Record]) -> Vec<Panic<'_>> {
 }
 
 /// The numbers of the panics that the process ended by.
-fn fatal_panic(records: &[Record], panics: &[Panic<'_>], end: End) -> Vec<u64> {
+fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], end: End) -> Vec<u64> {
     if end == End::Alive {
         return Vec::new();
     }
@@ -270,100 +288,5 @@ impl Facts {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::format::{Writer, scan};
-    use super::*;
-
-    struct Written(Vec<u8>, u64);
-
-    impl Written {
-        fn new() -> Self {
-            Self(Vec::new(), 0)
-        }
-
-        fn panic(mut self, thread: u64, message: &str) -> Self {
-            self.1 += 1;
-            let mut buffer = [0; 1024];
-            let mut writer = Writer::new(&mut buffer, Kind::Panic, 0, self.1);
-            writer.number(Tag::Pid, 1);
-            writer.number(Tag::Tid, thread);
-            writer.bytes(Tag::Message, message.as_bytes());
-            self.0.extend_from_slice(writer.finish().unwrap());
-            self
-        }
-
-        fn other(mut self, kind: Kind, panic_number: u64) -> Self {
-            self.1 += 1;
-            let mut buffer = [0; 1024];
-            let mut writer = Writer::new(&mut buffer, kind, 0, self.1);
-            writer.number(Tag::PanicNumber, panic_number);
-            writer.number(Tag::Signal, 11);
-            writer.number(Tag::FaultAddress, 16);
-            self.0.extend_from_slice(writer.finish().unwrap());
-            self
-        }
-
-        /// Message and whether fatal, of each.
-        fn told(&self, end: End) -> Vec<(String, bool)> {
-            self.incidents(end)
-                .into_iter()
-                .map(|incident| (incident.message, incident.severity == Severity::Fatal))
-                .collect()
-        }
-
-        fn incidents(&self, end: End) -> Vec<Incident> {
-            incidents(&scan(&self.0).records, end)
-        }
-    }
-
-    fn told(expected: &[(&str, bool)]) -> Vec<(String, bool)> {
-        expected.iter().map(|(message, fatal)| ((*message).to_owned(), *fatal)).collect()
-    }
-
-    #[test]
-    fn the_end_of_the_process_says_which_panic_was_fatal() {
-        let two = Written::new().panic(1, "in main").panic(2, "in a thread");
-        assert_eq!(two.told(End::Alive), told(&[("in main", false), ("in a thread", false)]));
-        assert_eq!(two.told(End::Exited(Some(0))), told(&[("in main", false), ("in a thread", false)]));
-        assert_eq!(two.told(End::Exited(Some(101))), told(&[("in main", true), ("in a thread", false)]));
-        assert_eq!(two.told(End::Gone), told(&[("in main", false), ("in a thread", true)]));
-    }
-
-    #[test]
-    fn an_abort_names_its_panic_whatever_came_between() {
-        let written = Written::new().panic(1, "ends it").panic(2, "meanwhile").other(Kind::Abort, 1);
-        assert_eq!(written.told(End::Gone), told(&[("ends it", true), ("meanwhile", false)]));
-    }
-
-    #[test]
-    fn a_signal_is_told_if_the_process_is_gone_and_then_it_is_what_ended_it() {
-        let written = Written::new().panic(1, "caught").other(Kind::Signal, 0);
-        assert_eq!(written.told(End::Gone), told(&[("caught", false), ("Segmentation fault at 0x10", true)]));
-        assert_eq!(written.told(End::Alive), told(&[("caught", false)]));
-        assert_eq!(written.told(End::Exited(Some(0))), told(&[("caught", false)]));
-        assert_eq!(written.incidents(End::Gone)[1].kind, "SIGSEGV");
-    }
-
-    #[test]
-    fn a_panic_during_cleanup_is_one_incident_with_the_first_chained_to_it() {
-        let written = Written::new()
-            .panic(7, "first")
-            .panic(3, "of another thread")
-            .panic(7, "second")
-            .panic(7, CLEANUP[0])
-            .other(Kind::Abort, 4);
-        let incidents = written.incidents(End::Gone);
-        let [other, head] = incidents.as_slice() else { panic!("{incidents:?}") };
-        assert_eq!((other.message.as_str(), other.severity), ("of another thread", Severity::Survived));
-        assert_eq!((head.message.as_str(), head.severity), ("second", Severity::Fatal));
-        assert_eq!(head.during.as_ref().map(|first| first.message.as_str()), Some("first"));
-    }
-
-    #[test]
-    fn a_panic_that_may_not_unwind_is_told_by_its_own_words() {
-        let written = Written::new().panic(7, "in a callback of C").panic(7, CLEANUP[1]).other(Kind::Abort, 2);
-        assert_eq!(written.told(End::Gone), told(&[("in a callback of C", true)]));
-        let alone = Written::new().panic(7, CLEANUP[0]);
-        assert_eq!(alone.told(End::Gone), told(&[(CLEANUP[0], true)]), "the one before it was lost");
-    }
-}
+#[path = "incident_tests.rs"]
+mod tests;

@@ -60,7 +60,8 @@ pub(crate) fn fatal_left(disk: &Disk, dir: &Path, pid: u32) -> Option<FatalRecor
         paths.iter().filter_map(|path| Some(scan(&bytes_of(disk, path, READ_MOST).ok()?).records)).find(|records| {
             records.iter().any(|record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid)))
         })?;
-    let fatal = incidents(&of_it, End::Gone).into_iter().rfind(|incident| incident.severity == Severity::Fatal)?;
+    let ended_it = |incident: &Incident| incident.severity == Severity::Fatal && !incident.facts.in_forked_child;
+    let fatal = incidents(&of_it, End::Gone).into_iter().rfind(ended_it)?;
     let signal = fatal.facts.signal.and_then(|signal| i32::try_from(signal).ok());
     Some(signal.map_or(FatalRecord::Panic, FatalRecord::Signal))
 }

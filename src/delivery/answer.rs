@@ -1,6 +1,5 @@
 //! Acting on an answer.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::aside::EventId;
@@ -13,6 +12,7 @@ use super::split::Search;
 use super::verdict::Names;
 use super::{ChunkRef, Delivery, Notice, Verdict};
 use crate::crash_point;
+use crate::reentry;
 use crate::store::DeadRecord;
 use crate::transport::{Response, TransportError};
 
@@ -291,7 +291,7 @@ impl Engine {
     pub(super) fn tell(&self, names: &Names, verdict: Verdict<'_>) {
         let Some(ear) = &self.on_delivery else { return };
         let delivery = Delivery { uuids: &names.uuids, verdict };
-        if catch_unwind(AssertUnwindSafe(|| ear.hear(&names.ids, &delivery))).is_err() {
+        if reentry::caught(|| ear.hear(&names.ids, &delivery)).is_none() {
             (self.report)(Notice::CallbackPanicked);
         }
     }

@@ -1,7 +1,6 @@
 //! How other threads talk to the engine: a mailbox that never makes anybody wait.
 
 use std::fmt::{self, Debug};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -195,5 +194,5 @@ impl Shared {
 
 /// Calls back; a panic there is not the engine's. False if there was one.
 pub(super) fn call(done: Done, endpoint: Endpoint) -> bool {
-    catch_unwind(AssertUnwindSafe(|| done(endpoint))).is_ok()
+    crate::reentry::caught(|| done(endpoint)).is_some()
 }

@@ -179,3 +179,21 @@ async fn a_retry_after_outlasts_an_opt_out() {
     let seen = rig.endpoint.seen();
     assert!(seen.len() == 2 && seen[1].at >= Duration::from_secs(600), "{:?}", seen[1].at);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_v1_has_decided_of_a_request_that_is_let_go_stays_decided() {
+    let rig = Rig::with(
+        queue_of(2, 2),
+        |seen| Reply::results(seen, &["ok", "retry", "retry", "drop:no"]),
+        |parts| parts.options.protocol = Protocol::V1,
+    );
+    rig.requested(1).await;
+    rig.hold();
+    rig.keeps_nothing().await;
+    sleep(LONG).await;
+    assert_eq!((rig.requests(), rig.queue.delivered(), rig.buried(), rig.queue.queued()), (1, 1, vec![4], vec![2, 3]));
+    rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
+    rig.let_go();
+    rig.drained().await;
+    assert_eq!((rig.sent(), rig.queue.delivered()), (vec![1, 2, 3, 4, 2, 3], 3));
+}

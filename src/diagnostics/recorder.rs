@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,10 +44,10 @@ impl Diagnostics {
         reentry::calling_out(|| {
             if let Some(hook) = &self.hook {
                 // Nothing is said about a panic here: saying it is what panicked.
-                let _ = catch_unwind(AssertUnwindSafe(|| hook(&diagnostic)));
+                reentry::caught(|| hook(&diagnostic));
             }
             if let Some(held_back) = line {
-                let _ = catch_unwind(AssertUnwindSafe(|| log(&diagnostic, held_back)));
+                reentry::caught(|| log(&diagnostic, held_back));
             }
         });
     }
@@ -91,7 +90,7 @@ impl fmt::Debug for Diagnostics {
 /// Logs what no client is there to keep.
 pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
     reentry::calling_out(|| {
-        let _ = catch_unwind(AssertUnwindSafe(|| log(diagnostic, 0)));
+        reentry::caught(|| log(diagnostic, 0));
     });
 }
 

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{self, MapFlags, MmapAdvise, MsFlags, ProtFlags};
@@ -67,45 +68,30 @@ impl Mapping {
     }
 
     /// The 8-byte word at byte `offset`, or `None` if it does not lie inside on its boundary.
+    #[inline]
     pub(crate) fn word64(&self, offset: usize) -> Option<&AtomicU64> {
-        if !offset.is_multiple_of(WORD) || offset >= self.len {
+        self.words(offset, offset.checked_add(WORD)?)?.first()
+    }
+
+    /// The words from byte `from` to byte `to`, or `None` unless both are boundaries of words inside.
+    #[inline]
+    pub(crate) fn words(&self, from: usize, to: usize) -> Option<&[AtomicU64]> {
+        if !from.is_multiple_of(WORD) || !to.is_multiple_of(WORD) {
             return None;
         }
-        // SAFETY: `offset / WORD` words after the start is inside the mapping (checked above; `len` is whole words), the address is
-        // aligned because mappings begin on pages, and every access of this memory in this process is an atomic of this size.
-        Some(unsafe { AtomicU64::from_ptr(self.start.add(offset / WORD).as_ptr()) })
+        // SAFETY: the mapping is `len / WORD` whole words from `start` on and outlives the borrow; the address is aligned because
+        // mappings begin on pages, and every access of this memory in this process is an atomic of this size.
+        let all = unsafe { slice::from_raw_parts(self.start.as_ptr().cast::<AtomicU64>(), self.len / WORD) };
+        all.get(from / WORD..to / WORD)
     }
 
     /// Copies `bytes` to byte `offset`, which must be a multiple of 8; a last partial word is filled up with zeros.
     /// `false`, and nothing written, if that does not fit.
     #[must_use]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
-        let Some(end) = bytes.len().checked_next_multiple_of(WORD).and_then(|len| offset.checked_add(len)) else {
-            return false;
-        };
-        if !offset.is_multiple_of(WORD) || end > self.len {
-            return false;
-        }
-        let words = bytes.chunks_exact(WORD);
-        let tail = words.remainder();
-        // SAFETY: `offset` is inside the mapping or at its end (checked above).
-        let mut at = unsafe { self.start.add(offset / WORD) };
-        for word in words {
-            let mut value = [0; WORD];
-            value.copy_from_slice(word);
-            // SAFETY: `at` walks whole words from `offset` to at most `end <= len`; alignment and atomicity as for `word64`.
-            unsafe {
-                AtomicU64::from_ptr(at.as_ptr()).store(u64::from_ne_bytes_of(value), Ordering::Relaxed);
-                at = at.add(1);
-            }
-        }
-        if !tail.is_empty() {
-            let mut value = [0; WORD];
-            value[..tail.len()].copy_from_slice(tail);
-            // SAFETY: the partial word was counted into `end` above.
-            unsafe { AtomicU64::from_ptr(at.as_ptr()) }.store(u64::from_ne_bytes_of(value), Ordering::Relaxed);
-        }
-        true
+        let end = bytes.len().checked_next_multiple_of(WORD).and_then(|len| offset.checked_add(len));
+        let words = end.and_then(|end| self.words(offset, end));
+        words.is_some_and(|words| store_bytes(words, bytes))
     }
 
     /// Copies `len` bytes from byte `offset` out, as far as they lie inside.
@@ -114,7 +100,7 @@ impl Mapping {
         let first = offset.min(end) / WORD;
         let mut out = Vec::with_capacity(end.saturating_sub(first * WORD).next_multiple_of(WORD));
         for index in first..end.div_ceil(WORD) {
-            // SAFETY: `index` is below `len / WORD`, since `end <= len` and `len` is whole words; as for `word64` otherwise.
+            // SAFETY: `index` is below `len / WORD`, since `end <= len` and `len` is whole words; as for `words` otherwise.
             let word = unsafe { AtomicU64::from_ptr(self.start.add(index).as_ptr()) }.load(Ordering::Relaxed);
             out.extend_from_slice(&word.to_bytes_in_memory());
         }
@@ -172,6 +158,35 @@ impl Drop for Mapping {
         let unmapped = unsafe { mman::munmap(self.start.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "a whole mapping can always be unmapped");
     }
+}
+
+/// Copies `bytes` into `words`, from their start; a last partial word is filled up with zeros. `false`, and nothing written, if they are too
+/// few.
+#[inline]
+#[must_use]
+pub(crate) fn store_bytes(words: &[AtomicU64], bytes: &[u8]) -> bool {
+    if words.len() < bytes.len().div_ceil(WORD) {
+        return false;
+    }
+    let store = |(place, word): (&AtomicU64, &[u8; WORD])| place.store(u64::from_ne_bytes_of(*word), Ordering::Relaxed);
+    let (whole, tail) = bytes.as_chunks::<WORD>();
+    // Four at a time: stores of atomics are not joined by the compiler, and a turn of the loop costs as much as two of them.
+    let (fours, rest) = whole.as_chunks::<4>();
+    let (places, _) = words.as_chunks::<4>();
+    for (places, four) in places.iter().zip(fours) {
+        places.iter().zip(four).for_each(store);
+    }
+    let places = words.get(fours.len() * 4..).unwrap_or_default();
+    places.iter().zip(rest).for_each(store);
+    if let (false, Some(place)) = (tail.is_empty(), words.get(whole.len())) {
+        // Where there is a word before it, that is read with it and shifted out: quicker than a copy of so many bytes.
+        let value = match bytes.last_chunk::<WORD>() {
+            Some(last) => u64::from_le_bytes(*last) >> (8 * (WORD - tail.len())),
+            None => tail.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)),
+        };
+        place.store(value.to_le(), Ordering::Relaxed);
+    }
+    true
 }
 
 fn whole_words(len: usize) -> io::Result<(usize, NonZeroUsize)> {

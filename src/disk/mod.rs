@@ -36,7 +36,7 @@ use std::time::Duration;
 pub(crate) use file::{DiskFile, Open};
 pub(crate) use filesystem::FileSystem;
 pub(crate) use machine::OomCount;
-pub(crate) use map::Mapping;
+pub(crate) use map::{Mapping, store_bytes};
 
 /// The disk. Cheap to clone; the default is the real one.
 #[derive(Clone, Debug, Default)]

@@ -80,6 +80,19 @@ fn a_mapping_refuses_what_does_not_fit() {
 }
 
 #[test]
+fn bytes_of_every_length_come_back_from_a_mapping_with_zeros_up_to_the_next_word() {
+    let bytes: Vec<u8> = (1..=100).collect();
+    for len in 0..=bytes.len() {
+        let mapping = Mapping::anonymous(256).unwrap();
+        assert!(mapping.write(8, &[0xff; 120]) && mapping.write(16, &bytes[..len]));
+        let end = 16 + len.next_multiple_of(8);
+        assert_eq!(mapping.read(16, len), bytes[..len]);
+        assert_eq!(mapping.read(16 + len, end - 16 - len), vec![0; end - 16 - len], "{len}");
+        assert_eq!((mapping.read(8, 8), mapping.read(end, 8)), (vec![0xff; 8], vec![0xff; 8]), "{len}");
+    }
+}
+
+#[test]
 fn a_mapping_longer_than_its_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = Disk::default().open(&dir.path().join("f"), Open::CreateNew).unwrap();

@@ -1,6 +1,5 @@
 //! Describing an event.
 
-use std::mem::take;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -180,11 +179,30 @@ impl Event {
 
 impl Draft {
     /// Forgets everything but its buffers.
+    #[inline]
     pub(super) fn clear(&mut self) {
-        let (mut body, mut groups) = (take(&mut self.body), take(&mut self.groups));
+        // Each by name, so that no field can be forgotten; made anew and moved, it would be copied twice.
+        let Self {
+            body,
+            map_at,
+            property_count,
+            group_count,
+            groups,
+            class,
+            flags,
+            blank_name,
+            blank_distinct_id,
+            anonymous,
+            uuid,
+            timestamp,
+            flaw,
+        } = self;
         body.clear();
         groups.clear();
-        *self = Self { body, groups, ..Self::default() };
+        (*map_at, *property_count, *group_count) = (0, 0, 0);
+        (*class, *flags) = (Class::default(), Flags::default());
+        (*blank_name, *blank_distinct_id, *anonymous) = (false, false, false);
+        (*uuid, *timestamp, *flaw) = (None, None, None);
     }
 
     /// Adds a property that is encoded already.

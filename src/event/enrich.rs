@@ -17,13 +17,23 @@ impl Event {
         self.draft.flags.insert(Flags::PERSONLESS);
     }
 
-    /// Adds those properties that are not there yet.
+    /// Adds those properties that are not there yet, whether as properties or as hints.
     pub(crate) fn add_absent(&mut self, pairs: &Pairs) {
         for (name, pair) in pairs.each() {
-            if !self.has_name(name) {
+            if !self.has_name(name) && !self.hints(name) {
                 self.draft.push_entry(pair);
             }
         }
+    }
+
+    /// Whether a hint says that. As a property it would count for more than the hint when it is sent.
+    fn hints(&self, name: &[u8]) -> bool {
+        let flag = match name {
+            b"$process_person_profile" => Flags::PERSONLESS,
+            b"$geoip_disable" => Flags::GEOIP_DISABLE,
+            _ => return false,
+        };
+        self.draft.flags.contains(flag)
     }
 
     /// Uuid and time, unless the caller gave them: hooks see those that the event will have.

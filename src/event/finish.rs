@@ -31,6 +31,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// What is stored.
+    #[inline]
     pub(crate) fn body(&self) -> &[u8] {
         &self.draft.body
     }
@@ -41,6 +42,7 @@ impl Record {
     }
 
     /// Gives the buffers to this thread's next event.
+    #[inline]
     pub(crate) fn recycle(self) {
         spare::recycle(self.draft);
     }
@@ -121,6 +123,8 @@ impl Event {
     }
 
     /// Makes the record, of at most `max_bytes`.
+    // Always: as a call it would hand the record back through memory, for every capture.
+    #[inline(always)]
     pub(crate) fn finish(mut self, stamp: &Stamp, max_bytes: usize) -> Result<Record, Refusal> {
         self.check()?;
         let draft = &mut *self.draft;
@@ -129,7 +133,7 @@ impl Event {
         draft.body.extend_from_slice(&draft.groups);
         let bytes = draft.body.len();
         if bytes > max_bytes {
-            return Err(Refusal::TooLarge { name: beginning(self.name(), NAME_KEPT).into(), bytes, most: max_bytes });
+            return Err(self.too_large(bytes, max_bytes));
         }
         let head = Head {
             class: draft.class,
@@ -142,6 +146,11 @@ impl Event {
             *place = head.encode();
         }
         Ok(Record { class: head.class, uuid: head.uuid, draft: self.draft })
+    }
+
+    #[cold]
+    fn too_large(&self, bytes: usize, most: usize) -> Refusal {
+        Refusal::TooLarge { name: beginning(self.name(), NAME_KEPT).into(), bytes, most }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each thread has a generator of its own, seeded by the operating system, and again in every forked child: parent and child share
 //! their memory at the fork, and would draw the same uuids for different events.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::rngs::{SysRng, Xoshiro256PlusPlus};
@@ -24,19 +24,24 @@ struct Seeded {
 }
 
 thread_local! {
-    static GENERATOR: Cell<Option<Seeded>> = const { Cell::new(None) };
+    static GENERATOR: RefCell<Option<Seeded>> = const { RefCell::new(None) };
 }
 
 /// The next uuid of this thread. `fork_generation` differs between a process and its forked children.
 pub(crate) fn next(now_nanos: WallNanos, fork_generation: u64) -> Uuid {
-    // Without the thread-local (at the thread's very end) each call seeds anew: slower, as unique.
-    let kept = GENERATOR.try_with(Cell::take).ok().flatten();
-    let mut seeded = match kept {
-        Some(seeded) if seeded.fork_generation == fork_generation => seeded,
-        _ => Seeded { fork_generation, rng: seed(system_seed(), now_nanos, fork_generation) },
+    let draw = |seeded: &mut Option<Seeded>| {
+        let seeded = match seeded {
+            Some(seeded) if seeded.fork_generation == fork_generation => seeded,
+            stale => stale.insert(Seeded { fork_generation, rng: seed(system_seed(), now_nanos, fork_generation) }),
+        };
+        (seeded.rng.next_u64(), seeded.rng.next_u64())
     };
-    let (high, low) = (seeded.rng.next_u64(), seeded.rng.next_u64());
-    let _no_place_at_thread_end = GENERATOR.try_with(|generator| generator.set(Some(seeded)));
+    // In place. Without the thread-local (at the thread's very end) each call seeds anew: slower, as unique.
+    let drawn = GENERATOR.try_with(|generator| generator.try_borrow_mut().map(|mut seeded| draw(&mut seeded)));
+    let (high, low) = match drawn {
+        Ok(Ok(drawn)) => drawn,
+        _ => draw(&mut None),
+    };
     version_7(now_nanos, high, low)
 }
 

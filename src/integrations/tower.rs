@@ -72,7 +72,10 @@ fn url_of<B>(request: &Request<B>) -> String {
     let host = text(request.headers(), header::HOST.as_str());
     match host {
         Some(host) if uri.authority().is_none() => {
-            let is_https = text(request.headers(), "x-forwarded-proto").is_some_and(|scheme| scheme == "https");
+            // Each proxy adds its own word behind those before it.
+            let schemes = text(request.headers(), "x-forwarded-proto");
+            let scheme = schemes.and_then(|schemes| schemes.split(',').next()).unwrap_or_default();
+            let is_https = scheme.trim().eq_ignore_ascii_case("https");
             format!("{}://{host}{uri}", if is_https { "https" } else { "http" })
         }
         _ => uri.to_string(),

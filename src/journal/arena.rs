@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::crash_point;
-use crate::disk::{Disk, DiskFile, Mapping, Open};
+use crate::disk::{Disk, DiskFile, Mapping, Open, store_bytes};
 use crate::record::frame::{self, FRAME_HEAD, FrameHead};
 
 /// Frames begin here: the header has a page of its own, so that marking it never dirties a page of records.
@@ -187,29 +187,30 @@ impl Arena {
         body: &[u8],
         buffer: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let encoded = frame::encode_head(head);
         match &self.memory {
             Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => {
-                let (length_word, rest) = encoded.split_at(8);
-                let (Some(publish), Some(next)) = (mapping.word64(at), mapping.word64(end)) else {
+                // The frame, and the length word of the one after it.
+                let words = mapping.words(at, end.saturating_add(size_of::<u64>())).unwrap_or_default();
+                let [publish, seq, check, place @ .., next] = words else {
                     return Err(io::ErrorKind::InvalidInput.into());
                 };
-                if !(mapping.write(at + 8, rest) && mapping.write(at + FRAME_HEAD, body)) {
+                if !store_bytes(place, body) {
                     return Err(io::ErrorKind::InvalidInput.into());
                 }
+                let [length_word, seq_word, check_word] = frame::head_words(head).map(u64::to_le);
+                seq.store(seq_word, Ordering::Relaxed);
+                check.store(check_word, Ordering::Relaxed);
                 next.store(0, Ordering::Relaxed);
                 crash_point::reach("journal.append.copied");
                 // Last, and with release: whoever sees the length sees the record and the zero after it.
-                let mut length = [0; 8];
-                length.copy_from_slice(length_word);
-                publish.store(u64::from_le_bytes(length).to_le(), Ordering::Release);
+                publish.store(length_word, Ordering::Release);
                 crash_point::reach("journal.append.published");
                 Ok(())
             }
             Memory::Written { file, .. } => {
                 // One write: the frame and the zero word after it. Cut short by a kill, its check word does not hold.
                 buffer.clear();
-                buffer.extend_from_slice(&encoded);
+                buffer.extend_from_slice(&frame::encode_head(head));
                 buffer.extend_from_slice(body);
                 buffer.resize(end - at + 8, 0);
                 crash_point::reach("journal.append.copied");

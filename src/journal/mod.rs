@@ -17,7 +17,8 @@
 //!
 //! Operations
 //! * *append*: under the lock: refuse when full; write the frame's check words and body, zero the length word after it, and publish
-//!   it by storing its own length word last. Killed before that store, the record was never there.
+//!   it by storing its own length word last. Killed before that store, the record was never there. How far appends may go before any
+//!   reason to refuse can arise is worked out when something changes, so that most ask a single question ([`active`]).
 //! * *swap*: another, free arena becomes the active one under a new round: a higher epoch, a fresh salt, the next sequence number.
 //!   The old one is sealed and waits to be carried.
 //! * *sync*: makes the sealed arenas and the active one durable, in that order, and says up to which sequence number.
@@ -36,6 +37,8 @@ mod contents;
 mod pool;
 pub(crate) mod replay;
 mod room;
+#[cfg(test)]
+mod room_tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -183,29 +186,19 @@ impl Journal {
         };
         let mut active = self.lock_in_time().ok_or(Refused::Busy)?;
         let active = &mut *active;
-        if active.closed {
-            return Err(Refused::Closed);
-        }
-        let weight = active.weight.saturating_add(room::weight(framed));
-        let most = active.most[usize::from(class != 0)];
-        if active.next_seq > most.seq || weight > most.weight {
-            return Err(Refused::Bounded);
-        }
-        let (end, rotated) = match active.end_of(framed, class) {
-            Some(end) => (end, false),
-            None => (self.make_room(active, framed, class)?, true),
+        let (end, unusual) = match active.usual_end(framed, class) {
+            Some(end) => (end, None),
+            None => self.find_place(active, framed, class).map(|(end, unusual)| (end, Some(unusual)))?,
         };
         let seq = active.next_seq;
         let check = frame::seal(body_hash, active.round.salt, seq, body_len, class);
         let head = FrameHead { body_len, class, seq, check };
         active.arena.write_frame(active.position, end, &head, body, &mut active.buffer).map_err(Refused::Io)?;
 
-        let half = active.arena.len() / 2;
-        let half_full = rotated || (active.position < half && end >= half);
         active.position = end;
-        active.weight = weight;
         active.next_seq += 1;
         active.records += 1;
+        let half_full = unusual.is_some_and(|unusual| active.took(&unusual));
         taken(seq);
         Ok(Appended { seq, records: active.records, half_full })
     }
@@ -239,7 +232,7 @@ impl Journal {
         crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
         if !std::mem::take(&mut active.stand_in) {
-            let weight = active.weight - active.weight_before;
+            let weight = active.weight_of_round();
             let last_seq = active.next_seq - 1;
             self.pool.push_sealed(Sealed::complete(
                 old,
@@ -250,11 +243,13 @@ impl Journal {
                 weight,
             ));
         }
-        active.weight_before = active.weight;
+        active.weight_before = active.weight();
+        active.heavier = 0;
         active.round = round;
         active.position = HEADER_BYTES;
         active.readied_at = HEADER_BYTES;
         active.records = 0;
+        active.survey();
         Ok(())
     }
 
@@ -303,24 +298,12 @@ impl Journal {
 
     /// Refuses every append from now on.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        self.lock().close();
     }
 
     /// The round that takes records now.
     pub(crate) fn epoch(&self) -> u64 {
         self.lock().round.epoch
-    }
-
-    /// The active arena is full: goes on in a free one if there is one. This may happen on a caller's thread, while the committer is
-    /// busy with the arena before; it takes no I/O where arenas are mapped, and never creates a file.
-    #[cold]
-    fn make_room(&self, active: &mut Active, framed: usize, class: u8) -> Result<usize, Refused> {
-        // An event that does not fit an empty arena would only push out what is in this one.
-        let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
-        let fresh = if fits && (active.records > 0 || active.stand_in) { self.pool.pop_free() } else { None };
-        self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
-        crash_point::reach("journal.rotated");
-        active.end_of(framed, class).ok_or(Refused::Full)
     }
 }
 
@@ -372,20 +355,22 @@ impl Found {
         if !stand_in {
             arena.begin(&round).map_err(|source| JournalError::File { path: arena.path().to_path_buf(), source })?;
         }
-        let active = Active {
+        let mut active = Active {
             arena,
             round,
             position: HEADER_BYTES,
             readied_at: HEADER_BYTES,
             next_seq,
             records: 0,
-            weight: 0,
+            usual_up_to: [0; 2],
+            heavier: 0,
             weight_before: 0,
             most: [Most::ANY; 2],
             closed: false,
             stand_in,
             buffer: Vec::new(),
         };
+        active.survey();
         Ok(Journal { options, generation: fork::generation(), active: Apart(Mutex::new(active)), pool })
     }
 }

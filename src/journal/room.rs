@@ -26,28 +26,46 @@ impl Most {
     pub(super) const ANY: Most = Most { seq: u64::MAX, weight: u64::MAX };
 }
 
+/// Bytes of the largest frame that is small.
+pub(super) const LIGHT: usize = 4096;
+
 /// What a record takes at most where it is carried to: small ones fill a row of 64 KiB nearly, a large one has a row of its own, and
 /// rows take pages in powers of two.
-#[inline]
 pub(crate) fn weight(framed: usize) -> u64 {
     let bytes = framed as u64;
     match framed {
-        0..=4096 => bytes + bytes / 8,
-        4097..=8192 => bytes + bytes / 4,
+        _ if framed <= LIGHT => light_weight(bytes),
+        ..=8192 => bytes + bytes / 4,
         _ => bytes.saturating_mul(2),
     }
+}
+
+/// The weight of small records that take so many bytes together: frames are whole words, so it is the same as the sum of theirs.
+pub(super) fn light_weight(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 8)
+}
+
+/// How many bytes of small records weigh no more than that.
+pub(super) fn light_bytes(weight: u64) -> u64 {
+    weight / 9 * 8
+}
+
+/// What a record weighs beyond a small one's weight for its bytes.
+pub(super) fn heavier(framed: usize) -> u64 {
+    weight(framed).saturating_sub(light_weight(framed as u64))
 }
 
 impl Journal {
     /// From now on takes no more than `ordinary` records, and `dear` ones. Everything up to `carried_up_to` is carried. Committer only.
     pub(crate) fn allow(&self, carried_up_to: u64, ordinary: Room, dear: Room) {
         let mut active = self.lock();
-        let waiting = self.pool.sealed_size().weight.saturating_add(active.weight - active.weight_before);
+        let waiting = self.pool.sealed_size().weight.saturating_add(active.weight_of_round());
         let most = |room: Room| Most {
             seq: carried_up_to.saturating_add(room.events),
-            weight: active.weight.saturating_add(room.bytes).saturating_sub(waiting),
+            weight: active.weight().saturating_add(room.bytes).saturating_sub(waiting),
         };
         active.most = [most(ordinary), most(dear)];
+        active.survey();
     }
 
     /// Bytes and records that wait to be carried, sealed arenas included.
@@ -61,13 +79,12 @@ impl Journal {
     /// What waits to be carried, as the room for it is counted.
     pub(crate) fn uncarried_weight(&self) -> u64 {
         let active = self.lock();
-        self.pool.sealed_size().weight.saturating_add(active.weight - active.weight_before)
+        self.pool.sealed_size().weight.saturating_add(active.weight_of_round())
     }
 
     /// Whether the active arena is half full.
     pub(crate) fn is_half_full(&self) -> bool {
-        let active = self.lock();
-        active.position >= active.arena.len() / 2
+        self.lock().is_half_full()
     }
 
     /// The sequence number of the newest record; 0 before the first.

@@ -36,6 +36,7 @@ pub(crate) enum Parsed<'a> {
 }
 
 /// Bytes that a body of `body_len` takes with its head and padding; `None` if that does not fit `usize`.
+#[inline]
 pub(crate) fn framed_len(body_len: usize) -> Option<usize> {
     body_len.checked_add(FRAME_HEAD)?.checked_next_multiple_of(FRAME_ALIGN)
 }
@@ -46,6 +47,7 @@ pub(crate) fn hash_body(body: &[u8]) -> u64 {
 }
 
 /// Mixes a body's hash with what only the holder of the lock knows.
+#[inline]
 pub(crate) fn seal(body_hash: u64, salt: u64, seq: u64, body_len: u32, class: u8) -> u64 {
     // Each step is a bijection of the running value (odd multiplier, xor-shift), so two frames that differ in one field only
     // never share a check word.
@@ -57,13 +59,18 @@ pub(crate) fn seal(body_hash: u64, salt: u64, seq: u64, body_len: u32, class: u8
     mixed
 }
 
-/// The head's bytes: body length u32, class u8, three zero bytes, sequence u64, check u64; little-endian.
+/// The head as three words: body length u32, class u8, three zero bytes; sequence; check.
+#[inline]
+pub(crate) fn head_words(head: &FrameHead) -> [u64; 3] {
+    [u64::from(head.class) << 32 | u64::from(head.body_len), head.seq, head.check]
+}
+
+/// The head's bytes: its words, little-endian.
 pub(crate) fn encode_head(head: &FrameHead) -> [u8; FRAME_HEAD] {
     let mut bytes = [0; FRAME_HEAD];
-    bytes[0..4].copy_from_slice(&head.body_len.to_le_bytes());
-    bytes[4] = head.class;
-    bytes[8..16].copy_from_slice(&head.seq.to_le_bytes());
-    bytes[16..24].copy_from_slice(&head.check.to_le_bytes());
+    for (place, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(head_words(head)) {
+        *place = word.to_le_bytes();
+    }
     bytes
 }
 

@@ -103,8 +103,8 @@ const FOREIGN_CRATES: [&str; 18] = [
 ];
 
 /// What runs before and around `main`, where no file is known. Sorted.
-const FOREIGN_FUNCTIONS: [&str; 7] =
-    ["__clone", "__libc_start_call_main", "__libc_start_main", "_start", "clone", "main", "start_thread"];
+const FOREIGN_FUNCTIONS: [&str; 8] =
+    ["__clone", "__libc_start_call_main", "__libc_start_main", "_start", "clone", "clone3", "main", "start_thread"];
 
 /// Whether a frame is the program's own, by its source file and function, as far as they are known. What the names do not decide is
 /// the program's own if it lies in the executable: PostHog corrects that where it has symbols, and never the other way round.

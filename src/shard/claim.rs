@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::stranded::is_known_empty;
+use super::stranded::{is_known_empty, is_known_without_dead};
 use crate::disk::{Disk, DiskFile, Open, fork};
 
 /// Shards of one project, at most: a bound on what a fork bomb can leave behind.
@@ -160,6 +160,12 @@ pub(crate) fn claim_orphan(
 pub(crate) fn has_orphan(disk: &Disk, lane_dir: &Path) -> bool {
     let may_hold_events = |number| !is_known_empty(disk, &shard_dir(lane_dir, number));
     claim_orphan(disk, lane_dir, None, &may_hold_events).is_ok_and(|found| found.is_some())
+}
+
+/// Whether a lane has a shard that nobody has and that may hold dead letters. As [`has_orphan`].
+pub(crate) fn has_orphan_with_dead(disk: &Disk, lane_dir: &Path) -> bool {
+    let may_hold_dead = |number| !is_known_without_dead(disk, &shard_dir(lane_dir, number));
+    claim_orphan(disk, lane_dir, None, &may_hold_dead).is_ok_and(|found| found.is_some())
 }
 
 /// The numbers of a project's shards, lowest first.

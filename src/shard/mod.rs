@@ -51,7 +51,9 @@ use crate::clock::WallNanos;
 use crate::journal::{Appended, Journal, JournalError, Refused, Room};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
-pub(crate) use claim::{Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, shard_dir};
+pub(crate) use claim::{
+    Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir,
+};
 pub(crate) use evict::EvictUntil;
 #[cfg(test)]
 use life::Life;

@@ -84,6 +84,12 @@ pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
     page.clean && !page.died_in_store && carried
 }
 
+/// Whether nothing in a shard was ever refused for good. One status page is read, and no lock taken.
+pub(crate) fn is_known_without_dead(disk: &Disk, shard_dir: &Path) -> bool {
+    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join("status")) else { return false };
+    page.ledger.is_some_and(|ledger| ledger.buried == 0)
+}
+
 fn is_project(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::Usage;
+use super::admission::{Level, Limits, Usage};
 use super::committer::Committer;
 use super::source::OWN;
 use super::{Notice, Overflow, Pipeline};
@@ -130,6 +130,17 @@ impl Pipeline {
     /// Whether what waits in the journal should be carried because little more may come.
     pub(super) fn is_pressing(&self) -> bool {
         self.admission.standing().is_pressing(self.waiting())
+    }
+
+    /// Whether older events would have to go for one of that size.
+    pub(super) fn would_evict(&self, bytes: usize) -> bool {
+        let limits = &self.options.limits;
+        if limits.overflow != Overflow::DropOldest {
+            return false;
+        }
+        let mut usage = self.usage();
+        usage.waiting.bytes = usage.waiting.bytes.saturating_add(bytes as u64);
+        Limits { overflow: Overflow::DropNewest, ..*limits }.standing(&usage).level != Level::Open
     }
 
     fn row_bytes_bound(&self) -> u64 {

@@ -81,13 +81,17 @@ impl Committer {
             // What cannot be read cannot be sent either.
             let Ok(view) = View::parse(&record.body) else { continue };
             let class = view.head.class as u8;
-            let appended = pipeline.append(&record.body, class).or_else(|_| {
+            let append = || {
+                // Where the oldest make room, those that were queued again first would make it for the others, and be nowhere.
+                if pipeline.would_evict(record.body.len()) { None } else { pipeline.append(&record.body, class).ok() }
+            };
+            let appended = append().or_else(|| {
                 // The journal may be full, and whether the queue is was looked at before what was settled was committed.
                 self.carry();
                 self.keep_bounds();
-                pipeline.append(&record.body, class)
+                append()
             });
-            let Ok(seq) = appended else { break };
+            let Some(seq) = appended else { break };
             queued.push(record.seq);
             newest = seq;
         }

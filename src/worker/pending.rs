@@ -154,7 +154,7 @@ impl<T> Slot<T> {
         self.ready.notify_all();
         if let Some(waker) = waker {
             // An executor is not our code; what it does on a wake must not take our thread along.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+            crate::reentry::caught(|| waker.wake());
         }
     }
 

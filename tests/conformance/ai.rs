@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{Client, Compression, Config, Diagnostic, DropReason, Event, Outcome, Protocol, Receipt};
+use posthog::{
+    Client, Compression, Config, DeliveryReport, Diagnostic, DropReason, Endpoint, Event, Outcome, Protocol, Receipt,
+};
 use serde_json::{Value, json};
 use sink::{Answer, Request, Sink, State};
 use tempfile::TempDir;
@@ -148,6 +150,28 @@ fn ai_05_persisted_and_closing_work_as_for_capture() {
     assert_eq!(client.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Closed));
     let disabled = Client::new(Config::disabled()).unwrap();
     assert_eq!(disabled.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Disabled));
+}
+
+#[test]
+fn ai_05_an_immediate_ai_capture_tells_what_posthog_said() {
+    let stage = Stage::new();
+    let client = stage.client(|config| config.before_send(|event| (event.name() != "secret").then_some(event)));
+    let said = |event: Event| client.capture_ai_immediate(event).wait(PATIENCE).unwrap();
+    client.opt_out();
+    assert_eq!(said(generation()), DeliveryReport::Dropped(DropReason::OptedOut));
+    assert!(client.stats().ai.is_none(), "the lane is not opened for it");
+    client.opt_in();
+    assert_eq!(said(generation()), DeliveryReport::Delivered);
+    assert_eq!(said(Event::new("secret", "user_1")), DeliveryReport::Dropped(DropReason::BeforeSend));
+    assert_eq!(stage.taken(AI), ["$ai_generation"]);
+    stage.sink.default_answer(Answer::status(503));
+    let report = said(generation());
+    assert!(matches!(report, DeliveryReport::Queued { endpoint: Endpoint::Down { .. } }), "{report:?}");
+    assert_eq!(client.stats().queued_events, 1);
+    stage.sink.default_answer(Answer::ok());
+    stage.wait_for(|state| state.taken() == 2);
+    client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!(said(generation()), DeliveryReport::Dropped(DropReason::Closed));
 }
 
 #[test]

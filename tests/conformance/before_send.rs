@@ -1,8 +1,9 @@
 //! before_send (BSH): the program's last word on each event.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use posthog::{BeforeSend, Category, DropReason, Event, Outcome};
+use posthog::{BeforeSend, Category, Client, DropReason, Event, Outcome, Receipt};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -21,6 +22,37 @@ fn bsh_01_a_hook_changes_the_event_before_it_is_enqueued() {
     accepted(&scene.client.capture(event("tick").prop("secret", "4111 1111 1111 1111")));
     let properties = &scene.sent_one()["properties"];
     assert_eq!((properties.get("secret"), &properties["kept"]), (None, &json!(1)));
+}
+
+#[test]
+fn bsh_01_nothing_that_a_hook_removes_drops_or_panics_over_is_on_the_disk() {
+    let scene = Scene::with(|config| {
+        config.flush_at(1000).flush_interval(Duration::from_secs(3600)).before_send(|mut event| {
+            assert_ne!(event.name(), "panics");
+            event.remove("told");
+            (event.name() != "dropped").then_some(event)
+        })
+    });
+    let said = |name: &str| event(name).prop("told", "a-secret").prop("kept", "no-secret");
+    for capture in [Client::capture, Client::capture_ai] as [fn(&Client, Event) -> Receipt; 2] {
+        accepted(&capture(&scene.client, said("tick")));
+        for name in ["panics", "dropped"] {
+            assert!(!capture(&scene.client, said(name)).is_accepted());
+        }
+    }
+    let (mut folders, mut found) = (vec![scene.stage.queue.clone()], (0, 0));
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+                continue;
+            }
+            let bytes = std::fs::read(entry.path()).unwrap();
+            let count = |text: &str| bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count();
+            found = (found.0 + count("no-secret"), found.1 + count("a-secret"));
+        }
+    }
+    assert_eq!(found, (2, 0), "of what is kept, in each lane's journal, and of what is not");
 }
 
 #[test]

@@ -146,3 +146,17 @@ fn ctx_10_headers_go_out_to_listed_hosts_only() {
     assert_eq!(scene.client.tracing_headers("https://example.com"), []);
     accepted(&scene.client.capture(event("tick")));
 }
+
+#[test]
+fn ctx_03_what_every_event_says_makes_no_person_of_an_event_of_nobody() {
+    let scene = Scene::with(|config| config.super_property("$process_person_profile", true));
+    scene.client.register("$geoip_disable", false);
+    anonymous(&scene);
+    Context::new().prop("$process_person_profile", true).enter(|| anonymous(&scene));
+    accepted(&scene.client.capture(event("seen").personless().disable_geoip()));
+    accepted(&scene.client.capture(event("seen")));
+    let sent = scene.sent();
+    let said = |key: &str| sent.iter().map(|event| event["properties"][key].clone()).collect::<Vec<_>>();
+    assert_eq!(said("$process_person_profile"), [false, false, false, true].map(Value::from));
+    assert_eq!(said("$geoip_disable"), [false, false, true, false].map(Value::from));
+}

@@ -131,8 +131,10 @@ fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_captu
     let said = sent(&scene);
     let functions = functions(&said);
     let [.., caller, place] = functions.as_slice() else { panic!("{functions:#?}") };
-    assert!(place.ends_with("exc::fails_here"), "{functions:#?}");
-    assert!(caller.ends_with("exc::calls_what_fails"), "{functions:#?}");
+    // Alone where debug information has lines only.
+    assert!(place.rsplit("::").next() == Some("fails_here"), "{functions:#?}");
+    assert!(caller.rsplit("::").next() == Some("calls_what_fails"), "{functions:#?}");
+    assert!(functions.iter().all(|function| !function.is_empty()), "{functions:#?}");
     let last = frames(&said).last().unwrap();
     assert!(last["filename"].as_str().unwrap().ends_with("tests/conformance/exc.rs") && last["lineno"].is_u64());
     assert_eq!((&last["in_app"], &last["client_resolved"]), (&json!(true), &json!(true)));

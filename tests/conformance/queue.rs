@@ -37,9 +37,13 @@ fn bat_01_reaching_flush_at_sends_one_batch_with_all() {
 
 #[test]
 fn bat_02_the_interval_sends_what_is_pending() {
-    let scene = Scene::with(|config| config.flush_at(1000).flush_interval(Duration::from_millis(50)));
-    let uuids = take_many(&scene.client, 1);
+    let interval = Duration::from_millis(300);
+    let scene = Scene::with(|config| config.flush_at(1000).flush_interval(interval));
+    let start = Instant::now();
+    let uuids = take_many(&scene.client, 3);
     scene.stage.must_have_taken(&uuids);
+    let waited = scene.stage.sink.requests()[0].arrived - start;
+    assert!(waited >= interval, "{waited:?}");
 }
 
 #[test]
@@ -99,11 +103,19 @@ fn rtq_03_a_full_queue_stays_at_its_bound_and_a_capacity_warning_is_recorded() {
 
 #[test]
 fn rtq_04_what_is_captured_while_a_full_queue_is_under_way_survives() {
-    let scene = Scene::new();
+    let scene = Scene::with(|config| config.max_queue_events(20));
     scene.stage.sink.script([Answer::status(503).delay(Duration::from_millis(200)), Answer::ok()]);
     let mut uuids = take_many(&scene.client, 20);
     assert!(scene.stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
-    uuids.extend(take_many(&scene.client, 20));
+    // Full, and all of it under way: what comes now is refused and says so, until there is room, and then survives.
+    let mut refused = 0;
+    eventually("there is room again", || {
+        let receipt = scene.client.capture(event("meanwhile"));
+        refused += u32::from(!receipt.is_accepted());
+        uuids.extend(receipt.uuid());
+        receipt.is_accepted()
+    });
+    assert!(refused > 0, "the queue was full");
     scene.stage.must_have_taken(&uuids);
 }
 

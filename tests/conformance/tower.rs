@@ -73,6 +73,21 @@ async fn ctx_01_a_layer_serves_each_request_in_a_context_of_its_own() {
     assert_eq!(facts.map(|fact| sent[0]["properties"][fact].clone()), expected.map(Value::from));
 }
 
+#[tokio::test]
+async fn ctx_08_the_scheme_is_that_of_the_first_proxy() {
+    let scene = Scene::new();
+    let mut service = RequestContextLayer::new().layer(Shop { client: scene.client.clone() });
+    for proto in ["HTTPS", "https, http", "http,https"] {
+        let request = Request::get("/a?to=https://b.example/c").header("Host", "shop.example");
+        drop(service.call(request.header("X-Forwarded-Proto", proto).body("").unwrap()));
+    }
+    let sent = tokio::task::spawn_blocking(move || scene.sent()).await.unwrap();
+    let said = |fact: &str| sent.iter().map(|event| event["properties"][fact].clone()).collect::<Vec<_>>();
+    let url = |scheme: &str| Value::from(format!("{scheme}://shop.example/a?to=https://b.example/c"));
+    assert_eq!(said("$current_url"), [url("https"), url("https"), url("http")]);
+    assert_eq!(said("$request_path"), ["/a"; 3].map(Value::from));
+}
+
 /// Fails, or panics.
 struct Broken;
 

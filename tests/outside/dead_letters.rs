@@ -111,3 +111,31 @@ fn a_closed_client_does_nothing_about_dead_letters_and_says_so() {
     let disabled = Client::new(Config::disabled()).unwrap();
     assert_eq!(disabled.discard_dead_letters().wait(PATIENCE), Ok(Ok(0)));
 }
+
+#[test]
+fn dead_letters_of_ai_events_are_found_though_this_process_has_captured_none() {
+    let stage = Stage::new();
+    stage.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
+    let client = stage.client();
+    for name in ["good", "bad"] {
+        accepted(&client.capture_ai(event(name)));
+    }
+    eventually("it is buried", || {
+        accepted(&client.capture_ai(event("good")));
+        let _ = client.flush().wait(PATIENCE);
+        client.dead_letters(9).len() == 1
+    });
+    close_empty(&client);
+    drop(client);
+    stage.sink.refuse_none();
+    let next = stage.client();
+    assert!(next.stats().ai.is_none(), "nothing waits to be sent");
+    assert_eq!(next.dead_letters(9).len(), 1);
+    assert_eq!(next.retry_dead_letters().wait(PATIENCE), Ok(Ok(1)));
+    eventually("it is sent", || stage.names().contains(&"bad".to_owned()));
+    close_empty(&next);
+    drop(next);
+    let third = Client::new(stage.config().opted_out(true)).unwrap();
+    assert_eq!(third.discard_dead_letters().wait(PATIENCE), Ok(Ok(0)));
+    drop(third);
+}

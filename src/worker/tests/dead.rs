@@ -86,3 +86,20 @@ fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
     bench.deliver(bench.read());
     assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
 }
+
+#[test]
+fn where_the_oldest_make_room_no_more_is_queued_again_than_there_is_room_for() {
+    let mut bench = bench(|options| {
+        (options.limits.queue_events, options.limits.overflow) = (2, crate::worker::Overflow::DropOldest);
+    });
+    for _ in 0..3 {
+        bury(&mut bench, body());
+        bench.advance(HOUR);
+    }
+    assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().queued_events), (3, 0));
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(2)));
+    bench.advance(HOUR);
+    let ledger = bench.ledger();
+    assert_eq!((bench.pipeline.dead(9).len(), ledger.queued_events, ledger.evicted), (1, 2, 0));
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
+}

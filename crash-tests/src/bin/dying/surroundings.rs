@@ -1,0 +1,102 @@
+//! Deaths in odd surroundings: forked children, other programs, descriptors and disks that are gone.
+
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use nix::libc;
+
+use crate::signals::fault;
+
+/// Between the client's start and the hook's.
+pub(crate) fn prepare(scenario: &str, folder: &Path) {
+    if scenario == "read_only" && !make_read_only(folder) {
+        std::process::exit(crate::NOT_HERE);
+    }
+}
+
+/// `false` if the scenario is none of these.
+pub(crate) fn play(scenario: &str) -> bool {
+    match scenario {
+        "closed_descriptors" => {
+            close_everything();
+            panic!("without descriptors");
+        }
+        "forked" => in_child(|| panic!("in a forked child")),
+        "forked_fault" => in_child(fault),
+        "replaced_program" => {
+            let _ = std::process::Command::new("/bin/sh").args(["-c", "kill -SEGV $$"]).exec();
+        }
+        "small_files" => {
+            use nix::sys::resource::{Resource, setrlimit};
+            setrlimit(Resource::RLIMIT_FSIZE, 16, 16).expect("a limit");
+            panic!("no file may grow");
+        }
+        "full_disk" => {
+            fill_the_disk();
+            panic!("the disk is full");
+        }
+        "read_only" => panic!("nowhere to write"),
+        _ => return false,
+    }
+    true
+}
+
+/// As daemons do it.
+fn close_everything() {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .expect("a list of descriptors")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|descriptor| *descriptor > 2)
+        .collect();
+    for descriptor in open {
+        let _ = nix::unistd::close(descriptor);
+    }
+    // What takes their place must not get our bytes.
+    for _ in 0..200 {
+        std::mem::forget(std::fs::OpenOptions::new().append(true).create(true).open(stranger()));
+    }
+}
+
+fn stranger() -> std::path::PathBuf {
+    std::env::current_dir().unwrap_or_default().join("stranger")
+}
+
+fn in_child(act: fn()) {
+    // SAFETY: the other threads of this process are the library's; what it does in such a child is what is tested.
+    match unsafe { nix::unistd::fork() }.expect("a child") {
+        nix::unistd::ForkResult::Child => act(),
+        nix::unistd::ForkResult::Parent { child } => {
+            nix::sys::wait::waitpid(child, None).expect("it ends");
+        }
+    }
+}
+
+/// Until not a byte is left; whoever plays this removes the file.
+fn fill_the_disk() {
+    let mut filler = std::fs::File::create("filler").expect("a file");
+    let mut step = vec![0xa5; 64 * 1024];
+    while !step.is_empty() {
+        if filler.write_all(&step).is_err() {
+            step.truncate(step.len() / 2);
+        }
+    }
+}
+
+/// For the eyes of this thread only, so that nobody has to put it back.
+fn make_read_only(folder: &Path) -> bool {
+    // By its whole name: the directory that we are in stays what it was.
+    let folder = folder.canonicalize().unwrap_or_default();
+    let Ok(folder) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else { return false };
+    let nothing = std::ptr::null();
+    let mount = |from: *const libc::c_char, to: *const libc::c_char, flags| {
+        // SAFETY: strings that live as long as the call.
+        (unsafe { libc::mount(from, to, nothing, flags, nothing.cast()) }) == 0
+    };
+    // SAFETY: a view of the mounts of our own.
+    (unsafe { libc::unshare(libc::CLONE_NEWNS) }) == 0
+        && mount(nothing, c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE)
+        && mount(folder.as_ptr(), folder.as_ptr(), libc::MS_BIND)
+        && mount(nothing, folder.as_ptr(), libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY)
+}
