@@ -27,6 +27,10 @@ pub fn install_panic_hook() {
 /// again, after somebody has set one that does not call the one before (`human-panic` and `color-eyre` do that: install ours after
 /// them). Of a place that panics all the time, the first 16 panics are told and then fewer and fewer.
 ///
+/// The message of a panic is on disk, in a file that only its owner may read, until its event is in the queue. What must not leave the
+/// machine is taken out by [`Config::before_send`](crate::Config::before_send), which sees the event when it is told: it stands in
+/// `$exception_message` and in the first entry of `$exception_list`.
+///
 /// Must not be called while the thread panics.
 ///
 /// # Errors
@@ -62,6 +66,13 @@ pub fn install_crash_handler() {
 ///
 /// Needs the feature `crash-signals`.
 ///
+/// ```no_run
+/// posthog::init(posthog::Config::from_env())?;
+/// posthog::try_install_panic_hook()?;
+/// posthog::try_install_crash_handler()?;
+/// # Ok::<(), posthog::Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`Error::Resources`] where there is no such handler: it exists for Linux on x86-64 and aarch64. [`Error::QueueDir`] if the file cannot
@@ -74,6 +85,14 @@ pub fn try_install_crash_handler() -> Result<(), Error> {
 
 /// Gives the calling thread what it needs to tell that its stack has overflowed, if it lacks it: threads of the standard library have it,
 /// those that C libraries make do not. 64 KiB, kept until the process ends.
+///
+/// ```no_run
+/// // In a function that a C library calls on a thread of its own:
+/// extern "C" fn on_worker_start() {
+///     let _ = posthog::register_thread();
+/// }
+/// # on_worker_start();
+/// ```
 ///
 /// Needs the feature `crash-signals`.
 ///
