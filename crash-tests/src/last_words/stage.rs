@@ -1,5 +1,6 @@
 //! A queue directory and a stand-in of PostHog, on which one process dies and the next one tells of it.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -110,8 +111,11 @@ impl Stage {
         }
         let mut events = self.sink.events();
         events.retain(|event| event.event == "$exception");
+        // A process that ends while it sends leaves the next one to send the same again: PostHog keeps one.
+        let mut known = BTreeSet::new();
+        events.retain(|event| known.insert(event.uuid));
         events.sort_by_key(|event| event.timestamp.clone());
-        Ok(Heard { exceptions: events.into_iter().map(|event| event.properties.into()).collect(), amiss })
+        Ok(Heard { exceptions: events.into_iter().map(|event| event.properties).collect(), amiss })
     }
 }
 
@@ -123,10 +127,14 @@ impl Drop for Stage {
     }
 }
 
-/// The names in the stack, that of the entry point first.
+/// The stack, the entry point first.
+pub fn frames_of(properties: &Value) -> Vec<Value> {
+    properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default()
+}
+
+/// The names in it.
 pub fn functions_of(properties: &Value) -> Vec<String> {
-    let frames = properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
-    frames.iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
+    frames_of(properties).iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 /// `None`, and killed, if it does not end.
