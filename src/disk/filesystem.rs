@@ -26,7 +26,7 @@ impl FileSystem {
 }
 
 #[cfg(target_os = "linux")]
-#[allow(clippy::useless_conversion, reason = "the type is not the same on every libc")]
+#[allow(clippy::unnecessary_cast, reason = "the type is not the same on every libc, and no conversion takes them all")]
 pub(super) fn kind(path: &Path) -> io::Result<FileSystem> {
     use nix::sys::statfs;
     // Not in nix's list; from linux/magic.h and the network file systems' own headers.
@@ -42,7 +42,7 @@ pub(super) fn kind(path: &Path) -> io::Result<FileSystem> {
         statfs::NFS_SUPER_MAGIC | statfs::SMB_SUPER_MAGIC | statfs::AFS_SUPER_MAGIC | statfs::CODA_SUPER_MAGIC => {
             FileSystem::Network
         }
-        other => match i64::from(other.0) & 0xFFFF_FFFF {
+        other => match other.0 as i64 & 0xFFFF_FFFF {
             RAMFS => FileSystem::Memory,
             CIFS | SMB2 | CEPH => FileSystem::Network,
             _ => FileSystem::Other,

@@ -18,7 +18,7 @@ mod scenarios;
 mod stage;
 
 pub use scenarios::ALL;
-pub use stage::{Heard, Stage, functions_of};
+pub use stage::{Heard, Stage, frames_of, functions_of};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,11 +141,14 @@ impl Told {
     fn is(&self, properties: &serde_json::Value, build: Build) -> bool {
         let text = |name: &str| properties[name].as_str().unwrap_or_default();
         let functions = functions_of(properties);
+        // Of what is inlined, tables of lines know the file and not the whole name.
+        let is_of_dying =
+            |frame: &serde_json::Value| frame["filename"].as_str().is_some_and(|file| file.contains("bin/dying/"));
         text("$exception_type") == self.kind
             && text("$exception_level") == self.level
             && text("$exception_message").starts_with(self.message)
             && functions.len() >= self.frames
-            && (build.is_stripped || self.is_anywhere || functions.iter().any(|function| function.contains("dying::")))
+            && (build.is_stripped || self.is_anywhere || frames_of(properties).iter().any(is_of_dying))
     }
 }
 
@@ -157,6 +160,6 @@ fn summary(properties: &serde_json::Value) -> String {
         properties["$exception_level"],
         properties["$exception_type"],
         functions.len(),
-        functions.iter().rev().take(20).cloned().collect::<Vec<_>>().join(" < ")
+        functions.iter().rev().take(6).cloned().collect::<Vec<_>>().join(" < ")
     )
 }

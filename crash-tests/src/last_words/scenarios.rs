@@ -158,7 +158,7 @@ impl Told {
 
     /// The kernel gives a signal from outside to any thread, also to one of the library's.
     const fn anywhere(self) -> Self {
-        Self { is_anywhere: true, ..self }
+        Self { is_anywhere: true, frames: 1, ..self }
     }
 
     const fn times(self, times: usize) -> Self {

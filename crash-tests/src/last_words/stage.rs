@@ -1,5 +1,6 @@
 //! A queue directory and a stand-in of PostHog, on which one process dies and the next one tells of it.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -83,16 +84,17 @@ impl Stage {
         }
     }
 
-    /// What the next start tells: `least` exceptions are waited for, and then whatever else there is.
-    pub fn heard(&self, least: usize) -> Result<Heard, String> {
+    /// The next start: it goes on until its standard input ends.
+    pub fn reader(&self) -> Command {
         let mut reader = Command::new(&self.program);
         reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).current_dir(self.dir());
-        let mut reader = reader
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("the next start: {error}"))?;
+        reader.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        reader
+    }
+
+    /// What the next start tells: `least` exceptions are waited for, and then whatever else there is.
+    pub fn heard(&self, least: usize) -> Result<Heard, String> {
+        let mut reader = self.reader().spawn().map_err(|error| format!("the next start: {error}"))?;
         let is_all_read = eventually(|| left_in(&self.queue_dir()).is_empty());
         let patience = if is_all_read { ENOUGH / 6 } else { Duration::ZERO };
         // What is missing after all has been read does not come any more; it gets some seconds for its delivery.
@@ -110,6 +112,9 @@ impl Stage {
         }
         let mut events = self.sink.events();
         events.retain(|event| event.event == "$exception");
+        // A process that ends while it sends leaves the next one to send the same again: PostHog keeps one.
+        let mut known = BTreeSet::new();
+        events.retain(|event| known.insert(event.uuid));
         events.sort_by_key(|event| event.timestamp.clone());
         Ok(Heard { exceptions: events.into_iter().map(|event| event.properties).collect(), amiss })
     }
@@ -123,10 +128,14 @@ impl Drop for Stage {
     }
 }
 
-/// The names in the stack, that of the entry point first.
+/// The stack, the entry point first.
+pub fn frames_of(properties: &Value) -> Vec<Value> {
+    properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default()
+}
+
+/// The names in it.
 pub fn functions_of(properties: &Value) -> Vec<String> {
-    let frames = properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
-    frames.iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
+    frames_of(properties).iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 /// `None`, and killed, if it does not end.

@@ -216,7 +216,7 @@ mod tests {
             let symbols = InProcess::new(false);
             let found = symbols.resolve(&image, address);
             let last = found.last().unwrap();
-            assert!(last.function.ends_with("crash::code::symbols::tests::somewhere"), "{found:#?}");
+            assert!(last.function.ends_with("symbols::tests::somewhere"), "{found:#?}");
             assert!(last.file.as_deref().unwrap().ends_with("src/crash/code/symbols.rs") && last.line.is_some());
             symbols.rest();
             assert_eq!(symbols.resolve(&image, address), found, "from memory");

@@ -45,11 +45,11 @@ fn overflow_foreign(registered: bool) {
         std::ptr::null_mut()
     }
     let argument = if registered { std::ptr::dangling_mut::<libc::c_void>() } else { std::ptr::null_mut() };
-    let mut thread: libc::pthread_t = 0;
+    let mut thread = std::mem::MaybeUninit::<libc::pthread_t>::zeroed();
     // SAFETY: a thread of the C library's, whose argument is a number.
     unsafe {
-        libc::pthread_create(&mut thread, std::ptr::null(), run, argument);
-        libc::pthread_join(thread, std::ptr::null_mut());
+        libc::pthread_create(thread.as_mut_ptr(), std::ptr::null(), run, argument);
+        libc::pthread_join(thread.assume_init(), std::ptr::null_mut());
     }
 }
 
