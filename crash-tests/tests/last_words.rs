@@ -1,134 +1,11 @@
 //! What a process says of its end reaches PostHog from the next start, and the end is the same as without the client.
 
-use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+#[path = "last_words/stage.rs"]
+mod stage;
 
-use serde_json::Value;
-use sink::Sink;
+use std::process::Command;
 
-const ENOUGH: Duration = Duration::from_secs(30);
-
-/// How a process ended: exit code, or the signal.
-type Ending = (Option<i32>, Option<i32>);
-
-struct Stage {
-    sink: Sink,
-    dir: tempfile::TempDir,
-}
-
-impl Stage {
-    fn new() -> Self {
-        Self { sink: Sink::start(), dir: tempfile::tempdir().expect("a directory") }
-    }
-
-    /// Plays the scenario without the client and with it; both must end in the same way.
-    fn play(&self, scenario: &str) -> Ending {
-        let without = self.run(scenario, false);
-        // Nothing may be sent by the process itself but what it survives: it has no time for that.
-        let with = self.run(scenario, true);
-        assert_eq!(with, without, "{scenario}: how the process ends with the client, and without");
-        with
-    }
-
-    fn run(&self, scenario: &str, with_client: bool) -> Ending {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dying"));
-        command.arg(scenario).current_dir(self.dir.path()).stderr(Stdio::null());
-        if with_client {
-            command.arg(self.queue_dir()).arg(self.sink.url());
-        }
-        let status = command.status().expect("a process");
-        (status.code(), status.signal())
-    }
-
-    fn queue_dir(&self) -> std::path::PathBuf {
-        self.dir.path().join("queue")
-    }
-
-    /// What the next start tells, in the order in which it happened.
-    fn told(&self, count: usize) -> Vec<Value> {
-        let told = self.told_at_least(count);
-        assert_eq!(told.len(), count, "{told:?}");
-        told
-    }
-
-    fn told_at_least(&self, count: usize) -> Vec<Value> {
-        self.told_after(count, 0)
-    }
-
-    /// The same, where the process had captured so many events of its own.
-    fn told_after(&self, count: usize, captured: usize) -> Vec<Value> {
-        let mut reader = self.reader().spawn().expect("a process");
-        let arrived = self.sink.wait_for(|state| state.events().len() >= count + captured, ENOUGH);
-        eventually_nothing_in(&self.queue_dir());
-        drop(reader.stdin.take());
-        let output = reader.wait_with_output().expect("it ends");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is amiss");
-        assert!(arrived, "of {count} only {:?}", self.messages());
-        let mut told: Vec<_> = self
-            .sink
-            .events()
-            .iter()
-            .filter(|event| event.event == "$exception")
-            .map(|event| serde_json::json!({ "timestamp": event.timestamp, "properties": event.properties }))
-            .collect();
-        told.sort_by_key(|event| event["timestamp"].as_str().map(str::to_owned));
-        told
-    }
-
-    /// The start after an end.
-    fn reader(&self) -> Command {
-        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
-        reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        reader
-    }
-
-    fn messages(&self) -> Vec<Value> {
-        self.sink.events().iter().map(|event| event.properties["$exception_message"].clone()).collect()
-    }
-}
-
-/// What was told is removed, and the reader has none of its own: it arms no hook.
-fn eventually_nothing_in(dir: &Path) {
-    let deadline = Instant::now() + ENOUGH;
-    while !left_in(dir).is_empty() {
-        assert!(Instant::now() < deadline, "{:?}", left_in(dir));
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Files of last words with something in them.
-fn left_in(dir: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut folders = vec![dir.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.to_string_lossy().contains("/crash/") {
-                found.push(path.display().to_string());
-            }
-        }
-    }
-    found
-}
-
-/// Message, level and the type of the mechanism.
-fn said(event: &Value) -> (String, String, String) {
-    let properties = &event["properties"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    (
-        text(&properties["$exception_message"]),
-        text(&properties["$exception_level"]),
-        text(&properties["$exception_list"][0]["mechanism"]["type"]),
-    )
-}
-
-fn panicked(message: &str, level: &str) -> (String, String, String) {
-    (message.to_owned(), level.to_owned(), "panic".to_owned())
-}
+use stage::{Stage, functions_of, panicked, said};
 
 #[test]
 fn a_panic_of_the_main_thread_is_told_as_fatal_by_the_next_start() {
@@ -299,12 +176,6 @@ fn the_first_panic_costs_no_allocation_and_one_write_more_than_without_the_hook(
     assert_eq!(said(&stage.told(1)[0]).0, "a literal");
 }
 
-/// The names in the stack, that of the entry point first.
-fn functions_of(properties: &Value) -> Vec<String> {
-    let frames = properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
-    frames.iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
-}
-
 /// Scenario, signal it ends by, type of the exception, frames at the least.
 const SIGNALS: &[(&str, i32, &str, usize)] = &[
     ("null_read", 11, "SIGSEGV", 3),
@@ -370,60 +241,4 @@ fn a_signal_from_outside_that_the_process_survives_is_not_told() {
     let stage = Stage::new();
     assert_eq!(stage.play("raised"), (Some(0), None));
     stage.told(0);
-}
-
-#[test]
-fn what_the_program_did_before_is_told_with_the_panic_or_signal() {
-    for scenario in ["steps_panic", "steps_survived", "steps_signal"] {
-        let stage = Stage::new();
-        stage.play(scenario);
-        let told = stage.told_after(1, 1);
-        let steps = told[0]["properties"]["$exception_steps"].as_array().cloned().unwrap_or_default();
-        let messages: Vec<_> = steps.iter().map(|step| step["$message"].as_str().unwrap_or_default()).collect();
-        assert_eq!(messages, ["order_placed", "connected", &"\u{e9}".repeat(112)], "{scenario}: {told:?}");
-        let times: Vec<_> = steps.iter().map(|step| step["$timestamp"].as_str().unwrap_or_default()).collect();
-        let crashed = told[0]["timestamp"].as_str().unwrap_or_default();
-        assert!(times.is_sorted() && times[0].len() == "2026-01-01T00:00:00.000Z".len(), "{times:?}");
-        assert!(times[2][..19] <= crashed[..19] && times[0][..10] == crashed[..10], "{times:?} {crashed}");
-        assert_eq!(
-            steps[0].as_object().map(serde_json::Map::len),
-            Some(2),
-            "a name and a time, and nothing of the event"
-        );
-    }
-}
-
-#[test]
-fn a_library_that_was_loaded_later_has_an_image_and_is_walked_through() {
-    let stage = Stage::new();
-    assert_eq!(stage.play("loaded_later"), (None, Some(11)));
-    let told = stage.told_after(1, 1);
-    let images = told[0]["properties"]["$debug_images"].as_array().cloned().unwrap_or_default();
-    let is_libm = |image: &&Value| image["code_file"].as_str().is_some_and(|file| file.contains("libm.so"));
-    assert!(images.iter().any(|image| is_libm(&image)), "{told:?}");
-    let functions = functions_of(&told[0]["properties"]);
-    assert!(functions.iter().any(|function| function.starts_with("dying::")), "{functions:?}");
-}
-
-#[test]
-fn a_death_while_names_are_looked_up_is_not_died_again() {
-    let stage = Stage::new();
-    stage.play("literal");
-    let mut dies = stage.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
-    // It would end as soon as this is closed, which `wait` does.
-    let open = dies.stdin.take();
-    assert_eq!(dies.wait().expect("it ends").signal(), Some(9));
-    drop(open);
-    // It would die again; but it does not come there.
-    let reader = stage.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
-    assert!(stage.sink.wait_for(|state| state.events().len() == 1, ENOUGH));
-    let output = reader.wait_with_output().expect("it ends");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("died while it looked up names"), "{output:?}");
-    let event = &stage.sink.events()[0];
-    let frames = event.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
-    assert!(!frames.is_empty() && event.properties["$debug_images"].is_array());
-    assert!(frames.iter().all(|frame| frame["instruction_addr"].is_string() && frame.get("lineno").is_none()));
-    // What is queued later has names again.
-    stage.play("literal");
-    assert!(functions_of(&stage.told_after(1, 1)[1]["properties"]).iter().any(|function| function == "dying::play"));
 }

@@ -34,12 +34,16 @@ pub(crate) mod cause;
 mod code;
 pub(crate) mod exit_mark;
 mod file;
+#[cfg(test)]
+mod file_tests;
 mod format;
 mod hook;
 mod images;
 mod incident;
 mod process;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod signal;
 mod slots;

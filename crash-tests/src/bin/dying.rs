@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use posthog::Config;
@@ -20,8 +21,8 @@ fn main() {
     }
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
         let config = Config::new("phc_dying").queue_dir(queue_dir).host(host).flush_interval(Duration::from_millis(50));
-        let client = posthog::init(config).expect("a queue");
-        if scenario == "read" {
+        let client = posthog::init(configured(scenario, config)).expect("a queue");
+        if scenario.starts_with("read") {
             return read(&client);
         }
         posthog::install_panic_hook();
@@ -30,9 +31,32 @@ fn main() {
     play(scenario);
 }
 
-/// The next start: tells until its standard input ends, and then what was amiss.
+/// What the client of a scenario has besides.
+fn configured(scenario: &str, config: Config) -> Config {
+    match scenario {
+        "read_scrubbing" => config.before_send(|event| {
+            let seen = event.get::<String>("$exception_message");
+            Some(event.prop("seen_by_hook", seen).prop("$exception_message", "scrubbed"))
+        }),
+        "read_refusing" => config.before_send(|_| None),
+        "read_opted_out" => config.opted_out(true),
+        "read_full" => config.max_queue_events(5),
+        "telling_panics" => config.before_send(|_| {
+            SEEN.fetch_add(1, Ordering::SeqCst);
+            panic!("in the hook");
+        }),
+        _ => config,
+    }
+}
+
+/// Crashes that a hook has seen.
+static SEEN: AtomicI32 = AtomicI32::new(0);
+
+/// The next start: tells until its standard input ends, and then what was amiss. Each byte that comes has it capture something.
 fn read(client: &posthog::Client) {
-    let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
+    for _ in std::io::Read::bytes(std::io::stdin()) {
+        client.capture(posthog::Event::new("nudged", "user_1"));
+    }
     #[allow(clippy::print_stdout, reason = "this is how it answers")]
     for diagnostic in client.diagnostics() {
         println!("{diagnostic}");
@@ -89,7 +113,7 @@ fn play(scenario: &str) {
             close_everything();
             panic!("without descriptors");
         }
-        "forked" => forked(),
+        "forked" => in_a_fork(|| panic!("in a forked child")),
         "small_files" => {
             use nix::sys::resource::{Resource, setrlimit};
             setrlimit(Resource::RLIMIT_FSIZE, 16, 16).expect("a limit");
@@ -108,6 +132,25 @@ fn play(scenario: &str) {
         "steps_signal" => {
             leave_steps();
             play_signal("null_read");
+        }
+        "filling" => {
+            for number in 0..10 {
+                let event = posthog::Event::new("filled", "user_1").prop("number", number);
+                let _ = posthog::capture(event).persisted().wait(Duration::from_secs(10));
+            }
+        }
+        "forked_queue" => {
+            posthog::breadcrumb("before the fork");
+            in_a_fork(|| {
+                posthog::capture(posthog::Event::new("of_the_child", "user_1"));
+                panic!("in a child with a queue");
+            });
+        }
+        "telling_panics" => {
+            drop(catch_unwind(|| panic!("survived")));
+            // Twice the time after which it is told, and some.
+            std::thread::sleep(Duration::from_millis(5_500));
+            std::process::exit(SEEN.load(Ordering::SeqCst));
         }
         "quiet" => {}
         signal => play_signal(signal),
@@ -233,10 +276,10 @@ fn stranger() -> std::path::PathBuf {
     std::env::current_dir().unwrap_or_default().join("stranger")
 }
 
-fn forked() {
+fn in_a_fork(play: impl FnOnce()) {
     // SAFETY: the other threads of this process are the library's; what it does in such a child is what is tested.
     match unsafe { nix::unistd::fork() }.expect("a child") {
-        nix::unistd::ForkResult::Child => panic!("in a forked child"),
+        nix::unistd::ForkResult::Child => play(),
         nix::unistd::ForkResult::Parent { child } => {
             nix::sys::wait::waitpid(child, None).expect("it ends");
         }
@@ -296,7 +339,7 @@ fn repaired() {
     use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
     static PAGE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     extern "C" fn repair(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        let page = PAGE.load(std::sync::atomic::Ordering::SeqCst) as *mut libc::c_void;
+        let page = PAGE.load(Ordering::SeqCst) as *mut libc::c_void;
         // SAFETY: a page that is mapped for ever.
         unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
     }
@@ -315,7 +358,7 @@ fn repaired() {
         // SAFETY: a new mapping, kept for ever.
         let page =
             unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }.expect("a page");
-        PAGE.store(page.as_ptr().addr(), std::sync::atomic::Ordering::SeqCst);
+        PAGE.store(page.as_ptr().addr(), Ordering::SeqCst);
         // SAFETY: the handler makes it writable.
         unsafe { std::ptr::write_volatile(page.as_ptr().cast::<u8>(), 1) };
     }
