@@ -66,6 +66,10 @@ mod disk;
 mod entropy;
 mod error;
 mod event;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "fuzz.rs"]
+pub mod __fuzz;
 pub mod integrations;
 mod journal;
 mod limits;

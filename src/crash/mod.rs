@@ -37,6 +37,8 @@ mod file;
 #[cfg(test)]
 mod file_tests;
 mod format;
+#[cfg(fuzzing)]
+mod fuzz;
 mod hook;
 mod images;
 mod incident;
@@ -62,6 +64,8 @@ use crate::disk::Disk;
 use crate::record::stack::{Image, decode_images, encode_images};
 pub(crate) use code::{Edge, InProcess, Modules, trace};
 use format::{Kind, Tag, Writer};
+#[cfg(fuzzing)]
+pub(crate) use fuzz::told_of;
 pub(crate) use images::notice_images;
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
