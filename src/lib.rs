@@ -54,6 +54,10 @@
 //! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports. Every knob is a setter of [`Config`], with its unit, default, least and
 //! most.
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "fuzz.rs"]
+pub mod __fuzz;
 mod client;
 mod clock;
 mod config;
@@ -66,10 +70,6 @@ mod disk;
 mod entropy;
 mod error;
 mod event;
-#[cfg(fuzzing)]
-#[doc(hidden)]
-#[path = "fuzz.rs"]
-pub mod __fuzz;
 pub mod integrations;
 mod journal;
 mod limits;

@@ -25,7 +25,9 @@ pub(crate) fn told_of(bytes: &[u8], mut tell: impl FnMut(&Incident, Option<&Cont
 fn repair(bytes: &mut [u8]) {
     for start in 0..bytes.len() {
         let Some(record) = bytes.get_mut(start..).filter(|rest| rest.starts_with(&MAGIC)) else { continue };
-        let Some(body) = record.get(12..16).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes) else { return };
+        let Some(body) = record.get(12..16).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes) else {
+            return;
+        };
         let Some(record) = record.get_mut(..(body as usize).saturating_add(super::format::HEADER)) else { continue };
         record[16..20].fill(0);
         let sum = xxh3_64(record) as u32;

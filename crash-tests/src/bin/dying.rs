@@ -3,9 +3,11 @@
 
 #![allow(unsafe_code, reason = "fork")]
 
+#[path = "dying/told.rs"]
+mod told;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use posthog::Config;
@@ -21,7 +23,7 @@ fn main() {
     }
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
         let config = Config::new("phc_dying").queue_dir(queue_dir).host(host).flush_interval(Duration::from_millis(50));
-        let client = posthog::init(configured(scenario, config)).expect("a queue");
+        let client = posthog::init(told::configured(scenario, config)).expect("a queue");
         if scenario.starts_with("read") {
             return read(&client);
         }
@@ -30,27 +32,6 @@ fn main() {
     }
     play(scenario);
 }
-
-/// What the client of a scenario has besides.
-fn configured(scenario: &str, config: Config) -> Config {
-    match scenario {
-        "read_scrubbing" => config.before_send(|event| {
-            let seen = event.get::<String>("$exception_message");
-            Some(event.prop("seen_by_hook", seen).prop("$exception_message", "scrubbed"))
-        }),
-        "read_refusing" => config.before_send(|_| None),
-        "read_opted_out" => config.opted_out(true),
-        "read_full" => config.max_queue_events(5),
-        "telling_panics" => config.before_send(|_| {
-            SEEN.fetch_add(1, Ordering::SeqCst);
-            panic!("in the hook");
-        }),
-        _ => config,
-    }
-}
-
-/// Crashes that a hook has seen.
-static SEEN: AtomicI32 = AtomicI32::new(0);
 
 /// The next start: tells until its standard input ends, and then what was amiss. Each byte that comes has it capture something.
 fn read(client: &posthog::Client) {
@@ -119,41 +100,8 @@ fn play(scenario: &str) {
             setrlimit(Resource::RLIMIT_FSIZE, 16, 16).expect("a limit");
             panic!("no file may grow");
         }
-        "steps_panic" => {
-            leave_steps();
-            panic!("after steps");
-        }
-        "steps_survived" => {
-            leave_steps();
-            drop(catch_unwind(|| panic!("between steps")));
-            posthog::breadcrumb("after it");
-            std::thread::sleep(Duration::from_millis(3_000));
-        }
-        "steps_signal" => {
-            leave_steps();
-            play_signal("null_read");
-        }
-        "filling" => {
-            for number in 0..10 {
-                let event = posthog::Event::new("filled", "user_1").prop("number", number);
-                let _ = posthog::capture(event).persisted().wait(Duration::from_secs(10));
-            }
-        }
-        "forked_queue" => {
-            posthog::breadcrumb("before the fork");
-            in_a_fork(|| {
-                posthog::capture(posthog::Event::new("of_the_child", "user_1"));
-                panic!("in a child with a queue");
-            });
-        }
-        "telling_panics" => {
-            drop(catch_unwind(|| panic!("survived")));
-            // Twice the time after which it is told, and some.
-            std::thread::sleep(Duration::from_millis(5_500));
-            std::process::exit(SEEN.load(Ordering::SeqCst));
-        }
         "quiet" => {}
-        signal => play_signal(signal),
+        other => told::play(other),
     }
 }
 
@@ -206,18 +154,8 @@ fn play_signal(scenario: &str) {
         }
         "repaired" => repaired(),
         "eight_at_once" => eight_at_once(),
-        "loaded_later" => loaded_later(),
         "sigkill_free" => {}
         other => panic!("there is no scenario {other:?}"),
-    }
-}
-
-/// What led to it: an event, and two breadcrumbs of which one is too long.
-fn leave_steps() {
-    if let Some(client) = posthog::client() {
-        client.capture(posthog::Event::new("order_placed", "user_1").prop("card", "4111"));
-        client.breadcrumb("connected");
-        posthog::breadcrumb("\u{e9}".repeat(500));
     }
 }
 
@@ -339,7 +277,7 @@ fn repaired() {
     use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
     static PAGE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     extern "C" fn repair(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        let page = PAGE.load(Ordering::SeqCst) as *mut libc::c_void;
+        let page = PAGE.load(std::sync::atomic::Ordering::SeqCst) as *mut libc::c_void;
         // SAFETY: a page that is mapped for ever.
         unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
     }
@@ -358,29 +296,11 @@ fn repaired() {
         // SAFETY: a new mapping, kept for ever.
         let page =
             unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }.expect("a page");
-        PAGE.store(page.as_ptr().addr(), Ordering::SeqCst);
+        PAGE.store(page.as_ptr().addr(), std::sync::atomic::Ordering::SeqCst);
         // SAFETY: the handler makes it writable.
         unsafe { std::ptr::write_volatile(page.as_ptr().cast::<u8>(), 1) };
     }
     std::thread::sleep(Duration::from_millis(2_500));
-}
-
-/// Dies inside a library that was loaded after everything else.
-fn loaded_later() {
-    use nix::libc;
-    // SAFETY: a library without an initialiser that does anything, and a function of it that is given no memory to write to.
-    unsafe {
-        let library = libc::dlopen(c"libm.so.6".as_ptr(), libc::RTLD_NOW);
-        let frexp = libc::dlsym(library, c"frexp".as_ptr());
-        assert!(!frexp.is_null(), "a function");
-        if let Some(client) = posthog::client() {
-            // Has the committer awake, which notices.
-            let receipt = client.capture(posthog::Event::new("loaded", "user_1"));
-            receipt.persisted().wait(Duration::from_secs(5)).expect("an answer").expect("a disk");
-        }
-        let frexp: extern "C" fn(f64, *mut libc::c_int) -> f64 = std::mem::transmute(frexp);
-        std::hint::black_box(frexp(std::hint::black_box(8.0), std::ptr::without_provenance_mut(8)));
-    }
 }
 
 fn eight_at_once() {

@@ -1,0 +1,97 @@
+//! Scenarios that are about what a crash is told with, and by whom.
+
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use posthog::Config;
+
+use super::{in_a_fork, play_signal};
+
+/// What the client of a scenario has besides.
+pub(super) fn configured(scenario: &str, config: Config) -> Config {
+    match scenario {
+        "read_scrubbing" => config.before_send(|event| {
+            let seen = event.get::<String>("$exception_message");
+            Some(event.prop("seen_by_hook", seen).prop("$exception_message", "scrubbed"))
+        }),
+        "read_refusing" => config.before_send(|_| None),
+        "read_opted_out" => config.opted_out(true),
+        "read_full" => config.max_queue_events(5),
+        "telling_panics" => config.before_send(|_| {
+            SEEN.fetch_add(1, Ordering::SeqCst);
+            panic!("in the hook");
+        }),
+        _ => config,
+    }
+}
+
+/// Crashes that a hook has seen.
+static SEEN: AtomicI32 = AtomicI32::new(0);
+
+pub(super) fn play(scenario: &str) {
+    match scenario {
+        "steps_panic" => {
+            leave_steps();
+            panic!("after steps");
+        }
+        "steps_survived" => {
+            leave_steps();
+            drop(catch_unwind(|| panic!("between steps")));
+            posthog::breadcrumb("after it");
+            std::thread::sleep(Duration::from_millis(3_000));
+        }
+        "steps_signal" => {
+            leave_steps();
+            play_signal("null_read");
+        }
+        "filling" => {
+            for number in 0..10 {
+                let event = posthog::Event::new("filled", "user_1").prop("number", number);
+                let _ = posthog::capture(event).persisted().wait(Duration::from_secs(10));
+            }
+        }
+        "forked_queue" => {
+            posthog::breadcrumb("before the fork");
+            in_a_fork(|| {
+                posthog::capture(posthog::Event::new("of_the_child", "user_1"));
+                panic!("in a child with a queue");
+            });
+        }
+        "telling_panics" => {
+            drop(catch_unwind(|| panic!("survived")));
+            // Twice the time after which it is told, and some.
+            std::thread::sleep(Duration::from_millis(5_500));
+            std::process::exit(SEEN.load(Ordering::SeqCst));
+        }
+        "loaded_later" => loaded_later(),
+        signal => play_signal(signal),
+    }
+}
+
+/// What led to it: an event, and two breadcrumbs of which one is too long.
+fn leave_steps() {
+    if let Some(client) = posthog::client() {
+        client.capture(posthog::Event::new("order_placed", "user_1").prop("card", "4111"));
+        client.breadcrumb("connected");
+        posthog::breadcrumb("\u{e9}".repeat(500));
+    }
+}
+
+/// Dies inside a library that was loaded after everything else.
+fn loaded_later() {
+    use nix::libc;
+    // SAFETY: a library without an initialiser that does anything, and a function of it that is given no memory to write to.
+    unsafe {
+        let library = libc::dlopen(c"libm.so.6".as_ptr(), libc::RTLD_NOW);
+        let frexp = libc::dlsym(library, c"frexp".as_ptr());
+        assert!(!frexp.is_null(), "a function");
+        if let Some(client) = posthog::client() {
+            // Has the committer awake, which notices.
+            let receipt = client.capture(posthog::Event::new("loaded", "user_1"));
+            receipt.persisted().wait(Duration::from_secs(5)).expect("an answer").expect("a disk");
+        }
+        let frexp: extern "C" fn(f64, *mut libc::c_int) -> f64 = std::mem::transmute(frexp);
+        std::hint::black_box(frexp(std::hint::black_box(8.0), std::ptr::without_provenance_mut(8)));
+    }
+}
