@@ -61,6 +61,10 @@
 //! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports; `crash-signals` adds
 //! `install_crash_handler`, for Linux. Every knob is a setter of [`Config`], with its unit, default, least and most.
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "fuzz.rs"]
+pub mod __fuzz;
 mod client;
 mod clock;
 mod config;

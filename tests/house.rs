@@ -15,6 +15,7 @@ use source::{Source, Token, files, sources};
 /// A module may use those with a lower number. Modules of the same number do not see each other.
 const FLOORS: &[(&str, u8)] = &[
     ("lib", 8),
+    ("fuzz", 8),
     ("bin", 8),
     ("testing", 8),
     ("client", 7),

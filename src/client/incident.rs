@@ -12,7 +12,7 @@ use crate::record::stack::Stack;
 const STEPS_MOST: usize = 32 * 1024;
 
 /// What it becomes.
-pub(super) fn event_of(incident: &Incident, context: Option<&Context>) -> Event {
+pub(crate) fn event_of(incident: &Incident, context: Option<&Context>) -> Event {
     let images = context.map(Context::images).unwrap_or_default();
     let mut entries = Vec::new();
     let mut link = Some(incident);

@@ -55,6 +55,9 @@ use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
 use crate::worker::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
 
+#[cfg(fuzzing)]
+pub(crate) use incident::event_of;
+
 use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;

@@ -27,14 +27,14 @@ use nix::sys::uio::writev;
 use nix::unistd;
 
 /// Bytes of one file; its room is reserved, so that a full disk does not keep a crash from being told.
-const FILE_MOST: u64 = 256 * 1024;
+pub(super) const FILE_MOST: u64 = 256 * 1024;
 /// Daemons that close what they inherited close low descriptors.
 const DESCRIPTOR_LEAST: i32 = 64;
 /// How long a rotation waits for writers that are under way. They need microseconds.
 const WRITERS_WAIT: Duration = Duration::from_secs(1);
 
 /// An open file. Never changed after it is published.
-struct Target {
+pub(super) struct Target {
     file: ManuallyDrop<OwnedFd>,
     device: u64,
     inode: u64,
@@ -124,7 +124,7 @@ fn writers_are_gone() -> bool {
     true
 }
 
-fn with_target<T>(call: impl FnOnce(&Target) -> T) -> Option<T> {
+pub(super) fn with_target<T>(call: impl FnOnce(&Target) -> T) -> Option<T> {
     let writers = WRITERS.get(SIDE.load(Ordering::SeqCst) & 1)?;
     writers.fetch_add(1, Ordering::SeqCst);
     let target = TARGET.load(Ordering::SeqCst);
@@ -166,7 +166,7 @@ impl Target {
     }
 
     /// One write of all of `record`, to our own file and to no other.
-    fn append(&self, record: &[u8]) -> bool {
+    pub(super) fn append(&self, record: &[u8]) -> bool {
         let len = record.len() as u64;
         let before = self.written.fetch_add(len, Ordering::Relaxed);
         let room = FILE_MOST.min(getrlimit(Resource::RLIMIT_FSIZE).map_or(FILE_MOST, |(soft, _)| soft));

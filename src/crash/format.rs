@@ -11,7 +11,7 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-const MAGIC: [u8; 8] = [0x89, b'P', b'H', b'X', b'R', 0x0d, 0x0a, 0x1a];
+pub(super) const MAGIC: [u8; 8] = [0x89, b'P', b'H', b'X', b'R', 0x0d, 0x0a, 0x1a];
 const VERSION: u16 = 1;
 /// Bytes before the body.
 pub(super) const HEADER: usize = 32;

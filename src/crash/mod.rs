@@ -34,12 +34,18 @@ pub(crate) mod cause;
 mod code;
 pub(crate) mod exit_mark;
 mod file;
+#[cfg(test)]
+mod file_tests;
 mod format;
+#[cfg(fuzzing)]
+mod fuzz;
 mod hook;
 mod images;
 mod incident;
 mod process;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod signal;
 mod slots;
@@ -58,6 +64,8 @@ use crate::disk::Disk;
 use crate::record::stack::{Image, decode_images, encode_images};
 pub(crate) use code::{Edge, InProcess, Modules, trace};
 use format::{Kind, Tag, Writer};
+#[cfg(fuzzing)]
+pub(crate) use fuzz::told_of;
 pub(crate) use images::notice_images;
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};

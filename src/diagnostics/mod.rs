@@ -275,6 +275,10 @@ fn write_unread(f: &mut fmt::Formatter<'_>, path: Option<&Path>, why: &str) -> f
     }
 }
 
+const SYMBOLS_DISTRUSTED: &str =
+    "the last owner of the queue died while it looked up names for a stack; stacks are sent with addresses alone";
+const HANDMADE: &str =
+    "a $exception event was captured by hand; PostHog groups exceptions only if Client::capture_exception makes them";
 const REFUSED_BY_POSTHOG: &str = "PostHog refuses the key, the quota or the encoding";
 const REFUSED_BY_A_STRANGER: &str =
     "whoever answers at the host, not in PostHog's words, lets nothing pass; check Config::host and proxies on the way";
@@ -340,13 +344,9 @@ impl fmt::Display for Diagnostic {
                 write!(f, "the queue in {} was left alone: {why}", path.display())
             }
             Diagnostic::LastWordsUnread { path, why } => write_unread(f, path.as_deref(), why),
-            Diagnostic::SymbolsDistrusted => f.write_str(
-                "the last owner of the queue died while it looked up names for a stack; stacks are sent with addresses alone",
-            ),
+            Diagnostic::SymbolsDistrusted => f.write_str(SYMBOLS_DISTRUSTED),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
-            Diagnostic::HandmadeException => f.write_str(
-                "a $exception event was captured by hand; PostHog groups exceptions only if Client::capture_exception makes them",
-            ),
+            Diagnostic::HandmadeException => f.write_str(HANDMADE),
             Diagnostic::LeftOnDisk { events } => {
                 write!(f, "the shutdown ran out of time; {events} events are left on disk for the next start")
             }

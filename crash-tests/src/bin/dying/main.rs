@@ -6,8 +6,8 @@
 mod memory;
 mod panics;
 mod signals;
-mod steps;
 mod surroundings;
+mod told;
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,8 +31,8 @@ fn main() {
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
         folder = Path::new(queue_dir);
         let config = Config::new("phc_dying").queue_dir(queue_dir).host(host).flush_interval(Duration::from_millis(50));
-        let client = posthog::init(config).expect("a queue");
-        if scenario == "read" {
+        let client = posthog::init(told::configured(scenario, config)).expect("a queue");
+        if scenario.starts_with("read") {
             return read(&client);
         }
         surroundings::prepare(scenario, folder);
@@ -43,15 +43,17 @@ fn main() {
     }
     let is_known = panics::play(scenario)
         || signals::play(scenario)
-        || steps::play(scenario)
+        || told::play(scenario)
         || memory::play(scenario)
         || surroundings::play(scenario);
     assert!(is_known, "there is no scenario {scenario:?}");
 }
 
-/// The next start: tells until its standard input ends, and then what was amiss.
+/// The next start: tells until its standard input ends, and then what was amiss. Each byte that comes has it capture something.
 fn read(client: &posthog::Client) {
-    let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
+    for _ in std::io::Read::bytes(std::io::stdin()) {
+        client.capture(posthog::Event::new("nudged", "user_1"));
+    }
     let _ = client.flush().wait(Duration::from_secs(10));
     #[allow(clippy::print_stdout, reason = "this is how it answers")]
     for diagnostic in client.diagnostics() {

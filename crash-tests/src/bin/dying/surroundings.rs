@@ -63,7 +63,7 @@ fn stranger() -> std::path::PathBuf {
     std::env::current_dir().unwrap_or_default().join("stranger")
 }
 
-fn in_child(act: fn()) {
+pub(crate) fn in_child(act: fn()) {
     // SAFETY: the other threads of this process are the library's; what it does in such a child is what is tested.
     match unsafe { nix::unistd::fork() }.expect("a child") {
         nix::unistd::ForkResult::Child => act(),

@@ -1,9 +1,34 @@
-//! What a program did before it died, and libraries that it loaded late.
+//! Scenarios that are about what a crash is told with, and by whom.
 
 use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use nix::libc;
+use posthog::Config;
+
+use crate::signals;
+use crate::surroundings::in_child;
+
+/// What the client of a scenario has besides.
+pub(crate) fn configured(scenario: &str, config: Config) -> Config {
+    match scenario {
+        "read_scrubbing" => config.before_send(|event| {
+            let seen = event.get::<String>("$exception_message");
+            Some(event.prop("seen_by_hook", seen).prop("$exception_message", "scrubbed"))
+        }),
+        "read_refusing" => config.before_send(|_| None),
+        "read_opted_out" => config.opted_out(true),
+        "read_full" => config.max_queue_events(5),
+        "telling_panics" => config.before_send(|_| {
+            SEEN.fetch_add(1, Ordering::SeqCst);
+            panic!("in the hook");
+        }),
+        _ => config,
+    }
+}
+
+/// Crashes that a hook has seen.
+static SEEN: AtomicI32 = AtomicI32::new(0);
 
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
@@ -19,7 +44,26 @@ pub(crate) fn play(scenario: &str) -> bool {
         }
         "steps_signal" => {
             leave_steps();
-            return crate::signals::play("null_read");
+            return signals::play("null_read");
+        }
+        "filling" => {
+            for number in 0..10 {
+                let event = posthog::Event::new("filled", "user_1").prop("number", number);
+                let _ = posthog::capture(event).persisted().wait(Duration::from_secs(10));
+            }
+        }
+        "forked_queue" => {
+            posthog::breadcrumb("before the fork");
+            in_child(|| {
+                posthog::capture(posthog::Event::new("of_the_child", "user_1"));
+                panic!("in a child with a queue");
+            });
+        }
+        "telling_panics" => {
+            drop(catch_unwind(|| panic!("survived")));
+            // Twice the time after which it is told, and some.
+            std::thread::sleep(Duration::from_millis(5_500));
+            std::process::exit(SEEN.load(Ordering::SeqCst));
         }
         "loaded_later" => loaded_later(),
         _ => return false,
@@ -38,6 +82,7 @@ fn leave_steps() {
 
 /// Dies inside a library that was loaded after everything else.
 fn loaded_later() {
+    use nix::libc;
     // SAFETY: a library without an initialiser that does anything, and a function of it that is given no memory to write to.
     unsafe {
         let library = libc::dlopen(c"libm.so.6".as_ptr(), libc::RTLD_NOW);

@@ -1,0 +1,5 @@
+//! A stack, or debug images, of any bytes.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| posthog::__fuzz::stack(bytes));

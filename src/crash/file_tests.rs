@@ -1,0 +1,141 @@
+//! Writers, a file that is taken away from under them, and what becomes of it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::file::{self, FILE_MOST};
+use super::format::{Kind, Record, Tag, Writer, scan};
+
+/// The file is one for the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn record(kind: Kind, number: u64, message: &[u8]) -> Vec<u8> {
+    let mut buffer = vec![0; message.len() + 128];
+    let mut writer = Writer::new(&mut buffer, kind, 0, number);
+    writer.bytes(Tag::Message, message);
+    writer.finish().unwrap().to_vec()
+}
+
+fn context() -> Vec<u8> {
+    record(Kind::Context, 0, b"who we are")
+}
+
+/// What stands in a file that holds whole records and nothing else.
+fn records_in(path: &Path) -> Vec<Record> {
+    let scanned = scan(&std::fs::read(path).unwrap());
+    assert_eq!(scanned.passed_over, 0, "{path:?}");
+    scanned.records
+}
+
+fn numbers(records: &[Record]) -> Vec<u64> {
+    records.iter().map(|record| record.number).collect()
+}
+
+#[test]
+fn rotation_under_a_storm_of_writers_loses_nothing_and_tears_nothing() {
+    const THREADS: u64 = 4;
+    const ROTATIONS: u64 = 40;
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |number: u64| dir.path().join(format!("{number}.phx"));
+    file::rotate(&path(0), &context()).unwrap();
+    let (together, is_over) = (Barrier::new(THREADS as usize + 1), AtomicBool::new(false));
+    let mut lengths = Vec::new();
+    let written: Vec<u64> = std::thread::scope(|scope| {
+        let (together, is_over) = (&together, &is_over);
+        let storm = move |thread: u64| {
+            together.wait();
+            let mut written = 0;
+            while !is_over.load(Ordering::SeqCst) {
+                // A file may be full, until it is taken away.
+                let record = record(Kind::Panic, thread << 32 | (written + 1), b"one of a storm");
+                if file::write(&record) { written += 1 } else { std::thread::yield_now() }
+            }
+            written
+        };
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || storm(thread))).collect();
+        together.wait();
+        for number in 0..ROTATIONS {
+            assert_eq!(file::rotate(&path(number + 1), &context()).unwrap(), Some(path(number)));
+            lengths.push(std::fs::metadata(path(number)).unwrap().len());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        is_over.store(true, Ordering::SeqCst);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut found: Vec<u64> = Vec::new();
+    for number in 0..=ROTATIONS {
+        let records = records_in(&path(number));
+        assert_eq!(records[0].kind, Kind::Context, "{number}");
+        found.extend(numbers(&records[1..]));
+        if let Some(then) = lengths.get(number as usize) {
+            assert_eq!(std::fs::metadata(path(number)).unwrap().len(), *then, "complete when it was handed over");
+        }
+    }
+    found.sort_unstable();
+    let expected = written.iter().zip(0..).flat_map(|(written, thread)| (1..=*written).map(move |n| thread << 32 | n));
+    assert_eq!(found, expected.collect::<Vec<u64>>());
+    assert!(found.len() > 1_000, "{}: hardly a storm", found.len());
+    file::take_missed();
+}
+
+#[test]
+fn a_file_that_somebody_removed_is_made_again_with_its_context() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("own.phx");
+    file::rotate(&path, &context()).unwrap();
+    assert!(file::write(&record(Kind::Panic, 1, b"seen by nobody")));
+    std::fs::remove_file(&path).unwrap();
+    for number in 2..4 {
+        assert!(file::write(&record(Kind::Panic, number, b"after it")));
+    }
+    let records = records_in(&path);
+    assert_eq!((records[0].kind, numbers(&records)), (Kind::Context, vec![0, 2, 3]));
+}
+
+#[test]
+fn a_file_takes_so_many_bytes_and_what_is_too_much_is_counted() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("own.phx");
+    file::rotate(&path, &context()).unwrap();
+    file::take_missed();
+    let long = record(Kind::Panic, 1, &[b'x'; 10_000]);
+    let taken = (0..100).filter(|_| file::write(&long)).count() as u64;
+    let room = FILE_MOST - context().len() as u64;
+    assert_eq!(taken, room / long.len() as u64);
+    assert_eq!(file::take_missed(), 100 - taken);
+    assert!(file::write(&record(Kind::Panic, 2, b"")), "a short one finds room");
+    assert!(std::fs::metadata(&path).unwrap().len() <= FILE_MOST);
+    records_in(&path);
+}
+
+#[test]
+fn a_rotation_does_not_wait_for_ever_for_a_writer_that_stands_still_and_leaves_it_its_file() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("1.phx"), dir.path().join("2.phx"));
+    file::rotate(&one, &context()).unwrap();
+    let (stands, goes_on) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let late = record(Kind::Panic, 7, b"late");
+            file::with_target(|target| {
+                stands.wait();
+                goes_on.wait();
+                assert!(target.append(&late));
+            });
+        });
+        stands.wait();
+        assert_eq!(file::rotate(&two, &context()).unwrap(), None, "it is not complete");
+        goes_on.wait();
+    });
+    assert_eq!(numbers(&records_in(&one)), [0, 7]);
+    assert_eq!(numbers(&records_in(&two)), [0]);
+}

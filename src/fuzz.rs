@@ -1,0 +1,64 @@
+//! What the fuzz targets in `fuzz/` call; compiled for them alone. Each takes any bytes, and panics where a promise is broken.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::client::event_of;
+use crate::event::Stamp;
+use crate::record::encode::{append_map_header, append_str, begin_ext, end_ext};
+use crate::record::stack::decode_images;
+use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json, json_v1};
+
+/// The extension types of stacks and debug images.
+const STACKS: [i8; 2] = [1, 2];
+const EVENT_BYTES: usize = 1024 * 1024;
+
+/// A file of last words: whatever stands in it, what is told of it can be sent.
+pub fn crash_file(bytes: &[u8]) {
+    crate::crash::told_of(bytes, |incident, context| {
+        let stamp = Stamp { uuid: Uuid::nil(), now_nanos: 1 };
+        if let Ok(record) = event_of(incident, context).finish(&stamp, EVENT_BYTES) {
+            sent(record.body()).expect("what we have made can be sent");
+        }
+    });
+}
+
+/// The body of a record: what is accepted can be sent.
+pub fn record(bytes: &[u8]) {
+    let _refused = sent(bytes);
+}
+
+/// Stacks and debug images in a record that is good otherwise, which therefore is accepted.
+pub fn stack(bytes: &[u8]) {
+    let _any = decode_images(bytes);
+    for kind in STACKS {
+        let head = Head {
+            class: Class::Identity,
+            flags: Flags::default(),
+            lib_version: [1, 2, 3],
+            uuid: Uuid::nil(),
+            timestamp_nanos: 7,
+        };
+        let mut body = head.encode().to_vec();
+        append_str(&mut body, "$exception");
+        append_str(&mut body, "somebody");
+        append_map_header(&mut body, 1);
+        append_str(&mut body, "stacktrace");
+        let at = begin_ext(&mut body, kind);
+        body.extend_from_slice(bytes);
+        end_ext(&mut body, at);
+        append_map_header(&mut body, 0);
+        sent(&body).expect("an extension value may hold anything");
+    }
+}
+
+fn sent(body: &[u8]) -> Result<(), Malformed> {
+    let view = View::parse(body)?;
+    let (mut v0, mut v1) = (Vec::new(), Vec::new());
+    json::write_event(&view, &NoSymbols, &mut v0).expect("what was parsed can be sent");
+    json_v1::write_event_v1(&view, &NoSymbols, &mut v1).expect("what was parsed can be sent");
+    for text in [v0, v1] {
+        serde_json::from_slice::<Value>(&text).expect("what is sent is JSON");
+    }
+    Ok(())
+}
