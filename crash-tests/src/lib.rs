@@ -9,7 +9,8 @@
 //!   other or run side by side;
 //! - a [`scenario`] plays lives on a stage and kills them: at a named crash point of the library, at a random moment, during
 //!   recovery, beside another process;
-//! - the [`oracle`] compares what the victims said with what the stand-in has.
+//! - the [`oracle`] compares what the victims said with what the stand-in has;
+//! - [`last_words`] are about processes that die of themselves, by panics and faults, and what the next start tells of them.
 //!
 //! What the oracle holds: every acked event is at the stand-in, with the properties it was captured with; an event that was
 //! refused is not; what arrived without having been acked is at most the one event per thread whose acknowledgement the kill

@@ -119,7 +119,7 @@ fn a_panic_during_the_clean_up_after_another_is_chained_to_it() {
 #[test]
 fn words_without_a_descriptor_do_not_go_into_a_strangers_file() {
     let stage = stage();
-    told(&stage, "closed_descriptors", 1);
+    stage.run("closed_descriptors", true).expect("it ends");
     let stranger = std::fs::metadata(stage.dir().join("stranger")).expect("it was opened");
     assert_eq!(stranger.len(), 0);
 }
