@@ -95,7 +95,8 @@ pub(crate) struct Facts {
 }
 
 /// std's own words when it gives up; the panic before them is what happened.
-const CLEANUP: [&str; 2] = ["panic in a destructor during cleanup", "panic in a function that cannot unwind"];
+pub(super) const CLEANUP: [&str; 2] =
+    ["panic in a destructor during cleanup", "panic in a function that cannot unwind"];
 
 /// What is to be told of `records`, in the order in which it happened.
 pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
@@ -290,7 +291,3 @@ impl Facts {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "incident_tests.rs"]
-mod tests;

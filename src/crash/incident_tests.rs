@@ -1,7 +1,7 @@
 //! Which records make which incidents.
 
-use super::*;
-use crate::crash::format::{Writer, scan};
+use super::format::{Kind, Tag, Writer, flags, scan};
+use super::incident::{CLEANUP, End, Incident, Severity, incidents};
 
 struct Written(Vec<u8>, u64);
 

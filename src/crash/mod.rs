@@ -42,6 +42,8 @@ mod fuzz;
 mod hook;
 mod images;
 mod incident;
+#[cfg(test)]
+mod incident_tests;
 mod process;
 mod reader;
 #[cfg(test)]

@@ -1,9 +1,22 @@
 //! How the lane of AI events differs from that of analytics. It is a second pipeline, and nothing else.
 
-use super::{Limits, WorkerOptions};
+use super::{Limits, Pipeline, WorkerOptions};
 use crate::delivery::{DeliveryOptions, PaceOptions, Protocol};
 use crate::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
-use crate::shard::Lane;
+use crate::shard::{Lane, has_orphan_with_dead};
+
+impl Pipeline {
+    /// Whether there are AI events that an earlier process left. Known of the analytics lane only, which is there in every process.
+    pub(crate) fn has_ai_left_behind(&self) -> bool {
+        self.ai_left_behind
+    }
+
+    /// Whether an earlier process may have left dead letters of AI events.
+    pub(crate) fn has_dead_ai_left_behind(&self) -> bool {
+        let options = &self.options;
+        has_orphan_with_dead(&options.disk, &options.project.lane_dir(&options.queue_dir, Lane::Ai))
+    }
+}
 
 impl WorkerOptions {
     /// Options of the AI lane beside these of the analytics lane.

@@ -81,7 +81,7 @@ use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
-use crate::shard::{Lane, Project, Shard, Stranded, has_orphan_with_dead};
+use crate::shard::{Lane, Project, Shard, Stranded};
 use crate::transport::{Post, TransportOptions};
 
 use admission::Admission;
@@ -315,17 +315,6 @@ impl Pipeline {
         if self.finished.get().is_none() {
             self.shard.mirror_refusals(counts);
         }
-    }
-
-    /// Whether there are AI events that an earlier process left. Known of the analytics lane only, which is there in every process.
-    pub(crate) fn has_ai_left_behind(&self) -> bool {
-        self.ai_left_behind
-    }
-
-    /// Whether an earlier process may have left dead letters of AI events.
-    pub(crate) fn has_dead_ai_left_behind(&self) -> bool {
-        let options = &self.options;
-        has_orphan_with_dead(&options.disk, &options.project.lane_dir(&options.queue_dir, Lane::Ai))
     }
 
     /// Whether nothing is taken any more.

@@ -174,8 +174,14 @@ impl Options {
             let value = args.next();
             let words = value.iter().flat_map(|value| value.split(',')).map(str::to_owned);
             let known = match arg.as_str() {
-                "--builds" => Some(options.builds.extend(words)),
-                "--only" => Some(options.only.extend(words)),
+                "--builds" => {
+                    options.builds.extend(words);
+                    Some(())
+                }
+                "--only" => {
+                    options.only.extend(words);
+                    Some(())
+                }
                 "--times" => value.as_ref().and_then(|times| times.parse().ok()).map(|times| options.times = times),
                 _ => None,
             };

@@ -36,32 +36,7 @@ pub(crate) fn play(scenario: &str) -> bool {
             let wild: extern "C" fn() = std::mem::transmute(std::hint::black_box(0x1234_5678_9abcusize));
             wild();
         },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        "illegal" => unsafe { asm!("ud2") },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        "trap" => unsafe { asm!("int3") },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        "division" => unsafe {
-            asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
-        },
         "bus" => bus(),
-        #[cfg(target_arch = "x86_64")]
-        "stack_pointer_lost" => {
-            // SAFETY: as above.
-            unsafe {
-                asm!("mov rsp, {lost}", "mov rbp, rsp", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _)
-            }
-        }
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        "frame_pointer_lost" => unsafe {
-            asm!("mov rbp, {lost}", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _);
-        },
-        #[cfg(target_arch = "x86_64")]
-        "wide_registers" => wide_registers(),
         "abort" => std::process::abort(),
         // SAFETY: ends the process.
         "c_abort" => unsafe { libc::abort() },
@@ -87,9 +62,42 @@ pub(crate) fn play(scenario: &str) -> bool {
             });
             at_once(8);
         }
+        _ => return play_machine(scenario),
+    }
+    true
+}
+
+/// Those that only the machine's own instructions can bring about.
+#[cfg(target_arch = "x86_64")]
+fn play_machine(scenario: &str) -> bool {
+    match scenario {
+        // SAFETY: not sound either.
+        "illegal" => unsafe { asm!("ud2") },
+        // SAFETY: as above.
+        "trap" => unsafe { asm!("int3") },
+        // SAFETY: as above.
+        "division" => unsafe {
+            asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
+        },
+        "stack_pointer_lost" => {
+            // SAFETY: as above.
+            unsafe {
+                asm!("mov rsp, {lost}", "mov rbp, rsp", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _)
+            }
+        }
+        // SAFETY: as above.
+        "frame_pointer_lost" => unsafe {
+            asm!("mov rbp, {lost}", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _);
+        },
+        "wide_registers" => wide_registers(),
         _ => return false,
     }
     true
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn play_machine(_: &str) -> bool {
+    false
 }
 
 /// Addresses at which there is nothing, far from each other.
@@ -160,7 +168,7 @@ fn forbidden_call() {
 }
 
 // SAFETY: of its functions: to be called by the kernel only.
-type Action = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+type Action = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 fn set_handler(handler: Action) {
     // SAFETY: zero is a valid action, and the handler lives for ever.
@@ -174,13 +182,13 @@ fn set_handler(handler: Action) {
 
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 
-unsafe extern "C" fn repair(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn repair(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let page = PAGE.load(Ordering::SeqCst) as *mut c_void;
     // SAFETY: a page that is mapped for ever.
     unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
 }
 
-unsafe extern "C" fn exit(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn exit(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: nothing of this program holds a lock that its end needs.
     unsafe { libc::exit(3) };
 }
