@@ -6,6 +6,7 @@
 //! |---|---|
 //! | a panic, and the abort it ended in | fatal |
 //! | a panic of the main thread, and exit status 101 | fatal |
+//! | a panic of the main thread, and within a second an exit whose status the system does not tell (musl, macOS) | fatal |
 //! | a panic in a program built with `panic = "abort"` | fatal |
 //! | a panic, then nothing more of a process that is gone | fatal, the last one |
 //! | a panic of a process that lives, or ended with another status | error |
@@ -97,6 +98,9 @@ pub(crate) struct Facts {
 /// std's own words when it gives up; the panic before them is what happened.
 pub(super) const CLEANUP: [&str; 2] =
     ["panic in a destructor during cleanup", "panic in a function that cannot unwind"];
+
+/// Of a panic that comes out of `main`, what is left to do is destructors and the exit.
+const EXIT_FOLLOWS_NANOS: u64 = 1_000_000_000;
 
 /// What is to be told of `records`, in the order in which it happened.
 pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
@@ -203,10 +207,23 @@ fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], end: End) -> Vec<u64> 
     }
     let last = match end {
         End::Exited(Some(101)) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
-        End::Exited(_) => None,
+        End::Exited(None) => {
+            panics.iter().rfind(|panic| is_main_thread(panic.head) && exit_follows(panic.head, records))
+        }
+        End::Exited(Some(_)) => None,
         End::Alive | End::Gone => panics.last(),
     };
     last.map(|panic| panic.last_number).into_iter().collect()
+}
+
+/// Whether the process exited so soon after that it was because of it, whether the panic came out of `main` or was caught there. Asked only
+/// where the system does not tell exit marks the status.
+fn exit_follows(panic: &Record, records: &[&Record]) -> bool {
+    let exited = records.iter().rfind(|record| record.kind == Kind::Exit).and_then(|exit| exit.number(Tag::Time));
+    match (panic.number(Tag::Time), exited) {
+        (Some(panicked), Some(exited)) => exited.saturating_sub(panicked) < EXIT_FOLLOWS_NANOS,
+        _ => false,
+    }
 }
 
 fn is_main_thread(record: &Record) -> bool {

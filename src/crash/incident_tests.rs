@@ -3,6 +3,8 @@
 use super::format::{Kind, Tag, Writer, flags, scan};
 use super::incident::{CLEANUP, End, Incident, Severity, incidents};
 
+const MILLISECOND: u64 = 1_000_000;
+
 struct Written(Vec<u8>, u64);
 
 impl Written {
@@ -16,6 +18,7 @@ impl Written {
         let mut writer = Writer::new(&mut buffer, Kind::Panic, 0, self.1);
         writer.number(Tag::Pid, 1);
         writer.number(Tag::Tid, thread);
+        writer.number(Tag::Time, self.1 * MILLISECOND);
         writer.bytes(Tag::Message, message.as_bytes());
         self.0.extend_from_slice(writer.finish().unwrap());
         self
@@ -29,6 +32,7 @@ impl Written {
         self.1 += 1;
         let mut buffer = [0; 1024];
         let mut writer = Writer::new(&mut buffer, kind, set, self.1);
+        writer.number(Tag::Time, self.1 * MILLISECOND);
         writer.number(Tag::PanicNumber, panic_number);
         writer.number(Tag::Signal, 11);
         writer.number(Tag::FaultAddress, 16);
@@ -108,4 +112,13 @@ fn what_a_forked_child_died_of_is_told_and_is_not_what_its_parent_ended_by() {
     assert_eq!(written.told(End::Exited(Some(0))), told(&[("in main", false), fault]));
     assert_eq!(written.told(End::Exited(Some(101))), told(&[("in main", true), fault]));
     assert_eq!(written.told(End::Gone), told(&[("in main", true), fault]));
+}
+
+#[test]
+fn where_no_status_is_told_an_exit_right_after_a_panic_of_the_main_thread_is_its_consequence() {
+    let mut written = Written::new().panic(1, "out of main").panic(2, "in a thread").other(Kind::Exit, 0);
+    assert_eq!(written.told(End::Gone), told(&[("out of main", true), ("in a thread", false)]));
+    written = Written::new().panic(1, "caught");
+    written.1 += 1_000;
+    assert_eq!(written.other(Kind::Exit, 0).told(End::Gone), told(&[("caught", false)]));
 }

@@ -182,6 +182,7 @@ impl exit_mark::ExitMark for AtExit {
         }
         let mut buffer = [0; 128];
         let mut writer = Writer::new(&mut buffer, Kind::Exit, 0, hook::next_number());
+        writer.number(Tag::Time, process::now_nanos());
         if let Some(status) = status.and_then(|status| u64::try_from(status).ok()) {
             writer.number(Tag::Status, status);
         }

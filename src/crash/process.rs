@@ -31,10 +31,15 @@ pub(super) fn forked_flag() -> u32 {
     if armed_by == 0 || armed_by == std::process::id() { 0 } else { flags::FORKED_CHILD }
 }
 
+/// Since 1970, by the clock on the wall.
+pub(super) fn now_nanos() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// What every record says of its moment, process and thread.
 pub(super) fn describe(writer: &mut Writer<'_>, thread: i32) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    writer.number(Tag::Time, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+    writer.number(Tag::Time, now_nanos());
     writer.number(Tag::Uptime, uptime_nanos());
     writer.number(Tag::Pid, u64::from(std::process::id()));
     writer.number(Tag::Tid, u64::try_from(thread).unwrap_or(0));

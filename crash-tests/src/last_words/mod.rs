@@ -39,7 +39,8 @@ pub struct Build {
     pub panics_abort: bool,
     /// Without symbols, so frames have no names.
     pub is_stripped: bool,
-    /// For musl, with which the standard library does not tell that the stack of the main thread has overflowed.
+    /// For musl, with which the standard library does not notice that the stack of the main thread has overflowed, and exit marks get no
+    /// status.
     pub is_musl: bool,
 }
 
@@ -68,7 +69,7 @@ pub struct Scenario {
     ending: Ending,
     told: &'static [Told],
     if_panics_abort: Option<(Ending, &'static [Told])>,
-    ending_on_musl: Option<Ending>,
+    on_musl: Option<(Ending, &'static [Told])>,
     may_tell_more: bool,
     needs_a_small_disk: bool,
 }
@@ -115,9 +116,12 @@ impl Scenario {
     }
 
     fn expected(&self, build: Build) -> (Ending, &'static [Told]) {
-        let (ending, told) =
-            if build.panics_abort { self.if_panics_abort } else { None }.unwrap_or((self.ending, self.told));
-        (if build.is_musl { self.ending_on_musl } else { None }.unwrap_or(ending), told)
+        let otherwise = match build {
+            Build { panics_abort: true, .. } => self.if_panics_abort,
+            Build { is_musl: true, .. } => self.on_musl,
+            _ => None,
+        };
+        otherwise.unwrap_or((self.ending, self.told))
     }
 
     fn compare(&self, expected: &[Told], heard: &Heard, build: Build) -> Result<(), String> {

@@ -21,7 +21,9 @@ pub const ALL: &[Scenario] = &[
     panics("displaced", &[Told::fatal("after somebody else")]),
     Scenario::new("displaced_for_good", Exit(101), &[]).aborting(&[UNHEARD]),
     Scenario::new("thread", Exit(0), &[Told::error("in a thread")]).aborting(&[Told::fatal("in a thread")]),
-    Scenario::new("caught", Exit(0), &[Told::error("caught")]).aborting(&[Told::fatal("caught")]),
+    Scenario::new("caught", Exit(0), &[Told::error("caught")])
+        .aborting(&[Told::fatal("caught")])
+        .on_musl(Exit(0), &[Told::fatal("caught")]),
     Scenario::new("survived", Exit(0), &[Told::error("survived")]).aborting(&[Told::fatal("survived")]),
     Scenario::new("rethrown", Exit(0), &[]).aborting(&[UNHEARD]),
     Scenario::new("sixteen", Exit(0), &[Told::error("thread ").times(16)])
@@ -31,7 +33,9 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("two_hundred", Exit(0), &[Told::error("one of many").times(16 + 3)])
         .aborting(&[Told::fatal("one of many")])
         .may_tell_more(),
-    Scenario::new("storm", Exit(0), &[Told::error("again").times(16 + 9)]).aborting(&[Told::fatal("again")]),
+    Scenario::new("storm", Exit(0), &[Told::error("again").times(16 + 9)])
+        .aborting(&[Told::fatal("again")])
+        .on_musl(Exit(0), &[Told::error("again").times(16 + 8), Told::fatal("again")]),
     // Panics that abort in any build.
     Scenario::new("drop", Signal(ABRT), &[Told::fatal("second")]).aborting(&[Told::fatal("first")]),
     Scenario::new("extern_c", Signal(ABRT), &[Told::fatal("in a callback of C")]),
@@ -78,7 +82,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("killed_by_abrt", Signal(ABRT), &[Told::signal("SIGABRT", "Aborted, sent by process ").anywhere()]),
     Scenario::new("raised", Exit(0), &[]),
     // Stacks and memory.
-    Scenario::new("overflow", Signal(ABRT), &[OVERFLOW.frames(60)]).on_musl(Signal(SEGV)),
+    Scenario::new("overflow", Signal(ABRT), &[OVERFLOW.frames(60)]).on_musl(Signal(SEGV), &[OVERFLOW.frames(60)]),
     Scenario::new("overflow_thread", Signal(ABRT), &[OVERFLOW.frames(30)]),
     Scenario::new("overflow_registered", Signal(SEGV), &[OVERFLOW.frames(60)]),
     Scenario::new("overflow_foreign", Signal(SEGV), &[]),
@@ -114,7 +118,7 @@ impl Scenario {
             ending,
             told,
             if_panics_abort: None,
-            ending_on_musl: None,
+            on_musl: None,
             may_tell_more: false,
             needs_a_small_disk: false,
         }
@@ -125,8 +129,8 @@ impl Scenario {
         Self { if_panics_abort: Some((Signal(ABRT), told)), ..self }
     }
 
-    const fn on_musl(self, ending: Ending) -> Self {
-        Self { ending_on_musl: Some(ending), ..self }
+    const fn on_musl(self, ending: Ending, told: &'static [Told]) -> Self {
+        Self { on_musl: Some((ending, told)), ..self }
     }
 
     const fn may_tell_more(self) -> Self {
