@@ -75,18 +75,7 @@ pub(crate) fn play(scenario: &str) -> bool {
         "repaired" => use_repaired_pages(),
         "exits_in_handler" => fault(),
         "eight_at_once" => at_once(8),
-        "eight_and_panics" => {
-            if cfg!(panic = "abort") {
-                // Nobody knows which of the two it would die of.
-                std::process::exit(crate::NOT_HERE);
-            }
-            std::thread::spawn(|| {
-                loop {
-                    drop(catch_unwind(|| panic!("meanwhile")));
-                }
-            });
-            at_once(8);
-        }
+        "eight_and_panics" => eight_and_panics(),
         _ => return false,
     }
     true
@@ -159,8 +148,7 @@ fn forbidden_call() {
     unsafe { libc::syscall(libc::SYS_acct, std::ptr::null::<c_void>()) };
 }
 
-// SAFETY: of its functions: to be called by the kernel only.
-type Action = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+type Action = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 fn set_handler(handler: Action) {
     // SAFETY: zero is a valid action, and the handler lives for ever.
@@ -174,13 +162,13 @@ fn set_handler(handler: Action) {
 
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 
-unsafe extern "C" fn repair(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn repair(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let page = PAGE.load(Ordering::SeqCst) as *mut c_void;
     // SAFETY: a page that is mapped for ever.
     unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
 }
 
-unsafe extern "C" fn exit(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn exit(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: nothing of this program holds a lock that its end needs.
     unsafe { libc::exit(3) };
 }
@@ -210,4 +198,17 @@ fn at_once(threads: usize) {
             });
         }
     });
+}
+
+fn eight_and_panics() {
+    if cfg!(panic = "abort") {
+        // Nobody knows which of the two it would die of.
+        std::process::exit(crate::NOT_HERE);
+    }
+    std::thread::spawn(|| {
+        loop {
+            drop(catch_unwind(|| panic!("meanwhile")));
+        }
+    });
+    at_once(8);
 }
