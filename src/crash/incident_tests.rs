@@ -20,7 +20,7 @@ impl Written {
         writer.number(Tag::Tid, thread);
         writer.number(Tag::Time, self.1 * MILLISECOND);
         writer.bytes(Tag::Message, message.as_bytes());
-        self.0.extend_from_slice(writer.finish().unwrap());
+        self.0.extend_from_slice(writer.finish().expect("room for it"));
         self
     }
 
@@ -36,7 +36,7 @@ impl Written {
         writer.number(Tag::PanicNumber, panic_number);
         writer.number(Tag::Signal, 11);
         writer.number(Tag::FaultAddress, 16);
-        self.0.extend_from_slice(writer.finish().unwrap());
+        self.0.extend_from_slice(writer.finish().expect("room for it"));
         self
     }
 

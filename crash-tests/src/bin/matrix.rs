@@ -173,23 +173,18 @@ impl Options {
         while let Some(arg) = args.next() {
             let value = args.next();
             let words = value.iter().flat_map(|value| value.split(',')).map(str::to_owned);
-            let known = match arg.as_str() {
-                "--builds" => {
-                    options.builds.extend(words);
-                    Some(())
-                }
-                "--only" => {
-                    options.only.extend(words);
-                    Some(())
-                }
-                "--times" => value.as_ref().and_then(|times| times.parse().ok()).map(|times| options.times = times),
-                _ => None,
-            };
-            known.ok_or_else(|| {
-                format!(
+            let mut is_known = true;
+            match (arg.as_str(), value.as_ref().and_then(|value| value.parse().ok())) {
+                ("--builds", _) => options.builds.extend(words),
+                ("--only", _) => options.only.extend(words),
+                ("--times", Some(times)) => options.times = times,
+                _ => is_known = false,
+            }
+            if !is_known {
+                return Err(format!(
                     "`{arg}` is not understood; usage: matrix [--builds A,B] [--only SCENARIO,SCENARIO] [--times N]"
-                )
-            })?;
+                ));
+            }
         }
         Ok(options)
     }

@@ -36,7 +36,32 @@ pub(crate) fn play(scenario: &str) -> bool {
             let wild: extern "C" fn() = std::mem::transmute(std::hint::black_box(0x1234_5678_9abcusize));
             wild();
         },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "illegal" => unsafe { asm!("ud2") },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "trap" => unsafe { asm!("int3") },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "division" => unsafe {
+            asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
+        },
         "bus" => bus(),
+        #[cfg(target_arch = "x86_64")]
+        "stack_pointer_lost" => {
+            // SAFETY: as above.
+            unsafe {
+                asm!("mov rsp, {lost}", "mov rbp, rsp", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _)
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        "frame_pointer_lost" => unsafe {
+            asm!("mov rbp, {lost}", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _);
+        },
+        #[cfg(target_arch = "x86_64")]
+        "wide_registers" => wide_registers(),
         "abort" => std::process::abort(),
         // SAFETY: ends the process.
         "c_abort" => unsafe { libc::abort() },
@@ -50,54 +75,10 @@ pub(crate) fn play(scenario: &str) -> bool {
         "repaired" => use_repaired_pages(),
         "exits_in_handler" => fault(),
         "eight_at_once" => at_once(8),
-        "eight_and_panics" => {
-            if cfg!(panic = "abort") {
-                // Nobody knows which of the two it would die of.
-                std::process::exit(crate::NOT_HERE);
-            }
-            std::thread::spawn(|| {
-                loop {
-                    drop(catch_unwind(|| panic!("meanwhile")));
-                }
-            });
-            at_once(8);
-        }
-        _ => return play_machine(scenario),
-    }
-    true
-}
-
-/// Those that only the machine's own instructions can bring about.
-#[cfg(target_arch = "x86_64")]
-fn play_machine(scenario: &str) -> bool {
-    match scenario {
-        // SAFETY: not sound either.
-        "illegal" => unsafe { asm!("ud2") },
-        // SAFETY: as above.
-        "trap" => unsafe { asm!("int3") },
-        // SAFETY: as above.
-        "division" => unsafe {
-            asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
-        },
-        "stack_pointer_lost" => {
-            // SAFETY: as above.
-            unsafe {
-                asm!("mov rsp, {lost}", "mov rbp, rsp", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _)
-            }
-        }
-        // SAFETY: as above.
-        "frame_pointer_lost" => unsafe {
-            asm!("mov rbp, {lost}", "mov rax, [{nowhere}]", lost = in(reg) LOST, nowhere = in(reg) NOWHERE, out("rax") _);
-        },
-        "wide_registers" => wide_registers(),
+        "eight_and_panics" => eight_and_panics(),
         _ => return false,
     }
     true
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn play_machine(_: &str) -> bool {
-    false
 }
 
 /// Addresses at which there is nothing, far from each other.
@@ -167,7 +148,6 @@ fn forbidden_call() {
     unsafe { libc::syscall(libc::SYS_acct, std::ptr::null::<c_void>()) };
 }
 
-// SAFETY: of its functions: to be called by the kernel only.
 type Action = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 fn set_handler(handler: Action) {
@@ -218,4 +198,17 @@ fn at_once(threads: usize) {
             });
         }
     });
+}
+
+fn eight_and_panics() {
+    if cfg!(panic = "abort") {
+        // Nobody knows which of the two it would die of.
+        std::process::exit(crate::NOT_HERE);
+    }
+    std::thread::spawn(|| {
+        loop {
+            drop(catch_unwind(|| panic!("meanwhile")));
+        }
+    });
+    at_once(8);
 }
