@@ -59,8 +59,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
 use crate::record::stack::{Image, decode_images, encode_images};
@@ -108,6 +109,9 @@ struct Armed {
     unread: Vec<PathBuf>,
 }
 
+/// Making a file takes a moment.
+const ARMED_WAIT: Duration = Duration::from_secs(1);
+
 static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
 
 /// Whether the hook is to be armed by whoever makes the process-wide client.
@@ -141,6 +145,21 @@ pub(crate) fn register_thread() -> io::Result<()> {
     return Err(io::Error::from(io::ErrorKind::Unsupported));
 }
 
+/// Within a bound: in a forked child a thread may hold it that does not exist there.
+fn armed() -> io::Result<MutexGuard<'static, Option<Armed>>> {
+    let until = Instant::now() + ARMED_WAIT;
+    loop {
+        match ARMED.try_lock() {
+            Ok(armed) => return Ok(armed),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                return Err(io::Error::other("somebody else is making a file for last words"));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 /// Whether somebody has installed the hook, or taken the signals.
 pub(crate) fn is_wanted() -> bool {
     IS_WANTED.load(Ordering::SeqCst)
@@ -150,7 +169,7 @@ pub(crate) fn is_wanted() -> bool {
 pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
     disk.make_dir(dir)?;
     process::note_armed();
-    let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut armed = armed()?;
     if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
         return Ok(());
     }
@@ -208,7 +227,7 @@ fn is_dying() -> bool {
 /// Takes the file away from under the writers, if somebody wrote to it: answers the paths of those that hold words and that nobody was
 /// told of yet, complete, while later records go to a new one.
 pub(crate) fn rotate() -> io::Result<Vec<PathBuf>> {
-    let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut armed = armed()?;
     let Some(armed) = armed.as_mut() else { return Ok(Vec::new()) };
     let written = armed.next_file()?;
     Ok(std::mem::take(&mut armed.unread).into_iter().chain(written).collect())

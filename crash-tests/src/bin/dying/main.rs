@@ -32,7 +32,7 @@ fn main() {
         folder = Path::new(queue_dir);
         let config = Config::new("phc_dying").queue_dir(queue_dir).host(host).flush_interval(Duration::from_millis(50));
         let client = posthog::init(told::configured(scenario, config)).expect("a queue");
-        if scenario.starts_with("read") {
+        if told::reads(scenario) {
             return read(&client);
         }
         surroundings::prepare(scenario, folder);

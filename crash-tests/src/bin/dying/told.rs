@@ -9,6 +9,11 @@ use posthog::Config;
 use crate::signals;
 use crate::surroundings::in_child;
 
+/// Whether it is no end, but the start after one.
+pub(crate) fn reads(scenario: &str) -> bool {
+    matches!(scenario, "read" | "read_scrubbing" | "read_refusing" | "read_opted_out" | "read_full")
+}
+
 /// What the client of a scenario has besides.
 pub(crate) fn configured(scenario: &str, config: Config) -> Config {
     match scenario {
