@@ -32,6 +32,15 @@ fn what_the_program_did_before_is_told_with_the_panic_or_signal() {
 }
 
 #[test]
+fn what_an_earlier_process_left_does_not_keep_this_one_from_telling_what_it_survives() {
+    let stage = Stage::new();
+    // So much that it is still being read when the hook is installed.
+    stage.run("storm", true);
+    assert_eq!(stage.run("lives_until_told", true), (Some(0), None));
+    assert!(stage.messages().iter().any(|message| message == "survived"), "before any other start");
+}
+
+#[test]
 fn a_library_that_was_loaded_later_has_an_image_and_is_walked_through() {
     let stage = Stage::new();
     assert_eq!(stage.play("loaded_later"), (None, Some(11)));

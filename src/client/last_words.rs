@@ -61,8 +61,19 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether the reader is not needed any more. Whoever asks for one at this moment either sees that there is none, and starts it, or is
+    /// seen here.
+    fn may_end(&self) -> bool {
+        if self.is_armed.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.words_are_read.store(false, Ordering::SeqCst);
+        !self.look_again.load(Ordering::SeqCst) || self.words_are_read.swap(true, Ordering::SeqCst)
+    }
+
     /// Starts the thread, or has the running one look again.
     fn start_reader(self: &Arc<Self>) {
+        self.look_again.store(true, Ordering::SeqCst);
         if self.words_are_read.swap(true, Ordering::SeqCst) {
             crash::wake_reader();
             return;
@@ -78,19 +89,25 @@ impl Shared {
 /// What the thread does. It holds the client only while it captures: whoever drops the last handle must not wait for a reader.
 fn read(shared: &Weak<Shared>) {
     crash::silence_this_thread();
-    crash::call_when_written(std::thread::current());
+    let mut is_named = false;
     loop {
-        let Some((pipeline, is_armed)) = shared.upgrade().and_then(|shared| {
-            Some((Arc::downgrade(shared.pipeline.as_ref()?), shared.is_armed.load(Ordering::SeqCst)))
+        let Some(pipeline) = shared.upgrade().and_then(|shared| {
+            shared.look_again.store(false, Ordering::SeqCst);
+            Some(Arc::downgrade(shared.pipeline.as_ref()?))
         }) else {
             return;
         };
         read_left_behind(shared, &pipeline);
-        if !is_armed {
-            if let Some(shared) = shared.upgrade() {
-                shared.words_are_read.store(false, Ordering::SeqCst);
-            }
-            return;
+        // Asked now and not before: reading takes its time, and a program arms its hook just after it has made its client.
+        match shared.upgrade().map(|shared| (shared.is_armed.load(Ordering::SeqCst), shared.may_end())) {
+            Some((true, _)) => {}
+            Some((false, false)) => continue,
+            Some((false, true)) | None => return,
+        }
+        if !is_named {
+            // Of the one client whose process is armed: a reader of another would take the place of the one that is to be woken.
+            crash::call_when_written(std::thread::current());
+            is_named = true;
         }
         crash::wait_until_written();
         // Not before it is known whether the process dies of it.

@@ -36,6 +36,7 @@ fn main() {
             return read(&client);
         }
         surroundings::prepare(scenario, folder);
+        told::prepare(scenario, &client);
         posthog::install_panic_hook();
         posthog::install_crash_handler();
     } else {

@@ -35,6 +35,24 @@ pub(crate) fn configured(scenario: &str, config: Config) -> Config {
 /// Crashes that a hook has seen.
 static SEEN: AtomicI32 = AtomicI32::new(0);
 
+/// What has to be so before hooks are installed.
+pub(crate) fn prepare(scenario: &str, client: &posthog::Client) {
+    if scenario == "lives_until_told" {
+        wait_until("reading has begun", || client.stats().accepted > 0);
+    }
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What is written of 10,000 panics of one place.
+const LEFT_BY_A_STORM: u64 = 16 + 9;
+
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
         "steps_panic" => {
@@ -50,6 +68,12 @@ pub(crate) fn play(scenario: &str) -> bool {
         "steps_signal" => {
             leave_steps();
             return signals::play("null_read");
+        }
+        "lives_until_told" => {
+            drop(catch_unwind(|| panic!("survived")));
+            wait_until("it is told", || {
+                posthog::client().is_none_or(|client| client.stats().delivered > LEFT_BY_A_STORM)
+            });
         }
         "filling" => {
             for number in 0..10 {
