@@ -151,6 +151,8 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
                 let _ = words.put_back(disk);
                 return unread(shared, Some(path), &why);
             }
+            // The reading counts: at the third the file is put aside.
+            Told::Unfit(why) => return unread(shared, Some(words.path()), &why),
         }
     }
     if let Err(error) = words.done(disk) {
@@ -163,6 +165,8 @@ enum Told {
     Durable,
     /// To be tried again at the next start.
     NotNow(String),
+    /// It cannot be an event.
+    Unfit(String),
 }
 
 /// `None` if the client is gone.
@@ -186,7 +190,16 @@ fn tell(shared: &Weak<Shared>, words: &Words, incident: &Incident) -> Option<Tol
         Outcome::Dropped(DropReason::BeforeSend | DropReason::BeforeSendPanicked | DropReason::OptedOut) => {
             return Some(Told::Durable);
         }
-        Outcome::Dropped(reason) => reason.to_string(),
+        Outcome::Dropped(
+            reason @ (DropReason::JournalFull
+            | DropReason::JournalBusy
+            | DropReason::QueueFull
+            | DropReason::DiskFull
+            | DropReason::Storage
+            | DropReason::Closed
+            | DropReason::Forked),
+        ) => reason.to_string(),
+        Outcome::Dropped(reason) => return Some(Told::Unfit(reason.to_string())),
     };
     Some(Told::NotNow(why))
 }
