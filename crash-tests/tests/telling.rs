@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Instant;
 
+use crash_tests::last_words::{functions_of, left_in};
 use serde_json::Value;
-use stage::{ENOUGH, Stage, functions_of, left_in, panicked, said};
+use stage::{ENOUGH, Stage, panicked, said};
 
 #[test]
 fn what_the_program_did_before_is_told_with_the_panic_or_signal() {

@@ -4,11 +4,12 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::child::{lock_within, patience};
+use super::child::patience;
 use super::failure::explain;
 use super::receipt::{self, Receipt};
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
+use crate::disk::fork::lock_within;
 use crate::error::Error;
 use crate::event::Event;
 use crate::limits::OPEN_TIMEOUT;

@@ -5,11 +5,12 @@
 //! child's own, with the settings and the environment that the parent had read.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
+use crate::disk::fork::lock_within;
 use crate::error::Error;
 use crate::reentry;
 use crate::worker::Pipeline;
@@ -89,17 +90,4 @@ impl Shared {
 /// How long to wait for an opening: inside a callback not at all, for that opening may be what it was called from, and waits for us.
 pub(super) fn patience(most: Duration) -> Duration {
     if reentry::inside().depth > 0 || reentry::on_our_thread() { Duration::ZERO } else { most }
-}
-
-/// The lock, unless it is held for too long: a grandchild may have inherited it from a thread that was opening and does not exist here.
-pub(super) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
-    let deadline = Instant::now() + most;
-    loop {
-        match mutex.try_lock() {
-            Ok(guard) => return Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
 }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Client;
-use super::child::lock_within;
 use crate::config::{BeforeSend, Content};
 use crate::context::Context;
 use crate::diagnostics::Diagnostic;
+use crate::disk::fork::lock_within;
 use crate::record::Pairs;
 use crate::worker::Pipeline;
 

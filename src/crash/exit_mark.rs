@@ -7,10 +7,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, Weak};
+use std::time::Duration;
 
-use crate::disk::fork;
+use crate::disk::fork::{self, lock_within};
 
 /// Somebody who wants it written down.
 pub(crate) trait ExitMark: Send + Sync {
@@ -37,7 +37,7 @@ pub(crate) fn mark_at_exit(mark: Weak<dyn ExitMark>) -> bool {
         REGISTERED.store(false, Ordering::Release);
         return false;
     }
-    let Some(mut marks) = lock() else { return false };
+    let Some(mut marks) = lock_within(&MARKS, LOCK_WAIT) else { return false };
     let (pid, generation) = (std::process::id(), fork::generation());
     marks.retain(|entry| entry.mark.strong_count() > 0);
     marks.push(Entry { pid, generation, mark });
@@ -47,7 +47,7 @@ pub(crate) fn mark_at_exit(mark: Weak<dyn ExitMark>) -> bool {
 fn process_exits(status: Option<i32>) {
     // The process of a child that shares its parent's memory (`vfork`) differs in its number alone.
     let (pid, generation) = (std::process::id(), fork::generation());
-    let Some(marks) = lock() else { return };
+    let Some(marks) = lock_within(&MARKS, LOCK_WAIT) else { return };
     let ours = marks.iter().filter(|entry| (entry.pid, entry.generation) == (pid, generation));
     let ours: Vec<_> = ours.filter_map(|entry| entry.mark.upgrade()).collect();
     drop(marks);
@@ -55,18 +55,6 @@ fn process_exits(status: Option<i32>) {
         mark.process_exits(status);
         // It is not ours to end what it belongs to, should we be the last who have it.
         std::mem::forget(mark);
-    }
-}
-
-fn lock() -> Option<MutexGuard<'static, Vec<Entry>>> {
-    let deadline = Instant::now() + LOCK_WAIT;
-    loop {
-        match MARKS.try_lock() {
-            Ok(marks) => return Some(marks),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
-        }
     }
 }
 

@@ -59,11 +59,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::disk::Disk;
+use crate::disk::fork::lock_within;
 use crate::record::stack::{Image, decode_images, encode_images};
 pub(crate) use code::{Edge, InProcess, Modules, trace};
 use format::{Kind, Tag, Writer};
@@ -145,19 +146,9 @@ pub(crate) fn register_thread() -> io::Result<()> {
     return Err(io::Error::from(io::ErrorKind::Unsupported));
 }
 
-/// Within a bound: in a forked child a thread may hold it that does not exist there.
 fn armed() -> io::Result<MutexGuard<'static, Option<Armed>>> {
-    let until = Instant::now() + ARMED_WAIT;
-    loop {
-        match ARMED.try_lock() {
-            Ok(armed) => return Ok(armed),
-            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
-                return Err(io::Error::other("somebody else is making a file for last words"));
-            }
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
+    let busy = || io::Error::other("somebody else is making a file for last words");
+    lock_within(&ARMED, ARMED_WAIT).ok_or_else(busy)
 }
 
 /// Whether somebody has installed the hook, or taken the signals.

@@ -11,6 +11,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -94,6 +96,20 @@ fn wiped_page() -> Option<&'static AtomicU32> {
 #[cfg(not(target_os = "linux"))]
 fn wiped_page() -> Option<&'static AtomicU32> {
     None
+}
+
+/// The lock, unless it is held for longer than that. A thread may hold it that does not exist here, because this is a child of the process
+/// that has it.
+pub(crate) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
+    let deadline = Instant::now() + most;
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
 }
 
 /// Descriptors to be closed in children: as many as there can be locks in one process by any sane use.

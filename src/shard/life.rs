@@ -3,13 +3,13 @@
 //! They came after the page's first version, and an older library leaves them as it finds them. So each owner that knows them writes
 //! its start time there once more, and they are believed only where that is the start time that the page has.
 
-use std::sync::{Mutex, MutexGuard, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Shard;
 use super::status::{StatusPage, Word};
 use crate::clock::WallNanos;
 use crate::disk::OomCount;
+use crate::disk::fork::lock_within;
 
 /// A process that ends waits so long for a lock that another of its threads holds.
 const ENDING_WAIT: Duration = Duration::from_millis(100);
@@ -157,19 +157,6 @@ impl Shard {
         if claim.is_some() {
             write(&self.status);
             self.status.publish_within(ENDING_WAIT);
-        }
-    }
-}
-
-/// The lock, unless somebody holds it for longer than that.
-pub(super) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
-    let deadline = Instant::now() + most;
-    loop {
-        match mutex.try_lock() {
-            Ok(guard) => return Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
 }

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::life::{Life, lock_within};
+use super::life::Life;
 use crate::clock::WallNanos;
+use crate::disk::fork::lock_within;
 use crate::disk::{Disk, DiskFile, Mapping, Open};
 use crate::store::Ledger;
 

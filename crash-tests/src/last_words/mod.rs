@@ -18,7 +18,7 @@ mod scenarios;
 mod stage;
 
 pub use scenarios::ALL;
-pub use stage::{Heard, Stage, frames_of, functions_of};
+pub use stage::{Heard, Stage, frames_of, functions_of, left_in};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -165,7 +165,7 @@ fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 /// Files of last words. What was told is removed, and the reader has none of its own: it arms no hook.
-fn left_in(dir: &Path) -> Vec<String> {
+pub fn left_in(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crash_tests::last_words::left_in;
 use serde_json::Value;
 use sink::Sink;
 
@@ -118,23 +119,6 @@ pub fn eventually_nothing_in(dir: &Path) {
     }
 }
 
-/// Files of last words with something in them.
-pub fn left_in(dir: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut folders = vec![dir.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.to_string_lossy().contains("/crash/") {
-                found.push(path.display().to_string());
-            }
-        }
-    }
-    found
-}
-
 /// Message, level and the type of the mechanism.
 pub fn said(event: &Value) -> (String, String, String) {
     let properties = &event["properties"];
@@ -148,10 +132,4 @@ pub fn said(event: &Value) -> (String, String, String) {
 
 pub fn panicked(message: &str, level: &str) -> (String, String, String) {
     (message.to_owned(), level.to_owned(), "panic".to_owned())
-}
-
-/// The names in the stack, that of the entry point first.
-pub fn functions_of(properties: &Value) -> Vec<String> {
-    let frames = properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
-    frames.iter().map(|frame| frame["function"].as_str().unwrap_or_default().to_owned()).collect()
 }
