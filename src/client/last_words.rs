@@ -24,6 +24,8 @@ use crate::worker::{self, DropReason, Pipeline};
 
 /// A process that lives so long after a panic has survived it.
 const GRACE: Duration = Duration::from_secs(2);
+/// Under a storm of panics the reader does not wait for ever.
+const GRACES_MOST: u32 = 5;
 /// For an event to become durable. Where that takes longer, the file stays and is read again at the next start.
 const DURABLE_WAIT: Duration = Duration::from_secs(30);
 
@@ -63,6 +65,7 @@ impl Shared {
 
     /// Starts the thread, or has the running one look again.
     fn start_reader(self: &Arc<Self>) {
+        self.words_are_new.store(true, Ordering::SeqCst);
         if self.words_are_read.swap(true, Ordering::SeqCst) {
             crash::wake_reader();
             return;
@@ -78,24 +81,54 @@ impl Shared {
 /// What the thread does. It holds the client only while it captures: whoever drops the last handle must not wait for a reader.
 fn read(shared: &Weak<Shared>) {
     crash::silence_this_thread();
-    crash::call_when_written(std::thread::current());
+    let mut is_called = false;
     loop {
-        let Some((pipeline, is_armed)) = shared.upgrade().and_then(|shared| {
-            Some((Arc::downgrade(shared.pipeline.as_ref()?), shared.is_armed.load(Ordering::SeqCst)))
+        let Some(pipeline) = shared.upgrade().and_then(|shared| {
+            shared.words_are_new.store(false, Ordering::SeqCst);
+            shared.pipeline.as_ref().map(Arc::downgrade)
         }) else {
             return;
         };
         read_left_behind(shared, &pipeline);
-        if !is_armed {
-            if let Some(shared) = shared.upgrade() {
-                shared.words_are_read.store(false, Ordering::SeqCst);
-            }
-            return;
+        match shared.upgrade().map_or(Next::End, |shared| shared.next()) {
+            Next::End => return,
+            Next::ReadOn => continue,
+            Next::Wait => {}
+        }
+        // Only the one that waits: another client's would take the calls, and end.
+        if !std::mem::replace(&mut is_called, true) {
+            crash::call_when_written(std::thread::current());
         }
         crash::wait_until_written();
-        // Not before it is known whether the process dies of it.
-        std::thread::sleep(GRACE);
+        // Not before it is known whether the process dies of it, and of what was written while that was waited for.
+        for _ in 0..GRACES_MOST {
+            std::thread::sleep(GRACE);
+            if !crash::was_written() {
+                break;
+            }
+        }
         read_survived(shared, &pipeline);
+    }
+}
+
+/// What the thread does when it has read what it found.
+enum Next {
+    /// More came while it read.
+    ReadOn,
+    /// Something may be written that this process survives.
+    Wait,
+    End,
+}
+
+impl Shared {
+    fn next(&self) -> Next {
+        if self.is_armed.load(Ordering::SeqCst) {
+            return Next::Wait;
+        }
+        self.words_are_read.store(false, Ordering::SeqCst);
+        // Who came before that has started no thread, and relies on this one.
+        let is_asked = self.is_armed.load(Ordering::SeqCst) || self.words_are_new.load(Ordering::SeqCst);
+        if is_asked && !self.words_are_read.swap(true, Ordering::SeqCst) { Next::ReadOn } else { Next::End }
     }
 }
 
@@ -134,6 +167,8 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
                 let _ = words.put_back(disk);
                 return unread(shared, Some(path), &why);
             }
+            // The reading counts: a file that can never be told is put aside in the end.
+            Told::Refused(why) => return unread(shared, Some(words.path()), &why),
         }
     }
     if let Err(error) = words.done(disk) {
@@ -146,6 +181,8 @@ enum Told {
     Durable,
     /// To be tried again at the next start.
     NotNow(String),
+    /// Such an event is not taken, now or later.
+    Refused(String),
 }
 
 /// `None` if the client is gone.
@@ -169,6 +206,9 @@ fn tell(shared: &Weak<Shared>, words: &Words, incident: &Incident) -> Option<Tol
         Outcome::Dropped(DropReason::BeforeSend | DropReason::BeforeSendPanicked | DropReason::OptedOut) => {
             return Some(Told::Durable);
         }
+        Outcome::Dropped(
+            reason @ (DropReason::TooLarge | DropReason::Unserializable | DropReason::TimestampOutOfRange),
+        ) => return Some(Told::Refused(reason.to_string())),
         Outcome::Dropped(reason) => reason.to_string(),
     };
     Some(Told::NotNow(why))
@@ -190,6 +230,10 @@ fn uuid_of(words: &Words, incident: &Incident) -> Uuid {
         *place = byte;
     }
     for (place, byte) in rest.iter_mut().rev().zip(incident.number.to_le_bytes()) {
+        *place ^= byte;
+    }
+    // Children go on counting where their parent forked them, and several may die of the same thing in the same millisecond.
+    for (place, byte) in rest.iter_mut().zip(incident.facts.pid.unwrap_or(0).to_le_bytes()).take(4) {
         *place ^= byte;
     }
     Builder::from_unix_timestamp_millis(millis, &rest).into_uuid()

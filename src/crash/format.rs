@@ -32,10 +32,12 @@ pub(super) enum Kind {
     Abort,
     /// The process exits by itself.
     Exit,
+    /// The process had time to die of what stands before this, and lives.
+    Survived,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Exit];
+    const ALL: [Kind; 6] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Exit, Kind::Survived];
 
     fn of(number: u16) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()

@@ -81,8 +81,8 @@ fn last_words(info: &PanicHookInfo<'_>, deepest: usize) {
         compose(record, thread, info.location(), message_of(info), frames).is_some_and(file::write)
     });
     match written {
-        Some(true) => super::wake_reader(),
-        Some(false) => {}
+        // Also where there was no room: the reader makes some, and nobody else would have it look.
+        Some(_) => super::wake_reader(),
         None => file::count_missed(),
     }
 }

@@ -292,9 +292,14 @@ pub(crate) fn call_when_written(reader: Thread) {
 
 /// Sleeps until a record was written, without a timer.
 pub(crate) fn wait_until_written() {
-    while !HAS_WRITTEN.swap(false, Ordering::SeqCst) {
+    while !was_written() {
         std::thread::park();
     }
+}
+
+/// Whether a record was written since this was last asked.
+pub(crate) fn was_written() -> bool {
+    HAS_WRITTEN.swap(false, Ordering::SeqCst)
 }
 
 /// Panics of the thread that calls this are not written: it reads them, and would never come to an end.
