@@ -64,7 +64,7 @@ impl Shared {
     }
 
     /// Starts the thread, or has the running one look again.
-    fn start_reader(self: &Arc<Self>) {
+    pub(super) fn start_reader(self: &Arc<Self>) {
         self.words_are_new.store(true, Ordering::SeqCst);
         if self.words_are_read.swap(true, Ordering::SeqCst) {
             crash::wake_reader();

@@ -37,6 +37,8 @@ mod identity;
 mod immediate;
 mod incident;
 mod last_words;
+#[cfg(test)]
+mod last_words_tests;
 mod notices;
 mod previous;
 mod receipt;

@@ -73,6 +73,8 @@ pub(crate) use images::notice_images;
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
 #[cfg(test)]
+pub(crate) use reader_tests::left_by_nobody;
+#[cfg(test)]
 pub(crate) use steps::noted_texts;
 pub(crate) use steps::{Step, note_step};
 

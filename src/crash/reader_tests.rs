@@ -12,6 +12,11 @@ use crate::disk::Disk;
 /// A pid that no process has: above what Linux gives out.
 const NOBODY: u64 = 0x7fff_fff0;
 
+/// A file of a process that is gone, with one panic in it.
+pub(crate) fn left_by_nobody(dir: &Path, name: &str) {
+    left_by(dir, name, NOBODY, 1);
+}
+
 /// A file of that process with one panic in it.
 fn left_by(dir: &Path, name: &str, pid: u64, started: u64) -> PathBuf {
     let mut buffer = [0; 256];
