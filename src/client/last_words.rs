@@ -160,6 +160,10 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
         unread(shared, Some(words.path()), &format!("{} bytes of it are torn or damaged", words.passed_over));
     }
     for incident in &words.incidents {
+        if incident.facts.while_reading {
+            unread(shared, Some(words.path()), "the process died while it told of others; that is not told again");
+            continue;
+        }
         let Some(told) = tell(shared, &words, incident) else { return };
         match told {
             Told::Durable => {}

@@ -102,6 +102,8 @@ pub(super) mod flags {
     pub(in crate::crash) const NESTED: u32 = 8;
     /// The thread was in the middle of a panic.
     pub(in crate::crash) const PANICKING: u32 = 16;
+    /// The thread was reading last words.
+    pub(in crate::crash) const READING: u32 = 32;
 }
 
 /// Writes one record into a buffer. What does not fit is left out, whole fields at a time.

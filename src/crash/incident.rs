@@ -91,6 +91,8 @@ pub(crate) struct Facts {
     pub(crate) missed: u64,
     /// Written by a child that the process had forked.
     pub(crate) in_forked_child: bool,
+    /// It happened while last words were read: told in the same way, it would happen again, and never end.
+    pub(crate) while_reading: bool,
     /// What the program did before, the oldest first.
     pub(crate) steps: Vec<Step>,
 }
@@ -306,6 +308,7 @@ impl Facts {
             is_nested: record.flags & flags::NESTED != 0,
             missed: record.number(Tag::Missed).unwrap_or(0),
             in_forked_child: record.flags & flags::FORKED_CHILD != 0,
+            while_reading: record.flags & flags::READING != 0,
             steps: steps::of(record),
         }
     }

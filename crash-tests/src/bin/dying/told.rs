@@ -24,6 +24,12 @@ pub(crate) fn configured(scenario: &str, config: Config) -> Config {
         "read_refusing" => config.before_send(|_| None),
         "read_opted_out" => config.opted_out(true),
         "read_full" => config.max_queue_events(5),
+        "telling_segfaults" => config.before_send(|_| {
+            // The handlers are installed after the client is made.
+            std::thread::sleep(Duration::from_millis(300));
+            signals::play("null_read");
+            None
+        }),
         "telling_panics" => config.before_send(|_| {
             SEEN.fetch_add(1, Ordering::SeqCst);
             panic!("in the hook");
@@ -69,6 +75,10 @@ pub(crate) fn play(scenario: &str) -> bool {
             // Twice the time after which it is told, and some.
             std::thread::sleep(Duration::from_millis(5_500));
             std::process::exit(SEEN.load(Ordering::SeqCst));
+        }
+        "telling_segfaults" => {
+            std::thread::sleep(Duration::from_millis(2_000));
+            std::process::exit(0);
         }
         "loaded_later" => loaded_later(),
         _ => return false,
