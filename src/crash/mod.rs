@@ -237,17 +237,21 @@ pub(crate) fn rotate() -> io::Result<Vec<PathBuf>> {
 
 impl Armed {
     fn next_file(&mut self) -> io::Result<Option<PathBuf>> {
+        let before = self.files;
         self.files = self.files.saturating_add(1);
         let instance: String = self.context.instance.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = self.dir.join(format!("{instance}-{}.{}", self.files, reader::EXTENSION));
+        let name = |number: u64| format!("{instance}-{number}.{}", reader::EXTENSION);
+        let path = self.dir.join(name(self.files));
+        // A directory that cannot be listed may still take a file.
+        let _ = reader::make_room(&self.disk, &self.dir, &instance, &name(before));
         // Before they are listed: what is loaded in between is noticed later.
         self.times_loaded = Modules::times_loaded();
-        let before = file::rotate(&path, &self.context.encode())?;
-        if let Some(empty) = before.as_ref().filter(|before| reader::holds_a_context_only(&self.disk, before)) {
+        let written = file::rotate(&path, &self.context.encode())?;
+        if let Some(empty) = written.as_ref().filter(|written| reader::holds_a_context_only(&self.disk, written)) {
             self.disk.remove_file(empty)?;
             return Ok(None);
         }
-        Ok(before)
+        Ok(written)
     }
 }
 

@@ -18,6 +18,8 @@ const GIVEN_UP: &str = "bad";
 const READINGS: u32 = 3;
 /// Files put aside that are kept.
 const GIVEN_UP_KEPT: usize = 4;
+/// Files that wait to be read. A process that dies at every start, before it has read what the last one left, would fill the disk.
+const WAITING_MOST: usize = 64;
 /// Bytes read of one file; ours are a quarter of that.
 const READ_MOST: u64 = 1024 * 1024;
 
@@ -53,6 +55,25 @@ pub(crate) fn left_behind(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Removes files where too many wait to be read: those of this process, whose names
+/// begin with `own`, where a full queue does not take them, and those of processes that are gone. `current`, which is written to, and
+/// those of other processes that live stay. Those that were read most often go last: they are put aside soon. Says how many went.
+pub(super) fn make_room(disk: &Disk, dir: &Path, own: &str, current: &str) -> io::Result<usize> {
+    let names = disk.list(dir)?;
+    let mut waiting: Vec<_> = names.iter().filter_map(|name| Some((readings_of(name)?, name))).collect();
+    let excess = waiting.len().saturating_sub(WAITING_MOST.saturating_sub(1));
+    waiting.sort_by_key(|(readings, _)| *readings);
+    let mut removed = 0;
+    for (_, name) in waiting.iter().filter(|(_, name)| *name != current) {
+        let path = dir.join(name);
+        if removed < excess && (name.starts_with(own) || !is_in_use(disk, &path)) {
+            disk.remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// What the process of that number left of which it died, without taking it away.

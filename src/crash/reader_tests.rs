@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::cause::FatalRecord;
 use super::format::{Kind, Tag, Writer};
 use super::process::start_ticks;
-use super::reader::{Words, fatal_left, has_left_behind, left_behind};
+use super::reader::{Words, fatal_left, has_left_behind, left_behind, make_room};
 use super::{End, Severity, take_over};
 use crate::disk::Disk;
 
@@ -164,4 +164,23 @@ fn what_is_no_file_is_waited_for_by_nobody_and_put_aside() {
         }
     }
     assert_eq!(names(dir.path()), ["folder-1.bad", "link-1.bad", "pipe-1.bad"]);
+}
+
+#[test]
+fn a_process_that_dies_at_every_start_does_not_fill_the_disk() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
+    let own = std::process::id();
+    let living = left_by(dir.path(), "living-1.phx", own.into(), start_ticks(own).unwrap());
+    let mut removed = 0;
+    for start in 100..300 {
+        removed += make_room(&disk, dir.path(), "no-such-instance", "").unwrap();
+        left_by_nobody(dir.path(), &format!("start_{start}-1.phx"));
+        assert!(names(dir.path()).len() <= 64);
+    }
+    assert!(living.exists() && removed == 201 - 64, "{removed}");
+    for put_back in 1..300 {
+        make_room(&disk, dir.path(), "own", "own-1.phx").unwrap();
+        left_by(dir.path(), &format!("own-{put_back}.phx"), own.into(), start_ticks(own).unwrap());
+    }
+    assert!(living.exists() && dir.path().join("own-1.phx").exists() && names(dir.path()).len() <= 64);
 }
