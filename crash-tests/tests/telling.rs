@@ -55,6 +55,11 @@ fn a_hook_that_dies_of_what_it_is_shown_does_so_three_times_and_not_for_ever() {
 }
 
 #[test]
+fn a_child_with_a_queue_of_its_own_leaves_its_parents_file_where_it_is() {
+    assert_eq!(Stage::new().run("forked_room", true), (Some(0), None));
+}
+
+#[test]
 fn a_death_while_names_are_looked_up_is_not_died_again() {
     let stage = Stage::new();
     stage.play("literal");

@@ -107,6 +107,8 @@ struct Armed {
     pid: u32,
     /// How often something was loaded when the newest file's context was written.
     times_loaded: u64,
+    /// The file that is open is another process's.
+    is_inherited: bool,
     /// Files that were put aside with words in them, and that the reader has not asked for yet.
     unread: Vec<PathBuf>,
 }
@@ -175,6 +177,8 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
     if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
         return Ok(());
     }
+    // That of the process which forked this one: it goes on writing to its file.
+    let is_inherited = armed.as_ref().is_some_and(|armed| armed.pid != std::process::id());
     let fresh = armed.insert(Armed {
         disk: disk.clone(),
         dir: dir.to_path_buf(),
@@ -182,6 +186,7 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
         files: 0,
         pid: std::process::id(),
         times_loaded: 0,
+        is_inherited,
         unread: Vec::new(),
     });
     // What an earlier client's file holds is read by the next process, as it would be without us.
@@ -247,6 +252,9 @@ impl Armed {
         // Before they are listed: what is loaded in between is noticed later.
         self.times_loaded = Modules::times_loaded();
         let written = file::rotate(&path, &self.context.encode())?;
+        if std::mem::take(&mut self.is_inherited) {
+            return Ok(None);
+        }
         if let Some(empty) = written.as_ref().filter(|written| reader::holds_a_context_only(&self.disk, written)) {
             self.disk.remove_file(empty)?;
             return Ok(None);
