@@ -57,6 +57,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("eight_and_panics", Signal(SEGV), &[SEGMENTATION.frames(1)]).may_tell_more(),
     Scenario::new("exits_in_handler", Exit(3), &[SEGMENTATION]),
     Scenario::new("repaired", Exit(0), &[]),
+    // What a program ignores it lives through, unless it is `abort` or the kernel that insists.
+    Scenario::new("ignored_raised", Exit(0), &[]),
+    Scenario::new("ignored_abort", Signal(ABRT), &[Told::signal("SIGABRT", "Aborted")]),
+    #[cfg(target_arch = "x86_64")]
+    Scenario::new("ignored_trap", Signal(5), &[Told::signal("SIGTRAP", "Trap")]),
     #[cfg(target_arch = "x86_64")]
     Scenario::new("illegal", Signal(4), &[Told::signal("SIGILL", "Illegal instruction at 0x")]),
     #[cfg(target_arch = "x86_64")]
