@@ -57,6 +57,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("eight_and_panics", Signal(SEGV), &[SEGMENTATION.frames(1)]).may_tell_more(),
     Scenario::new("exits_in_handler", Exit(3), &[SEGMENTATION]),
     Scenario::new("repaired", Exit(0), &[]),
+    // The kernel takes such a handler away before it calls it.
+    Scenario::new("handled_once", Signal(SEGV), &[SEGMENTATION]),
+    #[cfg(target_arch = "x86_64")]
+    Scenario::new("jumped_out_of", Exit(0), &[]),
+    #[cfg(target_arch = "x86_64")]
+    Scenario::new("jumped_out_of_and_dies", Signal(ABRT), &[Told::signal("SIGABRT", "Aborted")]).may_tell_more(),
     // What a program ignores it lives through, unless it is `abort` or the kernel that insists.
     Scenario::new("ignored_raised", Exit(0), &[]),
     Scenario::new("ignored_abort", Signal(ABRT), &[Told::signal("SIGABRT", "Aborted")]),

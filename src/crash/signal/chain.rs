@@ -53,6 +53,10 @@ pub(super) unsafe fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut 
         // What the kernel raises itself cannot be ignored.
         libc::SIG_DFL | libc::SIG_IGN => die_of(signal, info),
         handler => {
+            // Asked for by who lets the fault come again after he has looked: he would be asked for ever.
+            if previous.is_some_and(|action| action.sa_flags & libc::SA_RESETHAND != 0) {
+                set_default(signal);
+            }
             let wants_info = previous.is_some_and(|action| action.sa_flags & libc::SA_SIGINFO != 0);
             if wants_info {
                 // SAFETY: an action with SA_SIGINFO holds a function of this type.
