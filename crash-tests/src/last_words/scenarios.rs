@@ -25,6 +25,9 @@ pub const ALL: &[Scenario] = &[
         .aborting(&[Told::fatal("caught")])
         .on_musl(Exit(0), &[Told::fatal("caught")]),
     Scenario::new("survived", Exit(0), &[Told::error("survived")]).aborting(&[Told::fatal("survived")]),
+    // The reader must not take the second for survived when it has waited for the first.
+    Scenario::new("soon_after", Exit(101), &[Told::error("the first"), Told::fatal("the second")])
+        .aborting(&[Told::fatal("the first")]),
     Scenario::new("rethrown", Exit(0), &[]).aborting(&[UNHEARD]),
     Scenario::new("sixteen", Exit(0), &[Told::error("thread ").times(16)])
         .aborting(&[Told::fatal("thread ")])

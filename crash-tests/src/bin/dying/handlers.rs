@@ -62,6 +62,7 @@ mod jumping {
     static SAVED: AtomicUsize = AtomicUsize::new(0);
 
     /// Reads where nothing is, and comes back by [`land`].
+    // SAFETY: keeps to the convention of C, with the help of `land`.
     #[unsafe(naked)]
     pub(super) extern "C" fn attempt() {
         naked_asm!(
@@ -77,6 +78,7 @@ mod jumping {
     /// # Safety
     ///
     /// While `attempt` has not come back.
+    // SAFETY: it leaves the stack as `attempt` found it, with all registers that a callee keeps.
     #[unsafe(naked)]
     pub(super) unsafe extern "C" fn land() {
         naked_asm!(
