@@ -3,7 +3,7 @@
 //! ```text
 //! <shard>/crash/<instance>-<n>.phx      records of one process: first its context, then panics and signals (`format.rs`)
 //! <shard>/crash/<instance>-<n>.phx.2    the same, at its second reading
-//! <shard>/crash/<instance>-<n>.bad      given up on after several readings; the newest few are kept for a person to look at
+//! <shard>/crash/<instance>-<n>.bad      given up on after several readings; a few are kept for a person to look at
 //! ```
 //!
 //! Purpose. A panic hook and a signal handler run in a process of which nothing can be relied on: no memory, locks held by threads that
@@ -23,7 +23,10 @@
 //! * The hook runs first, and then the hook that was there before; a newer copy of it makes older ones in the chain silent.
 //! * A file belongs to the process named in its context. It is read when that process is gone, or by that process itself, after it was
 //!   rotated away.
-//! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins.
+//! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins, and
+//!   what the reader itself dies of is not told.
+//! * What a process has survived is written into the file that is taken away before it is told: a later reading finds the process gone.
+//! * Of files that wait to be read there is a bound, for a process that dies at every start.
 //!
 //! Operations: [`arm`], [`install_hook`], [`rotate`], [`left_behind`], [`Words`], [`note_step`], [`notice_images`].
 
