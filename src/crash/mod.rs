@@ -250,8 +250,9 @@ impl Armed {
         let instance: String = self.context.instance.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = |number: u64| format!("{instance}-{number}.{}", reader::EXTENSION);
         let path = self.dir.join(name(self.files));
-        // A directory that cannot be listed may still take a file.
-        let _ = reader::make_room(&self.disk, &self.dir, &instance, &name(before));
+        // A directory that cannot be listed may still take a file. What goes is told of with the next record, as missed.
+        let gone = reader::make_room(&self.disk, &self.dir, &instance, &name(before)).unwrap_or(0);
+        (0..gone).for_each(|_| file::count_missed());
         // Before they are listed: what is loaded in between is noticed later.
         self.times_loaded = Modules::times_loaded();
         let written = file::rotate(&path, &self.context.encode())?;
