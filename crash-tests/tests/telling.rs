@@ -54,6 +54,22 @@ fn a_library_that_was_loaded_later_has_an_image_and_is_walked_through() {
 }
 
 #[test]
+fn a_hook_that_dies_of_what_it_is_shown_does_so_three_times_and_not_for_ever() {
+    let stage = Stage::new();
+    stage.run("literal", true);
+    let endings: Vec<_> = (0..5).map(|_| stage.run("telling_segfaults", true)).collect();
+    let (died, lived) = ((None, Some(11)), (Some(0), None));
+    assert_eq!(endings, [died, died, died, lived, lived]);
+    let left = left_in(&stage.queue_dir());
+    assert!(left.iter().filter(|path| path.ends_with(".bad")).count() == 1 && left.len() <= 2, "{left:?}");
+}
+
+#[test]
+fn a_child_with_a_queue_of_its_own_leaves_its_parents_file_where_it_is() {
+    assert_eq!(Stage::new().run("forked_room", true), (Some(0), None));
+}
+
+#[test]
 fn a_death_while_names_are_looked_up_is_not_died_again() {
     let stage = Stage::new();
     stage.play("literal");

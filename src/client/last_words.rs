@@ -24,6 +24,8 @@ use crate::worker::{self, DropReason, Pipeline};
 
 /// A process that lives so long after a panic has survived it.
 const GRACE: Duration = Duration::from_secs(2);
+/// Under a storm of panics the reader does not wait for ever.
+const GRACES_MOST: u32 = 5;
 /// For an event to become durable. Where that takes longer, the file stays and is read again at the next start.
 const DURABLE_WAIT: Duration = Duration::from_secs(30);
 
@@ -61,19 +63,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the reader is not needed any more. Whoever asks for one at this moment either sees that there is none, and starts it, or is
-    /// seen here.
-    fn may_end(&self) -> bool {
-        if self.is_armed.load(Ordering::SeqCst) {
-            return false;
-        }
-        self.words_are_read.store(false, Ordering::SeqCst);
-        !self.look_again.load(Ordering::SeqCst) || self.words_are_read.swap(true, Ordering::SeqCst)
-    }
-
     /// Starts the thread, or has the running one look again.
-    fn start_reader(self: &Arc<Self>) {
-        self.look_again.store(true, Ordering::SeqCst);
+    pub(super) fn start_reader(self: &Arc<Self>) {
+        self.words_are_new.store(true, Ordering::SeqCst);
         if self.words_are_read.swap(true, Ordering::SeqCst) {
             crash::wake_reader();
             return;
@@ -89,30 +81,54 @@ impl Shared {
 /// What the thread does. It holds the client only while it captures: whoever drops the last handle must not wait for a reader.
 fn read(shared: &Weak<Shared>) {
     crash::silence_this_thread();
-    let mut is_named = false;
+    let mut is_called = false;
     loop {
         let Some(pipeline) = shared.upgrade().and_then(|shared| {
-            shared.look_again.store(false, Ordering::SeqCst);
-            Some(Arc::downgrade(shared.pipeline.as_ref()?))
+            shared.words_are_new.store(false, Ordering::SeqCst);
+            shared.pipeline.as_ref().map(Arc::downgrade)
         }) else {
             return;
         };
         read_left_behind(shared, &pipeline);
-        // Asked now and not before: reading takes its time, and a program arms its hook just after it has made its client.
-        match shared.upgrade().map(|shared| (shared.is_armed.load(Ordering::SeqCst), shared.may_end())) {
-            Some((true, _)) => {}
-            Some((false, false)) => continue,
-            Some((false, true)) | None => return,
+        match shared.upgrade().map_or(Next::End, |shared| shared.next()) {
+            Next::End => return,
+            Next::ReadOn => continue,
+            Next::Wait => {}
         }
-        if !is_named {
-            // Of the one client whose process is armed: a reader of another would take the place of the one that is to be woken.
+        // Only the one that waits: another client's would take the calls, and end.
+        if !std::mem::replace(&mut is_called, true) {
             crash::call_when_written(std::thread::current());
-            is_named = true;
         }
         crash::wait_until_written();
-        // Not before it is known whether the process dies of it.
-        std::thread::sleep(GRACE);
+        // Not before it is known whether the process dies of it, and of what was written while that was waited for.
+        for _ in 0..GRACES_MOST {
+            std::thread::sleep(GRACE);
+            if !crash::was_written() {
+                break;
+            }
+        }
         read_survived(shared, &pipeline);
+    }
+}
+
+/// What the thread does when it has read what it found.
+enum Next {
+    /// More came while it read.
+    ReadOn,
+    /// Something may be written that this process survives.
+    Wait,
+    End,
+}
+
+impl Shared {
+    fn next(&self) -> Next {
+        if self.is_armed.load(Ordering::SeqCst) {
+            return Next::Wait;
+        }
+        self.words_are_read.store(false, Ordering::SeqCst);
+        // Who came before that has started no thread, and relies on this one.
+        let is_asked = self.is_armed.load(Ordering::SeqCst) || self.words_are_new.load(Ordering::SeqCst);
+        if is_asked && !self.words_are_read.swap(true, Ordering::SeqCst) { Next::ReadOn } else { Next::End }
     }
 }
 
@@ -144,6 +160,10 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
         unread(shared, Some(words.path()), &format!("{} bytes of it are torn or damaged", words.passed_over));
     }
     for incident in &words.incidents {
+        if incident.facts.while_reading {
+            unread(shared, Some(words.path()), "the process died while it told of others; that is not told again");
+            continue;
+        }
         let Some(told) = tell(shared, &words, incident) else { return };
         match told {
             Told::Durable => {}
@@ -151,8 +171,8 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
                 let _ = words.put_back(disk);
                 return unread(shared, Some(path), &why);
             }
-            // The reading counts: at the third the file is put aside.
-            Told::Unfit(why) => return unread(shared, Some(words.path()), &why),
+            // The reading counts: a file that can never be told is put aside in the end.
+            Told::Refused(why) => return unread(shared, Some(words.path()), &why),
         }
     }
     if let Err(error) = words.done(disk) {
@@ -165,8 +185,8 @@ enum Told {
     Durable,
     /// To be tried again at the next start.
     NotNow(String),
-    /// It cannot be an event.
-    Unfit(String),
+    /// Such an event is not taken, now or later.
+    Refused(String),
 }
 
 /// `None` if the client is gone.
@@ -191,15 +211,9 @@ fn tell(shared: &Weak<Shared>, words: &Words, incident: &Incident) -> Option<Tol
             return Some(Told::Durable);
         }
         Outcome::Dropped(
-            reason @ (DropReason::JournalFull
-            | DropReason::JournalBusy
-            | DropReason::QueueFull
-            | DropReason::DiskFull
-            | DropReason::Storage
-            | DropReason::Closed
-            | DropReason::Forked),
-        ) => reason.to_string(),
-        Outcome::Dropped(reason) => return Some(Told::Unfit(reason.to_string())),
+            reason @ (DropReason::TooLarge | DropReason::Unserializable | DropReason::TimestampOutOfRange),
+        ) => return Some(Told::Refused(reason.to_string())),
+        Outcome::Dropped(reason) => reason.to_string(),
     };
     Some(Told::NotNow(why))
 }
@@ -220,6 +234,10 @@ fn uuid_of(words: &Words, incident: &Incident) -> Uuid {
         *place = byte;
     }
     for (place, byte) in rest.iter_mut().rev().zip(incident.number.to_le_bytes()) {
+        *place ^= byte;
+    }
+    // Children go on counting where their parent forked them, and several may die of the same thing in the same millisecond.
+    for (place, byte) in rest.iter_mut().zip(incident.facts.pid.unwrap_or(0).to_le_bytes()).take(4) {
         *place ^= byte;
     }
     Builder::from_unix_timestamp_millis(millis, &rest).into_uuid()

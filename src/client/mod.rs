@@ -37,6 +37,8 @@ mod identity;
 mod immediate;
 mod incident;
 mod last_words;
+#[cfg(test)]
+mod last_words_tests;
 mod notices;
 mod previous;
 mod receipt;
@@ -108,8 +110,8 @@ struct Shared {
     is_armed: AtomicBool,
     /// The thread that reads last words runs.
     words_are_read: AtomicBool,
-    /// It has something more to do.
-    look_again: AtomicBool,
+    /// Something has come for it that it may not have seen.
+    words_are_new: AtomicBool,
 }
 
 /// What the client's own part has to know.
@@ -185,7 +187,7 @@ impl Client {
             child: Child::default(),
             is_armed: AtomicBool::new(false),
             words_are_read: AtomicBool::new(false),
-            look_again: AtomicBool::new(false),
+            words_are_new: AtomicBool::new(false),
         };
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.
         shared.open_ai_at_start(parent.is_none());

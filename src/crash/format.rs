@@ -32,10 +32,12 @@ pub(super) enum Kind {
     Abort,
     /// The process exits by itself.
     Exit,
+    /// The process had time to die of what stands before this, and lives.
+    Survived,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Exit];
+    const ALL: [Kind; 6] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Exit, Kind::Survived];
 
     fn of(number: u16) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
@@ -100,6 +102,8 @@ pub(super) mod flags {
     pub(in crate::crash) const NESTED: u32 = 8;
     /// The thread was in the middle of a panic.
     pub(in crate::crash) const PANICKING: u32 = 16;
+    /// The thread was reading last words.
+    pub(in crate::crash) const READING: u32 = 32;
 }
 
 /// Writes one record into a buffer. What does not fit is left out, whole fields at a time.

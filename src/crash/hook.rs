@@ -27,6 +27,8 @@ thread_local! {
     /// Whether our hook is running on this thread: one that was installed before and is now called by a newer copy of itself has
     /// nothing to add.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread reads last words.
+    static READS: Cell<bool> = const { Cell::new(false) };
     /// The number of its last panic; 0 before the first.
     static LAST: Cell<u64> = const { Cell::new(0) };
 }
@@ -52,6 +54,13 @@ pub(super) fn install() {
 /// See [`super::silence_this_thread`].
 pub(super) fn silence_this_thread() {
     let _ = INSIDE.try_with(|inside| inside.set(true));
+    let _ = READS.try_with(|reads| reads.set(true));
+}
+
+/// Whether this thread is one of those.
+#[cfg(feature = "crash-signals")]
+pub(super) fn is_silenced() -> bool {
+    READS.try_with(Cell::get).unwrap_or(false)
 }
 
 /// The last panic of this thread that there is a record of. An abort refers to it.
@@ -81,8 +90,8 @@ fn last_words(info: &PanicHookInfo<'_>, deepest: usize) {
         compose(record, thread, info.location(), message_of(info), frames).is_some_and(file::write)
     });
     match written {
-        Some(true) => super::wake_reader(),
-        Some(false) => {}
+        // Also where there was no room: the reader makes some, and nobody else would have it look.
+        Some(_) => super::wake_reader(),
         None => file::count_missed(),
     }
 }

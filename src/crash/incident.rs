@@ -9,7 +9,7 @@
 //! | a panic of the main thread, and within a second an exit whose status the system does not tell (musl, macOS) | fatal |
 //! | a panic in a program built with `panic = "abort"` | fatal |
 //! | a panic, then nothing more of a process that is gone | fatal, the last one |
-//! | a panic of a process that lives, or ended with another status | error |
+//! | a panic of a process that lives, lived on, or ended with another status | error |
 //! | a signal of a process that is gone | fatal |
 //! | a signal of a process that lives, or ended by itself: somebody repaired what it was about | nothing |
 //! | what a forked child says it died of, whatever became of its parent | fatal |
@@ -91,6 +91,8 @@ pub(crate) struct Facts {
     pub(crate) missed: u64,
     /// Written by a child that the process had forked.
     pub(crate) in_forked_child: bool,
+    /// It happened while last words were read: told in the same way, it would happen again, and never end.
+    pub(crate) while_reading: bool,
     /// What the program did before, the oldest first.
     pub(crate) steps: Vec<Step>,
 }
@@ -104,10 +106,12 @@ const EXIT_FOLLOWS_NANOS: u64 = 1_000_000_000;
 
 /// What is to be told of `records`, in the order in which it happened.
 pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
-    let end = match records.iter().rfind(|record| record.kind == Kind::Exit) {
-        Some(exit) if end == End::Gone => {
+    let end = match records.iter().rfind(|record| matches!(record.kind, Kind::Exit | Kind::Survived)) {
+        Some(exit) if end == End::Gone && exit.kind == Kind::Exit => {
             End::Exited(exit.number(Tag::Status).and_then(|status| i32::try_from(status).ok()))
         }
+        // It lived when the file was taken from it.
+        Some(_) if end == End::Gone => End::Alive,
         _ => end,
     };
     let (of_children, own): (Vec<_>, Vec<_>) =
@@ -304,6 +308,7 @@ impl Facts {
             is_nested: record.flags & flags::NESTED != 0,
             missed: record.number(Tag::Missed).unwrap_or(0),
             in_forked_child: record.flags & flags::FORKED_CHILD != 0,
+            while_reading: record.flags & flags::READING != 0,
             steps: steps::of(record),
         }
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! <shard>/crash/<instance>-<n>.phx      records of one process: first its context, then panics and signals (`format.rs`)
 //! <shard>/crash/<instance>-<n>.phx.2    the same, at its second reading
-//! <shard>/crash/<instance>-<n>.bad      given up on after several readings; the newest few are kept for a person to look at
+//! <shard>/crash/<instance>-<n>.bad      given up on after several readings; a few are kept for a person to look at
 //! ```
 //!
 //! Purpose. A panic hook and a signal handler run in a process of which nothing can be relied on: no memory, locks held by threads that
@@ -23,7 +23,10 @@
 //! * The hook runs first, and then the hook that was there before; a newer copy of it makes older ones in the chain silent.
 //! * A file belongs to the process named in its context. It is read when that process is gone, or by that process itself, after it was
 //!   rotated away.
-//! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins.
+//! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins, and
+//!   what the reader itself dies of is not told.
+//! * What a process has survived is written into the file that is taken away before it is told: a later reading finds the process gone.
+//! * Of files that wait to be read there is a bound, for a process that dies at every start.
 //!
 //! Operations: [`arm`], [`install_hook`], [`rotate`], [`left_behind`], [`Words`], [`note_step`], [`notice_images`].
 
@@ -74,6 +77,8 @@ pub(crate) use images::notice_images;
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
 #[cfg(test)]
+pub(crate) use reader_tests::left_by_nobody;
+#[cfg(test)]
 pub(crate) use steps::noted_texts;
 pub(crate) use steps::{Step, note_step};
 
@@ -106,6 +111,8 @@ struct Armed {
     pid: u32,
     /// How often something was loaded when the newest file's context was written.
     times_loaded: u64,
+    /// The file that is open is another process's.
+    is_inherited: bool,
     /// Files that were put aside with words in them, and that the reader has not asked for yet.
     unread: Vec<PathBuf>,
 }
@@ -164,6 +171,8 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
     if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
         return Ok(());
     }
+    // That of the process which forked this one: it goes on writing to its file.
+    let is_inherited = armed.as_ref().is_some_and(|armed| armed.pid != std::process::id());
     let fresh = armed.insert(Armed {
         disk: disk.clone(),
         dir: dir.to_path_buf(),
@@ -171,6 +180,7 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
         files: 0,
         pid: std::process::id(),
         times_loaded: 0,
+        is_inherited,
         unread: Vec::new(),
     });
     // What an earlier client's file holds is read by the next process, as it would be without us.
@@ -226,17 +236,25 @@ pub(crate) fn rotate() -> io::Result<Vec<PathBuf>> {
 
 impl Armed {
     fn next_file(&mut self) -> io::Result<Option<PathBuf>> {
+        let before = self.files;
         self.files = self.files.saturating_add(1);
         let instance: String = self.context.instance.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = self.dir.join(format!("{instance}-{}.{}", self.files, reader::EXTENSION));
+        let name = |number: u64| format!("{instance}-{number}.{}", reader::EXTENSION);
+        let path = self.dir.join(name(self.files));
+        // A directory that cannot be listed may still take a file. What goes is told of with the next record, as missed.
+        let gone = reader::make_room(&self.disk, &self.dir, &instance, &name(before)).unwrap_or(0);
+        (0..gone).for_each(|_| file::count_missed());
         // Before they are listed: what is loaded in between is noticed later.
         self.times_loaded = Modules::times_loaded();
-        let before = file::rotate(&path, &self.context.encode())?;
-        if let Some(empty) = before.as_ref().filter(|before| reader::holds_a_context_only(&self.disk, before)) {
+        let written = file::rotate(&path, &self.context.encode())?;
+        if std::mem::take(&mut self.is_inherited) {
+            return Ok(None);
+        }
+        if let Some(empty) = written.as_ref().filter(|written| reader::holds_a_context_only(&self.disk, written)) {
             self.disk.remove_file(empty)?;
             return Ok(None);
         }
-        Ok(before)
+        Ok(written)
     }
 }
 
@@ -283,9 +301,14 @@ pub(crate) fn call_when_written(reader: Thread) {
 
 /// Sleeps until a record was written, without a timer.
 pub(crate) fn wait_until_written() {
-    while !HAS_WRITTEN.swap(false, Ordering::SeqCst) {
+    while !was_written() {
         std::thread::park();
     }
+}
+
+/// Whether a record was written since this was last asked.
+pub(crate) fn was_written() -> bool {
+    HAS_WRITTEN.swap(false, Ordering::SeqCst)
 }
 
 /// Panics of the thread that calls this are not written: it reads them, and would never come to an end.

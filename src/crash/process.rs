@@ -88,8 +88,11 @@ pub(super) fn start_ticks(pid: u32) -> Option<u64> {
 
 /// Whether the process of that number lives and was started then. `started` is 0 where the system did not tell.
 pub(super) fn lives(pid: u32, started: u64) -> bool {
-    if started != 0 {
-        return start_ticks(pid) == Some(started);
+    // Somebody without a descriptor left is told nothing by `/proc`, not even of himself.
+    if started != 0
+        && let Some(found) = start_ticks(pid)
+    {
+        return found == started;
     }
     let Ok(pid) = i32::try_from(pid) else { return false };
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)

@@ -3,8 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+
 use super::cause::FatalRecord;
-use super::format::{BODY_MOST, Kind, Record, Tag, scan};
+use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, scan};
 use super::incident::{End, Incident, Severity, incidents};
 use super::{Context, process};
 use crate::disk::{Disk, Open};
@@ -16,6 +18,8 @@ const GIVEN_UP: &str = "bad";
 const READINGS: u32 = 3;
 /// Files put aside that are kept.
 const GIVEN_UP_KEPT: usize = 4;
+/// Files that wait to be read. A process that dies at every start, before it has read what the last one left, would fill the disk.
+const WAITING_MOST: usize = 64;
 /// Bytes read of one file; ours are a quarter of that.
 const READ_MOST: u64 = 1024 * 1024;
 
@@ -53,15 +57,35 @@ pub(crate) fn left_behind(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Removes files where too many wait to be read: those of this process, whose names
+/// begin with `own`, where a full queue does not take them, and those of processes that are gone. `current`, which is written to, and
+/// those of other processes that live stay. Those that were read most often go last: they are put aside soon. Says how many went.
+pub(super) fn make_room(disk: &Disk, dir: &Path, own: &str, current: &str) -> io::Result<usize> {
+    let names = disk.list(dir)?;
+    let mut waiting: Vec<_> = names.iter().filter_map(|name| Some((readings_of(name)?, name))).collect();
+    let excess = waiting.len().saturating_sub(WAITING_MOST.saturating_sub(1));
+    waiting.sort_by_key(|(readings, _)| *readings);
+    let mut removed = 0;
+    for (_, name) in waiting.iter().filter(|(_, name)| *name != current) {
+        let path = dir.join(name);
+        if removed < excess && (name.starts_with(own) || !is_in_use(disk, &path)) {
+            disk.remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
 /// What the process of that number left of which it died, without taking it away.
 pub(crate) fn fatal_left(disk: &Disk, dir: &Path, pid: u32) -> Option<FatalRecord> {
     let paths = left_behind(disk, dir).ok()?;
-    let of_it =
-        paths.iter().filter_map(|path| Some(scan(&bytes_of(disk, path, READ_MOST).ok()?).records)).find(|records| {
-            records.iter().any(|record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid)))
-        })?;
+    let is_of_it = |record: &Record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid));
     let ended_it = |incident: &Incident| incident.severity == Severity::Fatal && !incident.facts.in_forked_child;
-    let fatal = incidents(&of_it, End::Gone).into_iter().rfind(ended_it)?;
+    // It may have left several: one that was put back tells of what it survived.
+    let fatal = paths.iter().find_map(|path| {
+        let records = scan(&bytes_of(disk, path, READ_MOST).ok()?).records;
+        records.iter().any(is_of_it).then(|| incidents(&records, End::Gone).into_iter().rfind(ended_it))?
+    })?;
     let signal = fatal.facts.signal.and_then(|signal| i32::try_from(signal).ok());
     Some(signal.map_or(FatalRecord::Panic, FatalRecord::Signal))
 }
@@ -79,6 +103,11 @@ impl Words {
         }
         let counted = path.with_file_name(format!("{stem}.{EXTENSION}.{reading}"));
         disk.rename(path, &counted)?;
+        if end == End::Alive {
+            // Should this reading not come to its end, the next one finds the process gone, and must not take it for the cause. What
+            // cannot be noted is told as fatal then.
+            let _ = note_survival(disk, &counted);
+        }
         let scanned = scan(&bytes_of(disk, &counted, READ_MOST)?);
         let context = scanned.records.iter().rfind(|record| record.kind == Kind::Context).map(Context::decode);
         let incidents = incidents(&scanned.records, end);
@@ -126,14 +155,30 @@ pub(super) fn holds_a_context_only(disk: &Disk, path: &Path) -> bool {
 
 /// Whether the process that the file belongs to lives. One without a readable context belongs to nobody.
 fn is_in_use(disk: &Disk, path: &Path) -> bool {
-    let Ok(bytes) = bytes_of(disk, path, BODY_MOST as u64) else { return false };
-    let owner = |record: &Record| Some((record.number(Tag::Pid)?, record.number(Tag::StartTicks)?));
-    scan(&bytes)
-        .records
-        .iter()
-        .find(|record| record.kind == Kind::Context)
-        .and_then(owner)
-        .is_some_and(|(pid, started)| u32::try_from(pid).is_ok_and(|pid| process::lives(pid, started)))
+    let bytes = match bytes_of(disk, path, BODY_MOST as u64) {
+        Ok(bytes) => bytes,
+        // Without a descriptor to look with, it may be that of a process that lives: ours.
+        Err(error) => return matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)),
+    };
+    let records = scan(&bytes).records;
+    let Some(context) = records.iter().find(|record| record.kind == Kind::Context) else { return false };
+    let (Some(pid), Some(started)) = (context.number(Tag::Pid), context.number(Tag::StartTicks)) else { return false };
+    // The start of a process is counted from that of the machine: a daemon may well have the same numbers after the next.
+    let boot_id = context.bytes(Tag::BootId).and_then(|bytes| Some(u128::from_le_bytes(bytes.try_into().ok()?)));
+    let is_known = |boot_id: &u128| *boot_id != 0;
+    let now = Some(disk.boot_id()).filter(is_known);
+    if boot_id.filter(is_known).zip(now).is_some_and(|(then, now)| then != now) {
+        return false;
+    }
+    u32::try_from(pid).is_ok_and(|pid| process::lives(pid, started))
+}
+
+/// Notes in a file, which nobody writes to any more, that its process lived on.
+fn note_survival(disk: &Disk, path: &Path) -> io::Result<()> {
+    let mut buffer = [0; HEADER];
+    let Some(record) = Writer::new(&mut buffer, Kind::Survived, 0, 0).finish() else { return Ok(()) };
+    let file = disk.open(path, Open::Existing)?;
+    file.write_all_at(file.len()?, record)
 }
 
 fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {

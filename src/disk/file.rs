@@ -41,7 +41,9 @@ struct Identity {
 impl DiskFile {
     pub(super) fn open(disk: &Disk, path: &Path, how: Open) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        options.read(true).write(how != Open::ReadOnly).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        options.read(true).write(how != Open::ReadOnly).mode(0o600);
+        // Of a pipe that somebody put there, opening would wait for the other end; a file is not concerned.
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
         let op = match how {
             Open::Existing | Open::ReadOnly => Op::Open,
             Open::CreateNew => {

@@ -25,6 +25,9 @@ pub const ALL: &[Scenario] = &[
         .aborting(&[Told::fatal("caught")])
         .on_musl(Exit(0), &[Told::fatal("caught")]),
     Scenario::new("survived", Exit(0), &[Told::error("survived")]).aborting(&[Told::fatal("survived")]),
+    // The reader must not take the second for survived when it has waited for the first.
+    Scenario::new("soon_after", Exit(101), &[Told::error("the first"), Told::fatal("the second")])
+        .aborting(&[Told::fatal("the first")]),
     Scenario::new("rethrown", Exit(0), &[]).aborting(&[UNHEARD]),
     Scenario::new("sixteen", Exit(0), &[Told::error("thread ").times(16)])
         .aborting(&[Told::fatal("thread ")])
@@ -57,6 +60,17 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("eight_and_panics", Signal(SEGV), &[SEGMENTATION.frames(1)]).may_tell_more(),
     Scenario::new("exits_in_handler", Exit(3), &[SEGMENTATION]),
     Scenario::new("repaired", Exit(0), &[]),
+    // The kernel takes such a handler away before it calls it.
+    Scenario::new("handled_once", Signal(SEGV), &[SEGMENTATION]),
+    #[cfg(target_arch = "x86_64")]
+    Scenario::new("jumped_out_of", Exit(0), &[]),
+    #[cfg(target_arch = "x86_64")]
+    Scenario::new("jumped_out_of_and_dies", Signal(ABRT), &[Told::signal("SIGABRT", "Aborted")]).may_tell_more(),
+    // What a program ignores it lives through, unless it is `abort` or the kernel that insists.
+    Scenario::new("ignored_raised", Exit(0), &[]),
+    Scenario::new("ignored_abort", Signal(ABRT), &[Told::signal("SIGABRT", "Aborted")]),
+    #[cfg(target_arch = "x86_64")]
+    Scenario::new("ignored_trap", Signal(5), &[Told::signal("SIGTRAP", "Trap")]),
     #[cfg(target_arch = "x86_64")]
     Scenario::new("illegal", Signal(4), &[Told::signal("SIGILL", "Illegal instruction at 0x")]),
     #[cfg(target_arch = "x86_64")]

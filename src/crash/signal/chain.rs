@@ -48,10 +48,15 @@ pub(super) fn take_signals(signals: &[c_int], entry: Entry) -> io::Result<()> {
 pub(super) unsafe fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let previous = previous(signal);
     match previous.map_or(libc::SIG_DFL, |action| action.sa_sigaction) {
-        libc::SIG_IGN if !is_fault(signal, info) && signal != libc::SIGABRT => {}
-        // A fault cannot be ignored, and neither can `abort`.
+        // `abort` among them: that insists by itself, and takes the signal back first.
+        libc::SIG_IGN if !is_forced(info) => {}
+        // What the kernel raises itself cannot be ignored.
         libc::SIG_DFL | libc::SIG_IGN => die_of(signal, info),
         handler => {
+            // Asked for by who lets the fault come again after he has looked: he would be asked for ever.
+            if previous.is_some_and(|action| action.sa_flags & libc::SA_RESETHAND != 0) {
+                set_default(signal);
+            }
             let wants_info = previous.is_some_and(|action| action.sa_flags & libc::SA_SIGINFO != 0);
             if wants_info {
                 // SAFETY: an action with SA_SIGINFO holds a function of this type.
@@ -105,11 +110,15 @@ pub(super) fn give_back(signals: &[c_int]) {
     }
 }
 
-/// Raised by an instruction of the thread itself.
+/// Raised by an instruction of the thread itself, which raises it again when it is tried again.
 pub(super) fn is_fault(signal: c_int, info: *const siginfo_t) -> bool {
+    is_forced(info) && matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE)
+}
+
+/// Raised by the kernel, and not sent by anybody.
+fn is_forced(info: *const siginfo_t) -> bool {
     // SAFETY: the kernel's, or a copy of it.
-    let code = unsafe { info.as_ref() }.map_or(0, |info| info.si_code);
-    code > 0 && matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE)
+    unsafe { info.as_ref() }.is_some_and(|info| info.si_code > 0)
 }
 
 fn previous(signal: c_int) -> Option<&'static libc::sigaction> {

@@ -29,9 +29,14 @@ impl Stack {
     pub(super) fn bottom(&self) -> *mut c_void {
         self.0.get().cast()
     }
+
+    /// Whether an address lies in it.
+    pub(super) fn holds(&self, address: u64) -> bool {
+        address.wrapping_sub(self.bottom().addr() as u64) <= STACK_BYTES as u64
+    }
 }
 
-static EMERGENCY: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
+pub(super) static EMERGENCY: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
 /// For faults of the handler itself: without it they would land on the stack whose signal frame is still needed.
 pub(super) static NESTED: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
 /// 1 while a thread is on `EMERGENCY`.

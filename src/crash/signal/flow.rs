@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 
 use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 
-use super::entry::{NESTED, STACK_BYTES};
+use super::entry::{EMERGENCY, NESTED, STACK_BYTES};
 use super::record::{Seen, write};
 use super::registers::Registers;
 use super::{SIGNALS, chain, walk};
@@ -63,9 +63,21 @@ static SURVIVED: AtomicU32 = AtomicU32::new(0);
 /// The fault that another handler was last let look at first: the instruction, and what it reached for.
 static LAST_FAULT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Whether a thread is in here.
+/// Whether a thread is in here. Of the calling one it is known, should it have left by a jump.
 pub(in crate::crash) fn is_in_progress() -> bool {
-    FIRST.load(Ordering::SeqCst) != 0
+    let first = FIRST.load(Ordering::SeqCst);
+    first != 0 && (first != process::thread_id() || is_on_our_stacks(here()))
+}
+
+/// Where the stack is at this moment.
+#[inline(always)]
+fn here() -> u64 {
+    let here = 0u8;
+    ptr::from_ref(std::hint::black_box(&here)).addr() as u64
+}
+
+fn is_on_our_stacks(address: u64) -> bool {
+    EMERGENCY.holds(address) || NESTED.holds(address)
 }
 
 /// Called by the entry. `has_own_stack` is 1 on the stack of ours.
@@ -97,12 +109,15 @@ pub(super) extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context:
 /// `info` and `context` as the kernel gave them.
 unsafe fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_own_stack: bool) {
     let thread = process::thread_id();
-    if FIRST.load(Ordering::SeqCst) == thread {
+    // SAFETY: as the caller says.
+    let interrupted = unsafe { &*context.cast::<ucontext_t>() };
+    let registers = Registers::of(interrupted);
+    let has_jumped = FIRST.load(Ordering::SeqCst) == thread;
+    if has_jumped && !was_left_by_a_jump(&registers, &interrupted.uc_stack) {
         return handle_nested(signal, info);
     }
-    // SAFETY: as the caller says.
-    let registers = Registers::of(unsafe { &*context.cast::<ucontext_t>() });
-    let is_first = FIRST.compare_exchange(0, thread, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+    let has_own_stack = has_own_stack || NESTED.holds(here());
+    let is_first = has_jumped || FIRST.compare_exchange(0, thread, Ordering::SeqCst, Ordering::SeqCst).is_ok();
     if !is_first {
         witness_beside(thread, signal, info, registers);
         wait_until(WAIT_FOR_THE_END, || FIRST.load(Ordering::SeqCst) == 0);
@@ -122,7 +137,7 @@ unsafe fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_
     let others_first = SURVIVED.load(Ordering::SeqCst) >= SURVIVALS
         && chain::is_fault(signal, info)
         && chain::has_previous_handler(signal)
-        && !is_repeated(&registers, info);
+        && (!is_repeated(&registers, info) || has_jumped);
     if !others_first {
         witness(has_own_stack);
         wait_until(WAIT_FOR_OTHERS, || !file::has_writers());
@@ -137,6 +152,23 @@ unsafe fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_
     // Alive: the fault comes again and ends the process, or somebody repaired what it was about.
     STAGE.store(IDLE, Ordering::SeqCst);
     FIRST.store(0, Ordering::SeqCst);
+}
+
+/// Whether the handler that we passed the last signal on to never came back, but jumped to where the program goes on. The stack that was
+/// ours stays taken, since nobody knows when such a thread comes again; and it has the other one as its alternate stack, on which we are.
+fn was_left_by_a_jump(registers: &Registers, alternate: &libc::stack_t) -> bool {
+    // Of two threads that crash at once the first may have come too late for our stack.
+    let is_on_alternate = registers.sp.wrapping_sub(alternate.ss_sp.addr() as u64) <= alternate.ss_size as u64;
+    if STAGE.load(Ordering::SeqCst) != PASSING_ON || is_on_alternate || is_on_our_stacks(registers.sp) {
+        return false;
+    }
+    // SAFETY: this thread is first, and its frames that knew the job are gone.
+    let before = unsafe { (*JOB.0.get()).registers.sp };
+    // A handler that faults on a stack of its own looks the same, but comes ever deeper: that is counted, and ended.
+    if registers.sp >= before {
+        ENTRIES.store(1, Ordering::SeqCst);
+    }
+    true
 }
 
 /// A signal in the middle of our own handler.

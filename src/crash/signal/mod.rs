@@ -19,6 +19,8 @@
 //!   has reasons for end it by the kernel's default. It never loops.
 //! * Handlers that repair faults (managed runtimes, lazy mappings) come first once the process has survived a few of ours: then a record
 //!   is written only of what they did not repair.
+//! * A handler before ours that never comes back, because it jumps to where the program goes on, is noticed at the next signal of its
+//!   thread, by where the stack was; one that the kernel would have called once is called once.
 //! * A record of a signal that the process survives is thrown away by the reader.
 //!
 //! Linux on x86-64 and aarch64. Elsewhere [`install`] says that it cannot.

@@ -32,6 +32,9 @@ pub(super) fn write(out: &mut [u8], seen: &Seen<'_>) -> bool {
     if seen.nested != 0 {
         set |= flags::NESTED;
     }
+    if hook::is_silenced() {
+        set |= flags::READING;
+    }
     if is_stack_overflow(seen) {
         set |= flags::STACK_OVERFLOW;
     }

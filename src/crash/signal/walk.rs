@@ -239,13 +239,17 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
     // SAFETY: the loader's own table, of that many entries.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let bias = info.dlpi_addr;
-    let place = |header: &libc::Elf64_Phdr| bias + header.p_vaddr..bias + header.p_vaddr + header.p_memsz;
+    // Of an object that lies lower than it was made for the bias is negative.
+    let place = |header: &libc::Elf64_Phdr| {
+        let start = bias.wrapping_add(header.p_vaddr);
+        start..start.saturating_add(header.p_memsz)
+    };
     let loaded = || headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
     let code = loaded().find(|header| header.p_flags & libc::PF_X != 0).map(place);
     let index = headers.iter().find(|header| header.p_type == libc::PT_GNU_EH_FRAME).map(place);
     let (Some(code), Some(index)) = (code, index) else { return 0 };
     walker.code.push(code.clone());
-    let start = loaded().map(|header| bias + header.p_vaddr).min().unwrap_or(bias);
+    let start = loaded().map(|header| place(header).start).min().unwrap_or(bias);
     let end = loaded().map(|header| place(header).end).max().unwrap_or(bias);
     let Some(segment_end) = loaded().map(place).find(|segment| segment.contains(&index.start)).map(|found| found.end)
     else {
@@ -258,7 +262,7 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
         std::slice::from_raw_parts(start, (range.end - range.start) as usize)
     };
     let Some(frames) = frames_of(&index, bytes(&index), segment_end) else { return 0 };
-    let relative = |range: &Range<u64>| range.start - bias..range.end - bias;
+    let relative = |range: &Range<u64>| range.start.wrapping_sub(bias)..range.end.wrapping_sub(bias);
     walker.tables.add_module(Module::new(
         String::new(),
         start..end,

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "ways to die that safe code does not know")]
 
+mod handlers;
 mod memory;
 mod panics;
 mod signals;
@@ -27,6 +28,7 @@ fn main() {
         std::panic::set_hook(Box::new(|_| {}));
     }
     signals::prepare(scenario);
+    handlers::prepare(scenario);
     let mut folder = Path::new(".");
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
         folder = Path::new(queue_dir);
@@ -44,6 +46,7 @@ fn main() {
     }
     let is_known = panics::play(scenario)
         || signals::play(scenario)
+        || handlers::play(scenario)
         || told::play(scenario)
         || memory::play(scenario)
         || surroundings::play(scenario);

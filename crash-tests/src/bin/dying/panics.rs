@@ -32,6 +32,12 @@ pub(crate) fn play(scenario: &str) -> bool {
             drop(catch_unwind(|| panic!("survived")));
             std::thread::sleep(Duration::from_millis(3_000));
         }
+        "soon_after" => {
+            drop(catch_unwind(|| panic!("the first")));
+            std::thread::sleep(Duration::from_millis(1_500));
+            let _busy = BusyWhenDropped;
+            panic!("the second");
+        }
         "rethrown" => drop(catch_unwind(|| resume_unwind(Box::new("nobody's hook hears of this")))),
         "sixteen" => at_once(16, |number| panic!("thread {number}")),
         "two_hundred" => at_once(200, |_| panic!("one of many")),
@@ -100,4 +106,13 @@ fn at_once(threads: usize, act: impl Fn(usize) + Sync) {
             });
         }
     });
+}
+
+/// As something that closes connections when its owner panics.
+struct BusyWhenDropped;
+
+impl Drop for BusyWhenDropped {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(700));
+    }
 }

@@ -13,8 +13,15 @@ pub(crate) fn prepare(scenario: &str) {
     match scenario {
         "repaired" => set_handler(repair),
         "exits_in_handler" => set_handler(exit),
+        "ignored_raised" | "ignored_abort" => ignore(libc::SIGABRT),
+        "ignored_trap" => ignore(libc::SIGTRAP),
         _ => {}
     }
+}
+
+fn ignore(signal: c_int) {
+    // SAFETY: no function is named.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
 /// `false` if the scenario is none of these.
@@ -41,7 +48,7 @@ pub(crate) fn play(scenario: &str) -> bool {
         "illegal" => unsafe { asm!("ud2") },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        "trap" => unsafe { asm!("int3") },
+        "trap" | "ignored_trap" => unsafe { asm!("int3") },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         "division" => unsafe {
@@ -62,7 +69,8 @@ pub(crate) fn play(scenario: &str) -> bool {
         },
         #[cfg(target_arch = "x86_64")]
         "wide_registers" => wide_registers(),
-        "abort" => std::process::abort(),
+        "abort" | "ignored_abort" => std::process::abort(),
+        "ignored_raised" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGABRT).expect("a signal"),
         // SAFETY: ends the process.
         "c_abort" => unsafe { libc::abort() },
         "raised" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGSEGV).expect("a signal"),

@@ -1,6 +1,8 @@
 //! Scenarios that are about what a crash is told with, and by whom.
 
+use std::os::unix::fs::MetadataExt;
 use std::panic::catch_unwind;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -24,6 +26,12 @@ pub(crate) fn configured(scenario: &str, config: Config) -> Config {
         "read_refusing" => config.before_send(|_| None),
         "read_opted_out" => config.opted_out(true),
         "read_full" => config.max_queue_events(5),
+        "telling_segfaults" => config.before_send(|_| {
+            // The handlers are installed after the client is made.
+            std::thread::sleep(Duration::from_millis(300));
+            signals::play("null_read");
+            None
+        }),
         "telling_panics" => config.before_send(|_| {
             SEEN.fetch_add(1, Ordering::SeqCst);
             panic!("in the hook");
@@ -88,16 +96,46 @@ pub(crate) fn play(scenario: &str) -> bool {
                 panic!("in a child with a queue");
             });
         }
+        "forked_room" => {
+            let before = files_of_last_words();
+            in_child(|| {
+                posthog::capture(posthog::Event::new("of_the_child", "user_1"));
+            });
+            let after = files_of_last_words();
+            let is_there = !before.is_empty() && before.iter().all(|file| after.contains(file));
+            std::process::exit(if is_there { 0 } else { 1 });
+        }
         "telling_panics" => {
             drop(catch_unwind(|| panic!("survived")));
             // Twice the time after which it is told, and some.
             std::thread::sleep(Duration::from_millis(5_500));
             std::process::exit(SEEN.load(Ordering::SeqCst));
         }
+        "telling_segfaults" => {
+            std::thread::sleep(Duration::from_millis(2_000));
+            std::process::exit(0);
+        }
         "loaded_later" => loaded_later(),
         _ => return false,
     }
     true
+}
+
+/// In the queue directory, which is the second argument: their paths and numbers.
+fn files_of_last_words() -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> = std::env::args_os().nth(2).map(PathBuf::from).into_iter().collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let (path, metadata) = (entry.path(), entry.metadata().expect("it is there"));
+            if metadata.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "phx") {
+                found.push((path, metadata.ino()));
+            }
+        }
+    }
+    found
 }
 
 /// What led to it: an event, and two breadcrumbs of which one is too long.
