@@ -1,6 +1,6 @@
 //! A daemon panics, reads where no memory is, overflows its stack and is killed, and each time its next life tells PostHog why.
 //!
-//! `cargo run --example last_words --features crash-signals` takes less than a minute once it is built; without the feature only the
+//! `cargo run --example last_words` takes less than a minute once it is built; where there is no handler of fatal signals, only the
 //! panic is told. It starts a PostHog stand-in on loopback and itself again and again as the daemon, as a supervisor would. What the
 //! daemon does to report its own end are the calls at the top of `live`; nothing else in it knows of PostHog.
 #![allow(clippy::print_stdout, reason = "the example talks to a human, the daemon to its parent")]
