@@ -9,6 +9,7 @@ use super::cause::FatalRecord;
 use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, scan};
 use super::incident::{End, Incident, Severity, incidents};
 use super::{Context, process};
+use crate::clock::WallNanos;
 use crate::disk::{Disk, Open};
 
 /// Of a file that was not read yet.
@@ -76,11 +77,16 @@ pub(super) fn make_room(disk: &Disk, dir: &Path, own: &str, current: &str) -> io
     Ok(removed)
 }
 
-/// What the process of that number left of which it died, without taking it away.
-pub(crate) fn fatal_left(disk: &Disk, dir: &Path, pid: u32) -> Option<FatalRecord> {
+/// What the process of that number left of which it died, without taking it away. It began at `began`, by the wall clock: in a container
+/// every run has the same number, and what an earlier one left may not have been read yet.
+pub(crate) fn fatal_left(disk: &Disk, dir: &Path, pid: u32, began: WallNanos) -> Option<FatalRecord> {
     let paths = left_behind(disk, dir).ok()?;
     let is_of_it = |record: &Record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid));
-    let ended_it = |incident: &Incident| incident.severity == Severity::Fatal && !incident.facts.in_forked_child;
+    let is_earlier = |time: u64| i64::try_from(time).is_ok_and(|time| time < began);
+    let ended_it = |incident: &Incident| {
+        let facts = &incident.facts;
+        incident.severity == Severity::Fatal && !facts.in_forked_child && !facts.time_nanos.is_some_and(is_earlier)
+    };
     // It may have left several: one that was put back tells of what it survived.
     let fatal = paths.iter().find_map(|path| {
         let records = scan(&bytes_of(disk, path, READ_MOST).ok()?).records;

@@ -26,6 +26,7 @@ fn left_by(dir: &Path, name: &str, pid: u64, started: u64) -> PathBuf {
     writer.bytes(Tag::Executable, b"/usr/bin/program");
     let mut bytes = writer.finish().unwrap().to_vec();
     let mut writer = Writer::new(&mut buffer, Kind::Panic, 0, 1);
+    writer.number(Tag::Time, 1_000);
     writer.bytes(Tag::Message, b"a panic");
     bytes.extend_from_slice(writer.finish().unwrap());
     let path = dir.join(name);
@@ -118,7 +119,7 @@ fn what_a_process_survived_is_not_taken_for_its_end_by_a_later_reading() {
     let words = Words::read(&disk, &path, End::Alive).unwrap().unwrap();
     assert_eq!((severities(&words), words.passed_over), (vec![Severity::Survived], 0));
     words.put_back(&disk).unwrap();
-    assert_eq!(fatal_left(&disk, dir.path(), NOBODY as u32), None);
+    assert_eq!(fatal_left(&disk, dir.path(), NOBODY as u32, 0), None);
     let later = Words::read(&disk, &path, End::Gone).unwrap().unwrap();
     assert_eq!((severities(&later), later.passed_over), (vec![Severity::Survived], 0));
 }
@@ -129,7 +130,8 @@ fn of_several_files_of_a_process_the_one_that_says_its_end_is_found() {
     let survived = left_by(dir.path(), "one-1.phx", NOBODY, 1);
     Words::read(&disk, &survived, End::Alive).unwrap().unwrap().put_back(&disk).unwrap();
     left_by(dir.path(), "one-2.phx", NOBODY, 1);
-    assert_eq!(fatal_left(&disk, dir.path(), NOBODY as u32), Some(FatalRecord::Panic));
+    assert_eq!(fatal_left(&disk, dir.path(), NOBODY as u32, 0), Some(FatalRecord::Panic));
+    assert_eq!(fatal_left(&disk, dir.path(), NOBODY as u32, i64::MAX), None, "it is of an earlier run of that number");
 }
 
 #[test]
@@ -157,7 +159,7 @@ fn what_is_no_file_is_waited_for_by_nobody_and_put_aside() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     std::os::unix::fs::symlink("/dev/zero", dir.path().join("link-1.phx")).unwrap();
     std::fs::create_dir(dir.path().join("folder-1.phx")).unwrap();
-    assert_eq!(fatal_left(&disk, dir.path(), 1), None);
+    assert_eq!(fatal_left(&disk, dir.path(), 1, 0), None);
     for _ in 0..4 {
         for path in left_behind(&disk, dir.path()).unwrap() {
             assert!(!Words::read(&disk, &path, End::Gone).is_ok_and(|words| words.is_some()));

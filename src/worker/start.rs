@@ -142,7 +142,9 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     let stranded = if is_first { find_stranded(&options) } else { Vec::new() };
     let ai_left_behind = is_first && is_ai_left_behind(&options);
     // Before our own first sign: the OOM killer is compared with what it was.
-    let fatal = before.life.and_then(|life| crash::fatal_left(&options.disk, &shard.dir().join(crash::DIR), life.pid));
+    let fatal = before
+        .life
+        .and_then(|life| crash::fatal_left(&options.disk, &shard.dir().join(crash::DIR), life.pid, life.started_at));
     let last_run = LastRun::of(&options, &before, fatal, shard.ledger().queued_events);
     let shard = Arc::new(shard);
     static IDS: AtomicU64 = AtomicU64::new(1);
