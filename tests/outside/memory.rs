@@ -45,7 +45,8 @@ fn a_directory_that_is_deleted_under_a_living_client_is_said_once_and_events_go_
     let client = stage.client();
     take(&client, "before");
     eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
-    fs::remove_dir_all(&stage.queue).unwrap();
+    // Our own threads may make a file in it at this very moment.
+    eventually("it is deleted", || fs::remove_dir_all(&stage.queue).is_ok() || !stage.queue.exists());
     let receipt = client.capture(event("after"));
     assert!(receipt.is_accepted());
     assert!(matches!(receipt.persisted().wait(PATIENCE), Ok(Err(_))));
