@@ -124,8 +124,8 @@ impl DiskFile {
         self.file.write_at(&bytes[..allowed], offset)
     }
 
-    /// A program may close every descriptor it finds, as daemons do, and open files of its own under the same numbers. Those must never
-    /// get our bytes.
+    /// A program may close every descriptor it finds, as daemons do, and open files of its own under the same numbers. Those must not get
+    /// our bytes. Looked at before each write; who closes a descriptor between the look and the write cannot be helped by us.
     fn descriptor_is_ours(&self) -> io::Result<()> {
         let metadata = self.file.metadata()?;
         if self.identity == (Identity { device: metadata.dev(), inode: metadata.ino() }) {
