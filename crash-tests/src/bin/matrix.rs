@@ -186,6 +186,14 @@ impl Options {
                 ));
             }
         }
+        let builds = PROFILES.iter().map(|(name, ..)| *name).collect::<Vec<_>>();
+        let scenarios = ALL.iter().map(|scenario| scenario.name).collect::<Vec<_>>();
+        // What plays nothing holds, and would say so.
+        for (words, known) in [(&options.builds, builds), (&options.only, scenarios)] {
+            if let Some(unknown) = words.iter().find(|word| !known.contains(&word.as_str())) {
+                return Err(format!("`{unknown}` is none of {}", known.join(", ")));
+            }
+        }
         Ok(options)
     }
 

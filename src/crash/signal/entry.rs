@@ -9,7 +9,7 @@ use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::io;
 use std::ptr;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 
@@ -41,6 +41,11 @@ pub(super) static EMERGENCY: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
 pub(super) static NESTED: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
 /// 1 while a thread is on `EMERGENCY`.
 static IN_USE: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a thread is on `EMERGENCY`, or left it by a jump.
+pub(super) fn is_stack_taken() -> bool {
+    IN_USE.load(Ordering::SeqCst) != 0
+}
 
 /// The handler that the kernel calls. The stack of ours goes to the first thread that comes; another stays where it is.
 ///

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 
 use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 
-use super::entry::{EMERGENCY, NESTED, STACK_BYTES};
+use super::entry::{EMERGENCY, NESTED, STACK_BYTES, is_stack_taken};
 use super::record::{Seen, write};
 use super::registers::Registers;
 use super::{SIGNALS, chain, walk};
@@ -117,6 +117,10 @@ unsafe fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_
         return handle_nested(signal, info);
     }
     let has_own_stack = has_own_stack || NESTED.holds(here());
+    if !has_own_stack && !has_jumped {
+        // Another thread took our stack and is about to be first: the deep walk is its, since only there is room for it.
+        wait_until(WAIT_FOR_OTHERS, || FIRST.load(Ordering::SeqCst) != 0 || !is_stack_taken());
+    }
     let is_first = has_jumped || FIRST.compare_exchange(0, thread, Ordering::SeqCst, Ordering::SeqCst).is_ok();
     if !is_first {
         witness_beside(thread, signal, info, registers);
