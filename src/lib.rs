@@ -77,6 +77,7 @@ mod disk;
 mod entropy;
 mod error;
 mod event;
+mod flags;
 pub mod integrations;
 mod journal;
 mod limits;
@@ -104,6 +105,7 @@ pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
 pub use event::exception::{ExceptionOptions, Level, ParseLevelError, Thrown};
+pub use flags::{FlagContext, FlagValue};
 pub use worker::{
     DeadLetterError, DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError,
     ShutdownReport, WaitTimeout,

@@ -22,7 +22,7 @@ use super::timers::sleep_until;
 use super::{DeliveryHandle, DeliveryOptions, DeliveryState, Hears, Notice, PaceState, Report, Source, SourceError};
 use crate::clock::{Clock, WallNanos};
 use crate::entropy::random_u64;
-use crate::transport::{Post, Response, TransportError};
+use crate::transport::{Http, Response, TransportError};
 
 /// What an engine is made of.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub(crate) struct EngineParts {
     /// The queue.
     pub(crate) source: Arc<dyn Source>,
     /// The network.
-    pub(crate) transport: Arc<dyn Post>,
+    pub(crate) transport: Arc<dyn Http>,
     /// Wall time.
     pub(crate) clock: Clock,
     /// Hears of everything.
@@ -59,7 +59,7 @@ pub(crate) struct Engine {
     pub(super) shared: Arc<Shared>,
     /// What the source was last told of the pace.
     pub(super) remembered: PaceState,
-    pub(super) transport: Arc<dyn Post>,
+    pub(super) transport: Arc<dyn Http>,
     pub(super) requests: JoinSet<Result<Response, TransportError>>,
     pub(super) under_way: HashMap<Id, (Batch, Ticket)>,
     flushes: Flushes,

@@ -13,7 +13,7 @@ use super::{
 use crate::event::{Event, Stamp};
 use crate::record::frame;
 use crate::store::{Chunk, ChunkKey, DeadRecord};
-use crate::transport::{Pending, Post, Request, Response, RetryAfter, TransportError};
+use crate::transport::{Http, Pending, Request, Response, RetryAfter, TransportError};
 
 /// A record whose event is called `event <n>` and whose uuid is `n`.
 pub(super) fn record(n: u64) -> Vec<u8> {
@@ -290,8 +290,8 @@ impl Drop for UnderWay {
     }
 }
 
-impl Post for FakeEndpoint {
-    fn post(&self, request: Request) -> Pending {
+impl Http for FakeEndpoint {
+    fn send(&self, request: Request) -> Pending {
         let body: Value = serde_json::from_slice(&request.body).unwrap();
         let number = |event: &Value| event["event"].as_str().unwrap()["event ".len()..].parse().unwrap();
         let reply = {
@@ -324,6 +324,7 @@ impl Post for FakeEndpoint {
                 status: reply.status,
                 retry_after: reply.retry_after.map(|secs| RetryAfter::In(Duration::from_secs(secs))),
                 body: reply.body.into_bytes(),
+                ..Response::default()
             })
         })
     }

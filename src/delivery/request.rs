@@ -87,6 +87,6 @@ impl DeliveryOptions {
                 max_answer = max_answer.saturating_add(body.events.saturating_mul(ANSWER_BYTES_PER_EVENT));
             }
         }
-        Request { url, headers, body: body.bytes, max_answer }
+        Request { url, headers, body: body.bytes, max_answer, ..Request::default() }
     }
 }

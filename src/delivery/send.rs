@@ -44,7 +44,7 @@ impl Engine {
             tries.first_attempt.get_or_insert(wall);
         }
         let request = self.options.request(batch.lane(), &exchange, wall, body);
-        let task = self.requests.spawn(self.transport.post(request));
+        let task = self.requests.spawn(self.transport.send(request));
         self.under_way.insert(task.id(), (batch, ticket));
     }
 

@@ -51,19 +51,19 @@ mod tests {
     use super::super::engine_tests::{Rig, queue_of};
     use super::super::fake::Reply;
     use super::*;
-    use crate::transport::{Pending, Post, Request};
+    use crate::transport::{Http, Pending, Request};
 
     /// A network whose first calls panic: on the engine's own task.
     struct Panicking {
         left: AtomicU32,
-        then: Arc<dyn Post>,
+        then: Arc<dyn Http>,
     }
 
-    impl Post for Panicking {
-        fn post(&self, request: Request) -> Pending {
+    impl Http for Panicking {
+        fn send(&self, request: Request) -> Pending {
             let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             assert!(left.is_err(), "a defect");
-            self.then.post(request)
+            self.then.send(request)
         }
     }
 

@@ -85,6 +85,6 @@ impl Answer {
         };
         let body = self.body.unwrap_or(if status < 300 { words } else { String::new() });
         let retry_after = self.retry_after.as_deref().and_then(RetryAfter::parse);
-        Ok(Response { status, retry_after, body: body.into_bytes() })
+        Ok(Response { status, retry_after, body: body.into_bytes(), ..Response::default() })
     }
 }

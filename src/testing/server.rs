@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::body;
 use super::clock::StillClock;
 use crate::clock::still::StillTime;
-use crate::transport::{Pending, Post, Request, TransportError};
+use crate::transport::{Http, Pending, Request, TransportError};
 
 /// What is asked of PostHog, whichever protocol it is asked in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,8 +133,8 @@ impl Server {
     }
 }
 
-impl Post for Server {
-    fn post(&self, request: Request) -> Pending {
+impl Http for Server {
+    fn send(&self, request: Request) -> Pending {
         let server = self.clone();
         // Only when it is first looked at: one that is given up before that was never sent.
         Box::pin(async move {
@@ -232,10 +232,15 @@ mod tests {
 
     fn post(server: &Server, encoding: &str, body: &[u8]) -> Result<(), String> {
         let headers = vec![("Content-Encoding", encoding.to_owned())];
-        let request =
-            Request { url: "http://posthog.test/batch/".into(), headers, body: body.to_vec(), max_answer: 1024 };
+        let request = Request {
+            url: "http://posthog.test/batch/".into(),
+            headers,
+            body: body.to_vec(),
+            max_answer: 1024,
+            ..Request::default()
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(server.post(request)).map(drop).map_err(|error| error.describe())
+        runtime.block_on(server.send(request)).map(drop).map_err(|error| error.describe())
     }
 
     #[test]

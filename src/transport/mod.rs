@@ -93,8 +93,21 @@ impl Display for Warning {
     }
 }
 
-/// A POST request.
+/// What is done to what the URL names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Something is brought there.
+    #[default]
+    Post,
+    /// It is read; the request has no body.
+    Get,
+}
+
+/// A request.
+#[derive(Default)]
 pub(crate) struct Request {
+    /// What is asked for.
+    pub(crate) method: Method,
     /// Where to.
     pub(crate) url: Arc<str>,
     /// Beside those of the options.
@@ -108,7 +121,7 @@ pub(crate) struct Request {
 impl Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Headers and body have the key.
-        f.debug_struct("Request").field("bytes", &self.body.len()).finish_non_exhaustive()
+        f.debug_struct("Request").field("method", &self.method).field("bytes", &self.body.len()).finish_non_exhaustive()
     }
 }
 
@@ -119,6 +132,10 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// The `Retry-After` header, if it can be understood.
     pub(crate) retry_after: Option<RetryAfter>,
+    /// The `ETag` header: which version this is.
+    pub(crate) etag: Option<String>,
+    /// The body was longer than is read.
+    pub(crate) is_cut: bool,
     /// The first [`Request::max_answer`] bytes of the body.
     pub(crate) body: Vec<u8>,
 }
@@ -127,9 +144,9 @@ pub(crate) struct Response {
 pub(crate) type Pending = Pin<Box<dyn Future<Output = Result<Response, TransportError>> + Send>>;
 
 /// The seam: what sends requests. Tests put an endpoint of their own here.
-pub(crate) trait Post: Send + Sync {
+pub(crate) trait Http: Send + Sync {
     /// Sends `request`. Dropping the future gives the request up.
-    fn post(&self, request: Request) -> Pending;
+    fn send(&self, request: Request) -> Pending;
 }
 
 /// Sends requests over the network. Cheap to clone; clones share their connections.
@@ -175,11 +192,11 @@ impl Transport {
     }
 }
 
-impl Post for Transport {
-    fn post(&self, request: Request) -> Pending {
+impl Http for Transport {
+    fn send(&self, request: Request) -> Pending {
         // A request keeps a handle of the pool only, never of the transport.
         let client = self.client.clone();
-        Box::pin(async move { post(client, request).await.map_err(TransportError::of_request) })
+        Box::pin(async move { exchange(client, request).await.map_err(TransportError::of_request) })
     }
 }
 
@@ -192,8 +209,11 @@ impl Debug for Transport {
     }
 }
 
-async fn post(client: reqwest::Client, request: Request) -> Result<Response, reqwest::Error> {
-    let mut builder = client.post(&*request.url).body(request.body);
+async fn exchange(client: reqwest::Client, request: Request) -> Result<Response, reqwest::Error> {
+    let mut builder = match request.method {
+        Method::Post => client.post(&*request.url).body(request.body),
+        Method::Get => client.get(&*request.url),
+    };
     for (name, value) in request.headers {
         builder = builder.header(name, value);
     }
@@ -202,12 +222,15 @@ async fn post(client: reqwest::Client, request: Request) -> Result<Response, req
     let mut response = Response {
         status: answer.status().as_u16(),
         retry_after: text(reqwest::header::RETRY_AFTER).and_then(RetryAfter::parse),
+        etag: text(reqwest::header::ETAG).map(str::to_owned),
+        is_cut: false,
         body: Vec::new(),
     };
     while let Some(part) = answer.chunk().await? {
         let room = request.max_answer.saturating_sub(response.body.len());
         response.body.extend(part.iter().take(room));
-        if part.len() >= room {
+        if part.len() > room {
+            response.is_cut = true;
             break;
         }
     }

@@ -27,13 +27,14 @@ fn transport(options: TransportOptions) -> Transport {
 
 fn request(url: &str) -> Request {
     let headers = vec![("content-type", "application/json".to_owned())];
-    Request { url: url.into(), headers, body: b"{}".to_vec(), max_answer: MAX_RESPONSE_BYTES }
+    Request { url: url.into(), headers, body: b"{}".to_vec(), max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
 }
 
 /// Reads one request (head and a body of two bytes) and writes `answer`.
 async fn answer_one(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, answer: &[u8]) -> String {
     let mut seen = Vec::new();
-    while !seen.ends_with(b"\r\n\r\n{}") && !seen.starts_with(b"CONNECT") {
+    let is_get = |seen: &[u8]| seen.starts_with(b"GET") && seen.ends_with(b"\r\n\r\n");
+    while !seen.ends_with(b"\r\n\r\n{}") && !is_get(&seen) && !seen.starts_with(b"CONNECT") {
         let mut part = [0; 1024];
         match stream.read(&mut part).await.unwrap_or(0) {
             0 => break,
@@ -55,7 +56,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
 async fn exchange(transport: &Transport, answer: &[u8]) -> (Result<Response, TransportError>, String) {
     let (listener, address) = listen().await;
     let server = async { answer_one(listener.accept().await.unwrap().0, answer).await };
-    tokio::join!(transport.post(request(&format!("http://{address}/batch/"))), server)
+    tokio::join!(transport.send(request(&format!("http://{address}/batch/"))), server)
 }
 
 #[tokio::test]
@@ -75,6 +76,21 @@ async fn a_request_carries_the_configured_headers_and_asks_for_no_compression() 
 }
 
 #[tokio::test]
+async fn what_is_read_has_no_body_and_the_answer_says_which_version_it_is() {
+    let (listener, address) = listen().await;
+    let url = format!("http://{address}/flags/definitions?token=x");
+    let answer = b"HTTP/1.1 200 OK\r\netag: W/\"a\"\r\ncontent-length: 2\r\n\r\n{}";
+    let get = Request { method: Method::Get, max_answer: 2, ..request(&url) };
+    let transport = transport(options());
+    let server = async { answer_one(listener.accept().await.unwrap().0, answer).await };
+    let (response, seen) = tokio::join!(transport.send(get), server);
+    let response = response.unwrap();
+    assert_eq!((response.etag.as_deref(), response.is_cut), (Some("W/\"a\""), false));
+    assert!(seen.starts_with("GET /flags/definitions?token=x HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.ends_with("\r\n\r\n"), "{seen}");
+}
+
+#[tokio::test]
 async fn a_redirect_is_an_answer_and_is_not_followed() {
     let (response, _) = exchange(
         &transport(options()),
@@ -89,17 +105,18 @@ async fn an_endless_body_is_cut() {
     let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
     answer.resize(answer.len() + 3 * MAX_RESPONSE_BYTES, b'x');
     let (response, _) = exchange(&transport(options()), &answer).await;
-    assert_eq!(response.unwrap().body.len(), MAX_RESPONSE_BYTES);
+    let response = response.unwrap();
+    assert_eq!((response.body.len(), response.is_cut), (MAX_RESPONSE_BYTES, true));
 }
 
 #[tokio::test]
 async fn a_refused_connection_a_silent_server_and_a_broken_answer_have_names_of_their_own() {
     let (listener, address) = listen().await;
     let silent = transport(TransportOptions { request_timeout: Duration::from_millis(50), ..options() });
-    let timeout = silent.post(request(&format!("http://{address}/"))).await.unwrap_err();
+    let timeout = silent.send(request(&format!("http://{address}/"))).await.unwrap_err();
     assert!(matches!(timeout, TransportError::Timeout(_)), "{timeout:?}");
     drop(listener);
-    let refused = silent.post(request(&format!("http://{address}/"))).await.unwrap_err();
+    let refused = silent.send(request(&format!("http://{address}/"))).await.unwrap_err();
     assert!(matches!(refused, TransportError::Connect(_)), "{refused:?}");
     assert!(!refused.describe().contains(&address.to_string()), "the URL is not repeated: {}", refused.describe());
     let (broken, _) = exchange(&transport(options()), b"SSH-2.0-OpenSSH\r\n\r\n").await;
@@ -114,7 +131,7 @@ async fn a_proxy_that_refuses_the_tunnel_is_named() {
         let stream = listener.accept().await.unwrap().0;
         answer_one(stream, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await
     };
-    let (response, seen) = tokio::join!(proxied.post(request("https://posthog.example/batch/")), server);
+    let (response, seen) = tokio::join!(proxied.send(request("https://posthog.example/batch/")), server);
     assert!(seen.starts_with("CONNECT posthog.example:443"));
     assert!(matches!(response, Err(TransportError::Proxy(_))), "{response:?}");
 }
@@ -132,11 +149,11 @@ async fn a_proxy_of_the_environment_is_used_except_for_hosts_named_in_no_proxy()
     assert_eq!(warnings, [Warning::NoCertificates]);
     let server =
         async { answer_one(listener.accept().await.unwrap().0, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await };
-    let (response, seen) = tokio::join!(proxied.post(request("http://posthog.example/batch/")), server);
+    let (response, seen) = tokio::join!(proxied.send(request("http://posthog.example/batch/")), server);
     assert!(seen.starts_with("POST http://posthog.example/batch/"), "{seen}");
     assert_eq!(response.unwrap().status, 200);
     // `.example` never resolves: this fails before it reaches anybody, the proxy included.
-    assert!(matches!(proxied.post(request("http://direct.example/")).await, Err(TransportError::Connect(_))));
+    assert!(matches!(proxied.send(request("http://direct.example/")).await, Err(TransportError::Connect(_))));
 }
 
 struct Authority {
@@ -180,7 +197,7 @@ async fn a_private_authority_is_trusted_when_configured_and_nobody_else_is() {
         let (listener, address) = listen().await;
         let transport = transport(TransportOptions { ca_pem: vec![trusted.pem()], ..options() });
         let url = format!("https://localhost:{}/", address.port());
-        let (response, _) = tokio::join!(transport.post(request(&url)), ours.serve_once(listener, name));
+        let (response, _) = tokio::join!(transport.send(request(&url)), ours.serve_once(listener, name));
         match response {
             Ok(response) => assert!(expected && response.body == b"ok"),
             Err(error) => assert!(!expected && matches!(error, TransportError::Tls(_)), "{error:?}"),
@@ -195,7 +212,7 @@ async fn a_machine_without_certificates_warns_and_then_fails_requests_without_a_
     let (listener, address) = listen().await;
     let url = format!("https://localhost:{}/", address.port());
     let (authority, again) = (Authority::new(), bare.reconnect().unwrap());
-    let (response, _) = tokio::join!(again.post(request(&url)), authority.serve_once(listener, "localhost"));
+    let (response, _) = tokio::join!(again.send(request(&url)), authority.serve_once(listener, "localhost"));
     assert!(matches!(response, Err(TransportError::Tls(_))), "{response:?}");
 }
 

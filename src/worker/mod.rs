@@ -82,7 +82,7 @@ use crate::disk::{Disk, fork};
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
 use crate::shard::{Lane, Project, Shard, Stranded};
-use crate::transport::{Post, TransportOptions};
+use crate::transport::{Http, TransportOptions};
 
 use admission::Admission;
 pub use admission::Overflow;
@@ -146,7 +146,7 @@ pub(crate) struct WorkerOptions {
     /// How to reach the network.
     pub(crate) transport: TransportOptions,
     /// What requests go through instead, where the network is played by somebody.
-    pub(crate) network: Option<Arc<dyn Post>>,
+    pub(crate) network: Option<Arc<dyn Http>>,
     /// Told about each verdict.
     pub(crate) on_delivery: Option<delivery::OnDelivery>,
     /// Hears of everything a human might want to know.

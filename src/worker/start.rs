@@ -22,7 +22,7 @@ use crate::disk::{FileSystem, fork};
 use crate::shard::{
     Lane, Opened, Predecessor, Shard, ShardError, ShardOptions, Stranded, claim, has_orphan, is_newer, stranded,
 };
-use crate::transport::{Post, Transport, TransportError};
+use crate::transport::{Http, Transport, TransportError};
 
 /// Why nothing could be started.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ type Tell = SyncSender<Result<Arc<Pipeline>, StartError>>;
 pub(super) enum Network {
     Real(Transport),
     /// As the options say.
-    Given(Arc<dyn Post>),
+    Given(Arc<dyn Http>),
 }
 
 fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
