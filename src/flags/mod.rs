@@ -1,9 +1,11 @@
 //! Feature flags: what is on for whom.
 
 mod answer;
+mod inconclusive;
 mod subject;
 mod value;
 
 pub(crate) use answer::{Answer, Evaluated, Failure};
+pub use inconclusive::Inconclusive;
 pub use subject::FlagContext;
 pub use value::FlagValue;
