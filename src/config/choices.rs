@@ -16,7 +16,7 @@ pub enum Compression {
     Deflate,
     /// Brotli at quality 4: smaller than gzip, and slower. V1 only; needs the cargo feature `brotli`.
     Brotli,
-    /// Zstandard at level 1: smaller than gzip, and faster. V1 only; needs the cargo feature `zstd`.
+    /// Zstandard at level 1: smaller than gzip, and a little slower. V1 only; needs the cargo feature `zstd`.
     Zstd,
 }
 
