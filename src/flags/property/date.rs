@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
+use jiff::civil::{self, DateTime};
 use jiff::tz::Offset;
 use serde_json::Value;
 
@@ -94,20 +94,17 @@ fn parse_fixed(text: &str) -> Option<Moment> {
         return None;
     }
     let (_, time) = text.split_at_checked("2024-06-15".len())?;
-    let offset = time.find(['Z', 'z', '+', '-']).and_then(|at| time.get(at..));
-    let is_of_the_usual_signs = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || b":.".contains(&byte));
-    match (time.as_bytes(), offset) {
-        ([], None) => {
-            Moment::on_the_wall(text.parse::<jiff::civil::Date>().ok()?.to_datetime(jiff::civil::Time::midnight()))
-        }
-        ([b'T' | b' ', hours_and_more @ ..], None) if hours_and_more.len() >= "10:30".len() => {
-            is_of_the_usual_signs(time.get(1..)?).then_some(())?;
-            Moment::on_the_wall(text.parse().ok()?)
-        }
-        ([b'T' | b't' | b' ', _, _, b':', _, _, b':', ..], Some("Z" | "z")) => at_instant(text),
-        ([b'T' | b't' | b' ', _, _, b':', _, _, b':', ..], Some(offset)) => {
-            matches!(offset.as_bytes(), [_, _, _, b':', _, _]).then(|| at_instant(text)).flatten()
-        }
+    if time.is_empty() {
+        return Moment::on_the_wall(text.parse::<civil::Date>().ok()?.to_datetime(civil::Time::midnight()));
+    }
+    let [separator, _, _, b':', _, _, seconds @ ..] = time.as_bytes() else { return None };
+    let offset = seconds.iter().position(|byte| b"Zz+-".contains(byte)).map(|at| seconds.split_at(at));
+    let (seconds, offset) = offset.unwrap_or((seconds, b""));
+    // Our parser knows further forms that the service does not.
+    let is_time = seconds.iter().all(|byte| byte.is_ascii_digit() || b":.".contains(byte));
+    match (separator, seconds, offset) {
+        (b'T' | b' ', _, b"") if is_time => Moment::on_the_wall(text.parse().ok()?),
+        (b'T' | b't' | b' ', [b':', ..], b"Z" | b"z" | [_, _, _, b':', _, _]) if is_time => at_instant(text),
         _ => None,
     }
 }
@@ -119,9 +116,11 @@ fn at_instant(text: &str) -> Option<Moment> {
 
 /// Before 1970, PostHog drops what is beyond whole seconds.
 fn from_seconds(seconds: f64) -> Option<Moment> {
+    if !seconds.is_finite() {
+        return None;
+    }
     let nanos = ((seconds % 1.0) * 1e9).round().max(0.0);
-    // Infinities and what is not a number are nothing that a timestamp can be.
-    let whole = Some(seconds.floor()).filter(|whole| (-4e11..4e11).contains(whole))?;
-    let instant = Timestamp::new(whole as i64, nanos as i32).ok()?.as_nanosecond();
+    // What is too large for a timestamp is the largest integer, which is too large as well.
+    let instant = Timestamp::new(seconds.floor() as i64, nanos as i32).ok()?.as_nanosecond();
     Some(Moment::between(instant, instant))
 }

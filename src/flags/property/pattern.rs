@@ -114,8 +114,7 @@ fn group(rest: &str) -> Option<usize> {
     };
     let len = flags.find([':', ')'])?;
     let flags = flags.get(..len)?;
-    let is_alike =
-        flags.bytes().enumerate().all(|(at, flag)| b"ims".contains(&flag) && !flags.as_bytes()[..at].contains(&flag));
+    let is_alike = flags.char_indices().all(|(at, flag)| "ims".contains(flag) && flags.find(flag) == Some(at));
     is_alike.then_some("(?".len() + len + 1)
 }
 
