@@ -18,12 +18,14 @@ thread_local! {
 
 // SAFETY: every call goes to the system's allocator as it came. The counter is a plain cell of the thread, and allocates nothing.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: the caller keeps the allocator's contract, which is handed on.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
         // SAFETY: as above.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: the caller keeps the allocator's contract, which is handed on.
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(block, layout) }
