@@ -10,6 +10,7 @@ mod inconclusive;
 mod merge;
 mod missing;
 mod overrides;
+pub(crate) mod remote;
 mod subject;
 mod value;
 
@@ -20,5 +21,6 @@ pub use inconclusive::Inconclusive;
 pub(crate) use merge::{is_wanted, merge};
 pub(crate) use missing::KnownMissing;
 pub(crate) use overrides::Overrides;
+pub(crate) use remote::{Question, RemoteOptions};
 pub use subject::FlagContext;
 pub use value::FlagValue;
