@@ -91,9 +91,9 @@ mod transport;
 mod worker;
 
 pub use client::{
-    Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, Mode, Outcome, PreviousRun, Receipt, Stats, Stranded,
-    breadcrumb, capture, capture_exception, client, drain_on_terminate, init, install_panic_hook,
-    try_install_panic_hook,
+    AllFlags, Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, FeatureFlagResult, FeatureFlags, FlagsProblem,
+    Mode, Outcome, PreviousRun, Receipt, Stats, Stranded, breadcrumb, capture, capture_exception, client,
+    drain_on_terminate, init, install_panic_hook, try_install_panic_hook,
 };
 #[cfg(feature = "crash-signals")]
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};

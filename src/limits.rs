@@ -111,6 +111,15 @@ pub(crate) const FLAG_REQUESTS_AT_ONCE: usize = 64;
 pub(crate) const FLAG_REQUESTS_MOST: usize = 1024;
 /// Bytes of an answer about flags: thousands of flags with payloads.
 pub(crate) const FLAG_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// How long an answer about flags serves.
+pub(crate) const FLAG_CACHE_TTL_DEFAULT: Duration = Duration::from_secs(60);
+pub(crate) const FLAG_CACHE_TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+/// Answers about flags that are kept.
+pub(crate) const FLAG_CACHE_SIZE_DEFAULT: usize = 1000;
+pub(crate) const FLAG_CACHE_SIZE: RangeInclusive<usize> = 1..=1_000_000;
+/// Reads of flags that are remembered as told.
+pub(crate) const FLAG_CALLED_SIZE_DEFAULT: usize = 50_000;
+pub(crate) const FLAG_CALLED_SIZE: RangeInclusive<usize> = 1..=10_000_000;
 
 /// Diagnostics kept for reading.
 pub(crate) const DIAGNOSTICS_KEPT: usize = 128;

@@ -1,5 +1,7 @@
 //! Knobs of feature flags.
 
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Config;
@@ -17,6 +19,10 @@ pub(super) struct FlagKnobs {
     request_timeout: Duration,
     request_max_retries: u32,
     only_locally: bool,
+    cache_ttl: Duration,
+    cache_size: usize,
+    called_size: usize,
+    send_events: bool,
 }
 
 impl Default for FlagKnobs {
@@ -26,6 +32,10 @@ impl Default for FlagKnobs {
             request_timeout: FLAG_REQUEST_TIMEOUT_DEFAULT,
             request_max_retries: FLAG_REQUEST_MAX_RETRIES_DEFAULT,
             only_locally: false,
+            cache_ttl: FLAG_CACHE_TTL_DEFAULT,
+            cache_size: FLAG_CACHE_SIZE_DEFAULT,
+            called_size: FLAG_CALLED_SIZE_DEFAULT,
+            send_events: true,
         }
     }
 }
@@ -35,6 +45,14 @@ impl Default for FlagKnobs {
 pub(crate) struct FlagSettings {
     /// Unless a context says otherwise, PostHog is not asked.
     pub(crate) only_locally: bool,
+    /// How long an answer serves.
+    pub(crate) cache_ttl: Duration,
+    /// Answers that are kept.
+    pub(crate) cache_size: NonZeroUsize,
+    /// Reads that are remembered as told.
+    pub(crate) called_size: NonZeroUsize,
+    /// Reads are told with `$feature_flag_called`.
+    pub(crate) send_events: bool,
 }
 
 impl Config {
@@ -69,8 +87,45 @@ impl Config {
         self
     }
 
+    /// How long PostHog's answer for a context serves without PostHog being asked again. In an outage it serves longer, see
+    /// [`Client::evaluate_flags`](crate::Client::evaluate_flags). Default 60 s, most a day; zero: nothing is kept, for an outage neither.
+    pub fn flag_cache_ttl(mut self, ttl: Duration) -> Self {
+        self.flags.cache_ttl = ttl;
+        self
+    }
+
+    /// Contexts whose answers are kept: each combination of person, groups, properties and keys. The one that was asked for longest ago goes
+    /// first. An answer takes about as much memory as its flags with their payloads. Default 1000, least 1, most 1,000,000.
+    pub fn flag_cache_size(mut self, contexts: usize) -> Self {
+        self.flags.cache_size = contexts;
+        self
+    }
+
+    /// Reads of flags that are remembered, so that each is told once with `$feature_flag_called`: combinations of person, groups and flag. The
+    /// one that was read longest ago goes first, and is told again if it comes again. About 80 bytes each. Default 50,000, least 1, most
+    /// 10,000,000.
+    pub fn flag_called_size(mut self, reads: usize) -> Self {
+        self.flags.called_size = reads;
+        self
+    }
+
+    /// Whether reads of flags are told with `$feature_flag_called`, by which PostHog counts experiments and the use of flags. One context can
+    /// say no for itself: [`FlagContext::send_feature_flag_events`](crate::FlagContext::send_feature_flag_events). Default: on.
+    pub fn send_feature_flag_events(mut self, on: bool) -> Self {
+        self.flags.send_events = on;
+        self
+    }
+
     pub(super) fn flag_settings(&self) -> Result<FlagSettings, Error> {
-        Ok(FlagSettings { only_locally: self.flags.only_locally })
+        let knobs = &self.flags;
+        within("flag_cache_ttl", knobs.cache_ttl, &FLAG_CACHE_TTL)?;
+        Ok(FlagSettings {
+            only_locally: knobs.only_locally,
+            cache_ttl: knobs.cache_ttl,
+            cache_size: size("flag_cache_size", knobs.cache_size, &FLAG_CACHE_SIZE)?,
+            called_size: size("flag_called_size", knobs.called_size, &FLAG_CALLED_SIZE)?,
+            send_events: knobs.send_events,
+        })
     }
 
     pub(super) fn remote_flags(&self, project: &Project) -> Result<RemoteOptions, Error> {
@@ -86,4 +141,9 @@ impl Config {
             max_retries: within("flag_request_max_retries", knobs.request_max_retries, &FLAG_REQUEST_MAX_RETRIES)?,
         })
     }
+}
+
+/// Bounds of sizes begin at one.
+fn size(field: &'static str, value: usize, bounds: &RangeInclusive<usize>) -> Result<NonZeroUsize, Error> {
+    Ok(NonZeroUsize::new(within(field, value, bounds)?).unwrap_or(NonZeroUsize::MIN))
 }

@@ -67,8 +67,7 @@ pub(crate) struct Flight {
 
 impl FlagCache {
     pub(crate) fn new(clock: Clock, time_to_live: Duration, most: NonZeroUsize) -> Self {
-        let state =
-            State { entries: LruCache::sparse(most), flights: HashMap::new(), waiting: 0, epoch: 0 };
+        let state = State { entries: LruCache::sparse(most), flights: HashMap::new(), waiting: 0, epoch: 0 };
         Self { clock, time_to_live, state: Mutex::new(state) }
     }
 
@@ -86,7 +85,7 @@ impl FlagCache {
         let epoch = state.epoch;
         if state.waiting >= WAITING {
             drop(state);
-            waiter(&Answer { failure: Some(Failure::Connection("too many calls wait".into())), ..Answer::default() });
+            waiter(&Answer { failure: Some(Failure::Busy), ..Answer::default() });
             return None;
         }
         state.waiting += 1;
@@ -211,7 +210,10 @@ impl std::fmt::Debug for Flight {
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("entries", &self.entries.len()).field("waiting", &self.waiting).finish_non_exhaustive()
+        f.debug_struct("State")
+            .field("entries", &self.entries.len())
+            .field("waiting", &self.waiting)
+            .finish_non_exhaustive()
     }
 }
 

@@ -106,8 +106,16 @@ mod tests {
 
     #[test]
     fn the_order_in_which_a_context_was_described_does_not_matter() {
-        let one = FlagContext::new("u").group("company", "a").group("team", "b").person_property("x", 1).only_keys(["f", "g"]);
-        let other = FlagContext::new("u").only_keys(["g", "f", "g"]).person_property("x", 1).group("team", "b").group("company", "a");
+        let one = FlagContext::new("u")
+            .group("company", "a")
+            .group("team", "b")
+            .person_property("x", 1)
+            .only_keys(["f", "g"]);
+        let other = FlagContext::new("u")
+            .only_keys(["g", "f", "g"])
+            .person_property("x", 1)
+            .group("team", "b")
+            .group("company", "a");
         assert_eq!(key(&one), key(&other));
     }
 

@@ -49,7 +49,11 @@ mod tests {
     }
 
     fn shown(answer: &Answer) -> Vec<(&str, &str, bool)> {
-        answer.flags.iter().map(|(key, flag)| (key.as_str(), flag.value.variant().unwrap_or_default(), flag.is_local)).collect()
+        answer
+            .flags
+            .iter()
+            .map(|(key, flag)| (key.as_str(), flag.value.variant().unwrap_or_default(), flag.is_local))
+            .collect()
     }
 
     #[test]

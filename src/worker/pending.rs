@@ -43,7 +43,7 @@ pub(crate) struct Promise<T: Unanswered> {
 }
 
 /// What an answer is when nobody can give one any more.
-pub(crate) trait Unanswered: Clone {
+pub(crate) trait Unanswered: Clone + Send + Sync {
     /// The client was closed, or the thread that should have answered is gone.
     fn closed() -> Self;
     /// Asked in a parent process, waited for in a forked child.
