@@ -99,6 +99,19 @@ pub(crate) const RESERVE_BYTES: u64 = 1024 * 1024;
 pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(50);
 /// How long opening may take. A queue of a gigabyte whose owner died inside the store is checked in seconds.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// For one question about flags, all its attempts and waits included.
+pub(crate) const FLAG_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3);
+pub(crate) const FLAG_REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
+/// Attempts after the first.
+pub(crate) const FLAG_REQUEST_MAX_RETRIES_DEFAULT: u32 = 1;
+pub(crate) const FLAG_REQUEST_MAX_RETRIES: RangeInclusive<u32> = 0..=10;
+/// Requests for flags under way at once: each may be a connection, of which a process has about a thousand.
+pub(crate) const FLAG_REQUESTS_AT_ONCE: usize = 64;
+/// Those that wait for their turn included: with an answer in 50 ms, the last of them has one in time.
+pub(crate) const FLAG_REQUESTS_MOST: usize = 1024;
+/// Bytes of an answer about flags: thousands of flags with payloads.
+pub(crate) const FLAG_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
 /// Diagnostics kept for reading.
 pub(crate) const DIAGNOSTICS_KEPT: usize = 128;
 /// Bytes of a foreign text that a diagnostic keeps: a name, a key.

@@ -25,6 +25,8 @@ impl From<Notice> for Diagnostic {
                 events: queue.events,
                 bytes: queue.bytes,
             },
+            Notice::FlagsUnanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
+            Notice::FlagsUnreadable { keys } => Diagnostic::FlagsUnreadable { keys },
             Notice::LeftOnDisk { events } => Diagnostic::LeftOnDisk { events },
             Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
         }

@@ -30,6 +30,8 @@ pub enum Category {
     Storage,
     /// The way to PostHog, and what PostHog answers.
     Delivery,
+    /// Feature flags: what PostHog does not answer, and what it answers and cannot be read.
+    Flags,
     /// The life of the client: without a key, not there yet, closed, forked, called from inside its own callbacks.
     Lifecycle,
 }
@@ -44,6 +46,7 @@ impl Diagnostic {
             Diagnostic::CallbackPanicked { .. } => Category::Callback,
             Diagnostic::Invalid { .. } | Diagnostic::HandmadeException => Category::Validation,
             Diagnostic::Evicted { .. } => Category::Capacity,
+            Diagnostic::FlagsUnanswered { .. } | Diagnostic::FlagsUnreadable { .. } => Category::Flags,
             Diagnostic::Buried { .. }
             | Diagnostic::Suspected { .. }
             | Diagnostic::EndpointFailing { .. }

@@ -205,6 +205,19 @@ pub enum Diagnostic {
     /// `capture` was given a `$exception` that the program made by hand. It is sent as it is; but PostHog groups exceptions by a list
     /// that only [`Client::capture_exception`](crate::Client::capture_exception) makes. Told once.
     HandmadeException,
+    /// PostHog gave no answer about flags: what is known of them, or the caller's default, stands. Told at the first, and then once a
+    /// minute.
+    FlagsUnanswered {
+        /// Why, the last time.
+        why: String,
+        /// How many requests this stands for.
+        requests: u64,
+    },
+    /// Flags whose values or definitions cannot be read. They have no value; all others have theirs. Told once a minute.
+    FlagsUnreadable {
+        /// The first of them, at most ten.
+        keys: Vec<String>,
+    },
     /// A shutdown ran out of time. What is left lies on the disk, and the next process that opens the queue sends it.
     LeftOnDisk {
         /// How many events.
@@ -255,6 +268,8 @@ impl Diagnostic {
             Diagnostic::SymbolsDistrusted => "symbols_distrusted",
             Diagnostic::Invalid { .. } => "invalid",
             Diagnostic::HandmadeException => "handmade_exception",
+            Diagnostic::FlagsUnanswered { .. } => "flags_unanswered",
+            Diagnostic::FlagsUnreadable { .. } => "flags_unreadable",
             Diagnostic::LeftOnDisk { .. } => "left_on_disk",
             Diagnostic::Network { .. } => "network",
         }
@@ -347,6 +362,10 @@ impl fmt::Display for Diagnostic {
             Diagnostic::SymbolsDistrusted => f.write_str(SYMBOLS_DISTRUSTED),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
             Diagnostic::HandmadeException => f.write_str(HANDMADE),
+            Diagnostic::FlagsUnanswered { why, requests } => {
+                write!(f, "PostHog gave no answer about flags, {requests} time(s): {why}")
+            }
+            Diagnostic::FlagsUnreadable { keys } => write!(f, "flags that cannot be read: {}", keys.join(", ")),
             Diagnostic::LeftOnDisk { events } => {
                 write!(f, "the shutdown ran out of time; {events} events are left on disk for the next start")
             }

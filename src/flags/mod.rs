@@ -2,10 +2,12 @@
 
 mod answer;
 mod inconclusive;
+pub(crate) mod remote;
 mod subject;
 mod value;
 
 pub(crate) use answer::{Answer, Evaluated, Failure};
 pub use inconclusive::Inconclusive;
+pub(crate) use remote::{Question, RemoteOptions};
 pub use subject::FlagContext;
 pub use value::FlagValue;

@@ -83,6 +83,16 @@ pub(super) enum Network {
     Given(Arc<dyn Http>),
 }
 
+impl Network {
+    /// As whoever sends wants it.
+    pub(super) fn http(&self) -> Arc<dyn Http> {
+        match self {
+            Network::Real(transport) => Arc::new(transport.clone()),
+            Network::Given(given) => Arc::clone(given),
+        }
+    }
+}
+
 fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
     if let Some(given) = &options.network {
         return Ok(Network::Given(Arc::clone(given)));
@@ -162,7 +172,9 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         verdicts: Verdicts::default(),
         held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
+        runtime: OnceLock::new(),
         network,
+        flag_requests: Arc::default(),
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         unsynced_since: Mutex::new(None),
@@ -234,10 +246,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let parts = EngineParts {
         options: delivery,
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
-        transport: match &pipeline.network {
-            Network::Real(transport) => Arc::new(transport.clone()),
-            Network::Given(given) => Arc::clone(given),
-        },
+        transport: pipeline.network.http(),
         clock: options.clock.clone(),
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
         on_delivery: Some(Arc::new(Ear(Arc::clone(pipeline)))),
@@ -246,6 +255,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let handle = DeliveryHandle::new();
     let _ = pipeline.delivery.set(handle.clone());
     let runtime = event_loop(&handle).map_err(StartError::Thread)?;
+    let _ = pipeline.runtime.set(runtime.handle().clone());
     threads::spawn("posthog-deliver", move || {
         runtime.block_on(delivery::serve(parts, handle));
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
