@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use serde_json::Value;
+
 use super::super::{Client, Shared};
 use super::problem::FlagsProblem;
 use super::snapshot::FeatureFlags;
 use crate::clock::WallNanos;
 use crate::context;
 use crate::diagnostics::Diagnostic;
-use crate::flags::{Answer, Evaluated, FlagCache, FlagContext, Inconclusive, Question, Waiter, merge};
+use crate::flags::{
+    Answer, Evaluated, FlagCache, FlagContext, FlagValue, Inconclusive, LocalFlags, Question, Waiter, merge,
+};
 use crate::limits::{NAME_KEPT, beginning};
 use crate::worker::{Pending, Pipeline, pending};
 
@@ -88,6 +92,13 @@ impl Client {
             Some(pipeline) if pipeline.is_forked() => self.shared.child_or_open(pipeline).ok_or(FlagsProblem::Closed),
             Some(_) => Ok(self.clone()),
         }
+    }
+
+    /// The payload that the definitions give a flag of that value.
+    pub(super) fn defined_payload(&self, key: &str, value: &FlagValue) -> Option<Value> {
+        let client = self.for_flags().ok()?;
+        let (definitions, _) = loaded(client.shared.pipeline.as_ref()?)?;
+        definitions.payload(key, value.into()).cloned()
     }
 
     /// In a forked child with the child's own ears, if it has any.
@@ -169,6 +180,7 @@ impl Shared {
 }
 
 /// What was evaluated here.
+#[derive(Default)]
 struct Here {
     flags: BTreeMap<String, Evaluated>,
     /// Nothing is left open.
@@ -181,14 +193,31 @@ struct Here {
 }
 
 impl Here {
-    fn of(_pipeline: &Pipeline, _context: &FlagContext, _shared: &Shared) -> Self {
-        Self { flags: BTreeMap::new(), is_all: false, unknown: Vec::new(), as_of: None, wants_minimal_events: false }
+    fn of(pipeline: &Pipeline, context: &FlagContext, shared: &Shared) -> Self {
+        let Some((definitions, fetched_at)) = loaded(pipeline) else { return Self::default() };
+        let now = pipeline.options().clock.wall_nanos();
+        let found = definitions.evaluate_all(context, context.flag_keys.as_deref(), now);
+        let mut unresolved = found.unresolved;
+        // Where PostHog is asked in any case, it is asked for these too, and may have learnt of them.
+        unresolved.retain(|(key, why)| *why != Inconclusive::UnknownFlag || !shared.flags.missing.has(fetched_at, key));
+        let is_unknown = |(key, why): &(String, _)| (*why == Inconclusive::UnknownFlag).then(|| key.clone());
+        Self {
+            flags: found.flags,
+            is_all: unresolved.is_empty(),
+            unknown: unresolved.iter().filter_map(is_unknown).collect(),
+            as_of: Some(fetched_at),
+            wants_minimal_events: definitions.wants_minimal_events(),
+        }
     }
 
     fn snapshot(self, remote: &Answer, context: FlagContext, shared: &Arc<Shared>) -> FeatureFlags {
         let merged = merge(self.flags, remote, context.flag_keys.as_deref());
         FeatureFlags::new(merged, context, Arc::downgrade(shared), self.wants_minimal_events)
     }
+}
+
+fn loaded(_pipeline: &Pipeline) -> Option<(LocalFlags, WallNanos)> {
+    None
 }
 
 fn question(context: &FlagContext) -> Question {

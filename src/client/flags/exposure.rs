@@ -138,7 +138,7 @@ impl Shared {
             }
         });
         if let Ok(prepared) = prepared {
-            drop(self.append(pipeline, prepared));
+            let _ = self.append(pipeline, prepared);
         }
     }
 }

@@ -141,11 +141,6 @@ impl Client {
         self.evaluate_flags(who.into().ask_posthog(true))
     }
 
-    /// The payload that the definitions give a flag of that value.
-    fn defined_payload(&self, _key: &str, _value: &FlagValue) -> Option<Value> {
-        None
-    }
-
     /// A read of one flag, which is told when its answer is taken.
     fn read_one<T: Unanswered + 'static>(
         &self,
