@@ -44,6 +44,7 @@ impl CalledTracker {
     }
 
     /// How many are remembered.
+    #[cfg_attr(not(any(test, feature = "testing")), expect(dead_code, reason = "read by tests"))]
     pub(crate) fn len(&self) -> usize {
         self.lock().as_ref().map_or(0, LruCache::len)
     }

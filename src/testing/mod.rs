@@ -58,12 +58,14 @@ mod answer;
 mod body;
 mod clock;
 mod directory;
+mod flags;
 mod harness;
 mod queue;
 mod server;
 
 pub use answer::Answer;
 pub use clock::StillClock;
+pub use flags::told_flag_reads;
 pub use harness::Harness;
 pub use queue::{QueuedEvent, queued};
 pub use server::{RecordedRequest, Route, Server};

@@ -101,9 +101,9 @@ impl Client {
         }
     }
 
-    /// How many reads of flags are remembered as told. For tests.
+    /// How many reads of flags are remembered as told.
     #[cfg(feature = "testing")]
-    pub(crate) fn told_flags(&self) -> usize {
+    pub(crate) fn told_flag_reads(&self) -> usize {
         self.for_flags().map_or(0, |client| client.shared.flags.called.len())
     }
 }
