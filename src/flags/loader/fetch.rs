@@ -31,7 +31,13 @@ fn request(host: &str, api_key: &str, secret_key: &str, etag: Option<&str>) -> R
     let url = format!("{host}/flags/definitions?token={}&send_cohorts", percent_encoded(api_key));
     let mut headers = vec![("authorization", format!("Bearer {secret_key}"))];
     headers.extend(etag.map(|etag| ("if-none-match", etag.to_owned())));
-    Request { method: crate::transport::Method::Get, url: url.into(), headers, max_answer: ANSWER_BYTES, ..Request::default() }
+    Request {
+        method: crate::transport::Method::Get,
+        url: url.into(),
+        headers,
+        max_answer: ANSWER_BYTES,
+        ..Request::default()
+    }
 }
 
 /// A key has nothing that needs it, unless somebody made it up.

@@ -75,8 +75,7 @@ mod tests {
 
     use super::*;
 
-    const DENIED: &str =
-        r#"{"type":"authentication_error","code":"invalid_api_key","detail":"Personal API key is invalid.","attr":null}"#;
+    const DENIED: &str = r#"{"type":"authentication_error","code":"invalid_api_key","detail":"Personal API key is invalid.","attr":null}"#;
 
     fn of(status: u16, body: &str) -> Verdict {
         judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, true)
@@ -139,7 +138,8 @@ mod tests {
     #[test]
     fn what_the_server_asks_for_and_what_it_says_is_passed_on() {
         let wait = Some(RetryAfter::In(Duration::from_secs(9)));
-        let busy = Response { status: 429, retry_after: wait, body: "x".repeat(5000).into_bytes(), ..Response::default() };
+        let busy =
+            Response { status: 429, retry_after: wait, body: "x".repeat(5000).into_bytes(), ..Response::default() };
         let Verdict::Failed { why, retry_after } = judge(&busy, true) else { panic!("not failed") };
         assert_eq!(retry_after, wait);
         assert!(why.starts_with("HTTP status 429: xxx") && why.len() < 1100, "{}", why.len());

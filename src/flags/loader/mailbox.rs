@@ -242,7 +242,9 @@ impl Loader {
 }
 
 /// See [`Loader::asking`].
-pub(super) struct Asking<'a>(#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "tests look"))] &'a Loader);
+pub(super) struct Asking<'a>(
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "tests look"))] &'a Loader,
+);
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {

@@ -38,7 +38,13 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Notes how a load ended. `interval` is what is waited where all is well; `has_some`: there is something to evaluate with.
-    pub(super) fn wait_after(&mut self, ended: Ended, interval: Duration, has_some: bool, rng: &mut impl Rng) -> Duration {
+    pub(super) fn wait_after(
+        &mut self,
+        ended: Ended,
+        interval: Duration,
+        has_some: bool,
+        rng: &mut impl Rng,
+    ) -> Duration {
         match ended {
             Ended::Loaded => {
                 *self = Self::default();

@@ -263,7 +263,9 @@ impl Poller {
 
     /// The provider hears that it is over, once.
     async fn shut_down(mut self) {
-        let Some(provider) = self.provider.take().or_else(|| Consultation::new(&self.parts, &self.loader)) else { return };
+        let Some(provider) = self.provider.take().or_else(|| Consultation::new(&self.parts, &self.loader)) else {
+            return;
+        };
         let loader = Arc::clone(&self.loader);
         tokio::select! {
             biased;
