@@ -14,6 +14,7 @@
 //! * `flags/`: feature flags: snapshots of them, single ones, and the events that tell which were read.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
+//! * `flag_definitions.rs`: what flags are evaluated with, and how old that is.
 //! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
@@ -32,6 +33,7 @@ mod dead;
 mod drain;
 mod exception;
 mod failure;
+mod flag_definitions;
 pub(crate) mod flags;
 mod global;
 mod hook;

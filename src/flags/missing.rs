@@ -5,8 +5,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
-use crate::clock::WallNanos;
-
 const KEYS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
 
 /// Keys that are neither among the definitions nor known to PostHog: nobody has to be asked for them again until the definitions were
@@ -18,31 +16,31 @@ pub(crate) struct KnownMissing {
 
 #[derive(Debug)]
 struct State {
-    /// When the definitions that this goes with were fetched, or were found to be unchanged.
-    as_of: WallNanos,
+    /// Of the definitions that this goes with: one for each time that they were refreshed, or found to be unchanged.
+    generation: u64,
     keys: LruCache<String, ()>,
 }
 
 impl Default for KnownMissing {
     fn default() -> Self {
-        Self { state: Mutex::new(State { as_of: 0, keys: LruCache::sparse(KEYS) }) }
+        Self { state: Mutex::new(State { generation: 0, keys: LruCache::sparse(KEYS) }) }
     }
 }
 
 impl KnownMissing {
-    pub(crate) fn has(&self, as_of: WallNanos, key: &str) -> bool {
-        self.of(as_of).keys.get(key).is_some()
+    pub(crate) fn has(&self, generation: u64, key: &str) -> bool {
+        self.of(generation).keys.get(key).is_some()
     }
 
-    pub(crate) fn add(&self, as_of: WallNanos, key: &str) {
-        self.of(as_of).keys.put(key.to_owned(), ());
+    pub(crate) fn add(&self, generation: u64, key: &str) {
+        self.of(generation).keys.put(key.to_owned(), ());
     }
 
-    fn of(&self, as_of: WallNanos) -> MutexGuard<'_, State> {
+    fn of(&self, generation: u64) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.as_of != as_of {
+        if state.generation != generation {
             state.keys.clear();
-            state.as_of = as_of;
+            state.generation = generation;
         }
         state
     }

@@ -8,6 +8,7 @@ mod called;
 mod context_key;
 mod definitions;
 mod inconclusive;
+pub(crate) mod loader;
 mod local;
 mod merge;
 mod missing;
@@ -22,6 +23,11 @@ pub(crate) use cache::{FlagCache, Waiter};
 pub(crate) use called::CalledTracker;
 pub use definitions::ParseFlagsError;
 pub use inconclusive::Inconclusive;
+pub(crate) use loader::LoadedFlags;
+pub use loader::{
+    AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState,
+    ProviderError, ProviderFuture,
+};
 pub use local::{LocalFlags, LocalValue};
 pub(crate) use merge::merge;
 pub(crate) use missing::KnownMissing;

@@ -9,11 +9,10 @@ use serde_json::Value;
 use super::super::{Client, Shared};
 use super::problem::FlagsProblem;
 use super::snapshot::FeatureFlags;
-use crate::clock::WallNanos;
 use crate::context;
 use crate::diagnostics::Diagnostic;
 use crate::flags::{
-    Answer, Evaluated, FlagCache, FlagContext, FlagValue, Inconclusive, LocalFlags, Question, Waiter, merge,
+    Answer, Evaluated, FlagCache, FlagContext, FlagValue, Inconclusive, LoadedFlags, Question, Waiter, merge,
 };
 use crate::limits::{NAME_KEPT, beginning};
 use crate::worker::{Pending, Pipeline, pending};
@@ -97,8 +96,8 @@ impl Client {
     /// The payload that the definitions give a flag of that value.
     pub(super) fn defined_payload(&self, key: &str, value: &FlagValue) -> Option<Value> {
         let client = self.for_flags().ok()?;
-        let (definitions, _) = loaded(client.shared.pipeline.as_ref()?)?;
-        definitions.payload(key, value.into()).cloned()
+        let loaded = client.shared.pipeline.as_ref()?.local_flags()?;
+        loaded.flags.payload(key, value.into()).cloned()
     }
 
     /// In a forked child with the child's own ears, if it has any.
@@ -122,7 +121,7 @@ impl Shared {
             return then(here.snapshot(&Answer::default(), context, self));
         }
         let (client, is_remote) = (Arc::downgrade(self), context.is_remote);
-        let (question, unknown, as_of) = (question(&context), here.unknown.clone(), here.as_of);
+        let (question, unknown, generation) = (question(&context), here.unknown.clone(), here.generation);
         let asked = context.clone();
         let waiter: Waiter = Box::new(move |answer| {
             // Who insists on PostHog gets ours only if there is no answer.
@@ -138,10 +137,10 @@ impl Shared {
         let Some(flight) = flight else { return };
         let missing = Arc::clone(&self.flags.missing);
         let landing = move |result: Result<Answer, _>| {
-            if let (Ok(answer), Some(as_of)) = (&result, as_of) {
+            if let (Ok(answer), Some(generation)) = (&result, generation) {
                 let is_whole = !answer.has_errors && !answer.is_quota_limited;
                 let absent = unknown.iter().filter(|key| is_whole && !answer.flags.contains_key(*key));
-                absent.for_each(|key| missing.add(as_of, key));
+                absent.for_each(|key| missing.add(generation, key));
             }
             flight.land(result);
         };
@@ -187,25 +186,27 @@ struct Here {
     is_all: bool,
     /// Keys that are not among the definitions.
     unknown: Vec<String>,
-    /// When the definitions were fetched; `None` without any.
-    as_of: Option<WallNanos>,
+    /// Of the definitions; `None` without any.
+    generation: Option<u64>,
     wants_minimal_events: bool,
 }
 
 impl Here {
     fn of(pipeline: &Pipeline, context: &FlagContext, shared: &Shared) -> Self {
-        let Some((definitions, fetched_at)) = loaded(pipeline) else { return Self::default() };
+        // Asked first: what is learnt of older definitions must not be taken for knowledge of newer ones.
+        let generation = pipeline.flags_generation();
+        let Some(LoadedFlags { flags: definitions, .. }) = pipeline.local_flags() else { return Self::default() };
         let now = pipeline.options().clock.wall_nanos();
         let found = definitions.evaluate_all(context, context.flag_keys.as_deref(), now);
         let mut unresolved = found.unresolved;
         // Where PostHog is asked in any case, it is asked for these too, and may have learnt of them.
-        unresolved.retain(|(key, why)| *why != Inconclusive::UnknownFlag || !shared.flags.missing.has(fetched_at, key));
+        unresolved.retain(|(key, why)| *why != Inconclusive::UnknownFlag || !shared.flags.missing.has(generation, key));
         let is_unknown = |(key, why): &(String, _)| (*why == Inconclusive::UnknownFlag).then(|| key.clone());
         Self {
             flags: found.flags,
             is_all: unresolved.is_empty(),
             unknown: unresolved.iter().filter_map(is_unknown).collect(),
-            as_of: Some(fetched_at),
+            generation: Some(generation),
             wants_minimal_events: definitions.wants_minimal_events(),
         }
     }
@@ -214,10 +215,6 @@ impl Here {
         let merged = merge(self.flags, remote, context.flag_keys.as_deref());
         FeatureFlags::new(merged, context, Arc::downgrade(shared), self.wants_minimal_events)
     }
-}
-
-fn loaded(_pipeline: &Pipeline) -> Option<(LocalFlags, WallNanos)> {
-    None
 }
 
 fn question(context: &FlagContext) -> Question {
