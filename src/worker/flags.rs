@@ -156,3 +156,7 @@ impl Drop for Owed {
 fn call(done: Done, answer: Result<Answer, Failure>) {
     let _ = reentry::caught(|| done(answer));
 }
+
+#[cfg(test)]
+#[path = "flags_tests.rs"]
+mod tests;
