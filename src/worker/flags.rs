@@ -65,7 +65,7 @@ pub(super) struct Requests {
     /// One for each that may be under way.
     turns: Semaphore,
     /// Questions without an answer so far, those that wait for their turn included.
-    open: AtomicUsize,
+    pub(super) open: AtomicUsize,
     unanswered: Told,
     unreadable: Told,
 }
@@ -156,7 +156,3 @@ impl Drop for Owed {
 fn call(done: Done, answer: Result<Answer, Failure>) {
     let _ = reentry::caught(|| done(answer));
 }
-
-#[cfg(test)]
-#[path = "flags_tests.rs"]
-mod tests;

@@ -1,12 +1,19 @@
 //! Questions about flags over a real connection: what arrives, and that each is answered once, whatever becomes of it.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sink::{Answer as Says, FlagRoute, Sink};
 
-use super::*;
-use crate::{Client, Config, Diagnostic, FlagsProtocol};
+use super::Pipeline;
+use crate::client::Client;
+use crate::config::{Config, FlagsProtocol};
+use crate::diagnostics::Diagnostic;
+use crate::flags::{Answer, Failure, Question};
+use crate::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
 
 const LONG: Duration = Duration::from_secs(20);
 

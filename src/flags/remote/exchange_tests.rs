@@ -1,13 +1,17 @@
 //! The attempts, under tokio's own stopped clock: how many, when, with which bytes, and what is made of what comes back.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::*;
-use crate::transport::Pending;
+use super::exchange::{FIRST_WAIT, judge, wait_before};
+use super::{Question, RemoteOptions, Reply, ask};
+use crate::clock::Clock;
+use crate::flags::Failure;
+use crate::limits::NAME_KEPT;
+use crate::transport::{Http, Method, Pending, Request, Response, TransportError};
 
 /// What the next attempt meets.
 enum Meets {

@@ -1,9 +1,13 @@
 //! Answers as PostHog gives them, and as nobody should.
 
-use proptest::prelude::*;
-use serde_json::json;
+use std::collections::BTreeMap;
 
-use super::*;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::reply::{KEYS_KEPT, Reply, known, read};
+use crate::flags::{Answer, Evaluated, FlagValue};
+use crate::limits::NAME_KEPT;
 
 fn reply(body: &Value) -> Reply {
     read(body.to_string().as_bytes()).unwrap()
