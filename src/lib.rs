@@ -105,7 +105,11 @@ pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
 pub use event::exception::{ExceptionOptions, Level, ParseLevelError, Thrown};
-pub use flags::{FlagContext, FlagValue, Inconclusive};
+pub use flags::{
+    AsyncFlagDefinitionProvider, FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
+    FlagDefinitionsState, FlagValue, Inconclusive, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
+    ProviderFuture,
+};
 pub use worker::{
     DeadLetterError, DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError,
     ShutdownReport, WaitTimeout,

@@ -112,6 +112,14 @@ pub(crate) const FLAG_REQUESTS_MOST: usize = 1024;
 /// Bytes of an answer about flags: thousands of flags with payloads.
 pub(crate) const FLAG_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
+/// From one load of flag definitions to the next.
+pub(crate) const FLAG_POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
+pub(crate) const FLAG_POLL_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+/// For one request for them.
+pub(crate) const FLAG_DEFINITIONS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of them that are kept in the queue's file, compressed: JSON of that kind shrinks to a tenth.
+pub(crate) const FLAG_DEFINITIONS_KEPT: usize = 4 * 1024 * 1024;
+
 /// Diagnostics kept for reading.
 pub(crate) const DIAGNOSTICS_KEPT: usize = 128;
 /// Bytes of a foreign text that a diagnostic keeps: a name, a key.

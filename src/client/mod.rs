@@ -13,6 +13,7 @@
 //! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
+//! * `flag_definitions.rs`: what flags are evaluated with, and how old that is.
 //! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
@@ -31,6 +32,7 @@ mod dead;
 mod drain;
 mod exception;
 mod failure;
+mod flag_definitions;
 mod global;
 mod hook;
 mod identity;

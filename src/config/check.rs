@@ -66,6 +66,7 @@ impl Config {
         Ok(WorkerOptions {
             delivery: self.delivery(&project)?,
             flags: self.remote_flags(&project)?,
+            flag_definitions: self.flag_definitions(&project)?,
             transport: self.transport()?,
             limits,
             held: self.opted_out,

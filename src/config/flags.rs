@@ -1,12 +1,14 @@
 //! Knobs of feature flags.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Config;
 use super::check::within;
 use super::choices::FlagsProtocol;
 use crate::error::Error;
-use crate::flags::RemoteOptions;
+use crate::flags::loader::{LoaderOptions, Provider, SecretKey};
+use crate::flags::{AsyncFlagDefinitionProvider, FlagDefinitionProvider, RemoteOptions};
 use crate::limits::*;
 use crate::shard::Project;
 
@@ -17,6 +19,10 @@ pub(crate) struct FlagKnobs {
     request_timeout: Duration,
     request_max_retries: u32,
     only_locally: bool,
+    secret_key: Option<String>,
+    poll_interval: Duration,
+    provider: Option<Provider>,
+    keep_definitions: bool,
 }
 
 impl Default for FlagKnobs {
@@ -26,6 +32,10 @@ impl Default for FlagKnobs {
             request_timeout: FLAG_REQUEST_TIMEOUT_DEFAULT,
             request_max_retries: FLAG_REQUEST_MAX_RETRIES_DEFAULT,
             only_locally: false,
+            secret_key: None,
+            poll_interval: FLAG_POLL_INTERVAL_DEFAULT,
+            provider: None,
+            keep_definitions: true,
         }
     }
 }
@@ -69,8 +79,66 @@ impl Config {
         self
     }
 
+    /// A secret that may read the definitions of flags (`phs_...`, or a personal `phx_...`): with it flags are evaluated here, without
+    /// asking PostHog. Definitions are loaded when the client is made, and then every
+    /// [`flag_poll_interval`](Self::flag_poll_interval). Default: none, and nothing is polled. It is sent to
+    /// [`host`](Self::host) and nowhere else, and never stored.
+    pub fn secret_key(mut self, key: impl Into<String>) -> Self {
+        self.flags.secret_key = Some(key.into());
+        self
+    }
+
+    /// From one load of definitions to the next, a tenth more or less. After failures it becomes longer, up to 5 min. Default 30 s, least
+    /// 1 s, most 1 day.
+    pub fn flag_poll_interval(mut self, interval: Duration) -> Self {
+        self.flags.poll_interval = interval;
+        self
+    }
+
+    /// A cache of definitions that several processes share: it decides which of them ask PostHog. Replaces one that was given before, of
+    /// either kind. Default: none. Without a [`secret_key`](Self::secret_key) definitions come from it alone.
+    pub fn flag_definitions_provider(mut self, provider: impl FlagDefinitionProvider + 'static) -> Self {
+        self.flags.provider = Some(Provider::Sync(Arc::new(provider)));
+        self
+    }
+
+    /// The same, for a cache that is awaited.
+    pub fn flag_definitions_async_provider(mut self, provider: impl AsyncFlagDefinitionProvider + 'static) -> Self {
+        self.flags.provider = Some(Provider::Async(Arc::new(provider)));
+        self
+    }
+
+    /// Whether the definitions that were loaded last are kept in the queue's file, up to 4 MiB of them compressed: a process that starts
+    /// while PostHog is down evaluates with them at once, and says how old they are
+    /// ([`Client::flag_definitions_age`](crate::Client::flag_definitions_age)). Default: they are.
+    pub fn keep_flag_definitions(mut self, keep: bool) -> Self {
+        self.flags.keep_definitions = keep;
+        self
+    }
+
     pub(super) fn flag_settings(&self) -> Result<FlagSettings, Error> {
         Ok(FlagSettings { only_locally: self.flags.only_locally })
+    }
+
+    /// `None`: there is nobody to load from.
+    pub(super) fn flag_definitions(&self, project: &Project) -> Result<Option<LoaderOptions>, Error> {
+        let knobs = &self.flags;
+        let interval = within("flag_poll_interval", knobs.poll_interval, &FLAG_POLL_INTERVAL)?;
+        let secret_key = knobs.secret_key.as_deref().map(secret_key).transpose()?;
+        if secret_key.is_none() && knobs.provider.is_none() {
+            return Ok(None);
+        }
+        let room = usize::try_from(self.max_queue_bytes / 8).unwrap_or(usize::MAX);
+        Ok(Some(LoaderOptions {
+            host: project.host.clone(),
+            api_key: project.api_key.clone(),
+            secret_key,
+            interval,
+            timeout: FLAG_DEFINITIONS_TIMEOUT,
+            retry_after_cap: self.retry_after_cap,
+            provider: knobs.provider.clone(),
+            keep: knobs.keep_definitions.then(|| FLAG_DEFINITIONS_KEPT.min(room)),
+        }))
     }
 
     pub(super) fn remote_flags(&self, project: &Project) -> Result<RemoteOptions, Error> {
@@ -85,5 +153,73 @@ impl Config {
             timeout: within("flag_request_timeout", knobs.request_timeout, &FLAG_REQUEST_TIMEOUT)?,
             max_retries: within("flag_request_max_retries", knobs.request_max_retries, &FLAG_REQUEST_MAX_RETRIES)?,
         })
+    }
+}
+
+/// Nothing of it is ever repeated.
+fn secret_key(key: &str) -> Result<SecretKey, Error> {
+    let key = key.trim();
+    if key.is_empty() {
+        return Err(Error::config("secret_key", "is blank"));
+    }
+    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Error::config("secret_key", "holds white space, or characters that no key has"));
+    }
+    if key.starts_with("phc_") {
+        let why =
+            "is a project's public key (phc_), which may not read definitions: give one that begins with phs_ or phx_";
+        return Err(Error::config("secret_key", why));
+    }
+    Ok(SecretKey::new(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config::new("phc_test").queue_dir("/q")
+    }
+
+    fn loads(config: Config) -> Result<Option<LoaderOptions>, Error> {
+        config.check().map(|checked| checked.worker.unwrap().flag_definitions)
+    }
+
+    #[test]
+    fn without_a_secret_key_and_a_provider_nothing_is_loaded() {
+        assert!(loads(config()).unwrap().is_none());
+        assert!(loads(config().secret_key("phs_1")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_secret_key_is_never_shown() {
+        let config = config().secret_key("phx_verysecret");
+        let shown = format!("{config:?} {:?}", loads(config.clone()).unwrap().unwrap());
+        assert!(!shown.contains("verysecret"), "{shown}");
+        let Err(error) = loads(config.secret_key("phx_very secret")) else { panic!("taken") };
+        assert!(!format!("{error:?} {error}").contains("very"), "{error}");
+    }
+
+    #[test]
+    fn a_key_or_an_interval_that_cannot_be_meant_is_refused_by_name() {
+        let refused = |config: Config| match loads(config) {
+            Err(Error::Config { field, .. }) => field,
+            _ => "",
+        };
+        for key in ["", " ", "phc_1", "phx_\n1", "phx_\u{e9}"] {
+            assert_eq!(refused(config().secret_key(key)), "secret_key", "{key:?}");
+        }
+        assert_eq!(refused(config().secret_key(" phs_1\n")), "", "as a file with a key in it ends");
+        for seconds in [0, 86_401] {
+            assert_eq!(refused(config().flag_poll_interval(Duration::from_secs(seconds))), "flag_poll_interval");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_leaves_most_of_a_small_queue_to_events() {
+        let keep = |config: Config| loads(config.secret_key("phs_1")).unwrap().unwrap().keep;
+        assert_eq!(keep(config()), Some(4 * 1024 * 1024));
+        assert_eq!(keep(config().max_queue_bytes(1024 * 1024)), Some(128 * 1024));
+        assert_eq!(keep(config().keep_flag_definitions(false)), None);
     }
 }

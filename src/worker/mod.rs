@@ -30,6 +30,8 @@
 //! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are carried ([`dead`]).
+//! * Definitions of flags are loaded by a task on the delivery's runtime; what it wants kept for the next process is written by the
+//!   committer when nothing more urgent fails ([`flag_definitions`]).
 //! * While the program has opted out nothing is read for sending; what is queued stays.
 //!
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
@@ -54,6 +56,7 @@ mod contents;
 mod dead;
 mod drop_reason;
 mod due;
+mod flag_definitions;
 mod flags;
 #[cfg(test)]
 mod flags_tests;
@@ -89,6 +92,7 @@ use crate::clock::Clock;
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::disk::{Disk, fork};
 use crate::flags::RemoteOptions;
+use crate::flags::loader::LoaderOptions;
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
 use crate::shard::{Lane, Project, Shard, Stranded};
@@ -156,6 +160,8 @@ pub(crate) struct WorkerOptions {
     pub(crate) delivery: DeliveryOptions,
     /// How to ask for flags.
     pub(crate) flags: RemoteOptions,
+    /// Where their definitions are loaded from, if they are.
+    pub(crate) flag_definitions: Option<LoaderOptions>,
     /// How to reach the network.
     pub(crate) transport: TransportOptions,
     /// What requests go through instead, where the network is played by somebody.
@@ -194,6 +200,7 @@ pub(crate) struct Pipeline {
     runtime: OnceLock<tokio::runtime::Handle>,
     network: Network,
     flag_requests: Arc<flags::Requests>,
+    definitions: flag_definitions::Definitions,
     /// Why the queue ends with the process, if it does.
     in_memory: OnceLock<String>,
     /// Why storage does not work at the moment.

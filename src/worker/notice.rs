@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::delivery;
+use crate::flags::loader;
 use crate::shard::Stranded;
 
 /// Something that happened on one of our threads.
@@ -10,6 +11,8 @@ use crate::shard::Stranded;
 pub(crate) enum Notice {
     /// During delivery.
     Delivery(delivery::Notice),
+    /// While definitions of flags were loaded.
+    FlagDefinitions(loader::Notice),
     /// Something about this machine's network setup.
     Network(String),
     /// A file was set aside.

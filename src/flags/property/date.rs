@@ -1,0 +1,126 @@
+//! Dates. One without an offset is read in the time zone of the PostHog project, which definitions do not tell: such dates are
+//! compared with each other, and with an instant if the answer is the same wherever the project is.
+
+use std::cmp::Ordering;
+
+use jiff::Timestamp;
+use jiff::civil::{self, DateTime};
+use jiff::tz::Offset;
+use serde_json::Value;
+
+use crate::clock::WallNanos;
+
+use super::relative_date::RelativeDate;
+
+pub(super) const HOUR: i128 = 3_600_000_000_000;
+
+/// No time zone has ever been further from UTC, sun time in the Philippines and in Alaska included.
+pub(super) const FURTHEST_ZONE: i128 = 16 * HOUR;
+
+/// A date that a condition names.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Date {
+    Fixed(Moment),
+    /// Before the time at which it is asked for.
+    Relative(RelativeDate),
+}
+
+/// What is known of a point in time, in nanoseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) earliest: i128,
+    pub(super) latest: i128,
+    /// What the clocks of the project showed, if that is all that is known.
+    wall: Option<i128>,
+}
+
+impl Date {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match RelativeDate::parse(text) {
+            Some(relative) => Some(Date::Relative(relative)),
+            None => parse_fixed(text).map(Date::Fixed),
+        }
+    }
+
+    pub(super) fn moment(&self, now: WallNanos) -> Option<Moment> {
+        match self {
+            Date::Fixed(moment) => Some(*moment),
+            Date::Relative(relative) => relative.before(now),
+        }
+    }
+}
+
+/// A property as a date: seconds since 1970, or a date as conditions have them.
+pub(super) fn moment_of(property: &Value, now: WallNanos) -> Option<Moment> {
+    match property {
+        Value::Number(seconds) => from_seconds(seconds.as_f64()?),
+        Value::String(text) => match text.parse() {
+            Ok(seconds) => from_seconds(seconds),
+            Err(_) => Date::parse(text)?.moment(now),
+        },
+        _ => None,
+    }
+}
+
+impl Moment {
+    pub(super) fn between(earliest: i128, latest: i128) -> Self {
+        Moment { earliest, latest, wall: None }
+    }
+
+    fn on_the_wall(wall: DateTime) -> Option<Self> {
+        let wall = Offset::UTC.to_timestamp(wall).ok()?.as_nanosecond();
+        Some(Moment { wall: Some(wall), ..Moment::between(wall - FURTHEST_ZONE, wall + FURTHEST_ZONE) })
+    }
+
+    /// `None` if that depends on where the project is.
+    pub(super) fn order(&self, other: &Moment) -> Option<Ordering> {
+        if let (Some(wall), Some(other)) = (self.wall, other.wall) {
+            return Some(wall.cmp(&other));
+        }
+        if self.latest < other.earliest {
+            Some(Ordering::Less)
+        } else if self.earliest > other.latest {
+            Some(Ordering::Greater)
+        } else {
+            let are_points = self.earliest == self.latest && other.earliest == other.latest;
+            are_points.then_some(Ordering::Equal)
+        }
+    }
+}
+
+/// RFC 3339; or a date, alone or with a time of day, on the project's clocks. PostHog reads much else, and is asked about that.
+fn parse_fixed(text: &str) -> Option<Moment> {
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
+    let (_, time) = text.split_at_checked("2024-06-15".len())?;
+    if time.is_empty() {
+        return Moment::on_the_wall(text.parse::<civil::Date>().ok()?.to_datetime(civil::Time::midnight()));
+    }
+    let [separator, _, _, b':', _, _, seconds @ ..] = time.as_bytes() else { return None };
+    let offset = seconds.iter().position(|byte| b"Zz+-".contains(byte)).map(|at| seconds.split_at(at));
+    let (seconds, offset) = offset.unwrap_or((seconds, b""));
+    // Our parser knows further forms that the service does not.
+    let is_time = seconds.iter().all(|byte| byte.is_ascii_digit() || b":.".contains(byte));
+    match (separator, seconds, offset) {
+        (b'T' | b' ', _, b"") if is_time => Moment::on_the_wall(text.parse().ok()?),
+        (b'T' | b't' | b' ', [b':', ..], b"Z" | b"z" | [_, _, _, b':', _, _]) if is_time => at_instant(text),
+        _ => None,
+    }
+}
+
+fn at_instant(text: &str) -> Option<Moment> {
+    let instant = text.parse::<Timestamp>().ok()?.as_nanosecond();
+    Some(Moment::between(instant, instant))
+}
+
+/// Before 1970, PostHog drops what is beyond whole seconds.
+fn from_seconds(seconds: f64) -> Option<Moment> {
+    if !seconds.is_finite() {
+        return None;
+    }
+    let nanos = ((seconds % 1.0) * 1e9).round().max(0.0);
+    // What is too large for a timestamp is the largest integer, which is too large as well.
+    let instant = Timestamp::new(seconds.floor() as i64, nanos as i32).ok()?.as_nanosecond();
+    Some(Moment::between(instant, instant))
+}
