@@ -30,6 +30,8 @@
 mod evaluate;
 mod exposure;
 mod getters;
+#[cfg(all(test, feature = "testing"))]
+mod local_tests;
 mod on_event;
 mod problem;
 mod settings;

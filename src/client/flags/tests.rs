@@ -16,7 +16,7 @@ fn flag(value: Value) -> Value {
     })
 }
 
-fn answer(flags: &[(&str, Value)]) -> Value {
+pub(super) fn answer(flags: &[(&str, Value)]) -> Value {
     let flags: serde_json::Map<_, _> =
         flags.iter().map(|(key, value)| ((*key).to_owned(), flag(value.clone()))).collect();
     json!({"flags": flags, "errorsWhileComputingFlags": false, "requestId": "request_1", "evaluatedAt": 1_735_689_600_123_i64})
@@ -28,15 +28,15 @@ fn posthog(answers: &[Value]) -> Harness {
     harness
 }
 
-fn got<T: Clone>(pending: Pending<T>) -> T {
+pub(super) fn got<T: Clone>(pending: Pending<T>) -> T {
     pending.wait(SOON).unwrap()
 }
 
-fn asked(harness: &Harness) -> Vec<RecordedRequest> {
+pub(super) fn asked(harness: &Harness) -> Vec<RecordedRequest> {
     harness.server().requests().into_iter().filter(|request| request.route == Route::Flags).collect()
 }
 
-fn told(harness: &Harness) -> Vec<QueuedEvent> {
+pub(super) fn told(harness: &Harness) -> Vec<QueuedEvent> {
     harness.queued().into_iter().filter(|event| event.event == "$feature_flag_called").collect()
 }
 
