@@ -91,13 +91,13 @@ mod transport;
 mod worker;
 
 pub use client::{
-    Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, Mode, Outcome, PreviousRun, Receipt, Stats, Stranded,
-    breadcrumb, capture, capture_exception, client, drain_on_terminate, init, install_panic_hook,
-    try_install_panic_hook,
+    AllFlags, Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, FeatureFlagResult, FeatureFlags, FlagsProblem,
+    Mode, Outcome, PreviousRun, Receipt, Stats, Stranded, breadcrumb, capture, capture_exception, client,
+    drain_on_terminate, init, install_panic_hook, try_install_panic_hook,
 };
 #[cfg(feature = "crash-signals")]
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
-pub use config::{BeforeSend, Compression, Config, Protocol};
+pub use config::{BeforeSend, Compression, Config, FlagsProtocol, Protocol};
 pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
 pub use crash::cause::RunEnd;
 pub use delivery::{Delivery, Verdict};
@@ -105,7 +105,11 @@ pub use diagnostics::{Category, Diagnostic};
 pub use error::Error;
 pub use event::Event;
 pub use event::exception::{ExceptionOptions, Level, ParseLevelError, Thrown};
-pub use flags::{FlagContext, FlagValue, Inconclusive, LocalFlags, LocalValue, ParseFlagsError};
+pub use flags::{
+    AsyncFlagDefinitionProvider, FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
+    FlagDefinitionsState, FlagValue, Inconclusive, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
+    ProviderFuture,
+};
 pub use worker::{
     DeadLetterError, DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError,
     ShutdownReport, WaitTimeout,

@@ -99,6 +99,36 @@ pub(crate) const RESERVE_BYTES: u64 = 1024 * 1024;
 pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(50);
 /// How long opening may take. A queue of a gigabyte whose owner died inside the store is checked in seconds.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// For one question about flags, all its attempts and waits included.
+pub(crate) const FLAG_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3);
+pub(crate) const FLAG_REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
+/// Attempts after the first.
+pub(crate) const FLAG_REQUEST_MAX_RETRIES_DEFAULT: u32 = 1;
+pub(crate) const FLAG_REQUEST_MAX_RETRIES: RangeInclusive<u32> = 0..=10;
+/// Requests for flags under way at once: each may be a connection, of which a process has about a thousand.
+pub(crate) const FLAG_REQUESTS_AT_ONCE: usize = 64;
+/// Those that wait for their turn included: with an answer in 50 ms, the last of them has one in time.
+pub(crate) const FLAG_REQUESTS_MOST: usize = 1024;
+/// Bytes of an answer about flags: thousands of flags with payloads.
+pub(crate) const FLAG_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// How long an answer about flags serves.
+pub(crate) const FLAG_CACHE_TTL_DEFAULT: Duration = Duration::from_secs(60);
+pub(crate) const FLAG_CACHE_TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+/// Answers about flags that are kept.
+pub(crate) const FLAG_CACHE_SIZE_DEFAULT: usize = 1000;
+pub(crate) const FLAG_CACHE_SIZE: RangeInclusive<usize> = 1..=1_000_000;
+/// Reads of flags that are remembered as told.
+pub(crate) const FLAG_CALLED_SIZE_DEFAULT: usize = 50_000;
+pub(crate) const FLAG_CALLED_SIZE: RangeInclusive<usize> = 1..=10_000_000;
+
+/// From one load of flag definitions to the next.
+pub(crate) const FLAG_POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
+pub(crate) const FLAG_POLL_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+/// For one request for them.
+pub(crate) const FLAG_DEFINITIONS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of them that are kept in the queue's file, compressed: JSON of that kind shrinks to a tenth.
+pub(crate) const FLAG_DEFINITIONS_KEPT: usize = 4 * 1024 * 1024;
+
 /// Diagnostics kept for reading.
 pub(crate) const DIAGNOSTICS_KEPT: usize = 128;
 /// Bytes of a foreign text that a diagnostic keeps: a name, a key.

@@ -76,6 +76,17 @@ impl Shared {
     // Always: as a call of its own it would cost each capture a copy of the prepared event, and more.
     #[inline(always)]
     pub(super) fn prepare(&self, pipeline: &Pipeline, event: Event) -> Result<Prepared, DropReason> {
+        self.prepare_and(pipeline, event, |_| ())
+    }
+
+    /// The same; `change` has the last word, after the hooks.
+    #[inline(always)]
+    pub(super) fn prepare_and(
+        &self,
+        pipeline: &Pipeline,
+        event: Event,
+        change: impl FnOnce(&mut Event),
+    ) -> Result<Prepared, DropReason> {
         if self.rules.is_opted_out() {
             self.count(DropReason::OptedOut);
             return Err(DropReason::OptedOut);
@@ -109,6 +120,7 @@ impl Shared {
                 return Err(self.refuse(&refusal, event.name()));
             }
         }
+        change(&mut event);
         match event.finish(&stamp, pipeline.options().max_event_bytes) {
             Ok(record) => Ok(Prepared { record, now_nanos }),
             Err(refusal) => Err(self.refuse(&refusal, "")),

@@ -77,7 +77,8 @@ impl Shared {
         let rules = self.rules.for_child().ok_or_else(busy)?;
         options.held = rules.is_opted_out();
         let diagnostics = Arc::new(self.diagnostics.for_child());
-        let child = Client::start(Some(options), self.settings.clone(), rules, diagnostics, Some(parent))?;
+        let flags = self.flags.for_child(options.clock.clone());
+        let child = Client::start(Some(options), self.settings.clone(), (rules, flags), diagnostics, Some(parent))?;
         if self.is_armed.load(Ordering::SeqCst)
             && let Err(error) = child.shared.arm_process_wide()
         {

@@ -11,8 +11,10 @@
 //!   the client as a whole (flush, shutdown, statistics, dead letters) is asked of both.
 //! * `exception.rs`: errors as events, with the stack of the call as addresses, which get names when the event is sent.
 //! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
+//! * `flags/`: feature flags: snapshots of them, single ones, and the events that tell which were read.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
+//! * `flag_definitions.rs`: what flags are evaluated with, and how old that is.
 //! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
@@ -31,6 +33,8 @@ mod dead;
 mod drain;
 mod exception;
 mod failure;
+mod flag_definitions;
+pub(crate) mod flags;
 mod global;
 mod hook;
 mod identity;
@@ -55,6 +59,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
+use crate::flags::Overrides;
 use crate::worker::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
 
 #[cfg(fuzzing)]
@@ -65,6 +70,8 @@ use child::Child;
 pub use dead::DeadLetter;
 pub use drain::{DrainOptions, Exit, drain_on_terminate};
 use failure::explain;
+use flags::Flags;
+pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
 pub use global::{breadcrumb, capture, capture_exception, client, init};
 #[cfg(feature = "crash-signals")]
 pub use hook::{install_crash_handler, register_thread, try_install_crash_handler};
@@ -98,6 +105,7 @@ struct Shared {
     ai: AiLane,
     settings: Settings,
     rules: Rules,
+    flags: Flags,
     diagnostics: Arc<Diagnostics>,
     /// By [`DropReason`].
     refusals: Arc<[AtomicU64; DropReason::COUNT]>,
@@ -154,13 +162,15 @@ impl Client {
             shutdown_timeout: checked.shutdown_timeout,
             tracing_hosts: checked.content.tracing_hosts.clone().into(),
         };
-        Self::start(checked.worker, settings, Rules::new(&checked.content), diagnostics, None)
+        let clock = checked.worker.as_ref().map(|options| options.clock.clone()).unwrap_or_default();
+        let flags = Flags::new(&checked.flags, clock, Overrides::default());
+        Self::start(checked.worker, settings, (Rules::new(&checked.content), flags), diagnostics, None)
     }
 
     fn start(
         options: Option<WorkerOptions>,
         settings: Settings,
-        rules: Rules,
+        (rules, flags): (Rules, Flags),
         diagnostics: Arc<Diagnostics>,
         parent: Option<&Pipeline>,
     ) -> Result<Self, Error> {
@@ -180,6 +190,7 @@ impl Client {
             ai: AiLane::default(),
             settings,
             rules,
+            flags,
             diagnostics,
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             throttle: capture::Throttle::default(),
@@ -227,6 +238,7 @@ impl Client {
         let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
         pipeline.mirror_refusals(&self.shared.refusal_counts());
         let closed = pipeline.shutdown(most);
+        self.close_flags();
         // Looked for afterwards: one that is opened at this moment either is seen here, or sees that we are closing.
         fence(Ordering::SeqCst);
         match self.pipelines() {

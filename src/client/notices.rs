@@ -2,12 +2,14 @@
 
 use crate::delivery;
 use crate::diagnostics::Diagnostic;
+use crate::flags::loader;
 use crate::worker::Notice;
 
 impl From<Notice> for Diagnostic {
     fn from(notice: Notice) -> Self {
         match notice {
             Notice::Delivery(notice) => notice.into(),
+            Notice::FlagDefinitions(notice) => notice.into(),
             Notice::Network(what) => Diagnostic::Network { what },
             Notice::SetAside { path, why, lost } => Diagnostic::SetAside { path, why, lost },
             Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
@@ -25,6 +27,8 @@ impl From<Notice> for Diagnostic {
                 events: queue.events,
                 bytes: queue.bytes,
             },
+            Notice::FlagsUnanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
+            Notice::FlagsUnreadable { keys } => Diagnostic::FlagsUnreadable { keys },
             Notice::LeftOnDisk { events } => Diagnostic::LeftOnDisk { events },
             Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
         }
@@ -36,6 +40,18 @@ fn abbreviated(api_key: &str) -> String {
     const KEPT: usize = 8;
     let kept: String = api_key.chars().take(KEPT).collect();
     if kept.len() == api_key.len() { kept } else { kept + "..." }
+}
+
+impl From<loader::Notice> for Diagnostic {
+    fn from(notice: loader::Notice) -> Self {
+        use loader::Notice as N;
+        match notice {
+            N::Unavailable { why } => Diagnostic::FlagDefinitionsUnavailable { why },
+            N::Recovered => Diagnostic::FlagDefinitionsRecovered,
+            N::Unreadable { keys } => Diagnostic::FlagsUnreadable { keys },
+            N::CacheFailed { operation, why } => Diagnostic::FlagCacheFailed { operation, why },
+        }
+    }
 }
 
 impl From<delivery::Notice> for Diagnostic {

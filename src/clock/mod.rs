@@ -56,6 +56,18 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// Waits, as a task of a tokio runtime, until so much time has passed. By a manual clock nobody sleeps, and nobody wakes.
+    pub(crate) async fn sleep(&self, time: Duration) {
+        match self {
+            Clock::System => tokio::time::sleep(time).await,
+            Clock::Manual(_) => std::future::pending().await,
+            #[cfg(feature = "testing")]
+            Clock::Still(still) => still.reached(still.now() + time).await,
+        }
+    }
+}
+
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
 pub(crate) struct ManualClock {

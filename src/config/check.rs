@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::content::Content;
 use super::endpoint::{former_project, headers, project};
+use super::flags::FlagSettings;
 use super::{Compression, Config, Protocol, ProxyChoice};
 use crate::clock::Clock;
 use crate::crash::InProcess;
@@ -31,6 +32,7 @@ pub(crate) struct Checked {
     pub(crate) report_previous_run: bool,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) content: Content,
+    pub(crate) flags: FlagSettings,
     pub(crate) on_diagnostic: Option<DiagnosticHook>,
 }
 
@@ -45,6 +47,7 @@ impl Config {
             report_previous_run: self.report_previous_run,
             shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
             on_diagnostic: self.on_diagnostic.clone(),
+            flags: self.flag_settings()?,
             content: self.content()?,
         })
     }
@@ -62,6 +65,8 @@ impl Config {
         let limits = self.limits()?;
         Ok(WorkerOptions {
             delivery: self.delivery(&project)?,
+            flags: self.remote_flags(&project)?,
+            flag_definitions: self.flag_definitions(&project)?,
             transport: self.transport()?,
             limits,
             held: self.opted_out,
@@ -188,7 +193,11 @@ fn compression(chosen: Compression, protocol: Protocol) -> Result<delivery::Comp
     }
 }
 
-fn within<T: PartialOrd + Copy + Debug>(field: &'static str, value: T, bounds: &RangeInclusive<T>) -> Result<T, Error> {
+pub(super) fn within<T: PartialOrd + Copy + Debug>(
+    field: &'static str,
+    value: T,
+    bounds: &RangeInclusive<T>,
+) -> Result<T, Error> {
     if bounds.contains(&value) {
         return Ok(value);
     }
@@ -225,6 +234,8 @@ mod tests {
         assert_eq!(refused(config().queue_dir("")), "queue_dir");
         assert_eq!(refused(config().overflow(Overflow::Block(Duration::from_secs(3601)))), "overflow");
         assert_eq!(refused(config().free_space_floor(u64::MAX)), "free_space_floor");
+        assert_eq!(refused(config().flag_request_timeout(Duration::from_millis(49))), "flag_request_timeout");
+        assert_eq!(refused(config().flag_request_max_retries(11)), "flag_request_max_retries");
     }
 
     #[test]

@@ -20,6 +20,18 @@ pub enum Compression {
     Zstd,
 }
 
+/// Which of PostHog's endpoints is asked for flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum FlagsProtocol {
+    /// `POST /flags/?v=2`: PostHog Cloud, and self-hosted servers since 2025.
+    #[default]
+    V2,
+    /// `POST /decide/?v=3`, for self-hosted servers that know nothing newer. It tells values and payloads of flags, and neither ids nor
+    /// reasons.
+    Decide,
+}
+
 /// Which of PostHog's capture endpoints is spoken to.
 ///
 /// Both take the same events and the queue does not depend on it: what was captured under one can be delivered under the other.

@@ -6,7 +6,8 @@ use super::Config;
 use crate::error::Error;
 
 impl Config {
-    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST` and `POSTHOG_QUEUE_DIR`. Without a key the client is
+    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST`, `POSTHOG_QUEUE_DIR`, and `POSTHOG_SECRET_KEY` or else
+    /// `POSTHOG_PERSONAL_API_KEY` ([`secret_key`](Config::secret_key)). Without a key the client is
     /// [`disabled`](Config::disabled), and says so once ([`Diagnostic::KeyMissing`](crate::Diagnostic::KeyMissing), logged as
     /// information). Everything else can still be set.
     pub fn from_env() -> Self {
@@ -14,8 +15,12 @@ impl Config {
         let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::without_key() };
         let config = Self::new(api_key.trim());
         // The queue directory is looked up when the client is made, in the same order as without `from_env`.
-        match set("POSTHOG_HOST") {
+        let config = match set("POSTHOG_HOST") {
             Some(host) => config.host(host),
+            None => config,
+        };
+        match set("POSTHOG_SECRET_KEY").or_else(|| set("POSTHOG_PERSONAL_API_KEY")) {
+            Some(secret_key) => config.secret_key(secret_key),
             None => config,
         }
     }

@@ -3,7 +3,7 @@
 //! [`Config`] is a builder by value: setters only remember what they were given, and nothing is looked at before a client is made.
 //! Then `check.rs` holds every setting against its bounds in `limits`, all relations between settings included, and turns the lot into
 //! the options of the floors below, none of which ever sees a `Config`. A setting that is out of bounds is an error that names it;
-//! nothing is silently clamped. The setters are in `queue.rs`, `sending.rs` and `content.rs`; `choices.rs` has the settings that are a
+//! nothing is silently clamped. The setters are in `queue.rs`, `sending.rs`, `content.rs` and `flags.rs`; `choices.rs` has the settings that are a
 //! choice among a few; `hooks.rs` has the `before_send` hook as a value; `endpoint.rs` has the rules for key, host and headers;
 //! `env.rs` has what the environment says, and finds the queue directory.
 //!
@@ -15,6 +15,7 @@ mod choices;
 mod content;
 mod endpoint;
 mod env;
+mod flags;
 mod hooks;
 mod queue;
 mod sending;
@@ -30,8 +31,10 @@ use crate::record::Pairs;
 use crate::worker::Overflow;
 
 pub(crate) use choices::ProxyChoice;
-pub use choices::{Compression, Protocol};
+pub use choices::{Compression, FlagsProtocol, Protocol};
 pub(crate) use content::Content;
+use flags::FlagKnobs;
+pub(crate) use flags::FlagSettings;
 pub use hooks::BeforeSend;
 
 /// The settings of a client.
@@ -90,6 +93,7 @@ pub struct Config {
     pub(super) protocol: Protocol,
     pub(super) historical_migration: bool,
     pub(super) disable_geoip: bool,
+    pub(super) flags: FlagKnobs,
     pub(super) exact_timestamps: bool,
     pub(super) opted_out: bool,
     pub(super) super_properties: Vec<Result<Pairs, String>>,
@@ -142,6 +146,7 @@ impl Config {
             protocol: Protocol::default(),
             historical_migration: false,
             disable_geoip: false,
+            flags: FlagKnobs::default(),
             exact_timestamps: false,
             opted_out: false,
             super_properties: Vec::new(),

@@ -30,6 +30,12 @@ pub enum Category {
     Storage,
     /// The way to PostHog, and what PostHog answers.
     Delivery,
+    /// Feature flags: what PostHog does not answer, and what it answers and cannot be read.
+    Flags,
+    /// Definitions of flags, from which they are evaluated here: whether they can be loaded.
+    FlagDefinitions,
+    /// Caches of such definitions: the program's provider, and what is kept for the next start.
+    FlagCache,
     /// The life of the client: without a key, not there yet, closed, forked, called from inside its own callbacks.
     Lifecycle,
 }
@@ -44,6 +50,11 @@ impl Diagnostic {
             Diagnostic::CallbackPanicked { .. } => Category::Callback,
             Diagnostic::Invalid { .. } | Diagnostic::HandmadeException => Category::Validation,
             Diagnostic::Evicted { .. } => Category::Capacity,
+            Diagnostic::FlagsUnanswered { .. } | Diagnostic::FlagsUnreadable { .. } => Category::Flags,
+            Diagnostic::FlagDefinitionsUnavailable { .. } | Diagnostic::FlagDefinitionsRecovered => {
+                Category::FlagDefinitions
+            }
+            Diagnostic::FlagCacheFailed { .. } => Category::FlagCache,
             Diagnostic::Buried { .. }
             | Diagnostic::Suspected { .. }
             | Diagnostic::EndpointFailing { .. }

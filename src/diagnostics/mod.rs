@@ -205,6 +205,35 @@ pub enum Diagnostic {
     /// `capture` was given a `$exception` that the program made by hand. It is sent as it is; but PostHog groups exceptions by a list
     /// that only [`Client::capture_exception`](crate::Client::capture_exception) makes. Told once.
     HandmadeException,
+    /// PostHog gave no answer about flags: what is known of them, or the caller's default, stands. Told at the first, and then once a
+    /// minute.
+    FlagsUnanswered {
+        /// Why, the last time.
+        why: String,
+        /// How many requests this stands for.
+        requests: u64,
+    },
+    /// Flags whose values or definitions cannot be read. They have no value; all others have theirs. Told once a minute.
+    FlagsUnreadable {
+        /// The first of them, at most ten.
+        keys: Vec<String>,
+    },
+    /// Definitions of flags cannot be loaded. Those that are there are used on, and get older; if PostHog refuses the secret key or the
+    /// quota, they are not. Told when that begins, and when it becomes something else.
+    FlagDefinitionsUnavailable {
+        /// What is met.
+        why: String,
+    },
+    /// Definitions of flags are loaded again.
+    FlagDefinitionsRecovered,
+    /// The program's provider of definitions failed, or what was loaded cannot be kept in the queue's file for the next start. What is
+    /// loaded is used all the same. Told once until the same has worked again.
+    FlagCacheFailed {
+        /// `should_fetch`, `read`, `store` or `shutdown` of the provider; `keep` of the queue's file.
+        operation: &'static str,
+        /// What is met.
+        why: String,
+    },
     /// A shutdown ran out of time. What is left lies on the disk, and the next process that opens the queue sends it.
     LeftOnDisk {
         /// How many events.
@@ -255,6 +284,11 @@ impl Diagnostic {
             Diagnostic::SymbolsDistrusted => "symbols_distrusted",
             Diagnostic::Invalid { .. } => "invalid",
             Diagnostic::HandmadeException => "handmade_exception",
+            Diagnostic::FlagsUnanswered { .. } => "flags_unanswered",
+            Diagnostic::FlagsUnreadable { .. } => "flags_unreadable",
+            Diagnostic::FlagDefinitionsUnavailable { .. } => "flag_definitions_unavailable",
+            Diagnostic::FlagDefinitionsRecovered => "flag_definitions_recovered",
+            Diagnostic::FlagCacheFailed { .. } => "flag_cache_failed",
             Diagnostic::LeftOnDisk { .. } => "left_on_disk",
             Diagnostic::Network { .. } => "network",
         }
@@ -263,7 +297,11 @@ impl Diagnostic {
     fn is_for_information(&self) -> bool {
         matches!(
             self,
-            Diagnostic::EndpointRecovered | Diagnostic::StorageRecovered | Diagnostic::Checked | Diagnostic::KeyMissing
+            Diagnostic::EndpointRecovered
+                | Diagnostic::StorageRecovered
+                | Diagnostic::FlagDefinitionsRecovered
+                | Diagnostic::Checked
+                | Diagnostic::KeyMissing
         )
     }
 }
@@ -347,6 +385,15 @@ impl fmt::Display for Diagnostic {
             Diagnostic::SymbolsDistrusted => f.write_str(SYMBOLS_DISTRUSTED),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
             Diagnostic::HandmadeException => f.write_str(HANDMADE),
+            Diagnostic::FlagsUnanswered { why, requests } => {
+                write!(f, "PostHog gave no answer about flags, {requests} time(s): {why}")
+            }
+            Diagnostic::FlagsUnreadable { keys } => write!(f, "flags that cannot be read: {}", keys.join(", ")),
+            Diagnostic::FlagDefinitionsUnavailable { why } => f.write_str(why),
+            Diagnostic::FlagDefinitionsRecovered => f.write_str("definitions of flags are loaded again"),
+            Diagnostic::FlagCacheFailed { operation, why } => {
+                write!(f, "a cache of flag definitions failed ({operation}): {why}")
+            }
             Diagnostic::LeftOnDisk { events } => {
                 write!(f, "the shutdown ran out of time; {events} events are left on disk for the next start")
             }

@@ -68,6 +68,14 @@ impl Event {
         !found.is_empty()
     }
 
+    /// Removes the properties whose names are not wanted. Groups and hints stay.
+    pub(crate) fn keep_only(&mut self, is_wanted: impl Fn(&[u8]) -> bool) {
+        let unwanted: Vec<String> = self.keys().filter(|key| !is_wanted(key.as_bytes())).map(str::to_owned).collect();
+        for key in unwanted {
+            self.remove(key);
+        }
+    }
+
     /// Renames the event.
     pub fn set_name(&mut self, name: impl AsRef<str>) {
         let name = name.as_ref();

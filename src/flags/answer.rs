@@ -58,6 +58,9 @@ pub(crate) enum Failure {
     /// Something that is not an answer to this question.
     #[error("an answer that cannot be read: {0}")]
     Unreadable(String),
+    /// Not even asked.
+    #[error("too many requests for flags are under way")]
+    Busy,
     /// The client is closed or forked.
     #[error("the client is closed")]
     Closed,
@@ -70,7 +73,7 @@ impl Failure {
             Failure::Timeout => "timeout".to_owned(),
             Failure::Connection(_) => "connection_error".to_owned(),
             Failure::Status { status, .. } => format!("api_error_{status}"),
-            Failure::Unreadable(_) | Failure::Closed => "unknown_error".to_owned(),
+            Failure::Unreadable(_) | Failure::Busy | Failure::Closed => "unknown_error".to_owned(),
         }
     }
 }

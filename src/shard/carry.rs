@@ -77,6 +77,11 @@ impl Shard {
         self.in_store(|store| store.apply(&changes)).map(drop)
     }
 
+    /// Keeps definitions of flags for the next owner, or forgets them.
+    pub(crate) fn keep_definitions(&self, content: Option<&[u8]>) -> Result<(), ShardError> {
+        self.in_store(|store| store.keep_definitions(content))
+    }
+
     /// Replaces rows that fail their checks by what can be saved of them. Says how many events could not.
     pub(crate) fn mend(&self, removals: Vec<Removal>, now: WallNanos) -> Result<u64, ShardError> {
         let changes = Changes { remove: removals, ..Changes::default() };

@@ -244,6 +244,20 @@ pub(super) fn parse_pages(value: &[u8], state_value: &[u8]) -> Option<u64> {
     (version == VERSION && fields.u64()? == xxh3_64(state_value)).then_some(row_bytes)
 }
 
+/// `[version u8]`, whatever the owner wants to find again, `[check u64]`
+pub(super) fn definitions_value(content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(content.len().saturating_add(9));
+    bytes.push(VERSION);
+    bytes.extend_from_slice(content);
+    sealed(bytes)
+}
+
+/// Reads what [`definitions_value`] wrote; `None` if it is damaged, or of another version.
+pub(super) fn parse_definitions(value: &[u8]) -> Option<Vec<u8>> {
+    let (version, content) = unsealed(value)?.split_first()?;
+    (*version == VERSION).then(|| content.to_vec())
+}
+
 /// The most that the chunk rows of a state can take where nobody has counted.
 pub(super) fn page_bytes_at_most(state: &State) -> u64 {
     let around = page_bytes(0).saturating_mul(2);

@@ -9,7 +9,7 @@ use super::{Identity, StoreError};
 pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
 /// Sequence number to a dead record.
 pub(super) const DEAD: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("dead");
-/// The four rows below.
+/// The five rows below.
 pub(super) const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("meta");
 
 /// Which version wrote the file.
@@ -20,6 +20,9 @@ pub(super) const IDENTITY_ROW: &[u8] = b"identity";
 pub(super) const STATE_ROW: &[u8] = b"state";
 /// What the chunk rows take, beside the state that it belongs to.
 const PAGES_ROW: &[u8] = b"pages";
+
+/// Definitions of flags, for the next owner. It says nothing of the store, which is whole without it.
+const DEFINITIONS_ROW: &[u8] = b"flag_definitions";
 
 /// A transaction that survives the power once committed, and leaves a file that opens without being walked.
 pub(super) fn begin(db: &Database) -> Result<WriteTransaction, StoreError> {
@@ -45,6 +48,21 @@ pub(super) fn write_state(transaction: &WriteTransaction, state: &State) -> Resu
     meta.insert(STATE_ROW, value.as_slice())?;
     meta.insert(PAGES_ROW, rows::pages_value(state.row_bytes, &value).as_slice())?;
     Ok(())
+}
+
+/// Writes the row of the definitions, or removes it.
+pub(super) fn write_definitions(transaction: &WriteTransaction, content: Option<&[u8]>) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    match content {
+        Some(content) => drop(meta.insert(DEFINITIONS_ROW, rows::definitions_value(content).as_slice())?),
+        None => drop(meta.remove(DEFINITIONS_ROW)?),
+    }
+    Ok(())
+}
+
+/// Reads what [`write_definitions`] wrote.
+pub(super) fn read_definitions(db: &impl ReadableDatabase) -> Result<Option<Vec<u8>>, StoreError> {
+    meta_row(&db.begin_read()?, DEFINITIONS_ROW, rows::parse_definitions)
 }
 
 /// What the `meta` table says, row by row; a row that is missing or damaged is `None`.

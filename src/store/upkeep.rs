@@ -8,7 +8,7 @@ use redb::{ReadableDatabase, ReadableTableMetadata};
 use super::guard::guarded;
 use super::place::Place;
 use super::rows::State;
-use super::tables::{self, DEAD};
+use super::tables::{self, DEAD, META};
 use super::{Open, OpenReport, Store, StoreError, Writer, open};
 use crate::clock::WallNanos;
 use crate::crash_point;
@@ -64,13 +64,18 @@ impl Store {
     pub(crate) fn compact_if_small(&self, live_max: u64) -> Result<bool, StoreError> {
         self.check_process()?;
         let file_bytes = self.file_bytes()?;
-        let dead_bytes = self.with_database(|db| {
-            let stats = db.begin_read()?.open_table(DEAD)?.stats()?;
-            Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()))
+        let other_bytes = self.with_database(|db| {
+            let transaction = db.begin_read()?;
+            let mut bytes: u64 = 0;
+            for table in [DEAD, META] {
+                let stats = transaction.open_table(table)?.stats()?;
+                bytes = bytes.saturating_add(stats.stored_bytes()).saturating_add(stats.metadata_bytes());
+            }
+            Ok(bytes)
         })?;
         let _writer = self.writer();
         let state = self.committed().clone();
-        let live = state.ledger.queued_bytes.saturating_add(dead_bytes);
+        let live = state.ledger.queued_bytes.saturating_add(other_bytes);
         if live > live_max || file_bytes <= live.saturating_mul(2).saturating_add(SLACK_BYTES) {
             return Ok(false);
         }

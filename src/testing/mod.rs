@@ -58,12 +58,16 @@ mod answer;
 mod body;
 mod clock;
 mod directory;
+mod flags;
+#[cfg(test)]
+mod flags_tests;
 mod harness;
 mod queue;
 mod server;
 
 pub use answer::Answer;
 pub use clock::StillClock;
+pub use flags::told_flag_reads;
 pub use harness::Harness;
 pub use queue::{QueuedEvent, queued};
 pub use server::{RecordedRequest, Route, Server};

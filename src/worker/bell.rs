@@ -10,6 +10,7 @@ use super::pending::Promise;
 use super::report::ShutdownReport;
 use super::verdicts::Awaited;
 use crate::delivery;
+use crate::flags::loader::Keep;
 
 /// What is asked of the committer, gathered until it looks.
 #[derive(Debug, Default)]
@@ -30,6 +31,10 @@ pub(super) struct Wanted {
     pub(super) awaited: Vec<Awaited>,
     /// What is to be done with dead letters.
     pub(super) dead: Vec<Ordered>,
+    /// What the next process is to find of the definitions of flags.
+    pub(super) definitions: Option<Keep>,
+    /// No more of them are loaded, and the program's provider was shut down.
+    pub(super) loading_ended: bool,
     /// Until when delivery may go on; set once intake has ended.
     pub(super) stop: Option<Instant>,
     /// Who waits for the end.

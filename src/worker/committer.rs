@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::bell::Wanted;
 use super::due::{Due, Facts, Intervals, Waiting, due};
+use super::flag_definitions::Keeping;
 use super::outbox::Batch;
 use super::recovery::RETRY_FIRST;
 use super::report::PersistError;
@@ -43,6 +44,7 @@ pub(super) struct Committer {
     pub(super) began: (Instant, i64),
     pub(super) asked: Wanted,
     pub(super) stopping: Option<Stopping>,
+    pub(super) keeping: Keeping,
 }
 
 impl Committer {
@@ -70,6 +72,7 @@ impl Committer {
             began,
             asked: Wanted::default(),
             stopping: None,
+            keeping: Keeping::default(),
         }
     }
 
@@ -117,6 +120,7 @@ impl Committer {
             self.settle_adopted();
         }
         self.tend_dead();
+        self.keep_definitions();
         self.pass_flushes_on();
         // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
         let only_synced = due.sync && !due.carry && !due.settle && !self.asked.look_again;
@@ -177,6 +181,8 @@ impl Committer {
         asked.flushed.extend(wanted.flushed);
         asked.awaited.extend(wanted.awaited);
         asked.dead.extend(wanted.dead);
+        asked.definitions = wanted.definitions.or(asked.definitions.take());
+        asked.loading_ended |= wanted.loading_ended;
         asked.stops.extend(wanted.stops);
         asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
     }

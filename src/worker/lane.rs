@@ -24,6 +24,7 @@ impl WorkerOptions {
         let delivery = &self.delivery;
         WorkerOptions {
             lane: Lane::Ai,
+            flag_definitions: None,
             max_event_bytes: AI_EVENT_BYTES,
             arena_bytes: AI_JOURNAL_BYTES,
             limits: Limits { queue_bytes: self.limits.queue_bytes.max(AI_QUEUE_BYTES_LEAST), ..self.limits },

@@ -30,10 +30,16 @@
 //! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are carried ([`dead`]).
+//! * Definitions of flags are loaded by a task on the delivery's runtime; what it wants kept for the next process is written by the
+//!   committer when nothing more urgent fails ([`flag_definitions`]).
 //! * While the program has opted out nothing is read for sending; what is queued stays.
 //!
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
 //! committed; the shard is let go. Whatever is not delivered by then stays on disk. A second stop waits for the first.
+//!
+//! Flags are asked for on the delivery's runtime ([`runtime`](runtime), [`flags`](flags)), a bounded number of questions at once, beside
+//! what is sent and without a part in its pace: an endpoint that is down for events may still know flags. Whoever asks is answered
+//! exactly once, at the latest when the delivery ends.
 //!
 //! AI events have a pipeline of their own ([`lane`](lane)): another directory, another endpoint, larger arenas, the same code. Whoever
 //! asks both lanes for something gets one answer ([`joint`](joint)).
@@ -50,16 +56,22 @@ mod contents;
 mod dead;
 mod drop_reason;
 mod due;
+mod flag_definitions;
+mod flags;
+#[cfg(test)]
+mod flags_tests;
 mod flush;
 mod joint;
 mod lane;
 mod last_words;
 mod life;
+mod notice;
 mod outbox;
 pub(crate) mod pending;
 mod receipts;
 mod recovery;
 mod report;
+mod runtime;
 mod snapshot;
 mod source;
 mod start;
@@ -79,6 +91,8 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::disk::{Disk, fork};
+use crate::flags::RemoteOptions;
+use crate::flags::loader::LoaderOptions;
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
 use crate::shard::{Lane, Project, Shard, Stranded};
@@ -93,6 +107,7 @@ pub(crate) use dead::{DeadOrder, sum};
 pub use drop_reason::DropReason;
 pub(crate) use joint::both;
 pub(crate) use life::LastRun;
+pub(crate) use notice::Notice;
 use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
@@ -143,6 +158,10 @@ pub(crate) struct WorkerOptions {
     pub(crate) held: bool,
     /// How to send.
     pub(crate) delivery: DeliveryOptions,
+    /// How to ask for flags.
+    pub(crate) flags: RemoteOptions,
+    /// Where their definitions are loaded from, if they are.
+    pub(crate) flag_definitions: Option<LoaderOptions>,
     /// How to reach the network.
     pub(crate) transport: TransportOptions,
     /// What requests go through instead, where the network is played by somebody.
@@ -155,80 +174,6 @@ pub(crate) struct WorkerOptions {
     pub(crate) disk: Disk,
     /// The time.
     pub(crate) clock: Clock,
-}
-
-/// Something that happened on one of our threads.
-#[derive(Debug)]
-pub(crate) enum Notice {
-    /// During delivery.
-    Delivery(delivery::Notice),
-    /// Something about this machine's network setup.
-    Network(String),
-    /// A file was set aside.
-    SetAside {
-        /// Its new name.
-        path: PathBuf,
-        /// What was wrong.
-        why: String,
-        /// Events that could not be saved.
-        lost: u64,
-    },
-    /// Accepted events that are nowhere.
-    Missing {
-        /// How many.
-        events: u64,
-        /// Lost with a power cut, before they were synced.
-        after_restart: bool,
-    },
-    /// The last owner died inside the store; its file was checked.
-    Checked,
-    /// The last owner died while it looked up names; this one does not.
-    SymbolsDistrusted,
-    /// Storage fails, or works again.
-    Storage {
-        /// What fails; `None` when it works again.
-        problem: Option<String>,
-    },
-    /// The queue is in memory, or in files that nobody will find: it ends with the process.
-    InMemory {
-        /// Where it should be.
-        path: PathBuf,
-        /// Why it is not.
-        problem: String,
-    },
-    /// A queue in memory ends with events in it.
-    LostInMemory {
-        /// How many.
-        events: u64,
-    },
-    /// Events were given up for room or age.
-    Evicted {
-        /// How many.
-        events: u64,
-        /// For their age; else for room.
-        for_age: bool,
-    },
-    /// The queue directory does not outlive the machine or the container.
-    Ephemeral {
-        /// Which.
-        path: PathBuf,
-        /// What it is on.
-        what: &'static str,
-    },
-    /// Another project's queue has events that nobody delivers.
-    Stranded(Stranded),
-    /// A stop ran out of time.
-    LeftOnDisk {
-        /// Events that are still queued.
-        events: u64,
-    },
-    /// A shard was left alone: it is of a newer format, or cannot be opened.
-    ShardSkipped {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
 }
 
 /// What callers and the two threads share.
@@ -251,7 +196,11 @@ pub(crate) struct Pipeline {
     held: AtomicBool,
     /// Set before anybody else has the pipeline.
     delivery: OnceLock<DeliveryHandle>,
+    /// The delivery's, for whatever else asks PostHog; set with it.
+    runtime: OnceLock<tokio::runtime::Handle>,
     network: Network,
+    flag_requests: Arc<flags::Requests>,
+    definitions: flag_definitions::Definitions,
     /// Why the queue ends with the process, if it does.
     in_memory: OnceLock<String>,
     /// Why storage does not work at the moment.

@@ -1,5 +1,6 @@
 //! An answer that comes later, for threads and for tasks alike.
 
+use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -42,7 +43,7 @@ pub(crate) struct Promise<T: Unanswered> {
 }
 
 /// What an answer is when nobody can give one any more.
-pub(crate) trait Unanswered {
+pub(crate) trait Unanswered: Clone + Send + Sync {
     /// The client was closed, or the thread that should have answered is gone.
     fn closed() -> Self;
     /// Asked in a parent process, waited for in a forked child.
@@ -55,21 +56,42 @@ struct Slot<T> {
     ready: Condvar,
     generation: u64,
     forked: fn() -> T,
+    /// The answer when nobody can give one, where the caller has said it.
+    instead: Option<T>,
 }
 
 #[derive(Debug)]
 enum State<T> {
     Waiting(Option<Waker>),
-    Answered(T),
+    Answered(T, Option<OnTaken>),
+}
+
+/// Runs on the thread that takes the answer, when it is taken for the first time: what follows from somebody's reading it.
+struct OnTaken(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for OnTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnTaken").finish_non_exhaustive()
+    }
 }
 
 /// A promise and what resolves with it.
 pub(crate) fn pending<T: Unanswered>() -> (Promise<T>, Pending<T>) {
+    promise(None)
+}
+
+/// The same, with the answer for when nobody can give one.
+pub(crate) fn pending_or<T: Unanswered>(instead: T) -> (Promise<T>, Pending<T>) {
+    promise(Some(instead))
+}
+
+fn promise<T: Unanswered>(instead: Option<T>) -> (Promise<T>, Pending<T>) {
     let slot = Arc::new(Slot {
         state: Mutex::new(State::Waiting(None)),
         ready: Condvar::new(),
         generation: fork::generation(),
         forked: T::forked,
+        instead,
     });
     (Promise { slot: Arc::clone(&slot) }, Pending { slot })
 }
@@ -90,13 +112,14 @@ impl<T: Clone> Pending<T> {
     /// be given by the very thread that waits.
     pub fn wait(&self, most: Duration) -> Result<T, WaitTimeout> {
         if self.slot.is_forked() {
-            return Ok((self.slot.forked)());
+            return Ok(self.slot.forked_answer());
         }
         let deadline = Instant::now().checked_add(most);
         let mut state = self.slot.lock();
         loop {
-            if let State::Answered(answer) = &*state {
-                return Ok(answer.clone());
+            if let Some(answer) = taken(&mut state) {
+                drop(state);
+                return Ok(answer.given());
             }
             if reentry::on_our_thread() {
                 return Err(WaitTimeout);
@@ -115,40 +138,62 @@ impl<T: Clone> Pending<T> {
     /// The answer, if it is there.
     pub fn try_get(&self) -> Option<T> {
         if self.slot.is_forked() {
-            return Some((self.slot.forked)());
+            return Some(self.slot.forked_answer());
         }
-        match &*self.slot.lock() {
-            State::Answered(answer) => Some(answer.clone()),
-            State::Waiting(_) => None,
+        let answer = taken(&mut self.slot.lock());
+        answer.map(Answered::given)
+    }
+}
+
+/// An answer on its way out of the lock.
+struct Answered<T>(T, Option<OnTaken>);
+
+impl<T> Answered<T> {
+    fn given(self) -> T {
+        if let Some(OnTaken(run)) = self.1 {
+            run();
         }
+        self.0
+    }
+}
+
+fn taken<T: Clone>(state: &mut State<T>) -> Option<Answered<T>> {
+    match state {
+        State::Answered(answer, on_taken) => Some(Answered(answer.clone(), on_taken.take())),
+        State::Waiting(_) => None,
     }
 }
 
 impl<T: Unanswered> Promise<T> {
     /// Gives the answer. The first one counts.
     pub(crate) fn answer(self, answer: T) {
-        self.slot.resolve(answer);
+        self.slot.resolve(answer, None);
+    }
+
+    /// The same; `on_taken` runs when somebody takes the answer, on his thread, and never if nobody does.
+    pub(crate) fn answer_and(self, answer: T, on_taken: impl FnOnce() + Send + 'static) {
+        self.slot.resolve(answer, Some(OnTaken(Box::new(on_taken))));
     }
 }
 
 impl<T: Unanswered> Drop for Promise<T> {
     fn drop(&mut self) {
         if !self.slot.is_forked() {
-            self.slot.resolve(T::closed());
+            self.slot.resolve(self.slot.instead.clone().unwrap_or_else(T::closed), None);
         }
     }
 }
 
 impl<T> Slot<T> {
-    fn resolve(&self, answer: T) {
+    fn resolve(&self, answer: T, on_taken: Option<OnTaken>) {
         let waker = {
             let mut state = self.lock();
-            if matches!(*state, State::Answered(_)) {
+            if matches!(*state, State::Answered(..)) {
                 return;
             }
-            match std::mem::replace(&mut *state, State::Answered(answer)) {
+            match std::mem::replace(&mut *state, State::Answered(answer, on_taken)) {
                 State::Waiting(waker) => waker,
-                State::Answered(_) => None,
+                State::Answered(..) => None,
             }
         };
         self.ready.notify_all();
@@ -161,6 +206,13 @@ impl<T> Slot<T> {
     /// Asked before the lock is touched: in a child it may be held by a thread that does not exist there.
     fn is_forked(&self) -> bool {
         fork::generation() != self.generation
+    }
+
+    fn forked_answer(&self) -> T
+    where
+        T: Clone,
+    {
+        self.instead.clone().unwrap_or_else(self.forked)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -188,25 +240,44 @@ impl<T: Clone> Future for PendingFuture<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         if self.slot.is_forked() {
-            return Poll::Ready((self.slot.forked)());
+            return Poll::Ready(self.slot.forked_answer());
         }
         let mut state = self.slot.lock();
-        match &mut *state {
-            State::Answered(answer) => Poll::Ready(answer.clone()),
-            State::Waiting(waker) => {
-                match waker {
-                    Some(known) => known.clone_from(context.waker()),
-                    None => *waker = Some(context.waker().clone()),
-                }
-                Poll::Pending
+        if let State::Waiting(waker) = &mut *state {
+            match waker {
+                Some(known) => known.clone_from(context.waker()),
+                None => *waker = Some(context.waker().clone()),
             }
         }
+        let answer = taken(&mut state);
+        drop(state);
+        answer.map_or(Poll::Pending, |answer| Poll::Ready(answer.given()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_from_taking_an_answer_happens_once_and_on_the_thread_that_takes_it() {
+        let (promise, waiting) = pending::<Answer>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let answering = std::thread::spawn(move || {
+            promise.answer_and(Answer::Said(6), move || tell.send(std::thread::current().id()).unwrap());
+        });
+        answering.join().unwrap();
+        assert!(told.try_recv().is_err(), "nobody has looked");
+        assert_eq!((waiting.try_get(), waiting.try_get()), (Some(Answer::Said(6)), Some(Answer::Said(6))));
+        assert_eq!(told.iter().collect::<Vec<_>>(), [std::thread::current().id()]);
+    }
+
+    #[test]
+    fn a_promise_that_is_dropped_resolves_as_whoever_asked_has_said() {
+        let (promise, waiting) = pending_or(Answer::Said(7));
+        drop(promise);
+        assert_eq!(waiting.try_get(), Some(Answer::Said(7)));
+    }
 
     #[derive(Clone, Debug, PartialEq)]
     enum Answer {

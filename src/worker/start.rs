@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use super::admission::{Admission, memory_bound};
 use super::bell::Bell;
 use super::committer::Committer;
+use super::flag_definitions::Definitions;
 use super::life::{LastRun, Life};
 use super::outbox::Outbox;
 use super::receipts::Receipts;
@@ -83,6 +84,16 @@ pub(super) enum Network {
     Given(Arc<dyn Http>),
 }
 
+impl Network {
+    /// As whoever sends wants it.
+    pub(super) fn http(&self) -> Arc<dyn Http> {
+        match self {
+            Network::Real(transport) => Arc::new(transport.clone()),
+            Network::Given(given) => Arc::clone(given),
+        }
+    }
+}
+
 fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
     if let Some(given) = &options.network {
         return Ok(Network::Given(Arc::clone(given)));
@@ -147,6 +158,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         .and_then(|life| crash::fatal_left(&options.disk, &shard.dir().join(crash::DIR), life.pid, life.started_at));
     let last_run = LastRun::of(&options, &before, fatal, shard.ledger().queued_events);
     let shard = Arc::new(shard);
+    let definitions = Definitions::open(&options, &shard);
     static IDS: AtomicU64 = AtomicU64::new(1);
     let pipeline = Arc::new(Pipeline {
         id: IDS.fetch_add(1, Ordering::Relaxed),
@@ -162,7 +174,10 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         verdicts: Verdicts::default(),
         held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
+        runtime: OnceLock::new(),
         network,
+        flag_requests: Arc::default(),
+        definitions,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         unsynced_since: Mutex::new(None),
@@ -234,10 +249,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let parts = EngineParts {
         options: delivery,
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
-        transport: match &pipeline.network {
-            Network::Real(transport) => Arc::new(transport.clone()),
-            Network::Given(given) => Arc::clone(given),
-        },
+        transport: pipeline.network.http(),
         clock: options.clock.clone(),
         report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
         on_delivery: Some(Arc::new(Ear(Arc::clone(pipeline)))),
@@ -246,8 +258,17 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let handle = DeliveryHandle::new();
     let _ = pipeline.delivery.set(handle.clone());
     let runtime = event_loop(&handle).map_err(StartError::Thread)?;
+    let _ = pipeline.runtime.set(runtime.handle().clone());
+    let loading = pipeline.loading();
     threads::spawn("posthog-deliver", move || {
-        runtime.block_on(delivery::serve(parts, handle));
+        runtime.block_on(async {
+            // As a task of its own: a panic in it is not the delivery's.
+            let loading = loading.map(tokio::spawn);
+            delivery::serve(parts, handle).await;
+            if let Some(loading) = loading {
+                let _ = loading.await;
+            }
+        });
         // A resolver that never answers may hold a thread of the runtime: it ends in the background.
         runtime.shutdown_background();
     })

@@ -94,6 +94,7 @@ impl Committer {
         }
         crash_point::reach("stop.begun");
         let ended = Arc::downgrade(&pipeline);
+        pipeline.stop_loading();
         let Some(delivery) = pipeline.delivery() else { return };
         delivery.stop(
             deadline,
@@ -108,13 +109,18 @@ impl Committer {
     /// The second half, when delivery has ended or its time is up.
     pub(super) fn end_stop(&mut self) -> ControlFlow<()> {
         let Some(stopping) = &self.stopping else { return ControlFlow::Continue(()) };
-        if self.asked.delivery_ended.is_none() && self.now() < stopping.deadline + GRACE {
+        let loads = self.pipeline.loader().is_some() && !self.asked.loading_ended;
+        let goes_on = self.asked.delivery_ended.is_none() || loads;
+        if goes_on && self.now() < stopping.deadline + GRACE {
             return ControlFlow::Continue(());
         }
         let had_time = stopping.had_time;
         let pipeline = Arc::clone(&self.pipeline);
         if let Some(delivery) = pipeline.delivery() {
             delivery.abandon();
+        }
+        if let Some(loader) = pipeline.loader() {
+            loader.abandon();
         }
         self.settle_adopted();
         if pipeline.shard.journal().uncarried().1 > 0 {

@@ -123,6 +123,8 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
         },
         held: false,
         delivery: DeliveryOptions::default(),
+        flags: RemoteOptions::default(),
+        flag_definitions: None,
         transport: TransportOptions {
             request_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),

@@ -3,6 +3,7 @@
 //! Every answer is 200 with a JSON object: anything else ends a test before its assertions. What went wrong stands in `error`. Fields
 //! that nobody knows are ignored, for the contract grows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,7 +11,7 @@ use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use posthog::{Event, Outcome, Receipt};
+use posthog::{Event, FlagContext, Outcome, Receipt};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -42,6 +43,18 @@ struct Capture {
     timestamp: Option<String>,
     options: Option<Map<String, Value>>,
     uuid: Option<String>,
+}
+
+/// `POST /get_feature_flag`.
+#[derive(Debug, Deserialize)]
+struct GetFeatureFlag {
+    key: String,
+    distinct_id: String,
+    person_properties: Option<Map<String, Value>>,
+    groups: Option<BTreeMap<String, String>>,
+    group_properties: Option<BTreeMap<String, Map<String, Value>>>,
+    disable_geoip: Option<bool>,
+    force_remote: Option<bool>,
 }
 
 pub(crate) fn router(instances: Arc<Instances>) -> Router {
@@ -142,8 +155,35 @@ impl Capture {
     }
 }
 
-async fn get_feature_flag() -> Json<Value> {
-    Json(json!({ "success": false, "value": null, "error": "feature flags are not supported yet" }))
+async fn get_feature_flag(State(instances): Shared, Query(id): Query<TestId>, body: Bytes) -> Json<Value> {
+    let Some(instance) = instances.get(id.test_id.as_deref()) else { return failure(&"no /init before") };
+    let asked: GetFeatureFlag = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => return failure(&error),
+    };
+    let value = instance.client.get_feature_flag(&asked.key, asked.context()).await;
+    Json(json!({ "success": true, "value": value }))
+}
+
+impl GetFeatureFlag {
+    fn context(self) -> FlagContext {
+        let mut context = FlagContext::new(self.distinct_id).ask_posthog(self.force_remote.unwrap_or(false));
+        for (name, value) in self.person_properties.into_iter().flatten() {
+            context = context.person_property(name, value);
+        }
+        for (group_type, key) in self.groups.into_iter().flatten() {
+            context = context.group(group_type, key);
+        }
+        for (group_type, properties) in self.group_properties.into_iter().flatten() {
+            for (name, value) in properties {
+                context = context.group_property(group_type.as_str(), name, value);
+            }
+        }
+        match self.disable_geoip {
+            Some(disable) => context.disable_geoip(disable),
+            None => context,
+        }
+    }
 }
 
 async fn flush(State(instances): Shared, Query(id): Query<TestId>) -> Json<Value> {

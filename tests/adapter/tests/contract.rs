@@ -9,6 +9,8 @@
 mod batches;
 #[path = "contract/driver.rs"]
 mod driver;
+#[path = "contract/flags.rs"]
+mod flags;
 #[path = "contract/v0.rs"]
 mod v0;
 #[path = "contract/v1.rs"]

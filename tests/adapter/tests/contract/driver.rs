@@ -67,6 +67,10 @@ impl<'a> Test<'a> {
         test
     }
 
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
     pub(crate) async fn init(&self, settings: Value) {
         let mut body = json!({ "api_key": "phc_test_key", "host": self.sink.url() });
         body.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());

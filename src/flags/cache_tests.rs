@@ -1,0 +1,199 @@
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Answer, Evaluated, Failure, FlagCache, FlagContext, Waiter};
+use crate::clock::{Clock, ManualClock};
+
+const TTL: Duration = Duration::from_secs(60);
+
+struct Scene {
+    clock: Arc<ManualClock>,
+    cache: Arc<FlagCache>,
+    heard: Arc<Mutex<Vec<Answer>>>,
+}
+
+impl Scene {
+    fn new(time_to_live: Duration) -> Self {
+        let clock = ManualClock::at(0);
+        let most = NonZeroUsize::new(3).unwrap();
+        let cache = Arc::new(FlagCache::new(Clock::Manual(Arc::clone(&clock)), time_to_live, most));
+        Self { clock, cache, heard: Arc::default() }
+    }
+
+    fn waiter(&self) -> Waiter {
+        let heard = Arc::clone(&self.heard);
+        Box::new(move |answer| heard.lock().unwrap().push(answer.clone()))
+    }
+
+    /// Asks, and has PostHog answer if it is asked; what was heard, and whether it was.
+    fn ask(&self, context: &FlagContext, posthog: Result<Answer, Failure>) -> (Vec<Answer>, bool) {
+        let flight = FlagCache::ask(&self.cache, context, self.waiter());
+        let was_asked = flight.is_some();
+        if let Some(flight) = flight {
+            flight.land(posthog);
+        }
+        (std::mem::take(&mut *self.heard.lock().unwrap()), was_asked)
+    }
+}
+
+fn answer(flags: &[(&str, &str)]) -> Answer {
+    let evaluated = |variant: &str| Evaluated {
+        value: variant.into(),
+        payload: None,
+        id: None,
+        version: None,
+        reason: None,
+        has_experiment: None,
+        is_local: false,
+    };
+    Answer { flags: flags.iter().map(|(key, value)| ((*key).into(), evaluated(value))).collect(), ..Answer::default() }
+}
+
+fn values(answers: &[Answer]) -> Vec<Vec<(&str, &str)>> {
+    answers
+        .iter()
+        .map(|answer| {
+            answer.flags.iter().map(|(key, flag)| (key.as_str(), flag.value.variant().unwrap_or_default())).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn an_answer_serves_for_its_time_and_for_its_context_alone() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    assert!(scene.ask(&user, Ok(answer(&[("f", "a")]))).1);
+    let (heard, was_asked) = scene.ask(&user, Ok(answer(&[("f", "b")])));
+    assert_eq!((values(&heard), was_asked), (vec![vec![("f", "a")]], false));
+    assert!(scene.ask(&FlagContext::new("v"), Ok(answer(&[]))).1);
+    scene.clock.advance(TTL);
+    let (heard, was_asked) = scene.ask(&user, Ok(answer(&[("f", "b")])));
+    assert_eq!((values(&heard), was_asked), (vec![vec![("f", "b")]], true));
+}
+
+#[test]
+fn an_answer_for_all_flags_serves_for_some_and_knows_what_is_missing() {
+    let scene = Scene::new(TTL);
+    assert!(scene.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a")]))).1);
+    assert!(!scene.ask(&FlagContext::new("u").only_keys(["f"]), Ok(answer(&[]))).1);
+    assert!(!scene.ask(&FlagContext::new("u").only_keys(["none"]), Ok(answer(&[]))).1);
+    assert!(scene.ask(&FlagContext::new("v").only_keys(["f"]), Ok(answer(&[]))).1);
+    assert!(scene.ask(&FlagContext::new("v"), Ok(answer(&[]))).1, "one for some does not serve for all");
+}
+
+#[test]
+fn of_those_who_ask_at_once_one_asks_posthog_and_all_hear_the_answer() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    let flight = FlagCache::ask(&scene.cache, &user, scene.waiter()).unwrap();
+    assert!(FlagCache::ask(&scene.cache, &user, scene.waiter()).is_none());
+    assert!(FlagCache::ask(&scene.cache, &FlagContext::new("v"), scene.waiter()).is_some(), "somebody else");
+    scene.heard.lock().unwrap().clear();
+    flight.land(Ok(answer(&[("f", "a")])));
+    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "a")], [("f", "a")]]);
+}
+
+#[test]
+fn a_question_that_is_lost_is_answered_and_can_be_put_again() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    drop(FlagCache::ask(&scene.cache, &user, scene.waiter()));
+    assert_eq!(scene.heard.lock().unwrap()[0].failure, Some(Failure::Closed));
+    assert!(FlagCache::ask(&scene.cache, &user, scene.waiter()).is_some());
+}
+
+#[test]
+fn in_an_outage_what_is_known_is_the_answer_however_old_and_serves_for_a_moment() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    scene.ask(&user, Ok(answer(&[("f", "a")])));
+    scene.clock.advance(TTL * 100);
+    for _ in 0..2 {
+        let (heard, was_asked) = scene.ask(&user, Err(Failure::Timeout));
+        assert_eq!((values(&heard), was_asked), (vec![vec![("f", "a")]], true));
+        assert_eq!(heard[0].failure, Some(Failure::Timeout));
+        assert!(!scene.ask(&user, Ok(answer(&[]))).1, "not each reader waits for a timeout");
+        scene.clock.advance(Duration::from_secs(5));
+    }
+    let (heard, _) = scene.ask(&user, Ok(answer(&[("f", "b")])));
+    assert_eq!((values(&heard), &heard[0].failure), (vec![vec![("f", "b")]], &None));
+}
+
+#[test]
+fn for_one_flag_an_outage_falls_back_to_an_answer_for_all() {
+    let scene = Scene::new(TTL);
+    scene.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a"), ("g", "b")])));
+    scene.clock.advance(TTL);
+    let (heard, was_asked) = scene.ask(&FlagContext::new("u").only_keys(["g"]), Err(Failure::Timeout));
+    assert_eq!((values(&heard), was_asked), (vec![vec![("g", "b")]], true));
+}
+
+#[test]
+fn a_failure_without_anything_known_is_not_kept() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    assert_eq!(scene.ask(&user, Err(Failure::Timeout)).0[0].failure, Some(Failure::Timeout));
+    assert_eq!((scene.cache.len(), scene.ask(&user, Ok(answer(&[]))).1), (0, true));
+}
+
+#[test]
+fn an_answer_with_errors_is_laid_over_what_is_known_and_does_not_tell_what_is_missing() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    scene.ask(&user, Ok(answer(&[("f", "a"), ("g", "a")])));
+    scene.clock.advance(TTL);
+    let (heard, _) = scene.ask(&user, Ok(Answer { has_errors: true, ..answer(&[("g", "b")]) }));
+    assert_eq!((values(&heard), heard[0].has_errors), (vec![vec![("f", "a"), ("g", "b")]], true));
+    assert!(!scene.ask(&user.clone().only_keys(["f"]), Ok(answer(&[]))).1);
+    assert!(scene.ask(&user.only_keys(["new"]), Ok(answer(&[]))).1);
+}
+
+#[test]
+fn want_of_quota_changes_nothing_of_what_is_known() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    let limited = || Ok(Answer { is_quota_limited: true, ..Answer::default() });
+    assert!(scene.ask(&user, limited()).1 && scene.ask(&user, Ok(answer(&[("f", "a")]))).1);
+    scene.clock.advance(TTL);
+    let (heard, _) = scene.ask(&user, limited());
+    assert_eq!((values(&heard), heard[0].is_quota_limited), (vec![vec![("f", "a")]], true));
+}
+
+#[test]
+fn a_reset_forgets_everything_and_what_was_asked_before_it_is_not_kept() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    scene.ask(&user, Ok(answer(&[("f", "a")])));
+    let flight = FlagCache::ask(&scene.cache, &FlagContext::new("v"), scene.waiter()).unwrap();
+    scene.cache.reset();
+    flight.land(Ok(answer(&[("f", "a")])));
+    assert_eq!((values(&scene.heard.lock().unwrap()), scene.cache.len()), (vec![vec![("f", "a")]], 0));
+    assert!(scene.cache.known(&user).is_none());
+}
+
+#[test]
+fn who_asks_anew_gets_an_answer_of_his_own_which_is_kept() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    scene.ask(&user, Ok(answer(&[("f", "a")])));
+    FlagCache::ask_anew(&scene.cache, &user, scene.waiter()).land(Ok(answer(&[("f", "b")])));
+    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "b")]]);
+    scene.heard.lock().unwrap().clear();
+    assert_eq!(values(&scene.ask(&user, Ok(answer(&[]))).0), [[("f", "b")]]);
+}
+
+#[test]
+fn contexts_are_bounded_and_without_time_to_live_nothing_is_kept() {
+    let scene = Scene::new(TTL);
+    for user in ["a", "b", "c", "a", "d"] {
+        scene.ask(&FlagContext::new(user), Ok(answer(&[])));
+    }
+    assert_eq!(scene.cache.len(), 3);
+    assert!(scene.cache.known(&FlagContext::new("a")).is_some() && scene.cache.known(&FlagContext::new("b")).is_none());
+    let scene = Scene::new(Duration::ZERO);
+    for _ in 0..2 {
+        assert!(scene.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a")]))).1);
+    }
+    assert_eq!(scene.cache.len(), 0);
+}

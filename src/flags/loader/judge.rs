@@ -1,0 +1,149 @@
+//! What an answer to a request for definitions means. One pure function, one table.
+//!
+//! Words matter, as they do for events: a proxy on the way may say 401 or 403 to everything, and a captive portal 200. Definitions that
+//! are good are given up only if PostHog says so in words of its own.
+
+use serde_json::Value;
+
+use crate::limits;
+use crate::transport::{Response, RetryAfter};
+
+/// What to do about an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The body is what is used from now on, if it can be read.
+    Replace,
+    /// What is there is the newest.
+    Unchanged,
+    /// The key or the quota is refused: what is there may not be used any more.
+    Clear {
+        /// 401, 402 or 403.
+        status: u16,
+        /// In PostHog's words.
+        why: String,
+    },
+    /// No answer to what was asked: what is there stays.
+    Failed {
+        /// In one line.
+        why: String,
+        /// When the server wants to hear from us again.
+        retry_after: Option<RetryAfter>,
+    },
+}
+
+/// Judges an answer. `asked_for_changes`: the request named a version that we have.
+pub(super) fn judge(response: &Response, asked_for_changes: bool) -> Verdict {
+    let status = response.status;
+    let failed = |why: String| Verdict::Failed { why, retry_after: response.retry_after };
+    match status {
+        200 if response.is_cut => failed(format!("the answer is longer than {} bytes", response.body.len())),
+        200 => Verdict::Replace,
+        304 if asked_for_changes => Verdict::Unchanged,
+        401..=403 => {
+            let said = said(&response.body);
+            if is_posthogs(&response.body) {
+                Verdict::Clear { status, why: said }
+            } else {
+                failed(format!("HTTP status {status}, not in PostHog's words; check Config::host and proxies: {said}"))
+            }
+        }
+        400 | 404 => failed(format!(
+            "HTTP status {status}; check Config::host and that the secret key is of this project: {}",
+            said(&response.body)
+        )),
+        _ => failed(format!("HTTP status {status}: {}", said(&response.body))),
+    }
+}
+
+/// PostHog's error objects have one of these members.
+fn is_posthogs(body: &[u8]) -> bool {
+    let json = serde_json::from_slice::<Value>(body).ok();
+    json.is_some_and(|json| {
+        ["error", "detail", "code", "type"].iter().any(|key| json.get(key).is_some_and(Value::is_string))
+    })
+}
+
+/// The beginning of a body as text.
+fn said(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body.get(..limits::DETAIL_KEPT).unwrap_or(body));
+    limits::beginning(text.trim(), limits::DETAIL_KEPT).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const DENIED: &str = r#"{"type":"authentication_error","code":"invalid_api_key","detail":"Personal API key is invalid.","attr":null}"#;
+
+    fn of(status: u16, body: &str) -> Verdict {
+        judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, true)
+    }
+
+    fn kind(verdict: &Verdict) -> &'static str {
+        match verdict {
+            Verdict::Replace => "replace",
+            Verdict::Unchanged => "unchanged",
+            Verdict::Clear { .. } => "clear",
+            Verdict::Failed { .. } => "failed",
+        }
+    }
+
+    #[test]
+    fn the_table_holds() {
+        let html = "<html>Sign in</html>";
+        for (status, body, expected) in [
+            (200, r#"{"flags":[]}"#, "replace"),
+            // Whether it can be read is seen by whoever reads it.
+            (200, html, "replace"),
+            (304, "", "unchanged"),
+            (401, DENIED, "clear"),
+            (402, r#"{"detail":"Feature flags quota exceeded","code":"payment_required"}"#, "clear"),
+            (403, DENIED, "clear"),
+            // Somebody on the way, who knows nothing of our key.
+            (401, html, "failed"),
+            (403, "", "failed"),
+            (403, "[]", "failed"),
+            (402, html, "failed"),
+            (400, DENIED, "failed"),
+            (404, html, "failed"),
+            (407, "", "failed"),
+            (408, "", "failed"),
+            (429, DENIED, "failed"),
+            (500, "", "failed"),
+            (503, DENIED, "failed"),
+            (204, "", "failed"),
+            (206, r#"{"flags":[]}"#, "failed"),
+            (302, "", "failed"),
+            (0, "", "failed"),
+            (999, "", "failed"),
+        ] {
+            assert_eq!(kind(&of(status, body)), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_replaces_nothing() {
+        let cut = Response { status: 200, body: br#"{"flags":[]}"#.to_vec(), is_cut: true, ..Response::default() };
+        assert_eq!(kind(&judge(&cut, true)), "failed");
+    }
+
+    #[test]
+    fn not_modified_is_no_answer_to_whoever_has_nothing() {
+        let unchanged = Response { status: 304, ..Response::default() };
+        assert_eq!(kind(&judge(&unchanged, false)), "failed");
+    }
+
+    #[test]
+    fn what_the_server_asks_for_and_what_it_says_is_passed_on() {
+        let wait = Some(RetryAfter::In(Duration::from_secs(9)));
+        let busy =
+            Response { status: 429, retry_after: wait, body: "x".repeat(5000).into_bytes(), ..Response::default() };
+        let Verdict::Failed { why, retry_after } = judge(&busy, true) else { panic!("not failed") };
+        assert_eq!(retry_after, wait);
+        assert!(why.starts_with("HTTP status 429: xxx") && why.len() < 1100, "{}", why.len());
+        let Verdict::Clear { status: 401, why } = of(401, DENIED) else { panic!("not cleared") };
+        assert!(why.contains("invalid_api_key"), "{why}");
+    }
+}

@@ -1,0 +1,154 @@
+//! Properties that count for every evaluation, until they are taken back.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use serde_json::{Map, Value};
+
+use super::FlagContext;
+
+/// Groups that have properties of their own. Who sets those of ever more groups loses those of the group that was used longest ago.
+const GROUPS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
+
+/// Properties that count for every evaluation, unless it says otherwise itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Overrides {
+    person: Map<String, Value>,
+    /// By type and key; without a key: of whatever group of that type.
+    groups: LruCache<(String, Option<String>), Map<String, Value>>,
+}
+
+impl Default for Overrides {
+    fn default() -> Self {
+        Self { person: Map::new(), groups: LruCache::sparse(GROUPS) }
+    }
+}
+
+impl Overrides {
+    /// Adds to what is set; of two values of a name the newer counts.
+    pub(crate) fn set_person(&mut self, properties: Map<String, Value>) {
+        self.person.extend(properties);
+    }
+
+    pub(crate) fn reset_person(&mut self) {
+        self.person.clear();
+    }
+
+    pub(crate) fn person(&self) -> &Map<String, Value> {
+        &self.person
+    }
+
+    /// Adds to what is set. Nothing to add makes no entry.
+    pub(crate) fn set_group(&mut self, group_type: &str, key: Option<&str>, properties: Map<String, Value>) {
+        if !properties.is_empty() {
+            self.groups.get_or_insert_mut(place(group_type, key), Map::new).extend(properties);
+        }
+    }
+
+    /// All of them, or those of one type.
+    pub(crate) fn reset_groups(&mut self, group_type: Option<&str>) {
+        self.groups.retain(|(of, _), _| group_type.is_some_and(|group_type| group_type != of));
+    }
+
+    pub(crate) fn group(&self, group_type: &str, key: Option<&str>) -> Map<String, Value> {
+        self.groups.peek(&place(group_type, key)).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.reset_person();
+        self.reset_groups(None);
+    }
+
+    /// Adds what is set to a context, where that does not say it itself. What is set for one group counts more than what is set for its
+    /// type, and for no other group.
+    pub(crate) fn apply_to(&mut self, context: &mut FlagContext) {
+        add_absent(&mut context.person_properties, &self.person);
+        if self.groups.is_empty() {
+            return;
+        }
+        for (group_type, key) in &context.groups {
+            if let Some(properties) = self.groups.get(&place(group_type, Some(key))) {
+                add_absent(context.group_properties.entry(group_type.clone()).or_default(), properties);
+            }
+        }
+        for ((group_type, _), properties) in self.groups.iter().filter(|((_, key), _)| key.is_none()) {
+            add_absent(context.group_properties.entry(group_type.clone()).or_default(), properties);
+        }
+    }
+}
+
+fn place(group_type: &str, key: Option<&str>) -> (String, Option<String>) {
+    (group_type.to_owned(), key.map(str::to_owned))
+}
+
+fn add_absent(map: &mut Map<String, Value>, more: &Map<String, Value>) {
+    for (name, value) in more {
+        if !map.contains_key(name) {
+            map.insert(name.clone(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn map(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn they_add_up_and_what_the_call_says_counts_more() {
+        let mut overrides = Overrides::default();
+        overrides.set_person(map(json!({"plan": "free", "seats": 1})));
+        overrides.set_person(map(json!({"plan": "pro", "beta": true})));
+        assert_eq!(*overrides.person(), map(json!({"plan": "pro", "seats": 1, "beta": true})));
+        let mut context = FlagContext::new("u").person_property("seats", 9);
+        overrides.apply_to(&mut context);
+        assert_eq!(context.person_properties, map(json!({"plan": "pro", "seats": 9, "beta": true})));
+        overrides.reset_person();
+        let mut context = FlagContext::new("u");
+        overrides.apply_to(&mut context);
+        assert_eq!(context, FlagContext::new("u"));
+    }
+
+    #[test]
+    fn those_of_a_group_count_for_that_group_and_those_of_a_type_for_all() {
+        let mut overrides = Overrides::default();
+        overrides.set_group("company", None, map(json!({"tier": "any", "size": 1})));
+        overrides.set_group("company", Some("acme"), map(json!({"tier": "gold"})));
+        let applied = |overrides: &mut Overrides, key: &str| {
+            let mut context = FlagContext::new("u").group("company", key).group_property("company", "size", 2);
+            overrides.apply_to(&mut context);
+            context.group_properties.remove("company").unwrap_or_default()
+        };
+        assert_eq!(applied(&mut overrides, "acme"), map(json!({"tier": "gold", "size": 2})));
+        assert_eq!(applied(&mut overrides, "other"), map(json!({"tier": "any", "size": 2})));
+        assert_eq!(overrides.group("company", Some("acme")), map(json!({"tier": "gold"})));
+        assert!(overrides.group("company", Some("other")).is_empty());
+    }
+
+    #[test]
+    fn a_reset_takes_back_one_type_or_all() {
+        let mut overrides = Overrides::default();
+        overrides.set_group("company", Some("a"), map(json!({"x": 1})));
+        overrides.set_group("team", None, map(json!({"x": 1})));
+        overrides.reset_groups(Some("company"));
+        assert!(overrides.group("company", Some("a")).is_empty() && !overrides.group("team", None).is_empty());
+        overrides.reset_groups(None);
+        assert_eq!(overrides.groups.len(), 0);
+    }
+
+    #[test]
+    fn nothing_to_set_sets_nothing_and_groups_are_bounded() {
+        let mut overrides = Overrides::default();
+        overrides.set_group("company", Some("a"), Map::new());
+        assert_eq!(overrides.groups.len(), 0);
+        for number in 0..GROUPS.get() + 5 {
+            overrides.set_group("company", Some(&number.to_string()), map(json!({"x": number})));
+        }
+        assert_eq!(overrides.groups.len(), GROUPS.get());
+    }
+}

@@ -1,0 +1,95 @@
+//! What the worker has to tell.
+
+use std::path::PathBuf;
+
+use crate::delivery;
+use crate::flags::loader;
+use crate::shard::Stranded;
+
+/// Something that happened on one of our threads.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// During delivery.
+    Delivery(delivery::Notice),
+    /// While definitions of flags were loaded.
+    FlagDefinitions(loader::Notice),
+    /// Something about this machine's network setup.
+    Network(String),
+    /// A file was set aside.
+    SetAside {
+        /// Its new name.
+        path: PathBuf,
+        /// What was wrong.
+        why: String,
+        /// Events that could not be saved.
+        lost: u64,
+    },
+    /// Accepted events that are nowhere.
+    Missing {
+        /// How many.
+        events: u64,
+        /// Lost with a power cut, before they were synced.
+        after_restart: bool,
+    },
+    /// The last owner died inside the store; its file was checked.
+    Checked,
+    /// The last owner died while it looked up names; this one does not.
+    SymbolsDistrusted,
+    /// Storage fails, or works again.
+    Storage {
+        /// What fails; `None` when it works again.
+        problem: Option<String>,
+    },
+    /// The queue is in memory, or in files that nobody will find: it ends with the process.
+    InMemory {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it is not.
+        problem: String,
+    },
+    /// A queue in memory ends with events in it.
+    LostInMemory {
+        /// How many.
+        events: u64,
+    },
+    /// Events were given up for room or age.
+    Evicted {
+        /// How many.
+        events: u64,
+        /// For their age; else for room.
+        for_age: bool,
+    },
+    /// The queue directory does not outlive the machine or the container.
+    Ephemeral {
+        /// Which.
+        path: PathBuf,
+        /// What it is on.
+        what: &'static str,
+    },
+    /// Another project's queue has events that nobody delivers.
+    Stranded(Stranded),
+    /// PostHog gave no answer about flags.
+    FlagsUnanswered {
+        /// Why, the last time.
+        why: String,
+        /// How many requests this stands for.
+        requests: u64,
+    },
+    /// PostHog's answer has flags that cannot be read.
+    FlagsUnreadable {
+        /// The first of them.
+        keys: Vec<String>,
+    },
+    /// A stop ran out of time.
+    LeftOnDisk {
+        /// Events that are still queued.
+        events: u64,
+    },
+    /// A shard was left alone: it is of a newer format, or cannot be opened.
+    ShardSkipped {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
