@@ -34,7 +34,6 @@ pub(crate) use choices::ProxyChoice;
 pub use choices::{Compression, FlagsProtocol, Protocol};
 pub(crate) use content::Content;
 use flags::FlagKnobs;
-#[expect(unused_imports, reason = "the client's, once it evaluates flags")]
 pub(crate) use flags::FlagSettings;
 pub use hooks::BeforeSend;
 

@@ -58,6 +58,8 @@ mod answer;
 mod body;
 mod clock;
 mod directory;
+#[cfg(test)]
+mod flags_tests;
 mod harness;
 mod queue;
 mod server;
