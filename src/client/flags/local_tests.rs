@@ -25,7 +25,7 @@ fn with_definitions() -> Harness {
     let harness = Harness::new(|config| config).unwrap();
     harness.server().always(Route::FlagDefinitions, Answer::ok().body(definitions.to_string()));
     let harness = harness.restart(|config| config.secret_key("phs_test")).unwrap();
-    got(harness.client().refresh_flag_definitions()).unwrap();
+    got(harness.client().reload_flag_definitions()).unwrap();
     harness
 }
 
