@@ -1,3 +1,5 @@
+//! Flags with definitions: what is evaluated here, and what PostHog is still asked for.
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

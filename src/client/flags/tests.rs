@@ -1,3 +1,5 @@
+//! Flags without definitions, as callers see them.
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
