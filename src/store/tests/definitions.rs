@@ -1,6 +1,6 @@
 //! The row of the definitions: found again by the next owner, and never a reason to distrust the queue.
 
-use redb::Database;
+use redb::{Database, ReadableTable};
 
 use super::super::tables::META;
 use super::*;
