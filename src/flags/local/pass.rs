@@ -88,15 +88,15 @@ impl<'d, 'c> Pass<'d, 'c> {
             return Err(fault);
         }
         let case = Case { flag, rules };
-        if let Some(enrollment) = &rules.enrollment {
-            if let Some(is_enrolled) = self.enrolled(case, enrollment)? {
-                return Ok(LocalValue::Boolean(is_enrolled));
-            }
+        if let Some(enrollment) = &rules.enrollment
+            && let Some(is_enrolled) = self.enrolled(case, enrollment)?
+        {
+            return Ok(LocalValue::Boolean(is_enrolled));
         }
-        if let Some(holdout) = &rules.holdout {
-            if self.is_held_out(case, holdout)? {
-                return Ok(LocalValue::Variant(&holdout.variant));
-            }
+        if let Some(holdout) = &rules.holdout
+            && self.is_held_out(case, holdout)?
+        {
+            return Ok(LocalValue::Variant(&holdout.variant));
         }
         self.by_conditions(case)
     }
