@@ -71,7 +71,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/disk/fork.rs",
     "src/disk/map.rs",
     "tests/outside/process.rs",
-    "tests/flags_allocate_nothing.rs",
+    "benches/support/allocations.rs",
     "crash-tests/src/bin/",
 ];
 
