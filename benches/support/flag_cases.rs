@@ -20,7 +20,7 @@ pub(crate) struct Case {
 pub(crate) fn cases() -> Vec<Case> {
     let boolean = json!({"flags": [three_conditions("checkout", true)]});
     let none = json!({"flags": [three_conditions("checkout", false)]});
-    let variants = json!({"flags": [variants("button")]});
+    let one_of_five = json!({"flags": [variants("button")]});
     let hundred: Vec<Value> = (0..100)
         .map(|at| match at % 5 {
             0 => variants(&format!("flag-{at}")),
@@ -39,7 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("boolean, the last of three conditions matches", &boolean, &member),
         Case::new("boolean, none of three conditions matches", &none, &member).again(),
-        Case::new("five variants", &variants, &member),
+        Case::new("five variants", &one_of_five, &member),
         Case::new("100 flags", &json!({"flags": hundred}), &member),
         Case::new("a list of 10,000 values, in it", &list, &member),
         Case::new("a list of 10,000 values, not in it", &list, &stranger).again(),
