@@ -35,8 +35,8 @@ fn of(parts: &[&str]) -> f64 {
     digits as f64 / MOST as f64
 }
 
-/// What the hash of a text that fits into one block, as most do, starts with. A third of the time of the other one is the buffer that
-/// this does without.
+/// What the hash of a text that fits into one block, as most do, starts with. Quicker than the other way, which gathers the block in a
+/// buffer of its own.
 fn of_one_block(parts: &[&str]) -> Option<u64> {
     let mut block = [0; BLOCK];
     let mut len = 0_usize;
