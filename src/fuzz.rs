@@ -23,6 +23,14 @@ pub fn crash_file(bytes: &[u8]) {
     });
 }
 
+/// What PostHog, or whoever answers in its place, says about flags.
+pub fn flags_answer(bytes: &[u8]) {
+    if let Ok(reply) = crate::flags::remote::read(bytes) {
+        assert!(reply.unreadable.is_empty() || reply.answer.has_errors, "what was lost is said to be");
+        assert!(reply.answer.flags.is_empty() || !reply.answer.is_quota_limited, "without quota nothing is evaluated");
+    }
+}
+
 /// The body of a record: what is accepted can be sent.
 pub fn record(bytes: &[u8]) {
     let _refused = sent(bytes);

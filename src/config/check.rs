@@ -234,6 +234,8 @@ mod tests {
         assert_eq!(refused(config().queue_dir("")), "queue_dir");
         assert_eq!(refused(config().overflow(Overflow::Block(Duration::from_secs(3601)))), "overflow");
         assert_eq!(refused(config().free_space_floor(u64::MAX)), "free_space_floor");
+        assert_eq!(refused(config().flag_request_timeout(Duration::from_millis(49))), "flag_request_timeout");
+        assert_eq!(refused(config().flag_request_max_retries(11)), "flag_request_max_retries");
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn checked_host(host: &str) -> Result<String, String> {
     let shown = if host.contains('@') { String::new() } else { format!(": {host:?}") };
     let normal = transport::normalise_host(host).map_err(|why| format!("{why}{shown}"))?;
     let path = normal.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
-    let names_an_endpoint = matches!(path.rsplit('/').next(), Some("batch" | "capture"))
+    let names_an_endpoint = matches!(path.rsplit('/').next(), Some("batch" | "capture" | "decide" | "flags"))
         || ["i/v0", "i/v1"].iter().any(|endpoint| format!("/{path}/").contains(&format!("/{endpoint}/")));
     if names_an_endpoint {
         return Err(format!("has the path of an endpoint in it, which is added by the library: leave it out{shown}"));
@@ -115,7 +115,16 @@ mod tests {
     #[test]
     fn a_host_with_the_path_of_an_endpoint_is_refused_and_that_of_a_reverse_proxy_is_not() {
         let with_path = |path: &str| refused(Config::new("phc_1").host(format!("https://example.org{path}"))).0;
-        for path in ["/batch", "/batch/", "/capture/", "/ingest/batch/", "/i/v1/analytics/events", "/i/v0/ai/batch/"] {
+        for path in [
+            "/batch",
+            "/batch/",
+            "/capture/",
+            "/flags/",
+            "/decide",
+            "/ingest/batch/",
+            "/i/v1/analytics/events",
+            "/i/v0/ai/batch/",
+        ] {
             assert_eq!(with_path(path), "host", "{path}");
         }
         for path in ["", "/", "/ingest", "/batch/ingest", "/i/v12"] {

@@ -16,7 +16,7 @@ use crate::shard::Project;
 
 /// As they were set.
 #[derive(Clone)]
-pub(super) struct FlagKnobs {
+pub(crate) struct FlagKnobs {
     protocol: FlagsProtocol,
     request_timeout: Duration,
     request_max_retries: u32,

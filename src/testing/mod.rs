@@ -59,6 +59,8 @@ mod body;
 mod clock;
 mod directory;
 mod flags;
+#[cfg(test)]
+mod flags_tests;
 mod harness;
 mod queue;
 mod server;

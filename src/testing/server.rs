@@ -21,6 +21,8 @@ pub enum Route {
     Ai,
     /// Feature flags of a user.
     Flags,
+    /// Their definitions, for evaluation by the client itself.
+    FlagDefinitions,
 }
 
 /// A request that the server got. It gets none of the headers of [`Config::header`](crate::Config::header), which are added by what
@@ -143,7 +145,10 @@ impl Http for Server {
             if !answer.after().is_zero() {
                 server.clock.reached(server.clock.now() + answer.after()).await;
             }
-            answer.into_result(words)
+            let mut response = answer.into_result(words)?;
+            response.is_cut = response.body.len() > request.max_answer;
+            response.body.truncate(request.max_answer);
+            Ok(response)
         })
     }
 }
@@ -154,7 +159,10 @@ impl State {
         let path = request.url.split('?').next().unwrap_or_default().trim_end_matches('/');
         let route = match path {
             path if path.ends_with("/i/v0/ai/batch") => Route::Ai,
-            path if path.ends_with("/flags") => Route::Flags,
+            path if path.ends_with("/flags") || path.ends_with("/decide") => Route::Flags,
+            path if path.ends_with("/flags/definitions") || path.ends_with("/api/feature_flag/local_evaluation") => {
+                Route::FlagDefinitions
+            }
             _ => Route::Analytics,
         };
         let headers: Vec<_> =
@@ -169,12 +177,7 @@ impl State {
         if answer.takes() {
             self.taken.extend(events.iter().cloned());
         }
-        let words = if path.ends_with("/i/v1/analytics/events") {
-            let uuids = events.iter().filter_map(|event| event["uuid"].as_str());
-            json!({"results": uuids.map(|uuid| (uuid, json!({"result": "ok"}))).collect::<HashMap<_, _>>()})
-        } else {
-            json!({"status": 1})
-        };
+        let words = words(path, route, &events);
         let first = events.first().map(|event| event["uuid"].clone());
         let carried = |request: &&RecordedRequest| {
             first.is_some() && request.events.iter().any(|event| Some(&event["uuid"]) == first.as_ref())
@@ -183,6 +186,22 @@ impl State {
         let (url, status) = (request.url.to_string(), answer.status_code());
         self.requests.push(RecordedRequest { route, url, headers, body, events, attempt, status });
         Ok((answer, words.to_string()))
+    }
+}
+
+/// What an endpoint says when all is well and there is nothing to say.
+fn words(path: &str, route: Route, events: &[Value]) -> Value {
+    match route {
+        Route::Flags if path.ends_with("/decide") => {
+            json!({"featureFlags": {}, "featureFlagPayloads": {}, "errorsWhileComputingFlags": false})
+        }
+        Route::Flags => json!({"flags": {}, "errorsWhileComputingFlags": false}),
+        Route::FlagDefinitions => json!({"flags": [], "group_type_mapping": {}, "cohorts": {}}),
+        Route::Analytics if path.ends_with("/i/v1/analytics/events") => {
+            let uuids = events.iter().filter_map(|event| event["uuid"].as_str());
+            json!({"results": uuids.map(|uuid| (uuid, json!({"result": "ok"}))).collect::<HashMap<_, _>>()})
+        }
+        Route::Analytics | Route::Ai => json!({"status": 1}),
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) struct Requests {
     /// One for each that may be under way.
     turns: Semaphore,
     /// Questions without an answer so far, those that wait for their turn included.
-    open: AtomicUsize,
+    pub(super) open: AtomicUsize,
     unanswered: Told,
     unreadable: Told,
 }

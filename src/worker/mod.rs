@@ -37,6 +37,10 @@
 //! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
 //! committed; the shard is let go. Whatever is not delivered by then stays on disk. A second stop waits for the first.
 //!
+//! Flags are asked for on the delivery's runtime ([`runtime`](runtime), [`flags`](flags)), a bounded number of questions at once, beside
+//! what is sent and without a part in its pace: an endpoint that is down for events may still know flags. Whoever asks is answered
+//! exactly once, at the latest when the delivery ends.
+//!
 //! AI events have a pipeline of their own ([`lane`](lane)): another directory, another endpoint, larger arenas, the same code. Whoever
 //! asks both lanes for something gets one answer ([`joint`](joint)).
 //!
@@ -54,6 +58,8 @@ mod drop_reason;
 mod due;
 mod flag_definitions;
 mod flags;
+#[cfg(test)]
+mod flags_tests;
 mod flush;
 mod joint;
 mod lane;

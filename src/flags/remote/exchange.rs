@@ -11,7 +11,7 @@ use crate::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, beginning};
 use crate::transport::{Http, Method, Request, Response, TransportError};
 
 /// The wait before the first retry; each further one doubles it.
-const FIRST_WAIT: Duration = Duration::from_millis(300);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(300);
 /// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -64,7 +64,7 @@ fn request(url: &Arc<str>, body: Vec<u8>) -> Request {
 }
 
 /// How long to wait after so many retries.
-fn wait_before(retries: u32) -> Duration {
+pub(super) fn wait_before(retries: u32) -> Duration {
     FIRST_WAIT.saturating_mul(2_u32.saturating_pow(retries)).min(LONGEST_WAIT)
 }
 
@@ -73,7 +73,8 @@ fn is_worth_another(result: &Result<Response, TransportError>) -> bool {
     result.as_ref().map_or(true, |response| matches!(response.status, 502 | 504))
 }
 
-fn judge(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
+/// What is made of the last attempt.
+pub(super) fn judge(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
     match result {
         Ok(response) if (200..300).contains(&response.status) => {
             if response.is_cut {
@@ -89,7 +90,3 @@ fn judge(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
         Err(other) => Err(Failure::Connection(other.describe())),
     }
 }
-
-#[cfg(test)]
-#[path = "exchange_tests.rs"]
-mod tests;

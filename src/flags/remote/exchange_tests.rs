@@ -1,1 +1,148 @@
+//! The attempts, under tokio's own stopped clock: how many, when, with which bytes, and what is made of what comes back.
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::exchange::{FIRST_WAIT, judge, wait_before};
+use super::{Question, RemoteOptions, Reply, ask};
+use crate::clock::Clock;
+use crate::flags::Failure;
+use crate::limits::NAME_KEPT;
+use crate::transport::{Http, Method, Pending, Request, Response, TransportError};
+
+/// What the next attempt meets.
+enum Meets {
+    Status(u16, &'static str),
+    Refused,
+    Silence,
+}
+
+/// Remembers when it was asked, and what.
+struct Network {
+    script: Mutex<VecDeque<Meets>>,
+    asked: Mutex<Vec<(Instant, Request)>>,
+}
+
+impl Network {
+    fn of(script: impl IntoIterator<Item = Meets>) -> Self {
+        Self { script: Mutex::new(script.into_iter().collect()), asked: Mutex::default() }
+    }
+
+    /// Milliseconds between the attempts.
+    fn waits(&self) -> Vec<u128> {
+        let asked = self.asked.lock().unwrap();
+        asked.windows(2).map(|pair| (pair[1].0 - pair[0].0).as_millis()).collect()
+    }
+}
+
+impl Http for Network {
+    fn send(&self, request: Request) -> Pending {
+        self.asked.lock().unwrap().push((Instant::now(), request));
+        let met = self.script.lock().unwrap().pop_front().unwrap_or(Meets::Status(200, r#"{"flags":{}}"#));
+        Box::pin(async move {
+            match met {
+                Meets::Status(status, body) => Ok(Response { status, body: body.into(), ..Response::default() }),
+                Meets::Refused => Err(TransportError::Connect("refused".into())),
+                Meets::Silence => std::future::pending().await,
+            }
+        })
+    }
+}
+
+fn options(max_retries: u32, timeout: Duration) -> RemoteOptions {
+    RemoteOptions { url: "http://x/flags/?v=2".into(), token: "phc_x".into(), timeout, max_retries }
+}
+
+async fn asked(network: &Network, max_retries: u32) -> Result<Reply, Failure> {
+    let question = Question { distinct_id: "user_1".into(), ..Question::default() };
+    ask(network, &options(max_retries, Duration::from_secs(3)), &question, &Clock::System).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_pass_is_tried_again_after_300_ms_and_then_after_600() {
+    for meets in [|| Meets::Refused, || Meets::Status(502, ""), || Meets::Status(504, "")] {
+        let network = Network::of([meets(), meets()]);
+        assert_eq!(asked(&network, 2).await, Ok(Reply::default()));
+        assert_eq!(network.waits(), [300, 600]);
+        let (first, last) = {
+            let asked = network.asked.lock().unwrap();
+            (asked[0].1.body.clone(), asked[2].1.body.clone())
+        };
+        assert_eq!(first, last);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_attempts_are_made_than_are_allowed() {
+    for retries in [0, 1, 3] {
+        let network = Network::of((0..9).map(|_| Meets::Status(502, "nobody here")));
+        let failure = Failure::Status { status: 502, why: "nobody here".into() };
+        assert_eq!(asked(&network, retries).await, Err(failure));
+        assert_eq!(network.asked.lock().unwrap().len(), retries as usize + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_says_no_is_not_asked_for_again() {
+    for status in [301, 400, 401, 402, 408, 413, 429, 500, 501, 503, 505] {
+        let network = Network::of([Meets::Status(status, "no")]);
+        assert_eq!(asked(&network, 10).await, Err(Failure::Status { status, why: "no".into() }));
+        assert_eq!(network.asked.lock().unwrap().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_ends_with_the_bound_and_is_not_repeated() {
+    let began = Instant::now();
+    let network = Network::of([Meets::Refused, Meets::Silence]);
+    assert_eq!(asked(&network, 10).await, Err(Failure::Timeout));
+    assert_eq!((began.elapsed(), network.waits()), (Duration::from_secs(3), vec![300]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_would_reach_the_bound_is_not_begun() {
+    let network = Network::of((0..9).map(|_| Meets::Refused));
+    let began = Instant::now();
+    let answer = ask(&network, &options(9, FIRST_WAIT), &Question::default(), &Clock::System).await;
+    assert!(matches!(answer, Err(Failure::Connection(_))), "{answer:?}");
+    assert_eq!((began.elapsed(), network.waits()), (Duration::ZERO, vec![]));
+}
+
+#[test]
+fn waits_double_up_to_a_bound_whatever_is_asked() {
+    let seconds = [0, 1, 2, 3, 4, 5, 10, u32::MAX].map(|retries| wait_before(retries).as_millis());
+    assert_eq!(seconds, [300, 600, 1200, 2400, 4800, 5000, 5000, 5000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_request_is_json_and_has_the_token_in_its_body_alone() {
+    let network = Network::of([]);
+    asked(&network, 0).await.unwrap();
+    let asked = network.asked.lock().unwrap();
+    let request = &asked[0].1;
+    assert_eq!((request.method, &*request.url), (Method::Post, "http://x/flags/?v=2"));
+    assert_eq!(request.headers, [("Content-Type", "application/json".to_owned())]);
+    assert!(String::from_utf8_lossy(&request.body).contains(r#""token":"phc_x""#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_none_is_told_as_such_and_not_asked_for_again() {
+    let cut = Response { status: 200, is_cut: true, body: br#"{"flags":{}}"#.to_vec(), ..Response::default() };
+    assert!(matches!(judge(Ok(cut)), Err(Failure::Unreadable(_))));
+    for body in ["", "<html>log in</html>", "[]", "null", "{}", r#"{"status":1}"#, r#"{"flags":null}"#] {
+        let network = Network::of([Meets::Status(200, body)]);
+        let answer = asked(&network, 3).await;
+        assert!(matches!(answer, Err(Failure::Unreadable(_))), "{body}: {answer:?}");
+        assert_eq!(network.asked.lock().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn of_what_was_said_only_the_beginning_is_kept() {
+    let response = Response { status: 500, body: vec![0xC3; 100_000], ..Response::default() };
+    let Err(Failure::Status { why, .. }) = judge(Ok(response)) else { panic!("taken") };
+    assert!(why.len() <= NAME_KEPT && !why.is_empty(), "{}", why.len());
+}

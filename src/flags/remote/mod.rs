@@ -23,8 +23,12 @@
 //! Parts: `question.rs` the request, `exchange.rs` the attempts, `reply.rs` the answer.
 
 mod exchange;
+#[cfg(test)]
+mod exchange_tests;
 mod question;
 mod reply;
+#[cfg(test)]
+mod reply_tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +36,8 @@ use std::time::Duration;
 pub(crate) use exchange::ask;
 pub(crate) use question::Question;
 pub(crate) use reply::Reply;
+#[cfg(fuzzing)]
+pub(crate) use reply::read;
 
 /// Where flags are asked for, and for how long.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use crate::flags::{Answer, Evaluated, FlagValue};
 use crate::limits::{NAME_KEPT, beginning};
 
 /// So many keys of flags that could not be read are kept.
-const KEYS_KEPT: usize = 10;
+pub(super) const KEYS_KEPT: usize = 10;
 
 /// What PostHog says.
 #[derive(Debug, Default, PartialEq)]
@@ -126,7 +126,8 @@ fn of_list(keys: Vec<Value>) -> Reply {
     reply
 }
 
-fn known(value: FlagValue) -> Evaluated {
+/// A flag of which there is nothing but a value.
+pub(super) fn known(value: FlagValue) -> Evaluated {
     Evaluated { value, payload: None, id: None, version: None, reason: None, has_experiment: None, is_local: false }
 }
 
@@ -161,7 +162,3 @@ fn number(value: Option<&Value>) -> Option<u64> {
 fn is_true(value: Option<&Value>) -> bool {
     value.and_then(Value::as_bool).unwrap_or(false)
 }
-
-#[cfg(test)]
-#[path = "reply_tests.rs"]
-mod tests;

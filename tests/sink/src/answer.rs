@@ -69,6 +69,16 @@ impl Answer {
         self
     }
 
+    /// 200 and that body: flags, or their definitions.
+    pub fn json(body: &serde_json::Value) -> Self {
+        Self::status(200).body(body.to_string())
+    }
+
+    /// Adds the `ETag` header. Definitions are then answered with 304 to whoever says that he has this version.
+    pub fn etag(self, version: impl Into<String>) -> Self {
+        self.header("etag", version)
+    }
+
     /// Adds a header.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));

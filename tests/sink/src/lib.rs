@@ -8,6 +8,8 @@
 //!   gzip (told by the header or by gzip's magic number; PostHog sniffs as well). Any other path is 404, any other method 405.
 //! - `POST /i/v1/analytics/events`: as V1 wants it, with its headers, under any of its encodings. It is answered with a verdict on each
 //!   event ([`Answer::results`]), and only what has a good one is taken. A request that holds a uuid twice is refused whole.
+//! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags, none at first; what
+//!   there are is said with [`Sink::flags`], apart from the answers for events.
 //! - A request is taken whole or refused whole. One event without a name or distinct id, a body that is no JSON, or one
 //!   above [`Sink::size_limit`] refuses all, with PostHog's own words as plain text. A request without a key is 401.
 //! - What is taken is answered `{"status":1}`. The same uuid taken twice is a duplicate: kept, and counted.
@@ -27,6 +29,9 @@
 mod answer;
 mod batch;
 mod codec;
+mod flags;
+#[cfg(test)]
+mod flags_tests;
 mod server;
 mod state;
 #[cfg(test)]
@@ -43,6 +48,7 @@ use uuid::Uuid;
 pub use answer::Answer;
 pub use batch::Event;
 pub use codec::decode;
+pub use flags::FlagRoute;
 pub use state::{Request, State};
 
 use server::Server;
@@ -119,6 +125,17 @@ impl Sink {
     /// The answer for every request that the script does not cover; [`Answer::ok`] at first.
     pub fn default_answer(&self, answer: Answer) {
         self.shared.rules().default = answer;
+    }
+
+    /// The answer for every request of that kind about flags that no script covers. Definitions with [`Answer::etag`] are sent only to
+    /// those who do not have them.
+    pub fn flags(&self, route: FlagRoute, answer: Answer) {
+        self.shared.rules().flags.of(route).default = answer;
+    }
+
+    /// Answers for the next requests of that kind about flags, one each, in this order. Replaces what is left of an earlier script.
+    pub fn script_flags(&self, route: FlagRoute, answers: impl IntoIterator<Item = Answer>) {
+        self.shared.rules().flags.of(route).script = answers.into_iter().collect();
     }
 
     /// Refuses a whole request with `status` and `body` if `poison` says so of one event (the event's JSON, as sent).

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::answer::{Answer, Ending};
 use crate::batch::{self, Batch};
+use crate::flags::{self, FlagRoute};
 use crate::state::{Request, Shared};
 use crate::v1;
 
@@ -131,7 +132,13 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
         taken: false,
     };
     let is_v1 = v1::PATHS.contains(&head.uri.path());
-    let (answer, batch) = if !is_v1 && !PATHS.contains(&head.uri.path()) {
+    let (answer, batch) = if let Some(route) = FlagRoute::of(head.uri.path()) {
+        if head.method == route.method() {
+            flags::decide(&shared, route, &record, &body)
+        } else {
+            (Answer::status(405), Batch::default())
+        }
+    } else if !is_v1 && !PATHS.contains(&head.uri.path()) {
         (Answer::status(404), Batch::default())
     } else if head.method != Method::POST {
         (Answer::status(405), Batch::default())

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::answer::Answer;
 use crate::batch::{Batch, Event};
+use crate::flags::Plans;
 
 /// PostHog's limit for a body.
 const POSTHOG_SIZE_LIMIT: usize = 20 * 1024 * 1024;
@@ -132,6 +133,7 @@ pub(crate) struct Rules {
     pub(crate) refuse: Option<Refusal>,
     pub(crate) size_limit: usize,
     pub(crate) fast: bool,
+    pub(crate) flags: Plans,
 }
 
 impl Default for Rules {
@@ -142,6 +144,7 @@ impl Default for Rules {
             refuse: None,
             size_limit: POSTHOG_SIZE_LIMIT,
             fast: false,
+            flags: Plans::default(),
         }
     }
 }

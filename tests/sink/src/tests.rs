@@ -30,25 +30,26 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn send(sink: &Sink, path: &str, headers: &str, body: &[u8]) -> TcpStream {
+pub(crate) fn send(sink: &Sink, method: &str, path: &str, headers: &str, body: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(sink.address).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let length = body.len();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nhost: sink\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: sink\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
     stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
     stream
 }
 
 /// The answer's text; empty if the connection ended without one.
-fn receive(mut stream: TcpStream) -> String {
+pub(crate) fn receive(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }
 
 fn post(sink: &Sink, body: &[u8]) -> (u16, String) {
-    let answer = receive(send(sink, "/batch/", "", body));
+    let answer = receive(send(sink, "POST", "/batch/", "", body));
     let status = answer.get(9..12).map_or(0, |status| status.parse().unwrap());
     (status, answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
 }
@@ -76,8 +77,11 @@ fn a_batch_is_taken_and_each_of_its_events_remembered() {
 fn gzip_is_told_by_the_header_and_by_its_magic_number() {
     let sink = Sink::start();
     let zipped = gzip(&batch_of(&[event(1)]));
-    assert!(receive(send(&sink, "/batch?compression=gzip", "content-encoding: gzip\r\n", &zipped)).contains(" 200 "));
-    assert!(receive(send(&sink, "/batch/", "", &zipped)).contains(" 200 "));
+    assert!(
+        receive(send(&sink, "POST", "/batch?compression=gzip", "content-encoding: gzip\r\n", &zipped))
+            .contains(" 200 ")
+    );
+    assert!(receive(send(&sink, "POST", "/batch/", "", &zipped)).contains(" 200 "));
     assert_eq!((sink.events().len(), sink.duplicates(), sink.unique()), (2, 1, vec![Uuid::from_u128(1)]));
     assert_eq!(sink.requests()[0].query, "compression=gzip");
     let (status, body) = post(&sink, &zipped[..zipped.len() / 2]);
@@ -110,7 +114,7 @@ fn answers_come_from_the_script_and_then_from_the_default() {
     let sink = Sink::start();
     sink.script([Answer::status(429).retry_after(7), Answer::ok()]);
     sink.default_answer(Answer::status(503).body("down"));
-    let limited = receive(send(&sink, "/batch/", "", &batch_of(&[event(1)])));
+    let limited = receive(send(&sink, "POST", "/batch/", "", &batch_of(&[event(1)])));
     assert!(limited.contains(" 429 ") && limited.contains("retry-after: 7"), "{limited}");
     assert_eq!(post(&sink, &batch_of(&[event(2)])).0, 200);
     assert_eq!(post(&sink, &batch_of(&[event(3)])), (503, "down".to_owned()));
@@ -164,7 +168,7 @@ fn a_closed_connection_answers_nothing_and_may_have_taken_the_events() {
 fn a_hanging_answer_is_visible_at_once_and_ends_with_the_sink() {
     let sink = Sink::start();
     sink.script([Answer::hang()]);
-    let waiting = send(&sink, "/batch/", "", &batch_of(&[event(1)]));
+    let waiting = send(&sink, "POST", "/batch/", "", &batch_of(&[event(1)]));
     assert!(sink.wait_for(|state| state.contains(Uuid::from_u128(1)), LONG));
     sink.stop();
     assert_eq!(receive(waiting), "");
@@ -176,7 +180,7 @@ fn delayed_answers_wait_side_by_side() {
     let delay = Duration::from_millis(200);
     sink.default_answer(Answer::ok().delay(delay));
     let started = Instant::now();
-    let streams: Vec<_> = (0..8).map(|n| send(&sink, "/batch/", "", &batch_of(&[event(n)]))).collect();
+    let streams: Vec<_> = (0..8).map(|n| send(&sink, "POST", "/batch/", "", &batch_of(&[event(n)]))).collect();
     for stream in streams {
         assert!(receive(stream).contains(" 200 "));
     }
@@ -228,8 +232,8 @@ fn fast_mode_counts_the_same_events_without_keeping_them() {
 #[test]
 fn other_paths_and_methods_are_turned_away() {
     let sink = Sink::start();
-    assert!(receive(send(&sink, "/capture/", "", b"{}")).contains(" 404 "));
-    assert!(receive(send(&sink, "/i/v0/ai/batch/", "", &batch_of(&[event(1)]))).contains(" 200 "));
+    assert!(receive(send(&sink, "POST", "/capture/", "", b"{}")).contains(" 404 "));
+    assert!(receive(send(&sink, "POST", "/i/v0/ai/batch/", "", &batch_of(&[event(1)]))).contains(" 200 "));
     let mut get = TcpStream::connect(sink.address).unwrap();
     get.write_all(b"GET /batch/ HTTP/1.1\r\nhost: sink\r\nconnection: close\r\n\r\n").unwrap();
     assert!(receive(get).contains(" 405 "));

@@ -1,0 +1,5 @@
+//! An answer about flags of any bytes.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| posthog::__fuzz::flags_answer(bytes));

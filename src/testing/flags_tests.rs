@@ -1,0 +1,103 @@
+//! Questions about flags by a clock that stands still, put to a server that is played.
+
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Answer, Harness, Route};
+use crate::Config;
+use crate::flags::{self, Failure, Question};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+type Answered = Result<flags::Answer, Failure>;
+
+fn harness(configure: impl FnOnce(Config) -> Config) -> Harness {
+    Harness::new(configure).unwrap()
+}
+
+fn ask(harness: &Harness) -> Receiver<Answered> {
+    let (told, answer) = mpsc::channel();
+    let question = Question { distinct_id: "user_1".into(), ..Question::default() };
+    let pipeline = harness.client().pipelines().unwrap().0;
+    pipeline.ask_flags(question, Box::new(move |answer| told.send(answer).unwrap()));
+    harness.settle();
+    answer
+}
+
+fn requests(harness: &Harness) -> usize {
+    harness.server().requests().len()
+}
+
+#[test]
+fn an_answer_is_there_when_the_client_has_come_to_rest() {
+    let harness = harness(|config| config);
+    for enabled in [true, false] {
+        harness.server().script(Route::Flags, [Answer::json(json!({"flags": {"a": {"enabled": enabled}}}))]);
+        let answer = ask(&harness).try_recv().unwrap().unwrap();
+        assert_eq!(answer.flags["a"].value, enabled);
+    }
+    assert_eq!(ask(&harness).try_recv().unwrap(), Ok(flags::Answer::default()), "no flags, where nothing is said");
+    let requests = harness.server().requests();
+    assert_eq!((requests[0].route, requests[0].url.as_str()), (Route::Flags, "http://posthog.test/flags/?v=2"));
+    assert_eq!((&requests[0].body["token"], requests[0].header("authorization")), (&json!("phc_testing"), None));
+}
+
+#[test]
+fn retries_come_when_the_clock_has_been_moved_on_and_not_before() {
+    for fails in [Answer::unreachable, || Answer::status(502), || Answer::status(504), Answer::timeout] {
+        let harness = harness(|config| config.flag_request_max_retries(2));
+        harness.server().script(Route::Flags, [fails(), fails()]);
+        let answer = ask(&harness);
+        let mut seen = vec![requests(&harness)];
+        for millis in [299, 1, 599, 1] {
+            harness.advance(Duration::from_millis(millis));
+            seen.push(requests(&harness));
+        }
+        assert_eq!(seen, [1, 1, 2, 2, 3]);
+        assert_eq!(answer.try_recv().unwrap(), Ok(flags::Answer::default()));
+        let bodies: Vec<_> = harness.server().requests().into_iter().map(|request| request.body).collect();
+        assert!(bodies[0] == bodies[1] && bodies[1] == bodies[2]);
+    }
+}
+
+#[test]
+fn an_answer_that_is_late_is_waited_for_as_long_as_is_configured() {
+    let harness = harness(|config| config);
+    harness.server().script(Route::Flags, [Answer::ok().delay(2 * SECOND), Answer::ok().delay(4 * SECOND)]);
+    let (early, late) = (ask(&harness), ask(&harness));
+    harness.advance(2 * SECOND);
+    assert!(early.try_recv().unwrap().is_ok() && late.try_recv().is_err());
+    harness.advance(SECOND);
+    assert_eq!(late.try_recv().unwrap(), Err(Failure::Timeout));
+    harness.advance(60 * SECOND);
+    assert_eq!(requests(&harness), 2);
+}
+
+#[test]
+fn an_outage_is_told_at_its_beginning_and_then_once_a_minute() {
+    let harness = harness(|config| config);
+    harness.server().always(Route::Flags, Answer::status(500));
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..100 {
+            assert!(ask(&harness).try_recv().unwrap().is_err());
+        }
+        told.push(harness.client().diagnostics().len());
+        harness.advance(60 * SECOND);
+    }
+    assert_eq!(told, [1, 2, 3]);
+    let told: Vec<_> = harness.client().diagnostics().iter().map(ToString::to_string).collect();
+    assert_eq!(told[1], "PostHog gave no answer about flags, 100 time(s): status 500: ");
+}
+
+#[test]
+fn an_answer_is_never_read_beyond_its_bound() {
+    let harness = harness(|config| config);
+    let padding = "x".repeat(crate::limits::FLAG_ANSWER_BYTES);
+    harness
+        .server()
+        .script(Route::Flags, [Answer::json(json!({"flags": {"a": {"enabled": true}}, "padding": padding}))]);
+    assert!(matches!(ask(&harness).try_recv().unwrap(), Err(Failure::Unreadable(_))));
+}

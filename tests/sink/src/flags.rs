@@ -1,0 +1,106 @@
+//! Flags: what they are for somebody, and how they are defined. Both are what the test says, or nothing at all.
+
+use std::collections::VecDeque;
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::answer::Answer;
+use crate::batch::{self, Batch, text_of};
+use crate::state::{Request, Shared};
+
+/// What of flags is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlagRoute {
+    /// Values for somebody: `POST /flags/`, and `/decide/`.
+    Values,
+    /// Definitions: `GET /flags/definitions/`, and `/api/feature_flag/local_evaluation/`.
+    Definitions,
+}
+
+/// What decides on the next answer of one route.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) script: VecDeque<Answer>,
+    pub(crate) default: Answer,
+}
+
+/// The plans of both.
+#[derive(Debug)]
+pub(crate) struct Plans {
+    values: Planned,
+    definitions: Planned,
+}
+
+impl Default for Plans {
+    fn default() -> Self {
+        let none_of = |body: Value| Planned { script: VecDeque::new(), default: Answer::json(&body) };
+        Self {
+            values: none_of(json!({"flags": {}, "errorsWhileComputingFlags": false})),
+            definitions: none_of(json!({"flags": [], "group_type_mapping": {}, "cohorts": {}})),
+        }
+    }
+}
+
+impl Plans {
+    pub(crate) fn of(&mut self, route: FlagRoute) -> &mut Planned {
+        match route {
+            FlagRoute::Values => &mut self.values,
+            FlagRoute::Definitions => &mut self.definitions,
+        }
+    }
+}
+
+impl FlagRoute {
+    /// Which one a path belongs to, if it is about flags.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        match path.trim_end_matches('/') {
+            "/flags" | "/decide" => Some(FlagRoute::Values),
+            "/flags/definitions" | "/api/feature_flag/local_evaluation" => Some(FlagRoute::Definitions),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn method(self) -> Method {
+        match self {
+            FlagRoute::Values => Method::POST,
+            FlagRoute::Definitions => Method::GET,
+        }
+    }
+}
+
+/// The answer to a request about flags. The planned one, unless the question is none, or the version is known already.
+pub(crate) fn decide(shared: &Shared, route: FlagRoute, request: &Request, body: &[u8]) -> (Answer, Batch) {
+    let planned = {
+        let mut rules = shared.rules();
+        let plan = rules.flags.of(route);
+        plan.script.pop_front().unwrap_or_else(|| plan.default.clone())
+    };
+    let planned = planned.discarding();
+    let is_good = planned.status == 200;
+    match route {
+        FlagRoute::Values => match serde_json::from_slice::<Value>(body) {
+            Ok(question) => {
+                let token = [text_of(&question, "token"), text_of(&question, "api_key")].concat();
+                let is_whole = !token.is_empty() && !text_of(&question, "distinct_id").is_empty();
+                let answer =
+                    if is_good && !is_whole { batch::refused(400, "missing token or distinct_id") } else { planned };
+                (answer, Batch { api_key: token, envelope: question, ..Batch::default() })
+            }
+            Err(error) if is_good => {
+                (batch::refused(400, format!("failed to parse request: {error}")), Batch::default())
+            }
+            Err(_) => (planned, Batch::default()),
+        },
+        FlagRoute::Definitions => {
+            let version = planned.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("etag"));
+            let is_known = version.is_some_and(|(_, etag)| request.header("if-none-match") == Some(etag));
+            let answer = if is_good && is_known {
+                Answer { headers: planned.headers, delay: planned.delay, ..Answer::status(304).discarding() }
+            } else {
+                planned
+            };
+            (answer, Batch::default())
+        }
+    }
+}
