@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::client::event_of;
 use crate::event::Stamp;
+use crate::flags::{FlagContext, LocalFlags};
 use crate::record::encode::{append_map_header, append_str, begin_ext, end_ext};
 use crate::record::stack::decode_images;
 use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json, json_v1};
@@ -57,6 +58,26 @@ pub fn stack(bytes: &[u8]) {
         end_ext(&mut body, at);
         append_map_header(&mut body, 0);
         sent(&body).expect("an extension value may hold anything");
+    }
+}
+
+/// Definitions up to the first line feed, and after it an object of properties: whatever they are, a flag has a value or none, with the
+/// payload of that value.
+pub fn flags(bytes: &[u8]) {
+    let (definitions, properties) = bytes.split_at(bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len()));
+    let Ok(flags) = LocalFlags::parse(definitions) else { return };
+    let properties = serde_json::from_slice::<Value>(properties).unwrap_or_default();
+    let mut context = FlagContext::new("somebody").group("company", "acme").device_id("device");
+    for (name, value) in properties.as_object().into_iter().flatten() {
+        context = context.person_property(name, value).group_property("company", name, value);
+    }
+    let all = flags.evaluate_all(&context, None, 1);
+    for (key, evaluated) in &all.flags {
+        let payload = flags.payload(key, (&evaluated.value).into());
+        assert_eq!(payload, evaluated.payload.as_ref(), "{key:?}");
+    }
+    for key in flags.keys() {
+        let _either = flags.evaluate(key, &context);
     }
 }
 

@@ -182,3 +182,6 @@ fn key_of(object: Option<&Object>, raw: &RawValue) -> Option<String> {
     let fields: HashMap<String, &RawValue> = serde_json::from_str(raw.get()).ok()?;
     serde_json::from_str(fields.get("key")?.get()).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,3 +30,7 @@ fn of(parts: &[&str]) -> f64 {
     let digits = u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> DROPPED_BITS;
     digits as f64 / MOST as f64
 }
+
+#[cfg(test)]
+#[path = "bucket_tests.rs"]
+mod tests;

@@ -235,3 +235,9 @@ fn payload<'d>(flag: &'d Flag, value: LocalValue<'_>) -> Option<&'d Value> {
         LocalValue::Variant(key) => key,
     })
 }
+
+#[cfg(test)]
+#[path = "condition_tests.rs"]
+mod condition_tests;
+#[cfg(test)]
+mod tests;

@@ -24,14 +24,20 @@
 //! longer than linear time, whatever the definitions or the property.
 
 mod date;
+#[cfg(test)]
+mod date_tests;
 mod exact;
 mod number;
 mod pattern;
+#[cfg(test)]
+mod pattern_tests;
 mod relative_date;
 #[cfg(test)]
 mod tests;
 mod text;
 mod version;
+#[cfg(test)]
+mod version_tests;
 
 use regex::Regex;
 use semver::{Version, VersionReq};
