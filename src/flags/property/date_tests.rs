@@ -76,11 +76,18 @@ fn relative_dates_are_before_now() {
 }
 
 #[test]
-fn a_leap_day_is_cut_in_the_year_before() {
-    let filter = Filter::compile(Some("is_date_after"), &json!("-4y"), MatchingVersion::One);
+fn a_leap_day_is_cut_in_the_year_before_and_stays_cut() {
     let leap_day = 1_709_208_000_000_000_000;
-    assert_eq!(filter.matches(Some(&json!("2020-02-28T10:00:00Z")), leap_day), Ok(false));
-    assert_eq!(filter.matches(Some(&json!("2020-03-01T14:00:00Z")), leap_day), Ok(true));
+    for (value, property, expected) in [
+        ("-4y", "2020-02-28T10:59:59Z", Ok(false)),
+        // The 28th, where it is the 29th of February 2024 now.
+        ("-4y", "2020-02-28T12:00:00Z", Err(Inconclusive::UnusableProperty)),
+        ("-4y", "2020-03-01T13:00:01Z", Ok(true)),
+        ("-3y", "2021-03-01T13:00:01Z", Ok(true)),
+    ] {
+        let filter = Filter::compile(Some("is_date_after"), &json!(value), MatchingVersion::One);
+        assert_eq!(filter.matches(Some(&json!(property)), leap_day), expected, "{property} {value}");
+    }
 }
 
 #[test]

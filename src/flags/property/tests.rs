@@ -166,7 +166,7 @@ fn icontains_folds_ascii_alone() {
         (json!("M\u{dc}NCHEN"), json!("m\u{fc}nchen"), false),
         (json!("m\u{fc}N"), json!("in M\u{fc}nchen"), true),
         (json!("\"a"), json!(["A"]), true),
-        (json!("B".repeat(2_000)), json!(format!("{}{}", "a".repeat(50_000), "b".repeat(2_000))), true),
+        (json!("B".repeat(2_000)), json!(format!("{}{}", "a".repeat(50_000), "bB".repeat(1_000))), true),
         (json!("B".repeat(2_000)), json!(format!("{}{}", "a".repeat(50_000), "b".repeat(1_999))), false),
     ];
     check("icontains", "not_icontains", &table);
@@ -308,12 +308,12 @@ proptest! {
 
     #[test]
     fn exact_is_equality_in_lowercase(value in ".*", property in ".*", others in prop::collection::vec(".*", 0..12)) {
-        let expected = property.to_lowercase() == value.to_lowercase()
-            || others.iter().any(|other| property.to_lowercase() == other.to_lowercase());
-        let values = json!(others.iter().chain([&value]).collect::<Vec<_>>());
-        prop_assert_eq!(ask_version(MatchingVersion::Two, "exact", values.clone(), json!(property)), Ok(expected));
-        prop_assert_eq!(ask_version(MatchingVersion::Two, "exact", values, json!(value.to_uppercase().to_lowercase())),
-            Ok(others.iter().chain([&value]).any(|one| one.to_lowercase() == value.to_uppercase().to_lowercase().to_lowercase())));
+        let values: Vec<_> = others.iter().chain([&value]).collect();
+        for property in [property, value.to_uppercase()] {
+            let expected = values.iter().any(|value| value.to_lowercase() == property.to_lowercase());
+            let answer = ask_version(MatchingVersion::Two, "exact", json!(values), json!(property));
+            prop_assert_eq!(answer, Ok(expected));
+        }
     }
 
     #[test]
