@@ -26,6 +26,8 @@
 //! `loaded.rs` the public words for its state and its errors.
 
 mod consult;
+#[cfg(test)]
+mod fake;
 mod fetch;
 mod judge;
 mod kept;
@@ -37,6 +39,8 @@ mod poller;
 #[cfg(test)]
 mod poller_tests;
 mod provider;
+#[cfg(test)]
+mod provider_tests;
 
 pub(crate) use kept::{Restored, decode};
 pub(crate) use loaded::LoadedFlags;

@@ -1,1 +1,204 @@
+//! The loader against a played network.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::fake::{DENIED, ONE, Rig, SECRET, TWO, reply, tagged};
+use super::*;
+use crate::transport::{Response, RetryAfter};
+
+use FlagDefinitionsState::{Fresh, Missing, Restored as FromBefore, Stale};
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_01_a_refresh_fetches_definitions_makes_them_available_and_says_that_they_are_fresh() {
+    let rig = Rig::new([reply(200, ONE), reply(200, TWO)]);
+    assert_eq!((rig.keys(), rig.loader.state(), rig.loader.generation()), (None, Missing, 0));
+    // The first load is at once, and who asks meanwhile joins it.
+    assert_eq!(rig.load().await, Ok(()));
+    assert_eq!((rig.requests(), rig.keys(), rig.loader.state(), rig.loader.generation()), (1, Some(1), Fresh, 1));
+    assert_eq!(rig.load().await, Ok(()));
+    assert_eq!((rig.requests(), rig.keys(), rig.loader.generation()), (2, Some(2), 2));
+    assert_eq!(rig.heard(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_02_a_refresh_that_fails_keeps_the_old_definitions_and_is_told_once_as_is_its_end() {
+    let rig = Rig::new([reply(200, ONE), reply(503, "busy"), reply(503, "busy"), reply(200, ONE)]);
+    rig.load().await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(why)) if why.contains("503: busy")));
+        assert_eq!((rig.keys(), rig.loader.state()), (Some(1), Stale));
+    }
+    assert!(matches!(&rig.heard()[..], [Notice::Unavailable { why }] if why.contains("503")));
+    rig.load().await.unwrap();
+    assert_eq!((rig.heard(), rig.loader.state()), (vec![Notice::Recovered], Fresh));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_03_it_polls_again_after_the_interval_without_being_asked() {
+    let rig = Rig::new((0..4).map(|_| reply(200, ONE)));
+    rig.load().await.unwrap();
+    for polls in 1..4 {
+        assert_eq!(rig.requests(), polls);
+        sleep(secs(34)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_04_a_version_that_is_the_newest_is_confirmed_and_may_get_another_name() {
+    let rig = Rig::new([tagged(200, ONE, "W/\"1\""), tagged(304, "", "W/\"2\""), reply(304, ""), reply(200, TWO)]);
+    for generation in 1..4 {
+        rig.load().await.unwrap();
+        assert_eq!((rig.keys(), rig.loader.state(), rig.loader.generation()), (Some(1), Fresh, generation));
+    }
+    rig.load().await.unwrap();
+    let tag = |tag: &str| Some(tag.to_owned());
+    assert_eq!(*rig.network.asked.lock().unwrap(), [None, tag("W/\"1\""), tag("W/\"2\""), tag("W/\"2\"")]);
+    assert_eq!(rig.keys(), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_04_a_key_or_a_quota_that_is_refused_clears_what_was_loaded_and_kept() {
+    for status in [401, 402, 403] {
+        let rig = Rig::new([tagged(200, ONE, "\"1\""), reply(status, DENIED), reply(status, DENIED), reply(200, ONE)]);
+        rig.load().await.unwrap();
+        for _ in 0..2 {
+            assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Refused { status: s, .. }) if s == status));
+        }
+        assert_eq!((rig.keys(), rig.loader.state()), (None, Missing));
+        assert!(matches!(&rig.heard()[..], [Notice::Unavailable { .. }]), "{status} is told once");
+        assert!(matches!(&rig.kept.lock().unwrap()[..], [Keep::These(_), Keep::Nothing]));
+        sleep(secs(290)).await;
+        assert_eq!(rig.requests(), 3, "it is left alone for long");
+        // Whoever has mended it does not have to wait.
+        rig.load().await.unwrap();
+        assert_eq!(rig.network.asked.lock().unwrap()[2..], [None, None]);
+        assert_eq!((rig.keys(), rig.heard()), (Some(1), vec![Notice::Recovered]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_who_refuses_everything_costs_no_definitions() {
+    let rig = Rig::new([reply(200, ONE), reply(403, "<html>blocked</html>"), reply(200, "<html>sign in</html>")]);
+    rig.load().await.unwrap();
+    assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(_))));
+    assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unreadable(_))));
+    assert_eq!((rig.keys(), rig.loader.state(), rig.heard().len()), (Some(1), Stale, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_cut_or_never_comes_replaces_nothing() {
+    let cut = Response { status: 200, body: TWO.into(), is_cut: true, ..Response::default() };
+    let rig = Rig::new([reply(200, ONE), Some(Ok(cut)), None]);
+    rig.load().await.unwrap();
+    assert!(rig.load().await.is_err());
+    let began = Instant::now();
+    assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(why)) if why.contains("10s")));
+    assert_eq!((began.elapsed(), rig.keys()), (secs(10), Some(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_ask_while_a_load_is_under_way_are_answered_by_that_one() {
+    let rig = Rig::new([None, reply(200, ONE)]);
+    let asked = [rig.ask(), rig.ask(), rig.ask()];
+    for answer in asked {
+        assert!(answer.await.unwrap().is_err());
+    }
+    assert_eq!(rig.requests(), 1);
+    rig.load().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_for_a_pause_gets_it() {
+    let wait = Some(RetryAfter::In(secs(600)));
+    let busy = Response { status: 429, retry_after: wait, ..Response::default() };
+    let rig = Rig::new([Some(Ok(busy)), reply(200, ONE)]);
+    assert!(rig.load().await.is_err());
+    assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(why)) if why.contains("wait")));
+    sleep(secs(599)).await;
+    assert_eq!(rig.requests(), 1);
+    sleep(secs(12)).await;
+    assert_eq!((rig.requests(), rig.keys()), (2, Some(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_process_left_is_there_before_any_request_and_confirmed_by_the_first() {
+    let first = Rig::new([tagged(200, ONE, "W/\"7\"")]);
+    first.load().await.unwrap();
+    let Keep::These(bytes) = first.kept.lock().unwrap().pop().unwrap() else { panic!("nothing was kept") };
+    let fetched_at = first.loader.current().unwrap().fetched_at;
+
+    let next = Rig::with([reply(503, ""), reply(304, "")], |parts| parts.restored = decode(&bytes));
+    let restored = next.loader.current().unwrap();
+    assert_eq!((restored.fetched_at, restored.is_restored), (fetched_at, true));
+    assert!(next.load().await.is_err());
+    assert_eq!((next.keys(), next.loader.state()), (Some(1), FromBefore));
+    next.load().await.unwrap();
+    assert_eq!((next.keys(), next.loader.state()), (Some(1), Fresh));
+    assert_eq!(*next.network.asked.lock().unwrap(), [Some("W/\"7\"".to_owned()), Some("W/\"7\"".to_owned())]);
+    assert!(next.kept.lock().unwrap().is_empty(), "it is kept already");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_kept_when_it_has_changed_and_again_when_what_was_kept_is_lost() {
+    let rig = Rig::new([tagged(200, ONE, "1"), reply(304, ""), tagged(200, ONE, "2"), tagged(200, TWO, "3")]);
+    for kept in [1, 1, 1, 2] {
+        rig.load().await.unwrap();
+        assert_eq!(rig.kept.lock().unwrap().len(), kept);
+    }
+    rig.loader.kept_is_lost();
+    rig.then([tagged(200, TWO, "3")]);
+    rig.load().await.unwrap();
+    assert_eq!((rig.kept.lock().unwrap().len(), rig.network.asked.lock().unwrap().last()), (3, Some(&None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_to_be_kept_is_used_and_told_and_what_was_kept_is_forgotten() {
+    let rig = Rig::with([reply(200, ONE), reply(200, ONE)], |parts| parts.options.keep = Some(10));
+    rig.load().await.unwrap();
+    rig.load().await.unwrap();
+    assert_eq!((rig.keys(), &rig.kept.lock().unwrap()[..]), (Some(1), &[Keep::Nothing][..]));
+    assert_eq!(rig.cache_failures(), ["keep"]);
+    let off = Rig::with([reply(200, ONE)], |parts| parts.options.keep = None);
+    off.load().await.unwrap();
+    assert!(off.kept.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flag_that_cannot_be_read_is_named_once_and_costs_no_other() {
+    let broken =
+        r#"{"flags":[{"key":"a","active":true,"filters":{"groups":[]}},{"key":"bad","active":true,"filters":7}]}"#;
+    let rig = Rig::new([reply(200, broken), reply(200, broken)]);
+    rig.load().await.unwrap();
+    rig.load().await.unwrap();
+    assert_eq!(rig.heard(), [Notice::Unreadable { keys: vec!["bad".into()] }]);
+    assert!(rig.loader.current().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_a_load_under_way_and_all_who_wait_are_told() {
+    let mut rig = Rig::new([None]);
+    let waiting = rig.ask();
+    tokio::task::yield_now().await;
+    rig.stop().await;
+    assert_eq!(waiting.await.unwrap(), Err(FlagDefinitionsError::Closed));
+    assert_eq!(rig.load().await, Err(FlagDefinitionsError::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_secret_key_is_in_nothing_that_is_told_or_kept() {
+    let rig = Rig::new([reply(401, DENIED), reply(503, ""), reply(200, "[]"), reply(200, ONE)]);
+    let mut told = String::new();
+    for _ in 0..4 {
+        told.push_str(&format!("{:?}", rig.load().await));
+    }
+    told.push_str(&format!("{:?} {:?} {:?}", rig.heard(), rig.loader, super::fake::options()));
+    assert!(!told.contains(SECRET) && told.contains("SecretKey"), "{told}");
+    let kept = format!("{:?}", rig.kept.lock().unwrap());
+    assert!(!kept.contains(&format!("{:?}", SECRET.as_bytes()).replace(['[', ']'], "")), "{kept}");
+}
