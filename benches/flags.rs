@@ -38,13 +38,13 @@ fn evaluated(Case { name, definitions, keys, person, .. }: &Case) {
             black_box(flags.evaluate(black_box(key), black_box(&context)).expect("all that is asked for is given"));
         }
     };
-    let allocated = allocations(&mut evaluate);
+    let allocated = allocations(evaluate);
     print(name, &in_batches(&mut evaluate), &format!("{allocated} allocations"), "0 allocations");
 }
 
 fn parsed(Case { name, definitions, .. }: &Case) {
     let mut parse = || LocalFlags::parse(black_box(definitions.as_bytes())).expect("these are definitions");
-    let allocated = allocations(&mut parse);
+    let allocated = allocations(parse);
     let name = name.split_once(", ").map_or(*name, |(name, _)| name);
     let beside = format!("{allocated} allocations, {} KiB", definitions.len() / 1024);
     print(&format!("parsing: {name}"), &in_batches(&mut parse), &beside, "");
