@@ -30,13 +30,15 @@
 mod evaluate;
 mod exposure;
 mod getters;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod local_tests;
 mod on_event;
 mod problem;
 mod settings;
 mod snapshot;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;
 
 use std::sync::atomic::AtomicBool;
