@@ -48,6 +48,13 @@
 //! ends as it would have ended. [`Client::previous_run`] says how the last run ended, also where nobody could tell; [`drain_on_terminate`]
 //! sends what is queued at SIGTERM.
 //!
+//! # Feature flags
+//!
+//! [`Client::evaluate_flags`] answers with a snapshot, [`FeatureFlags`], of what is on for somebody ([`FlagContext`]); with
+//! [`Config::secret_key`] without a request for each. [`Client::is_feature_enabled`] and its like ask for one flag. Nothing of it is an
+//! error, and none waits longer than [`Config::flag_request_timeout`]: in an outage what is known stands, then the default.
+//! [`Event::flags`] says on an event what its person had.
+//!
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went

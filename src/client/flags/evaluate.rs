@@ -25,7 +25,7 @@ impl Client {
     /// several times, and to have them on events ([`Event::flags`](crate::Event::flags)): one evaluation, whose result does not change
     /// while a request is being served.
     ///
-    /// With definitions ([`Config::personal_api_key`](crate::Config)) flags are evaluated here, without a request. PostHog is asked only for
+    /// With definitions ([`Config::secret_key`](crate::Config::secret_key)) flags are evaluated here, without a request. PostHog is asked only for
     /// what cannot be decided here, at most once for a call, and what it answers is kept for
     /// [`Config::flag_cache_ttl`](crate::Config::flag_cache_ttl). In an outage what is known stands, however old, and
     /// [`FeatureFlags::problem`] says so. Never an error; never longer than
