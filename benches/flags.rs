@@ -33,21 +33,21 @@ fn evaluated(Case { name, definitions, keys, person, .. }: &Case) {
     let context = person
         .iter()
         .fold(FlagContext::new(DISTINCT_ID), |context, (name, value)| context.person_property(name, value));
-    let mut evaluate = || {
+    let evaluate = || {
         for key in keys {
             black_box(flags.evaluate(black_box(key), black_box(&context)).expect("all that is asked for is given"));
         }
     };
     let allocated = allocations(evaluate);
-    print(name, &in_batches(&mut evaluate), &format!("{allocated} allocations"), "0 allocations");
+    print(name, &in_batches(evaluate), &format!("{allocated} allocations"), "0 allocations");
 }
 
 fn parsed(Case { name, definitions, .. }: &Case) {
-    let mut parse = || LocalFlags::parse(black_box(definitions.as_bytes())).expect("these are definitions");
+    let parse = || LocalFlags::parse(black_box(definitions.as_bytes())).expect("these are definitions");
     let allocated = allocations(parse);
     let name = name.split_once(", ").map_or(*name, |(name, _)| name);
     let beside = format!("{allocated} allocations, {} KiB", definitions.len() / 1024);
-    print(&format!("parsing: {name}"), &in_batches(&mut parse), &beside, "");
+    print(&format!("parsing: {name}"), &in_batches(parse), &beside, "");
 }
 
 fn print(what: &str, took: &Spread, beside: &str, target: &str) {
