@@ -1,45 +1,11 @@
 //! Local evaluation of a boolean flag costs no allocation. A binary of its own, for it counts everything that the process allocates.
-#![allow(
-    unsafe_code,
-    reason = "an allocator is unsafe by its trait; this one counts, and leaves the work to the system's"
-)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../benches/support/allocations.rs"]
+mod allocations;
 
+use allocations::allocations;
 use posthog::{FlagContext, LocalFlags, LocalValue};
 use serde_json::json;
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator as it came. The counter is a plain cell of the thread, and allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    // SAFETY: the caller keeps the allocator's contract, which is handed on.
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: as above.
-        unsafe { System.alloc(layout) }
-    }
-
-    // SAFETY: the caller keeps the allocator's contract, which is handed on.
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-fn allocations(of: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.with(Cell::get);
-    of();
-    ALLOCATIONS.with(Cell::get) - before
-}
 
 #[test]
 fn an_evaluation_allocates_nothing() {

@@ -77,7 +77,7 @@ const PAGE_LINES: usize = 10;
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("purity", "src/event/uuids.rs", "a uuid must differ: the process id goes into the seed of its generator"),
     ("unsafe", "examples/last_words.rs", "it shows what is told of a process that reads where no memory is"),
-    ("unsafe", "tests/flags_allocate_nothing.rs", "what counts allocations is an allocator, unsafe by its trait"),
+    ("unsafe", "benches/support/allocations.rs", "what counts allocations is an allocator, unsafe by its trait"),
 ];
 
 /// Names that say nothing about what is inside.

@@ -1,6 +1,7 @@
 //! Many durations, and what is said of them.
 
-use std::time::Instant;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 /// Durations in nanoseconds.
 #[derive(Clone, Debug, Default)]
@@ -59,4 +60,34 @@ pub(crate) fn human(nanos: u64) -> String {
         10_000..10_000_000 => format!("{:.1} us", nanos as f64 / 1e3),
         _ => format!("{:.1} ms", nanos as f64 / 1e6),
     }
+}
+
+/// How long a batch is repeated for, so that looking at the clock does not count.
+const BATCH: Duration = Duration::from_micros(100);
+const BATCHES: usize = 1_000;
+
+/// What one of many takes, by the means of batches.
+pub(crate) fn in_batches<R>(mut one: impl FnMut() -> R) -> Spread {
+    let size = batch_size(&mut one);
+    Spread::of((0..BATCHES).map(|_| batch(size, &mut one)).collect())
+}
+
+/// How many of it take as long as a batch.
+pub(crate) fn batch_size<R>(mut one: impl FnMut() -> R) -> u32 {
+    let start = Instant::now();
+    let mut count = 0_u32;
+    while start.elapsed() < 10 * BATCH {
+        black_box(one());
+        count += 1;
+    }
+    (count / 10).max(1)
+}
+
+/// Nanoseconds for each.
+pub(crate) fn batch<R>(size: u32, mut one: impl FnMut() -> R) -> u64 {
+    let start = Instant::now();
+    for _ in 0..size {
+        black_box(one());
+    }
+    (start.elapsed().as_nanos() / u128::from(size)) as u64
 }

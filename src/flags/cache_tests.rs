@@ -1,3 +1,5 @@
+//! The cache, with a PostHog that answers when it is told to.
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

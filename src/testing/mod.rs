@@ -57,6 +57,8 @@
 mod answer;
 mod body;
 mod clock;
+#[cfg(test)]
+mod definitions_tests;
 mod directory;
 mod flags;
 #[cfg(test)]

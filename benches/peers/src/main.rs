@@ -1,8 +1,18 @@
 //! The official Rust client (`posthog-rs`) beside ours, in one run, with the same event and the same sink:
-//! `cargo run --release` in this folder.
+//! `cargo run --release` in this folder, or `cargo run --release -- flags` for rows of that name: captures, loopback, distance, outage,
+//! flags.
 //!
 //! Both at their defaults but for what a row says. Theirs keeps events in memory and sends without compression; ours keeps them on
 //! disk and compresses.
+
+#[path = "../../support/allocations.rs"]
+mod allocations;
+#[path = "../../support/flag_cases.rs"]
+mod flag_cases;
+mod flags;
+#[allow(dead_code, reason = "the benchmarks without a peer use more of it")]
+#[path = "../../support/spread.rs"]
+mod spread;
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +26,27 @@ const PATIENCE: Duration = Duration::from_secs(300);
 async fn main() {
     println!("| what | posthog-rs 0.30 | ours |");
     println!("|---|---|---|");
-    captures().await;
-    delivered("delivered to loopback", Duration::ZERO, 200_000, 500_000).await;
-    delivered("delivered over a 50 ms round trip", Duration::from_millis(50), 20_000, 500_000).await;
-    outage().await;
+    if wanted("captures") {
+        captures().await;
+    }
+    if wanted("loopback") {
+        delivered("delivered to loopback", Duration::ZERO, 200_000, 500_000).await;
+    }
+    if wanted("distance") {
+        delivered("delivered over a 50 ms round trip", Duration::from_millis(50), 20_000, 500_000).await;
+    }
+    if wanted("outage") {
+        outage().await;
+    }
+    if wanted("flags") {
+        flags::flags();
+    }
+}
+
+/// Whether rows of that name were asked for: all are, if none is named.
+fn wanted(name: &str) -> bool {
+    let mut named = std::env::args().skip(1).peekable();
+    named.peek().is_none() || named.any(|word| name == word)
 }
 
 fn their_event(n: u64) -> TheirEvent {

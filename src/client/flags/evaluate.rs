@@ -49,7 +49,8 @@ impl Client {
         pending
     }
 
-    /// What is known of flags without asking PostHog: evaluated here, or answered before, however long ago. At once, on this thread.
+    /// What is known of flags without asking PostHog: evaluated here, or answered before for the same context and keys (or for all flags),
+    /// however long ago. At once, on this thread.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();

@@ -1,3 +1,5 @@
+//! Flags with definitions: what is evaluated here, and what PostHog is still asked for.
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,7 +27,7 @@ fn with_definitions() -> Harness {
     let harness = Harness::new(|config| config).unwrap();
     harness.server().always(Route::FlagDefinitions, Answer::ok().body(definitions.to_string()));
     let harness = harness.restart(|config| config.secret_key("phs_test")).unwrap();
-    got(harness.client().refresh_flag_definitions()).unwrap();
+    got(harness.client().reload_flag_definitions()).unwrap();
     harness
 }
 

@@ -52,3 +52,13 @@ fn ids_longer_than_a_block_of_the_hash_are_hashed_to_their_end() {
     assert_eq!(of_rollout("k", &"x".repeat(60)), share(0x269_703b_bef5_ae40));
     assert_eq!(of_variants("k", &"x".repeat(200)), share(0x0b4_9738_a7d9_1946));
 }
+
+#[test]
+fn one_block_and_many_are_the_same_hash_up_to_the_last_text_that_fits() {
+    for len in 0..=130 {
+        let id = "x".repeat(len);
+        let one = of_one_block(&["k", ".", &id, "variant"]);
+        assert_eq!(one.is_some(), len + 9 < LENGTH, "{len}");
+        assert!(one.is_none_or(|one| one == of_any_length(&["k", ".", &id, "variant"])), "{len}");
+    }
+}

@@ -50,9 +50,9 @@ impl<'d> Pass<'d, '_> {
         };
         let property = given.and_then(|given| given.get(&**name));
         if property.is_none() && own.0 == &**name {
-            return filter.matches(Some(&Value::String(own.1.to_owned())), self.now);
+            return filter.matches(Some(&Value::String(own.1.to_owned())), || self.now());
         }
-        filter.matches(property, self.now)
+        filter.matches(property, || self.now())
     }
 
     fn dependency(&mut self, Dependency { at, wanted, is_not }: &'d Dependency) -> Result<bool, Inconclusive> {

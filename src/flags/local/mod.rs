@@ -38,7 +38,7 @@ use serde_json::Value;
 use self::pass::Pass;
 use super::definitions::{Definitions, Flag, State};
 use super::{Evaluated, FlagContext, FlagValue, Inconclusive, ParseFlagsError};
-use crate::clock::{Clock, WallNanos};
+use crate::clock::WallNanos;
 
 /// Tests of one evaluation up to which nothing is remembered. Remembering is an allocation of a few words for each flag.
 const LONGEST_WALK: u32 = 1024;
@@ -134,7 +134,7 @@ impl LocalFlags {
     /// Why that cannot be told here.
     pub fn evaluate(&self, key: &str, context: &FlagContext) -> Result<LocalValue<'_>, Inconclusive> {
         let at = self.definitions.find(key).ok_or(Inconclusive::UnknownFlag)?;
-        let mut pass = Pass::new(&self.definitions, context, Clock::System.wall_nanos())?;
+        let mut pass = Pass::new(&self.definitions, context, None)?;
         if self.definitions.flags.get(at).is_some_and(|flag| flag.walk > LONGEST_WALK) {
             pass.remember();
         }
@@ -153,7 +153,7 @@ impl LocalFlags {
             None => flags.iter().enumerate().map(|(at, flag)| (&*flag.key, Some(at))).collect(),
             Some(keys) => keys.iter().map(|key| (key.as_str(), self.definitions.find(key))).collect(),
         };
-        let mut pass = Pass::new(&self.definitions, context, now);
+        let mut pass = Pass::new(&self.definitions, context, Some(now));
         if let Ok(pass) = &mut pass {
             pass.remember();
         }

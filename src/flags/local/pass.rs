@@ -1,9 +1,11 @@
 //! Flags, for one context at one time.
 
+use std::cell::OnceCell;
+
 use serde_json::Value;
 
 use super::{LocalValue, bucket};
-use crate::clock::WallNanos;
+use crate::clock::{Clock, WallNanos};
 use crate::flags::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Holdout, Rules, State, Test};
 use crate::flags::{FlagContext, Inconclusive};
 
@@ -12,7 +14,7 @@ pub(super) struct Pass<'d, 'c> {
     pub(super) definitions: &'d Definitions,
     pub(super) context: &'c FlagContext,
     pub(super) distinct_id: &'c str,
-    pub(super) now: WallNanos,
+    now: OnceCell<WallNanos>,
     pub(super) memory: Option<Memory<'d>>,
 }
 
@@ -48,14 +50,21 @@ struct Doubt<'d> {
 }
 
 impl<'d, 'c> Pass<'d, 'c> {
+    /// `now`: `None` for the machine's clock.
     pub(super) fn new(
         definitions: &'d Definitions,
         context: &'c FlagContext,
-        now: WallNanos,
+        now: Option<WallNanos>,
     ) -> Result<Self, Inconclusive> {
         let distinct_id = context.distinct_id.as_deref().filter(|id| !id.is_empty());
         let distinct_id = distinct_id.ok_or(Inconclusive::NoDistinctId)?;
+        let now = now.map_or_else(OnceCell::new, OnceCell::from);
         Ok(Self { definitions, context, distinct_id, now, memory: None })
+    }
+
+    /// One time for the whole pass. The machine's clock is asked only if it matters: that takes as long as a bucket.
+    pub(super) fn now(&self) -> WallNanos {
+        *self.now.get_or_init(|| Clock::System.wall_nanos())
     }
 
     /// From now on each flag and each cohort is evaluated once.
@@ -88,15 +97,15 @@ impl<'d, 'c> Pass<'d, 'c> {
             return Err(fault);
         }
         let case = Case { flag, rules };
-        if let Some(enrollment) = &rules.enrollment {
-            if let Some(is_enrolled) = self.enrolled(case, enrollment)? {
-                return Ok(LocalValue::Boolean(is_enrolled));
-            }
+        if let Some(enrollment) = &rules.enrollment
+            && let Some(is_enrolled) = self.enrolled(case, enrollment)?
+        {
+            return Ok(LocalValue::Boolean(is_enrolled));
         }
-        if let Some(holdout) = &rules.holdout {
-            if self.is_held_out(case, holdout)? {
-                return Ok(LocalValue::Variant(&holdout.variant));
-            }
+        if let Some(holdout) = &rules.holdout
+            && self.is_held_out(case, holdout)?
+        {
+            return Ok(LocalValue::Variant(&holdout.variant));
         }
         self.by_conditions(case)
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::text::text_of;
+use super::text::with_text;
 
 /// As many values are compared one by one; more are looked up.
 const FEW: usize = 8;
@@ -21,7 +21,7 @@ pub(super) enum Choices {
 
 impl Choices {
     pub(super) fn new(values: &[Value]) -> Self {
-        let lowercase = values.iter().map(|value| text_of(value).to_lowercase().into_boxed_str());
+        let lowercase = values.iter().map(|value| with_text(value, str::to_lowercase).into_boxed_str());
         if values.len() <= FEW {
             return Choices::Few(lowercase.collect());
         }

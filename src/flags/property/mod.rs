@@ -108,8 +108,12 @@ impl Filter {
         Filter { test, is_negated }
     }
 
-    /// Whether the property, `None` if it was not given, is now as the condition wants it.
-    pub(crate) fn matches(&self, property: Option<&Value>, now: WallNanos) -> Result<bool, Inconclusive> {
+    /// Whether the property, `None` if it was not given, is now as the condition wants it. What time it is, only dates ask.
+    pub(crate) fn matches(
+        &self,
+        property: Option<&Value>,
+        now: impl FnOnce() -> WallNanos,
+    ) -> Result<bool, Inconclusive> {
         let test = self.test.as_ref().map_err(|reason| *reason)?;
         let property = property.ok_or(Inconclusive::MissingProperty)?;
         let is_passed = test.is_passed_by(property, now).ok_or(Inconclusive::UnusableProperty)?;
@@ -163,7 +167,7 @@ impl Test {
     }
 
     /// `None` if the property is nothing that can be compared so.
-    fn is_passed_by(&self, property: &Value, now: WallNanos) -> Option<bool> {
+    fn is_passed_by(&self, property: &Value, now: impl FnOnce() -> WallNanos) -> Option<bool> {
         Some(match self {
             Test::IsSet => true,
             Test::HasTruth(truth) => is_true(property) == *truth,
@@ -174,7 +178,10 @@ impl Test {
             Test::Matches(pattern) => with_text(property, |text| pattern.is_match(text)),
             Test::Number(comparison, number) => comparison.accepts(number_of(property)?.partial_cmp(number)?),
             Test::IsBetween(low, high) => (*low..=*high).contains(&number_of(property)?),
-            Test::Date(comparison, date) => comparison.accepts(moment_of(property, now)?.order(&date.moment(now)?)?),
+            Test::Date(comparison, date) => {
+                let now = now();
+                comparison.accepts(moment_of(property, now)?.order(&date.moment(now)?)?)
+            }
             Test::Version(comparison, version) => comparison.accepts(version_of(property)?.cmp(version)),
             Test::IsInVersions(versions) => versions.matches(&version_of(property)?),
         })

@@ -1,6 +1,7 @@
 //! Tests of the store as a whole, and what they share.
 
 mod damage;
+mod definitions;
 mod faults;
 mod full_disk;
 mod queue;

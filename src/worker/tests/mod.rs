@@ -3,6 +3,7 @@
 
 mod bounds;
 mod dead;
+mod definitions;
 mod flushes;
 mod life;
 mod orphans;

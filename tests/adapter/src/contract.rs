@@ -161,7 +161,8 @@ async fn get_feature_flag(State(instances): Shared, Query(id): Query<TestId>, bo
         Ok(asked) => asked,
         Err(error) => return failure(&error),
     };
-    let value = instance.client.get_feature_flag(&asked.key, asked.context()).await;
+    let key = asked.key.clone();
+    let value = instance.client.get_feature_flag(key, asked.context()).await;
     Json(json!({ "success": true, "value": value }))
 }
 
