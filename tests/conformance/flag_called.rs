@@ -236,33 +236,44 @@ impl FlagDefinitionProvider for Cabinet {
     }
 }
 
-#[test]
-fn fft_10_the_form_that_is_asked_for_lives_as_long_as_the_definitions() {
+/// A flag without an experiment, and the small form for it.
+fn small() -> Answer {
     let mut defined = definitions(&[for_all("on")]);
     defined["minimal_flag_called_events"] = json!(true);
-    let (cabinet, stage) = (Cabinet::default(), Stage::new());
-    stage.sink.flags(FlagRoute::Definitions, Answer::json(&defined).etag("\"1\""));
-    let stored = cabinet.clone();
-    let scene = Scene::on(stage, |config| config.secret_key("phs_conformance").flag_definitions_provider(stored));
-    for who in ["loaded", "the same", "the same again"] {
-        scene.load();
-        read(&scene, who);
-    }
+    Answer::json(&defined)
+}
+
+#[test]
+fn fft_10_the_form_that_is_asked_for_lives_as_long_as_the_definitions() {
+    let scene = Scene::of_defined(small().etag("\"1\""));
+    read(&scene, "loaded");
+    scene.load();
     assert!(scene.stage.sink.requests().iter().any(|request| request.status == 304));
-    scene.define(Answer::json(&defined).etag("\"2\""));
+    read(&scene, "unchanged");
+    scene.define(small().etag("\"2\""));
     read(&scene, "loaded anew");
-    assert_eq!((scene.told().len(), scene.told().iter().all(is_small)), (4, true));
-    // A process that has them from the provider alone.
-    let other = Scene::with(|config| config.flag_definitions_provider(cabinet));
-    other.load();
-    read(&other, "from the provider");
-    assert!(is_small(&other.told()[0]) && other.asked().is_empty());
-    // And one that starts while PostHog is down, with what was kept.
-    scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     scene.stage.sink.flags(FlagRoute::Definitions, Answer::status(503));
+    assert!(got(scene.client.reload_flag_definitions()).is_err());
+    read(&scene, "in an outage");
+    assert_eq!((scene.told().len(), scene.told().iter().all(is_small)), (4, true));
+    // The next process, with what was kept.
+    scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     let Scene { stage, client, .. } = scene;
     drop(client);
     let again = Scene::on(stage, |config| config.secret_key("phs_conformance"));
     read(&again, "restored");
     assert!(is_small(&again.told()[0]) && again.asked().is_empty());
+}
+
+#[test]
+fn fft_10_the_form_that_is_asked_for_passes_through_a_provider() {
+    let (cabinet, stage) = (Cabinet::default(), Stage::new());
+    stage.sink.flags(FlagRoute::Definitions, small());
+    let stored = cabinet.clone();
+    let first = Scene::on(stage, |config| config.secret_key("phs_conformance").flag_definitions_provider(stored));
+    first.load();
+    let second = Scene::with(|config| config.flag_definitions_provider(cabinet));
+    second.load();
+    read(&second, "user_1");
+    assert!(is_small(&second.told()[0]) && second.asked().is_empty());
 }
