@@ -190,6 +190,21 @@ fn cap_08_an_event_has_every_option() {
 }
 
 #[test]
+fn cap_08_an_event_takes_flags_without_asking_for_them() {
+    let scene = Scene::of_flags(json!({"off": false, "on": true}));
+    let flags = scene.evaluated("user_1");
+    let own = Event::new("shown", "user_1").prop("$feature/off", "own").flags(&flags);
+    accepted(&scene.client.capture(own));
+    let said = scene.sent_one()["properties"].take();
+    assert_eq!((&said["$feature/on"], &said["$feature/off"]), (&json!(true), &json!("own")));
+    // What is known already serves, too, be PostHog reached or not.
+    scene.stage.sink.stop();
+    let known = scene.client.known_flags("user_1");
+    scene.stage.sink.resume();
+    assert_eq!((&scene.said_with(&known)["$feature/on"], scene.asked().len()), (&json!(true), 1));
+}
+
+#[test]
 fn cap_09_an_instant_with_an_offset_is_sent_as_the_same_instant_in_utc_with_its_fraction() {
     let scene = Scene::new();
     let instant: jiff::Timestamp = "2026-01-02T03:04:05.123456789+02:00".parse().unwrap();
@@ -235,6 +250,15 @@ fn cap_12_hints_for_the_server_are_sent_under_its_names() {
     let properties = &scene.sent_one()["properties"];
     assert_eq!(properties["$groups"], json!({"company": "acme"}));
     assert_eq!((&properties["$geoip_disable"], &properties["$process_person_profile"]), (&json!(true), &json!(false)));
+}
+
+#[test]
+fn cap_12_flags_are_sent_under_its_names() {
+    let scene = Scene::of_flags(json!({"button": "blue", "off": false, "on": true}));
+    let said = scene.said_with(&scene.evaluated("user_1"));
+    let values = ["$feature/button", "$feature/off", "$feature/on"].map(|key| &said[key]);
+    assert_eq!(values, [&json!("blue"), &json!(false), &json!(true)]);
+    assert_eq!(said["$active_feature_flags"], json!(["button", "on"]));
 }
 
 #[test]

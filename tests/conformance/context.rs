@@ -1,8 +1,9 @@
 //! Tracing headers and request contexts (CTX).
 
-use posthog::{Category, Context, Diagnostic, Event, current_distinct_id};
+use posthog::{AllFlags, Category, Context, Diagnostic, Event, FlagContext, current_distinct_id};
 use serde_json::{Value, json};
 
+use crate::flag_scene::got;
 use crate::scene::{Scene, has_recorded};
 use crate::stage::{accepted, event, take};
 
@@ -51,6 +52,26 @@ fn ctx_03_without_any_id_one_is_drawn_and_no_person_is_made() {
     assert_eq!(profiles, [&json!(false), &json!(true), &json!(false)]);
     let sessions: Vec<_> = sent.iter().map(|event| &event["properties"]["$session_id"]).collect();
     assert_eq!(sessions, [&json!("session_7"), &json!("session_7"), &Value::Null]);
+}
+
+#[test]
+fn ctx_04_flags_of_nobody_are_empty_ask_nobody_and_tell_nothing() {
+    let scene = Scene::of_flags(json!({"on": true}));
+    let client = &scene.client;
+    for nobody in [FlagContext::of_request(), FlagContext::new(" \t")] {
+        assert!(scene.evaluated(&nobody).is_empty() && client.known_flags(&nobody).is_empty());
+        assert!(got(client.reload_feature_flags(&nobody)).is_empty());
+        assert!(!got(client.is_feature_enabled("on", &nobody)));
+        assert!(got(client.is_feature_enabled_or("on", &nobody, true)));
+        assert_eq!(got(client.get_feature_flag("on", &nobody)), None);
+        assert_eq!(got(client.get_feature_flag_result("on", &nobody)), None);
+        assert_eq!(got(client.get_feature_flag_payload("on", &nobody)), None);
+        assert_eq!(got(client.get_feature_flag_payload_of("on", &nobody, true)), None);
+        assert!(got(client.get_all_flags(&nobody)).is_empty());
+        assert_eq!(got(client.get_all_flags_and_payloads(&nobody)), AllFlags::default());
+    }
+    assert!(has_recorded(client, Category::Validation));
+    scene.must_have_queued_nothing();
 }
 
 #[test]

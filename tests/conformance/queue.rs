@@ -1,15 +1,19 @@
 //! Batches (BAT), retries (RTQ), flush (FLU) and shutdown (SHD).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use posthog::{
-    Category, Client, Config, DeliveryPhase, Diagnostic, DropReason, Endpoint, FlushReport, Outcome, WaitTimeout,
+    Category, Client, Config, DeliveryPhase, Diagnostic, DropReason, Endpoint, FlagDefinitionProvider, FlagDefinitions,
+    FlushReport, Outcome, ProviderError, WaitTimeout,
 };
-use sink::Answer;
+use sink::{Answer, FlagRoute};
 use uuid::Uuid;
 
+use crate::flag_scene::{definitions, for_all, got};
 use crate::scene::{Scene, has_recorded};
-use crate::stage::{PATIENCE, event, eventually, take};
+use crate::stage::{PATIENCE, Stage, event, eventually, take};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -262,4 +266,54 @@ fn shd_04_a_shutdown_that_runs_out_of_time_resolves_and_says_what_it_leaves() {
         "{:?}",
         scene.client.diagnostics()
     );
+}
+
+#[test]
+fn shd_04_a_shutdown_ends_what_there_is_of_flags() {
+    let stage = Stage::new();
+    stage.sink.flags(FlagRoute::Definitions, Answer::json(&definitions(&[for_all("on")])));
+    let shut_down = Arc::new(AtomicUsize::new(0));
+    let cabinet = Cabinet(Arc::clone(&shut_down));
+    let scene = Scene::on(stage, |config| {
+        config
+            .secret_key("phs_conformance")
+            .flag_definitions_provider(cabinet)
+            .flag_poll_interval(Duration::from_secs(1))
+    });
+    scene.load();
+    let flags = scene.evaluated("user_1");
+    scene.stage.sink.flags(FlagRoute::Values, Answer::hang());
+    let waiting = scene.client.is_feature_enabled_or("elsewhere", "user_1", true);
+    scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert!(waiting.wait(PATIENCE).unwrap(), "who waits for PostHog has the default");
+    assert_eq!(shut_down.load(Ordering::Relaxed), 1);
+    let asked = scene.stage.sink.requests().len();
+    // The snapshot stays, and tells nothing any more; new ones ask nobody.
+    assert!(flags.is_enabled("on"));
+    assert_eq!(got(scene.client.get_feature_flag("other", "user_2")), None);
+    let reloaded = got(scene.client.reload_flag_definitions());
+    assert!(reloaded.is_err(), "{reloaded:?}");
+    assert_eq!((scene.stage.sink.requests().len(), scene.stage.names().len()), (asked, 0));
+}
+
+/// Has nothing, and counts how often it was shut down.
+struct Cabinet(Arc<AtomicUsize>);
+
+impl FlagDefinitionProvider for Cabinet {
+    fn should_fetch(&self) -> Result<bool, ProviderError> {
+        Ok(true)
+    }
+
+    fn read(&self) -> Result<Option<FlagDefinitions>, ProviderError> {
+        Ok(None)
+    }
+
+    fn store(&self, _definitions: &FlagDefinitions) -> Result<(), ProviderError> {
+        Ok(())
+    }
+
+    fn shutdown(&self) -> Result<(), ProviderError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
 }

@@ -21,7 +21,11 @@ impl Scene {
     }
 
     pub(crate) fn with(set: impl FnOnce(Config) -> Config) -> Self {
-        let stage = Stage::new();
+        Self::on(Stage::new(), set)
+    }
+
+    /// On a stage that is set already.
+    pub(crate) fn on(stage: Stage, set: impl FnOnce(Config) -> Config) -> Self {
         let arrived = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&arrived);
         // A rule that refuses nothing, and sees everything.

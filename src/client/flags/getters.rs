@@ -55,6 +55,7 @@ impl Client {
 
     /// [`is_feature_enabled`](Self::is_feature_enabled) with the answer for a flag that has no value, for whatever reason: no such flag, an
     /// outage, a client that is disabled or closed. A value that is there, `false` too, counts more.
+    /// To evaluate several, use [`evaluate_flags`](Self::evaluate_flags).
     pub fn is_feature_enabled_or(
         &self,
         key: impl AsRef<str>,
@@ -66,12 +67,14 @@ impl Client {
         })
     }
 
-    /// A flag's value for somebody: on, off, or a variant. `None` if it has none.
+    /// A flag's value for somebody: on, off, or a variant. `None` if it has none. To read several flags, or one and its payload, use
+    /// [`evaluate_flags`](Self::evaluate_flags).
     pub fn get_feature_flag(&self, key: impl AsRef<str>, who: impl Into<FlagContext>) -> Pending<Option<FlagValue>> {
         self.read_one(key.as_ref(), who.into(), None, |_, flag| flag.map(|flag| flag.value.clone()))
     }
 
-    /// A flag's value with its payload. `None` if it has no value: never a flag that is merely said to be off.
+    /// A flag's value with its payload. `None` if it has no value: never a flag that is merely said to be off. To read
+    /// several flags, use [`evaluate_flags`](Self::evaluate_flags).
     pub fn get_feature_flag_result(
         &self,
         key: impl AsRef<str>,
@@ -87,7 +90,8 @@ impl Client {
         })
     }
 
-    /// The payload of a flag's value for somebody, if it has one. Captures nothing.
+    /// The payload of a flag's value for somebody, if it has one. Captures nothing. Beside the value, it is in the snapshot of
+    /// [`evaluate_flags`](Self::evaluate_flags).
     pub fn get_feature_flag_payload(
         &self,
         key: impl AsRef<str>,
@@ -101,7 +105,7 @@ impl Client {
 
     /// The payload that a flag has with that value, for whomever it may have it: without an evaluation where definitions are loaded. Else
     /// PostHog tells of no other payload than that of the person's own value: `None` if that is another.
-    /// Captures nothing.
+    /// Captures nothing. The payload of the person's own value is in the snapshot of [`evaluate_flags`](Self::evaluate_flags).
     pub fn get_feature_flag_payload_of(
         &self,
         key: impl AsRef<str>,
@@ -122,14 +126,16 @@ impl Client {
         pending
     }
 
-    /// All flags for somebody that have a value. Empty if nothing is known, partial if not all is. Captures nothing.
+    /// All flags for somebody that have a value. Empty if nothing is known, partial if not all is. Captures nothing. What is read to
+    /// decide by is read of [`evaluate_flags`](Self::evaluate_flags), which tells PostHog so.
     pub fn get_all_flags(&self, who: impl Into<FlagContext>) -> Pending<BTreeMap<String, FlagValue>> {
         let (promise, pending) = pending::pending();
         self.evaluate(who.into(), Box::new(|flags| promise.answer(all_of(&flags).feature_flags)));
         pending
     }
 
-    /// All flags for somebody that have a value, with their payloads. Captures nothing.
+    /// All flags for somebody that have a value, with their payloads. Captures nothing, unlike the reads of a snapshot
+    /// ([`evaluate_flags`](Self::evaluate_flags)).
     pub fn get_all_flags_and_payloads(&self, who: impl Into<FlagContext>) -> Pending<AllFlags> {
         let (promise, pending) = pending::pending();
         self.evaluate(who.into(), Box::new(|flags| promise.answer(all_of(&flags))));

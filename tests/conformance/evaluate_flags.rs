@@ -1,0 +1,280 @@
+//! evaluate_flags (EVF): a snapshot, its reads, and what of it goes on events.
+
+use posthog::{Category, Client, Config, Context, Event, FlagContext, FlagsProblem};
+use serde_json::{Value, json};
+use sink::{Answer, FlagRoute};
+
+use crate::flag_scene::{definitions, flags, for_all, for_pros, got, keys};
+use crate::scene::{Scene, has_recorded};
+use crate::stage::{accepted, event};
+
+fn three() -> Value {
+    json!({"button": "blue", "off": false, "on": true})
+}
+
+#[test]
+fn evf_01_a_snapshot_is_one_request_and_its_reads_are_none() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    scene.client.reset_feature_flags();
+    for _ in 0..3 {
+        assert_eq!((flags.is_enabled("on"), flags.get("button")), (true, Some("blue".into())));
+        assert_eq!((flags.get("none"), flags.payload("on")), (None, Some(json!({"of": "on"}))));
+        assert_eq!((flags.only(["on"]).len(), flags.len()), (1, 3));
+    }
+    assert_eq!(scene.asked().len(), 1);
+}
+
+#[test]
+fn evf_02_all_that_is_said_of_somebody_is_asked_with() {
+    let scene = Scene::of_flags(three());
+    let who = FlagContext::new("user_1")
+        .device_id("device_1")
+        .group("company", "acme")
+        .person_property("plan", "pro")
+        .group_property("company", "seats", 3)
+        .disable_geoip(true)
+        .only_keys(["on"]);
+    let _flags = scene.evaluated(who.clone());
+    let expected = json!({
+        "token": "phc_outside", "distinct_id": "user_1", "device_id": "device_1", "groups": {"company": "acme"},
+        "person_properties": {"plan": "pro"}, "group_properties": {"company": {"seats": 3}}, "geoip_disable": true,
+        "flag_keys_to_evaluate": ["on"],
+    });
+    assert_eq!(scene.asked(), [expected]);
+    let _none = scene.evaluated(who.only_locally(true).person_property("plan", "free"));
+    assert_eq!(scene.asked().len(), 1);
+    // Without an id of its own it is for whom the request is.
+    let _flags = Context::new().distinct_id("user_7").enter(|| scene.evaluated(FlagContext::of_request()));
+    assert_eq!(scene.asked()[1]["distinct_id"], "user_7");
+}
+
+#[test]
+fn evf_03_with_local_evaluation_only_nobody_is_asked_and_what_is_open_is_absent() {
+    let scene = Scene::of_definitions(&[for_all("all"), for_pros("pros")]);
+    scene.answer_flags(Answer::json(&flags(json!({"all": true, "pros": true}))));
+    let flags = scene.evaluated(FlagContext::new("user_1").only_locally(true).only_keys(["all", "pros", "none"]));
+    assert_eq!((keys(&flags), scene.asked().len()), (vec!["all"], 0));
+}
+
+#[test]
+fn evf_04_keys_bound_what_is_asked_for_and_what_is_there_wherever_it_comes_from() {
+    let whole = json!({"a": true, "b": true, "c": true});
+    let some = || FlagContext::new("user_1").only_keys(["a", "b"]);
+    // Of a server that answers for all flags whatever it is asked for.
+    let scene = Scene::of_flags(whole.clone());
+    assert_eq!(keys(&scene.evaluated(some())), ["a", "b"]);
+    assert_eq!(scene.asked()[0]["flag_keys_to_evaluate"], json!(["a", "b"]));
+    // Of the cache, which has them all.
+    let cached = Scene::of_flags(whole.clone());
+    assert_eq!(cached.evaluated("user_1").len(), 3);
+    assert_eq!((keys(&cached.evaluated(some())), cached.asked().len()), (vec!["a", "b"], 1));
+    // Of the definitions.
+    let local = Scene::of_definitions(&["a", "b", "c"].map(for_all));
+    assert_eq!((keys(&local.evaluated(some())), local.asked().len()), (vec!["a", "b"], 0));
+    // Of both.
+    let both = Scene::of_definitions(&[for_all("a"), for_pros("b"), for_all("c")]);
+    both.answer_flags(Answer::json(&flags(whole)));
+    assert_eq!(keys(&both.evaluated(some())), ["a", "b"]);
+}
+
+#[test]
+fn evf_05_a_key_without_definition_is_asked_for_once_with_all_keys_and_local_values_stand() {
+    let scene = Scene::of_definitions(&[for_all("ours")]);
+    scene.answer_flags(Answer::json(&flags(json!({"ours": false, "theirs": "blue"}))));
+    let flags = scene.evaluated(FlagContext::new("user_1").only_keys(["ours", "theirs"]));
+    assert_eq!((flags.get("ours"), flags.get("theirs")), (Some(true.into()), Some("blue".into())));
+    let asked = scene.asked();
+    assert_eq!((asked.len(), &asked[0]["flag_keys_to_evaluate"]), (1, &json!(["ours", "theirs"])));
+}
+
+#[test]
+fn evf_06_a_key_that_nobody_has_is_learnt_from_whole_answers_only_and_forgotten_with_a_refresh() {
+    let scene = Scene::of_defined(Answer::json(&definitions(&[for_all("ours")])).etag("\"1\""));
+    let mut partial = flags(json!({}));
+    partial["errorsWhileComputingFlags"] = json!(true);
+    let limited = json!({"flags": {}, "quotaLimited": ["feature_flags"]});
+    let open = [Answer::status(500), Answer::json(&partial), Answer::json(&limited)];
+    scene.stage.sink.script_flags(FlagRoute::Values, open);
+    // Each for somebody else, so that no cache answers.
+    let read = |who: &str| got(scene.client.get_feature_flag("none", who));
+    assert!(["a", "b", "c", "d"].iter().all(|who| read(who).is_none()));
+    assert_eq!(scene.asked().len(), 4, "nothing was learnt of the first three");
+    assert_eq!((read("e"), scene.asked().len()), (None, 4));
+    scene.load();
+    let polls = scene.stage.sink.requests();
+    assert!(polls.iter().any(|request| request.status == 304), "the definitions are the same");
+    assert_eq!((read("f"), scene.asked().len()), (None, 5));
+}
+
+#[test]
+fn evf_07_nobody_and_a_disabled_client_have_an_empty_snapshot_that_tells_nothing() {
+    let scene = Scene::of_flags(three());
+    for nobody in [FlagContext::of_request(), FlagContext::new(" ")] {
+        let flags = scene.evaluated(nobody);
+        assert_eq!((flags.is_enabled("on"), flags.get("on"), flags.payload("on")), (false, None, None));
+        assert_eq!((flags.len(), flags.problem()), (0, Some(&FlagsProblem::Nobody)));
+    }
+    scene.must_have_queued_nothing();
+    let disabled = Client::new(Config::disabled()).unwrap();
+    let flags = got(disabled.evaluate_flags("user_1"));
+    assert_eq!(
+        (flags.is_enabled("on"), flags.get("on"), flags.problem()),
+        (false, None, Some(&FlagsProblem::Disabled))
+    );
+}
+
+#[test]
+fn evf_08_a_failure_keeps_what_was_evaluated_here_and_reads_do_not_ask_again() {
+    let scene = Scene::of_definitions(&[for_all("ours"), for_pros("pros")]);
+    scene.answer_flags(Answer::status(500));
+    let flags = scene.evaluated("user_1");
+    assert!(matches!(flags.problem(), Some(FlagsProblem::NoAnswer { .. })));
+    scene.answer_flags(Answer::json(&crate::flag_scene::flags(json!({"pros": true}))));
+    for _ in 0..2 {
+        assert_eq!((flags.is_enabled("ours"), flags.get("pros"), flags.is_enabled("pros")), (true, None, false));
+    }
+    assert_eq!(scene.asked().len(), 1);
+}
+
+#[test]
+fn evf_09_on_is_true_or_a_variant_and_values_are_as_posthog_has_them() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    let enabled = ["on", "off", "button", "none"].map(|key| flags.is_enabled(key));
+    assert_eq!(enabled, [true, false, true, false]);
+    let values = ["on", "off", "button", "none"].map(|key| flags.get(key));
+    assert_eq!(values, [Some(true.into()), Some(false.into()), Some("blue".into()), None]);
+    scene.answer_flags(Answer::json(&json!({"featureFlags": {"empty": ""}})));
+    assert!(!scene.evaluated("user_2").is_enabled("empty"), "a variant without a name is none");
+}
+
+#[test]
+fn evf_10_a_default_is_for_what_is_absent_and_a_false_that_is_there_counts_more() {
+    let flags = Scene::of_flags(three()).evaluated("user_1");
+    for default in [true, false] {
+        assert_eq!(flags.is_enabled_or("none", default), default);
+        assert_eq!((flags.is_enabled_or("off", default), flags.is_enabled_or("on", default)), (false, true));
+    }
+}
+
+#[test]
+fn evf_11_a_snapshot_stays_as_it_is_and_its_keys_can_be_listed() {
+    let scene = Scene::of_definitions(&[for_all("a"), for_all("b")]);
+    let flags = scene.evaluated("user_1");
+    scene.define(Answer::json(&definitions(&[for_all("c")])));
+    assert_eq!(keys(&scene.evaluated("user_1")), ["c"]);
+    assert_eq!((keys(&flags), flags.is_enabled("a"), flags.get("c")), (vec!["a", "b"], true, None));
+    let remote = Scene::of_flags(three());
+    let flags = remote.evaluated("user_1");
+    remote.answer_flags(Answer::json(&crate::flag_scene::flags(json!({"button": "red"}))));
+    assert_eq!(got(remote.client.reload_feature_flags("user_1")).get("button"), Some("red".into()));
+    assert_eq!((keys(&flags), flags.get("button")), (vec!["button", "off", "on"], Some("blue".into())));
+}
+
+#[test]
+fn evf_12_a_payload_is_of_the_snapshot_and_looking_at_it_is_no_read() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    let payloads = ["button", "off", "none"].map(|key| flags.payload(key));
+    assert_eq!(payloads, [Some(json!({"of": "button"})), None, None]);
+    assert!(flags.only_accessed().is_empty() && scene.told().is_empty());
+    assert_eq!(scene.asked().len(), 1);
+}
+
+#[test]
+fn evf_13_a_snapshot_tells_nothing_until_it_is_read_and_then_once() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    assert!(scene.told().is_empty());
+    for _ in 0..2 {
+        let _read = (flags.is_enabled("on"), flags.get("on"), scene.evaluated("user_1").is_enabled("on"));
+    }
+    assert_eq!(scene.told_values(), [("on".to_owned(), json!(true))]);
+}
+
+#[test]
+fn evf_14_what_is_told_is_the_value_however_it_was_read() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    assert!(flags.is_enabled("button") && !flags.is_enabled_or("off", true));
+    assert_eq!(scene.told_values(), [("button".to_owned(), json!("blue")), ("off".to_owned(), json!(false))]);
+}
+
+#[test]
+fn evf_15_a_read_of_a_missing_flag_is_told_as_missing_but_a_part_of_a_snapshot_is_silent() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    assert!(!flags.only(["on"]).is_enabled("none") && scene.told().is_empty());
+    assert!(!flags.is_enabled("none"));
+    let told = scene.told();
+    let said = &told[0]["properties"];
+    assert_eq!((&said["$feature_flag"], &said["$feature_flag_error"]), (&json!("none"), &json!("flag_missing")));
+    assert_eq!((told.len(), &said["$feature_flag_response"]), (1, &Value::Null));
+}
+
+#[test]
+fn evf_16_an_event_says_every_flag_of_its_snapshot_and_lists_those_that_are_on() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    let said = scene.said_with(&flags);
+    let values = ["$feature/on", "$feature/off", "$feature/button"].map(|key| &said[key]);
+    assert_eq!(values, [&json!(true), &json!(false), &json!("blue")]);
+    assert_eq!(said["$active_feature_flags"], json!(["button", "on"]));
+    assert_eq!((scene.asked().len(), scene.told().len(), flags.only_accessed().len()), (1, 0, 0));
+}
+
+#[test]
+fn evf_17_only_a_snapshot_puts_flags_on_an_event_and_the_first_one_counts() {
+    let scene = Scene::of_flags(three());
+    accepted(&scene.client.capture(event("plain")));
+    let plain = scene.sent_one();
+    assert!(plain["properties"].as_object().unwrap().keys().all(|key| !key.contains("feature")), "{plain}");
+    assert_eq!(scene.asked().len(), 0, "no capture asks for flags");
+    let older = scene.evaluated("user_1");
+    scene.answer_flags(Answer::json(&flags(json!({"button": "red"}))));
+    let _newer = got(scene.client.reload_feature_flags("user_1"));
+    let both = Event::new("both", "user_1").flags(&older).flags(&scene.client.known_flags("user_1"));
+    accepted(&scene.client.capture(both));
+    let both = scene.sent().pop().unwrap();
+    assert_eq!(both["properties"]["$feature/button"], "blue");
+    let said = scene.said_with(&older.only(["off"]));
+    assert_eq!((&said["$feature/off"], said.get("$active_feature_flags")), (&json!(false), None));
+}
+
+#[test]
+fn evf_18_what_was_read_is_what_only_accessed_has_and_nothing_if_nothing_was() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    assert!(flags.only_accessed().is_empty(), "and not everything");
+    assert!(scene.said_with(&flags.only_accessed()).get("$active_feature_flags").is_none());
+    let _read = (flags.is_enabled("off"), flags.get("button"), flags.get("none"), flags.payload("on"));
+    assert_eq!(keys(&flags.only_accessed()), ["button", "off"]);
+}
+
+#[test]
+fn evf_19_a_part_has_the_named_flags_that_are_there_warns_of_others_and_counts_for_itself() {
+    let scene = Scene::of_flags(three());
+    let flags = scene.evaluated("user_1");
+    assert!(!has_recorded(&scene.client, Category::Validation));
+    let part = flags.only(["on", "none"]);
+    assert!(has_recorded(&scene.client, Category::Validation));
+    assert!(part.is_enabled("on"));
+    assert_eq!((keys(&part), keys(&part.only_accessed())), (vec!["on"], vec!["on"]));
+    assert_eq!((flags.only_accessed().len(), flags.len(), scene.asked().len()), (0, 3, 1));
+}
+
+#[test]
+fn evf_20_the_documentation_of_each_getter_points_to_evaluate_flags() {
+    let source = include_str!("../../src/client/flags/getters.rs");
+    let mut pages = 0;
+    for (before, name) in source.split("    pub fn ").zip(source.split("    pub fn ").skip(1)) {
+        let page = before.rsplit("\n\n").next().unwrap();
+        let name = name.split(['(', '<']).next().unwrap();
+        if !name.starts_with("reload") {
+            pages += 1;
+            assert!(page.contains("evaluate_flags"), "{name}: {page}");
+        }
+    }
+    assert_eq!(pages, 8);
+}

@@ -1,0 +1,141 @@
+//! What the scenarios of flags have besides: a PostHog that has flags, what it was asked, and what it was told of reads.
+
+use posthog::{Config, Event, FeatureFlags, FlagContext, Pending};
+use serde_json::{Value, json};
+use sink::{Answer, FlagRoute};
+
+use crate::scene::Scene;
+use crate::stage::{PATIENCE, Stage, accepted};
+
+/// What somebody asked for.
+pub(crate) fn got<T: Clone>(pending: Pending<T>) -> T {
+    pending.wait(PATIENCE).unwrap()
+}
+
+/// PostHog's answer with flags of these values. Those that are on have a payload that names them.
+pub(crate) fn flags(values: Value) -> Value {
+    let flag = |(key, value): (&String, &Value)| {
+        let is_on = *value != false;
+        let flag = json!({
+            "enabled": is_on,
+            "variant": value.as_str(),
+            "reason": {"code": "condition_match", "description": "Matched condition set 1"},
+            "metadata": {
+                "id": 42, "version": 7, "has_experiment": false,
+                "payload": is_on.then(|| json!({"of": key}).to_string()),
+            },
+        });
+        (key.clone(), flag)
+    };
+    let flags: serde_json::Map<_, _> = values.as_object().unwrap().iter().map(flag).collect();
+    json!({"flags": flags, "errorsWhileComputingFlags": false, "requestId": "request_1", "evaluatedAt": 1_735_689_600_123_i64})
+}
+
+/// The definition of a flag that is on for everybody.
+pub(crate) fn for_all(key: &str) -> Value {
+    defined(key, json!([{"properties": [], "rollout_percentage": 100}]))
+}
+
+/// The definition of one that only PostHog can evaluate for whoever comes without a plan.
+pub(crate) fn for_pros(key: &str) -> Value {
+    let plan = json!({"key": "plan", "type": "person", "operator": "exact", "value": ["pro"]});
+    defined(key, json!([{"properties": [plan], "rollout_percentage": 100}]))
+}
+
+fn defined(key: &str, conditions: Value) -> Value {
+    json!({
+        "id": 7, "key": key, "active": true, "version": 3, "has_experiment": false,
+        "filters": {"groups": conditions, "payloads": {"true": "[1]"}},
+    })
+}
+
+/// All definitions.
+pub(crate) fn definitions(flags: &[Value]) -> Value {
+    json!({"flags": flags, "group_type_mapping": {}, "cohorts": {}})
+}
+
+/// No machine is too slow for it, and nothing is asked twice by itself.
+fn unhurried(config: Config) -> Config {
+    config.flag_request_timeout(PATIENCE).flag_request_max_retries(0)
+}
+
+impl Scene {
+    /// PostHog has flags of these values, for everybody.
+    pub(crate) fn of_flags(values: Value) -> Self {
+        Self::of_flags_with(values, |config| config)
+    }
+
+    pub(crate) fn of_flags_with(values: Value, set: impl FnOnce(Config) -> Config) -> Self {
+        let scene = Self::with(|config| set(unhurried(config)));
+        scene.answer_flags(Answer::json(&flags(values)));
+        scene
+    }
+
+    /// A client that has loaded these definitions. PostHog knows no flag of anybody.
+    pub(crate) fn of_definitions(flags: &[Value]) -> Self {
+        Self::of_defined(Answer::json(&definitions(flags)))
+    }
+
+    pub(crate) fn of_defined(definitions: Answer) -> Self {
+        let stage = Stage::new();
+        stage.sink.flags(FlagRoute::Definitions, definitions);
+        let scene = Self::on(stage, |config| unhurried(config).secret_key("phs_conformance"));
+        scene.load();
+        scene
+    }
+
+    /// From now on PostHog answers for flags with this.
+    pub(crate) fn answer_flags(&self, answer: Answer) {
+        self.stage.sink.flags(FlagRoute::Values, answer);
+    }
+
+    /// What is defined from now on, and loads it.
+    pub(crate) fn define(&self, definitions: Answer) {
+        self.stage.sink.flags(FlagRoute::Definitions, definitions);
+        self.load();
+    }
+
+    /// Loads definitions.
+    pub(crate) fn load(&self) {
+        got(self.client.reload_flag_definitions()).unwrap();
+    }
+
+    pub(crate) fn evaluated(&self, who: impl Into<FlagContext>) -> FeatureFlags {
+        got(self.client.evaluate_flags(who))
+    }
+
+    /// The questions for flags that came, without those for definitions.
+    pub(crate) fn asked(&self) -> Vec<Value> {
+        let requests = self.stage.sink.requests().into_iter();
+        requests
+            .filter(|request| request.path.trim_end_matches('/') == "/flags")
+            .map(|request| request.envelope)
+            .collect()
+    }
+
+    /// The events that tell of reads.
+    pub(crate) fn told(&self) -> Vec<Value> {
+        self.sent().into_iter().filter(|event| event["event"] == "$feature_flag_called").collect()
+    }
+
+    /// What they say of values, by key, in the order in which it was told.
+    pub(crate) fn told_values(&self) -> Vec<(String, Value)> {
+        let value = |event: &Value| {
+            let said = &event["properties"];
+            (said["$feature_flag"].as_str().unwrap().to_owned(), said["$feature_flag_response"].clone())
+        };
+        self.told().iter().map(value).collect()
+    }
+
+    /// What an event says that is captured with these flags.
+    pub(crate) fn said_with(&self, flags: &FeatureFlags) -> Value {
+        let uuid = accepted(&self.client.capture(Event::new("shown", "user_1").flags(flags))).to_string();
+        let sent = self.sent();
+        sent.iter().find(|event| event["uuid"] == uuid.as_str()).unwrap()["properties"].clone()
+    }
+}
+
+/// The keys of a snapshot.
+pub(crate) fn keys(flags: &FeatureFlags) -> Vec<&str> {
+    flags.keys().collect()
+}
