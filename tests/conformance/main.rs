@@ -15,8 +15,14 @@ mod context;
 mod crash;
 mod exc;
 mod exm;
+#[cfg(feature = "testing")]
+mod flag_definitions;
+#[cfg(feature = "testing")]
+mod flag_requests;
 mod http;
 mod identity;
+#[cfg(feature = "testing")]
+mod local_flags;
 mod queue;
 mod scene;
 #[path = "../outside/stage.rs"]
