@@ -18,11 +18,17 @@ mod exc;
 mod exm;
 mod flag_cache;
 mod flag_called;
+#[cfg(feature = "testing")]
+mod flag_definitions;
 mod flag_getters;
 mod flag_properties;
+#[cfg(feature = "testing")]
+mod flag_requests;
 mod flag_scene;
 mod http;
 mod identity;
+#[cfg(feature = "testing")]
+mod local_flags;
 mod queue;
 mod scene;
 #[path = "../outside/stage.rs"]

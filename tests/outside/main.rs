@@ -13,6 +13,7 @@ mod dead_letters;
 mod directories;
 mod disk_full;
 mod endings;
+mod flags;
 mod fork;
 mod fork_rules;
 mod limits;

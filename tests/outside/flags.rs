@@ -1,0 +1,102 @@
+//! Flags of a daemon that dies while PostHog is away, and of the process that takes its place.
+
+use nix::sys::signal::{Signal, raise};
+use posthog::{Client, FlagContext, FlagDefinitionsError, FlagDefinitionsState, FlagValue};
+use serde_json::{Value, json};
+use sink::{Answer, FlagRoute};
+
+use crate::apart::apart_to_death;
+use crate::stage::{PATIENCE, Place, Stage, close_empty, eventually};
+
+const FLAG: &str = "new-checkout";
+
+fn definitions() -> Value {
+    let variants = json!([{"key": "control", "rollout_percentage": 50}, {"key": "test", "rollout_percentage": 50}]);
+    let filters = json!({"groups": [{"rollout_percentage": 100}], "multivariate": {"variants": variants}});
+    json!({"flags": [{"key": FLAG, "active": true, "filters": filters}], "group_type_mapping": {}, "cohorts": {}})
+}
+
+/// A PostHog that answers the first request for definitions, and those after it like this; and nothing else.
+fn that_answers_once(then: Answer) -> Stage {
+    let stage = Stage::new();
+    stage.sink.script_flags(FlagRoute::Definitions, [Answer::json(&definitions()).etag("\"1\"")]);
+    stage.sink.flags(FlagRoute::Definitions, then);
+    stage.sink.flags(FlagRoute::Values, Answer::close());
+    stage.sink.default_answer(Answer::close());
+    stage
+}
+
+fn client(place: &Place) -> Client {
+    Client::new(place.config().secret_key("phs_outside")).unwrap()
+}
+
+/// The flag's value, which is there when the call returns.
+fn value(client: &Client, who: &str) -> FlagValue {
+    let flags = client.evaluate_flags(FlagContext::new(who).only_keys([FLAG])).try_get().unwrap();
+    assert_eq!(flags.problem(), None);
+    flags.get(FLAG).unwrap()
+}
+
+/// Loads definitions, meets what comes after them, and is killed.
+fn dies_in_what_comes_then(place: &Place, meets: impl FnOnce(&FlagDefinitionsError), read: &[&str]) {
+    let client = client(place);
+    eventually("definitions are loaded", || client.local_flags().is_some());
+    read.iter().for_each(|who| drop(value(&client, who)));
+    meets(&client.reload_flag_definitions().wait(PATIENCE).unwrap().unwrap_err());
+    // What the committer has been told before this has happened when it is answered.
+    client.flush().wait(PATIENCE).unwrap();
+    raise(Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_definitions_that_it_had() {
+    apart_to_death(
+        || that_answers_once(Answer::close()),
+        |place| {
+            let is_outage =
+                |error: &FlagDefinitionsError| assert!(matches!(error, FlagDefinitionsError::Unavailable(_)));
+            dies_in_what_comes_then(place, is_outage, &["u0", "u3"]);
+        },
+        |stage| {
+            stage.sink.stop();
+            let client = client(stage);
+            // Buckets, computed elsewhere: 0.148 of u0 and 0.626 of u3.
+            assert_eq!((value(&client, "u0"), value(&client, "u3")), ("control".into(), "test".into()));
+            let (state, age) = (client.flag_definitions_state(), client.flag_definitions_age().unwrap());
+            assert!(matches!(state, FlagDefinitionsState::Restored | FlagDefinitionsState::Stale), "{state:?}");
+            assert!(!age.is_zero() && age < PATIENCE, "{age:?}");
+
+            // And what both have read is told when PostHog is back.
+            stage.sink.default_answer(Answer::ok());
+            stage.sink.flags(FlagRoute::Definitions, Answer::json(&definitions()).etag("\"1\""));
+            stage.sink.resume();
+            client.reload_flag_definitions().wait(PATIENCE).unwrap().unwrap();
+            assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Fresh);
+            let asked = stage.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
+            assert_eq!(asked.next_back().unwrap().status, 304, "it knows which version it has");
+            assert!(stage.sink.wait_for(|state| state.unique() == 4, PATIENCE));
+            assert_eq!(stage.names(), ["$feature_flag_called"; 4]);
+            close_empty(&client);
+        },
+    );
+}
+
+#[test]
+fn definitions_that_posthog_refused_are_not_what_the_next_process_goes_by() {
+    let refused = Answer::status(401).body(r#"{"type":"authentication_error","detail":"no"}"#);
+    apart_to_death(
+        || that_answers_once(refused),
+        |place| {
+            let is_refusal = |error: &FlagDefinitionsError| {
+                assert!(matches!(error, FlagDefinitionsError::Refused { status: 401, .. }), "{error}");
+            };
+            dies_in_what_comes_then(place, is_refusal, &[]);
+        },
+        |stage| {
+            stage.sink.stop();
+            let client = client(stage);
+            assert!(client.local_flags().is_none());
+            assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Missing);
+        },
+    );
+}
