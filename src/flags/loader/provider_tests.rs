@@ -52,7 +52,8 @@ impl Scripted {
     }
 
     fn keep(&self, definitions: &FlagDefinitions) -> Result<(), ProviderError> {
-        self.outcome("store", self.stored.lock().unwrap().push(definitions.clone()))
+        self.stored.lock().unwrap().push(definitions.clone());
+        self.outcome("store", ())
     }
 
     fn end(&self) -> Result<(), ProviderError> {
