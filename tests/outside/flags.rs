@@ -72,7 +72,7 @@ fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_defin
             stage.sink.resume();
             client.reload_flag_definitions().wait(PATIENCE).unwrap().unwrap();
             assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Fresh);
-            let asked = stage.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
+            let mut asked = stage.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
             assert_eq!(asked.next_back().unwrap().status, 304, "it knows which version it has");
             assert!(stage.sink.wait_for(|state| state.unique() == 4, PATIENCE));
             assert_eq!(stage.names(), ["$feature_flag_called"; 4]);
