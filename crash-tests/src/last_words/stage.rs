@@ -96,8 +96,9 @@ impl Stage {
     pub fn heard(&self, least: usize) -> Result<Heard, String> {
         let mut reader = self.reader().spawn().map_err(|error| format!("the next start: {error}"))?;
         let is_all_read = eventually(|| left_in(&self.queue_dir()).is_empty());
-        let patience = if is_all_read { ENOUGH / 6 } else { Duration::ZERO };
-        // What is missing after all has been read does not come any more; it gets some seconds for its delivery.
+        // What is missing after all has been read may still be on its way: names are looked up in a large executable, and the processors
+        // may be busy with others.
+        let patience = if is_all_read { ENOUGH } else { Duration::ZERO };
         let _ = self.sink.wait_for(|state| state.events().len() >= least, patience);
         drop(reader.stdin.take());
         let output = reader.wait_with_output().map_err(|error| format!("the next start: {error}"))?;

@@ -58,7 +58,7 @@ fn read(client: &posthog::Client) {
     for _ in std::io::Read::bytes(std::io::stdin()) {
         client.capture(posthog::Event::new("nudged", "user_1"));
     }
-    let _ = client.flush().wait(Duration::from_secs(10));
+    let _ = client.flush().wait(Duration::from_secs(60));
     #[allow(clippy::print_stdout, reason = "this is how it answers")]
     for diagnostic in client.diagnostics() {
         println!("{diagnostic}");
