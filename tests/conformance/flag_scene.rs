@@ -1,5 +1,7 @@
 //! What the scenarios of flags have besides: a PostHog that has flags, what it was asked, and what it was told of reads.
 
+use std::time::Duration;
+
 use posthog::{Config, Event, FeatureFlags, FlagContext, Pending};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
@@ -54,9 +56,10 @@ pub(crate) fn definitions(flags: &[Value]) -> Value {
     json!({"flags": flags, "group_type_mapping": {}, "cohorts": {}})
 }
 
-/// No machine is too slow for it, and nothing is asked twice by itself.
+/// No machine is too slow for it, and nothing is asked again by itself.
 fn unhurried(config: Config) -> Config {
-    config.flag_request_timeout(PATIENCE).flag_request_max_retries(0)
+    let hour = Duration::from_secs(3600);
+    config.flag_request_timeout(PATIENCE).flag_request_max_retries(0).flag_cache_ttl(hour).flag_poll_interval(hour)
 }
 
 impl Scene {

@@ -274,12 +274,7 @@ fn shd_04_a_shutdown_ends_what_there_is_of_flags() {
     stage.sink.flags(FlagRoute::Definitions, Answer::json(&definitions(&[for_all("on")])));
     let shut_down = Arc::new(AtomicUsize::new(0));
     let cabinet = Cabinet(Arc::clone(&shut_down));
-    let scene = Scene::on(stage, |config| {
-        config
-            .secret_key("phs_conformance")
-            .flag_definitions_provider(cabinet)
-            .flag_poll_interval(Duration::from_secs(1))
-    });
+    let scene = Scene::on(stage, |config| config.secret_key("phs_conformance").flag_definitions_provider(cabinet));
     scene.load();
     let flags = scene.evaluated("user_1");
     scene.stage.sink.flags(FlagRoute::Values, Answer::hang());
