@@ -79,8 +79,8 @@ fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_defin
             // The first load may be under way still, and has met nobody.
             eventually("definitions are loaded", || client.reload_flag_definitions().wait(PATIENCE).unwrap().is_ok());
             assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Fresh);
-            let asked = stage.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
-            assert_eq!(asked.last().unwrap().status, 304, "it knows which version it has");
+            let mut asked = stage.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
+            assert_eq!(asked.next_back().unwrap().status, 304, "it knows which version it has");
             assert!(stage.sink.wait_for(|state| state.unique() == 4, PATIENCE));
             assert_eq!(stage.names(), ["$feature_flag_called"; 4]);
             close_empty(&client);
