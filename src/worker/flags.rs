@@ -15,6 +15,10 @@ use crate::reentry;
 
 /// After something was told, nothing of its kind is for so long.
 const QUIET: Duration = Duration::from_secs(60);
+/// So many questions in a row without any answer, and PostHog is taken to be down: one alone may have been a hard one.
+const MISSES: u32 = 3;
+/// While PostHog is down, one question is put to it in so long.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Told what came of a question, on the delivery's thread, or on the caller's if nobody can be asked any more.
 pub(crate) type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
@@ -24,9 +28,16 @@ impl Pipeline {
     /// a panic in it is caught. No call waits, and in a forked child nothing is asked.
     ///
     /// 64 requests are under way at once; further ones wait for their turn within their time, and beyond 1024 in all they fail at once.
+    /// In an outage (three questions in a row without an answer) one question in five seconds is put, and the others get the failure of the
+    /// last one at once: whoever asks for flags in each request that it serves must not wait in each of them. Those that insist are put.
     pub(crate) fn ask_flags(&self, question: Question, done: Done) {
         if self.is_forked() {
             return call(done, Err(Failure::Closed));
+        }
+        let now = self.options.clock.now();
+        if let Some(failure) = self.flag_requests.outage.turns_away(&question, now, self.options.flags.timeout) {
+            self.tell(&Err(failure.clone()));
+            return call(done, Err(failure));
         }
         let Some(owed) = Owed::of(done, &self.flag_requests) else { return self.tell(&Err(Failure::Busy)) };
         let (http, clock) = (self.network.http(), self.options.clock.clone());
@@ -48,6 +59,7 @@ impl Pipeline {
             if let Some(notice) = requests.noted(&answer, &clock) {
                 report(notice);
             }
+            requests.outage.learn(answer.as_ref().err(), clock.now());
             owed.answer(answer.map(|reply| reply.answer));
         });
     }
@@ -66,6 +78,7 @@ pub(super) struct Requests {
     turns: Semaphore,
     /// Questions without an answer so far, those that wait for their turn included.
     pub(super) open: AtomicUsize,
+    outage: Outage,
     unanswered: Told,
     unreadable: Told,
 }
@@ -75,6 +88,7 @@ impl Default for Requests {
         Self {
             turns: Semaphore::new(FLAG_REQUESTS_AT_ONCE),
             open: AtomicUsize::new(0),
+            outage: Outage::default(),
             unanswered: Told::default(),
             unreadable: Told::default(),
         }
@@ -94,6 +108,48 @@ impl Requests {
                 Some(Notice::FlagsUnreadable { keys: reply.unreadable.clone() })
             }
             Ok(_) => None,
+        }
+    }
+}
+
+/// Whether PostHog answers at all.
+#[derive(Debug, Default)]
+struct Outage(Mutex<Misses>);
+
+#[derive(Debug, Default)]
+struct Misses {
+    /// Questions in a row that got no answer.
+    count: u32,
+    /// The failure of the last one, and until when it stands for further ones.
+    last: Option<(Failure, Instant)>,
+}
+
+impl Outage {
+    /// The failure that a question gets without being put. One that is put while PostHog is down has others wait for what comes of it.
+    fn turns_away(&self, question: &Question, now: Instant, timeout: Duration) -> Option<Failure> {
+        let mut misses = lock(&self.0);
+        if misses.count < MISSES || question.insists {
+            return None;
+        }
+        let (failure, until) = misses.last.as_mut()?;
+        if now < *until {
+            return Some(failure.clone());
+        }
+        *until = now.checked_add(timeout).unwrap_or(now);
+        None
+    }
+
+    /// What came of a question. An answer that says no is one.
+    fn learn(&self, failure: Option<&Failure>, now: Instant) {
+        let mut misses = lock(&self.0);
+        match failure {
+            Some(failure @ (Failure::Timeout | Failure::Connection(_))) => {
+                misses.count = misses.count.saturating_add(1);
+                misses.last = Some((failure.clone(), now.checked_add(PAUSE).unwrap_or(now)));
+            }
+            // Of us, not of PostHog.
+            Some(Failure::Busy | Failure::Closed) => {}
+            _ => *misses = Misses::default(),
         }
     }
 }

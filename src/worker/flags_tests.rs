@@ -43,6 +43,14 @@ impl Scene {
         answer
     }
 
+    /// By somebody who wants an answer of PostHog's, whatever is known.
+    fn asked_again(&self) -> Answered {
+        let (told, answer) = mpsc::channel();
+        let question = Question { distinct_id: "user_1".into(), insists: true, ..Question::default() };
+        self.pipeline.ask_flags(question, Box::new(move |answer| told.send(answer).unwrap()));
+        answer.recv_timeout(LONG).unwrap()
+    }
+
     fn asked(&self) -> Answered {
         self.ask().recv_timeout(LONG).unwrap()
     }
@@ -100,7 +108,7 @@ fn a_server_that_is_not_there_is_told_once_for_many_questions() {
     }
     assert_eq!(scene.client.diagnostics().len(), 1);
     scene.sink.resume();
-    assert_eq!(scene.asked(), Ok(Answer::default()));
+    assert_eq!(scene.asked_again(), Ok(Answer::default()));
 }
 
 #[test]
@@ -150,4 +158,23 @@ fn who_panics_when_he_is_told_takes_nobody_along() {
         scene.pipeline.ask_flags(Question::default(), Box::new(|_| panic!("told")));
         assert_eq!(scene.asked(), Ok(Answer::default()));
     }
+}
+
+#[test]
+fn in_an_outage_few_wait_for_posthog_and_whoever_insists_finds_it_back() {
+    let scene = scene(|config| config.flag_request_max_retries(0));
+    scene.sink.flags(FlagRoute::Values, Says::status(500));
+    for _ in 0..5 {
+        assert!(matches!(scene.asked(), Err(Failure::Status { status: 500, .. })));
+    }
+    assert_eq!(scene.sink.requests().len(), 5, "one that says no is not down");
+    scene.sink.flags(FlagRoute::Values, Says::close());
+    for _ in 0..20 {
+        assert!(matches!(scene.asked(), Err(Failure::Connection(_))));
+    }
+    assert_eq!(scene.sink.requests().len(), 5 + 3);
+    scene.sink.flags(FlagRoute::Values, says(&json!({"flags": {"a": {"enabled": true}}})));
+    assert!(scene.asked().is_err(), "nobody knows yet");
+    assert_eq!(scene.asked_again().unwrap().flags["a"].value, true);
+    assert_eq!(scene.asked().unwrap().flags["a"].value, true);
 }

@@ -227,5 +227,6 @@ fn question(context: &FlagContext) -> Question {
         group_properties: context.group_properties.clone(),
         disable_geoip: context.disable_geoip == Some(true),
         flag_keys: context.flag_keys.clone(),
+        insists: context.is_remote,
     }
 }

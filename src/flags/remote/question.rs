@@ -16,6 +16,8 @@ pub(crate) struct Question {
     pub(crate) disable_geoip: bool,
     /// `None`: all flags.
     pub(crate) flag_keys: Option<Vec<String>>,
+    /// Is put even if PostHog is taken to be down. No part of the request.
+    pub(crate) insists: bool,
 }
 
 impl Question {
@@ -68,6 +70,7 @@ mod tests {
             group_properties: [("company".into(), Map::from_iter([("seats".into(), json!(3))]))].into(),
             disable_geoip: true,
             flag_keys: Some(vec!["new-ui".into()]),
+            insists: true,
         };
         let expected = json!({
             "token": "phc_x", "distinct_id": "user_1", "device_id": "device_1", "groups": {"company": "acme"},
