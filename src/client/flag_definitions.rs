@@ -29,6 +29,18 @@ impl Client {
         }
     }
 
+    /// Forgets the definitions that flags are evaluated with, those that are kept for the next process too, and loads them anew (as soon as
+    /// a pause is over that PostHog has asked for). Until then no flag is evaluated here. Wait for
+    /// [`reload_flag_definitions`](Self::reload_flag_definitions) to have the new ones. Snapshots stay. Without a secret key and a
+    /// provider nothing happens.
+    ///
+    /// Follows PostHog's specification `flag-definition-loader`.
+    pub fn reset_flag_definitions(&self) {
+        if let Some((pipeline, _)) = self.pipelines() {
+            pipeline.forget_flags();
+        }
+    }
+
     /// The definitions that flags are evaluated with at the moment: a snapshot, which stays as it is. `None` if there are none, because
     /// there is neither [`Config::secret_key`](crate::Config::secret_key) nor a provider, nothing was loaded yet, or PostHog refuses the
     /// key. Never waits.

@@ -27,6 +27,8 @@ pub(crate) type Waiter = Box<dyn FnOnce(&Answer) + Send>;
 /// * An answer that is none (an outage) leaves what was known before, however old: that is the answer, with the failure in it.
 /// * An answer of a PostHog that could not evaluate everything is laid over what was known before, and one of a PostHog without quota,
 ///   which evaluates nothing, changes none of it. A flag that such an answer lacks is not known to be missing.
+/// * Of two answers for the same the one counts that was asked for later, also where it came first.
+/// * After a reset nothing counts that was asked for before it: it is neither kept, nor an answer to whoever asks afterwards.
 /// * The context that was asked for longest ago goes when there are too many.
 #[derive(Debug)]
 pub(crate) struct FlagCache {
@@ -38,15 +40,20 @@ pub(crate) struct FlagCache {
 
 struct State {
     entries: LruCache<ContextKey, Entry>,
-    flights: HashMap<ContextKey, Vec<Waiter>>,
+    /// By the epoch in which they began, too: who asks after a reset does not join what was asked before it.
+    flights: HashMap<(u64, ContextKey), Vec<Waiter>>,
     waiting: usize,
     /// Grows with each reset: what was asked before is not kept after it.
     epoch: u64,
+    /// Flights so far.
+    asked: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     answer: Arc<Answer>,
+    /// Which flight brought it.
+    asked: u64,
     fresh_until: Instant,
 }
 
@@ -59,6 +66,8 @@ pub(crate) struct Flight {
     whole: ContextKey,
     keys: Option<Vec<String>>,
     epoch: u64,
+    /// Which one it is, in the order in which they began.
+    asked: u64,
     /// Others wait with whoever put the question; else it is somebody's own.
     is_shared: bool,
     own: Vec<Waiter>,
@@ -67,7 +76,7 @@ pub(crate) struct Flight {
 
 impl FlagCache {
     pub(crate) fn new(clock: Clock, time_to_live: Duration, most: NonZeroUsize) -> Self {
-        let state = State { entries: LruCache::sparse(most), flights: HashMap::new(), waiting: 0, epoch: 0 };
+        let state = State { entries: LruCache::sparse(most), flights: HashMap::new(), waiting: 0, epoch: 0, asked: 0 };
         Self { clock, time_to_live, state: Mutex::new(state) }
     }
 
@@ -89,22 +98,26 @@ impl FlagCache {
             return None;
         }
         state.waiting += 1;
-        if let Some(waiters) = state.flights.get_mut(&key) {
+        if let Some(waiters) = state.flights.get_mut(&(epoch, key)) {
             waiters.push(waiter);
             return None;
         }
-        state.flights.insert(key, vec![waiter]);
+        state.flights.insert((epoch, key), vec![waiter]);
+        let asked = state.another();
         drop(state);
         let (cache, keys) = (Arc::clone(cache), context.flag_keys.clone());
-        Some(Flight { cache, key, whole, keys, epoch, is_shared: true, own: Vec::new(), has_landed: false })
+        Some(Flight { cache, key, whole, keys, epoch, asked, is_shared: true, own: Vec::new(), has_landed: false })
     }
 
     /// A question that is put whatever is known, or asked already.
     pub(crate) fn ask_anew(cache: &Arc<Self>, context: &FlagContext, waiter: Waiter) -> Flight {
         let (key, whole) = keys_of(context);
-        let epoch = cache.lock().epoch;
+        let (epoch, asked) = {
+            let mut state = cache.lock();
+            (state.epoch, state.another())
+        };
         let (cache, keys) = (Arc::clone(cache), context.flag_keys.clone());
-        Flight { cache, key, whole, keys, epoch, is_shared: false, own: vec![waiter], has_landed: false }
+        Flight { cache, key, whole, keys, epoch, asked, is_shared: false, own: vec![waiter], has_landed: false }
     }
 
     /// What is known, be it as old as it may.
@@ -131,6 +144,12 @@ impl FlagCache {
 }
 
 impl State {
+    /// The number of a flight that begins.
+    fn another(&mut self) -> u64 {
+        self.asked = self.asked.wrapping_add(1);
+        self.asked
+    }
+
     /// An answer that still serves for those keys.
     fn fresh(
         &mut self,
@@ -178,13 +197,16 @@ impl Flight {
                 Err(failure) => has_older && *failure != Failure::Closed,
             };
             let answer = Arc::new(together(older.as_deref(), result));
-            if is_worth_keeping && state.epoch == self.epoch && !cache.time_to_live.is_zero() {
+            let is_newest = state.entries.peek(&self.key).is_none_or(|entry| entry.asked < self.asked);
+            if is_worth_keeping && is_newest && state.epoch == self.epoch && !cache.time_to_live.is_zero() {
                 // A time that the clock cannot hold never comes.
                 let now = cache.clock.now();
                 let fresh_until = now.checked_add(serves_for).unwrap_or(now + Duration::from_secs(86_400));
-                state.entries.put(self.key, Entry { answer: Arc::clone(&answer), fresh_until });
+                let entry = Entry { answer: Arc::clone(&answer), asked: self.asked, fresh_until };
+                state.entries.put(self.key, entry);
             }
-            let waiters = if self.is_shared { state.flights.remove(&self.key).unwrap_or_default() } else { Vec::new() };
+            let shared = self.is_shared.then(|| state.flights.remove(&(self.epoch, self.key)));
+            let waiters = shared.flatten().unwrap_or_default();
             state.waiting = state.waiting.saturating_sub(waiters.len());
             (answer, waiters)
         };

@@ -175,6 +175,33 @@ fn a_reset_forgets_everything_and_what_was_asked_before_it_is_not_kept() {
 }
 
 #[test]
+fn who_asks_after_a_reset_is_not_answered_by_what_was_asked_before_it() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    let before = FlagCache::ask(&scene.cache, &user, scene.waiter()).unwrap();
+    scene.cache.reset();
+    let after = FlagCache::ask(&scene.cache, &user, scene.waiter()).expect("a question of its own");
+    before.land(Ok(answer(&[("f", "old")])));
+    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "old")]]);
+    after.land(Ok(answer(&[("f", "new")])));
+    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "old")], [("f", "new")]]);
+    assert_eq!(values(&[Answer::clone(&scene.cache.known(&user).unwrap())]), [[("f", "new")]]);
+}
+
+#[test]
+fn an_answer_that_was_asked_for_earlier_and_comes_later_replaces_nothing() {
+    let scene = Scene::new(TTL);
+    let user = FlagContext::new("u");
+    for late in [Ok(answer(&[("f", "old")])), Err(Failure::Timeout)] {
+        let slow = FlagCache::ask_anew(&scene.cache, &user, scene.waiter());
+        FlagCache::ask_anew(&scene.cache, &user, scene.waiter()).land(Ok(answer(&[("f", "new")])));
+        slow.land(late);
+        let known = scene.cache.known(&user).unwrap();
+        assert_eq!((values(&[Answer::clone(&known)]), &known.failure), (vec![vec![("f", "new")]], &None));
+    }
+}
+
+#[test]
 fn who_asks_anew_gets_an_answer_of_his_own_which_is_kept() {
     let scene = Scene::new(TTL);
     let user = FlagContext::new("u");

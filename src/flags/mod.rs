@@ -59,7 +59,7 @@ pub use loader::{
 };
 pub use local::{LocalFlags, LocalValue};
 pub(crate) use merge::merge;
-pub(crate) use missing::KnownMissing;
+pub(crate) use missing::{KnownMissing, Moment};
 pub(crate) use overrides::Overrides;
 pub(crate) use property::{Filter, MatchingVersion};
 pub(crate) use remote::{Question, RemoteOptions};

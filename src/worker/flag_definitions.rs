@@ -54,6 +54,13 @@ impl Pipeline {
         answer
     }
 
+    /// No flag is evaluated here until definitions were loaded anew.
+    pub(crate) fn forget_flags(&self) {
+        if let Some(loader) = &self.definitions.loader {
+            loader.forget();
+        }
+    }
+
     /// Rises with each load that worked, also if there was nothing new: what was not among the definitions may be by now.
     pub(crate) fn flags_generation(&self) -> u64 {
         self.definitions.loader.as_ref().map_or(0, |loader| loader.generation())

@@ -23,6 +23,8 @@ mod flag_definitions;
 mod flag_getters;
 mod flag_properties;
 #[cfg(feature = "testing")]
+mod flag_provider;
+#[cfg(feature = "testing")]
 mod flag_requests;
 mod flag_scene;
 mod http;

@@ -12,7 +12,7 @@ use super::snapshot::FeatureFlags;
 use crate::context;
 use crate::diagnostics::Diagnostic;
 use crate::flags::{
-    Answer, Evaluated, FlagCache, FlagContext, FlagValue, Inconclusive, LoadedFlags, Question, Waiter, merge,
+    Answer, Evaluated, FlagCache, FlagContext, FlagValue, Inconclusive, LoadedFlags, Moment, Question, Waiter, merge,
 };
 use crate::limits::{NAME_KEPT, beginning};
 use crate::worker::{Pending, Pipeline, pending};
@@ -122,7 +122,7 @@ impl Shared {
             return then(here.snapshot(&Answer::default(), context, self));
         }
         let (client, is_remote) = (Arc::downgrade(self), context.is_remote);
-        let (question, unknown, generation) = (question(&context), here.unknown.clone(), here.generation);
+        let (question, unknown, moment) = (question(&context), here.unknown.clone(), here.moment);
         let asked = context.clone();
         let waiter: Waiter = Box::new(move |answer| {
             // Who insists on PostHog gets ours only if there is no answer.
@@ -138,10 +138,10 @@ impl Shared {
         let Some(flight) = flight else { return };
         let missing = Arc::clone(&self.flags.missing);
         let landing = move |result: Result<Answer, _>| {
-            if let (Ok(answer), Some(generation)) = (&result, generation) {
+            if let (Ok(answer), Some(moment)) = (&result, moment) {
                 let is_whole = !answer.has_errors && !answer.is_quota_limited;
                 let absent = unknown.iter().filter(|key| is_whole && !answer.flags.contains_key(*key));
-                absent.for_each(|key| missing.add(generation, key));
+                absent.for_each(|key| missing.add(moment, key));
             }
             flight.land(result);
         };
@@ -187,27 +187,27 @@ struct Here {
     is_all: bool,
     /// Keys that are not among the definitions.
     unknown: Vec<String>,
-    /// Of the definitions; `None` without any.
-    generation: Option<u64>,
+    /// When that was so; `None` without definitions.
+    moment: Option<Moment>,
     wants_minimal_events: bool,
 }
 
 impl Here {
     fn of(pipeline: &Pipeline, context: &FlagContext, shared: &Shared) -> Self {
         // Asked first: what is learnt of older definitions must not be taken for knowledge of newer ones.
-        let generation = pipeline.flags_generation();
+        let moment = shared.flags.missing.moment(pipeline.flags_generation());
         let Some(LoadedFlags { flags: definitions, .. }) = pipeline.local_flags() else { return Self::default() };
         let now = pipeline.options().clock.wall_nanos();
         let found = definitions.evaluate_all(context, context.flag_keys.as_deref(), now);
         let mut unresolved = found.unresolved;
         // Where PostHog is asked in any case, it is asked for these too, and may have learnt of them.
-        unresolved.retain(|(key, why)| *why != Inconclusive::UnknownFlag || !shared.flags.missing.has(generation, key));
+        unresolved.retain(|(key, why)| *why != Inconclusive::UnknownFlag || !shared.flags.missing.has(moment, key));
         let is_unknown = |(key, why): &(String, _)| (*why == Inconclusive::UnknownFlag).then(|| key.clone());
         Self {
             flags: found.flags,
             is_all: unresolved.is_empty(),
             unknown: unresolved.iter().filter_map(is_unknown).collect(),
-            generation: Some(generation),
+            moment: Some(moment),
             wants_minimal_events: definitions.wants_minimal_events(),
         }
     }

@@ -70,10 +70,12 @@ impl Client {
         }
     }
 
-    /// Forgets what PostHog answered, and the properties that were set for flags. Definitions stay, and so do snapshots.
+    /// Forgets what PostHog answered, and the properties that were set for flags. Who asks from now on is answered by nothing that was
+    /// asked before. Definitions stay ([`reset_flag_definitions`](Self::reset_flag_definitions)), and so do snapshots.
     pub fn reset_feature_flags(&self) {
         if let Ok(client) = self.for_flags() {
             client.shared.flags.cache.reset();
+            client.shared.flags.missing.reset();
             client.shared.flags.overrides().clear();
         }
     }

@@ -34,6 +34,14 @@ pub(super) struct Network {
     pub(super) replies: Mutex<VecDeque<Reply>>,
     /// The `If-None-Match` of each request.
     pub(super) asked: Mutex<Vec<Option<String>>>,
+    /// The next answer waits for this.
+    held: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl Network {
+    pub(super) fn hold(&self, until: oneshot::Receiver<()>) {
+        *self.held.lock().unwrap() = Some(until);
+    }
 }
 
 impl Http for Network {
@@ -41,7 +49,11 @@ impl Http for Network {
         let etag = request.headers.iter().find(|(name, _)| *name == "if-none-match").map(|(_, value)| value.clone());
         self.asked.lock().unwrap().push(etag);
         let reply = self.replies.lock().unwrap().pop_front().unwrap_or_else(|| reply(503, ""));
+        let held = self.held.lock().unwrap().take();
         Box::pin(async move {
+            if let Some(held) = held {
+                let _ = held.await;
+            }
             match reply {
                 Some(reply) => reply,
                 None => std::future::pending().await,

@@ -44,6 +44,8 @@ struct Mailbox {
     is_abandoned: bool,
     is_closed: bool,
     stopped: Vec<Stopped>,
+    /// What is loaded, or being loaded, is not to be used.
+    is_to_be_forgotten: bool,
     /// What was kept for the next process is not there any more.
     is_kept_lost: bool,
     /// How often anything was asked, and how much of that was heard.
@@ -57,6 +59,8 @@ struct Mailbox {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Load,
+    /// What is loaded is not to be used any more.
+    Forget,
     Stop,
 }
 
@@ -100,6 +104,12 @@ impl Loader {
         if let Some(done) = done {
             reentry::caught(|| done(Err(FlagDefinitionsError::Closed)));
         }
+    }
+
+    /// Forgets what is loaded, and what was kept of it, and has it loaded anew. No flag is evaluated here until then.
+    pub(crate) fn forget(&self) {
+        self.ask(|mailbox| mailbox.is_to_be_forgotten = true);
+        self.clear();
     }
 
     /// Ends, and shuts the provider down. `stopped` is called then, on the task, or here if it has ended.
@@ -169,6 +179,10 @@ impl Loader {
         self.is_stale.store(is_stale, Ordering::Release);
     }
 
+    pub(super) fn takes_forget(&self) -> bool {
+        std::mem::take(&mut self.mailbox().is_to_be_forgotten)
+    }
+
     pub(super) fn takes_kept_is_lost(&self) -> bool {
         std::mem::take(&mut self.mailbox().is_kept_lost)
     }
@@ -177,6 +191,7 @@ impl Loader {
     pub(super) async fn called(&self) -> Call {
         self.heard(|mailbox| match mailbox {
             Mailbox { is_stopping: true, .. } => Some(Call::Stop),
+            Mailbox { is_to_be_forgotten: true, .. } => Some(Call::Forget),
             Mailbox { waiting, .. } => (!waiting.is_empty()).then_some(Call::Load),
         })
         .await

@@ -11,6 +11,7 @@
 //! * `judge.rs` says what an answer means. 200 replaces, if it can be read and is whole. 304 confirms. 401, 402 and 403 clear, if PostHog
 //!   says so in its own words: a key that was revoked must not go on being used, by the next process neither. Whatever else happens,
 //!   what is loaded stays, and its age is told.
+//! * A reset by the program clears in the same way, and loads anew: what a load brings that began before it is not used.
 //! * With a provider (`provider.rs`) that decides whether PostHog is asked or the provider read. It is the program's code: it may hang,
 //!   fail or panic (`consult.rs`), each wait is bounded, and nothing it does costs definitions that are loaded. Since it may have lost
 //!   what it was given, it gets the whole document after each request; so no request names a version then. Its shutdown is called once.

@@ -34,11 +34,17 @@ pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
     let _closing = Closing(Arc::clone(&loader));
     let mut poller = Poller::new(parts, &loader);
     loop {
-        let ended = tokio::select! {
+        let loaded = tokio::select! {
             biased;
             () = loader.stopping() => break,
-            loaded = poller.load() => poller.conclude(loaded),
+            loaded = poller.load() => loaded,
         };
+        if loader.takes_forget() {
+            // It began before: who waits is answered by the next one.
+            poller.clear();
+            continue;
+        }
+        let ended = poller.conclude(loaded);
         if !poller.pause(ended).await {
             break;
         }
@@ -244,12 +250,20 @@ impl Poller {
     async fn pause(&mut self, ended: Ended) -> bool {
         let has_some = self.loader.current().is_some();
         let wait = self.pace.wait_after(ended, self.parts.options.interval, has_some, &mut self.rng);
-        let mut slept = pin!(self.parts.clock.sleep(wait));
+        let clock = self.parts.clock.clone();
+        let mut slept = pin!(clock.sleep(wait));
         loop {
             tokio::select! {
                 biased;
                 call = self.loader.called() => match (call, ended) {
                     (Call::Stop, _) => return false,
+                    (Call::Forget, _) => {
+                        self.loader.takes_forget();
+                        self.clear();
+                        if !matches!(ended, Ended::Failed { retry_after: Some(_) }) {
+                            return true;
+                        }
+                    }
                     // The server has said when it wants to hear from us again.
                     (Call::Load, Ended::Failed { retry_after: Some(_) }) => {
                         self.loader.answer(&Err(Error::Unavailable("PostHog has asked us to wait".into())));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::fake::{DENIED, ONE, Rig, SECRET, TWO, reply, tagged};
@@ -47,6 +48,33 @@ async fn fdl_03_it_polls_again_after_the_interval_without_being_asked() {
         assert_eq!(rig.requests(), polls);
         sleep(secs(34)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_04_a_reset_forgets_what_is_loaded_and_kept_and_loads_anew() {
+    let rig = Rig::new([tagged(200, ONE, "W/\"1\""), tagged(200, TWO, "W/\"2\"")]);
+    rig.load().await.unwrap();
+    rig.loader.forget();
+    assert_eq!((rig.keys(), rig.loader.state()), (None, Missing));
+    assert_eq!(rig.load().await, Ok(()));
+    assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 2, Fresh));
+    assert_eq!(rig.network.asked.lock().unwrap()[1], None, "as if there had never been any");
+    assert!(matches!(&rig.kept.lock().unwrap()[..], [Keep::These(_), Keep::Nothing, Keep::These(_)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fdl_04_what_a_load_brings_that_is_older_than_a_reset_is_not_used_nor_an_answer() {
+    let rig = Rig::new([tagged(200, ONE, "W/\"1\"")]);
+    rig.load().await.unwrap();
+    let (answer, asked) = oneshot::channel();
+    rig.network.hold(asked);
+    rig.then([tagged(304, "", "W/\"1\""), tagged(200, TWO, "W/\"2\"")]);
+    let loading = rig.ask();
+    sleep(secs(1)).await;
+    rig.loader.forget();
+    answer.send(()).unwrap();
+    assert_eq!(loading.await.unwrap(), Ok(()));
+    assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 3, Fresh));
 }
 
 #[tokio::test(start_paused = true)]
