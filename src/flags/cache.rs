@@ -17,6 +17,11 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Who may wait at a time. More are told at once that there is no answer.
 const WAITING: usize = 10_000;
 
+/// What all answers together may take, about: of a server that answers with megabytes to each.
+const WEIGHT_MOST: usize = 32 * 1024 * 1024;
+/// What a flag takes beside its texts, about.
+const FLAG_WEIGHT: usize = 256;
+
 /// Is called with the answer, outside of every lock.
 pub(crate) type Waiter = Box<dyn FnOnce(&Answer) + Send>;
 
@@ -29,7 +34,7 @@ pub(crate) type Waiter = Box<dyn FnOnce(&Answer) + Send>;
 ///   which evaluates nothing, changes none of it. A flag that such an answer lacks is not known to be missing.
 /// * Of two answers for the same the one counts that was asked for later, also where it came first.
 /// * After a reset nothing counts that was asked for before it: it is neither kept, nor an answer to whoever asks afterwards.
-/// * The context that was asked for longest ago goes when there are too many.
+/// * The context that was asked for longest ago goes when there are too many, or their answers take too much.
 #[derive(Debug)]
 pub(crate) struct FlagCache {
     clock: Clock,
@@ -40,6 +45,8 @@ pub(crate) struct FlagCache {
 
 struct State {
     entries: LruCache<ContextKey, Entry>,
+    /// Of all entries.
+    weight: usize,
     /// By the epoch in which they began, too: who asks after a reset does not join what was asked before it.
     flights: HashMap<(u64, ContextKey), Vec<Waiter>>,
     waiting: usize,
@@ -55,6 +62,7 @@ struct Entry {
     /// Which flight brought it.
     asked: u64,
     fresh_until: Instant,
+    weight: usize,
 }
 
 /// A question to PostHog that is to be put, or was. However it ends, those who wait get an answer.
@@ -76,7 +84,14 @@ pub(crate) struct Flight {
 
 impl FlagCache {
     pub(crate) fn new(clock: Clock, time_to_live: Duration, most: NonZeroUsize) -> Self {
-        let state = State { entries: LruCache::sparse(most), flights: HashMap::new(), waiting: 0, epoch: 0, asked: 0 };
+        let state = State {
+            entries: LruCache::sparse(most),
+            weight: 0,
+            flights: HashMap::new(),
+            waiting: 0,
+            epoch: 0,
+            asked: 0,
+        };
         Self { clock, time_to_live, state: Mutex::new(state) }
     }
 
@@ -131,6 +146,7 @@ impl FlagCache {
         let mut state = self.lock();
         state.epoch = state.epoch.wrapping_add(1);
         state.entries.clear();
+        state.weight = 0;
     }
 
     #[cfg(test)]
@@ -144,6 +160,16 @@ impl FlagCache {
 }
 
 impl State {
+    fn put(&mut self, key: ContextKey, entry: Entry) {
+        self.weight = self.weight.saturating_add(entry.weight);
+        // What it takes the place of: the older answer to the same question, or the one asked for longest ago.
+        let mut gone = self.entries.push(key, entry);
+        while gone.is_some() || self.weight > WEIGHT_MOST {
+            let Some((_, entry)) = gone.take().or_else(|| self.entries.pop_lru()) else { break };
+            self.weight = self.weight.saturating_sub(entry.weight);
+        }
+    }
+
     /// The number of a flight that begins.
     fn another(&mut self) -> u64 {
         self.asked = self.asked.wrapping_add(1);
@@ -202,8 +228,9 @@ impl Flight {
                 // A time that the clock cannot hold never comes.
                 let now = cache.clock.now();
                 let fresh_until = now.checked_add(serves_for).unwrap_or(now + Duration::from_secs(86_400));
-                let entry = Entry { answer: Arc::clone(&answer), asked: self.asked, fresh_until };
-                state.entries.put(self.key, entry);
+                let weight = weight_of(&answer);
+                let entry = Entry { answer: Arc::clone(&answer), asked: self.asked, fresh_until, weight };
+                state.put(self.key, entry);
             }
             let shared = self.is_shared.then(|| state.flights.remove(&(self.epoch, self.key)));
             let waiters = shared.flatten().unwrap_or_default();
@@ -237,6 +264,19 @@ impl std::fmt::Debug for State {
             .field("waiting", &self.waiting)
             .finish_non_exhaustive()
     }
+}
+
+fn weight_of(answer: &Answer) -> usize {
+    let flags = answer.flags.iter().map(|(key, flag)| {
+        // As a tree a value takes several times what it takes as text.
+        let payload = flag.payload.as_ref().map_or(0, |payload| payload.to_string().len().saturating_mul(4));
+        FLAG_WEIGHT
+            + key.len()
+            + flag.value.variant().map_or(0, str::len)
+            + flag.reason.as_ref().map_or(0, String::len)
+            + payload
+    });
+    flags.fold(FLAG_WEIGHT, usize::saturating_add)
 }
 
 fn keys_of(context: &FlagContext) -> (ContextKey, ContextKey) {

@@ -226,3 +226,18 @@ fn contexts_are_bounded_and_without_time_to_live_nothing_is_kept() {
     }
     assert_eq!(scene.cache.len(), 0);
 }
+
+#[test]
+fn answers_of_megabytes_make_room_for_each_other_and_the_newest_serves() {
+    let scene = Scene::new(TTL);
+    let mut heavy = answer(&[("a", "b")]);
+    heavy.flags.get_mut("a").unwrap().payload = Some("x".repeat(3 * 1024 * 1024).into());
+    for user in ["1", "2", "3"] {
+        assert!(scene.ask(&FlagContext::new(user), Ok(heavy.clone())).1);
+    }
+    assert_eq!(scene.cache.len(), 2, "each takes 12 of 32 MiB");
+    assert!(!scene.ask(&FlagContext::new("3"), Ok(heavy.clone())).1);
+    // Small ones have the room of a heavy one that was answered anew.
+    assert!(scene.ask(&FlagContext::new("4"), Ok(answer(&[("a", "b")]))).1);
+    assert_eq!(scene.cache.len(), 3);
+}

@@ -250,25 +250,32 @@ impl Poller {
     async fn pause(&mut self, ended: Ended) -> bool {
         let has_some = self.loader.current().is_some();
         let wait = self.pace.wait_after(ended, self.parts.options.interval, has_some, &mut self.rng);
+        let asked = match ended {
+            Ended::Failed { retry_after } => retry_after,
+            Ended::Loaded | Ended::Refused => None,
+        };
         let clock = self.parts.clock.clone();
+        let mut may_ask = asked.is_none();
+        let mut waited = pin!(clock.sleep(asked.unwrap_or_default()));
         let mut slept = pin!(clock.sleep(wait));
         loop {
             tokio::select! {
                 biased;
-                call = self.loader.called() => match (call, ended) {
-                    (Call::Stop, _) => return false,
-                    (Call::Forget, _) => {
+                // Our own pause may be much longer than what the server has asked for.
+                () = &mut waited, if !may_ask => may_ask = true,
+                call = self.loader.called() => match call {
+                    Call::Stop => return false,
+                    Call::Forget => {
                         self.loader.takes_forget();
                         self.clear();
-                        if !matches!(ended, Ended::Failed { retry_after: Some(_) }) {
+                        if may_ask {
                             return true;
                         }
                     }
-                    // The server has said when it wants to hear from us again.
-                    (Call::Load, Ended::Failed { retry_after: Some(_) }) => {
+                    Call::Load if !may_ask => {
                         self.loader.answer(&Err(Error::Unavailable("PostHog has asked us to wait".into())));
                     }
-                    (Call::Load, _) => return true,
+                    Call::Load => return true,
                 },
                 () = &mut slept => return true,
             }

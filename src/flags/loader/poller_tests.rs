@@ -155,6 +155,18 @@ async fn a_server_that_asks_for_a_pause_gets_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_when_the_pause_that_the_server_asked_for_is_over_gets_a_load_however_long_our_own_is() {
+    let busy = || Some(Ok(Response { status: 429, retry_after: Some(RetryAfter::In(secs(2))), ..Response::default() }));
+    let rig = Rig::new([reply(200, ONE), busy(), reply(200, TWO)]);
+    rig.load().await.unwrap();
+    assert!(rig.load().await.is_err());
+    sleep(secs(1)).await;
+    assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(why)) if why.contains("wait")));
+    sleep(secs(1)).await;
+    assert_eq!((rig.load().await, rig.requests(), rig.keys()), (Ok(()), 3, Some(2)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_an_earlier_process_left_is_there_before_any_request_and_confirmed_by_the_first() {
     let first = Rig::new([tagged(200, ONE, "W/\"7\"")]);
     first.load().await.unwrap();
