@@ -197,7 +197,7 @@ fn shared_dependencies_are_evaluated_once_however_many_ways_lead_to_them() {
         (id.to_string(), json!({"type": "AND", "values": [in_cohort(json!(id + 1)), in_cohort(json!(id + 1))]}))
     };
     let mut cohorts: serde_json::Map<_, _> = (0..30).map(cohort).collect();
-    cohorts.insert("30".into(), json!({}));
+    cohorts.insert("30".into(), json!({"type": "AND", "values": []}));
     let flags = parsed(&json!({"flags": list, "cohorts": cohorts}));
     assert_eq!(flags.evaluate("0", &person(json!({}))), ON);
     assert_eq!(flags.evaluate_all(&person(json!({})), None, 0).flags.len(), 61);
