@@ -50,9 +50,6 @@ impl Group {
             Value::Object(raw) => raw,
             _ => return Err(Unreadable),
         };
-        if raw.is_empty() {
-            return Ok(Group::default());
-        }
         let Some(entries) = raw.get("values") else {
             return Group::compile(raw.get("properties").ok_or(Unreadable)?, names);
         };
@@ -61,7 +58,12 @@ impl Group {
             Some("OR" | "or") => true,
             Some(_) => return Err(Unreadable),
         };
-        Group::of(is_any, entries.as_array().ok_or(Unreadable)?, names)
+        let entries = entries.as_array().ok_or(Unreadable)?;
+        // In one of nothing is everybody to PostHog's libraries, and nobody to its service: so with `{}`, which has no entries at all.
+        if is_any && entries.is_empty() {
+            return Err(Unreadable);
+        }
+        Group::of(is_any, entries, names)
     }
 
     fn of(is_any: bool, entries: &[Value], names: &Names) -> Result<Self, Unreadable> {

@@ -168,9 +168,7 @@ impl Node {
         match test {
             Test::Cohort { at: Some(at), .. } => self.needs.push((first_cohort + at, level)),
             Test::Cohort { at: None, .. } => self.lacks_cohort = true,
-            Test::Flag(Dependency { at: Some(at), .. }) | Test::Feature(_, Dependency { at: Some(at), .. }) => {
-                self.needs.push((*at, level));
-            }
+            Test::Flag(Dependency { at: Some(at), .. }) => self.needs.push((*at, level)),
             _ => {}
         }
     }

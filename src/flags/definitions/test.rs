@@ -6,9 +6,6 @@ use super::read::{Object, Unreadable, field, id_text, text};
 use super::{Entity, Names};
 use crate::flags::{Filter, Inconclusive};
 
-/// How the property of older definitions is named that stands for the value of a flag.
-const FEATURE: &str = "$feature/";
-
 /// Something that holds or does not.
 #[derive(Debug)]
 pub(crate) enum Test {
@@ -19,8 +16,6 @@ pub(crate) enum Test {
         is_not: bool,
     },
     Flag(Dependency),
-    /// A property whose name says that it is the value of a flag. What the caller gives counts more than the flag.
-    Feature(Property, Dependency),
     Unusable(Inconclusive),
 }
 
@@ -31,12 +26,13 @@ pub(crate) struct Property {
     pub(crate) filter: Filter,
 }
 
-/// Whether another flag has one of some values; `None` for one that is not among the definitions.
+/// Whether another flag has a value.
 #[derive(Debug)]
 pub(crate) struct Dependency {
+    /// `None`: it is not among the definitions.
     pub(crate) at: Option<usize>,
-    pub(crate) wanted: Box<[Wanted]>,
-    pub(crate) is_not: bool,
+    /// `None`: nothing that a flag can be.
+    pub(crate) wanted: Option<Wanted>,
 }
 
 /// A value that a flag may have.
@@ -80,24 +76,15 @@ fn property(raw: &Object, of: Entity, names: &Names) -> Result<Test, Unreadable>
     let operator = text(raw, "operator")?;
     let value = raw.get("value").unwrap_or(&Value::Null);
     let filter = Filter::compile(operator, value, names.version);
-    let property = Property { name: name.into(), of, filter };
-    let Some(key) = name.strip_prefix(FEATURE) else { return Ok(Test::Property(property)) };
-    let is_not = match operator {
-        None | Some("exact") => false,
-        Some("is_not") => true,
-        // Only a property that is given can be asked anything else.
-        Some(_) => return Ok(Test::Property(property)),
-    };
-    let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    let wanted = values.iter().filter_map(wanted_of_property).collect();
-    Ok(Test::Feature(property, Dependency { at: names.flag(key), wanted, is_not }))
+    Ok(Test::Property(Property { name: name.into(), of, filter }))
 }
 
 fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
     let id = field(raw, "value").and_then(id_text).ok_or(Unreadable)?;
     let is_not = match text(raw, "operator")? {
-        None | Some("exact" | "in") => false,
+        None | Some("in") => false,
         Some("not_in") => true,
+        // Also `exact`, by which the service finds nobody, and its libraries find the members.
         Some(_) => return Ok(Test::Unusable(Inconclusive::UnknownOperator)),
     };
     Ok(Test::Cohort { at: names.cohorts.get(id.as_str()).copied(), is_not })
@@ -122,19 +109,5 @@ fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
         // No flag is equal to anything else, says PostHog.
         _ => None,
     };
-    Ok(Test::Flag(Dependency { at: names.flag(&key), wanted: wanted.into_iter().collect(), is_not: false }))
-}
-
-/// Properties may have been written as text.
-fn wanted_of_property(value: &Value) -> Option<Wanted> {
-    match value {
-        Value::Bool(true) => Some(Wanted::On),
-        Value::Bool(false) => Some(Wanted::Off),
-        Value::String(text) => Some(match text.as_str() {
-            "true" => Wanted::On,
-            "false" => Wanted::Off,
-            variant => Wanted::Variant(variant.into()),
-        }),
-        _ => None,
-    }
+    Ok(Test::Flag(Dependency { at: names.flag(&key), wanted }))
 }

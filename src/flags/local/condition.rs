@@ -31,13 +31,6 @@ impl<'d> Pass<'d, '_> {
             Test::Cohort { at: None, .. } => Err(Inconclusive::UnknownCohort),
             Test::Cohort { at: Some(at), is_not } => Ok(self.is_member(*at)? != *is_not),
             Test::Flag(dependency) => self.dependency(dependency),
-            Test::Feature(property, dependency) => {
-                if self.context.person_properties.contains_key(&*property.name) {
-                    self.property(property)
-                } else {
-                    self.dependency(dependency)
-                }
-            }
             Test::Unusable(why) => Err(*why),
         }
     }
@@ -55,13 +48,13 @@ impl<'d> Pass<'d, '_> {
         filter.matches(property, || self.now())
     }
 
-    fn dependency(&mut self, Dependency { at, wanted, is_not }: &'d Dependency) -> Result<bool, Inconclusive> {
+    fn dependency(&mut self, Dependency { at, wanted }: &'d Dependency) -> Result<bool, Inconclusive> {
         let at = at.ok_or(Inconclusive::UnresolvedDependency)?;
         let value = self.flag(at).map_err(|why| match why {
             Inconclusive::TooDeep => why,
             _ => Inconclusive::UnresolvedDependency,
         })?;
-        Ok(wanted.iter().any(|wanted| is(value, wanted)) != *is_not)
+        Ok(wanted.as_ref().is_some_and(|wanted| is(value, wanted)))
     }
 
     fn is_member(&mut self, at: usize) -> Result<bool, Inconclusive> {
@@ -79,7 +72,6 @@ impl<'d> Pass<'d, '_> {
         is_member
     }
 
-    /// A group of nothing has everybody in it, say PostHog's own libraries of either kind.
     fn is_in(&mut self, group: &'d Group) -> Result<bool, Inconclusive> {
         let mut unknown = None;
         for entry in &group.entries {
@@ -93,7 +85,7 @@ impl<'d> Pass<'d, '_> {
                 Err(why) => unknown = unknown.or(Some(why)),
             }
         }
-        unknown.map_or(Ok(!group.is_any || group.entries.is_empty()), Err)
+        unknown.map_or(Ok(!group.is_any), Err)
     }
 }
 

@@ -49,7 +49,7 @@ fn members_of_a_cohort_are_whom_its_conditions_say() {
         (&either, json!({"team": "y", "plan": "free"}), OFF),
         (&nested, json!({"team": "x", "age": 7}), ON),
         (&nested, json!({"team": "x", "age": 8}), OFF),
-        (&json!({}), json!({}), ON),
+        (&json!({"type": "AND", "values": []}), json!({}), ON),
         (&json!({"properties": both}), json!({"plan": "pro", "team": "x"}), ON),
         (&json!([on("plan", json!("pro"))]), json!({"plan": "pro"}), ON),
     ] {
@@ -64,14 +64,35 @@ fn an_entry_of_a_cohort_may_be_negated_and_a_cohort_excluded() {
     let paying = cohort(json!({"type": "AND", "values": [free]}));
     assert_eq!(paying.evaluate("f", &person(json!({"plan": "pro"}))), ON);
     assert_eq!(paying.evaluate("f", &person(json!({"plan": "free"}))), OFF);
-    for (operator, expected) in
-        [("in", ON), ("exact", ON), ("not_in", OFF), ("near", Err(Inconclusive::UnknownOperator))]
-    {
+    let everybody = json!({"type": "AND", "values": []});
+    for (operator, expected) in [("in", ON), ("not_in", OFF), ("near", Err(Inconclusive::UnknownOperator))] {
         let mut member = in_cohort(json!("1"));
         member["operator"] = json!(operator);
-        let flags = parsed(&json!({"flags": [flag("f", json!([member]))], "cohorts": {"1": {}}}));
+        let flags = parsed(&json!({"flags": [flag("f", json!([member]))], "cohorts": {"1": everybody}}));
         assert_eq!(flags.evaluate("f", &person(json!({}))), expected, "{operator}");
     }
+}
+
+#[test]
+fn a_cohort_that_the_service_reads_otherwise_than_its_libraries_do_is_inconclusive() {
+    let nobody_or_everybody = json!({"type": "OR", "values": []});
+    for definition in [
+        json!({}),
+        json!({"properties": {}}),
+        nobody_or_everybody.clone(),
+        json!({"type": "AND", "values": [nobody_or_everybody]}),
+    ] {
+        assert_eq!(
+            cohort(definition.clone()).evaluate("f", &person(json!({}))),
+            Err(Inconclusive::Malformed),
+            "{definition}"
+        );
+    }
+    let mut member = in_cohort(json!(1));
+    member["operator"] = json!("exact");
+    let flags =
+        parsed(&json!({"flags": [flag("f", json!([member]))], "cohorts": {"1": {"type": "AND", "values": []}}}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(Inconclusive::UnknownOperator));
 }
 
 #[test]
@@ -81,7 +102,7 @@ fn a_cohort_that_is_not_known_makes_those_inconclusive_that_are_made_of_it() {
         parsed(&json!({"flags": [flag("f", json!([in_cohort(json!(1))]))], "cohorts": {"1": one, "2": other}}))
     };
     let pro = person(json!({"plan": "pro"}));
-    assert_eq!(flags(json!({})).evaluate("f", &pro), ON);
+    assert_eq!(flags(json!({"type": "AND", "values": []})).evaluate("f", &pro), ON);
     assert_eq!(
         flags(json!({"type": "AND", "values": [in_cohort(json!(3))]})).evaluate("f", &pro),
         Err(Inconclusive::UnknownCohort)
@@ -139,23 +160,14 @@ fn a_dependency_that_cannot_be_followed_is_inconclusive() {
 }
 
 #[test]
-fn the_older_form_of_a_dependency_is_a_property_with_the_name_of_the_flag() {
+fn a_property_that_is_named_like_a_flag_is_a_property_and_not_the_value_of_the_flag() {
     let base = json!({"key": "base", "active": true, "filters": {"groups": [{}]}});
-    let of = |operator: &str, value: Value| {
+    for (operator, value) in [("exact", json!(true)), ("is_not", json!("false"))] {
         let test = json!({"key": "$feature/base", "type": "person", "operator": operator, "value": value});
-        parsed(&json!({"flags": [base, flag("f", json!([test]))]}))
-    };
-    for (operator, value, expected) in [
-        ("exact", json!(true), ON),
-        ("exact", json!(["true"]), ON),
-        ("exact", json!("false"), OFF),
-        ("is_not", json!(false), ON),
-        ("icontains", json!("t"), Err(Inconclusive::MissingProperty)),
-    ] {
-        assert_eq!(of(operator, value.clone()).evaluate("f", &person(json!({}))), expected, "{operator} {value}");
+        let flags = parsed(&json!({"flags": [base, flag("f", json!([test]))]}));
+        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(Inconclusive::MissingProperty), "{operator}");
+        assert_eq!(flags.evaluate("f", &person(json!({"$feature/base": "true"}))), ON, "{operator}");
     }
-    let given = person(json!({"$feature/base": "false"}));
-    assert_eq!(of("exact", json!("true")).evaluate("f", &given), OFF, "what is given counts more");
 }
 
 #[test]
@@ -185,7 +197,7 @@ fn shared_dependencies_are_evaluated_once_however_many_ways_lead_to_them() {
         (id.to_string(), json!({"type": "AND", "values": [in_cohort(json!(id + 1)), in_cohort(json!(id + 1))]}))
     };
     let mut cohorts: serde_json::Map<_, _> = (0..30).map(cohort).collect();
-    cohorts.insert("30".into(), json!({}));
+    cohorts.insert("30".into(), json!({"type": "AND", "values": []}));
     let flags = parsed(&json!({"flags": list, "cohorts": cohorts}));
     assert_eq!(flags.evaluate("0", &person(json!({}))), ON);
     assert_eq!(flags.evaluate_all(&person(json!({})), None, 0).flags.len(), 61);
