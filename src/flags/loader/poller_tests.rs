@@ -69,10 +69,15 @@ async fn fdl_04_what_a_load_brings_that_is_older_than_a_reset_is_not_used_nor_an
     let (answer, asked) = oneshot::channel();
     rig.network.hold(asked);
     rig.then([tagged(304, "", "W/\"1\""), tagged(200, TWO, "W/\"2\"")]);
-    let loading = rig.ask();
+    let mut loading = rig.ask();
     sleep(secs(1)).await;
     rig.loader.forget();
+    let (answer_next, asked) = oneshot::channel();
+    rig.network.hold(asked);
     answer.send(()).unwrap();
+    sleep(secs(1)).await;
+    assert!(loading.try_recv().is_err() && rig.keys().is_none(), "that nothing has changed is no answer any more");
+    answer_next.send(()).unwrap();
     assert_eq!(loading.await.unwrap(), Ok(()));
     assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 3, Fresh));
 }
