@@ -154,13 +154,16 @@ fn part<'j, T: serde::Deserialize<'j>>(parts: &HashMap<String, &'j RawValue>, na
 
 /// The flags by key, each with its definition if that can be read; and the places in the list of those without a key.
 fn distinct(raw: &[&RawValue]) -> (Vec<(String, Option<Object>)>, Vec<String>) {
-    let mut flags: Vec<(String, Option<Object>)> = Vec::with_capacity(raw.len());
-    let mut places: HashMap<String, usize> = HashMap::with_capacity(raw.len());
+    let mut flags: Vec<(String, Option<Object>)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut without_key = Vec::new();
     for (place, raw) in raw.iter().enumerate() {
         let object = serde_json::from_str::<Object>(raw.get()).ok();
         let Some(key) = key_of(object.as_ref(), raw) else {
-            without_key.push(format!("#{place}"));
+            // A list of millions of zeros is no reason for as many names.
+            if without_key.len() < UNREADABLE_NAMES {
+                without_key.push(format!("#{place}"));
+            }
             continue;
         };
         match places.get(&key) {
