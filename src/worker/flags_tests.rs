@@ -14,6 +14,7 @@ use crate::config::{Config, FlagsProtocol};
 use crate::diagnostics::Diagnostic;
 use crate::flags::{Answer, Failure, Question};
 use crate::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
+use crate::transport::{Http, Method, Pending, Request};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -177,4 +178,28 @@ fn in_an_outage_few_wait_for_posthog_and_whoever_insists_finds_it_back() {
     assert!(scene.asked().is_err(), "nobody knows yet");
     assert_eq!(scene.asked_again().unwrap().flags["a"].value, true);
     assert_eq!(scene.asked().unwrap().flags["a"].value, true);
+}
+
+/// A network that has a defect where definitions are read.
+struct Panicking;
+
+impl Http for Panicking {
+    fn send(&self, request: Request) -> Pending {
+        assert_ne!(request.method, Method::Get, "a defect");
+        Box::pin(std::future::pending())
+    }
+}
+
+#[test]
+fn a_loader_that_panics_is_told_and_whoever_waits_for_it_hears_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::new("phc_flags").queue_dir(dir.path()).free_space_floor(0).secret_key("phs_test");
+    let client = Client::surrounded_by(config, |options| options.network = Some(Arc::new(Panicking))).unwrap();
+    let said = client.reload_flag_definitions().wait(LONG).unwrap();
+    assert!(said.is_err(), "{said:?}");
+    let told = client.diagnostics();
+    let is_told =
+        |told: &Diagnostic| matches!(told, Diagnostic::FlagDefinitionsUnavailable { why } if why.contains("panicked"));
+    assert!(told.iter().any(is_told), "{told:?}");
+    assert!(client.shutdown(Duration::ZERO).wait(LONG).is_ok(), "and the rest goes on");
 }

@@ -31,7 +31,7 @@ const ETAG_BYTES: usize = 1024;
 /// Loads definitions until it is told to stop, the first time at once.
 pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
     // Also where the runtime drops this task: who waits is told.
-    let _closing = Closing(Arc::clone(&loader));
+    let _closing = Closing { loader: Arc::clone(&loader), report: Arc::clone(&parts.report) };
     let mut poller = Poller::new(parts, &loader);
     loop {
         let loaded = tokio::select! {
@@ -52,11 +52,20 @@ pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
     poller.shut_down().await;
 }
 
-struct Closing(Arc<Loader>);
+struct Closing {
+    loader: Arc<Loader>,
+    report: Arc<dyn Fn(Notice) + Send + Sync>,
+}
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.close();
+        if std::thread::panicking() {
+            // A defect of ours. What is loaded goes on being used, and is said to be old.
+            self.loader.set_stale(true);
+            let why = "loading them panicked, please report this; they are loaded again by the next start".to_owned();
+            reentry::caught(|| (self.report)(Notice::Unavailable { why }));
+        }
+        self.loader.close();
     }
 }
 
