@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -256,7 +256,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(life: &str, sink: &Sink, queue: &Path) -> Result<Self, Box<dyn Error>> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = sink::command(std::env::current_exe()?);
         command.arg(life).arg(sink.url()).arg(queue).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().ok_or("the daemon has no stdin")?;

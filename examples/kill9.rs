@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdout, ExitCode, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -102,7 +102,7 @@ fn kill_repeatedly(sink: &Sink, queue: &Path) -> Result<HashSet<Uuid>, Box<dyn E
 
 /// Starts this program in another role.
 fn spawn(role: &str, sink: &Sink, queue: &Path) -> io::Result<(Child, ChildStdout)> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = sink::command(std::env::current_exe()?);
     let mut child = command.arg(role).arg(sink.url()).arg(queue).stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().ok_or_else(|| io::Error::other("the daemon has no stdout"))?;
     Ok((child, stdout))

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use posthog::{Config, Event};
@@ -110,7 +110,7 @@ fn supervise() -> Result<(), Box<dyn Error>> {
 
 /// Starts the daemon, shows what it has to say of its last life, and lets it come to its end.
 fn one_life(sink: &Sink, queue: &Path, end: &str, described: &str, expected: usize) -> Result<(), Box<dyn Error>> {
-    let mut daemon = Command::new(std::env::current_exe()?);
+    let mut daemon = sink::command(std::env::current_exe()?);
     daemon.args(["daemon", end, &sink.url()]).arg(queue).env_remove("RUST_BACKTRACE");
     let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let stdout = daemon.stdout.take().ok_or("the daemon has no stdout")?;

@@ -9,7 +9,7 @@ mod source;
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use source::{Source, Token, files, sources};
+use source::{Source, files, heads, sources};
 
 /// A module may use those with a lower number. Modules of the same number do not see each other.
 const FLOORS: &[(&str, u8)] = &[
@@ -65,9 +65,15 @@ const PACKAGES: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &["event", "record"];
 const IMPURE_STD: &[&str] = &["env", "fs", "net", "process", "thread"];
 
-/// Mappings; what a fork does to them; signal handlers; a test that forks.
-const UNSAFE_FILES: &[&str] =
-    &["src/crash/", "src/disk/fork.rs", "src/disk/map.rs", "tests/outside/process.rs", "crash-tests/src/bin/"];
+/// Mappings; what a fork does to them; signal handlers; a test that forks; what runs between a fork and an `exec`.
+const UNSAFE_FILES: &[&str] = &[
+    "src/crash/",
+    "src/disk/fork.rs",
+    "src/disk/map.rs",
+    "tests/outside/process.rs",
+    "tests/sink/src/child.rs",
+    "crash-tests/src/bin/",
+];
 
 const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 70;
@@ -149,30 +155,6 @@ fn named_modules(source: &Source) -> Vec<(String, usize)> {
         named.extend(heads(&tokens, at + 1).into_iter().map(|head| (head.text.clone(), head.line)));
     }
     named
-}
-
-/// The first segments of the use tree that begins at `at`: one, or one for each branch of a group.
-fn heads<'a>(tokens: &[&'a Token], at: usize) -> Vec<&'a Token> {
-    let Some(first) = tokens.get(at) else { return Vec::new() };
-    if first.text != "{" {
-        return vec![first];
-    }
-    let mut heads = Vec::new();
-    let mut depth = 0_usize;
-    for pair in tokens[at..].windows(2) {
-        match pair[0].text.as_str() {
-            "{" => depth += 1,
-            "}" => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            break;
-        }
-        if depth == 1 && matches!(pair[0].text.as_str(), "{" | ",") && pair[1].text != "}" {
-            heads.push(pair[1]);
-        }
-    }
-    heads
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! This program once more, in a role, so that it can be killed or measured from outside.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 /// A child that says on its standard output how far it is. Killed with SIGKILL when dropped.
@@ -15,7 +15,7 @@ pub(crate) struct Role {
 pub(crate) fn start(args: &[&str]) -> Role {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut child =
-        Command::new(program).arg("role").args(args).stdout(Stdio::piped()).spawn().expect("a child can be started");
+        sink::command(program).arg("role").args(args).stdout(Stdio::piped()).spawn().expect("a child can be started");
     let words = BufReader::new(child.stdout.take().expect("its output is a pipe"));
     Role { child, words }
 }

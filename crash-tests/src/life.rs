@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -92,7 +92,7 @@ struct Speech {
 
 impl Running {
     pub(crate) fn start(victim: &Path, orders: &Orders, life: &Life, trace: &Path) -> Result<Self, Failure> {
-        let mut command = Command::new(victim);
+        let mut command = sink::command(victim);
         command.args(orders.to_args()).env("POSTHOG_CRASH_TRACE", trace).env_remove("POSTHOG_CRASH_POINT");
         if let Some((point, nth)) = &life.die_at {
             command.env("POSTHOG_CRASH_POINT", format!("{point}:{nth}"));

@@ -1,7 +1,6 @@
 //! What a process says of its end reaches PostHog from the next start, and the end is the same as without the client.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
@@ -135,7 +134,7 @@ fn a_forked_child_is_told_as_one() {
 fn the_first_panic_costs_no_allocation_and_one_write_more_than_without_the_hook() {
     let stage = stage();
     let count = |with_client: bool| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_counting"));
+        let mut command = sink::command(env!("CARGO_BIN_EXE_counting"));
         if with_client {
             command.arg(stage.queue_dir()).arg(stage.sink.url());
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ const ENOUGH: Duration = Duration::from_secs(60);
 fn told() -> (Event, [i128; 2]) {
     let (sink, queue) = (Sink::start(), tempfile::tempdir().expect("a directory"));
     let start = |scenario: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dying"));
+        let mut command = sink::command(env!("CARGO_BIN_EXE_dying"));
         command.arg(scenario).arg(queue.path()).arg(sink.url()).stdin(Stdio::piped()).stderr(Stdio::null());
         command.spawn().expect("a process")
     };

@@ -251,3 +251,27 @@ impl<'ast> Visit<'ast> for Structure {
         visit::visit_local(self, local);
     }
 }
+
+/// The first segments of the use tree that begins at `at`: one, or one for each branch of a group.
+pub(crate) fn heads<'a>(tokens: &[&'a Token], at: usize) -> Vec<&'a Token> {
+    let Some(first) = tokens.get(at) else { return Vec::new() };
+    if first.text != "{" {
+        return vec![first];
+    }
+    let mut heads = Vec::new();
+    let mut depth = 0_usize;
+    for pair in tokens[at..].windows(2) {
+        match pair[0].text.as_str() {
+            "{" => depth += 1,
+            "}" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+        if depth == 1 && matches!(pair[0].text.as_str(), "{" | ",") && pair[1].text != "}" {
+            heads.push(pair[1]);
+        }
+    }
+    heads
+}

@@ -5,7 +5,7 @@
 
 use std::any::type_name;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use crate::stage::{PATIENCE, Place, Stage};
@@ -112,7 +112,7 @@ fn test_name<P>() -> String {
 
 fn play(name: &str, stage: &Stage, terms: &Terms) -> ExitStatus {
     let program = std::env::current_exe().unwrap();
-    let mut command = Command::new(if terms.as_first { "unshare".as_ref() } else { program.as_os_str() });
+    let mut command = sink::command(if terms.as_first { "unshare".as_ref() } else { program.as_os_str() });
     if terms.as_first {
         command.args(["--pid", "--fork"]).arg(program);
     }

@@ -68,7 +68,7 @@ impl Stage {
 
     /// How the process ends. Fails if it does not.
     pub fn run(&self, scenario: &str, with_client: bool) -> Result<Ending, String> {
-        let mut command = Command::new(&self.program);
+        let mut command = sink::command(&self.program);
         command.arg(scenario).current_dir(self.dir()).stdout(Stdio::null()).stderr(Stdio::null());
         if with_client {
             command.arg(self.queue_dir()).arg(self.sink.url());
@@ -86,7 +86,7 @@ impl Stage {
 
     /// The next start: it goes on until its standard input ends.
     pub fn reader(&self) -> Command {
-        let mut reader = Command::new(&self.program);
+        let mut reader = sink::command(&self.program);
         reader.arg("read").arg(self.queue_dir()).arg(self.sink.url()).current_dir(self.dir());
         reader.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         reader

@@ -36,7 +36,7 @@ impl Stage {
     }
 
     pub fn run(&self, scenario: &str, with_client: bool) -> Ending {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dying"));
+        let mut command = sink::command(env!("CARGO_BIN_EXE_dying"));
         command.arg(scenario).current_dir(self.dir.path()).stderr(Stdio::null());
         if with_client {
             command.arg(self.queue_dir()).arg(self.sink.url());
@@ -100,7 +100,7 @@ impl Stage {
 
     /// One of several kinds.
     pub fn reader_as(&self, kind: &str) -> Command {
-        let mut reader = Command::new(env!("CARGO_BIN_EXE_dying"));
+        let mut reader = sink::command(env!("CARGO_BIN_EXE_dying"));
         reader.arg(kind).arg(self.queue_dir()).arg(self.sink.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
         reader
     }

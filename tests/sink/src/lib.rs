@@ -23,11 +23,14 @@
 //! ([`State`]); [`Sink::stop`] and [`Sink::resume`] for an outage. A request is recorded before it is answered, and before
 //! [`Answer::delay`], so that a test can act while the client is still waiting.
 //!
+//! [`command`] starts a process with default signal dispositions, for those who play with the stand-in in a process of their own.
+//!
 //! Limits: HTTP/1 without TLS, one thread for all connections. Everything is kept in memory until [`Sink::clear`]. Where
 //! parsing would be the bottleneck, [`Sink::fast_mode`] counts events and keeps their uuids only. Nothing is printed.
 
 mod answer;
 mod batch;
+mod child;
 mod codec;
 mod flags;
 #[cfg(test)]
@@ -47,6 +50,7 @@ use uuid::Uuid;
 
 pub use answer::Answer;
 pub use batch::Event;
+pub use child::command;
 pub use codec::decode;
 pub use flags::FlagRoute;
 pub use state::{Request, State};

@@ -1,7 +1,7 @@
 //! A running adapter, and one test's view of it and of its server.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub(crate) struct Adapter {
 impl Adapter {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let queues = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_adapter"))
+        let mut child = sink::command(env!("CARGO_BIN_EXE_adapter"))
             .args(["--port", "0", "--queue-dir"])
             .arg(queues.path())
             .args(arguments)
