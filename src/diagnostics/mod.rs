@@ -179,7 +179,8 @@ pub enum Diagnostic {
         /// How many bytes.
         bytes: u64,
     },
-    /// A queue left by another process was left alone: it is of a newer format, or cannot be opened.
+    /// A queue is left alone, with the events in it: it is of a newer format, or cannot be had or opened. Another one is used, and this one
+    /// tried again later. Told once for each reason.
     ShardSkipped {
         /// Which.
         path: PathBuf,

@@ -63,7 +63,7 @@ impl fmt::Display for Diagnostic {
             Diagnostic::Ephemeral { path, what } => write!(f, "the queue directory {} is on {what}", path.display()),
             Diagnostic::StrandedQueue { path, owner, events, .. } => write_stranded(f, path, owner.as_ref(), *events),
             Diagnostic::ShardSkipped { path, why } => {
-                write!(f, "the queue in {} was left alone: {why}", path.display())
+                write!(f, "the queue in {} is left alone and its events stay there: {why}", path.display())
             }
             Diagnostic::LastWordsUnread { path, why } => write_unread(f, path.as_deref(), why),
             Diagnostic::SymbolsDistrusted => f.write_str(SYMBOLS_DISTRUSTED),

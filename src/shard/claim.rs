@@ -87,12 +87,42 @@ pub(crate) enum ClaimError {
         /// Where.
         path: PathBuf,
     },
+    /// One shard cannot be had, for a reason of its own: the others are as good as ever.
+    #[error("{source}")]
+    Shard {
+        /// Its number.
+        number: u32,
+        /// Why.
+        #[source]
+        source: Box<ClaimError>,
+    },
+}
+
+impl ClaimError {
+    /// Whether every other shard would fail in the same way: the disk is full or read-only, locks do not work, the process has no
+    /// descriptor left.
+    pub(super) fn concerns_all(&self) -> bool {
+        match self {
+            ClaimError::Io { source, .. } => is_of_the_machine(source),
+            ClaimError::NoLocks { .. } | ClaimError::TooMany { .. } => true,
+            ClaimError::Shard { .. } => false,
+        }
+    }
+}
+
+/// Whether an error says something about the disk or the process, and not about the file or directory that it was met at.
+pub(super) fn is_of_the_machine(error: &io::Error) -> bool {
+    use io::ErrorKind::{OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | OutOfMemory)
+        || matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE))
 }
 
 /// A shard directory that is ours while this lives.
 #[derive(Debug)]
 pub(crate) struct Claim {
     dir: PathBuf,
+    number: u32,
+    is_new: bool,
     /// Dropped first: the descriptor must still be open while it is on the list of those closed in children.
     _in_child: fork::CloseInChild,
     lock: DiskFile,
@@ -102,6 +132,16 @@ impl Claim {
     /// The shard's directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The shard's number.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether nobody had the shard before.
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Whether the directory still is where it was, with our lock in it.
@@ -120,25 +160,32 @@ impl Claim {
     }
 }
 
-/// Takes over the first shard that nobody has and that is none of `unusable`, or creates one where there is none.
+/// Takes over the first shard that nobody has and that is none of `unusable`, or creates one where there is none. One that exists and
+/// cannot be had is a [`ClaimError::Shard`]: the caller reports it, adds it to `unusable` and calls again.
 pub(crate) fn claim(disk: &Disk, project_dir: &Path, unusable: &[PathBuf]) -> Result<Claim, ClaimError> {
     disk.make_dir(project_dir).map_err(|source| failed(project_dir, source))?;
     let taken = shard_numbers(disk, project_dir)?;
     for number in taken.iter().filter(|number| !unusable.contains(&shard_dir(project_dir, **number))) {
-        if let Some(claim) = try_claim(disk, &shard_dir(project_dir, *number))? {
+        if let Some(claim) = try_existing(disk, project_dir, *number)? {
             return Ok(claim);
         }
     }
-    // Somebody may create the same one at the same time: then its lock decides, and we try the next.
+    // Somebody may create the same one at the same time: then its lock decides, or its owner, and we try the next.
     for number in (0..SHARDS_MAX).filter(|number| !taken.contains(number)) {
-        if let Some(claim) = try_claim(disk, &shard_dir(project_dir, number))? {
-            return Ok(claim);
+        let dir = shard_dir(project_dir, number);
+        match try_claim(disk, &dir, number) {
+            Ok(Some(claim)) => return Ok(Claim { is_new: true, ..claim }),
+            Ok(None) => {}
+            Err(ClaimError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied && disk.exists(&dir).unwrap_or(false) => {}
+            Err(error) => return Err(error),
         }
     }
     Err(ClaimError::TooMany { path: project_dir.to_path_buf() })
 }
 
-/// The shards of a project that nobody has right now, tried one after the other from `after` on.
+/// The shards of a project that nobody has right now, tried one after the other from `after` on. One that cannot be had is a
+/// [`ClaimError::Shard`]: the caller goes on after its number.
 pub(crate) fn claim_orphan(
     disk: &Disk,
     project_dir: &Path,
@@ -149,23 +196,35 @@ pub(crate) fn claim_orphan(
         if after.is_some_and(|after| number <= after) || !is_wanted(number) {
             continue;
         }
-        if let Some(claim) = try_claim(disk, &shard_dir(project_dir, number))? {
+        if let Some(claim) = try_existing(disk, project_dir, number)? {
             return Ok(Some((number, claim)));
         }
     }
     Ok(None)
 }
 
+/// Whether there is a shard that nobody has and that `is_wanted`. What cannot be had is stepped over.
+fn any_orphan(disk: &Disk, project_dir: &Path, is_wanted: &dyn Fn(u32) -> bool) -> bool {
+    let mut after = None;
+    loop {
+        match claim_orphan(disk, project_dir, after, is_wanted) {
+            Ok(found) => return found.is_some(),
+            Err(ClaimError::Shard { number, .. }) => after = Some(number),
+            Err(_) => return false,
+        }
+    }
+}
+
 /// Whether a lane has a shard that nobody has and that may hold events. Nothing is changed; a lock is held for a moment.
 pub(crate) fn has_orphan(disk: &Disk, lane_dir: &Path) -> bool {
     let may_hold_events = |number| !is_known_empty(disk, &shard_dir(lane_dir, number));
-    claim_orphan(disk, lane_dir, None, &may_hold_events).is_ok_and(|found| found.is_some())
+    any_orphan(disk, lane_dir, &may_hold_events)
 }
 
 /// Whether a lane has a shard that nobody has and that may hold dead letters. As [`has_orphan`].
 pub(crate) fn has_orphan_with_dead(disk: &Disk, lane_dir: &Path) -> bool {
     let may_hold_dead = |number| !is_known_without_dead(disk, &shard_dir(lane_dir, number));
-    claim_orphan(disk, lane_dir, None, &may_hold_dead).is_ok_and(|found| found.is_some())
+    any_orphan(disk, lane_dir, &may_hold_dead)
 }
 
 /// The numbers of a project's shards, lowest first.
@@ -190,7 +249,13 @@ fn parse_shard_name(name: &str) -> Option<u32> {
     (format!("shard-{number}") == name).then_some(number)
 }
 
-fn try_claim(disk: &Disk, dir: &Path) -> Result<Option<Claim>, ClaimError> {
+fn try_existing(disk: &Disk, project_dir: &Path, number: u32) -> Result<Option<Claim>, ClaimError> {
+    try_claim(disk, &shard_dir(project_dir, number), number).map_err(|error| {
+        if error.concerns_all() { error } else { ClaimError::Shard { number, source: Box::new(error) } }
+    })
+}
+
+fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, ClaimError> {
     disk.make_dir(dir).map_err(|source| failed(dir, source))?;
     let path = dir.join("lock");
     let open = || disk.open(&path, Open::EnsureExists).map_err(|source| failed(&path, source));
@@ -200,16 +265,16 @@ fn try_claim(disk: &Disk, dir: &Path) -> Result<Option<Claim>, ClaimError> {
     if !lock.try_lock().map_err(|source| unsupported(&path, source))? {
         return Ok(None);
     }
-    // Between opening and locking somebody may have removed or replaced the file: then the lock guards nothing.
-    let ours = lock.is_same_file().and_then(|same| Ok(same && lock.link_count()? == 1));
-    if !ours.map_err(|source| failed(&path, source))? {
+    // Between opening and locking somebody may have removed or replaced the file: then the lock guards nothing. Further names of the
+    // file, as backups by hard links make them, do not matter: whoever opens it by one of those meets the same lock.
+    if !lock.is_same_file().map_err(|source| failed(&path, source))? {
         return Ok(None);
     }
     // A file system that grants the same lock twice would let two processes write one journal.
     if open()?.try_lock().map_err(|source| unsupported(&path, source))? {
         return Err(ClaimError::NoLocks { path });
     }
-    Ok(Some(Claim { dir: dir.to_path_buf(), _in_child: in_child, lock }))
+    Ok(Some(Claim { dir: dir.to_path_buf(), number, is_new: false, _in_child: in_child, lock }))
 }
 
 fn unsupported(path: &Path, source: io::Error) -> ClaimError {
@@ -284,6 +349,48 @@ mod tests {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         assert!(shard_numbers(&Disk::default(), dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_shard_that_cannot_be_had_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::default();
+        let claims: Vec<_> = (0..4).map(|_| claim(&disk, dir.path(), &[]).unwrap()).collect();
+        drop(claims);
+        // A file in the place of a shard, and a link in the place of a lock: nobody can have either.
+        let lock = |number| shard_dir(dir.path(), number).join("lock");
+        std::fs::remove_dir_all(shard_dir(dir.path(), 0)).unwrap();
+        std::fs::write(shard_dir(dir.path(), 0), "a file").unwrap();
+        std::fs::remove_file(lock(1)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", lock(1)).unwrap();
+        let mut unusable = Vec::new();
+        let own = loop {
+            match claim(&disk, dir.path(), &unusable) {
+                Ok(claim) => break claim,
+                Err(ClaimError::Shard { number, .. }) => unusable.push(shard_dir(dir.path(), number)),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!((unusable.len(), own.dir()), (2, shard_dir(dir.path(), 2).as_path()));
+        assert!(has_orphan(&disk, dir.path()), "the last one is found behind the two");
+        let (number, _orphan) = claim_orphan(&disk, dir.path(), Some(1), &|_| true).unwrap().unwrap();
+        assert_eq!(number, 3);
+        let next = claim(&disk, dir.path(), &unusable).unwrap();
+        assert_eq!(next.dir(), shard_dir(dir.path(), 4), "a new one takes a number that nobody has");
+    }
+
+    #[test]
+    fn a_lock_that_a_backup_has_linked_is_the_same_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::default();
+        let first = claim(&disk, dir.path(), &[]).unwrap();
+        let (shard, backup) = (first.dir().to_path_buf(), dir.path().join("backup"));
+        std::fs::hard_link(shard.join("lock"), &backup).unwrap();
+        assert!(try_claim(&disk, &shard, 0).unwrap().is_none(), "it is held");
+        drop(first);
+        let again = claim(&disk, dir.path(), &[]).unwrap();
+        assert_eq!(again.dir(), shard);
+        assert!(!disk.open(&backup, Open::Existing).unwrap().try_lock().unwrap(), "by its other name, too");
     }
 
     #[test]

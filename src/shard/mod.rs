@@ -59,7 +59,7 @@ pub(crate) use evict::EvictUntil;
 #[cfg(test)]
 use life::Life;
 pub(crate) use life::Sign;
-pub(crate) use open::{Finding, Opened, is_newer};
+pub(crate) use open::{Finding, Opened, concerns_all_shards};
 pub(crate) use status::Predecessor;
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, is_known_empty, stranded};

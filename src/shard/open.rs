@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::carry::carry_into;
+use super::claim::is_of_the_machine;
 use super::status::{DEATHS_MAX, Phase, Predecessor, StatusPage};
 use super::{Access, Claim, LANE, Shard, ShardError, ShardOptions};
 use crate::clock::WallNanos;
 use crate::crash_point;
 use crate::disk::{Disk, up_to};
 use crate::journal::arena::HEADER_BYTES;
-use crate::journal::{ARENAS_MAX, Found, Journal, JournalOptions};
+use crate::journal::{ARENAS_MAX, Found, Journal, JournalError, JournalOptions};
 use crate::record::frame::FRAME_HEAD;
 use crate::store::{Changes, Identity, OpenReport, Store, StoreError, StoreOptions};
 
@@ -259,14 +260,17 @@ fn believable(claimed: u64, known: u64, arena_bytes: usize) -> u64 {
     if claimed.saturating_sub(known) > most { known } else { claimed.max(known) }
 }
 
-/// Whether a store error at open means "leave this shard alone" and not "cannot work".
-pub(crate) fn is_newer(error: &ShardError) -> bool {
-    matches!(
-        error,
-        ShardError::Newer { .. }
-            | ShardError::Store { source: StoreError::Newer { .. }, .. }
-            | ShardError::Journal(crate::journal::JournalError::Newer { .. })
-    )
+/// Whether an error at open says something about the disk or the process, so that another shard would fail as well.
+pub(crate) fn concerns_all_shards(error: &ShardError) -> bool {
+    match error {
+        ShardError::Claim(error) => error.concerns_all(),
+        ShardError::Io { source, .. }
+        | ShardError::Journal(JournalError::File { source, .. })
+        | ShardError::Store { source: StoreError::Io(source), .. } => is_of_the_machine(source),
+        ShardError::Store { source, .. } => matches!(source, StoreError::NoSpace(_) | StoreError::Forked),
+        ShardError::Journal(error) => matches!(error, JournalError::Memory { .. }),
+        ShardError::Newer { .. } => false,
+    }
 }
 
 #[cfg(test)]

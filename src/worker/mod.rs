@@ -82,7 +82,6 @@ mod tests;
 mod threads;
 mod verdicts;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -184,9 +183,7 @@ pub(crate) struct Pipeline {
     generation: u64,
     shard: Arc<Shard>,
     life: life::Life,
-    adopted: Mutex<Option<adoption::Adopted>>,
-    /// Shards, by project and number, that are left alone until then.
-    avoided: Mutex<HashMap<(usize, u32), Instant>>,
+    orphans: adoption::Orphans,
     admission: Admission,
     receipts: Receipts,
     bell: Bell,

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::admission::{Admission, memory_bound};
+use super::adoption::{Orphans, Skipped, reason};
 use super::bell::Bell;
 use super::committer::Committer;
 use super::flag_definitions::Definitions;
@@ -21,9 +22,13 @@ use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
 use crate::shard::{
-    Lane, Opened, Predecessor, Shard, ShardError, ShardOptions, Stranded, claim, has_orphan, is_newer, stranded,
+    ClaimError, Lane, Opened, Predecessor, Shard, ShardError, ShardOptions, Stranded, claim, concerns_all_shards,
+    has_orphan, shard_dir, stranded,
 };
 use crate::transport::{Http, Transport, TransportError};
+
+/// So many shards may fail to open before the disk is to blame for it: otherwise each start on a disk that fails would make one more.
+const UNOPENED_MAX: u32 = 16;
 
 /// Why nothing could be started.
 #[derive(Debug, thiserror::Error)]
@@ -136,8 +141,12 @@ fn committer_thread(options: WorkerOptions, network: Network, tell: &Tell) {
 /// Opens the queue; neither thread runs yet.
 pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<Pipeline>, StartError> {
     let now = options.clock.wall_nanos();
+    let mut skipped = Vec::new();
     let (Opened { shard, replayed, findings, before }, problem) = match open_shard(&options, now) {
-        Ok(opened) => (opened, None),
+        Ok((opened, passed)) => {
+            skipped = passed;
+            (opened, None)
+        }
         Err(error) if options.memory_fallback => {
             let shard = Shard::volatile(&options.disk, &options.shard_options())?;
             let before = Predecessor::default();
@@ -165,8 +174,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         generation: fork::generation(),
         life: Life::begin(&options, &shard, last_run),
         shard,
-        adopted: Mutex::new(None),
-        avoided: Mutex::default(),
+        orphans: Orphans::beside(skipped, options.clock.now()),
         admission: Admission::default(),
         receipts: Receipts::default(),
         bell: Bell::default(),
@@ -201,24 +209,38 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     Ok(pipeline)
 }
 
-/// Our own shard. One of a newer format is left as it is, for whoever is upgraded again; a process never fails for it.
-fn open_shard(options: &WorkerOptions, now: i64) -> Result<Opened, ShardError> {
+/// Our own shard: the first that can be had and opened. One that cannot is reported and left as it is, for whoever can: a process does
+/// not fail because of what another one left, be it of a newer format, damaged or another user's.
+fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Opened, Vec<Skipped>), ShardError> {
     let disk = &options.disk;
     disk.make_dir_durable(&options.queue_dir)
         .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
     let project_dir = options.project.lane_dir(&options.queue_dir, options.lane);
-    let mut newer = Vec::new();
+    let mut skipped: Vec<Skipped> = Vec::new();
+    let mut unopened = 0;
     loop {
-        let claim = claim(disk, &project_dir, &newer)?;
-        let dir = claim.dir().to_path_buf();
-        match Shard::open(disk, &options.shard_options(), claim, now) {
-            Ok(opened) => return Ok(opened),
-            Err(error) if is_newer(&error) => {
-                (options.report)(Notice::ShardSkipped { path: dir.clone(), why: error.to_string() });
-                newer.push(dir);
+        let unusable: Vec<_> = skipped.iter().map(|shard| shard_dir(&project_dir, shard.number)).collect();
+        let (number, error) = match claim(disk, &project_dir, &unusable) {
+            Ok(claim) => {
+                let (number, is_new) = (claim.number(), claim.is_new());
+                match Shard::open(disk, &options.shard_options(), claim, now) {
+                    Ok(opened) => return Ok((opened, skipped)),
+                    Err(error) if is_new || unopened >= UNOPENED_MAX => return Err(error),
+                    Err(error) => {
+                        unopened += 1;
+                        (number, error)
+                    }
+                }
             }
-            Err(error) => return Err(error),
+            Err(ClaimError::Shard { number, source }) => (number, (*source).into()),
+            Err(error) => return Err(error.into()),
+        };
+        if concerns_all_shards(&error) {
+            return Err(error);
         }
+        let why = reason(&error);
+        (options.report)(Notice::ShardSkipped { path: shard_dir(&project_dir, number), why: why.clone() });
+        skipped.push(Skipped { number, why });
     }
 }
 

@@ -85,3 +85,73 @@ fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
     let again: u32 = bench.read().iter().map(|(_, chunk)| chunk.count).sum();
     assert_eq!(again, 12, "it is found again, with everything in it");
 }
+
+fn is_skipped(notice: &Notice) -> bool {
+    matches!(notice, Notice::ShardSkipped { .. })
+}
+
+#[test]
+fn an_orphan_that_cannot_be_had_hides_no_other_and_is_reported_once() {
+    let fault = Fault::of(Op::Create, "shard-1/lock");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    leave_behind(&bench, &[12, 5]);
+    fault.arm(13);
+    look_for_orphans(&mut bench);
+    assert!(bench.heard(|notice| {
+        let Notice::ShardSkipped { path, why } = notice else { return false };
+        path.ends_with("shard-1") && why.contains("lock") && why.contains("Permission denied")
+    }));
+    let rows = bench.read();
+    assert_eq!(rows.iter().map(|(_, chunk)| chunk.count).collect::<Vec<_>>(), [5]);
+    bench.deliver(rows);
+    for _ in 0..3 {
+        bench.advance(Duration::from_secs(301));
+        look_for_orphans(&mut bench);
+    }
+    assert!(!bench.heard(is_skipped), "the same is not said again");
+    fault.arm(0);
+    bench.advance(Duration::from_secs(301));
+    look_for_orphans(&mut bench);
+    assert_eq!(bench.read().iter().map(|(_, chunk)| chunk.count).sum::<u32>(), 12);
+}
+
+#[test]
+fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
+    let first = bench(|_| ());
+    leave_behind(&first, &[12, 5, 7]);
+    let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
+    first.pipeline.shard.close();
+    // A file in the place of a directory, a directory in that of a file, and a lock that is somebody else's.
+    std::fs::remove_dir_all(shard_dir(&project_dir, 0)).unwrap();
+    std::fs::write(shard_dir(&project_dir, 0), "a file").unwrap();
+    std::fs::remove_file(shard_dir(&project_dir, 1).join("status")).unwrap();
+    std::fs::create_dir(shard_dir(&project_dir, 1).join("status")).unwrap();
+    let fault = Fault::of(Op::Create, "shard-2/lock");
+    fault.arm(13);
+    let mut next = bench_in(Arc::clone(&first.root), |options| {
+        options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
+    });
+    assert_eq!(next.pipeline.shard.dir(), &shard_dir(&project_dir, 3));
+    let skipped: Vec<_> = next.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
+    assert_eq!(skipped.len(), 3, "{skipped:?}");
+    assert_eq!(next.ledger().queued_events, 7, "what was in it is ours");
+    next.deliver(next.read());
+    next.advance(Duration::from_secs(1));
+    look_for_orphans(&mut next);
+    assert!(!next.heard(is_skipped), "they were reported at the start");
+}
+
+#[test]
+fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_shards() {
+    let first = bench(|_| ());
+    let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
+    first.pipeline.shard.close();
+    let mut options = first.pipeline.options.clone();
+    options.disk = Disk::gated(crate::disk::fail_when(|call, _| {
+        call.path.ends_with("status").then(|| Verdict::Fail(std::io::Error::from_raw_os_error(5)))
+    }));
+    for _ in 0..40 {
+        assert!(start::open(options.clone(), first.pipeline.network.clone()).is_err());
+    }
+    assert!(std::fs::read_dir(&project_dir).unwrap().count() < 20);
+}
