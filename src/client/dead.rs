@@ -10,7 +10,8 @@ use crate::record::{NoSymbols, View, json};
 use crate::store::DeadRecord;
 use crate::worker::{DeadLetterError, DeadOrder, Pending, Pipeline, both, pending, sum};
 
-/// An event that PostHog refused for good, and why. Kept in the queue's file; the newest 1000 of a queue are.
+/// An event that PostHog refused for good, and why. Kept in the queue's file: the newest 1000 of a queue, as far as they fit an eighth
+/// of [`Config::max_queue_bytes`](crate::Config::max_queue_bytes) (at least 1 MiB); the oldest go first.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
@@ -29,7 +30,7 @@ pub struct DeadLetter {
 }
 
 impl Client {
-    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`. Reads from the disk, and opens the
+    /// The dead letters of this queue, those of AI events included, oldest first, at most `limit`: so many are held in memory. Reads from the disk, and opens the
     /// queue of AI events where an earlier process has left some in that: not for a hot path. Empty when the client is disabled or closed, or the queue cannot be read.
     ///
     /// "This queue" is the one that the process got, see [`Stats`](crate::Stats): where several processes share a directory, each shows

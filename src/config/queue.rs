@@ -74,11 +74,13 @@ impl Config {
     /// default.
     ///
     /// The file `queue.redb` may take an eighth more, which is kept for exceptions and identity events; 1 MiB for what is not events; with
-    /// [`Overflow::DropOldest`] what is carried into it at once, one [`journal_bytes`](Self::journal_bytes) at most; and the dead letters
-    /// (the newest 1000). Its blocks on the disk (`du`, not `ls -l`) keep to that. In all, a process takes at most
+    /// [`Overflow::DropOldest`] what is carried into it at once, one [`journal_bytes`](Self::journal_bytes) at most; and for the dead
+    /// letters, which are kept as far as they fit an eighth of this bound (at least 1 MiB), twice their bytes. Its blocks on the disk
+    /// (`du`, not `ls -l`) keep to that. In all, a process takes at most
     ///
     /// ```text
     /// max_queue_bytes * 9/8 + 1 MiB     the queue's file
+    /// + max_queue_bytes / 4             the dead letters in it, at least 2 MiB
     /// + journal_bytes                   with Overflow::DropOldest
     /// + journal_bytes * 4               the journal; two of them unless there are bursts
     /// + 1 MiB                           the reserve, for deletes on a full disk

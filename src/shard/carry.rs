@@ -8,8 +8,11 @@ use crate::clock::WallNanos;
 use crate::journal::Sealed;
 use crate::journal::replay::Replay;
 use crate::store::{
-    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRecord, LedgerDelta, Read, Removal, StoreError,
+    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, LedgerDelta, Read, Removal, StoreError,
 };
+
+/// One read of dead records: what goes through them all needs memory for so many bytes of them.
+const DEAD_READ_BYTES: usize = 1024 * 1024;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,10 +62,10 @@ impl Shard {
         Ok(applied)
     }
 
-    /// Up to `limit` records that were refused for good, oldest first.
-    pub(crate) fn dead(&self, limit: usize) -> Result<Vec<DeadRecord>, ShardError> {
+    /// Records after `after` that were refused for good, oldest first, up to `limit` of them in [`DEAD_READ_BYTES`], and at least one.
+    pub(crate) fn dead(&self, after: Option<u64>, limit: usize) -> Result<DeadRead, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
-        Ok(store.dead(limit).map_err(|source| self.failed(source))?.records)
+        store.dead(after, limit, DEAD_READ_BYTES).map_err(|source| self.failed(source))
     }
 
     /// The sequence numbers of all of them, of those too that cannot be read.

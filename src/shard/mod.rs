@@ -85,6 +85,8 @@ pub(crate) struct ShardOptions {
     pub(crate) cache_bytes: usize,
     /// Room kept for deletes on a full disk.
     pub(crate) reserve_bytes: u64,
+    /// What the dead records may take.
+    pub(crate) dead_bytes: u64,
     /// It is opened beside one's own, because nobody else has it.
     pub(crate) adopts: bool,
 }

@@ -170,6 +170,7 @@ fn store_options(options: &ShardOptions, witness: Option<crate::store::Ledger>, 
         },
         cache_bytes: options.cache_bytes,
         reserve_bytes: options.reserve_bytes,
+        dead_bytes: options.dead_bytes,
         check_integrity,
         distrusted: false,
         witness,
@@ -287,6 +288,7 @@ mod tests {
             lock_wait: std::time::Duration::from_millis(20),
             cache_bytes: 256 * 1024,
             reserve_bytes: 0,
+            dead_bytes: 1 << 20,
             adopts: false,
         };
         let claim = claim(&Disk::default(), &queue_dir.join("project"), &[]).unwrap();

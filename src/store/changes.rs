@@ -63,7 +63,13 @@ impl Changes {
 }
 
 /// Makes the changes in one transaction. Returns the state as it then is.
-pub(super) fn commit(db: &Database, before: &State, changes: &Changes) -> Result<(State, Applied), StoreError> {
+/// The dead records then take no more than `dead_bytes`.
+pub(super) fn commit(
+    db: &Database,
+    before: &State,
+    changes: &Changes,
+    dead_bytes: u64,
+) -> Result<(State, Applied), StoreError> {
     let mut state = before.clone();
     advance_epochs(&mut state, &changes.journal_epochs)?;
     let mut applied = Applied::default();
@@ -87,19 +93,7 @@ pub(super) fn commit(db: &Database, before: &State, changes: &Changes) -> Result
             state.row_bytes = 0;
         }
     }
-    {
-        let mut dead = transaction.open_table(DEAD)?;
-        for record in &changes.bury {
-            dead.insert(record.seq.to_be_bytes().as_slice(), rows::dead_value(record).as_slice())?;
-        }
-        for seq in &changes.exhume {
-            dead.remove(seq.to_be_bytes().as_slice())?;
-        }
-        // The ledger goes on counting those that make room.
-        while dead.len()? > DEAD_MAX {
-            dead.pop_first()?;
-        }
-    }
+    state.dead_bytes = Some(change_dead(&mut transaction.open_table(DEAD)?, changes, state.dead_bytes, dead_bytes)?);
     if let Some(next_attempt) = changes.next_attempt {
         state.next_attempt = next_attempt;
     }
@@ -108,10 +102,43 @@ pub(super) fn commit(db: &Database, before: &State, changes: &Changes) -> Result
     Ok((state, applied))
 }
 
-/// Dead records kept; the oldest make room. Whoever wants them for longer reads them out.
-pub(crate) const DEAD_MAX: u64 = 1000;
+/// Dead records kept, if they take no more bytes than they may; the oldest make room. Whoever wants them for longer reads them out.
+const DEAD_MAX: u64 = 1000;
 
-type ChunkTable<'txn> = Table<'txn, &'static [u8], &'static [u8]>;
+/// Buries and exhumes. Returns the bytes of all dead rows, which were `known` before unless nobody had counted.
+fn change_dead(dead: &mut RowTable<'_>, changes: &Changes, known: Option<u64>, most: u64) -> Result<u64, StoreError> {
+    let mut bytes = match known {
+        Some(known) => known,
+        None => count_dead(dead)?,
+    };
+    for record in &changes.bury {
+        let value = rows::dead_value(record);
+        bytes = bytes.saturating_add(value.len() as u64);
+        let replaced = dead.insert(record.seq.to_be_bytes().as_slice(), value.as_slice())?;
+        bytes = bytes.saturating_sub(replaced.map_or(0, |row| row.value().len() as u64));
+    }
+    for seq in &changes.exhume {
+        let removed = dead.remove(seq.to_be_bytes().as_slice())?;
+        bytes = bytes.saturating_sub(removed.map_or(0, |row| row.value().len() as u64));
+    }
+    // The ledger goes on counting those that make room.
+    while dead.len()? > DEAD_MAX || (bytes > most && dead.len()? > 1) {
+        let removed = dead.pop_first()?;
+        bytes = bytes.saturating_sub(removed.map_or(0, |(_, row)| row.value().len() as u64));
+    }
+    Ok(if dead.is_empty()? { 0 } else { bytes })
+}
+
+/// Of a file that a version wrote which did not count.
+fn count_dead(dead: &RowTable<'_>) -> Result<u64, StoreError> {
+    let mut bytes: u64 = 0;
+    for row in dead.iter()? {
+        bytes = bytes.saturating_add(row?.1.value().len() as u64);
+    }
+    Ok(bytes)
+}
+
+type RowTable<'txn> = Table<'txn, &'static [u8], &'static [u8]>;
 
 fn advance_epochs(state: &mut State, epochs: &[(u8, u64)]) -> Result<(), StoreError> {
     for &(lane, given) in epochs {
@@ -124,7 +151,7 @@ fn advance_epochs(state: &mut State, epochs: &[(u8, u64)]) -> Result<(), StoreEr
     Ok(())
 }
 
-fn insert(table: &mut ChunkTable<'_>, chunk: &Chunk, state: &mut State) -> Result<(), StoreError> {
+fn insert(table: &mut RowTable<'_>, chunk: &Chunk, state: &mut State) -> Result<(), StoreError> {
     let (key, value) = (rows::chunk_key(chunk.key), rows::chunk_value(chunk));
     state.row_bytes = state.row_bytes.saturating_add(rows::page_bytes(value.len()));
     let ledger = &mut state.ledger;
@@ -140,7 +167,7 @@ fn insert(table: &mut ChunkTable<'_>, chunk: &Chunk, state: &mut State) -> Resul
 }
 
 fn remove(
-    table: &mut ChunkTable<'_>,
+    table: &mut RowTable<'_>,
     removal: &Removal,
     state: &mut State,
     applied: &mut Applied,
@@ -175,7 +202,7 @@ fn remove(
 }
 
 /// Events that the ledger counts as queued and no row but `unreadable` can have.
-fn unaccounted(table: &ChunkTable<'_>, unreadable: ChunkKey, state: &State) -> Result<u64, StoreError> {
+fn unaccounted(table: &RowTable<'_>, unreadable: ChunkKey, state: &State) -> Result<u64, StoreError> {
     let mut elsewhere: u64 = 0;
     for row in table.iter()? {
         let (key, value) = row?;

@@ -69,13 +69,16 @@ use registry::Registration;
 use reserve::Reserve;
 use rows::State;
 
-pub(crate) use changes::{Applied, Changes, DEAD_MAX, Removal};
+pub(crate) use changes::{Applied, Changes, Removal};
 pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
 pub(crate) use identify::identify;
 pub(crate) use ledger::{Ledger, LedgerDelta};
 pub(crate) use open::{OpenReport, StoreOptions};
 pub(crate) use reads::{DamagedRow, DeadRead, Read};
+#[cfg(test)]
+pub(crate) use upkeep::COMPACT_FROM;
+pub(crate) use upkeep::is_worth_compacting;
 
 /// A record that the server refused for good, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,7 +171,7 @@ impl Store {
 
     /// A store that lives and dies with the process, for a declared memory-only mode.
     pub(crate) fn volatile(options: &StoreOptions) -> Result<Self, StoreError> {
-        let opened = open::in_memory(options, State::default())?;
+        let opened = open::in_memory(options, State { dead_bytes: Some(0), ..State::default() })?;
         let writer = Writer { reserve: Reserve::none(), opened_at: 0 };
         Ok(Self::with(opened, None, options.clone(), writer, Condemned::default(), None))
     }
@@ -271,9 +274,9 @@ impl Store {
         self.with_database(|db| reads::oldest(db, lane))
     }
 
-    /// Up to `limit` dead records, oldest first.
-    pub(crate) fn dead(&self, limit: usize) -> Result<DeadRead, StoreError> {
-        self.with_database(|db| reads::dead(db, limit))
+    /// Dead records after `after`, oldest first, up to `limit` of them in `max_bytes`, and at least one.
+    pub(crate) fn dead(&self, after: Option<u64>, limit: usize, max_bytes: usize) -> Result<DeadRead, StoreError> {
+        self.with_database(|db| reads::dead(db, after, limit, max_bytes))
     }
 
     /// The sequence numbers of all dead records.
@@ -308,7 +311,8 @@ impl Store {
     /// Only under the writer's lock.
     fn commit(&self, changes: &Changes) -> Result<Applied, StoreError> {
         let before = self.committed().clone();
-        let (after, applied) = self.with_database(|db| changes::commit(db, &before, changes))?;
+        let (after, applied) =
+            self.with_database(|db| changes::commit(db, &before, changes, self.options.dead_bytes))?;
         *self.committed() = after;
         Ok(applied)
     }

@@ -28,6 +28,8 @@ pub(crate) struct StoreOptions {
     pub(crate) cache_bytes: usize,
     /// Size of the reserve that lets settlements through on a full disk; 0 for none.
     pub(crate) reserve_bytes: u64,
+    /// What the dead records may take, in bytes; the oldest make room. The last one stays, however large.
+    pub(crate) dead_bytes: u64,
     /// Verify every page first: after the previous owner died inside a call into the store.
     pub(crate) check_integrity: bool,
     /// Do not even try to open the file, but build a new one from its rows: whatever killed the previous owners there would kill

@@ -47,6 +47,8 @@ pub(crate) struct DeadRead {
     pub(crate) records: Vec<DeadRecord>,
     /// Rows that fail their checks.
     pub(crate) damaged: u64,
+    /// Where to read on; `None` if nothing was found.
+    pub(crate) last: Option<u64>,
 }
 
 pub(super) fn read(db: &Database, lane: u8, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
@@ -117,12 +119,19 @@ pub(super) fn oldest(db: &Database, lane: u8) -> Result<Option<(ChunkKey, WallNa
     Ok(None)
 }
 
-pub(super) fn dead(db: &Database, limit: usize) -> Result<DeadRead, StoreError> {
+pub(super) fn dead(db: &Database, after: Option<u64>, limit: usize, max_bytes: usize) -> Result<DeadRead, StoreError> {
     let table = db.begin_read()?.open_table(DEAD)?;
-    let mut read = DeadRead::default();
-    for row in table.iter()?.take(limit) {
+    let after = after.map(u64::to_be_bytes);
+    let from = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_slice()));
+    let (mut read, mut bytes) = (DeadRead::default(), 0_usize);
+    for row in table.range::<&[u8]>((from, Bound::Unbounded))?.take(limit) {
         let (key, value) = row?;
         let seq = key.value().first_chunk().map(|seq| u64::from_be_bytes(*seq));
+        bytes = bytes.saturating_add(value.value().len());
+        if read.last.is_some() && bytes > max_bytes {
+            break;
+        }
+        read.last = seq.or(read.last);
         match seq.and_then(|seq| rows::parse_dead(seq, value.value())) {
             Some(record) => read.records.push(record),
             None => read.damaged += 1,

@@ -32,6 +32,7 @@ pub(super) struct Totals {
     pub(super) events: u64,
     pub(super) bytes: u64,
     pub(super) page_bytes: u64,
+    pub(super) dead_bytes: u64,
     pub(super) highest_seq: u64,
 }
 
@@ -58,7 +59,8 @@ impl Rebuild {
 
     /// Adds a dead record.
     pub(super) fn bury(&mut self, dead: DeadRecord) -> Result<(), StoreError> {
-        let bytes = dead.body.len();
+        let bytes = rows::dead_len(&dead);
+        self.totals.dead_bytes = self.totals.dead_bytes.saturating_add(bytes as u64);
         self.totals.highest_seq = self.totals.highest_seq.max(dead.seq);
         self.dead.push(dead);
         self.made_heavier(bytes)
@@ -74,6 +76,7 @@ impl Rebuild {
         self.write_waiting()?;
         state.rows = self.totals.rows;
         state.row_bytes = self.totals.page_bytes;
+        state.dead_bytes = Some(self.totals.dead_bytes);
         let Self { db, file, .. } = self;
         guarded(|| {
             let transaction = tables::begin(&db)?;

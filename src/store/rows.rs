@@ -106,7 +106,7 @@ fn head_check(key: ChunkKey, head: &[u8]) -> u64 {
 /// `[version u8][lane u8][status u16][attempts u32][first i64][last i64][reason's length u16]...[check u64]`, see the order below.
 pub(super) fn dead_value(dead: &DeadRecord) -> Vec<u8> {
     let reason = at_most(&dead.reason, REASON_MAX).as_bytes();
-    let mut bytes = Vec::with_capacity(DEAD_FRAME + reason.len() + dead.body.len());
+    let mut bytes = Vec::with_capacity(dead_len(dead));
     bytes.extend_from_slice(&[VERSION, dead.lane]);
     bytes.extend_from_slice(&dead.status.to_le_bytes());
     bytes.extend_from_slice(&dead.attempts.to_le_bytes());
@@ -116,6 +116,11 @@ pub(super) fn dead_value(dead: &DeadRecord) -> Vec<u8> {
     bytes.extend_from_slice(reason);
     bytes.extend_from_slice(&dead.body);
     sealed(bytes)
+}
+
+/// Bytes of what [`dead_value`] makes.
+pub(super) fn dead_len(dead: &DeadRecord) -> usize {
+    DEAD_FRAME.saturating_add(at_most(&dead.reason, REASON_MAX).len()).saturating_add(dead.body.len())
 }
 
 /// Reads what [`dead_value`] wrote; `None` if it is damaged.
@@ -181,6 +186,8 @@ pub(super) struct State {
     pub(super) rows: u64,
     /// Bytes of the pages that the chunk rows take. In a row of its own: a file of an older version does not have it.
     pub(super) row_bytes: u64,
+    /// Bytes of the rows of dead records, beside `row_bytes`; `None` if nobody has counted.
+    pub(super) dead_bytes: Option<u64>,
     /// The newest epoch carried, by lane.
     pub(super) epochs: BTreeMap<u8, u64>,
     pub(super) next_attempt: Option<WallNanos>,
@@ -225,23 +232,25 @@ pub(super) fn parse_state(value: &[u8]) -> Option<State> {
         epochs.insert(lane, fields.u64()?);
     }
     let next_attempt = (has_next_attempt != 0).then_some(next_attempt);
-    (version == VERSION).then_some(State { ledger, rows, row_bytes: 0, epochs, next_attempt })
+    (version == VERSION).then_some(State { ledger, rows, row_bytes: 0, dead_bytes: None, epochs, next_attempt })
 }
 
-/// `[version u8][bytes u64][check of the state's row u64]...[check u64]`
-pub(super) fn pages_value(row_bytes: u64, state_value: &[u8]) -> Vec<u8> {
+/// `[version u8][bytes u64][check of the state's row u64]...[bytes of dead rows u64][check u64]`. A version that did not count the last
+/// of these leaves it out.
+pub(super) fn pages_value(row_bytes: u64, dead_bytes: Option<u64>, state_value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     bytes.extend_from_slice(&row_bytes.to_le_bytes());
     bytes.extend_from_slice(&xxh3_64(state_value).to_le_bytes());
+    bytes.extend(dead_bytes.into_iter().flat_map(u64::to_le_bytes));
     sealed(bytes)
 }
 
 /// Reads what [`pages_value`] wrote; `None` if it belongs to another state, because an older version has written since.
-pub(super) fn parse_pages(value: &[u8], state_value: &[u8]) -> Option<u64> {
+pub(super) fn parse_pages(value: &[u8], state_value: &[u8]) -> Option<(u64, Option<u64>)> {
     let mut fields = Fields(unsealed(value)?);
     let [version] = fields.take()?;
     let row_bytes = fields.u64()?;
-    (version == VERSION && fields.u64()? == xxh3_64(state_value)).then_some(row_bytes)
+    (version == VERSION && fields.u64()? == xxh3_64(state_value)).then(|| (row_bytes, fields.u64()))
 }
 
 /// `[version u8]`, whatever the owner wants to find again, `[check u64]`

@@ -26,7 +26,14 @@ fn identity() -> Identity {
 
 fn state() -> State {
     let ledger = Ledger { accepted: 9, delivered: 1, queued_events: 8, queued_bytes: 800, ..Ledger::default() };
-    State { ledger, rows: 2, row_bytes: 0, epochs: BTreeMap::from([(0, 4), (1, 3)]), next_attempt: Some(-1) }
+    State {
+        ledger,
+        rows: 2,
+        row_bytes: 0,
+        dead_bytes: None,
+        epochs: BTreeMap::from([(0, 4), (1, 3)]),
+        next_attempt: Some(-1),
+    }
 }
 
 /// Every value that is `bytes` with one bit changed.
@@ -92,8 +99,9 @@ fn rows_cut_anywhere_are_refused_without_a_panic() {
 #[test]
 fn what_the_rows_take_is_known_of_the_state_that_it_was_written_with_and_of_no_other() {
     let value = state_value(&state());
-    let pages = pages_value(65_536, &value);
-    assert_eq!(parse_pages(&pages, &value), Some(65_536));
+    let pages = pages_value(65_536, Some(77), &value);
+    assert_eq!(parse_pages(&pages, &value), Some((65_536, Some(77))));
+    assert_eq!(parse_pages(&pages_value(65_536, None, &value), &value), Some((65_536, None)), "an older version");
     assert_eq!(parse_pages(&pages, &state_value(&State { rows: 3, ..state() })), None);
     assert!((0..pages.len()).all(|cut| parse_pages(&pages[..cut], &value).is_none()));
 }

@@ -46,7 +46,7 @@ pub(super) fn write_state(transaction: &WriteTransaction, state: &State) -> Resu
     let mut meta = transaction.open_table(META)?;
     let value = rows::state_value(state);
     meta.insert(STATE_ROW, value.as_slice())?;
-    meta.insert(PAGES_ROW, rows::pages_value(state.row_bytes, &value).as_slice())?;
+    meta.insert(PAGES_ROW, rows::pages_value(state.row_bytes, state.dead_bytes, &value).as_slice())?;
     Ok(())
 }
 
@@ -79,7 +79,7 @@ pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> 
     let mut state = meta_row(&transaction, STATE_ROW, rows::parse_state)?;
     if let Some(state) = &mut state {
         let known = meta_row(&transaction, PAGES_ROW, |value| rows::parse_pages(value, &rows::state_value(state)))?;
-        state.row_bytes = known.unwrap_or_else(|| rows::page_bytes_at_most(state));
+        (state.row_bytes, state.dead_bytes) = known.unwrap_or_else(|| (rows::page_bytes_at_most(state), None));
     }
     Ok(Meta {
         schema: meta_row(&transaction, SCHEMA_ROW, rows::parse_schema)?,

@@ -8,13 +8,20 @@ use redb::{ReadableDatabase, ReadableTableMetadata};
 use super::guard::guarded;
 use super::place::Place;
 use super::rows::State;
-use super::tables::{self, DEAD, META};
+use super::tables::{self, META};
 use super::{Open, OpenReport, Store, StoreError, Writer, open};
 use crate::clock::WallNanos;
 use crate::crash_point;
 
-/// A file no larger than this beyond twice its content is not worth compacting.
-const SLACK_BYTES: u64 = 2 * 1024 * 1024;
+/// A file up to this size beyond four times its content is used again as it is. A compaction writes its content about three times, so
+/// this way it never writes more than what the file has grown by since the last one.
+pub(crate) const COMPACT_FROM: u64 = 4 * 1024 * 1024;
+
+/// Whether a file of that size is worth compacting to `live` bytes of content. Each commit writes the state of the allocator of the
+/// whole file, free pages included, so a file that has once been large makes all later commits dear.
+pub(crate) fn is_worth_compacting(file_bytes: u64, live: u64) -> bool {
+    file_bytes > live.saturating_mul(4).saturating_add(COMPACT_FROM)
+}
 
 impl Store {
     /// Closes the file and opens it again, as it is on the disk. A file that could not be synced is replaced by a copy; one that made
@@ -60,23 +67,19 @@ impl Store {
     }
 
     /// Gives free space back to the file system, if the content is small enough for that to be quick. Reads and transactions
-    /// wait meanwhile. `false` if there was nothing to be gained, or too much to be moved.
+    /// wait meanwhile: about half a second for a file of 1 GiB. `false` if there was little to be gained, too much to be moved, or no
+    /// room on the disk to move it.
     pub(crate) fn compact_if_small(&self, live_max: u64) -> Result<bool, StoreError> {
         self.check_process()?;
         let file_bytes = self.file_bytes()?;
-        let other_bytes = self.with_database(|db| {
-            let transaction = db.begin_read()?;
-            let mut bytes: u64 = 0;
-            for table in [DEAD, META] {
-                let stats = transaction.open_table(table)?.stats()?;
-                bytes = bytes.saturating_add(stats.stored_bytes()).saturating_add(stats.metadata_bytes());
-            }
-            Ok(bytes)
+        let meta_bytes = self.with_database(|db| {
+            let stats = db.begin_read()?.open_table(META)?.stats()?;
+            Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()))
         })?;
         let _writer = self.writer();
         let state = self.committed().clone();
-        let live = state.ledger.queued_bytes.saturating_add(other_bytes);
-        if live > live_max || file_bytes <= live.saturating_mul(2).saturating_add(SLACK_BYTES) {
+        let live = state.row_bytes.saturating_add(state.dead_bytes.unwrap_or(0)).saturating_add(meta_bytes);
+        if live > live_max || !is_worth_compacting(file_bytes, live) || !self.has_room_to_move(live) {
             return Ok(false);
         }
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
@@ -93,6 +96,12 @@ impl Store {
         compacted.inspect_err(|error| self.note(error))
     }
 
+    /// What is moved may come to lie where the file, which is sparse, has no blocks yet.
+    fn has_room_to_move(&self, live: u64) -> bool {
+        let free = self.place().and_then(|place| place.disk.free_bytes(&place.dir).ok());
+        free.is_none_or(|free| free >= live.saturating_mul(2))
+    }
+
     /// What the options said of the previous owner is settled; what this one has seen takes its place.
     fn as_known_by_now(&self, place: &Place) -> Place {
         let mut place = place.clone();
@@ -107,7 +116,7 @@ impl Store {
         let lost_events = state.ledger.queued_events;
         state.ledger.recount(0, 0, 0);
         state.rows = 0;
-        state.row_bytes = 0;
+        (state.row_bytes, state.dead_bytes) = (0, Some(0));
         let report = OpenReport { fresh: true, lost_events, ..OpenReport::default() };
         Ok((open::in_memory(&self.options, state)?, report))
     }

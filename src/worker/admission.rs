@@ -114,15 +114,26 @@ pub(super) struct Standing {
 /// the delivery), and so much for what is not rows.
 const FILE_SLACK: u64 = 1024 * 1024;
 
+/// Dead records may always take so much.
+const DEAD_BYTES_LEAST: u64 = 1024 * 1024;
+
 /// With less room than a row takes, nothing is hurried.
 const ROOM_BYTES_LEAST: u64 = 128 * 1024;
 
 impl Limits {
-    /// What the store's rows may take. A file does not shrink, and free room in it may be too scattered to be used: where it has
-    /// grown beyond its bound all the same, half of that has to do until it is compacted.
+    /// What dead records may take, beside what is queued: an eighth of its bound.
+    pub(super) fn dead_bytes(&self) -> u64 {
+        (self.queue_bytes / 8).max(DEAD_BYTES_LEAST)
+    }
+
+    /// What the store's rows may take. A file does not shrink by itself, and free room in it may be too scattered to be used: where it
+    /// has grown beyond its bound all the same, half of that has to do until it is compacted. Dead records have a bound of their own;
+    /// the pages that they take are twice as large at most.
     pub(super) fn row_bytes(&self, file_bytes: u64, arena_bytes: u64) -> u64 {
         let at_once = arena_bytes.min(self.queue_bytes);
-        let most = eighth_more(self.queue_bytes).saturating_add(at_once).saturating_add(FILE_SLACK);
+        let dead = self.dead_bytes().saturating_mul(2);
+        let most =
+            eighth_more(self.queue_bytes).saturating_add(at_once).saturating_add(dead).saturating_add(FILE_SLACK);
         if file_bytes > most { self.queue_bytes / 2 } else { self.queue_bytes }
     }
 
@@ -336,9 +347,9 @@ mod tests {
         assert_eq!(limits().standing(&full).level, Level::Full);
         assert_eq!(limits().standing(&Usage { row_bytes: 99 * MIB, ..full }).ordinary.bytes, MIB);
         assert_eq!(limits().standing(&Usage { row_bytes: 112 * MIB + MIB / 2, ..full }).level, Level::Packed);
-        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 121 * MIB, arena_bytes: 8 * MIB, ..Usage::default() };
+        let grown = Usage { row_bytes: 49 * MIB, file_bytes: 146 * MIB, arena_bytes: 8 * MIB, ..Usage::default() };
         assert_eq!(limits().standing(&grown).ordinary.bytes, 51 * MIB);
-        let grown = Usage { file_bytes: 121 * MIB, arena_bytes: 4 * MIB, ..grown };
+        let grown = Usage { file_bytes: 146 * MIB, arena_bytes: 4 * MIB, ..grown };
         assert_eq!(limits().standing(&grown).ordinary.bytes, MIB);
     }
 

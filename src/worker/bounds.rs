@@ -10,12 +10,10 @@ use super::{Notice, Overflow, Pipeline};
 use crate::delivery::ChunkRef;
 use crate::journal::Room;
 use crate::shard::EvictUntil;
-use crate::store::ChunkKey;
+use crate::store::{ChunkKey, is_worth_compacting};
 
 /// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
 const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
-/// A file up to this size is used again as it is.
-pub(super) const COMPACT_FROM: u64 = 4 * 1024 * 1024;
 /// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Compactions are at least so far apart.
@@ -63,16 +61,14 @@ impl Committer {
         }
     }
 
-    /// Gives the file's room back to the file system once everything was delivered: then hardly anything has to be moved. Not while
-    /// stopping, because it cannot be cut short.
-    pub(super) fn compact_if_drained(&mut self) {
+    /// Gives the file's room back to the file system once little of it is used, whether events go on coming or not. Not while stopping,
+    /// because it cannot be cut short.
+    pub(super) fn compact_if_mostly_free(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let shard = &pipeline.shard;
-        let is_drained =
-            shard.ledger().queued_events == 0 && shard.journal().uncarried().1 == 0 && pipeline.outbox.is_empty();
         let is_time = self.compacted_at.is_none_or(|last| self.now() >= last + COMPACT_SPACING);
         let may = self.stopping.is_none() && self.waiting.retry_at.is_none() && !shard.is_volatile();
-        if !(may && is_drained && is_time && shard.file_bytes() >= COMPACT_FROM) {
+        if !(may && is_time && is_worth_compacting(shard.file_bytes(), shard.row_bytes())) {
             return;
         }
         self.compacted_at = Some(self.now());

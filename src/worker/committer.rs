@@ -129,7 +129,7 @@ impl Committer {
             self.keep_bounds();
             // Whoever hears of the end of a flush finds it committed, and is not turned away for what it has sent.
             self.answer_flushes();
-            self.compact_if_drained();
+            self.compact_if_mostly_free();
         }
         if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
             self.pipeline.committed();

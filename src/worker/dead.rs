@@ -10,7 +10,7 @@ use super::Pipeline;
 use super::committer::Committer;
 use super::pending::{self, Pending, Promise, Unanswered};
 use crate::record::View;
-use crate::store::DEAD_MAX;
+use crate::store::DeadRecord;
 
 /// Why nothing was done about dead letters, or not all of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,8 +75,25 @@ impl Committer {
             // Not even begun: what could not be carried would be there twice.
             return Err(self.store_problem());
         }
-        let records = pipeline.shard.dead(DEAD_MAX as usize).map_err(|error| storage(&error))?;
-        let (mut queued, mut newest) = (Vec::new(), 0);
+        // What is refused meanwhile, perhaps one of these once more, is not meant.
+        let seqs = pipeline.shard.dead_seqs().map_err(|error| storage(&error))?;
+        let (mut total, mut after) = (0, None);
+        loop {
+            let read = pipeline.shard.dead(after, usize::MAX).map_err(|error| storage(&error))?;
+            after = read.last.filter(|last| Some(last) <= seqs.last());
+            let meant = read.records.into_iter().filter(|record| Some(&record.seq) <= seqs.last()).collect();
+            let (queued, is_full) = self.queue_again(meant)?;
+            total += self.exhume(queued)?;
+            if is_full || after.is_none() {
+                return Ok(total);
+            }
+        }
+    }
+
+    /// Queues these again and sees them into the store. Returns which were, and whether there was no room for more.
+    fn queue_again(&mut self, records: Vec<DeadRecord>) -> Result<(Vec<u64>, bool), DeadLetterError> {
+        let pipeline = Arc::clone(&self.pipeline);
+        let (mut queued, mut newest, mut is_full) = (Vec::new(), 0, false);
         for record in records {
             // What cannot be read cannot be sent either.
             let Ok(view) = View::parse(&record.body) else { continue };
@@ -91,7 +108,10 @@ impl Committer {
                 self.keep_bounds();
                 append()
             });
-            let Some(seq) = appended else { break };
+            let Some(seq) = appended else {
+                is_full = true;
+                break;
+            };
             queued.push(record.seq);
             newest = seq;
         }
@@ -99,7 +119,7 @@ impl Committer {
         if pipeline.shard.ledger().accepted < newest {
             return Err(self.store_problem());
         }
-        self.exhume(queued)
+        Ok((queued, is_full))
     }
 
     fn store_problem(&self) -> DeadLetterError {

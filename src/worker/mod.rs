@@ -19,7 +19,7 @@
 //! * *Settle* rides on a carry, and has a transaction of its own at the latest after `settle_interval`.
 //! * *Bounds* are looked at in each turn. The journal is told how much it may hold, so that nothing is accepted that the store will have
 //!   no room for; where the oldest make room, they do so before an arena is carried and, if that was not enough, after it.
-//! * *Compaction* is done once the queue has run empty and its file is large, at most once a minute, and not while stopping.
+//! * *Compaction* is done once little of a large file is used, also while events go on coming, at most once a minute, and not while stopping.
 //! * A step of the store that fails is tried again with growing delay; meanwhile the journal takes records until it is full, receipts
 //!   are still served by syncs, and `stats` says that storage is degraded.
 //! * Our threads block every signal but the synchronous faults, and are detached: a host that stops waits on an answer with a

@@ -75,6 +75,14 @@ impl Pipeline {
 
     /// Up to `limit` records that were refused for good, oldest first.
     pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
-        self.shard.dead(limit).unwrap_or_default()
+        let (mut records, mut after) = (Vec::new(), None);
+        while records.len() < limit
+            && let Ok(read) = self.shard.dead(after, limit - records.len())
+            && read.last.is_some()
+        {
+            after = read.last;
+            records.extend(read.records);
+        }
+        records
     }
 }

@@ -59,6 +59,7 @@ impl WorkerOptions {
             lock_wait: self.lock_wait,
             cache_bytes: self.cache_bytes,
             reserve_bytes: self.reserve_bytes,
+            dead_bytes: self.limits.dead_bytes(),
             adopts: false,
         }
     }

@@ -43,6 +43,7 @@ pub(super) fn options(queue_dir: &Path) -> ShardOptions {
         lock_wait: Duration::from_millis(20),
         cache_bytes: 1 << 20,
         reserve_bytes: 16 * 1024,
+        dead_bytes: 1 << 20,
         adopts: false,
     }
 }

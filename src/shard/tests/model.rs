@@ -197,7 +197,7 @@ impl Subject {
         let buried: BTreeMap<_, _> = shard
             .open_store()
             .unwrap()
-            .dead(usize::MAX)
+            .dead(None, usize::MAX, usize::MAX)
             .unwrap()
             .records
             .iter()

@@ -191,7 +191,7 @@ pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
         assert!(settled || there.contains_key(seq), "{at}: {seq} was confirmed and is gone; {ledger:?} {findings:?}");
     }
     look_at_ledger(at, facts, &ledger);
-    let dead = shard.open_store().unwrap().dead(usize::MAX).unwrap();
+    let dead = shard.open_store().unwrap().dead(None, usize::MAX, usize::MAX).unwrap();
     assert_eq!((dead.records.len() as u64, dead.damaged), (ledger.buried, 0), "{at}");
     if goes_on {
         go_on(shard, &disk, &queue_dir, &found);

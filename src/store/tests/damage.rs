@@ -274,7 +274,7 @@ fn what_is_still_queued_when_the_last_row_has_gone_is_damaged() {
     let ledger = Ledger { accepted: 7, queued_events: 7, queued_bytes: 700, ..Ledger::default() };
     let state = State { ledger, ..State::default() };
     let opened = open::in_memory(&options(), state.clone()).unwrap();
-    let (state, applied) = changes::commit(&opened.db, &state, &Changes::default()).unwrap();
+    let (state, applied) = changes::commit(&opened.db, &state, &Changes::default(), 0).unwrap();
     assert_eq!(state.ledger, Ledger { accepted: 7, damaged: 7, ..Ledger::default() });
     assert_eq!(applied.damaged_events, 7);
 }

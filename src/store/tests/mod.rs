@@ -23,6 +23,7 @@ pub(super) fn options() -> StoreOptions {
         identity,
         cache_bytes: 1 << 20,
         reserve_bytes: 0,
+        dead_bytes: 1 << 20,
         check_integrity: false,
         distrusted: false,
         witness: None,

@@ -32,7 +32,7 @@ fn a_queue_comes_back_after_it_was_closed() {
     assert_eq!((ledger.accepted, ledger.delivered, ledger.buried, ledger.queued_events), (10, 3, 1, 6));
     assert_eq!((store.journal_epoch(0), store.journal_epoch(1), store.next_attempt()), (1, 0, Some(77)));
     assert_eq!(store.identity(), &options().identity);
-    assert_eq!(store.dead(10).unwrap().records, [dead]);
+    assert_eq!(store.dead(None, 10, usize::MAX).unwrap().records, [dead]);
     let read = read_all(&store);
     assert_eq!(read.chunks, [chunk(0, 1, 10, 100).retain(|seq| seq > 4).unwrap()]);
     assert_eq!(store.oldest(0).unwrap(), Some((ChunkKey { lane: 0, first_seq: 5 }, 1)));
@@ -155,9 +155,12 @@ fn dead_records_are_kept_until_exhumed_and_counted_for_ever() {
     };
     let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep: None, delivered: 0, buried: 1, evicted: 0 };
     store.apply(&Changes { remove: vec![removal], bury: vec![dead], ..Changes::default() }).unwrap();
-    assert_eq!(store.dead(1).unwrap().records.len(), 1);
+    assert_eq!(store.dead(None, 1, usize::MAX).unwrap().records.len(), 1);
     store.apply(&Changes { exhume: vec![1], ..Changes::default() }).unwrap();
-    assert_eq!((store.dead(1).unwrap().records.len(), store.ledger().buried, store.ledger().imbalance()), (0, 1, 0));
+    assert_eq!(
+        (store.dead(None, 1, usize::MAX).unwrap().records.len(), store.ledger().buried, store.ledger().imbalance()),
+        (0, 1, 0)
+    );
 }
 
 #[test]
@@ -194,4 +197,45 @@ fn a_killed_owner_leaves_a_file_that_opens_without_repair() {
     assert!(!opens_only_after_a_repair(dir.path()));
     store.apply(&delivered(&chunk(0, 1, 10, 100))).unwrap();
     assert!(!opens_only_after_a_repair(dir.path()));
+}
+
+#[test]
+fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
+    let dir = scratch();
+    let dead = |seq: u64, bytes: usize| DeadRecord {
+        seq,
+        lane: 0,
+        status: 400,
+        reason: String::new(),
+        first_attempt: 0,
+        last_attempt: 0,
+        attempts: 1,
+        body: vec![1; bytes],
+    };
+    let bury = |store: &Store, bury: Vec<DeadRecord>| store.apply(&Changes { bury, ..Changes::default() }).unwrap();
+    let seqs = |store: &Store| store.dead_seqs().unwrap();
+    let bytes = |store: &Store| store.committed().dead_bytes;
+    let generous = StoreOptions { dead_bytes: u64::MAX, ..options() };
+    let (store, _) = Store::open(&Disk::default(), dir.path(), &generous, 0).unwrap();
+    bury(&store, (1..=30).map(|seq| dead(seq, 100_000)).collect());
+    assert_eq!((seqs(&store).len(), bytes(&store)), (30, Some(30 * 100_034)));
+    // As a version left it that did not count.
+    store.committed().dead_bytes = None;
+    store.apply(&carry(1, 1, 1)).unwrap();
+    assert_eq!(bytes(&store), Some(30 * 100_034));
+    drop(store);
+    let (store, _) = open_in(dir.path());
+    assert_eq!(bytes(&store), Some(30 * 100_034), "it is known to the next owner");
+    bury(&store, vec![dead(31, 100_000)]);
+    assert_eq!(seqs(&store), (22..=31).collect::<Vec<_>>());
+    // The same again takes no more room.
+    bury(&store, vec![dead(31, 100_000)]);
+    assert_eq!((seqs(&store).len(), bytes(&store)), (10, Some(10 * 100_034)));
+    store.apply(&Changes { exhume: vec![22, 23], ..Changes::default() }).unwrap();
+    assert_eq!(bytes(&store), Some(8 * 100_034));
+    bury(&store, vec![dead(32, 2 << 20)]);
+    assert_eq!(seqs(&store), [32], "one that is larger than that stays alone");
+    let first = store.dead(None, 9, 1).unwrap();
+    assert_eq!((first.records.len(), first.last), (1, Some(32)));
+    assert!(store.dead(first.last, 9, 1).unwrap().last.is_none());
 }

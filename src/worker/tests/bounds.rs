@@ -2,9 +2,23 @@
 
 use super::*;
 use crate::delivery::PaceState;
-use crate::worker::bounds::{COMPACT_FROM, COMPACT_SPACING};
+use crate::store::COMPACT_FROM;
+use crate::worker::bounds::COMPACT_SPACING;
 
 const DAY_NANOS: i64 = 86_400_000_000_000;
+
+/// Counts the bytes that are written to the store's file.
+#[derive(Debug, Default)]
+struct Written(AtomicU64);
+
+impl Gate for Written {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op == Op::Write && call.path.ends_with("queue.redb") {
+            self.0.fetch_add(call.len, Ordering::SeqCst);
+        }
+        Verdict::Go
+    }
+}
 
 fn aging() -> Bench {
     let mut bench = bench(|options| options.limits.queue_age = Some(HOUR));
@@ -230,4 +244,33 @@ fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
     bench.advance(Duration::from_secs(6));
     drain(&mut bench);
     assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM);
+}
+
+#[test]
+fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
+    const ROUNDS: u64 = 40;
+    let written = Arc::new(Written::default());
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&written) as Arc<dyn Gate>));
+    let mut sent = Vec::new();
+    // What came in the last round is under way when more comes, so the queue never runs empty. Returns the bytes written in a round.
+    let mut steady = |bench: &mut Bench| {
+        let before = written.0.load(Ordering::SeqCst);
+        for _ in 0..ROUNDS {
+            bench.append(20);
+            bench.advance(Duration::from_secs(2));
+            assert!(bench.ledger().queued_events > 0);
+            let next = bench.read();
+            bench.deliver(std::mem::replace(&mut sent, next));
+        }
+        (written.0.load(Ordering::SeqCst) - before) / ROUNDS
+    };
+    let usual = steady(&mut bench);
+    while bench.pipeline.shard.file_bytes() < 16 * COMPACT_FROM {
+        while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
+        bench.settle_down();
+    }
+    steady(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", bench.pipeline.shard.file_bytes());
+    let now = steady(&mut bench);
+    assert!(now < usual * 3 / 2, "{usual} bytes a round before the backlog, {now} after it");
 }

@@ -103,3 +103,62 @@ fn where_the_oldest_make_room_no_more_is_queued_again_than_there_is_room_for() {
     assert_eq!((bench.pipeline.dead(9).len(), ledger.queued_events, ledger.evicted), (1, 2, 0));
     assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
 }
+
+/// So many events are refused, with bodies of such a size.
+fn bury_many(bench: &mut Bench, count: usize, bytes: usize) {
+    let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
+    let event = Event::new("tick", "user_1").prop("filler", "x".repeat(bytes));
+    let body = event.finish(&stamp, bytes + 1024).unwrap().body().to_vec();
+    bench.append(count);
+    bench.advance(HOUR);
+    for (chunk, content) in bench.read() {
+        let dead = |seq| DeadRecord {
+            seq,
+            lane: 0,
+            status: 400,
+            reason: String::new(),
+            first_attempt: 1,
+            last_attempt: 2,
+            attempts: 1,
+            body: body.clone(),
+        };
+        let first = chunk.key.first_seq;
+        let buried = (first..first + u64::from(content.count)).map(dead).collect();
+        bench.pipeline.settle(Settlement { chunk, delivered: 0, buried, keep: None });
+    }
+    bench.advance(HOUR);
+}
+
+#[test]
+fn dead_letters_have_a_bound_of_their_own_and_no_queued_event_makes_room_for_them() {
+    const MIB: u64 = 1 << 20;
+    let mut bench = bench(|options| {
+        options.limits.queue_bytes = 4 * MIB;
+        options.limits.overflow = crate::worker::Overflow::DropOldest;
+    });
+    for _ in 0..3 {
+        bury_many(&mut bench, 400, 7000);
+    }
+    for _ in 0..700 {
+        assert!(bench.pipeline.append(&[7; 4500], 0).is_ok());
+        bench.settle_down();
+    }
+    bench.advance(HOUR);
+    let ledger = bench.ledger();
+    assert_eq!((ledger.evicted, ledger.queued_events, ledger.buried), (0, 700, 1200));
+    let dead = bench.pipeline.dead(usize::MAX);
+    let bytes: usize = dead.iter().map(|dead| dead.body.len()).sum();
+    assert!((900_000..MIB as usize).contains(&bytes), "{} dead letters of {bytes} bytes", dead.len());
+    assert_eq!(dead.last().unwrap().seq, 1200, "the newest are kept");
+}
+
+#[test]
+fn more_dead_letters_than_are_read_at_once_are_all_queued_again() {
+    let mut bench = bench(|_| ());
+    bury_many(&mut bench, 400, 7000);
+    let read = bench.pipeline.shard.dead(None, usize::MAX).unwrap().records;
+    assert!(read.iter().map(|dead| dead.body.len()).sum::<usize>() <= 1 << 20, "they are not all in memory at once");
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(400)));
+    bench.advance(HOUR);
+    assert_eq!((bench.pipeline.dead(9), bench.ledger().queued_events), (Vec::new(), 400));
+}
