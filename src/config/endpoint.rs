@@ -5,8 +5,16 @@ use crate::shard::Project;
 use crate::transport;
 
 /// Headers that the library sets itself, in lower case: a second one would make the request another one, or none.
-const OWN_HEADERS: [&str; 7] =
-    ["authorization", "connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"];
+const OWN_HEADERS: [&str; 8] = [
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+];
 /// So begin the headers by which PostHog knows a request.
 const OWN_PREFIX: &str = "posthog-";
 

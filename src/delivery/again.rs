@@ -78,6 +78,21 @@ impl Engine {
         self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false });
     }
 
+    /// PostHog has decided on each event, and the answer was cut after so many bytes: the same request would be answered at the same
+    /// length, so the events are sent again in smaller ones. (Those that PostHog has taken have the same uuids, and count once.)
+    pub(super) fn answered_at_length(&mut self, batch: Batch, ticket: Ticket, status: u16, read: usize) {
+        self.limits.shrink(batch.bytes);
+        let text = format!("PostHog's answer to {} event(s) has more than {read} bytes", batch.events);
+        if batch.events > 1 {
+            self.pace.answered(ticket);
+            self.state.last_error = Some(text + "; they are sent again in smaller requests");
+            let (first, second) = batch.halves(&mut self.intake.loaded);
+            return self.split.push([first, second]);
+        }
+        let notice = Notice::ServerFailed { status, text: text.clone() };
+        self.failed(batch, ticket, Failure { text, notice, retry_after: None, unreachable: false });
+    }
+
     fn sort(&self, batch: &Batch, results: &Results) -> Sorted {
         let mut sorted = Sorted::default();
         let is_heard = self.is_heard();

@@ -55,6 +55,7 @@ impl Engine {
             Outcome::Judged { results, retry_after } => {
                 self.judged(batch, ticket, response.status, &results, retry_after);
             }
+            Outcome::TooLong => self.answered_at_length(batch, ticket, response.status, response.body.len()),
             Outcome::Refused { status, reason, by_posthog } => self.refused(batch, ticket, status, &reason, by_posthog),
             Outcome::Paused { status, reason, by_posthog } => {
                 self.pause_reason = describe_pause(status, &reason, by_posthog);

@@ -311,6 +311,7 @@ impl Http for FakeEndpoint {
             reply
         };
         let under_way = UnderWay(self.clone());
+        let max_answer = request.max_answer;
         Box::pin(async move {
             tokio::time::sleep(reply.takes).await;
             drop(under_way);
@@ -323,7 +324,8 @@ impl Http for FakeEndpoint {
             Ok(Response {
                 status: reply.status,
                 retry_after: reply.retry_after.map(|secs| RetryAfter::In(Duration::from_secs(secs))),
-                body: reply.body.into_bytes(),
+                is_cut: reply.body.len() > max_answer,
+                body: reply.body.into_bytes().into_iter().take(max_answer).collect(),
                 ..Response::default()
             })
         })

@@ -47,6 +47,8 @@ pub(super) enum Outcome {
         /// When it wants to see again those that it could not take.
         retry_after: Option<RetryAfter>,
     },
+    /// PostHog has decided on each event, and it takes more bytes to say how than are read.
+    TooLong,
     /// The batch, or one event of it, is unacceptable.
     Refused {
         /// 400 or 413.
@@ -85,6 +87,7 @@ pub(super) fn judge(response: &Response, protocol: Protocol) -> Outcome {
     match status {
         200..=299 if protocol == Protocol::V1 => match json.as_ref().and_then(Results::parse) {
             Some(results) => Outcome::Judged { results, retry_after },
+            None if response.is_cut && begins_with_results(&response.body) => Outcome::TooLong,
             None => failed(),
         },
         200..=299 => match json.as_ref().filter(|body| is_acceptance(body)) {
@@ -116,6 +119,13 @@ fn is_acceptance(body: &Value) -> bool {
         _ => false,
     };
     status_is_good || body.get("results").is_some_and(Value::is_object)
+}
+
+/// Whether a body that was cut would have been an answer of V1. A portal's page may be as long, and is no reason for smaller requests.
+fn begins_with_results(body: &[u8]) -> bool {
+    let is_space = |byte: &&u8| byte.is_ascii_whitespace();
+    let mut said = body.iter().filter(|byte| !is_space(byte));
+    b"{\"results\":{".iter().all(|expected| said.next() == Some(expected))
 }
 
 /// PostHog's error objects have one of these members.
@@ -186,6 +196,7 @@ mod tests {
         match outcome {
             Outcome::Judged { .. } => "judged",
             Outcome::Delivered { .. } => "delivered",
+            Outcome::TooLong => "too long",
             Outcome::Refused { by_posthog: true, .. } => "refused",
             Outcome::Refused { by_posthog: false, .. } => "split",
             Outcome::Paused { .. } => "paused",
@@ -264,6 +275,17 @@ mod tests {
         ] {
             assert_eq!(kind(&answer(status, body, Protocol::V1)), expected, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn only_an_answer_of_v1_that_is_cut_is_too_long() {
+        let cut = |status, body: &str, protocol| {
+            kind(&judge(&Response { status, is_cut: true, body: body.into(), ..Response::default() }, protocol))
+        };
+        assert_eq!(cut(200, "{ \"results\":\n{\"0198c0de-", Protocol::V1), "too long");
+        assert_eq!(cut(200, "<html>..", Protocol::V1), "failed");
+        assert_eq!(cut(503, r#"{"results":{"#, Protocol::V1), "failed");
+        assert_eq!(cut(200, r#"{"results":{"#, Protocol::V0), "failed");
     }
 
     #[test]

@@ -10,8 +10,12 @@ use crate::clock::WallNanos;
 use crate::record::{LIB_NAME, LIB_VERSION};
 use crate::transport::{MAX_RESPONSE_BYTES, Request};
 
-/// V1 answers for each event; one with a reason of some length takes this much.
-const ANSWER_BYTES_PER_EVENT: usize = 512;
+/// So much of V1's answer is read: it has a verdict on each event, and a verdict may have details of some length. One event's may have
+/// the whole of the first number; an answer that is longer than all is asked for again in smaller requests.
+const V1_ANSWER_BYTES: usize = 256 * 1024;
+const V1_ANSWER_BYTES_PER_EVENT: usize = 2048;
+/// Requests of a hundred thousand events included, whose verdicts take some sixty bytes each where nothing is said beside.
+const V1_ANSWER_BYTES_MOST: usize = 8 * 1024 * 1024;
 
 /// One request through all its attempts, which V1 knows it by. Lost with the process: a request after a restart is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +88,8 @@ impl DeliveryOptions {
                     // The server moves every event by what this differs from its own time.
                     ("posthog-request-timestamp", utc(now).to_string()),
                 ]);
-                max_answer = max_answer.saturating_add(body.events.saturating_mul(ANSWER_BYTES_PER_EVENT));
+                let verdicts = body.events.saturating_mul(V1_ANSWER_BYTES_PER_EVENT);
+                max_answer = V1_ANSWER_BYTES.saturating_add(verdicts).min(V1_ANSWER_BYTES_MOST);
             }
         }
         Request { url, headers, body: body.bytes, max_answer, ..Request::default() }

@@ -148,6 +148,25 @@ async fn what_is_no_answer_of_v1_decides_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_is_longer_than_is_read_is_asked_for_again_in_smaller_requests() {
+    // So many verdicts with details of so many bytes; in the end one whose verdict alone is longer than all that is read.
+    for (events, details, fits) in [(1000, 700, true), (200, 5_000, true), (20, 60_000, true), (2, 300_000, false)] {
+        let details = format!("warning:{}", "x".repeat(details));
+        let rig = start(queue_of(2, events / 2), move |seen| Reply::results(seen, &[&details]));
+        if fits {
+            rig.drained().await;
+            assert_eq!((rig.queue.delivered(), rig.buried().len()), (events, 0));
+            assert!(rig.endpoint.seen().last().unwrap().at < Duration::from_secs(5), "without a backoff");
+        } else {
+            rig.until(|rig| rig.endpoint.seen().last().is_some_and(|seen| seen.events.len() == 1)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let error = rig.handle.state().last_error.unwrap();
+            assert!(error.contains("answer to 1 event(s) has more than 264192 bytes"), "{error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
     let mut answers = 0;
     let rig = Rig::with(

@@ -5,7 +5,7 @@ use std::io;
 
 type Source = Box<dyn Error + Send + Sync>;
 
-/// Why there is no answer, or no transport. The first five are of a request, and each of them may pass.
+/// Why there is no answer, or no transport. The first six are of a request, and each of them may pass.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransportError {
     /// No connection.
@@ -23,6 +23,17 @@ pub(crate) enum TransportError {
     /// The connection broke, or the answer is not HTTP.
     #[error("the request failed on its way")]
     Other(#[source] Source),
+    /// A success in an encoding that is not to be had or damaged: what was said is not known.
+    #[error(
+        "the answer has Content-Encoding {encoding:?}, {problem}; a proxy or load balancer before the host must pass answers on \
+         as PostHog sends them"
+    )]
+    Encoding {
+        /// Its name.
+        encoding: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The configured proxy cannot be used.
     #[error("the configured proxy is not usable: {reason}")]
     BadProxy {
@@ -82,7 +93,7 @@ impl TransportError {
     }
 }
 
-fn in_chain(error: &(dyn Error + 'static), wanted: &dyn Fn(&(dyn Error + 'static)) -> bool) -> bool {
+pub(super) fn in_chain(error: &(dyn Error + 'static), wanted: &dyn Fn(&(dyn Error + 'static)) -> bool) -> bool {
     if wanted(error) {
         return true;
     }

@@ -15,14 +15,21 @@
 //! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
 //! * **Names are looked up** on a thread for each lookup, a bounded number of them, for the runtime's own way panics where there are
 //!   no threads to be had.
-//! * **Answers are bounded:** so much of a body is read as the request says (64 KiB, mostly), the rest is cut; compressed answers are not asked for.
+//! * **Answers are bounded:** so much of a body is read as the request says (64 KiB, mostly), the rest is cut. Encoded answers are not
+//!   asked for (`Accept-Encoding: identity`); gzip and deflate are decoded all the same, within the same bound, because servers and
+//!   proxies send them unasked. A success in another encoding is an error that names it.
+//! * **A connection that died while it was idle is no failure:** a request that finds it dead before the answer begins is sent once
+//!   more, at once and over new connections, within the same request timeout. On a new connection nothing is sent twice.
 //! * **An idle transport sleeps.** Unused connections are closed after 30 s, before a NAT on the way would forget them; with the
 //!   last of them the only timer ends.
 //! * `Retry-After` is read leniently: seconds (a fraction is rounded up) or an HTTP date; anything else is as if it was absent.
 //! * Text of errors and warnings never contains a proxy's password, nor a request's URL.
 
+mod encoding;
 mod error;
+mod exchange;
 mod host;
+mod pool;
 mod proxy;
 mod resolve;
 mod retry_after;
@@ -37,18 +44,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 
 pub(crate) use error::TransportError;
 pub(crate) use host::normalise_host;
+use pool::{Pool, Settings};
 pub(crate) use proxy::Proxy;
 pub(crate) use retry_after::RetryAfter;
 
 /// At most so much of a plain answer's body is read.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Shorter than the 60 s after which load balancers commonly close idle connections, so that a reused one is rarely a dead one.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to reach the network.
 #[derive(Clone, Debug)]
@@ -152,16 +157,7 @@ pub(crate) trait Http: Send + Sync {
 /// Sends requests over the network. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub(crate) struct Transport {
-    client: reqwest::Client,
-    settings: Arc<Settings>,
-}
-
-/// All that was read from options and environment, so that a client can be built again without them.
-struct Settings {
-    options: TransportOptions,
-    headers: HeaderMap,
-    proxies: Vec<reqwest::Proxy>,
-    roots: Arc<RootCertStore>,
+    pool: Arc<Pool>,
 }
 
 impl Transport {
@@ -182,21 +178,19 @@ impl Transport {
             warnings.push(Warning::NoCertificates);
         }
         let headers = header_map(&options.headers)?;
-        let settings = Arc::new(Settings { options, headers, proxies, roots: Arc::new(roots) });
-        Ok((Self { client: client(&settings)?, settings }, warnings))
+        let settings = Settings { options, headers, proxies, roots: Arc::new(roots) };
+        Ok((Self { pool: Arc::new(Pool::new(Arc::new(settings))?) }, warnings))
     }
 
     /// The same settings without the connections: for a forked child, which must not write into its parent's sockets.
     pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
-        Ok(Self { client: client(&self.settings)?, settings: Arc::clone(&self.settings) })
+        Ok(Self { pool: Arc::new(self.pool.apart()?) })
     }
 }
 
 impl Http for Transport {
     fn send(&self, request: Request) -> Pending {
-        // A request keeps a handle of the pool only, never of the transport.
-        let client = self.client.clone();
-        Box::pin(async move { exchange(client, request).await.map_err(TransportError::of_request) })
+        Box::pin(exchange::exchange(Arc::clone(&self.pool), request))
     }
 }
 
@@ -204,37 +198,9 @@ impl Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Neither proxies (passwords) nor headers (keys) are shown.
         f.debug_struct("Transport")
-            .field("request_timeout", &self.settings.options.request_timeout)
+            .field("request_timeout", &self.pool.settings().options.request_timeout)
             .finish_non_exhaustive()
     }
-}
-
-async fn exchange(client: reqwest::Client, request: Request) -> Result<Response, reqwest::Error> {
-    let mut builder = match request.method {
-        Method::Post => client.post(&*request.url).body(request.body),
-        Method::Get => client.get(&*request.url),
-    };
-    for (name, value) in request.headers {
-        builder = builder.header(name, value);
-    }
-    let mut answer = builder.send().await?;
-    let text = |name: HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
-    let mut response = Response {
-        status: answer.status().as_u16(),
-        retry_after: text(reqwest::header::RETRY_AFTER).and_then(RetryAfter::parse),
-        etag: text(reqwest::header::ETAG).map(str::to_owned),
-        is_cut: false,
-        body: Vec::new(),
-    };
-    while let Some(part) = answer.chunk().await? {
-        let room = request.max_answer.saturating_sub(response.body.len());
-        response.body.extend(part.iter().take(room));
-        if part.len() > room {
-            response.is_cut = true;
-            break;
-        }
-    }
-    Ok(response)
 }
 
 fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError> {
@@ -246,26 +212,4 @@ fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError>
         map.append(key, text);
     }
     Ok(map)
-}
-
-fn client(settings: &Settings) -> Result<reqwest::Client, TransportError> {
-    let options = &settings.options;
-    let mut builder = reqwest::Client::builder()
-        // Session tickets are shared mutable state: each client gets a TLS configuration of its own.
-        .tls_backend_preconfigured(tls::client_config(&settings.roots)?)
-        .timeout(options.request_timeout)
-        .connect_timeout(options.connect_timeout)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .tcp_nodelay(true)
-        .dns_resolver(resolve::SystemResolver::default())
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .user_agent(options.user_agent.as_str())
-        .default_headers(settings.headers.clone())
-        // reqwest's own reading of the environment is switched off: it is silent about mistakes.
-        .no_proxy();
-    for proxy in &settings.proxies {
-        builder = builder.proxy(proxy.clone());
-    }
-    builder.build().map_err(|source| TransportError::Setup(source.into()))
 }

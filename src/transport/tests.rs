@@ -1,5 +1,6 @@
 //! Real sockets, real TLS with a private authority.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -60,7 +61,7 @@ async fn exchange(transport: &Transport, answer: &[u8]) -> (Result<Response, Tra
 }
 
 #[tokio::test]
-async fn a_request_carries_the_configured_headers_and_asks_for_no_compression() {
+async fn a_request_carries_the_configured_headers_and_asks_for_no_encoding() {
     let (response, seen) = exchange(
         &transport(options()),
         b"HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\nbusy",
@@ -72,7 +73,104 @@ async fn a_request_carries_the_configured_headers_and_asks_for_no_compression() 
     let seen = seen.to_lowercase();
     assert!(seen.starts_with("post /batch/ http/1.1\r\n"));
     assert!(seen.contains("user-agent: posthog-durable/0.0.0\r\n") && seen.contains("x-extra: yes\r\n"));
-    assert!(!seen.contains("accept-encoding"));
+    assert!(seen.contains("accept-encoding: identity\r\n"));
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn encoded(status: u16, encoding: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-encoding: {encoding}\r\nretry-after: 7\r\ncontent-length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+#[tokio::test]
+async fn an_answer_that_is_encoded_unasked_is_decoded_within_its_bound_or_its_encoding_is_named() {
+    let transport = transport(options());
+    let send =
+        async |status, encoding: &str, body: &[u8]| exchange(&transport, &encoded(status, encoding, body)).await.0;
+    let good = send(200, "gzip", &gzip(br#"{"status":1}"#)).await.unwrap();
+    assert_eq!((good.body.as_slice(), good.is_cut), (&br#"{"status":1}"#[..], false));
+    let long = send(200, "gzip", &gzip(&vec![b'x'; 3 * MAX_RESPONSE_BYTES])).await.unwrap();
+    assert_eq!((long.body.len(), long.is_cut), (MAX_RESPONSE_BYTES, true));
+    let odd = send(200, "br", b"odd").await.unwrap_err().describe();
+    assert!(odd.contains(r#"Content-Encoding "br", which was not asked for"#), "{odd}");
+    let damaged = send(200, "gzip", br#"{"status":1}"#).await.unwrap_err().describe();
+    assert!(damaged.contains(r#"Content-Encoding "gzip", but its body is damaged"#), "{damaged}");
+    // A failure is one whatever its words are, and says when to come back.
+    let busy = send(503, "br", b"odd").await.unwrap();
+    assert_eq!((busy.status, busy.retry_after), (503, Some(RetryAfter::In(Duration::from_secs(7)))));
+    assert!(busy.body.is_empty());
+}
+
+/// Answers so many requests on one connection and then does to it what is said; the same with the next connection.
+fn keep_alive(turns: &'static [(usize, End)]) -> (SocketAddr, std::thread::JoinHandle<usize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move || {
+        let mut requests = 0;
+        for &(answers, end) in turns {
+            let mut stream = listener.accept().unwrap().0;
+            for _ in 0..answers {
+                requests += read_request(&mut stream);
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+            }
+            // Only what is found out while the next request is on its way is a matter of the request.
+            requests += read_request(&mut stream);
+            match end {
+                End::Close => {}
+                End::Garbage => drop(stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n")),
+                End::Silence => std::thread::sleep(Duration::from_secs(2)),
+            }
+        }
+        requests
+    };
+    (address, std::thread::spawn(serve))
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Close,
+    Garbage,
+    Silence,
+}
+
+fn read_request(stream: &mut std::net::TcpStream) -> usize {
+    let (mut seen, mut part) = (Vec::new(), [0; 1024]);
+    while !seen.ends_with(b"\r\n\r\n{}") {
+        match stream.read(&mut part).unwrap_or(0) {
+            0 => return 0,
+            count => seen.extend_from_slice(&part[..count]),
+        }
+    }
+    1
+}
+
+#[tokio::test]
+async fn a_connection_that_died_while_it_was_idle_costs_no_request_and_a_new_one_is_never_used_twice() {
+    let timeout = Duration::from_secs(1);
+    let send = async |turns, requests: &[bool]| {
+        let (address, server) = keep_alive(turns);
+        let transport = transport(TransportOptions { request_timeout: timeout, ..options() });
+        for (number, is_good) in requests.iter().enumerate() {
+            let result = transport.send(request(&format!("http://{address}/"))).await;
+            assert_eq!(result.is_ok(), *is_good, "request {number}: {result:?}");
+        }
+        drop(transport);
+        // On another thread: this one has the connections to close.
+        tokio::task::spawn_blocking(move || server.join().unwrap()).await.unwrap()
+    };
+    assert_eq!(send(&[(1, End::Close), (1, End::Close)], &[true, true]).await, 3, "the second request was sent twice");
+    assert_eq!(send(&[(2, End::Close), (0, End::Close)], &[true, true, false]).await, 4, "and never a third time");
+    assert_eq!(send(&[(0, End::Close)], &[false]).await, 1, "a new connection");
+    assert_eq!(send(&[(1, End::Garbage)], &[true, false]).await, 2, "that is an answer");
+    assert_eq!(send(&[(1, End::Silence)], &[true, false]).await, 2, "a timeout is none of a connection that died");
 }
 
 #[tokio::test]
