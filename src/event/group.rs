@@ -8,7 +8,7 @@ use super::edit::{as_map, ranges_of};
 use crate::limits::{NAME_KEPT, beginning};
 use crate::record::decode::{Reader, Token, text};
 use crate::record::serialize::append_entry;
-use crate::record::{Entries, Pairs, Unencodable};
+use crate::record::{Entries, NUMBER_EXT, Pairs, Unencodable};
 
 impl Event {
     /// Says which group of this type the event belongs to, by the group's key: a string or a number. The last key of a type counts.
@@ -75,6 +75,7 @@ pub(super) fn key_text(key: &impl Serialize) -> Result<String, Unencodable> {
         Token::Signed(key) => Ok(key.to_string()),
         Token::F32(key) => Ok(key.to_string()),
         Token::F64(key) => Ok(key.to_string()),
+        Token::Ext(NUMBER_EXT, key) => Ok(text(key)?.to_owned()),
         _ => Ok(String::new()),
     }
 }
@@ -97,6 +98,7 @@ fn key_token(value: &[u8]) -> Result<Token<'_>, Unencodable> {
         Token::F32(key) if !key.is_finite() => Err(Unencodable::NotAKey),
         Token::F64(key) if !key.is_finite() => Err(Unencodable::NotAKey),
         Token::Nil | Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) | Token::F32(_) | Token::F64(_) => Ok(token),
+        Token::Ext(NUMBER_EXT, _) => Ok(token),
         _ => Err(Unencodable::NotAKey),
     }
 }

@@ -71,6 +71,8 @@ fn identity_events_are_dear_and_say_what_posthog_expects() {
 fn a_group_has_a_distinct_id_of_its_own_unless_one_is_given() {
     assert_eq!(Event::group_identify("company", "acme").distinct_id(), "$company_acme");
     assert_eq!(Event::group_identify("seat", -7).distinct_id(), "$seat_-7");
+    assert_eq!(Event::group_identify("seat", json!(-7)).distinct_id(), "$seat_-7");
+    assert_eq!(Event::group_identify("seat", u128::MAX).distinct_id(), format!("$seat_{}", u128::MAX));
     assert_eq!(Event::group_identify("company", "acme").with_distinct_id("user_1").distinct_id(), "user_1");
 }
 

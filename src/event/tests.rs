@@ -235,3 +235,20 @@ fn an_event_moves_as_one_word_and_between_threads() {
     crosses::<Event>();
     assert_eq!(size_of::<Event>(), size_of::<usize>());
 }
+
+#[test]
+fn values_of_serde_json_are_what_they_say_wherever_they_stand() {
+    // Under the feature `__arbitrary_precision` these come to us as structs.
+    let event = event()
+        .prop("n", json!(1))
+        .prop("list", json!([0.5, -3, {"deep": 7}]))
+        .group("seat", json!(2))
+        .person_prop("age", json!(40))
+        .props(json!({"more": 1.5}));
+    let sent = sent(event);
+    assert_eq!(sent["properties"]["n"], json!(1));
+    assert_eq!(sent["properties"]["list"], json!([0.5, -3, {"deep": 7}]));
+    assert_eq!(sent["properties"]["more"], json!(1.5));
+    assert_eq!(sent["properties"]["$groups"], json!({"seat": 2}));
+    assert_eq!(sent["properties"]["$set"], json!({"age": 40}));
+}

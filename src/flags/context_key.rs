@@ -4,6 +4,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::FlagContext;
+use super::plain_number::plain;
 
 /// A digest of everything on which PostHog's answer depends. Of an algorithm that nobody can find two inputs for: distinct ids and
 /// properties come from outside, and a collision would give one person another's flags.
@@ -77,7 +78,7 @@ impl Words {
             Value::Bool(on) => self.0.update([1, u8::from(*on)]),
             Value::Number(number) => {
                 self.0.update([2]);
-                self.text(&number.to_string());
+                self.text(&plain(number).to_string());
             }
             Value::String(text) => {
                 self.0.update([3]);

@@ -18,6 +18,7 @@
 //! * `remote/` asks PostHog, and reads both forms of its answer.
 //! * `cache.rs` keeps PostHog's answers by all that they depend on (`context_key.rs`) and lets one ask for many; `missing.rs` knows the
 //!   flags that there are not; `merge.rs` puts our values and PostHog's together, ours first.
+//! * `plain_number.rs`: numbers as PostHog has them, whatever a crate elsewhere has made of ours.
 //! * `overrides.rs`: properties that count for every evaluation; `called.rs`: which reads were told already.
 //!
 //! # Rules
@@ -42,6 +43,7 @@ mod local;
 mod merge;
 mod missing;
 mod overrides;
+mod plain_number;
 mod property;
 pub(crate) mod remote;
 mod subject;

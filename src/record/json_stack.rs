@@ -6,6 +6,7 @@
 use std::io::Write;
 
 use super::json::{Object, write_json, write_plain};
+use super::number::{NUMBER_EXT, is_number};
 use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
 use super::symbols::{SourceLines, Symbol, Symbols, is_in_app, is_panic_machinery};
 
@@ -23,11 +24,12 @@ const ARCH: &str = if cfg!(target_arch = "x86_64") {
 /// How many frames the standard library has between a panic and its hook, at the most.
 const MACHINERY_FRAMES: usize = 12;
 
-/// Appends an extension value: a stack, debug images, or null for anything else.
+/// Appends an extension value: a stack, debug images, a number, or null for anything else.
 pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &mut Vec<u8>) {
     let written = match kind {
         STACK_EXT => Stack::decode(content).map(|stack| write_stack(&stack, symbols, out)),
         IMAGES_EXT => DebugImages::decode(content).map(|images| write_images(&images, out)),
+        NUMBER_EXT => is_number(content).then(|| out.extend_from_slice(content)),
         _ => None,
     };
     if written.is_none() {

@@ -1,7 +1,8 @@
 //! A body as one element of PostHog's V1 batch: the V0 form, with some properties lifted out to where V1 wants them.
 
-use super::decode::{Malformed, Reader, Token};
-use super::json::{Object, Said, begin_event, write_json, write_quoted, write_str};
+use super::decode::{Malformed, Reader, Token, text};
+use super::json::{Object, Said, begin_event, write_json, write_plain, write_quoted, write_str};
+use super::number::NUMBER_EXT;
 use super::symbols::Symbols;
 use super::{Flags, View};
 
@@ -93,7 +94,7 @@ fn boolean(value: Option<&[u8]>) -> Option<bool> {
 /// Text is one, and so is a number: some number their sessions.
 fn is_id(token: Token<'_>) -> bool {
     match token {
-        Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) => true,
+        Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) | Token::Ext(NUMBER_EXT, _) => true,
         Token::F32(value) => value.is_finite(),
         Token::F64(value) => value.is_finite(),
         _ => false,
@@ -107,6 +108,7 @@ fn write_id(token: Token<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
         Token::Signed(value) => write_quoted(out, value),
         Token::F32(value) => write_quoted(out, value),
         Token::F64(value) => write_quoted(out, value),
+        Token::Ext(NUMBER_EXT, digits) => write_plain(out, text(digits)?),
         _ => return Err(Malformed::Type),
     }
     Ok(())

@@ -31,6 +31,8 @@
 //!   `$process_person_profile`) is not stored: `json` adds it unless the caller used the key himself. Groups overwrite a
 //!   property `$groups`.
 //! - What is read back is foreign input: nothing here panics, recurses or allocates without bound on it.
+//! - A number that neither 64 bits of an integer nor of a float hold exactly is stored as its text, in an extension value (`number.rs`),
+//!   and is the same number of the JSON.
 //! - A stack is captured as addresses, in an extension value (`stack.rs`). It becomes JSON when a body is built (`json_stack.rs`), with
 //!   the names that somebody behind the [`Symbols`] seam knows for them, and without any where nobody does.
 //!
@@ -41,6 +43,7 @@
 //! element of PostHog's V0 batch, and [`json_v1::write_event_v1`] one of its V1 batch: the same text, but for the properties that V1
 //! wants beside the properties.
 
+mod compound;
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod frame;
@@ -54,6 +57,7 @@ mod json_tests;
 pub(crate) mod json_v1;
 #[cfg(test)]
 mod json_v1_tests;
+mod number;
 mod pairs;
 pub(crate) mod serialize;
 #[cfg(test)]
@@ -67,6 +71,7 @@ mod view;
 
 pub(crate) use decode::Malformed;
 pub(crate) use head::{Class, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION};
+pub(crate) use number::NUMBER_EXT;
 pub(crate) use pairs::Pairs;
 pub(crate) use symbols::{NoSymbols, Symbols};
 pub(crate) use unencodable::Unencodable;

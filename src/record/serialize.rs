@@ -11,11 +11,13 @@ use std::io::Write;
 use serde::Serialize;
 use serde::ser::{self, Serializer};
 
+use super::compound::{Compound, JSON_NUMBER, RAW_JSON, Struct};
 use super::decode;
 use super::encode::{
     append_bin, append_bool, append_f32, append_f64, append_int, append_map_header, append_nil, append_str,
     append_uint, begin_array, begin_map, begin_str, patch_len, saturate,
 };
+use super::number::append_exact;
 use super::{MAX_DEPTH, Unencodable};
 
 /// Appends one entry of a map; on an error `out` is as it was.
@@ -41,9 +43,9 @@ fn check_shape(out: &[u8], value_start: usize) -> Result<(), Unencodable> {
     Ok(decode::check(out.get(value_start..).unwrap_or_default())?)
 }
 
-struct Encoder<'a> {
-    out: &'a mut Vec<u8>,
-    depth: u8,
+pub(super) struct Encoder<'a> {
+    pub(super) out: &'a mut Vec<u8>,
+    pub(super) depth: u8,
     /// Whether there was any container.
     nested: bool,
 }
@@ -79,31 +81,6 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// An array or map being written. The length a `Serialize` announces is not trusted: it is counted and patched in.
-struct Compound<'e, 'a> {
-    encoder: &'e mut Encoder<'a>,
-    at: usize,
-    len: u32,
-    levels: u8,
-}
-
-impl Compound<'_, '_> {
-    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
-        self.len = self.len.saturating_add(1);
-        value.serialize(&mut *self.encoder)
-    }
-
-    fn field<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), Unencodable> {
-        append_str(self.encoder.out, name);
-        self.element(value)
-    }
-
-    fn close(self) {
-        patch_len(self.encoder.out, self.at, self.len);
-        self.encoder.depth -= self.levels;
-    }
-}
-
 impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     type Ok = ();
     type Error = Unencodable;
@@ -112,7 +89,7 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     type SerializeTupleStruct = Compound<'e, 'a>;
     type SerializeTupleVariant = Compound<'e, 'a>;
     type SerializeMap = Compound<'e, 'a>;
-    type SerializeStruct = Compound<'e, 'a>;
+    type SerializeStruct = Struct<'e, 'a>;
     type SerializeStructVariant = Compound<'e, 'a>;
 
     #[inline]
@@ -142,12 +119,14 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
         Ok(())
     }
 
-    /// A number of more than 64 bits becomes a float, as it would for nearly every reader of JSON.
     fn serialize_i128(self, v: i128) -> Result<(), Unencodable> {
         match i64::try_from(v) {
             Ok(v) => self.serialize_i64(v),
             Err(_) if v > 0 => self.serialize_u128(v.unsigned_abs()),
-            Err(_) => self.serialize_f64(v as f64),
+            Err(_) => {
+                append_exact(self.out, &v.to_string());
+                Ok(())
+            }
         }
     }
 
@@ -175,7 +154,10 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     fn serialize_u128(self, v: u128) -> Result<(), Unencodable> {
         match u64::try_from(v) {
             Ok(v) => self.serialize_u64(v),
-            Err(_) => self.serialize_f64(v as f64),
+            Err(_) => {
+                append_exact(self.out, &v.to_string());
+                Ok(())
+            }
         }
     }
 
@@ -291,8 +273,12 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
         self.map()
     }
 
-    fn serialize_struct(self, _name: &'static str, _len: usize) -> Result<Compound<'e, 'a>, Unencodable> {
-        self.map()
+    fn serialize_struct(self, name: &'static str, _len: usize) -> Result<Struct<'e, 'a>, Unencodable> {
+        let is_number = name == JSON_NUMBER;
+        if is_number || name == RAW_JSON {
+            return Ok(Struct::Json { encoder: self, is_number, is_written: false });
+        }
+        self.map().map(Struct::Fields)
     }
 
     fn serialize_struct_variant(
@@ -306,66 +292,3 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
         self.map().map(|compound| Compound { levels: 2, ..compound })
     }
 }
-
-impl ser::SerializeMap for Compound<'_, '_> {
-    type Ok = ();
-    type Error = Unencodable;
-
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Unencodable> {
-        self.element(key)
-    }
-
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
-        value.serialize(&mut *self.encoder)
-    }
-
-    fn end(self) -> Result<(), Unencodable> {
-        self.close();
-        Ok(())
-    }
-}
-
-macro_rules! elements {
-    ($($of:ident :: $each:ident),*) => {$(
-        impl ser::$of for Compound<'_, '_> {
-            type Ok = ();
-            type Error = Unencodable;
-
-            fn $each<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
-                self.element(value)
-            }
-
-            fn end(self) -> Result<(), Unencodable> {
-                self.close();
-                Ok(())
-            }
-        }
-    )*};
-}
-
-elements!(
-    SerializeSeq::serialize_element,
-    SerializeTuple::serialize_element,
-    SerializeTupleStruct::serialize_field,
-    SerializeTupleVariant::serialize_field
-);
-
-macro_rules! fields {
-    ($($of:ident),*) => {$(
-        impl ser::$of for Compound<'_, '_> {
-            type Ok = ();
-            type Error = Unencodable;
-
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
-                self.field(key, value)
-            }
-
-            fn end(self) -> Result<(), Unencodable> {
-                self.close();
-                Ok(())
-            }
-        }
-    )*};
-}
-
-fields!(SerializeStruct, SerializeStructVariant);

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use serde::ser::{Error, SerializeMap, SerializeSeq};
+use serde::ser::{Error, SerializeMap, SerializeSeq, SerializeStruct};
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::MAX_DEPTH;
+use super::NoSymbols;
 use super::Unencodable;
 use super::decode::{Reader, check, value_as};
+use super::json::write_value;
 use super::serialize::append_entry;
 
 fn encoded<T: Serialize>(value: T) -> Result<Vec<u8>, Unencodable> {
@@ -77,8 +80,78 @@ fn integers_of_128_bits_are_numbers() {
     assert_eq!(read_back(Duration::from_secs(3).as_millis()), json!(3000));
     assert_eq!(read_back(i128::from(u64::MAX)), json!(u64::MAX));
     assert_eq!(read_back(i128::from(i64::MIN)), json!(i64::MIN));
-    assert_eq!(read_back(u128::MAX), json!(u128::MAX as f64));
-    assert_eq!(read_back(i128::MIN), json!(i128::MIN as f64));
+    // No digit is lost on the way, whatever the reader of JSON makes of them.
+    for (number, text) in [(encoded(u128::MAX), u128::MAX.to_string()), (encoded(i128::MIN), i128::MIN.to_string())] {
+        assert_eq!(as_json(&number.unwrap()), text);
+    }
+    assert_eq!(value_as::<u128>(&encoded(u128::MAX).unwrap()), Some(u128::MAX));
+}
+
+fn as_json(value: &[u8]) -> String {
+    let mut out = Vec::new();
+    write_value(&mut Reader::new(value), &NoSymbols, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+/// What serde_json gives for a number where `arbitrary_precision` is on somewhere in the build, which it need not be here.
+struct Number<'a>(&'a str);
+
+impl Serialize for Number<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut number = serializer.serialize_struct("$serde_json::private::Number", 1)?;
+        number.serialize_field("$serde_json::private::Number", self.0)?;
+        number.end()
+    }
+}
+
+#[test]
+fn a_number_of_serde_json_is_a_number_whatever_features_it_has() {
+    for (text, expected) in [
+        ("1", "1"),
+        ("-7", "-7"),
+        ("18446744073709551615", "18446744073709551615"),
+        ("0.1", "0.1"),
+        ("1.50", "1.5"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        ("0.12345678901234567890123456789", "0.12345678901234567890123456789"),
+        ("1e999", "1e999"),
+    ] {
+        assert_eq!(as_json(&encoded(Number(text)).unwrap()), expected);
+        let nested = encoded(BTreeMap::from([("n", vec![Some(Number(text))])])).unwrap();
+        assert_eq!(as_json(&nested), format!(r#"{{"n":[{expected}]}}"#));
+    }
+    assert_eq!(read_back(json!({"n": 1, "f": [0.5, -3]})), json!({"n": 1, "f": [0.5, -3]}));
+    for none in ["", "NaN", "1,5", "{}"] {
+        assert!(matches!(encoded(Number(none)), Err(Unencodable::Refused(_))), "{none}");
+    }
+}
+
+#[test]
+fn json_that_is_passed_on_as_it_is_is_the_value_that_it_says() {
+    for text in [r#"{"a":[1,2.5,"x",null,{"b":true}]}"#, "7", r#""text""#, "null", " [ ] "] {
+        let raw = RawValue::from_string(text.to_owned()).unwrap();
+        let value: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(read_back(&raw), value);
+        assert_eq!(read_back(BTreeMap::from([("raw", &raw)])), json!({"raw": value}));
+    }
+    let deep = "[".repeat(usize::from(MAX_DEPTH) + 1) + &"]".repeat(usize::from(MAX_DEPTH) + 1);
+    assert_eq!(encoded(RawValue::from_string(deep).unwrap()), Err(Unencodable::TooDeep));
+}
+
+#[test]
+fn whoever_takes_the_name_of_a_number_without_being_one_is_refused() {
+    struct Fields(&'static [&'static str]);
+    impl Serialize for Fields {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut fields = serializer.serialize_struct("$serde_json::private::Number", 1)?;
+            self.0.iter().try_for_each(|field| fields.serialize_field("x", field))?;
+            fields.end()
+        }
+    }
+    assert!(encoded(Fields(&[])).is_err());
+    assert!(encoded(Fields(&["1", "2"])).is_err());
+    assert!(encoded(vec![Fields(&["1", "2"]), Fields(&[])]).is_err());
+    assert!(encoded(Fields(&["1"])).is_ok());
 }
 
 #[test]

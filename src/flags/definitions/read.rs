@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::flags::plain_number::plain;
+
 pub(super) type Object = Map<String, Value>;
 
 /// A definition that is not as this version knows it.
@@ -40,7 +42,7 @@ pub(super) fn list<'v>(object: &'v Object, name: &str) -> Result<&'v [Value], Un
 pub(super) fn id_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::Number(number) => Some(plain(number).to_string()),
         _ => None,
     }
 }

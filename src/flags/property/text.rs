@@ -6,6 +6,8 @@ use std::fmt::{self, Write};
 
 use serde_json::{Map, Value};
 
+use crate::flags::plain_number::plain;
+
 /// Longest text, times longest part, that is searched in place. What is beyond that could be searched for a long time, and is copied.
 const SEARCHED_IN_PLACE: usize = 1 << 16;
 
@@ -17,6 +19,7 @@ pub(super) fn with_text<R>(value: &Value, read: impl FnOnce(&str) -> R) -> R {
         Value::Bool(true) => read("true"),
         Value::Bool(false) => read("false"),
         Value::Number(number) => {
+            let number = plain(number);
             let mut short = ShortText::default();
             match write!(short, "{number}") {
                 Ok(()) => read(short.as_str()),
@@ -66,7 +69,7 @@ impl Part {
     }
 }
 
-/// PostHog writes objects in the order of their keys. Here a crate elsewhere in the program can turn that off.
+/// PostHog writes objects in the order of their keys. Here a crate elsewhere in the program can turn that off, or keep the text of numbers.
 fn in_key_order(value: &Value) -> Cow<'_, Value> {
     match value {
         Value::Array(items) => Cow::Owned(items.iter().map(|item| in_key_order(item).into_owned()).collect()),
@@ -76,6 +79,10 @@ fn in_key_order(value: &Value) -> Cow<'_, Value> {
             let entries = entries.into_iter().map(|(key, value)| (key.clone(), in_key_order(value).into_owned()));
             Cow::Owned(Value::Object(entries.collect::<Map<_, _>>()))
         }
+        Value::Number(number) => match plain(number) {
+            Cow::Borrowed(_) => Cow::Borrowed(value),
+            Cow::Owned(number) => Cow::Owned(Value::Number(number)),
+        },
         _ => Cow::Borrowed(value),
     }
 }
