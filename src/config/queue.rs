@@ -15,7 +15,7 @@ impl Config {
         self
     }
 
-    /// Works in memory when the queue directory cannot be used, instead of failing: bounded, lost with the process, and said so by
+    /// Works in memory when the queue directory cannot be used or does not answer in time, instead of failing: bounded, lost with the process, and said so by
     /// `stats().mode`, a diagnostic and every receipt. Default: off.
     pub fn memory_fallback(mut self, fallback: bool) -> Self {
         self.memory_fallback = fallback;

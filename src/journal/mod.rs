@@ -53,7 +53,7 @@ use crate::record::frame::{self, FRAME_HEAD, FrameHead};
 use active::{Active, Apart};
 use arena::{Arena, HEADER_BYTES, Round};
 use pool::Pool;
-pub(crate) use pool::{Sealed, SetAside};
+pub(crate) use pool::{Sealed, SetAside, file_names};
 use room::Most;
 pub(crate) use room::Room;
 

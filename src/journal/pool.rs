@@ -303,5 +303,14 @@ impl Places {
 }
 
 fn path_of(options: &JournalOptions, index: usize) -> Option<PathBuf> {
-    options.dir.as_ref().map(|dir| dir.join(format!("journal-{index}")))
+    options.dir.as_ref().map(|dir| dir.join(name_of(index)))
+}
+
+fn name_of(index: usize) -> String {
+    format!("journal-{index}")
+}
+
+/// The names that arenas may have in their directory.
+pub(crate) fn file_names() -> impl Iterator<Item = String> {
+    (0..ARENAS_MAX).map(name_of)
 }

@@ -238,6 +238,12 @@ pub(crate) fn shard_numbers(disk: &Disk, project_dir: &Path) -> Result<Vec<u32>,
     Ok(numbers)
 }
 
+/// The directories of a project's shards, as far as they can be listed.
+pub(crate) fn shard_dirs(disk: &Disk, project_dir: &Path) -> Vec<PathBuf> {
+    let numbers = shard_numbers(disk, project_dir).unwrap_or_default();
+    numbers.into_iter().map(|number| shard_dir(project_dir, number)).collect()
+}
+
 /// A shard's directory.
 pub(crate) fn shard_dir(project_dir: &Path, number: u32) -> PathBuf {
     project_dir.join(format!("shard-{number}"))
@@ -349,48 +355,6 @@ mod tests {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         assert!(shard_numbers(&Disk::default(), dir.path()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_shard_that_cannot_be_had_hides_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::default();
-        let claims: Vec<_> = (0..4).map(|_| claim(&disk, dir.path(), &[]).unwrap()).collect();
-        drop(claims);
-        // A file in the place of a shard, and a link in the place of a lock: nobody can have either.
-        let lock = |number| shard_dir(dir.path(), number).join("lock");
-        std::fs::remove_dir_all(shard_dir(dir.path(), 0)).unwrap();
-        std::fs::write(shard_dir(dir.path(), 0), "a file").unwrap();
-        std::fs::remove_file(lock(1)).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", lock(1)).unwrap();
-        let mut unusable = Vec::new();
-        let own = loop {
-            match claim(&disk, dir.path(), &unusable) {
-                Ok(claim) => break claim,
-                Err(ClaimError::Shard { number, .. }) => unusable.push(shard_dir(dir.path(), number)),
-                Err(error) => panic!("{error}"),
-            }
-        };
-        assert_eq!((unusable.len(), own.dir()), (2, shard_dir(dir.path(), 2).as_path()));
-        assert!(has_orphan(&disk, dir.path()), "the last one is found behind the two");
-        let (number, _orphan) = claim_orphan(&disk, dir.path(), Some(1), &|_| true).unwrap().unwrap();
-        assert_eq!(number, 3);
-        let next = claim(&disk, dir.path(), &unusable).unwrap();
-        assert_eq!(next.dir(), shard_dir(dir.path(), 4), "a new one takes a number that nobody has");
-    }
-
-    #[test]
-    fn a_lock_that_a_backup_has_linked_is_the_same_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::default();
-        let first = claim(&disk, dir.path(), &[]).unwrap();
-        let (shard, backup) = (first.dir().to_path_buf(), dir.path().join("backup"));
-        std::fs::hard_link(shard.join("lock"), &backup).unwrap();
-        assert!(try_claim(&disk, &shard, 0).unwrap().is_none(), "it is held");
-        drop(first);
-        let again = claim(&disk, dir.path(), &[]).unwrap();
-        assert_eq!(again.dir(), shard);
-        assert!(!disk.open(&backup, Open::Existing).unwrap().try_lock().unwrap(), "by its other name, too");
     }
 
     #[test]

@@ -37,29 +37,32 @@ mod deleted;
 mod evict;
 mod life;
 mod open;
+mod opening;
+mod room;
 mod status;
 mod stranded;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::WallNanos;
+use crate::disk::Disk;
 use crate::journal::{Appended, Journal, JournalError, Refused, Room};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
 pub(crate) use claim::{
-    Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir,
+    Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir, shard_dirs,
 };
 pub(crate) use evict::EvictUntil;
-#[cfg(test)]
-use life::Life;
-pub(crate) use life::Sign;
+pub(crate) use life::{Life, Sign};
 pub(crate) use open::{Finding, Opened, concerns_all_shards};
+pub(crate) use opening::OpeningMark;
+pub(crate) use room::keeps_room;
 pub(crate) use status::Predecessor;
 use status::{Phase, StatusPage};
 pub(crate) use stranded::{Stranded, is_known_empty, stranded};
@@ -152,6 +155,11 @@ pub(crate) struct Shard {
     store: Mutex<Access>,
     /// Dies with the process.
     volatile: AtomicBool,
+}
+
+/// What the last owner of a shard left on its page.
+pub(crate) fn predecessor(disk: &Disk, shard_dir: &Path) -> Predecessor {
+    StatusPage::peek(disk, &shard_dir.join("status")).ok().flatten().unwrap_or_default()
 }
 
 /// The store, or what it said last.
@@ -249,12 +257,20 @@ impl Shard {
 
     /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.
     pub(crate) fn close(&self) {
+        self.close_files();
+        self.let_go();
+    }
+
+    fn close_files(&self) {
         self.journal.close();
         let last = Access::LetGo(self.ledger());
         if let Access::Open(store) = std::mem::replace(&mut *self.access(), last) {
             // Others may still have it in hand, and must not find it open when the directory is somebody else's.
             store.close();
         }
+    }
+
+    fn let_go(&self) {
         self.status.mark_clean_exit();
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();

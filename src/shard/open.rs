@@ -89,7 +89,8 @@ impl Shard {
             .map(|aside| Finding::SetAside { path: aside.path.clone(), why: aside.why.to_owned(), lost: 0 })
             .collect();
 
-        let store = open_store(disk, &dir, options, &before, &status, now, &mut findings)?;
+        let store = open_store(disk, &dir, options, &before, &status, now, &mut findings)
+            .inspect_err(|_| status.leave_unopened(&before))?;
         let (journal, replayed) = recover(found, &store, &before, &status, options, now, &mut findings)?;
         for dir in up_to(&dir, &options.queue_dir) {
             disk.sync_dir(&dir).map_err(failed)?;
@@ -122,6 +123,11 @@ impl Shard {
             store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: AtomicBool::new(true),
         })
+    }
+
+    /// It was opened to be our own, and too late for that.
+    pub(crate) fn become_adopted(&mut self) {
+        self.status.become_adopted();
     }
 
     /// Closes the store's file and opens it again, after a failure.

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::life::Life;
+use super::opening::deaths_after;
 use crate::clock::WallNanos;
 use crate::disk::fork::lock_within;
 use crate::disk::{Disk, DiskFile, Mapping, Open};
@@ -86,7 +87,7 @@ pub(crate) enum Phase {
     Quiet = 0,
     /// Opening the store.
     Opening = 1,
-    /// Inside a call of the open store.
+    /// Inside a call of the open store; or it was, and the store was not opened and checked since.
     Store = 2,
 }
 
@@ -113,6 +114,8 @@ pub(crate) struct Predecessor {
     pub(crate) ledger: Option<Ledger>,
     /// When the oldest event in its store was carried.
     pub(crate) oldest_at: Option<WallNanos>,
+    /// When it last committed something.
+    pub(crate) active_at: WallNanos,
     /// The last life that the shard had with an owner who had not only adopted it.
     pub(crate) life: Option<Life>,
 }
@@ -229,8 +232,9 @@ impl StatusPage {
             existed: true,
             clean: self.get(Word::CleanExit) == 1,
             died_in_store: phase != Phase::Quiet as u64,
-            deaths_opening: if phase == Phase::Opening as u64 { self.get(Word::Deaths).saturating_add(1) } else { 0 },
+            deaths_opening: deaths_after(phase, self.get(Word::Deaths)),
             same_boot: boot_id == now_booted,
+            active_at: self.get(Word::LastActivity) as WallNanos,
             accepted: self.get(Word::Accepted),
             epoch: self.get(Word::Epoch),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
@@ -241,7 +245,9 @@ impl StatusPage {
     }
 
     fn begin(&self, predecessor: &Predecessor, boot_id: u128, now: WallNanos) {
-        self.set(Word::Phase, Phase::Quiet as u64);
+        // What is to be checked is still to be checked until the store is open.
+        let phase = if predecessor.died_in_store { Phase::Store } else { Phase::Quiet };
+        self.set(Word::Phase, phase as u64);
         self.set(Word::CleanExit, 0);
         self.set(Word::Deaths, predecessor.deaths_opening);
         self.set(Word::Pid, u64::from(std::process::id()));
@@ -333,7 +339,7 @@ impl StatusPage {
         self.publish();
     }
 
-    fn set_phase(&self, phase: Phase) {
+    pub(super) fn set_phase(&self, phase: Phase) {
         self.set(Word::Phase, phase as u64);
         self.publish();
     }

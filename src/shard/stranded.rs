@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::claim::{ClaimError, Lane, Project, shard_dir, shard_numbers};
-use super::status::StatusPage;
+use super::status::{Predecessor, StatusPage};
 use crate::clock::WallNanos;
 use crate::disk::{Disk, DiskFile, Open, fork};
 use crate::store::{self, Identity};
@@ -55,7 +55,7 @@ impl Stranded {
     fn add(&mut self, disk: &Disk, shard: &Path) {
         let Ok(Some(page)) = StatusPage::peek(disk, &shard.join("status")) else { return };
         let ledger = page.ledger.unwrap_or_default();
-        let events = ledger.queued_events.saturating_add(page.accepted.saturating_sub(ledger.accepted));
+        let events = page.queued_events();
         if events == 0 {
             return;
         }
@@ -66,6 +66,14 @@ impl Stranded {
         self.events = self.events.saturating_add(events);
         self.bytes = self.bytes.saturating_add(ledger.queued_bytes);
         self.oldest_at = [self.oldest_at, page.oldest_at].into_iter().flatten().min();
+    }
+}
+
+impl Predecessor {
+    /// Events that it left, those in the journal included.
+    pub(crate) fn queued_events(&self) -> u64 {
+        let ledger = self.ledger.unwrap_or_default();
+        ledger.queued_events.saturating_add(self.accepted.saturating_sub(ledger.accepted))
     }
 }
 

@@ -75,6 +75,7 @@ pub(crate) use error::StoreError;
 pub(crate) use identify::identify;
 pub(crate) use ledger::{Ledger, LedgerDelta};
 pub(crate) use open::{OpenReport, StoreOptions};
+pub(crate) use place::RESERVE;
 pub(crate) use reads::{DamagedRow, DeadRead, Read};
 #[cfg(test)]
 pub(crate) use upkeep::COMPACT_FROM;

@@ -10,6 +10,8 @@ use crate::disk::Disk;
 
 /// The name of the store's file.
 pub(super) const QUEUE: &str = "queue.redb";
+/// That of the space kept for hard times.
+pub(crate) const RESERVE: &str = "reserve";
 
 /// A directory with a store in it.
 #[derive(Clone, Debug)]
@@ -37,7 +39,7 @@ impl Place {
 
     /// The space kept for hard times.
     pub(super) fn reserve(&self) -> PathBuf {
-        self.dir.join("reserve")
+        self.dir.join(RESERVE)
     }
 
     /// Puts the finished file in the store's place; a file that is there already goes.

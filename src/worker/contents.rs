@@ -60,6 +60,9 @@ impl Sleeper for Pipeline {
         if self.finished.get().is_some() {
             return Some(0);
         }
+        if !self.orphans.is_idle() {
+            return None;
+        }
         // Before the delivery, whose thread it runs on: what it has heard is done when that sleeps.
         let loading = self.loader().map_or(Some(0), |loader| loader.asleep())?;
         Some(self.bell.asleep()? + loading + self.delivery()?.asleep()?)

@@ -24,7 +24,9 @@
 //!   are still served by syncs, and `stats` says that storage is degraded.
 //! * Our threads block every signal but the synchronous faults, and are detached: a host that stops waits on an answer with a
 //!   deadline, never on a thread.
-//! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`.
+//! * Opening happens on the committer's thread too: a file system that hangs cannot hang the caller for longer than `open_timeout`. A
+//!   shard of an earlier process that does not open within a part of that is left to a thread of its own ([`opening`]), another one is
+//!   taken, and the first is delivered as an orphan when it is open.
 //!
 //! * How a run is and how it ends is left for the next one ([`life`]) by a committer that is awake anyway, and at `exit`.
 //! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
@@ -66,7 +68,9 @@ mod lane;
 mod last_words;
 mod life;
 mod notice;
+mod opening;
 mod outbox;
+mod own;
 pub(crate) mod pending;
 mod receipts;
 mod recovery;
@@ -183,7 +187,9 @@ pub(crate) struct Pipeline {
     generation: u64,
     shard: Arc<Shard>,
     life: life::Life,
-    orphans: adoption::Orphans,
+    adopted: Mutex<Option<adoption::Adopted>>,
+    avoided: adoption::AvoidedShards,
+    orphans: Arc<opening::Orphans>,
     admission: Admission,
     receipts: Receipts,
     bell: Bell,

@@ -7,14 +7,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use super::admission::{Admission, memory_bound};
-use super::adoption::{Orphans, Skipped, reason};
+use super::adoption::avoided_at_start;
 use super::bell::Bell;
 use super::committer::Committer;
 use super::flag_definitions::Definitions;
 use super::life::{LastRun, Life};
+use super::opening::Orphans;
 use super::outbox::Outbox;
+use super::own::{Own, in_memory, open_shard};
 use super::receipts::Receipts;
 use super::verdicts::{Ear, Verdicts};
 use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
@@ -22,13 +25,9 @@ use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, fork};
 use crate::shard::{
-    ClaimError, Lane, Opened, Predecessor, Shard, ShardError, ShardOptions, Stranded, claim, concerns_all_shards,
-    has_orphan, shard_dir, stranded,
+    Lane, Life as LifeBefore, Opened, Predecessor, ShardError, ShardOptions, Stranded, has_orphan, stranded,
 };
 use crate::transport::{Http, Transport, TransportError};
-
-/// So many shards may fail to open before the disk is to blame for it: otherwise each start on a disk that fails would make one more.
-const UNOPENED_MAX: u32 = 16;
 
 /// Why nothing could be started.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +68,29 @@ impl WorkerOptions {
 /// from: what it read from the environment is used again, and none of its connections.
 pub(crate) fn start(options: WorkerOptions, relative: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
     let network = network(&options, relative)?;
-    let most = options.open_timeout;
+    let orphans = Arc::new(Orphans::default());
+    let (its_options, its_network, its_orphans) = (options.clone(), network.clone(), Arc::clone(&orphans));
+    match wait_for(options.open_timeout, move || open(its_options, its_network, its_orphans)) {
+        Err(StartError::Timeout) => {
+            // Whatever the directory does now, nobody waits for it.
+            orphans.end();
+            if !options.memory_fallback {
+                return Err(StartError::Timeout);
+            }
+            let problem = StartError::Timeout.to_string();
+            wait_for(options.open_timeout, move || open_in_memory(options, network, problem, orphans))
+        }
+        other => other,
+    }
+}
+
+/// Has the committer's thread open a pipeline and start it.
+fn wait_for(
+    most: Duration,
+    open: impl FnOnce() -> Result<Arc<Pipeline>, StartError> + Send + 'static,
+) -> Result<Arc<Pipeline>, StartError> {
     let (tell, told) = mpsc::sync_channel(0);
-    threads::spawn("posthog-commit", move || committer_thread(options, network, &tell)).map_err(StartError::Thread)?;
+    threads::spawn("posthog-commit", move || committer_thread(open, &tell)).map_err(StartError::Thread)?;
     match told.recv_timeout(most) {
         Ok(started) => started,
         Err(RecvTimeoutError::Timeout) => Err(StartError::Timeout),
@@ -114,8 +133,8 @@ fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Netwo
     Ok(Network::Real(transport))
 }
 
-fn committer_thread(options: WorkerOptions, network: Network, tell: &Tell) {
-    let pipeline = match open(options, network) {
+fn committer_thread(open: impl FnOnce() -> Result<Arc<Pipeline>, StartError>, tell: &Tell) {
+    let pipeline = match open() {
         Ok(pipeline) => pipeline,
         Err(error) => {
             // Nobody listening means that the caller has given up on us already.
@@ -133,28 +152,52 @@ fn committer_thread(options: WorkerOptions, network: Network, tell: &Tell) {
     }
     if tell.send(Ok(Arc::clone(&pipeline))).is_err() {
         // The caller did not wait for us: the queue must not stay locked on behalf of nobody.
-        drop(pipeline.shutdown(std::time::Duration::ZERO));
+        drop(pipeline.shutdown(Duration::ZERO));
     }
     drop(pipeline);
     committer.run();
 }
 
 /// Opens the queue; neither thread runs yet.
-pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<Pipeline>, StartError> {
+pub(super) fn open(
+    options: WorkerOptions,
+    network: Network,
+    orphans: Arc<Orphans>,
+) -> Result<Arc<Pipeline>, StartError> {
     let now = options.clock.wall_nanos();
     let mut skipped = Vec::new();
-    let (Opened { shard, replayed, findings, before }, problem) = match open_shard(&options, now) {
-        Ok((opened, passed)) => {
-            skipped = passed;
-            (opened, None)
+    match open_shard(&options, &orphans, &mut skipped, now) {
+        Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans))),
+        Err(StartError::Shard(error)) if options.memory_fallback => {
+            let own = in_memory(&options)?;
+            Ok(assemble(options, network, own, Some(error.to_string()), (skipped, orphans)))
         }
-        Err(error) if options.memory_fallback => {
-            let shard = Shard::volatile(&options.disk, &options.shard_options())?;
-            let before = Predecessor::default();
-            (Opened { shard, replayed: 0, findings: Vec::new(), before }, Some(error.to_string()))
+        Err(error) => {
+            orphans.end();
+            Err(error)
         }
-        Err(error) => return Err(error.into()),
-    };
+    }
+}
+
+/// The same without a look at the directory, which does not answer.
+fn open_in_memory(
+    options: WorkerOptions,
+    network: Network,
+    problem: String,
+    orphans: Arc<Orphans>,
+) -> Result<Arc<Pipeline>, StartError> {
+    let own = in_memory(&options)?;
+    Ok(assemble(options, network, own, Some(problem), (Vec::new(), orphans)))
+}
+
+fn assemble(
+    mut options: WorkerOptions,
+    network: Network,
+    own: Own,
+    problem: Option<String>,
+    (skipped, orphans): (Vec<(u32, String)>, Arc<Orphans>),
+) -> Arc<Pipeline> {
+    let Own { opened: Opened { shard, replayed, findings, before }, slow } = own;
     let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
     if memory_backed {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_bound());
@@ -163,10 +206,11 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     let stranded = if is_first { find_stranded(&options) } else { Vec::new() };
     let ai_left_behind = is_first && is_ai_left_behind(&options);
     // Before our own first sign: the OOM killer is compared with what it was.
-    let fatal = before
-        .life
-        .and_then(|life| crash::fatal_left(&options.disk, &shard.dir().join(crash::DIR), life.pid, life.started_at));
-    let last_run = LastRun::of(&options, &before, fatal, shard.ledger().queued_events);
+    let last_run = match slow {
+        // The run before this one had the shard that takes so long.
+        Some((dir, before)) => last_run(&options, &dir, &before, before.queued_events()),
+        None => last_run(&options, shard.dir(), &before, shard.ledger().queued_events),
+    };
     let shard = Arc::new(shard);
     let definitions = Definitions::open(&options, &shard);
     static IDS: AtomicU64 = AtomicU64::new(1);
@@ -175,7 +219,9 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         generation: fork::generation(),
         life: Life::begin(&options, &shard, last_run),
         shard,
-        orphans: Orphans::beside(skipped, options.clock.now()),
+        adopted: Mutex::new(None),
+        avoided: avoided_at_start(skipped, options.clock.now()),
+        orphans,
         admission: Admission::default(),
         receipts: Receipts::default(),
         bell: Bell::default(),
@@ -198,6 +244,7 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
         on_last_words: OnceLock::new(),
         options,
     });
+    pipeline.orphans.wake(Arc::downgrade(&pipeline));
     // Everything that was recovered is in the store by now, and that is synced.
     pipeline.receipts.synced_up_to(pipeline.shard.ledger().accepted);
     if let Some(problem) = problem {
@@ -207,42 +254,12 @@ pub(super) fn open(mut options: WorkerOptions, network: Network) -> Result<Arc<P
     pipeline.admit(true);
     pipeline.report_findings(findings);
     pipeline.report_surroundings();
-    Ok(pipeline)
+    pipeline
 }
 
-/// Our own shard: the first that can be had and opened. One that cannot is reported and left as it is, for whoever can: a process does
-/// not fail because of what another one left, be it of a newer format, damaged or another user's.
-fn open_shard(options: &WorkerOptions, now: i64) -> Result<(Opened, Vec<Skipped>), ShardError> {
-    let disk = &options.disk;
-    disk.make_dir_durable(&options.queue_dir)
-        .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
-    let project_dir = options.project.lane_dir(&options.queue_dir, options.lane);
-    let mut skipped: Vec<Skipped> = Vec::new();
-    let mut unopened = 0;
-    loop {
-        let unusable: Vec<_> = skipped.iter().map(|shard| shard_dir(&project_dir, shard.number)).collect();
-        let (number, error) = match claim(disk, &project_dir, &unusable) {
-            Ok(claim) => {
-                let (number, is_new) = (claim.number(), claim.is_new());
-                match Shard::open(disk, &options.shard_options(), claim, now) {
-                    Ok(opened) => return Ok((opened, skipped)),
-                    Err(error) if is_new || unopened >= UNOPENED_MAX => return Err(error),
-                    Err(error) => {
-                        unopened += 1;
-                        (number, error)
-                    }
-                }
-            }
-            Err(ClaimError::Shard { number, source }) => (number, (*source).into()),
-            Err(error) => return Err(error.into()),
-        };
-        if concerns_all_shards(&error) {
-            return Err(error);
-        }
-        let why = reason(&error);
-        (options.report)(Notice::ShardSkipped { path: shard_dir(&project_dir, number), why: why.clone() });
-        skipped.push(Skipped { number, why });
-    }
+fn last_run(options: &WorkerOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
+    let of_life = |life: LifeBefore| crash::fatal_left(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
+    LastRun::of(options, before, before.life.and_then(of_life), queued_events)
 }
 
 fn find_stranded(options: &WorkerOptions) -> Vec<Stranded> {

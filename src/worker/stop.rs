@@ -144,6 +144,7 @@ impl Committer {
             persisted: !pipeline.shard.is_volatile()
                 && pipeline.receipts.synced() >= pipeline.shard.journal().last_seq(),
         };
+        pipeline.orphans.end();
         pipeline.abandon_adopted();
         pipeline.shard.close();
         lock(&pipeline.unsynced_since).take();

@@ -43,6 +43,11 @@ impl Terms {
     }
 }
 
+/// Whether this process was started to play a part.
+pub(crate) fn is_a_part() -> bool {
+    std::env::var_os(PART).is_some()
+}
+
 /// Sets a stage, has `part` played on it by another process, and judges.
 pub(crate) fn apart<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
     apart_on(Stage::new, |_| Terms::default(), part, judge);

@@ -4,17 +4,21 @@
 //! * `model.rs`: random operations, kills and clean ends, compared with a list in memory;
 //! * `faults.rs`: any one call to the disk fails;
 //! * `mutations.rs`: files that are not what was written;
-//! * `removed.rs`: files that somebody took away.
+//! * `removed.rs`: files that somebody took away;
+//! * `claims.rs`, `opening.rs`, `room.rs`: shards that cannot be had, take too long to be opened, or are empty.
 //!
 //! A record's body holds a number that no other record has, so that a test can tell not only how many records are there, but which.
 
+mod claims;
 mod cut_disk;
 mod faults;
 mod life;
 mod model;
 mod mutations;
+mod opening;
 mod power_cut;
 mod removed;
+mod room;
 mod status;
 
 use std::path::Path;

@@ -9,6 +9,7 @@ mod life;
 mod orphans;
 mod partial;
 mod races;
+mod slow;
 mod storage;
 
 use std::sync::Weak;
@@ -142,7 +143,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
     };
     edit(&mut options);
     let (transport, _) = Transport::new(options.transport.clone()).unwrap();
-    let pipeline = start::open(options, Network::Real(transport)).unwrap();
+    let pipeline = start::open(options, Network::Real(transport), Arc::default()).unwrap();
     Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, notices, root }
 }
 
@@ -168,11 +169,27 @@ impl Bench {
     fn settle_down(&mut self) {
         for _ in 0..20 {
             self.turn();
+            while self.wait_for_orphans() {
+                self.turn();
+            }
             if self.committer.wake_at().is_none_or(|wake_at| wake_at > self.now()) {
                 return;
             }
         }
         panic!("the committer has turn after turn and does not get done");
+    }
+
+    /// Waits for the thread that opens an orphan or gives the room of one back; says whether there was one, or what it did is not
+    /// heard yet.
+    fn wait_for_orphans(&self) -> bool {
+        let orphans = &self.pipeline.orphans;
+        if orphans.is_idle() {
+            return false;
+        }
+        until("a step with an orphan ends", || !orphans.is_at_work());
+        // It lies in the mailbox a moment before it is rung for.
+        std::thread::sleep(Duration::from_millis(1));
+        true
     }
 
     fn now(&self) -> Instant {
@@ -201,6 +218,15 @@ impl Bench {
     /// Whether one of the notices so far is of that kind; forgets them.
     fn heard(&self, is: impl Fn(&Notice) -> bool) -> bool {
         self.notices.lock().unwrap().drain(..).any(|notice| is(&notice))
+    }
+}
+
+/// Waits for another thread.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it should come true, and did not: {what}");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::shard::{claim, shard_dir};
 
 /// Other processes: each takes the next shard, leaves so many events in it and dies.
-fn leave_behind(bench: &Bench, counts: &[usize]) {
+pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
     let options = &bench.pipeline.options;
     let live = |count: &usize| {
         let claim = claim(&Disk::default(), &options.queue_dir.join(options.project.dir_name()), &[]).unwrap();
@@ -18,7 +18,7 @@ fn leave_behind(bench: &Bench, counts: &[usize]) {
 }
 
 /// The delivery finds our own queue empty.
-fn look_for_orphans(bench: &mut Bench) {
+pub(super) fn look_for_orphans(bench: &mut Bench) {
     assert!(bench.read().is_empty());
     bench.settle_down();
 }
@@ -44,6 +44,49 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     let other = bench_in(Arc::clone(&bench.root), |_| ());
     assert_eq!(other.pipeline.shard.dir(), &shard_dir(&options.queue_dir.join(options.project.dir_name()), 1));
     assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
+}
+
+/// What takes room in a shard.
+fn names(dir: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_orphan_that_was_delivered_gives_back_its_room() {
+    let mut bench = bench(|_| ());
+    leave_behind(&bench, &[12]);
+    look_for_orphans(&mut bench);
+    let dir = bench.pipeline.adopted_shard().unwrap().1.dir().clone();
+    assert!(names(&dir).iter().any(|name| name == "journal-0"));
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
+    for _ in 0..3 {
+        bench.advance(2 * HOUR);
+        look_for_orphans(&mut bench);
+    }
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"], "it is not opened again");
+    assert!(!bench.heard(|notice| is_skipped(notice) || is_problem(notice)));
+}
+
+#[test]
+fn a_shard_that_was_left_empty_gives_back_its_room_when_nobody_has_come_for_an_hour() {
+    let mut bench = bench(|_| ());
+    let mut other = bench_in(Arc::clone(&bench.root), |_| ());
+    let dir = other.pipeline.shard.dir().clone();
+    other.append(12);
+    other.advance(Duration::from_secs(6));
+    other.deliver(other.read());
+    other.advance(Duration::from_secs(1));
+    other.pipeline.shard.close();
+    look_for_orphans(&mut bench);
+    assert!(names(&dir).iter().any(|name| name == "journal-0"), "the next start finds it ready");
+    bench.advance(HOUR + Duration::from_secs(60));
+    look_for_orphans(&mut bench);
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
 }
 
 #[test]
@@ -151,7 +194,7 @@ fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_
         call.path.ends_with("status").then(|| Verdict::Fail(std::io::Error::from_raw_os_error(5)))
     }));
     for _ in 0..40 {
-        assert!(start::open(options.clone(), first.pipeline.network.clone()).is_err());
+        assert!(start::open(options.clone(), first.pipeline.network.clone(), Arc::default()).is_err());
     }
     assert!(std::fs::read_dir(&project_dir).unwrap().count() < 20);
 }
