@@ -21,6 +21,7 @@ impl From<Notice> for Diagnostic {
             Notice::LostInMemory { events } => Diagnostic::LostWithProcess { events },
             Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
             Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
+            Notice::Exposed { path, why } => Diagnostic::Exposed { path, why },
             Notice::Stranded(queue) => Diagnostic::StrandedQueue {
                 path: queue.path,
                 owner: queue.owner.map(|owner| (abbreviated(&owner.api_key), owner.host)),

@@ -10,13 +10,16 @@ impl Config {
     /// The directory in which queues lie, one for each project, on a local disk that outlives the process. Default:
     /// `$POSTHOG_QUEUE_DIR`, else `$STATE_DIRECTORY/posthog` (its first entry), else `$XDG_STATE_HOME/posthog`, else
     /// `~/.local/state/posthog`; never a temporary directory.
+    ///
+    /// It should belong to the user of the process, or to root, and nobody else should be able to write to it. The queues that are made in
+    /// it are for that user alone: one that another user owns, or every user may write, is not used.
     pub fn queue_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.queue_dir = Some(dir.into());
         self
     }
 
-    /// Works in memory when the queue directory cannot be used or does not answer in time, instead of failing: bounded, lost with the process, and said so by
-    /// `stats().mode`, a diagnostic and every receipt. Default: off.
+    /// Works in memory when the queue directory cannot be used or does not answer in time, instead of failing: bounded, lost with the
+    /// process, and said so by `stats().mode`, a diagnostic and every receipt. Default: off.
     pub fn memory_fallback(mut self, fallback: bool) -> Self {
         self.memory_fallback = fallback;
         self

@@ -74,6 +74,7 @@ impl Diagnostic {
             | Diagnostic::Missing { .. }
             | Diagnostic::Checked
             | Diagnostic::Ephemeral { .. }
+            | Diagnostic::Exposed { .. }
             | Diagnostic::StrandedQueue { .. }
             | Diagnostic::ShardSkipped { .. }
             | Diagnostic::LastWordsUnread { .. } => Category::Storage,

@@ -167,6 +167,14 @@ pub enum Diagnostic {
         /// What it is on.
         what: &'static str,
     },
+    /// The queue's directory or one above it belongs to another user, or every user may write to it: they could take the queue away, or
+    /// put another one in its place. It is used all the same; what is in it is held against its owner. Told once.
+    Exposed {
+        /// The directory that others may write.
+        path: PathBuf,
+        /// How, and what to do.
+        why: String,
+    },
     /// The queue of another key or host has events that nobody delivers, because no process has it open:
     /// [`Config::also_deliver`](crate::Config::also_deliver) does. Who wants to give them up removes the directory.
     StrandedQueue {
@@ -280,6 +288,7 @@ impl Diagnostic {
             Diagnostic::Evicted { .. } => "evicted",
             Diagnostic::Ephemeral { .. } => "ephemeral",
             Diagnostic::StrandedQueue { .. } => "stranded_queue",
+            Diagnostic::Exposed { .. } => "exposed",
             Diagnostic::ShardSkipped { .. } => "shard_skipped",
             Diagnostic::LastWordsUnread { .. } => "last_words_unread",
             Diagnostic::SymbolsDistrusted => "symbols_distrusted",

@@ -61,10 +61,9 @@ impl fmt::Display for Diagnostic {
                 write!(f, "{events} queued events were given up {why}")
             }
             Diagnostic::Ephemeral { path, what } => write!(f, "the queue directory {} is on {what}", path.display()),
+            Diagnostic::Exposed { path, why } => write_exposed(f, path, why),
             Diagnostic::StrandedQueue { path, owner, events, .. } => write_stranded(f, path, owner.as_ref(), *events),
-            Diagnostic::ShardSkipped { path, why } => {
-                write!(f, "the queue in {} is left alone and its events stay there: {why}", path.display())
-            }
+            Diagnostic::ShardSkipped { path, why } => write_skipped(f, path, why),
             Diagnostic::LastWordsUnread { path, why } => write_unread(f, path.as_deref(), why),
             Diagnostic::SymbolsDistrusted => f.write_str(SYMBOLS_DISTRUSTED),
             Diagnostic::Invalid { what } => write!(f, "left out: {what}"),
@@ -104,6 +103,14 @@ fn write_stranded(
     let (whose, path) = (whose.as_deref().unwrap_or("another key or host"), path.display());
     let remedy = "call Config::also_deliver(key, host) to have them sent, or remove";
     write!(f, "{events} events wait for {whose}; {remedy} {path} to give them up")
+}
+
+fn write_skipped(f: &mut fmt::Formatter<'_>, path: &Path, why: &str) -> fmt::Result {
+    write!(f, "the queue in {} is left alone and its events stay there: {why}", path.display())
+}
+
+fn write_exposed(f: &mut fmt::Formatter<'_>, path: &Path, why: &str) -> fmt::Result {
+    write!(f, "other users may take away or replace the queue through {}: {why}", path.display())
 }
 
 fn write_unread(f: &mut fmt::Formatter<'_>, path: Option<&Path>, why: &str) -> fmt::Result {

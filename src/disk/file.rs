@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::{Disk, Mapping, Op, Verdict};
+use super::{Disk, Mapping, Op, Verdict, owner};
 
-/// How a file is opened. Always close-on-exec, never through a symbolic link, new ones with mode 0600.
+/// How a file is opened. Always close-on-exec, never through a symbolic link nor another user's, new ones with mode 0600.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Open {
     /// Must exist.
@@ -60,6 +60,7 @@ impl DiskFile {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
+        owner::vet(&metadata, path)?;
         let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
         Ok(Self { file, path: path.to_path_buf(), disk: disk.clone(), identity })
     }

@@ -7,7 +7,7 @@
 //!   with any error, or shorten a write. The tests of disk faults and power cuts are made of nothing else; in production there is no
 //!   gate and the question is one branch.
 //! * **Each file is opened in the same careful way:** mode 0600 in directories of mode 0700, close-on-exec, never through a symbolic
-//!   link, its device and inode remembered, so that [`DiskFile::is_same_file`] can tell when somebody put another file in its place.
+//!   link, never another user's or one that every user may write (`owner.rs`), its device and inode remembered, so that [`DiskFile::is_same_file`] can tell when somebody put another file in its place.
 //! * **What a fork leaves behind is known in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] is not even
 //!   present there, and [`fork::close_in_child`] makes sure that a lock does not live on in a child that never asked for it.
 //!
@@ -25,6 +25,7 @@ mod filesystem;
 pub(crate) mod fork;
 mod machine;
 mod map;
+mod owner;
 
 use std::fmt::Debug;
 use std::io;
@@ -37,6 +38,7 @@ pub(crate) use file::{DiskFile, Open};
 pub(crate) use filesystem::FileSystem;
 pub(crate) use machine::OomCount;
 pub(crate) use map::{Mapping, store_bytes};
+pub(crate) use owner::exposed_above;
 
 /// The disk. Cheap to clone; the default is the real one.
 #[derive(Clone, Debug, Default)]
@@ -141,6 +143,12 @@ impl Disk {
     /// Creates a directory of mode 0700 with its parents; existing ones are left as they are.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
+    }
+
+    /// Fails for a directory that is not this process's alone, or for a link to one: see `owner.rs`.
+    pub(crate) fn vet_dir(&self, path: &Path) -> io::Result<()> {
+        owner::vet(&std::fs::symlink_metadata(path)?, path)?;
+        owner::vet(&std::fs::metadata(path)?, path)
     }
 
     /// Creates a directory and its parents, and makes their names durable where they are new.

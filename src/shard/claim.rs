@@ -11,6 +11,9 @@ use crate::disk::{Disk, DiskFile, Open, fork};
 /// Shards of one project, at most: a bound on what a fork bomb can leave behind.
 const SHARDS_MAX: u32 = 4096;
 
+/// Where the shards of AI events lie, in the directory of their project.
+const AI_DIR: &str = "ai";
+
 /// The project that a queue belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Project {
@@ -58,7 +61,7 @@ impl Lane {
     pub(crate) fn dir_in(self, project_dir: &Path) -> PathBuf {
         match self {
             Lane::Analytics => project_dir.to_path_buf(),
-            Lane::Ai => project_dir.join("ai"),
+            Lane::Ai => project_dir.join(AI_DIR),
         }
     }
 }
@@ -75,6 +78,9 @@ pub(crate) enum ClaimError {
         #[source]
         source: io::Error,
     },
+    /// A directory is another user's, or every user may write to it.
+    #[error("{0}")]
+    Exposed(io::Error),
     /// Two opens both got the lock, or locking is not supported.
     #[error("the file system of {path:?} has no working file locks; choose a queue_dir on a local file system")]
     NoLocks {
@@ -105,7 +111,7 @@ impl ClaimError {
         match self {
             ClaimError::Io { source, .. } => is_of_the_machine(source),
             ClaimError::NoLocks { .. } | ClaimError::TooMany { .. } => true,
-            ClaimError::Shard { .. } => false,
+            ClaimError::Exposed(_) | ClaimError::Shard { .. } => false,
         }
     }
 }
@@ -164,6 +170,7 @@ impl Claim {
 /// cannot be had is a [`ClaimError::Shard`]: the caller reports it, adds it to `unusable` and calls again.
 pub(crate) fn claim(disk: &Disk, project_dir: &Path, unusable: &[PathBuf]) -> Result<Claim, ClaimError> {
     disk.make_dir(project_dir).map_err(|source| failed(project_dir, source))?;
+    vet_lane(disk, project_dir)?;
     let taken = shard_numbers(disk, project_dir)?;
     for number in taken.iter().filter(|number| !unusable.contains(&shard_dir(project_dir, **number))) {
         if let Some(claim) = try_existing(disk, project_dir, *number)? {
@@ -192,6 +199,7 @@ pub(crate) fn claim_orphan(
     after: Option<u32>,
     is_wanted: &dyn Fn(u32) -> bool,
 ) -> Result<Option<(u32, Claim)>, ClaimError> {
+    vet_lane(disk, project_dir)?;
     for number in shard_numbers(disk, project_dir)? {
         if after.is_some_and(|after| number <= after) || !is_wanted(number) {
             continue;
@@ -255,6 +263,21 @@ fn parse_shard_name(name: &str) -> Option<u32> {
     (format!("shard-{number}") == name).then_some(number)
 }
 
+/// Fails unless the directories of a lane are this process's alone: whoever may change them decides what is sent, and which files are
+/// written. The AI lane lies in the directory of its project.
+fn vet_lane(disk: &Disk, lane_dir: &Path) -> Result<(), ClaimError> {
+    let project_dir = if lane_dir.ends_with(AI_DIR) { lane_dir.parent() } else { None };
+    project_dir.into_iter().chain([lane_dir]).try_for_each(|dir| vet(disk, dir))
+}
+
+fn vet(disk: &Disk, dir: &Path) -> Result<(), ClaimError> {
+    match disk.vet_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.raw_os_error().is_none() => Err(ClaimError::Exposed(error)),
+        other => other.map_err(|source| failed(dir, source)),
+    }
+}
+
 fn try_existing(disk: &Disk, project_dir: &Path, number: u32) -> Result<Option<Claim>, ClaimError> {
     try_claim(disk, &shard_dir(project_dir, number), number).map_err(|error| {
         if error.concerns_all() { error } else { ClaimError::Shard { number, source: Box::new(error) } }
@@ -263,6 +286,7 @@ fn try_existing(disk: &Disk, project_dir: &Path, number: u32) -> Result<Option<C
 
 fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, ClaimError> {
     disk.make_dir(dir).map_err(|source| failed(dir, source))?;
+    vet(disk, dir)?;
     let path = dir.join("lock");
     let open = || disk.open(&path, Open::EnsureExists).map_err(|source| failed(&path, source));
     let lock = open()?;

@@ -22,6 +22,8 @@ use crate::shard::{
 
 /// The number of the project that the pipeline itself belongs to. Last words of another are not ours to tell.
 pub(super) const OWN_PROJECT: usize = 0;
+/// In the place of a shard's number: the directory in which all of them lie.
+const WHOLE: u32 = u32::MAX;
 /// A shard that could not be opened, read or written is left alone for so long.
 const AVOID_FOR: Duration = Duration::from_secs(300);
 /// A shard that was left empty keeps its room for so long, for the next process to find it ready.
@@ -164,7 +166,11 @@ impl Pipeline {
                         self.skip(Place { project: index, number: Some(failed) }, &ShardError::from(*source));
                         number = Some(failed);
                     }
-                    Ok(None) | Err(_) => break,
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.skip(Place { project: index, number: Some(WHOLE) }, &ShardError::from(error));
+                        break;
+                    }
                 }
             }
         }
@@ -210,7 +216,8 @@ impl Pipeline {
 
     fn path_of(&self, place: Place) -> Option<PathBuf> {
         let mut projects = std::iter::once(&self.options.project).chain(&self.options.also);
-        Some(shard_dir(&self.dir_of(projects.nth(place.project)?), place.number?))
+        let dir = self.dir_of(projects.nth(place.project)?);
+        place.number.map(|number| if number == WHOLE { dir.clone() } else { shard_dir(&dir, number) })
     }
 
     pub(super) fn report_findings(&self, findings: Vec<Finding>) {

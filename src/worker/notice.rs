@@ -66,6 +66,13 @@ pub(crate) enum Notice {
         /// What it is on.
         what: &'static str,
     },
+    /// Other users may change or replace the directory of the queue.
+    Exposed {
+        /// The directory that they may write, it or one above it.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
     /// Another project's queue has events that nobody delivers.
     Stranded(Stranded),
     /// PostHog gave no answer about flags.

@@ -9,7 +9,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -194,7 +193,7 @@ fn let_go(done: Done) {
 }
 
 fn panicked(place: &Place) -> ShardError {
-    let path = Path::new("shard").with_extension(place.number.unwrap_or(0).to_string());
+    let path = format!("shard-{}", place.number.unwrap_or(0)).into();
     ShardError::Io { path, source: io::Error::other("opening it panicked, please report this") }
 }
 

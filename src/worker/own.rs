@@ -58,8 +58,9 @@ pub(super) fn open_shard(
                     Ok(Some(Err(error))) => return Err(error.into()),
                     Ok(Some(Ok(None)) | None) => {
                         // Where two are slow, so is the disk: then a new one is made, which is opened without a look at old content.
-                        let rest = slow.is_some().then(|| shard_dirs(disk, &project_dir)).unwrap_or_default();
-                        unusable.extend(rest);
+                        if slow.is_some() {
+                            unusable.extend(shard_dirs(disk, &project_dir));
+                        }
                         unusable.push(dir.clone());
                         slow = slow.or(Some((dir, before)));
                         continue;

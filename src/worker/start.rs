@@ -23,7 +23,7 @@ use super::verdicts::{Ear, Verdicts};
 use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
-use crate::disk::{FileSystem, fork};
+use crate::disk::{FileSystem, exposed_above, fork};
 use crate::shard::{
     Lane, Life as LifeBefore, Opened, Predecessor, ShardError, ShardOptions, Stranded, has_orphan, stranded,
 };
@@ -331,6 +331,15 @@ fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {
 }
 
 impl Pipeline {
+    /// Both lanes lie in the same directory: it is said once.
+    fn report_exposure(&self) {
+        if self.options.lane == Lane::Analytics
+            && let Ok(Some((path, exposure))) = exposed_above(&self.options.queue_dir)
+        {
+            (self.options.report)(Notice::Exposed { path, why: exposure.to_string() });
+        }
+    }
+
     fn report_surroundings(&self) {
         let dir = self.shard.dir();
         if !self.shard.is_volatile() {
@@ -343,6 +352,7 @@ impl Pipeline {
             if let Some(what) = what {
                 (self.options.report)(Notice::Ephemeral { path: dir.clone(), what });
             }
+            self.report_exposure();
         }
         for queue in &self.stranded {
             (self.options.report)(Notice::Stranded(queue.clone()));

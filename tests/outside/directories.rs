@@ -3,13 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use posthog::{Client, Config, Diagnostic, Error, Mode, PersistError, Stranded};
 
-use crate::apart::{NOBODY, Terms, apart, apart_on, is_a_part};
+use crate::apart::{Terms, apart, apart_on};
 use crate::process::forked;
 use crate::stage::{KEY, PATIENCE, Stage, assert_balanced, close_empty, event, eventually, take};
 
@@ -17,7 +15,7 @@ fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
@@ -37,7 +35,7 @@ fn a_missing_directory_is_made_and_closed_to_others() {
 }
 
 /// It fails by name, or works in memory where that is asked for and says so.
-fn is_unusable(config: impl Fn() -> Config) {
+pub(crate) fn is_unusable(config: impl Fn() -> Config) {
     let error = Client::new(config()).map(drop).unwrap_err();
     assert!(matches!(error, Error::QueueDir { .. }), "{error:?}");
     assert!(error.to_string().contains("queue_dir"), "{error}");
@@ -129,77 +127,6 @@ fn a_queue_of_another_user_is_unusable_and_left_alone() {
             let client = stage.client();
             assert_eq!(client.stats().accepted, 1);
             assert_balanced(&client);
-        },
-    );
-}
-
-/// Gives a file, or a directory and all that is in it, to a user.
-fn give(path: &Path, user: u32) {
-    std::os::unix::fs::lchown(path, Some(user), Some(user)).unwrap();
-    if fs::symlink_metadata(path).unwrap().is_dir() {
-        fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path(), user));
-    }
-}
-
-/// Whether this test can be another user for a while; says so if it cannot.
-fn may_change_users() -> bool {
-    let may = nix::unistd::geteuid().is_root() || is_a_part();
-    if !may {
-        println!("skipped: only root can be another user");
-    }
-    may
-}
-
-#[test]
-fn a_shard_of_root_hides_no_shard_of_the_user() {
-    if !may_change_users() {
-        return;
-    }
-    apart_on(
-        || {
-            let stage = Stage::new();
-            stage.sink.stop();
-            let clients: Vec<_> = ["root", "own", "orphan"].map(|name| (stage.client(), name)).into();
-            for (client, name) in &clients {
-                (0..10).for_each(|_| _ = take(client, name));
-                client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
-            }
-            let shards = stage.shards();
-            give(stage.folder(), NOBODY);
-            give(&shards[0], 0);
-            // As a backup by hard links leaves them: no reason not to send what is queued.
-            for shard in &shards {
-                fs::hard_link(shard.join("lock"), stage.folder().join(shard.file_name().unwrap())).unwrap();
-            }
-            stage.sink.resume();
-            stage
-        },
-        |_| Terms::default().played_by_nobody(),
-        |place| {
-            let delivered = Arc::new(AtomicUsize::new(0));
-            let heard = Arc::clone(&delivered);
-            let config =
-                place.config().on_delivery(move |told| _ = heard.fetch_add(told.uuids.len(), Ordering::SeqCst));
-            let client = Client::new(config).unwrap();
-            assert!(client.stats().dir.unwrap().ends_with("shard-1"), "{:?}", client.stats());
-            let told = client.diagnostics();
-            let skipped = |told: &&Diagnostic| {
-                matches!(told, Diagnostic::ShardSkipped { path, why }
-                    if path.ends_with("shard-0") && why.contains("Permission denied"))
-            };
-            assert_eq!(told.iter().filter(skipped).count(), 1, "{told:?}");
-            eventually("the orphan behind it is delivered, too", || {
-                let _ = client.flush().wait(PATIENCE);
-                delivered.load(Ordering::SeqCst) == 20
-            });
-            close_empty(&client);
-            // Said once, however often it is met.
-            assert_eq!(client.diagnostics().iter().filter(skipped).count(), 1);
-        },
-        |stage| {
-            assert_eq!(stage.names(), [["orphan"; 10], ["own"; 10]].concat());
-            let client = stage.client();
-            assert_eq!(client.stats().queued_events, 10, "root's own are where they were");
         },
     );
 }

@@ -20,6 +20,7 @@ mod limits;
 mod memory;
 mod network;
 mod overflow;
+mod owners;
 mod process;
 mod refusals;
 mod runs;
