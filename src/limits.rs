@@ -141,3 +141,54 @@ pub(crate) fn beginning(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
     text.get(..end).unwrap_or_default()
 }
+
+/// As much as is kept of a text from outside (a server's words, an error of the network), fit for one line of a log: what would end the
+/// line, command a terminal or turn the direction of writing is escaped. Whatever others say that is logged, reported or shown goes through
+/// here.
+pub(crate) fn foreign(text: &str, most: usize) -> String {
+    let mut kept = String::with_capacity(text.len().min(most));
+    for char in text.chars() {
+        let before = kept.len();
+        if is_unprintable(char) {
+            kept.extend(char.escape_default());
+        } else {
+            kept.push(char);
+        }
+        if kept.len() > most {
+            kept.truncate(before);
+            break;
+        }
+    }
+    kept
+}
+
+/// Control characters; separators of lines and paragraphs; marks, embeddings and isolates of direction.
+fn is_unprintable(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_from_outside_is_one_line_and_commands_no_terminal() {
+        for (text, expected) in [
+            ("<html>\r\n\t<b>", "<html>\\r\\n\\t<b>"),
+            ("\u{1b}[2J\u{7}\0", "\\u{1b}[2J\\u{7}\\u{0}"),
+            ("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}"),
+            ("a\u{2028}b\u{202e}c\u{2066}", "a\\u{2028}b\\u{202e}c\\u{2066}"),
+            ("caf\u{e9} \"x\" C:\\new", "caf\u{e9} \"x\" C:\\new"),
+        ] {
+            assert_eq!(foreign(text, 1000), expected);
+            assert_eq!(foreign(expected, 1000), expected, "once is enough");
+        }
+    }
+
+    #[test]
+    fn no_escape_is_cut_in_two() {
+        assert_eq!((foreign("ab\ncd", 3).as_str(), foreign("ab\ncd", 4).as_str()), ("ab", "ab\\n"));
+        assert_eq!(foreign("\u{fc}\u{fc}", 3), "\u{fc}");
+    }
+}

@@ -46,6 +46,7 @@ const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[
     ("config", "error", "a setting that is out of bounds is an error that names it"),
     ("config", "diagnostics", "the hook for diagnostics is a setting"),
     ("transport", "clock", "a Retry-After date is turned into a wait by the wall clock"),
+    ("transport", "limits", "errors repeat words of others, which one function makes fit to be shown"),
 ];
 
 /// A package, and the only modules that may name it.

@@ -38,7 +38,7 @@ impl Engine {
                     // Perhaps the link is too slow for so much at once, or somebody on the way breaks off what is too large.
                     self.limits.shrink(batch.bytes);
                 }
-                let unreachable = matches!(error, TransportError::Connect(_));
+                let unreachable = error.is_unreachable();
                 let text = error.describe();
                 let notice = Notice::TransportFailed { reason: text.clone() };
                 return self.failed(batch, ticket, Failure { text, notice, retry_after: None, unreachable });

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::encoding::Encoding;
 use super::error::in_chain;
 use super::pool::{Connections, Pool, noting_connects};
+use super::proxy::Ways;
 use super::{Method, Request, Response, RetryAfter, TransportError};
 
 /// Why an attempt has no answer.
@@ -16,12 +17,6 @@ struct Failure {
     error: TransportError,
     /// The connection was there before the request, and died before the answer began: it had died while it was idle.
     was_stale: bool,
-}
-
-impl From<TransportError> for Failure {
-    fn from(error: TransportError) -> Self {
-        Self { error, was_stale: false }
-    }
 }
 
 /// Sends a request, and once more if that is found to be of use and within its time.
@@ -32,16 +27,21 @@ pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Respon
     let request = prepare(&connections, request)?;
     // The body is shared, not copied.
     let spare = request.try_clone();
-    let failure = match attempt(&connections, request, most).await {
+    let ways = &pool.settings().ways;
+    let failure = match attempt(&connections, request, most, ways).await {
         Ok(response) => return Ok(response),
         Err(failure) => failure,
     };
-    let again = if failure.was_stale { pool.without(&connections) } else { None };
+    let again = match &failure.error {
+        _ if failure.was_stale => pool.without(&connections),
+        TransportError::Tls(_) => pool.with_certificates_of_now(&connections).await,
+        _ => None,
+    };
     let left = pool.settings().options.request_timeout.saturating_sub(began.elapsed());
     match (again, spare) {
         (Some(connections), Some(mut request)) if !left.is_zero() => {
             *request.timeout_mut() = Some(left);
-            attempt(&connections, request, most).await.map_err(|failure| failure.error)
+            attempt(&connections, request, most, ways).await.map_err(|failure| failure.error)
         }
         _ => Err(failure.error),
     }
@@ -57,14 +57,21 @@ fn prepare(connections: &Connections, request: Request) -> Result<reqwest::Reque
     for (name, value) in request.headers {
         builder = builder.header(name, value);
     }
-    builder.build().map_err(TransportError::of_request)
+    builder.build().map_err(|error| TransportError::Other(error.without_url().into()))
 }
 
-async fn attempt(connections: &Connections, request: reqwest::Request, most: usize) -> Result<Response, Failure> {
+async fn attempt(
+    connections: &Connections,
+    request: reqwest::Request,
+    most: usize,
+    ways: &Ways,
+) -> Result<Response, Failure> {
+    let url = request.url().clone();
+    let failed = |error, was_stale| Failure { error: TransportError::of_request(error, &url, ways), was_stale };
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
         let was_stale = !has_connected && is_hang_up(&error);
-        Failure { error: TransportError::of_request(error), was_stale }
+        failed(error, was_stale)
     })?;
     let encoding = Encoding::of(answer.headers());
     let mut response = Response {
@@ -75,7 +82,7 @@ async fn attempt(connections: &Connections, request: reqwest::Request, most: usi
         body: Vec::new(),
     };
     let room = encoding.room(most);
-    while let Some(part) = answer.chunk().await.map_err(TransportError::of_request)? {
+    while let Some(part) = answer.chunk().await.map_err(|error| failed(error, false))? {
         let left = room.saturating_sub(response.body.len());
         response.body.extend(part.iter().take(left));
         if part.len() > left {
@@ -83,7 +90,7 @@ async fn attempt(connections: &Connections, request: reqwest::Request, most: usi
             break;
         }
     }
-    decode(response, &encoding, most).map_err(Failure::from)
+    decode(response, &encoding, most).map_err(|error| Failure { error, was_stale: false })
 }
 
 /// The answer with its body decoded. What cannot be decoded is an error where the body is what counts; beside a failure the status and the

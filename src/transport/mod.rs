@@ -10,8 +10,10 @@
 //!   and are retried by whoever sent them, so that events wait on disk until the certificates are there. A malformed proxy setting
 //!   in the environment is ignored with a warning; a malformed proxy or certificate in the *options* is an error.
 //! * **The environment is read once,** in [`Transport::new`]: certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) and proxies
-//!   (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case). A forked child calls [`Transport::reconnect`], which reads
+//!   (`https_proxy`, `http_proxy`, `all_proxy`, `no_proxy`; `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads
 //!   nothing and shares no connection with its parent.
+//! * **Certificates that are replaced are noticed:** after a failure of TLS the machine's are read again, at most once a minute, and if
+//!   there are others now, the request is sent once more with them. An idle process reads nothing.
 //! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
 //! * **Names are looked up** on a thread for each lookup, a bounded number of them, for the runtime's own way panics where there are
 //!   no threads to be had.
@@ -31,6 +33,8 @@ mod exchange;
 mod host;
 mod pool;
 mod proxy;
+#[cfg(test)]
+mod proxy_tests;
 mod resolve;
 mod retry_after;
 #[cfg(test)]
@@ -44,13 +48,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use rustls::pki_types::CertificateDer;
 
 pub(crate) use error::TransportError;
 pub(crate) use host::normalise_host;
 use pool::{Pool, Settings};
 pub(crate) use proxy::Proxy;
+use proxy::Ways;
 pub(crate) use retry_after::RetryAfter;
+use tls::MachineCertificates;
 
 /// At most so much of a plain answer's body is read.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
@@ -163,28 +168,28 @@ pub(crate) struct Transport {
 impl Transport {
     /// Reads the environment and the machine's certificates: some tens of milliseconds, not for the caller's thread.
     pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<Warning>), TransportError> {
-        Self::surrounded_by(options, &|name| std::env::var(name).ok(), tls::machine_certificates())
+        Self::surrounded_by(options, &|name| std::env::var(name).ok(), Box::new(tls::machine_certificates))
     }
 
     /// As [`Transport::new`], with the environment and the certificates given.
     fn surrounded_by(
         options: TransportOptions,
         env: &dyn Fn(&'static str) -> Option<String>,
-        machine: Vec<CertificateDer<'static>>,
+        machine: MachineCertificates,
     ) -> Result<(Self, Vec<Warning>), TransportError> {
-        let (proxies, mut warnings) = proxy::resolve(&options.proxy, env)?;
-        let roots = tls::roots(machine, &options.ca_pem)?;
+        let (ways, mut warnings) = Ways::new(&options.proxy, env)?;
+        let roots = tls::roots(machine(), &options.ca_pem)?;
         if roots.is_empty() {
             warnings.push(Warning::NoCertificates);
         }
         let headers = header_map(&options.headers)?;
-        let settings = Settings { options, headers, proxies, roots: Arc::new(roots) };
-        Ok((Self { pool: Arc::new(Pool::new(Arc::new(settings))?) }, warnings))
+        let settings = Settings { options, headers, ways, machine, roots: Arc::new(roots) };
+        Ok((Self { pool: Pool::new(Arc::new(settings))? }, warnings))
     }
 
     /// The same settings without the connections: for a forked child, which must not write into its parent's sockets.
     pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
-        Ok(Self { pool: Arc::new(self.pool.apart()?) })
+        Ok(Self { pool: self.pool.apart()? })
     }
 }
 

@@ -3,49 +3,83 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use rustls::RootCertStore;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::proxy::Ways;
+use super::tls::MachineCertificates;
 use super::{TransportError, TransportOptions, resolve, tls};
 
 /// Shorter than the 60 s after which load balancers commonly close idle connections, so that a reused one is rarely a dead one.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// At most this often are the machine's certificates read again.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(60);
+
 /// All that was read from options and environment, so that a client can be built again without them.
 pub(super) struct Settings {
     pub(super) options: TransportOptions,
     pub(super) headers: HeaderMap,
-    pub(super) proxies: Vec<reqwest::Proxy>,
+    pub(super) ways: Ways,
+    /// Reads the machine's certificates.
+    pub(super) machine: MachineCertificates,
+    /// What it read at the start, and what the options add.
     pub(super) roots: Arc<RootCertStore>,
 }
 
-/// The client in use. It is replaced as a whole where its connections are not to be used again.
+/// The client in use. It is replaced as a whole where its connections or its certificates are not to be used again.
 pub(super) struct Pool {
     settings: Arc<Settings>,
     current: Mutex<Connections>,
+    reading: Mutex<Reading>,
 }
 
 /// A client with its idle connections.
 #[derive(Clone)]
 pub(super) struct Connections {
     pub(super) client: reqwest::Client,
+    roots: Arc<RootCertStore>,
     /// Counts the clients before it.
     generation: u64,
 }
 
+/// When the machine's certificates may be read again.
+#[derive(Debug, Default)]
+struct Reading {
+    last: Option<Instant>,
+    /// A thread is at it. It may hang, as file systems do, and no second one is to hang beside it.
+    is_under_way: bool,
+}
+
+impl Reading {
+    fn begin(&mut self, now: Instant) -> bool {
+        let is_due = self.last.is_none_or(|last| now.saturating_duration_since(last) >= CERTIFICATES_INTERVAL);
+        let begins = is_due && !self.is_under_way;
+        if begins {
+            (self.last, self.is_under_way) = (Some(now), true);
+        }
+        begins
+    }
+}
+
 impl Pool {
-    pub(super) fn new(settings: Arc<Settings>) -> Result<Self, TransportError> {
-        let client = client(&settings)?;
-        Ok(Self { settings, current: Mutex::new(Connections { client, generation: 0 }) })
+    pub(super) fn new(settings: Arc<Settings>) -> Result<Arc<Self>, TransportError> {
+        let roots = Arc::clone(&settings.roots);
+        let client = client(&settings, &roots)?;
+        let current = Mutex::new(Connections { client, roots, generation: 0 });
+        Ok(Arc::new(Self { settings, current, reading: Mutex::default() }))
     }
 
     /// The same settings, and nothing else in common. Takes no lock: a forked child asks, and a thread that it does not have may have
     /// held it.
-    pub(super) fn apart(&self) -> Result<Self, TransportError> {
+    pub(super) fn apart(&self) -> Result<Arc<Self>, TransportError> {
         Self::new(Arc::clone(&self.settings))
     }
 
@@ -54,30 +88,72 @@ impl Pool {
     }
 
     pub(super) fn current(&self) -> Connections {
-        self.lock().clone()
+        lock(&self.current).clone()
     }
 
     /// A client without the idle connections of `found_dead`. `None` if none can be built.
     pub(super) fn without(&self, found_dead: &Connections) -> Option<Connections> {
-        let mut current = self.lock();
+        let mut current = lock(&self.current);
         // Several requests may find out at once; the first of them has replaced the client already.
         if current.generation == found_dead.generation {
-            let client = client(&self.settings).ok()?;
-            *current = Connections { client, generation: found_dead.generation.wrapping_add(1) };
+            self.replace(&mut current, Arc::clone(&found_dead.roots))?;
         }
         Some(current.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connections> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A client that trusts whom the machine trusts now, after `failed` trusted somebody too few. `None` if there is nothing new, or the
+    /// certificates were read lately.
+    pub(super) async fn with_certificates_of_now(self: &Arc<Self>, failed: &Connections) -> Option<Connections> {
+        if let Some(newer) = Some(self.current()).filter(|current| !Arc::ptr_eq(&current.roots, &failed.roots)) {
+            return Some(newer);
+        }
+        let roots = self.read_again().await?;
+        let mut current = lock(&self.current);
+        if roots.is_empty() || roots.roots == current.roots.roots {
+            // A file that is being written right now is no reason to trust nobody.
+            return None;
+        }
+        self.replace(&mut current, Arc::new(roots))?;
+        Some(current.clone())
+    }
+
+    /// What the machine's certificates are now, read on a thread of its own: reading files may take as long as it likes.
+    async fn read_again(self: &Arc<Self>) -> Option<RootCertStore> {
+        if !lock(&self.reading).begin(Instant::now()) {
+            return None;
+        }
+        let (tell, told) = oneshot::channel();
+        let pool = Arc::clone(self);
+        let read = move || {
+            let settings = &pool.settings;
+            let roots = tls::roots((settings.machine)(), &settings.options.ca_pem).ok();
+            lock(&pool.reading).is_under_way = false;
+            // Nobody listens any more when the request was given up.
+            let _ = tell.send(roots);
+        };
+        if thread::Builder::new().name("posthog-certs".to_owned()).spawn(read).is_err() {
+            lock(&self.reading).is_under_way = false;
+            return None;
+        }
+        told.await.ok().flatten()
+    }
+
+    fn replace(&self, current: &mut Connections, roots: Arc<RootCertStore>) -> Option<()> {
+        let client = client(&self.settings, &roots).ok()?;
+        *current = Connections { client, roots, generation: current.generation.wrapping_add(1) };
+        Some(())
     }
 }
 
-fn client(settings: &Settings) -> Result<reqwest::Client, TransportError> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Client, TransportError> {
     let options = &settings.options;
     let mut builder = reqwest::Client::builder()
         // Session tickets are shared mutable state: each client gets a TLS configuration of its own.
-        .tls_backend_preconfigured(tls::client_config(&settings.roots)?)
+        .tls_backend_preconfigured(tls::client_config(roots)?)
         .timeout(options.request_timeout)
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -95,8 +171,8 @@ fn client(settings: &Settings) -> Result<reqwest::Client, TransportError> {
         .default_headers(settings.headers.clone())
         // reqwest's own reading of the environment is switched off: it is silent about mistakes.
         .no_proxy();
-    for proxy in &settings.proxies {
-        builder = builder.proxy(proxy.clone());
+    if !settings.ways.are_direct() {
+        builder = builder.proxy(settings.ways.clone().into_proxy());
     }
     builder.build().map_err(|source| TransportError::Setup(source.into()))
 }
@@ -139,5 +215,23 @@ impl<S: Service<T>, T> Service<T> for Noting<S> {
         // Outside of a request nobody wants to know.
         let _ = HAS_CONNECTED.try_with(|connected| connected.set(true));
         self.0.call(destination)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn certificates_are_read_again_at_most_once_a_minute_and_by_one_at_a_time() {
+        let mut reading = Reading::default();
+        assert!(reading.begin(Instant::now()));
+        reading.is_under_way = false;
+        tokio::time::advance(CERTIFICATES_INTERVAL - Duration::from_millis(1)).await;
+        assert!(!reading.begin(Instant::now()));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(reading.begin(Instant::now()));
+        tokio::time::advance(CERTIFICATES_INTERVAL * 9).await;
+        assert!(!reading.begin(Instant::now()), "the last one hangs");
     }
 }

@@ -1,12 +1,13 @@
 //! Which way out a request takes.
 //!
-//! The variables and their precedence are curl's: one for each scheme, `ALL_PROXY` for what has none, and `NO_PROXY` for hosts that are
-//! reached directly. A CGI program (`REQUEST_METHOD` is set) has no proxy from the environment: there `HTTP_PROXY` is what a client
-//! sent as its `Proxy:` header.
+//! The variables, their precedence and the patterns of `NO_PROXY` are curl's; `docs/delivery.md` has the table, and the tests here hold
+//! all of it. `HTTP_PROXY` in capitals is not read, as curl does not: in a CGI program it is what a client sent as its `Proxy:` header.
 
-use std::fmt::{self, Debug};
+use std::fmt::{self, Debug, Display};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use reqwest::{NoProxy, Url};
+use reqwest::Url;
 
 use super::{TransportError, Warning};
 
@@ -32,51 +33,200 @@ impl Debug for Proxy {
     }
 }
 
-type Env<'a> = &'a dyn Fn(&'static str) -> Option<String>;
-type MakeProxy = fn(Url) -> reqwest::Result<reqwest::Proxy>;
+/// A proxy, and who named it.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    url: Url,
+    /// An environment variable, or the setting.
+    pub(super) by: &'static str,
+}
 
-/// The first proxy of a list that matches a request is the one it takes, so `ALL_PROXY` comes last.
-const VARIABLES: [(&[&str], MakeProxy); 3] = [
-    (&["HTTPS_PROXY", "https_proxy"], reqwest::Proxy::https::<Url>),
-    (&["HTTP_PROXY", "http_proxy"], reqwest::Proxy::http::<Url>),
-    (&["ALL_PROXY", "all_proxy"], reqwest::Proxy::all::<Url>),
-];
-
-/// The proxies to use, in order.
-pub(super) fn resolve(choice: &Proxy, env: Env<'_>) -> Result<(Vec<reqwest::Proxy>, Vec<Warning>), TransportError> {
-    match choice {
-        Proxy::None => Ok((Vec::new(), Vec::new())),
-        Proxy::Url(url) => {
-            let bad = |reason| TransportError::BadProxy { reason };
-            // A variable's value may be of the short form; what is written into a program is a URL.
-            if !url.contains("://") {
-                return Err(bad("it is not a URL"));
-            }
-            let url = parse(url).map_err(bad)?;
-            let proxy = reqwest::Proxy::all(url).map_err(|_| bad("it is not a URL"))?;
-            Ok((vec![proxy], Vec::new()))
-        }
-        Proxy::FromEnv => Ok(from_env(env)),
+/// Host and port, never a password: `proxy.corp:3128 (from HTTPS_PROXY)`.
+impl Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        write!(f, "{}:{port} (from {})", self.url.host_str().unwrap_or_default(), self.by)
     }
 }
 
-fn from_env(env: Env<'_>) -> (Vec<reqwest::Proxy>, Vec<Warning>) {
-    let (mut proxies, mut warnings) = (Vec::new(), Vec::new());
-    if env("REQUEST_METHOD").is_some() {
-        return (proxies, warnings);
+impl Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
     }
-    let first = |names: &[&'static str]| names.iter().find_map(|&name| env(name).map(|value| (name, value)));
-    let except = first(&["NO_PROXY", "no_proxy"]).and_then(|(_, hosts)| NoProxy::from_string(&hosts));
-    for (names, make) in VARIABLES {
-        let Some((variable, value)) = first(names).filter(|(_, value)| !value.trim().is_empty()) else {
-            continue;
-        };
-        match parse(&value).and_then(|url| make(url).map_err(|_| "it is not a URL")) {
-            Ok(proxy) => proxies.push(proxy.no_proxy(except.clone())),
-            Err(reason) => warnings.push(Warning::ProxyIgnored { variable, reason }),
+}
+
+impl Named {
+    /// Whether a variable named it, from which `no_proxy` can except a host.
+    pub(super) fn is_of_environment(&self) -> bool {
+        self.by != SETTING
+    }
+}
+
+/// The ways out of this process, read once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ways {
+    https: Option<Arc<Named>>,
+    http: Option<Arc<Named>>,
+    except: Exceptions,
+    /// `HTTP_PROXY` is set, and nothing that counts for `http://`.
+    ignores_capitals: bool,
+}
+
+type Env<'a> = &'a dyn Fn(&'static str) -> Option<String>;
+
+const SETTING: &str = "Config::proxy";
+/// For each scheme, in this order.
+const HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+const HTTP: [&str; 3] = ["http_proxy", "all_proxy", "ALL_PROXY"];
+
+impl Ways {
+    pub(super) fn new(choice: &Proxy, env: Env<'_>) -> Result<(Self, Vec<Warning>), TransportError> {
+        match choice {
+            Proxy::None => Ok((Self::default(), Vec::new())),
+            Proxy::Url(url) => {
+                let bad = |reason| TransportError::BadProxy { reason };
+                // A variable's value may be of the short form; what is written into a program is a URL.
+                if !url.contains("://") {
+                    return Err(bad("it is not a URL"));
+                }
+                let named = Arc::new(Named { url: parse(url).map_err(bad)?, by: SETTING });
+                Ok((Self { https: Some(Arc::clone(&named)), http: Some(named), ..Self::default() }, Vec::new()))
+            }
+            Proxy::FromEnv => Ok(Self::from_env(env)),
         }
     }
-    (proxies, warnings)
+
+    fn from_env(env: Env<'_>) -> (Self, Vec<Warning>) {
+        // To curl, a variable that is empty is not there.
+        let set = |name| env(name).filter(|value| !value.trim().is_empty());
+        let mut warnings = Vec::new();
+        let mut first = |names: &[&'static str]| {
+            names.iter().find_map(|&variable| match parse(&set(variable)?) {
+                Ok(url) => Some(Arc::new(Named { url, by: variable })),
+                Err(reason) => {
+                    let warning = Warning::ProxyIgnored { variable, reason };
+                    if !warnings.contains(&warning) {
+                        warnings.push(warning);
+                    }
+                    None
+                }
+            })
+        };
+        let (https, http) = (first(&HTTPS), first(&HTTP));
+        let except = set("no_proxy").or_else(|| set("NO_PROXY")).map(|list| Exceptions::parse(&list));
+        let ignores_capitals = http.is_none() && set("HTTP_PROXY").is_some();
+        (Self { https, http, except: except.unwrap_or_default(), ignores_capitals }, warnings)
+    }
+
+    /// The proxy for what is at `url`; `None`: it is reached directly.
+    pub(super) fn to(&self, url: &Url) -> Option<&Arc<Named>> {
+        let named = match url.scheme() {
+            "https" => self.https.as_ref()?,
+            "http" => self.http.as_ref()?,
+            _ => return None,
+        };
+        let is_direct = self.except.name(url.host_str().unwrap_or_default(), url.port_or_known_default());
+        (!is_direct).then_some(named)
+    }
+
+    /// What somebody who expected a proxy may have overlooked.
+    pub(super) fn hint(&self, url: &Url) -> Option<&'static str> {
+        (self.ignores_capitals && url.scheme() == "http")
+            .then_some("HTTP_PROXY is set and not used: as with curl, only http_proxy counts for http:// hosts")
+    }
+
+    /// The same for the HTTP client.
+    pub(super) fn into_proxy(self) -> reqwest::Proxy {
+        reqwest::Proxy::custom(move |url| self.to(url).map(|named| named.url.clone()))
+    }
+
+    /// Whether there is no proxy at all.
+    pub(super) fn are_direct(&self) -> bool {
+        self.https.is_none() && self.http.is_none()
+    }
+}
+
+/// Hosts that are reached without a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Exceptions {
+    all: bool,
+    entries: Vec<Entry>,
+}
+
+/// One of them, perhaps at one port only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    host: Pattern,
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pattern {
+    /// A domain and all below it.
+    Domain(String),
+    /// Addresses that begin with so many bits.
+    Network(IpAddr, u8),
+}
+
+impl Exceptions {
+    fn parse(list: &str) -> Self {
+        if list.trim() == "*" {
+            return Self { all: true, entries: Vec::new() };
+        }
+        let entries = list.split([',', ' ', '\t']).filter(|entry| !entry.is_empty()).filter_map(Entry::parse);
+        Self { all: false, entries: entries.collect() }
+    }
+
+    /// Whether they name the host of a URL.
+    fn name(&self, host: &str, port: Option<u16>) -> bool {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+        let domain = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let is_here = |entry: &Entry| match (&entry.host, address) {
+            (Pattern::Domain(name), None) => {
+                domain.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
+            (Pattern::Network(network, bits), Some(address)) => begin_alike(*network, address, *bits),
+            _ => false,
+        };
+        self.all || self.entries.iter().any(|entry| (entry.port.is_none() || entry.port == port) && is_here(entry))
+    }
+}
+
+impl Entry {
+    fn parse(text: &str) -> Option<Self> {
+        if let Some(host) = network(text) {
+            return Some(Self { host, port: None });
+        }
+        let (host, port) = match text.rsplit_once(':').map(|(host, port)| (host, port.parse())) {
+            Some((host, Ok(port))) => (host, Some(port)),
+            _ => (text, None),
+        };
+        if let Some(host) = network(host) {
+            return Some(Self { host, port });
+        }
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let host = host.strip_prefix('.').unwrap_or(host);
+        (!host.is_empty()).then(|| Self { host: Pattern::Domain(host.to_ascii_lowercase()), port })
+    }
+}
+
+/// `10.0.0.0/8`, `fd00::/8`, or one address, in brackets or not.
+fn network(text: &str) -> Option<Pattern> {
+    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    let address: IpAddr = address.parse().ok()?;
+    let all = if address.is_ipv4() { 32 } else { 128 };
+    let bits = bits.map_or(Some(all), |bits| bits.parse().ok().filter(|&bits| bits <= all))?;
+    Some(Pattern::Network(address, bits))
+}
+
+fn begin_alike(one: IpAddr, other: IpAddr, bits: u8) -> bool {
+    let alike = |differing_zeros: u32| differing_zeros >= u32::from(bits);
+    match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => alike((one.to_bits() ^ other.to_bits()).leading_zeros()),
+        (IpAddr::V6(one), IpAddr::V6(other)) => alike((one.to_bits() ^ other.to_bits()).leading_zeros()),
+        _ => false,
+    }
 }
 
 fn parse(value: &str) -> Result<Url, &'static str> {
@@ -91,58 +241,4 @@ fn parse(value: &str) -> Result<Url, &'static str> {
         return Err("it names no host");
     }
     Ok(url)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn env(pairs: &[(&'static str, &str)]) -> (usize, Vec<Warning>) {
-        let lookup = |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        let (proxies, warnings) = from_env(&lookup);
-        (proxies.len(), warnings)
-    }
-
-    #[test]
-    fn a_proxy_needs_no_scheme_and_may_carry_a_password() {
-        for good in
-            ["proxy:3128", "http://proxy", "https://user:pa%40ss@proxy.corp:8443", " 10.0.0.1:3128 ", "[::1]:3128"]
-        {
-            assert!(parse(good).is_ok(), "{good}");
-        }
-    }
-
-    #[test]
-    fn a_malformed_variable_is_a_warning_that_names_it_and_not_its_value() {
-        for bad in ["http://", "::::", "http://user:secret@ho st", "socks5://proxy:1080", "http://proxy:99999"] {
-            let (proxies, warnings) = env(&[("https_proxy", bad)]);
-            assert_eq!(proxies, 0, "{bad}");
-            assert!(matches!(warnings.as_slice(), [Warning::ProxyIgnored { variable: "https_proxy", .. }]), "{bad}");
-            assert!(!warnings[0].to_string().contains("secret"));
-        }
-    }
-
-    #[test]
-    fn one_bad_variable_does_not_disable_the_others() {
-        let (proxies, warnings) = env(&[("HTTPS_PROXY", "::::"), ("ALL_PROXY", "proxy:3128")]);
-        assert_eq!((proxies, warnings.len()), (1, 1));
-    }
-
-    #[test]
-    fn an_empty_variable_means_none_and_is_no_mistake() {
-        assert_eq!(env(&[("HTTPS_PROXY", ""), ("http_proxy", " ")]), (0, Vec::new()));
-    }
-
-    #[test]
-    fn a_cgi_program_takes_no_proxy_from_its_client() {
-        assert_eq!(env(&[("HTTP_PROXY", "http://evil"), ("REQUEST_METHOD", "GET")]), (0, Vec::new()));
-    }
-
-    #[test]
-    fn a_malformed_proxy_of_the_options_is_an_error() {
-        for bad in ["socks5://p", "nope", "proxy:3128", "http://"] {
-            let refused = resolve(&Proxy::Url(bad.into()), &|_| None);
-            assert!(matches!(refused, Err(TransportError::BadProxy { .. })), "{bad}");
-        }
-    }
 }

@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-fn options() -> TransportOptions {
+pub(super) fn options() -> TransportOptions {
     TransportOptions {
         request_timeout: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(5),
@@ -22,17 +24,17 @@ fn options() -> TransportOptions {
     }
 }
 
-fn transport(options: TransportOptions) -> Transport {
-    Transport::surrounded_by(options, &|_| None, Vec::new()).unwrap().0
+pub(super) fn transport(options: TransportOptions) -> Transport {
+    Transport::surrounded_by(options, &|_| None, Box::new(Vec::new)).unwrap().0
 }
 
-fn request(url: &str) -> Request {
+pub(super) fn request(url: &str) -> Request {
     let headers = vec![("content-type", "application/json".to_owned())];
     Request { url: url.into(), headers, body: b"{}".to_vec(), max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
 }
 
 /// Reads one request (head and a body of two bytes) and writes `answer`.
-async fn answer_one(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, answer: &[u8]) -> String {
+pub(super) async fn answer_one(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, answer: &[u8]) -> String {
     let mut seen = Vec::new();
     let is_get = |seen: &[u8]| seen.starts_with(b"GET") && seen.ends_with(b"\r\n\r\n");
     while !seen.ends_with(b"\r\n\r\n{}") && !is_get(&seen) && !seen.starts_with(b"CONNECT") {
@@ -48,7 +50,7 @@ async fn answer_one(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, answe
     String::from_utf8(seen).unwrap()
 }
 
-async fn listen() -> (TcpListener, SocketAddr) {
+pub(super) async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
@@ -221,39 +223,6 @@ async fn a_refused_connection_a_silent_server_and_a_broken_answer_have_names_of_
     assert!(matches!(broken, Err(TransportError::Other(_))), "{broken:?}");
 }
 
-#[tokio::test]
-async fn a_proxy_that_refuses_the_tunnel_is_named() {
-    let (listener, address) = listen().await;
-    let proxied = transport(TransportOptions { proxy: Proxy::Url(format!("http://{address}")), ..options() });
-    let server = async {
-        let stream = listener.accept().await.unwrap().0;
-        answer_one(stream, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await
-    };
-    let (response, seen) = tokio::join!(proxied.send(request("https://posthog.example/batch/")), server);
-    assert!(seen.starts_with("CONNECT posthog.example:443"));
-    assert!(matches!(response, Err(TransportError::Proxy(_))), "{response:?}");
-}
-
-#[tokio::test]
-async fn a_proxy_of_the_environment_is_used_except_for_hosts_named_in_no_proxy() {
-    let (listener, address) = listen().await;
-    let env = |name| match name {
-        "HTTP_PROXY" => Some(format!("http://{address}")),
-        "NO_PROXY" => Some("direct.example".to_owned()),
-        _ => None,
-    };
-    let from_env = TransportOptions { proxy: Proxy::FromEnv, ..options() };
-    let (proxied, warnings) = Transport::surrounded_by(from_env, &env, Vec::new()).unwrap();
-    assert_eq!(warnings, [Warning::NoCertificates]);
-    let server =
-        async { answer_one(listener.accept().await.unwrap().0, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await };
-    let (response, seen) = tokio::join!(proxied.send(request("http://posthog.example/batch/")), server);
-    assert!(seen.starts_with("POST http://posthog.example/batch/"), "{seen}");
-    assert_eq!(response.unwrap().status, 200);
-    // `.example` never resolves: this fails before it reaches anybody, the proxy included.
-    assert!(matches!(proxied.send(request("http://direct.example/")).await, Err(TransportError::Connect(_))));
-}
-
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -269,8 +238,12 @@ impl Authority {
         self.issuer.pem().into_bytes()
     }
 
-    /// Serves TLS for `name` once; `None` if the handshake failed.
     async fn serve_once(&self, listener: TcpListener, name: &str) -> Option<String> {
+        self.serve(&listener, name).await
+    }
+
+    /// Serves TLS for `name` once; `None` if the handshake failed.
+    async fn serve(&self, listener: &TcpListener, name: &str) -> Option<String> {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -304,8 +277,54 @@ async fn a_private_authority_is_trusted_when_configured_and_nobody_else_is() {
 }
 
 #[tokio::test]
+async fn certificates_that_are_replaced_under_a_living_process_are_seen_at_most_a_minute_later() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let trusted = Arc::new(std::sync::Mutex::new((0, old.pem())));
+    let machine = Arc::clone(&trusted);
+    let read = move || {
+        let (times, pem) = &mut *machine.lock().unwrap();
+        *times += 1;
+        CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect()
+    };
+    let (transport, _) = Transport::surrounded_by(options(), &|_| None, Box::new(read)).unwrap();
+    let times = || trusted.lock().unwrap().0;
+    let serve = async |server: &Authority, times: usize| {
+        let (listener, address) = listen().await;
+        let url = format!("https://localhost:{}/", address.port());
+        let serve = async {
+            for _ in 0..times {
+                server.serve(&listener, "localhost").await;
+            }
+        };
+        tokio::join!(transport.send(request(&url)), serve).0
+    };
+    assert!(serve(&old, 1).await.is_ok());
+    assert_eq!(times(), 1);
+    // Somebody whom nobody trusts: the certificates are read again, and are the same.
+    assert!(matches!(serve(&new, 1).await, Err(TransportError::Tls(_))));
+    assert_eq!(times(), 2);
+    trusted.lock().unwrap().1 = new.pem();
+    assert!(matches!(serve(&new, 1).await, Err(TransportError::Tls(_))));
+    assert_eq!(times(), 2, "not twice a minute");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    // The failure and, with the new certificates, the answer: one request to whoever sends.
+    assert_eq!(serve(&new, 2).await.unwrap().body, b"ok");
+    assert_eq!(times(), 3);
+    assert!(serve(&new, 1).await.is_ok());
+    // A file that is empty for a moment takes no trust away.
+    trusted.lock().unwrap().1 = Vec::new();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    assert!(matches!(serve(&old, 1).await, Err(TransportError::Tls(_))));
+    assert!(serve(&new, 1).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_machine_without_certificates_warns_and_then_fails_requests_without_a_panic() {
-    let (bare, warnings) = Transport::surrounded_by(options(), &|_| None, Vec::new()).unwrap();
+    let (bare, warnings) = Transport::surrounded_by(options(), &|_| None, Box::new(Vec::new)).unwrap();
     assert_eq!(warnings, [Warning::NoCertificates]);
     let (listener, address) = listen().await;
     let url = format!("https://localhost:{}/", address.port());
@@ -317,7 +336,7 @@ async fn a_machine_without_certificates_warns_and_then_fails_requests_without_a_
 #[test]
 fn a_malformed_certificate_or_header_of_the_options_is_an_error_that_names_it() {
     let good = Authority::new().pem();
-    let build = |options| Transport::surrounded_by(options, &|_| None, Vec::new()).map(|_| ()).unwrap_err();
+    let build = |options| Transport::surrounded_by(options, &|_| None, Box::new(Vec::new)).map(|_| ()).unwrap_err();
     let bad_pem = build(TransportOptions { ca_pem: vec![good, b"not a certificate".to_vec()], ..options() });
     assert!(matches!(bad_pem, TransportError::BadCertificate { number: 2 }), "{bad_pem:?}");
     let bad_header = build(TransportOptions { headers: vec![("bad name".into(), "x".into())], ..options() });

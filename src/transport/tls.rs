@@ -8,7 +8,11 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::TransportError;
 
-/// The machine's own certificates; those that cannot be read are left out, as every TLS library does.
+/// Reads the machine's own certificates, as they are at the moment.
+pub(super) type MachineCertificates = Box<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>;
+
+/// As `SSL_CERT_FILE` and `SSL_CERT_DIR` say or where the system keeps them; those that cannot be read are left out, as every TLS library
+/// does.
 pub(super) fn machine_certificates() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }

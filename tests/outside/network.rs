@@ -162,7 +162,7 @@ fn a_proxy_of_the_environment_is_used() {
         Stage::new,
         |stage| {
             let proxy = proxy.get_or_init(|| Proxy::before(&stage.sink));
-            Terms::default().env("HTTP_PROXY", &proxy.url).env("NO_PROXY", "")
+            Terms::default().env("http_proxy", &proxy.url).env("NO_PROXY", "")
         },
         |place| {
             let config = posthog::Config::new(crate::stage::KEY).host(ELSEWHERE).queue_dir(&place.queue);
@@ -181,13 +181,13 @@ fn a_proxy_of_the_environment_is_used() {
 fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
     apart_on(
         Stage::new,
-        |_| Terms::default().env("HTTP_PROXY", "socks5://127.0.0.1:9").env("NO_PROXY", ""),
+        |_| Terms::default().env("http_proxy", "socks5://127.0.0.1:9").env("NO_PROXY", ""),
         |place| {
             let config = posthog::Config::new(crate::stage::KEY).host(&place.host).queue_dir(&place.queue);
             let client = Client::new(config).unwrap();
             let told = client.diagnostics();
             let names_it =
-                |told: &Diagnostic| matches!(told, Diagnostic::Network { what } if what.contains("HTTP_PROXY"));
+                |told: &Diagnostic| matches!(told, Diagnostic::Network { what } if what.contains("http_proxy"));
             assert!(told.iter().any(names_it), "{told:?}");
             take(&client, "tick");
             close_empty(&client);
