@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::Client;
+use crate::limits::{DETAIL_KEPT, foreign};
 use crate::record::{NoSymbols, View, json};
 use crate::store::DeadRecord;
 use crate::worker::{DeadLetterError, DeadOrder, Pending, Pipeline, both, pending, sum};
@@ -110,7 +111,8 @@ impl From<DeadRecord> for DeadLetter {
         Self {
             event,
             status: record.status,
-            reason: record.reason,
+            // An earlier version kept the words as they came.
+            reason: foreign(&record.reason, DETAIL_KEPT),
             first_attempt: time(record.first_attempt),
             last_attempt: time(record.last_attempt),
             attempts: record.attempts,

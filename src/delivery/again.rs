@@ -13,7 +13,7 @@ use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::pace::Ticket;
-use super::results::{Results, Ruling};
+use super::results::{Results, Ruling, Warning};
 use super::verdict::Names;
 use super::{ChunkRef, Notice, Protocol, Verdict};
 use crate::transport::RetryAfter;
@@ -30,7 +30,7 @@ struct Sorted {
     /// The same by name, if anybody listens.
     taken_names: Names,
     /// What is said of how many of them, and the first of these.
-    warnings: Vec<(String, u64, Uuid)>,
+    warnings: Vec<(Warning, u64, Uuid)>,
     refused: Vec<(ChunkRef, usize, String)>,
     again: u64,
     /// Why, in the words on the first of them.
@@ -49,8 +49,8 @@ impl Engine {
     ) {
         let now = now();
         let sorted = self.sort(&batch, results);
-        for (details, events, uuid) in sorted.warnings {
-            (self.report)(Notice::Warned { uuid, events, details });
+        for (warning, events, uuid) in sorted.warnings {
+            (self.report)(Notice::Warned { uuid, events, details: warning.text() });
         }
         if sorted.refused.is_empty() && sorted.again == 0 {
             return self.accepted(batch, ticket);
@@ -106,8 +106,8 @@ impl Engine {
                     if is_heard {
                         sorted.taken_names.push(EventId::of(chunk, seq), uuid);
                     }
-                    if let Some(details) = warning {
-                        sorted.warn(details, uuid);
+                    if let Some(warning) = warning {
+                        sorted.warn(warning, uuid);
                     }
                 }
                 Ruling::Refused { reason } => sorted.refused.push((chunk, position, reason)),
@@ -139,12 +139,12 @@ impl Engine {
 }
 
 impl Sorted {
-    fn warn(&mut self, details: String, uuid: Uuid) {
-        let known = self.warnings.iter().position(|(known, ..)| *known == details);
+    fn warn(&mut self, warning: Warning, uuid: Uuid) {
+        let known = self.warnings.iter().position(|(known, ..)| known.is_like(&warning));
         if let Some((_, events, _)) = known.and_then(|known| self.warnings.get_mut(known)) {
             *events += 1;
         } else if self.warnings.len() < MOST_WARNINGS {
-            self.warnings.push((details, 1, uuid));
+            self.warnings.push((warning, 1, uuid));
         }
     }
 }

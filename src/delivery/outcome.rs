@@ -14,6 +14,9 @@ use crate::transport::{Response, RetryAfter};
 /// Dead letters keep so much of the server's words.
 const MAX_REASON_BYTES: usize = limits::DETAIL_KEPT;
 
+/// PostHog has a handful of kinds of events.
+const MOST_KINDS: usize = 32;
+
 /// The beginnings of what PostHog's capture service says in plain text when a request or one of its events is unacceptable.
 const REFUSALS: [&str; 11] = [
     "failed to decode request",
@@ -87,7 +90,8 @@ pub(super) fn judge(response: &Response, protocol: Protocol) -> Outcome {
     match status {
         200..=299 if protocol == Protocol::V1 => match json.as_ref().and_then(Results::parse) {
             Some(results) => Outcome::Judged { results, retry_after },
-            None if response.is_cut && begins_with_results(&response.body) => Outcome::TooLong,
+            // A portal's page may be as long, and is no reason for smaller requests.
+            None if response.is_cut && response.body.trim_ascii_start().starts_with(b"{") => Outcome::TooLong,
             None => failed(),
         },
         200..=299 => match json.as_ref().filter(|body| is_acceptance(body)) {
@@ -121,13 +125,6 @@ fn is_acceptance(body: &Value) -> bool {
     status_is_good || body.get("results").is_some_and(Value::is_object)
 }
 
-/// Whether a body that was cut would have been an answer of V1. A portal's page may be as long, and is no reason for smaller requests.
-fn begins_with_results(body: &[u8]) -> bool {
-    let is_space = |byte: &&u8| byte.is_ascii_whitespace();
-    let mut said = body.iter().filter(|byte| !is_space(byte));
-    b"{\"results\":{".iter().all(|expected| said.next() == Some(expected))
-}
-
 /// PostHog's error objects have one of these members.
 fn is_error_object(json: Option<&Value>) -> bool {
     json.is_some_and(|json| {
@@ -147,6 +144,7 @@ pub(super) fn describe(status: u16, reason: &str) -> String {
         200..=399 | 404 | 405 => {
             " (not PostHog's answer; check Config::host: it must be the ingestion host, without /batch)"
         }
+        407 => " (a proxy wants a user name and a password: give them in its URL)",
         _ => "",
     };
     let colon = if reason.is_empty() { "" } else { ": " };
@@ -164,7 +162,12 @@ pub(super) fn describe_pause(status: u16, reason: &str, by_posthog: bool) -> Str
 
 fn quota_limited(body: &Value) -> Vec<String> {
     match body.get("quota_limited") {
-        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::Array(kinds)) => kinds
+            .iter()
+            .filter_map(Value::as_str)
+            .take(MOST_KINDS)
+            .map(|kind| limits::foreign(kind, limits::NAME_KEPT))
+            .collect(),
         Some(Value::Bool(true)) => vec!["all".to_owned()],
         _ => Vec::new(),
     }
@@ -172,12 +175,12 @@ fn quota_limited(body: &Value) -> Vec<String> {
 
 /// The beginning of a body as text.
 fn reason(body: &[u8]) -> String {
-    beginning(String::from_utf8_lossy(body).trim()).to_owned()
+    kept(String::from_utf8_lossy(body).trim())
 }
 
-/// As much of a text as is kept.
-pub(super) fn beginning(text: &str) -> &str {
-    limits::beginning(text, MAX_REASON_BYTES)
+/// As much of the server's words as is kept, fit to be shown.
+pub(super) fn kept(text: &str) -> String {
+    limits::foreign(text, MAX_REASON_BYTES)
 }
 
 #[cfg(test)]
@@ -332,6 +335,8 @@ mod tests {
     fn a_reason_is_cut_between_characters_and_survives_bytes_that_are_no_text() {
         let Outcome::Failed { reason, .. } = of(500, &"\u{fc}".repeat(2000)) else { panic!("not failed") };
         assert_eq!(reason.len(), MAX_REASON_BYTES);
+        let Outcome::Failed { reason, .. } = of(500, "two\nlines \u{1b}[31mred") else { panic!("not failed") };
+        assert_eq!(reason, "two\\nlines \\u{1b}[31mred", "it will be a line of a log");
         let Outcome::Failed { reason, .. } =
             judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() }, Protocol::V0)
         else {

@@ -8,12 +8,11 @@ use std::collections::HashMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::outcome::beginning;
+use super::outcome::kept;
+use crate::limits;
 
 /// What is said of an event that was taken without its person being looked at, `limited` or not.
 const WITHOUT_PERSON: &str = "person_processing_disabled";
-/// The reason of an event that the answer does not mention.
-pub(super) const NO_VERDICT: &str = "no verdict";
 
 /// What becomes of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +20,9 @@ pub(super) enum Ruling {
     /// PostHog took it.
     Taken {
         /// Though there is something about it.
-        warning: Option<String>,
+        warning: Option<Warning>,
     },
-    /// PostHog never will, or said something that we do not know: sending it again would not change that.
+    /// PostHog never will.
     Refused {
         /// In its words.
         reason: String,
@@ -33,6 +32,44 @@ pub(super) enum Ruling {
         /// In its words.
         reason: String,
     },
+}
+
+/// What there is to be told of an event that was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Warning {
+    /// What PostHog says of it.
+    Said(String),
+    /// The answer does not mention it.
+    NoVerdict,
+    /// A result that this version does not know.
+    UnknownResult {
+        /// Its name.
+        result: String,
+        /// What is said beside.
+        details: String,
+    },
+}
+
+impl Warning {
+    /// Whether one of them stands for both. What is said beside a result is of the event.
+    pub(super) fn is_like(&self, other: &Warning) -> bool {
+        match (self, other) {
+            (Warning::UnknownResult { result: one, .. }, Warning::UnknownResult { result: other, .. }) => one == other,
+            _ => self == other,
+        }
+    }
+
+    /// In one line.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Warning::Said(text) => text.clone(),
+            Warning::NoVerdict => "no verdict on it in the answer, which counts as accepted".to_owned(),
+            Warning::UnknownResult { result, details } => {
+                let colon = if details.is_empty() { "" } else { ": " };
+                format!("unknown result {result:?}{colon}{details}, which counts as accepted; update this library")
+            }
+        }
+    }
 }
 
 /// The rulings of one answer.
@@ -54,9 +91,9 @@ impl Results {
         Some(Self(rulings))
     }
 
-    /// What becomes of an event that was sent.
+    /// What becomes of an event that was sent. PostHog's specification of V1: one that the answer does not mention was accepted.
     pub(super) fn of(&self, uuid: Uuid) -> Ruling {
-        self.0.get(&uuid).cloned().unwrap_or_else(|| Ruling::Refused { reason: NO_VERDICT.to_owned() })
+        self.0.get(&uuid).cloned().unwrap_or(Ruling::Taken { warning: Some(Warning::NoVerdict) })
     }
 }
 
@@ -64,20 +101,23 @@ impl Ruling {
     fn of(result: &str, details: Option<&Value>) -> Self {
         let details = match details {
             None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => beginning(text).to_owned(),
-            Some(other) => beginning(&other.to_string()).to_owned(),
+            Some(Value::String(text)) => kept(text),
+            Some(other) => kept(&other.to_string()),
         };
         let or = |otherwise: &str| if details.is_empty() { otherwise.to_owned() } else { details.clone() };
         match result.to_ascii_lowercase().as_str() {
             "ok" => Ruling::Taken { warning: None },
-            "warning" => Ruling::Taken { warning: Some(or("a warning without details")) },
+            "warning" => Ruling::Taken { warning: Some(Warning::Said(or("a warning without details"))) },
             // What servers said before there was `warning`, and of two things: of events that they took, with these details, and of
             // others that were over a quota or a rate and that they did not take.
-            "limited" if details == WITHOUT_PERSON => Ruling::Taken { warning: Some(details) },
+            "limited" if details == WITHOUT_PERSON => Ruling::Taken { warning: Some(Warning::Said(details)) },
             "limited" => Ruling::Refused { reason: or("limited without details") },
             "drop" => Ruling::Refused { reason: or("dropped without details") },
             "retry" => Ruling::Again { reason: or("to be sent again") },
-            _ => Ruling::Refused { reason: beginning(&format!("unknown result {result:?}: {details}")).to_owned() },
+            // PostHog's specification of V1: what a library does not know is no refusal and nothing to be sent again.
+            _ => Ruling::Taken {
+                warning: Some(Warning::UnknownResult { result: limits::foreign(result, limits::NAME_KEPT), details }),
+            },
         }
     }
 }
@@ -100,7 +140,12 @@ mod tests {
     }
 
     fn taken(warning: Option<&str>) -> Option<Ruling> {
-        Some(Ruling::Taken { warning: warning.map(str::to_owned) })
+        Some(Ruling::Taken { warning: warning.map(|text| Warning::Said(text.to_owned())) })
+    }
+
+    fn unknown(result: &str, details: &str) -> Option<Ruling> {
+        let warning = Warning::UnknownResult { result: result.to_owned(), details: details.to_owned() };
+        Some(Ruling::Taken { warning: Some(warning) })
     }
 
     #[test]
@@ -126,8 +171,9 @@ mod tests {
             ),
             (json!({"result": "limited", "details": "exceptions_over_quota"}), refused("exceptions_over_quota")),
             (json!({"result": "limited"}), refused("limited without details")),
-            (json!({"result": "later", "details": "busy"}), refused(r#"unknown result "later": busy"#)),
-            (json!({"result": ""}), refused(r#"unknown result "": "#)),
+            (json!({"result": "later", "details": "busy"}), unknown("later", "busy")),
+            (json!({"result": ""}), unknown("", "")),
+            (json!({"result": "drop", "details": "two\nlines"}), refused("two\\nlines")),
         ] {
             assert_eq!(ruling(said.clone()), expected, "{said}");
         }
@@ -152,12 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_is_not_mentioned_has_no_verdict() {
+    fn an_event_that_is_not_mentioned_was_accepted() {
+        let accepted = Some(Ruling::Taken { warning: Some(Warning::NoVerdict) });
         let results = Results::parse(&json!({"results": {}})).unwrap();
-        assert_eq!(Some(results.of(Uuid::nil())), refused(NO_VERDICT));
+        assert_eq!(Some(results.of(Uuid::nil())), accepted.clone());
         let results =
             Results::parse(&json!({"results": {"no uuid": {"result": "ok"}, UUID: {"result": "ok"}}})).unwrap();
-        assert_eq!(Some(results.of(Uuid::nil())), refused(NO_VERDICT));
+        assert_eq!(Some(results.of(Uuid::nil())), accepted);
     }
 
     #[test]
@@ -175,7 +222,7 @@ mod tests {
     fn huge_details_are_cut() {
         for result in ["warning", "drop", "retry", "\u{fc}"] {
             let text = format!("{:?}", ruling(json!({"result": result, "details": "\u{fc}".repeat(100_000)})).unwrap());
-            assert!(text.len() < 1100, "{} bytes", text.len());
+            assert!(text.len() < 1400, "{} bytes", text.len());
         }
         assert!(format!("{:?}", ruling(json!({"result": "x".repeat(100_000)})).unwrap()).len() < 1100);
     }

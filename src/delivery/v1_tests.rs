@@ -97,12 +97,12 @@ async fn each_event_has_a_verdict_of_its_own() {
         ]]),
     );
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (3, 1));
-    let expected = [(3, "bad timestamp"), (4, r#"unknown result "later": busy"#), (6, "dropped without details")];
+    assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (4, 1));
+    let expected = [(3, "bad timestamp"), (6, "dropped without details")];
     assert_eq!(reasons(&rig), expected.map(|(seq, reason)| (seq, 200, reason.to_owned())));
     let warned = Notice::Warned { uuid: Uuid::from_u128(2), events: 2, details: "person_processing_disabled".into() };
     assert_eq!(rig.noticed(|notice| *notice == warned), 1);
-    assert_eq!(rig.told.lock().unwrap()[0], "[1, 2, 5] Delivered");
+    assert_eq!(rig.told.lock().unwrap()[0], "[1, 2, 4, 5] Delivered");
     assert_eq!(rig.handle.state().phase, Phase::Idle);
 }
 
@@ -120,13 +120,26 @@ async fn a_limited_event_is_delivered_if_only_its_person_is_not_looked_at_and_bu
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_is_not_mentioned_is_buried_without_a_verdict() {
-    let rig = start(queue_of(1, 3), |seen| {
-        let answer = Reply::results(seen, &["ok"]);
-        Reply { body: answer.body.replace(&Uuid::from_u128(2).to_string(), &Uuid::from_u128(99).to_string()), ..answer }
+async fn events_that_are_not_mentioned_and_results_that_are_not_known_count_as_accepted_and_are_told_once_a_request() {
+    let rig = start(queue_of(1, 7), |seen| {
+        let answer = Reply::results(seen, &["later:busy", "later:full", "ok", "someday", "ok", "ok", "drop:bad"]);
+        let mut body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        let results = body["results"].as_object_mut().unwrap();
+        results.retain(|uuid, _| ![5, 6].map(|number| Uuid::from_u128(number).to_string()).contains(uuid));
+        Reply { body: body.to_string(), ..answer }
     });
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), reasons(&rig)), (2, vec![(2, 200, "no verdict".to_owned())]));
+    assert_eq!((rig.queue.delivered(), reasons(&rig)), (6, vec![(7, 200, "bad".to_owned())]));
+    for (uuid, events, beginning) in
+        [(1, 2, r#"unknown result "later": busy, "#), (4, 1, r#"unknown result "someday", "#), (5, 2, "no verdict ")]
+    {
+        let is_told = |notice: &Notice| {
+            matches!(notice, Notice::Warned { uuid: first, events: count, details }
+                if *first == Uuid::from_u128(uuid) && *count == events && details.starts_with(beginning))
+        };
+        assert_eq!(rig.noticed(is_told), 1, "{beginning}");
+    }
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Warned { .. })), 3);
 }
 
 #[tokio::test(start_paused = true)]

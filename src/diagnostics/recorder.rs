@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Diagnostic;
-use crate::limits::DIAGNOSTICS_KEPT;
+use crate::limits::{DIAGNOSTICS_KEPT, foreign};
 use crate::reentry;
 
 /// At most one log line of a kind in this time; the next one says how many it stands for.
@@ -96,12 +96,14 @@ pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
 
 fn log(diagnostic: &Diagnostic, held_back: u64) {
     let kind = diagnostic.kind();
+    // One line, whatever names of events, paths and words of others are in it.
+    let line = foreign(&diagnostic.to_string(), usize::MAX);
     if diagnostic.is_for_information() {
-        tracing::info!(target: "posthog", kind, "{diagnostic}");
+        tracing::info!(target: "posthog", kind, "{line}");
     } else if held_back > 0 {
-        tracing::warn!(target: "posthog", kind, held_back, "{diagnostic} (and {held_back} like it within the last minute)");
+        tracing::warn!(target: "posthog", kind, held_back, "{line} (and {held_back} like it within the last minute)");
     } else {
-        tracing::warn!(target: "posthog", kind, "{diagnostic}");
+        tracing::warn!(target: "posthog", kind, "{line}");
     }
 }
 

@@ -133,7 +133,7 @@ impl<T> Drop for Polled<'_, T> {
 }
 
 fn described(error: ProviderError) -> String {
-    limits::beginning(&error.to_string(), limits::DETAIL_KEPT).to_owned()
+    limits::foreign(&error.to_string(), limits::DETAIL_KEPT)
 }
 
 fn panicked<T>() -> Result<T, String> {

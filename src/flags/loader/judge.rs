@@ -66,7 +66,7 @@ fn is_posthogs(body: &[u8]) -> bool {
 /// The beginning of a body as text.
 fn said(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body.get(..limits::DETAIL_KEPT).unwrap_or(body));
-    limits::beginning(text.trim(), limits::DETAIL_KEPT).to_owned()
+    limits::foreign(text.trim(), limits::DETAIL_KEPT)
 }
 
 #[cfg(test)]

@@ -342,7 +342,8 @@ impl Poller {
     }
 
     fn tell_of_unreadable(&self, flags: &LocalFlags) {
-        let keys: Vec<String> = flags.unreadable().iter().take(KEYS_TOLD).cloned().collect();
+        let keys: Vec<String> =
+            flags.unreadable().iter().take(KEYS_TOLD).map(|key| limits::foreign(key, limits::NAME_KEPT)).collect();
         if !keys.is_empty() {
             (self.parts.report)(Notice::Unreadable { keys });
         }

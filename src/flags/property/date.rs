@@ -100,6 +100,10 @@ fn parse_fixed(text: &str) -> Option<Moment> {
     let [separator, _, _, b':', _, _, seconds @ ..] = time.as_bytes() else { return None };
     let offset = seconds.iter().position(|byte| b"Zz+-".contains(byte)).map(|at| seconds.split_at(at));
     let (seconds, offset) = offset.unwrap_or((seconds, b""));
+    // The service refuses a leap second in one form and moves it to another second in others; our parser moves it always.
+    if seconds.starts_with(b":60") {
+        return None;
+    }
     // Our parser knows further forms that the service does not.
     let is_time = seconds.iter().all(|byte| byte.is_ascii_digit() || b":.".contains(byte));
     match (separator, seconds, offset) {

@@ -103,7 +103,12 @@ fn the_largest_relative_dates_are_dates() {
 
 #[test]
 fn what_is_no_date_here_is_inconclusive() {
-    let no_dates: [Value; 27] = [
+    let no_dates: [Value; 32] = [
+        json!("2024-06-15T10:30:60"),
+        json!("2024-06-15 10:30:60"),
+        json!("2016-12-31T23:59:60Z"),
+        json!("2016-12-31 23:59:60.5z"),
+        json!("2024-06-15T10:30:60+02:00"),
         json!("-7\u{e9}"),
         json!("-99999999999d"),
         json!("-10000d"),

@@ -7,7 +7,7 @@ use super::reply::{self, Reply};
 use super::{Question, RemoteOptions};
 use crate::clock::Clock;
 use crate::flags::Failure;
-use crate::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, beginning};
+use crate::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
 use crate::transport::{Http, Method, Request, Response, TransportError};
 
 /// The wait before the first retry; each further one doubles it.
@@ -84,7 +84,7 @@ pub(super) fn judge(result: Result<Response, TransportError>) -> Result<Reply, F
         }
         Ok(response) => {
             let words = String::from_utf8_lossy(&response.body);
-            Err(Failure::Status { status: response.status, why: beginning(&words, NAME_KEPT).to_owned() })
+            Err(Failure::Status { status: response.status, why: foreign(&words, NAME_KEPT) })
         }
         Err(TransportError::Timeout(_)) => Err(Failure::Timeout),
         Err(other) => Err(Failure::Connection(other.describe())),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::flags::{Answer, Evaluated, FlagValue};
-use crate::limits::{NAME_KEPT, beginning};
+use crate::limits::{NAME_KEPT, foreign};
 
 /// So many keys of flags that could not be read are kept.
 pub(super) const KEYS_KEPT: usize = 10;
@@ -69,7 +69,7 @@ fn each(flags: Map<String, Value>, read: impl Fn(&str, Value) -> Read) -> Reply 
             Read::Unreadable => {
                 has_errors = true;
                 if unreadable.len() < KEYS_KEPT {
-                    unreadable.push(beginning(&key, NAME_KEPT).to_owned());
+                    unreadable.push(foreign(&key, NAME_KEPT));
                 }
             }
         }
