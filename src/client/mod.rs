@@ -56,7 +56,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, HostReplaced};
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
 use crate::flags::Overrides;
@@ -153,6 +153,9 @@ impl Client {
         let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
         if checked.key_is_missing {
             diagnostics.record(Diagnostic::KeyMissing);
+        }
+        if let Some(HostReplaced { given, used }) = checked.host_replaced {
+            diagnostics.record(Diagnostic::HostReplaced { given, used });
         }
         let settings = Settings {
             ai_lane: checked.ai_lane,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::content::Content;
-use super::endpoint::{former_project, headers, project};
+use super::endpoint::{HostReplaced, former_projects, headers, project};
 use super::flags::FlagSettings;
 use super::{Compression, Config, Protocol, ProxyChoice};
 use crate::clock::Clock;
@@ -28,6 +28,8 @@ pub(crate) struct Checked {
     pub(crate) worker: Option<WorkerOptions>,
     /// Disabled because the environment has no key.
     pub(crate) key_is_missing: bool,
+    /// PostHog's app was given as the host.
+    pub(crate) host_replaced: Option<HostReplaced>,
     pub(crate) ai_lane: bool,
     pub(crate) report_previous_run: bool,
     pub(crate) shutdown_timeout: Duration,
@@ -39,9 +41,14 @@ pub(crate) struct Checked {
 impl Config {
     /// Holds every setting against its bounds.
     pub(crate) fn check(self) -> Result<Checked, Error> {
-        let worker = if self.disabled { None } else { Some(self.worker()?) };
+        let (worker, host_replaced) = if self.disabled {
+            (None, None)
+        } else {
+            self.worker().map(|(worker, replaced)| (Some(worker), replaced))?
+        };
         Ok(Checked {
             worker,
+            host_replaced,
             key_is_missing: self.key_is_missing,
             ai_lane: self.ai_lane,
             report_previous_run: self.report_previous_run,
@@ -52,7 +59,7 @@ impl Config {
         })
     }
 
-    fn worker(&self) -> Result<WorkerOptions, Error> {
+    fn worker(&self) -> Result<(WorkerOptions, Option<HostReplaced>), Error> {
         within("max_event_bytes", self.max_event_bytes, &EVENT_BYTES)?;
         let arena_bytes = within("journal_bytes", self.journal_bytes, &JOURNAL_BYTES)?;
         let least = journal::arena_bytes_min(self.max_event_bytes);
@@ -60,10 +67,15 @@ impl Config {
             let why = format!("must be at least {least}, four times max_event_bytes; it is {arena_bytes}");
             return Err(Error::config("journal_bytes", why));
         }
-        let project = project(&self.api_key, &self.host)?;
-        let also = self.also_deliver.iter().map(|(key, host)| former_project(key, host)).collect::<Result<_, _>>()?;
+        let (project, host_replaced) = project(&self.api_key, &self.host)?;
+        let mut also = Vec::new();
+        // Versions that did not know the app's hosts have named their queues by them.
+        also.extend(host_replaced.iter().map(|replaced| Project { host: replaced.given.clone(), ..project.clone() }));
+        for (key, host) in &self.also_deliver {
+            also.extend(former_projects(key, host)?);
+        }
         let limits = self.limits()?;
-        Ok(WorkerOptions {
+        let options = WorkerOptions {
             delivery: self.delivery(&project)?,
             flags: self.remote_flags(&project)?,
             flag_definitions: self.flag_definitions(&project)?,
@@ -90,7 +102,8 @@ impl Config {
             report: Arc::new(|_: Notice| ()),
             disk: Disk::default(),
             clock: Clock::System,
-        })
+        };
+        Ok((options, host_replaced))
     }
 
     fn limits(&self) -> Result<Limits, Error> {

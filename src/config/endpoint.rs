@@ -18,22 +18,47 @@ const OWN_HEADERS: [&str; 8] = [
 /// So begin the headers by which PostHog knows a request.
 const OWN_PREFIX: &str = "posthog-";
 
-/// The project that events go to.
-pub(super) fn project(api_key: &str, host: &str) -> Result<Project, Error> {
+/// PostHog's app, and where it takes events and evaluates flags.
+const APP_HOSTS: [(&str, &str); 3] = [
+    ("app.posthog.com", "https://us.i.posthog.com"),
+    ("us.posthog.com", "https://us.i.posthog.com"),
+    ("eu.posthog.com", "https://eu.i.posthog.com"),
+];
+
+/// What the app's host was replaced by, as PostHog's own libraries replace it. Both in their normal spelling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostReplaced {
+    pub(crate) given: String,
+    pub(crate) used: String,
+}
+
+impl HostReplaced {
+    fn of(host: &str) -> Option<Self> {
+        let name = host.strip_prefix("https://").or_else(|| host.strip_prefix("http://"))?;
+        let (_, used) = APP_HOSTS.iter().find(|(app, _)| *app == name)?;
+        Some(Self { given: host.to_owned(), used: (*used).to_owned() })
+    }
+}
+
+/// The project that events go to, and whether that is not the host that was given.
+pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<HostReplaced>), Error> {
     if api_key.trim().is_empty() {
         return Err(Error::config("api_key", "is blank; Config::disabled() makes a client that takes nothing"));
     }
     let api_key = checked_key(api_key).map_err(|why| Error::config("api_key", why))?;
-    let host = checked_host(host).map_err(|why| Error::config("host", why))?;
-    Ok(Project { host, api_key })
+    let given = checked_host(host).map_err(|why| Error::config("host", why))?;
+    let replaced = HostReplaced::of(&given);
+    let host = replaced.as_ref().map_or(given, |replaced| replaced.used.clone());
+    Ok((Project { host, api_key }, replaced))
 }
 
-/// A project that events went to before.
-pub(super) fn former_project(api_key: &str, host: &str) -> Result<Project, Error> {
+/// A project that events went to before, by each name that its queue may have: with the app's host, that and the ingestion host.
+pub(super) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>, Error> {
     let of = |what: &str, why: String| Error::config("also_deliver", format!("was given a {what} that {why}"));
     let api_key = checked_key(api_key).map_err(|why| of("key", why))?;
-    let host = checked_host(host).map_err(|why| of("host", why))?;
-    Ok(Project { host, api_key })
+    let given = checked_host(host).map_err(|why| of("host", why))?;
+    let used = HostReplaced::of(&given).map(|replaced| replaced.used);
+    Ok(std::iter::once(given).chain(used).map(|host| Project { host, api_key: api_key.clone() }).collect())
 }
 
 /// Nothing of a key is ever repeated: it may be a secret that was put in the wrong place.
@@ -148,5 +173,37 @@ mod tests {
             assert!(field == "header" && why.contains(name), "{why}");
         }
         assert_eq!(refused(Config::new("phc_1").header("X-Tenant", "x")).0, "");
+    }
+
+    #[test]
+    fn the_host_of_posthogs_app_is_replaced_by_its_ingestion_host_and_that_is_told() {
+        let check = |host: &str| Config::new("phc_1").host(host).queue_dir("/q").check().unwrap();
+        for (given, used) in [
+            ("https://app.posthog.com", "https://us.i.posthog.com"),
+            ("https://us.posthog.com/", "https://us.i.posthog.com"),
+            ("HTTPS://EU.posthog.com:443", "https://eu.i.posthog.com"),
+            ("eu.posthog.com", "https://eu.i.posthog.com"),
+            ("http://app.posthog.com", "https://us.i.posthog.com"),
+        ] {
+            let checked = check(given);
+            let worker = checked.worker.unwrap();
+            assert_eq!(worker.project.host, used, "{given}");
+            assert_eq!(checked.host_replaced.unwrap().used, used);
+            assert!(worker.delivery.urls.iter().all(|url| url.starts_with(used)), "{given}");
+            // What an earlier version has queued under the name of the app is found.
+            assert_eq!(worker.also[0].host, transport::normalise_host(given).unwrap());
+        }
+        let also = Config::new("phc_1").also_deliver("phc_2", "us.posthog.com").queue_dir("/q").check().unwrap();
+        let hosts: Vec<_> = also.worker.unwrap().also.into_iter().map(|project| project.host).collect();
+        assert_eq!(hosts, ["https://us.posthog.com", "https://us.i.posthog.com"]);
+        for kept in [
+            "https://us.i.posthog.com",
+            "https://app.posthog.com/ingest",
+            "https://app.posthog.com:8443",
+            "https://xapp.posthog.com",
+        ] {
+            let checked = check(kept);
+            assert_eq!((checked.worker.unwrap().project.host.as_str(), checked.host_replaced), (kept, None));
+        }
     }
 }

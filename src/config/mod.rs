@@ -33,6 +33,7 @@ use crate::worker::Overflow;
 pub(crate) use choices::ProxyChoice;
 pub use choices::{Compression, FlagsProtocol, Protocol};
 pub(crate) use content::Content;
+pub(crate) use endpoint::HostReplaced;
 use flags::FlagKnobs;
 pub(crate) use flags::FlagSettings;
 pub use hooks::BeforeSend;

@@ -7,7 +7,9 @@ use super::choices::{Compression, Protocol, ProxyChoice};
 
 impl Config {
     /// Where events go: `http://` or `https://`, a host, perhaps a port and the path of a reverse proxy. `https://` may be left out; the
-    /// path of an endpoint (`/batch/`) must be. Default `https://us.i.posthog.com`.
+    /// path of an endpoint (`/batch/`) must be. Default `https://us.i.posthog.com`. PostHog's app (`app.posthog.com`, `us.posthog.com`,
+    /// `eu.posthog.com`) stands for its ingestion host, as with PostHog's own libraries
+    /// ([`Diagnostic::HostReplaced`](crate::Diagnostic::HostReplaced)).
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.host = host.into();
         self
@@ -90,8 +92,8 @@ impl Config {
         self
     }
 
-    /// Goes through this proxy (`http://[user:password@]host[:port]`), whatever the environment says. Default: `HTTPS_PROXY`,
-    /// `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, read once.
+    /// Goes through this proxy (`http://[user:password@]host[:port]`), whatever the environment says. Default: as curl reads
+    /// `https_proxy`, `http_proxy`, `all_proxy` and `no_proxy`, once; `docs/delivery.md` has the rules.
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = ProxyChoice::Url(url.into());
         self

@@ -65,6 +65,7 @@ impl Diagnostic {
             | Diagnostic::Warned { .. }
             | Diagnostic::LeftOnDisk { .. }
             | Diagnostic::SymbolsDistrusted
+            | Diagnostic::HostReplaced { .. }
             | Diagnostic::Network { .. } => Category::Delivery,
             Diagnostic::StorageFailing { .. }
             | Diagnostic::StorageRecovered

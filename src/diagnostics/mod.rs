@@ -54,6 +54,13 @@ pub enum Diagnostic {
     /// The client was made by [`Config::from_env`](crate::Config::from_env), and `POSTHOG_API_KEY` is not set: it drops every event.
     /// Logged as information: a program that runs without a key is no mistake.
     KeyMissing,
+    /// PostHog's app was given as the host. As PostHog's own libraries do, this one sends to the app's ingestion host instead. Told once.
+    HostReplaced {
+        /// The host that was given.
+        given: String,
+        /// The host that is used.
+        used: String,
+    },
     /// PostHog refused an event for good. It lies among the dead letters.
     Buried {
         /// Which.
@@ -269,6 +276,7 @@ impl Diagnostic {
         match self {
             Diagnostic::Dropped { reason, .. } => reason.name(),
             Diagnostic::KeyMissing => "key_missing",
+            Diagnostic::HostReplaced { .. } => "host_replaced",
             Diagnostic::Buried { .. } => "buried",
             Diagnostic::Suspected { .. } => "suspected",
             Diagnostic::EndpointFailing { .. } => "endpoint_failing",

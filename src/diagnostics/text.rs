@@ -20,6 +20,10 @@ impl fmt::Display for Diagnostic {
                 write!(f, "{count} event(s) dropped ({}), the last one {event:?}: {detail}", reason.name())
             }
             Diagnostic::KeyMissing => f.write_str("POSTHOG_API_KEY is not set: every event is dropped"),
+            Diagnostic::HostReplaced { given, used } => write!(
+                f,
+                "the host {given} is PostHog's app; events and flags go to {used}, its ingestion host: set the host to that"
+            ),
             Diagnostic::Buried { uuid, status, reason } => {
                 write!(f, "event {uuid} was refused for good ({status}: {reason}); it is among the dead letters")
             }
