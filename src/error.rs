@@ -4,6 +4,10 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
+use crate::disk::Disk;
+use crate::limits::OPEN_TIMEOUT;
+use crate::wording::time;
+
 /// Why a client could not be made, or something process-wide could not be installed.
 ///
 /// # Design
@@ -15,7 +19,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A setting is out of its bounds, malformed, or contradicts another.
-    #[error("config: {field} {why}")]
+    #[error("invalid configuration: {field} {why}")]
     Config {
         /// The name of the setting, as in [`Config`](crate::Config).
         field: &'static str,
@@ -23,7 +27,7 @@ pub enum Error {
         why: String,
     },
     /// The queue directory cannot be used. The text says what to do.
-    #[error("queue directory {path:?}: {why}")]
+    #[error("cannot use queue directory {path:?}: {why}")]
     QueueDir {
         /// The directory.
         path: PathBuf,
@@ -34,19 +38,23 @@ pub enum Error {
         source: Option<Box<dyn StdError + Send + Sync>>,
     },
     /// The queue directory did not answer in time; a network file system that hangs does this.
-    #[error("the queue directory {path:?} did not answer in time")]
+    #[error(
+        "opening the queue in {path:?} took longer than {}: its file system does not answer, or a large queue is being checked; try again, \
+         or choose a directory on a local disk (queue_dir)",
+        time(OPEN_TIMEOUT)
+    )]
     Timeout {
         /// The directory.
         path: PathBuf,
     },
     /// The system gave us no thread, or no event loop, or no HTTP client.
-    #[error("the system has no thread or file descriptor left for us")]
+    #[error("{}", lacking(.0))]
     Resources(#[source] io::Error),
     /// [`init`](crate::init) was called before, in this process.
-    #[error("posthog::init was called before; posthog::client() has that client")]
+    #[error("posthog::init was called before in this process; posthog::client() has that client")]
     AlreadyInitialised,
     /// Something process-wide was installed before, in this process; it stays as it was.
-    #[error("posthog::{0} was called before, and stays as it was set up then")]
+    #[error("posthog::{0} was called before in this process, and stays as it was set up then")]
     AlreadyInstalled(&'static str),
 }
 
@@ -75,5 +83,19 @@ impl Error {
 
     pub(crate) fn config(field: &'static str, why: impl Into<String>) -> Self {
         Error::Config { field, why: why.into() }
+    }
+}
+
+/// What a thread, a descriptor or memory could not be had for.
+fn lacking(source: &io::Error) -> String {
+    match source.kind() {
+        // What starting a thread says.
+        io::ErrorKind::WouldBlock => {
+            "the system gives this process no further thread; raise the limit (ulimit -u, TasksMax= of systemd, \
+                                      pids.max of the container)"
+                .to_owned()
+        }
+        _ if source.raw_os_error().is_some() => Disk::default().resource_advice(source),
+        _ => "not possible in this process".to_owned(),
     }
 }

@@ -58,8 +58,8 @@
 //! # What to look at in production
 //!
 //! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
-//! wrong, to a hook and through `tracing` (target `posthog`, at most one line of a kind per minute). [`Client::dead_letters`] has the
-//! events that PostHog refused for good.
+//! wrong, to a hook and through `tracing` (target `posthog`, at most one line a minute about one thing, with the sum of what it stands
+//! for). [`Client::dead_letters`] has the events that PostHog refused for good.
 //!
 //! # Features
 //!
@@ -95,6 +95,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transport;
+mod wording;
 mod worker;
 
 pub use client::{

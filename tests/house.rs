@@ -38,6 +38,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("disk", 0),
     ("entropy", 0),
     ("reentry", 0),
+    ("wording", 0),
     ("transport", 0),
 ];
 

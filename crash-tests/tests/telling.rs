@@ -124,7 +124,7 @@ fn a_queue_that_is_full_keeps_the_words_for_the_next_start() {
     eventually(|| renamed_at().is_some_and(|at| Some(at) != before), "it was begun to be read, and put back");
     drop(reader.stdin.take());
     let output = reader.wait_with_output().expect("it ends");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("last words"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("crash report"), "{output:?}");
     stage.sink.resume();
     let told = stage.told_after(1, 10);
     assert_eq!(said(&told[0]), panicked("a literal", "fatal"));

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::child::patience;
-use super::failure::explain;
+use super::failure::{Place, explain};
+use super::notices;
 use super::receipt::{self, Receipt};
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
@@ -13,6 +14,7 @@ use crate::disk::fork::lock_within;
 use crate::error::Error;
 use crate::event::Event;
 use crate::limits::OPEN_TIMEOUT;
+use crate::wording;
 use crate::worker::{self, DropReason, Pipeline};
 
 /// A lane that could not be opened is not tried again with each event, which would wait for it each time.
@@ -130,7 +132,11 @@ impl Shared {
             }
             Err(error) => {
                 opening.failed_at = Some(Instant::now());
-                let problem = format!("the queue of AI events cannot be opened: {}", error.describe());
+                let problem = format!(
+                    "the queue of AI events cannot be opened: {}; AI events are dropped, and opening is tried again after {}",
+                    error.describe(),
+                    wording::time(REOPEN_AFTER)
+                );
                 self.diagnostics.record(Diagnostic::StorageFailing { problem });
                 Err(DropReason::Storage)
             }
@@ -140,10 +146,10 @@ impl Shared {
     fn start_ai(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, Error> {
         let mut options = analytics.options().for_ai();
         options.held = self.rules.is_opted_out();
-        let dir = options.queue_dir.clone();
+        let place = Place::of(&options);
         let heard = Arc::clone(&self.diagnostics);
-        options.report = Arc::new(move |notice| heard.record(of_ai(Diagnostic::from(notice))));
-        worker::start(options, Some(analytics)).map_err(|error| explain(error, dir))
+        options.report = Arc::new(move |notice| notices::hear(&heard, notice, of_ai));
+        worker::start(options, Some(analytics)).map_err(|error| explain(error, &place))
     }
 }
 

@@ -1,6 +1,6 @@
 //! From an event to its receipt, on the caller's thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
@@ -15,9 +15,6 @@ use crate::event::{Event, Record, Refusal, Stamp, uuids};
 use crate::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
 use crate::reentry;
 use crate::worker::{DropReason, Pipeline, Unwelcome};
-
-/// Drops for want of room are told at most so often: they come in floods, and each would cost more than the capture.
-const TELL_INTERVAL_NANOS: i64 = 1_000_000_000;
 
 impl Client {
     /// Takes an event. Never blocks (unless [`Overflow::Block`](crate::Overflow::Block) says so, and then for no longer than that),
@@ -139,7 +136,7 @@ impl Shared {
                 record.recycle();
                 receipt
             }
-            Err(unwelcome) => self.turn_away(unwelcome, &record, now_nanos),
+            Err(unwelcome) => self.turn_away(pipeline, unwelcome, &record, now_nanos),
         }
     }
 
@@ -181,7 +178,12 @@ impl Shared {
                     // What the hook was to remove may still be in it: it must not reach the disk.
                     self.count(DropReason::BeforeSendPanicked);
                     self.diagnostics.record(Diagnostic::CallbackPanicked { callback: "before_send" });
-                    self.tell(DropReason::BeforeSendPanicked, &name, "a before_send hook panicked", 1);
+                    self.tell(
+                        DropReason::BeforeSendPanicked,
+                        &name,
+                        "a before_send hook panicked while it looked at it",
+                        1,
+                    );
                     return Err(DropReason::BeforeSendPanicked);
                 }
             }
@@ -215,12 +217,11 @@ impl Shared {
     }
 
     #[cold]
-    fn turn_away(&self, unwelcome: Unwelcome, record: &Record, now_nanos: WallNanos) -> Receipt {
+    fn turn_away(&self, pipeline: &Pipeline, unwelcome: Unwelcome, record: &Record, now_nanos: WallNanos) -> Receipt {
         let reason = DropReason::from(unwelcome);
         self.count(reason);
-        if let Some(count) = self.throttle.due(reason, now_nanos) {
-            self.tell(reason, record.name(), &reason.to_string(), count);
-        }
+        let detail = || pipeline.circumstances().explain(reason);
+        self.diagnostics.record_drop(reason, record.name(), detail, now_nanos);
         Receipt::dropped(reason)
     }
 
@@ -268,50 +269,5 @@ impl From<Unwelcome> for DropReason {
             Unwelcome::DiskFull => DropReason::DiskFull,
             Unwelcome::Storage => DropReason::Storage,
         }
-    }
-}
-
-/// Counts drops that are not told one by one.
-#[derive(Debug)]
-pub(super) struct Throttle {
-    waiting: [AtomicU64; DropReason::COUNT],
-    /// Wall time, as bits; a clock that goes backwards tells a little more often.
-    told_at: [AtomicU64; DropReason::COUNT],
-}
-
-impl Default for Throttle {
-    fn default() -> Self {
-        Self {
-            waiting: [const { AtomicU64::new(0) }; DropReason::COUNT],
-            told_at: [const { AtomicU64::new(0) }; DropReason::COUNT],
-        }
-    }
-}
-
-impl Throttle {
-    /// Counts one; answers how many are to be told of now, if any.
-    fn due(&self, reason: DropReason, now_nanos: WallNanos) -> Option<u64> {
-        let (waiting, told_at) = (self.waiting.get(reason as usize)?, self.told_at.get(reason as usize)?);
-        waiting.fetch_add(1, Ordering::Relaxed);
-        let last = told_at.load(Ordering::Relaxed);
-        let passed = now_nanos.wrapping_sub(last as i64);
-        if (0..TELL_INTERVAL_NANOS).contains(&passed) && last != 0 {
-            return None;
-        }
-        told_at.compare_exchange(last, now_nanos as u64, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        Some(waiting.swap(0, Ordering::Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_drops_is_told_once_a_second_and_every_drop_is_counted() {
-        let throttle = Throttle::default();
-        let told: Vec<_> = (1..=3_000).filter_map(|ms| throttle.due(DropReason::JournalFull, ms * 1_000_000)).collect();
-        assert_eq!(told, [1, 1000, 1000]);
-        assert_eq!(throttle.due(DropReason::QueueFull, 1), Some(1), "each reason for itself");
     }
 }

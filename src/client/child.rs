@@ -63,7 +63,12 @@ impl Shared {
                 }
                 Err(error) => {
                     self.child.has_failed.store(true, Ordering::Release);
-                    self.diagnostics.for_child().record(Diagnostic::StorageFailing { problem: error.describe() });
+                    self.diagnostics.for_child().record(Diagnostic::StorageFailing {
+                        problem: format!(
+                            "this forked process has no queue, and drops all events: {}",
+                            error.describe()
+                        ),
+                    });
                 }
             }
         }

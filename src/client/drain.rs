@@ -74,7 +74,7 @@ impl DrainOptions {
             return Err(Error::config("deadline", why));
         }
         match self.signals.iter().find(|signal| !ASKING.contains(signal)) {
-            Some(other) => Err(Error::config("signals", format!("are among {ASKING:?}; {other} is none of them"))),
+            Some(other) => Err(Error::config("signals", format!("must be among {ASKING:?}; {other} is not"))),
             None if self.signals.is_empty() => Err(Error::config("signals", "must name at least one")),
             None => Ok(()),
         }

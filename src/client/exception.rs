@@ -130,7 +130,7 @@ impl Shared {
         }
         let (chain, brought) = ask();
         if let Some(what) = chain.broken {
-            let what = format!("what a captured error says: its {what} panicked or failed");
+            let what = format!("part of a captured error was left out: its {what} panicked or failed");
             self.diagnostics.record(Diagnostic::Invalid { what });
         }
         let event = match brought.or_else(|| options.take_brought()) {

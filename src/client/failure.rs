@@ -7,27 +7,46 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::journal::JournalError;
 use crate::shard::{ClaimError, ShardError};
 use crate::store::StoreError;
 use crate::transport::TransportError;
-use crate::worker::StartError;
+use crate::worker::{StartError, WorkerOptions};
 
 const ANOTHER: &str = "choose a directory on a local disk that this user may write to (queue_dir)";
 
+/// Files of a queue beside the arena and the reserve: the store, the status page.
+const REST_BYTES: u64 = 1024 * 1024;
+
 type Source = Box<dyn StdError + Send + Sync>;
 
-pub(super) fn explain(error: StartError, dir: PathBuf) -> Error {
+/// Where a queue was to be opened.
+pub(super) struct Place {
+    dir: PathBuf,
+    /// Room that a new queue takes at once.
+    needed: u64,
+    disk: Disk,
+}
+
+impl Place {
+    pub(super) fn of(options: &WorkerOptions) -> Self {
+        let needed = (options.arena_bytes as u64).saturating_add(options.reserve_bytes).saturating_add(REST_BYTES);
+        Self { dir: options.queue_dir.clone(), needed, disk: options.disk.clone() }
+    }
+}
+
+pub(super) fn explain(error: StartError, place: &Place) -> Error {
+    let path = place.dir.clone();
     match error {
-        StartError::Shard(source) => unusable(source, dir),
+        StartError::Shard(source) => unusable(source, place),
         StartError::Transport(source) => unreachable_endpoint(source),
         StartError::Thread(source) => Error::Resources(source),
-        StartError::Timeout => Error::Timeout { path: dir },
+        StartError::Timeout => Error::Timeout { path },
         StartError::Panicked => {
-            let why =
-                "opening it failed in an unforeseen way, please report this; the queue's files are as they were".into();
-            Error::QueueDir { path: dir, why, source: None }
+            let why = "opening it panicked, which is a defect of this library (please report it); the queue's files are as they were";
+            Error::QueueDir { path, why: why.into(), source: None }
         }
     }
 }
@@ -48,34 +67,26 @@ fn unreachable_endpoint(error: TransportError) -> Error {
     }
 }
 
-fn unusable(error: ShardError, dir: PathBuf) -> Error {
+fn unusable(error: ShardError, place: &Place) -> Error {
+    let path = place.dir.clone();
     let (at, source): (PathBuf, Source) = match error {
-        ShardError::Claim(ClaimError::Io { path, source })
-        | ShardError::Io { path, source }
-        | ShardError::Journal(JournalError::File { path, source }) => return refused(&path, source, dir),
-        ShardError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
-            return refused(&at, source, dir);
+        ShardError::Claim(ClaimError::Io { path: at, source })
+        | ShardError::Io { path: at, source }
+        | ShardError::Journal(JournalError::File { path: at, source })
+        | ShardError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
+            let why = place.disk.advice(&source, &at, Some(place.needed)) + &below(&path, &at);
+            return Error::QueueDir { path, why, source: Some(source.into()) };
+        }
+        ShardError::Journal(JournalError::Memory { source, .. }) => {
+            let why = place.disk.advice(&source, &path, Some(place.needed));
+            return Error::QueueDir { path, why, source: Some(source.into()) };
         }
         ShardError::Store { dir: at, source } => (at, source.into()),
         // What these say is said in words for the caller already, and has nothing below it.
-        other => return Error::QueueDir { path: dir, why: format!("{other}; {ANOTHER}"), source: None },
+        other => return Error::QueueDir { path, why: format!("{other}; {ANOTHER}"), source: None },
     };
-    let why = format!("the queue in it cannot be opened{}; {ANOTHER}", below(&dir, &at));
-    Error::QueueDir { path: dir, why, source: Some(source) }
-}
-
-/// The system refused something at that path.
-fn refused(at: &Path, source: io::Error, dir: PathBuf) -> Error {
-    let what = match source.kind() {
-        // The first is what making a directory says where there is a file.
-        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "it is not a directory, or lies below a file",
-        io::ErrorKind::PermissionDenied => "this user may not write to it",
-        io::ErrorKind::ReadOnlyFilesystem => "its file system is read-only",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "its disk has no room for a queue",
-        _ => "it cannot be used",
-    };
-    let why = format!("{what}{}; {ANOTHER}", below(&dir, at));
-    Error::QueueDir { path: dir, why, source: Some(source.into()) }
+    let why = format!("the queue in it cannot be opened{}; {ANOTHER}", below(&path, &at));
+    Error::QueueDir { path, why, source: Some(source) }
 }
 
 /// Where in the directory it was, if it was not the directory itself.
@@ -83,5 +94,38 @@ fn below(dir: &Path, at: &Path) -> String {
     match at.strip_prefix(dir) {
         Ok(rest) if !rest.as_os_str().is_empty() => format!(" (met at {rest:?})"),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_system_is_advised_by_its_number_with_what_a_queue_needs() {
+        let place = Place { dir: "/nowhere/queue".into(), needed: 10 << 20, disk: Disk::default() };
+        let said = |code: i32| {
+            let source = io::Error::from_raw_os_error(code);
+            let at = PathBuf::from("/nowhere/queue/0123/shard-0/journal-0");
+            explain(StartError::Shard(ShardError::Io { path: at, source }), &place).describe()
+        };
+        let full = said(nix_errno::ENOSPC);
+        assert!(full.contains("about 10 MiB needed") && full.contains("journal-0"), "{full}");
+        for (code, expected) in [
+            (nix_errno::ENOMEM, "not enough memory"),
+            (nix_errno::EMFILE, "RLIMIT_NOFILE"),
+            (nix_errno::EROFS, "read-only"),
+        ] {
+            let said = said(code);
+            assert!(said.contains(expected) && !said.contains("another disk"), "{said}");
+        }
+    }
+
+    /// As on every Unix that we run on.
+    mod nix_errno {
+        pub(super) const ENOMEM: i32 = 12;
+        pub(super) const EMFILE: i32 = 24;
+        pub(super) const ENOSPC: i32 = 28;
+        pub(super) const EROFS: i32 = 30;
     }
 }

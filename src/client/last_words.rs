@@ -20,6 +20,7 @@ use crate::disk::Disk;
 use crate::entropy::random_u64;
 use crate::error::Error;
 use crate::limits::{DETAIL_KEPT, beginning};
+use crate::wording;
 use crate::worker::{self, DropReason, Pipeline};
 
 /// A process that lives so long after a panic has survived it.
@@ -55,7 +56,7 @@ impl Shared {
         let disk = &pipeline.options().disk;
         crash::arm(disk, &dir, context(disk)).map_err(|error| Error::QueueDir {
             path: dir,
-            why: "the file for last words cannot be made".to_owned(),
+            why: "the file for crash reports cannot be made in it".to_owned(),
             source: Some(error.into()),
         })?;
         self.is_armed.store(true, Ordering::SeqCst);
@@ -73,7 +74,10 @@ impl Shared {
         let shared = Arc::downgrade(self);
         if let Err(error) = worker::spawn_apart("posthog-crash", move || read(&shared)) {
             self.words_are_read.store(false, Ordering::SeqCst);
-            self.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.to_string() });
+            self.diagnostics.record(Diagnostic::LastWordsUnread {
+                path: None,
+                why: format!("no thread could be started to read crash reports: {error}"),
+            });
         }
     }
 }
@@ -153,15 +157,29 @@ fn read_survived(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
 fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, end: End) {
     let words = match Words::read(disk, path, end) {
         Ok(Some(words)) => words,
-        Ok(None) => return unread(shared, Some(path), "it was begun to be read too often and never finished"),
+        Ok(None) => {
+            return unread(
+                shared,
+                Some(path),
+                "reading it was begun several times and never finished, so it is not read again; the file is kept",
+            );
+        }
         Err(error) => return unread(shared, Some(path), &error),
     };
     if words.passed_over > 0 {
-        unread(shared, Some(words.path()), &format!("{} bytes of it are torn or damaged", words.passed_over));
+        unread(
+            shared,
+            Some(words.path()),
+            &format!("{} of it are torn or damaged; the rest is sent", wording::bytes(words.passed_over as u64)),
+        );
     }
     for incident in &words.incidents {
         if incident.facts.while_reading {
-            unread(shared, Some(words.path()), "the process died while it told of others; that is not told again");
+            unread(
+                shared,
+                Some(words.path()),
+                "the process died while it read earlier reports; that crash is not reported",
+            );
             continue;
         }
         let Some(told) = tell(shared, &words, incident) else { return };
@@ -215,6 +233,7 @@ fn tell(shared: &Weak<Shared>, words: &Words, incident: &Incident) -> Option<Tol
         ) => return Some(Told::Refused(reason.to_string())),
         Outcome::Dropped(reason) => reason.to_string(),
     };
+    let why = format!("{why}; it is tried again at the next start");
     Some(Told::NotNow(why))
 }
 

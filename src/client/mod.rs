@@ -43,6 +43,10 @@ mod incident;
 mod last_words;
 #[cfg(test)]
 mod last_words_tests;
+#[cfg(test)]
+mod messages_reasons_tests;
+#[cfg(test)]
+mod messages_tests;
 mod notices;
 mod previous;
 mod receipt;
@@ -69,7 +73,7 @@ use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
 pub use drain::{DrainOptions, Exit, drain_on_terminate};
-use failure::explain;
+use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
 pub use global::{breadcrumb, capture, capture_exception, client, init};
@@ -109,7 +113,6 @@ struct Shared {
     diagnostics: Arc<Diagnostics>,
     /// By [`DropReason`].
     refusals: Arc<[AtomicU64; DropReason::COUNT]>,
-    throttle: capture::Throttle,
     /// A hint that is given once.
     warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that took our place.
@@ -150,7 +153,8 @@ impl Client {
         if let Some(options) = &mut checked.worker {
             edit(options);
         }
-        let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic));
+        let clock = checked.worker.as_ref().map(|options| options.clock.clone()).unwrap_or_default();
+        let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic, clock.clone()));
         if checked.key_is_missing {
             diagnostics.record(Diagnostic::KeyMissing);
         }
@@ -165,7 +169,6 @@ impl Client {
             shutdown_timeout: checked.shutdown_timeout,
             tracing_hosts: checked.content.tracing_hosts.clone().into(),
         };
-        let clock = checked.worker.as_ref().map(|options| options.clock.clone()).unwrap_or_default();
         let flags = Flags::new(&checked.flags, clock, Overrides::default());
         Self::start(checked.worker, settings, (Rules::new(&checked.content), flags), diagnostics, None)
     }
@@ -180,11 +183,12 @@ impl Client {
         let pipeline = match options {
             None => None,
             Some(mut options) => {
-                let dir = options.queue_dir.clone();
+                let place = Place::of(&options);
                 let heard = Arc::clone(&diagnostics);
-                options.report = Arc::new(move |notice| heard.record(Diagnostic::from(notice)));
-                let pipeline = worker::start(options, parent).map_err(|error| explain(error, dir))?;
+                options.report = Arc::new(move |notice| notices::hear(&heard, notice, |diagnostic| diagnostic));
+                let pipeline = worker::start(options, parent).map_err(|error| explain(error, &place))?;
                 receipt::register(&pipeline);
+                notices::remind(&diagnostics, &pipeline);
                 Some(pipeline)
             }
         };
@@ -196,7 +200,6 @@ impl Client {
             flags,
             diagnostics,
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
-            throttle: capture::Throttle::default(),
             warned_of_exceptions: AtomicBool::new(false),
             child: Child::default(),
             is_armed: AtomicBool::new(false),
@@ -310,6 +313,8 @@ impl Drop for Shared {
         } else {
             pipeline.mirror_refusals(&self.refusal_counts());
             worker::release(std::iter::once(&pipeline).chain(&ai).map(Arc::as_ref));
+            // What was refused since then.
+            self.diagnostics.log_all();
         }
     }
 }

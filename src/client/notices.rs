@@ -1,39 +1,73 @@
 //! What the worker says, in the public words.
 
-use crate::delivery;
-use crate::diagnostics::Diagnostic;
-use crate::flags::loader;
-use crate::worker::Notice;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-impl From<Notice> for Diagnostic {
-    fn from(notice: Notice) -> Self {
-        match notice {
-            Notice::Delivery(notice) => notice.into(),
-            Notice::FlagDefinitions(notice) => notice.into(),
-            Notice::Network(what) => Diagnostic::Network { what },
-            Notice::SetAside { path, why, lost } => Diagnostic::SetAside { path, why, lost },
-            Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
-            Notice::Checked => Diagnostic::Checked,
-            Notice::SymbolsDistrusted => Diagnostic::SymbolsDistrusted,
-            Notice::Storage { problem: Some(problem) } => Diagnostic::StorageFailing { problem },
-            Notice::Storage { problem: None } => Diagnostic::StorageRecovered,
-            Notice::InMemory { path, problem } => Diagnostic::InMemory { path, problem },
-            Notice::LostInMemory { events } => Diagnostic::LostWithProcess { events },
-            Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
-            Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
-            Notice::Exposed { path, why } => Diagnostic::Exposed { path, why },
-            Notice::Stranded(queue) => Diagnostic::StrandedQueue {
-                path: queue.path,
-                owner: queue.owner.map(|owner| (abbreviated(&owner.api_key), owner.host)),
-                events: queue.events,
-                bytes: queue.bytes,
-            },
-            Notice::FlagsUnanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
-            Notice::FlagsUnreadable { keys } => Diagnostic::FlagsUnreadable { keys },
-            Notice::LeftOnDisk { events } => Diagnostic::LeftOnDisk { events },
-            Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
-        }
+use crate::delivery;
+use crate::diagnostics::{Diagnostic, Diagnostics};
+use crate::flags::loader;
+use crate::wording::{count, time};
+use crate::worker::{Notice, Pipeline};
+
+/// What is done while storage fails, whatever the reason.
+const MEANWHILE: &str = "new events are taken while the journal has room for them, and storage is tried again";
+
+/// Records what a pipeline says. `change` has the last word on it.
+pub(super) fn hear(diagnostics: &Diagnostics, notice: Notice, change: impl FnOnce(Diagnostic) -> Diagnostic) {
+    match public(notice) {
+        Some(diagnostic) => diagnostics.record(change(diagnostic)),
+        None => diagnostics.log_all(),
     }
+}
+
+/// Has the pipeline's delivery thread call when what was held back is to be logged.
+pub(super) fn remind(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
+    let (heard, pipeline) = (Arc::downgrade(diagnostics), Arc::downgrade(pipeline));
+    diagnostics.remind_by(move |after| {
+        let heard = Weak::clone(&heard);
+        let call = move || {
+            if let Some(diagnostics) = heard.upgrade() {
+                diagnostics.log_due();
+            }
+        };
+        pipeline.upgrade().is_some_and(|pipeline| pipeline.call_after(after, call))
+    });
+}
+
+/// `None` for the end of the pipeline.
+pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
+    Some(match notice {
+        Notice::Delivery(notice) => notice.into(),
+        Notice::FlagDefinitions(notice) => notice.into(),
+        Notice::Network(what) => Diagnostic::Network { what },
+        Notice::SetAside { path, why, lost } => Diagnostic::SetAside { path, why, lost },
+        Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
+        Notice::Checked => Diagnostic::Checked,
+        Notice::SymbolsDistrusted => Diagnostic::SymbolsDistrusted,
+        Notice::Storage { problem: Some(problem) } => {
+            Diagnostic::StorageFailing { problem: format!("{problem}; {MEANWHILE}") }
+        }
+        Notice::Storage { problem: None } => Diagnostic::StorageRecovered,
+        Notice::InMemory { path, problem } => Diagnostic::InMemory { path, problem },
+        Notice::LostInMemory { events } => Diagnostic::LostWithProcess { events },
+        Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
+        Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
+        Notice::Exposed { path, why } => Diagnostic::Exposed { path, why },
+        Notice::Stranded(queue) => Diagnostic::StrandedQueue {
+            path: queue.path,
+            owner: queue.owner.map(|owner| (abbreviated(&owner.api_key), owner.host)),
+            events: queue.events,
+            bytes: queue.bytes,
+        },
+        Notice::MoreStranded { path, queues, events, bytes } => {
+            Diagnostic::StrandedQueues { path, queues, events, bytes }
+        }
+        Notice::FlagsUnanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
+        Notice::FlagsUnreadable { keys } => Diagnostic::FlagsUnreadable { keys },
+        Notice::LeftOnDisk { events, path, why } => Diagnostic::LeftOnDisk { events, path, why },
+        Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
+        Notice::Ended => return None,
+    })
 }
 
 /// Enough of a key to be known by whoever has it.
@@ -63,25 +97,34 @@ impl From<delivery::Notice> for Diagnostic {
             N::Paused { status, reason, by_posthog } => Diagnostic::Paused { status, reason, by_posthog },
             N::ServerFailed { text, .. } => Diagnostic::EndpointFailing { reason: text },
             N::Warned { uuid, events, details } => Diagnostic::Warned { uuid, events, details },
-            N::AskedAgain { events, reason } => {
-                Diagnostic::EndpointFailing { reason: format!("PostHog asks for {events} events again: {reason}") }
-            }
+            N::AskedAgain { events, reason } => Diagnostic::EndpointFailing {
+                reason: format!("PostHog asks for {} to be sent again ({reason})", count(events, "event")),
+            },
             N::TransportFailed { reason } => Diagnostic::EndpointFailing { reason },
             N::Parked { seconds, attempts, reason } => Diagnostic::EndpointFailing {
-                reason: format!("{attempts} attempts in a row have failed; the next follows in {seconds} s; {reason}"),
+                reason: format!(
+                    "{} in a row failed, and the next is made in {}; the last one said: {reason}",
+                    count(attempts.into(), "attempt"),
+                    time(Duration::from_secs(seconds))
+                ),
             },
             N::Recovered => Diagnostic::EndpointRecovered,
             N::Suspected { uuid, status, reason } => Diagnostic::Suspected { uuid, status, reason },
-            N::RefusingEverything { status, reason } => {
-                Diagnostic::EndpointFailing { reason: format!("every event is refused ({status}: {reason})") }
-            }
+            N::RefusingEverything { status, reason } => Diagnostic::EndpointFailing {
+                reason: format!("every event is rejected (HTTP status {status}: {reason})"),
+            },
             N::Buried { uuid, status, reason } => Diagnostic::Buried { uuid, status, reason },
             N::QuotaLimited { kinds } => Diagnostic::QuotaLimited { kinds },
             N::CallbackPanicked => Diagnostic::CallbackPanicked { callback: "on_delivery" },
             N::EngineFailed { seconds } => Diagnostic::EndpointFailing {
-                reason: format!("the delivery panicked, please report this; it goes on in {seconds} s"),
+                reason: format!(
+                    "the delivery task panicked, which is a defect of this library (please report it); it goes on in {}",
+                    time(Duration::from_secs(seconds))
+                ),
             },
-            N::QueueUnreadable { reason } => Diagnostic::StorageFailing { problem: reason },
+            N::QueueUnreadable { reason } => {
+                Diagnostic::StorageFailing { problem: format!("events cannot be read for delivery: {reason}") }
+            }
         }
     }
 }

@@ -151,7 +151,7 @@ impl Client {
         match Pairs::one(key, &value) {
             Ok(pair) => client.shared.rules.change_super_properties(|pairs| pairs.merge(&pair)),
             Err(reason) => {
-                let what = format!("the super property {key:?}: {reason}");
+                let what = format!("super property {key:?} was left out: {reason}");
                 client.shared.diagnostics.record(Diagnostic::Invalid { what });
             }
         }

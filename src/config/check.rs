@@ -20,6 +20,7 @@ use crate::limits::{self, *};
 use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols};
 use crate::shard::{Lane, Project};
 use crate::transport::{Proxy, TransportOptions};
+use crate::wording::bytes;
 use crate::worker::{Limits, Notice, Overflow, WorkerOptions};
 
 /// A configuration that holds together.
@@ -64,7 +65,10 @@ impl Config {
         let arena_bytes = within("journal_bytes", self.journal_bytes, &JOURNAL_BYTES)?;
         let least = journal::arena_bytes_min(self.max_event_bytes);
         if arena_bytes < least {
-            let why = format!("must be at least {least}, four times max_event_bytes; it is {arena_bytes}");
+            let why = format!(
+                "must be at least {least} bytes, four times max_event_bytes and a little more; it is {arena_bytes} ({})",
+                bytes(arena_bytes as u64)
+            );
             return Err(Error::config("journal_bytes", why));
         }
         let (project, host_replaced) = project(&self.api_key, &self.host)?;
@@ -131,7 +135,7 @@ impl Config {
         within("retry_backoff", first_backoff, &RETRY_BACKOFF)?;
         within("retry_backoff", max_backoff, &RETRY_BACKOFF)?;
         if first_backoff > max_backoff {
-            let why = format!("begins at {first_backoff:?}, above its end, which is {max_backoff:?}");
+            let why = format!("begins at {first_backoff:?}, which is above its end ({max_backoff:?})");
             return Err(Error::config("retry_backoff", why));
         }
         let jitter = Duration::ZERO..=Duration::from_secs(600);
@@ -214,8 +218,18 @@ pub(super) fn within<T: PartialOrd + Copy + Debug>(
     if bounds.contains(&value) {
         return Ok(value);
     }
-    let (least, most) = (bounds.start(), bounds.end());
-    Err(Error::config(field, format!("must be from {least:?} to {most:?}; it is {value:?}")))
+    let [least, most, is] = [*bounds.start(), *bounds.end(), value].map(|value| shown(field, &value));
+    Err(Error::config(field, format!("must be from {least} to {most}; it is {is}")))
+}
+
+/// As it is written in the program, and sizes also as they are read.
+fn shown(field: &str, value: &impl Debug) -> String {
+    let written = format!("{value:?}");
+    let is_size = field.ends_with("_bytes") || field == "free_space_floor";
+    match written.parse::<u64>() {
+        Ok(size) if is_size && size >= 1024 => format!("{written} ({})", bytes(size)),
+        _ => written,
+    }
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub(super) fn default_queue_dir(var: impl Fn(&str) -> Option<String>) -> Result<
     state_directory.or_else(state_home).or_else(home).map(|dir| dir.join("posthog")).ok_or_else(|| {
         Error::config(
             "queue_dir",
-            "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names a place for it",
+            "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names an absolute path for it; set one of them",
         )
     })
 }

@@ -100,7 +100,7 @@ impl Read {
             context = context.prop("$ip", ip);
         }
         for name in self.not_text {
-            context.remember(format!("the header {name} is not UTF-8 and was left out"));
+            context.remember(format!("request header {name} was left out: it is not UTF-8"));
         }
         context
     }

@@ -127,7 +127,7 @@ impl Context {
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         match Pairs::one(key.as_ref(), &value) {
             Ok(pair) => self.change().properties.merge(&pair),
-            Err(reason) => self.remember(format!("the property {:?} of a context: {reason}", key.as_ref())),
+            Err(reason) => self.remember(format!("property {:?} of a Context was left out: {reason}", key.as_ref())),
         }
         self
     }

@@ -160,7 +160,7 @@ impl Target {
             written: AtomicU64::new(0),
         };
         if !target.append(context) {
-            return Err(io::Error::other("the file of last words takes no bytes"));
+            return Err(io::Error::other("the file for crash reports takes no bytes"));
         }
         Ok(target)
     }

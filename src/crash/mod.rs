@@ -154,7 +154,7 @@ pub(crate) fn register_thread() -> io::Result<()> {
 }
 
 fn armed() -> io::Result<MutexGuard<'static, Option<Armed>>> {
-    let busy = || io::Error::other("somebody else is making a file for last words");
+    let busy = || io::Error::other("another thread is making the file for crash reports");
     lock_within(&ARMED, ARMED_WAIT).ok_or_else(busy)
 }
 

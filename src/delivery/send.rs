@@ -65,7 +65,7 @@ impl Engine {
             .iter()
             .filter_map(|(index, error)| {
                 let (chunk, (position, ..)) = records().nth(*index)?;
-                Some((chunk, position, format!("the record cannot be read: {error}")))
+                Some((chunk, position, format!("its record is damaged: {error}")))
             })
             .collect();
         batch.events = batch.events.saturating_sub(culprits.len());

@@ -77,6 +77,7 @@ impl Diagnostic {
             | Diagnostic::Ephemeral { .. }
             | Diagnostic::Exposed { .. }
             | Diagnostic::StrandedQueue { .. }
+            | Diagnostic::StrandedQueues { .. }
             | Diagnostic::ShardSkipped { .. }
             | Diagnostic::LastWordsUnread { .. } => Category::Storage,
         }

@@ -7,22 +7,26 @@
 //!
 //! * Recording never fails, never panics and never waits for anybody else's code: the hook and the log subscriber run outside of the
 //!   lock, as callbacks (see `reentry`), and their panics are caught.
-//! * What comes in floods (events dropped for want of room) is counted by whoever records it, and recorded once a second.
+//! * What comes in floods (events dropped for want of room) is counted, and recorded once a second.
 //! * Each kind has a name that stays, for alarms, and belongs to a [`Category`], for those who want to hear of some only. A variant
 //!   added later must be given both.
-//! * The last 128 are kept and can be read; of each kind at most one line a minute is logged.
+//! * The last 128 are kept and can be read. Of each kind and subject at most one line a minute is logged; what is held back is added up, and
+//!   logged when the minute has passed, when things work again, and when the client ends. No event goes missing in the sum.
+//! * A text says what happened, what the library does now, and what the operator can do. `client/messages_tests.rs` has all of them.
 //!
 //! # Operations
 //!
-//! This file says what there is to be told, `text.rs` how, `category.rs` sorts it, `recorder.rs` keeps, passes on and logs it; `heard.rs` has what
-//! is logged, for tests.
+//! This file says what there is to be told, `text.rs` how, `category.rs` sorts it, `recorder.rs` keeps, passes on and logs it, `flood.rs` counts drops
+//! that come in floods; `heard.rs` has what is logged, for tests.
 
 mod category;
+mod flood;
 #[cfg(test)]
 pub(crate) mod heard;
 mod recorder;
 mod text;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -36,7 +40,8 @@ pub(crate) use recorder::{DiagnosticHook, Diagnostics, log_without_client};
 ///
 /// Each is put into a bounded ring ([`Client::diagnostics`](crate::Client::diagnostics)), given to the hook
 /// ([`Config::on_diagnostic`](crate::Config::on_diagnostic)), and logged through `tracing` under the target `posthog`: at most one
-/// line of a kind per minute, with a count of what it stands for.
+/// line a minute of a kind and of what it is about (a path, a setting). The first is logged at once. What follows within the minute is
+/// added up and logged at its end, when things work again, or when the client ends: "62,763 events dropped in the last 60 s".
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Diagnostic {
@@ -44,7 +49,7 @@ pub enum Diagnostic {
     Dropped {
         /// Why.
         reason: DropReason,
-        /// The event's name, where it has one; of several, the last one's.
+        /// The event's name, where it has one; of several, that of one of them.
         event: String,
         /// What is wrong in detail, and what to do.
         detail: String,
@@ -158,7 +163,7 @@ pub enum Diagnostic {
         /// The machine was restarted before they were synced; else their bytes were damaged.
         after_restart: bool,
     },
-    /// The last owner of the queue died inside a write to it; the file was checked and is good.
+    /// The last owner of the queue died inside a write to it, and the file was checked. Damage that was found is a diagnostic of its own.
     Checked,
     /// Queued events were given up.
     Evicted {
@@ -192,6 +197,17 @@ pub enum Diagnostic {
         /// How many events.
         events: u64,
         /// How many bytes.
+        bytes: u64,
+    },
+    /// More queues of that kind than are told one by one, which the first sixteen are.
+    StrandedQueues {
+        /// Where all of them lie.
+        path: PathBuf,
+        /// How many there are besides.
+        queues: u64,
+        /// Events in them.
+        events: u64,
+        /// Bytes in them.
         bytes: u64,
     },
     /// A queue is left alone, with the events in it: it is of a newer format, or cannot be had or opened. Another one is used, and this one
@@ -250,10 +266,15 @@ pub enum Diagnostic {
         /// What is met.
         why: String,
     },
-    /// A shutdown ran out of time. What is left lies on the disk, and the next process that opens the queue sends it.
+    /// A shutdown that had time for it did not deliver everything. What is left lies on the disk, and the next process that opens the queue
+    /// sends it.
     LeftOnDisk {
         /// How many events.
         events: u64,
+        /// The directory of the queue.
+        path: PathBuf,
+        /// Why they were not delivered.
+        why: String,
     },
     /// Something about this machine's network setup: no certificates, a proxy setting that is none.
     Network {
@@ -297,6 +318,7 @@ impl Diagnostic {
             Diagnostic::Ephemeral { .. } => "ephemeral",
             Diagnostic::StrandedQueue { .. } => "stranded_queue",
             Diagnostic::Exposed { .. } => "exposed",
+            Diagnostic::StrandedQueues { .. } => "stranded_queues",
             Diagnostic::ShardSkipped { .. } => "shard_skipped",
             Diagnostic::LastWordsUnread { .. } => "last_words_unread",
             Diagnostic::SymbolsDistrusted => "symbols_distrusted",
@@ -313,13 +335,74 @@ impl Diagnostic {
     }
 
     fn is_for_information(&self) -> bool {
+        self.is_recovery() || matches!(self, Diagnostic::Checked | Diagnostic::KeyMissing)
+    }
+
+    /// Something works again: what was held back about it is logged first.
+    fn is_recovery(&self) -> bool {
         matches!(
             self,
-            Diagnostic::EndpointRecovered
-                | Diagnostic::StorageRecovered
-                | Diagnostic::FlagDefinitionsRecovered
-                | Diagnostic::Checked
-                | Diagnostic::KeyMissing
+            Diagnostic::EndpointRecovered | Diagnostic::StorageRecovered | Diagnostic::FlagDefinitionsRecovered
         )
+    }
+
+    /// The kind of the recovery that is not true any more once this has happened.
+    fn contradicts(&self) -> Option<&'static str> {
+        match self {
+            Diagnostic::EndpointFailing { .. } | Diagnostic::NotPostHog { .. } | Diagnostic::Paused { .. } => {
+                Some(Diagnostic::EndpointRecovered.kind())
+            }
+            Diagnostic::StorageFailing { .. } => Some(Diagnostic::StorageRecovered.kind()),
+            Diagnostic::FlagDefinitionsUnavailable { .. } => Some(Diagnostic::FlagDefinitionsRecovered.kind()),
+            _ => None,
+        }
+    }
+
+    /// What it is about, among those of its kind.
+    fn subject(&self) -> Subject {
+        match self {
+            Diagnostic::CallbackPanicked { callback } => Subject::of(callback),
+            Diagnostic::Invalid { what } | Diagnostic::Network { what } => Subject::of(what),
+            Diagnostic::Missing { after_restart, .. } => Subject::of(after_restart),
+            Diagnostic::Evicted { for_age, .. } => Subject::of(for_age),
+            Diagnostic::Warned { details, .. } => Subject::of(details),
+            Diagnostic::FlagCacheFailed { operation, .. } => Subject::of(operation),
+            Diagnostic::InMemory { path, .. }
+            | Diagnostic::SetAside { path, .. }
+            | Diagnostic::Ephemeral { path, .. }
+            | Diagnostic::StrandedQueue { path, .. }
+            | Diagnostic::ShardSkipped { path, .. }
+            | Diagnostic::LeftOnDisk { path, .. } => Subject::of(path),
+            Diagnostic::LastWordsUnread { path, .. } => Subject::of(path),
+            _ => Subject::default(),
+        }
+    }
+
+    /// Adds what an earlier one of its kind and subject has counted.
+    fn add(&mut self, earlier: &Diagnostic) {
+        match (self, earlier) {
+            (Diagnostic::Dropped { count: sum, .. }, Diagnostic::Dropped { count: more, .. })
+            | (Diagnostic::Evicted { events: sum, .. }, Diagnostic::Evicted { events: more, .. })
+            | (Diagnostic::Missing { events: sum, .. }, Diagnostic::Missing { events: more, .. })
+            | (Diagnostic::LostWithProcess { events: sum }, Diagnostic::LostWithProcess { events: more })
+            | (Diagnostic::Warned { events: sum, .. }, Diagnostic::Warned { events: more, .. })
+            | (Diagnostic::FlagsUnanswered { requests: sum, .. }, Diagnostic::FlagsUnanswered { requests: more, .. }) =>
+            {
+                *sum = sum.saturating_add(*more);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a diagnostic is about, among those of its kind: a path, a setting. The default is nothing in particular.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Subject(u64);
+
+impl Subject {
+    fn of(what: &impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        what.hash(&mut hasher);
+        Self(hasher.finish().max(1))
     }
 }

@@ -70,7 +70,7 @@ pub(crate) enum Refusal {
     #[error("there is nothing to set; give at least one property")]
     NothingToSet,
     /// A property or group.
-    #[error("the value of {key:?} cannot be encoded")]
+    #[error("the value of {key:?} cannot be serialized")]
     Unserializable {
         /// Its key, or the group's type.
         key: Box<str>,
@@ -79,12 +79,13 @@ pub(crate) enum Refusal {
         reason: Unencodable,
     },
     /// Before 1677 or after 2262.
-    #[error("the timestamp does not fit 64 bits of nanoseconds; give one between the years 1678 and 2261")]
+    #[error("the timestamp is out of range; give one between the years 1678 and 2261")]
     TimestampOutOfRange,
     /// Larger than one event may be.
     #[error(
-        "the event takes {bytes} bytes, and {most} are allowed; send less of it, or raise Config::max_event_bytes (that of AI events is \
-         fixed)"
+        "the event takes {bytes} bytes, more than the {most} allowed ({}); send less of it, or raise Config::max_event_bytes (that of AI \
+         events is fixed)",
+        crate::wording::bytes(*most as u64)
     )]
     TooLarge {
         /// Its name.

@@ -48,7 +48,7 @@ pub(crate) enum Failure {
     #[error("no connection: {0}")]
     Connection(String),
     /// An answer that is none.
-    #[error("status {status}: {why}")]
+    #[error("HTTP status {status}{}{why}", if why.is_empty() { "" } else { ": " })]
     Status {
         /// The HTTP status.
         status: u16,
@@ -56,10 +56,10 @@ pub(crate) enum Failure {
         why: String,
     },
     /// Something that is not an answer to this question.
-    #[error("an answer that cannot be read: {0}")]
+    #[error("its answer cannot be read: {0}")]
     Unreadable(String),
     /// Not even asked.
-    #[error("too many requests for flags are under way")]
+    #[error("too many requests for flags are under way already")]
     Busy,
     /// The client is closed or forked.
     #[error("the client is closed")]

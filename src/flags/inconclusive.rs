@@ -26,7 +26,7 @@ pub enum Inconclusive {
     #[error("another flag that a condition is on cannot be evaluated here")]
     UnresolvedDependency,
     /// Flags or cohorts depend on each other in a circle, or too deep.
-    #[error("what the flag depends on is a circle, or too deep")]
+    #[error("the flags that it depends on form a circle, or too long a chain")]
     TooDeep,
     /// The flag is rolled out by group, and the person's group of that type was not given.
     #[error("the group by which the flag is rolled out was not given")]
@@ -35,7 +35,7 @@ pub enum Inconclusive {
     #[error("the device by which the flag is rolled out was not given")]
     MissingDeviceId,
     /// The flag keeps the value that a person had before it was identified, which only PostHog remembers.
-    #[error("the flag keeps an earlier value, which only PostHog knows")]
+    #[error("the flag keeps earlier values for each person, which only PostHog knows")]
     ExperienceContinuity,
     /// There is no distinct id: neither was one given, nor is a request being served that has one.
     #[error("there is nobody to evaluate the flag for")]

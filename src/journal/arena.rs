@@ -274,7 +274,7 @@ impl Arena {
     pub(super) fn sync(&self, len: usize) -> io::Result<()> {
         if self.is_condemned() {
             return Err(io::Error::other(
-                "an earlier sync of the journal failed; its events have to go into the store first",
+                "an earlier sync of the journal failed, so its events are moved to the queue's file first",
             ));
         }
         let synced = match &self.memory {

@@ -86,7 +86,7 @@ pub(crate) enum JournalError {
         source: io::Error,
     },
     /// Written by a later version of this library.
-    #[error("journal file {path:?} has format version {version}, newer than this library knows")]
+    #[error("a newer version of this library wrote journal file {path:?} (format {version})")]
     Newer {
         /// Which.
         path: PathBuf,
@@ -94,7 +94,7 @@ pub(crate) enum JournalError {
         version: u32,
     },
     /// Memory could not be had.
-    #[error("no memory for a journal of {bytes} bytes: {source}")]
+    #[error("no memory for a journal of {}: {source}", crate::wording::bytes(*bytes as u64))]
     Memory {
         /// How much.
         bytes: usize,
@@ -343,7 +343,10 @@ impl Found {
             (_, Some(waiting)) => (waiting.arena, true),
             (Err(error), None) => return Err(error),
             (Ok(None), None) => {
-                let source = io::Error::new(io::ErrorKind::StorageFull, "there is neither a free arena nor one in use");
+                let source = io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "there is no file for the journal, and none could be made",
+                );
                 return Err(JournalError::File { path: options.dir.clone().unwrap_or_default(), source });
             }
         };

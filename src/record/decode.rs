@@ -11,25 +11,25 @@ use super::{MAX_DEPTH, json};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
     /// They end too early.
-    #[error("the record is cut short; it is damaged, set it aside")]
+    #[error("it is cut short")]
     Truncated,
     /// They go on after the end.
-    #[error("the record has bytes after its end; it is damaged, set it aside")]
+    #[error("it has bytes after its end")]
     Trailing,
     /// A version this build does not know.
-    #[error("the record's body has version {0}, which this version of the library does not read; update it")]
+    #[error("it has version {0}, which a newer version of this library wrote")]
     Version(u8),
     /// A value of another type than must stand there.
-    #[error("the record holds a value of an unexpected type; it is damaged, set it aside")]
+    #[error("it holds a value of an unexpected type")]
     Type,
     /// A string that is not UTF-8.
-    #[error("the record holds a string that is not UTF-8; it is damaged, set it aside")]
+    #[error("it holds a string that is not UTF-8")]
     Utf8,
     /// A map's key that JSON cannot express.
-    #[error("the record holds a map whose key is neither a string, an integer nor a boolean; set it aside")]
+    #[error("it holds a map whose key is neither a string, an integer nor a boolean")]
     MapKey,
     /// More than [`MAX_DEPTH`] containers within each other.
-    #[error("the record nests values more than {MAX_DEPTH} levels deep; set it aside")]
+    #[error("it nests values more than {MAX_DEPTH} levels deep")]
     TooDeep,
 }
 

@@ -17,7 +17,7 @@ pub(crate) enum Unencodable {
     #[error("it has a map whose keys are not strings, integers or booleans; convert the keys first")]
     MapKey,
     /// Keys without values, swallowed errors: serde's contract broken.
-    #[error("its Serialize implementation broke serde's rules; mend it")]
+    #[error("its Serialize implementation breaks serde's rules; correct it")]
     Misshapen(#[source] Malformed),
     /// What the value's own `Serialize` said.
     #[error("its Serialize implementation failed: {0}")]

@@ -82,13 +82,13 @@ pub(crate) enum ClaimError {
     #[error("{0}")]
     Exposed(io::Error),
     /// Two opens both got the lock, or locking is not supported.
-    #[error("the file system of {path:?} has no working file locks; choose a queue_dir on a local file system")]
+    #[error("the file system of {path:?} has no working file locks")]
     NoLocks {
         /// Where.
         path: PathBuf,
     },
     /// More shards than any sane number of processes would leave.
-    #[error("{path:?} holds {SHARDS_MAX} shards, all of them locked")]
+    #[error("all {SHARDS_MAX} queues that {path:?} may hold are in use by other processes")]
     TooMany {
         /// Where.
         path: PathBuf,

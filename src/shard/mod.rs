@@ -35,6 +35,7 @@ mod carry;
 mod claim;
 mod deleted;
 mod evict;
+mod explain;
 mod life;
 mod open;
 mod opening;
@@ -59,6 +60,7 @@ pub(crate) use claim::{
     Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir, shard_dirs,
 };
 pub(crate) use evict::EvictUntil;
+pub(crate) use explain::explain_io;
 pub(crate) use life::{Life, Sign};
 pub(crate) use open::{Finding, Opened, concerns_all_shards};
 pub(crate) use opening::OpeningMark;
@@ -110,7 +112,9 @@ pub(crate) enum ShardError {
         source: io::Error,
     },
     /// A newer version of this library wrote the shard; it was not touched.
-    #[error("the shard {dir:?} has format {version}, which this version does not know")]
+    #[error(
+        "a newer version of this library wrote it (format {version}); a program with that version is needed to read it"
+    )]
     Newer {
         /// The shard.
         dir: PathBuf,
@@ -121,7 +125,7 @@ pub(crate) enum ShardError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The store.
-    #[error("the store in {dir:?}: {source}")]
+    #[error("{source} (in {dir:?})")]
     Store {
         /// The shard.
         dir: PathBuf,
@@ -215,6 +219,11 @@ impl Shard {
     /// The highest sequence number accepted.
     pub(crate) fn accepted(&self) -> u64 {
         self.journal.last_seq().max(self.ledger().accepted)
+    }
+
+    /// When the oldest event in the store was carried, as of the last commit. Reads memory only.
+    pub(crate) fn oldest_at(&self) -> Option<WallNanos> {
+        self.status.oldest_at()
     }
 
     /// The store, unless the shard was let go.

@@ -238,7 +238,7 @@ impl StatusPage {
             accepted: self.get(Word::Accepted),
             epoch: self.get(Word::Epoch),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
-            oldest_at: Some(self.get(Word::OldestAt) as WallNanos).filter(|at| *at != 0),
+            oldest_at: self.oldest_at(),
             died_resolving: symbols == DISTRUSTED || symbols == RESOLVING && !ended_by_itself,
             life,
         }
@@ -361,6 +361,11 @@ impl StatusPage {
     /// The file is locked, so that nobody writes words that he has read before.
     fn write_out(&self, file: &DiskFile) {
         let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
+    }
+
+    /// When the oldest event in the store was carried, as [`mirror`](Self::mirror) was told last.
+    pub(crate) fn oldest_at(&self) -> Option<WallNanos> {
+        Some(self.get(Word::OldestAt) as WallNanos).filter(|at| *at != 0)
     }
 
     pub(super) fn get(&self, word: Word) -> u64 {

@@ -118,7 +118,7 @@ impl Shared {
     fn check_writable(&self) -> io::Result<()> {
         self.check_process()?;
         if self.condemned.load(Ordering::Acquire) {
-            return Err(io::Error::other("a sync of this file failed: it is not written any more"));
+            return Err(io::Error::other("an earlier sync of the queue's file failed, so it is replaced by a new one"));
         }
         Ok(())
     }
@@ -128,7 +128,7 @@ impl Shared {
         if self.nameless.load(Ordering::Acquire) || self.file.is_same_file()? {
             Ok(())
         } else {
-            Err(io::Error::other("the name of the file means another file, or none, by now"))
+            Err(io::Error::other("the queue's file was removed or replaced by another"))
         }
     }
 

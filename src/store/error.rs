@@ -7,13 +7,13 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// This process has the file open already.
-    #[error("{} is open in this process already: use that store, or drop it first", path.display())]
+    #[error("{} is open in this process already", path.display())]
     AlreadyOpen {
         /// The file.
         path: PathBuf,
     },
     /// A newer version of this library wrote the file; it was not touched.
-    #[error("the store has schema version {found}, this library knows {known}: leave it to the newer version")]
+    #[error("a newer version of this library wrote it (schema {found}, this one reads up to {known})")]
     Newer {
         /// The version found.
         found: u32,
@@ -21,31 +21,31 @@ pub(crate) enum StoreError {
         known: u32,
     },
     /// The file belongs to another key or host; it was not touched.
-    #[error("the store belongs to another project key or host: open it with the options it was made with")]
+    #[error("the file belongs to another project key or host")]
     OtherProject,
     /// This process is a forked child of the one that opened the store.
-    #[error("the store was opened before a fork: leave it to the parent and open one of your own")]
+    #[error("the file belongs to the process that this one was forked from")]
     Forked,
     /// An earlier call failed; nothing works until the store is reopened.
-    #[error("the store refuses calls after an earlier failure: call `reopen`, with a growing delay")]
+    #[error("the queue's file is closed after a failure, and opened again after a delay")]
     Latched,
     /// The file system is full, or the quota is used up.
-    #[error("no space left for the store: free some, then call `reopen`")]
+    #[error("the disk or the quota has no room for the queue's file")]
     NoSpace(#[source] io::Error),
     /// The disk failed.
-    #[error("the disk failed under the store: call `reopen`, with a growing delay")]
+    #[error("the queue's file could not be read or written")]
     Io(#[source] io::Error),
     /// The file is not what was written.
-    #[error("the store's file is damaged: `reopen` sets it aside and keeps what can be read")]
+    #[error("the queue's file is damaged; it is renamed when it is opened again, and what can be read of it is kept")]
     Damaged(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database panicked.
-    #[error("the database panicked ({message}): `reopen` checks the file and sets it aside if need be")]
+    #[error("the database panicked ({message}); its file is checked when it is opened again")]
     Panicked {
         /// What it said.
         message: String,
     },
     /// The arena was carried before: a repeat after a crash, or after a commit whose failure was reported and yet took effect.
-    #[error("epoch {given} of lane {lane} is in the store already (up to {stored}): free the arena")]
+    #[error("the arena of epoch {given} (lane {lane}) was stored before (up to {stored})")]
     AlreadyCarried {
         /// The lane.
         lane: u8,
@@ -55,7 +55,7 @@ pub(crate) enum StoreError {
         given: u64,
     },
     /// A single row is larger than the database takes.
-    #[error("a row of {bytes} bytes is too large for the store: cut it")]
+    #[error("a row of {bytes} bytes is larger than the database takes")]
     TooLarge {
         /// Its size.
         bytes: usize,

@@ -90,7 +90,7 @@ pub(super) fn open(place: &Place, condemned: &Condemned, now: WallNanos) -> Resu
         return Ok((open_existing(place, false, condemned)?, report));
     }
     let opened = if place.options.distrusted {
-        Err(StoreError::damaged("several owners in a row died while opening it"))
+        Err(StoreError::damaged("several processes in a row died while they opened it"))
     } else {
         open_existing(place, place.options.check_integrity, condemned)
     };
@@ -231,7 +231,7 @@ fn vet(db: &Database, project_hash: &[u8; 32]) -> Result<(Identity, State), Stor
     let transaction = db.begin_read()?;
     transaction.open_table(DEAD)?;
     if transaction.open_table(CHUNKS)?.len()? != state.rows {
-        return Err(StoreError::damaged("there are fewer or more chunks than were written"));
+        return Err(StoreError::damaged("it holds fewer or more rows than were written"));
     }
     Ok((identity, state))
 }

@@ -70,7 +70,7 @@ pub(super) fn read(db: &Database, lane: u8, after: Option<ChunkKey>, max_bytes: 
             break;
         }
         let Some(key) = rows::parse_chunk_key(key) else {
-            return Err(StoreError::damaged("a row has no key of ours"));
+            return Err(StoreError::damaged("a row has a key that this library does not write"));
         };
         read.last = Some(key);
         match rows::parse_chunk(key, value) {
@@ -92,7 +92,8 @@ pub(super) fn read(db: &Database, lane: u8, after: Option<ChunkKey>, max_bytes: 
 fn strays(table: &impl ReadableTable<&'static [u8], &'static [u8]>, lane: u8) -> Result<Vec<DamagedRow>, StoreError> {
     let mut strays: Vec<DamagedRow> = Vec::new();
     for (key, value) in [table.first()?, table.last()?].into_iter().flatten() {
-        let key = rows::parse_chunk_key(key.value()).ok_or_else(|| StoreError::damaged("a row has no key of ours"))?;
+        let key = rows::parse_chunk_key(key.value())
+            .ok_or_else(|| StoreError::damaged("a row has a key that this library does not write"))?;
         if key.lane == lane {
             return Err(StoreError::damaged("a row is not where its key says"));
         }

@@ -113,7 +113,7 @@ impl Meta {
     pub(super) fn complete(self) -> Result<(Identity, State), StoreError> {
         match (self.schema, self.identity, self.state) {
             (Some(_), Some(identity), Some(state)) => Ok((identity, state)),
-            _ => Err(StoreError::damaged("the rows that describe the store are missing or damaged")),
+            _ => Err(StoreError::damaged("the rows that say what the file is are missing or damaged")),
         }
     }
 }

@@ -89,7 +89,10 @@ fn an_outage_is_told_at_its_beginning_and_then_once_a_minute() {
     }
     assert_eq!(told, [1, 2, 3]);
     let told: Vec<_> = harness.client().diagnostics().iter().map(ToString::to_string).collect();
-    assert_eq!(told[1], "PostHog gave no answer about flags, 100 time(s): status 500: ");
+    assert_eq!(
+        told[1],
+        "100 requests for feature flags got no answer: HTTP status 500; known values or defaults are used"
+    );
 }
 
 #[test]

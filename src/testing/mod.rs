@@ -64,6 +64,8 @@ mod flags;
 #[cfg(test)]
 mod flags_tests;
 mod harness;
+#[cfg(test)]
+mod messages_tests;
 mod queue;
 mod server;
 

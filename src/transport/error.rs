@@ -48,7 +48,7 @@ pub(crate) enum TransportError {
         source: Source,
     },
     /// The connection broke, or the answer is not HTTP.
-    #[error("the request failed on its way")]
+    #[error("the connection broke before the answer was complete, or the answer is not HTTP")]
     Other(#[source] Source),
     /// A success in an encoding that is not to be had or damaged: what was said is not known.
     #[error(

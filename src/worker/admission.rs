@@ -254,6 +254,12 @@ impl Admission {
         lock(&self.found).0
     }
 
+    /// Whether it is the number of events, and not their bytes, that left no room.
+    pub(super) fn is_full_of_events(&self) -> bool {
+        let (standing, waiting) = *lock(&self.found);
+        waiting.events >= standing.ordinary.events
+    }
+
     /// Ends all waiting for room, for good: nobody will look at the bounds again.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);

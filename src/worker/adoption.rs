@@ -5,7 +5,6 @@
 //! callers wait for the committer's syncs. What comes of it waits in a mailbox until the committer hears that it is there.
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +14,7 @@ use super::opening::Job;
 use super::{Notice, Pipeline, lock};
 use crate::crash;
 use crate::crash_point;
+use crate::disk::Disk;
 use crate::shard::{
     Claim, ClaimError, Finding, Opened, Project, Shard, ShardError, ShardOptions, claim_orphan, is_known_empty,
     keeps_room, shard_dir,
@@ -192,7 +192,7 @@ impl Pipeline {
     /// Leaves the orphan alone for a while, and says so if it did not fail in the same way before.
     fn skip(&self, place: Place, error: &ShardError) {
         let (Some(number), Some(path)) = (place.number, self.path_of(place)) else { return };
-        let why = reason(error);
+        let why = error.explain(&self.options.disk);
         let avoided = Avoided { until: self.options.clock.now() + AVOID_FOR, why: why.clone() };
         let before = lock(&self.avoided).insert((place.project, number), avoided);
         if before.is_none_or(|before| before.why != why) {
@@ -233,26 +233,15 @@ pub(super) fn avoided_at_start(skipped: Vec<(u32, String)>, now: Instant) -> Avo
     Mutex::new(skipped.into_iter().map(avoided).collect())
 }
 
-/// An error with what caused it, each said once.
-pub(super) fn reason(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = cause.source();
-    }
-    text
-}
-
 impl From<Finding> for Notice {
     fn from(finding: Finding) -> Self {
         match finding {
             Finding::SetAside { path, why, lost } => Notice::SetAside { path, why, lost },
             Finding::Missing { events, after_restart } => Notice::Missing { events, after_restart },
-            Finding::NotCarried { error } => Notice::Storage { problem: Some(error.to_string()) },
+            Finding::NotCarried { error } => {
+                let why = error.explain(&Disk::default());
+                Notice::Storage { problem: Some(format!("events in the journal could not be stored yet: {why}")) }
+            }
             Finding::Checked => Notice::Checked,
             Finding::DiedResolving => Notice::SymbolsDistrusted,
         }

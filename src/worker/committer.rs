@@ -83,7 +83,7 @@ impl Committer {
                 Ok(ControlFlow::Break(())) => return,
                 Ok(ControlFlow::Continue(())) => {}
                 Err(_) => {
-                    self.pipeline.storage_fails("the committer panicked; its work is tried again");
+                    self.pipeline.storage_fails("the committer thread panicked (please report this defect)");
                     self.failed();
                 }
             }
@@ -230,7 +230,7 @@ impl Committer {
             }
             Err(error) => {
                 let text = error.to_string();
-                pipeline.storage_fails(&text);
+                pipeline.journal_fails(&error);
                 pipeline.receipts.fail(&PersistError::Sync(text));
                 self.waiting.sync_after = Some(self.now() + self.retry_delay);
                 // The journal's file is not to be trusted any more; the store may still be able to take what is in it.
@@ -265,7 +265,7 @@ impl Committer {
         if let Err(error) = pipeline.shard.journal().swap() {
             // Without another arena nothing can be sealed; what was settled makes room all the same.
             self.settle_own();
-            pipeline.storage_fails(&error.to_string());
+            pipeline.shard_fails(&error.into());
             self.swap_after = Some(self.now() + SPARE_AGAIN);
             return;
         }
@@ -294,7 +294,7 @@ impl Committer {
                     if carried.missing > 0 {
                         // Whoever waits for one of those must not be told that it is safe; who waits for another is told too early
                         // that it may not be.
-                        pipeline.receipts.fail(&PersistError::Sync("events of the journal were damaged".into()));
+                        pipeline.receipts.fail(&PersistError::Sync("events in the journal are damaged".into()));
                         (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
                     }
                     if pipeline.shard.is_volatile() {
@@ -359,7 +359,7 @@ impl Committer {
                 self.asked.adopt |= shard.ledger().queued_events == 0;
             }
             Err(error) => {
-                let why = error.to_string();
+                let why = error.explain(&self.pipeline.options.disk);
                 (self.pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
                 self.pipeline.outbox.put_back(batch);
                 self.pipeline.abandon_adopted();

@@ -17,13 +17,13 @@ use crate::store::DeadRecord;
 #[non_exhaustive]
 pub enum DeadLetterError {
     /// The queue's file failed; what it said. They are where they were, but some may be queued as well.
-    #[error("the queue's file failed: {0}")]
+    #[error("the queue's storage failed, and the dead letters are as they were: {0}")]
     Storage(String),
     /// The client is closed.
     #[error("the client is closed")]
     Closed,
     /// This process is a forked child that has captured nothing yet, or it waits for what its parent had asked.
-    #[error("this forked process has no queue of its own yet")]
+    #[error("this forked process has no queue of its own before its first capture")]
     Forked,
 }
 
@@ -123,7 +123,7 @@ impl Committer {
     }
 
     fn store_problem(&self) -> DeadLetterError {
-        let problem = super::lock(&self.pipeline.problem).clone();
+        let problem = self.pipeline.problem();
         DeadLetterError::Storage(problem.unwrap_or_else(|| "it could not be written".into()))
     }
 

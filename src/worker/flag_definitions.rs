@@ -150,7 +150,7 @@ impl Committer {
         let kept = if pipeline.has_room_to_keep(content.map_or(0, <[u8]>::len)) {
             pipeline.shard.keep_definitions(content).map_err(|error| error.to_string())
         } else {
-            Err("the disk has no room for it".to_owned())
+            Err("the disk has less free than that takes beside Config::free_space_floor".to_owned())
         };
         let Err(why) = kept else {
             self.keeping = Keeping::default();

@@ -27,7 +27,7 @@ impl Pipeline {
                 }
             }
             Err(error) => {
-                let why = format!("its last words cannot be brought here: {error}");
+                let why = format!("the crash reports in it cannot be taken over: {error}");
                 (self.options.report)(Notice::ShardSkipped { path: from.to_path_buf(), why });
             }
         }

@@ -52,6 +52,7 @@ mod admission;
 mod adoption;
 mod bell;
 mod bounds;
+mod circumstances;
 mod committer;
 #[cfg(feature = "testing")]
 mod contents;
@@ -105,6 +106,8 @@ use admission::Admission;
 pub use admission::Overflow;
 pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
+#[cfg_attr(not(test), allow(unused_imports, reason = "named by tests alone"))]
+pub(crate) use circumstances::{Circumstances, Outage};
 pub use dead::DeadLetterError;
 pub(crate) use dead::{DeadOrder, sum};
 pub use drop_reason::DropReason;
@@ -206,8 +209,10 @@ pub(crate) struct Pipeline {
     definitions: flag_definitions::Definitions,
     /// Why the queue ends with the process, if it does.
     in_memory: OnceLock<String>,
-    /// Why storage does not work at the moment.
-    problem: Mutex<Option<String>>,
+    /// Why storage does not work at the moment: in the words by which a failure is known again, and in those for an operator.
+    problem: Mutex<Option<(String, String)>>,
+    /// Since when the endpoint has failed, if it does.
+    failing_since: Mutex<Option<Instant>>,
     unsynced_since: Mutex<Option<Instant>>,
     replayed: AtomicU64,
     stranded: Vec<Stranded>,
@@ -301,22 +306,29 @@ impl Pipeline {
             Refused::Closed => Unwelcome::Closed,
             Refused::Forked => Unwelcome::Forked,
             Refused::Io(error) => {
-                self.storage_fails(&error.to_string());
+                self.journal_fails(&error);
                 Unwelcome::Storage
             }
         }
     }
 
     fn storage_fails(&self, problem: &str) {
-        let new = {
-            let mut known = lock(&self.problem);
-            let new = known.as_deref() != Some(problem);
-            *known = Some(problem.to_owned());
-            new
-        };
-        if new {
-            (self.options.report)(Notice::Storage { problem: Some(problem.to_owned()) });
+        self.storage_fails_by(problem, || problem.to_owned());
+    }
+
+    /// `known_as` stays the same while the same goes on; the explanation has figures in it that change.
+    fn storage_fails_by(&self, known_as: &str, explain: impl FnOnce() -> String) {
+        if lock(&self.problem).as_ref().is_some_and(|(known, _)| known == known_as) {
+            return;
         }
+        let problem = explain();
+        *lock(&self.problem) = Some((known_as.to_owned(), problem.clone()));
+        (self.options.report)(Notice::Storage { problem: Some(problem) });
+    }
+
+    /// Why storage does not work at the moment.
+    fn problem(&self) -> Option<String> {
+        lock(&self.problem).as_ref().map(|(_, problem)| problem.clone())
     }
 
     /// From now on the queue ends with the process.

@@ -75,6 +75,17 @@ pub(crate) enum Notice {
     },
     /// Another project's queue has events that nobody delivers.
     Stranded(Stranded),
+    /// And so have others besides those that are told one by one.
+    MoreStranded {
+        /// Where all of them lie.
+        path: PathBuf,
+        /// How many there are.
+        queues: u64,
+        /// Events in them.
+        events: u64,
+        /// Bytes in them.
+        bytes: u64,
+    },
     /// PostHog gave no answer about flags.
     FlagsUnanswered {
         /// Why, the last time.
@@ -87,10 +98,14 @@ pub(crate) enum Notice {
         /// The first of them.
         keys: Vec<String>,
     },
-    /// A stop ran out of time.
+    /// A stop that had time did not deliver everything.
     LeftOnDisk {
         /// Events that are still queued.
         events: u64,
+        /// Where they lie.
+        path: PathBuf,
+        /// Why.
+        why: String,
     },
     /// A shard was left alone: it is of a newer format, or cannot be opened.
     ShardSkipped {
@@ -99,4 +114,6 @@ pub(crate) enum Notice {
         /// Why.
         why: String,
     },
+    /// Nothing more comes: the pipeline has ended.
+    Ended,
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::adoption::reason;
 use super::opening::Orphans;
 use super::{Notice, StartError, WorkerOptions};
 use crate::clock::WallNanos;
@@ -73,7 +72,7 @@ pub(super) fn open_shard(
         if concerns_all_shards(&error) {
             return Err(error.into());
         }
-        let (path, why) = (shard_dir(&project_dir, number), reason(&error));
+        let (path, why) = (shard_dir(&project_dir, number), error.explain(disk));
         unusable.push(path.clone());
         skipped.push((number, why.clone()));
         (options.report)(Notice::ShardSkipped { path, why });

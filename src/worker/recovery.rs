@@ -1,11 +1,13 @@
 //! When the store fails: how soon it is tried again, and when it counts as working.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Pipeline;
 use super::committer::Committer;
 use super::source::OWN;
-use crate::shard::ShardError;
+use crate::shard::{ShardError, explain_io};
 
 /// After a failure of the store it is tried again after this, and then after twice as long each time.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -51,7 +53,7 @@ impl Committer {
     }
 
     pub(super) fn store_failed(&mut self, error: &ShardError) {
-        self.pipeline.storage_fails(&error.to_string());
+        self.pipeline.shard_fails(error);
         self.failed();
     }
 
@@ -76,5 +78,17 @@ impl Committer {
         if self.swap_after.is_none() {
             self.pipeline.storage_works();
         }
+    }
+}
+
+impl Pipeline {
+    /// A step of the store failed, or of the journal on its way there.
+    pub(super) fn shard_fails(&self, error: &ShardError) {
+        self.storage_fails_by(&error.to_string(), || error.explain(&self.options.disk));
+    }
+
+    /// The active arena cannot be written or synced.
+    pub(super) fn journal_fails(&self, error: &io::Error) {
+        self.storage_fails_by(&error.to_string(), || explain_io(&self.options.disk, self.shard.dir(), error));
     }
 }

@@ -14,10 +14,10 @@ pub enum PersistError {
     #[error("the event was dropped when it was captured")]
     Dropped,
     /// The queue lives in memory; `stats().mode` says why.
-    #[error("the queue is in memory only and does not survive the process")]
+    #[error("the queue is in memory only: the event does not survive the process")]
     Volatile,
     /// The disk could not make it durable. The text is the operating system's.
-    #[error("the disk could not make the event durable: {0}")]
+    #[error("the event may not survive a power cut: {0}")]
     Sync(String),
     /// The client was closed before the sync.
     #[error("the client was closed before the event was synced")]

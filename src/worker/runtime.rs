@@ -1,6 +1,7 @@
 //! Whatever else asks PostHog does so on the delivery's runtime: it has the connections, and no other thread is needed.
 
 use std::future::Future;
+use std::time::Duration;
 
 use super::Pipeline;
 
@@ -23,5 +24,14 @@ impl Pipeline {
             delivery.look_again();
         }
         true
+    }
+
+    /// Has `call` called on the delivery's thread after that time; it must not block. False, as [`spawn`](Self::spawn): nobody will.
+    pub(crate) fn call_after(&self, after: Duration, call: impl FnOnce() + Send + 'static) -> bool {
+        let clock = self.options.clock.clone();
+        self.spawn(async move {
+            clock.sleep(after).await;
+            call();
+        })
     }
 }

@@ -55,7 +55,7 @@ impl Pipeline {
             replayed: self.replayed.load(Ordering::Relaxed),
             volatile: self.shard.is_volatile(),
             in_memory: self.in_memory.get().cloned(),
-            problem: lock(&self.problem).clone(),
+            problem: self.problem(),
             full: self.admission.unwelcome(),
             closed: self.bell.is_stopping(),
             delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),

@@ -56,7 +56,9 @@ impl Pipeline {
         let salvaged = removals.iter().filter_map(|removal| Some(removal.keep.as_ref()?.key)).collect();
         let events =
             shard.mend(removals, self.options.clock.wall_nanos()).map_err(|error| SourceError(error.into()))?;
-        (self.options.report)(super::Notice::Missing { events, after_restart: false });
+        if events > 0 {
+            (self.options.report)(super::Notice::Missing { events, after_restart: false });
+        }
         Ok(salvaged)
     }
 }

@@ -29,6 +29,9 @@ use crate::shard::{
 };
 use crate::transport::{Http, Transport, TransportError};
 
+/// Stranded queues that are told one by one.
+const STRANDED_TOLD: usize = 16;
+
 /// Why nothing could be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -42,10 +45,10 @@ pub(crate) enum StartError {
     #[error("no thread could be started")]
     Thread(#[source] io::Error),
     /// The queue directory did not answer in time.
-    #[error("the queue directory did not answer in time")]
+    #[error("opening the queue took too long")]
     Timeout,
     /// Opening panicked.
-    #[error("opening the queue failed in an unforeseen way")]
+    #[error("opening the queue panicked")]
     Panicked,
 }
 
@@ -170,7 +173,8 @@ pub(super) fn open(
         Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans))),
         Err(StartError::Shard(error)) if options.memory_fallback => {
             let own = in_memory(&options)?;
-            Ok(assemble(options, network, own, Some(error.to_string()), (skipped, orphans)))
+            let problem = error.explain(&options.disk);
+            Ok(assemble(options, network, own, Some(problem), (skipped, orphans)))
         }
         Err(error) => {
             orphans.end();
@@ -235,6 +239,7 @@ fn assemble(
         definitions,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
+        failing_since: Mutex::new(None),
         unsynced_since: Mutex::new(None),
         replayed: AtomicU64::new(replayed),
         stranded,
@@ -280,7 +285,7 @@ fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
 
 fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let options = &pipeline.options;
-    let reports = Arc::clone(&options.report);
+    let (reports, failing) = (Arc::clone(&options.report), Arc::downgrade(pipeline));
     let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
     pipeline.outbox.remember_next_attempt(next_attempt);
     let mut delivery = options.delivery.clone();
@@ -291,7 +296,12 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
         transport: pipeline.network.http(),
         clock: options.clock.clone(),
-        report: Arc::new(move |notice| reports(Notice::Delivery(notice))),
+        report: Arc::new(move |notice| {
+            if let Some(pipeline) = failing.upgrade() {
+                pipeline.note_outage(&notice);
+            }
+            reports(Notice::Delivery(notice));
+        }),
         on_delivery: Some(Arc::new(Ear(Arc::clone(pipeline)))),
         next_attempt,
     };
@@ -344,9 +354,11 @@ impl Pipeline {
         let dir = self.shard.dir();
         if !self.shard.is_volatile() {
             let what = match file_system(&self.options, dir) {
-                Some(FileSystem::Memory) => Some("memory: it does not outlive the machine"),
-                Some(FileSystem::Overlay) => Some("a container's own layer: it does not outlive the container"),
-                Some(FileSystem::Network) => Some("the network: locks and durability are the server's"),
+                Some(FileSystem::Memory) => {
+                    Some("a file system in memory: events in it are lost when the machine restarts")
+                }
+                Some(FileSystem::Overlay) => Some("a container's own layer: events in it are lost with the container"),
+                Some(FileSystem::Network) => Some("a network file system: locks and durability depend on its server"),
                 _ => None,
             };
             if let Some(what) = what {
@@ -354,8 +366,23 @@ impl Pipeline {
             }
             self.report_exposure();
         }
-        for queue in &self.stranded {
+        self.report_stranded();
+    }
+
+    /// Each by its name, and of very many the first: there is no end to what a directory may hold.
+    fn report_stranded(&self) {
+        let (told, others) = self.stranded.split_at(self.stranded.len().min(STRANDED_TOLD));
+        for queue in told {
             (self.options.report)(Notice::Stranded(queue.clone()));
+        }
+        if !others.is_empty() {
+            let sum = |of: fn(&Stranded) -> u64| others.iter().map(of).fold(0, u64::saturating_add);
+            (self.options.report)(Notice::MoreStranded {
+                path: self.options.queue_dir.clone(),
+                queues: others.len() as u64,
+                events: sum(|queue| queue.events),
+                bytes: sum(|queue| queue.bytes),
+            });
         }
     }
 }

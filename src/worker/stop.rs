@@ -8,6 +8,8 @@ use super::committer::Committer;
 use super::pending::{self, Pending};
 use super::report::{Endpoint, ShutdownReport};
 use super::{Notice, Pipeline, lock};
+use crate::delivery::Source;
+use crate::wording::time;
 use crate::{crash_point, delivery};
 
 /// After the deadline, what was delivered at the last moment still gets so long to be committed.
@@ -15,9 +17,12 @@ const GRACE: Duration = Duration::from_millis(250);
 /// The last owner that is dropped waits at most so long.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
 
+const OPTED_OUT: &str = "the program has opted out, and nothing is sent until Client::opt_in is called";
+
 /// A stop under way.
 #[derive(Debug)]
 pub(super) struct Stopping {
+    began: Instant,
     deadline: Instant,
     /// Delivery had time, and what it leaves is worth a word.
     had_time: bool,
@@ -82,7 +87,7 @@ impl Committer {
         }
         let pipeline = Arc::clone(&self.pipeline);
         pipeline.shard.journal().close();
-        self.stopping = Some(Stopping { deadline, had_time: deadline > self.now() });
+        self.stopping = Some(Stopping { began: self.now(), deadline, had_time: deadline > self.now() });
         // A sync first: it is the least that can make everything safe, and it needs no room.
         if !pipeline.shard.is_volatile()
             && let Ok(seq) = pipeline.shard.sync()
@@ -114,7 +119,8 @@ impl Committer {
         if goes_on && self.now() < stopping.deadline + GRACE {
             return ControlFlow::Continue(());
         }
-        let had_time = stopping.had_time;
+        let (had_time, began) = (stopping.had_time, stopping.began);
+        let most = stopping.deadline.saturating_duration_since(began);
         let pipeline = Arc::clone(&self.pipeline);
         if let Some(delivery) = pipeline.delivery() {
             delivery.abandon();
@@ -130,7 +136,7 @@ impl Committer {
         crash_point::reach("stop.committed");
         let remaining = pipeline.remaining();
         let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::Endpoint::Down {
-            reason: "the delivery did not end in time: a callback of the program may keep it".to_owned(),
+            reason: "the delivery did not end in time: a callback of the program may hold it up".to_owned(),
             until: None,
         });
         let report = ShutdownReport {
@@ -153,8 +159,12 @@ impl Committer {
         if pipeline.shard.is_volatile() && report.remaining > 0 {
             (pipeline.options.report)(Notice::LostInMemory { events: report.remaining });
         } else if had_time && report.remaining > 0 {
-            (pipeline.options.report)(Notice::LeftOnDisk { events: report.remaining });
+            let took = self.now().saturating_duration_since(began);
+            let why = if pipeline.is_held() { OPTED_OUT.to_owned() } else { why_left(&report.endpoint, took, most) };
+            let path = pipeline.shard.dir().clone();
+            (pipeline.options.report)(Notice::LeftOnDisk { events: report.remaining, path, why });
         }
+        (pipeline.options.report)(Notice::Ended);
         let _ = pipeline.finished.set(report.clone());
         let late = pipeline.bell.listen(Some(self.now()), || self.now());
         self.hear(late);
@@ -170,3 +180,33 @@ impl Committer {
         self.stopping.as_ref().map(|stopping| stopping.deadline + GRACE)
     }
 }
+
+/// Why a stop that took so long, of the time that it had at most, has left events: what stood in the way, not what it ran into.
+fn why_left(endpoint: &Endpoint, took: Duration, most: Duration) -> String {
+    let is_time_up = took >= most;
+    let given = time(most);
+    let after =
+        if is_time_up { format!("within {given}") } else { format!("and delivery gave up after {}", time(took)) };
+    match endpoint {
+        Endpoint::Paused { reason, .. } => format!("requests are refused ({reason})"),
+        Endpoint::Refusing { reason } => format!("the server rejects what is left ({reason})"),
+        Endpoint::Down { reason, retry_in } => {
+            let said = if reason.is_empty() { "no attempt was possible" } else { reason };
+            let next = match retry_in {
+                Some(wait) if !is_time_up && !wait.is_zero() => format!(", the next attempt is due in {}", time(*wait)),
+                _ => String::new(),
+            };
+            format!("the endpoint did not take them {after} ({said}{next})")
+        }
+        Endpoint::Up | Endpoint::Closed | Endpoint::Forked if is_time_up => {
+            format!(
+                "the time given to the shutdown ({given}) was used up; give it more, or raise Config::shutdown_timeout"
+            )
+        }
+        Endpoint::Up | Endpoint::Closed | Endpoint::Forked => "they were not sent before it ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "stop_tests.rs"]
+mod tests;

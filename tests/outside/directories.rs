@@ -214,7 +214,8 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
         |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
     let told = told.iter().find(|told| stranded(told)).unwrap_or_else(|| panic!("{told:?}")).to_string();
     for part in [
-        "25 events wait for the key phc_outs... at ",
+        "25 events (",
+        ") of the key phc_outs... at ",
         &stage.host,
         "also_deliver",
         "remove ",

@@ -104,7 +104,7 @@ impl Stage {
         let output = reader.wait_with_output().map_err(|error| format!("the next start: {error}"))?;
         let mut amiss: Vec<_> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
         // Of the small disk, and true.
-        amiss.retain(|diagnostic| !(self.is_mounted && diagnostic.contains("is on memory")));
+        amiss.retain(|diagnostic| !(self.is_mounted && diagnostic.contains("is on a file system in memory")));
         if !is_all_read {
             amiss.push(format!("never read: {:?}", left_in(&self.queue_dir())));
         }

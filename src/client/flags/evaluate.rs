@@ -153,8 +153,10 @@ impl Shared {
     fn settle(&self, who: FlagContext) -> Result<FlagContext, Option<FlagsProblem>> {
         let mut context = who;
         for name in context.unserializable.drain(..) {
-            let what =
-                format!("the property {:?} of a flag context, which cannot be encoded", beginning(&name, NAME_KEPT));
+            let what = format!(
+                "property {:?} of a FlagContext was left out: it cannot be serialized",
+                beginning(&name, NAME_KEPT)
+            );
             self.diagnostics.record(Diagnostic::Invalid { what });
         }
         if context.distinct_id.is_none() {
@@ -162,7 +164,7 @@ impl Shared {
         }
         if context.distinct_id.as_deref().is_none_or(|distinct_id| distinct_id.trim().is_empty()) {
             if !self.flags.told_of_nobody.swap(true, Ordering::Relaxed) {
-                let what = "an evaluation of flags for nobody; give it a distinct id".to_owned();
+                let what = "flags were evaluated for nobody and have no values: give the FlagContext a distinct id, or enter a Context that has one".to_owned();
                 self.diagnostics.record(Diagnostic::Invalid { what });
             }
             return Err(Some(FlagsProblem::Nobody));

@@ -7,7 +7,7 @@ use crate::flags::{Answer, Failure};
 #[non_exhaustive]
 pub enum FlagsProblem {
     /// Neither was a distinct id given, nor is a request being served that has one.
-    #[error("there is nobody to evaluate flags for")]
+    #[error("there is nobody to evaluate flags for: neither the FlagContext nor the current Context has a distinct id")]
     Nobody,
     /// The client is disabled.
     #[error("the client is disabled")]
@@ -16,16 +16,16 @@ pub enum FlagsProblem {
     #[error("the client is closed")]
     Closed,
     /// PostHog gave no answer in the time that there was.
-    #[error("no answer of PostHog in time")]
+    #[error("PostHog did not answer in time")]
     Timeout,
     /// PostHog could not be asked, or what came was no answer.
-    #[error("no answer of PostHog: {why}")]
+    #[error("PostHog did not answer: {why}")]
     NoAnswer {
         /// What happened.
         why: String,
     },
-    /// PostHog evaluates no flags for want of quota.
-    #[error("PostHog evaluates no flags for want of quota")]
+    /// PostHog evaluates no flags, because the quota is used up.
+    #[error("PostHog evaluates no flags, because the quota is used up")]
     QuotaLimited,
     /// PostHog could not evaluate all of them.
     #[error("PostHog could not evaluate all flags")]

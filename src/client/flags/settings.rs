@@ -92,7 +92,7 @@ impl Client {
             Ok(_) => "they are neither a map nor a list of pairs".to_owned(),
             Err(error) => error.to_string(),
         };
-        self.record(Diagnostic::Invalid { what: format!("{whose} properties for flags: {why}") });
+        self.record(Diagnostic::Invalid { what: format!("{whose} properties for flags were left out: {why}") });
         None
     }
 }

@@ -166,7 +166,10 @@ impl FeatureFlags {
 
     fn tell_of_unknown(&self, key: &str) {
         if let Some(shared) = self.held.about.client.upgrade() {
-            let what = format!("the flag {:?}, which is not in the snapshot", beginning(key, NAME_KEPT));
+            let what = format!(
+                "flag {:?} was read, but is not in the snapshot and has no value: name it when the snapshot is made",
+                beginning(key, NAME_KEPT)
+            );
             Client { shared }.record(Diagnostic::Invalid { what });
         }
     }

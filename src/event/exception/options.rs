@@ -123,7 +123,8 @@ impl ExceptionOptions {
         self.event.set_group(group_type, key);
         if let Some(flaw) = self.event.draft.flaw.take() {
             let reason = Refusal::from(&flaw).describe();
-            self.left_out.push(format!("the group {:?} of an exception: {reason}", beginning(group_type, NAME_KEPT)));
+            self.left_out
+                .push(format!("group {:?} of an exception was left out: {reason}", beginning(group_type, NAME_KEPT)));
         }
         self
     }
@@ -224,7 +225,7 @@ impl ExceptionOptions {
 
     #[cold]
     fn leave_out(&mut self, key: &str, reason: &Unencodable) {
-        self.left_out.push(format!("the property {:?} of an exception: {reason}", beginning(key, NAME_KEPT)));
+        self.left_out.push(format!("property {:?} of an exception was left out: {reason}", beginning(key, NAME_KEPT)));
     }
 }
 

@@ -33,13 +33,16 @@ pub enum FlagDefinitionsState {
 #[non_exhaustive]
 pub enum FlagDefinitionsError {
     /// There is neither a secret key ([`Config::secret_key`](crate::Config::secret_key)) nor a provider, so there is nobody to load from.
-    #[error("there is neither a secret key nor a provider to load definitions with")]
+    #[error("feature flag definitions are not loaded: there is neither a Config::secret_key nor a provider")]
     NotConfigured,
     /// No answer, or none that is of use. Definitions that were there already stay.
-    #[error("definitions of flags cannot be loaded: {0}")]
+    #[error("feature flag definitions cannot be loaded: {0}; those loaded before stay in use")]
     Unavailable(String),
     /// PostHog refuses the secret key (401, 403) or the quota is used up (402). Definitions that were there are no longer used.
-    #[error("PostHog refuses definitions of flags (status {status}): {why}")]
+    #[error(
+        "PostHog refuses feature flag definitions (HTTP status {status}: {why}); those loaded before are not used any more; check \
+         Config::secret_key and the quota"
+    )]
     Refused {
         /// The HTTP status.
         status: u16,
@@ -47,15 +50,15 @@ pub enum FlagDefinitionsError {
         why: String,
     },
     /// What came is no document of definitions. Those that were there already stay.
-    #[error("definitions of flags cannot be read: {0}")]
+    #[error("feature flag definitions cannot be read: {0}; those loaded before stay in use")]
     Unreadable(String),
     /// The provider has none, or failed. Definitions that were there already stay.
-    #[error("the provider of definitions has none: {0}")]
+    #[error("the provider of feature flag definitions has none: {0}")]
     Provider(String),
     /// The client is closed.
     #[error("the client is closed")]
     Closed,
     /// This process is a forked child that has captured nothing yet, or it waits for what its parent had asked.
-    #[error("this forked process has no client of its own yet")]
+    #[error("this forked process has no client of its own before its first capture")]
     Forked,
 }

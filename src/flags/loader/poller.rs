@@ -22,6 +22,7 @@ use super::provider::FlagDefinitions;
 use crate::entropy::random_u64;
 use crate::limits;
 use crate::reentry;
+use crate::wording;
 
 /// Of flags that cannot be read, so many are named.
 const KEYS_TOLD: usize = 10;
@@ -62,7 +63,8 @@ impl Drop for Closing {
         if std::thread::panicking() {
             // A defect of ours. What is loaded goes on being used, and is said to be old.
             self.loader.set_stale(true);
-            let why = "loading them panicked, please report this; they are loaded again by the next start".to_owned();
+            let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); those loaded before stay in \
+                       use until this process ends".to_owned();
             reentry::caught(|| (self.report)(Notice::Unavailable { why }));
         }
         self.loader.close();
@@ -227,7 +229,10 @@ impl Poller {
                 (self.parts.keep)(Keep::These(bytes));
             }
             None => {
-                self.told_of::<()>("keep", Err(format!("the definitions take more than {most} bytes, compressed")));
+                self.told_of::<()>(
+                    "keep",
+                    Err(format!("they take more than {} compressed", wording::bytes(most as u64))),
+                );
                 // Older ones would be worse than none: nobody would know how they differ.
                 (self.parts.keep)(Keep::Nothing);
             }
@@ -282,7 +287,7 @@ impl Poller {
                         }
                     }
                     Call::Load if !may_ask => {
-                        self.loader.answer(&Err(Error::Unavailable("PostHog has asked us to wait".into())));
+                        self.loader.answer(&Err(Error::Unavailable("PostHog asked to wait before the next request".into())));
                     }
                     Call::Load => return true,
                 },
@@ -333,7 +338,7 @@ impl Poller {
     fn tell_of_failure(&mut self, error: &Error) {
         let why = error.to_string();
         // What comes after the kind and the status changes with each attempt: a port, a time.
-        let kind = limits::beginning(&why, 64).to_owned();
+        let kind = limits::beginning(&why, 80).to_owned();
         // Of a provider it was told.
         if !matches!(error, Error::Provider(_)) && self.told.as_ref() != Some(&kind) {
             self.told = Some(kind);
@@ -355,7 +360,9 @@ fn read(document: &[u8]) -> Result<LocalFlags, Error> {
     match reentry::caught(|| LocalFlags::parse(document)) {
         Some(Ok(flags)) => Ok(flags),
         Some(Err(error)) => Err(Error::Unreadable(error.to_string())),
-        None => Err(Error::Unreadable("reading them panicked, please report this".into())),
+        None => {
+            Err(Error::Unreadable("reading them panicked, which is a defect of this library (please report it)".into()))
+        }
     }
 }
 

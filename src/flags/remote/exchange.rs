@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::flags::Failure;
 use crate::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
 use crate::transport::{Http, Method, Request, Response, TransportError};
+use crate::wording;
 
 /// The wait before the first retry; each further one doubles it.
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(300);
@@ -78,7 +79,10 @@ pub(super) fn judge(result: Result<Response, TransportError>) -> Result<Reply, F
     match result {
         Ok(response) if (200..300).contains(&response.status) => {
             if response.is_cut {
-                return Err(Failure::Unreadable(format!("it has more than {FLAG_ANSWER_BYTES} bytes")));
+                return Err(Failure::Unreadable(format!(
+                    "it is larger than {}",
+                    wording::bytes(FLAG_ANSWER_BYTES as u64)
+                )));
             }
             reply::read(&response.body).map_err(Failure::Unreadable)
         }

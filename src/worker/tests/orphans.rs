@@ -198,3 +198,28 @@ fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_
     }
     assert!(std::fs::read_dir(&project_dir).unwrap().count() < 20);
 }
+
+#[test]
+fn stranded_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
+    for (count, told, others) in [(3, 3, None), (20, 16, Some((4, 8)))] {
+        let root = Arc::new(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
+        for number in 0..count {
+            let project = Project { host: "https://eu.example".into(), api_key: format!("phc_old_{number}") };
+            let mut old = bench_in(Arc::clone(&root), |options| options.project = project);
+            old.append(2);
+            old.settle_down();
+            old.pipeline.shard.close();
+        }
+        let bench = bench_in(Arc::clone(&root), |_| ());
+        let notices = bench.notices.lock().unwrap();
+        let names: std::collections::BTreeSet<_> = notices
+            .iter()
+            .filter_map(|notice| if let Notice::Stranded(queue) = notice { Some(&queue.project) } else { None })
+            .collect();
+        let rest = notices.iter().find_map(|notice| match notice {
+            Notice::MoreStranded { queues, events, .. } => Some((*queues, *events)),
+            _ => None,
+        });
+        assert_eq!((names.len(), rest), (told, others));
+    }
+}

@@ -1,0 +1,209 @@
+//! What is logged when, and that no event goes missing in a sum.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::heard::lines_of;
+use super::*;
+use crate::clock::ManualClock;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn failing() -> Diagnostic {
+    Diagnostic::EndpointFailing { reason: "refused".into() }
+}
+
+struct Rig {
+    diagnostics: Diagnostics,
+    clock: Arc<ManualClock>,
+}
+
+fn rig() -> Rig {
+    let clock = ManualClock::at(1_700_000_000_000_000_000);
+    Rig { diagnostics: Diagnostics::new(None, Clock::Manual(Arc::clone(&clock))), clock }
+}
+
+impl Rig {
+    fn drop_one(&self) {
+        let now = self.diagnostics.clock.wall_nanos();
+        self.diagnostics.record_drop(DropReason::QueueFull, "tick", || "queue is full".into(), now);
+    }
+
+    /// So many events a millisecond for that long.
+    fn flood(&self, each_ms: u64, lasts: Duration) -> u64 {
+        let ms = lasts.as_millis() as u64;
+        for _ in 0..ms {
+            (0..each_ms).for_each(|_| self.drop_one());
+            self.clock.advance(Duration::from_millis(1));
+        }
+        each_ms * ms
+    }
+}
+
+#[test]
+fn the_first_of_a_flood_is_logged_at_once_and_all_others_as_a_sum_of_events() {
+    let rig = rig();
+    let lines = lines_of(|| {
+        assert_eq!(rig.flood(2, 30 * SECOND), 60_000);
+        rig.clock.advance(30 * SECOND);
+        rig.diagnostics.log_due();
+    });
+    assert_eq!(
+        lines,
+        [
+            r#"WARN 1 event dropped ("tick"): queue is full"#,
+            r#"WARN 59,999 events dropped in the last 60 s (one of them "tick"): queue is full"#,
+        ]
+    );
+    assert!(lines_of(|| rig.diagnostics.log_all()).is_empty(), "nothing is said twice");
+}
+
+#[test]
+fn what_is_held_back_is_logged_when_things_work_again_before_that_is_said() {
+    let rig = rig();
+    let lines = lines_of(|| {
+        rig.diagnostics.record(failing());
+        rig.flood(1, 5 * SECOND);
+        rig.diagnostics.record(failing());
+        rig.diagnostics.record(Diagnostic::EndpointRecovered);
+    });
+    let expected = [
+        "WARN events cannot be delivered and stay queued; delivery is tried again: refused",
+        r#"WARN 1 event dropped ("tick"): queue is full"#,
+        r#"WARN 4,999 events dropped in the last 5 s (one of them "tick"): queue is full"#,
+    ];
+    assert_eq!(lines[..2], expected[..2]);
+    assert!(lines[2..4].contains(&expected[2].to_owned()), "{lines:?}");
+    assert_eq!(lines.last().unwrap(), "INFO events are delivered again");
+}
+
+#[test]
+fn what_is_held_back_is_logged_when_the_client_ends() {
+    let rig = rig();
+    let lines = lines_of(|| {
+        rig.flood(1, Duration::from_millis(900));
+        (0..3).for_each(|_| rig.diagnostics.record(failing()));
+        rig.diagnostics.log_all();
+    });
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    let sum = r#"WARN 899 events dropped (one of them "tick"): queue is full"#;
+    assert!(lines[2..].iter().any(|line| line == sum), "{lines:?}");
+    assert!(lines[2..].iter().any(|line| line.ends_with("refused (and 1 more like it)")), "{lines:?}");
+    let told: u64 = rig
+        .diagnostics
+        .recent()
+        .iter()
+        .map(|told| if let Diagnostic::Dropped { count, .. } = told { *count } else { 0 })
+        .sum();
+    assert_eq!(told, 900, "a hook that counts counts every event");
+}
+
+#[test]
+fn one_reminder_at_a_time_is_asked_for_and_none_once_nothing_is_held_back() {
+    let rig = rig();
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&asked);
+    rig.diagnostics.remind_by(move |after| {
+        assert!(after <= LOG_INTERVAL);
+        count.fetch_add(1, Ordering::SeqCst);
+        true
+    });
+    let asked = || asked.load(Ordering::SeqCst);
+    rig.diagnostics.record(Diagnostic::Checked);
+    assert_eq!(asked(), 0, "nothing is held back");
+    lines_of(|| assert_eq!(rig.flood(1, 3 * SECOND), 3_000));
+    assert_eq!(asked(), 1);
+    rig.clock.advance(LOG_INTERVAL);
+    lines_of(|| rig.diagnostics.log_due());
+    assert_eq!(asked(), 2, "more may have come that nobody has recorded");
+    rig.clock.advance(LOG_INTERVAL);
+    lines_of(|| rig.diagnostics.log_due());
+    assert_eq!(asked(), 2, "a quiet client has no timer");
+}
+
+#[test]
+fn each_kind_has_a_line_of_its_own_and_the_next_says_how_many_it_stands_for() {
+    let rig = rig();
+    let lines = lines_of(|| {
+        rig.diagnostics.record(failing());
+        for _ in 0..7 {
+            rig.clock.advance(SECOND);
+            rig.diagnostics.record(failing());
+        }
+        rig.diagnostics.record(Diagnostic::Checked);
+        rig.clock.advance(LOG_INTERVAL);
+        rig.diagnostics.record(failing());
+    });
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[2].ends_with("refused (and 7 more like it in the last 67 s)"), "{lines:?}");
+}
+
+#[test]
+fn things_that_have_names_are_each_logged_up_to_a_bound_and_the_rest_counted() {
+    let rig = rig();
+    let queue = |number: u64| Diagnostic::StrandedQueue {
+        path: format!("/queue/{number}").into(),
+        owner: None,
+        events: number,
+        bytes: 1,
+    };
+    let lines = lines_of(|| (1..=3).for_each(|number| rig.diagnostics.record(queue(number))));
+    assert_eq!(lines.len(), 3, "one of three orphaned queues was named");
+    assert!((1..=3).all(|number| lines[number - 1].contains(&format!("/queue/{number} "))), "{lines:?}");
+    let lines = lines_of(|| {
+        (4..=1000).for_each(|number| rig.diagnostics.record(queue(number)));
+        rig.diagnostics.log_all();
+    });
+    assert_eq!(lines.len(), SUBJECTS_MOST - 3 + 2, "{lines:?}");
+    assert!(lines.last().unwrap().ends_with("(and 990 more like it)"), "{lines:?}");
+    assert!(lock(&rig.diagnostics.state).logged.len() <= SUBJECTS_MOST + 1);
+}
+
+#[test]
+fn the_last_line_of_a_flapping_endpoint_says_how_it_is() {
+    for works_at_last in [true, false] {
+        let rig = rig();
+        let lines = lines_of(|| {
+            for _ in 0..9 {
+                rig.diagnostics.record(failing());
+                rig.clock.advance(SECOND);
+                rig.diagnostics.record(Diagnostic::EndpointRecovered);
+                rig.clock.advance(SECOND);
+            }
+            if !works_at_last {
+                rig.diagnostics.record(failing());
+            }
+            rig.clock.advance(LOG_INTERVAL);
+            rig.diagnostics.log_due();
+        });
+        assert!(lines.len() <= 5, "{lines:?}");
+        assert_eq!(lines.last().unwrap().starts_with("INFO"), works_at_last, "{lines:?}");
+    }
+}
+
+#[test]
+fn the_ring_is_bounded_and_keeps_the_newest() {
+    let rig = rig();
+    for events in 0..DIAGNOSTICS_KEPT as u64 + 5 {
+        rig.diagnostics.record(Diagnostic::Evicted { events, for_age: false });
+    }
+    let recent = rig.diagnostics.recent();
+    assert_eq!(recent.len(), DIAGNOSTICS_KEPT);
+    assert_eq!(recent[0], Diagnostic::Evicted { events: 5, for_age: false });
+}
+
+#[test]
+fn a_hook_that_panics_or_records_is_survived() {
+    let diagnostics = Arc::new(Mutex::new(None::<Arc<Diagnostics>>));
+    let again = Arc::clone(&diagnostics);
+    let hook: DiagnosticHook = Arc::new(move |_| {
+        assert!(reentry::inside().depth > 0, "the hook runs as a callback");
+        if reentry::inside().depth == 1 {
+            again.lock().unwrap().clone().unwrap().record(Diagnostic::Checked);
+        }
+        panic!("in the hook");
+    });
+    let made = Arc::new(Diagnostics::new(Some(hook), Clock::System));
+    *diagnostics.lock().unwrap() = Some(Arc::clone(&made));
+    made.record(failing());
+    assert_eq!(made.recent(), [failing(), Diagnostic::Checked]);
+}
