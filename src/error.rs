@@ -4,8 +4,8 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
-use crate::disk::Disk;
 use crate::limits::OPEN_TIMEOUT;
+use crate::shard::advise_resource;
 use crate::wording::time;
 
 /// Why a client could not be made, or something process-wide could not be installed.
@@ -95,7 +95,7 @@ fn lacking(source: &io::Error) -> String {
                                       pids.max of the container)"
                 .to_owned()
         }
-        _ if source.raw_os_error().is_some() => Disk::default().resource_advice(source),
+        _ if source.raw_os_error().is_some() => advise_resource(source),
         _ => "not possible in this process".to_owned(),
     }
 }

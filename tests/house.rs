@@ -131,8 +131,7 @@ fn floor_of(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
 
-/// Module paths of the crate that shipped code names: the first segment below the root, with its line. `*` and `self`
-/// are segments as any other.
+/// Module paths that shipped code names: the first segment below the crate's root, with its line; `*` and `self` too.
 fn named_modules(source: &Source) -> Vec<(String, usize)> {
     let tokens = source.shipped();
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());

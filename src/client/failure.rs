@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::journal::JournalError;
-use crate::shard::{ClaimError, ShardError};
+use crate::shard::{ClaimError, ShardError, advise};
 use crate::store::StoreError;
 use crate::transport::TransportError;
 use crate::worker::{StartError, WorkerOptions};
@@ -74,11 +74,11 @@ fn unusable(error: ShardError, place: &Place) -> Error {
         | ShardError::Io { path: at, source }
         | ShardError::Journal(JournalError::File { path: at, source })
         | ShardError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
-            let why = place.disk.advice(&source, &at, Some(place.needed)) + &below(&path, &at);
+            let why = advise(&place.disk, &source, &at, Some(place.needed)) + &below(&path, &at);
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }
         ShardError::Journal(JournalError::Memory { source, .. }) => {
-            let why = place.disk.advice(&source, &path, Some(place.needed));
+            let why = advise(&place.disk, &source, &path, Some(place.needed));
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }
         ShardError::Store { dir: at, source } => (at, source.into()),

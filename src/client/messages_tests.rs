@@ -2,7 +2,7 @@
 //! where there is something. A variant that is added and has no line here fails the tests.
 //!
 //! What stands in for a `reason` or `problem` in them, and errors, have theirs in `messages_reasons_tests.rs`; advice for errors of the system in
-//! `disk/advice_tests.rs`, causes of an unfinished shutdown in `worker/stop_tests.rs`, sums of what was held back in
+//! `shard/advice_tests.rs`, causes of an unfinished shutdown in `worker/stop_tests.rs`, sums of what was held back in
 //! `diagnostics/recorder_tests.rs`.
 
 use std::collections::BTreeSet;

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::heard::lines_of;
 use super::*;
 use crate::clock::ManualClock;
+use crate::diagnostics::heard::lines_of;
 
 const SECOND: Duration = Duration::from_secs(1);
 

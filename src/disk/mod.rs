@@ -20,7 +20,6 @@
 //!   really written, ext2/3/4 and tmpfs never need new ones. A copy-on-write file system may, so it gets positioned writes.
 //! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and in `crash`, and nowhere else in the library.
 
-mod advice;
 mod file;
 mod filesystem;
 pub(crate) mod fork;

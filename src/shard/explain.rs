@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::Path;
 
+use super::advice::advise;
 use super::{ClaimError, ShardError};
 use crate::disk::Disk;
 use crate::journal::JournalError;
@@ -51,7 +52,7 @@ fn chain(error: &ShardError) -> String {
 pub(crate) fn explain_io(disk: &Disk, path: &Path, source: &io::Error) -> String {
     let at = if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) };
     match source.raw_os_error() {
-        Some(_) => format!("{at}{source}: {}", disk.advice(source, path, None)),
+        Some(_) => format!("{at}{source}: {}", advise(disk, source, path, None)),
         None => format!("{at}{source}"),
     }
 }

@@ -31,6 +31,7 @@
 //! Operations: [`Shard::open`], [`Shard::append`], [`Shard::sync`], [`Shard::carry`], [`Shard::settle`], [`Shard::evict`],
 //! [`Shard::close`]. All but `append` are for one thread at a time.
 
+mod advice;
 mod carry;
 mod claim;
 mod deleted;
@@ -56,6 +57,7 @@ use crate::disk::Disk;
 use crate::journal::{Appended, Journal, JournalError, Refused, Room};
 use crate::store::{DeadRecord, Ledger, Store, StoreError};
 
+pub(crate) use advice::{advise, advise_resource};
 pub(crate) use claim::{
     Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir, shard_dirs,
 };

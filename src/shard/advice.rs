@@ -8,7 +8,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{getegid, geteuid};
 
-use super::Disk;
+use crate::disk::Disk;
 use crate::wording::bytes;
 
 const ANOTHER: &str = "choose another directory (queue_dir)";
@@ -36,38 +36,34 @@ pub(crate) struct Guard {
     pub(crate) mode: u32,
 }
 
-impl Disk {
-    /// What the error at `path` means and what helps, in words without the system's own text.
-    pub(crate) fn advice(&self, error: &io::Error, path: &Path, needed: Option<u64>) -> String {
-        let code = error.raw_os_error();
-        let mut facts = Facts { needed, user: (geteuid().as_raw(), getegid().as_raw()), ..Facts::default() };
-        if error.kind() == io::ErrorKind::StorageFull {
-            facts.free = nearest(path).and_then(|(at, _)| self.free_bytes(&at).ok());
-        }
-        facts.limit = match code {
-            Some(libc::EMFILE) => limit(Resource::RLIMIT_NOFILE),
-            Some(libc::EFBIG) => limit(Resource::RLIMIT_FSIZE),
-            Some(libc::ENOMEM) => limit(Resource::RLIMIT_AS),
-            _ => None,
-        };
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            facts.guard = nearest(path).map(|(path, found)| Guard {
-                path,
-                owner: (found.uid(), found.gid()),
-                mode: found.mode() & 0o7777,
-            });
-        }
-        advice(error, &facts)
+/// What the error at `path` means and what helps, in words without the system's own text.
+pub(crate) fn advise(disk: &Disk, error: &io::Error, path: &Path, needed: Option<u64>) -> String {
+    let code = error.raw_os_error();
+    let mut facts = Facts { needed, user: (geteuid().as_raw(), getegid().as_raw()), ..Facts::default() };
+    if error.kind() == io::ErrorKind::StorageFull {
+        facts.free = nearest(path).and_then(|(at, _)| disk.free_bytes(&at).ok());
     }
+    facts.limit = match code {
+        Some(libc::EMFILE) => limit(Resource::RLIMIT_NOFILE),
+        Some(libc::EFBIG) => limit(Resource::RLIMIT_FSIZE),
+        Some(libc::ENOMEM) => limit(Resource::RLIMIT_AS),
+        _ => None,
+    };
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        facts.guard = nearest(path).map(|(path, found)| Guard {
+            path,
+            owner: (found.uid(), found.gid()),
+            mode: found.mode() & 0o7777,
+        });
+    }
+    advice(error, &facts)
 }
 
-impl Disk {
-    /// The same for an error that is about no file.
-    pub(crate) fn resource_advice(&self, error: &io::Error) -> String {
-        match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => self.advice(error, Path::new("/"), None),
-            _ => "the system refuses a thread, a file descriptor or memory".to_owned(),
-        }
+/// The same for an error that is about no file.
+pub(crate) fn advise_resource(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => advise(&Disk::default(), error, Path::new("/"), None),
+        _ => "the system refuses a thread, a file descriptor or memory".to_owned(),
     }
 }
 
@@ -82,53 +78,55 @@ fn limit(resource: Resource) -> Option<u64> {
 }
 
 /// The decision: no question to the system is asked here.
-pub(crate) fn advice(error: &io::Error, facts: &Facts) -> String {
+fn advice(error: &io::Error, facts: &Facts) -> String {
     let needed = facts.needed.map_or(String::new(), |needed| format!(", about {} needed", bytes(needed)));
     match error.raw_os_error() {
         Some(libc::EMFILE) => {
             let limit = facts.limit.map_or(String::new(), |limit| format!(" = {limit}"));
-            return format!(
+            format!(
                 "this process may open no more files (RLIMIT_NOFILE{limit}); raise the limit (ulimit -n, LimitNOFILE= of systemd), or \
                  find out what keeps so many open"
-            );
+            )
         }
         Some(libc::ENFILE) => {
-            return "the machine may open no more files (fs.file-max); raise that limit, or find out what keeps so many open".into();
+            "the machine may open no more files (fs.file-max); raise that limit, or find out what keeps so many open"
+                .to_owned()
         }
         Some(libc::ENOMEM) => {
             let limit = facts.limit.map_or(String::new(), |limit| format!(", RLIMIT_AS = {}", bytes(limit)));
-            return format!(
+            format!(
                 "there is not enough memory{needed}{limit}; raise the memory limit of this process or its container, or lower \
                  Config::journal_bytes"
-            );
+            )
         }
         Some(libc::EFBIG) => {
             let limit = facts.limit.map_or(String::new(), |limit| format!(" (RLIMIT_FSIZE = {})", bytes(limit)));
-            return format!(
+            format!(
                 "a file of the queue may not grow so large{limit}; raise the limit (ulimit -f), or lower Config::max_queue_bytes"
-            );
+            )
         }
         Some(libc::ELOOP) => {
-            return format!(
+            format!(
                 "a symbolic link stands where the queue needs a file or directory; name the real path, or {ANOTHER}"
-            );
+            )
         }
         Some(libc::ENOLCK | libc::ENOTSUP) => {
-            return "its file system does not support what a queue needs, such as file locks; choose a directory on a local disk \
-                    (queue_dir)"
-                .into();
+            "its file system does not support what a queue needs, such as file locks; choose a \
+                                               directory on a local disk (queue_dir)"
+                .to_owned()
         }
         Some(libc::EIO) => {
-            return format!(
+            format!(
                 "the disk reports an error; look into the kernel's log (dmesg), repair or replace the disk, or {ANOTHER}"
-            );
+            )
         }
-        Some(libc::ESTALE) => {
-            return format!("its network file system has lost the file; mount it again, or {ANOTHER}");
-        }
-        _ => {}
+        Some(libc::ESTALE) => format!("its network file system has lost the file; mount it again, or {ANOTHER}"),
+        _ => advice_by_kind(error.kind(), facts, &needed),
     }
-    match error.kind() {
+}
+
+fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
+    match kind {
         io::ErrorKind::StorageFull => match facts.free {
             Some(free) if free > facts.needed.unwrap_or(1 << 20) => format!(
                 "the disk has no room though {} are free{needed}: it may have no free inodes, or keep the rest for root; free some, or \

@@ -99,15 +99,15 @@ fn each_error_has_a_remedy_of_its_own() {
 fn what_is_advised_has_the_figures_of_this_process_and_this_place() {
     let disk = Disk::default();
     let limit = getrlimit(Resource::RLIMIT_NOFILE).unwrap().0;
-    let said = disk.advice(&io::Error::from_raw_os_error(libc::EMFILE), Path::new("/"), None);
+    let said = advise(&disk, &io::Error::from_raw_os_error(libc::EMFILE), Path::new("/"), None);
     assert!(said.contains(&format!("RLIMIT_NOFILE = {limit}")), "{said}");
     let dir = tempfile::tempdir().unwrap();
     let (missing, found) = (dir.path().join("a/b"), std::fs::metadata(dir.path()).unwrap());
-    let said = disk.advice(&io::Error::from_raw_os_error(libc::EACCES), &missing, None);
+    let said = advise(&disk, &io::Error::from_raw_os_error(libc::EACCES), &missing, None);
     let mode = found.mode() & 0o7777;
     let whose = format!("belongs to uid {}, gid {}, mode {mode:04o}", found.uid(), found.gid());
     let expected = format!("({} {whose})", dir.path().display());
     assert!(said.contains(&expected), "{said}");
-    let said = disk.advice(&io::Error::from_raw_os_error(libc::ENOSPC), &missing, Some(u64::MAX));
+    let said = advise(&disk, &io::Error::from_raw_os_error(libc::ENOSPC), &missing, Some(u64::MAX));
     assert!(said.starts_with("the disk is full: ") && said.contains(" free, about "), "{said}");
 }
