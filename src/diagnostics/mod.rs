@@ -210,8 +210,8 @@ pub enum Diagnostic {
         /// Bytes in them.
         bytes: u64,
     },
-    /// A queue is left alone, with the events in it: it is of a newer format, or cannot be had or opened. Another one is used, and this one
-    /// tried again later. Told once for each reason.
+    /// A queue is left alone, with the events in it: it is of a newer format, cannot be had or opened, or is not open yet. Another one is
+    /// used, and this one tried again later. Told once for each reason.
     ShardSkipped {
         /// Which.
         path: PathBuf,

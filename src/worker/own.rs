@@ -61,6 +61,8 @@ pub(super) fn open_shard(
                             unusable.extend(shard_dirs(disk, &project_dir));
                         }
                         unusable.push(dir.clone());
+                        let why = format!("it was not open after {most:?}; what is in it is sent as soon as it is");
+                        (options.report)(Notice::ShardSkipped { path: dir.clone(), why });
                         slow = slow.or(Some((dir, before)));
                         continue;
                     }

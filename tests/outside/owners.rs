@@ -25,7 +25,7 @@ fn give(path: &Path, user: u32) {
 fn may_change_users() -> bool {
     let may = nix::unistd::geteuid().is_root() || is_a_part();
     if !may {
-        println!("skipped: only root can be another user");
+        eprintln!("skipped: only root can be another user");
     }
     may
 }
