@@ -3,6 +3,9 @@
 //! An application may capture from inside `before_send`, from a hook that hears of diagnostics, or from a log layer that hears our own
 //! warnings. The first such capture is taken; one from inside that is refused, or it would never end. What is captured inside
 //! `before_send` itself is not shown to `before_send` again; everything else is, for a hook that removes secrets has to see it all.
+//!
+//! On threads of ours none is taken outside of such a callback: there it can only come from a line that a package below us logs, of a
+//! connection that it makes or a name that it looks up, and each request would be the cause of the next, for ever.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,10 +17,20 @@ pub(crate) struct Inside {
     pub(crate) depth: u32,
     /// One of them is a `before_send` hook.
     pub(crate) before_send: bool,
+    /// The thread is one of ours, or of our runtime: outside of callbacks the program has nothing to say there.
+    pub(crate) on_our_thread: bool,
+}
+
+impl Inside {
+    /// Whether what is captured here is refused, or it would never end.
+    #[inline]
+    pub(crate) fn refuses_captures(self) -> bool {
+        self.depth > 1 || (self.on_our_thread && self.depth == 0)
+    }
 }
 
 thread_local! {
-    static INSIDE: Cell<Inside> = const { Cell::new(Inside { depth: 0, before_send: false }) };
+    static INSIDE: Cell<Inside> = const { Cell::new(Inside { depth: 0, before_send: false, on_our_thread: false }) };
     static OURS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -33,7 +46,7 @@ pub(crate) fn calling_out<T>(call: impl FnOnce() -> T) -> T {
 
 /// Runs a `before_send` hook, which is not shown what it captures itself.
 pub(crate) fn calling_before_send<T>(call: impl FnOnce() -> T) -> T {
-    going_into(Inside { depth: inside().depth.saturating_add(1), before_send: true }, call)
+    going_into(Inside { depth: inside().depth.saturating_add(1), before_send: true, ..inside() }, call)
 }
 
 fn going_into<T>(inner: Inside, call: impl FnOnce() -> T) -> T {
@@ -64,6 +77,12 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
 /// Marks this thread as one of ours: waiting on it for what it has to do itself would never end.
 pub(crate) fn this_thread_is_ours() {
     let _ = OURS.try_with(|ours| ours.set(true));
+    this_thread_runs_packages();
+}
+
+/// Marks a thread of our runtime, on which packages below us log; it may wait.
+pub(crate) fn this_thread_runs_packages() {
+    let _ = INSIDE.try_with(|inside| inside.set(Inside { on_our_thread: true, ..inside.get() }));
 }
 
 /// Whether this thread is one of ours.
@@ -77,13 +96,25 @@ mod tests {
 
     #[test]
     fn what_was_before_a_callback_comes_back_also_when_that_panics() {
+        let at = |depth, before_send| Inside { depth, before_send, on_our_thread: false };
         let seen = calling_before_send(|| (calling_out(inside), inside()));
-        assert_eq!(seen, (Inside { depth: 2, before_send: true }, Inside { depth: 1, before_send: true }));
+        assert_eq!(seen, (at(2, true), at(1, true)));
         let seen = calling_out(|| (calling_before_send(inside), inside()));
-        assert_eq!(seen, (Inside { depth: 2, before_send: true }, Inside { depth: 1, before_send: false }));
+        assert_eq!(seen, (at(2, true), at(1, false)));
         assert_eq!(inside(), Inside::default());
         let panicked = std::panic::catch_unwind(|| calling_before_send(|| panic!("in a hook")));
         assert!(panicked.is_err() && inside() == Inside::default());
+    }
+
+    #[test]
+    fn on_our_threads_the_program_is_listened_to_in_callbacks_only() {
+        let refused = || (inside().refuses_captures(), calling_out(|| inside().refuses_captures()));
+        assert_eq!(refused(), (false, false));
+        let seen = std::thread::spawn(move || {
+            this_thread_is_ours();
+            (refused(), calling_out(|| calling_out(|| inside().refuses_captures())), refused())
+        });
+        assert_eq!(seen.join().unwrap(), ((true, false), true, (true, false)));
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Shared {
             return Err(DropReason::OptedOut);
         }
         let inside = reentry::inside();
-        if inside.depth > 1 {
+        if inside.refuses_captures() {
             // No diagnostic: telling somebody is how we came here.
             self.count(DropReason::Reentrant);
             return Err(DropReason::Reentrant);

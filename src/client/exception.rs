@@ -109,7 +109,7 @@ impl Client {
             // Asked before the error and the stack are: nobody wants to know.
             Some(_) if shared.rules.is_opted_out() => DropReason::OptedOut,
             // An error that captures itself when it is asked would never end.
-            Some(_) if reentry::inside().depth > 1 => DropReason::Reentrant,
+            Some(_) if reentry::inside().refuses_captures() => DropReason::Reentrant,
             Some(pipeline) => return shared.take_exception(pipeline, options, edge, ask),
         };
         shared.count(reason);

@@ -115,7 +115,7 @@ fn every_reason_has_its_text_here() {
             "the event is larger than max_event_bytes",
             "a before_send hook dropped it",
             "a before_send hook panicked",
-            "it was captured from inside a callback of this library, for the second time",
+            "it was captured inside a callback of this library for the second time, or on a thread of this library",
             "events come faster than they can be stored, or storage fails",
             "the journal's lock was not free in time",
             "the queue is full",

@@ -292,7 +292,7 @@ impl Engine {
     pub(super) fn tell(&self, names: &Names, verdict: Verdict<'_>) {
         let Some(ear) = &self.on_delivery else { return };
         let delivery = Delivery { uuids: &names.uuids, verdict };
-        if reentry::caught(|| ear.hear(&names.ids, &delivery)).is_none() {
+        if reentry::caught(|| reentry::calling_out(|| ear.hear(&names.ids, &delivery))).is_none() {
             (self.report)(Notice::CallbackPanicked);
         }
     }

@@ -25,7 +25,8 @@ pub enum DropReason {
     BeforeSend,
     /// A `before_send` hook panicked.
     BeforeSendPanicked,
-    /// It was captured from inside a capture that was itself made inside one of our callbacks.
+    /// It was captured from inside a capture that was itself made inside one of our callbacks; or on a thread of ours outside of any
+    /// callback, as by a logger that captures what a package below us logs about a request of ours.
     Reentrant,
     /// The journal is full: events come faster than they can be stored, or storage fails (`stats().mode`).
     JournalFull,
@@ -121,7 +122,9 @@ impl fmt::Display for DropReason {
             DropReason::TooLarge => "the event is larger than max_event_bytes",
             DropReason::BeforeSend => "a before_send hook dropped it",
             DropReason::BeforeSendPanicked => "a before_send hook panicked",
-            DropReason::Reentrant => "it was captured from inside a callback of this library, for the second time",
+            DropReason::Reentrant => {
+                "it was captured inside a callback of this library for the second time, or on a thread of this library"
+            }
             DropReason::JournalFull => "events come faster than they can be stored, or storage fails",
             DropReason::JournalBusy => "the journal's lock was not free in time",
             DropReason::QueueFull => "the queue is full",

@@ -199,7 +199,7 @@ impl<T> Slot<T> {
         self.ready.notify_all();
         if let Some(waker) = waker {
             // An executor is not our code; what it does on a wake must not take our thread along.
-            crate::reentry::caught(|| waker.wake());
+            reentry::caught(|| reentry::calling_out(|| waker.wake()));
         }
     }
 

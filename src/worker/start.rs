@@ -24,6 +24,7 @@ use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, exposed_above, fork};
+use crate::reentry;
 use crate::shard::{
     Lane, Life as LifeBefore, Opened, Predecessor, ShardError, ShardOptions, Stranded, has_orphan, stranded,
 };
@@ -336,6 +337,8 @@ fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {
         builder.on_thread_park(move || parks.parked(true)).on_thread_unpark(move || unparks.parked(false));
     }
     let _ = handle;
+    // Names are looked up on threads that it makes.
+    builder.on_thread_start(reentry::this_thread_runs_packages);
     catch_unwind(AssertUnwindSafe(|| builder.enable_all().build()))
         .unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
 }

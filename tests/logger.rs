@@ -1,0 +1,91 @@
+//! A logger that captures what it is told. A binary of its own, for a process has one logger.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use posthog::{Client, Config, DropReason, Event, Outcome};
+use sink::{Answer, Sink};
+use tracing::span::{Attributes, Id, Record};
+
+static CLIENT: OnceLock<Client> = OnceLock::new();
+/// Lines of packages below the library, told on threads of its own.
+static LINES: AtomicU64 = AtomicU64::new(0);
+/// Lines of the library itself.
+static OWN_LINES: AtomicU64 = AtomicU64::new(0);
+
+fn capture_line(target: &str) {
+    let Some(client) = CLIENT.get() else { return };
+    let lines = if target == "posthog" { &OWN_LINES } else { &LINES };
+    lines.fetch_add(1, Ordering::SeqCst);
+    client.capture(Event::new("log_line", "logger").prop("target", target));
+}
+
+/// For packages that log through `log`, as reqwest does.
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        capture_line(record.target());
+    }
+
+    fn flush(&self) {}
+}
+
+/// For those that do through `tracing`, as this library does.
+struct Subscriber;
+
+impl tracing::Subscriber for Subscriber {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        capture_line(event.metadata().target());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn lines_about_our_own_requests_are_not_captured_and_lines_of_ours_are() {
+    log::set_logger(&Logger).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    tracing::subscriber::set_global_default(Subscriber).unwrap();
+    let (sink, dir) = (Sink::start(), tempfile::tempdir().unwrap());
+    let config = Config::new("phc_logger").host(sink.url()).queue_dir(dir.path()).flush_at(1);
+    let client = CLIENT.get_or_init(|| Client::new(config).unwrap());
+    let queued_lines = OWN_LINES.load(Ordering::SeqCst);
+    assert!(matches!(client.capture(Event::new("tick", "user_1")).outcome(), Outcome::Accepted));
+    assert!(client.flush().wait(Duration::from_secs(30)).is_ok());
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(LINES.load(Ordering::SeqCst) > 0, "no package below us has logged anything, so this shows nothing");
+    let stats = client.stats();
+    assert_eq!(stats.accepted, 1, "{stats:?}");
+    let refused = |(reason, count): &(DropReason, u64)| (*reason == DropReason::Reentrant).then_some(*count);
+    assert!(stats.dropped.iter().find_map(refused) >= Some(1), "{stats:?}");
+    // A warning of the library's own is taken, also from the delivery's thread.
+    assert_eq!(OWN_LINES.load(Ordering::SeqCst), queued_lines);
+    sink.script([Answer::status(401).body("no such key")]);
+    client.capture(Event::new("tick", "user_1"));
+    drop(client.flush().wait(Duration::from_secs(30)));
+    assert!(OWN_LINES.load(Ordering::SeqCst) > queued_lines);
+    assert!(client.stats().accepted > 2, "{:?}", client.stats());
+    assert!(client.shutdown(Duration::ZERO).wait(Duration::from_secs(30)).is_ok());
+}
