@@ -10,12 +10,15 @@
 //!
 //! Nobody else asks the operating system what time it is, but for waits that are a caller's own (`Pending::wait`, a lock).
 
+mod anchor;
 #[cfg(feature = "testing")]
 pub(crate) mod still;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub(crate) use anchor::{Ages, Anchor};
 
 /// Nanoseconds since the Unix epoch; negative before it.
 pub(crate) type WallNanos = i64;

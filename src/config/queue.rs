@@ -106,7 +106,8 @@ impl Config {
     }
 
     /// Age at which queued events are given up. Default: never. Least 1 s. Never before a delivery was tried, and not while the wall
-    /// clock disagrees with the time that has passed.
+    /// clock disagrees with the time that has passed; after it was set, ages count again when it has kept that for six hours. Time that the
+    /// machine has slept counts.
     pub fn max_queue_age(mut self, age: Duration) -> Self {
         self.max_queue_age = Some(age);
         self

@@ -61,7 +61,7 @@ pub(crate) use advice::{advise, advise_resource};
 pub(crate) use claim::{
     Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir, shard_dirs,
 };
-pub(crate) use evict::EvictUntil;
+pub(crate) use evict::{EvictUntil, Passed};
 pub(crate) use explain::explain_io;
 pub(crate) use life::{Life, Sign};
 pub(crate) use open::{Finding, Opened, concerns_all_shards};
@@ -241,6 +241,13 @@ impl Shard {
         self.open_store().map_or(0, |store| store.row_bytes())
     }
 
+    /// The dead records of a shard that takes memory may take no more than this.
+    pub(crate) fn bound_dead(&self, bytes: u64) {
+        if let Some(store) = self.open_store() {
+            store.bound_dead(bytes);
+        }
+    }
+
     /// Bytes that the store's file takes on the disk; 0 if that cannot be found out.
     pub(crate) fn file_bytes(&self) -> u64 {
         self.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0)
@@ -311,7 +318,7 @@ impl Shard {
 
     fn mirror(&self, now: WallNanos) {
         let Some(store) = self.open_store() else { return };
-        let oldest = store.oldest(LANE).ok().flatten().map(|(_, carried_at)| carried_at);
+        let oldest = store.oldest(LANE, &|_| false).ok().flatten().map(|(_, carried_at)| carried_at);
         self.status.mirror(&store.ledger(), self.journal.epoch(), oldest, now);
     }
 }

@@ -53,7 +53,7 @@ mod upkeep;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::Database;
@@ -121,6 +121,8 @@ pub(crate) struct Store {
     /// Its directory was deleted: no name in it means anything of ours any more.
     nameless: AtomicBool,
     options: StoreOptions,
+    /// What the dead records may take.
+    dead_bytes: AtomicU64,
     /// The fork generation of the process that opened it.
     generation: u64,
     #[cfg(test)]
@@ -196,6 +198,7 @@ impl Store {
         Self {
             place,
             nameless: AtomicBool::new(false),
+            dead_bytes: AtomicU64::new(options.dead_bytes),
             options,
             generation: fork::generation(),
             #[cfg(test)]
@@ -254,6 +257,11 @@ impl Store {
         self.committed().next_attempt
     }
 
+    /// From the next transaction on dead records take no more than this.
+    pub(crate) fn bound_dead(&self, bytes: u64) {
+        self.dead_bytes.store(bytes, Ordering::Relaxed);
+    }
+
     /// Whose queue it is.
     #[cfg(test)]
     pub(crate) fn identity(&self) -> &Identity {
@@ -270,9 +278,13 @@ impl Store {
         self.with_database(|db| reads::read(db, lane, after, max_bytes))
     }
 
-    /// The oldest chunk of a lane and when it was carried.
-    pub(crate) fn oldest(&self, lane: u8) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
-        self.with_database(|db| reads::oldest(db, lane))
+    /// The oldest chunk of a lane, but for those to be left out, and when it was carried.
+    pub(crate) fn oldest(
+        &self,
+        lane: u8,
+        leave_out: &dyn Fn(ChunkKey) -> bool,
+    ) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
+        self.with_database(|db| reads::oldest(db, lane, leave_out))
     }
 
     /// Dead records after `after`, oldest first, up to `limit` of them in `max_bytes`, and at least one.
@@ -312,8 +324,8 @@ impl Store {
     /// Only under the writer's lock.
     fn commit(&self, changes: &Changes) -> Result<Applied, StoreError> {
         let before = self.committed().clone();
-        let (after, applied) =
-            self.with_database(|db| changes::commit(db, &before, changes, self.options.dead_bytes))?;
+        let dead_bytes = self.dead_bytes.load(Ordering::Relaxed);
+        let (after, applied) = self.with_database(|db| changes::commit(db, &before, changes, dead_bytes))?;
         *self.committed() = after;
         Ok(applied)
     }

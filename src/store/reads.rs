@@ -105,13 +105,17 @@ fn strays(table: &impl ReadableTable<&'static [u8], &'static [u8]>, lane: u8) ->
     Ok(strays)
 }
 
-pub(super) fn oldest(db: &Database, lane: u8) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
+pub(super) fn oldest(
+    db: &Database,
+    lane: u8,
+    leave_out: &dyn Fn(ChunkKey) -> bool,
+) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
     let table = db.begin_read()?.open_table(CHUNKS)?;
     let first = rows::chunk_key(ChunkKey { lane, first_seq: 0 });
     let last = rows::chunk_key(ChunkKey { lane, first_seq: u64::MAX });
     for row in table.range(first.as_slice()..=last.as_slice())? {
         let (key, value) = row?;
-        let key = rows::parse_chunk_key(key.value());
+        let key = rows::parse_chunk_key(key.value()).filter(|key| !leave_out(*key));
         // A row whose head is gone does not know its age; the next one is hardly younger.
         if let Some((key, head)) = key.and_then(|key| Some((key, rows::chunk_head(key, value.value())?))) {
             return Ok(Some((key, head.carried_at)));

@@ -1,23 +1,49 @@
 //! Keeping the queue within its bounds: looked at by the committer in each turn.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::admission::{Level, Limits, Usage};
 use super::committer::Committer;
 use super::source::OWN;
-use super::{Notice, Overflow, Pipeline};
+use super::{Notice, Overflow, Pipeline, WorkerOptions};
+use crate::clock::Anchor;
 use crate::delivery::ChunkRef;
 use crate::journal::Room;
-use crate::shard::EvictUntil;
+use crate::shard::{EvictUntil, Passed};
 use crate::store::{ChunkKey, is_worth_compacting};
 
-/// Wall and monotonic clock may drift apart by so much before ages are no longer believed.
-const CLOCK_DISAGREEMENT: Duration = Duration::from_secs(60);
 /// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Compactions are at least so far apart.
 pub(super) const COMPACT_SPACING: Duration = Duration::from_secs(60);
+
+/// What the committer remembers from one look at the bounds to the next.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// When they are looked at again though nothing has happened.
+    pub(super) look_again_at: Option<Instant>,
+    pub(super) looked_at: Option<Instant>,
+    /// When the store was last compacted, or could not be.
+    compacted_at: Option<Instant>,
+    /// Whether ages are to be believed.
+    anchor: Anchor,
+    /// Where an eviction has something to look for, as long as nothing was given back to the outbox since.
+    passed: (Passed, u64),
+}
+
+impl Bounds {
+    pub(super) fn new(options: &WorkerOptions) -> Self {
+        let clock = &options.clock;
+        Self {
+            look_again_at: None,
+            looked_at: None,
+            compacted_at: None,
+            anchor: Anchor::new(clock.now(), clock.wall_nanos(), options.disk.uptime()),
+            passed: (Passed::default(), 0),
+        }
+    }
+}
 
 impl Committer {
     /// Looks at the bounds; makes room if that is the rule.
@@ -28,23 +54,24 @@ impl Committer {
             let bytes = pipeline.row_bytes_bound();
             self.evict(EvictUntil::Fits { bytes, events: limits.queue_events }, false);
         }
-        if let Some(age) = limits.queue_age
-            && pipeline.outbox.was_attempted()
-            && self.clocks_agree()
-        {
-            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-            let before = pipeline.options.clock.wall_nanos().saturating_sub(age);
-            self.evict(EvictUntil::NoneBefore(before), true);
+        if let Some(age) = limits.queue_age {
+            let (clock, disk) = (&pipeline.options.clock, &pipeline.options.disk);
+            let ages = self.bounds.anchor.look(clock.now(), clock.wall_nanos(), || disk.uptime());
+            if let Some(ages) = ages.filter(|_| pipeline.outbox.was_attempted()) {
+                let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+                self.evict(EvictUntil::NoneOlder { age, ages }, true);
+            }
         }
         if !pipeline.shard.is_volatile() && !pipeline.shard.holds_claim() {
             pipeline.storage_fails("the queue's directory was moved or removed");
         }
         let now = self.now();
-        let is_time = self.look_again_at.take_if(|at| *at <= now).is_some();
+        let bounds = &mut self.bounds;
+        let is_time = bounds.look_again_at.take_if(|at| *at <= now).is_some();
         pipeline.admit(is_time);
-        self.looked_at = Some(now);
+        bounds.looked_at = Some(now);
         self.asked.look_again = false;
-        self.look_again_at = pipeline.admission.is_asked().then(|| self.look_again_at.unwrap_or(now + LOOK_AGAIN));
+        bounds.look_again_at = pipeline.admission.is_asked().then(|| bounds.look_again_at.unwrap_or(now + LOOK_AGAIN));
     }
 
     /// Before an arena is carried: where the oldest make room, they make it first, because a file does not shrink.
@@ -66,12 +93,12 @@ impl Committer {
     pub(super) fn compact_if_mostly_free(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let shard = &pipeline.shard;
-        let is_time = self.compacted_at.is_none_or(|last| self.now() >= last + COMPACT_SPACING);
+        let is_time = self.bounds.compacted_at.is_none_or(|last| self.now() >= last + COMPACT_SPACING);
         let may = self.stopping.is_none() && self.waiting.retry_at.is_none() && !shard.is_volatile();
         if !(may && is_time && is_worth_compacting(shard.file_bytes(), shard.row_bytes())) {
             return;
         }
-        self.compacted_at = Some(self.now());
+        self.bounds.compacted_at = Some(self.now());
         if let Err(error) = shard.compact() {
             self.store_failed(&error);
         }
@@ -84,7 +111,13 @@ impl Committer {
             return;
         }
         let busy = |key: ChunkKey| pipeline.outbox.is_out_or_stays(ChunkRef { origin: OWN, key });
-        let evicted = pipeline.shard.evict(until, &busy, pipeline.options.clock.wall_nanos());
+        // Asked before: what is given back while this goes on is looked for the next time.
+        let given_back = pipeline.outbox.given_back();
+        let (passed, as_of) = &mut self.bounds.passed;
+        if std::mem::replace(as_of, given_back) != given_back {
+            *passed = Passed::default();
+        }
+        let evicted = pipeline.shard.evict(until, passed, &busy, pipeline.options.clock.wall_nanos());
         if pipeline.outbox.evicted() {
             pipeline.committed();
         }
@@ -95,15 +128,6 @@ impl Committer {
             Ok(_) => {}
             Err(error) => self.store_failed(&error),
         }
-    }
-
-    /// Whether the wall clock has moved as much as the monotonic one since we began: if not, somebody has set it.
-    fn clocks_agree(&self) -> bool {
-        let clock = &self.pipeline.options.clock;
-        let (monotonic, wall) = self.began;
-        let passed = i128::try_from(clock.now().saturating_duration_since(monotonic).as_nanos()).unwrap_or(i128::MAX);
-        let shown = i128::from(clock.wall_nanos()) - i128::from(wall);
-        (shown - passed).unsigned_abs() <= CLOCK_DISAGREEMENT.as_nanos()
     }
 }
 

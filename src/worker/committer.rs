@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bell::Wanted;
+use super::bounds::Bounds;
 use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flag_definitions::Keeping;
 use super::outbox::Batch;
@@ -29,10 +30,7 @@ pub(super) struct Committer {
     intervals: Intervals,
     pub(super) waiting: Waiting,
     pub(super) retry_delay: Duration,
-    pub(super) look_again_at: Option<Instant>,
-    pub(super) looked_at: Option<Instant>,
-    /// When the store was last compacted, or could not be.
-    pub(super) compacted_at: Option<Instant>,
+    pub(super) bounds: Bounds,
     /// Making a spare arena failed: when that is tried again.
     spare_after: Option<Instant>,
     /// The same, where records wait for it.
@@ -41,7 +39,6 @@ pub(super) struct Committer {
     gathered: usize,
     /// The last turn answered somebody who awaited a receipt.
     answered: bool,
-    pub(super) began: (Instant, i64),
     pub(super) asked: Wanted,
     pub(super) stopping: Option<Stopping>,
     pub(super) keeping: Keeping,
@@ -56,20 +53,17 @@ impl Committer {
             sync: options.sync_interval,
             settle: options.settle_interval,
         };
-        let began = (options.clock.now(), options.clock.wall_nanos());
+        let bounds = Bounds::new(options);
         Self {
             pipeline,
             intervals,
             waiting: Waiting::default(),
             retry_delay: RETRY_FIRST,
-            look_again_at: None,
-            looked_at: None,
-            compacted_at: None,
+            bounds,
             spare_after: None,
             swap_after: None,
             gathered: 0,
             answered: false,
-            began,
             asked: Wanted::default(),
             stopping: None,
             keeping: Keeping::default(),
@@ -124,7 +118,7 @@ impl Committer {
         self.pass_flushes_on();
         // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
         let only_synced = due.sync && !due.carry && !due.settle && !self.asked.look_again;
-        let looked_lately = self.looked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
+        let looked_lately = self.bounds.looked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
         if !(only_synced && looked_lately && self.asked.flushed.is_empty()) {
             self.keep_bounds();
             // Whoever hears of the end of a flush finds it committed, and is not turned away for what it has sent.
@@ -166,7 +160,7 @@ impl Committer {
             pipeline.bell.believe_clean(false);
         }
         let now_due = due.sync || due.carry || due.settle;
-        let until = [due.wake_at, self.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
+        let until = [due.wake_at, self.bounds.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
         until.into_iter().flatten().min()
     }
 

@@ -43,6 +43,8 @@ struct State {
     going: HashSet<ChunkRef>,
     /// Rises when rows changed in the store: what was read before says nothing about what is there.
     changes: u64,
+    /// Rises when a row that was out may be evicted again.
+    given_back: u64,
 }
 
 /// Events decided in this process, whether that is committed yet or not.
@@ -110,6 +112,7 @@ impl Outbox {
                 state.settled.remove(&settlement.chunk);
             }
             if let Some(rest) = rest(&settlement) {
+                state.given_back += 1;
                 // A row that could not be rewritten still stands where it stood.
                 state.returned.insert(settlement.chunk);
                 if !state.handed.contains_key(&rest) {
@@ -167,9 +170,18 @@ impl Outbox {
         let delivered = delivered.min(ledger.queued_events);
         let buried = buried.min(ledger.queued_events - delivered);
         ledger.queued_events -= delivered + buried;
+        if ledger.queued_events == 0 {
+            ledger.queued_bytes = 0;
+        }
         ledger.delivered += delivered;
         ledger.buried += buried;
         ledger
+    }
+
+    /// Whether everything in a row is settled.
+    pub(super) fn is_settled(&self, chunk: ChunkRef) -> bool {
+        let state = lock(&self.state);
+        state.settled.contains(&chunk) && !state.waiting.iter().any(|one| one.chunk == chunk && one.keep.is_some())
     }
 
     /// Events decided so far.
@@ -243,12 +255,20 @@ impl Outbox {
         // Unless its shard was let go meanwhile.
         if state.handed.remove(&chunk).is_some() {
             state.returned.insert(chunk);
+            state.given_back += 1;
         }
+    }
+
+    /// Rises when a row that was with the delivery, or settled, may be taken by an eviction again.
+    pub(super) fn given_back(&self) -> u64 {
+        lock(&self.state).given_back
     }
 
     /// Rows that stand where the reading has been already.
     pub(super) fn returned(&self, chunks: impl Iterator<Item = ChunkRef>) {
-        lock(&self.state).returned.extend(chunks);
+        let mut state = lock(&self.state);
+        state.returned.extend(chunks);
+        state.given_back += 1;
     }
 
     /// Takes note of the pace. Says whether that has to be committed.
@@ -285,6 +305,7 @@ impl Outbox {
         let mut state = lock(&self.state);
         state.cursors.remove(&origin);
         state.changes += 1;
+        state.given_back += 1;
         state.returned.retain(|chunk| chunk.origin != origin);
     }
 

@@ -41,7 +41,7 @@ impl Pipeline {
     pub(crate) fn snapshot(&self) -> Snapshot {
         let store = self.shard.open_store();
         let uncarried = self.shard.journal().uncarried();
-        let oldest = store.as_ref().and_then(|store| store.oldest(LANE).ok().flatten());
+        let oldest = store.as_ref().and_then(|store| store.oldest(LANE, &|_| false).ok().flatten());
         let (ledger, accepted) = self.account();
         Snapshot {
             ledger,

@@ -206,6 +206,7 @@ fn assemble(
     let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
     if memory_backed {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_bound());
+        shard.bound_dead(options.limits.dead_bytes());
     }
     let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
     let stranded = if is_first { find_stranded(&options) } else { Vec::new() };

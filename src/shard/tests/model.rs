@@ -158,8 +158,11 @@ impl Subject {
         }
         let before: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
         let goal = before.len() as u64 * eighths / 8;
-        let evicted =
-            self.shard().evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &|_| false, NOW).unwrap().events;
+        let evicted = self
+            .shard()
+            .evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &mut Passed::default(), &|_| false, NOW)
+            .unwrap()
+            .events;
         let after: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
         assert!(after.len() as u64 <= goal);
         let is_dear = |seq: &&u64| self.model.accepted[seq].1 != 0;

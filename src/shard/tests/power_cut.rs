@@ -148,7 +148,7 @@ impl Life {
         let before = queued(&self.shard);
         self.disk.know(|facts| facts.leaving.extend(before.iter().map(|(seq, _)| (*seq, Fate::Evicted))));
         let goal = EvictUntil::Fits { bytes: u64::MAX, events: before.len() as u64 * 3 / 4 };
-        self.shard.evict(goal, &|_| false, NOW).unwrap();
+        self.shard.evict(goal, &mut Passed::default(), &|_| false, NOW).unwrap();
         let after: BTreeMap<_, _> = queued(&self.shard).into_iter().collect();
         self.disk.know(|facts| {
             facts.leaving.retain(|seq, _| !after.contains_key(seq));

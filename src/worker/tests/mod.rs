@@ -1,6 +1,7 @@
 //! The committer, turn by turn: no thread runs, the clock moves when told to, and the delivery is played by the test. Each turn is what
 //! the committer's thread would do at that moment.
 
+mod ages;
 mod bounds;
 mod dead;
 mod definitions;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::super::outbox::Outbox;
 use super::super::source::OWN;
 use super::*;
-use crate::shard::{EvictUntil, LANE};
+use crate::shard::{EvictUntil, LANE, Passed};
 
 fn row(first_seq: u64) -> (ChunkRef, Chunk) {
     let key = ChunkKey { lane: LANE, first_seq };
@@ -74,7 +74,11 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
         }
         busy
     };
-    bench.pipeline.shard.evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &busy, 1).unwrap();
+    bench
+        .pipeline
+        .shard
+        .evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &mut Passed::default(), &busy, 1)
+        .unwrap();
     bench.pipeline.outbox.evicted();
     let rows = rows.into_inner();
     bench.deliver(rows);

@@ -1,0 +1,210 @@
+//! Events that are too old, on clocks that are set and machines that sleep; and what an eviction reads.
+
+use super::*;
+use crate::delivery::PaceState;
+
+const DAY_NANOS: i64 = 86_400_000_000_000;
+
+fn aging() -> Bench {
+    let mut bench = bench(|options| options.limits.queue_age = Some(HOUR));
+    bench.append(30);
+    bench.settle_down();
+    bench
+}
+
+/// A request was made.
+fn attempt(bench: &Bench) {
+    bench.pipeline.pace(&PaceState { phase: delivery::Phase::Sending, next_attempt: None });
+}
+
+fn is_aged(notice: &Notice) -> bool {
+    matches!(notice, Notice::Evicted { events: 30, for_age: true })
+}
+
+#[test]
+fn nothing_is_too_old_before_it_was_tried_once() {
+    let mut bench = aging();
+    bench.advance(24 * HOUR);
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30));
+    attempt(&bench);
+    bench.settle_down();
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
+    assert!(bench.heard(is_aged));
+}
+
+#[test]
+fn nothing_is_too_old_while_the_clocks_disagree() {
+    for step in [DAY_NANOS, -DAY_NANOS] {
+        let mut bench = aging();
+        attempt(&bench);
+        bench.clock.step_wall(step);
+        bench.settle_down();
+        bench.advance(2 * HOUR);
+        assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30), "a step of {step}");
+        bench.clock.step_wall(-step);
+        bench.settle_down();
+        assert_eq!(bench.ledger().evicted, 30, "when they agree again");
+    }
+}
+
+#[test]
+fn a_wall_clock_that_goes_backwards_stops_nothing() {
+    let mut bench = aging();
+    attempt(&bench);
+    bench.clock.step_wall(-1_000 * DAY_NANOS);
+    bench.append(30);
+    let receipt = bench.pipeline.persisted(60);
+    bench.advance(Duration::from_secs(6));
+    assert_eq!(receipt.try_get(), Some(Ok(())));
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(6));
+    assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (60, 0));
+}
+
+#[test]
+fn what_is_with_the_delivery_is_not_too_old() {
+    let mut bench = aging();
+    attempt(&bench);
+    let under_way = bench.read();
+    bench.advance(24 * HOUR);
+    assert_eq!(bench.ledger().evicted, 0);
+    bench.deliver(under_way);
+    bench.advance(Duration::from_secs(1));
+    assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (30, 0));
+}
+
+#[test]
+fn ages_count_again_some_hours_after_the_clock_was_set() {
+    for step in [DAY_NANOS, -DAY_NANOS, 20_000 * DAY_NANOS] {
+        let mut bench = bench(|options| options.limits.queue_age = Some(12 * HOUR));
+        bench.append(30);
+        bench.settle_down();
+        attempt(&bench);
+        bench.clock.step_wall(step);
+        bench.settle_down();
+        bench.append(30);
+        for _ in 0..11 {
+            bench.advance(HOUR);
+        }
+        assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 60), "a step of {step}: none is so old");
+        for _ in 0..40 {
+            bench.advance(HOUR);
+        }
+        assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (60, 0), "a step of {step}");
+    }
+}
+
+/// A machine that has been up for so many seconds, as it says.
+#[derive(Debug, Default)]
+struct Up(AtomicU64);
+
+impl Gate for Up {
+    fn before(&self, _call: &Call<'_>) -> Verdict {
+        Verdict::Go
+    }
+
+    fn uptime(&self) -> Option<Duration> {
+        Some(Duration::from_secs(self.0.load(Ordering::SeqCst)))
+    }
+}
+
+#[test]
+fn the_time_that_the_machine_has_slept_counts() {
+    let up = Arc::new(Up::default());
+    let mut bench = bench(|options| {
+        options.limits.queue_age = Some(HOUR);
+        options.disk = Disk::gated(Arc::clone(&up) as Arc<dyn Gate>);
+    });
+    bench.append(30);
+    bench.settle_down();
+    attempt(&bench);
+    bench.clock.step_wall(DAY_NANOS);
+    up.0.fetch_add(86_400, Ordering::SeqCst);
+    bench.settle_down();
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
+}
+
+/// Counts the reads of the store's file.
+#[derive(Debug, Default)]
+struct Reads(AtomicU64);
+
+impl Gate for Reads {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op == Op::Read && call.path.ends_with("queue.redb") {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        Verdict::Go
+    }
+}
+
+/// Reads of the store's file in a round in which some events come and as many make room, behind 4 MiB of rows that may not: of class
+/// `dear`, or under way.
+fn reads_a_round(dear: u8, are_under_way: bool) -> u64 {
+    const MIB: u64 = 1024 * 1024;
+    let reads = Arc::new(Reads::default());
+    let mut bench = bench(|options| {
+        options.disk = Disk::gated(Arc::clone(&reads) as Arc<dyn Gate>);
+        options.limits.overflow = Overflow::DropOldest;
+        options.limits.queue_bytes = 8 * MIB;
+        options.cache_bytes = 0;
+    });
+    let fill = |bench: &mut Bench, class: u8, until: u64| {
+        while bench.pipeline.shard.row_bytes() < until {
+            (0..12).for_each(|_| assert!(bench.pipeline.append(&[7; 4000], class).is_ok()));
+            bench.settle_down();
+        }
+    };
+    fill(&mut bench, dear, 4 * MIB);
+    let under_way = if are_under_way { bench.read() } else { Vec::new() };
+    fill(&mut bench, 0, 8 * MIB);
+    let rounds = |bench: &mut Bench| {
+        let before = (reads.0.load(Ordering::SeqCst), bench.ledger().evicted);
+        for _ in 0..20 {
+            (0..12).for_each(|_| assert!(bench.pipeline.append(&[7; 4000], 0).is_ok()));
+            bench.advance(Duration::from_secs(1));
+        }
+        let evicted = bench.ledger().evicted - before.1;
+        assert!(evicted >= 200, "{evicted} events made room");
+        (reads.0.load(Ordering::SeqCst) - before.0) / 20
+    };
+    rounds(&mut bench);
+    let read = rounds(&mut bench);
+    // What was under way and comes back is the oldest, and the first to go.
+    for (chunk, _) in under_way {
+        bench.pipeline.give_back(chunk);
+    }
+    rounds(&mut bench);
+    let first = bench.pipeline.shard.read(None, 1).unwrap().chunks[0].key.first_seq;
+    assert_eq!(first == 1, dear > 0, "the first row begins with {first}");
+    read
+}
+
+#[test]
+fn what_may_not_make_room_is_not_read_each_time_that_others_have_to() {
+    let (usual, dear, under_way) = (reads_a_round(0, false), reads_a_round(1, false), reads_a_round(0, true));
+    assert!(
+        dear.max(under_way) < usual + 30,
+        "{usual} reads a round, {dear} behind dear ones, {under_way} behind busy"
+    );
+}
+
+#[test]
+fn a_queue_that_looks_at_the_age_of_its_events_reads_one_of_them() {
+    let reads = Arc::new(Reads::default());
+    let mut bench = bench(|options| {
+        options.disk = Disk::gated(Arc::clone(&reads) as Arc<dyn Gate>);
+        options.limits.queue_age = Some(24 * HOUR);
+        options.cache_bytes = 0;
+    });
+    for _ in 0..60 {
+        (0..12).for_each(|_| assert!(bench.pipeline.append(&[7; 4000], 0).is_ok()));
+        bench.advance(Duration::from_secs(6));
+    }
+    attempt(&bench);
+    let before = reads.0.load(Ordering::SeqCst);
+    for _ in 0..100 {
+        bench.committer.keep_bounds();
+    }
+    let read = (reads.0.load(Ordering::SeqCst) - before) / 100;
+    assert!(read < 10, "{read} reads a look");
+}
