@@ -220,7 +220,10 @@ impl Shared {
     fn turn_away(&self, pipeline: &Pipeline, unwelcome: Unwelcome, record: &Record, now_nanos: WallNanos) -> Receipt {
         let reason = DropReason::from(unwelcome);
         self.count(reason);
-        let detail = || pipeline.circumstances().explain(reason);
+        let detail = || match pipeline.floor().filter(|_| reason == DropReason::DiskFull) {
+            Some(floor) => Diagnostic::from(floor).to_string(),
+            None => pipeline.circumstances().explain(reason),
+        };
         self.diagnostics.record_drop(reason, record.name(), detail, now_nanos);
         Receipt::dropped(reason)
     }

@@ -62,6 +62,7 @@ fn number(diagnostic: &D) -> usize {
         D::Network { .. } => 33,
         D::HostReplaced { .. } => 34,
         D::Exposed { .. } => 35,
+        D::DiskFloor { .. } => 36,
     }
 }
 
@@ -70,7 +71,7 @@ fn every_diagnostic_has_its_text_here() {
     let tables = [delivery(), pauses(), queue(), directories(), program(), flags()];
     tables.iter().for_each(|table| all_are(table));
     let seen: BTreeSet<usize> = tables.iter().flatten().map(|(diagnostic, _)| number(diagnostic)).collect();
-    assert_eq!(seen, (0..=35).collect());
+    assert_eq!(seen, (0..=36).collect());
 }
 
 fn delivery() -> Vec<(D, &'static str)> {
@@ -207,6 +208,31 @@ fn queue() -> Vec<(D, &'static str)> {
 fn directories() -> Vec<(D, &'static str)> {
     let owner = Some(("phc_abcd...".to_owned(), "https://eu.i.posthog.com".to_owned()));
     vec![
+        (
+            D::InMemory { path: "".into(), problem: "no queue directory is configured".into() },
+            "the queue is in memory only and ends with the process, because no queue directory is configured; events are delivered, and \
+             those that are still queued when the process ends are lost",
+        ),
+        (
+            D::DiskFloor {
+                path: "/q".into(),
+                free_bytes: 12 << 20,
+                floor_bytes: 32 << 20,
+                volume_bytes: Some(1 << 30),
+            },
+            "new events are dropped: the file system of /q has 12 MiB free, less than free_space_floor (32 MiB); what is queued is kept and \
+             delivered; free some space there, or lower Config::free_space_floor",
+        ),
+        (
+            D::DiskFloor {
+                path: "/q".into(),
+                free_bytes: 12 << 20,
+                floor_bytes: 32 << 20,
+                volume_bytes: Some(20 << 20),
+            },
+            "new events are dropped: the file system of /q has 12 MiB free, less than free_space_floor (32 MiB); what is queued is kept and \
+             delivered; it is 20 MiB large in all: lower Config::free_space_floor, or use a larger one",
+        ),
         (
             D::Exposed { path: "/srv".into(), why: "every user may write to it".into() },
             "other users can remove or replace the queue through /srv: every user may write to it; the queue is used all the same; \

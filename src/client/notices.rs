@@ -7,7 +7,7 @@ use crate::delivery;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::flags::loader;
 use crate::wording::{count, time};
-use crate::worker::{Notice, Pipeline};
+use crate::worker::{Floor, Notice, Pipeline};
 
 /// What is done while storage fails, whatever the reason.
 const MEANWHILE: &str = "new events are taken while the journal has room for them, and storage is tried again";
@@ -44,6 +44,7 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
         Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
         Notice::Checked => Diagnostic::Checked,
         Notice::SymbolsDistrusted => Diagnostic::SymbolsDistrusted,
+        Notice::Floor(floor) => floor.into(),
         Notice::Storage { problem: Some(problem) } => {
             Diagnostic::StorageFailing { problem: format!("{problem}; {MEANWHILE}") }
         }
@@ -68,6 +69,13 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
         Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
         Notice::Ended => return None,
     })
+}
+
+impl From<Floor> for Diagnostic {
+    fn from(floor: Floor) -> Self {
+        let Floor { path, free_bytes, floor_bytes, volume_bytes } = floor;
+        Diagnostic::DiskFloor { path, free_bytes, floor_bytes, volume_bytes }
+    }
 }
 
 /// Enough of a key to be known by whoever has it.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::delivery;
+use crate::diagnostics::Diagnostic;
 use crate::worker::{DropReason, Snapshot};
 
 /// A look at the queue. Numbers of events and of bytes are of both lanes together; `mode`, `delivery` and what else tells how things are
@@ -22,7 +23,7 @@ pub struct Stats {
     pub delivered: u64,
     /// Events that wait to be delivered, in the journal and in the store.
     pub queued_events: u64,
-    /// Bytes of the events that wait.
+    /// Bytes of the events that wait; of a row of the store, part of which was delivered, all of them. 0 if no event waits.
     pub queued_bytes: u64,
     /// Events that PostHog refused for good; they lie among the dead letters, unless these were queued again or thrown
     /// away meanwhile.
@@ -35,7 +36,7 @@ pub struct Stats {
     pub lost_unsynced: u64,
     /// Captures that were not accepted, by reason, in this process. Reasons that never occurred are left out.
     pub dropped: Vec<(DropReason, u64)>,
-    /// How long the oldest event has been in the store.
+    /// How long the oldest event that waits has been in the store.
     pub oldest_age: Option<Duration>,
     /// How long the oldest event that would not survive a power cut has waited for its sync.
     pub unsynced_for: Option<Duration>,
@@ -76,7 +77,8 @@ pub struct Stats {
 pub enum Mode {
     /// As promised.
     Durable,
-    /// Storage fails. What was accepted is in the journal and survives the process; new events are taken while that has room.
+    /// Storage fails, or the file system has less free than [`Config::free_space_floor`](crate::Config::free_space_floor). What was accepted
+    /// survives the process; new events are taken while the journal has room, and not below the floor.
     Degraded {
         /// What is met.
         problem: String,
@@ -152,7 +154,8 @@ impl Stats {
             accepted: snapshot.accepted.max(ledger.accepted),
             delivered: ledger.delivered,
             queued_events: ledger.queued_events + in_journal,
-            queued_bytes: ledger.queued_bytes + snapshot.uncarried_bytes,
+            // The look at the journal's bytes was another moment: what has been carried since is in the ledger.
+            queued_bytes: ledger.queued_bytes + if in_journal > 0 { snapshot.uncarried_bytes } else { 0 },
             buried: ledger.buried,
             evicted: ledger.evicted,
             damaged: ledger.damaged,
@@ -259,10 +262,11 @@ fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
 }
 
 fn mode(snapshot: &Snapshot) -> Mode {
-    match (&snapshot.problem, snapshot.volatile, snapshot.closed) {
+    let floor = || snapshot.floor.clone().map(|floor| Diagnostic::from(floor).to_string());
+    match (snapshot.problem.clone().or_else(floor), snapshot.volatile, snapshot.closed) {
         (_, _, true) => Mode::Closed,
         (_, true, _) => Mode::Volatile { problem: snapshot.in_memory.clone().unwrap_or_default() },
-        (Some(problem), ..) => Mode::Degraded { problem: problem.clone() },
+        (Some(problem), ..) => Mode::Degraded { problem },
         (None, ..) => Mode::Durable,
     }
 }

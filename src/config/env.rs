@@ -27,18 +27,29 @@ impl Config {
 
     /// Where the queues lie.
     pub(super) fn place(&self) -> Result<PathBuf, Error> {
+        self.place_by(|name| std::env::var(name).ok())
+    }
+
+    fn place_by(&self, var: impl Fn(&str) -> Option<String>) -> Result<PathBuf, Error> {
         let dir = match &self.queue_dir {
             Some(dir) if dir.as_os_str().is_empty() => return Err(Error::config("queue_dir", "is empty")),
             Some(dir) if begins_with_a_tilde(dir) => {
                 return Err(Error::config("queue_dir", format!("{UNEXPANDED}: {dir:?}")));
             }
             Some(dir) => dir.clone(),
-            None => default_queue_dir(|name| std::env::var(name).ok())?,
+            None => match default_queue_dir(var)? {
+                Some(dir) => dir,
+                // Whoever opens the queue finds that there is no place for it.
+                None if self.memory_fallback => PathBuf::new(),
+                None => return Err(Error::config("queue_dir", NOWHERE)),
+            },
         };
         // Independent of later changes of the working directory; daemons change it.
         Ok(std::path::absolute(&dir).unwrap_or(dir))
     }
 }
+
+const NOWHERE: &str = "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names an absolute path for it; set one of them";
 
 const UNEXPANDED: &str = "begins with ~, which only a shell expands, and none did: write the whole path";
 
@@ -48,25 +59,20 @@ fn begins_with_a_tilde(dir: &Path) -> bool {
 
 /// The first of the usual places that the environment names. A relative path is not one of them: it would depend on where the daemon
 /// happens to be started.
-pub(super) fn default_queue_dir(var: impl Fn(&str) -> Option<String>) -> Result<PathBuf, Error> {
+pub(super) fn default_queue_dir(var: impl Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, Error> {
     let set = |name: &str| var(name).filter(|value| !value.is_empty());
     if let Some(dir) = set("POSTHOG_QUEUE_DIR").map(PathBuf::from) {
         if begins_with_a_tilde(&dir) {
             return Err(Error::config("queue_dir", format!("from POSTHOG_QUEUE_DIR {UNEXPANDED}: {dir:?}")));
         }
-        return Ok(dir);
+        return Ok(Some(dir));
     }
     let absolute = |dir: &str| Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute());
     // systemd separates several directories by colons.
     let state_directory = set("STATE_DIRECTORY").and_then(|list| absolute(list.split(':').next().unwrap_or_default()));
     let state_home = || set("XDG_STATE_HOME").and_then(|dir| absolute(&dir));
     let home = || set("HOME").and_then(|dir| absolute(&dir)).map(|home| home.join(".local/state"));
-    state_directory.or_else(state_home).or_else(home).map(|dir| dir.join("posthog")).ok_or_else(|| {
-        Error::config(
-            "queue_dir",
-            "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names an absolute path for it; set one of them",
-        )
-    })
+    Ok(state_directory.or_else(state_home).or_else(home).map(|dir| dir.join("posthog")))
 }
 
 #[cfg(test)]
@@ -75,7 +81,20 @@ mod tests {
 
     fn found(vars: &[(&str, &str)]) -> Option<String> {
         let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        default_queue_dir(var).ok().map(|dir| dir.to_string_lossy().into_owned())
+        default_queue_dir(var).ok().flatten().map(|dir| dir.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn where_nothing_names_a_place_there_is_none_or_memory_if_that_may_be() {
+        let config = Config::new("phc_test");
+        let Err(error) = config.place_by(|_| None) else { panic!("taken") };
+        assert!(error.to_string().contains("POSTHOG_QUEUE_DIR"), "{error}");
+        let config = config.memory_fallback(true);
+        assert_eq!(config.place_by(|_| None).unwrap(), PathBuf::new());
+        let home = |name: &str| (name == "HOME").then(|| "/home/u".to_owned());
+        assert_eq!(config.place_by(home).unwrap(), Path::new("/home/u/.local/state/posthog"));
+        // A mistake stays one.
+        assert!(config.queue_dir("").place_by(|_| None).is_err());
     }
 
     #[test]

@@ -18,8 +18,9 @@ impl Config {
         self
     }
 
-    /// Works in memory when the queue directory cannot be used or does not answer in time, instead of failing: bounded, lost with the
-    /// process, and said so by `stats().mode`, a diagnostic and every receipt. Default: off.
+    /// Works in memory instead of failing when the queue directory cannot be used or does not answer in time, or when none is configured
+    /// and the environment names none: bounded, lost with the process, and said so by `stats().mode`, a diagnostic and every receipt.
+    /// Default: off.
     pub fn memory_fallback(mut self, fallback: bool) -> Self {
         self.memory_fallback = fallback;
         self

@@ -49,7 +49,7 @@ impl Diagnostic {
             Diagnostic::CallbackPanicked { callback: "before_send" } => Category::BeforeSend,
             Diagnostic::CallbackPanicked { .. } => Category::Callback,
             Diagnostic::Invalid { .. } | Diagnostic::HandmadeException => Category::Validation,
-            Diagnostic::Evicted { .. } => Category::Capacity,
+            Diagnostic::Evicted { .. } | Diagnostic::DiskFloor { .. } => Category::Capacity,
             Diagnostic::FlagsUnanswered { .. } | Diagnostic::FlagsUnreadable { .. } => Category::Flags,
             Diagnostic::FlagDefinitionsUnavailable { .. } | Diagnostic::FlagDefinitionsRecovered => {
                 Category::FlagDefinitions

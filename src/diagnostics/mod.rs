@@ -132,8 +132,20 @@ pub enum Diagnostic {
         /// What is met.
         problem: String,
     },
-    /// Storage works again.
+    /// Storage works again, or there is room again on the file system that had reached its floor.
     StorageRecovered,
+    /// The file system of the queue has less free than [`Config::free_space_floor`](crate::Config::free_space_floor): no event is taken until it
+    /// has more. What was accepted is delivered. Told at the start and whenever it begins.
+    DiskFloor {
+        /// Where the queue lies.
+        path: PathBuf,
+        /// What the file system has free.
+        free_bytes: u64,
+        /// The floor.
+        floor_bytes: u64,
+        /// How large the file system is, if it tells: where that is less than the floor, nothing will ever be taken.
+        volume_bytes: Option<u64>,
+    },
     /// The queue is in memory ([`Config::memory_fallback`](crate::Config::memory_fallback)), or its directory was deleted. Events are taken
     /// and delivered, and those that are queued when the process ends are lost. Told once.
     InMemory {
@@ -309,6 +321,7 @@ impl Diagnostic {
             Diagnostic::CallbackPanicked { .. } => "callback_panicked",
             Diagnostic::StorageFailing { .. } => "storage_failing",
             Diagnostic::StorageRecovered => "storage_recovered",
+            Diagnostic::DiskFloor { .. } => "disk_floor",
             Diagnostic::InMemory { .. } => "in_memory",
             Diagnostic::LostWithProcess { .. } => "lost_with_process",
             Diagnostic::SetAside { .. } => "set_aside",

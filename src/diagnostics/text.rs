@@ -78,6 +78,7 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
         Diagnostic::StorageFailing { .. }
         | Diagnostic::StorageRecovered
         | Diagnostic::InMemory { .. }
+        | Diagnostic::DiskFloor { .. }
         | Diagnostic::LostWithProcess { .. }
         | Diagnostic::SetAside { .. }
         | Diagnostic::Missing { .. }
@@ -206,12 +207,10 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
     match diagnostic {
         Diagnostic::StorageFailing { problem } => write!(f, "the queue's storage fails: {problem}"),
         Diagnostic::StorageRecovered => f.write_str("the queue's storage works again"),
-        Diagnostic::InMemory { path, problem } => write!(
-            f,
-            "the queue is in memory only and ends with the process, because {} cannot be used: {problem}; events are delivered, and those \
-             that are still queued when the process ends are lost",
-            path.display()
-        ),
+        Diagnostic::InMemory { path, problem } => write_in_memory(f, path, problem),
+        Diagnostic::DiskFloor { path, free_bytes, floor_bytes, volume_bytes } => {
+            write_floor(f, path, (*free_bytes, *floor_bytes), *volume_bytes)
+        }
         Diagnostic::LostWithProcess { events } => write!(
             f,
             "{} lost{within}: the queue was in memory only, and the client ended before delivering what was in it",
@@ -296,6 +295,31 @@ fn write_panicked(f: &mut fmt::Formatter<'_>, callback: &str) -> fmt::Result {
         _ => "the panic was caught, and everything else goes on",
     };
     write!(f, "the program's {callback} callback panicked; {then}")
+}
+
+fn write_in_memory(f: &mut fmt::Formatter<'_>, path: &Path, problem: &str) -> fmt::Result {
+    f.write_str("the queue is in memory only and ends with the process, because ")?;
+    // Without a path where no directory is configured: then the problem says so.
+    if !path.as_os_str().is_empty() {
+        write!(f, "{} cannot be used: ", path.display())?;
+    }
+    write!(f, "{problem}; events are delivered, and those that are still queued when the process ends are lost")
+}
+
+fn write_floor(f: &mut fmt::Formatter<'_>, path: &Path, (free, floor): (u64, u64), volume: Option<u64>) -> fmt::Result {
+    write!(
+        f,
+        "new events are dropped: the file system of {} has {} free, less than free_space_floor ({}); what is queued is kept and delivered; ",
+        path.display(),
+        bytes(free),
+        bytes(floor)
+    )?;
+    match volume.filter(|size| *size <= floor) {
+        Some(size) => {
+            write!(f, "it is {} large in all: lower Config::free_space_floor, or use a larger one", bytes(size))
+        }
+        None => f.write_str("free some space there, or lower Config::free_space_floor"),
+    }
 }
 
 fn write_unread(f: &mut fmt::Formatter<'_>, path: Option<&Path>, why: &str) -> fmt::Result {

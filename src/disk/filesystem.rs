@@ -61,3 +61,10 @@ pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let (blocks, size) = (stat.blocks_available(), stat.fragment_size());
     Ok(u64::from(blocks).saturating_mul(u64::from(size)))
 }
+
+#[allow(clippy::useless_conversion, reason = "the types are not the same on every libc")]
+pub(super) fn volume_bytes(path: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    let (blocks, size) = (stat.blocks(), stat.fragment_size());
+    Ok(u64::from(blocks).saturating_mul(u64::from(size)))
+}

@@ -212,6 +212,11 @@ impl Disk {
         self.guarded(Op::Space, path, 0, || filesystem::free_bytes(path))
     }
 
+    /// Bytes of the whole file system of `path`.
+    pub(crate) fn volume_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.guarded(Op::Space, path, 0, || filesystem::volume_bytes(path))
+    }
+
     /// The kind of file system that holds `path`.
     pub(crate) fn file_system(&self, path: &Path) -> io::Result<FileSystem> {
         match self.gate.as_ref().and_then(|gate| gate.file_system()) {

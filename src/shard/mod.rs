@@ -101,6 +101,11 @@ pub(crate) struct ShardOptions {
 /// Why a shard could not be opened, or a step of it failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShardError {
+    /// Nobody has said where queues are to lie.
+    #[error(
+        "no directory is configured: set Config::queue_dir, or POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME or HOME"
+    )]
+    Nowhere,
     /// No directory could be claimed.
     #[error(transparent)]
     Claim(#[from] ClaimError),

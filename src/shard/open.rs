@@ -276,6 +276,7 @@ pub(crate) fn concerns_all_shards(error: &ShardError) -> bool {
         | ShardError::Store { source: StoreError::Io(source), .. } => is_of_the_machine(source),
         ShardError::Store { source, .. } => matches!(source, StoreError::NoSpace(_) | StoreError::Forked),
         ShardError::Journal(error) => matches!(error, JournalError::Memory { .. }),
+        ShardError::Nowhere => true,
         ShardError::Newer { .. } => false,
     }
 }

@@ -189,6 +189,8 @@ pub(super) struct Admission {
     closed: AtomicBool,
     /// A caller was turned away since the committer last looked: it is asked once to look again.
     asked: AtomicBool,
+    /// It was told that the file system has reached its floor.
+    pub(super) floor_is_told: AtomicBool,
     changes: Mutex<u64>,
     changed: Condvar,
     /// As it was found last, with what waited in the journal.
@@ -201,6 +203,7 @@ impl Default for Admission {
             level: AtomicU8::new(Level::Open as u8),
             closed: AtomicBool::new(false),
             asked: AtomicBool::new(false),
+            floor_is_told: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
             found: Mutex::default(),

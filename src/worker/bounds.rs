@@ -145,6 +145,7 @@ impl Pipeline {
         let standing = self.options.limits.standing(&usage);
         self.shard.allow(standing.ordinary, standing.dear);
         self.admission.set(standing, usage.waiting, time);
+        self.tell_of_floor(usage.free_bytes);
     }
 
     /// Whether what waits in the journal should be carried because little more may come.

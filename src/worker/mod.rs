@@ -63,6 +63,7 @@ mod flag_definitions;
 mod flags;
 #[cfg(test)]
 mod flags_tests;
+mod floor;
 mod flush;
 mod joint;
 mod lane;
@@ -111,6 +112,7 @@ pub(crate) use circumstances::{Circumstances, Outage};
 pub use dead::DeadLetterError;
 pub(crate) use dead::{DeadOrder, sum};
 pub use drop_reason::DropReason;
+pub(crate) use floor::Floor;
 pub(crate) use joint::both;
 pub(crate) use life::LastRun;
 pub(crate) use notice::Notice;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::Floor;
 use crate::delivery;
 use crate::flags::loader;
 use crate::shard::Stranded;
@@ -40,6 +41,8 @@ pub(crate) enum Notice {
         /// What fails; `None` when it works again.
         problem: Option<String>,
     },
+    /// The file system has so little free that nothing is taken.
+    Floor(Floor),
     /// The queue is in memory, or in files that nobody will find: it ends with the process.
     InMemory {
         /// Where it should be.

@@ -33,6 +33,9 @@ pub(super) fn open_shard(
     now: WallNanos,
 ) -> Result<Own, StartError> {
     let disk = &options.disk;
+    if options.queue_dir.as_os_str().is_empty() {
+        return Err(ShardError::Nowhere.into());
+    }
     disk.make_dir_durable(&options.queue_dir)
         .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
     let project_dir = options.project.lane_dir(&options.queue_dir, options.lane);

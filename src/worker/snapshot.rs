@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::source::OWN;
-use super::{Pipeline, Unwelcome, lock};
-use crate::delivery::{DeliveryHandle, DeliveryState};
+use super::{Floor, Pipeline, Unwelcome, lock};
+use crate::delivery::{ChunkRef, DeliveryHandle, DeliveryState};
 use crate::shard::{LANE, Stranded};
 use crate::store::{DeadRecord, Ledger};
 
@@ -28,6 +28,8 @@ pub(crate) struct Snapshot {
     pub(crate) in_memory: Option<String>,
     pub(crate) problem: Option<String>,
     pub(crate) full: Option<Unwelcome>,
+    /// The file system that has too little room, if that is why.
+    pub(crate) floor: Option<Floor>,
     pub(crate) closed: bool,
     pub(crate) delivery: DeliveryState,
     pub(crate) dir: PathBuf,
@@ -41,8 +43,12 @@ impl Pipeline {
     pub(crate) fn snapshot(&self) -> Snapshot {
         let store = self.shard.open_store();
         let uncarried = self.shard.journal().uncarried();
-        let oldest = store.as_ref().and_then(|store| store.oldest(LANE, &|_| false).ok().flatten());
         let (ledger, accepted) = self.account();
+        let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
+            let is_settled = |key| self.outbox.is_settled(ChunkRef { origin: OWN, key });
+            let oldest = store.oldest(LANE, &is_settled).ok().flatten();
+            oldest.or_else(|| store.oldest(LANE, &|_| false).ok().flatten())
+        });
         Snapshot {
             ledger,
             accepted,
@@ -57,6 +63,7 @@ impl Pipeline {
             in_memory: self.in_memory.get().cloned(),
             problem: self.problem(),
             full: self.admission.unwelcome(),
+            floor: self.floor(),
             closed: self.bell.is_stopping(),
             delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
             dir: self.shard.dir().clone(),

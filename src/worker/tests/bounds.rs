@@ -1,11 +1,8 @@
 //! Room and age, and clocks that are set.
 
 use super::*;
-use crate::delivery::PaceState;
 use crate::store::COMPACT_FROM;
 use crate::worker::bounds::COMPACT_SPACING;
-
-const DAY_NANOS: i64 = 86_400_000_000_000;
 
 /// Counts the bytes that are written to the store's file.
 #[derive(Debug, Default)]
@@ -18,74 +15,6 @@ impl Gate for Written {
         }
         Verdict::Go
     }
-}
-
-fn aging() -> Bench {
-    let mut bench = bench(|options| options.limits.queue_age = Some(HOUR));
-    bench.append(30);
-    bench.settle_down();
-    bench
-}
-
-/// A request was made.
-fn attempt(bench: &Bench) {
-    bench.pipeline.pace(&PaceState { phase: delivery::Phase::Sending, next_attempt: None });
-}
-
-fn is_aged(notice: &Notice) -> bool {
-    matches!(notice, Notice::Evicted { events: 30, for_age: true })
-}
-
-#[test]
-fn nothing_is_too_old_before_it_was_tried_once() {
-    let mut bench = aging();
-    bench.advance(24 * HOUR);
-    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30));
-    attempt(&bench);
-    bench.settle_down();
-    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
-    assert!(bench.heard(is_aged));
-}
-
-#[test]
-fn nothing_is_too_old_while_the_clocks_disagree() {
-    for step in [DAY_NANOS, -DAY_NANOS] {
-        let mut bench = aging();
-        attempt(&bench);
-        bench.clock.step_wall(step);
-        bench.settle_down();
-        bench.advance(2 * HOUR);
-        assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30), "a step of {step}");
-        bench.clock.step_wall(-step);
-        bench.settle_down();
-        assert_eq!(bench.ledger().evicted, 30, "when they agree again");
-    }
-}
-
-#[test]
-fn a_wall_clock_that_goes_backwards_stops_nothing() {
-    let mut bench = aging();
-    attempt(&bench);
-    bench.clock.step_wall(-1_000 * DAY_NANOS);
-    bench.append(30);
-    let receipt = bench.pipeline.persisted(60);
-    bench.advance(Duration::from_secs(6));
-    assert_eq!(receipt.try_get(), Some(Ok(())));
-    bench.deliver(bench.read());
-    bench.advance(Duration::from_secs(6));
-    assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (60, 0));
-}
-
-#[test]
-fn what_is_with_the_delivery_is_not_too_old() {
-    let mut bench = aging();
-    attempt(&bench);
-    let under_way = bench.read();
-    bench.advance(24 * HOUR);
-    assert_eq!(bench.ledger().evicted, 0);
-    bench.deliver(under_way);
-    bench.advance(Duration::from_secs(1));
-    assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (30, 0));
 }
 
 #[test]
@@ -273,4 +202,21 @@ fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
     assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", bench.pipeline.shard.file_bytes());
     let now = steady(&mut bench);
     assert!(now < usual * 3 / 2, "{usual} bytes a round before the backlog, {now} after it");
+}
+
+#[test]
+fn a_file_system_at_its_floor_is_told_with_its_sizes_once_and_is_not_durable() {
+    let mut bench = bench(|options| options.limits.free_space_floor = u64::MAX / 4);
+    let told = |bench: &Bench| {
+        let notices = std::mem::take(&mut *bench.notices.lock().unwrap());
+        notices.into_iter().filter_map(|notice| if let Notice::Floor(floor) = notice { Some(floor) } else { None })
+    };
+    let floors: Vec<_> = told(&bench).collect();
+    let [floor] = &floors[..] else { panic!("{floors:?}") };
+    assert_eq!((&floor.path, floor.floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
+    assert!(floor.free_bytes > 0 && floor.volume_bytes.is_some_and(|volume| volume >= floor.free_bytes));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::DiskFull));
+    assert_eq!(bench.pipeline.snapshot().floor.map(|floor| floor.path), Some(floor.path.clone()));
+    bench.advance(HOUR);
+    assert_eq!(told(&bench).count(), 0, "not again and again");
 }

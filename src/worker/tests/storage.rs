@@ -207,3 +207,37 @@ fn a_steady_stream_is_synced_once_an_interval() {
         assert_eq!(stream.syncs.load(Ordering::SeqCst) - before, syncs);
     }
 }
+
+#[test]
+fn a_queue_whose_events_were_all_delivered_has_no_bytes_and_no_age_before_that_is_committed() {
+    let mut bench = bench(|_| ());
+    bench.append(30);
+    bench.advance(Duration::from_secs(6));
+    bench.append(10);
+    bench.advance(Duration::from_secs(6));
+    let mut rows = bench.read();
+    let younger = rows.split_off(1);
+    bench.clock.advance(Duration::from_secs(43));
+    let age = |bench: &Bench| {
+        let snapshot = bench.pipeline.snapshot();
+        snapshot.oldest_at.map(|at| Duration::from_nanos((snapshot.now - at) as u64).as_secs())
+    };
+    assert!(age(&bench).is_some_and(|age| age >= 49));
+    bench.deliver(rows);
+    assert!(age(&bench).is_some_and(|age| (43..49).contains(&age)), "the younger row is the oldest that waits");
+    bench.deliver(younger);
+    let ledger = bench.pipeline.snapshot().ledger;
+    assert_eq!((ledger.queued_events, ledger.queued_bytes, age(&bench)), (0, 0, None));
+    assert!(bench.pipeline.shard.ledger().queued_events > 0, "nothing is committed yet");
+}
+
+#[test]
+fn where_no_directory_is_configured_the_fallback_to_memory_applies() {
+    let bench = bench(|options| (options.queue_dir, options.memory_fallback) = (std::path::PathBuf::new(), true));
+    assert!(bench.pipeline.shard.is_volatile() && bench.pipeline.append(&[7; 100], 0).is_ok());
+    assert!(
+        bench.heard(
+            |notice| matches!(notice, Notice::InMemory { problem, .. } if problem.contains("POSTHOG_QUEUE_DIR"))
+        )
+    );
+}
