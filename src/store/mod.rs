@@ -9,7 +9,7 @@
 //!   two checksums, one of the frames, one of the key and the head itself.
 //! * `dead`: sequence number to a record that the server refused, with its reason.
 //! * `meta`: `schema`, `identity` (project hash, host, key), `state` (ledger, number of chunks, epochs carried, next attempt), `pages`
-//!   (what the chunks take) and `flag_definitions` (bytes that the owner wants to find again; a store is whole without them).
+//!   (what the chunks and the dead records take) and `flag_definitions` (bytes that the owner wants to find again; a store is whole without them).
 //!
 //! Operations and their promises:
 //!
