@@ -1,7 +1,6 @@
-//! The rules of the house, held against the sources: which floor may see which, where each package and each `unsafe` may
-//! stand, how long a file and a function may be, how things are named.
-//! Each rule first proves itself on a bad example of its own, so that a rule that has gone blind fails too. An exception
-//! stands in a table with its reason; one that excuses nothing any more fails.
+//! The rules of the house, held against the sources: which floor may see which, where each package and each `unsafe` may stand, how
+//! long a file and a function may be, how things are named. Each rule first proves itself on a bad example of its own, so that one
+//! that has gone blind fails too. An exception stands in a table with its reason; one that excuses nothing any more fails.
 
 #[path = "house/source.rs"]
 mod source;

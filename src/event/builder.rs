@@ -85,7 +85,9 @@ impl Event {
 
     /// Sets a property, to whatever serde can serialize, in the shape that JSON has for it. The last value of a key counts.
     ///
-    /// * NaN and the infinities become null, as JSON has no word for them; an integer of more than 64 bits becomes a float.
+    /// * NaN and the infinities become null, as JSON has no word for them. A number that 64 bits do not hold keeps all its digits;
+    ///   what reads it at PostHog may round it.
+    /// * A `serde_json::Value` or `RawValue` is what it says, whatever features of serde_json the program has turned on.
     /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] are what serde makes of them: maps of seconds and nanoseconds, which
     ///   PostHog cannot use as numbers or times. Send a duration as a number in a unit that the key names (`"took_ms"`), and a time as
     ///   RFC 3339 text (`"2026-01-31T12:00:00Z"`), as the types of jiff, chrono and time can be serialized.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
 use tokio::time::Instant;
@@ -11,6 +12,10 @@ use super::error::in_chain;
 use super::pool::{Connections, Pool, noting_connects};
 use super::proxy::Ways;
 use super::{Method, Request, Response, RetryAfter, TransportError};
+
+/// That a connection has died while it was idle is found out at once. Who hangs up later was at work on the request, and its `sent_at`
+/// would be old by then.
+const FOUND_OUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why an attempt has no answer.
 struct Failure {
@@ -32,15 +37,19 @@ pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Respon
         Ok(response) => return Ok(response),
         Err(failure) => failure,
     };
+    let left = || pool.settings().options.request_timeout.saturating_sub(began.elapsed());
     let again = match &failure.error {
         _ if failure.was_stale => pool.without(&connections),
-        TransportError::Tls(_) => pool.with_certificates_of_now(&connections).await,
+        // A file system that hangs may keep the certificates for longer.
+        TransportError::Tls(_) => {
+            let newer = pool.with_certificates_of_now(&connections);
+            tokio::time::timeout(left(), newer).await.ok().flatten()
+        }
         _ => None,
     };
-    let left = pool.settings().options.request_timeout.saturating_sub(began.elapsed());
     match (again, spare) {
-        (Some(connections), Some(mut request)) if !left.is_zero() => {
-            *request.timeout_mut() = Some(left);
+        (Some(connections), Some(mut request)) if !left().is_zero() => {
+            *request.timeout_mut() = Some(left());
             attempt(&connections, request, most, ways).await.map_err(|failure| failure.error)
         }
         _ => Err(failure.error),
@@ -66,11 +75,11 @@ async fn attempt(
     most: usize,
     ways: &Ways,
 ) -> Result<Response, Failure> {
-    let url = request.url().clone();
+    let (url, began) = (request.url().clone(), Instant::now());
     let failed = |error, was_stale| Failure { error: TransportError::of_request(error, &url, ways), was_stale };
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
-        let was_stale = !has_connected && is_hang_up(&error);
+        let was_stale = !has_connected && began.elapsed() < FOUND_OUT_WITHIN && is_hang_up(&error);
         failed(error, was_stale)
     })?;
     let encoding = Encoding::of(answer.headers());

@@ -9,11 +9,11 @@
 //! * **Nothing here panics.** A machine without CA certificates gives a [`Warning`]; requests then fail with [`TransportError::Tls`]
 //!   and are retried by whoever sent them, so that events wait on disk until the certificates are there. A malformed proxy setting
 //!   in the environment is ignored with a warning; a malformed proxy or certificate in the *options* is an error.
-//! * **The environment is read once,** in [`Transport::new`]: certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) and proxies
-//!   (`https_proxy`, `http_proxy`, `all_proxy`, `no_proxy`; `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads
-//!   nothing and shares no connection with its parent.
-//! * **Certificates that are replaced are noticed:** after a failure of TLS the machine's are read again, at most once a minute, and if
-//!   there are others now, the request is sent once more with them. An idle process reads nothing.
+//! * **Proxies are read once** from the environment, in [`Transport::new`] (`https_proxy`, `http_proxy`, `all_proxy`, `no_proxy`;
+//!   `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads nothing and shares no connection with its parent.
+//! * **Certificates that are replaced are noticed:** the machine's (`SSL_CERT_FILE`, `SSL_CERT_DIR`) are read then, too, and again after
+//!   a failure of TLS, at most once a minute; if there are others now, the request is sent once more with them. An idle process reads
+//!   nothing.
 //! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
 //! * **Names are looked up** on a thread for each lookup, a bounded number of them, for the runtime's own way panics where there are
 //!   no threads to be had.

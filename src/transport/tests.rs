@@ -129,6 +129,7 @@ fn keep_alive(turns: &'static [(usize, End)]) -> (SocketAddr, std::thread::JoinH
                 End::Close => {}
                 End::Garbage => drop(stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n")),
                 End::Silence => std::thread::sleep(Duration::from_secs(2)),
+                End::CloseLate => std::thread::sleep(Duration::from_millis(1500)),
             }
         }
         requests
@@ -141,6 +142,7 @@ enum End {
     Close,
     Garbage,
     Silence,
+    CloseLate,
 }
 
 fn read_request(stream: &mut std::net::TcpStream) -> usize {
@@ -156,10 +158,9 @@ fn read_request(stream: &mut std::net::TcpStream) -> usize {
 
 #[tokio::test]
 async fn a_connection_that_died_while_it_was_idle_costs_no_request_and_a_new_one_is_never_used_twice() {
-    let timeout = Duration::from_secs(1);
     let send = async |turns, requests: &[bool]| {
         let (address, server) = keep_alive(turns);
-        let transport = transport(TransportOptions { request_timeout: timeout, ..options() });
+        let transport = transport(TransportOptions { request_timeout: Duration::from_millis(1800), ..options() });
         for (number, is_good) in requests.iter().enumerate() {
             let result = transport.send(request(&format!("http://{address}/"))).await;
             assert_eq!(result.is_ok(), *is_good, "request {number}: {result:?}");
@@ -173,6 +174,7 @@ async fn a_connection_that_died_while_it_was_idle_costs_no_request_and_a_new_one
     assert_eq!(send(&[(0, End::Close)], &[false]).await, 1, "a new connection");
     assert_eq!(send(&[(1, End::Garbage)], &[true, false]).await, 2, "that is an answer");
     assert_eq!(send(&[(1, End::Silence)], &[true, false]).await, 2, "a timeout is none of a connection that died");
+    assert_eq!(send(&[(1, End::CloseLate)], &[true, false]).await, 2, "that was at work on the request");
 }
 
 #[tokio::test]
