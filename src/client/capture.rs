@@ -21,7 +21,10 @@ impl Client {
     /// never panics, and does no I/O: the event's bytes are copied into a mapped journal, and when the receipt says
     /// [`Accepted`](crate::Outcome::Accepted) it survives the process, whatever happens to that.
     ///
-    /// One exception: the first capture in a forked child opens a queue of the child's own, which is file I/O of some 50 ms, and at most
+    /// Two exceptions. While the file system of the queue is frozen (`fsfreeze`, a snapshot) or does not answer, one capture may wait for it:
+    /// the store to the mapped file does. Other threads are told [`JournalBusy`](crate::DropReason::JournalBusy) after 50 ms.
+    ///
+    /// And the first capture in a forked child opens a queue of the child's own, which is file I/O of some 50 ms, and at most
     /// 30 s where the disk does not answer. A daemon that forks makes its client afterwards.
     ///
     /// Not async-signal-safe: do not call it from a signal handler.

@@ -77,8 +77,10 @@ pub struct Stats {
 pub enum Mode {
     /// As promised.
     Durable,
-    /// Storage fails, or the file system has less free than [`Config::free_space_floor`](crate::Config::free_space_floor). What was accepted
-    /// survives the process; new events are taken while the journal has room, and not below the floor.
+    /// Storage fails, the queue's directory is out of reach (moved, made inaccessible), or the file system has less free than
+    /// [`Config::free_space_floor`](crate::Config::free_space_floor). What was accepted is in the files that are open and survives the
+    /// process; new events are taken while these have room, and not below the floor. Where another process has taken the directory over,
+    /// none are.
     Degraded {
         /// What is met.
         problem: String,

@@ -167,6 +167,7 @@ pub(crate) fn is_wanted() -> bool {
 pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
     disk.make_dir(dir)?;
     process::note_armed();
+    process::note_instance(context.instance);
     let mut armed = armed()?;
     if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
         return Ok(());

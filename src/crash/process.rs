@@ -2,15 +2,19 @@
 
 #![allow(unsafe_code, reason = "system calls that nix wraps only with an allocation; each block proves itself")]
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::libc;
 
 use super::format::{Tag, Writer, flags};
+use crate::disk::fork::lock_within;
 
 static STARTED: OnceLock<Instant> = OnceLock::new();
+/// A thread may have the list that does not exist here, because this is a child of its process.
+const INSTANCES_WAIT: Duration = Duration::from_millis(100);
+
 static ARMED_BY: AtomicU32 = AtomicU32::new(0);
 
 /// Notes who we are, so that a forked child can be told from us, and from when uptime counts.
@@ -86,13 +90,35 @@ pub(super) fn start_ticks(pid: u32) -> Option<u64> {
     stat.get(stat.rfind(')')?..)?.split_ascii_whitespace().nth(20)?.parse().ok()
 }
 
-/// Whether the process of that number lives and was started then. `started` is 0 where the system did not tell.
-pub(super) fn lives(pid: u32, started: u64) -> bool {
+/// The instances that this process has called itself by; see [`super::Context`].
+static INSTANCES: Mutex<Vec<[u8; 16]>> = Mutex::new(Vec::new());
+
+/// Notes that this process calls itself so.
+pub(super) fn note_instance(instance: [u8; 16]) {
+    if let Some(mut known) = lock_within(&INSTANCES, INSTANCES_WAIT)
+        && !known.contains(&instance)
+    {
+        known.push(instance);
+    }
+}
+
+/// Whether this process has called itself so. What it has inherited from the one that forked it is not its own, and has another pid.
+pub(super) fn is_own_instance(instance: &[u8]) -> bool {
+    lock_within(&INSTANCES, INSTANCES_WAIT).is_none_or(|known| known.iter().any(|own| own == instance))
+}
+
+/// Whether the process of that number lives and was started then. `started` is 0 where the system did not tell. `is_own` says that the
+/// number stands beside an instance of this process.
+pub(super) fn lives(pid: u32, started: u64, is_own: bool) -> bool {
     // Somebody without a descriptor left is told nothing by `/proc`, not even of himself.
     if started != 0
         && let Some(found) = start_ticks(pid)
     {
         return found == started;
+    }
+    if pid == std::process::id() {
+        // In a container every run may have the same number.
+        return is_own;
     }
     let Ok(pid) = i32::try_from(pid) else { return false };
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)
@@ -106,8 +132,12 @@ mod tests {
     fn a_pid_that_was_given_to_somebody_else_is_not_taken_for_the_process_that_had_it() {
         let own = std::process::id();
         let started = start_ticks(own).unwrap();
-        assert!(lives(own, started) && lives(own, 0));
-        assert!(!lives(own, started + 1));
+        for is_own in [true, false] {
+            assert!(lives(own, started, is_own));
+            assert!(!lives(own, started + 1, is_own));
+            assert_eq!(lives(own, 0, is_own), is_own, "where the system does not tell, it is known who we are");
+        }
+        assert!(lives(nix::unistd::getppid().as_raw() as u32, 0, false));
     }
 
     #[test]

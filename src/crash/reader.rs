@@ -176,7 +176,8 @@ fn is_in_use(disk: &Disk, path: &Path) -> bool {
     if boot_id.filter(is_known).zip(now).is_some_and(|(then, now)| then != now) {
         return false;
     }
-    u32::try_from(pid).is_ok_and(|pid| process::lives(pid, started))
+    let is_own = context.bytes(Tag::Instance).is_some_and(process::is_own_instance);
+    u32::try_from(pid).is_ok_and(|pid| process::lives(pid, started, is_own))
 }
 
 /// Notes in a file, which nobody writes to any more, that its process lived on.

@@ -127,7 +127,8 @@ pub enum Diagnostic {
         /// Which.
         callback: &'static str,
     },
-    /// The queue's files cannot be written or read. What is accepted is in the journal; `stats` says how things stand.
+    /// The queue's files cannot be written or read, or its directory is out of reach. What is accepted is in the journal; `stats` says how
+    /// things stand.
     StorageFailing {
         /// What is met.
         problem: String,

@@ -1,12 +1,16 @@
 //! One open file.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
+use super::identity::{Home, Identity};
 use super::{Disk, Mapping, Op, Verdict, owner};
 
 /// How a file is opened. Always close-on-exec, never through a symbolic link nor another user's, new ones with mode 0600.
@@ -25,17 +29,27 @@ pub(crate) enum Open {
 /// An open file that knows its name and its identity.
 #[derive(Debug)]
 pub(crate) struct DiskFile {
-    file: File,
+    /// Closed only while its number leads to this file: see [`DiskFile::metadata`].
+    file: Arc<File>,
     path: PathBuf,
     disk: Disk,
     identity: Identity,
+    /// The directory in which it was opened.
+    home: Home,
+    /// The descriptor was found to be closed, or somebody else's. From then on it is: the number may come to mean the same file again, opened
+    /// by another of us.
+    is_gone: AtomicBool,
 }
 
-/// What stays the same about a file while its name may come to mean another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
+/// What the name of an open file means by now.
+#[derive(Debug)]
+pub(crate) enum Name {
+    /// The file.
+    Same,
+    /// Another file or none, and the directory is the one in which it was opened.
+    Other,
+    /// Nothing can be said: the directory is not where it was, or cannot be looked into. Why.
+    OutOfReach(io::Error),
 }
 
 impl DiskFile {
@@ -61,8 +75,15 @@ impl DiskFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         owner::vet(&metadata, path)?;
-        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
-        Ok(Self { file, path: path.to_path_buf(), disk: disk.clone(), identity })
+        let home = Home::of(path.parent().unwrap_or(path))?;
+        Ok(Self {
+            file: Arc::new(file),
+            path: path.to_path_buf(),
+            disk: disk.clone(),
+            identity: Identity::of(&metadata),
+            home,
+            is_gone: AtomicBool::new(false),
+        })
     }
 
     /// The name it was opened by.
@@ -72,12 +93,32 @@ impl DiskFile {
 
     /// Its length in bytes.
     pub(crate) fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.metadata()?.len())
     }
 
     /// Bytes that its blocks take on the disk; less than its length where it is sparse.
     pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.blocks().saturating_mul(512))
+        Ok(self.metadata()?.blocks().saturating_mul(512))
+    }
+
+    /// The disk it was opened on.
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// The directory in which it was opened.
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// What its name means by now.
+    pub(crate) fn name(&self) -> Name {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(metadata) if self.identity == Identity::of(&metadata) => Name::Same,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Name::OutOfReach(error),
+            // A name in another directory is another name.
+            _ => self.home.check().map_or_else(Name::OutOfReach, |()| Name::Other),
+        }
     }
 
     /// Whether its name still means the file that was opened, and its descriptor too.
@@ -85,17 +126,30 @@ impl DiskFile {
         if self.descriptor_is_ours().is_err() {
             return Ok(false);
         }
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(metadata) => Ok(self.identity == Identity { device: metadata.dev(), inode: metadata.ino() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        match self.name() {
+            Name::Same => Ok(true),
+            Name::OutOfReach(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Name::Other | Name::OutOfReach(_) => Ok(false),
+        }
+    }
+
+    /// Whether what is written to it can be found again: by its name or, while its directory is out of reach, by whoever brings that back.
+    pub(crate) fn can_be_found(&self) -> io::Result<bool> {
+        self.descriptor_is_ours()?;
+        match self.name() {
+            Name::Same => Ok(true),
+            Name::Other => Ok(false),
+            Name::OutOfReach(_) => Ok(self.link_count()? > 0),
         }
     }
 
     /// Fills `out` from `offset`; the end of the file inside it is an error.
     pub(crate) fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let len = out.len() as u64;
-        self.disk.guarded(Op::Read, &self.path, len, || self.file.read_exact_at(out, offset))
+        self.disk.guarded(Op::Read, &self.path, len, || {
+            self.descriptor_is_ours()?;
+            self.file.read_exact_at(out, offset)
+        })
     }
 
     /// Writes all of `bytes` at `offset`.
@@ -125,24 +179,80 @@ impl DiskFile {
         self.file.write_at(&bytes[..allowed], offset)
     }
 
-    /// A program may close every descriptor it finds, as daemons do, and open files of its own under the same numbers. Those must not get
-    /// our bytes. Looked at before each write; who closes a descriptor between the look and the write cannot be helped by us.
-    fn descriptor_is_ours(&self) -> io::Result<()> {
-        let metadata = self.file.metadata()?;
-        if self.identity == (Identity { device: metadata.dev(), inode: metadata.ino() }) {
-            return Ok(());
+    /// Whether the descriptor still leads to the file.
+    pub(crate) fn descriptor_is_ours(&self) -> io::Result<()> {
+        self.metadata().map(drop)
+    }
+
+    /// A program may close every descriptor it finds, as daemons do, and open files and sockets of its own under the same numbers. Those must
+    /// not get our bytes, nor be read, locked or closed by us. Looked at before each of these; who closes a descriptor between the look and
+    /// the call cannot be helped by us.
+    fn metadata(&self) -> io::Result<Metadata> {
+        if !self.is_gone.load(Ordering::Relaxed) {
+            match self.file.metadata() {
+                Ok(metadata) if self.identity == Identity::of(&metadata) => return Ok(metadata),
+                // The file system's own trouble says nothing about the number.
+                Err(error) if error.raw_os_error() != Some(libc::EBADF) => return Err(error),
+                _ => self.is_gone.store(true, Ordering::Relaxed),
+            }
         }
         Err(io::Error::other("the program has closed the queue's file descriptors"))
     }
 
+    /// Writes zeros wherever the first `len` bytes have no blocks, as in a file that was restored by a program which leaves out zeros. A
+    /// write to a mapping would need these blocks, and cannot report that the disk has none.
+    pub(crate) fn fill_holes(&self, len: u64) -> io::Result<()> {
+        let mut at = 0;
+        while let Some(hole) = self.next_hole(at, len)? {
+            self.write_zeros_from(hole.start, hole.end)?;
+            at = hole.end;
+        }
+        // Promised is not given: where there is no room for the blocks this is when it shows.
+        if at > 0 { self.sync_data() } else { Ok(()) }
+    }
+
+    /// The first run without blocks from `from` on.
+    #[cfg(target_os = "linux")]
+    fn next_hole(&self, from: u64, len: u64) -> io::Result<Option<Range<u64>>> {
+        use nix::errno::Errno;
+        use nix::unistd::{Whence, lseek};
+        self.descriptor_is_ours()?;
+        let seek = |from: u64, whence| -> nix::Result<u64> {
+            let found = lseek(&*self.file, i64::try_from(from).map_err(|_| Errno::EOVERFLOW)?, whence)?;
+            u64::try_from(found).map_err(|_| Errno::EOVERFLOW)
+        };
+        let start = match seek(from, Whence::SeekHole) {
+            Ok(start) if start < len => start,
+            // None before the end of the file, or a file system that knows of none.
+            Ok(_) | Err(Errno::ENXIO | Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let end = match seek(start, Whence::SeekData) {
+            Ok(end) => end.min(len),
+            Err(Errno::ENXIO) => len,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(start..end))
+    }
+
+    /// Elsewhere nothing is mapped.
+    #[cfg(not(target_os = "linux"))]
+    fn next_hole(&self, _from: u64, _len: u64) -> io::Result<Option<Range<u64>>> {
+        Ok(None)
+    }
+
     /// Writes `len` zero bytes from the start, so that every block is really there.
     pub(crate) fn write_zeros(&self, len: u64) -> io::Result<()> {
+        self.write_zeros_from(0, len)
+    }
+
+    fn write_zeros_from(&self, from: u64, to: u64) -> io::Result<()> {
         // A page at a time: a larger write makes the kernel cache the file in larger units, and then one byte written through a
         // mapping makes such a unit dirty as a whole. Measured: 28 times the bytes of a journal at 100 events a second, not 6.
         static ZEROS: [u8; 4096] = [0; 4096];
-        let mut offset = 0;
-        while offset < len {
-            let step = (len - offset).min(ZEROS.len() as u64);
+        let mut offset = from;
+        while offset < to {
+            let step = (to - offset).min(ZEROS.len() as u64);
             self.write_all_at(offset, &ZEROS[..step as usize])?;
             offset += step;
         }
@@ -151,7 +261,10 @@ impl DiskFile {
 
     /// Makes its bytes, and what is needed to find them, durable.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
-        self.disk.guarded(Op::Sync, &self.path, 0, || self.file.sync_data())
+        self.disk.guarded(Op::Sync, &self.path, 0, || {
+            self.descriptor_is_ours()?;
+            self.file.sync_data()
+        })
     }
 
     /// Makes what was written to its first `len` bytes through `mapping` durable.
@@ -191,11 +304,39 @@ impl DiskFile {
 
     /// How many names the file has; 0 once it was removed.
     pub(crate) fn link_count(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.nlink())
+        Ok(self.metadata()?.nlink())
+    }
+
+    /// Gives up the lock, for every descriptor of this open file.
+    pub(super) fn unlock(&self) -> io::Result<()> {
+        self.descriptor_is_ours()?;
+        self.file.unlock()
+    }
+
+    /// The number of its descriptor.
+    #[cfg(test)]
+    pub(super) fn number(&self) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(&*self.file)
+    }
+
+    /// Device and inode.
+    #[cfg(test)]
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// Has its descriptor closed in every forked child, for as long as the answer lives.
     pub(crate) fn close_in_child(&self) -> super::fork::CloseInChild {
-        super::fork::close_in_child(&self.file)
+        super::fork::close_in_child(&self.file, self.identity)
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        // A number that leads to something of the program's is not ours to close. Where the file system does not answer it is still ours.
+        if self.metadata().is_err() && self.is_gone.load(Ordering::Relaxed) {
+            // The count never falls to zero, so nobody closes the number.
+            std::mem::forget(Arc::clone(&self.file));
+        }
     }
 }

@@ -3,18 +3,23 @@
 //! One word lives on a page that the kernel wipes in children (`MADV_WIPEONFORK`), so that even a raw `clone` is noticed. Beside it
 //! a handler registered with `pthread_atfork` closes, in the child, the descriptors whose locks must not live on there: a lock taken
 //! with `flock` belongs to the open file, and a daemonizing parent would otherwise leave it to a child that never asked for it.
-//! Closed, and never unlocked: unlocking through a duplicate would free the parent's lock as well.
+//! Closed, and never unlocked: unlocking through a duplicate would free the parent's lock as well. Two more handlers keep a fork from
+//! falling between the opening of such a file and its being on the list ([`without_fork`]).
 
 #![allow(unsafe_code, reason = "a wiped page and a fork handler; each block proves itself")]
 
+use std::cell::Cell;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::stat::fstat;
+
+use super::identity::Identity;
 
 /// How many forks lie between the process that first asked and this one.
 #[inline]
@@ -67,8 +72,8 @@ fn first_marker() -> &'static AtomicU32 {
     let fresh_pointer = ptr::from_ref(fresh).cast_mut();
     match MARKER.compare_exchange(ptr::null_mut(), fresh_pointer, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
-            // SAFETY: the handler is an `extern "C"` function that lives for ever and does only what a forked child may do.
-            unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+            // SAFETY: the handlers are `extern "C"` functions that live for ever; that for the child does only what a forked child may do.
+            unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
             fresh
         }
         // Somebody was faster; our page stays behind, once in the life of a process.
@@ -112,46 +117,233 @@ pub(crate) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGu
     }
 }
 
-/// Descriptors to be closed in children: as many as there can be locks in one process by any sane use.
-static CLOSED_IN_CHILD: [AtomicI32; 256] = [const { AtomicI32::new(FREE) }; 256];
+/// Taken by whoever opens a file that must not get into a child unlisted, and by whoever forks.
+static GATE: AtomicBool = AtomicBool::new(false);
+/// How long either waits for the other: a program's fork must not hang with a file system that does.
+const GATE_WAIT: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// This thread is about to fork, and has the gate.
+    static FORKS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes a call into which no fork falls, unless it takes longer than a fork may wait.
+pub(super) fn without_fork<T>(call: impl FnOnce() -> T) -> T {
+    struct Passing;
+    impl Drop for Passing {
+        fn drop(&mut self) {
+            GATE.store(false, Ordering::Release);
+        }
+    }
+    // The handlers must be there.
+    generation();
+    let _passing = take_gate().then_some(Passing);
+    call()
+}
+
+fn take_gate() -> bool {
+    let deadline = Instant::now() + GATE_WAIT;
+    while GATE.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    true
+}
+
+/// Runs in the parent, on the thread that forks, before and after. Atomics, the clock and short sleeps alone.
+extern "C" fn before_fork() {
+    FORKS.set(take_gate());
+}
+
+extern "C" fn in_parent() {
+    if FORKS.replace(false) {
+        GATE.store(false, Ordering::Release);
+    }
+}
+
+/// A descriptor to be closed in children, and what it led to when it was put here: by the time of a fork the program may have closed it, and
+/// have a file or a socket of its own under that number.
+#[derive(Debug)]
+struct Slot {
+    descriptor: AtomicI32,
+    device: AtomicU64,
+    inode: AtomicU64,
+}
+
+/// As many as there can be locks in one process by any sane use.
+static CLOSED_IN_CHILD: [Slot; 256] = [const { Slot::new() }; 256];
 const FREE: i32 = -1;
+const TAKEN: i32 = -2;
+
+impl Slot {
+    const fn new() -> Self {
+        Self { descriptor: AtomicI32::new(FREE), device: AtomicU64::new(0), inode: AtomicU64::new(0) }
+    }
+
+    fn take(&self, descriptor: i32, identity: Identity) -> bool {
+        if self.descriptor.compare_exchange(FREE, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        self.device.store(identity.device, Ordering::Relaxed);
+        self.inode.store(identity.inode, Ordering::Relaxed);
+        self.descriptor.store(descriptor, Ordering::Release);
+        true
+    }
+
+    /// Frees the slot, and closes the descriptor if it still is what it was. Async-signal-safe.
+    fn close(&self) {
+        let descriptor = self.descriptor.swap(FREE, Ordering::AcqRel);
+        if descriptor < 0 {
+            return;
+        }
+        // SAFETY: borrowed for one call, which finds out whether the number is that of an open file at all.
+        let found = fstat(unsafe { BorrowedFd::borrow_raw(descriptor) });
+        let is_ours = found.is_ok_and(|found| {
+            widened(found.st_dev) == self.device.load(Ordering::Relaxed)
+                && widened(found.st_ino) == self.inode.load(Ordering::Relaxed)
+        });
+        if is_ours {
+            // SAFETY: the descriptor was inherited and its owner, inherited too, is leaked in a child and never closes it again.
+            unsafe { libc::close(descriptor) };
+        }
+    }
+}
+
+/// These have different widths on different systems.
+fn widened(value: impl TryInto<u64>) -> u64 {
+    value.try_into().unwrap_or(u64::MAX)
+}
 
 /// Keeps a descriptor on the list of those closed in children; takes it off when dropped.
 #[derive(Debug)]
 pub(crate) struct CloseInChild {
-    slot: Option<&'static AtomicI32>,
+    slot: Option<&'static Slot>,
     generation: u64,
 }
 
 /// Puts the descriptor of `file` on the list. The answer must be dropped before the file is.
-pub(super) fn close_in_child(file: &File) -> CloseInChild {
+pub(super) fn close_in_child(file: &File, identity: Identity) -> CloseInChild {
     let generation = generation();
-    let descriptor = file.as_raw_fd();
-    let slot = CLOSED_IN_CHILD
-        .iter()
-        .find(|slot| slot.compare_exchange(FREE, descriptor, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+    let slot = CLOSED_IN_CHILD.iter().find(|slot| slot.take(file.as_raw_fd(), identity));
     CloseInChild { slot, generation }
+}
+
+impl CloseInChild {
+    /// Whether this is the process that put it on the list.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        generation() == self.generation
+    }
 }
 
 impl Drop for CloseInChild {
     fn drop(&mut self) {
         // In a child the handler has freed the slot already, and somebody else may have it by now.
-        if let Some(slot) = self.slot.filter(|_| generation() == self.generation) {
-            slot.store(FREE, Ordering::Release);
+        if let Some(slot) = self.slot.filter(|_| self.is_of_this_process()) {
+            slot.descriptor.store(FREE, Ordering::Release);
         }
     }
 }
 
-/// Runs in the child, on its only thread, before `fork` returns. Atomics and `close` alone: both are async-signal-safe.
+/// Runs in the child, on its only thread, before `fork` returns. Atomics, `fstat` and `close` alone: they are async-signal-safe.
 extern "C" fn in_child() {
-    for slot in &CLOSED_IN_CHILD {
-        let descriptor = slot.swap(FREE, Ordering::AcqRel);
-        if descriptor != FREE {
-            // SAFETY: the descriptor was inherited and its owner, inherited too, is leaked in a child and never closes it again.
-            unsafe { libc::close(descriptor) };
-        }
-    }
+    CLOSED_IN_CHILD.iter().for_each(Slot::close);
+    FORKS.set(false);
+    GATE.store(false, Ordering::Release);
     // Where the page is wiped this is so already; where there is none, this is how the fork is noticed.
     marker().store(WIPED, Ordering::Release);
     notice_fork();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    use super::super::{Disk, Open};
+    use super::*;
+
+    /// What a number leads to.
+    fn target(descriptor: i32) -> String {
+        std::fs::read_link(format!("/proc/self/fd/{descriptor}"))
+            .map_or_else(|e| e.to_string(), |p| p.display().to_string())
+    }
+
+    /// Puts a socket in the place of a descriptor, as a program does that has closed what it found and goes on.
+    fn replaced(descriptor: i32) -> String {
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        // SAFETY: the number is that of a file of this test, and of nothing that anybody else closes.
+        assert_eq!(unsafe { libc::dup2(socket.as_raw_fd(), descriptor) }, descriptor);
+        target(descriptor)
+    }
+
+    fn closed(descriptor: i32) {
+        // SAFETY: the socket that `replaced` has put there, and that nobody else has.
+        drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    }
+
+    #[test]
+    fn a_number_that_the_program_has_given_to_something_else_is_not_closed_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Disk::default().open(&dir.path().join("file"), Open::CreateNew).unwrap();
+        let descriptor = file.number();
+        let socket = replaced(descriptor);
+        assert!(file.write_all_at(0, b"ours").is_err() && file.sync_data().is_err() && file.len().is_err());
+        assert!(file.read_exact_at(0, &mut [0; 1]).is_err());
+        drop(file);
+        assert_eq!(target(descriptor), socket, "it is the program's");
+        closed(descriptor);
+    }
+
+    #[test]
+    fn a_number_that_means_the_same_file_again_is_closed_by_whoever_opened_it_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let first = Disk::default().open(&path, Open::CreateNew).unwrap();
+        let descriptor = first.number();
+        replaced(descriptor);
+        assert!(first.descriptor_is_ours().is_err());
+        let again = File::open(&path).unwrap();
+        // SAFETY: as in `replaced`.
+        assert_eq!(unsafe { libc::dup2(again.as_raw_fd(), descriptor) }, descriptor);
+        drop(first);
+        assert_eq!(target(descriptor), path.display().to_string());
+        closed(descriptor);
+    }
+
+    #[test]
+    fn what_a_child_closes_is_the_file_that_was_listed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Disk::default().open(&dir.path().join("file"), Open::CreateNew).unwrap();
+        let (slot, descriptor) = (Slot::new(), file.number());
+        assert!(slot.take(descriptor, file.identity()) && !slot.take(descriptor, file.identity()));
+        let socket = replaced(descriptor);
+        slot.close();
+        assert_eq!(target(descriptor), socket, "it is the program's");
+        closed(descriptor);
+        drop(file);
+        let file = Disk::default().open(&dir.path().join("other"), Open::CreateNew).unwrap();
+        assert!(slot.take(file.number(), file.identity()));
+        slot.close();
+        assert!(file.descriptor_is_ours().is_err(), "closed");
+    }
+
+    #[test]
+    fn nothing_forks_between_opening_and_listing() {
+        let (began, fork) = (Instant::now(), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            without_fork(|| {
+                // A process is not forked here, for other tests would be in it. What is called before and after is.
+                scope.spawn(|| {
+                    fork.wait();
+                    before_fork();
+                    assert!(FORKS.get() && began.elapsed() >= Duration::from_millis(20), "it waits");
+                    in_parent();
+                });
+                fork.wait();
+                std::thread::sleep(Duration::from_millis(20));
+            });
+        });
+        without_fork(|| without_fork(|| ()));
+    }
 }

@@ -7,7 +7,9 @@
 //!   with any error, or shorten a write. The tests of disk faults and power cuts are made of nothing else; in production there is no
 //!   gate and the question is one branch.
 //! * **Each file is opened in the same careful way:** mode 0600 in directories of mode 0700, close-on-exec, never through a symbolic
-//!   link, never another user's or one that every user may write (`owner.rs`), its device and inode remembered, so that [`DiskFile::is_same_file`] can tell when somebody put another file in its place.
+//!   link, never another user's or one that every user may write (`owner.rs`), its device and inode remembered, so that
+//!   [`DiskFile::is_same_file`] can tell when somebody put another file in its place. So is its directory ([`Home`]): a name that cannot be
+//!   found says something about a file only while that directory is where it was.
 //! * **What a fork leaves behind is known in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] is not even
 //!   present there, and [`fork::close_in_child`] makes sure that a lock does not live on in a child that never asked for it.
 //!
@@ -23,6 +25,8 @@
 mod file;
 mod filesystem;
 pub(crate) mod fork;
+mod identity;
+mod lock;
 mod machine;
 mod map;
 mod owner;
@@ -34,8 +38,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use file::{DiskFile, Open};
+pub(crate) use file::{DiskFile, Name, Open};
 pub(crate) use filesystem::FileSystem;
+pub(crate) use identity::Home;
+pub(crate) use lock::Lock;
 pub(crate) use machine::OomCount;
 pub(crate) use map::{Mapping, store_bytes};
 pub(crate) use owner::exposed_above;

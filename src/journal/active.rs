@@ -38,10 +38,12 @@ pub(super) struct Active {
     /// How far ordinary records may go, and the others.
     pub(super) most: [Most; 2],
     pub(super) closed: bool,
+    /// The files are somebody else's.
+    pub(super) given_up: bool,
     /// Where `position` was when the pages behind it were last readied.
     pub(super) readied_at: usize,
-    /// At open every arena waited to be carried and no further one could be made: the arena is one of those, and takes nothing. The
-    /// first one that is carried becomes the active one.
+    /// At open every arena waited to be carried and no further one could be made, or no round could be begun: the arena is one of those,
+    /// and takes nothing. The first one in which a round can be begun becomes the active one.
     pub(super) stand_in: bool,
     /// For arenas that are written and not mapped: one frame, assembled.
     pub(super) buffer: Vec<u8>,
@@ -74,7 +76,7 @@ impl Active {
             let bytes = events.saturating_mul(LEAST_FRAMED).min(room::light_bytes(weight));
             let bounded = self.position.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
             let half = if self.is_half_full() { usize::MAX } else { self.half() - 1 };
-            let takes_none = self.closed || self.stand_in;
+            let takes_none = self.closed || self.given_up || self.stand_in;
             self.usual_up_to[usize::from(class)] = if takes_none { 0 } else { self.room(class).min(bounded).min(half) };
         }
     }
@@ -83,6 +85,9 @@ impl Active {
     fn admit(&self, framed: usize, class: u8) -> Result<(), Refused> {
         if self.closed {
             return Err(Refused::Closed);
+        }
+        if self.given_up {
+            return Err(Refused::Lost);
         }
         let most = self.most[usize::from(class != 0)];
         if self.next_seq > most.seq || self.weight().saturating_add(room::weight(framed)) > most.weight {
@@ -131,6 +136,11 @@ impl Active {
 
     pub(super) fn close(&mut self) {
         self.closed = true;
+        self.survey();
+    }
+
+    pub(super) fn give_up(&mut self) {
+        self.given_up = true;
         self.survey();
     }
 }

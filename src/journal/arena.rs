@@ -113,7 +113,8 @@ impl Arena {
 
     fn of_file(file: DiskFile, index: usize, len: usize, map: bool) -> io::Result<Self> {
         let path = file.path().to_path_buf();
-        let memory = if map {
+        // Restored without its zeros, and no room for them: a write by position reports that.
+        let memory = if map && file.fill_holes(len as u64).is_ok() {
             let mapping = file.map(len)?;
             Memory::Mapped { file, mapping }
         } else {
@@ -236,6 +237,8 @@ impl Arena {
         let len = to.min(self.len()).saturating_sub(from);
         match &self.memory {
             Memory::Volatile { mapping } => Ok(mapping.read(from, len)),
+            // The program has closed the descriptor: the mapping is still ours.
+            Memory::Mapped { file, mapping } if file.descriptor_is_ours().is_err() => Ok(mapping.read(from, len)),
             Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
                 let mut bytes = vec![0; len];
                 file.read_exact_at(from as u64, &mut bytes)?;
@@ -313,7 +316,7 @@ impl Arena {
 
 /// A file that somebody removed or replaced can be synced without an error, and nobody will ever find its bytes.
 fn still_there(file: &DiskFile) -> io::Result<()> {
-    if file.is_same_file()? {
+    if file.can_be_found()? {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "the journal's file was removed or replaced by another"))

@@ -126,6 +126,8 @@ pub(crate) enum Refused {
     Busy,
     /// The journal was closed.
     Closed,
+    /// The files are somebody else's: see [`Journal::give_up`].
+    Lost,
     /// This is a forked child; the journal belongs to its parent.
     Forked,
     /// The arena's file could not be written.
@@ -208,7 +210,7 @@ impl Journal {
     pub(crate) fn swap(&self) -> Result<bool, JournalError> {
         {
             let active = self.lock();
-            if active.records == 0 && !active.stand_in {
+            if (active.records == 0 && !active.stand_in) || active.given_up {
                 return Ok(false);
             }
         }
@@ -290,6 +292,9 @@ impl Journal {
 
     /// Makes sure that the next swap finds a free arena, if the limit allows. Committer only: it creates files.
     pub(crate) fn prepare_spare(&self) -> Result<(), JournalError> {
+        if self.lock().given_up {
+            return Ok(());
+        }
         if let Some(spare) = self.pool.take_free(&self.options)? {
             self.pool.give_back(spare);
         }
@@ -299,6 +304,11 @@ impl Journal {
     /// Refuses every append from now on.
     pub(crate) fn close(&self) {
         self.lock().close();
+    }
+
+    /// Refuses every append from now on and begins no further round: the files are somebody else's.
+    pub(crate) fn give_up(&self) {
+        self.lock().give_up();
     }
 
     /// The round that takes records now.
@@ -335,10 +345,10 @@ impl Found {
     }
 
     /// Begins to take records: round `epoch`, first sequence number `next_seq`. Where every arena waits to be carried and no further
-    /// one can be made, it takes none until one was carried.
+    /// one can be made, or the disk has no room for the first block of a round, it takes none until there is an arena that can.
     pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
         let Opening { options, pool } = self.journal;
-        let (arena, stand_in) = match (pool.take_free(&options), pool.oldest_sealed()) {
+        let (arena, mut stand_in) = match (pool.take_free(&options), pool.oldest_sealed()) {
             (Ok(Some(arena)), _) => (arena, false),
             (_, Some(waiting)) => (waiting.arena, true),
             (Err(error), None) => return Err(error),
@@ -350,13 +360,17 @@ impl Found {
                 return Err(JournalError::File { path: options.dir.clone().unwrap_or_default(), source });
             }
         };
-        let round = Round {
-            epoch: if stand_in { epoch.saturating_sub(1) } else { epoch },
-            salt: entropy::random_u64(),
-            first_seq: next_seq,
-        };
-        if !stand_in {
-            arena.begin(&round).map_err(|source| JournalError::File { path: arena.path().to_path_buf(), source })?;
+        let mut round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
+        if !stand_in && let Err(source) = arena.begin(&round) {
+            if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                return Err(JournalError::File { path: arena.path().to_path_buf(), source });
+            }
+            // One with holes, on a full disk. What is in the store can be delivered, and makes room.
+            pool.give_back(Arc::clone(&arena));
+            stand_in = true;
+        }
+        if stand_in {
+            round.epoch = epoch.saturating_sub(1);
         }
         let mut active = Active {
             arena,
@@ -370,6 +384,7 @@ impl Found {
             weight_before: 0,
             most: [Most::ANY; 2],
             closed: false,
+            given_up: false,
             stand_in,
             buffer: Vec::new(),
         };

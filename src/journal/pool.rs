@@ -10,7 +10,7 @@ use super::arena::{Arena, HEADER_BYTES, Header, Round};
 use super::replay::{self, Replay};
 use super::{ARENAS_MAX, JournalError, JournalOptions};
 use crate::crash_point;
-use crate::disk::Disk;
+use crate::disk::{Disk, Home};
 use crate::entropy;
 use crate::record::frame::FRAME_HEAD;
 
@@ -53,6 +53,8 @@ pub(super) struct Pool {
     disk: Disk,
     /// Bytes of an arena, as configured now; arenas of an earlier life may have another size.
     arena_bytes: usize,
+    /// The directory as it was when the journal was opened; `None` in memory.
+    home: Option<Home>,
     /// The directory was deleted: no name below it means anything of ours any more. Further arenas are in memory.
     nameless: AtomicBool,
     places: Mutex<Places>,
@@ -100,6 +102,11 @@ impl Sealed {
 
 impl Pool {
     pub(super) fn open(disk: &Disk, options: &JournalOptions) -> Result<Self, JournalError> {
+        let home = options
+            .dir
+            .as_ref()
+            .map(|dir| Home::of(dir).map_err(|source| JournalError::File { path: dir.clone(), source }));
+        let home = home.transpose()?;
         let mut places = Places::default();
         for index in 0..ARENAS_MAX {
             let Some(path) = path_of(options, index) else { break };
@@ -111,7 +118,8 @@ impl Pool {
         }
         places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
         let nameless = AtomicBool::new(options.dir.is_none());
-        Ok(Self { disk: disk.clone(), arena_bytes: options.arena_bytes, nameless, places: Mutex::new(places) })
+        let arena_bytes = options.arena_bytes;
+        Ok(Self { disk: disk.clone(), arena_bytes, home, nameless, places: Mutex::new(places) })
     }
 
     /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
@@ -153,7 +161,9 @@ impl Pool {
         let bytes = options.arena_bytes;
         let arena = match path_of(options, index).filter(|_| !self.is_nameless()) {
             None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
-            Some(path) => Arena::create(&self.disk, &path, index, bytes, options.map)
+            Some(path) => self
+                .check_home()
+                .and_then(|()| Arena::create(&self.disk, &path, index, bytes, options.map))
                 .and_then(|arena| {
                     path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir))?;
                     Ok(arena)
@@ -167,8 +177,10 @@ impl Pool {
     /// An arena is free again. A condemned one, or one whose size is no longer the configured one, is not: its file goes.
     pub(super) fn give_back(&self, arena: Arc<Arena>) {
         let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
-        // Under a name that is not ours there may be somebody else's file by now.
-        if !is_wanted && (self.is_nameless() || self.disk.remove_file(arena.path()).is_ok()) {
+        // Under a name that is not ours there may be somebody else's file by now. One that is left in a directory out of reach is free, and
+        // made anew when its number is needed.
+        let names_nothing = || self.is_nameless() || self.check_home().is_err();
+        if !is_wanted && (names_nothing() || self.disk.remove_file(arena.path()).is_ok()) {
             self.lock().mark(arena.index(), false);
             return;
         }
@@ -182,6 +194,11 @@ impl Pool {
 
     pub(super) fn become_nameless(&self) {
         self.nameless.store(true, Ordering::Release);
+    }
+
+    /// Whether the directory is where it was: only there are names ours.
+    fn check_home(&self) -> io::Result<()> {
+        self.home.as_ref().map_or(Ok(()), Home::check)
     }
 
     fn is_nameless(&self) -> bool {

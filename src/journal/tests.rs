@@ -269,3 +269,33 @@ fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_carried() {
         assert!(sizes.into_iter().all(|size| size == now), "from {then} to {now}");
     }
 }
+
+/// Writes a file as programs do that restore files and leave out zeros.
+fn restore_sparse(path: &std::path::Path) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    let pages = bytes.chunks(4096).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+    pages.for_each(|(at, page)| std::os::unix::fs::FileExt::write_all_at(&file, page, at as u64 * 4096).unwrap());
+}
+
+#[test]
+fn an_arena_that_was_restored_without_its_zeros_gets_them_before_it_is_mapped_or_is_not_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal-0");
+    for has_room in [true, false] {
+        arena::Arena::create(&Disk::default(), &path, 0, 1 << 20, true).unwrap();
+        restore_sparse(&path);
+        let gate = crate::disk::fail_when(move |call, _| {
+            let fails = !has_room && call.op == crate::disk::Op::Write;
+            fails.then(|| crate::disk::Verdict::Fail(io::ErrorKind::StorageFull.into()))
+        });
+        let (header, arena) = arena::Arena::open(&Disk::gated(gate), &path, 0, true).unwrap();
+        let arena = arena.unwrap();
+        assert_eq!((header, format!("{arena:?}").contains("Mapped {")), (arena::Header::Free, has_room));
+        let file = Disk::default().open(&path, crate::disk::Open::ReadOnly).unwrap();
+        assert_eq!(file.allocated_bytes().unwrap() >= 1 << 20, has_room);
+        drop(arena);
+        std::fs::remove_file(&path).unwrap();
+    }
+}

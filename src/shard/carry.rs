@@ -21,6 +21,8 @@ pub(crate) struct Carried {
     pub(crate) events: u64,
     /// Events that were accepted once and are found nowhere.
     pub(crate) missing: u64,
+    /// The machine was restarted since: they were not synced before. Else their bytes are damaged.
+    pub(crate) after_restart: bool,
     /// The sequence number up to which everything is in the store.
     pub(crate) up_to: u64,
 }
@@ -35,7 +37,9 @@ impl Shard {
     ) -> Result<Option<Carried>, ShardError> {
         let Some(sealed) = self.journal.oldest_sealed() else { return Ok(None) };
         let changes = self.settlement(settled, next_attempt)?;
-        let carried = self.in_store(|store| carry_into(store, &sealed, changes, now, true))?;
+        // An arena that could not be carried when the shard was opened may be one of an earlier boot.
+        let same_boot = self.status.is_of_this_boot(sealed.round.epoch);
+        let carried = self.in_store(|store| carry_into(store, &sealed, changes, now, same_boot))?;
         self.journal.free_oldest();
         self.mirror(now);
         Ok(Some(carried))
@@ -65,12 +69,14 @@ impl Shard {
     /// Records after `after` that were refused for good, oldest first, up to `limit` of them in [`DEAD_READ_BYTES`], and at least one.
     pub(crate) fn dead(&self, after: Option<u64>, limit: usize) -> Result<DeadRead, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
         store.dead(after, limit, DEAD_READ_BYTES).map_err(|source| self.failed(source))
     }
 
     /// The sequence numbers of all of them, of those too that cannot be read.
     pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, ShardError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
         store.dead_seqs().map_err(|source| self.failed(source))
     }
 
@@ -95,8 +101,8 @@ impl Shard {
 
     /// Chunks after `after`, oldest first.
     pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, ShardError> {
-        // No phase: reads come from another thread, and a death in one leaves the file as it was.
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
         store.read(LANE, after, max_bytes).map_err(|source| self.failed(source))
     }
 
@@ -148,7 +154,7 @@ pub(super) fn carry_into(
         if !changes.remove.is_empty() || changes.next_attempt.is_some() {
             store.apply(&changes)?;
         }
-        return Ok(Carried { events: 0, missing: 0, up_to: before });
+        return Ok(Carried { up_to: before, ..Carried::default() });
     }
     let replay = sealed.replay()?;
     let (chunks, up_to) = chunks(&replay, before, now);
@@ -164,7 +170,7 @@ pub(super) fn carry_into(
         ..LedgerDelta::default()
     };
     store.apply(&changes)?;
-    Ok(Carried { events, missing, up_to })
+    Ok(Carried { events, missing, after_restart: !same_boot, up_to })
 }
 
 /// The records after `carried`, cut into rows, and the highest sequence number among all records found.

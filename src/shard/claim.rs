@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::stranded::{is_known_empty, is_known_without_dead};
-use crate::disk::{Disk, DiskFile, Open, fork};
+use crate::disk::{Disk, Lock, Name, Open};
 
 /// Shards of one project, at most: a bound on what a fork bomb can leave behind.
 const SHARDS_MAX: u32 = 4096;
@@ -129,9 +129,18 @@ pub(crate) struct Claim {
     dir: PathBuf,
     number: u32,
     is_new: bool,
-    /// Dropped first: the descriptor must still be open while it is on the list of those closed in children.
-    _in_child: fork::CloseInChild,
-    lock: DiskFile,
+    lock: Lock,
+}
+
+/// What the shard's own path says about a claim.
+#[derive(Debug)]
+pub(crate) enum Hold {
+    /// The lock is where it was, and ours.
+    Holds,
+    /// The directory is where it was, and our lock is not in it, or the program has closed our descriptor, and the lock with it.
+    Broken,
+    /// Nothing can be said: the directory is out of reach. Whoever reaches it finds it locked by us.
+    OutOfReach(io::Error),
 }
 
 impl Claim {
@@ -150,19 +159,42 @@ impl Claim {
         self.is_new
     }
 
-    /// Whether the directory still is where it was, with our lock in it.
-    pub(crate) fn holds(&self) -> bool {
-        self.lock.is_same_file().unwrap_or(false)
+    /// Looks whether the directory still is where it was, with our lock in it.
+    pub(crate) fn hold(&self) -> Hold {
+        let lock = self.lock.file();
+        match lock.name() {
+            _ if lock.descriptor_is_ours().is_err() => Hold::Broken,
+            Name::Same => Hold::Holds,
+            Name::Other => Hold::Broken,
+            Name::OutOfReach(error) => Hold::OutOfReach(error),
+        }
+    }
+
+    /// Takes the lock again that is there now, in place of a broken one; made anew where there is none. `false` if it is somebody else's, or
+    /// was: `nobody_had_it` looks, while nobody can take it.
+    pub(super) fn renew(&mut self, nobody_had_it: impl FnOnce(&Disk) -> io::Result<bool>) -> io::Result<bool> {
+        let lock = self.lock.file();
+        lock.home().check()?;
+        let Some(fresh) = lock.disk().open_locked(lock.path(), Open::EnsureExists)? else { return Ok(false) };
+        if !fresh.file().is_same_file()? {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "its lock file is being replaced"));
+        }
+        let is_ours = nobody_had_it(lock.disk())?;
+        if is_ours {
+            self.lock = fresh;
+        }
+        Ok(is_ours)
     }
 
     /// Whether no name leads to our lock any more.
     pub(super) fn is_unlinked(&self) -> bool {
-        self.lock.link_count().is_ok_and(|names| names == 0)
+        self.lock.file().link_count().is_ok_and(|names| names == 0)
     }
 
     /// Whether another lock may stand in its place.
-    pub(super) fn may_be_replaced(&self, disk: &Disk) -> bool {
-        disk.exists(self.lock.path()).unwrap_or(true)
+    pub(super) fn may_be_replaced(&self) -> bool {
+        let lock = self.lock.file();
+        lock.disk().exists(lock.path()).unwrap_or(true)
     }
 }
 
@@ -288,23 +320,19 @@ fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, Clai
     disk.make_dir(dir).map_err(|source| failed(dir, source))?;
     vet(disk, dir)?;
     let path = dir.join("lock");
-    let open = || disk.open(&path, Open::EnsureExists).map_err(|source| failed(&path, source));
-    let lock = open()?;
-    // Before it is locked: a fork in between would leave the lock to the child.
-    let in_child = lock.close_in_child();
-    if !lock.try_lock().map_err(|source| unsupported(&path, source))? {
-        return Ok(None);
-    }
+    let lock = disk.open_locked(&path, Open::EnsureExists).map_err(|source| unsupported(&path, source))?;
+    let Some(lock) = lock else { return Ok(None) };
     // Between opening and locking somebody may have removed or replaced the file: then the lock guards nothing. Further names of the
     // file, as backups by hard links make them, do not matter: whoever opens it by one of those meets the same lock.
-    if !lock.is_same_file().map_err(|source| failed(&path, source))? {
+    if !lock.file().is_same_file().map_err(|source| failed(&path, source))? {
         return Ok(None);
     }
     // A file system that grants the same lock twice would let two processes write one journal.
-    if open()?.try_lock().map_err(|source| unsupported(&path, source))? {
+    let again = disk.open_locked(&path, Open::EnsureExists).map_err(|source| unsupported(&path, source))?;
+    if again.is_some() {
         return Err(ClaimError::NoLocks { path });
     }
-    Ok(Some(Claim { dir: dir.to_path_buf(), number, is_new: false, _in_child: in_child, lock }))
+    Ok(Some(Claim { dir: dir.to_path_buf(), number, is_new: false, lock }))
 }
 
 fn unsupported(path: &Path, source: io::Error) -> ClaimError {
@@ -349,7 +377,7 @@ mod tests {
         let (number, orphan) = claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().unwrap();
         assert_eq!((number, orphan.dir()), (0, left.as_path()));
         assert!(claim_orphan(&disk, dir.path(), Some(0), &|_| true).unwrap().is_none());
-        assert!(second.holds());
+        assert!(matches!(second.hold(), Hold::Holds));
     }
 
     #[test]
@@ -365,11 +393,20 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_whose_directory_was_moved_away_no_longer_holds() {
+    fn a_claim_is_out_of_reach_while_its_directory_is_moved_and_broken_where_its_lock_is_not_in_it() {
         let dir = tempfile::tempdir().unwrap();
         let claim = claim(&Disk::default(), dir.path(), &[]).unwrap();
-        std::fs::rename(claim.dir(), dir.path().join("elsewhere")).unwrap();
-        assert!(!claim.holds());
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::rename(claim.dir(), &elsewhere).unwrap();
+        assert!(matches!(claim.hold(), Hold::OutOfReach(_)), "{:?}", claim.hold());
+        std::fs::create_dir(claim.dir()).unwrap();
+        std::fs::write(claim.dir().join("lock"), "").unwrap();
+        assert!(matches!(claim.hold(), Hold::OutOfReach(_)), "another directory says nothing: {:?}", claim.hold());
+        std::fs::remove_dir_all(claim.dir()).unwrap();
+        std::fs::rename(&elsewhere, claim.dir()).unwrap();
+        assert!(matches!(claim.hold(), Hold::Holds));
+        std::fs::remove_file(claim.dir().join("lock")).unwrap();
+        assert!(matches!(claim.hold(), Hold::Broken));
     }
 
     #[test]

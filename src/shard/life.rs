@@ -3,13 +3,16 @@
 //! They came after the page's first version, and an older library leaves them as it finds them. So each owner that knows them writes
 //! its start time there once more, and they are believed only where that is the start time that the page has.
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use super::Shard;
-use super::status::{StatusPage, Word};
+use super::status::{STATUS_BYTES, StatusPage};
+use super::words::Word;
 use crate::clock::WallNanos;
-use crate::disk::OomCount;
 use crate::disk::fork::lock_within;
+use crate::disk::{Disk, OomCount, Open};
 
 /// A process that ends waits so long for a lock that another of its threads holds.
 const ENDING_WAIT: Duration = Duration::from_millis(100);
@@ -88,6 +91,33 @@ impl StatusPage {
         })
     }
 
+    /// Whether the page at `path` still names this owner as the last one. Whoever takes a shard over makes one where there is none, so
+    /// where there is none nobody has.
+    pub(super) fn is_of_this_life(&self, disk: &Disk, path: &Path) -> io::Result<bool> {
+        if !disk.exists(path)? {
+            return Ok(true);
+        }
+        let file = disk.open(path, Open::ReadOnly)?;
+        let mut bytes = vec![0; STATUS_BYTES];
+        file.read_exact_at(0, &mut bytes)?;
+        let word = |word: Word| bytes.as_chunks().0.get(word as usize).map(|bytes| u64::from_le_bytes(*bytes));
+        // The start is in nanoseconds: no two owners have the same, whatever their numbers are.
+        Ok(word(Word::Pid) == Some(u64::from(std::process::id())) && word(Word::StartedAt) == Some(self.started_at))
+    }
+
+    /// Notes which rounds were filled before the machine was restarted, for as long as one of them waits to be carried: what is missing in
+    /// those is what was not synced. `newest` is the newest epoch that is known.
+    pub(super) fn note_restart(&self, same_boot: bool, newest: u64) {
+        let before = if same_boot { self.get(Word::EpochAtRestart).min(newest) } else { newest };
+        self.set(Word::EpochAtRestart, before);
+        self.publish();
+    }
+
+    /// Whether the machine has been up since that round was filled.
+    pub(super) fn is_of_this_boot(&self, epoch: u64) -> bool {
+        epoch > self.get(Word::EpochAtRestart)
+    }
+
     /// A new owner. Whoever adopts the shard keeps the life that is written there, for its own is written elsewhere.
     pub(super) fn begin_life(&self, last: Option<&Life>, boot_id: u128, now: WallNanos) {
         if !(self.adopts && last.is_some()) {
@@ -152,11 +182,18 @@ impl Shard {
 
     /// Writes to the page, unless it may be somebody else's already.
     fn write_last(&self, write: impl FnOnce(&StatusPage)) {
+        self.while_ours(|page| {
+            write(page);
+            page.publish_within(ENDING_WAIT);
+        });
+    }
+
+    /// Gives the page to whoever writes to it late or on another thread, unless it may be somebody else's already.
+    pub(super) fn while_ours(&self, write: impl FnOnce(&StatusPage)) {
         // Held while writing, so that the shard is not let go meanwhile. A process must not hang at its end: rather nothing is written.
         let Some(claim) = lock_within(&self.claim, ENDING_WAIT) else { return };
         if claim.is_some() {
             write(&self.status);
-            self.status.publish_within(ENDING_WAIT);
         }
     }
 }

@@ -19,9 +19,10 @@
 //! * Sequence numbers are gap-free, so what is missing is counted exactly: `damaged` if the machine has been up all the time,
 //!   `lost_unsynced` if it was not.
 //! * If a carry fails at open, the arenas stay as they are, the shard starts all the same, and the carry is tried again.
-//! * A shard whose directory was deleted lives on in files without names, and dies with the process (`deleted.rs`).
+//! * A shard whose directory is out of reach (moved, made inaccessible) lives on in the files that are open, and does nothing by name. One
+//!   whose directory was deleted does so too, and dies with the process. One whose directory another process has ends (`deleted.rs`).
 //! * Each call into the store is inside a *phase* on the status page. An owner that died in one makes the next open check the file's
-//!   integrity; three that died while opening make it set the file aside and salvage it.
+//!   integrity; three that died while opening make it set the file aside and salvage it. Where panics abort, reads have a phase as well.
 //! * So is the looking up of what addresses mean: an owner that died in it has the next ones send addresses alone, until all is sent.
 //! * Before the first receipt resolves, the directories up to `queue_dir` are synced: a file without a durable name is not durable.
 //!
@@ -45,6 +46,7 @@ mod status;
 mod stranded;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,7 @@ pub(crate) use advice::{advise, advise_resource};
 pub(crate) use claim::{
     Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir, shard_dirs,
 };
+pub(crate) use deleted::Standing;
 pub(crate) use evict::{EvictUntil, Passed};
 pub(crate) use explain::explain_io;
 pub(crate) use life::{Life, Sign};
@@ -68,7 +71,7 @@ pub(crate) use open::{Finding, Opened, concerns_all_shards};
 pub(crate) use opening::OpeningMark;
 pub(crate) use room::keeps_room;
 pub(crate) use status::Predecessor;
-use status::{Phase, StatusPage};
+use status::{InPhase, Phase, StatusPage};
 pub(crate) use stranded::{Stranded, is_known_empty, stranded};
 
 /// The lane that rows of the store and commits of the journal are marked with. Always this one: a [`Lane`] has shards of its own.
@@ -166,6 +169,10 @@ pub(crate) struct Shard {
     store: Mutex<Access>,
     /// Dies with the process.
     volatile: AtomicBool,
+    /// Somebody else has the directory.
+    lost: AtomicBool,
+    /// The lock file was removed, and nothing else with it.
+    rest_stays: AtomicBool,
 }
 
 /// What the last owner of a shard left on its page.
@@ -265,12 +272,12 @@ impl Shard {
 
     /// Mirrors what refusals there were, for other processes to read.
     pub(crate) fn mirror_refusals(&self, counts: &[u64]) {
-        self.status.mirror_refusals(counts);
+        self.while_ours(|page| page.mirror_refusals(counts));
     }
 
     /// Marks the page while delivery looks up what addresses mean.
     pub(crate) fn mark_resolving(&self, is_under_way: bool) {
-        self.status.mark_resolving(is_under_way);
+        self.while_ours(|page| page.mark_resolving(is_under_way));
     }
 
     /// Whether an earlier owner died of that, with something queued that is still there.
@@ -295,6 +302,7 @@ impl Shard {
 
     fn let_go(&self) {
         self.status.mark_clean_exit();
+        self.status.let_go();
         // Last: from here on the directory may be somebody else's.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
@@ -317,12 +325,20 @@ impl Shard {
         call(&store).map_err(|source| self.failed(source))
     }
 
+    /// A phase for a read, where that can be what the process dies of. Else reads need none: they come from another thread, and a death in
+    /// one leaves the file as it was. The database panics at a damaged page; where panics abort there is no net, and without this mark the
+    /// next process would walk into the same page, and the one after it.
+    fn enter_reading(&self) -> Option<InPhase<'_>> {
+        cfg!(panic = "abort").then(|| self.status.enter(Phase::Store))
+    }
+
     fn failed(&self, source: StoreError) -> ShardError {
         ShardError::Store { dir: self.dir.clone(), source }
     }
 
     fn mirror(&self, now: WallNanos) {
         let Some(store) = self.open_store() else { return };
+        let _phase = self.enter_reading();
         let oldest = store.oldest(LANE, &|_| false).ok().flatten().map(|(_, carried_at)| carried_at);
         self.status.mirror(&store.ledger(), self.journal.epoch(), oldest, now);
     }

@@ -1,5 +1,6 @@
 //! Opening a shard: recovery, and the order in which things become trusted.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -71,11 +72,11 @@ impl Shard {
         let failed = |source| ShardError::Io { path: dir.clone(), source };
         let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
         // Before anything is written: the journal and the store look again, each at its own version.
-        if let Some(version) = StatusPage::newer_version(disk, &dir.join("status")).map_err(failed)? {
+        if let Some(version) = StatusPage::newer_version(disk, &dir.join(StatusPage::FILE)).map_err(failed)? {
             return Err(ShardError::Newer { dir, version });
         }
         let (status, before) =
-            StatusPage::take_over(disk, &dir.join("status"), map, options.adopts, now).map_err(failed)?;
+            StatusPage::take_over(disk, &dir.join(StatusPage::FILE), map, options.adopts, now).map_err(failed)?;
         let journal = JournalOptions {
             dir: Some(dir.clone()),
             map,
@@ -102,6 +103,8 @@ impl Shard {
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            rest_stays: AtomicBool::new(false),
         };
         shard.mirror(now);
         Ok(Opened { shard, replayed, findings, before })
@@ -122,6 +125,8 @@ impl Shard {
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: AtomicBool::new(true),
+            lost: AtomicBool::new(false),
+            rest_stays: AtomicBool::new(false),
         })
     }
 
@@ -161,6 +166,8 @@ fn open_store(
     let mut store_options = store_options(options, before.ledger, before.died_in_store);
     // Whatever killed them there would kill us: the file is read row by row instead.
     store_options.distrusted = before.deaths_opening >= DEATHS_MAX;
+    // Where panics abort, a damaged row is such a thing too. Better the queue is set aside than that no process starts any more.
+    store_options.unreadable = cfg!(panic = "abort") && before.deaths_opening >= 2 * DEATHS_MAX;
     let (store, report) = Store::open(disk, dir, &store_options, now).map_err(failed)?;
     status.forget_deaths();
     report_damage(&report, findings);
@@ -179,6 +186,7 @@ fn store_options(options: &ShardOptions, witness: Option<crate::store::Ledger>, 
         dead_bytes: options.dead_bytes,
         check_integrity,
         distrusted: false,
+        unreadable: false,
         witness,
     }
 }
@@ -204,6 +212,7 @@ fn recover(
 ) -> Result<(Journal, u64), ShardError> {
     let accepted = believable(before.accepted, store.ledger().accepted.max(found.taken_up_to), options.arena_bytes);
     found.expect_up_to(accepted);
+    status.note_restart(before.same_boot, found.epoch_max.max(store.journal_epoch(LANE)));
     let mut replayed = 0;
     let mut last_seq = accepted;
     while let Some(sealed) = found.oldest_sealed() {
@@ -211,7 +220,7 @@ fn recover(
         crash_point::reach("recovery.replayed");
         let carried = {
             let _phase = status.enter(Phase::Store);
-            carry_into(store, &sealed, Changes::default(), now, before.same_boot)
+            carry_into(store, &sealed, Changes::default(), now, status.is_of_this_boot(sealed.round.epoch))
         };
         match carried {
             Ok(carried) => {
@@ -219,8 +228,7 @@ fn recover(
                 replayed += carried.events;
                 last_seq = last_seq.max(carried.up_to);
                 if carried.missing > 0 {
-                    let after_restart = !before.same_boot;
-                    findings.push(Finding::Missing { events: carried.missing, after_restart });
+                    findings.push(Finding::Missing { events: carried.missing, after_restart: carried.after_restart });
                 }
                 found.free_oldest();
             }
@@ -236,8 +244,12 @@ fn recover(
     if found.oldest_sealed().is_none() {
         charge_vanished(store, accepted, before.same_boot, findings);
     }
-    let epoch = found.epoch_max.max(store.journal_epoch(LANE)).max(before.epoch) + 1;
-    let next_seq = last_seq.max(store.ledger().accepted) + 1;
+    let known = found.epoch_max.max(store.journal_epoch(LANE)).max(before.epoch);
+    let next_seq = last_seq.max(store.ledger().accepted).checked_add(1);
+    let (Some(epoch), Some(next_seq)) = (known.checked_add(1), next_seq) else {
+        let source = io::Error::new(io::ErrorKind::InvalidData, "the journal's numbers are used up");
+        return Err(ShardError::Io { path: options.queue_dir.clone(), source });
+    };
     Ok((found.start(epoch, next_seq)?, replayed))
 }
 

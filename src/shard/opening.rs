@@ -6,7 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Claim;
-use super::status::{Phase, Predecessor, STATUS_BYTES, StatusPage, Word};
+use super::status::{Phase, Predecessor, STATUS_BYTES, StatusPage};
+use super::words::Word;
 use crate::disk::{Disk, DiskFile, Mapping, Open};
 
 /// The phase on the page of a shard whose opening has not come to its end.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::status::StatusPage;
-use super::{Shard, ShardError};
+use super::{Shard, ShardError, Standing};
 use crate::clock::WallNanos;
 use crate::disk::Disk;
 use crate::{journal, store};
@@ -17,7 +17,7 @@ impl Shard {
         let is_empty = self.ledger().queued_events == 0
             && self.journal.uncarried().1 == 0
             && self.journal.oldest_sealed().is_none()
-            && self.holds_claim()
+            && matches!(self.standing(), Standing::Held)
             && !self.is_volatile();
         if !is_empty {
             self.close();

@@ -10,12 +10,13 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::life::Life;
 use super::opening::deaths_after;
+use super::words::Word;
 use crate::clock::WallNanos;
 use crate::disk::fork::lock_within;
 use crate::disk::{Disk, DiskFile, Mapping, Open};
@@ -27,58 +28,19 @@ pub(crate) const STATUS_BYTES: usize = 4096;
 pub(crate) const REASONS_MAX: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"\x89PHS\r\n\x1a\n");
 const VERSION: u64 = 1;
+/// An epoch that no journal has come to: at a thousand rounds a second it would take nine thousand years. The page has no checksum, and a
+/// round of the highest number would be the last.
+const EPOCH_MOST: u64 = 1 << 48;
 /// Deaths inside the opening of the store, one after the other, after which the file is no longer trusted.
 pub(crate) const DEATHS_MAX: u64 = 3;
+
+/// Whoever lets the shard go waits so long for calls of other threads.
+const LEAVING_WAIT: Duration = Duration::from_millis(100);
 
 /// The owner looks up what addresses mean.
 const RESOLVING: u64 = 1;
 /// An owner died of that, and what it had queued is still there.
 const DISTRUSTED: u64 = 2;
-
-/// Where each word lies, in words.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Word {
-    Magic = 0,
-    Version = 1,
-    Pid = 2,
-    StartedAt = 3,
-    BootIdHigh = 4,
-    BootIdLow = 5,
-    LastActivity = 6,
-    Phase = 7,
-    CleanExit = 8,
-    Deaths = 9,
-    Epoch = 10,
-    Accepted = 11,
-    Delivered = 12,
-    Buried = 13,
-    Evicted = 14,
-    Damaged = 15,
-    LostUnsynced = 16,
-    QueuedEvents = 17,
-    QueuedBytes = 18,
-    CarriedUpTo = 19,
-    OldestAt = 20,
-    VersionAgain = 21,
-    // From here on: see `life.rs`.
-    LifeKept = 22,
-    LifePid = 23,
-    LifeStartedAt = 24,
-    LifeBootHigh = 25,
-    LifeBootLow = 26,
-    SeenAt = 27,
-    AliveFor = 28,
-    Watches = 29,
-    Closed = 30,
-    Ended = 31,
-    DyingOf = 32,
-    OomPath = 33,
-    OomInode = 34,
-    OomKills = 35,
-    /// [`RESOLVING`], [`DISTRUSTED`], or 0.
-    Symbols = 36,
-    Refused = 64,
-}
 
 /// What the owner is doing, as far as it matters to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,11 +90,18 @@ pub(crate) struct StatusPage {
     file: Option<Mutex<DiskFile>>,
     /// The owner has the shard beside its own.
     pub(super) adopts: bool,
+    /// When this owner took it over.
+    pub(super) started_at: u64,
     /// How many calls are inside a phase: the committer's, and now and then one of the delivery's.
     inside: AtomicU64,
+    /// The page may be another owner's by now: nothing is written to it any more.
+    is_let_go: AtomicBool,
 }
 
 impl StatusPage {
+    /// The name of its file in the shard's directory.
+    pub(super) const FILE: &str = "status";
+
     /// Takes the page over, creating it if missing. The shard's lock must be held. Whoever only `adopts` the shard leaves the life that
     /// is written there to the next one who does not.
     pub(crate) fn take_over(
@@ -147,6 +116,8 @@ impl StatusPage {
             // Really written, so that no later store into the mapping needs a block.
             file.write_zeros(STATUS_BYTES as u64)?;
         }
+        // Of a page that was restored without its zeros too. Where there is no room for them it is written by position.
+        let map = map && file.fill_holes(STATUS_BYTES as u64).is_ok();
         let words = if map {
             file.map(STATUS_BYTES)?
         } else {
@@ -158,7 +129,7 @@ impl StatusPage {
             }
             words
         };
-        let mut page = Self { words, file: None, adopts, inside: AtomicU64::new(0) };
+        let mut page = Self { adopts, started_at: now as u64, ..Self::of_words(words) };
         let boot_id = disk.boot_id();
         let predecessor = page.predecessor(boot_id);
         page.begin(&predecessor, boot_id, now);
@@ -195,7 +166,22 @@ impl StatusPage {
 
     /// A page in memory alone, for a shard that has no files.
     pub(crate) fn volatile() -> io::Result<Self> {
-        Ok(Self { words: Mapping::anonymous(STATUS_BYTES)?, file: None, adopts: false, inside: AtomicU64::new(0) })
+        Ok(Self::of_words(Mapping::anonymous(STATUS_BYTES)?))
+    }
+
+    fn of_words(words: Mapping) -> Self {
+        let (inside, is_let_go) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { words, file: None, adopts: false, started_at: 0, inside, is_let_go }
+    }
+
+    /// The shard is let go: what is said late is not written any more.
+    pub(super) fn let_go(&self) {
+        // A call of another thread that is inside a phase finds the store closed, and is out in a moment.
+        let deadline = Instant::now() + LEAVING_WAIT;
+        while self.inside.load(Ordering::Acquire) != 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.is_let_go.store(true, Ordering::Release);
     }
 
     /// Reads somebody else's page. `None` if it is not one.
@@ -204,8 +190,7 @@ impl StatusPage {
         let mut bytes = vec![0; STATUS_BYTES];
         file.read_exact_at(0, &mut bytes)?;
         let words = Mapping::anonymous(STATUS_BYTES)?;
-        let page =
-            words.write(0, &bytes).then_some(Self { words, file: None, adopts: false, inside: AtomicU64::new(0) });
+        let page = words.write(0, &bytes).then(|| Self::of_words(words));
         Ok(page.map(|page| page.predecessor(disk.boot_id())).filter(|found| found.existed))
     }
 
@@ -236,7 +221,7 @@ impl StatusPage {
             same_boot: boot_id == now_booted,
             active_at: self.get(Word::LastActivity) as WallNanos,
             accepted: self.get(Word::Accepted),
-            epoch: self.get(Word::Epoch),
+            epoch: Some(self.get(Word::Epoch)).filter(|epoch| *epoch <= EPOCH_MOST).unwrap_or(0),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
             oldest_at: self.oldest_at(),
             died_resolving: symbols == DISTRUSTED || symbols == RESOLVING && !ended_by_itself,
@@ -268,12 +253,16 @@ impl StatusPage {
     /// A record was taken; told in the order of the numbers.
     #[inline]
     pub(crate) fn took(&self, seq: u64) {
-        // A plain store, because two processors that take turns at it would wait for each other with anything else.
-        self.set(Word::Accepted, seq);
+        // A plain store, because two processors that take turns at it would wait for each other with anything else. Under the journal's
+        // lock, and a journal that was closed takes nothing: the page is ours.
+        self.store(Word::Accepted, seq);
     }
 
     /// At least so many records were accepted.
     fn raise_accepted(&self, seq: u64) {
+        if self.is_let_go.load(Ordering::Acquire) {
+            return;
+        }
         if let Some(word) = self.word(Word::Accepted as usize) {
             // Never backwards: callers go on accepting while the committer mirrors what it has stored.
             word.fetch_max(seq, Ordering::Relaxed);
@@ -360,6 +349,9 @@ impl StatusPage {
 
     /// The file is locked, so that nobody writes words that he has read before.
     fn write_out(&self, file: &DiskFile) {
+        if self.is_let_go.load(Ordering::Acquire) {
+            return;
+        }
         let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
     }
 
@@ -373,6 +365,14 @@ impl StatusPage {
     }
 
     pub(super) fn set(&self, word: Word, value: u64) {
+        if self.is_let_go.load(Ordering::Acquire) {
+            return;
+        }
+        self.store(word, value);
+    }
+
+    #[inline]
+    fn store(&self, word: Word, value: u64) {
         if let Some(word) = self.word(word as usize) {
             word.store(value, Ordering::Relaxed);
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::claim::{ClaimError, Lane, Project, shard_dir, shard_numbers};
 use super::status::{Predecessor, StatusPage};
 use crate::clock::WallNanos;
-use crate::disk::{Disk, DiskFile, Open, fork};
+use crate::disk::{Disk, Lock, Open};
 use crate::store::{self, Identity};
 
 /// The queue of another project under the same `queue_dir`, with events in it.
@@ -53,7 +53,7 @@ fn look_at(disk: &Disk, path: PathBuf, project: String) -> Option<Stranded> {
 
 impl Stranded {
     fn add(&mut self, disk: &Disk, shard: &Path) {
-        let Ok(Some(page)) = StatusPage::peek(disk, &shard.join("status")) else { return };
+        let Ok(Some(page)) = StatusPage::peek(disk, &shard.join(StatusPage::FILE)) else { return };
         let ledger = page.ledger.unwrap_or_default();
         let events = page.queued_events();
         if events == 0 {
@@ -78,23 +78,20 @@ impl Predecessor {
 }
 
 /// The shard's lock, unless somebody has it. Unlike a claim it makes no file.
-fn lock_if_free(disk: &Disk, shard: &Path) -> io::Result<Option<(fork::CloseInChild, DiskFile)>> {
-    let lock = disk.open(&shard.join("lock"), Open::ReadOnly)?;
-    // Before it is locked: a fork in between would leave the lock to the child.
-    let in_child = lock.close_in_child();
-    Ok(lock.try_lock()?.then_some((in_child, lock)))
+fn lock_if_free(disk: &Disk, shard: &Path) -> io::Result<Option<Lock>> {
+    disk.open_locked(&shard.join("lock"), Open::ReadOnly)
 }
 
 /// Whether a shard's last owner left it in good order and with nothing in it. One status page is read, and no lock taken.
 pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
-    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join("status")) else { return false };
+    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)) else { return false };
     let carried = page.ledger.is_some_and(|ledger| ledger.queued_events == 0 && ledger.accepted == page.accepted);
     page.clean && !page.died_in_store && carried
 }
 
 /// Whether nothing in a shard was ever refused for good. One status page is read, and no lock taken.
 pub(crate) fn is_known_without_dead(disk: &Disk, shard_dir: &Path) -> bool {
-    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join("status")) else { return false };
+    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)) else { return false };
     page.ledger.is_some_and(|ledger| ledger.buried == 0)
 }
 

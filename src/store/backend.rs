@@ -4,7 +4,8 @@
 //!   see it. Only when the content was found to be ours is it released to the file ([`StoreFile::release`]); else it is
 //!   forgotten and the file was not touched. A file that must not be written at all (damaged, condemned) stays held.
 //! * **Not in a child.** Every call fails in a forked child, whose inherited database would write its parent's file.
-//! * **Not into another file.** Before each sync and each change of length the name must still mean the file that was opened.
+//! * **Not into another file.** Before each sync and each change of length the name must still mean the file that was opened. While the
+//!   directory is out of reach its name says nothing: then the file must still have one.
 //! * **Not after a failed sync.** The kernel may have dropped what it could not write, and report success next time: the file is
 //!   condemned, and nothing is written to it any more.
 //!
@@ -125,7 +126,7 @@ impl Shared {
 
     fn check_name(&self) -> io::Result<()> {
         self.check_writable()?;
-        if self.nameless.load(Ordering::Acquire) || self.file.is_same_file()? {
+        if self.nameless.load(Ordering::Acquire) || self.file.can_be_found()? {
             Ok(())
         } else {
             Err(io::Error::other("the queue's file was removed or replaced by another"))

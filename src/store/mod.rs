@@ -60,7 +60,7 @@ use redb::Database;
 
 use crate::clock::WallNanos;
 use crate::crash_point;
-use crate::disk::{Disk, fork};
+use crate::disk::{Disk, Home, fork};
 use backend::{Condemned, StoreFile};
 use guard::guarded;
 use open::Opened;
@@ -149,6 +149,19 @@ struct Open {
     file: Option<StoreFile>,
 }
 
+/// What the store's directory is to it.
+#[derive(Debug)]
+enum Whereabouts<'a> {
+    /// It has none.
+    InMemory,
+    /// It was deleted: the file goes on without a name.
+    Deleted,
+    /// It is not where it was, or cannot be looked at: why. The file goes on, and nothing may be done by name.
+    OutOfReach(io::Error),
+    /// It is where it was.
+    Here(&'a Place),
+}
+
 #[derive(Debug)]
 struct Writer {
     reserve: Reserve,
@@ -165,7 +178,8 @@ impl Store {
         now: WallNanos,
     ) -> Result<(Self, OpenReport), StoreError> {
         let registration = registry::register(dir, place::QUEUE)?;
-        let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), options: options.clone() };
+        let home = Home::of(dir)?;
+        let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), home, options: options.clone() };
         let condemned = Condemned::default();
         let (opened, report) = open::open(&place, &condemned, now)?;
         let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
@@ -347,8 +361,20 @@ impl Store {
         }
     }
 
+    /// Where names are ours: not in memory, nor once the directory was deleted, nor while it is out of reach.
     fn place(&self) -> Option<&Place> {
-        self.place.as_ref().filter(|_| !self.nameless.load(Ordering::Acquire))
+        match self.whereabouts() {
+            Whereabouts::Here(place) => Some(place),
+            _ => None,
+        }
+    }
+
+    fn whereabouts(&self) -> Whereabouts<'_> {
+        let Some(place) = &self.place else { return Whereabouts::InMemory };
+        if self.nameless.load(Ordering::Acquire) {
+            return Whereabouts::Deleted;
+        }
+        place.home.check().map_or_else(Whereabouts::OutOfReach, |()| Whereabouts::Here(place))
     }
 
     fn check_process(&self) -> Result<(), StoreError> {

@@ -37,16 +37,17 @@ impl Store {
         file: Option<StoreFile>,
         state: State,
     ) -> Result<(open::Opened, OpenReport), StoreError> {
-        let opened = file.ok_or(StoreError::Latched).and_then(|file| {
-            guarded(|| {
-                let db = self.options.builder().create_with_backend(file.clone())?;
-                open::opened(db, file, &self.options.identity.project_hash)
-            })
-        });
-        match opened {
-            Ok(opened) => Ok((opened, OpenReport::default())),
-            Err(_) => self.start_over_in_memory(state),
-        }
+        self.reopen_as_it_is(file).or_else(|_| self.start_over_in_memory(state))
+    }
+
+    /// Opens the file again without touching any name.
+    pub(super) fn reopen_as_it_is(&self, file: Option<StoreFile>) -> Result<(open::Opened, OpenReport), StoreError> {
+        let file = file.ok_or(StoreError::Latched)?;
+        let opened = guarded(|| {
+            let db = self.options.builder().create_with_backend(file.clone())?;
+            open::opened(db, file, &self.options.identity.project_hash)
+        })?;
+        Ok((opened, OpenReport::default()))
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct StoreOptions {
     /// Do not even try to open the file, but build a new one from its rows: whatever killed the previous owners there would kill
     /// this one too.
     pub(crate) distrusted: bool,
+    /// Do not read the rows either: that has killed owners too. The file is kept aside as it is.
+    pub(crate) unreadable: bool,
     /// The ledger as the status page last mirrored it after a commit of this store, if known.
     pub(crate) witness: Option<Ledger>,
 }

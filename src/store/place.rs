@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{StoreError, StoreOptions};
 use crate::clock::WallNanos;
 use crate::crash_point;
-use crate::disk::Disk;
+use crate::disk::{Disk, Home};
 
 /// The name of the store's file.
 pub(super) const QUEUE: &str = "queue.redb";
@@ -18,6 +18,8 @@ pub(crate) const RESERVE: &str = "reserve";
 pub(super) struct Place {
     pub(super) disk: Disk,
     pub(super) dir: PathBuf,
+    /// The directory as it was when the store was opened.
+    pub(super) home: Home,
     pub(super) options: StoreOptions,
 }
 

@@ -34,6 +34,14 @@ impl Drop for Registration {
     }
 }
 
+#[cfg(test)]
+impl super::Store {
+    /// As if another process had it: a test that plays several needs that.
+    pub(crate) fn unregister(&self) {
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
 /// One list per generation of forks: a child may inherit its parent's list locked, by a thread that the child does not have.
 static OPEN_PATHS: [Mutex<BTreeSet<PathBuf>>; 16] = [const { Mutex::new(BTreeSet::new()) }; 16];
 

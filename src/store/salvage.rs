@@ -32,7 +32,8 @@ pub(super) struct Salvage<'a> {
 impl<'a> Salvage<'a> {
     /// Opens the store's file if that is possible; if not, there is nothing to salvage.
     pub(super) fn open(place: &'a Place) -> Self {
-        Self { place, db: distrusted::open(place), failures: 0 }
+        let db = if place.options.unreadable { None } else { distrusted::open(place) };
+        Self { place, db, failures: 0 }
     }
 
     /// What is left of the rows that describe the store.

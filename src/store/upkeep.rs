@@ -9,7 +9,7 @@ use super::guard::guarded;
 use super::place::Place;
 use super::rows::State;
 use super::tables::{self, META};
-use super::{Open, OpenReport, Store, StoreError, Writer, open};
+use super::{Open, OpenReport, Store, StoreError, Whereabouts, Writer, open};
 use crate::clock::WallNanos;
 use crate::crash_point;
 
@@ -37,13 +37,20 @@ impl Store {
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         self.latched.store(true, Ordering::Release);
         let file = opened.take().and_then(Open::close);
-        let fresh = match self.place() {
-            None if self.place.is_some() => self.reopen_nameless(file, self.committed().clone()),
-            None => self.start_over_in_memory(self.committed().clone()),
-            Some(place) if self.condemned.load(Ordering::Acquire) => {
-                open::replace(&self.as_known_by_now(place), &self.condemned, writer.opened_at)
+        let fresh = match self.whereabouts() {
+            Whereabouts::InMemory => self.start_over_in_memory(self.committed().clone()),
+            Whereabouts::Deleted => self.reopen_nameless(file, self.committed().clone()),
+            Whereabouts::OutOfReach(error) => self.reopen_as_it_is(file).map_err(|_| StoreError::Io(error)),
+            Whereabouts::Here(place) => {
+                // Before the file is opened by name: it may be the same.
+                drop(file);
+                let (place, condemned) = (self.as_known_by_now(place), &self.condemned);
+                if condemned.load(Ordering::Acquire) {
+                    open::replace(&place, condemned, writer.opened_at)
+                } else {
+                    open::open(&place, condemned, writer.opened_at)
+                }
             }
-            Some(place) => open::open(&self.as_known_by_now(place), &self.condemned, writer.opened_at),
         };
         let (fresh, report) = fresh.inspect_err(|error| self.note(error))?;
         *opened = Some(Open { db: fresh.db, file: fresh.file });
@@ -64,6 +71,12 @@ impl Store {
         self.latched.store(true, Ordering::Release);
         opened.take().and_then(Open::close);
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Closes the file without another write to it, for good: it is somebody else's. Closing a database writes.
+    pub(crate) fn give_up(&self) {
+        self.condemned.store(true, Ordering::Release);
+        self.close();
     }
 
     /// Gives free space back to the file system, if the content is small enough for that to be quick. Reads and transactions
@@ -106,6 +119,7 @@ impl Store {
     fn as_known_by_now(&self, place: &Place) -> Place {
         let mut place = place.clone();
         place.options.distrusted = false;
+        place.options.unreadable = false;
         place.options.check_integrity = self.suspect.load(Ordering::Acquire);
         place.options.witness = Some(self.committed().ledger);
         place

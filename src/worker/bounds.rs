@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Level, Limits, Usage};
-use super::committer::Committer;
+use super::committer::{Committer, SPARE_AGAIN};
 use super::source::OWN;
 use super::{Notice, Overflow, Pipeline, WorkerOptions};
 use crate::clock::Anchor;
@@ -62,9 +62,6 @@ impl Committer {
                 self.evict(EvictUntil::NoneOlder { age, ages }, true);
             }
         }
-        if !pipeline.shard.is_volatile() && !pipeline.shard.holds_claim() {
-            pipeline.storage_fails("the queue's directory was moved or removed");
-        }
         let now = self.now();
         let bounds = &mut self.bounds;
         let is_time = bounds.look_again_at.take_if(|at| *at <= now).is_some();
@@ -101,6 +98,20 @@ impl Committer {
         self.bounds.compacted_at = Some(self.now());
         if let Err(error) = shard.compact() {
             self.store_failed(&error);
+        }
+    }
+
+    /// Also while the store fails: then the journal is all the room there is.
+    pub(super) fn make_spare(&mut self) {
+        let journal = self.pipeline.shard.journal();
+        let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
+        if self.stopping.is_some() || !is_time || journal.has_spare() {
+            return;
+        }
+        // Never out of the last room: the store needs that, to take in what waits and to get rid of what was delivered.
+        if !self.pipeline.has_room_for_spare() || journal.prepare_spare().is_err() {
+            // Bursts are refused a little earlier, that is all.
+            self.spare_after = Some(self.now() + SPARE_AGAIN);
         }
     }
 
@@ -174,8 +185,9 @@ impl Pipeline {
     }
 
     fn usage(&self) -> Usage {
-        let free_bytes =
-            if self.shard.is_volatile() { None } else { self.options.disk.free_bytes(self.shard.dir()).ok() };
+        // The path of a directory that is out of reach may be on another file system.
+        let is_told = !self.shard.is_volatile() && !self.is_out_of_reach();
+        let free_bytes = if is_told { self.options.disk.free_bytes(self.shard.dir()).ok() } else { None };
         Usage {
             row_bytes: self.shard.row_bytes(),
             queued_events: self.shard.ledger().queued_events,

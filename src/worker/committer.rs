@@ -10,7 +10,7 @@ use super::bounds::Bounds;
 use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flag_definitions::Keeping;
 use super::outbox::Batch;
-use super::recovery::RETRY_FIRST;
+use super::recovery::{RETRY_FIRST, Reach};
 use super::report::PersistError;
 use super::source::OWN;
 use super::stop::Stopping;
@@ -22,7 +22,7 @@ use crate::journal::ARENAS_MAX;
 /// be no burden where nobody does.
 const LINGER: Duration = Duration::from_micros(50);
 /// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
-const SPARE_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const SPARE_AGAIN: Duration = Duration::from_secs(2);
 
 /// The committer's own state; everything shared is in the pipeline.
 pub(super) struct Committer {
@@ -31,8 +31,9 @@ pub(super) struct Committer {
     pub(super) waiting: Waiting,
     pub(super) retry_delay: Duration,
     pub(super) bounds: Bounds,
+    pub(super) reach: Reach,
     /// Making a spare arena failed: when that is tried again.
-    spare_after: Option<Instant>,
+    pub(super) spare_after: Option<Instant>,
     /// The same, where records wait for it.
     pub(super) swap_after: Option<Instant>,
     /// Who waited for the last sync.
@@ -60,6 +61,7 @@ impl Committer {
             waiting: Waiting::default(),
             retry_delay: RETRY_FIRST,
             bounds,
+            reach: Reach::default(),
             spare_after: None,
             swap_after: None,
             gathered: 0,
@@ -87,7 +89,7 @@ impl Committer {
 
     /// One turn: everything that is due, in the order in which the parts depend on each other.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
-        self.notice_deletion();
+        self.look_after_directory();
         self.begin_stop();
         if std::mem::take(&mut self.asked.abandon) {
             // What was decided of it before is not sent again by its next owner.
@@ -160,7 +162,8 @@ impl Committer {
             pipeline.bell.believe_clean(false);
         }
         let now_due = due.sync || due.carry || due.settle;
-        let until = [due.wake_at, self.bounds.look_again_at, self.stop_deadline(), now_due.then(|| self.now())];
+        let now = now_due.then(|| self.now());
+        let until = [due.wake_at, self.bounds.look_again_at, self.reach.again_at, self.stop_deadline(), now];
         until.into_iter().flatten().min()
     }
 
@@ -224,7 +227,7 @@ impl Committer {
             }
             Err(error) => {
                 let text = error.to_string();
-                pipeline.journal_fails(&error);
+                self.storage_failed(|pipeline| pipeline.journal_fails(&error));
                 pipeline.receipts.fail(&PersistError::Sync(text));
                 self.waiting.sync_after = Some(self.now() + self.retry_delay);
                 // The journal's file is not to be trusted any more; the store may still be able to take what is in it.
@@ -259,7 +262,7 @@ impl Committer {
         if let Err(error) = pipeline.shard.journal().swap() {
             // Without another arena nothing can be sealed; what was settled makes room all the same.
             self.settle_own();
-            pipeline.shard_fails(&error.into());
+            self.storage_failed(|pipeline| pipeline.shard_fails(&error.into()));
             self.swap_after = Some(self.now() + SPARE_AGAIN);
             return;
         }
@@ -289,7 +292,8 @@ impl Committer {
                         // Whoever waits for one of those must not be told that it is safe; who waits for another is told too early
                         // that it may not be.
                         pipeline.receipts.fail(&PersistError::Sync("events in the journal are damaged".into()));
-                        (pipeline.options.report)(Notice::Missing { events: carried.missing, after_restart: false });
+                        let (events, after_restart) = (carried.missing, carried.after_restart);
+                        (pipeline.options.report)(Notice::Missing { events, after_restart });
                     }
                     if pipeline.shard.is_volatile() {
                         pipeline.receipts.fail(&PersistError::Volatile);
@@ -358,20 +362,6 @@ impl Committer {
                 self.pipeline.outbox.put_back(batch);
                 self.pipeline.abandon_adopted();
             }
-        }
-    }
-
-    /// Also while the store fails: then the journal is all the room there is.
-    fn make_spare(&mut self) {
-        let journal = self.pipeline.shard.journal();
-        let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
-        if self.stopping.is_some() || !is_time || journal.has_spare() {
-            return;
-        }
-        // Never out of the last room: the store needs that, to take in what waits and to get rid of what was delivered.
-        if !self.pipeline.has_room_for_spare() || journal.prepare_spare().is_err() {
-            // Bursts are refused a little earlier, that is all.
-            self.spare_after = Some(self.now() + SPARE_AGAIN);
         }
     }
 

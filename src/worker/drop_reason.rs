@@ -36,7 +36,7 @@ pub enum DropReason {
     QueueFull,
     /// The file system has less free than `free_space_floor`.
     DiskFull,
-    /// The journal's file could not be written.
+    /// The journal's file could not be written, or belongs to another process by now (`stats().mode`).
     Storage,
     /// This is a forked child, and no queue of its own could be opened.
     Forked,
@@ -129,7 +129,7 @@ impl fmt::Display for DropReason {
             DropReason::JournalBusy => "the journal's lock was not free in time",
             DropReason::QueueFull => "the queue is full",
             DropReason::DiskFull => "the file system has less free than free_space_floor",
-            DropReason::Storage => "the journal's file could not be written",
+            DropReason::Storage => "the journal's file could not be written, or is another process's by now",
             DropReason::Forked => "no queue could be opened in this forked child",
             DropReason::OptedOut => "the client has opted out of capturing",
             DropReason::EmptyAlias => "the alias is blank",

@@ -215,6 +215,8 @@ pub(crate) struct Pipeline {
     problem: Mutex<Option<(String, String)>>,
     /// Since when the endpoint has failed, if it does.
     failing_since: Mutex<Option<Instant>>,
+    /// Why the queue's directory is out of reach, if it is.
+    out_of_reach: Mutex<Option<String>>,
     unsynced_since: Mutex<Option<Instant>>,
     replayed: AtomicU64,
     stranded: Vec<Stranded>,
@@ -306,6 +308,8 @@ impl Pipeline {
             Refused::Bounded => Unwelcome::QueueFull,
             Refused::Busy => Unwelcome::JournalBusy,
             Refused::Closed => Unwelcome::Closed,
+            // The committer has said why.
+            Refused::Lost => Unwelcome::Storage,
             Refused::Forked => Unwelcome::Forked,
             Refused::Io(error) => {
                 self.journal_fails(&error);
@@ -320,6 +324,10 @@ impl Pipeline {
 
     /// `known_as` stays the same while the same goes on; the explanation has figures in it that change.
     fn storage_fails_by(&self, known_as: &str, explain: impl FnOnce() -> String) {
+        if self.is_out_of_reach() {
+            // That is said already; whatever else there is shows again when the directory is back.
+            return;
+        }
         if lock(&self.problem).as_ref().is_some_and(|(known, _)| known == known_as) {
             return;
         }
@@ -338,9 +346,38 @@ impl Pipeline {
         if self.in_memory.set(problem.clone()).is_ok() {
             // What was said of the files does not matter any more.
             lock(&self.problem).take();
+            lock(&self.out_of_reach).take();
             self.receipts.fail(&PersistError::Volatile);
             (self.options.report)(Notice::InMemory { path, problem });
         }
+    }
+
+    fn is_out_of_reach(&self) -> bool {
+        lock(&self.out_of_reach).is_some()
+    }
+
+    /// The queue's directory cannot be reached by its path. Said once, whatever is met there from now on.
+    fn goes_out_of_reach(&self, why: &str) {
+        let dir = self.shard.dir().display();
+        let problem = format!(
+            "{dir} is out of reach ({why}); events are taken, kept and sent through the files that are open; put the directory back, or \
+             restart this process to use a new queue"
+        );
+        let is_new = lock(&self.out_of_reach).replace(problem.clone()).is_none();
+        // Met on the way there, and no longer true when it is back.
+        lock(&self.problem).take();
+        if is_new {
+            (self.options.report)(Notice::Storage { problem: Some(problem) });
+        }
+    }
+
+    /// `true` if it was out of reach.
+    fn comes_into_reach(&self) -> bool {
+        let was_out = lock(&self.out_of_reach).take().is_some();
+        if was_out {
+            (self.options.report)(Notice::Storage { problem: None });
+        }
+        was_out
     }
 
     fn storage_works(&self) {

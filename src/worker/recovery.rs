@@ -2,16 +2,30 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Pipeline;
 use super::committer::Committer;
+use super::lock;
 use super::source::OWN;
-use crate::shard::{ShardError, explain_io};
+use crate::shard::{ShardError, Standing, explain_io};
 
 /// After a failure of the store it is tried again after this, and then after twice as long each time.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// When a directory that is out of reach is looked for again.
+#[derive(Debug)]
+pub(super) struct Reach {
+    pub(super) again_at: Option<Instant>,
+    delay: Duration,
+}
+
+impl Default for Reach {
+    fn default() -> Self {
+        Self { again_at: None, delay: RETRY_FIRST }
+    }
+}
 
 impl Committer {
     /// Opens a store that shut itself after a failure, its own or a reader's.
@@ -41,19 +55,59 @@ impl Committer {
         }
     }
 
-    /// A directory that was deleted is no reason to stop: what is open goes on, and is said to end with the process.
-    pub(super) fn notice_deletion(&mut self) {
-        if self.pipeline.shard.notice_deletion() {
-            let path = self.pipeline.shard.dir().clone();
-            self.pipeline.is_in_memory(path, "the queue's directory was deleted".into());
-            // Whatever failed because of that is tried again at once.
-            self.waiting.retry_at = None;
-            self.waiting.sync_after = None;
+    /// Looks where the queue's directory is. One that was moved, made inaccessible or deleted is no reason to stop: what is open goes on.
+    /// Of one that was deleted it is said that it ends with the process.
+    pub(super) fn look_after_directory(&mut self) {
+        match self.pipeline.shard.standing() {
+            Standing::Held => {
+                self.reach.again_at = None;
+                if self.pipeline.comes_into_reach() {
+                    self.reach = Reach::default();
+                    self.try_all_again();
+                }
+            }
+            Standing::OutOfReach { why } => {
+                self.pipeline.goes_out_of_reach(&why);
+                if self.reach.again_at.is_none_or(|at| at <= self.now()) {
+                    // Nobody rings when it is back.
+                    self.reach.again_at = Some(self.now() + self.reach.delay);
+                    self.reach.delay = (self.reach.delay * 2).min(RETRY_MOST);
+                }
+            }
+            Standing::Deleted => {
+                self.reach = Reach::default();
+                self.pipeline.shard.become_volatile();
+                let path = self.pipeline.shard.dir().clone();
+                self.pipeline.is_in_memory(path, "the queue's directory was deleted".into());
+                self.try_all_again();
+            }
+            Standing::Lost => {
+                self.reach = Reach::default();
+                lock(&self.pipeline.out_of_reach).take();
+                self.pipeline.storage_fails(&self.pipeline.shard.why_lost());
+            }
+        }
+    }
+
+    /// Whatever failed for a reason that is no more is tried again at once.
+    fn try_all_again(&mut self) {
+        self.waiting.retry_at = None;
+        self.waiting.sync_after = None;
+        self.swap_after = None;
+        self.spare_after = None;
+        self.retry_delay = RETRY_FIRST;
+    }
+
+    /// Storage has failed; where that comes of the directory's being out of reach, this is what is said.
+    pub(super) fn storage_failed(&mut self, say: impl FnOnce(&Pipeline)) {
+        self.look_after_directory();
+        if !self.pipeline.shard.is_lost() {
+            say(&self.pipeline);
         }
     }
 
     pub(super) fn store_failed(&mut self, error: &ShardError) {
-        self.pipeline.shard_fails(error);
+        self.storage_failed(|pipeline| pipeline.shard_fails(error));
         self.failed();
     }
 

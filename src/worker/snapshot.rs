@@ -61,7 +61,7 @@ impl Pipeline {
             replayed: self.replayed.load(Ordering::Relaxed),
             volatile: self.shard.is_volatile(),
             in_memory: self.in_memory.get().cloned(),
-            problem: self.problem(),
+            problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
             full: self.admission.unwelcome(),
             floor: self.floor(),
             closed: self.bell.is_stopping(),

@@ -65,7 +65,8 @@ impl Pipeline {
 
 impl Source for Pipeline {
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
-        if self.is_held() {
+        // A queue that somebody else has is theirs to send.
+        if self.is_held() || self.shard.is_lost() {
             return Ok(Vec::new());
         }
         // A failed read shuts the store; the committer opens it again.

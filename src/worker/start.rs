@@ -242,6 +242,7 @@ fn assemble(
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         failing_since: Mutex::new(None),
+        out_of_reach: Mutex::new(None),
         unsynced_since: Mutex::new(None),
         replayed: AtomicU64::new(replayed),
         stranded,

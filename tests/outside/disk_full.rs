@@ -265,6 +265,82 @@ fn what_a_full_tmpfs_takes_in_through_the_reserve_it_can_let_go_again() {
 }
 
 #[test]
+fn files_that_were_restored_without_their_zeros_are_no_fault_on_a_full_disk() {
+    let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
+    disk.sink.stop();
+    let client = disk.client();
+    let mut all: Vec<_> = (0..50).map(|number| accepted(&client.capture(small(number)))).collect();
+    assert!(client.capture(small(50)).persisted().wait(PATIENCE).is_ok_and(|persisted| persisted.is_ok()));
+    let dir = client.stats().dir.unwrap();
+    client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
+    drop(client);
+    for name in ["journal-0", "journal-1", "status"] {
+        if let Err(why) = run("fallocate", &["--dig-holes", path(&dir.join(name))]) {
+            eprintln!("skipped: no holes can be made here: {why}");
+            return;
+        }
+    }
+    disk.fill_but(0);
+    // The part that a fault would end: without a block to be had, a store into a mapped hole is a SIGBUS.
+    let client = disk.client();
+    let (taken, reasons) = capture_until_refused(&client);
+    let known = [DropReason::JournalFull, DropReason::DiskFull, DropReason::Storage];
+    assert!(reasons.iter().all(|reason| known.contains(reason)), "{reasons:?}");
+    all.extend(taken);
+    disk.make_room();
+    disk.sink.resume();
+    eventually("everything accepted arrives", || {
+        let _ = client.flush().wait(PATIENCE);
+        disk.sink.inspect(|state| all.iter().all(|uuid| state.contains(*uuid)))
+    });
+    close_empty(&client);
+}
+
+/// Thaws the file system again, whatever the test does: else nobody could unmount it.
+struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = run("fsfreeze", &["-u", path(&self.0)]);
+    }
+}
+
+#[test]
+fn a_capture_waits_for_a_frozen_file_system_and_others_are_told_that_the_journal_is_busy() {
+    let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
+    let client = disk.client();
+    assert_eq!(client.capture(small(0)).persisted().wait(PATIENCE), Ok(Ok(())));
+    if let Err(why) = run("fsfreeze", &["-f", path(&disk.root())]) {
+        eprintln!("skipped: no file system can be frozen here: {why}");
+        return;
+    }
+    let frozen = Frozen(disk.root());
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=4)
+            .map(|number| {
+                scope.spawn({
+                    let client = &client;
+                    move || client.capture(small(number)).outcome()
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(1500));
+        let waiting = threads.iter().filter(|thread| !thread.is_finished()).count();
+        assert!(waiting <= 1, "{waiting} callers wait: the lock is waited for no longer than it should be");
+        drop(frozen);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let accepted = outcomes.iter().filter(|outcome| **outcome == Outcome::Accepted).count();
+    let known = [Outcome::Accepted, Outcome::Dropped(DropReason::JournalBusy)];
+    assert!(accepted >= 1 && outcomes.iter().all(|outcome| known.contains(outcome)), "{outcomes:?}");
+    eventually("what was accepted is delivered", || {
+        let _ = client.flush().wait(PATIENCE);
+        disk.sink.inspect(sink::State::unique) == accepted as u64 + 1
+    });
+    close_empty(&client);
+}
+
+#[test]
 fn the_floor_of_free_space_is_left_to_others() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     let client = Client::new(disk.config().free_space_floor(8 * MIB as u64)).unwrap();

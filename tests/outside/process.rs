@@ -4,7 +4,7 @@
 
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
 use crate::stage::eventually;
 
@@ -62,6 +62,14 @@ impl Forked {
         }
         ended
     }
+}
+
+/// Has a number lead to another file, as in a program that has closed what it found and goes on to open its own.
+pub(crate) fn give_number(number: i32, file: impl std::os::fd::AsFd) {
+    // SAFETY: the number is one of the library's, whose business it is to notice; nobody else in this process has it.
+    let given = unsafe { dup2_raw(file, number) }.unwrap();
+    // The number stays open for as long as the process lives.
+    std::mem::forget(given);
 }
 
 /// Has this process ignore a signal, as a shell has what it starts in the background ignore SIGINT.

@@ -74,6 +74,32 @@ fn whoever_has_let_go_of_a_shard_writes_no_more_to_its_page() {
 }
 
 #[test]
+fn what_ends_late_does_not_reach_the_page_of_the_next_owner() {
+    for mapped in [true, false] {
+        let dir = scratch();
+        let disk = Machine::disk(1, mapped);
+        let (first, _) = open_as(false, mapped, 1, dir.path());
+        first.mark_resolving(true);
+        first.close();
+        let (second, _) = open_as(false, mapped, 1, dir.path());
+        second.mark_resolving(true);
+        let page = || std::fs::read(first_shard(dir.path()).join("status")).unwrap();
+        let before = page();
+        // A look-up that was under way when the shard was let go, counts of refusals, a phase.
+        first.mark_resolving(false);
+        first.mirror_refusals(&[9; 16]);
+        first.note_sign(&sign());
+        drop(first.status.enter(Phase::Store));
+        first.publish();
+        assert!(page() == before, "mapped: {mapped}");
+        drop(second);
+        let status = first_shard(dir.path()).join("status");
+        let left = super::super::status::StatusPage::peek(&disk, &status).unwrap().unwrap();
+        assert!(left.died_resolving, "the mark is the second owner's");
+    }
+}
+
+#[test]
 fn an_adoption_leaves_the_life_that_is_written_there_to_the_next_owner() {
     let dir = scratch();
     let (shard, _) = open(dir.path());

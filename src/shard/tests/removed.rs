@@ -151,11 +151,13 @@ fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
     remove(&queue_dir, &["lock"]);
     let other = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
     assert_eq!(other.dir(), first_shard(&queue_dir), "somebody else has the directory now");
-    assert!(!shard.holds_claim());
     shard.sync().unwrap_err();
-    assert!(matches!(append(&shard, 21, 0), Err(Refused::Closed)), "two owners would write over each other");
-    shard.journal().swap().unwrap();
-    shard.carry(&[], None, NOW).expect_err("nor is the store ours any more");
+    assert!(matches!(append(&shard, 21, 0), Err(Refused::Lost)), "two owners would write over each other");
+    assert!(!shard.journal().swap().unwrap(), "no round is begun in somebody else's file");
+    shard.settle(&[], None, NOW).expect_err("nor is the store ours any more");
+    shard.read(None, usize::MAX).expect_err("nor is it ours to send");
+    drop(other);
+    assert_eq!(shard.standing(), Standing::Lost, "for good: nobody knows what was done meanwhile");
 }
 
 #[test]
@@ -170,6 +172,12 @@ fn a_reader_that_outlives_the_owner_does_not_touch_what_the_next_one_has() {
     assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
 }
 
+/// As the committer does.
+fn notice_deletion(shard: &Shard) {
+    assert_eq!(shard.standing(), Standing::Deleted);
+    shard.become_volatile();
+}
+
 /// Deletes the whole queue under its owner.
 fn delete(queue_dir: &Path) {
     std::fs::remove_dir_all(queue_dir).unwrap();
@@ -180,11 +188,12 @@ fn a_directory_deleted_under_a_running_owner_costs_nothing_while_that_runs() {
     for mapped in [true, false] {
         let root = scratch();
         let (shard, _, queue_dir) = specimen(root.path(), mapped);
-        assert!(!shard.notice_deletion());
+        assert_eq!(shard.standing(), Standing::Held);
         delete(&queue_dir);
         shard.sync().expect_err("nobody would find it again");
-        assert!(shard.notice_deletion() && shard.is_volatile());
-        assert!(!shard.notice_deletion(), "once");
+        notice_deletion(&shard);
+        assert!(shard.is_volatile());
+        assert_eq!(shard.standing(), Standing::Held, "once");
         append(&shard, 21, 0).unwrap();
         // Two arenas had names; the others are in memory.
         for id in 22..=60 {
@@ -206,7 +215,7 @@ fn what_the_next_owner_makes_under_the_same_names_is_not_touched() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     delete(&queue_dir);
-    assert!(shard.notice_deletion());
+    notice_deletion(&shard);
     let next = open(&disk, &queue_dir).shard;
     (1..=5).for_each(|id| assert!(append(&next, id, 0).is_ok()));
     carry(&next);
@@ -232,7 +241,7 @@ fn a_store_that_failed_before_the_deletion_was_noticed_is_opened_again() {
     shard.journal().swap().unwrap();
     shard.carry(&[], None, NOW).unwrap_err();
     delete(&queue_dir);
-    assert!(shard.notice_deletion());
+    notice_deletion(&shard);
     shard.reopen_store(NOW).unwrap();
     carry(&shard);
     assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((1..=20).collect(), 0, 0));

@@ -51,6 +51,16 @@ fn a_ledger_that_does_not_balance_is_not_believed() {
 }
 
 #[test]
+fn an_epoch_that_no_journal_can_have_come_to_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    for (written, believed) in [(1 << 40, 1 << 40), (u64::MAX, 0), (u64::MAX - 3, 0), (1 << 63, 0)] {
+        let (page, _) = take_over(dir.path(), true);
+        page.mirror(&Ledger::default(), written, None, 8);
+        assert_eq!(take_over(dir.path(), true).1.epoch, believed);
+    }
+}
+
+#[test]
 fn a_version_is_newer_if_both_words_say_so_and_no_flipped_bit_does() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("status");

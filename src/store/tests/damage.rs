@@ -354,3 +354,20 @@ fn rows_between_two_bad_pages_are_found() {
     assert!((580..=610).contains(&report.salvaged_events), "{report:?}");
     assert_eq!((report.salvaged_events + report.lost_events, store.ledger().imbalance()), (640, 0));
 }
+
+#[test]
+fn a_file_whose_rows_have_killed_owners_too_is_kept_aside_unread_and_what_was_in_it_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open_in(dir.path());
+    store.apply(&carry(1, 1, 20)).unwrap();
+    let witness = Some(store.ledger());
+    drop(store);
+    let before = std::fs::read(dir.path().join("queue.redb")).unwrap();
+    let options = StoreOptions { distrusted: true, unreadable: true, witness, ..options() };
+    let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1_000).unwrap();
+    assert_eq!((report.lost_events, report.salvaged_events), (20, 0));
+    assert_eq!((store.ledger().damaged, store.ledger().queued_events, store.ledger().imbalance()), (20, 0, 0));
+    assert!(std::fs::read(report.damaged_file.unwrap()).unwrap() == before, "whoever can read it finds it as it was");
+    store.apply(&carry(2, 21, 5)).unwrap();
+    assert_eq!(store.ledger().queued_events, 5);
+}

@@ -26,6 +26,7 @@ pub(super) fn options() -> StoreOptions {
         dead_bytes: 1 << 20,
         check_integrity: false,
         distrusted: false,
+        unreadable: false,
         witness: None,
     }
 }

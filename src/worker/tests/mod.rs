@@ -10,6 +10,7 @@ mod life;
 mod orphans;
 mod partial;
 mod races;
+mod reach;
 mod slow;
 mod storage;
 

@@ -1,0 +1,151 @@
+//! A directory whose path leads nowhere, or elsewhere, while its owner runs. What is open goes on, nothing is done by name, and nobody
+//! else's files are touched.
+
+use super::*;
+
+fn carry(shard: &Shard) {
+    shard.journal().swap().unwrap();
+    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+}
+
+fn ids(shard: &Shard) -> Vec<u64> {
+    queued(shard).into_iter().map(|(_, id)| id).collect()
+}
+
+/// A shard with records 1 to 10 in the store, and room for another round.
+fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
+    let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
+    let shard = open(&disk, &queue_dir).shard;
+    shard.journal().prepare_spare().unwrap();
+    (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
+    carry(&shard);
+    (shard, disk, queue_dir)
+}
+
+fn is_out_of_reach(shard: &Shard) -> bool {
+    matches!(shard.standing(), Standing::OutOfReach { .. })
+}
+
+#[test]
+fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
+        let away = root.path().join("away");
+        std::fs::rename(&queue_dir, &away).unwrap();
+        assert!(is_out_of_reach(&shard));
+        for round in 0..10 {
+            let id = 11 + round;
+            append(&shard, id, 0).unwrap();
+            assert_eq!(shard.sync().unwrap(), id, "it is durable where it is");
+            carry(&shard);
+        }
+        shard.settle(&[Settled { first_seq: 1, delivered: 10, buried: Vec::new(), keep: None }], None, NOW).unwrap();
+        assert!(!queue_dir.exists(), "nothing is made under a name that leads elsewhere");
+        // A queue that cannot be used by its path is still locked.
+        assert!(
+            claim(&disk, &away.join(project().dir_name()), &[]).is_ok_and(|other| other.dir() != first_shard(&away))
+        );
+        std::fs::rename(&away, &queue_dir).unwrap();
+        assert_eq!(shard.standing(), Standing::Held);
+        append(&shard, 21, 0).unwrap();
+        assert_eq!(shard.sync().unwrap(), 21);
+        shard.close();
+        let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+        assert_eq!((ids(&shard), findings.len()), ((11..=21).collect(), 0), "{findings:?}");
+        assert_eq!((shard.ledger().delivered, shard.ledger().imbalance()), (10, 0));
+    }
+}
+
+#[test]
+fn what_lies_at_the_path_meanwhile_is_not_touched() {
+    let root = scratch();
+    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    std::fs::rename(&queue_dir, root.path().join("away")).unwrap();
+    shard.open_store().unwrap().unregister();
+    let other = open(&disk, &queue_dir).shard;
+    (1..=5).for_each(|id| assert!(append(&other, id, 0).is_ok()));
+    assert!(is_out_of_reach(&shard), "two directories, two owners");
+    let names = |dir: &Path| {
+        let mut names: Vec<_> = std::fs::read_dir(first_shard(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names(&queue_dir);
+    append(&shard, 11, 0).unwrap();
+    carry(&shard);
+    append(&shard, 12, 0).unwrap();
+    // Both arenas are in use: a third would be made by name.
+    assert!(shard.journal().prepare_spare().is_ok());
+    shard.journal().swap().unwrap();
+    append(&shard, 13, 0).unwrap();
+    shard.journal().swap().unwrap_err();
+    carry_sealed(&shard);
+    assert_eq!(names(&queue_dir), before, "no file of ours is made among theirs");
+    assert_eq!(ids(&shard), (1..=12).collect::<Vec<_>>());
+    shard.reopen_store(NOW).unwrap();
+    assert_eq!(ids(&shard), (1..=12).collect::<Vec<_>>(), "our own file, and not the one at the path");
+    shard.close();
+    carry(&other);
+    assert_eq!(ids(&other), (1..=5).collect::<Vec<_>>());
+}
+
+fn carry_sealed(shard: &Shard) {
+    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+}
+
+#[test]
+fn a_moved_directory_that_is_deleted_then_lives_on_in_memory() {
+    let root = scratch();
+    let (shard, _, queue_dir) = specimen(root.path(), true);
+    let away = root.path().join("away");
+    std::fs::rename(&queue_dir, &away).unwrap();
+    assert!(is_out_of_reach(&shard));
+    std::fs::remove_dir_all(&away).unwrap();
+    assert_eq!(shard.standing(), Standing::Deleted);
+}
+
+#[test]
+fn a_lock_that_was_removed_is_taken_again_where_nobody_else_has_had_it() {
+    for replaced in [false, true] {
+        let root = scratch();
+        let (shard, disk, queue_dir) = specimen(root.path(), true);
+        let lock = first_shard(&queue_dir).join("lock");
+        std::fs::remove_file(&lock).unwrap();
+        if replaced {
+            // As a program does that cleans up, or restores files one by one.
+            std::fs::write(&lock, "").unwrap();
+        }
+        assert_eq!(shard.standing(), Standing::Held);
+        append(&shard, 11, 0).unwrap();
+        assert_eq!(shard.sync().unwrap(), 11);
+        let other = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
+        assert_ne!(other.dir(), first_shard(&queue_dir), "it is locked");
+    }
+}
+
+#[test]
+fn a_shard_that_somebody_else_has_had_meanwhile_is_given_up() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
+        append(&shard, 11, 0).unwrap();
+        std::fs::remove_file(first_shard(&queue_dir).join("lock")).unwrap();
+        // They have sent everything and are gone.
+        shard.open_store().unwrap().unregister();
+        let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
+        let other = Shard::open(&disk, &options(&queue_dir), claim, NOW + 1).unwrap().shard;
+        let rows = [(1, 10), (11, 1)];
+        let rows = rows.map(|(first_seq, delivered)| Settled { first_seq, delivered, buried: Vec::new(), keep: None });
+        other.settle(&rows, None, NOW).unwrap();
+        other.close();
+        drop(other);
+        shard.sync().unwrap_err();
+        assert!(matches!(append(&shard, 12, 0), Err(Refused::Lost)));
+        assert!(shard.read(None, usize::MAX).is_err(), "what they have sent is not sent again");
+        shard.note_sign(&Sign::default());
+        shard.close();
+        let Opened { before, findings, .. } = open(&disk, &queue_dir);
+        assert!(before.clean && findings.is_empty(), "what they left is as they left it: {before:?} {findings:?}");
+    }
+}
