@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Rules
-//! * All writes to the store and all file creation are the committer's. The delivery only reads (and mends a row that fails its checks); what it decides goes through the
+//! * All writes to the store and all file creation are the committer's, but for a shard that is being opened or that gives back its
+//!   room ([`opening`]), which nobody else has meanwhile. The delivery only reads (and mends a row that fails its checks); what it decides goes through the
 //!   [`outbox`](source) and is committed with the next carry.
 //! * Nothing pending means asleep, without a timer. An append rings the [`bell`](bell) only if the committer believes the journal
 //!   clean, or if it made an arena half full, or a batch due.

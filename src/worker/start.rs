@@ -81,6 +81,8 @@ pub(crate) fn start(options: WorkerOptions, relative: Option<&Pipeline>) -> Resu
             if !options.memory_fallback {
                 return Err(StartError::Timeout);
             }
+            // The other one may still begin to send, on another event loop, before it ends.
+            let network = network.apart()?;
             let problem = StartError::Timeout.to_string();
             wait_for(options.open_timeout, move || open_in_memory(options, network, problem, orphans))
         }
@@ -121,14 +123,22 @@ impl Network {
             Network::Given(given) => Arc::clone(given),
         }
     }
+
+    /// The same, with connections of its own.
+    fn apart(&self) -> Result<Network, TransportError> {
+        match self {
+            Network::Real(transport) => transport.reconnect().map(Network::Real),
+            Network::Given(given) => Ok(Network::Given(Arc::clone(given))),
+        }
+    }
 }
 
 fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
     if let Some(given) = &options.network {
         return Ok(Network::Given(Arc::clone(given)));
     }
-    if let Some(Network::Real(transport)) = relative.map(|relative| &relative.network) {
-        return transport.reconnect().map(Network::Real);
+    if let Some(network @ Network::Real(_)) = relative.map(|relative| &relative.network) {
+        return network.apart();
     }
     let (transport, warnings) = Transport::new(options.transport.clone())?;
     for warning in warnings {
