@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 
-use crash_tests::last_words::{ALL, Build, Held, Stage, functions_of};
+use crash_tests::last_words::{ALL, Build, HOSTS, Held, Stage, functions_of};
 use serde_json::Value;
 
 /// Scenarios wait more than they work: so many are played at a time.
@@ -45,6 +45,20 @@ fn each_scenario_ends_as_without_the_client_and_the_next_start_tells_of_it() {
         }
     });
     let failures = failures.into_inner().expect("as above");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// One after another: their time is measured.
+#[test]
+fn each_host_with_handlers_of_its_own_ends_as_without_the_client_and_only_what_it_dies_of_is_told() {
+    let mut failures = Vec::new();
+    for host in HOSTS {
+        match host.hold(dying()) {
+            Ok(Held::Yes { .. }) => {}
+            Ok(Held::NotHere(why)) => eprintln!("skipped: {}: {why}", host.scenario.name),
+            Err(why) => failures.push(format!("{}: {why}", host.scenario.name)),
+        }
+    }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 

@@ -14,7 +14,7 @@ use super::Shared;
 use super::incident::event_of;
 use super::receipt::Outcome;
 use crate::clock::WallNanos;
-use crate::crash::{self, End, Incident, Words};
+use crate::crash::{self, End, GRACE, Incident, Words};
 use crate::diagnostics::Diagnostic;
 use crate::disk::Disk;
 use crate::entropy::random_u64;
@@ -23,8 +23,6 @@ use crate::limits::{DETAIL_KEPT, beginning};
 use crate::wording;
 use crate::worker::{self, DropReason, Pipeline};
 
-/// A process that lives so long after a panic has survived it.
-const GRACE: Duration = Duration::from_secs(2);
 /// Under a storm of panics the reader does not wait for ever.
 const GRACES_MOST: u32 = 5;
 /// For an event to become durable. Where that takes longer, the file stays and is read again at the next start.
@@ -84,7 +82,7 @@ impl Shared {
 
 /// What the thread does. It holds the client only while it captures: whoever drops the last handle must not wait for a reader.
 fn read(shared: &Weak<Shared>) {
-    crash::silence_this_thread();
+    let _silenced = crash::silence_this_thread();
     let mut is_called = false;
     loop {
         let Some(pipeline) = shared.upgrade().and_then(|shared| {

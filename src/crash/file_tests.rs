@@ -5,8 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::file::{self, FILE_MOST};
+#[cfg(feature = "crash-signals")]
+use super::file::Holding;
+use super::file::{self, KEPT_FOR_SIGNALS, Share};
 use super::format::{Kind, Record, Tag, Writer, scan};
+use super::incident::{End, incidents};
+#[cfg(feature = "crash-signals")]
+use super::provisional::RECORD_BYTES;
+use super::write::FILE_MOST;
 
 /// The file is one for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
@@ -32,6 +38,12 @@ fn records_in(path: &Path) -> Vec<Record> {
     scanned.records
 }
 
+/// Places for signals that somebody may repair come after the context.
+fn behind_the_places(records: &[Record]) -> Vec<Record> {
+    let is_place = |record: &&Record| matches!(record.kind, Kind::Repaired | Kind::Reserved);
+    records.iter().skip_while(is_place).cloned().collect()
+}
+
 fn numbers(records: &[Record]) -> Vec<u64> {
     records.iter().map(|record| record.number).collect()
 }
@@ -54,7 +66,7 @@ fn rotation_under_a_storm_of_writers_loses_nothing_and_tears_nothing() {
             while !is_over.load(Ordering::SeqCst) {
                 // A file may be full, until it is taken away.
                 let record = record(Kind::Panic, thread << 32 | (written + 1), b"one of a storm");
-                if file::write(&record) { written += 1 } else { std::thread::yield_now() }
+                if file::write(&record, Share::Panic) { written += 1 } else { std::thread::yield_now() }
             }
             written
         };
@@ -73,7 +85,7 @@ fn rotation_under_a_storm_of_writers_loses_nothing_and_tears_nothing() {
     for number in 0..=ROTATIONS {
         let records = records_in(&path(number));
         assert_eq!(records[0].kind, Kind::Context, "{number}");
-        found.extend(numbers(&records[1..]));
+        found.extend(numbers(&behind_the_places(&records[1..])));
         if let Some((complete, then)) = lengths.get(number as usize) {
             assert_eq!(complete.as_deref(), Some(&*path(number)));
             assert_eq!(std::fs::metadata(path(number)).unwrap().len(), *then, "complete when it was handed over");
@@ -92,30 +104,81 @@ fn a_file_that_somebody_removed_is_made_again_with_its_context() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("own.phx");
     file::rotate(&path, &context()).unwrap();
-    assert!(file::write(&record(Kind::Panic, 1, b"seen by nobody")));
+    assert!(file::write(&record(Kind::Panic, 1, b"seen by nobody"), Share::Panic));
     std::fs::remove_file(&path).unwrap();
     for number in 2..4 {
-        assert!(file::write(&record(Kind::Panic, number, b"after it")));
+        assert!(file::write(&record(Kind::Panic, number, b"after it"), Share::Panic));
     }
     let records = records_in(&path);
-    assert_eq!((records[0].kind, numbers(&records)), (Kind::Context, vec![0, 2, 3]));
+    assert_eq!((records[0].kind, numbers(&behind_the_places(&records[1..]))), (Kind::Context, vec![2, 3]));
 }
 
 #[test]
-fn a_file_takes_so_many_bytes_and_what_is_too_much_is_counted() {
+fn a_file_takes_so_many_panics_and_has_room_for_what_the_process_dies_of() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("own.phx");
     file::rotate(&path, &context()).unwrap();
     file::take_missed();
+    let beginning = std::fs::metadata(&path).unwrap().len();
     let long = record(Kind::Panic, 1, &[b'x'; 10_000]);
-    let taken = (0..100).filter(|_| file::write(&long)).count() as u64;
-    let room = FILE_MOST - context().len() as u64;
-    assert_eq!(taken, room / long.len() as u64);
+    let len = long.len() as u64;
+    let taken = (0..100).filter(|_| file::write(&long, Share::Panic)).count() as u64;
+    assert_eq!(taken, (FILE_MOST - KEPT_FOR_SIGNALS - beginning) / len);
     assert_eq!(file::take_missed(), 100 - taken);
-    assert!(file::write(&record(Kind::Panic, 2, b"")), "a short one finds room");
+    assert!(file::write(&record(Kind::Panic, 2, b""), Share::Panic), "a short one finds room");
+    let ends = (0..100).filter(|_| file::write(&long, Share::End)).count() as u64;
+    assert!(ends >= KEPT_FOR_SIGNALS / len);
     assert!(std::fs::metadata(&path).unwrap().len() <= FILE_MOST);
     records_in(&path);
+    file::take_missed();
+}
+
+#[test]
+fn what_others_have_written_counts() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("own.phx");
+    file::rotate(&path, &context()).unwrap();
+    // As a child does, whose count is its own.
+    let mut other = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    while std::fs::metadata(&path).unwrap().len() < FILE_MOST - 10_000 {
+        std::io::Write::write_all(&mut other, &record(Kind::Panic, 1, &[b'x'; 5_000])).unwrap();
+    }
+    assert!(!file::write(&record(Kind::Panic, 2, b"no room"), Share::Panic));
+    assert!(file::write(&record(Kind::Signal, 3, b"the end"), Share::End));
+    file::take_missed();
+}
+
+#[cfg(feature = "crash-signals")]
+#[test]
+fn signals_that_are_survived_take_no_more_room_however_many_there_are() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("own.phx");
+    file::rotate(&path, &context()).unwrap();
+    let before = std::fs::metadata(&path).unwrap().len();
+    let hold = |thread: i32, number: u64| {
+        let mut buffer = vec![0; RECORD_BYTES];
+        let mut writer = Writer::padded(&mut buffer, Kind::Signal, 0, number);
+        writer.number(Tag::Signal, 11);
+        match file::hold(writer.finish().unwrap(), thread, number) {
+            Holding::Held(held) => held,
+            refused => panic!("{refused:?}"),
+        }
+    };
+    for number in 1..=1_000 {
+        file::mark_survived(hold(1, number), 1);
+    }
+    assert!(!file::holds_words(), "nothing to tell");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before);
+    assert_eq!(incidents(&records_in(&path), End::Gone), []);
+    hold(2, 1_001);
+    assert!(file::holds_words());
+    let told: Vec<_> = incidents(&records_in(&path), End::Gone).iter().map(|told| told.number).collect();
+    assert_eq!(told, [1_001]);
+    file::settle(Duration::ZERO);
+    assert_eq!(incidents(&records_in(&path), End::Gone), [], "it had time to die");
 }
 
 #[test]
@@ -131,7 +194,7 @@ fn a_rotation_does_not_wait_for_ever_for_a_writer_that_stands_still_and_leaves_i
             file::with_target(|target| {
                 stands.wait();
                 goes_on.wait();
-                assert!(target.append(&late));
+                assert!(target.append(&late, Share::Panic));
             });
         });
         stands.wait();
@@ -139,6 +202,6 @@ fn a_rotation_does_not_wait_for_ever_for_a_writer_that_stands_still_and_leaves_i
         goes_on.wait();
         assert_eq!(complete.unwrap(), None, "it is not complete");
     });
-    assert_eq!(numbers(&records_in(&one)), [0, 7]);
-    assert_eq!(numbers(&records_in(&two)), [0]);
+    assert_eq!(numbers(&behind_the_places(&records_in(&one)[1..])), [7]);
+    assert_eq!(numbers(&behind_the_places(&records_in(&two)[1..])), Vec::<u64>::new());
 }

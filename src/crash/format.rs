@@ -34,10 +34,23 @@ pub(super) enum Kind {
     Exit,
     /// The process had time to die of what stands before this, and lives.
     Survived,
+    /// The process lived on after the signal of that number.
+    Repaired,
+    /// Room for a signal that somebody may repair.
+    Reserved,
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [Kind::Context, Kind::Panic, Kind::Signal, Kind::Abort, Kind::Exit, Kind::Survived];
+    const ALL: [Kind; 8] = [
+        Kind::Context,
+        Kind::Panic,
+        Kind::Signal,
+        Kind::Abort,
+        Kind::Exit,
+        Kind::Survived,
+        Kind::Repaired,
+        Kind::Reserved,
+    ];
 
     fn of(number: u16) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
@@ -77,6 +90,8 @@ pub(super) enum Tag {
     Status = 19,
     /// Time (nanoseconds since 1970) and text of something that the program did before, the newest first; as often as there were such.
     Step = 20,
+    /// Nothing: it makes a record as long as the room that it is written into.
+    Padding = 21,
     /// 16 bytes that no other process has.
     Instance = 32,
     /// 16 bytes that differ after each start of the machine.
@@ -110,11 +125,13 @@ pub(super) mod flags {
 pub(super) struct Writer<'a> {
     out: &'a mut [u8],
     at: usize,
+    /// Whether the record has to fill `out`.
+    is_padded: bool,
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(out: &'a mut [u8], kind: Kind, flags: u32, number: u64) -> Self {
-        let mut writer = Self { out, at: 0 };
+        let mut writer = Self { out, at: 0, is_padded: false };
         writer.put(&MAGIC);
         writer.put(&VERSION.to_le_bytes());
         writer.put(&(kind as u16).to_le_bytes());
@@ -122,6 +139,11 @@ impl<'a> Writer<'a> {
         writer.put(&flags.to_le_bytes());
         writer.put(&number.to_le_bytes());
         writer
+    }
+
+    /// As [`new`](Self::new); the finished record has exactly the length of `out`.
+    pub(super) fn padded(out: &'a mut [u8], kind: Kind, flags: u32, number: u64) -> Self {
+        Self { is_padded: true, ..Self::new(out, kind, flags, number) }
     }
 
     pub(super) fn bytes(&mut self, tag: Tag, bytes: &[u8]) {
@@ -153,8 +175,11 @@ impl<'a> Writer<'a> {
     }
 
     /// The finished record; `None` if the buffer does not even hold a header.
-    pub(super) fn finish(self) -> Option<&'a [u8]> {
-        let Self { out, at } = self;
+    pub(super) fn finish(mut self) -> Option<&'a [u8]> {
+        if self.is_padded {
+            self.pad();
+        }
+        let Self { out, at, .. } = self;
         let body = u32::try_from(at.checked_sub(HEADER)?).ok()?;
         out.get_mut(12..16)?.copy_from_slice(&body.to_le_bytes());
         let sum = xxh3_64(out.get(..at)?) as u32;
@@ -163,7 +188,21 @@ impl<'a> Writer<'a> {
     }
 
     fn room(&self) -> usize {
-        self.out.len().min(HEADER + BODY_MOST).saturating_sub(self.at)
+        let kept = if self.is_padded { FIELD_HEADER } else { 0 };
+        self.out.len().min(HEADER + BODY_MOST).saturating_sub(self.at).saturating_sub(kept)
+    }
+
+    /// There is always room for the head of this field.
+    fn pad(&mut self) {
+        self.is_padded = false;
+        let len = self.room().saturating_sub(FIELD_HEADER);
+        self.put(&(Tag::Padding as u16).to_le_bytes());
+        self.put(&u32::try_from(len).unwrap_or(0).to_le_bytes());
+        let end = self.at.saturating_add(len);
+        if let Some(rest) = self.out.get_mut(self.at..end) {
+            rest.fill(0);
+            self.at = end;
+        }
     }
 
     fn put(&mut self, bytes: &[u8]) {

@@ -6,9 +6,11 @@
 
 use std::cell::Cell;
 use std::panic::{Location, PanicHookInfo};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::budget::Budget;
+use super::file::Share;
 use super::format::{Kind, Tag, Writer, flags};
 use super::slots::{Room, with_room};
 use super::{file, process, steps, unwind};
@@ -27,14 +29,19 @@ thread_local! {
     /// Whether our hook is running on this thread: one that was installed before and is now called by a newer copy of itself has
     /// nothing to add.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
-    /// Whether this thread reads last words.
-    static READS: Cell<bool> = const { Cell::new(false) };
-    /// The number of its last panic; 0 before the first.
-    static LAST: Cell<u64> = const { Cell::new(0) };
 }
+
+/// By thread, for handlers of signals, which must not ask for thread-locals: the upper half of a word is the thread, the lower the number
+/// of its last panic. Of threads that would have the same word the one that panicked last has it.
+static LAST: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+/// Threads that read last words; 0 is nobody. One for each client that has something to read: those without a place are told if they die.
+static READERS: [AtomicI32; 16] = [const { AtomicI32::new(0) }; 16];
+/// The hook is taken and put back in two steps: between the two of one caller, another would take the default for the program's own.
+static INSTALLATION: Mutex<()> = Mutex::new(());
 
 /// Puts our hook first in the chain. To be called again after somebody has set a hook without calling the one before it.
 pub(super) fn install() {
+    let _alone = INSTALLATION.lock().unwrap_or_else(PoisonError::into_inner);
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         // Frames that lie no higher than this one are ours; known without symbols, so in a stripped program too.
@@ -52,21 +59,51 @@ pub(super) fn install() {
 }
 
 /// See [`super::silence_this_thread`].
-pub(super) fn silence_this_thread() {
+pub(super) fn silence_this_thread() -> Silenced {
     let _ = INSIDE.try_with(|inside| inside.set(true));
-    let _ = READS.try_with(|reads| reads.set(true));
+    let thread = process::thread_id();
+    for place in &READERS {
+        if place.compare_exchange(0, thread, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+            break;
+        }
+    }
+    Silenced(thread)
 }
 
-/// Whether this thread is one of those.
-#[cfg(feature = "crash-signals")]
-pub(super) fn is_silenced() -> bool {
-    READS.try_with(Cell::get).unwrap_or(false)
+/// As long as the thread reads. Its number is given to another when it has ended.
+#[derive(Debug)]
+pub(crate) struct Silenced(i32);
+
+impl Drop for Silenced {
+    fn drop(&mut self) {
+        for place in &READERS {
+            let _ = place.compare_exchange(self.0, 0, Ordering::SeqCst, Ordering::Relaxed);
+        }
+        let _ = INSIDE.try_with(|inside| inside.set(false));
+    }
 }
 
-/// The last panic of this thread that there is a record of. An abort refers to it.
+/// Whether the thread is one of those. Async-signal-safe.
 #[cfg(feature = "crash-signals")]
-pub(super) fn last_panic_of_this_thread() -> Option<u64> {
-    LAST.try_with(Cell::get).ok().filter(|number| *number != 0)
+pub(super) fn is_silenced(thread: i32) -> bool {
+    READERS.iter().any(|reader| reader.load(Ordering::SeqCst) == thread)
+}
+
+/// The last panic of the thread that there is a record of. An abort refers to it. Async-signal-safe.
+#[cfg(feature = "crash-signals")]
+pub(super) fn last_panic_of(thread: i32) -> Option<u64> {
+    let word = place_of(thread)?.load(Ordering::Relaxed);
+    ((word >> 32) as u32 == thread.cast_unsigned()).then_some(word & u64::from(u32::MAX))
+}
+
+fn note_panic(thread: i32, number: u64) {
+    if let Some(place) = place_of(thread) {
+        place.store(u64::from(thread.cast_unsigned()) << 32 | number & u64::from(u32::MAX), Ordering::Relaxed);
+    }
+}
+
+fn place_of(thread: i32) -> Option<&'static AtomicU64> {
+    LAST.get(thread.cast_unsigned() as usize % LAST.len())
 }
 
 /// The number of the next record of this process.
@@ -87,7 +124,8 @@ fn last_words(info: &PanicHookInfo<'_>, deepest: usize) {
         let Room { record, frames } = room;
         let gathered = unwind::gather(frames, deepest, FRAMES_WALKED);
         let frames = frames.get(..gathered).unwrap_or_default();
-        compose(record, thread, info.location(), message_of(info), frames).is_some_and(file::write)
+        compose(record, thread, info.location(), message_of(info), frames)
+            .is_some_and(|record| file::write(record, Share::Panic))
     });
     match written {
         // Also where there was no room: the reader makes some, and nobody else would have it look.
@@ -121,7 +159,7 @@ fn compose<'a>(
     writer.bytes(Tag::Message, beginning(message, MESSAGE_MOST).as_bytes());
     // Last: nothing else gives way to them.
     steps::describe(&mut writer);
-    let _ = LAST.try_with(|last| last.set(number));
+    note_panic(thread, number);
     writer.finish()
 }
 

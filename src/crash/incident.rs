@@ -12,6 +12,7 @@
 //! | a panic of a process that lives, lived on, or ended with another status | error |
 //! | a signal of a process that is gone | fatal |
 //! | a signal of a process that lives, or ended by itself: somebody repaired what it was about | nothing |
+//! | a signal that is marked as survived, or after which the process still wrote something ten seconds later | nothing |
 //! | what a forked child says it died of, whatever became of its parent | fatal |
 //! | a panic during the clean-up after a panic | one incident, the first chained to the second |
 
@@ -104,6 +105,24 @@ pub(super) const CLEANUP: [&str; 2] =
 /// Of a panic that comes out of `main`, what is left to do is destructors and the exit.
 const EXIT_FOLLOWS_NANOS: u64 = 1_000_000_000;
 
+/// Nobody takes so long to die.
+const DYING_MOST_NANOS: u64 = 10_000_000_000;
+
+/// Whether `record` is of a signal that its process is known to have survived.
+pub(super) fn is_survived(record: &Record, records: &[Record]) -> bool {
+    let is_of_child = |record: &Record| record.flags & flags::FORKED_CHILD != 0;
+    if !matches!(record.kind, Kind::Signal | Kind::Abort) || is_of_child(record) {
+        return false;
+    }
+    // Numbers begin with 1: the mark of an empty place is of none.
+    let is_mark = |other: &Record| other.kind == Kind::Repaired && other.number == record.number;
+    let comes_long_after = |other: &Record| match (record.number(Tag::Time), other.number(Tag::Time)) {
+        (Some(then), Some(later)) => !is_of_child(other) && later.saturating_sub(then) > DYING_MOST_NANOS,
+        _ => false,
+    };
+    records.iter().any(|other| is_mark(other) || comes_long_after(other))
+}
+
 /// What is to be told of `records`, in the order in which it happened.
 pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
     let end = match records.iter().rfind(|record| matches!(record.kind, Kind::Exit | Kind::Survived)) {
@@ -114,8 +133,10 @@ pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
         Some(_) if end == End::Gone => End::Alive,
         _ => end,
     };
-    let (of_children, own): (Vec<_>, Vec<_>) =
-        records.iter().partition(|record| record.flags & flags::FORKED_CHILD != 0);
+    let (of_children, own): (Vec<_>, Vec<_>) = records
+        .iter()
+        .filter(|record| !is_survived(record, records))
+        .partition(|record| record.flags & flags::FORKED_CHILD != 0);
     let mut told = of_process(&own, end);
     // How a child ended nobody wrote down. It is not known to live, so what it says it died of is believed, however its parent fares.
     let children: BTreeSet<_> = of_children.iter().map(|record| record.number(Tag::Pid)).collect();

@@ -1,6 +1,6 @@
 //! Which records make which incidents.
 
-use super::format::{Kind, Tag, Writer, flags, scan};
+use super::format::{HEADER, Kind, Tag, Writer, flags, scan};
 use super::incident::{CLEANUP, End, Incident, Severity, incidents};
 
 const MILLISECOND: u64 = 1_000_000;
@@ -79,6 +79,24 @@ fn a_signal_is_told_if_the_process_is_gone_and_then_it_is_what_ended_it() {
     assert_eq!(written.told(End::Alive), told(&[("caught", false)]));
     assert_eq!(written.told(End::Exited(Some(0))), told(&[("caught", false)]));
     assert_eq!(written.incidents(End::Gone)[1].kind, "SIGSEGV");
+}
+
+#[test]
+fn a_signal_is_not_told_if_it_was_survived_though_the_process_is_gone() {
+    let marked = Written::new().other(Kind::Signal, 0).other(Kind::Signal, 0);
+    // A mark has the number of what it marks.
+    let mut mark = [0; HEADER];
+    let mark = Writer::new(&mut mark, Kind::Repaired, 0, 1).finish().expect("room for it").to_vec();
+    let with_mark = Written([mark, marked.0].concat(), 2);
+    let numbers = |written: &Written| written.incidents(End::Gone).iter().map(|told| told.number).collect::<Vec<_>>();
+    assert_eq!(numbers(&with_mark), [2]);
+    // Long before the last thing that the process wrote.
+    let mut later = Written::new().other(Kind::Signal, 0);
+    later.1 += 11_000;
+    let later = later.panic(1, "much later");
+    assert_eq!(later.told(End::Gone), told(&[("much later", true)]));
+    let soon = Written::new().other(Kind::Signal, 0).panic(1, "meanwhile");
+    assert_eq!(soon.told(End::Gone), told(&[("Segmentation fault at 0x10", true), ("meanwhile", false)]));
 }
 
 #[test]

@@ -12,7 +12,8 @@
 //!
 //! * `slots.rs`, `budget.rs`, `process.rs`, `unwind.rs`: what a record is made of, without memory and locks.
 //! * `images.rs`: libraries that are loaded later. `steps.rs`: what the program did before, copied into each record.
-//! * `hook.rs`: the panic hook. `file.rs`: the open file, the one write, and taking the file away from under the writers.
+//! * `hook.rs`: the panic hook. `file.rs` and `write.rs`: the open file, the one write, and taking the file away from under the writers.
+//! * `provisional.rs`: places in the file for signals that somebody may repair.
 //! * `format.rs`: records as bytes; `incident.rs`: from records to what is told. Both pure.
 //! * `reader.rs`: files to be read, each a bounded number of times.
 //! * `code/`: where a thread is, which images are loaded, what addresses mean. `signal/`: fatal signals.
@@ -48,6 +49,7 @@ mod incident;
 #[cfg(test)]
 mod incident_tests;
 mod process;
+mod provisional;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
@@ -57,6 +59,7 @@ mod slots;
 mod steps;
 pub(crate) mod terminate;
 mod unwind;
+mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -70,9 +73,11 @@ use crate::disk::Disk;
 use crate::disk::fork::lock_within;
 use crate::record::stack::{Image, decode_images, encode_images};
 pub(crate) use code::{Edge, InProcess, Modules, trace};
+use file::Share;
 use format::{Kind, Tag, Writer};
 #[cfg(fuzzing)]
 pub(crate) use fuzz::told_of;
+pub(crate) use hook::Silenced;
 pub(crate) use images::notice_images;
 pub(crate) use incident::{End, Incident, Origin, Severity};
 pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
@@ -117,6 +122,8 @@ struct Armed {
     unread: Vec<PathBuf>,
 }
 
+/// A process that lives so long after what it wrote has survived it.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 /// Making a file takes a moment.
 const ARMED_WAIT: Duration = Duration::from_secs(1);
 
@@ -208,7 +215,7 @@ impl exit_mark::ExitMark for AtExit {
             writer.number(Tag::Status, status);
         }
         if let Some(record) = writer.finish() {
-            file::write(record);
+            file::write(record, Share::End);
         }
     }
 }
@@ -231,7 +238,11 @@ fn is_dying() -> bool {
 pub(crate) fn rotate() -> io::Result<Vec<PathBuf>> {
     let mut armed = armed()?;
     let Some(armed) = armed.as_mut() else { return Ok(Vec::new()) };
-    let written = armed.next_file()?;
+    if file::settle(GRACE) {
+        // Written a moment ago: to be looked at again.
+        HAS_WRITTEN.store(true, Ordering::SeqCst);
+    }
+    let written = if file::holds_records() || armed.is_inherited { armed.next_file()? } else { None };
     Ok(std::mem::take(&mut armed.unread).into_iter().chain(written).collect())
 }
 
@@ -312,9 +323,9 @@ pub(crate) fn was_written() -> bool {
     HAS_WRITTEN.swap(false, Ordering::SeqCst)
 }
 
-/// Panics of the thread that calls this are not written: it reads them, and would never come to an end.
-pub(crate) fn silence_this_thread() {
-    hook::silence_this_thread();
+/// Panics of the thread that calls this are not written while it has the answer: it reads them, and would never come to an end.
+pub(crate) fn silence_this_thread() -> Silenced {
+    hook::silence_this_thread()
 }
 
 /// The name of this machine; empty if it has none.

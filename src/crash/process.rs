@@ -24,15 +24,20 @@ pub(super) fn note_armed() {
 }
 
 /// Since the first arming; 0 before.
-fn uptime_nanos() -> u64 {
+pub(super) fn uptime_nanos() -> u64 {
     // `get` of a cell that is set is one load.
     STARTED.get().map_or(0, |started| u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// Whether this process was forked by the one that made the file.
+pub(super) fn is_forked_child() -> bool {
+    let armed_by = ARMED_BY.load(Ordering::Relaxed);
+    armed_by != 0 && armed_by != std::process::id()
+}
+
 /// [`flags::FORKED_CHILD`] if that is what this process is.
 pub(super) fn forked_flag() -> u32 {
-    let armed_by = ARMED_BY.load(Ordering::Relaxed);
-    if armed_by == 0 || armed_by == std::process::id() { 0 } else { flags::FORKED_CHILD }
+    if is_forked_child() { flags::FORKED_CHILD } else { 0 }
 }
 
 /// Since 1970, by the clock on the wall.

@@ -7,7 +7,7 @@ use nix::libc;
 
 use super::cause::FatalRecord;
 use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, scan};
-use super::incident::{End, Incident, Severity, incidents};
+use super::incident::{End, Incident, Severity, incidents, is_survived};
 use super::{Context, process};
 use crate::clock::WallNanos;
 use crate::disk::{Disk, Open};
@@ -151,11 +151,15 @@ fn readings_of(name: &str) -> Option<u32> {
     }
 }
 
-/// Whether nothing but the first record stands in a file.
+/// Whether a file says nothing but what its process is, and what that has survived.
 pub(super) fn holds_a_context_only(disk: &Disk, path: &Path) -> bool {
     bytes_of(disk, path, READ_MOST).is_ok_and(|bytes| {
         let scanned = scan(&bytes);
-        scanned.passed_over == 0 && scanned.records.iter().all(|record| record.kind == Kind::Context)
+        let says_nothing = |record: &Record| {
+            matches!(record.kind, Kind::Context | Kind::Repaired | Kind::Reserved)
+                || is_survived(record, &scanned.records)
+        };
+        scanned.passed_over == 0 && scanned.records.iter().all(says_nothing)
     })
 }
 

@@ -41,19 +41,29 @@ static ROOMS: [Slot; SLOTS] = [const {
 
 /// Lends a room to `write`. `None` if none came free in a bounded time.
 pub(super) fn with_room<T>(thread: i32, write: impl FnOnce(&mut Room) -> T) -> Option<T> {
+    lend(claim(thread, TURNS)?, write)
+}
+
+/// As [`with_room`], without waiting.
+#[cfg(feature = "crash-signals")]
+pub(super) fn with_free_room<T>(thread: i32, write: impl FnOnce(&mut Room) -> T) -> Option<T> {
+    lend(claim(thread, 1)?, write)
+}
+
+fn lend<T>(slot: &'static Slot, write: impl FnOnce(&mut Room) -> T) -> Option<T> {
     struct GiveBack(&'static Slot);
     impl Drop for GiveBack {
         fn drop(&mut self) {
             self.0.owner.store(FREE, Ordering::Release);
         }
     }
-    let slot = GiveBack(claim(thread)?);
+    let slot = GiveBack(slot);
     // SAFETY: the slot is ours alone until `GiveBack` is dropped, and the reference does not outlive this call.
     Some(write(unsafe { &mut *slot.0.room.get() }))
 }
 
-fn claim(thread: i32) -> Option<&'static Slot> {
-    for _ in 0..TURNS {
+fn claim(thread: i32, turns: u32) -> Option<&'static Slot> {
+    for _ in 0..turns {
         let free = ROOMS
             .iter()
             .find(|slot| slot.owner.compare_exchange(FREE, thread, Ordering::Acquire, Ordering::Relaxed).is_ok());

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crash_tests::last_words::{ALL, Build, Ending, Held, Scenario};
+use crash_tests::last_words::{ALL, Build, Ending, HOSTS, Held};
 
 /// Scenarios wait more than they work: so many are played at a time.
 const STAGES: usize = 4;
@@ -79,15 +79,23 @@ type Cell = Result<Held, String>;
 
 /// What came of each scenario, the last time that it held or the first that it did not.
 fn play(program: &Path, build: Build, options: &Options) -> Vec<(&'static str, Cell)> {
-    let plays: VecDeque<&Scenario> = ALL.iter().filter(|scenario| options.takes(scenario.name)).collect();
-    let order: Vec<_> = plays.iter().map(|scenario| scenario.name).collect();
+    let scenarios = ALL.iter().map(|scenario| {
+        let hold: Play = Box::new(move || scenario.hold(program, build));
+        (scenario.name, hold)
+    });
+    let hosts = HOSTS.iter().map(|host| {
+        let hold: Play = Box::new(move || host.hold(program));
+        (host.scenario.name, hold)
+    });
+    let plays: VecDeque<_> = scenarios.chain(hosts).filter(|(name, _)| options.takes(name)).collect();
+    let order: Vec<_> = plays.iter().map(|(name, _)| *name).collect();
     let (plays, cells) = (Mutex::new(plays), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..STAGES {
             scope.spawn(|| {
-                while let Some(scenario) = next(&plays) {
-                    let cell = play_often(scenario, program, build, options.times);
-                    cells.lock().unwrap_or_else(PoisonError::into_inner).push((scenario.name, cell));
+                while let Some((name, hold)) = next(&plays) {
+                    let cell = play_often(&hold, options.times);
+                    cells.lock().unwrap_or_else(PoisonError::into_inner).push((name, cell));
                 }
             });
         }
@@ -97,15 +105,23 @@ fn play(program: &Path, build: Build, options: &Options) -> Vec<(&'static str, C
     cells
 }
 
-fn next<'a>(plays: &Mutex<VecDeque<&'a Scenario>>) -> Option<&'a Scenario> {
+/// Plays one scenario once.
+type Play<'a> = Box<dyn Fn() -> Cell + Send + 'a>;
+
+fn next<'a>(plays: &Mutex<VecDeque<(&'static str, Play<'a>)>>) -> Option<(&'static str, Play<'a>)> {
     plays.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
-fn play_often(scenario: &Scenario, program: &Path, build: Build, times: u32) -> Cell {
+fn play_often(hold: &Play<'_>, times: u32) -> Cell {
     for time in 1..times {
-        scenario.hold(program, build).map_err(|why| format!("time {time}: {why}"))?;
+        hold().map_err(|why| format!("time {time}: {why}"))?;
     }
-    scenario.hold(program, build)
+    hold()
+}
+
+/// Of all scenarios, the hosts last.
+fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|scenario| scenario.name).chain(HOSTS.iter().map(|host| host.scenario.name))
 }
 
 #[derive(Default)]
@@ -123,15 +139,15 @@ impl Table {
         print!("\n| --- |");
         self.columns.iter().for_each(|_| print!(" --- |"));
         println!();
-        for scenario in ALL.iter().filter(|scenario| options.takes(scenario.name)) {
-            print!("| `{}` |", scenario.name);
+        for scenario in names().filter(|name| options.takes(name)) {
+            print!("| `{scenario}` |");
             for (build, cells) in &self.columns {
-                let Some((_, cell)) = cells.iter().find(|(name, _)| *name == scenario.name) else { continue };
+                let Some((_, cell)) = cells.iter().find(|(name, _)| *name == scenario) else { continue };
                 print!(" {} |", shown(cell));
                 match cell {
                     Ok(Held::Yes { .. }) => {}
-                    Ok(Held::NotHere(why)) => self.notes.push(format!("{build}, {}: not here: {why}", scenario.name)),
-                    Err(why) => self.failures.push(format!("{build}, {}: {why}", scenario.name)),
+                    Ok(Held::NotHere(why)) => self.notes.push(format!("{build}, {scenario}: not here: {why}")),
+                    Err(why) => self.failures.push(format!("{build}, {scenario}: {why}")),
                 }
             }
             println!();
@@ -187,7 +203,7 @@ impl Options {
             }
         }
         let builds = PROFILES.iter().map(|(name, ..)| *name).collect::<Vec<_>>();
-        let scenarios = ALL.iter().map(|scenario| scenario.name).collect::<Vec<_>>();
+        let scenarios = names().collect::<Vec<_>>();
         // What plays nothing holds, and would say so.
         for (words, known) in [(&options.builds, builds), (&options.only, scenarios)] {
             if let Some(unknown) = words.iter().find(|word| !known.contains(&word.as_str())) {

@@ -3,6 +3,7 @@
 //! Purpose: to show that a crash is told by the next start, and that the process ends as it would have ended without the client.
 //!
 //! - [`Scenario`] says what is expected: [`ALL`] is the list of them (`scenarios.rs`), the program `dying` can play each.
+//! - [`Host`] (`hosts.rs`) is a scenario in a program of another language, with handlers of its own: [`HOSTS`] is the list.
 //! - [`Stage`] (`stage.rs`) plays one: the process without the client and with it, and then the start after it, against a stand-in of
 //!   PostHog. It tells how both ended, which exceptions arrived and what was amiss.
 //! - [`Build`] says in which way `dying` was built, since a program whose panics abort ends otherwise, and one that was stripped knows no
@@ -14,9 +15,11 @@
 //! Limits: a scenario that this machine cannot play (a processor without some registers, no right to mount) is [`Held::NotHere`], with
 //! the reason, and whoever plays it has to say so.
 
+mod hosts;
 mod scenarios;
 mod stage;
 
+pub use hosts::{HOSTS, Host};
 pub use scenarios::ALL;
 pub use stage::{Heard, Stage, frames_of, functions_of, left_in};
 

@@ -107,6 +107,10 @@ pub const ALL: &[Scenario] = &[
     // Processes, descriptors, disks.
     Scenario::new("forked", Exit(0), &[Told::fatal("in a forked child")]),
     Scenario::new("forked_fault", Exit(0), &[SEGMENTATION]),
+    // However many there are, and whatever they leave, there is room for the parent's own.
+    panics("forked_often", &[Told::fatal("of the parent")]).may_tell_more(),
+    panics("forked_often_small_files", &[Told::fatal("of the parent")]).may_tell_more(),
+    Scenario::new("installed_at_once", Exit(0), &[]),
     Scenario::new("replaced_program", Signal(SEGV), &[]),
     // The client's own threads lose theirs too, and may panic of it.
     panics("closed_descriptors", &[Told::fatal("without descriptors")]).may_tell_more(),
@@ -117,7 +121,7 @@ pub const ALL: &[Scenario] = &[
 
 /// A panic of which no hook heard, in a program that aborts by it.
 const UNHEARD: Told = Told { kind: "Panic", message: "panic message unavailable", ..Told::fatal("") };
-const SEGMENTATION: Told = Told::signal("SIGSEGV", "Segmentation fault at 0x");
+pub(super) const SEGMENTATION: Told = Told::signal("SIGSEGV", "Segmentation fault at 0x");
 const OVERFLOW: Told = Told::signal("StackOverflow", "a thread has overflowed its stack");
 
 /// A panic of the main thread that nobody catches.
@@ -126,7 +130,7 @@ const fn panics(name: &'static str, told: &'static [Told]) -> Scenario {
 }
 
 impl Scenario {
-    const fn new(name: &'static str, ending: Ending, told: &'static [Told]) -> Self {
+    pub(super) const fn new(name: &'static str, ending: Ending, told: &'static [Told]) -> Self {
         Self {
             name,
             ending,
@@ -167,7 +171,7 @@ impl Told {
         Self { level: "error", ..Self::fatal(message) }
     }
 
-    const fn signal(kind: &'static str, message: &'static str) -> Self {
+    pub(super) const fn signal(kind: &'static str, message: &'static str) -> Self {
         Self { kind, ..Self::fatal(message) }
     }
 
@@ -176,7 +180,7 @@ impl Told {
     }
 
     /// The kernel gives a signal from outside to any thread, also to one of the library's.
-    const fn anywhere(self) -> Self {
+    pub(super) const fn anywhere(self) -> Self {
         Self { is_anywhere: true, frames: 1, ..self }
     }
 

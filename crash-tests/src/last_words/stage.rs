@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::Ending;
 
 /// A process that needs longer hangs.
-const LIFE_MOST: Duration = Duration::from_secs(20);
+pub(super) const LIFE_MOST: Duration = Duration::from_secs(20);
 const ENOUGH: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Of the small disk: the queue's own files and not much more.
@@ -69,12 +69,19 @@ impl Stage {
     /// How the process ends. Fails if it does not.
     pub fn run(&self, scenario: &str, with_client: bool) -> Result<Ending, String> {
         let mut command = sink::command(&self.program);
-        command.arg(scenario).current_dir(self.dir()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg(scenario).current_dir(self.dir());
         if with_client {
             command.arg(self.queue_dir()).arg(self.sink.url());
         }
-        let mut child = command.spawn().map_err(|error| format!("{}: {error}", self.program.display()))?;
-        let status = end_of(&mut child);
+        self.end(command, with_client, LIFE_MOST)
+    }
+
+    /// How the process of that command ends, which takes no longer than `most`.
+    pub(super) fn end(&self, mut command: Command, with_client: bool, most: Duration) -> Result<Ending, String> {
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child =
+            command.spawn().map_err(|error| format!("{}: {error}", command.get_program().to_string_lossy()))?;
+        let status = end_of(&mut child, most);
         let _ = std::fs::remove_file(self.dir().join("filler"));
         let status =
             status.ok_or_else(|| format!("hangs {} the client", if with_client { "with" } else { "without" }))?;
@@ -140,8 +147,8 @@ pub fn functions_of(properties: &Value) -> Vec<String> {
 }
 
 /// `None`, and killed, if it does not end.
-fn end_of(child: &mut Child) -> Option<ExitStatus> {
-    let until = Instant::now() + LIFE_MOST;
+fn end_of(child: &mut Child, most: Duration) -> Option<ExitStatus> {
+    let until = Instant::now() + most;
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),

@@ -1,53 +1,36 @@
-//! Where the kernel enters, and the stacks it goes on with.
+//! Where the kernel enters, and how it goes on.
 //!
 //! The standard library gives each thread an alternate stack of some kilobytes. The kernel saves the processor's state there first, and
 //! with wide vector or matrix registers in use that leaves a few hundred bytes: less than a call of the C library takes. A handler that
-//! overflows it faults again, for ever. So the entry needs two words of whatever stack it is given, and goes on with one of ours.
+//! overflows it faults again, for ever. So the entry needs a few words of whatever stack it is given, and goes on with one of ours. The
+//! handler that was there before does not: it gets the stack that the kernel chose, since it may need more than we have, and since some
+//! refuse to run on any other.
+//!
+//! ```text
+//! take the stack of ours ------------ it is taken
+//!   on_signal, on that stack            on_signal_beside, where we are
+//!   give the stack back                 (again, if it says so)
+//! pass_on, where we are, unless the answer is 0
+//! ```
 
 use std::arch::naked_asm;
-use std::cell::UnsafeCell;
 use std::ffi::c_void;
-use std::io;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 
-use super::flow::on_signal;
+use super::flow::{on_signal, on_signal_beside, pass_on};
+use super::stacks::EMERGENCY_TOP;
 
-/// Bytes of each stack. The walk was seen to need 16 KiB.
-pub(super) const STACK_BYTES: usize = 128 * 1024;
-
-#[repr(C, align(4096))]
-pub(super) struct Stack(UnsafeCell<[u8; STACK_BYTES]>);
-
-// SAFETY: no Rust code makes a reference into it. It is a processor's stack, used by one thread at a time: `EMERGENCY` by who took
-// `IN_USE`, `NESTED` by the same thread after that.
-unsafe impl Sync for Stack {}
-
-impl Stack {
-    pub(super) fn bottom(&self) -> *mut c_void {
-        self.0.get().cast()
-    }
-
-    /// Whether an address lies in it.
-    pub(super) fn holds(&self, address: u64) -> bool {
-        address.wrapping_sub(self.bottom().addr() as u64) <= STACK_BYTES as u64
-    }
-}
-
-pub(super) static EMERGENCY: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
-/// For faults of the handler itself: without it they would land on the stack whose signal frame is still needed.
-pub(super) static NESTED: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
-/// 1 while a thread is on `EMERGENCY`.
+/// 1 while a thread is on the stack of ours.
 static IN_USE: AtomicU32 = AtomicU32::new(0);
 
-/// Whether a thread is on `EMERGENCY`, or left it by a jump.
+/// Whether a thread is on the stack of ours.
 pub(super) fn is_stack_taken() -> bool {
     IN_USE.load(Ordering::SeqCst) != 0
 }
 
-/// The handler that the kernel calls. The stack of ours goes to the first thread that comes; another stays where it is.
+/// The handler that the kernel calls. The stack of ours goes to the first thread that comes.
 ///
 /// # Safety
 ///
@@ -63,29 +46,55 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
         ".cfi_offset rbp, -16",
         "mov rbp, rsp",
         ".cfi_def_cfa_register rbp",
+        "push rdi",
+        "push rsi",
+        "push rdx",
+        // How often it was found taken.
+        "push 0",
+        "2:",
         "xor eax, eax",
         "mov ecx, 1",
         "lock cmpxchg dword ptr [rip + {in_use}], ecx",
-        "jne 2f",
-        "lea rsp, [rip + {stack} + {bytes}]",
-        "call {go_on}",
-        "mov rsp, rbp",
-        "mov dword ptr [rip + {in_use}], 0",
-        "jmp 3f",
-        "2:",
-        "and rsp, -16",
-        "xor ecx, ecx",
-        "call {go_on}",
-        "mov rsp, rbp",
+        "jne 4f",
+        "mov rcx, rbp",
+        "lea r8, [rip + 3f]",
+        "mov rsp, qword ptr [rip + {stack}]",
+        "call {on_stack}",
+        // Here also goes on who faulted in there.
         "3:",
+        "lea rsp, [rbp - 32]",
+        "mov dword ptr [rip + {in_use}], 0",
+        "5:",
+        "test rax, rax",
+        "je 6f",
+        "mov rdi, qword ptr [rbp - 8]",
+        "mov rsi, qword ptr [rbp - 16]",
+        "mov rdx, qword ptr [rbp - 24]",
+        "mov rcx, rax",
+        "call {pass_on}",
+        "6:",
+        "mov rsp, rbp",
         "pop rbp",
+        ".cfi_remember_state",
         ".cfi_def_cfa rsp, 8",
         "ret",
+        ".cfi_restore_state",
+        "4:",
+        "mov rcx, qword ptr [rbp - 32]",
+        "add qword ptr [rbp - 32], 1",
+        "call {beside}",
+        "cmp rax, -1",
+        "jne 5b",
+        "mov rdi, qword ptr [rbp - 8]",
+        "mov rsi, qword ptr [rbp - 16]",
+        "mov rdx, qword ptr [rbp - 24]",
+        "jmp 2b",
         ".cfi_endproc",
         in_use = sym IN_USE,
-        stack = sym EMERGENCY,
-        bytes = const STACK_BYTES,
-        go_on = sym on_signal,
+        stack = sym EMERGENCY_TOP,
+        on_stack = sym on_signal,
+        beside = sym on_signal_beside,
+        pass_on = sym pass_on,
     )
 }
 
@@ -99,81 +108,64 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
 pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     naked_asm!(
         ".cfi_startproc",
-        "stp x29, x30, [sp, #-16]!",
-        ".cfi_def_cfa_offset 16",
-        ".cfi_offset x29, -16",
-        ".cfi_offset x30, -8",
+        "stp x29, x30, [sp, #-48]!",
+        ".cfi_def_cfa_offset 48",
+        ".cfi_offset x29, -48",
+        ".cfi_offset x30, -40",
         "mov x29, sp",
         ".cfi_def_cfa_register x29",
+        "stp x0, x1, [x29, #16]",
+        "stp x2, xzr, [x29, #32]",
+        "2:",
         "adrp x9, {in_use}",
         "add x9, x9, :lo12:{in_use}",
         "mov w10, #1",
         "1:",
         "ldaxr w11, [x9]",
-        "cbnz w11, 2f",
+        "cbnz w11, 4f",
         "stlxr w12, w10, [x9]",
         "cbnz w12, 1b",
         "adrp x13, {stack}",
         "add x13, x13, :lo12:{stack}",
-        "mov x14, {bytes}",
-        "add sp, x13, x14",
-        "mov w3, #1",
-        "bl {go_on}",
+        "ldr x13, [x13]",
+        "mov x3, x29",
+        "adr x4, 3f",
+        "mov sp, x13",
+        "bl {on_stack}",
+        "3:",
         "mov sp, x29",
         "adrp x9, {in_use}",
         "add x9, x9, :lo12:{in_use}",
         "stlr wzr, [x9]",
-        "b 3f",
-        "2:",
-        "clrex",
-        "mov w3, #0",
-        "bl {go_on}",
+        "5:",
+        "cbz x0, 6f",
+        "mov x3, x0",
+        "ldp x0, x1, [x29, #16]",
+        "ldr x2, [x29, #32]",
+        "bl {pass_on}",
+        "6:",
         "mov sp, x29",
-        "3:",
-        "ldp x29, x30, [sp], #16",
+        "ldp x29, x30, [sp], #48",
+        ".cfi_remember_state",
         ".cfi_def_cfa sp, 0",
         "ret",
+        ".cfi_restore_state",
+        "4:",
+        "clrex",
+        "ldr x3, [x29, #40]",
+        "add x9, x3, #1",
+        "str x9, [x29, #40]",
+        "bl {beside}",
+        "cmn x0, #1",
+        "b.ne 5b",
+        "ldp x0, x1, [x29, #16]",
+        "ldr x2, [x29, #32]",
+        "b 2b",
         ".cfi_endproc",
         in_use = sym IN_USE,
-        stack = sym EMERGENCY,
-        bytes = const STACK_BYTES,
-        go_on = sym on_signal,
+        stack = sym EMERGENCY_TOP,
+        on_stack = sym on_signal,
+        beside = sym on_signal_beside,
+        pass_on = sym pass_on,
     )
-}
-
-/// Gives the stacks real memory beforehand: at the time of need the process may be at its limit.
-pub(super) fn touch_stacks() {
-    for stack in [&EMERGENCY, &NESTED] {
-        for offset in (0..STACK_BYTES).step_by(1024) {
-            // SAFETY: inside the array, which nobody uses yet: the handler is installed after this.
-            unsafe { ptr::write_volatile(stack.bottom().cast::<u8>().add(offset), 0) };
-        }
-    }
-}
-
-/// Gives this thread an alternate stack if it has none, so that an overflow of its own stack can be told of. It is never given back: a
-/// signal may arrive until the very end of the thread.
-pub(in crate::crash) fn register_thread() -> io::Result<()> {
-    let mut current = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: 0, ss_size: 0 };
-    // SAFETY: asks only, into memory of ours.
-    if unsafe { libc::sigaltstack(ptr::null(), &mut current) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if current.ss_flags & libc::SS_DISABLE == 0 {
-        return Ok(());
-    }
-    const ALTERNATE_BYTES: usize = 64 * 1024;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let memory =
-        unsafe { libc::mmap(ptr::null_mut(), ALTERNATE_BYTES, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-    if memory == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let stack = libc::stack_t { ss_sp: memory, ss_flags: 0, ss_size: ALTERNATE_BYTES };
-    // SAFETY: the memory was just mapped and is never unmapped.
-    if unsafe { libc::sigaltstack(&stack, ptr::null_mut()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }

@@ -1,256 +1,379 @@
 //! From the kernel's call to the death of the process, or its going on.
+//!
+//! What runs on the stack of ours is over before anybody else is called: whoever has the signal next may never come back. While it runs
+//! every signal is blocked but those that are caught here, so nobody can leave it by a jump.
 
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
+use nix::errno::Errno;
 use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 
-use super::entry::{EMERGENCY, NESTED, STACK_BYTES, is_stack_taken};
-use super::record::{Seen, write};
-use super::registers::Registers;
-use super::{SIGNALS, chain, walk};
-use crate::crash::slots::{FRAMES_MOST, RECORD_MOST, with_room};
-use crate::crash::{file, process};
+use super::entry::is_stack_taken;
+use super::record::{Seen, Written, write};
+use super::registers::{self, Registers};
+use super::threads::{self, Call};
+use super::{SIGNALS, chain, stacks, walk};
+use crate::crash::slots::{FRAMES_MOST, RECORD_MOST, with_free_room};
+use crate::crash::{file, process, provisional::Held};
 
-/// Handlers inside handlers. More is no program that we know how to end well.
-const ENTRIES_MOST: u32 = 200;
-/// Crashes that the process has to survive before other handlers come first.
+/// Signals that the process has to survive before those that somebody may repair are not waited for any more.
 const SURVIVALS: u32 = 3;
-/// Milliseconds that the first thread to crash waits for records of others, and that others wait to be taken down by it.
-const WAIT_FOR_OTHERS: u32 = 100;
-const WAIT_FOR_THE_END: u32 = 1000;
+/// Milliseconds that a thread waits for the stack of ours each time, and for records that others are writing.
+const WAIT_MOST: u32 = 100;
+/// How often it waits for the stack.
+const TURNS: u64 = 20;
+/// Times that it lets others run before it sleeps.
+const YIELDS: u32 = 50;
 
-static ENTRIES: AtomicU32 = AtomicU32::new(0);
-/// The thread that crashed first; 0 if none has.
-static FIRST: AtomicI32 = AtomicI32::new(0);
+/// The thread that is on the stack of ours; 0 if none is.
+static OWNER: AtomicI32 = AtomicI32::new(0);
 /// How far it is.
 static STAGE: AtomicU32 = AtomicU32::new(IDLE);
 const IDLE: u32 = 0;
 const WALKING: u32 = 1;
 const WRITING: u32 = 2;
-const PASSING_ON: u32 = 3;
 
-/// What the first thread has to remember when its handler faults. Reached by that thread alone.
+/// What the owner has to remember when its handler faults. Reached by that thread alone.
 struct Job {
     signal: c_int,
     info: MaybeUninit<siginfo_t>,
+    context: *mut c_void,
     registers: Registers,
+    /// Where the entry goes on, and its frame.
+    resume: usize,
+    frame: usize,
     frames: [u64; FRAMES_MOST],
     record: [u8; RECORD_MOST],
 }
 
 struct JobCell(UnsafeCell<Job>);
 
-// SAFETY: reached only by the thread whose number is in `FIRST`.
+// SAFETY: reached only by the thread whose number is in `OWNER`.
 unsafe impl Sync for JobCell {}
 
 static JOB: JobCell = JobCell(UnsafeCell::new(Job {
     signal: 0,
     info: MaybeUninit::zeroed(),
+    context: ptr::null_mut(),
     registers: Registers { pc: 0, sp: 0, fp: 0, lr: 0 },
+    resume: 0,
+    frame: 0,
     frames: [0; FRAMES_MOST],
     record: [0; RECORD_MOST],
 }));
 /// Addresses in the job's `frames`, and more that did not fit.
 static FOUND: AtomicUsize = AtomicUsize::new(0);
-/// Whether the job's record is written.
-static IS_WRITTEN: AtomicBool = AtomicBool::new(false);
+/// A walk has faulted: tables that it reads are not what they were. No walk goes by them any more.
+static HAS_WALK_FAULTED: AtomicBool = AtomicBool::new(false);
 
 static SURVIVED: AtomicU32 = AtomicU32::new(0);
-/// The fault that another handler was last let look at first: the instruction, and what it reached for.
-static LAST_FAULT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Whether a thread is in here. Of the calling one it is known, should it have left by a jump.
+/// What the entry does next, in one word: nothing, or call who was there before, and note afterwards that the process lived on after
+/// the record in that place.
+const RETURN: u64 = 0;
+const AGAIN: u64 = u64::MAX;
+const PASS_ON: u64 = 1;
+/// The thread is inside such a call already.
+const INSIDE: u64 = 2;
+const PLACE_AT: u32 = 2;
+const PLACE_MASK: u64 = 0xf;
+const NUMBER_AT: u32 = 8;
+
+fn pass_on_with(held: Option<Held>) -> u64 {
+    held.map_or(PASS_ON, |held| PASS_ON | (held.place as u64 + 1) << PLACE_AT | (held.number << NUMBER_AT))
+}
+
+fn held_in(next: u64) -> Option<Held> {
+    let place = usize::try_from(next >> PLACE_AT & PLACE_MASK).ok()?.checked_sub(1)?;
+    Some(Held { place, number: next >> NUMBER_AT })
+}
+
+/// Whether this thread is in a handler that we have passed a signal on to.
 pub(in crate::crash) fn is_in_progress() -> bool {
-    let first = FIRST.load(Ordering::SeqCst);
-    first != 0 && (first != process::thread_id() || is_on_our_stacks(here()))
-}
-
-/// Where the stack is at this moment.
-#[inline(always)]
-fn here() -> u64 {
     let here = 0u8;
-    ptr::from_ref(std::hint::black_box(&here)).addr() as u64
+    let stack = ptr::from_ref(std::hint::black_box(&here)).addr() as u64;
+    threads::call_of(process::thread_id()).is_some_and(|call| call.goes_on(0, chain::mask_of_this_thread(), stack))
 }
 
-fn is_on_our_stacks(address: u64) -> bool {
-    EMERGENCY.holds(address) || NESTED.holds(address)
+/// Called by the entry on the stack of ours. `frame` is the entry's, and `resume` where it goes on. Answers what it does next.
+pub(super) extern "C" fn on_signal(
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    frame: usize,
+    resume: usize,
+) -> u64 {
+    let errno = Errno::last_raw();
+    let thread = process::thread_id();
+    OWNER.store(thread, Ordering::SeqCst);
+    // Allowed, since we are not on the alternate stack any more.
+    // SAFETY: a stack that nobody else uses: there is one owner at a time.
+    unsafe { libc::sigaltstack(&stacks::nested(), ptr::null_mut()) };
+    // SAFETY: the kernel gave both for the duration of the handler; we are the owner, and a reference to the job lives nowhere else.
+    let next = unsafe {
+        let job = &mut *JOB.0.get();
+        job.signal = signal;
+        job.info = MaybeUninit::new(info.read());
+        job.context = context;
+        job.registers = Registers::of(&*context.cast::<ucontext_t>());
+        (job.resume, job.frame) = (resume, frame);
+        FOUND.store(0, Ordering::SeqCst);
+        handle(job, thread, info)
+    };
+    // SAFETY: as the kernel noted it.
+    unsafe { libc::sigaltstack(&alternate_of(context), ptr::null_mut()) };
+    leave_stack();
+    Errno::set_raw(errno);
+    next
 }
 
-/// Called by the entry. `has_own_stack` is 1 on the stack of ours.
-pub(super) extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_own_stack: u32) {
-    let errno = nix::errno::Errno::last_raw();
-    if ENTRIES.fetch_add(1, Ordering::SeqCst) > ENTRIES_MOST {
-        chain::give_back(&SIGNALS);
-        return;
-    }
-    let has_own_stack = has_own_stack != 0;
-    if has_own_stack {
-        // Allowed, since we are not on the alternate stack any more.
-        let nested = libc::stack_t { ss_sp: NESTED.bottom(), ss_flags: 0, ss_size: STACK_BYTES };
-        // SAFETY: a stack that nobody else uses: there is one thread with a stack of ours at a time.
-        unsafe { libc::sigaltstack(&nested, ptr::null_mut()) };
-    }
-    // SAFETY: the kernel gave both for the duration of the handler.
-    unsafe { handle(signal, info, context, has_own_stack) };
-    if has_own_stack {
-        // SAFETY: what the thread had when the signal came, as the kernel noted it.
-        unsafe { libc::sigaltstack(&raw const (*context.cast::<ucontext_t>()).uc_stack, ptr::null_mut()) };
-    }
-    ENTRIES.fetch_sub(1, Ordering::SeqCst);
-    nix::errno::Errno::set_raw(errno);
+fn leave_stack() {
+    STAGE.store(IDLE, Ordering::SeqCst);
+    OWNER.store(0, Ordering::SeqCst);
 }
 
+/// The alternate stack that the thread has while a handler runs that the kernel called with this context.
+///
 /// # Safety
 ///
-/// `info` and `context` as the kernel gave them.
-unsafe fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void, has_own_stack: bool) {
-    let thread = process::thread_id();
-    // SAFETY: as the caller says.
-    let interrupted = unsafe { &*context.cast::<ucontext_t>() };
-    let registers = Registers::of(interrupted);
-    let has_jumped = FIRST.load(Ordering::SeqCst) == thread;
-    if has_jumped && !was_left_by_a_jump(&registers, &interrupted.uc_stack) {
-        return handle_nested(signal, info);
+/// `context` as the kernel gave it.
+unsafe fn alternate_of(context: *const c_void) -> libc::stack_t {
+    const SS_AUTODISARM: c_int = 1 << 31;
+    // SAFETY: as the caller says; a copy of plain memory.
+    let mut stack = unsafe { (*context.cast::<ucontext_t>()).uc_stack };
+    if stack.ss_flags & SS_AUTODISARM != 0 {
+        // It has none until the handler is left.
+        stack.ss_flags = libc::SS_DISABLE;
     }
-    let has_own_stack = has_own_stack || NESTED.holds(here());
-    if !has_own_stack && !has_jumped {
-        // Another thread took our stack and is about to be first: the deep walk is its, since only there is room for it.
-        wait_until(WAIT_FOR_OTHERS, || FIRST.load(Ordering::SeqCst) != 0 || !is_stack_taken());
-    }
-    let is_first = has_jumped || FIRST.compare_exchange(0, thread, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-    if !is_first {
-        witness_beside(thread, signal, info, registers);
-        wait_until(WAIT_FOR_THE_END, || FIRST.load(Ordering::SeqCst) == 0);
-        // SAFETY: as the caller says.
-        return unsafe { chain::pass_on(signal, info, context) };
-    }
-    if IS_WRITTEN.swap(false, Ordering::SeqCst) {
-        SURVIVED.fetch_add(1, Ordering::SeqCst);
-    }
-    // SAFETY: we are first; a reference to the job lives in no other frame of this thread.
-    let job = unsafe { &mut *JOB.0.get() };
-    job.signal = signal;
-    // SAFETY: as the caller says; a plain copy of plain memory.
-    job.info = MaybeUninit::new(unsafe { info.read() });
-    job.registers = registers;
-    FOUND.store(0, Ordering::SeqCst);
-    let others_first = SURVIVED.load(Ordering::SeqCst) >= SURVIVALS
-        && chain::is_fault(signal, info)
-        && chain::has_previous_handler(signal)
-        && (!is_repeated(&registers, info) || has_jumped);
-    if !others_first {
-        witness(has_own_stack);
-        wait_until(WAIT_FOR_OTHERS, || !file::has_writers());
-    }
-    STAGE.store(PASSING_ON, Ordering::SeqCst);
-    // SAFETY: as the caller says.
-    unsafe { chain::pass_on(signal, info, context) };
-    if others_first && chain::is_default(signal) {
-        // It gave up, and the instruction will fault once more without anybody's hearing of it.
-        witness(has_own_stack);
-    }
-    // Alive: the fault comes again and ends the process, or somebody repaired what it was about.
-    STAGE.store(IDLE, Ordering::SeqCst);
-    FIRST.store(0, Ordering::SeqCst);
+    stack
 }
 
-/// Whether the handler that we passed the last signal on to never came back, but jumped to where the program goes on. The stack that was
-/// ours stays taken, since nobody knows when such a thread comes again; and it has the other one as its alternate stack, on which we are.
-fn was_left_by_a_jump(registers: &Registers, alternate: &libc::stack_t) -> bool {
-    // Of two threads that crash at once the first may have come too late for our stack.
-    let is_on_alternate = registers.sp.wrapping_sub(alternate.ss_sp.addr() as u64) <= alternate.ss_size as u64;
-    if STAGE.load(Ordering::SeqCst) != PASSING_ON || is_on_alternate || is_on_our_stacks(registers.sp) {
-        return false;
-    }
-    // SAFETY: this thread is first, and its frames that knew the job are gone.
-    let before = unsafe { (*JOB.0.get()).registers.sp };
-    // A handler that faults on a stack of its own looks the same, but comes ever deeper: that is counted, and ended.
-    if registers.sp >= before {
-        ENTRIES.store(1, Ordering::SeqCst);
-    }
-    true
-}
-
-/// A signal in the middle of our own handler.
-fn handle_nested(signal: c_int, info: *mut siginfo_t) {
-    match STAGE.load(Ordering::SeqCst) {
-        // The handler before us ends the process: std does when a stack has overflowed.
-        PASSING_ON => {
-            if !IS_WRITTEN.load(Ordering::SeqCst) {
-                witness(true);
-                STAGE.store(PASSING_ON, Ordering::SeqCst);
+fn handle(job: &mut Job, thread: i32, info: *mut siginfo_t) -> u64 {
+    match judge(job.signal, info, job.context, &job.registers, thread) {
+        Found::Nothing => RETURN,
+        Found::Inside => fate(thread, job.signal, info, job.context, None, true),
+        Found::News { may_be_repaired } => {
+            let written = witness(job, thread, may_be_repaired);
+            if !may_be_repaired || SURVIVED.load(Ordering::SeqCst) < SURVIVALS {
+                // The process may end now, and others may be in the middle of a word.
+                wait_until(|| !file::has_writers());
             }
-            chain::die_of(signal, info);
+            fate(thread, job.signal, info, job.context, written.held(), false)
         }
+    }
+}
+
+/// What a signal is.
+enum Found {
+    /// Nothing that a process without us would notice.
+    Nothing,
+    /// Part of what the thread was in the middle of: that has been told.
+    Inside,
+    News {
+        may_be_repaired: bool,
+    },
+}
+
+fn judge(signal: c_int, info: *const siginfo_t, context: *const c_void, registers: &Registers, thread: i32) -> Found {
+    if chain::is_dropped(signal, info) {
+        return Found::Nothing;
+    }
+    if let Some(call) = threads::call_of(thread) {
+        let goes_on = call.goes_on(signal, chain::mask_of(context), registers.sp);
+        if goes_on && (!call.is_held || file::holds_of(thread)) {
+            return Found::Inside;
+        }
+        threads::leave(thread);
+        if !goes_on {
+            // It left that handler by a jump. Else it is so long in there that the reader believes that it did.
+            SURVIVED.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    Found::News { may_be_repaired: chain::may_be_survived(signal) }
+}
+
+/// Lets it happen, as far as that does not take the stack which the kernel gave.
+fn fate(
+    thread: i32,
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    held: Option<Held>,
+    is_inside: bool,
+) -> u64 {
+    if !chain::has_previous_handler(signal) {
+        chain::let_happen(signal, info);
+        return RETURN;
+    }
+    chain::prepare_previous(signal);
+    if is_inside {
+        return PASS_ON | INSIDE;
+    }
+    let is_blocked = chain::is_blocked_by_previous(signal);
+    threads::enter(thread, &Call { signal, is_blocked, is_held: held.is_some(), stack: context.addr() as u64 });
+    pass_on_with(held)
+}
+
+/// Called by the entry on the stack that the kernel gave: who was there before has it now, with the mask of the kernel.
+pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, next: u64) {
+    // SAFETY: as the kernel gave them.
+    unsafe { chain::call_previous(signal, info, context) };
+    // It came back.
+    if next & INSIDE != 0 {
+        return;
+    }
+    let errno = Errno::last_raw();
+    // Whoever interrupts this may jump.
+    chain::block_everything();
+    let thread = process::thread_id();
+    threads::leave(thread);
+    // Still ours: the instruction is tried again, and would bring us back. `abort` insists, whatever its handler does.
+    if signal != libc::SIGABRT && chain::is_ours(signal) {
+        SURVIVED.fetch_add(1, Ordering::SeqCst);
+        if let Some(held) = held_in(next) {
+            file::mark_survived(held, thread);
+        }
+    }
+    Errno::set_raw(errno);
+}
+
+/// Called by the entry where another thread, or this one, is on the stack of ours.
+pub(super) extern "C" fn on_signal_beside(
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    turns: u64,
+) -> u64 {
+    let errno = Errno::last_raw();
+    let thread = process::thread_id();
+    let next = if OWNER.load(Ordering::SeqCst) == thread {
+        // SAFETY: the kernel gave both for the duration of the handler, and we are the owner.
+        unsafe { handle_nested(thread, signal, info, context) };
+        RETURN
+    } else {
+        // SAFETY: as above.
+        let registers = Registers::of(unsafe { &*context.cast::<ucontext_t>() });
+        match judge(signal, info, context, &registers, thread) {
+            Found::Nothing => RETURN,
+            Found::Inside => fate(thread, signal, info, context, None, true),
+            Found::News { may_be_repaired } => {
+                let hurries = may_be_repaired && SURVIVED.load(Ordering::SeqCst) >= SURVIVALS;
+                if !hurries && turns < TURNS && wait_until(|| !is_stack_taken()) {
+                    AGAIN
+                } else {
+                    let held = witness_beside(thread, signal, info, &registers, may_be_repaired);
+                    fate(thread, signal, info, context, held, false)
+                }
+            }
+        }
+    };
+    Errno::set_raw(errno);
+    next
+}
+
+/// A signal in the middle of our own handler. The kernel takes the thread back to the entry's frame when this returns, with what is known
+/// by then: what that signal was about is not the program's affair.
+///
+/// # Safety
+///
+/// By the owner, with both as the kernel gave them.
+unsafe fn handle_nested(thread: i32, signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: as the caller says.
+    let interrupted = unsafe { &mut *context.cast::<ucontext_t>() };
+    if !chain::is_forced(info) {
+        // Somebody sends it, and it has time.
+        return chain::postpone(signal, info, interrupted);
+    }
+    // SAFETY: the frame of this thread that knew the job was interrupted, and never runs again.
+    let job = unsafe { &mut *JOB.0.get() };
+    let held = match STAGE.swap(IDLE, Ordering::SeqCst) {
         // Our walk met memory that is not what it says. What it found by then is told.
         WALKING => {
-            STAGE.store(WRITING, Ordering::SeqCst);
-            // SAFETY: this thread is first, and its other frame, which the fault interrupted, never runs again.
-            let job = unsafe { &mut *JOB.0.get() };
+            HAS_WALK_FAULTED.store(true, Ordering::SeqCst);
             let found = FOUND.load(Ordering::SeqCst);
-            write_job(job, found, signal);
-            chain::give_back(&SIGNALS);
-            chain::die_at_once(job.signal, job.info.as_mut_ptr());
+            let may_be_repaired = chain::may_be_survived(job.signal);
+            STAGE.store(WRITING, Ordering::SeqCst);
+            let written = write_job(job, found, signal, thread, may_be_repaired);
+            STAGE.store(IDLE, Ordering::SeqCst);
+            written.held()
         }
-        _ => chain::give_back(&SIGNALS),
-    }
+        WRITING => {
+            file::count_missed();
+            None
+        }
+        // Nothing that we do there can fault.
+        _ => return chain::give_back(&SIGNALS),
+    };
+    let next = fate(thread, job.signal, job.info.as_mut_ptr(), job.context, held, false);
+    // SAFETY: as the kernel gave it, for the signal that this is about; its handler runs on.
+    interrupted.uc_stack = unsafe { alternate_of(job.context) };
+    registers::go_on_at(interrupted, job.resume, job.frame, next);
+    leave_stack();
 }
 
 /// Walks the stack of the job, and writes its record.
-fn witness(walk_fully: bool) {
-    // SAFETY: called by the first thread only; a fault in here goes on in `handle_nested`, and never comes back.
-    let job = unsafe { &mut *JOB.0.get() };
+fn witness(job: &mut Job, thread: i32, may_be_repaired: bool) -> Written {
     STAGE.store(WALKING, Ordering::SeqCst);
-    if walk_fully {
-        walk::fully(&job.registers, &mut job.frames, &FOUND);
-    } else {
+    if HAS_WALK_FAULTED.load(Ordering::SeqCst) {
         walk::by_frame_pointers(&job.registers, &mut job.frames, &FOUND);
+    } else {
+        walk::fully(&job.registers, &mut job.frames, &FOUND);
     }
     STAGE.store(WRITING, Ordering::SeqCst);
     let found = crate::crash::unwind::in_order(&mut job.frames, FOUND.load(Ordering::SeqCst));
-    write_job(job, found, 0);
+    let written = write_job(job, found, 0, thread, may_be_repaired);
+    STAGE.store(IDLE, Ordering::SeqCst);
+    written
 }
 
-fn write_job(job: &mut Job, found: usize, nested: c_int) {
+fn write_job(job: &mut Job, found: usize, nested: c_int, thread: i32, may_be_repaired: bool) -> Written {
     let frames = job.frames.get(..found.min(FRAMES_MOST)).unwrap_or_default();
     // SAFETY: written when the job was begun.
     let info = unsafe { job.info.assume_init_ref() };
-    let seen = Seen { signal: job.signal, info, registers: &job.registers, frames, nested };
-    IS_WRITTEN.store(write(&mut job.record, &seen), Ordering::SeqCst);
+    let seen = Seen { signal: job.signal, info, registers: &job.registers, frames, nested, thread, may_be_repaired };
+    write(&mut job.record, &seen)
 }
 
-/// A thread that crashes while another does: on whatever stack it has, so without the deep walk.
-fn witness_beside(thread: i32, signal: c_int, info: *mut siginfo_t, registers: Registers) {
-    let _ = with_room(thread, |room| {
+/// A thread that did not get the stack: on whatever stack it has, so without the deep walk.
+fn witness_beside(
+    thread: i32,
+    signal: c_int,
+    info: *const siginfo_t,
+    registers: &Registers,
+    may_be_repaired: bool,
+) -> Option<Held> {
+    let written = with_free_room(thread, |room| {
         let found = AtomicUsize::new(0);
-        walk::by_frame_pointers(&registers, &mut room.frames, &found);
+        walk::by_frame_pointers(registers, &mut room.frames, &found);
         let found = crate::crash::unwind::in_order(&mut room.frames, found.into_inner());
         let frames = room.frames.get(..found).unwrap_or_default();
         // SAFETY: the kernel's, for the duration of the handler.
         let info = unsafe { &*info };
-        write(&mut room.record, &Seen { signal, info, registers: &registers, frames, nested: 0 })
+        write(&mut room.record, &Seen { signal, info, registers, frames, nested: 0, thread, may_be_repaired })
     });
+    written.and_then(Written::held)
 }
 
-fn is_repeated(registers: &Registers, info: *const siginfo_t) -> bool {
-    // SAFETY: the kernel's; asked for faults only, which say an address.
-    let address = unsafe { (*info).si_addr() }.addr() as u64;
-    let [pc, reached] = &LAST_FAULT;
-    let before = (pc.swap(registers.pc, Ordering::SeqCst), reached.swap(address, Ordering::SeqCst));
-    before == (registers.pc, address)
-}
-
-fn wait_until(most_millis: u32, is_over: impl Fn() -> bool) {
-    let millisecond = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-    for _ in 0..most_millis {
+/// Whether it was over in a bounded time.
+fn wait_until(is_over: impl Fn() -> bool) -> bool {
+    for _ in 0..YIELDS {
         if is_over() {
-            return;
+            return true;
+        }
+        // SAFETY: async-signal-safe, on Linux a plain system call.
+        unsafe { libc::sched_yield() };
+    }
+    let millisecond = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    for _ in 0..WAIT_MOST {
+        if is_over() {
+            return true;
         }
         // SAFETY: async-signal-safe; a signal that cuts it short costs a turn.
         unsafe { libc::nanosleep(&millisecond, ptr::null_mut()) };
     }
+    false
 }

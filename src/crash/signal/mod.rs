@@ -2,26 +2,27 @@
 //!
 //! ```text
 //! kernel -> entry.rs   onto a stack of our own: the alternate stack of a thread may have room for nothing but the signal's frame
-//!        -> flow.rs    who is first, what to do when the handler itself faults
+//!        -> flow.rs    who has that stack, what to do when the handler itself faults
 //!        -> walk.rs    return addresses, by unwind tables prepared beforehand and reads that cannot fault
 //!        -> record.rs  one record, one write
+//!        -> entry.rs   back to the stack that the kernel gave; from here on nothing is held that somebody else waits for
 //!        -> chain.rs   whoever was there before, or the kernel's default
 //! ```
 //!
 //! Purpose. After a segmentation fault nothing of the process can be trusted. What runs here uses system calls, atomics and memory that
-//! was set aside at the start; it allocates nothing, takes no lock and waits for nobody without a bound.
+//! was set aside at the start; it allocates nothing, takes no lock, uses no thread-local and waits for nobody without a bound.
 //!
 //! Rules
 //! * The exit status, the core dump and what earlier handlers do stay as they were. A fault of the program is let happen again after we
 //!   have looked; any other signal is sent to the same thread again with all it said.
-//! * The first thread that crashes gets the prepared stack and the full walk. Others write what their registers say.
-//! * A fault inside the handler ends the process by the *original* signal, with what was known by then; more entries than any program
-//!   has reasons for end it by the kernel's default. It never loops.
-//! * Handlers that repair faults (managed runtimes, lazy mappings) come first once the process has survived a few of ours: then a record
-//!   is written only of what they did not repair.
-//! * A handler before ours that never comes back, because it jumps to where the program goes on, is noticed at the next signal of its
-//!   thread, by where the stack was; one that the kernel would have called once is called once.
-//! * A record of a signal that the process survives is thrown away by the reader.
+//! * One thread at a time has the prepared stack and the full walk. Others wait for it a moment, or write what their registers say.
+//! * A fault inside the handler ends the walk, not the process: the original signal goes its way, with what was known by then.
+//! * Handlers that repair faults (managed runtimes, lazy mappings) are called as the kernel would have called them: on its stack, with
+//!   its mask, with nothing of ours held. Once the process has survived a few signals, nobody waits for anybody before that.
+//! * What may be repaired is written where the next overwrites it, and marked when it was repaired: a handler that comes back with the
+//!   disposition unchanged has repaired it, or the fault comes again. One that left by a jump is noticed at the next signal of its thread,
+//!   or by the reader, after the time in which one dies.
+//! * A signal inside a handler that we have passed another one on to is part of that, and told with it.
 //!
 //! Linux on x86-64 and aarch64. Elsewhere [`install`] says that it cannot.
 
@@ -30,6 +31,8 @@ mod entry;
 mod flow;
 mod record;
 mod registers;
+mod stacks;
+mod threads;
 mod walk;
 
 use std::io;
@@ -37,14 +40,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::libc;
 
-pub(super) use entry::register_thread;
 pub(super) use flow::is_in_progress;
+pub(super) use stacks::register_thread;
 
 /// What is caught: the faults of a program, and what it is ended by on purpose.
 const SIGNALS: [libc::c_int; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
 
 static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
+/// This code is part of the program, and not of a library that it has loaded: its thread-locals are there when a thread begins.
+static HAS_STATIC_THREAD_LOCALS: AtomicBool = AtomicBool::new(false);
+
+fn has_static_thread_locals() -> bool {
+    HAS_STATIC_THREAD_LOCALS.load(Ordering::Relaxed)
+}
 
 /// Has the handler know what was loaded since. Each time leaves some kilobytes behind, which a handler may have in hand; so a program
 /// that loads and unloads all the time is not followed for ever.
@@ -62,6 +71,11 @@ pub(super) fn install() -> io::Result<()> {
         return Ok(());
     }
     walk::prepare();
-    entry::touch_stacks();
-    chain::take_signals(&SIGNALS, entry::entry)
+    HAS_STATIC_THREAD_LOCALS.store(walk::is_in_the_program(install as *const () as usize), Ordering::SeqCst);
+    let installed = stacks::prepare().and_then(|()| chain::take_signals(&SIGNALS, entry::entry));
+    if installed.is_err() {
+        // To be tried again.
+        IS_INSTALLED.store(false, Ordering::SeqCst);
+    }
+    installed
 }

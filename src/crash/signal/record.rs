@@ -1,14 +1,22 @@
 //! The record of a signal.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use nix::libc::{self, c_int, siginfo_t};
 
 use super::registers::Registers;
+use crate::crash::file::{Holding, Share};
 use crate::crash::format::{Kind, Tag, Writer, flags};
-use crate::crash::{file, hook, process, steps};
+use crate::crash::provisional::{Held, RECORD_BYTES};
+use crate::crash::{file, hook, process, steps, wake_reader};
 
 /// A fault this far below the stack pointer, at most, is the stack's own: functions with large frames probe each page.
 const BELOW_STACK_POINTER: u64 = 64 * 1024;
 const ABOVE_STACK_POINTER: u64 = 4096;
+
+/// Records of signals that somebody may repair, and for which there was no place: more would take the room of the one that nobody
+/// repairs.
+const REPAIRABLE_AT_THE_END: u32 = 8;
 
 /// What is known of a signal.
 pub(super) struct Seen<'a> {
@@ -18,12 +26,82 @@ pub(super) struct Seen<'a> {
     pub(super) frames: &'a [u64],
     /// The signal by which the handler itself was interrupted; 0 if it was not.
     pub(super) nested: c_int,
+    /// The one that it came to.
+    pub(super) thread: i32,
+    /// The process may live on.
+    pub(super) may_be_repaired: bool,
 }
 
-/// Writes it. `false` if there is no file or no room.
-pub(super) fn write(out: &mut [u8], seen: &Seen<'_>) -> bool {
-    let is_panicking = seen.signal == libc::SIGABRT && std::thread::panicking();
-    let panic = if is_panicking { hook::last_panic_of_this_thread() } else { None };
+/// Where the record is.
+#[derive(Clone, Copy)]
+pub(super) enum Written {
+    /// There is no file, or no room.
+    Nowhere,
+    /// For good.
+    AtTheEnd,
+    /// Where it may be marked as survived.
+    Held(Held),
+}
+
+impl Written {
+    pub(super) fn held(self) -> Option<Held> {
+        match self {
+            Written::Held(held) => Some(held),
+            Written::Nowhere | Written::AtTheEnd => None,
+        }
+    }
+}
+
+/// Writes it. What a process lives on after has a reader woken, who notes that.
+pub(super) fn write(out: &mut [u8], seen: &Seen<'_>) -> Written {
+    if !seen.may_be_repaired {
+        return write_at_the_end(out, seen);
+    }
+    // The places of the file are the parent's.
+    let holding = if process::is_forked_child() { Holding::Impossible } else { write_in_a_place(out, seen) };
+    let written = match holding {
+        Holding::Held(held) => Written::Held(held),
+        // Others are in the middle of the same, and this is hardly the one that is not repaired.
+        Holding::AllTaken => Written::Nowhere,
+        Holding::Impossible => write_at_the_end_if_few(out, seen),
+    };
+    wake_reader();
+    written
+}
+
+fn write_in_a_place(out: &mut [u8], seen: &Seen<'_>) -> Holding {
+    let number = hook::next_number();
+    let (kind, set, panic) = nature_of(seen);
+    let Some(out) = out.get_mut(..RECORD_BYTES) else { return Holding::Impossible };
+    let mut writer = Writer::padded(out, kind, set, number);
+    fill(&mut writer, seen, kind, panic);
+    writer.finish().map_or(Holding::Impossible, |record| file::hold(record, seen.thread, number))
+}
+
+fn write_at_the_end_if_few(out: &mut [u8], seen: &Seen<'_>) -> Written {
+    static WRITTEN: AtomicU32 = AtomicU32::new(0);
+    if WRITTEN.fetch_add(1, Ordering::Relaxed) >= REPAIRABLE_AT_THE_END {
+        // So that it does not come round.
+        WRITTEN.store(REPAIRABLE_AT_THE_END, Ordering::Relaxed);
+        return Written::Nowhere;
+    }
+    write_at_the_end(out, seen)
+}
+
+fn write_at_the_end(out: &mut [u8], seen: &Seen<'_>) -> Written {
+    let (kind, set, panic) = nature_of(seen);
+    let mut writer = Writer::new(out, kind, set, hook::next_number());
+    fill(&mut writer, seen, kind, panic);
+    match writer.finish() {
+        Some(record) if file::write(record, Share::End) => Written::AtTheEnd,
+        _ => Written::Nowhere,
+    }
+}
+
+/// Kind, flags, and the panic that an abort belongs to.
+fn nature_of(seen: &Seen<'_>) -> (Kind, u32, Option<u64>) {
+    let is_panicking = seen.signal == libc::SIGABRT && is_panicking(seen.thread);
+    let panic = if is_panicking { hook::last_panic_of(seen.thread) } else { None };
     let kind = if panic.is_some() { Kind::Abort } else { Kind::Signal };
     let mut set = process::forked_flag();
     if is_panicking {
@@ -32,14 +110,23 @@ pub(super) fn write(out: &mut [u8], seen: &Seen<'_>) -> bool {
     if seen.nested != 0 {
         set |= flags::NESTED;
     }
-    if hook::is_silenced() {
+    if hook::is_silenced(seen.thread) {
         set |= flags::READING;
     }
     if is_stack_overflow(seen) {
         set |= flags::STACK_OVERFLOW;
     }
-    let mut writer = Writer::new(out, kind, set, hook::next_number());
-    process::describe(&mut writer, process::thread_id());
+    (kind, set, panic)
+}
+
+/// The standard library counts panics in a thread-local. A library that was loaded later gets those from `malloc`, whose lock the thread
+/// may hold: then it is asked only of a thread that has panicked before, and so has it.
+fn is_panicking(thread: i32) -> bool {
+    (super::has_static_thread_locals() || hook::last_panic_of(thread).is_some()) && std::thread::panicking()
+}
+
+fn fill(writer: &mut Writer<'_>, seen: &Seen<'_>, kind: Kind, panic: Option<u64>) {
+    process::describe(writer, seen.thread);
     writer.number(Tag::Signal, number(seen.signal));
     writer.number(Tag::SignalCode, i64::from(seen.info.si_code).cast_unsigned());
     // SAFETY: which of the union's members is filled follows from the code, as sigaction(2) says.
@@ -55,11 +142,12 @@ pub(super) fn write(out: &mut [u8], seen: &Seen<'_>) -> bool {
         writer.number(Tag::PanicNumber, panic);
     }
     writer.addresses(Tag::Frames, seen.frames);
-    writer.number(Tag::Missed, file::take_missed());
-    if kind == Kind::Signal {
-        steps::describe(&mut writer);
+    if !seen.may_be_repaired {
+        writer.number(Tag::Missed, file::take_missed());
     }
-    writer.finish().is_some_and(file::write)
+    if kind == Kind::Signal {
+        steps::describe(writer);
+    }
 }
 
 fn is_stack_overflow(seen: &Seen<'_>) -> bool {

@@ -1,4 +1,4 @@
-//! What the interrupted thread's registers held.
+//! What the interrupted thread's registers held, and how it is led elsewhere.
 
 use nix::libc;
 
@@ -27,5 +27,27 @@ impl Registers {
         let machine = &context.uc_mcontext;
         let register = |at: usize| machine.regs.get(at).copied().unwrap_or(0);
         Self { pc: machine.pc, sp: machine.sp, fp: register(29), lr: register(30) }
+    }
+}
+
+/// Has the thread go on in the entry's frame at `resume` when the handler that got `context` returns, with that answer.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn go_on_at(context: &mut libc::ucontext_t, resume: usize, frame: usize, answer: u64) {
+    for (name, value) in [(libc::REG_RIP, resume as u64), (libc::REG_RBP, frame as u64), (libc::REG_RAX, answer)] {
+        if let Some(register) = usize::try_from(name).ok().and_then(|at| context.uc_mcontext.gregs.get_mut(at)) {
+            *register = value.cast_signed();
+        }
+    }
+}
+
+/// As on x86-64.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn go_on_at(context: &mut libc::ucontext_t, resume: usize, frame: usize, answer: u64) {
+    let machine = &mut context.uc_mcontext;
+    machine.pc = resume as u64;
+    for (at, value) in [(29, frame as u64), (0, answer)] {
+        if let Some(register) = machine.regs.get_mut(at) {
+            *register = value;
+        }
     }
 }

@@ -46,9 +46,33 @@ pub(super) fn prepare() {
     WALKER.store(Box::into_raw(Box::new(walker)), Ordering::Release);
 }
 
-/// The deep walk. Only for the thread that crashed first: what it uses is there once.
+/// Whether an address lies in the program itself: the loader names that first.
+pub(super) fn is_in_the_program(address: usize) -> bool {
+    struct Asked(u64, bool);
+    /// # Safety
+    ///
+    /// For the loader to call, with a pointer to an `Asked`.
+    // SAFETY: as it says.
+    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, asked: *mut c_void) -> c_int {
+        // SAFETY: the loader's, for the duration of the call; and the caller's own.
+        let (info, asked) = unsafe { (&*info, &mut *asked.cast::<Asked>()) };
+        // SAFETY: the loader's own table, of that many entries.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        asked.1 = headers
+            .iter()
+            .filter(|header| header.p_type == libc::PT_LOAD)
+            .any(|header| asked.0.wrapping_sub(info.dlpi_addr.wrapping_add(header.p_vaddr)) < header.p_memsz);
+        1
+    }
+    let mut asked = Asked(address as u64, false);
+    // SAFETY: the callback has the type that is asked for, gets the pointer that is given here, and does not unwind.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut asked).cast()) };
+    asked.1
+}
+
+/// The deep walk. Only for the thread that has the stack of ours: what it uses is there once.
 pub(super) fn fully(registers: &Registers, frames: &mut [u64; FRAMES_MOST], found: &AtomicUsize) {
-    // SAFETY: null, or leaked by `prepare`. Only the first thread comes here, and in a nested handler the interrupted walk never goes on.
+    // SAFETY: null, or leaked by `prepare`. Only that thread comes here, and a walk that faulted never goes on.
     let Some(walker) = (unsafe { WALKER.load(Ordering::Acquire).as_mut() }) else {
         return by_frame_pointers(registers, frames, found);
     };

@@ -25,6 +25,12 @@ pub(crate) fn play(scenario: &str) -> bool {
         }
         "forked" => in_child(|| panic!("in a forked child")),
         "forked_fault" => in_child(fault),
+        "forked_often" => forked_often(),
+        "forked_often_small_files" => {
+            use nix::sys::resource::{Resource, setrlimit};
+            setrlimit(Resource::RLIMIT_FSIZE, SMALL, SMALL).expect("a limit");
+            forked_often();
+        }
         "replaced_program" => {
             let _ = std::process::Command::new("/bin/sh").args(["-c", "kill -SEGV $$"]).exec();
         }
@@ -66,6 +72,51 @@ fn close_everything() {
 
 fn stranger() -> std::path::PathBuf {
     std::env::current_dir().unwrap_or_default().join("stranger")
+}
+
+/// Less than children may use of the file.
+const SMALL: u64 = 100_000;
+/// What a file of last words may hold.
+const ROOM: u64 = 256 * 1024;
+/// More than that, with 5,000 bytes of each.
+const CHILDREN: usize = 150;
+const AT_ONCE: usize = 5;
+
+/// Children that panic and go on to an end of their own; then the parent panics.
+fn forked_often() -> ! {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    for _ in 0..CHILDREN / AT_ONCE {
+        let children: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                in_background(|| {
+                    drop(std::panic::catch_unwind(|| panic!("of a child: {}", "x".repeat(5_000))));
+                })
+            })
+            .collect();
+        for child in children {
+            match waitpid(child, None).expect("it ends") {
+                WaitStatus::Exited(_, 7) => {}
+                end => panic!("a child ended otherwise: {end:?}"),
+            }
+        }
+    }
+    for (file, _) in crate::told::files_of_last_words() {
+        let len = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        assert!(len <= ROOM, "{file:?} has grown to {len} bytes");
+    }
+    panic!("of the parent");
+}
+
+fn in_background(act: fn()) -> nix::unistd::Pid {
+    // SAFETY: as in `in_child`.
+    match unsafe { nix::unistd::fork() }.expect("a child") {
+        nix::unistd::ForkResult::Child => {
+            act();
+            // SAFETY: ends the child, without what its parent has registered for an exit.
+            unsafe { libc::_exit(7) }
+        }
+        nix::unistd::ForkResult::Parent { child } => child,
+    }
 }
 
 pub(crate) fn in_child(act: fn()) {

@@ -116,13 +116,49 @@ pub(crate) fn play(scenario: &str) -> bool {
             std::process::exit(0);
         }
         "loaded_later" => loaded_later(),
+        "installed_at_once" => installed_at_once(),
         _ => return false,
     }
     true
 }
 
+/// Two threads install the hook at once, again and again, and the program's own must still be called.
+fn installed_at_once() {
+    static HEARD: AtomicI32 = AtomicI32::new(0);
+    static ROUND: AtomicI32 = AtomicI32::new(0);
+    static DONE: AtomicI32 = AtomicI32::new(0);
+    const TIMES: i32 = 4_000;
+    for _ in 0..2 {
+        std::thread::spawn(|| {
+            for round in 1..=TIMES {
+                while ROUND.load(Ordering::SeqCst) < round {
+                    std::hint::spin_loop();
+                }
+                posthog::install_panic_hook();
+                DONE.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    for round in 1..=TIMES {
+        drop(std::panic::take_hook());
+        std::panic::set_hook(Box::new(|_| {
+            HEARD.fetch_add(1, Ordering::SeqCst);
+        }));
+        ROUND.store(round, Ordering::SeqCst);
+        while DONE.load(Ordering::SeqCst) < 2 * round {
+            std::thread::yield_now();
+        }
+        // With the client each of them would be told.
+        if std::env::args_os().nth(2).is_none() {
+            drop(catch_unwind(|| panic!("heard by whom")));
+        }
+    }
+    let is_heard = std::env::args_os().nth(2).is_some() || HEARD.load(Ordering::SeqCst) == TIMES;
+    std::process::exit(if is_heard { 0 } else { 1 });
+}
+
 /// In the queue directory, which is the second argument: their paths and numbers.
-fn files_of_last_words() -> Vec<(PathBuf, u64)> {
+pub(crate) fn files_of_last_words() -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     let mut folders: Vec<PathBuf> = std::env::args_os().nth(2).map(PathBuf::from).into_iter().collect();
     while let Some(folder) = folders.pop() {

@@ -1,0 +1,19 @@
+/* The heap of a thread is damaged, and the C library aborts while it holds the lock of that heap. */
+#include "host.h"
+static void *work(void *x) {
+  (void)x;
+  free(malloc(100000)); /* gives this thread a heap */
+  volatile char *p = malloc(40);
+  for (int i = 0; i < 4096; i++) p[i] = (char)0xff; /* its top is gone */
+  p = malloc(20000);
+  printf("not noticed %p\n", (void *)p);
+  return 0;
+}
+int main(int argc, char **argv) {
+  (void)argc;
+  load_client(argv);
+  pthread_t thread;
+  pthread_create(&thread, 0, work, 0);
+  pthread_join(thread, 0);
+  return 0;
+}
