@@ -117,7 +117,9 @@ fn a_queue_that_is_full_keeps_the_words_for_the_next_start() {
     stage.sink.stop();
     stage.run("filling", true);
     stage.play("literal");
-    let words = left_in(&stage.queue_dir()).remove(0);
+    // The process that filled it may have left a file with nothing in it.
+    let len = |path: &String| std::fs::metadata(path).map_or(0, |file| file.len());
+    let words = left_in(&stage.queue_dir()).into_iter().max_by_key(len).expect("a file");
     let renamed_at = || std::fs::metadata(&words).map(|file| (file.ctime(), file.ctime_nsec())).ok();
     let before = renamed_at();
     let mut reader = stage.reader_as("read_full").spawn().expect("a process");
