@@ -40,10 +40,11 @@ mod tests {
 
     /// The signals that a process of `command` blocks, and those that it ignores.
     fn blocked_and_ignored(mut command: Command) -> Vec<u64> {
-        let status = String::from_utf8(command.arg("/proc/self/status").output().unwrap().stdout).unwrap();
+        let status = command.arg("/proc/self/status").output().expect("it runs");
+        let status = String::from_utf8(status.stdout).expect("text");
         let mask = |line: &str| {
             let hex = line.strip_prefix("SigBlk:").or_else(|| line.strip_prefix("SigIgn:"))?;
-            Some(u64::from_str_radix(hex.trim(), 16).unwrap() & !OF_THE_C_LIBRARY)
+            Some(u64::from_str_radix(hex.trim(), 16).expect("a mask") & !OF_THE_C_LIBRARY)
         };
         status.lines().filter_map(mask).collect()
     }
