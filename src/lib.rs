@@ -106,7 +106,7 @@ pub use client::{
 #[cfg(feature = "crash-signals")]
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use config::{BeforeSend, Compression, Config, FlagsProtocol, Protocol};
-pub use context::{Context, ScopedFuture, current_distinct_id, current_session_id};
+pub use context::{Context, RequestQuery, ScopedFuture, current_distinct_id, current_session_id};
 pub use crash::cause::RunEnd;
 pub use delivery::{Delivery, Verdict};
 pub use diagnostics::{Category, Diagnostic};

@@ -163,3 +163,26 @@ fn the_first_panic_costs_no_allocation_and_one_write_more_than_without_the_hook(
     let heard = stage.heard(1).expect("a next start");
     assert_eq!(heard.exceptions[0]["$exception_message"], "a literal");
 }
+
+#[test]
+fn a_panic_inside_of_a_context_is_told_of_whom_it_was_about() {
+    let stage = stage();
+    let properties = &told(&stage, "in_context", 1)[0];
+    assert_eq!(properties["$session_id"], "session_7");
+    assert_eq!(properties["$current_url"], "https://shop.example/reset");
+    assert_eq!(properties["$request_path"], "/reset");
+    assert!(!properties.to_string().contains("secret"), "{properties}");
+    assert_eq!(properties["$process_person_profile"], Value::Null);
+    assert_eq!(stage.sink.events()[0].distinct_id, "user_7");
+}
+
+#[test]
+fn a_panic_after_a_context_was_left_is_nobodys() {
+    let stage = stage();
+    let properties = &told(&stage, "after_context", 1)[0];
+    assert_eq!(
+        (&properties["$session_id"], &properties["$process_person_profile"]),
+        (&Value::Null, &Value::from(false))
+    );
+    assert_ne!(stage.sink.events()[0].distinct_id, "user_7");
+}

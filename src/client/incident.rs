@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::context;
 use crate::crash::{Context, Incident, Origin, Severity, Step};
 use crate::event::Event;
 use crate::event::exception::{Crash, Entry, Level};
@@ -32,7 +33,28 @@ pub(crate) fn event_of(incident: &Incident, context: Option<&Context>) -> Event 
     if !steps.is_empty() {
         event.set("$exception_steps", steps);
     }
+    attribute(&mut event, incident);
     event
+}
+
+/// The event is about whose request the thread served, as an event would be that it had captured itself. A panic in a clean-up may come
+/// after its context was left; the one before it was still inside.
+fn attribute(event: &mut Event, incident: &Incident) {
+    let links = || std::iter::successors(Some(incident), |link| link.during.as_deref()).map(|link| &link.facts);
+    let Some(facts) = links().find(|facts| facts.distinct_id.is_some()).or_else(|| links().next()) else { return };
+    if let Some(distinct_id) = &facts.distinct_id {
+        event.set_distinct_id(distinct_id);
+    }
+    let texts = [
+        (context::SESSION_ID, &facts.session_id),
+        (context::CURRENT_URL, &facts.current_url),
+        (context::REQUEST_PATH, &facts.request_path),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            event.set(key, text);
+        }
+    }
 }
 
 /// What the program did before, the oldest first: as much of the newest as fits.

@@ -1,6 +1,6 @@
 //! The context that is current on a thread, or in a future while that is polled.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,30 @@ static USED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
+    /// Whether a context was ever current on this thread. The first look at `CURRENT` registers a destructor, which may allocate; this
+    /// has none.
+    static WAS_ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The current context.
 #[inline]
 pub(crate) fn current() -> Option<Context> {
     if USED.load(Ordering::Relaxed) { on_this_thread() } else { None }
+}
+
+/// Shows the current context to `look` where it lies. For the panic hook: nothing is allocated, nothing is waited for, and there is
+/// none while the context is being replaced.
+pub(crate) fn with_current(look: impl FnOnce(&Context)) {
+    if !WAS_ENTERED.try_with(Cell::get).unwrap_or(false) {
+        return;
+    }
+    let _none_at_thread_end = CURRENT.try_with(|current| {
+        if let Ok(current) = current.try_borrow()
+            && let Some(context) = &*current
+        {
+            look(context);
+        }
+    });
 }
 
 /// The distinct id that an event which names nobody would have here: `None` outside of a context that knows one.
@@ -147,6 +165,7 @@ fn on_this_thread() -> Option<Context> {
 
 fn replace(context: Option<Context>) -> Option<Context> {
     let mut context = context;
+    let _none_at_thread_end = WAS_ENTERED.try_with(|was_entered| was_entered.set(true));
     let _none_at_thread_end = CURRENT.try_with(|current| {
         if let Ok(mut current) = current.try_borrow_mut() {
             std::mem::swap(&mut *current, &mut context);

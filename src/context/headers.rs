@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::Context;
+use super::{CURRENT_URL, Context, REQUEST_PATH, RequestQuery};
 
 /// Whose request it is, in the words of PostHog's other libraries.
 pub(super) const DISTINCT_ID_HEADER: &str = "X-POSTHOG-DISTINCT-ID";
@@ -34,6 +34,9 @@ impl Context {
     /// [`from_headers`](Self::from_headers), and what else the request says: `$current_url`, `$request_method`, `$request_path`,
     /// `$user_agent`, and `$ip`, which is the first address of `X-Forwarded-For`, as the sender claims.
     ///
+    /// `$current_url` is sent without the query, which may hold secrets; [`from_request_with`](Self::from_request_with) keeps what the
+    /// program wants of it.
+    ///
     /// ```
     /// use posthog::{Context, current_session_id};
     ///
@@ -46,10 +49,29 @@ impl Context {
         url: &str,
         headers: impl IntoIterator<Item = (N, V)>,
     ) -> Self {
+        Self::from_request_with(method, url, headers, &RequestQuery::none())
+    }
+
+    /// [`from_request`](Self::from_request) with what `query` keeps of the URL's query.
+    ///
+    /// ```
+    /// use posthog::{Context, RequestQuery};
+    ///
+    /// let (url, headers) = ("/buy?utm_source=mail&card=4111", [("User-Agent", "curl/8")]);
+    /// let context = Context::from_request_with("GET", url, headers, &RequestQuery::only(["utm_source"]));
+    /// assert!(format!("{context:?}").contains("/buy?utm_source=mail\""));
+    /// ```
+    pub fn from_request_with<N: AsRef<str>, V: AsRef<[u8]>>(
+        method: &str,
+        url: &str,
+        headers: impl IntoIterator<Item = (N, V)>,
+        query: &RequestQuery,
+    ) -> Self {
         let mut read = Read::default();
         headers.into_iter().for_each(|(name, value)| read.header(name.as_ref(), value.as_ref(), true));
         let mut context = read.context();
-        let facts = [("$current_url", url), ("$request_method", method), ("$request_path", path_of(url))];
+        let sent = query.applied_to(url);
+        let facts = [(CURRENT_URL, sent.as_str()), ("$request_method", method), (REQUEST_PATH, path_of(url))];
         for (key, value) in facts {
             if let Some(value) = cleaned(value) {
                 context = context.prop(key, value);

@@ -15,17 +15,20 @@
 //!   middle of a request. A [`Context`] in hand is a value; changing one never changes another.
 //! * A context never replaces what an event says itself, and is never taken for authentication: headers say what they like.
 //! * Values from headers are cleaned: control characters go, blanks around go, 1000 characters stay, nothing left is nothing said.
+//! * A query may hold a password or a token, so `$current_url` is sent without it unless the program names what it wants
+//!   ([`RequestQuery`]).
 //! * Nobody hears of a value that cannot be used when it is set, since there may be no client: the context remembers the problem, and
 //!   the first client that uses it records it.
 //! * No lock: a context is shared between threads as a value only, and a forked child finds its own thread's as it was.
 //!
 //! # Operations
 //!
-//! `ambient.rs` makes contexts current, `headers.rs` reads them from requests, `outgoing.rs` passes them on to other services.
+//! `ambient.rs` makes contexts current, `headers.rs` reads them from requests, `query.rs` says what of a URL is sent, `outgoing.rs` passes them on to other services.
 
 mod ambient;
 mod headers;
 mod outgoing;
+mod query;
 #[cfg(test)]
 mod tests;
 
@@ -36,14 +39,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::record::decode::value_as;
+use crate::record::decode::{Reader, value_as};
 use crate::record::{Pairs, json};
 
-pub(crate) use ambient::current;
 pub use ambient::{ScopedFuture, current_distinct_id, current_session_id};
+pub(crate) use ambient::{current, with_current};
 pub(crate) use outgoing::host_pattern;
+pub use query::RequestQuery;
 
-const SESSION_ID: &str = "$session_id";
+/// The property that says which session an event belongs to.
+pub(crate) const SESSION_ID: &str = "$session_id";
+/// The property that says where a request went: without its query, unless the program asks for that.
+pub(crate) const CURRENT_URL: &str = "$current_url";
+/// The property that holds the path of that.
+pub(crate) const REQUEST_PATH: &str = "$request_path";
 
 /// What is known of a request while it is served; every event that is captured meanwhile says it too.
 ///
@@ -135,6 +144,11 @@ impl Context {
     /// The distinct id, if it has one.
     pub(crate) fn known_distinct_id(&self) -> Option<&str> {
         self.state.distinct_id.as_deref()
+    }
+
+    /// A property that is text, where it lies: nothing is allocated.
+    pub(crate) fn known_text(&self, key: &str) -> Option<&str> {
+        Reader::new(self.properties().entries().last(key)?).string().ok()
     }
 
     /// What every event says.

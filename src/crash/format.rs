@@ -92,6 +92,12 @@ pub(super) enum Tag {
     Step = 20,
     /// Nothing: it makes a record as long as the room that it is written into.
     Padding = 21,
+    /// Of the context that was current on the thread: whose request it served.
+    DistinctId = 22,
+    SessionId = 23,
+    /// Its `$current_url`, which has no query unless the program wants it.
+    CurrentUrl = 24,
+    RequestPath = 25,
     /// 16 bytes that no other process has.
     Instance = 32,
     /// 16 bytes that differ after each start of the machine.

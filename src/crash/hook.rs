@@ -14,11 +14,14 @@ use super::file::Share;
 use super::format::{Kind, Tag, Writer, flags};
 use super::slots::{Room, with_room};
 use super::{file, process, steps, unwind};
+use crate::context;
 use crate::limits::beginning;
 
 /// Bytes kept of a message: what PostHog keeps.
 pub(super) const MESSAGE_MOST: usize = 10_000;
 const FILE_NAME_MOST: usize = 512;
+/// Bytes of an id or a URL. A longer one is left out: cut, an id would be somebody else's.
+const CONTEXT_TEXT_MOST: usize = 2048;
 /// A stack deeper than this is a recursion that ran away; walking on would only take time.
 const FRAMES_WALKED: usize = 100_000;
 
@@ -157,10 +160,28 @@ fn compose<'a>(
     writer.number(Tag::Missed, file::take_missed());
     writer.number(Tag::MessageBytes, message.len() as u64);
     writer.bytes(Tag::Message, beginning(message, MESSAGE_MOST).as_bytes());
+    describe_context(&mut writer);
     // Last: nothing else gives way to them.
     steps::describe(&mut writer);
     note_panic(thread, number);
     writer.finish()
+}
+
+/// Whose request the thread serves: what its context adds to every event that names nobody.
+fn describe_context(writer: &mut Writer<'_>) {
+    context::with_current(|current| {
+        let texts = [
+            (Tag::DistinctId, current.known_distinct_id()),
+            (Tag::SessionId, current.known_text(context::SESSION_ID)),
+            (Tag::CurrentUrl, current.known_text(context::CURRENT_URL)),
+            (Tag::RequestPath, current.known_text(context::REQUEST_PATH)),
+        ];
+        for (tag, text) in texts {
+            if let Some(text) = text.filter(|text| text.len() <= CONTEXT_TEXT_MOST) {
+                writer.bytes(tag, text.as_bytes());
+            }
+        }
+    });
 }
 
 fn message_of<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {

@@ -94,6 +94,11 @@ pub(crate) struct Facts {
     pub(crate) in_forked_child: bool,
     /// It happened while last words were read: told in the same way, it would happen again, and never end.
     pub(crate) while_reading: bool,
+    /// Whose request the thread served, as far as its context says it.
+    pub(crate) distinct_id: Option<String>,
+    pub(crate) session_id: Option<String>,
+    pub(crate) current_url: Option<String>,
+    pub(crate) request_path: Option<String>,
     /// What the program did before, the oldest first.
     pub(crate) steps: Vec<Step>,
 }
@@ -330,6 +335,10 @@ impl Facts {
             missed: record.number(Tag::Missed).unwrap_or(0),
             in_forked_child: record.flags & flags::FORKED_CHILD != 0,
             while_reading: record.flags & flags::READING != 0,
+            distinct_id: record.text(Tag::DistinctId),
+            session_id: record.text(Tag::SessionId),
+            current_url: record.text(Tag::CurrentUrl),
+            request_path: record.text(Tag::RequestPath),
             steps: steps::of(record),
         }
     }

@@ -6,11 +6,11 @@ use http::{HeaderMap, Request, header};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::context::{Context, ScopedFuture};
+use crate::context::{Context, RequestQuery, ScopedFuture};
 
 /// Serves each request in a [`Context`] of its own: distinct id and session id from its tracing headers (see
 /// [`Context::from_headers`]), and what the request is about (see [`Context::from_request`]). What is captured while the request is
-/// served has them. The response passes as it is.
+/// served has them. The response passes as it is. Queries of URLs are not sent unless [`query`](Self::query) says so.
 ///
 /// The ids are what the sender says. An application that knows better replaces them with [`Context::update`]. Work that goes on after
 /// the response, in a task of its own, has no context unless it is given one ([`Context::current`], [`Context::scope`]).
@@ -22,14 +22,31 @@ use crate::context::{Context, ScopedFuture};
 ///
 /// let app = Router::new().layer(RequestContextLayer::new());
 /// ```
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct RequestContextLayer {}
+pub struct RequestContextLayer {
+    query: RequestQuery,
+}
 
 impl RequestContextLayer {
     /// A layer.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What of a request's query is sent in `$current_url`. Default: nothing, for it may hold secrets.
+    ///
+    /// ```
+    /// use posthog::RequestQuery;
+    /// use posthog::integrations::tower::RequestContextLayer;
+    ///
+    /// let layer = RequestContextLayer::new().query(RequestQuery::only(["utm_source"]));
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn query(mut self, query: RequestQuery) -> Self {
+        self.query = query;
+        self
     }
 }
 
@@ -37,14 +54,15 @@ impl<S> Layer<S> for RequestContextLayer {
     type Service = RequestContext<S>;
 
     fn layer(&self, service: S) -> RequestContext<S> {
-        RequestContext { service }
+        RequestContext { service, query: self.query.clone() }
     }
 }
 
 /// The service that [`RequestContextLayer`] puts around another.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestContext<S> {
     service: S,
+    query: RequestQuery,
 }
 
 impl<S: Service<Request<B>>, B> Service<Request<B>> for RequestContext<S> {
@@ -57,7 +75,8 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for RequestContext<S> {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let context = Context::from_request(request.method().as_str(), &url_of(&request), request.headers());
+        let (method, url) = (request.method().as_str(), url_of(&request));
+        let context = Context::from_request_with(method, &url, request.headers(), &self.query);
         context.enter(|| {
             let response = self.service.call(request);
             // Taken after the call: a service may have changed the context in it.

@@ -91,13 +91,17 @@ fn main() {
     }
     // The file is read with calls of its own: what they cost is in both readings.
     let _warm = writes();
-    let (start, before) = (allocations(), writes());
-    let first = allocations();
-    let reading = first - start;
-    let caught = catch_unwind(|| panic!("a literal"));
-    let allocated = allocations() - first;
-    let written = writes() - before;
-    assert!(caught.is_err() && (reading > 0 || cfg!(not(target_env = "gnu"))), "the counter counts");
+    // What the context says is copied into the record as well.
+    let request = posthog::Context::new().distinct_id("user_7").session_id("session_7");
+    let (allocated, written) = request.enter(|| {
+        let (start, before) = (allocations(), writes());
+        let first = allocations();
+        let reading = first - start;
+        let caught = catch_unwind(|| panic!("a literal"));
+        let allocated = allocations() - first;
+        assert!(caught.is_err() && (reading > 0 || cfg!(not(target_env = "gnu"))), "the counter counts");
+        (allocated, writes() - before)
+    });
     #[allow(clippy::print_stdout, reason = "this is what the program is for")]
     {
         println!("{allocated} {written}");

@@ -131,7 +131,7 @@ impl Host {
     }
 
     fn command(&self, program: &Path, stage: &Stage, library: &Path, with_client: bool) -> Command {
-        let mut command = Command::new(if self.is_first_process { Path::new("unshare") } else { program });
+        let mut command = sink::command(if self.is_first_process { Path::new("unshare") } else { program });
         if self.is_first_process {
             command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(program);
         }

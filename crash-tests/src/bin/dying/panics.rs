@@ -9,6 +9,8 @@ pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
         "quiet" => {}
         "literal" | "previous_hook_panics" => panic!("a literal"),
+        "in_context" => in_context(),
+        "after_context" => after_context(),
         "formatted" => panic!("formatted {}", std::env::args().count() > 1),
         "index" => {
             let empty: Vec<u8> = Vec::new();
@@ -115,4 +117,15 @@ impl Drop for BusyWhenDropped {
     fn drop(&mut self) {
         std::thread::sleep(Duration::from_millis(700));
     }
+}
+
+fn in_context() {
+    let headers = [("X-PostHog-Distinct-Id", "user_7"), ("X-PostHog-Session-Id", "session_7")];
+    let request = posthog::Context::from_request("GET", "https://shop.example/reset?token=secret", headers);
+    request.enter(|| panic!("in a request"));
+}
+
+fn after_context() {
+    posthog::Context::new().distinct_id("user_7").enter(|| {});
+    panic!("in no request");
 }
