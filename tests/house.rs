@@ -52,7 +52,9 @@ const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[
 /// A package, and the only modules that may name it.
 const PACKAGES: &[(&str, &[&str])] = &[
     ("redb", &["store"]),
+    ("addr2line", &["crash"]),
     ("backtrace", &["crash"]),
+    ("object", &["crash"]),
     ("reqwest", &["transport"]),
     ("rustls", &["transport"]),
     ("rmp", &["record"]),

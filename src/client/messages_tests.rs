@@ -278,8 +278,8 @@ fn directories() -> Vec<(D, &'static str)> {
         ),
         (
             D::SymbolsDistrusted,
-            "the previous owner of the queue died while it looked up names of functions for a stack; this process sends stacks with \
-             addresses only",
+            "the previous owner of the queue died while it looked up names of functions for a stack; stacks of that build are sent \
+             with addresses only from now on: upload its symbols to PostHog, or give the process more memory and deploy another build",
         ),
     ]
 }

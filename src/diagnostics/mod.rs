@@ -239,8 +239,8 @@ pub enum Diagnostic {
         /// Why.
         why: String,
     },
-    /// The last owner of the queue died while it looked up the names of a stack. Stacks are sent with addresses alone until this process
-    /// ends, and in the next ones too until all that is queued was sent.
+    /// The last owner of the queue died while it looked up the names of a stack, for want of memory perhaps. Addresses of that build are
+    /// sent without names from now on, by later processes too: PostHog finds the names if symbols were uploaded.
     SymbolsDistrusted,
     /// Something the program said cannot be used and was left out: a super property, a property of a context, a header.
     Invalid {

@@ -14,8 +14,9 @@ const HANDMADE: &str = "a $exception event was captured by hand: it is sent as i
                         Client::capture_exception makes them; use that instead";
 const CHECKED: &str = "the previous owner of the queue was killed while it wrote to it, so the queue's file was checked; damage, if any \
                        was found, is reported separately";
-const SYMBOLS_DISTRUSTED: &str = "the previous owner of the queue died while it looked up names of functions for a stack; this process \
-                                  sends stacks with addresses only";
+const SYMBOLS_DISTRUSTED: &str = "the previous owner of the queue died while it looked up names of functions for a stack; stacks of that \
+                                  build are sent with addresses only from now on: upload its symbols to PostHog, or give the process \
+                                  more memory and deploy another build";
 
 /// A line of the log: a diagnostic, and what it sums up.
 pub(super) struct Line<'a> {

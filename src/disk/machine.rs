@@ -38,7 +38,8 @@ fn oom_count_by(proc_self: &Path) -> Option<OomCount> {
     let groups = fs::read_to_string(proc_self.join("cgroup")).ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     let mounts = fs::read_to_string(proc_self.join("mountinfo")).ok()?;
-    let dir = mounts.lines().find_map(|mount| dir_of_group(mount, path))?;
+    let is_second = |kind: &str| kind.starts_with("cgroup2 ");
+    let (_, dir) = mounts.lines().find_map(|mount| place_of_group(mount, path, is_second))?;
     // What was killed in groups below this one is not what was killed here; kernels before 5.2 do not tell them apart.
     let events = fs::read_to_string(dir.join("memory.events.local"))
         .or_else(|_| fs::read_to_string(dir.join("memory.events")))
@@ -47,17 +48,17 @@ fn oom_count_by(proc_self: &Path) -> Option<OomCount> {
     Some(OomCount { path: xxh3_64(path.as_bytes()), inode: fs::metadata(&dir).ok()?.ino(), kills })
 }
 
-/// Where the group lies, if that line of `mountinfo` is the mount that has it.
-fn dir_of_group(mount: &str, path: &str) -> Option<PathBuf> {
+/// Where the group's tree is mounted and where the group lies, if that line of `mountinfo` is the mount that has it.
+pub(super) fn place_of_group(mount: &str, path: &str, is_kind: impl Fn(&str) -> bool) -> Option<(PathBuf, PathBuf)> {
     let (fields, kind) = mount.split_once(" - ")?;
     let mut fields = fields.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);
-    if !kind.starts_with("cgroup2 ") {
+    if !is_kind(kind) {
         return None;
     }
     let below = Path::new(path).strip_prefix(root).ok()?;
     // Outside of our namespace: nothing that can be seen from here.
-    (!path.contains("/..")).then(|| Path::new(point).join(below))
+    (!path.contains("/..")).then(|| (PathBuf::from(point), Path::new(point).join(below)))
 }
 
 #[cfg(test)]

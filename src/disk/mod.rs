@@ -29,6 +29,7 @@ mod identity;
 mod lock;
 mod machine;
 mod map;
+pub(crate) mod memory;
 mod owner;
 
 use std::fmt::Debug;

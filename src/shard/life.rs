@@ -5,7 +5,10 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Shard;
 use super::status::{STATUS_BYTES, StatusPage};
@@ -22,6 +25,14 @@ const STATUS_KNOWN: u64 = 1 << 33;
 const WATCHES_EXIT: u64 = 1;
 const WATCHES_TERMINATION: u64 = 2;
 const COUNTS_OOM: u64 = 4;
+
+/// Builds that are remembered as died of: an executable and its libraries may each be, once.
+const DISTRUSTED_MOST: usize = 8;
+
+/// A build id as one word of the page, never 0.
+pub(crate) fn build_word(build_id: &[u8]) -> u64 {
+    xxh3_64(build_id).max(1)
+}
 
 /// What an owner says of itself while it is at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +69,32 @@ pub(crate) struct Life {
 }
 
 impl StatusPage {
+    /// The owner looks up what addresses of a build mean, or of none.
+    pub(crate) fn mark_resolving(&self, build: Option<u64>) {
+        self.set(Word::Resolving, build.unwrap_or(0));
+        self.publish();
+    }
+
+    /// Whether that is what an earlier owner died of. It stays so: with the same file and the same limits it would be died of again.
+    pub(crate) fn distrusts_symbols_of(&self, build: u64) -> bool {
+        self.distrusted().any(|word| word.load(Ordering::Relaxed) == build)
+    }
+
+    /// Remembers a build, and forgets the oldest for it where there is no room.
+    pub(super) fn distrust_symbols_of(&self, build: u64) {
+        let mut moved = if self.distrusts_symbols_of(build) { 0 } else { build };
+        for word in self.distrusted() {
+            if moved == 0 {
+                break;
+            }
+            moved = word.swap(moved, Ordering::Relaxed);
+        }
+    }
+
+    fn distrusted(&self) -> impl Iterator<Item = &AtomicU64> {
+        (0..DISTRUSTED_MOST).filter_map(|at| self.word(Word::Distrusted as usize + at))
+    }
+
     /// The last life that is written here; none where an older version had the shard last.
     pub(super) fn life(&self, now_booted: u128) -> Option<Life> {
         if self.get(Word::LifeKept) == 0 || self.get(Word::LifeKept) != self.get(Word::StartedAt) {

@@ -66,7 +66,7 @@ pub(crate) use claim::{
 pub(crate) use deleted::Standing;
 pub(crate) use evict::{EvictUntil, Passed};
 pub(crate) use explain::explain_io;
-pub(crate) use life::{Life, Sign};
+pub(crate) use life::{Life, Sign, build_word};
 pub(crate) use open::{Finding, Opened, concerns_all_shards};
 pub(crate) use opening::OpeningMark;
 pub(crate) use room::keeps_room;
@@ -275,14 +275,14 @@ impl Shard {
         self.while_ours(|page| page.mirror_refusals(counts));
     }
 
-    /// Marks the page while delivery looks up what addresses mean.
-    pub(crate) fn mark_resolving(&self, is_under_way: bool) {
-        self.while_ours(|page| page.mark_resolving(is_under_way));
+    /// Marks the page while delivery looks up what addresses of a build mean.
+    pub(crate) fn mark_resolving(&self, build: Option<u64>) {
+        self.while_ours(|page| page.mark_resolving(build));
     }
 
-    /// Whether an earlier owner died of that, with something queued that is still there.
-    pub(crate) fn distrusts_symbols(&self) -> bool {
-        self.status.distrusts_symbols()
+    /// Whether an earlier owner died of that.
+    pub(crate) fn distrusts_symbols_of(&self, build: u64) -> bool {
+        self.status.distrusts_symbols_of(build)
     }
 
     /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.

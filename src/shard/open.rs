@@ -157,7 +157,7 @@ fn open_store(
     let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
     crash_point::reach("store.opening");
-    if before.died_resolving && !options.adopts {
+    if before.died_resolving.is_some() && !options.adopts {
         findings.push(Finding::DiedResolving);
     }
     if before.died_in_store {

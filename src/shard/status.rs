@@ -37,11 +37,6 @@ pub(crate) const DEATHS_MAX: u64 = 3;
 /// Whoever lets the shard go waits so long for calls of other threads.
 const LEAVING_WAIT: Duration = Duration::from_millis(100);
 
-/// The owner looks up what addresses mean.
-const RESOLVING: u64 = 1;
-/// An owner died of that, and what it had queued is still there.
-const DISTRUSTED: u64 = 2;
-
 /// What the owner is doing, as far as it matters to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -62,8 +57,8 @@ pub(crate) struct Predecessor {
     pub(crate) clean: bool,
     /// It died inside the store.
     pub(crate) died_in_store: bool,
-    /// It died while it looked up what addresses mean, or one before it, and not all has been sent since.
-    pub(crate) died_resolving: bool,
+    /// It died while it looked up what addresses of this build mean.
+    pub(crate) died_resolving: Option<u64>,
     /// Owners in a row that died while opening the store, this one included.
     pub(crate) deaths_opening: u64,
     /// The machine has not been restarted since.
@@ -209,10 +204,11 @@ impl StatusPage {
             queued_events: self.get(Word::QueuedEvents),
             queued_bytes: self.get(Word::QueuedBytes),
         };
-        let (symbols, life) = (self.get(Word::Symbols), self.life(now_booted));
-        // Who exits meanwhile has not died of it.
-        let ended_by_itself = self.get(Word::CleanExit) == 1 || life.is_some_and(|life| life.exit.is_some());
+        let (resolving, life) = (self.get(Word::Resolving), self.life(now_booted));
         let boot_id = u128::from(self.get(Word::BootIdHigh)) << 64 | u128::from(self.get(Word::BootIdLow));
+        // Who exits meanwhile has not died of it, nor has who was there when the machine went down.
+        let died_of_another =
+            self.get(Word::CleanExit) == 1 || boot_id != now_booted || life.is_some_and(|life| life.exit.is_some());
         Predecessor {
             existed: true,
             clean: self.get(Word::CleanExit) == 1,
@@ -224,7 +220,7 @@ impl StatusPage {
             epoch: Some(self.get(Word::Epoch)).filter(|epoch| *epoch <= EPOCH_MOST).unwrap_or(0),
             ledger: (ledger.imbalance() == 0).then_some(ledger),
             oldest_at: self.oldest_at(),
-            died_resolving: symbols == DISTRUSTED || symbols == RESOLVING && !ended_by_itself,
+            died_resolving: Some(resolving).filter(|build| *build != 0 && !died_of_another),
             life,
         }
     }
@@ -245,8 +241,11 @@ impl StatusPage {
         self.set(Word::Magic, MAGIC);
         self.begin_life(predecessor.life.as_ref(), boot_id, now);
         // Whoever adopts leaves a mark of its own, on its own page.
-        if !self.adopts || predecessor.died_resolving {
-            self.set(Word::Symbols, if predecessor.died_resolving { DISTRUSTED } else { 0 });
+        if let Some(build) = predecessor.died_resolving {
+            self.distrust_symbols_of(build);
+        }
+        if !self.adopts || predecessor.died_resolving.is_some() {
+            self.set(Word::Resolving, 0);
         }
     }
 
@@ -291,9 +290,6 @@ impl StatusPage {
         self.set(Word::Epoch, epoch);
         self.set(Word::OldestAt, oldest_at.unwrap_or(0) as u64);
         self.set(Word::LastActivity, now as u64);
-        if ledger.queued_events == 0 && self.distrusts_symbols() {
-            self.set(Word::Symbols, 0);
-        }
         self.raise_accepted(ledger.accepted);
         self.publish();
     }
@@ -303,17 +299,6 @@ impl StatusPage {
         self.inside.fetch_add(1, Ordering::AcqRel);
         self.set_phase(phase);
         InPhase { page: self }
-    }
-
-    /// The owner looks up what addresses mean, or has done so.
-    pub(crate) fn mark_resolving(&self, is_under_way: bool) {
-        self.set(Word::Symbols, if is_under_way { RESOLVING } else { 0 });
-        self.publish();
-    }
-
-    /// Whether that is what an earlier owner died of.
-    pub(crate) fn distrusts_symbols(&self) -> bool {
-        self.get(Word::Symbols) == DISTRUSTED
     }
 
     /// The store was opened: earlier deaths no longer count.
@@ -378,7 +363,7 @@ impl StatusPage {
         }
     }
 
-    fn word(&self, index: usize) -> Option<&AtomicU64> {
+    pub(super) fn word(&self, index: usize) -> Option<&AtomicU64> {
         self.words.word64(index * size_of::<u64>())
     }
 }

@@ -40,9 +40,11 @@ pub(super) enum Word {
     OomPath = 33,
     OomInode = 34,
     OomKills = 35,
-    /// `RESOLVING`, `DISTRUSTED`, or 0.
-    Symbols = 36,
+    /// The build whose addresses the owner is looking up; 0 while it does not.
+    Resolving = 36,
     /// The newest epoch that was there when the machine had been restarted. Epochs rise, so it stays true whoever leaves it here.
     EpochAtRestart = 37,
+    /// The builds whose addresses owners died of looking up, the last first, in eight words; 0 where there are no more.
+    Distrusted = 38,
     Refused = 64,
 }

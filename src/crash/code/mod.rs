@@ -5,6 +5,9 @@
 //! loaded then (`modules.rs`): an address of an image with a build id means the same place in any image of that build id, wherever it
 //! is loaded, in this process or the next.
 //!
+//! Names are looked up within a bound of memory: `debug_file.rs` reads debug information a unit at a time, from files that `mapped.rs`
+//! maps. Nothing of it stays when a body is done.
+//!
 //! This is the one folder that may be `unsafe` to look at the process itself; each block proves itself.
 //!
 //! # Operations
@@ -12,11 +15,15 @@
 //! [`Edge::above`] marks where our own frames end, [`trace`] walks what lies above it, [`Modules::loaded`] lists the images,
 //! [`InProcess`] is the [`Symbols`](crate::record::Symbols) of this process.
 
+mod debug_file;
 mod elf;
+mod mapped;
 mod modules;
 mod source;
 mod stack;
 mod symbols;
+#[cfg(all(test, target_os = "linux"))]
+mod symbols_tests;
 
 pub(crate) use modules::Modules;
 pub(crate) use stack::{Edge, trace};

@@ -8,41 +8,43 @@ use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::debug_file::{DebugFile, Found, LARGEST_FILE, MOST_DECOMPRESSED};
 use super::modules::Modules;
 use super::{elf, source};
-use crate::disk::fork;
+use crate::disk::{fork, memory};
 use crate::limits::beginning;
 use crate::record::Symbols;
 use crate::record::stack::Image;
 use crate::record::symbols::{SourceLines, Symbol};
 
-/// Larger files are not looked into: their debug information would take too long, and too much memory.
-const LARGEST_FILE: u64 = 256 * 1024 * 1024;
+/// What looking up may take at its peak. Where the process's control group has less, names are left out.
+const MEMORY_NEEDED: u64 = 24 * 1024 * 1024;
 /// Addresses whose names are kept, twice over.
-const KEPT: usize = 512;
+pub(super) const KEPT: usize = 512;
 /// Functions that may be inlined at one address.
 const MOST_INLINED: usize = 32;
 /// Bytes of a function's name, or of a file's, that are kept.
-const NAME_KEPT: usize = 512;
+pub(super) const NAME_KEPT: usize = 512;
 
 /// The symbols of this process.
 #[derive(Debug)]
 pub(crate) struct InProcess {
     with_source: bool,
-    known: Mutex<Known>,
+    pub(super) known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+pub(super) struct Known {
     /// Names by build id and offset, those that were asked for lately, and before.
-    young: HashMap<(Box<[u8]>, u64), Vec<Symbol>>,
-    old: HashMap<(Box<[u8]>, u64), Vec<Symbol>>,
+    pub(super) young: HashMap<(Box<[u8]>, u64), Vec<Symbol>>,
+    pub(super) old: HashMap<(Box<[u8]>, u64), Vec<Symbol>>,
     /// Which files were looked at, what they were then, and whether they are what is loaded.
     files: HashMap<Box<str>, (Identity, bool)>,
-    has_looked_up: bool,
+    /// Debug information by build id, while a body is made; `None` where there is none, or no memory for it.
+    pub(super) opened: HashMap<Box<[u8]>, Option<DebugFile>>,
 }
 
 /// A file as it was when it was looked at.
@@ -60,7 +62,7 @@ impl InProcess {
         Self { with_source, known: Mutex::default() }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -81,8 +83,13 @@ impl Symbols for InProcess {
         if offset > loaded.size || !known.trusts(&loaded) {
             return Vec::new();
         }
-        known.has_looked_up = true;
-        let found = look_up(loaded.address.wrapping_add(offset));
+        let decompressed: usize = known.opened.values().flatten().map(DebugFile::decompressed).sum();
+        let room = MOST_DECOMPRESSED.saturating_sub(decompressed);
+        let debug_file = known.opened.entry(loaded.build_id.into()).or_insert_with(|| open(&loaded, room));
+        // What is left out for want of memory is not kept as if there were no name.
+        let Some(debug_file) = debug_file else { return Vec::new() };
+        // The instruction before a return address is the call.
+        let found = look_up(debug_file, loaded.vmaddr.wrapping_add(offset).wrapping_sub(1));
         known.keep(key, found.clone());
         found
     }
@@ -95,16 +102,13 @@ impl Symbols for InProcess {
         if is_inherited() {
             return;
         }
-        let mut known = self.known();
-        if std::mem::take(&mut known.has_looked_up) {
-            // What was read of debug information: tens of megabytes, which the next body hardly needs.
-            backtrace::clear_symbol_cache();
-        }
+        // What was read of debug information, which the next body hardly needs.
+        self.known().opened = HashMap::new();
     }
 }
 
 impl Known {
-    fn recall(&mut self, key: &(Box<[u8]>, u64)) -> Option<Vec<Symbol>> {
+    pub(super) fn recall(&mut self, key: &(Box<[u8]>, u64)) -> Option<Vec<Symbol>> {
         if let Some(found) = self.young.get(key) {
             return Some(found.clone());
         }
@@ -113,7 +117,7 @@ impl Known {
         Some(found)
     }
 
-    fn keep(&mut self, key: (Box<[u8]>, u64), found: Vec<Symbol>) {
+    pub(super) fn keep(&mut self, key: (Box<[u8]>, u64), found: Vec<Symbol>) {
         if self.young.len() >= KEPT {
             self.old = std::mem::take(&mut self.young);
         }
@@ -121,7 +125,7 @@ impl Known {
     }
 
     /// Whether the file of a loaded image is still what was loaded, and not too large.
-    fn trusts(&mut self, loaded: &Image<'_>) -> bool {
+    pub(super) fn trusts(&mut self, loaded: &Image<'_>) -> bool {
         let Ok(file) = File::open(loaded.path) else { return false };
         let Some(identity) = Identity::of(&file) else { return false };
         if let Some((seen, is_trusted)) = self.files.get(loaded.path)
@@ -147,123 +151,35 @@ impl Identity {
     }
 }
 
-/// Whether this is the child of a process that had a client. Our lock, and that of the lookup itself, which is one for the whole process,
-/// may be held there by a thread that does not exist.
+/// Whether this is the child of a process that had a client. Our lock may be held there by a thread that does not exist.
 fn is_inherited() -> bool {
     fork::generation() != 0
 }
 
-/// The functions at a return address of this process, the outermost first.
-fn look_up(address: u64) -> Vec<Symbol> {
-    let Ok(address) = usize::try_from(address) else { return Vec::new() };
-    let mut found = Vec::new();
-    // It reads debug information that a compiler of any age may have written.
-    let looked = catch_unwind(AssertUnwindSafe(|| {
-        // Looks at the instruction before a return address by itself.
-        backtrace::resolve(ptr::without_provenance_mut(address), |symbol| {
-            if found.len() < MOST_INLINED {
-                found.push(symbol_of(symbol));
-            }
-        });
-    }));
-    if looked.is_err() {
-        return Vec::new();
+/// The debug information of a loaded image, if there is memory to read it in.
+fn open(loaded: &Image<'_>, room: usize) -> Option<DebugFile> {
+    if memory::free_memory().is_some_and(|free| free < MEMORY_NEEDED) {
+        return None;
     }
-    found.retain(|symbol| !symbol.function.is_empty() || symbol.file.is_some());
-    found.reverse();
-    found
+    // A compiler of any age may have written it.
+    catch_unwind(AssertUnwindSafe(|| DebugFile::of_image(Path::new(loaded.path), loaded.build_id, room))).ok().flatten()
 }
 
-fn symbol_of(symbol: &backtrace::Symbol) -> Symbol {
+/// The functions at an address of a file, the outermost first.
+fn look_up(file: &mut DebugFile, address: u64) -> Vec<Symbol> {
+    let found = catch_unwind(AssertUnwindSafe(|| file.look_up(address))).unwrap_or_default();
+    let mut symbols: Vec<_> = found.into_iter().take(MOST_INLINED).map(symbol_of).collect();
+    symbols.retain(|symbol| !symbol.function.is_empty() || symbol.file.is_some());
+    symbols.reverse();
+    symbols
+}
+
+fn symbol_of(found: Found) -> Symbol {
     let mut function = String::new();
-    if let Some(name) = symbol.name() {
+    if let Some(name) = found.name {
         // The alternate form has neither the hash nor the disambiguators. Writing to a `String` cannot fail.
-        let _written = write!(function, "{name:#}");
+        let _written = write!(function, "{:#}", backtrace::SymbolName::new(&name));
     }
-    let file = symbol.filename().map(|path| beginning(&path.to_string_lossy(), NAME_KEPT).to_owned());
-    Symbol { function: beginning(&function, NAME_KEPT).to_owned(), file, line: symbol.lineno() }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[inline(never)]
-    fn somewhere() -> u64 {
-        let mut address = 0;
-        backtrace::trace(|frame| {
-            address = frame.ip().addr() as u64;
-            // The first frame whose code is this function's.
-            let mut is_here = false;
-            backtrace::resolve_frame(frame, |symbol| {
-                is_here |= symbol.name().is_some_and(|name| format!("{name:#}").ends_with("::somewhere"));
-            });
-            !is_here
-        });
-        address
-    }
-
-    fn main_image(modules: &Modules) -> Image<'_> {
-        modules.images().find(|image| image.is_main).expect("an executable runs this")
-    }
-
-    #[test]
-    fn an_address_of_this_build_has_its_function_file_and_line_wherever_the_image_was_loaded() {
-        let modules = Modules::loaded();
-        let (here, now) = (somewhere(), main_image(&modules));
-        let then = Image { address: 0x7000_0000, path: "/elsewhere", ..now };
-        for (image, address) in [(now, here), (then, here - now.address + then.address)] {
-            let symbols = InProcess::new(false);
-            let found = symbols.resolve(&image, address);
-            let last = found.last().unwrap();
-            assert!(last.function.ends_with("symbols::tests::somewhere"), "{found:#?}");
-            assert!(last.file.as_deref().unwrap().ends_with("src/crash/code/symbols.rs") && last.line.is_some());
-            symbols.rest();
-            assert_eq!(symbols.resolve(&image, address), found, "from memory");
-            assert!(!symbols.known().has_looked_up);
-        }
-    }
-
-    #[test]
-    fn an_address_of_another_build_has_no_name() {
-        let modules = Modules::loaded();
-        let (here, now) = (somewhere(), main_image(&modules));
-        let symbols = InProcess::new(false);
-        assert!(symbols.resolve(&Image { build_id: &[1; 20], ..now }, here).is_empty());
-        assert!(symbols.resolve(&Image { build_id: &[], ..now }, here).is_empty());
-        assert!(symbols.resolve(&now, now.address - 1).is_empty());
-        assert!(symbols.resolve(&now, u64::MAX).is_empty());
-    }
-
-    #[test]
-    fn a_file_that_was_replaced_or_is_too_large_is_not_believed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("program");
-        let exe = std::env::current_exe().unwrap();
-        let modules = Modules::loaded();
-        let image = Image { path: path.to_str().unwrap(), ..main_image(&modules) };
-        let mut known = Known::default();
-        assert!(!known.trusts(&image), "not there");
-        std::fs::copy(&exe, &path).unwrap();
-        assert!(known.trusts(&image) && known.trusts(&image));
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "#!/bin/sh\n").unwrap();
-        assert!(!known.trusts(&image), "replaced");
-        std::fs::copy(&exe, &path).unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(LARGEST_FILE + 1).unwrap();
-        assert!(!known.trusts(&image), "too large");
-    }
-
-    #[test]
-    fn names_are_kept_for_the_addresses_that_were_asked_for_last() {
-        let mut known = Known::default();
-        let key = |n: u64| (Box::from([1_u8]), n);
-        let named = |n: u64| vec![Symbol { function: n.to_string(), ..Symbol::default() }];
-        for n in 0..10 * KEPT as u64 {
-            known.keep(key(n), named(n));
-            assert_eq!(known.recall(&key(0)), Some(named(0)), "asked for all the time");
-            assert!(known.young.len() + known.old.len() <= 2 * KEPT);
-        }
-        assert_eq!(known.recall(&key(1)), None);
-    }
+    let file = found.file.map(|path| beginning(&path, NAME_KEPT).to_owned());
+    Symbol { function: beginning(&function, NAME_KEPT).to_owned(), file, line: found.line }
 }

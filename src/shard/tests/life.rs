@@ -79,14 +79,14 @@ fn what_ends_late_does_not_reach_the_page_of_the_next_owner() {
         let dir = scratch();
         let disk = Machine::disk(1, mapped);
         let (first, _) = open_as(false, mapped, 1, dir.path());
-        first.mark_resolving(true);
+        first.mark_resolving(Some(7));
         first.close();
         let (second, _) = open_as(false, mapped, 1, dir.path());
-        second.mark_resolving(true);
+        second.mark_resolving(Some(7));
         let page = || std::fs::read(first_shard(dir.path()).join("status")).unwrap();
         let before = page();
         // A look-up that was under way when the shard was let go, counts of refusals, a phase.
-        first.mark_resolving(false);
+        first.mark_resolving(None);
         first.mirror_refusals(&[9; 16]);
         first.note_sign(&sign());
         drop(first.status.enter(Phase::Store));
@@ -95,7 +95,7 @@ fn what_ends_late_does_not_reach_the_page_of_the_next_owner() {
         drop(second);
         let status = first_shard(dir.path()).join("status");
         let left = super::super::status::StatusPage::peek(&disk, &status).unwrap().unwrap();
-        assert!(left.died_resolving, "the mark is the second owner's");
+        assert_eq!(left.died_resolving, Some(7), "the mark is the second owner's");
     }
 }
 

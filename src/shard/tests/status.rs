@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::disk::Disk;
+use crate::shard::life::build_word;
 use crate::shard::status::{DEATHS_MAX, Phase, Predecessor, STATUS_BYTES, StatusPage};
 use crate::store::Ledger;
 
@@ -91,25 +92,36 @@ fn a_foreign_file_is_no_predecessor() {
 }
 
 #[test]
-fn who_dies_looking_up_names_is_not_followed_until_the_queue_was_empty() {
+fn names_of_a_build_that_somebody_died_of_looking_up_are_not_looked_up_again() {
+    let (one, other) = (build_word(b"one"), build_word(b"other"));
     for map in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (page, _) = take_over(dir.path(), map);
-        page.mark_resolving(true);
-        page.mark_resolving(false);
+        page.mark_resolving(Some(one));
+        page.mark_resolving(None);
         drop(page);
         let (page, before) = take_over(dir.path(), map);
-        assert!(!before.died_resolving && !page.distrusts_symbols(), "it came to an end");
-        page.mark_resolving(true);
+        assert!(before.died_resolving.is_none() && !page.distrusts_symbols_of(one), "it came to an end");
+        page.mark_resolving(Some(one));
         drop(page);
-        for queued in [1, 3, 2] {
-            let (page, before) = take_over(dir.path(), map);
-            assert!(before.died_resolving && page.distrusts_symbols());
-            page.mirror(&Ledger { accepted: queued, queued_events: queued, ..Ledger::default() }, 3, None, 8);
-        }
-        let (page, _) = take_over(dir.path(), map);
+        let (page, before) = take_over(dir.path(), map);
+        assert_eq!(before.died_resolving, Some(one));
+        // Also when all that was queued has been sent, and while names of another build are looked up.
         page.mirror(&Ledger { accepted: 3, delivered: 3, ..Ledger::default() }, 3, None, 8);
-        assert!(!take_over(dir.path(), map).1.died_resolving);
+        page.mark_resolving(Some(other));
+        page.mark_resolving(None);
+        drop(page);
+        let (page, before) = take_over(dir.path(), map);
+        assert!(before.died_resolving.is_none(), "it is told once");
+        assert!(page.distrusts_symbols_of(one) && !page.distrusts_symbols_of(other));
+        // Two that kill are both remembered, and nobody goes back and forth between them.
+        page.mark_resolving(Some(other));
+        drop(page);
+        for _ in 0..2 {
+            let (page, _) = take_over(dir.path(), map);
+            assert!(page.distrusts_symbols_of(one) && page.distrusts_symbols_of(other));
+            page.mark_resolving(Some(one));
+        }
     }
 }
 
@@ -118,12 +130,12 @@ fn who_exits_while_looking_up_names_has_not_died_of_it() {
     for close in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (page, _) = take_over(dir.path(), true);
-        page.mark_resolving(true);
+        page.mark_resolving(Some(1));
         if close {
             page.mark_clean_exit()
         } else {
             page.mark_exit(Some(0))
         }
-        assert!(!take_over(dir.path(), true).1.died_resolving);
+        assert!(take_over(dir.path(), true).1.died_resolving.is_none());
     }
 }

@@ -1,0 +1,76 @@
+//! What the first handled error costs a daemon in memory: `cargo bench --bench symbols`. With full debug information, as in a large program:
+//! `CARGO_PROFILE_BENCH_DEBUG=full cargo bench --bench symbols`.
+//!
+//! A child captures an error, and the names of its stack are looked up in the child's own executable, which has this library's whole tree
+//! of dependencies in it. It is looked at from outside.
+
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use posthog::Client;
+use sink::Sink;
+use support::children;
+use support::counters::resident;
+use support::{PATIENCE, capture, config, queue_dir, row};
+
+/// Until what has happened shows in the kernel's figures.
+const SETTLED: Duration = Duration::from_millis(500);
+
+fn main() {
+    if let Some(args) = children::role() {
+        return play(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    support::heading();
+    let (dir, sink) = (queue_dir(), Sink::start());
+    let mut child = children::start(&["error", &dir.path().display().to_string(), &sink.url()]);
+    assert_eq!(child.hear(), "ready");
+    let (before, files_before) = resident(child.pid());
+    let (mut peak, mut peak_of_files) = (before, files_before);
+    let took = child.hear_watching(|pid| {
+        let (anonymous, of_files) = resident(pid);
+        (peak, peak_of_files) = (peak.max(anonymous), peak_of_files.max(of_files));
+    });
+    std::thread::sleep(SETTLED);
+    let (after, _) = resident(child.pid());
+    let (named, frames) = frames(&sink);
+    let mib = |kib: u64| kib as f64 / 1024.0;
+    let executable = std::env::current_exe().and_then(std::fs::metadata).map_or(0, |file| file.len() / 1024);
+    let figure = format!(
+        "RssAnon {:.1} MiB before, {:.1} MiB at the peak, {:.1} MiB after; RssFile {:.1} MiB at the peak; {took} ms; {named} of {frames} \
+         frames have lines; an executable of {:.0} MiB",
+        mib(before),
+        mib(peak),
+        mib(after),
+        mib(peak_of_files),
+        mib(executable)
+    );
+    row("memory for the first handled error", &figure, "at most 24 MiB more at the peak, 8 MiB for good", "");
+}
+
+/// How many frames of the error have a line, and how many there are.
+fn frames(sink: &Sink) -> (usize, usize) {
+    let events = sink.events();
+    let error = events.iter().find(|event| event.event == "$exception").expect("the error has arrived");
+    let frames = error.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
+    (frames.iter().filter(|frame| frame["lineno"].is_u64()).count(), frames.len())
+}
+
+/// What the child does.
+#[allow(clippy::print_stdout, reason = "a child talks to its parent")]
+fn play(args: &[&str]) {
+    let ["error", dir, url] = args else { panic!("not a role: {args:?}") };
+    let client = Client::new(config(Path::new(dir), url)).expect("the directory can be opened");
+    let _ = capture(&client, 0);
+    client.flush().wait(PATIENCE).expect("a flush ends");
+    std::thread::sleep(SETTLED);
+    println!("ready");
+    std::thread::sleep(SETTLED);
+    let began = Instant::now();
+    let error = std::io::Error::other("disk on fire");
+    let _ = client.capture_exception(&error);
+    client.flush().wait(PATIENCE).expect("a flush ends");
+    println!("{}", began.elapsed().as_millis());
+    std::thread::sleep(PATIENCE);
+}
