@@ -88,8 +88,12 @@ fn delivery() -> Vec<(D, &'static str)> {
         ),
         (
             D::Suspected { uuid: UUID, status: 413, reason: String::new() },
-            "event {ID} was rejected (HTTP status 413), and nothing shows yet whether the event or the server is at fault: it stays \
-             queued and is skipped until another event is accepted",
+            "event {ID} is not accepted (HTTP status 413); it stays queued and is tried again later, and delivery goes on without it",
+        ),
+        (
+            D::Suspected { uuid: UUID, status: 0, reason: "the connection was closed before an answer came".into() },
+            "event {ID} is not accepted (the connection was closed before an answer came); it stays queued and is tried again later, and \
+             delivery goes on without it",
         ),
         (
             D::EndpointFailing { reason: "HTTP status 503: down for repairs".into() },

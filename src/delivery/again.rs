@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::answer::Failure;
 use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
+use super::failure::Failure;
 use super::pace::Ticket;
 use super::results::{Results, Ruling, Warning};
 use super::verdict::Names;
-use super::{ChunkRef, Notice, Protocol, Verdict};
+use super::{ChunkRef, Notice, Verdict};
 use crate::transport::RetryAfter;
 
 /// No longer than this are events kept in memory, where nothing can evict them, for the sake of a request's id.
@@ -56,7 +56,7 @@ impl Engine {
             return self.accepted(batch, ticket);
         }
         if !sorted.taken.is_empty() {
-            self.note_success(sorted.taken.len());
+            self.note_success(&batch, sorted.taken.len());
             for (chunk, position) in sorted.taken {
                 self.intake.loaded.mark_delivered(&super::loaded::Slice { chunk, range: position..position + 1 });
             }
@@ -75,7 +75,8 @@ impl Engine {
         let reason = sorted.again_reason;
         let text = format!("PostHog asks for {} events again: {reason}", sorted.again);
         let notice = Notice::AskedAgain { events: sorted.again, reason };
-        self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false });
+        batch.asked_again = true;
+        self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false, status, pause: None });
     }
 
     /// PostHog has decided on each event, and the answer was cut after so many bytes: the same request would be answered at the same
@@ -90,7 +91,11 @@ impl Engine {
             return self.split.push([first, second]);
         }
         let notice = Notice::ServerFailed { status, text: text.clone() };
-        self.failed(batch, ticket, Failure { text, notice, retry_after: None, unreachable: false });
+        self.failed(
+            batch,
+            ticket,
+            Failure { text, notice, retry_after: None, unreachable: false, status, pause: None },
+        );
     }
 
     fn sort(&self, batch: &Batch, results: &Results) -> Sorted {
@@ -122,19 +127,9 @@ impl Engine {
         sorted
     }
 
-    /// Whether a batch that has just failed is to be the next probe, as the same request.
-    pub(super) fn stays_the_same(&self, batch: &Batch, now: Instant) -> bool {
-        let is_near = |at: Instant| at.saturating_duration_since(now) <= MOST_WAIT;
-        self.again.is_none()
-            && self.options.protocol(batch.lane()) == Protocol::V1
-            && self.pace.next_of_cycle(now).is_some_and(is_near)
-    }
-
-    /// The cycle is over: what was kept goes back to the queue, and will be another request.
-    pub(super) fn forget_request(&mut self, now: Instant) {
-        if let Some(batch) = self.again.take() {
-            self.intake.release(&batch, now);
-        }
+    /// Whether the next attempt of this cycle is so near that what failed may be kept for it.
+    pub(super) fn is_next_attempt_near(&self, now: Instant) -> bool {
+        self.pace.next_of_cycle(now).is_some_and(|at| at.saturating_duration_since(now) <= MOST_WAIT)
     }
 }
 

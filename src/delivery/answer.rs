@@ -1,13 +1,13 @@
 //! Acting on an answer.
 
-use std::time::{Duration, Instant};
-
 use super::aside::EventId;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::episode::Episode;
+use super::failure::Failure;
+use super::loaded::Reason;
 use super::outcome::{Outcome, describe, describe_pause, judge};
-use super::pace::{Health, Ticket};
+use super::pace::Ticket;
 use super::split::Search;
 use super::verdict::Names;
 use super::{ChunkRef, Delivery, Notice, Verdict};
@@ -15,18 +15,6 @@ use crate::crash_point;
 use crate::reentry;
 use crate::store::DeadRecord;
 use crate::transport::{Response, TransportError};
-
-/// Why an attempt came to nothing, through no fault of the events as far as one can tell.
-pub(super) struct Failure {
-    /// In one line.
-    pub(super) text: String,
-    /// What is told, if it is news.
-    pub(super) notice: Notice,
-    /// When the server wants to hear from us again.
-    pub(super) retry_after: Option<Duration>,
-    /// Nobody was there to talk to.
-    pub(super) unreachable: bool,
-}
 
 impl Engine {
     /// A request has come to its end.
@@ -36,20 +24,19 @@ impl Engine {
             Err(error) => {
                 if matches!(error, TransportError::Timeout(_) | TransportError::Other(_)) {
                     // Perhaps the link is too slow for so much at once, or somebody on the way breaks off what is too large.
-                    self.limits.shrink(batch.bytes);
+                    self.shrink(&batch);
                 }
                 let unreachable = error.is_unreachable();
                 let text = error.describe();
                 let notice = Notice::TransportFailed { reason: text.clone() };
-                return self.failed(batch, ticket, Failure { text, notice, retry_after: None, unreachable });
+                let failure = Failure { text, notice, retry_after: None, unreachable, status: 0, pause: None };
+                return self.failed(batch, ticket, failure);
             }
         };
         crash_point::reach("delivery.sent");
         match judge(&response, self.options.protocol(batch.lane())) {
             Outcome::Delivered { quota_limited } => {
-                if !quota_limited.is_empty() {
-                    (self.report)(Notice::QuotaLimited { kinds: quota_limited });
-                }
+                self.note_quota(quota_limited);
                 self.accepted(batch, ticket);
             }
             Outcome::Judged { results, retry_after } => {
@@ -58,22 +45,26 @@ impl Engine {
             Outcome::TooLong => self.answered_at_length(batch, ticket, response.status, response.body.len()),
             Outcome::Refused { status, reason, by_posthog } => self.refused(batch, ticket, status, &reason, by_posthog),
             Outcome::Paused { status, reason, by_posthog } => {
-                self.pause_reason = describe_pause(status, &reason, by_posthog);
-                self.paused(batch, ticket, status, Notice::Paused { status, reason, by_posthog });
+                let text = describe_pause(status, &reason, by_posthog);
+                let notice = Notice::Paused { status, reason, by_posthog };
+                let pause = Some(by_posthog);
+                let failure = Failure { text, notice, retry_after: None, unreachable: false, status, pause };
+                self.failed(batch, ticket, failure);
             }
             Outcome::Failed { status, reason, retry_after } => {
                 let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
                 let text = describe(status, &reason);
                 if matches!(status, 408 | 502 | 504) {
                     // A gateway's way to say that it took too long.
-                    self.limits.shrink(batch.bytes);
+                    self.shrink(&batch);
                 }
                 let notice = if (200..300).contains(&status) {
                     Notice::NotPostHog { status, snippet: reason }
                 } else {
                     Notice::ServerFailed { status, text: text.clone() }
                 };
-                self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false });
+                let failure = Failure { text, notice, retry_after, unreachable: false, status, pause: None };
+                self.failed(batch, ticket, failure);
             }
         }
     }
@@ -81,7 +72,7 @@ impl Engine {
     pub(super) fn accepted(&mut self, batch: Batch, ticket: Ticket) {
         let now = now();
         self.note_recovery(ticket);
-        self.note_success(batch.events);
+        self.note_success(&batch, batch.events);
         if self.is_heard() {
             let mut names = Names::default();
             for slice in &batch.slices {
@@ -105,8 +96,27 @@ impl Engine {
         }
     }
 
-    /// The endpoint took so many events of one request.
-    pub(super) fn note_success(&mut self, events: usize) {
+    /// What failed on its way may have been too much for it. A piece of a search was cut for another reason.
+    fn shrink(&mut self, batch: &Batch) {
+        if !batch.is_piece {
+            self.limits.shrink(batch.bytes);
+        }
+    }
+
+    /// PostHog says with each answer that it drops these kinds, as long as it does.
+    fn note_quota(&mut self, mut kinds: Vec<String>) {
+        kinds.retain(|kind| self.quota_limited.is_news(kind, now()));
+        if !kinds.is_empty() {
+            (self.report)(Notice::QuotaLimited { kinds });
+        }
+    }
+
+    /// The endpoint took so many events of a request.
+    pub(super) fn note_success(&mut self, batch: &Batch, events: usize) {
+        if let Some((number, at)) = batch.sent {
+            self.newest_accepted = self.newest_accepted.max(number);
+            self.patience.accepted(now().saturating_duration_since(at));
+        }
         self.split.accepted(events);
         self.limits.grow();
         self.state.last_success = Some(self.clock.wall_nanos());
@@ -137,7 +147,7 @@ impl Engine {
         }
         let pieces: Vec<Batch> = self.split.drain().collect();
         for piece in &pieces {
-            piece.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk));
+            piece.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk, Reason::Whole));
             self.intake.release(piece, now);
         }
         if search == Search::Outage {
@@ -157,112 +167,19 @@ impl Engine {
 
     /// An event was refused on its own: buried if there is evidence that it is to blame, else stepped over.
     fn refused_alone(&mut self, batch: &Batch, status: u16, reason: &str, by_posthog: bool) {
-        let found = batch.slices.iter().find_map(|slice| {
-            let (position, seq, body) = self.intake.loaded.open(slice).next()?;
-            Some((slice.chunk, position, seq, uuid_of(body)))
-        });
-        let Some((chunk, position, seq, uuid)) = found else { return };
+        let Some((chunk, position, seq, uuid)) = self.first_event(batch) else { return };
         let event = EventId::of(chunk, seq);
-        let since = batch.refused_since.into_iter().chain(self.intake.aside.suspected_since(event)).min();
+        let since = batch.refused_since.into_iter().chain(self.intake.aside.refused_since(event)).min();
         if by_posthog && since.is_some_and(|since| self.intake.accepted > since) {
             self.bury(chunk, position, status, reason);
         } else {
-            let is_news = self.intake.aside.suspected_since(event).is_none();
+            let is_news = !self.intake.aside.is_suspect(event);
             self.intake.aside.suspect(event, since.unwrap_or(self.intake.accepted));
-            self.intake.loaded.set_aside(chunk);
+            self.intake.loaded.set_aside(chunk, Reason::EventsRefused);
             if is_news {
                 (self.report)(Notice::Suspected { uuid, status, reason: reason.to_owned() });
             }
         }
-    }
-
-    fn paused(&mut self, batch: Batch, ticket: Ticket, status: u16, notice: Notice) {
-        let now = now();
-        self.state.last_error = Some(self.pause_reason.clone());
-        if self.pace.paused(now, ticket, status, &mut self.rng) {
-            self.state.failed_attempts += 1;
-            if self.episode.is_news(&notice) {
-                (self.report)(notice);
-            }
-            // Neither a key nor a quota comes back within the deadline of a stop.
-            if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
-                stop.give_up();
-            }
-        }
-        self.intake.avoid(batch.chunks());
-        self.intake.release(&batch, now);
-        self.let_go(now);
-        self.fail_flushes();
-    }
-
-    /// An attempt came to nothing.
-    pub(super) fn failed(&mut self, batch: Batch, ticket: Ticket, failure: Failure) {
-        let now = now();
-        self.note_failure(ticket, failure, now);
-        if matches!(self.pace.health(), Health::Parked { .. }) {
-            self.intake.avoid(batch.chunks());
-        }
-        let accepted = self.intake.accepted;
-        let mut suspicious = Vec::new();
-        for chunk in batch.chunks() {
-            let since = *self.intake.loaded.tries(chunk).failed_since.get_or_insert(accepted);
-            if accepted > since {
-                // Others pass and this one does not: perhaps it is what breaks the server.
-                suspicious.push(chunk);
-            }
-        }
-        let is_retried = batch.exchange.is_some_and(|exchange| exchange.attempt > 1);
-        if self.stays_the_same(&batch, now) && (is_retried || suspicious.is_empty()) {
-            self.again = Some(batch);
-        } else {
-            suspicious.into_iter().for_each(|chunk| self.intake.loaded.set_aside(chunk));
-            self.intake.release(&batch, now);
-        }
-        if !matches!(self.pace.health(), Health::Backoff { .. }) {
-            self.forget_request(now);
-        }
-        self.step_back(now);
-        self.fail_flushes();
-    }
-
-    fn note_failure(&mut self, ticket: Ticket, failure: Failure, now: Instant) {
-        let before = self.pace.health();
-        let is_counted = self.pace.failed(now, ticket, failure.retry_after, &mut self.rng);
-        self.state.last_error = Some(failure.text.clone());
-        if !is_counted {
-            // One of several that were under way together: what there is to say was said of the first.
-            return;
-        }
-        self.state.failed_attempts += 1;
-        if self.episode.is_news(&failure.notice) {
-            (self.report)(failure.notice);
-        }
-        if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
-            stop.failed(now, failure.unreachable, &self.options.pace, &mut self.rng);
-        }
-        if let Health::Parked { until } = self.pace.health()
-            && before != self.pace.health()
-            && self.episode.is_park_told()
-        {
-            let seconds = until.saturating_duration_since(now).as_secs();
-            let attempts = self.pace.consecutive_failures();
-            (self.report)(Notice::Parked { seconds, attempts, reason: failure.text });
-        }
-    }
-
-    /// The endpoint is down, or sending is held back: what is not under way goes back to the queue, which settles what is decided of it.
-    pub(super) fn let_go(&mut self, now: Instant) {
-        self.forget_request(now);
-        self.step_back(now);
-    }
-
-    /// All goes back but what is under way, and what is to be sent again as the same request.
-    fn step_back(&mut self, now: Instant) {
-        let pieces: Vec<Batch> = self.split.drain().collect();
-        for piece in &pieces {
-            self.intake.release(piece, now);
-        }
-        self.intake.release_ready(now);
     }
 
     /// One event goes to the dead letters.

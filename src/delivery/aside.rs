@@ -12,6 +12,9 @@ use super::ChunkRef;
 
 /// More than so many chunks or suspects are not remembered: forgetting them all costs some requests, and nothing else.
 const MAX_ENTRIES: usize = 10_000;
+/// The count of acceptances at the first refusal of an event that was never refused. Nothing is evidence against it, and so it waits
+/// for time to pass.
+pub(super) const NEVER_REFUSED: u64 = u64::MAX;
 /// What cannot be found for so long is gone.
 const MISSING: Duration = Duration::from_secs(60);
 
@@ -56,6 +59,16 @@ impl Aside {
         let times = self.chunks.get(&chunk).map_or(1, |entry| entry.times.saturating_add(1));
         let entry = Entry { since: accepted, until: wait(times), times, out: false, missing_since: None, events };
         self.chunks.insert(chunk, entry);
+    }
+
+    /// How often a chunk was set aside.
+    pub(super) fn times(&self, chunk: ChunkRef) -> u32 {
+        self.chunks.get(&chunk).map_or(0, |entry| entry.times)
+    }
+
+    /// A chunk is to be read like any other: it has events that nothing is said against.
+    pub(super) fn let_back(&mut self, chunk: ChunkRef) {
+        self.chunks.remove(&chunk);
     }
 
     /// Whether a chunk is to be stepped over.
@@ -144,12 +157,23 @@ impl Aside {
         if self.suspects.len() >= MAX_ENTRIES {
             self.suspects.clear();
         }
-        self.suspects.entry(event).or_insert(since);
+        let known = self.suspects.entry(event).or_insert(since);
+        *known = since.min(*known);
+    }
+
+    /// Remembers that an event failed alone while others passed. That is no refusal.
+    pub(super) fn suspect_of_failing(&mut self, event: EventId) {
+        self.suspect(event, NEVER_REFUSED);
+    }
+
+    /// Whether an event was refused or failed alone.
+    pub(super) fn is_suspect(&self, event: EventId) -> bool {
+        self.suspects.contains_key(&event)
     }
 
     /// The count of acceptances at an event's first lone refusal.
-    pub(super) fn suspected_since(&self, event: EventId) -> Option<u64> {
-        self.suspects.get(&event).copied()
+    pub(super) fn refused_since(&self, event: EventId) -> Option<u64> {
+        self.suspects.get(&event).copied().filter(|&since| since != NEVER_REFUSED)
     }
 
     /// Whether there are suspects at all, which is almost never.
@@ -203,11 +227,23 @@ mod tests {
     }
 
     #[test]
+    fn what_fails_alone_waits_for_time_and_a_later_refusal_counts_as_the_first() {
+        let (mut aside, event, now) = (Aside::default(), EventId { origin: 0, seq: 1 }, Instant::now());
+        aside.suspect_of_failing(event);
+        aside.put(CHUNK, 1, NEVER_REFUSED, |_| now + Duration::from_secs(3));
+        assert!(aside.is_suspect(event) && aside.refused_since(event).is_none());
+        assert!(aside.holds(CHUNK, 99, now) && !aside.holds(CHUNK, 99, now + Duration::from_secs(3)));
+        assert!(!aside.has_unproven_suspects(99));
+        aside.suspect(event, 5);
+        assert_eq!(aside.refused_since(event), Some(5));
+    }
+
+    #[test]
     fn the_first_refusal_of_a_suspect_is_the_one_that_counts() {
         let (mut aside, event) = (Aside::default(), EventId { origin: 0, seq: 1 });
         aside.suspect(event, 3);
         aside.suspect(event, 9);
-        assert_eq!(aside.suspected_since(event), Some(3));
+        assert_eq!(aside.refused_since(event), Some(3));
         assert!(aside.has_unproven_suspects(3) && !aside.has_unproven_suspects(4));
         aside.forget(CHUNK, 2..=5);
         assert!(aside.has_suspects());

@@ -1,6 +1,7 @@
 //! What goes into one request.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -33,6 +34,18 @@ pub(super) struct Batch {
     pub(super) exchange: Option<Exchange>,
     /// The count of acceptances when these events, or a batch that held them, were first refused.
     pub(super) refused_since: Option<u64>,
+    /// When it was last sent, by the engine's count of requests, and by the clock.
+    pub(super) sent: Option<(u64, Instant)>,
+    /// When it is given up though the endpoint is believed to work.
+    pub(super) given_up_after: Option<Duration>,
+    /// How often exactly these events have failed since something was last accepted.
+    pub(super) failures: u32,
+    /// V1 asked for each of these events again: a smaller request would learn nothing.
+    pub(super) asked_again: bool,
+    /// It is a piece of what failed, or of what was refused.
+    pub(super) is_piece: bool,
+    /// It is one event that was quarantined so many times; 0 for all others.
+    pub(super) quarantined: u32,
 }
 
 impl Batch {
@@ -79,6 +92,21 @@ impl Batch {
         let mut seen = HashSet::with_capacity(self.events);
         let bodies = self.slices.iter().flat_map(|slice| loaded.open(slice).map(|(.., body)| body));
         bodies.map(uuid_of).position(|uuid| !seen.insert(uuid))
+    }
+
+    /// Adds what another batch holds.
+    pub(super) fn join(&mut self, other: Batch) {
+        self.events = self.events.saturating_add(other.events);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.slices.extend(other.slices);
+    }
+
+    /// One of the open records, by its place among them, and the batch of the others.
+    pub(super) fn take_out(self, place: usize, loaded: &mut Loaded) -> (Batch, Batch) {
+        let (mut rest, from) = self.cut(place, loaded);
+        let (one, behind) = from.cut(1, loaded);
+        rest.join(behind);
+        (one, rest)
     }
 
     /// Two batches with half of the open records each. Of no use with fewer than two.
@@ -144,9 +172,11 @@ impl BatchLimits {
         Self { events: events.max(1), bytes, most_bytes: bytes }
     }
 
-    /// A batch of so many bytes was too much.
+    /// A batch of so many bytes was too much. One below the least limit failed for another reason, and says nothing about a limit.
     pub(super) fn shrink(&mut self, bytes: usize) {
-        self.bytes = (bytes / 2).clamp(LEAST_BYTES, self.bytes);
+        if bytes > LEAST_BYTES {
+            self.bytes = (bytes / 2).clamp(LEAST_BYTES, self.bytes);
+        }
     }
 
     /// A batch came through. Some fifty of them double the limit: what was learnt is not forgotten every few requests.
@@ -196,7 +226,9 @@ mod tests {
         let mut limits = BatchLimits::new(1000, 4 << 20);
         limits.shrink(2 << 20);
         assert_eq!(limits.bytes, 1 << 20);
-        limits.shrink(1);
+        limits.shrink(LEAST_BYTES);
+        assert_eq!(limits.bytes, 1 << 20, "so little is never too much");
+        limits.shrink(LEAST_BYTES + 1);
         assert_eq!(limits.bytes, LEAST_BYTES);
         (0..600).for_each(|_| limits.grow());
         assert_eq!(limits.bytes, 4 << 20);

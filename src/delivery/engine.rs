@@ -10,11 +10,13 @@ use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
-use super::episode::Episode;
+use super::episode::{Episode, Mentions};
+use super::failure::Doubt;
 use super::flush::{Endpoint, Flushes};
 use super::handle::{Done, Shared, call};
-use super::intake::Intake;
-use super::pace::{Pace, Permit, Ticket};
+use super::intake::{Intake, Wanted};
+use super::pace::{Health, Pace, Permit, Ticket};
+use super::patience::Patience;
 use super::split::{Split, Turn};
 use super::stop::Stop;
 pub(super) use super::timers::now;
@@ -62,15 +64,24 @@ pub(crate) struct Engine {
     pub(super) transport: Arc<dyn Http>,
     pub(super) requests: JoinSet<Result<Response, TransportError>>,
     pub(super) under_way: HashMap<Id, (Batch, Ticket)>,
-    flushes: Flushes,
+    pub(super) flushes: Flushes,
     pub(super) stop: Option<Stop>,
     /// What was told since the endpoint last worked.
     pub(super) episode: Episode,
     /// Why sending is paused, if it is.
     pub(super) pause_reason: String,
     next_attempt: Option<WallNanos>,
-    /// What failed, to be sent again as the same request (`again.rs`).
+    /// What failed, and is kept for the next probes (`failure.rs`).
     pub(super) again: Option<Batch>,
+    /// So far nothing but that has failed.
+    pub(super) doubted: Option<Doubt>,
+    pub(super) patience: Patience,
+    /// Requests sent so far.
+    pub(super) sends: u64,
+    /// The newest of them that was accepted.
+    pub(super) newest_accepted: u64,
+    /// The kinds that PostHog drops for want of quota.
+    pub(super) quota_limited: Mentions,
 }
 
 impl Engine {
@@ -100,6 +111,11 @@ impl Engine {
             remembered: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
             next_attempt: parts.next_attempt,
             again: None,
+            doubted: None,
+            patience: Patience::default(),
+            sends: 0,
+            newest_accepted: 0,
+            quota_limited: Mentions::default(),
         }
     }
 }
@@ -126,7 +142,7 @@ impl Engine {
             let wait = at.saturating_sub(self.clock.wall_nanos());
             self.pace.resume_hold(now, Duration::from_nanos(u64::try_from(wait).unwrap_or(0)));
         }
-        match self.intake.read(1, now, &mut self.flushes) {
+        match self.intake.read(1, Wanted::All, now, &mut self.flushes) {
             Ok(true) => self.pace.delay_first_send(now, &mut self.rng),
             Ok(false) => {}
             Err(error) => self.unreadable(&error),
@@ -159,18 +175,21 @@ impl Engine {
     }
 
     fn begin_flush(&mut self, done: Done) {
-        if self.pace.flush_is_futile(now()) {
-            self.call([done]);
-        } else {
-            self.flushes.push(self.intake.newest(), done);
+        let now = now();
+        let is_futile = self.pace.flush_is_futile(now);
+        if is_futile && (self.doubted.is_none() || self.pace.active_hold(now).is_some()) {
+            return self.call([done]);
         }
+        self.flushes.push(self.intake.newest(), done);
+        // The failure is so fresh that this flush would rather be told of it than cause another.
+        self.flushes.has_met_failure |= is_futile;
     }
 
     fn begin_stop(&mut self, deadline: Instant) {
         self.stop = Some(Stop::new(deadline, self.intake.accepted));
         self.intake.expect_more();
         // Looked at now, though nothing may be sent perhaps: with nothing to send there is nothing to wait for.
-        if let Err(error) = self.intake.read(1, now(), &mut self.flushes) {
+        if let Err(error) = self.intake.read(1, Wanted::All, now(), &mut self.flushes) {
             self.unreadable(&error);
         }
     }
@@ -187,9 +206,8 @@ impl Engine {
             if self.intake.aside.any_due(self.intake.accepted, now) {
                 self.intake.expect_more();
             }
-            let Permit::Send { ticket, small } = self.permit(now) else { break };
-            match self.next_batch(small, now) {
-                Ok(Some(batch)) => self.send(batch, ticket, now),
+            match self.next_request(now) {
+                Ok(Some((batch, ticket))) => self.send(batch, ticket, now),
                 Ok(None) => break,
                 Err(error) => {
                     self.unreadable(&error);
@@ -202,7 +220,7 @@ impl Engine {
     /// Whether a request may go now.
     fn permit(&self, now: Instant) -> Permit {
         let Some(stop) = &self.stop else {
-            return self.pace.permit(now, self.under_way.len(), !self.flushes.is_empty());
+            return self.pace.permit(now, self.under_way.len(), self.flushes.are_eager());
         };
         if let Some(until) = stop.waits_until(now) {
             return Permit::Wait(until);
@@ -213,17 +231,32 @@ impl Engine {
         }
     }
 
+    fn next_request(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
+        let permit = self.permit(now);
+        match permit {
+            _ if self.is_crowded(permit) => Ok(None),
+            Permit::Send { ticket, small } => Ok(self.next_batch(small, now)?.map(|batch| (batch, ticket))),
+            Permit::Wait(_) => self.confirmation(now),
+            Permit::Full => Ok(None),
+        }
+    }
+
     fn next_batch(&mut self, small: bool, now: Instant) -> Result<Option<Batch>, SourceError> {
-        if let Some(again) = self.again.take() {
-            return Ok(Some(again));
+        if small {
+            return self.probe(now);
+        }
+        if self.pace.health() == Health::Up {
+            self.search_what_failed();
         }
         let turn = self.split.turn();
         if turn == Turn::Piece && !self.split.is_empty() {
-            return Ok(self.split.pop(&mut self.intake.loaded));
+            return Ok(self.split.pop(&self.limits, &mut self.intake.loaded));
         }
-        let fresh = self.intake.assemble(&self.limits, small, now, &mut self.flushes)?;
-        self.split.push(self.intake.take_due());
-        Ok(fresh.or_else(|| self.split.pop(&mut self.intake.loaded)))
+        let (limits, is_losing) = (self.limits, self.split.is_losing());
+        let fresh = self.intake.assemble(&limits, Wanted::All, is_losing, now, &mut self.flushes)?;
+        self.split.push(self.intake.take_doubted());
+        self.take_due();
+        Ok(fresh.or_else(|| self.split.pop(&self.limits, &mut self.intake.loaded)))
     }
 
     async fn wait(&mut self) {
@@ -255,9 +288,10 @@ impl Engine {
             Permit::Wait(until) if has_work => Some(until),
             _ => None,
         };
+        let confirmed = self.confirms_at(now).filter(|&at| at > now);
         let readable = self.intake.unreadable_until().filter(|&at| has_work && at > now);
         let deadline = self.stop.as_ref().map(|stop| stop.deadline);
-        [paced, readable, aside.next_due(now), deadline].into_iter().flatten().min()
+        [paced, confirmed, readable, aside.next_due(now), deadline].into_iter().flatten().min()
     }
 
     fn answer_flushes(&mut self) {
@@ -267,6 +301,7 @@ impl Engine {
         let loaded: Vec<_> = self.intake.loaded.references().collect();
         let done = self.flushes.take_done(loaded.iter().copied());
         self.call(done);
+        self.fail_flushes_if_down();
     }
 
     /// The endpoint is found down: everybody who waits is told.

@@ -149,7 +149,7 @@ impl Source for FakeQueue {
     }
 
     fn newest(&self) -> Vec<ChunkRef> {
-        self.ledger().newest.values().copied().collect()
+        self.ledger().newest.values().filter(|chunk| chunk.origin == 0).copied().collect()
     }
 
     fn settle(&self, settlement: Settlement) {

@@ -1,7 +1,8 @@
 //! Who waits for a flush, and when it is over.
 //!
-//! A flush covers the chunks committed before it: for each origin and lane those up to the newest of that moment. It is over when the
-//! reading has got beyond these and none of them is in memory any more. New events keep coming; they are not its business.
+//! A flush covers the chunks that were committed to our own queue before it: for each lane those up to the newest of that moment. It is
+//! over when the reading has got beyond these and none of them is in memory any more. New events keep coming, and other processes may
+//! have left queues behind; they are not its business.
 
 use super::ChunkRef;
 use super::handle::Done;
@@ -47,12 +48,20 @@ struct Waiter {
 #[derive(Default)]
 pub(super) struct Flushes {
     waiters: Vec<Waiter>,
+    /// A request failed while they waited: the attempts go on at their own pace.
+    pub(super) has_met_failure: bool,
 }
 
 impl Flushes {
     /// Somebody waits from now on.
     pub(super) fn push(&mut self, newest: Vec<ChunkRef>, done: Done) {
+        self.has_met_failure &= !self.waiters.is_empty();
         self.waiters.push(Waiter { limits: newest.into_iter().map(|limit| (limit, false)).collect(), done });
+    }
+
+    /// Whether somebody waits who would rather not wait for the time of the next attempt.
+    pub(super) fn are_eager(&self) -> bool {
+        !self.waiters.is_empty() && !self.has_met_failure
     }
 
     /// Whether nobody waits.
@@ -63,7 +72,15 @@ impl Flushes {
     /// A chunk was read.
     pub(super) fn saw(&mut self, chunk: ChunkRef) {
         for (limit, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
-            *passed |= same_lane(*limit, chunk) && chunk.key > limit.key;
+            // What others left behind is read when there is nothing more of ours.
+            *passed |= (same_lane(*limit, chunk) && chunk.key > limit.key) || chunk.origin > limit.origin;
+        }
+    }
+
+    /// Some of what was read went back to the queue undecided, and will be read again.
+    pub(super) fn went_back(&mut self) {
+        for (_, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
+            *passed = false;
         }
     }
 
@@ -87,6 +104,7 @@ impl Flushes {
 
     /// Takes out all.
     pub(super) fn take_all(&mut self) -> Vec<Done> {
+        self.has_met_failure = false;
         self.waiters.drain(..).map(|waiter| waiter.done).collect()
     }
 }
@@ -119,11 +137,18 @@ mod tests {
         let mut flushes = flush_up_to(&[at(0, 10)]);
         assert!(!done(&mut flushes, &[]), "what is not read yet may be there");
         flushes.saw(at(0, 10));
-        flushes.saw(at(1, 99));
-        assert!(!done(&mut flushes, &[]), "neither its last chunk nor another origin's tells of its end");
+        assert!(!done(&mut flushes, &[]), "its last chunk does not tell of its end");
         flushes.saw(at(0, 11));
         assert!(!done(&mut flushes, &[at(0, 3)]));
         assert!(done(&mut flushes, &[at(0, 11), at(1, 3)]));
+    }
+
+    #[test]
+    fn what_another_process_left_behind_is_not_waited_for() {
+        let mut flushes = flush_up_to(&[at(0, 10)]);
+        flushes.saw(at(1, 1));
+        assert!(!done(&mut flushes, &[at(0, 10), at(1, 1)]));
+        assert!(done(&mut flushes, &[at(1, 1)]));
     }
 
     #[test]

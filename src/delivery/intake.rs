@@ -1,27 +1,38 @@
 //! From the queue into batches, and back: reading chunks, assembling batches of them, settling what is decided.
 
 use std::collections::{HashSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 
-use super::aside::{Aside, EventId};
+use super::aside::{Aside, EventId, NEVER_REFUSED};
 use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::Flushes;
-use super::loaded::{Closed, Loaded, Slice};
-use super::pace::{PaceOptions, park_time};
+use super::loaded::{Closed, Loaded, Reason, Slice};
+use super::pace::{PaceOptions, park_time, quarantine_time};
 use super::{ChunkRef, Settlement, Source, SourceError};
 use crate::crash_point;
-use crate::store::Chunk;
 
-/// Events of a probe that may well be refused.
-const SMALL_BATCH: usize = 10;
 /// One read is at most this much: what is read ahead of need is memory for nothing.
-const READ_BYTES: usize = 512 * 1024;
+pub(super) const READ_BYTES: usize = 512 * 1024;
+/// What failed before is read up to so much, as JSON, to be searched.
+const DOUBTED_BYTES: usize = 4 * 1024 * 1024;
+/// So many chunks are avoided at most; beyond that all of them are forgotten.
+const MAX_AVOIDED: usize = 10_000;
 /// How long an unreadable queue is left alone.
 const UNREADABLE: Duration = Duration::from_secs(5);
+
+/// What to take from the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Whatever there is; what has failed before, and others have passed since, becomes pieces of a search.
+    All,
+    /// Only what has not failed.
+    Fresh,
+    /// What has failed too, where there is nothing else: each time another event.
+    Any,
+}
 
 /// Everything about chunks.
 pub(super) struct Intake {
@@ -33,14 +44,18 @@ pub(super) struct Intake {
     /// Acceptances so far: the clock by which evidence is told.
     pub(super) accepted: u64,
     /// Read, and in no batch yet.
-    ready: VecDeque<Slice>,
+    pub(super) ready: VecDeque<Slice>,
     /// Suspects that are due.
-    due: Vec<Batch>,
+    pub(super) due: VecDeque<Batch>,
+    /// What has failed, and others have passed since.
+    pub(super) doubted: Vec<Batch>,
     /// What failed last: probes prefer anything else.
     avoid: HashSet<ChunkRef>,
-    /// How often probes have been through all there is.
-    rounds: usize,
+    /// How often probes had to take what had failed.
+    rounds: u32,
     more: bool,
+    /// There may be something that has not failed.
+    fresh: bool,
     unreadable_until: Option<Instant>,
     options: PaceOptions,
     rng: StdRng,
@@ -55,10 +70,12 @@ impl Intake {
             aside: Aside::default(),
             accepted: 0,
             ready: VecDeque::new(),
-            due: Vec::new(),
+            due: VecDeque::new(),
+            doubted: Vec::new(),
             avoid: HashSet::new(),
             rounds: 0,
             more: true,
+            fresh: true,
             unreadable_until: None,
             options,
             rng,
@@ -67,7 +84,12 @@ impl Intake {
 
     /// There may be something to read.
     pub(super) fn expect_more(&mut self) {
-        self.more = true;
+        (self.more, self.fresh) = (true, true);
+    }
+
+    /// Whether there may be something that has not failed.
+    pub(super) fn may_have_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// The queue is held back: there is nothing to read until more is to be expected. What a flush waits for is in memory, or stays.
@@ -78,7 +100,7 @@ impl Intake {
 
     /// Whether there may be something to send that is not under way.
     pub(super) fn has_work(&self) -> bool {
-        self.more || !self.ready.is_empty() || !self.due.is_empty()
+        self.more || !self.ready.is_empty() || !self.due.is_empty() || !self.doubted.is_empty()
     }
 
     /// Not before this time is reading of any use.
@@ -87,29 +109,53 @@ impl Intake {
     }
 
     /// Reads until something is ready. False if there is nothing.
-    pub(super) fn read(&mut self, max_bytes: usize, now: Instant, flushes: &mut Flushes) -> Result<bool, SourceError> {
+    pub(super) fn read(
+        &mut self,
+        max_bytes: usize,
+        wanted: Wanted,
+        now: Instant,
+        flushes: &mut Flushes,
+    ) -> Result<bool, SourceError> {
         if self.unreadable_until.is_some_and(|until| now < until) {
             return Ok(false);
         }
         self.unreadable_until = None;
-        while self.ready.is_empty() && self.due.is_empty() && self.more {
+        let mut spares_alone = wanted == Wanted::Any;
+        while self.ready.is_empty() && self.more && self.doubted_bytes() < DOUBTED_BYTES {
             let (loaded, aside, avoid, accepted) = (&self.loaded, &self.aside, &self.avoid, self.accepted);
-            let busy = |chunk| loaded.contains(chunk) || avoid.contains(&chunk) || aside.holds(chunk, accepted, now);
+            // Suspects are tried one after the other: not all of them have to be in memory for that.
+            let are_suspects_due = !self.due.is_empty();
+            let busy = |chunk| {
+                loaded.contains(chunk)
+                    || avoid.contains(&chunk)
+                    || aside.holds(chunk, accepted, now)
+                    || (are_suspects_due && aside.times(chunk) > 0)
+                    || (wanted == Wanted::Fresh && loaded.has_failed(chunk))
+                    || (spares_alone && loaded.has_failed_alone(chunk))
+            };
             let chunks = self.source.read(max_bytes.clamp(1, READ_BYTES), &busy).inspect_err(|_| {
                 self.unreadable_until = Some(now + UNREADABLE);
             })?;
             if !chunks.is_empty() {
                 for (reference, chunk) in chunks {
-                    flushes.saw(reference);
-                    self.take_in(reference, chunk, now);
+                    // What is passed over for now is still to come.
+                    if wanted != Wanted::Fresh {
+                        flushes.saw(reference);
+                    }
+                    self.take_in(reference, chunk, wanted, now);
                 }
+            } else if wanted == Wanted::Fresh {
+                self.fresh = false;
+                break;
+            } else if spares_alone && self.avoid.is_empty() {
+                // Nothing else is left.
+                spares_alone = false;
             } else if self.avoid.is_empty() {
-                self.more = false;
+                (self.more, self.fresh) = (false, false);
                 flushes.saw_the_end();
                 self.saw_the_end(now);
             } else {
                 self.avoid.clear();
-                self.rounds = self.rounds.wrapping_add(1);
             }
         }
         Ok(!self.ready.is_empty())
@@ -125,23 +171,26 @@ impl Intake {
         }
     }
 
-    /// A batch of what is oldest; ten events at most, others than last time, if it is to be small.
+    /// A batch of what is oldest; or a single event.
     pub(super) fn assemble(
         &mut self,
         limits: &BatchLimits,
+        wanted: Wanted,
         small: bool,
         now: Instant,
         flushes: &mut Flushes,
     ) -> Result<Option<Batch>, SourceError> {
-        let max_events = if small { limits.events.min(SMALL_BATCH) } else { limits.events };
+        let max_events = if small { 1 } else { limits.events };
         let mut batch = Batch::default();
         while batch.events < max_events {
             let room = limits.bytes.saturating_sub(batch.bytes);
-            if self.ready.is_empty() && !self.read(if small { 1 } else { room }, now, flushes)? {
+            // To read what was avoided is for a batch that would have nothing else.
+            let wanted = if batch.slices.is_empty() || self.avoid.is_empty() { wanted } else { Wanted::Fresh };
+            if self.ready.is_empty() && !self.read(if small { 1 } else { room }, wanted, now, flushes)? {
                 break;
             }
             let Some(mut slice) = self.ready.pop_front() else { break };
-            if small {
+            if wanted == Wanted::Any {
                 self.turn_to_others(&mut slice);
             }
             let fitting = self.fitting(&slice, max_events - batch.events, room);
@@ -161,14 +210,36 @@ impl Intake {
         Ok(Some(batch).filter(|batch| batch.events > 0))
     }
 
-    /// Suspects that are due, each a batch of its own.
-    pub(super) fn take_due(&mut self) -> Vec<Batch> {
-        std::mem::take(&mut self.due)
+    /// A suspect that is due.
+    pub(super) fn take_due(&mut self) -> Option<Batch> {
+        self.due.pop_front()
     }
 
-    /// What failed is not to be what the next probe tries, if there is anything else.
-    pub(super) fn avoid(&mut self, chunks: impl Iterator<Item = ChunkRef>) {
-        self.avoid.extend(chunks);
+    /// What has failed, and others have passed since.
+    pub(super) fn take_doubted(&mut self) -> Vec<Batch> {
+        std::mem::take(&mut self.doubted)
+    }
+
+    /// A batch failed: the next probe takes something else, if there is anything, and once others pass, it is searched.
+    pub(super) fn note_failure(&mut self, batch: &Batch) {
+        if self.avoid.len() >= MAX_AVOIDED {
+            self.avoid.clear();
+        }
+        for chunk in batch.chunks() {
+            let tries = self.loaded.tries(chunk);
+            tries.failed_since.get_or_insert(self.accepted);
+            tries.has_failed_alone |= batch.events == 1;
+            self.avoid.insert(chunk);
+        }
+    }
+
+    /// One of so many events, each time another one, however they are counted.
+    pub(super) fn next_place(&mut self, events: usize) -> usize {
+        self.rounds = self.rounds.wrapping_add(1);
+        // Multiples of the golden ratio, modulo 1, never leave a wide gap.
+        let turn = u64::from(self.rounds.wrapping_mul(0x9e37_79b9));
+        let place = turn.saturating_mul(events as u64) >> 32;
+        usize::try_from(place).unwrap_or(0)
     }
 
     /// The endpoint accepted a request.
@@ -176,7 +247,7 @@ impl Intake {
         self.accepted += 1;
         if !self.avoid.is_empty() {
             self.avoid.clear();
-            self.more = true;
+            (self.more, self.fresh) = (true, true);
         }
         self.more |= self.aside.any_due(self.accepted, now);
     }
@@ -201,6 +272,7 @@ impl Intake {
             let was = slice.chunk;
             if let Some(settlement) = self.loaded.settle_decided(&mut slice) {
                 self.aside.rename(was, slice.chunk);
+                self.rename_avoided(was, slice.chunk);
                 self.hand_over(settlement);
             }
             batch.slices.push(slice);
@@ -214,8 +286,9 @@ impl Intake {
             let closed = self.loaded.release(&slice);
             self.settle(closed, now);
         }
-        for batch in self.take_due() {
-            self.release(&batch, now);
+        let pieces: Vec<Batch> = self.doubted.drain(..).chain(self.due.drain(..)).collect();
+        for piece in &pieces {
+            self.release(piece, now);
         }
     }
 
@@ -232,21 +305,26 @@ impl Intake {
         self.source.newest()
     }
 
-    fn settle(&mut self, closed: Option<Closed>, now: Instant) {
+    pub(super) fn settle(&mut self, closed: Option<Closed>, now: Instant) {
         let Some(closed) = closed else { return };
-        match closed.rest {
-            None => self.aside.forget(closed.chunk, closed.seqs),
-            Some(rest) if closed.set_aside => {
-                let (options, rng) = (&self.options, &mut self.rng);
-                self.aside.rename(closed.chunk, rest);
-                self.aside.put(rest, closed.open, self.accepted, |times| now + park_time(options, times, rng));
-                // Evidence may have come while the rest of the chunk was still under way.
-                self.more |= self.aside.any_due(self.accepted, now);
+        if let Some(rest) = closed.rest {
+            self.aside.rename(closed.chunk, rest);
+            self.rename_avoided(closed.chunk, rest);
+        }
+        let is_suspect = |&seq: &u64| self.aside.is_suspect(EventId { origin: closed.chunk.origin, seq });
+        match (closed.rest, closed.set_aside) {
+            (None, _) => self.aside.forget(closed.chunk, closed.seqs),
+            (Some(rest), Some(reason)) if reason == Reason::Whole || closed.open.iter().all(is_suspect) => {
+                self.put_aside(rest, closed.open.len() as u64, reason, now);
             }
-            Some(rest) => {
-                self.aside.rename(closed.chunk, rest);
-                self.aside.put_back(rest);
+            (Some(rest), set_aside) => {
+                // What is undecided for another reason does not wait for the suspects beside it.
+                match set_aside {
+                    Some(_) => self.aside.let_back(rest),
+                    None => self.aside.put_back(rest),
+                }
                 self.more = true;
+                self.fresh |= !self.loaded.has_failed(rest);
             }
         }
         if let Some(settlement) = closed.settlement {
@@ -257,47 +335,29 @@ impl Intake {
         }
     }
 
+    fn rename_avoided(&mut self, from: ChunkRef, to: ChunkRef) {
+        if self.avoid.remove(&from) {
+            self.avoid.insert(to);
+        }
+    }
+
+    fn put_aside(&mut self, chunk: ChunkRef, events: u64, reason: Reason, now: Instant) {
+        let (options, rng) = (&self.options, &mut self.rng);
+        match reason {
+            Reason::EventsFail => {
+                self.aside.put(chunk, events, NEVER_REFUSED, |times| now + quarantine_time(options, times, rng));
+            }
+            Reason::EventsRefused | Reason::Whole => {
+                self.aside.put(chunk, events, self.accepted, |times| now + park_time(options, times, rng));
+            }
+        }
+        // Evidence may have come while the rest of the chunk was still under way.
+        self.more |= self.aside.any_due(self.accepted, now);
+    }
+
     fn hand_over(&mut self, settlement: Settlement) {
         self.source.settle(settlement);
         crash_point::reach("delivery.settled");
-    }
-
-    fn take_in(&mut self, reference: ChunkRef, chunk: Chunk, now: Instant) {
-        let whole = self.loaded.insert(reference, chunk);
-        let is_due = self.aside.take_out(reference);
-        let suspects = self.suspects_of(&whole);
-        let mut clean = whole.range.start;
-        for position in suspects {
-            self.queue(reference, clean..position);
-            clean = position + 1;
-            if is_due {
-                let slice = Slice { chunk: reference, range: position..position + 1 };
-                self.loaded.retain(&slice);
-                self.due.push(Batch::of(slice, &self.loaded));
-            } else {
-                self.loaded.set_aside(reference);
-            }
-        }
-        self.queue(reference, clean..whole.range.end);
-        // The parts are counted; the whole no longer is. A chunk without a readable record is closed by this.
-        let closed = self.loaded.release(&whole);
-        self.settle(closed, now);
-    }
-
-    fn suspects_of(&self, slice: &Slice) -> Vec<usize> {
-        if !self.aside.has_suspects() {
-            return Vec::new();
-        }
-        let is_suspect = |seq| self.aside.suspected_since(EventId::of(slice.chunk, seq)).is_some();
-        self.loaded.open(slice).filter(|&(_, seq, _)| is_suspect(seq)).map(|(position, ..)| position).collect()
-    }
-
-    fn queue(&mut self, chunk: ChunkRef, range: Range<usize>) {
-        if !range.is_empty() {
-            let slice = Slice { chunk, range };
-            self.loaded.retain(&slice);
-            self.ready.push_back(slice);
-        }
     }
 
     /// How many records from the start of the slice are within the limits.
@@ -312,9 +372,9 @@ impl Intake {
         self.loaded.open(slice).take(events).map(|(_, _, body)| body).map(fits).take_while(|&fits| fits).count()
     }
 
-    /// A probe that has been through all chunks goes on with later events of each.
+    /// A probe that has to take what failed takes another event of it each time.
     fn turn_to_others(&mut self, slice: &mut Slice) {
-        let skip = self.rounds.wrapping_mul(SMALL_BATCH).checked_rem(slice.range.len()).unwrap_or(0);
+        let skip = self.next_place(slice.range.len());
         if skip > 0 {
             let later = slice.split_off(skip, &mut self.loaded);
             self.ready.push_back(std::mem::replace(slice, later));

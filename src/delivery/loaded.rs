@@ -52,6 +52,8 @@ pub(super) struct Tries {
     pub(super) first_attempt: Option<WallNanos>,
     /// Acceptances counted when it first failed for no fault of its own.
     pub(super) failed_since: Option<u64>,
+    /// An event of it failed on its own.
+    pub(super) has_failed_alone: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -61,7 +63,18 @@ struct LoadedChunk {
     /// Slices of it that are queued or under way.
     slices: usize,
     buried: Vec<DeadRecord>,
-    set_aside: bool,
+    set_aside: Option<Reason>,
+}
+
+/// Why what remains of a chunk is not to be read again at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reason {
+    /// Some of its events failed on their own while others passed.
+    EventsFail,
+    /// Some of its events were refused on their own.
+    EventsRefused,
+    /// All of it leads nowhere.
+    Whole,
 }
 
 /// A chunk that no slice refers to any more.
@@ -73,10 +86,10 @@ pub(super) struct Closed {
     pub(super) chunk: ChunkRef,
     /// The name under which the rest will be read again; `None` if nothing remains.
     pub(super) rest: Option<ChunkRef>,
-    /// How many records that is.
-    pub(super) open: u64,
+    /// The sequence numbers of that.
+    pub(super) open: Vec<u64>,
     /// The rest is not to be read again at once.
-    pub(super) set_aside: bool,
+    pub(super) set_aside: Option<Reason>,
     /// The sequence numbers it had.
     pub(super) seqs: RangeInclusive<u64>,
 }
@@ -103,7 +116,7 @@ impl Loaded {
             start = frames.position();
         }
         let slice = Slice { chunk: reference, range: 0..records.len() };
-        self.chunks.insert(reference, LoadedChunk { chunk, records, slices: 1, buried: Vec::new(), set_aside: false });
+        self.chunks.insert(reference, LoadedChunk { chunk, records, slices: 1, buried: Vec::new(), set_aside: None });
         slice
     }
 
@@ -164,10 +177,25 @@ impl Loaded {
     }
 
     /// What remains of the chunk when it is closed is not to be read again at once.
-    pub(super) fn set_aside(&mut self, chunk: ChunkRef) {
+    pub(super) fn set_aside(&mut self, chunk: ChunkRef, reason: Reason) {
         if let Some(chunk) = self.chunks.get_mut(&chunk) {
-            chunk.set_aside = true;
+            chunk.set_aside = chunk.set_aside.max(Some(reason));
         }
+    }
+
+    /// Whether a chunk has failed since it was first tried.
+    pub(super) fn has_failed(&self, chunk: ChunkRef) -> bool {
+        self.failed_since(chunk).is_some()
+    }
+
+    /// Whether an event of a chunk failed on its own.
+    pub(super) fn has_failed_alone(&self, chunk: ChunkRef) -> bool {
+        self.tries.get(&chunk).is_some_and(|tries| tries.has_failed_alone)
+    }
+
+    /// The count of acceptances when a chunk first failed for no fault of its own, as far as one could tell then.
+    pub(super) fn failed_since(&self, chunk: ChunkRef) -> Option<u64> {
+        self.tries.get(&chunk).and_then(|tries| tries.failed_since)
     }
 
     /// The tries of a chunk.
@@ -212,7 +240,6 @@ impl Loaded {
         let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
         let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
         let is_decided = open.is_empty() || delivered > 0 || !chunk.buried.is_empty();
-        let remaining = open.len() as u64;
         let rest = open.first().map(|&first| match is_decided {
             true => ChunkRef { key: ChunkKey { first_seq: first, ..reference.key }, ..reference },
             false => reference,
@@ -223,9 +250,9 @@ impl Loaded {
             chunk: reference,
             delivered,
             buried: chunk.buried,
-            keep: Some(open).filter(|open| !open.is_empty()),
+            keep: Some(open.clone()).filter(|open| !open.is_empty()),
         });
-        Some(Closed { settlement, chunk: reference, rest, open: remaining, set_aside: chunk.set_aside, seqs })
+        Some(Closed { settlement, chunk: reference, rest, open, set_aside: chunk.set_aside, seqs })
     }
 
     fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {

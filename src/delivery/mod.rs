@@ -16,12 +16,12 @@
 //!   in pieces that become as small as bad events are dense (`split.rs`). That one is buried only on *evidence*: the endpoint accepted some other request after it refused this one. Without
 //!   evidence it is a *suspect*: it stays in the queue, is stepped over, and is tried again once there is evidence, or after a park.
 //!   A stranger's 413 never buries anything. 32 refusals in a row give a search up; when others are refused as well, it is an outage.
-//! * A transport error, 408, 429, 3xx, 5xx, and whatever else is not named, is an *outage*: all that is not under way goes back to the
-//!   queue, then one probe at a time: 1 + `max_retries` requests with jittered exponential backoff, then a park of 30 s to 5 min.
-//!   `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
-//! * 401, 402, 403 and 415 *pause*: probes of at most ten events, each time others, 30 s to 5 min apart.
-//! * What failed is avoided by the next probes while there is anything else, so that one batch that breaks the server does not look
-//!   like an outage for ever. A chunk that keeps failing while others pass is set aside like a suspect.
+//! * Any other failure (`failure.rs`) may be the events' or the endpoint's. While others pass it is the events': the batch is searched
+//!   like a refused one, and what fails alone is quarantined, and tried again ever more rarely. While it is not known, the next probe is
+//!   one event that has not failed.
+//! * An *outage*: all that is not under way goes back to the queue, then one probe at a time: 1 + `max_retries` requests with jittered
+//!   exponential backoff, then a park of 30 s to 5 min. `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
+//! * 401, 402, 403 and 415 *pause*: probes of one event, each time another, 30 s to 5 min apart.
 //! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and buried without further evidence; or to be sent again, which counts as
 //!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
@@ -43,13 +43,17 @@
 
 mod again;
 mod answer;
+mod arrival;
 mod aside;
 mod batch;
+#[cfg(test)]
+mod blame_tests;
 mod body;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
 mod episode;
+mod failure;
 #[cfg(test)]
 mod fake;
 mod flush;
@@ -63,6 +67,7 @@ mod notice;
 mod outage_tests;
 mod outcome;
 mod pace;
+mod patience;
 #[cfg(test)]
 mod refusal_tests;
 mod request;
@@ -107,14 +112,14 @@ pub(crate) struct ChunkRef {
 
 /// The queue, as the delivery sees it. Its calls are made on the delivery task and must not take long.
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Committed chunks, oldest first within an origin and lane, without the `busy` ones: as many as fit `max_bytes`, and at least one
-    /// if there is one. Empty means that there is nothing (more) now.
+    /// Committed chunks, oldest first within an origin and lane, those of a lower origin first, without the `busy` ones: as many as fit
+    /// `max_bytes`, and at least one if there is one. Empty means that there is nothing (more) now.
     fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
 
     /// Whether nothing is to be sent for the time being. Then `read` finds nothing, and the delivery lets go of what it has read.
     fn is_held(&self) -> bool;
 
-    /// The last committed chunk of each origin and lane: what a flush that begins now has to cover.
+    /// The last committed chunk of each lane of our own queue: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;
 
     /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly. What it keeps is a

@@ -61,14 +61,14 @@ pub(crate) enum Notice {
     },
     /// The endpoint works again; once per episode.
     Recovered,
-    /// An event was refused, and there is no evidence yet that the event is to blame: it stays queued and is stepped over. Once for each
-    /// event.
+    /// An event was refused, and there is no evidence yet that the event is to blame; or it failed twice on its own while others passed.
+    /// It stays queued and is stepped over. Once for each event.
     Suspected {
         /// Which.
         uuid: Uuid,
-        /// The refusal's status.
+        /// The status of the answer; 0 if there was none.
         status: u16,
-        /// The refusal's words.
+        /// The refusal's words, or what failed.
         reason: String,
     },
     /// Nothing was accepted between many refusals: taken for an outage. Counted and told as a park.

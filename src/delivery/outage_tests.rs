@@ -1,4 +1,4 @@
-//! What is told of an outage, and to whom.
+//! What an outage costs, what is told of it, and to whom.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -94,5 +94,45 @@ async fn uuids_of_accepted_events_are_not_gathered_for_nobody() {
         );
         rig.drained().await;
         assert_eq!(*ear.0.lock().unwrap(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_does_not_wait_for_what_another_process_left_behind() {
+    let queue = queue_of(1, 10);
+    (0..200).for_each(|nth| queue.commit_chunk(super::fake::chunk(1, 1000 + 10 * nth, 10)));
+    let slow = |_: &super::fake::Seen| Reply::ok().after(Duration::from_secs(1));
+    let rig = Rig::with(queue, slow, |parts| parts.options.max_batch_events = 10);
+    let begun = tokio::time::Instant::now();
+    let flushed = rig.flush().await;
+    assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(flushed.endpoint == Endpoint::Up && rig.queue.queued().iter().all(|&event| event >= 1000));
+    rig.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_costs_one_small_probe_at_a_time_whatever_it_looks_like_and_however_much_comes_meanwhile() {
+    let failures =
+        [(Reply::new(503, ""), 12), (Reply::broken(), 12), (Reply::new(0, "refused"), 12), (Reply::new(403, ""), 8)];
+    for (failure, most) in failures {
+        let rig = Rig::start(queue_of(20, 50), |_| Reply::ok());
+        rig.drained().await;
+        let before = rig.endpoint.seen().len();
+        let reply = failure.clone();
+        rig.endpoint.change(move |_| reply.clone().after(Duration::from_millis(50)));
+        for _ in 0..600 {
+            rig.commit(3);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let seen = rig.endpoint.seen().split_off(before);
+        let begun = seen[0].at;
+        assert!(seen.iter().all(|seen| seen.in_flight == 1), "{failure:?}");
+        // Where the first probe comes before any other event, it is the same three once more.
+        assert!(seen[1].events.len() <= 3 && seen[2..].iter().all(|seen| seen.events.len() == 1), "{failure:?}");
+        let first = seen.iter().filter(|seen| seen.at - begun < Duration::from_secs(15)).count();
+        println!("{failure:?}: {first} requests in 15 s, {} in two minutes", seen.len());
+        assert!(first == 4 && seen.len() <= most, "{failure:?}: {first} in 15 s, {} in all", seen.len());
+        rig.endpoint.change(|_| Reply::ok());
+        rig.drained().await;
     }
 }

@@ -10,6 +10,8 @@ use rand::{Rng, RngExt};
 
 /// No attempt follows a failure faster than this.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
+/// The shortest and the longest wait of what failed alone for the first time.
+const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
 /// A flush that comes this soon after a failure is told of that failure instead of causing another.
 const FRESH_FAILURE: Duration = Duration::from_secs(1);
 
@@ -78,7 +80,7 @@ pub(super) enum Permit {
     Send {
         /// To be handed back with the answer.
         ticket: Ticket,
-        /// Ten events at most, others than last time.
+        /// One event, if possible one that has not failed.
         small: bool,
     },
     /// Not before an answer has come.
@@ -159,13 +161,15 @@ impl Pace {
             Health::Up => return Permit::Full,
             Health::Backoff { until } | Health::Parked { until } | Health::Paused { until, .. } => until,
         };
+        // The wait before the first request of a backlog is none after a failure.
+        let small = self.consecutive_failures > 0;
         // A probe goes alone, also without what is still under way from before the failure.
         if in_flight > 0 {
             Permit::Full
         } else if now >= until {
-            send(matches!(self.health, Health::Paused { .. }), false)
+            send(small, false)
         } else if eager {
-            send(matches!(self.health, Health::Paused { .. }), true)
+            send(small, true)
         } else {
             Permit::Wait(until)
         }
@@ -199,7 +203,7 @@ impl Pace {
         retry_after: Option<Duration>,
         rng: &mut impl Rng,
     ) -> bool {
-        let asked = retry_after.filter(|wait| !wait.is_zero()).map(|wait| self.hold_back(now, wait, rng));
+        let asked = self.asked_to_wait(now, retry_after, rng);
         if !self.ends_round(now, ticket) {
             return false;
         }
@@ -214,6 +218,16 @@ impl Pace {
             self.health = Health::Backoff { until: asked.unwrap_or(now + wait) };
         }
         true
+    }
+
+    /// The server wants to be left alone for a while, whatever the answer was about.
+    pub(super) fn asked_to_wait(
+        &mut self,
+        now: Instant,
+        retry_after: Option<Duration>,
+        rng: &mut impl Rng,
+    ) -> Option<Instant> {
+        retry_after.filter(|wait| !wait.is_zero()).map(|wait| self.hold_back(now, wait, rng))
     }
 
     /// The key or the quota was refused. False if that is no news, as for `failed`.
@@ -238,6 +252,11 @@ impl Pace {
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         self.last_failure = Some(now);
         self.park(now, rng);
+    }
+
+    /// The ticket of a request that goes ahead of its time to find out whether the events or the endpoint are to blame.
+    pub(super) fn ahead_of_time(&self) -> Ticket {
+        Ticket { round: self.round, forced: true, of_stop: false }
     }
 
     /// The endpoint, as far as we know.
@@ -320,6 +339,15 @@ pub(super) fn park_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> 
     let doubled = options.park.saturating_mul(1 << nth.saturating_sub(1).min(20));
     let shortest = doubled.min(options.max_park / 2).max(options.park);
     jitter(shortest, (shortest * 2).min(options.max_park).max(shortest), rng)
+}
+
+/// The wait of what failed alone while others passed, which it did `nth` times: 2-5 s, for it may have failed by chance, and then as
+/// long as between two cycles.
+pub(super) fn quarantine_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> Duration {
+    match nth {
+        0 | 1 => jitter(QUARANTINE.0, QUARANTINE.1, rng).min(options.max_park),
+        _ => park_time(options, nth - 1, rng),
+    }
 }
 
 fn jitter(least: Duration, most: Duration, rng: &mut impl Rng) -> Duration {

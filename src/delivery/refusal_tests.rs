@@ -196,9 +196,9 @@ async fn a_batch_that_breaks_the_server_does_not_block_the_others_nor_is_it_lost
         |parts| parts.options.max_batch_events = 50,
     );
     let begun = tokio::time::Instant::now();
-    rig.until(|rig| rig.queue.delivered() == 1450).await;
-    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
-    assert_eq!(rig.queue.queued(), (1..=50).collect::<Vec<_>>());
+    rig.until(|rig| rig.queue.delivered() == 1499).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(rig.queue.queued(), [7]);
     // An hour of capture: what breaks the server is tried now and then, not after each success.
     let before = rig.endpoint.seen().len();
     for _ in 0..360 {

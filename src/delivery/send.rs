@@ -1,17 +1,30 @@
 //! A batch on its way out: made distinct, encoded, and handed to the network.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Protocol;
 use super::batch::Batch;
 use super::body::{self, Body};
 use super::engine::Engine;
-use super::pace::Ticket;
+use super::loaded::Reason;
+use super::pace::{Health, Ticket};
 use super::request::Exchange;
+use super::timers::sleep_until;
 use crate::clock::WallNanos;
+use crate::transport::{Pending, Response, TransportError};
 
 /// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
 const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
+
+/// The answer, or none in time.
+async fn within(limit: Option<Duration>, now: Instant, request: Pending) -> Result<Response, TransportError> {
+    let given_up =
+        || format!("given up after {} ms, for others pass much faster", limit.unwrap_or_default().as_millis());
+    tokio::select! {
+        answer = request => answer,
+        () = sleep_until(limit.map(|limit| now + limit)) => Err(TransportError::Timeout(given_up().into())),
+    }
+}
 
 impl Engine {
     /// Sends a batch; what cannot go with the rest of it becomes a batch of its own.
@@ -44,7 +57,13 @@ impl Engine {
             tries.first_attempt.get_or_insert(wall);
         }
         let request = self.options.request(batch.lane(), &exchange, wall, body);
-        let task = self.requests.spawn(self.transport.send(request));
+        self.sends += 1;
+        batch.sent = Some((self.sends, now));
+        let request = self.transport.send(request);
+        let is_believed_up = self.pace.health() == Health::Up || self.doubted.is_some();
+        let limit = self.patience.limit(now, batch.quarantined).filter(|_| is_believed_up);
+        batch.given_up_after = limit.filter(|_| self.pace.health() == Health::Up);
+        let task = self.requests.spawn(within(limit, now, request));
         self.under_way.insert(task.id(), (batch, ticket));
     }
 
@@ -74,7 +93,7 @@ impl Engine {
         }
         if written.is_none() {
             // Read again at once it would fail again at once.
-            batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk));
+            batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk, Reason::Whole));
         }
         if batch.events == 0 || written.is_none() {
             self.intake.release(batch, now);

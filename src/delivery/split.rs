@@ -1,20 +1,30 @@
-//! The search for what is unacceptable in a refused batch.
+//! The search for the events that are to blame in a batch that was refused, or that failed while others passed.
 //!
-//! A refused batch is cut in two, and each half is sent like any other batch, until a single event is refused. How much of a
+//! Such a batch is cut in two, and each half is sent like any other batch, until a single event is refused. How much of a
 //! piece one request holds is learnt: half of what was refused, twice what was accepted. So pieces become as small as bad events are
 //! dense, about every second one is accepted, and a bad event costs a few requests, however many there are.
 //!
 //! Pieces are taken from both ends in turns, and a fresh batch goes between two pieces as long as not too much is being searched: a
 //! bad batch never stands before the others, and never waits for ever behind them. A search that finds no acceptance is given up: its
-//! chunks are stepped over, for others may be fine; and when others are not, it is an outage.
+//! chunks are stepped over, for others may be fine; and when others are not, it is an outage. After as many failures in a row without
+//! an acceptance it is an outage at once.
+//!
+//! A failure that took its time (a request that hangs until its timeout) is dear, so what it leaves is cut in eight.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use super::batch::Batch;
+use super::batch::{Batch, BatchLimits};
 use super::loaded::Loaded;
 
 /// A search is given up after so many refusals in a row: thrice the cuts it takes to get from 1000 events to one, and some.
 const MANY_REFUSALS: u32 = 32;
+/// After so many failures in a row there is one request at a time, of one event.
+const LOSING: u32 = 4;
+/// Failures so far apart, with nothing to search between them, are those of single events that are tried again, and not in a row.
+const FAR_APART: Duration = Duration::from_secs(5);
+/// What failed slowly is cut in so many.
+const MANY_PARTS: usize = 8;
 /// An endpoint that has accepted something is given so many searches to do so again.
 const MANY_SEARCHES: u32 = 8;
 /// No fresh batch joins while so much, as JSON, is being searched: all of it is in memory.
@@ -27,7 +37,13 @@ pub(super) struct Split {
     turn: u8,
     /// Events of one piece, as far as refusals and acceptances tell.
     size: usize,
+    /// Refusals since the last acceptance.
     refusals_in_a_row: u32,
+    /// Failures since anything was last accepted or refused, and the last of them.
+    failures_in_a_row: u32,
+    last_failure: Option<Instant>,
+    /// Something failed slowly: pieces do not grow before the search is over.
+    is_careful: bool,
     /// Searches that may be given up before it is an outage.
     searches_left: u32,
 }
@@ -54,7 +70,16 @@ pub(super) enum Turn {
 
 impl Default for Split {
     fn default() -> Self {
-        Self { pieces: VecDeque::new(), turn: 0, size: usize::MAX, refusals_in_a_row: 0, searches_left: 0 }
+        Self {
+            pieces: VecDeque::new(),
+            turn: 0,
+            size: usize::MAX,
+            refusals_in_a_row: 0,
+            failures_in_a_row: 0,
+            last_failure: None,
+            is_careful: false,
+            searches_left: 0,
+        }
     }
 }
 
@@ -62,8 +87,19 @@ impl Split {
     /// Adds the halves of a refused batch, or a suspect that is to be tried again.
     pub(super) fn push(&mut self, pieces: impl IntoIterator<Item = Batch, IntoIter: DoubleEndedIterator>) {
         for piece in pieces.into_iter().rev() {
-            self.pieces.push_front(piece);
+            self.pieces.push_front(Batch { is_piece: true, ..piece });
         }
+    }
+
+    /// Adds what failed while it was not known whether anything else would pass: it is sent once more as it is.
+    pub(super) fn push_whole(&mut self, batch: Batch) {
+        self.size = self.size.max(batch.events);
+        self.push([batch]);
+    }
+
+    /// Whether an event that was quarantined is among the pieces.
+    pub(super) fn has_quarantined(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.quarantined > 0)
     }
 
     /// Whose turn it is.
@@ -74,19 +110,22 @@ impl Split {
     }
 
     /// A piece, from either end in turns; the rest of a large one stays where it was.
-    pub(super) fn pop(&mut self, loaded: &mut Loaded) -> Option<Batch> {
+    pub(super) fn pop(&mut self, limits: &BatchLimits, loaded: &mut Loaded) -> Option<Batch> {
         let is_front = self.turn & 2 == 0;
         let piece = if is_front { self.pieces.pop_front() } else { self.pieces.pop_back() }?;
-        if piece.events <= self.size {
+        let size = self.size.min(limits.events);
+        let size = if piece.bytes > limits.bytes { size.min(piece.events / 2).max(1) } else { size };
+        if piece.events <= size {
             return Some(piece);
         }
-        let (piece, rest) = piece.cut(self.size, loaded);
+        let (piece, rest) = piece.cut(size, loaded);
+        let rest = Batch { is_piece: true, ..rest };
         if is_front {
             self.pieces.push_front(rest)
         } else {
             self.pieces.push_back(rest)
         }
-        Some(piece)
+        Some(Batch { is_piece: true, ..piece })
     }
 
     /// Whether there is any.
@@ -96,13 +135,39 @@ impl Split {
 
     /// Gives up the search.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Batch> + '_ {
+        (self.refusals_in_a_row, self.failures_in_a_row) = (0, 0);
         self.pieces.drain(..)
+    }
+
+    /// A request with so many events failed, while others passed.
+    pub(super) fn failed(&mut self, events: usize, slowly: bool, now: Instant) {
+        let is_alone = self.last_failure.is_some_and(|at| now.saturating_duration_since(at) > FAR_APART);
+        if is_alone && self.pieces.is_empty() {
+            self.failures_in_a_row = 0;
+        }
+        self.last_failure = Some(now);
+        let parts = if slowly { MANY_PARTS } else { 2 };
+        self.is_careful |= slowly;
+        self.size = self.size.min(events / parts).max(1);
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+    }
+
+    /// Whether so much has failed in a row that one request at a time is enough.
+    pub(super) fn is_losing(&self) -> bool {
+        self.failures_in_a_row >= LOSING
+    }
+
+    /// Whether one more failure in a row is an outage, whatever passed before.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.failures_in_a_row + 1 >= MANY_REFUSALS
     }
 
     /// A request with so many events was refused.
     pub(super) fn refused(&mut self, events: usize) -> Search {
         self.size = self.size.min(events / 2).max(1);
-        self.refusals_in_a_row += 1;
+        // Whoever refuses is there.
+        self.failures_in_a_row = 0;
+        self.refusals_in_a_row = self.refusals_in_a_row.saturating_add(1);
         if self.refusals_in_a_row < MANY_REFUSALS {
             return Search::GoesOn;
         }
@@ -118,8 +183,11 @@ impl Split {
 
     /// A request with so many events was accepted.
     pub(super) fn accepted(&mut self, events: usize) {
-        self.size = self.size.max(events.saturating_mul(2));
-        self.refusals_in_a_row = 0;
+        self.is_careful &= !self.pieces.is_empty();
+        if !self.is_careful {
+            self.size = self.size.max(events.saturating_mul(2));
+        }
+        (self.refusals_in_a_row, self.failures_in_a_row) = (0, 0);
         self.searches_left = MANY_SEARCHES;
     }
 }
@@ -143,7 +211,7 @@ mod tests {
         let mut order = Vec::new();
         for _ in 0..4 {
             assert_eq!(split.turn(), Turn::Piece);
-            order.push(split.pop(&mut loaded).unwrap().events);
+            order.push(split.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events);
             assert_eq!(split.turn(), Turn::Fresh);
         }
         assert_eq!(order, [1, 4, 2, 3]);
@@ -155,7 +223,7 @@ mod tests {
         let mut split = Split::default();
         split.push([MANY_BYTES / 2, MANY_BYTES / 2].map(|bytes| Batch { bytes, events: 1, ..Batch::default() }));
         assert!((0..4).all(|_| split.turn() == Turn::Piece));
-        split.pop(&mut Loaded::default());
+        split.pop(&BatchLimits::new(1000, 4 << 20), &mut Loaded::default());
         assert!((0..2).any(|_| split.turn() == Turn::Fresh));
     }
 
@@ -166,7 +234,7 @@ mod tests {
         let mut size_after = |change: &dyn Fn(&mut Split)| {
             change(&mut split);
             split.turn();
-            split.pop(&mut loaded).unwrap().events
+            split.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events
         };
         let refused = |events| {
             move |split: &mut Split| {

@@ -75,13 +75,14 @@ pub enum Diagnostic {
         /// PostHog's words.
         reason: String,
     },
-    /// An event was refused and there is no evidence yet that the event is to blame: it stays queued.
+    /// An event was refused and there is no evidence yet that the event is to blame, or sending it on its own failed twice while
+    /// others passed: it stays queued, and is tried again ever more rarely.
     Suspected {
         /// Which.
         uuid: Uuid,
-        /// The HTTP status.
+        /// The HTTP status; 0 if there was no answer.
         status: u16,
-        /// In the words of whoever refused it.
+        /// In the words of whoever refused it, or what failed.
         reason: String,
     },
     /// Events cannot be sent at the moment. They wait. Told when an outage begins, once for each further kind of failure, and when the

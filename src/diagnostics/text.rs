@@ -152,8 +152,7 @@ fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: W
         }
         Diagnostic::Suspected { uuid, status, reason } => write!(
             f,
-            "event {uuid} was rejected ({}), and nothing shows yet whether the event or the server is at fault: it stays queued and is \
-             skipped until another event is accepted",
+            "event {uuid} is not accepted ({}); it stays queued and is tried again later, and delivery goes on without it",
             Said(*status, reason)
         ),
         Diagnostic::EndpointFailing { reason } => {
@@ -336,6 +335,11 @@ struct Said<'a>(u16, &'a str);
 impl fmt::Display for Said<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Said(status, reason) = self;
-        if reason.is_empty() { write!(f, "HTTP status {status}") } else { write!(f, "HTTP status {status}: {reason}") }
+        match (*status, reason.is_empty()) {
+            // There was no answer, and so no status.
+            (0, _) => f.write_str(reason),
+            (status, true) => write!(f, "HTTP status {status}"),
+            (status, false) => write!(f, "HTTP status {status}: {reason}"),
+        }
     }
 }

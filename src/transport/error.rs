@@ -113,9 +113,10 @@ impl TransportError {
         }
     }
 
-    /// Whether nobody was there to talk to.
+    /// Whether there was no connection over which a request could have been sent: no fault of what was in it.
     pub(crate) fn is_unreachable(&self) -> bool {
-        matches!(self, TransportError::Connect(_) | TransportError::ProxyDown { .. })
+        use TransportError::{Connect, Proxy, ProxyDown, Tls};
+        matches!(self, Connect(_) | Tls(_) | Proxy { .. } | ProxyDown { .. })
     }
 
     /// The whole chain in one line.
