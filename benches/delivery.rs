@@ -42,12 +42,16 @@ fn main() {
 
 /// All that this program was built with.
 fn codecs() -> Vec<Compression> {
-    let mut codecs = vec![Compression::None, Compression::Gzip, Compression::Deflate];
-    #[cfg(feature = "brotli")]
-    codecs.push(Compression::Brotli);
-    #[cfg(feature = "zstd")]
-    codecs.push(Compression::Zstd);
-    codecs
+    let codecs = [
+        Compression::None,
+        Compression::Gzip,
+        Compression::Deflate,
+        #[cfg(feature = "brotli")]
+        Compression::Brotli,
+        #[cfg(feature = "zstd")]
+        Compression::Zstd,
+    ];
+    codecs.to_vec()
 }
 
 /// Queues `count` events while nobody listens, then lets them go; three times, the best counts.

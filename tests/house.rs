@@ -78,7 +78,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crash-tests/src/bin/",
 ];
 
-const FILE_LINES: usize = 400;
+const FILE_LINES: usize = 800;
 const FUNCTION_LINES: usize = 70;
 const PAGE_LINES: usize = 10;
 

@@ -120,7 +120,7 @@ fn every_reason_has_its_text_here() {
             "the journal's lock was not free in time",
             "the queue is full",
             "the file system has less free than free_space_floor",
-            "the journal's file could not be written",
+            "the journal's file could not be written, or is another process's by now",
             "no queue could be opened in this forked child",
             "the client has opted out of capturing",
             "the alias is blank",

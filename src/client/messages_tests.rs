@@ -68,7 +68,7 @@ fn number(diagnostic: &D) -> usize {
 
 #[test]
 fn every_diagnostic_has_its_text_here() {
-    let tables = [delivery(), pauses(), queue(), directories(), program(), flags()];
+    let tables = [delivery(), pauses(), queue(), directories(), surroundings(), program(), flags()];
     tables.iter().for_each(|table| all_are(table));
     let seen: BTreeSet<usize> = tables.iter().flatten().map(|(diagnostic, _)| number(diagnostic)).collect();
     assert_eq!(seen, (0..=36).collect());
@@ -210,7 +210,6 @@ fn queue() -> Vec<(D, &'static str)> {
 }
 
 fn directories() -> Vec<(D, &'static str)> {
-    let owner = Some(("phc_abcd...".to_owned(), "https://eu.i.posthog.com".to_owned()));
     vec![
         (
             D::InMemory { path: "".into(), problem: "no queue directory is configured".into() },
@@ -247,6 +246,12 @@ fn directories() -> Vec<(D, &'static str)> {
             "the host https://eu.posthog.com is PostHog's app; events and flags go to https://eu.i.posthog.com, its ingestion host: set \
              the host to that",
         ),
+    ]
+}
+
+fn surroundings() -> Vec<(D, &'static str)> {
+    let owner = Some(("phc_abcd...".to_owned(), "https://eu.i.posthog.com".to_owned()));
+    vec![
         (
             D::Ephemeral {
                 path: "/q".into(),

@@ -219,7 +219,7 @@ async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[Pr
                             late.requests,
                             late.failed
                         );
-                        println!("{what}");
+                        eprintln!("{what}");
                         let is_good = match failure {
                             // Not met yet: the traffic ends while all slots hang and half of the backlog is bad (72 to 94 s).
                             Failure::Hang if bad == 20 && rate == 5 => late.most() <= TIMEOUT * 4,
@@ -294,7 +294,7 @@ async fn cost(failure: Failure, bad: u64) -> usize {
     let (rig, seen) = rig(queue_of(4, 250), bad.clone(), failure, Protocol::V0);
     rig.until(|_| seen.lock().unwrap().accepted.len() == 1000 - bad.len()).await;
     let requests = seen.lock().unwrap().requests;
-    println!("{failure:?}: {requests} requests for {} bad events in a thousand", bad.len());
+    eprintln!("{failure:?}: {requests} requests for {} bad events in a thousand", bad.len());
     requests
 }
 

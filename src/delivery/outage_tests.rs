@@ -130,7 +130,7 @@ async fn an_outage_costs_one_small_probe_at_a_time_whatever_it_looks_like_and_ho
         // Where the first probe comes before any other event, it is the same three once more.
         assert!(seen[1].events.len() <= 3 && seen[2..].iter().all(|seen| seen.events.len() == 1), "{failure:?}");
         let first = seen.iter().filter(|seen| seen.at - begun < Duration::from_secs(15)).count();
-        println!("{failure:?}: {first} requests in 15 s, {} in two minutes", seen.len());
+        eprintln!("{failure:?}: {first} requests in 15 s, {} in two minutes", seen.len());
         assert!(first == 4 && seen.len() <= most, "{failure:?}: {first} in 15 s, {} in all", seen.len());
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
