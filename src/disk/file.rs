@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
+#[cfg(target_os = "linux")]
+use super::filesystem;
 use super::identity::{Home, Identity};
 use super::{Disk, Mapping, Op, Verdict, owner};
 
@@ -139,7 +141,7 @@ impl DiskFile {
         match self.name() {
             Name::Same => Ok(true),
             Name::Other => Ok(false),
-            Name::OutOfReach(_) => Ok(self.link_count()? > 0),
+            Name::OutOfReach(_) => Ok(!self.is_unlinked()?),
         }
     }
 
@@ -302,9 +304,30 @@ impl DiskFile {
         })
     }
 
-    /// How many names the file has; 0 once it was removed.
-    pub(crate) fn link_count(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.nlink())
+    /// Whether the name that it was opened by was removed. Further names, as backups by hard links make them, are not ours: whoever opens
+    /// the queue does not look there.
+    pub(crate) fn is_unlinked(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.nlink() == 0 || self.lost_one_of_its_names())
+    }
+
+    /// Whether it lives on under other names, while the one that it was opened by is gone. A file that was only moved, itself or with
+    /// its directory, has the same number of links: the kernel tells them apart by what it says of the descriptor.
+    #[cfg(target_os = "linux")]
+    fn lost_one_of_its_names(&self) -> bool {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::ffi::OsStrExt;
+        let link = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let Ok(leads_to) = std::fs::read_link(&link) else { return false };
+        // A file may have such a name, and then it is there.
+        let is_gone =
+            || matches!(std::fs::symlink_metadata(&leads_to), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        leads_to.as_os_str().as_bytes().ends_with(b" (deleted)") && is_gone() && filesystem::keeps_names(&link)
+    }
+
+    /// Elsewhere nobody says.
+    #[cfg(not(target_os = "linux"))]
+    fn lost_one_of_its_names(&self) -> bool {
+        false
     }
 
     /// Gives up the lock, for every descriptor of this open file.

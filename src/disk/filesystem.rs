@@ -50,6 +50,17 @@ pub(super) fn kind(path: &Path) -> io::Result<FileSystem> {
     })
 }
 
+/// Whether a name that the kernel calls deleted was deleted. Where files lie on another machine, or with another process, it also says
+/// so of names that it could not look up for a while.
+#[cfg(target_os = "linux")]
+#[allow(clippy::unnecessary_cast, reason = "the type is not the same on every libc, and no conversion takes them all")]
+pub(super) fn keeps_names(path: &Path) -> bool {
+    // FUSE; not in nix's list.
+    const FUSE: i64 = 0x6573_5546;
+    let is_fuse = |found: nix::sys::statfs::Statfs| found.filesystem_type().0 as i64 & 0xFFFF_FFFF == FUSE;
+    kind(path).is_ok_and(|kind| kind != FileSystem::Network) && !nix::sys::statfs::statfs(path).is_ok_and(is_fuse)
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(super) fn kind(_path: &Path) -> io::Result<FileSystem> {
     Ok(FileSystem::Other)

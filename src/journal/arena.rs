@@ -134,9 +134,7 @@ impl Arena {
     /// Whether no name leads to its bytes any more.
     pub(super) fn is_unlinked(&self) -> bool {
         match &self.memory {
-            Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
-                file.link_count().is_ok_and(|names| names == 0)
-            }
+            Memory::Mapped { file, .. } | Memory::Written { file, .. } => file.is_unlinked().unwrap_or(false),
             Memory::Volatile { .. } => true,
         }
     }

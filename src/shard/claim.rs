@@ -188,7 +188,7 @@ impl Claim {
 
     /// Whether no name leads to our lock any more.
     pub(super) fn is_unlinked(&self) -> bool {
-        self.lock.file().link_count().is_ok_and(|names| names == 0)
+        self.lock.file().is_unlinked().unwrap_or(false)
     }
 
     /// Whether another lock may stand in its place.

@@ -93,7 +93,7 @@ impl StoreFile {
 
     /// Whether no name leads to it any more.
     pub(super) fn is_unlinked(&self) -> bool {
-        self.0.file.link_count().is_ok_and(|names| names == 0)
+        self.0.file.is_unlinked().unwrap_or(false)
     }
 
     /// It is written from now on though it has no name.

@@ -106,6 +106,37 @@ fn a_moved_directory_that_is_deleted_then_lives_on_in_memory() {
 }
 
 #[test]
+fn a_directory_that_was_deleted_lives_on_in_memory_though_a_backup_has_links_to_its_files() {
+    // As `cp -al` and `rsync --link-dest` make them: of the lock alone, or of each file.
+    for names in [["lock"].as_slice(), &["lock", "journal-0", "journal-1", "queue.redb", "status"]] {
+        for (is_moved, whole) in [(false, true), (true, true), (false, false)] {
+            let root = scratch();
+            let (shard, _, queue_dir) = specimen(root.path(), true);
+            for name in names {
+                std::fs::hard_link(first_shard(&queue_dir).join(name), root.path().join(name)).unwrap();
+            }
+            assert_eq!(shard.standing(), Standing::Held);
+            let mut at = queue_dir;
+            if is_moved {
+                let away = root.path().join("away");
+                std::fs::rename(at, &away).unwrap();
+                assert!(is_out_of_reach(&shard), "moved is not deleted");
+                at = away;
+            }
+            if whole {
+                std::fs::remove_dir_all(&at).unwrap();
+            } else {
+                let files = std::fs::read_dir(first_shard(&at)).unwrap();
+                files.for_each(|file| std::fs::remove_file(file.unwrap().path()).unwrap());
+            }
+            append(&shard, 11, 0).unwrap();
+            shard.sync().expect_err("no owner to come would find it again");
+            assert_eq!(shard.standing(), Standing::Deleted, "{names:?}, moved: {is_moved}, whole: {whole}");
+        }
+    }
+}
+
+#[test]
 fn a_lock_that_was_removed_is_taken_again_where_nobody_else_has_had_it() {
     for replaced in [false, true] {
         let root = scratch();
