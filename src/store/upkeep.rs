@@ -79,10 +79,11 @@ impl Store {
         self.close();
     }
 
-    /// Gives free space back to the file system, if the content is small enough for that to be quick. Reads and transactions
+    /// Gives free space back to the file system, if the content is small enough for that to be quick: dead letters take no more than
+    /// `dead_max`, and all else no more than `live_max`. Reads and transactions
     /// wait meanwhile: about half a second for a file of 1 GiB. `false` if there was little to be gained, too much to be moved, or no
     /// room on the disk to move it.
-    pub(crate) fn compact_if_small(&self, live_max: u64) -> Result<bool, StoreError> {
+    pub(crate) fn compact_if_small(&self, live_max: u64, dead_max: u64) -> Result<bool, StoreError> {
         self.check_process()?;
         let file_bytes = self.file_bytes()?;
         let meta_bytes = self.with_database(|db| {
@@ -91,8 +92,10 @@ impl Store {
         })?;
         let _writer = self.writer();
         let state = self.committed().clone();
-        let live = state.row_bytes.saturating_add(state.dead_bytes.unwrap_or(0)).saturating_add(meta_bytes);
-        if live > live_max || !is_worth_compacting(file_bytes, live) || !self.has_room_to_move(live) {
+        let (waiting, dead) = (state.row_bytes.saturating_add(meta_bytes), state.dead_bytes.unwrap_or(0));
+        let live = waiting.saturating_add(dead);
+        let is_small = waiting <= live_max && dead <= dead_max;
+        if !is_small || !is_worth_compacting(file_bytes, live) || !self.has_room_to_move(live) {
             return Ok(false);
         }
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);

@@ -74,10 +74,10 @@ fn a_large_row_does_not_have_the_file_compacted_again_and_again() {
     let (dir, fault) = (scratch(), Fault::of(Op::Write, "queue.redb", full));
     let (store, _) = Store::open(&Disk::gated(fault.clone()), dir.path(), &options(), 1_000).unwrap();
     store.keep_definitions(Some(&vec![7; 4 << 20])).unwrap();
-    store.compact_if_small(16 << 20).unwrap();
+    store.compact_if_small(16 << 20, 0).unwrap();
     // Not even tried: a compaction that finds nothing to move writes all the same.
     fault.arm(0);
-    assert!(!store.compact_if_small(16 << 20).unwrap());
+    assert!(!store.compact_if_small(16 << 20, 0).unwrap());
     assert_eq!(store.kept_definitions().map(|kept| kept.len()), Some(4 << 20));
 }
 

@@ -127,15 +127,15 @@ fn compaction_gives_space_back_and_leaves_a_file_that_opens_at_once() {
     let chunks: Vec<_> = (0..200).map(|i| chunk(0, i * 100 + 1, 100, 500)).collect();
     let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
     store.apply(&Changes { insert: chunks.clone(), ledger, ..Changes::default() }).unwrap();
-    assert!(!store.compact_if_small(1 << 20).unwrap(), "too much to be moved");
+    assert!(!store.compact_if_small(1 << 20, 0).unwrap(), "too much to be moved");
     let remove = chunks[1..].iter().flat_map(|chunk| delivered(chunk).remove).collect();
     store.apply(&Changes { remove, ..Changes::default() }).unwrap();
     let before = store.file_bytes().unwrap();
-    assert!(store.compact_if_small(16 << 20).unwrap());
+    assert!(store.compact_if_small(16 << 20, 0).unwrap());
     let after = store.file_bytes().unwrap();
     assert!(after * 4 < before, "{before} bytes became {after}");
     assert!(!opens_only_after_a_repair(dir.path()), "compaction left a file that has to be walked through");
-    assert!(!store.compact_if_small(16 << 20).unwrap(), "nothing more to be gained");
+    assert!(!store.compact_if_small(16 << 20, 0).unwrap(), "nothing more to be gained");
     assert_eq!(events_in(&store), 100);
 }
 
@@ -197,6 +197,34 @@ fn a_killed_owner_leaves_a_file_that_opens_without_repair() {
     assert!(!opens_only_after_a_repair(dir.path()));
     store.apply(&delivered(&chunk(0, 1, 10, 100))).unwrap();
     assert!(!opens_only_after_a_repair(dir.path()));
+}
+
+#[test]
+fn dead_records_do_not_keep_a_file_from_being_compacted() {
+    let dir = scratch();
+    let (store, _) = open_in(dir.path());
+    let dead = |seq: u64| DeadRecord {
+        seq,
+        lane: 0,
+        status: 400,
+        reason: String::new(),
+        first_attempt: 0,
+        last_attempt: 0,
+        attempts: 1,
+        body: vec![1; 10_000],
+    };
+    let chunks: Vec<_> = (0..200).map(|i| chunk(0, i * 100 + 1, 100, 500)).collect();
+    let bury = (1..=90).map(dead).collect();
+    let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
+    store.apply(&Changes { insert: chunks.clone(), bury, ledger, ..Changes::default() }).unwrap();
+    let remove = chunks.iter().flat_map(|chunk| delivered(chunk).remove).collect();
+    store.apply(&Changes { remove, ..Changes::default() }).unwrap();
+    let before = store.file_bytes().unwrap();
+    assert!(!store.compact_if_small(512 << 10, 800_000).unwrap(), "too many of them to be moved");
+    assert!(store.compact_if_small(512 << 10, 1 << 20).unwrap(), "they are not counted among what waits");
+    let after = store.file_bytes().unwrap();
+    assert!(after * 2 < before, "{before} bytes became {after}");
+    assert_eq!(store.dead_seqs().unwrap().len(), 90);
 }
 
 #[test]
