@@ -23,7 +23,9 @@ pub struct Stats {
     pub delivered: u64,
     /// Events that wait to be delivered, in the journal and in the store.
     pub queued_events: u64,
-    /// Bytes of the events that wait; of a row of the store, part of which was delivered, all of them. 0 if no event waits.
+    /// Bytes of the events that wait. What was delivered or refused counts until that is committed
+    /// ([`Config::settle_interval`](crate::Config::settle_interval), 1 s), though `queued_events` does without it already: the store counts
+    /// by rows of many events. 0 if no event waits.
     pub queued_bytes: u64,
     /// Events that PostHog refused for good; they lie among the dead letters, unless these were queued again or thrown
     /// away meanwhile.
