@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use posthog::{Client, Config, DropReason, Event, Outcome};
+use posthog::{Client, Config, DropReason, Event, FlagContext, FlagsProblem, Outcome};
 use sink::{Answer, Sink};
 use tracing::span::{Attributes, Id, Record};
 
@@ -16,8 +16,23 @@ static LINES: AtomicU64 = AtomicU64::new(0);
 /// Lines of the library itself.
 static OWN_LINES: AtomicU64 = AtomicU64::new(0);
 
+/// Whether flags are evaluated for each of these lines.
+static EVALUATES: AtomicBool = AtomicBool::new(false);
+/// What came of that, if it was there at once.
+static PROBLEMS: Mutex<Vec<Option<FlagsProblem>>> = Mutex::new(Vec::new());
+
+fn evaluate_for_line(client: &Client) {
+    let nobody_known = format!("line_{}", LINES.load(Ordering::SeqCst));
+    let flags = client.evaluate_flags(FlagContext::new(nobody_known).ask_posthog(true)).try_get();
+    let problem = flags.and_then(|flags| flags.problem().cloned());
+    PROBLEMS.lock().unwrap().push(problem);
+}
+
 fn capture_line(target: &str) {
     let Some(client) = CLIENT.get() else { return };
+    if target != "posthog" && EVALUATES.load(Ordering::SeqCst) {
+        evaluate_for_line(client);
+    }
     let lines = if target == "posthog" { &OWN_LINES } else { &LINES };
     lines.fetch_add(1, Ordering::SeqCst);
     client.capture(Event::new("log_line", "logger").prop("target", target));
@@ -80,6 +95,17 @@ fn lines_about_our_own_requests_are_not_captured_and_lines_of_ours_are() {
     assert_eq!(stats.accepted, 1, "{stats:?}");
     let refused = |(reason, count): &(DropReason, u64)| (*reason == DropReason::Reentrant).then_some(*count);
     assert!(stats.dropped.iter().find_map(refused) >= Some(1), "{stats:?}");
+    // Nor is PostHog asked for flags from inside of such a line.
+    EVALUATES.store(true, Ordering::SeqCst);
+    let flags = client.evaluate_flags(FlagContext::new("user_1")).wait(Duration::from_secs(30)).unwrap();
+    assert_eq!(flags.problem(), None);
+    std::thread::sleep(Duration::from_millis(500));
+    EVALUATES.store(false, Ordering::SeqCst);
+    let asked = sink.requests().iter().filter(|request| request.path.starts_with("/flags")).count();
+    assert_eq!(asked, 1, "each request is the cause of the next");
+    let problems = std::mem::take(&mut *PROBLEMS.lock().unwrap());
+    let says_why = |problem: &Option<FlagsProblem>| matches!(problem, Some(FlagsProblem::NoAnswer { why }) if why.contains("log line"));
+    assert!(!problems.is_empty() && problems.iter().all(says_why), "{problems:?}");
     // A warning of the library's own is taken, also from the delivery's thread.
     assert_eq!(OWN_LINES.load(Ordering::SeqCst), queued_lines);
     sink.script([Answer::status(401).body("no such key")]);

@@ -61,6 +61,11 @@ pub(crate) enum Failure {
     /// Not even asked.
     #[error("too many requests for flags are under way already")]
     Busy,
+    /// Not asked: the question comes of a line that a package below us has logged, of a request of ours.
+    #[error(
+        "it is not asked from a log line about a request of the client's own, for that request would be the cause of the next"
+    )]
+    Reentrant,
     /// The client is closed or forked.
     #[error("the client is closed")]
     Closed,
@@ -73,7 +78,7 @@ impl Failure {
             Failure::Timeout => "timeout".to_owned(),
             Failure::Connection(_) => "connection_error".to_owned(),
             Failure::Status { status, .. } => format!("api_error_{status}"),
-            Failure::Unreadable(_) | Failure::Busy | Failure::Closed => "unknown_error".to_owned(),
+            Failure::Unreadable(_) | Failure::Busy | Failure::Reentrant | Failure::Closed => "unknown_error".to_owned(),
         }
     }
 }

@@ -148,7 +148,7 @@ impl Outage {
                 misses.last = Some((failure.clone(), now.checked_add(PAUSE).unwrap_or(now)));
             }
             // Of us, not of PostHog.
-            Some(Failure::Busy | Failure::Closed) => {}
+            Some(Failure::Busy | Failure::Reentrant | Failure::Closed) => {}
             _ => *misses = Misses::default(),
         }
     }

@@ -12,9 +12,11 @@ use super::snapshot::FeatureFlags;
 use crate::context;
 use crate::diagnostics::Diagnostic;
 use crate::flags::{
-    Answer, Evaluated, FlagCache, FlagContext, FlagValue, Inconclusive, LoadedFlags, Moment, Question, Waiter, merge,
+    Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, Inconclusive, LoadedFlags, Moment, Question, Waiter,
+    merge,
 };
 use crate::limits::{NAME_KEPT, beginning};
+use crate::reentry;
 use crate::worker::{Pending, Pipeline, pending};
 
 /// Gets the snapshot: on the caller's thread if no request is needed, else on the delivery's.
@@ -28,7 +30,8 @@ impl Client {
     /// With definitions ([`Config::secret_key`](crate::Config::secret_key)) flags are evaluated here, without a request. PostHog is asked only for
     /// what cannot be decided here, at most once for a call, and what it answers is kept for
     /// [`Config::flag_cache_ttl`](crate::Config::flag_cache_ttl). In an outage what is known stands, however old, and
-    /// [`FeatureFlags::problem`] says so. Never an error; never longer than
+    /// [`FeatureFlags::problem`] says so; likewise in a logger that hears of the client's own requests, where PostHog is not asked. Never an
+    /// error; never longer than
     /// [`Config::flag_request_timeout`](crate::Config::flag_request_timeout). What needs no request is there when the call returns.
     ///
     /// Follows PostHog's specification `evaluate-flags`.
@@ -120,6 +123,11 @@ impl Shared {
         let is_enough = here.is_all && !context.is_remote;
         if is_enough || context.only_locally == Some(true) {
             return then(here.snapshot(&Answer::default(), context, self));
+        }
+        if reentry::inside().refuses_captures() {
+            // A logger that evaluates flags hears of our own requests, on threads of ours: each would be the cause of the next.
+            let known = self.flags.cache.known(&context).map(|known| Answer::clone(&known)).unwrap_or_default();
+            return then(here.snapshot(&Answer { failure: Some(Failure::Reentrant), ..known }, context, self));
         }
         let (client, is_remote) = (Arc::downgrade(self), context.is_remote);
         let (question, unknown, moment) = (question(&context), here.unknown.clone(), here.moment);
