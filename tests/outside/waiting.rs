@@ -158,7 +158,8 @@ fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
                         let receipt = client.capture(event("race"));
                         match receipt.outcome() {
                             Outcome::Accepted => taken.extend(receipt.uuid()),
-                            Outcome::Dropped(DropReason::JournalFull) => {}
+                            // The second where the holder of the lock gets no processor for a while.
+                            Outcome::Dropped(DropReason::JournalFull | DropReason::JournalBusy) => {}
                             Outcome::Dropped(reason) => return (taken, reason),
                         }
                     }
