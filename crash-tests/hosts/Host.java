@@ -30,7 +30,10 @@ public class Host {
     }
     up.await();
     go.countDown();
-    for (int i = 0; i < 3; i++) System.gc();
+    int collections = arguments.length > 2 ? Integer.parseInt(arguments[2]) : 3;
+    long began = System.nanoTime();
+    for (int i = 0; i < collections; i++) System.gc();
+    System.out.println((System.nanoTime() - began) / 1000000 + " ms");
     stop = true;
   }
 

@@ -33,6 +33,19 @@ pub const HOSTS: &[Host] = &[
     Host::new("many", &["300", "3"], Scenario::new("host_many", Exit(0), &[])),
     Host::new("fill", &["8", "2000"], Scenario::new("host_fill", Signal(SEGV), &[IN_THE_HOST])),
     Host::new("raise", &["8"], Scenario::new("host_raise", Signal(SEGV), &[IN_THE_HOST])),
+    Host::new("often", &["10000"], Scenario::new("host_often", Exit(0), &[])),
+    // What is not repaired where a hundred were.
+    Host::new(
+        "familiar",
+        &["again"],
+        Scenario::new("host_familiar_again", Signal(SEGV), &[Told { frames: 3, ..IN_THE_HOST }]),
+    ),
+    Host::new(
+        "familiar",
+        &["abort"],
+        Scenario::new("host_familiar_abort", Signal(6), &[Told::signal("SIGABRT", "Aborted").anywhere()]),
+    ),
+    Host::new("familiar", &["raise"], Scenario::new("host_familiar_raise", Signal(SEGV), &[IN_THE_HOST])),
     Host::new("repaired_then_killed", &[], Scenario::new("host_repaired_then_killed", Signal(9), &[])),
     // A lock that the thread has when it aborts.
     Host::new("heap", &[], Scenario::new("host_heap", Signal(6), &[Told::signal("SIGABRT", "Aborted").anywhere()])),

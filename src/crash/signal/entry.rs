@@ -11,6 +11,7 @@
 //!   on_signal, on that stack            on_signal_beside, where we are
 //!   give the stack back                 (again, if it says so)
 //! pass_on, where we are, unless the answer is 0
+//!   (again, if it says so: what nobody repaired is told by on_signal)
 //! ```
 
 use std::arch::naked_asm;
@@ -49,7 +50,7 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
         "push rdi",
         "push rsi",
         "push rdx",
-        // How often it was found taken.
+        // How often it was found taken, and whether `pass_on` has asked for another round.
         "push 0",
         "2:",
         "xor eax, eax",
@@ -58,6 +59,7 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
         "jne 4f",
         "mov rcx, rbp",
         "lea r8, [rip + 3f]",
+        "mov r9, qword ptr [rbp - 32]",
         "mov rsp, qword ptr [rip + {stack}]",
         "call {on_stack}",
         // Here also goes on who faulted in there.
@@ -72,6 +74,13 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
         "mov rdx, qword ptr [rbp - 24]",
         "mov rcx, rax",
         "call {pass_on}",
+        "test rax, rax",
+        "je 6f",
+        "mov qword ptr [rbp - 32], rax",
+        "mov rdi, qword ptr [rbp - 8]",
+        "mov rsi, qword ptr [rbp - 16]",
+        "mov rdx, qword ptr [rbp - 24]",
+        "jmp 2b",
         "6:",
         "mov rsp, rbp",
         "pop rbp",
@@ -130,6 +139,7 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
         "ldr x13, [x13]",
         "mov x3, x29",
         "adr x4, 3f",
+        "ldr x5, [x29, #40]",
         "mov sp, x13",
         "bl {on_stack}",
         "3:",
@@ -143,6 +153,11 @@ pub(super) unsafe extern "C" fn entry(signal: libc::c_int, info: *mut libc::sigi
         "ldp x0, x1, [x29, #16]",
         "ldr x2, [x29, #32]",
         "bl {pass_on}",
+        "cbz x0, 6f",
+        "str x0, [x29, #40]",
+        "ldp x0, x1, [x29, #16]",
+        "ldr x2, [x29, #32]",
+        "b 2b",
         "6:",
         "mov sp, x29",
         "ldp x29, x30, [sp], #48",

@@ -13,12 +13,13 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 
 use super::entry::is_stack_taken;
+use super::familiar::{self, Place};
 use super::record::{Seen, Written, write};
 use super::registers::{self, Registers};
-use super::threads::{self, Call};
+use super::threads::{self, Call, Record};
 use super::{SIGNALS, chain, stacks, walk};
 use crate::crash::slots::{FRAMES_MOST, RECORD_MOST, with_free_room};
-use crate::crash::{file, process, provisional::Held};
+use crate::crash::{file, process, provisional::Held, wake_reader};
 
 /// Signals that the process has to survive before those that somebody may repair are not waited for any more.
 const SURVIVALS: u32 = 3;
@@ -79,6 +80,8 @@ const AGAIN: u64 = u64::MAX;
 const PASS_ON: u64 = 1;
 /// The thread is inside such a call already.
 const INSIDE: u64 = 2;
+/// Nothing was written, since the place is familiar.
+const UNTOLD: u64 = 1 << 6;
 const PLACE_AT: u32 = 2;
 const PLACE_MASK: u64 = 0xf;
 const NUMBER_AT: u32 = 8;
@@ -86,6 +89,10 @@ const NUMBER_AT: u32 = 8;
 fn pass_on_with(held: Option<Held>) -> u64 {
     held.map_or(PASS_ON, |held| PASS_ON | (held.place as u64 + 1) << PLACE_AT | (held.number << NUMBER_AT))
 }
+
+/// Where the entry counts how often it found the stack taken: what was passed on [`UNTOLD`] came back and was not repaired.
+const CAME_BACK: u64 = 1 << 32;
+const DONE: u64 = 0;
 
 fn held_in(next: u64) -> Option<Held> {
     let place = usize::try_from(next >> PLACE_AT & PLACE_MASK).ok()?.checked_sub(1)?;
@@ -100,12 +107,14 @@ pub(in crate::crash) fn is_in_progress() -> bool {
 }
 
 /// Called by the entry on the stack of ours. `frame` is the entry's, and `resume` where it goes on. Answers what it does next.
+/// `turns` is what it counts.
 pub(super) extern "C" fn on_signal(
     signal: c_int,
     info: *mut siginfo_t,
     context: *mut c_void,
     frame: usize,
     resume: usize,
+    turns: u64,
 ) -> u64 {
     let errno = Errno::last_raw();
     let thread = process::thread_id();
@@ -122,7 +131,7 @@ pub(super) extern "C" fn on_signal(
         job.registers = Registers::of(&*context.cast::<ucontext_t>());
         (job.resume, job.frame) = (resume, frame);
         FOUND.store(0, Ordering::SeqCst);
-        handle(job, thread, info)
+        if turns < CAME_BACK { handle(job, thread, info) } else { tell_late(job, thread) }
     };
     // SAFETY: as the kernel noted it.
     unsafe { libc::sigaltstack(&alternate_of(context), ptr::null_mut()) };
@@ -155,16 +164,27 @@ unsafe fn alternate_of(context: *const c_void) -> libc::stack_t {
 fn handle(job: &mut Job, thread: i32, info: *mut siginfo_t) -> u64 {
     match judge(job.signal, info, job.context, &job.registers, thread) {
         Found::Nothing => RETURN,
-        Found::Inside => fate(thread, job.signal, info, job.context, None, true),
-        Found::News { may_be_repaired } => {
+        Found::Inside => go_on_inside(job.signal, info),
+        Found::Familiar(place) => fate(thread, job.signal, info, job.context, Passed::untold(place)),
+        Found::News { may_be_repaired, place } => {
             let written = witness(job, thread, may_be_repaired);
             if !may_be_repaired || SURVIVED.load(Ordering::SeqCst) < SURVIVALS {
                 // The process may end now, and others may be in the middle of a word.
                 wait_until(|| !file::has_writers());
             }
-            fate(thread, job.signal, info, job.context, written.held(), false)
+            fate(thread, job.signal, info, job.context, Passed { written: Some(written), place })
         }
     }
+}
+
+/// Whoever was to repair it came back, and did not: when we return, the process dies of it.
+fn tell_late(job: &mut Job, thread: i32) -> u64 {
+    // Everything is blocked, so a walk that faults ends the process here, by the signal that it would have died of.
+    witness(job, thread, false);
+    wait_until(|| !file::has_writers());
+    // If it lives on after all, it has this noted.
+    wake_reader();
+    RETURN
 }
 
 /// What a signal is.
@@ -173,8 +193,11 @@ enum Found {
     Nothing,
     /// Part of what the thread was in the middle of: that has been told.
     Inside,
+    /// A fault at a place where many were repaired.
+    Familiar(Place),
     News {
         may_be_repaired: bool,
+        place: Place,
     },
 }
 
@@ -184,47 +207,85 @@ fn judge(signal: c_int, info: *const siginfo_t, context: *const c_void, register
     }
     if let Some(call) = threads::call_of(thread) {
         let goes_on = call.goes_on(signal, chain::mask_of(context), registers.sp);
-        if goes_on && (!call.is_held || file::holds_of(thread)) {
+        let is_told = match call.record {
+            Record::Final => true,
+            // Else it is so long in there that the reader believes that it has left by a jump.
+            Record::Held => file::holds_of(thread),
+            Record::None => false,
+        };
+        if goes_on && is_told {
             return Found::Inside;
         }
         threads::leave(thread);
         if !goes_on {
-            // It left that handler by a jump. Else it is so long in there that the reader believes that it did.
-            SURVIVED.fetch_add(1, Ordering::SeqCst);
+            // It left that handler by a jump.
+            note_survived(call.place);
         }
     }
-    Found::News { may_be_repaired: chain::may_be_survived(signal) }
+    let place = Place::of(signal, info, registers.pc);
+    if familiar::SURVIVED.is_familiar(place) {
+        return Found::Familiar(place);
+    }
+    Found::News { may_be_repaired: chain::may_be_survived(signal), place }
+}
+
+fn note_survived(place: Place) {
+    SURVIVED.fetch_add(1, Ordering::SeqCst);
+    familiar::SURVIVED.note(place);
+}
+
+/// What goes on to who was there before: the record of it, and where it was. No record if the place is familiar.
+#[derive(Clone, Copy)]
+struct Passed {
+    written: Option<Written>,
+    place: Place,
+}
+
+impl Passed {
+    fn untold(place: Place) -> Self {
+        Self { written: None, place }
+    }
 }
 
 /// Lets it happen, as far as that does not take the stack which the kernel gave.
-fn fate(
-    thread: i32,
-    signal: c_int,
-    info: *mut siginfo_t,
-    context: *mut c_void,
-    held: Option<Held>,
-    is_inside: bool,
-) -> u64 {
+fn fate(thread: i32, signal: c_int, info: *mut siginfo_t, context: *mut c_void, passed: Passed) -> u64 {
     if !chain::has_previous_handler(signal) {
         chain::let_happen(signal, info);
         return RETURN;
     }
     chain::prepare_previous(signal);
-    if is_inside {
-        return PASS_ON | INSIDE;
-    }
+    let held = passed.written.and_then(Written::held);
+    let record = match (passed.written, held) {
+        (None, _) => Record::None,
+        (_, Some(_)) => Record::Held,
+        (Some(_), None) => Record::Final,
+    };
     let is_blocked = chain::is_blocked_by_previous(signal);
-    threads::enter(thread, &Call { signal, is_blocked, is_held: held.is_some(), stack: context.addr() as u64 });
-    pass_on_with(held)
+    threads::enter(thread, &Call { signal, is_blocked, record, place: passed.place, stack: context.addr() as u64 });
+    pass_on_with(held) | if record == Record::None { UNTOLD } else { 0 }
 }
 
-/// Called by the entry on the stack that the kernel gave: who was there before has it now, with the mask of the kernel.
-pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, next: u64) {
+/// The same of a signal in a handler that another one was passed on to.
+fn go_on_inside(signal: c_int, info: *mut siginfo_t) -> u64 {
+    if !chain::has_previous_handler(signal) {
+        chain::let_happen(signal, info);
+        return RETURN;
+    }
+    chain::prepare_previous(signal);
+    PASS_ON | INSIDE
+}
+
+/// Called by the entry on the stack that the kernel gave: who was there before has it now, with the mask of the kernel. Answers whether
+/// it is to be told of now, as [`CAME_BACK`].
+pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, next: u64) -> u64 {
+    // Asked before: a handler may have the thread go on elsewhere.
+    // SAFETY: as the kernel gave it.
+    let place = Place::of(signal, info, Registers::of(unsafe { &*context.cast::<ucontext_t>() }).pc);
     // SAFETY: as the kernel gave them.
     unsafe { chain::call_previous(signal, info, context) };
     // It came back.
     if next & INSIDE != 0 {
-        return;
+        return DONE;
     }
     let errno = Errno::last_raw();
     // Whoever interrupts this may jump.
@@ -232,13 +293,15 @@ pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *
     let thread = process::thread_id();
     threads::leave(thread);
     // Still ours: the instruction is tried again, and would bring us back. `abort` insists, whatever its handler does.
-    if signal != libc::SIGABRT && chain::is_ours(signal) {
-        SURVIVED.fetch_add(1, Ordering::SeqCst);
+    let is_repaired = signal != libc::SIGABRT && chain::is_ours(signal);
+    if is_repaired {
+        note_survived(place);
         if let Some(held) = held_in(next) {
             file::mark_survived(held, thread);
         }
     }
     Errno::set_raw(errno);
+    if next & UNTOLD != 0 && !is_repaired { CAME_BACK } else { DONE }
 }
 
 /// Called by the entry where another thread, or this one, is on the stack of ours.
@@ -257,22 +320,46 @@ pub(super) extern "C" fn on_signal_beside(
     } else {
         // SAFETY: as above.
         let registers = Registers::of(unsafe { &*context.cast::<ucontext_t>() });
-        match judge(signal, info, context, &registers, thread) {
-            Found::Nothing => RETURN,
-            Found::Inside => fate(thread, signal, info, context, None, true),
-            Found::News { may_be_repaired } => {
-                let hurries = may_be_repaired && SURVIVED.load(Ordering::SeqCst) >= SURVIVALS;
-                if !hurries && turns < TURNS && wait_until(|| !is_stack_taken()) {
-                    AGAIN
-                } else {
-                    let held = witness_beside(thread, signal, info, &registers, may_be_repaired);
-                    fate(thread, signal, info, context, held, false)
-                }
-            }
+        if turns < CAME_BACK {
+            handle_beside(thread, signal, info, context, &registers, turns)
+        } else if waits_again(turns - CAME_BACK) {
+            AGAIN
+        } else {
+            witness_beside(thread, signal, info, &registers, false);
+            wake_reader();
+            RETURN
         }
     };
     Errno::set_raw(errno);
     next
+}
+
+fn handle_beside(
+    thread: i32,
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    registers: &Registers,
+    turns: u64,
+) -> u64 {
+    match judge(signal, info, context, registers, thread) {
+        Found::Nothing => RETURN,
+        Found::Inside => go_on_inside(signal, info),
+        Found::Familiar(place) => fate(thread, signal, info, context, Passed::untold(place)),
+        Found::News { may_be_repaired, place } => {
+            let hurries = may_be_repaired && SURVIVED.load(Ordering::SeqCst) >= SURVIVALS;
+            if !hurries && waits_again(turns) {
+                return AGAIN;
+            }
+            let written = witness_beside(thread, signal, info, registers, may_be_repaired);
+            fate(thread, signal, info, context, Passed { written: Some(written), place })
+        }
+    }
+}
+
+/// Whether the stack came free, for who was told so many times that it was taken.
+fn waits_again(turns: u64) -> bool {
+    turns < TURNS && wait_until(|| !is_stack_taken())
 }
 
 /// A signal in the middle of our own handler. The kernel takes the thread back to the entry's frame when this returns, with what is known
@@ -290,7 +377,7 @@ unsafe fn handle_nested(thread: i32, signal: c_int, info: *mut siginfo_t, contex
     }
     // SAFETY: the frame of this thread that knew the job was interrupted, and never runs again.
     let job = unsafe { &mut *JOB.0.get() };
-    let held = match STAGE.swap(IDLE, Ordering::SeqCst) {
+    let written = match STAGE.swap(IDLE, Ordering::SeqCst) {
         // Our walk met memory that is not what it says. What it found by then is told.
         WALKING => {
             HAS_WALK_FAULTED.store(true, Ordering::SeqCst);
@@ -299,16 +386,18 @@ unsafe fn handle_nested(thread: i32, signal: c_int, info: *mut siginfo_t, contex
             STAGE.store(WRITING, Ordering::SeqCst);
             let written = write_job(job, found, signal, thread, may_be_repaired);
             STAGE.store(IDLE, Ordering::SeqCst);
-            written.held()
+            written
         }
         WRITING => {
             file::count_missed();
-            None
+            Written::Nowhere
         }
         // Nothing that we do there can fault.
         _ => return chain::give_back(&SIGNALS),
     };
-    let next = fate(thread, job.signal, job.info.as_mut_ptr(), job.context, held, false);
+    let info = job.info.as_mut_ptr();
+    let passed = Passed { written: Some(written), place: Place::of(job.signal, info, job.registers.pc) };
+    let next = fate(thread, job.signal, info, job.context, passed);
     // SAFETY: as the kernel gave it, for the signal that this is about; its handler runs on.
     interrupted.uc_stack = unsafe { alternate_of(job.context) };
     registers::go_on_at(interrupted, job.resume, job.frame, next);
@@ -345,7 +434,7 @@ fn witness_beside(
     info: *const siginfo_t,
     registers: &Registers,
     may_be_repaired: bool,
-) -> Option<Held> {
+) -> Written {
     let written = with_free_room(thread, |room| {
         let found = AtomicUsize::new(0);
         walk::by_frame_pointers(registers, &mut room.frames, &found);
@@ -355,7 +444,7 @@ fn witness_beside(
         let info = unsafe { &*info };
         write(&mut room.record, &Seen { signal, info, registers, frames, nested: 0, thread, may_be_repaired })
     });
-    written.and_then(Written::held)
+    written.unwrap_or(Written::Nowhere)
 }
 
 /// Whether it was over in a bounded time.

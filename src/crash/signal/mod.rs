@@ -7,6 +7,7 @@
 //!        -> record.rs  one record, one write
 //!        -> entry.rs   back to the stack that the kernel gave; from here on nothing is held that somebody else waits for
 //!        -> chain.rs   whoever was there before, or the kernel's default
+//!        -> entry.rs   again, for what was passed on without a record and not repaired (familiar.rs)
 //! ```
 //!
 //! Purpose. After a segmentation fault nothing of the process can be trusted. What runs here uses system calls, atomics and memory that
@@ -23,11 +24,14 @@
 //!   disposition unchanged has repaired it, or the fault comes again. One that left by a jump is noticed at the next signal of its thread,
 //!   or by the reader, after the time in which one dies.
 //! * A signal inside a handler that we have passed another one on to is part of that, and told with it.
+//! * A fault at a place where a few were repaired is passed on at once, without a record. If the handler does not repair it, it comes back
+//!   with the disposition changed, or aborts: that is told then.
 //!
 //! Linux on x86-64 and aarch64. Elsewhere [`install`] says that it cannot.
 
 mod chain;
 mod entry;
+mod familiar;
 mod flow;
 mod record;
 mod registers;
@@ -71,6 +75,7 @@ pub(super) fn install() -> io::Result<()> {
         return Ok(());
     }
     walk::prepare();
+    familiar::SURVIVED.touch();
     HAS_STATIC_THREAD_LOCALS.store(walk::is_in_the_program(install as *const () as usize), Ordering::SeqCst);
     let installed = stacks::prepare().and_then(|()| chain::take_signals(&SIGNALS, entry::entry));
     if installed.is_err() {

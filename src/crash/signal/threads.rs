@@ -7,6 +7,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::familiar::Place;
+
 /// Notes; and those that are looked at for one thread. A thread that finds no free one takes another's, which then may be told twice.
 const NOTES: usize = 1024;
 const LOOKED_AT: usize = 16;
@@ -18,9 +20,12 @@ struct Note {
     who: AtomicU64,
     /// Where the stack was when its handler was called.
     stack: AtomicU64,
+    /// The [`Place`] of what it is about.
+    place: AtomicU64,
 }
 
-static INSIDE: [Note; NOTES] = [const { Note { who: AtomicU64::new(0), stack: AtomicU64::new(0) } }; NOTES];
+static INSIDE: [Note; NOTES] =
+    [const { Note { who: AtomicU64::new(0), stack: AtomicU64::new(0), place: AtomicU64::new(0) } }; NOTES];
 
 /// A call of the handler before ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +33,22 @@ pub(super) struct Call {
     pub(super) signal: i32,
     /// The kernel blocks the signal while its handler runs, unless that wants it otherwise.
     pub(super) is_blocked: bool,
-    /// What it is about may be marked as survived.
-    pub(super) is_held: bool,
+    /// What it is about.
+    pub(super) record: Record,
+    pub(super) place: Place,
     /// Where the stack was.
     pub(super) stack: u64,
+}
+
+/// What was written about a signal before its handler was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    /// Nothing, because its place is familiar.
+    None,
+    /// Something that may be marked as survived.
+    Held,
+    /// What was possible.
+    Final,
 }
 
 impl Call {
@@ -59,6 +76,7 @@ pub(super) fn enter(thread: i32, call: &Call) {
     };
     if let Some(note) = own.or_else(free).or_else(|| notes_of(thread).next()) {
         note.stack.store(call.stack, Ordering::Relaxed);
+        note.place.store(call.place.word(), Ordering::Relaxed);
         note.who.store(who, Ordering::Relaxed);
     }
 }
@@ -76,20 +94,30 @@ pub(super) fn leave(thread: i32) {
 /// The call that the thread began and did not come back from.
 pub(super) fn call_of(thread: i32) -> Option<Call> {
     let note = notes_of(thread).find(|note| thread_in(note.who.load(Ordering::Relaxed)) == thread)?;
-    let (stack, who) = (note.stack.load(Ordering::Relaxed), note.who.load(Ordering::Relaxed));
-    let (is_blocked, is_held) = (who & IS_BLOCKED != 0, who & IS_HELD != 0);
-    let call = Call { signal: (who as u8).into(), is_blocked, is_held, stack };
+    let (stack, place) = (note.stack.load(Ordering::Relaxed), Place::in_word(note.place.load(Ordering::Relaxed)));
+    let who = note.who.load(Ordering::Relaxed);
+    let record = match who & (IS_HELD | IS_UNTOLD) {
+        0 => Record::Final,
+        IS_HELD => Record::Held,
+        _ => Record::None,
+    };
+    let call = Call { signal: (who as u8).into(), is_blocked: who & IS_BLOCKED != 0, record, place, stack };
     // Unless another thread took the note meanwhile.
     (thread_in(who) == thread).then_some(call)
 }
 
 const IS_BLOCKED: u64 = 1 << 8;
 const IS_HELD: u64 = 1 << 9;
+const IS_UNTOLD: u64 = 1 << 10;
 
 fn word_of(thread: i32, call: &Call) -> u64 {
     let blocked = if call.is_blocked { IS_BLOCKED } else { 0 };
-    let held = if call.is_held { IS_HELD } else { 0 };
-    u64::from(thread.cast_unsigned()) << 32 | held | blocked | u64::from(call.signal as u8)
+    let record = match call.record {
+        Record::None => IS_UNTOLD,
+        Record::Held => IS_HELD,
+        Record::Final => 0,
+    };
+    u64::from(thread.cast_unsigned()) << 32 | record | blocked | u64::from(call.signal as u8)
 }
 
 fn thread_in(who: u64) -> i32 {
@@ -109,7 +137,7 @@ mod tests {
     const ABRT: i32 = 6;
 
     fn call(is_blocked: bool) -> Call {
-        Call { signal: SEGV, is_blocked, is_held: true, stack: 0x10_0000 }
+        Call { signal: SEGV, is_blocked, record: Record::Held, place: Place::NONE, stack: 0x10_0000 }
     }
 
     #[test]
@@ -133,10 +161,12 @@ mod tests {
     fn a_thread_knows_its_own_call_among_those_of_many() {
         let first = 7_000_000;
         for thread in first..first + 300 {
-            enter(thread, &Call { signal: SEGV, is_blocked: true, is_held: false, stack: thread as u64 });
+            enter(thread, &Call { record: Record::None, stack: thread as u64, ..call(true) });
         }
-        let kept =
-            (first..first + 300).filter(|thread| call_of(*thread).is_some_and(|call| call.stack == *thread as u64));
+        let kept = (first..first + 300).filter(|thread| {
+            call_of(*thread)
+                .is_some_and(|noted| noted == Call { record: Record::None, stack: *thread as u64, ..call(true) })
+        });
         assert!(kept.count() > 290, "hardly any was taken away");
         (first..first + 300).for_each(leave);
         assert!((first..first + 300).all(|thread| call_of(thread).is_none()));
