@@ -157,6 +157,8 @@ impl Engine {
                 (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
             }
             self.pace.refuses_everything(now, &mut self.rng);
+            // Whoever is answered a refusal is not told to slow down, so one more would begin the search anew.
+            self.newcomers_from = None;
             if let Some(stop) = &mut self.stop {
                 stop.give_up();
             }

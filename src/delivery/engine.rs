@@ -75,6 +75,8 @@ pub(crate) struct Engine {
     pub(super) again: Option<Batch>,
     /// So far nothing but that has failed.
     pub(super) doubted: Option<Doubt>,
+    /// During an outage: from when on an event that has not failed is probed ahead of time.
+    pub(super) newcomers_from: Option<Instant>,
     pub(super) patience: Patience,
     /// Requests sent so far.
     pub(super) sends: u64,
@@ -112,6 +114,7 @@ impl Engine {
             next_attempt: parts.next_attempt,
             again: None,
             doubted: None,
+            newcomers_from: None,
             patience: Patience::default(),
             sends: 0,
             newest_accepted: 0,
@@ -234,7 +237,7 @@ impl Engine {
     fn next_request(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
         let permit = self.permit(now);
         match permit {
-            _ if self.is_crowded(permit) => Ok(None),
+            _ if self.is_crowded(permit, now) => Ok(None),
             Permit::Send { ticket, small } => Ok(self.next_batch(small, now)?.map(|batch| (batch, ticket))),
             Permit::Wait(_) => self.confirmation(now),
             Permit::Full => Ok(None),

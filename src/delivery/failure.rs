@@ -18,7 +18,7 @@ use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::intake::Wanted;
 use super::loaded::Reason;
-use super::pace::{Health, Permit, Ticket, backoff};
+use super::pace::{Health, Permit, Ticket, backoff, newcomer_time};
 use super::{Protocol, SourceError};
 
 /// Why an attempt came to nothing.
@@ -118,12 +118,18 @@ impl Engine {
     fn doubt(&mut self, mut batch: Batch, ticket: Ticket, failure: Failure, is_slow: bool, now: Instant) {
         let is_first = self.pace.consecutive_failures() == 0;
         let (is_pause, unreachable) = (failure.pause.is_some(), failure.unreachable);
+        // PostHog's own word on the key or the quota is not about an event either.
+        let is_never_an_event = unreachable || failure.pause == Some(true);
         let is_counted = self.note_failure(ticket, failure, batch.events, now);
         if is_counted && is_first && !unreachable {
             let not_before = now + backoff(&self.options.pace, 1, &mut self.rng);
             self.doubted = Some(Doubt { not_before, is_dear: is_slow || is_pause, others: 0 });
         } else if is_counted && (batch.failures == 0 || unreachable) {
             self.doubted = self.doubted.take().filter(|_| is_pause).and_then(|doubt| self.doubt_on(doubt, now));
+        }
+        if is_counted {
+            self.let_newcomers_wait(now);
+            self.newcomers_from = self.newcomers_from.filter(|_| !is_never_an_event);
         }
         batch.failures = batch.failures.saturating_add(1);
         if batch.quarantined > 0 {
@@ -155,6 +161,12 @@ impl Engine {
         let others = doubt.others.saturating_add(1);
         let not_before = now + backoff(&self.options.pace, others.saturating_add(1), &mut self.rng);
         (others < self.options.pace.max_retries).then_some(Doubt { not_before, others, ..doubt })
+    }
+
+    /// An event that has not failed is probed ahead of its time, but not so soon after a failure.
+    pub(super) fn let_newcomers_wait(&mut self, now: Instant) {
+        let failures = self.pace.consecutive_failures();
+        self.newcomers_from = Some(now + newcomer_time(&self.options.pace, failures, &mut self.rng));
     }
 
     /// Whether a batch that has just failed stays in memory.
@@ -225,13 +237,21 @@ impl Engine {
 
     /// What to send while it is open whether the endpoint works: one event that has not failed, if there is any.
     pub(super) fn probe(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
-        let fresh = self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes)?;
+        let fresh = self.newcomer(now)?;
         if let Some(probe) = fresh.or_else(|| self.part_of_what_failed()) {
             return Ok(Some(probe));
         }
         let any = self.intake.assemble(&self.limits, Wanted::Any, true, now, &mut self.flushes)?;
         self.take_due();
         Ok(any.or_else(|| self.split.pop(&self.limits, &mut self.intake.loaded)))
+    }
+
+    /// An event that has not failed; if possible the newest, which has the least to do with what has.
+    fn newcomer(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
+        match self.intake.assemble(&self.limits, Wanted::Newest, true, now, &mut self.flushes)? {
+            Some(newest) => Ok(Some(newest)),
+            None => self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes),
+        }
     }
 
     /// What failed, once more as it is, or one event of it.
@@ -247,23 +267,27 @@ impl Engine {
         Some(part)
     }
 
-    /// A request that goes ahead of its time, in a park or a pause, because so far only a single batch has failed.
+    /// A request that goes ahead of its time, in a park or a pause, because so far only a single batch has failed, or because an event
+    /// has not failed yet: perhaps all that came before it was bad.
     pub(super) fn confirmation(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
         if self.confirms_at(now).is_none_or(|at| at > now) || !self.under_way.is_empty() {
             return Ok(None);
         }
-        let fresh = self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes)?;
+        let fresh = self.newcomer(now)?;
         let batch = fresh.or_else(|| self.part_of_what_failed());
         Ok(batch.map(|batch| (batch, self.pace.ahead_of_time())))
     }
 
     /// From when on such a request may go, if there is something to send.
     pub(super) fn confirms_at(&self, now: Instant) -> Option<Instant> {
-        let doubt = self.doubted?;
         let is_waiting = matches!(self.pace.health(), Health::Parked { .. } | Health::Paused { .. });
         let is_free = self.stop.is_none() && self.pace.active_hold(now).is_none();
+        let from = match self.doubted {
+            Some(doubt) => doubt.not_before,
+            None => self.newcomers_from?,
+        };
         let has_something = self.intake.may_have_fresh() || self.again.is_some();
-        (is_waiting && is_free && has_something).then_some(doubt.not_before)
+        (is_waiting && is_free && has_something).then_some(from)
     }
 
     /// The endpoint works, so what failed before is searched.
@@ -277,14 +301,28 @@ impl Engine {
     /// Quarantined events are tried one at a time: some of them may hang.
     pub(super) fn take_due(&mut self) {
         let is_trying = self.under_way.values().any(|(batch, _)| batch.quarantined > 0);
-        if !is_trying && !self.split.has_quarantined() {
+        if !is_trying && !self.split.has_quarantined() && !self.is_last_slot(now()) {
             self.split.push(self.intake.take_due());
         }
     }
 
     /// While much fails in a row there is one request at a time, also if something passed before.
-    pub(super) fn is_crowded(&self, permit: Permit) -> bool {
-        matches!(permit, Permit::Send { .. }) && self.split.is_losing() && !self.under_way.is_empty()
+    pub(super) fn is_crowded(&self, permit: Permit, now: Instant) -> bool {
+        let is_taken = || self.under_way.values().any(|(batch, _)| !self.hangs(batch, now));
+        matches!(permit, Permit::Send { .. }) && self.split.is_losing() && is_taken()
+    }
+
+    /// Whether requests hang, and only one more may be under way: whatever hangs there too would hold up all the rest.
+    pub(super) fn is_last_slot(&self, now: Instant) -> bool {
+        let does_any_hang = || self.under_way.values().any(|(batch, _)| self.hangs(batch, now));
+        self.pace.health() == Health::Up && self.under_way.len() + 1 >= self.pace.slots() && does_any_hang()
+    }
+
+    /// Whether a request that is under way hangs: others that were sent later were answered, and long ago.
+    fn hangs(&self, batch: &Batch, now: Instant) -> bool {
+        batch.sent.is_some_and(|(number, at)| {
+            number < self.newest_accepted && self.patience.hangs(now.saturating_duration_since(at))
+        })
     }
 
     /// The endpoint is down, or sending is held back: what is not under way goes back to the queue, which settles what is decided of it.

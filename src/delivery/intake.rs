@@ -30,6 +30,8 @@ pub(super) enum Wanted {
     All,
     /// Only what has not failed.
     Fresh,
+    /// The newest event of our own, if it has not failed.
+    Newest,
     /// What has failed too, where there is nothing else: each time another event.
     Any,
 }
@@ -121,6 +123,8 @@ impl Intake {
         }
         self.unreadable_until = None;
         let mut spares_alone = wanted == Wanted::Any;
+        let is_fresh = matches!(wanted, Wanted::Fresh | Wanted::Newest);
+        let newest = if wanted == Wanted::Newest { self.source.newest() } else { Vec::new() };
         while self.ready.is_empty() && self.more && self.doubted_bytes() < DOUBTED_BYTES {
             let (loaded, aside, avoid, accepted) = (&self.loaded, &self.aside, &self.avoid, self.accepted);
             // Suspects are tried one after the other: not all of them have to be in memory for that.
@@ -130,7 +134,8 @@ impl Intake {
                     || avoid.contains(&chunk)
                     || aside.holds(chunk, accepted, now)
                     || (are_suspects_due && aside.times(chunk) > 0)
-                    || (wanted == Wanted::Fresh && loaded.has_failed(chunk))
+                    || (is_fresh && loaded.has_failed(chunk))
+                    || (wanted == Wanted::Newest && !newest.contains(&chunk))
                     || (spares_alone && loaded.has_failed_alone(chunk))
             };
             let chunks = self.source.read(max_bytes.clamp(1, READ_BYTES), &busy).inspect_err(|_| {
@@ -139,13 +144,13 @@ impl Intake {
             if !chunks.is_empty() {
                 for (reference, chunk) in chunks {
                     // What is passed over for now is still to come.
-                    if wanted != Wanted::Fresh {
+                    if !is_fresh {
                         flushes.saw(reference);
                     }
                     self.take_in(reference, chunk, wanted, now);
                 }
-            } else if wanted == Wanted::Fresh {
-                self.fresh = false;
+            } else if is_fresh {
+                self.fresh &= wanted == Wanted::Newest;
                 break;
             } else if spares_alone && self.avoid.is_empty() {
                 // Nothing else is left.
@@ -190,8 +195,10 @@ impl Intake {
                 break;
             }
             let Some(mut slice) = self.ready.pop_front() else { break };
-            if wanted == Wanted::Any {
-                self.turn_to_others(&mut slice);
+            match wanted {
+                Wanted::Any => self.turn_to_others(&mut slice),
+                Wanted::Newest => self.turn_to(slice.range.len().saturating_sub(1), &mut slice),
+                Wanted::All | Wanted::Fresh => {}
             }
             let fitting = self.fitting(&slice, max_events - batch.events, room);
             let is_other_lane = !batch.slices.is_empty() && slice.chunk.key.lane != batch.lane();
@@ -375,6 +382,10 @@ impl Intake {
     /// A probe that has to take what failed takes another event of it each time.
     fn turn_to_others(&mut self, slice: &mut Slice) {
         let skip = self.next_place(slice.range.len());
+        self.turn_to(skip, slice);
+    }
+
+    fn turn_to(&mut self, skip: usize, slice: &mut Slice) {
         if skip > 0 {
             let later = slice.split_off(skip, &mut self.loaded);
             self.ready.push_back(std::mem::replace(slice, later));

@@ -12,6 +12,10 @@ use rand::{Rng, RngExt};
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// The shortest and the longest wait of what failed alone for the first time.
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+/// During an outage an event that has not failed waits at most so long for a probe of its own; longer once many have failed.
+const NEWCOMER: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(20));
+/// That is after so many failures beyond the first cycle of attempts.
+const MANY_NEWCOMERS: u32 = 20;
 /// A flush that comes this soon after a failure is told of that failure instead of causing another.
 const FRESH_FAILURE: Duration = Duration::from_secs(1);
 
@@ -157,7 +161,7 @@ impl Pace {
         }
         let send = |small, forced| Permit::Send { ticket: Ticket { round: self.round, forced, of_stop: false }, small };
         let until = match self.health {
-            Health::Up if in_flight < self.window.min(self.options.max_in_flight.max(1)) => return send(false, false),
+            Health::Up if in_flight < self.slots() => return send(false, false),
             Health::Up => return Permit::Full,
             Health::Backoff { until } | Health::Parked { until } | Health::Paused { until, .. } => until,
         };
@@ -264,6 +268,11 @@ impl Pace {
         self.health
     }
 
+    /// How many requests may be under way while the endpoint works.
+    pub(super) fn slots(&self) -> usize {
+        self.window.min(self.options.max_in_flight.max(1))
+    }
+
     /// When the next request of this cycle of attempts may go; `None` outside a cycle.
     pub(super) fn next_of_cycle(&self, now: Instant) -> Option<Instant> {
         match self.health {
@@ -339,6 +348,16 @@ pub(super) fn park_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> 
     let doubled = options.park.saturating_mul(1 << nth.saturating_sub(1).min(20));
     let shortest = doubled.min(options.max_park / 2).max(options.park);
     jitter(shortest, (shortest * 2).min(options.max_park).max(shortest), rng)
+}
+
+/// After a failure: the wait until an event that has not failed is a reason to ask ahead of time, given all failures in a row. Within
+/// a cycle the backoffs are shorter; then 2-4 s some times, 4-8 s for some two minutes, and from then on 10-20 s.
+pub(super) fn newcomer_time(options: &PaceOptions, failures: u32, rng: &mut impl Rng) -> Duration {
+    let beyond = failures.saturating_sub(options.max_retries.saturating_add(1));
+    let most = if beyond < MANY_NEWCOMERS { NEWCOMER.0 } else { NEWCOMER.1 };
+    let growing = options.first_backoff.saturating_mul(4).saturating_mul(1 << (beyond / 5).min(20));
+    let longest = growing.min(most).min(options.max_backoff);
+    jitter(longest / 2, longest, rng).max(MIN_BACKOFF)
 }
 
 /// The wait of what failed alone while others passed, which it did `nth` times: 2-5 s, for it may have failed by chance, and then as

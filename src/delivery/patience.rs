@@ -6,6 +6,9 @@
 //! searched and tried again like anything that failed, and what is quarantined gets twice the time at each further attempt, so that
 //! an event that is merely slow gets through in the end.
 //!
+//! Nor does anybody wait for the first timeout where requests hang in all slots but one, and others that were sent later have passed:
+//! what the last slot is used for is given up after two seconds.
+//!
 //! Only where the endpoint may work: a probe during an outage that is confirmed has all of its timeout.
 
 use std::time::{Duration, Instant};
@@ -14,6 +17,8 @@ use std::time::{Duration, Instant};
 const SLOW: Duration = Duration::from_secs(1);
 /// No request is given up earlier.
 const LEAST: Duration = Duration::from_millis(250);
+/// The last slot that nothing hangs in is held no longer by one request.
+const LAST_SLOT: Duration = Duration::from_secs(2);
 /// A slow failure makes us impatient for so many times what it took.
 const LASTS: u32 = 4;
 
@@ -41,6 +46,16 @@ impl Patience {
             self.slow = Some((slow, now + slow.saturating_mul(LASTS)));
         }
         is_slow
+    }
+
+    /// Whether what has been under way for so long, and was overtaken by others, hangs.
+    pub(super) fn hangs(&self, age: Duration) -> bool {
+        age >= SLOW.max(self.slowest.saturating_mul(8))
+    }
+
+    /// How long to wait for a request in the last slot that nothing hangs in.
+    pub(super) fn limit_of_last_slot(&self, quarantined: u32) -> Duration {
+        LAST_SLOT.max(self.slowest.saturating_mul(8)).saturating_mul(1 << quarantined.min(16))
     }
 
     /// How long to wait for a request, whose event was quarantined so many times. `None`: as long as it takes.

@@ -62,6 +62,8 @@ impl Engine {
         let request = self.transport.send(request);
         let is_believed_up = self.pace.health() == Health::Up || self.doubted.is_some();
         let limit = self.patience.limit(now, batch.quarantined).filter(|_| is_believed_up);
+        let last = self.is_last_slot(now).then(|| self.patience.limit_of_last_slot(batch.quarantined));
+        let limit = limit.into_iter().chain(last).min();
         batch.given_up_after = limit.filter(|_| self.pace.health() == Health::Up);
         let task = self.requests.spawn(within(limit, now, request));
         self.under_way.insert(task.id(), (batch, ticket));
