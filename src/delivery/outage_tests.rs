@@ -114,10 +114,10 @@ async fn a_flush_does_not_wait_for_what_another_process_left_behind() {
 async fn an_outage_costs_one_small_probe_at_a_time_whatever_it_looks_like_and_however_much_comes_meanwhile() {
     // Each with the most requests in a quarter of a minute, and in two. No event is to blame where nobody is there.
     let failures = [
-        (Reply::new(503, ""), 8, 30),
-        (Reply::broken(), 8, 30),
+        (Reply::new(503, ""), 14, 40),
+        (Reply::broken(), 14, 40),
         (Reply::new(0, "refused"), 4, 12),
-        (Reply::new(403, ""), 8, 30),
+        (Reply::new(403, ""), 14, 40),
         (Reply::new(403, r#"{"error":"no"}"#), 4, 8),
     ];
     for (failure, most_at_first, most) in failures {

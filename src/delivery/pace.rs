@@ -351,11 +351,11 @@ pub(super) fn park_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> 
 }
 
 /// After a failure: the wait until an event that has not failed is a reason to ask ahead of time, given all failures in a row. Within
-/// a cycle the backoffs are shorter; then 2-4 s some times, 4-8 s for some two minutes, and from then on 10-20 s.
+/// a cycle the backoffs are shorter; then 1-2 s some times, 2-4 s, 4-8 s for a minute, and from then on 10-20 s.
 pub(super) fn newcomer_time(options: &PaceOptions, failures: u32, rng: &mut impl Rng) -> Duration {
     let beyond = failures.saturating_sub(options.max_retries.saturating_add(1));
     let most = if beyond < MANY_NEWCOMERS { NEWCOMER.0 } else { NEWCOMER.1 };
-    let growing = options.first_backoff.saturating_mul(4).saturating_mul(1 << (beyond / 5).min(20));
+    let growing = options.first_backoff.saturating_mul(2).saturating_mul(1 << (beyond / 5).min(20));
     let longest = growing.min(most).min(options.max_backoff);
     jitter(longest / 2, longest, rng).max(MIN_BACKOFF)
 }
