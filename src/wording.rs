@@ -48,7 +48,9 @@ pub(crate) fn bytes(bytes: u64) -> impl Display {
 
 /// `5 ms`, `43 s`, `4 h`, `3 days`: rounded down to the unit.
 pub(crate) fn time(time: Duration) -> impl Display {
-    let (millis, seconds) = (time.as_millis(), time.as_secs());
+    // To the nearest: a deadline of 6 s that is 5.99 s away is one of 6 s.
+    let (millis, seconds) = (time.as_millis(), time.saturating_add(Duration::from_millis(500)).as_secs());
+    let seconds = if millis < 1000 { 0 } else { seconds };
     match seconds {
         0 => format!("{millis} ms"),
         1..120 => format!("{seconds} s"),
@@ -76,7 +78,7 @@ mod tests {
         let times = [0, 5, 43_999, 119_999, 120_000, 7_199_999, 14_400_000, 259_200_000];
         assert_eq!(
             times.map(|millis| time(Duration::from_millis(millis)).to_string()),
-            ["0 ms", "5 ms", "43 s", "119 s", "2 min", "119 min", "4 h", "3 days"]
+            ["0 ms", "5 ms", "44 s", "2 min", "2 min", "2 h", "4 h", "3 days"]
         );
     }
 }

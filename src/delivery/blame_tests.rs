@@ -56,6 +56,8 @@ struct Endpoint {
     bad: BTreeSet<u64>,
     failure: Failure,
     protocol: Protocol,
+    /// What a failure takes longer for each event of the request.
+    slower: Duration,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -71,6 +73,7 @@ impl Http for Endpoint {
         let events = numbers(&request.body);
         let is_bad = events.iter().any(|event| self.bad.contains(event));
         let (failure, protocol, seen) = (self.failure, self.protocol, Arc::clone(&self.seen));
+        let slower = self.slower * u32::try_from(events.len()).unwrap();
         {
             let mut seen = seen.lock().unwrap();
             seen.requests += 1;
@@ -85,6 +88,7 @@ impl Http for Endpoint {
             let _under_way = under_way;
             sleep(if is_bad && failure == Failure::Hang { TIMEOUT } else { ROUND_TRIP }).await;
             if is_bad {
+                sleep(slower).await;
                 return match failure {
                     Failure::Status(status) => Ok(answer(status, "<html>no</html>".to_owned())),
                     Failure::Cut => Err(TransportError::Other("cut".into())),
@@ -121,8 +125,18 @@ fn answer(status: u16, body: String) -> Response {
 
 /// An engine before such an endpoint.
 fn rig(queue: FakeQueue, bad: BTreeSet<u64>, failure: Failure, protocol: Protocol) -> (Rig, Arc<Mutex<Seen>>) {
+    rig_with(queue, bad, failure, protocol, Duration::ZERO)
+}
+
+fn rig_with(
+    queue: FakeQueue,
+    bad: BTreeSet<u64>,
+    failure: Failure,
+    protocol: Protocol,
+    slower: Duration,
+) -> (Rig, Arc<Mutex<Seen>>) {
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let endpoint = Endpoint { bad, failure, protocol, seen: Arc::clone(&seen) };
+    let endpoint = Endpoint { bad, failure, protocol, slower, seen: Arc::clone(&seen) };
     let rig = Rig::with(
         queue,
         |_| Reply::ok(),
@@ -300,6 +314,43 @@ async fn a_stop_delivers_what_stands_beside_a_bad_event() {
                 let (queue, took) = rig.stop(within).await;
                 assert_eq!(queue.queued(), [17], "{failure:?} {protocol:?} {has_failed_before}, {took:?}");
             }
+        }
+    }
+}
+
+/// Two requests under way together, a bad event in each: the smaller one fails first.
+async fn two_that_fail_together(failure: Failure, protocol: Protocol) -> (Rig, Arc<Mutex<Seen>>) {
+    let slower = Duration::from_millis(4);
+    let (rig, seen) = rig_with(FakeQueue::default(), BTreeSet::from([101, 200]), failure, protocol, slower);
+    // What is accepted lets more than one request be under way.
+    for event in [300, 301] {
+        rig.queue.commit_chunk(fake::chunk(0, event, 1));
+        rig.handle.committed();
+        sleep(Duration::from_secs(1)).await;
+    }
+    rig.queue.commit_chunk(fake::chunk(0, 1, 101));
+    rig.handle.committed();
+    sleep(ROUND_TRIP * 2).await;
+    rig.queue.commit_chunk(fake::chunk(0, 200, 1));
+    rig.handle.committed();
+    sleep(ROUND_TRIP).await;
+    (rig, seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_event_that_fails_first_is_not_the_only_probe_of_two_batches() {
+    for failure in FAILURES.into_iter().filter(|failure| *failure != Failure::Hang) {
+        for protocol in BOTH {
+            let (_rig, seen) = two_that_fail_together(failure, protocol).await;
+            let begun = Instant::now();
+            while seen.lock().unwrap().accepted.len() < 102 {
+                let seen = seen.lock().unwrap().accepted.len();
+                assert!(begun.elapsed() < Duration::from_secs(30), "{failure:?} {protocol:?}: {seen}");
+                sleep(ROUND_TRIP).await;
+            }
+            let (rig, _) = two_that_fail_together(failure, protocol).await;
+            let (queue, took) = rig.stop(Duration::from_secs(10)).await;
+            assert_eq!(queue.queued(), [101, 200], "{failure:?} {protocol:?}, {took:?}");
         }
     }
 }

@@ -238,7 +238,10 @@ impl Engine {
     /// What to send while it is open whether the endpoint works: one event that has not failed, if there is any.
     pub(super) fn probe(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
         let fresh = self.newcomer(now)?;
-        if let Some(probe) = fresh.or_else(|| self.part_of_what_failed()) {
+        if fresh.is_some() {
+            return Ok(fresh);
+        }
+        if let Some(probe) = self.other_than_a_lone_one(now)?.or_else(|| self.part_of_what_failed()) {
             return Ok(Some(probe));
         }
         let any = self.intake.assemble(&self.limits, Wanted::Any, true, now, &mut self.flushes)?;
@@ -252,6 +255,22 @@ impl Engine {
             Some(newest) => Ok(Some(newest)),
             None => self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes),
         }
+    }
+
+    /// Whether a batch has failed that was under way beside a single event, and went back to the queue.
+    fn has_failed_beside_a_lone_one(&self) -> bool {
+        match &self.again {
+            Some(again) => again.events < 2 && self.intake.has_failed_besides(again),
+            None => self.intake.chunks_that_failed() > 1,
+        }
+    }
+
+    /// One event of such a batch: the single event may be the bad one, and would be the only probe otherwise.
+    fn other_than_a_lone_one(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
+        if !self.has_failed_beside_a_lone_one() {
+            return Ok(None);
+        }
+        self.intake.assemble(&self.limits, Wanted::Any, true, now, &mut self.flushes)
     }
 
     /// What failed, once more as it is, or one event of it.
@@ -273,8 +292,11 @@ impl Engine {
         if self.confirms_at(now).is_none_or(|at| at > now) || !self.under_way.is_empty() {
             return Ok(None);
         }
-        let fresh = self.newcomer(now)?;
-        let batch = fresh.or_else(|| self.part_of_what_failed());
+        let batch = match self.newcomer(now)? {
+            Some(fresh) => Some(fresh),
+            None if self.doubted.is_some() => self.other_than_a_lone_one(now)?.or_else(|| self.part_of_what_failed()),
+            None => self.part_of_what_failed(),
+        };
         Ok(batch.map(|batch| (batch, self.pace.ahead_of_time())))
     }
 
@@ -286,7 +308,8 @@ impl Engine {
             Some(doubt) => doubt.not_before,
             None => self.newcomers_from?,
         };
-        let has_something = self.intake.may_have_fresh() || self.again.is_some();
+        let has_other = self.doubted.is_some() && self.has_failed_beside_a_lone_one();
+        let has_something = self.intake.may_have_fresh() || self.again.is_some() || has_other;
         (is_waiting && is_free && has_something).then_some(from)
     }
 

@@ -240,6 +240,16 @@ impl Intake {
         }
     }
 
+    /// How many chunks have failed of late.
+    pub(super) fn chunks_that_failed(&self) -> usize {
+        self.avoid.len()
+    }
+
+    /// Whether something else has failed of late, and is in the queue.
+    pub(super) fn has_failed_besides(&self, batch: &Batch) -> bool {
+        self.avoid.iter().any(|failed| batch.chunks().all(|chunk| chunk != *failed))
+    }
+
     /// One of so many events, each time another one, however they are counted.
     pub(super) fn next_place(&mut self, events: usize) -> usize {
         self.rounds = self.rounds.wrapping_add(1);

@@ -190,11 +190,11 @@ impl Pace {
         std::mem::take(&mut self.consecutive_failures) > 0
     }
 
-    /// The endpoint works, though it did not like the request: no reason to wait, and no proof that the trouble is over.
+    /// The endpoint works, though it did not like the request: no reason to wait, and no proof that the trouble is over. A hold stays: the
+    /// request may have been under way already when the server asked to be left alone.
     pub(super) fn answered(&mut self, ticket: Ticket) {
         if ticket.round == self.round {
             self.health = Health::Up;
-            self.hold = None;
             self.failures_of_cycle = 0;
         }
     }

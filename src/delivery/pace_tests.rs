@@ -99,6 +99,18 @@ fn a_hold_is_not_broken_by_a_flush_and_ends_with_a_success() {
 }
 
 #[test]
+fn a_hold_is_not_ended_by_an_answer_that_was_under_way() {
+    let mut world = World::new(0);
+    let (ticket, ..) = world.next();
+    // One event is answered with a Retry-After while others pass: its failure ends no round.
+    world.pace.asked_to_wait(world.now, Some(Duration::from_secs(30)), &mut world.rng);
+    world.pace.answered(ticket);
+    world.pace.accepted(ticket);
+    let (.., waited) = world.next();
+    assert!(waited >= Duration::from_secs(30), "{waited:?}");
+}
+
+#[test]
 fn a_hold_of_an_earlier_life_is_capped() {
     let mut world = World::new(4);
     world.pace.resume_hold(world.now, Duration::from_secs(1 << 40));

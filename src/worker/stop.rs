@@ -136,7 +136,7 @@ impl Committer {
         crash_point::reach("stop.committed");
         let remaining = pipeline.remaining();
         let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::Endpoint::Down {
-            reason: "the delivery did not end in time: a callback of the program may hold it up".to_owned(),
+            reason: "the delivery did not end in time, because the machine is overloaded or a callback of the program does not return".to_owned(),
             until: None,
         });
         let report = ShutdownReport {
