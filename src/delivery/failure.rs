@@ -1,14 +1,16 @@
-//! An attempt came to nothing: is it the events, or the endpoint?
+//! Decides whether a failed attempt is the fault of its events or of the endpoint.
 //!
-//! The same question, whatever happened: a status that is no verdict, a refusal in a stranger's words, a connection that was cut, a
-//! timeout. The events are to blame if others passed that were sent later, or if this was a piece of a search that goes on, or an event
-//! that is quarantined already. Then the endpoint is left at its pace, and the batch is cut until what fails is alone (`split.rs`) and
-//! is quarantined (`aside.rs`).
+//! Every kind of failure is judged in the same way: a status that is no verdict, a refusal that is not in PostHog's
+//! words, a connection that was cut, a timeout. The events are to blame if a request that was sent later was accepted,
+//! if the batch is a piece of a search that goes on, if the request was given up early (`patience.rs`), or if its event
+//! is quarantined already. Then the pace does not change, and the batch is cut until each event that fails is alone
+//! (`split.rs`) and is quarantined (`aside.rs`).
 //!
-//! Else it may be the endpoint, and the pace slows down (`pace.rs`). While this is the only batch that failed, the outage is
-//! *unconfirmed*: the batch stays in memory, and the next probe is one event that has not failed; where there is none, the same batch
-//! once more, for most failures pass, and then one event of it. When one of these fails as well, the outage is confirmed and everything
-//! goes back to the queue; when one passes, the batch is searched.
+//! Otherwise the endpoint may be down, and the pace slows down (`pace.rs`). While this is the only batch that failed,
+//! the outage is *unconfirmed* and the batch stays in memory. The next probe is one event that has not failed. If there
+//! is none, the same batch is sent once more, because most failures are transient, and then one event of it. When a
+//! probe of another event fails too, the outage is confirmed and everything goes back to the queue. When a probe
+//! passes, the batch is searched.
 
 use std::time::{Duration, Instant};
 
@@ -21,35 +23,35 @@ use super::loaded::Reason;
 use super::pace::{Health, Permit, Ticket, backoff, newcomer_time};
 use super::{Protocol, SourceError};
 
-/// Why an attempt came to nothing.
+/// Why an attempt failed.
 pub(super) struct Failure {
-    /// In one line.
+    /// The reason, in one line.
     pub(super) text: String,
-    /// What is told, if it is news.
+    /// What is reported, unless the same was reported in this outage already.
     pub(super) notice: Notice,
-    /// When the server wants to hear from us again.
+    /// The server's `Retry-After`.
     pub(super) retry_after: Option<Duration>,
-    /// Nobody was there to talk to, so it has nothing to do with the events.
+    /// No connection was made, so the events cannot be the cause.
     pub(super) unreachable: bool,
     /// The answer's status; 0 if there is none.
     pub(super) status: u16,
-    /// The key, the quota or the encoding is refused; `true`: in PostHog's words.
+    /// `Some` if the key, the quota or the encoding is refused; `Some(true)` if the refusal is in PostHog's words.
     pub(super) pause: Option<bool>,
 }
 
-/// The doubt whether an outage is one: so far a single batch has failed.
+/// An unconfirmed outage: so far a single batch has failed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubt {
-    /// Until then nothing is asked ahead of its time.
+    /// No probe is sent ahead of its time before this.
     not_before: Instant,
-    /// It failed slowly, or in a way that the same batch will not be spared: it is not sent again as it is.
+    /// The batch failed slowly, or for the key or the quota, so it is not sent again as a whole.
     is_dear: bool,
     /// Other probes that were refused for the key or the quota.
     others: u32,
 }
 
 impl Engine {
-    /// An attempt came to nothing.
+    /// Handles a failed attempt: blames the events or the endpoint.
     pub(super) fn failed(&mut self, batch: Batch, ticket: Ticket, failure: Failure) {
         let now = now();
         let took = batch.sent.map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(at));
@@ -71,14 +73,14 @@ impl Engine {
             return true;
         }
         if self.split.is_losing() && self.split.is_empty() && self.under_way.is_empty() && batch.events == 1 {
-            // The search has come to its end without anything that passed.
+            // The search has ended and nothing in it passed.
             return false;
         }
         let later_ones_passed = batch.sent.is_some_and(|(number, _)| number < self.newest_accepted);
         later_ones_passed || is_given_up || batch.is_piece || !self.split.is_empty()
     }
 
-    /// Others pass: the batch is cut, and an event that fails alone is quarantined.
+    /// Other requests pass, so the batch is cut in two, or its single event is quarantined.
     fn search(&mut self, batch: Batch, failure: &Failure, is_slow: bool, now: Instant) {
         self.pace.asked_to_wait(now, failure.retry_after, &mut self.rng);
         self.split.failed(batch.events, is_slow, now);
@@ -91,13 +93,14 @@ impl Engine {
         }
     }
 
-    /// An event failed on its own while others passed. That is no refusal: it is tried again, ever more rarely.
+    /// Sets aside an event that failed alone while others passed. It was not refused, so it is tried again, at longer
+    /// and longer intervals.
     fn quarantine(&mut self, batch: &Batch, failure: &Failure) {
         let Some((chunk, _, seq, uuid)) = self.first_event(batch) else { return };
         let event = EventId::of(chunk, seq);
         self.intake.aside.suspect_of_failing(event);
         self.intake.loaded.set_aside(chunk, Reason::EventsFail);
-        // The first time may have been chance.
+        // The first failure may have been chance, so the second is the one that is reported.
         if batch.quarantined == 1 {
             let status = failure.status;
             let said = failure.text.strip_prefix(&format!("HTTP status {status}")).unwrap_or(&failure.text);
@@ -114,7 +117,7 @@ impl Engine {
         })
     }
 
-    /// Perhaps the endpoint is down.
+    /// The endpoint may be down: counts the failure against it, and keeps the batch or returns it to the queue.
     fn doubt(&mut self, mut batch: Batch, ticket: Ticket, failure: Failure, is_slow: bool, now: Instant) {
         let is_first = self.pace.consecutive_failures() == 0;
         let (is_pause, unreachable) = (failure.pause.is_some(), failure.unreachable);
@@ -135,7 +138,9 @@ impl Engine {
         if batch.quarantined > 0 {
             batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk, Reason::EventsFail));
         }
-        self.intake.note_failure(&batch);
+        if !unreachable {
+            self.intake.note_failure(&batch);
+        }
         if is_counted && self.again.is_none() && self.is_kept(&batch, now) {
             self.again = Some(batch);
         } else {
@@ -146,7 +151,7 @@ impl Engine {
         }
         self.step_back(now);
         if let Some(mut again) = self.again.take() {
-            // Whoever is told of the failure finds settled what is decided.
+            // Verdicts on events of this batch are settled before the failure is reported to a flush.
             self.intake.settle_decided(&mut again, now);
             self.again = Some(again);
         }
@@ -156,14 +161,14 @@ impl Engine {
         }
     }
 
-    /// A pause lasts long, so it takes as many probes as an outage to be one.
+    /// A pause lasts long, so it is confirmed only after as many failed probes as a park needs.
     fn doubt_on(&mut self, doubt: Doubt, now: Instant) -> Option<Doubt> {
         let others = doubt.others.saturating_add(1);
         let not_before = now + backoff(&self.options.pace, others.saturating_add(1), &mut self.rng);
         (others < self.options.pace.max_retries).then_some(Doubt { not_before, others, ..doubt })
     }
 
-    /// An event that has not failed is probed ahead of its time, but not so soon after a failure.
+    /// Sets when an event that has not failed may be probed ahead of its time: some seconds after this failure.
     pub(super) fn let_newcomers_wait(&mut self, now: Instant) {
         let failures = self.pace.consecutive_failures();
         self.newcomers_from = Some(now + newcomer_time(&self.options.pace, failures, &mut self.rng));
@@ -179,12 +184,13 @@ impl Engine {
         is_soon && (self.doubted.is_some() || self.is_same_request(batch))
     }
 
-    /// V1 knows it, and a smaller one would not do.
+    /// Whether the batch is a V1 request that is sent again under its id rather than in parts.
     fn is_same_request(&self, batch: &Batch) -> bool {
         self.options.protocol(batch.lane()) == Protocol::V1 && (batch.asked_again || batch.events == 1)
     }
 
-    /// Whether one of the next probes will show if it is the endpoint: something that has not failed, or a part of what has.
+    /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a
+    /// batch that failed and can be sent in parts.
     fn can_be_settled_soon(&self, now: Instant) -> bool {
         let has_parts = |again: &Batch| again.events > 1 && !again.asked_again;
         let is_waiting = matches!(self.pace.health(), Health::Parked { .. }) || self.pace.active_hold(now).is_some();
@@ -192,7 +198,7 @@ impl Engine {
         self.doubted.is_some() && !is_waiting && may_settle && !self.source.is_held()
     }
 
-    /// A flush waits while it is open whether the endpoint is down, and no longer.
+    /// Ends flushes with the failure once no probe that is due soon can show that the endpoint works.
     pub(super) fn fail_flushes_if_down(&mut self) {
         let is_down = self.flushes.has_met_failure && self.pace.health() != Health::Up;
         if is_down && self.under_way.is_empty() && !self.can_be_settled_soon(now()) {
@@ -210,7 +216,7 @@ impl Engine {
             None => self.pace.failed(now, ticket, failure.retry_after, &mut self.rng),
         };
         if !is_counted {
-            // One of several that were under way together: what there is to say was said of the first.
+            // Several requests of one round failed; the first of them was counted and reported.
             return false;
         }
         self.state.failed_attempts += 1;
@@ -220,7 +226,7 @@ impl Engine {
         if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
             stop.failed(now, failure.unreachable, &self.options.pace, &mut self.rng);
             if failure.pause == Some(true) && events == 1 {
-                // Neither a key nor a quota comes back within the deadline of a stop.
+                // A refused key or quota does not recover within the deadline of a stop.
                 stop.give_up();
             }
         }
@@ -235,7 +241,7 @@ impl Engine {
         true
     }
 
-    /// What to send while it is open whether the endpoint works: one event that has not failed, if there is any.
+    /// The next probe while it is not known whether the endpoint works: one event that has not failed, if there is any.
     pub(super) fn probe(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
         let fresh = self.newcomer(now)?;
         if fresh.is_some() {
@@ -249,15 +255,19 @@ impl Engine {
         Ok(any.or_else(|| self.split.pop(&self.limits, &mut self.intake.loaded)))
     }
 
-    /// An event that has not failed; if possible the newest, which has the least to do with what has.
+    /// An event that has not failed; if possible the newest, which is least related to those that have.
     fn newcomer(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
-        match self.intake.assemble(&self.limits, Wanted::Newest, true, now, &mut self.flushes)? {
-            Some(newest) => Ok(Some(newest)),
-            None => self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes),
+        // Where nobody was there, or the key was refused, no event is suspected: the oldest goes first.
+        if self.newcomers_from.is_some() {
+            let newest = self.intake.assemble(&self.limits, Wanted::Newest, true, now, &mut self.flushes)?;
+            if newest.is_some() {
+                return Ok(newest);
+            }
         }
+        self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes)
     }
 
-    /// Whether a batch has failed that was under way beside a single event, and went back to the queue.
+    /// Whether the kept batch is a single event (or none is kept) and another batch that failed went back to the queue.
     fn has_failed_beside_a_lone_one(&self) -> bool {
         match &self.again {
             Some(again) => again.events < 2 && self.intake.has_failed_besides(again),
@@ -265,7 +275,7 @@ impl Engine {
         }
     }
 
-    /// One event of such a batch: the single event may be the bad one, and would be the only probe otherwise.
+    /// One event of such a returned batch. Without it, the single event, which may be the bad one, is the only probe.
     fn other_than_a_lone_one(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
         if !self.has_failed_beside_a_lone_one() {
             return Ok(None);
@@ -273,7 +283,7 @@ impl Engine {
         self.intake.assemble(&self.limits, Wanted::Any, true, now, &mut self.flushes)
     }
 
-    /// What failed, once more as it is, or one event of it.
+    /// The kept batch, whole while it may be sent again as it is, otherwise one event of it.
     fn part_of_what_failed(&mut self) -> Option<Batch> {
         let again = self.again.take()?;
         let is_dear = self.stop.is_some() || self.doubted.is_some_and(|doubt| doubt.is_dear);
@@ -286,8 +296,8 @@ impl Engine {
         Some(part)
     }
 
-    /// A request that goes ahead of its time, in a park or a pause, because so far only a single batch has failed, or because an event
-    /// has not failed yet: perhaps all that came before it was bad.
+    /// A probe that is sent ahead of its time during a park or a pause, because only a single batch has failed so far,
+    /// or because there is an event that has not failed and all events before it may have been bad.
     pub(super) fn confirmation(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
         if self.confirms_at(now).is_none_or(|at| at > now) || !self.under_way.is_empty() {
             return Ok(None);
@@ -300,7 +310,7 @@ impl Engine {
         Ok(batch.map(|batch| (batch, self.pace.ahead_of_time())))
     }
 
-    /// From when on such a request may go, if there is something to send.
+    /// When such a probe may be sent, if there is something to send.
     pub(super) fn confirms_at(&self, now: Instant) -> Option<Instant> {
         let is_waiting = matches!(self.pace.health(), Health::Parked { .. } | Health::Paused { .. });
         let is_free = self.stop.is_none() && self.pace.active_hold(now).is_none();
@@ -313,7 +323,7 @@ impl Engine {
         (is_waiting && is_free && has_something).then_some(from)
     }
 
-    /// The endpoint works, so what failed before is searched.
+    /// The endpoint works, so the kept batch that failed is searched.
     pub(super) fn search_what_failed(&mut self) {
         self.doubted = None;
         if let Some(again) = self.again.take() {
@@ -329,32 +339,33 @@ impl Engine {
         }
     }
 
-    /// While much fails in a row there is one request at a time, also if something passed before.
+    /// Whether another request must wait: while many fail in a row, one request is under way at a time.
     pub(super) fn is_crowded(&self, permit: Permit, now: Instant) -> bool {
         let is_taken = || self.under_way.values().any(|(batch, _)| !self.hangs(batch, now));
         matches!(permit, Permit::Send { .. }) && self.split.is_losing() && is_taken()
     }
 
-    /// Whether requests hang, and only one more may be under way: whatever hangs there too would hold up all the rest.
+    /// Whether requests hang and only one slot is left. A request that hangs in that slot too would block all others.
     pub(super) fn is_last_slot(&self, now: Instant) -> bool {
         let does_any_hang = || self.under_way.values().any(|(batch, _)| self.hangs(batch, now));
         self.pace.health() == Health::Up && self.under_way.len() + 1 >= self.pace.slots() && does_any_hang()
     }
 
-    /// Whether a request that is under way hangs: others that were sent later were answered, and long ago.
+    /// Whether a request that is under way hangs: it has been under way for long, and one sent later was accepted.
     fn hangs(&self, batch: &Batch, now: Instant) -> bool {
         batch.sent.is_some_and(|(number, at)| {
             number < self.newest_accepted && self.patience.hangs(now.saturating_duration_since(at))
         })
     }
 
-    /// The endpoint is down, or sending is held back: what is not under way goes back to the queue, which settles what is decided of it.
+    /// The endpoint is down or sending is held back: everything that is not under way goes back to the queue, and
+    /// events that have a verdict are settled.
     pub(super) fn let_go(&mut self, now: Instant) {
         self.forget_request(now);
         self.step_back(now);
     }
 
-    /// What failed and was kept goes back to the queue, and will be part of another request.
+    /// Returns the kept batch to the queue. Its events become part of a new request.
     fn forget_request(&mut self, now: Instant) {
         if let Some(batch) = self.again.take() {
             self.intake.note_failure(&batch);
@@ -362,7 +373,7 @@ impl Engine {
         }
     }
 
-    /// All goes back but what is under way, and what failed and is kept.
+    /// Returns everything to the queue except requests under way and the kept batch.
     fn step_back(&mut self, now: Instant) {
         let pieces: Vec<Batch> = self.split.drain().collect();
         for piece in &pieces {

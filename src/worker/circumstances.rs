@@ -101,7 +101,7 @@ impl Pipeline {
             max_queue_bytes: limits.queue_bytes,
             max_queue_events: Some(limits.queue_events).filter(|_| self.admission.is_full_of_events()),
             free_space_floor: limits.free_space_floor,
-            problem: self.problem(),
+            problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
             oldest: self.shard.oldest_at().map(age),
             outage: since.map(|since| Outage {
                 host: self.options.project.host.clone(),

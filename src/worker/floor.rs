@@ -1,25 +1,25 @@
-//! A file system with so little room that nothing is taken: who is told, and of what.
+//! Reports a file system that has too little free space for events to be accepted.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use super::{Notice, Pipeline, Unwelcome};
 
-/// A file system that has less free than is to be left to others.
+/// A file system with less free space than the configured floor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Floor {
     /// Where the queue lies on it.
     pub(crate) path: PathBuf,
-    /// What it has free.
+    /// Its free space.
     pub(crate) free_bytes: u64,
-    /// What it should have.
+    /// The free space that is left to other programs (`free_space_floor`).
     pub(crate) floor_bytes: u64,
-    /// Its size, if it tells.
+    /// Its size, if the system reports it.
     pub(crate) volume_bytes: Option<u64>,
 }
 
 impl Pipeline {
-    /// The file system, if it has so little free that nothing is taken.
+    /// The file system, while events are refused because it has too little free space.
     pub(crate) fn floor(&self) -> Option<Floor> {
         if self.admission.unwelcome() != Some(Unwelcome::DiskFull) {
             return None;
@@ -33,7 +33,8 @@ impl Pipeline {
         })
     }
 
-    /// Once when the floor is reached, and once when there is an eighth more than that again: what hovers about it is not worth telling.
+    /// Reports once when the floor is reached, and once when an eighth more than the floor is free again, so that free
+    /// space that hovers about the floor is not reported each time.
     pub(super) fn tell_of_floor(&self, free: Option<u64>) {
         let is_told = &self.admission.floor_is_told;
         match self.floor() {
