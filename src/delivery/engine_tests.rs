@@ -209,6 +209,15 @@ async fn a_flush_right_after_a_failure_asks_nobody_and_a_later_one_asks_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flush_that_begins_during_the_only_request_ends_with_its_failure() {
+    let rig = Rig::start(queue_of(1, 1), |_| Reply::new(503, "").after(secs(1)));
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    let began = Instant::now();
+    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(began.elapsed() <= secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_is_four_requests_in_fifteen_seconds_and_then_a_park() {
     let rig = Rig::start(queue_of(3, 400), |_| Reply::new(503, "transient error, please retry"));
     tokio::time::sleep(secs(15)).await;

@@ -191,11 +191,14 @@ impl Engine {
 
     /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a
     /// batch that failed and can be sent in parts.
-    fn can_be_settled_soon(&self, now: Instant) -> bool {
+    fn can_be_settled_soon(&mut self, now: Instant) -> bool {
         let has_parts = |again: &Batch| again.events > 1 && !again.asked_again;
         let is_waiting = matches!(self.pace.health(), Health::Parked { .. }) || self.pace.active_hold(now).is_some();
-        let may_settle = self.intake.may_have_fresh() || self.again.as_ref().is_some_and(has_parts);
-        self.doubted.is_some() && !is_waiting && may_settle && !self.source.is_held()
+        if self.doubted.is_none() || is_waiting || self.source.is_held() {
+            return false;
+        }
+        // What may be there is looked for: a flush that asked for a read while a request was under way has not read.
+        self.again.as_ref().is_some_and(has_parts) || self.intake.has_fresh(now, &mut self.flushes).unwrap_or(true)
     }
 
     /// Ends flushes with the failure once no probe that is due soon can show that the endpoint works.

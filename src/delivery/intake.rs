@@ -94,6 +94,16 @@ impl Intake {
         self.fresh
     }
 
+    /// Whether there is an event that has not failed. Reads the queue if that is not known.
+    pub(super) fn has_fresh(&mut self, now: Instant, flushes: &mut Flushes) -> Result<bool, SourceError> {
+        if !self.fresh || !self.ready.is_empty() {
+            return Ok(self.fresh);
+        }
+        let found = self.read(1, Wanted::Fresh, now, flushes)?;
+        self.release_ready(now);
+        Ok(found)
+    }
+
     /// The queue is held back: there is nothing to read until more is to be expected. What a flush waits for is in memory, or stays.
     pub(super) fn find_nothing(&mut self, flushes: &mut Flushes) {
         self.more = false;
