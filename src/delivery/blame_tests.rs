@@ -232,29 +232,27 @@ async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[Pr
     let mut worst = String::new();
     for &bad in bads {
         for &rate in rates {
-            for &protocol in protocols {
-                for layout in LAYOUTS {
-                    // One run has too few events at one a second for a percentile of its own.
-                    let mut all = Vec::new();
-                    let cell = format!("{bad} bad, {rate}/s, {layout:?}, {protocol:?}");
-                    for &failure in failures {
-                        let late = run(failure, bad, rate, layout, protocol).await;
-                        let (p99, most) = (p99(&late.latencies), late.most());
-                        let requests = format!("{} requests, {} failed", late.requests, late.failed);
-                        let what = format!("{failure:?}, {cell}: p99 {p99:?}, most {most:?}; {requests}");
-                        eprintln!("{what}");
-                        let is_hang = failure == Failure::Hang;
-                        if most > if is_hang { TIMEOUT * 3 } else { Duration::from_secs(30) } {
-                            worst = format!("{worst}\n{what}");
-                        }
-                        all.extend(late.latencies.into_iter().filter(|_| !is_hang));
+            for layout in LAYOUTS {
+                // One run is of some thirty good events, too few for a percentile of its own.
+                let mut all = Vec::new();
+                let cell = format!("{bad} bad, {rate}/s, {layout:?}");
+                for (&failure, &protocol) in failures.iter().flat_map(|f| protocols.iter().map(move |p| (f, p))) {
+                    let late = run(failure, bad, rate, layout, protocol).await;
+                    let (p99, most) = (p99(&late.latencies), late.most());
+                    let requests = format!("{} requests, {} failed", late.requests, late.failed);
+                    let what = format!("{failure:?}, {protocol:?}, {cell}: p99 {p99:?}, most {most:?}; {requests}");
+                    eprintln!("{what}");
+                    let is_hang = failure == Failure::Hang;
+                    if most > if is_hang { TIMEOUT * 3 } else { Duration::from_secs(30) } {
+                        worst = format!("{worst}\n{what}");
                     }
-                    all.sort();
-                    // Of one event a second a third is bad for a minute: several probes in a row may hit one.
-                    let most = if bad == 20 && rate == 1 { 15 } else { 10 };
-                    if p99(&all) > Duration::from_secs(most) {
-                        worst = format!("{worst}\n{cell}: p99 {:?}", p99(&all));
-                    }
+                    all.extend(late.latencies.into_iter().filter(|_| !is_hang));
+                }
+                all.sort();
+                // Of one event a second a third is bad for a minute: several probes in a row may hit one.
+                let most = if bad == 20 && rate == 1 { 15 } else { 10 };
+                if p99(&all) > Duration::from_secs(most) {
+                    worst = format!("{worst}\n{cell}: p99 {:?} of {} events", p99(&all), all.len());
                 }
             }
         }
