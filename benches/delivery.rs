@@ -9,7 +9,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Compression, Protocol};
+use posthog::{CaptureProtocol, Client, Compression};
 use sink::{Answer, Sink, State};
 use support::counters::threads;
 use support::{PATIENCE, capture, carry, config, events, grouped, queue_dir, row, wanted};
@@ -18,7 +18,7 @@ fn main() {
     support::heading();
     if wanted("loopback") {
         for compression in [Compression::Gzip, Compression::None] {
-            let run = deliver(events(1_000_000), Protocol::V0, compression, Duration::ZERO);
+            let run = deliver(events(1_000_000), CaptureProtocol::V0, compression, Duration::ZERO);
             let packed = if compression == Compression::Gzip { "compressed" } else { "uncompressed" };
             row(
                 &format!("delivered to loopback, {packed}"),
@@ -30,12 +30,12 @@ fn main() {
     }
     if wanted("v1") {
         for compression in codecs() {
-            let run = deliver(events(1_000_000), Protocol::V1, compression, Duration::ZERO);
+            let run = deliver(events(1_000_000), CaptureProtocol::V1, compression, Duration::ZERO);
             row(&format!("delivered to loopback by V1, {compression:?}"), &run, "", "");
         }
     }
     if wanted("round-trip") {
-        let run = deliver(events(1_000_000), Protocol::V0, Compression::Gzip, Duration::from_millis(50));
+        let run = deliver(events(1_000_000), CaptureProtocol::V0, Compression::Gzip, Duration::from_millis(50));
         row("delivered over a 50 ms round trip", &run, ">= 50,000/s", "posthog-rs 1,892/s");
     }
 }
@@ -55,12 +55,17 @@ fn codecs() -> Vec<Compression> {
 }
 
 /// Queues `count` events while nobody listens, then lets them go; three times, the best counts.
-fn deliver(count: u64, protocol: Protocol, compression: Compression, round_trip: Duration) -> String {
+fn deliver(count: u64, protocol: CaptureProtocol, compression: Compression, round_trip: Duration) -> String {
     let runs = (0..3).map(|_| deliver_once(count, protocol, compression, round_trip));
     runs.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, figure)| figure).unwrap_or_default()
 }
 
-fn deliver_once(count: u64, protocol: Protocol, compression: Compression, round_trip: Duration) -> (f64, String) {
+fn deliver_once(
+    count: u64,
+    protocol: CaptureProtocol,
+    compression: Compression,
+    round_trip: Duration,
+) -> (f64, String) {
     let dir = queue_dir();
     let sink = Sink::start();
     sink.fast_mode(true);

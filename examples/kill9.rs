@@ -170,7 +170,7 @@ struct Ledger {
     accepted: u64,
     delivered: u64,
     queued: u64,
-    buried: u64,
+    dead_lettered: u64,
     evicted: u64,
     damaged: u64,
     lost_unsynced: u64,
@@ -182,7 +182,7 @@ impl Ledger {
             accepted: stats.accepted,
             delivered: stats.delivered,
             queued: stats.queued_events,
-            buried: stats.buried,
+            dead_lettered: stats.dead_lettered,
             evicted: stats.evicted,
             damaged: stats.damaged,
             lost_unsynced: stats.lost_unsynced,
@@ -190,20 +190,22 @@ impl Ledger {
     }
 
     fn balances(&self) -> bool {
-        let gone = self.delivered + self.buried + self.evicted + self.damaged + self.lost_unsynced;
+        let gone = self.delivered + self.dead_lettered + self.evicted + self.damaged + self.lost_unsynced;
         self.accepted == gone + self.queued
     }
 
     fn parse(line: &str) -> Option<Self> {
         let numbers: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [accepted, delivered, queued, buried, evicted, damaged, lost_unsynced] = numbers[..] else { return None };
-        Some(Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced })
+        let [accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced] = numbers[..] else {
+            return None;
+        };
+        Some(Self { accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced })
     }
 }
 
 impl std::fmt::Display for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced } = self;
-        write!(f, "{accepted} {delivered} {queued} {buried} {evicted} {damaged} {lost_unsynced}")
+        let Self { accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced } = self;
+        write!(f, "{accepted} {delivered} {queued} {dead_lettered} {evicted} {damaged} {lost_unsynced}")
     }
 }

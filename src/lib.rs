@@ -33,7 +33,7 @@
 //! # Whose events these are
 //!
 //! An [`Event`] names its distinct id, or leaves it to the [`Context`] of the request that is being served ([`Event::new_anon`]).
-//! [`Client::identify`], [`Client::set`], [`Client::alias`] and [`Client::group_identify`] say who somebody is;
+//! [`Client::identify`], [`Client::set_person`], [`Client::alias`] and [`Client::group_identify`] say who somebody is;
 //! [`Client::register`] sets properties of every event; [`Client::opt_out`] captures nothing; [`Config::before_send`] sees each event
 //! before anything of it reaches the disk.
 //!
@@ -99,28 +99,28 @@ mod wording;
 mod worker;
 
 pub use client::{
-    AllFlags, Client, DeadLetter, DeliveryPhase, DrainOptions, Exit, FeatureFlagResult, FeatureFlags, FlagsProblem,
-    Mode, Outcome, PreviousRun, Receipt, Stats, Stranded, breadcrumb, capture, capture_exception, client,
-    drain_on_terminate, init, install_panic_hook, try_install_panic_hook,
+    AfterDrain, AllFlags, Client, DeadLetter, DeliveryPhase, DrainOptions, FeatureFlagResult, FeatureFlags,
+    FlagsProblem, OrphanedQueues, Outcome, PreviousRun, Receipt, Stats, StorageMode, breadcrumb, capture,
+    capture_exception, client, drain_on_terminate, init, install_panic_hook, try_install_panic_hook,
 };
 #[cfg(feature = "crash-signals")]
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
-pub use config::{BeforeSend, Compression, Config, FlagsProtocol, Protocol};
+pub use config::{BeforeSend, CaptureProtocol, Compression, Config, FlagsProtocol};
 pub use context::{Context, RequestQuery, ScopedFuture, current_distinct_id, current_session_id};
-pub use crash::cause::RunEnd;
-pub use delivery::{Delivery, Verdict};
-pub use diagnostics::{Category, Diagnostic};
+pub use crash::cause::ExitCause;
+pub use delivery::{DeliveryNotice, DeliveryOutcome};
+pub use diagnostics::{Diagnostic, DiagnosticCategory};
 pub use error::Error;
 pub use event::Event;
-pub use event::exception::{ExceptionOptions, Level, ParseLevelError, Thrown};
+pub use event::exception::{AdHocError, ExceptionOptions, Level, ParseLevelError};
 pub use flags::{
     AsyncFlagDefinitionProvider, FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
-    FlagDefinitionsState, FlagValue, Inconclusive, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
+    FlagDefinitionsState, FlagValue, InconclusiveReason, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
     ProviderFuture,
 };
 pub use worker::{
-    DeadLetterError, DeliveryReport, DropReason, Endpoint, FlushReport, Overflow, Pending, PendingFuture, PersistError,
-    ShutdownReport, WaitTimeout,
+    DeadLetterError, DeliveryReport, DropReason, EndpointStatus, FlushReport, OverflowPolicy, Pending, PendingFuture,
+    PersistError, ShutdownReport, WaitTimeout,
 };
 
 /// The version of this library, as it stands in `$lib_version` of each event.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fixture::{API_KEY, HOST, IN_JOURNAL, REASON, REFUSED, STORED};
-use posthog::Mode;
+use posthog::StorageMode;
 use reader::{Arena, Record};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -75,8 +75,9 @@ fn assert_reads_as_documented(queue: &Path) {
     let store = reader::store(&shard.join("queue.redb"));
     assert_are(&store.chunks, STORED);
     assert_eq!((store.project_hash, store.host.as_str(), store.api_key.as_str()), (project_hash(), HOST, API_KEY));
-    let [accepted, delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, rows] = store.state;
-    assert_eq!((accepted, delivered, buried, evicted, damaged, lost_unsynced), (6, 2, 1, 0, 0, 0));
+    let [accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes, rows] =
+        store.state;
+    assert_eq!((accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced), (6, 2, 1, 0, 0, 0));
     assert!((queued_events, rows) == (3, 1) && queued_bytes > 0);
     assert!(matches!(store.epochs[..], [(0, 2..)]), "the lane of events has carried more than one round");
     let [dead] = &store.dead[..] else { panic!("one event was refused: {:?}", store.dead) };
@@ -90,7 +91,7 @@ fn assert_reads_as_documented(queue: &Path) {
     assert_eq!(words[11], *IN_JOURNAL.end(), "accepted, with what is in the journal");
     assert_eq!(
         words[12..20],
-        [delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, accepted]
+        [delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes, accepted]
     );
 }
 
@@ -137,8 +138,8 @@ fn a_queue_of_format_1_is_delivered_by_this_version_event_by_event() {
     assert_eq!(letters[0].event["uuid"], fixture::uuid(REFUSED).to_string());
 
     let stats = client.stats();
-    assert_eq!((stats.accepted, stats.delivered, stats.buried, stats.queued_events), (8, 7, 1, 0));
-    assert_eq!((stats.damaged, stats.lost_unsynced, stats.imbalance(), stats.mode), (0, 0, 0, Mode::Durable));
+    assert_eq!((stats.accepted, stats.delivered, stats.dead_lettered, stats.queued_events), (8, 7, 1, 0));
+    assert_eq!((stats.damaged, stats.lost_unsynced, stats.imbalance(), stats.storage), (0, 0, 0, StorageMode::Durable));
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(crate) mod spread;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use posthog::{Client, Config, Event, Overflow};
+use posthog::{Client, Config, Event, OverflowPolicy};
 
 /// More than anything here should take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
@@ -64,7 +64,7 @@ pub(crate) fn config(dir: &std::path::Path, url: &str) -> Config {
         .no_proxy()
         .max_queue_bytes(64 << 30)
         .first_send_jitter(Duration::ZERO)
-        .overflow(Overflow::Block(Duration::from_secs(60)))
+        .overflow(OverflowPolicy::Block(Duration::from_secs(60)))
 }
 
 /// A server that is down: nobody listens on the discard port.
@@ -76,7 +76,7 @@ pub(crate) fn quiet(config: Config) -> Config {
         .flush_at(1_000_000)
         .flush_interval(Duration::from_secs(3600))
         .sync_interval(Duration::from_secs(60))
-        .settle_interval(Duration::from_secs(60))
+        .ack_interval(Duration::from_secs(60))
 }
 
 /// Carries everything into the store.

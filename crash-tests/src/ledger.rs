@@ -14,7 +14,7 @@ pub struct Ledger {
     /// Waiting.
     pub queued: u64,
     /// In the dead letters.
-    pub buried: u64,
+    pub dead_lettered: u64,
     /// Gone for want of room, or for age.
     pub evicted: u64,
     /// Set aside because they could not be read.
@@ -30,7 +30,7 @@ impl Ledger {
             accepted: stats.accepted,
             delivered: stats.delivered,
             queued: stats.queued_events,
-            buried: stats.buried,
+            dead_lettered: stats.dead_lettered,
             evicted: stats.evicted,
             damaged: stats.damaged,
             lost_unsynced: stats.lost_unsynced,
@@ -39,15 +39,17 @@ impl Ledger {
 
     /// Whether each accepted event is in exactly one place.
     pub fn balances(&self) -> bool {
-        let gone = self.delivered + self.buried + self.evicted + self.damaged + self.lost_unsynced;
+        let gone = self.delivered + self.dead_lettered + self.evicted + self.damaged + self.lost_unsynced;
         self.accepted == gone + self.queued
     }
 
     /// Reads what [`fmt::Display`] writes.
     pub fn parse(numbers: &str) -> Option<Self> {
         let numbers: Vec<u64> = numbers.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [accepted, delivered, queued, buried, evicted, damaged, lost_unsynced] = numbers[..] else { return None };
-        Some(Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced })
+        let [accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced] = numbers[..] else {
+            return None;
+        };
+        Some(Self { accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced })
     }
 }
 
@@ -57,7 +59,7 @@ impl std::iter::Sum for Ledger {
             accepted: total.accepted + shard.accepted,
             delivered: total.delivered + shard.delivered,
             queued: total.queued + shard.queued,
-            buried: total.buried + shard.buried,
+            dead_lettered: total.dead_lettered + shard.dead_lettered,
             evicted: total.evicted + shard.evicted,
             damaged: total.damaged + shard.damaged,
             lost_unsynced: total.lost_unsynced + shard.lost_unsynced,
@@ -67,7 +69,7 @@ impl std::iter::Sum for Ledger {
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced } = self;
-        write!(f, "{accepted} {delivered} {queued} {buried} {evicted} {damaged} {lost_unsynced}")
+        let Self { accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced } = self;
+        write!(f, "{accepted} {delivered} {queued} {dead_lettered} {evicted} {damaged} {lost_unsynced}")
     }
 }

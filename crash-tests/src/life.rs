@@ -124,7 +124,7 @@ impl Running {
     /// Kills it, wherever it is. It must still be alive.
     pub(crate) fn kill(mut self) -> Result<(Death, Vec<Line>), Failure> {
         self.child.kill().map_err(Failure::stage("killing a victim"))?;
-        self.bury()
+        self.dead_letter()
     }
 
     /// Tells it to end once it has captured what it was ordered to and its own queue is empty.
@@ -141,10 +141,10 @@ impl Running {
     pub(crate) fn wait(mut self, timeout: Duration) -> Result<(Death, Vec<Line>), Failure> {
         // The end of its stdout is the end of the process: nobody else holds it.
         self.heard.wait_for(|speech| speech.ended, timeout, "end")?;
-        self.bury()
+        self.dead_letter()
     }
 
-    fn bury(&mut self) -> Result<(Death, Vec<Line>), Failure> {
+    fn dead_letter(&mut self) -> Result<(Death, Vec<Line>), Failure> {
         let status = self.child.wait().map_err(Failure::stage("waiting for a victim"))?;
         if let Some(listener) = self.listener.take() {
             listener.join().map_err(|_| Failure::Victim("the listener to a victim panicked".to_owned()))?;

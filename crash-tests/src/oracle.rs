@@ -40,7 +40,7 @@ pub struct History {
 
 /// What a judgement without findings was based on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct DeliveryOutcome {
     /// Lives that ended by SIGKILL.
     pub kills: u32,
     /// Events that were acked, and are all at the stand-in.
@@ -127,7 +127,7 @@ pub fn ledger_findings(
     (has_arrived, unique): (&dyn Fn(&Uuid) -> bool, u64),
     cut_off: u64,
 ) -> Vec<String> {
-    let Ledger { accepted, delivered, queued, buried, evicted, damaged, lost_unsynced } = *ledger;
+    let Ledger { accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced } = *ledger;
     let acked = history.acked.len() as u64;
     let poison = if rules.poison { history.count(|_, key| is_poison(key)) } else { 0 };
     let missing = if rules.evicts { history.count(|uuid, _| !has_arrived(uuid)) } else { 0 };
@@ -144,7 +144,7 @@ pub fn ledger_findings(
         (ledger.balances(), "does not balance"),
         (queued == 0, "is not drained"),
         (damaged + lost_unsynced == 0, "counts losses that nothing has caused"),
-        (may_be_more(rules.poison, poison).contains(&buried), "does not bury what the stand-in refused"),
+        (may_be_more(rules.poison, poison).contains(&dead_lettered), "does not dead_letter what the stand-in refused"),
         (evictions.contains(&evicted), "does not count what was evicted"),
         (may_be_more(true, acked).contains(&accepted), "has not accepted what was acked"),
         (!delivered_wrongly, "has not delivered what arrived"),

@@ -97,9 +97,9 @@ fn a_ledger_must_balance_be_drained_and_agree_with_the_stand_in() {
         Ledger { accepted: 21, ..good },
         Ledger { accepted: 21, queued: 1, ..good },
         Ledger { accepted: 21, evicted: 1, ..good },
-        Ledger { accepted: 21, buried: 1, ..good },
+        Ledger { accepted: 21, dead_lettered: 1, ..good },
         Ledger { accepted: 21, damaged: 1, ..good },
-        Ledger { accepted: 20, delivered: 19, buried: 1, ..good },
+        Ledger { accepted: 20, delivered: 19, dead_lettered: 1, ..good },
     ] {
         assert!(!judged(&bad, none, 0..20).is_empty(), "{bad:?}");
     }
@@ -112,10 +112,10 @@ fn a_ledger_must_balance_be_drained_and_agree_with_the_stand_in() {
 #[test]
 fn poison_must_be_buried_once_and_nothing_else() {
     let poison = Rules { poison: true, ..Rules::default() };
-    let good = Ledger { accepted: 20, delivered: 19, buried: 1, ..Ledger::default() };
+    let good = Ledger { accepted: 20, delivered: 19, dead_lettered: 1, ..Ledger::default() };
     assert!(judged(&good, poison, 0..19).is_empty());
-    assert!(!judged(&Ledger { delivered: 20, buried: 0, ..good }, poison, 0..20).is_empty());
-    assert!(!judged(&Ledger { delivered: 16, buried: 4, ..good }, poison, 0..16).is_empty());
+    assert!(!judged(&Ledger { delivered: 20, dead_lettered: 0, ..good }, poison, 0..20).is_empty());
+    assert!(!judged(&Ledger { delivered: 16, dead_lettered: 4, ..good }, poison, 0..16).is_empty());
     assert!(findings(&history(), &[event(0, 0)], poison).concat().contains("LOST"), "only poison may be missing");
 }
 

@@ -31,7 +31,7 @@ fn ledger(page: &[u8]) -> Option<Ledger> {
     if page.get(..8)? != MAGIC {
         return None;
     }
-    let [delivered, buried, evicted, damaged, lost_unsynced, in_store] =
+    let [delivered, dead_lettered, evicted, damaged, lost_unsynced, in_store] =
         [0, 1, 2, 3, 4, 5].map(|offset| word(DELIVERED + offset).unwrap_or(0));
     let carried = word(CARRIED_UP_TO)?;
     let accepted = word(ACCEPTED)?.max(carried);
@@ -39,7 +39,7 @@ fn ledger(page: &[u8]) -> Option<Ledger> {
         accepted,
         delivered,
         queued: in_store + (accepted - carried),
-        buried,
+        dead_lettered,
         evicted,
         damaged,
         lost_unsynced,
@@ -57,7 +57,7 @@ mod tests {
         for (index, value) in [(11, 9_u64), (12, 4), (13, 1), (17, 2), (19, 7)] {
             page[index * 8..index * 8 + 8].copy_from_slice(&value.to_le_bytes());
         }
-        let expected = Ledger { accepted: 9, delivered: 4, queued: 4, buried: 1, ..Ledger::default() };
+        let expected = Ledger { accepted: 9, delivered: 4, queued: 4, dead_lettered: 1, ..Ledger::default() };
         assert_eq!(ledger(&page), Some(expected));
         assert!(expected.balances());
         page[1] = 0;

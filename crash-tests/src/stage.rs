@@ -11,7 +11,7 @@ use sink::{Sink, State};
 use tempfile::TempDir;
 
 use crate::life::{Death, Life, Running};
-use crate::oracle::{self, History, Rules, Verdict};
+use crate::oracle::{self, DeliveryOutcome, History, Rules};
 use crate::protocol::{Key, Line, Orders};
 use crate::{Failure, Ledger, pages};
 
@@ -119,7 +119,7 @@ impl Stage {
     }
 
     /// A last life delivers what is left in all shards; then the oracle judges.
-    pub fn judge(&mut self) -> Result<Verdict, Failure> {
+    pub fn judge(&mut self) -> Result<DeliveryOutcome, Failure> {
         let ledger = self.drain()?;
         let (events, duplicates, unique) =
             self.sink.inspect(|state| (state.events().to_vec(), state.duplicates(), state.unique()));
@@ -138,7 +138,7 @@ impl Stage {
         if !findings.is_empty() {
             return Err(Failure::Promise(findings));
         }
-        Ok(Verdict { kills: self.kills, acked: self.history.acked.len(), duplicates })
+        Ok(DeliveryOutcome { kills: self.kills, acked: self.history.acked.len(), duplicates })
     }
 
     /// The crash points that any life on this stage has reached.

@@ -51,7 +51,7 @@ impl Client {
     /// given to it stays with analytics.
     ///
     /// The first call opens that queue, and waits for it: usually some 50 ms, at most 30 s where the disk does not answer.
-    /// [`Config::ai_lane`](crate::Config::ai_lane) has that done with the client. If it cannot be opened, a diagnostic says why, AI events
+    /// [`Config::open_ai_queue`](crate::Config::open_ai_queue) has that done with the client. If it cannot be opened, a diagnostic says why, AI events
     /// are `Dropped(Storage)`, it is tried again after a minute, and everything else goes on as ever.
     ///
     /// What it does follows PostHog's specification `capture-ai`.

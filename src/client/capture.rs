@@ -17,7 +17,7 @@ use crate::reentry;
 use crate::worker::{DropReason, Pipeline, Unwelcome};
 
 impl Client {
-    /// Takes an event. Never blocks (unless [`Overflow::Block`](crate::Overflow::Block) says so, and then for no longer than that),
+    /// Takes an event. Never blocks (unless [`OverflowPolicy::Block`](crate::OverflowPolicy::Block) says so, and then for no longer than that),
     /// never panics, and does no I/O: the event's bytes are copied into a mapped journal, and when the receipt says
     /// [`Accepted`](crate::Outcome::Accepted) it survives the process, whatever happens to that.
     ///
@@ -197,7 +197,7 @@ impl Shared {
     #[cold]
     pub(super) fn warn_of_handmade_exceptions(&self) {
         if !self.warned_of_exceptions.swap(true, Ordering::Relaxed) {
-            self.diagnostics.record(Diagnostic::HandmadeException);
+            self.diagnostics.record(Diagnostic::ManualException);
         }
     }
 

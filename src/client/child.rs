@@ -87,7 +87,7 @@ impl Shared {
         if self.is_armed.load(Ordering::SeqCst)
             && let Err(error) = child.shared.arm_process_wide()
         {
-            child.shared.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+            child.shared.diagnostics.record(Diagnostic::CrashReportUnreadable { path: None, why: error.describe() });
         }
         Ok(child)
     }

@@ -70,7 +70,7 @@ impl Client {
     }
 
     /// Forgets all dead letters, those of AI events included. Resolves with how many there were. [`Stats`](crate::Stats) goes on counting
-    /// them as buried.
+    /// them as dead_lettered.
     ///
     /// # Errors
     ///

@@ -15,7 +15,7 @@ const STORING: Duration = Duration::from_secs(1);
 /// What ends the process after [`drain_on_terminate`] has done its part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Exit {
+pub enum AfterDrain {
     /// We do: the process dies of the signal, as it would have without us (143 in a shell for SIGTERM). A second signal kills at once.
     /// As the first process of a container, which no signal kills by default, it exits with that number.
     ReRaise,
@@ -27,16 +27,16 @@ pub enum Exit {
 ///
 /// ```
 /// use std::time::Duration;
-/// use posthog::{DrainOptions, Exit};
+/// use posthog::{DrainOptions, AfterDrain};
 ///
-/// let options = DrainOptions::new().deadline(Duration::from_secs(5)).exit(Exit::App);
+/// let options = DrainOptions::new().deadline(Duration::from_secs(5)).exit(AfterDrain::App);
 /// # let _ = options;
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing by themselves: give them to `drain_on_terminate`"]
 pub struct DrainOptions {
     deadline: Duration,
-    exit: Option<Exit>,
+    exit: Option<AfterDrain>,
     signals: Vec<i32>,
 }
 
@@ -53,10 +53,10 @@ impl DrainOptions {
         self
     }
 
-    /// What ends the process. Default, for each signal by itself: [`Exit::ReRaise`] if it has its default disposition when
-    /// [`drain_on_terminate`] is called, [`Exit::App`] if somebody has a handler for it. Say it where the application's handler comes
-    /// later: an [`Exit::ReRaise`] would end the process in the middle of what that does.
-    pub fn exit(mut self, exit: Exit) -> Self {
+    /// What ends the process. Default, for each signal by itself: [`AfterDrain::ReRaise`] if it has its default disposition when
+    /// [`drain_on_terminate`] is called, [`AfterDrain::App`] if somebody has a handler for it. Say it where the application's handler comes
+    /// later: an [`AfterDrain::ReRaise`] would end the process in the middle of what that does.
+    pub fn exit(mut self, exit: AfterDrain) -> Self {
         self.exit = Some(exit);
         self
     }
@@ -100,7 +100,7 @@ impl Default for DrainOptions {
 ///
 /// On the first signal a thread of its own calls [`shutdown`](crate::Client::shutdown) with the deadline, and then the process dies of
 /// the signal: its parent sees what it would have seen without us, after at most the deadline and a second. A second signal kills at
-/// once. Where the application has a handler of its own ([`Exit::App`]) the thread calls [`flush`](crate::Client::flush) instead, and
+/// once. Where the application has a handler of its own ([`AfterDrain::App`]) the thread calls [`flush`](crate::Client::flush) instead, and
 /// nothing else: the client goes on, so that what the application captures while it ends is taken, and the application should end with
 /// [`close`](crate::Client::close).
 ///
@@ -120,7 +120,7 @@ impl Default for DrainOptions {
 pub fn drain_on_terminate(options: DrainOptions) -> Result<(), Error> {
     options.check()?;
     let watch = Watch::claim().ok_or(Error::AlreadyInstalled("drain_on_terminate"))?;
-    let is_fatal = options.exit.map(|exit| exit == Exit::ReRaise);
+    let is_fatal = options.exit.map(|exit| exit == AfterDrain::ReRaise);
     let started = watch
         .register(&options.signals, is_fatal)
         .and_then(|()| spawn_apart("posthog-drain", move || serve(options.deadline)));

@@ -20,7 +20,7 @@ pub(super) type Told = (Chain, Option<Printed>);
 impl Client {
     /// Takes an error, with those beneath it ([`Error::source`]) and the stack of this call, as an exception for PostHog's error tracking.
     /// Durable as any [`capture`](Self::capture); the receipt means the same. For what is no error there is
-    /// [`Thrown`](crate::Thrown); for what else is to be said, [`capture_exception_with`](Self::capture_exception_with).
+    /// [`AdHocError`](crate::AdHocError); for what else is to be said, [`capture_exception_with`](Self::capture_exception_with).
     ///
     /// Cheap enough for the path of an error: the stack is taken as raw addresses. They get names when the event is sent, on the delivery's
     /// thread, if this build has symbols ([`Config::symbolicate`](crate::Config::symbolicate)), and at PostHog, if symbols were uploaded

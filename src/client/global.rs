@@ -21,7 +21,7 @@ static CLIENT: OnceLock<Client> = OnceLock::new();
 /// replaced.
 ///
 /// A daemon calls this after it has forked into the background and dropped its privileges, and before it starts threads that capture.
-/// A child that is forked later inherits no queue ([`Mode::Forked`](crate::Mode::Forked)): its first capture opens one of its own, on
+/// A child that is forked later inherits no queue ([`StorageMode::Forked`](crate::StorageMode::Forked)): its first capture opens one of its own, on
 /// the thread that captures.
 ///
 /// # Errors
@@ -35,7 +35,10 @@ pub fn init(config: Config) -> Result<Client, Error> {
     match CLIENT.set(client.clone()) {
         Ok(()) => {
             if let Err(error) = arm_if_wanted() {
-                client.shared.diagnostics.record(Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+                client
+                    .shared
+                    .diagnostics
+                    .record(Diagnostic::CrashReportUnreadable { path: None, why: error.describe() });
             }
             Ok(client)
         }
@@ -55,7 +58,7 @@ pub(super) fn arm_if_wanted() -> Result<(), Error> {
     client.shared.arm_process_wide()
 }
 
-/// Captures with the process-wide client. Before [`init`] the event is `Dropped(NotInitialised)`; the first time, that is logged as a
+/// Captures with the process-wide client. Before [`init`] the event is `Dropped(NotInitialized)`; the first time, that is logged as a
 /// warning.
 pub fn capture(event: Event) -> Receipt {
     match CLIENT.get() {
@@ -64,7 +67,7 @@ pub fn capture(event: Event) -> Receipt {
     }
 }
 
-/// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialised)`, as with [`capture`].
+/// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialized)`, as with [`capture`].
 #[inline(never)]
 pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
     let here = 0;
@@ -89,7 +92,7 @@ pub fn breadcrumb(text: impl AsRef<str>) {
 #[cold]
 fn drop_before_init(event: &Event) -> Receipt {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    let reason = DropReason::NotInitialised;
+    let reason = DropReason::NotInitialized;
     if !TOLD.swap(true, Ordering::Relaxed) {
         let detail = format!("{reason}; until it is called, every event is dropped like this one");
         log_without_client(&Diagnostic::Dropped { reason, event: event.name().to_owned(), detail, count: 1 });
@@ -108,7 +111,7 @@ mod tests {
         let lines = lines_of(|| {
             for _ in 0..3 {
                 let outcome = capture(Event::new("early", "user_1")).outcome();
-                assert_eq!(outcome, Outcome::Dropped(DropReason::NotInitialised));
+                assert_eq!(outcome, Outcome::Dropped(DropReason::NotInitialized));
             }
         });
         let [line] = lines.as_slice() else { panic!("{lines:?}") };

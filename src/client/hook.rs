@@ -14,7 +14,7 @@ use crate::error::Error;
 /// ```
 pub fn install_panic_hook() {
     if let Err(error) = try_install_panic_hook() {
-        log_without_client(&Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+        log_without_client(&Diagnostic::CrashReportUnreadable { path: None, why: error.describe() });
     }
 }
 
@@ -49,7 +49,7 @@ pub fn try_install_panic_hook() -> Result<(), Error> {
 #[cfg(feature = "crash-signals")]
 pub fn install_crash_handler() {
     if let Err(error) = try_install_crash_handler() {
-        log_without_client(&Diagnostic::LastWordsUnread { path: None, why: error.describe() });
+        log_without_client(&Diagnostic::CrashReportUnreadable { path: None, why: error.describe() });
     }
 }
 

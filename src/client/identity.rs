@@ -20,20 +20,20 @@ impl Client {
     /// client.identify("user_1", [("plan", "pro")]);
     /// client.identify("user_1", ());
     /// // With what the call has no argument for:
-    /// client.capture(Event::identify("user_1").person_prop("plan", "pro").person_prop_once("source", "ads").disable_geoip());
+    /// client.capture(Event::identify("user_1").person_property("plan", "pro").person_property_once("source", "ads").disable_geoip());
     /// ```
     pub fn identify(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
-        self.capture(Event::identify(distinct_id).person_props(props))
+        self.capture(Event::identify(distinct_id).person_properties(props))
     }
 
     /// Sets properties of a person (a `$set` event). Without any it is `Dropped(NothingToSet)`.
-    pub fn set(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
-        self.capture(Event::set_person(distinct_id).person_props(props).must_set_something())
+    pub fn set_person(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
+        self.capture(Event::set_person(distinct_id).person_properties(props).must_set_something())
     }
 
     /// Sets properties of a person, each if the person has none of that name yet (a `$set` event with `$set_once`). Without any it is
     /// `Dropped(NothingToSet)`.
-    pub fn set_once(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
+    pub fn set_person_once(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
         self.capture(Event::set_person(distinct_id).person_props_once(props).must_set_something())
     }
 

@@ -72,7 +72,7 @@ impl Shared {
         let shared = Arc::downgrade(self);
         if let Err(error) = worker::spawn_apart("posthog-crash", move || read(&shared)) {
             self.words_are_read.store(false, Ordering::SeqCst);
-            self.diagnostics.record(Diagnostic::LastWordsUnread {
+            self.diagnostics.record(Diagnostic::CrashReportUnreadable {
                 path: None,
                 why: format!("no thread could be started to read crash reports: {error}"),
             });
@@ -238,7 +238,7 @@ fn tell(shared: &Weak<Shared>, words: &Words, incident: &Incident) -> Option<Tol
 fn unread(shared: &Weak<Shared>, path: Option<&Path>, why: &(impl ToString + ?Sized)) {
     if let Some(shared) = shared.upgrade() {
         let why = beginning(&why.to_string(), DETAIL_KEPT).to_owned();
-        shared.diagnostics.record(Diagnostic::LastWordsUnread { path: path.map(Path::to_path_buf), why });
+        shared.diagnostics.record(Diagnostic::CrashReportUnreadable { path: path.map(Path::to_path_buf), why });
     }
 }
 

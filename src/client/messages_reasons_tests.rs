@@ -18,7 +18,7 @@ fn what_the_threads_say_is_said_in_words_for_an_operator() {
             "PostHog asks for 1 event to be sent again (not_persisted)",
         ),
         (
-            Delivered::Parked { seconds: 300, attempts: 4, reason: "HTTP status 503".into() },
+            Delivered::Cooldown { seconds: 300, attempts: 4, reason: "HTTP status 503".into() },
             "4 attempts in a row failed, and the next is made in 5 min; the last one said: HTTP status 503",
         ),
         (
@@ -52,7 +52,7 @@ fn a_drop_for_want_of_room_says_which_bound_and_why_the_queue_does_not_empty() {
         dir: "/q/ab/shard-0".into(),
         journal_bytes: 8 << 20,
         max_queue_bytes: 64 << 20,
-        free_space_floor: 32 << 20,
+        min_free_space: 32 << 20,
         ..Circumstances::default()
     };
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
@@ -90,8 +90,8 @@ fn a_drop_for_want_of_room_says_which_bound_and_why_the_queue_does_not_empty() {
         (
             &at,
             DropReason::DiskFull,
-            "the file system of /q/ab/shard-0 has less free than free_space_floor (32 MiB); free some space, or lower \
-             Config::free_space_floor",
+            "the file system of /q/ab/shard-0 has less free than min_free_space (32 MiB); free some space, or lower \
+             Config::min_free_space",
         ),
         (&ill, DropReason::Storage, "the journal in /q/ab/shard-0 could not be written: /q: the disk is full"),
         (&at, DropReason::Closed, "the client was shut down"),
@@ -119,7 +119,7 @@ fn every_reason_has_its_text_here() {
             "events come faster than they can be stored, or storage fails",
             "the journal's lock was not free in time",
             "the queue is full",
-            "the file system has less free than free_space_floor",
+            "the file system has less free than min_free_space",
             "the journal's file could not be written, or is another process's by now",
             "no queue could be opened in this forked child",
             "the client has opted out of capturing",

@@ -28,8 +28,8 @@ fn number(diagnostic: &D) -> usize {
     match diagnostic {
         D::Dropped { .. } => 0,
         D::KeyMissing => 1,
-        D::Buried { .. } => 2,
-        D::Suspected { .. } => 3,
+        D::DeadLettered { .. } => 2,
+        D::Quarantined { .. } => 3,
         D::EndpointFailing { .. } => 4,
         D::NotPostHog { .. } => 5,
         D::Paused { .. } => 6,
@@ -41,18 +41,18 @@ fn number(diagnostic: &D) -> usize {
         D::StorageRecovered => 12,
         D::InMemory { .. } => 13,
         D::LostWithProcess { .. } => 14,
-        D::SetAside { .. } => 15,
+        D::Salvaged { .. } => 15,
         D::Missing { .. } => 16,
-        D::Checked => 17,
+        D::StoreVerified => 17,
         D::Evicted { .. } => 18,
         D::Ephemeral { .. } => 19,
-        D::StrandedQueue { .. } => 20,
-        D::StrandedQueues { .. } => 21,
+        D::OrphanedQueue { .. } => 20,
+        D::OrphanedQueues { .. } => 21,
         D::ShardSkipped { .. } => 22,
-        D::LastWordsUnread { .. } => 23,
-        D::SymbolsDistrusted => 24,
+        D::CrashReportUnreadable { .. } => 23,
+        D::SymbolsUntrusted => 24,
         D::Invalid { .. } => 25,
-        D::HandmadeException => 26,
+        D::ManualException => 26,
         D::FlagsUnanswered { .. } => 27,
         D::FlagsUnreadable { .. } => 28,
         D::FlagDefinitionsUnavailable { .. } => 29,
@@ -62,7 +62,7 @@ fn number(diagnostic: &D) -> usize {
         D::Network { .. } => 33,
         D::HostReplaced { .. } => 34,
         D::Exposed { .. } => 35,
-        D::DiskFloor { .. } => 36,
+        D::LowDiskSpace { .. } => 36,
     }
 }
 
@@ -77,21 +77,21 @@ fn every_diagnostic_has_its_text_here() {
 fn delivery() -> Vec<(D, &'static str)> {
     vec![
         (
-            D::Buried { uuid: UUID, status: 400, reason: "event submitted without a distinct_id".into() },
+            D::DeadLettered { uuid: UUID, status: 400, reason: "event submitted without a distinct_id".into() },
             "PostHog rejected event {ID} (HTTP status 400: event submitted without a distinct_id); it is kept as a dead letter and not \
              sent again",
         ),
         (
-            D::Buried { uuid: UUID, status: 0, reason: "its record is damaged: it is cut short".into() },
+            D::DeadLettered { uuid: UUID, status: 0, reason: "its record is damaged: it is cut short".into() },
             "event {ID} cannot be read from the queue (its record is damaged: it is cut short) and was not sent; it is kept as a dead \
              letter",
         ),
         (
-            D::Suspected { uuid: UUID, status: 413, reason: String::new() },
+            D::Quarantined { uuid: UUID, status: 413, reason: String::new() },
             "event {ID} is not accepted (HTTP status 413); it stays queued and is tried again later, and delivery goes on without it",
         ),
         (
-            D::Suspected { uuid: UUID, status: 0, reason: "the connection was closed before an answer came".into() },
+            D::Quarantined { uuid: UUID, status: 0, reason: "the connection was closed before an answer came".into() },
             "event {ID} is not accepted (the connection was closed before an answer came); it stays queued and is tried again later, and \
              delivery goes on without it",
         ),
@@ -174,12 +174,12 @@ fn queue() -> Vec<(D, &'static str)> {
             "1 event lost: the queue was in memory only, and the client ended before delivering what was in it",
         ),
         (
-            D::SetAside { path: "/q/damaged-7".into(), why: "its header is damaged".into(), lost: 0 },
+            D::Salvaged { path: "/q/damaged-7".into(), why: "its header is damaged".into(), lost: 0 },
             "a damaged or foreign file was found in the queue (its header is damaged) and renamed to /q/damaged-7; the queue goes on \
              without it",
         ),
         (
-            D::SetAside { path: "/q/damaged-7".into(), why: "the file is empty".into(), lost: 2 },
+            D::Salvaged { path: "/q/damaged-7".into(), why: "the file is empty".into(), lost: 2 },
             "a damaged or foreign file was found in the queue (the file is empty) and renamed to /q/damaged-7; the queue goes on without \
              2 events of it that could not be read",
         ),
@@ -194,13 +194,13 @@ fn queue() -> Vec<(D, &'static str)> {
              files",
         ),
         (
-            D::Checked,
+            D::StoreVerified,
             "the previous owner of the queue was killed while it wrote to it, so the queue's file was checked; damage, if any was found, \
              is reported separately",
         ),
         (
             D::Evicted { events: 1_500, for_age: false },
-            "1,500 queued events deleted without being delivered: to make room for newer ones (Overflow::DropOldest)",
+            "1,500 queued events deleted without being delivered: to make room for newer ones (OverflowPolicy::DropOldest)",
         ),
         (
             D::Evicted { events: 1, for_age: true },
@@ -217,24 +217,24 @@ fn directories() -> Vec<(D, &'static str)> {
              those that are still queued when the process ends are lost",
         ),
         (
-            D::DiskFloor {
+            D::LowDiskSpace {
                 path: "/q".into(),
                 free_bytes: 12 << 20,
                 floor_bytes: 32 << 20,
                 volume_bytes: Some(1 << 30),
             },
-            "new events are dropped: the file system of /q has 12 MiB free, less than free_space_floor (32 MiB); what is queued is kept and \
-             delivered; free some space there, or lower Config::free_space_floor",
+            "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); what is queued is kept and \
+             delivered; free some space there, or lower Config::min_free_space",
         ),
         (
-            D::DiskFloor {
+            D::LowDiskSpace {
                 path: "/q".into(),
                 free_bytes: 12 << 20,
                 floor_bytes: 32 << 20,
                 volume_bytes: Some(20 << 20),
             },
-            "new events are dropped: the file system of /q has 12 MiB free, less than free_space_floor (32 MiB); what is queued is kept and \
-             delivered; it is 20 MiB large in all: lower Config::free_space_floor, or use a larger one",
+            "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); what is queued is kept and \
+             delivered; it is 20 MiB large in all: lower Config::min_free_space, or use a larger one",
         ),
         (
             D::Exposed { path: "/srv".into(), why: "every user may write to it".into() },
@@ -261,13 +261,13 @@ fn surroundings() -> Vec<(D, &'static str)> {
              local disk (queue_dir) to keep events longer",
         ),
         (
-            D::StrandedQueue { path: "/q/cd".into(), owner, events: 1, bytes: 312 },
+            D::OrphanedQueue { path: "/q/cd".into(), owner, events: 1, bytes: 312 },
             "not delivered: 1 event (312 bytes) of the key phc_abcd... at https://eu.i.posthog.com, because no process has that queue \
-             open; call Config::also_deliver(key, host) to have them delivered, or remove /q/cd to give them up",
+             open; call Config::adopt_queue(key, host) to have them delivered, or remove /q/cd to give them up",
         ),
         (
-            D::StrandedQueues { path: "/q".into(), queues: 3, events: 60, bytes: 5 << 20 },
-            "not delivered either: 60 events (5 MiB) in 3 more queues of other keys or hosts under /q; call Config::also_deliver(key, \
+            D::OrphanedQueues { path: "/q".into(), queues: 3, events: 60, bytes: 5 << 20 },
+            "not delivered either: 60 events (5 MiB) in 3 more queues of other keys or hosts under /q; call Config::adopt_queue(key, \
              host) for each to have them delivered, or remove the directories to give them up",
         ),
         (
@@ -275,18 +275,21 @@ fn surroundings() -> Vec<(D, &'static str)> {
             "the queue in /q/ab/shard-1 is left alone for now, with the events in it: a newer version of this library wrote it",
         ),
         (
-            D::LastWordsUnread {
+            D::CrashReportUnreadable {
                 path: Some("/q/crash-3".into()),
                 why: "12 bytes of it are torn or damaged; the rest is sent".into(),
             },
             "could not send all of crash report /q/crash-3: 12 bytes of it are torn or damaged; the rest is sent",
         ),
         (
-            D::LastWordsUnread { path: None, why: "no thread could be started to read crash reports: EAGAIN".into() },
+            D::CrashReportUnreadable {
+                path: None,
+                why: "no thread could be started to read crash reports: EAGAIN".into(),
+            },
             "crashes are not reported for now: no thread could be started to read crash reports: EAGAIN",
         ),
         (
-            D::SymbolsDistrusted,
+            D::SymbolsUntrusted,
             "the previous owner of the queue died while it looked up names of functions for a stack; stacks of that build are sent \
              with addresses only from now on: upload its symbols to PostHog, or give the process more memory and deploy another build",
         ),
@@ -322,7 +325,7 @@ fn program() -> Vec<(D, &'static str)> {
             "super property \"x\" was left out: it nests more than 96 levels deep",
         ),
         (
-            D::HandmadeException,
+            D::ManualException,
             "a $exception event was captured by hand: it is sent as it is, but PostHog groups exceptions only if \
              Client::capture_exception makes them; use that instead",
         ),

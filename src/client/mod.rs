@@ -72,7 +72,7 @@ pub(crate) use incident::event_of;
 use ai::AiLane;
 use child::Child;
 pub use dead::DeadLetter;
-pub use drain::{DrainOptions, Exit, drain_on_terminate};
+pub use drain::{AfterDrain, DrainOptions, drain_on_terminate};
 use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
@@ -83,7 +83,7 @@ pub use hook::{install_panic_hook, try_install_panic_hook};
 pub use previous::PreviousRun;
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
-pub use stats::{DeliveryPhase, Mode, Stats, Stranded};
+pub use stats::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
 
 /// Captures events and delivers them to PostHog, through a queue that survives the process.
 ///
@@ -220,7 +220,7 @@ impl Client {
     /// counts as its answer, without another attempt: whoever flushes in a loop does not hammer a server that is down. Nothing is lost by
     /// a flush that cannot send.
     ///
-    /// In a forked child that has captured nothing there is nothing to send: [`Endpoint::Forked`](crate::Endpoint::Forked).
+    /// In a forked child that has captured nothing there is nothing to send: [`EndpointStatus::Forked`](crate::EndpointStatus::Forked).
     pub fn flush(&self) -> Pending<FlushReport> {
         match self.pipelines() {
             Some((pipeline, None)) => pipeline.flush(),

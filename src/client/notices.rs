@@ -40,10 +40,10 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
         Notice::Delivery(notice) => notice.into(),
         Notice::FlagDefinitions(notice) => notice.into(),
         Notice::Network(what) => Diagnostic::Network { what },
-        Notice::SetAside { path, why, lost } => Diagnostic::SetAside { path, why, lost },
+        Notice::Salvaged { path, why, lost } => Diagnostic::Salvaged { path, why, lost },
         Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
-        Notice::Checked => Diagnostic::Checked,
-        Notice::SymbolsDistrusted => Diagnostic::SymbolsDistrusted,
+        Notice::StoreVerified => Diagnostic::StoreVerified,
+        Notice::SymbolsUntrusted => Diagnostic::SymbolsUntrusted,
         Notice::Floor(floor) => floor.into(),
         Notice::Storage { problem: Some(problem) } => {
             Diagnostic::StorageFailing { problem: format!("{problem}; {MEANWHILE}") }
@@ -54,14 +54,14 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
         Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
         Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
         Notice::Exposed { path, why } => Diagnostic::Exposed { path, why },
-        Notice::Stranded(queue) => Diagnostic::StrandedQueue {
+        Notice::OrphanedQueue(queue) => Diagnostic::OrphanedQueue {
             path: queue.path,
             owner: queue.owner.map(|owner| (abbreviated(&owner.api_key), owner.host)),
             events: queue.events,
             bytes: queue.bytes,
         },
         Notice::MoreStranded { path, queues, events, bytes } => {
-            Diagnostic::StrandedQueues { path, queues, events, bytes }
+            Diagnostic::OrphanedQueues { path, queues, events, bytes }
         }
         Notice::FlagsUnanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
         Notice::FlagsUnreadable { keys } => Diagnostic::FlagsUnreadable { keys },
@@ -74,7 +74,7 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
 impl From<Floor> for Diagnostic {
     fn from(floor: Floor) -> Self {
         let Floor { path, free_bytes, floor_bytes, volume_bytes } = floor;
-        Diagnostic::DiskFloor { path, free_bytes, floor_bytes, volume_bytes }
+        Diagnostic::LowDiskSpace { path, free_bytes, floor_bytes, volume_bytes }
     }
 }
 
@@ -109,7 +109,7 @@ impl From<delivery::Notice> for Diagnostic {
                 reason: format!("PostHog asks for {} to be sent again ({reason})", count(events, "event")),
             },
             N::TransportFailed { reason } => Diagnostic::EndpointFailing { reason },
-            N::Parked { seconds, attempts, reason } => Diagnostic::EndpointFailing {
+            N::Cooldown { seconds, attempts, reason } => Diagnostic::EndpointFailing {
                 reason: format!(
                     "{} in a row failed, and the next is made in {}; the last one said: {reason}",
                     count(attempts.into(), "attempt"),
@@ -117,11 +117,11 @@ impl From<delivery::Notice> for Diagnostic {
                 ),
             },
             N::Recovered => Diagnostic::EndpointRecovered,
-            N::Suspected { uuid, status, reason } => Diagnostic::Suspected { uuid, status, reason },
+            N::Quarantined { uuid, status, reason } => Diagnostic::Quarantined { uuid, status, reason },
             N::RefusingEverything { status, reason } => Diagnostic::EndpointFailing {
                 reason: format!("every event is rejected (HTTP status {status}: {reason})"),
             },
-            N::Buried { uuid, status, reason } => Diagnostic::Buried { uuid, status, reason },
+            N::DeadLettered { uuid, status, reason } => Diagnostic::DeadLettered { uuid, status, reason },
             N::QuotaLimited { kinds } => Diagnostic::QuotaLimited { kinds },
             N::CallbackPanicked => Diagnostic::CallbackPanicked { callback: "on_delivery" },
             N::EngineFailed { seconds } => Diagnostic::EndpointFailing {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 
 use super::{Client, Shared};
-use crate::crash::cause::RunEnd;
+use crate::crash::cause::ExitCause;
 use crate::event::{Event, uuids};
 use crate::worker::LastRun;
 
@@ -17,7 +17,7 @@ const NAME: &str = "previous_run_ended";
 #[non_exhaustive]
 pub struct PreviousRun {
     /// How it ended.
-    pub end: RunEnd,
+    pub end: ExitCause,
     /// Its process. The number may be somebody else's by now; where a program opens its queue again, it is its own.
     pub pid: u32,
     /// When it made its client, by the wall clock of that time.
@@ -32,15 +32,15 @@ pub struct PreviousRun {
 }
 
 impl Client {
-    /// How the run before this one ended: see [`PreviousRun`] and [`RunEnd`]. `None` for the first run of a queue, after one of a version
+    /// How the run before this one ended: see [`PreviousRun`] and [`ExitCause`]. `None` for the first run of a queue, after one of a version
     /// that left no traces, for a queue in memory, and for a disabled client. In a forked child it is that of the child's own queue, once it has one.
     ///
     /// ```no_run
-    /// use posthog::{Client, Config, RunEnd};
+    /// use posthog::{Client, Config, ExitCause};
     ///
     /// let client = Client::new(Config::from_env())?;
     /// if let Some(run) = client.previous_run()
-    ///     && !matches!(run.end, RunEnd::Clean | RunEnd::Exited { status: Some(0) })
+    ///     && !matches!(run.end, ExitCause::Clean | ExitCause::Exited { status: Some(0) })
     /// {
     ///     eprintln!("the last run ({}): {}; {} events were queued", run.pid, run.end, run.queued_events);
     /// }
@@ -86,8 +86,8 @@ fn event_of(run: &LastRun, own_id: &str) -> Event {
         event.set("machine_restarted", restarted);
     }
     match run.end {
-        RunEnd::Signal(signal) => event.prop("signal", signal),
-        RunEnd::Exited { status: Some(status) } => event.prop("exit_status", status),
+        ExitCause::Signal(signal) => event.prop("signal", signal),
+        ExitCause::Exited { status: Some(status) } => event.prop("exit_status", status),
         _ => event,
     }
 }

@@ -12,7 +12,7 @@ const ROUNDS: usize = 2000;
 
 fn client(folder: &tempfile::TempDir) -> Client {
     let nobody = "http://127.0.0.1:1";
-    Client::new(Config::new("phc_rules").host(nobody).queue_dir(folder.path()).no_proxy().free_space_floor(0)).unwrap()
+    Client::new(Config::new("phc_rules").host(nobody).queue_dir(folder.path()).no_proxy().min_free_space(0)).unwrap()
 }
 
 fn has_ai_lane(client: &Client) -> bool {

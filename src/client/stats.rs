@@ -9,7 +9,7 @@ use crate::worker::{DropReason, Snapshot};
 
 /// A look at the queue. Numbers of events and of bytes are of both lanes together; `mode`, `delivery` and what else tells how things are
 /// is of the analytics lane, and `ai` has the other one's. The counters are those of this queue since it was made, across restarts; they balance:
-/// `accepted == delivered + queued_events + buried + evicted + damaged + lost_unsynced`.
+/// `accepted == delivered + queued_events + dead_lettered + evicted + damaged + lost_unsynced`.
 ///
 /// "This queue" is the one that the process got (`dir`). Where several processes share a directory, a restart may get another one, with
 /// counters of its own; and what a process delivers for one that is gone is counted in the queue where it lay. So treat the counters as
@@ -24,12 +24,12 @@ pub struct Stats {
     /// Events that wait to be delivered, in the journal and in the store.
     pub queued_events: u64,
     /// Bytes of the events that wait. What was delivered or refused counts until that is committed
-    /// ([`Config::settle_interval`](crate::Config::settle_interval), 1 s), though `queued_events` does without it already: the store counts
+    /// ([`Config::ack_interval`](crate::Config::ack_interval), 1 s), though `queued_events` does without it already: the store counts
     /// by rows of many events. 0 if no event waits.
     pub queued_bytes: u64,
     /// Events that PostHog refused for good; they lie among the dead letters, unless these were queued again or thrown
     /// away meanwhile.
-    pub buried: u64,
+    pub dead_lettered: u64,
     /// Events given up for want of room or for their age.
     pub evicted: u64,
     /// Events whose bytes were damaged on disk.
@@ -49,11 +49,11 @@ pub struct Stats {
     /// Events of a queue left by another process that is being delivered right now.
     pub adopted_events: u64,
     /// Queues of other keys or hosts with events in them, as they were when the client was made.
-    pub stranded: Stranded,
+    pub orphaned: OrphanedQueues,
     /// Why ordinary events are turned away at the moment, if they are.
-    pub refusing: Option<DropReason>,
+    pub rejecting: Option<DropReason>,
     /// How the queue is kept.
-    pub mode: Mode,
+    pub storage: StorageMode,
     /// What delivery is doing.
     pub delivery: DeliveryPhase,
     /// Attempts in a row that failed for no fault of an event, since the last success.
@@ -62,7 +62,7 @@ pub struct Stats {
     pub failed_attempts: u64,
     /// Events among `queued_events` that are stepped over for the time being: refused while nothing shows that they are to blame, or
     /// failing while others pass.
-    pub suspected: u64,
+    pub quarantined: u64,
     /// What the last failure or refusal said. It stays when things work again.
     pub last_error: Option<String>,
     /// When PostHog last took something, in this process.
@@ -76,11 +76,11 @@ pub struct Stats {
 /// How the queue is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Mode {
+pub enum StorageMode {
     /// As promised.
     Durable,
     /// Storage fails, the queue's directory is out of reach (moved, made inaccessible), or the file system has less free than
-    /// [`Config::free_space_floor`](crate::Config::free_space_floor). What was accepted is in the files that are open and survives the
+    /// [`Config::min_free_space`](crate::Config::min_free_space). What was accepted is in the files that are open and survives the
     /// process; new events are taken while these have room, and not below the floor. Where another process has taken the directory over,
     /// none are.
     Degraded {
@@ -98,15 +98,15 @@ pub enum Mode {
     /// The client is disabled.
     Disabled,
     /// This is a forked child in which nothing was captured yet: it has no queue, and its first capture opens one. If that has failed,
-    /// `stats().refusing` says so.
+    /// `stats().rejecting` says so.
     Forked,
 }
 
 /// Queues that nobody delivers, because their key or host is not this client's; see
-/// [`Config::also_deliver`](crate::Config::also_deliver).
+/// [`Config::adopt_queue`](crate::Config::adopt_queue).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Stranded {
+pub struct OrphanedQueues {
     /// How many.
     pub queues: usize,
     /// Events in all of them.
@@ -128,13 +128,13 @@ pub enum DeliveryPhase {
         retry_in: Duration,
     },
     /// A whole cycle of attempts failed.
-    Parked {
+    Cooldown {
         /// Time until the next.
         retry_in: Duration,
     },
-    /// All that there is to send was refused, or fails while other events pass, and is stepped over: `stats().suspected` events. They are
+    /// All that there is to send was refused, or fails while other events pass, and is stepped over: `stats().quarantined` events. They are
     /// tried again when PostHog takes another event, and after this time.
-    SteppedOver {
+    Quarantined {
         /// Time until the next attempt.
         retry_in: Duration,
     },
@@ -160,7 +160,7 @@ impl Stats {
             queued_events: ledger.queued_events + in_journal,
             // The look at the journal's bytes was another moment: what has been carried since is in the ledger.
             queued_bytes: ledger.queued_bytes + if in_journal > 0 { snapshot.uncarried_bytes } else { 0 },
-            buried: ledger.buried,
+            dead_lettered: ledger.dead_lettered,
             evicted: ledger.evicted,
             damaged: ledger.damaged,
             lost_unsynced: ledger.lost_unsynced,
@@ -170,16 +170,16 @@ impl Stats {
             file_bytes: snapshot.file_bytes,
             replayed: snapshot.replayed,
             adopted_events: snapshot.adopted.map_or(0, |ledger| ledger.queued_events),
-            stranded: Stranded {
-                queues: snapshot.stranded.len(),
-                events: snapshot.stranded.iter().map(|queue| queue.events).sum(),
+            orphaned: OrphanedQueues {
+                queues: snapshot.orphaned.len(),
+                events: snapshot.orphaned.iter().map(|queue| queue.events).sum(),
             },
-            refusing: snapshot.full.map(DropReason::from),
-            mode: mode(snapshot),
+            rejecting: snapshot.full.map(DropReason::from),
+            storage: mode(snapshot),
             delivery: phase(snapshot.delivery.phase, now),
             consecutive_failures: snapshot.delivery.consecutive_failures,
             failed_attempts: snapshot.delivery.failed_attempts,
-            suspected: snapshot.delivery.suspected,
+            quarantined: snapshot.delivery.suspected,
             last_error: snapshot.delivery.last_error.clone(),
             last_success: snapshot.delivery.last_success.and_then(system_time),
             dir: Some(snapshot.dir.clone()).filter(|_| !snapshot.volatile),
@@ -194,7 +194,7 @@ impl Stats {
             delivered: self.delivered.saturating_add(ai.delivered),
             queued_events: self.queued_events.saturating_add(ai.queued_events),
             queued_bytes: self.queued_bytes.saturating_add(ai.queued_bytes),
-            buried: self.buried.saturating_add(ai.buried),
+            dead_lettered: self.dead_lettered.saturating_add(ai.dead_lettered),
             evicted: self.evicted.saturating_add(ai.evicted),
             damaged: self.damaged.saturating_add(ai.damaged),
             lost_unsynced: self.lost_unsynced.saturating_add(ai.lost_unsynced),
@@ -204,28 +204,28 @@ impl Stats {
             replayed: self.replayed.saturating_add(ai.replayed),
             adopted_events: self.adopted_events.saturating_add(ai.adopted_events),
             failed_attempts: self.failed_attempts.saturating_add(ai.failed_attempts),
-            suspected: self.suspected.saturating_add(ai.suspected),
+            quarantined: self.quarantined.saturating_add(ai.quarantined),
             ai: Some(Box::new(ai)),
             ..self
         }
     }
 
     pub(super) fn disabled(refusals: Vec<u64>) -> Self {
-        Self::without_queue(Mode::Disabled, Some(DropReason::Disabled), refusals)
+        Self::without_queue(StorageMode::Disabled, Some(DropReason::Disabled), refusals)
     }
 
     /// Of a forked child that has no queue, or could not have one.
     pub(super) fn forked(refusals: Vec<u64>, has_failed: bool) -> Self {
-        Self::without_queue(Mode::Forked, has_failed.then_some(DropReason::Forked), refusals)
+        Self::without_queue(StorageMode::Forked, has_failed.then_some(DropReason::Forked), refusals)
     }
 
-    fn without_queue(mode: Mode, refusing: Option<DropReason>, refusals: Vec<u64>) -> Self {
+    fn without_queue(mode: StorageMode, refusing: Option<DropReason>, refusals: Vec<u64>) -> Self {
         Self {
             accepted: 0,
             delivered: 0,
             queued_events: 0,
             queued_bytes: 0,
-            buried: 0,
+            dead_lettered: 0,
             evicted: 0,
             damaged: 0,
             lost_unsynced: 0,
@@ -235,13 +235,13 @@ impl Stats {
             file_bytes: 0,
             replayed: 0,
             adopted_events: 0,
-            stranded: Stranded::default(),
-            refusing,
-            mode,
+            orphaned: OrphanedQueues::default(),
+            rejecting: refusing,
+            storage: mode,
             delivery: DeliveryPhase::Idle,
             consecutive_failures: 0,
             failed_attempts: 0,
-            suspected: 0,
+            quarantined: 0,
             last_error: None,
             last_success: None,
             dir: None,
@@ -256,7 +256,8 @@ impl Stats {
 
     /// Accepted events less those whose place is known: zero, or something is wrong with us.
     pub fn imbalance(&self) -> i128 {
-        let places = [self.delivered, self.queued_events, self.buried, self.evicted, self.damaged, self.lost_unsynced];
+        let places =
+            [self.delivered, self.queued_events, self.dead_lettered, self.evicted, self.damaged, self.lost_unsynced];
         i128::from(self.accepted) - places.into_iter().map(i128::from).sum::<i128>()
     }
 }
@@ -265,13 +266,13 @@ fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
     DropReason::ALL.into_iter().zip(refusals).filter(|(_, count)| *count > 0).collect()
 }
 
-fn mode(snapshot: &Snapshot) -> Mode {
+fn mode(snapshot: &Snapshot) -> StorageMode {
     let floor = || snapshot.floor.clone().map(|floor| Diagnostic::from(floor).to_string());
     match (snapshot.problem.clone().or_else(floor), snapshot.volatile, snapshot.closed) {
-        (_, _, true) => Mode::Closed,
-        (_, true, _) => Mode::Volatile { problem: snapshot.in_memory.clone().unwrap_or_default() },
-        (Some(problem), ..) => Mode::Degraded { problem },
-        (None, ..) => Mode::Durable,
+        (_, _, true) => StorageMode::Closed,
+        (_, true, _) => StorageMode::Volatile { problem: snapshot.in_memory.clone().unwrap_or_default() },
+        (Some(problem), ..) => StorageMode::Degraded { problem },
+        (None, ..) => StorageMode::Durable,
     }
 }
 
@@ -281,8 +282,8 @@ fn phase(phase: delivery::Phase, now: i64) -> DeliveryPhase {
         delivery::Phase::Idle => DeliveryPhase::Idle,
         delivery::Phase::Sending => DeliveryPhase::Sending,
         delivery::Phase::Backoff { until } => DeliveryPhase::Backoff { retry_in: retry_in(until) },
-        delivery::Phase::Parked { until } => DeliveryPhase::Parked { retry_in: retry_in(until) },
-        delivery::Phase::SteppedOver { until } => DeliveryPhase::SteppedOver { retry_in: retry_in(until) },
+        delivery::Phase::Cooldown { until } => DeliveryPhase::Cooldown { retry_in: retry_in(until) },
+        delivery::Phase::Quarantined { until } => DeliveryPhase::Quarantined { retry_in: retry_in(until) },
         delivery::Phase::Paused { status, until } => DeliveryPhase::Paused { status, retry_in: retry_in(until) },
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::content::Content;
 use super::endpoint::{HostReplaced, former_projects, headers, project};
 use super::flags::FlagSettings;
-use super::{Compression, Config, Protocol, ProxyChoice};
+use super::{CaptureProtocol, Compression, Config, ProxyChoice};
 use crate::clock::Clock;
 use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
@@ -21,7 +21,7 @@ use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols};
 use crate::shard::{Lane, Project};
 use crate::transport::{Proxy, TransportOptions};
 use crate::wording::bytes;
-use crate::worker::{Limits, Notice, Overflow, WorkerOptions};
+use crate::worker::{Limits, Notice, OverflowPolicy, WorkerOptions};
 
 /// A configuration that holds together.
 pub(crate) struct Checked {
@@ -75,7 +75,7 @@ impl Config {
         let mut also = Vec::new();
         // Versions that did not know the app's hosts have named their queues by them.
         also.extend(host_replaced.iter().map(|replaced| Project { host: replaced.given.clone(), ..project.clone() }));
-        for (key, host) in &self.also_deliver {
+        for (key, host) in &self.adopt_queue {
             also.extend(former_projects(key, host)?);
         }
         let limits = self.limits()?;
@@ -100,7 +100,7 @@ impl Config {
             flush_at: within("flush_at", self.flush_at, &FLUSH_AT)? as u64,
             flush_interval: within("flush_interval", self.flush_interval, &FLUSH_INTERVAL)?,
             sync_interval: within("sync_interval", self.sync_interval, &SYNC_INTERVAL)?,
-            settle_interval: within("settle_interval", self.settle_interval, &SETTLE_INTERVAL)?,
+            ack_interval: within("ack_interval", self.ack_interval, &SETTLE_INTERVAL)?,
             network: None,
             on_delivery: self.on_delivery.clone(),
             report: Arc::new(|_: Notice| ()),
@@ -118,14 +118,14 @@ impl Config {
         if self.max_queue_events == Some(0) {
             return Err(Error::config("max_queue_events", "must be at least 1"));
         }
-        if let Overflow::Block(most) = self.overflow {
+        if let OverflowPolicy::Block(most) = self.overflow {
             within("overflow", most, &BLOCK)?;
         }
         Ok(Limits {
             queue_bytes: within("max_queue_bytes", self.max_queue_bytes, &QUEUE_BYTES)?,
             queue_events: self.max_queue_events.unwrap_or(u64::MAX),
             queue_age: self.max_queue_age,
-            free_space_floor: within("free_space_floor", self.free_space_floor, &FREE_SPACE_FLOOR)?,
+            min_free_space: within("min_free_space", self.min_free_space, &FREE_SPACE_FLOOR)?,
             overflow: self.overflow,
         })
     }
@@ -140,8 +140,8 @@ impl Config {
         }
         let jitter = Duration::ZERO..=Duration::from_secs(600);
         let (protocol, path) = match self.protocol {
-            Protocol::V0 => (delivery::Protocol::V0, "/batch/"),
-            Protocol::V1 => (delivery::Protocol::V1, "/i/v1/analytics/events"),
+            CaptureProtocol::V0 => (delivery::CaptureProtocol::V0, "/batch/"),
+            CaptureProtocol::V1 => (delivery::CaptureProtocol::V1, "/i/v1/analytics/events"),
         };
         Ok(DeliveryOptions {
             gzip_in_query: true,
@@ -190,14 +190,15 @@ impl Config {
     }
 }
 
-fn compression(chosen: Compression, protocol: Protocol) -> Result<delivery::Compression, Error> {
-    let is_v0 = protocol == Protocol::V0;
+fn compression(chosen: Compression, protocol: CaptureProtocol) -> Result<delivery::Compression, Error> {
+    let is_v0 = protocol == CaptureProtocol::V0;
     match chosen {
         Compression::None => Ok(delivery::Compression::None),
         Compression::Gzip => Ok(delivery::Compression::Gzip { level: 1 }),
-        Compression::Deflate | Compression::Brotli | Compression::Zstd if is_v0 => {
-            Err(Error::config("compression", format!("{chosen:?} needs Protocol::V1; V0 servers read gzip only")))
-        }
+        Compression::Deflate | Compression::Brotli | Compression::Zstd if is_v0 => Err(Error::config(
+            "compression",
+            format!("{chosen:?} needs CaptureProtocol::V1; V0 servers read gzip only"),
+        )),
         Compression::Deflate => Ok(delivery::Compression::Deflate { level: 1 }),
         #[cfg(feature = "brotli")]
         Compression::Brotli => Ok(delivery::Compression::Brotli),
@@ -225,7 +226,7 @@ pub(super) fn within<T: PartialOrd + Copy + Debug>(
 /// As it is written in the program, and sizes also as they are read.
 fn shown(field: &str, value: &impl Debug) -> String {
     let written = format!("{value:?}");
-    let is_size = field.ends_with("_bytes") || field == "free_space_floor";
+    let is_size = field.ends_with("_bytes") || field == "min_free_space";
     match written.parse::<u64>() {
         Ok(size) if is_size && size >= 1024 => format!("{written} ({})", bytes(size)),
         _ => written,
@@ -259,8 +260,8 @@ mod tests {
         assert_eq!(refused(config().request_timeout(Duration::MAX)), "request_timeout");
         assert_eq!(refused(config().retry_backoff(Duration::from_secs(9), Duration::from_secs(1))), "retry_backoff");
         assert_eq!(refused(config().queue_dir("")), "queue_dir");
-        assert_eq!(refused(config().overflow(Overflow::Block(Duration::from_secs(3601)))), "overflow");
-        assert_eq!(refused(config().free_space_floor(u64::MAX)), "free_space_floor");
+        assert_eq!(refused(config().overflow(OverflowPolicy::Block(Duration::from_secs(3601)))), "overflow");
+        assert_eq!(refused(config().min_free_space(u64::MAX)), "min_free_space");
         assert_eq!(refused(config().flag_request_timeout(Duration::from_millis(49))), "flag_request_timeout");
         assert_eq!(refused(config().flag_request_max_retries(11)), "flag_request_max_retries");
     }
@@ -313,7 +314,7 @@ mod tests {
     #[test]
     fn a_codec_that_the_server_or_this_build_does_not_have_is_named() {
         use super::super::Compression::{Brotli, Deflate, Gzip, None, Zstd};
-        let v1 = |codec| refused(config().protocol(Protocol::V1).compression(codec));
+        let v1 = |codec| refused(config().protocol(CaptureProtocol::V1).compression(codec));
         let v0 = |codec| refused(config().compression(codec));
         assert_eq!([None, Gzip, Deflate].map(v1), [""; 3]);
         assert_eq!([None, Gzip].map(v0), [""; 2]);

@@ -2,7 +2,7 @@
 
 /// How request bodies are compressed.
 ///
-/// [`Protocol::V0`] servers read gzip and nothing else; [`Protocol::V1`] ones read all of these. What is chosen and cannot be done is
+/// [`CaptureProtocol::V0`] servers read gzip and nothing else; [`CaptureProtocol::V1`] ones read all of these. What is chosen and cannot be done is
 /// an error that names the setting, when the client is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -37,7 +37,7 @@ pub enum FlagsProtocol {
 /// Both take the same events and the queue does not depend on it: what was captured under one can be delivered under the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Protocol {
+pub enum CaptureProtocol {
     /// `POST /batch/`, understood by every PostHog there is. One verdict for all events of a request.
     #[default]
     V0,

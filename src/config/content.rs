@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{BeforeSend, Config};
 use crate::context;
-use crate::delivery::Delivery;
+use crate::delivery::DeliveryNotice;
 use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::event::Event;
@@ -86,7 +86,7 @@ impl Config {
     }
 
     /// Captures an event `previous_run_ended` when the client takes over the queue of an earlier run: how that ended, how long it was
-    /// alive, how much it left queued. Properties: `cause` ([`RunEnd::name`](crate::RunEnd::name)), `signal` and `exit_status` where
+    /// alive, how much it left queued. Properties: `cause` ([`ExitCause::name`](crate::ExitCause::name)), `signal` and `exit_status` where
     /// there is one, `pid`, `started_at`, `uptime_seconds`, `queued_events`, and `machine_restarted` where that is known; see
     /// [`PreviousRun`](crate::PreviousRun). It belongs to nobody: its distinct id is its own, and PostHog makes no person of it. It goes
     /// through hooks and super properties as any event does, on the thread that makes the client. Default: off.
@@ -113,7 +113,7 @@ impl Config {
     }
 
     /// Is told what became of events, on the delivery thread: it must be quick. A panic in it is caught and recorded.
-    pub fn on_delivery(mut self, hook: impl Fn(&Delivery<'_>) + Send + Sync + 'static) -> Self {
+    pub fn on_delivery(mut self, hook: impl Fn(&DeliveryNotice<'_>) + Send + Sync + 'static) -> Self {
         self.on_delivery = Some(Arc::new(hook));
         self
     }

@@ -54,7 +54,7 @@ pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<Host
 
 /// A project that events went to before, by each name that its queue may have: with the app's host, that and the ingestion host.
 pub(super) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>, Error> {
-    let of = |what: &str, why: String| Error::config("also_deliver", format!("was given a {what} that {why}"));
+    let of = |what: &str, why: String| Error::config("adopt_queue", format!("was given a {what} that {why}"));
     let api_key = checked_key(api_key).map_err(|why| of("key", why))?;
     let given = checked_host(host).map_err(|why| of("host", why))?;
     let used = HostReplaced::of(&given).map(|replaced| replaced.used);
@@ -132,17 +132,17 @@ mod tests {
         for key in ["phx_secret", " phs_secret"] {
             let (field, why) = refused(Config::new(key));
             assert!(field == "api_key" && !why.contains("secret\"") && !why.contains("_secret"), "{why}");
-            assert_eq!(refused(Config::new("phc_1").also_deliver(key, "x")).0, "also_deliver");
+            assert_eq!(refused(Config::new("phc_1").adopt_queue(key, "x")).0, "adopt_queue");
         }
     }
 
     #[test]
     fn a_former_project_is_refused_by_the_name_of_its_own_setter() {
         for (key, host, about) in [("", "x", "key that is blank"), ("phc_2", "", "host that is blank")] {
-            let (field, why) = refused(Config::new("phc_1").also_deliver(key, host));
-            assert!(field == "also_deliver" && why.contains(about), "{why}");
+            let (field, why) = refused(Config::new("phc_1").adopt_queue(key, host));
+            assert!(field == "adopt_queue" && why.contains(about), "{why}");
         }
-        assert_eq!(refused(Config::new("phc_1").also_deliver("phc_2", "x")).0, "");
+        assert_eq!(refused(Config::new("phc_1").adopt_queue("phc_2", "x")).0, "");
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
             // What an earlier version has queued under the name of the app is found.
             assert_eq!(worker.also[0].host, transport::normalise_host(given).unwrap());
         }
-        let also = Config::new("phc_1").also_deliver("phc_2", "us.posthog.com").queue_dir("/q").check().unwrap();
+        let also = Config::new("phc_1").adopt_queue("phc_2", "us.posthog.com").queue_dir("/q").check().unwrap();
         let hosts: Vec<_> = also.worker.unwrap().also.into_iter().map(|project| project.host).collect();
         assert_eq!(hosts, ["https://us.posthog.com", "https://us.i.posthog.com"]);
         for kept in [

@@ -114,7 +114,7 @@ impl Config {
     /// Reads of flags that are remembered, so that each is told once with `$feature_flag_called`: combinations of person, groups and flag. The
     /// one that was read longest ago goes first, and is told again if it comes again. About 80 bytes each. Default 50,000, least 1, most
     /// 10,000,000.
-    pub fn flag_called_size(mut self, reads: usize) -> Self {
+    pub fn flag_called_cache_size(mut self, reads: usize) -> Self {
         self.flags.called_size = reads;
         self
     }
@@ -170,7 +170,7 @@ impl Config {
             only_locally: knobs.only_locally,
             cache_ttl: knobs.cache_ttl,
             cache_size: size("flag_cache_size", knobs.cache_size, &FLAG_CACHE_SIZE)?,
-            called_size: size("flag_called_size", knobs.called_size, &FLAG_CALLED_SIZE)?,
+            called_size: size("flag_called_cache_size", knobs.called_size, &FLAG_CALLED_SIZE)?,
             send_events: knobs.send_events,
         })
     }

@@ -28,10 +28,10 @@ use crate::delivery::OnDelivery;
 use crate::diagnostics::DiagnosticHook;
 use crate::limits;
 use crate::record::Pairs;
-use crate::worker::Overflow;
+use crate::worker::OverflowPolicy;
 
 pub(crate) use choices::ProxyChoice;
-pub use choices::{Compression, FlagsProtocol, Protocol};
+pub use choices::{CaptureProtocol, Compression, FlagsProtocol};
 pub(crate) use content::Content;
 pub(crate) use endpoint::HostReplaced;
 use flags::FlagKnobs;
@@ -42,14 +42,14 @@ pub use hooks::BeforeSend;
 ///
 /// ```
 /// use std::time::Duration;
-/// use posthog::{Config, Overflow};
+/// use posthog::{Config, OverflowPolicy};
 ///
 /// let config = Config::new("phc_example")
 ///     .host("https://eu.i.posthog.com")
 ///     .queue_dir("/var/lib/mydaemon/posthog")
 ///     .flush_interval(Duration::from_secs(2))
 ///     .max_queue_bytes(256 * 1024 * 1024)
-///     .overflow(Overflow::DropOldest);
+///     .overflow(OverflowPolicy::DropOldest);
 /// # let _ = config;
 /// ```
 #[derive(Clone)]
@@ -64,19 +64,19 @@ pub struct Config {
     pub(super) memory_fallback: bool,
     pub(super) ai_lane: bool,
     pub(super) report_previous_run: bool,
-    pub(super) also_deliver: Vec<(String, String)>,
+    pub(super) adopt_queue: Vec<(String, String)>,
     pub(super) flush_at: usize,
     pub(super) flush_interval: Duration,
     pub(super) sync_interval: Duration,
-    pub(super) settle_interval: Duration,
+    pub(super) ack_interval: Duration,
     pub(super) shutdown_timeout: Duration,
     pub(super) journal_bytes: usize,
     pub(super) max_event_bytes: usize,
     pub(super) max_queue_bytes: u64,
     pub(super) max_queue_events: Option<u64>,
     pub(super) max_queue_age: Option<Duration>,
-    pub(super) free_space_floor: u64,
-    pub(super) overflow: Overflow,
+    pub(super) min_free_space: u64,
+    pub(super) overflow: OverflowPolicy,
     pub(super) max_batch_events: usize,
     pub(super) max_batch_bytes: usize,
     pub(super) max_in_flight: usize,
@@ -91,7 +91,7 @@ pub struct Config {
     pub(super) ca_certificates: Vec<Vec<u8>>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) compression: Compression,
-    pub(super) protocol: Protocol,
+    pub(super) protocol: CaptureProtocol,
     pub(super) historical_migration: bool,
     pub(super) disable_geoip: bool,
     pub(super) flags: FlagKnobs,
@@ -118,19 +118,19 @@ impl Config {
             memory_fallback: false,
             ai_lane: false,
             report_previous_run: false,
-            also_deliver: Vec::new(),
+            adopt_queue: Vec::new(),
             flush_at: limits::FLUSH_AT_DEFAULT,
             flush_interval: limits::FLUSH_INTERVAL_DEFAULT,
             sync_interval: limits::SYNC_INTERVAL_DEFAULT,
-            settle_interval: limits::SETTLE_INTERVAL_DEFAULT,
+            ack_interval: limits::SETTLE_INTERVAL_DEFAULT,
             shutdown_timeout: limits::SHUTDOWN_TIMEOUT_DEFAULT,
             journal_bytes: limits::JOURNAL_BYTES_DEFAULT,
             max_event_bytes: limits::EVENT_BYTES_DEFAULT,
             max_queue_bytes: limits::QUEUE_BYTES_DEFAULT,
             max_queue_events: None,
             max_queue_age: None,
-            free_space_floor: limits::FREE_SPACE_FLOOR_DEFAULT,
-            overflow: Overflow::default(),
+            min_free_space: limits::FREE_SPACE_FLOOR_DEFAULT,
+            overflow: OverflowPolicy::default(),
             max_batch_events: limits::MAX_BATCH_EVENTS_DEFAULT,
             max_batch_bytes: limits::MAX_BATCH_BYTES_DEFAULT,
             max_in_flight: limits::MAX_IN_FLIGHT_DEFAULT,
@@ -144,7 +144,7 @@ impl Config {
             ca_certificates: Vec::new(),
             headers: Vec::new(),
             compression: Compression::default(),
-            protocol: Protocol::default(),
+            protocol: CaptureProtocol::default(),
             historical_migration: false,
             disable_geoip: false,
             flags: FlagKnobs::default(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Config;
-use crate::worker::Overflow;
+use crate::worker::OverflowPolicy;
 
 impl Config {
     /// The directory in which queues lie, one for each project, on a local disk that outlives the process. Default:
@@ -19,7 +19,7 @@ impl Config {
     }
 
     /// Works in memory instead of failing when the queue directory cannot be used or does not answer in time, or when none is configured
-    /// and the environment names none: bounded, lost with the process, and said so by `stats().mode`, a diagnostic and every receipt.
+    /// and the environment names none: bounded, lost with the process, and said so by `stats().storage`, a diagnostic and every receipt.
     /// Default: off.
     pub fn memory_fallback(mut self, fallback: bool) -> Self {
         self.memory_fallback = fallback;
@@ -29,15 +29,15 @@ impl Config {
     /// Opens the queue of AI events with the client, and not with the first [`capture_ai`](crate::Client::capture_ai), which would
     /// wait for that. Takes two threads and 32 MiB of disk. Default: off. A queue in which an earlier process left AI events is opened
     /// in any case.
-    pub fn ai_lane(mut self, on: bool) -> Self {
+    pub fn open_ai_queue(mut self, on: bool) -> Self {
         self.ai_lane = on;
         self
     }
 
     /// Also delivers what is left in the queue of an earlier key or host, under the present key and to the present host. May be
     /// called several times.
-    pub fn also_deliver(mut self, api_key: impl Into<String>, host: impl Into<String>) -> Self {
-        self.also_deliver.push((api_key.into(), host.into()));
+    pub fn adopt_queue(mut self, api_key: impl Into<String>, host: impl Into<String>) -> Self {
+        self.adopt_queue.push((api_key.into(), host.into()));
         self
     }
 
@@ -50,8 +50,8 @@ impl Config {
 
     /// How long a delivered event may stay in the queue's file. A process killed in this time sends it again, with the same uuid.
     /// Default 1 s, least 10 ms, most 60 s.
-    pub fn settle_interval(mut self, interval: Duration) -> Self {
-        self.settle_interval = interval;
+    pub fn ack_interval(mut self, interval: Duration) -> Self {
+        self.ack_interval = interval;
         self
     }
 
@@ -78,14 +78,14 @@ impl Config {
     /// default.
     ///
     /// The file `queue.redb` may take an eighth more, which is kept for exceptions and identity events; 1 MiB for what is not events; with
-    /// [`Overflow::DropOldest`] what is carried into it at once, one [`journal_bytes`](Self::journal_bytes) at most; and for the dead
+    /// [`OverflowPolicy::DropOldest`] what is carried into it at once, one [`journal_bytes`](Self::journal_bytes) at most; and for the dead
     /// letters, which are kept as far as they fit an eighth of this bound (at least 1 MiB), twice their bytes. Its blocks on the disk
     /// (`du`, not `ls -l`) keep to that. In all, a process takes at most
     ///
     /// ```text
     /// max_queue_bytes * 9/8 + 1 MiB     the queue's file
     /// + max_queue_bytes / 4             the dead letters in it, at least 2 MiB
-    /// + journal_bytes                   with Overflow::DropOldest
+    /// + journal_bytes                   with OverflowPolicy::DropOldest
     /// + journal_bytes * 4               the journal; two of them unless there are bursts
     /// + 1 MiB                           the reserve, for deletes on a full disk
     /// ```
@@ -98,8 +98,8 @@ impl Config {
     }
 
     /// Events that may be queued, in the journal and in the store. Default: no bound but the bytes. Least 1. Exact, with an eighth more for
-    /// exceptions and identity events, and counting what was delivered until that is committed ([`settle_interval`](Self::settle_interval)).
-    /// With [`Overflow::DropOldest`] it bounds the store: what came since the last commit, for a second or
+    /// exceptions and identity events, and counting what was delivered until that is committed ([`ack_interval`](Self::ack_interval)).
+    /// With [`OverflowPolicy::DropOldest`] it bounds the store: what came since the last commit, for a second or
     /// [`flush_interval`](Self::flush_interval), is on top of that, and what is under way to PostHog at the moment stays.
     pub fn max_queue_events(mut self, events: u64) -> Self {
         self.max_queue_events = Some(events);
@@ -115,14 +115,14 @@ impl Config {
     }
 
     /// Bytes of the file system that are left to others: with less than this free, nothing more is accepted. Default 32 MiB, most 1 TiB.
-    pub fn free_space_floor(mut self, bytes: u64) -> Self {
-        self.free_space_floor = bytes;
+    pub fn min_free_space(mut self, bytes: u64) -> Self {
+        self.min_free_space = bytes;
         self
     }
 
-    /// What happens to a capture when the queue has reached its bounds. Default [`Overflow::DropNewest`]. A wait
-    /// of [`Overflow::Block`] is at most 1 h.
-    pub fn overflow(mut self, overflow: Overflow) -> Self {
+    /// What happens to a capture when the queue has reached its bounds. Default [`OverflowPolicy::DropNewest`]. A wait
+    /// of [`OverflowPolicy::Block`] is at most 1 h.
+    pub fn overflow(mut self, overflow: OverflowPolicy) -> Self {
         self.overflow = overflow;
         self
     }

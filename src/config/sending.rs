@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Config;
-use super::choices::{Compression, Protocol, ProxyChoice};
+use super::choices::{CaptureProtocol, Compression, ProxyChoice};
 
 impl Config {
     /// Where events go: `http://` or `https://`, a host, perhaps a port and the path of a reverse proxy. `https://` may be left out; the
@@ -118,14 +118,14 @@ impl Config {
         self
     }
 
-    /// How request bodies are compressed. Default [`Compression::Gzip`]; the others but [`Compression::None`] need [`Protocol::V1`].
+    /// How request bodies are compressed. Default [`Compression::Gzip`]; the others but [`Compression::None`] need [`CaptureProtocol::V1`].
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = compression;
         self
     }
 
-    /// Which endpoint is spoken to. Default [`Protocol::V0`].
-    pub fn protocol(mut self, protocol: Protocol) -> Self {
+    /// Which endpoint is spoken to. Default [`CaptureProtocol::V0`].
+    pub fn protocol(mut self, protocol: CaptureProtocol) -> Self {
         self.protocol = protocol;
         self
     }

@@ -15,7 +15,7 @@ const SHORTLY: Duration = Duration::from_secs(300);
 /// What is not known is not guessed: each variant says what it rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum RunEnd {
+pub enum ExitCause {
     /// The client was closed, or its last handle dropped. Of what the program did afterwards nothing is known.
     Clean,
     /// The program called `exit` or returned from `main`, without closing the client. 101 is what Rust makes of a panic of the main
@@ -43,34 +43,34 @@ pub enum RunEnd {
     Unknown,
 }
 
-impl RunEnd {
+impl ExitCause {
     /// As it stands in events: `clean`, `exited`, `panicked`, `signal`, `killed`, `out_of_memory`, `power_loss`, `unknown`.
     pub fn name(self) -> &'static str {
         match self {
-            RunEnd::Clean => "clean",
-            RunEnd::Exited { .. } => "exited",
-            RunEnd::Panicked => "panicked",
-            RunEnd::Signal(_) => "signal",
-            RunEnd::Killed => "killed",
-            RunEnd::OutOfMemory => "out_of_memory",
-            RunEnd::PowerLoss => "power_loss",
-            RunEnd::Unknown => "unknown",
+            ExitCause::Clean => "clean",
+            ExitCause::Exited { .. } => "exited",
+            ExitCause::Panicked => "panicked",
+            ExitCause::Signal(_) => "signal",
+            ExitCause::Killed => "killed",
+            ExitCause::OutOfMemory => "out_of_memory",
+            ExitCause::PowerLoss => "power_loss",
+            ExitCause::Unknown => "unknown",
         }
     }
 }
 
-impl fmt::Display for RunEnd {
+impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RunEnd::Clean => f.write_str("closed in good order"),
-            RunEnd::Exited { status: Some(status) } => write!(f, "exited with status {status}"),
-            RunEnd::Exited { status: None } => f.write_str("exited"),
-            RunEnd::Panicked => f.write_str("panicked"),
-            RunEnd::Signal(signal) => write!(f, "died of signal {signal}"),
-            RunEnd::Killed => f.write_str("killed (SIGKILL, OOM or another signal that nobody handled)"),
-            RunEnd::OutOfMemory => f.write_str("killed for want of memory"),
-            RunEnd::PowerLoss => f.write_str("the machine stopped"),
-            RunEnd::Unknown => f.write_str("not known"),
+            ExitCause::Clean => f.write_str("closed in good order"),
+            ExitCause::Exited { status: Some(status) } => write!(f, "exited with status {status}"),
+            ExitCause::Exited { status: None } => f.write_str("exited"),
+            ExitCause::Panicked => f.write_str("panicked"),
+            ExitCause::Signal(signal) => write!(f, "died of signal {signal}"),
+            ExitCause::Killed => f.write_str("killed (SIGKILL, OOM or another signal that nobody handled)"),
+            ExitCause::OutOfMemory => f.write_str("killed for want of memory"),
+            ExitCause::PowerLoss => f.write_str("the machine stopped"),
+            ExitCause::Unknown => f.write_str("not known"),
         }
     }
 }
@@ -108,27 +108,27 @@ pub(crate) struct Traces {
 }
 
 /// The end of the run that left those traces.
-pub(crate) fn end_of(traces: &Traces) -> RunEnd {
+pub(crate) fn end_of(traces: &Traces) -> ExitCause {
     match (traces.fatal, traces.dying_of) {
-        (Some(FatalRecord::Panic), _) => return RunEnd::Panicked,
-        (Some(FatalRecord::Signal(signal)), _) => return RunEnd::Signal(signal),
+        (Some(FatalRecord::Panic), _) => return ExitCause::Panicked,
+        (Some(FatalRecord::Signal(signal)), _) => return ExitCause::Signal(signal),
         // Served to the end; else it was killed while that was going on.
-        (None, Some(signal)) if traces.closed => return RunEnd::Signal(signal),
+        (None, Some(signal)) if traces.closed => return ExitCause::Signal(signal),
         _ => {}
     }
     if traces.closed {
-        return RunEnd::Clean;
+        return ExitCause::Clean;
     }
     if let Some(status) = traces.exit {
-        return RunEnd::Exited { status };
+        return ExitCause::Exited { status };
     }
     match traces.same_boot {
         // It may have exited, and nothing would say so.
-        _ if !traces.watched_exit => RunEnd::Unknown,
-        Some(true) if has_oom_killed(traces) => RunEnd::OutOfMemory,
-        Some(true) => RunEnd::Killed,
-        Some(false) if has_lost_power(traces) => RunEnd::PowerLoss,
-        Some(false) | None => RunEnd::Unknown,
+        _ if !traces.watched_exit => ExitCause::Unknown,
+        Some(true) if has_oom_killed(traces) => ExitCause::OutOfMemory,
+        Some(true) => ExitCause::Killed,
+        Some(false) if has_lost_power(traces) => ExitCause::PowerLoss,
+        Some(false) | None => ExitCause::Unknown,
     }
 }
 
@@ -179,38 +179,42 @@ mod tests {
 
     #[test]
     fn the_table_of_ends_holds() {
-        let exited = |status| RunEnd::Exited { status };
+        let exited = |status| ExitCause::Exited { status };
         let (panic, fault) = (Some(FatalRecord::Panic), Some(FatalRecord::Signal(11)));
         let table = [
-            ("nothing known", Traces::default(), RunEnd::Unknown),
-            ("closed", Traces { closed: true, ..gone() }, RunEnd::Clean),
-            ("closed, by an older version", Traces { closed: true, ..Traces::default() }, RunEnd::Clean),
-            ("closed, and restarted", Traces { closed: true, ..restarted(1) }, RunEnd::Clean),
+            ("nothing known", Traces::default(), ExitCause::Unknown),
+            ("closed", Traces { closed: true, ..gone() }, ExitCause::Clean),
+            ("closed, by an older version", Traces { closed: true, ..Traces::default() }, ExitCause::Clean),
+            ("closed, and restarted", Traces { closed: true, ..restarted(1) }, ExitCause::Clean),
             ("exited", Traces { exit: Some(Some(3)), ..gone() }, exited(Some(3))),
             ("exited, status unknown", Traces { exit: Some(None), ..gone() }, exited(None)),
             ("exited, and restarted", Traces { exit: Some(Some(0)), ..restarted(1) }, exited(Some(0))),
-            ("panicked", Traces { fatal: panic, ..gone() }, RunEnd::Panicked),
-            ("panicked and exited", Traces { fatal: panic, exit: Some(Some(101)), ..gone() }, RunEnd::Panicked),
-            ("faulted after closing", Traces { fatal: fault, closed: true, ..gone() }, RunEnd::Signal(11)),
-            ("drained", Traces { dying_of: Some(15), closed: true, ..gone() }, RunEnd::Signal(15)),
-            ("killed while draining", Traces { dying_of: Some(15), ..gone() }, RunEnd::Killed),
-            ("restarted while draining", Traces { dying_of: Some(15), ..restarted(1) }, RunEnd::Unknown),
-            ("killed", gone(), RunEnd::Killed),
-            ("gone, exits unwatched", Traces { watched_exit: false, ..gone() }, RunEnd::Unknown),
-            ("gone, boots unknown", Traces { same_boot: None, ..gone() }, RunEnd::Unknown),
-            ("oom", Traces { oom: (oom(1, 2, 3), oom(1, 2, 4)), ..gone() }, RunEnd::OutOfMemory),
-            ("oom elsewhere", Traces { oom: (oom(1, 2, 3), oom(9, 2, 4)), ..gone() }, RunEnd::Killed),
-            ("oom in a new group", Traces { oom: (oom(1, 2, 3), oom(1, 9, 4)), ..gone() }, RunEnd::Killed),
-            ("oom, uncounted then", Traces { oom: (None, oom(1, 2, 4)), ..gone() }, RunEnd::Killed),
-            ("oom, uncounted now", Traces { oom: (oom(1, 2, 3), None), ..gone() }, RunEnd::Killed),
-            ("power", restarted(60), RunEnd::PowerLoss),
-            ("power, at the limit", restarted(300), RunEnd::PowerLoss),
-            ("idle before the restart", restarted(301), RunEnd::Unknown),
-            ("another machine", restarted(-1), RunEnd::Unknown),
-            ("start unknown", Traces { booted_at: None, ..restarted(1) }, RunEnd::Unknown),
-            ("sigterm unhandled", Traces { watched_termination: false, ..restarted(1) }, RunEnd::Unknown),
-            ("restarted, exits unwatched", Traces { watched_exit: false, ..restarted(1) }, RunEnd::Unknown),
-            ("hostile words", Traces { seen_at: i64::MIN, booted_at: Some(i64::MAX), ..restarted(1) }, RunEnd::Unknown),
+            ("panicked", Traces { fatal: panic, ..gone() }, ExitCause::Panicked),
+            ("panicked and exited", Traces { fatal: panic, exit: Some(Some(101)), ..gone() }, ExitCause::Panicked),
+            ("faulted after closing", Traces { fatal: fault, closed: true, ..gone() }, ExitCause::Signal(11)),
+            ("drained", Traces { dying_of: Some(15), closed: true, ..gone() }, ExitCause::Signal(15)),
+            ("killed while draining", Traces { dying_of: Some(15), ..gone() }, ExitCause::Killed),
+            ("restarted while draining", Traces { dying_of: Some(15), ..restarted(1) }, ExitCause::Unknown),
+            ("killed", gone(), ExitCause::Killed),
+            ("gone, exits unwatched", Traces { watched_exit: false, ..gone() }, ExitCause::Unknown),
+            ("gone, boots unknown", Traces { same_boot: None, ..gone() }, ExitCause::Unknown),
+            ("oom", Traces { oom: (oom(1, 2, 3), oom(1, 2, 4)), ..gone() }, ExitCause::OutOfMemory),
+            ("oom elsewhere", Traces { oom: (oom(1, 2, 3), oom(9, 2, 4)), ..gone() }, ExitCause::Killed),
+            ("oom in a new group", Traces { oom: (oom(1, 2, 3), oom(1, 9, 4)), ..gone() }, ExitCause::Killed),
+            ("oom, uncounted then", Traces { oom: (None, oom(1, 2, 4)), ..gone() }, ExitCause::Killed),
+            ("oom, uncounted now", Traces { oom: (oom(1, 2, 3), None), ..gone() }, ExitCause::Killed),
+            ("power", restarted(60), ExitCause::PowerLoss),
+            ("power, at the limit", restarted(300), ExitCause::PowerLoss),
+            ("idle before the restart", restarted(301), ExitCause::Unknown),
+            ("another machine", restarted(-1), ExitCause::Unknown),
+            ("start unknown", Traces { booted_at: None, ..restarted(1) }, ExitCause::Unknown),
+            ("sigterm unhandled", Traces { watched_termination: false, ..restarted(1) }, ExitCause::Unknown),
+            ("restarted, exits unwatched", Traces { watched_exit: false, ..restarted(1) }, ExitCause::Unknown),
+            (
+                "hostile words",
+                Traces { seen_at: i64::MIN, booted_at: Some(i64::MAX), ..restarted(1) },
+                ExitCause::Unknown,
+            ),
         ];
         for (name, traces, end) in table {
             assert_eq!(end_of(&traces), end, "{name}");

@@ -86,15 +86,15 @@ fn a_file_of_a_process_that_lives_is_left_alone_and_one_of_a_pid_that_was_given_
     left_by(dir.path(), "alive-1.phx", own.into(), started);
     let given_again = left_by(dir.path(), "given_again-1.phx", own.into(), started + 1);
     let gone = left_by(dir.path(), "gone-1.phx.2", NOBODY, 1);
-    let nameless = dir.path().join("nameless-1.phx");
-    std::fs::write(&nameless, b"no context stands here").unwrap();
+    let unlinked = dir.path().join("unlinked-1.phx");
+    std::fs::write(&unlinked, b"no context stands here").unwrap();
     std::fs::write(dir.path().join("stranger.txt"), b"none of ours").unwrap();
     std::fs::write(dir.path().join("one-1.phx.x"), b"none of ours").unwrap();
-    assert_eq!(left_behind(&disk, dir.path()).unwrap(), [given_again, gone, nameless.clone()]);
-    let words = Words::read(&disk, &nameless, End::Gone).unwrap().unwrap();
+    assert_eq!(left_behind(&disk, dir.path()).unwrap(), [given_again, gone, unlinked.clone()]);
+    let words = Words::read(&disk, &unlinked, End::Gone).unwrap().unwrap();
     assert!(words.context.is_none() && words.incidents.is_empty() && words.passed_over == 22);
     words.done(&disk).unwrap();
-    assert!(!names(dir.path()).iter().any(|name| name.starts_with("nameless")));
+    assert!(!names(dir.path()).iter().any(|name| name.starts_with("unlinked")));
 }
 
 #[test]

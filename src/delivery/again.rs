@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::pace::Ticket;
 use super::results::{Results, Ruling, Warning};
 use super::verdict::Names;
-use super::{ChunkRef, Notice, Verdict};
+use super::{ChunkRef, DeliveryOutcome, Notice};
 use crate::transport::RetryAfter;
 
 /// No longer than this are events kept in memory, where nothing can evict them, for the sake of a request's id.
@@ -60,11 +60,11 @@ impl Engine {
             for (chunk, position) in sorted.taken {
                 self.intake.loaded.mark_delivered(&super::loaded::Slice { chunk, range: position..position + 1 });
             }
-            self.tell(&sorted.taken_names, Verdict::Delivered);
+            self.tell(&sorted.taken_names, DeliveryOutcome::Delivered);
             self.intake.note_acceptance(now);
         }
         for (chunk, position, reason) in sorted.refused {
-            self.bury(chunk, position, status, &reason);
+            self.dead_letter(chunk, position, status, &reason);
         }
         if sorted.again == 0 {
             self.note_recovery(ticket);

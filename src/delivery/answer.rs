@@ -10,7 +10,7 @@ use super::outcome::{Outcome, describe, describe_pause, judge};
 use super::pace::Ticket;
 use super::split::Search;
 use super::verdict::Names;
-use super::{ChunkRef, Delivery, Notice, Verdict};
+use super::{ChunkRef, DeliveryNotice, DeliveryOutcome, Notice};
 use crate::crash_point;
 use crate::reentry;
 use crate::store::DeadRecord;
@@ -79,7 +79,7 @@ impl Engine {
                 let records = self.intake.loaded.open(slice);
                 records.for_each(|(_, seq, body)| names.push(EventId::of(slice.chunk, seq), uuid_of(body)));
             }
-            self.tell(&names, Verdict::Delivered);
+            self.tell(&names, DeliveryOutcome::Delivered);
         }
         for slice in &batch.slices {
             self.intake.loaded.mark_delivered(slice);
@@ -167,25 +167,25 @@ impl Engine {
         }
     }
 
-    /// An event was refused on its own: buried if there is evidence that it is to blame, else stepped over.
+    /// An event was refused on its own: dead_lettered if there is evidence that it is to blame, else stepped over.
     fn refused_alone(&mut self, batch: &Batch, status: u16, reason: &str, by_posthog: bool) {
         let Some((chunk, position, seq, uuid)) = self.first_event(batch) else { return };
         let event = EventId::of(chunk, seq);
         let since = batch.refused_since.into_iter().chain(self.intake.aside.refused_since(event)).min();
         if by_posthog && since.is_some_and(|since| self.intake.accepted > since) {
-            self.bury(chunk, position, status, reason);
+            self.dead_letter(chunk, position, status, reason);
         } else {
             let is_news = !self.intake.aside.is_suspect(event);
             self.intake.aside.suspect(event, since.unwrap_or(self.intake.accepted));
             self.intake.loaded.set_aside(chunk, Reason::EventsRefused);
             if is_news {
-                (self.report)(Notice::Suspected { uuid, status, reason: reason.to_owned() });
+                (self.report)(Notice::Quarantined { uuid, status, reason: reason.to_owned() });
             }
         }
     }
 
     /// One event goes to the dead letters.
-    pub(super) fn bury(&mut self, chunk: ChunkRef, position: usize, status: u16, reason: &str) {
+    pub(super) fn dead_letter(&mut self, chunk: ChunkRef, position: usize, status: u16, reason: &str) {
         let slice = super::loaded::Slice { chunk, range: position..position.saturating_add(1) };
         let found = self.intake.loaded.open(&slice).next().map(|(_, seq, body)| (seq, body.to_vec()));
         let Some((seq, body)) = found else { return };
@@ -202,15 +202,15 @@ impl Engine {
             attempts: tries.attempts,
             body,
         };
-        self.intake.loaded.mark_buried(chunk, position, dead);
-        (self.report)(Notice::Buried { uuid, status, reason: reason.to_owned() });
+        self.intake.loaded.mark_dead_lettered(chunk, position, dead);
+        (self.report)(Notice::DeadLettered { uuid, status, reason: reason.to_owned() });
         let names = Names { ids: vec![EventId::of(chunk, seq)], uuids: vec![uuid] };
-        self.tell(&names, Verdict::Buried { status, reason });
+        self.tell(&names, DeliveryOutcome::DeadLettered { status, reason });
     }
 
-    pub(super) fn tell(&self, names: &Names, verdict: Verdict<'_>) {
+    pub(super) fn tell(&self, names: &Names, verdict: DeliveryOutcome<'_>) {
         let Some(ear) = &self.on_delivery else { return };
-        let delivery = Delivery { uuids: &names.uuids, verdict };
+        let delivery = DeliveryNotice { uuids: &names.uuids, verdict };
         if reentry::caught(|| reentry::calling_out(|| ear.hear(&names.ids, &delivery))).is_none() {
             (self.report)(Notice::CallbackPanicked);
         }

@@ -55,7 +55,7 @@ struct Seen {
 struct Endpoint {
     bad: BTreeSet<u64>,
     failure: Failure,
-    protocol: Protocol,
+    protocol: CaptureProtocol,
     /// What a failure takes longer for each event of the request.
     slower: Duration,
     seen: Arc<Mutex<Seen>>,
@@ -101,8 +101,8 @@ impl Http for Endpoint {
             });
             let verdict = |&event: &u64| (Uuid::from_u128(event.into()).to_string(), json!({"result": "ok"}));
             Ok(match protocol {
-                Protocol::V0 => answer(200, r#"{"status":1}"#.to_owned()),
-                Protocol::V1 => {
+                CaptureProtocol::V0 => answer(200, r#"{"status":1}"#.to_owned()),
+                CaptureProtocol::V1 => {
                     let results: serde_json::Map<_, _> = events.iter().map(verdict).collect();
                     answer(200, json!({"results": results}).to_string())
                 }
@@ -124,7 +124,7 @@ fn answer(status: u16, body: String) -> Response {
 }
 
 /// An engine before such an endpoint.
-fn rig(queue: FakeQueue, bad: BTreeSet<u64>, failure: Failure, protocol: Protocol) -> (Rig, Arc<Mutex<Seen>>) {
+fn rig(queue: FakeQueue, bad: BTreeSet<u64>, failure: Failure, protocol: CaptureProtocol) -> (Rig, Arc<Mutex<Seen>>) {
     rig_with(queue, bad, failure, protocol, Duration::ZERO)
 }
 
@@ -132,7 +132,7 @@ fn rig_with(
     queue: FakeQueue,
     bad: BTreeSet<u64>,
     failure: Failure,
-    protocol: Protocol,
+    protocol: CaptureProtocol,
     slower: Duration,
 ) -> (Rig, Arc<Mutex<Seen>>) {
     let seen = Arc::new(Mutex::new(Seen::default()));
@@ -176,7 +176,7 @@ impl Late {
 }
 
 /// So many events a second for a while, some of them bad. How late is each good one?
-async fn run(failure: Failure, bad: u64, rate: u64, layout: Layout, protocol: Protocol) -> Late {
+async fn run(failure: Failure, bad: u64, rate: u64, layout: Layout, protocol: CaptureProtocol) -> Late {
     let numbers: BTreeSet<u64> = match layout {
         Layout::First => (1..=bad).collect(),
         Layout::Spread => (0..bad).map(|nth| 10 + 3 * nth).collect(),
@@ -224,11 +224,11 @@ async fn run(failure: Failure, bad: u64, rate: u64, layout: Layout, protocol: Pr
     let mut latencies: Vec<_> = good.iter().map(late).collect();
     latencies.sort();
     assert!(seen.most_in_flight <= 4, "{} requests under way", seen.most_in_flight);
-    assert!(rig.buried().is_empty(), "nobody refused anything in PostHog's words");
+    assert!(rig.dead_lettered().is_empty(), "nobody refused anything in PostHog's words");
     Late { latencies, requests: seen.requests, failed: seen.failed.len() }
 }
 
-async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[Protocol]) {
+async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[CaptureProtocol]) {
     let mut worst = String::new();
     for &bad in bads {
         for &rate in rates {
@@ -265,7 +265,7 @@ fn p99(latencies: &[Duration]) -> Duration {
     latencies.get(latencies.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default()
 }
 
-const BOTH: [Protocol; 2] = [Protocol::V0, Protocol::V1];
+const BOTH: [CaptureProtocol; 2] = [CaptureProtocol::V0, CaptureProtocol::V1];
 
 #[tokio::test(start_paused = true)]
 async fn good_events_of_a_quiet_daemon_are_in_time_whatever_fails() {
@@ -274,10 +274,15 @@ async fn good_events_of_a_quiet_daemon_are_in_time_whatever_fails() {
 
 #[tokio::test(start_paused = true)]
 async fn good_events_of_a_busy_daemon_are_in_time_whatever_fails() {
-    hold(&FAILURES, &[3, 20], &[200], &[Protocol::V0]).await;
-    hold(&[Failure::Status(503), Failure::Cut, Failure::Hang], &[20], &[200], &[Protocol::V1]).await;
-    hold(&[Failure::Status(403), Failure::Status(503), Failure::Cut, Failure::Hang], &[20], &[1000], &[Protocol::V0])
-        .await;
+    hold(&FAILURES, &[3, 20], &[200], &[CaptureProtocol::V0]).await;
+    hold(&[Failure::Status(503), Failure::Cut, Failure::Hang], &[20], &[200], &[CaptureProtocol::V1]).await;
+    hold(
+        &[Failure::Status(403), Failure::Status(503), Failure::Cut, Failure::Hang],
+        &[20],
+        &[1000],
+        &[CaptureProtocol::V0],
+    )
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -289,7 +294,11 @@ async fn a_flush_delivers_what_stands_beside_a_bad_event() {
                 let begun = Instant::now();
                 let flushed = rig.flush().await;
                 let (accepted, took) = (seen.lock().unwrap().accepted.len(), begun.elapsed());
-                assert_eq!((accepted, flushed.endpoint), (49, super::Endpoint::Up), "{failure:?} {protocol:?} {bad}");
+                assert_eq!(
+                    (accepted, flushed.endpoint),
+                    (49, super::EndpointStatus::Up),
+                    "{failure:?} {protocol:?} {bad}"
+                );
                 let most = if failure == Failure::Hang { TIMEOUT * 2 } else { Duration::from_secs(6) };
                 assert!(took < most, "{failure:?} {protocol:?} {bad}: {took:?}");
                 rig.until(|rig| rig.queue.queued() == [bad]).await;
@@ -317,7 +326,7 @@ async fn a_stop_delivers_what_stands_beside_a_bad_event() {
 }
 
 /// Two requests under way together, a bad event in each: the smaller one fails first.
-async fn two_that_fail_together(failure: Failure, protocol: Protocol) -> (Rig, Arc<Mutex<Seen>>) {
+async fn two_that_fail_together(failure: Failure, protocol: CaptureProtocol) -> (Rig, Arc<Mutex<Seen>>) {
     let slower = Duration::from_millis(4);
     let (rig, seen) = rig_with(FakeQueue::default(), BTreeSet::from([101, 200]), failure, protocol, slower);
     // What is accepted lets more than one request be under way.
@@ -356,7 +365,7 @@ async fn a_bad_event_that_fails_first_is_not_the_only_probe_of_two_batches() {
 /// Requests until all good events of a thousand are delivered, where so many are bad.
 async fn cost(failure: Failure, bad: u64) -> usize {
     let bad: BTreeSet<u64> = (0..bad).map(|nth| 1 + nth * 1000 / bad + 13).collect();
-    let (rig, seen) = rig(queue_of(4, 250), bad.clone(), failure, Protocol::V0);
+    let (rig, seen) = rig(queue_of(4, 250), bad.clone(), failure, CaptureProtocol::V0);
     rig.until(|_| seen.lock().unwrap().accepted.len() == 1000 - bad.len()).await;
     let requests = seen.lock().unwrap().requests;
     eprintln!("{failure:?}: {requests} requests for {} bad events in a thousand", bad.len());

@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinSet};
 use super::batch::{Batch, BatchLimits};
 use super::episode::{Episode, Mentions};
 use super::failure::Doubt;
-use super::flush::{Endpoint, Flushes};
+use super::flush::{EndpointStatus, Flushes};
 use super::handle::{Done, Shared, call};
 use super::intake::{Intake, Wanted};
 use super::pace::{Health, Pace, Permit, Ticket};
@@ -323,7 +323,7 @@ impl Engine {
         }
     }
 
-    fn tell_end(&self, done: Done, endpoint: Endpoint) {
+    fn tell_end(&self, done: Done, endpoint: EndpointStatus) {
         if !call(done, endpoint) {
             (self.report)(Notice::CallbackPanicked);
         }
@@ -335,7 +335,7 @@ impl Engine {
         self.state.last_error = Some(reason.clone());
         self.publish();
         for done in self.flushes.take_all() {
-            self.tell_end(done, Endpoint::Down { reason: reason.clone(), until: None });
+            self.tell_end(done, EndpointStatus::Down { reason: reason.clone(), until: None });
         }
     }
 
@@ -364,14 +364,14 @@ impl Engine {
 
 impl Engine {
     /// Why a stop leaves what it leaves.
-    fn found_by_stop(&self) -> Endpoint {
+    fn found_by_stop(&self) -> EndpointStatus {
         let is_silent = |stop: &Stop| !self.under_way.is_empty() && stop.has_had_no_success(self.intake.accepted);
         match self.endpoint() {
-            Endpoint::Up if self.stop.as_ref().is_some_and(is_silent) => {
-                Endpoint::Down { reason: "no answer before the time was up".to_owned(), until: None }
+            EndpointStatus::Up if self.stop.as_ref().is_some_and(is_silent) => {
+                EndpointStatus::Down { reason: "no answer before the time was up".to_owned(), until: None }
             }
             _ if self.intake.unreadable_until().is_some() => {
-                Endpoint::Down { reason: self.state.last_error.clone().unwrap_or_default(), until: None }
+                EndpointStatus::Down { reason: self.state.last_error.clone().unwrap_or_default(), until: None }
             }
             endpoint => endpoint,
         }
@@ -385,7 +385,7 @@ impl Drop for Engine {
             self.source.give_back(chunk);
         }
         for done in self.flushes.take_all() {
-            self.tell_end(done, Endpoint::Stopped);
+            self.tell_end(done, EndpointStatus::Stopped);
         }
         self.shared.close();
     }

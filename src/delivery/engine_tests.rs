@@ -24,8 +24,8 @@ pub(super) struct Rig {
 #[derive(Debug)]
 pub(super) struct Flushed {
     pub(super) delivered: u64,
-    pub(super) buried: u64,
-    pub(super) endpoint: Endpoint,
+    pub(super) dead_lettered: u64,
+    pub(super) endpoint: EndpointStatus,
 }
 
 impl Rig {
@@ -49,7 +49,7 @@ impl Rig {
             transport: Arc::new(endpoint.clone()),
             clock: Clock::Manual(ManualClock::at(1_000_000_000)),
             report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
-            on_delivery: Some(Arc::new(Ear(move |delivery: &Delivery<'_>| {
+            on_delivery: Some(Arc::new(Ear(move |delivery: &DeliveryNotice<'_>| {
                 let uuids: Vec<_> = delivery.uuids.iter().map(|uuid| uuid.as_u128()).collect();
                 hears.lock().unwrap().push(format!("{uuids:?} {:?}", delivery.verdict));
             }))),
@@ -68,12 +68,12 @@ impl Rig {
     }
 
     pub(super) async fn flush(&self) -> Flushed {
-        let count = || (self.queue.delivered(), self.buried().len() as u64);
+        let count = || (self.queue.delivered(), self.dead_lettered().len() as u64);
         let before = count();
         let (done, outcome) = oneshot::channel();
         self.handle.flush(Box::new(move |endpoint| done.send(endpoint).unwrap()));
         let endpoint = outcome.await.unwrap();
-        Flushed { delivered: count().0 - before.0, buried: count().1 - before.1, endpoint }
+        Flushed { delivered: count().0 - before.0, dead_lettered: count().1 - before.1, endpoint }
     }
 
     /// Stops the engine; gives the time that took.
@@ -83,7 +83,7 @@ impl Rig {
     }
 
     /// Stops the engine; gives what it found, and the time that took.
-    pub(super) async fn stopped(self, within: Duration) -> (Endpoint, Duration) {
+    pub(super) async fn stopped(self, within: Duration) -> (EndpointStatus, Duration) {
         let (done, stopped) = oneshot::channel();
         let begun = Instant::now();
         self.handle.stop((begun + within).into_std(), Box::new(move |endpoint| done.send(endpoint).unwrap()));
@@ -107,8 +107,8 @@ impl Rig {
         }
     }
 
-    pub(super) fn buried(&self) -> Vec<u64> {
-        let mut seqs: Vec<_> = self.queue.ledger().buried.iter().map(|dead| dead.seq).collect();
+    pub(super) fn dead_lettered(&self) -> Vec<u64> {
+        let mut seqs: Vec<_> = self.queue.ledger().dead_lettered.iter().map(|dead| dead.seq).collect();
         seqs.sort_unstable();
         seqs
     }
@@ -141,7 +141,7 @@ async fn what_is_committed_is_delivered_in_order_and_settled_once() {
     rig.drained().await;
     rig.commit(7);
     let outcome = rig.flush().await;
-    assert_eq!(outcome.endpoint, Endpoint::Up);
+    assert_eq!(outcome.endpoint, EndpointStatus::Up);
     let events: Vec<u64> = rig.endpoint.seen().into_iter().flat_map(|seen| seen.events).collect();
     assert_eq!(events, (1..=157).collect::<Vec<_>>());
     assert_eq!((rig.queue.delivered(), rig.queue.settlements()), (157, 6));
@@ -185,8 +185,11 @@ async fn a_flush_ends_under_steady_capture_whether_the_server_is_up_or_down() {
         capture.abort();
         assert!(begun.elapsed() < secs(2));
         match status {
-            200 => assert!(outcome.endpoint == Endpoint::Up && outcome.delivered >= 30, "{outcome:?}"),
-            _ => assert!(matches!(outcome.endpoint, Endpoint::Down { .. }) && outcome.delivered == 0, "{outcome:?}"),
+            200 => assert!(outcome.endpoint == EndpointStatus::Up && outcome.delivered >= 30, "{outcome:?}"),
+            _ => assert!(
+                matches!(outcome.endpoint, EndpointStatus::Down { .. }) && outcome.delivered == 0,
+                "{outcome:?}"
+            ),
         }
     }
 }
@@ -196,16 +199,16 @@ async fn a_flush_right_after_a_failure_asks_nobody_and_a_later_one_asks_once() {
     let rig = Rig::start(queue_of(1, 5), |_| Reply::new(503, ""));
     rig.until(|rig| rig.endpoint.seen().len() == 4).await;
     for _ in 0..5 {
-        assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+        assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     }
     assert_eq!(rig.endpoint.seen().len(), 4);
     tokio::time::sleep(secs(2)).await;
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     assert_eq!(rig.endpoint.seen().len(), 5);
     tokio::time::sleep(secs(2)).await;
     rig.endpoint.change(|_| Reply::ok());
     let outcome = rig.flush().await;
-    assert_eq!((outcome.delivered, outcome.endpoint), (5, Endpoint::Up));
+    assert_eq!((outcome.delivered, outcome.endpoint), (5, EndpointStatus::Up));
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,7 +216,7 @@ async fn a_flush_that_begins_during_the_only_request_ends_with_its_failure() {
     let rig = Rig::start(queue_of(1, 1), |_| Reply::new(503, "").after(secs(1)));
     rig.until(|rig| rig.endpoint.seen().len() == 1).await;
     let began = Instant::now();
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     assert!(began.elapsed() <= secs(1), "{:?}", began.elapsed());
 }
 
@@ -222,8 +225,8 @@ async fn an_outage_is_four_requests_in_fifteen_seconds_and_then_a_park() {
     let rig = Rig::start(queue_of(3, 400), |_| Reply::new(503, "transient error, please retry"));
     tokio::time::sleep(secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 4);
-    assert!(matches!(rig.handle.state().phase, Phase::Parked { .. }));
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Parked { .. })), 1);
+    assert!(matches!(rig.handle.state().phase, Phase::Cooldown { .. }));
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Cooldown { .. })), 1);
     tokio::time::sleep(secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 4);
     rig.until(|rig| rig.endpoint.seen().len() == 8).await;
@@ -266,7 +269,7 @@ async fn a_retry_after_of_a_year_is_kept_for_an_hour_and_told_to_the_queue() {
 async fn a_hold_of_an_earlier_life_is_kept_also_by_a_flush() {
     let rig = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.next_attempt = Some(61_000_000_000));
     let begun = Instant::now();
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { until: Some(61_000_000_000), .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { until: Some(61_000_000_000), .. }));
     rig.drained().await;
     assert_eq!(begun.elapsed().as_secs(), 60);
 }
@@ -275,7 +278,7 @@ async fn a_hold_of_an_earlier_life_is_kept_also_by_a_flush() {
 async fn a_pause_is_doubted_for_a_moment_then_probes_with_one_event_each_time_another_and_is_told_once() {
     for status in [401, 402, 403] {
         let rig = Rig::start(queue_of(3, 25), move |_| Reply::new(status, "<html>no</html>"));
-        assert!(matches!(rig.flush().await.endpoint, Endpoint::Paused { .. }));
+        assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Paused { .. }));
         rig.until(|rig| rig.endpoint.seen().len() == 10).await;
         let seen = rig.endpoint.seen();
         let sizes: Vec<_> = seen.iter().map(|seen| seen.events.len()).collect();
@@ -288,14 +291,14 @@ async fn a_pause_is_doubted_for_a_moment_then_probes_with_one_event_each_time_an
         assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Paused { .. })), 1);
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
-        assert_eq!((rig.queue.delivered(), rig.buried().len()), (75, 0));
+        assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (75, 0));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_captive_portal_delivers_nothing() {
     let rig = Rig::start(queue_of(2, 10), |_| Reply::new(200, "<html>Sign in</html>"));
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { status: 200, .. })), 1);
     assert_eq!((rig.queue.queued().len(), rig.queue.settlements()), (20, 0));
     assert!(rig.told.lock().unwrap().is_empty());
@@ -321,8 +324,8 @@ async fn an_unreadable_record_is_buried_and_the_rest_is_delivered() {
     queue.commit_chunk(chunk_of(0, 0, 2, &[record(2), malformed_record(), record(4)]));
     let rig = Rig::start(queue, |_| Reply::ok());
     let outcome = rig.flush().await;
-    assert_eq!((outcome.delivered, outcome.buried, rig.buried()), (2, 2, vec![1, 3]));
-    assert_eq!(rig.queue.ledger().buried[0].status, 0);
+    assert_eq!((outcome.delivered, outcome.dead_lettered, rig.dead_lettered()), (2, 2, vec![1, 3]));
+    assert_eq!(rig.queue.ledger().dead_lettered[0].status, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -358,7 +361,7 @@ async fn an_unreadable_queue_is_told_and_read_again() {
     let rig = Rig::start(queue_of(0, 0), |_| Reply::ok());
     rig.commit(3);
     rig.queue.ledger().is_broken = true;
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     tokio::time::sleep(secs(60)).await;
     assert!((2..=20).contains(&rig.noticed(|notice| matches!(notice, Notice::QueueUnreadable { .. }))));
     rig.queue.ledger().is_broken = false;
@@ -367,7 +370,7 @@ async fn an_unreadable_queue_is_told_and_read_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_callback_that_panics_is_reported_and_nothing_else() {
-    let panicking = Ear(|_: &Delivery<'_>| panic!("the program's own mistake"));
+    let panicking = Ear(|_: &DeliveryNotice<'_>| panic!("the program's own mistake"));
     let rig = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.on_delivery = Some(Arc::new(panicking)));
     rig.drained().await;
     assert_eq!(rig.notices.lock().unwrap().as_slice(), [Notice::CallbackPanicked]);
@@ -402,8 +405,8 @@ async fn an_abandoned_engine_settles_nothing_and_leaves_nobody_waiting() {
     let (done, outcome) = oneshot::channel();
     rig.handle.flush(Box::new(move |result| done.send(result).unwrap()));
     rig.handle.abandon();
-    assert_eq!(outcome.await.unwrap(), Endpoint::Stopped);
+    assert_eq!(outcome.await.unwrap(), EndpointStatus::Stopped);
     assert_eq!((rig.queue.queued().len(), rig.queue.settlements()), (30, 0));
-    assert_eq!(rig.flush().await.endpoint, Endpoint::Stopped, "also after the end");
+    assert_eq!(rig.flush().await.endpoint, EndpointStatus::Stopped, "also after the end");
     rig.stop(secs(1)).await;
 }

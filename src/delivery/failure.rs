@@ -21,7 +21,7 @@ use super::engine::{Engine, now};
 use super::intake::Wanted;
 use super::loaded::Reason;
 use super::pace::{Health, Permit, Ticket, backoff, newcomer_time};
-use super::{Protocol, SourceError};
+use super::{CaptureProtocol, SourceError};
 
 /// Why an attempt failed.
 pub(super) struct Failure {
@@ -105,7 +105,7 @@ impl Engine {
             let status = failure.status;
             let said = failure.text.strip_prefix(&format!("HTTP status {status}")).unwrap_or(&failure.text);
             let reason = said.trim_start_matches([':', ' ']).to_owned();
-            (self.report)(Notice::Suspected { uuid, status, reason });
+            (self.report)(Notice::Quarantined { uuid, status, reason });
         }
     }
 
@@ -179,21 +179,21 @@ impl Engine {
         let is_soon = match self.pace.health() {
             Health::Backoff { .. } => self.is_next_attempt_near(now),
             Health::Paused { .. } => batch.events > 1,
-            Health::Up | Health::Parked { .. } => false,
+            Health::Up | Health::Cooldown { .. } => false,
         };
         is_soon && (self.doubted.is_some() || self.is_same_request(batch))
     }
 
     /// Whether the batch is a V1 request that is sent again under its id rather than in parts.
     fn is_same_request(&self, batch: &Batch) -> bool {
-        self.options.protocol(batch.lane()) == Protocol::V1 && (batch.asked_again || batch.events == 1)
+        self.options.protocol(batch.lane()) == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1)
     }
 
     /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a
     /// batch that failed and can be sent in parts.
     fn can_be_settled_soon(&mut self, now: Instant) -> bool {
         let has_parts = |again: &Batch| again.events > 1 && !again.asked_again;
-        let is_waiting = matches!(self.pace.health(), Health::Parked { .. }) || self.pace.active_hold(now).is_some();
+        let is_waiting = matches!(self.pace.health(), Health::Cooldown { .. }) || self.pace.active_hold(now).is_some();
         if self.doubted.is_none() || is_waiting || self.source.is_held() {
             return false;
         }
@@ -233,13 +233,13 @@ impl Engine {
                 stop.give_up();
             }
         }
-        if let Health::Parked { until } = self.pace.health()
+        if let Health::Cooldown { until } = self.pace.health()
             && before != self.pace.health()
             && self.episode.is_park_told()
         {
             let seconds = until.saturating_duration_since(now).as_secs();
             let attempts = self.pace.consecutive_failures();
-            (self.report)(Notice::Parked { seconds, attempts, reason: failure.text });
+            (self.report)(Notice::Cooldown { seconds, attempts, reason: failure.text });
         }
         true
     }
@@ -315,7 +315,7 @@ impl Engine {
 
     /// When such a probe may be sent, if there is something to send.
     pub(super) fn confirms_at(&self, now: Instant) -> Option<Instant> {
-        let is_waiting = matches!(self.pace.health(), Health::Parked { .. } | Health::Paused { .. });
+        let is_waiting = matches!(self.pace.health(), Health::Cooldown { .. } | Health::Paused { .. });
         let is_free = self.stop.is_none() && self.pace.active_hold(now).is_none();
         let from = match self.doubted {
             Some(doubt) => doubt.not_before,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    ChunkRef, Compression, Delivery, DeliveryOptions, EventId, Hears, PaceState, Settlement, Source, SourceError,
+    ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, PaceState, Settlement, Source, SourceError,
 };
 use crate::event::{Event, Stamp};
 use crate::record::frame;
@@ -47,12 +47,12 @@ pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>
 /// A program that listens.
 pub(super) struct Ear<F>(pub(super) F);
 
-impl<F: Fn(&Delivery<'_>) + Send + Sync + 'static> Hears for Ear<F> {
+impl<F: Fn(&DeliveryNotice<'_>) + Send + Sync + 'static> Hears for Ear<F> {
     fn is_listening(&self) -> bool {
         true
     }
 
-    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>) {
+    fn hear(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         assert_eq!(ids.len(), delivery.uuids.len());
         self.0(delivery);
     }
@@ -64,7 +64,7 @@ pub(super) struct Ledger {
     pub(super) rows: BTreeMap<ChunkRef, Chunk>,
     pub(super) newest: BTreeMap<(u32, u8), ChunkRef>,
     pub(super) delivered: u64,
-    pub(super) buried: Vec<DeadRecord>,
+    pub(super) dead_lettered: Vec<DeadRecord>,
     pub(super) settlements: usize,
     pub(super) paces: Vec<PaceState>,
     /// What is with the engine.
@@ -156,12 +156,12 @@ impl Source for FakeQueue {
         let mut ledger = self.ledger();
         let row = ledger.rows.remove(&settlement.chunk).expect("a chunk is settled while it is queued");
         let keep: BTreeSet<u64> = settlement.keep.iter().flatten().copied().collect();
-        let accounted = settlement.delivered + settlement.buried.len() as u64 + keep.len() as u64;
+        let accounted = settlement.delivered + settlement.dead_lettered.len() as u64 + keep.len() as u64;
         assert_eq!(accounted, u64::from(row.count), "{settlement:?}");
         ledger.out.remove(&settlement.chunk);
         ledger.delivered += settlement.delivered;
         ledger.settlements += 1;
-        ledger.buried.extend(settlement.buried);
+        ledger.dead_lettered.extend(settlement.dead_lettered);
         if !keep.is_empty() {
             let mut frames = Vec::new();
             for (head, body) in frame::frames(&row.frames, row.salt).filter(|(head, _)| keep.contains(&head.seq)) {

@@ -10,7 +10,7 @@ use crate::clock::WallNanos;
 
 /// The endpoint, as a flush or a stop found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Endpoint {
+pub(crate) enum EndpointStatus {
     /// It works.
     Up,
     /// It does not, or the queue cannot be read; the events stay queued.

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::flush::Endpoint;
+use super::flush::EndpointStatus;
 use super::state::DeliveryState;
 
 /// Told how the endpoint was found, at the end of a flush or of the engine.
-pub(crate) type Done = Box<dyn FnOnce(Endpoint) + Send>;
+pub(crate) type Done = Box<dyn FnOnce(EndpointStatus) + Send>;
 
 /// The engine, from outside. Clones are the same engine. No call waits.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl DeliveryHandle {
         let mut done = Some(done);
         self.ask(|inbox| inbox.flushes.extend(done.take_if(|_| !inbox.closed)));
         if let Some(done) = done {
-            call(done, Endpoint::Stopped);
+            call(done, EndpointStatus::Stopped);
         }
     }
 
@@ -66,7 +66,7 @@ impl DeliveryHandle {
             inbox.stopped.extend(done.take_if(|_| !inbox.closed));
         });
         if let Some(done) = done {
-            call(done, Endpoint::Stopped);
+            call(done, EndpointStatus::Stopped);
         }
     }
 
@@ -129,7 +129,7 @@ pub(super) struct Inbox {
     /// Who waits for the end.
     pub(super) stopped: Vec<Done>,
     /// How a stop that came to its end found the endpoint.
-    pub(super) found: Option<Endpoint>,
+    pub(super) found: Option<EndpointStatus>,
     /// To end at once.
     pub(super) abandoned: bool,
     closed: bool,
@@ -180,11 +180,11 @@ impl Shared {
         let (flushes, stopped, found) = {
             let mut inbox = self.inbox();
             inbox.closed = true;
-            let found = inbox.found.take().unwrap_or(Endpoint::Stopped);
+            let found = inbox.found.take().unwrap_or(EndpointStatus::Stopped);
             (std::mem::take(&mut inbox.flushes), std::mem::take(&mut inbox.stopped), found)
         };
         for done in flushes {
-            call(done, Endpoint::Stopped);
+            call(done, EndpointStatus::Stopped);
         }
         for done in stopped {
             call(done, found.clone());
@@ -193,6 +193,6 @@ impl Shared {
 }
 
 /// Calls back; a panic there is not the engine's. False if there was one.
-pub(super) fn call(done: Done, endpoint: Endpoint) -> bool {
+pub(super) fn call(done: Done, endpoint: EndpointStatus) -> bool {
     crate::reentry::caught(|| done(endpoint)).is_some()
 }

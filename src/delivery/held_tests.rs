@@ -55,7 +55,7 @@ async fn a_request_that_failed_is_not_sent_again_while_held_and_afterwards_is_an
         queue_of(2, 5),
         |_| Reply::new(503, ""),
         |parts| {
-            parts.options.protocol = Protocol::V1;
+            parts.options.protocol = CaptureProtocol::V1;
         },
     );
     rig.requested(1).await;
@@ -116,11 +116,11 @@ async fn a_flush_of_a_held_queue_is_over_with_what_is_under_way() {
     rig.requested(1).await;
     rig.hold();
     let flushed = rig.flush().await;
-    assert_eq!((flushed.delivered, flushed.endpoint), (1, Endpoint::Up));
+    assert_eq!((flushed.delivered, flushed.endpoint), (1, EndpointStatus::Up));
     let begun = Instant::now();
     rig.commit(5);
     let flushed = rig.flush().await;
-    assert_eq!((flushed.delivered, flushed.endpoint, begun.elapsed()), (0, Endpoint::Up, Duration::ZERO));
+    assert_eq!((flushed.delivered, flushed.endpoint, begun.elapsed()), (0, EndpointStatus::Up, Duration::ZERO));
     assert_eq!((rig.requests(), rig.queue.queued().len()), (1, 34));
 }
 
@@ -129,7 +129,7 @@ async fn a_flush_that_waits_when_the_queue_is_held_is_told_of_a_request_that_fai
     let rig = Rig::start(queue_of(1, 5), |_| Reply::new(503, "").after(Duration::from_secs(1)));
     rig.requested(1).await;
     let (flushed, ()) = tokio::join!(rig.flush(), async { rig.hold() });
-    assert!(matches!(flushed.endpoint, Endpoint::Down { .. }), "{flushed:?}");
+    assert!(matches!(flushed.endpoint, EndpointStatus::Down { .. }), "{flushed:?}");
     sleep(LONG).await;
     assert_eq!(rig.requests(), 1);
 }
@@ -160,12 +160,12 @@ async fn a_search_that_is_held_up_begins_anew_and_finds_what_it_looked_for() {
     rig.hold();
     rig.keeps_nothing().await;
     let (requests, decided) = (rig.requests(), rig.queue.delivered());
-    assert!(rig.buried().is_empty() && rig.queue.queued().len() as u64 == 64 - decided);
+    assert!(rig.dead_lettered().is_empty() && rig.queue.queued().len() as u64 == 64 - decided);
     sleep(LONG).await;
     assert_eq!(rig.requests(), requests);
     rig.let_go();
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried()), (63, vec![40]));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (63, vec![40]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,13 +186,16 @@ async fn what_v1_has_decided_of_a_request_that_is_let_go_stays_decided() {
     let rig = Rig::with(
         queue_of(2, 2),
         |seen| Reply::results(seen, &["ok", "retry", "retry", "drop:no"]),
-        |parts| parts.options.protocol = Protocol::V1,
+        |parts| parts.options.protocol = CaptureProtocol::V1,
     );
     rig.requested(1).await;
     rig.hold();
     rig.keeps_nothing().await;
     sleep(LONG).await;
-    assert_eq!((rig.requests(), rig.queue.delivered(), rig.buried(), rig.queue.queued()), (1, 1, vec![4], vec![2, 3]));
+    assert_eq!(
+        (rig.requests(), rig.queue.delivered(), rig.dead_lettered(), rig.queue.queued()),
+        (1, 1, vec![4], vec![2, 3])
+    );
     rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
     rig.let_go();
     rig.drained().await;

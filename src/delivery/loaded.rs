@@ -33,7 +33,7 @@ impl Slice {
 enum Fate {
     Open,
     Delivered,
-    Buried,
+    DeadLettered,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ struct LoadedChunk {
     records: Vec<Record>,
     /// Slices of it that are queued or under way.
     slices: usize,
-    buried: Vec<DeadRecord>,
+    dead_lettered: Vec<DeadRecord>,
     set_aside: Option<Reason>,
 }
 
@@ -116,7 +116,8 @@ impl Loaded {
             start = frames.position();
         }
         let slice = Slice { chunk: reference, range: 0..records.len() };
-        self.chunks.insert(reference, LoadedChunk { chunk, records, slices: 1, buried: Vec::new(), set_aside: None });
+        self.chunks
+            .insert(reference, LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), set_aside: None });
         slice
     }
 
@@ -166,13 +167,13 @@ impl Loaded {
     }
 
     /// One record goes to the dead letters.
-    pub(super) fn mark_buried(&mut self, chunk: ChunkRef, position: usize, dead: DeadRecord) {
+    pub(super) fn mark_dead_lettered(&mut self, chunk: ChunkRef, position: usize, dead: DeadRecord) {
         if let Some(loaded) = self.chunks.get_mut(&chunk)
             && let Some(record) = loaded.records.get_mut(position)
             && record.fate == Fate::Open
         {
-            record.fate = Fate::Buried;
-            loaded.buried.push(dead);
+            record.fate = Fate::DeadLettered;
+            loaded.dead_lettered.push(dead);
         }
     }
 
@@ -225,7 +226,7 @@ impl Loaded {
         let closed = self.close(slice.chunk)?;
         let (rest, settlement) = (closed.rest?, closed.settlement);
         let records = chunk.records.into_iter().filter(is_open).collect();
-        self.chunks.insert(rest, LoadedChunk { records, buried: Vec::new(), ..chunk });
+        self.chunks.insert(rest, LoadedChunk { records, dead_lettered: Vec::new(), ..chunk });
         *slice = Slice { chunk: rest, range: start..end };
         settlement
     }
@@ -239,7 +240,7 @@ impl Loaded {
             chunk.records.iter().filter(|record| record.fate == Fate::Open).map(|record| record.seq).collect();
         let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
         let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
-        let is_decided = open.is_empty() || delivered > 0 || !chunk.buried.is_empty();
+        let is_decided = open.is_empty() || delivered > 0 || !chunk.dead_lettered.is_empty();
         let rest = open.first().map(|&first| match is_decided {
             true => ChunkRef { key: ChunkKey { first_seq: first, ..reference.key }, ..reference },
             false => reference,
@@ -249,7 +250,7 @@ impl Loaded {
         let settlement = is_decided.then(|| Settlement {
             chunk: reference,
             delivered,
-            buried: chunk.buried,
+            dead_lettered: chunk.dead_lettered,
             keep: Some(open.clone()).filter(|open| !open.is_empty()),
         });
         Some(Closed { settlement, chunk: reference, rest, open, set_aside: chunk.set_aside, seqs })

@@ -1,4 +1,4 @@
-//! Committed chunks become settled ones: sent to PostHog, judged, deleted or buried.
+//! Committed chunks become settled ones: sent to PostHog, judged, deleted or dead_lettered.
 //!
 //! One [`Engine`] is one task on a current-thread runtime. It reads chunks from a [`Source`] (the queue), sends their records in
 //! batches, and hands a [`Settlement`] back for each chunk it is done with. It owns no file and no queue; what it has in memory may be
@@ -13,7 +13,7 @@
 //!
 //! * `outcome.rs` judges one answer; `pace.rs` says when the next request may go; both are pure, and tables test them.
 //! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone,
-//!   in pieces that become as small as bad events are dense (`split.rs`). That one is buried only on *evidence*: the endpoint accepted some other request after it refused this one. Without
+//!   in pieces that become as small as bad events are dense (`split.rs`). That one is dead_lettered only on *evidence*: the endpoint accepted some other request after it refused this one. Without
 //!   evidence it is a *suspect*: it stays in the queue, is stepped over, and is tried again once there is evidence, or after a park.
 //!   A stranger's 413 never buries anything. 32 refusals in a row give a search up; when others are refused as well, it is an outage.
 //! * Any other failure (`failure.rs`) may be the events' or the endpoint's. While others pass it is the events': the batch is searched
@@ -22,7 +22,7 @@
 //! * An *outage*: all that is not under way goes back to the queue, then one probe at a time: 1 + `max_retries` requests with jittered
 //!   exponential backoff, then a park of 30 s to 5 min. `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
 //! * 401, 402, 403 and 415 *pause*: probes of one event, each time another, 30 s to 5 min apart.
-//! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and buried without further evidence; or to be sent again, which counts as
+//! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and dead_lettered without further evidence; or to be sent again, which counts as
 //!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
@@ -93,13 +93,13 @@ use crate::store::{Chunk, ChunkKey, DeadRecord};
 pub(crate) use aside::EventId;
 pub(crate) use body::Compression;
 pub(crate) use engine::EngineParts;
-pub(crate) use flush::Endpoint;
+pub(crate) use flush::EndpointStatus;
 pub(crate) use handle::DeliveryHandle;
 pub(crate) use notice::Notice;
 pub(crate) use pace::PaceOptions;
 pub(crate) use state::{DeliveryState, PaceState, Phase};
 pub(crate) use supervise::serve;
-pub use verdict::{Delivery, Verdict};
+pub use verdict::{DeliveryNotice, DeliveryOutcome};
 
 /// A chunk of one of the queues this process delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -149,14 +149,14 @@ pub(crate) struct Settlement {
     /// How many of its records PostHog took.
     pub(crate) delivered: u64,
     /// Those that it never will.
-    pub(crate) buried: Vec<DeadRecord>,
+    pub(crate) dead_lettered: Vec<DeadRecord>,
     /// `None`: nothing is left, the row goes. Else only the records of these sequence numbers (ascending) stay, in a row of the first
     /// one's key, which is read again some time.
     pub(crate) keep: Option<Vec<u64>>,
 }
 
 /// The program's own ear, called for each answer that decides over events.
-pub(crate) type OnDelivery = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
+pub(crate) type OnDelivery = Arc<dyn Fn(&DeliveryNotice<'_>) + Send + Sync>;
 
 /// Hears of each answer that decides over events.
 pub(crate) trait Hears: Send + Sync + 'static {
@@ -164,7 +164,7 @@ pub(crate) trait Hears: Send + Sync + 'static {
     fn is_listening(&self) -> bool;
 
     /// Some events are decided: those of these names, in the order of their uuids.
-    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>);
+    fn hear(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>);
 }
 
 /// Hears of everything a human might want to know; logging and its rate limits are not ours.
@@ -172,7 +172,7 @@ pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;
 
 /// What an endpoint speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub(crate) enum CaptureProtocol {
     /// One verdict on the whole batch; key and time are in the body.
     V0,
     /// A verdict on each event; key, time, and which attempt of which request it is are headers.
@@ -189,7 +189,7 @@ pub(crate) struct DeliveryOptions {
     /// Whether PostHog shall treat all of this as an import of old events.
     pub(crate) historical_migration: bool,
     /// What the endpoint of the first lane speaks.
-    pub(crate) protocol: Protocol,
+    pub(crate) protocol: CaptureProtocol,
     /// How bodies are compressed, where the endpoint can read that.
     pub(crate) compression: Compression,
     /// Says in the query, too, that V0 bodies are compressed.
@@ -210,7 +210,7 @@ impl Default for DeliveryOptions {
             urls: vec!["https://us.i.posthog.com/batch/".into()],
             api_key: String::new(),
             historical_migration: false,
-            protocol: Protocol::V0,
+            protocol: CaptureProtocol::V0,
             compression: Compression::Gzip { level: 1 },
             gzip_in_query: true,
             max_batch_events: 1000,

@@ -51,7 +51,7 @@ pub(crate) enum Notice {
         reason: String,
     },
     /// The attempts of a cycle are spent; nothing is sent for a while. Told when the number of parks in an episode has doubled.
-    Parked {
+    Cooldown {
         /// For how long.
         seconds: u64,
         /// Attempts that failed since the last success.
@@ -63,7 +63,7 @@ pub(crate) enum Notice {
     Recovered,
     /// An event was refused, and there is no evidence yet that the event is to blame; or it failed twice on its own while others passed.
     /// It stays queued and is stepped over. Once for each event.
-    Suspected {
+    Quarantined {
         /// Which.
         uuid: Uuid,
         /// The status of the answer; 0 if there was none.
@@ -79,7 +79,7 @@ pub(crate) enum Notice {
         reason: String,
     },
     /// An event went to the dead letters.
-    Buried {
+    DeadLettered {
         /// Which.
         uuid: Uuid,
         /// The refusal's status; 0 if the event could not be read.

@@ -20,10 +20,10 @@ async fn an_outage_of_a_week_tells_each_kind_of_failure_once_and_ever_fewer_park
     assert!(rig.endpoint.seen().len() > 8_000);
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::ServerFailed { status: 503, .. })), 1);
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::TransportFailed { .. })), 1);
-    let parks = rig.noticed(|notice| matches!(notice, Notice::Parked { .. }));
+    let parks = rig.noticed(|notice| matches!(notice, Notice::Cooldown { .. }));
     assert!((8..=14).contains(&parks) && rig.notices.lock().unwrap().len() == parks + 2, "{parks}");
     let first = rig.notices.lock().unwrap().iter().find_map(|notice| match notice {
-        Notice::Parked { attempts, reason, .. } => Some((*attempts, reason.clone())),
+        Notice::Cooldown { attempts, reason, .. } => Some((*attempts, reason.clone())),
         _ => None,
     });
     assert_eq!(first, Some((4, "HTTP status 503: busy".to_owned())));
@@ -71,14 +71,14 @@ impl Hears for Deaf {
         false
     }
 
-    fn hear(&self, _ids: &[EventId], delivery: &Delivery<'_>) {
+    fn hear(&self, _ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         *self.0.lock().unwrap() += delivery.uuids.len();
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn uuids_of_accepted_events_are_not_gathered_for_nobody() {
-    for protocol in [Protocol::V0, Protocol::V1] {
+    for protocol in [CaptureProtocol::V0, CaptureProtocol::V1] {
         let ear = Arc::new(Deaf::default());
         let own = Arc::clone(&ear);
         let rig = Rig::with(
@@ -106,7 +106,7 @@ async fn a_flush_does_not_wait_for_what_another_process_left_behind() {
     let begun = tokio::time::Instant::now();
     let flushed = rig.flush().await;
     assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert!(flushed.endpoint == Endpoint::Up && rig.queue.queued().iter().all(|&event| event >= 1000));
+    assert!(flushed.endpoint == EndpointStatus::Up && rig.queue.queued().iter().all(|&event| event >= 1000));
     rig.drained().await;
 }
 

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::Protocol;
+use super::CaptureProtocol;
 use super::results::Results;
 use crate::limits;
 use crate::transport::{Response, RetryAfter};
@@ -58,7 +58,7 @@ pub(super) enum Outcome {
         status: u16,
         /// The server's words.
         reason: String,
-        /// PostHog itself said so: an event refused alone may be buried, given evidence.
+        /// PostHog itself said so: an event refused alone may be dead_lettered, given evidence.
         by_posthog: bool,
     },
     /// The key, the quota or the encoding is refused; the events are fine.
@@ -82,13 +82,13 @@ pub(super) enum Outcome {
 }
 
 /// Judges an answer to a request in that protocol.
-pub(super) fn judge(response: &Response, protocol: Protocol) -> Outcome {
+pub(super) fn judge(response: &Response, protocol: CaptureProtocol) -> Outcome {
     let status = response.status;
     let json = serde_json::from_slice::<Value>(&response.body).ok();
     let retry_after = response.retry_after;
     let failed = || Outcome::Failed { status, reason: reason(&response.body), retry_after };
     match status {
-        200..=299 if protocol == Protocol::V1 => match json.as_ref().and_then(Results::parse) {
+        200..=299 if protocol == CaptureProtocol::V1 => match json.as_ref().and_then(Results::parse) {
             Some(results) => Outcome::Judged { results, retry_after },
             // A portal's page may be as long, and is no reason for smaller requests.
             None if response.is_cut && response.body.trim_ascii_start().starts_with(b"{") => Outcome::TooLong,
@@ -188,10 +188,10 @@ mod tests {
     use super::*;
 
     fn of(status: u16, body: &str) -> Outcome {
-        answer(status, body, Protocol::V0)
+        answer(status, body, CaptureProtocol::V0)
     }
 
-    fn answer(status: u16, body: &str, protocol: Protocol) -> Outcome {
+    fn answer(status: u16, body: &str, protocol: CaptureProtocol) -> Outcome {
         judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, protocol)
     }
 
@@ -276,7 +276,7 @@ mod tests {
             (503, r#"{"error":"service_unavailable"}"#, "failed"),
             (504, "", "failed"),
         ] {
-            assert_eq!(kind(&answer(status, body, Protocol::V1)), expected, "{status} {body}");
+            assert_eq!(kind(&answer(status, body, CaptureProtocol::V1)), expected, "{status} {body}");
         }
     }
 
@@ -285,10 +285,10 @@ mod tests {
         let cut = |status, body: &str, protocol| {
             kind(&judge(&Response { status, is_cut: true, body: body.into(), ..Response::default() }, protocol))
         };
-        assert_eq!(cut(200, "{ \"results\":\n{\"0198c0de-", Protocol::V1), "too long");
-        assert_eq!(cut(200, "<html>..", Protocol::V1), "failed");
-        assert_eq!(cut(503, r#"{"results":{"#, Protocol::V1), "failed");
-        assert_eq!(cut(200, r#"{"results":{"#, Protocol::V0), "failed");
+        assert_eq!(cut(200, "{ \"results\":\n{\"0198c0de-", CaptureProtocol::V1), "too long");
+        assert_eq!(cut(200, "<html>..", CaptureProtocol::V1), "failed");
+        assert_eq!(cut(503, r#"{"results":{"#, CaptureProtocol::V1), "failed");
+        assert_eq!(cut(200, r#"{"results":{"#, CaptureProtocol::V0), "failed");
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
         let Outcome::Failed { reason, .. } = of(500, "two\nlines \u{1b}[31mred") else { panic!("not failed") };
         assert_eq!(reason, "two\\nlines \\u{1b}[31mred", "it will be a line of a log");
         let Outcome::Failed { reason, .. } =
-            judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() }, Protocol::V0)
+            judge(&Response { status: 502, body: vec![0xff; 9], ..Response::default() }, CaptureProtocol::V0)
         else {
             panic!("not failed")
         };

@@ -101,7 +101,7 @@ pub(super) enum Health {
     /// It failed; within a cycle of attempts.
     Backoff { until: Instant },
     /// It failed a whole cycle.
-    Parked { until: Instant },
+    Cooldown { until: Instant },
     /// It does not want our key, or our events for now.
     Paused { status: u16, until: Instant },
 }
@@ -163,7 +163,7 @@ impl Pace {
         let until = match self.health {
             Health::Up if in_flight < self.slots() => return send(false, false),
             Health::Up => return Permit::Full,
-            Health::Backoff { until } | Health::Parked { until } | Health::Paused { until, .. } => until,
+            Health::Backoff { until } | Health::Cooldown { until } | Health::Paused { until, .. } => until,
         };
         // The wait before the first request of a backlog is none after a failure.
         let small = self.consecutive_failures > 0;
@@ -240,7 +240,7 @@ impl Pace {
             return false;
         }
         let until = match self.health {
-            Health::Backoff { until } | Health::Parked { until } | Health::Paused { until, .. } if ticket.forced => {
+            Health::Backoff { until } | Health::Cooldown { until } | Health::Paused { until, .. } if ticket.forced => {
                 until
             }
             _ => self.wait_until(now, rng),
@@ -327,7 +327,7 @@ impl Pace {
     fn park(&mut self, now: Instant, rng: &mut impl Rng) {
         self.failures_of_cycle = 0;
         let until = self.wait_until(now, rng);
-        self.health = Health::Parked { until };
+        self.health = Health::Cooldown { until };
     }
 
     fn wait_until(&mut self, now: Instant, rng: &mut impl Rng) -> Instant {

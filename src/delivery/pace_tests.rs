@@ -157,7 +157,7 @@ fn a_flush_ends_a_park_early_and_spends_nothing() {
         let (ticket, ..) = world.next();
         world.fail(ticket, None);
     }
-    let Health::Parked { until } = world.pace.health() else { panic!("not parked") };
+    let Health::Cooldown { until } = world.pace.health() else { panic!("not parked") };
     assert!(world.pace.flush_is_futile(world.now), "the answer is known");
     world.now += Duration::from_secs(2);
     for _ in 0..10 {
@@ -166,7 +166,7 @@ fn a_flush_ends_a_park_early_and_spends_nothing() {
         world.fail(forced, None);
         world.now += Duration::from_secs(2);
     }
-    assert_eq!(world.pace.health(), Health::Parked { until });
+    assert_eq!(world.pace.health(), Health::Cooldown { until });
     let forced = world.force();
     world.pace.accepted(forced);
     assert_eq!(world.pace.health(), Health::Up);
@@ -196,7 +196,7 @@ fn a_flush_that_finds_the_key_refused_during_a_park_spends_nothing_of_the_wait()
         let (ticket, ..) = world.next();
         world.fail(ticket, None);
     }
-    let Health::Parked { until } = world.pace.health() else { panic!("not parked") };
+    let Health::Cooldown { until } = world.pace.health() else { panic!("not parked") };
     let forced = world.force();
     assert!(world.pace.paused(world.now, forced, 401, &mut world.rng));
     assert_eq!(world.pace.health(), Health::Paused { status: 401, until });

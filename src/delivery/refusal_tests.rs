@@ -12,12 +12,12 @@ async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
         let bad: &'static [u64] = Box::leak(bad.into());
         let rig = Rig::start(queue_of(4, 25), refusing(bad));
         rig.drained().await;
-        assert_eq!((rig.queue.delivered(), rig.buried()), (100 - bad.len() as u64, bad.to_vec()));
-        let dead = rig.queue.ledger().buried[0].clone();
+        assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (100 - bad.len() as u64, bad.to_vec()));
+        let dead = rig.queue.ledger().dead_lettered[0].clone();
         assert_eq!((dead.status, dead.reason.as_str()), (400, "event submitted with an empty event name"));
         assert!(dead.attempts > 1 && dead.body == super::fake::record(dead.seq));
         assert!(rig.endpoint.seen().len() < 40 * bad.len());
-        assert!(rig.told.lock().unwrap().iter().any(|told| told.starts_with(&format!("[{}] Buried", dead.seq))));
+        assert!(rig.told.lock().unwrap().iter().any(|told| told.starts_with(&format!("[{}] DeadLettered", dead.seq))));
     }
 }
 
@@ -31,7 +31,7 @@ async fn bad_events_spread_over_the_queue_cost_a_few_requests_each() {
         let begun = tokio::time::Instant::now();
         rig.drained().await;
         let bad: Vec<_> = (1..=10_000).filter(|&event| is_bad(event)).collect();
-        assert_eq!(rig.buried(), bad);
+        assert_eq!(rig.dead_lettered(), bad);
         let requests = rig.endpoint.seen().len();
         // Halving costs 18 where one in 200 is bad, and 2.5 where every second one is; twice what would be needed at the best.
         assert!(requests < 20 * bad.len(), "{requests} requests for one bad event in {every}");
@@ -63,19 +63,19 @@ async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
     let rig = Rig::start(queue_of(1, 1), refusing(&[1]));
     let outcome = rig.flush().await;
     let reason = "HTTP status 400: event submitted with an empty event name".to_owned();
-    assert_eq!((outcome.buried, outcome.endpoint), (0, Endpoint::Refusing { reason }));
+    assert_eq!((outcome.dead_lettered, outcome.endpoint), (0, EndpointStatus::Refusing { reason }));
     let state = rig.handle.state();
-    assert!(matches!(state.phase, Phase::SteppedOver { .. }), "{state:?}");
+    assert!(matches!(state.phase, Phase::Quarantined { .. }), "{state:?}");
     assert_eq!((state.suspected, state.consecutive_failures), (1, 0));
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 1, "it is not retried without evidence");
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 1);
     rig.commit(1);
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried()), (1, vec![1]));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (1, vec![1]));
     assert_eq!(rig.endpoint.seen().len(), 3);
     rig.until(|rig| rig.handle.state().phase == Phase::Idle).await;
-    assert_eq!((rig.handle.state().suspected, rig.flush().await.endpoint), (0, Endpoint::Up));
+    assert_eq!((rig.handle.state().suspected, rig.flush().await.endpoint), (0, EndpointStatus::Up));
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,16 +83,16 @@ async fn a_fresh_queue_of_which_everything_is_refused_does_not_look_healthy() {
     for reply in [Reply::new(400, r#"{"detail":"nope"}"#), Reply::new(413, "<html>too large</html>")] {
         let said = format!("HTTP status {}: {}", reply.status, reply.body);
         let rig = Rig::start(queue_of(1, 3), move |_| reply.clone());
-        assert_eq!(rig.flush().await.endpoint, Endpoint::Refusing { reason: said.clone() });
+        assert_eq!(rig.flush().await.endpoint, EndpointStatus::Refusing { reason: said.clone() });
         let state = rig.handle.state();
-        assert!(matches!(state.phase, Phase::SteppedOver { until } if until > 30_000_000_000), "{state:?}");
+        assert!(matches!(state.phase, Phase::Quarantined { until } if until > 30_000_000_000), "{state:?}");
         assert_eq!((state.suspected, state.last_error), (3, Some(said.clone())));
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 3);
+        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 3);
         // Tried again and refused again, which is no news.
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert!(rig.endpoint.seen().len() > 8);
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Suspected { .. })), 3);
-        assert_eq!(rig.stopped(Duration::from_secs(10)).await.0, Endpoint::Refusing { reason: said });
+        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 3);
+        assert_eq!(rig.stopped(Duration::from_secs(10)).await.0, EndpointStatus::Refusing { reason: said });
     }
 }
 
@@ -102,8 +102,8 @@ async fn one_event_that_is_refused_among_others_is_no_refusing_endpoint() {
         if seen.events.contains(&7) { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
     rig.until(|rig| rig.queue.queued() == [7]).await;
-    assert_eq!(rig.flush().await.endpoint, Endpoint::Up);
-    assert!(matches!(rig.handle.state().phase, Phase::SteppedOver { .. }));
+    assert_eq!(rig.flush().await.endpoint, EndpointStatus::Up);
+    assert!(matches!(rig.handle.state().phase, Phase::Quarantined { .. }));
     assert_eq!(rig.handle.state().suspected, 1);
 }
 
@@ -115,7 +115,7 @@ async fn a_suspect_is_tried_again_after_a_park_and_may_be_innocent() {
     rig.drained().await;
     let seen = rig.endpoint.seen();
     assert!(seen.len() == 2 && seen[1].at >= Duration::from_secs(30));
-    assert_eq!((rig.queue.delivered(), rig.buried().len()), (1, 0));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,7 +123,7 @@ async fn a_suspect_does_not_keep_the_others_of_its_chunk() {
     // The whole chunk is bad but for its last event, which is the evidence against the others.
     let rig = Rig::start(queue_of(1, 4), refusing(&[1, 2, 3]));
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried()), (1, vec![1, 2, 3]));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (1, vec![1, 2, 3]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,7 +132,7 @@ async fn a_large_body_is_split_until_it_passes_and_the_limit_is_learnt() {
         if seen.events.len() > 120 { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried().len()), (10_000, 0));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (10_000, 0));
     let refused = rig.endpoint.seen().iter().filter(|seen| seen.events.len() > 120).count();
     assert!(refused < 25, "{refused} of {}", rig.endpoint.seen().len());
 }
@@ -148,7 +148,7 @@ async fn a_body_too_large_for_the_way_is_made_smaller_whatever_the_way_says() {
         );
         let begun = tokio::time::Instant::now();
         rig.drained().await;
-        assert_eq!((rig.queue.delivered(), rig.buried().len()), (10_000, 0));
+        assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (10_000, 0));
         assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
     }
 }
@@ -162,7 +162,7 @@ async fn an_event_too_large_for_a_stranger_is_kept_and_the_others_flow() {
     tokio::time::sleep(Duration::from_secs(3600)).await;
     rig.commit(10);
     rig.until(|rig| rig.queue.queued() == [7]).await;
-    assert_eq!((rig.queue.delivered(), rig.buried().len()), (109, 0));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (109, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,7 +185,7 @@ async fn bad_events_at_the_head_do_not_block_the_queue() {
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
-    assert_eq!(rig.buried(), (1..=300).collect::<Vec<_>>());
+    assert_eq!(rig.dead_lettered(), (1..=300).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,14 +222,14 @@ async fn an_outage_in_the_middle_of_a_search_settles_what_is_known() {
             _ => Reply::new(503, ""),
         }
     });
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     let queued = rig.queue.queued();
     assert!(queued.contains(&3) && queued.len() < 64, "{queued:?}");
     assert_eq!(rig.queue.delivered(), 64 - queued.len() as u64);
     rig.endpoint.change(refusing(&[3]));
     rig.commit(1);
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried()), (64, vec![3]));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (64, vec![3]));
     let delivered: usize = rig.told.lock().unwrap().iter().filter(|told| told.ends_with("Delivered")).count();
     assert!(delivered > 2);
 }

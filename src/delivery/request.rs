@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use uuid::{Builder, Uuid};
 
 use super::body::{Body, Compression, Envelope, utc};
-use super::{DeliveryOptions, Protocol};
+use super::{CaptureProtocol, DeliveryOptions};
 use crate::clock::WallNanos;
 use crate::record::{LIB_NAME, LIB_VERSION};
 use crate::transport::{MAX_RESPONSE_BYTES, Request};
@@ -41,17 +41,17 @@ impl Exchange {
 
 impl DeliveryOptions {
     /// What a lane's endpoint speaks: the first lane's is configured, that of the others is older than V1.
-    pub(super) fn protocol(&self, lane: u8) -> Protocol {
-        if lane == 0 { self.protocol } else { Protocol::V0 }
+    pub(super) fn protocol(&self, lane: u8) -> CaptureProtocol {
+        if lane == 0 { self.protocol } else { CaptureProtocol::V0 }
     }
 
     /// How a lane's bodies are compressed: with V0 by nothing but gzip, which is all that every server of that age reads.
     pub(super) fn compression(&self, lane: u8) -> Compression {
         match (self.protocol(lane), self.compression) {
-            (Protocol::V0, Compression::None) => Compression::None,
-            (Protocol::V0, gzip @ Compression::Gzip { .. }) => gzip,
-            (Protocol::V0, _) => Compression::Gzip { level: 1 },
-            (Protocol::V1, any) => any,
+            (CaptureProtocol::V0, Compression::None) => Compression::None,
+            (CaptureProtocol::V0, gzip @ Compression::Gzip { .. }) => gzip,
+            (CaptureProtocol::V0, _) => Compression::Gzip { level: 1 },
+            (CaptureProtocol::V1, any) => any,
         }
     }
 
@@ -59,8 +59,8 @@ impl DeliveryOptions {
     pub(super) fn envelope(&self, lane: u8, exchange: &Exchange, now: WallNanos) -> Envelope<'_> {
         let historical_migration = self.historical_migration;
         match self.protocol(lane) {
-            Protocol::V0 => Envelope::V0 { api_key: &self.api_key, historical_migration, sent_at: now },
-            Protocol::V1 => Envelope::V1 { historical_migration, created_at: exchange.created_at },
+            CaptureProtocol::V0 => Envelope::V0 { api_key: &self.api_key, historical_migration, sent_at: now },
+            CaptureProtocol::V1 => Envelope::V1 { historical_migration, created_at: exchange.created_at },
         }
     }
 
@@ -74,11 +74,11 @@ impl DeliveryOptions {
         let mut max_answer = MAX_RESPONSE_BYTES;
         match protocol {
             // Old servers read the query, not the header.
-            Protocol::V0 if lane == 0 && self.gzip_in_query && encoding.is_some() => {
+            CaptureProtocol::V0 if lane == 0 && self.gzip_in_query && encoding.is_some() => {
                 url = format!("{url}?compression=gzip").into()
             }
-            Protocol::V0 => {}
-            Protocol::V1 => {
+            CaptureProtocol::V0 => {}
+            CaptureProtocol::V1 => {
                 let [major, minor, patch] = LIB_VERSION;
                 headers.extend([
                     ("authorization", format!("Bearer {}", self.api_key)),

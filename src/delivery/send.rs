@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Protocol;
+use super::CaptureProtocol;
 use super::batch::Batch;
 use super::body::{self, Body};
 use super::engine::Engine;
@@ -30,7 +30,7 @@ impl Engine {
     /// Sends a batch; what cannot go with the rest of it becomes a batch of its own.
     pub(super) fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
         // PostHog's V1 answers by uuid, and refuses a request that holds one twice.
-        if self.options.protocol(batch.lane()) == Protocol::V1
+        if self.options.protocol(batch.lane()) == CaptureProtocol::V1
             && let Some(repetition) = batch.first_repetition(&self.intake.loaded)
         {
             let (first, second) = batch.cut(repetition, &mut self.intake.loaded);
@@ -69,7 +69,7 @@ impl Engine {
         self.under_way.insert(task.id(), (batch, ticket));
     }
 
-    /// The batch as a body; records that cannot be read are buried. `None` if nothing is left.
+    /// The batch as a body; records that cannot be read are dead_lettered. `None` if nothing is left.
     fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
         let envelope = self.options.envelope(batch.lane(), exchange, wall);
         let compression = self.options.compression(batch.lane());
@@ -91,7 +91,7 @@ impl Engine {
             .collect();
         batch.events = batch.events.saturating_sub(culprits.len());
         for (chunk, position, reason) in culprits {
-            self.bury(chunk, position, 0, &reason);
+            self.dead_letter(chunk, position, 0, &reason);
         }
         if written.is_none() {
             // Read again at once it would fail again at once.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::engine::{Engine, now};
-use super::flush::Endpoint;
+use super::flush::EndpointStatus;
 use super::pace::Health;
 use crate::clock::WallNanos;
 
@@ -21,12 +21,12 @@ pub(crate) enum Phase {
         until: WallNanos,
     },
     /// A whole cycle of attempts failed.
-    Parked {
+    Cooldown {
         /// Wall time.
         until: WallNanos,
     },
     /// Nothing to send but what is stepped over: refused without evidence against it, or failing while others pass.
-    SteppedOver {
+    Quarantined {
         /// Wall time.
         until: WallNanos,
     },
@@ -68,22 +68,22 @@ pub(crate) struct PaceState {
 
 impl Engine {
     /// The endpoint, as a flush or a stop is told.
-    pub(super) fn endpoint(&self) -> Endpoint {
+    pub(super) fn endpoint(&self) -> EndpointStatus {
         let reason = || self.state.last_error.clone().unwrap_or_default();
         match self.phase() {
-            Phase::Idle | Phase::Sending | Phase::SteppedOver { .. } => {
+            Phase::Idle | Phase::Sending | Phase::Quarantined { .. } => {
                 let (aside, accepted) = (&self.intake.aside, self.intake.accepted);
                 if aside.has_unproven_suspects(accepted) && aside.stepped_over(accepted, now()).is_some() {
-                    Endpoint::Refusing { reason: reason() }
+                    EndpointStatus::Refusing { reason: reason() }
                 } else {
-                    Endpoint::Up
+                    EndpointStatus::Up
                 }
             }
             Phase::Paused { status, until } => {
-                Endpoint::Paused { status, reason: self.pause_reason.clone(), until: Some(until) }
+                EndpointStatus::Paused { status, reason: self.pause_reason.clone(), until: Some(until) }
             }
-            Phase::Backoff { until } | Phase::Parked { until } => {
-                Endpoint::Down { reason: reason(), until: Some(until) }
+            Phase::Backoff { until } | Phase::Cooldown { until } => {
+                EndpointStatus::Down { reason: reason(), until: Some(until) }
             }
         }
     }
@@ -94,12 +94,12 @@ impl Engine {
         let until = |at: Instant| self.wall_of(hold.map_or(at, |hold| hold.max(at)), now, wall);
         match (self.pace.health(), hold) {
             (Health::Backoff { until: at }, _) => Phase::Backoff { until: until(at) },
-            (Health::Parked { until: at }, _) => Phase::Parked { until: until(at) },
+            (Health::Cooldown { until: at }, _) => Phase::Cooldown { until: until(at) },
             (Health::Paused { status, until: at }, _) => Phase::Paused { status, until: until(at) },
-            (Health::Up, Some(hold)) => Phase::Parked { until: until(hold) },
+            (Health::Up, Some(hold)) => Phase::Cooldown { until: until(hold) },
             (Health::Up, None) if self.intake.has_work() || !self.intake.loaded.is_empty() => Phase::Sending,
             (Health::Up, None) => match self.intake.aside.stepped_over(self.intake.accepted, now) {
-                Some((_, at)) => Phase::SteppedOver { until: self.wall_of(at, now, wall) },
+                Some((_, at)) => Phase::Quarantined { until: self.wall_of(at, now, wall) },
                 None => Phase::Idle,
             },
         }

@@ -34,7 +34,7 @@ async fn a_stop_right_after_a_failure_asks_again_at_once() {
         let rig = after_a_failure(failing(1, failure)).await;
         let queue = Arc::clone(&rig.queue);
         let (endpoint, took) = rig.stopped(secs(10)).await;
-        assert_eq!((queue.delivered(), endpoint), (3, Endpoint::Up));
+        assert_eq!((queue.delivered(), endpoint), (3, EndpointStatus::Up));
         assert!(took < Duration::from_millis(50), "{took:?}");
     }
 }
@@ -42,7 +42,7 @@ async fn a_stop_right_after_a_failure_asks_again_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_a_park_early() {
     let rig = Rig::start(queue_of(1, 3), failing(4, Reply::new(503, "")));
-    rig.until(|rig| matches!(rig.handle.state().phase, Phase::Parked { .. })).await;
+    rig.until(|rig| matches!(rig.handle.state().phase, Phase::Cooldown { .. })).await;
     let (queue, took) = rig.stop(secs(10)).await;
     assert!(queue.is_empty() && took < Duration::from_millis(50), "{took:?}");
 }
@@ -55,7 +55,7 @@ async fn a_stop_before_a_server_that_fails_makes_a_cycle_of_attempts() {
     let (found, took) = rig.stopped(secs(60)).await;
     assert_eq!((endpoint.seen().len() - before, queue.queued().len()), (4, 3));
     assert!(took >= Duration::from_millis(300) && took < secs(8), "{took:?}");
-    assert!(matches!(&found, Endpoint::Down { reason, .. } if reason.contains("503")), "{found:?}");
+    assert!(matches!(&found, EndpointStatus::Down { reason, .. } if reason.contains("503")), "{found:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,7 +83,7 @@ async fn a_stop_gives_up_at_once_when_the_key_is_refused() {
     assert_eq!(endpoint.seen().len() - before, 1);
     assert!(took < Duration::from_millis(50), "{took:?}");
     let reason = "HTTP status 401: API key is not valid: no";
-    assert!(matches!(&found, Endpoint::Paused { status: 401, reason: said, .. } if said == reason), "{found:?}");
+    assert!(matches!(&found, EndpointStatus::Paused { status: 401, reason: said, .. } if said == reason), "{found:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,7 +120,7 @@ async fn a_stop_that_gets_no_answer_says_so() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::ok().after(secs(1000)));
     let (found, took) = rig.stopped(secs(3)).await;
     assert_eq!(took, secs(3));
-    assert!(matches!(&found, Endpoint::Down { reason, .. } if reason.contains("no answer")), "{found:?}");
+    assert!(matches!(&found, EndpointStatus::Down { reason, .. } if reason.contains("no answer")), "{found:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -81,14 +81,14 @@ mod tests {
         rig.drained().await;
         assert_eq!((rig.queue.delivered(), begun.elapsed().as_secs()), (30, 1 + 2 + 4));
         assert_eq!(rig.noticed(|notice| matches!(notice, Notice::EngineFailed { .. })), 3);
-        assert_eq!(rig.flush().await.endpoint, super::super::Endpoint::Up);
+        assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Up);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flush_and_a_stop_while_no_engine_runs_do_not_wait_for_one() {
         let rig = rig(u32::MAX);
         rig.until(|rig| rig.noticed(|notice| matches!(notice, Notice::EngineFailed { seconds: 300 })) == 1).await;
-        assert_eq!(rig.flush().await.endpoint, super::super::Endpoint::Stopped);
+        assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Stopped);
         let (queue, took) = rig.stop(Duration::from_secs(10)).await;
         assert_eq!((queue.queued().len(), took), (30, Duration::ZERO));
     }

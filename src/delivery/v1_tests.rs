@@ -11,7 +11,7 @@ use super::*;
 
 fn v1(parts: &mut EngineParts) {
     parts.options.urls = vec!["http://fake/i/v1/analytics/events".into(), "http://fake/ai/".into()];
-    parts.options.protocol = Protocol::V1;
+    parts.options.protocol = CaptureProtocol::V1;
 }
 
 fn start(queue: FakeQueue, script: impl FnMut(&Seen) -> Reply + Send + 'static) -> Rig {
@@ -41,7 +41,7 @@ fn distinct(values: &[String]) -> usize {
 }
 
 fn reasons(rig: &Rig) -> Vec<(u64, u16, String)> {
-    rig.queue.ledger().buried.iter().map(|dead| (dead.seq, dead.status, dead.reason.clone())).collect()
+    rig.queue.ledger().dead_lettered.iter().map(|dead| (dead.seq, dead.status, dead.reason.clone())).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,7 +156,7 @@ async fn what_is_no_answer_of_v1_decides_nothing() {
         }
     });
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried().len()), (3, 0));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (3, 0));
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { .. })), 1);
 }
 
@@ -168,7 +168,7 @@ async fn an_answer_that_is_longer_than_is_read_is_asked_for_again_in_smaller_req
         let rig = start(queue_of(2, events / 2), move |seen| Reply::results(seen, &[&details]));
         if fits {
             rig.drained().await;
-            assert_eq!((rig.queue.delivered(), rig.buried().len()), (events, 0));
+            assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (events, 0));
             assert!(rig.endpoint.seen().last().unwrap().at < Duration::from_secs(5), "without a backoff");
         } else {
             rig.until(|rig| rig.endpoint.seen().last().is_some_and(|seen| seen.events.len() == 1)).await;
@@ -236,13 +236,13 @@ async fn only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
     );
     rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     // What is decided is settled at once.
-    rig.until(|rig| rig.queue.delivered() == 4 && rig.buried() == [2]).await;
+    rig.until(|rig| rig.queue.delivered() == 4 && rig.dead_lettered() == [2]).await;
     assert_eq!(rig.queue.queued(), [3, 4, 8]);
     rig.drained().await;
     assert_eq!(sent(&rig), [vec![1, 2, 3, 4, 5, 6, 7, 8], vec![3, 4, 8], vec![3]]);
     assert_eq!(distinct(&headers(&rig, "posthog-request-id")), 1);
     assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3"]);
-    assert_eq!((rig.queue.delivered(), rig.buried()), (7, vec![2]));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (7, vec![2]));
     let asked =
         |notice: &Notice| matches!(notice, Notice::AskedAgain { events: 3, reason } if reason == "not_persisted");
     assert_eq!(rig.noticed(asked), 1);
@@ -270,14 +270,14 @@ async fn what_is_asked_for_again_for_ever_is_four_requests_and_then_a_park() {
         });
         tokio::time::sleep(Duration::from_secs(28)).await;
         assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3", "4"]);
-        assert!(matches!(rig.handle.state().phase, Phase::Parked { .. }));
+        assert!(matches!(rig.handle.state().phase, Phase::Cooldown { .. }));
         rig.until(|rig| rig.endpoint.seen().len() >= 5).await;
         assert_eq!(headers(&rig, "posthog-attempt")[4], "1", "the next cycle's request is another");
         assert_eq!(distinct(&headers(&rig, "posthog-request-id")[..5]), 2);
         assert_eq!(rig.queue.queued().len() as u64, 2 - rig.queue.delivered());
         rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
         rig.drained().await;
-        assert_eq!((rig.queue.delivered(), rig.buried().len()), (2, 0));
+        assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (2, 0));
     }
 }
 
@@ -333,7 +333,7 @@ async fn a_refused_batch_is_searched_and_its_parts_are_other_requests() {
         }
     });
     rig.drained().await;
-    assert_eq!((rig.queue.delivered(), rig.buried()), (7, vec![3]));
+    assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (7, vec![3]));
     assert!(headers(&rig, "posthog-attempt").iter().all(|attempt| attempt == "1"));
     assert_eq!(distinct(&headers(&rig, "posthog-request-id")), sent(&rig).len());
 }
@@ -366,6 +366,9 @@ async fn a_stop_between_two_attempts_settles_what_is_decided_and_keeps_the_rest(
 async fn a_flush_tells_what_was_taken_and_that_some_was_not() {
     let rig = start(queue_of(1, 3), in_turn(&[&["ok", "drop", "retry"]]));
     let outcome = rig.flush().await;
-    assert_eq!((outcome.delivered, outcome.buried), (1, 1));
-    assert!(matches!(outcome.endpoint, Endpoint::Down { ref reason, .. } if reason.contains("again")), "{outcome:?}");
+    assert_eq!((outcome.delivered, outcome.dead_lettered), (1, 1));
+    assert!(
+        matches!(outcome.endpoint, EndpointStatus::Down { ref reason, .. } if reason.contains("again")),
+        "{outcome:?}"
+    );
 }

@@ -10,21 +10,21 @@ use super::aside::EventId;
 /// again, with the same uuid.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Delivery<'a> {
+pub struct DeliveryNotice<'a> {
     /// The events, by the uuids their receipts carry.
     pub uuids: &'a [Uuid],
     /// What became of all of them.
-    pub verdict: Verdict<'a>,
+    pub verdict: DeliveryOutcome<'a>,
 }
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict<'a> {
+pub enum DeliveryOutcome<'a> {
     /// PostHog has taken it.
     Delivered,
     /// PostHog never will; it lies among the dead letters of the queue.
-    Buried {
+    DeadLettered {
         /// The HTTP status of the refusal; 0 if the event could not be read and was never sent.
         status: u16,
         /// In the words of whoever refused it.

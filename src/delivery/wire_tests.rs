@@ -56,7 +56,7 @@ async fn a_server_that_goes_away_and_comes_back_gets_everything_once() {
     let sink = Sink::start();
     sink.stop();
     let rig = start(&sink, 3, 50);
-    assert!(matches!(rig.flush().await.endpoint, Endpoint::Down { .. }));
+    assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     assert!(rig.noticed(|notice| matches!(notice, Notice::TransportFailed { .. })) > 0);
     sink.resume();
     rig.drained().await;
@@ -81,6 +81,6 @@ async fn a_poisonous_event_is_found_over_the_wire() {
     sink.refuse_if(is_poison, 400, "event submitted with an empty event name");
     let rig = start(&sink, 4, 25);
     rig.drained().await;
-    assert_eq!((rig.buried(), sink.unique().len()), (vec![42], 99));
+    assert_eq!((rig.dead_lettered(), sink.unique().len()), (vec![42], 99));
     rig.stop(Duration::from_secs(5)).await;
 }

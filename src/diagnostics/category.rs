@@ -6,10 +6,10 @@ use crate::worker::DropReason;
 /// What a [`Diagnostic`] is about.
 ///
 /// ```
-/// use posthog::{Category, Config};
+/// use posthog::{DiagnosticCategory, Config};
 ///
 /// let config = Config::new("phc_example").on_diagnostic(|diagnostic| {
-///     if diagnostic.category() == Category::Storage {
+///     if diagnostic.category() == DiagnosticCategory::Storage {
 ///         eprintln!("look at the disk: {diagnostic}");
 ///     }
 /// });
@@ -17,7 +17,7 @@ use crate::worker::DropReason;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Category {
+pub enum DiagnosticCategory {
     /// What the program asked for cannot be sent: a blank id, a value that does not serialize.
     Validation,
     /// A `before_send` hook failed; what it was to look at was dropped.
@@ -42,21 +42,21 @@ pub enum Category {
 
 impl Diagnostic {
     /// What it is about.
-    pub fn category(&self) -> Category {
+    pub fn category(&self) -> DiagnosticCategory {
         match self {
             Diagnostic::Dropped { reason, .. } => category_of(*reason),
-            Diagnostic::KeyMissing => Category::Lifecycle,
-            Diagnostic::CallbackPanicked { callback: "before_send" } => Category::BeforeSend,
-            Diagnostic::CallbackPanicked { .. } => Category::Callback,
-            Diagnostic::Invalid { .. } | Diagnostic::HandmadeException => Category::Validation,
-            Diagnostic::Evicted { .. } | Diagnostic::DiskFloor { .. } => Category::Capacity,
-            Diagnostic::FlagsUnanswered { .. } | Diagnostic::FlagsUnreadable { .. } => Category::Flags,
+            Diagnostic::KeyMissing => DiagnosticCategory::Lifecycle,
+            Diagnostic::CallbackPanicked { callback: "before_send" } => DiagnosticCategory::BeforeSend,
+            Diagnostic::CallbackPanicked { .. } => DiagnosticCategory::Callback,
+            Diagnostic::Invalid { .. } | Diagnostic::ManualException => DiagnosticCategory::Validation,
+            Diagnostic::Evicted { .. } | Diagnostic::LowDiskSpace { .. } => DiagnosticCategory::Capacity,
+            Diagnostic::FlagsUnanswered { .. } | Diagnostic::FlagsUnreadable { .. } => DiagnosticCategory::Flags,
             Diagnostic::FlagDefinitionsUnavailable { .. } | Diagnostic::FlagDefinitionsRecovered => {
-                Category::FlagDefinitions
+                DiagnosticCategory::FlagDefinitions
             }
-            Diagnostic::FlagCacheFailed { .. } => Category::FlagCache,
-            Diagnostic::Buried { .. }
-            | Diagnostic::Suspected { .. }
+            Diagnostic::FlagCacheFailed { .. } => DiagnosticCategory::FlagCache,
+            Diagnostic::DeadLettered { .. }
+            | Diagnostic::Quarantined { .. }
             | Diagnostic::EndpointFailing { .. }
             | Diagnostic::NotPostHog { .. }
             | Diagnostic::Paused { .. }
@@ -64,27 +64,27 @@ impl Diagnostic {
             | Diagnostic::QuotaLimited { .. }
             | Diagnostic::Warned { .. }
             | Diagnostic::LeftOnDisk { .. }
-            | Diagnostic::SymbolsDistrusted
+            | Diagnostic::SymbolsUntrusted
             | Diagnostic::HostReplaced { .. }
-            | Diagnostic::Network { .. } => Category::Delivery,
+            | Diagnostic::Network { .. } => DiagnosticCategory::Delivery,
             Diagnostic::StorageFailing { .. }
             | Diagnostic::StorageRecovered
             | Diagnostic::InMemory { .. }
             | Diagnostic::LostWithProcess { .. }
-            | Diagnostic::SetAside { .. }
+            | Diagnostic::Salvaged { .. }
             | Diagnostic::Missing { .. }
-            | Diagnostic::Checked
+            | Diagnostic::StoreVerified
             | Diagnostic::Ephemeral { .. }
             | Diagnostic::Exposed { .. }
-            | Diagnostic::StrandedQueue { .. }
-            | Diagnostic::StrandedQueues { .. }
+            | Diagnostic::OrphanedQueue { .. }
+            | Diagnostic::OrphanedQueues { .. }
             | Diagnostic::ShardSkipped { .. }
-            | Diagnostic::LastWordsUnread { .. } => Category::Storage,
+            | Diagnostic::CrashReportUnreadable { .. } => DiagnosticCategory::Storage,
         }
     }
 }
 
-fn category_of(reason: DropReason) -> Category {
+fn category_of(reason: DropReason) -> DiagnosticCategory {
     match reason {
         DropReason::EmptyName
         | DropReason::EmptyDistinctId
@@ -94,17 +94,17 @@ fn category_of(reason: DropReason) -> Category {
         | DropReason::NothingToSet
         | DropReason::Unserializable
         | DropReason::TimestampOutOfRange
-        | DropReason::TooLarge => Category::Validation,
-        DropReason::BeforeSend | DropReason::BeforeSendPanicked => Category::BeforeSend,
+        | DropReason::TooLarge => DiagnosticCategory::Validation,
+        DropReason::BeforeSend | DropReason::BeforeSendPanicked => DiagnosticCategory::BeforeSend,
         DropReason::JournalFull | DropReason::JournalBusy | DropReason::QueueFull | DropReason::DiskFull => {
-            Category::Capacity
+            DiagnosticCategory::Capacity
         }
-        DropReason::Storage => Category::Storage,
+        DropReason::Storage => DiagnosticCategory::Storage,
         DropReason::Disabled
-        | DropReason::NotInitialised
+        | DropReason::NotInitialized
         | DropReason::Closed
         | DropReason::OptedOut
         | DropReason::Reentrant
-        | DropReason::Forked => Category::Lifecycle,
+        | DropReason::Forked => DiagnosticCategory::Lifecycle,
     }
 }

@@ -8,7 +8,7 @@
 //! * Recording never fails, never panics and never waits for anybody else's code: the hook and the log subscriber run outside of the
 //!   lock, as callbacks (see `reentry`), and their panics are caught.
 //! * What comes in floods (events dropped for want of room) is counted, and recorded once a second.
-//! * Each kind has a name that stays, for alarms, and belongs to a [`Category`], for those who want to hear of some only. A variant
+//! * Each kind has a name that stays, for alarms, and belongs to a [`DiagnosticCategory`], for those who want to hear of some only. A variant
 //!   added later must be given both.
 //! * The last 128 are kept and can be read. Of each kind and subject at most one line a minute is logged; what is held back is added up, and
 //!   logged when the minute has passed, when things work again, and when the client ends. No event goes missing in the sum.
@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use crate::worker::DropReason;
 
-pub use category::Category;
+pub use category::DiagnosticCategory;
 pub(crate) use recorder::{DiagnosticHook, Diagnostics, log_without_client};
 
 /// Something that happened and that a human might want to know.
@@ -67,7 +67,7 @@ pub enum Diagnostic {
         used: String,
     },
     /// PostHog refused an event for good. It lies among the dead letters.
-    Buried {
+    DeadLettered {
         /// Which.
         uuid: Uuid,
         /// The HTTP status; 0 if it could not be read and was never sent.
@@ -77,7 +77,7 @@ pub enum Diagnostic {
     },
     /// An event was refused and there is no evidence yet that the event is to blame, or sending it on its own failed twice while
     /// others passed: it stays queued, and is tried again ever more rarely.
-    Suspected {
+    Quarantined {
         /// Which.
         uuid: Uuid,
         /// The HTTP status; 0 if there was no answer.
@@ -136,9 +136,9 @@ pub enum Diagnostic {
     },
     /// Storage works again, or there is room again on the file system that had reached its floor.
     StorageRecovered,
-    /// The file system of the queue has less free than [`Config::free_space_floor`](crate::Config::free_space_floor): no event is taken until it
+    /// The file system of the queue has less free than [`Config::min_free_space`](crate::Config::min_free_space): no event is taken until it
     /// has more. What was accepted is delivered. Told at the start and whenever it begins.
-    DiskFloor {
+    LowDiskSpace {
         /// Where the queue lies.
         path: PathBuf,
         /// What the file system has free.
@@ -162,7 +162,7 @@ pub enum Diagnostic {
         events: u64,
     },
     /// A file was damaged or foreign; it was renamed and replaced by what could be saved of it.
-    SetAside {
+    Salvaged {
         /// Its new name.
         path: PathBuf,
         /// What was wrong.
@@ -178,7 +178,7 @@ pub enum Diagnostic {
         after_restart: bool,
     },
     /// The last owner of the queue died inside a write to it, and the file was checked. Damage that was found is a diagnostic of its own.
-    Checked,
+    StoreVerified,
     /// Queued events were given up.
     Evicted {
         /// How many.
@@ -202,8 +202,8 @@ pub enum Diagnostic {
         why: String,
     },
     /// The queue of another key or host has events that nobody delivers, because no process has it open:
-    /// [`Config::also_deliver`](crate::Config::also_deliver) does. Who wants to give them up removes the directory.
-    StrandedQueue {
+    /// [`Config::adopt_queue`](crate::Config::adopt_queue) does. Who wants to give them up removes the directory.
+    OrphanedQueue {
         /// Its directory.
         path: PathBuf,
         /// The key, cut to its first 8 characters, and the host, if the queue could be asked.
@@ -214,7 +214,7 @@ pub enum Diagnostic {
         bytes: u64,
     },
     /// More queues of that kind than are told one by one, which the first sixteen are.
-    StrandedQueues {
+    OrphanedQueues {
         /// Where all of them lie.
         path: PathBuf,
         /// How many there are besides.
@@ -234,7 +234,7 @@ pub enum Diagnostic {
     },
     /// Last words of a crash cannot be written, or those of an earlier process not (all) be read. A file that cannot be read now is tried
     /// again at the next starts, three times in all; then it stays in the directory under a name that ends in `.bad`.
-    LastWordsUnread {
+    CrashReportUnreadable {
         /// The file, if it is about one.
         path: Option<PathBuf>,
         /// Why.
@@ -242,7 +242,7 @@ pub enum Diagnostic {
     },
     /// The last owner of the queue died while it looked up the names of a stack, for want of memory perhaps. Addresses of that build are
     /// sent without names from now on, by later processes too: PostHog finds the names if symbols were uploaded.
-    SymbolsDistrusted,
+    SymbolsUntrusted,
     /// Something the program said cannot be used and was left out: a super property, a property of a context, a header.
     Invalid {
         /// What, and why.
@@ -250,7 +250,7 @@ pub enum Diagnostic {
     },
     /// `capture` was given a `$exception` that the program made by hand. It is sent as it is; but PostHog groups exceptions by a list
     /// that only [`Client::capture_exception`](crate::Client::capture_exception) makes. Told once.
-    HandmadeException,
+    ManualException,
     /// PostHog gave no answer about flags: what is known of them, or the caller's default, stands. Told at the first, and then once a
     /// minute.
     FlagsUnanswered {
@@ -312,8 +312,8 @@ impl Diagnostic {
             Diagnostic::Dropped { reason, .. } => reason.name(),
             Diagnostic::KeyMissing => "key_missing",
             Diagnostic::HostReplaced { .. } => "host_replaced",
-            Diagnostic::Buried { .. } => "buried",
-            Diagnostic::Suspected { .. } => "suspected",
+            Diagnostic::DeadLettered { .. } => "dead_lettered",
+            Diagnostic::Quarantined { .. } => "quarantined",
             Diagnostic::EndpointFailing { .. } => "endpoint_failing",
             Diagnostic::NotPostHog { .. } => "not_posthog",
             Diagnostic::Paused { .. } => "paused",
@@ -323,22 +323,22 @@ impl Diagnostic {
             Diagnostic::CallbackPanicked { .. } => "callback_panicked",
             Diagnostic::StorageFailing { .. } => "storage_failing",
             Diagnostic::StorageRecovered => "storage_recovered",
-            Diagnostic::DiskFloor { .. } => "disk_floor",
+            Diagnostic::LowDiskSpace { .. } => "low_disk_space",
             Diagnostic::InMemory { .. } => "in_memory",
             Diagnostic::LostWithProcess { .. } => "lost_with_process",
-            Diagnostic::SetAside { .. } => "set_aside",
+            Diagnostic::Salvaged { .. } => "salvaged",
             Diagnostic::Missing { .. } => "missing",
-            Diagnostic::Checked => "checked",
+            Diagnostic::StoreVerified => "store_verified",
             Diagnostic::Evicted { .. } => "evicted",
             Diagnostic::Ephemeral { .. } => "ephemeral",
-            Diagnostic::StrandedQueue { .. } => "stranded_queue",
+            Diagnostic::OrphanedQueue { .. } => "orphaned_queue",
             Diagnostic::Exposed { .. } => "exposed",
-            Diagnostic::StrandedQueues { .. } => "stranded_queues",
+            Diagnostic::OrphanedQueues { .. } => "orphaned_queues",
             Diagnostic::ShardSkipped { .. } => "shard_skipped",
-            Diagnostic::LastWordsUnread { .. } => "last_words_unread",
-            Diagnostic::SymbolsDistrusted => "symbols_distrusted",
+            Diagnostic::CrashReportUnreadable { .. } => "crash_report_unreadable",
+            Diagnostic::SymbolsUntrusted => "symbols_untrusted",
             Diagnostic::Invalid { .. } => "invalid",
-            Diagnostic::HandmadeException => "handmade_exception",
+            Diagnostic::ManualException => "manual_exception",
             Diagnostic::FlagsUnanswered { .. } => "flags_unanswered",
             Diagnostic::FlagsUnreadable { .. } => "flags_unreadable",
             Diagnostic::FlagDefinitionsUnavailable { .. } => "flag_definitions_unavailable",
@@ -350,7 +350,7 @@ impl Diagnostic {
     }
 
     fn is_for_information(&self) -> bool {
-        self.is_recovery() || matches!(self, Diagnostic::Checked | Diagnostic::KeyMissing)
+        self.is_recovery() || matches!(self, Diagnostic::StoreVerified | Diagnostic::KeyMissing)
     }
 
     /// Something works again: what was held back about it is logged first.
@@ -383,12 +383,12 @@ impl Diagnostic {
             Diagnostic::Warned { details, .. } => Subject::of(details),
             Diagnostic::FlagCacheFailed { operation, .. } => Subject::of(operation),
             Diagnostic::InMemory { path, .. }
-            | Diagnostic::SetAside { path, .. }
+            | Diagnostic::Salvaged { path, .. }
             | Diagnostic::Ephemeral { path, .. }
-            | Diagnostic::StrandedQueue { path, .. }
+            | Diagnostic::OrphanedQueue { path, .. }
             | Diagnostic::ShardSkipped { path, .. }
             | Diagnostic::LeftOnDisk { path, .. } => Subject::of(path),
-            Diagnostic::LastWordsUnread { path, .. } => Subject::of(path),
+            Diagnostic::CrashReportUnreadable { path, .. } => Subject::of(path),
             _ => Subject::default(),
         }
     }

@@ -108,7 +108,7 @@ fn one_reminder_at_a_time_is_asked_for_and_none_once_nothing_is_held_back() {
         true
     });
     let asked = || asked.load(Ordering::SeqCst);
-    rig.diagnostics.record(Diagnostic::Checked);
+    rig.diagnostics.record(Diagnostic::StoreVerified);
     assert_eq!(asked(), 0, "nothing is held back");
     lines_of(|| assert_eq!(rig.flood(1, 3 * SECOND), 3_000));
     assert_eq!(asked(), 1);
@@ -129,7 +129,7 @@ fn each_kind_has_a_line_of_its_own_and_the_next_says_how_many_it_stands_for() {
             rig.clock.advance(SECOND);
             rig.diagnostics.record(failing());
         }
-        rig.diagnostics.record(Diagnostic::Checked);
+        rig.diagnostics.record(Diagnostic::StoreVerified);
         rig.clock.advance(LOG_INTERVAL);
         rig.diagnostics.record(failing());
     });
@@ -140,7 +140,7 @@ fn each_kind_has_a_line_of_its_own_and_the_next_says_how_many_it_stands_for() {
 #[test]
 fn things_that_have_names_are_each_logged_up_to_a_bound_and_the_rest_counted() {
     let rig = rig();
-    let queue = |number: u64| Diagnostic::StrandedQueue {
+    let queue = |number: u64| Diagnostic::OrphanedQueue {
         path: format!("/queue/{number}").into(),
         owner: None,
         events: number,
@@ -198,12 +198,12 @@ fn a_hook_that_panics_or_records_is_survived() {
     let hook: DiagnosticHook = Arc::new(move |_| {
         assert!(reentry::inside().depth > 0, "the hook runs as a callback");
         if reentry::inside().depth == 1 {
-            again.lock().unwrap().clone().unwrap().record(Diagnostic::Checked);
+            again.lock().unwrap().clone().unwrap().record(Diagnostic::StoreVerified);
         }
         panic!("in the hook");
     });
     let made = Arc::new(Diagnostics::new(Some(hook), Clock::System));
     *diagnostics.lock().unwrap() = Some(Arc::clone(&made));
     made.record(failing());
-    assert_eq!(made.recent(), [failing(), Diagnostic::Checked]);
+    assert_eq!(made.recent(), [failing(), Diagnostic::StoreVerified]);
 }

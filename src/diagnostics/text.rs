@@ -66,8 +66,8 @@ impl fmt::Display for Within {
 
 fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Within) -> fmt::Result {
     match diagnostic {
-        Diagnostic::Buried { .. }
-        | Diagnostic::Suspected { .. }
+        Diagnostic::DeadLettered { .. }
+        | Diagnostic::Quarantined { .. }
         | Diagnostic::EndpointFailing { .. }
         | Diagnostic::NotPostHog { .. }
         | Diagnostic::Paused { .. }
@@ -79,16 +79,16 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
         Diagnostic::StorageFailing { .. }
         | Diagnostic::StorageRecovered
         | Diagnostic::InMemory { .. }
-        | Diagnostic::DiskFloor { .. }
+        | Diagnostic::LowDiskSpace { .. }
         | Diagnostic::LostWithProcess { .. }
-        | Diagnostic::SetAside { .. }
+        | Diagnostic::Salvaged { .. }
         | Diagnostic::Missing { .. }
-        | Diagnostic::Checked
+        | Diagnostic::StoreVerified
         | Diagnostic::Evicted { .. }
         | Diagnostic::Ephemeral { .. }
         | Diagnostic::Exposed { .. }
-        | Diagnostic::StrandedQueue { .. }
-        | Diagnostic::StrandedQueues { .. }
+        | Diagnostic::OrphanedQueue { .. }
+        | Diagnostic::OrphanedQueues { .. }
         | Diagnostic::ShardSkipped { .. } => write_queue(f, diagnostic, within),
         Diagnostic::Dropped { reason, event, detail, count } => {
             write_dropped(f, (*reason, event, detail, *count), within)
@@ -99,10 +99,10 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
             "the host {given} is PostHog's app; events and flags go to {used}, its ingestion host: set the host to that"
         ),
         Diagnostic::CallbackPanicked { callback } => write_panicked(f, callback),
-        Diagnostic::LastWordsUnread { path, why } => write_unread(f, path.as_deref(), why),
-        Diagnostic::SymbolsDistrusted => f.write_str(SYMBOLS_DISTRUSTED),
+        Diagnostic::CrashReportUnreadable { path, why } => write_unread(f, path.as_deref(), why),
+        Diagnostic::SymbolsUntrusted => f.write_str(SYMBOLS_DISTRUSTED),
         Diagnostic::Invalid { what } => f.write_str(what),
-        Diagnostic::HandmadeException => f.write_str(HANDMADE),
+        Diagnostic::ManualException => f.write_str(HANDMADE),
         Diagnostic::FlagsUnanswered { why, requests } => {
             let requests = count(*requests, "request");
             write!(f, "{requests} for feature flags got no answer{within}: {why}; known values or defaults are used")
@@ -137,20 +137,20 @@ fn write_dropped(
 
 fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Within) -> fmt::Result {
     match diagnostic {
-        Diagnostic::Buried { uuid, status: 0, reason } => {
+        Diagnostic::DeadLettered { uuid, status: 0, reason } => {
             write!(
                 f,
                 "event {uuid} cannot be read from the queue ({reason}) and was not sent; it is kept as a dead letter"
             )
         }
-        Diagnostic::Buried { uuid, status, reason } => {
+        Diagnostic::DeadLettered { uuid, status, reason } => {
             write!(
                 f,
                 "PostHog rejected event {uuid} ({}); it is kept as a dead letter and not sent again",
                 Said(*status, reason)
             )
         }
-        Diagnostic::Suspected { uuid, status, reason } => write!(
+        Diagnostic::Quarantined { uuid, status, reason } => write!(
             f,
             "event {uuid} is not accepted ({}); it stays queued and is tried again later, and delivery goes on without it",
             Said(*status, reason)
@@ -208,7 +208,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         Diagnostic::StorageFailing { problem } => write!(f, "the queue's storage fails: {problem}"),
         Diagnostic::StorageRecovered => f.write_str("the queue's storage works again"),
         Diagnostic::InMemory { path, problem } => write_in_memory(f, path, problem),
-        Diagnostic::DiskFloor { path, free_bytes, floor_bytes, volume_bytes } => {
+        Diagnostic::LowDiskSpace { path, free_bytes, floor_bytes, volume_bytes } => {
             write_floor(f, path, (*free_bytes, *floor_bytes), *volume_bytes)
         }
         Diagnostic::LostWithProcess { events } => write!(
@@ -216,7 +216,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
             "{} lost{within}: the queue was in memory only, and the client ended before delivering what was in it",
             count(*events, "event")
         ),
-        Diagnostic::SetAside { path, why, lost } => {
+        Diagnostic::Salvaged { path, why, lost } => {
             write!(f, "a damaged or foreign file was found in the queue ({why}) and renamed to {}; ", path.display())?;
             match lost {
                 0 => f.write_str("the queue goes on without it"),
@@ -233,13 +233,13 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
             "{} lost{within}: the bytes on the disk are damaged or gone; check the disk, and whether somebody changes the queue's files",
             count(*events, "accepted event")
         ),
-        Diagnostic::Checked => f.write_str(CHECKED),
+        Diagnostic::StoreVerified => f.write_str(CHECKED),
         Diagnostic::Evicted { events, for_age } => {
             let events = count(*events, "queued event");
             let why = if *for_age {
                 "older than Config::max_queue_age"
             } else {
-                "to make room for newer ones (Overflow::DropOldest)"
+                "to make room for newer ones (OverflowPolicy::DropOldest)"
             };
             write!(f, "{events} deleted without being delivered{within}: {why}")
         }
@@ -253,12 +253,12 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
             "other users can remove or replace the queue through {}: {why}; the queue is used all the same; restrict the directory's owner or mode",
             path.display()
         ),
-        Diagnostic::StrandedQueue { path, owner, events, bytes } => {
-            write_stranded(f, path, owner.as_ref(), *events, *bytes)
+        Diagnostic::OrphanedQueue { path, owner, events, bytes } => {
+            write_orphaned(f, path, owner.as_ref(), *events, *bytes)
         }
-        Diagnostic::StrandedQueues { path, queues, events, bytes: size } => write!(
+        Diagnostic::OrphanedQueues { path, queues, events, bytes: size } => write!(
             f,
-            "not delivered either: {} ({}) in {} of other keys or hosts under {}; call Config::also_deliver(key, host) for each to have \
+            "not delivered either: {} ({}) in {} of other keys or hosts under {}; call Config::adopt_queue(key, host) for each to have \
              them delivered, or remove the directories to give them up",
             count(*events, "event"),
             bytes(*size),
@@ -272,7 +272,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
     }
 }
 
-fn write_stranded(
+fn write_orphaned(
     f: &mut fmt::Formatter<'_>,
     path: &Path,
     owner: Option<&(String, String)>,
@@ -284,7 +284,7 @@ fn write_stranded(
     let (events, size) = (count(events, "event"), bytes(size));
     write!(
         f,
-        "not delivered: {events} ({size}) of {whose}, because no process has that queue open; call Config::also_deliver(key, host) to \
+        "not delivered: {events} ({size}) of {whose}, because no process has that queue open; call Config::adopt_queue(key, host) to \
          have them delivered, or remove {path} to give them up"
     )
 }
@@ -309,16 +309,16 @@ fn write_in_memory(f: &mut fmt::Formatter<'_>, path: &Path, problem: &str) -> fm
 fn write_floor(f: &mut fmt::Formatter<'_>, path: &Path, (free, floor): (u64, u64), volume: Option<u64>) -> fmt::Result {
     write!(
         f,
-        "new events are dropped: the file system of {} has {} free, less than free_space_floor ({}); what is queued is kept and delivered; ",
+        "new events are dropped: the file system of {} has {} free, less than min_free_space ({}); what is queued is kept and delivered; ",
         path.display(),
         bytes(free),
         bytes(floor)
     )?;
     match volume.filter(|size| *size <= floor) {
         Some(size) => {
-            write!(f, "it is {} large in all: lower Config::free_space_floor, or use a larger one", bytes(size))
+            write!(f, "it is {} large in all: lower Config::min_free_space, or use a larger one", bytes(size))
         }
-        None => f.write_str("free some space there, or lower Config::free_space_floor"),
+        None => f.write_str("free some space there, or lower Config::min_free_space"),
     }
 }
 

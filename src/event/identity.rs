@@ -11,13 +11,13 @@ const SET_ONCE: &str = "$set_once";
 const GROUP_SET: &str = "$group_set";
 
 impl Event {
-    /// A `$identify` event: this person exists, and has the properties that [`person_props`](Self::person_props) and its like set.
+    /// A `$identify` event: this person exists, and has the properties that [`person_properties`](Self::person_properties) and its like set.
     /// Every one is sent; nothing is remembered of earlier ones.
     ///
     /// ```
     /// use posthog::Event;
     ///
-    /// let event = Event::identify("user_1").person_prop("plan", "pro").person_prop_once("first_seen", "2026-01-01");
+    /// let event = Event::identify("user_1").person_property("plan", "pro").person_property_once("first_seen", "2026-01-01");
     /// assert_eq!(event.name(), "$identify");
     /// ```
     pub fn identify(distinct_id: impl AsRef<str>) -> Self {
@@ -74,22 +74,22 @@ impl Event {
     /// ```
     /// use posthog::Event;
     ///
-    /// let event = Event::new("upgraded", "user_1").person_prop("plan", "pro").person_prop("seats", 3);
+    /// let event = Event::new("upgraded", "user_1").person_property("plan", "pro").person_property("seats", 3);
     /// assert_eq!(event.properties()["$set"], serde_json::json!({"plan": "pro", "seats": 3}));
     /// ```
-    pub fn person_prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+    pub fn person_property(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.merge_one(SET, key.as_ref(), &value);
         self
     }
 
     /// Sets a property of the person that has none of that name yet (`$set_once`), with any event.
-    pub fn person_prop_once(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+    pub fn person_property_once(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.merge_one(SET_ONCE, key.as_ref(), &value);
         self
     }
 
     /// Sets several properties of the person (`$set`): those of a map, a struct, or a sequence of pairs.
-    pub fn person_props(mut self, props: impl Serialize) -> Self {
+    pub fn person_properties(mut self, props: impl Serialize) -> Self {
         self.merge_all(SET, &props);
         self
     }

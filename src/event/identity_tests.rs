@@ -28,12 +28,12 @@ fn person_properties_gather_in_one_map_wherever_they_come_from() {
         plan: &'static str,
     }
     let event = Event::new("upgraded", "user_1")
-        .person_prop("plan", "free")
+        .person_property("plan", "free")
         .prop("between", 1)
-        .person_props(Person { plan: "pro" })
-        .person_prop_once("since", 2026)
-        .person_props([("seats", 3)])
-        .person_props(());
+        .person_properties(Person { plan: "pro" })
+        .person_property_once("since", 2026)
+        .person_properties([("seats", 3)])
+        .person_properties(());
     assert_eq!(event.get::<Value>("$set"), Some(json!({"plan": "pro", "seats": 3})));
     let properties = &sent(event)["properties"];
     assert_eq!((&properties["$set_once"], &properties["between"]), (&json!({"since": 2026}), &json!(1)));
@@ -41,9 +41,9 @@ fn person_properties_gather_in_one_map_wherever_they_come_from() {
 
 #[test]
 fn a_set_of_the_callers_own_is_added_to_and_one_that_is_no_map_is_replaced() {
-    let event = Event::new("e", "d").prop("$set", json!({"a": 1, "b": 2})).person_prop("b", 3);
+    let event = Event::new("e", "d").prop("$set", json!({"a": 1, "b": 2})).person_property("b", 3);
     assert_eq!(event.get::<Value>("$set"), Some(json!({"a": 1, "b": 3})));
-    let event = Event::new("e", "d").prop("$set", "nonsense").person_prop("b", 3);
+    let event = Event::new("e", "d").prop("$set", "nonsense").person_property("b", 3);
     assert_eq!(event.get::<Value>("$set"), Some(json!({"b": 3})));
 }
 
@@ -51,7 +51,7 @@ fn a_set_of_the_callers_own_is_added_to_and_one_that_is_no_map_is_replaced() {
 fn identity_events_are_dear_and_say_what_posthog_expects() {
     for (event, expected) in [
         (Event::identify("user_1"), json!({"$set": {}})),
-        (Event::set_person("user_1").person_prop("a", 1), json!({"$set": {"a": 1}})),
+        (Event::set_person("user_1").person_property("a", 1), json!({"$set": {"a": 1}})),
         (Event::alias("user_1", "anon_1"), json!({"distinct_id": "user_1", "alias": "anon_1"})),
         (
             Event::group_identify("company", 42).group_props([("plan", "pro")]),
@@ -94,10 +94,10 @@ fn a_key_that_is_none_and_properties_that_are_none_are_refused() {
     assert_eq!(refusal(Event::group_identify("company", [1])), key(Unencodable::NotAKey));
     assert_eq!(refusal(Event::group_identify("company", f64::NAN)), key(Unencodable::NotAKey));
     let set = Refusal::Unserializable { key: "$set".into(), reason: Unencodable::NotPairs };
-    assert_eq!(refusal(Event::identify("user_1").person_props(7)), set);
+    assert_eq!(refusal(Event::identify("user_1").person_properties(7)), set);
     let deep = (0..64).fold(json!(1), |inside, _| json!([inside]));
     let too_deep = Refusal::Unserializable { key: "$set".into(), reason: Unencodable::TooDeep };
-    assert_eq!(refusal(Event::identify("user_1").person_prop("deep", deep)), too_deep);
+    assert_eq!(refusal(Event::identify("user_1").person_property("deep", deep)), too_deep);
 }
 
 #[test]

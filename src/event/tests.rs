@@ -243,7 +243,7 @@ fn values_of_serde_json_are_what_they_say_wherever_they_stand() {
         .prop("n", json!(1))
         .prop("list", json!([0.5, -3, {"deep": 7}]))
         .group("seat", json!(2))
-        .person_prop("age", json!(40))
+        .person_property("age", json!(40))
         .props(json!({"more": 1.5}));
     let sent = sent(event);
     assert_eq!(sent["properties"]["n"], json!(1));

@@ -3,7 +3,7 @@
 /// Why a flag cannot be evaluated here: PostHog has to be asked, for it knows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
-pub enum Inconclusive {
+pub enum InconclusiveReason {
     /// There is no such flag among the definitions.
     #[error("there is no such flag among the definitions")]
     UnknownFlag,

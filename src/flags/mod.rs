@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Two ways lead to a value. Definitions that were loaded before are evaluated here, without asking anybody; what they cannot decide is
-//! [`Inconclusive`], and PostHog is asked. Both end in an [`Answer`]: for each flag what is known of it ([`Evaluated`]), and how much the
+//! [`InconclusiveReason`], and PostHog is asked. Both end in an [`Answer`]: for each flag what is known of it ([`Evaluated`]), and how much the
 //! whole is worth (errors, want of quota, a [`Failure`]). A flag that is not in it has no value; nothing is ever made up.
 //!
 //! * `subject.rs`, `value.rs`, `inconclusive.rs`: what callers say and get.
@@ -53,7 +53,7 @@ pub(crate) use answer::{Answer, Evaluated, Failure};
 pub(crate) use cache::{FlagCache, Waiter};
 pub(crate) use called::CalledTracker;
 pub use definitions::ParseFlagsError;
-pub use inconclusive::Inconclusive;
+pub use inconclusive::InconclusiveReason;
 pub(crate) use loader::LoadedFlags;
 pub use loader::{
     AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState,

@@ -48,7 +48,7 @@ impl FlagContext {
 
     /// For whomever the request is that is being served, see [`Context`](crate::Context). Outside of one there is nobody to evaluate flags
     /// for, and no flag has a value.
-    pub fn of_request() -> Self {
+    pub fn from_current() -> Self {
         Self::default()
     }
 

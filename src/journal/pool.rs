@@ -56,7 +56,7 @@ pub(super) struct Pool {
     /// The directory as it was when the journal was opened; `None` in memory.
     home: Option<Home>,
     /// The directory was deleted: no name below it means anything of ours any more. Further arenas are in memory.
-    nameless: AtomicBool,
+    unlinked: AtomicBool,
     places: Mutex<Places>,
 }
 
@@ -117,9 +117,9 @@ impl Pool {
             places.admit(disk, &path, index, options)?;
         }
         places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
-        let nameless = AtomicBool::new(options.dir.is_none());
+        let unlinked = AtomicBool::new(options.dir.is_none());
         let arena_bytes = options.arena_bytes;
-        Ok(Self { disk: disk.clone(), arena_bytes, home, nameless, places: Mutex::new(places) })
+        Ok(Self { disk: disk.clone(), arena_bytes, home, unlinked, places: Mutex::new(places) })
     }
 
     /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
@@ -159,7 +159,7 @@ impl Pool {
             }
         };
         let bytes = options.arena_bytes;
-        let arena = match path_of(options, index).filter(|_| !self.is_nameless()) {
+        let arena = match path_of(options, index).filter(|_| !self.is_unlinked()) {
             None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
             Some(path) => self
                 .check_home()
@@ -179,7 +179,7 @@ impl Pool {
         let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
         // Under a name that is not ours there may be somebody else's file by now. One that is left in a directory out of reach is free, and
         // made anew when its number is needed.
-        let names_nothing = || self.is_nameless() || self.check_home().is_err();
+        let names_nothing = || self.is_unlinked() || self.check_home().is_err();
         if !is_wanted && (names_nothing() || self.disk.remove_file(arena.path()).is_ok()) {
             self.lock().mark(arena.index(), false);
             return;
@@ -192,8 +192,8 @@ impl Pool {
         self.lock().free.pop()
     }
 
-    pub(super) fn become_nameless(&self) {
-        self.nameless.store(true, Ordering::Release);
+    pub(super) fn become_unlinked(&self) {
+        self.unlinked.store(true, Ordering::Release);
     }
 
     /// Whether the directory is where it was: only there are names ours.
@@ -201,8 +201,8 @@ impl Pool {
         self.home.as_ref().map_or(Ok(()), Home::check)
     }
 
-    fn is_nameless(&self) -> bool {
-        self.nameless.load(Ordering::Acquire)
+    fn is_unlinked(&self) -> bool {
+        self.unlinked.load(Ordering::Acquire)
     }
 
     /// Whether no name leads to any of them.

@@ -104,7 +104,7 @@ impl Journal {
     }
 
     /// Goes on without touching any name: arenas that are needed from now on are in memory. For a journal that is unlinked.
-    pub(crate) fn become_nameless(&self) {
-        self.pool.become_nameless();
+    pub(crate) fn become_unlinked(&self) {
+        self.pool.become_unlinked();
     }
 }

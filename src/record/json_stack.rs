@@ -52,7 +52,7 @@ fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
     }
     for (address, image, known) in known.into_iter().rev() {
         if known.is_empty() {
-            frames.write_nameless(address, image);
+            frames.write_unlinked(address, image);
         }
         for (depth, symbol) in known.iter().enumerate() {
             frames.write_named(address, image, symbol, depth > 0);
@@ -69,7 +69,7 @@ struct Frames<'o> {
 
 impl Frames<'_> {
     /// Its place in its image is its name: it stays the same over restarts, so that PostHog can group by it.
-    fn write_nameless(&mut self, address: u64, image: Option<&Image<'_>>) {
+    fn write_unlinked(&mut self, address: u64, image: Option<&Image<'_>>) {
         let mut frame = self.begin(address, image);
         if let Some(image) = image {
             let name = format!("{}+{:#x}", image.file_name(), address.wrapping_sub(image.address));

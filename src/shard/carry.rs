@@ -80,7 +80,7 @@ impl Shard {
         store.dead_seqs().map_err(|source| self.failed(source))
     }
 
-    /// Forgets dead records. The ledger goes on counting them as buried.
+    /// Forgets dead records. The ledger goes on counting them as dead_lettered.
     pub(crate) fn exhume(&self, seqs: Vec<u64>) -> Result<(), ShardError> {
         let changes = Changes { exhume: seqs, ..Changes::default() };
         self.in_store(|store| store.apply(&changes)).map(drop)
@@ -131,10 +131,10 @@ impl Shard {
                 key,
                 keep,
                 delivered: u32::try_from(one.delivered).unwrap_or(u32::MAX),
-                buried: u32::try_from(one.buried.len()).unwrap_or(u32::MAX),
+                dead_lettered: u32::try_from(one.dead_lettered.len()).unwrap_or(u32::MAX),
                 evicted: 0,
             });
-            changes.bury.extend(one.buried.iter().cloned());
+            changes.dead_letter.extend(one.dead_lettered.iter().cloned());
         }
         Ok(changes)
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::stranded::{is_known_empty, is_known_without_dead};
+use super::orphaned::{is_known_empty, is_known_without_dead};
 use crate::disk::{Disk, Lock, Name, Open};
 
 /// Shards of one project, at most: a bound on what a fork bomb can leave behind.

@@ -64,9 +64,9 @@ impl Shard {
     /// The directory was deleted: the shard goes on in what it has open. That nobody else can have, and it ends with the process.
     /// Committer only.
     pub(crate) fn become_volatile(&self) {
-        self.journal.become_nameless();
+        self.journal.become_unlinked();
         if let Some(store) = self.open_store() {
-            store.become_nameless();
+            store.become_unlinked();
         }
         self.volatile.store(true, Ordering::Release);
     }

@@ -184,7 +184,7 @@ impl Plan {
         if evicted > 0 {
             let left = keep.as_ref().map_or(0, |kept| kept.frames.len());
             let freed = Chunk::page_bytes_with(chunk.frames.len()).saturating_sub(Chunk::page_bytes_with(left));
-            self.changes.remove.push(Removal { key: chunk.key, keep, delivered: 0, buried: 0, evicted });
+            self.changes.remove.push(Removal { key: chunk.key, keep, delivered: 0, dead_lettered: 0, evicted });
             self.events += u64::from(evicted);
             self.excess.0 = self.excess.0.saturating_sub(freed);
             self.excess.1 = self.excess.1.saturating_sub(u64::from(evicted));

@@ -76,14 +76,14 @@ impl StatusPage {
     }
 
     /// Whether that is what an earlier owner died of. It stays so: with the same file and the same limits it would be died of again.
-    pub(crate) fn distrusts_symbols_of(&self, build: u64) -> bool {
-        self.distrusted().any(|word| word.load(Ordering::Relaxed) == build)
+    pub(crate) fn untrusts_symbols_of(&self, build: u64) -> bool {
+        self.untrusted().any(|word| word.load(Ordering::Relaxed) == build)
     }
 
     /// Remembers a build, and forgets the oldest for it where there is no room.
-    pub(super) fn distrust_symbols_of(&self, build: u64) {
-        let mut moved = if self.distrusts_symbols_of(build) { 0 } else { build };
-        for word in self.distrusted() {
+    pub(super) fn untrust_symbols_of(&self, build: u64) {
+        let mut moved = if self.untrusts_symbols_of(build) { 0 } else { build };
+        for word in self.untrusted() {
             if moved == 0 {
                 break;
             }
@@ -91,8 +91,8 @@ impl StatusPage {
         }
     }
 
-    fn distrusted(&self) -> impl Iterator<Item = &AtomicU64> {
-        (0..DISTRUSTED_MOST).filter_map(|at| self.word(Word::Distrusted as usize + at))
+    fn untrusted(&self) -> impl Iterator<Item = &AtomicU64> {
+        (0..DISTRUSTED_MOST).filter_map(|at| self.word(Word::Untrusted as usize + at))
     }
 
     /// The last life that is written here; none where an older version had the shard last.

@@ -41,9 +41,9 @@ mod explain;
 mod life;
 mod open;
 mod opening;
+mod orphaned;
 mod room;
 mod status;
-mod stranded;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -69,10 +69,10 @@ pub(crate) use explain::explain_io;
 pub(crate) use life::{Life, Sign, build_word};
 pub(crate) use open::{Finding, Opened, concerns_all_shards};
 pub(crate) use opening::OpeningMark;
+pub(crate) use orphaned::{OrphanedQueue, is_known_empty, orphaned};
 pub(crate) use room::keeps_room;
 pub(crate) use status::Predecessor;
 use status::{InPhase, Phase, StatusPage};
-pub(crate) use stranded::{Stranded, is_known_empty, stranded};
 
 /// The lane that rows of the store and commits of the journal are marked with. Always this one: a [`Lane`] has shards of its own.
 pub(crate) const LANE: u8 = 0;
@@ -156,7 +156,7 @@ pub(crate) struct Settled {
     /// Records that PostHog took.
     pub(crate) delivered: u64,
     /// Records that it never will.
-    pub(crate) buried: Vec<DeadRecord>,
+    pub(crate) dead_lettered: Vec<DeadRecord>,
     /// Sequence numbers of the records that stay; `None` if none do.
     pub(crate) keep: Option<Vec<u64>>,
 }
@@ -284,8 +284,8 @@ impl Shard {
     }
 
     /// Whether an earlier owner died of that.
-    pub(crate) fn distrusts_symbols_of(&self, build: u64) -> bool {
-        self.status.distrusts_symbols_of(build)
+    pub(crate) fn untrusts_symbols_of(&self, build: u64) -> bool {
+        self.status.untrusts_symbols_of(build)
     }
 
     /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.

@@ -21,7 +21,7 @@ use crate::store::{Changes, Identity, OpenReport, Store, StoreError, StoreOption
 #[derive(Debug)]
 pub(crate) enum Finding {
     /// A file was damaged or foreign and was renamed out of the way.
-    SetAside {
+    Salvaged {
         /// Its new name.
         path: PathBuf,
         /// What was wrong.
@@ -42,7 +42,7 @@ pub(crate) enum Finding {
         error: ShardError,
     },
     /// The last owner died inside the store, so its file was checked.
-    Checked,
+    StoreVerified,
     /// The last owner died while it looked up what addresses mean.
     DiedResolving,
 }
@@ -87,7 +87,7 @@ impl Shard {
         let mut findings: Vec<Finding> = found
             .set_aside
             .iter()
-            .map(|aside| Finding::SetAside { path: aside.path.clone(), why: aside.why.to_owned(), lost: 0 })
+            .map(|aside| Finding::Salvaged { path: aside.path.clone(), why: aside.why.to_owned(), lost: 0 })
             .collect();
 
         let store = open_store(disk, &dir, options, &before, &status, now, &mut findings)
@@ -161,11 +161,11 @@ fn open_store(
         findings.push(Finding::DiedResolving);
     }
     if before.died_in_store {
-        findings.push(Finding::Checked);
+        findings.push(Finding::StoreVerified);
     }
     let mut store_options = store_options(options, before.ledger, before.died_in_store);
     // Whatever killed them there would kill us: the file is read row by row instead.
-    store_options.distrusted = before.deaths_opening >= DEATHS_MAX;
+    store_options.untrusted = before.deaths_opening >= DEATHS_MAX;
     // Where panics abort, a damaged row is such a thing too. Better the queue is set aside than that no process starts any more.
     store_options.unreadable = cfg!(panic = "abort") && before.deaths_opening >= 2 * DEATHS_MAX;
     let (store, report) = Store::open(disk, dir, &store_options, now).map_err(failed)?;
@@ -185,7 +185,7 @@ fn store_options(options: &ShardOptions, witness: Option<crate::store::Ledger>, 
         reserve_bytes: options.reserve_bytes,
         dead_bytes: options.dead_bytes,
         check_integrity,
-        distrusted: false,
+        untrusted: false,
         unreadable: false,
         witness,
     }
@@ -194,7 +194,7 @@ fn store_options(options: &ShardOptions, witness: Option<crate::store::Ledger>, 
 fn report_damage(report: &OpenReport, findings: &mut Vec<Finding>) {
     if let Some(path) = &report.damaged_file {
         let why = report.damage.clone().unwrap_or_default();
-        findings.push(Finding::SetAside { path: path.clone(), why, lost: report.lost_events });
+        findings.push(Finding::Salvaged { path: path.clone(), why, lost: report.lost_events });
     } else if report.lost_events > 0 {
         findings.push(Finding::Missing { events: report.lost_events, after_restart: false });
     }

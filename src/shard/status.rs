@@ -197,7 +197,7 @@ impl StatusPage {
         let ledger = Ledger {
             accepted: self.get(Word::CarriedUpTo),
             delivered: self.get(Word::Delivered),
-            buried: self.get(Word::Buried),
+            dead_lettered: self.get(Word::DeadLettered),
             evicted: self.get(Word::Evicted),
             damaged: self.get(Word::Damaged),
             lost_unsynced: self.get(Word::LostUnsynced),
@@ -242,7 +242,7 @@ impl StatusPage {
         self.begin_life(predecessor.life.as_ref(), boot_id, now);
         // Whoever adopts leaves a mark of its own, on its own page.
         if let Some(build) = predecessor.died_resolving {
-            self.distrust_symbols_of(build);
+            self.untrust_symbols_of(build);
         }
         if !self.adopts || predecessor.died_resolving.is_some() {
             self.set(Word::Resolving, 0);
@@ -281,7 +281,7 @@ impl StatusPage {
     pub(crate) fn mirror(&self, ledger: &Ledger, epoch: u64, oldest_at: Option<WallNanos>, now: WallNanos) {
         self.set(Word::CarriedUpTo, ledger.accepted);
         self.set(Word::Delivered, ledger.delivered);
-        self.set(Word::Buried, ledger.buried);
+        self.set(Word::DeadLettered, ledger.dead_lettered);
         self.set(Word::Evicted, ledger.evicted);
         self.set(Word::Damaged, ledger.damaged);
         self.set(Word::LostUnsynced, ledger.lost_unsynced);

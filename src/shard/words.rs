@@ -16,7 +16,7 @@ pub(super) enum Word {
     Epoch = 10,
     Accepted = 11,
     Delivered = 12,
-    Buried = 13,
+    DeadLettered = 13,
     Evicted = 14,
     Damaged = 15,
     LostUnsynced = 16,
@@ -45,6 +45,6 @@ pub(super) enum Word {
     /// The newest epoch that was there when the machine had been restarted. Epochs rise, so it stays true whoever leaves it here.
     EpochAtRestart = 37,
     /// The builds whose addresses owners died of looking up, the last first, in eight words; 0 where there are no more.
-    Distrusted = 38,
+    Untrusted = 38,
     Refused = 64,
 }

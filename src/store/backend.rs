@@ -34,7 +34,7 @@ struct Shared {
     generation: u64,
     condemned: Condemned,
     /// The file was deleted, and goes on without a name.
-    nameless: AtomicBool,
+    unlinked: AtomicBool,
     /// `None` once released.
     held: RwLock<Option<Held>>,
 }
@@ -70,7 +70,7 @@ impl StoreFile {
             file,
             generation: fork::generation(),
             condemned,
-            nameless: AtomicBool::new(false),
+            unlinked: AtomicBool::new(false),
             held: RwLock::new(held),
         }))
     }
@@ -97,8 +97,8 @@ impl StoreFile {
     }
 
     /// It is written from now on though it has no name.
-    pub(super) fn become_nameless(&self) {
-        self.0.nameless.store(true, Ordering::Release);
+    pub(super) fn become_unlinked(&self) {
+        self.0.unlinked.store(true, Ordering::Release);
     }
 
     /// Bytes that its blocks take on the disk.
@@ -126,7 +126,7 @@ impl Shared {
 
     fn check_name(&self) -> io::Result<()> {
         self.check_writable()?;
-        if self.nameless.load(Ordering::Acquire) || self.file.can_be_found()? {
+        if self.unlinked.load(Ordering::Acquire) || self.file.can_be_found()? {
             Ok(())
         } else {
             Err(io::Error::other("the queue's file was removed or replaced by another"))

@@ -18,8 +18,8 @@ pub(crate) struct Changes {
     /// Settled rows.
     pub(crate) remove: Vec<Removal>,
     /// Records that go to the dead letters. Count them in [`Removal::buried`], or in the delta if they never had a row.
-    pub(crate) bury: Vec<DeadRecord>,
-    /// Dead records, by sequence number, that are no longer kept. The ledger goes on counting them as buried.
+    pub(crate) dead_letter: Vec<DeadRecord>,
+    /// Dead records, by sequence number, that are no longer kept. The ledger goes on counting them as dead_lettered.
     pub(crate) exhume: Vec<u64>,
     /// Lanes and the epochs whose arenas this transaction carries. One that is not newer than the lane's last is refused, and nothing
     /// is changed. A transaction with a `ledger` delta should have one, or it must not be repeated.
@@ -40,8 +40,8 @@ pub(crate) struct Removal {
     pub(crate) keep: Option<Chunk>,
     /// How many were delivered.
     pub(crate) delivered: u32,
-    /// How many were buried.
-    pub(crate) buried: u32,
+    /// How many were dead_lettered.
+    pub(crate) dead_lettered: u32,
     /// How many were evicted.
     pub(crate) evicted: u32,
 }
@@ -111,7 +111,7 @@ fn change_dead(dead: &mut RowTable<'_>, changes: &Changes, known: Option<u64>, m
         Some(known) => known,
         None => count_dead(dead)?,
     };
-    for record in &changes.bury {
+    for record in &changes.dead_letter {
         let value = rows::dead_value(record);
         bytes = bytes.saturating_add(value.len() as u64);
         let replaced = dead.insert(record.seq.to_be_bytes().as_slice(), value.as_slice())?;
@@ -174,7 +174,7 @@ fn remove(
 ) -> Result<(), StoreError> {
     let key = rows::chunk_key(removal.key);
     let kept = removal.keep.as_ref().map_or(0, |chunk| u64::from(chunk.count));
-    let settled = [removal.delivered, removal.buried, removal.evicted].into_iter().map(u64::from).sum::<u64>();
+    let settled = [removal.delivered, removal.dead_lettered, removal.evicted].into_iter().map(u64::from).sum::<u64>();
     let found = table.get(key.as_slice())?.map(|row| (rows::parse_chunk(removal.key, row.value()), row.value().len()));
     let damaged = match &found {
         // More than what is accounted for: records in it that could not be read, though the row's checksum holds.
@@ -195,7 +195,7 @@ fn remove(
     ledger.queued_bytes = ledger.queued_bytes.saturating_sub(bytes);
     ledger.queued_events = ledger.queued_events.saturating_sub(settled + kept);
     ledger.delivered = ledger.delivered.saturating_add(removal.delivered.into());
-    ledger.buried = ledger.buried.saturating_add(removal.buried.into());
+    ledger.dead_lettered = ledger.dead_lettered.saturating_add(removal.dead_lettered.into());
     ledger.evicted = ledger.evicted.saturating_add(removal.evicted.into());
     charge_as_damaged(state, applied, damaged);
     removal.keep.as_ref().map_or(Ok(()), |chunk| insert(table, chunk, state))

@@ -8,7 +8,7 @@ pub(crate) struct Ledger {
     /// Taken by the server.
     pub(crate) delivered: u64,
     /// Refused for good and kept among the dead records.
-    pub(crate) buried: u64,
+    pub(crate) dead_lettered: u64,
     /// Given up for want of room, or for their age.
     pub(crate) evicted: u64,
     /// Damaged on disk.
@@ -28,8 +28,8 @@ pub(crate) struct LedgerDelta {
     pub(crate) accepted_up_to: u64,
     /// Delivered without ever having been in a row.
     pub(crate) delivered: u64,
-    /// Buried without ever having been in a row.
-    pub(crate) buried: u64,
+    /// DeadLettered without ever having been in a row.
+    pub(crate) dead_lettered: u64,
     /// Evicted without ever having been in a row.
     pub(crate) evicted: u64,
     /// Found damaged before they came into a row.
@@ -41,7 +41,8 @@ pub(crate) struct LedgerDelta {
 impl Ledger {
     /// Accepted events less those whose place is known: zero, or something is wrong.
     pub(crate) fn imbalance(&self) -> i128 {
-        let places = [self.delivered, self.queued_events, self.buried, self.evicted, self.damaged, self.lost_unsynced];
+        let places =
+            [self.delivered, self.queued_events, self.dead_lettered, self.evicted, self.damaged, self.lost_unsynced];
         i128::from(self.accepted) - places.into_iter().map(i128::from).sum::<i128>()
     }
 
@@ -49,7 +50,7 @@ impl Ledger {
         self.accepted = self.accepted.max(delta.accepted_up_to);
         for (counter, more) in [
             (&mut self.delivered, delta.delivered),
-            (&mut self.buried, delta.buried),
+            (&mut self.dead_lettered, delta.dead_lettered),
             (&mut self.evicted, delta.evicted),
             (&mut self.damaged, delta.damaged),
             (&mut self.lost_unsynced, delta.lost_unsynced),
@@ -69,9 +70,13 @@ impl Ledger {
             return;
         }
         let mut surplus = u64::try_from(-imbalance).unwrap_or(u64::MAX);
-        for counter in
-            [&mut self.delivered, &mut self.damaged, &mut self.evicted, &mut self.buried, &mut self.lost_unsynced]
-        {
+        for counter in [
+            &mut self.delivered,
+            &mut self.damaged,
+            &mut self.evicted,
+            &mut self.dead_lettered,
+            &mut self.lost_unsynced,
+        ] {
             let taken = surplus.min(*counter);
             *counter -= taken;
             surplus -= taken;
@@ -86,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_recount_always_balances() {
-        let before = Ledger { accepted: 10, delivered: 3, buried: 1, queued_events: 6, ..Ledger::default() };
+        let before = Ledger { accepted: 10, delivered: 3, dead_lettered: 1, queued_events: 6, ..Ledger::default() };
         assert_eq!(before.imbalance(), 0);
         for found in 0..20 {
             let mut after = before;
@@ -97,12 +102,12 @@ mod tests {
 
     #[test]
     fn what_a_recount_misses_is_damaged_and_nothing_else_changes() {
-        let mut ledger = Ledger { accepted: 10, delivered: 3, buried: 1, queued_events: 6, ..Ledger::default() };
+        let mut ledger = Ledger { accepted: 10, delivered: 3, dead_lettered: 1, queued_events: 6, ..Ledger::default() };
         ledger.recount(4, 400, 8);
         let expected = Ledger {
             accepted: 10,
             delivered: 3,
-            buried: 1,
+            dead_lettered: 1,
             damaged: 2,
             queued_events: 4,
             queued_bytes: 400,

@@ -32,12 +32,10 @@ mod backend;
 mod changes;
 mod chunk;
 mod definitions;
-mod distrusted;
 mod error;
 mod guard;
 mod identify;
 mod ledger;
-mod nameless;
 mod open;
 mod place;
 mod reads;
@@ -49,6 +47,8 @@ mod salvage;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod unlinked;
+mod untrusted;
 mod upkeep;
 
 use std::io;
@@ -119,7 +119,7 @@ pub(crate) struct Store {
     /// `None` in memory.
     place: Option<Place>,
     /// Its directory was deleted: no name in it means anything of ours any more.
-    nameless: AtomicBool,
+    unlinked: AtomicBool,
     options: StoreOptions,
     /// What the dead records may take.
     dead_bytes: AtomicU64,
@@ -211,7 +211,7 @@ impl Store {
         } = opened;
         Self {
             place,
-            nameless: AtomicBool::new(false),
+            unlinked: AtomicBool::new(false),
             dead_bytes: AtomicU64::new(options.dead_bytes),
             options,
             generation: fork::generation(),
@@ -371,7 +371,7 @@ impl Store {
 
     fn whereabouts(&self) -> Whereabouts<'_> {
         let Some(place) = &self.place else { return Whereabouts::InMemory };
-        if self.nameless.load(Ordering::Acquire) {
+        if self.unlinked.load(Ordering::Acquire) {
             return Whereabouts::Deleted;
         }
         place.home.check().map_or_else(Whereabouts::OutOfReach, |()| Whereabouts::Here(place))

@@ -34,7 +34,7 @@ pub(crate) struct StoreOptions {
     pub(crate) check_integrity: bool,
     /// Do not even try to open the file, but build a new one from its rows: whatever killed the previous owners there would kill
     /// this one too.
-    pub(crate) distrusted: bool,
+    pub(crate) untrusted: bool,
     /// Do not read the rows either: that has killed owners too. The file is kept aside as it is.
     pub(crate) unreadable: bool,
     /// The ledger as the status page last mirrored it after a commit of this store, if known.
@@ -91,7 +91,7 @@ pub(super) fn open(place: &Place, condemned: &Condemned, now: WallNanos) -> Resu
         create(place, &mut report)?;
         return Ok((open_existing(place, false, condemned)?, report));
     }
-    let opened = if place.options.distrusted {
+    let opened = if place.options.untrusted {
         Err(StoreError::damaged("several processes in a row died while they opened it"))
     } else {
         open_existing(place, place.options.check_integrity, condemned)

@@ -36,7 +36,7 @@ pub(crate) struct DamagedRow {
 impl DamagedRow {
     /// Replaces the row by what was saved of it. The store itself counts what was not.
     pub(crate) fn removal(self) -> Removal {
-        Removal { key: self.key, keep: self.salvaged, delivered: 0, buried: 0, evicted: 0 }
+        Removal { key: self.key, keep: self.salvaged, delivered: 0, dead_lettered: 0, evicted: 0 }
     }
 }
 

@@ -58,7 +58,7 @@ impl Rebuild {
     }
 
     /// Adds a dead record.
-    pub(super) fn bury(&mut self, dead: DeadRecord) -> Result<(), StoreError> {
+    pub(super) fn dead_letter(&mut self, dead: DeadRecord) -> Result<(), StoreError> {
         let bytes = rows::dead_len(&dead);
         self.totals.dead_bytes = self.totals.dead_bytes.saturating_add(bytes as u64);
         self.totals.highest_seq = self.totals.highest_seq.max(dead.seq);

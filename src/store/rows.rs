@@ -195,11 +195,11 @@ pub(super) struct State {
 
 /// `[version u8][ledger 8 * u64][rows u64][has next attempt u8][next attempt i64]` and for each lane `[lane u8][epoch u64]`, `[check u64]`
 pub(super) fn state_value(state: &State) -> Vec<u8> {
-    let Ledger { accepted, delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes } =
+    let Ledger { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes } =
         state.ledger;
     let mut bytes = vec![VERSION];
     let counters =
-        [accepted, delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, state.rows];
+        [accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes, state.rows];
     bytes.extend(counters.into_iter().flat_map(u64::to_le_bytes));
     bytes.push(u8::from(state.next_attempt.is_some()));
     bytes.extend_from_slice(&state.next_attempt.unwrap_or_default().to_le_bytes());
@@ -217,7 +217,7 @@ pub(super) fn parse_state(value: &[u8]) -> Option<State> {
     let ledger = Ledger {
         accepted: fields.u64()?,
         delivered: fields.u64()?,
-        buried: fields.u64()?,
+        dead_lettered: fields.u64()?,
         evicted: fields.u64()?,
         damaged: fields.u64()?,
         lost_unsynced: fields.u64()?,

@@ -1,6 +1,6 @@
 //! Reading what can be read from a file that cannot be trusted.
 //!
-//! The file is opened for reading only (`distrusted.rs`), so it stays as it was found. Each step is guarded; where a step fails, the rows are approached from the
+//! The file is opened for reading only (`untrusted.rs`), so it stays as it was found. Each step is guarded; where a step fails, the rows are approached from the
 //! other end, and what remains between the two failures is halved and tried again, so that one bad page costs the rows on it.
 //! Each row must pass its own checks; of a torn row the whole records are kept. There is no search through free pages: they are full
 //! of rows long delivered.
@@ -15,13 +15,13 @@ use super::place::Place;
 use super::rebuild::Rebuild;
 use super::rows::{self, ChunkRow};
 use super::tables::{self, CHUNKS, DEAD, Meta};
-use super::{Chunk, StoreError, distrusted};
+use super::{Chunk, StoreError, untrusted};
 use crate::record::frame;
 
 /// Failed steps after which the rest is given up.
 const MOST_FAILURES: u32 = 400;
 
-/// A distrusted file, open for reading.
+/// A untrusted file, open for reading.
 pub(super) struct Salvage<'a> {
     place: &'a Place,
     /// `None` if it cannot be opened, or not any more.
@@ -32,7 +32,7 @@ pub(super) struct Salvage<'a> {
 impl<'a> Salvage<'a> {
     /// Opens the store's file if that is possible; if not, there is nothing to salvage.
     pub(super) fn open(place: &'a Place) -> Self {
-        let db = if place.options.unreadable { None } else { distrusted::open(place) };
+        let db = if place.options.unreadable { None } else { untrusted::open(place) };
         Self { place, db, failures: 0 }
     }
 
@@ -65,7 +65,7 @@ impl<'a> Salvage<'a> {
         self.copy_table(DEAD, 8, &mut |key, value| {
             let seq = key.first_chunk().map(|seq| u64::from_be_bytes(*seq));
             match seq.and_then(|seq| rows::parse_dead(seq, value)) {
-                Some(dead) => rebuild.bury(dead),
+                Some(dead) => rebuild.dead_letter(dead),
                 None => Ok(()),
             }
         })
@@ -141,7 +141,7 @@ impl<'a> Salvage<'a> {
         self.failures += 1;
         self.close();
         if self.failures < MOST_FAILURES {
-            self.db = distrusted::open(self.place);
+            self.db = untrusted::open(self.place);
         }
     }
 

@@ -39,7 +39,7 @@ impl Store {
         let file = opened.take().and_then(Open::close);
         let fresh = match self.whereabouts() {
             Whereabouts::InMemory => self.start_over_in_memory(self.committed().clone()),
-            Whereabouts::Deleted => self.reopen_nameless(file, self.committed().clone()),
+            Whereabouts::Deleted => self.reopen_unlinked(file, self.committed().clone()),
             Whereabouts::OutOfReach(error) => self.reopen_as_it_is(file).map_err(|_| StoreError::Io(error)),
             Whereabouts::Here(place) => {
                 // Before the file is opened by name: it may be the same.
@@ -121,7 +121,7 @@ impl Store {
     /// What the options said of the previous owner is settled; what this one has seen takes its place.
     fn as_known_by_now(&self, place: &Place) -> Place {
         let mut place = place.clone();
-        place.options.distrusted = false;
+        place.options.untrusted = false;
         place.options.unreadable = false;
         place.options.check_integrity = self.suspect.load(Ordering::Acquire);
         place.options.witness = Some(self.committed().ledger);

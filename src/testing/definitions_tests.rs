@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{Answer, Harness, Route};
 use crate::{
-    Category, Config, Diagnostic, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState,
-    ProviderError,
+    Config, Diagnostic, DiagnosticCategory, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
+    FlagDefinitionsState, ProviderError,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ fn reload(harness: &Harness) -> Result<(), FlagDefinitionsError> {
     loaded.try_get().unwrap()
 }
 
-fn failures(harness: &Harness, of: Category) -> Vec<Diagnostic> {
+fn failures(harness: &Harness, of: DiagnosticCategory) -> Vec<Diagnostic> {
     harness.client().diagnostics().into_iter().filter(|diagnostic| diagnostic.category() == of).collect()
 }
 
@@ -86,7 +86,7 @@ fn fdl_02_an_outage_is_told_with_its_beginning_and_its_end_and_the_age_grows() {
     assert_eq!(harness.client().flag_definitions_state(), FlagDefinitionsState::Stale);
     harness.server().always(Route::FlagDefinitions, Answer::ok());
     reload(&harness).unwrap();
-    let told = failures(&harness, Category::FlagDefinitions);
+    let told = failures(&harness, DiagnosticCategory::FlagDefinitions);
     assert!(
         matches!(&told[..], [Diagnostic::FlagDefinitionsUnavailable { .. }, Diagnostic::FlagDefinitionsRecovered]),
         "{told:?}"
@@ -213,7 +213,7 @@ fn fdl_11_the_providers_shutdown_is_called_once_and_does_not_stop_the_clients() 
         let closed = harness.client().close();
         assert!(closed.wait(MINUTE).is_ok());
         assert_eq!(shared.shutdowns.load(SeqCst), 1);
-        let told = failures(&harness, Category::FlagCache);
+        let told = failures(&harness, DiagnosticCategory::FlagCache);
         let shutdowns = told
             .iter()
             .filter(|told| matches!(told, Diagnostic::FlagCacheFailed { operation: "shutdown", .. }))

@@ -131,7 +131,7 @@ fn open(
         .queue_dir(directory.path())
         .no_proxy()
         .first_send_jitter(Duration::ZERO)
-        .free_space_floor(0);
+        .min_free_space(0);
     Client::surrounded_by(configure(config), |options| {
         options.clock = clock.as_clock();
         options.network = Some(std::sync::Arc::new(server.clone()));

@@ -8,7 +8,7 @@
 //! is due, syncs, backoff, `Retry-After`, parking, deadlines of a shutdown. *The network* is a [`Server`] that answers as it is told
 //! and remembers what it was asked; what it cannot read fails the test that asks for it. *Chance* is not: a wait after a failure is drawn between zero and a bound, so advance by the bound.
 //! What a caller waits for goes by real time, for the caller's thread is not the client's: [`Pending::wait`](crate::Pending::wait),
-//! [`Overflow::Block`](crate::Overflow::Block), the second that dropping a client may take.
+//! [`OverflowPolicy::Block`](crate::OverflowPolicy::Block), the second that dropping a client may take.
 //!
 //! A test has steps. It captures; it moves the clock ([`Harness::advance`]) or has everything sent now ([`Harness::deliver`]), either
 //! of which returns when both threads of the client have done what was due; and it looks: at the [`queue`](Harness::queued), at the
@@ -17,7 +17,7 @@
 //! ```
 //! use std::time::Duration;
 //! use posthog::testing::{Answer, Harness, Route};
-//! use posthog::{Client, Endpoint, Event};
+//! use posthog::{Client, EndpointStatus, Event};
 //!
 //! // What is to be tested.
 //! fn sign_up(posthog: &Client) {
@@ -46,7 +46,7 @@
 //! // Or everything at once.
 //! sign_up(harness.client());
 //! let report = harness.deliver().expect("the server answers at once");
-//! assert_eq!((report.delivered, report.endpoint), (1, Endpoint::Up));
+//! assert_eq!((report.delivered, report.endpoint), (1, EndpointStatus::Up));
 //! # Ok(())
 //! # }
 //! ```

@@ -212,10 +212,10 @@ mod tests {
 
     use super::*;
     use crate::testing::Harness;
-    use crate::{Compression, Config, Event, Protocol};
+    use crate::{CaptureProtocol, Compression, Config, Event};
 
     fn speaking(compression: Compression) -> impl FnOnce(Config) -> Config {
-        move |config| config.protocol(Protocol::V1).compression(compression)
+        move |config| config.protocol(CaptureProtocol::V1).compression(compression)
     }
 
     /// Every codec that is compiled in.

@@ -86,7 +86,7 @@ pub(crate) enum TransportError {
 
 impl TransportError {
     /// Sorts reqwest's error by what its reader can do about it. `url` says which way the request was to take.
-    pub(super) fn of_request(error: reqwest::Error, url: &Url, ways: &Ways) -> Self {
+    pub(super) fn from_current(error: reqwest::Error, url: &Url, ways: &Ways) -> Self {
         let error = error.without_url();
         let proxy = ways.to(url);
         // hyper-util does not export the type.

@@ -76,7 +76,7 @@ async fn attempt(
     ways: &Ways,
 ) -> Result<Response, Failure> {
     let (url, began) = (request.url().clone(), Instant::now());
-    let failed = |error, was_stale| Failure { error: TransportError::of_request(error, &url, ways), was_stale };
+    let failed = |error, was_stale| Failure { error: TransportError::from_current(error, &url, ways), was_stale };
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
         let was_stale = !has_connected && began.elapsed() < FOUND_OUT_WITHIN && is_hang_up(&error);

@@ -12,10 +12,10 @@ use crate::reentry;
 ///
 /// That is one kind of fullness. A burst that comes faster than events can be moved from the journal to the queue fills the journal
 /// ([`Config::journal_bytes`](crate::Config::journal_bytes)), and then a capture is `Dropped(JournalFull)` under each of these but
-/// [`Block`](Overflow::Block).
+/// [`Block`](OverflowPolicy::Block).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Overflow {
+pub enum OverflowPolicy {
     /// The new event is dropped. What was accepted stays.
     #[default]
     DropNewest,
@@ -37,9 +37,9 @@ pub(crate) struct Limits {
     /// Age of the oldest.
     pub(crate) queue_age: Option<Duration>,
     /// Bytes of the file system that are left alone.
-    pub(crate) free_space_floor: u64,
+    pub(crate) min_free_space: u64,
     /// What happens beyond them.
-    pub(crate) overflow: Overflow,
+    pub(crate) overflow: OverflowPolicy,
 }
 
 /// Why a record was not taken.
@@ -143,7 +143,7 @@ impl Limits {
         let taken = Room { events: usage.queued_events, bytes: usage.row_bytes };
         let more = Room { events: eighth_more(bound.events), bytes: eighth_more(bound.bytes) };
         let (ordinary, dear) = match self.overflow {
-            Overflow::DropOldest if usage.under_way.events < bound.events => {
+            OverflowPolicy::DropOldest if usage.under_way.events < bound.events => {
                 // What is carried pushes out what is older. So there is no bound on how much of it may come, but for its bytes: no more
                 // than can be pushed out.
                 let room = less(bound, usage.under_way);
@@ -154,7 +154,7 @@ impl Limits {
         };
         let has_room = |room: Room| usage.waiting.events < room.events && usage.waiting.bytes < room.bytes;
         let level = match (has_room(ordinary), has_room(dear)) {
-            _ if usage.free_bytes.is_some_and(|free| free < self.free_space_floor) => Level::Floor,
+            _ if usage.free_bytes.is_some_and(|free| free < self.min_free_space) => Level::Floor,
             (true, _) => Level::Open,
             (false, true) => Level::Full,
             (false, false) => Level::Packed,
@@ -292,14 +292,14 @@ impl Pipeline {
     /// Whether the caller of a capture waits for room.
     #[cold]
     pub(super) fn may_block(&self) -> bool {
-        matches!(self.options.limits.overflow, Overflow::Block(_)) && !reentry::on_our_thread()
+        matches!(self.options.limits.overflow, OverflowPolicy::Block(_)) && !reentry::on_our_thread()
     }
 
     /// The journal was full or busy, or the queue has reached its bounds.
     #[cold]
     pub(super) fn append_without_room(&self, body: &[u8], hash: u64, class: u8) -> Result<u64, Unwelcome> {
         let until = match self.options.limits.overflow {
-            Overflow::Block(most) if self.may_block() => Instant::now().checked_add(most),
+            OverflowPolicy::Block(most) if self.may_block() => Instant::now().checked_add(most),
             _ => None,
         };
         loop {
@@ -345,8 +345,8 @@ mod tests {
             queue_bytes: 100 * MIB,
             queue_events: 1000,
             queue_age: None,
-            free_space_floor: 10 * MIB,
-            overflow: Overflow::DropNewest,
+            min_free_space: 10 * MIB,
+            overflow: OverflowPolicy::DropNewest,
         }
     }
 
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn where_the_oldest_make_room_only_what_is_under_way_keeps_others_out() {
-        let limits = Limits { overflow: Overflow::DropOldest, ..limits() };
+        let limits = Limits { overflow: OverflowPolicy::DropOldest, ..limits() };
         let usage = Usage { queued_events: 1000, row_bytes: 100 * MIB, ..Usage::default() };
         let room = limits.standing(&usage).ordinary;
         assert_eq!(room, Room { events: u64::MAX, bytes: 100 * MIB });

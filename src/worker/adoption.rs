@@ -236,14 +236,14 @@ pub(super) fn avoided_at_start(skipped: Vec<(u32, String)>, now: Instant) -> Avo
 impl From<Finding> for Notice {
     fn from(finding: Finding) -> Self {
         match finding {
-            Finding::SetAside { path, why, lost } => Notice::SetAside { path, why, lost },
+            Finding::Salvaged { path, why, lost } => Notice::Salvaged { path, why, lost },
             Finding::Missing { events, after_restart } => Notice::Missing { events, after_restart },
             Finding::NotCarried { error } => {
                 let why = error.explain(&Disk::default());
                 Notice::Storage { problem: Some(format!("events in the journal could not be stored yet: {why}")) }
             }
-            Finding::Checked => Notice::Checked,
-            Finding::DiedResolving => Notice::SymbolsDistrusted,
+            Finding::StoreVerified => Notice::StoreVerified,
+            Finding::DiedResolving => Notice::SymbolsUntrusted,
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Wanted {
     /// Flushes that begin.
     pub(super) flushes: Vec<Flush>,
     /// Flushes that the delivery is done with, and how it found the endpoint.
-    pub(super) flushed: Vec<(Flush, delivery::Endpoint)>,
+    pub(super) flushed: Vec<(Flush, delivery::EndpointStatus)>,
     /// Events to be sent at once, because somebody waits for what becomes of them.
     pub(super) awaited: Vec<Awaited>,
     /// What is to be done with dead letters.
@@ -40,7 +40,7 @@ pub(super) struct Wanted {
     /// Who waits for the end.
     pub(super) stops: Vec<Promise<ShutdownReport>>,
     /// Delivery has ended, and found the endpoint so.
-    pub(super) delivery_ended: Option<delivery::Endpoint>,
+    pub(super) delivery_ended: Option<delivery::EndpointStatus>,
 }
 
 impl Wanted {
@@ -147,7 +147,7 @@ impl Bell {
     }
 
     /// Takes out the flushes that the delivery is done with: nobody listens any more.
-    pub(super) fn take_flushed(&self) -> Vec<(Flush, delivery::Endpoint)> {
+    pub(super) fn take_flushed(&self) -> Vec<(Flush, delivery::EndpointStatus)> {
         std::mem::take(&mut self.lock().wanted.flushed)
     }
 

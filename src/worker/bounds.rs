@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::admission::{Level, Limits, Usage};
 use super::committer::{Committer, SPARE_AGAIN};
 use super::source::OWN;
-use super::{Notice, Overflow, Pipeline, WorkerOptions};
+use super::{Notice, OverflowPolicy, Pipeline, WorkerOptions};
 use crate::clock::Anchor;
 use crate::delivery::ChunkRef;
 use crate::journal::Room;
@@ -50,7 +50,7 @@ impl Committer {
     pub(super) fn keep_bounds(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
-        if limits.overflow == Overflow::DropOldest {
+        if limits.overflow == OverflowPolicy::DropOldest {
             let bytes = pipeline.row_bytes_bound();
             self.evict(EvictUntil::Fits { bytes, events: limits.queue_events }, false);
         }
@@ -78,7 +78,7 @@ impl Committer {
         let Some(sealed) = pipeline.shard.journal().oldest_sealed() else { return };
         let bound = pipeline.row_bytes_bound();
         let fits = pipeline.shard.row_bytes().saturating_add(sealed.weight()) <= bound;
-        if limits.overflow == Overflow::DropOldest && !fits {
+        if limits.overflow == OverflowPolicy::DropOldest && !fits {
             // That was an upper bound. What is given up for good is worth another look.
             let incoming = pipeline.shard.page_bytes_of(&sealed);
             self.evict(EvictUntil::OrdinaryFit { bytes: bound.saturating_sub(incoming) }, false);
@@ -146,7 +146,7 @@ impl Pipeline {
     /// Whether a further arena leaves twice its size free above the floor.
     pub(super) fn has_room_for_spare(&self) -> bool {
         let least =
-            (self.options.arena_bytes as u64).saturating_mul(3).saturating_add(self.options.limits.free_space_floor);
+            (self.options.arena_bytes as u64).saturating_mul(3).saturating_add(self.options.limits.min_free_space);
         self.shard.is_volatile() || self.options.disk.free_bytes(self.shard.dir()).is_ok_and(|free| free >= least)
     }
 
@@ -167,12 +167,12 @@ impl Pipeline {
     /// Whether older events would have to go for one of that size.
     pub(super) fn would_evict(&self, bytes: usize) -> bool {
         let limits = &self.options.limits;
-        if limits.overflow != Overflow::DropOldest {
+        if limits.overflow != OverflowPolicy::DropOldest {
             return false;
         }
         let mut usage = self.usage();
         usage.waiting.bytes = usage.waiting.bytes.saturating_add(bytes as u64);
-        Limits { overflow: Overflow::DropNewest, ..*limits }.standing(&usage).level != Level::Open
+        Limits { overflow: OverflowPolicy::DropNewest, ..*limits }.standing(&usage).level != Level::Open
     }
 
     fn row_bytes_bound(&self) -> u64 {

@@ -17,7 +17,7 @@ pub(crate) struct Circumstances {
     pub(crate) max_queue_bytes: u64,
     /// `Some` if it is the number of events that has reached its bound.
     pub(crate) max_queue_events: Option<u64>,
-    pub(crate) free_space_floor: u64,
+    pub(crate) min_free_space: u64,
     /// What is wrong with storage.
     pub(crate) problem: Option<String>,
     /// How long the oldest event has been in the store.
@@ -61,9 +61,9 @@ impl Circumstances {
                 time(LOCK_WAIT)
             ),
             DropReason::DiskFull => format!(
-                "the file system of {} has less free than free_space_floor ({}); free some space, or lower Config::free_space_floor",
+                "the file system of {} has less free than min_free_space ({}); free some space, or lower Config::min_free_space",
                 self.dir.display(),
-                bytes(self.free_space_floor)
+                bytes(self.min_free_space)
             ),
             DropReason::Storage => match &self.problem {
                 Some(problem) => format!("the journal in {} could not be written: {problem}", self.dir.display()),
@@ -100,7 +100,7 @@ impl Pipeline {
             journal_bytes: self.options.arena_bytes as u64,
             max_queue_bytes: limits.queue_bytes,
             max_queue_events: Some(limits.queue_events).filter(|_| self.admission.is_full_of_events()),
-            free_space_floor: limits.free_space_floor,
+            min_free_space: limits.min_free_space,
             problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
             oldest: self.shard.oldest_at().map(age),
             outage: since.map(|since| Outage {
@@ -124,7 +124,7 @@ impl Pipeline {
             | N::Paused { .. }
             | N::ServerFailed { .. }
             | N::TransportFailed { .. }
-            | N::Parked { .. }
+            | N::Cooldown { .. }
             | N::RefusingEverything { .. } => {
                 since.get_or_insert(self.options.clock.now());
             }

@@ -52,7 +52,7 @@ impl Committer {
             flush_at: options.flush_at,
             flush: options.flush_interval,
             sync: options.sync_interval,
-            settle: options.settle_interval,
+            settle: options.ack_interval,
         };
         let bounds = Bounds::new(options);
         Self {

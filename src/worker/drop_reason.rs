@@ -28,15 +28,15 @@ pub enum DropReason {
     /// It was captured from inside a capture that was itself made inside one of our callbacks; or on a thread of ours outside of any
     /// callback, as by a logger that captures what a package below us logs about a request of ours.
     Reentrant,
-    /// The journal is full: events come faster than they can be stored, or storage fails (`stats().mode`).
+    /// The journal is full: events come faster than they can be stored, or storage fails (`stats().storage`).
     JournalFull,
     /// The journal's lock was not to be had in time; its holder may be stopped.
     JournalBusy,
     /// The queue has reached `max_queue_bytes` or `max_queue_events`.
     QueueFull,
-    /// The file system has less free than `free_space_floor`.
+    /// The file system has less free than `min_free_space`.
     DiskFull,
-    /// The journal's file could not be written, or belongs to another process by now (`stats().mode`).
+    /// The journal's file could not be written, or belongs to another process by now (`stats().storage`).
     Storage,
     /// This is a forked child, and no queue of its own could be opened.
     Forked,
@@ -48,10 +48,10 @@ pub enum DropReason {
     EmptyGroupType,
     /// A group's key is empty or blank.
     EmptyGroupKey,
-    /// [`Client::set`](crate::Client::set) or [`Client::set_once`](crate::Client::set_once) was called without a property.
+    /// [`Client::set_person`](crate::Client::set) or [`Client::set_person_once`](crate::Client::set_once) was called without a property.
     NothingToSet,
     /// [`posthog::capture`](crate::capture) was called before [`init`](crate::init). No client counts it; the first is logged.
-    NotInitialised,
+    NotInitialized,
 }
 
 impl DropReason {
@@ -77,7 +77,7 @@ impl DropReason {
         DropReason::EmptyGroupType,
         DropReason::EmptyGroupKey,
         DropReason::NothingToSet,
-        DropReason::NotInitialised,
+        DropReason::NotInitialized,
     ];
     pub(crate) const COUNT: usize = Self::ALL.len();
 
@@ -105,7 +105,7 @@ impl DropReason {
             DropReason::EmptyGroupType => "empty_group_type",
             DropReason::EmptyGroupKey => "empty_group_key",
             DropReason::NothingToSet => "nothing_to_set",
-            DropReason::NotInitialised => "not_initialised",
+            DropReason::NotInitialized => "not_initialized",
         }
     }
 }
@@ -128,7 +128,7 @@ impl fmt::Display for DropReason {
             DropReason::JournalFull => "events come faster than they can be stored, or storage fails",
             DropReason::JournalBusy => "the journal's lock was not free in time",
             DropReason::QueueFull => "the queue is full",
-            DropReason::DiskFull => "the file system has less free than free_space_floor",
+            DropReason::DiskFull => "the file system has less free than min_free_space",
             DropReason::Storage => "the journal's file could not be written, or is another process's by now",
             DropReason::Forked => "no queue could be opened in this forked child",
             DropReason::OptedOut => "the client has opted out of capturing",
@@ -136,7 +136,7 @@ impl fmt::Display for DropReason {
             DropReason::EmptyGroupType => "the group's type is blank",
             DropReason::EmptyGroupKey => "the group's key is blank",
             DropReason::NothingToSet => "there is no property to set",
-            DropReason::NotInitialised => "posthog::init was not called before",
+            DropReason::NotInitialized => "posthog::init was not called before",
         })
     }
 }

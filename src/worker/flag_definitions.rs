@@ -150,7 +150,7 @@ impl Committer {
         let kept = if pipeline.has_room_to_keep(content.map_or(0, <[u8]>::len)) {
             pipeline.shard.keep_definitions(content).map_err(|error| error.to_string())
         } else {
-            Err("the disk has less free than that takes beside Config::free_space_floor".to_owned())
+            Err("the disk has less free than that takes beside Config::min_free_space".to_owned())
         };
         let Err(why) = kept else {
             self.keeping = Keeping::default();
@@ -171,7 +171,7 @@ impl Committer {
 impl Pipeline {
     /// The old bytes are there until the new ones are; and the queue comes first.
     fn has_room_to_keep(&self, bytes: usize) -> bool {
-        let least = (bytes as u64).saturating_mul(4).saturating_add(self.options.limits.free_space_floor);
+        let least = (bytes as u64).saturating_mul(4).saturating_add(self.options.limits.min_free_space);
         bytes == 0 || self.options.disk.free_bytes(self.shard.dir()).map_or(true, |free| free >= least)
     }
 }

@@ -29,7 +29,7 @@ struct Scene {
 
 fn scene(configure: impl FnOnce(Config) -> Config) -> Scene {
     let (sink, dir) = (Sink::start(), tempfile::tempdir().unwrap());
-    let config = Config::new("phc_flags").host(sink.url()).queue_dir(dir.path()).no_proxy().free_space_floor(0);
+    let config = Config::new("phc_flags").host(sink.url()).queue_dir(dir.path()).no_proxy().min_free_space(0);
     let client = Client::new(configure(config)).unwrap();
     let pipeline = client.pipelines().unwrap().0;
     Scene { client, pipeline, sink, _dir: dir }
@@ -197,7 +197,7 @@ impl Http for Panicking {
 #[test]
 fn a_loader_that_panics_is_told_and_whoever_waits_for_it_hears_of_it() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config::new("phc_flags").queue_dir(dir.path()).free_space_floor(0).secret_key("phs_test");
+    let config = Config::new("phc_flags").queue_dir(dir.path()).min_free_space(0).secret_key("phs_test");
     let client = Client::surrounded_by(config, |options| options.network = Some(Arc::new(Panicking))).unwrap();
     let said = client.reload_flag_definitions().wait(LONG).unwrap();
     assert!(said.is_err(), "{said:?}");

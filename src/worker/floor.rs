@@ -12,7 +12,7 @@ pub(crate) struct Floor {
     pub(crate) path: PathBuf,
     /// Its free space.
     pub(crate) free_bytes: u64,
-    /// The free space that is left to other programs (`free_space_floor`).
+    /// The free space that is left to other programs (`min_free_space`).
     pub(crate) floor_bytes: u64,
     /// Its size, if the system reports it.
     pub(crate) volume_bytes: Option<u64>,
@@ -28,7 +28,7 @@ impl Pipeline {
         Some(Floor {
             path: path.clone(),
             free_bytes: disk.free_bytes(path).unwrap_or(0),
-            floor_bytes: self.options.limits.free_space_floor,
+            floor_bytes: self.options.limits.min_free_space,
             volume_bytes: disk.volume_bytes(path).ok(),
         })
     }
@@ -40,7 +40,7 @@ impl Pipeline {
         match self.floor() {
             Some(floor) if !is_told.swap(true, Ordering::Relaxed) => (self.options.report)(Notice::Floor(floor)),
             None if is_told.load(Ordering::Relaxed) => {
-                let floor = self.options.limits.free_space_floor;
+                let floor = self.options.limits.min_free_space;
                 if free.is_none_or(|free| free >= floor.saturating_add(floor / 8)) {
                     is_told.store(false, Ordering::Relaxed);
                     (self.options.report)(Notice::Storage { problem: None });

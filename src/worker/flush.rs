@@ -7,7 +7,7 @@ use super::Pipeline;
 use super::committer::Committer;
 use super::outbox::Totals;
 use super::pending::{self, Pending, Promise};
-use super::report::{DeliveryReport, Endpoint, FlushReport};
+use super::report::{DeliveryReport, EndpointStatus, FlushReport};
 use crate::delivery;
 
 /// A flush under way.
@@ -22,8 +22,12 @@ impl Pipeline {
     /// Sends what is queued; resolves when it was tried, and what came of that is committed.
     pub(crate) fn flush(&self) -> Pending<FlushReport> {
         if self.finished.get().is_some() {
-            let closed =
-                FlushReport { delivered: 0, buried: 0, remaining: self.remaining(), endpoint: Endpoint::Closed };
+            let closed = FlushReport {
+                delivered: 0,
+                dead_lettered: 0,
+                remaining: self.remaining(),
+                endpoint: EndpointStatus::Closed,
+            };
             return pending::answered(closed);
         }
         let (promise, answer) = pending::pending();
@@ -33,18 +37,18 @@ impl Pipeline {
         if self.finished.get().is_some() { self.flush() } else { answer }
     }
 
-    fn answer_flush(&self, flush: Flush, endpoint: delivery::Endpoint) {
+    fn answer_flush(&self, flush: Flush, endpoint: delivery::EndpointStatus) {
         let totals = self.outbox.totals();
         flush.promise.answer(FlushReport {
             delivered: totals.delivered.saturating_sub(flush.before.delivered),
-            buried: totals.buried.saturating_sub(flush.before.buried),
+            dead_lettered: totals.dead_lettered.saturating_sub(flush.before.dead_lettered),
             remaining: self.remaining(),
             endpoint: self.endpoint(endpoint),
         });
     }
 
     /// The delivery is done with a flush. The committer answers it, unless that has ended.
-    pub(super) fn flush_ended(&self, flush: Flush, endpoint: delivery::Endpoint) {
+    pub(super) fn flush_ended(&self, flush: Flush, endpoint: delivery::EndpointStatus) {
         self.bell.ring(|wanted| wanted.flushed.push((flush, endpoint)));
         if self.finished.get().is_some() {
             for (flush, endpoint) in self.bell.take_flushed() {
@@ -87,7 +91,7 @@ impl Committer {
     /// The end: also those that the delivery has not heard of.
     pub(super) fn answer_all_flushes(&mut self) {
         let unheard = std::mem::take(&mut self.asked.flushes).into_iter();
-        self.asked.flushed.extend(unheard.map(|flush| (flush, delivery::Endpoint::Stopped)));
+        self.asked.flushed.extend(unheard.map(|flush| (flush, delivery::EndpointStatus::Stopped)));
         self.answer_flushes();
     }
 }
@@ -104,19 +108,21 @@ impl Pipeline {
     }
 
     /// In the user's words: times from now on.
-    pub(super) fn endpoint(&self, endpoint: delivery::Endpoint) -> Endpoint {
+    pub(super) fn endpoint(&self, endpoint: delivery::EndpointStatus) -> EndpointStatus {
         let now = self.options.clock.wall_nanos();
         let retry_in = |until: Option<i64>| {
             until.map(|until| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0)))
         };
         match endpoint {
-            delivery::Endpoint::Up => Endpoint::Up,
-            delivery::Endpoint::Down { reason, until } => Endpoint::Down { reason, retry_in: retry_in(until) },
-            delivery::Endpoint::Refusing { reason } => Endpoint::Refusing { reason },
-            delivery::Endpoint::Paused { status, reason, until } => {
-                Endpoint::Paused { status, reason, retry_in: retry_in(until) }
+            delivery::EndpointStatus::Up => EndpointStatus::Up,
+            delivery::EndpointStatus::Down { reason, until } => {
+                EndpointStatus::Down { reason, retry_in: retry_in(until) }
             }
-            delivery::Endpoint::Stopped => Endpoint::Closed,
+            delivery::EndpointStatus::Refusing { reason } => EndpointStatus::Refusing { reason },
+            delivery::EndpointStatus::Paused { status, reason, until } => {
+                EndpointStatus::Paused { status, reason, retry_in: retry_in(until) }
+            }
+            delivery::EndpointStatus::Stopped => EndpointStatus::Closed,
         }
     }
 }

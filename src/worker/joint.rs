@@ -48,10 +48,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::worker::report::{Endpoint, FlushReport, ShutdownReport};
+    use crate::worker::report::{EndpointStatus, FlushReport, ShutdownReport};
 
     fn report(delivered: u64) -> ShutdownReport {
-        ShutdownReport { delivered, remaining: 1, endpoint: Endpoint::Up, persisted: true }
+        ShutdownReport { delivered, remaining: 1, endpoint: EndpointStatus::Up, persisted: true }
     }
 
     #[test]
@@ -91,21 +91,21 @@ mod tests {
         let answer = both(one, other, ShutdownReport::with_ai);
         first.answer(report(4));
         drop(second);
-        let expected = ShutdownReport { endpoint: Endpoint::Closed, persisted: false, ..report(4) };
+        let expected = ShutdownReport { endpoint: EndpointStatus::Closed, persisted: false, ..report(4) };
         assert_eq!(answer.try_get(), Some(expected));
     }
 
     #[test]
     fn of_two_endpoints_the_one_that_is_worse_off_is_told() {
-        let flushed = |endpoint| FlushReport { delivered: 1, buried: 2, remaining: 3, endpoint };
-        let down = || Endpoint::Down { reason: "503".into(), retry_in: None };
-        let paused = |reason: &str| Endpoint::Paused { status: 402, reason: reason.into(), retry_in: None };
+        let flushed = |endpoint| FlushReport { delivered: 1, dead_lettered: 2, remaining: 3, endpoint };
+        let down = || EndpointStatus::Down { reason: "503".into(), retry_in: None };
+        let paused = |reason: &str| EndpointStatus::Paused { status: 402, reason: reason.into(), retry_in: None };
         let endpoint = |one, other| flushed(one).with_ai(flushed(other)).endpoint;
-        assert_eq!(flushed(Endpoint::Up).with_ai(flushed(Endpoint::Up)).remaining, 6);
-        assert_eq!(endpoint(Endpoint::Up, paused("quota")), paused("AI events: quota"));
-        assert_eq!(endpoint(down(), Endpoint::Up), down());
+        assert_eq!(flushed(EndpointStatus::Up).with_ai(flushed(EndpointStatus::Up)).remaining, 6);
+        assert_eq!(endpoint(EndpointStatus::Up, paused("quota")), paused("AI events: quota"));
+        assert_eq!(endpoint(down(), EndpointStatus::Up), down());
         assert_eq!(endpoint(down(), paused("quota")), down());
-        let said = Endpoint::Down { reason: "AI events: 503".into(), retry_in: None };
-        assert_eq!(endpoint(Endpoint::Up, down()), said);
+        let said = EndpointStatus::Down { reason: "AI events: 503".into(), retry_in: None };
+        assert_eq!(endpoint(EndpointStatus::Up, down()), said);
     }
 }

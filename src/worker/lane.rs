@@ -1,7 +1,7 @@
 //! How the lane of AI events differs from that of analytics. It is a second pipeline, and nothing else.
 
 use super::{Limits, Pipeline, WorkerOptions};
-use crate::delivery::{DeliveryOptions, PaceOptions, Protocol};
+use crate::delivery::{CaptureProtocol, DeliveryOptions, PaceOptions};
 use crate::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
 use crate::shard::{Lane, has_orphan_with_dead};
 
@@ -31,7 +31,7 @@ impl WorkerOptions {
             delivery: DeliveryOptions {
                 urls: vec![format!("{}/i/v0/ai/batch/", self.project.host).into()],
                 // Whatever analytics speak: this endpoint knows nothing else.
-                protocol: Protocol::V0,
+                protocol: CaptureProtocol::V0,
                 gzip_in_query: false,
                 max_batch_bytes: AI_BATCH_BYTES,
                 pace: PaceOptions {

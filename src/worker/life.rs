@@ -7,7 +7,7 @@ use nix::libc::SIGTERM;
 
 use super::{Pipeline, WorkerOptions, lock};
 use crate::clock::WallNanos;
-use crate::crash::cause::{FatalRecord, RunEnd, Traces, end_of};
+use crate::crash::cause::{ExitCause, FatalRecord, Traces, end_of};
 use crate::crash::exit_mark::{ExitMark, mark_at_exit};
 use crate::crash::terminate;
 use crate::disk::OomCount;
@@ -19,7 +19,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// The last run that had our shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LastRun {
-    pub(crate) end: RunEnd,
+    pub(crate) end: ExitCause,
     pub(crate) pid: u32,
     pub(crate) started_at: WallNanos,
     /// From its start to its last sign of life.

@@ -17,7 +17,7 @@
 //! * *Sync* is due `sync_interval` after the first unsynced record, at once if a receipt is awaited, and serves all who wait.
 //! * *Carry* is due when an arena is half full, at a flush or stop, and when a batch is due (`flush_at` events or `flush_interval`), the
 //!   latter not more than about once a second: a commit costs tens of kilobytes of writes whatever it carries.
-//! * *Settle* rides on a carry, and has a transaction of its own at the latest after `settle_interval`.
+//! * *Settle* rides on a carry, and has a transaction of its own at the latest after `ack_interval`.
 //! * *Bounds* are looked at in each turn. The journal is told how much it may hold, so that nothing is accepted that the store will have
 //!   no room for; where the oldest make room, they do so before an arena is carried and, if that was not enough, after it.
 //! * *Compaction* is done once little of a large file is used, also while events go on coming, at most once a minute, and not while stopping.
@@ -101,11 +101,11 @@ use crate::flags::RemoteOptions;
 use crate::flags::loader::LoaderOptions;
 use crate::journal::{Appended, Refused};
 use crate::record::frame;
-use crate::shard::{Lane, Project, Shard, Stranded};
+use crate::shard::{Lane, OrphanedQueue, Project, Shard};
 use crate::transport::{Http, TransportOptions};
 
 use admission::Admission;
-pub use admission::Overflow;
+pub use admission::OverflowPolicy;
 pub(crate) use admission::{Limits, Unwelcome};
 use bell::Bell;
 #[cfg_attr(not(test), allow(unused_imports, reason = "named by tests alone"))]
@@ -120,7 +120,7 @@ pub(crate) use notice::Notice;
 use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
-pub use report::{DeliveryReport, Endpoint, FlushReport, PersistError, ShutdownReport};
+pub use report::{DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport};
 pub(crate) use snapshot::Snapshot;
 use start::Network;
 pub(crate) use start::{StartError, start};
@@ -160,7 +160,7 @@ pub(crate) struct WorkerOptions {
     /// Age of the oldest unsynced event that makes a sync due.
     pub(crate) sync_interval: Duration,
     /// Age of the oldest uncommitted settlement that gives it a transaction of its own.
-    pub(crate) settle_interval: Duration,
+    pub(crate) ack_interval: Duration,
     /// Bounds of the queue.
     pub(crate) limits: Limits,
     /// Sends nothing until told to.
@@ -220,7 +220,7 @@ pub(crate) struct Pipeline {
     out_of_reach: Mutex<Option<String>>,
     unsynced_since: Mutex<Option<Instant>>,
     replayed: AtomicU64,
-    stranded: Vec<Stranded>,
+    orphaned: Vec<OrphanedQueue>,
     ai_left_behind: bool,
     /// What had been decided when a stop was first asked for.
     before_stop: OnceLock<Totals>,

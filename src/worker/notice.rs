@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Floor;
 use crate::delivery;
 use crate::flags::loader;
-use crate::shard::Stranded;
+use crate::shard::OrphanedQueue;
 
 /// Something that happened on one of our threads.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(crate) enum Notice {
     /// Something about this machine's network setup.
     Network(String),
     /// A file was set aside.
-    SetAside {
+    Salvaged {
         /// Its new name.
         path: PathBuf,
         /// What was wrong.
@@ -33,9 +33,9 @@ pub(crate) enum Notice {
         after_restart: bool,
     },
     /// The last owner died inside the store; its file was checked.
-    Checked,
+    StoreVerified,
     /// The last owner died while it looked up names; this one does not.
-    SymbolsDistrusted,
+    SymbolsUntrusted,
     /// Storage fails, or works again.
     Storage {
         /// What fails; `None` when it works again.
@@ -77,7 +77,7 @@ pub(crate) enum Notice {
         why: String,
     },
     /// Another project's queue has events that nobody delivers.
-    Stranded(Stranded),
+    OrphanedQueue(OrphanedQueue),
     /// And so have others besides those that are told one by one.
     MoreStranded {
         /// Where all of them lie.

@@ -51,15 +51,15 @@ struct State {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) delivered: u64,
-    pub(super) buried: u64,
+    pub(super) dead_lettered: u64,
 }
 
 /// What a transaction that is being made settles.
 #[derive(Clone, Copy, Debug)]
 struct Committing {
     delivered: u64,
-    buried: u64,
-    /// Events that the ledger had as delivered or buried before: more of them, and it has taken effect. Nobody but the committer adds
+    dead_lettered: u64,
+    /// Events that the ledger had as delivered or dead_lettered before: more of them, and it has taken effect. Nobody but the committer adds
     /// to them, and it makes one transaction at a time.
     before: u64,
 }
@@ -82,7 +82,7 @@ impl Batch {
         let settled = |settlement: &Settlement| Settled {
             first_seq: settlement.chunk.key.first_seq,
             delivered: settlement.delivered,
-            buried: settlement.buried.clone(),
+            dead_lettered: settlement.dead_lettered.clone(),
             keep: settlement.keep.clone(),
         };
         self.settlements.iter().map(settled).collect()
@@ -95,8 +95,8 @@ impl Outbox {
         let mut state = lock(&self.state);
         let settlements: Vec<_> =
             state.waiting.extract_if(.., |settlement| settlement.chunk.origin == origin).collect();
-        let (delivered, buried) = events(settlements.iter());
-        state.committing.insert(origin, Committing { delivered, buried, before: settled_in(ledger) });
+        let (delivered, dead_lettered) = events(settlements.iter());
+        state.committing.insert(origin, Committing { delivered, dead_lettered, before: settled_in(ledger) });
         let next_attempt = if origin == OWN { state.next_attempt.take() } else { None };
         Batch { origin, settlements, next_attempt }
     }
@@ -160,21 +160,21 @@ impl Outbox {
         // Under the lock: nothing goes from here into the ledger between the two looks, or is missed on its way back.
         let state = lock(&self.state);
         let mut ledger = committed();
-        let (mut delivered, mut buried) =
+        let (mut delivered, mut dead_lettered) =
             events(state.waiting.iter().filter(|settlement| settlement.chunk.origin == origin));
         let under_way = state.committing.get(&origin).filter(|under_way| settled_in(&ledger) == under_way.before);
         if let Some(under_way) = under_way {
             delivered += under_way.delivered;
-            buried += under_way.buried;
+            dead_lettered += under_way.dead_lettered;
         }
         let delivered = delivered.min(ledger.queued_events);
-        let buried = buried.min(ledger.queued_events - delivered);
-        ledger.queued_events -= delivered + buried;
+        let dead_lettered = dead_lettered.min(ledger.queued_events - delivered);
+        ledger.queued_events -= delivered + dead_lettered;
         if ledger.queued_events == 0 {
             ledger.queued_bytes = 0;
         }
         ledger.delivered += delivered;
-        ledger.buried += buried;
+        ledger.dead_lettered += dead_lettered;
         ledger
     }
 
@@ -238,7 +238,7 @@ impl Outbox {
             return false;
         }
         state.totals.delivered += settlement.delivered;
-        state.totals.buried += settlement.buried.len() as u64;
+        state.totals.dead_lettered += settlement.dead_lettered.len() as u64;
         state.settled.insert(settlement.chunk);
         // Still with the delivery.
         if let Some(rest) = rest(&settlement) {
@@ -380,21 +380,21 @@ fn add(waiting: &mut Vec<Settlement>, settlement: Settlement) {
     match same_row {
         Some(earlier) => {
             earlier.delivered += settlement.delivered;
-            earlier.buried.extend(settlement.buried);
+            earlier.dead_lettered.extend(settlement.dead_lettered);
             earlier.keep = settlement.keep;
         }
         None => waiting.push(settlement),
     }
 }
 
-/// Events that are delivered or buried there.
+/// Events that are delivered or dead_lettered there.
 fn settled_in(ledger: &Ledger) -> u64 {
-    ledger.delivered.saturating_add(ledger.buried)
+    ledger.delivered.saturating_add(ledger.dead_lettered)
 }
 
-/// Events delivered and buried.
+/// Events delivered and dead_lettered.
 fn events<'a>(settlements: impl Iterator<Item = &'a Settlement>) -> (u64, u64) {
-    settlements.fold((0, 0), |(delivered, buried), settlement| {
-        (delivered + settlement.delivered, buried + settlement.buried.len() as u64)
+    settlements.fold((0, 0), |(delivered, dead_lettered), settlement| {
+        (delivered + settlement.delivered, dead_lettered + settlement.dead_lettered.len() as u64)
     })
 }

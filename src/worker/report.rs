@@ -13,7 +13,7 @@ pub enum PersistError {
     /// The event was not accepted in the first place.
     #[error("the event was dropped when it was captured")]
     Dropped,
-    /// The queue lives in memory; `stats().mode` says why.
+    /// The queue lives in memory; `stats().storage` says why.
     #[error("the queue is in memory only: the event does not survive the process")]
     Volatile,
     /// The disk could not make it durable. The text is the operating system's.
@@ -30,7 +30,7 @@ pub enum PersistError {
 /// The endpoint, as a flush or shutdown found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Endpoint {
+pub enum EndpointStatus {
     /// It takes events, as far as is known. If some remain all the same, they came later, or a shutdown had no time for them.
     Up,
     /// It answers, and has refused what remains; nothing that it took since shows that the events are to blame. They wait on disk and are
@@ -68,11 +68,11 @@ pub struct FlushReport {
     /// Events that PostHog took since the flush was asked for.
     pub delivered: u64,
     /// Events that PostHog refused for good since then; they lie among the dead letters.
-    pub buried: u64,
+    pub dead_lettered: u64,
     /// Events still queued, those captured since the flush began included.
     pub remaining: u64,
     /// How the endpoint is: why events remain, if they do.
-    pub endpoint: Endpoint,
+    pub endpoint: EndpointStatus,
 }
 
 /// What became of an event that was to be sent at once. Whatever it says, an event that was accepted is not lost: it was safe before
@@ -83,7 +83,7 @@ pub enum DeliveryReport {
     /// PostHog has taken it.
     Delivered,
     /// PostHog has refused it for good; it lies among the dead letters.
-    Buried {
+    DeadLettered {
         /// The HTTP status of the refusal.
         status: u16,
         /// In PostHog's words.
@@ -91,9 +91,9 @@ pub enum DeliveryReport {
     },
     /// It is queued, and sent when that is possible.
     Queued {
-        /// Why it was not decided now: how the endpoint is. [`Endpoint::Refusing`] where the event was refused and it is not clear yet that
-        /// the event is to blame; [`Endpoint::Up`] where sending is held back by an opt-out, or where too many events were waited for.
-        endpoint: Endpoint,
+        /// Why it was not decided now: how the endpoint is. [`EndpointStatus::Refusing`] where the event was refused and it is not clear yet that
+        /// the event is to blame; [`EndpointStatus::Up`] where sending is held back by an opt-out, or where too many events were waited for.
+        endpoint: EndpointStatus,
     },
     /// It was not accepted in the first place.
     Dropped(DropReason),
@@ -107,23 +107,27 @@ pub struct ShutdownReport {
     pub delivered: u64,
     /// Events still queued. Where the queue was in memory they are lost, and a diagnostic says so.
     pub remaining: u64,
-    /// How the endpoint is: why events remain, if they do. [`Endpoint::Closed`] where there was no time to try.
-    pub endpoint: Endpoint,
+    /// How the endpoint is: why events remain, if they do. [`EndpointStatus::Closed`] where there was no time to try.
+    pub endpoint: EndpointStatus,
     /// Whether everything that was accepted is safe against a power cut.
     pub persisted: bool,
 }
 
-impl Endpoint {
+impl EndpointStatus {
     /// Of both lanes: the one that is worse off, and it is said if that is the AI lane.
     fn or_of_ai(self, ai: Self) -> Self {
         let said = |reason| format!("AI events: {reason}");
         match (self, ai) {
-            (Endpoint::Up, Endpoint::Down { reason, retry_in }) => Endpoint::Down { reason: said(reason), retry_in },
-            (Endpoint::Up, Endpoint::Refusing { reason }) => Endpoint::Refusing { reason: said(reason) },
-            (Endpoint::Up, Endpoint::Paused { status, reason, retry_in }) => {
-                Endpoint::Paused { status, reason: said(reason), retry_in }
+            (EndpointStatus::Up, EndpointStatus::Down { reason, retry_in }) => {
+                EndpointStatus::Down { reason: said(reason), retry_in }
             }
-            (Endpoint::Up, endpoint) | (endpoint, _) => endpoint,
+            (EndpointStatus::Up, EndpointStatus::Refusing { reason }) => {
+                EndpointStatus::Refusing { reason: said(reason) }
+            }
+            (EndpointStatus::Up, EndpointStatus::Paused { status, reason, retry_in }) => {
+                EndpointStatus::Paused { status, reason: said(reason), retry_in }
+            }
+            (EndpointStatus::Up, endpoint) | (endpoint, _) => endpoint,
         }
     }
 }
@@ -134,7 +138,7 @@ impl FlushReport {
         let endpoint = self.endpoint.or_of_ai(ai.endpoint);
         Self {
             delivered: self.delivered.saturating_add(ai.delivered),
-            buried: self.buried.saturating_add(ai.buried),
+            dead_lettered: self.dead_lettered.saturating_add(ai.dead_lettered),
             remaining: self.remaining.saturating_add(ai.remaining),
             endpoint,
         }
@@ -165,17 +169,17 @@ impl Unanswered for Result<(), PersistError> {
 
 impl Unanswered for FlushReport {
     fn closed() -> Self {
-        FlushReport { delivered: 0, buried: 0, remaining: 0, endpoint: Endpoint::Closed }
+        FlushReport { delivered: 0, dead_lettered: 0, remaining: 0, endpoint: EndpointStatus::Closed }
     }
 
     fn forked() -> Self {
-        FlushReport { endpoint: Endpoint::Forked, ..Self::closed() }
+        FlushReport { endpoint: EndpointStatus::Forked, ..Self::closed() }
     }
 }
 
 impl Unanswered for ShutdownReport {
     fn closed() -> Self {
-        ShutdownReport { delivered: 0, remaining: 0, endpoint: Endpoint::Closed, persisted: false }
+        ShutdownReport { delivered: 0, remaining: 0, endpoint: EndpointStatus::Closed, persisted: false }
     }
 
     fn forked() -> Self {
@@ -185,10 +189,10 @@ impl Unanswered for ShutdownReport {
 
 impl Unanswered for DeliveryReport {
     fn closed() -> Self {
-        DeliveryReport::Queued { endpoint: Endpoint::Closed }
+        DeliveryReport::Queued { endpoint: EndpointStatus::Closed }
     }
 
     fn forked() -> Self {
-        DeliveryReport::Queued { endpoint: Endpoint::Forked }
+        DeliveryReport::Queued { endpoint: EndpointStatus::Forked }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::source::OWN;
 use super::{Floor, Pipeline, Unwelcome, lock};
 use crate::delivery::{ChunkRef, DeliveryHandle, DeliveryState};
-use crate::shard::{LANE, Stranded};
+use crate::shard::{LANE, OrphanedQueue};
 use crate::store::{DeadRecord, Ledger};
 
 /// Where things stand, for statistics.
@@ -33,7 +33,7 @@ pub(crate) struct Snapshot {
     pub(crate) closed: bool,
     pub(crate) delivery: DeliveryState,
     pub(crate) dir: PathBuf,
-    pub(crate) stranded: Vec<Stranded>,
+    pub(crate) orphaned: Vec<OrphanedQueue>,
     /// Wall time of the look.
     pub(crate) now: i64,
 }
@@ -67,7 +67,7 @@ impl Pipeline {
             closed: self.bell.is_stopping(),
             delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
             dir: self.shard.dir().clone(),
-            stranded: self.stranded.clone(),
+            orphaned: self.orphaned.clone(),
             now: self.options.clock.wall_nanos(),
         }
     }

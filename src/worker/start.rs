@@ -26,11 +26,11 @@ use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::disk::{FileSystem, exposed_above, fork};
 use crate::reentry;
 use crate::shard::{
-    Lane, Life as LifeBefore, Opened, Predecessor, ShardError, ShardOptions, Stranded, has_orphan, stranded,
+    Lane, Life as LifeBefore, Opened, OrphanedQueue, Predecessor, ShardError, ShardOptions, has_orphan, orphaned,
 };
 use crate::transport::{Http, Transport, TransportError};
 
-/// Stranded queues that are told one by one.
+/// OrphanedQueue queues that are told one by one.
 const STRANDED_TOLD: usize = 16;
 
 /// Why nothing could be started.
@@ -219,7 +219,7 @@ fn assemble(
         shard.bound_dead(options.limits.dead_bytes());
     }
     let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
-    let stranded = if is_first { find_stranded(&options) } else { Vec::new() };
+    let orphaned = if is_first { find_orphaned(&options) } else { Vec::new() };
     let ai_left_behind = is_first && is_ai_left_behind(&options);
     // Before our own first sign: the OOM killer is compared with what it was.
     let last_run = match slow {
@@ -255,7 +255,7 @@ fn assemble(
         out_of_reach: Mutex::new(None),
         unsynced_since: Mutex::new(None),
         replayed: AtomicU64::new(replayed),
-        stranded,
+        orphaned,
         ai_left_behind,
         before_stop: OnceLock::new(),
         finished: OnceLock::new(),
@@ -280,8 +280,8 @@ fn last_run(options: &WorkerOptions, dir: &Path, before: &Predecessor, queued_ev
     LastRun::of(options, before, before.life.and_then(of_life), queued_events)
 }
 
-fn find_stranded(options: &WorkerOptions) -> Vec<Stranded> {
-    let found = stranded(&options.disk, &options.queue_dir, &options.project.dir_name()).unwrap_or_default();
+fn find_orphaned(options: &WorkerOptions) -> Vec<OrphanedQueue> {
+    let found = orphaned(&options.disk, &options.queue_dir, &options.project.dir_name()).unwrap_or_default();
     let adopted: Vec<String> = options.also.iter().map(|project| project.dir_name()).collect();
     found.into_iter().filter(|queue| !adopted.contains(&queue.project)).collect()
 }
@@ -381,17 +381,17 @@ impl Pipeline {
             }
             self.report_exposure();
         }
-        self.report_stranded();
+        self.report_orphaned();
     }
 
     /// Each by its name, and of very many the first: there is no end to what a directory may hold.
-    fn report_stranded(&self) {
-        let (told, others) = self.stranded.split_at(self.stranded.len().min(STRANDED_TOLD));
+    fn report_orphaned(&self) {
+        let (told, others) = self.orphaned.split_at(self.orphaned.len().min(STRANDED_TOLD));
         for queue in told {
-            (self.options.report)(Notice::Stranded(queue.clone()));
+            (self.options.report)(Notice::OrphanedQueue(queue.clone()));
         }
         if !others.is_empty() {
-            let sum = |of: fn(&Stranded) -> u64| others.iter().map(of).fold(0, u64::saturating_add);
+            let sum = |of: fn(&OrphanedQueue) -> u64| others.iter().map(of).fold(0, u64::saturating_add);
             (self.options.report)(Notice::MoreStranded {
                 path: self.options.queue_dir.clone(),
                 queues: others.len() as u64,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::committer::Committer;
 use super::pending::{self, Pending};
-use super::report::{Endpoint, ShutdownReport};
+use super::report::{EndpointStatus, ShutdownReport};
 use super::{Notice, Pipeline, lock};
 use crate::delivery::Source;
 use crate::wording::time;
@@ -135,7 +135,7 @@ impl Committer {
         self.settle_own();
         crash_point::reach("stop.committed");
         let remaining = pipeline.remaining();
-        let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::Endpoint::Down {
+        let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::EndpointStatus::Down {
             reason: "the delivery did not end in time, because the machine is overloaded or a callback of the program does not return".to_owned(),
             until: None,
         });
@@ -144,7 +144,7 @@ impl Committer {
             remaining,
             endpoint: match pipeline.endpoint(found) {
                 // What was not tried tells nothing.
-                Endpoint::Up if !had_time && remaining > 0 => Endpoint::Closed,
+                EndpointStatus::Up if !had_time && remaining > 0 => EndpointStatus::Closed,
                 endpoint => endpoint,
             },
             persisted: !pipeline.shard.is_volatile()
@@ -182,15 +182,15 @@ impl Committer {
 }
 
 /// Why a stop that took so long, of the time that it had at most, has left events: what stood in the way, not what it ran into.
-fn why_left(endpoint: &Endpoint, took: Duration, most: Duration) -> String {
+fn why_left(endpoint: &EndpointStatus, took: Duration, most: Duration) -> String {
     let is_time_up = took >= most;
     let given = time(most);
     let after =
         if is_time_up { format!("within {given}") } else { format!("and delivery gave up after {}", time(took)) };
     match endpoint {
-        Endpoint::Paused { reason, .. } => format!("requests are refused ({reason})"),
-        Endpoint::Refusing { reason } => format!("the server rejects what is left ({reason})"),
-        Endpoint::Down { reason, retry_in } => {
+        EndpointStatus::Paused { reason, .. } => format!("requests are refused ({reason})"),
+        EndpointStatus::Refusing { reason } => format!("the server rejects what is left ({reason})"),
+        EndpointStatus::Down { reason, retry_in } => {
             let said = if reason.is_empty() { "no attempt was possible" } else { reason };
             let next = match retry_in {
                 Some(wait) if !is_time_up && !wait.is_zero() => format!(", the next attempt is due in {}", time(*wait)),
@@ -198,12 +198,14 @@ fn why_left(endpoint: &Endpoint, took: Duration, most: Duration) -> String {
             };
             format!("the endpoint did not take them {after} ({said}{next})")
         }
-        Endpoint::Up | Endpoint::Closed | Endpoint::Forked if is_time_up => {
+        EndpointStatus::Up | EndpointStatus::Closed | EndpointStatus::Forked if is_time_up => {
             format!(
                 "the time given to the shutdown ({given}) was used up; give it more, or raise Config::shutdown_timeout"
             )
         }
-        Endpoint::Up | Endpoint::Closed | Endpoint::Forked => "they were not sent before it ended".to_owned(),
+        EndpointStatus::Up | EndpointStatus::Closed | EndpointStatus::Forked => {
+            "they were not sent before it ended".to_owned()
+        }
     }
 }
 

@@ -6,14 +6,14 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
 fn a_shutdown_says_what_stood_in_the_way_and_never_that_time_ran_out_when_it_did_not() {
-    let down = |reason: &str, retry_in| Endpoint::Down { reason: reason.into(), retry_in };
+    let down = |reason: &str, retry_in| EndpointStatus::Down { reason: reason.into(), retry_in };
     let paused =
-        Endpoint::Paused { status: 401, reason: "HTTP status 401: API key is not valid".into(), retry_in: None };
+        EndpointStatus::Paused { status: 401, reason: "HTTP status 401: API key is not valid".into(), retry_in: None };
     for (endpoint, took, expected) in [
         (paused.clone(), MS(5), "requests are refused (HTTP status 401: API key is not valid)"),
         (paused, MS(10_000), "requests are refused (HTTP status 401: API key is not valid)"),
         (
-            Endpoint::Refusing { reason: "HTTP status 400: no".into() },
+            EndpointStatus::Refusing { reason: "HTTP status 400: no".into() },
             MS(20),
             "the server rejects what is left (HTTP status 400: no)",
         ),
@@ -34,11 +34,11 @@ fn a_shutdown_says_what_stood_in_the_way_and_never_that_time_ran_out_when_it_did
         ),
         (down("", None), MS(10_000), "the endpoint did not take them within 10 s (no attempt was possible)"),
         (
-            Endpoint::Up,
+            EndpointStatus::Up,
             MS(10_100),
             "the time given to the shutdown (10 s) was used up; give it more, or raise Config::shutdown_timeout",
         ),
-        (Endpoint::Up, MS(5), "they were not sent before it ended"),
+        (EndpointStatus::Up, MS(5), "they were not sent before it ended"),
     ] {
         assert_eq!(why_left(&endpoint, took, MS(10_000)), expected);
     }

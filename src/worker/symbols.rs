@@ -28,7 +28,7 @@ struct Guarded {
 impl Symbols for Guarded {
     fn resolve(&self, image: &Image<'_>, address: u64) -> Vec<Symbol> {
         let build = build_word(image.build_id);
-        if self.shard.distrusts_symbols_of(build) {
+        if self.shard.untrusts_symbols_of(build) {
             return Vec::new();
         }
         if self.marked.swap(build, Ordering::AcqRel) != build {

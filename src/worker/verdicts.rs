@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use super::pending::{self, Pending, Promise};
-use super::report::{DeliveryReport, Endpoint};
+use super::report::{DeliveryReport, EndpointStatus};
 use super::source::OWN;
 use super::{Pipeline, lock};
-use crate::delivery::{Delivery, EventId, Hears, Verdict};
+use crate::delivery::{DeliveryNotice, DeliveryOutcome, EventId, Hears};
 
 /// More are not waited for at once; each costs memory until the next flush has ended.
 const WAITING_MAX: usize = 10_000;
@@ -65,9 +65,9 @@ impl Verdicts {
         let number = waiting.next_number;
         waiting.next_number += 1;
         let refused = if waiting.closed {
-            Some(Endpoint::Closed)
+            Some(EndpointStatus::Closed)
         } else if self.count.load(Ordering::Relaxed) >= WAITING_MAX {
-            Some(Endpoint::Up)
+            Some(EndpointStatus::Up)
         } else {
             None
         };
@@ -105,13 +105,15 @@ impl Verdicts {
     }
 
     /// The delivery has decided over some events.
-    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>) {
+    fn hear(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         if !self.is_awaited() {
             return;
         }
         let report = match delivery.verdict {
-            Verdict::Delivered => DeliveryReport::Delivered,
-            Verdict::Buried { status, reason } => DeliveryReport::Buried { status, reason: reason.to_owned() },
+            DeliveryOutcome::Delivered => DeliveryReport::Delivered,
+            DeliveryOutcome::DeadLettered { status, reason } => {
+                DeliveryReport::DeadLettered { status, reason: reason.to_owned() }
+            }
         };
         for (id, uuid) in ids.iter().zip(delivery.uuids) {
             // What other processes left behind has sequence numbers of its own.
@@ -181,7 +183,7 @@ impl Hears for Ear {
         self.0.options.on_delivery.is_some() || self.0.verdicts.is_awaited()
     }
 
-    fn hear(&self, ids: &[EventId], delivery: &Delivery<'_>) {
+    fn hear(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         // Before the program's own ear, which may panic.
         self.0.verdicts.hear(ids, delivery);
         if let Some(own) = &self.0.options.on_delivery {
@@ -216,16 +218,17 @@ mod tests {
 
     /// Says of a record of a shard, and of that uuid, that PostHog took it.
     fn deliver(verdicts: &Verdicts, origin: u32, seq: u64, uuid: Uuid) {
-        verdicts.hear(&[EventId { origin, seq }], &Delivery { uuids: &[uuid], verdict: Verdict::Delivered });
+        verdicts
+            .hear(&[EventId { origin, seq }], &DeliveryNotice { uuids: &[uuid], verdict: DeliveryOutcome::Delivered });
     }
 
-    fn bury(verdicts: &Verdicts, seq: u64, uuid: Uuid) {
-        let verdict = Verdict::Buried { status: 400, reason: "no" };
-        verdicts.hear(&[EventId { origin: OWN, seq }], &Delivery { uuids: &[uuid], verdict });
+    fn dead_letter(verdicts: &Verdicts, seq: u64, uuid: Uuid) {
+        let verdict = DeliveryOutcome::DeadLettered { status: 400, reason: "no" };
+        verdicts.hear(&[EventId { origin: OWN, seq }], &DeliveryNotice { uuids: &[uuid], verdict });
     }
 
-    fn buried() -> DeliveryReport {
-        DeliveryReport::Buried { status: 400, reason: "no".into() }
+    fn dead_lettered() -> DeliveryReport {
+        DeliveryReport::DeadLettered { status: 400, reason: "no".into() }
     }
 
     #[test]
@@ -242,12 +245,12 @@ mod tests {
         deliver(&verdicts, OWN, 8, Uuid::from_u128(2));
         deliver(&verdicts, OWN + 1, 8, OURS);
         assert_eq!(answers(), [None, None, None]);
-        bury(&verdicts, 8, OURS);
-        verdicts.give_up(&waiting[2].0, DeliveryReport::Queued { endpoint: Endpoint::Up });
+        dead_letter(&verdicts, 8, OURS);
+        verdicts.give_up(&waiting[2].0, DeliveryReport::Queued { endpoint: EndpointStatus::Up });
         deliver(&verdicts, OWN, 9, OURS);
         deliver(&verdicts, OWN, 7, OURS);
-        let queued = DeliveryReport::Queued { endpoint: Endpoint::Up };
-        assert_eq!(answers(), [Some(DeliveryReport::Delivered), Some(buried()), Some(queued)]);
+        let queued = DeliveryReport::Queued { endpoint: EndpointStatus::Up };
+        assert_eq!(answers(), [Some(DeliveryReport::Delivered), Some(dead_lettered()), Some(queued)]);
         assert!(!verdicts.is_awaited() && lock(&verdicts.waiting).by_uuid.is_empty());
     }
 
@@ -256,11 +259,11 @@ mod tests {
         let verdicts = Verdicts::default();
         let [(one, of_one), (two, of_two)] = [verdicts.wait_for(OURS), verdicts.wait_for(OURS)];
         deliver(&verdicts, OWN, 2, OURS);
-        bury(&verdicts, 1, OURS);
+        dead_letter(&verdicts, 1, OURS);
         assert_eq!((of_one.try_get(), of_two.try_get()), (None, None));
         verdicts.accepted(&two, 2);
         verdicts.accepted(&one, 1);
-        assert_eq!((of_one.try_get(), of_two.try_get()), (Some(buried()), Some(DeliveryReport::Delivered)));
+        assert_eq!((of_one.try_get(), of_two.try_get()), (Some(dead_lettered()), Some(DeliveryReport::Delivered)));
         assert!(!verdicts.is_awaited());
     }
 
@@ -271,7 +274,7 @@ mod tests {
         verdicts.accepted(&two, 2);
         drop(verdicts.take(&one));
         deliver(&verdicts, OWN, 2, OURS);
-        let closed = DeliveryReport::Queued { endpoint: Endpoint::Closed };
+        let closed = DeliveryReport::Queued { endpoint: EndpointStatus::Closed };
         assert_eq!((of_one.try_get(), of_two.try_get()), (Some(closed), Some(DeliveryReport::Delivered)));
     }
 
@@ -280,7 +283,7 @@ mod tests {
         let verdicts = Verdicts::default();
         let (awaited, answer) = verdicts.wait_for(OURS);
         verdicts.close();
-        let closed = Some(DeliveryReport::Queued { endpoint: Endpoint::Closed });
+        let closed = Some(DeliveryReport::Queued { endpoint: EndpointStatus::Closed });
         assert_eq!((answer.try_get(), verdicts.wait_for(OURS).1.try_get()), (closed.clone(), closed));
         verdicts.accepted(&awaited, 1);
         verdicts.give_up(&awaited, DeliveryReport::Delivered);
@@ -292,7 +295,7 @@ mod tests {
         let verdicts = Verdicts::default();
         let waiting: Vec<_> = (0..WAITING_MAX as u128).map(|n| verdicts.wait_for(Uuid::from_u128(n)).1).collect();
         let (_, late) = verdicts.wait_for(Uuid::nil());
-        assert_eq!(late.try_get(), Some(DeliveryReport::Queued { endpoint: Endpoint::Up }));
+        assert_eq!(late.try_get(), Some(DeliveryReport::Queued { endpoint: EndpointStatus::Up }));
         assert!(waiting.iter().all(|answer| answer.try_get().is_none()));
     }
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use posthog::{
-    Client, Compression, Config, DeliveryReport, Diagnostic, DropReason, Endpoint, Event, Outcome, Protocol, Receipt,
+    CaptureProtocol, Client, Compression, Config, DeliveryReport, Diagnostic, DropReason, EndpointStatus, Event,
+    Outcome, Receipt,
 };
 use serde_json::{Value, json};
 use sink::{Answer, Request, Sink, State};
@@ -34,7 +35,7 @@ impl Stage {
             .first_send_jitter(Duration::ZERO)
             .retry_backoff(Duration::from_millis(100), Duration::from_millis(100))
             .max_retries(100)
-            .free_space_floor(0);
+            .min_free_space(0);
         Client::new(configure(config)).unwrap()
     }
 
@@ -166,7 +167,7 @@ fn ai_05_an_immediate_ai_capture_tells_what_posthog_said() {
     assert_eq!(stage.taken(AI), ["$ai_generation"]);
     stage.sink.default_answer(Answer::status(503));
     let report = said(generation());
-    assert!(matches!(report, DeliveryReport::Queued { endpoint: Endpoint::Down { .. } }), "{report:?}");
+    assert!(matches!(report, DeliveryReport::Queued { endpoint: EndpointStatus::Down { .. } }), "{report:?}");
     assert_eq!(client.stats().queued_events, 1);
     stage.sink.default_answer(Answer::ok());
     stage.wait_for(|state| state.taken() == 2);
@@ -266,7 +267,7 @@ fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
 #[test]
 fn ai_11_whatever_analytics_speak_ai_events_go_as_a_v0_batch() {
     let stage = Stage::new();
-    let client = stage.client(|config| config.protocol(Protocol::V1).compression(Compression::Deflate));
+    let client = stage.client(|config| config.protocol(CaptureProtocol::V1).compression(Compression::Deflate));
     let uuid = uuid_of(&client.capture_ai(generation()));
     client.capture(Event::new("tick", "user_1"));
     flush(&client);

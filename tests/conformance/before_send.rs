@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{BeforeSend, Category, Client, DropReason, Event, Outcome, Receipt};
+use posthog::{BeforeSend, Client, DiagnosticCategory, DropReason, Event, Outcome, Receipt};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -75,8 +75,8 @@ fn bsh_03_a_hook_that_throws_drops_the_event_ends_the_chain_and_is_recorded() {
         )
     });
     let receipt = scene.client.capture(event("tick"));
-    scene.must_have_dropped(&receipt, DropReason::BeforeSendPanicked, Category::BeforeSend);
-    assert!(has_recorded(&scene.client, Category::BeforeSend) && !*ran_after.lock().unwrap());
+    scene.must_have_dropped(&receipt, DropReason::BeforeSendPanicked, DiagnosticCategory::BeforeSend);
+    assert!(has_recorded(&scene.client, DiagnosticCategory::BeforeSend) && !*ran_after.lock().unwrap());
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn bsh_04_a_changed_name_time_and_uuid_count_and_every_kind_of_event_passes() {
     });
     assert_eq!(accepted(&scene.client.capture(event("old"))), uuid);
     accepted(&scene.client.identify("user_1", ()));
-    accepted(&scene.client.set("user_1", [("a", 1)]));
+    accepted(&scene.client.set_person("user_1", [("a", 1)]));
     accepted(&scene.client.alias("user_1", "anon_1"));
     accepted(&scene.client.group_identify("company", "acme", ()));
     let sent = scene.sent();

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use posthog::{
-    BeforeSend, Category, Client, Config, Context, DeliveryReport, Diagnostic, DropReason, Endpoint, Event, Outcome,
+    BeforeSend, Client, Config, Context, DeliveryReport, Diagnostic, DiagnosticCategory, DropReason, EndpointStatus,
+    Event, Outcome,
 };
 use serde_json::{Value, json};
 use sink::Answer;
@@ -84,7 +85,7 @@ fn cap_02_only_the_request_under_way_goes_on_when_a_program_opts_out() {
     // Who waited is told, and so is who asks now: with what was under way it is over.
     for flush in [flush, scene.client.flush()] {
         let report = flush.wait(PATIENCE).unwrap();
-        assert_eq!((report.remaining, report.endpoint), (24, Endpoint::Up));
+        assert_eq!((report.remaining, report.endpoint), (24, EndpointStatus::Up));
     }
     assert_eq!(scene.stage.sink.requests().len(), 1);
     scene.client.opt_in();
@@ -112,7 +113,7 @@ fn cap_04_a_hook_that_throws_in_immediate_mode_propagates_nothing_and_is_recorde
     let scene = Scene::with(|config| config.before_send(|_| panic!("in the hook")));
     let report = scene.client.capture_immediate(event("no")).wait(PATIENCE);
     assert_eq!(report, Ok(DeliveryReport::Dropped(DropReason::BeforeSendPanicked)));
-    assert!(has_recorded(&scene.client, Category::BeforeSend));
+    assert!(has_recorded(&scene.client, DiagnosticCategory::BeforeSend));
     scene.must_have_queued_nothing();
 }
 
@@ -153,7 +154,7 @@ fn cap_06_a_blank_name_or_distinct_id_is_dropped_and_recorded() {
         let scene = Scene::new();
         // A context does not mend what was said and is wrong.
         let receipt = Context::new().distinct_id("user_2").enter(|| scene.client.capture(event));
-        scene.must_have_dropped(&receipt, reason, Category::Validation);
+        scene.must_have_dropped(&receipt, reason, DiagnosticCategory::Validation);
     }
 }
 
@@ -175,7 +176,7 @@ fn cap_08_an_event_has_every_option() {
         .group("company", "acme")
         .group("seat", 7)
         .disable_geoip()
-        .person_prop("plan", "pro")
+        .person_property("plan", "pro")
         .person_props_once([("first_plan", "free")]);
     assert_eq!(accepted(&scene.client.capture(described)), uuid);
     let sent = scene.sent_one();
@@ -291,7 +292,9 @@ fn cap_15_an_immediate_capture_runs_the_hook_and_tells_what_posthog_said() {
     assert_eq!(scene.sent_one()["properties"]["seen"], true);
     scene.stage.sink.default_answer(Answer::status(503));
     let report = scene.client.capture_immediate(event("later")).wait(PATIENCE).unwrap();
-    let DeliveryReport::Queued { endpoint: Endpoint::Down { reason, .. } } = &report else { panic!("{report:?}") };
+    let DeliveryReport::Queued { endpoint: EndpointStatus::Down { reason, .. } } = &report else {
+        panic!("{report:?}")
+    };
     assert!(reason.contains("503"), "{reason}");
     assert_eq!(scene.client.stats().queued_events, 1);
     scene.stage.sink.default_answer(Answer::ok());
@@ -308,7 +311,7 @@ fn cap_15_an_immediate_capture_of_an_event_that_is_refused_for_good_says_why() {
         take(&scene.client, "fine");
     }
     let report = scene.client.capture_immediate(event("poison")).wait(PATIENCE);
-    assert_eq!(report, Ok(DeliveryReport::Buried { status: 400, reason: WORDS.into() }));
+    assert_eq!(report, Ok(DeliveryReport::DeadLettered { status: 400, reason: WORDS.into() }));
     eventually("it lies among the dead letters", || scene.client.dead_letters(9).len() == 1);
     assert_eq!(scene.client.dead_letters(9)[0].event["event"], "poison");
 }
@@ -342,7 +345,7 @@ fn cap_17_an_exception_captured_by_hand_is_sent_and_warned_of_once() {
     take(&scene.client, "$exception");
     take(&scene.client, "$exception");
     let told = scene.client.diagnostics();
-    assert_eq!(told.iter().filter(|told| **told == Diagnostic::HandmadeException).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|told| **told == Diagnostic::ManualException).count(), 1, "{told:?}");
     assert_eq!(scene.names(), ["$exception", "$exception"]);
 }
 

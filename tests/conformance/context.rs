@@ -1,6 +1,6 @@
 //! Tracing headers and request contexts (CTX).
 
-use posthog::{AllFlags, Category, Context, Diagnostic, Event, FlagContext, current_distinct_id};
+use posthog::{AllFlags, Context, Diagnostic, DiagnosticCategory, Event, FlagContext, current_distinct_id};
 use serde_json::{Value, json};
 
 use crate::flag_scene::got;
@@ -58,7 +58,7 @@ fn ctx_03_without_any_id_one_is_drawn_and_no_person_is_made() {
 fn ctx_04_flags_of_nobody_are_empty_ask_nobody_and_tell_nothing() {
     let scene = Scene::of_flags(json!({"on": true}));
     let client = &scene.client;
-    for nobody in [FlagContext::of_request(), FlagContext::new(" \t")] {
+    for nobody in [FlagContext::from_current(), FlagContext::new(" \t")] {
         assert!(scene.evaluated(&nobody).is_empty() && client.known_flags(&nobody).is_empty());
         assert!(got(client.reload_feature_flags(&nobody)).is_empty());
         assert!(!got(client.is_feature_enabled("on", &nobody)));
@@ -70,7 +70,7 @@ fn ctx_04_flags_of_nobody_are_empty_ask_nobody_and_tell_nothing() {
         assert!(got(client.get_all_flags(&nobody)).is_empty());
         assert_eq!(got(client.get_all_flags_and_payloads(&nobody)), AllFlags::default());
     }
-    assert!(has_recorded(client, Category::Validation));
+    assert!(has_recorded(client, DiagnosticCategory::Validation));
     scene.must_have_queued_nothing();
 }
 
@@ -90,7 +90,7 @@ fn ctx_05_header_values_are_cleaned_cut_and_absent_if_nothing_is_left() {
         (&json!("user_1"), &json!("x".repeat(1000)))
     );
     assert_eq!(sent[1]["properties"]["$process_person_profile"], false);
-    assert!(!has_recorded(&scene.client, Category::Validation));
+    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation));
     Context::from_headers([("X-POSTHOG-SESSION-ID", [0xff, 0xfe])]).enter(|| take(&scene.client, "tick"));
     let told =
         |told: &Diagnostic| matches!(told, Diagnostic::Invalid { what } if what.contains("X-POSTHOG-SESSION-ID"));

@@ -1,6 +1,6 @@
 //! evaluate_flags (EVF): a snapshot, its reads, and what of it goes on events.
 
-use posthog::{Category, Client, Config, Context, Event, FlagContext, FlagsProblem};
+use posthog::{Client, Config, Context, DiagnosticCategory, Event, FlagContext, FlagsProblem};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 
@@ -45,7 +45,7 @@ fn evf_02_all_that_is_said_of_somebody_is_asked_with() {
     let _none = scene.evaluated(who.only_locally(true).person_property("plan", "free"));
     assert_eq!(scene.asked().len(), 1);
     // Without an id of its own it is for whom the request is.
-    let _flags = Context::new().distinct_id("user_7").enter(|| scene.evaluated(FlagContext::of_request()));
+    let _flags = Context::new().distinct_id("user_7").enter(|| scene.evaluated(FlagContext::from_current()));
     assert_eq!(scene.asked()[1]["distinct_id"], "user_7");
 }
 
@@ -110,7 +110,7 @@ fn evf_06_a_key_that_nobody_has_is_learnt_from_whole_answers_only_and_forgotten_
 #[test]
 fn evf_07_nobody_and_a_disabled_client_have_an_empty_snapshot_that_tells_nothing() {
     let scene = Scene::of_flags(three());
-    for nobody in [FlagContext::of_request(), FlagContext::new(" ")] {
+    for nobody in [FlagContext::from_current(), FlagContext::new(" ")] {
         let flags = scene.evaluated(nobody);
         assert_eq!((flags.is_enabled("on"), flags.get("on"), flags.payload("on")), (false, None, None));
         assert_eq!((flags.len(), flags.problem()), (0, Some(&FlagsProblem::Nobody)));
@@ -256,9 +256,9 @@ fn evf_18_what_was_read_is_what_only_accessed_has_and_nothing_if_nothing_was() {
 fn evf_19_a_part_has_the_named_flags_that_are_there_warns_of_others_and_counts_for_itself() {
     let scene = Scene::of_flags(three());
     let flags = scene.evaluated("user_1");
-    assert!(!has_recorded(&scene.client, Category::Validation));
+    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation));
     let part = flags.only(["on", "none"]);
-    assert!(has_recorded(&scene.client, Category::Validation));
+    assert!(has_recorded(&scene.client, DiagnosticCategory::Validation));
     assert!(part.is_enabled("on"));
     assert_eq!((keys(&part), keys(&part.only_accessed())), (vec!["on"], vec!["on"]));
     assert_eq!((flags.only_accessed().len(), flags.len(), scene.asked().len()), (0, 3, 1));

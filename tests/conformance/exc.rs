@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use posthog::{Category, Client, Config, DropReason, ExceptionOptions, Outcome, Thrown};
+use posthog::{AdHocError, Client, Config, DiagnosticCategory, DropReason, ExceptionOptions, Outcome};
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, has_recorded};
@@ -34,7 +34,7 @@ pub(crate) fn three_deep() -> Wrapped {
 }
 
 /// Looking up names takes seconds in a test's executable: only those that are about names do it.
-pub(crate) fn nameless() -> Scene {
+pub(crate) fn unlinked() -> Scene {
     Scene::with(|config| config.symbolicate(false))
 }
 
@@ -63,7 +63,7 @@ fn calls_what_fails(client: &Client) -> posthog::Receipt {
 
 #[test]
 fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
-    let scene = nameless();
+    let scene = unlinked();
     let receipt = fails_here(&scene.client);
     let event = scene.sent_one();
     assert_eq!(
@@ -74,12 +74,12 @@ fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
     assert_eq!((&said["$exception_type"], &said["$exception_message"]), (&json!("Wrapped"), &json!("no start")));
     assert_eq!(said["$exception_list"][0]["stacktrace"]["type"], "raw");
     assert!(!frames(said).is_empty());
-    assert!(!has_recorded(&scene.client, Category::Validation), "{:?}", scene.client.diagnostics());
+    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation), "{:?}", scene.client.diagnostics());
 }
 
 #[test]
 fn exc_02_what_the_caller_says_besides_is_merged() {
-    let scene = nameless();
+    let scene = unlinked();
     let options = ExceptionOptions::new()
         .prop("handled", true)
         .props([("area", "checkout")])
@@ -95,7 +95,7 @@ fn exc_02_what_the_caller_says_besides_is_merged() {
 
 #[test]
 fn exc_02_an_exception_of_nobody_makes_no_person() {
-    let scene = nameless();
+    let scene = unlinked();
     fails_here(&scene.client);
     posthog::Context::new().distinct_id("user_2").enter(|| fails_here(&scene.client));
     let sent = scene.sent();
@@ -109,10 +109,10 @@ fn exc_02_an_exception_of_nobody_makes_no_person() {
 
 #[test]
 fn exc_03_what_is_no_error_is_an_event_with_a_message_too() {
-    let scene = nameless();
-    scene.client.capture_exception(&Thrown::new("a text"));
-    scene.client.capture_exception(&Thrown::of(&404));
-    scene.client.capture_exception(&Thrown::of(&json!({"any": ["value"]})));
+    let scene = unlinked();
+    scene.client.capture_exception(&AdHocError::new("a text"));
+    scene.client.capture_exception(&AdHocError::of(&404));
+    scene.client.capture_exception(&AdHocError::of(&json!({"any": ["value"]})));
     let boxed: Box<dyn Error> = "boxed text".into();
     scene.client.capture_exception(&*boxed);
     let sent = scene.sent();
@@ -142,7 +142,7 @@ fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_captu
 
 #[test]
 fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
-    let scene = nameless();
+    let scene = unlinked();
     let printed = "   0: checkout::total\n             at ./src/cart.rs:12:5\n   1: checkout::run\n   2: main\n";
     scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(printed));
     assert_eq!(functions(&sent(&scene)), ["main", "checkout::run", "checkout::total"]);
@@ -150,7 +150,7 @@ fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
 
 #[test]
 fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
-    let scene = nameless();
+    let scene = unlinked();
     fails_here(&scene.client);
     let said = sent(&scene);
     let list = said["$exception_list"].as_array().unwrap();
@@ -163,7 +163,7 @@ fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
 
 #[test]
 fn exc_07_an_error_without_a_cause_is_alone_in_the_list() {
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.capture_exception(&Wrapped { text: "alone", cause: None });
     assert_eq!(sent(&scene)["$exception_list"].as_array().unwrap().len(), 1);
 }
@@ -197,7 +197,7 @@ fn exc_09_without_source_there_are_no_such_fields() {
 
 #[test]
 fn exc_10_a_stack_that_an_error_brings_along_is_kept() {
-    let scene = nameless();
+    let scene = unlinked();
     let brought = std::backtrace::Backtrace::force_capture();
     scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(&brought));
     let disabled = std::backtrace::Backtrace::disabled();
@@ -222,7 +222,7 @@ fn exc_10_a_stack_that_an_error_brings_along_is_kept() {
 #[cfg(feature = "anyhow")]
 #[test]
 fn exc_10_a_report_of_anyhow_has_all_its_contexts() {
-    let scene = nameless();
+    let scene = unlinked();
     let report = anyhow::Error::new(three_deep()).context("while starting");
     scene.client.capture_anyhow(&report);
     scene.client.capture_anyhow_with(&anyhow::anyhow!("a message"), ExceptionOptions::new().prop("n", 1));
@@ -240,7 +240,7 @@ fn exc_10_a_report_of_anyhow_has_all_its_contexts() {
 #[cfg(feature = "eyre")]
 #[test]
 fn exc_10_a_report_of_eyre_has_all_its_contexts() {
-    let scene = nameless();
+    let scene = unlinked();
     let report = eyre::Report::new(three_deep()).wrap_err("while starting");
     scene.client.capture_eyre(&report);
     let said = sent(&scene);
@@ -259,14 +259,14 @@ fn exc_11_a_client_that_takes_nothing_does_not_even_ask_the_error() {
         }
     }
     impl Error for Silent {}
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.opt_out();
     assert_eq!(scene.client.capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::OptedOut));
     let disabled = Client::new(Config::disabled()).unwrap();
     assert_eq!(disabled.capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::Disabled));
-    assert_eq!(posthog::capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::NotInitialised));
+    assert_eq!(posthog::capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::NotInitialized));
     scene.must_have_queued_nothing();
-    assert!(!has_recorded(&scene.client, Category::Validation));
+    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation));
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event()
     }
     let scene = Scene::with(|config| config.symbolicate(false).before_send(|event| Some(event.prop("seen", true))));
     assert!(scene.client.capture_exception(&Panics).is_accepted());
-    assert!(has_recorded(&scene.client, Category::Validation));
+    assert!(has_recorded(&scene.client, DiagnosticCategory::Validation));
     let said = sent(&scene);
     assert_eq!((&said["$exception_type"], &said["$exception_message"]), (&json!("Panics"), &json!("")));
     assert_eq!(said["seen"], json!(true), "hooks as ever");
@@ -305,7 +305,7 @@ fn exc_11_an_error_that_reports_itself_when_it_is_asked_comes_to_an_end() {
         }
     }
     impl Error for Reports {}
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.capture_exception(&Reports(scene.client.clone()));
     let sent = scene.sent();
     let said: Vec<_> = sent.iter().map(|event| event["properties"]["$exception_message"].as_str().unwrap()).collect();

@@ -2,14 +2,14 @@
 
 use std::error::Error;
 
-use posthog::{ExceptionOptions, Level, Protocol, Thrown};
+use posthog::{AdHocError, CaptureProtocol, ExceptionOptions, Level};
 use serde_json::{Value, json};
 
-use crate::exc::{Wrapped, frames, nameless, sent, three_deep};
+use crate::exc::{Wrapped, frames, sent, three_deep, unlinked};
 use crate::scene::Scene;
 
 fn sent_with(options: ExceptionOptions) -> Value {
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.capture_exception_with(&three_deep(), options);
     sent(&scene)
 }
@@ -20,7 +20,7 @@ fn mechanism(said: &Value, at: usize) -> &Value {
 
 #[test]
 fn exm_01_every_entry_has_a_type_and_a_value() {
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.capture_exception(&Wrapped { text: "", cause: Some("".into()) });
     let said = sent(&scene);
     for entry in said["$exception_list"].as_array().unwrap() {
@@ -92,11 +92,11 @@ fn exm_09_handled_is_what_the_boundary_says_and_only_the_outermost_error_says_it
 
 #[test]
 fn exm_11_a_stack_of_the_capture_is_synthetic_and_so_is_what_is_no_error() {
-    let scene = nameless();
+    let scene = unlinked();
     let without = || ExceptionOptions::new().stack(false);
     scene.client.capture_exception(&three_deep());
     scene.client.capture_exception_with(&three_deep(), without());
-    scene.client.capture_exception_with(&Thrown::new("x"), without());
+    scene.client.capture_exception_with(&AdHocError::new("x"), without());
     let synthetic = |event: &Value| mechanism(&event["properties"], 0)["synthetic"].clone();
     assert_eq!(scene.sent().iter().map(synthetic).collect::<Vec<_>>(), [true, false, true]);
 }
@@ -122,7 +122,7 @@ fn exm_15_a_chain_has_at_most_fifty_errors() {
     let wrap =
         |inside: Wrapped| Wrapped { text: "outer", cause: Some(Box::new(inside) as Box<dyn Error + Send + Sync>) };
     let deep = (0..80).fold(Wrapped { text: "root", cause: None }, |inside, _| wrap(inside));
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.capture_exception(&deep);
     let said = sent(&scene);
     let list = said["$exception_list"].as_array().unwrap();
@@ -194,7 +194,7 @@ fn exm_23_a_fingerprint_is_sent_only_if_it_is_given() {
 
 #[test]
 fn exm_24_frames_have_addresses_and_the_images_that_they_lie_in_are_named_once() {
-    for protocol in [Protocol::V0, Protocol::V1] {
+    for protocol in [CaptureProtocol::V0, CaptureProtocol::V1] {
         let scene = Scene::with(|config| config.protocol(protocol).symbolicate(false));
         scene.client.capture_exception(&three_deep());
         let said = sent(&scene);
@@ -215,7 +215,7 @@ fn exm_24_frames_have_addresses_and_the_images_that_they_lie_in_are_named_once()
 
 #[test]
 fn exm_24_without_names_a_frame_is_named_by_its_place_in_its_image() {
-    let scene = nameless();
+    let scene = unlinked();
     scene.client.capture_exception(&three_deep());
     let said = sent(&scene);
     let last = frames(&said).last().unwrap();

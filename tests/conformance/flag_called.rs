@@ -133,7 +133,7 @@ fn fft_06_a_shutdown_forgets_what_was_told_and_tells_nothing_afterwards() {
 
 #[test]
 fn fft_07_what_is_remembered_is_bounded_and_the_one_read_longest_ago_goes() {
-    let scene = Scene::of_flags_with(json!({"on": true}), |config| config.flag_called_size(3));
+    let scene = Scene::of_flags_with(json!({"on": true}), |config| config.flag_called_cache_size(3));
     let people =
         || scene.told().iter().map(|event| event["distinct_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     ["a", "b", "c", "a", "d"].iter().for_each(|who| read(&scene, *who));

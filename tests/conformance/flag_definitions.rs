@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use posthog::testing::{Answer, Harness, RecordedRequest, Route};
-use posthog::{Category, FlagContext, FlagDefinitionsError, FlagDefinitionsState};
+use posthog::{DiagnosticCategory, FlagContext, FlagDefinitionsError, FlagDefinitionsState};
 use serde_json::{Value, json};
 
 use crate::scene::has_recorded;
@@ -68,7 +68,7 @@ fn fdl_02_a_refresh_that_fails_keeps_the_definitions_and_records_a_warning() {
     let age = harness.client().flag_definitions_age();
     assert_eq!((keys(&harness).join(","), state(&harness)), ("a".into(), FlagDefinitionsState::Stale));
     assert_eq!(age, Some(Duration::from_secs(7)), "and says how old they are");
-    assert!(has_recorded(harness.client(), Category::FlagDefinitions));
+    assert!(has_recorded(harness.client(), DiagnosticCategory::FlagDefinitions));
     assert!(harness.client().known_flags("user_1").is_enabled("a"));
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use posthog::testing::{Answer, Harness, Route};
 use posthog::{
-    AsyncFlagDefinitionProvider, Category, Config, Diagnostic, FlagContext, FlagDefinitionProvider, FlagDefinitions,
-    FlagDefinitionsError, FlagDefinitionsState, ProviderError, ProviderFuture,
+    AsyncFlagDefinitionProvider, Config, Diagnostic, DiagnosticCategory, FlagContext, FlagDefinitionProvider,
+    FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState, ProviderError, ProviderFuture,
 };
 use serde_json::json;
 
@@ -127,7 +127,7 @@ fn cache_warnings(harness: &Harness) -> Vec<&'static str> {
         Diagnostic::FlagCacheFailed { operation, .. } => Some(*operation),
         _ => None,
     };
-    assert!(told.iter().all(|told| failed(told).is_none() || told.category() == Category::FlagCache));
+    assert!(told.iter().all(|told| failed(told).is_none() || told.category() == DiagnosticCategory::FlagCache));
     told.iter().filter_map(failed).collect()
 }
 

@@ -1,6 +1,6 @@
 //! The way to the server (HTTP), as far as it is about capturing.
 
-use posthog::{Category, Client, Compression};
+use posthog::{Client, Compression, DiagnosticCategory};
 use sink::Answer;
 
 use crate::scene::{Scene, has_recorded};
@@ -30,7 +30,7 @@ fn http_03_a_503_throws_nothing_is_recorded_and_the_event_stays() {
     scene.stage.sink.default_answer(Answer::status(503));
     take(&scene.client, "tick");
     assert_eq!(scene.client.flush().wait(PATIENCE).unwrap().remaining, 1);
-    assert!(has_recorded(&scene.client, Category::Delivery));
+    assert!(has_recorded(&scene.client, DiagnosticCategory::Delivery));
 }
 
 #[test]

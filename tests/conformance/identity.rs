@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use posthog::{Category, DropReason, Event, Outcome};
+use posthog::{DiagnosticCategory, DropReason, Event, Outcome};
 use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -35,9 +35,9 @@ fn ali_02_a_blank_id_is_no_event_and_a_recorded_warning() {
     for blank in BLANKS {
         let scene = Scene::new();
         let receipt = scene.client.alias(blank, "anon_1");
-        scene.must_have_dropped(&receipt, DropReason::EmptyDistinctId, Category::Validation);
+        scene.must_have_dropped(&receipt, DropReason::EmptyDistinctId, DiagnosticCategory::Validation);
         let receipt = scene.client.alias("user_1", blank);
-        scene.must_have_dropped(&receipt, DropReason::EmptyAlias, Category::Validation);
+        scene.must_have_dropped(&receipt, DropReason::EmptyAlias, DiagnosticCategory::Validation);
     }
 }
 
@@ -89,7 +89,7 @@ fn idn_01_properties_that_are_no_pairs_are_no_event_and_a_recorded_warning() {
     for props in [json!("pro"), json!(7), json!([1, 2])] {
         let scene = Scene::new();
         let receipt = scene.client.identify("user_1", props);
-        scene.must_have_dropped(&receipt, DropReason::Unserializable, Category::Validation);
+        scene.must_have_dropped(&receipt, DropReason::Unserializable, DiagnosticCategory::Validation);
     }
 }
 
@@ -97,16 +97,16 @@ fn idn_01_properties_that_are_no_pairs_are_no_event_and_a_recorded_warning() {
 fn idn_02_a_missing_id_is_no_event_and_a_recorded_warning() {
     let scene = Scene::new();
     let receipt = scene.client.identify("", [("plan", "pro")]);
-    scene.must_have_dropped(&receipt, DropReason::EmptyDistinctId, Category::Validation);
-    let receipt = scene.client.set("", [("plan", "pro")]);
-    scene.must_have_dropped(&receipt, DropReason::EmptyDistinctId, Category::Validation);
+    scene.must_have_dropped(&receipt, DropReason::EmptyDistinctId, DiagnosticCategory::Validation);
+    let receipt = scene.client.set_person("", [("plan", "pro")]);
+    scene.must_have_dropped(&receipt, DropReason::EmptyDistinctId, DiagnosticCategory::Validation);
 }
 
 #[test]
 fn idn_03_every_call_is_sent_and_none_names_an_anonymous_id() {
     let scene = Scene::new();
     for _ in 0..2 {
-        let event = Event::identify("user_1").person_prop("plan", "pro").person_prop_once("since", 2026);
+        let event = Event::identify("user_1").person_property("plan", "pro").person_property_once("since", 2026);
         accepted(&scene.client.capture(event));
     }
     let sent = scene.sent();
@@ -128,12 +128,12 @@ fn idn_04_an_identify_says_nothing_but_this() {
 #[test]
 fn idn_05_set_and_set_once_are_events_of_their_own_and_nothing_to_set_is_none() {
     let scene = Scene::new();
-    let receipts = [scene.client.set("user_1", ()), scene.client.set_once("user_1", json!({}))];
+    let receipts = [scene.client.set_person("user_1", ()), scene.client.set_person_once("user_1", json!({}))];
     for receipt in &receipts {
-        scene.must_have_dropped(receipt, DropReason::NothingToSet, Category::Validation);
+        scene.must_have_dropped(receipt, DropReason::NothingToSet, DiagnosticCategory::Validation);
     }
-    accepted(&scene.client.set("user_1", [("plan", "pro")]));
-    accepted(&scene.client.set_once("user_1", [("since", 2026)]));
+    accepted(&scene.client.set_person("user_1", [("plan", "pro")]));
+    accepted(&scene.client.set_person_once("user_1", [("since", 2026)]));
     let sent = scene.sent();
     assert!(sent.iter().all(|event| event["event"] == "$set" && event["distinct_id"] == "user_1"));
     assert_eq!(sent[0]["properties"]["$set"], json!({"plan": "pro"}));
@@ -147,9 +147,9 @@ fn idn_06_an_id_of_white_space_is_an_empty_one() {
         let scene = Scene::new();
         for receipt in [
             scene.client.identify(blank, ()),
-            scene.client.set(blank, [("a", 1)]),
-            scene.client.set_once(blank, [("a", 1)]),
-            scene.client.set(blank, ()),
+            scene.client.set_person(blank, [("a", 1)]),
+            scene.client.set_person_once(blank, [("a", 1)]),
+            scene.client.set_person(blank, ()),
         ] {
             assert_eq!(receipt.outcome(), Outcome::Dropped(DropReason::EmptyDistinctId));
         }
@@ -171,9 +171,9 @@ fn grp_02_a_blank_type_or_key_is_no_event_and_a_recorded_warning() {
     for blank in BLANKS {
         let scene = Scene::new();
         let receipt = scene.client.group_identify(blank, "acme", ());
-        scene.must_have_dropped(&receipt, DropReason::EmptyGroupType, Category::Validation);
+        scene.must_have_dropped(&receipt, DropReason::EmptyGroupType, DiagnosticCategory::Validation);
         let receipt = scene.client.group_identify("company", blank, ());
-        scene.must_have_dropped(&receipt, DropReason::EmptyGroupKey, Category::Validation);
+        scene.must_have_dropped(&receipt, DropReason::EmptyGroupKey, DiagnosticCategory::Validation);
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use posthog::{
-    Category, Client, Config, DeliveryPhase, Diagnostic, DropReason, Endpoint, FlagDefinitionProvider, FlagDefinitions,
-    FlushReport, Outcome, ProviderError, WaitTimeout,
+    Client, Config, DeliveryPhase, Diagnostic, DiagnosticCategory, DropReason, EndpointStatus, FlagDefinitionProvider,
+    FlagDefinitions, FlushReport, Outcome, ProviderError, WaitTimeout,
 };
 use sink::{Answer, FlagRoute};
 use uuid::Uuid;
@@ -69,7 +69,7 @@ fn bat_04_a_request_is_bounded_a_flush_does_not_wait_and_nobody_is_held_up() {
     let start = Instant::now();
     uuids.extend(take_many(&scene.client, 25));
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
-    assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Up);
+    assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Up);
     flushed(&scene.client);
     scene.stage.must_have_taken(&uuids);
     assert!(scene.stage.sink.requests().iter().all(|request| request.event_count <= 10));
@@ -99,10 +99,10 @@ fn rtq_03_a_full_queue_stays_at_its_bound_and_a_capacity_warning_is_recorded() {
     scene.stage.sink.default_answer(Answer::status(503));
     take_many(&scene.client, 2);
     flushed(&scene.client);
-    eventually("the queue is full", || scene.client.stats().refusing == Some(DropReason::QueueFull));
+    eventually("the queue is full", || scene.client.stats().rejecting == Some(DropReason::QueueFull));
     assert_eq!(scene.client.capture(event("third")).outcome(), Outcome::Dropped(DropReason::QueueFull));
     assert_eq!(scene.client.stats().queued_events, 2);
-    assert!(has_recorded(&scene.client, Category::Capacity), "{:?}", scene.client.diagnostics());
+    assert!(has_recorded(&scene.client, DiagnosticCategory::Capacity), "{:?}", scene.client.diagnostics());
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn rtq_06_events_whose_attempts_are_spent_are_kept_and_refused_ones_are_buried_a
     scene.stage.sink.default_answer(Answer::status(503));
     let uuids = take_many(&scene.client, 1);
     flushed(&scene.client);
-    let is_parked = || matches!(scene.client.stats().delivery, DeliveryPhase::Parked { .. });
+    let is_parked = || matches!(scene.client.stats().delivery, DeliveryPhase::Cooldown { .. });
     eventually("it is left alone for a while", is_parked);
     assert_eq!(scene.client.stats().queued_events, 1);
     scene.stage.sink.default_answer(Answer::ok());
@@ -159,10 +159,10 @@ fn rtq_06_events_whose_attempts_are_spent_are_kept_and_refused_ones_are_buried_a
     eventually("it is buried", || {
         take(&scene.client, "fine");
         flushed(&scene.client);
-        scene.client.stats().buried == 1
+        scene.client.stats().dead_lettered == 1
     });
-    let buried = |told: &Diagnostic| matches!(told, Diagnostic::Buried { status: 400, .. });
-    assert!(scene.client.diagnostics().iter().any(buried));
+    let dead_lettered = |told: &Diagnostic| matches!(told, Diagnostic::DeadLettered { status: 400, .. });
+    assert!(scene.client.diagnostics().iter().any(dead_lettered));
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn flu_01_a_flush_sends_everything_at_once_and_leaves_nothing() {
     let scene = Scene::with(patient);
     let uuids = take_many(&scene.client, 7);
     let report = flushed(&scene.client);
-    assert_eq!((report.delivered, report.remaining, report.endpoint), (7, 0, Endpoint::Up));
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (7, 0, EndpointStatus::Up));
     scene.stage.must_have_taken(&uuids);
     assert_eq!(scene.client.stats().queued_events, 0);
 }
@@ -192,7 +192,7 @@ fn flu_01_a_flush_sends_everything_at_once_and_leaves_nothing() {
 fn flu_02_a_flush_of_nothing_sends_nothing() {
     let scene = Scene::new();
     let report = flushed(&scene.client);
-    assert_eq!((report.delivered, report.remaining, report.endpoint), (0, 0, Endpoint::Up));
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (0, 0, EndpointStatus::Up));
     assert!(scene.stage.sink.requests().is_empty());
 }
 
@@ -202,7 +202,7 @@ fn flu_03_a_flush_that_meets_a_503_says_so_and_keeps_the_event() {
     scene.stage.sink.default_answer(Answer::status(503));
     take(&scene.client, "tick");
     let report = flushed(&scene.client);
-    assert!(matches!(&report.endpoint, Endpoint::Down { reason, .. } if reason.contains("503")), "{report:?}");
+    assert!(matches!(&report.endpoint, EndpointStatus::Down { reason, .. } if reason.contains("503")), "{report:?}");
     assert_eq!(report.remaining, 1);
 }
 
@@ -250,7 +250,7 @@ fn shd_03_a_shutdown_that_meets_a_503_records_a_delivery_warning_and_keeps_the_e
     take(&scene.client, "tick");
     let report = scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (1, true));
-    assert!(has_recorded(&scene.client, Category::Delivery), "{:?}", scene.client.diagnostics());
+    assert!(has_recorded(&scene.client, DiagnosticCategory::Delivery), "{:?}", scene.client.diagnostics());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use posthog::{Category, Client, Config, Diagnostic, DropReason, Outcome, Receipt};
+use posthog::{Client, Config, Diagnostic, DiagnosticCategory, DropReason, Outcome, Receipt};
 use serde_json::Value;
 
 use crate::stage::{PATIENCE, Stage};
@@ -56,7 +56,7 @@ impl Scene {
     }
 
     /// Nothing was queued, nothing was sent, and a warning of that category was recorded.
-    pub(crate) fn must_have_dropped(&self, receipt: &Receipt, reason: DropReason, category: Category) {
+    pub(crate) fn must_have_dropped(&self, receipt: &Receipt, reason: DropReason, category: DiagnosticCategory) {
         assert_eq!((receipt.outcome(), receipt.uuid()), (Outcome::Dropped(reason), None));
         let recorded = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { reason: of, .. } if *of == reason);
         let told = self.client.diagnostics();
@@ -72,6 +72,6 @@ impl Scene {
 }
 
 /// Whether a warning of that category was recorded.
-pub(crate) fn has_recorded(client: &Client, category: Category) -> bool {
+pub(crate) fn has_recorded(client: &Client, category: DiagnosticCategory) -> bool {
     client.diagnostics().iter().any(|told| told.category() == category)
 }

@@ -88,7 +88,7 @@ pub(crate) fn write(to: &Path) {
         first.flush().wait(PATIENCE).unwrap();
     }
     let deadline = Instant::now() + PATIENCE;
-    while first.stats().buried == 0 && Instant::now() < deadline {
+    while first.stats().dead_lettered == 0 && Instant::now() < deadline {
         first.flush().wait(PATIENCE).unwrap();
     }
     assert_eq!(first.shutdown(PATIENCE).wait(PATIENCE).unwrap().remaining, 0);

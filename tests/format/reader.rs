@@ -74,7 +74,7 @@ pub(crate) struct Store {
     pub project_hash: Vec<u8>,
     pub host: String,
     pub api_key: String,
-    /// Accepted, delivered, buried, evicted, damaged, lost_unsynced, queued_events, queued_bytes, rows.
+    /// Accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes, rows.
     pub state: [u64; 9],
     pub epochs: Vec<(u8, u64)>,
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
-use posthog::{Client, DropReason, Endpoint, Event, Outcome, Receipt};
+use posthog::{Client, DropReason, EndpointStatus, Event, Outcome, Receipt};
 use sink::{Answer, State};
 use uuid::Uuid;
 
@@ -84,7 +84,7 @@ fn analytics_flow_while_the_ai_endpoint_is_down() {
     let report = client.flush().wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, 1);
     assert!(
-        matches!(&report.endpoint, Endpoint::Down { reason, .. } if reason.starts_with("AI events: ")),
+        matches!(&report.endpoint, EndpointStatus::Down { reason, .. } if reason.starts_with("AI events: ")),
         "{report:?}"
     );
     stage.sink.refuse_none();
@@ -108,7 +108,7 @@ fn flush_shutdown_and_statistics_are_of_both_lanes() {
     assert!(stats.queued_bytes > stats.ai.unwrap().queued_bytes);
     stage.sink.resume();
     let report = client.flush().wait(PATIENCE).unwrap();
-    assert_eq!((report.delivered, report.remaining, report.endpoint), (5, 0, Endpoint::Up));
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (5, 0, EndpointStatus::Up));
     take(&client, "clicked");
     take_ai(&client, "ai");
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
@@ -156,7 +156,7 @@ fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever
 #[test]
 fn a_lane_that_is_wanted_from_the_start_is_there_before_the_first_event() {
     let stage = Stage::new();
-    let client = Client::new(stage.config().ai_lane(true)).unwrap();
+    let client = Client::new(stage.config().open_ai_queue(true)).unwrap();
     assert_eq!(client.stats().ai.unwrap().accepted, 0);
     close_empty(&client);
 }
@@ -227,10 +227,10 @@ fn ai_events_of_an_earlier_key_are_reported_and_delivered_like_others() {
     stage.sink.resume();
     let renewed = || stage.config_for("phc_renewed");
     let client = Client::new(renewed()).unwrap();
-    let stranded = client.stats().stranded;
+    let stranded = client.stats().orphaned;
     assert_eq!((stranded.queues, stranded.events), (1, 1));
     drop(client);
-    let client = Client::new(renewed().also_deliver(KEY, &stage.host)).unwrap();
+    let client = Client::new(renewed().adopt_queue(KEY, &stage.host)).unwrap();
     stage.must_have_taken(&[uuid]);
     let request = stage.sink.requests().remove(0);
     assert_eq!((request.api_key.as_str(), request.path.as_str()), ("phc_renewed", "/i/v0/ai/batch/"));

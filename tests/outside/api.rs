@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use posthog::{Client, Config, Diagnostic, DropReason, Error, Event, Mode, Outcome, PersistError};
+use posthog::{Client, Config, Diagnostic, DropReason, Error, Event, Outcome, PersistError, StorageMode};
 use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 
@@ -116,7 +116,7 @@ fn bad_settings_are_errors_that_name_them() {
     for host in ["", "ftp://example.org", "https://", "https://a b", "http://example.org/?x=1", "http://:80"] {
         assert_eq!(named(config().host(host)), "host", "{host:?}");
     }
-    assert_eq!(named(config().also_deliver("", "https://example.org")), "also_deliver");
+    assert_eq!(named(config().adopt_queue("", "https://example.org")), "adopt_queue");
     assert_eq!(named(config().flush_at(0)), "flush_at");
     assert_eq!(named(config().flush_interval(Duration::ZERO)), "flush_interval");
     assert_eq!(named(config().sync_interval(Duration::MAX)), "sync_interval");
@@ -141,7 +141,7 @@ fn a_disabled_client_takes_nothing_and_answers_everything() {
     assert!(client.flush().wait(PATIENCE).is_ok());
     assert!(client.close().wait(PATIENCE).is_ok());
     let stats = client.stats();
-    assert_eq!((stats.mode, stats.dropped), (Mode::Disabled, vec![(DropReason::Disabled, 1)]));
+    assert_eq!((stats.storage, stats.dropped), (StorageMode::Disabled, vec![(DropReason::Disabled, 1)]));
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn the_process_wide_client_is_made_once_and_used_by_the_free_functions() {
     apart(
         |place| {
             assert!(posthog::client().is_none());
-            assert_eq!(posthog::capture(event("early")).outcome(), Outcome::Dropped(DropReason::NotInitialised));
+            assert_eq!(posthog::capture(event("early")).outcome(), Outcome::Dropped(DropReason::NotInitialized));
             let client = posthog::init(place.config()).unwrap();
             assert!(matches!(posthog::init(place.config()), Err(Error::AlreadyInitialised)));
             assert!(posthog::capture(event("free")).is_accepted());

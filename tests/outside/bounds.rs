@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use posthog::{Client, Config, DropReason, Event, Outcome, Overflow};
+use posthog::{Client, Config, DropReason, Event, Outcome, OverflowPolicy};
 
 use crate::stage::{PATIENCE, Stage, assert_balanced, close_empty, event, eventually, take};
 
@@ -69,7 +69,7 @@ fn a_bound_in_events_is_exact_however_fast_they_come() {
 #[test]
 fn the_oldest_make_just_the_room_that_is_needed() {
     let stage = down();
-    let config = plain(&stage).max_queue_events(100).overflow(Overflow::DropOldest);
+    let config = plain(&stage).max_queue_events(100).overflow(OverflowPolicy::DropOldest);
     let client = Client::new(config).unwrap();
     for number in 0..101 {
         eventually("it is taken", || client.capture(event("filling").prop("number", number)).is_accepted());
@@ -108,7 +108,7 @@ fn every_bound_in_bytes_can_be_used_and_holds_for_the_file() {
 fn a_bound_in_bytes_holds_where_the_oldest_make_room_and_most_of_it_stays_full() {
     for (bound, event_bytes) in [(2 * MIB, 1000), (8 * MIB, 5000)] {
         let stage = down();
-        let config = plain(&stage).max_queue_bytes(bound).overflow(Overflow::DropOldest);
+        let config = plain(&stage).max_queue_bytes(bound).overflow(OverflowPolicy::DropOldest);
         let client = Client::new(config).unwrap();
         let (mut peak, mut accepted) = (0, 0);
         eventually("three times the bound was taken", || {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use posthog::{Client, Config, DeadLetterError, Protocol, Stats};
+use posthog::{CaptureProtocol, Client, Config, DeadLetterError, Stats};
 use sink::Answer;
 use uuid::Uuid;
 
 use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
 
 fn config(stage: &Stage) -> Config {
-    stage.config().protocol(Protocol::V1).flush_interval(Duration::from_millis(300))
+    stage.config().protocol(CaptureProtocol::V1).flush_interval(Duration::from_millis(300))
 }
 
 /// Events that PostHog refuses for good, each by a verdict of its own.
@@ -21,10 +21,10 @@ fn refused(stage: &Stage, client: &Client, count: usize) -> Vec<Uuid> {
     uuids
 }
 
-/// Accepted, delivered, buried; and the books balance.
+/// Accepted, delivered, dead_lettered; and the books balance.
 fn counts(stats: &Stats) -> (u64, u64, u64) {
     assert_eq!(stats.imbalance(), 0, "{stats:?}");
-    (stats.accepted, stats.delivered, stats.buried)
+    (stats.accepted, stats.delivered, stats.dead_lettered)
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn dead_letters_are_sent_again_under_their_uuids_and_lie_there_again_if_they_are
 #[test]
 fn dead_letters_of_both_lanes_are_thrown_away_and_go_on_being_counted() {
     let stage = Stage::new();
-    let client = Client::new(config(&stage).ai_lane(true)).unwrap();
+    let client = Client::new(config(&stage).open_ai_queue(true)).unwrap();
     refused(&stage, &client, 2);
     assert_eq!(client.discard_dead_letters().wait(PATIENCE), Ok(Ok(2)));
     assert!(client.dead_letters(9).is_empty());
@@ -62,7 +62,7 @@ fn dead_letters_of_both_lanes_are_thrown_away_and_go_on_being_counted() {
     drop(client);
     let next = Client::new(config(&stage)).unwrap();
     assert!(next.dead_letters(9).is_empty());
-    assert_eq!(next.stats().buried, 2);
+    assert_eq!(next.stats().dead_lettered, 2);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use posthog::{Client, Config, Diagnostic, Error, Mode, PersistError, Stranded};
+use posthog::{Client, Config, Diagnostic, Error, OrphanedQueues, PersistError, StorageMode};
 
 use crate::apart::{Terms, apart, apart_on};
 use crate::process::forked;
@@ -41,7 +41,7 @@ pub(crate) fn is_unusable(config: impl Fn() -> Config) {
     assert!(error.to_string().contains("queue_dir"), "{error}");
     must_not_repeat_itself(&error);
     let client = Client::new(config().memory_fallback(true)).unwrap();
-    assert!(matches!(client.stats().mode, Mode::Volatile { .. }), "{:?}", client.stats());
+    assert!(matches!(client.stats().storage, StorageMode::Volatile { .. }), "{:?}", client.stats());
     let told = client.diagnostics();
     assert!(told.iter().any(|told| matches!(told, Diagnostic::InMemory { .. })), "{told:?}");
     let receipt = client.capture(event("volatile"));
@@ -205,19 +205,19 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     old.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(old);
     stage.sink.resume();
-    let new = || Config::new("phc_new").host(&stage.host).queue_dir(&stage.queue).no_proxy().free_space_floor(0);
+    let new = || Config::new("phc_new").host(&stage.host).queue_dir(&stage.queue).no_proxy().min_free_space(0);
     let client = Client::new(new()).unwrap();
-    let stranded = client.stats().stranded;
+    let stranded = client.stats().orphaned;
     assert_eq!((stranded.queues, stranded.events), (1, 25));
     let told = client.diagnostics();
     let stranded =
-        |told: &Diagnostic| matches!(told, Diagnostic::StrandedQueue { events: 25, bytes, .. } if *bytes > 0);
+        |told: &Diagnostic| matches!(told, Diagnostic::OrphanedQueue { events: 25, bytes, .. } if *bytes > 0);
     let told = told.iter().find(|told| stranded(told)).unwrap_or_else(|| panic!("{told:?}")).to_string();
     for part in [
         "25 events (",
         ") of the key phc_outs... at ",
         &stage.host,
-        "also_deliver",
+        "adopt_queue",
         "remove ",
         stage.queue.to_str().unwrap(),
     ] {
@@ -227,8 +227,8 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     close_empty(&client);
     assert_eq!(stage.names(), ["new"]);
     drop(client);
-    let client = Client::new(new().also_deliver(KEY, &stage.host).flush_interval(Duration::from_millis(20))).unwrap();
-    assert_eq!(client.stats().stranded, Stranded::default());
+    let client = Client::new(new().adopt_queue(KEY, &stage.host).flush_interval(Duration::from_millis(20))).unwrap();
+    assert_eq!(client.stats().orphaned, OrphanedQueues::default());
     uuids.extend(stage.sink.events().iter().map(|event| event.uuid));
     uuids.push(take(&client, "trigger"));
     stage.must_have_taken(&uuids);
@@ -236,7 +236,7 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     assert!(stage.sink.inspect(|state| state.requests().iter().all(|request| request.api_key == "phc_new")));
     close_empty(&client);
     drop(client);
-    assert_eq!(Client::new(new()).unwrap().stats().stranded, Stranded::default());
+    assert_eq!(Client::new(new()).unwrap().stats().orphaned, OrphanedQueues::default());
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
     // Who lives delivers what this one leaves.
     left.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     let client = Client::new(stage.config_for("phc_new")).unwrap();
-    let stranded = |client: &Client| (client.stats().stranded.queues, client.stats().stranded.events);
+    let stranded = |client: &Client| (client.stats().orphaned.queues, client.stats().orphaned.events);
     assert_eq!(stranded(&client), (0, 0), "{:?}", client.diagnostics());
     living.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(client);
@@ -368,7 +368,7 @@ fn a_foreign_file_in_the_place_of_the_store_is_set_aside_and_kept() {
     let client = stage.client();
     let told = client.diagnostics();
     let aside = told.iter().find_map(|told| match told {
-        Diagnostic::SetAside { path, .. } => Some(path.clone()),
+        Diagnostic::Salvaged { path, .. } => Some(path.clone()),
         _ => None,
     });
     let aside = aside.unwrap_or_else(|| panic!("{told:?}"));

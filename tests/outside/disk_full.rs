@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use posthog::{Client, Config, Diagnostic, DropReason, Event, Mode, Outcome};
+use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, StorageMode};
 use sink::Sink;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -147,14 +147,14 @@ fn fills_up_and_drains(kind: Kind, space_before_server: bool) {
     let known = [DropReason::JournalFull, DropReason::DiskFull, DropReason::QueueFull, DropReason::Storage];
     assert!(!reasons.is_empty() && reasons.iter().all(|reason| known.contains(reason)), "{reasons:?}");
     let stats = client.stats();
-    assert!(matches!(stats.mode, Mode::Degraded { .. }), "{stats:?}");
+    assert!(matches!(stats.storage, StorageMode::Degraded { .. }), "{stats:?}");
     assert_eq!(stats.queued_events, all.len() as u64, "{stats:?}");
     assert!(stats.dropped_total() > 0);
     let told = client.diagnostics();
     assert!(told.iter().any(|told| matches!(told, Diagnostic::StorageFailing { .. })), "{told:?}");
     if space_before_server {
         disk.make_room();
-        eventually("storage recovers by itself", || client.stats().mode == Mode::Durable);
+        eventually("storage recovers by itself", || client.stats().storage == StorageMode::Durable);
         disk.sink.resume();
     } else {
         // Not a byte more than there was: what is delivered must be removable all the same.
@@ -343,7 +343,7 @@ fn a_capture_waits_for_a_frozen_file_system_and_others_are_told_that_the_journal
 #[test]
 fn the_floor_of_free_space_is_left_to_others() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
-    let client = Client::new(disk.config().free_space_floor(8 * MIB as u64)).unwrap();
+    let client = Client::new(disk.config().min_free_space(8 * MIB as u64)).unwrap();
     accepted(&client.capture(small(0)));
     disk.fill_but(6 * MIB);
     eventually("captures are refused for the floor's sake", || {
@@ -363,7 +363,7 @@ fn a_disk_too_small_for_a_queue_is_an_error_or_a_declared_memory_mode() {
     let error = Client::new(disk.config()).unwrap_err();
     assert!(error.is_queue_dir(), "{error:?}");
     let client = Client::new(disk.config().memory_fallback(true)).unwrap();
-    assert!(matches!(client.stats().mode, Mode::Volatile { .. }), "{:?}", client.stats());
+    assert!(matches!(client.stats().storage, StorageMode::Volatile { .. }), "{:?}", client.stats());
     accepted(&client.capture(small(0)));
     assert!(client.flush().wait(PATIENCE).is_ok());
     assert_eq!(disk.sink.inspect(sink::State::unique), 1);

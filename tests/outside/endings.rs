@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, DeliveryPhase, Diagnostic, Endpoint};
+use posthog::{Client, DeliveryPhase, Diagnostic, EndpointStatus};
 use sink::Answer;
 
 use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
@@ -35,7 +35,7 @@ fn a_shutdown_right_after_a_failure_delivers_to_a_server_that_is_back() {
         stage.sink.resume();
         let began = Instant::now();
         let report = client.shutdown(Duration::from_secs(20)).wait(PATIENCE).unwrap();
-        assert_eq!((report.delivered, report.remaining, report.endpoint), (1, 0, Endpoint::Up));
+        assert_eq!((report.delivered, report.remaining, report.endpoint), (1, 0, EndpointStatus::Up));
         assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     }
 }
@@ -48,7 +48,10 @@ fn a_shutdown_before_a_server_that_is_gone_ends_early_and_says_why() {
     take(&client, "tick");
     let began = Instant::now();
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    assert!(matches!(&report.endpoint, Endpoint::Down { reason, .. } if reason.contains("connect")), "{report:?}");
+    assert!(
+        matches!(&report.endpoint, EndpointStatus::Down { reason, .. } if reason.contains("connect")),
+        "{report:?}"
+    );
     assert_eq!((report.delivered, report.remaining, report.persisted), (0, 1, true));
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
 }
@@ -60,7 +63,7 @@ fn a_shutdown_does_not_count_what_a_flush_has_delivered() {
     take_many(&client, 50, "tick");
     assert_eq!(client.flush().wait(PATIENCE).unwrap().delivered, 50);
     let report = client.close().wait(PATIENCE).unwrap();
-    assert_eq!((report.delivered, report.remaining, report.endpoint), (0, 0, Endpoint::Up));
+    assert_eq!((report.delivered, report.remaining, report.endpoint), (0, 0, EndpointStatus::Up));
 }
 
 #[test]
@@ -72,15 +75,15 @@ fn an_endpoint_that_refuses_everything_does_not_look_healthy() {
         take_many(&client, 3, "tick");
         let report = client.flush().wait(PATIENCE).unwrap();
         assert!(
-            matches!(&report.endpoint, Endpoint::Refusing { reason } if reason.contains("HTTP status 4")),
+            matches!(&report.endpoint, EndpointStatus::Refusing { reason } if reason.contains("HTTP status 4")),
             "{report:?}"
         );
         assert_eq!((report.delivered, report.remaining), (0, 3));
         let stats = client.stats();
-        assert!(matches!(stats.delivery, DeliveryPhase::SteppedOver { .. }) && stats.last_error.is_some(), "{stats:?}");
-        assert_eq!((stats.suspected, stats.queued_events), (3, 3));
+        assert!(matches!(stats.delivery, DeliveryPhase::Quarantined { .. }) && stats.last_error.is_some(), "{stats:?}");
+        assert_eq!((stats.quarantined, stats.queued_events), (3, 3));
         let report = client.close().wait(PATIENCE).unwrap();
-        assert!(matches!(report.endpoint, Endpoint::Refusing { .. }) && report.remaining == 3, "{report:?}");
+        assert!(matches!(report.endpoint, EndpointStatus::Refusing { .. }) && report.remaining == 3, "{report:?}");
     }
 }
 
@@ -92,7 +95,7 @@ fn what_a_flush_has_settled_is_committed_when_it_resolves() {
     take_many(&client, 5, "fine");
     take(&client, "poison");
     let report = client.flush().wait(PATIENCE).unwrap();
-    assert_eq!((report.delivered, report.buried, report.remaining), (5, 1, 0));
+    assert_eq!((report.delivered, report.dead_lettered, report.remaining), (5, 1, 0));
     assert_eq!(client.dead_letters(10).len(), 1);
     let stats = client.stats();
     assert_eq!((stats.queued_bytes, stats.oldest_age, stats.delivery), (0, None, DeliveryPhase::Idle), "{stats:?}");
@@ -107,7 +110,7 @@ fn there_is_room_again_when_a_flush_resolves() {
     for _ in 0..5 {
         eventually("the queue is full", || !client.capture(event("tick")).is_accepted());
         assert_eq!(client.flush().wait(PATIENCE).unwrap().remaining, 0);
-        assert_eq!(client.stats().refusing, None);
+        assert_eq!(client.stats().rejecting, None);
         accepted(&client.capture(event("next")));
         client.flush().wait(PATIENCE).unwrap();
     }
@@ -123,7 +126,7 @@ fn statistics_agree_with_what_a_flush_says_of_the_endpoint() {
         take(&client, "tick");
         let report = client.flush().wait(PATIENCE).unwrap();
         assert!(
-            matches!(&report.endpoint, Endpoint::Paused { status: 401, reason, .. } if reason.contains("not valid")),
+            matches!(&report.endpoint, EndpointStatus::Paused { status: 401, reason, .. } if reason.contains("not valid")),
             "{report:?}"
         );
         assert!(matches!(client.stats().delivery, DeliveryPhase::Paused { status: 401, .. }), "{:?}", client.stats());
@@ -143,7 +146,7 @@ fn who_refuses_and_where_to_look_is_said() {
         let client = stage.client();
         take(&client, "tick");
         let said = match client.flush().wait(PATIENCE).unwrap().endpoint {
-            Endpoint::Down { reason, .. } | Endpoint::Paused { reason, .. } => reason,
+            EndpointStatus::Down { reason, .. } | EndpointStatus::Paused { reason, .. } => reason,
             other => panic!("{other:?}"),
         };
         assert!(said.contains("check Config::host") && said.contains(body), "{said}");

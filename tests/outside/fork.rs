@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nix::unistd::{getppid, setsid};
-use posthog::{BeforeSend, DeliveryReport, DropReason, Endpoint, Mode, Outcome, PersistError};
+use posthog::{BeforeSend, DeliveryReport, DropReason, EndpointStatus, Outcome, PersistError, StorageMode};
 use sink::Answer;
 
 use crate::apart::apart;
@@ -62,7 +62,7 @@ fn what_a_child_captures_goes_through_a_shard_of_its_own() {
             forked(|| {
                 take(&client, "child");
                 let stats = client.stats();
-                assert_eq!((stats.accepted, stats.mode == Mode::Durable), (1, true), "{stats:?}");
+                assert_eq!((stats.accepted, stats.storage == StorageMode::Durable), (1, true), "{stats:?}");
                 assert_ne!(stats.dir, parents);
                 assert!(client.capture(event("child")).persisted().wait(PATIENCE).unwrap().is_ok());
                 close_empty(&client);
@@ -84,15 +84,15 @@ fn a_child_that_has_captured_nothing_says_that_it_has_no_queue_yet() {
             take(&client, "parent");
             forked(|| {
                 let stats = client.stats();
-                assert_eq!((stats.mode, stats.refusing, stats.dir), (Mode::Forked, None, None));
+                assert_eq!((stats.storage, stats.rejecting, stats.dir), (StorageMode::Forked, None, None));
                 assert!(!client.is_disabled());
-                assert_eq!(client.flush().wait(PATIENCE).unwrap().endpoint, Endpoint::Forked);
+                assert_eq!(client.flush().wait(PATIENCE).unwrap().endpoint, EndpointStatus::Forked);
                 take(&client, "child");
-                assert_eq!(client.stats().mode, Mode::Durable);
+                assert_eq!(client.stats().storage, StorageMode::Durable);
                 close_empty(&client);
             })
             .must_end_well();
-            assert_eq!(client.stats().mode, Mode::Durable);
+            assert_eq!(client.stats().storage, StorageMode::Durable);
             close_empty(&client);
         },
         |stage| assert_eq!(stage.names(), ["child", "parent"]),
@@ -177,12 +177,12 @@ fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
             forked(|| {
                 assert_eq!(persisted.wait(PATIENCE), Ok(Err(PersistError::Forked)));
                 assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Forked)));
-                assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Forked);
+                assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Forked);
                 let mut future = pin!(shutdown.into_future());
                 let Poll::Ready(report) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
                     panic!("a task of the child waits for its parent's thread");
                 };
-                assert_eq!(report.endpoint, Endpoint::Forked);
+                assert_eq!(report.endpoint, EndpointStatus::Forked);
             })
             .must_end_well();
             assert!(persisted.wait(PATIENCE).unwrap().is_ok());

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use posthog::{Client, Diagnostic, DropReason, Mode, Outcome};
+use posthog::{Client, Diagnostic, DropReason, Outcome, StorageMode};
 
 use crate::apart::apart;
 use crate::process::forked;
@@ -88,20 +88,20 @@ fn a_diagnostics_hook_that_captures_does_not_keep_a_child_from_opening_its_queue
         |place| {
             leave_stranded_queues(place, STRANDED);
             let known: Arc<OnceLock<Client>> = Arc::default();
-            let outcomes: Arc<Mutex<Vec<(Outcome, Mode)>>> = Arc::default();
+            let outcomes: Arc<Mutex<Vec<(Outcome, StorageMode)>>> = Arc::default();
             let (hook_knows, hook_tells) = (Arc::clone(&known), Arc::clone(&outcomes));
             let hook = move |told: &Diagnostic| {
-                if let (Some(client), Diagnostic::StrandedQueue { .. }) = (hook_knows.get(), told) {
+                if let (Some(client), Diagnostic::OrphanedQueue { .. }) = (hook_knows.get(), told) {
                     let outcome = client.capture(event("from the hook")).outcome();
-                    hook_tells.lock().unwrap().push((outcome, client.stats().mode));
+                    hook_tells.lock().unwrap().push((outcome, client.stats().storage));
                 }
             };
             let client = Client::new(place.config().on_diagnostic(hook)).unwrap();
             let _ = known.set(client.clone());
             forked(|| {
                 take(&client, "child");
-                assert_eq!(client.stats().mode, Mode::Durable);
-                let turned_away = (Outcome::Dropped(DropReason::Forked), Mode::Forked);
+                assert_eq!(client.stats().storage, StorageMode::Durable);
+                let turned_away = (Outcome::Dropped(DropReason::Forked), StorageMode::Forked);
                 assert_eq!(*outcomes.lock().unwrap(), vec![turned_away; STRANDED]);
                 close_empty(&client);
             })
@@ -122,7 +122,7 @@ fn a_hook_that_opts_out_while_a_child_opens_its_queue_is_heeded() {
             let known: Arc<OnceLock<Client>> = Arc::default();
             let hook_knows = Arc::clone(&known);
             let hook = move |told: &Diagnostic| {
-                if let (Some(client), Diagnostic::StrandedQueue { .. }) = (hook_knows.get(), told) {
+                if let (Some(client), Diagnostic::OrphanedQueue { .. }) = (hook_knows.get(), told) {
                     client.opt_out();
                 }
             };

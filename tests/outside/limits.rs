@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use posthog::{Client, DropReason, Error, Mode, Outcome};
+use posthog::{Client, DropReason, Error, Outcome, StorageMode};
 use sink::Answer;
 
 use crate::apart::{Terms, apart, apart_on};
@@ -76,10 +76,10 @@ fn a_limit_on_file_sizes_does_not_kill_the_process() {
             }
             assert!(taken > 500 && !reasons.is_empty(), "{taken} {}", reasons.len());
             assert!(reasons.iter().all(|reason| *reason == DropReason::JournalFull), "{:?}", reasons[0]);
-            eventually("the trouble is shown", || matches!(client.stats().mode, Mode::Degraded { .. }));
+            eventually("the trouble is shown", || matches!(client.stats().storage, StorageMode::Degraded { .. }));
             assert_eq!(client.stats().queued_events, taken);
             unlimit(Resource::RLIMIT_FSIZE);
-            eventually("storage works again", || client.stats().mode == Mode::Durable);
+            eventually("storage works again", || client.stats().storage == StorageMode::Durable);
             assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, taken);
         },
         |stage| {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use posthog::{Client, Diagnostic, Mode, PersistError};
+use posthog::{Client, Diagnostic, PersistError, StorageMode};
 
 use crate::stage::{PATIENCE, Stage, event, eventually, take};
 
@@ -22,7 +22,7 @@ fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
         take(&client, "volatile");
     }
     let _ = client.flush().wait(PATIENCE);
-    let Mode::Volatile { problem } = client.stats().mode else { panic!("{:?}", client.stats()) };
+    let StorageMode::Volatile { problem } = client.stats().storage else { panic!("{:?}", client.stats()) };
     assert!(problem.contains(file.to_str().unwrap()), "{problem}");
     assert_eq!(
         kinds(&client).iter().filter(|kind| kind.starts_with("storage")).count(),
@@ -50,8 +50,8 @@ fn a_directory_that_is_deleted_under_a_living_client_is_said_once_and_events_go_
     let receipt = client.capture(event("after"));
     assert!(receipt.is_accepted());
     assert!(matches!(receipt.persisted().wait(PATIENCE), Ok(Err(_))));
-    eventually("the mode says so", || matches!(client.stats().mode, Mode::Volatile { .. }));
-    let Mode::Volatile { problem } = client.stats().mode else { panic!("{:?}", client.stats()) };
+    eventually("the mode says so", || matches!(client.stats().storage, StorageMode::Volatile { .. }));
+    let StorageMode::Volatile { problem } = client.stats().storage else { panic!("{:?}", client.stats()) };
     assert!(problem.contains("deleted"), "{problem}");
     for _ in 0..500 {
         eventually("it is taken", || client.capture(event("later")).is_accepted());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Diagnostic, Endpoint, Error};
+use posthog::{Client, Diagnostic, EndpointStatus, Error};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sink::{Answer, Sink};
 use tokio_rustls::TlsAcceptor;
@@ -69,7 +69,7 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
     let is_told =
         |told: &Diagnostic| matches!(told, Diagnostic::EndpointFailing { reason } if reason.contains("certificate"));
     eventually("the certificate is refused and named", || client.diagnostics().iter().any(is_told));
-    assert!(matches!(client.flush().wait(PATIENCE).unwrap().endpoint, Endpoint::Down { .. }));
+    assert!(matches!(client.flush().wait(PATIENCE).unwrap().endpoint, EndpointStatus::Down { .. }));
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);
     drop(client);
     let client = Client::new(config().ca_certificate(front.ca_pem.clone())).unwrap();
@@ -216,7 +216,7 @@ fn a_host_that_does_not_resolve_keeps_the_event_and_says_so() {
     let client = Client::new(stage.config().host(ELSEWHERE)).unwrap();
     take(&client, "tick");
     let report = client.flush().wait(PATIENCE).unwrap();
-    assert!(matches!(report.endpoint, Endpoint::Down { .. }), "{report:?}");
+    assert!(matches!(report.endpoint, EndpointStatus::Down { .. }), "{report:?}");
     assert_eq!(report.remaining, 1);
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);
 }

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, Overflow};
+use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, OverflowPolicy};
 use uuid::Uuid;
 
 use crate::stage::{PATIENCE, Stage, close_empty, event, eventually, take};
 
 const FULL: Outcome = Outcome::Dropped(DropReason::QueueFull);
 
-fn bounded(stage: &Stage, overflow: Overflow) -> Config {
+fn bounded(stage: &Stage, overflow: OverflowPolicy) -> Config {
     stage.config().max_queue_events(100).overflow(overflow)
 }
 
@@ -29,7 +29,7 @@ fn fill(client: &Client) -> Vec<Uuid> {
 fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last() {
     let stage = Stage::new();
     stage.sink.stop();
-    let client = Client::new(bounded(&stage, Overflow::default())).unwrap();
+    let client = Client::new(bounded(&stage, OverflowPolicy::default())).unwrap();
     let mut taken = fill(&client);
     assert_eq!(taken.len(), 100);
     for name in ["$exception", "$identify", "$create_alias", "$groupidentify", "$set"] {
@@ -61,7 +61,7 @@ fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last(
 fn the_oldest_make_room_and_exceptions_go_last() {
     let stage = Stage::new();
     stage.sink.stop();
-    let client = Client::new(bounded(&stage, Overflow::DropOldest)).unwrap();
+    let client = Client::new(bounded(&stage, OverflowPolicy::DropOldest)).unwrap();
     let dear = [take(&client, "$exception"), take(&client, "$identify")];
     for number in 0..400 {
         // Refused only while everything there is is under way to the server.
@@ -97,7 +97,7 @@ fn a_blocked_capture_waits_for_room_and_no_longer_than_it_may() {
     let stage = Stage::new();
     stage.sink.stop();
     let wait = Duration::from_millis(300);
-    let client = Client::new(bounded(&stage, Overflow::Block(wait))).unwrap();
+    let client = Client::new(bounded(&stage, OverflowPolicy::Block(wait))).unwrap();
     fill(&client);
     let began = Instant::now();
     assert_eq!(client.capture(event("late")).outcome(), FULL);
@@ -105,7 +105,7 @@ fn a_blocked_capture_waits_for_room_and_no_longer_than_it_may() {
     assert!(took >= wait && took < Duration::from_secs(10), "{took:?}");
     client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(client);
-    let client = Client::new(bounded(&stage, Overflow::Block(PATIENCE))).unwrap();
+    let client = Client::new(bounded(&stage, OverflowPolicy::Block(PATIENCE))).unwrap();
     std::thread::scope(|scope| {
         let blocked = scope.spawn(|| (0..20).all(|_| client.capture(event("patient")).is_accepted()));
         stage.sink.resume();
@@ -119,7 +119,7 @@ fn a_blocked_capture_waits_for_room_and_no_longer_than_it_may() {
 fn a_shutdown_ends_the_wait_of_a_blocked_capture() {
     let stage = Stage::new();
     stage.sink.stop();
-    let client = Client::new(bounded(&stage, Overflow::Block(PATIENCE * 10))).unwrap();
+    let client = Client::new(bounded(&stage, OverflowPolicy::Block(PATIENCE * 10))).unwrap();
     for _ in 0..100 {
         take(&client, "filling");
     }

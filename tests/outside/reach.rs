@@ -4,13 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use nix::unistd::{Uid, chroot, setgid, setuid};
-use posthog::{Client, Mode};
+use posthog::{Client, StorageMode};
 
 use crate::apart::{NOBODY, apart};
 use crate::stage::{PATIENCE, Place, Stage, assert_balanced, close_empty, event, eventually, take};
 
 fn is_degraded(client: &Client) -> bool {
-    matches!(client.stats().mode, Mode::Degraded { problem } if problem.contains("out of reach"))
+    matches!(client.stats().storage, StorageMode::Degraded { problem } if problem.contains("out of reach"))
 }
 
 fn failures_told(client: &Client) -> usize {
@@ -31,10 +31,10 @@ fn a_directory_that_is_moved_away_and_back_costs_nothing_and_is_said_once() {
     }
     assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(Ok(())));
     eventually("they are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
-    assert!(is_degraded(&client), "{:?}", client.stats().mode);
+    assert!(is_degraded(&client), "{:?}", client.stats().storage);
     assert_eq!(failures_told(&client), 1, "{:?}", client.diagnostics());
     fs::rename(&away, &stage.queue).unwrap();
-    eventually("it is back", || client.stats().mode == Mode::Durable);
+    eventually("it is back", || client.stats().storage == StorageMode::Durable);
     take(&client, "after");
     close_empty(&client);
     assert_eq!(stage.names().iter().filter(|name| *name == "meanwhile").count(), 300);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{Client, DeliveryPhase, Diagnostic, Endpoint, Verdict};
+use posthog::{Client, DeliveryOutcome, DeliveryPhase, Diagnostic, EndpointStatus};
 use sink::Answer;
 use uuid::Uuid;
 
@@ -33,7 +33,9 @@ fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered()
     let client = Client::new(stage.config().on_delivery(move |delivery| {
         let mut told = ear.lock().unwrap();
         match delivery.verdict {
-            Verdict::Buried { status, reason } => told.0.push((delivery.uuids.to_vec(), status, reason.to_owned())),
+            DeliveryOutcome::DeadLettered { status, reason } => {
+                told.0.push((delivery.uuids.to_vec(), status, reason.to_owned()))
+            }
             _ => told.1 += delivery.uuids.len(),
         }
     }))
@@ -45,11 +47,11 @@ fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered()
     drain(&client);
     stage.must_have_taken(&uuids);
     let stats = client.stats();
-    assert_eq!((stats.delivered, stats.buried), (120, 1), "{stats:?}");
-    let (buried, delivered) = told.lock().unwrap().clone();
-    assert_eq!(buried, [(vec![poison], 400, WORDS.to_owned())]);
+    assert_eq!((stats.delivered, stats.dead_lettered), (120, 1), "{stats:?}");
+    let (dead_lettered, delivered) = told.lock().unwrap().clone();
+    assert_eq!(dead_lettered, [(vec![poison], 400, WORDS.to_owned())]);
     assert_eq!(delivered, 120);
-    let diagnostic = Diagnostic::Buried { uuid: poison, status: 400, reason: WORDS.into() };
+    let diagnostic = Diagnostic::DeadLettered { uuid: poison, status: 400, reason: WORDS.into() };
     assert!(client.diagnostics().contains(&diagnostic), "{:?}", client.diagnostics());
     close_empty(&client);
 }
@@ -68,9 +70,10 @@ fn a_request_too_large_is_split_until_it_fits() {
     drain(&client);
     stage.must_have_taken(&uuids);
     let stats = client.stats();
-    assert_eq!((stats.delivered, stats.buried), (30, 1), "{stats:?}");
-    let buried = |told: &Diagnostic| matches!(told, Diagnostic::Buried { uuid, status: 413, .. } if *uuid == giant);
-    assert!(client.diagnostics().iter().any(buried), "{:?}", client.diagnostics());
+    assert_eq!((stats.delivered, stats.dead_lettered), (30, 1), "{stats:?}");
+    let dead_lettered =
+        |told: &Diagnostic| matches!(told, Diagnostic::DeadLettered { uuid, status: 413, .. } if *uuid == giant);
+    assert!(client.diagnostics().iter().any(dead_lettered), "{:?}", client.diagnostics());
     close_empty(&client);
 }
 
@@ -82,7 +85,7 @@ fn nobodys_verdict(answer: Answer) {
     assert!(stage.sink.wait_for(|state| state.requests().len() >= 3, PATIENCE));
     eventually("the failure is told", || client.stats().last_error.is_some());
     let stats = client.stats();
-    assert_eq!((stats.buried, stats.queued_events), (0, 90), "{stats:?}");
+    assert_eq!((stats.dead_lettered, stats.queued_events), (0, 90), "{stats:?}");
     // Who was suspected is known in memory only and waits for half a minute: the next process asks at once.
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 90);
     drop(client);
@@ -90,7 +93,7 @@ fn nobodys_verdict(answer: Answer) {
     let client = stage.client();
     drain(&client);
     stage.must_have_taken(&uuids);
-    assert_eq!((client.stats().buried, client.stats().delivered), (0, 90));
+    assert_eq!((client.stats().dead_lettered, client.stats().delivered), (0, 90));
     close_empty(&client);
 }
 
@@ -119,7 +122,7 @@ fn pauses_and_resumes(status: u16, body: &str) {
     eventually("sending pauses", || paused(&client));
     eventually("flushes probe", || {
         let endpoint = client.flush().wait(PATIENCE).unwrap().endpoint;
-        assert!(matches!(endpoint, Endpoint::Paused { status: s, .. } if s == status), "{endpoint:?}");
+        assert!(matches!(endpoint, EndpointStatus::Paused { status: s, .. } if s == status), "{endpoint:?}");
         stage.sink.inspect(|state| state.requests().len() >= 3)
     });
     assert!(paused(&client));
@@ -128,7 +131,7 @@ fn pauses_and_resumes(status: u16, body: &str) {
     assert!(probes.iter().all(|events| *events <= 10), "{probes:?}");
     let told = client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::Paused { .. })).count();
     assert_eq!(told, 1, "told once per episode");
-    assert_eq!((client.stats().buried, client.stats().queued_events), (0, 90));
+    assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 90));
     stage.sink.default_answer(Answer::ok());
     drain(&client);
     stage.must_have_taken(&uuids);
@@ -157,13 +160,13 @@ fn a_poisoned_event_alone_in_the_queue_waits_for_evidence_against_it() {
     stage.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
     let client = stage.client();
     let poison = take(&client, "poison");
-    let suspected = |told: &Diagnostic| matches!(told, Diagnostic::Suspected { uuid, .. } if *uuid == poison);
+    let suspected = |told: &Diagnostic| matches!(told, Diagnostic::Quarantined { uuid, .. } if *uuid == poison);
     eventually("it is suspected", || client.diagnostics().iter().any(suspected));
-    assert_eq!((client.stats().buried, client.stats().queued_events), (0, 1));
+    assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 1));
     let fine = captured(&client, 1);
     eventually("another one is accepted, and it is buried", || {
         let _ = client.flush().wait(PATIENCE);
-        client.stats().buried == 1
+        client.stats().dead_lettered == 1
     });
     stage.must_have_taken(&fine);
     drain(&client);

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, raise};
-use posthog::{Client, Config, DrainOptions, PreviousRun, RunEnd, drain_on_terminate};
+use posthog::{Client, Config, DrainOptions, ExitCause, PreviousRun, drain_on_terminate};
 
 use crate::apart::{Terms, apart, apart_through_main, apart_to_death, apart_until};
 use crate::process::forked;
@@ -22,12 +22,12 @@ fn told(stage: &Stage) -> PreviousRun {
     stage.client().previous_run().unwrap()
 }
 
-fn exited(status: i32) -> RunEnd {
-    RunEnd::Exited { status: cfg!(target_env = "gnu").then_some(status) }
+fn exited(status: i32) -> ExitCause {
+    ExitCause::Exited { status: cfg!(target_env = "gnu").then_some(status) }
 }
 
 /// A run that is played, how its process ends, and what is told of it then.
-fn must_be_told<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i32>, end: RunEnd) {
+fn must_be_told<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i32>, end: ExitCause) {
     apart_until(
         |status| (status.code(), status.signal()) == (code, signal),
         Stage::new,
@@ -80,7 +80,7 @@ fn a_run_that_closes_its_client_before_it_exits() {
         close_empty(&begin(place));
         std::process::exit(3);
     };
-    must_be_told(part, Some(3), None, RunEnd::Clean);
+    must_be_told(part, Some(3), None, ExitCause::Clean);
 }
 
 #[test]
@@ -93,8 +93,8 @@ fn a_run_that_is_killed_and_what_it_left() {
         },
         |stage| {
             let run = told(stage);
-            assert_eq!((run.end, run.queued_events), (RunEnd::Killed, 2));
-            assert_eq!(told(stage).end, RunEnd::Clean, "of each run once: by now there was another");
+            assert_eq!((run.end, run.queued_events), (ExitCause::Killed, 2));
+            assert_eq!(told(stage).end, ExitCause::Clean, "of each run once: by now there was another");
         },
     );
 }
@@ -105,7 +105,7 @@ fn a_run_that_dies_of_sigterm_without_a_handler() {
         begin(place);
         raise(Signal::SIGTERM).unwrap();
     };
-    must_be_told(part, None, Some(15), RunEnd::Killed);
+    must_be_told(part, None, Some(15), ExitCause::Killed);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_run_that_was_drained_at_sigterm() {
         nix::sys::signal::kill(nix::unistd::Pid::this(), Signal::SIGTERM).unwrap();
         std::thread::sleep(PATIENCE);
     };
-    must_be_told(part, None, Some(15), RunEnd::Signal(15));
+    must_be_told(part, None, Some(15), ExitCause::Signal(15));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_child_that_exits_has_not_ended_its_parent() {
         forked(|| ()).must_end_well();
         raise(Signal::SIGKILL).unwrap();
     };
-    must_be_told(part, None, Some(9), RunEnd::Killed);
+    must_be_told(part, None, Some(9), ExitCause::Killed);
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn move_to_an_earlier_boot(stage: &Stage, before: Duration) {
     fs::write(&path, page).unwrap();
 }
 
-fn after_a_restart(stage: &Stage, before: Duration) -> RunEnd {
+fn after_a_restart(stage: &Stage, before: Duration) -> ExitCause {
     move_to_an_earlier_boot(stage, before);
     let run = told(stage);
     assert_eq!(run.machine_restarted, Some(true));
@@ -188,7 +188,7 @@ fn a_run_that_was_active_when_the_machine_stopped() {
         is_killed_while_it_awaits_sigterm(place);
     };
     apart_to_death(Stage::new, part, |stage| {
-        assert_eq!(after_a_restart(stage, Duration::from_secs(60)), RunEnd::PowerLoss);
+        assert_eq!(after_a_restart(stage, Duration::from_secs(60)), ExitCause::PowerLoss);
     });
 }
 
@@ -198,7 +198,7 @@ fn a_run_that_was_idle_when_the_machine_stopped() {
         is_killed_while_it_awaits_sigterm(place);
     };
     apart_to_death(Stage::new, part, |stage| {
-        assert_eq!(after_a_restart(stage, Duration::from_secs(3600)), RunEnd::Unknown);
+        assert_eq!(after_a_restart(stage, Duration::from_secs(3600)), ExitCause::Unknown);
     });
 }
 
@@ -210,7 +210,7 @@ fn a_run_that_an_orderly_restart_would_have_ended_without_a_trace() {
             begin(place).flush().wait(PATIENCE).unwrap();
             raise(Signal::SIGKILL).unwrap();
         },
-        |stage| assert_eq!(after_a_restart(stage, Duration::from_secs(60)), RunEnd::Unknown),
+        |stage| assert_eq!(after_a_restart(stage, Duration::from_secs(60)), ExitCause::Unknown),
     );
 }
 

@@ -45,11 +45,11 @@ impl Place {
             .max_event_bytes(64 * 1024)
             .journal_bytes(512 * 1024)
             .flush_interval(Duration::from_millis(20))
-            .settle_interval(Duration::from_millis(10))
+            .ack_interval(Duration::from_millis(10))
             .first_send_jitter(Duration::ZERO)
             .retry_backoff(Duration::from_millis(100), Duration::from_millis(200))
             .max_retries(100)
-            .free_space_floor(0)
+            .min_free_space(0)
     }
 
     pub(crate) fn client(&self) -> Client {

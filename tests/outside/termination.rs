@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
-use posthog::{Client, DrainOptions, DropReason, Error, Exit, Mode, Outcome, drain_on_terminate};
+use posthog::{AfterDrain, Client, DrainOptions, DropReason, Error, Outcome, StorageMode, drain_on_terminate};
 use sink::Answer;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -131,7 +131,7 @@ fn where_the_application_sees_to_the_end_each_signal_sends_and_the_client_goes_o
     apart(
         |place| {
             let client = with_queued(place, 2);
-            drain_on_terminate(DrainOptions::new().exit(Exit::App)).unwrap();
+            drain_on_terminate(DrainOptions::new().exit(AfterDrain::App)).unwrap();
             for _ in 0..2 {
                 send_to_self(Signal::SIGTERM);
                 eventually("what is queued is sent", || client.stats().queued_events == 0);
@@ -157,7 +157,7 @@ fn a_handler_of_tokios_that_came_first_keeps_the_exit() {
                 }
             });
             eventually("what is queued is sent", || client.stats().queued_events == 0);
-            assert_eq!(client.stats().mode, Mode::Durable);
+            assert_eq!(client.stats().storage, StorageMode::Durable);
         },
         |stage| assert_eq!(stage.names(), ["tick", "tick"]),
     );
@@ -193,7 +193,7 @@ fn a_child_dies_of_sigterm_at_once_and_its_parent_goes_on() {
         |place| {
             let client = with_queued(place, 1);
             // Even where the application sees to the end: nobody in the child does.
-            drain_on_terminate(DrainOptions::new().exit(Exit::App)).unwrap();
+            drain_on_terminate(DrainOptions::new().exit(AfterDrain::App)).unwrap();
             let child = forked(sleep_until_killed);
             child.tell(Signal::SIGTERM);
             child.must_die_of(Signal::SIGTERM);

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Compression, Config, DeliveryPhase, DeliveryReport, Diagnostic, Endpoint, Protocol};
+use posthog::{
+    CaptureProtocol, Client, Compression, Config, DeliveryPhase, DeliveryReport, Diagnostic, EndpointStatus,
+};
 use serde_json::json;
 use sink::{Answer, Request};
 use uuid::Uuid;
@@ -10,7 +12,7 @@ use uuid::Uuid;
 use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
 
 fn config(stage: &Stage) -> Config {
-    stage.config().protocol(Protocol::V1)
+    stage.config().protocol(CaptureProtocol::V1)
 }
 
 fn client(stage: &Stage) -> Client {
@@ -114,15 +116,15 @@ fn http_02_verdicts_empty_the_queue_and_a_dropped_event_lies_with_its_details_am
     stage.sink.script([Answer::results(["ok", "drop:event_name_too_long", "warning:person_processing_disabled"])]);
     let client = patient(&stage);
     let uuids = three(&stage, &client);
-    eventually("all three are settled", || client.stats().delivered == 2 && client.stats().buried == 1);
+    eventually("all three are settled", || client.stats().delivered == 2 && client.stats().dead_lettered == 1);
     eventually("the dead letter is written", || client.dead_letters(9).len() == 1);
     let dead = client.dead_letters(9).remove(0);
     assert_eq!((dead.status, dead.reason.as_str()), (200, "event_name_too_long"));
     assert_eq!(dead.event["uuid"], uuids[1].to_string());
     let told = client.diagnostics();
-    let buried = Diagnostic::Buried { uuid: uuids[1], status: 200, reason: "event_name_too_long".into() };
+    let dead_lettered = Diagnostic::DeadLettered { uuid: uuids[1], status: 200, reason: "event_name_too_long".into() };
     let warned = Diagnostic::Warned { uuid: uuids[2], events: 1, details: "person_processing_disabled".into() };
-    assert!(told.contains(&buried) && told.contains(&warned), "{told:?}");
+    assert!(told.contains(&dead_lettered) && told.contains(&warned), "{told:?}");
     close_empty(&client);
     assert_eq!(stage.sink.requests().len(), 1);
 }
@@ -156,7 +158,7 @@ fn rtq_04_only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
     let later = take(&client, "later");
     stage.must_have_taken(&[&uuids[..], &[later]].concat());
     close_empty(&client);
-    assert_eq!((client.stats().delivered, client.stats().buried), (4, 0));
+    assert_eq!((client.stats().delivered, client.stats().dead_lettered), (4, 0));
     let requests = stage.sink.requests();
     let carried: Vec<_> = requests.iter().map(|request| request.uuids.clone()).collect();
     assert_eq!(carried, [uuids.clone(), uuids[1..].to_vec(), uuids[2..].to_vec(), vec![later]]);
@@ -175,8 +177,7 @@ fn rtq_01_a_request_that_fails_is_the_same_four_times_and_then_parked() {
     stage.sink.default_answer(Answer::status(503));
     let client = Client::new(config(&stage).max_retries(3)).unwrap();
     let uuid = take(&client, "tick");
-    let is_parked =
-        || matches!(client.stats().delivery, DeliveryPhase::Parked { retry_in } if retry_in > Duration::from_secs(28));
+    let is_parked = || matches!(client.stats().delivery, DeliveryPhase::Cooldown { retry_in } if retry_in > Duration::from_secs(28));
     eventually("the cycle is over", is_parked);
     let requests = stage.sink.requests();
     assert!(requests.len() == 4 && requests.iter().all(|request| request.uuids == [uuid]));
@@ -187,7 +188,7 @@ fn rtq_01_a_request_that_fails_is_the_same_four_times_and_then_parked() {
     // rtq_02: a later success delivers it, as another request.
     stage.sink.default_answer(Answer::ok());
     eventually("a flush is not told of the last failure", || {
-        client.flush().wait(PATIENCE).unwrap().endpoint == Endpoint::Up
+        client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up
     });
     stage.must_have_taken(&[uuid]);
     assert_eq!(headers(&stage, "posthog-attempt")[4], "1");
@@ -217,7 +218,7 @@ fn what_is_no_answer_of_v1_loses_nothing() {
     let uuid = take(&client, "tick");
     stage.must_have_taken(&[uuid]);
     close_empty(&client);
-    assert_eq!((client.stats().delivered, client.stats().buried), (1, 0));
+    assert_eq!((client.stats().delivered, client.stats().dead_lettered), (1, 0));
     let portals =
         client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::NotPostHog { status: 200, .. }));
     assert_eq!((portals.count(), client.stats().failed_attempts), (1, answers.len() as u64), "told once, and counted");
@@ -233,7 +234,7 @@ fn a_large_answer_is_read_to_its_end() {
     let uuids: Vec<Uuid> = (0..1000).map(|_| take(&client, "tick")).collect();
     eventually("they are carried", || client.stats().queued_events == 1000);
     stage.sink.resume();
-    eventually("the server is found", || client.flush().wait(PATIENCE).unwrap().endpoint == Endpoint::Up);
+    eventually("the server is found", || client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
     stage.must_have_taken(&uuids);
     let most = stage.sink.inspect(|state| state.requests().iter().map(|request| request.event_count).max());
     assert!(most > Some(400), "the answer to {most:?} events is more than 64 KiB");
@@ -250,7 +251,7 @@ fn equal_uuids_travel_apart() {
     }
     eventually("all three are delivered", || client.stats().delivered == 3);
     assert!(stage.sink.requests().iter().all(|request| request.uuids == [uuid]));
-    assert_eq!((client.stats().buried, stage.sink.requests().len()), (0, 3));
+    assert_eq!((client.stats().dead_lettered, stage.sink.requests().len()), (0, 3));
     assert!(client.shutdown(PATIENCE).wait(PATIENCE).is_ok());
 }
 
@@ -265,7 +266,7 @@ fn whatever_was_queued_under_one_protocol_is_delivered_under_the_other() {
     let v1 = client(&stage);
     uuids.push(take(&v1, "second"));
     stage.sink.resume();
-    eventually("the server is found", || v1.flush().wait(PATIENCE).unwrap().endpoint == Endpoint::Up);
+    eventually("the server is found", || v1.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
     stage.must_have_taken(&uuids);
     assert!(stage.sink.requests().iter().all(|request| request.path == "/i/v1/analytics/events"));
     close_empty(&v1);
@@ -280,8 +281,8 @@ fn parallel_captures_under_one_uuid_each_hear_of_their_own_event() {
     let waiting = ["one", "two"].map(|name| client.capture_immediate(event(name).uuid(uuid)));
     let mut reports = waiting.map(|report| report.wait(PATIENCE).unwrap());
     reports.sort_by_key(|report| *report == DeliveryReport::Delivered);
-    let buried = DeliveryReport::Buried { status: 200, reason: "the first".into() };
-    assert_eq!(reports, [buried, DeliveryReport::Delivered]);
+    let dead_lettered = DeliveryReport::DeadLettered { status: 200, reason: "the first".into() };
+    assert_eq!(reports, [dead_lettered, DeliveryReport::Delivered]);
     assert_eq!(stage.sink.requests().len(), 2);
     close_empty(&client);
 }

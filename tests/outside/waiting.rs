@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, DropReason, Endpoint, Mode, Outcome, PersistError, WaitTimeout};
+use posthog::{Client, DropReason, EndpointStatus, Outcome, PersistError, StorageMode, WaitTimeout};
 use sink::Answer;
 
 use crate::stage::{PATIENCE, Stage, close_empty, event, eventually, take};
@@ -51,7 +51,7 @@ fn a_flush_under_steady_capture_with_the_server_down_ends() {
     for _ in 0..5 {
         let began = Instant::now();
         let report = client.flush().wait(PATIENCE).unwrap();
-        assert!(matches!(report.endpoint, Endpoint::Down { .. }), "{report:?}");
+        assert!(matches!(report.endpoint, EndpointStatus::Down { .. }), "{report:?}");
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     }
     drop(noise);
@@ -70,7 +70,7 @@ fn a_flush_under_steady_capture_covers_what_was_accepted_before_and_ends() {
         let began = Instant::now();
         let report = client.flush().wait(PATIENCE).unwrap();
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-        assert_eq!(report.endpoint, Endpoint::Up, "flush {number}");
+        assert_eq!(report.endpoint, EndpointStatus::Up, "flush {number}");
         let missing = before.iter().filter(|uuid| !stage.sink.inspect(|state| state.contains(**uuid))).count();
         assert_eq!(missing, 0, "events accepted before flush {number} that it did not send");
     }
@@ -85,7 +85,7 @@ fn many_flushes_at_once_are_all_answered() {
     take(&client, "tick");
     let flushes: Vec<_> = (0..200).map(|_| client.flush()).collect();
     for flush in &flushes {
-        assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, Endpoint::Up);
+        assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Up);
     }
     assert_eq!(stage.names(), ["tick"]);
     close_empty(&client);
@@ -136,9 +136,9 @@ fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
     assert_eq!(late.persisted().wait(SOON), Ok(Err(PersistError::Dropped)));
     // It was synced long ago.
     assert_eq!(before.persisted().wait(SOON), Ok(Ok(())));
-    assert_eq!(client.flush().wait(SOON).unwrap().endpoint, Endpoint::Closed);
+    assert_eq!(client.flush().wait(SOON).unwrap().endpoint, EndpointStatus::Closed);
     let stats = client.stats();
-    assert_eq!((stats.mode, stats.dropped), (Mode::Closed, vec![(DropReason::Closed, 1)]));
+    assert_eq!((stats.storage, stats.dropped), (StorageMode::Closed, vec![(DropReason::Closed, 1)]));
     assert_eq!(stage.names(), ["before"]);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use posthog::{Client, Compression, DeliveryPhase, Diagnostic, Endpoint, Event};
+use posthog::{Client, Compression, DeliveryPhase, Diagnostic, EndpointStatus, Event};
 use serde_json::{Value, json};
 use sink::Answer;
 use uuid::Uuid;
@@ -130,7 +130,7 @@ fn a_retry_after_of_a_year_waits_an_hour_at_most_through_flushes_and_restarts() 
         || matches!(client.stats().delivery, DeliveryPhase::Backoff { retry_in } if within_the_hour(retry_in)),
     );
     let is_held = |client: &Client| match client.flush().wait(PATIENCE).unwrap().endpoint {
-        Endpoint::Down { retry_in: Some(retry_in), .. } => within_the_hour(retry_in),
+        EndpointStatus::Down { retry_in: Some(retry_in), .. } => within_the_hour(retry_in),
         _ => false,
     };
     assert!(is_held(&client));

@@ -16,7 +16,7 @@ mod spread;
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Config, Overflow};
+use posthog::{Client, Config, OverflowPolicy};
 use posthog_rs::{ClientOptionsBuilder, Event as TheirEvent};
 use sink::{Answer, Sink};
 
@@ -88,7 +88,7 @@ fn ours(url: &str, dir: &tempfile::TempDir) -> Config {
         .queue_dir(dir.path())
         .no_proxy()
         .max_queue_bytes(16 << 30)
-        .overflow(Overflow::Block(Duration::from_secs(60)))
+        .overflow(OverflowPolicy::Block(Duration::from_secs(60)))
 }
 
 fn queue_dir() -> tempfile::TempDir {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crash_tests::oracle::{Rules, Verdict};
+use crash_tests::oracle::{DeliveryOutcome, Rules};
 use crash_tests::scenario::{self, Played, points, shared, storms as storm};
 use crash_tests::{Failure, Setup};
 use rand::rngs::StdRng;
@@ -125,7 +125,7 @@ fn storms<'a>(victim: &'a Path, kills: u32, random: &mut StdRng) -> Vec<Play<'a>
 
 #[derive(Default)]
 struct Tally {
-    total: Verdict,
+    total: DeliveryOutcome,
     reached: BTreeSet<String>,
     failed: u32,
     /// Every scenario is played, so every crash point must be reached.
@@ -154,7 +154,7 @@ impl Tally {
             println!("FAILED  no life has reached {point}");
             self.failed += 1;
         }
-        let Verdict { kills, acked, duplicates } = self.total;
+        let DeliveryOutcome { kills, acked, duplicates } = self.total;
         println!();
         println!("  kills               {kills:>9}");
         println!("  acked               {acked:>9}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crash_tests::protocol::{Key, Line, Orders};
 use crash_tests::{Ledger, Setup};
-use posthog::{Client, Config, Event, Outcome, Overflow};
+use posthog::{Client, Config, Event, Outcome, OverflowPolicy};
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(50);
 /// About 2,000 events a second and thread: a life is to have many moments, not many events.
@@ -41,7 +41,7 @@ fn config(orders: &Orders) -> Config {
         .flush_at(20)
         .flush_interval(millis(30))
         .sync_interval(millis(20))
-        .settle_interval(millis(40))
+        .ack_interval(millis(40))
         .first_send_jitter(Duration::ZERO)
         .retry_backoff(millis(100), millis(200))
         .max_retries(100);
@@ -50,7 +50,7 @@ fn config(orders: &Orders) -> Config {
         config = config.journal_bytes(64 * 1024).max_event_bytes(8 * 1024);
     }
     if queue_events > 0 {
-        config = config.max_queue_events(queue_events.into()).overflow(Overflow::DropOldest);
+        config = config.max_queue_events(queue_events.into()).overflow(OverflowPolicy::DropOldest);
     }
     config
 }

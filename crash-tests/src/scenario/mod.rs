@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::life::Life;
-use crate::oracle::Verdict;
+use crate::oracle::DeliveryOutcome;
 use crate::stage::{PATIENCE, Stage};
 use crate::{Failure, Ledger, Setup};
 
@@ -31,7 +31,7 @@ pub(crate) const SOME_EVENTS: usize = 100;
 #[derive(Debug, Default)]
 pub struct Played {
     /// The judgement.
-    pub verdict: Verdict,
+    pub verdict: DeliveryOutcome,
     /// The crash points that were reached, whether died at or not.
     pub reached: BTreeSet<String>,
 }

@@ -29,7 +29,7 @@ enum Plot {
     /// It is the first one in an empty directory.
     Fresh,
     /// Three owners in a row have died while opening the store.
-    Distrusted,
+    Untrusted,
     /// The queue has run empty, and its file is large.
     Compacting,
     /// Another process beside it was killed.
@@ -72,9 +72,9 @@ fn plots(point: &str) -> &'static [Plot] {
         "journal.rotated" => &[Plot::Bursting],
         "journal.round.begun" => &[Plot::Capturing, Plot::Bursting],
         "store.opening" | "recovery.replayed" | "recovery.committed" => &[Plot::Draining],
-        "store.synced" => &[Plot::Capturing, Plot::Fresh, Plot::Distrusted],
-        "store.built" => &[Plot::Fresh, Plot::Distrusted],
-        "store.ready" | "store.aside" => &[Plot::Distrusted],
+        "store.synced" => &[Plot::Capturing, Plot::Fresh, Plot::Untrusted],
+        "store.built" => &[Plot::Fresh, Plot::Untrusted],
+        "store.ready" | "store.aside" => &[Plot::Untrusted],
         "store.compacting" => &[Plot::Compacting],
         "adoption.opened" => &[Plot::Adopting],
         "settle.committed" | "stop.begun" | "stop.committed" => &[Plot::Draining],
@@ -122,7 +122,7 @@ pub fn die_at(victim: &Path, case: &Case) -> Result<Played, Failure> {
         Plot::Adopting => return die_adopting(stage, &dying(Life::capturing(1).with(setup))),
         _ => leave_a_backlog(&mut stage, SOME_EVENTS, setup)?,
     }
-    if plot == Plot::Distrusted {
+    if plot == Plot::Untrusted {
         for _ in 0..DEATHS_BEFORE_DISTRUST {
             let opening = stage.start(&Life::draining().with(setup).dying_at("store.opening", 1))?;
             stage.wait_for_crash(opening)?;
@@ -135,7 +135,7 @@ pub fn die_at(victim: &Path, case: &Case) -> Result<Played, Failure> {
     }
     let life = dying(match plot {
         Plot::Bursting => Life::capturing(4).with(setup.small().padded(1_000).bursting()),
-        Plot::Draining | Plot::Compacting | Plot::Distrusted => Life::draining().with(setup),
+        Plot::Draining | Plot::Compacting | Plot::Untrusted => Life::draining().with(setup),
         Plot::Evicting => Life::capturing(2).with(Setup { queue_events: FEW_QUEUED, ..setup }),
         _ => Life::capturing(2).with(setup),
     });

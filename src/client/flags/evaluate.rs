@@ -12,8 +12,8 @@ use super::snapshot::FeatureFlags;
 use crate::context;
 use crate::diagnostics::Diagnostic;
 use crate::flags::{
-    Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, Inconclusive, LoadedFlags, Moment, Question, Waiter,
-    merge,
+    Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, InconclusiveReason, LoadedFlags, Moment, Question,
+    Waiter, merge,
 };
 use crate::limits::{NAME_KEPT, beginning};
 use crate::reentry;
@@ -211,8 +211,9 @@ impl Here {
         let found = definitions.evaluate_all(context, context.flag_keys.as_deref(), now);
         let mut unresolved = found.unresolved;
         // Where PostHog is asked in any case, it is asked for these too, and may have learnt of them.
-        unresolved.retain(|(key, why)| *why != Inconclusive::UnknownFlag || !shared.flags.missing.has(moment, key));
-        let is_unknown = |(key, why): &(String, _)| (*why == Inconclusive::UnknownFlag).then(|| key.clone());
+        unresolved
+            .retain(|(key, why)| *why != InconclusiveReason::UnknownFlag || !shared.flags.missing.has(moment, key));
+        let is_unknown = |(key, why): &(String, _)| (*why == InconclusiveReason::UnknownFlag).then(|| key.clone());
         Self {
             flags: found.flags,
             is_all: unresolved.is_empty(),

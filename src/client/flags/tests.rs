@@ -121,7 +121,7 @@ fn an_event_says_the_flags_of_a_snapshot_but_not_over_what_it_says_itself() {
 fn nobody_no_keys_and_a_disabled_client_are_no_request_and_no_event() {
     let harness = posthog(&[]);
     let client = harness.client();
-    let nobody = got(client.evaluate_flags(FlagContext::of_request()));
+    let nobody = got(client.evaluate_flags(FlagContext::from_current()));
     assert_eq!((nobody.is_enabled("f"), nobody.problem()), (false, Some(&FlagsProblem::Nobody)));
     assert!(got(client.is_feature_enabled_or("f", " ", true)));
     assert!(got(client.evaluate_flags(FlagContext::new("u").only_keys([""; 0]))).is_empty());
@@ -139,7 +139,7 @@ fn within_a_request_flags_are_those_of_its_person() {
     let harness = posthog(&[answer(&[("on", json!(true))])]);
     let is_on = Context::new()
         .distinct_id("user_7")
-        .enter(|| got(harness.client().is_feature_enabled("on", FlagContext::of_request())));
+        .enter(|| got(harness.client().is_feature_enabled("on", FlagContext::from_current())));
     assert_eq!((is_on, asked(&harness)[0].body["distinct_id"].as_str()), (true, Some("user_7")));
     assert_eq!(told(&harness)[0].distinct_id, "user_7");
 }

@@ -185,8 +185,8 @@ impl DebugFile {
         if found.is_empty() {
             return in_table().map(|name| Found { name: Some(name), ..Found::default() }).into_iter().collect();
         }
-        for nameless in found.iter_mut().filter(|found| found.name.is_none()) {
-            nameless.name = in_table();
+        for unlinked in found.iter_mut().filter(|found| found.name.is_none()) {
+            unlinked.name = in_table();
         }
         found
     }

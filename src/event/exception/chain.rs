@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, ptr};
 
-use super::thrown::{self, Thrown};
+use super::thrown::{self, AdHocError};
 use super::type_name::{NAMELESS, in_debug, short};
 use crate::reentry;
 
@@ -48,7 +48,7 @@ impl Chain {
     fn read(error: &dyn Error, address: *const (), type_name: &'static str) -> Self {
         let mut broken = None;
         let mut note = |what, is_broken: bool| broken = broken.or(is_broken.then_some(what));
-        let is_thrown = type_name == std::any::type_name::<Thrown>();
+        let is_thrown = type_name == std::any::type_name::<AdHocError>();
         let (message, is_broken) = print(MESSAGE_KEPT, format_args!("{error}"));
         note("Display", is_broken);
         let named = if is_thrown { thrown::kind_of(error).map(|kind| (kind, None)) } else { short(type_name) };

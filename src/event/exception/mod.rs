@@ -21,7 +21,7 @@
 //! # Operations
 //!
 //! [`Crash::describe`] makes the event of a panic or a signal, from what was read of it. [`Chain::of`] asks an error for all it has to say, [`Chain::describe`] makes the event, [`ExceptionOptions`] is what callers say
-//! besides, [`Thrown`] is an error made of what is none.
+//! besides, [`AdHocError`] is an error made of what is none.
 
 mod chain;
 mod crash;
@@ -40,4 +40,4 @@ pub use level::{Level, ParseLevelError};
 pub use options::ExceptionOptions;
 pub(crate) use printed::Printed;
 pub(crate) use report::Trace;
-pub use thrown::Thrown;
+pub use thrown::AdHocError;

@@ -10,7 +10,7 @@ use super::chain::Chain;
 use super::options::ExceptionOptions;
 use super::printed::Printed;
 use super::report::Trace;
-use super::thrown::Thrown;
+use super::thrown::AdHocError;
 use super::type_name::short;
 use crate::event::Stamp;
 use crate::record::{NoSymbols, View, json::write_event};
@@ -160,7 +160,7 @@ fn a_chain_that_leads_in_a_circle_has_each_error_once() {
 #[test]
 fn an_error_that_begins_with_its_cause_is_not_taken_for_it() {
     #[derive(Debug)]
-    struct Wrapper(Thrown);
+    struct Wrapper(AdHocError);
     impl Display for Wrapper {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("wrapped")
@@ -171,7 +171,7 @@ fn an_error_that_begins_with_its_cause_is_not_taken_for_it() {
             Some(&self.0)
         }
     }
-    assert_eq!(kinds(&Chain::of(&Wrapper(Thrown::new("inside").kind("Inside")))), ["Wrapper", "Inside"]);
+    assert_eq!(kinds(&Chain::of(&Wrapper(AdHocError::new("inside").kind("Inside")))), ["Wrapper", "Inside"]);
 }
 
 #[test]
@@ -190,13 +190,13 @@ fn what_is_no_error_has_a_type_and_a_text() {
         }
     }
     for (thrown, kind, message) in [
-        (Thrown::new("text"), "Error", "text"),
-        (Thrown::new("").kind("DiskSpace"), "DiskSpace", ""),
-        (Thrown::new("text").kind("no name").kind(""), "Error", "text"),
-        (Thrown::of(&404), "i32", "404"),
-        (Thrown::of(&vec![1, 2]), "Vec", "[1, 2]"),
-        (Thrown::of("text"), "str", "\"text\""),
-        (Thrown::of(&Unprintable), "Unprintable", "a value that cannot be printed"),
+        (AdHocError::new("text"), "Error", "text"),
+        (AdHocError::new("").kind("DiskSpace"), "DiskSpace", ""),
+        (AdHocError::new("text").kind("no name").kind(""), "Error", "text"),
+        (AdHocError::of(&404), "i32", "404"),
+        (AdHocError::of(&vec![1, 2]), "Vec", "[1, 2]"),
+        (AdHocError::of("text"), "str", "\"text\""),
+        (AdHocError::of(&Unprintable), "Unprintable", "a value that cannot be printed"),
     ] {
         let chain = Chain::of(&thrown);
         assert_eq!((kinds(&chain)[0], chain.outermost.message.as_str(), chain.is_thrown), (kind, message, true));
@@ -205,7 +205,7 @@ fn what_is_no_error_has_a_type_and_a_text() {
 
 #[test]
 fn what_is_malformed_is_as_if_it_was_not_said() {
-    let chain = Chain::of(&Thrown::new("x"));
+    let chain = Chain::of(&AdHocError::new("x"));
     let mut options = ExceptionOptions::new()
         .distinct_id(" ")
         .mechanism("")
@@ -243,7 +243,7 @@ const PRINTED: &str = "   0: std::backtrace_rs::backtrace::libunwind::trace
 #[test]
 fn a_stack_that_an_error_brought_along_is_sent_without_the_frames_that_captured_it() {
     let printed = Printed::parse(PRINTED).unwrap();
-    let sent = properties(&Chain::of(&Thrown::new("x")), &Trace::Brought(printed), ExceptionOptions::new());
+    let sent = properties(&Chain::of(&AdHocError::new("x")), &Trace::Brought(printed), ExceptionOptions::new());
     let frames = sent["$exception_list"][0]["stacktrace"]["frames"].as_array().unwrap();
     let names: Vec<_> = frames.iter().map(|frame| frame["function"].as_str().unwrap()).collect();
     assert_eq!(names, ["_start", "core::ops::function::FnOnce::call_once", "checkout::run", "checkout::total"]);
@@ -280,7 +280,7 @@ proptest::proptest! {
     #[test]
     fn any_text_is_a_printed_stack_or_none(text in "([0-9]{0,3}: ?| *at |<|::|x|[:/\\n]|\\PC){0,60}") {
         if let Some(printed) = Printed::parse(&text) {
-            properties(&Chain::of(&Thrown::new("x")), &Trace::Brought(printed), ExceptionOptions::new());
+            properties(&Chain::of(&AdHocError::new("x")), &Trace::Brought(printed), ExceptionOptions::new());
         }
     }
 }

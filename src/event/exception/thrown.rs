@@ -14,18 +14,18 @@ const TEXT_KEPT: usize = 10_000;
 ///
 /// ```
 /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-/// use posthog::Thrown;
+/// use posthog::AdHocError;
 ///
-/// client.capture_exception(&Thrown::new("the disk is nearly full").kind("DiskSpace"));
-/// client.capture_exception(&Thrown::of(&404));
+/// client.capture_exception(&AdHocError::new("the disk is nearly full").kind("DiskSpace"));
+/// client.capture_exception(&AdHocError::of(&404));
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-pub struct Thrown {
+pub struct AdHocError {
     kind: String,
     message: String,
 }
 
-impl Thrown {
+impl AdHocError {
     /// One of this text, of the type `Error`.
     pub fn new(message: impl Into<String>) -> Self {
         Self { kind: NAMELESS.to_owned(), message: message.into() }
@@ -47,19 +47,19 @@ impl Thrown {
     }
 }
 
-impl fmt::Display for Thrown {
+impl fmt::Display for AdHocError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl fmt::Debug for Thrown {
+impl fmt::Debug for AdHocError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct(&self.kind).field("message", &self.message).finish()
     }
 }
 
-impl Error for Thrown {}
+impl Error for AdHocError {}
 
 /// The kind of one that is known as an error only: its Debug text begins with it.
 pub(super) fn kind_of(thrown: &dyn Error) -> Option<String> {

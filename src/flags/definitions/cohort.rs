@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::read::{Unreadable, boolean, text};
 use super::test::Test;
 use super::{Entity, Names};
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 /// Who is a member.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(crate) struct Cohort {
     pub(crate) members: Group,
     /// Nobody here can tell: something in it, or in a cohort that it is made of, is unreadable or not among the definitions.
     /// Others of its conditions do not help then, for PostHog itself takes such a cohort as an error.
-    pub(crate) fault: Option<Inconclusive>,
+    pub(crate) fault: Option<InconclusiveReason>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl Cohort {
     }
 
     pub(super) fn unreadable() -> Self {
-        Cohort { members: Group::default(), fault: Some(Inconclusive::Malformed) }
+        Cohort { members: Group::default(), fault: Some(InconclusiveReason::Malformed) }
     }
 }
 
@@ -83,7 +83,7 @@ impl Entry {
         }
         let test = match Test::compile(raw, &Entity::Person, names)? {
             // A kind of membership that is new to this version is one that only PostHog can tell.
-            Test::Unusable(Inconclusive::Malformed) => return Err(Unreadable),
+            Test::Unusable(InconclusiveReason::Malformed) => return Err(Unreadable),
             test => test,
         };
         Ok(Entry::Test { test, negated: boolean(object, "negation")? })

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::read::{Object, Unreadable, boolean, field, list, object, share, text};
 use super::test::Test;
 use super::{Entity, Names};
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 /// A flag, compiled.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Flag {
     pub(crate) has_experiment: Option<bool>,
     pub(crate) state: State,
     /// It depends on itself, or on too much.
-    pub(crate) fault: Option<Inconclusive>,
+    pub(crate) fault: Option<InconclusiveReason>,
     /// How many tests one evaluation may make, those of what it depends on included. `u32::MAX`: that or more.
     pub(crate) walk: u32,
 }

@@ -1,7 +1,7 @@
 //! What flags and cohorts depend on, followed to the end before anybody is evaluated.
 
 use super::{Cohort, Dependency, Entry, Flag, Group, State, Test};
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 /// Tests within tests, over all that is depended on: as deep as an evaluation may recurse. PostHog's own libraries stop here, too.
 const DEEPEST: u32 = 100;
@@ -24,7 +24,7 @@ struct Node {
 struct Known {
     depth: u32,
     walk: u32,
-    fault: Option<Inconclusive>,
+    fault: Option<InconclusiveReason>,
 }
 
 /// Gives each flag and each cohort its fault, if it has one, and each flag the length of its walk.
@@ -48,28 +48,28 @@ pub(super) fn follow(flags: &mut [Flag], cohorts: &mut [Cohort]) {
     let mut known: Vec<Option<Known>> = vec![None; nodes.len()];
     for at in order(&nodes, &is_in_circle) {
         let own = at.checked_sub(first_cohort).and_then(|cohort| cohorts[cohort].fault);
-        let own = if is_in_circle[at] { Some(Inconclusive::TooDeep) } else { own };
+        let own = if is_in_circle[at] { Some(InconclusiveReason::TooDeep) } else { own };
         known[at] = Some(conclude(&nodes[at], at >= first_cohort, own, first_cohort, &known));
     }
     for (flag, known) in flags.iter_mut().zip(&known) {
         flag.walk = known.map_or(u32::MAX, |known| known.walk);
-        flag.fault = known.map_or(Some(Inconclusive::TooDeep), |known| known.fault);
+        flag.fault = known.map_or(Some(InconclusiveReason::TooDeep), |known| known.fault);
     }
     for (cohort, known) in cohorts.iter_mut().zip(known.iter().skip(first_cohort)) {
-        cohort.fault = known.map_or(Some(Inconclusive::TooDeep), |known| known.fault);
+        cohort.fault = known.map_or(Some(InconclusiveReason::TooDeep), |known| known.fault);
     }
 }
 
 fn conclude(
     node: &Node,
     is_cohort: bool,
-    own: Option<Inconclusive>,
+    own: Option<InconclusiveReason>,
     first_cohort: usize,
     known: &[Option<Known>],
 ) -> Known {
     let mut fault = own;
     if fault.is_none() && is_cohort && node.lacks_cohort {
-        fault = Some(Inconclusive::UnknownCohort);
+        fault = Some(InconclusiveReason::UnknownCohort);
     }
     let (mut depth, mut walk) = (node.depth, node.tests);
     for (needed, level) in &node.needs {
@@ -84,7 +84,7 @@ fn conclude(
         }
     }
     if depth > DEEPEST {
-        fault = fault.or(Some(Inconclusive::TooDeep));
+        fault = fault.or(Some(InconclusiveReason::TooDeep));
     }
     Known { depth, walk, fault }
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::read::{Object, Unreadable, field, id_text, text};
 use super::{Entity, Names};
-use crate::flags::{Filter, Inconclusive};
+use crate::flags::{Filter, InconclusiveReason};
 
 /// Something that holds or does not.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) enum Test {
         is_not: bool,
     },
     Flag(Dependency),
-    Unusable(Inconclusive),
+    Unusable(InconclusiveReason),
 }
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Test {
             None => property(raw, of.clone(), names),
             Some("person" | "property") => property(raw, Entity::Person, names),
             Some("group") => property(raw, group(raw, of, names), names),
-            Some(_) => Ok(Test::Unusable(Inconclusive::Malformed)),
+            Some(_) => Ok(Test::Unusable(InconclusiveReason::Malformed)),
         }
     }
 }
@@ -85,7 +85,7 @@ fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
         None | Some("in") => false,
         Some("not_in") => true,
         // Also `exact`, by which the service finds nobody, and its libraries find the members.
-        Some(_) => return Ok(Test::Unusable(Inconclusive::UnknownOperator)),
+        Some(_) => return Ok(Test::Unusable(InconclusiveReason::UnknownOperator)),
     };
     Ok(Test::Cohort { at: names.cohorts.get(id.as_str()).copied(), is_not })
 }
@@ -93,13 +93,13 @@ fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
 fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
     let key = field(raw, "key").and_then(id_text).ok_or(Unreadable)?;
     if text(raw, "operator")? != Some("flag_evaluates_to") {
-        return Ok(Test::Unusable(Inconclusive::UnknownOperator));
+        return Ok(Test::Unusable(InconclusiveReason::UnknownOperator));
     }
     // PostHog lists what the flag depends on in turn, which we find out ourselves; of a circle it lists nothing.
     match field(raw, "dependency_chain") {
         None => {}
         Some(Value::Array(chain)) if !chain.is_empty() => {}
-        Some(Value::Array(_)) => return Ok(Test::Unusable(Inconclusive::TooDeep)),
+        Some(Value::Array(_)) => return Ok(Test::Unusable(InconclusiveReason::TooDeep)),
         Some(_) => return Err(Unreadable),
     }
     let wanted = match raw.get("value") {

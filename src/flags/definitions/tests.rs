@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Map, json};
 
 use super::*;
-use crate::flags::{FlagContext, FlagValue, Inconclusive, LocalFlags, LocalValue};
+use crate::flags::{FlagContext, FlagValue, InconclusiveReason, LocalFlags, LocalValue};
 
 const GOOD: &str = r#"{"key": "good", "active": true, "filters": {"groups": [{}]}}"#;
 
@@ -60,7 +60,7 @@ fn a_flag_that_cannot_be_read_costs_no_other() {
         assert_good(&flags);
         let start = &bad[..bad.len().min(100)];
         assert_eq!(flags.unreadable(), ["bad"], "{start}");
-        assert_eq!(flags.evaluate("bad", &FlagContext::new("u")), Err(Inconclusive::Malformed), "{start}");
+        assert_eq!(flags.evaluate("bad", &FlagContext::new("u")), Err(InconclusiveReason::Malformed), "{start}");
         assert_eq!(flags.keys().collect::<Vec<_>>(), ["bad", "good"]);
     }
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::LocalValue;
 use super::pass::Pass;
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 use crate::flags::definitions::{Dependency, Entity, Entry, Group, Property, Test, Wanted};
 
 /// Properties that need not be given: whom it is about is known. PostHog adds the same.
@@ -13,7 +13,7 @@ const GROUP_KEY: &str = "$group_key";
 
 impl<'d> Pass<'d, '_> {
     /// One that does not hold settles it, also after one that is unknown.
-    pub(super) fn all_hold(&mut self, tests: &'d [Test]) -> Result<bool, Inconclusive> {
+    pub(super) fn all_hold(&mut self, tests: &'d [Test]) -> Result<bool, InconclusiveReason> {
         let mut unknown = None;
         for test in tests {
             match self.holds(test) {
@@ -25,21 +25,21 @@ impl<'d> Pass<'d, '_> {
         unknown.map_or(Ok(true), Err)
     }
 
-    fn holds(&mut self, test: &'d Test) -> Result<bool, Inconclusive> {
+    fn holds(&mut self, test: &'d Test) -> Result<bool, InconclusiveReason> {
         match test {
             Test::Property(property) => self.property(property),
-            Test::Cohort { at: None, .. } => Err(Inconclusive::UnknownCohort),
+            Test::Cohort { at: None, .. } => Err(InconclusiveReason::UnknownCohort),
             Test::Cohort { at: Some(at), is_not } => Ok(self.is_member(*at)? != *is_not),
             Test::Flag(dependency) => self.dependency(dependency),
             Test::Unusable(why) => Err(*why),
         }
     }
 
-    fn property(&self, Property { name, of, filter }: &Property) -> Result<bool, Inconclusive> {
+    fn property(&self, Property { name, of, filter }: &Property) -> Result<bool, InconclusiveReason> {
         let (given, own) = match of {
             Entity::Person => (Some(&self.context.person_properties), (DISTINCT_ID, self.distinct_id)),
             Entity::Group(group) => (self.context.group_properties.get(&**group), (GROUP_KEY, self.group(group)?)),
-            Entity::UnknownGroup => return Err(Inconclusive::Malformed),
+            Entity::UnknownGroup => return Err(InconclusiveReason::Malformed),
         };
         let property = given.and_then(|given| given.get(&**name));
         if property.is_none() && own.0 == &**name {
@@ -48,20 +48,20 @@ impl<'d> Pass<'d, '_> {
         filter.matches(property, || self.now())
     }
 
-    fn dependency(&mut self, Dependency { at, wanted }: &'d Dependency) -> Result<bool, Inconclusive> {
-        let at = at.ok_or(Inconclusive::UnresolvedDependency)?;
+    fn dependency(&mut self, Dependency { at, wanted }: &'d Dependency) -> Result<bool, InconclusiveReason> {
+        let at = at.ok_or(InconclusiveReason::UnresolvedDependency)?;
         let value = self.flag(at).map_err(|why| match why {
-            Inconclusive::TooDeep => why,
-            _ => Inconclusive::UnresolvedDependency,
+            InconclusiveReason::TooDeep => why,
+            _ => InconclusiveReason::UnresolvedDependency,
         })?;
         Ok(wanted.as_ref().is_some_and(|wanted| is(value, wanted)))
     }
 
-    fn is_member(&mut self, at: usize) -> Result<bool, Inconclusive> {
+    fn is_member(&mut self, at: usize) -> Result<bool, InconclusiveReason> {
         if let Some(known) = self.memory.as_ref().and_then(|memory| *memory.cohorts.get(at)?) {
             return known;
         }
-        let cohort = self.definitions.cohorts.get(at).ok_or(Inconclusive::UnknownCohort)?;
+        let cohort = self.definitions.cohorts.get(at).ok_or(InconclusiveReason::UnknownCohort)?;
         let is_member = match cohort.fault {
             Some(fault) => Err(fault),
             None => self.is_in(&cohort.members),
@@ -72,7 +72,7 @@ impl<'d> Pass<'d, '_> {
         is_member
     }
 
-    fn is_in(&mut self, group: &'d Group) -> Result<bool, Inconclusive> {
+    fn is_in(&mut self, group: &'d Group) -> Result<bool, InconclusiveReason> {
         let mut unknown = None;
         for entry in &group.entries {
             let holds = match entry {

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::tests::parsed;
 use super::*;
 
-const ON: Result<LocalValue<'static>, Inconclusive> = Ok(LocalValue::Boolean(true));
-const OFF: Result<LocalValue<'static>, Inconclusive> = Ok(LocalValue::Boolean(false));
+const ON: Result<LocalValue<'static>, InconclusiveReason> = Ok(LocalValue::Boolean(true));
+const OFF: Result<LocalValue<'static>, InconclusiveReason> = Ok(LocalValue::Boolean(false));
 
 fn on(key: &str, value: Value) -> Value {
     json!({"key": key, "type": "person", "operator": "exact", "value": value})
@@ -43,9 +43,9 @@ fn members_of_a_cohort_are_whom_its_conditions_say() {
         (&both, json!({"plan": "pro", "team": "x"}), ON),
         (&both, json!({"plan": "pro", "team": "y"}), OFF),
         (&both, json!({"team": "y"}), OFF),
-        (&both, json!({"team": "x"}), Err(Inconclusive::MissingProperty)),
+        (&both, json!({"team": "x"}), Err(InconclusiveReason::MissingProperty)),
         (&either, json!({"team": "x"}), ON),
-        (&either, json!({"team": "y"}), Err(Inconclusive::MissingProperty)),
+        (&either, json!({"team": "y"}), Err(InconclusiveReason::MissingProperty)),
         (&either, json!({"team": "y", "plan": "free"}), OFF),
         (&nested, json!({"team": "x", "age": 7}), ON),
         (&nested, json!({"team": "x", "age": 8}), OFF),
@@ -65,7 +65,7 @@ fn an_entry_of_a_cohort_may_be_negated_and_a_cohort_excluded() {
     assert_eq!(paying.evaluate("f", &person(json!({"plan": "pro"}))), ON);
     assert_eq!(paying.evaluate("f", &person(json!({"plan": "free"}))), OFF);
     let everybody = json!({"type": "AND", "values": []});
-    for (operator, expected) in [("in", ON), ("not_in", OFF), ("near", Err(Inconclusive::UnknownOperator))] {
+    for (operator, expected) in [("in", ON), ("not_in", OFF), ("near", Err(InconclusiveReason::UnknownOperator))] {
         let mut member = in_cohort(json!("1"));
         member["operator"] = json!(operator);
         let flags = parsed(&json!({"flags": [flag("f", json!([member]))], "cohorts": {"1": everybody}}));
@@ -84,7 +84,7 @@ fn a_cohort_that_the_service_reads_otherwise_than_its_libraries_do_is_inconclusi
     ] {
         assert_eq!(
             cohort(definition.clone()).evaluate("f", &person(json!({}))),
-            Err(Inconclusive::Malformed),
+            Err(InconclusiveReason::Malformed),
             "{definition}"
         );
     }
@@ -92,7 +92,7 @@ fn a_cohort_that_the_service_reads_otherwise_than_its_libraries_do_is_inconclusi
     member["operator"] = json!("exact");
     let flags =
         parsed(&json!({"flags": [flag("f", json!([member]))], "cohorts": {"1": {"type": "AND", "values": []}}}));
-    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(Inconclusive::UnknownOperator));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::UnknownOperator));
 }
 
 #[test]
@@ -105,14 +105,14 @@ fn a_cohort_that_is_not_known_makes_those_inconclusive_that_are_made_of_it() {
     assert_eq!(flags(json!({"type": "AND", "values": []})).evaluate("f", &pro), ON);
     assert_eq!(
         flags(json!({"type": "AND", "values": [in_cohort(json!(3))]})).evaluate("f", &pro),
-        Err(Inconclusive::UnknownCohort)
+        Err(InconclusiveReason::UnknownCohort)
     );
     let behavior =
         json!({"type": "AND", "values": [{"key": "$pageview", "type": "behavioral", "value": "performed_event"}]});
-    assert_eq!(flags(behavior).evaluate("f", &pro), Err(Inconclusive::Malformed));
-    assert_eq!(flags(json!("?")).evaluate("f", &pro), Err(Inconclusive::Malformed));
+    assert_eq!(flags(behavior).evaluate("f", &pro), Err(InconclusiveReason::Malformed));
+    assert_eq!(flags(json!("?")).evaluate("f", &pro), Err(InconclusiveReason::Malformed));
     let circle = json!({"type": "AND", "values": [in_cohort(json!(1))]});
-    assert_eq!(flags(circle).evaluate("f", &pro), Err(Inconclusive::TooDeep));
+    assert_eq!(flags(circle).evaluate("f", &pro), Err(InconclusiveReason::TooDeep));
     let flags = parsed(&json!({"flags": [flag("f", json!([in_cohort(json!(9)), on("plan", json!("free"))]))]}));
     assert_eq!(flags.evaluate("f", &pro), OFF, "a condition that does not hold settles it");
 }
@@ -132,13 +132,13 @@ fn a_flag_may_depend_on_the_value_of_another() {
         let flags = parsed(&json!({"flags": [flag("f", json!([needs("base", wanted.clone())])), base]}));
         assert_eq!(flags.evaluate("f", &person(json!({"plan": "pro"}))), pro, "{wanted}");
         assert_eq!(flags.evaluate("f", &person(json!({"plan": "free"}))), free, "{wanted}");
-        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(Inconclusive::UnresolvedDependency), "{wanted}");
+        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::UnresolvedDependency), "{wanted}");
     }
 }
 
 #[test]
 fn a_dependency_that_cannot_be_followed_is_inconclusive() {
-    let unresolved = Err(Inconclusive::UnresolvedDependency);
+    let unresolved = Err(InconclusiveReason::UnresolvedDependency);
     let flags = parsed(&json!({"flags": [flag("f", json!([needs("gone", json!(true))]))]}));
     assert_eq!(flags.evaluate("f", &person(json!({}))), unresolved);
     let inactive = json!({"key": "base", "active": false});
@@ -147,12 +147,12 @@ fn a_dependency_that_cannot_be_followed_is_inconclusive() {
     let mut circle = needs("base", json!(true));
     circle["dependency_chain"] = json!([]);
     let flags = parsed(&json!({"flags": [flag("f", json!([circle])), inactive]}));
-    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(Inconclusive::TooDeep));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::TooDeep));
     let a = flag("a", json!([needs("b", json!(true))]));
     let b = flag("b", json!([needs("a", json!(true))]));
     let flags = parsed(&json!({"flags": [a, b, flag("f", json!([needs("a", json!(true))]))]}));
     for key in ["a", "b", "f"] {
-        assert_eq!(flags.evaluate(key, &person(json!({}))), Err(Inconclusive::TooDeep), "{key}");
+        assert_eq!(flags.evaluate(key, &person(json!({}))), Err(InconclusiveReason::TooDeep), "{key}");
     }
     let by_id = json!({"key": "base", "id": 12, "active": true, "filters": {"groups": [{}]}});
     let flags = parsed(&json!({"flags": [by_id, flag("f", json!([needs("12", json!(true))]))]}));
@@ -165,7 +165,7 @@ fn a_property_that_is_named_like_a_flag_is_a_property_and_not_the_value_of_the_f
     for (operator, value) in [("exact", json!(true)), ("is_not", json!("false"))] {
         let test = json!({"key": "$feature/base", "type": "person", "operator": operator, "value": value});
         let flags = parsed(&json!({"flags": [base, flag("f", json!([test]))]}));
-        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(Inconclusive::MissingProperty), "{operator}");
+        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::MissingProperty), "{operator}");
         assert_eq!(flags.evaluate("f", &person(json!({"$feature/base": "true"}))), ON, "{operator}");
     }
 }
@@ -209,6 +209,6 @@ fn what_depends_too_deep_is_inconclusive_from_there_on() {
         (0..100_000).map(|key| flag(&key.to_string(), json!([needs(&(key + 1).to_string(), json!(true))]))).collect();
     list.push(flag("100000", json!([])));
     let flags = parsed(&json!({"flags": list}));
-    assert_eq!(flags.evaluate("0", &person(json!({}))), Err(Inconclusive::TooDeep));
+    assert_eq!(flags.evaluate("0", &person(json!({}))), Err(InconclusiveReason::TooDeep));
     assert_eq!(flags.evaluate("99950", &person(json!({}))), ON);
 }

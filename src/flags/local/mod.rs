@@ -1,7 +1,7 @@
 //! Flags, evaluated here: by definitions that were parsed before, without asking anybody.
 //!
 //! [`LocalFlags`] is a snapshot that never changes, behind an `Arc`: who loads newer definitions makes another one. [`Pass`] evaluates
-//! flags for one context at one time. What it finds out is a value, or why there is none ([`Inconclusive`]): a value is what PostHog
+//! flags for one context at one time. What it finds out is a value, or why there is none ([`InconclusiveReason`]): a value is what PostHog
 //! itself would answer, and where that depends on something that only PostHog knows, there is none.
 //!
 //! * `bucket.rs`: the SHA-1 of flag and person that rollouts and variants go by.
@@ -37,7 +37,7 @@ use serde_json::Value;
 
 use self::pass::Pass;
 use super::definitions::{Definitions, Flag, State};
-use super::{Evaluated, FlagContext, FlagValue, Inconclusive, ParseFlagsError};
+use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason, ParseFlagsError};
 use crate::clock::WallNanos;
 
 /// Tests of one evaluation up to which nothing is remembered. Remembering is an allocation of a few words for each flag.
@@ -51,10 +51,10 @@ const REASON: &str = "Evaluated locally";
 /// along. Cheap to clone; never changes.
 ///
 /// Bucketing and conditions are PostHog's: the same person gets the same value here and there. What only PostHog knows (members of
-/// static cohorts, properties that were not given, earlier values) makes a flag [`Inconclusive`], never wrong.
+/// static cohorts, properties that were not given, earlier values) makes a flag [`InconclusiveReason`], never wrong.
 ///
 /// ```
-/// use posthog::{FlagContext, Inconclusive, LocalFlags, LocalValue};
+/// use posthog::{FlagContext, InconclusiveReason, LocalFlags, LocalValue};
 ///
 /// let flags = LocalFlags::parse(br#"{"flags": [
 ///     {"key": "new-ui", "active": true, "filters": {"groups": [
@@ -69,7 +69,7 @@ const REASON: &str = "Evaluated locally";
 /// assert_eq!(flags.evaluate("new-ui", &context), Ok(LocalValue::Boolean(true)));
 /// assert_eq!(flags.evaluate("button", &context), Ok(LocalValue::Variant("blue")));
 /// // What plan somebody has, PostHog may know.
-/// assert_eq!(flags.evaluate("new-ui", &FlagContext::new("user_2")), Err(Inconclusive::MissingProperty));
+/// assert_eq!(flags.evaluate("new-ui", &FlagContext::new("user_2")), Err(InconclusiveReason::MissingProperty));
 /// # Ok::<(), posthog::ParseFlagsError>(())
 /// ```
 #[derive(Clone)]
@@ -91,7 +91,7 @@ pub enum LocalValue<'a> {
 pub(crate) struct LocalAnswer {
     pub(crate) flags: BTreeMap<String, Evaluated>,
     /// Those that have no value here, by key.
-    pub(crate) unresolved: Vec<(String, Inconclusive)>,
+    pub(crate) unresolved: Vec<(String, InconclusiveReason)>,
 }
 
 impl LocalFlags {
@@ -99,7 +99,7 @@ impl LocalFlags {
     ///
     /// # Errors
     ///
-    /// If this is not JSON, or has no list of flags. A flag of the list that cannot be read is [`Inconclusive::Malformed`] and in
+    /// If this is not JSON, or has no list of flags. A flag of the list that cannot be read is [`InconclusiveReason::Malformed`] and in
     /// [`unreadable`](Self::unreadable), and costs nothing else.
     pub fn parse(json: &[u8]) -> Result<Self, ParseFlagsError> {
         Ok(Self { definitions: Arc::new(Definitions::parse(json)?) })
@@ -132,8 +132,8 @@ impl LocalFlags {
     /// # Errors
     ///
     /// Why that cannot be told here.
-    pub fn evaluate(&self, key: &str, context: &FlagContext) -> Result<LocalValue<'_>, Inconclusive> {
-        let at = self.definitions.find(key).ok_or(Inconclusive::UnknownFlag)?;
+    pub fn evaluate(&self, key: &str, context: &FlagContext) -> Result<LocalValue<'_>, InconclusiveReason> {
+        let at = self.definitions.find(key).ok_or(InconclusiveReason::UnknownFlag)?;
         let mut pass = Pass::new(&self.definitions, context, None)?;
         if self.definitions.flags.get(at).is_some_and(|flag| flag.walk > LONGEST_WALK) {
             pass.remember();
@@ -160,7 +160,7 @@ impl LocalFlags {
         let mut answer = LocalAnswer::default();
         for (key, at) in asked {
             let value = match (at, &mut pass) {
-                (None, _) => Err(Inconclusive::UnknownFlag),
+                (None, _) => Err(InconclusiveReason::UnknownFlag),
                 (Some(_), Err(why)) => Err(*why),
                 (Some(at), Ok(pass)) => pass.flag(at),
             };

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{LocalValue, bucket};
 use crate::clock::{Clock, WallNanos};
 use crate::flags::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Holdout, Rules, State, Test};
-use crate::flags::{FlagContext, Inconclusive};
+use crate::flags::{FlagContext, InconclusiveReason};
 
 /// Evaluates flags, each as often as it is asked, or once.
 pub(super) struct Pass<'d, 'c> {
@@ -20,8 +20,8 @@ pub(super) struct Pass<'d, 'c> {
 
 /// What was found out, by place among the definitions.
 pub(super) struct Memory<'d> {
-    pub(super) flags: Vec<Option<Result<LocalValue<'d>, Inconclusive>>>,
-    pub(super) cohorts: Vec<Option<Result<bool, Inconclusive>>>,
+    pub(super) flags: Vec<Option<Result<LocalValue<'d>, InconclusiveReason>>>,
+    pub(super) cohorts: Vec<Option<Result<bool, InconclusiveReason>>>,
 }
 
 /// A flag under evaluation.
@@ -45,7 +45,7 @@ type Possible<'d> = Option<LocalValue<'d>>;
 
 /// That conditions were passed of which it is not known whether they match.
 struct Doubt<'d> {
-    why: Inconclusive,
+    why: InconclusiveReason,
     possible: Possible<'d>,
 }
 
@@ -55,9 +55,9 @@ impl<'d, 'c> Pass<'d, 'c> {
         definitions: &'d Definitions,
         context: &'c FlagContext,
         now: Option<WallNanos>,
-    ) -> Result<Self, Inconclusive> {
+    ) -> Result<Self, InconclusiveReason> {
         let distinct_id = context.distinct_id.as_deref().filter(|id| !id.is_empty());
-        let distinct_id = distinct_id.ok_or(Inconclusive::NoDistinctId)?;
+        let distinct_id = distinct_id.ok_or(InconclusiveReason::NoDistinctId)?;
         let now = now.map_or_else(OnceCell::new, OnceCell::from);
         Ok(Self { definitions, context, distinct_id, now, memory: None })
     }
@@ -73,25 +73,25 @@ impl<'d, 'c> Pass<'d, 'c> {
         self.memory = Some(Memory { flags: vec![None; flags.len()], cohorts: vec![None; cohorts.len()] });
     }
 
-    pub(super) fn flag(&mut self, at: usize) -> Result<LocalValue<'d>, Inconclusive> {
+    pub(super) fn flag(&mut self, at: usize) -> Result<LocalValue<'d>, InconclusiveReason> {
         if let Some(known) = self.memory.as_ref().and_then(|memory| *memory.flags.get(at)?) {
             return known;
         }
-        let value = self.evaluate(self.definitions.flags.get(at).ok_or(Inconclusive::UnknownFlag)?);
+        let value = self.evaluate(self.definitions.flags.get(at).ok_or(InconclusiveReason::UnknownFlag)?);
         if let Some(slot) = self.memory.as_mut().and_then(|memory| memory.flags.get_mut(at)) {
             *slot = Some(value);
         }
         value
     }
 
-    fn evaluate(&mut self, flag: &'d Flag) -> Result<LocalValue<'d>, Inconclusive> {
+    fn evaluate(&mut self, flag: &'d Flag) -> Result<LocalValue<'d>, InconclusiveReason> {
         let rules = match &flag.state {
-            State::Unreadable => return Err(Inconclusive::Malformed),
+            State::Unreadable => return Err(InconclusiveReason::Malformed),
             State::Inactive => return Ok(LocalValue::Boolean(false)),
             State::Active(rules) => rules,
         };
         if rules.keeps_experience {
-            return Err(Inconclusive::ExperienceContinuity);
+            return Err(InconclusiveReason::ExperienceContinuity);
         }
         if let Some(fault) = flag.fault {
             return Err(fault);
@@ -110,7 +110,7 @@ impl<'d, 'c> Pass<'d, 'c> {
         self.by_conditions(case)
     }
 
-    fn by_conditions(&mut self, case: Case<'d>) -> Result<LocalValue<'d>, Inconclusive> {
+    fn by_conditions(&mut self, case: Case<'d>) -> Result<LocalValue<'d>, InconclusiveReason> {
         let mut doubt: Option<Doubt<'d>> = None;
         for condition in &case.rules.conditions {
             match self.verdict(case, condition) {
@@ -133,7 +133,7 @@ impl<'d, 'c> Pass<'d, 'c> {
         doubt.map_or(Ok(LocalValue::Boolean(false)), |doubt| Err(doubt.why))
     }
 
-    fn verdict(&mut self, case: Case<'d>, condition: &'d Condition) -> Result<Verdict<'d>, Inconclusive> {
+    fn verdict(&mut self, case: Case<'d>, condition: &'d Condition) -> Result<Verdict<'d>, InconclusiveReason> {
         if !self.all_hold(&condition.tests)? {
             return Ok(Verdict::DoesNot);
         }
@@ -164,13 +164,13 @@ impl<'d, 'c> Pass<'d, 'c> {
     }
 
     /// `None`: nobody has asked for it or against it, so the conditions decide.
-    fn enrolled(&mut self, case: Case<'d>, enrollment: &'d Enrollment) -> Result<Option<bool>, Inconclusive> {
+    fn enrolled(&mut self, case: Case<'d>, enrollment: &'d Enrollment) -> Result<Option<bool>, InconclusiveReason> {
         let given = &self.context.person_properties;
         match enrollment {
             Enrollment::Property(name) => match given.get(&**name) {
                 Some(answer) => Ok(Some(*answer == Value::Bool(true) || answer.as_str() == Some("true"))),
                 // PostHog may have it.
-                None => Err(Inconclusive::MissingProperty),
+                None => Err(InconclusiveReason::MissingProperty),
             },
             Enrollment::Condition(condition) => {
                 let names = condition.tests.iter().filter_map(|test| match test {
@@ -178,35 +178,35 @@ impl<'d, 'c> Pass<'d, 'c> {
                     _ => None,
                 });
                 if !names.into_iter().any(|name| given.contains_key(name)) {
-                    return Err(Inconclusive::MissingProperty);
+                    return Err(InconclusiveReason::MissingProperty);
                 }
                 Ok(Some(matches!(self.verdict(case, condition)?, Verdict::Matches(_))))
             }
         }
     }
 
-    fn is_held_out(&self, case: Case<'d>, holdout: &Holdout) -> Result<bool, Inconclusive> {
+    fn is_held_out(&self, case: Case<'d>, holdout: &Holdout) -> Result<bool, InconclusiveReason> {
         let id = self.bucketed(case.rules, &case.rules.of)?;
         Ok(holdout.share >= 1.0 || bucket::of_holdout(id) <= holdout.share)
     }
 
     /// By whose id it is decided who is in a rollout, and who gets which variant.
-    fn bucketed(&self, rules: &Rules, of: &Entity) -> Result<&'c str, Inconclusive> {
+    fn bucketed(&self, rules: &Rules, of: &Entity) -> Result<&'c str, InconclusiveReason> {
         match of {
             Entity::Person if rules.by_device => {
                 let device_id = self.context.device_id.as_deref().filter(|id| !id.is_empty());
-                device_id.ok_or(Inconclusive::MissingDeviceId)
+                device_id.ok_or(InconclusiveReason::MissingDeviceId)
             }
             Entity::Person => Ok(self.distinct_id),
             Entity::Group(name) => self.group(name),
-            Entity::UnknownGroup => Err(Inconclusive::Malformed),
+            Entity::UnknownGroup => Err(InconclusiveReason::Malformed),
         }
     }
 
     /// The key of the person's group of a type.
-    pub(super) fn group(&self, name: &str) -> Result<&'c str, Inconclusive> {
+    pub(super) fn group(&self, name: &str) -> Result<&'c str, InconclusiveReason> {
         let key = self.context.groups.get(name).filter(|key| !key.is_empty());
-        key.map(String::as_str).ok_or(Inconclusive::MissingGroup)
+        key.map(String::as_str).ok_or(InconclusiveReason::MissingGroup)
     }
 }
 

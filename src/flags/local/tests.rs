@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const ON: Result<LocalValue<'static>, Inconclusive> = Ok(LocalValue::Boolean(true));
-const OFF: Result<LocalValue<'static>, Inconclusive> = Ok(LocalValue::Boolean(false));
+const ON: Result<LocalValue<'static>, InconclusiveReason> = Ok(LocalValue::Boolean(true));
+const OFF: Result<LocalValue<'static>, InconclusiveReason> = Ok(LocalValue::Boolean(false));
 
 pub(super) fn parsed(definitions: &Value) -> LocalFlags {
     LocalFlags::parse(definitions.to_string().as_bytes()).unwrap()
@@ -34,9 +34,9 @@ fn user(id: &str) -> FlagContext {
 fn lfe_01_a_matching_active_boolean_flag_is_on() {
     let flags = flag("beta-ui", json!({"groups": [{"rollout_percentage": 100}]}));
     assert_eq!(flags.evaluate("beta-ui", &user("user-123")), ON);
-    assert_eq!(flags.evaluate("another", &user("user-123")), Err(Inconclusive::UnknownFlag));
-    assert_eq!(flags.evaluate("beta-ui", &FlagContext::of_request()), Err(Inconclusive::NoDistinctId));
-    assert_eq!(flags.evaluate("beta-ui", &user("")), Err(Inconclusive::NoDistinctId));
+    assert_eq!(flags.evaluate("another", &user("user-123")), Err(InconclusiveReason::UnknownFlag));
+    assert_eq!(flags.evaluate("beta-ui", &FlagContext::from_current()), Err(InconclusiveReason::NoDistinctId));
+    assert_eq!(flags.evaluate("beta-ui", &user("")), Err(InconclusiveReason::NoDistinctId));
     assert_eq!(flag("none", json!({"groups": []})).evaluate("none", &user("u")), OFF);
 }
 
@@ -72,12 +72,12 @@ fn lfe_03_the_payload_follows_the_value() {
 #[test]
 fn lfe_04_a_group_flag_without_the_group_is_inconclusive() {
     let flags = flag("company-beta", json!({"aggregation_group_type_index": 0, "groups": [{}]}));
-    assert_eq!(flags.evaluate("company-beta", &user("user-123")), Err(Inconclusive::MissingGroup));
-    let nameless = user("user-123").group("company", "");
-    assert_eq!(flags.evaluate("company-beta", &nameless), Err(Inconclusive::MissingGroup));
+    assert_eq!(flags.evaluate("company-beta", &user("user-123")), Err(InconclusiveReason::MissingGroup));
+    let unlinked = user("user-123").group("company", "");
+    assert_eq!(flags.evaluate("company-beta", &unlinked), Err(InconclusiveReason::MissingGroup));
     assert_eq!(flags.evaluate("company-beta", &user("user-123").group("company", "acme")), ON);
     let other = flag("f", json!({"aggregation_group_type_index": 3, "groups": [{}]}));
-    assert_eq!(other.evaluate("f", &user("u").group("company", "acme")), Err(Inconclusive::Malformed));
+    assert_eq!(other.evaluate("f", &user("u").group("company", "acme")), Err(InconclusiveReason::Malformed));
 }
 
 #[test]
@@ -90,17 +90,17 @@ fn lfe_05_what_only_posthog_knows_is_inconclusive() {
     assert_eq!(one(json!({"active": false, "filters": "?"})).evaluate("f", &user("u")), OFF);
     assert_eq!(one(json!({"active": false, "ensure_experience_continuity": true})).evaluate("f", &user("u")), OFF);
     let keeps = one(json!({"ensure_experience_continuity": true}));
-    assert_eq!(keeps.evaluate("f", &user("u")), Err(Inconclusive::ExperienceContinuity));
+    assert_eq!(keeps.evaluate("f", &user("u")), Err(InconclusiveReason::ExperienceContinuity));
     let by_device = one(json!({"bucketing_identifier": "device_id"}));
-    assert_eq!(by_device.evaluate("f", &user("u")), Err(Inconclusive::MissingDeviceId));
+    assert_eq!(by_device.evaluate("f", &user("u")), Err(InconclusiveReason::MissingDeviceId));
     assert_eq!(by_device.evaluate("f", &user("u").device_id("d")), ON);
     assert_eq!(
         one(json!({"bucketing_identifier": "moon_phase"})).evaluate("f", &user("u")),
-        Err(Inconclusive::Malformed)
+        Err(InconclusiveReason::Malformed)
     );
     for broken in [json!({"active": null}), json!({"filters": 3}), json!({"filters": null})] {
         let flags = one(broken);
-        assert_eq!(flags.evaluate("f", &user("u")), Err(Inconclusive::Malformed));
+        assert_eq!(flags.evaluate("f", &user("u")), Err(InconclusiveReason::Malformed));
         assert_eq!(flags.unreadable(), ["f"]);
     }
 }
@@ -124,7 +124,7 @@ fn lfe_07_an_unknown_operator_costs_only_its_flag() {
         {"key": "present", "active": true, "filters": of("exact")},
     ]}));
     let context = user("u").person_property("plan", "pro");
-    assert_eq!(flags.evaluate("future", &context), Err(Inconclusive::UnknownOperator));
+    assert_eq!(flags.evaluate("future", &context), Err(InconclusiveReason::UnknownOperator));
     assert_eq!(flags.evaluate("present", &context), ON);
 }
 
@@ -177,14 +177,18 @@ fn early_exit_ends_a_flag_for_those_who_are_meant_and_left_out() {
             {"properties": on_plan("pro")}, {"rollout_percentage": 0}, {}
         ]}),
     );
-    assert_eq!(flags.evaluate("f", &user("u")), Err(Inconclusive::MissingProperty), "the first could have matched");
+    assert_eq!(
+        flags.evaluate("f", &user("u")),
+        Err(InconclusiveReason::MissingProperty),
+        "the first could have matched"
+    );
 }
 
 #[test]
 fn a_condition_that_matches_wins_where_an_unknown_one_would_have_given_the_same() {
     let flags = flag("f", json!({"groups": [{"properties": on_plan("pro")}, {"rollout_percentage": 100}]}));
     assert_eq!(flags.evaluate("f", &user("u")), ON);
-    for (variant, value) in [("a", Err(Inconclusive::MissingProperty)), ("b", Ok(LocalValue::Variant("b")))] {
+    for (variant, value) in [("a", Err(InconclusiveReason::MissingProperty)), ("b", Ok(LocalValue::Variant("b")))] {
         let groups = json!([{"properties": on_plan("pro"), "variant": variant}, {}]);
         let flags = flag("exp", json!({"multivariate": variants(), "groups": groups}));
         // The bucket says b.
@@ -207,7 +211,7 @@ fn a_condition_may_be_on_a_group_and_another_on_the_person() {
     let gold = user("u").group("company", "acme").group_property("company", "tier", "gold");
     assert_eq!(flags.evaluate("f", &gold), ON);
     assert_eq!(flags.evaluate("f", &user("u").person_property("plan", "pro")), ON);
-    assert_eq!(flags.evaluate("f", &user("u").person_property("plan", "free")), Err(Inconclusive::MissingGroup));
+    assert_eq!(flags.evaluate("f", &user("u").person_property("plan", "free")), Err(InconclusiveReason::MissingGroup));
     // What is on a group decides by the group: buckets 0.835 and 0.055.
     let flags = flag("exp", json!({"aggregation_group_type_index": 0, "groups": [{"rollout_percentage": 50}]}));
     assert_eq!(flags.evaluate("exp", &user("u0").group("company", "u4")), ON);
@@ -228,7 +232,7 @@ fn who_is_held_out_gets_the_variant_of_the_holdout() {
     assert_eq!(flags.evaluate("exp", &user("u6")), Ok(LocalValue::Variant("holdout-7")));
     assert_eq!(flags.evaluate("exp", &user("u0")), Ok(LocalValue::Variant("b")));
     let older = flag("exp", json!({"holdout_groups": [{"rollout_percentage": 10}], "groups": [{}]}));
-    assert_eq!(older.evaluate("exp", &user("u0")), Err(Inconclusive::Malformed));
+    assert_eq!(older.evaluate("exp", &user("u0")), Err(InconclusiveReason::Malformed));
 }
 
 #[test]
@@ -238,12 +242,12 @@ fn early_access_counts_more_than_conditions() {
     for (value, expected) in [(json!(true), ON), (json!("true"), ON), (json!(false), OFF), (json!("no"), OFF)] {
         assert_eq!(newer.evaluate("f", &enrolled(value)), expected);
     }
-    assert_eq!(newer.evaluate("f", &user("u")), Err(Inconclusive::MissingProperty));
+    assert_eq!(newer.evaluate("f", &user("u")), Err(InconclusiveReason::MissingProperty));
     let wants = json!([{"key": "$feature_enrollment/f", "type": "person", "operator": "exact", "value": ["true"]}]);
     let older = flag("f", json!({"super_groups": [{"properties": wants, "rollout_percentage": 100}], "groups": [{}]}));
     assert_eq!(older.evaluate("f", &enrolled(json!("true"))), ON);
     assert_eq!(older.evaluate("f", &enrolled(json!("false"))), OFF);
-    assert_eq!(older.evaluate("f", &user("u")), Err(Inconclusive::MissingProperty));
+    assert_eq!(older.evaluate("f", &user("u")), Err(InconclusiveReason::MissingProperty));
 }
 
 #[test]
@@ -259,12 +263,12 @@ fn all_flags_at_once_are_those_one_by_one() {
     assert_eq!(all.flags.keys().collect::<Vec<_>>(), ["off", "on"]);
     let on = &all.flags["on"];
     assert_eq!((on.id, on.version, on.has_experiment), (Some(4), Some(9), Some(false)));
-    let unresolved = [("broken", Inconclusive::Malformed), ("unknown", Inconclusive::MissingProperty)];
+    let unresolved = [("broken", InconclusiveReason::Malformed), ("unknown", InconclusiveReason::MissingProperty)];
     assert_eq!(all.unresolved, unresolved.map(|(key, why)| (key.to_owned(), why)));
     let keys = ["on", "on", "missing"].map(str::to_owned);
     let some = flags.evaluate_all(&user("u"), Some(&keys), 0);
     assert_eq!(some.flags.len(), 1);
-    assert_eq!(some.unresolved, [("missing".to_owned(), Inconclusive::UnknownFlag)]);
-    let nobody = flags.evaluate_all(&FlagContext::of_request(), None, 0);
+    assert_eq!(some.unresolved, [("missing".to_owned(), InconclusiveReason::UnknownFlag)]);
+    let nobody = flags.evaluate_all(&FlagContext::from_current(), None, 0);
     assert!(nobody.flags.is_empty() && nobody.unresolved.len() == 4);
 }

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use super::tests::{NOW, ask};
 use super::{Filter, MatchingVersion};
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 /// Before, the same, or after; `None` if it depends on the time zone.
 fn check(value: Value, property: Value, expected: Option<&str>) {
     for operator in ["is_date_before", "is_date_exact", "is_date_after"] {
-        let answer = expected.map(|expected| expected == operator).ok_or(Inconclusive::UnusableProperty);
+        let answer = expected.map(|expected| expected == operator).ok_or(InconclusiveReason::UnusableProperty);
         assert_eq!(ask(operator, value.clone(), property.clone()), answer, "{property} {operator} {value}");
     }
 }
@@ -81,7 +81,7 @@ fn a_leap_day_is_cut_in_the_year_before_and_stays_cut() {
     for (value, property, expected) in [
         ("-4y", "2020-02-28T10:59:59Z", Ok(false)),
         // The 28th, where it is the 29th of February 2024 now.
-        ("-4y", "2020-02-28T12:00:00Z", Err(Inconclusive::UnusableProperty)),
+        ("-4y", "2020-02-28T12:00:00Z", Err(InconclusiveReason::UnusableProperty)),
         ("-4y", "2020-03-01T13:00:01Z", Ok(true)),
         ("-3y", "2021-03-01T13:00:01Z", Ok(true)),
     ] {
@@ -140,16 +140,19 @@ fn what_is_no_date_here_is_inconclusive() {
     for no_date in no_dates {
         for operator in ["is_date_before", "is_date_exact", "is_date_after"] {
             let answer = ask(operator, json!("2024-06-15"), no_date.clone());
-            assert_eq!(answer, Err(Inconclusive::UnusableProperty), "{no_date}");
+            assert_eq!(answer, Err(InconclusiveReason::UnusableProperty), "{no_date}");
             let answer = ask(operator, no_date.clone(), json!("2024-06-15"));
-            assert_eq!(answer, Err(Inconclusive::UnusableCondition), "{no_date}");
+            assert_eq!(answer, Err(InconclusiveReason::UnusableCondition), "{no_date}");
         }
     }
     for seconds in [json!(1e300), json!(-1e300), json!(u64::MAX)] {
-        assert_eq!(ask("is_date_after", json!("2024-06-15"), seconds), Err(Inconclusive::UnusableProperty));
+        assert_eq!(ask("is_date_after", json!("2024-06-15"), seconds), Err(InconclusiveReason::UnusableProperty));
     }
     // The service compares with no number, in no form.
-    assert_eq!(ask("is_date_after", json!(1_700_000_000), json!("2024-06-15")), Err(Inconclusive::UnusableCondition));
+    assert_eq!(
+        ask("is_date_after", json!(1_700_000_000), json!("2024-06-15")),
+        Err(InconclusiveReason::UnusableCondition)
+    );
     let filter = Filter::compile(Some("is_date_after"), &json!("-7d"), MatchingVersion::One);
-    assert_eq!(filter.matches(None, || NOW), Err(Inconclusive::MissingProperty));
+    assert_eq!(filter.matches(None, || NOW), Err(InconclusiveReason::MissingProperty));
 }

@@ -2,7 +2,7 @@
 //! a property as often as the flag is.
 //!
 //! The reference is PostHog's own flags service (`rust/feature-flags`, `properties/`), because what is evaluated here has to be what it
-//! would have answered. Where it cannot be known here what that is, the answer is [`Inconclusive`], and PostHog is asked. So:
+//! would have answered. Where it cannot be known here what that is, the answer is [`InconclusiveReason`], and PostHog is asked. So:
 //!
 //! - Text is compared as the service does it (`text.rs`): everything that is not a string as JSON, letters of ASCII in either case.
 //! - `exact` compares in lowercase, with one value or each of a list (`exact.rs`). [`MatchingVersion::One`] looks first whether the
@@ -45,7 +45,7 @@ use serde_json::Value;
 
 use crate::clock::WallNanos;
 
-use super::Inconclusive;
+use super::InconclusiveReason;
 use date::{Date, moment_of};
 use exact::{Choices, is_true, is_truth_value};
 use number::{Comparison, number_of, range_of};
@@ -66,7 +66,7 @@ pub(crate) enum MatchingVersion {
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
     /// What cannot be used says why.
-    test: Result<Test, Inconclusive>,
+    test: Result<Test, InconclusiveReason>,
     is_negated: bool,
 }
 
@@ -102,7 +102,7 @@ impl Filter {
         };
         let test = match Test::compile(operator, value, version) {
             // There is nothing to compare with.
-            Ok(test) if value.is_null() && !matches!(test, Test::IsSet) => Err(Inconclusive::UnusableCondition),
+            Ok(test) if value.is_null() && !matches!(test, Test::IsSet) => Err(InconclusiveReason::UnusableCondition),
             test => test,
         };
         Filter { test, is_negated }
@@ -113,16 +113,16 @@ impl Filter {
         &self,
         property: Option<&Value>,
         now: impl FnOnce() -> WallNanos,
-    ) -> Result<bool, Inconclusive> {
+    ) -> Result<bool, InconclusiveReason> {
         let test = self.test.as_ref().map_err(|reason| *reason)?;
-        let property = property.ok_or(Inconclusive::MissingProperty)?;
-        let is_passed = test.is_passed_by(property, now).ok_or(Inconclusive::UnusableProperty)?;
+        let property = property.ok_or(InconclusiveReason::MissingProperty)?;
+        let is_passed = test.is_passed_by(property, now).ok_or(InconclusiveReason::UnusableProperty)?;
         Ok(is_passed != self.is_negated)
     }
 }
 
 impl Test {
-    fn compile(operator: &str, value: &Value, version: MatchingVersion) -> Result<Test, Inconclusive> {
+    fn compile(operator: &str, value: &Value, version: MatchingVersion) -> Result<Test, InconclusiveReason> {
         let comparison = match operator {
             "lt" | "semver_lt" | "is_date_before" => Comparison::Less,
             "lte" | "semver_lte" => Comparison::LessOrEqual,
@@ -152,9 +152,9 @@ impl Test {
             "semver_tilde" => version::tilde(value).map(Test::IsInVersions),
             "semver_caret" => version::caret(value).map(Test::IsInVersions),
             "semver_wildcard" => version::wildcard(value).map(Test::IsInVersions),
-            _ => return Err(Inconclusive::UnknownOperator),
+            _ => return Err(InconclusiveReason::UnknownOperator),
         };
-        test.ok_or(Inconclusive::UnusableCondition)
+        test.ok_or(InconclusiveReason::UnusableCondition)
     }
 
     fn exact(value: &Value, version: MatchingVersion) -> Test {

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::tests::ask;
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 #[test]
 fn a_pattern_is_searched_for_with_case_and_without_anchors() {
@@ -85,7 +85,7 @@ fn what_the_service_may_read_otherwise_is_inconclusive() {
     for pattern in patterns {
         for operator in ["regex", "not_regex"] {
             let answer = ask(operator, json!(pattern), json!("a"));
-            assert_eq!(answer, Err(Inconclusive::UnusableCondition), "{pattern}");
+            assert_eq!(answer, Err(InconclusiveReason::UnusableCondition), "{pattern}");
         }
     }
 }
@@ -93,9 +93,9 @@ fn what_the_service_may_read_otherwise_is_inconclusive() {
 #[test]
 fn a_pattern_that_would_grow_too_large_is_inconclusive() {
     let answer = ask("regex", json!("(?:(?:a{100}){100}){100}"), json!("a"));
-    assert_eq!(answer, Err(Inconclusive::UnusableCondition));
+    assert_eq!(answer, Err(InconclusiveReason::UnusableCondition));
     let answer = ask("regex", json!(format!("{}a{}", "(?:".repeat(50_000), ")".repeat(50_000))), json!("a"));
-    assert_eq!(answer, Err(Inconclusive::UnusableCondition));
+    assert_eq!(answer, Err(InconclusiveReason::UnusableCondition));
 }
 
 #[test]

@@ -4,16 +4,21 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Filter, MatchingVersion};
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 /// 2024-03-31 12:00 UTC.
 pub(super) const NOW: i64 = 1_711_886_400_000_000_000;
 
-pub(super) fn ask(operator: &str, value: Value, property: Value) -> Result<bool, Inconclusive> {
+pub(super) fn ask(operator: &str, value: Value, property: Value) -> Result<bool, InconclusiveReason> {
     ask_version(MatchingVersion::One, operator, value, property)
 }
 
-fn ask_version(version: MatchingVersion, operator: &str, value: Value, property: Value) -> Result<bool, Inconclusive> {
+fn ask_version(
+    version: MatchingVersion,
+    operator: &str,
+    value: Value,
+    property: Value,
+) -> Result<bool, InconclusiveReason> {
     Filter::compile(Some(operator), &value, version).matches(Some(&property), || NOW)
 }
 
@@ -204,7 +209,7 @@ fn lfe_06_starts_and_ends_are_compared_as_text_with_ascii_folded() {
     check("ends_with", "not_ends_with", &table);
     for operator in ["starts_with", "not_starts_with", "ends_with", "not_ends_with"] {
         let filter = Filter::compile(Some(operator), &json!("admin@"), MatchingVersion::One);
-        assert_eq!(filter.matches(None, || NOW), Err(Inconclusive::MissingProperty));
+        assert_eq!(filter.matches(None, || NOW), Err(InconclusiveReason::MissingProperty));
     }
 }
 
@@ -230,28 +235,28 @@ fn numbers_are_compared_as_numbers_even_out_of_strings() {
         &[(json!([1, "3"]), json!(3), true), (json!([1, 3]), json!(1), true), (json!([1, 3]), json!(3.1), false)],
     );
     for property in [json!("many"), json!(" 1"), json!(true), json!(null), json!([1]), json!("NaN")] {
-        assert_eq!(ask("gt", json!(1), property.clone()), Err(Inconclusive::UnusableProperty));
-        assert_eq!(ask("not_between", json!([1, 2]), property), Err(Inconclusive::UnusableProperty));
+        assert_eq!(ask("gt", json!(1), property.clone()), Err(InconclusiveReason::UnusableProperty));
+        assert_eq!(ask("not_between", json!([1, 2]), property), Err(InconclusiveReason::UnusableProperty));
     }
     for value in [json!("many"), json!(true), json!([1]), json!("nan")] {
-        assert_eq!(ask("gte", value, json!(1)), Err(Inconclusive::UnusableCondition));
+        assert_eq!(ask("gte", value, json!(1)), Err(InconclusiveReason::UnusableCondition));
     }
     for value in [json!(1), json!([1]), json!([2, 1]), json!([1, 2, 3]), json!(["a", 2]), json!([1, "NaN"])] {
-        assert_eq!(ask("between", value, json!(1)), Err(Inconclusive::UnusableCondition));
+        assert_eq!(ask("between", value, json!(1)), Err(InconclusiveReason::UnusableCondition));
     }
 }
 
 #[test]
 fn what_is_no_operator_on_a_property_is_inconclusive() {
     for operator in ["in", "not_in", "flag_evaluates_to", "not_exact", "not_is_set", "not_", "", "EXACT"] {
-        assert_eq!(ask(operator, json!("x"), json!("x")), Err(Inconclusive::UnknownOperator), "{operator}");
+        assert_eq!(ask(operator, json!("x"), json!("x")), Err(InconclusiveReason::UnknownOperator), "{operator}");
     }
 }
 
 #[test]
 fn nothing_to_compare_with_is_inconclusive() {
     for operator in &OPERATORS[..32] {
-        let expected = if operator.ends_with("_set") { None } else { Some(Inconclusive::UnusableCondition) };
+        let expected = if operator.ends_with("_set") { None } else { Some(InconclusiveReason::UnusableCondition) };
         assert_eq!(ask(operator, json!(null), json!("x")).err(), expected, "{operator}");
     }
 }

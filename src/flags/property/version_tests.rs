@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::tests::ask;
-use crate::flags::Inconclusive;
+use crate::flags::InconclusiveReason;
 
 fn check(operator: &str, value: &str, properties: &[(&str, bool)]) {
     for (property, expected) in properties {
@@ -70,13 +70,13 @@ fn what_is_no_version_cannot_be_compared() {
     ];
     for no_version in no_versions {
         for operator in ["semver_eq", "semver_neq", "semver_lt", "semver_tilde", "semver_caret", "semver_wildcard"] {
-            let unusable = Err(Inconclusive::UnusableProperty);
+            let unusable = Err(InconclusiveReason::UnusableProperty);
             assert_eq!(ask(operator, json!("1.2.3"), no_version.clone()), unusable, "{no_version}");
         }
         for operator in ["semver_eq", "semver_neq", "semver_lt", "semver_tilde", "semver_caret"] {
-            let unusable = Err(Inconclusive::UnusableCondition);
+            let unusable = Err(InconclusiveReason::UnusableCondition);
             assert_eq!(ask(operator, no_version.clone(), json!("1.2.3")), unusable, "{no_version}");
         }
     }
-    assert_eq!(ask("semver_wildcard", json!("1.*.3"), json!("1.2.3")), Err(Inconclusive::UnusableCondition));
+    assert_eq!(ask("semver_wildcard", json!("1.*.3"), json!("1.2.3")), Err(InconclusiveReason::UnusableCondition));
 }

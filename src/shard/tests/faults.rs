@@ -106,19 +106,19 @@ impl Run {
         }
     }
 
-    /// Of the oldest row every third record is buried, every third is kept, and the others were delivered.
+    /// Of the oldest row every third record is dead_lettered, every third is kept, and the others were delivered.
     fn judge_oldest(&self) -> Vec<Settled> {
         let Some(chunk) =
             (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
         else {
             return Vec::new();
         };
-        let (mut delivered, mut buried, mut keep) = (0, Vec::new(), Vec::new());
+        let (mut delivered, mut dead_lettered, mut keep) = (0, Vec::new(), Vec::new());
         for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
             let fate = match head.seq % 3 {
                 0 => {
-                    buried.push(dead(head.seq, u64::from_le_bytes(*body.first_chunk().unwrap())));
-                    Fate::Buried
+                    dead_lettered.push(dead(head.seq, u64::from_le_bytes(*body.first_chunk().unwrap())));
+                    Fate::DeadLettered
                 }
                 1 => {
                     keep.push(head.seq);
@@ -131,7 +131,7 @@ impl Run {
             };
             self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
         }
-        vec![Settled { first_seq: chunk.key.first_seq, delivered, buried, keep: Some(keep) }]
+        vec![Settled { first_seq: chunk.key.first_seq, delivered, dead_lettered, keep: Some(keep) }]
     }
 
     /// What the next owner would find after a power cut that takes everything it can.

@@ -16,7 +16,7 @@ enum Step {
     Sync,
     /// Everything that is sealed.
     Carry,
-    /// Which row, and what becomes of its records: delivered, buried or kept, in turn.
+    /// Which row, and what becomes of its records: delivered, dead_lettered or kept, in turn.
     Settle(usize, Vec<u8>),
     /// The same, in the transaction of a carry if there is one.
     SettleAndCarry(usize, Vec<u8>),
@@ -49,10 +49,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Model {
     /// Every record ever accepted: sequence number to identity and class.
     accepted: BTreeMap<u64, (u64, u8)>,
-    /// Those neither delivered, buried nor evicted.
+    /// Those neither delivered, dead_lettered nor evicted.
     left: BTreeMap<u64, u64>,
     delivered: u64,
-    buried: BTreeMap<u64, u64>,
+    dead_lettered: BTreeMap<u64, u64>,
     evicted: u64,
 }
 
@@ -130,11 +130,11 @@ impl Subject {
         let chunks = self.shard().read(None, usize::MAX).unwrap().chunks;
         let chunk = chunks.get(row % chunks.len().max(1))?;
         let mut settled =
-            Settled { first_seq: chunk.key.first_seq, delivered: 0, buried: Vec::new(), keep: Some(Vec::new()) };
+            Settled { first_seq: chunk.key.first_seq, delivered: 0, dead_lettered: Vec::new(), keep: Some(Vec::new()) };
         for ((head, body), fate) in frame::frames(&chunk.frames, chunk.salt).zip(fates.iter().cycle()) {
             match fate {
                 0 => settled.delivered += 1,
-                1 => settled.buried.push(dead(head.seq, id_of(body))),
+                1 => settled.dead_lettered.push(dead(head.seq, id_of(body))),
                 _ => {
                     settled.keep.get_or_insert_default().push(head.seq);
                     continue;
@@ -143,7 +143,7 @@ impl Subject {
             self.model.left.remove(&head.seq);
         }
         self.model.delivered += settled.delivered;
-        self.model.buried.extend(settled.buried.iter().map(|dead| (dead.seq, id_of(&dead.body))));
+        self.model.dead_lettered.extend(settled.dead_lettered.iter().map(|dead| (dead.seq, id_of(&dead.body))));
         settled.keep = settled.keep.filter(|keep| !keep.is_empty());
         Some(settled)
     }
@@ -197,7 +197,7 @@ impl Subject {
         assert_eq!(found, carried);
         assert_eq!(shard.journal().uncarried().1, self.last_seq() - ledger.accepted);
         assert_eq!(shard.accepted(), self.last_seq());
-        let buried: BTreeMap<_, _> = shard
+        let dead_lettered: BTreeMap<_, _> = shard
             .open_store()
             .unwrap()
             .dead(None, usize::MAX, usize::MAX)
@@ -206,9 +206,13 @@ impl Subject {
             .iter()
             .map(|dead| (dead.seq, id_of(&dead.body)))
             .collect();
-        assert_eq!(buried, model.buried);
+        assert_eq!(dead_lettered, model.dead_lettered);
         assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
-        assert_eq!((ledger.delivered, ledger.buried), (model.delivered, model.buried.len() as u64), "{ledger:?}");
+        assert_eq!(
+            (ledger.delivered, ledger.dead_lettered),
+            (model.delivered, model.dead_lettered.len() as u64),
+            "{ledger:?}"
+        );
         assert_eq!((ledger.evicted, ledger.damaged, ledger.lost_unsynced), (model.evicted, 0, 0), "{ledger:?}");
     }
 }

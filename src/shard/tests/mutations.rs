@@ -10,7 +10,7 @@ use crate::store::DamagedRow;
 const MUTATIONS: u64 = if cfg!(debug_assertions) { 200 } else { 3_000 };
 const TOTAL: u64 = 100;
 
-/// What a killed owner left: 60 records in the store, of which ten were delivered and five buried, and two arenas of twenty.
+/// What a killed owner left: 60 records in the store, of which ten were delivered and five dead_lettered, and two arenas of twenty.
 struct Specimen {
     root: tempfile::TempDir,
     /// In the store, then in the journal.
@@ -35,8 +35,8 @@ impl Specimen {
             }
         }
         shard.sync().unwrap();
-        let buried: Vec<_> = (1..=5).map(|seq| dead(seq, seq)).collect();
-        let settled = Settled { first_seq: 1, delivered: 10, buried, keep: Some((16..=20).collect()) };
+        let dead_lettered: Vec<_> = (1..=5).map(|seq| dead(seq, seq)).collect();
+        let settled = Settled { first_seq: 1, delivered: 10, dead_lettered, keep: Some((16..=20).collect()) };
         assert_eq!(shard.settle(&[settled], None, NOW).unwrap().stale_removals, 0);
         let left = copy_of(root.path());
         let carried = (16..=60).map(|seq| (seq, seq)).collect();

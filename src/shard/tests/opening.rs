@@ -65,5 +65,5 @@ fn a_store_that_could_not_be_opened_is_still_to_be_checked() {
     }));
     try_open(&broken, &queue_dir).unwrap_err();
     let Opened { findings, before, .. } = open(&disk, &queue_dir);
-    assert!(before.died_in_store && matches!(findings[..], [Finding::Checked]), "{findings:?}");
+    assert!(before.died_in_store && matches!(findings[..], [Finding::StoreVerified]), "{findings:?}");
 }

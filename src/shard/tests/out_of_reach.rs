@@ -40,7 +40,9 @@ fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
             assert_eq!(shard.sync().unwrap(), id, "it is durable where it is");
             carry(&shard);
         }
-        shard.settle(&[Settled { first_seq: 1, delivered: 10, buried: Vec::new(), keep: None }], None, NOW).unwrap();
+        shard
+            .settle(&[Settled { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW)
+            .unwrap();
         assert!(!queue_dir.exists(), "nothing is made under a name that leads elsewhere");
         // A queue that cannot be used by its path is still locked.
         assert!(
@@ -167,7 +169,8 @@ fn a_shard_that_somebody_else_has_had_meanwhile_is_given_up() {
         let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
         let other = Shard::open(&disk, &options(&queue_dir), claim, NOW + 1).unwrap().shard;
         let rows = [(1, 10), (11, 1)];
-        let rows = rows.map(|(first_seq, delivered)| Settled { first_seq, delivered, buried: Vec::new(), keep: None });
+        let rows =
+            rows.map(|(first_seq, delivered)| Settled { first_seq, delivered, dead_lettered: Vec::new(), keep: None });
         other.settle(&rows, None, NOW).unwrap();
         other.close();
         drop(other);

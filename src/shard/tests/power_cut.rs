@@ -9,7 +9,7 @@ use super::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Delivered,
-    Buried,
+    DeadLettered,
     Evicted,
 }
 
@@ -121,11 +121,15 @@ impl Life {
             if self.next(3) != 0 {
                 continue;
             }
-            let mut one =
-                Settled { first_seq: chunk.key.first_seq, delivered: 0, buried: Vec::new(), keep: Some(Vec::new()) };
+            let mut one = Settled {
+                first_seq: chunk.key.first_seq,
+                delivered: 0,
+                dead_lettered: Vec::new(),
+                keep: Some(Vec::new()),
+            };
             for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
                 let fate = match self.next(8) {
-                    0 => Fate::Buried,
+                    0 => Fate::DeadLettered,
                     1..4 => {
                         one.keep.get_or_insert_default().push(head.seq);
                         continue;
@@ -133,7 +137,7 @@ impl Life {
                     _ => Fate::Delivered,
                 };
                 match fate {
-                    Fate::Buried => one.buried.push(dead(head.seq, id_of(body))),
+                    Fate::DeadLettered => one.dead_lettered.push(dead(head.seq, id_of(body))),
                     _ => one.delivered += 1,
                 }
                 self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
@@ -176,7 +180,7 @@ pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
     let queue_dir = dir.path().join("queue");
     let disk = Machine::disk(u128::MAX, mapped);
     let Opened { shard, findings, .. } = open(&disk, &queue_dir);
-    let aside = |finding: &Finding| matches!(finding, Finding::SetAside { .. } | Finding::NotCarried { .. });
+    let aside = |finding: &Finding| matches!(finding, Finding::Salvaged { .. } | Finding::NotCarried { .. });
     assert!(!findings.iter().any(aside), "{at}: {findings:?}");
     let (found, ledger) = (queued(&shard), shard.ledger());
     let appended: BTreeMap<_, _> = facts.appended.iter().copied().collect();
@@ -192,7 +196,7 @@ pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
     }
     look_at_ledger(at, facts, &ledger);
     let dead = shard.open_store().unwrap().dead(None, usize::MAX, usize::MAX).unwrap();
-    assert_eq!((dead.records.len() as u64, dead.damaged), (ledger.buried, 0), "{at}");
+    assert_eq!((dead.records.len() as u64, dead.damaged), (ledger.dead_lettered, 0), "{at}");
     if goes_on {
         go_on(shard, &disk, &queue_dir, &found);
     }
@@ -206,7 +210,7 @@ fn look_at_ledger(at: &str, facts: &Facts, ledger: &Ledger) {
     assert!((facts.confirmed..=last).contains(&ledger.accepted), "{at}: {ledger:?}, up to {last} were accepted");
     let counted = [
         (ledger.delivered, facts.before.delivered, Fate::Delivered),
-        (ledger.buried, facts.before.buried, Fate::Buried),
+        (ledger.dead_lettered, facts.before.dead_lettered, Fate::DeadLettered),
         (ledger.evicted, facts.before.evicted, Fate::Evicted),
     ];
     for (count, before, fate) in counted {

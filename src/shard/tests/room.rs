@@ -35,11 +35,11 @@ fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters(
             .map(|row| Settled {
                 first_seq: row.key.first_seq,
                 delivered: u64::from(row.count),
-                buried: Vec::new(),
+                dead_lettered: Vec::new(),
                 keep: None,
             })
             .collect();
-        settled[0].buried = vec![dead(1, 1)];
+        settled[0].dead_lettered = vec![dead(1, 1)];
         settled[0].delivered -= 1;
         shard.settle(&settled, None, NOW).unwrap();
         let before = shard.file_bytes();
@@ -55,7 +55,7 @@ fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters(
         let Opened { shard, findings, before, .. } = open(&disk, &queue_dir);
         assert!(findings.is_empty() && before.clean, "{findings:?}");
         let ledger = shard.ledger();
-        assert_eq!((ledger.accepted, ledger.delivered, ledger.buried, ledger.damaged), (40_000, 39_999, 1, 0));
+        assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.damaged), (40_000, 39_999, 1, 0));
         assert_eq!(shard.dead(None, 10).unwrap().records.len(), 1);
         assert_eq!(append(&shard, 40_001, 0).unwrap().seq, 40_001);
         assert!(dir.join("crash/1-1.bad").exists());
@@ -77,7 +77,7 @@ fn a_shard_in_which_something_waits_or_that_is_not_ours_any_more_keeps_everythin
     shard.give_back_room(&disk).unwrap();
     assert_eq!(names(&dir), files, "one row in the store");
     let shard = open(&disk, &queue_dir).shard;
-    shard.settle(&[Settled { first_seq: 1, delivered: 1, buried: Vec::new(), keep: None }], None, NOW).unwrap();
+    shard.settle(&[Settled { first_seq: 1, delivered: 1, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
     std::fs::remove_file(dir.join("lock")).unwrap();
     let other = claim(&disk, dir.parent().unwrap(), &[]).unwrap();
     assert_eq!(other.dir(), dir);
@@ -95,7 +95,7 @@ fn a_power_cut_while_room_is_given_back_loses_nothing_whatever_is_gone_by_then()
     let settled = |row: &crate::store::Chunk| Settled {
         first_seq: row.key.first_seq,
         delivered: u64::from(row.count),
-        buried: Vec::new(),
+        dead_lettered: Vec::new(),
         keep: None,
     };
     let rows = shard.read(None, usize::MAX).unwrap().chunks;

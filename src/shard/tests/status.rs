@@ -101,7 +101,7 @@ fn names_of_a_build_that_somebody_died_of_looking_up_are_not_looked_up_again() {
         page.mark_resolving(None);
         drop(page);
         let (page, before) = take_over(dir.path(), map);
-        assert!(before.died_resolving.is_none() && !page.distrusts_symbols_of(one), "it came to an end");
+        assert!(before.died_resolving.is_none() && !page.untrusts_symbols_of(one), "it came to an end");
         page.mark_resolving(Some(one));
         drop(page);
         let (page, before) = take_over(dir.path(), map);
@@ -113,13 +113,13 @@ fn names_of_a_build_that_somebody_died_of_looking_up_are_not_looked_up_again() {
         drop(page);
         let (page, before) = take_over(dir.path(), map);
         assert!(before.died_resolving.is_none(), "it is told once");
-        assert!(page.distrusts_symbols_of(one) && !page.distrusts_symbols_of(other));
+        assert!(page.untrusts_symbols_of(one) && !page.untrusts_symbols_of(other));
         // Two that kill are both remembered, and nobody goes back and forth between them.
         page.mark_resolving(Some(other));
         drop(page);
         for _ in 0..2 {
             let (page, _) = take_over(dir.path(), map);
-            assert!(page.distrusts_symbols_of(one) && page.distrusts_symbols_of(other));
+            assert!(page.untrusts_symbols_of(one) && page.untrusts_symbols_of(other));
             page.mark_resolving(Some(one));
         }
     }

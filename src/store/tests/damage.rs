@@ -326,7 +326,7 @@ fn an_older_file_put_in_place_is_noticed() {
 fn a_distrusted_file_is_rebuilt_without_being_opened_and_only_once() {
     let (bytes, before) = specimen();
     let (dir, _path) = store_of(&bytes);
-    let options = StoreOptions { distrusted: true, ..options() };
+    let options = StoreOptions { untrusted: true, ..options() };
     let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
     assert_eq!((report.salvaged_events, report.lost_events, store.ledger()), (100, 0, before));
     assert_eq!(store.reopen(2).unwrap(), OpenReport::default());
@@ -363,7 +363,7 @@ fn a_file_whose_rows_have_killed_owners_too_is_kept_aside_unread_and_what_was_in
     let witness = Some(store.ledger());
     drop(store);
     let before = std::fs::read(dir.path().join("queue.redb")).unwrap();
-    let options = StoreOptions { distrusted: true, unreadable: true, witness, ..options() };
+    let options = StoreOptions { untrusted: true, unreadable: true, witness, ..options() };
     let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1_000).unwrap();
     assert_eq!((report.lost_events, report.salvaged_events), (20, 0));
     assert_eq!((store.ledger().damaged, store.ledger().queued_events, store.ledger().imbalance()), (20, 0, 0));

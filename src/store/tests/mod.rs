@@ -25,7 +25,7 @@ pub(super) fn options() -> StoreOptions {
         reserve_bytes: 0,
         dead_bytes: 1 << 20,
         check_integrity: false,
-        distrusted: false,
+        untrusted: false,
         unreadable: false,
         witness: None,
     }
@@ -53,7 +53,7 @@ pub(super) fn carry_of(epoch: u64, chunk: Chunk) -> Changes {
 }
 
 pub(super) fn delivered(chunk: &Chunk) -> Changes {
-    let removal = Removal { key: chunk.key, keep: None, delivered: chunk.count, buried: 0, evicted: 0 };
+    let removal = Removal { key: chunk.key, keep: None, delivered: chunk.count, dead_lettered: 0, evicted: 0 };
     Changes { remove: vec![removal], ..Changes::default() }
 }
 

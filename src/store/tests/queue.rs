@@ -19,9 +19,13 @@ fn a_queue_comes_back_after_it_was_closed() {
         body: b"body".to_vec(),
     };
     let keep = chunk(0, 1, 10, 100).retain(|seq| seq > 4);
-    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 3, buried: 1, evicted: 0 };
-    let changes =
-        Changes { remove: vec![removal], bury: vec![dead.clone()], next_attempt: Some(Some(77)), ..Changes::default() };
+    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 3, dead_lettered: 1, evicted: 0 };
+    let changes = Changes {
+        remove: vec![removal],
+        dead_letter: vec![dead.clone()],
+        next_attempt: Some(Some(77)),
+        ..Changes::default()
+    };
     assert_eq!(store.apply(&changes).unwrap(), Applied::default());
     let ledger = store.ledger();
     drop(store);
@@ -29,7 +33,7 @@ fn a_queue_comes_back_after_it_was_closed() {
     let (store, report) = open_in(dir.path());
     assert_eq!(report, OpenReport::default());
     assert_eq!((store.ledger(), store.ledger().imbalance()), (ledger, 0));
-    assert_eq!((ledger.accepted, ledger.delivered, ledger.buried, ledger.queued_events), (10, 3, 1, 6));
+    assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.queued_events), (10, 3, 1, 6));
     assert_eq!((store.journal_epoch(0), store.journal_epoch(1), store.next_attempt()), (1, 0, Some(77)));
     assert_eq!(store.identity(), &options().identity);
     assert_eq!(store.dead(None, 10, usize::MAX).unwrap().records, [dead]);
@@ -75,7 +79,7 @@ fn a_settlement_made_twice_counts_once() {
     store.apply(&carry(1, 1, 10)).unwrap();
     // Twice the same settlement, which keeps the row's first record and so its key.
     let keep = chunk(0, 1, 10, 100).retain(|seq| seq < 4);
-    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 7, buried: 0, evicted: 0 };
+    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 7, dead_lettered: 0, evicted: 0 };
     let changes = Changes { remove: vec![removal], ..Changes::default() };
     assert_eq!(store.apply(&changes).unwrap().stale_removals, 0);
     let once = store.ledger();
@@ -153,12 +157,17 @@ fn dead_records_are_kept_until_exhumed_and_counted_for_ever() {
         attempts: 1,
         body: vec![1],
     };
-    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep: None, delivered: 0, buried: 1, evicted: 0 };
-    store.apply(&Changes { remove: vec![removal], bury: vec![dead], ..Changes::default() }).unwrap();
+    let removal =
+        Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep: None, delivered: 0, dead_lettered: 1, evicted: 0 };
+    store.apply(&Changes { remove: vec![removal], dead_letter: vec![dead], ..Changes::default() }).unwrap();
     assert_eq!(store.dead(None, 1, usize::MAX).unwrap().records.len(), 1);
     store.apply(&Changes { exhume: vec![1], ..Changes::default() }).unwrap();
     assert_eq!(
-        (store.dead(None, 1, usize::MAX).unwrap().records.len(), store.ledger().buried, store.ledger().imbalance()),
+        (
+            store.dead(None, 1, usize::MAX).unwrap().records.len(),
+            store.ledger().dead_lettered,
+            store.ledger().imbalance()
+        ),
         (0, 1, 0)
     );
 }
@@ -214,9 +223,9 @@ fn dead_records_do_not_keep_a_file_from_being_compacted() {
         body: vec![1; 10_000],
     };
     let chunks: Vec<_> = (0..200).map(|i| chunk(0, i * 100 + 1, 100, 500)).collect();
-    let bury = (1..=90).map(dead).collect();
+    let dead_letter = (1..=90).map(dead).collect();
     let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
-    store.apply(&Changes { insert: chunks.clone(), bury, ledger, ..Changes::default() }).unwrap();
+    store.apply(&Changes { insert: chunks.clone(), dead_letter, ledger, ..Changes::default() }).unwrap();
     let remove = chunks.iter().flat_map(|chunk| delivered(chunk).remove).collect();
     store.apply(&Changes { remove, ..Changes::default() }).unwrap();
     let before = store.file_bytes().unwrap();
@@ -240,12 +249,14 @@ fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
         attempts: 1,
         body: vec![1; bytes],
     };
-    let bury = |store: &Store, bury: Vec<DeadRecord>| store.apply(&Changes { bury, ..Changes::default() }).unwrap();
+    let dead_letter = |store: &Store, dead_letter: Vec<DeadRecord>| {
+        store.apply(&Changes { dead_letter, ..Changes::default() }).unwrap()
+    };
     let seqs = |store: &Store| store.dead_seqs().unwrap();
     let bytes = |store: &Store| store.committed().dead_bytes;
     let generous = StoreOptions { dead_bytes: u64::MAX, ..options() };
     let (store, _) = Store::open(&Disk::default(), dir.path(), &generous, 0).unwrap();
-    bury(&store, (1..=30).map(|seq| dead(seq, 100_000)).collect());
+    dead_letter(&store, (1..=30).map(|seq| dead(seq, 100_000)).collect());
     assert_eq!((seqs(&store).len(), bytes(&store)), (30, Some(30 * 100_034)));
     // As a version left it that did not count.
     store.committed().dead_bytes = None;
@@ -254,14 +265,14 @@ fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
     drop(store);
     let (store, _) = open_in(dir.path());
     assert_eq!(bytes(&store), Some(30 * 100_034), "it is known to the next owner");
-    bury(&store, vec![dead(31, 100_000)]);
+    dead_letter(&store, vec![dead(31, 100_000)]);
     assert_eq!(seqs(&store), (22..=31).collect::<Vec<_>>());
     // The same again takes no more room.
-    bury(&store, vec![dead(31, 100_000)]);
+    dead_letter(&store, vec![dead(31, 100_000)]);
     assert_eq!((seqs(&store).len(), bytes(&store)), (10, Some(10 * 100_034)));
     store.apply(&Changes { exhume: vec![22, 23], ..Changes::default() }).unwrap();
     assert_eq!(bytes(&store), Some(8 * 100_034));
-    bury(&store, vec![dead(32, 2 << 20)]);
+    dead_letter(&store, vec![dead(32, 2 << 20)]);
     assert_eq!(seqs(&store), [32], "one that is larger than that stays alone");
     let first = store.dead(None, 9, 1).unwrap();
     assert_eq!((first.records.len(), first.last), (1, Some(32)));

@@ -146,7 +146,7 @@ fn read_a_round(dear: u8, are_under_way: bool) -> u64 {
     let reads = Arc::new(Reads::default());
     let mut bench = bench(|options| {
         options.disk = Disk::gated(Arc::clone(&reads) as Arc<dyn Gate>);
-        options.limits.overflow = Overflow::DropOldest;
+        options.limits.overflow = OverflowPolicy::DropOldest;
         options.limits.queue_bytes = 4 * MIB;
         options.cache_bytes = 0;
     });

@@ -21,7 +21,7 @@ impl Gate for Written {
 fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
     let mut bench = bench(|options| {
         options.limits.queue_events = 30;
-        options.limits.overflow = Overflow::Block(Duration::from_secs(60));
+        options.limits.overflow = OverflowPolicy::Block(Duration::from_secs(60));
     });
     bench.append(30);
     bench.settle_down();
@@ -77,7 +77,7 @@ fn a_full_queue_turns_ordinary_events_away_and_takes_the_dear_ones_a_little_long
 fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
     let mut bench = bench(|options| {
         options.limits.queue_events = 50;
-        options.limits.overflow = Overflow::DropOldest;
+        options.limits.overflow = OverflowPolicy::DropOldest;
     });
     bench.append(30);
     bench.settle_down();
@@ -121,7 +121,7 @@ fn what_an_earlier_process_left_counts_from_the_first_record_on() {
 #[test]
 fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
     const MIB: u64 = 1024 * 1024;
-    for overflow in [Overflow::DropNewest, Overflow::DropOldest] {
+    for overflow in [OverflowPolicy::DropNewest, OverflowPolicy::DropOldest] {
         let mut bench = bench(|options| {
             options.limits.queue_bytes = MIB;
             options.limits.overflow = overflow;
@@ -206,7 +206,7 @@ fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
 
 #[test]
 fn a_file_system_at_its_floor_is_told_with_its_sizes_once_and_is_not_durable() {
-    let mut bench = bench(|options| options.limits.free_space_floor = u64::MAX / 4);
+    let mut bench = bench(|options| options.limits.min_free_space = u64::MAX / 4);
     let told = |bench: &Bench| {
         let notices = std::mem::take(&mut *bench.notices.lock().unwrap());
         notices.into_iter().filter_map(|notice| if let Notice::Floor(floor) = notice { Some(floor) } else { None })

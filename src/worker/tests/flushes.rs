@@ -12,7 +12,7 @@ fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::worker::flush::Flus
     (answer, flush)
 }
 
-fn bury(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
+fn dead_letter(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
     let dead = |seq| DeadRecord {
         seq,
         lane: chunk.key.lane,
@@ -23,12 +23,12 @@ fn bury(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
         attempts: 3,
         body: vec![7; 100],
     };
-    let buried = (chunk.key.first_seq..).take(content.count as usize).map(dead).collect();
-    bench.pipeline.settle(Settlement { chunk, delivered: 0, buried, keep: None });
+    let dead_lettered = (chunk.key.first_seq..).take(content.count as usize).map(dead).collect();
+    bench.pipeline.settle(Settlement { chunk, delivered: 0, dead_lettered, keep: None });
 }
 
 fn ended(bench: &Bench, flush: crate::worker::flush::Flush) {
-    bench.pipeline.flush_ended(flush, delivery::Endpoint::Up);
+    bench.pipeline.flush_ended(flush, delivery::EndpointStatus::Up);
 }
 
 #[test]
@@ -40,16 +40,19 @@ fn a_flush_is_answered_once_what_it_settled_is_committed_and_there_is_room_again
     bench.settle_down();
     let (answer, flush) = flush(&mut bench);
     let mut rows = bench.read();
-    bury(&bench, rows.remove(0));
+    dead_letter(&bench, rows.remove(0));
     bench.deliver(rows);
     ended(&bench, flush);
     assert_eq!(answer.try_get(), None);
     bench.turn();
     let report = answer.try_get().unwrap();
-    assert_eq!((report.delivered + report.buried, report.remaining, report.endpoint), (30, 0, Endpoint::Up));
+    assert_eq!(
+        (report.delivered + report.dead_lettered, report.remaining, report.endpoint),
+        (30, 0, EndpointStatus::Up)
+    );
     let ledger = bench.ledger();
-    assert_eq!((ledger.queued_events, ledger.queued_bytes, ledger.buried), (0, 0, report.buried));
-    assert_eq!(bench.pipeline.dead(100).len() as u64, report.buried);
+    assert_eq!((ledger.queued_events, ledger.queued_bytes, ledger.dead_lettered), (0, 0, report.dead_lettered));
+    assert_eq!(bench.pipeline.dead(100).len() as u64, report.dead_lettered);
     assert!(bench.pipeline.append(&[7; 100], 0).is_ok(), "at once");
 }
 

@@ -1,7 +1,7 @@
 //! How the run before this one ended, on a machine that is pretended.
 
 use super::*;
-use crate::crash::cause::RunEnd;
+use crate::crash::cause::ExitCause;
 use crate::disk::OomCount;
 
 /// A machine that was started once more, or whose OOM killer has been at work.
@@ -54,14 +54,14 @@ fn after_a_run(active_after: Duration, machine: Machine) -> LastRun {
 #[test]
 fn a_run_that_is_gone_without_a_word_was_killed() {
     let run = after_a_run(HOUR, FIRST);
-    assert_eq!((run.end, run.pid, run.queued_events), (RunEnd::Killed, std::process::id(), 3));
+    assert_eq!((run.end, run.pid, run.queued_events), (ExitCause::Killed, std::process::id(), 3));
     assert!(run.alive_for >= HOUR && run.alive_for <= HOUR + Duration::from_secs(1), "{:?}", run.alive_for);
     assert_eq!((run.started_at, run.machine_restarted), (1_700_000_000_000_000_000, Some(false)));
 }
 
 #[test]
 fn a_counter_of_the_oom_killer_that_grew_is_the_proof_of_that() {
-    assert_eq!(after_a_run(HOUR, Machine { oom_kills: 4, ..FIRST }).end, RunEnd::OutOfMemory);
+    assert_eq!(after_a_run(HOUR, Machine { oom_kills: 4, ..FIRST }).end, ExitCause::OutOfMemory);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_kill_of_the_oom_killer_before_the_last_sign_of_life_was_of_somebody_else() 
     let root = Arc::clone(&first.root);
     drop(first);
     let second = bench_in(root, |options| options.disk = disk);
-    assert_eq!(second.pipeline.last_run().unwrap().end, RunEnd::Killed);
+    assert_eq!(second.pipeline.last_run().unwrap().end, ExitCause::Killed);
 }
 
 /// As a program that awaits SIGTERM has it.
@@ -105,9 +105,9 @@ fn a_machine_that_stopped_under_an_active_run_is_told_from_one_that_was_restarte
         // Up for as long as has passed since, but for a minute.
         let up = HOUR - Duration::from_secs(60);
         let run = after_a_run(HOUR, restarted(up));
-        assert_eq!((run.end, run.machine_restarted), (RunEnd::PowerLoss, Some(true)));
-        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).end, RunEnd::Unknown, "long idle before");
-        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).end, RunEnd::Unknown, "another machine");
+        assert_eq!((run.end, run.machine_restarted), (ExitCause::PowerLoss, Some(true)));
+        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).end, ExitCause::Unknown, "long idle before");
+        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).end, ExitCause::Unknown, "another machine");
     });
 }
 

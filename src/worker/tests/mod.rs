@@ -117,13 +117,13 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
         flush_at: 20,
         flush_interval: Duration::from_secs(5),
         sync_interval: Duration::from_millis(100),
-        settle_interval: Duration::from_secs(1),
+        ack_interval: Duration::from_secs(1),
         limits: Limits {
             queue_bytes: 1 << 30,
             queue_events: u64::MAX,
             queue_age: None,
-            free_space_floor: 0,
-            overflow: Overflow::DropNewest,
+            min_free_space: 0,
+            overflow: OverflowPolicy::DropNewest,
         },
         held: false,
         delivery: DeliveryOptions::default(),
@@ -213,7 +213,7 @@ impl Bench {
     fn deliver(&self, rows: Vec<(ChunkRef, Chunk)>) {
         for (chunk, content) in rows {
             let delivered = u64::from(content.count);
-            self.pipeline.settle(Settlement { chunk, delivered, buried: Vec::new(), keep: None });
+            self.pipeline.settle(Settlement { chunk, delivered, dead_lettered: Vec::new(), keep: None });
         }
     }
 

@@ -200,7 +200,7 @@ fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_
 }
 
 #[test]
-fn stranded_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
+fn orphaned_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
     for (count, told, others) in [(3, 3, None), (20, 16, Some((4, 8)))] {
         let root = Arc::new(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
         for number in 0..count {
@@ -214,7 +214,7 @@ fn stranded_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
         let notices = bench.notices.lock().unwrap();
         let names: std::collections::BTreeSet<_> = notices
             .iter()
-            .filter_map(|notice| if let Notice::Stranded(queue) = notice { Some(&queue.project) } else { None })
+            .filter_map(|notice| if let Notice::OrphanedQueue(queue) = notice { Some(&queue.project) } else { None })
             .collect();
         let rest = notices.iter().find_map(|notice| match notice {
             Notice::MoreStranded { queues, events, .. } => Some((*queues, *events)),

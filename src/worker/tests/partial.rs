@@ -7,7 +7,7 @@ use super::*;
 fn settle(bench: &Bench, chunk: ChunkRef, delivered: u64, keep: &[u64]) -> ChunkRef {
     let keep = Some(keep.to_vec()).filter(|kept| !kept.is_empty());
     let first_seq = keep.as_ref().map_or(0, |kept| kept[0]);
-    bench.pipeline.settle(Settlement { chunk, delivered, buried: Vec::new(), keep });
+    bench.pipeline.settle(Settlement { chunk, delivered, dead_lettered: Vec::new(), keep });
     ChunkRef { key: ChunkKey { first_seq, ..chunk.key }, ..chunk }
 }
 
@@ -24,7 +24,7 @@ fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
     for keep in [[1, 5], [2, 5]] {
         let (mut bench, row) = carried(|options| {
             options.limits.queue_events = 40;
-            options.limits.overflow = Overflow::DropOldest;
+            options.limits.overflow = OverflowPolicy::DropOldest;
         });
         let rest = settle(&bench, row, 28, &keep);
         bench.advance(Duration::from_secs(1));

@@ -14,7 +14,7 @@ fn row(first_seq: u64) -> (ChunkRef, Chunk) {
 }
 
 fn settle(outbox: &Outbox, chunk: ChunkRef) {
-    assert!(outbox.settle(Settlement { chunk, delivered: 10, buried: Vec::new(), keep: None }));
+    assert!(outbox.settle(Settlement { chunk, delivered: 10, dead_lettered: Vec::new(), keep: None }));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
 #[derive(Default)]
 struct Watch {
     delivered: u64,
-    buried: u64,
+    dead_lettered: u64,
     accepted: u64,
     looks: u64,
 }
@@ -110,9 +110,10 @@ impl Watch {
         let (ledger, accepted) = pipeline.account();
         assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
         assert!(accepted >= ledger.accepted, "{accepted} accepted, {ledger:?}");
-        let (before, now) = ((self.accepted, self.delivered, self.buried), (accepted, ledger.delivered, ledger.buried));
+        let (before, now) =
+            ((self.accepted, self.delivered, self.dead_lettered), (accepted, ledger.delivered, ledger.dead_lettered));
         assert!(now.0 >= before.0 && now.1 >= before.1 && now.2 >= before.2, "{before:?}, and then {now:?}");
-        (self.accepted, self.delivered, self.buried) = now;
+        (self.accepted, self.delivered, self.dead_lettered) = now;
         self.looks += 1;
     }
 }

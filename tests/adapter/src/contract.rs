@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::instance::{Init, Instance, Instances};
-use crate::{Encoding, Protocol};
+use crate::{CaptureProtocol, Encoding};
 
 /// What the options of an event are called among its properties, from where the library takes them.
 const OPTIONS: [(&str, &str); 4] = [
@@ -80,8 +80,8 @@ async fn health(State(instances): Shared) -> Json<Value> {
     };
     let capabilities = match terms.protocol {
         // The AI endpoint speaks V0, and one of its tests looks for plain events on the V0 endpoint.
-        Protocol::V0 => vec!["capture_v0", "capture_ai_v0", encoding],
-        Protocol::V1 => vec!["capture_v1", encoding],
+        CaptureProtocol::V0 => vec!["capture_v0", "capture_ai_v0", encoding],
+        CaptureProtocol::V1 => vec!["capture_v1", encoding],
     };
     Json(json!({
         "sdk_name": "posthog-durable",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use posthog::{Client, Compression, Config, FlushReport};
 use serde::Deserialize;
 
-use crate::{Encoding, Protocol};
+use crate::{CaptureProtocol, Encoding};
 
 /// The harness never resets the instances of its last tests: without this they would gather, each with its threads.
 const IDLE: Duration = Duration::from_secs(120);
@@ -21,7 +21,7 @@ const FLUSH: Duration = Duration::from_secs(60);
 /// What holds for every instance of this process.
 #[derive(Debug)]
 pub(crate) struct Terms {
-    pub(crate) protocol: Protocol,
+    pub(crate) protocol: CaptureProtocol,
     pub(crate) encoding: Encoding,
     pub(crate) folder: PathBuf,
 }
@@ -119,8 +119,8 @@ impl Instances {
             })
             .disable_geoip(init.disable_geoip.unwrap_or(false))
             .historical_migration(init.historical_migration.unwrap_or(false));
-        if self.terms.protocol == Protocol::V1 {
-            config = config.protocol(posthog::Protocol::V1);
+        if self.terms.protocol == CaptureProtocol::V1 {
+            config = config.protocol(posthog::CaptureProtocol::V1);
         }
         if let Some(events) = init.flush_at {
             config = config.flush_at(events);

@@ -18,7 +18,7 @@ use instance::{Instances, Terms};
 
 /// What the process speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Protocol {
+enum CaptureProtocol {
     /// `POST /batch/`
     V0,
     /// `POST /i/v1/analytics/events`
@@ -42,7 +42,7 @@ struct Arguments {
     port: u16,
     /// Which of PostHog's capture endpoints is spoken to.
     #[arg(long, value_enum, default_value = "v0")]
-    protocol: Protocol,
+    protocol: CaptureProtocol,
     /// How bodies are compressed when a test asks for that.
     #[arg(long, value_enum, default_value = "gzip")]
     encoding: Encoding,

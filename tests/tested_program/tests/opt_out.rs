@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use posthog::testing::{Answer, Harness, Route};
-use posthog::{Endpoint, Protocol};
+use posthog::{CaptureProtocol, EndpointStatus};
 use tested_program::sign_up;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -15,7 +15,7 @@ const DUE: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_request_that_failed_is_not_made_again_before_the_program_opts_in() {
-    let harness = Harness::new(|config| config.protocol(Protocol::V1)).unwrap();
+    let harness = Harness::new(|config| config.protocol(CaptureProtocol::V1)).unwrap();
     harness.server().always(Route::Analytics, Answer::status(503));
     sign_up(harness.client(), "user_1", "pro");
     harness.advance(DUE);
@@ -35,7 +35,7 @@ fn a_request_that_failed_is_not_made_again_before_the_program_opts_in() {
 
 #[test]
 fn what_was_asked_for_again_waits_as_well() {
-    let harness = Harness::new(|config| config.protocol(Protocol::V1)).unwrap();
+    let harness = Harness::new(|config| config.protocol(CaptureProtocol::V1)).unwrap();
     sign_up(harness.client(), "user_1", "pro");
     sign_up(harness.client(), "user_2", "free");
     let taken = harness.queued()[0].uuid;
@@ -66,7 +66,7 @@ fn a_shutdown_keeps_what_is_held_back_for_the_next_process() {
     assert!(harness.deliver().is_none(), "the request that is under way is waited for");
     harness.advance(SECOND);
     let report = harness.deliver().unwrap();
-    assert_eq!((report.remaining, report.endpoint), (19, Endpoint::Up));
+    assert_eq!((report.remaining, report.endpoint), (19, EndpointStatus::Up));
     let report = harness.client().shutdown(HOUR).wait(DUE).unwrap();
     assert_eq!((report.delivered, report.remaining, harness.server().requests().len()), (0, 19, 1));
     let harness = harness.restart(|config| config.opted_out(true)).unwrap();

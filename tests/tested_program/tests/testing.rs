@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use posthog::testing::{Answer, Harness, Route, StillClock, queued};
-use posthog::{Client, Config, DeliveryPhase, Diagnostic, Endpoint, Event};
+use posthog::{Client, Config, DeliveryPhase, Diagnostic, EndpointStatus, Event};
 use tested_program::{ask, sign_up};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -77,7 +77,7 @@ fn failures_are_retried_with_backoff_as_the_clock_moves() {
     let harness = Harness::new(|config| config.retry_backoff(SECOND, 30 * SECOND).max_retries(3)).unwrap();
     harness.server().fail_next(Route::Analytics, 2);
     sign_up(harness.client(), "user_1", "pro");
-    assert!(matches!(harness.deliver().unwrap().endpoint, Endpoint::Down { .. }));
+    assert!(matches!(harness.deliver().unwrap().endpoint, EndpointStatus::Down { .. }));
     assert!(matches!(harness.client().stats().delivery, DeliveryPhase::Backoff { .. }));
     // Drawn below one second, then below two.
     harness.advance(SECOND);
@@ -141,7 +141,7 @@ fn a_refused_event_is_found_and_the_rest_is_delivered() {
     harness.advance(60 * SECOND);
     harness.deliver();
     assert_eq!(harness.server().taken().len() + harness.client().dead_letters(9).len(), 2);
-    assert!(harness.client().diagnostics().iter().any(|told| matches!(told, Diagnostic::Suspected { .. })));
+    assert!(harness.client().diagnostics().iter().any(|told| matches!(told, Diagnostic::Quarantined { .. })));
 }
 
 #[test]

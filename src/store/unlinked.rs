@@ -20,11 +20,11 @@ impl Store {
     }
 
     /// Goes on without touching any name. For a store that is unlinked.
-    pub(crate) fn become_nameless(&self) {
-        self.nameless.store(true, Ordering::Release);
+    pub(crate) fn become_unlinked(&self) {
+        self.unlinked.store(true, Ordering::Release);
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = opened.as_ref().and_then(|open| open.file.as_ref()) {
-            file.become_nameless();
+            file.become_unlinked();
         }
         drop(opened);
         // Whoever makes a new queue there, in this process too, may have the name.
@@ -32,7 +32,7 @@ impl Store {
     }
 
     /// Opens the file again that has no name, and begins anew in memory where that fails. What is lost then is counted.
-    pub(super) fn reopen_nameless(
+    pub(super) fn reopen_unlinked(
         &self,
         file: Option<StoreFile>,
         state: State,

@@ -11,7 +11,7 @@ use crate::store::{self, Identity};
 
 /// The queue of another project under the same `queue_dir`, with events in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stranded {
+pub(crate) struct OrphanedQueue {
     /// The name of its directory.
     pub(crate) project: String,
     /// Its directory.
@@ -28,14 +28,14 @@ pub(crate) struct Stranded {
 
 /// Looks at the other projects of `queue_dir`: at those of which nobody has a shard, for who has one delivers the others too. No file is
 /// changed; locks are held for a moment, while the store is asked whose it is.
-pub(crate) fn stranded(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<Stranded>, ClaimError> {
+pub(crate) fn orphaned(disk: &Disk, queue_dir: &Path, ours: &str) -> Result<Vec<OrphanedQueue>, ClaimError> {
     let names = disk.list(queue_dir).map_err(|source| ClaimError::Io { path: queue_dir.to_path_buf(), source })?;
     let others = names.into_iter().filter(|name| is_project(name) && name != ours);
     Ok(others.filter_map(|name| look_at(disk, queue_dir.join(&name), name)).collect())
 }
 
-fn look_at(disk: &Disk, path: PathBuf, project: String) -> Option<Stranded> {
-    let mut queue = Stranded { project, path, owner: None, events: 0, bytes: 0, oldest_at: None };
+fn look_at(disk: &Disk, path: PathBuf, project: String) -> Option<OrphanedQueue> {
+    let mut queue = OrphanedQueue { project, path, owner: None, events: 0, bytes: 0, oldest_at: None };
     for lane in Lane::ALL {
         let dir = lane.dir_in(&queue.path);
         for number in shard_numbers(disk, &dir).unwrap_or_default() {
@@ -51,7 +51,7 @@ fn look_at(disk: &Disk, path: PathBuf, project: String) -> Option<Stranded> {
     Some(queue).filter(|queue| queue.events > 0)
 }
 
-impl Stranded {
+impl OrphanedQueue {
     fn add(&mut self, disk: &Disk, shard: &Path) {
         let Ok(Some(page)) = StatusPage::peek(disk, &shard.join(StatusPage::FILE)) else { return };
         let ledger = page.ledger.unwrap_or_default();
@@ -92,7 +92,7 @@ pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
 /// Whether nothing in a shard was ever refused for good. One status page is read, and no lock taken.
 pub(crate) fn is_known_without_dead(disk: &Disk, shard_dir: &Path) -> bool {
     let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)) else { return false };
-    page.ledger.is_some_and(|ledger| ledger.buried == 0)
+    page.ledger.is_some_and(|ledger| ledger.dead_lettered == 0)
 }
 
 fn is_project(name: &str) -> bool {

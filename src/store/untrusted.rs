@@ -33,20 +33,20 @@ pub(super) fn open(place: &Place) -> Option<ReadOnlyDatabase> {
             let file = place.disk.open(&place.queue(), Open::ReadOnly)?;
             let mut builder = place.options.builder();
             builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
-            Ok::<_, StoreError>(builder.open_read_only_with_backend(Distrusted { file, flip })?)
+            Ok::<_, StoreError>(builder.open_read_only_with_backend(Untrusted { file, flip })?)
         })
         .ok()
     })
 }
 
 #[derive(Debug)]
-struct Distrusted {
+struct Untrusted {
     file: DiskFile,
     /// Flags of the header to be inverted.
     flip: u8,
 }
 
-impl Distrusted {
+impl Untrusted {
     fn repair_header(&self, header: &mut [u8]) {
         if let Some(magic) = header.get_mut(..MAGIC.len()) {
             magic.copy_from_slice(&MAGIC);
@@ -57,7 +57,7 @@ impl Distrusted {
     }
 }
 
-impl StorageBackend for Distrusted {
+impl StorageBackend for Untrusted {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }
