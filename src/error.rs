@@ -4,9 +4,9 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
-use crate::limits::OPEN_TIMEOUT;
-use crate::shard::advise_resource;
-use crate::wording::time;
+use crate::queue::advise_resource;
+use crate::sys::limits::OPEN_TIMEOUT;
+use crate::sys::wording::time;
 
 /// Why a client could not be made, or something process-wide could not be installed.
 ///

@@ -73,30 +73,22 @@
 #[path = "fuzz.rs"]
 pub mod __fuzz;
 mod client;
-mod clock;
 mod config;
 mod context;
 mod crash;
-mod crash_point;
 mod delivery;
 mod diagnostics;
-mod disk;
-mod entropy;
 mod error;
 mod event;
 mod flags;
 pub mod integrations;
-mod journal;
-mod limits;
+mod pipeline;
+mod queue;
 mod record;
-mod reentry;
-mod shard;
-mod store;
+mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transport;
-mod wording;
-mod worker;
 
 pub use client::{
     AfterDrain, AllFlags, Client, DeadLetter, DeliveryPhase, DrainOptions, FeatureFlagResult, FeatureFlags,
@@ -118,7 +110,7 @@ pub use flags::{
     FlagDefinitionsState, FlagValue, InconclusiveReason, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
     ProviderFuture,
 };
-pub use worker::{
+pub use pipeline::{
     DeadLetterError, DeliveryReport, DropReason, EndpointStatus, FlushReport, OverflowPolicy, Pending, PendingFuture,
     PersistError, ShutdownReport, WaitTimeout,
 };
@@ -135,5 +127,5 @@ struct Readme;
 #[cfg(feature = "__crash_points")]
 #[doc(hidden)]
 pub fn __crash_point_names() -> &'static [&'static str] {
-    crash_point::NAMES
+    sys::crash_point::NAMES
 }

@@ -21,23 +21,15 @@ const FLOORS: &[(&str, u8)] = &[
     ("config", 6),
     ("error", 6),
     ("diagnostics", 6),
-    ("worker", 5),
+    ("pipeline", 5),
     ("delivery", 4),
     ("flags", 4),
     ("crash", 4),
-    ("shard", 4),
-    ("journal", 3),
-    ("store", 3),
+    ("queue", 3),
     ("context", 2),
     ("event", 2),
     ("record", 1),
-    ("limits", 0),
-    ("clock", 0),
-    ("crash_point", 0),
-    ("disk", 0),
-    ("entropy", 0),
-    ("reentry", 0),
-    ("wording", 0),
+    ("sys", 0),
     ("transport", 0),
 ];
 
@@ -45,13 +37,16 @@ const FLOORS: &[(&str, u8)] = &[
 const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[
     ("config", "error", "a setting that is out of bounds is an error that names it"),
     ("config", "diagnostics", "the hook for diagnostics is a setting"),
-    ("transport", "clock", "a Retry-After date is turned into a wait by the wall clock"),
-    ("transport", "limits", "errors repeat words of others, which one function makes fit to be shown"),
+    (
+        "transport",
+        "sys",
+        "a Retry-After date is turned into a wait by the wall clock, and errors quote text within limits",
+    ),
 ];
 
 /// A package, and the only modules that may name it.
 const PACKAGES: &[(&str, &[&str])] = &[
-    ("redb", &["store"]),
+    ("redb", &["queue"]),
     ("addr2line", &["crash"]),
     ("backtrace", &["crash"]),
     ("object", &["crash"]),
@@ -61,7 +56,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("rmp_serde", &["record"]),
     ("signal_hook", &["crash"]),
     // Besides files and locks: a crash point kills its own process, and the worker's threads block their signals.
-    ("nix", &["disk", "journal", "shard", "crash", "crash_point", "worker"]),
+    ("nix", &["sys", "queue", "crash", "pipeline"]),
 ];
 
 /// Same input, same bytes: no clock, no disk, no network, no environment.
@@ -71,8 +66,8 @@ const IMPURE_STD: &[&str] = &["env", "fs", "net", "process", "thread"];
 /// Mappings; what a fork does to them; signal handlers; a test that forks; what runs between a fork and an `exec`.
 const UNSAFE_FILES: &[&str] = &[
     "src/crash/",
-    "src/disk/fork.rs",
-    "src/disk/map.rs",
+    "src/sys/disk/fork.rs",
+    "src/sys/disk/map.rs",
     "tests/outside/process.rs",
     "tests/sink/src/child.rs",
     "crash-tests/src/bin/",
@@ -190,18 +185,18 @@ fn breaks_of_the_floors(source: &Source) -> Vec<Offence> {
 #[test]
 fn a_floor_uses_only_what_stands_below_it() {
     for (bad, good) in [
-        ("use crate::store::Store;", "use crate::record::frame;"),
-        ("use crate::{clock::Clock, worker};", "use crate::{clock::Clock, disk::{Disk, map}};"),
-        ("fn f() { call!(crate::shard::open()) }", "#[cfg(test)] mod tests { use crate::store; }"),
+        ("use crate::pipeline::Pipeline;", "use crate::record::frame;"),
+        ("use crate::{sys::clock::Clock, pipeline};", "use crate::{sys::clock::Clock, record::{Frame, map}};"),
+        ("fn f() { call!(crate::delivery::open()) }", "#[cfg(test)] mod tests { use crate::client; }"),
         ("use super::super::client;", "use super::arena;"),
-        ("mod part { use super::super::super::lock; }", "mod part { use super::super::lock; }"),
+        ("mod part { use super::super::super::client; }", "mod part { use super::super::lock; }"),
         ("pub use crate::Error;", "pub(crate) use self::arena::Arena;"),
-        ("use crate::*;", "pub(in crate::journal) fn f() {}"),
+        ("use crate::*;", "pub(in crate::queue) fn f() {}"),
     ] {
-        let offences = |text| breaks_of_the_floors(&Source::parse("src/journal/ring.rs", text)).len();
+        let offences = |text| breaks_of_the_floors(&Source::parse("src/queue/ring.rs", text)).len();
         assert_eq!((offences(bad), offences(good)), (1, 0), "{bad} | {good}");
     }
-    hold("floors", LIBRARY, ("src/clock.rs", "use super::disk::Disk;"), breaks_of_the_floors);
+    hold("floors", LIBRARY, ("src/record.rs", "use super::queue::Queue;"), breaks_of_the_floors);
 }
 
 #[test]
@@ -248,7 +243,7 @@ fn events_and_records_do_no_input_or_output_and_read_no_clock() {
 
 #[test]
 fn unsafe_stands_in_its_files_only() {
-    hold("unsafe", EVERYWHERE, ("src/store/mod.rs", "fn f() { unsafe { g() } }"), |source| {
+    hold("unsafe", EVERYWHERE, ("src/queue/store/mod.rs", "fn f() { unsafe { g() } }"), |source| {
         let allowed = UNSAFE_FILES.iter().any(|file| source.path.starts_with(file));
         let blocks = source.tokens.iter().filter(|token| token.text == "unsafe" && !allowed);
         blocks.map(|token| offence(token.line, format!("`unsafe` belongs to {}", UNSAFE_FILES.join(", ")))).collect()
@@ -258,7 +253,7 @@ fn unsafe_stands_in_its_files_only() {
 #[test]
 fn each_unsafe_is_proven_right_above_it() {
     let far = "// SAFETY: far away.\nfn a() {}\nfn f() {\n    unsafe { g() }\n}";
-    hold("safety comment", EVERYWHERE, ("src/disk/map.rs", far), |source| {
+    hold("safety comment", EVERYWHERE, ("src/sys/disk/map.rs", far), |source| {
         let lines: Vec<_> = source.text.lines().map(str::trim_start).collect();
         let proven = |line: usize| {
             // `let x =` may stand between a proof and its block; attributes may stand between it and an item.
@@ -299,7 +294,7 @@ fn a_function_is_not_too_long() {
 #[test]
 fn each_folder_opens_with_a_page_and_each_file_with_a_sentence() {
     let short = "//! Too short for a folder.\n\nuse std::fs;";
-    hold("page", EVERYWHERE, ("src/store/mod.rs", short), |source| {
+    hold("page", EVERYWHERE, ("src/queue/store/mod.rs", short), |source| {
         // A folder of tests needs no page.
         let is_test = source.tokens.iter().all(|token| token.in_test);
         let is_door = !is_test && (source.path.ends_with("/mod.rs") || source.path.ends_with("src/lib.rs"));
@@ -325,7 +320,7 @@ fn each_folder_of_the_library_has_a_door() {
 
 #[test]
 fn nothing_has_an_empty_name() {
-    hold("names", EVERYWHERE, ("src/store/mod.rs", "struct RowManager;"), |source| {
+    hold("names", EVERYWHERE, ("src/queue/store/mod.rs", "struct RowManager;"), |source| {
         let mut found = Vec::new();
         for part in source.path.trim_end_matches(".rs").split(['/', '_']).filter(|part| EMPTY_NAMES.contains(part)) {
             found.push(offence(1, format!("`{part}` in a path says nothing")));

@@ -10,12 +10,12 @@ use super::notices;
 use super::receipt::{self, Receipt};
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
-use crate::disk::fork::lock_within;
 use crate::error::Error;
 use crate::event::Event;
-use crate::limits::OPEN_TIMEOUT;
-use crate::wording;
-use crate::worker::{self, DropReason, Pipeline};
+use crate::pipeline::{self, DropReason, Pipeline};
+use crate::sys::disk::fork::lock_within;
+use crate::sys::limits::OPEN_TIMEOUT;
+use crate::sys::wording;
 
 /// A lane that could not be opened is not tried again with each event, which would wait for it each time.
 const REOPEN_AFTER: Duration = Duration::from_secs(60);
@@ -149,7 +149,7 @@ impl Shared {
         let place = Place::of(&options);
         let heard = Arc::clone(&self.diagnostics);
         options.report = Arc::new(move |notice| notices::hear(&heard, notice, of_ai));
-        worker::start(options, Some(analytics)).map_err(|error| explain(error, &place))
+        pipeline::start(options, Some(analytics)).map_err(|error| explain(error, &place))
     }
 }
 

@@ -6,15 +6,15 @@ use uuid::Uuid;
 
 use super::receipt::Receipt;
 use super::{Client, Shared};
-use crate::clock::WallNanos;
 use crate::config::BeforeSend;
 use crate::context::{self, Context};
 use crate::crash;
 use crate::diagnostics::Diagnostic;
 use crate::event::{Event, Record, Refusal, Stamp, uuids};
-use crate::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
-use crate::reentry;
-use crate::worker::{DropReason, Pipeline, Unwelcome};
+use crate::pipeline::{DropReason, Pipeline, Unwelcome};
+use crate::sys::clock::WallNanos;
+use crate::sys::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
+use crate::sys::reentry;
 
 impl Client {
     /// Takes an event. Never blocks (unless [`OverflowPolicy::Block`](crate::OverflowPolicy::Block) says so, and then for no longer than that),

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::{Client, Shared};
 use crate::diagnostics::Diagnostic;
-use crate::disk::fork::lock_within;
 use crate::error::Error;
-use crate::reentry;
-use crate::worker::Pipeline;
+use crate::pipeline::Pipeline;
+use crate::sys::disk::fork::lock_within;
+use crate::sys::reentry;
 
 /// How long a capture waits for another thread of the child that is opening the queue.
 const OPENING_WAIT: Duration = Duration::from_secs(5);

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::Client;
-use crate::limits::{DETAIL_KEPT, foreign};
+use crate::pipeline::{DeadLetterError, DeadOrder, Pending, Pipeline, both, pending, sum};
+use crate::queue::store::DeadRecord;
 use crate::record::{NoSymbols, View, json};
-use crate::store::DeadRecord;
-use crate::worker::{DeadLetterError, DeadOrder, Pending, Pipeline, both, pending, sum};
+use crate::sys::limits::{DETAIL_KEPT, foreign};
 
 /// An event that PostHog refused for good, and why. Kept in the queue's file: the newest 1000 of a queue, as far as they fit an eighth
 /// of [`Config::max_queue_bytes`](crate::Config::max_queue_bytes) (at least 1 MiB); the oldest go first.

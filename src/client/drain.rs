@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::global::client;
 use crate::crash::terminate::{self, ASKING, Caught, Watch};
 use crate::error::Error;
-use crate::limits::{DRAIN_DEADLINE, DRAIN_DEADLINE_DEFAULT};
-use crate::worker::spawn_apart;
+use crate::pipeline::spawn_apart;
+use crate::sys::limits::{DRAIN_DEADLINE, DRAIN_DEADLINE_DEFAULT};
 
 /// Storing and letting the queue go come on top of the deadline.
 const STORING: Duration = Duration::from_secs(1);

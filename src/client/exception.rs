@@ -10,9 +10,9 @@ use super::{Client, Shared};
 use crate::crash::{Edge, Modules, trace};
 use crate::diagnostics::Diagnostic;
 use crate::event::exception::{Chain, ExceptionOptions, Printed, Trace};
+use crate::pipeline::{DropReason, Pipeline};
 use crate::record::stack::{Image, Stack};
-use crate::reentry;
-use crate::worker::{DropReason, Pipeline};
+use crate::sys::reentry;
 
 /// What a report has to say: its errors, and a stack if it brought one along.
 pub(super) type Told = (Chain, Option<Printed>);

@@ -7,13 +7,13 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::Disk;
 use crate::error::Error;
-use crate::journal::JournalError;
-use crate::shard::{ClaimError, ShardError, advise};
-use crate::store::StoreError;
+use crate::pipeline::{StartError, WorkerOptions};
+use crate::queue::journal::JournalError;
+use crate::queue::store::StoreError;
+use crate::queue::{ClaimError, ShardError, advise};
+use crate::sys::disk::Disk;
 use crate::transport::TransportError;
-use crate::worker::{StartError, WorkerOptions};
 
 const ANOTHER: &str = "choose a directory on a local disk that this user may write to (queue_dir)";
 

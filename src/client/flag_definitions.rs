@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Client;
 use crate::flags::{FlagDefinitionsError, FlagDefinitionsState, LocalFlags};
-use crate::worker::Pending;
+use crate::pipeline::Pending;
 
 impl Client {
     /// Loads definitions of flags now, or joins the load that is under way (the first one begins when the client is made: wait for this

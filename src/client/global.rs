@@ -12,7 +12,7 @@ use crate::diagnostics::{Diagnostic, log_without_client};
 use crate::error::Error;
 use crate::event::Event;
 use crate::event::exception::{Chain, ExceptionOptions};
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
 
 static CLIENT: OnceLock<Client> = OnceLock::new();
 

@@ -3,7 +3,7 @@
 use super::receipt::Outcome;
 use super::{Client, Shared};
 use crate::event::Event;
-use crate::worker::{DeliveryReport, DropReason, Pending, Pipeline, pending};
+use crate::pipeline::{DeliveryReport, DropReason, Pending, Pipeline, pending};
 
 impl Client {
     /// Takes an event as [`capture`](Self::capture) does (durable first, hooks and all), sends it at once with what is queued before it, and

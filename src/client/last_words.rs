@@ -13,15 +13,15 @@ use uuid::{Builder, Uuid};
 use super::Shared;
 use super::incident::event_of;
 use super::receipt::Outcome;
-use crate::clock::WallNanos;
 use crate::crash::{self, End, GRACE, Incident, Words};
 use crate::diagnostics::Diagnostic;
-use crate::disk::Disk;
-use crate::entropy::random_u64;
 use crate::error::Error;
-use crate::limits::{DETAIL_KEPT, beginning};
-use crate::wording;
-use crate::worker::{self, DropReason, Pipeline};
+use crate::pipeline::{self, DropReason, Pipeline};
+use crate::sys::clock::WallNanos;
+use crate::sys::disk::Disk;
+use crate::sys::entropy::random_u64;
+use crate::sys::limits::{DETAIL_KEPT, beginning};
+use crate::sys::wording;
 
 /// Under a storm of panics the reader does not wait for ever.
 const GRACES_MOST: u32 = 5;
@@ -70,7 +70,7 @@ impl Shared {
             return;
         }
         let shared = Arc::downgrade(self);
-        if let Err(error) = worker::spawn_apart("posthog-crash", move || read(&shared)) {
+        if let Err(error) = pipeline::spawn_apart("posthog-crash", move || read(&shared)) {
             self.words_are_read.store(false, Ordering::SeqCst);
             self.diagnostics.record(Diagnostic::CrashReportUnreadable {
                 path: None,

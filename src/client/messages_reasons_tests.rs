@@ -6,7 +6,7 @@ use super::notices::public;
 use crate::delivery::Notice as Delivered;
 use crate::error::Error;
 use crate::flags::loader::Notice as Loaded;
-use crate::worker::{Circumstances, DropReason, Notice, Outage, PersistError};
+use crate::pipeline::{Circumstances, DropReason, Notice, Outage, PersistError};
 
 #[test]
 fn what_the_threads_say_is_said_in_words_for_an_operator() {

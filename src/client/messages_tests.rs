@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::diagnostics::Diagnostic as D;
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
 
 const UUID: Uuid = Uuid::from_u128(7);
 const ID: &str = "00000000-0000-0000-0000-000000000007";

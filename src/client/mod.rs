@@ -64,7 +64,7 @@ use crate::config::{Config, HostReplaced};
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
 use crate::flags::Overrides;
-use crate::worker::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
+use crate::pipeline::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
 
 #[cfg(fuzzing)]
 pub(crate) use incident::event_of;
@@ -186,7 +186,7 @@ impl Client {
                 let place = Place::of(&options);
                 let heard = Arc::clone(&diagnostics);
                 options.report = Arc::new(move |notice| notices::hear(&heard, notice, |diagnostic| diagnostic));
-                let pipeline = worker::start(options, parent).map_err(|error| explain(error, &place))?;
+                let pipeline = pipeline::start(options, parent).map_err(|error| explain(error, &place))?;
                 receipt::register(&pipeline);
                 notices::remind(&diagnostics, &pipeline);
                 Some(pipeline)
@@ -312,7 +312,7 @@ impl Drop for Shared {
             std::mem::forget((pipeline, ai));
         } else {
             pipeline.mirror_refusals(&self.refusal_counts());
-            worker::release(std::iter::once(&pipeline).chain(&ai).map(Arc::as_ref));
+            pipeline::release(std::iter::once(&pipeline).chain(&ai).map(Arc::as_ref));
             // What was refused since then.
             self.diagnostics.log_all();
         }

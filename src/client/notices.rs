@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::delivery;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::flags::loader;
-use crate::wording::{count, time};
-use crate::worker::{Floor, Notice, Pipeline};
+use crate::pipeline::{Floor, Notice, Pipeline};
+use crate::sys::wording::{count, time};
 
 /// What is done while storage fails, whatever the reason.
 const MEANWHILE: &str = "new events are taken while the journal has room for them, and storage is tried again";

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Client, Shared};
 use crate::crash::cause::ExitCause;
 use crate::event::{Event, uuids};
-use crate::worker::LastRun;
+use crate::pipeline::LastRun;
 
 const NAME: &str = "previous_run_ended";
 

@@ -4,8 +4,8 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use uuid::Uuid;
 
-use crate::disk::fork;
-use crate::worker::{DropReason, Pending, PersistError, Pipeline, pending};
+use crate::pipeline::{DropReason, Pending, PersistError, Pipeline, pending};
+use crate::sys::disk::fork;
 
 /// What became of a captured event. Small and inert: it may be dropped, kept or sent elsewhere.
 #[derive(Clone, Copy, Debug)]

@@ -13,9 +13,9 @@ use super::Client;
 use crate::config::{BeforeSend, Content};
 use crate::context::Context;
 use crate::diagnostics::Diagnostic;
-use crate::disk::fork::lock_within;
+use crate::pipeline::Pipeline;
 use crate::record::Pairs;
-use crate::worker::Pipeline;
+use crate::sys::disk::fork::lock_within;
 
 /// In a forked child a lock may be held by a thread that does not exist there.
 const CHILD_WAIT: Duration = Duration::from_secs(1);

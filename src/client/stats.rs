@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::delivery;
 use crate::diagnostics::Diagnostic;
-use crate::worker::{DropReason, Snapshot};
+use crate::pipeline::{DropReason, Snapshot};
 
 /// A look at the queue. Numbers of events and of bytes are of both lanes together; `mode`, `delivery` and what else tells how things are
 /// is of the analytics lane, and `ai` has the other one's. The counters are those of this queue since it was made, across restarts; they balance:

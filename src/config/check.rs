@@ -9,19 +9,19 @@ use super::content::Content;
 use super::endpoint::{HostReplaced, former_projects, headers, project};
 use super::flags::FlagSettings;
 use super::{CaptureProtocol, Compression, Config, ProxyChoice};
-use crate::clock::Clock;
 use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
 use crate::diagnostics::DiagnosticHook;
-use crate::disk::Disk;
 use crate::error::Error;
-use crate::journal;
-use crate::limits::{self, *};
+use crate::pipeline::{Limits, Notice, OverflowPolicy, WorkerOptions};
+use crate::queue::journal;
+use crate::queue::{Lane, Project};
 use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols};
-use crate::shard::{Lane, Project};
+use crate::sys::clock::Clock;
+use crate::sys::disk::Disk;
+use crate::sys::limits::{self, *};
+use crate::sys::wording::bytes;
 use crate::transport::{Proxy, TransportOptions};
-use crate::wording::bytes;
-use crate::worker::{Limits, Notice, OverflowPolicy, WorkerOptions};
 
 /// A configuration that holds together.
 pub(crate) struct Checked {

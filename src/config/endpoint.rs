@@ -1,7 +1,7 @@
 //! What is said about the endpoint (key, host, headers), held against its rules.
 
 use crate::error::Error;
-use crate::shard::Project;
+use crate::queue::Project;
 use crate::transport;
 
 /// Headers that the library sets itself, in lower case: a second one would make the request another one, or none.

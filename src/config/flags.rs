@@ -11,8 +11,8 @@ use super::choices::FlagsProtocol;
 use crate::error::Error;
 use crate::flags::loader::{LoaderOptions, Provider, SecretKey};
 use crate::flags::{AsyncFlagDefinitionProvider, FlagDefinitionProvider, RemoteOptions};
-use crate::limits::*;
-use crate::shard::Project;
+use crate::queue::Project;
+use crate::sys::limits::*;
 
 /// As they were set.
 #[derive(Clone)]

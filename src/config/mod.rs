@@ -26,9 +26,9 @@ use std::time::Duration;
 
 use crate::delivery::OnDelivery;
 use crate::diagnostics::DiagnosticHook;
-use crate::limits;
+use crate::pipeline::OverflowPolicy;
 use crate::record::Pairs;
-use crate::worker::OverflowPolicy;
+use crate::sys::limits;
 
 pub(crate) use choices::ProxyChoice;
 pub use choices::{CaptureProtocol, Compression, FlagsProtocol};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Config;
-use crate::worker::OverflowPolicy;
+use crate::pipeline::OverflowPolicy;
 
 impl Config {
     /// The directory in which queues lie, one for each project, on a local disk that outlives the process. Default:

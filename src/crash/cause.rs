@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::clock::WallNanos;
-use crate::disk::OomCount;
+use crate::sys::clock::WallNanos;
+use crate::sys::disk::OomCount;
 
 /// The end of a machine is taken for the end of the run only if that was active so shortly before the machine started again. Long enough
 /// for a server to come up.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Weak};
 use std::time::Duration;
 
-use crate::disk::fork::{self, lock_within};
+use crate::sys::disk::fork::{self, lock_within};
 
 /// Somebody who wants it written down.
 pub(crate) trait ExitMark: Send + Sync {

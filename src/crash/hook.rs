@@ -15,7 +15,7 @@ use super::format::{Kind, Tag, Writer, flags};
 use super::slots::{Room, with_room};
 use super::{file, process, steps, unwind};
 use crate::context;
-use crate::limits::beginning;
+use crate::sys::limits::beginning;
 
 /// Bytes kept of a message: what PostHog keeps.
 pub(super) const MESSAGE_MOST: usize = 10_000;

@@ -69,9 +69,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use crate::disk::Disk;
-use crate::disk::fork::lock_within;
 use crate::record::stack::{Image, decode_images, encode_images};
+use crate::sys::disk::Disk;
+use crate::sys::disk::fork::lock_within;
 pub(crate) use code::{Edge, InProcess, Modules, trace};
 use file::Share;
 use format::{Kind, Tag, Writer};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::libc;
 
 use super::format::{Tag, Writer, flags};
-use crate::disk::fork::lock_within;
+use crate::sys::disk::fork::lock_within;
 
 static STARTED: OnceLock<Instant> = OnceLock::new();
 /// A thread may have the list that does not exist here, because this is a child of its process.

@@ -9,8 +9,8 @@ use super::cause::FatalRecord;
 use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, scan};
 use super::incident::{End, Incident, Severity, incidents, is_survived};
 use super::{Context, process};
-use crate::clock::WallNanos;
-use crate::disk::{Disk, Open};
+use crate::sys::clock::WallNanos;
+use crate::sys::disk::{Disk, Open};
 
 /// Of a file that was not read yet.
 pub(super) const EXTENSION: &str = "phx";

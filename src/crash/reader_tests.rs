@@ -7,7 +7,7 @@ use super::format::{Kind, Tag, Writer};
 use super::process::start_ticks;
 use super::reader::{Words, fatal_left, has_left_behind, left_behind, make_room};
 use super::{End, Severity, take_over};
-use crate::disk::Disk;
+use crate::sys::disk::Disk;
 
 /// A pid that no process has: above what Linux gives out.
 const NOBODY: u64 = 0x7fff_fff0;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::format::{Record, Tag, Writer};
-use crate::clock::WallNanos;
-use crate::limits::beginning;
+use crate::sys::clock::WallNanos;
+use crate::sys::limits::beginning;
 
 /// Texts that are kept.
 const SLOTS: usize = 64;

@@ -11,9 +11,9 @@ use super::pace::Ticket;
 use super::split::Search;
 use super::verdict::Names;
 use super::{ChunkRef, DeliveryNotice, DeliveryOutcome, Notice};
-use crate::crash_point;
-use crate::reentry;
-use crate::store::DeadRecord;
+use crate::queue::store::DeadRecord;
+use crate::sys::crash_point;
+use crate::sys::reentry;
 use crate::transport::{Response, TransportError};
 
 impl Engine {

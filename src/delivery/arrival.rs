@@ -8,7 +8,7 @@ use super::aside::EventId;
 use super::batch::Batch;
 use super::intake::{Intake, READ_BYTES, Wanted};
 use super::loaded::{Reason, Slice};
-use crate::store::Chunk;
+use crate::queue::store::Chunk;
 
 impl Intake {
     /// A chunk was read: its records go into the next batches, or into pieces of a search, or stay where they are.

@@ -192,7 +192,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ChunkKey;
+    use crate::queue::store::ChunkKey;
 
     const CHUNK: ChunkRef = ChunkRef { origin: 0, key: ChunkKey { lane: 0, first_seq: 7 } };
 

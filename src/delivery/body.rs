@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use jiff::Timestamp;
 
-use crate::clock::WallNanos;
 use crate::record::{Malformed, Symbols, View, json, json_v1};
+use crate::sys::clock::WallNanos;
 
 /// Quality of brotli, from 0 to 11: above it time grows faster than bodies shrink.
 #[cfg(feature = "brotli")]

@@ -22,8 +22,8 @@ use super::stop::Stop;
 pub(super) use super::timers::now;
 use super::timers::sleep_until;
 use super::{DeliveryHandle, DeliveryOptions, DeliveryState, Hears, Notice, PaceState, Report, Source, SourceError};
-use crate::clock::{Clock, WallNanos};
-use crate::entropy::random_u64;
+use crate::sys::clock::{Clock, WallNanos};
+use crate::sys::entropy::random_u64;
 use crate::transport::{Http, Response, TransportError};
 
 /// What an engine is made of.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::fake::{Ear, FakeEndpoint, FakeQueue, Reply, Seen, chunk_of, malformed_record, options, record};
 use super::*;
-use crate::clock::{Clock, ManualClock};
+use crate::sys::clock::{Clock, ManualClock};
 
 /// An engine at work between a fake queue and a fake endpoint.
 pub(super) struct Rig {

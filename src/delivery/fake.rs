@@ -11,8 +11,8 @@ use super::{
     ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, PaceState, Settlement, Source, SourceError,
 };
 use crate::event::{Event, Stamp};
+use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
 use crate::record::frame;
-use crate::store::{Chunk, ChunkKey, DeadRecord};
 use crate::transport::{Http, Pending, Request, Response, RetryAfter, TransportError};
 
 /// A record whose event is called `event <n>` and whose uuid is `n`.

@@ -6,7 +6,7 @@
 
 use super::ChunkRef;
 use super::handle::Done;
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 /// The endpoint, as a flush or a stop found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ fn same_lane(one: ChunkRef, other: ChunkRef) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ChunkKey;
+    use crate::queue::store::ChunkKey;
 
     fn at(origin: u32, first_seq: u64) -> ChunkRef {
         ChunkRef { origin, key: ChunkKey { lane: 0, first_seq } }

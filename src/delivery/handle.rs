@@ -194,5 +194,5 @@ impl Shared {
 
 /// Calls back; a panic there is not the engine's. False if there was one.
 pub(super) fn call(done: Done, endpoint: EndpointStatus) -> bool {
-    crate::reentry::caught(|| done(endpoint)).is_some()
+    crate::sys::reentry::caught(|| done(endpoint)).is_some()
 }

@@ -12,7 +12,7 @@ use super::flush::Flushes;
 use super::loaded::{Closed, Loaded, Reason, Slice};
 use super::pace::{PaceOptions, park_time, quarantine_time};
 use super::{ChunkRef, Settlement, Source, SourceError};
-use crate::crash_point;
+use crate::sys::crash_point;
 
 /// One read is at most this much: what is read ahead of need is memory for nothing.
 pub(super) const READ_BYTES: usize = 512 * 1024;

@@ -5,9 +5,9 @@ use std::ops::{Range, RangeInclusive};
 
 use super::aside::EventId;
 use super::{ChunkRef, Settlement};
-use crate::clock::WallNanos;
+use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
 use crate::record::frame;
-use crate::store::{Chunk, ChunkKey, DeadRecord};
+use crate::sys::clock::WallNanos;
 
 /// Neighbouring records of one loaded chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]

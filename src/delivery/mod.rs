@@ -87,8 +87,8 @@ mod wire_tests;
 use std::error::Error;
 use std::sync::Arc;
 
+use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
 use crate::record::{NoSymbols, Symbols};
-use crate::store::{Chunk, ChunkKey, DeadRecord};
 
 pub(crate) use aside::EventId;
 pub(crate) use body::Compression;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::CaptureProtocol;
 use super::results::Results;
-use crate::limits;
+use crate::sys::limits;
 use crate::transport::{Response, RetryAfter};
 
 /// Dead letters keep so much of the server's words.

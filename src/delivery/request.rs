@@ -6,8 +6,8 @@ use uuid::{Builder, Uuid};
 
 use super::body::{Body, Compression, Envelope, utc};
 use super::{CaptureProtocol, DeliveryOptions};
-use crate::clock::WallNanos;
 use crate::record::{LIB_NAME, LIB_VERSION};
+use crate::sys::clock::WallNanos;
 use crate::transport::{MAX_RESPONSE_BYTES, Request};
 
 /// So much of V1's answer is read: it has a verdict on each event, and a verdict may have details of some length. One event's may have

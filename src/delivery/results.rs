@@ -9,7 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::outcome::kept;
-use crate::limits;
+use crate::sys::limits;
 
 /// What is said of an event that was taken without its person being looked at, `limited` or not.
 const WITHOUT_PERSON: &str = "person_processing_disabled";

@@ -10,7 +10,7 @@ use super::loaded::Reason;
 use super::pace::{Health, Ticket};
 use super::request::Exchange;
 use super::timers::sleep_until;
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 use crate::transport::{Pending, Response, TransportError};
 
 /// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::engine::{Engine, now};
 use super::flush::EndpointStatus;
 use super::pace::Health;
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 /// What the delivery is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,12 +4,12 @@
 use std::future::pending;
 use std::time::Instant;
 
-use crate::clock::Clock;
+use crate::sys::clock::Clock;
 
 #[cfg(feature = "testing")]
 thread_local! {
     /// The clock of the delivery that has this thread, if that is one that stands still.
-    static STILL: std::cell::OnceCell<std::sync::Arc<crate::clock::still::StillTime>> = const { std::cell::OnceCell::new() };
+    static STILL: std::cell::OnceCell<std::sync::Arc<crate::sys::clock::still::StillTime>> = const { std::cell::OnceCell::new() };
 }
 
 /// Timers of this thread go by `clock`, if that is one that stands still.

@@ -190,7 +190,7 @@ async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
         },
         |parts| {
             v1(parts);
-            parts.clock = crate::clock::Clock::System;
+            parts.clock = crate::sys::clock::Clock::System;
         },
     );
     rig.drained().await;

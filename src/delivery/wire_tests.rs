@@ -8,7 +8,7 @@ use sink::{Answer, Sink};
 
 use super::engine_tests::{Rig, queue_of};
 use super::*;
-use crate::clock::Clock;
+use crate::sys::clock::Clock;
 use crate::transport::{Proxy, Transport, TransportOptions};
 
 /// An engine on real sockets and real time, its waits shortened.

@@ -1,7 +1,7 @@
 //! What a diagnostic is about, for a program that wants to hear of some only.
 
 use super::Diagnostic;
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
 
 /// What a [`Diagnostic`] is about.
 ///

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::clock::WallNanos;
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
+use crate::sys::clock::WallNanos;
 
 /// They come in floods, and recording each would cost more than the capture.
 const TELL_INTERVAL_NANOS: i64 = 1_000_000_000;

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
 
 pub use category::DiagnosticCategory;
 pub(crate) use recorder::{DiagnosticHook, Diagnostics, log_without_client};

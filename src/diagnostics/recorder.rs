@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use super::flood::Flood;
 use super::text::Line;
 use super::{Diagnostic, Subject};
-use crate::clock::{Clock, WallNanos};
-use crate::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning, foreign};
-use crate::reentry;
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
+use crate::sys::clock::{Clock, WallNanos};
+use crate::sys::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning, foreign};
+use crate::sys::reentry;
 
 /// At most one log line of a kind and subject in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);

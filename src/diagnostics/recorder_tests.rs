@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::clock::ManualClock;
 use crate::diagnostics::heard::lines_of;
+use crate::sys::clock::ManualClock;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Diagnostic;
-use crate::wording::{bytes, count, number, time};
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
+use crate::sys::wording::{bytes, count, number, time};
 
 const KEY_MISSING: &str = "POSTHOG_API_KEY is not set: this client is disabled and drops every event; set it to the project's API key \
                            (phc_...) to capture";

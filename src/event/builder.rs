@@ -6,11 +6,11 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::spare;
-use crate::clock::{WallNanos, nanos_since_epoch};
-use crate::limits::{NAME_KEPT, beginning};
 use crate::record::encode::{append_str, begin_map};
 use crate::record::serialize::append_entry;
 use crate::record::{Class, Flags, HEAD_LEN, Pairs, Unencodable};
+use crate::sys::clock::{WallNanos, nanos_since_epoch};
+use crate::sys::limits::{NAME_KEPT, beginning};
 
 /// Something that happened, as PostHog will see it.
 ///

@@ -4,11 +4,11 @@ use uuid::Uuid;
 
 use super::builder::{Draft, Event, Flaw};
 use super::spare;
-use crate::clock::WallNanos;
-use crate::limits::{NAME_KEPT, beginning};
 use crate::record::decode::Reader;
 use crate::record::encode::{append_map_header, patch_len};
 use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION, Unencodable};
+use crate::sys::clock::WallNanos;
+use crate::sys::limits::{NAME_KEPT, beginning};
 
 /// What the moment of capture adds to an event that does not say it itself.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ pub(crate) enum Refusal {
     #[error(
         "the event takes {bytes} bytes, more than the {most} allowed ({}); send less of it, or raise Config::max_event_bytes (that of AI \
          events is fixed)",
-        crate::wording::bytes(*most as u64)
+        crate::sys::wording::bytes(*most as u64)
     )]
     TooLarge {
         /// Its name.

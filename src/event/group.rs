@@ -5,10 +5,10 @@ use serde_json::{Map, Value};
 
 use super::builder::{Event, Flaw, is_blank};
 use super::edit::{as_map, ranges_of};
-use crate::limits::{NAME_KEPT, beginning};
 use crate::record::decode::{Reader, Token, text};
 use crate::record::serialize::append_entry;
 use crate::record::{Entries, NUMBER_EXT, Pairs, Unencodable};
+use crate::sys::limits::{NAME_KEPT, beginning};
 
 impl Event {
     /// Says which group of this type the event belongs to, by the group's key: a string or a number. The last key of a type counts.

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng, TryRng};
 use sha2::{Digest, Sha256};
 use uuid::{Builder, Uuid};
 
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 type Seed = [u8; 32];
 

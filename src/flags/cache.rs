@@ -10,7 +10,7 @@ use lru::LruCache;
 use super::context_key::ContextKey;
 use super::merge::is_wanted;
 use super::{Answer, Failure, FlagContext};
-use crate::clock::Clock;
+use crate::sys::clock::Clock;
 
 /// After a failure what is known serves so long without PostHog being asked again: in an outage each reader would wait for its timeout.
 const PAUSE: Duration = Duration::from_secs(5);

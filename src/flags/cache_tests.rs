@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::{Answer, Evaluated, Failure, FlagCache, FlagContext, Waiter};
-use crate::clock::{Clock, ManualClock};
+use crate::sys::clock::{Clock, ManualClock};
 
 const TTL: Duration = Duration::from_secs(60);
 

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::decode::Malformed;
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 /// Bytes of the head.
 pub(crate) const HEAD_LEN: usize = 36;

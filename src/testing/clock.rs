@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::clock::still::StillTime;
-use crate::clock::{Clock, nanos_since_epoch};
+use crate::sys::clock::still::StillTime;
+use crate::sys::clock::{Clock, nanos_since_epoch};
 
 /// A clock that stands still until it is moved. Clones are the same clock.
 ///

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::entropy::random_u64;
+use crate::sys::entropy::random_u64;
 
 /// Removed when dropped.
 #[derive(Debug)]

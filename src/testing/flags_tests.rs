@@ -98,7 +98,7 @@ fn an_outage_is_told_at_its_beginning_and_then_once_a_minute() {
 #[test]
 fn an_answer_is_never_read_beyond_its_bound() {
     let harness = harness(|config| config);
-    let padding = "x".repeat(crate::limits::FLAG_ANSWER_BYTES);
+    let padding = "x".repeat(crate::sys::limits::FLAG_ANSWER_BYTES);
     harness
         .server()
         .script(Route::Flags, [Answer::json(json!({"flags": {"a": {"enabled": true}}, "padding": padding}))]);

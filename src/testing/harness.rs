@@ -9,7 +9,7 @@ use super::server::Server;
 use crate::client::Client;
 use crate::config::Config;
 use crate::error::Error;
-use crate::worker::FlushReport;
+use crate::pipeline::FlushReport;
 
 /// What the clock shows at first: 2025-01-01T00:00:00Z.
 const BEGINNING: Duration = Duration::from_secs(1_735_689_600);

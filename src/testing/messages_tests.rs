@@ -6,7 +6,7 @@ use super::{Answer, Harness, Route};
 use crate::client::Outcome;
 use crate::diagnostics::Diagnostic;
 use crate::event::Event;
-use crate::worker::DropReason;
+use crate::pipeline::DropReason;
 
 const SECOND: Duration = Duration::from_secs(1);
 

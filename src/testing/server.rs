@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::answer::Answer;
 use super::body;
 use super::clock::StillClock;
-use crate::clock::still::StillTime;
+use crate::sys::clock::still::StillTime;
 use crate::transport::{Http, Pending, Request, TransportError};
 
 /// What is asked of PostHog, whichever protocol it is asked in.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use reqwest::Url;
 
 use super::proxy::{Named, Ways};
-use crate::limits;
+use crate::sys::limits;
 
 type Source = Box<dyn Error + Send + Sync>;
 

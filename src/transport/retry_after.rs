@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 /// When the server wants to hear from us again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,7 +55,7 @@ impl Source {
         }
     }
 
-    /// The module below the crate's root that the file belongs to: `store` for `src/store/rows.rs`.
+    /// The module below the crate's root that the file belongs to: `store` for `src/queue/store/rows.rs`.
     pub(crate) fn module(&self) -> &str {
         let below = self.path.strip_prefix("src/").unwrap_or(&self.path);
         below.split(['/', '.']).next().unwrap_or(below)

@@ -15,9 +15,9 @@ use crate::flags::{
     Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, InconclusiveReason, LoadedFlags, Moment, Question,
     Waiter, merge,
 };
-use crate::limits::{NAME_KEPT, beginning};
-use crate::reentry;
-use crate::worker::{Pending, Pipeline, pending};
+use crate::pipeline::{Pending, Pipeline, pending};
+use crate::sys::limits::{NAME_KEPT, beginning};
+use crate::sys::reentry;
 
 /// Gets the snapshot: on the caller's thread if no request is needed, else on the delivery's.
 pub(super) type Then = Box<dyn FnOnce(FeatureFlags) + Send>;

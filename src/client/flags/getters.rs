@@ -11,8 +11,8 @@ use super::super::Client;
 use super::problem::FlagsProblem;
 use super::snapshot::FeatureFlags;
 use crate::flags::{Evaluated, FlagContext, FlagValue};
-use crate::worker::pending::Unanswered;
-use crate::worker::{Pending, pending};
+use crate::pipeline::pending::Unanswered;
+use crate::pipeline::{Pending, pending};
 
 /// What is known of a flag that has a value.
 #[derive(Clone, Debug, PartialEq)]

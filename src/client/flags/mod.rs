@@ -46,10 +46,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Client;
-use crate::clock::Clock;
 use crate::config::FlagSettings;
-use crate::disk::fork::lock_within;
 use crate::flags::{CalledTracker, FlagCache, KnownMissing, Overrides};
+use crate::sys::clock::Clock;
+use crate::sys::disk::fork::lock_within;
 
 pub use getters::{AllFlags, FeatureFlagResult};
 pub use problem::FlagsProblem;

@@ -12,7 +12,7 @@ use super::exposure::Reading;
 use super::problem::FlagsProblem;
 use crate::diagnostics::Diagnostic;
 use crate::flags::{Answer, Evaluated, FlagContext, FlagValue};
-use crate::limits::{NAME_KEPT, beginning};
+use crate::sys::limits::{NAME_KEPT, beginning};
 
 /// Flags for somebody, at one moment: what [`Client::evaluate_flags`] found. It never changes, asks nobody, and does not keep its client
 /// alive. Clones are the same snapshot.

@@ -14,11 +14,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::debug_file::{DebugFile, Found, LARGEST_FILE, MOST_DECOMPRESSED};
 use super::modules::Modules;
 use super::{elf, source};
-use crate::disk::{fork, memory};
-use crate::limits::beginning;
 use crate::record::Symbols;
 use crate::record::stack::Image;
 use crate::record::symbols::{SourceLines, Symbol};
+use crate::sys::disk::{fork, memory};
+use crate::sys::limits::beginning;
 
 /// What looking up may take at its peak. Where the process's control group has less, names are left out.
 const MEMORY_NEEDED: u64 = 24 * 1024 * 1024;

@@ -7,10 +7,10 @@ use std::time::Instant;
 use super::debug_file::LARGEST_FILE;
 use super::modules::Modules;
 use super::symbols::{InProcess, KEPT, Known, NAME_KEPT};
-use crate::limits::beginning;
 use crate::record::Symbols;
 use crate::record::stack::Image;
 use crate::record::symbols::Symbol;
+use crate::sys::limits::beginning;
 
 #[inline(never)]
 fn somewhere() -> u64 {

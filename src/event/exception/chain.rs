@@ -7,7 +7,7 @@ use std::{io, ptr};
 
 use super::thrown::{self, AdHocError};
 use super::type_name::{NAMELESS, in_debug, short};
-use crate::reentry;
+use crate::sys::reentry;
 
 /// Errors of a chain that are taken: what PostHog's specification allows.
 const MOST_ERRORS: usize = 50;
@@ -125,7 +125,7 @@ struct Bounded {
 
 impl Write for Bounded {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let kept = crate::limits::beginning(text, self.left);
+        let kept = crate::sys::limits::beginning(text, self.left);
         self.text.push_str(kept);
         self.left -= kept.len();
         self.is_full = kept.len() < text.len();

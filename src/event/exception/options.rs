@@ -8,12 +8,12 @@ use uuid::Uuid;
 
 use super::level::Level;
 use super::printed::Printed;
-use crate::clock::nanos_since_epoch;
 use crate::event::builder::is_blank;
 use crate::event::{Event, Refusal};
-use crate::limits::{NAME_KEPT, beginning};
 use crate::record::decode::value_as;
 use crate::record::{Pairs, Unencodable};
+use crate::sys::clock::nanos_since_epoch;
+use crate::sys::limits::{NAME_KEPT, beginning};
 
 const FINGERPRINT: &str = "$exception_fingerprint";
 

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use super::chain::print;
-use crate::limits::{NAME_KEPT, beginning};
+use crate::sys::limits::{NAME_KEPT, beginning};
 
 /// The type of what says nothing of its type.
 pub(super) const NAMELESS: &str = "Error";

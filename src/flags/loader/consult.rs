@@ -16,8 +16,8 @@ use super::fetch::within;
 use super::mailbox::Loader;
 use super::options::LoaderParts;
 use super::provider::{FlagDefinitionProvider, FlagDefinitions, Provider, ProviderError, ProviderFuture};
-use crate::limits;
-use crate::reentry::{calling_out, caught};
+use crate::sys::limits;
+use crate::sys::reentry::{calling_out, caught};
 
 /// So long a provider is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);

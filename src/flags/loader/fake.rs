@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::clock::Clock;
+use crate::sys::clock::Clock;
 use crate::transport::{Http, Pending, Request, Response, TransportError};
 
 pub(super) const ONE: &str = r#"{"flags":[{"key":"a","active":true,"filters":{"groups":[]}}]}"#;

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use crate::limits;
+use crate::sys::limits;
 use crate::transport::{Response, RetryAfter};
 
 /// What to do about an answer.

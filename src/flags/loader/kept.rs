@@ -15,8 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::LocalFlags;
 use super::fetch::ANSWER_BYTES;
-use crate::clock::WallNanos;
-use crate::reentry;
+use crate::sys::clock::WallNanos;
+use crate::sys::reentry;
 
 const VERSION: u8 = 1;
 

@@ -1,7 +1,7 @@
 //! What callers see of the loader: the definitions that are evaluated with, and why there are none.
 
 use super::super::LocalFlags;
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 /// The definitions that flags are evaluated with at the moment. Cheap to clone.
 #[derive(Clone, Debug)]

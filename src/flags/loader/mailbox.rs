@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::kept::Restored;
 use super::loaded::{FlagDefinitionsError, FlagDefinitionsState, LoadedFlags};
-use crate::reentry;
+use crate::sys::reentry;
 
 /// Told what came of a load.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), FlagDefinitionsError>) + Send>;

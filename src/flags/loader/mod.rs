@@ -21,7 +21,7 @@
 //! * Told once per episode: that loading fails, and with another kind of failure again; that it works again; that an operation of a
 //!   provider fails. Told once per document: flags in it that cannot be read.
 //! * The secret key is in one header of a request and nowhere else: not in errors, not in `Debug`, not on the disk.
-//! * Time is that of the [`Clock`](crate::clock::Clock), which may stand still.
+//! * Time is that of the [`Clock`](crate::sys::clock::Clock), which may stand still.
 //!
 //! Parts: `mailbox.rs` is the loader from outside, `poller.rs` its task, `fetch.rs` one request, `options.rs` what it is told and tells,
 //! `loaded.rs` the public words for its state and its errors.

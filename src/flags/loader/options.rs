@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::kept::Restored;
 use super::provider::Provider;
-use crate::clock::Clock;
+use crate::sys::clock::Clock;
 use crate::transport::Http;
 
 /// A key that may read a project's definitions. It is sent to PostHog, and neither shown nor stored anywhere.

@@ -19,10 +19,10 @@ use super::mailbox::{Call, Loader};
 use super::options::{Keep, LoaderParts, Notice};
 use super::pace::{Ended, Pace};
 use super::provider::FlagDefinitions;
-use crate::entropy::random_u64;
-use crate::limits;
-use crate::reentry;
-use crate::wording;
+use crate::sys::entropy::random_u64;
+use crate::sys::limits;
+use crate::sys::reentry;
+use crate::sys::wording;
 
 /// Of flags that cannot be read, so many are named.
 const KEYS_TOLD: usize = 10;

@@ -38,7 +38,7 @@ use serde_json::Value;
 use self::pass::Pass;
 use super::definitions::{Definitions, Flag, State};
 use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason, ParseFlagsError};
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 /// Tests of one evaluation up to which nothing is remembered. Remembering is an allocation of a few words for each flag.
 const LONGEST_WALK: u32 = 1024;

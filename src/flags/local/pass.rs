@@ -5,9 +5,9 @@ use std::cell::OnceCell;
 use serde_json::Value;
 
 use super::{LocalValue, bucket};
-use crate::clock::{Clock, WallNanos};
 use crate::flags::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Holdout, Rules, State, Test};
 use crate::flags::{FlagContext, InconclusiveReason};
+use crate::sys::clock::{Clock, WallNanos};
 
 /// Evaluates flags, each as often as it is asked, or once.
 pub(super) struct Pass<'d, 'c> {

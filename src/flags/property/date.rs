@@ -8,7 +8,7 @@ use jiff::civil::{self, DateTime};
 use jiff::tz::Offset;
 use serde_json::Value;
 
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 use super::relative_date::RelativeDate;
 

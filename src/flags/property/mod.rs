@@ -43,7 +43,7 @@ use regex::Regex;
 use semver::{Version, VersionReq};
 use serde_json::Value;
 
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 use super::InconclusiveReason;
 use date::{Date, moment_of};

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::Offset;
 
-use crate::clock::WallNanos;
+use crate::sys::clock::WallNanos;
 
 use super::date::{FURTHEST_ZONE, HOUR, Moment};
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::reply::{self, Reply};
 use super::{Question, RemoteOptions};
-use crate::clock::Clock;
 use crate::flags::Failure;
-use crate::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
+use crate::sys::clock::Clock;
+use crate::sys::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
+use crate::sys::wording;
 use crate::transport::{Http, Method, Request, Response, TransportError};
-use crate::wording;
 
 /// The wait before the first retry; each further one doubles it.
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(300);

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::exchange::{FIRST_WAIT, judge, wait_before};
 use super::{Question, RemoteOptions, Reply, ask};
-use crate::clock::Clock;
 use crate::flags::Failure;
-use crate::limits::NAME_KEPT;
+use crate::sys::clock::Clock;
+use crate::sys::limits::NAME_KEPT;
 use crate::transport::{Http, Method, Pending, Request, Response, TransportError};
 
 /// What the next attempt meets.

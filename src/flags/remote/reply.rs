@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::flags::{Answer, Evaluated, FlagValue};
-use crate::limits::{NAME_KEPT, foreign};
+use crate::sys::limits::{NAME_KEPT, foreign};
 
 /// So many keys of flags that could not be read are kept.
 pub(super) const KEYS_KEPT: usize = 10;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::reply::{KEYS_KEPT, Reply, known, read};
 use crate::flags::{Answer, Evaluated, FlagValue};
-use crate::limits::NAME_KEPT;
+use crate::sys::limits::NAME_KEPT;
 
 fn reply(body: &Value) -> Reply {
     read(body.to_string().as_bytes()).unwrap()

@@ -1,0 +1,222 @@
+//! Room and age, and clocks that are set.
+
+use super::*;
+use crate::pipeline::bounds::COMPACT_SPACING;
+use crate::queue::store::COMPACT_FROM;
+
+/// Counts the bytes that are written to the store's file.
+#[derive(Debug, Default)]
+struct Written(AtomicU64);
+
+impl Gate for Written {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op == Op::Write && call.path.ends_with("queue.redb") {
+            self.0.fetch_add(call.len, Ordering::SeqCst);
+        }
+        Verdict::Go
+    }
+}
+
+#[test]
+fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
+    let mut bench = bench(|options| {
+        options.limits.queue_events = 30;
+        options.limits.overflow = OverflowPolicy::Block(Duration::from_secs(60));
+    });
+    bench.append(30);
+    bench.settle_down();
+    assert_eq!(bench.pipeline.snapshot().full, Some(Unwelcome::QueueFull));
+    let pipeline = Arc::clone(&bench.pipeline);
+    let waiting = std::thread::spawn(move || pipeline.append(&[7; 100], 0));
+    // It rings before it waits.
+    let wanted = bench.pipeline.bell.listen(None, Instant::now);
+    assert!(wanted.look_again);
+    bench.committer.hear(wanted);
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    assert_eq!(waiting.join().unwrap(), Ok(31));
+}
+
+#[test]
+fn callers_that_are_turned_away_ask_for_a_look_once_a_second_unless_something_has_changed() {
+    let mut bench = bench(|options| options.limits.queue_events = 30);
+    bench.append(30);
+    bench.settle_down();
+    let asks = |bench: &mut Bench| {
+        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+        let now = bench.now();
+        let wanted = bench.pipeline.bell.listen(Some(now), || now);
+        let asks = wanted.look_again;
+        bench.committer.hear(wanted);
+        bench.turn();
+        asks
+    };
+    assert!(asks(&mut bench));
+    assert!((0..100).all(|_| !asks(&mut bench)));
+    bench.advance(Duration::from_secs(1));
+    assert!(asks(&mut bench), "the file system may have room again");
+    assert!(!asks(&mut bench));
+    assert!(bench.pipeline.append(&[7; 100], 1).is_ok());
+    bench.advance(Duration::from_secs(6));
+    assert!(asks(&mut bench));
+}
+
+#[test]
+fn a_full_queue_turns_ordinary_events_away_and_takes_the_dear_ones_a_little_longer() {
+    let mut bench = bench(|options| options.limits.queue_events = 32);
+    bench.append(32);
+    bench.settle_down();
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    (0..4).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
+    bench.advance(Duration::from_secs(6));
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(Unwelcome::QueueFull));
+    assert_eq!(bench.ledger().queued_events, 36);
+}
+
+#[test]
+fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
+    let mut bench = bench(|options| {
+        options.limits.queue_events = 50;
+        options.limits.overflow = OverflowPolicy::DropOldest;
+    });
+    bench.append(30);
+    bench.settle_down();
+    let under_way = bench.read();
+    bench.append(25);
+    bench.advance(Duration::from_secs(6));
+    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (5, 50), "the older ones are under way");
+    assert!(bench.heard(|notice| matches!(notice, Notice::Evicted { events: 5, for_age: false })));
+    let left: Vec<_> =
+        bench.pipeline.shard.read(None, usize::MAX).unwrap().chunks.iter().map(|row| row.key.first_seq).collect();
+    assert_eq!(left, [1, 36], "the row is cut, and its newest stay");
+    bench.deliver(under_way);
+    bench.advance(Duration::from_secs(6));
+    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 20));
+}
+
+#[test]
+fn no_more_is_taken_than_the_queue_has_room_for_before_the_committer_has_looked() {
+    let mut bench = bench(|options| options.limits.queue_events = 50);
+    bench.append(50);
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    (0..6).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(Unwelcome::QueueFull));
+    bench.settle_down();
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    bench.append(50);
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+}
+
+#[test]
+fn what_an_earlier_process_left_counts_from_the_first_record_on() {
+    let before = bench(|_| ());
+    before.append(40);
+    before.pipeline.shard.close();
+    let bench = bench_in(Arc::clone(&before.root), |options| options.limits.queue_events = 50);
+    bench.append(10);
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+}
+
+#[test]
+fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
+    const MIB: u64 = 1024 * 1024;
+    for overflow in [OverflowPolicy::DropNewest, OverflowPolicy::DropOldest] {
+        let mut bench = bench(|options| {
+            options.limits.queue_bytes = MIB;
+            options.limits.overflow = overflow;
+            options.arena_bytes = 4 << 20;
+        });
+        let mut taken = 0;
+        for _ in 0..30 {
+            while bench.pipeline.append(&[7; 1000], 0).is_ok() {
+                taken += 1;
+            }
+            bench.settle_down();
+            let file_bytes = bench.pipeline.shard.file_bytes();
+            assert!(file_bytes <= 2 * MIB + MIB / 8, "{overflow:?}: the file takes {file_bytes} bytes");
+        }
+        let queued = bench.ledger().queued_events + bench.pipeline.shard.journal().uncarried().1;
+        assert!((850..=1040).contains(&queued), "{overflow:?}: {queued} events");
+        assert_eq!(bench.ledger().evicted + queued, taken);
+    }
+}
+
+#[test]
+fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
+    let fill = |bench: &mut Bench| {
+        while bench.pipeline.shard.file_bytes() < 2 * COMPACT_FROM {
+            while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
+            bench.settle_down();
+        }
+    };
+    let drain = |bench: &mut Bench| {
+        loop {
+            let rows = bench.read();
+            if rows.is_empty() {
+                break;
+            }
+            bench.deliver(rows);
+        }
+        bench.advance(Duration::from_secs(2));
+        assert_eq!(bench.ledger().queued_events, 0);
+    };
+    let mut bench = bench(|_| ());
+    fill(&mut bench);
+    drain(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{}", bench.pipeline.shard.file_bytes());
+    fill(&mut bench);
+    drain(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() > COMPACT_FROM, "a second time within the minute");
+    bench.advance(COMPACT_SPACING);
+    bench.append(1);
+    bench.advance(Duration::from_secs(6));
+    drain(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM);
+}
+
+#[test]
+fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
+    const ROUNDS: u64 = 40;
+    let written = Arc::new(Written::default());
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&written) as Arc<dyn Gate>));
+    let mut sent = Vec::new();
+    // What came in the last round is under way when more comes, so the queue never runs empty. Returns the bytes written in a round.
+    let mut steady = |bench: &mut Bench| {
+        let before = written.0.load(Ordering::SeqCst);
+        for _ in 0..ROUNDS {
+            bench.append(20);
+            bench.advance(Duration::from_secs(2));
+            assert!(bench.ledger().queued_events > 0);
+            let next = bench.read();
+            bench.deliver(std::mem::replace(&mut sent, next));
+        }
+        (written.0.load(Ordering::SeqCst) - before) / ROUNDS
+    };
+    let usual = steady(&mut bench);
+    while bench.pipeline.shard.file_bytes() < 16 * COMPACT_FROM {
+        while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
+        bench.settle_down();
+    }
+    steady(&mut bench);
+    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", bench.pipeline.shard.file_bytes());
+    let now = steady(&mut bench);
+    assert!(now < usual * 3 / 2, "{usual} bytes a round before the backlog, {now} after it");
+}
+
+#[test]
+fn a_file_system_at_its_floor_is_told_with_its_sizes_once_and_is_not_durable() {
+    let mut bench = bench(|options| options.limits.min_free_space = u64::MAX / 4);
+    let told = |bench: &Bench| {
+        let notices = std::mem::take(&mut *bench.notices.lock().unwrap());
+        notices.into_iter().filter_map(|notice| if let Notice::Floor(floor) = notice { Some(floor) } else { None })
+    };
+    let floors: Vec<_> = told(&bench).collect();
+    let [floor] = &floors[..] else { panic!("{floors:?}") };
+    assert_eq!((&floor.path, floor.floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
+    assert!(floor.free_bytes > 0 && floor.volume_bytes.is_some_and(|volume| volume >= floor.free_bytes));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::DiskFull));
+    assert_eq!(bench.pipeline.snapshot().floor.map(|floor| floor.path), Some(floor.path.clone()));
+    bench.advance(HOUR);
+    assert_eq!(told(&bench).count(), 0, "not again and again");
+}

@@ -1,0 +1,164 @@
+//! Dead letters that are to be sent again while the store fails, or that cannot be read.
+
+use super::*;
+use crate::event::{Event, Stamp};
+use crate::pipeline::{DeadLetterError, DeadOrder};
+use crate::queue::store::DeadRecord;
+
+const BROKEN: u32 = 5;
+
+fn body() -> Vec<u8> {
+    let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
+    Event::new("tick", "user_1").finish(&stamp, 1024).unwrap().body().to_vec()
+}
+
+/// The first record of the only row is refused with this body, and the other is delivered.
+fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
+    bench.append(2);
+    bench.advance(HOUR);
+    let (chunk, _) = bench.read().remove(0);
+    let (seq, lane) = (chunk.key.first_seq, chunk.key.lane);
+    let (reason, first_attempt, last_attempt) = (String::new(), 1, 2);
+    let dead = DeadRecord { seq, lane, status: 400, reason, first_attempt, last_attempt, attempts: 1, body };
+    bench.pipeline.settle(Settlement { chunk, delivered: 1, dead_lettered: vec![dead], keep: None });
+}
+
+fn order(bench: &mut Bench, order: DeadOrder) -> Option<Result<u64, DeadLetterError>> {
+    let answer = bench.pipeline.order_dead(order);
+    bench.settle_down();
+    answer.try_get()
+}
+
+#[test]
+fn a_dead_letter_stays_until_the_store_has_it_among_what_is_queued() {
+    let fault = Fault::of(Op::Write, "queue.redb");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    dead_letter(&mut bench, body());
+    bench.advance(HOUR);
+    for order_of in [DeadOrder::Retry, DeadOrder::Discard] {
+        fault.arm(BROKEN);
+        let answer = order(&mut bench, order_of);
+        assert!(matches!(answer, Some(Err(DeadLetterError::Storage(_)))), "{answer:?}");
+        fault.arm(0);
+        bench.advance(HOUR);
+        assert_eq!(bench.pipeline.dead(9).len(), 1, "{order_of:?}");
+    }
+    bench.deliver(bench.read());
+    bench.advance(HOUR);
+    let before = bench.ledger();
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(bench.pipeline.dead(9), []);
+    let after = bench.ledger();
+    assert_eq!((after.accepted, after.queued_events, after.dead_lettered), (before.accepted + 1, 1, 1));
+    let rows = bench.read();
+    assert!(rows[0].1.frames.windows(body().len()).any(|bytes| bytes == body()), "the very same record");
+}
+
+#[test]
+fn what_is_refused_but_not_committed_yet_is_among_the_dead_letters_that_are_meant() {
+    let mut bench = bench(|_| ());
+    dead_letter(&mut bench, body());
+    assert_eq!(bench.pipeline.dead(9), []);
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(bench.pipeline.dead(9), []);
+    assert_eq!((bench.ledger().queued_events, bench.ledger().dead_lettered), (1, 1));
+}
+
+#[test]
+fn a_dead_letter_that_cannot_be_read_is_not_sent_again_but_can_be_thrown_away() {
+    let mut bench = bench(|_| ());
+    dead_letter(&mut bench, vec![0xc1]);
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
+    assert_eq!(bench.pipeline.dead(9).len(), 1);
+    assert_eq!(order(&mut bench, DeadOrder::Discard), Some(Ok(1)));
+    assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().dead_lettered), (0, 1));
+}
+
+#[test]
+fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
+    let mut bench = bench(|options| options.limits.queue_events = 2);
+    dead_letter(&mut bench, body());
+    bench.advance(HOUR);
+    bench.append(2);
+    bench.settle_down();
+    bench.advance(HOUR);
+    assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
+    bench.deliver(bench.read());
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+}
+
+#[test]
+fn where_the_oldest_make_room_no_more_is_queued_again_than_there_is_room_for() {
+    let mut bench = bench(|options| {
+        (options.limits.queue_events, options.limits.overflow) = (2, crate::pipeline::OverflowPolicy::DropOldest);
+    });
+    for _ in 0..3 {
+        dead_letter(&mut bench, body());
+        bench.advance(HOUR);
+    }
+    assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().queued_events), (3, 0));
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(2)));
+    bench.advance(HOUR);
+    let ledger = bench.ledger();
+    assert_eq!((bench.pipeline.dead(9).len(), ledger.queued_events, ledger.evicted), (1, 2, 0));
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
+}
+
+/// So many events are refused, with bodies of such a size.
+fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
+    let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
+    let event = Event::new("tick", "user_1").prop("filler", "x".repeat(bytes));
+    let body = event.finish(&stamp, bytes + 1024).unwrap().body().to_vec();
+    bench.append(count);
+    bench.advance(HOUR);
+    for (chunk, content) in bench.read() {
+        let dead = |seq| DeadRecord {
+            seq,
+            lane: 0,
+            status: 400,
+            reason: String::new(),
+            first_attempt: 1,
+            last_attempt: 2,
+            attempts: 1,
+            body: body.clone(),
+        };
+        let first = chunk.key.first_seq;
+        let dead_lettered = (first..first + u64::from(content.count)).map(dead).collect();
+        bench.pipeline.settle(Settlement { chunk, delivered: 0, dead_lettered, keep: None });
+    }
+    bench.advance(HOUR);
+}
+
+#[test]
+fn dead_letters_have_a_bound_of_their_own_and_no_queued_event_makes_room_for_them() {
+    const MIB: u64 = 1 << 20;
+    let mut bench = bench(|options| {
+        options.limits.queue_bytes = 4 * MIB;
+        options.limits.overflow = crate::pipeline::OverflowPolicy::DropOldest;
+    });
+    for _ in 0..3 {
+        dead_letter_many(&mut bench, 400, 7000);
+    }
+    for _ in 0..700 {
+        assert!(bench.pipeline.append(&[7; 4500], 0).is_ok());
+        bench.settle_down();
+    }
+    bench.advance(HOUR);
+    let ledger = bench.ledger();
+    assert_eq!((ledger.evicted, ledger.queued_events, ledger.dead_lettered), (0, 700, 1200));
+    let dead = bench.pipeline.dead(usize::MAX);
+    let bytes: usize = dead.iter().map(|dead| dead.body.len()).sum();
+    assert!((900_000..MIB as usize).contains(&bytes), "{} dead letters of {bytes} bytes", dead.len());
+    assert_eq!(dead.last().unwrap().seq, 1200, "the newest are kept");
+}
+
+#[test]
+fn more_dead_letters_than_are_read_at_once_are_all_queued_again() {
+    let mut bench = bench(|_| ());
+    dead_letter_many(&mut bench, 400, 7000);
+    let read = bench.pipeline.shard.dead(None, usize::MAX).unwrap().records;
+    assert!(read.iter().map(|dead| dead.body.len()).sum::<usize>() <= 1 << 20, "they are not all in memory at once");
+    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(400)));
+    bench.advance(HOUR);
+    assert_eq!((bench.pipeline.dead(9), bench.ledger().queued_events), (Vec::new(), 400));
+}

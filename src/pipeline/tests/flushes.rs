@@ -1,0 +1,129 @@
+//! What has happened by the time a flush or a shutdown is answered, and what it counts.
+
+use super::*;
+use crate::queue::store::DeadRecord;
+
+/// A flush that the committer has heard of and that is with the delivery.
+fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::flush::Flush) {
+    let answer = bench.pipeline.flush();
+    let wanted = bench.pipeline.bell.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
+    bench.committer.hear(wanted);
+    let flush = bench.committer.asked.flushes.pop().unwrap();
+    (answer, flush)
+}
+
+fn dead_letter(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
+    let dead = |seq| DeadRecord {
+        seq,
+        lane: chunk.key.lane,
+        status: 400,
+        reason: "no".into(),
+        first_attempt: 1,
+        last_attempt: 2,
+        attempts: 3,
+        body: vec![7; 100],
+    };
+    let dead_lettered = (chunk.key.first_seq..).take(content.count as usize).map(dead).collect();
+    bench.pipeline.settle(Settlement { chunk, delivered: 0, dead_lettered, keep: None });
+}
+
+fn ended(bench: &Bench, flush: crate::pipeline::flush::Flush) {
+    bench.pipeline.flush_ended(flush, delivery::EndpointStatus::Up);
+}
+
+#[test]
+fn a_flush_is_answered_once_what_it_settled_is_committed_and_there_is_room_again() {
+    let mut bench = bench(|options| options.limits.queue_events = 30);
+    bench.append(30);
+    bench.settle_down();
+    assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
+    bench.settle_down();
+    let (answer, flush) = flush(&mut bench);
+    let mut rows = bench.read();
+    dead_letter(&bench, rows.remove(0));
+    bench.deliver(rows);
+    ended(&bench, flush);
+    assert_eq!(answer.try_get(), None);
+    bench.turn();
+    let report = answer.try_get().unwrap();
+    assert_eq!(
+        (report.delivered + report.dead_lettered, report.remaining, report.endpoint),
+        (30, 0, EndpointStatus::Up)
+    );
+    let ledger = bench.ledger();
+    assert_eq!((ledger.queued_events, ledger.queued_bytes, ledger.dead_lettered), (0, 0, report.dead_lettered));
+    assert_eq!(bench.pipeline.dead(100).len() as u64, report.dead_lettered);
+    assert!(bench.pipeline.append(&[7; 100], 0).is_ok(), "at once");
+}
+
+#[test]
+fn a_flush_counts_from_when_it_was_asked_for() {
+    let mut bench = bench(|_| ());
+    bench.append(30);
+    bench.settle_down();
+    let rows = bench.read();
+    let (answer, flush) = {
+        let answer = bench.pipeline.flush();
+        // A fast server: before the delivery hears of the flush, and before the committer does.
+        bench.deliver(rows);
+        let wanted = bench.pipeline.bell.listen(None, Instant::now);
+        bench.committer.hear(wanted);
+        (answer, bench.committer.asked.flushes.pop().unwrap())
+    };
+    ended(&bench, flush);
+    bench.turn();
+    assert_eq!(answer.try_get().unwrap().delivered, 30);
+    let (second, flush) = self::flush(&mut bench);
+    ended(&bench, flush);
+    bench.turn();
+    assert_eq!(second.try_get().unwrap().delivered, 0, "nothing is counted twice");
+}
+
+#[test]
+fn a_flush_is_answered_also_while_the_store_fails() {
+    let fault = Fault::of(Op::Write, "queue.redb");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    bench.append(30);
+    bench.settle_down();
+    let (answer, flush) = flush(&mut bench);
+    fault.arm(5);
+    bench.deliver(bench.read());
+    ended(&bench, flush);
+    bench.settle_down();
+    let report = answer.try_get().unwrap();
+    assert_eq!((report.delivered, report.remaining), (30, 0));
+    assert!(bench.heard(is_problem));
+}
+
+#[test]
+fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
+    let mut bench = bench(|_| ());
+    bench.append(30);
+    bench.settle_down();
+    // Taken before, and not committed when the stop begins.
+    bench.deliver(bench.read());
+    let answer = bench.pipeline.shutdown(Duration::ZERO);
+    let (late, flush) = flush(&mut bench);
+    bench.turn();
+    bench.clock.advance(Duration::from_secs(1));
+    assert!(bench.committer.turn().is_break());
+    let report = answer.try_get().unwrap();
+    assert_eq!((report.delivered, report.remaining, report.persisted), (0, 0, true));
+    // The delivery is done with a flush when nobody listens any more.
+    ended(&bench, flush);
+    assert_eq!(late.try_get().unwrap().delivered, 0);
+    assert_eq!(bench.pipeline.shutdown(HOUR).try_get(), Some(report));
+}
+
+#[test]
+fn verdicts_are_gathered_only_where_somebody_listens() {
+    use crate::delivery::Hears;
+    use crate::pipeline::verdicts::Ear;
+
+    let silent = bench(|_| ());
+    assert!(!Ear(Arc::clone(&silent.pipeline)).is_listening());
+    let _waiting = silent.pipeline.verdict_of(uuid::Uuid::nil());
+    assert!(Ear(Arc::clone(&silent.pipeline)).is_listening());
+    let hearing = bench(|options| options.on_delivery = Some(Arc::new(|_| ())));
+    assert!(Ear(Arc::clone(&hearing.pipeline)).is_listening());
+}

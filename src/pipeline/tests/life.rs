@@ -1,0 +1,128 @@
+//! How the run before this one ended, on a machine that is pretended.
+
+use super::*;
+use crate::crash::cause::ExitCause;
+use crate::sys::disk::OomCount;
+
+/// A machine that was started once more, or whose OOM killer has been at work.
+#[derive(Debug)]
+struct Machine {
+    boot_id: u128,
+    uptime: Duration,
+    oom_kills: u64,
+}
+
+impl Gate for Machine {
+    fn before(&self, _call: &Call<'_>) -> Verdict {
+        Verdict::Go
+    }
+
+    fn boot_id(&self) -> Option<u128> {
+        Some(self.boot_id)
+    }
+
+    fn uptime(&self) -> Option<Duration> {
+        Some(self.uptime)
+    }
+
+    fn oom_count(&self) -> Option<OomCount> {
+        Some(OomCount { path: 1, inode: 1, kills: self.oom_kills })
+    }
+}
+
+const FIRST: Machine = Machine { boot_id: 1, uptime: Duration::from_secs(86_400), oom_kills: 3 };
+
+/// A run on the first machine that captures something after so long, and dies; then one on that other machine, which begins after as
+/// long again. What is known of the first.
+fn after_a_run(active_after: Duration, machine: Machine) -> LastRun {
+    let mut first = bench(|options| options.disk = Disk::gated(Arc::new(FIRST)));
+    assert_eq!(first.pipeline.last_run(), None);
+    first.advance(active_after);
+    first.append(3);
+    first.advance(Duration::from_secs(1));
+    let (root, wall) = (Arc::clone(&first.root), first.pipeline.options.clock.wall_nanos());
+    drop(first);
+    let second = bench_in(root, |options| {
+        options.disk = Disk::gated(Arc::new(machine));
+        let later = ManualClock::at(wall);
+        later.advance(active_after);
+        options.clock = Clock::Manual(later);
+    });
+    second.pipeline.last_run().unwrap().clone()
+}
+
+#[test]
+fn a_run_that_is_gone_without_a_word_was_killed() {
+    let run = after_a_run(HOUR, FIRST);
+    assert_eq!((run.end, run.pid, run.queued_events), (ExitCause::Killed, std::process::id(), 3));
+    assert!(run.alive_for >= HOUR && run.alive_for <= HOUR + Duration::from_secs(1), "{:?}", run.alive_for);
+    assert_eq!((run.started_at, run.machine_restarted), (1_700_000_000_000_000_000, Some(false)));
+}
+
+#[test]
+fn a_counter_of_the_oom_killer_that_grew_is_the_proof_of_that() {
+    assert_eq!(after_a_run(HOUR, Machine { oom_kills: 4, ..FIRST }).end, ExitCause::OutOfMemory);
+}
+
+#[test]
+fn a_kill_of_the_oom_killer_before_the_last_sign_of_life_was_of_somebody_else() {
+    let killed = Arc::new(AtomicU64::new(3));
+    #[derive(Debug)]
+    struct Growing(Arc<AtomicU64>);
+    impl Gate for Growing {
+        fn before(&self, _call: &Call<'_>) -> Verdict {
+            Verdict::Go
+        }
+
+        fn oom_count(&self) -> Option<OomCount> {
+            Some(OomCount { path: 1, inode: 1, kills: self.0.load(Ordering::SeqCst) })
+        }
+    }
+    let disk = Disk::gated(Arc::new(Growing(Arc::clone(&killed))));
+    let mut first = bench(|options| options.disk = disk.clone());
+    killed.store(4, Ordering::SeqCst);
+    first.advance(HOUR);
+    first.append(1);
+    first.advance(Duration::from_secs(1));
+    let root = Arc::clone(&first.root);
+    drop(first);
+    let second = bench_in(root, |options| options.disk = disk);
+    assert_eq!(second.pipeline.last_run().unwrap().end, ExitCause::Killed);
+}
+
+/// As a program that awaits SIGTERM has it.
+fn with_a_handler_for_sigterm(run: impl FnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _within = runtime.enter();
+    let _awaited = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+    run();
+}
+
+#[test]
+fn a_machine_that_stopped_under_an_active_run_is_told_from_one_that_was_restarted_some_time() {
+    with_a_handler_for_sigterm(|| {
+        let restarted = |uptime| Machine { boot_id: 2, uptime, oom_kills: 0 };
+        // Up for as long as has passed since, but for a minute.
+        let up = HOUR - Duration::from_secs(60);
+        let run = after_a_run(HOUR, restarted(up));
+        assert_eq!((run.end, run.machine_restarted), (ExitCause::PowerLoss, Some(true)));
+        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).end, ExitCause::Unknown, "long idle before");
+        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).end, ExitCause::Unknown, "another machine");
+    });
+}
+
+#[test]
+fn an_idle_run_writes_nothing_for_it() {
+    let mut bench = bench(|_| ());
+    bench.append(1);
+    bench.advance(HOUR);
+    let rows = bench.read();
+    bench.deliver(rows);
+    bench.advance(HOUR);
+    let path = bench.pipeline.shard.dir().join("status");
+    let before = std::fs::read(&path).unwrap();
+    for _ in 0..10 {
+        bench.advance(HOUR);
+    }
+    assert!(before == std::fs::read(&path).unwrap());
+}

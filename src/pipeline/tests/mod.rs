@@ -1,0 +1,237 @@
+//! The committer, turn by turn: no thread runs, the clock moves when told to, and the delivery is played by the test. Each turn is what
+//! the committer's thread would do at that moment.
+
+mod ages;
+mod bounds;
+mod dead;
+mod definitions;
+mod flushes;
+mod life;
+mod orphans;
+mod partial;
+mod races;
+mod reach;
+mod slow;
+mod storage;
+
+use std::sync::Weak;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::committer::Committer;
+use super::*;
+use crate::delivery::{ChunkRef, Settlement, Source};
+use crate::queue::store::{Chunk, ChunkKey, Ledger};
+use crate::sys::clock::ManualClock;
+use crate::sys::disk::{Call, Gate, Op, Verdict};
+use crate::transport::{Proxy, Transport};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Fails calls of one kind on files whose path contains a text, as long as it is armed.
+#[derive(Debug)]
+struct Fault {
+    op: Op,
+    path: &'static str,
+    /// 0 while all is well.
+    errno: AtomicU32,
+    calls: AtomicU64,
+}
+
+impl Fault {
+    fn of(op: Op, path: &'static str) -> Arc<Self> {
+        Arc::new(Self { op, path, errno: AtomicU32::new(0), calls: AtomicU64::new(0) })
+    }
+
+    fn arm(&self, errno: u32) {
+        self.errno.store(errno, Ordering::SeqCst);
+    }
+
+    fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl Gate for Fault {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op != self.op || !call.path.to_str().is_some_and(|path| path.contains(self.path)) {
+            return Verdict::Go;
+        }
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.errno.load(Ordering::SeqCst) {
+            0 => Verdict::Go,
+            errno => Verdict::Fail(std::io::Error::from_raw_os_error(errno as i32)),
+        }
+    }
+}
+
+/// Captures a record during each sync of the journal, as a busy program does.
+#[derive(Debug, Default)]
+struct Stream {
+    pipeline: OnceLock<Weak<Pipeline>>,
+    syncs: AtomicU64,
+}
+
+impl Gate for Stream {
+    fn before(&self, _call: &Call<'_>) -> Verdict {
+        Verdict::Go
+    }
+
+    fn after(&self, call: &Call<'_>) {
+        if call.op == Op::Sync && call.path.to_str().is_some_and(|path| path.contains("journal-")) {
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            let pipeline = self.pipeline.get().and_then(Weak::upgrade);
+            assert!(pipeline.is_none_or(|pipeline| pipeline.append(&[7; 100], 0).is_ok()));
+        }
+    }
+}
+
+/// A pipeline whose threads are the test.
+struct Bench {
+    committer: Committer,
+    pipeline: Arc<Pipeline>,
+    clock: Arc<ManualClock>,
+    notices: Arc<Mutex<Vec<Notice>>>,
+    root: Arc<tempfile::TempDir>,
+}
+
+fn bench(edit: impl FnOnce(&mut WorkerOptions)) -> Bench {
+    let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    bench_in(Arc::new(root), edit)
+}
+
+fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions)) -> Bench {
+    let (clock, notices) = (ManualClock::at(1_700_000_000_000_000_000), Arc::new(Mutex::new(Vec::new())));
+    let heard = Arc::clone(&notices);
+    let mut options = WorkerOptions {
+        project: Project { host: "https://eu.example".into(), api_key: "phc_key".into() },
+        lane: Lane::Analytics,
+        also: Vec::new(),
+        queue_dir: root.path().join("queue"),
+        memory_fallback: false,
+        max_event_bytes: 8 * 1024,
+        arena_bytes: 64 * 1024,
+        cache_bytes: 1 << 20,
+        reserve_bytes: 16 * 1024,
+        lock_wait: Duration::from_secs(10),
+        open_timeout: Duration::from_secs(30),
+        flush_at: 20,
+        flush_interval: Duration::from_secs(5),
+        sync_interval: Duration::from_millis(100),
+        ack_interval: Duration::from_secs(1),
+        limits: Limits {
+            queue_bytes: 1 << 30,
+            queue_events: u64::MAX,
+            queue_age: None,
+            min_free_space: 0,
+            overflow: OverflowPolicy::DropNewest,
+        },
+        held: false,
+        delivery: DeliveryOptions::default(),
+        flags: RemoteOptions::default(),
+        flag_definitions: None,
+        transport: TransportOptions {
+            request_timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            proxy: Proxy::None,
+            ca_pem: Vec::new(),
+            user_agent: "tests".into(),
+            headers: Vec::new(),
+        },
+        network: None,
+        on_delivery: None,
+        report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
+        disk: Disk::default(),
+        clock: Clock::Manual(Arc::clone(&clock)),
+    };
+    edit(&mut options);
+    let (transport, _) = Transport::new(options.transport.clone()).unwrap();
+    let pipeline = start::open(options, Network::Real(transport), Arc::default()).unwrap();
+    Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, notices, root }
+}
+
+impl Bench {
+    fn append(&self, count: usize) {
+        (0..count).for_each(|_| assert!(self.pipeline.append(&[7; 100], 0).is_ok()));
+    }
+
+    /// Hears what was rung, and has one turn.
+    fn turn(&mut self) {
+        let wanted = self.pipeline.bell.listen(Some(self.now()), || self.pipeline.options.clock.now());
+        self.committer.hear(wanted);
+        assert!(self.committer.turn().is_continue());
+    }
+
+    /// Moves the time on, and has the turns that the committer's thread would have had until there is nothing more to do.
+    fn advance(&mut self, by: Duration) {
+        self.settle_down();
+        self.clock.advance(by);
+        self.settle_down();
+    }
+
+    fn settle_down(&mut self) {
+        for _ in 0..20 {
+            self.turn();
+            while self.wait_for_orphans() {
+                self.turn();
+            }
+            if self.committer.wake_at().is_none_or(|wake_at| wake_at > self.now()) {
+                return;
+            }
+        }
+        panic!("the committer has turn after turn and does not get done");
+    }
+
+    /// Waits for the thread that opens an orphan or gives the room of one back; says whether there was one, or what it did is not
+    /// heard yet.
+    fn wait_for_orphans(&self) -> bool {
+        let orphans = &self.pipeline.orphans;
+        if orphans.is_idle() {
+            return false;
+        }
+        until("a step with an orphan ends", || !orphans.is_at_work());
+        // It lies in the mailbox a moment before it is rung for.
+        std::thread::sleep(Duration::from_millis(1));
+        true
+    }
+
+    fn now(&self) -> Instant {
+        self.pipeline.options.clock.now()
+    }
+
+    fn ledger(&self) -> Ledger {
+        let ledger = self.pipeline.shard.ledger();
+        assert_eq!(ledger.imbalance(), 0, "{ledger:?}");
+        ledger
+    }
+
+    /// What the delivery would read now.
+    fn read(&self) -> Vec<(ChunkRef, Chunk)> {
+        self.pipeline.read(usize::MAX, &|_| false).unwrap()
+    }
+
+    /// Says of whole rows that PostHog took them.
+    fn deliver(&self, rows: Vec<(ChunkRef, Chunk)>) {
+        for (chunk, content) in rows {
+            let delivered = u64::from(content.count);
+            self.pipeline.settle(Settlement { chunk, delivered, dead_lettered: Vec::new(), keep: None });
+        }
+    }
+
+    /// Whether one of the notices so far is of that kind; forgets them.
+    fn heard(&self, is: impl Fn(&Notice) -> bool) -> bool {
+        self.notices.lock().unwrap().drain(..).any(|notice| is(&notice))
+    }
+}
+
+/// Waits for another thread.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it should come true, and did not: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn is_problem(notice: &Notice) -> bool {
+    matches!(notice, Notice::Storage { problem: Some(_) })
+}

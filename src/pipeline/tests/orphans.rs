@@ -1,0 +1,225 @@
+//! Queues that another process left behind.
+
+use super::*;
+use crate::queue::{claim, shard_dir};
+
+/// Other processes: each takes the next shard, leaves so many events in it and dies.
+pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
+    let options = &bench.pipeline.options;
+    let live = |count: &usize| {
+        let claim = claim(&Disk::default(), &options.queue_dir.join(options.project.dir_name()), &[]).unwrap();
+        let shard = Shard::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().shard;
+        (0..*count).for_each(|_| assert!(shard.append(&[9; 50], frame::hash_body(&[9; 50]), 0).is_ok()));
+        shard
+    };
+    let shards: Vec<_> = counts.iter().map(live).collect();
+    // Nothing was carried: their death comes first.
+    shards.iter().for_each(Shard::close);
+}
+
+/// The delivery finds our own queue empty.
+pub(super) fn look_for_orphans(bench: &mut Bench) {
+    assert!(bench.read().is_empty());
+    bench.settle_down();
+}
+
+#[test]
+fn an_orphan_is_delivered_in_place_and_let_go() {
+    let mut bench = bench(|_| ());
+    leave_behind(&bench, &[12, 5]);
+    let mut delivered = Vec::new();
+    look_for_orphans(&mut bench);
+    // One after the other: when the first is drained, the next is looked for without being asked.
+    for _ in 0..2 {
+        let rows = bench.read();
+        delivered.extend(rows.iter().map(|(_, chunk)| chunk.count));
+        bench.deliver(rows);
+        bench.advance(Duration::from_secs(1));
+    }
+    assert_eq!(delivered, [12, 5]);
+    look_for_orphans(&mut bench);
+    assert!(bench.pipeline.adopted_shard().is_none());
+    assert_eq!(bench.ledger().accepted, 0, "nothing was copied");
+    let options = &bench.pipeline.options;
+    let other = bench_in(Arc::clone(&bench.root), |_| ());
+    assert_eq!(other.pipeline.shard.dir(), &shard_dir(&options.queue_dir.join(options.project.dir_name()), 1));
+    assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
+}
+
+/// What takes room in a shard.
+fn names(dir: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_orphan_that_was_delivered_gives_back_its_room() {
+    let mut bench = bench(|_| ());
+    leave_behind(&bench, &[12]);
+    look_for_orphans(&mut bench);
+    let dir = bench.pipeline.adopted_shard().unwrap().1.dir().clone();
+    assert!(names(&dir).iter().any(|name| name == "journal-0"));
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
+    for _ in 0..3 {
+        bench.advance(2 * HOUR);
+        look_for_orphans(&mut bench);
+    }
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"], "it is not opened again");
+    assert!(!bench.heard(|notice| is_skipped(notice) || is_problem(notice)));
+}
+
+#[test]
+fn a_shard_that_was_left_empty_gives_back_its_room_when_nobody_has_come_for_an_hour() {
+    let mut bench = bench(|_| ());
+    let mut other = bench_in(Arc::clone(&bench.root), |_| ());
+    let dir = other.pipeline.shard.dir().clone();
+    other.append(12);
+    other.advance(Duration::from_secs(6));
+    other.deliver(other.read());
+    other.advance(Duration::from_secs(1));
+    other.pipeline.shard.close();
+    look_for_orphans(&mut bench);
+    assert!(names(&dir).iter().any(|name| name == "journal-0"), "the next start finds it ready");
+    bench.advance(HOUR + Duration::from_secs(60));
+    look_for_orphans(&mut bench);
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
+}
+
+#[test]
+fn a_living_process_is_no_orphan() {
+    let mut bench = bench(|_| ());
+    let mut other = bench_in(Arc::clone(&bench.root), |_| ());
+    other.append(30);
+    other.settle_down();
+    look_for_orphans(&mut bench);
+    assert!(bench.pipeline.adopted_shard().is_none() && bench.read().is_empty());
+}
+
+#[test]
+fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
+    let fault = Fault::of(Op::Write, "shard-1/queue.redb");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    leave_behind(&bench, &[12]);
+    look_for_orphans(&mut bench);
+    let rows = bench.read();
+    let late = rows.clone();
+    fault.arm(5);
+    bench.deliver(rows);
+    bench.advance(Duration::from_secs(1));
+    assert!(bench.heard(|notice| matches!(notice, Notice::ShardSkipped { .. })));
+    assert!(bench.pipeline.adopted_shard().is_none());
+    // What the delivery says too late about a queue that is not ours any more.
+    bench.deliver(late);
+    bench.append(30);
+    bench.advance(Duration::from_secs(10));
+    assert_eq!(bench.ledger().queued_events, 30);
+    assert_eq!(bench.committer.wake_at(), None, "nothing is left to be done");
+    fault.arm(0);
+    bench.deliver(bench.read());
+    bench.advance(Duration::from_secs(1));
+    look_for_orphans(&mut bench);
+    assert!(bench.read().is_empty(), "not soon after it failed");
+    bench.advance(Duration::from_secs(300));
+    look_for_orphans(&mut bench);
+    let again: u32 = bench.read().iter().map(|(_, chunk)| chunk.count).sum();
+    assert_eq!(again, 12, "it is found again, with everything in it");
+}
+
+fn is_skipped(notice: &Notice) -> bool {
+    matches!(notice, Notice::ShardSkipped { .. })
+}
+
+#[test]
+fn an_orphan_that_cannot_be_had_hides_no_other_and_is_reported_once() {
+    let fault = Fault::of(Op::Create, "shard-1/lock");
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    leave_behind(&bench, &[12, 5]);
+    fault.arm(13);
+    look_for_orphans(&mut bench);
+    assert!(bench.heard(|notice| {
+        let Notice::ShardSkipped { path, why } = notice else { return false };
+        path.ends_with("shard-1") && why.contains("lock") && why.contains("Permission denied")
+    }));
+    let rows = bench.read();
+    assert_eq!(rows.iter().map(|(_, chunk)| chunk.count).collect::<Vec<_>>(), [5]);
+    bench.deliver(rows);
+    for _ in 0..3 {
+        bench.advance(Duration::from_secs(301));
+        look_for_orphans(&mut bench);
+    }
+    assert!(!bench.heard(is_skipped), "the same is not said again");
+    fault.arm(0);
+    bench.advance(Duration::from_secs(301));
+    look_for_orphans(&mut bench);
+    assert_eq!(bench.read().iter().map(|(_, chunk)| chunk.count).sum::<u32>(), 12);
+}
+
+#[test]
+fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
+    let first = bench(|_| ());
+    leave_behind(&first, &[12, 5, 7]);
+    let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
+    first.pipeline.shard.close();
+    // A file in the place of a directory, a directory in that of a file, and a lock that is somebody else's.
+    std::fs::remove_dir_all(shard_dir(&project_dir, 0)).unwrap();
+    std::fs::write(shard_dir(&project_dir, 0), "a file").unwrap();
+    std::fs::remove_file(shard_dir(&project_dir, 1).join("status")).unwrap();
+    std::fs::create_dir(shard_dir(&project_dir, 1).join("status")).unwrap();
+    let fault = Fault::of(Op::Create, "shard-2/lock");
+    fault.arm(13);
+    let mut next = bench_in(Arc::clone(&first.root), |options| {
+        options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
+    });
+    assert_eq!(next.pipeline.shard.dir(), &shard_dir(&project_dir, 3));
+    let skipped: Vec<_> = next.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
+    assert_eq!(skipped.len(), 3, "{skipped:?}");
+    assert_eq!(next.ledger().queued_events, 7, "what was in it is ours");
+    next.deliver(next.read());
+    next.advance(Duration::from_secs(1));
+    look_for_orphans(&mut next);
+    assert!(!next.heard(is_skipped), "they were reported at the start");
+}
+
+#[test]
+fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_shards() {
+    let first = bench(|_| ());
+    let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
+    first.pipeline.shard.close();
+    let mut options = first.pipeline.options.clone();
+    options.disk = Disk::gated(crate::sys::disk::fail_when(|call, _| {
+        call.path.ends_with("status").then(|| Verdict::Fail(std::io::Error::from_raw_os_error(5)))
+    }));
+    for _ in 0..40 {
+        assert!(start::open(options.clone(), first.pipeline.network.clone(), Arc::default()).is_err());
+    }
+    assert!(std::fs::read_dir(&project_dir).unwrap().count() < 20);
+}
+
+#[test]
+fn orphaned_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
+    for (count, told, others) in [(3, 3, None), (20, 16, Some((4, 8)))] {
+        let root = Arc::new(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
+        for number in 0..count {
+            let project = Project { host: "https://eu.example".into(), api_key: format!("phc_old_{number}") };
+            let mut old = bench_in(Arc::clone(&root), |options| options.project = project);
+            old.append(2);
+            old.settle_down();
+            old.pipeline.shard.close();
+        }
+        let bench = bench_in(Arc::clone(&root), |_| ());
+        let notices = bench.notices.lock().unwrap();
+        let names: std::collections::BTreeSet<_> = notices
+            .iter()
+            .filter_map(|notice| if let Notice::OrphanedQueue(queue) = notice { Some(&queue.project) } else { None })
+            .collect();
+        let rest = notices.iter().find_map(|notice| match notice {
+            Notice::MoreStranded { queues, events, .. } => Some((*queues, *events)),
+            _ => None,
+        });
+        assert_eq!((names.len(), rest), (told, others));
+    }
+}

@@ -1,0 +1,189 @@
+//! A disk that takes its time: the start does not wait for it for ever, and the committer not at all.
+
+use std::sync::Condvar;
+
+use super::orphans::{leave_behind, look_for_orphans};
+use super::*;
+use crate::queue::{predecessor, shard_dir};
+
+/// Keeps those who open a file of that name waiting until it is let go.
+#[derive(Debug)]
+struct Slow {
+    op: Op,
+    name: &'static str,
+    /// Whether it holds, and how many wait.
+    state: Mutex<(bool, u32)>,
+    changed: Condvar,
+}
+
+impl Slow {
+    fn at(op: Op, name: &'static str) -> Arc<Self> {
+        Arc::new(Self { op, name, state: Mutex::new((true, 0)), changed: Condvar::new() })
+    }
+
+    fn disk(self: &Arc<Self>) -> Disk {
+        Disk::gated(Arc::clone(self) as Arc<dyn Gate>)
+    }
+
+    fn hold(&self, holds: bool) {
+        self.state.lock().unwrap().0 = holds;
+        self.changed.notify_all();
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.state.lock().unwrap().1 > 0
+    }
+}
+
+impl Gate for Slow {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op == self.op && call.path.ends_with(self.name) {
+            let mut state = self.state.lock().unwrap();
+            state.1 += 1;
+            // In the end whatever waits on the wrong thread shall fail its test, and not hang it.
+            let most = Duration::from_secs(60);
+            state = self.changed.wait_timeout_while(state, most, |state| state.0).unwrap().0;
+            state.1 -= 1;
+        }
+        Verdict::Go
+    }
+}
+
+/// A queue that somebody has left, with 12 events in it, and its directory.
+fn left_queue() -> (Arc<tempfile::TempDir>, PathBuf) {
+    let first = bench(|_| ());
+    first.append(12);
+    let (root, dir) = (Arc::clone(&first.root), first.pipeline.shard.dir().clone());
+    drop(first);
+    (root, dir)
+}
+
+fn counts(bench: &Bench) -> Vec<u32> {
+    bench.read().iter().map(|(_, chunk)| chunk.count).collect()
+}
+
+#[test]
+fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanwhile() {
+    let (root, dir) = left_queue();
+    let slow = Slow::at(Op::Open, "shard-0/queue.redb");
+    let mut bench = bench_in(Arc::clone(&root), |options| {
+        options.disk = slow.disk();
+        options.open_timeout = Duration::from_millis(600);
+    });
+    assert!(bench.pipeline.shard.dir().ends_with("shard-1") && slow.is_waited_for());
+    let last_run = bench.pipeline.last_run().unwrap();
+    assert_eq!((last_run.end, last_run.pid), (crate::crash::cause::ExitCause::Killed, std::process::id()));
+    bench.append(30);
+    bench.settle_down();
+    assert_eq!(counts(&bench), [30]);
+    assert!(bench.read().is_empty());
+    bench.settle_down();
+    assert!(bench.pipeline.adopted_shard().is_none());
+    let told: Vec<_> = bench.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
+    assert!(matches!(&told[..], [Notice::ShardSkipped { path, .. }] if *path == dir), "said once: {told:?}");
+    slow.hold(false);
+    until("the slow one is open", || !bench.pipeline.orphans.is_idle());
+    bench.settle_down();
+    let rows = bench.read();
+    assert_eq!(rows.iter().map(|(_, chunk)| chunk.count).collect::<Vec<_>>(), [12]);
+    bench.deliver(rows);
+    bench.advance(Duration::from_secs(1));
+    assert!(bench.pipeline.adopted_shard().is_none(), "it is drained");
+    let page = predecessor(&Disk::default(), &dir);
+    assert!(page.clean && page.ledger.unwrap().delivered == 12, "{page:?}");
+    assert_eq!(page.life, None, "the life of this process is written in its own shard");
+    assert_eq!(bench.pipeline.shard.ledger().accepted, 30, "nothing was copied");
+}
+
+#[test]
+fn who_stops_while_a_queue_is_still_being_opened_has_not_died_of_it() {
+    let (root, dir) = left_queue();
+    let slow = Slow::at(Op::Open, "shard-0/queue.redb");
+    for _ in 0..3 {
+        slow.hold(true);
+        let mut bench = bench_in(Arc::clone(&root), |options| {
+            options.disk = slow.disk();
+            // The one that was made in the first life must open within a third of it.
+            options.open_timeout = Duration::from_millis(4500);
+        });
+        assert_eq!(bench.pipeline.shard.dir(), &shard_dir(dir.parent().unwrap(), 1), "no further one is made");
+        until("it is being opened", || predecessor(&Disk::default(), &dir).deaths_opening == 1);
+        let stopped = bench.pipeline.shutdown(Duration::ZERO);
+        let wanted = bench.pipeline.bell.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
+        bench.committer.hear(wanted);
+        while bench.committer.turn().is_continue() {
+            bench.clock.advance(Duration::from_secs(1));
+        }
+        assert!(stopped.wait(Duration::from_secs(10)).is_ok());
+        assert_eq!(predecessor(&Disk::default(), &dir).deaths_opening, 0);
+        slow.hold(false);
+        until("it is let go when it is open at last", || predecessor(&Disk::default(), &dir).clean);
+    }
+    let bench = bench_in(root, |_| ());
+    until("it is nobody's any more", || bench.pipeline.shard.dir() == &dir);
+    assert_eq!(counts(&bench), [12]);
+}
+
+#[test]
+fn an_orphan_that_opens_slowly_does_not_keep_a_receipt_waiting() {
+    let slow = Slow::at(Op::Open, "shard-1/queue.redb");
+    let mut bench = bench(|options| options.disk = slow.disk());
+    leave_behind(&bench, &[12, 5]);
+    assert!(bench.read().is_empty());
+    bench.turn();
+    until("it is being opened", || slow.is_waited_for());
+    bench.append(1);
+    let persisted = bench.pipeline.persisted(1);
+    bench.turn();
+    assert!(slow.is_waited_for(), "it was not waited for");
+    assert_eq!(persisted.wait(Duration::ZERO), Ok(Ok(())));
+    slow.hold(false);
+    bench.settle_down();
+    look_for_all(&mut bench);
+}
+
+/// Delivers what is left in this and every other queue: 1, 12 and 5 events.
+fn look_for_all(bench: &mut Bench) {
+    let mut found = Vec::new();
+    for _ in 0..4 {
+        let rows = bench.read();
+        found.extend(rows.iter().map(|(_, chunk)| chunk.count));
+        bench.deliver(rows);
+        bench.advance(Duration::from_secs(6));
+        look_for_orphans_if_idle(bench);
+    }
+    found.sort_unstable();
+    assert_eq!(found, [1, 5, 12]);
+}
+
+fn look_for_orphans_if_idle(bench: &mut Bench) {
+    if bench.pipeline.adopted_shard().is_none() && bench.pipeline.shard.ledger().queued_events == 0 {
+        look_for_orphans(bench);
+    }
+}
+
+#[test]
+fn a_directory_that_does_not_answer_is_an_error_or_a_declared_memory_mode() {
+    let first = bench(|_| ());
+    let slow = Slow::at(Op::MakeDir, "elsewhere");
+    let mut options = first.pipeline.options.clone();
+    options.queue_dir = first.root.path().join("elsewhere");
+    options.disk = slow.disk();
+    options.clock = Clock::System;
+    options.open_timeout = Duration::from_millis(300);
+    assert!(matches!(start(options.clone(), None), Err(StartError::Timeout)));
+    options.memory_fallback = true;
+    options.open_timeout = Duration::from_secs(3);
+    let pipeline = start(options, None).unwrap();
+    assert!(pipeline.shard.is_volatile());
+    let why = pipeline.in_memory.get().unwrap();
+    assert!(why.contains("took too long"), "{why}");
+    assert!(pipeline.append(&[7; 100], 0).is_ok());
+    assert!(slow.is_waited_for(), "it does not answer yet");
+    slow.hold(false);
+    pipeline.shutdown(Duration::ZERO).wait(Duration::from_secs(30)).unwrap();
+}
+
+fn is_skipped(notice: &Notice) -> bool {
+    matches!(notice, Notice::ShardSkipped { .. })
+}

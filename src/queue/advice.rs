@@ -1,0 +1,171 @@
+//! What an error of the system means for whoever runs the program, and what helps: each error number has a remedy of its own.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{getegid, geteuid};
+
+use crate::sys::disk::Disk;
+use crate::sys::wording::bytes;
+
+const ANOTHER: &str = "choose another directory (queue_dir)";
+
+/// What is looked up beside the error.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    /// Bytes free on the file system.
+    pub(crate) free: Option<u64>,
+    /// Bytes that what failed takes, if that is known.
+    pub(crate) needed: Option<u64>,
+    /// The soft limit of the resource that ran out.
+    pub(crate) limit: Option<u64>,
+    /// The effective user and group of this process.
+    pub(crate) user: (u32, u32),
+    /// The file or directory that said no, or the nearest above it that can be looked at.
+    pub(crate) guard: Option<Guard>,
+}
+
+/// Whose a file is.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard {
+    pub(crate) path: PathBuf,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mode: u32,
+}
+
+/// What the error at `path` means and what helps, in words without the system's own text.
+pub(crate) fn advise(disk: &Disk, error: &io::Error, path: &Path, needed: Option<u64>) -> String {
+    let code = error.raw_os_error();
+    let mut facts = Facts { needed, user: (geteuid().as_raw(), getegid().as_raw()), ..Facts::default() };
+    if error.kind() == io::ErrorKind::StorageFull {
+        facts.free = nearest(path).and_then(|(at, _)| disk.free_bytes(&at).ok());
+    }
+    facts.limit = match code {
+        Some(libc::EMFILE) => limit(Resource::RLIMIT_NOFILE),
+        Some(libc::EFBIG) => limit(Resource::RLIMIT_FSIZE),
+        Some(libc::ENOMEM) => limit(Resource::RLIMIT_AS),
+        _ => None,
+    };
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        facts.guard = nearest(path).map(|(path, found)| Guard {
+            path,
+            owner: (found.uid(), found.gid()),
+            mode: found.mode() & 0o7777,
+        });
+    }
+    advice(error, &facts)
+}
+
+/// The same for an error that is about no file.
+pub(crate) fn advise_resource(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => advise(&Disk::default(), error, Path::new("/"), None),
+        _ => "the system refuses a thread, a file descriptor or memory".to_owned(),
+    }
+}
+
+/// The part of `path` that exists and may be looked at.
+fn nearest(path: &Path) -> Option<(PathBuf, std::fs::Metadata)> {
+    path.ancestors().find_map(|at| Some((at.to_path_buf(), std::fs::metadata(at).ok()?)))
+}
+
+fn limit(resource: Resource) -> Option<u64> {
+    // Larger than any that is meant: unlimited.
+    getrlimit(resource).ok().map(|(soft, _)| soft).filter(|soft| *soft < 1 << 62)
+}
+
+/// The decision: no question to the system is asked here.
+fn advice(error: &io::Error, facts: &Facts) -> String {
+    let needed = facts.needed.map_or(String::new(), |needed| format!(", about {} needed", bytes(needed)));
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            let limit = facts.limit.map_or(String::new(), |limit| format!(" = {limit}"));
+            format!(
+                "this process may open no more files (RLIMIT_NOFILE{limit}); raise the limit (ulimit -n, LimitNOFILE= of systemd), or \
+                 find out what keeps so many open"
+            )
+        }
+        Some(libc::ENFILE) => {
+            "the machine may open no more files (fs.file-max); raise that limit, or find out what keeps so many open"
+                .to_owned()
+        }
+        Some(libc::ENOMEM) => {
+            let limit = facts.limit.map_or(String::new(), |limit| format!(", RLIMIT_AS = {}", bytes(limit)));
+            format!(
+                "there is not enough memory{needed}{limit}; raise the memory limit of this process or its container, or lower \
+                 Config::journal_bytes"
+            )
+        }
+        Some(libc::EFBIG) => {
+            let limit = facts.limit.map_or(String::new(), |limit| format!(" (RLIMIT_FSIZE = {})", bytes(limit)));
+            format!(
+                "a file of the queue may not grow so large{limit}; raise the limit (ulimit -f), or lower Config::max_queue_bytes"
+            )
+        }
+        Some(libc::ELOOP) => {
+            format!(
+                "a symbolic link stands where the queue needs a file or directory; name the real path, or {ANOTHER}"
+            )
+        }
+        Some(libc::ENOLCK | libc::ENOTSUP) => {
+            "its file system does not support what a queue needs, such as file locks; choose a \
+                                               directory on a local disk (queue_dir)"
+                .to_owned()
+        }
+        Some(libc::EIO) => {
+            format!(
+                "the disk reports an error; look into the kernel's log (dmesg), repair or replace the disk, or {ANOTHER}"
+            )
+        }
+        Some(libc::ESTALE) => format!("its network file system has lost the file; mount it again, or {ANOTHER}"),
+        _ => advice_by_kind(error.kind(), facts, &needed),
+    }
+}
+
+fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
+    match kind {
+        io::ErrorKind::StorageFull => match facts.free {
+            Some(free) if free > facts.needed.unwrap_or(1 << 20) => format!(
+                "the disk has no room though {} are free{needed}: it may have no free inodes, or keep the rest for root; free some, or \
+                 choose a directory on another disk (queue_dir)",
+                bytes(free)
+            ),
+            free => {
+                let free = free.map_or(String::new(), |free| format!(": {} free", bytes(free)));
+                format!(
+                    "the disk is full{free}{needed}; free some space, or choose a directory on another disk (queue_dir)"
+                )
+            }
+        },
+        io::ErrorKind::QuotaExceeded => format!(
+            "the disk quota of uid {} is used up{needed}; free some space, raise the quota, or choose a directory on another disk \
+             (queue_dir)",
+            facts.user.0
+        ),
+        io::ErrorKind::PermissionDenied => {
+            let (uid, gid) = facts.user;
+            let guard = facts.guard.as_ref().map_or(String::new(), |Guard { path, owner, mode }| {
+                format!(" ({} belongs to uid {}, gid {}, mode {mode:04o})", path.display(), owner.0, owner.1)
+            });
+            format!("uid {uid}, gid {gid} may not use it{guard}; change its owner or mode, or {ANOTHER}")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("its file system is mounted read-only; mount it for writing, or {ANOTHER}")
+        }
+        // The first is what making a directory says where there is a file.
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            format!("it is not a directory, or lies below a file; {ANOTHER}")
+        }
+        io::ErrorKind::NotFound => format!("it was removed, or lies behind a symbolic link to nowhere; {ANOTHER}"),
+        io::ErrorKind::InvalidFilename => "its path is too long; choose a shorter one (queue_dir)".to_owned(),
+        io::ErrorKind::TimedOut => format!("its disk or its server does not answer; see that it does, or {ANOTHER}"),
+        _ => "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "advice_tests.rs"]
+mod tests;

@@ -1,0 +1,187 @@
+//! From the journal into the store, and out of the store.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{LANE, Settled, Shard, ShardError};
+use crate::queue::journal::Sealed;
+use crate::queue::journal::replay::Replay;
+use crate::queue::store::{
+    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, LedgerDelta, Read, Removal, StoreError,
+};
+use crate::sys::clock::WallNanos;
+
+/// One read of dead records: what goes through them all needs memory for so many bytes of them.
+const DEAD_READ_BYTES: usize = 1024 * 1024;
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    /// Events that came into the store.
+    pub(crate) events: u64,
+    /// Events that were accepted once and are found nowhere.
+    pub(crate) missing: u64,
+    /// The machine was restarted since: they were not synced before. Else their bytes are damaged.
+    pub(crate) after_restart: bool,
+    /// The sequence number up to which everything is in the store.
+    pub(crate) up_to: u64,
+}
+
+impl Shard {
+    /// Carries the oldest sealed arena, and settles in the same transaction. `None` if no arena waits.
+    pub(crate) fn carry(
+        &self,
+        settled: &[Settled],
+        next_attempt: Option<Option<WallNanos>>,
+        now: WallNanos,
+    ) -> Result<Option<Carried>, ShardError> {
+        let Some(sealed) = self.journal.oldest_sealed() else { return Ok(None) };
+        let changes = self.settlement(settled, next_attempt)?;
+        // An arena that could not be carried when the shard was opened may be one of an earlier boot.
+        let same_boot = self.status.is_of_this_boot(sealed.round.epoch);
+        let carried = self.in_store(|store| carry_into(store, &sealed, changes, now, same_boot))?;
+        self.journal.free_oldest();
+        self.mirror(now);
+        Ok(Some(carried))
+    }
+
+    /// Bytes of the pages that an arena's records will take in the store; 0 if they cannot be read, for then they cannot be carried.
+    pub(crate) fn page_bytes_of(&self, sealed: &Sealed) -> u64 {
+        let Ok(replay) = sealed.replay() else { return 0 };
+        let pieces = replay.pieces(CHUNK_BYTES_TARGET, self.ledger().accepted);
+        pieces.iter().map(|piece| Chunk::page_bytes_with(piece.range.len())).sum()
+    }
+
+    /// Settles without carrying anything.
+    pub(crate) fn settle(
+        &self,
+        settled: &[Settled],
+        next_attempt: Option<Option<WallNanos>>,
+        now: WallNanos,
+    ) -> Result<Applied, ShardError> {
+        let changes = self.settlement(settled, next_attempt)?;
+        let applied = self.in_store(|store| store.apply(&changes))?;
+        crate::sys::crash_point::reach("settle.committed");
+        self.mirror(now);
+        Ok(applied)
+    }
+
+    /// Records after `after` that were refused for good, oldest first, up to `limit` of them in [`DEAD_READ_BYTES`], and at least one.
+    pub(crate) fn dead(&self, after: Option<u64>, limit: usize) -> Result<DeadRead, ShardError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
+        store.dead(after, limit, DEAD_READ_BYTES).map_err(|source| self.failed(source))
+    }
+
+    /// The sequence numbers of all of them, of those too that cannot be read.
+    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, ShardError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
+        store.dead_seqs().map_err(|source| self.failed(source))
+    }
+
+    /// Forgets dead records. The ledger goes on counting them as dead_lettered.
+    pub(crate) fn exhume(&self, seqs: Vec<u64>) -> Result<(), ShardError> {
+        let changes = Changes { exhume: seqs, ..Changes::default() };
+        self.in_store(|store| store.apply(&changes)).map(drop)
+    }
+
+    /// Keeps definitions of flags for the next owner, or forgets them.
+    pub(crate) fn keep_definitions(&self, content: Option<&[u8]>) -> Result<(), ShardError> {
+        self.in_store(|store| store.keep_definitions(content))
+    }
+
+    /// Replaces rows that fail their checks by what can be saved of them. Says how many events could not.
+    pub(crate) fn mend(&self, removals: Vec<Removal>, now: WallNanos) -> Result<u64, ShardError> {
+        let changes = Changes { remove: removals, ..Changes::default() };
+        let applied = self.in_store(|store| store.apply(&changes))?;
+        self.mirror(now);
+        Ok(applied.damaged_events)
+    }
+
+    /// Chunks after `after`, oldest first.
+    pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, ShardError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
+        store.read(LANE, after, max_bytes).map_err(|source| self.failed(source))
+    }
+
+    /// One chunk.
+    pub(super) fn chunk(&self, key: ChunkKey) -> Result<Option<Chunk>, ShardError> {
+        let before = key.first_seq.checked_sub(1).map(|first_seq| ChunkKey { first_seq, ..key });
+        let read = self.read(before, 1)?;
+        Ok(read.chunks.into_iter().find(|chunk| chunk.key == key))
+    }
+
+    fn settlement(&self, settled: &[Settled], next_attempt: Option<Option<WallNanos>>) -> Result<Changes, ShardError> {
+        let mut changes = Changes { next_attempt, ..Changes::default() };
+        for one in settled {
+            let key = ChunkKey { lane: LANE, first_seq: one.first_seq };
+            let keep = match &one.keep {
+                None => None,
+                Some(kept) => {
+                    let kept: HashSet<u64> = kept.iter().copied().collect();
+                    // A row that cannot be read any more stays as it is: it is mended when it is read next, and what was delivered
+                    // of it is sent again.
+                    let Some(chunk) = self.chunk(key)? else { continue };
+                    chunk.retain(|seq| kept.contains(&seq))
+                }
+            };
+            changes.remove.push(Removal {
+                key,
+                keep,
+                delivered: u32::try_from(one.delivered).unwrap_or(u32::MAX),
+                dead_lettered: u32::try_from(one.dead_lettered.len()).unwrap_or(u32::MAX),
+                evicted: 0,
+            });
+            changes.dead_letter.extend(one.dead_lettered.iter().cloned());
+        }
+        Ok(changes)
+    }
+}
+
+/// One arena into the store. `same_boot` says that the machine has been up since the arena was filled.
+pub(super) fn carry_into(
+    store: &crate::queue::store::Store,
+    sealed: &Sealed,
+    mut changes: Changes,
+    now: WallNanos,
+    same_boot: bool,
+) -> Result<Carried, StoreError> {
+    let before = store.ledger().accepted;
+    if sealed.round.epoch <= store.journal_epoch(LANE) {
+        // Carried by somebody who died, or whose commit was reported as failed, before he could free the arena.
+        if !changes.remove.is_empty() || changes.next_attempt.is_some() {
+            store.apply(&changes)?;
+        }
+        return Ok(Carried { up_to: before, ..Carried::default() });
+    }
+    let replay = sealed.replay()?;
+    let (chunks, up_to) = chunks(&replay, before, now);
+    let events: u64 = chunks.iter().map(|chunk| u64::from(chunk.count)).sum();
+    let up_to = up_to.max(sealed.last_seq.unwrap_or(0)).max(before);
+    let missing = (up_to - before).saturating_sub(events);
+    changes.insert = chunks;
+    changes.journal_epochs = vec![(LANE, sealed.round.epoch)];
+    changes.ledger = LedgerDelta {
+        accepted_up_to: up_to,
+        damaged: if same_boot { missing } else { 0 },
+        lost_unsynced: if same_boot { 0 } else { missing },
+        ..LedgerDelta::default()
+    };
+    store.apply(&changes)?;
+    Ok(Carried { events, missing, after_restart: !same_boot, up_to })
+}
+
+/// The records after `carried`, cut into rows, and the highest sequence number among all records found.
+fn chunks(replay: &Replay, carried: u64, now: WallNanos) -> (Vec<Chunk>, u64) {
+    let pieces = replay.pieces(CHUNK_BYTES_TARGET, carried);
+    let chunks = pieces.iter().map(|piece| Chunk {
+        key: ChunkKey { lane: LANE, first_seq: piece.first_seq },
+        count: piece.count,
+        salt: replay.salt,
+        carried_at: now,
+        frames: Arc::from(replay.bytes.get(piece.range.clone()).unwrap_or_default()),
+    });
+    (chunks.collect(), replay.last_seq().unwrap_or(0))
+}

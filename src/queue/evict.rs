@@ -1,0 +1,224 @@
+//! Giving events up, because there is no room for them or because they are too old. The dear ones go last.
+
+use std::collections::HashSet;
+
+use super::{LANE, Shard, ShardError};
+use crate::queue::store::{Changes, Chunk, ChunkKey, Removal};
+use crate::record::{Class, frame};
+use crate::sys::clock::{Ages, WallNanos};
+
+/// Rows read and rewritten in one transaction, at most.
+const BYTES_PER_TRANSACTION: usize = 4 * 1024 * 1024;
+/// No less is read at once: two rows.
+const BYTES_LEAST: usize = 128 * 1024;
+
+/// When enough was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EvictUntil {
+    /// The queue is no larger than this, in bytes and in events, and not much smaller: the newest row that goes is cut. Exceptions and
+    /// identity events go only when nothing else is left.
+    Fits {
+        /// Bytes of the pages that rows take.
+        bytes: u64,
+        /// Events.
+        events: u64,
+    },
+    /// The pages of the rows take no more than so many bytes, or only exceptions and identity events are left.
+    OrdinaryFit {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Nothing was carried longer ago than that.
+    NoneOlder {
+        /// In nanoseconds.
+        age: i64,
+        /// How the time at which a row was carried is to be read.
+        ages: Ages,
+    },
+}
+
+/// Up to where there is nothing for an eviction to take before the exceptions and identity events go as well: rows that have nothing
+/// else, and rows under way to PostHog. Holds until one of these is given back; who remembers it does not read them again each time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Passed {
+    up_to: Option<ChunkKey>,
+    busy: Vec<ChunkKey>,
+}
+
+/// What was given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Evicted {
+    /// Events.
+    pub(crate) events: u64,
+}
+
+impl Shard {
+    /// Evicts, oldest first, until the goal is reached or nothing is left that may go. Rows for which `busy` answers yes are under way
+    /// to PostHog and stay.
+    pub(crate) fn evict(
+        &self,
+        until: EvictUntil,
+        passed: &mut Passed,
+        busy: &dyn Fn(ChunkKey) -> bool,
+        now: WallNanos,
+    ) -> Result<Evicted, ShardError> {
+        let passes: &[bool] = match until {
+            EvictUntil::Fits { .. } => &[true, false],
+            EvictUntil::OrdinaryFit { .. } => &[true],
+            EvictUntil::NoneOlder { age, ages }
+                if self.oldest().is_some_and(|oldest| ages.is_older(oldest, age, now)) =>
+            {
+                &[false]
+            }
+            EvictUntil::NoneOlder { .. } => &[],
+        };
+        // What was delivered since is gone.
+        passed.busy.retain(|key| busy(*key));
+        let mut some_are_busy = !passed.busy.is_empty();
+        let mut evicted = Evicted::default();
+        for &spare_dear in passes {
+            if some_are_busy && !spare_dear && passes.len() > 1 {
+                // Not everything else has gone: what is under way goes sooner or later, and the dear ones go after it.
+                break;
+            }
+            let mut from_the_start = Passed::default();
+            let passed = if spare_dear { &mut *passed } else { &mut from_the_start };
+            let is_busy = |key: ChunkKey| busy(key).then(|| some_are_busy = true).is_some();
+            evicted.events += self.evict_in_one_pass(until, spare_dear, passed, is_busy, now)?;
+        }
+        if evicted.events > 0 {
+            self.mirror(now);
+        }
+        Ok(evicted)
+    }
+
+    /// Returns how many events went.
+    fn evict_in_one_pass(
+        &self,
+        until: EvictUntil,
+        spare_dear: bool,
+        passed: &mut Passed,
+        mut busy: impl FnMut(ChunkKey) -> bool,
+        now: WallNanos,
+    ) -> Result<u64, ShardError> {
+        let (mut after, mut events, mut read_bytes) = (passed.up_to, 0, BYTES_LEAST);
+        let mut nothing_left_behind = true;
+        while !self.is_reached(until) {
+            let excess = self.excess(until);
+            let wanted = if matches!(until, EvictUntil::NoneOlder { .. }) { 0 } else { excess.0 };
+            read_bytes = read_bytes.max(usize::try_from(wanted).unwrap_or(usize::MAX)).min(BYTES_PER_TRANSACTION);
+            let read = self.read(after, read_bytes)?;
+            let Some(last) = read.last else { break };
+            (after, read_bytes) = (Some(last), read_bytes.saturating_mul(2));
+            let mut plan = Plan { until, now, spare_dear, changes: Changes::default(), excess, events: 0 };
+            let (mut goes_on, mut behind) = (true, passed.clone());
+            for chunk in &read.chunks {
+                let is_busy = busy(chunk.key);
+                let leaves_some = !is_busy && plan.consider(chunk);
+                nothing_left_behind &= !leaves_some;
+                if nothing_left_behind {
+                    behind.up_to = Some(chunk.key);
+                    behind.busy.extend(is_busy.then_some(chunk.key));
+                }
+                goes_on = is_busy || plan.goes_on(chunk);
+                if !goes_on {
+                    break;
+                }
+            }
+            if !plan.changes.remove.is_empty() {
+                self.in_store(|store| store.apply(&plan.changes))?;
+                crate::sys::crash_point::reach("evict.committed");
+                events += plan.events;
+            }
+            *passed = behind;
+            if !goes_on {
+                break;
+            }
+        }
+        Ok(events)
+    }
+
+    /// When the oldest row was carried.
+    fn oldest(&self) -> Option<WallNanos> {
+        Some(self.open_store()?.oldest(LANE, &|_| false).ok()??.1)
+    }
+
+    fn is_reached(&self, until: EvictUntil) -> bool {
+        match until {
+            EvictUntil::Fits { .. } | EvictUntil::OrdinaryFit { .. } => self.excess(until) == (0, 0),
+            EvictUntil::NoneOlder { .. } => self.ledger().queued_events == 0,
+        }
+    }
+
+    /// Bytes and events by which the queue is too large.
+    fn excess(&self, until: EvictUntil) -> (u64, u64) {
+        let ledger = self.ledger();
+        match until {
+            EvictUntil::Fits { bytes, events } => {
+                (self.row_bytes().saturating_sub(bytes), ledger.queued_events.saturating_sub(events))
+            }
+            EvictUntil::OrdinaryFit { bytes } => (self.row_bytes().saturating_sub(bytes), 0),
+            EvictUntil::NoneOlder { .. } => (u64::MAX, u64::MAX),
+        }
+    }
+}
+
+struct Plan {
+    until: EvictUntil,
+    now: WallNanos,
+    spare_dear: bool,
+    changes: Changes,
+    excess: (u64, u64),
+    events: u64,
+}
+
+impl Plan {
+    /// Adds one row, or the older part of it, to what goes. Says whether something stays in it that may go another time.
+    fn consider(&mut self, chunk: &Chunk) -> bool {
+        if self.is_young(chunk) {
+            return true;
+        }
+        let (kept, leaves_some) = self.kept(chunk);
+        let keep = if kept.is_empty() { None } else { chunk.retain(|seq| kept.contains(&seq)) };
+        let evicted = chunk.count.saturating_sub(keep.as_ref().map_or(0, |kept| kept.count));
+        if evicted > 0 {
+            let left = keep.as_ref().map_or(0, |kept| kept.frames.len());
+            let freed = Chunk::page_bytes_with(chunk.frames.len()).saturating_sub(Chunk::page_bytes_with(left));
+            self.changes.remove.push(Removal { key: chunk.key, keep, delivered: 0, dead_lettered: 0, evicted });
+            self.events += u64::from(evicted);
+            self.excess.0 = self.excess.0.saturating_sub(freed);
+            self.excess.1 = self.excess.1.saturating_sub(u64::from(evicted));
+        }
+        leaves_some
+    }
+
+    /// Whether a further row needs to be looked at after this one.
+    fn goes_on(&self, chunk: &Chunk) -> bool {
+        self.excess != (0, 0) && !self.is_young(chunk)
+    }
+
+    fn is_young(&self, chunk: &Chunk) -> bool {
+        matches!(self.until, EvictUntil::NoneOlder { age, ages } if !ages.is_older(chunk.carried_at, age, self.now))
+    }
+
+    /// The records of a row that stay: all but the oldest that may go, as many of them as it takes to be rid of the excess. And whether
+    /// some of these are not spared for what they are.
+    fn kept(&self, chunk: &Chunk) -> (HashSet<u64>, bool) {
+        let before = Chunk::page_bytes_with(chunk.frames.len());
+        let (mut left, mut gone) = (chunk.frames.len(), 0);
+        let (mut kept, mut leaves_some) = (HashSet::new(), false);
+        for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
+            let freed = before.saturating_sub(Chunk::page_bytes_with(left));
+            let is_enough = freed >= self.excess.0 && gone >= self.excess.1;
+            let is_spared = self.spare_dear && head.class != Class::Ordinary as u8;
+            if is_enough || is_spared {
+                kept.insert(head.seq);
+                leaves_some |= !is_spared;
+            } else {
+                left = left.saturating_sub(frame::framed_len(body.len()).unwrap_or(0));
+                gone += 1;
+            }
+        }
+        (kept, leaves_some)
+    }
+}

@@ -1,0 +1,301 @@
+//! The journal's promises, with real files.
+
+use super::*;
+use crate::record::frame::hash_body;
+use crate::sys::disk::{Op, Verdict};
+
+const ARENA: usize = 64 * 1024;
+
+fn options(dir: &std::path::Path, map: bool) -> JournalOptions {
+    JournalOptions { dir: Some(dir.to_path_buf()), map, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) }
+}
+
+fn started(dir: &std::path::Path, map: bool) -> Journal {
+    Journal::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1).unwrap()
+}
+
+fn append(journal: &Journal, body: &[u8]) -> Result<Appended, Refused> {
+    journal.append(body, hash_body(body), 0, |_| ())
+}
+
+fn sequences(sealed: &Sealed) -> Vec<u64> {
+    sealed.replay().unwrap().runs.iter().flat_map(|run| run.first_seq..=run.last_seq).collect()
+}
+
+#[test]
+fn what_was_appended_is_there_for_the_next_process_without_any_sync() {
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = started(dir.path(), map);
+        for body in [&b"one"[..], b"two", b"three"] {
+            append(&journal, body).unwrap();
+        }
+        // Not dropped: a killed process runs no destructors.
+        std::mem::forget(journal);
+        let found = Journal::open(&Disk::default(), options(dir.path(), map)).unwrap();
+        let sealed = found.sealed();
+        assert_eq!((sealed.len(), found.epoch_max), (1, 1));
+        assert_eq!(sequences(&sealed[0]), [1, 2, 3], "mapped: {map}");
+        let replay = sealed[0].replay().unwrap();
+        let bodies: Vec<_> = frame::frames(&replay.bytes, replay.salt).map(|(_, body)| body.to_vec()).collect();
+        assert_eq!(bodies, [&b"one"[..], b"two", b"three"]);
+    }
+}
+
+#[test]
+fn mapped_and_written_arenas_read_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"mapped").unwrap();
+    std::mem::forget(journal);
+    let found = Journal::open(&Disk::default(), options(dir.path(), false)).unwrap();
+    assert_eq!(sequences(&found.sealed()[0]), [1]);
+}
+
+#[test]
+fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    assert!(journal.swap().unwrap());
+    assert_eq!(append(&journal, b"b").unwrap().seq, 2);
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
+    journal.free_oldest();
+    std::mem::forget(journal);
+    let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+    let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
+    assert_eq!(seen, [2]);
+}
+
+#[test]
+fn a_round_that_has_begun_without_a_record_claims_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    assert!(journal.swap().unwrap());
+    std::mem::forget(journal);
+    assert_eq!(Journal::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_up_to, 1);
+}
+
+#[test]
+fn an_empty_arena_is_not_swapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    assert!(!journal.swap().unwrap());
+}
+
+#[test]
+fn a_full_arena_refuses_ordinary_records_and_still_takes_an_exception() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    let body = [7; 1000];
+    while append(&journal, &body).is_ok() {}
+    assert!(matches!(append(&journal, &body), Err(Refused::Full)));
+    assert!(journal.append(&body, hash_body(&body), 2, |_| ()).is_ok());
+    // Also the last eighth has an end, and nothing is ever written past it.
+    while journal.append(&body, hash_body(&body), 2, |_| ()).is_ok() {}
+    let per_arena = (ARENA - HEADER_BYTES - 8) as u64 / 1024;
+    assert_eq!(journal.last_seq(), per_arena);
+}
+
+#[test]
+fn a_burst_goes_on_in_the_spare_arena_while_the_committer_is_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    journal.prepare_spare().unwrap();
+    let mut halves = 0;
+    while let Ok(appended) = append(&journal, &[7; 1000]) {
+        halves += u32::from(appended.half_full);
+    }
+    let total = journal.last_seq();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=total / 2).collect::<Vec<_>>());
+    assert_eq!(journal.uncarried().1, total);
+    assert_eq!(halves, 3, "the committer is told at each half, and at the rotation");
+}
+
+#[test]
+fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    for seq in 1..=ARENAS_MAX as u64 {
+        assert_eq!(append(&journal, b"x").unwrap().seq, seq);
+        assert_eq!(journal.swap().unwrap(), seq < ARENAS_MAX as u64);
+    }
+    let mut seen = Vec::new();
+    while let Some(sealed) = journal.oldest_sealed() {
+        seen.extend(sequences(&sealed));
+        journal.free_oldest();
+    }
+    assert_eq!(seen, [1, 2, 3]);
+    assert!(journal.swap().unwrap());
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [4]);
+}
+
+#[test]
+fn with_every_arena_waiting_and_no_room_for_another_it_starts_and_takes_records_once_one_was_carried() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    append(&journal, b"a").unwrap();
+    journal.swap().unwrap();
+    append(&journal, b"b").unwrap();
+    std::mem::forget(journal);
+    let disk = Disk::gated(crate::sys::disk::fail_when(|call, _| {
+        (call.op == Op::Create).then(|| Verdict::Fail(io::ErrorKind::StorageFull.into()))
+    }));
+    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(9, 3).unwrap();
+    assert!(matches!(append(&journal, b"c"), Err(Refused::Full)));
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what waits is not touched");
+    journal.free_oldest();
+    assert_eq!(append(&journal, b"c").unwrap().seq, 3);
+    assert_eq!((journal.epoch(), sequences(&journal.oldest_sealed().unwrap())), (9, vec![2]));
+}
+
+#[test]
+fn a_lock_that_is_held_too_long_gives_busy_and_not_a_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    let held = journal.lock();
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| append(&journal, b"x")).join().unwrap();
+        assert!(matches!(refused, Err(Refused::Busy)));
+    });
+    drop(held);
+    assert!(append(&journal, b"x").is_ok());
+}
+
+#[test]
+fn a_closed_journal_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    journal.close();
+    assert!(matches!(append(&journal, b"x"), Err(Refused::Closed)));
+}
+
+#[test]
+fn foreign_and_damaged_files_are_set_aside_and_newer_ones_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("journal-0"), vec![b'x'; 9000]).unwrap();
+    let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+    assert_eq!(found.set_aside.len(), 1);
+    assert_eq!(std::fs::read(&found.set_aside[0].path).unwrap(), vec![b'x'; 9000]);
+    std::mem::forget(found.start(1, 1).unwrap());
+    let path = dir.path().join("journal-0");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 200;
+    let check = xxhash_rust::xxh3::xxh3_64(&bytes[..48]);
+    bytes[48..56].copy_from_slice(&check.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = Journal::open(&Disk::default(), options(dir.path(), true));
+    assert!(matches!(refused, Err(JournalError::Newer { version: 200, .. })));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn an_arena_cut_anywhere_keeps_its_whole_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    for _ in 0..50 {
+        append(&journal, &[5; 100]).unwrap();
+    }
+    std::mem::forget(journal);
+    let path = dir.path().join("journal-0");
+    let whole = std::fs::read(&path).unwrap();
+    for cut in (0..HEADER_BYTES + 60 * 128).step_by(61) {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+        let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
+        let least = cut.saturating_sub(HEADER_BYTES) / 128;
+        assert!(seen.len() >= least.min(50) && seen.len() <= 50, "cut {cut}: {}", seen.len());
+        for aside in found.set_aside {
+            std::fs::remove_file(aside.path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_is_told_and_the_arena_is_replaced_once_carried() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::gated(crate::sys::disk::fail_when(|call, nth| {
+        // Creation syncs twice for each of the two arenas; the fifth sync is ours.
+        (call.op == Op::Sync && nth == 5).then(|| Verdict::Fail(io::Error::from_raw_os_error(5)))
+    }));
+    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(1, 1).unwrap();
+    journal.prepare_spare().unwrap();
+    append(&journal, b"x").unwrap();
+    assert_eq!(journal.sync().unwrap_err().raw_os_error(), Some(5));
+    journal.swap().unwrap();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what was accepted can still be carried");
+    journal.free_oldest();
+    assert!(!dir.path().join("journal-0").exists());
+    append(&journal, b"y").unwrap();
+    assert_eq!(journal.sync().unwrap(), 2);
+}
+
+#[test]
+fn a_volatile_journal_works_and_leaves_no_file() {
+    let options = JournalOptions { dir: None, map: true, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) };
+    let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
+    append(&journal, b"x").unwrap();
+    assert!(journal.swap().unwrap());
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
+}
+
+#[test]
+fn two_threads_appending_get_every_number_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = started(dir.path(), true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..200).for_each(|_| assert!(append(&journal, b"twelve bytes").is_ok())));
+        }
+    });
+    journal.swap().unwrap();
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=400).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_carried() {
+    for (then, now) in [(ARENA, 2 * ARENA), (2 * ARENA, ARENA)] {
+        let dir = tempfile::tempdir().unwrap();
+        let sized = |arena_bytes| JournalOptions { arena_bytes, ..options(dir.path(), true) };
+        let journal = Journal::open(&Disk::default(), sized(then)).unwrap().start(1, 1).unwrap();
+        append(&journal, b"of an earlier life").unwrap();
+        std::mem::forget(journal);
+        let found = Journal::open(&Disk::default(), sized(now)).unwrap();
+        assert_eq!(sequences(&found.oldest_sealed().unwrap()), [1], "whatever its size, it is read");
+        found.free_oldest();
+        let _journal = found.start(2, 2).unwrap();
+        let sizes = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len() as usize);
+        assert!(sizes.into_iter().all(|size| size == now), "from {then} to {now}");
+    }
+}
+
+/// Writes a file as programs do that restore files and leave out zeros.
+fn restore_sparse(path: &std::path::Path) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    let pages = bytes.chunks(4096).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+    pages.for_each(|(at, page)| std::os::unix::fs::FileExt::write_all_at(&file, page, at as u64 * 4096).unwrap());
+}
+
+#[test]
+fn an_arena_that_was_restored_without_its_zeros_gets_them_before_it_is_mapped_or_is_not_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal-0");
+    for has_room in [true, false] {
+        arena::Arena::create(&Disk::default(), &path, 0, 1 << 20, true).unwrap();
+        restore_sparse(&path);
+        let gate = crate::sys::disk::fail_when(move |call, _| {
+            let fails = !has_room && call.op == crate::sys::disk::Op::Write;
+            fails.then(|| crate::sys::disk::Verdict::Fail(io::ErrorKind::StorageFull.into()))
+        });
+        let (header, arena) = arena::Arena::open(&Disk::gated(gate), &path, 0, true).unwrap();
+        let arena = arena.unwrap();
+        assert_eq!((header, format!("{arena:?}").contains("Mapped {")), (arena::Header::Free, has_room));
+        let file = Disk::default().open(&path, crate::sys::disk::Open::ReadOnly).unwrap();
+        assert_eq!(file.allocated_bytes().unwrap() >= 1 << 20, has_room);
+        drop(arena);
+        std::fs::remove_file(&path).unwrap();
+    }
+}

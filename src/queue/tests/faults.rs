@@ -1,0 +1,225 @@
+//! One life of a shard, once for each call that it makes to the disk: that call fails, the shard goes on as its committer would. What
+//! was accepted is there for the next owner, and what a sync had confirmed is there after a power cut as well.
+
+use super::cut_disk::{Cut, CutDisk, Fault};
+use super::power_cut::{Facts, Fate, look_at};
+use super::*;
+use crate::sys::disk::Op;
+
+const NO_SPACE: i32 = 28;
+const BROKEN: i32 = 5;
+const INTERRUPTED: i32 = 4;
+const SHORT: i32 = 0;
+
+struct Run {
+    queue_dir: PathBuf,
+    disk: Arc<CutDisk<Facts>>,
+    shard: Shard,
+    next_id: u64,
+    /// For messages.
+    fault: Option<Fault>,
+}
+
+impl Run {
+    fn begin(root: &Path, mapped: bool, fault: Option<Fault>) -> Run {
+        let queue_dir = root.join("queue");
+        std::fs::create_dir(&queue_dir).unwrap();
+        let disk = CutDisk::new(root, mapped, 1, 1);
+        disk.fail(fault);
+        let shard = Self::open(&disk, &queue_dir, fault);
+        Run { queue_dir, disk, shard, next_id: 1, fault }
+    }
+
+    /// The second time at the latest, for only one call fails.
+    fn open(disk: &Arc<CutDisk<Facts>>, queue_dir: &Path, fault: Option<Fault>) -> Shard {
+        let gated = Disk::gated(Arc::clone(disk) as Arc<dyn Gate>);
+        let opened = try_open(&gated, queue_dir).or_else(|_| try_open(&gated, queue_dir));
+        let Opened { shard, findings, .. } = opened.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
+        let is_harmless = |finding: &Finding| matches!(finding, Finding::NotCarried { .. });
+        assert!(findings.iter().all(is_harmless), "{fault:?}: {findings:?}");
+        shard
+    }
+
+    fn reopen(&mut self) {
+        self.shard.close();
+        // The old one goes first: a directory has one owner.
+        let disk = Disk::default();
+        self.shard = Shard::volatile(&disk, &options(&self.queue_dir)).unwrap();
+        self.shard = Self::open(&self.disk, &self.queue_dir, self.fault);
+    }
+
+    fn append(&mut self, count: u64) {
+        for id in self.next_id..self.next_id + count {
+            if let Ok(appended) = append(&self.shard, id, 0) {
+                self.disk.know(|facts| facts.appended.push((appended.seq, id)));
+            }
+        }
+        self.next_id += count;
+    }
+
+    fn sync(&self) {
+        match self.shard.sync() {
+            Ok(up_to) => self.confirm(up_to),
+            Err(_) => self.carry(&[]),
+        }
+    }
+
+    fn confirm(&self, up_to: u64) {
+        self.disk.know(|facts| facts.confirmed = facts.confirmed.max(up_to));
+        self.look("confirmed");
+    }
+
+    fn carry(&self, settled: &[Settled]) {
+        let _ = self.shard.journal().swap();
+        let (mut settled, mut failures) = (settled, 0);
+        loop {
+            match self.shard.carry(settled, None, NOW) {
+                Ok(Some(carried)) => {
+                    assert_eq!(carried.missing, 0, "{:?}", self.fault);
+                    self.disk.know(Facts::commit);
+                    settled = &[];
+                    self.confirm(carried.up_to);
+                }
+                Ok(None) if settled.is_empty() => return,
+                Ok(None) => return self.settle(settled),
+                Err(error) => self.mend(&error, &mut failures),
+            }
+        }
+    }
+
+    fn settle(&self, settled: &[Settled]) {
+        let mut failures = 0;
+        while let Err(error) = self.shard.settle(settled, None, NOW) {
+            self.mend(&error, &mut failures);
+        }
+        self.disk.know(Facts::commit);
+        self.look("settled");
+    }
+
+    fn mend(&self, error: &ShardError, failures: &mut u32) {
+        *failures += 1;
+        assert!(*failures < 4, "{:?}: {error:?}", self.fault);
+        if self.shard.open_store().unwrap().is_latched() {
+            let reopened = self.shard.reopen_store(NOW).or_else(|_| self.shard.reopen_store(NOW));
+            let findings = reopened.unwrap_or_else(|error| panic!("{:?}: {error:?}", self.fault));
+            assert!(findings.is_empty(), "{:?}: {findings:?}", self.fault);
+        }
+    }
+
+    /// Of the oldest row every third record is dead_lettered, every third is kept, and the others were delivered.
+    fn judge_oldest(&self) -> Vec<Settled> {
+        let Some(chunk) =
+            (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
+        else {
+            return Vec::new();
+        };
+        let (mut delivered, mut dead_lettered, mut keep) = (0, Vec::new(), Vec::new());
+        for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
+            let fate = match head.seq % 3 {
+                0 => {
+                    dead_lettered.push(dead(head.seq, u64::from_le_bytes(*body.first_chunk().unwrap())));
+                    Fate::DeadLettered
+                }
+                1 => {
+                    keep.push(head.seq);
+                    continue;
+                }
+                _ => {
+                    delivered += 1;
+                    Fate::Delivered
+                }
+            };
+            self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
+        }
+        vec![Settled { first_seq: chunk.key.first_seq, delivered, dead_lettered, keep: Some(keep) }]
+    }
+
+    /// What the next owner would find after a power cut that takes everything it can.
+    fn look(&self, after: &str) {
+        look_at(&self.disk.cut_badly(format!("{:?}, {after}", self.fault)), true, false);
+    }
+
+    /// What it would find after a kill.
+    fn look_after_kill(&self, root: &Path) {
+        let mut facts = Facts::default();
+        self.disk.know(|known| facts = known.clone());
+        facts.confirmed = facts.appended.iter().map(|(seq, _)| *seq).max().unwrap_or(0);
+        look_at(&Cut { dir: copy_of(root), facts, at: format!("{:?}, killed", self.fault) }, true, true);
+    }
+}
+
+/// Returns what calls it took.
+fn live(mapped: bool, fault: Option<Fault>) -> std::collections::HashMap<Op, u64> {
+    let root = scratch();
+    let mut run = Run::begin(root.path(), mapped, fault);
+    run.append(20);
+    run.sync();
+    run.append(20);
+    run.carry(&[]);
+    run.append(10);
+    run.settle(&run.judge_oldest());
+    run.sync();
+    let _ = run.shard.journal().swap();
+    run.append(10);
+    run.look_after_kill(root.path());
+    run.reopen();
+    run.append(5);
+    run.carry(&run.judge_oldest());
+    run.append(5);
+    run.sync();
+    run.look_after_kill(root.path());
+    let calls = run.disk.calls();
+    drop(run);
+    calls
+}
+
+/// In a debug build one in so many calls fails, of writes and of all others; the database is slower there by an order of magnitude.
+const STRIDES: (usize, usize) = if cfg!(debug_assertions) { (37, 4) } else { (1, 1) };
+
+fn every_call_fails_once(mapped: bool) {
+    let calls = live(mapped, None);
+    assert!(calls[&Op::Write] > 50 && calls[&Op::Sync] > 10, "{calls:?}");
+    for (op, count) in calls {
+        let (errors, stride): (&[i32], _) = match op {
+            Op::Write => (&[NO_SPACE, BROKEN, INTERRUPTED, SHORT], STRIDES.0),
+            Op::Sync | Op::SetLen | Op::Create | Op::Rename => (&[NO_SPACE, BROKEN, INTERRUPTED], STRIDES.1),
+            _ => (&[BROKEN, INTERRUPTED], STRIDES.1),
+        };
+        for (first, &errno) in (1..).zip(errors) {
+            for nth in (first..=count).step_by(stride) {
+                live(mapped, Some(Fault { op, nth, errno }));
+            }
+        }
+    }
+}
+
+#[test]
+fn no_single_fault_costs_an_accepted_record_where_arenas_are_mapped() {
+    every_call_fails_once(true);
+}
+
+#[test]
+fn no_single_fault_costs_an_accepted_record_where_arenas_are_written() {
+    every_call_fails_once(false);
+}
+
+#[test]
+fn after_a_failed_sync_no_other_sync_confirms_what_the_kernel_may_have_forgotten() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let mut run = Run::begin(root.path(), mapped, None);
+        run.append(10);
+        let next = run.disk.calls()[&Op::Sync] + 1;
+        run.disk.fail(Some(Fault { op: Op::Sync, nth: next, errno: BROKEN }));
+        run.shard.sync().unwrap_err();
+        run.shard.sync().unwrap_err();
+        // Where the store cannot take the records, sealing the arena changes nothing.
+        assert!(run.shard.journal().swap().unwrap());
+        run.append(1);
+        run.shard.sync().unwrap_err();
+        run.carry(&[]);
+        run.append(1);
+        assert_eq!(run.shard.sync().unwrap(), 12, "once they are in the store, the journal is as good as new");
+        run.confirm(12);
+    }
+}

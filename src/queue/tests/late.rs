@@ -1,0 +1,108 @@
+//! Arenas of an earlier life that could not be carried when the shard was opened, and a page that says more than can be.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::sys::disk::Op;
+
+/// A machine on whose disk the store cannot grow, as long as it is stuck.
+#[derive(Debug)]
+struct Stuck {
+    boot_id: u128,
+    is_stuck: AtomicBool,
+}
+
+impl Stuck {
+    fn disk(boot_id: u128, is_stuck: bool) -> (Disk, Arc<Self>) {
+        let machine = Arc::new(Self { boot_id, is_stuck: AtomicBool::new(is_stuck) });
+        (Disk::gated(Arc::clone(&machine) as Arc<dyn Gate>), machine)
+    }
+}
+
+impl Gate for Stuck {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        let is_growth = call.op == Op::SetLen && call.path.ends_with("queue.redb");
+        match is_growth && self.is_stuck.load(Ordering::SeqCst) {
+            true => Verdict::Fail(io::ErrorKind::StorageFull.into()),
+            false => Verdict::Go,
+        }
+    }
+
+    fn file_system(&self) -> Option<FileSystem> {
+        Some(FileSystem::Ext)
+    }
+
+    fn boot_id(&self) -> Option<u128> {
+        Some(self.boot_id)
+    }
+}
+
+/// A queue whose journal is full and was never synced; one record of it has not reached the disk.
+fn after_a_power_cut(root: &Path) -> PathBuf {
+    let queue_dir = root.join("queue");
+    let shard = open(&Machine::disk(7, true), &queue_dir).shard;
+    shard.journal().prepare_spare().unwrap();
+    let taken = (1..10_000).take_while(|id| append(&shard, *id, 0).is_ok()).count();
+    assert!(taken > 100);
+    std::mem::forget(shard);
+    let arena = first_shard(&queue_dir).join("journal-0");
+    let mut bytes = std::fs::read(&arena).unwrap();
+    bytes[6000..6016].fill(0);
+    std::fs::write(&arena, bytes).unwrap();
+    queue_dir
+}
+
+#[test]
+fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_carried() {
+    let root = scratch();
+    let at_first = after_a_power_cut(root.path());
+    // In a copy each: the owner before is still there, as far as this process knows.
+    let second = copy_of(root.path());
+    let (disk, machine) = Stuck::disk(8, true);
+    let queue_dir = second.path().join(at_first.file_name().unwrap());
+    let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+    assert!(findings.iter().any(|finding| matches!(finding, Finding::NotCarried { .. })), "{findings:?}");
+    let third = copy_of(second.path());
+    machine.is_stuck.store(false, Ordering::SeqCst);
+    if shard.open_store().is_some_and(|store| store.is_latched()) {
+        shard.reopen_store(NOW).unwrap();
+    }
+    let mut carried = Vec::new();
+    while let Some(step) = shard.carry(&[], None, NOW).unwrap() {
+        carried.push(step);
+    }
+    assert!(carried.iter().any(|step| step.missing > 0 && step.after_restart), "{carried:?}");
+    let ledger = shard.ledger();
+    assert!(ledger.lost_unsynced > 0 && ledger.damaged == 0 && ledger.imbalance() == 0, "{ledger:?}");
+    // Or by the next owner, who has not seen the machine being restarted.
+    let (disk, _) = Stuck::disk(8, false);
+    let Opened { shard, findings, before, .. } = open(&disk, &third.path().join("queue"));
+    assert!(before.same_boot && findings.iter().any(|f| matches!(f, Finding::Missing { after_restart: true, .. })));
+    assert_eq!((shard.ledger().lost_unsynced, shard.ledger().damaged), (ledger.lost_unsynced, 0));
+    // What is damaged from then on is damaged.
+    append(&shard, 10_001, 0).unwrap();
+    assert!(shard.journal().swap().unwrap());
+    assert!(!shard.carry(&[], None, NOW).unwrap().unwrap().after_restart);
+}
+
+#[test]
+fn an_epoch_near_the_end_of_its_range_on_the_page_does_not_end_the_journal() {
+    for written in [u64::MAX, u64::MAX - 1, 1 << 50] {
+        let root = scratch();
+        let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
+        open(&disk, &queue_dir).shard.close();
+        let status = first_shard(&queue_dir).join("status");
+        let mut bytes = std::fs::read(&status).unwrap();
+        bytes[80..88].copy_from_slice(&written.to_le_bytes());
+        std::fs::write(&status, bytes).unwrap();
+        for life in 1..=3 {
+            let shard = open(&disk, &queue_dir).shard;
+            append(&shard, life, 0).unwrap();
+            shard.journal().swap().unwrap();
+            shard.carry(&[], None, NOW).unwrap();
+            assert_eq!(queued(&shard).len() as u64, life, "what was accepted is carried");
+            assert!(shard.journal().epoch() < 100, "{}", shard.journal().epoch());
+            shard.close();
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Files that are not what was written: flipped, blanked, cut, shuffled. Opening never panics, never revives what was settled, and says
+//! of every record that was accepted where it is, or that it is damaged.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::queue::store::DamagedRow;
+
+/// A debug build of the database is slower by an order of magnitude.
+const MUTATIONS: u64 = if cfg!(debug_assertions) { 200 } else { 3_000 };
+const TOTAL: u64 = 100;
+
+/// What a killed owner left: 60 records in the store, of which ten were delivered and five dead_lettered, and two arenas of twenty.
+struct Specimen {
+    root: tempfile::TempDir,
+    /// In the store, then in the journal.
+    carried: BTreeMap<u64, u64>,
+    waiting: BTreeMap<u64, u64>,
+}
+
+impl Specimen {
+    fn make(mapped: bool) -> Specimen {
+        let root = scratch();
+        let shard = open(&Machine::disk(7, mapped), &root.path().join("queue")).shard;
+        for batch in 0..5 {
+            for id in batch * 20 + 1..=batch * 20 + 20 {
+                assert_eq!(append(&shard, id, 0).unwrap().seq, id);
+            }
+            // The fourth arena is sealed and not carried, the fifth is active.
+            if batch < 4 {
+                shard.journal().swap().unwrap();
+            }
+            if batch < 3 {
+                shard.carry(&[], None, NOW).unwrap().unwrap();
+            }
+        }
+        shard.sync().unwrap();
+        let dead_lettered: Vec<_> = (1..=5).map(|seq| dead(seq, seq)).collect();
+        let settled = Settled { first_seq: 1, delivered: 10, dead_lettered, keep: Some((16..=20).collect()) };
+        assert_eq!(shard.settle(&[settled], None, NOW).unwrap().stale_removals, 0);
+        let left = copy_of(root.path());
+        let carried = (16..=60).map(|seq| (seq, seq)).collect();
+        Specimen { root: left, carried, waiting: (61..=TOTAL).map(|seq| (seq, seq)).collect() }
+    }
+
+    fn files(&self) -> Vec<String> {
+        let names = std::fs::read_dir(first_shard(&self.root.path().join("queue"))).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "lock" && name != "reserve");
+        names.sort();
+        names
+    }
+}
+
+/// A bit, a run of noise, a run of zeros, a sector put elsewhere, a cut, an end that nobody wrote.
+fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
+    if bytes.is_empty() {
+        return;
+    }
+    // Most of an arena and of a new store is empty: what is written is hit more often.
+    let written: Vec<_> =
+        (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|b| *b != 0)).collect();
+    let at =
+        written.get(next(random) as usize % written.len().max(1)).copied().unwrap_or(0) + next(random) as usize % 64;
+    let at = at.min(bytes.len() - 1);
+    let run = at..(at + next(random) as usize % 700).min(bytes.len());
+    match next(random) % 7 {
+        0 | 1 => bytes[at] ^= 1 << (next(random) % 8),
+        2 => run.for_each(|i| bytes[i] = next(random) as u8),
+        3 => bytes[run].fill(0),
+        4 => {
+            let from = (next(random) as usize % bytes.len()) / 512 * 512;
+            let len = 512.min(bytes.len() - from).min(bytes.len() - at / 512 * 512);
+            bytes.copy_within(from..from + len, at / 512 * 512);
+        }
+        5 => bytes.truncate(at),
+        _ => bytes.extend_from_slice(&[next(random) as u8; 5000]),
+    }
+}
+
+/// Everything that can be read, as the delivery reads it: damaged rows are replaced by what is left of them.
+fn drained(shard: &Shard, round: u64) -> BTreeMap<u64, u64> {
+    for _ in 0..50 {
+        let read = match shard.read(None, usize::MAX) {
+            Ok(read) => read,
+            Err(_) => {
+                shard.reopen_store(NOW).unwrap();
+                continue;
+            }
+        };
+        if !read.damaged.is_empty() {
+            let removals = read.damaged.into_iter().map(DamagedRow::removal).collect();
+            if shard.mend(removals, NOW).is_err() {
+                shard.reopen_store(NOW).unwrap();
+            }
+            continue;
+        }
+        let found = queued(shard);
+        assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0), "round {round}: {found:?}");
+        return found.into_iter().collect();
+    }
+    panic!("round {round}: the queue cannot be read to its end");
+}
+
+fn look(specimen: &Specimen, mapped: bool, mutated: &[&String], round: u64) {
+    let (disk, root) = (Machine::disk(7, mapped), copy_of(specimen.root.path()));
+    let queue_dir = root.path().join("queue");
+    let mut random = 0x1234_5678_9ABC_DEF1 ^ round.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    for name in mutated {
+        let path = first_shard(&queue_dir).join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        mutate(&mut bytes, &mut random);
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let opened = try_open(&disk, &queue_dir);
+    let Opened { shard, findings, .. } = opened.unwrap_or_else(|error| panic!("round {round}, {mutated:?}: {error:?}"));
+    let found = drained(&shard, round);
+    let ledger = shard.ledger();
+    let all = format!("round {round}, {mutated:?}: {ledger:?}, {findings:?}");
+    assert_eq!((ledger.imbalance(), ledger.queued_events), (0, found.len() as u64), "{all}");
+    let is_mutated = |prefix: &str| mutated.iter().any(|name| name.starts_with(prefix));
+    let has_all = |of: &BTreeMap<u64, u64>| of.iter().all(|(seq, id)| found.get(seq) == Some(id));
+    assert!(found.iter().all(|(seq, id)| seq == id && *seq <= TOTAL), "{all}: {found:?}");
+    if !is_mutated("queue") {
+        assert!(has_all(&specimen.carried), "{all}: {found:?}");
+        assert!(found.keys().all(|seq| *seq > 15), "{all}: settled records came back");
+    }
+    if !is_mutated("journal") {
+        assert!(has_all(&specimen.waiting), "{all}: {found:?}");
+    }
+    if !is_mutated("status") {
+        assert_eq!(ledger.accepted, TOTAL, "{all}: {found:?}");
+    }
+    let next = append(&shard, 7_777, 0).unwrap().seq;
+    assert!(next > found.keys().last().copied().unwrap_or(0), "{all}");
+    shard.close();
+    drop(shard);
+    let shard = open(&disk, &queue_dir).shard;
+    let expected: BTreeMap<_, _> = found.into_iter().chain([(next, 7_777)]).collect();
+    assert_eq!(queued(&shard).into_iter().collect::<BTreeMap<_, _>>(), expected, "{all}");
+    assert_eq!(shard.ledger().imbalance(), 0, "{all}");
+}
+
+#[test]
+fn whatever_is_done_to_the_files_every_accepted_record_is_found_or_counted() {
+    for mapped in [true, false] {
+        let specimen = Specimen::make(mapped);
+        let files = specimen.files();
+        assert_eq!(files, ["journal-0", "journal-1", "queue.redb", "status"]);
+        for round in 0..MUTATIONS / 2 {
+            let first = &files[round as usize % files.len()];
+            let second = &files[round as usize / files.len() % files.len()];
+            // One file in two rounds of three, two files in the third.
+            let mutated = if round % 3 == 2 && first != second { vec![first, second] } else { vec![first] };
+            look(&specimen, mapped, &mutated, round);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What is left of a shard whose room was given back.
+
+use super::*;
+use crate::queue::keeps_room;
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn carry(shard: &Shard) {
+    shard.journal().swap().unwrap();
+    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+}
+
+#[test]
+fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters() {
+    for mapped in [true, false] {
+        let root = scratch();
+        let (disk, queue_dir) = (Machine::disk(7, mapped), root.path().join("queue"));
+        let shard = open(&disk, &queue_dir).shard;
+        let dir = first_shard(&queue_dir);
+        // Large enough that the file is worth compacting.
+        for id in 1..=40_000 {
+            while append(&shard, id, 0).is_err() {
+                carry(&shard);
+            }
+        }
+        carry(&shard);
+        let rows = shard.read(None, usize::MAX).unwrap().chunks;
+        let mut settled: Vec<_> = rows
+            .iter()
+            .map(|row| Settled {
+                first_seq: row.key.first_seq,
+                delivered: u64::from(row.count),
+                dead_lettered: Vec::new(),
+                keep: None,
+            })
+            .collect();
+        settled[0].dead_lettered = vec![dead(1, 1)];
+        settled[0].delivered -= 1;
+        shard.settle(&settled, None, NOW).unwrap();
+        let before = shard.file_bytes();
+        std::fs::create_dir(dir.join("crash")).unwrap();
+        std::fs::write(dir.join("crash/1-1.bad"), "what could not be read").unwrap();
+        assert!(keeps_room(&disk, &dir, NOW + 1) && !keeps_room(&disk, &dir, NOW));
+        shard.give_back_room(&disk).unwrap();
+        assert_eq!(names(&dir), ["crash", "lock", "queue.redb", "status"]);
+        let file_bytes =
+            std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(dir.join("queue.redb")).unwrap()) * 512;
+        assert!(file_bytes < 3 * 1024 * 1024 && before > 6 * 1024 * 1024, "{before} bytes, then {file_bytes}");
+        assert!(!keeps_room(&disk, &dir, NOW + 1) && is_known_empty(&disk, &dir));
+        let Opened { shard, findings, before, .. } = open(&disk, &queue_dir);
+        assert!(findings.is_empty() && before.clean, "{findings:?}");
+        let ledger = shard.ledger();
+        assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.damaged), (40_000, 39_999, 1, 0));
+        assert_eq!(shard.dead(None, 10).unwrap().records.len(), 1);
+        assert_eq!(append(&shard, 40_001, 0).unwrap().seq, 40_001);
+        assert!(dir.join("crash/1-1.bad").exists());
+    }
+}
+
+#[test]
+fn a_shard_in_which_something_waits_or_that_is_not_ours_any_more_keeps_everything() {
+    let root = scratch();
+    let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
+    let dir = first_shard(&queue_dir);
+    let shard = open(&disk, &queue_dir).shard;
+    let files = names(&dir);
+    append(&shard, 1, 0).unwrap();
+    shard.give_back_room(&disk).unwrap();
+    assert_eq!(names(&dir), files);
+    let shard = open(&disk, &queue_dir).shard;
+    assert_eq!(queued(&shard).len(), 1);
+    shard.give_back_room(&disk).unwrap();
+    assert_eq!(names(&dir), files, "one row in the store");
+    let shard = open(&disk, &queue_dir).shard;
+    shard.settle(&[Settled { first_seq: 1, delivered: 1, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
+    std::fs::remove_file(dir.join("lock")).unwrap();
+    let other = claim(&disk, dir.parent().unwrap(), &[]).unwrap();
+    assert_eq!(other.dir(), dir);
+    shard.give_back_room(&disk).unwrap();
+    assert_eq!(names(&dir), files, "they are somebody else's now");
+}
+
+#[test]
+fn a_power_cut_while_room_is_given_back_loses_nothing_whatever_is_gone_by_then() {
+    let root = scratch();
+    let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
+    let shard = open(&disk, &queue_dir).shard;
+    (1..=50).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
+    carry(&shard);
+    let settled = |row: &crate::queue::store::Chunk| Settled {
+        first_seq: row.key.first_seq,
+        delivered: u64::from(row.count),
+        dead_lettered: Vec::new(),
+        keep: None,
+    };
+    let rows = shard.read(None, usize::MAX).unwrap().chunks;
+    shard.settle(&rows.iter().map(settled).collect::<Vec<_>>(), None, NOW).unwrap();
+    let before = copy_of(root.path());
+    shard.give_back_room(&disk).unwrap();
+    let gone: Vec<_> = names(&first_shard(&before.path().join("queue")))
+        .into_iter()
+        .filter(|name| !first_shard(&queue_dir).join(name).exists())
+        .collect();
+    assert!(gone.len() >= 3, "{gone:?}");
+    for set in 0..1_u32 << gone.len() {
+        let after = copy_of(before.path());
+        let queue_dir = after.path().join("queue");
+        for (_, name) in gone.iter().enumerate().filter(|(at, _)| set & 1 << at != 0) {
+            std::fs::remove_file(first_shard(&queue_dir).join(name)).unwrap();
+        }
+        // Another start of the machine.
+        let Opened { shard, findings, .. } = open(&Machine::disk(8, true), &queue_dir);
+        let ledger = shard.ledger();
+        assert_eq!((ledger.accepted, ledger.delivered, ledger.imbalance()), (50, 50, 0), "{set:b}");
+        assert!(findings.is_empty(), "{set:b}: {findings:?}");
+        assert_eq!(append(&shard, 51, 0).unwrap().seq, 51);
+    }
+}
