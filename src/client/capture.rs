@@ -11,7 +11,7 @@ use crate::context::{self, Context};
 use crate::crash;
 use crate::diagnostics::Diagnostic;
 use crate::event::{Event, Record, Refusal, Stamp, uuids};
-use crate::pipeline::{DropReason, Pipeline, Unwelcome};
+use crate::pipeline::{AppendError, DropReason, Pipeline};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
 use crate::sys::reentry;
@@ -139,7 +139,7 @@ impl Shared {
                 record.recycle();
                 receipt
             }
-            Err(unwelcome) => self.turn_away(pipeline, unwelcome, &record, now_nanos),
+            Err(append_error) => self.turn_away(pipeline, append_error, &record, now_nanos),
         }
     }
 
@@ -220,8 +220,14 @@ impl Shared {
     }
 
     #[cold]
-    fn turn_away(&self, pipeline: &Pipeline, unwelcome: Unwelcome, record: &Record, now_nanos: WallNanos) -> Receipt {
-        let reason = DropReason::from(unwelcome);
+    fn turn_away(
+        &self,
+        pipeline: &Pipeline,
+        append_error: AppendError,
+        record: &Record,
+        now_nanos: WallNanos,
+    ) -> Receipt {
+        let reason = DropReason::from(append_error);
         self.count(reason);
         let detail = || match pipeline.floor().filter(|_| reason == DropReason::DiskFull) {
             Some(floor) => Diagnostic::from(floor).to_string(),
@@ -264,16 +270,16 @@ fn attribute(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
     }
 }
 
-impl From<Unwelcome> for DropReason {
-    fn from(unwelcome: Unwelcome) -> Self {
-        match unwelcome {
-            Unwelcome::Closed => DropReason::Closed,
-            Unwelcome::Forked => DropReason::Forked,
-            Unwelcome::JournalBusy => DropReason::JournalBusy,
-            Unwelcome::JournalFull => DropReason::JournalFull,
-            Unwelcome::QueueFull => DropReason::QueueFull,
-            Unwelcome::DiskFull => DropReason::DiskFull,
-            Unwelcome::Storage => DropReason::Storage,
+impl From<AppendError> for DropReason {
+    fn from(append_error: AppendError) -> Self {
+        match append_error {
+            AppendError::Closed => DropReason::Closed,
+            AppendError::Forked => DropReason::Forked,
+            AppendError::JournalBusy => DropReason::JournalBusy,
+            AppendError::JournalFull => DropReason::JournalFull,
+            AppendError::QueueFull => DropReason::QueueFull,
+            AppendError::DiskFull => DropReason::DiskFull,
+            AppendError::Storage => DropReason::Storage,
         }
     }
 }

@@ -159,7 +159,7 @@ impl Stats {
             delivered: ledger.delivered,
             queued_events: ledger.queued_events + in_journal,
             // The look at the journal's bytes was another moment: what has been carried since is in the ledger.
-            queued_bytes: ledger.queued_bytes + if in_journal > 0 { snapshot.uncarried_bytes } else { 0 },
+            queued_bytes: ledger.queued_bytes + if in_journal > 0 { snapshot.journaled_bytes } else { 0 },
             dead_lettered: ledger.dead_lettered,
             evicted: ledger.evicted,
             damaged: ledger.damaged,

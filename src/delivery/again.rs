@@ -70,7 +70,7 @@ impl Engine {
             self.note_recovery(ticket);
             return self.intake.release(&batch, now);
         }
-        self.intake.settle_decided(&mut batch, now);
+        self.intake.ack_decided(&mut batch, now);
         let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
         let reason = sorted.again_reason;
         let text = format!("PostHog asks for {} events again: {reason}", sorted.again);

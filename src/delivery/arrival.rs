@@ -34,7 +34,7 @@ impl Intake {
         self.queue(reference, clean..whole.range.end, is_doubted);
         // The parts are counted; the whole no longer is. A chunk without a readable record is closed by this.
         let closed = self.loaded.release(&whole);
-        self.settle(closed, now);
+        self.ack(closed, now);
     }
 
     fn suspects_of(&self, slice: &Slice) -> Vec<(usize, Reason)> {

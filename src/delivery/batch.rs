@@ -154,7 +154,7 @@ pub(super) fn json_estimate(body: &[u8]) -> usize {
     }
 }
 
-/// How much goes into one request. The limit on bytes learns: a proxy may take less than PostHog, and a slow link may not carry in
+/// How much goes into one request. The limit on bytes learns: a proxy may take less than PostHog, and a slow link may not checkpoint in
 /// one timeout what a fast one does.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {

@@ -131,7 +131,7 @@ pub(super) async fn run(mut engine: Engine) {
         engine.answer_flushes();
         engine.publish();
         if engine.is_over() {
-            engine.settle_all();
+            engine.ack_all();
             break;
         }
         engine.wait().await;
@@ -353,7 +353,7 @@ impl Engine {
         now >= stop.deadline || (is_done && self.under_way.is_empty())
     }
 
-    fn settle_all(&mut self) {
+    fn ack_all(&mut self) {
         self.shared.inbox().found = Some(self.found_by_stop());
         self.requests.abort_all();
         self.intake.close_all(now());

@@ -136,7 +136,7 @@ fn secs(secs: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_committed_is_delivered_in_order_and_settled_once() {
+async fn what_is_committed_is_delivered_in_order_and_acked_once() {
     let rig = Rig::start(queue_of(5, 30), |_| Reply::ok());
     rig.drained().await;
     rig.commit(7);
@@ -144,7 +144,7 @@ async fn what_is_committed_is_delivered_in_order_and_settled_once() {
     assert_eq!(outcome.endpoint, EndpointStatus::Up);
     let events: Vec<u64> = rig.endpoint.seen().into_iter().flat_map(|seen| seen.events).collect();
     assert_eq!(events, (1..=157).collect::<Vec<_>>());
-    assert_eq!((rig.queue.delivered(), rig.queue.settlements()), (157, 6));
+    assert_eq!((rig.queue.delivered(), rig.queue.acks()), (157, 6));
     assert!(rig.notices.lock().unwrap().is_empty());
     assert_eq!(rig.told.lock().unwrap().last().unwrap(), "[151, 152, 153, 154, 155, 156, 157] Delivered");
     assert_eq!(rig.handle.state().phase, Phase::Idle);
@@ -300,7 +300,7 @@ async fn a_captive_portal_delivers_nothing() {
     let rig = Rig::start(queue_of(2, 10), |_| Reply::new(200, "<html>Sign in</html>"));
     assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { status: 200, .. })), 1);
-    assert_eq!((rig.queue.queued().len(), rig.queue.settlements()), (20, 0));
+    assert_eq!((rig.queue.queued().len(), rig.queue.acks()), (20, 0));
     assert!(rig.told.lock().unwrap().is_empty());
 }
 
@@ -338,7 +338,7 @@ async fn a_chunk_larger_than_a_batch_is_cut_and_lanes_do_not_mix() {
     let sizes: Vec<_> = seen.iter().map(|seen| (seen.url.to_string(), seen.events.len())).collect();
     let batch = "http://fake/batch/".to_owned();
     assert_eq!(sizes, [(batch.clone(), 10), (batch.clone(), 10), (batch, 5), ("http://fake/ai/".to_owned(), 2)]);
-    assert_eq!(rig.queue.settlements(), 2);
+    assert_eq!(rig.queue.acks(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -399,14 +399,14 @@ async fn stop_gives_up_what_is_under_way_at_its_deadline_and_keeps_it_queued() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abandoned_engine_settles_nothing_and_leaves_nobody_waiting() {
+async fn an_abandoned_engine_acks_nothing_and_leaves_nobody_waiting() {
     let rig = Rig::start(queue_of(1, 30), |_| Reply::ok().after(secs(1000)));
     rig.until(|rig| rig.endpoint.seen().len() == 1).await;
     let (done, outcome) = oneshot::channel();
     rig.handle.flush(Box::new(move |result| done.send(result).unwrap()));
     rig.handle.abandon();
     assert_eq!(outcome.await.unwrap(), EndpointStatus::Stopped);
-    assert_eq!((rig.queue.queued().len(), rig.queue.settlements()), (30, 0));
+    assert_eq!((rig.queue.queued().len(), rig.queue.acks()), (30, 0));
     assert_eq!(rig.flush().await.endpoint, EndpointStatus::Stopped, "also after the end");
     rig.stop(secs(1)).await;
 }

@@ -151,12 +151,12 @@ impl Engine {
         }
         self.step_back(now);
         if let Some(mut again) = self.again.take() {
-            // Verdicts on events of this batch are settled before the failure is reported to a flush.
-            self.intake.settle_decided(&mut again, now);
+            // Verdicts on events of this batch are acked before the failure is reported to a flush.
+            self.intake.ack_decided(&mut again, now);
             self.again = Some(again);
         }
         self.flushes.has_met_failure = true;
-        if !self.can_be_settled_soon(now) {
+        if !self.can_be_acked_soon(now) {
             self.fail_flushes();
         }
     }
@@ -191,7 +191,7 @@ impl Engine {
 
     /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a
     /// batch that failed and can be sent in parts.
-    fn can_be_settled_soon(&mut self, now: Instant) -> bool {
+    fn can_be_acked_soon(&mut self, now: Instant) -> bool {
         let has_parts = |again: &Batch| again.events > 1 && !again.asked_again;
         let is_waiting = matches!(self.pace.health(), Health::Cooldown { .. }) || self.pace.active_hold(now).is_some();
         if self.doubted.is_none() || is_waiting || self.source.is_held() {
@@ -204,7 +204,7 @@ impl Engine {
     /// Ends flushes with the failure once no probe that is due soon can show that the endpoint works.
     pub(super) fn fail_flushes_if_down(&mut self) {
         let is_down = self.flushes.has_met_failure && self.pace.health() != Health::Up;
-        if is_down && self.under_way.is_empty() && !self.can_be_settled_soon(now()) {
+        if is_down && self.under_way.is_empty() && !self.can_be_acked_soon(now()) {
             self.fail_flushes();
         }
     }
@@ -362,7 +362,7 @@ impl Engine {
     }
 
     /// The endpoint is down or sending is held back: everything that is not under way goes back to the queue, and
-    /// events that have a verdict are settled.
+    /// events that have a verdict are acked.
     pub(super) fn let_go(&mut self, now: Instant) {
         self.forget_request(now);
         self.step_back(now);

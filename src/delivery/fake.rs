@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, PaceState, Settlement, Source, SourceError,
+    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, PaceState, Source, SourceError,
 };
 use crate::event::{Event, Stamp};
 use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
@@ -41,7 +41,7 @@ pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>
     }
     let key = ChunkKey { lane, first_seq };
     let count = u32::try_from(records.len()).unwrap();
-    (ChunkRef { origin, key }, Chunk { key, count, salt: 7, carried_at: 0, frames: frames.into() })
+    (ChunkRef { origin, key }, Chunk { key, count, salt: 7, checkpointed_at: 0, frames: frames.into() })
 }
 
 /// A program that listens.
@@ -65,7 +65,7 @@ pub(super) struct Ledger {
     pub(super) newest: BTreeMap<(u32, u8), ChunkRef>,
     pub(super) delivered: u64,
     pub(super) dead_lettered: Vec<DeadRecord>,
-    pub(super) settlements: usize,
+    pub(super) acks: usize,
     pub(super) paces: Vec<PaceState>,
     /// What is with the engine.
     pub(super) out: BTreeSet<ChunkRef>,
@@ -76,7 +76,7 @@ pub(super) struct Ledger {
     next_seq: u64,
 }
 
-/// A queue in memory. Each settlement is checked: every record is accounted for once.
+/// A queue in memory. Each ack is checked: every record is accounted for once.
 #[derive(Debug, Default)]
 pub(super) struct FakeQueue(Mutex<Ledger>);
 
@@ -107,8 +107,8 @@ impl FakeQueue {
         self.ledger().delivered
     }
 
-    pub(super) fn settlements(&self) -> usize {
-        self.ledger().settlements
+    pub(super) fn acks(&self) -> usize {
+        self.ledger().acks
     }
 
     /// The sequence numbers of what is queued.
@@ -152,16 +152,16 @@ impl Source for FakeQueue {
         self.ledger().newest.values().filter(|chunk| chunk.origin == 0).copied().collect()
     }
 
-    fn settle(&self, settlement: Settlement) {
+    fn ack(&self, ack: Ack) {
         let mut ledger = self.ledger();
-        let row = ledger.rows.remove(&settlement.chunk).expect("a chunk is settled while it is queued");
-        let keep: BTreeSet<u64> = settlement.keep.iter().flatten().copied().collect();
-        let accounted = settlement.delivered + settlement.dead_lettered.len() as u64 + keep.len() as u64;
-        assert_eq!(accounted, u64::from(row.count), "{settlement:?}");
-        ledger.out.remove(&settlement.chunk);
-        ledger.delivered += settlement.delivered;
-        ledger.settlements += 1;
-        ledger.dead_lettered.extend(settlement.dead_lettered);
+        let row = ledger.rows.remove(&ack.chunk).expect("a chunk is acked while it is queued");
+        let keep: BTreeSet<u64> = ack.keep.iter().flatten().copied().collect();
+        let accounted = ack.delivered + ack.dead_lettered.len() as u64 + keep.len() as u64;
+        assert_eq!(accounted, u64::from(row.count), "{ack:?}");
+        ledger.out.remove(&ack.chunk);
+        ledger.delivered += ack.delivered;
+        ledger.acks += 1;
+        ledger.dead_lettered.extend(ack.dead_lettered);
         if !keep.is_empty() {
             let mut frames = Vec::new();
             for (head, body) in frame::frames(&row.frames, row.salt).filter(|(head, _)| keep.contains(&head.seq)) {
@@ -169,7 +169,7 @@ impl Source for FakeQueue {
             }
             let key = ChunkKey { first_seq: *keep.first().unwrap(), ..row.key };
             let count = u32::try_from(keep.len()).unwrap();
-            let rest = ChunkRef { key, ..settlement.chunk };
+            let rest = ChunkRef { key, ..ack.chunk };
             ledger.out.insert(rest);
             ledger.rows.insert(rest, Chunk { key, count, frames: frames.into(), ..row });
         }

@@ -58,7 +58,7 @@ impl DeliveryHandle {
         }
     }
 
-    /// Delivers what it can until `deadline`, settles what is known, and ends. A second call can only bring the deadline forward.
+    /// Delivers what it can until `deadline`, acks what is known, and ends. A second call can only bring the deadline forward.
     pub(crate) fn stop(&self, deadline: Instant, done: Done) {
         let mut done = Some(done);
         self.ask(|inbox| {
@@ -70,7 +70,7 @@ impl DeliveryHandle {
         }
     }
 
-    /// Ends at once and settles nothing more.
+    /// Ends at once and acks nothing more.
     pub(crate) fn abandon(&self) {
         self.ask(|inbox| inbox.abandoned = true);
     }

@@ -1,4 +1,4 @@
-//! From the queue into batches, and back: reading chunks, assembling batches of them, settling what is decided.
+//! From the queue into batches, and back: reading chunks, assembling batches of them, acking what is decided.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::Flushes;
 use super::loaded::{Closed, Loaded, Reason, Slice};
 use super::pace::{PaceOptions, park_time, quarantine_time};
-use super::{ChunkRef, Settlement, Source, SourceError};
+use super::{Ack, ChunkRef, Source, SourceError};
 use crate::sys::crash_point;
 
 /// One read is at most this much: what is read ahead of need is memory for nothing.
@@ -213,7 +213,7 @@ impl Intake {
             let fitting = self.fitting(&slice, max_events - batch.events, room);
             let is_other_lane = !batch.slices.is_empty() && slice.chunk.key.lane != batch.lane();
             let fits = fitting == slice.range.len();
-            // A chunk is divided only if it has to be: whole chunks make whole settlements.
+            // A chunk is divided only if it has to be: whole chunks make whole acks.
             if is_other_lane || (!fits && !batch.slices.is_empty()) {
                 self.ready.push_front(slice);
                 break;
@@ -283,24 +283,24 @@ impl Intake {
     pub(super) fn release(&mut self, batch: &Batch, now: Instant) {
         for slice in &batch.slices {
             let closed = self.loaded.release(slice);
-            self.settle(closed, now);
+            self.ack(closed, now);
         }
     }
 
-    /// What is decided of a batch is settled; what is open of it stays in memory, and is all that the batch holds from now on.
-    pub(super) fn settle_decided(&mut self, batch: &mut Batch, now: Instant) {
+    /// What is decided of a batch is acked; what is open of it stays in memory, and is all that the batch holds from now on.
+    pub(super) fn ack_decided(&mut self, batch: &mut Batch, now: Instant) {
         for slice in std::mem::take(&mut batch.slices) {
             let mut slice = slice;
             if self.loaded.open(&slice).next().is_none() {
                 let closed = self.loaded.release(&slice);
-                self.settle(closed, now);
+                self.ack(closed, now);
                 continue;
             }
             let was = slice.chunk;
-            if let Some(settlement) = self.loaded.settle_decided(&mut slice) {
+            if let Some(ack) = self.loaded.ack_decided(&mut slice) {
                 self.aside.rename(was, slice.chunk);
                 self.rename_avoided(was, slice.chunk);
-                self.hand_over(settlement);
+                self.hand_over(ack);
             }
             batch.slices.push(slice);
         }
@@ -311,7 +311,7 @@ impl Intake {
     pub(super) fn release_ready(&mut self, now: Instant) {
         for slice in std::mem::take(&mut self.ready) {
             let closed = self.loaded.release(&slice);
-            self.settle(closed, now);
+            self.ack(closed, now);
         }
         let pieces: Vec<Batch> = self.doubted.drain(..).chain(self.due.drain(..)).collect();
         for piece in &pieces {
@@ -319,11 +319,11 @@ impl Intake {
         }
     }
 
-    /// The end: all that is decided is settled, also of chunks that are under way.
+    /// The end: all that is decided is acked, also of chunks that are under way.
     pub(super) fn close_all(&mut self, now: Instant) {
         for reference in self.loaded.references().collect::<Vec<_>>() {
             let closed = self.loaded.close(reference);
-            self.settle(closed, now);
+            self.ack(closed, now);
         }
     }
 
@@ -332,7 +332,7 @@ impl Intake {
         self.source.newest()
     }
 
-    pub(super) fn settle(&mut self, closed: Option<Closed>, now: Instant) {
+    pub(super) fn ack(&mut self, closed: Option<Closed>, now: Instant) {
         let Some(closed) = closed else { return };
         if let Some(rest) = closed.rest {
             self.aside.rename(closed.chunk, rest);
@@ -354,8 +354,8 @@ impl Intake {
                 self.fresh |= !self.loaded.has_failed(rest);
             }
         }
-        if let Some(settlement) = closed.settlement {
-            self.hand_over(settlement);
+        if let Some(ack) = closed.ack {
+            self.hand_over(ack);
         }
         if let Some(rest) = closed.rest {
             self.source.give_back(rest);
@@ -382,9 +382,9 @@ impl Intake {
         self.more |= self.aside.any_due(self.accepted, now);
     }
 
-    fn hand_over(&mut self, settlement: Settlement) {
-        self.source.settle(settlement);
-        crash_point::reach("delivery.settled");
+    fn hand_over(&mut self, ack: Ack) {
+        self.source.ack(ack);
+        crash_point::reach("delivery.acked");
     }
 
     /// How many records from the start of the slice are within the limits.

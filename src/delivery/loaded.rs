@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
 use super::aside::EventId;
-use super::{ChunkRef, Settlement};
+use super::{Ack, ChunkRef};
 use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
 use crate::record::frame;
 use crate::sys::clock::WallNanos;
@@ -46,7 +46,7 @@ struct Record {
 /// How often, and since when, a chunk has been tried in this life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tries {
-    /// Requests that carried some of it.
+    /// Requests that checkpointed some of it.
     pub(super) attempts: u32,
     /// When the first one went.
     pub(super) first_attempt: Option<WallNanos>,
@@ -80,8 +80,8 @@ pub(super) enum Reason {
 /// A chunk that no slice refers to any more.
 #[derive(Debug)]
 pub(super) struct Closed {
-    /// What is to be settled; `None` if nothing was decided.
-    pub(super) settlement: Option<Settlement>,
+    /// What is to be acked; `None` if nothing was decided.
+    pub(super) ack: Option<Ack>,
     /// Which one.
     pub(super) chunk: ChunkRef,
     /// The name under which the rest will be read again; `None` if nothing remains.
@@ -216,7 +216,7 @@ impl Loaded {
     }
 
     /// Settles what is decided of a chunk that only this slice refers to; what is open stays loaded, under its new name.
-    pub(super) fn settle_decided(&mut self, slice: &mut Slice) -> Option<Settlement> {
+    pub(super) fn ack_decided(&mut self, slice: &mut Slice) -> Option<Ack> {
         let is_open = |record: &Record| record.fate == Fate::Open;
         self.chunks.get(&slice.chunk).filter(|chunk| chunk.slices == 1 && chunk.records.iter().any(is_open))?;
         let before = self.chunks.get(&slice.chunk)?.records.get(..slice.range.start)?;
@@ -224,11 +224,11 @@ impl Loaded {
         let end = start + self.open(slice).count();
         let chunk = self.chunks.get(&slice.chunk)?.clone();
         let closed = self.close(slice.chunk)?;
-        let (rest, settlement) = (closed.rest?, closed.settlement);
+        let (rest, ack) = (closed.rest?, closed.ack);
         let records = chunk.records.into_iter().filter(is_open).collect();
         self.chunks.insert(rest, LoadedChunk { records, dead_lettered: Vec::new(), ..chunk });
         *slice = Slice { chunk: rest, range: start..end };
-        settlement
+        ack
     }
 
     /// Closes a chunk, whatever still refers to it.
@@ -247,13 +247,13 @@ impl Loaded {
         });
         let tries = self.tries.remove(&reference);
         self.tries.extend(rest.zip(tries));
-        let settlement = is_decided.then(|| Settlement {
+        let ack = is_decided.then(|| Ack {
             chunk: reference,
             delivered,
             dead_lettered: chunk.dead_lettered,
             keep: Some(open.clone()).filter(|open| !open.is_empty()),
         });
-        Some(Closed { settlement, chunk: reference, rest, open, set_aside: chunk.set_aside, seqs })
+        Some(Closed { ack, chunk: reference, rest, open, set_aside: chunk.set_aside, seqs })
     }
 
     fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {

@@ -1,14 +1,14 @@
-//! Committed chunks become settled ones: sent to PostHog, judged, deleted or dead_lettered.
+//! Committed chunks become acked ones: sent to PostHog, judged, deleted or dead_lettered.
 //!
 //! One [`Engine`] is one task on a current-thread runtime. It reads chunks from a [`Source`] (the queue), sends their records in
-//! batches, and hands a [`Settlement`] back for each chunk it is done with. It owns no file and no queue; what it has in memory may be
+//! batches, and hands a [`Ack`] back for each chunk it is done with. It owns no file and no queue; what it has in memory may be
 //! lost at any moment and is then simply read and sent again, with the same uuids.
 //!
 //! # What becomes of a record
 //!
 //! A loaded chunk's records are *open*, *delivered* or *buried*. A batch is a list of slices of loaded chunks; a chunk is closed when
-//! no slice of it is queued or under way. Closing settles what is known and gives the open rest back to the queue (`keep`). Nothing
-//! else settles (but for what V1 decides of a batch whose rest is sent again), so every way out (an outage in the middle of a bisection,
+//! no slice of it is queued or under way. Closing acks what is known and gives the open rest back to the queue (`keep`). Nothing
+//! else acks (but for what V1 decides of a batch whose rest is sent again), so every way out (an outage in the middle of a bisection,
 //! the deadline of `stop`) is the same few lines.
 //!
 //! * `outcome.rs` judges one answer; `pace.rs` says when the next request may go; both are pure, and tables test them.
@@ -23,7 +23,7 @@
 //!   exponential backoff, then a park of 30 s to 5 min. `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
 //! * 401, 402, 403 and 415 *pause*: probes of one event, each time another, 30 s to 5 min apart.
 //! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and dead_lettered without further evidence; or to be sent again, which counts as
-//!   a failure of the request, while the others are settled at once. A V1 request is known by an id and counts its attempts, so what
+//!   a failure of the request, while the others are acked at once. A V1 request is known by an id and counts its attempts, so what
 //!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
 //! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
 //!   answers at once if the last failure is less than a second old. State is published before it is told.
@@ -123,8 +123,8 @@ pub(crate) trait Source: Send + Sync + 'static {
     fn newest(&self) -> Vec<ChunkRef>;
 
     /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly. What it keeps is a
-    /// chunk that counts as read, until it is settled or given back in its turn.
-    fn settle(&self, settlement: Settlement);
+    /// chunk that counts as read, until it is acked or given back in its turn.
+    fn ack(&self, ack: Ack);
 
     /// All that is left of that queue is stepped over for a while. True: it is let go, and another one is read in its place.
     fn stuck(&self, origin: u32) -> bool;
@@ -143,7 +143,7 @@ pub(crate) struct SourceError(#[source] pub(crate) Box<dyn Error + Send + Sync>)
 
 /// What became of a chunk. Records that are in none of the three were unreadable.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Settlement {
+pub(crate) struct Ack {
     /// Which one.
     pub(crate) chunk: ChunkRef,
     /// How many of its records PostHog took.

@@ -1,7 +1,7 @@
 //! When the next request may go: a state machine without a clock, a timer, or chance of its own.
 //!
 //! Several requests may be under way when the endpoint breaks, and all of them fail: that is one outage, not several attempts. So each
-//! request carries a [`Ticket`] with the number of the *round* it was sent in; the first failure ends the round, and answers of an
+//! request checkpoints a [`Ticket`] with the number of the *round* it was sent in; the first failure ends the round, and answers of an
 //! ended round change nothing (but a `Retry-After` is always heard).
 
 use std::time::{Duration, Instant};

@@ -50,7 +50,7 @@ async fn an_endpoint_that_refuses_everything_buries_nothing() {
     ] {
         let rig = Rig::start(queue_of(20, 100), move |_| reply.clone());
         tokio::time::sleep(Duration::from_secs(3600)).await;
-        assert_eq!((rig.queue.queued().len(), rig.queue.settlements()), (2000, 0));
+        assert_eq!((rig.queue.queued().len(), rig.queue.acks()), (2000, 0));
         assert!(rig.endpoint.seen().len() < 1500, "{}", rig.endpoint.seen().len());
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
@@ -212,7 +212,7 @@ async fn a_batch_that_breaks_the_server_does_not_block_the_others_nor_is_it_lost
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_in_the_middle_of_a_search_settles_what_is_known() {
+async fn an_outage_in_the_middle_of_a_search_acks_what_is_known() {
     let mut requests = 0;
     let rig = Rig::start(queue_of(1, 64), move |seen| {
         requests += 1;
@@ -259,9 +259,9 @@ impl Source for Counting {
         self.queue.newest()
     }
 
-    fn settle(&self, settlement: Settlement) {
-        self.out.lock().unwrap().remove(&settlement.chunk);
-        self.queue.settle(settlement);
+    fn ack(&self, ack: Ack) {
+        self.out.lock().unwrap().remove(&ack.chunk);
+        self.queue.ack(ack);
     }
 
     fn stuck(&self, origin: u32) -> bool {

@@ -235,7 +235,7 @@ async fn only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
         ]),
     );
     rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
-    // What is decided is settled at once.
+    // What is decided is acked at once.
     rig.until(|rig| rig.queue.delivered() == 4 && rig.dead_lettered() == [2]).await;
     assert_eq!(rig.queue.queued(), [3, 4, 8]);
     rig.drained().await;
@@ -354,7 +354,7 @@ async fn a_long_wait_gives_the_events_back_to_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_between_two_attempts_settles_what_is_decided_and_keeps_the_rest() {
+async fn a_stop_between_two_attempts_acks_what_is_decided_and_keeps_the_rest() {
     let rig = start(queue_of(1, 4), in_turn(&[&["ok", "retry", "drop", "retry"], &["retry"]]));
     rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     let (queue, took) = rig.stop(Duration::from_secs(60)).await;

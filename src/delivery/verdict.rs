@@ -11,7 +11,7 @@ use super::aside::EventId;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct DeliveryNotice<'a> {
-    /// The events, by the uuids their receipts carry.
+    /// The events, by the uuids their receipts checkpoint.
     pub uuids: &'a [Uuid],
     /// What became of all of them.
     pub verdict: DeliveryOutcome<'a>,

@@ -224,7 +224,7 @@ impl Draft {
     }
 }
 
-/// How dear events of this name are.
+/// How priority events of this name are.
 pub(super) fn class_of(name: &str) -> Class {
     match name {
         "$identify" | "$create_alias" | "$groupidentify" | "$set" => Class::Identity,

@@ -22,7 +22,7 @@ pub(crate) struct Stamp {
 /// A finished event.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// How dear it is.
+    /// How priority it is.
     pub(crate) class: Class,
     /// The uuid it has in the end.
     pub(crate) uuid: Uuid,

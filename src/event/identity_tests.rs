@@ -48,7 +48,7 @@ fn a_set_of_the_callers_own_is_added_to_and_one_that_is_no_map_is_replaced() {
 }
 
 #[test]
-fn identity_events_are_dear_and_say_what_posthog_expects() {
+fn identity_events_are_priority_and_say_what_posthog_expects() {
     for (event, expected) in [
         (Event::identify("user_1"), json!({"$set": {}})),
         (Event::set_person("user_1").person_property("a", 1), json!({"$set": {"a": 1}})),

@@ -14,7 +14,7 @@
 //! - The uuid and the time are the caller's if he gave them, else those of the [`Stamp`]: the moment of capture. They are never
 //!   changed after that, however often the event is sent.
 //! - What is added at the moment of capture (context, super properties) never replaces what the caller said.
-//! - How dear an event is follows from its name (`$identify`, `$create_alias`, `$groupidentify`, `$set`; `$exception`), or is said
+//! - How priority an event is follows from its name (`$identify`, `$create_alias`, `$groupidentify`, `$set`; `$exception`), or is said
 //!   by whoever builds it; a later change of the name may make it dearer, never cheaper.
 //! - No I/O and no clock: the time and the bound on the size come from the caller. The one exception is the seed of `uuids`, which
 //!   the operating system gives, once per thread and after every fork.

@@ -44,14 +44,14 @@ pub(crate) struct Limits {
 
 /// Why a record was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unwelcome {
+pub(crate) enum AppendError {
     /// The client was closed.
     Closed,
     /// A forked child has to start a pipeline of its own.
     Forked,
     /// The journal's lock could not be had in time.
     JournalBusy,
-    /// Events come faster than they can be carried, or cannot be carried at all.
+    /// Events come faster than they can be checkpointed, or cannot be checkpointed at all.
     JournalFull,
     /// The queue has reached its bounds.
     QueueFull,
@@ -61,10 +61,10 @@ pub(crate) enum Unwelcome {
     Storage,
 }
 
-impl Unwelcome {
+impl AppendError {
     /// Whether waiting may help.
     fn is_for_room(self) -> bool {
-        matches!(self, Unwelcome::JournalFull | Unwelcome::QueueFull | Unwelcome::DiskFull)
+        matches!(self, AppendError::JournalFull | AppendError::QueueFull | AppendError::DiskFull)
     }
 }
 
@@ -107,10 +107,10 @@ pub(super) struct Usage {
 pub(super) struct Standing {
     pub(super) level: Level,
     pub(super) ordinary: Room,
-    pub(super) dear: Room,
+    pub(super) priority: Room,
 }
 
-/// Beyond its bound the file may take the eighth for the dear ones, what is carried at once (what makes room for it may still be read by
+/// Beyond its bound the file may take the eighth for the priority ones, what is checkpointed at once (what makes room for it may still be read by
 /// the delivery), and so much for what is not rows.
 const FILE_SLACK: u64 = 1024 * 1024;
 
@@ -142,9 +142,9 @@ impl Limits {
         let bound = Room { events: self.queue_events, bytes: self.row_bytes(usage.file_bytes, usage.arena_bytes) };
         let taken = Room { events: usage.queued_events, bytes: usage.row_bytes };
         let more = Room { events: eighth_more(bound.events), bytes: eighth_more(bound.bytes) };
-        let (ordinary, dear) = match self.overflow {
+        let (ordinary, priority) = match self.overflow {
             OverflowPolicy::DropOldest if usage.under_way.events < bound.events => {
-                // What is carried pushes out what is older. So there is no bound on how much of it may come, but for its bytes: no more
+                // What is checkpointed pushes out what is older. So there is no bound on how much of it may come, but for its bytes: no more
                 // than can be pushed out.
                 let room = less(bound, usage.under_way);
                 let any = Room { events: u64::MAX, ..room };
@@ -153,18 +153,18 @@ impl Limits {
             _ => (less(bound, taken), less(more, taken)),
         };
         let has_room = |room: Room| usage.waiting.events < room.events && usage.waiting.bytes < room.bytes;
-        let level = match (has_room(ordinary), has_room(dear)) {
+        let level = match (has_room(ordinary), has_room(priority)) {
             _ if usage.free_bytes.is_some_and(|free| free < self.min_free_space) => Level::Floor,
             (true, _) => Level::Open,
             (false, true) => Level::Full,
             (false, false) => Level::Packed,
         };
-        Standing { level, ordinary, dear }
+        Standing { level, ordinary, priority }
     }
 }
 
 impl Standing {
-    /// Whether half of the room for ordinary events is used by what waits: the sooner that is carried, the sooner it is known how much
+    /// Whether half of the room for ordinary events is used by what waits: the sooner that is checkpointed, the sooner it is known how much
     /// room it really takes, and the sooner it is sent. Not where hardly any room is left, or each event would have a commit of its own.
     pub(super) fn is_pressing(&self, waiting: Room) -> bool {
         let half_used = |waiting: u64, room: u64, least: u64| room >= least && waiting >= room.div_ceil(2);
@@ -218,19 +218,19 @@ impl Admission {
     }
 
     /// Why ordinary events are turned away.
-    pub(super) fn unwelcome(&self) -> Option<Unwelcome> {
-        self.unwelcome_for(0)
+    pub(super) fn append_error(&self) -> Option<AppendError> {
+        self.append_error_for(0)
     }
 
-    fn unwelcome_for(&self, class: u8) -> Option<Unwelcome> {
+    fn append_error_for(&self, class: u8) -> Option<AppendError> {
         if self.closed.load(Ordering::Acquire) {
-            return Some(Unwelcome::Closed);
+            return Some(AppendError::Closed);
         }
         match self.level.load(Ordering::Relaxed) {
             level if level == Level::Open as u8 => None,
             level if level == Level::Full as u8 && class != 0 => None,
-            level if level == Level::Floor as u8 => Some(Unwelcome::DiskFull),
-            _ => Some(Unwelcome::QueueFull),
+            level if level == Level::Floor as u8 => Some(AppendError::DiskFull),
+            _ => Some(AppendError::QueueFull),
         }
     }
 
@@ -297,26 +297,26 @@ impl Pipeline {
 
     /// The journal was full or busy, or the queue has reached its bounds.
     #[cold]
-    pub(super) fn append_without_room(&self, body: &[u8], hash: u64, class: u8) -> Result<u64, Unwelcome> {
+    pub(super) fn append_without_room(&self, body: &[u8], hash: u64, class: u8) -> Result<u64, AppendError> {
         let until = match self.options.limits.overflow {
             OverflowPolicy::Block(most) if self.may_block() => Instant::now().checked_add(most),
             _ => None,
         };
         loop {
             let seen = self.admission.changes();
-            let refused = match self.admission.unwelcome_for(class) {
-                Some(unwelcome) => unwelcome,
+            let refused = match self.admission.append_error_for(class) {
+                Some(append_error) => append_error,
                 None => match self.shard.append(body, hash, class) {
                     Ok(appended) => return Ok(self.appended(appended)),
                     Err(refused) => self.refused(refused),
                 },
             };
             if refused.is_for_room() && !self.admission.asked.swap(true, Ordering::Relaxed) {
-                self.bell.ring(|wanted| wanted.look_again = true);
+                self.mailbox.ring(|wanted| wanted.look_again = true);
             }
             let again = match refused {
                 // An append has waited for the lock already.
-                Unwelcome::JournalBusy => until.is_some_and(|until| Instant::now() < until),
+                AppendError::JournalBusy => until.is_some_and(|until| Instant::now() < until),
                 refused => refused.is_for_room() && until.is_some_and(|until| self.admission.wait(seen, until)),
             };
             if !again {
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_bounded_with_an_eighth_more_for_the_dear_ones() {
+    fn events_are_bounded_with_an_eighth_more_for_the_priority_ones() {
         for (events, expected) in [(999, Level::Open), (1000, Level::Full), (1125, Level::Packed)] {
             assert_eq!(limits().standing(&Usage { queued_events: events, ..Usage::default() }).level, expected);
         }

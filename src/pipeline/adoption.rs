@@ -77,7 +77,7 @@ impl Pipeline {
             self.orphans.begin(self, place, Job::GiveBackRoom(shard));
             return false;
         }
-        while !self.bell.is_stopping() && !self.orphans.is_busy() {
+        while !self.mailbox.is_stopping() && !self.orphans.is_busy() {
             match self.orphans.take_done() {
                 Some((place, Ok(Some(opened)))) => {
                     if self.adopt(place, opened) {
@@ -111,7 +111,7 @@ impl Pipeline {
     /// Takes an orphan that is open. `false` if there was nothing in it to be delivered.
     fn adopt(&self, place: Place, mut opened: Opened) -> bool {
         crash_point::reach("adoption.opened");
-        let is_carried = !opened.findings.iter().any(|finding| matches!(finding, Finding::NotCarried { .. }));
+        let is_checkpointed = !opened.findings.iter().any(|finding| matches!(finding, Finding::NotCarried { .. }));
         self.report_findings(opened.findings);
         opened.shard.become_adopted();
         let shard = Arc::new(opened.shard);
@@ -119,7 +119,7 @@ impl Pipeline {
             self.bring_last_words(&shard.dir().join(crash::DIR));
         }
         if shard.ledger().queued_events == 0 {
-            if is_carried {
+            if is_checkpointed {
                 self.orphans.begin(self, place, Job::GiveBackRoom(shard));
             } else {
                 // What its store did not take is in its journal, and tried again later.
@@ -153,7 +153,7 @@ impl Pipeline {
         for (index, project) in projects.enumerate().skip(after.project) {
             let dir = self.dir_of(project);
             let mut number = if index == after.project { after.number } else { None };
-            while !self.bell.is_stopping() {
+            while !self.mailbox.is_stopping() {
                 let is_worth = |number| self.is_worth(&dir, index, number);
                 match claim_orphan(&self.options.disk, &dir, number, &is_worth) {
                     Ok(Some((number, claim))) => {

@@ -71,7 +71,7 @@ impl Committer {
         bounds.look_again_at = pipeline.admission.is_asked().then(|| bounds.look_again_at.unwrap_or(now + LOOK_AGAIN));
     }
 
-    /// Before an arena is carried: where the oldest make room, they make it first, because a file does not shrink.
+    /// Before an arena is checkpointed: where the oldest make room, they make it first, because a file does not shrink.
     pub(super) fn make_room_for_oldest_sealed(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
@@ -154,12 +154,12 @@ impl Pipeline {
     pub(super) fn admit(&self, time: bool) {
         let usage = self.usage();
         let standing = self.options.limits.standing(&usage);
-        self.shard.allow(standing.ordinary, standing.dear);
+        self.shard.allow(standing.ordinary, standing.priority);
         self.admission.set(standing, usage.waiting, time);
         self.tell_of_floor(usage.free_bytes);
     }
 
-    /// Whether what waits in the journal should be carried because little more may come.
+    /// Whether what waits in the journal should be checkpointed because little more may come.
     pub(super) fn is_pressing(&self) -> bool {
         self.admission.standing().is_pressing(self.waiting())
     }
@@ -181,7 +181,7 @@ impl Pipeline {
 
     fn waiting(&self) -> Room {
         let journal = self.shard.journal();
-        Room { events: journal.uncarried().1, bytes: journal.uncarried_weight() }
+        Room { events: journal.journaled().1, bytes: journal.journaled_weight() }
     }
 
     fn usage(&self) -> Usage {

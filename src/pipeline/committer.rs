@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bell::Wanted;
 use super::bounds::Bounds;
 use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flag_definitions::Keeping;
+use super::mailbox::Wanted;
 use super::outbox::Batch;
 use super::recovery::{RETRY_FIRST, Reach};
 use super::report::PersistError;
@@ -52,7 +52,7 @@ impl Committer {
             flush_at: options.flush_at,
             flush: options.flush_interval,
             sync: options.sync_interval,
-            settle: options.ack_interval,
+            ack: options.ack_interval,
         };
         let bounds = Bounds::new(options);
         Self {
@@ -93,33 +93,33 @@ impl Committer {
         self.begin_stop();
         if std::mem::take(&mut self.asked.abandon) {
             // What was decided of it before is not sent again by its next owner.
-            self.settle_adopted();
+            self.ack_adopted();
             self.pipeline.abandon_adopted();
         }
         if self.may_try() {
             self.reopen_if_latched();
         }
         let due = self.due(self.now());
-        if due.sync || due.carry || due.settle {
+        if due.sync || due.checkpoint || due.ack {
             self.pipeline.give_sign();
             crash::notice_images();
         }
         if due.sync {
             self.sync();
         }
-        if due.carry {
-            self.carry();
-        } else if due.settle {
-            self.settle_own();
+        if due.checkpoint {
+            self.checkpoint();
+        } else if due.ack {
+            self.ack_own();
         }
-        if due.settle {
-            self.settle_adopted();
+        if due.ack {
+            self.ack_adopted();
         }
         self.tend_dead();
         self.keep_definitions();
         self.pass_flushes_on();
         // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
-        let only_synced = due.sync && !due.carry && !due.settle && !self.asked.look_again;
+        let only_synced = due.sync && !due.checkpoint && !due.ack && !self.asked.look_again;
         let looked_lately = self.bounds.looked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
         if !(only_synced && looked_lately && self.asked.flushed.is_empty()) {
             self.keep_bounds();
@@ -143,9 +143,9 @@ impl Committer {
         let until = self.wake_at();
         let pipeline = Arc::clone(&self.pipeline);
         if std::mem::take(&mut self.answered) {
-            pipeline.bell.linger(LINGER);
+            pipeline.mailbox.linger(LINGER);
         }
-        let wanted = pipeline.bell.listen(until, || pipeline.options.clock.now());
+        let wanted = pipeline.mailbox.listen(until, || pipeline.options.clock.now());
         self.hear(wanted);
     }
 
@@ -153,15 +153,15 @@ impl Committer {
     pub(super) fn wake_at(&mut self) -> Option<Instant> {
         let pipeline = Arc::clone(&self.pipeline);
         // Said before the journal is looked at: a record that comes after the look sees it, and rings.
-        pipeline.bell.believe_clean(true);
+        pipeline.mailbox.believe_clean(true);
         let due = self.due(self.now());
-        // In memory there is nothing to sync: there the next record matters only if nothing waits to be carried.
+        // In memory there is nothing to sync: there the next record matters only if nothing waits to be checkpointed.
         let next =
-            if pipeline.shard.is_volatile() { self.waiting.uncarried_since } else { self.waiting.unsynced_since };
+            if pipeline.shard.is_volatile() { self.waiting.journaled_since } else { self.waiting.unsynced_since };
         if next.is_some() {
-            pipeline.bell.believe_clean(false);
+            pipeline.mailbox.believe_clean(false);
         }
-        let now_due = due.sync || due.carry || due.settle;
+        let now_due = due.sync || due.checkpoint || due.ack;
         let now = now_due.then(|| self.now());
         let until = [due.wake_at, self.bounds.look_again_at, self.reach.again_at, self.stop_deadline(), now];
         until.into_iter().flatten().min()
@@ -187,26 +187,26 @@ impl Committer {
     fn due(&mut self, now: Instant) -> Due {
         let pipeline = &self.pipeline;
         let journal = pipeline.shard.journal();
-        let (_, uncarried) = journal.uncarried();
+        let (_, journaled) = journal.journaled();
         let unsynced = !pipeline.shard.is_volatile() && journal.last_seq() > pipeline.receipts.synced();
         since(&mut self.waiting.unsynced_since, unsynced, now);
         // What was found at open counts no records: nobody has read it yet.
         let sealed = journal.oldest_sealed().is_some();
-        since(&mut self.waiting.uncarried_since, uncarried > 0 || sealed, now);
-        since(&mut self.waiting.unsettled_since, !pipeline.outbox.is_empty(), now);
+        since(&mut self.waiting.journaled_since, journaled > 0 || sealed, now);
+        since(&mut self.waiting.unacked_since, !pipeline.outbox.is_empty(), now);
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
-            uncarried,
+            journaled,
             pressing: journal.is_half_full() || sealed || pipeline.is_pressing(),
-            unsettled_rows: pipeline.outbox.waiting_rows(),
+            unacked_rows: pipeline.outbox.waiting_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             flushed: !self.asked.flushed.is_empty(),
             all: self.asked.wants_all() || self.stopping.is_some(),
         };
-        // Without another arena the active one cannot be sealed. Settlements do not wait for that: they are what makes room.
+        // Without another arena the active one cannot be sealed. Acks do not wait for that: they are what makes room.
         let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_spare());
         let Some(after) = stuck else { return due(&self.intervals, &self.waiting, &facts, now) };
-        let waiting = Waiting { uncarried_since: None, ..self.waiting };
+        let waiting = Waiting { journaled_since: None, ..self.waiting };
         let mut due = due(&self.intervals, &waiting, &facts, now);
         due.wake_at = Some(due.wake_at.map_or(after, |earlier| earlier.min(after)));
         due
@@ -232,7 +232,7 @@ impl Committer {
                 self.waiting.sync_after = Some(self.now() + self.retry_delay);
                 // The journal's file is not to be trusted any more; the store may still be able to take what is in it.
                 if self.may_try() {
-                    self.carry();
+                    self.checkpoint();
                 }
             }
         }
@@ -251,54 +251,54 @@ impl Committer {
         self.gathered = receipts.waiting();
     }
 
-    /// Carries what is sealed, then seals the active arena and carries that too, the settlements with the first of them.
-    pub(super) fn carry(&mut self) {
+    /// Carries what is sealed, then seals the active arena and checkpoints that too, the acks with the first of them.
+    pub(super) fn checkpoint(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         self.reopen_if_latched();
         // What waits already goes first: while the store fails, a swap for each attempt would use up the arenas.
-        if !self.carry_sealed() {
+        if !self.checkpoint_sealed() {
             return;
         }
         if let Err(error) = pipeline.shard.journal().swap() {
-            // Without another arena nothing can be sealed; what was settled makes room all the same.
-            self.settle_own();
+            // Without another arena nothing can be sealed; what was acked makes room all the same.
+            self.ack_own();
             self.storage_failed(|pipeline| pipeline.shard_fails(&error.into()));
             self.swap_after = Some(self.now() + SPARE_AGAIN);
             return;
         }
         self.swap_after = None;
-        if !self.carry_sealed() {
+        if !self.checkpoint_sealed() {
             return;
         }
-        self.waiting.carried_at = Some(self.now());
-        self.waiting.uncarried_since = None;
+        self.waiting.checkpointed_at = Some(self.now());
+        self.waiting.journaled_since = None;
         if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {
             self.waiting.unsynced_since = None;
         }
     }
 
     /// Carries the arenas that wait. `false` if the store failed.
-    fn carry_sealed(&mut self) -> bool {
+    fn checkpoint_sealed(&mut self) -> bool {
         let pipeline = Arc::clone(&self.pipeline);
         // Callers may seal further arenas meanwhile; those are for the next turn.
         for _ in 0..ARENAS_MAX {
             self.make_room_for_oldest_sealed();
             let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
             let now = pipeline.options.clock.wall_nanos();
-            match pipeline.shard.carry(&batch.settled(), batch.next_attempt, now) {
-                Ok(Some(carried)) => {
+            match pipeline.shard.checkpoint(&batch.acked(), batch.next_attempt, now) {
+                Ok(Some(checkpointed)) => {
                     pipeline.outbox.committed(batch);
-                    if carried.missing > 0 {
+                    if checkpointed.missing > 0 {
                         // Whoever waits for one of those must not be told that it is safe; who waits for another is told too early
                         // that it may not be.
                         pipeline.receipts.fail(&PersistError::Sync("events in the journal are damaged".into()));
-                        let (events, after_restart) = (carried.missing, carried.after_restart);
+                        let (events, after_restart) = (checkpointed.missing, checkpointed.after_restart);
                         (pipeline.options.report)(Notice::Missing { events, after_restart });
                     }
                     if pipeline.shard.is_volatile() {
                         pipeline.receipts.fail(&PersistError::Volatile);
                     } else {
-                        pipeline.receipts.synced_up_to(carried.up_to);
+                        pipeline.receipts.synced_up_to(checkpointed.up_to);
                     }
                     self.worked();
                     pipeline.committed();
@@ -313,7 +313,7 @@ impl Committer {
                     // A full disk may still take deletes, and they make room; and what is in the store must be readable to be
                     // delivered, whether more can come in or not.
                     self.reopen_if_latched();
-                    self.settle_own();
+                    self.ack_own();
                     return false;
                 }
             }
@@ -321,7 +321,7 @@ impl Committer {
         true
     }
 
-    pub(super) fn settle_own(&mut self) {
+    pub(super) fn ack_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
         if batch.is_empty() {
@@ -329,11 +329,11 @@ impl Committer {
         }
         self.reopen_if_latched();
         let now = pipeline.options.clock.wall_nanos();
-        match pipeline.shard.settle(&batch.settled(), batch.next_attempt, now) {
+        match pipeline.shard.ack(&batch.acked(), batch.next_attempt, now) {
             Ok(_) => {
                 pipeline.outbox.committed(batch);
                 self.worked();
-                self.waiting.unsettled_since = None;
+                self.waiting.unacked_since = None;
             }
             Err(error) => {
                 pipeline.outbox.put_back(batch);
@@ -342,18 +342,18 @@ impl Committer {
         }
     }
 
-    /// An orphan's settlements; if it cannot take them, it is let go and found again later.
-    pub(super) fn settle_adopted(&mut self) {
+    /// An orphan's acks; if it cannot take them, it is let go and found again later.
+    pub(super) fn ack_adopted(&mut self) {
         let Some((origin, shard)) = self.pipeline.adopted_shard() else { return };
         let batch: Batch = self.pipeline.outbox.take(origin, &shard.ledger());
         if batch.is_empty() {
             return;
         }
         let now = self.pipeline.options.clock.wall_nanos();
-        match shard.settle(&batch.settled(), None, now) {
+        match shard.ack(&batch.acked(), None, now) {
             Ok(_) => {
                 self.pipeline.outbox.committed(batch);
-                self.waiting.unsettled_since = None;
+                self.waiting.unacked_since = None;
                 self.asked.adopt |= shard.ledger().queued_events == 0;
             }
             Err(error) => {

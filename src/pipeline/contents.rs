@@ -24,10 +24,10 @@ pub(super) fn watch(pipeline: &Arc<Pipeline>) {
 impl Pipeline {
     /// The records of our own shard that were accepted and neither delivered nor given up, oldest first.
     pub(crate) fn contents(&self) -> Vec<Vec<u8>> {
-        // The journal first: what is carried meanwhile is found in the store as well, and counted once.
+        // The journal first: what is checkpointed meanwhile is found in the store as well, and counted once.
         let mut records: BTreeMap<u64, Vec<u8>> =
             self.shard.journal().contents().unwrap_or_default().into_iter().collect();
-        let carried = self.shard.ledger().accepted;
+        let checkpointed = self.shard.ledger().accepted;
         let mut open = BTreeMap::new();
         let mut after = None;
         while let Ok(read) = self.shard.read(after, READ_BYTES) {
@@ -41,8 +41,8 @@ impl Pipeline {
             }
             after = read.last;
         }
-        // What was carried before the store was read is where the store says, or gone.
-        records.retain(|seq, _| *seq > carried);
+        // What was checkpointed before the store was read is where the store says, or gone.
+        records.retain(|seq, _| *seq > checkpointed);
         records.extend(open);
         records.into_values().collect()
     }
@@ -50,7 +50,7 @@ impl Pipeline {
 
 impl Sleeper for Pipeline {
     fn wake(&self) {
-        self.bell.ring(|_| ());
+        self.mailbox.ring(|_| ());
         if let Some(delivery) = self.delivery() {
             delivery.look_again();
         }
@@ -65,6 +65,6 @@ impl Sleeper for Pipeline {
         }
         // Before the delivery, whose thread it runs on: what it has heard is done when that sleeps.
         let loading = self.loader().map_or(Some(0), |loader| loader.asleep())?;
-        Some(self.bell.asleep()? + loading + self.delivery()?.asleep()?)
+        Some(self.mailbox.asleep()? + loading + self.delivery()?.asleep()?)
     }
 }

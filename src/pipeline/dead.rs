@@ -47,7 +47,7 @@ impl Pipeline {
     /// Has that done with all dead letters there are; resolves with how many that were.
     pub(crate) fn order_dead(&self, order: DeadOrder) -> Pending<Result<u64, DeadLetterError>> {
         let (promise, answer) = pending::pending();
-        self.bell.ring(|wanted| wanted.dead.push(Ordered { order, promise }));
+        self.mailbox.ring(|wanted| wanted.dead.push(Ordered { order, promise }));
         // It may have ended before: then nobody hears it.
         if self.finished.get().is_some() { pending::answered(Err(DeadLetterError::Closed)) } else { answer }
     }
@@ -72,7 +72,7 @@ impl Committer {
     fn retry_dead(&mut self) -> Result<u64, DeadLetterError> {
         let pipeline = Arc::clone(&self.pipeline);
         if !self.may_try() {
-            // Not even begun: what could not be carried would be there twice.
+            // Not even begun: what could not be checkpointed would be there twice.
             return Err(self.store_problem());
         }
         // What is refused meanwhile, perhaps one of these once more, is not meant.
@@ -83,7 +83,7 @@ impl Committer {
             after = read.last.filter(|last| Some(last) <= seqs.last());
             let meant = read.records.into_iter().filter(|record| Some(&record.seq) <= seqs.last()).collect();
             let (queued, is_full) = self.queue_again(meant)?;
-            total += self.exhume(queued)?;
+            total += self.remove_dead(queued)?;
             if is_full || after.is_none() {
                 return Ok(total);
             }
@@ -103,8 +103,8 @@ impl Committer {
                 if pipeline.would_evict(record.body.len()) { None } else { pipeline.append(&record.body, class).ok() }
             };
             let appended = append().or_else(|| {
-                // The journal may be full, and whether the queue is was looked at before what was settled was committed.
-                self.carry();
+                // The journal may be full, and whether the queue is was looked at before what was acked was committed.
+                self.checkpoint();
                 self.keep_bounds();
                 append()
             });
@@ -115,7 +115,7 @@ impl Committer {
             queued.push(record.seq);
             newest = seq;
         }
-        self.carry();
+        self.checkpoint();
         if pipeline.shard.ledger().accepted < newest {
             return Err(self.store_problem());
         }
@@ -129,13 +129,13 @@ impl Committer {
 
     fn discard_dead(&mut self) -> Result<u64, DeadLetterError> {
         let seqs = self.pipeline.shard.dead_seqs().map_err(|error| storage(&error))?;
-        self.exhume(seqs)
+        self.remove_dead(seqs)
     }
 
-    fn exhume(&mut self, seqs: Vec<u64>) -> Result<u64, DeadLetterError> {
+    fn remove_dead(&mut self, seqs: Vec<u64>) -> Result<u64, DeadLetterError> {
         let count = seqs.len() as u64;
         if count > 0
-            && let Err(error) = self.pipeline.shard.exhume(seqs)
+            && let Err(error) = self.pipeline.shard.remove_dead(seqs)
         {
             self.store_failed(&error);
             return Err(storage(&error));

@@ -97,7 +97,7 @@ impl Pipeline {
             spawn: Arc::new(|run| threads::spawn_apart("posthog-flags", run)),
             keep: Arc::new(move |keep| {
                 if let Some(pipeline) = keeper.upgrade() {
-                    pipeline.bell.ring(|wanted| wanted.definitions = Some(keep));
+                    pipeline.mailbox.ring(|wanted| wanted.definitions = Some(keep));
                 }
             }),
             report: Arc::new(move |notice| reports(Notice::FlagDefinitions(notice))),
@@ -111,7 +111,7 @@ impl Pipeline {
         let ended = Arc::downgrade(self);
         loader.stop(Box::new(move || {
             if let Some(pipeline) = ended.upgrade() {
-                pipeline.bell.ring(|wanted| wanted.loading_ended = true);
+                pipeline.mailbox.ring(|wanted| wanted.loading_ended = true);
             }
         }));
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use super::{Notice, Pipeline, Unwelcome};
+use super::{AppendError, Notice, Pipeline};
 
 /// A file system with less free space than the configured floor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) struct Floor {
 impl Pipeline {
     /// The file system, while events are refused because it has too little free space.
     pub(crate) fn floor(&self) -> Option<Floor> {
-        if self.admission.unwelcome() != Some(Unwelcome::DiskFull) {
+        if self.admission.append_error() != Some(AppendError::DiskFull) {
             return None;
         }
         let (disk, path) = (&self.options.disk, self.shard.dir());

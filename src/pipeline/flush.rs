@@ -32,7 +32,7 @@ impl Pipeline {
         }
         let (promise, answer) = pending::pending();
         let before = self.outbox.totals();
-        self.bell.ring(|wanted| wanted.flushes.push(Flush { promise, before }));
+        self.mailbox.ring(|wanted| wanted.flushes.push(Flush { promise, before }));
         // It may have ended between the look above and the ring: then nobody hears it.
         if self.finished.get().is_some() { self.flush() } else { answer }
     }
@@ -49,9 +49,9 @@ impl Pipeline {
 
     /// The delivery is done with a flush. The committer answers it, unless that has ended.
     pub(super) fn flush_ended(&self, flush: Flush, endpoint: delivery::EndpointStatus) {
-        self.bell.ring(|wanted| wanted.flushed.push((flush, endpoint)));
+        self.mailbox.ring(|wanted| wanted.flushed.push((flush, endpoint)));
         if self.finished.get().is_some() {
-            for (flush, endpoint) in self.bell.take_flushed() {
+            for (flush, endpoint) in self.mailbox.take_flushed() {
                 self.answer_flush(flush, endpoint);
             }
         }
@@ -59,7 +59,7 @@ impl Pipeline {
 }
 
 impl Committer {
-    /// Everything accepted before them was carried by now, or cannot be.
+    /// Everything accepted before them was checkpointed by now, or cannot be.
     pub(super) fn pass_flushes_on(&mut self) {
         for flush in std::mem::take(&mut self.asked.flushes) {
             let pipeline = Arc::clone(&self.pipeline);
@@ -100,7 +100,7 @@ impl Pipeline {
     /// Events that are accepted and neither delivered nor given up, whether that is committed yet or not.
     pub(super) fn remaining(&self) -> u64 {
         let (own, accepted) = self.account();
-        // By sequence numbers: how many records an arena of an earlier life holds is known only when it is carried.
+        // By sequence numbers: how many records an arena of an earlier life holds is known only when it is checkpointed.
         let in_journal = accepted.saturating_sub(own.accepted);
         let adopted = self.adopted_shard();
         let adopted = adopted.map_or(0, |(origin, shard)| self.outbox.ledger(origin, || shard.ledger()).queued_events);

@@ -3,23 +3,23 @@
 //! ```text
 //! capture --append--> journal        (the caller's thread: no I/O, no lock held for more than a copy)
 //!                        |
-//! committer  ------------+-- syncs the journal, carries arenas into the store, settles, evicts, adopts
+//! committer  ------------+-- syncs the journal, checkpoints arenas into the store, acks, evicts, adopts
 //!                        |
-//! delivery   ------------+-- reads chunks, sends them, hands back settlements (a current-thread runtime of its own)
+//! delivery   ------------+-- reads chunks, sends them, hands back acks (a current-thread runtime of its own)
 //! ```
 //!
 //! Rules
 //! * All writes to the store and all file creation are the committer's, but for a shard that is being opened or that gives back its
 //!   room ([`opening`]), which nobody else has meanwhile. The delivery only reads (and mends a row that fails its checks); what it decides goes through the
-//!   [`outbox`](source) and is committed with the next carry.
-//! * Nothing pending means asleep, without a timer. An append rings the [`bell`](bell) only if the committer believes the journal
+//!   [`outbox`](source) and is committed with the next checkpoint.
+//! * Nothing pending means asleep, without a timer. An append rings the [`mailbox`](mailbox) only if the committer believes the journal
 //!   clean, or if it made an arena half full, or a batch due.
 //! * *Sync* is due `sync_interval` after the first unsynced record, at once if a receipt is awaited, and serves all who wait.
-//! * *Carry* is due when an arena is half full, at a flush or stop, and when a batch is due (`flush_at` events or `flush_interval`), the
-//!   latter not more than about once a second: a commit costs tens of kilobytes of writes whatever it carries.
-//! * *Settle* rides on a carry, and has a transaction of its own at the latest after `ack_interval`.
+//! * *Checkpoint* is due when an arena is half full, at a flush or stop, and when a batch is due (`flush_at` events or `flush_interval`), the
+//!   latter not more than about once a second: a commit costs tens of kilobytes of writes whatever it checkpoints.
+//! * *Settle* rides on a checkpoint, and has a transaction of its own at the latest after `ack_interval`.
 //! * *Bounds* are looked at in each turn. The journal is told how much it may hold, so that nothing is accepted that the store will have
-//!   no room for; where the oldest make room, they do so before an arena is carried and, if that was not enough, after it.
+//!   no room for; where the oldest make room, they do so before an arena is checkpointed and, if that was not enough, after it.
 //! * *Compaction* is done once little of a large file is used, also while events go on coming, at most once a minute, and not while stopping.
 //! * A step of the store that fails is tried again with growing delay; meanwhile the journal takes records until it is full, receipts
 //!   are still served by syncs, and `stats` says that storage is degraded.
@@ -30,14 +30,14 @@
 //!   taken, and the first is delivered as an orphan when it is open.
 //!
 //! * How a run is and how it ends is left for the next one ([`life`]) by a committer that is awake anyway, and at `exit`.
-//! * A flush is answered by the committer, once what it settled is committed (or cannot be) and the bounds were looked at again.
+//! * A flush is answered by the committer, once what it acked is committed (or cannot be) and the bounds were looked at again.
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
-//! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are carried ([`dead`]).
+//! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are checkpointed ([`dead`]).
 //! * Definitions of flags are loaded by a task on the delivery's runtime; what it wants kept for the next process is written by the
 //!   committer when nothing more urgent fails ([`flag_definitions`]).
 //! * While the program has opted out nothing is read for sending; what is queued stays.
 //!
-//! Stopping: intake closes; the journal is synced; everything is carried; delivery goes on until its deadline; what it settled is
+//! Stopping: intake closes; the journal is synced; everything is checkpointed; delivery goes on until its deadline; what it acked is
 //! committed; the shard is let go. Whatever is not delivered by then stays on disk. A second stop waits for the first.
 //!
 //! Flags are asked for on the delivery's runtime ([`runtime`](runtime), [`flags`](flags)), a bounded number of questions at once, beside
@@ -51,7 +51,6 @@
 
 mod admission;
 mod adoption;
-mod bell;
 mod bounds;
 mod circumstances;
 mod committer;
@@ -70,6 +69,7 @@ mod joint;
 mod lane;
 mod last_words;
 mod life;
+mod mailbox;
 mod notice;
 mod opening;
 mod outbox;
@@ -106,8 +106,7 @@ use crate::transport::{Http, TransportOptions};
 
 use admission::Admission;
 pub use admission::OverflowPolicy;
-pub(crate) use admission::{Limits, Unwelcome};
-use bell::Bell;
+pub(crate) use admission::{AppendError, Limits};
 #[cfg_attr(not(test), allow(unused_imports, reason = "named by tests alone"))]
 pub(crate) use circumstances::{Circumstances, Outage};
 pub use dead::DeadLetterError;
@@ -116,6 +115,7 @@ pub use drop_reason::DropReason;
 pub(crate) use floor::Floor;
 pub(crate) use joint::both;
 pub(crate) use life::LastRun;
+use mailbox::Mailbox;
 pub(crate) use notice::Notice;
 use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
@@ -155,11 +155,11 @@ pub(crate) struct WorkerOptions {
     pub(crate) open_timeout: Duration,
     /// Events that make a batch due.
     pub(crate) flush_at: u64,
-    /// Age of the oldest uncarried event that makes a batch due.
+    /// Age of the oldest journaled event that makes a batch due.
     pub(crate) flush_interval: Duration,
     /// Age of the oldest unsynced event that makes a sync due.
     pub(crate) sync_interval: Duration,
-    /// Age of the oldest uncommitted settlement that gives it a transaction of its own.
+    /// Age of the oldest uncommitted ack that gives it a transaction of its own.
     pub(crate) ack_interval: Duration,
     /// Bounds of the queue.
     pub(crate) limits: Limits,
@@ -198,7 +198,7 @@ pub(crate) struct Pipeline {
     orphans: Arc<opening::Orphans>,
     admission: Admission,
     receipts: Receipts,
-    bell: Bell,
+    mailbox: Mailbox,
     outbox: Outbox,
     verdicts: Verdicts,
     /// What is queued stays queued: the program has opted out.
@@ -230,9 +230,9 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Takes a record: after `Ok` it survives the process. `dear` records are taken a little longer than others when room runs out.
+    /// Takes a record: after `Ok` it survives the process. `priority` records are taken a little longer than others when room runs out.
     #[inline]
-    pub(crate) fn append(&self, body: &[u8], class: u8) -> Result<u64, Unwelcome> {
+    pub(crate) fn append(&self, body: &[u8], class: u8) -> Result<u64, AppendError> {
         let hash = frame::hash_body(body);
         if self.admission.is_open() {
             match self.shard.append(body, hash, class) {
@@ -251,7 +251,7 @@ impl Pipeline {
         if self.shard.is_volatile() {
             return pending::answered(Err(PersistError::Volatile));
         }
-        self.receipts.wait_for(seq, || self.bell.ring(|wanted| wanted.sync = true))
+        self.receipts.wait_for(seq, || self.mailbox.ring(|wanted| wanted.sync = true))
     }
 
     /// Whether this process is a forked child of the one that started the pipeline. Asked before anything else is touched.
@@ -281,7 +281,7 @@ impl Pipeline {
 
     /// Whether nothing is taken any more.
     pub(crate) fn is_closing(&self) -> bool {
-        self.bell.is_stopping()
+        self.mailbox.is_stopping()
     }
 
     /// The options it was started with, for a forked child or for the other lane to start its own.
@@ -296,25 +296,25 @@ impl Pipeline {
     #[inline]
     fn appended(&self, appended: Appended) -> u64 {
         // The committer is told only of what it does not expect: the first record after it found the journal clean, and thresholds.
-        if self.bell.believes_clean() || appended.half_full || appended.records == self.options.flush_at {
-            self.bell.ring_for_records();
+        if self.mailbox.believes_clean() || appended.half_full || appended.records == self.options.flush_at {
+            self.mailbox.ring_for_records();
         }
         appended.seq
     }
 
     #[cold]
-    fn refused(&self, refused: Refused) -> Unwelcome {
+    fn refused(&self, refused: Refused) -> AppendError {
         match refused {
-            Refused::Full => Unwelcome::JournalFull,
-            Refused::Bounded => Unwelcome::QueueFull,
-            Refused::Busy => Unwelcome::JournalBusy,
-            Refused::Closed => Unwelcome::Closed,
+            Refused::Full => AppendError::JournalFull,
+            Refused::Bounded => AppendError::QueueFull,
+            Refused::Busy => AppendError::JournalBusy,
+            Refused::Closed => AppendError::Closed,
             // The committer has said why.
-            Refused::Lost => Unwelcome::Storage,
-            Refused::Forked => Unwelcome::Forked,
+            Refused::Lost => AppendError::Storage,
+            Refused::Forked => AppendError::Forked,
             Refused::Io(error) => {
                 self.journal_fails(&error);
-                Unwelcome::Storage
+                AppendError::Storage
             }
         }
     }

@@ -181,7 +181,7 @@ impl Orphans {
         self.done.notify_all();
         // As long as there is none it is starting, and looks into the mailbox afterwards.
         if let Some(pipeline) = self.pipeline.get().and_then(Weak::upgrade) {
-            pipeline.bell.ring(|wanted| wanted.adopt = true);
+            pipeline.mailbox.ring(|wanted| wanted.adopt = true);
         }
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Mutex;
 
 use super::lock;
 use super::source::OWN;
-use crate::delivery::{ChunkRef, PaceState, Phase, Settlement};
-use crate::queue::Settled;
+use crate::delivery::{Ack, ChunkRef, PaceState, Phase};
+use crate::queue::Acked;
 use crate::queue::journal::Room;
 use crate::queue::store::{Chunk, ChunkKey, Ledger};
 use crate::sys::clock::WallNanos;
@@ -24,13 +24,13 @@ pub(super) struct Outbox {
 struct State {
     /// Up to where each shard was read.
     cursors: HashMap<u32, ChunkKey>,
-    /// Read, and neither settled nor given back: with the delivery, and nobody else's to touch.
+    /// Read, and neither acked nor given back: with the delivery, and nobody else's to touch.
     handed: BTreeMap<ChunkRef, Room>,
     /// Given back, or made of what was: found again without searching the store. Some may have been evicted since.
     returned: BTreeSet<ChunkRef>,
-    /// Settled, and still in the store until the next commit: never read again.
-    settled: HashSet<ChunkRef>,
-    waiting: Vec<Settlement>,
+    /// Acked, and still in the store until the next commit: never read again.
+    acked: HashSet<ChunkRef>,
+    waiting: Vec<Ack>,
     /// By origin, the transaction that is being made.
     committing: HashMap<u32, Committing>,
     next_attempt: Option<Option<WallNanos>>,
@@ -54,7 +54,7 @@ pub(super) struct Totals {
     pub(super) dead_lettered: u64,
 }
 
-/// What a transaction that is being made settles.
+/// What a transaction that is being made acks.
 #[derive(Clone, Copy, Debug)]
 struct Committing {
     delivered: u64,
@@ -64,28 +64,28 @@ struct Committing {
     before: u64,
 }
 
-/// Settlements on their way into a transaction.
+/// Acks on their way into a transaction.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     origin: u32,
-    settlements: Vec<Settlement>,
+    acks: Vec<Ack>,
     pub(super) next_attempt: Option<Option<WallNanos>>,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.settlements.is_empty() && self.next_attempt.is_none()
+        self.acks.is_empty() && self.next_attempt.is_none()
     }
 
     /// In the shard's words.
-    pub(super) fn settled(&self) -> Vec<Settled> {
-        let settled = |settlement: &Settlement| Settled {
-            first_seq: settlement.chunk.key.first_seq,
-            delivered: settlement.delivered,
-            dead_lettered: settlement.dead_lettered.clone(),
-            keep: settlement.keep.clone(),
+    pub(super) fn acked(&self) -> Vec<Acked> {
+        let acked = |ack: &Ack| Acked {
+            first_seq: ack.chunk.key.first_seq,
+            delivered: ack.delivered,
+            dead_lettered: ack.dead_lettered.clone(),
+            keep: ack.keep.clone(),
         };
-        self.settlements.iter().map(settled).collect()
+        self.acks.iter().map(acked).collect()
     }
 }
 
@@ -93,28 +93,27 @@ impl Outbox {
     /// Takes out what waits for a commit in that shard, whose ledger is this.
     pub(super) fn take(&self, origin: u32, ledger: &Ledger) -> Batch {
         let mut state = lock(&self.state);
-        let settlements: Vec<_> =
-            state.waiting.extract_if(.., |settlement| settlement.chunk.origin == origin).collect();
-        let (delivered, dead_lettered) = events(settlements.iter());
-        state.committing.insert(origin, Committing { delivered, dead_lettered, before: settled_in(ledger) });
+        let acks: Vec<_> = state.waiting.extract_if(.., |ack| ack.chunk.origin == origin).collect();
+        let (delivered, dead_lettered) = events(acks.iter());
+        state.committing.insert(origin, Committing { delivered, dead_lettered, before: acked_in(ledger) });
         let next_attempt = if origin == OWN { state.next_attempt.take() } else { None };
-        Batch { origin, settlements, next_attempt }
+        Batch { origin, acks, next_attempt }
     }
 
-    /// The transaction was made: what was settled is gone, what was kept can be read again.
+    /// The transaction was made: what was acked is gone, what was kept can be read again.
     pub(super) fn committed(&self, batch: Batch) {
         let mut state = lock(&self.state);
         state.committing.remove(&batch.origin);
         state.changes += 1;
-        for settlement in batch.settlements {
-            // What it kept may have its name, and may be settled by now.
-            if !state.waiting.iter().any(|waiting| waiting.chunk == settlement.chunk) {
-                state.settled.remove(&settlement.chunk);
+        for ack in batch.acks {
+            // What it kept may have its name, and may be acked by now.
+            if !state.waiting.iter().any(|waiting| waiting.chunk == ack.chunk) {
+                state.acked.remove(&ack.chunk);
             }
-            if let Some(rest) = rest(&settlement) {
+            if let Some(rest) = rest(&ack) {
                 state.given_back += 1;
                 // A row that could not be rewritten still stands where it stood.
-                state.returned.insert(settlement.chunk);
+                state.returned.insert(ack.chunk);
                 if !state.handed.contains_key(&rest) {
                     state.returned.insert(rest);
                 }
@@ -122,12 +121,12 @@ impl Outbox {
         }
     }
 
-    /// The transaction failed: everything waits again. The settled rows stay hidden, so nothing is sent twice.
+    /// The transaction failed: everything waits again. The acked rows stay hidden, so nothing is sent twice.
     pub(super) fn put_back(&self, batch: Batch) {
         let mut state = lock(&self.state);
         state.committing.remove(&batch.origin);
         // Before what has come since, which may be about what these keep.
-        state.waiting.splice(0..0, batch.settlements);
+        state.waiting.splice(0..0, batch.acks);
         if state.next_attempt.is_none() {
             state.next_attempt = batch.next_attempt;
         }
@@ -148,21 +147,19 @@ impl Outbox {
     #[cfg(feature = "testing")]
     pub(super) fn still_open(&self, chunk: ChunkRef) -> impl Fn(u64) -> bool + use<> {
         let state = lock(&self.state);
-        let is_settled = state.settled.contains(&chunk);
-        let kept =
-            state.waiting.iter().find(|settlement| settlement.chunk == chunk).and_then(|found| found.keep.clone());
-        move |seq| !is_settled || kept.as_ref().is_some_and(|kept| kept.contains(&seq))
+        let is_acked = state.acked.contains(&chunk);
+        let kept = state.waiting.iter().find(|ack| ack.chunk == chunk).and_then(|found| found.keep.clone());
+        move |seq| !is_acked || kept.as_ref().is_some_and(|kept| kept.contains(&seq))
     }
 
-    /// The ledger of that shard, in which what is settled counts as settled, whether that is committed yet or not. A kill before the
+    /// The ledger of that shard, in which what is acked counts as acked, whether that is committed yet or not. A kill before the
     /// commit takes it back.
     pub(super) fn ledger(&self, origin: u32, committed: impl FnOnce() -> Ledger) -> Ledger {
         // Under the lock: nothing goes from here into the ledger between the two looks, or is missed on its way back.
         let state = lock(&self.state);
         let mut ledger = committed();
-        let (mut delivered, mut dead_lettered) =
-            events(state.waiting.iter().filter(|settlement| settlement.chunk.origin == origin));
-        let under_way = state.committing.get(&origin).filter(|under_way| settled_in(&ledger) == under_way.before);
+        let (mut delivered, mut dead_lettered) = events(state.waiting.iter().filter(|ack| ack.chunk.origin == origin));
+        let under_way = state.committing.get(&origin).filter(|under_way| acked_in(&ledger) == under_way.before);
         if let Some(under_way) = under_way {
             delivered += under_way.delivered;
             dead_lettered += under_way.dead_lettered;
@@ -178,10 +175,10 @@ impl Outbox {
         ledger
     }
 
-    /// Whether everything in a row is settled.
-    pub(super) fn is_settled(&self, chunk: ChunkRef) -> bool {
+    /// Whether everything in a row is acked.
+    pub(super) fn is_acked(&self, chunk: ChunkRef) -> bool {
         let state = lock(&self.state);
-        state.settled.contains(&chunk) && !state.waiting.iter().any(|one| one.chunk == chunk && one.keep.is_some())
+        state.acked.contains(&chunk) && !state.waiting.iter().any(|one| one.chunk == chunk && one.keep.is_some())
     }
 
     /// Events decided so far.
@@ -189,10 +186,10 @@ impl Outbox {
         lock(&self.state).totals
     }
 
-    /// Whether a row is with the delivery, or settled. If not, it is kept from the delivery until [`Outbox::evicted`].
+    /// Whether a row is with the delivery, or acked. If not, it is kept from the delivery until [`Outbox::evicted`].
     pub(super) fn is_out_or_stays(&self, chunk: ChunkRef) -> bool {
         let mut state = lock(&self.state);
-        let is_out = state.handed.contains_key(&chunk) || state.settled.contains(&chunk);
+        let is_out = state.handed.contains_key(&chunk) || state.acked.contains(&chunk);
         if !is_out {
             state.going.insert(chunk);
         }
@@ -226,26 +223,26 @@ impl Outbox {
     pub(super) fn has_nothing_of(&self, origin: u32) -> bool {
         let state = lock(&self.state);
         let of = |chunk: &ChunkRef| chunk.origin == origin;
-        !state.handed.keys().any(of) && !state.settled.iter().any(of)
+        !state.handed.keys().any(of) && !state.acked.iter().any(of)
     }
 
     /// Takes note of a decision. False: it is nobody's business any more.
-    pub(super) fn settle(&self, settlement: Settlement) -> bool {
+    pub(super) fn ack(&self, ack: Ack) -> bool {
         let mut state = lock(&self.state);
-        let size = state.handed.remove(&settlement.chunk);
-        if size.is_none() && settlement.chunk.origin != OWN {
+        let size = state.handed.remove(&ack.chunk);
+        if size.is_none() && ack.chunk.origin != OWN {
             // Of an orphan that was let go meanwhile: its next owner sends it again.
             return false;
         }
-        state.totals.delivered += settlement.delivered;
-        state.totals.dead_lettered += settlement.dead_lettered.len() as u64;
-        state.settled.insert(settlement.chunk);
+        state.totals.delivered += ack.delivered;
+        state.totals.dead_lettered += ack.dead_lettered.len() as u64;
+        state.acked.insert(ack.chunk);
         // Still with the delivery.
-        if let Some(rest) = rest(&settlement) {
-            let events = settlement.keep.as_ref().map_or(0, Vec::len) as u64;
+        if let Some(rest) = rest(&ack) {
+            let events = ack.keep.as_ref().map_or(0, Vec::len) as u64;
             state.handed.insert(rest, Room { events, bytes: size.map_or(0, |size| size.bytes) });
         }
-        add(&mut state.waiting, settlement);
+        add(&mut state.waiting, ack);
         true
     }
 
@@ -259,7 +256,7 @@ impl Outbox {
         }
     }
 
-    /// Rises when a row that was with the delivery, or settled, may be taken by an eviction again.
+    /// Rises when a row that was with the delivery, or acked, may be taken by an eviction again.
     pub(super) fn given_back(&self) -> u64 {
         lock(&self.state).given_back
     }
@@ -289,18 +286,18 @@ impl Outbox {
         lock(&self.state).known_next_attempt = next_attempt;
     }
 
-    /// A shard was let go: nothing of it is our business any more. What it settled and did not commit is sent again by its next owner.
+    /// A shard was let go: nothing of it is our business any more. What it acked and did not commit is sent again by its next owner.
     pub(super) fn let_go(&self, origin: u32) {
         self.forget(origin);
         let mut state = lock(&self.state);
         state.handed.retain(|chunk, _| chunk.origin != origin);
-        state.settled.retain(|chunk| chunk.origin != origin);
-        state.waiting.retain(|settlement| settlement.chunk.origin != origin);
+        state.acked.retain(|chunk| chunk.origin != origin);
+        state.waiting.retain(|ack| ack.chunk.origin != origin);
         state.committing.remove(&origin);
     }
 
     /// A store was reopened and may be another file: its rows are found again from the start, but for what is with the delivery or
-    /// waits to be settled.
+    /// waits to be acked.
     pub(super) fn forget(&self, origin: u32) {
         let mut state = lock(&self.state);
         state.cursors.remove(&origin);
@@ -350,7 +347,7 @@ impl Outbox {
         let mut handed = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             let named = ChunkRef { origin, key: chunk.key };
-            if state.settled.contains(&named) {
+            if state.acked.contains(&named) {
                 continue;
             }
             if state.going.contains(&named) {
@@ -368,33 +365,33 @@ impl Outbox {
     }
 }
 
-/// What a settlement keeps, by its new name.
-fn rest(settlement: &Settlement) -> Option<ChunkRef> {
-    let first_seq = *settlement.keep.as_ref()?.iter().min()?;
-    Some(ChunkRef { key: ChunkKey { first_seq, ..settlement.chunk.key }, ..settlement.chunk })
+/// What a ack keeps, by its new name.
+fn rest(ack: &Ack) -> Option<ChunkRef> {
+    let first_seq = *ack.keep.as_ref()?.iter().min()?;
+    Some(ChunkRef { key: ChunkKey { first_seq, ..ack.chunk.key }, ..ack.chunk })
 }
 
-/// Adds a settlement to those that wait for a commit: to an earlier one where it is about what that one keeps, which is no row yet.
-fn add(waiting: &mut Vec<Settlement>, settlement: Settlement) {
-    let same_row = waiting.iter_mut().find(|earlier| rest(earlier) == Some(settlement.chunk));
+/// Adds a ack to those that wait for a commit: to an earlier one where it is about what that one keeps, which is no row yet.
+fn add(waiting: &mut Vec<Ack>, ack: Ack) {
+    let same_row = waiting.iter_mut().find(|earlier| rest(earlier) == Some(ack.chunk));
     match same_row {
         Some(earlier) => {
-            earlier.delivered += settlement.delivered;
-            earlier.dead_lettered.extend(settlement.dead_lettered);
-            earlier.keep = settlement.keep;
+            earlier.delivered += ack.delivered;
+            earlier.dead_lettered.extend(ack.dead_lettered);
+            earlier.keep = ack.keep;
         }
-        None => waiting.push(settlement),
+        None => waiting.push(ack),
     }
 }
 
 /// Events that are delivered or dead_lettered there.
-fn settled_in(ledger: &Ledger) -> u64 {
+fn acked_in(ledger: &Ledger) -> u64 {
     ledger.delivered.saturating_add(ledger.dead_lettered)
 }
 
 /// Events delivered and dead_lettered.
-fn events<'a>(settlements: impl Iterator<Item = &'a Settlement>) -> (u64, u64) {
-    settlements.fold((0, 0), |(delivered, dead_lettered), settlement| {
-        (delivered + settlement.delivered, dead_lettered + settlement.dead_lettered.len() as u64)
+fn events<'a>(acks: impl Iterator<Item = &'a Ack>) -> (u64, u64) {
+    acks.fold((0, 0), |(delivered, dead_lettered), ack| {
+        (delivered + ack.delivered, dead_lettered + ack.dead_lettered.len() as u64)
     })
 }

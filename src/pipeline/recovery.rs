@@ -43,9 +43,9 @@ impl Committer {
                 // The file may be another one now: rows are found again from the start.
                 pipeline.outbox.forget(OWN);
                 pipeline.committed();
-                // How many records an arena of an earlier life holds is not known, so it does not count among the uncarried.
+                // How many records an arena of an earlier life holds is not known, so it does not count among the journaled.
                 let journal = pipeline.shard.journal();
-                let waits = journal.uncarried().1 > 0 || journal.oldest_sealed().is_some();
+                let waits = journal.journaled().1 > 0 || journal.oldest_sealed().is_some();
                 if !waits && pipeline.outbox.is_empty() {
                     // Nothing waits that could show it otherwise.
                     self.worked();
@@ -128,7 +128,7 @@ impl Committer {
     pub(super) fn worked(&mut self) {
         self.waiting.retry_at = None;
         self.retry_delay = RETRY_FIRST;
-        // A settlement that worked does not make another arena.
+        // A ack that worked does not make another arena.
         if self.swap_after.is_none() {
             self.pipeline.storage_works();
         }

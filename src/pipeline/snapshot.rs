@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::source::OWN;
-use super::{Floor, Pipeline, Unwelcome, lock};
+use super::{AppendError, Floor, Pipeline, lock};
 use crate::delivery::{ChunkRef, DeliveryHandle, DeliveryState};
 use crate::queue::store::{DeadRecord, Ledger};
 use crate::queue::{LANE, OrphanedQueue};
@@ -19,7 +19,7 @@ pub(crate) struct Snapshot {
     /// The ledger of the shard being adopted right now.
     pub(crate) adopted: Option<Ledger>,
     pub(crate) unsynced_for: Option<Duration>,
-    pub(crate) uncarried_bytes: u64,
+    pub(crate) journaled_bytes: u64,
     pub(crate) oldest_at: Option<i64>,
     pub(crate) file_bytes: u64,
     pub(crate) replayed: u64,
@@ -27,7 +27,7 @@ pub(crate) struct Snapshot {
     /// Why.
     pub(crate) in_memory: Option<String>,
     pub(crate) problem: Option<String>,
-    pub(crate) full: Option<Unwelcome>,
+    pub(crate) full: Option<AppendError>,
     /// The file system that has too little room, if that is why.
     pub(crate) floor: Option<Floor>,
     pub(crate) closed: bool,
@@ -42,11 +42,11 @@ impl Pipeline {
     /// Where things stand.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let store = self.shard.open_store();
-        let uncarried = self.shard.journal().uncarried();
+        let journaled = self.shard.journal().journaled();
         let (ledger, accepted) = self.account();
         let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
-            let is_settled = |key| self.outbox.is_settled(ChunkRef { origin: OWN, key });
-            let oldest = store.oldest(LANE, &is_settled).ok().flatten();
+            let is_acked = |key| self.outbox.is_acked(ChunkRef { origin: OWN, key });
+            let oldest = store.oldest(LANE, &is_acked).ok().flatten();
             oldest.or_else(|| store.oldest(LANE, &|_| false).ok().flatten())
         });
         Snapshot {
@@ -55,16 +55,16 @@ impl Pipeline {
             adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
             unsynced_for: lock(&self.unsynced_since)
                 .map(|since| self.options.clock.now().saturating_duration_since(since)),
-            uncarried_bytes: uncarried.0,
-            oldest_at: oldest.map(|(_, carried_at)| carried_at),
+            journaled_bytes: journaled.0,
+            oldest_at: oldest.map(|(_, checkpointed_at)| checkpointed_at),
             file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
             replayed: self.replayed.load(Ordering::Relaxed),
             volatile: self.shard.is_volatile(),
             in_memory: self.in_memory.get().cloned(),
             problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
-            full: self.admission.unwelcome(),
+            full: self.admission.append_error(),
             floor: self.floor(),
-            closed: self.bell.is_stopping(),
+            closed: self.mailbox.is_stopping(),
             delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
             dir: self.shard.dir().clone(),
             orphaned: self.orphaned.clone(),
@@ -75,7 +75,7 @@ impl Pipeline {
     /// The ledger of our own shard as of now, and how many events it has accepted: those that the ledger has not heard of yet are in
     /// the journal.
     pub(super) fn account(&self) -> (Ledger, u64) {
-        // In this order: what is carried in between counts as in the journal still.
+        // In this order: what is checkpointed in between counts as in the journal still.
         let ledger = self.outbox.ledger(OWN, || self.shard.ledger());
         (ledger, self.shard.accepted())
     }

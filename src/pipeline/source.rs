@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Pipeline;
-use crate::delivery::{ChunkRef, PaceState, Settlement, Source, SourceError};
+use crate::delivery::{Ack, ChunkRef, PaceState, Source, SourceError};
 use crate::queue::store::{Chunk, ChunkKey, Removal};
 use crate::queue::{LANE, Shard};
 
@@ -22,7 +22,7 @@ impl Pipeline {
         }
     }
 
-    /// Chunks of one shard that are neither busy nor settled.
+    /// Chunks of one shard that are neither busy nor acked.
     fn read_from(
         &self,
         origin: u32,
@@ -69,7 +69,7 @@ impl Source for Pipeline {
             return Ok(Vec::new());
         }
         // A failed read shuts the store; the committer opens it again.
-        let own = self.read_from(OWN, &self.shard, max_bytes, busy).inspect_err(|_| self.bell.ring(|_| ()))?;
+        let own = self.read_from(OWN, &self.shard, max_bytes, busy).inspect_err(|_| self.mailbox.ring(|_| ()))?;
         if !own.is_empty() {
             return Ok(own);
         }
@@ -79,13 +79,13 @@ impl Source for Pipeline {
                 // Somebody else's queue must not stand in the way of ours.
                 let why = format!("{error}: {}", error.0);
                 (self.options.report)(super::Notice::ShardSkipped { path: shard.dir().clone(), why });
-                self.bell.ring(|wanted| wanted.abandon = true);
+                self.mailbox.ring(|wanted| wanted.abandon = true);
                 Vec::new()
             }),
             None => Vec::new(),
         };
         if chunks.is_empty() {
-            self.bell.ring(|wanted| wanted.adopt = true);
+            self.mailbox.ring(|wanted| wanted.adopt = true);
         }
         Ok(chunks)
     }
@@ -98,7 +98,7 @@ impl Source for Pipeline {
         // Our own is nobody else's to deliver.
         let is_adopted = self.adopted_shard().is_some_and(|(adopted, _)| adopted == origin);
         if is_adopted {
-            self.bell.ring(|wanted| (wanted.abandon, wanted.adopt) = (true, true));
+            self.mailbox.ring(|wanted| (wanted.abandon, wanted.adopt) = (true, true));
         }
         is_adopted
     }
@@ -111,9 +111,9 @@ impl Source for Pipeline {
         (ledger.queued_events > 0).then_some(ChunkRef { origin: OWN, key }).into_iter().collect()
     }
 
-    fn settle(&self, settlement: Settlement) {
-        if self.outbox.settle(settlement) {
-            self.bell.ring(|_| ());
+    fn ack(&self, ack: Ack) {
+        if self.outbox.ack(ack) {
+            self.mailbox.ring(|_| ());
         }
     }
 
@@ -123,7 +123,7 @@ impl Source for Pipeline {
 
     fn pace(&self, pace: &PaceState) {
         if self.outbox.note_pace(pace) {
-            self.bell.ring(|_| ());
+            self.mailbox.ring(|_| ());
         }
     }
 }

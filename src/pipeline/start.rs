@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use super::admission::{Admission, memory_bound};
 use super::adoption::avoided_at_start;
-use super::bell::Bell;
 use super::committer::Committer;
 use super::flag_definitions::Definitions;
 use super::life::{LastRun, Life};
+use super::mailbox::Mailbox;
 use super::opening::Orphans;
 use super::outbox::Outbox;
 use super::own::{Own, in_memory, open_shard};
@@ -240,7 +240,7 @@ fn assemble(
         orphans,
         admission: Admission::default(),
         receipts: Receipts::default(),
-        bell: Bell::default(),
+        mailbox: Mailbox::default(),
         outbox: Outbox::default(),
         verdicts: Verdicts::default(),
         held: AtomicBool::new(options.held),

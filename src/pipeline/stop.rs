@@ -34,7 +34,7 @@ impl Pipeline {
     pub(crate) fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
         let (promise, answer) = pending::pending();
         self.before_stop.get_or_init(|| self.outbox.totals());
-        self.bell.begin_stopping();
+        self.mailbox.begin_stopping();
         // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken. A journal that somebody
         // holds for ever takes none either.
         self.shard.journal().close_in_time();
@@ -45,7 +45,7 @@ impl Pipeline {
         }
         let now = self.options.clock.now();
         let deadline = now.checked_add(most).unwrap_or(now + Duration::from_secs(86_400 * 365));
-        self.bell.ring(|wanted| {
+        self.mailbox.ring(|wanted| {
             wanted.stop = Some(wanted.stop.map_or(deadline, |earlier| earlier.min(deadline)));
             wanted.stops.push(promise);
         });
@@ -95,8 +95,8 @@ impl Committer {
         {
             pipeline.receipts.synced_up_to(seq);
         }
-        if pipeline.shard.journal().uncarried().1 > 0 {
-            self.carry();
+        if pipeline.shard.journal().journaled().1 > 0 {
+            self.checkpoint();
         }
         crash_point::reach("stop.begun");
         let ended = Arc::downgrade(&pipeline);
@@ -106,7 +106,7 @@ impl Committer {
             deadline,
             Box::new(move |endpoint| {
                 if let Some(pipeline) = ended.upgrade() {
-                    pipeline.bell.ring(|wanted| wanted.delivery_ended = Some(endpoint));
+                    pipeline.mailbox.ring(|wanted| wanted.delivery_ended = Some(endpoint));
                 }
             }),
         );
@@ -129,11 +129,11 @@ impl Committer {
         if let Some(loader) = pipeline.loader() {
             loader.abandon();
         }
-        self.settle_adopted();
-        if pipeline.shard.journal().uncarried().1 > 0 {
-            self.carry();
+        self.ack_adopted();
+        if pipeline.shard.journal().journaled().1 > 0 {
+            self.checkpoint();
         }
-        self.settle_own();
+        self.ack_own();
         crash_point::reach("stop.committed");
         let remaining = pipeline.remaining();
         let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::EndpointStatus::Down {
@@ -167,7 +167,7 @@ impl Committer {
         }
         (pipeline.options.report)(Notice::Ended);
         let _ = pipeline.finished.set(report.clone());
-        let late = pipeline.bell.listen(Some(self.now()), || self.now());
+        let late = pipeline.mailbox.listen(Some(self.now()), || self.now());
         self.hear(late);
         self.answer_all_flushes();
         for promise in std::mem::take(&mut self.asked.stops) {

@@ -206,7 +206,7 @@ impl Pipeline {
     /// The event that is waited for was accepted, as the record of that number: sends it now, with all that is queued before it.
     pub(crate) fn send_now(&self, awaited: Awaited, seq: u64) {
         self.verdicts.accepted(&awaited, seq);
-        self.bell.ring(|wanted| wanted.awaited.push(awaited));
+        self.mailbox.ring(|wanted| wanted.awaited.push(awaited));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Giving events up, because there is no room for them or because they are too old. The dear ones go last.
+//! Giving events up, because there is no room for them or because they are too old. The priority ones go last.
 
 use std::collections::HashSet;
 
@@ -28,11 +28,11 @@ pub(crate) enum EvictUntil {
         /// Bytes.
         bytes: u64,
     },
-    /// Nothing was carried longer ago than that.
+    /// Nothing was checkpointed longer ago than that.
     NoneOlder {
         /// In nanoseconds.
         age: i64,
-        /// How the time at which a row was carried is to be read.
+        /// How the time at which a row was checkpointed is to be read.
         ages: Ages,
     },
 }
@@ -76,15 +76,15 @@ impl Shard {
         passed.busy.retain(|key| busy(*key));
         let mut some_are_busy = !passed.busy.is_empty();
         let mut evicted = Evicted::default();
-        for &spare_dear in passes {
-            if some_are_busy && !spare_dear && passes.len() > 1 {
-                // Not everything else has gone: what is under way goes sooner or later, and the dear ones go after it.
+        for &spare_priority in passes {
+            if some_are_busy && !spare_priority && passes.len() > 1 {
+                // Not everything else has gone: what is under way goes sooner or later, and the priority ones go after it.
                 break;
             }
             let mut from_the_start = Passed::default();
-            let passed = if spare_dear { &mut *passed } else { &mut from_the_start };
+            let passed = if spare_priority { &mut *passed } else { &mut from_the_start };
             let is_busy = |key: ChunkKey| busy(key).then(|| some_are_busy = true).is_some();
-            evicted.events += self.evict_in_one_pass(until, spare_dear, passed, is_busy, now)?;
+            evicted.events += self.evict_in_one_pass(until, spare_priority, passed, is_busy, now)?;
         }
         if evicted.events > 0 {
             self.mirror(now);
@@ -96,7 +96,7 @@ impl Shard {
     fn evict_in_one_pass(
         &self,
         until: EvictUntil,
-        spare_dear: bool,
+        spare_priority: bool,
         passed: &mut Passed,
         mut busy: impl FnMut(ChunkKey) -> bool,
         now: WallNanos,
@@ -110,7 +110,7 @@ impl Shard {
             let read = self.read(after, read_bytes)?;
             let Some(last) = read.last else { break };
             (after, read_bytes) = (Some(last), read_bytes.saturating_mul(2));
-            let mut plan = Plan { until, now, spare_dear, changes: Changes::default(), excess, events: 0 };
+            let mut plan = Plan { until, now, spare_priority, changes: Changes::default(), excess, events: 0 };
             let (mut goes_on, mut behind) = (true, passed.clone());
             for chunk in &read.chunks {
                 let is_busy = busy(chunk.key);
@@ -138,7 +138,7 @@ impl Shard {
         Ok(events)
     }
 
-    /// When the oldest row was carried.
+    /// When the oldest row was checkpointed.
     fn oldest(&self) -> Option<WallNanos> {
         Some(self.open_store()?.oldest(LANE, &|_| false).ok()??.1)
     }
@@ -166,7 +166,7 @@ impl Shard {
 struct Plan {
     until: EvictUntil,
     now: WallNanos,
-    spare_dear: bool,
+    spare_priority: bool,
     changes: Changes,
     excess: (u64, u64),
     events: u64,
@@ -198,7 +198,7 @@ impl Plan {
     }
 
     fn is_young(&self, chunk: &Chunk) -> bool {
-        matches!(self.until, EvictUntil::NoneOlder { age, ages } if !ages.is_older(chunk.carried_at, age, self.now))
+        matches!(self.until, EvictUntil::NoneOlder { age, ages } if !ages.is_older(chunk.checkpointed_at, age, self.now))
     }
 
     /// The records of a row that stay: all but the oldest that may go, as many of them as it takes to be rid of the excess. And whether
@@ -210,7 +210,7 @@ impl Plan {
         for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
             let freed = before.saturating_sub(Chunk::page_bytes_with(left));
             let is_enough = freed >= self.excess.0 && gone >= self.excess.1;
-            let is_spared = self.spare_dear && head.class != Class::Ordinary as u8;
+            let is_spared = self.spare_priority && head.class != Class::Ordinary as u8;
             if is_enough || is_spared {
                 kept.insert(head.seq);
                 leaves_some |= !is_spared;

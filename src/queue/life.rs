@@ -142,7 +142,7 @@ impl StatusPage {
         Ok(word(Word::Pid) == Some(u64::from(std::process::id())) && word(Word::StartedAt) == Some(self.started_at))
     }
 
-    /// Notes which rounds were filled before the machine was restarted, for as long as one of them waits to be carried: what is missing in
+    /// Notes which rounds were filled before the machine was restarted, for as long as one of them waits to be checkpointed: what is missing in
     /// those is what was not synced. `newest` is the newest epoch that is known.
     pub(super) fn note_restart(&self, same_boot: bool, newest: u64) {
         let before = if same_boot { self.get(Word::EpochAtRestart).min(newest) } else { newest };

@@ -9,16 +9,16 @@
 //!                                    queue.redb   the store        reserve   room for deletes on a full disk
 //! ```
 //!
-//! Purpose. `journal` and `store` have never heard of each other. Here they meet: a record accepted by the journal is *carried* into
+//! Purpose. `journal` and `store` have never heard of each other. Here they meet: a record accepted by the journal is *checkpointed* into
 //! the store, and only then is its arena free. Neither is opened by anybody else.
 //!
 //! Rules
 //! * The lock alone says who owns a shard; the pid on the status page is information.
-//! * A carry is one transaction: rows, ledger and the arena's epoch. Killed before it, the arena is carried again; killed after it, the
-//!   epoch says so. Recovery is nothing but the carries that the last owner did not get to.
+//! * A checkpoint is one transaction: rows, ledger and the arena's epoch. Killed before it, the arena is checkpointed again; killed after it, the
+//!   epoch says so. Recovery is nothing but the checkpoints that the last owner did not get to.
 //! * Sequence numbers are gap-free, so what is missing is counted exactly: `damaged` if the machine has been up all the time,
 //!   `lost_unsynced` if it was not.
-//! * If a carry fails at open, the arenas stay as they are, the shard starts all the same, and the carry is tried again.
+//! * If a checkpoint fails at open, the arenas stay as they are, the shard starts all the same, and the checkpoint is tried again.
 //! * A shard whose directory is out of reach (moved, made inaccessible) lives on in the files that are open, and does nothing by name. One
 //!   whose directory was deleted does so too, and dies with the process. One whose directory another process has ends (`deleted.rs`).
 //! * Each call into the store is inside a *phase* on the status page. An owner that died in one makes the next open check the file's
@@ -29,11 +29,11 @@
 //! * How an owner was and how it ended is left on the page for the next one (`life.rs`), by whoever is awake anyway: an idle shard
 //!   writes nothing.
 //!
-//! Operations: [`Shard::open`], [`Shard::append`], [`Shard::sync`], [`Shard::carry`], [`Shard::settle`], [`Shard::evict`],
+//! Operations: [`Shard::open`], [`Shard::append`], [`Shard::sync`], [`Shard::checkpoint`], [`Shard::ack`], [`Shard::evict`],
 //! [`Shard::close`]. All but `append` are for one thread at a time.
 
 mod advice;
-mod carry;
+mod checkpoint;
 mod claim;
 mod deleted;
 mod evict;
@@ -152,7 +152,7 @@ pub(crate) enum ShardError {
 
 /// What became of the records of one row.
 #[derive(Debug)]
-pub(crate) struct Settled {
+pub(crate) struct Acked {
     /// The row's first sequence number.
     pub(crate) first_seq: u64,
     /// Records that PostHog took.
@@ -208,8 +208,8 @@ impl Shard {
     }
 
     /// Lets the journal take so much more than the store holds: see [`Journal::allow`].
-    pub(crate) fn allow(&self, ordinary: Room, dear: Room) {
-        self.journal.allow(self.ledger().accepted, ordinary, dear);
+    pub(crate) fn allow(&self, ordinary: Room, priority: Room) {
+        self.journal.allow(self.ledger().accepted, ordinary, priority);
     }
 
     /// The journal, for its state.
@@ -240,7 +240,7 @@ impl Shard {
         self.journal.last_seq().max(self.ledger().accepted)
     }
 
-    /// When the oldest event in the store was carried, as of the last commit. Reads memory only.
+    /// When the oldest event in the store was checkpointed, as of the last commit. Reads memory only.
     pub(crate) fn oldest_at(&self) -> Option<WallNanos> {
         self.status.oldest_at()
     }
@@ -344,7 +344,7 @@ impl Shard {
     fn mirror(&self, now: WallNanos) {
         let Some(store) = self.open_store() else { return };
         let _phase = self.enter_reading();
-        let oldest = store.oldest(LANE, &|_| false).ok().flatten().map(|(_, carried_at)| carried_at);
+        let oldest = store.oldest(LANE, &|_| false).ok().flatten().map(|(_, checkpointed_at)| checkpointed_at);
         self.status.mirror(&store.ledger(), self.journal.epoch(), oldest, now);
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use super::carry::carry_into;
+use super::checkpoint::checkpoint_into;
 use super::claim::is_of_the_machine;
 use super::status::{DEATHS_MAX, Phase, Predecessor, StatusPage};
 use super::{Access, Claim, LANE, Shard, ShardError, ShardOptions};
@@ -36,7 +36,7 @@ pub(crate) enum Finding {
         /// The machine was restarted since.
         after_restart: bool,
     },
-    /// What the journal holds could not be carried yet; it is tried again.
+    /// What the journal holds could not be checkpointed yet; it is tried again.
     NotCarried {
         /// Why.
         error: ShardError,
@@ -222,17 +222,20 @@ fn recover(
     while let Some(sealed) = found.oldest_sealed() {
         last_seq = last_seq.max(sealed.last_seq.unwrap_or(0));
         crash_point::reach("recovery.replayed");
-        let carried = {
+        let checkpointed = {
             let _phase = status.enter(Phase::Store);
-            carry_into(store, &sealed, Changes::default(), now, status.is_of_this_boot(sealed.round.epoch))
+            checkpoint_into(store, &sealed, Changes::default(), now, status.is_of_this_boot(sealed.round.epoch))
         };
-        match carried {
-            Ok(carried) => {
+        match checkpointed {
+            Ok(checkpointed) => {
                 crash_point::reach("recovery.committed");
-                replayed += carried.events;
-                last_seq = last_seq.max(carried.up_to);
-                if carried.missing > 0 {
-                    findings.push(Finding::Missing { events: carried.missing, after_restart: carried.after_restart });
+                replayed += checkpointed.events;
+                last_seq = last_seq.max(checkpointed.up_to);
+                if checkpointed.missing > 0 {
+                    findings.push(Finding::Missing {
+                        events: checkpointed.missing,
+                        after_restart: checkpointed.after_restart,
+                    });
                 }
                 found.free_oldest();
             }

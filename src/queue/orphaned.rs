@@ -22,7 +22,7 @@ pub(crate) struct OrphanedQueue {
     pub(crate) events: u64,
     /// Bytes in it.
     pub(crate) bytes: u64,
-    /// When the oldest was carried into the store.
+    /// When the oldest was checkpointed into the store.
     pub(crate) oldest_at: Option<WallNanos>,
 }
 
@@ -85,8 +85,8 @@ fn lock_if_free(disk: &Disk, shard: &Path) -> io::Result<Option<Lock>> {
 /// Whether a shard's last owner left it in good order and with nothing in it. One status page is read, and no lock taken.
 pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
     let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)) else { return false };
-    let carried = page.ledger.is_some_and(|ledger| ledger.queued_events == 0 && ledger.accepted == page.accepted);
-    page.clean && !page.died_in_store && carried
+    let checkpointed = page.ledger.is_some_and(|ledger| ledger.queued_events == 0 && ledger.accepted == page.accepted);
+    page.clean && !page.died_in_store && checkpointed
 }
 
 /// Whether nothing in a shard was ever refused for good. One status page is read, and no lock taken.

@@ -15,7 +15,7 @@ impl Shard {
     /// process may be about to take them; the store keeps the ledger and dead letters, and crash reports are not touched.
     pub(crate) fn give_back_room(&self, disk: &Disk) -> Result<(), ShardError> {
         let is_empty = self.ledger().queued_events == 0
-            && self.journal.uncarried().1 == 0
+            && self.journal.journaled().1 == 0
             && self.journal.oldest_sealed().is_none()
             && matches!(self.standing(), Standing::Held)
             && !self.is_volatile();

@@ -69,7 +69,7 @@ pub(crate) struct Predecessor {
     pub(crate) epoch: u64,
     /// Its last ledger, if that balances.
     pub(crate) ledger: Option<Ledger>,
-    /// When the oldest event in its store was carried.
+    /// When the oldest event in its store was checkpointed.
     pub(crate) oldest_at: Option<WallNanos>,
     /// When it last committed something.
     pub(crate) active_at: WallNanos,
@@ -195,7 +195,7 @@ impl StatusPage {
         }
         let phase = self.get(Word::Phase);
         let ledger = Ledger {
-            accepted: self.get(Word::CarriedUpTo),
+            accepted: self.get(Word::CheckpointedUpTo),
             delivered: self.get(Word::Delivered),
             dead_lettered: self.get(Word::DeadLettered),
             evicted: self.get(Word::Evicted),
@@ -279,7 +279,7 @@ impl StatusPage {
 
     /// Mirrors the ledger after a commit.
     pub(crate) fn mirror(&self, ledger: &Ledger, epoch: u64, oldest_at: Option<WallNanos>, now: WallNanos) {
-        self.set(Word::CarriedUpTo, ledger.accepted);
+        self.set(Word::CheckpointedUpTo, ledger.accepted);
         self.set(Word::Delivered, ledger.delivered);
         self.set(Word::DeadLettered, ledger.dead_lettered);
         self.set(Word::Evicted, ledger.evicted);
@@ -340,7 +340,7 @@ impl StatusPage {
         let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
     }
 
-    /// When the oldest event in the store was carried, as [`mirror`](Self::mirror) was told last.
+    /// When the oldest event in the store was checkpointed, as [`mirror`](Self::mirror) was told last.
     pub(crate) fn oldest_at(&self) -> Option<WallNanos> {
         Some(self.get(Word::OldestAt) as WallNanos).filter(|at| *at != 0)
     }

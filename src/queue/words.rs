@@ -22,7 +22,7 @@ pub(super) enum Word {
     LostUnsynced = 16,
     QueuedEvents = 17,
     QueuedBytes = 18,
-    CarriedUpTo = 19,
+    CheckpointedUpTo = 19,
     OldestAt = 20,
     VersionAgain = 21,
     // From here on: see `life.rs`.

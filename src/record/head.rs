@@ -18,7 +18,7 @@ pub(crate) const LIB_VERSION: [u16; 3] = [
 
 const VERSION: u8 = 1;
 
-/// How dear an event is when room runs out; a dearer one compares greater.
+/// How priority an event is when room runs out; a dearer one compares greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(crate) enum Class {

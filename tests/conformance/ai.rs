@@ -17,12 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANALYTICS: &str = "/batch/";
 const AI: &str = "/i/v0/ai/batch/";
 
-struct Stage {
+struct Fixture {
     sink: Sink,
     folder: TempDir,
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Self {
         Self { sink: Sink::start(), folder: tempfile::tempdir().unwrap() }
     }
@@ -67,12 +67,12 @@ fn flush(client: &Client) {
 
 #[test]
 fn ai_01_an_ai_event_is_enqueued_and_its_uuid_and_time_are_sent() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config);
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config);
     let uuid = uuid_of(&client.capture_ai(generation()));
     assert_eq!(client.stats().ai.unwrap().queued_events, 1);
     flush(&client);
-    let event = stage.sink.events().remove(0);
+    let event = fixture.sink.events().remove(0);
     assert_eq!((event.uuid, event.event.as_str(), event.distinct_id.as_str()), (uuid, "$ai_generation", "user_1"));
     assert!(!event.timestamp.is_empty());
     assert_eq!(event.properties["$ai_model"], "m");
@@ -80,31 +80,31 @@ fn ai_01_an_ai_event_is_enqueued_and_its_uuid_and_time_are_sent() {
 
 #[test]
 fn ai_02_analytics_and_ai_events_never_share_a_request() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config);
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config);
     for _ in 0..3 {
         uuid_of(&client.capture(Event::new("clicked", "user_1")));
         uuid_of(&client.capture_ai(generation()));
     }
     flush(&client);
-    assert_eq!(stage.taken(ANALYTICS), ["clicked"; 3]);
-    assert_eq!(stage.taken(AI), ["$ai_generation"; 3]);
+    assert_eq!(fixture.taken(ANALYTICS), ["clicked"; 3]);
+    assert_eq!(fixture.taken(AI), ["$ai_generation"; 3]);
 }
 
 #[test]
 fn ai_03_capture_does_not_reroute_by_name() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config);
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config);
     uuid_of(&client.capture(generation()));
     flush(&client);
-    assert_eq!((stage.taken(ANALYTICS).len(), stage.taken(AI).len()), (1, 0));
+    assert_eq!((fixture.taken(ANALYTICS).len(), fixture.taken(AI).len()), (1, 0));
     assert!(client.stats().ai.is_none(), "and the lane is not opened for it");
 }
 
 #[test]
 fn ai_04_a_uuid_is_made_up_where_there_is_none_and_a_given_one_is_kept() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config);
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config);
     let given = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0007);
     assert_eq!(uuid_of(&client.capture_ai(generation().uuid(given))), given);
     let (one, other) = (uuid_of(&client.capture_ai(generation())), uuid_of(&client.capture_ai(generation())));
@@ -112,20 +112,20 @@ fn ai_04_a_uuid_is_made_up_where_there_is_none_and_a_given_one_is_kept() {
     flush(&client);
     let mut expected = [given, one, other];
     expected.sort_unstable();
-    assert_eq!(stage.sink.unique(), expected);
+    assert_eq!(fixture.sink.unique(), expected);
 }
 
 #[test]
 fn ai_05_hooks_and_settings_are_those_of_capture_and_the_queue_is_made_when_it_is_needed() {
-    let stage = Stage::new();
-    let client = stage.client(|config| {
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| {
         config.disable_geoip(true).before_send(|mut event| {
             event.set("hooked", true);
             (event.name() != "secret").then_some(event)
         })
     });
     let places = || {
-        let project = std::fs::read_dir(stage.folder.path()).unwrap().next().unwrap().unwrap().path();
+        let project = std::fs::read_dir(fixture.folder.path()).unwrap().next().unwrap().unwrap().path();
         project.join("ai").exists()
     };
     assert!(!places());
@@ -135,7 +135,7 @@ fn ai_05_hooks_and_settings_are_those_of_capture_and_the_queue_is_made_when_it_i
     assert_eq!(dropped, Outcome::Dropped(DropReason::BeforeSend));
     uuid_of(&client.capture(Event::new("clicked", "user_1")));
     flush(&client);
-    for event in stage.sink.events() {
+    for event in fixture.sink.events() {
         assert_eq!((&event.properties["hooked"], &event.properties["$geoip_disable"]), (&json!(true), &json!(true)));
         assert!(!event.properties["$lib"].is_null() && event.properties["$is_server"] == json!(true));
     }
@@ -143,8 +143,8 @@ fn ai_05_hooks_and_settings_are_those_of_capture_and_the_queue_is_made_when_it_i
 
 #[test]
 fn ai_05_persisted_and_closing_work_as_for_capture() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config);
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config);
     let receipt = client.capture_ai(generation());
     assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Ok(())));
     assert!(client.shutdown(PATIENCE).wait(PATIENCE).unwrap().persisted);
@@ -155,8 +155,8 @@ fn ai_05_persisted_and_closing_work_as_for_capture() {
 
 #[test]
 fn ai_05_an_immediate_ai_capture_tells_what_posthog_said() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config.before_send(|event| (event.name() != "secret").then_some(event)));
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config.before_send(|event| (event.name() != "secret").then_some(event)));
     let said = |event: Event| client.capture_ai_immediate(event).wait(PATIENCE).unwrap();
     client.opt_out();
     assert_eq!(said(generation()), DeliveryReport::Dropped(DropReason::OptedOut));
@@ -164,27 +164,27 @@ fn ai_05_an_immediate_ai_capture_tells_what_posthog_said() {
     client.opt_in();
     assert_eq!(said(generation()), DeliveryReport::Delivered);
     assert_eq!(said(Event::new("secret", "user_1")), DeliveryReport::Dropped(DropReason::BeforeSend));
-    assert_eq!(stage.taken(AI), ["$ai_generation"]);
-    stage.sink.default_answer(Answer::status(503));
+    assert_eq!(fixture.taken(AI), ["$ai_generation"]);
+    fixture.sink.default_answer(Answer::status(503));
     let report = said(generation());
     assert!(matches!(report, DeliveryReport::Queued { endpoint: EndpointStatus::Down { .. } }), "{report:?}");
     assert_eq!(client.stats().queued_events, 1);
-    stage.sink.default_answer(Answer::ok());
-    stage.wait_for(|state| state.taken() == 2);
+    fixture.sink.default_answer(Answer::ok());
+    fixture.wait_for(|state| state.taken() == 2);
     client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!(said(generation()), DeliveryReport::Dropped(DropReason::Closed));
 }
 
 #[test]
 fn ai_06_a_retry_sends_the_same_envelope() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     // Taken, and never said so: the client must send it again.
-    stage.sink.script([Answer::close().taking(), Answer::status(503).taking()]);
-    let client = stage.client(|config| config);
+    fixture.sink.script([Answer::close().taking(), Answer::status(503).taking()]);
+    let client = fixture.client(|config| config);
     let uuid = uuid_of(&client.capture_ai(generation().prop("nested", json!({"b": [1, 2.5], "a": null}))));
     let _ = client.flush().wait(PATIENCE);
-    stage.wait_for(|state| state.taken() == 3);
-    let events = stage.sink.events();
+    fixture.wait_for(|state| state.taken() == 3);
+    let events = fixture.sink.events();
     assert_eq!(events[0].uuid, uuid);
     for again in &events[1..] {
         let envelope = |event: &sink::Event| {
@@ -202,11 +202,11 @@ fn ai_06_a_retry_sends_the_same_envelope() {
 
 #[test]
 fn ai_07_an_event_that_is_too_large_is_dropped_and_told_of_by_name_and_size_only() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let hears = Arc::clone(&heard);
     let client =
-        stage.client(|config| config.on_diagnostic(move |diagnostic| hears.lock().unwrap().push(diagnostic.clone())));
+        fixture.client(|config| config.on_diagnostic(move |diagnostic| hears.lock().unwrap().push(diagnostic.clone())));
     let event = generation().prop("$ai_input", "secret ".repeat(1_300_000));
     assert_eq!(client.capture_ai(event).outcome(), Outcome::Dropped(DropReason::TooLarge));
     let heard = heard.lock().unwrap();
@@ -220,26 +220,26 @@ fn ai_07_an_event_that_is_too_large_is_dropped_and_told_of_by_name_and_size_only
 
 #[test]
 fn ai_08_an_endpoint_out_of_reach_is_told_to_the_hook_and_to_nobody_else() {
-    let stage = Stage::new();
-    stage.sink.stop();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let hears = Arc::clone(&heard);
     let client =
-        stage.client(|config| config.on_diagnostic(move |diagnostic| hears.lock().unwrap().push(diagnostic.clone())));
+        fixture.client(|config| config.on_diagnostic(move |diagnostic| hears.lock().unwrap().push(diagnostic.clone())));
     let uuid = uuid_of(&client.capture_ai(generation()));
     let report = client.flush().wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, 1);
     let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.starts_with("AI events: "));
     assert!(heard.lock().unwrap().iter().any(is_told), "{heard:?}");
-    stage.sink.resume();
-    stage.wait_for(|state| state.contains(uuid));
+    fixture.sink.resume();
+    fixture.wait_for(|state| state.contains(uuid));
 }
 
 #[test]
 fn ai_08_a_directory_that_cannot_be_used_drops_ai_events_and_no_others() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config);
-    let project = std::fs::read_dir(stage.folder.path()).unwrap().next().unwrap().unwrap().path();
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config);
+    let project = std::fs::read_dir(fixture.folder.path()).unwrap().next().unwrap().unwrap().path();
     std::fs::write(project.join("ai"), "in the way").unwrap();
     for _ in 0..2 {
         assert_eq!(client.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Storage));
@@ -248,16 +248,16 @@ fn ai_08_a_directory_that_cannot_be_used_drops_ai_events_and_no_others() {
     assert_eq!(client.diagnostics().iter().filter(|diagnostic| is_told(diagnostic)).count(), 1);
     let uuid = uuid_of(&client.capture(Event::new("clicked", "user_1")));
     flush(&client);
-    assert_eq!(stage.sink.unique(), [uuid]);
+    assert_eq!(fixture.sink.unique(), [uuid]);
 }
 
 #[test]
 fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config.historical_migration(true));
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config.historical_migration(true));
     let uuid = uuid_of(&client.capture_ai(generation()));
     flush(&client);
-    let request: Request = stage.sink.requests().remove(0);
+    let request: Request = fixture.sink.requests().remove(0);
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", AI));
     assert_eq!(request.header("content-encoding"), Some("gzip"));
     assert_eq!((request.api_key.as_str(), &request.uuids[..]), ("phc_ai", &[uuid][..]));
@@ -266,12 +266,12 @@ fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
 
 #[test]
 fn ai_11_whatever_analytics_speak_ai_events_go_as_a_v0_batch() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config.protocol(CaptureProtocol::V1).compression(Compression::Deflate));
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config.protocol(CaptureProtocol::V1).compression(Compression::Deflate));
     let uuid = uuid_of(&client.capture_ai(generation()));
     client.capture(Event::new("tick", "user_1"));
     flush(&client);
-    let requests = stage.sink.requests();
+    let requests = fixture.sink.requests();
     let request = requests.iter().find(|request| request.path == AI).unwrap();
     assert_eq!((request.header("content-encoding"), request.query.as_str()), (Some("gzip"), ""));
     assert_eq!((request.api_key.as_str(), request.header("authorization")), ("phc_ai", None));
@@ -282,13 +282,13 @@ fn ai_11_whatever_analytics_speak_ai_events_go_as_a_v0_batch() {
 
 #[test]
 fn ai_11_a_batch_aims_at_five_mebibytes() {
-    let stage = Stage::new();
-    let client = stage.client(|config| config.compression(Compression::None).flush_at(1_000));
+    let fixture = Fixture::new();
+    let client = fixture.client(|config| config.compression(Compression::None).flush_at(1_000));
     let text = Value::from("x".repeat(700_000));
     let uuids: Vec<_> = (0..12).map(|_| uuid_of(&client.capture_ai(generation().prop("$ai_input", &text)))).collect();
     flush(&client);
-    assert_eq!(stage.sink.unique().len(), uuids.len());
-    let requests = stage.sink.requests();
+    assert_eq!(fixture.sink.unique().len(), uuids.len());
+    let requests = fixture.sink.requests();
     assert!(requests.iter().all(|request| request.wire_bytes < 6 * 1024 * 1024));
     assert!(requests.iter().any(|request| request.event_count > 2), "{}", requests.len());
 }

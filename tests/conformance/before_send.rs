@@ -7,26 +7,26 @@ use posthog::{BeforeSend, Client, DiagnosticCategory, DropReason, Event, Outcome
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::scene::{Scene, has_recorded};
-use crate::stage::{accepted, event, take};
+use crate::fixture::{accepted, event, take};
+use crate::scenario::{Scenario, has_recorded};
 
 #[test]
 fn bsh_01_a_hook_changes_the_event_before_it_is_enqueued() {
-    let scene = Scene::with(|config| {
+    let scenario = Scenario::with(|config| {
         config.before_send(|mut event| {
             event.remove("secret");
             event.set("kept", 1);
             Some(event)
         })
     });
-    accepted(&scene.client.capture(event("tick").prop("secret", "4111 1111 1111 1111")));
-    let properties = &scene.sent_one()["properties"];
+    accepted(&scenario.client.capture(event("tick").prop("secret", "4111 1111 1111 1111")));
+    let properties = &scenario.sent_one()["properties"];
     assert_eq!((properties.get("secret"), &properties["kept"]), (None, &json!(1)));
 }
 
 #[test]
 fn bsh_01_nothing_that_a_hook_removes_drops_or_panics_over_is_on_the_disk() {
-    let scene = Scene::with(|config| {
+    let scenario = Scenario::with(|config| {
         config.flush_at(1000).flush_interval(Duration::from_secs(3600)).before_send(|mut event| {
             assert_ne!(event.name(), "panics");
             event.remove("told");
@@ -35,12 +35,12 @@ fn bsh_01_nothing_that_a_hook_removes_drops_or_panics_over_is_on_the_disk() {
     });
     let said = |name: &str| event(name).prop("told", "a-secret").prop("kept", "no-secret");
     for capture in [Client::capture, Client::capture_ai] as [fn(&Client, Event) -> Receipt; 2] {
-        accepted(&capture(&scene.client, said("tick")));
+        accepted(&capture(&scenario.client, said("tick")));
         for name in ["panics", "dropped"] {
-            assert!(!capture(&scene.client, said(name)).is_accepted());
+            assert!(!capture(&scenario.client, said(name)).is_accepted());
         }
     }
-    let (mut folders, mut found) = (vec![scene.stage.queue.clone()], (0, 0));
+    let (mut folders, mut found) = (vec![scenario.fixture.queue.clone()], (0, 0));
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
             if entry.path().is_dir() {
@@ -57,16 +57,16 @@ fn bsh_01_nothing_that_a_hook_removes_drops_or_panics_over_is_on_the_disk() {
 
 #[test]
 fn bsh_02_a_hook_that_returns_nothing_drops_the_event() {
-    let scene = Scene::with(|config| config.before_send(|_| None));
-    assert_eq!(scene.client.capture(event("tick")).outcome(), Outcome::Dropped(DropReason::BeforeSend));
-    scene.must_have_queued_nothing();
+    let scenario = Scenario::with(|config| config.before_send(|_| None));
+    assert_eq!(scenario.client.capture(event("tick")).outcome(), Outcome::Dropped(DropReason::BeforeSend));
+    scenario.must_have_queued_nothing();
 }
 
 #[test]
 fn bsh_03_a_hook_that_throws_drops_the_event_ends_the_chain_and_is_recorded() {
     let ran_after = Arc::new(Mutex::new(false));
     let after = Arc::clone(&ran_after);
-    let scene = Scene::with(|config| {
+    let scenario = Scenario::with(|config| {
         config.before_send(|event| Some(event.prop("half", true))).before_send(|_| panic!("in the hook")).before_send(
             move |event| {
                 *after.lock().unwrap() = true;
@@ -74,14 +74,14 @@ fn bsh_03_a_hook_that_throws_drops_the_event_ends_the_chain_and_is_recorded() {
             },
         )
     });
-    let receipt = scene.client.capture(event("tick"));
-    scene.must_have_dropped(&receipt, DropReason::BeforeSendPanicked, DiagnosticCategory::BeforeSend);
-    assert!(has_recorded(&scene.client, DiagnosticCategory::BeforeSend) && !*ran_after.lock().unwrap());
+    let receipt = scenario.client.capture(event("tick"));
+    scenario.must_have_dropped(&receipt, DropReason::BeforeSendPanicked, DiagnosticCategory::BeforeSend);
+    assert!(has_recorded(&scenario.client, DiagnosticCategory::BeforeSend) && !*ran_after.lock().unwrap());
 }
 
 #[test]
 fn bsh_04_a_chain_runs_in_order_and_each_hook_gets_what_the_one_before_it_left() {
-    let scene = Scene::new();
+    let scenario = Scenario::new();
     let step = |name: &'static str| {
         BeforeSend::new(move |mut event: Event| {
             let so_far = event.get::<String>("steps").unwrap_or_default();
@@ -89,16 +89,16 @@ fn bsh_04_a_chain_runs_in_order_and_each_hook_gets_what_the_one_before_it_left()
             (event.name() != name).then_some(event)
         })
     };
-    scene.client.set_before_send([step("a"), step("b"), step("c")]);
-    take(&scene.client, "tick");
-    assert_eq!(scene.client.capture(event("b")).outcome(), Outcome::Dropped(DropReason::BeforeSend));
-    assert_eq!(scene.sent_one()["properties"]["steps"], "abc");
+    scenario.client.set_before_send([step("a"), step("b"), step("c")]);
+    take(&scenario.client, "tick");
+    assert_eq!(scenario.client.capture(event("b")).outcome(), Outcome::Dropped(DropReason::BeforeSend));
+    assert_eq!(scenario.sent_one()["properties"]["steps"], "abc");
 }
 
 #[test]
 fn bsh_04_a_changed_name_time_and_uuid_count_and_every_kind_of_event_passes() {
     let uuid = Uuid::from_u128(9);
-    let scene = Scene::with(|config| {
+    let scenario = Scenario::with(|config| {
         config.before_send(move |mut event| {
             if event.name() == "old" {
                 event.set_name("new");
@@ -107,12 +107,12 @@ fn bsh_04_a_changed_name_time_and_uuid_count_and_every_kind_of_event_passes() {
             Some(event.prop("seen", true))
         })
     });
-    assert_eq!(accepted(&scene.client.capture(event("old"))), uuid);
-    accepted(&scene.client.identify("user_1", ()));
-    accepted(&scene.client.set_person("user_1", [("a", 1)]));
-    accepted(&scene.client.alias("user_1", "anon_1"));
-    accepted(&scene.client.group_identify("company", "acme", ()));
-    let sent = scene.sent();
+    assert_eq!(accepted(&scenario.client.capture(event("old"))), uuid);
+    accepted(&scenario.client.identify("user_1", ()));
+    accepted(&scenario.client.set_person("user_1", [("a", 1)]));
+    accepted(&scenario.client.alias("user_1", "anon_1"));
+    accepted(&scenario.client.group_identify("company", "acme", ()));
+    let sent = scenario.sent();
     let first = (&sent[0]["event"], &sent[0]["uuid"], &sent[0]["timestamp"]);
     assert_eq!(first, (&json!("new"), &json!(uuid.to_string()), &json!("1970-01-01T00:00:00Z")));
     assert!(sent.len() == 5 && sent[1..].iter().all(|event| event["properties"]["seen"] == true), "{sent:#?}");

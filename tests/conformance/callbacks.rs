@@ -7,8 +7,8 @@ use serde_json::Value;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Metadata, Subscriber};
 
-use crate::scene::Scene;
-use crate::stage::{accepted, event};
+use crate::fixture::{accepted, event};
+use crate::scenario::Scenario;
 
 /// Captures an event for each log line of ours, as a log layer that sends logs to PostHog does.
 struct Layer(Client);
@@ -36,10 +36,10 @@ impl Subscriber for Layer {
 }
 
 /// A client whose hook removes a secret and says so, with what a callback may capture through.
-fn scene(of_the_hook: bool) -> (Scene, Arc<OnceLock<Client>>) {
+fn scenario(of_the_hook: bool) -> (Scenario, Arc<OnceLock<Client>>) {
     let held: Arc<OnceLock<Client>> = Arc::default();
     let (of_diagnostics, of_before_send) = (Arc::clone(&held), Arc::clone(&held));
-    let scene = Scene::with(|config| {
+    let scenario = Scenario::with(|config| {
         config
             .before_send(move |mut seen| {
                 if of_the_hook && let Some(client) = of_before_send.get() {
@@ -54,7 +54,7 @@ fn scene(of_the_hook: bool) -> (Scene, Arc<OnceLock<Client>>) {
                 }
             })
     });
-    (scene, held)
+    (scenario, held)
 }
 
 /// Name, and whether a hook saw it; nothing that a hook removes is in any of them.
@@ -65,18 +65,18 @@ fn seen(sent: &[Value]) -> Vec<(&str, bool)> {
 
 #[test]
 fn bsh_01_what_diagnostic_hooks_and_log_layers_capture_passes_before_send() {
-    let (scene, held) = scene(false);
-    held.set(scene.client.clone()).unwrap();
-    tracing::subscriber::with_default(Layer(scene.client.clone()), || {
-        assert_eq!(scene.client.capture(event("")).outcome(), Outcome::Dropped(DropReason::EmptyName));
+    let (scenario, held) = scenario(false);
+    held.set(scenario.client.clone()).unwrap();
+    tracing::subscriber::with_default(Layer(scenario.client.clone()), || {
+        assert_eq!(scenario.client.capture(event("")).outcome(), Outcome::Dropped(DropReason::EmptyName));
     });
-    assert_eq!(seen(&scene.sent()), [("of on_diagnostic", true), ("of the layer", true)]);
+    assert_eq!(seen(&scenario.sent()), [("of on_diagnostic", true), ("of the layer", true)]);
 }
 
 #[test]
 fn bsh_01_only_what_before_send_captures_itself_is_not_shown_to_it() {
-    let (scene, held) = scene(true);
-    held.set(scene.client.clone()).unwrap();
-    accepted(&scene.client.capture(event("tick").prop("secret", 1)));
-    assert_eq!(seen(&scene.sent()), [("of before_send", false), ("tick", true)]);
+    let (scenario, held) = scenario(true);
+    held.set(scenario.client.clone()).unwrap();
+    accepted(&scenario.client.capture(event("tick").prop("secret", 1)));
+    assert_eq!(seen(&scenario.sent()), [("of before_send", false), ("tick", true)]);
 }

@@ -9,7 +9,7 @@ use posthog::{Client, Config, Event};
 use serde_json::{Value, json};
 
 use crate::apart::{Terms, apart, apart_until};
-use crate::stage::{PATIENCE, Place, Stage, eventually};
+use crate::fixture::{Fixture, PATIENCE, Place, eventually};
 
 /// The process-wide client of a program that aborts on a panic, and is silent about it.
 fn begin(place: &Place, ends_by_panics: bool) {
@@ -34,24 +34,24 @@ fn dies(place: &Place) {
 }
 
 /// Has a process of its own die, and then judged what the next one sends. The part is a closure, which names the test it stands in.
-fn after_a_fatal_panic<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
-    apart_until(|status| status.signal() == Some(6), Stage::new, |_| Terms::default(), part, judge);
+fn after_a_fatal_panic<P: FnOnce(&Place), J: FnOnce(&Fixture)>(part: P, judge: J) {
+    apart_until(|status| status.signal() == Some(6), Fixture::new, |_| Terms::default(), part, judge);
 }
 
 /// What the next start of the program sends of the run before it.
-fn told(stage: &Stage, set: impl FnOnce(Config) -> Config) -> sink::Event {
-    let client = Client::new(set(stage.config().symbolicate(false))).unwrap();
+fn told(fixture: &Fixture, set: impl FnOnce(Config) -> Config) -> sink::Event {
+    let client = Client::new(set(fixture.config().symbolicate(false))).unwrap();
     let is_it = |event: &&sink::Event| event.event == "$exception";
-    assert!(stage.sink.wait_for(|state| state.events().iter().any(|event| is_it(&event)), PATIENCE));
+    assert!(fixture.sink.wait_for(|state| state.events().iter().any(|event| is_it(&event)), PATIENCE));
     client.close().wait(PATIENCE).unwrap();
-    let events = stage.sink.events();
+    let events = fixture.sink.events();
     assert_eq!(events.iter().filter(is_it).count(), 1, "{events:#?}");
     events.iter().find(is_it).unwrap().clone()
 }
 
 /// How many files of last words lie in the queue directory.
-fn last_words(stage: &Stage) -> usize {
-    stage.shards().iter().flat_map(|shard| std::fs::read_dir(shard.join("crash")).into_iter().flatten()).count()
+fn last_words(fixture: &Fixture) -> usize {
+    fixture.shards().iter().flat_map(|shard| std::fs::read_dir(shard.join("crash")).into_iter().flatten()).count()
 }
 
 /// Nanoseconds since 1970.
@@ -67,8 +67,8 @@ fn mechanism(event: &sink::Event) -> &Value {
 fn exm_07_a_panic_names_its_category_and_its_hook() {
     apart(
         |place| survives(place),
-        |stage| {
-            let told = told(stage, |config| config);
+        |fixture| {
+            let told = told(fixture, |config| config);
             let said = (&mechanism(&told)["type"], &told.properties["$exception_source"]);
             assert_eq!(said, (&json!("panic"), &json!("rust.panic_hook")));
         },
@@ -79,9 +79,9 @@ fn exm_07_a_panic_names_its_category_and_its_hook() {
 fn exm_09_that_a_hook_saw_a_panic_does_not_make_it_handled() {
     apart(
         |place| survives(place),
-        |stage| {
+        |fixture| {
             let expected = json!({"type": "panic", "handled": false, "synthetic": false, "exception_id": 0});
-            assert_eq!(mechanism(&told(stage, |config| config)), &expected);
+            assert_eq!(mechanism(&told(fixture, |config| config)), &expected);
         },
     );
 }
@@ -90,8 +90,8 @@ fn exm_09_that_a_hook_saw_a_panic_does_not_make_it_handled() {
 fn exm_18_a_panic_that_the_process_survives_is_an_error_that_nobody_handled() {
     apart(
         |place| survives(place),
-        |stage| {
-            let told = told(stage, |config| config);
+        |fixture| {
+            let told = told(fixture, |config| config);
             let said = (&told.properties["$exception_level"], &mechanism(&told)["handled"]);
             assert_eq!(said, (&json!("error"), &json!(false)));
             assert_eq!(told.properties["$exception_message"], "in a worker");
@@ -103,8 +103,8 @@ fn exm_18_a_panic_that_the_process_survives_is_an_error_that_nobody_handled() {
 fn exm_18_a_panic_that_ends_the_process_is_fatal() {
     after_a_fatal_panic(
         |place| dies(place),
-        |stage| {
-            let told = told(stage, |config| config);
+        |fixture| {
+            let told = told(fixture, |config| config);
             let said = (&told.properties["$exception_level"], &mechanism(&told)["handled"]);
             assert_eq!(said, (&json!("fatal"), &json!(false)));
         },
@@ -116,9 +116,9 @@ fn exm_19_a_panic_that_the_next_start_sends_has_its_own_time_and_what_was_known_
     let begun = now();
     after_a_fatal_panic(
         |place| dies(place),
-        |stage| {
+        |fixture| {
             let ended = now();
-            let told = told(stage, |config| config.super_property("release", "the next one"));
+            let told = told(fixture, |config| config.super_property("release", "the next one"));
             let at = told.timestamp.parse::<jiff::Timestamp>().unwrap().as_nanosecond();
             assert!(begun <= at && at <= ended, "{at} is not between {begun} and {ended}");
             let properties = &told.properties;
@@ -136,14 +136,14 @@ fn exm_19_a_panic_that_the_next_start_sends_has_its_own_time_and_what_was_known_
 fn exm_19_hooks_see_a_panic_before_the_queue_does_and_may_keep_its_message_back() {
     after_a_fatal_panic(
         |place| dies(place),
-        |stage| {
+        |fixture| {
             let hide = |mut event: Event| {
                 let is_fatal = event.get::<String>("$exception_level").is_some_and(|level| level == "fatal");
                 assert!(is_fatal, "its boundary is known here, too");
                 event.set("$exception_message", "kept back");
                 Some(event)
             };
-            assert_eq!(told(stage, |config| config.before_send(hide)).properties["$exception_message"], "kept back");
+            assert_eq!(told(fixture, |config| config.before_send(hide)).properties["$exception_message"], "kept back");
         },
     );
 }
@@ -152,12 +152,12 @@ fn exm_19_hooks_see_a_panic_before_the_queue_does_and_may_keep_its_message_back(
 fn exm_19_a_hook_that_drops_a_panic_has_it_forgotten() {
     after_a_fatal_panic(
         |place| dies(place),
-        |stage| {
-            assert_eq!(last_words(stage), 1);
-            let client = Client::new(stage.config().before_send(|_| None)).unwrap();
-            eventually("nothing is left to be told", || last_words(stage) == 0);
+        |fixture| {
+            assert_eq!(last_words(fixture), 1);
+            let client = Client::new(fixture.config().before_send(|_| None)).unwrap();
+            eventually("nothing is left to be told", || last_words(fixture) == 0);
             client.close().wait(PATIENCE).unwrap();
-            assert!(stage.sink.events().is_empty());
+            assert!(fixture.sink.events().is_empty());
         },
     );
 }

@@ -4,9 +4,9 @@ use posthog::{Client, Config, Context, DiagnosticCategory, Event, FlagContext, F
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 
-use crate::flag_scene::{definitions, flags, for_all, for_pros, got, keys};
-use crate::scene::{Scene, has_recorded};
-use crate::stage::{accepted, event};
+use crate::fixture::{accepted, event};
+use crate::flag_scenario::{definitions, flags, for_all, for_pros, got, keys};
+use crate::scenario::{Scenario, has_recorded};
 
 fn three() -> Value {
     json!({"button": "blue", "off": false, "on": true})
@@ -14,20 +14,20 @@ fn three() -> Value {
 
 #[test]
 fn evf_01_a_snapshot_is_one_request_and_its_reads_are_none() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
-    scene.client.reset_feature_flags();
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
+    scenario.client.reset_feature_flags();
     for _ in 0..3 {
         assert_eq!((flags.is_enabled("on"), flags.get("button")), (true, Some("blue".into())));
         assert_eq!((flags.get("none"), flags.payload("on")), (None, Some(json!({"of": "on"}))));
         assert_eq!((flags.only(["on"]).len(), flags.len()), (1, 3));
     }
-    assert_eq!(scene.asked().len(), 1);
+    assert_eq!(scenario.asked().len(), 1);
 }
 
 #[test]
 fn evf_02_all_that_is_said_of_somebody_is_asked_with() {
-    let scene = Scene::of_flags(three());
+    let scenario = Scenario::of_flags(three());
     let who = FlagContext::new("user_1")
         .device_id("device_1")
         .group("company", "acme")
@@ -35,26 +35,26 @@ fn evf_02_all_that_is_said_of_somebody_is_asked_with() {
         .group_property("company", "seats", 3)
         .disable_geoip(true)
         .only_keys(["on"]);
-    let _flags = scene.evaluated(who.clone());
+    let _flags = scenario.evaluated(who.clone());
     let expected = json!({
         "token": "phc_outside", "distinct_id": "user_1", "device_id": "device_1", "groups": {"company": "acme"},
         "person_properties": {"plan": "pro"}, "group_properties": {"company": {"seats": 3}}, "geoip_disable": true,
         "flag_keys_to_evaluate": ["on"],
     });
-    assert_eq!(scene.asked(), [expected]);
-    let _none = scene.evaluated(who.only_locally(true).person_property("plan", "free"));
-    assert_eq!(scene.asked().len(), 1);
+    assert_eq!(scenario.asked(), [expected]);
+    let _none = scenario.evaluated(who.only_locally(true).person_property("plan", "free"));
+    assert_eq!(scenario.asked().len(), 1);
     // Without an id of its own it is for whom the request is.
-    let _flags = Context::new().distinct_id("user_7").enter(|| scene.evaluated(FlagContext::from_current()));
-    assert_eq!(scene.asked()[1]["distinct_id"], "user_7");
+    let _flags = Context::new().distinct_id("user_7").enter(|| scenario.evaluated(FlagContext::from_current()));
+    assert_eq!(scenario.asked()[1]["distinct_id"], "user_7");
 }
 
 #[test]
 fn evf_03_with_local_evaluation_only_nobody_is_asked_and_what_is_open_is_absent() {
-    let scene = Scene::of_definitions(&[for_all("all"), for_pros("pros")]);
-    scene.answer_flags(Answer::json(&flags(json!({"all": true, "pros": true}))));
-    let flags = scene.evaluated(FlagContext::new("user_1").only_locally(true).only_keys(["all", "pros", "none"]));
-    assert_eq!((keys(&flags), scene.asked().len()), (vec!["all"], 0));
+    let scenario = Scenario::of_definitions(&[for_all("all"), for_pros("pros")]);
+    scenario.answer_flags(Answer::json(&flags(json!({"all": true, "pros": true}))));
+    let flags = scenario.evaluated(FlagContext::new("user_1").only_locally(true).only_keys(["all", "pros", "none"]));
+    assert_eq!((keys(&flags), scenario.asked().len()), (vec!["all"], 0));
 }
 
 #[test]
@@ -62,60 +62,60 @@ fn evf_04_keys_bound_what_is_asked_for_and_what_is_there_wherever_it_comes_from(
     let whole = json!({"a": true, "b": true, "c": true});
     let some = || FlagContext::new("user_1").only_keys(["a", "b"]);
     // Of a server that answers for all flags whatever it is asked for.
-    let scene = Scene::of_flags(whole.clone());
-    assert_eq!(keys(&scene.evaluated(some())), ["a", "b"]);
-    assert_eq!(scene.asked()[0]["flag_keys_to_evaluate"], json!(["a", "b"]));
+    let scenario = Scenario::of_flags(whole.clone());
+    assert_eq!(keys(&scenario.evaluated(some())), ["a", "b"]);
+    assert_eq!(scenario.asked()[0]["flag_keys_to_evaluate"], json!(["a", "b"]));
     // Of the cache, which has them all.
-    let cached = Scene::of_flags(whole.clone());
+    let cached = Scenario::of_flags(whole.clone());
     assert_eq!(cached.evaluated("user_1").len(), 3);
     assert_eq!((keys(&cached.evaluated(some())), cached.asked().len()), (vec!["a", "b"], 1));
     // Of the definitions.
-    let local = Scene::of_definitions(&["a", "b", "c"].map(for_all));
+    let local = Scenario::of_definitions(&["a", "b", "c"].map(for_all));
     assert_eq!((keys(&local.evaluated(some())), local.asked().len()), (vec!["a", "b"], 0));
     // Of both.
-    let both = Scene::of_definitions(&[for_all("a"), for_pros("b"), for_all("c")]);
+    let both = Scenario::of_definitions(&[for_all("a"), for_pros("b"), for_all("c")]);
     both.answer_flags(Answer::json(&flags(whole)));
     assert_eq!(keys(&both.evaluated(some())), ["a", "b"]);
 }
 
 #[test]
 fn evf_05_a_key_without_definition_is_asked_for_once_with_all_keys_and_local_values_stand() {
-    let scene = Scene::of_definitions(&[for_all("ours")]);
-    scene.answer_flags(Answer::json(&flags(json!({"ours": false, "theirs": "blue"}))));
-    let flags = scene.evaluated(FlagContext::new("user_1").only_keys(["ours", "theirs"]));
+    let scenario = Scenario::of_definitions(&[for_all("ours")]);
+    scenario.answer_flags(Answer::json(&flags(json!({"ours": false, "theirs": "blue"}))));
+    let flags = scenario.evaluated(FlagContext::new("user_1").only_keys(["ours", "theirs"]));
     assert_eq!((flags.get("ours"), flags.get("theirs")), (Some(true.into()), Some("blue".into())));
-    let asked = scene.asked();
+    let asked = scenario.asked();
     assert_eq!((asked.len(), &asked[0]["flag_keys_to_evaluate"]), (1, &json!(["ours", "theirs"])));
 }
 
 #[test]
 fn evf_06_a_key_that_nobody_has_is_learnt_from_whole_answers_only_and_forgotten_with_a_refresh() {
-    let scene = Scene::of_defined(Answer::json(&definitions(&[for_all("ours")])).etag("\"1\""));
+    let scenario = Scenario::of_defined(Answer::json(&definitions(&[for_all("ours")])).etag("\"1\""));
     let mut partial = flags(json!({}));
     partial["errorsWhileComputingFlags"] = json!(true);
     let limited = json!({"flags": {}, "quotaLimited": ["feature_flags"]});
     let open = [Answer::status(500), Answer::json(&partial), Answer::json(&limited)];
-    scene.stage.sink.script_flags(FlagRoute::Values, open);
+    scenario.fixture.sink.script_flags(FlagRoute::Values, open);
     // Each for somebody else, so that no cache answers.
-    let read = |who: &str| got(scene.client.get_feature_flag("none", who));
+    let read = |who: &str| got(scenario.client.get_feature_flag("none", who));
     assert!(["a", "b", "c", "d"].iter().all(|who| read(who).is_none()));
-    assert_eq!(scene.asked().len(), 4, "nothing was learnt of the first three");
-    assert_eq!((read("e"), scene.asked().len()), (None, 4));
-    scene.load();
-    let polls = scene.stage.sink.requests();
+    assert_eq!(scenario.asked().len(), 4, "nothing was learnt of the first three");
+    assert_eq!((read("e"), scenario.asked().len()), (None, 4));
+    scenario.load();
+    let polls = scenario.fixture.sink.requests();
     assert!(polls.iter().any(|request| request.status == 304), "the definitions are the same");
-    assert_eq!((read("f"), scene.asked().len()), (None, 5));
+    assert_eq!((read("f"), scenario.asked().len()), (None, 5));
 }
 
 #[test]
 fn evf_07_nobody_and_a_disabled_client_have_an_empty_snapshot_that_tells_nothing() {
-    let scene = Scene::of_flags(three());
+    let scenario = Scenario::of_flags(three());
     for nobody in [FlagContext::from_current(), FlagContext::new(" ")] {
-        let flags = scene.evaluated(nobody);
+        let flags = scenario.evaluated(nobody);
         assert_eq!((flags.is_enabled("on"), flags.get("on"), flags.payload("on")), (false, None, None));
         assert_eq!((flags.len(), flags.problem()), (0, Some(&FlagsProblem::Nobody)));
     }
-    scene.must_have_queued_nothing();
+    scenario.must_have_queued_nothing();
     let disabled = Client::new(Config::disabled()).unwrap();
     let flags = got(disabled.evaluate_flags("user_1"));
     assert_eq!(
@@ -126,32 +126,32 @@ fn evf_07_nobody_and_a_disabled_client_have_an_empty_snapshot_that_tells_nothing
 
 #[test]
 fn evf_08_a_failure_keeps_what_was_evaluated_here_and_reads_do_not_ask_again() {
-    let scene = Scene::of_definitions(&[for_all("ours"), for_pros("pros")]);
-    scene.answer_flags(Answer::status(500));
-    let flags = scene.evaluated("user_1");
+    let scenario = Scenario::of_definitions(&[for_all("ours"), for_pros("pros")]);
+    scenario.answer_flags(Answer::status(500));
+    let flags = scenario.evaluated("user_1");
     assert!(matches!(flags.problem(), Some(FlagsProblem::NoAnswer { .. })));
-    scene.answer_flags(Answer::json(&crate::flag_scene::flags(json!({"pros": true}))));
+    scenario.answer_flags(Answer::json(&crate::flag_scenario::flags(json!({"pros": true}))));
     for _ in 0..2 {
         assert_eq!((flags.is_enabled("ours"), flags.get("pros"), flags.is_enabled("pros")), (true, None, false));
     }
-    assert_eq!(scene.asked().len(), 1);
+    assert_eq!(scenario.asked().len(), 1);
 }
 
 #[test]
 fn evf_09_on_is_true_or_a_variant_and_values_are_as_posthog_has_them() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
     let enabled = ["on", "off", "button", "none"].map(|key| flags.is_enabled(key));
     assert_eq!(enabled, [true, false, true, false]);
     let values = ["on", "off", "button", "none"].map(|key| flags.get(key));
     assert_eq!(values, [Some(true.into()), Some(false.into()), Some("blue".into()), None]);
-    scene.answer_flags(Answer::json(&json!({"featureFlags": {"empty": ""}})));
-    assert!(!scene.evaluated("user_2").is_enabled("empty"), "a variant without a name is none");
+    scenario.answer_flags(Answer::json(&json!({"featureFlags": {"empty": ""}})));
+    assert!(!scenario.evaluated("user_2").is_enabled("empty"), "a variant without a name is none");
 }
 
 #[test]
 fn evf_10_a_default_is_for_what_is_absent_and_a_false_that_is_there_counts_more() {
-    let flags = Scene::of_flags(three()).evaluated("user_1");
+    let flags = Scenario::of_flags(three()).evaluated("user_1");
     for default in [true, false] {
         assert_eq!(flags.is_enabled_or("none", default), default);
         assert_eq!((flags.is_enabled_or("off", default), flags.is_enabled_or("on", default)), (false, true));
@@ -160,54 +160,54 @@ fn evf_10_a_default_is_for_what_is_absent_and_a_false_that_is_there_counts_more(
 
 #[test]
 fn evf_11_a_snapshot_stays_as_it_is_and_its_keys_can_be_listed() {
-    let scene = Scene::of_definitions(&[for_all("a"), for_all("b")]);
-    let flags = scene.evaluated("user_1");
-    scene.define(Answer::json(&definitions(&[for_all("c")])));
-    assert_eq!(keys(&scene.evaluated("user_1")), ["c"]);
+    let scenario = Scenario::of_definitions(&[for_all("a"), for_all("b")]);
+    let flags = scenario.evaluated("user_1");
+    scenario.define(Answer::json(&definitions(&[for_all("c")])));
+    assert_eq!(keys(&scenario.evaluated("user_1")), ["c"]);
     assert_eq!((keys(&flags), flags.is_enabled("a"), flags.get("c")), (vec!["a", "b"], true, None));
-    let remote = Scene::of_flags(three());
+    let remote = Scenario::of_flags(three());
     let flags = remote.evaluated("user_1");
-    remote.answer_flags(Answer::json(&crate::flag_scene::flags(json!({"button": "red"}))));
+    remote.answer_flags(Answer::json(&crate::flag_scenario::flags(json!({"button": "red"}))));
     assert_eq!(got(remote.client.reload_feature_flags("user_1")).get("button"), Some("red".into()));
     assert_eq!((keys(&flags), flags.get("button")), (vec!["button", "off", "on"], Some("blue".into())));
 }
 
 #[test]
 fn evf_12_a_payload_is_of_the_snapshot_and_looking_at_it_is_no_read() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
     let payloads = ["button", "off", "none"].map(|key| flags.payload(key));
     assert_eq!(payloads, [Some(json!({"of": "button"})), None, None]);
-    assert!(flags.only_accessed().is_empty() && scene.told().is_empty());
-    assert_eq!(scene.asked().len(), 1);
+    assert!(flags.only_accessed().is_empty() && scenario.told().is_empty());
+    assert_eq!(scenario.asked().len(), 1);
 }
 
 #[test]
 fn evf_13_a_snapshot_tells_nothing_until_it_is_read_and_then_once() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
-    assert!(scene.told().is_empty());
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
+    assert!(scenario.told().is_empty());
     for _ in 0..2 {
-        let _read = (flags.is_enabled("on"), flags.get("on"), scene.evaluated("user_1").is_enabled("on"));
+        let _read = (flags.is_enabled("on"), flags.get("on"), scenario.evaluated("user_1").is_enabled("on"));
     }
-    assert_eq!(scene.told_values(), [("on".to_owned(), json!(true))]);
+    assert_eq!(scenario.told_values(), [("on".to_owned(), json!(true))]);
 }
 
 #[test]
 fn evf_14_what_is_told_is_the_value_however_it_was_read() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
     assert!(flags.is_enabled("button") && !flags.is_enabled_or("off", true));
-    assert_eq!(scene.told_values(), [("button".to_owned(), json!("blue")), ("off".to_owned(), json!(false))]);
+    assert_eq!(scenario.told_values(), [("button".to_owned(), json!("blue")), ("off".to_owned(), json!(false))]);
 }
 
 #[test]
 fn evf_15_a_read_of_a_missing_flag_is_told_as_missing_but_a_part_of_a_snapshot_is_silent() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
-    assert!(!flags.only(["on"]).is_enabled("none") && scene.told().is_empty());
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
+    assert!(!flags.only(["on"]).is_enabled("none") && scenario.told().is_empty());
     assert!(!flags.is_enabled("none"));
-    let told = scene.told();
+    let told = scenario.told();
     let said = &told[0]["properties"];
     assert_eq!((&said["$feature_flag"], &said["$feature_flag_error"]), (&json!("none"), &json!("flag_missing")));
     assert_eq!((told.len(), &said["$feature_flag_response"]), (1, &Value::Null));
@@ -215,53 +215,53 @@ fn evf_15_a_read_of_a_missing_flag_is_told_as_missing_but_a_part_of_a_snapshot_i
 
 #[test]
 fn evf_16_an_event_says_every_flag_of_its_snapshot_and_lists_those_that_are_on() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
-    let said = scene.said_with(&flags);
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
+    let said = scenario.said_with(&flags);
     let values = ["$feature/on", "$feature/off", "$feature/button"].map(|key| &said[key]);
     assert_eq!(values, [&json!(true), &json!(false), &json!("blue")]);
     assert_eq!(said["$active_feature_flags"], json!(["button", "on"]));
-    assert_eq!((scene.asked().len(), scene.told().len(), flags.only_accessed().len()), (1, 0, 0));
+    assert_eq!((scenario.asked().len(), scenario.told().len(), flags.only_accessed().len()), (1, 0, 0));
 }
 
 #[test]
 fn evf_17_only_a_snapshot_puts_flags_on_an_event_and_the_first_one_counts() {
-    let scene = Scene::of_flags(three());
-    accepted(&scene.client.capture(event("plain")));
-    let plain = scene.sent_one();
+    let scenario = Scenario::of_flags(three());
+    accepted(&scenario.client.capture(event("plain")));
+    let plain = scenario.sent_one();
     assert!(plain["properties"].as_object().unwrap().keys().all(|key| !key.contains("feature")), "{plain}");
-    assert_eq!(scene.asked().len(), 0, "no capture asks for flags");
-    let older = scene.evaluated("user_1");
-    scene.answer_flags(Answer::json(&flags(json!({"button": "red"}))));
-    let _newer = got(scene.client.reload_feature_flags("user_1"));
-    let both = Event::new("both", "user_1").flags(&older).flags(&scene.client.known_flags("user_1"));
-    accepted(&scene.client.capture(both));
-    let both = scene.sent().pop().unwrap();
+    assert_eq!(scenario.asked().len(), 0, "no capture asks for flags");
+    let older = scenario.evaluated("user_1");
+    scenario.answer_flags(Answer::json(&flags(json!({"button": "red"}))));
+    let _newer = got(scenario.client.reload_feature_flags("user_1"));
+    let both = Event::new("both", "user_1").flags(&older).flags(&scenario.client.known_flags("user_1"));
+    accepted(&scenario.client.capture(both));
+    let both = scenario.sent().pop().unwrap();
     assert_eq!(both["properties"]["$feature/button"], "blue");
-    let said = scene.said_with(&older.only(["off"]));
+    let said = scenario.said_with(&older.only(["off"]));
     assert_eq!((&said["$feature/off"], said.get("$active_feature_flags")), (&json!(false), None));
 }
 
 #[test]
 fn evf_18_what_was_read_is_what_only_accessed_has_and_nothing_if_nothing_was() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
     assert!(flags.only_accessed().is_empty(), "and not everything");
-    assert!(scene.said_with(&flags.only_accessed()).get("$active_feature_flags").is_none());
+    assert!(scenario.said_with(&flags.only_accessed()).get("$active_feature_flags").is_none());
     let _read = (flags.is_enabled("off"), flags.get("button"), flags.get("none"), flags.payload("on"));
     assert_eq!(keys(&flags.only_accessed()), ["button", "off"]);
 }
 
 #[test]
 fn evf_19_a_part_has_the_named_flags_that_are_there_warns_of_others_and_counts_for_itself() {
-    let scene = Scene::of_flags(three());
-    let flags = scene.evaluated("user_1");
-    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation));
+    let scenario = Scenario::of_flags(three());
+    let flags = scenario.evaluated("user_1");
+    assert!(!has_recorded(&scenario.client, DiagnosticCategory::Validation));
     let part = flags.only(["on", "none"]);
-    assert!(has_recorded(&scene.client, DiagnosticCategory::Validation));
+    assert!(has_recorded(&scenario.client, DiagnosticCategory::Validation));
     assert!(part.is_enabled("on"));
     assert_eq!((keys(&part), keys(&part.only_accessed())), (vec!["on"], vec!["on"]));
-    assert_eq!((flags.only_accessed().len(), flags.len(), scene.asked().len()), (0, 3, 1));
+    assert_eq!((flags.only_accessed().len(), flags.len(), scenario.asked().len()), (0, 3, 1));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fmt;
 use posthog::{AdHocError, Client, Config, DiagnosticCategory, DropReason, ExceptionOptions, Outcome};
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, has_recorded};
+use crate::scenario::{Scenario, has_recorded};
 
 /// An error with one beneath it.
 #[derive(Debug)]
@@ -34,13 +34,13 @@ pub(crate) fn three_deep() -> Wrapped {
 }
 
 /// Looking up names takes seconds in a test's executable: only those that are about names do it.
-pub(crate) fn unlinked() -> Scene {
-    Scene::with(|config| config.symbolicate(false))
+pub(crate) fn unlinked() -> Scenario {
+    Scenario::with(|config| config.symbolicate(false))
 }
 
 /// The one event that was sent: its properties.
-pub(crate) fn sent(scene: &Scene) -> Value {
-    scene.sent_one()["properties"].clone()
+pub(crate) fn sent(scenario: &Scenario) -> Value {
+    scenario.sent_one()["properties"].clone()
 }
 
 pub(crate) fn frames(properties: &Value) -> &Vec<Value> {
@@ -63,9 +63,9 @@ fn calls_what_fails(client: &Client) -> posthog::Receipt {
 
 #[test]
 fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
-    let scene = unlinked();
-    let receipt = fails_here(&scene.client);
-    let event = scene.sent_one();
+    let scenario = unlinked();
+    let receipt = fails_here(&scenario.client);
+    let event = scenario.sent_one();
     assert_eq!(
         (&event["event"], event["uuid"].as_str()),
         (&json!("$exception"), receipt.uuid().map(|u| u.to_string()).as_deref())
@@ -74,19 +74,19 @@ fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
     assert_eq!((&said["$exception_type"], &said["$exception_message"]), (&json!("Wrapped"), &json!("no start")));
     assert_eq!(said["$exception_list"][0]["stacktrace"]["type"], "raw");
     assert!(!frames(said).is_empty());
-    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation), "{:?}", scene.client.diagnostics());
+    assert!(!has_recorded(&scenario.client, DiagnosticCategory::Validation), "{:?}", scenario.client.diagnostics());
 }
 
 #[test]
 fn exc_02_what_the_caller_says_besides_is_merged() {
-    let scene = unlinked();
+    let scenario = unlinked();
     let options = ExceptionOptions::new()
         .prop("handled", true)
         .props([("area", "checkout")])
         .group("company", "acme")
         .distinct_id("user_1");
-    scene.client.capture_exception_with(&three_deep(), options);
-    let event = scene.sent_one();
+    scenario.client.capture_exception_with(&three_deep(), options);
+    let event = scenario.sent_one();
     let said = &event["properties"];
     assert_eq!((&said["handled"], &said["area"]), (&json!(true), &json!("checkout")));
     assert_eq!((&said["$groups"], &event["distinct_id"]), (&json!({"company": "acme"}), &json!("user_1")));
@@ -95,10 +95,10 @@ fn exc_02_what_the_caller_says_besides_is_merged() {
 
 #[test]
 fn exc_02_an_exception_of_nobody_makes_no_person() {
-    let scene = unlinked();
-    fails_here(&scene.client);
-    posthog::Context::new().distinct_id("user_2").enter(|| fails_here(&scene.client));
-    let sent = scene.sent();
+    let scenario = unlinked();
+    fails_here(&scenario.client);
+    posthog::Context::new().distinct_id("user_2").enter(|| fails_here(&scenario.client));
+    let sent = scenario.sent();
     assert_eq!(sent[0]["properties"]["$process_person_profile"], json!(false));
     assert_eq!(
         (&sent[1]["distinct_id"], sent[1]["properties"].get("$process_person_profile")),
@@ -109,13 +109,13 @@ fn exc_02_an_exception_of_nobody_makes_no_person() {
 
 #[test]
 fn exc_03_what_is_no_error_is_an_event_with_a_message_too() {
-    let scene = unlinked();
-    scene.client.capture_exception(&AdHocError::new("a text"));
-    scene.client.capture_exception(&AdHocError::of(&404));
-    scene.client.capture_exception(&AdHocError::of(&json!({"any": ["value"]})));
+    let scenario = unlinked();
+    scenario.client.capture_exception(&AdHocError::new("a text"));
+    scenario.client.capture_exception(&AdHocError::of(&404));
+    scenario.client.capture_exception(&AdHocError::of(&json!({"any": ["value"]})));
     let boxed: Box<dyn Error> = "boxed text".into();
-    scene.client.capture_exception(&*boxed);
-    let sent = scene.sent();
+    scenario.client.capture_exception(&*boxed);
+    let sent = scenario.sent();
     let said = |at: usize| {
         let properties = &sent[at]["properties"];
         (properties["$exception_type"].as_str().unwrap(), properties["$exception_message"].as_str().unwrap())
@@ -126,9 +126,9 @@ fn exc_03_what_is_no_error_is_an_event_with_a_message_too() {
 
 #[test]
 fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_capture() {
-    let scene = Scene::new();
-    calls_what_fails(&scene.client);
-    let said = sent(&scene);
+    let scenario = Scenario::new();
+    calls_what_fails(&scenario.client);
+    let said = sent(&scenario);
     let functions = functions(&said);
     let [.., caller, place] = functions.as_slice() else { panic!("{functions:#?}") };
     // Alone where debug information has lines only.
@@ -142,17 +142,17 @@ fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_captu
 
 #[test]
 fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
-    let scene = unlinked();
+    let scenario = unlinked();
     let printed = "   0: checkout::total\n             at ./src/cart.rs:12:5\n   1: checkout::run\n   2: main\n";
-    scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(printed));
-    assert_eq!(functions(&sent(&scene)), ["main", "checkout::run", "checkout::total"]);
+    scenario.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(printed));
+    assert_eq!(functions(&sent(&scenario)), ["main", "checkout::run", "checkout::total"]);
 }
 
 #[test]
 fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
-    let scene = unlinked();
-    fails_here(&scene.client);
-    let said = sent(&scene);
+    let scenario = unlinked();
+    fails_here(&scenario.client);
+    let said = sent(&scenario);
     let list = said["$exception_list"].as_array().unwrap();
     let values: Vec<_> = list.iter().map(|entry| entry["value"].as_str().unwrap()).collect();
     assert_eq!(values, ["no start", "the setting cannot be read", "invalid digit found in string"]);
@@ -163,16 +163,16 @@ fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
 
 #[test]
 fn exc_07_an_error_without_a_cause_is_alone_in_the_list() {
-    let scene = unlinked();
-    scene.client.capture_exception(&Wrapped { text: "alone", cause: None });
-    assert_eq!(sent(&scene)["$exception_list"].as_array().unwrap().len(), 1);
+    let scenario = unlinked();
+    scenario.client.capture_exception(&Wrapped { text: "alone", cause: None });
+    assert_eq!(sent(&scenario)["$exception_list"].as_array().unwrap().len(), 1);
 }
 
 #[test]
 fn exc_08_frames_of_the_program_have_the_lines_around_them_if_asked_for() {
-    let scene = Scene::with(|config| config.source_context(true));
-    fails_here(&scene.client);
-    let said = sent(&scene);
+    let scenario = Scenario::with(|config| config.source_context(true));
+    fails_here(&scenario.client);
+    let said = sent(&scenario);
     let last = frames(&said).last().unwrap();
     assert_eq!(last["context_line"], "    std::hint::black_box(client.capture_exception(&three_deep()))");
     let lines = |name: &str| last[name].as_array().unwrap().clone();
@@ -185,9 +185,9 @@ fn exc_08_frames_of_the_program_have_the_lines_around_them_if_asked_for() {
 
 #[test]
 fn exc_09_without_source_there_are_no_such_fields() {
-    let scene = Scene::new();
-    fails_here(&scene.client);
-    for frame in frames(&sent(&scene)) {
+    let scenario = Scenario::new();
+    fails_here(&scenario.client);
+    for frame in frames(&sent(&scenario)) {
         assert!(
             ["pre_context", "context_line", "post_context"].iter().all(|name| frame.get(name).is_none()),
             "{frame}"
@@ -197,13 +197,13 @@ fn exc_09_without_source_there_are_no_such_fields() {
 
 #[test]
 fn exc_10_a_stack_that_an_error_brings_along_is_kept() {
-    let scene = unlinked();
+    let scenario = unlinked();
     let brought = std::backtrace::Backtrace::force_capture();
-    scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(&brought));
+    scenario.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(&brought));
     let disabled = std::backtrace::Backtrace::disabled();
-    scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(&disabled));
-    scene.client.capture_exception_with(&three_deep(), ExceptionOptions::new().stack(false));
-    let sent = scene.sent();
+    scenario.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(&disabled));
+    scenario.client.capture_exception_with(&three_deep(), ExceptionOptions::new().stack(false));
+    let sent = scenario.sent();
     let entry = |at: usize| &sent[at]["properties"]["$exception_list"][0];
     let last = entry(0)["stacktrace"]["frames"].as_array().unwrap().last().unwrap();
     assert!(
@@ -222,11 +222,11 @@ fn exc_10_a_stack_that_an_error_brings_along_is_kept() {
 #[cfg(feature = "anyhow")]
 #[test]
 fn exc_10_a_report_of_anyhow_has_all_its_contexts() {
-    let scene = unlinked();
+    let scenario = unlinked();
     let report = anyhow::Error::new(three_deep()).context("while starting");
-    scene.client.capture_anyhow(&report);
-    scene.client.capture_anyhow_with(&anyhow::anyhow!("a message"), ExceptionOptions::new().prop("n", 1));
-    let sent = scene.sent();
+    scenario.client.capture_anyhow(&report);
+    scenario.client.capture_anyhow_with(&anyhow::anyhow!("a message"), ExceptionOptions::new().prop("n", 1));
+    let sent = scenario.sent();
     let list = sent[0]["properties"]["$exception_list"].as_array().unwrap();
     let values: Vec<_> = list.iter().map(|entry| entry["value"].as_str().unwrap()).collect();
     assert_eq!(values, ["while starting", "no start", "the setting cannot be read", "invalid digit found in string"]);
@@ -240,10 +240,10 @@ fn exc_10_a_report_of_anyhow_has_all_its_contexts() {
 #[cfg(feature = "eyre")]
 #[test]
 fn exc_10_a_report_of_eyre_has_all_its_contexts() {
-    let scene = unlinked();
+    let scenario = unlinked();
     let report = eyre::Report::new(three_deep()).wrap_err("while starting");
-    scene.client.capture_eyre(&report);
-    let said = sent(&scene);
+    scenario.client.capture_eyre(&report);
+    let said = sent(&scenario);
     assert_eq!(said["$exception_list"].as_array().unwrap().len(), 4);
     assert_eq!(said["$exception_message"], "while starting");
 }
@@ -259,14 +259,14 @@ fn exc_11_a_client_that_takes_nothing_does_not_even_ask_the_error() {
         }
     }
     impl Error for Silent {}
-    let scene = unlinked();
-    scene.client.opt_out();
-    assert_eq!(scene.client.capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::OptedOut));
+    let scenario = unlinked();
+    scenario.client.opt_out();
+    assert_eq!(scenario.client.capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::OptedOut));
     let disabled = Client::new(Config::disabled()).unwrap();
     assert_eq!(disabled.capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::Disabled));
     assert_eq!(posthog::capture_exception(&Silent).outcome(), Outcome::Dropped(DropReason::NotInitialized));
-    scene.must_have_queued_nothing();
-    assert!(!has_recorded(&scene.client, DiagnosticCategory::Validation));
+    scenario.must_have_queued_nothing();
+    assert!(!has_recorded(&scenario.client, DiagnosticCategory::Validation));
 }
 
 #[test]
@@ -283,10 +283,11 @@ fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event()
             panic!("in source")
         }
     }
-    let scene = Scene::with(|config| config.symbolicate(false).before_send(|event| Some(event.prop("seen", true))));
-    assert!(scene.client.capture_exception(&Panics).is_accepted());
-    assert!(has_recorded(&scene.client, DiagnosticCategory::Validation));
-    let said = sent(&scene);
+    let scenario =
+        Scenario::with(|config| config.symbolicate(false).before_send(|event| Some(event.prop("seen", true))));
+    assert!(scenario.client.capture_exception(&Panics).is_accepted());
+    assert!(has_recorded(&scenario.client, DiagnosticCategory::Validation));
+    let said = sent(&scenario);
     assert_eq!((&said["$exception_type"], &said["$exception_message"]), (&json!("Panics"), &json!("")));
     assert_eq!(said["seen"], json!(true), "hooks as ever");
 }
@@ -305,16 +306,16 @@ fn exc_11_an_error_that_reports_itself_when_it_is_asked_comes_to_an_end() {
         }
     }
     impl Error for Reports {}
-    let scene = unlinked();
-    scene.client.capture_exception(&Reports(scene.client.clone()));
-    let sent = scene.sent();
+    let scenario = unlinked();
+    scenario.client.capture_exception(&Reports(scenario.client.clone()));
+    let sent = scenario.sent();
     let said: Vec<_> = sent.iter().map(|event| event["properties"]["$exception_message"].as_str().unwrap()).collect();
     assert_eq!(said, ["Dropped(Reentrant)", "Accepted"]);
 }
 
 #[test]
 fn exc_11_hooks_see_the_list_and_may_change_it() {
-    let scene = Scene::with(|config| {
+    let scenario = Scenario::with(|config| {
         config.symbolicate(false).before_send(|event| {
             let mut list: Value = event.get("$exception_list")?;
             let frames = list[0]["stacktrace"]["frames"].as_array_mut()?;
@@ -325,8 +326,8 @@ fn exc_11_hooks_see_the_list_and_may_change_it() {
             Some(event.prop("$exception_list", list))
         })
     });
-    fails_here(&scene.client);
-    let said = sent(&scene);
+    fails_here(&scenario.client);
+    let said = sent(&scenario);
     assert_eq!((&said["$exception_list"][0]["value"], frames(&said).len()), (&json!("hidden"), 1));
     assert!(frames(&said)[0]["instruction_addr"].as_str().unwrap().starts_with("0x"));
 }

@@ -6,12 +6,12 @@ use posthog::{AdHocError, CaptureProtocol, ExceptionOptions, Level};
 use serde_json::{Value, json};
 
 use crate::exc::{Wrapped, frames, sent, three_deep, unlinked};
-use crate::scene::Scene;
+use crate::scenario::Scenario;
 
 fn sent_with(options: ExceptionOptions) -> Value {
-    let scene = unlinked();
-    scene.client.capture_exception_with(&three_deep(), options);
-    sent(&scene)
+    let scenario = unlinked();
+    scenario.client.capture_exception_with(&three_deep(), options);
+    sent(&scenario)
 }
 
 fn mechanism(said: &Value, at: usize) -> &Value {
@@ -20,9 +20,9 @@ fn mechanism(said: &Value, at: usize) -> &Value {
 
 #[test]
 fn exm_01_every_entry_has_a_type_and_a_value() {
-    let scene = unlinked();
-    scene.client.capture_exception(&Wrapped { text: "", cause: Some("".into()) });
-    let said = sent(&scene);
+    let scenario = unlinked();
+    scenario.client.capture_exception(&Wrapped { text: "", cause: Some("".into()) });
+    let said = sent(&scenario);
     for entry in said["$exception_list"].as_array().unwrap() {
         assert!(entry["type"].as_str().is_some_and(|kind| !kind.is_empty()) && entry["value"] == json!(""), "{entry}");
     }
@@ -92,13 +92,13 @@ fn exm_09_handled_is_what_the_boundary_says_and_only_the_outermost_error_says_it
 
 #[test]
 fn exm_11_a_stack_of_the_capture_is_synthetic_and_so_is_what_is_no_error() {
-    let scene = unlinked();
+    let scenario = unlinked();
     let without = || ExceptionOptions::new().stack(false);
-    scene.client.capture_exception(&three_deep());
-    scene.client.capture_exception_with(&three_deep(), without());
-    scene.client.capture_exception_with(&AdHocError::new("x"), without());
+    scenario.client.capture_exception(&three_deep());
+    scenario.client.capture_exception_with(&three_deep(), without());
+    scenario.client.capture_exception_with(&AdHocError::new("x"), without());
     let synthetic = |event: &Value| mechanism(&event["properties"], 0)["synthetic"].clone();
-    assert_eq!(scene.sent().iter().map(synthetic).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(scenario.sent().iter().map(synthetic).collect::<Vec<_>>(), [true, false, true]);
 }
 
 #[test]
@@ -122,9 +122,9 @@ fn exm_15_a_chain_has_at_most_fifty_errors() {
     let wrap =
         |inside: Wrapped| Wrapped { text: "outer", cause: Some(Box::new(inside) as Box<dyn Error + Send + Sync>) };
     let deep = (0..80).fold(Wrapped { text: "root", cause: None }, |inside, _| wrap(inside));
-    let scene = unlinked();
-    scene.client.capture_exception(&deep);
-    let said = sent(&scene);
+    let scenario = unlinked();
+    scenario.client.capture_exception(&deep);
+    let said = sent(&scenario);
     let list = said["$exception_list"].as_array().unwrap();
     assert_eq!((list.len(), &list[49]["mechanism"]["exception_id"]), (50, &json!(49)));
 }
@@ -195,9 +195,9 @@ fn exm_23_a_fingerprint_is_sent_only_if_it_is_given() {
 #[test]
 fn exm_24_frames_have_addresses_and_the_images_that_they_lie_in_are_named_once() {
     for protocol in [CaptureProtocol::V0, CaptureProtocol::V1] {
-        let scene = Scene::with(|config| config.protocol(protocol).symbolicate(false));
-        scene.client.capture_exception(&three_deep());
-        let said = sent(&scene);
+        let scenario = Scenario::with(|config| config.protocol(protocol).symbolicate(false));
+        scenario.client.capture_exception(&three_deep());
+        let said = sent(&scenario);
         let is_hex = |value: &Value| value.as_str().is_some_and(|text| text.starts_with("0x"));
         assert!(frames(&said).iter().all(|frame| is_hex(&frame["instruction_addr"]) && frame["platform"] == "native"));
         let images = said["$debug_images"].as_array().unwrap();
@@ -215,9 +215,9 @@ fn exm_24_frames_have_addresses_and_the_images_that_they_lie_in_are_named_once()
 
 #[test]
 fn exm_24_without_names_a_frame_is_named_by_its_place_in_its_image() {
-    let scene = unlinked();
-    scene.client.capture_exception(&three_deep());
-    let said = sent(&scene);
+    let scenario = unlinked();
+    scenario.client.capture_exception(&three_deep());
+    let said = sent(&scenario);
     let last = frames(&said).last().unwrap();
     let number = |name: &str| u64::from_str_radix(&last[name].as_str().unwrap()[2..], 16).unwrap();
     let exe = std::env::current_exe().unwrap();

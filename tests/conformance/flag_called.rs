@@ -7,9 +7,9 @@ use posthog::{Context, FlagContext, FlagDefinitionProvider, FlagDefinitions, Pro
 use serde_json::{Map, Value, json};
 use sink::{Answer, FlagRoute};
 
-use crate::flag_scene::{definitions, flags, for_all, got};
-use crate::scene::Scene;
-use crate::stage::{PATIENCE, Stage};
+use crate::fixture::{Fixture, PATIENCE};
+use crate::flag_scenario::{definitions, flags, for_all, got};
+use crate::scenario::Scenario;
 
 /// All that the small form may have.
 const SMALL: &[&str] = &[
@@ -46,12 +46,12 @@ const ORIGIN: &[&str] = &[
     "fbclid",
 ];
 
-fn one() -> Scene {
-    Scene::of_flags(json!({"button": "blue", "on": true}))
+fn one() -> Scenario {
+    Scenario::of_flags(json!({"button": "blue", "on": true}))
 }
 
-fn read(scene: &Scene, who: impl Into<FlagContext>) {
-    assert!(got(scene.client.is_feature_enabled("on", who)));
+fn read(scenario: &Scenario, who: impl Into<FlagContext>) {
+    assert!(got(scenario.client.is_feature_enabled("on", who)));
 }
 
 /// In the small form there is nothing that only the full form has.
@@ -62,9 +62,9 @@ fn is_small(event: &Value) -> bool {
 
 #[test]
 fn fft_01_the_first_read_of_a_value_is_told_with_flag_and_value() {
-    let scene = one();
-    assert_eq!(got(scene.client.get_feature_flag("button", "user_1")), Some("blue".into()));
-    let told = scene.told();
+    let scenario = one();
+    assert_eq!(got(scenario.client.get_feature_flag("button", "user_1")), Some("blue".into()));
+    let told = scenario.told();
     let said = &told[0]["properties"];
     assert_eq!((told.len(), &told[0]["distinct_id"]), (1, &json!("user_1")));
     assert_eq!((&said["$feature_flag"], &said["$feature_flag_response"]), (&json!("button"), &json!("blue")));
@@ -75,78 +75,78 @@ fn fft_01_the_first_read_of_a_value_is_told_with_flag_and_value() {
 
 #[test]
 fn fft_02_the_same_value_for_the_same_person_and_groups_is_told_once() {
-    let scene = one();
+    let scenario = one();
     for _ in 0..3 {
-        read(&scene, FlagContext::new("user_1").group("company", "acme"));
-        assert!(scene.evaluated(FlagContext::new("user_1").group("company", "acme")).is_enabled("on"));
+        read(&scenario, FlagContext::new("user_1").group("company", "acme"));
+        assert!(scenario.evaluated(FlagContext::new("user_1").group("company", "acme")).is_enabled("on"));
     }
-    assert_eq!(scene.told().len(), 1);
-    read(&scene, FlagContext::new("user_2").group("company", "acme"));
-    assert!(got(scene.client.is_feature_enabled("button", FlagContext::new("user_1").group("company", "acme"))));
-    assert_eq!(scene.told().len(), 3, "another person, another flag");
+    assert_eq!(scenario.told().len(), 1);
+    read(&scenario, FlagContext::new("user_2").group("company", "acme"));
+    assert!(got(scenario.client.is_feature_enabled("button", FlagContext::new("user_1").group("company", "acme"))));
+    assert_eq!(scenario.told().len(), 3, "another person, another flag");
 }
 
 #[test]
 fn fft_03_a_value_that_changed_is_told_again() {
-    let scene = one();
+    let scenario = one();
     for value in ["blue", "red", "red", "blue"] {
-        scene.answer_flags(Answer::json(&flags(json!({"button": value}))));
-        let now = got(scene.client.reload_feature_flags("user_1"));
+        scenario.answer_flags(Answer::json(&flags(json!({"button": value}))));
+        let now = got(scenario.client.reload_feature_flags("user_1"));
         assert_eq!(now.get("button"), Some(value.into()));
     }
-    let told: Vec<_> = scene.told_values().into_iter().map(|(_, value)| value).collect();
+    let told: Vec<_> = scenario.told_values().into_iter().map(|(_, value)| value).collect();
     assert_eq!(told, ["blue", "red", "blue"]);
 }
 
 #[test]
 fn fft_04_the_order_of_groups_makes_no_other_context() {
-    let scene = one();
-    read(&scene, FlagContext::new("user_1").group("company", "acme").group("team", "red"));
-    read(&scene, FlagContext::new("user_1").group("team", "red").group("company", "acme"));
-    let told = scene.told();
-    assert_eq!((told.len(), scene.asked().len()), (1, 1));
+    let scenario = one();
+    read(&scenario, FlagContext::new("user_1").group("company", "acme").group("team", "red"));
+    read(&scenario, FlagContext::new("user_1").group("team", "red").group("company", "acme"));
+    let told = scenario.told();
+    assert_eq!((told.len(), scenario.asked().len()), (1, 1));
     assert_eq!(told[0]["properties"]["$groups"], json!({"company": "acme", "team": "red"}));
 }
 
 #[test]
 fn fft_05_another_group_is_another_context() {
-    let scene = one();
+    let scenario = one();
     for company in ["acme", "other", "acme"] {
-        read(&scene, FlagContext::new("user_1").group("company", company));
+        read(&scenario, FlagContext::new("user_1").group("company", company));
     }
-    assert_eq!(scene.told().len(), 2);
+    assert_eq!(scenario.told().len(), 2);
 }
 
 #[cfg(feature = "testing")]
 #[test]
 fn fft_06_a_shutdown_forgets_what_was_told_and_tells_nothing_afterwards() {
-    let scene = one();
-    let flags = scene.evaluated("user_1");
-    read(&scene, "user_1");
-    assert_eq!(posthog::testing::told_flag_reads(&scene.client), 1);
-    scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    assert_eq!(posthog::testing::told_flag_reads(&scene.client), 0);
+    let scenario = one();
+    let flags = scenario.evaluated("user_1");
+    read(&scenario, "user_1");
+    assert_eq!(posthog::testing::told_flag_reads(&scenario.client), 1);
+    scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    assert_eq!(posthog::testing::told_flag_reads(&scenario.client), 0);
     assert!(flags.is_enabled("button"));
-    assert_eq!(posthog::testing::told_flag_reads(&scene.client), 0);
-    assert_eq!(scene.stage.names(), ["$feature_flag_called"]);
+    assert_eq!(posthog::testing::told_flag_reads(&scenario.client), 0);
+    assert_eq!(scenario.fixture.names(), ["$feature_flag_called"]);
 }
 
 #[test]
 fn fft_07_what_is_remembered_is_bounded_and_the_one_read_longest_ago_goes() {
-    let scene = Scene::of_flags_with(json!({"on": true}), |config| config.flag_called_cache_size(3));
+    let scenario = Scenario::of_flags_with(json!({"on": true}), |config| config.flag_called_cache_size(3));
     let people =
-        || scene.told().iter().map(|event| event["distinct_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
-    ["a", "b", "c", "a", "d"].iter().for_each(|who| read(&scene, *who));
+        || scenario.told().iter().map(|event| event["distinct_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    ["a", "b", "c", "a", "d"].iter().for_each(|who| read(&scenario, *who));
     assert_eq!(people(), ["a", "b", "c", "d"]);
     // Of the three that are remembered none is told again, and the fourth is.
-    ["a", "c", "d", "b"].iter().for_each(|who| read(&scene, *who));
+    ["a", "c", "d", "b"].iter().for_each(|who| read(&scenario, *who));
     assert_eq!(people(), ["a", "b", "c", "d", "b"]);
 }
 
 #[test]
 fn fft_07_of_threads_that_read_a_value_at_once_one_tells() {
-    let scene = one();
-    let snapshot = scene.evaluated("user_1");
+    let scenario = one();
+    let snapshot = scenario.evaluated("user_1");
     let together = Barrier::new(8);
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -156,7 +156,7 @@ fn fft_07_of_threads_that_read_a_value_at_once_one_tells() {
             });
         }
     });
-    assert_eq!(scene.told().len(), 1);
+    assert_eq!(scenario.told().len(), 1);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn fft_08_the_small_form_is_for_who_asks_for_it_and_flags_known_to_have_no_exper
         let mut defined = definitions(&[for_all("on")]);
         defined["minimal_flag_called_events"] = is_wanted.clone();
         defined["flags"][0]["has_experiment"] = has_experiment.clone();
-        let local = Scene::of_defined(Answer::json(&defined));
+        let local = Scenario::of_defined(Answer::json(&defined));
         read(&local, "user_1");
         assert_eq!(is_small(&local.told()[0]), is_expected, "here: {is_wanted} {has_experiment}");
     }
@@ -188,7 +188,7 @@ fn fft_08_the_small_form_is_for_who_asks_for_it_and_flags_known_to_have_no_exper
 
 #[test]
 fn fft_09_the_small_form_has_what_is_listed_and_nothing_else() {
-    let scene = Scene::of_flags_with(json!({}), |config| {
+    let scenario = Scenario::of_flags_with(json!({}), |config| {
         let config = config.super_property("$referrer", "https://a.test").super_property("release", "1.2");
         let config = config.before_send(|event| Some(event.prop("hooked", true)));
         ORIGIN.iter().fold(config, |config, name| config.super_property(*name, "here"))
@@ -196,13 +196,13 @@ fn fft_09_the_small_form_has_what_is_listed_and_nothing_else() {
     let mut answer = flags(json!({"on": true, "tested": true}));
     answer["minimalFlagCalledEvents"] = json!(true);
     answer["flags"]["tested"]["metadata"]["has_experiment"] = json!(true);
-    scene.answer_flags(Answer::json(&answer));
+    scenario.answer_flags(Answer::json(&answer));
     let who = FlagContext::new("user_1").group("company", "acme").disable_geoip(true);
-    let snapshot = scene.evaluated(who);
+    let snapshot = scenario.evaluated(who);
     Context::new().session_id("session_7").prop("route", "/").enter(|| {
         assert!(snapshot.is_enabled("on") && snapshot.is_enabled("tested"));
     });
-    let told = scene.told();
+    let told = scenario.told();
     let said: Vec<&Map<String, Value>> = told.iter().map(|event| event["properties"].as_object().unwrap()).collect();
     let machine = ["$os", "$os_version", "$os_distro"];
     let may: Vec<&str> = SMALL.iter().chain(ORIGIN).chain(&machine).copied().collect();
@@ -245,34 +245,34 @@ fn small() -> Answer {
 
 #[test]
 fn fft_10_the_form_that_is_asked_for_lives_as_long_as_the_definitions() {
-    let scene = Scene::of_defined(small().etag("\"1\""));
-    read(&scene, "loaded");
-    scene.load();
-    assert!(scene.stage.sink.requests().iter().any(|request| request.status == 304));
-    read(&scene, "unchanged");
-    scene.define(small().etag("\"2\""));
-    read(&scene, "loaded anew");
-    scene.stage.sink.flags(FlagRoute::Definitions, Answer::status(503));
-    assert!(got(scene.client.reload_flag_definitions()).is_err());
-    read(&scene, "in an outage");
-    assert_eq!((scene.told().len(), scene.told().iter().all(is_small)), (4, true));
+    let scenario = Scenario::of_defined(small().etag("\"1\""));
+    read(&scenario, "loaded");
+    scenario.load();
+    assert!(scenario.fixture.sink.requests().iter().any(|request| request.status == 304));
+    read(&scenario, "unchanged");
+    scenario.define(small().etag("\"2\""));
+    read(&scenario, "loaded anew");
+    scenario.fixture.sink.flags(FlagRoute::Definitions, Answer::status(503));
+    assert!(got(scenario.client.reload_flag_definitions()).is_err());
+    read(&scenario, "in an outage");
+    assert_eq!((scenario.told().len(), scenario.told().iter().all(is_small)), (4, true));
     // The next process, with what was kept.
-    scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    let Scene { stage, client, .. } = scene;
+    scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    let Scenario { fixture, client, .. } = scenario;
     drop(client);
-    let again = Scene::on(stage, |config| config.secret_key("phs_conformance"));
+    let again = Scenario::on(fixture, |config| config.secret_key("phs_conformance"));
     read(&again, "restored");
     assert!(is_small(&again.told()[0]) && again.asked().is_empty());
 }
 
 #[test]
 fn fft_10_the_form_that_is_asked_for_passes_through_a_provider() {
-    let (cabinet, stage) = (Cabinet::default(), Stage::new());
-    stage.sink.flags(FlagRoute::Definitions, small());
+    let (cabinet, fixture) = (Cabinet::default(), Fixture::new());
+    fixture.sink.flags(FlagRoute::Definitions, small());
     let stored = cabinet.clone();
-    let first = Scene::on(stage, |config| config.secret_key("phs_conformance").flag_definitions_provider(stored));
+    let first = Scenario::on(fixture, |config| config.secret_key("phs_conformance").flag_definitions_provider(stored));
     first.load();
-    let second = Scene::with(|config| config.flag_definitions_provider(cabinet));
+    let second = Scenario::with(|config| config.flag_definitions_provider(cabinet));
     second.load();
     read(&second, "user_1");
     assert!(is_small(&second.told()[0]) && second.asked().is_empty());

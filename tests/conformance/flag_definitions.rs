@@ -6,8 +6,8 @@ use posthog::testing::{Answer, Harness, RecordedRequest, Route};
 use posthog::{DiagnosticCategory, FlagContext, FlagDefinitionsError, FlagDefinitionsState};
 use serde_json::{Value, json};
 
-use crate::scene::has_recorded;
-use crate::stage::PATIENCE;
+use crate::fixture::PATIENCE;
+use crate::scenario::has_recorded;
 
 /// The poll interval, and what it may be longer by.
 const INTERVAL: Duration = Duration::from_secs(33);

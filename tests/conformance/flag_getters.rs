@@ -6,8 +6,8 @@ use posthog::{AllFlags, FlagContext};
 use serde_json::{Value, json};
 use sink::Answer;
 
-use crate::flag_scene::{flags, for_all, for_pros, got};
-use crate::scene::Scene;
+use crate::flag_scenario::{flags, for_all, for_pros, got};
+use crate::scenario::Scenario;
 
 fn three() -> Value {
     json!({"button": "blue", "off": false, "on": true})
@@ -19,150 +19,150 @@ fn silent(distinct_id: &str) -> FlagContext {
 
 #[test]
 fn gff_01_a_value_is_a_variant_or_true_or_false_and_none_if_it_is_unknown() {
-    let scene = Scene::of_flags(three());
-    let values = ["button", "on", "off", "none"].map(|key| got(scene.client.get_feature_flag(key, "user_1")));
+    let scenario = Scenario::of_flags(three());
+    let values = ["button", "on", "off", "none"].map(|key| got(scenario.client.get_feature_flag(key, "user_1")));
     assert_eq!(values, [Some("blue".into()), Some(true.into()), Some(false.into()), None]);
 }
 
 #[test]
 fn gff_02_a_call_can_be_kept_silent() {
-    let scene = Scene::of_flags(three());
-    assert!(got(scene.client.get_feature_flag("on", silent("user_1"))).is_some());
-    assert!(scene.told().is_empty());
-    assert!(got(scene.client.get_feature_flag("on", "user_1")).is_some());
-    assert_eq!(scene.told_values(), [("on".to_owned(), json!(true))]);
+    let scenario = Scenario::of_flags(three());
+    assert!(got(scenario.client.get_feature_flag("on", silent("user_1"))).is_some());
+    assert!(scenario.told().is_empty());
+    assert!(got(scenario.client.get_feature_flag("on", "user_1")).is_some());
+    assert_eq!(scenario.told_values(), [("on".to_owned(), json!(true))]);
 }
 
 #[test]
 fn gff_03_a_value_is_that_of_the_given_person_and_found_without_a_request_if_it_can_be() {
-    let scene = Scene::of_definitions(&[for_all("all"), for_pros("pros")]);
-    assert_eq!(got(scene.client.get_feature_flag("all", "user_1")), Some(true.into()));
+    let scenario = Scenario::of_definitions(&[for_all("all"), for_pros("pros")]);
+    assert_eq!(got(scenario.client.get_feature_flag("all", "user_1")), Some(true.into()));
     let pro = FlagContext::new("user_2").person_property("plan", "pro");
-    assert_eq!(got(scene.client.get_feature_flag("pros", pro)), Some(true.into()));
-    assert!(scene.asked().is_empty());
-    scene.answer_flags(Answer::json(&flags(json!({"pros": "blue"}))));
-    assert_eq!(got(scene.client.get_feature_flag("pros", "user_3")), Some("blue".into()));
-    assert_eq!((scene.asked().len(), &scene.asked()[0]["distinct_id"]), (1, &json!("user_3")));
-    let people: Vec<_> = scene.told().iter().map(|event| event["distinct_id"].clone()).collect();
+    assert_eq!(got(scenario.client.get_feature_flag("pros", pro)), Some(true.into()));
+    assert!(scenario.asked().is_empty());
+    scenario.answer_flags(Answer::json(&flags(json!({"pros": "blue"}))));
+    assert_eq!(got(scenario.client.get_feature_flag("pros", "user_3")), Some("blue".into()));
+    assert_eq!((scenario.asked().len(), &scenario.asked()[0]["distinct_id"]), (1, &json!("user_3")));
+    let people: Vec<_> = scenario.told().iter().map(|event| event["distinct_id"].clone()).collect();
     assert_eq!(people, ["user_1", "user_2", "user_3"]);
 }
 
 #[test]
 fn gff_04_options_go_into_the_question_and_a_failure_is_the_older_value_or_none() {
-    let scene = Scene::of_flags(three());
+    let scenario = Scenario::of_flags(three());
     let who = FlagContext::new("user_1")
         .device_id("device_1")
         .group("company", "acme")
         .person_property("plan", "pro")
         .group_property("company", "seats", 3)
         .disable_geoip(true);
-    assert_eq!(got(scene.client.get_feature_flag("on", &who)), Some(true.into()));
-    let asked = &scene.asked()[0];
+    assert_eq!(got(scenario.client.get_feature_flag("on", &who)), Some(true.into()));
+    let asked = &scenario.asked()[0];
     let said = ["device_id", "groups", "person_properties", "group_properties", "geoip_disable"].map(|key| &asked[key]);
     let company = json!({"company": {"seats": 3}});
     let expected = [&json!("device_1"), &json!({"company": "acme"}), &json!({"plan": "pro"}), &company, &json!(true)];
     assert_eq!(said, expected);
-    assert_eq!(got(scene.client.get_feature_flag("on", FlagContext::new("user_2").only_locally(true))), None);
-    assert_eq!(scene.asked().len(), 1);
-    scene.stage.sink.stop();
-    assert_eq!(got(scene.client.get_feature_flag("on", who.ask_posthog(true))), Some(true.into()));
-    assert_eq!(got(scene.client.get_feature_flag("on", "user_3")), None);
+    assert_eq!(got(scenario.client.get_feature_flag("on", FlagContext::new("user_2").only_locally(true))), None);
+    assert_eq!(scenario.asked().len(), 1);
+    scenario.fixture.sink.stop();
+    assert_eq!(got(scenario.client.get_feature_flag("on", who.ask_posthog(true))), Some(true.into()));
+    assert_eq!(got(scenario.client.get_feature_flag("on", "user_3")), None);
 }
 
 #[test]
 fn gfp_01_a_payload_is_that_of_the_value_that_somebody_has() {
-    let scene = Scene::of_flags(three());
-    assert_eq!(got(scene.client.get_feature_flag_payload("button", "user_1")), Some(json!({"of": "button"})));
-    let local = Scene::of_definitions(&[for_all("all")]);
+    let scenario = Scenario::of_flags(three());
+    assert_eq!(got(scenario.client.get_feature_flag_payload("button", "user_1")), Some(json!({"of": "button"})));
+    let local = Scenario::of_definitions(&[for_all("all")]);
     assert_eq!(got(local.client.get_feature_flag_payload("all", "user_1")), Some(json!([1])));
 }
 
 #[test]
 fn gfp_02_an_unknown_flag_has_no_payload() {
-    let scene = Scene::of_flags(three());
-    assert_eq!(got(scene.client.get_feature_flag_payload("none", "user_1")), None);
-    assert_eq!(got(scene.client.get_feature_flag_payload("off", "user_1")), None, "nor has one without");
+    let scenario = Scenario::of_flags(three());
+    assert_eq!(got(scenario.client.get_feature_flag_payload("none", "user_1")), None);
+    assert_eq!(got(scenario.client.get_feature_flag_payload("off", "user_1")), None, "nor has one without");
 }
 
 #[test]
 fn gfp_03_reading_a_payload_tells_nothing() {
-    let scene = Scene::of_flags(three());
-    assert!(got(scene.client.get_feature_flag_payload("on", "user_1")).is_some());
-    assert!(got(scene.client.get_feature_flag_payload_of("on", "user_1", true)).is_some());
-    assert!(got(scene.client.get_feature_flag_payload("none", "user_1")).is_none());
-    assert!(scene.told().is_empty());
+    let scenario = Scenario::of_flags(three());
+    assert!(got(scenario.client.get_feature_flag_payload("on", "user_1")).is_some());
+    assert!(got(scenario.client.get_feature_flag_payload_of("on", "user_1", true)).is_some());
+    assert!(got(scenario.client.get_feature_flag_payload("none", "user_1")).is_none());
+    assert!(scenario.told().is_empty());
 }
 
 #[test]
 fn gfp_04_a_payload_can_be_asked_for_by_value_and_one_that_is_no_json_is_its_text() {
-    let scene = Scene::of_flags(three());
-    let of = |value: &str| got(scene.client.get_feature_flag_payload_of("button", "user_1", value));
+    let scenario = Scenario::of_flags(three());
+    let of = |value: &str| got(scenario.client.get_feature_flag_payload_of("button", "user_1", value));
     assert_eq!((of("blue"), of("red")), (Some(json!({"of": "button"})), None));
-    let defined = Scene::of_definitions(&[for_pros("pros")]);
+    let defined = Scenario::of_definitions(&[for_pros("pros")]);
     assert_eq!(got(defined.client.get_feature_flag_payload_of("pros", "user_1", true)), Some(json!([1])));
     assert!(defined.asked().is_empty(), "whatever value this person has");
     let mut broken = flags(json!({"on": true}));
     broken["flags"]["on"]["metadata"]["payload"] = json!("{no json");
-    scene.answer_flags(Answer::json(&broken));
-    assert_eq!(got(scene.client.get_feature_flag_payload("on", "user_2")), Some(json!("{no json")));
+    scenario.answer_flags(Answer::json(&broken));
+    assert_eq!(got(scenario.client.get_feature_flag_payload("on", "user_2")), Some(json!("{no json")));
 }
 
 #[test]
 fn gfr_01_a_result_has_key_state_variant_and_payload() {
-    let scene = Scene::of_flags(three());
-    let result = got(scene.client.get_feature_flag_result("button", "user_1")).unwrap();
+    let scenario = Scenario::of_flags(three());
+    let result = got(scenario.client.get_feature_flag_result("button", "user_1")).unwrap();
     assert_eq!((result.key.as_str(), result.enabled, result.variant.as_deref()), ("button", true, Some("blue")));
     assert_eq!(result.payload, Some(json!({"of": "button"})));
-    let on = got(scene.client.get_feature_flag_result("on", "user_1")).unwrap();
+    let on = got(scenario.client.get_feature_flag_result("on", "user_1")).unwrap();
     assert_eq!((on.enabled, on.variant), (true, None));
 }
 
 #[test]
 fn gfr_02_of_a_flag_that_is_off_it_says_so_and_no_variant() {
-    let scene = Scene::of_flags(three());
-    let off = got(scene.client.get_feature_flag_result("off", "user_1")).unwrap();
+    let scenario = Scenario::of_flags(three());
+    let off = got(scenario.client.get_feature_flag_result("off", "user_1")).unwrap();
     assert_eq!((off.key.as_str(), off.enabled, off.variant, off.payload), ("off", false, None, None));
 }
 
 #[test]
 fn gfr_03_of_an_unknown_flag_there_is_no_result_and_reads_are_told_unless_kept_silent() {
-    let scene = Scene::of_flags(three());
-    assert_eq!(got(scene.client.get_feature_flag_result("none", silent("user_1"))), None);
-    assert!(got(scene.client.get_feature_flag_result("on", silent("user_1"))).is_some());
-    assert!(scene.told().is_empty());
-    assert!(got(scene.client.get_feature_flag_result("button", "user_1")).is_some());
-    assert_eq!(got(scene.client.get_feature_flag_result("none", "user_1")), None);
+    let scenario = Scenario::of_flags(three());
+    assert_eq!(got(scenario.client.get_feature_flag_result("none", silent("user_1"))), None);
+    assert!(got(scenario.client.get_feature_flag_result("on", silent("user_1"))).is_some());
+    assert!(scenario.told().is_empty());
+    assert!(got(scenario.client.get_feature_flag_result("button", "user_1")).is_some());
+    assert_eq!(got(scenario.client.get_feature_flag_result("none", "user_1")), None);
     let told = [("button".to_owned(), json!("blue")), ("none".to_owned(), Value::Null)];
-    assert_eq!(scene.told_values(), told);
+    assert_eq!(scenario.told_values(), told);
 }
 
 #[test]
 fn gfs_01_all_flags_of_somebody_are_values_by_key() {
-    let scene = Scene::of_flags(three());
-    let all = got(scene.client.get_all_flags(FlagContext::new("user_1").group("company", "acme")));
+    let scenario = Scenario::of_flags(three());
+    let all = got(scenario.client.get_all_flags(FlagContext::new("user_1").group("company", "acme")));
     let expected = [("button", "blue".into()), ("off", false.into()), ("on", true.into())];
     assert_eq!(all, BTreeMap::from(expected.map(|(key, value)| (key.to_owned(), value))));
-    let asked = scene.asked();
+    let asked = scenario.asked();
     assert_eq!((&asked[0]["distinct_id"], &asked[0]["groups"]), (&json!("user_1"), &json!({"company": "acme"})));
     assert!(asked[0].get("flag_keys_to_evaluate").is_none());
 }
 
 #[test]
 fn gfs_02_all_flags_at_once_are_no_read_of_any() {
-    let scene = Scene::of_flags(three());
-    assert_eq!(got(scene.client.get_all_flags("user_1")).len(), 3);
-    assert!(scene.told().is_empty());
+    let scenario = Scenario::of_flags(three());
+    assert_eq!(got(scenario.client.get_all_flags("user_1")).len(), 3);
+    assert!(scenario.told().is_empty());
 }
 
 #[test]
 fn gfs_03_a_failure_leaves_what_is_known_want_of_quota_nothing_and_keys_bound_it() {
-    let scene = Scene::of_definitions(&[for_all("ours"), for_pros("pros")]);
-    scene.answer_flags(Answer::status(500));
-    let known = |who: FlagContext| got(scene.client.get_all_flags(who)).into_keys().collect::<Vec<_>>();
+    let scenario = Scenario::of_definitions(&[for_all("ours"), for_pros("pros")]);
+    scenario.answer_flags(Answer::status(500));
+    let known = |who: FlagContext| got(scenario.client.get_all_flags(who)).into_keys().collect::<Vec<_>>();
     assert_eq!(known(FlagContext::new("user_1")), ["ours"]);
-    scene.answer_flags(Answer::json(&flags(json!({"pros": true, "more": true}))));
+    scenario.answer_flags(Answer::json(&flags(json!({"pros": true, "more": true}))));
     assert_eq!(known(FlagContext::new("user_2").only_keys(["pros", "none"])), ["pros"]);
-    let limited = Scene::of_flags(three());
+    let limited = Scenario::of_flags(three());
     let mut without_quota = flags(three());
     without_quota["quotaLimited"] = json!(["feature_flags"]);
     limited.answer_flags(Answer::json(&without_quota));
@@ -171,64 +171,65 @@ fn gfs_03_a_failure_leaves_what_is_known_want_of_quota_nothing_and_keys_bound_it
 
 #[test]
 fn gfa_01_one_call_has_values_and_payloads() {
-    let scene = Scene::of_flags(three());
-    let all = got(scene.client.get_all_flags_and_payloads("user_1"));
-    assert_eq!(all.feature_flags, got(scene.client.get_all_flags("user_1")));
+    let scenario = Scenario::of_flags(three());
+    let all = got(scenario.client.get_all_flags_and_payloads("user_1"));
+    assert_eq!(all.feature_flags, got(scenario.client.get_all_flags("user_1")));
     let payloads = ["button", "on"].map(|key| (key.to_owned(), json!({"of": key})));
     assert_eq!(all.feature_flag_payloads, BTreeMap::from(payloads));
-    assert_eq!((scene.asked().len(), scene.told().len()), (1, 0));
+    assert_eq!((scenario.asked().len(), scenario.told().len()), (1, 0));
 }
 
 #[test]
 fn gfa_02_both_are_empty_where_nothing_is_known() {
-    let scene = Scene::of_flags(json!({}));
-    assert_eq!(got(scene.client.get_all_flags_and_payloads("user_1")), AllFlags::default());
-    scene.answer_flags(Answer::status(500));
-    assert_eq!(got(scene.client.get_all_flags_and_payloads("user_2")), AllFlags::default());
+    let scenario = Scenario::of_flags(json!({}));
+    assert_eq!(got(scenario.client.get_all_flags_and_payloads("user_1")), AllFlags::default());
+    scenario.answer_flags(Answer::status(500));
+    assert_eq!(got(scenario.client.get_all_flags_and_payloads("user_2")), AllFlags::default());
 }
 
 #[test]
 fn ife_01_on_is_true_or_a_variant() {
-    let scene = Scene::of_flags(three());
-    let enabled = ["on", "off", "button"].map(|key| got(scene.client.is_feature_enabled(key, "user_1")));
+    let scenario = Scenario::of_flags(three());
+    let enabled = ["on", "off", "button"].map(|key| got(scenario.client.is_feature_enabled(key, "user_1")));
     assert_eq!(enabled, [true, false, true]);
 }
 
 #[test]
 fn ife_02_the_default_is_the_answer_where_there_is_no_value() {
-    let scene = Scene::of_flags(three());
-    let failing = Scene::of_flags(three());
+    let scenario = Scenario::of_flags(three());
+    let failing = Scenario::of_flags(three());
     failing.answer_flags(Answer::status(500));
     for default in [true, false] {
         let unloaded = FlagContext::new("user_2").only_locally(true);
-        assert_eq!(got(scene.client.is_feature_enabled_or("on", unloaded, default)), default, "nothing is loaded");
-        assert_eq!(got(scene.client.is_feature_enabled_or("none", "user_1", default)), default, "no such flag");
+        assert_eq!(got(scenario.client.is_feature_enabled_or("on", unloaded, default)), default, "nothing is loaded");
+        assert_eq!(got(scenario.client.is_feature_enabled_or("none", "user_1", default)), default, "no such flag");
         assert_eq!(got(failing.client.is_feature_enabled_or("on", "user_1", default)), default, "no answer");
     }
 }
 
 #[test]
 fn ife_03_a_value_that_is_there_counts_more_than_the_default() {
-    let scene = Scene::of_flags(three());
+    let scenario = Scenario::of_flags(three());
     for default in [true, false] {
-        let values = ["on", "off", "button"].map(|key| got(scene.client.is_feature_enabled_or(key, "user_1", default)));
+        let values =
+            ["on", "off", "button"].map(|key| got(scenario.client.is_feature_enabled_or(key, "user_1", default)));
         assert_eq!(values, [true, false, true]);
     }
 }
 
 #[test]
 fn ife_04_a_call_can_be_kept_silent() {
-    let scene = Scene::of_flags(three());
-    assert!(got(scene.client.is_feature_enabled("on", silent("user_1"))));
-    assert!(scene.told().is_empty());
-    assert!(got(scene.client.is_feature_enabled("on", "user_1")));
-    assert_eq!(scene.told().len(), 1);
+    let scenario = Scenario::of_flags(three());
+    assert!(got(scenario.client.is_feature_enabled("on", silent("user_1"))));
+    assert!(scenario.told().is_empty());
+    assert!(got(scenario.client.is_feature_enabled("on", "user_1")));
+    assert_eq!(scenario.told().len(), 1);
 }
 
 #[test]
 fn ife_05_without_a_default_a_flag_without_value_is_off() {
-    let scene = Scene::of_flags(three());
-    assert!(!got(scene.client.is_feature_enabled("none", "user_1")));
-    scene.answer_flags(Answer::status(500));
-    assert!(!got(scene.client.is_feature_enabled("on", "user_2")));
+    let scenario = Scenario::of_flags(three());
+    assert!(!got(scenario.client.is_feature_enabled("none", "user_1")));
+    scenario.answer_flags(Answer::status(500));
+    assert!(!got(scenario.client.is_feature_enabled("on", "user_2")));
 }

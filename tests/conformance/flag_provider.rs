@@ -11,8 +11,8 @@ use posthog::{
 };
 use serde_json::json;
 
+use crate::fixture::PATIENCE;
 use crate::flag_definitions::{asked, definitions, keys, refresh, state};
-use crate::stage::PATIENCE;
 
 /// A cache that does as it is told, and remembers what it was asked.
 #[derive(Default)]

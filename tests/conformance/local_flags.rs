@@ -4,7 +4,7 @@ use posthog::testing::{Answer, Harness, RecordedRequest, Route};
 use posthog::{FlagContext, FlagValue};
 use serde_json::{Value, json};
 
-use crate::stage::PATIENCE;
+use crate::fixture::PATIENCE;
 
 /// A client with these flags. PostHog, if it is asked, says of each flag that it has the variant `remote`.
 fn with_flags(flags: Value) -> Harness {

@@ -16,6 +16,9 @@ mod crash;
 mod evaluate_flags;
 mod exc;
 mod exm;
+#[path = "../outside/fixture.rs"]
+#[allow(dead_code, reason = "shared with another target, which uses the rest")]
+mod fixture;
 mod flag_cache;
 mod flag_called;
 #[cfg(feature = "testing")]
@@ -26,15 +29,12 @@ mod flag_properties;
 mod flag_provider;
 #[cfg(feature = "testing")]
 mod flag_requests;
-mod flag_scene;
+mod flag_scenario;
 mod http;
 mod identity;
 #[cfg(feature = "testing")]
 mod local_flags;
 mod queue;
-mod scene;
-#[path = "../outside/stage.rs"]
-#[allow(dead_code, reason = "shared with another target, which uses the rest")]
-mod stage;
+mod scenario;
 #[cfg(feature = "tower")]
 mod tower;

@@ -11,9 +11,9 @@ use posthog::{
 use sink::{Answer, FlagRoute};
 use uuid::Uuid;
 
-use crate::flag_scene::{definitions, for_all, got};
-use crate::scene::{Scene, has_recorded};
-use crate::stage::{PATIENCE, Stage, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, event, eventually, take};
+use crate::flag_scenario::{definitions, for_all, got};
+use crate::scenario::{Scenario, has_recorded};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -32,261 +32,262 @@ fn flushed(client: &Client) -> FlushReport {
 
 #[test]
 fn bat_01_reaching_flush_at_sends_one_batch_with_all() {
-    let scene = Scene::with(|config| patient(config).flush_at(2));
-    let uuids = take_many(&scene.client, 2);
-    scene.stage.must_have_taken(&uuids);
-    assert_eq!(scene.stage.sink.requests()[0].event_count, 2);
-    eventually("the queue is empty", || scene.client.stats().queued_events == 0);
+    let scenario = Scenario::with(|config| patient(config).flush_at(2));
+    let uuids = take_many(&scenario.client, 2);
+    scenario.fixture.must_have_taken(&uuids);
+    assert_eq!(scenario.fixture.sink.requests()[0].event_count, 2);
+    eventually("the queue is empty", || scenario.client.stats().queued_events == 0);
 }
 
 #[test]
 fn bat_02_the_interval_sends_what_is_pending() {
     let interval = Duration::from_millis(300);
-    let scene = Scene::with(|config| config.flush_at(1000).flush_interval(interval));
+    let scenario = Scenario::with(|config| config.flush_at(1000).flush_interval(interval));
     let start = Instant::now();
-    let uuids = take_many(&scene.client, 3);
-    scene.stage.must_have_taken(&uuids);
-    let waited = scene.stage.sink.requests()[0].arrived - start;
+    let uuids = take_many(&scenario.client, 3);
+    scenario.fixture.must_have_taken(&uuids);
+    let waited = scenario.fixture.sink.requests()[0].arrived - start;
     assert!(waited >= interval, "{waited:?}");
 }
 
 #[test]
 fn bat_03_a_batch_is_in_the_order_of_capture() {
-    let scene = Scene::with(patient);
-    let uuids = take_many(&scene.client, 100);
-    assert_eq!(flushed(&scene.client).remaining, 0);
-    assert_eq!(scene.stage.sink.requests()[0].uuids, uuids);
+    let scenario = Scenario::with(patient);
+    let uuids = take_many(&scenario.client, 100);
+    assert_eq!(flushed(&scenario.client).remaining, 0);
+    assert_eq!(scenario.fixture.sink.requests()[0].uuids, uuids);
 }
 
 #[test]
 fn bat_04_a_request_is_bounded_a_flush_does_not_wait_and_nobody_is_held_up() {
-    let scene = Scene::with(|config| patient(config).max_batch_events(10));
-    scene.stage.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
-    let mut uuids = take_many(&scene.client, 25);
-    let flush = scene.client.flush();
-    assert!(scene.stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    let scenario = Scenario::with(|config| patient(config).max_batch_events(10));
+    scenario.fixture.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
+    let mut uuids = take_many(&scenario.client, 25);
+    let flush = scenario.client.flush();
+    assert!(scenario.fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
     // While a request is under way, captures go on.
     let start = Instant::now();
-    uuids.extend(take_many(&scene.client, 25));
+    uuids.extend(take_many(&scenario.client, 25));
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
     assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Up);
-    flushed(&scene.client);
-    scene.stage.must_have_taken(&uuids);
-    assert!(scene.stage.sink.requests().iter().all(|request| request.event_count <= 10));
+    flushed(&scenario.client);
+    scenario.fixture.must_have_taken(&uuids);
+    assert!(scenario.fixture.sink.requests().iter().all(|request| request.event_count <= 10));
 }
 
 #[test]
 fn rtq_01_after_a_503_the_event_stays_queued() {
-    let scene = Scene::new();
-    scene.stage.sink.default_answer(Answer::status(503));
-    take(&scene.client, "tick");
-    assert_eq!((flushed(&scene.client).remaining, scene.client.stats().queued_events), (1, 1));
+    let scenario = Scenario::new();
+    scenario.fixture.sink.default_answer(Answer::status(503));
+    take(&scenario.client, "tick");
+    assert_eq!((flushed(&scenario.client).remaining, scenario.client.stats().queued_events), (1, 1));
 }
 
 #[test]
 fn rtq_02_a_later_success_delivers_it_and_removes_it() {
-    let scene = Scene::new();
-    scene.stage.sink.script([Answer::status(503)]);
-    let uuids = take_many(&scene.client, 1);
-    eventually("it is delivered", || scene.client.stats().delivered == 1);
-    scene.stage.must_have_taken(&uuids);
-    assert_eq!(scene.client.stats().queued_events, 0);
+    let scenario = Scenario::new();
+    scenario.fixture.sink.script([Answer::status(503)]);
+    let uuids = take_many(&scenario.client, 1);
+    eventually("it is delivered", || scenario.client.stats().delivered == 1);
+    scenario.fixture.must_have_taken(&uuids);
+    assert_eq!(scenario.client.stats().queued_events, 0);
 }
 
 #[test]
 fn rtq_03_a_full_queue_stays_at_its_bound_and_a_capacity_warning_is_recorded() {
-    let scene = Scene::with(|config| config.max_queue_events(2));
-    scene.stage.sink.default_answer(Answer::status(503));
-    take_many(&scene.client, 2);
-    flushed(&scene.client);
-    eventually("the queue is full", || scene.client.stats().rejecting == Some(DropReason::QueueFull));
-    assert_eq!(scene.client.capture(event("third")).outcome(), Outcome::Dropped(DropReason::QueueFull));
-    assert_eq!(scene.client.stats().queued_events, 2);
-    assert!(has_recorded(&scene.client, DiagnosticCategory::Capacity), "{:?}", scene.client.diagnostics());
+    let scenario = Scenario::with(|config| config.max_queue_events(2));
+    scenario.fixture.sink.default_answer(Answer::status(503));
+    take_many(&scenario.client, 2);
+    flushed(&scenario.client);
+    eventually("the queue is full", || scenario.client.stats().rejecting == Some(DropReason::QueueFull));
+    assert_eq!(scenario.client.capture(event("third")).outcome(), Outcome::Dropped(DropReason::QueueFull));
+    assert_eq!(scenario.client.stats().queued_events, 2);
+    assert!(has_recorded(&scenario.client, DiagnosticCategory::Capacity), "{:?}", scenario.client.diagnostics());
 }
 
 #[test]
 fn rtq_04_what_is_captured_while_a_full_queue_is_under_way_survives() {
-    let scene = Scene::with(|config| config.max_queue_events(20));
-    scene.stage.sink.script([Answer::status(503).delay(Duration::from_millis(200)), Answer::ok()]);
-    let mut uuids = take_many(&scene.client, 20);
-    assert!(scene.stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    let scenario = Scenario::with(|config| config.max_queue_events(20));
+    scenario.fixture.sink.script([Answer::status(503).delay(Duration::from_millis(200)), Answer::ok()]);
+    let mut uuids = take_many(&scenario.client, 20);
+    assert!(scenario.fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
     // Full, and all of it under way: what comes now is refused and says so, until there is room, and then survives.
     let mut refused = 0;
     eventually("there is room again", || {
-        let receipt = scene.client.capture(event("meanwhile"));
+        let receipt = scenario.client.capture(event("meanwhile"));
         refused += u32::from(!receipt.is_accepted());
         uuids.extend(receipt.uuid());
         receipt.is_accepted()
     });
     assert!(refused > 0, "the queue was full");
-    scene.stage.must_have_taken(&uuids);
+    scenario.fixture.must_have_taken(&uuids);
 }
 
 #[test]
 fn rtq_05_outages_are_tried_again_and_what_the_server_asks_for_is_waited() {
-    let scene = Scene::new();
+    let scenario = Scenario::new();
     let statuses = [408, 429, 500, 502, 503, 504];
-    scene.stage.sink.script(statuses.map(Answer::status));
-    let uuids = take_many(&scene.client, 1);
-    scene.stage.must_have_taken(&uuids);
-    let answered: Vec<_> = scene.stage.sink.requests().iter().map(|request| request.status).collect();
+    scenario.fixture.sink.script(statuses.map(Answer::status));
+    let uuids = take_many(&scenario.client, 1);
+    scenario.fixture.must_have_taken(&uuids);
+    let answered: Vec<_> = scenario.fixture.sink.requests().iter().map(|request| request.status).collect();
     assert_eq!(answered, [408, 429, 500, 502, 503, 504, 200]);
-    scene.stage.sink.clear();
-    scene.stage.sink.script([Answer::status(429).retry_after(1)]);
-    let uuids = take_many(&scene.client, 1);
-    scene.stage.must_have_taken(&uuids);
-    let requests = scene.stage.sink.requests();
+    scenario.fixture.sink.clear();
+    scenario.fixture.sink.script([Answer::status(429).retry_after(1)]);
+    let uuids = take_many(&scenario.client, 1);
+    scenario.fixture.must_have_taken(&uuids);
+    let requests = scenario.fixture.sink.requests();
     let waited = requests[1].arrived - requests[0].arrived;
     assert!(waited >= Duration::from_secs(1), "{waited:?}");
 }
 
 #[test]
 fn rtq_06_events_whose_attempts_are_spent_are_kept_and_refused_ones_are_buried_and_told() {
-    let scene = Scene::with(|config| config.max_retries(0));
-    scene.stage.sink.default_answer(Answer::status(503));
-    let uuids = take_many(&scene.client, 1);
-    flushed(&scene.client);
-    let is_parked = || matches!(scene.client.stats().delivery, DeliveryPhase::Cooldown { .. });
+    let scenario = Scenario::with(|config| config.max_retries(0));
+    scenario.fixture.sink.default_answer(Answer::status(503));
+    let uuids = take_many(&scenario.client, 1);
+    flushed(&scenario.client);
+    let is_parked = || matches!(scenario.client.stats().delivery, DeliveryPhase::Cooldown { .. });
     eventually("it is left alone for a while", is_parked);
-    assert_eq!(scene.client.stats().queued_events, 1);
-    scene.stage.sink.default_answer(Answer::ok());
+    assert_eq!(scenario.client.stats().queued_events, 1);
+    scenario.fixture.sink.default_answer(Answer::ok());
     // A flush ends the park early, once the failure is not news any more.
-    eventually("it is sent", || flushed(&scene.client).remaining == 0);
-    scene.stage.must_have_taken(&uuids);
-    scene.stage.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
-    take(&scene.client, "poison");
+    eventually("it is sent", || flushed(&scenario.client).remaining == 0);
+    scenario.fixture.must_have_taken(&uuids);
+    scenario.fixture.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
+    take(&scenario.client, "poison");
     eventually("it is buried", || {
-        take(&scene.client, "fine");
-        flushed(&scene.client);
-        scene.client.stats().dead_lettered == 1
+        take(&scenario.client, "fine");
+        flushed(&scenario.client);
+        scenario.client.stats().dead_lettered == 1
     });
     let dead_lettered = |told: &Diagnostic| matches!(told, Diagnostic::DeadLettered { status: 400, .. });
-    assert!(scene.client.diagnostics().iter().any(dead_lettered));
+    assert!(scenario.client.diagnostics().iter().any(dead_lettered));
 }
 
 #[test]
 fn rtq_07_the_queue_survives_a_restart_and_is_sent_by_the_next_start() {
-    let scene = Scene::new();
-    scene.stage.sink.stop();
-    let mut uuids = take_many(&scene.client, 3);
-    assert_eq!(scene.client.shutdown(Duration::from_millis(100)).wait(PATIENCE).unwrap().remaining, 3);
-    let again = scene.stage.client();
+    let scenario = Scenario::new();
+    scenario.fixture.sink.stop();
+    let mut uuids = take_many(&scenario.client, 3);
+    assert_eq!(scenario.client.shutdown(Duration::from_millis(100)).wait(PATIENCE).unwrap().remaining, 3);
+    let again = scenario.fixture.client();
     uuids.extend(take_many(&again, 1));
-    scene.stage.sink.resume();
-    scene.stage.must_have_taken(&uuids);
+    scenario.fixture.sink.resume();
+    scenario.fixture.must_have_taken(&uuids);
     eventually("nothing is left", || again.stats().queued_events == 0);
 }
 
 #[test]
 fn flu_01_a_flush_sends_everything_at_once_and_leaves_nothing() {
-    let scene = Scene::with(patient);
-    let uuids = take_many(&scene.client, 7);
-    let report = flushed(&scene.client);
+    let scenario = Scenario::with(patient);
+    let uuids = take_many(&scenario.client, 7);
+    let report = flushed(&scenario.client);
     assert_eq!((report.delivered, report.remaining, report.endpoint), (7, 0, EndpointStatus::Up));
-    scene.stage.must_have_taken(&uuids);
-    assert_eq!(scene.client.stats().queued_events, 0);
+    scenario.fixture.must_have_taken(&uuids);
+    assert_eq!(scenario.client.stats().queued_events, 0);
 }
 
 #[test]
 fn flu_02_a_flush_of_nothing_sends_nothing() {
-    let scene = Scene::new();
-    let report = flushed(&scene.client);
+    let scenario = Scenario::new();
+    let report = flushed(&scenario.client);
     assert_eq!((report.delivered, report.remaining, report.endpoint), (0, 0, EndpointStatus::Up));
-    assert!(scene.stage.sink.requests().is_empty());
+    assert!(scenario.fixture.sink.requests().is_empty());
 }
 
 #[test]
 fn flu_03_a_flush_that_meets_a_503_says_so_and_keeps_the_event() {
-    let scene = Scene::with(patient);
-    scene.stage.sink.default_answer(Answer::status(503));
-    take(&scene.client, "tick");
-    let report = flushed(&scene.client);
+    let scenario = Scenario::with(patient);
+    scenario.fixture.sink.default_answer(Answer::status(503));
+    take(&scenario.client, "tick");
+    let report = flushed(&scenario.client);
     assert!(matches!(&report.endpoint, EndpointStatus::Down { reason, .. } if reason.contains("503")), "{report:?}");
     assert_eq!(report.remaining, 1);
 }
 
 #[test]
 fn flu_04_a_flush_drains_in_batches_is_shared_and_can_be_waited_for_with_a_bound() {
-    let scene = Scene::with(|config| patient(config).max_batch_events(10));
-    take_many(&scene.client, 45);
-    let together = [scene.client.flush(), scene.client.flush()];
+    let scenario = Scenario::with(|config| patient(config).max_batch_events(10));
+    take_many(&scenario.client, 45);
+    let together = [scenario.client.flush(), scenario.client.flush()];
     let left = together.map(|flush| flush.wait(PATIENCE).unwrap().remaining);
-    assert_eq!((left, scene.stage.sink.requests().len()), ([0, 0], 5));
-    scene.stage.sink.default_answer(Answer::hang());
-    take(&scene.client, "tick");
-    assert_eq!(scene.client.flush().wait(Duration::from_millis(50)), Err(WaitTimeout));
-    assert_eq!(scene.client.stats().queued_events, 1);
+    assert_eq!((left, scenario.fixture.sink.requests().len()), ([0, 0], 5));
+    scenario.fixture.sink.default_answer(Answer::hang());
+    take(&scenario.client, "tick");
+    assert_eq!(scenario.client.flush().wait(Duration::from_millis(50)), Err(WaitTimeout));
+    assert_eq!(scenario.client.stats().queued_events, 1);
 }
 
 #[test]
 fn shd_01_a_shutdown_delivers_the_queue_and_nothing_is_enqueued_afterwards() {
-    let scene = Scene::with(patient);
-    let uuids = take_many(&scene.client, 3);
-    let report = scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    let scenario = Scenario::with(patient);
+    let uuids = take_many(&scenario.client, 3);
+    let report = scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.delivered, report.remaining, report.persisted), (3, 0, true));
-    assert_eq!(scene.client.capture(event("late")).outcome(), Outcome::Dropped(DropReason::Closed));
-    scene.stage.must_have_taken(&uuids);
+    assert_eq!(scenario.client.capture(event("late")).outcome(), Outcome::Dropped(DropReason::Closed));
+    scenario.fixture.must_have_taken(&uuids);
     // Not on disk either: whoever opens the queue next finds nothing.
-    let again = scene.stage.client();
+    let again = scenario.fixture.client();
     assert_eq!((again.stats().queued_events, again.stats().accepted), (0, 3));
 }
 
 #[test]
 fn shd_02_a_second_shutdown_does_nothing_and_says_the_same() {
-    let scene = Scene::new();
-    take(&scene.client, "tick");
-    let first = scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    let requests = scene.stage.sink.requests().len();
-    assert_eq!(scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap(), first);
-    assert_eq!(scene.client.capture(event("late")).outcome(), Outcome::Dropped(DropReason::Closed));
-    assert_eq!(scene.stage.sink.requests().len(), requests);
+    let scenario = Scenario::new();
+    take(&scenario.client, "tick");
+    let first = scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    let requests = scenario.fixture.sink.requests().len();
+    assert_eq!(scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap(), first);
+    assert_eq!(scenario.client.capture(event("late")).outcome(), Outcome::Dropped(DropReason::Closed));
+    assert_eq!(scenario.fixture.sink.requests().len(), requests);
 }
 
 #[test]
 fn shd_03_a_shutdown_that_meets_a_503_records_a_delivery_warning_and_keeps_the_event() {
-    let scene = Scene::with(|config| patient(config).max_retries(2));
-    scene.stage.sink.default_answer(Answer::status(503));
-    take(&scene.client, "tick");
-    let report = scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    let scenario = Scenario::with(|config| patient(config).max_retries(2));
+    scenario.fixture.sink.default_answer(Answer::status(503));
+    take(&scenario.client, "tick");
+    let report = scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (1, true));
-    assert!(has_recorded(&scene.client, DiagnosticCategory::Delivery), "{:?}", scene.client.diagnostics());
+    assert!(has_recorded(&scenario.client, DiagnosticCategory::Delivery), "{:?}", scenario.client.diagnostics());
 }
 
 #[test]
 fn shd_04_a_shutdown_that_runs_out_of_time_resolves_and_says_what_it_leaves() {
-    let scene = Scene::with(patient);
-    scene.stage.sink.default_answer(Answer::hang());
-    take_many(&scene.client, 2);
-    let together = [HOUR, Duration::from_millis(200)].map(|most| scene.client.shutdown(most));
+    let scenario = Scenario::with(patient);
+    scenario.fixture.sink.default_answer(Answer::hang());
+    take_many(&scenario.client, 2);
+    let together = [HOUR, Duration::from_millis(200)].map(|most| scenario.client.shutdown(most));
     let reports = together.map(|shutdown| shutdown.wait(PATIENCE).unwrap());
     assert_eq!((reports[0].remaining, &reports[0]), (2, &reports[1]));
     let is_told =
         |told: &Diagnostic| matches!(told, Diagnostic::LeftOnDisk { events: 2, why, .. } if why.contains("within "));
-    assert!(scene.client.diagnostics().iter().any(is_told), "{:?}", scene.client.diagnostics());
+    assert!(scenario.client.diagnostics().iter().any(is_told), "{:?}", scenario.client.diagnostics());
 }
 
 #[test]
 fn shd_04_a_shutdown_ends_what_there_is_of_flags() {
-    let stage = Stage::new();
-    stage.sink.flags(FlagRoute::Definitions, Answer::json(&definitions(&[for_all("on")])));
+    let fixture = Fixture::new();
+    fixture.sink.flags(FlagRoute::Definitions, Answer::json(&definitions(&[for_all("on")])));
     let shut_down = Arc::new(AtomicUsize::new(0));
     let cabinet = Cabinet(Arc::clone(&shut_down));
-    let scene = Scene::on(stage, |config| config.secret_key("phs_conformance").flag_definitions_provider(cabinet));
-    scene.load();
-    let flags = scene.evaluated("user_1");
-    scene.stage.sink.flags(FlagRoute::Values, Answer::hang());
-    let waiting = scene.client.is_feature_enabled_or("elsewhere", "user_1", true);
-    scene.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
+    let scenario =
+        Scenario::on(fixture, |config| config.secret_key("phs_conformance").flag_definitions_provider(cabinet));
+    scenario.load();
+    let flags = scenario.evaluated("user_1");
+    scenario.fixture.sink.flags(FlagRoute::Values, Answer::hang());
+    let waiting = scenario.client.is_feature_enabled_or("elsewhere", "user_1", true);
+    scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert!(waiting.wait(PATIENCE).unwrap(), "who waits for PostHog has the default");
     assert_eq!(shut_down.load(Ordering::Relaxed), 1);
-    let asked = scene.stage.sink.requests().len();
+    let asked = scenario.fixture.sink.requests().len();
     // The snapshot stays, and tells nothing any more; new ones ask nobody.
     assert!(flags.is_enabled("on"));
-    assert_eq!(got(scene.client.get_feature_flag("other", "user_2")), None);
-    let reloaded = got(scene.client.reload_flag_definitions());
+    assert_eq!(got(scenario.client.get_feature_flag("other", "user_2")), None);
+    let reloaded = got(scenario.client.reload_flag_definitions());
     assert!(reloaded.is_err(), "{reloaded:?}");
-    assert_eq!((scene.stage.sink.requests().len(), scene.stage.names().len()), (asked, 0));
+    assert_eq!((scenario.fixture.sink.requests().len(), scenario.fixture.names().len()), (asked, 0));
 }
 
 /// Has nothing, and counts how often it was shut down.

@@ -12,8 +12,8 @@ use serde_json::Value;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::scene::Scene;
-use crate::stage::accepted;
+use crate::fixture::accepted;
+use crate::scenario::Scenario;
 
 /// Captures while it serves, some of it after it has given way.
 #[derive(Clone)]
@@ -51,8 +51,8 @@ fn request(id: &str, path: &str) -> Request<&'static str> {
 
 #[tokio::test]
 async fn ctx_01_a_layer_serves_each_request_in_a_context_of_its_own() {
-    let scene = Scene::new();
-    let mut service = RequestContextLayer::new().layer(Shop { client: scene.client.clone() });
+    let scenario = Scenario::new();
+    let mut service = RequestContextLayer::new().layer(Shop { client: scenario.client.clone() });
     let (one, two) = (service.call(request("one", "/cart?x=1")), service.call(request("two", "/login")));
     assert_eq!(current_distinct_id(), None);
     let (one, two) = tokio::join!(one, two);
@@ -63,7 +63,7 @@ async fn ctx_01_a_layer_serves_each_request_in_a_context_of_its_own() {
             (418, &b"open"[..], "tea")
         );
     }
-    let sent = tokio::task::spawn_blocking(move || scene.sent()).await.unwrap();
+    let sent = tokio::task::spawn_blocking(move || scenario.sent()).await.unwrap();
     let mut ids: Vec<_> =
         sent.iter().map(|event| (event["event"].as_str().unwrap(), event["distinct_id"].as_str().unwrap())).collect();
     ids.sort_unstable();
@@ -75,13 +75,13 @@ async fn ctx_01_a_layer_serves_each_request_in_a_context_of_its_own() {
 
 #[tokio::test]
 async fn ctx_08_the_scheme_is_that_of_the_first_proxy() {
-    let scene = Scene::new();
-    let mut service = RequestContextLayer::new().layer(Shop { client: scene.client.clone() });
+    let scenario = Scenario::new();
+    let mut service = RequestContextLayer::new().layer(Shop { client: scenario.client.clone() });
     for proto in ["HTTPS", "https, http", "http,https"] {
         let request = Request::get("/a?to=https://b.example/c").header("Host", "shop.example");
         drop(service.call(request.header("X-Forwarded-Proto", proto).body("").unwrap()));
     }
-    let sent = tokio::task::spawn_blocking(move || scene.sent()).await.unwrap();
+    let sent = tokio::task::spawn_blocking(move || scenario.sent()).await.unwrap();
     let said = |fact: &str| sent.iter().map(|event| event["properties"][fact].clone()).collect::<Vec<_>>();
     let url = |scheme: &str| Value::from(format!("{scheme}://shop.example/a"));
     assert_eq!(said("$current_url"), [url("https"), url("https"), url("http")]);
@@ -95,11 +95,11 @@ async fn ctx_08_of_a_query_only_what_is_asked_for_is_sent() {
         (Some(RequestQuery::only(["utm_source"])), "?utm_source=mail"),
         (Some(RequestQuery::all()), "?reset_token=abc&utm_source=mail"),
     ] {
-        let scene = Scene::new();
+        let scenario = Scenario::new();
         let layer = query.map_or_else(RequestContextLayer::new, |query| RequestContextLayer::new().query(query));
-        let mut service = layer.layer(Shop { client: scene.client.clone() });
+        let mut service = layer.layer(Shop { client: scenario.client.clone() });
         drop(service.call(request("one", "/reset?reset_token=abc&utm_source=mail")));
-        let sent = tokio::task::spawn_blocking(move || scene.sent()).await.unwrap();
+        let sent = tokio::task::spawn_blocking(move || scenario.sent()).await.unwrap();
         let properties = &sent[0]["properties"];
         assert_eq!(properties["$current_url"], format!("https://shop.example/reset{expected}"));
         assert!(expected.contains("reset_token") || !properties.to_string().contains("abc"), "{properties}");

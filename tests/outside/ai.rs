@@ -9,8 +9,8 @@ use sink::{Answer, State};
 use uuid::Uuid;
 
 use crate::apart::apart_to_death;
+use crate::fixture::{Fixture, KEY, PATIENCE, Place, accepted, assert_balanced, close_empty, event, eventually, take};
 use crate::process::forked;
-use crate::stage::{KEY, PATIENCE, Place, Stage, accepted, assert_balanced, close_empty, event, eventually, take};
 
 const LARGEST: usize = 8 * 1024 * 1024;
 
@@ -19,17 +19,17 @@ fn take_ai(client: &Client, name: &str) -> Uuid {
 }
 
 /// Only the AI endpoint is down: it refuses what has such a name.
-fn ai_is_down(stage: &Stage) {
-    stage.sink.refuse_if(|event| event["event"] == "ai", 503, "down");
+fn ai_is_down(fixture: &Fixture) {
+    fixture.sink.refuse_if(|event| event["event"] == "ai", 503, "down");
 }
 
 #[test]
 fn ai_events_of_a_killed_process_are_delivered_by_one_that_captures_none() {
     apart_to_death(
         || {
-            let stage = Stage::new();
-            stage.sink.stop();
-            stage
+            let fixture = Fixture::new();
+            fixture.sink.stop();
+            fixture
         },
         |place| {
             let client = place.client();
@@ -37,24 +37,24 @@ fn ai_events_of_a_killed_process_are_delivered_by_one_that_captures_none() {
             take(&client, "clicked");
             raise(Signal::SIGKILL).unwrap();
         },
-        |stage| {
-            stage.sink.resume();
-            let client = stage.client();
-            assert!(stage.sink.wait_for(|state| state.unique() == 2, PATIENCE));
+        |fixture| {
+            fixture.sink.resume();
+            let client = fixture.client();
+            assert!(fixture.sink.wait_for(|state| state.unique() == 2, PATIENCE));
             eventually("both lanes are empty", || client.stats().queued_events == 0);
             let ai = client.stats().ai.unwrap();
             assert_eq!((ai.accepted, ai.delivered), (1, 1));
             close_empty(&client);
-            assert_eq!(stage.names(), ["ai", "clicked"]);
-            assert!(stage.client().stats().ai.is_none(), "where nothing is left the lane stays closed");
+            assert_eq!(fixture.names(), ["ai", "clicked"]);
+            assert!(fixture.client().stats().ai.is_none(), "where nothing is left the lane stays closed");
         },
     );
 }
 
 #[test]
 fn an_ai_event_of_eight_mebibytes_passes_and_one_byte_more_does_not() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let capture = |bytes: usize| client.capture_ai(event("ai").prop("$ai_input", "x".repeat(bytes)));
     assert_eq!(capture(LARGEST).outcome(), Outcome::Dropped(DropReason::TooLarge));
     let told = client.diagnostics().iter().map(|told| format!("{told:?}")).collect::<String>();
@@ -66,19 +66,19 @@ fn an_ai_event_of_eight_mebibytes_passes_and_one_byte_more_does_not() {
         client.capture(event("e").prop("x", "x".repeat(100_000))).outcome(),
         Outcome::Dropped(DropReason::TooLarge)
     );
-    stage.must_have_taken(&[uuid]);
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
 }
 
 #[test]
 fn analytics_flow_while_the_ai_endpoint_is_down() {
-    let stage = Stage::new();
-    ai_is_down(&stage);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    ai_is_down(&fixture);
+    let client = fixture.client();
     let ai = take_ai(&client, "ai");
     let uuids: Vec<_> = (0..50).map(|_| take(&client, "clicked")).collect();
     let all = |state: &State| uuids.iter().all(|uuid| state.contains(*uuid));
-    assert!(stage.sink.wait_for(all, PATIENCE));
+    assert!(fixture.sink.wait_for(all, PATIENCE));
     eventually("the failing lane is told", || client.stats().ai.is_some_and(|ai| ai.last_error.is_some()));
     assert_eq!(client.stats().last_error, None);
     let report = client.flush().wait(PATIENCE).unwrap();
@@ -87,16 +87,16 @@ fn analytics_flow_while_the_ai_endpoint_is_down() {
         matches!(&report.endpoint, EndpointStatus::Down { reason, .. } if reason.starts_with("AI events: ")),
         "{report:?}"
     );
-    stage.sink.refuse_none();
-    assert!(stage.sink.wait_for(|state| state.contains(ai), PATIENCE));
+    fixture.sink.refuse_none();
+    assert!(fixture.sink.wait_for(|state| state.contains(ai), PATIENCE));
     close_empty(&client);
 }
 
 #[test]
 fn flush_shutdown_and_statistics_are_of_both_lanes() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(stage.config().flush_interval(Duration::from_secs(3600)).flush_at(1_000)).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(fixture.config().flush_interval(Duration::from_secs(3600)).flush_at(1_000)).unwrap();
     for _ in 0..2 {
         take(&client, "clicked");
     }
@@ -106,7 +106,7 @@ fn flush_shutdown_and_statistics_are_of_both_lanes() {
     let stats = client.stats();
     assert_eq!((stats.accepted, stats.queued_events, stats.ai.as_ref().unwrap().queued_events), (5, 5, 3));
     assert!(stats.queued_bytes > stats.ai.unwrap().queued_bytes);
-    stage.sink.resume();
+    fixture.sink.resume();
     let report = client.flush().wait(PATIENCE).unwrap();
     assert_eq!((report.delivered, report.remaining, report.endpoint), (5, 0, EndpointStatus::Up));
     take(&client, "clicked");
@@ -121,9 +121,9 @@ fn flush_shutdown_and_statistics_are_of_both_lanes() {
 
 #[test]
 fn the_deadline_of_a_shutdown_is_one_for_both_lanes() {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::hang().discarding());
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::hang().discarding());
+    let client = fixture.client();
     take(&client, "clicked");
     take_ai(&client, "ai");
     let began = Instant::now();
@@ -134,9 +134,9 @@ fn the_deadline_of_a_shutdown_is_one_for_both_lanes() {
 
 #[test]
 fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever_their_lane() {
-    let stage = Stage::new();
-    stage.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
+    let client = fixture.client();
     for capture in [Client::capture, Client::capture_ai] as [fn(&Client, Event) -> Receipt; 2] {
         accepted(&capture(&client, event("bad")));
         accepted(&capture(&client, event("good")));
@@ -155,30 +155,30 @@ fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever
 
 #[test]
 fn a_lane_that_is_wanted_from_the_start_is_there_before_the_first_event() {
-    let stage = Stage::new();
-    let client = Client::new(stage.config().open_ai_queue(true)).unwrap();
+    let fixture = Fixture::new();
+    let client = Client::new(fixture.config().open_ai_queue(true)).unwrap();
     assert_eq!(client.stats().ai.unwrap().accepted, 0);
     close_empty(&client);
 }
 
 #[test]
 fn many_threads_that_capture_the_first_ai_event_open_one_lane() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let uuids: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| take_ai(&client, "ai"))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(client.stats().ai.unwrap().accepted, 8);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     close_empty(&client);
 }
 
 #[test]
 fn a_client_that_is_closed_while_its_lane_opens_takes_nothing_more() {
     for _ in 0..3 {
-        let stage = Stage::new();
-        let client = stage.client();
+        let fixture = Fixture::new();
+        let client = fixture.client();
         let receipt = std::thread::scope(|scope| {
             let first = scope.spawn(|| client.capture_ai(event("ai")));
             let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
@@ -188,9 +188,9 @@ fn a_client_that_is_closed_while_its_lane_opens_takes_nothing_more() {
         assert_eq!(client.capture_ai(event("ai")).outcome(), Outcome::Dropped(DropReason::Closed));
         // Taken before it was closed, or not at all; if it was, it is there for the next process.
         drop(client);
-        let next = stage.client();
+        let next = fixture.client();
         if let Some(uuid) = receipt.uuid() {
-            assert!(stage.sink.wait_for(|state| state.contains(uuid), PATIENCE));
+            assert!(fixture.sink.wait_for(|state| state.contains(uuid), PATIENCE));
         }
         close_empty(&next);
     }
@@ -213,40 +213,40 @@ fn a_forked_child_has_an_ai_queue_of_its_own() {
             assert_eq!(client.stats().ai.unwrap().accepted, 2);
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["child", "parent", "parent"]),
+        |fixture| assert_eq!(fixture.names(), ["child", "parent", "parent"]),
     );
 }
 
 #[test]
 fn ai_events_of_an_earlier_key_are_reported_and_delivered_like_others() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = fixture.client();
     let uuid = take_ai(&client, "ai");
     drop(client);
-    stage.sink.resume();
-    let renewed = || stage.config_for("phc_renewed");
+    fixture.sink.resume();
+    let renewed = || fixture.config_for("phc_renewed");
     let client = Client::new(renewed()).unwrap();
     let stranded = client.stats().orphaned;
     assert_eq!((stranded.queues, stranded.events), (1, 1));
     drop(client);
-    let client = Client::new(renewed().adopt_queue(KEY, &stage.host)).unwrap();
-    stage.must_have_taken(&[uuid]);
-    let request = stage.sink.requests().remove(0);
+    let client = Client::new(renewed().adopt_queue(KEY, &fixture.host)).unwrap();
+    fixture.must_have_taken(&[uuid]);
+    let request = fixture.sink.requests().remove(0);
     assert_eq!((request.api_key.as_str(), request.path.as_str()), ("phc_renewed", "/i/v0/ai/batch/"));
     close_empty(&client);
 }
 
 #[test]
 fn a_hook_that_captures_while_the_lane_opens_does_not_wait_for_it() {
-    let stage = Stage::new();
-    drop(stage.client());
-    let shard = stage.shards().remove(0);
+    let fixture = Fixture::new();
+    drop(fixture.client());
+    let shard = fixture.shards().remove(0);
     std::fs::write(shard.parent().unwrap().join("ai"), "in the way").unwrap();
     let held: Arc<OnceLock<Client>> = Arc::default();
     let (inside, outcomes) = (Arc::clone(&held), Arc::new(Mutex::new(Vec::new())));
     let told = Arc::clone(&outcomes);
-    let config = stage.config().on_diagnostic(move |_| {
+    let config = fixture.config().on_diagnostic(move |_| {
         if let Some(client) = inside.get() {
             told.lock().unwrap().push(client.capture_ai(event("ai")).outcome());
         }

@@ -1,14 +1,14 @@
-//! A part of a test that is played by a process of its own: this program again, told to run that one test.
+//! A part of a test that is scripted by a process of its own: this program again, told to run that one test.
 //!
-//! `apart` is the whole of such a test. In the test run it sets the stage, has the part played, and then judges; in the process that
-//! plays the part it finds the stage in its environment, plays, and ends the process.
+//! `apart` is the whole of such a test. In the test run it sets the fixture, has the part scripted, and then judges; in the process that
+//! plays the part it finds the fixture in its environment, plays, and ends the process.
 
 use std::any::type_name;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use crate::stage::{PATIENCE, Place, Stage};
+use crate::fixture::{Fixture, PATIENCE, Place};
 
 const PART: &str = "POSTHOG_OUTSIDE_PART";
 const HOST: &str = "POSTHOG_OUTSIDE_HOST";
@@ -31,13 +31,13 @@ impl Terms {
     }
 
     /// Not as root: root may write everywhere and start as many threads as it likes.
-    pub(crate) fn played_by_nobody(mut self) -> Self {
+    pub(crate) fn scripted_by_nobody(mut self) -> Self {
         self.as_nobody = true;
         self
     }
 
     /// As process 1 of a namespace of its own, as in a container.
-    pub(crate) fn played_by_the_first_process(mut self) -> Self {
+    pub(crate) fn scripted_by_the_first_process(mut self) -> Self {
         self.as_first = true;
         self
     }
@@ -48,20 +48,20 @@ pub(crate) fn is_a_part() -> bool {
     std::env::var_os(PART).is_some()
 }
 
-/// Sets a stage, has `part` played on it by another process, and judges.
-pub(crate) fn apart<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
-    apart_on(Stage::new, |_| Terms::default(), part, judge);
+/// Sets a fixture, has `part` scripted on it by another process, and judges.
+pub(crate) fn apart<P: FnOnce(&Place), J: FnOnce(&Fixture)>(part: P, judge: J) {
+    apart_on(Fixture::new, |_| Terms::default(), part, judge);
 }
 
 /// [`apart`] with a part that ends in a SIGKILL of its own.
-pub(crate) fn apart_to_death<P: FnOnce(&Place), J: FnOnce(&Stage)>(set: impl FnOnce() -> Stage, part: P, judge: J) {
+pub(crate) fn apart_to_death<P: FnOnce(&Place), J: FnOnce(&Fixture)>(set: impl FnOnce() -> Fixture, part: P, judge: J) {
     apart_until(|status| status.signal() == Some(9), set, |_| Terms::default(), part, judge);
 }
 
-/// [`apart`] on a stage and terms of its own.
-pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
-    set: impl FnOnce() -> Stage,
-    terms: impl FnOnce(&Stage) -> Terms,
+/// [`apart`] on a fixture and terms of its own.
+pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Fixture)>(
+    set: impl FnOnce() -> Fixture,
+    terms: impl FnOnce(&Fixture) -> Terms,
     part: P,
     judge: J,
 ) {
@@ -69,38 +69,38 @@ pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Stage)>(
 }
 
 /// [`apart_on`] with a part that ends in a way of its own.
-pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Stage)>(
+pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Fixture)>(
     is_expected: impl FnOnce(&ExitStatus) -> bool,
-    set: impl FnOnce() -> Stage,
-    terms: impl FnOnce(&Stage) -> Terms,
+    set: impl FnOnce() -> Fixture,
+    terms: impl FnOnce(&Fixture) -> Terms,
     part: P,
     judge: J,
 ) {
     let name = test_name::<P>();
-    if played(&name, part) {
+    if scripted(&name, part) {
         std::process::exit(0);
     }
-    let stage = set();
-    let status = play(&name, &stage, &terms(&stage));
+    let fixture = set();
+    let status = play(&name, &fixture, &terms(&fixture));
     assert!(is_expected(&status), "the part of {name} ended with {status}");
-    judge(&stage);
+    judge(&fixture);
 }
 
 /// [`apart`] with a process that ends by returning from `main`: that of the harness.
-pub(crate) fn apart_through_main<P: FnOnce(&Place), J: FnOnce(&Stage)>(part: P, judge: J) {
+pub(crate) fn apart_through_main<P: FnOnce(&Place), J: FnOnce(&Fixture)>(part: P, judge: J) {
     let name = test_name::<P>();
-    if played(&name, part) {
+    if scripted(&name, part) {
         return;
     }
-    let stage = Stage::new();
-    let status = play(&name, &stage, &Terms::default());
+    let fixture = Fixture::new();
+    let status = play(&name, &fixture, &Terms::default());
     assert!(status.success(), "the part of {name} ended with {status}");
-    judge(&stage);
+    judge(&fixture);
 }
 
 /// Plays the part, if this process was started for it.
-fn played<P: FnOnce(&Place)>(name: &str, part: P) -> bool {
-    let is_ours = std::env::var(PART).is_ok_and(|played| played == name);
+fn scripted<P: FnOnce(&Place)>(name: &str, part: P) -> bool {
+    let is_ours = std::env::var(PART).is_ok_and(|scripted| scripted == name);
     if is_ours {
         let var = |name| std::env::var(name).unwrap();
         part(&Place { host: var(HOST), queue: var(QUEUE).into() });
@@ -115,14 +115,14 @@ fn test_name<P>() -> String {
     path.split("::{{closure}}").next().unwrap().to_owned()
 }
 
-fn play(name: &str, stage: &Stage, terms: &Terms) -> ExitStatus {
+fn play(name: &str, fixture: &Fixture, terms: &Terms) -> ExitStatus {
     let program = std::env::current_exe().unwrap();
     let mut command = sink::command(if terms.as_first { "unshare".as_ref() } else { program.as_os_str() });
     if terms.as_first {
         command.args(["--pid", "--fork"]).arg(program);
     }
     command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(PART, name).env(HOST, &stage.host).env(QUEUE, &stage.queue);
+    command.env(PART, name).env(HOST, &fixture.host).env(QUEUE, &fixture.queue);
     command.envs(terms.env.iter().map(|(name, value)| (name, value)));
     if terms.as_nobody && nix::unistd::geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);

@@ -9,7 +9,7 @@ use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 
 use crate::apart::{Terms, apart, apart_on};
-use crate::stage::{KEY, PATIENCE, Stage, accepted, close_empty, event, take};
+use crate::fixture::{Fixture, KEY, PATIENCE, accepted, close_empty, event, take};
 
 struct Unserializable;
 
@@ -31,8 +31,8 @@ fn reason(client: &Client, event: Event) -> DropReason {
 
 #[test]
 fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let before_1677 = SystemTime::UNIX_EPOCH - Duration::from_secs(10_000_000_000);
     let after_2262 = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000_000_000);
     let cases = [
@@ -66,19 +66,19 @@ fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
     // What is merely unusual is taken.
     accepted(&client.capture(Event::new("t\u{fc}r", "user 1").prop("", f64::NAN).prop("inf", f64::INFINITY)));
     close_empty(&client);
-    assert_eq!(stage.names(), ["t\u{fc}r"]);
+    assert_eq!(fixture.names(), ["t\u{fc}r"]);
 }
 
 #[test]
 fn every_drop_is_told_with_the_events_name_and_what_can_be_done() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let spoil = |mut event: Event| {
         if event.name() == "spoilt" {
             event.set("bad", Unserializable);
         }
         Some(event)
     };
-    let client = Client::new(stage.config().before_send(spoil)).unwrap();
+    let client = Client::new(fixture.config().before_send(spoil)).unwrap();
     let before_1677 = SystemTime::UNIX_EPOCH - Duration::from_secs(10_000_000_000);
     reason(&client, event("unserializable").prop("bad", Unserializable));
     reason(&client, event("early").timestamp(before_1677));
@@ -102,8 +102,8 @@ fn every_drop_is_told_with_the_events_name_and_what_can_be_done() {
 
 #[test]
 fn bad_settings_are_errors_that_name_them() {
-    let stage = Stage::new();
-    let config = || stage.config();
+    let fixture = Fixture::new();
+    let config = || fixture.config();
     let named = |config: Config| match Client::new(config).map(drop).unwrap_err() {
         Error::Config { field, why } => {
             assert!(!why.is_empty());
@@ -111,8 +111,8 @@ fn bad_settings_are_errors_that_name_them() {
         }
         other => panic!("{other:?}"),
     };
-    assert_eq!(named(Config::new("").queue_dir(&stage.queue)), "api_key");
-    assert_eq!(named(Config::new(" \n").queue_dir(&stage.queue)), "api_key");
+    assert_eq!(named(Config::new("").queue_dir(&fixture.queue)), "api_key");
+    assert_eq!(named(Config::new(" \n").queue_dir(&fixture.queue)), "api_key");
     for host in ["", "ftp://example.org", "https://", "https://a b", "http://example.org/?x=1", "http://:80"] {
         assert_eq!(named(config().host(host)), "host", "{host:?}");
     }
@@ -130,7 +130,7 @@ fn bad_settings_are_errors_that_name_them() {
     for host in ["", "https://example.org", "example.org:443", "*.example.org", ".example.org"] {
         assert_eq!(named(config().tracing_hosts([host])), "tracing_hosts", "{host:?}");
     }
-    assert!(!stage.queue.exists(), "nothing is made for a client that cannot be");
+    assert!(!fixture.queue.exists(), "nothing is made for a client that cannot be");
 }
 
 #[test]
@@ -156,19 +156,19 @@ fn the_process_wide_client_is_made_once_and_used_by_the_free_functions() {
             accepted(&posthog::client().unwrap().capture(event("found")));
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["found", "free"]),
+        |fixture| assert_eq!(fixture.names(), ["found", "free"]),
     );
 }
 
 #[test]
 fn the_environment_names_key_host_and_directory() {
     apart_on(
-        Stage::new,
-        |stage| {
+        Fixture::new,
+        |fixture| {
             Terms::default()
                 .env("POSTHOG_API_KEY", " phc_env\n")
-                .env("POSTHOG_HOST", &stage.host)
-                .env("POSTHOG_QUEUE_DIR", stage.queue.to_str().unwrap())
+                .env("POSTHOG_HOST", &fixture.host)
+                .env("POSTHOG_QUEUE_DIR", fixture.queue.to_str().unwrap())
         },
         |place| {
             let client = Client::new(Config::from_env().no_proxy()).unwrap();
@@ -176,14 +176,14 @@ fn the_environment_names_key_host_and_directory() {
             assert!(client.stats().dir.unwrap().starts_with(&place.queue));
             close_empty(&client);
         },
-        |stage| assert_eq!((stage.names().len(), stage.sink.requests()[0].api_key.as_str()), (1, "phc_env")),
+        |fixture| assert_eq!((fixture.names().len(), fixture.sink.requests()[0].api_key.as_str()), (1, "phc_env")),
     );
 }
 
 #[test]
 fn an_environment_without_a_key_disables_and_one_without_any_directory_is_an_error() {
     apart_on(
-        Stage::new,
+        Fixture::new,
         |_| {
             let empty = ["POSTHOG_API_KEY", "POSTHOG_QUEUE_DIR", "STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"];
             empty.into_iter().fold(Terms::default(), |terms, name| terms.env(name, ""))
@@ -201,8 +201,8 @@ fn an_environment_without_a_key_disables_and_one_without_any_directory_is_an_err
 
 #[test]
 fn hooks_change_and_drop_events_before_they_reach_the_disk() {
-    let stage = Stage::new();
-    let config = stage
+    let fixture = Fixture::new();
+    let config = fixture
         .config()
         .before_send(|mut event| {
             event.remove("secret");
@@ -227,7 +227,7 @@ fn hooks_change_and_drop_events_before_they_reach_the_disk() {
     let counts = vec![(DropReason::BeforeSend, 1), (DropReason::BeforeSendPanicked, 1)];
     assert_eq!(client.stats().dropped, counts);
     assert!(client.diagnostics().contains(&Diagnostic::CallbackPanicked { callback: "before_send" }));
-    let events = stage.sink.events();
+    let events = fixture.sink.events();
     let first = &events[0];
     assert_eq!((first.event.as_str(), first.distinct_id.as_str(), events.len()), ("new", "user_2", 2));
     assert_eq!((&first.properties["seen"], &first.properties["kept"]), (&true.into(), &1.into()));
@@ -236,7 +236,7 @@ fn hooks_change_and_drop_events_before_they_reach_the_disk() {
 
 #[test]
 fn a_capture_inside_a_hook_is_taken_and_one_inside_that_is_refused() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let held: Arc<Mutex<Option<Client>>> = Arc::default();
     let outcomes = Arc::new(Mutex::new(Vec::new()));
     let (inside, heard) = (Arc::clone(&held), Arc::clone(&outcomes));
@@ -248,7 +248,7 @@ fn a_capture_inside_a_hook_is_taken_and_one_inside_that_is_refused() {
         }
     };
     let on_diagnostic = on_hook.clone();
-    let config = stage.config().before_send(move |event| {
+    let config = fixture.config().before_send(move |event| {
         on_hook("inner");
         Some(event)
     });
@@ -268,14 +268,15 @@ fn a_capture_inside_a_hook_is_taken_and_one_inside_that_is_refused() {
 
 #[test]
 fn callbacks_that_panic_are_survived_and_told_of() {
-    let stage = Stage::new();
-    let config = stage.config().on_delivery(|_| panic!("in on_delivery")).on_diagnostic(|_| panic!("in on_diagnostic"));
+    let fixture = Fixture::new();
+    let config =
+        fixture.config().on_delivery(|_| panic!("in on_delivery")).on_diagnostic(|_| panic!("in on_diagnostic"));
     let client = Client::new(config).unwrap();
     take(&client, "one");
     assert!(client.flush().wait(PATIENCE).is_ok());
     take(&client, "two");
     close_empty(&client);
     assert!(client.diagnostics().contains(&Diagnostic::CallbackPanicked { callback: "on_delivery" }));
-    assert_eq!(stage.names(), ["one", "two"]);
+    assert_eq!(fixture.names(), ["one", "two"]);
     assert_eq!(client.stats().delivered, 2);
 }

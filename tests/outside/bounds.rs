@@ -4,21 +4,21 @@ use std::os::unix::fs::MetadataExt;
 
 use posthog::{Client, Config, DropReason, Event, Outcome, OverflowPolicy};
 
-use crate::stage::{PATIENCE, Stage, assert_balanced, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, assert_balanced, close_empty, event, eventually, take};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const FULL: Outcome = Outcome::Dropped(DropReason::QueueFull);
 
 /// A server that is down, and the settings of a program that sets bounds and nothing else.
-fn down() -> Stage {
-    let stage = Stage::new();
-    stage.sink.stop();
-    stage
+fn down() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    fixture
 }
 
-fn plain(stage: &Stage) -> Config {
-    stage.config().max_event_bytes(1024 * 1024).journal_bytes(8 * 1024 * 1024)
+fn plain(fixture: &Fixture) -> Config {
+    fixture.config().max_event_bytes(1024 * 1024).journal_bytes(8 * 1024 * 1024)
 }
 
 fn of_size(bytes: usize) -> Event {
@@ -49,8 +49,8 @@ fn fill(client: &Client, event_bytes: usize) -> (u64, u64) {
 
 #[test]
 fn a_bound_in_events_is_exact_however_fast_they_come() {
-    let stage = down();
-    let client = Client::new(plain(&stage).max_queue_events(100)).unwrap();
+    let fixture = down();
+    let client = Client::new(plain(&fixture).max_queue_events(100)).unwrap();
     let outcomes: Vec<_> = (0..20_000).map(|_| client.capture(event("filling")).outcome()).collect();
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Accepted).count(), 100);
     assert!(outcomes[100..].iter().all(|outcome| *outcome == FULL));
@@ -58,18 +58,18 @@ fn a_bound_in_events_is_exact_however_fast_they_come() {
     assert_eq!((client.capture(event("filling")).outcome(), client.stats().queued_events), (FULL, 100));
     drop(client);
     // What an earlier process left counts from the first capture on.
-    let client = Client::new(plain(&stage).max_queue_events(101)).unwrap();
+    let client = Client::new(plain(&fixture).max_queue_events(101)).unwrap();
     take(&client, "filling");
     assert_eq!(client.capture(event("filling")).outcome(), FULL);
-    stage.sink.resume();
+    fixture.sink.resume();
     eventually("there is room again", || client.capture(event("filling")).is_accepted());
     close_empty(&client);
 }
 
 #[test]
 fn the_oldest_make_just_the_room_that_is_needed() {
-    let stage = down();
-    let config = plain(&stage).max_queue_events(100).overflow(OverflowPolicy::DropOldest);
+    let fixture = down();
+    let config = plain(&fixture).max_queue_events(100).overflow(OverflowPolicy::DropOldest);
     let client = Client::new(config).unwrap();
     for number in 0..101 {
         eventually("it is taken", || client.capture(event("filling").prop("number", number)).is_accepted());
@@ -80,25 +80,26 @@ fn the_oldest_make_just_the_room_that_is_needed() {
     });
     let stats = client.stats();
     assert!((95..=100).contains(&stats.queued_events) && stats.evicted <= 6, "{stats:?}");
-    stage.sink.resume();
+    fixture.sink.resume();
     eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     close_empty(&client);
-    let numbers: Vec<_> = stage.sink.events().iter().filter_map(|event| event.properties["number"].as_u64()).collect();
+    let numbers: Vec<_> =
+        fixture.sink.events().iter().filter_map(|event| event.properties["number"].as_u64()).collect();
     assert!((6..101).all(|number| numbers.contains(&number)), "the newest stay: {numbers:?}");
 }
 
 #[test]
 fn every_bound_in_bytes_can_be_used_and_holds_for_the_file() {
     for (bound, event_bytes) in [(MIB, 1000), (2 * MIB, 1000), (3 * MIB, 20_000), (4 * MIB, 1000), (16 * MIB, 5000)] {
-        let stage = down();
-        let client = Client::new(plain(&stage).max_queue_bytes(bound)).unwrap();
+        let fixture = down();
+        let client = Client::new(plain(&fixture).max_queue_bytes(bound)).unwrap();
         let (accepted, peak) = fill(&client, event_bytes);
         let used = accepted * event_bytes as u64;
         assert!(used >= bound / 2, "{used} of {bound} bytes were used");
         assert!(peak <= bound + bound / 8 + MIB, "the file took {peak} of {bound} bytes");
         let stats = client.stats();
         assert_eq!((stats.queued_events, stats.evicted), (accepted, 0));
-        stage.sink.resume();
+        fixture.sink.resume();
         eventually("there is room again", || client.capture(of_size(event_bytes)).is_accepted());
         close_empty(&client);
     }
@@ -107,8 +108,8 @@ fn every_bound_in_bytes_can_be_used_and_holds_for_the_file() {
 #[test]
 fn a_bound_in_bytes_holds_where_the_oldest_make_room_and_most_of_it_stays_full() {
     for (bound, event_bytes) in [(2 * MIB, 1000), (8 * MIB, 5000)] {
-        let stage = down();
-        let config = plain(&stage).max_queue_bytes(bound).overflow(OverflowPolicy::DropOldest);
+        let fixture = down();
+        let config = plain(&fixture).max_queue_bytes(bound).overflow(OverflowPolicy::DropOldest);
         let client = Client::new(config).unwrap();
         let (mut peak, mut accepted) = (0, 0);
         eventually("three times the bound was taken", || {

@@ -6,15 +6,15 @@ use posthog::{CaptureProtocol, Client, Config, DeadLetterError, Stats};
 use sink::Answer;
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
-fn config(stage: &Stage) -> Config {
-    stage.config().protocol(CaptureProtocol::V1).flush_interval(Duration::from_millis(300))
+fn config(fixture: &Fixture) -> Config {
+    fixture.config().protocol(CaptureProtocol::V1).flush_interval(Duration::from_millis(300))
 }
 
 /// Events that PostHog refuses for good, each by a verdict of its own.
-fn refused(stage: &Stage, client: &Client, count: usize) -> Vec<Uuid> {
-    stage.sink.script([Answer::results(vec!["drop:a mistake"; count])]);
+fn refused(fixture: &Fixture, client: &Client, count: usize) -> Vec<Uuid> {
+    fixture.sink.script([Answer::results(vec!["drop:a mistake"; count])]);
     let uuids = (0..count).map(|n| accepted(&client.capture(event("tick").prop("n", n)))).collect();
     eventually("they lie among the dead letters", || client.dead_letters(99).len() == count);
     assert_eq!(client.stats().queued_events, 0);
@@ -29,30 +29,30 @@ fn counts(stats: &Stats) -> (u64, u64, u64) {
 
 #[test]
 fn dead_letters_are_sent_again_under_their_uuids_and_lie_there_again_if_they_are_refused_again() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage)).unwrap();
-    let uuids = refused(&stage, &client, 3);
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture)).unwrap();
+    let uuids = refused(&fixture, &client, 3);
     let before = client.dead_letters(9);
-    stage.sink.script([Answer::results(["ok", "drop:no mistake", "ok"])]);
+    fixture.sink.script([Answer::results(["ok", "drop:no mistake", "ok"])]);
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(3)));
     eventually("they are sent", || client.stats().queued_events == 0);
     eventually("the dead letter is written", || client.dead_letters(9).len() == 1);
     let again = client.dead_letters(9).remove(0);
     assert_eq!((&again.event, &*again.reason), (&before[1].event, "no mistake"));
     assert_eq!(counts(&client.stats()), (6, 2, 4));
-    let requests = stage.sink.requests();
+    let requests = fixture.sink.requests();
     assert_eq!((requests.len(), &requests[1].uuids), (2, &uuids));
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(1)));
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     close_empty(&client);
     assert_eq!(counts(&client.stats()), (7, 3, 4));
 }
 
 #[test]
 fn dead_letters_of_both_lanes_are_thrown_away_and_go_on_being_counted() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage).open_ai_queue(true)).unwrap();
-    refused(&stage, &client, 2);
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture).open_ai_queue(true)).unwrap();
+    refused(&fixture, &client, 2);
     assert_eq!(client.discard_dead_letters().wait(PATIENCE), Ok(Ok(2)));
     assert!(client.dead_letters(9).is_empty());
     assert_eq!(counts(&client.stats()), (2, 0, 2));
@@ -60,23 +60,23 @@ fn dead_letters_of_both_lanes_are_thrown_away_and_go_on_being_counted() {
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(0)));
     close_empty(&client);
     drop(client);
-    let next = Client::new(config(&stage)).unwrap();
+    let next = Client::new(config(&fixture)).unwrap();
     assert!(next.dead_letters(9).is_empty());
     assert_eq!(next.stats().dead_lettered, 2);
 }
 
 #[test]
 fn as_many_dead_letters_are_queued_again_as_there_is_room_for() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage).max_queue_events(10)).unwrap();
-    refused(&stage, &client, 3);
-    stage.sink.stop();
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture).max_queue_events(10)).unwrap();
+    refused(&fixture, &client, 3);
+    fixture.sink.stop();
     for _ in 0..9 {
         take(&client, "in the way");
     }
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(1)));
     assert_eq!((client.stats().queued_events, client.dead_letters(9).len()), (10, 2));
-    stage.sink.resume();
+    fixture.sink.resume();
     let _ = client.flush().wait(PATIENCE);
     eventually("there is room again", || client.stats().queued_events == 0);
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(2)));
@@ -87,24 +87,24 @@ fn as_many_dead_letters_are_queued_again_as_there_is_room_for() {
 
 #[test]
 fn dead_letters_that_wait_to_be_sent_again_survive_the_process_in_the_queue() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage)).unwrap();
-    let uuids = refused(&stage, &client, 2);
-    stage.sink.stop();
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture)).unwrap();
+    let uuids = refused(&fixture, &client, 2);
+    fixture.sink.stop();
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Ok(2)));
     assert!(client.dead_letters(9).is_empty());
     drop(client);
-    stage.sink.resume();
-    let next = Client::new(config(&stage)).unwrap();
-    stage.must_have_taken(&uuids);
+    fixture.sink.resume();
+    let next = Client::new(config(&fixture)).unwrap();
+    fixture.must_have_taken(&uuids);
     close_empty(&next);
 }
 
 #[test]
 fn a_closed_client_does_nothing_about_dead_letters_and_says_so() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage)).unwrap();
-    refused(&stage, &client, 1);
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture)).unwrap();
+    refused(&fixture, &client, 1);
     client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!(client.retry_dead_letters().wait(PATIENCE), Ok(Err(DeadLetterError::Closed)));
     assert_eq!(client.discard_dead_letters().wait(PATIENCE), Ok(Err(DeadLetterError::Closed)));
@@ -114,9 +114,9 @@ fn a_closed_client_does_nothing_about_dead_letters_and_says_so() {
 
 #[test]
 fn dead_letters_of_ai_events_are_found_though_this_process_has_captured_none() {
-    let stage = Stage::new();
-    stage.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
+    let client = fixture.client();
     for name in ["good", "bad"] {
         accepted(&client.capture_ai(event(name)));
     }
@@ -127,15 +127,15 @@ fn dead_letters_of_ai_events_are_found_though_this_process_has_captured_none() {
     });
     close_empty(&client);
     drop(client);
-    stage.sink.refuse_none();
-    let next = stage.client();
+    fixture.sink.refuse_none();
+    let next = fixture.client();
     assert!(next.stats().ai.is_none(), "nothing waits to be sent");
     assert_eq!(next.dead_letters(9).len(), 1);
     assert_eq!(next.retry_dead_letters().wait(PATIENCE), Ok(Ok(1)));
-    eventually("it is sent", || stage.names().contains(&"bad".to_owned()));
+    eventually("it is sent", || fixture.names().contains(&"bad".to_owned()));
     close_empty(&next);
     drop(next);
-    let third = Client::new(stage.config().opted_out(true)).unwrap();
+    let third = Client::new(fixture.config().opted_out(true)).unwrap();
     assert_eq!(third.discard_dead_letters().wait(PATIENCE), Ok(Ok(0)));
     drop(third);
 }

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use crate::apart::apart;
+use crate::fixture::{PATIENCE, Place, accepted, event, eventually, take};
 use crate::process::{forked, give_number};
-use crate::stage::{PATIENCE, Place, accepted, event, eventually, take};
 
 fn target(number: i32) -> PathBuf {
     fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default()
@@ -52,6 +52,6 @@ fn sockets_that_have_the_numbers_of_the_queues_files_are_neither_closed_nor_writ
             let _ = other_end.read_to_end(&mut written);
             assert!(written.is_empty(), "{} bytes of the queue went into the program's socket", written.len());
         },
-        |stage| assert!(stage.names().iter().filter(|name| *name == "after").count() >= 100),
+        |fixture| assert!(fixture.names().iter().filter(|name| *name == "after").count() >= 100),
     );
 }

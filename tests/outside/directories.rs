@@ -8,8 +8,8 @@ use std::time::Duration;
 use posthog::{Client, Config, Diagnostic, Error, OrphanedQueues, PersistError, StorageMode};
 
 use crate::apart::{Terms, apart, apart_on};
+use crate::fixture::{Fixture, KEY, PATIENCE, assert_balanced, close_empty, event, eventually, take};
 use crate::process::forked;
-use crate::stage::{KEY, PATIENCE, Stage, assert_balanced, close_empty, event, eventually, take};
 
 fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -21,9 +21,9 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 
 #[test]
 fn a_missing_directory_is_made_and_closed_to_others() {
-    let stage = Stage::new();
-    let deep = stage.folder().join("a/b/c");
-    let client = Client::new(stage.config().queue_dir(&deep)).unwrap();
+    let fixture = Fixture::new();
+    let deep = fixture.folder().join("a/b/c");
+    let client = Client::new(fixture.config().queue_dir(&deep)).unwrap();
     take(&client, "tick");
     close_empty(&client);
     let shard = client.stats().dir.unwrap();
@@ -64,9 +64,9 @@ fn must_not_repeat_itself(error: &Error) {
 
 #[test]
 fn what_is_no_directory_is_called_so() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for place in ["/dev/null", "/dev/null/below"] {
-        let error = Client::new(stage.config().queue_dir(place)).map(drop).unwrap_err();
+        let error = Client::new(fixture.config().queue_dir(place)).map(drop).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(place) && text.contains("not a directory") && text.contains("choose"), "{text}");
         must_not_repeat_itself(&error);
@@ -75,30 +75,30 @@ fn what_is_no_directory_is_called_so() {
 
 #[test]
 fn a_path_that_is_a_file_or_below_one_is_unusable() {
-    let stage = Stage::new();
-    let file = stage.folder().join("file");
+    let fixture = Fixture::new();
+    let file = fixture.folder().join("file");
     fs::write(&file, "not a directory").unwrap();
-    is_unusable(|| stage.config().queue_dir(&file));
-    is_unusable(|| stage.config().queue_dir(file.join("below")));
+    is_unusable(|| fixture.config().queue_dir(&file));
+    is_unusable(|| fixture.config().queue_dir(file.join("below")));
     assert_eq!(fs::read_to_string(&file).unwrap(), "not a directory");
-    assert_eq!(stage.names(), ["volatile", "volatile"]);
+    assert_eq!(fixture.names(), ["volatile", "volatile"]);
 }
 
 #[test]
 fn a_directory_that_may_not_be_written_is_unusable() {
     apart_on(
         || {
-            let stage = Stage::new();
-            set_mode(stage.folder(), 0o755);
-            fs::create_dir(&stage.queue).unwrap();
-            set_mode(&stage.queue, 0o555);
-            stage
+            let fixture = Fixture::new();
+            set_mode(fixture.folder(), 0o755);
+            fs::create_dir(&fixture.queue).unwrap();
+            set_mode(&fixture.queue, 0o555);
+            fixture
         },
-        |_| Terms::default().played_by_nobody(),
+        |_| Terms::default().scripted_by_nobody(),
         |place| is_unusable(|| place.config()),
-        |stage| {
-            assert_eq!(fs::read_dir(&stage.queue).unwrap().count(), 0);
-            assert_eq!(stage.names(), ["volatile"]);
+        |fixture| {
+            assert_eq!(fs::read_dir(&fixture.queue).unwrap().count(), 0);
+            assert_eq!(fixture.names(), ["volatile"]);
         },
     );
 }
@@ -107,24 +107,24 @@ fn a_directory_that_may_not_be_written_is_unusable() {
 fn a_queue_of_another_user_is_unusable_and_left_alone() {
     apart_on(
         || {
-            let stage = Stage::new();
-            let client = stage.client();
+            let fixture = Fixture::new();
+            let client = fixture.client();
             take(&client, "theirs");
             close_empty(&client);
-            for path in [stage.folder(), &stage.queue] {
+            for path in [fixture.folder(), &fixture.queue] {
                 set_mode(path, 0o755);
             }
-            stage
+            fixture
         },
-        |_| Terms::default().played_by_nobody(),
+        |_| Terms::default().scripted_by_nobody(),
         |place| {
             // Where the test is not run by root, the other user is ourselves.
             if nix::unistd::geteuid().as_raw() == crate::apart::NOBODY {
                 is_unusable(|| place.config());
             }
         },
-        |stage| {
-            let client = stage.client();
+        |fixture| {
+            let client = fixture.client();
             assert_eq!(client.stats().accepted, 1);
             assert_balanced(&client);
         },
@@ -133,13 +133,13 @@ fn a_queue_of_another_user_is_unusable_and_left_alone() {
 
 #[test]
 fn two_clients_of_one_process_have_a_shard_each() {
-    let stage = Stage::new();
-    let (one, two) = (stage.client(), stage.client());
+    let fixture = Fixture::new();
+    let (one, two) = (fixture.client(), fixture.client());
     assert_ne!(one.stats().dir, two.stats().dir);
     let uuids: Vec<_> = (0..200).map(|n| take(if n % 2 == 0 { &one } else { &two }, "tick")).collect();
     close_empty(&one);
     close_empty(&two);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     assert_eq!((one.stats().accepted, two.stats().accepted), (100, 100));
 }
 
@@ -164,15 +164,15 @@ fn two_processes_in_one_directory_have_a_shard_each_and_the_next_one_takes_over(
             assert!(client.stats().dir.unwrap().ends_with("shard-0"));
             assert_eq!(client.stats().accepted, 1);
         },
-        |stage| assert_eq!(stage.names(), ["first", "second"]),
+        |fixture| assert_eq!(fixture.names(), ["first", "second"]),
     );
 }
 
 #[test]
 fn orphaned_shards_are_adopted_one_after_the_other() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let clients: Vec<_> = (0..4).map(|_| stage.client()).collect();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let clients: Vec<_> = (0..4).map(|_| fixture.client()).collect();
     let mut uuids = Vec::new();
     for client in &clients {
         uuids.extend((0..30).map(|_| take(client, "orphan")));
@@ -180,15 +180,15 @@ fn orphaned_shards_are_adopted_one_after_the_other() {
     for client in clients {
         client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     }
-    assert_eq!(stage.shards().len(), 4);
-    stage.sink.resume();
-    let client = stage.client();
-    stage.must_have_taken(&uuids);
+    assert_eq!(fixture.shards().len(), 4);
+    fixture.sink.resume();
+    let client = fixture.client();
+    fixture.must_have_taken(&uuids);
     eventually("the last orphan is let go", || client.stats().adopted_events == 0);
     close_empty(&client);
     drop(client);
     // Nothing of them is left. One of these may look into the shard of another at the moment, which then makes one more.
-    let again: Vec<_> = (0..4).map(|_| stage.client()).collect();
+    let again: Vec<_> = (0..4).map(|_| fixture.client()).collect();
     for client in &again {
         let stats = client.stats();
         assert_eq!((stats.queued_events, stats.delivered), (0, stats.accepted), "{stats:?}");
@@ -198,14 +198,14 @@ fn orphaned_shards_are_adopted_one_after_the_other() {
 
 #[test]
 fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let old = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let old = fixture.client();
     let mut uuids: Vec<_> = (0..25).map(|_| take(&old, "old")).collect();
     old.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(old);
-    stage.sink.resume();
-    let new = || Config::new("phc_new").host(&stage.host).queue_dir(&stage.queue).no_proxy().min_free_space(0);
+    fixture.sink.resume();
+    let new = || Config::new("phc_new").host(&fixture.host).queue_dir(&fixture.queue).no_proxy().min_free_space(0);
     let client = Client::new(new()).unwrap();
     let stranded = client.stats().orphaned;
     assert_eq!((stranded.queues, stranded.events), (1, 25));
@@ -216,24 +216,24 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
     for part in [
         "25 events (",
         ") of the key phc_outs... at ",
-        &stage.host,
+        &fixture.host,
         "adopt_queue",
         "remove ",
-        stage.queue.to_str().unwrap(),
+        fixture.queue.to_str().unwrap(),
     ] {
         assert!(told.contains(part), "{told}");
     }
     take(&client, "new");
     close_empty(&client);
-    assert_eq!(stage.names(), ["new"]);
+    assert_eq!(fixture.names(), ["new"]);
     drop(client);
-    let client = Client::new(new().adopt_queue(KEY, &stage.host).flush_interval(Duration::from_millis(20))).unwrap();
+    let client = Client::new(new().adopt_queue(KEY, &fixture.host).flush_interval(Duration::from_millis(20))).unwrap();
     assert_eq!(client.stats().orphaned, OrphanedQueues::default());
-    uuids.extend(stage.sink.events().iter().map(|event| event.uuid));
+    uuids.extend(fixture.sink.events().iter().map(|event| event.uuid));
     uuids.push(take(&client, "trigger"));
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     // Under the new key.
-    assert!(stage.sink.inspect(|state| state.requests().iter().all(|request| request.api_key == "phc_new")));
+    assert!(fixture.sink.inspect(|state| state.requests().iter().all(|request| request.api_key == "phc_new")));
     close_empty(&client);
     drop(client);
     assert_eq!(Client::new(new()).unwrap().stats().orphaned, OrphanedQueues::default());
@@ -241,9 +241,9 @@ fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
 
 #[test]
 fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let (left, living) = (stage.client(), stage.client());
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let (left, living) = (fixture.client(), fixture.client());
     for client in [&left, &living] {
         for _ in 0..25 {
             take(client, "other");
@@ -252,12 +252,12 @@ fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
     }
     // Who lives delivers what this one leaves.
     left.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
-    let client = Client::new(stage.config_for("phc_new")).unwrap();
+    let client = Client::new(fixture.config_for("phc_new")).unwrap();
     let stranded = |client: &Client| (client.stats().orphaned.queues, client.stats().orphaned.events);
     assert_eq!(stranded(&client), (0, 0), "{:?}", client.diagnostics());
     living.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(client);
-    assert_eq!(stranded(&Client::new(stage.config_for("phc_new")).unwrap()), (1, 50));
+    assert_eq!(stranded(&Client::new(fixture.config_for("phc_new")).unwrap()), (1, 50));
 }
 
 /// Everything in a shard but its lock.
@@ -274,9 +274,9 @@ fn contents(shard: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
 
 /// A client of the older version takes another shard, and the newer version finds its own as it was.
 fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = fixture.client();
     let first = take(&client, "tick");
     client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     let shard = client.stats().dir.unwrap();
@@ -286,8 +286,8 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
     newer(&mut bytes);
     fs::write(shard.join(file), &bytes).unwrap();
     let before = contents(&shard);
-    stage.sink.resume();
-    let client = stage.client();
+    fixture.sink.resume();
+    let client = fixture.client();
     let told = client.diagnostics();
     assert!(
         told.iter().any(|told| matches!(told, Diagnostic::ShardSkipped { path, .. } if *path == shard)),
@@ -296,7 +296,7 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
     let second = take(&client, "tock");
     close_empty(&client);
     drop(client);
-    stage.must_have_taken(&[second]);
+    fixture.must_have_taken(&[second]);
     let after = contents(&shard);
     if file == "status" {
         assert!(after == before, "a file was touched");
@@ -307,17 +307,17 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
         assert!(of(&after) == of(&before), "a file was touched");
     }
     fs::write(shard.join(file), &present).unwrap();
-    let client = stage.client();
+    let client = fixture.client();
     close_empty(&client);
-    stage.must_have_taken(&[first, second]);
+    fixture.must_have_taken(&[first, second]);
 }
 
 #[test]
 fn an_event_that_nobody_takes_in_one_orphan_does_not_hold_up_another() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let living = stage.client();
-    let (stuck, good) = (stage.client(), stage.client());
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let living = fixture.client();
+    let (stuck, good) = (fixture.client(), fixture.client());
     take(&stuck, "giant");
     for _ in 0..10 {
         take(&good, "good");
@@ -326,14 +326,14 @@ fn an_event_that_nobody_takes_in_one_orphan_does_not_hold_up_another() {
         orphan.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     }
     // Not in PostHog's words: it is kept for ever, in case that somebody else is to blame.
-    stage.sink.refuse_if(|event| event["event"] == "giant", 413, "<html>nginx</html>");
-    stage.sink.resume();
+    fixture.sink.refuse_if(|event| event["event"] == "giant", 413, "<html>nginx</html>");
+    fixture.sink.resume();
     eventually("the second orphan is delivered", || {
         take(&living, "mine");
         let _ = living.flush().wait(PATIENCE);
-        stage.names().iter().filter(|name| *name == "good").count() == 10
+        fixture.names().iter().filter(|name| *name == "good").count() == 10
     });
-    assert_eq!(stage.sink.inspect(sink::State::duplicates), 0);
+    assert_eq!(fixture.sink.inspect(sink::State::duplicates), 0);
 }
 
 #[test]
@@ -357,15 +357,15 @@ fn a_journal_of_a_newer_format_is_left_untouched() {
 
 #[test]
 fn a_foreign_file_in_the_place_of_the_store_is_set_aside_and_kept() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     take(&client, "tick");
     close_empty(&client);
     let shard = client.stats().dir.unwrap();
     drop(client);
     let poem = "so much depends upon a red wheel barrow ".repeat(500);
     fs::write(shard.join("queue.redb"), &poem).unwrap();
-    let client = stage.client();
+    let client = fixture.client();
     let told = client.diagnostics();
     let aside = told.iter().find_map(|told| match told {
         Diagnostic::Salvaged { path, .. } => Some(path.clone()),
@@ -375,5 +375,5 @@ fn a_foreign_file_in_the_place_of_the_store_is_set_aside_and_kept() {
     assert_eq!(fs::read_to_string(&aside).unwrap(), poem);
     take(&client, "tock");
     close_empty(&client);
-    assert_eq!((stage.names(), client.stats().imbalance()), (vec!["tick".to_owned(), "tock".to_owned()], 0));
+    assert_eq!((fixture.names(), client.stats().imbalance()), (vec!["tick".to_owned(), "tock".to_owned()], 0));
 }

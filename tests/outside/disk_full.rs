@@ -10,7 +10,7 @@ use sink::Sink;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Place, accepted, assert_balanced, close_empty, event, eventually};
+use crate::fixture::{PATIENCE, Place, accepted, assert_balanced, close_empty, event, eventually};
 
 const MIB: usize = 1024 * 1024;
 

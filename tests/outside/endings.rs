@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use posthog::{Client, DeliveryPhase, Diagnostic, EndpointStatus};
 use sink::Answer;
 
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
 /// Far below what a backoff or a park would take.
 const AT_ONCE: Duration = Duration::from_secs(4);
 
-fn after_a_failure(stage: &Stage) -> Client {
-    let client = Client::new(stage.config().retry_backoff(Duration::from_secs(30), Duration::from_secs(30))).unwrap();
+fn after_a_failure(fixture: &Fixture) -> Client {
+    let client = Client::new(fixture.config().retry_backoff(Duration::from_secs(30), Duration::from_secs(30))).unwrap();
     take(&client, "tick");
     eventually("an attempt fails", || client.stats().failed_attempts == 1);
     client
@@ -26,13 +26,13 @@ fn take_many(client: &Client, count: usize, name: &str) {
 #[test]
 fn a_shutdown_right_after_a_failure_delivers_to_a_server_that_is_back() {
     for is_there in [true, false] {
-        let stage = Stage::new();
+        let fixture = Fixture::new();
         match is_there {
-            true => stage.sink.script([Answer::status(503)]),
-            false => stage.sink.stop(),
+            true => fixture.sink.script([Answer::status(503)]),
+            false => fixture.sink.stop(),
         }
-        let client = after_a_failure(&stage);
-        stage.sink.resume();
+        let client = after_a_failure(&fixture);
+        fixture.sink.resume();
         let began = Instant::now();
         let report = client.shutdown(Duration::from_secs(20)).wait(PATIENCE).unwrap();
         assert_eq!((report.delivered, report.remaining, report.endpoint), (1, 0, EndpointStatus::Up));
@@ -42,9 +42,9 @@ fn a_shutdown_right_after_a_failure_delivers_to_a_server_that_is_back() {
 
 #[test]
 fn a_shutdown_before_a_server_that_is_gone_ends_early_and_says_why() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(stage.config()).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(fixture.config()).unwrap();
     take(&client, "tick");
     let began = Instant::now();
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
@@ -58,8 +58,8 @@ fn a_shutdown_before_a_server_that_is_gone_ends_early_and_says_why() {
 
 #[test]
 fn a_shutdown_does_not_count_what_a_flush_has_delivered() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     take_many(&client, 50, "tick");
     assert_eq!(client.flush().wait(PATIENCE).unwrap().delivered, 50);
     let report = client.close().wait(PATIENCE).unwrap();
@@ -69,9 +69,9 @@ fn a_shutdown_does_not_count_what_a_flush_has_delivered() {
 #[test]
 fn an_endpoint_that_refuses_everything_does_not_look_healthy() {
     for answer in [Answer::status(400).body(r#"{"detail":"nope"}"#), Answer::status(413).body("<html>413</html>")] {
-        let stage = Stage::new();
-        stage.sink.default_answer(answer.discarding());
-        let client = stage.client();
+        let fixture = Fixture::new();
+        fixture.sink.default_answer(answer.discarding());
+        let client = fixture.client();
         take_many(&client, 3, "tick");
         let report = client.flush().wait(PATIENCE).unwrap();
         assert!(
@@ -89,9 +89,9 @@ fn an_endpoint_that_refuses_everything_does_not_look_healthy() {
 
 #[test]
 fn what_a_flush_has_settled_is_committed_when_it_resolves() {
-    let stage = Stage::new();
-    stage.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
-    let client = Client::new(stage.config().flush_interval(Duration::from_secs(600))).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
+    let client = Client::new(fixture.config().flush_interval(Duration::from_secs(600))).unwrap();
     take_many(&client, 5, "fine");
     take(&client, "poison");
     let report = client.flush().wait(PATIENCE).unwrap();
@@ -104,8 +104,8 @@ fn what_a_flush_has_settled_is_committed_when_it_resolves() {
 
 #[test]
 fn there_is_room_again_when_a_flush_resolves() {
-    let stage = Stage::new();
-    let config = stage.config().max_queue_events(10).flush_interval(Duration::from_secs(600)).flush_at(1000);
+    let fixture = Fixture::new();
+    let config = fixture.config().max_queue_events(10).flush_interval(Duration::from_secs(600)).flush_at(1000);
     let client = Client::new(config).unwrap();
     for _ in 0..5 {
         eventually("the queue is full", || !client.capture(event("tick")).is_accepted());
@@ -120,9 +120,9 @@ fn there_is_room_again_when_a_flush_resolves() {
 #[test]
 fn statistics_agree_with_what_a_flush_says_of_the_endpoint() {
     for _ in 0..20 {
-        let stage = Stage::new();
-        stage.sink.default_answer(Answer::status(401).body("API key is not valid: test"));
-        let client = stage.client();
+        let fixture = Fixture::new();
+        fixture.sink.default_answer(Answer::status(401).body("API key is not valid: test"));
+        let client = fixture.client();
         take(&client, "tick");
         let report = client.flush().wait(PATIENCE).unwrap();
         assert!(
@@ -141,9 +141,9 @@ fn who_refuses_and_where_to_look_is_said() {
         (404, "<html>no such page</html>", "check Config::host"),
         (200, "<html>welcome</html>", "check Config::host"),
     ] {
-        let stage = Stage::new();
-        stage.sink.default_answer(Answer::status(status).body(body).discarding());
-        let client = stage.client();
+        let fixture = Fixture::new();
+        fixture.sink.default_answer(Answer::status(status).body(body).discarding());
+        let client = fixture.client();
         take(&client, "tick");
         let said = match client.flush().wait(PATIENCE).unwrap().endpoint {
             EndpointStatus::Down { reason, .. } | EndpointStatus::Paused { reason, .. } => reason,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 
 use crate::apart::apart_to_death;
-use crate::stage::{PATIENCE, Place, Stage, close_empty, eventually};
+use crate::fixture::{Fixture, PATIENCE, Place, close_empty, eventually};
 
 const FLAG: &str = "new-checkout";
 
@@ -17,13 +17,13 @@ fn definitions() -> Value {
 }
 
 /// A PostHog that answers the first request for definitions, and those after it like this; and nothing else.
-fn that_answers_once(then: Answer) -> Stage {
-    let stage = Stage::new();
-    stage.sink.script_flags(FlagRoute::Definitions, [Answer::json(&definitions()).etag("\"1\"")]);
-    stage.sink.flags(FlagRoute::Definitions, then);
-    stage.sink.flags(FlagRoute::Values, Answer::close());
-    stage.sink.default_answer(Answer::close());
-    stage
+fn that_answers_once(then: Answer) -> Fixture {
+    let fixture = Fixture::new();
+    fixture.sink.script_flags(FlagRoute::Definitions, [Answer::json(&definitions()).etag("\"1\"")]);
+    fixture.sink.flags(FlagRoute::Definitions, then);
+    fixture.sink.flags(FlagRoute::Values, Answer::close());
+    fixture.sink.default_answer(Answer::close());
+    fixture
 }
 
 fn client(place: &Place) -> Client {
@@ -63,9 +63,9 @@ fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_defin
                 |error: &FlagDefinitionsError| assert!(matches!(error, FlagDefinitionsError::Unavailable(_)));
             dies_in_what_comes_then(place, is_outage, &["u0", "u3"]);
         },
-        |stage| {
-            stage.sink.stop();
-            let client = client(stage);
+        |fixture| {
+            fixture.sink.stop();
+            let client = client(fixture);
             // Buckets, computed elsewhere: 0.827 of u0 and 0.478 of u3.
             assert_eq!((value(&client, "u0"), value(&client, "u3")), ("test".into(), "control".into()));
             let (state, age) = (client.flag_definitions_state(), client.flag_definitions_age().unwrap());
@@ -73,16 +73,16 @@ fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_defin
             assert!(!age.is_zero() && age < PATIENCE, "{age:?}");
 
             // And what both have read is told when PostHog is back.
-            stage.sink.default_answer(Answer::ok());
-            stage.sink.flags(FlagRoute::Definitions, Answer::json(&definitions()).etag("\"1\""));
-            stage.sink.resume();
+            fixture.sink.default_answer(Answer::ok());
+            fixture.sink.flags(FlagRoute::Definitions, Answer::json(&definitions()).etag("\"1\""));
+            fixture.sink.resume();
             // The first load may be under way still, and has met nobody.
             eventually("definitions are loaded", || client.reload_flag_definitions().wait(PATIENCE).unwrap().is_ok());
             assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Fresh);
-            let mut asked = stage.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
+            let mut asked = fixture.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
             assert_eq!(asked.next_back().unwrap().status, 304, "it knows which version it has");
-            assert!(stage.sink.wait_for(|state| state.unique() == 4, PATIENCE));
-            assert_eq!(stage.names(), ["$feature_flag_called"; 4]);
+            assert!(fixture.sink.wait_for(|state| state.unique() == 4, PATIENCE));
+            assert_eq!(fixture.names(), ["$feature_flag_called"; 4]);
             close_empty(&client);
         },
     );
@@ -99,9 +99,9 @@ fn definitions_that_posthog_refused_are_not_what_the_next_process_goes_by() {
             };
             dies_in_what_comes_then(place, is_refusal, &[]);
         },
-        |stage| {
-            stage.sink.stop();
-            let client = client(stage);
+        |fixture| {
+            fixture.sink.stop();
+            let client = client(fixture);
             assert!(client.local_flags().is_none());
             assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Missing);
         },

@@ -12,8 +12,8 @@ use posthog::{BeforeSend, DeliveryReport, DropReason, EndpointStatus, Outcome, P
 use sink::Answer;
 
 use crate::apart::apart;
+use crate::fixture::{PATIENCE, accepted, assert_balanced, close_empty, event, eventually, take};
 use crate::process::forked;
-use crate::stage::{PATIENCE, accepted, assert_balanced, close_empty, event, eventually, take};
 
 #[test]
 fn a_child_that_drops_the_client_leaves_the_queue_to_its_parent() {
@@ -32,7 +32,7 @@ fn a_child_that_drops_the_client_leaves_the_queue_to_its_parent() {
             assert_eq!(client.stats().accepted, 2);
             assert_balanced(&client);
         },
-        |stage| assert_eq!(stage.names(), ["after", "before"]),
+        |fixture| assert_eq!(fixture.names(), ["after", "before"]),
     );
 }
 
@@ -48,7 +48,7 @@ fn a_child_that_exits_leaves_the_process_wide_client_working() {
             }
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["one", "three", "two"]),
+        |fixture| assert_eq!(fixture.names(), ["one", "three", "two"]),
     );
 }
 
@@ -72,7 +72,7 @@ fn what_a_child_captures_goes_through_a_shard_of_its_own() {
             assert_eq!(client.stats().dir, parents);
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["child", "child", "parent", "parent"]),
+        |fixture| assert_eq!(fixture.names(), ["child", "child", "parent", "parent"]),
     );
 }
 
@@ -95,7 +95,7 @@ fn a_child_that_has_captured_nothing_says_that_it_has_no_queue_yet() {
             assert_eq!(client.stats().storage, StorageMode::Durable);
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["child", "parent"]),
+        |fixture| assert_eq!(fixture.names(), ["child", "parent"]),
     );
 }
 
@@ -119,8 +119,8 @@ fn a_child_captures_by_the_rules_that_its_parent_had_set() {
             assert!(client.is_opted_out(), "what the child does is its own affair");
             close_empty(&client);
         },
-        |stage| {
-            let events = stage.sink.events();
+        |fixture| {
+            let events = fixture.sink.events();
             let is_marked = |e: &sink::Event| e.properties["seen"] == true && e.properties["release"] == 7;
             assert!(events.len() == 2 && events.iter().all(is_marked), "{events:?}");
         },
@@ -146,12 +146,13 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
             });
             close_empty(&client);
         },
-        |stage| {
-            let children = || stage.sink.inspect(|state| state.events().iter().filter(|e| e.event == "child").count());
+        |fixture| {
+            let children =
+                || fixture.sink.inspect(|state| state.events().iter().filter(|e| e.event == "child").count());
             if children() == 0 {
-                close_empty(&stage.client());
+                close_empty(&fixture.client());
                 // One client: what one that is dropped in the middle of a request has sent is sent again by the next.
-                let client = stage.client();
+                let client = fixture.client();
                 eventually("the next process adopts it", || {
                     take(&client, "next");
                     let _ = client.flush().wait(PATIENCE);
@@ -216,10 +217,10 @@ fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
             // Exits with the client alive and its lock held.
             std::process::exit(0);
         },
-        |stage| {
-            assert!(stage.sink.wait_for(|state| state.unique() >= 3, PATIENCE), "{:?}", stage.names());
-            eventually("the daemon is done with the directory", || stage.queue.with_extension("done").exists());
-            assert_eq!(stage.names().iter().filter(|name| *name == "daemon").count(), 1);
+        |fixture| {
+            assert!(fixture.sink.wait_for(|state| state.unique() >= 3, PATIENCE), "{:?}", fixture.names());
+            eventually("the daemon is done with the directory", || fixture.queue.with_extension("done").exists());
+            assert_eq!(fixture.names().iter().filter(|name| *name == "daemon").count(), 1);
         },
     );
 }
@@ -248,14 +249,14 @@ fn parent_child_and_grandchild_never_give_the_same_uuid() {
             capture_many();
             close_empty(&client);
         },
-        |stage| {
+        |fixture| {
             let all = 3 * EACH + 1;
-            let (unique, duplicates) = stage.sink.inspect(|state| (state.unique(), state.duplicates()));
+            let (unique, duplicates) = fixture.sink.inspect(|state| (state.unique(), state.duplicates()));
             assert_eq!((unique, duplicates), (all as u64, 0));
             // Not even where they captured in the same millisecond, which the first bits tell.
             let random_bits =
                 |state: &sink::State| state.uuids().map(|uuid| uuid.as_u64_pair().1).collect::<HashSet<_>>();
-            assert_eq!(stage.sink.inspect(random_bits).len(), all);
+            assert_eq!(fixture.sink.inspect(random_bits).len(), all);
         },
     );
 }
@@ -291,10 +292,10 @@ fn a_child_made_while_other_threads_capture_and_wait_works() {
             threads.into_iter().for_each(|thread| thread.join().unwrap());
             client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
         },
-        |stage| {
+        |fixture| {
             let children = |state: &sink::State| state.events().iter().filter(|e| e.event == "child").count();
-            assert_eq!(stage.sink.inspect(children), CHILDREN);
-            stage.sink.default_answer(Answer::ok());
+            assert_eq!(fixture.sink.inspect(children), CHILDREN);
+            fixture.sink.default_answer(Answer::ok());
         },
     );
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use posthog::{Client, Diagnostic, DropReason, Outcome, StorageMode};
 
 use crate::apart::apart;
+use crate::fixture::{PATIENCE, Place, accepted, close_empty, event, eventually, take};
 use crate::process::forked;
-use crate::stage::{PATIENCE, Place, accepted, close_empty, event, eventually, take};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const OPTED_OUT: Outcome = Outcome::Dropped(DropReason::OptedOut);
@@ -44,7 +44,7 @@ fn a_childs_ai_events_follow_what_it_has_opted_for() {
             .must_end_well();
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["child's first", "child's second", "other child's", "parent's"]),
+        |fixture| assert_eq!(fixture.names(), ["child's first", "child's second", "other child's", "parent's"]),
     );
 }
 
@@ -65,7 +65,7 @@ fn a_child_that_opts_out_keeps_back_the_ai_events_that_it_has_queued() {
             })
             .must_end_well();
         },
-        |stage| assert_eq!(stage.names(), ["ai", "tick"]),
+        |fixture| assert_eq!(fixture.names(), ["ai", "tick"]),
     );
 }
 
@@ -110,7 +110,7 @@ fn a_diagnostics_hook_that_captures_does_not_keep_a_child_from_opening_its_queue
             take(&client, "parent");
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["child", "parent"]),
+        |fixture| assert_eq!(fixture.names(), ["child", "parent"]),
     );
 }
 
@@ -135,6 +135,6 @@ fn a_hook_that_opts_out_while_a_child_opens_its_queue_is_heeded() {
             .must_end_well();
             close_empty(&client);
         },
-        |stage| assert!(stage.names().is_empty()),
+        |fixture| assert!(fixture.names().is_empty()),
     );
 }

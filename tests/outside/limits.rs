@@ -8,7 +8,7 @@ use posthog::{Client, DropReason, Error, Outcome, StorageMode};
 use sink::Answer;
 
 use crate::apart::{Terms, apart, apart_on};
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
 /// Sets the soft limit, which may be raised again up to the hard one.
 fn limit(resource: Resource, most: u64) {
@@ -51,9 +51,9 @@ impl Drop for Descriptors {
 #[test]
 fn a_limit_on_file_sizes_does_not_kill_the_process() {
     let down = || {
-        let stage = Stage::new();
-        stage.sink.default_answer(Answer::status(503));
-        stage
+        let fixture = Fixture::new();
+        fixture.sink.default_answer(Answer::status(503));
+        fixture
     };
     apart_on(
         down,
@@ -82,12 +82,12 @@ fn a_limit_on_file_sizes_does_not_kill_the_process() {
             eventually("storage works again", || client.stats().storage == StorageMode::Durable);
             assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, taken);
         },
-        |stage| {
-            stage.sink.default_answer(Answer::ok());
-            let client = stage.client();
+        |fixture| {
+            fixture.sink.default_answer(Answer::ok());
+            let client = fixture.client();
             let taken = client.stats().accepted;
             eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
-            assert_eq!(stage.sink.inspect(sink::State::unique), taken);
+            assert_eq!(fixture.sink.inspect(sink::State::unique), taken);
             close_empty(&client);
         },
     );
@@ -107,7 +107,7 @@ fn a_limit_below_the_size_of_an_arena_is_a_clear_error() {
             take(&client, "tick");
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick"]),
     );
 }
 
@@ -139,7 +139,7 @@ fn whichever_descriptor_is_the_first_that_cannot_be_had_at_the_start_it_is_an_er
             take(&client, "tick");
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick"]),
     );
 }
 
@@ -158,7 +158,7 @@ fn captures_go_on_without_descriptors_and_are_delivered_when_there_are_some_agai
             eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.sink.inspect(|state| (state.unique(), state.duplicates())), (501, 0)),
+        |fixture| assert_eq!(fixture.sink.inspect(|state| (state.unique(), state.duplicates())), (501, 0)),
     );
 }
 
@@ -166,15 +166,15 @@ fn captures_go_on_without_descriptors_and_are_delivered_when_there_are_some_agai
 fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
     apart_on(
         || {
-            let stage = Stage::new();
+            let fixture = Fixture::new();
             use std::os::unix::fs::PermissionsExt;
-            for path in [stage.folder().to_path_buf(), stage.queue.clone()] {
+            for path in [fixture.folder().to_path_buf(), fixture.queue.clone()] {
                 fs::create_dir_all(&path).unwrap();
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
             }
-            stage
+            fixture
         },
-        |_| Terms::default().played_by_nobody(),
+        |_| Terms::default().scripted_by_nobody(),
         |place| {
             // Resolving this takes one more thread.
             let config = || place.config().host(place.host.replace("127.0.0.1", "localhost"));
@@ -200,6 +200,6 @@ fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
             // Whoever has other processes of this user may not be held back at all.
             eprintln!("{errors} starts failed for want of threads");
         },
-        |stage| assert!(stage.sink.inspect(sink::State::duplicates) == 0),
+        |fixture| assert!(fixture.sink.inspect(sink::State::duplicates) == 0),
     );
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use posthog::{Client, Diagnostic, PersistError, StorageMode};
 
-use crate::stage::{PATIENCE, Stage, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, event, eventually, take};
 
 fn kinds(client: &Client) -> Vec<&'static str> {
     client.diagnostics().iter().map(Diagnostic::kind).collect()
@@ -13,11 +13,11 @@ fn kinds(client: &Client) -> Vec<&'static str> {
 
 #[test]
 fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let file = stage.folder().join("file");
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let file = fixture.folder().join("file");
     fs::write(&file, "not a directory").unwrap();
-    let client = Client::new(stage.config().queue_dir(&file).memory_fallback(true)).unwrap();
+    let client = Client::new(fixture.config().queue_dir(&file).memory_fallback(true)).unwrap();
     for _ in 0..30 {
         take(&client, "volatile");
     }
@@ -41,12 +41,12 @@ fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
 
 #[test]
 fn a_directory_that_is_deleted_under_a_living_client_is_said_once_and_events_go_on_from_memory() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     take(&client, "before");
     eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     // Our own threads may make a file in it at this very moment.
-    eventually("it is deleted", || fs::remove_dir_all(&stage.queue).is_ok() || !stage.queue.exists());
+    eventually("it is deleted", || fs::remove_dir_all(&fixture.queue).is_ok() || !fixture.queue.exists());
     let receipt = client.capture(event("after"));
     assert!(receipt.is_accepted());
     assert!(matches!(receipt.persisted().wait(PATIENCE), Ok(Err(_))));
@@ -57,9 +57,9 @@ fn a_directory_that_is_deleted_under_a_living_client_is_said_once_and_events_go_
         eventually("it is taken", || client.capture(event("later")).is_accepted());
     }
     assert_eq!(client.capture(event("later")).persisted().wait(PATIENCE), Ok(Err(PersistError::Volatile)));
-    eventually("they are delivered", || stage.names().iter().filter(|name| *name == "later").count() == 501);
+    eventually("they are delivered", || fixture.names().iter().filter(|name| *name == "later").count() == 501);
     assert_eq!(kinds(&client).iter().filter(|kind| **kind == "in_memory").count(), 1, "{:?}", client.diagnostics());
     assert_eq!(client.stats().imbalance(), 0, "{:?}", client.stats());
     client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    assert_eq!(stage.names().iter().filter(|name| *name == "after").count(), 1);
+    assert_eq!(fixture.names().iter().filter(|name| *name == "after").count(), 1);
 }

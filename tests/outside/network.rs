@@ -14,7 +14,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::apart::{Terms, apart_on};
-use crate::stage::{PATIENCE, Stage, close_empty, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, close_empty, eventually, take};
 
 /// Speaks TLS and passes everything on to a sink.
 struct TlsFront {
@@ -61,9 +61,9 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, target: u16) {
 
 #[test]
 fn a_private_authority_is_trusted_only_when_it_is_configured() {
-    let stage = Stage::new();
-    let front = TlsFront::before(&stage.sink);
-    let config = || stage.config().host(&front.url);
+    let fixture = Fixture::new();
+    let front = TlsFront::before(&fixture.sink);
+    let config = || fixture.config().host(&front.url);
     let client = Client::new(config()).unwrap();
     let uuid = take(&client, "tick");
     let is_told =
@@ -73,20 +73,20 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);
     drop(client);
     let client = Client::new(config().ca_certificate(front.ca_pem.clone())).unwrap();
-    stage.must_have_taken(&[uuid]);
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
 }
 
 #[test]
 fn what_is_no_certificate_and_what_is_no_proxy_are_errors_of_the_configuration() {
-    let stage = Stage::new();
-    let not_pem = Client::new(stage.config().ca_certificate("no certificate"));
+    let fixture = Fixture::new();
+    let not_pem = Client::new(fixture.config().ca_certificate("no certificate"));
     let bad_pem =
-        Client::new(stage.config().ca_certificate("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
-    let ftp = Client::new(stage.config().proxy("ftp://proxy"));
-    let header = Client::new(stage.config().header("bad name", "x"));
-    let no_url = Client::new(stage.config().proxy("nope"));
-    let own = Client::new(stage.config().header("Content-Type", "x"));
+        Client::new(fixture.config().ca_certificate("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
+    let ftp = Client::new(fixture.config().proxy("ftp://proxy"));
+    let header = Client::new(fixture.config().header("bad name", "x"));
+    let no_url = Client::new(fixture.config().proxy("nope"));
+    let own = Client::new(fixture.config().header("Content-Type", "x"));
     let expected = [
         (not_pem, "ca_certificate"),
         (bad_pem, "ca_certificate"),
@@ -145,11 +145,11 @@ const ELSEWHERE: &str = "http://posthog.invalid";
 
 #[test]
 fn a_configured_proxy_is_used() {
-    let stage = Stage::new();
-    let proxy = Proxy::before(&stage.sink);
-    let client = Client::new(stage.config().host(ELSEWHERE).proxy(&proxy.url)).unwrap();
+    let fixture = Fixture::new();
+    let proxy = Proxy::before(&fixture.sink);
+    let client = Client::new(fixture.config().host(ELSEWHERE).proxy(&proxy.url)).unwrap();
     let uuid = take(&client, "tick");
-    stage.must_have_taken(&[uuid]);
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
     let asked = proxy.asked.lock().unwrap();
     assert!(asked[0].starts_with("POST http://posthog.invalid/batch/"), "{asked:?}");
@@ -159,19 +159,19 @@ fn a_configured_proxy_is_used() {
 fn a_proxy_of_the_environment_is_used() {
     let proxy = std::cell::OnceCell::new();
     apart_on(
-        Stage::new,
-        |stage| {
-            let proxy = proxy.get_or_init(|| Proxy::before(&stage.sink));
+        Fixture::new,
+        |fixture| {
+            let proxy = proxy.get_or_init(|| Proxy::before(&fixture.sink));
             Terms::default().env("http_proxy", &proxy.url).env("NO_PROXY", "")
         },
         |place| {
-            let config = posthog::Config::new(crate::stage::KEY).host(ELSEWHERE).queue_dir(&place.queue);
+            let config = posthog::Config::new(crate::fixture::KEY).host(ELSEWHERE).queue_dir(&place.queue);
             let client = Client::new(config.flush_interval(Duration::from_millis(20))).unwrap();
             take(&client, "tick");
             close_empty(&client);
         },
-        |stage| {
-            assert_eq!(stage.names(), ["tick"]);
+        |fixture| {
+            assert_eq!(fixture.names(), ["tick"]);
             assert!(proxy.get().unwrap().asked.lock().unwrap()[0].starts_with("POST http://posthog.invalid/"));
         },
     );
@@ -180,10 +180,10 @@ fn a_proxy_of_the_environment_is_used() {
 #[test]
 fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
     apart_on(
-        Stage::new,
+        Fixture::new,
         |_| Terms::default().env("http_proxy", "socks5://127.0.0.1:9").env("NO_PROXY", ""),
         |place| {
-            let config = posthog::Config::new(crate::stage::KEY).host(&place.host).queue_dir(&place.queue);
+            let config = posthog::Config::new(crate::fixture::KEY).host(&place.host).queue_dir(&place.queue);
             let client = Client::new(config).unwrap();
             let told = client.diagnostics();
             let names_it =
@@ -192,18 +192,18 @@ fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
             take(&client, "tick");
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick"]),
     );
 }
 
 #[test]
 fn a_server_that_accepts_and_keeps_silent_costs_one_request_timeout() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::hang().discarding()]);
-    let client = Client::new(stage.config().request_timeout(Duration::from_millis(300))).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::hang().discarding()]);
+    let client = Client::new(fixture.config().request_timeout(Duration::from_millis(300))).unwrap();
     let began = Instant::now();
     let uuid = take(&client, "tick");
-    stage.must_have_taken(&[uuid]);
+    fixture.must_have_taken(&[uuid]);
     assert!(began.elapsed() >= Duration::from_millis(300));
     let told = client.diagnostics();
     assert!(told.iter().any(|told| matches!(told, Diagnostic::EndpointFailing { .. })), "{told:?}");
@@ -212,8 +212,8 @@ fn a_server_that_accepts_and_keeps_silent_costs_one_request_timeout() {
 
 #[test]
 fn a_host_that_does_not_resolve_keeps_the_event_and_says_so() {
-    let stage = Stage::new();
-    let client = Client::new(stage.config().host(ELSEWHERE)).unwrap();
+    let fixture = Fixture::new();
+    let client = Client::new(fixture.config().host(ELSEWHERE)).unwrap();
     take(&client, "tick");
     let report = client.flush().wait(PATIENCE).unwrap();
     assert!(matches!(report.endpoint, EndpointStatus::Down { .. }), "{report:?}");

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, OverflowPolicy};
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Stage, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, close_empty, event, eventually, take};
 
 const FULL: Outcome = Outcome::Dropped(DropReason::QueueFull);
 
-fn bounded(stage: &Stage, overflow: OverflowPolicy) -> Config {
-    stage.config().max_queue_events(100).overflow(overflow)
+fn bounded(fixture: &Fixture, overflow: OverflowPolicy) -> Config {
+    fixture.config().max_queue_events(100).overflow(overflow)
 }
 
 /// Captures and flushes until one is turned away, and says what was accepted.
@@ -27,9 +27,9 @@ fn fill(client: &Client) -> Vec<Uuid> {
 
 #[test]
 fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(bounded(&stage, OverflowPolicy::default())).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(bounded(&fixture, OverflowPolicy::default())).unwrap();
     let mut taken = fill(&client);
     assert_eq!(taken.len(), 100);
     for name in ["$exception", "$identify", "$create_alias", "$groupidentify", "$set"] {
@@ -50,18 +50,18 @@ fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last(
     assert!(stats.dropped.iter().all(|(reason, _)| *reason == DropReason::QueueFull), "{:?}", stats.dropped);
     let is_named = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { event, .. } if event == "filling");
     assert!(client.diagnostics().iter().any(is_named), "{:?}", client.diagnostics());
-    stage.sink.resume();
+    fixture.sink.resume();
     let _ = client.flush().wait(PATIENCE);
-    stage.must_have_taken(&taken);
+    fixture.must_have_taken(&taken);
     eventually("there is room again", || client.capture(event("filling")).is_accepted());
     close_empty(&client);
 }
 
 #[test]
 fn the_oldest_make_room_and_exceptions_go_last() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(bounded(&stage, OverflowPolicy::DropOldest)).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(bounded(&fixture, OverflowPolicy::DropOldest)).unwrap();
     let dear = [take(&client, "$exception"), take(&client, "$identify")];
     for number in 0..400 {
         // Refused only while everything there is is under way to the server.
@@ -76,28 +76,28 @@ fn the_oldest_make_room_and_exceptions_go_last() {
     assert_eq!((stats.imbalance(), stats.accepted), (0, 402), "{stats:?}");
     let told = client.diagnostics();
     assert!(told.iter().any(|told| matches!(told, Diagnostic::Evicted { for_age: false, .. })), "{told:?}");
-    stage.sink.resume();
+    fixture.sink.resume();
     eventually("the rest is delivered", || {
         let _ = client.flush().wait(PATIENCE);
         client.stats().queued_events == 0
     });
-    assert!(dear.into_iter().all(|uuid| stage.sink.inspect(|state| state.contains(uuid))));
+    assert!(dear.into_iter().all(|uuid| fixture.sink.inspect(|state| state.contains(uuid))));
     let mut numbers: Vec<_> =
-        stage.sink.events().iter().filter_map(|event| event.properties["number"].as_u64()).collect();
+        fixture.sink.events().iter().filter_map(|event| event.properties["number"].as_u64()).collect();
     numbers.sort_unstable();
     assert!(numbers[numbers.len() / 2] >= 200, "mostly later ones: {numbers:?}");
     let stats = client.stats();
     assert_eq!(stats.delivered + stats.evicted, 402, "{stats:?}");
-    assert_eq!(stage.sink.inspect(sink::State::unique), stats.delivered);
+    assert_eq!(fixture.sink.inspect(sink::State::unique), stats.delivered);
     close_empty(&client);
 }
 
 #[test]
 fn a_blocked_capture_waits_for_room_and_no_longer_than_it_may() {
-    let stage = Stage::new();
-    stage.sink.stop();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
     let wait = Duration::from_millis(300);
-    let client = Client::new(bounded(&stage, OverflowPolicy::Block(wait))).unwrap();
+    let client = Client::new(bounded(&fixture, OverflowPolicy::Block(wait))).unwrap();
     fill(&client);
     let began = Instant::now();
     assert_eq!(client.capture(event("late")).outcome(), FULL);
@@ -105,21 +105,21 @@ fn a_blocked_capture_waits_for_room_and_no_longer_than_it_may() {
     assert!(took >= wait && took < Duration::from_secs(10), "{took:?}");
     client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(client);
-    let client = Client::new(bounded(&stage, OverflowPolicy::Block(PATIENCE))).unwrap();
+    let client = Client::new(bounded(&fixture, OverflowPolicy::Block(PATIENCE))).unwrap();
     std::thread::scope(|scope| {
         let blocked = scope.spawn(|| (0..20).all(|_| client.capture(event("patient")).is_accepted()));
-        stage.sink.resume();
+        fixture.sink.resume();
         assert!(blocked.join().unwrap());
     });
     close_empty(&client);
-    assert_eq!(stage.names().iter().filter(|name| *name == "patient").count(), 20);
+    assert_eq!(fixture.names().iter().filter(|name| *name == "patient").count(), 20);
 }
 
 #[test]
 fn a_shutdown_ends_the_wait_of_a_blocked_capture() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(bounded(&stage, OverflowPolicy::Block(PATIENCE * 10))).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(bounded(&fixture, OverflowPolicy::Block(PATIENCE * 10))).unwrap();
     for _ in 0..100 {
         take(&client, "filling");
     }
@@ -143,9 +143,9 @@ fn a_shutdown_ends_the_wait_of_a_blocked_capture() {
 #[test]
 fn a_bound_in_bytes_holds_for_the_file() {
     const MIB: u64 = 1024 * 1024;
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(stage.config().max_queue_bytes(2 * MIB)).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(fixture.config().max_queue_bytes(2 * MIB)).unwrap();
     let filling = "x".repeat(4000);
     let mut taken = Vec::new();
     eventually("the queue is full", || {
@@ -158,18 +158,18 @@ fn a_bound_in_bytes_holds_for_the_file() {
     });
     let stats = client.stats();
     assert!(stats.file_bytes <= 4 * MIB && stats.queued_bytes >= MIB / 2, "{stats:?}");
-    stage.sink.resume();
+    fixture.sink.resume();
     let _ = client.flush().wait(PATIENCE);
-    stage.must_have_taken(&taken);
+    fixture.must_have_taken(&taken);
     eventually("there is room again", || client.capture(event("tick")).is_accepted());
     close_empty(&client);
 }
 
 #[test]
 fn age_gives_up_only_what_was_tried() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(stage.config().max_queue_age(Duration::from_secs(1))).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(fixture.config().max_queue_age(Duration::from_secs(1))).unwrap();
     for _ in 0..10 {
         take(&client, "old");
     }
@@ -187,8 +187,8 @@ fn age_gives_up_only_what_was_tried() {
 
 #[test]
 fn a_burst_beyond_the_journal_is_refused_as_such_and_the_rest_arrives() {
-    let stage = Stage::new();
-    let client = Client::new(stage.config().max_event_bytes(4 * 1024).journal_bytes(64 * 1024)).unwrap();
+    let fixture = Fixture::new();
+    let client = Client::new(fixture.config().max_event_bytes(4 * 1024).journal_bytes(64 * 1024)).unwrap();
     let filling = "x".repeat(3000);
     let mut taken = Vec::new();
     let mut refused = 0;
@@ -205,5 +205,5 @@ fn a_burst_beyond_the_journal_is_refused_as_such_and_the_rest_arrives() {
     assert_eq!(refused, 50);
     eventually("it takes again", || client.capture(event("$exception")).uuid().map(|uuid| taken.push(uuid)).is_some());
     close_empty(&client);
-    stage.must_have_taken(&taken);
+    fixture.must_have_taken(&taken);
 }

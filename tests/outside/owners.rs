@@ -11,7 +11,7 @@ use posthog::{Client, Diagnostic};
 
 use crate::apart::{NOBODY, Terms, apart_on, is_a_part};
 use crate::directories::{is_unusable, set_mode};
-use crate::stage::{PATIENCE, Stage, close_empty, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, close_empty, eventually, take};
 
 /// Gives a file, or a directory and all that is in it, to a user.
 fn give(path: &Path, user: u32) {
@@ -37,24 +37,24 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
     }
     apart_on(
         || {
-            let stage = Stage::new();
-            stage.sink.stop();
-            let clients: Vec<_> = ["root", "own", "orphan"].map(|name| (stage.client(), name)).into();
+            let fixture = Fixture::new();
+            fixture.sink.stop();
+            let clients: Vec<_> = ["root", "own", "orphan"].map(|name| (fixture.client(), name)).into();
             for (client, name) in &clients {
                 (0..10).for_each(|_| _ = take(client, name));
                 client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
             }
-            let shards = stage.shards();
-            give(stage.folder(), NOBODY);
+            let shards = fixture.shards();
+            give(fixture.folder(), NOBODY);
             give(&shards[0], 0);
             // As a backup by hard links leaves them: no reason not to send what is queued.
             for shard in &shards {
-                fs::hard_link(shard.join("lock"), stage.folder().join(shard.file_name().unwrap())).unwrap();
+                fs::hard_link(shard.join("lock"), fixture.folder().join(shard.file_name().unwrap())).unwrap();
             }
-            stage.sink.resume();
-            stage
+            fixture.sink.resume();
+            fixture
         },
-        |_| Terms::default().played_by_nobody(),
+        |_| Terms::default().scripted_by_nobody(),
         |place| {
             let delivered = Arc::new(AtomicUsize::new(0));
             let heard = Arc::clone(&delivered);
@@ -76,24 +76,24 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
             // Said once, however often it is met.
             assert_eq!(client.diagnostics().iter().filter(skipped).count(), 1);
         },
-        |stage| {
-            assert_eq!(stage.names(), [["orphan"; 10], ["own"; 10]].concat());
-            give(stage.folder(), 0);
-            let client = stage.client();
+        |fixture| {
+            assert_eq!(fixture.names(), [["orphan"; 10], ["own"; 10]].concat());
+            give(fixture.folder(), 0);
+            let client = fixture.client();
             assert_eq!(client.stats().queued_events, 10, "root's own are where they were");
         },
     );
 }
 
-/// A stage with a queue in which root has left an event.
-fn stage_with_a_queue() -> Stage {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = stage.client();
+/// A fixture with a queue in which root has left an event.
+fn fixture_with_a_queue() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = fixture.client();
     take(&client, "left");
     client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
-    stage.sink.resume();
-    stage
+    fixture.sink.resume();
+    fixture
 }
 
 #[test]
@@ -101,40 +101,40 @@ fn a_queue_that_another_user_owns_is_not_used_by_root() {
     if !may_change_users() {
         return;
     }
-    let stage = stage_with_a_queue();
-    let project = stage.shards()[0].parent().unwrap().to_path_buf();
+    let fixture = fixture_with_a_queue();
+    let project = fixture.shards()[0].parent().unwrap().to_path_buf();
     give(&project, NOBODY);
-    let text = Client::new(stage.config()).map(drop).unwrap_err().to_string();
+    let text = Client::new(fixture.config()).map(drop).unwrap_err().to_string();
     for part in [project.to_str().unwrap(), "belongs to user 65534", "runs as user 0", "chown", "queue_dir"] {
         assert!(text.contains(part), "{text}");
     }
-    is_unusable(|| stage.config());
+    is_unusable(|| fixture.config());
     // A link of theirs to something of ours, too.
     give(&project, 0);
-    let elsewhere = stage.folder().join("elsewhere");
+    let elsewhere = fixture.folder().join("elsewhere");
     fs::rename(&project, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &project).unwrap();
     lchown(&project, Some(NOBODY), None).unwrap();
-    is_unusable(|| stage.config());
+    is_unusable(|| fixture.config());
     lchown(&project, Some(0), None).unwrap();
-    let client = stage.client();
+    let client = fixture.client();
     assert_eq!(client.stats().accepted, 1, "a link of root's is a choice of the administrator");
     close_empty(&client);
 }
 
 #[test]
 fn a_queue_that_every_user_may_write_is_not_used() {
-    let stage = stage_with_a_queue();
-    let project = stage.shards()[0].parent().unwrap().to_path_buf();
+    let fixture = fixture_with_a_queue();
+    let project = fixture.shards()[0].parent().unwrap().to_path_buf();
     set_mode(&project, 0o777);
-    let text = Client::new(stage.config()).map(drop).unwrap_err().to_string();
+    let text = Client::new(fixture.config()).map(drop).unwrap_err().to_string();
     assert!(text.contains("every user may write to it (mode 777)") && text.contains("chmod o-w"), "{text}");
-    is_unusable(|| stage.config());
+    is_unusable(|| fixture.config());
     // As Kubernetes leaves a volume with fsGroup: the group was chosen by whoever runs the program.
     set_mode(&project, 0o770);
-    let files = fs::read_dir(&stage.shards()[0]).unwrap().map(|entry| entry.unwrap().path());
+    let files = fs::read_dir(&fixture.shards()[0]).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.is_file()).for_each(|file| set_mode(&file, 0o660));
-    let client = stage.client();
+    let client = fixture.client();
     assert_eq!(client.stats().accepted, 1);
     close_empty(&client);
 }
@@ -145,11 +145,11 @@ fn a_shard_or_a_file_that_another_user_put_there_is_stepped_over() {
         return;
     }
     for planted in ["", "lock", "status", "journal-0", "queue.redb"] {
-        let stage = stage_with_a_queue();
-        let shard = stage.shards()[0].clone();
+        let fixture = fixture_with_a_queue();
+        let shard = fixture.shards()[0].clone();
         let path = if planted.is_empty() { shard.clone() } else { shard.join(planted) };
         lchown(&path, Some(NOBODY), None).unwrap();
-        let client = stage.client();
+        let client = fixture.client();
         assert!(client.stats().dir.unwrap().ends_with("shard-1"), "{planted}");
         let told = client.diagnostics();
         let skipped = |told: &Diagnostic| matches!(told, Diagnostic::ShardSkipped { path, why } if *path == shard && why.contains("belongs to user"));
@@ -158,17 +158,17 @@ fn a_shard_or_a_file_that_another_user_put_there_is_stepped_over() {
         close_empty(&client);
         drop(client);
         lchown(&path, Some(0), None).unwrap();
-        let client = stage.client();
+        let client = fixture.client();
         assert_eq!((client.stats().accepted, client.stats().damaged), (1, 0), "{planted}: nothing was changed in it");
         close_empty(&client);
-        assert_eq!(stage.names(), ["left", "own"], "{planted}");
+        assert_eq!(fixture.names(), ["left", "own"], "{planted}");
     }
 }
 
 #[test]
 fn a_directory_above_that_others_may_write_is_told_of() {
-    let exposed = |stage: &Stage| {
-        let client = stage.client();
+    let exposed = |fixture: &Fixture| {
+        let client = fixture.client();
         let told = client.diagnostics();
         close_empty(&client);
         told.into_iter().find_map(|told| match told {
@@ -176,17 +176,17 @@ fn a_directory_above_that_others_may_write_is_told_of() {
             _ => None,
         })
     };
-    let stage = stage_with_a_queue();
-    assert_eq!(exposed(&stage), None);
-    set_mode(stage.folder(), 0o777);
-    let (path, text) = exposed(&stage).unwrap();
-    assert_eq!(path, stage.folder().canonicalize().unwrap());
+    let fixture = fixture_with_a_queue();
+    assert_eq!(exposed(&fixture), None);
+    set_mode(fixture.folder(), 0o777);
+    let (path, text) = exposed(&fixture).unwrap();
+    assert_eq!(path, fixture.folder().canonicalize().unwrap());
     assert!(text.contains("every user may write") && text.contains("chmod o-w"), "{text}");
-    set_mode(stage.folder(), 0o1777);
-    assert_eq!(exposed(&stage), None, "as /tmp is");
+    set_mode(fixture.folder(), 0o1777);
+    assert_eq!(exposed(&fixture), None, "as /tmp is");
     if may_change_users() {
-        lchown(&stage.queue, Some(NOBODY), None).unwrap();
-        let (path, text) = exposed(&stage).unwrap();
-        assert!(path == stage.queue.canonicalize().unwrap() && text.contains("belongs to user 65534"), "{text}");
+        lchown(&fixture.queue, Some(NOBODY), None).unwrap();
+        let (path, text) = exposed(&fixture).unwrap();
+        assert!(path == fixture.queue.canonicalize().unwrap() && text.contains("belongs to user 65534"), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
-use crate::stage::eventually;
+use crate::fixture::eventually;
 
 /// A forked child that has not been waited for yet.
 #[must_use = "a child that nobody waits for tells nobody how it ended"]
@@ -20,8 +20,8 @@ pub(crate) fn forked(child: impl FnOnce()) -> Forked {
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Forked(child),
         ForkResult::Child => {
-            let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
-            std::process::exit(if played.is_ok() { 0 } else { 101 });
+            let scripted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+            std::process::exit(if scripted.is_ok() { 0 } else { 101 });
         }
     }
 }

@@ -7,7 +7,7 @@ use nix::unistd::{Uid, chroot, setgid, setuid};
 use posthog::{Client, StorageMode};
 
 use crate::apart::{NOBODY, apart};
-use crate::stage::{PATIENCE, Place, Stage, assert_balanced, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, Place, assert_balanced, close_empty, event, eventually, take};
 
 fn is_degraded(client: &Client) -> bool {
     matches!(client.stats().storage, StorageMode::Degraded { problem } if problem.contains("out of reach"))
@@ -19,12 +19,12 @@ fn failures_told(client: &Client) -> usize {
 
 #[test]
 fn a_directory_that_is_moved_away_and_back_costs_nothing_and_is_said_once() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     take(&client, "before");
     eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
-    let away = stage.folder().join("away");
-    fs::rename(&stage.queue, &away).unwrap();
+    let away = fixture.folder().join("away");
+    fs::rename(&fixture.queue, &away).unwrap();
     for _ in 0..300 {
         take(&client, "meanwhile");
         std::thread::sleep(Duration::from_millis(2));
@@ -33,12 +33,12 @@ fn a_directory_that_is_moved_away_and_back_costs_nothing_and_is_said_once() {
     eventually("they are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     assert!(is_degraded(&client), "{:?}", client.stats().storage);
     assert_eq!(failures_told(&client), 1, "{:?}", client.diagnostics());
-    fs::rename(&away, &stage.queue).unwrap();
+    fs::rename(&away, &fixture.queue).unwrap();
     eventually("it is back", || client.stats().storage == StorageMode::Durable);
     take(&client, "after");
     close_empty(&client);
-    assert_eq!(stage.names().iter().filter(|name| *name == "meanwhile").count(), 300);
-    let next = stage.client();
+    assert_eq!(fixture.names().iter().filter(|name| *name == "meanwhile").count(), 300);
+    let next = fixture.client();
     assert_balanced(&next);
     assert_eq!(next.stats().damaged, 0);
 }
@@ -67,8 +67,8 @@ fn is_root() -> bool {
     is_root
 }
 
-fn has_arrived(stage: &Stage) {
-    assert_eq!(stage.names().iter().filter(|name| *name == "after").count(), 100);
+fn has_arrived(fixture: &Fixture) {
+    assert_eq!(fixture.names().iter().filter(|name| *name == "after").count(), 100);
 }
 
 #[test]

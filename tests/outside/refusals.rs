@@ -7,7 +7,7 @@ use posthog::{Client, DeliveryOutcome, DeliveryPhase, Diagnostic, EndpointStatus
 use sink::Answer;
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
 const WORDS: &str = "failed to hydrate events: the property is poison";
 
@@ -25,12 +25,12 @@ fn drain(client: &Client) {
 
 #[test]
 fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    stage.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
     let told = Arc::new(Mutex::new((Vec::new(), 0)));
     let ear = Arc::clone(&told);
-    let client = Client::new(stage.config().on_delivery(move |delivery| {
+    let client = Client::new(fixture.config().on_delivery(move |delivery| {
         let mut told = ear.lock().unwrap();
         match delivery.verdict {
             DeliveryOutcome::DeadLettered { status, reason } => {
@@ -43,9 +43,9 @@ fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered()
     let mut uuids = captured(&client, 60);
     let poison = take(&client, "poison");
     uuids.extend(captured(&client, 60));
-    stage.sink.resume();
+    fixture.sink.resume();
     drain(&client);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     let stats = client.stats();
     assert_eq!((stats.delivered, stats.dead_lettered), (120, 1), "{stats:?}");
     let (dead_lettered, delivered) = told.lock().unwrap().clone();
@@ -58,17 +58,17 @@ fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered()
 
 #[test]
 fn a_request_too_large_is_split_until_it_fits() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    stage.sink.size_limit(64 * 1024);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    fixture.sink.size_limit(64 * 1024);
+    let client = fixture.client();
     let filling = |letter: &str| letter.repeat(8 * 1024);
     let uuids: Vec<Uuid> = (0..30).map(|_| accepted(&client.capture(event("large").prop("x", filling("x"))))).collect();
     let giant =
         accepted(&client.capture(event("giant").prop("x", "y".repeat(60_000)).prop("z", "\u{1}".repeat(2_000))));
-    stage.sink.resume();
+    fixture.sink.resume();
     drain(&client);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     let stats = client.stats();
     assert_eq!((stats.delivered, stats.dead_lettered), (30, 1), "{stats:?}");
     let dead_lettered =
@@ -78,21 +78,21 @@ fn a_request_too_large_is_split_until_it_fits() {
 }
 
 fn nobodys_verdict(answer: Answer) {
-    let stage = Stage::new();
-    stage.sink.default_answer(answer.discarding());
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(answer.discarding());
+    let client = fixture.client();
     let uuids = captured(&client, 90);
-    assert!(stage.sink.wait_for(|state| state.requests().len() >= 3, PATIENCE));
+    assert!(fixture.sink.wait_for(|state| state.requests().len() >= 3, PATIENCE));
     eventually("the failure is told", || client.stats().last_error.is_some());
     let stats = client.stats();
     assert_eq!((stats.dead_lettered, stats.queued_events), (0, 90), "{stats:?}");
     // Who was suspected is known in memory only and waits for half a minute: the next process asks at once.
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 90);
     drop(client);
-    stage.sink.default_answer(Answer::ok());
-    let client = stage.client();
+    fixture.sink.default_answer(Answer::ok());
+    let client = fixture.client();
     drain(&client);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     assert_eq!((client.stats().dead_lettered, client.stats().delivered), (0, 90));
     close_empty(&client);
 }
@@ -113,9 +113,9 @@ fn a_stranger_to_whom_everything_is_too_large_buries_nothing() {
 }
 
 fn pauses_and_resumes(status: u16, body: &str) {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::status(status).body(body));
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::status(status).body(body));
+    let client = fixture.client();
     let uuids = captured(&client, 90);
     let paused =
         |client: &Client| matches!(client.stats().delivery, DeliveryPhase::Paused { status: s, .. } if s == status);
@@ -123,18 +123,18 @@ fn pauses_and_resumes(status: u16, body: &str) {
     eventually("flushes probe", || {
         let endpoint = client.flush().wait(PATIENCE).unwrap().endpoint;
         assert!(matches!(endpoint, EndpointStatus::Paused { status: s, .. } if s == status), "{endpoint:?}");
-        stage.sink.inspect(|state| state.requests().len() >= 3)
+        fixture.sink.inspect(|state| state.requests().len() >= 3)
     });
     assert!(paused(&client));
     // The first may have been any size; the probes after it are small ones.
-    let probes = stage.sink.inspect(|state| state.requests()[1..].iter().map(|r| r.event_count).collect::<Vec<_>>());
+    let probes = fixture.sink.inspect(|state| state.requests()[1..].iter().map(|r| r.event_count).collect::<Vec<_>>());
     assert!(probes.iter().all(|events| *events <= 10), "{probes:?}");
     let told = client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::Paused { .. })).count();
     assert_eq!(told, 1, "told once per episode");
     assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 90));
-    stage.sink.default_answer(Answer::ok());
+    fixture.sink.default_answer(Answer::ok());
     drain(&client);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     assert!(client.diagnostics().contains(&Diagnostic::EndpointRecovered));
     close_empty(&client);
 }
@@ -156,9 +156,9 @@ fn a_proxy_that_answers_403_to_everything_pauses_and_buries_nothing() {
 
 #[test]
 fn a_poisoned_event_alone_in_the_queue_waits_for_evidence_against_it() {
-    let stage = Stage::new();
-    stage.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
+    let client = fixture.client();
     let poison = take(&client, "poison");
     let suspected = |told: &Diagnostic| matches!(told, Diagnostic::Quarantined { uuid, .. } if *uuid == poison);
     eventually("it is suspected", || client.diagnostics().iter().any(suspected));
@@ -168,7 +168,7 @@ fn a_poisoned_event_alone_in_the_queue_waits_for_evidence_against_it() {
         let _ = client.flush().wait(PATIENCE);
         client.stats().dead_lettered == 1
     });
-    stage.must_have_taken(&fine);
+    fixture.must_have_taken(&fine);
     drain(&client);
     assert!(client.shutdown(Duration::from_secs(5)).wait(PATIENCE).is_ok());
 }

@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, raise};
 use posthog::{Client, Config, DrainOptions, ExitCause, PreviousRun, drain_on_terminate};
 
 use crate::apart::{Terms, apart, apart_through_main, apart_to_death, apart_until};
+use crate::fixture::{Fixture, PATIENCE, Place, close_empty, take};
 use crate::process::forked;
-use crate::stage::{PATIENCE, Place, Stage, close_empty, take};
 
 /// The process-wide client, which lives as long as the process does.
 fn begin(place: &Place) -> Client {
@@ -18,23 +18,23 @@ fn begin(place: &Place) -> Client {
     client
 }
 
-fn told(stage: &Stage) -> PreviousRun {
-    stage.client().previous_run().unwrap()
+fn told(fixture: &Fixture) -> PreviousRun {
+    fixture.client().previous_run().unwrap()
 }
 
 fn exited(status: i32) -> ExitCause {
     ExitCause::Exited { status: cfg!(target_env = "gnu").then_some(status) }
 }
 
-/// A run that is played, how its process ends, and what is told of it then.
+/// A run that is scripted, how its process ends, and what is told of it then.
 fn must_be_told<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i32>, end: ExitCause) {
     apart_until(
         |status| (status.code(), status.signal()) == (code, signal),
-        Stage::new,
+        Fixture::new,
         |_| Terms::default(),
         part,
-        |stage| {
-            let client = stage.client();
+        |fixture| {
+            let client = fixture.client();
             let run = client.previous_run().unwrap();
             assert_eq!((run.end, run.machine_restarted), (end, Some(false)));
             assert!(run.pid != std::process::id() && run.started_at <= SystemTime::now(), "{run:?}");
@@ -70,7 +70,7 @@ fn a_run_that_returns_from_main() {
         |place| {
             begin(place);
         },
-        |stage| assert_eq!(told(stage).end, exited(0)),
+        |fixture| assert_eq!(told(fixture).end, exited(0)),
     );
 }
 
@@ -86,15 +86,15 @@ fn a_run_that_closes_its_client_before_it_exits() {
 #[test]
 fn a_run_that_is_killed_and_what_it_left() {
     apart_to_death(
-        Stage::new,
+        Fixture::new,
         |place| {
             take(&begin(place), "tick");
             raise(Signal::SIGKILL).unwrap();
         },
-        |stage| {
-            let run = told(stage);
+        |fixture| {
+            let run = told(fixture);
             assert_eq!((run.end, run.queued_events), (ExitCause::Killed, 2));
-            assert_eq!(told(stage).end, ExitCause::Clean, "of each run once: by now there was another");
+            assert_eq!(told(fixture).end, ExitCause::Clean, "of each run once: by now there was another");
         },
     );
 }
@@ -150,26 +150,26 @@ fn a_child_with_a_queue_of_its_own_marks_its_own_exit() {
 
 #[test]
 fn a_first_run_and_one_without_a_queue_have_none_before_them() {
-    let stage = Stage::new();
-    assert_eq!(stage.client().previous_run(), None);
+    let fixture = Fixture::new();
+    assert_eq!(fixture.client().previous_run(), None);
     assert_eq!(Client::new(Config::disabled()).unwrap().previous_run(), None);
 }
 
 /// Pretends that the run whose page this is lived on an earlier start of the machine, and gave its last sign so long before this start.
-fn move_to_an_earlier_boot(stage: &Stage, before: Duration) {
+fn move_to_an_earlier_boot(fixture: &Fixture, before: Duration) {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     let up = Duration::from_secs_f64(uptime.split(' ').next().unwrap().parse().unwrap());
     let seen = (SystemTime::now() - up - before).duration_since(UNIX_EPOCH).unwrap();
-    let path = stage.shards()[0].join("status");
+    let path = fixture.shards()[0].join("status");
     let mut page = fs::read(&path).unwrap();
     page[25 * 8] ^= 1;
     page[27 * 8..28 * 8].copy_from_slice(&u64::try_from(seen.as_nanos()).unwrap().to_le_bytes());
     fs::write(&path, page).unwrap();
 }
 
-fn after_a_restart(stage: &Stage, before: Duration) -> ExitCause {
-    move_to_an_earlier_boot(stage, before);
-    let run = told(stage);
+fn after_a_restart(fixture: &Fixture, before: Duration) -> ExitCause {
+    move_to_an_earlier_boot(fixture, before);
+    let run = told(fixture);
     assert_eq!(run.machine_restarted, Some(true));
     run.end
 }
@@ -187,8 +187,8 @@ fn a_run_that_was_active_when_the_machine_stopped() {
     let part = |place: &Place| {
         is_killed_while_it_awaits_sigterm(place);
     };
-    apart_to_death(Stage::new, part, |stage| {
-        assert_eq!(after_a_restart(stage, Duration::from_secs(60)), ExitCause::PowerLoss);
+    apart_to_death(Fixture::new, part, |fixture| {
+        assert_eq!(after_a_restart(fixture, Duration::from_secs(60)), ExitCause::PowerLoss);
     });
 }
 
@@ -197,20 +197,20 @@ fn a_run_that_was_idle_when_the_machine_stopped() {
     let part = |place: &Place| {
         is_killed_while_it_awaits_sigterm(place);
     };
-    apart_to_death(Stage::new, part, |stage| {
-        assert_eq!(after_a_restart(stage, Duration::from_secs(3600)), ExitCause::Unknown);
+    apart_to_death(Fixture::new, part, |fixture| {
+        assert_eq!(after_a_restart(fixture, Duration::from_secs(3600)), ExitCause::Unknown);
     });
 }
 
 #[test]
 fn a_run_that_an_orderly_restart_would_have_ended_without_a_trace() {
     apart_to_death(
-        Stage::new,
+        Fixture::new,
         |place| {
             begin(place).flush().wait(PATIENCE).unwrap();
             raise(Signal::SIGKILL).unwrap();
         },
-        |stage| assert_eq!(after_a_restart(stage, Duration::from_secs(60)), ExitCause::Unknown),
+        |fixture| assert_eq!(after_a_restart(fixture, Duration::from_secs(60)), ExitCause::Unknown),
     );
 }
 
@@ -218,16 +218,16 @@ fn a_run_that_an_orderly_restart_would_have_ended_without_a_trace() {
 fn an_event_tells_of_it_where_that_is_wanted() {
     apart_until(
         |status| status.code() == Some(3),
-        Stage::new,
+        Fixture::new,
         |_| Terms::default(),
         |place| {
             begin(place);
             std::process::exit(3);
         },
-        |stage| {
-            let client = Client::new(stage.config().report_previous_run(true).super_property("release", 7)).unwrap();
+        |fixture| {
+            let client = Client::new(fixture.config().report_previous_run(true).super_property("release", 7)).unwrap();
             close_empty(&client);
-            let events = stage.sink.events();
+            let events = fixture.sink.events();
             let told = events.iter().find(|event| event.event == "previous_run_ended").unwrap();
             let property = |name: &str| &told.properties[name];
             assert_eq!((property("cause"), property("queued_events")), (&"exited".into(), &1.into()));
@@ -237,9 +237,9 @@ fn an_event_tells_of_it_where_that_is_wanted() {
             assert!(property("started_at").as_str().is_some_and(|at| at.starts_with("20")), "{told:?}");
             assert_eq!(property("exit_status").as_i64(), cfg!(target_env = "gnu").then_some(3));
             // Not of the first run of a queue, and not unless it is wanted.
-            assert_eq!(stage.names(), ["previous_run_ended", "tick"]);
-            close_empty(&stage.client());
-            assert_eq!(stage.names().len(), 2);
+            assert_eq!(fixture.names(), ["previous_run_ended", "tick"]);
+            close_empty(&fixture.client());
+            assert_eq!(fixture.names().len(), 2);
         },
     );
 }

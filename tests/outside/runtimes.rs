@@ -9,7 +9,7 @@ use std::thread::{self, Thread};
 use posthog::Client;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::stage::{Stage, event, take};
+use crate::fixture::{Fixture, event, take};
 
 /// The smallest executor there is.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -30,8 +30,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A whole life in async code: made, used, awaited, closed and dropped there.
-async fn live(stage: &Stage, name: &str) {
-    let client = Client::new(stage.config()).unwrap();
+async fn live(fixture: &Fixture, name: &str) {
+    let client = Client::new(fixture.config()).unwrap();
     let receipt = client.capture(event(name));
     assert_eq!(receipt.persisted().await, Ok(()));
     let report = client.flush().await;
@@ -51,43 +51,43 @@ fn multi_thread() -> Runtime {
 
 #[test]
 fn a_client_lives_in_a_current_thread_runtime() {
-    let stage = Stage::new();
-    current_thread().block_on(live(&stage, "tick"));
-    assert_eq!(stage.names(), ["tick"]);
+    let fixture = Fixture::new();
+    current_thread().block_on(live(&fixture, "tick"));
+    assert_eq!(fixture.names(), ["tick"]);
 }
 
 #[test]
 fn a_client_lives_in_a_multi_thread_runtime() {
-    let stage = Arc::new(Stage::new());
-    let inside = Arc::clone(&stage);
+    let fixture = Arc::new(Fixture::new());
+    let inside = Arc::clone(&fixture);
     multi_thread().block_on(async { tokio::spawn(async move { live(&inside, "tick").await }).await.unwrap() });
-    assert_eq!(stage.names(), ["tick"]);
+    assert_eq!(fixture.names(), ["tick"]);
 }
 
 #[test]
 fn a_client_lives_on_an_executor_that_is_not_tokio() {
-    let stage = Stage::new();
-    block_on(live(&stage, "tick"));
-    assert_eq!(stage.names(), ["tick"]);
+    let fixture = Fixture::new();
+    block_on(live(&fixture, "tick"));
+    assert_eq!(fixture.names(), ["tick"]);
 }
 
 #[test]
 fn a_client_made_inside_a_runtime_outlives_it() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let client = {
         let runtime = multi_thread();
-        runtime.block_on(async { stage.client() })
+        runtime.block_on(async { fixture.client() })
     };
     take(&client, "after");
     assert_eq!(block_on(client.flush().into_future()).remaining, 0);
     current_thread().block_on(async move { drop(client) });
-    assert_eq!(stage.names(), ["after"]);
+    assert_eq!(fixture.names(), ["after"]);
 }
 
 #[test]
 fn a_client_made_outside_is_used_inside_and_dropped_by_a_task() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let runtime = multi_thread();
     runtime.block_on(async {
         let tasks: Vec<_> = (0..20)
@@ -101,29 +101,29 @@ fn a_client_made_outside_is_used_inside_and_dropped_by_a_task() {
         }
     });
     drop(client);
-    let client = stage.client();
+    let client = fixture.client();
     assert_eq!(client.stats().accepted, 20);
     runtime.block_on(async move {
         assert_eq!(client.close().await.remaining, 0);
     });
     // What was under way when the first client was dropped is sent again, under the same uuids.
-    assert_eq!(stage.sink.inspect(sink::State::unique), 20);
+    assert_eq!(fixture.sink.inspect(sink::State::unique), 20);
 }
 
 #[test]
 fn a_runtime_that_is_shut_down_under_a_waiting_task_leaves_the_client_working() {
-    let stage = Stage::new();
-    stage.sink.default_answer(sink::Answer::hang().discarding());
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(sink::Answer::hang().discarding());
+    let client = fixture.client();
     take(&client, "tick");
     let runtime = multi_thread();
     let flush = client.flush();
     runtime.spawn(async move { flush.await });
     runtime.shutdown_background();
-    stage.sink.default_answer(sink::Answer::ok());
+    fixture.sink.default_answer(sink::Answer::ok());
     // The request that hangs ends with its connection.
-    stage.sink.stop();
-    stage.sink.resume();
-    assert!(stage.sink.wait_for(|state| state.unique() == 1, crate::stage::PATIENCE));
+    fixture.sink.stop();
+    fixture.sink.resume();
+    assert!(fixture.sink.wait_for(|state| state.unique() == 1, crate::fixture::PATIENCE));
     drop(client);
 }

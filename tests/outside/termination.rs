@@ -12,8 +12,8 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::apart::{Terms, apart, apart_until};
+use crate::fixture::{Fixture, PATIENCE, Place, close_empty, event, eventually, take};
 use crate::process::{forked, ignore};
-use crate::stage::{PATIENCE, Place, Stage, close_empty, event, eventually, take};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -41,17 +41,17 @@ fn died_of_sigterm(status: &ExitStatus) -> bool {
     status.signal() == Some(15)
 }
 
-fn hanging() -> Stage {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::hang());
-    stage
+fn hanging() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::hang());
+    fixture
 }
 
 #[test]
 fn a_sigterm_delivers_what_is_queued_and_then_the_process_dies_of_it() {
     apart_until(
         died_of_sigterm,
-        Stage::new,
+        Fixture::new,
         |_| Terms::default(),
         |place| {
             with_queued(place, 50);
@@ -59,9 +59,9 @@ fn a_sigterm_delivers_what_is_queued_and_then_the_process_dies_of_it() {
             send_to_self(Signal::SIGTERM);
             sleep_until_killed();
         },
-        |stage| {
-            assert_eq!(stage.names().len(), 50);
-            assert_eq!(stage.client().stats().queued_events, 0);
+        |fixture| {
+            assert_eq!(fixture.names().len(), 50);
+            assert_eq!(fixture.client().stats().queued_events, 0);
         },
     );
 }
@@ -70,7 +70,7 @@ fn a_sigterm_delivers_what_is_queued_and_then_the_process_dies_of_it() {
 fn a_sigint_does_the_same_under_its_own_name() {
     apart_until(
         |status| status.signal() == Some(2),
-        Stage::new,
+        Fixture::new,
         |_| Terms::default(),
         |place| {
             with_queued(place, 3);
@@ -78,7 +78,7 @@ fn a_sigint_does_the_same_under_its_own_name() {
             send_to_self(Signal::SIGINT);
             sleep_until_killed();
         },
-        |stage| assert_eq!(stage.names().len(), 3),
+        |fixture| assert_eq!(fixture.names().len(), 3),
     );
 }
 
@@ -95,13 +95,13 @@ fn a_server_that_hangs_holds_the_end_up_until_the_deadline_and_nothing_is_lost()
             send_to_self(Signal::SIGTERM);
             sleep_until_killed();
         },
-        |stage| {
+        |fixture| {
             let took = began.elapsed();
             assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(20), "{took:?}");
-            stage.sink.default_answer(Answer::ok());
-            let client = stage.client();
+            fixture.sink.default_answer(Answer::ok());
+            let client = fixture.client();
             close_empty(&client);
-            assert_eq!(stage.sink.inspect(|state| state.unique()), 3);
+            assert_eq!(fixture.sink.inspect(|state| state.unique()), 3);
         },
     );
 }
@@ -139,7 +139,7 @@ fn where_the_application_sees_to_the_end_each_signal_sends_and_the_client_goes_o
             }
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["after", "after", "tick", "tick"]),
+        |fixture| assert_eq!(fixture.names(), ["after", "after", "tick", "tick"]),
     );
 }
 
@@ -159,7 +159,7 @@ fn a_handler_of_tokios_that_came_first_keeps_the_exit() {
             eventually("what is queued is sent", || client.stats().queued_events == 0);
             assert_eq!(client.stats().storage, StorageMode::Durable);
         },
-        |stage| assert_eq!(stage.names(), ["tick", "tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick", "tick"]),
     );
 }
 
@@ -201,7 +201,7 @@ fn a_child_dies_of_sigterm_at_once_and_its_parent_goes_on() {
             assert_eq!(client.stats().queued_events, 2, "nothing was sent for it");
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["tick", "tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick", "tick"]),
     );
 }
 
@@ -220,7 +220,7 @@ fn a_child_that_asks_for_it_is_drained_itself() {
             child.must_die_of(Signal::SIGTERM);
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["child"]),
+        |fixture| assert_eq!(fixture.names(), ["child"]),
     );
 }
 
@@ -228,7 +228,7 @@ fn a_child_that_asks_for_it_is_drained_itself() {
 fn it_may_come_before_the_client_and_comes_once() {
     apart_until(
         died_of_sigterm,
-        Stage::new,
+        Fixture::new,
         |_| Terms::default(),
         |place| {
             assert!(matches!(drain_on_terminate(DrainOptions::new().signals([9])), Err(Error::Config { .. })));
@@ -238,7 +238,7 @@ fn it_may_come_before_the_client_and_comes_once() {
             send_to_self(Signal::SIGTERM);
             sleep_until_killed();
         },
-        |stage| assert_eq!(stage.names(), ["tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick"]),
     );
 }
 
@@ -246,7 +246,7 @@ fn it_may_come_before_the_client_and_comes_once() {
 fn without_a_client_the_process_dies_at_once() {
     apart_until(
         died_of_sigterm,
-        Stage::new,
+        Fixture::new,
         |_| Terms::default(),
         |_| {
             drain_on_terminate(DrainOptions::new().deadline(Duration::from_secs(600))).unwrap();
@@ -268,7 +268,7 @@ fn a_signal_that_is_ignored_stays_ignored() {
             assert!(client.capture(event("tick")).is_accepted());
             close_empty(&client);
         },
-        |stage| assert_eq!(stage.names(), ["tick", "tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick", "tick"]),
     );
 }
 
@@ -283,8 +283,8 @@ fn the_first_process_of_a_container_exits_with_what_a_shell_makes_of_the_signal(
     }
     apart_until(
         |status| status.code() == Some(143),
-        Stage::new,
-        |_| Terms::default().played_by_the_first_process(),
+        Fixture::new,
+        |_| Terms::default().scripted_by_the_first_process(),
         |place| {
             assert!(is_part);
             with_queued(place, 1);
@@ -292,6 +292,6 @@ fn the_first_process_of_a_container_exits_with_what_a_shell_makes_of_the_signal(
             send_to_self(Signal::SIGTERM);
             sleep_until_killed();
         },
-        |stage| assert_eq!(stage.names(), ["tick"]),
+        |fixture| assert_eq!(fixture.names(), ["tick"]),
     );
 }

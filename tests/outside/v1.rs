@@ -9,44 +9,44 @@ use serde_json::json;
 use sink::{Answer, Request};
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
-fn config(stage: &Stage) -> Config {
-    stage.config().protocol(CaptureProtocol::V1)
+fn config(fixture: &Fixture) -> Config {
+    fixture.config().protocol(CaptureProtocol::V1)
 }
 
-fn client(stage: &Stage) -> Client {
-    Client::new(config(stage)).unwrap()
+fn client(fixture: &Fixture) -> Client {
+    Client::new(config(fixture)).unwrap()
 }
 
-fn headers(stage: &Stage, name: &str) -> Vec<String> {
+fn headers(fixture: &Fixture, name: &str) -> Vec<String> {
     let value = |request: &Request| request.header(name).unwrap_or_default().to_owned();
-    stage.sink.inspect(|state| state.requests().iter().map(value).collect())
+    fixture.sink.inspect(|state| state.requests().iter().map(value).collect())
 }
 
 /// Three events that go in one request.
-fn three(stage: &Stage, client: &Client) -> Vec<Uuid> {
+fn three(fixture: &Fixture, client: &Client) -> Vec<Uuid> {
     let uuids = ["one", "two", "three"].map(|name| take(client, name));
-    assert!(stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
-    assert_eq!(stage.sink.requests()[0].uuids, uuids);
+    assert!(fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    assert_eq!(fixture.sink.requests()[0].uuids, uuids);
     uuids.into()
 }
 
 /// A client that carries only when asked: what is captured before goes in one request.
-fn patient(stage: &Stage) -> Client {
-    Client::new(config(stage).flush_interval(Duration::from_millis(300))).unwrap()
+fn patient(fixture: &Fixture) -> Client {
+    Client::new(config(fixture).flush_interval(Duration::from_millis(300))).unwrap()
 }
 
 #[test]
 fn http_01_a_v1_request_reaches_its_endpoint_with_the_token_and_the_event() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage).historical_migration(true)).unwrap();
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture).historical_migration(true)).unwrap();
     let uuid = take(&client, "tick");
     close_empty(&client);
-    let request = stage.sink.requests().remove(0);
+    let request = fixture.sink.requests().remove(0);
     assert_eq!((request.path.as_str(), request.query.as_str()), ("/i/v1/analytics/events", ""));
-    assert_eq!((request.api_key.as_str(), request.uuids), (crate::stage::KEY, vec![uuid]));
-    let header = |name: &str| headers(&stage, name).remove(0);
+    assert_eq!((request.api_key.as_str(), request.uuids), (crate::fixture::KEY, vec![uuid]));
+    let header = |name: &str| headers(&fixture, name).remove(0);
     assert_eq!(header("content-type"), "application/json");
     assert_eq!(header("content-encoding"), "gzip");
     assert_eq!(header("posthog-sdk-info"), concat!("posthog-durable/", env!("CARGO_PKG_VERSION")));
@@ -61,8 +61,8 @@ fn http_01_a_v1_request_reaches_its_endpoint_with_the_token_and_the_event() {
 
 #[test]
 fn options_stand_beside_the_properties_and_not_among_them() {
-    let stage = Stage::new();
-    let client = Client::new(config(&stage).exact_timestamps(true)).unwrap();
+    let fixture = Fixture::new();
+    let client = Client::new(config(&fixture).exact_timestamps(true)).unwrap();
     let described = event("tick")
         .prop("plan", "pro")
         .prop("$cookieless_mode", false)
@@ -73,7 +73,7 @@ fn options_stand_beside_the_properties_and_not_among_them() {
     accepted(&client.capture(described));
     accepted(&client.capture(event("tock").prop("$ignore_sent_at", "mistyped").prop("$session_id", json!(null))));
     close_empty(&client);
-    let (first, second) = (stage.sink.events().remove(0), stage.sink.events().remove(1));
+    let (first, second) = (fixture.sink.events().remove(0), fixture.sink.events().remove(1));
     let options = json!({"cookieless_mode": false, "disable_skew_correction": true, "process_person_profile": false,
         "product_tour_id": "tour-1"});
     assert_eq!(first.others, json!({"options": options, "session_id": "7", "window_id": "w-1"}));
@@ -95,27 +95,27 @@ fn each_codec_that_is_compiled_in_arrives_as_it_was() {
         (Compression::Zstd, Some("zstd")),
     ];
     for (codec, encoding) in compiled {
-        let stage = Stage::new();
-        let client = Client::new(config(&stage).compression(codec)).unwrap();
+        let fixture = Fixture::new();
+        let client = Client::new(config(&fixture).compression(codec)).unwrap();
         let filling = "filling ".repeat(500);
         let uuids: Vec<Uuid> = (0..40).map(|_| accepted(&client.capture(event("f").prop("f", &filling)))).collect();
-        stage.must_have_taken(&uuids);
+        fixture.must_have_taken(&uuids);
         close_empty(&client);
-        let requests = stage.sink.requests();
+        let requests = fixture.sink.requests();
         assert!(requests.iter().all(|request| request.header("content-encoding") == encoding), "{codec:?}");
         assert!(requests.iter().all(|request| request.query.is_empty()), "{codec:?}");
         let bytes: usize = requests.iter().map(|request| request.wire_bytes).sum();
         assert_eq!(bytes < 40 * 4000 / 4, encoding.is_some(), "{bytes} bytes with {codec:?}");
-        assert!(stage.sink.events().iter().all(|event| event.properties["f"] == filling.as_str()));
+        assert!(fixture.sink.events().iter().all(|event| event.properties["f"] == filling.as_str()));
     }
 }
 
 #[test]
 fn http_02_verdicts_empty_the_queue_and_a_dropped_event_lies_with_its_details_among_the_dead_letters() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::results(["ok", "drop:event_name_too_long", "warning:person_processing_disabled"])]);
-    let client = patient(&stage);
-    let uuids = three(&stage, &client);
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::results(["ok", "drop:event_name_too_long", "warning:person_processing_disabled"])]);
+    let client = patient(&fixture);
+    let uuids = three(&fixture, &client);
     eventually("all three are settled", || client.stats().delivered == 2 && client.stats().dead_lettered == 1);
     eventually("the dead letter is written", || client.dead_letters(9).len() == 1);
     let dead = client.dead_letters(9).remove(0);
@@ -126,15 +126,15 @@ fn http_02_verdicts_empty_the_queue_and_a_dropped_event_lies_with_its_details_am
     let warned = Diagnostic::Warned { uuid: uuids[2], events: 1, details: "person_processing_disabled".into() };
     assert!(told.contains(&dead_lettered) && told.contains(&warned), "{told:?}");
     close_empty(&client);
-    assert_eq!(stage.sink.requests().len(), 1);
+    assert_eq!(fixture.sink.requests().len(), 1);
 }
 
 #[test]
 fn an_event_without_a_verdict_and_one_with_an_unknown_one_count_as_accepted_and_are_told() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::results(["missing", "ok", "later:busy"])]);
-    let client = patient(&stage);
-    let uuids = three(&stage, &client);
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::results(["missing", "ok", "later:busy"])]);
+    let client = patient(&fixture);
+    let uuids = three(&fixture, &client);
     eventually("all three are settled", || client.stats().delivered == 3);
     assert!(client.dead_letters(9).is_empty());
     for (uuid, beginning) in [(uuids[0], "no verdict "), (uuids[2], r#"unknown result "later": busy, "#)] {
@@ -145,27 +145,27 @@ fn an_event_without_a_verdict_and_one_with_an_unknown_one_count_as_accepted_and_
         assert_eq!(client.diagnostics().iter().filter(|told| is_told(told)).count(), 1, "{beginning}");
     }
     close_empty(&client);
-    assert_eq!(stage.sink.requests().len(), 1, "neither is tried again");
+    assert_eq!(fixture.sink.requests().len(), 1, "neither is tried again");
 }
 
 #[test]
 fn rtq_04_only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::results(["ok", "retry:not_persisted", "retry"]), Answer::results(["ok", "retry"])]);
-    let client = patient(&stage);
-    let uuids = three(&stage, &client);
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::results(["ok", "retry:not_persisted", "retry"]), Answer::results(["ok", "retry"])]);
+    let client = patient(&fixture);
+    let uuids = three(&fixture, &client);
     // Captured while it is under way: another request.
     let later = take(&client, "later");
-    stage.must_have_taken(&[&uuids[..], &[later]].concat());
+    fixture.must_have_taken(&[&uuids[..], &[later]].concat());
     close_empty(&client);
     assert_eq!((client.stats().delivered, client.stats().dead_lettered), (4, 0));
-    let requests = stage.sink.requests();
+    let requests = fixture.sink.requests();
     let carried: Vec<_> = requests.iter().map(|request| request.uuids.clone()).collect();
     assert_eq!(carried, [uuids.clone(), uuids[1..].to_vec(), uuids[2..].to_vec(), vec![later]]);
-    let ids = headers(&stage, "posthog-request-id");
+    let ids = headers(&fixture, "posthog-request-id");
     assert!(ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
-    assert_eq!(headers(&stage, "posthog-attempt"), ["1", "2", "3", "1"]);
-    let times = headers(&stage, "posthog-request-timestamp");
+    assert_eq!(headers(&fixture, "posthog-attempt"), ["1", "2", "3", "1"]);
+    let times = headers(&fixture, "posthog-request-timestamp");
     assert!(times.is_sorted_by(|one, other| one < other), "{times:?}");
     let created: Vec<_> = requests.iter().map(|request| request.envelope["created_at"].clone()).collect();
     assert!(created[0] == created[1] && created[1] == created[2] && created[2] != created[3], "{created:?}");
@@ -173,50 +173,50 @@ fn rtq_04_only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
 
 #[test]
 fn rtq_01_a_request_that_fails_is_the_same_four_times_and_then_parked() {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::status(503));
-    let client = Client::new(config(&stage).max_retries(3)).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::status(503));
+    let client = Client::new(config(&fixture).max_retries(3)).unwrap();
     let uuid = take(&client, "tick");
     let is_parked = || matches!(client.stats().delivery, DeliveryPhase::Cooldown { retry_in } if retry_in > Duration::from_secs(28));
     eventually("the cycle is over", is_parked);
-    let requests = stage.sink.requests();
+    let requests = fixture.sink.requests();
     assert!(requests.len() == 4 && requests.iter().all(|request| request.uuids == [uuid]));
-    let ids = headers(&stage, "posthog-request-id");
+    let ids = headers(&fixture, "posthog-request-id");
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    assert_eq!(headers(&stage, "posthog-attempt"), ["1", "2", "3", "4"]);
+    assert_eq!(headers(&fixture, "posthog-attempt"), ["1", "2", "3", "4"]);
     assert_eq!(client.stats().queued_events, 1);
     // rtq_02: a later success delivers it, as another request.
-    stage.sink.default_answer(Answer::ok());
+    fixture.sink.default_answer(Answer::ok());
     eventually("a flush is not told of the last failure", || {
         client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up
     });
-    stage.must_have_taken(&[uuid]);
-    assert_eq!(headers(&stage, "posthog-attempt")[4], "1");
-    assert_ne!(headers(&stage, "posthog-request-id")[4], ids[0]);
+    fixture.must_have_taken(&[uuid]);
+    assert_eq!(headers(&fixture, "posthog-attempt")[4], "1");
+    assert_ne!(headers(&fixture, "posthog-request-id")[4], ids[0]);
     close_empty(&client);
 }
 
 #[test]
 fn rtq_05_retry_after_is_honoured_beside_verdicts_and_with_429() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::results(["retry"]).retry_after(1), Answer::status(429).retry_after(1)]);
-    let client = client(&stage);
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::results(["retry"]).retry_after(1), Answer::status(429).retry_after(1)]);
+    let client = client(&fixture);
     let uuid = take(&client, "tick");
-    stage.must_have_taken(&[uuid]);
-    let at: Vec<Instant> = stage.sink.requests().into_iter().map(|request| request.arrived).collect();
+    fixture.must_have_taken(&[uuid]);
+    let at: Vec<Instant> = fixture.sink.requests().into_iter().map(|request| request.arrived).collect();
     assert!(at[1] - at[0] >= Duration::from_secs(1) && at[2] - at[1] >= Duration::from_secs(1));
-    assert_eq!(headers(&stage, "posthog-attempt"), ["1", "2", "3"]);
+    assert_eq!(headers(&fixture, "posthog-attempt"), ["1", "2", "3"]);
     close_empty(&client);
 }
 
 #[test]
 fn what_is_no_answer_of_v1_loses_nothing() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let answers = ["<html>Please log in</html>", r#"{"status":1}"#, r#"{"results":{"0198"#, r#"{"results":[]}"#, ""];
-    stage.sink.script(answers.map(|body| Answer::status(200).body(body).discarding()));
-    let client = client(&stage);
+    fixture.sink.script(answers.map(|body| Answer::status(200).body(body).discarding()));
+    let client = client(&fixture);
     let uuid = take(&client, "tick");
-    stage.must_have_taken(&[uuid]);
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
     assert_eq!((client.stats().delivered, client.stats().dead_lettered), (1, 0));
     let portals =
@@ -226,63 +226,63 @@ fn what_is_no_answer_of_v1_loses_nothing() {
 
 #[test]
 fn a_large_answer_is_read_to_its_end() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let details = format!("warning:{}", "w".repeat(200));
-    stage.sink.default_answer(Answer::results([details.as_str()]));
-    stage.sink.stop();
-    let client = client(&stage);
+    fixture.sink.default_answer(Answer::results([details.as_str()]));
+    fixture.sink.stop();
+    let client = client(&fixture);
     let uuids: Vec<Uuid> = (0..1000).map(|_| take(&client, "tick")).collect();
     eventually("they are carried", || client.stats().queued_events == 1000);
-    stage.sink.resume();
+    fixture.sink.resume();
     eventually("the server is found", || client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
-    stage.must_have_taken(&uuids);
-    let most = stage.sink.inspect(|state| state.requests().iter().map(|request| request.event_count).max());
+    fixture.must_have_taken(&uuids);
+    let most = fixture.sink.inspect(|state| state.requests().iter().map(|request| request.event_count).max());
     assert!(most > Some(400), "the answer to {most:?} events is more than 64 KiB");
     close_empty(&client);
 }
 
 #[test]
 fn equal_uuids_travel_apart() {
-    let stage = Stage::new();
-    let client = patient(&stage);
+    let fixture = Fixture::new();
+    let client = patient(&fixture);
     let uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
     for _ in 0..3 {
         accepted(&client.capture(event("tick").uuid(uuid)));
     }
     eventually("all three are delivered", || client.stats().delivered == 3);
-    assert!(stage.sink.requests().iter().all(|request| request.uuids == [uuid]));
-    assert_eq!((client.stats().dead_lettered, stage.sink.requests().len()), (0, 3));
+    assert!(fixture.sink.requests().iter().all(|request| request.uuids == [uuid]));
+    assert_eq!((client.stats().dead_lettered, fixture.sink.requests().len()), (0, 3));
     assert!(client.shutdown(PATIENCE).wait(PATIENCE).is_ok());
 }
 
 #[test]
 fn whatever_was_queued_under_one_protocol_is_delivered_under_the_other() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let v0 = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let v0 = fixture.client();
     let mut uuids = vec![take(&v0, "first")];
     v0.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(v0);
-    let v1 = client(&stage);
+    let v1 = client(&fixture);
     uuids.push(take(&v1, "second"));
-    stage.sink.resume();
+    fixture.sink.resume();
     eventually("the server is found", || v1.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
-    stage.must_have_taken(&uuids);
-    assert!(stage.sink.requests().iter().all(|request| request.path == "/i/v1/analytics/events"));
+    fixture.must_have_taken(&uuids);
+    assert!(fixture.sink.requests().iter().all(|request| request.path == "/i/v1/analytics/events"));
     close_empty(&v1);
 }
 
 #[test]
 fn parallel_captures_under_one_uuid_each_hear_of_their_own_event() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::results(["drop:the first"]), Answer::results(["ok"])]);
-    let client = patient(&stage);
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::results(["drop:the first"]), Answer::results(["ok"])]);
+    let client = patient(&fixture);
     let uuid = Uuid::from_u128(7);
     let waiting = ["one", "two"].map(|name| client.capture_immediate(event(name).uuid(uuid)));
     let mut reports = waiting.map(|report| report.wait(PATIENCE).unwrap());
     reports.sort_by_key(|report| *report == DeliveryReport::Delivered);
     let dead_lettered = DeliveryReport::DeadLettered { status: 200, reason: "the first".into() };
     assert_eq!(reports, [dead_lettered, DeliveryReport::Delivered]);
-    assert_eq!(stage.sink.requests().len(), 2);
+    assert_eq!(fixture.sink.requests().len(), 2);
     close_empty(&client);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use posthog::{Client, DropReason, EndpointStatus, Outcome, PersistError, StorageMode, WaitTimeout};
 use sink::Answer;
 
-use crate::stage::{PATIENCE, Stage, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, close_empty, event, eventually, take};
 
 /// Far above what anything takes here, far below the time-outs that a wait in vain would run into.
 const SOON: Duration = Duration::from_secs(15);
@@ -42,9 +42,9 @@ impl Drop for Noise {
 
 #[test]
 fn a_flush_under_steady_capture_with_the_server_down_ends() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = fixture.client();
     // With nothing to send there is nothing to find out about the endpoint.
     take(&client, "first");
     let noise = Noise::on(&client);
@@ -61,9 +61,9 @@ fn a_flush_under_steady_capture_with_the_server_down_ends() {
 
 #[test]
 fn a_flush_under_steady_capture_covers_what_was_accepted_before_and_ends() {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::ok().delay(Duration::from_millis(50)));
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::ok().delay(Duration::from_millis(50)));
+    let client = fixture.client();
     let noise = Noise::on(&client);
     for number in 0..5 {
         let before: Vec<_> = (0..100).map(|_| take(&client, "before")).collect();
@@ -71,7 +71,7 @@ fn a_flush_under_steady_capture_covers_what_was_accepted_before_and_ends() {
         let report = client.flush().wait(PATIENCE).unwrap();
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
         assert_eq!(report.endpoint, EndpointStatus::Up, "flush {number}");
-        let missing = before.iter().filter(|uuid| !stage.sink.inspect(|state| state.contains(**uuid))).count();
+        let missing = before.iter().filter(|uuid| !fixture.sink.inspect(|state| state.contains(**uuid))).count();
         assert_eq!(missing, 0, "events accepted before flush {number} that it did not send");
     }
     drop(noise);
@@ -80,43 +80,43 @@ fn a_flush_under_steady_capture_covers_what_was_accepted_before_and_ends() {
 
 #[test]
 fn many_flushes_at_once_are_all_answered() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     take(&client, "tick");
     let flushes: Vec<_> = (0..200).map(|_| client.flush()).collect();
     for flush in &flushes {
         assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Up);
     }
-    assert_eq!(stage.names(), ["tick"]);
+    assert_eq!(fixture.names(), ["tick"]);
     close_empty(&client);
 }
 
 #[test]
 fn closing_before_a_hanging_server_takes_no_longer_than_the_shutdown_timeout() {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::hang().discarding());
-    let client = Client::new(stage.config().shutdown_timeout(Duration::from_millis(700))).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::hang().discarding());
+    let client = Client::new(fixture.config().shutdown_timeout(Duration::from_millis(700))).unwrap();
     let uuid = take(&client, "tick");
-    assert!(stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    assert!(fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
     let began = Instant::now();
     let report = client.close().wait(PATIENCE).unwrap();
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(600) && took < Duration::from_secs(8), "{took:?}");
     assert_eq!((report.remaining, report.delivered, report.persisted), (1, 0, true), "{report:?}");
     drop(client);
-    stage.sink.default_answer(Answer::ok());
-    let client = stage.client();
-    stage.must_have_taken(&[uuid]);
+    fixture.sink.default_answer(Answer::ok());
+    let client = fixture.client();
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
 }
 
 #[test]
 fn a_second_shutdown_waits_for_the_first_and_can_only_shorten_it() {
-    let stage = Stage::new();
-    stage.sink.default_answer(Answer::hang().discarding());
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.default_answer(Answer::hang().discarding());
+    let client = fixture.client();
     take(&client, "tick");
-    assert!(stage.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
+    assert!(fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
     let long = client.shutdown(Duration::from_secs(3000));
     assert_eq!(long.wait(Duration::from_millis(50)), Err(WaitTimeout));
     let short = client.shutdown(Duration::from_millis(50)).wait(SOON).unwrap();
@@ -127,8 +127,8 @@ fn a_second_shutdown_waits_for_the_first_and_can_only_shorten_it() {
 
 #[test]
 fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let before = client.capture(event("before"));
     close_empty(&client);
     let late = client.capture(event("late"));
@@ -139,14 +139,14 @@ fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
     assert_eq!(client.flush().wait(SOON).unwrap().endpoint, EndpointStatus::Closed);
     let stats = client.stats();
     assert_eq!((stats.storage, stats.dropped), (StorageMode::Closed, vec![(DropReason::Closed, 1)]));
-    assert_eq!(stage.names(), ["before"]);
+    assert_eq!(fixture.names(), ["before"]);
 }
 
 #[test]
 fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for _ in 0..5 {
-        let client = stage.client();
+        let client = fixture.client();
         let begun = Arc::new(Barrier::new(4));
         let threads: Vec<_> = (0..3)
             .map(|_| {
@@ -171,7 +171,7 @@ fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
         for thread in threads {
             let (taken, reason) = thread.join().unwrap();
             assert_eq!(reason, DropReason::Closed);
-            let missing = taken.iter().filter(|uuid| !stage.sink.inspect(|state| state.contains(**uuid))).count();
+            let missing = taken.iter().filter(|uuid| !fixture.sink.inspect(|state| state.contains(**uuid))).count();
             assert_eq!(missing, 0, "of {} accepted", taken.len());
         }
     }
@@ -179,11 +179,11 @@ fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
 
 #[test]
 fn the_last_client_may_be_dropped_inside_on_delivery() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let held: Arc<Mutex<Option<Client>>> = Arc::default();
     let (tell, told) = mpsc::channel();
     let inside = Arc::clone(&held);
-    let client = Client::new(stage.config().on_delivery(move |_| {
+    let client = Client::new(fixture.config().on_delivery(move |_| {
         let last = inside.lock().unwrap().take();
         let began = Instant::now();
         // Waiting for what this very thread has to do ends at once.
@@ -200,20 +200,20 @@ fn the_last_client_may_be_dropped_inside_on_delivery() {
     assert!(took < SOON, "{took:?}");
     // The queue was let go, and what was delivered is settled.
     eventually("the shard is free again", || {
-        let next = stage.client();
+        let next = fixture.client();
         next.stats().dir.is_some_and(|dir| dir.ends_with("shard-0")) && next.stats().queued_events == 0
     });
-    assert_eq!(stage.names(), ["tick"]);
+    assert_eq!(fixture.names(), ["tick"]);
 }
 
 #[test]
 fn the_last_client_may_be_dropped_inside_a_diagnostic_hook() {
-    let stage = Stage::new();
-    stage.sink.stop();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
     let held: Arc<Mutex<Option<Client>>> = Arc::default();
     let (tell, told) = mpsc::channel();
     let inside = Arc::clone(&held);
-    let client = Client::new(stage.config().on_diagnostic(move |_| {
+    let client = Client::new(fixture.config().on_diagnostic(move |_| {
         let last = inside.lock().unwrap().take();
         drop(last);
         let _ = tell.send(());
@@ -223,38 +223,38 @@ fn the_last_client_may_be_dropped_inside_a_diagnostic_hook() {
     *held.lock().unwrap() = Some(client.clone());
     drop(client);
     told.recv_timeout(PATIENCE).unwrap();
-    stage.sink.resume();
+    fixture.sink.resume();
     eventually("the next client delivers", || {
-        let next = stage.client();
+        let next = fixture.client();
         let _ = next.flush().wait(PATIENCE);
-        stage.sink.inspect(|state| state.contains(uuid))
+        fixture.sink.inspect(|state| state.contains(uuid))
     });
 }
 
 #[test]
 fn a_client_dropped_while_offline_loses_nothing_and_the_next_one_delivers() {
-    let stage = Stage::new();
-    stage.sink.stop();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
     let mut uuids = Vec::new();
     for _ in 0..4 {
-        let client = stage.client();
+        let client = fixture.client();
         uuids.extend((0..25).map(|_| take(&client, "offline")));
         let began = Instant::now();
         drop(client);
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     }
-    stage.sink.resume();
-    let client = stage.client();
+    fixture.sink.resume();
+    let client = fixture.client();
     assert_eq!(client.stats().accepted, 100);
     let _ = client.flush().wait(PATIENCE);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     close_empty(&client);
 }
 
 #[test]
 fn persisted_resolves_once_for_many_who_wait_together() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| {

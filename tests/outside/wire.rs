@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sink::Answer;
 use uuid::Uuid;
 
-use crate::stage::{PATIENCE, Stage, accepted, close_empty, event, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
 #[derive(serde::Serialize)]
 struct Plan {
@@ -18,8 +18,8 @@ struct Plan {
 
 #[test]
 fn an_event_arrives_as_it_was_described() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
     let described = Event::new("run_started", "user_1")
         .uuid(uuid)
@@ -37,7 +37,7 @@ fn an_event_arrives_as_it_was_described() {
         .group("team", 7);
     assert_eq!(accepted(&client.capture(described)), uuid);
     close_empty(&client);
-    let arrived = stage.sink.events().remove(0);
+    let arrived = fixture.sink.events().remove(0);
     assert_eq!((arrived.uuid, arrived.event.as_str(), arrived.distinct_id.as_str()), (uuid, "run_started", "user_1"));
     assert_eq!(arrived.timestamp, "2023-11-14T22:13:20.125Z");
     let mut properties = arrived.properties;
@@ -47,9 +47,9 @@ fn an_event_arrives_as_it_was_described() {
         "nothing": null, "list": [1, 2, 3], "map": {"a": [{"b": 1}]}, "plan": {"name": "pro", "seats": null},
         "$groups": {"company": "acme", "team": 7}, "$lib": "posthog-durable", "$is_server": true});
     assert_eq!(properties, wanted);
-    let request = stage.sink.requests().remove(0);
+    let request = fixture.sink.requests().remove(0);
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/batch/"));
-    assert_eq!((request.api_key.as_str(), request.query.as_str()), (crate::stage::KEY, "compression=gzip"));
+    assert_eq!((request.api_key.as_str(), request.query.as_str()), (crate::fixture::KEY, "compression=gzip"));
     let header = |name: &str| request.header(name).unwrap_or_default().to_owned();
     assert_eq!(header("content-encoding"), "gzip");
     assert_eq!(header("content-type"), "application/json");
@@ -59,45 +59,45 @@ fn an_event_arrives_as_it_was_described() {
 
 #[test]
 fn bodies_are_plain_where_compression_is_off_and_headers_are_added() {
-    let stage = Stage::new();
-    let client = Client::new(stage.config().compression(Compression::None).header("x-tenant", "blue")).unwrap();
+    let fixture = Fixture::new();
+    let client = Client::new(fixture.config().compression(Compression::None).header("x-tenant", "blue")).unwrap();
     take(&client, "plain");
     close_empty(&client);
-    let request = stage.sink.requests().remove(0);
+    let request = fixture.sink.requests().remove(0);
     assert_eq!((request.header("content-encoding"), request.query.as_str()), (None, ""));
     assert_eq!(request.header("x-tenant"), Some("blue"));
 }
 
 #[test]
 fn each_attempt_says_when_it_was_made_and_repeats_everything_else() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::status(503), Answer::status(503), Answer::close().taking()]);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::status(503), Answer::status(503), Answer::close().taking()]);
+    let client = fixture.client();
     let uuid = take(&client, "tick");
-    assert!(stage.sink.wait_for(|state| state.requests().len() == 4, PATIENCE));
+    assert!(fixture.sink.wait_for(|state| state.requests().len() == 4, PATIENCE));
     close_empty(&client);
-    let requests = stage.sink.requests();
+    let requests = fixture.sink.requests();
     assert!(requests.iter().all(|request| request.uuids == [uuid]));
     assert!(requests[0].sent_at < requests[1].sent_at && requests[1].sent_at < requests[2].sent_at);
     // The third attempt was taken without an answer: sent again under the same uuid and time, for the server to recognise. Its connection
     // had been used before, and was closed at once: that is the same attempt.
     assert_eq!(requests[2].sent_at, requests[3].sent_at);
-    let arrived = stage.sink.events();
+    let arrived = fixture.sink.events();
     assert_eq!((arrived.len(), &arrived[0].timestamp), (2, &arrived[1].timestamp));
     assert_eq!(client.stats().delivered, 1);
 }
 
 #[test]
 fn whatever_is_no_verdict_on_an_event_is_tried_again() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let statuses = [500, 502, 503, 504, 429, 408, 404, 405, 301, 302, 304, 418, 451, 520, 204];
-    stage.sink.script(statuses.map(|status| Answer::status(status).discarding()));
-    let client = stage.client();
+    fixture.sink.script(statuses.map(|status| Answer::status(status).discarding()));
+    let client = fixture.client();
     let uuids = [take(&client, "one"), take(&client, "two")];
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     close_empty(&client);
     assert_eq!(client.stats().delivered, 2);
-    let given = stage.sink.inspect(|state| state.requests().iter().map(|request| request.status).collect::<Vec<_>>());
+    let given = fixture.sink.inspect(|state| state.requests().iter().map(|request| request.status).collect::<Vec<_>>());
     assert!(given.starts_with(&statuses), "{given:?}");
     let told = client.diagnostics();
     assert!(told.iter().any(|told| matches!(told, Diagnostic::EndpointFailing { .. })), "{told:?}");
@@ -106,11 +106,11 @@ fn whatever_is_no_verdict_on_an_event_is_tried_again() {
 
 #[test]
 fn a_login_page_instead_of_posthog_is_no_delivery() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::status(200).body("<html>Please log in</html>").discarding()]);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::status(200).body("<html>Please log in</html>").discarding()]);
+    let client = fixture.client();
     let uuid = take(&client, "tick");
-    stage.must_have_taken(&[uuid]);
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
     let portal = |told: &Diagnostic| matches!(told, Diagnostic::NotPostHog { status: 200, snippet } if snippet.contains("log in"));
     assert!(client.diagnostics().iter().any(portal), "{:?}", client.diagnostics());
@@ -119,11 +119,11 @@ fn a_login_page_instead_of_posthog_is_no_delivery() {
 #[test]
 fn a_retry_after_of_a_year_waits_an_hour_at_most_through_flushes_and_restarts() {
     const YEAR: u64 = 365 * 24 * 3600;
-    let stage = Stage::new();
-    stage.sink.script([Answer::status(503).retry_after(YEAR)]);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::status(503).retry_after(YEAR)]);
+    let client = fixture.client();
     take(&client, "tick");
-    assert!(stage.sink.wait_for(|state| state.requests().len() == 1, PATIENCE));
+    assert!(fixture.sink.wait_for(|state| state.requests().len() == 1, PATIENCE));
     let within_the_hour = |wait: Duration| wait > Duration::from_secs(3000) && wait <= Duration::from_secs(3602);
     eventually(
         "the wait is shown",
@@ -136,50 +136,50 @@ fn a_retry_after_of_a_year_waits_an_hour_at_most_through_flushes_and_restarts() 
     assert!(is_held(&client));
     assert_eq!(client.close().wait(PATIENCE).unwrap().remaining, 1);
     drop(client);
-    let client = stage.client();
+    let client = fixture.client();
     assert!(is_held(&client), "{:?}", client.flush().wait(PATIENCE));
     drop(client);
-    assert_eq!(stage.sink.requests().len(), 1);
+    assert_eq!(fixture.sink.requests().len(), 1);
     // Whoever caps it lower is back sooner, whatever an earlier process was told.
-    let client = Client::new(stage.config().retry_after_cap(Duration::from_secs(1))).unwrap();
-    assert!(stage.sink.wait_for(|state| state.unique() == 1, PATIENCE));
+    let client = Client::new(fixture.config().retry_after_cap(Duration::from_secs(1))).unwrap();
+    assert!(fixture.sink.wait_for(|state| state.unique() == 1, PATIENCE));
     close_empty(&client);
 }
 
 #[test]
 fn a_server_that_says_later_is_left_alone_until_then() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::status(429).retry_after(1)]);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::status(429).retry_after(1)]);
+    let client = fixture.client();
     let uuid = take(&client, "tick");
-    stage.must_have_taken(&[uuid]);
-    let requests = stage.sink.requests();
+    fixture.must_have_taken(&[uuid]);
+    let requests = fixture.sink.requests();
     assert!(requests[1].arrived - requests[0].arrived >= Duration::from_secs(1));
     close_empty(&client);
 }
 
 #[test]
 fn an_outage_costs_no_event_and_doubles_none() {
-    let stage = Stage::new();
-    let client = stage.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let mut uuids: Vec<Uuid> = (0..50).map(|_| take(&client, "before")).collect();
-    stage.must_have_taken(&uuids);
-    stage.sink.stop();
+    fixture.must_have_taken(&uuids);
+    fixture.sink.stop();
     uuids.extend((0..1000).map(|_| take(&client, "during")));
     eventually("the outage is noticed", || client.stats().consecutive_failures > 0);
-    stage.sink.resume();
+    fixture.sink.resume();
     uuids.extend((0..50).map(|_| take(&client, "after")));
     let _ = client.flush().wait(PATIENCE);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     close_empty(&client);
     assert_eq!(client.stats().delivered, uuids.len() as u64);
 }
 
 #[test]
 fn a_quota_that_posthog_enforces_is_told_of() {
-    let stage = Stage::new();
-    stage.sink.script([Answer::ok().body(r#"{"status":1,"quota_limited":["events","recordings"]}"#)]);
-    let client = stage.client();
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::ok().body(r#"{"status":1,"quota_limited":["events","recordings"]}"#)]);
+    let client = fixture.client();
     take(&client, "tick");
     let told = Diagnostic::QuotaLimited { kinds: vec!["events".into(), "recordings".into()] };
     eventually("the diagnostic", || client.diagnostics().contains(&told));
@@ -188,16 +188,16 @@ fn a_quota_that_posthog_enforces_is_told_of() {
 
 #[test]
 fn large_events_travel_in_requests_within_the_limit() {
-    let stage = Stage::new();
-    stage.sink.stop();
-    let client = Client::new(stage.config().max_batch_bytes(64 * 1024).compression(Compression::None)).unwrap();
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    let client = Client::new(fixture.config().max_batch_bytes(64 * 1024).compression(Compression::None)).unwrap();
     let filling = "x".repeat(8 * 1024);
     let uuids: Vec<Uuid> =
         (0..40).map(|_| accepted(&client.capture(event("large").prop("filling", &filling)))).collect();
-    stage.sink.resume();
+    fixture.sink.resume();
     let _ = client.flush().wait(PATIENCE);
-    stage.must_have_taken(&uuids);
+    fixture.must_have_taken(&uuids);
     close_empty(&client);
-    let largest = stage.sink.inspect(|state| state.requests().iter().map(|request| request.wire_bytes).max());
+    let largest = fixture.sink.inspect(|state| state.requests().iter().map(|request| request.wire_bytes).max());
     assert!(largest.unwrap() <= 80 * 1024, "{largest:?}");
 }

@@ -77,7 +77,7 @@ fn plots(point: &str) -> &'static [Plot] {
         "store.ready" | "store.aside" => &[Plot::Untrusted],
         "store.compacting" => &[Plot::Compacting],
         "adoption.opened" => &[Plot::Adopting],
-        "settle.committed" | "stop.begun" | "stop.committed" => &[Plot::Draining],
+        "ack.committed" | "stop.begun" | "stop.committed" => &[Plot::Draining],
         "evict.committed" => &[Plot::Evicting],
         _ => &[Plot::Capturing],
     }
@@ -102,7 +102,7 @@ pub fn all(setup: Setup) -> Vec<Case> {
                 continue;
             }
             // What makes the others happen once does not happen a second time.
-            if repeats || plot == Plot::Draining && point != "settle.committed" {
+            if repeats || plot == Plot::Draining && point != "ack.committed" {
                 cases.push(Case { point, nth: 1, times: 2, setup, plot });
             }
         }

@@ -8,7 +8,7 @@ const DAY_NANOS: i64 = 86_400_000_000_000;
 fn aging() -> Bench {
     let mut bench = bench(|options| options.limits.queue_age = Some(HOUR));
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     bench
 }
 
@@ -27,7 +27,7 @@ fn nothing_is_too_old_before_it_was_tried_once() {
     bench.advance(24 * HOUR);
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30));
     attempt(&bench);
-    bench.settle_down();
+    bench.ack_down();
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
     assert!(bench.heard(is_aged));
 }
@@ -38,11 +38,11 @@ fn nothing_is_too_old_while_the_clocks_disagree() {
         let mut bench = aging();
         attempt(&bench);
         bench.clock.step_wall(step);
-        bench.settle_down();
+        bench.ack_down();
         bench.advance(2 * HOUR);
         assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30), "a step of {step}");
         bench.clock.step_wall(-step);
-        bench.settle_down();
+        bench.ack_down();
         assert_eq!(bench.ledger().evicted, 30, "when they agree again");
     }
 }
@@ -78,10 +78,10 @@ fn ages_count_again_some_hours_after_the_clock_was_set() {
     for step in [DAY_NANOS, -DAY_NANOS, 20_000 * DAY_NANOS] {
         let mut bench = bench(|options| options.limits.queue_age = Some(12 * HOUR));
         bench.append(30);
-        bench.settle_down();
+        bench.ack_down();
         attempt(&bench);
         bench.clock.step_wall(step);
-        bench.settle_down();
+        bench.ack_down();
         bench.append(30);
         for _ in 0..11 {
             bench.advance(HOUR);
@@ -116,11 +116,11 @@ fn the_time_that_the_machine_has_slept_counts() {
         options.disk = Disk::gated(Arc::clone(&up) as Arc<dyn Gate>);
     });
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     attempt(&bench);
     bench.clock.step_wall(DAY_NANOS);
     up.0.fetch_add(86_400, Ordering::SeqCst);
-    bench.settle_down();
+    bench.ack_down();
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
 }
 
@@ -139,8 +139,8 @@ impl Gate for Reads {
 }
 
 /// Bytes read from the store's file in a round in which some events come and as many make room, behind 2 MiB of rows that may not: of class
-/// `dear`, or under way.
-fn read_a_round(dear: u8, are_under_way: bool) -> u64 {
+/// `priority`, or under way.
+fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
     const MIB: u64 = 1024 * 1024;
     const ROUNDS: u64 = 10;
     let reads = Arc::new(Reads::default());
@@ -153,10 +153,10 @@ fn read_a_round(dear: u8, are_under_way: bool) -> u64 {
     let fill = |bench: &mut Bench, class: u8, until: u64| {
         while bench.pipeline.shard.row_bytes() < until {
             (0..12).for_each(|_| assert!(bench.pipeline.append(&[7; 4000], class).is_ok()));
-            bench.settle_down();
+            bench.ack_down();
         }
     };
-    fill(&mut bench, dear, 2 * MIB);
+    fill(&mut bench, priority, 2 * MIB);
     let under_way = if are_under_way { bench.read() } else { Vec::new() };
     fill(&mut bench, 0, 4 * MIB);
     let rounds = |bench: &mut Bench| {
@@ -177,17 +177,17 @@ fn read_a_round(dear: u8, are_under_way: bool) -> u64 {
     }
     rounds(&mut bench);
     let first = bench.pipeline.shard.read(None, 1).unwrap().chunks[0].key.first_seq;
-    assert_eq!(first == 1, dear > 0, "the first row begins with {first}");
+    assert_eq!(first == 1, priority > 0, "the first row begins with {first}");
     read
 }
 
 #[test]
 fn what_may_not_make_room_is_not_read_each_time_that_others_have_to() {
-    let (usual, dear, under_way) = (read_a_round(0, false), read_a_round(1, false), read_a_round(0, true));
+    let (usual, priority, under_way) = (read_a_round(0, false), read_a_round(1, false), read_a_round(0, true));
     // 2 MiB lie in front of what may go.
     assert!(
-        dear.max(under_way) < usual + 512 * 1024,
-        "{usual} bytes read a round, {dear} behind dear ones, {under_way} behind busy ones"
+        priority.max(under_way) < usual + 512 * 1024,
+        "{usual} bytes read a round, {priority} behind priority ones, {under_way} behind busy ones"
     );
 }
 

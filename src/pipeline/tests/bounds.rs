@@ -24,12 +24,12 @@ fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
         options.limits.overflow = OverflowPolicy::Block(Duration::from_secs(60));
     });
     bench.append(30);
-    bench.settle_down();
-    assert_eq!(bench.pipeline.snapshot().full, Some(Unwelcome::QueueFull));
+    bench.ack_down();
+    assert_eq!(bench.pipeline.snapshot().full, Some(AppendError::QueueFull));
     let pipeline = Arc::clone(&bench.pipeline);
     let waiting = std::thread::spawn(move || pipeline.append(&[7; 100], 0));
     // It rings before it waits.
-    let wanted = bench.pipeline.bell.listen(None, Instant::now);
+    let wanted = bench.pipeline.mailbox.listen(None, Instant::now);
     assert!(wanted.look_again);
     bench.committer.hear(wanted);
     bench.deliver(bench.read());
@@ -41,11 +41,11 @@ fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
 fn callers_that_are_turned_away_ask_for_a_look_once_a_second_unless_something_has_changed() {
     let mut bench = bench(|options| options.limits.queue_events = 30);
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     let asks = |bench: &mut Bench| {
-        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
         let now = bench.now();
-        let wanted = bench.pipeline.bell.listen(Some(now), || now);
+        let wanted = bench.pipeline.mailbox.listen(Some(now), || now);
         let asks = wanted.look_again;
         bench.committer.hear(wanted);
         bench.turn();
@@ -62,14 +62,14 @@ fn callers_that_are_turned_away_ask_for_a_look_once_a_second_unless_something_ha
 }
 
 #[test]
-fn a_full_queue_turns_ordinary_events_away_and_takes_the_dear_ones_a_little_longer() {
+fn a_full_queue_turns_ordinary_events_away_and_takes_the_priority_ones_a_little_longer() {
     let mut bench = bench(|options| options.limits.queue_events = 32);
     bench.append(32);
-    bench.settle_down();
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    bench.ack_down();
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
     (0..4).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
     bench.advance(Duration::from_secs(6));
-    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(Unwelcome::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(AppendError::QueueFull));
     assert_eq!(bench.ledger().queued_events, 36);
 }
 
@@ -80,7 +80,7 @@ fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
         options.limits.overflow = OverflowPolicy::DropOldest;
     });
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     let under_way = bench.read();
     bench.append(25);
     bench.advance(Duration::from_secs(6));
@@ -98,14 +98,14 @@ fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
 fn no_more_is_taken_than_the_queue_has_room_for_before_the_committer_has_looked() {
     let mut bench = bench(|options| options.limits.queue_events = 50);
     bench.append(50);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
     (0..6).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
-    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(Unwelcome::QueueFull));
-    bench.settle_down();
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(AppendError::QueueFull));
+    bench.ack_down();
     bench.deliver(bench.read());
     bench.advance(Duration::from_secs(1));
     bench.append(50);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn what_an_earlier_process_left_counts_from_the_first_record_on() {
     before.pipeline.shard.close();
     let bench = bench_in(Arc::clone(&before.root), |options| options.limits.queue_events = 50);
     bench.append(10);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
 }
 
 #[test]
@@ -132,11 +132,11 @@ fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
             while bench.pipeline.append(&[7; 1000], 0).is_ok() {
                 taken += 1;
             }
-            bench.settle_down();
+            bench.ack_down();
             let file_bytes = bench.pipeline.shard.file_bytes();
             assert!(file_bytes <= 2 * MIB + MIB / 8, "{overflow:?}: the file takes {file_bytes} bytes");
         }
-        let queued = bench.ledger().queued_events + bench.pipeline.shard.journal().uncarried().1;
+        let queued = bench.ledger().queued_events + bench.pipeline.shard.journal().journaled().1;
         assert!((850..=1040).contains(&queued), "{overflow:?}: {queued} events");
         assert_eq!(bench.ledger().evicted + queued, taken);
     }
@@ -147,7 +147,7 @@ fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
     let fill = |bench: &mut Bench| {
         while bench.pipeline.shard.file_bytes() < 2 * COMPACT_FROM {
             while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
-            bench.settle_down();
+            bench.ack_down();
         }
     };
     let drain = |bench: &mut Bench| {
@@ -196,7 +196,7 @@ fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
     let usual = steady(&mut bench);
     while bench.pipeline.shard.file_bytes() < 16 * COMPACT_FROM {
         while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
-        bench.settle_down();
+        bench.ack_down();
     }
     steady(&mut bench);
     assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", bench.pipeline.shard.file_bytes());
@@ -215,7 +215,7 @@ fn a_file_system_at_its_floor_is_told_with_its_sizes_once_and_is_not_durable() {
     let [floor] = &floors[..] else { panic!("{floors:?}") };
     assert_eq!((&floor.path, floor.floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
     assert!(floor.free_bytes > 0 && floor.volume_bytes.is_some_and(|volume| volume >= floor.free_bytes));
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::DiskFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::DiskFull));
     assert_eq!(bench.pipeline.snapshot().floor.map(|floor| floor.path), Some(floor.path.clone()));
     bench.advance(HOUR);
     assert_eq!(told(&bench).count(), 0, "not again and again");

@@ -20,12 +20,12 @@ fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
     let (seq, lane) = (chunk.key.first_seq, chunk.key.lane);
     let (reason, first_attempt, last_attempt) = (String::new(), 1, 2);
     let dead = DeadRecord { seq, lane, status: 400, reason, first_attempt, last_attempt, attempts: 1, body };
-    bench.pipeline.settle(Settlement { chunk, delivered: 1, dead_lettered: vec![dead], keep: None });
+    bench.pipeline.ack(Ack { chunk, delivered: 1, dead_lettered: vec![dead], keep: None });
 }
 
 fn order(bench: &mut Bench, order: DeadOrder) -> Option<Result<u64, DeadLetterError>> {
     let answer = bench.pipeline.order_dead(order);
-    bench.settle_down();
+    bench.ack_down();
     answer.try_get()
 }
 
@@ -80,7 +80,7 @@ fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
     dead_letter(&mut bench, body());
     bench.advance(HOUR);
     bench.append(2);
-    bench.settle_down();
+    bench.ack_down();
     bench.advance(HOUR);
     assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
     bench.deliver(bench.read());
@@ -124,7 +124,7 @@ fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
         };
         let first = chunk.key.first_seq;
         let dead_lettered = (first..first + u64::from(content.count)).map(dead).collect();
-        bench.pipeline.settle(Settlement { chunk, delivered: 0, dead_lettered, keep: None });
+        bench.pipeline.ack(Ack { chunk, delivered: 0, dead_lettered, keep: None });
     }
     bench.advance(HOUR);
 }
@@ -141,7 +141,7 @@ fn dead_letters_have_a_bound_of_their_own_and_no_queued_event_makes_room_for_the
     }
     for _ in 0..700 {
         assert!(bench.pipeline.append(&[7; 4500], 0).is_ok());
-        bench.settle_down();
+        bench.ack_down();
     }
     bench.advance(HOUR);
     let ledger = bench.ledger();

@@ -6,7 +6,7 @@ use crate::queue::store::DeadRecord;
 /// A flush that the committer has heard of and that is with the delivery.
 fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::flush::Flush) {
     let answer = bench.pipeline.flush();
-    let wanted = bench.pipeline.bell.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
+    let wanted = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
     bench.committer.hear(wanted);
     let flush = bench.committer.asked.flushes.pop().unwrap();
     (answer, flush)
@@ -24,7 +24,7 @@ fn dead_letter(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
         body: vec![7; 100],
     };
     let dead_lettered = (chunk.key.first_seq..).take(content.count as usize).map(dead).collect();
-    bench.pipeline.settle(Settlement { chunk, delivered: 0, dead_lettered, keep: None });
+    bench.pipeline.ack(Ack { chunk, delivered: 0, dead_lettered, keep: None });
 }
 
 fn ended(bench: &Bench, flush: crate::pipeline::flush::Flush) {
@@ -32,12 +32,12 @@ fn ended(bench: &Bench, flush: crate::pipeline::flush::Flush) {
 }
 
 #[test]
-fn a_flush_is_answered_once_what_it_settled_is_committed_and_there_is_room_again() {
+fn a_flush_is_answered_once_what_it_acked_is_committed_and_there_is_room_again() {
     let mut bench = bench(|options| options.limits.queue_events = 30);
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
-    bench.settle_down();
+    bench.ack_down();
     let (answer, flush) = flush(&mut bench);
     let mut rows = bench.read();
     dead_letter(&bench, rows.remove(0));
@@ -60,13 +60,13 @@ fn a_flush_is_answered_once_what_it_settled_is_committed_and_there_is_room_again
 fn a_flush_counts_from_when_it_was_asked_for() {
     let mut bench = bench(|_| ());
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     let rows = bench.read();
     let (answer, flush) = {
         let answer = bench.pipeline.flush();
         // A fast server: before the delivery hears of the flush, and before the committer does.
         bench.deliver(rows);
-        let wanted = bench.pipeline.bell.listen(None, Instant::now);
+        let wanted = bench.pipeline.mailbox.listen(None, Instant::now);
         bench.committer.hear(wanted);
         (answer, bench.committer.asked.flushes.pop().unwrap())
     };
@@ -84,12 +84,12 @@ fn a_flush_is_answered_also_while_the_store_fails() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     let (answer, flush) = flush(&mut bench);
     fault.arm(5);
     bench.deliver(bench.read());
     ended(&bench, flush);
-    bench.settle_down();
+    bench.ack_down();
     let report = answer.try_get().unwrap();
     assert_eq!((report.delivered, report.remaining), (30, 0));
     assert!(bench.heard(is_problem));
@@ -99,7 +99,7 @@ fn a_flush_is_answered_also_while_the_store_fails() {
 fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
     let mut bench = bench(|_| ());
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     // Taken before, and not committed when the stop begins.
     bench.deliver(bench.read());
     let answer = bench.pipeline.shutdown(Duration::ZERO);

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::committer::Committer;
 use super::*;
-use crate::delivery::{ChunkRef, Settlement, Source};
+use crate::delivery::{Ack, ChunkRef, Source};
 use crate::queue::store::{Chunk, ChunkKey, Ledger};
 use crate::sys::clock::ManualClock;
 use crate::sys::disk::{Call, Gate, Op, Verdict};
@@ -156,19 +156,19 @@ impl Bench {
 
     /// Hears what was rung, and has one turn.
     fn turn(&mut self) {
-        let wanted = self.pipeline.bell.listen(Some(self.now()), || self.pipeline.options.clock.now());
+        let wanted = self.pipeline.mailbox.listen(Some(self.now()), || self.pipeline.options.clock.now());
         self.committer.hear(wanted);
         assert!(self.committer.turn().is_continue());
     }
 
     /// Moves the time on, and has the turns that the committer's thread would have had until there is nothing more to do.
     fn advance(&mut self, by: Duration) {
-        self.settle_down();
+        self.ack_down();
         self.clock.advance(by);
-        self.settle_down();
+        self.ack_down();
     }
 
-    fn settle_down(&mut self) {
+    fn ack_down(&mut self) {
         for _ in 0..20 {
             self.turn();
             while self.wait_for_orphans() {
@@ -213,7 +213,7 @@ impl Bench {
     fn deliver(&self, rows: Vec<(ChunkRef, Chunk)>) {
         for (chunk, content) in rows {
             let delivered = u64::from(content.count);
-            self.pipeline.settle(Settlement { chunk, delivered, dead_lettered: Vec::new(), keep: None });
+            self.pipeline.ack(Ack { chunk, delivered, dead_lettered: Vec::new(), keep: None });
         }
     }
 

@@ -13,14 +13,14 @@ pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
         shard
     };
     let shards: Vec<_> = counts.iter().map(live).collect();
-    // Nothing was carried: their death comes first.
+    // Nothing was checkpointed: their death comes first.
     shards.iter().for_each(Shard::close);
 }
 
 /// The delivery finds our own queue empty.
 pub(super) fn look_for_orphans(bench: &mut Bench) {
     assert!(bench.read().is_empty());
-    bench.settle_down();
+    bench.ack_down();
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_living_process_is_no_orphan() {
     let mut bench = bench(|_| ());
     let mut other = bench_in(Arc::clone(&bench.root), |_| ());
     other.append(30);
-    other.settle_down();
+    other.ack_down();
     look_for_orphans(&mut bench);
     assert!(bench.pipeline.adopted_shard().is_none() && bench.read().is_empty());
 }
@@ -207,7 +207,7 @@ fn orphaned_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
             let project = Project { host: "https://eu.example".into(), api_key: format!("phc_old_{number}") };
             let mut old = bench_in(Arc::clone(&root), |options| options.project = project);
             old.append(2);
-            old.settle_down();
+            old.ack_down();
             old.pipeline.shard.close();
         }
         let bench = bench_in(Arc::clone(&root), |_| ());

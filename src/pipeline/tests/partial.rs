@@ -1,20 +1,20 @@
-//! Rows that are settled piece by piece: what is kept of one stays with the delivery under its new name.
+//! Rows that are acked piece by piece: what is kept of one stays with the delivery under its new name.
 
 use super::super::source::OWN;
 use super::*;
 
 /// Of a row with the records from 1 on, these are kept.
-fn settle(bench: &Bench, chunk: ChunkRef, delivered: u64, keep: &[u64]) -> ChunkRef {
+fn ack(bench: &Bench, chunk: ChunkRef, delivered: u64, keep: &[u64]) -> ChunkRef {
     let keep = Some(keep.to_vec()).filter(|kept| !kept.is_empty());
     let first_seq = keep.as_ref().map_or(0, |kept| kept[0]);
-    bench.pipeline.settle(Settlement { chunk, delivered, dead_lettered: Vec::new(), keep });
+    bench.pipeline.ack(Ack { chunk, delivered, dead_lettered: Vec::new(), keep });
     ChunkRef { key: ChunkKey { first_seq, ..chunk.key }, ..chunk }
 }
 
-fn carried(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, ChunkRef) {
+fn checkpointed(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, ChunkRef) {
     let mut bench = bench(edit);
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     let row = bench.read().remove(0).0;
     (bench, row)
 }
@@ -22,11 +22,11 @@ fn carried(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, ChunkRef) {
 #[test]
 fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
     for keep in [[1, 5], [2, 5]] {
-        let (mut bench, row) = carried(|options| {
+        let (mut bench, row) = checkpointed(|options| {
             options.limits.queue_events = 40;
             options.limits.overflow = OverflowPolicy::DropOldest;
         });
-        let rest = settle(&bench, row, 28, &keep);
+        let rest = ack(&bench, row, 28, &keep);
         bench.advance(Duration::from_secs(1));
         assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (28, 2));
         let read = bench.pipeline.read(usize::MAX, &|chunk| chunk == rest).unwrap();
@@ -44,8 +44,8 @@ fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
 #[test]
 fn what_is_given_back_before_its_row_is_written_is_read_once_it_is() {
     for keep in [[1, 5], [2, 5]] {
-        let (mut bench, row) = carried(|_| ());
-        let rest = settle(&bench, row, 28, &keep);
+        let (mut bench, row) = checkpointed(|_| ());
+        let rest = ack(&bench, row, 28, &keep);
         bench.pipeline.give_back(rest);
         assert!(bench.read().is_empty());
         bench.advance(Duration::from_secs(1));
@@ -58,16 +58,17 @@ fn pieces_add_up_however_commits_fall_between_them() {
     for keep in [[1, 5], [2, 5]] {
         for commits in 0..4 {
             let fault = Fault::of(Op::Write, "queue.redb");
-            let (mut bench, row) = carried(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
-            let rest = settle(&bench, row, 28, &keep);
+            let (mut bench, row) =
+                checkpointed(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+            let rest = ack(&bench, row, 28, &keep);
             if commits & 1 == 1 {
                 bench.advance(Duration::from_secs(1));
             }
-            let last = settle(&bench, rest, 1, &[5]);
+            let last = ack(&bench, rest, 1, &[5]);
             if commits & 2 == 2 {
                 bench.advance(Duration::from_secs(1));
             }
-            settle(&bench, last, 1, &[]);
+            ack(&bench, last, 1, &[]);
             assert!(bench.read().is_empty());
             // A commit that fails first changes nothing about that.
             fault.arm(5);
@@ -81,23 +82,23 @@ fn pieces_add_up_however_commits_fall_between_them() {
 }
 
 #[test]
-fn a_piece_that_is_settled_during_the_commit_of_the_one_before_is_not_read_again() {
-    let (bench, row) = carried(|_| ());
-    let rest = settle(&bench, row, 29, &[1]);
+fn a_piece_that_is_acked_during_the_commit_of_the_one_before_is_not_read_again() {
+    let (bench, row) = checkpointed(|_| ());
+    let rest = ack(&bench, row, 29, &[1]);
     assert_eq!(rest, row, "what is kept has the name of the whole");
     let under_way = bench.pipeline.outbox.take(OWN, &bench.ledger());
-    settle(&bench, rest, 1, &[]);
+    ack(&bench, rest, 1, &[]);
     bench.pipeline.outbox.committed(under_way);
     assert!(bench.read().is_empty());
 }
 
 #[test]
-fn pieces_are_settled_in_their_order_also_after_a_commit_that_failed() {
+fn pieces_are_acked_in_their_order_also_after_a_commit_that_failed() {
     for keep in [1, 2] {
-        let (mut bench, row) = carried(|_| ());
-        let rest = settle(&bench, row, 29, &[keep]);
+        let (mut bench, row) = checkpointed(|_| ());
+        let rest = ack(&bench, row, 29, &[keep]);
         let under_way = bench.pipeline.outbox.take(OWN, &bench.ledger());
-        settle(&bench, rest, 1, &[]);
+        ack(&bench, rest, 1, &[]);
         bench.pipeline.outbox.put_back(under_way);
         bench.advance(HOUR);
         assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));

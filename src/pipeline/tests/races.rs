@@ -9,16 +9,16 @@ use crate::queue::{EvictUntil, LANE, Passed};
 
 fn row(first_seq: u64) -> (ChunkRef, Chunk) {
     let key = ChunkKey { lane: LANE, first_seq };
-    let chunk = Chunk { key, count: 10, salt: 1, carried_at: 1, frames: Arc::from(Vec::new()) };
+    let chunk = Chunk { key, count: 10, salt: 1, checkpointed_at: 1, frames: Arc::from(Vec::new()) };
     (ChunkRef { origin: OWN, key }, chunk)
 }
 
-fn settle(outbox: &Outbox, chunk: ChunkRef) {
-    assert!(outbox.settle(Settlement { chunk, delivered: 10, dead_lettered: Vec::new(), keep: None }));
+fn ack(outbox: &Outbox, chunk: ChunkRef) {
+    assert!(outbox.ack(Ack { chunk, delivered: 10, dead_lettered: Vec::new(), keep: None }));
 }
 
 #[test]
-fn a_row_that_was_settled_and_committed_during_a_read_is_not_handed_out_again() {
+fn a_row_that_was_acked_and_committed_during_a_read_is_not_handed_out_again() {
     let outbox = Outbox::default();
     let ((a, chunk_a), (b, chunk_b)) = (row(1), row(11));
     let idle = |_: ChunkRef| false;
@@ -26,7 +26,7 @@ fn a_row_that_was_settled_and_committed_during_a_read_is_not_handed_out_again() 
     assert_eq!(outbox.hand_out(OWN, (None, 0), Some(b.key), both(), &idle).unwrap().len(), 2);
     // A failed and is given back; B was delivered.
     outbox.give_back(a);
-    settle(&outbox, b);
+    ack(&outbox, b);
     // The delivery reads again: it has looked at the store, where both still are ...
     let after = outbox.resume(OWN, &idle);
     let snapshot = both();
@@ -131,7 +131,7 @@ fn statistics_balance_and_never_go_back_whenever_one_looks() {
         watch
     });
     let mut own = Watch::default();
-    // Queued all the time: of an empty queue nothing could be counted as settled twice.
+    // Queued all the time: of an empty queue nothing could be counted as acked twice.
     bench.append(10);
     bench.advance(Duration::from_secs(6));
     let backlog = bench.read();
@@ -163,11 +163,11 @@ fn what_is_being_committed_counts_once_before_the_commit_and_after_it() {
         assert_eq!(ledger.imbalance(), 0);
         (ledger.delivered, ledger.queued_events)
     };
-    settle(&outbox, a);
+    ack(&outbox, a);
     assert_eq!(seen(before), (10, 10));
     let batch = outbox.take(OWN, &before);
     assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "on one side of the commit and on the other");
-    settle(&outbox, b);
+    ack(&outbox, b);
     assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
     outbox.committed(batch);
     assert_eq!(seen(after), (20, 0));

@@ -26,7 +26,7 @@ fn told(bench: &Bench) -> Vec<Option<String>> {
 fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
     let mut bench = bench(|_| ());
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     std::fs::rename(queue(&bench), away(&bench)).unwrap();
     let mut accepted = 30;
     for _ in 0..200 {
@@ -37,7 +37,7 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
         bench.deliver(rows);
     }
     let receipt = bench.pipeline.persisted(accepted);
-    bench.settle_down();
+    bench.ack_down();
     assert_eq!(receipt.try_get(), Some(Ok(())), "it is on the disk, in the file that is open");
     let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
     assert!(problem.contains("out of reach") && problem.contains("put the directory back"), "{problem}");
@@ -61,7 +61,7 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
 fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
     let mut bench = bench(|_| ());
     bench.append(1);
-    bench.settle_down();
+    bench.ack_down();
     std::fs::rename(queue(&bench), away(&bench)).unwrap();
     bench.append(1);
     bench.advance(Duration::from_millis(300));
@@ -69,7 +69,7 @@ fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
     bench.advance(Duration::from_secs(2));
     bench.append(1);
     let receipt = bench.pipeline.persisted(3);
-    bench.settle_down();
+    bench.ack_down();
     assert_eq!(receipt.try_get(), Some(Ok(())));
     assert!(bench.pipeline.snapshot().problem.is_none());
     bench.advance(HOUR);
@@ -80,14 +80,14 @@ fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
 fn a_directory_that_another_process_has_is_given_up_with_a_reason_that_is_true() {
     let mut bench = bench(|_| ());
     bench.append(1);
-    bench.settle_down();
+    bench.ack_down();
     std::fs::remove_file(bench.pipeline.shard.dir().join("lock")).unwrap();
     let project_dir = bench.pipeline.shard.dir().parent().unwrap().to_path_buf();
     let other = claim(&Disk::default(), &project_dir, &[]).unwrap();
     assert_eq!(other.dir(), bench.pipeline.shard.dir());
     bench.append(1);
     bench.advance(Duration::from_secs(1));
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(Unwelcome::Storage), "not that the client is closed");
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::Storage), "not that the client is closed");
     let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
     assert!(problem.contains("another process"), "{problem}");
     drop(other);

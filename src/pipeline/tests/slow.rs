@@ -74,16 +74,16 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
     let last_run = bench.pipeline.last_run().unwrap();
     assert_eq!((last_run.end, last_run.pid), (crate::crash::cause::ExitCause::Killed, std::process::id()));
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     assert_eq!(counts(&bench), [30]);
     assert!(bench.read().is_empty());
-    bench.settle_down();
+    bench.ack_down();
     assert!(bench.pipeline.adopted_shard().is_none());
     let told: Vec<_> = bench.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
     assert!(matches!(&told[..], [Notice::ShardSkipped { path, .. }] if *path == dir), "said once: {told:?}");
     slow.hold(false);
     until("the slow one is open", || !bench.pipeline.orphans.is_idle());
-    bench.settle_down();
+    bench.ack_down();
     let rows = bench.read();
     assert_eq!(rows.iter().map(|(_, chunk)| chunk.count).collect::<Vec<_>>(), [12]);
     bench.deliver(rows);
@@ -109,7 +109,7 @@ fn who_stops_while_a_queue_is_still_being_opened_has_not_died_of_it() {
         assert_eq!(bench.pipeline.shard.dir(), &shard_dir(dir.parent().unwrap(), 1), "no further one is made");
         until("it is being opened", || predecessor(&Disk::default(), &dir).deaths_opening == 1);
         let stopped = bench.pipeline.shutdown(Duration::ZERO);
-        let wanted = bench.pipeline.bell.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
+        let wanted = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
         bench.committer.hear(wanted);
         while bench.committer.turn().is_continue() {
             bench.clock.advance(Duration::from_secs(1));
@@ -138,7 +138,7 @@ fn an_orphan_that_opens_slowly_does_not_keep_a_receipt_waiting() {
     assert!(slow.is_waited_for(), "it was not waited for");
     assert_eq!(persisted.wait(Duration::ZERO), Ok(Ok(())));
     slow.hold(false);
-    bench.settle_down();
+    bench.ack_down();
     look_for_all(&mut bench);
 }
 

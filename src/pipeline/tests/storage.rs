@@ -18,7 +18,7 @@ fn a_store_that_fails_is_said_and_tried_again_and_receipts_are_served_meanwhile(
         fault.arm(errno);
         bench.append(30);
         let receipt = bench.pipeline.persisted(30);
-        bench.settle_down();
+        bench.ack_down();
         assert!(bench.pipeline.snapshot().problem.is_some() && bench.heard(is_problem));
         assert_eq!(receipt.try_get(), Some(Ok(())), "the journal has it");
         bench.append(5);
@@ -50,7 +50,7 @@ fn failures_of_the_store_grow_rarer_and_do_not_use_up_the_arenas() {
 }
 
 #[test]
-fn a_journal_found_at_the_start_that_cannot_be_carried_does_not_keep_the_committer_busy() {
+fn a_journal_found_at_the_start_that_cannot_be_checkpointed_does_not_keep_the_committer_busy() {
     let before = bench(|_| ());
     let mut taken = 0;
     while before.pipeline.append(&[7; 1000], 0).is_ok() {
@@ -75,18 +75,18 @@ fn a_journal_found_at_the_start_that_cannot_be_carried_does_not_keep_the_committ
 fn a_sync_that_fails_fails_the_receipts_and_what_was_accepted_goes_into_the_store() {
     let fault = Fault::of(Op::Sync, "journal-");
     let mut bench = with(&fault);
-    bench.settle_down();
+    bench.ack_down();
     bench.append(3);
     let receipt = bench.pipeline.persisted(3);
     fault.arm(BROKEN);
-    bench.settle_down();
+    bench.ack_down();
     let answer = receipt.try_get();
     assert!(matches!(&answer, Some(Err(PersistError::Sync(why))) if !why.is_empty()), "{answer:?}");
     assert_eq!((bench.ledger().queued_events, bench.pipeline.receipts.synced()), (3, 3));
     fault.arm(0);
     bench.append(1);
     let receipt = bench.pipeline.persisted(4);
-    bench.settle_down();
+    bench.ack_down();
     assert_eq!(receipt.try_get(), Some(Ok(())));
     bench.advance(HOUR);
     assert!(bench.pipeline.snapshot().problem.is_none());
@@ -99,7 +99,7 @@ fn where_journal_and_store_both_fail_receipts_fail_and_nothing_is_lost_when_they
     fault.arm(BROKEN);
     bench.append(3);
     let receipt = bench.pipeline.persisted(3);
-    bench.settle_down();
+    bench.ack_down();
     assert!(matches!(receipt.try_get(), Some(Err(PersistError::Sync(_)))));
     bench.append(3);
     let receipt = bench.pipeline.persisted(6);
@@ -122,7 +122,7 @@ fn a_disk_without_room_for_another_arena_does_not_keep_the_committer_busy() {
     }
     assert!(taken > 40);
     for _ in 0..10 {
-        bench.settle_down();
+        bench.ack_down();
     }
     assert!(fault.calls() < 20, "{} attempts to make an arena at one moment", fault.calls());
     fault.arm(0);
@@ -153,11 +153,11 @@ fn what_was_delivered_is_committed_while_there_is_no_room_for_another_arena() {
 }
 
 #[test]
-fn settlements_ride_on_the_next_carry_and_have_a_transaction_of_their_own_after_their_interval() {
+fn acks_ride_on_the_next_checkpoint_and_have_a_transaction_of_their_own_after_their_interval() {
     let syncs = Fault::of(Op::Sync, "queue.redb");
     let mut bench = with(&syncs);
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     bench.deliver(bench.read());
     bench.append(30);
     let before = syncs.calls();
@@ -172,11 +172,11 @@ fn settlements_ride_on_the_next_carry_and_have_a_transaction_of_their_own_after_
 }
 
 #[test]
-fn what_is_settled_is_not_read_again_though_its_commit_fails_and_the_store_is_reopened() {
+fn what_is_acked_is_not_read_again_though_its_commit_fails_and_the_store_is_reopened() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = with(&fault);
     bench.append(30);
-    bench.settle_down();
+    bench.ack_down();
     bench.deliver(bench.read());
     fault.arm(BROKEN);
     bench.append(30);
@@ -198,7 +198,7 @@ fn a_steady_stream_is_synced_once_an_interval() {
     let gate: Arc<dyn Gate> = stream.clone();
     let mut bench = bench(|options| options.disk = Disk::gated(gate));
     // Arenas are made, and synced for that.
-    bench.settle_down();
+    bench.ack_down();
     stream.pipeline.set(Arc::downgrade(&bench.pipeline)).unwrap();
     let before = stream.syncs.load(Ordering::SeqCst);
     bench.append(1);

@@ -42,7 +42,7 @@ pub(super) struct Active {
     pub(super) given_up: bool,
     /// Where `position` was when the pages behind it were last readied.
     pub(super) readied_at: usize,
-    /// At open every arena waited to be carried and no further one could be made, or no round could be begun: the arena is one of those,
+    /// At open every arena waited to be checkpointed and no further one could be made, or no round could be begun: the arena is one of those,
     /// and takes nothing. The first one in which a round can be begun becomes the active one.
     pub(super) stand_in: bool,
     /// For arenas that are written and not mapped: one frame, assembled.
@@ -108,7 +108,7 @@ impl Active {
         if class == 0 { len - len / 8 - size_of::<u64>() } else { len - size_of::<u64>() }
     }
 
-    /// A record was taken that needed a second look; says whether it made the arena half full, or another one wait to be carried.
+    /// A record was taken that needed a second look; says whether it made the arena half full, or another one wait to be checkpointed.
     #[cold]
     pub(super) fn took(&mut self, record: &Unusual) -> bool {
         self.heavier = self.heavier.saturating_add(room::heavier(record.framed));

@@ -21,7 +21,7 @@ const STATE_AT: usize = 56;
 /// Read at a time when looking for the end.
 const LOOK_BYTES: usize = 256 * 1024;
 
-/// One use of an arena, from empty to carried.
+/// One use of an arena, from empty to checkpointed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Round {
     /// Mixed into each frame's check word.
@@ -39,7 +39,7 @@ pub(crate) enum Header {
     Blank,
     /// Ready for use.
     Free,
-    /// Holds records that are not known to be carried.
+    /// Holds records that are not known to be checkpointed.
     InUse(Round),
     /// Ours, and its checksum does not hold.
     Damaged,
@@ -58,7 +58,7 @@ pub(crate) struct Arena {
     memory: Memory,
     path: PathBuf,
     index: usize,
-    /// A sync failed: what the kernel could not write it may have forgotten. The file is replaced when its records are carried.
+    /// A sync failed: what the kernel could not write it may have forgotten. The file is replaced when its records are checkpointed.
     condemned: AtomicBool,
 }
 

@@ -7,7 +7,7 @@ use super::replay::{self, Replay};
 use crate::record::frame;
 
 impl Journal {
-    /// The records that wait to be carried, by their sequence numbers. A record may come twice while the committer is at work, but none
+    /// The records that wait to be checkpointed, by their sequence numbers. A record may come twice while the committer is at work, but none
     /// is missed that is not in the store by the time this returns.
     pub(crate) fn contents(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
         let active = {

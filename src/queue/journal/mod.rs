@@ -2,13 +2,13 @@
 //!
 //! Purpose. A commit of a transactional store costs hundreds of microseconds; a copy into the page cache costs tens of nanoseconds
 //! and outlives SIGKILL just as well, because the page cache belongs to the kernel. So a record is accepted by copying it here, made
-//! safe against a power cut by syncing this file, and carried into the store later, many at a time.
+//! safe against a power cut by syncing this file, and checkpointed into the store later, many at a time.
 //!
 //! Limits
-//! * Two arenas to begin with, up to [`ARENAS_MAX`] when a burst fills them faster than they are carried. Each is a file of
+//! * Two arenas to begin with, up to [`ARENAS_MAX`] when a burst fills them faster than they are checkpointed. Each is a file of
 //!   `arena_bytes`, every block really written before it is first used.
 //! * The last eighth of an arena is for exceptions and identity events: they still fit when ordinary events no longer do.
-//! * What waits to be carried may be bounded ([`room`]): nothing is taken that the queue has no room for.
+//! * What waits to be checkpointed may be bounded ([`room`]): nothing is taken that the queue has no room for.
 //! * A caller waits at most `lock_wait` for the lock, and does no I/O under it where the arena is mapped.
 //! * Creating, syncing, reading and freeing arenas is for one thread, the committer; appending is for any, and so is going on in a
 //!   free arena when the active one is full.
@@ -20,10 +20,10 @@
 //!   it by storing its own length word last. Killed before that store, the record was never there. How far appends may go before any
 //!   reason to refuse can arise is worked out when something changes, so that most ask a single question ([`active`]).
 //! * *swap*: another, free arena becomes the active one under a new round: a higher epoch, a fresh salt, the next sequence number.
-//!   The old one is sealed and waits to be carried.
+//!   The old one is sealed and waits to be checkpointed.
 //! * *sync*: makes the sealed arenas and the active one durable, in that order, and says up to which sequence number.
-//! * *free*: a carried arena is marked free and never replays, whatever the store says.
-//! * *replay* (open): arenas that are not free come back as sealed ones, in the order of their epochs. So recovery is a carry like
+//! * *free*: a checkpointed arena is marked free and never replays, whatever the store says.
+//! * *replay* (open): arenas that are not free come back as sealed ones, in the order of their epochs. So recovery is a checkpoint like
 //!   any other. An arena is read up to its first invalid record; only if sequence numbers show that more must be there is the rest
 //!   searched for records that still check.
 //!
@@ -120,7 +120,7 @@ pub(crate) struct Appended {
 pub(crate) enum Refused {
     /// No room left for a record of this class.
     Full,
-    /// The queue that it would be carried into has no room for it: see [`Journal::allow`].
+    /// The queue that it would be checkpointed into has no room for it: see [`Journal::allow`].
     Bounded,
     /// The lock could not be had in time.
     Busy,
@@ -224,7 +224,7 @@ impl Journal {
         Ok(true)
     }
 
-    /// Under the lock: `fresh` takes the records from now on, what was active waits to be carried.
+    /// Under the lock: `fresh` takes the records from now on, what was active waits to be checkpointed.
     fn rotate(&self, active: &mut Active, fresh: Arc<Arena>) -> io::Result<()> {
         let round = Round { epoch: active.round.epoch + 1, salt: entropy::random_u64(), first_seq: active.next_seq };
         if let Err(error) = fresh.begin(&round) {
@@ -255,18 +255,18 @@ impl Journal {
         Ok(())
     }
 
-    /// The sealed arena to be carried next.
+    /// The sealed arena to be checkpointed next.
     pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
         self.pool.oldest_sealed()
     }
 
-    /// The oldest sealed arena was carried: it never replays again. Committer only.
+    /// The oldest sealed arena was checkpointed: it never replays again. Committer only.
     pub(crate) fn free_oldest(&self) {
         self.pool.free_oldest();
     }
 
     /// Makes every record that was appended before the call durable; says up to which sequence number. After a failure the kernel
-    /// may have dropped what it could not write, so the arena is replaced once it is carried. Committer only.
+    /// may have dropped what it could not write, so the arena is replaced once it is checkpointed. Committer only.
     pub(crate) fn sync(&self) -> io::Result<u64> {
         let (arena, end, last) = {
             let active = self.lock();
@@ -318,18 +318,18 @@ impl Journal {
 }
 
 impl Found {
-    /// The sealed arenas that wait to be carried, oldest first.
+    /// The sealed arenas that wait to be checkpointed, oldest first.
     #[cfg(test)]
     pub(crate) fn sealed(&self) -> Vec<Sealed> {
         self.journal.pool.all_sealed()
     }
 
-    /// The sealed arena to be carried next.
+    /// The sealed arena to be checkpointed next.
     pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
         self.journal.pool.oldest_sealed()
     }
 
-    /// The oldest sealed arena was carried: it never replays again.
+    /// The oldest sealed arena was checkpointed: it never replays again.
     pub(crate) fn free_oldest(&self) {
         self.journal.pool.free_oldest();
     }
@@ -344,7 +344,7 @@ impl Found {
         self.journal.pool.expect_up_to(seq);
     }
 
-    /// Begins to take records: round `epoch`, first sequence number `next_seq`. Where every arena waits to be carried and no further
+    /// Begins to take records: round `epoch`, first sequence number `next_seq`. Where every arena waits to be checkpointed and no further
     /// one can be made, or the disk has no room for the first block of a round, it takes none until there is an arena that can.
     pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
         let Opening { options, pool } = self.journal;

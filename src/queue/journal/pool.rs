@@ -1,4 +1,4 @@
-//! The arenas that take no records: free ones, and sealed ones that wait to be carried.
+//! The arenas that take no records: free ones, and sealed ones that wait to be checkpointed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,7 +14,7 @@ use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home};
 use crate::sys::entropy;
 
-/// An arena that is complete and waits to be carried.
+/// An arena that is complete and waits to be checkpointed.
 #[derive(Clone, Debug)]
 pub(crate) struct Sealed {
     pub(super) arena: Arc<Arena>,
@@ -81,7 +81,7 @@ impl Sealed {
         Self { arena, round, end, last_seq: Some(last_seq), records, weight, synced: false }
     }
 
-    /// What its records take at most where they are carried to.
+    /// What its records take at most where they are checkpointed to.
     pub(crate) fn weight(&self) -> u64 {
         self.weight
     }

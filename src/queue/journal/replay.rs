@@ -41,9 +41,9 @@ impl Replay {
         self.runs.last().map(|run| run.last_seq)
     }
 
-    /// The runs cut into pieces of at most `most` bytes, or of one record where that is larger. Records up to `carried` are left
+    /// The runs cut into pieces of at most `most` bytes, or of one record where that is larger. Records up to `checkpointed` are left
     /// out: they are in the store already.
-    pub(crate) fn pieces(&self, most: usize, carried: u64) -> Vec<Run> {
+    pub(crate) fn pieces(&self, most: usize, checkpointed: u64) -> Vec<Run> {
         let mut pieces: Vec<Run> = Vec::new();
         for run in &self.runs {
             let mut open: Option<Run> = None;
@@ -55,7 +55,7 @@ impl Replay {
                 let end = (run.range.start + frames.position()).min(run.range.end);
                 let record = Run { range: start..end, count: 1, first_seq: head.seq, last_seq: head.seq };
                 start = end;
-                if head.seq <= carried {
+                if head.seq <= checkpointed {
                     continue;
                 }
                 open = match open {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_cover_every_record_once_and_skip_what_was_carried() {
+    fn pieces_cover_every_record_once_and_skip_what_was_checkpointed() {
         let replay = replay(arena(9), &ROUND, None);
         for most in [1, 40, 41, 80, 100, 1000] {
             let pieces = replay.pieces(most, 11);

@@ -1,4 +1,4 @@
-//! How much the journal may hold, because what is carried has to fit into a queue with bounds. Set by whoever knows how full that is,
+//! How much the journal may hold, because what is checkpointed has to fit into a queue with bounds. Set by whoever knows how full that is,
 //! and obeyed under the lock: however fast records come, none is taken that the queue has no room for.
 
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Journal;
 use super::arena::HEADER_BYTES;
 
-/// How much may wait to be carried, all that waits already included.
+/// How much may wait to be checkpointed, all that waits already included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Records.
@@ -29,7 +29,7 @@ impl Most {
 /// Bytes of the largest frame that is small.
 pub(super) const LIGHT: usize = 4096;
 
-/// What a record takes at most where it is carried to: small ones fill a row of 64 KiB nearly, a large one has a row of its own, and
+/// What a record takes at most where it is checkpointed to: small ones fill a row of 64 KiB nearly, a large one has a row of its own, and
 /// rows take pages in powers of two.
 pub(crate) fn weight(framed: usize) -> u64 {
     let bytes = framed as u64;
@@ -56,28 +56,28 @@ pub(super) fn heavier(framed: usize) -> u64 {
 }
 
 impl Journal {
-    /// From now on takes no more than `ordinary` records, and `dear` ones. Everything up to `carried_up_to` is carried. Committer only.
-    pub(crate) fn allow(&self, carried_up_to: u64, ordinary: Room, dear: Room) {
+    /// From now on takes no more than `ordinary` records, and `priority` ones. Everything up to `checkpointed_up_to` is checkpointed. Committer only.
+    pub(crate) fn allow(&self, checkpointed_up_to: u64, ordinary: Room, priority: Room) {
         let mut active = self.lock();
         let waiting = self.pool.sealed_size().weight.saturating_add(active.weight_of_round());
         let most = |room: Room| Most {
-            seq: carried_up_to.saturating_add(room.events),
+            seq: checkpointed_up_to.saturating_add(room.events),
             weight: active.weight().saturating_add(room.bytes).saturating_sub(waiting),
         };
-        active.most = [most(ordinary), most(dear)];
+        active.most = [most(ordinary), most(priority)];
         active.survey();
     }
 
-    /// Bytes and records that wait to be carried, sealed arenas included.
-    pub(crate) fn uncarried(&self) -> (u64, u64) {
+    /// Bytes and records that wait to be checkpointed, sealed arenas included.
+    pub(crate) fn journaled(&self) -> (u64, u64) {
         // The lock first: a caller may seal the active arena, and it would count twice or not at all.
         let active = self.lock();
         let sealed = self.pool.sealed_size();
         (sealed.bytes + (active.position - HEADER_BYTES) as u64, sealed.records + active.records)
     }
 
-    /// What waits to be carried, as the room for it is counted.
-    pub(crate) fn uncarried_weight(&self) -> u64 {
+    /// What waits to be checkpointed, as the room for it is counted.
+    pub(crate) fn journaled_weight(&self) -> u64 {
         let active = self.lock();
         self.pool.sealed_size().weight.saturating_add(active.weight_of_round())
     }

@@ -28,7 +28,7 @@ impl Model {
     }
 }
 
-fn carry(journal: &Journal) {
+fn checkpoint(journal: &Journal) {
     while journal.oldest_sealed().is_some() {
         journal.free_oldest();
     }
@@ -48,14 +48,14 @@ fn every_record_is_taken_or_refused_as_if_each_rule_had_been_asked() {
     for _ in 0..40_000 {
         if roll(300) == 0 {
             let mut room = || Room { events: roll(400), bytes: roll(400_000) };
-            let (ordinary, dear) = (room(), room());
-            // All of it is carried: what may wait is counted from here.
-            carry(&journal);
+            let (ordinary, priority) = (room(), room());
+            // All of it is checkpointed: what may wait is counted from here.
+            checkpoint(&journal);
             journal.swap().unwrap();
-            carry(&journal);
-            journal.allow(model.seq, ordinary, dear);
+            checkpoint(&journal);
+            journal.allow(model.seq, ordinary, priority);
             model.position = HEADER_BYTES;
-            model.most = [ordinary, dear].map(|room| (model.seq + room.events, model.weight + room.bytes));
+            model.most = [ordinary, priority].map(|room| (model.seq + room.events, model.weight + room.bytes));
         }
         let (body, class) = (vec![7; SIZES[roll(SIZES.len() as u64) as usize]], (roll(4) == 0) as u8);
         let framed = framed_len(body.len()).unwrap();

@@ -109,12 +109,12 @@ fn a_burst_goes_on_in_the_spare_arena_while_the_committer_is_busy() {
     }
     let total = journal.last_seq();
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=total / 2).collect::<Vec<_>>());
-    assert_eq!(journal.uncarried().1, total);
+    assert_eq!(journal.journaled().1, total);
     assert_eq!(halves, 3, "the committer is told at each half, and at the rotation");
 }
 
 #[test]
-fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
+fn when_every_arena_waits_to_be_checkpointed_a_swap_says_so_and_nothing_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     for seq in 1..=ARENAS_MAX as u64 {
@@ -132,7 +132,7 @@ fn when_every_arena_waits_to_be_carried_a_swap_says_so_and_nothing_is_lost() {
 }
 
 #[test]
-fn with_every_arena_waiting_and_no_room_for_another_it_starts_and_takes_records_once_one_was_carried() {
+fn with_every_arena_waiting_and_no_room_for_another_it_starts_and_takes_records_once_one_was_checkpointed() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     append(&journal, b"a").unwrap();
@@ -213,7 +213,7 @@ fn an_arena_cut_anywhere_keeps_its_whole_records() {
 }
 
 #[test]
-fn a_failed_sync_is_told_and_the_arena_is_replaced_once_carried() {
+fn a_failed_sync_is_told_and_the_arena_is_replaced_once_checkpointed() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::gated(crate::sys::disk::fail_when(|call, nth| {
         // Creation syncs twice for each of the two arenas; the fifth sync is ours.
@@ -224,7 +224,7 @@ fn a_failed_sync_is_told_and_the_arena_is_replaced_once_carried() {
     append(&journal, b"x").unwrap();
     assert_eq!(journal.sync().unwrap_err().raw_os_error(), Some(5));
     journal.swap().unwrap();
-    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what was accepted can still be carried");
+    assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what was accepted can still be checkpointed");
     journal.free_oldest();
     assert!(!dir.path().join("journal-0").exists());
     append(&journal, b"y").unwrap();
@@ -254,7 +254,7 @@ fn two_threads_appending_get_every_number_once() {
 }
 
 #[test]
-fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_carried() {
+fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_checkpointed() {
     for (then, now) in [(ARENA, 2 * ARENA), (2 * ARENA, ARENA)] {
         let dir = tempfile::tempdir().unwrap();
         let sized = |arena_bytes| JournalOptions { arena_bytes, ..options(dir.path(), true) };

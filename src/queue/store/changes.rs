@@ -1,6 +1,6 @@
 //! What one transaction changes, and how it is done.
 //!
-//! A commit can fail and yet have taken effect, so every change can be made twice: a carry is known by its epochs, a removal applies
+//! A commit can fail and yet have taken effect, so every change can be made twice: a checkpoint is known by its epochs, a removal applies
 //! only to the very row it was made for, a dead record replaces itself.
 
 use redb::{Database, ReadableTable, ReadableTableMetadata, Table};
@@ -15,13 +15,13 @@ use crate::sys::clock::WallNanos;
 pub(crate) struct Changes {
     /// New rows; they add themselves to what the ledger says is queued.
     pub(crate) insert: Vec<Chunk>,
-    /// Settled rows.
+    /// Acked rows.
     pub(crate) remove: Vec<Removal>,
     /// Records that go to the dead letters. Count them in [`Removal::buried`], or in the delta if they never had a row.
     pub(crate) dead_letter: Vec<DeadRecord>,
     /// Dead records, by sequence number, that are no longer kept. The ledger goes on counting them as dead_lettered.
-    pub(crate) exhume: Vec<u64>,
-    /// Lanes and the epochs whose arenas this transaction carries. One that is not newer than the lane's last is refused, and nothing
+    pub(crate) remove_dead: Vec<u64>,
+    /// Lanes and the epochs whose arenas this transaction checkpoints. One that is not newer than the lane's last is refused, and nothing
     /// is changed. A transaction with a `ledger` delta should have one, or it must not be repeated.
     pub(crate) journal_epochs: Vec<(u8, u64)>,
     /// What the ledger is told beyond what the rows say.
@@ -57,8 +57,8 @@ pub(crate) struct Applied {
 
 impl Changes {
     /// Whether the transaction makes the queue smaller: only such a one may use the reserve.
-    pub(super) fn only_settles(&self) -> bool {
-        self.insert.is_empty() && !(self.remove.is_empty() && self.exhume.is_empty())
+    pub(super) fn only_acks(&self) -> bool {
+        self.insert.is_empty() && !(self.remove.is_empty() && self.remove_dead.is_empty())
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn commit(
 /// Dead records kept, if they take no more bytes than they may; the oldest make room. Whoever wants them for longer reads them out.
 const DEAD_MAX: u64 = 1000;
 
-/// Buries and exhumes. Returns the bytes of all dead rows, which were `known` before unless nobody had counted.
+/// Buries and removes_dead. Returns the bytes of all dead rows, which were `known` before unless nobody had counted.
 fn change_dead(dead: &mut RowTable<'_>, changes: &Changes, known: Option<u64>, most: u64) -> Result<u64, StoreError> {
     let mut bytes = match known {
         Some(known) => known,
@@ -117,7 +117,7 @@ fn change_dead(dead: &mut RowTable<'_>, changes: &Changes, known: Option<u64>, m
         let replaced = dead.insert(record.seq.to_be_bytes().as_slice(), value.as_slice())?;
         bytes = bytes.saturating_sub(replaced.map_or(0, |row| row.value().len() as u64));
     }
-    for seq in &changes.exhume {
+    for seq in &changes.remove_dead {
         let removed = dead.remove(seq.to_be_bytes().as_slice())?;
         bytes = bytes.saturating_sub(removed.map_or(0, |row| row.value().len() as u64));
     }
@@ -174,26 +174,24 @@ fn remove(
 ) -> Result<(), StoreError> {
     let key = rows::chunk_key(removal.key);
     let kept = removal.keep.as_ref().map_or(0, |chunk| u64::from(chunk.count));
-    let settled = [removal.delivered, removal.dead_lettered, removal.evicted].into_iter().map(u64::from).sum::<u64>();
+    let acked = [removal.delivered, removal.dead_lettered, removal.evicted].into_iter().map(u64::from).sum::<u64>();
     let found = table.get(key.as_slice())?.map(|row| (rows::parse_chunk(removal.key, row.value()), row.value().len()));
     let damaged = match &found {
         // More than what is accounted for: records in it that could not be read, though the row's checksum holds.
-        Some((ChunkRow::Whole(row), _)) if u64::from(row.count) >= settled + kept => {
-            u64::from(row.count) - settled - kept
-        }
+        Some((ChunkRow::Whole(row), _)) if u64::from(row.count) >= acked + kept => u64::from(row.count) - acked - kept,
         None | Some((ChunkRow::Whole(_), _)) => {
             applied.stale_removals += 1;
             return Ok(());
         }
-        Some((ChunkRow::Torn(row), _)) => u64::from(row.count).saturating_sub(settled + kept),
-        Some((ChunkRow::Lost, _)) => unaccounted(table, removal.key, state)?.saturating_sub(settled + kept),
+        Some((ChunkRow::Torn(row), _)) => u64::from(row.count).saturating_sub(acked + kept),
+        Some((ChunkRow::Lost, _)) => unaccounted(table, removal.key, state)?.saturating_sub(acked + kept),
     };
     table.remove(key.as_slice())?;
     let (bytes, page_bytes) = found.map_or((0, 0), |(_, bytes)| (bytes as u64, rows::page_bytes(bytes)));
     state.row_bytes = state.row_bytes.saturating_sub(page_bytes);
     let ledger = &mut state.ledger;
     ledger.queued_bytes = ledger.queued_bytes.saturating_sub(bytes);
-    ledger.queued_events = ledger.queued_events.saturating_sub(settled + kept);
+    ledger.queued_events = ledger.queued_events.saturating_sub(acked + kept);
     ledger.delivered = ledger.delivered.saturating_add(removal.delivered.into());
     ledger.dead_lettered = ledger.dead_lettered.saturating_add(removal.dead_lettered.into());
     ledger.evicted = ledger.evicted.saturating_add(removal.evicted.into());

@@ -29,8 +29,8 @@ pub(crate) struct Chunk {
     pub(crate) count: u32,
     /// What their check words are mixed with.
     pub(crate) salt: u64,
-    /// When they were carried into the store.
-    pub(crate) carried_at: WallNanos,
+    /// When they were checkpointed into the store.
+    pub(crate) checkpointed_at: WallNanos,
     /// The records, see [`frame`].
     pub(crate) frames: Arc<[u8]>,
 }
@@ -83,7 +83,7 @@ impl Chunk {
             first_seq.get_or_insert(seq);
         }
         let key = ChunkKey { lane: self.key.lane, first_seq: first_seq? };
-        Some(Chunk { key, count, salt: self.salt, carried_at: self.carried_at, frames: frames.into() })
+        Some(Chunk { key, count, salt: self.salt, checkpointed_at: self.checkpointed_at, frames: frames.into() })
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
             frame::append(&mut frames, format!("the record {seq}").as_bytes(), 0, *seq, 99);
         }
         let key = ChunkKey { lane: 0, first_seq: seqs[0] };
-        Chunk { key, count: seqs.len() as u32, salt: 99, carried_at: 5, frames: frames.into() }
+        Chunk { key, count: seqs.len() as u32, salt: 99, checkpointed_at: 5, frames: frames.into() }
     }
 
     fn seqs(chunk: &Chunk) -> Vec<u64> {

@@ -6,7 +6,7 @@ use super::guard::guarded;
 use super::{Store, StoreError, tables};
 
 impl Store {
-    /// Keeps these bytes, or forgets what was kept, in a transaction of its own. On a disk where there is no room but for settlements
+    /// Keeps these bytes, or forgets what was kept, in a transaction of its own. On a disk where there is no room but for acks
     /// nothing is tried.
     pub(crate) fn keep_definitions(&self, content: Option<&[u8]>) -> Result<(), StoreError> {
         self.check_process()?;

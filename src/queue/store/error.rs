@@ -44,14 +44,14 @@ pub(crate) enum StoreError {
         /// What it said.
         message: String,
     },
-    /// The arena was carried before: a repeat after a crash, or after a commit whose failure was reported and yet took effect.
+    /// The arena was checkpointed before: a repeat after a crash, or after a commit whose failure was reported and yet took effect.
     #[error("the arena of epoch {given} (lane {lane}) was stored before (up to {stored})")]
     AlreadyCarried {
         /// The lane.
         lane: u8,
         /// The newest epoch in the store.
         stored: u64,
-        /// The epoch that was to be carried.
+        /// The epoch that was to be checkpointed.
         given: u64,
     },
     /// A single row is larger than the database takes.

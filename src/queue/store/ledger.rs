@@ -60,7 +60,7 @@ impl Ledger {
     }
 
     /// The ledger after the queue was found to hold `events` in `bytes`, the highest of them `highest_seq`. What is missing is
-    /// damaged; what is there although it had been settled is taken back from where it had been put, deliveries first.
+    /// damaged; what is there although it had been acked is taken back from where it had been put, deliveries first.
     pub(super) fn recount(&mut self, events: u64, bytes: u64, highest_seq: u64) {
         self.accepted = self.accepted.max(highest_seq);
         (self.queued_events, self.queued_bytes) = (events, bytes);

@@ -1,4 +1,4 @@
-//! The transactional queue, on redb: what was accepted waits here, for days if need be, until it is settled.
+//! The transactional queue, on redb: what was accepted waits here, for days if need be, until it is acked.
 //!
 //! It has never heard of the journal, of HTTP or of PostHog. A row is a *chunk*, the contiguous bytes of many records as the journal
 //! had them; rows never move between states. One owner per directory: the caller holds the shard's lock.
@@ -8,7 +8,7 @@
 //! * `chunks`: lane, first sequence number (big-endian) to a head of 40 bytes and the frames. The head has the count, the salt and
 //!   two checksums, one of the frames, one of the key and the head itself.
 //! * `dead`: sequence number to a record that the server refused, with its reason.
-//! * `meta`: `schema`, `identity` (project hash, host, key), `state` (ledger, number of chunks, epochs carried, next attempt), `pages`
+//! * `meta`: `schema`, `identity` (project hash, host, key), `state` (ledger, number of chunks, epochs checkpointed, next attempt), `pages`
 //!   (what the chunks and the dead records take) and `flag_definitions` (bytes that the owner wants to find again; a store is whole without them).
 //!
 //! Operations and their promises:
@@ -228,16 +228,16 @@ impl Store {
     }
 
     /// Makes the changes in one transaction; when this returns `Ok` they survive a power cut. On a full disk a transaction that only
-    /// settles may use up the reserve, and so may one that fills an empty store.
+    /// acks may use up the reserve, and so may one that fills an empty store.
     pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
         self.check_process()?;
         let mut writer = self.writer();
-        if self.is_for_settlements(&writer, changes) {
+        if self.is_for_acks(&writer, changes) {
             return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
         }
         let mut outcome = self.commit(changes);
         if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, self.place())
-            && (changes.only_settles() || self.is_the_only_way_out(changes))
+            && (changes.only_acks() || self.is_the_only_way_out(changes))
             && writer.reserve.release(place)?
         {
             self.reopen_as(&mut writer)?;
@@ -261,7 +261,7 @@ impl Store {
         self.committed().row_bytes
     }
 
-    /// The newest epoch of `lane` that was carried; 0 for none.
+    /// The newest epoch of `lane` that was checkpointed; 0 for none.
     pub(crate) fn journal_epoch(&self, lane: u8) -> u64 {
         self.committed().epochs.get(&lane).copied().unwrap_or(0)
     }
@@ -292,7 +292,7 @@ impl Store {
         self.with_database(|db| reads::read(db, lane, after, max_bytes))
     }
 
-    /// The oldest chunk of a lane, but for those to be left out, and when it was carried.
+    /// The oldest chunk of a lane, but for those to be left out, and when it was checkpointed.
     pub(crate) fn oldest(
         &self,
         lane: u8,
@@ -322,12 +322,12 @@ impl Store {
     }
 
     /// Where the reserve is gone, the last room there is takes its place: whatever comes in has to wait until there is more.
-    fn is_for_settlements(&self, writer: &Writer, changes: &Changes) -> bool {
+    fn is_for_acks(&self, writer: &Writer, changes: &Changes) -> bool {
         let Some(place) = self.place().filter(|_| !changes.insert.is_empty()) else { return false };
         writer.reserve.is_missed(place) && !self.is_the_only_way_out(changes)
     }
 
-    /// Where no row is left to be settled, no settlement will ever make room: what waits outside has to come in to be delivered. Not if
+    /// Where no row is left to be acked, no ack will ever make room: what waits outside has to come in to be delivered. Not if
     /// it would not fit anyway, with as much again for the pages around it.
     fn is_the_only_way_out(&self, changes: &Changes) -> bool {
         let bytes: u64 = changes.insert.iter().map(|chunk| chunk.frames.len() as u64).sum();

@@ -26,7 +26,7 @@ pub(crate) struct StoreOptions {
     pub(crate) identity: Identity,
     /// Memory for pages; at most 8 MiB.
     pub(crate) cache_bytes: usize,
-    /// Size of the reserve that lets settlements through on a full disk; 0 for none.
+    /// Size of the reserve that lets acks through on a full disk; 0 for none.
     pub(crate) reserve_bytes: u64,
     /// What the dead records may take, in bytes; the oldest make room. The last one stays, however large.
     pub(crate) dead_bytes: u64,
@@ -69,7 +69,7 @@ pub(crate) struct OpenReport {
     pub(crate) lost_events: u64,
     /// Neither the file nor the status page knew the ledger: everything not found counts as damaged, delivered events too.
     pub(crate) ledger_unknown: bool,
-    /// Sequence numbers that the status page had seen carried and the file has not: somebody put an older file in its place.
+    /// Sequence numbers that the status page had seen checkpointed and the file has not: somebody put an older file in its place.
     pub(crate) behind_witness: u64,
 }
 
@@ -166,7 +166,7 @@ fn rebuild_from(place: &Place, report: &mut OpenReport) -> Result<(), StoreError
     let found = rebuild.totals();
 
     report.ledger_unknown = meta.state.is_none() && place.options.witness.is_none();
-    // Without its state the file does not know its epochs either. An arena that was carried is marked free by itself.
+    // Without its state the file does not know its epochs either. An arena that was checkpointed is marked free by itself.
     let mut state =
         meta.state.unwrap_or_else(|| State { ledger: place.options.witness.unwrap_or_default(), ..State::default() });
     let damaged_before = state.ledger.damaged;

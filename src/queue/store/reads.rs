@@ -118,7 +118,7 @@ pub(super) fn oldest(
         let key = rows::parse_chunk_key(key.value()).filter(|key| !leave_out(*key));
         // A row whose head is gone does not know its age; the next one is hardly younger.
         if let Some((key, head)) = key.and_then(|key| Some((key, rows::chunk_head(key, value.value())?))) {
-            return Ok(Some((key, head.carried_at)));
+            return Ok(Some((key, head.checkpointed_at)));
         }
     }
     Ok(None)

@@ -1,8 +1,8 @@
-//! The reserve: space that is given up so that settlements get through on a full disk.
+//! The reserve: space that is given up so that acks get through on a full disk.
 //!
 //! Removing a row writes new pages first. On a full file system not one removal succeeds, and a queue that cannot shrink never
-//! makes room again. So a file of a mebibyte is kept beside the store, really written; it goes when a settlement finds no space, and
-//! comes back when there is plenty. A carry may use it only where the store is empty: then no settlement will ever make room.
+//! makes room again. So a file of a mebibyte is kept beside the store, really written; it goes when a ack finds no space, and
+//! comes back when there is plenty. A checkpoint may use it only where the store is empty: then no ack will ever make room.
 
 use std::io;
 

@@ -25,7 +25,7 @@ const DEAD_FRAME: usize = 26 + 8;
 pub(super) struct ChunkHead {
     pub(super) count: u32,
     pub(super) salt: u64,
-    pub(super) carried_at: WallNanos,
+    pub(super) checkpointed_at: WallNanos,
     frames_check: u64,
 }
 
@@ -54,13 +54,13 @@ pub(super) fn parse_chunk_key(bytes: &[u8]) -> Option<ChunkKey> {
     Some(ChunkKey { lane, first_seq: u64::from_be_bytes(seq) })
 }
 
-/// `[version u8][0; 3][count u32][salt u64][carried_at i64][check of frames u64][check of key and the head so far u64]`, frames.
+/// `[version u8][0; 3][count u32][salt u64][checkpointed_at i64][check of frames u64][check of key and the head so far u64]`, frames.
 pub(super) fn chunk_value(chunk: &Chunk) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(CHUNK_HEAD + chunk.frames.len());
     bytes.extend_from_slice(&[VERSION, 0, 0, 0]);
     bytes.extend_from_slice(&chunk.count.to_le_bytes());
     bytes.extend_from_slice(&chunk.salt.to_le_bytes());
-    bytes.extend_from_slice(&chunk.carried_at.to_le_bytes());
+    bytes.extend_from_slice(&chunk.checkpointed_at.to_le_bytes());
     bytes.extend_from_slice(&xxh3_64(&chunk.frames).to_le_bytes());
     bytes.extend_from_slice(&head_check(chunk.key, &bytes).to_le_bytes());
     bytes.extend_from_slice(&chunk.frames);
@@ -71,8 +71,12 @@ pub(super) fn chunk_value(chunk: &Chunk) -> Vec<u8> {
 pub(super) fn chunk_head(key: ChunkKey, value: &[u8]) -> Option<ChunkHead> {
     let mut fields = Fields(value);
     let [version, ..] = fields.take::<4>()?;
-    let head =
-        ChunkHead { count: fields.u32()?, salt: fields.u64()?, carried_at: fields.i64()?, frames_check: fields.u64()? };
+    let head = ChunkHead {
+        count: fields.u32()?,
+        salt: fields.u64()?,
+        checkpointed_at: fields.i64()?,
+        frames_check: fields.u64()?,
+    };
     let holds = fields.u64()? == head_check(key, value.get(..CHUNK_HEAD - 8)?);
     (holds && version == VERSION).then_some(head)
 }
@@ -83,8 +87,13 @@ pub(super) fn parse_chunk(key: ChunkKey, value: &[u8]) -> ChunkRow {
         return ChunkRow::Lost;
     };
     let whole = xxh3_64(frames) == head.frames_check;
-    let chunk =
-        Chunk { key, count: head.count, salt: head.salt, carried_at: head.carried_at, frames: Arc::from(frames) };
+    let chunk = Chunk {
+        key,
+        count: head.count,
+        salt: head.salt,
+        checkpointed_at: head.checkpointed_at,
+        frames: Arc::from(frames),
+    };
     if whole { ChunkRow::Whole(chunk) } else { ChunkRow::Torn(chunk) }
 }
 
@@ -188,7 +197,7 @@ pub(super) struct State {
     pub(super) row_bytes: u64,
     /// Bytes of the rows of dead records, beside `row_bytes`; `None` if nobody has counted.
     pub(super) dead_bytes: Option<u64>,
-    /// The newest epoch carried, by lane.
+    /// The newest epoch checkpointed, by lane.
     pub(super) epochs: BTreeMap<u8, u64>,
     pub(super) next_attempt: Option<WallNanos>,
 }

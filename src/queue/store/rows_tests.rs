@@ -4,7 +4,7 @@ use super::*;
 
 fn chunk() -> Chunk {
     let key = ChunkKey { lane: 1, first_seq: 7 };
-    Chunk { key, count: 3, salt: 9, carried_at: -5, frames: Arc::from(&b"frames"[..]) }
+    Chunk { key, count: 3, salt: 9, checkpointed_at: -5, frames: Arc::from(&b"frames"[..]) }
 }
 
 fn dead() -> DeadRecord {

@@ -18,7 +18,7 @@ use crate::sys::crash_point;
 pub(crate) const COMPACT_FROM: u64 = 4 * 1024 * 1024;
 
 /// Whether a file of that size is worth compacting to `live` bytes of content. Each commit writes the state of the allocator of the
-/// whole file, free pages included, so a file that has once been large makes all later commits dear.
+/// whole file, free pages included, so a file that has once been large makes all later commits priority.
 pub(crate) fn is_worth_compacting(file_bytes: u64, live: u64) -> bool {
     file_bytes > live.saturating_mul(4).saturating_add(COMPACT_FROM)
 }
@@ -118,7 +118,7 @@ impl Store {
         free.is_none_or(|free| free >= live.saturating_mul(2))
     }
 
-    /// What the options said of the previous owner is settled; what this one has seen takes its place.
+    /// What the options said of the previous owner is acked; what this one has seen takes its place.
     fn as_known_by_now(&self, place: &Place) -> Place {
         let mut place = place.clone();
         place.options.untrusted = false;

@@ -60,7 +60,7 @@ impl Run {
     fn sync(&self) {
         match self.shard.sync() {
             Ok(up_to) => self.confirm(up_to),
-            Err(_) => self.carry(&[]),
+            Err(_) => self.checkpoint(&[]),
         }
     }
 
@@ -69,31 +69,31 @@ impl Run {
         self.look("confirmed");
     }
 
-    fn carry(&self, settled: &[Settled]) {
+    fn checkpoint(&self, acked: &[Acked]) {
         let _ = self.shard.journal().swap();
-        let (mut settled, mut failures) = (settled, 0);
+        let (mut acked, mut failures) = (acked, 0);
         loop {
-            match self.shard.carry(settled, None, NOW) {
-                Ok(Some(carried)) => {
-                    assert_eq!(carried.missing, 0, "{:?}", self.fault);
+            match self.shard.checkpoint(acked, None, NOW) {
+                Ok(Some(checkpointed)) => {
+                    assert_eq!(checkpointed.missing, 0, "{:?}", self.fault);
                     self.disk.know(Facts::commit);
-                    settled = &[];
-                    self.confirm(carried.up_to);
+                    acked = &[];
+                    self.confirm(checkpointed.up_to);
                 }
-                Ok(None) if settled.is_empty() => return,
-                Ok(None) => return self.settle(settled),
+                Ok(None) if acked.is_empty() => return,
+                Ok(None) => return self.ack(acked),
                 Err(error) => self.mend(&error, &mut failures),
             }
         }
     }
 
-    fn settle(&self, settled: &[Settled]) {
+    fn ack(&self, acked: &[Acked]) {
         let mut failures = 0;
-        while let Err(error) = self.shard.settle(settled, None, NOW) {
+        while let Err(error) = self.shard.ack(acked, None, NOW) {
             self.mend(&error, &mut failures);
         }
         self.disk.know(Facts::commit);
-        self.look("settled");
+        self.look("acked");
     }
 
     fn mend(&self, error: &ShardError, failures: &mut u32) {
@@ -107,7 +107,7 @@ impl Run {
     }
 
     /// Of the oldest row every third record is dead_lettered, every third is kept, and the others were delivered.
-    fn judge_oldest(&self) -> Vec<Settled> {
+    fn judge_oldest(&self) -> Vec<Acked> {
         let Some(chunk) =
             (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
         else {
@@ -131,7 +131,7 @@ impl Run {
             };
             self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
         }
-        vec![Settled { first_seq: chunk.key.first_seq, delivered, dead_lettered, keep: Some(keep) }]
+        vec![Acked { first_seq: chunk.key.first_seq, delivered, dead_lettered, keep: Some(keep) }]
     }
 
     /// What the next owner would find after a power cut that takes everything it can.
@@ -155,16 +155,16 @@ fn live(mapped: bool, fault: Option<Fault>) -> std::collections::HashMap<Op, u64
     run.append(20);
     run.sync();
     run.append(20);
-    run.carry(&[]);
+    run.checkpoint(&[]);
     run.append(10);
-    run.settle(&run.judge_oldest());
+    run.ack(&run.judge_oldest());
     run.sync();
     let _ = run.shard.journal().swap();
     run.append(10);
     run.look_after_kill(root.path());
     run.reopen();
     run.append(5);
-    run.carry(&run.judge_oldest());
+    run.checkpoint(&run.judge_oldest());
     run.append(5);
     run.sync();
     run.look_after_kill(root.path());
@@ -217,7 +217,7 @@ fn after_a_failed_sync_no_other_sync_confirms_what_the_kernel_may_have_forgotten
         assert!(run.shard.journal().swap().unwrap());
         run.append(1);
         run.shard.sync().unwrap_err();
-        run.carry(&[]);
+        run.checkpoint(&[]);
         run.append(1);
         assert_eq!(run.shard.sync().unwrap(), 12, "once they are in the store, the journal is as good as new");
         run.confirm(12);

@@ -1,4 +1,4 @@
-//! Arenas of an earlier life that could not be carried when the shard was opened, and a page that says more than can be.
+//! Arenas of an earlier life that could not be checkpointed when the shard was opened, and a page that says more than can be.
 
 use std::sync::atomic::AtomicBool;
 
@@ -53,7 +53,7 @@ fn after_a_power_cut(root: &Path) -> PathBuf {
 }
 
 #[test]
-fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_carried() {
+fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_checkpointed() {
     let root = scratch();
     let at_first = after_a_power_cut(root.path());
     // In a copy each: the owner before is still there, as far as this process knows.
@@ -67,11 +67,11 @@ fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_carried() {
     if shard.open_store().is_some_and(|store| store.is_latched()) {
         shard.reopen_store(NOW).unwrap();
     }
-    let mut carried = Vec::new();
-    while let Some(step) = shard.carry(&[], None, NOW).unwrap() {
-        carried.push(step);
+    let mut checkpointed = Vec::new();
+    while let Some(step) = shard.checkpoint(&[], None, NOW).unwrap() {
+        checkpointed.push(step);
     }
-    assert!(carried.iter().any(|step| step.missing > 0 && step.after_restart), "{carried:?}");
+    assert!(checkpointed.iter().any(|step| step.missing > 0 && step.after_restart), "{checkpointed:?}");
     let ledger = shard.ledger();
     assert!(ledger.lost_unsynced > 0 && ledger.damaged == 0 && ledger.imbalance() == 0, "{ledger:?}");
     // Or by the next owner, who has not seen the machine being restarted.
@@ -82,7 +82,7 @@ fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_carried() {
     // What is damaged from then on is damaged.
     append(&shard, 10_001, 0).unwrap();
     assert!(shard.journal().swap().unwrap());
-    assert!(!shard.carry(&[], None, NOW).unwrap().unwrap().after_restart);
+    assert!(!shard.checkpoint(&[], None, NOW).unwrap().unwrap().after_restart);
 }
 
 #[test]
@@ -99,8 +99,8 @@ fn an_epoch_near_the_end_of_its_range_on_the_page_does_not_end_the_journal() {
             let shard = open(&disk, &queue_dir).shard;
             append(&shard, life, 0).unwrap();
             shard.journal().swap().unwrap();
-            shard.carry(&[], None, NOW).unwrap();
-            assert_eq!(queued(&shard).len() as u64, life, "what was accepted is carried");
+            shard.checkpoint(&[], None, NOW).unwrap();
+            assert_eq!(queued(&shard).len() as u64, life, "what was accepted is checkpointed");
             assert!(shard.journal().epoch() < 100, "{}", shard.journal().epoch());
             shard.close();
         }

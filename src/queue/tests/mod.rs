@@ -6,7 +6,7 @@
 //! * `mutations.rs`: files that are not what was written;
 //! * `removed.rs`: files that somebody took away;
 //! * `claims.rs`, `opening.rs`, `room.rs`: shards that cannot be had, take too long to be opened, or are empty;
-//! * `late.rs`: what is carried long after it was found;
+//! * `late.rs`: what is checkpointed long after it was found;
 //! * `out_of_reach.rs`: a directory that is not where it was.
 //!
 //! A record's body holds a number that no other record has, so that a test can tell not only how many records are there, but which.

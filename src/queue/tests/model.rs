@@ -15,10 +15,10 @@ enum Step {
     Swap,
     Sync,
     /// Everything that is sealed.
-    Carry,
+    Checkpoint,
     /// Which row, and what becomes of its records: delivered, dead_lettered or kept, in turn.
     Settle(usize, Vec<u8>),
-    /// The same, in the transaction of a carry if there is one.
+    /// The same, in the transaction of a checkpoint if there is one.
     SettleAndCarry(usize, Vec<u8>),
     /// Until so many eighths are left.
     Evict(u64),
@@ -33,7 +33,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => vec(0..1_u8, 200..400).prop_map(Step::Append),
         3 => Just(Step::Swap),
         1 => Just(Step::Sync),
-        3 => Just(Step::Carry),
+        3 => Just(Step::Checkpoint),
         3 => (any::<usize>(), vec(0..3_u8, 1..7)).prop_map(|(row, fates)| Step::Settle(row, fates)),
         2 => (any::<usize>(), vec(0..3_u8, 1..7)).prop_map(|(row, fates)| Step::SettleAndCarry(row, fates)),
         3 => (0..8_u64).prop_map(Step::Evict),
@@ -74,17 +74,17 @@ impl Subject {
             Step::Append(classes) => classes.iter().for_each(|class| self.append(*class)),
             Step::Swap => _ = self.shard().journal().swap().unwrap(),
             Step::Sync => assert_eq!(self.shard().sync().unwrap(), self.last_seq()),
-            Step::Carry => while self.carry(&[]) {},
+            Step::Checkpoint => while self.checkpoint(&[]) {},
             Step::Settle(row, fates) => {
-                if let Some(settled) = self.settle(*row, fates) {
-                    let applied = self.shard().settle(&[settled], None, NOW).unwrap();
+                if let Some(acked) = self.ack(*row, fates) {
+                    let applied = self.shard().ack(&[acked], None, NOW).unwrap();
                     assert_eq!((applied.stale_removals, applied.damaged_events), (0, 0));
                 }
             }
             Step::SettleAndCarry(row, fates) => {
-                let settled: Vec<_> = self.settle(*row, fates).into_iter().collect();
-                if !self.carry(&settled) {
-                    self.shard().settle(&settled, None, NOW).unwrap();
+                let acked: Vec<_> = self.ack(*row, fates).into_iter().collect();
+                if !self.checkpoint(&acked) {
+                    self.shard().ack(&acked, None, NOW).unwrap();
                 }
             }
             Step::Evict(eighths) => self.evict(*eighths),
@@ -120,32 +120,32 @@ impl Subject {
         }
     }
 
-    fn carry(&mut self, settled: &[Settled]) -> bool {
-        let Some(carried) = self.shard().carry(settled, None, NOW).unwrap() else { return false };
-        assert_eq!(carried.missing, 0);
+    fn checkpoint(&mut self, acked: &[Acked]) -> bool {
+        let Some(checkpointed) = self.shard().checkpoint(acked, None, NOW).unwrap() else { return false };
+        assert_eq!(checkpointed.missing, 0);
         true
     }
 
-    fn settle(&mut self, row: usize, fates: &[u8]) -> Option<Settled> {
+    fn ack(&mut self, row: usize, fates: &[u8]) -> Option<Acked> {
         let chunks = self.shard().read(None, usize::MAX).unwrap().chunks;
         let chunk = chunks.get(row % chunks.len().max(1))?;
-        let mut settled =
-            Settled { first_seq: chunk.key.first_seq, delivered: 0, dead_lettered: Vec::new(), keep: Some(Vec::new()) };
+        let mut acked =
+            Acked { first_seq: chunk.key.first_seq, delivered: 0, dead_lettered: Vec::new(), keep: Some(Vec::new()) };
         for ((head, body), fate) in frame::frames(&chunk.frames, chunk.salt).zip(fates.iter().cycle()) {
             match fate {
-                0 => settled.delivered += 1,
-                1 => settled.dead_lettered.push(dead(head.seq, id_of(body))),
+                0 => acked.delivered += 1,
+                1 => acked.dead_lettered.push(dead(head.seq, id_of(body))),
                 _ => {
-                    settled.keep.get_or_insert_default().push(head.seq);
+                    acked.keep.get_or_insert_default().push(head.seq);
                     continue;
                 }
             }
             self.model.left.remove(&head.seq);
         }
-        self.model.delivered += settled.delivered;
-        self.model.dead_lettered.extend(settled.dead_lettered.iter().map(|dead| (dead.seq, id_of(&dead.body))));
-        settled.keep = settled.keep.filter(|keep| !keep.is_empty());
-        Some(settled)
+        self.model.delivered += acked.delivered;
+        self.model.dead_lettered.extend(acked.dead_lettered.iter().map(|dead| (dead.seq, id_of(&dead.body))));
+        acked.keep = acked.keep.filter(|keep| !keep.is_empty());
+        Some(acked)
     }
 
     /// Oldest first, and exceptions and identity events only when no other is left.
@@ -154,7 +154,7 @@ impl Subject {
         for _ in 0..2 {
             (0..12).for_each(|n| self.append(n % 3));
             self.shard().journal().swap().unwrap();
-            while self.carry(&[]) {}
+            while self.checkpoint(&[]) {}
         }
         let before: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
         let goal = before.len() as u64 * eighths / 8;
@@ -165,12 +165,12 @@ impl Subject {
             .events;
         let after: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
         assert!(after.len() as u64 <= goal);
-        let is_dear = |seq: &&u64| self.model.accepted[seq].1 != 0;
+        let is_priority = |seq: &&u64| self.model.accepted[seq].1 != 0;
         let gone: Vec<_> = before.keys().filter(|seq| !after.contains_key(seq)).collect();
         assert_eq!(gone.len() as u64, evicted);
-        let oldest_left = after.keys().find(|seq| !is_dear(seq)).copied().unwrap_or(u64::MAX);
-        assert!(gone.iter().filter(|seq| !is_dear(seq)).all(|seq| **seq < oldest_left), "not the oldest");
-        assert!(oldest_left == u64::MAX || !gone.iter().any(is_dear), "a dear one went before an ordinary one");
+        let oldest_left = after.keys().find(|seq| !is_priority(seq)).copied().unwrap_or(u64::MAX);
+        assert!(gone.iter().filter(|seq| !is_priority(seq)).all(|seq| **seq < oldest_left), "not the oldest");
+        assert!(oldest_left == u64::MAX || !gone.iter().any(is_priority), "a priority one went before an ordinary one");
         for seq in gone {
             self.model.left.remove(seq);
         }
@@ -180,10 +180,10 @@ impl Subject {
     fn reopen(&mut self) {
         self.shard = None;
         self.mapped = !self.mapped;
-        let uncarried = self.model.left.len();
+        let journaled = self.model.left.len();
         let opened = open(&Machine::disk(7, self.mapped), &self.root.path().join("queue"));
         assert!(opened.findings.is_empty(), "{:?}", opened.findings);
-        assert!(opened.replayed as usize <= uncarried);
+        assert!(opened.replayed as usize <= journaled);
         self.shard = Some(opened.shard);
         let expected: Vec<_> = self.model.left.iter().map(|(seq, id)| (*seq, *id)).collect();
         assert_eq!(queued(self.shard()), expected, "after a reopen everything is in the store, once, in order");
@@ -193,9 +193,9 @@ impl Subject {
     fn compare(&self) {
         let (shard, model) = (self.shard(), &self.model);
         let (found, ledger) = (queued(shard), shard.ledger());
-        let carried: Vec<_> = model.left.range(..=ledger.accepted).map(|(seq, id)| (*seq, *id)).collect();
-        assert_eq!(found, carried);
-        assert_eq!(shard.journal().uncarried().1, self.last_seq() - ledger.accepted);
+        let checkpointed: Vec<_> = model.left.range(..=ledger.accepted).map(|(seq, id)| (*seq, *id)).collect();
+        assert_eq!(found, checkpointed);
+        assert_eq!(shard.journal().journaled().1, self.last_seq() - ledger.accepted);
         assert_eq!(shard.accepted(), self.last_seq());
         let dead_lettered: BTreeMap<_, _> = shard
             .open_store()

@@ -1,4 +1,4 @@
-//! Files that are not what was written: flipped, blanked, cut, shuffled. Opening never panics, never revives what was settled, and says
+//! Files that are not what was written: flipped, blanked, cut, shuffled. Opening never panics, never revives what was acked, and says
 //! of every record that was accepted where it is, or that it is damaged.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ const TOTAL: u64 = 100;
 struct Specimen {
     root: tempfile::TempDir,
     /// In the store, then in the journal.
-    carried: BTreeMap<u64, u64>,
+    checkpointed: BTreeMap<u64, u64>,
     waiting: BTreeMap<u64, u64>,
 }
 
@@ -26,21 +26,21 @@ impl Specimen {
             for id in batch * 20 + 1..=batch * 20 + 20 {
                 assert_eq!(append(&shard, id, 0).unwrap().seq, id);
             }
-            // The fourth arena is sealed and not carried, the fifth is active.
+            // The fourth arena is sealed and not checkpointed, the fifth is active.
             if batch < 4 {
                 shard.journal().swap().unwrap();
             }
             if batch < 3 {
-                shard.carry(&[], None, NOW).unwrap().unwrap();
+                shard.checkpoint(&[], None, NOW).unwrap().unwrap();
             }
         }
         shard.sync().unwrap();
         let dead_lettered: Vec<_> = (1..=5).map(|seq| dead(seq, seq)).collect();
-        let settled = Settled { first_seq: 1, delivered: 10, dead_lettered, keep: Some((16..=20).collect()) };
-        assert_eq!(shard.settle(&[settled], None, NOW).unwrap().stale_removals, 0);
+        let acked = Acked { first_seq: 1, delivered: 10, dead_lettered, keep: Some((16..=20).collect()) };
+        assert_eq!(shard.ack(&[acked], None, NOW).unwrap().stale_removals, 0);
         let left = copy_of(root.path());
-        let carried = (16..=60).map(|seq| (seq, seq)).collect();
-        Specimen { root: left, carried, waiting: (61..=TOTAL).map(|seq| (seq, seq)).collect() }
+        let checkpointed = (16..=60).map(|seq| (seq, seq)).collect();
+        Specimen { root: left, checkpointed, waiting: (61..=TOTAL).map(|seq| (seq, seq)).collect() }
     }
 
     fn files(&self) -> Vec<String> {
@@ -122,8 +122,8 @@ fn look(specimen: &Specimen, mapped: bool, mutated: &[&String], round: u64) {
     let has_all = |of: &BTreeMap<u64, u64>| of.iter().all(|(seq, id)| found.get(seq) == Some(id));
     assert!(found.iter().all(|(seq, id)| seq == id && *seq <= TOTAL), "{all}: {found:?}");
     if !is_mutated("queue") {
-        assert!(has_all(&specimen.carried), "{all}: {found:?}");
-        assert!(found.keys().all(|seq| *seq > 15), "{all}: settled records came back");
+        assert!(has_all(&specimen.checkpointed), "{all}: {found:?}");
+        assert!(found.keys().all(|seq| *seq > 15), "{all}: acked records came back");
     }
     if !is_mutated("journal") {
         assert!(has_all(&specimen.waiting), "{all}: {found:?}");

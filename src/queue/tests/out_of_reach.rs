@@ -3,9 +3,9 @@
 
 use super::*;
 
-fn carry(shard: &Shard) {
+fn checkpoint(shard: &Shard) {
     shard.journal().swap().unwrap();
-    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+    while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 fn ids(shard: &Shard) -> Vec<u64> {
@@ -18,7 +18,7 @@ fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
     let shard = open(&disk, &queue_dir).shard;
     shard.journal().prepare_spare().unwrap();
     (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
-    carry(&shard);
+    checkpoint(&shard);
     (shard, disk, queue_dir)
 }
 
@@ -38,11 +38,9 @@ fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
             let id = 11 + round;
             append(&shard, id, 0).unwrap();
             assert_eq!(shard.sync().unwrap(), id, "it is durable where it is");
-            carry(&shard);
+            checkpoint(&shard);
         }
-        shard
-            .settle(&[Settled { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW)
-            .unwrap();
+        shard.ack(&[Acked { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
         assert!(!queue_dir.exists(), "nothing is made under a name that leads elsewhere");
         // A queue that cannot be used by its path is still locked.
         assert!(
@@ -75,25 +73,25 @@ fn what_lies_at_the_path_meanwhile_is_not_touched() {
     };
     let before = names(&queue_dir);
     append(&shard, 11, 0).unwrap();
-    carry(&shard);
+    checkpoint(&shard);
     append(&shard, 12, 0).unwrap();
     // Both arenas are in use: a third would be made by name.
     assert!(shard.journal().prepare_spare().is_ok());
     shard.journal().swap().unwrap();
     append(&shard, 13, 0).unwrap();
     shard.journal().swap().unwrap_err();
-    carry_sealed(&shard);
+    checkpoint_sealed(&shard);
     assert_eq!(names(&queue_dir), before, "no file of ours is made among theirs");
     assert_eq!(ids(&shard), (1..=12).collect::<Vec<_>>());
     shard.reopen_store(NOW).unwrap();
     assert_eq!(ids(&shard), (1..=12).collect::<Vec<_>>(), "our own file, and not the one at the path");
     shard.close();
-    carry(&other);
+    checkpoint(&other);
     assert_eq!(ids(&other), (1..=5).collect::<Vec<_>>());
 }
 
-fn carry_sealed(shard: &Shard) {
-    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+fn checkpoint_sealed(shard: &Shard) {
+    while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 #[test]
@@ -170,8 +168,8 @@ fn a_shard_that_somebody_else_has_had_meanwhile_is_given_up() {
         let other = Shard::open(&disk, &options(&queue_dir), claim, NOW + 1).unwrap().shard;
         let rows = [(1, 10), (11, 1)];
         let rows =
-            rows.map(|(first_seq, delivered)| Settled { first_seq, delivered, dead_lettered: Vec::new(), keep: None });
-        other.settle(&rows, None, NOW).unwrap();
+            rows.map(|(first_seq, delivered)| Acked { first_seq, delivered, dead_lettered: Vec::new(), keep: None });
+        other.ack(&rows, None, NOW).unwrap();
         other.close();
         drop(other);
         shard.sync().unwrap_err();

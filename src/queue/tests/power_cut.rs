@@ -1,5 +1,5 @@
 //! The machine stops, at every sync and at random moments in between. What a sync or a commit had confirmed is there afterwards, once;
-//! what had been settled by a confirmed commit does not come back; the ledger balances and counts what is missing.
+//! what had been acked by a confirmed commit does not come back; the ledger balances and counts what is missing.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub(super) struct Facts {
     pub(super) appended: Vec<(u64, u64)>,
     /// What was accepted up to here survives.
     pub(super) confirmed: u64,
-    /// Settled by a confirmed commit.
+    /// Acked by a confirmed commit.
     pub(super) gone: BTreeMap<u64, Fate>,
     /// In a commit that is not confirmed.
     pub(super) leaving: BTreeMap<u64, Fate>,
@@ -75,19 +75,19 @@ impl Life {
             }
             6 => {
                 self.shard.journal().swap().unwrap();
-                while self.carry(&[]) {}
+                while self.checkpoint(&[]) {}
             }
             7 => {
                 self.shard.journal().swap().unwrap();
-                let settled = self.settle_some();
-                if !self.carry(&settled) {
-                    self.shard.settle(&settled, None, NOW).unwrap();
+                let acked = self.ack_some();
+                if !self.checkpoint(&acked) {
+                    self.shard.ack(&acked, None, NOW).unwrap();
                 }
                 self.disk.know(Facts::commit);
             }
             8 => {
-                let settled = self.settle_some();
-                self.shard.settle(&settled, Some(Some(NOW)), NOW).unwrap();
+                let acked = self.ack_some();
+                self.shard.ack(&acked, Some(Some(NOW)), NOW).unwrap();
                 self.disk.know(Facts::commit);
             }
             _ => self.evict(),
@@ -107,21 +107,21 @@ impl Life {
         }
     }
 
-    fn carry(&mut self, settled: &[Settled]) -> bool {
-        let Some(carried) = self.shard.carry(settled, None, NOW).unwrap() else { return false };
-        assert_eq!(carried.missing, 0);
-        self.disk.know(|facts| facts.confirmed = facts.confirmed.max(carried.up_to));
+    fn checkpoint(&mut self, acked: &[Acked]) -> bool {
+        let Some(checkpointed) = self.shard.checkpoint(acked, None, NOW).unwrap() else { return false };
+        assert_eq!(checkpointed.missing, 0);
+        self.disk.know(|facts| facts.confirmed = facts.confirmed.max(checkpointed.up_to));
         true
     }
 
     /// Decides over the records of some rows.
-    fn settle_some(&mut self) -> Vec<Settled> {
-        let mut settled = Vec::new();
+    fn ack_some(&mut self) -> Vec<Acked> {
+        let mut acked = Vec::new();
         for chunk in self.shard.read(None, usize::MAX).unwrap().chunks {
             if self.next(3) != 0 {
                 continue;
             }
-            let mut one = Settled {
+            let mut one = Acked {
                 first_seq: chunk.key.first_seq,
                 delivered: 0,
                 dead_lettered: Vec::new(),
@@ -143,9 +143,9 @@ impl Life {
                 self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
             }
             one.keep = one.keep.filter(|keep| !keep.is_empty());
-            settled.push(one);
+            acked.push(one);
         }
-        settled
+        acked
     }
 
     fn evict(&mut self) {
@@ -191,8 +191,8 @@ pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
     }
     let there: BTreeMap<_, _> = found.iter().copied().collect();
     for seq in appended.keys().filter(|seq| **seq <= facts.confirmed) {
-        let settled = facts.gone.contains_key(seq) || facts.leaving.contains_key(seq);
-        assert!(settled || there.contains_key(seq), "{at}: {seq} was confirmed and is gone; {ledger:?} {findings:?}");
+        let acked = facts.gone.contains_key(seq) || facts.leaving.contains_key(seq);
+        assert!(acked || there.contains_key(seq), "{at}: {seq} was confirmed and is gone; {ledger:?} {findings:?}");
     }
     look_at_ledger(at, facts, &ledger);
     let dead = shard.open_store().unwrap().dead(None, usize::MAX, usize::MAX).unwrap();

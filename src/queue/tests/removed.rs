@@ -8,15 +8,15 @@ fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
     let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
     let shard = open(&disk, &queue_dir).shard;
     (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
-    carry(&shard);
+    checkpoint(&shard);
     (11..=20).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
     assert_eq!(shard.sync().unwrap(), 20);
     (shard, disk, queue_dir)
 }
 
-fn carry(shard: &Shard) {
+fn checkpoint(shard: &Shard) {
     shard.journal().swap().unwrap();
-    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+    while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 /// As a kill would leave it, with the files removed whose names begin so.
@@ -98,11 +98,11 @@ fn journals_removed_under_a_running_owner_confirm_nothing_and_cost_nothing() {
         remove(&queue_dir, &["journal-"]);
         append(&shard, 21, 0).unwrap();
         shard.sync().expect_err("nothing would find that file again");
-        carry(&shard);
+        checkpoint(&shard);
         append(&shard, 22, 0).unwrap();
         // The spare was removed as well.
         if shard.sync().is_err() {
-            carry(&shard);
+            checkpoint(&shard);
         }
         append(&shard, 23, 0).unwrap();
         assert_eq!(shard.sync().unwrap(), 23);
@@ -118,10 +118,10 @@ fn a_store_removed_under_a_running_owner_costs_what_was_in_it_and_no_more() {
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["queue.redb"]);
     shard.journal().swap().unwrap();
-    shard.carry(&[], None, NOW).unwrap_err();
+    shard.checkpoint(&[], None, NOW).unwrap_err();
     let findings = shard.reopen_store(NOW).unwrap();
     assert_eq!(missing(&findings), 10, "{findings:?}");
-    carry(&shard);
+    checkpoint(&shard);
     assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((11..=20).collect(), 10, 0));
     let root = killed_without(shard, &queue_dir, &[]);
     let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
@@ -133,7 +133,7 @@ fn an_older_store_put_in_place_is_counted_as_what_it_does_not_have() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     let older = copy_of(root.path());
-    carry(&shard);
+    checkpoint(&shard);
     append(&shard, 21, 0).unwrap();
     let root = killed_without(shard, &queue_dir, &[]);
     let store = |root: &Path| first_shard(&root.join("queue")).join("queue.redb");
@@ -154,7 +154,7 @@ fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
     shard.sync().unwrap_err();
     assert!(matches!(append(&shard, 21, 0), Err(Refused::Lost)), "two owners would write over each other");
     assert!(!shard.journal().swap().unwrap(), "no round is begun in somebody else's file");
-    shard.settle(&[], None, NOW).expect_err("nor is the store ours any more");
+    shard.ack(&[], None, NOW).expect_err("nor is the store ours any more");
     shard.read(None, usize::MAX).expect_err("nor is it ours to send");
     drop(other);
     assert_eq!(shard.standing(), Standing::Lost, "for good: nobody knows what was done meanwhile");
@@ -201,12 +201,10 @@ fn a_directory_deleted_under_a_running_owner_costs_nothing_while_that_runs() {
             shard.journal().swap().unwrap();
         }
         // All four are full at first, and none is free for what came last.
-        carry(&shard);
-        carry(&shard);
+        checkpoint(&shard);
+        checkpoint(&shard);
         assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=60).collect(), 0));
-        shard
-            .settle(&[Settled { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW)
-            .unwrap();
+        shard.ack(&[Acked { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
         assert_eq!((ids(&shard), shard.ledger().delivered), ((11..=60).collect(), 10));
         assert!(!queue_dir.exists(), "nothing is made under a name that is not ours any more");
     }
@@ -220,15 +218,15 @@ fn what_the_next_owner_makes_under_the_same_names_is_not_touched() {
     notice_deletion(&shard);
     let next = open(&disk, &queue_dir).shard;
     (1..=5).for_each(|id| assert!(append(&next, id, 0).is_ok()));
-    carry(&next);
+    checkpoint(&next);
     for id in 21..=40 {
         append(&shard, id, 0).unwrap();
-        carry(&shard);
+        checkpoint(&shard);
     }
     shard.close();
     assert_eq!(ids(&next), (1..=5).collect::<Vec<_>>());
     (6..=9).for_each(|id| assert!(append(&next, id, 0).is_ok()));
-    carry(&next);
+    checkpoint(&next);
     assert_eq!(next.sync().unwrap(), 9);
     drop(next);
     let Opened { shard, findings, .. } = open(&disk, &queue_dir);
@@ -241,10 +239,10 @@ fn a_store_that_failed_before_the_deletion_was_noticed_is_opened_again() {
     let (shard, _, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["queue.redb"]);
     shard.journal().swap().unwrap();
-    shard.carry(&[], None, NOW).unwrap_err();
+    shard.checkpoint(&[], None, NOW).unwrap_err();
     delete(&queue_dir);
     notice_deletion(&shard);
     shard.reopen_store(NOW).unwrap();
-    carry(&shard);
+    checkpoint(&shard);
     assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((1..=20).collect(), 0, 0));
 }

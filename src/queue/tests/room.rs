@@ -10,9 +10,9 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn carry(shard: &Shard) {
+fn checkpoint(shard: &Shard) {
     shard.journal().swap().unwrap();
-    while shard.carry(&[], None, NOW).unwrap().is_some() {}
+    while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 #[test]
@@ -25,23 +25,23 @@ fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters(
         // Large enough that the file is worth compacting.
         for id in 1..=40_000 {
             while append(&shard, id, 0).is_err() {
-                carry(&shard);
+                checkpoint(&shard);
             }
         }
-        carry(&shard);
+        checkpoint(&shard);
         let rows = shard.read(None, usize::MAX).unwrap().chunks;
-        let mut settled: Vec<_> = rows
+        let mut acked: Vec<_> = rows
             .iter()
-            .map(|row| Settled {
+            .map(|row| Acked {
                 first_seq: row.key.first_seq,
                 delivered: u64::from(row.count),
                 dead_lettered: Vec::new(),
                 keep: None,
             })
             .collect();
-        settled[0].dead_lettered = vec![dead(1, 1)];
-        settled[0].delivered -= 1;
-        shard.settle(&settled, None, NOW).unwrap();
+        acked[0].dead_lettered = vec![dead(1, 1)];
+        acked[0].delivered -= 1;
+        shard.ack(&acked, None, NOW).unwrap();
         let before = shard.file_bytes();
         std::fs::create_dir(dir.join("crash")).unwrap();
         std::fs::write(dir.join("crash/1-1.bad"), "what could not be read").unwrap();
@@ -77,7 +77,7 @@ fn a_shard_in_which_something_waits_or_that_is_not_ours_any_more_keeps_everythin
     shard.give_back_room(&disk).unwrap();
     assert_eq!(names(&dir), files, "one row in the store");
     let shard = open(&disk, &queue_dir).shard;
-    shard.settle(&[Settled { first_seq: 1, delivered: 1, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
+    shard.ack(&[Acked { first_seq: 1, delivered: 1, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
     std::fs::remove_file(dir.join("lock")).unwrap();
     let other = claim(&disk, dir.parent().unwrap(), &[]).unwrap();
     assert_eq!(other.dir(), dir);
@@ -91,15 +91,15 @@ fn a_power_cut_while_room_is_given_back_loses_nothing_whatever_is_gone_by_then()
     let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
     let shard = open(&disk, &queue_dir).shard;
     (1..=50).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
-    carry(&shard);
-    let settled = |row: &crate::queue::store::Chunk| Settled {
+    checkpoint(&shard);
+    let acked = |row: &crate::queue::store::Chunk| Acked {
         first_seq: row.key.first_seq,
         delivered: u64::from(row.count),
         dead_lettered: Vec::new(),
         keep: None,
     };
     let rows = shard.read(None, usize::MAX).unwrap().chunks;
-    shard.settle(&rows.iter().map(settled).collect::<Vec<_>>(), None, NOW).unwrap();
+    shard.ack(&rows.iter().map(acked).collect::<Vec<_>>(), None, NOW).unwrap();
     let before = copy_of(root.path());
     shard.give_back_room(&disk).unwrap();
     let gone: Vec<_> = names(&first_shard(&before.path().join("queue")))

@@ -16,7 +16,7 @@ fn specimen() -> (Vec<u8>, Ledger) {
     let (store, _) = open_in(dir.path());
     for epoch in 1..=12 {
         let lane = u8::from(epoch % 4 == 0);
-        store.apply(&carry_of(epoch, chunk(lane, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
+        store.apply(&checkpoint_of(epoch, chunk(lane, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
     }
     for epoch in [1, 6] {
         store.apply(&delivered(&chunk(0, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
@@ -337,7 +337,7 @@ fn rows_between_two_bad_pages_are_found() {
     let dir = scratch();
     let (store, _) = open_in(dir.path());
     for epoch in 1..=64 {
-        store.apply(&carry_of(epoch, chunk(0, epoch * 10 - 9, 10, 600))).unwrap();
+        store.apply(&checkpoint_of(epoch, chunk(0, epoch * 10 - 9, 10, 600))).unwrap();
     }
     drop(store);
     let path = dir.path().join("queue.redb");
@@ -359,7 +359,7 @@ fn rows_between_two_bad_pages_are_found() {
 fn a_file_whose_rows_have_killed_owners_too_is_kept_aside_unread_and_what_was_in_it_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
-    store.apply(&carry(1, 1, 20)).unwrap();
+    store.apply(&checkpoint(1, 1, 20)).unwrap();
     let witness = Some(store.ledger());
     drop(store);
     let before = std::fs::read(dir.path().join("queue.redb")).unwrap();
@@ -368,6 +368,6 @@ fn a_file_whose_rows_have_killed_owners_too_is_kept_aside_unread_and_what_was_in
     assert_eq!((report.lost_events, report.salvaged_events), (20, 0));
     assert_eq!((store.ledger().damaged, store.ledger().queued_events, store.ledger().imbalance()), (20, 0, 0));
     assert!(std::fs::read(report.damaged_file.unwrap()).unwrap() == before, "whoever can read it finds it as it was");
-    store.apply(&carry(2, 21, 5)).unwrap();
+    store.apply(&checkpoint(2, 21, 5)).unwrap();
     assert_eq!(store.ledger().queued_events, 5);
 }

@@ -25,7 +25,7 @@ fn what_was_kept_is_found_by_the_next_owner_until_it_is_forgotten() {
     let dir = scratch();
     let (store, _) = open_in(dir.path());
     assert_eq!(store.kept_definitions(), None);
-    store.apply(&carry(1, 1, 10)).unwrap();
+    store.apply(&checkpoint(1, 1, 10)).unwrap();
     for content in [&b"one"[..], &[7; 300_000]] {
         store.keep_definitions(Some(content)).unwrap();
     }
@@ -57,7 +57,7 @@ fn a_row_that_is_torn_or_of_another_version_is_as_if_absent_and_no_damage() {
     for (number, change) in changes.into_iter().enumerate() {
         let dir = scratch();
         let (store, _) = open_in(dir.path());
-        store.apply(&carry(1, 1, 10)).unwrap();
+        store.apply(&checkpoint(1, 1, 10)).unwrap();
         store.keep_definitions(Some(b"definitions")).unwrap();
         drop(store);
         rewrite(dir.path(), change);
@@ -82,11 +82,11 @@ fn a_large_row_does_not_have_the_file_compacted_again_and_again() {
 }
 
 #[test]
-fn on_a_disk_whose_last_room_is_for_settlements_nothing_is_kept_and_the_store_goes_on() {
+fn on_a_disk_whose_last_room_is_for_acks_nothing_is_kept_and_the_store_goes_on() {
     let (dir, fault) = (scratch(), Fault::of(Op::Write, "queue.redb", full));
     let disk = Disk::gated(fault.clone());
     let (store, _) = Store::open(&disk, dir.path(), &options(), 1_000).unwrap();
-    store.apply(&carry(1, 1, 10)).unwrap();
+    store.apply(&checkpoint(1, 1, 10)).unwrap();
     fault.arm(0);
     assert!(matches!(store.keep_definitions(Some(b"definitions")), Err(StoreError::NoSpace(_))));
     fault.disarm();

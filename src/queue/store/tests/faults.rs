@@ -11,16 +11,16 @@ fn a_failed_write_latches_the_store_until_it_is_reopened() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Write, "queue.redb", broken);
     let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     let before = store.ledger();
     fault.arm(0);
-    assert!(matches!(store.apply(&carry(2, 6, 5)), Err(StoreError::Io(_))));
+    assert!(matches!(store.apply(&checkpoint(2, 6, 5)), Err(StoreError::Io(_))));
     assert_eq!(store.ledger(), before, "the ledger ran ahead of the disk");
     fault.disarm();
-    assert!(matches!(store.apply(&carry(2, 6, 5)), Err(StoreError::Latched)));
+    assert!(matches!(store.apply(&checkpoint(2, 6, 5)), Err(StoreError::Latched)));
     assert!(matches!(store.read(0, None, 1), Err(StoreError::Latched)));
     assert_eq!(store.reopen(2_000).unwrap(), OpenReport::default());
-    store.apply(&carry(2, 6, 5)).unwrap();
+    store.apply(&checkpoint(2, 6, 5)).unwrap();
     assert_eq!((events_in(&store), store.ledger().imbalance()), (10, 0));
 }
 
@@ -29,10 +29,10 @@ fn a_reopen_that_fails_leaves_the_store_latched_and_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Read, "queue.redb", broken);
     let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     fault.arm(0);
     assert!(matches!(store.reopen(0), Err(StoreError::Io(_))));
-    assert!(matches!(store.apply(&carry(2, 6, 5)), Err(StoreError::Latched)));
+    assert!(matches!(store.apply(&checkpoint(2, 6, 5)), Err(StoreError::Latched)));
     fault.disarm();
     store.reopen(0).unwrap();
     assert_eq!(events_in(&store), 5);
@@ -46,9 +46,9 @@ fn a_commit_that_fails_anywhere_can_be_applied_again() {
             let dir = scratch();
             let fault = Fault::of(op, "queue.redb", broken);
             let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
-            store.apply(&carry(1, 1, 50)).unwrap();
-            let settled = chunk(0, 1, 50, 100);
-            let changes = Changes { remove: delivered(&settled).remove, ..carry_of(2, chunk(0, 51, 50, 6_000)) };
+            store.apply(&checkpoint(1, 1, 50)).unwrap();
+            let acked = chunk(0, 1, 50, 100);
+            let changes = Changes { remove: delivered(&acked).remove, ..checkpoint_of(2, chunk(0, 51, 50, 6_000)) };
             fault.arm(nth);
             let outcome = store.apply(&changes);
             fault.disarm();
@@ -60,8 +60,8 @@ fn a_commit_that_fails_anywhere_can_be_applied_again() {
             match store.apply(&changes) {
                 Ok(_) => {}
                 Err(StoreError::AlreadyCarried { .. }) => {
-                    let settle_again = store.apply(&delivered(&settled)).unwrap();
-                    assert_eq!(settle_again.stale_removals, 1, "the halves of a transaction parted");
+                    let ack_again = store.apply(&delivered(&acked)).unwrap();
+                    assert_eq!(ack_again.stale_removals, 1, "the halves of a transaction parted");
                 }
                 Err(other) => panic!("{op:?} {nth}: {other}"),
             }
@@ -77,18 +77,18 @@ fn a_file_whose_sync_failed_is_replaced_with_all_its_rows() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Sync, "queue.redb", broken);
     let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     let inode = |dir: &Path| std::os::unix::fs::MetadataExt::ino(&dir.join("queue.redb").metadata().unwrap());
     let before = inode(dir.path());
     fault.arm(0);
-    store.apply(&carry(2, 6, 5)).unwrap_err();
+    store.apply(&checkpoint(2, 6, 5)).unwrap_err();
     fault.disarm();
     let report = store.reopen(2_000).unwrap();
     assert!(report.replaced && report.lost_events == 0 && report.damaged_file.is_none(), "{report:?}");
     assert_eq!(report.salvaged_events, 5);
     assert_ne!(inode(dir.path()), before);
     assert_eq!((store.journal_epoch(0), store.ledger().imbalance()), (1, 0));
-    store.apply(&carry(2, 6, 5)).unwrap();
+    store.apply(&checkpoint(2, 6, 5)).unwrap();
     assert_eq!(events_in(&store), 10);
 }
 
@@ -99,9 +99,9 @@ fn a_copy_that_fails_leaves_the_old_file_and_the_store_latched() {
     let copy = Fault::of(Op::Write, "queue.redb.new", full);
     let disk = Disk::gated(Arc::new(Both(Arc::clone(&sync), Arc::clone(&copy))));
     let store = open_on(&disk, dir.path());
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     sync.arm(0);
-    store.apply(&carry(2, 6, 5)).unwrap_err();
+    store.apply(&checkpoint(2, 6, 5)).unwrap_err();
     let bytes = std::fs::read(dir.path().join("queue.redb")).unwrap();
     copy.arm(0);
     assert!(matches!(store.reopen(0), Err(StoreError::NoSpace(_))));
@@ -129,10 +129,10 @@ impl Gate for Both {
 fn a_file_put_in_the_place_of_ours_is_never_written() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     std::fs::rename(dir.path().join("queue.redb"), dir.path().join("moved")).unwrap();
     std::fs::write(dir.path().join("queue.redb"), b"somebody's").unwrap();
-    assert!(store.apply(&carry(2, 6, 5)).is_err());
+    assert!(store.apply(&checkpoint(2, 6, 5)).is_err());
     assert_eq!(std::fs::read(dir.path().join("queue.redb")).unwrap(), b"somebody's");
 }
 
@@ -141,9 +141,9 @@ fn a_panic_in_the_database_latches_the_store_and_the_queue_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Sync, "queue.redb", || panic!("as the database might"));
     let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     fault.arm(0);
-    let outcome = store.apply(&carry(2, 6, 5));
+    let outcome = store.apply(&checkpoint(2, 6, 5));
     assert!(matches!(outcome, Err(StoreError::Panicked { ref message }) if message == "as the database might"));
     fault.disarm();
     assert!(matches!(store.read(0, None, 1), Err(StoreError::Latched)));
@@ -154,10 +154,10 @@ fn a_panic_in_the_database_latches_the_store_and_the_queue_is_kept() {
 #[test]
 fn memory_that_a_panic_went_through_starts_over_and_says_what_is_lost() {
     let store = Store::volatile(&options()).unwrap();
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     let report = store.reopen(0).unwrap();
     assert_eq!((report.lost_events, store.ledger().damaged, store.ledger().imbalance()), (5, 5, 0));
-    store.apply(&carry(2, 6, 5)).unwrap();
+    store.apply(&checkpoint(2, 6, 5)).unwrap();
     assert_eq!(events_in(&store), 5);
 }
 
@@ -168,7 +168,7 @@ fn an_open_that_is_cut_short_anywhere_loses_nothing() {
         for nth in 0..6 {
             let dir = tempfile::tempdir().unwrap();
             let (store, _) = open_in(dir.path());
-            store.apply(&carry(1, 1, 5)).unwrap();
+            store.apply(&checkpoint(1, 1, 5)).unwrap();
             drop(store);
             damage::spoil_the_magic_of(&dir.path().join("queue.redb"));
             let fault = Arc::new(AnyPath { op, left: AtomicU64::new(nth) });

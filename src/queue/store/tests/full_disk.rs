@@ -55,7 +55,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// Settles 200 small rows, one transaction each, on a disk that is full; returns how many went through.
-fn settle_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, usize) {
+fn ack_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, usize) {
     let (store, _) = Store::open(&Disk::default(), &disk.root(), options, 0).unwrap();
     let chunks: Vec<_> = (0..200).map(|i| chunk(0, i + 1, 1, 200)).collect();
     let ledger = LedgerDelta { accepted_up_to: 200, ..LedgerDelta::default() };
@@ -63,14 +63,14 @@ fn settle_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, us
     // Growing takes what free pages the file still has.
     let mut seq = 201;
     disk.fill();
-    while store.apply(&carry_of(seq, chunk(0, seq, 1, 50_000))).is_ok() {
+    while store.apply(&checkpoint_of(seq, chunk(0, seq, 1, 50_000))).is_ok() {
         seq += 1;
     }
     store.reopen(1).unwrap();
-    let mut settled = 0;
+    let mut acked = 0;
     for chunk in &chunks {
         match store.apply(&delivered(chunk)) {
-            Ok(_) => settled += 1,
+            Ok(_) => acked += 1,
             Err(error) => {
                 assert!(matches!(error, StoreError::NoSpace(_)), "{error}");
                 store.reopen(1).unwrap();
@@ -78,18 +78,18 @@ fn settle_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, us
         }
     }
     assert_eq!(store.ledger().imbalance(), 0);
-    (store, settled)
+    (store, acked)
 }
 
 #[test]
-fn settlements_get_through_on_a_full_disk_because_of_the_reserve() {
+fn acks_get_through_on_a_full_disk_because_of_the_reserve() {
     let with_reserve = StoreOptions { reserve_bytes: 1 << 20, ..options() };
     let disk = match SmallDisk::mount() {
         Ok(disk) => disk,
         Err(reason) => return eprintln!("skipped, no file system of our own: {reason}"),
     };
-    let (store, settled) = settle_on_a_full_disk(&disk, &with_reserve);
-    assert_eq!(settled, 200);
+    let (store, acked) = ack_on_a_full_disk(&disk, &with_reserve);
+    assert_eq!(acked, 200);
     let reserve = disk.root().join("reserve");
     // Space is back: the next commit sets the reserve aside again.
     std::fs::remove_file(disk.root().join("filler")).unwrap();
@@ -98,22 +98,22 @@ fn settlements_get_through_on_a_full_disk_because_of_the_reserve() {
 }
 
 #[test]
-fn a_carry_never_uses_up_the_reserve() {
+fn a_checkpoint_never_uses_up_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Write, "queue.redb", full);
     let options = StoreOptions { reserve_bytes: 1 << 16, ..options() };
     let disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
     let (store, _) = Store::open(&disk, dir.path(), &options, 0).unwrap();
     let reserve = dir.path().join("reserve");
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     fault.arm(0);
-    assert!(matches!(store.apply(&carry(2, 6, 5)), Err(StoreError::NoSpace(_))));
+    assert!(matches!(store.apply(&checkpoint(2, 6, 5)), Err(StoreError::NoSpace(_))));
     assert!(reserve.exists());
     fault.disarm();
     store.reopen(0).unwrap();
     fault.arm(0);
     store.apply(&delivered(&chunk(0, 1, 5, 100))).unwrap_err();
-    assert!(!reserve.exists(), "a settlement may use it");
+    assert!(!reserve.exists(), "a ack may use it");
     fault.disarm();
     store.reopen(0).unwrap();
     store.apply(&delivered(&chunk(0, 1, 5, 100))).unwrap();
@@ -125,6 +125,6 @@ fn no_reserve_is_made_where_it_would_itself_fill_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let options = StoreOptions { reserve_bytes: u64::MAX / 8, ..options() };
     let (store, _) = Store::open(&Disk::default(), dir.path(), &options, 0).unwrap();
-    store.apply(&carry(1, 1, 5)).unwrap();
+    store.apply(&checkpoint(1, 1, 5)).unwrap();
     assert!(!dir.path().join("reserve").exists());
 }

@@ -38,15 +38,15 @@ pub(super) fn chunk(lane: u8, first: u64, count: u32, body_bytes: usize) -> Chun
         frame::append(&mut frames, &vec![seq as u8; body_bytes.max(1)], 0, seq, SALT);
     }
     let key = ChunkKey { lane, first_seq: first };
-    Chunk { key, count, salt: SALT, carried_at: first as i64, frames: frames.into() }
+    Chunk { key, count, salt: SALT, checkpointed_at: first as i64, frames: frames.into() }
 }
 
-/// The carry of one chunk in lane 0 with `epoch`.
-pub(super) fn carry(epoch: u64, first: u64, count: u32) -> Changes {
-    carry_of(epoch, chunk(0, first, count, 100))
+/// The checkpoint of one chunk in lane 0 with `epoch`.
+pub(super) fn checkpoint(epoch: u64, first: u64, count: u32) -> Changes {
+    checkpoint_of(epoch, chunk(0, first, count, 100))
 }
 
-pub(super) fn carry_of(epoch: u64, chunk: Chunk) -> Changes {
+pub(super) fn checkpoint_of(epoch: u64, chunk: Chunk) -> Changes {
     let accepted_up_to = chunk.key.first_seq + u64::from(chunk.count) - 1;
     let ledger = LedgerDelta { accepted_up_to, ..LedgerDelta::default() };
     Changes { insert: vec![chunk], journal_epochs: vec![(0, epoch)], ledger, ..Changes::default() }

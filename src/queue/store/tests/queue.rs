@@ -7,7 +7,7 @@ fn a_queue_comes_back_after_it_was_closed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, report) = open_in(dir.path());
     assert!(report.fresh);
-    store.apply(&carry(1, 1, 10)).unwrap();
+    store.apply(&checkpoint(1, 1, 10)).unwrap();
     let dead = DeadRecord {
         seq: 1,
         lane: 0,
@@ -46,7 +46,7 @@ fn a_queue_comes_back_after_it_was_closed() {
 fn a_read_takes_what_fits_and_goes_on_from_there_in_its_own_lane() {
     let store = Store::volatile(&options()).unwrap();
     for (epoch, first) in [(1, 1), (2, 11), (3, 21)] {
-        store.apply(&carry(epoch, first, 10)).unwrap();
+        store.apply(&checkpoint(epoch, first, 10)).unwrap();
     }
     store.apply(&Changes { insert: vec![chunk(1, 31, 5, 10)], ..Changes::default() }).unwrap();
     let first = store.read(0, None, 1).unwrap();
@@ -59,12 +59,12 @@ fn a_read_takes_what_fits_and_goes_on_from_there_in_its_own_lane() {
 }
 
 #[test]
-fn an_arena_carried_twice_is_in_the_queue_once() {
+fn an_arena_checkpointed_twice_is_in_the_queue_once() {
     let store = Store::volatile(&options()).unwrap();
-    store.apply(&carry(3, 1, 10)).unwrap();
+    store.apply(&checkpoint(3, 1, 10)).unwrap();
     let before = store.ledger();
     for epoch in [2, 3] {
-        let again = store.apply(&carry(epoch, 1, 10));
+        let again = store.apply(&checkpoint(epoch, 1, 10));
         assert!(matches!(again, Err(StoreError::AlreadyCarried { lane: 0, stored: 3, given }) if given == epoch));
     }
     assert_eq!(store.ledger(), before);
@@ -74,10 +74,10 @@ fn an_arena_carried_twice_is_in_the_queue_once() {
 }
 
 #[test]
-fn a_settlement_made_twice_counts_once() {
+fn a_ack_made_twice_counts_once() {
     let store = Store::volatile(&options()).unwrap();
-    store.apply(&carry(1, 1, 10)).unwrap();
-    // Twice the same settlement, which keeps the row's first record and so its key.
+    store.apply(&checkpoint(1, 1, 10)).unwrap();
+    // Twice the same ack, which keeps the row's first record and so its key.
     let keep = chunk(0, 1, 10, 100).retain(|seq| seq < 4);
     let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 7, dead_lettered: 0, evicted: 0 };
     let changes = Changes { remove: vec![removal], ..Changes::default() };
@@ -99,7 +99,7 @@ fn a_second_open_of_the_same_store_is_refused_and_harms_nothing() {
     let (store, _) = open_in(dir.path());
     let second = Store::open(&Disk::default(), dir.path(), &options(), 0);
     assert!(matches!(second, Err(StoreError::AlreadyOpen { .. })), "{second:?}");
-    store.apply(&carry(1, 1, 3)).unwrap();
+    store.apply(&checkpoint(1, 1, 3)).unwrap();
     drop(store);
     assert_eq!(events_in(&open_in(dir.path()).0), 3);
 }
@@ -108,7 +108,7 @@ fn a_second_open_of_the_same_store_is_refused_and_harms_nothing() {
 fn reads_go_on_while_transactions_commit() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
-    store.apply(&carry(1, 1, 10)).unwrap();
+    store.apply(&checkpoint(1, 1, 10)).unwrap();
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             for _ in 0..50 {
@@ -117,7 +117,7 @@ fn reads_go_on_while_transactions_commit() {
             }
         });
         for epoch in 2..20 {
-            store.apply(&carry(epoch, epoch * 10 - 9, 10)).unwrap();
+            store.apply(&checkpoint(epoch, epoch * 10 - 9, 10)).unwrap();
         }
         reader.join().unwrap();
     });
@@ -144,9 +144,9 @@ fn compaction_gives_space_back_and_leaves_a_file_that_opens_at_once() {
 }
 
 #[test]
-fn dead_records_are_kept_until_exhumed_and_counted_for_ever() {
+fn dead_records_are_kept_until_removed_and_counted_for_ever() {
     let store = Store::volatile(&options()).unwrap();
-    store.apply(&carry(1, 1, 1)).unwrap();
+    store.apply(&checkpoint(1, 1, 1)).unwrap();
     let dead = DeadRecord {
         seq: 1,
         lane: 0,
@@ -161,7 +161,7 @@ fn dead_records_are_kept_until_exhumed_and_counted_for_ever() {
         Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep: None, delivered: 0, dead_lettered: 1, evicted: 0 };
     store.apply(&Changes { remove: vec![removal], dead_letter: vec![dead], ..Changes::default() }).unwrap();
     assert_eq!(store.dead(None, 1, usize::MAX).unwrap().records.len(), 1);
-    store.apply(&Changes { exhume: vec![1], ..Changes::default() }).unwrap();
+    store.apply(&Changes { remove_dead: vec![1], ..Changes::default() }).unwrap();
     assert_eq!(
         (
             store.dead(None, 1, usize::MAX).unwrap().records.len(),
@@ -202,7 +202,7 @@ fn opens_only_after_a_repair(dir: &Path) -> bool {
 fn a_killed_owner_leaves_a_file_that_opens_without_repair() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
-    store.apply(&carry(1, 1, 10)).unwrap();
+    store.apply(&checkpoint(1, 1, 10)).unwrap();
     assert!(!opens_only_after_a_repair(dir.path()));
     store.apply(&delivered(&chunk(0, 1, 10, 100))).unwrap();
     assert!(!opens_only_after_a_repair(dir.path()));
@@ -260,7 +260,7 @@ fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
     assert_eq!((seqs(&store).len(), bytes(&store)), (30, Some(30 * 100_034)));
     // As a version left it that did not count.
     store.committed().dead_bytes = None;
-    store.apply(&carry(1, 1, 1)).unwrap();
+    store.apply(&checkpoint(1, 1, 1)).unwrap();
     assert_eq!(bytes(&store), Some(30 * 100_034));
     drop(store);
     let (store, _) = open_in(dir.path());
@@ -270,7 +270,7 @@ fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
     // The same again takes no more room.
     dead_letter(&store, vec![dead(31, 100_000)]);
     assert_eq!((seqs(&store).len(), bytes(&store)), (10, Some(10 * 100_034)));
-    store.apply(&Changes { exhume: vec![22, 23], ..Changes::default() }).unwrap();
+    store.apply(&Changes { remove_dead: vec![22, 23], ..Changes::default() }).unwrap();
     assert_eq!(bytes(&store), Some(8 * 100_034));
     dead_letter(&store, vec![dead(32, 2 << 20)]);
     assert_eq!(seqs(&store), [32], "one that is larger than that stays alone");

@@ -24,7 +24,7 @@ pub(crate) struct Place {
 
 /// A place with its stand-in and its directory, which goes with it.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Fixture {
     pub(crate) sink: Sink,
     place: Place,
     folder: TempDir,
@@ -69,7 +69,7 @@ impl Place {
     }
 }
 
-impl Stage {
+impl Fixture {
     pub(crate) fn new() -> Self {
         let sink = Sink::start();
         let folder = tempfile::Builder::new().prefix("posthog-outside-").tempdir().unwrap();
@@ -100,7 +100,7 @@ impl Stage {
     }
 }
 
-impl Deref for Stage {
+impl Deref for Fixture {
     type Target = Place;
 
     fn deref(&self) -> &Place {

@@ -64,7 +64,7 @@ struct State {
 
 /// Rung by anybody, heard by the committer.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub(super) struct Mailbox {
     /// The committer believes that everything in the journal is synced: the next record must tell it otherwise.
     believes_clean: AtomicBool,
     stopping: AtomicBool,
@@ -72,7 +72,7 @@ pub(super) struct Bell {
     rung: Condvar,
 }
 
-impl Bell {
+impl Mailbox {
     /// Adds to what is wanted and wakes the committer.
     pub(super) fn ring(&self, ask: impl FnOnce(&mut Wanted)) {
         let mut state = self.lock();
@@ -169,15 +169,15 @@ mod tests {
 
     #[test]
     fn what_is_asked_before_and_during_a_wait_is_heard_once() {
-        let bell = Bell::default();
-        bell.ring(|wanted| wanted.sync = true);
-        bell.ring(|wanted| wanted.look_again = true);
-        let wanted = bell.listen(None, Instant::now);
+        let mailbox = Mailbox::default();
+        mailbox.ring(|wanted| wanted.sync = true);
+        mailbox.ring(|wanted| wanted.look_again = true);
+        let wanted = mailbox.listen(None, Instant::now);
         assert!(wanted.sync && wanted.look_again);
         std::thread::scope(|scope| {
-            scope.spawn(|| bell.ring(|wanted| wanted.adopt = true));
-            assert!(bell.listen(None, Instant::now).adopt);
+            scope.spawn(|| mailbox.ring(|wanted| wanted.adopt = true));
+            assert!(mailbox.listen(None, Instant::now).adopt);
         });
-        assert!(!bell.listen(Some(Instant::now()), Instant::now).adopt);
+        assert!(!mailbox.listen(Some(Instant::now()), Instant::now).adopt);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{LANE, Settled, Shard, ShardError};
+use super::{Acked, LANE, Shard, ShardError};
 use crate::queue::journal::Sealed;
 use crate::queue::journal::replay::Replay;
 use crate::queue::store::{
@@ -16,7 +16,7 @@ const DEAD_READ_BYTES: usize = 1024 * 1024;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Carried {
+pub(crate) struct Checkpointed {
     /// Events that came into the store.
     pub(crate) events: u64,
     /// Events that were accepted once and are found nowhere.
@@ -28,40 +28,40 @@ pub(crate) struct Carried {
 }
 
 impl Shard {
-    /// Carries the oldest sealed arena, and settles in the same transaction. `None` if no arena waits.
-    pub(crate) fn carry(
+    /// Carries the oldest sealed arena, and acks in the same transaction. `None` if no arena waits.
+    pub(crate) fn checkpoint(
         &self,
-        settled: &[Settled],
+        acked: &[Acked],
         next_attempt: Option<Option<WallNanos>>,
         now: WallNanos,
-    ) -> Result<Option<Carried>, ShardError> {
+    ) -> Result<Option<Checkpointed>, ShardError> {
         let Some(sealed) = self.journal.oldest_sealed() else { return Ok(None) };
-        let changes = self.settlement(settled, next_attempt)?;
-        // An arena that could not be carried when the shard was opened may be one of an earlier boot.
+        let changes = self.changes(acked, next_attempt)?;
+        // An arena that could not be checkpointed when the shard was opened may be one of an earlier boot.
         let same_boot = self.status.is_of_this_boot(sealed.round.epoch);
-        let carried = self.in_store(|store| carry_into(store, &sealed, changes, now, same_boot))?;
+        let checkpointed = self.in_store(|store| checkpoint_into(store, &sealed, changes, now, same_boot))?;
         self.journal.free_oldest();
         self.mirror(now);
-        Ok(Some(carried))
+        Ok(Some(checkpointed))
     }
 
-    /// Bytes of the pages that an arena's records will take in the store; 0 if they cannot be read, for then they cannot be carried.
+    /// Bytes of the pages that an arena's records will take in the store; 0 if they cannot be read, for then they cannot be checkpointed.
     pub(crate) fn page_bytes_of(&self, sealed: &Sealed) -> u64 {
         let Ok(replay) = sealed.replay() else { return 0 };
         let pieces = replay.pieces(CHUNK_BYTES_TARGET, self.ledger().accepted);
         pieces.iter().map(|piece| Chunk::page_bytes_with(piece.range.len())).sum()
     }
 
-    /// Settles without carrying anything.
-    pub(crate) fn settle(
+    /// Settles without checkpointing anything.
+    pub(crate) fn ack(
         &self,
-        settled: &[Settled],
+        acked: &[Acked],
         next_attempt: Option<Option<WallNanos>>,
         now: WallNanos,
     ) -> Result<Applied, ShardError> {
-        let changes = self.settlement(settled, next_attempt)?;
+        let changes = self.changes(acked, next_attempt)?;
         let applied = self.in_store(|store| store.apply(&changes))?;
-        crate::sys::crash_point::reach("settle.committed");
+        crate::sys::crash_point::reach("ack.committed");
         self.mirror(now);
         Ok(applied)
     }
@@ -81,8 +81,8 @@ impl Shard {
     }
 
     /// Forgets dead records. The ledger goes on counting them as dead_lettered.
-    pub(crate) fn exhume(&self, seqs: Vec<u64>) -> Result<(), ShardError> {
-        let changes = Changes { exhume: seqs, ..Changes::default() };
+    pub(crate) fn remove_dead(&self, seqs: Vec<u64>) -> Result<(), ShardError> {
+        let changes = Changes { remove_dead: seqs, ..Changes::default() };
         self.in_store(|store| store.apply(&changes)).map(drop)
     }
 
@@ -113,9 +113,9 @@ impl Shard {
         Ok(read.chunks.into_iter().find(|chunk| chunk.key == key))
     }
 
-    fn settlement(&self, settled: &[Settled], next_attempt: Option<Option<WallNanos>>) -> Result<Changes, ShardError> {
+    fn changes(&self, acked: &[Acked], next_attempt: Option<Option<WallNanos>>) -> Result<Changes, ShardError> {
         let mut changes = Changes { next_attempt, ..Changes::default() };
-        for one in settled {
+        for one in acked {
             let key = ChunkKey { lane: LANE, first_seq: one.first_seq };
             let keep = match &one.keep {
                 None => None,
@@ -141,20 +141,20 @@ impl Shard {
 }
 
 /// One arena into the store. `same_boot` says that the machine has been up since the arena was filled.
-pub(super) fn carry_into(
+pub(super) fn checkpoint_into(
     store: &crate::queue::store::Store,
     sealed: &Sealed,
     mut changes: Changes,
     now: WallNanos,
     same_boot: bool,
-) -> Result<Carried, StoreError> {
+) -> Result<Checkpointed, StoreError> {
     let before = store.ledger().accepted;
     if sealed.round.epoch <= store.journal_epoch(LANE) {
-        // Carried by somebody who died, or whose commit was reported as failed, before he could free the arena.
+        // Checkpointed by somebody who died, or whose commit was reported as failed, before he could free the arena.
         if !changes.remove.is_empty() || changes.next_attempt.is_some() {
             store.apply(&changes)?;
         }
-        return Ok(Carried { up_to: before, ..Carried::default() });
+        return Ok(Checkpointed { up_to: before, ..Checkpointed::default() });
     }
     let replay = sealed.replay()?;
     let (chunks, up_to) = chunks(&replay, before, now);
@@ -170,17 +170,17 @@ pub(super) fn carry_into(
         ..LedgerDelta::default()
     };
     store.apply(&changes)?;
-    Ok(Carried { events, missing, after_restart: !same_boot, up_to })
+    Ok(Checkpointed { events, missing, after_restart: !same_boot, up_to })
 }
 
-/// The records after `carried`, cut into rows, and the highest sequence number among all records found.
-fn chunks(replay: &Replay, carried: u64, now: WallNanos) -> (Vec<Chunk>, u64) {
-    let pieces = replay.pieces(CHUNK_BYTES_TARGET, carried);
+/// The records after `checkpointed`, cut into rows, and the highest sequence number among all records found.
+fn chunks(replay: &Replay, checkpointed: u64, now: WallNanos) -> (Vec<Chunk>, u64) {
+    let pieces = replay.pieces(CHUNK_BYTES_TARGET, checkpointed);
     let chunks = pieces.iter().map(|piece| Chunk {
         key: ChunkKey { lane: LANE, first_seq: piece.first_seq },
         count: piece.count,
         salt: replay.salt,
-        carried_at: now,
+        checkpointed_at: now,
         frames: Arc::from(replay.bytes.get(piece.range.clone()).unwrap_or_default()),
     });
     (chunks.collect(), replay.last_seq().unwrap_or(0))

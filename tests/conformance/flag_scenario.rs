@@ -6,8 +6,8 @@ use posthog::{Config, Event, FeatureFlags, FlagContext, Pending};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 
-use crate::scene::Scene;
-use crate::stage::{PATIENCE, Stage, accepted};
+use crate::fixture::{Fixture, PATIENCE, accepted};
+use crate::scenario::Scenario;
 
 /// What somebody asked for.
 pub(crate) fn got<T: Clone>(pending: Pending<T>) -> T {
@@ -62,16 +62,16 @@ fn unhurried(config: Config) -> Config {
     config.flag_request_timeout(PATIENCE).flag_request_max_retries(0).flag_cache_ttl(hour).flag_poll_interval(hour)
 }
 
-impl Scene {
+impl Scenario {
     /// PostHog has flags of these values, for everybody.
     pub(crate) fn of_flags(values: Value) -> Self {
         Self::of_flags_with(values, |config| config)
     }
 
     pub(crate) fn of_flags_with(values: Value, set: impl FnOnce(Config) -> Config) -> Self {
-        let scene = Self::with(|config| set(unhurried(config)));
-        scene.answer_flags(Answer::json(&flags(values)));
-        scene
+        let scenario = Self::with(|config| set(unhurried(config)));
+        scenario.answer_flags(Answer::json(&flags(values)));
+        scenario
     }
 
     /// A client that has loaded these definitions. PostHog knows no flag of anybody.
@@ -80,21 +80,21 @@ impl Scene {
     }
 
     pub(crate) fn of_defined(definitions: Answer) -> Self {
-        let stage = Stage::new();
-        stage.sink.flags(FlagRoute::Definitions, definitions);
-        let scene = Self::on(stage, |config| unhurried(config).secret_key("phs_conformance"));
-        scene.load();
-        scene
+        let fixture = Fixture::new();
+        fixture.sink.flags(FlagRoute::Definitions, definitions);
+        let scenario = Self::on(fixture, |config| unhurried(config).secret_key("phs_conformance"));
+        scenario.load();
+        scenario
     }
 
     /// From now on PostHog answers for flags with this.
     pub(crate) fn answer_flags(&self, answer: Answer) {
-        self.stage.sink.flags(FlagRoute::Values, answer);
+        self.fixture.sink.flags(FlagRoute::Values, answer);
     }
 
     /// What is defined from now on, and loads it.
     pub(crate) fn define(&self, definitions: Answer) {
-        self.stage.sink.flags(FlagRoute::Definitions, definitions);
+        self.fixture.sink.flags(FlagRoute::Definitions, definitions);
         self.load();
     }
 
@@ -109,7 +109,7 @@ impl Scene {
 
     /// The questions for flags that came, without those for definitions.
     pub(crate) fn asked(&self) -> Vec<Value> {
-        let requests = self.stage.sink.requests().into_iter();
+        let requests = self.fixture.sink.requests().into_iter();
         requests
             .filter(|request| request.path.trim_end_matches('/') == "/flags")
             .map(|request| request.envelope)

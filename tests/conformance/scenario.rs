@@ -5,27 +5,27 @@ use std::sync::{Arc, Mutex};
 use posthog::{Client, Config, Diagnostic, DiagnosticCategory, DropReason, Outcome, Receipt};
 use serde_json::Value;
 
-use crate::stage::{PATIENCE, Stage};
+use crate::fixture::{Fixture, PATIENCE};
 
-/// A client on a stage of its own.
-pub(crate) struct Scene {
-    pub(crate) stage: Stage,
+/// A client on a fixture of its own.
+pub(crate) struct Scenario {
+    pub(crate) fixture: Fixture,
     pub(crate) client: Client,
     /// Each event that arrived, as JSON.
     arrived: Arc<Mutex<Vec<Value>>>,
 }
 
-impl Scene {
+impl Scenario {
     pub(crate) fn new() -> Self {
         Self::with(|config| config)
     }
 
     pub(crate) fn with(set: impl FnOnce(Config) -> Config) -> Self {
-        Self::on(Stage::new(), set)
+        Self::on(Fixture::new(), set)
     }
 
-    /// On a stage that is set already.
-    pub(crate) fn on(stage: Stage, set: impl FnOnce(Config) -> Config) -> Self {
+    /// On a fixture that is set already.
+    pub(crate) fn on(fixture: Fixture, set: impl FnOnce(Config) -> Config) -> Self {
         let arrived = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&arrived);
         // A rule that refuses nothing, and sees everything.
@@ -33,9 +33,9 @@ impl Scene {
             seen.lock().unwrap().push(event.clone());
             false
         };
-        stage.sink.refuse_if(look, 400, "");
-        let client = Client::new(set(stage.config())).unwrap();
-        Self { stage, client, arrived }
+        fixture.sink.refuse_if(look, 400, "");
+        let client = Client::new(set(fixture.config())).unwrap();
+        Self { fixture, client, arrived }
     }
 
     /// Sends what is queued, and gives all that has arrived so far.
@@ -67,7 +67,7 @@ impl Scene {
 
     pub(crate) fn must_have_queued_nothing(&self) {
         assert_eq!(self.client.stats().accepted, 0);
-        assert!(self.sent().is_empty() && self.stage.sink.requests().is_empty());
+        assert!(self.sent().is_empty() && self.fixture.sink.requests().is_empty());
     }
 }
 
