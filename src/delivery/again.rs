@@ -15,7 +15,8 @@ use super::failure::Failure;
 use super::pace::Ticket;
 use super::results::{Results, Ruling, Warning};
 use super::verdict::Names;
-use super::{ChunkRef, DeliveryOutcome, Notice};
+use super::{DeliveryOutcome, Notice};
+use crate::queue::ChunkRef;
 use crate::transport::RetryAfter;
 
 /// No longer than this are events kept in memory, where nothing can evict them, for the sake of a request's id.

@@ -3,19 +3,19 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::ChunkRef;
 use super::aside::EventId;
 use super::batch::Batch;
 use super::intake::{Intake, READ_BYTES, Wanted};
 use super::loaded::{Reason, Slice};
-use crate::queue::store::Chunk;
+use crate::queue::{ChunkRef, Lease};
 
 impl Intake {
     /// A chunk was read: its records go into the next batches, or into pieces of a search, or stay where they are.
-    pub(super) fn take_in(&mut self, reference: ChunkRef, chunk: Chunk, wanted: Wanted, now: Instant) {
+    pub(super) fn take_in(&mut self, lease: Lease, wanted: Wanted, now: Instant) {
+        let reference = lease.row();
         let failed_since = self.loaded.failed_since(reference);
         let is_doubted = wanted == Wanted::All && failed_since.is_some_and(|since| self.accepted > since);
-        let whole = self.loaded.insert(reference, chunk);
+        let whole = self.loaded.insert(lease);
         let is_due = self.aside.take_out(reference);
         let quarantined = self.aside.times(reference).max(1);
         let suspects = self.suspects_of(&whole);

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use super::ChunkRef;
+use crate::queue::ChunkRef;
 
 /// More than so many chunks or suspects are not remembered: forgetting them all costs some requests, and nothing else.
 const MAX_ENTRIES: usize = 10_000;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::ChunkRef;
 use super::loaded::{Loaded, Slice};
 use super::request::Exchange;
+use crate::queue::ChunkRef;
 use crate::record::Class;
 
 /// A limit on bytes is never learnt to be smaller than this.
@@ -196,9 +196,8 @@ mod tests {
             let mut loaded = Loaded::default();
             let (mut batch, mut seq) = (Batch::default(), 1);
             for count in counts {
-                let (reference, chunk) = chunk(0, seq, count);
+                let slice = loaded.insert(chunk(0, seq, count));
                 seq += count;
-                let slice = loaded.insert(reference, chunk);
                 batch.push(slice, &loaded);
             }
             let events = batch.events;

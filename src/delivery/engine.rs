@@ -147,6 +147,9 @@ impl Engine {
         }
         match self.intake.read(1, Wanted::All, now, &mut self.flushes) {
             Ok(true) => self.pace.delay_first_send(now, &mut self.rng),
+            Err(SourceError::Busy) if !self.intake.newest().is_empty() => {
+                self.pace.delay_first_send(now, &mut self.rng);
+            }
             Ok(false) => {}
             Err(error) => self.unreadable(&error),
         }
@@ -329,8 +332,10 @@ impl Engine {
         }
     }
 
+    /// No row could be leased: reports why, unless the queue is only being written to.
     fn unreadable(&mut self, error: &SourceError) {
-        let reason = format!("{error}: {}", error.0);
+        let SourceError::Unreadable(_) = error else { return };
+        let reason = error.to_string();
         (self.report)(Notice::QueueUnreadable { reason: reason.clone() });
         self.state.last_error = Some(reason.clone());
         self.publish();
@@ -382,7 +387,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         // Also on the way out of a panic or of a runtime that is shut down: nobody waits for ever, and what was read can be read again.
         for chunk in self.intake.loaded.references() {
-            self.source.give_back(chunk);
+            self.source.release(chunk);
         }
         for done in self.flushes.take_all() {
             self.tell_end(done, EndpointStatus::Stopped);

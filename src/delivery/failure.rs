@@ -110,7 +110,7 @@ impl Engine {
     }
 
     /// Where the first open event of a batch is: chunk, position, sequence number; and its uuid.
-    pub(super) fn first_event(&self, batch: &Batch) -> Option<(super::ChunkRef, usize, u64, uuid::Uuid)> {
+    pub(super) fn first_event(&self, batch: &Batch) -> Option<(crate::queue::ChunkRef, usize, u64, uuid::Uuid)> {
         batch.slices.iter().find_map(|slice| {
             let (position, seq, body) = self.intake.loaded.open(slice).next()?;
             Some((slice.chunk, position, seq, uuid_of(body)))

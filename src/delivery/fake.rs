@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, PaceState, Source, SourceError,
+    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, Lease, PaceState, Source, SourceError,
 };
 use crate::event::{Event, Stamp};
 use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
@@ -29,19 +29,19 @@ pub(super) fn malformed_record() -> Vec<u8> {
 }
 
 /// A chunk of `count` records with sequence numbers from `first_seq` on, their events named after these.
-pub(super) fn chunk(origin: u32, first_seq: u64, count: u64) -> (ChunkRef, Chunk) {
+pub(super) fn chunk(origin: u32, first_seq: u64, count: u64) -> Lease {
     chunk_of(origin, 0, first_seq, &(first_seq..first_seq + count).map(record).collect::<Vec<_>>())
 }
 
 /// A chunk of these records.
-pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>]) -> (ChunkRef, Chunk) {
+pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>]) -> Lease {
     let mut frames = Vec::new();
     for (seq, body) in (first_seq..).zip(records) {
         frame::append(&mut frames, body, 0, seq, 7);
     }
     let key = ChunkKey { lane, first_seq };
     let count = u32::try_from(records.len()).unwrap();
-    (ChunkRef { origin, key }, Chunk { key, count, salt: 7, checkpointed_at: 0, frames: frames.into() })
+    Lease { origin, chunk: Chunk { key, count, salt: 7, checkpointed_at: 0, frames: frames.into() } }
 }
 
 /// A program that listens.
@@ -92,7 +92,8 @@ impl FakeQueue {
         first
     }
 
-    pub(super) fn commit_chunk(&self, (reference, chunk): (ChunkRef, Chunk)) {
+    pub(super) fn commit_chunk(&self, lease: Lease) {
+        let (reference, chunk) = (lease.row(), lease.chunk);
         let mut ledger = self.ledger();
         ledger.next_seq = ledger.next_seq.max(reference.key.first_seq + u64::from(chunk.count));
         ledger.newest.insert((reference.origin, reference.key.lane), reference);
@@ -122,26 +123,32 @@ impl FakeQueue {
     }
 }
 
+/// The sequence numbers of a chunk's records.
+fn records_of(chunk: &Chunk) -> BTreeSet<u64> {
+    frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq).collect()
+}
+
 impl Source for FakeQueue {
-    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
+    fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError> {
         let mut ledger = self.ledger();
         if ledger.is_broken {
-            return Err(SourceError("the disk is gone".into()));
+            return Err(SourceError::Unreadable("the disk is gone".into()));
         }
         if ledger.is_held {
             return Ok(Vec::new());
         }
         ledger.is_held = std::mem::take(&mut ledger.is_held_once_read);
-        let (mut chunks, mut bytes) = (Vec::new(), 0);
-        for (&reference, chunk) in ledger.rows.iter().filter(|&(&reference, _)| !busy(reference)) {
-            if !chunks.is_empty() && bytes + chunk.frames.len() > max_bytes {
+        let (mut leases, mut bytes) = (Vec::<Lease>::new(), 0);
+        let is_free = |row: ChunkRef| !ledger.out.contains(&row) && wants(row);
+        for (row, chunk) in ledger.rows.iter().filter(|&(&row, _)| is_free(row)) {
+            if !leases.is_empty() && bytes + chunk.frames.len() > max_bytes {
                 break;
             }
             bytes += chunk.frames.len();
-            chunks.push((reference, chunk.clone()));
+            leases.push(Lease { origin: row.origin, chunk: chunk.clone() });
         }
-        ledger.out.extend(chunks.iter().map(|(reference, _)| *reference));
-        Ok(chunks)
+        ledger.out.extend(leases.iter().map(Lease::row));
+        Ok(leases)
     }
 
     fn is_held(&self) -> bool {
@@ -154,24 +161,23 @@ impl Source for FakeQueue {
 
     fn ack(&self, ack: Ack) {
         let mut ledger = self.ledger();
-        let row = ledger.rows.remove(&ack.chunk).expect("a chunk is acked while it is queued");
-        let keep: BTreeSet<u64> = ack.keep.iter().flatten().copied().collect();
-        let accounted = ack.delivered + ack.dead_lettered.len() as u64 + keep.len() as u64;
+        let row = ledger.rows.remove(&ack.row).expect("a row is acked while it is queued");
+        let kept = ack.keep.as_ref().map_or(0, |kept| u64::from(kept.count));
+        let accounted = ack.delivered + ack.dead.len() as u64 + kept;
         assert_eq!(accounted, u64::from(row.count), "{ack:?}");
-        ledger.out.remove(&ack.chunk);
+        assert!(ledger.out.remove(&ack.row), "only a leased row is acked");
         ledger.delivered += ack.delivered;
         ledger.acks += 1;
-        ledger.dead_lettered.extend(ack.dead_lettered);
-        if !keep.is_empty() {
-            let mut frames = Vec::new();
-            for (head, body) in frame::frames(&row.frames, row.salt).filter(|(head, _)| keep.contains(&head.seq)) {
-                frame::append(&mut frames, body, head.class, head.seq, row.salt);
-            }
-            let key = ChunkKey { first_seq: *keep.first().unwrap(), ..row.key };
-            let count = u32::try_from(keep.len()).unwrap();
-            let rest = ChunkRef { key, ..ack.chunk };
+        ledger.dead_lettered.extend(ack.dead);
+        if let Some(kept) = ack.keep {
+            assert_eq!(
+                row.retain(|seq| records_of(&kept).contains(&seq)).as_ref(),
+                Some(&kept),
+                "the row's own records"
+            );
+            let rest = ChunkRef { key: kept.key, ..ack.row };
             ledger.out.insert(rest);
-            ledger.rows.insert(rest, Chunk { key, count, frames: frames.into(), ..row });
+            ledger.rows.insert(rest, kept);
         }
     }
 
@@ -179,8 +185,8 @@ impl Source for FakeQueue {
         false
     }
 
-    fn give_back(&self, chunk: ChunkRef) {
-        self.ledger().out.remove(&chunk);
+    fn release(&self, row: ChunkRef) {
+        self.ledger().out.remove(&row);
     }
 
     fn pace(&self, state: &PaceState) {

@@ -4,8 +4,8 @@
 //! over when the reading has got beyond these and none of them is in memory any more. New events keep coming, and other processes may
 //! have left queues behind; they are not its business.
 
-use super::ChunkRef;
 use super::handle::Done;
+use crate::queue::ChunkRef;
 use crate::sys::clock::WallNanos;
 
 /// The endpoint, as a flush or a stop found it.

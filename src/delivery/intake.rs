@@ -11,7 +11,8 @@ use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::Flushes;
 use super::loaded::{Closed, Loaded, Reason, Slice};
 use super::pace::{PaceOptions, park_time, quarantine_time};
-use super::{Ack, ChunkRef, Source, SourceError};
+use super::{Source, SourceError};
+use crate::queue::{Ack, ChunkRef};
 use crate::sys::crash_point;
 
 /// One read is at most this much: what is read ahead of need is memory for nothing.
@@ -59,6 +60,8 @@ pub(super) struct Intake {
     /// There may be something that has not failed.
     fresh: bool,
     unreadable_until: Option<Instant>,
+    /// An error of a read that had a batch to return.
+    unreported: Option<SourceError>,
     options: PaceOptions,
     rng: StdRng,
 }
@@ -79,6 +82,7 @@ impl Intake {
             more: true,
             fresh: true,
             unreadable_until: None,
+            unreported: None,
             options,
             rng,
         }
@@ -128,6 +132,9 @@ impl Intake {
         now: Instant,
         flushes: &mut Flushes,
     ) -> Result<bool, SourceError> {
+        if let Some(error) = self.unreported.take() {
+            return Err(error);
+        }
         if self.unreadable_until.is_some_and(|until| now < until) {
             return Ok(false);
         }
@@ -139,25 +146,27 @@ impl Intake {
             let (loaded, aside, avoid, accepted) = (&self.loaded, &self.aside, &self.avoid, self.accepted);
             // Suspects are tried one after the other: not all of them have to be in memory for that.
             let are_suspects_due = !self.due.is_empty();
-            let busy = |chunk| {
-                loaded.contains(chunk)
-                    || avoid.contains(&chunk)
+            let wants = |chunk| {
+                let is_skipped = avoid.contains(&chunk)
                     || aside.holds(chunk, accepted, now)
                     || (are_suspects_due && aside.times(chunk) > 0)
                     || (is_fresh && loaded.has_failed(chunk))
                     || (wanted == Wanted::Newest && !newest.contains(&chunk))
-                    || (spares_alone && loaded.has_failed_alone(chunk))
+                    || (spares_alone && loaded.has_failed_alone(chunk));
+                !is_skipped
             };
-            let chunks = self.source.read(max_bytes.clamp(1, READ_BYTES), &busy).inspect_err(|_| {
-                self.unreadable_until = Some(now + UNREADABLE);
+            let leases = self.source.lease(max_bytes.clamp(1, READ_BYTES), &wants).inspect_err(|error| {
+                if matches!(error, SourceError::Unreadable(_)) {
+                    self.unreadable_until = Some(now + UNREADABLE);
+                }
             })?;
-            if !chunks.is_empty() {
-                for (reference, chunk) in chunks {
+            if !leases.is_empty() {
+                for lease in leases {
                     // What is passed over for now is still to come.
                     if !is_fresh {
-                        flushes.saw(reference);
+                        flushes.saw(lease.row());
                     }
-                    self.take_in(reference, chunk, wanted, now);
+                    self.take_in(lease, wanted, now);
                 }
             } else if is_fresh {
                 self.fresh &= wanted == Wanted::Newest;
@@ -201,8 +210,17 @@ impl Intake {
             let room = limits.bytes.saturating_sub(batch.bytes);
             // To read what was avoided is for a batch that would have nothing else.
             let wanted = if batch.slices.is_empty() || self.avoid.is_empty() { wanted } else { Wanted::Fresh };
-            if self.ready.is_empty() && !self.read(if small { 1 } else { room }, wanted, now, flushes)? {
-                break;
+            if self.ready.is_empty() {
+                match self.read(if small { 1 } else { room }, wanted, now, flushes) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) if batch.slices.is_empty() => return Err(error),
+                    // What is leased already is sent, and the error is reported by the next read.
+                    Err(error) => {
+                        self.unreported = Some(error);
+                        break;
+                    }
+                }
             }
             let Some(mut slice) = self.ready.pop_front() else { break };
             match wanted {
@@ -358,7 +376,7 @@ impl Intake {
             self.hand_over(ack);
         }
         if let Some(rest) = closed.rest {
-            self.source.give_back(rest);
+            self.source.release(rest);
         }
     }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
 use super::aside::EventId;
-use super::{Ack, ChunkRef};
-use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
+use crate::queue::store::{Chunk, DeadRecord};
+use crate::queue::{Ack, ChunkRef, Lease};
 use crate::record::frame;
 use crate::sys::clock::WallNanos;
 
@@ -105,25 +105,14 @@ pub(super) struct Loaded {
 const MAX_TRIES: usize = 10_000;
 
 impl Loaded {
-    /// Takes a chunk in, as one slice of all its records.
-    pub(super) fn insert(&mut self, reference: ChunkRef, chunk: Chunk) -> Slice {
-        let mut records = Vec::with_capacity(chunk.count as usize);
-        let mut frames = frame::frames(&chunk.frames, chunk.salt);
-        let mut start = frames.position();
-        while let Some((head, body)) = frames.next() {
-            let from = start + frame::FRAME_HEAD;
-            records.push(Record { seq: head.seq, body: from..from + body.len(), fate: Fate::Open });
-            start = frames.position();
-        }
+    /// Adds a leased chunk, as one slice of all its records.
+    pub(super) fn insert(&mut self, lease: Lease) -> Slice {
+        let (reference, chunk) = (lease.row(), lease.chunk);
+        let records = open_records(&chunk);
         let slice = Slice { chunk: reference, range: 0..records.len() };
         self.chunks
             .insert(reference, LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), set_aside: None });
         slice
-    }
-
-    /// Whether a chunk is in memory.
-    pub(super) fn contains(&self, chunk: ChunkRef) -> bool {
-        self.chunks.contains_key(&chunk)
     }
 
     /// Which chunks are in memory.
@@ -219,16 +208,18 @@ impl Loaded {
     pub(super) fn ack_decided(&mut self, slice: &mut Slice) -> Option<Ack> {
         let is_open = |record: &Record| record.fate == Fate::Open;
         self.chunks.get(&slice.chunk).filter(|chunk| chunk.slices == 1 && chunk.records.iter().any(is_open))?;
-        let before = self.chunks.get(&slice.chunk)?.records.get(..slice.range.start)?;
-        let start = before.iter().filter(|record| is_open(record)).count();
+        let loaded = self.chunks.get(&slice.chunk)?;
+        let start = loaded.records.get(..slice.range.start)?.iter().filter(|record| is_open(record)).count();
         let end = start + self.open(slice).count();
-        let chunk = self.chunks.get(&slice.chunk)?.clone();
+        let (whole, quarantine) = (loaded.chunk.clone(), loaded.set_aside);
         let closed = self.close(slice.chunk)?;
-        let (rest, ack) = (closed.rest?, closed.ack);
-        let records = chunk.records.into_iter().filter(is_open).collect();
-        self.chunks.insert(rest, LoadedChunk { records, dead_lettered: Vec::new(), ..chunk });
+        let rest = closed.rest?;
+        let chunk = closed.ack.as_ref().and_then(|ack| ack.keep.clone()).unwrap_or(whole);
+        let records = open_records(&chunk);
+        let kept = LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), set_aside: quarantine };
+        self.chunks.insert(rest, kept);
         *slice = Slice { chunk: rest, range: start..end };
-        ack
+        closed.ack
     }
 
     /// Closes a chunk, whatever still refers to it.
@@ -241,18 +232,18 @@ impl Loaded {
         let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
         let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
         let is_decided = open.is_empty() || delivered > 0 || !chunk.dead_lettered.is_empty();
-        let rest = open.first().map(|&first| match is_decided {
-            true => ChunkRef { key: ChunkKey { first_seq: first, ..reference.key }, ..reference },
-            false => reference,
+        let ack = is_decided.then(|| Ack {
+            row: reference,
+            delivered,
+            dead: chunk.dead_lettered,
+            keep: chunk.chunk.retain(|seq| open.binary_search(&seq).is_ok()),
         });
+        let rest = match &ack {
+            Some(ack) => ack.keep.as_ref().map(|kept| ChunkRef { key: kept.key, ..reference }),
+            None => Some(reference),
+        };
         let tries = self.tries.remove(&reference);
         self.tries.extend(rest.zip(tries));
-        let ack = is_decided.then(|| Ack {
-            chunk: reference,
-            delivered,
-            dead_lettered: chunk.dead_lettered,
-            keep: Some(open.clone()).filter(|open| !open.is_empty()),
-        });
         Some(Closed { ack, chunk: reference, rest, open, set_aside: chunk.set_aside, seqs })
     }
 
@@ -260,6 +251,19 @@ impl Loaded {
         let chunk = self.chunks.get_mut(&slice.chunk);
         chunk.and_then(|chunk| chunk.records.get_mut(slice.range.clone())).unwrap_or_default()
     }
+}
+
+/// The readable records of a chunk, all of them open.
+fn open_records(chunk: &Chunk) -> Vec<Record> {
+    let mut records = Vec::with_capacity(chunk.count as usize);
+    let mut frames = frame::frames(&chunk.frames, chunk.salt);
+    let mut start = frames.position();
+    while let Some((head, body)) = frames.next() {
+        let from = start + frame::FRAME_HEAD;
+        records.push(Record { seq: head.seq, body: from..from + body.len(), fate: Fate::Open });
+        start = frames.position();
+    }
+    records
 }
 
 impl EventId {

@@ -87,7 +87,7 @@ mod wire_tests;
 use std::error::Error;
 use std::sync::Arc;
 
-use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
+use crate::queue::{Ack, ChunkRef, Lease};
 use crate::record::{NoSymbols, Symbols};
 
 pub(crate) use aside::EventId;
@@ -101,58 +101,42 @@ pub(crate) use state::{DeliveryState, PaceState, Phase};
 pub(crate) use supervise::serve;
 pub use verdict::{DeliveryNotice, DeliveryOutcome};
 
-/// A chunk of one of the queues this process delivers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ChunkRef {
-    /// Whose queue: 0 is our own shard, the others are adopted ones.
-    pub(crate) origin: u32,
-    /// Which row of it.
-    pub(crate) key: ChunkKey,
-}
-
-/// The queue, as the delivery sees it. Its calls are made on the delivery task and must not take long.
+/// The queue, as delivery sees it. The calls are made on the delivery task and must not take long.
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Committed chunks, oldest first within an origin and lane, those of a lower origin first, without the `busy` ones: as many as fit
-    /// `max_bytes`, and at least one if there is one. Empty means that there is nothing (more) now.
-    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError>;
+    /// Leases the next free rows that `wants` accepts: oldest first within an origin and lane, those of a lower origin
+    /// first; as many as fit `max_bytes`, and at least one if there is one. An empty list means that no such row is
+    /// free now.
+    fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError>;
 
-    /// Whether nothing is to be sent for the time being. Then `read` finds nothing, and the delivery lets go of what it has read.
+    /// Whether the program has opted out. Then `lease` returns nothing, and delivery releases what it has leased.
     fn is_held(&self) -> bool;
 
-    /// The last committed chunk of each lane of our own queue: what a flush that begins now has to cover.
+    /// The last committed row of each lane of this process's own queue: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;
 
-    /// Takes note of what became of a chunk; the commit may come later, but from now on `read` answers accordingly. What it keeps is a
-    /// chunk that counts as read, until it is acked or given back in its turn.
+    /// Decides over a leased row. The commit comes later, but the row is not leased again. What the ack keeps is a
+    /// leased row too, to be acked or released.
     fn ack(&self, ack: Ack);
 
-    /// All that is left of that queue is stepped over for a while. True: it is let go, and another one is read in its place.
+    /// Ends a lease without a decision: the row can be leased again, and until then evicted.
+    fn release(&self, row: ChunkRef);
+
+    /// All that is left of that queue is in quarantine. Returns `true` if the queue is given up in favour of another.
     fn stuck(&self, origin: u32) -> bool;
 
-    /// A chunk that was read is let go undecided: it can be read again, and until then the queue may do with it as it likes.
-    fn give_back(&self, chunk: ChunkRef);
-
-    /// The pace has changed: `next_attempt` has to survive a restart.
+    /// The pace has changed; its `next_attempt` has to survive a restart.
     fn pace(&self, state: &PaceState);
 }
 
-/// Why the queue could not be read.
+/// Why no row could be leased.
 #[derive(Debug, thiserror::Error)]
-#[error("the queue could not be read; reading is tried again")]
-pub(crate) struct SourceError(#[source] pub(crate) Box<dyn Error + Send + Sync>);
-
-/// What became of a chunk. Records that are in none of the three were unreadable.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ack {
-    /// Which one.
-    pub(crate) chunk: ChunkRef,
-    /// How many of its records PostHog took.
-    pub(crate) delivered: u64,
-    /// Those that it never will.
-    pub(crate) dead_lettered: Vec<DeadRecord>,
-    /// `None`: nothing is left, the row goes. Else only the records of these sequence numbers (ascending) stay, in a row of the first
-    /// one's key, which is read again some time.
-    pub(crate) keep: Option<Vec<u64>>,
+pub(crate) enum SourceError {
+    /// The committer is changing rows. It wakes delivery when it is done.
+    #[error("the queue is being written to")]
+    Busy,
+    /// The store failed.
+    #[error("the queue could not be read; reading is tried again: {0}")]
+    Unreadable(Box<dyn Error + Send + Sync>),
 }
 
 /// The program's own ear, called for each answer that decides over events.

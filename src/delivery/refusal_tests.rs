@@ -243,12 +243,12 @@ struct Counting {
 }
 
 impl Source for Counting {
-    fn read(&self, max_bytes: usize, busy: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<(ChunkRef, Chunk)>, SourceError> {
-        let read = self.queue.read(max_bytes, busy)?;
+    fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError> {
+        let leases = self.queue.lease(max_bytes, wants)?;
         let mut out = self.out.lock().unwrap();
-        out.extend(read.iter().map(|(chunk, _)| *chunk));
+        out.extend(leases.iter().map(Lease::row));
         self.most.fetch_max(out.len(), std::sync::atomic::Ordering::SeqCst);
-        Ok(read)
+        Ok(leases)
     }
 
     fn is_held(&self) -> bool {
@@ -260,7 +260,7 @@ impl Source for Counting {
     }
 
     fn ack(&self, ack: Ack) {
-        self.out.lock().unwrap().remove(&ack.chunk);
+        self.out.lock().unwrap().remove(&ack.row);
         self.queue.ack(ack);
     }
 
@@ -268,8 +268,9 @@ impl Source for Counting {
         self.queue.stuck(origin)
     }
 
-    fn give_back(&self, chunk: ChunkRef) {
-        self.out.lock().unwrap().remove(&chunk);
+    fn release(&self, row: ChunkRef) {
+        self.out.lock().unwrap().remove(&row);
+        self.queue.release(row);
     }
 
     fn pace(&self, state: &PaceState) {

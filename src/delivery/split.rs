@@ -200,7 +200,7 @@ mod tests {
     fn pieces(loaded: &mut Loaded, counts: &[u64]) -> Vec<Batch> {
         let first_seqs = counts.iter().scan(1, |next, &count| Some(std::mem::replace(next, *next + count)));
         let chunks: Vec<_> = first_seqs.zip(counts).map(|(first, &count)| chunk(0, first, count)).collect();
-        let slices: Vec<_> = chunks.into_iter().map(|(reference, chunk)| loaded.insert(reference, chunk)).collect();
+        let slices: Vec<_> = chunks.into_iter().map(|lease| loaded.insert(lease)).collect();
         slices.into_iter().map(|slice| Batch::of(slice, loaded)).collect()
     }
 

@@ -73,7 +73,7 @@ impl Pipeline {
             drained
         };
         if let Some(Adopted { origin, shard, place }) = drained {
-            self.outbox.let_go(origin);
+            self.leases.lock().let_go(origin);
             self.orphans.begin(self, place, Job::GiveBackRoom(shard));
             return false;
         }
@@ -97,15 +97,17 @@ impl Pipeline {
 
     /// Lets go of the orphan as it is: what is left in it is left for somebody else.
     pub(super) fn abandon_adopted(&self) {
-        if let Some(current) = lock(&self.adopted).take() {
+        // Delivery looks for the adopted shard under the row lock, so that lock is not taken under this one.
+        let current = lock(&self.adopted).take();
+        if let Some(current) = current {
             self.avoid(current.place);
-            self.outbox.let_go(current.origin);
+            self.leases.lock().let_go(current.origin);
             current.shard.close();
         }
     }
 
     fn is_drained(&self, adopted: &Adopted) -> bool {
-        adopted.shard.ledger().queued_events == 0 && self.outbox.has_nothing_of(adopted.origin)
+        adopted.shard.ledger().queued_events == 0 && self.leases.has_nothing_of(adopted.origin)
     }
 
     /// Takes an orphan that is open. `false` if there was nothing in it to be delivered.

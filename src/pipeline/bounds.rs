@@ -7,10 +7,9 @@ use super::admission::{Level, Limits, Usage};
 use super::committer::{Committer, SPARE_AGAIN};
 use super::source::OWN;
 use super::{Notice, OverflowPolicy, Pipeline, WorkerOptions};
-use crate::delivery::ChunkRef;
 use crate::queue::journal::Room;
 use crate::queue::store::{ChunkKey, is_worth_compacting};
-use crate::queue::{EvictUntil, Passed};
+use crate::queue::{ChunkRef, EvictUntil, Passed};
 use crate::sys::clock::Anchor;
 
 /// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
@@ -28,7 +27,7 @@ pub(super) struct Bounds {
     compacted_at: Option<Instant>,
     /// Whether ages are to be believed.
     anchor: Anchor,
-    /// Where an eviction has something to look for, as long as nothing was given back to the outbox since.
+    /// Where an eviction has something to look for, as long as no row has become free since.
     passed: (Passed, u64),
 }
 
@@ -57,7 +56,7 @@ impl Committer {
         if let Some(age) = limits.queue_age {
             let (clock, disk) = (&pipeline.options.clock, &pipeline.options.disk);
             let ages = self.bounds.anchor.look(clock.now(), clock.wall_nanos(), || disk.uptime());
-            if let Some(ages) = ages.filter(|_| pipeline.outbox.was_attempted()) {
+            if let Some(ages) = ages.filter(|_| pipeline.leases.was_attempted()) {
                 let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
                 self.evict(EvictUntil::NoneOlder { age, ages }, true);
             }
@@ -121,17 +120,16 @@ impl Committer {
             // While the store fails there is nothing to be gained.
             return;
         }
-        let busy = |key: ChunkKey| pipeline.outbox.is_out_or_stays(ChunkRef { origin: OWN, key });
-        // Asked before: what is given back while this goes on is looked for the next time.
-        let given_back = pipeline.outbox.given_back();
+        let rows = pipeline.leases.lock();
+        let is_out = |key: ChunkKey| rows.is_out(ChunkRef { origin: OWN, key });
+        // Read before: a row that is released during the eviction is looked at the next time.
+        let releases = pipeline.leases.releases();
         let (passed, as_of) = &mut self.bounds.passed;
-        if std::mem::replace(as_of, given_back) != given_back {
+        if std::mem::replace(as_of, releases) != releases {
             *passed = Passed::default();
         }
-        let evicted = pipeline.shard.evict(until, passed, &busy, pipeline.options.clock.wall_nanos());
-        if pipeline.outbox.evicted() {
-            pipeline.committed();
-        }
+        let evicted = pipeline.shard.evict(until, passed, &is_out, pipeline.options.clock.wall_nanos());
+        drop(rows);
         match evicted {
             Ok(evicted) if evicted.events > 0 => {
                 (pipeline.options.report)(Notice::Evicted { events: evicted.events, for_age });
@@ -194,7 +192,7 @@ impl Pipeline {
             file_bytes: self.shard.file_bytes(),
             arena_bytes: self.options.arena_bytes as u64,
             waiting: self.waiting(),
-            under_way: self.outbox.under_way(),
+            under_way: self.leases.leased(),
             free_bytes,
         }
     }

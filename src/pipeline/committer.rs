@@ -9,7 +9,6 @@ use super::bounds::Bounds;
 use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flag_definitions::Keeping;
 use super::mailbox::Wanted;
-use super::outbox::Batch;
 use super::recovery::{RETRY_FIRST, Reach};
 use super::report::PersistError;
 use super::source::OWN;
@@ -193,12 +192,12 @@ impl Committer {
         // What was found at open counts no records: nobody has read it yet.
         let sealed = journal.oldest_sealed().is_some();
         since(&mut self.waiting.journaled_since, journaled > 0 || sealed, now);
-        since(&mut self.waiting.unacked_since, !pipeline.outbox.is_empty(), now);
+        since(&mut self.waiting.unacked_since, !pipeline.leases.is_committed(), now);
         *lock(&pipeline.unsynced_since) = self.waiting.unsynced_since;
         let facts = Facts {
             journaled,
             pressing: journal.is_half_full() || sealed || pipeline.is_pressing(),
-            unacked_rows: pipeline.outbox.waiting_rows(),
+            unacked_rows: pipeline.leases.pending_rows(),
             awaited: pipeline.receipts.waiting() > 0,
             flushed: !self.asked.flushed.is_empty(),
             all: self.asked.wants_all() || self.stopping.is_some(),
@@ -283,11 +282,13 @@ impl Committer {
         // Callers may seal further arenas meanwhile; those are for the next turn.
         for _ in 0..ARENAS_MAX {
             self.make_room_for_oldest_sealed();
-            let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
+            let rows = pipeline.leases.lock();
+            let pending = rows.take_acks(OWN, &pipeline.shard.ledger());
             let now = pipeline.options.clock.wall_nanos();
-            match pipeline.shard.checkpoint(&batch.acked(), batch.next_attempt, now) {
+            match pipeline.shard.checkpoint(&pending.acks, pending.next_attempt, now) {
                 Ok(Some(checkpointed)) => {
-                    pipeline.outbox.committed(batch);
+                    rows.committed(pending);
+                    drop(rows);
                     if checkpointed.missing > 0 {
                         // Whoever waits for one of those must not be told that it is safe; who waits for another is told too early
                         // that it may not be.
@@ -304,11 +305,12 @@ impl Committer {
                     pipeline.committed();
                 }
                 Ok(None) => {
-                    pipeline.outbox.put_back(batch);
+                    rows.put_back(pending);
                     break;
                 }
                 Err(error) => {
-                    pipeline.outbox.put_back(batch);
+                    rows.put_back(pending);
+                    drop(rows);
                     self.store_failed(&error);
                     // A full disk may still take deletes, and they make room; and what is in the store must be readable to be
                     // delivered, whether more can come in or not.
@@ -323,20 +325,23 @@ impl Committer {
 
     pub(super) fn ack_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        let batch = pipeline.outbox.take(OWN, &pipeline.shard.ledger());
-        if batch.is_empty() {
-            return pipeline.outbox.put_back(batch);
+        if !pipeline.leases.has_pending(OWN) {
+            return;
         }
         self.reopen_if_latched();
+        let rows = pipeline.leases.lock();
+        let pending = rows.take_acks(OWN, &pipeline.shard.ledger());
         let now = pipeline.options.clock.wall_nanos();
-        match pipeline.shard.ack(&batch.acked(), batch.next_attempt, now) {
+        match pipeline.shard.ack(&pending.acks, pending.next_attempt, now) {
             Ok(_) => {
-                pipeline.outbox.committed(batch);
+                rows.committed(pending);
+                drop(rows);
                 self.worked();
                 self.waiting.unacked_since = None;
             }
             Err(error) => {
-                pipeline.outbox.put_back(batch);
+                rows.put_back(pending);
+                drop(rows);
                 self.store_failed(&error);
             }
         }
@@ -344,23 +349,27 @@ impl Committer {
 
     /// An orphan's acks; if it cannot take them, it is let go and found again later.
     pub(super) fn ack_adopted(&mut self) {
-        let Some((origin, shard)) = self.pipeline.adopted_shard() else { return };
-        let batch: Batch = self.pipeline.outbox.take(origin, &shard.ledger());
-        if batch.is_empty() {
+        let pipeline = Arc::clone(&self.pipeline);
+        let Some((origin, shard)) = pipeline.adopted_shard() else { return };
+        if !pipeline.leases.has_pending(origin) {
             return;
         }
-        let now = self.pipeline.options.clock.wall_nanos();
-        match shard.ack(&batch.acked(), None, now) {
+        let rows = pipeline.leases.lock();
+        let pending = rows.take_acks(origin, &shard.ledger());
+        let now = pipeline.options.clock.wall_nanos();
+        match shard.ack(&pending.acks, None, now) {
             Ok(_) => {
-                self.pipeline.outbox.committed(batch);
+                rows.committed(pending);
+                drop(rows);
                 self.waiting.unacked_since = None;
                 self.asked.adopt |= shard.ledger().queued_events == 0;
             }
             Err(error) => {
-                let why = error.explain(&self.pipeline.options.disk);
-                (self.pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
-                self.pipeline.outbox.put_back(batch);
-                self.pipeline.abandon_adopted();
+                rows.put_back(pending);
+                drop(rows);
+                let why = error.explain(&pipeline.options.disk);
+                (pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
+                pipeline.abandon_adopted();
             }
         }
     }

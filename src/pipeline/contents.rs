@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::Pipeline;
 use super::source::OWN;
-use crate::delivery::ChunkRef;
+use crate::queue::ChunkRef;
 use crate::record::frame;
 use crate::sys::clock::Clock;
 use crate::sys::clock::still::Sleeper;
@@ -32,7 +32,7 @@ impl Pipeline {
         let mut after = None;
         while let Ok(read) = self.shard.read(after, READ_BYTES) {
             for chunk in read.chunks {
-                let is_open = self.outbox.still_open(ChunkRef { origin: OWN, key: chunk.key });
+                let is_open = self.leases.still_open(ChunkRef { origin: OWN, key: chunk.key });
                 let frames = frame::frames(&chunk.frames, chunk.salt);
                 open.extend(frames.filter(|(head, _)| is_open(head.seq)).map(|(head, body)| (head.seq, body.to_vec())));
             }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::Pipeline;
 use super::committer::Committer;
-use super::outbox::Totals;
 use super::pending::{self, Pending, Promise};
 use super::report::{DeliveryReport, EndpointStatus, FlushReport};
 use crate::delivery;
@@ -15,7 +14,7 @@ use crate::delivery;
 pub(super) struct Flush {
     promise: Promise<FlushReport>,
     /// What had been decided when it was asked for: a fast server may take events before the delivery hears of the flush.
-    before: Totals,
+    before: crate::queue::Totals,
 }
 
 impl Pipeline {
@@ -31,14 +30,14 @@ impl Pipeline {
             return pending::answered(closed);
         }
         let (promise, answer) = pending::pending();
-        let before = self.outbox.totals();
+        let before = self.leases.totals();
         self.mailbox.ring(|wanted| wanted.flushes.push(Flush { promise, before }));
         // It may have ended between the look above and the ring: then nobody hears it.
         if self.finished.get().is_some() { self.flush() } else { answer }
     }
 
     fn answer_flush(&self, flush: Flush, endpoint: delivery::EndpointStatus) {
-        let totals = self.outbox.totals();
+        let totals = self.leases.totals();
         flush.promise.answer(FlushReport {
             delivered: totals.delivered.saturating_sub(flush.before.delivered),
             dead_lettered: totals.dead_lettered.saturating_sub(flush.before.dead_lettered),
@@ -103,7 +102,7 @@ impl Pipeline {
         // By sequence numbers: how many records an arena of an earlier life holds is known only when it is checkpointed.
         let in_journal = accepted.saturating_sub(own.accepted);
         let adopted = self.adopted_shard();
-        let adopted = adopted.map_or(0, |(origin, shard)| self.outbox.ledger(origin, || shard.ledger()).queued_events);
+        let adopted = adopted.map_or(0, |(origin, shard)| self.leases.ledger(origin, || shard.ledger()).queued_events);
         own.queued_events + in_journal + adopted
     }
 

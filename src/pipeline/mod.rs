@@ -11,7 +11,7 @@
 //! Rules
 //! * All writes to the store and all file creation are the committer's, but for a shard that is being opened or that gives back its
 //!   room ([`opening`]), which nobody else has meanwhile. The delivery only reads (and mends a row that fails its checks); what it decides goes through the
-//!   [`outbox`](source) and is committed with the next checkpoint.
+//!   [leases](crate::queue::Leases) and is committed with the next checkpoint.
 //! * Nothing pending means asleep, without a timer. An append rings the [`mailbox`](mailbox) only if the committer believes the journal
 //!   clean, or if it made an arena half full, or a batch due.
 //! * *Sync* is due `sync_interval` after the first unsynced record, at once if a receipt is awaited, and serves all who wait.
@@ -72,7 +72,6 @@ mod life;
 mod mailbox;
 mod notice;
 mod opening;
-mod outbox;
 mod own;
 pub(crate) mod pending;
 mod receipts;
@@ -98,7 +97,7 @@ use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::flags::RemoteOptions;
 use crate::flags::loader::LoaderOptions;
 use crate::queue::journal::{Appended, Refused};
-use crate::queue::{Lane, OrphanedQueue, Project, Shard};
+use crate::queue::{Lane, Leases, OrphanedQueue, Project, Shard, Totals};
 use crate::record::frame;
 use crate::sys::clock::Clock;
 use crate::sys::disk::{Disk, fork};
@@ -117,7 +116,6 @@ pub(crate) use joint::both;
 pub(crate) use life::LastRun;
 use mailbox::Mailbox;
 pub(crate) use notice::Notice;
-use outbox::{Outbox, Totals};
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
 pub use report::{DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport};
@@ -199,7 +197,7 @@ pub(crate) struct Pipeline {
     admission: Admission,
     receipts: Receipts,
     mailbox: Mailbox,
-    outbox: Outbox,
+    leases: Leases,
     verdicts: Verdicts,
     /// What is queued stays queued: the program has opted out.
     held: AtomicBool,

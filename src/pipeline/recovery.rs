@@ -41,12 +41,12 @@ impl Committer {
                 }
                 pipeline.report_findings(findings);
                 // The file may be another one now: rows are found again from the start.
-                pipeline.outbox.forget(OWN);
+                pipeline.leases.lock().forget(OWN);
                 pipeline.committed();
                 // How many records an arena of an earlier life holds is not known, so it does not count among the journaled.
                 let journal = pipeline.shard.journal();
                 let waits = journal.journaled().1 > 0 || journal.oldest_sealed().is_some();
-                if !waits && pipeline.outbox.is_empty() {
+                if !waits && pipeline.leases.is_committed() {
                     // Nothing waits that could show it otherwise.
                     self.worked();
                 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::source::OWN;
 use super::{AppendError, Floor, Pipeline, lock};
-use crate::delivery::{ChunkRef, DeliveryHandle, DeliveryState};
+use crate::delivery::{DeliveryHandle, DeliveryState};
 use crate::queue::store::{DeadRecord, Ledger};
-use crate::queue::{LANE, OrphanedQueue};
+use crate::queue::{ChunkRef, LANE, OrphanedQueue};
 
 /// Where things stand, for statistics.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl Pipeline {
         let journaled = self.shard.journal().journaled();
         let (ledger, accepted) = self.account();
         let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
-            let is_acked = |key| self.outbox.is_acked(ChunkRef { origin: OWN, key });
+            let is_acked = |key| self.leases.is_acked(ChunkRef { origin: OWN, key });
             let oldest = store.oldest(LANE, &is_acked).ok().flatten();
             oldest.or_else(|| store.oldest(LANE, &|_| false).ok().flatten())
         });
@@ -76,7 +76,7 @@ impl Pipeline {
     /// the journal.
     pub(super) fn account(&self) -> (Ledger, u64) {
         // In this order: what is checkpointed in between counts as in the journal still.
-        let ledger = self.outbox.ledger(OWN, || self.shard.ledger());
+        let ledger = self.leases.ledger(OWN, || self.shard.ledger());
         (ledger, self.shard.accepted())
     }
 

@@ -16,7 +16,6 @@ use super::flag_definitions::Definitions;
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
 use super::opening::Orphans;
-use super::outbox::Outbox;
 use super::own::{Own, in_memory, open_shard};
 use super::receipts::Receipts;
 use super::verdicts::{Ear, Verdicts};
@@ -24,7 +23,8 @@ use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::queue::{
-    Lane, Life as LifeBefore, Opened, OrphanedQueue, Predecessor, ShardError, ShardOptions, has_orphan, orphaned,
+    Lane, Leases, Life as LifeBefore, Opened, OrphanedQueue, Predecessor, ShardError, ShardOptions, has_orphan,
+    orphaned,
 };
 use crate::sys::disk::{FileSystem, exposed_above, fork};
 use crate::sys::reentry;
@@ -241,7 +241,7 @@ fn assemble(
         admission: Admission::default(),
         receipts: Receipts::default(),
         mailbox: Mailbox::default(),
-        outbox: Outbox::default(),
+        leases: Leases::default(),
         verdicts: Verdicts::default(),
         held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
@@ -300,7 +300,13 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let options = &pipeline.options;
     let (reports, failing) = (Arc::clone(&options.report), Arc::downgrade(pipeline));
     let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
-    pipeline.outbox.remember_next_attempt(next_attempt);
+    pipeline.leases.remember_next_attempt(next_attempt);
+    let woken = Arc::downgrade(pipeline);
+    pipeline.leases.wake_with(Box::new(move || {
+        if let Some(pipeline) = woken.upgrade() {
+            pipeline.committed();
+        }
+    }));
     let mut delivery = options.delivery.clone();
     // Not in the options: those are given on, to lanes and to forked children, and the shard is ours.
     delivery.symbols = symbols::guarded(&delivery.symbols, &pipeline.shard);

@@ -33,7 +33,7 @@ impl Pipeline {
     /// Closes intake, makes everything durable, delivers for at most `most`, and lets the queue go.
     pub(crate) fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
         let (promise, answer) = pending::pending();
-        self.before_stop.get_or_init(|| self.outbox.totals());
+        self.before_stop.get_or_init(|| self.leases.totals());
         self.mailbox.begin_stopping();
         // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken. A journal that somebody
         // holds for ever takes none either.
@@ -61,7 +61,7 @@ impl Pipeline {
     /// Events taken since a stop was asked for.
     fn delivered_by_stop(&self) -> u64 {
         let before = self.before_stop.get().copied().unwrap_or_default();
-        self.outbox.totals().delivered.saturating_sub(before.delivered)
+        self.leases.totals().delivered.saturating_sub(before.delivered)
     }
 }
 

@@ -1,9 +1,8 @@
-//! From the journal into the store, and out of the store.
+//! Moves events from the journal into the store, and out of the store once they are acked.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Acked, LANE, Shard, ShardError};
+use super::{Ack, LANE, Shard, ShardError};
 use crate::queue::journal::Sealed;
 use crate::queue::journal::replay::Replay;
 use crate::queue::store::{
@@ -28,15 +27,15 @@ pub(crate) struct Checkpointed {
 }
 
 impl Shard {
-    /// Carries the oldest sealed arena, and acks in the same transaction. `None` if no arena waits.
+    /// Checkpoints the oldest sealed arena, and applies the acks in the same transaction. `None` if no arena waits.
     pub(crate) fn checkpoint(
         &self,
-        acked: &[Acked],
+        acks: &[Ack],
         next_attempt: Option<Option<WallNanos>>,
         now: WallNanos,
     ) -> Result<Option<Checkpointed>, ShardError> {
         let Some(sealed) = self.journal.oldest_sealed() else { return Ok(None) };
-        let changes = self.changes(acked, next_attempt)?;
+        let changes = changes(acks, next_attempt);
         // An arena that could not be checkpointed when the shard was opened may be one of an earlier boot.
         let same_boot = self.status.is_of_this_boot(sealed.round.epoch);
         let checkpointed = self.in_store(|store| checkpoint_into(store, &sealed, changes, now, same_boot))?;
@@ -52,14 +51,14 @@ impl Shard {
         pieces.iter().map(|piece| Chunk::page_bytes_with(piece.range.len())).sum()
     }
 
-    /// Settles without checkpointing anything.
+    /// Applies acks without checkpointing anything.
     pub(crate) fn ack(
         &self,
-        acked: &[Acked],
+        acks: &[Ack],
         next_attempt: Option<Option<WallNanos>>,
         now: WallNanos,
     ) -> Result<Applied, ShardError> {
-        let changes = self.changes(acked, next_attempt)?;
+        let changes = changes(acks, next_attempt);
         let applied = self.in_store(|store| store.apply(&changes))?;
         crate::sys::crash_point::reach("ack.committed");
         self.mirror(now);
@@ -105,38 +104,22 @@ impl Shard {
         let _phase = self.enter_reading();
         store.read(LANE, after, max_bytes).map_err(|source| self.failed(source))
     }
+}
 
-    /// One chunk.
-    pub(super) fn chunk(&self, key: ChunkKey) -> Result<Option<Chunk>, ShardError> {
-        let before = key.first_seq.checked_sub(1).map(|first_seq| ChunkKey { first_seq, ..key });
-        let read = self.read(before, 1)?;
-        Ok(read.chunks.into_iter().find(|chunk| chunk.key == key))
-    }
-
-    fn changes(&self, acked: &[Acked], next_attempt: Option<Option<WallNanos>>) -> Result<Changes, ShardError> {
-        let mut changes = Changes { next_attempt, ..Changes::default() };
-        for one in acked {
-            let key = ChunkKey { lane: LANE, first_seq: one.first_seq };
-            let keep = match &one.keep {
-                None => None,
-                Some(kept) => {
-                    let kept: HashSet<u64> = kept.iter().copied().collect();
-                    // A row that cannot be read any more stays as it is: it is mended when it is read next, and what was delivered
-                    // of it is sent again.
-                    let Some(chunk) = self.chunk(key)? else { continue };
-                    chunk.retain(|seq| kept.contains(&seq))
-                }
-            };
-            changes.remove.push(Removal {
-                key,
-                keep,
-                delivered: u32::try_from(one.delivered).unwrap_or(u32::MAX),
-                dead_lettered: u32::try_from(one.dead_lettered.len()).unwrap_or(u32::MAX),
-                evicted: 0,
-            });
-            changes.dead_letter.extend(one.dead_lettered.iter().cloned());
-        }
-        Ok(changes)
+/// The changes to the store that acks stand for, in their order: a later one may be about what an earlier one keeps.
+fn changes(acks: &[Ack], next_attempt: Option<Option<WallNanos>>) -> Changes {
+    let removal = |ack: &Ack| Removal {
+        key: ack.row.key,
+        keep: ack.keep.clone(),
+        delivered: u32::try_from(ack.delivered).unwrap_or(u32::MAX),
+        dead_lettered: u32::try_from(ack.dead.len()).unwrap_or(u32::MAX),
+        evicted: 0,
+    };
+    Changes {
+        remove: acks.iter().map(removal).collect(),
+        dead_letter: acks.iter().flat_map(|ack| ack.dead.iter().cloned()).collect(),
+        next_attempt,
+        ..Changes::default()
     }
 }
 

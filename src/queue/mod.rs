@@ -39,6 +39,7 @@ mod deleted;
 mod evict;
 mod explain;
 pub(crate) mod journal;
+mod leases;
 mod life;
 mod open;
 mod opening;
@@ -57,7 +58,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::queue::journal::{Appended, Journal, JournalError, Refused, Room};
-use crate::queue::store::{DeadRecord, Ledger, Store, StoreError};
+use crate::queue::store::{Ledger, Store, StoreError};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::Disk;
 
@@ -68,6 +69,7 @@ pub(crate) use claim::{
 pub(crate) use deleted::Standing;
 pub(crate) use evict::{EvictUntil, Passed};
 pub(crate) use explain::explain_io;
+pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
 pub(crate) use life::{Life, Sign, build_word};
 pub(crate) use open::{Finding, Opened, concerns_all_shards};
 pub(crate) use opening::OpeningMark;
@@ -148,19 +150,6 @@ pub(crate) enum ShardError {
         #[source]
         source: StoreError,
     },
-}
-
-/// What became of the records of one row.
-#[derive(Debug)]
-pub(crate) struct Acked {
-    /// The row's first sequence number.
-    pub(crate) first_seq: u64,
-    /// Records that PostHog took.
-    pub(crate) delivered: u64,
-    /// Records that it never will.
-    pub(crate) dead_lettered: Vec<DeadRecord>,
-    /// Sequence numbers of the records that stay; `None` if none do.
-    pub(crate) keep: Option<Vec<u64>>,
 }
 
 /// See the module.

@@ -56,7 +56,7 @@ fn a_wall_clock_that_goes_backwards_stops_nothing() {
     let receipt = bench.pipeline.persisted(60);
     bench.advance(Duration::from_secs(6));
     assert_eq!(receipt.try_get(), Some(Ok(())));
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(6));
     assert_eq!((bench.ledger().delivered, bench.ledger().evicted), (60, 0));
 }
@@ -65,7 +65,7 @@ fn a_wall_clock_that_goes_backwards_stops_nothing() {
 fn what_is_with_the_delivery_is_not_too_old() {
     let mut bench = aging();
     attempt(&bench);
-    let under_way = bench.read();
+    let under_way = bench.lease();
     bench.advance(24 * HOUR);
     assert_eq!(bench.ledger().evicted, 0);
     bench.deliver(under_way);
@@ -157,7 +157,7 @@ fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
         }
     };
     fill(&mut bench, priority, 2 * MIB);
-    let under_way = if are_under_way { bench.read() } else { Vec::new() };
+    let under_way = if are_under_way { bench.lease() } else { Vec::new() };
     fill(&mut bench, 0, 4 * MIB);
     let rounds = |bench: &mut Bench| {
         let before = (reads.1.load(Ordering::SeqCst), bench.ledger().evicted);
@@ -172,8 +172,8 @@ fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
     rounds(&mut bench);
     let read = rounds(&mut bench);
     // What was under way and comes back is the oldest, and the first to go.
-    for (chunk, _) in under_way {
-        bench.pipeline.give_back(chunk);
+    for lease in under_way {
+        bench.pipeline.release(lease.row());
     }
     rounds(&mut bench);
     let first = bench.pipeline.shard.read(None, 1).unwrap().chunks[0].key.first_seq;

@@ -32,7 +32,7 @@ fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
     let wanted = bench.pipeline.mailbox.listen(None, Instant::now);
     assert!(wanted.look_again);
     bench.committer.hear(wanted);
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     assert_eq!(waiting.join().unwrap(), Ok(31));
 }
@@ -81,7 +81,7 @@ fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
     });
     bench.append(30);
     bench.ack_down();
-    let under_way = bench.read();
+    let under_way = bench.lease();
     bench.append(25);
     bench.advance(Duration::from_secs(6));
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (5, 50), "the older ones are under way");
@@ -102,7 +102,7 @@ fn no_more_is_taken_than_the_queue_has_room_for_before_the_committer_has_looked(
     (0..6).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
     assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(AppendError::QueueFull));
     bench.ack_down();
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     bench.append(50);
     assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
@@ -152,7 +152,7 @@ fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
     };
     let drain = |bench: &mut Bench| {
         loop {
-            let rows = bench.read();
+            let rows = bench.lease();
             if rows.is_empty() {
                 break;
             }
@@ -188,7 +188,7 @@ fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
             bench.append(20);
             bench.advance(Duration::from_secs(2));
             assert!(bench.ledger().queued_events > 0);
-            let next = bench.read();
+            let next = bench.lease();
             bench.deliver(std::mem::replace(&mut sent, next));
         }
         (written.0.load(Ordering::SeqCst) - before) / ROUNDS

@@ -16,11 +16,11 @@ fn body() -> Vec<u8> {
 fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
     bench.append(2);
     bench.advance(HOUR);
-    let (chunk, _) = bench.read().remove(0);
-    let (seq, lane) = (chunk.key.first_seq, chunk.key.lane);
+    let row = bench.lease().remove(0).row();
+    let (seq, lane) = (row.key.first_seq, row.key.lane);
     let (reason, first_attempt, last_attempt) = (String::new(), 1, 2);
     let dead = DeadRecord { seq, lane, status: 400, reason, first_attempt, last_attempt, attempts: 1, body };
-    bench.pipeline.ack(Ack { chunk, delivered: 1, dead_lettered: vec![dead], keep: None });
+    bench.pipeline.ack(Ack { row, delivered: 1, dead: vec![dead], keep: None });
 }
 
 fn order(bench: &mut Bench, order: DeadOrder) -> Option<Result<u64, DeadLetterError>> {
@@ -43,15 +43,15 @@ fn a_dead_letter_stays_until_the_store_has_it_among_what_is_queued() {
         bench.advance(HOUR);
         assert_eq!(bench.pipeline.dead(9).len(), 1, "{order_of:?}");
     }
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(HOUR);
     let before = bench.ledger();
     assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
     assert_eq!(bench.pipeline.dead(9), []);
     let after = bench.ledger();
     assert_eq!((after.accepted, after.queued_events, after.dead_lettered), (before.accepted + 1, 1, 1));
-    let rows = bench.read();
-    assert!(rows[0].1.frames.windows(body().len()).any(|bytes| bytes == body()), "the very same record");
+    let rows = bench.lease();
+    assert!(rows[0].chunk.frames.windows(body().len()).any(|bytes| bytes == body()), "the very same record");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
     bench.ack_down();
     bench.advance(HOUR);
     assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
 }
 
@@ -111,7 +111,7 @@ fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
     let body = event.finish(&stamp, bytes + 1024).unwrap().body().to_vec();
     bench.append(count);
     bench.advance(HOUR);
-    for (chunk, content) in bench.read() {
+    for lease in bench.lease() {
         let dead = |seq| DeadRecord {
             seq,
             lane: 0,
@@ -122,9 +122,9 @@ fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
             attempts: 1,
             body: body.clone(),
         };
-        let first = chunk.key.first_seq;
-        let dead_lettered = (first..first + u64::from(content.count)).map(dead).collect();
-        bench.pipeline.ack(Ack { chunk, delivered: 0, dead_lettered, keep: None });
+        let first = lease.chunk.key.first_seq;
+        let dead = (first..first + u64::from(lease.chunk.count)).map(dead).collect();
+        bench.pipeline.ack(Ack { row: lease.row(), delivered: 0, dead, keep: None });
     }
     bench.advance(HOUR);
 }

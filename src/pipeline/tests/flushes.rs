@@ -12,10 +12,11 @@ fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::flush::Fl
     (answer, flush)
 }
 
-fn dead_letter(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
+fn dead_letter(bench: &Bench, lease: &Lease) {
+    let row = lease.row();
     let dead = |seq| DeadRecord {
         seq,
-        lane: chunk.key.lane,
+        lane: row.key.lane,
         status: 400,
         reason: "no".into(),
         first_attempt: 1,
@@ -23,8 +24,8 @@ fn dead_letter(bench: &Bench, (chunk, content): (ChunkRef, Chunk)) {
         attempts: 3,
         body: vec![7; 100],
     };
-    let dead_lettered = (chunk.key.first_seq..).take(content.count as usize).map(dead).collect();
-    bench.pipeline.ack(Ack { chunk, delivered: 0, dead_lettered, keep: None });
+    let dead = (row.key.first_seq..).take(lease.chunk.count as usize).map(dead).collect();
+    bench.pipeline.ack(Ack { row, delivered: 0, dead, keep: None });
 }
 
 fn ended(bench: &Bench, flush: crate::pipeline::flush::Flush) {
@@ -39,8 +40,8 @@ fn a_flush_is_answered_once_what_it_acked_is_committed_and_there_is_room_again()
     assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
     bench.ack_down();
     let (answer, flush) = flush(&mut bench);
-    let mut rows = bench.read();
-    dead_letter(&bench, rows.remove(0));
+    let mut rows = bench.lease();
+    dead_letter(&bench, &rows.remove(0));
     bench.deliver(rows);
     ended(&bench, flush);
     assert_eq!(answer.try_get(), None);
@@ -61,7 +62,7 @@ fn a_flush_counts_from_when_it_was_asked_for() {
     let mut bench = bench(|_| ());
     bench.append(30);
     bench.ack_down();
-    let rows = bench.read();
+    let rows = bench.lease();
     let (answer, flush) = {
         let answer = bench.pipeline.flush();
         // A fast server: before the delivery hears of the flush, and before the committer does.
@@ -87,7 +88,7 @@ fn a_flush_is_answered_also_while_the_store_fails() {
     bench.ack_down();
     let (answer, flush) = flush(&mut bench);
     fault.arm(5);
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     ended(&bench, flush);
     bench.ack_down();
     let report = answer.try_get().unwrap();
@@ -101,7 +102,7 @@ fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
     bench.append(30);
     bench.ack_down();
     // Taken before, and not committed when the stop begins.
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     let answer = bench.pipeline.shutdown(Duration::ZERO);
     let (late, flush) = flush(&mut bench);
     bench.turn();

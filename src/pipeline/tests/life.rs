@@ -116,7 +116,7 @@ fn an_idle_run_writes_nothing_for_it() {
     let mut bench = bench(|_| ());
     bench.append(1);
     bench.advance(HOUR);
-    let rows = bench.read();
+    let rows = bench.lease();
     bench.deliver(rows);
     bench.advance(HOUR);
     let path = bench.pipeline.shard.dir().join("status");

@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::committer::Committer;
 use super::*;
-use crate::delivery::{Ack, ChunkRef, Source};
-use crate::queue::store::{Chunk, ChunkKey, Ledger};
+use crate::delivery::Source;
+use crate::queue::store::Ledger;
+use crate::queue::{Ack, ChunkRef, Lease};
 use crate::sys::clock::ManualClock;
 use crate::sys::disk::{Call, Gate, Op, Verdict};
 use crate::transport::{Proxy, Transport};
@@ -204,16 +205,16 @@ impl Bench {
         ledger
     }
 
-    /// What the delivery would read now.
-    fn read(&self) -> Vec<(ChunkRef, Chunk)> {
-        self.pipeline.read(usize::MAX, &|_| false).unwrap()
+    /// Leases what delivery would lease now.
+    fn lease(&self) -> Vec<Lease> {
+        self.pipeline.lease(usize::MAX, &|_| true).unwrap()
     }
 
-    /// Says of whole rows that PostHog took them.
-    fn deliver(&self, rows: Vec<(ChunkRef, Chunk)>) {
-        for (chunk, content) in rows {
-            let delivered = u64::from(content.count);
-            self.pipeline.ack(Ack { chunk, delivered, dead_lettered: Vec::new(), keep: None });
+    /// Acks whole rows as delivered.
+    fn deliver(&self, leases: Vec<Lease>) {
+        for lease in leases {
+            let (row, delivered) = (lease.row(), u64::from(lease.chunk.count));
+            self.pipeline.ack(Ack { row, delivered, dead: Vec::new(), keep: None });
         }
     }
 

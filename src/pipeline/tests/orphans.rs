@@ -19,7 +19,7 @@ pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
 
 /// The delivery finds our own queue empty.
 pub(super) fn look_for_orphans(bench: &mut Bench) {
-    assert!(bench.read().is_empty());
+    assert!(bench.lease().is_empty());
     bench.ack_down();
 }
 
@@ -31,8 +31,8 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     look_for_orphans(&mut bench);
     // One after the other: when the first is drained, the next is looked for without being asked.
     for _ in 0..2 {
-        let rows = bench.read();
-        delivered.extend(rows.iter().map(|(_, chunk)| chunk.count));
+        let rows = bench.lease();
+        delivered.extend(rows.iter().map(|lease| lease.chunk.count));
         bench.deliver(rows);
         bench.advance(Duration::from_secs(1));
     }
@@ -61,7 +61,7 @@ fn an_orphan_that_was_delivered_gives_back_its_room() {
     look_for_orphans(&mut bench);
     let dir = bench.pipeline.adopted_shard().unwrap().1.dir().clone();
     assert!(names(&dir).iter().any(|name| name == "journal-0"));
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
     for _ in 0..3 {
@@ -79,7 +79,7 @@ fn a_shard_that_was_left_empty_gives_back_its_room_when_nobody_has_come_for_an_h
     let dir = other.pipeline.shard.dir().clone();
     other.append(12);
     other.advance(Duration::from_secs(6));
-    other.deliver(other.read());
+    other.deliver(other.lease());
     other.advance(Duration::from_secs(1));
     other.pipeline.shard.close();
     look_for_orphans(&mut bench);
@@ -96,7 +96,7 @@ fn a_living_process_is_no_orphan() {
     other.append(30);
     other.ack_down();
     look_for_orphans(&mut bench);
-    assert!(bench.pipeline.adopted_shard().is_none() && bench.read().is_empty());
+    assert!(bench.pipeline.adopted_shard().is_none() && bench.lease().is_empty());
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     leave_behind(&bench, &[12]);
     look_for_orphans(&mut bench);
-    let rows = bench.read();
+    let rows = bench.lease();
     let late = rows.clone();
     fault.arm(5);
     bench.deliver(rows);
@@ -119,13 +119,13 @@ fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
     assert_eq!(bench.ledger().queued_events, 30);
     assert_eq!(bench.committer.wake_at(), None, "nothing is left to be done");
     fault.arm(0);
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     look_for_orphans(&mut bench);
-    assert!(bench.read().is_empty(), "not soon after it failed");
+    assert!(bench.lease().is_empty(), "not soon after it failed");
     bench.advance(Duration::from_secs(300));
     look_for_orphans(&mut bench);
-    let again: u32 = bench.read().iter().map(|(_, chunk)| chunk.count).sum();
+    let again: u32 = bench.lease().iter().map(|lease| lease.chunk.count).sum();
     assert_eq!(again, 12, "it is found again, with everything in it");
 }
 
@@ -144,8 +144,8 @@ fn an_orphan_that_cannot_be_had_hides_no_other_and_is_reported_once() {
         let Notice::ShardSkipped { path, why } = notice else { return false };
         path.ends_with("shard-1") && why.contains("lock") && why.contains("Permission denied")
     }));
-    let rows = bench.read();
-    assert_eq!(rows.iter().map(|(_, chunk)| chunk.count).collect::<Vec<_>>(), [5]);
+    let rows = bench.lease();
+    assert_eq!(rows.iter().map(|lease| lease.chunk.count).collect::<Vec<_>>(), [5]);
     bench.deliver(rows);
     for _ in 0..3 {
         bench.advance(Duration::from_secs(301));
@@ -155,7 +155,7 @@ fn an_orphan_that_cannot_be_had_hides_no_other_and_is_reported_once() {
     fault.arm(0);
     bench.advance(Duration::from_secs(301));
     look_for_orphans(&mut bench);
-    assert_eq!(bench.read().iter().map(|(_, chunk)| chunk.count).sum::<u32>(), 12);
+    assert_eq!(bench.lease().iter().map(|lease| lease.chunk.count).sum::<u32>(), 12);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
     let skipped: Vec<_> = next.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
     assert_eq!(skipped.len(), 3, "{skipped:?}");
     assert_eq!(next.ledger().queued_events, 7, "what was in it is ours");
-    next.deliver(next.read());
+    next.deliver(next.lease());
     next.advance(Duration::from_secs(1));
     look_for_orphans(&mut next);
     assert!(!next.heard(is_skipped), "they were reported at the start");

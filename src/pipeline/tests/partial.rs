@@ -3,19 +3,19 @@
 use super::super::source::OWN;
 use super::*;
 
-/// Of a row with the records from 1 on, these are kept.
-fn ack(bench: &Bench, chunk: ChunkRef, delivered: u64, keep: &[u64]) -> ChunkRef {
-    let keep = Some(keep.to_vec()).filter(|kept| !kept.is_empty());
-    let first_seq = keep.as_ref().map_or(0, |kept| kept[0]);
-    bench.pipeline.ack(Ack { chunk, delivered, dead_lettered: Vec::new(), keep });
-    ChunkRef { key: ChunkKey { first_seq, ..chunk.key }, ..chunk }
+/// Acks a row that has the records from 1 on, and keeps these. Returns what is kept.
+fn ack(bench: &Bench, lease: &Lease, delivered: u64, keep: &[u64]) -> Lease {
+    let kept = lease.chunk.retain(|seq| keep.contains(&seq));
+    bench.pipeline.ack(Ack { row: lease.row(), delivered, dead: Vec::new(), keep: kept.clone() });
+    kept.map_or_else(|| lease.clone(), |chunk| Lease { chunk, ..*lease })
 }
 
-fn checkpointed(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, ChunkRef) {
+/// A pipeline with one row of 30 records, which is leased.
+fn checkpointed(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, Lease) {
     let mut bench = bench(edit);
     bench.append(30);
     bench.ack_down();
-    let row = bench.read().remove(0).0;
+    let row = bench.lease().remove(0);
     (bench, row)
 }
 
@@ -26,18 +26,18 @@ fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
             options.limits.queue_events = 40;
             options.limits.overflow = OverflowPolicy::DropOldest;
         });
-        let rest = ack(&bench, row, 28, &keep);
+        let rest = ack(&bench, &row, 28, &keep);
         bench.advance(Duration::from_secs(1));
         assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (28, 2));
-        let read = bench.pipeline.read(usize::MAX, &|chunk| chunk == rest).unwrap();
+        let read = bench.pipeline.lease(usize::MAX, &|_| true).unwrap();
         assert!(read.is_empty());
         bench.append(60);
         bench.advance(Duration::from_secs(6));
         let ledger = bench.ledger();
         assert_eq!((ledger.evicted, ledger.queued_events), (22, 40), "the oldest are with the delivery and stay");
-        bench.pipeline.give_back(rest);
-        let again = bench.read();
-        assert_eq!((again[0].0, again[0].1.count), (rest, 2));
+        bench.pipeline.release(rest.row());
+        let again = bench.lease();
+        assert_eq!((again[0].row(), again[0].chunk.count), (rest.row(), 2));
     }
 }
 
@@ -45,11 +45,11 @@ fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
 fn what_is_given_back_before_its_row_is_written_is_read_once_it_is() {
     for keep in [[1, 5], [2, 5]] {
         let (mut bench, row) = checkpointed(|_| ());
-        let rest = ack(&bench, row, 28, &keep);
-        bench.pipeline.give_back(rest);
-        assert!(bench.read().is_empty());
+        let rest = ack(&bench, &row, 28, &keep);
+        bench.pipeline.release(rest.row());
+        assert!(bench.lease().is_empty());
         bench.advance(Duration::from_secs(1));
-        assert_eq!(bench.read().iter().map(|(chunk, _)| *chunk).collect::<Vec<_>>(), [rest]);
+        assert_eq!(bench.lease().iter().map(Lease::row).collect::<Vec<_>>(), [rest.row()]);
     }
 }
 
@@ -60,23 +60,23 @@ fn pieces_add_up_however_commits_fall_between_them() {
             let fault = Fault::of(Op::Write, "queue.redb");
             let (mut bench, row) =
                 checkpointed(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
-            let rest = ack(&bench, row, 28, &keep);
+            let rest = ack(&bench, &row, 28, &keep);
             if commits & 1 == 1 {
                 bench.advance(Duration::from_secs(1));
             }
-            let last = ack(&bench, rest, 1, &[5]);
+            let last = ack(&bench, &rest, 1, &[5]);
             if commits & 2 == 2 {
                 bench.advance(Duration::from_secs(1));
             }
-            ack(&bench, last, 1, &[]);
-            assert!(bench.read().is_empty());
+            ack(&bench, &last, 1, &[]);
+            assert!(bench.lease().is_empty());
             // A commit that fails first changes nothing about that.
             fault.arm(5);
             bench.advance(Duration::from_secs(1));
             fault.arm(0);
             bench.advance(HOUR);
             assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0), "{keep:?} {commits}");
-            assert!(bench.read().is_empty());
+            assert!(bench.lease().is_empty());
         }
     }
 }
@@ -84,24 +84,28 @@ fn pieces_add_up_however_commits_fall_between_them() {
 #[test]
 fn a_piece_that_is_acked_during_the_commit_of_the_one_before_is_not_read_again() {
     let (bench, row) = checkpointed(|_| ());
-    let rest = ack(&bench, row, 29, &[1]);
-    assert_eq!(rest, row, "what is kept has the name of the whole");
-    let under_way = bench.pipeline.outbox.take(OWN, &bench.ledger());
-    ack(&bench, rest, 1, &[]);
-    bench.pipeline.outbox.committed(under_way);
-    assert!(bench.read().is_empty());
+    let rest = ack(&bench, &row, 29, &[1]);
+    assert_eq!(rest.row(), row.row(), "what is kept has the name of the whole");
+    let rows = bench.pipeline.leases.lock();
+    let under_way = rows.take_acks(OWN, &bench.ledger());
+    ack(&bench, &rest, 1, &[]);
+    rows.committed(under_way);
+    drop(rows);
+    assert!(bench.lease().is_empty());
 }
 
 #[test]
 fn pieces_are_acked_in_their_order_also_after_a_commit_that_failed() {
     for keep in [1, 2] {
         let (mut bench, row) = checkpointed(|_| ());
-        let rest = ack(&bench, row, 29, &[keep]);
-        let under_way = bench.pipeline.outbox.take(OWN, &bench.ledger());
-        ack(&bench, rest, 1, &[]);
-        bench.pipeline.outbox.put_back(under_way);
+        let rest = ack(&bench, &row, 29, &[keep]);
+        let rows = bench.pipeline.leases.lock();
+        let under_way = rows.take_acks(OWN, &bench.ledger());
+        ack(&bench, &rest, 1, &[]);
+        rows.put_back(under_way);
+        drop(rows);
         bench.advance(HOUR);
         assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
-        assert!(bench.read().is_empty());
+        assert!(bench.lease().is_empty());
     }
 }

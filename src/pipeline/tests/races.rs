@@ -1,59 +1,10 @@
-//! The delivery reads while the committer changes rows.
+//! Delivery leases rows while the committer changes them.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 
-use super::super::outbox::Outbox;
 use super::super::source::OWN;
 use super::*;
-use crate::queue::{EvictUntil, LANE, Passed};
-
-fn row(first_seq: u64) -> (ChunkRef, Chunk) {
-    let key = ChunkKey { lane: LANE, first_seq };
-    let chunk = Chunk { key, count: 10, salt: 1, checkpointed_at: 1, frames: Arc::from(Vec::new()) };
-    (ChunkRef { origin: OWN, key }, chunk)
-}
-
-fn ack(outbox: &Outbox, chunk: ChunkRef) {
-    assert!(outbox.ack(Ack { chunk, delivered: 10, dead_lettered: Vec::new(), keep: None }));
-}
-
-#[test]
-fn a_row_that_was_acked_and_committed_during_a_read_is_not_handed_out_again() {
-    let outbox = Outbox::default();
-    let ((a, chunk_a), (b, chunk_b)) = (row(1), row(11));
-    let idle = |_: ChunkRef| false;
-    let both = || vec![chunk_a.clone(), chunk_b.clone()];
-    assert_eq!(outbox.hand_out(OWN, (None, 0), Some(b.key), both(), &idle).unwrap().len(), 2);
-    // A failed and is given back; B was delivered.
-    outbox.give_back(a);
-    ack(&outbox, b);
-    // The delivery reads again: it has looked at the store, where both still are ...
-    let after = outbox.resume(OWN, &idle);
-    let snapshot = both();
-    // ... when the committer's transaction comes to its end.
-    let batch = outbox.take(OWN, &Ledger::default());
-    outbox.committed(batch);
-    let handed = outbox.hand_out(OWN, after, Some(b.key), snapshot, &idle).unwrap_or_default();
-    assert!(handed.iter().all(|(chunk, _)| *chunk != b), "B was delivered, is gone from the store, and is sent again");
-}
-
-#[test]
-fn a_row_that_was_given_back_is_found_after_a_reopen_during_a_read() {
-    let outbox = Outbox::default();
-    let ((a, chunk_a), (b, chunk_b), (c, chunk_c)) = (row(1), row(11), row(21));
-    let idle = |_: ChunkRef| false;
-    outbox.hand_out(OWN, (None, 0), Some(b.key), vec![chunk_a, chunk_b], &idle);
-    // A is avoided for now.
-    outbox.give_back(a);
-    let busy = |chunk: ChunkRef| chunk == a;
-    let after = outbox.resume(OWN, &busy);
-    assert_eq!(after.0, Some(b.key));
-    // The committer reopens the store meanwhile.
-    outbox.forget(OWN);
-    outbox.hand_out(OWN, after, Some(c.key), vec![chunk_c], &busy);
-    // A may be sent again: where does the reading go on?
-    assert!(outbox.resume(OWN, &idle).0.is_none_or(|after| after < a.key), "A is never read again in this life");
-}
+use crate::queue::{EvictUntil, Passed};
 
 #[test]
 fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
@@ -65,26 +16,29 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
         bench.advance(Duration::from_secs(6));
     }
     assert_eq!(bench.ledger().queued_events, 120);
-    let rows = RefCell::new(Vec::new());
-    // As `Committer::evict` asks; the delivery thread reads just after the answer, and before the transaction.
-    let busy = |key| {
-        let busy = bench.pipeline.outbox.is_out_or_stays(ChunkRef { origin: OWN, key });
-        if rows.borrow().is_empty() {
-            rows.replace(bench.read());
-        }
-        busy
+    let (attempts, woken) = (Cell::new(0), Arc::new(AtomicU64::new(0)));
+    let wakes = Arc::clone(&woken);
+    bench.pipeline.leases.wake_with(Box::new(move || _ = wakes.fetch_add(1, Ordering::SeqCst)));
+    // As `Committer::evict` asks; delivery tries to lease rows between the answer and the transaction.
+    let rows = bench.pipeline.leases.lock();
+    let is_out = |key| {
+        let leased = bench.pipeline.lease(usize::MAX, &|_| true);
+        assert!(matches!(leased, Err(delivery::SourceError::Busy)));
+        attempts.set(attempts.get() + 1);
+        rows.is_out(ChunkRef { origin: OWN, key })
     };
     bench
         .pipeline
         .shard
-        .evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &mut Passed::default(), &busy, 1)
+        .evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &mut Passed::default(), &is_out, 1)
         .unwrap();
-    bench.pipeline.outbox.evicted();
-    let rows = rows.into_inner();
-    bench.deliver(rows);
+    assert!(attempts.get() > 0 && woken.load(Ordering::SeqCst) == 0);
+    drop(rows);
+    assert_eq!(woken.load(Ordering::SeqCst), 1, "delivery tries again");
+    bench.deliver(bench.lease());
     for _ in 0..20 {
         bench.advance(Duration::from_secs(6));
-        bench.deliver(bench.read());
+        bench.deliver(bench.lease());
     }
     bench.advance(Duration::from_secs(6));
     let ledger = bench.ledger();
@@ -134,11 +88,11 @@ fn statistics_balance_and_never_go_back_whenever_one_looks() {
     // Queued all the time: of an empty queue nothing could be counted as acked twice.
     bench.append(10);
     bench.advance(Duration::from_secs(6));
-    let backlog = bench.read();
+    let backlog = bench.lease();
     for _ in 0..100 {
         bench.append(10);
         bench.advance(Duration::from_secs(6));
-        bench.deliver(bench.read());
+        bench.deliver(bench.lease());
         own.look(&bench.pipeline);
         bench.advance(Duration::from_secs(6));
         own.look(&bench.pipeline);
@@ -149,29 +103,4 @@ fn statistics_balance_and_never_go_back_whenever_one_looks() {
     let watch = looking.join().unwrap();
     assert!(watch.looks > 200, "{}", watch.looks);
     assert_eq!((own.accepted, own.delivered), (1_010, 1_010));
-}
-
-#[test]
-fn what_is_being_committed_counts_once_before_the_commit_and_after_it() {
-    let outbox = Outbox::default();
-    let ((a, chunk_a), (b, chunk_b)) = (row(1), row(11));
-    outbox.hand_out(OWN, (None, 0), Some(b.key), vec![chunk_a, chunk_b], &|_| false);
-    let before = Ledger { accepted: 20, queued_events: 20, ..Ledger::default() };
-    let after = Ledger { delivered: 10, queued_events: 10, ..before };
-    let seen = |committed: Ledger| {
-        let ledger = outbox.ledger(OWN, || committed);
-        assert_eq!(ledger.imbalance(), 0);
-        (ledger.delivered, ledger.queued_events)
-    };
-    ack(&outbox, a);
-    assert_eq!(seen(before), (10, 10));
-    let batch = outbox.take(OWN, &before);
-    assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "on one side of the commit and on the other");
-    ack(&outbox, b);
-    assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
-    outbox.committed(batch);
-    assert_eq!(seen(after), (20, 0));
-    let batch = outbox.take(OWN, &after);
-    outbox.put_back(batch);
-    assert_eq!(seen(after), (20, 0), "the transaction failed");
 }

@@ -33,7 +33,7 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
         bench.append(10);
         accepted += 10;
         bench.advance(Duration::from_secs(1));
-        let rows = bench.read();
+        let rows = bench.lease();
         bench.deliver(rows);
     }
     let receipt = bench.pipeline.persisted(accepted);
@@ -50,7 +50,7 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
     bench.advance(Duration::from_secs(31));
     assert_eq!((bench.pipeline.snapshot().problem, told(&bench)), (None, vec![None]));
     bench.advance(HOUR);
-    let rows = bench.read();
+    let rows = bench.lease();
     bench.deliver(rows);
     bench.advance(HOUR);
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (accepted, 0));
@@ -96,5 +96,5 @@ fn a_directory_that_another_process_has_is_given_up_with_a_reason_that_is_true()
     }
     assert_eq!(bench.pipeline.snapshot().problem.as_ref(), Some(&problem), "for good");
     assert_eq!(told(&bench), [Some(problem)]);
-    assert!(bench.read().is_empty());
+    assert!(bench.lease().is_empty());
 }

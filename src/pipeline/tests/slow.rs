@@ -59,7 +59,7 @@ fn left_queue() -> (Arc<tempfile::TempDir>, PathBuf) {
 }
 
 fn counts(bench: &Bench) -> Vec<u32> {
-    bench.read().iter().map(|(_, chunk)| chunk.count).collect()
+    bench.lease().iter().map(|lease| lease.chunk.count).collect()
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
     bench.append(30);
     bench.ack_down();
     assert_eq!(counts(&bench), [30]);
-    assert!(bench.read().is_empty());
+    assert!(bench.lease().is_empty());
     bench.ack_down();
     assert!(bench.pipeline.adopted_shard().is_none());
     let told: Vec<_> = bench.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
@@ -84,8 +84,8 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
     slow.hold(false);
     until("the slow one is open", || !bench.pipeline.orphans.is_idle());
     bench.ack_down();
-    let rows = bench.read();
-    assert_eq!(rows.iter().map(|(_, chunk)| chunk.count).collect::<Vec<_>>(), [12]);
+    let rows = bench.lease();
+    assert_eq!(rows.iter().map(|lease| lease.chunk.count).collect::<Vec<_>>(), [12]);
     bench.deliver(rows);
     bench.advance(Duration::from_secs(1));
     assert!(bench.pipeline.adopted_shard().is_none(), "it is drained");
@@ -129,7 +129,7 @@ fn an_orphan_that_opens_slowly_does_not_keep_a_receipt_waiting() {
     let slow = Slow::at(Op::Open, "shard-1/queue.redb");
     let mut bench = bench(|options| options.disk = slow.disk());
     leave_behind(&bench, &[12, 5]);
-    assert!(bench.read().is_empty());
+    assert!(bench.lease().is_empty());
     bench.turn();
     until("it is being opened", || slow.is_waited_for());
     bench.append(1);
@@ -146,8 +146,8 @@ fn an_orphan_that_opens_slowly_does_not_keep_a_receipt_waiting() {
 fn look_for_all(bench: &mut Bench) {
     let mut found = Vec::new();
     for _ in 0..4 {
-        let rows = bench.read();
-        found.extend(rows.iter().map(|(_, chunk)| chunk.count));
+        let rows = bench.lease();
+        found.extend(rows.iter().map(|lease| lease.chunk.count));
         bench.deliver(rows);
         bench.advance(Duration::from_secs(6));
         look_for_orphans_if_idle(bench);

@@ -146,7 +146,7 @@ fn what_was_delivered_is_committed_while_there_is_no_room_for_another_arena() {
     fault.arm(NO_SPACE);
     while bench.pipeline.append(&[7; 1000], 0).is_ok() {}
     (0..40).for_each(|_| bench.advance(Duration::from_secs(1)));
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
     assert!(bench.pipeline.snapshot().problem.is_some());
@@ -158,7 +158,7 @@ fn acks_ride_on_the_next_checkpoint_and_have_a_transaction_of_their_own_after_th
     let mut bench = with(&syncs);
     bench.append(30);
     bench.ack_down();
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.append(30);
     let before = syncs.calls();
     bench.advance(Duration::from_secs(1) - Duration::from_millis(1));
@@ -166,7 +166,7 @@ fn acks_ride_on_the_next_checkpoint_and_have_a_transaction_of_their_own_after_th
     bench.advance(Duration::from_millis(1));
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 30));
     let per_commit = syncs.calls() - before;
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     assert_eq!((bench.ledger().delivered, syncs.calls() - before), (60, 2 * per_commit), "one transaction each");
 }
@@ -177,18 +177,18 @@ fn what_is_acked_is_not_read_again_though_its_commit_fails_and_the_store_is_reop
     let mut bench = with(&fault);
     bench.append(30);
     bench.ack_down();
-    bench.deliver(bench.read());
+    bench.deliver(bench.lease());
     fault.arm(BROKEN);
     bench.append(30);
     bench.advance(Duration::from_secs(60));
     fault.arm(0);
     // As the committer does, but for the commit.
     bench.pipeline.shard.reopen_store(0).unwrap();
-    bench.pipeline.outbox.forget(OWN);
-    assert!(bench.read().is_empty(), "the row is still there, and not for the delivery");
+    bench.pipeline.leases.lock().forget(OWN);
+    assert!(bench.lease().is_empty(), "the row is still there, and not for the delivery");
     bench.advance(HOUR);
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 30));
-    let again: Vec<_> = bench.read().into_iter().map(|(chunk, _)| chunk.key.first_seq).collect();
+    let again: Vec<_> = bench.lease().into_iter().map(|lease| lease.chunk.key.first_seq).collect();
     assert_eq!(again, [31]);
 }
 
@@ -215,7 +215,7 @@ fn a_queue_whose_events_were_all_delivered_has_no_bytes_and_no_age_before_that_i
     bench.advance(Duration::from_secs(6));
     bench.append(10);
     bench.advance(Duration::from_secs(6));
-    let mut rows = bench.read();
+    let mut rows = bench.lease();
     let younger = rows.split_off(1);
     bench.clock.advance(Duration::from_secs(43));
     let age = |bench: &Bench| {

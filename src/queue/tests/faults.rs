@@ -69,7 +69,7 @@ impl Run {
         self.look("confirmed");
     }
 
-    fn checkpoint(&self, acked: &[Acked]) {
+    fn checkpoint(&self, acked: &[Ack]) {
         let _ = self.shard.journal().swap();
         let (mut acked, mut failures) = (acked, 0);
         loop {
@@ -87,7 +87,7 @@ impl Run {
         }
     }
 
-    fn ack(&self, acked: &[Acked]) {
+    fn ack(&self, acked: &[Ack]) {
         let mut failures = 0;
         while let Err(error) = self.shard.ack(acked, None, NOW) {
             self.mend(&error, &mut failures);
@@ -107,7 +107,7 @@ impl Run {
     }
 
     /// Of the oldest row every third record is dead_lettered, every third is kept, and the others were delivered.
-    fn judge_oldest(&self) -> Vec<Acked> {
+    fn judge_oldest(&self) -> Vec<Ack> {
         let Some(chunk) =
             (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
         else {
@@ -131,7 +131,7 @@ impl Run {
             };
             self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
         }
-        vec![Acked { first_seq: chunk.key.first_seq, delivered, dead_lettered, keep: Some(keep) }]
+        vec![ack_keeping(&chunk, delivered, dead_lettered, &keep)]
     }
 
     /// What the next owner would find after a power cut that takes everything it can.

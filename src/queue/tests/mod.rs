@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use super::open::Opened;
 use super::*;
+use crate::queue::store::DeadRecord;
 use crate::record::frame;
 use crate::sys::disk::{Call, Disk, FileSystem, Gate, Verdict};
 
@@ -144,6 +145,18 @@ pub(super) fn next(state: &mut u64) -> u64 {
     *state ^= *state >> 7;
     *state ^= *state << 17;
     *state
+}
+
+/// An ack of a whole row whose events were all delivered.
+pub(super) fn delivered(first_seq: u64, events: u64) -> Ack {
+    let row = ChunkRef { origin: OWN, key: store::ChunkKey { lane: LANE, first_seq } };
+    Ack { row, delivered: events, dead: Vec::new(), keep: None }
+}
+
+/// An ack of a row that keeps the records of these sequence numbers.
+pub(super) fn ack_keeping(row: &store::Chunk, delivered: u64, dead: Vec<DeadRecord>, keep: &[u64]) -> Ack {
+    let keep = row.retain(|seq| keep.contains(&seq));
+    Ack { row: ChunkRef { origin: OWN, key: row.key }, delivered, dead, keep }
 }
 
 /// A dead record made of a queued one.

@@ -120,32 +120,30 @@ impl Subject {
         }
     }
 
-    fn checkpoint(&mut self, acked: &[Acked]) -> bool {
+    fn checkpoint(&mut self, acked: &[Ack]) -> bool {
         let Some(checkpointed) = self.shard().checkpoint(acked, None, NOW).unwrap() else { return false };
         assert_eq!(checkpointed.missing, 0);
         true
     }
 
-    fn ack(&mut self, row: usize, fates: &[u8]) -> Option<Acked> {
+    fn ack(&mut self, row: usize, fates: &[u8]) -> Option<Ack> {
         let chunks = self.shard().read(None, usize::MAX).unwrap().chunks;
         let chunk = chunks.get(row % chunks.len().max(1))?;
-        let mut acked =
-            Acked { first_seq: chunk.key.first_seq, delivered: 0, dead_lettered: Vec::new(), keep: Some(Vec::new()) };
+        let (mut delivered, mut dead_letters, mut keep) = (0, Vec::new(), Vec::new());
         for ((head, body), fate) in frame::frames(&chunk.frames, chunk.salt).zip(fates.iter().cycle()) {
             match fate {
-                0 => acked.delivered += 1,
-                1 => acked.dead_lettered.push(dead(head.seq, id_of(body))),
+                0 => delivered += 1,
+                1 => dead_letters.push(dead(head.seq, id_of(body))),
                 _ => {
-                    acked.keep.get_or_insert_default().push(head.seq);
+                    keep.push(head.seq);
                     continue;
                 }
             }
             self.model.left.remove(&head.seq);
         }
-        self.model.delivered += acked.delivered;
-        self.model.dead_lettered.extend(acked.dead_lettered.iter().map(|dead| (dead.seq, id_of(&dead.body))));
-        acked.keep = acked.keep.filter(|keep| !keep.is_empty());
-        Some(acked)
+        self.model.delivered += delivered;
+        self.model.dead_lettered.extend(dead_letters.iter().map(|dead| (dead.seq, id_of(&dead.body))));
+        Some(ack_keeping(chunk, delivered, dead_letters, &keep))
     }
 
     /// Oldest first, and exceptions and identity events only when no other is left.

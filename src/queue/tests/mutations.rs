@@ -36,7 +36,8 @@ impl Specimen {
         }
         shard.sync().unwrap();
         let dead_lettered: Vec<_> = (1..=5).map(|seq| dead(seq, seq)).collect();
-        let acked = Acked { first_seq: 1, delivered: 10, dead_lettered, keep: Some((16..=20).collect()) };
+        let row = shard.read(None, 1).unwrap().chunks.remove(0);
+        let acked = ack_keeping(&row, 10, dead_lettered, &(16..=20).collect::<Vec<_>>());
         assert_eq!(shard.ack(&[acked], None, NOW).unwrap().stale_removals, 0);
         let left = copy_of(root.path());
         let checkpointed = (16..=60).map(|seq| (seq, seq)).collect();

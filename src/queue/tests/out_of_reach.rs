@@ -40,7 +40,7 @@ fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
             assert_eq!(shard.sync().unwrap(), id, "it is durable where it is");
             checkpoint(&shard);
         }
-        shard.ack(&[Acked { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
+        shard.ack(&[delivered(1, 10)], None, NOW).unwrap();
         assert!(!queue_dir.exists(), "nothing is made under a name that leads elsewhere");
         // A queue that cannot be used by its path is still locked.
         assert!(
@@ -166,10 +166,7 @@ fn a_shard_that_somebody_else_has_had_meanwhile_is_given_up() {
         shard.open_store().unwrap().unregister();
         let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
         let other = Shard::open(&disk, &options(&queue_dir), claim, NOW + 1).unwrap().shard;
-        let rows = [(1, 10), (11, 1)];
-        let rows =
-            rows.map(|(first_seq, delivered)| Acked { first_seq, delivered, dead_lettered: Vec::new(), keep: None });
-        other.ack(&rows, None, NOW).unwrap();
+        other.ack(&[delivered(1, 10), delivered(11, 1)], None, NOW).unwrap();
         other.close();
         drop(other);
         shard.sync().unwrap_err();

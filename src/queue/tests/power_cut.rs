@@ -107,7 +107,7 @@ impl Life {
         }
     }
 
-    fn checkpoint(&mut self, acked: &[Acked]) -> bool {
+    fn checkpoint(&mut self, acked: &[Ack]) -> bool {
         let Some(checkpointed) = self.shard.checkpoint(acked, None, NOW).unwrap() else { return false };
         assert_eq!(checkpointed.missing, 0);
         self.disk.know(|facts| facts.confirmed = facts.confirmed.max(checkpointed.up_to));
@@ -115,35 +115,29 @@ impl Life {
     }
 
     /// Decides over the records of some rows.
-    fn ack_some(&mut self) -> Vec<Acked> {
+    fn ack_some(&mut self) -> Vec<Ack> {
         let mut acked = Vec::new();
         for chunk in self.shard.read(None, usize::MAX).unwrap().chunks {
             if self.next(3) != 0 {
                 continue;
             }
-            let mut one = Acked {
-                first_seq: chunk.key.first_seq,
-                delivered: 0,
-                dead_lettered: Vec::new(),
-                keep: Some(Vec::new()),
-            };
+            let (mut delivered, mut dead_letters, mut keep) = (0, Vec::new(), Vec::new());
             for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
                 let fate = match self.next(8) {
                     0 => Fate::DeadLettered,
                     1..4 => {
-                        one.keep.get_or_insert_default().push(head.seq);
+                        keep.push(head.seq);
                         continue;
                     }
                     _ => Fate::Delivered,
                 };
                 match fate {
-                    Fate::DeadLettered => one.dead_lettered.push(dead(head.seq, id_of(body))),
-                    _ => one.delivered += 1,
+                    Fate::DeadLettered => dead_letters.push(dead(head.seq, id_of(body))),
+                    _ => delivered += 1,
                 }
                 self.disk.know(|facts| _ = facts.leaving.insert(head.seq, fate));
             }
-            one.keep = one.keep.filter(|keep| !keep.is_empty());
-            acked.push(one);
+            acked.push(ack_keeping(&chunk, delivered, dead_letters, &keep));
         }
         acked
     }

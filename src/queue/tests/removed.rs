@@ -204,7 +204,7 @@ fn a_directory_deleted_under_a_running_owner_costs_nothing_while_that_runs() {
         checkpoint(&shard);
         checkpoint(&shard);
         assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=60).collect(), 0));
-        shard.ack(&[Acked { first_seq: 1, delivered: 10, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
+        shard.ack(&[delivered(1, 10)], None, NOW).unwrap();
         assert_eq!((ids(&shard), shard.ledger().delivered), ((11..=60).collect(), 10));
         assert!(!queue_dir.exists(), "nothing is made under a name that is not ours any more");
     }

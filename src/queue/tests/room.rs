@@ -30,16 +30,8 @@ fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters(
         }
         checkpoint(&shard);
         let rows = shard.read(None, usize::MAX).unwrap().chunks;
-        let mut acked: Vec<_> = rows
-            .iter()
-            .map(|row| Acked {
-                first_seq: row.key.first_seq,
-                delivered: u64::from(row.count),
-                dead_lettered: Vec::new(),
-                keep: None,
-            })
-            .collect();
-        acked[0].dead_lettered = vec![dead(1, 1)];
+        let mut acked: Vec<_> = rows.iter().map(|row| delivered(row.key.first_seq, row.count.into())).collect();
+        acked[0].dead = vec![dead(1, 1)];
         acked[0].delivered -= 1;
         shard.ack(&acked, None, NOW).unwrap();
         let before = shard.file_bytes();
@@ -77,7 +69,7 @@ fn a_shard_in_which_something_waits_or_that_is_not_ours_any_more_keeps_everythin
     shard.give_back_room(&disk).unwrap();
     assert_eq!(names(&dir), files, "one row in the store");
     let shard = open(&disk, &queue_dir).shard;
-    shard.ack(&[Acked { first_seq: 1, delivered: 1, dead_lettered: Vec::new(), keep: None }], None, NOW).unwrap();
+    shard.ack(&[delivered(1, 1)], None, NOW).unwrap();
     std::fs::remove_file(dir.join("lock")).unwrap();
     let other = claim(&disk, dir.parent().unwrap(), &[]).unwrap();
     assert_eq!(other.dir(), dir);
@@ -92,12 +84,7 @@ fn a_power_cut_while_room_is_given_back_loses_nothing_whatever_is_gone_by_then()
     let shard = open(&disk, &queue_dir).shard;
     (1..=50).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
     checkpoint(&shard);
-    let acked = |row: &crate::queue::store::Chunk| Acked {
-        first_seq: row.key.first_seq,
-        delivered: u64::from(row.count),
-        dead_lettered: Vec::new(),
-        keep: None,
-    };
+    let acked = |row: &crate::queue::store::Chunk| delivered(row.key.first_seq, row.count.into());
     let rows = shard.read(None, usize::MAX).unwrap().chunks;
     shard.ack(&rows.iter().map(acked).collect::<Vec<_>>(), None, NOW).unwrap();
     let before = copy_of(root.path());

@@ -1,0 +1,332 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::queue::LANE;
+use crate::record::frame;
+
+/// A row of records with consecutive sequence numbers.
+fn row(first_seq: u64, count: u64) -> Chunk {
+    let mut frames = Vec::new();
+    (first_seq..first_seq + count).for_each(|seq| frame::append(&mut frames, &[7; 20], 0, seq, 1));
+    let key = ChunkKey { lane: LANE, first_seq };
+    Chunk { key, count: count as u32, salt: 1, checkpointed_at: 1, frames: frames.into() }
+}
+
+fn seqs(chunk: &Chunk) -> Vec<u64> {
+    frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq).collect()
+}
+
+fn name(origin: u32, first_seq: u64) -> ChunkRef {
+    ChunkRef { origin, key: ChunkKey { lane: LANE, first_seq } }
+}
+
+fn ack(lease: &Lease, keep: &[u64]) -> Ack {
+    let keep = lease.chunk.retain(|seq| keep.contains(&seq));
+    let delivered = u64::from(lease.chunk.count - keep.as_ref().map_or(0, |kept| kept.count));
+    Ack { row: lease.row(), delivered, dead: Vec::new(), keep }
+}
+
+/// A store in memory that applies acks as the real one does.
+#[derive(Debug, Default)]
+struct Store {
+    rows: BTreeMap<ChunkKey, Chunk>,
+    ledger: Ledger,
+}
+
+impl Store {
+    fn of(rows: impl IntoIterator<Item = Chunk>) -> Self {
+        let mut store = Self::default();
+        rows.into_iter().for_each(|row| store.insert(row));
+        store
+    }
+
+    fn insert(&mut self, row: Chunk) {
+        self.ledger.accepted += u64::from(row.count);
+        self.ledger.queued_events += u64::from(row.count);
+        self.rows.insert(row.key, row);
+    }
+
+    fn apply(&mut self, acks: &[Ack]) {
+        for ack in acks {
+            let kept = ack.keep.as_ref().map_or(0, |kept| u64::from(kept.count));
+            if self.rows.get(&ack.row.key).is_none_or(|row| u64::from(row.count) < ack.delivered + kept) {
+                continue;
+            }
+            self.rows.remove(&ack.row.key);
+            self.ledger.queued_events -= ack.delivered;
+            self.ledger.delivered += ack.delivered;
+            self.rows.extend(ack.keep.iter().map(|kept| (kept.key, kept.clone())));
+        }
+    }
+}
+
+/// One read of at most `most` rows, as [`Rows::lease`] makes it.
+fn lease_some(leases: &Leases, store: &Store, most: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Vec<Lease> {
+    let rows = leases.try_lock().expect("the row lock is free");
+    loop {
+        let after = rows.leases.table().resume(OWN, wants);
+        let read: Vec<_> = store.rows.values().filter(|row| Some(row.key) > after).take(most).cloned().collect();
+        let last = read.last().map(|row| row.key);
+        let leased = rows.leases.table().lease(OWN, after, last, read, wants);
+        if last.is_none() || !leased.is_empty() {
+            return leased;
+        }
+    }
+}
+
+fn lease_all(leases: &Leases, store: &Store) -> Vec<Lease> {
+    lease_some(leases, store, usize::MAX, &|_| true)
+}
+
+fn first_seqs(leases: &[Lease]) -> Vec<u64> {
+    leases.iter().map(|lease| lease.chunk.key.first_seq).collect()
+}
+
+#[test]
+fn a_row_that_is_acked_is_not_leased_before_or_after_its_commit() {
+    let (leases, mut store) = (Leases::default(), Store::of([row(1, 10), row(11, 10)]));
+    let [a, b] = lease_all(&leases, &store).try_into().unwrap();
+    leases.release(a.row());
+    leases.ack(ack(&b, &[]));
+    assert_eq!(first_seqs(&lease_all(&leases, &store)), [1]);
+    leases.release(a.row());
+    let rows = leases.lock();
+    let pending = rows.take_acks(OWN, &store.ledger);
+    assert!(leases.try_lock().is_none(), "no lease during the transaction");
+    store.apply(&pending.acks);
+    rows.committed(pending);
+    drop(rows);
+    assert_eq!(first_seqs(&lease_all(&leases, &store)), [1]);
+}
+
+#[test]
+fn a_released_row_that_is_not_wanted_is_found_after_a_reopen() {
+    let (leases, mut store) = (Leases::default(), Store::of([row(1, 10), row(11, 10)]));
+    let [a, _b] = lease_all(&leases, &store).try_into().unwrap();
+    leases.release(a.row());
+    store.insert(row(21, 10));
+    let skips_a = |row: ChunkRef| row != a.row();
+    leases.lock().forget(OWN);
+    assert_eq!(first_seqs(&lease_some(&leases, &store, 9, &skips_a)), [21]);
+    assert_eq!(first_seqs(&lease_all(&leases, &store)), [1]);
+}
+
+#[test]
+fn delivery_is_woken_once_if_it_was_turned_away() {
+    let (leases, wakes) = (Leases::default(), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&wakes);
+    leases.wake_with(Box::new(move || _ = counted.fetch_add(1, Ordering::SeqCst)));
+    drop(leases.lock());
+    let rows = leases.lock();
+    assert!(leases.try_lock().is_none() && leases.try_lock().is_none());
+    assert_eq!(wakes.load(Ordering::SeqCst), 0);
+    drop(rows);
+    drop(leases.lock());
+    assert_eq!(wakes.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn acks_releases_and_statistics_do_not_wait_for_a_transaction() {
+    let (leases, store) = (Leases::default(), Store::of([row(1, 10), row(11, 10)]));
+    let [a, b] = lease_all(&leases, &store).try_into().unwrap();
+    let _transaction = leases.lock();
+    assert!(leases.ack(ack(&a, &[])));
+    leases.release(b.row());
+    assert_eq!((leases.totals().delivered, leases.leased().events), (10, 0));
+    assert_eq!(leases.ledger(OWN, || store.ledger).queued_events, 10);
+}
+
+#[test]
+fn events_of_a_transaction_count_once_before_and_after_it() {
+    let (leases, store) = (Leases::default(), Store::of([row(1, 10), row(11, 10)]));
+    let [a, b] = lease_all(&leases, &store).try_into().unwrap();
+    let before = store.ledger;
+    let after = Ledger { delivered: 10, queued_events: 10, ..before };
+    let seen = |committed: Ledger| {
+        let ledger = leases.ledger(OWN, || committed);
+        assert_eq!(ledger.imbalance(), 0);
+        (ledger.delivered, ledger.queued_events)
+    };
+    leases.ack(ack(&a, &[]));
+    assert_eq!(seen(before), (10, 10));
+    let rows = leases.lock();
+    let pending = rows.take_acks(OWN, &before);
+    assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "on one side of the commit and on the other");
+    leases.ack(ack(&b, &[]));
+    assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
+    rows.committed(pending);
+    assert_eq!(seen(after), (20, 0));
+    let pending = rows.take_acks(OWN, &after);
+    rows.put_back(pending);
+    assert_eq!(seen(after), (20, 0), "the transaction failed");
+}
+
+#[test]
+fn pieces_that_are_acked_before_one_commit_leave_nothing_behind() {
+    for keep in [1, 2] {
+        let (leases, mut store) = (Leases::default(), Store::of([row(1, 10)]));
+        let [whole] = lease_all(&leases, &store).try_into().unwrap();
+        let first = ack(&whole, &[keep, 9]);
+        let kept = Lease { origin: OWN, chunk: first.keep.clone().unwrap() };
+        leases.ack(first);
+        assert!(!leases.is_acked(whole.row()));
+        leases.ack(ack(&kept, &[]));
+        assert!(leases.is_acked(whole.row()) && leases.pending_rows() == 2);
+        commit(&leases, &mut store, Outcome::Committed);
+        assert_eq!((store.rows.len(), store.ledger.delivered), (0, 10));
+        assert!(leases.has_nothing_of(OWN) && lease_all(&leases, &store).is_empty());
+    }
+}
+
+#[test]
+fn a_shard_that_was_let_go_takes_no_more_acks() {
+    let (leases, other) = (Leases::default(), 3);
+    let leased = leases.table().lease(other, None, None, vec![row(1, 10)], &|_| true);
+    leases.lock().let_go(other);
+    assert!(!leases.ack(ack(&leased[0], &[])) && leases.has_nothing_of(other));
+    leases.release(name(other, 1));
+    assert_eq!(leases.totals(), Totals::default());
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Committed,
+    /// Reported as failed, and not done.
+    Failed,
+    /// Reported as failed, and done.
+    FailedAndDone,
+}
+
+fn commit(leases: &Leases, store: &mut Store, outcome: Outcome) {
+    let rows = leases.lock();
+    let pending = rows.take_acks(OWN, &store.ledger);
+    if !matches!(outcome, Outcome::Failed) {
+        store.apply(&pending.acks);
+    }
+    match outcome {
+        Outcome::Committed => rows.committed(pending),
+        Outcome::Failed | Outcome::FailedAndDone => rows.put_back(pending),
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Checkpoint(u64),
+    Lease { most: usize, skipped: u64 },
+    Ack { which: usize, kept: u64 },
+    Release(usize),
+    Commit(Outcome),
+    Evict,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (1..6_u64).prop_map(Step::Checkpoint),
+        4 => (1..4_usize, 2..6_u64).prop_map(|(most, skipped)| Step::Lease { most, skipped }),
+        4 => (any::<usize>(), 0..64_u64).prop_map(|(which, kept)| Step::Ack { which, kept }),
+        2 => any::<usize>().prop_map(Step::Release),
+        2 => Just(Step::Commit(Outcome::Committed)),
+        1 => Just(Step::Commit(Outcome::Failed)),
+        1 => Just(Step::Commit(Outcome::FailedAndDone)),
+        1 => Just(Step::Evict),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// The table, the store, and what delivery has in hand.
+#[derive(Default)]
+struct World {
+    leases: Leases,
+    store: Store,
+    held: Vec<Lease>,
+    accepted: u64,
+    decided: HashSet<u64>,
+    evicted: u64,
+}
+
+impl World {
+    fn lease(&mut self, most: usize, wants: &dyn Fn(ChunkRef) -> bool) -> bool {
+        let leased = lease_some(&self.leases, &self.store, most, wants);
+        let is_new = !leased.is_empty();
+        let in_hand: HashSet<u64> = self.held.iter().flat_map(|lease| seqs(&lease.chunk)).collect();
+        for lease in leased {
+            let again = seqs(&lease.chunk).into_iter().find(|seq| in_hand.contains(seq) || self.decided.contains(seq));
+            assert_eq!(again, None, "leased twice, or after its decision");
+            self.held.push(lease);
+        }
+        is_new
+    }
+
+    fn ack(&mut self, which: usize, kept: u64) {
+        let lease = self.held.swap_remove(which);
+        let all = seqs(&lease.chunk);
+        let keep: Vec<_> = all.iter().copied().filter(|seq| kept >> (seq % 6) & 1 == 1).collect();
+        if keep.len() == all.len() {
+            return self.held.push(lease);
+        }
+        self.decided.extend(all.iter().filter(|seq| !keep.contains(seq)));
+        let ack = ack(&lease, &keep);
+        let kept = ack.keep.clone();
+        assert!(self.leases.ack(ack));
+        self.held.extend(kept.map(|chunk| Lease { origin: OWN, chunk }));
+    }
+
+    fn evict_oldest(&mut self) {
+        let rows = self.leases.lock();
+        let free = self.store.rows.keys().copied().find(|&key| !rows.is_out(ChunkRef { origin: OWN, key }));
+        if let Some(row) = free.and_then(|key| self.store.rows.remove(&key)) {
+            assert!(seqs(&row).iter().all(|seq| !self.decided.contains(seq)), "evicted after its decision");
+            self.evicted += u64::from(row.count);
+            self.store.ledger.queued_events -= u64::from(row.count);
+            self.store.ledger.evicted += u64::from(row.count);
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Checkpoint(count) => {
+                self.store.insert(row(self.accepted + 1, count));
+                self.accepted += count;
+            }
+            Step::Lease { most, skipped } => {
+                self.lease(most, &|row| row.key.first_seq % skipped != 0);
+            }
+            Step::Ack { which, kept } if !self.held.is_empty() => self.ack(which % self.held.len(), kept),
+            Step::Release(which) if !self.held.is_empty() => {
+                let lease = self.held.swap_remove(which % self.held.len());
+                self.leases.release(lease.row());
+            }
+            Step::Ack { .. } | Step::Release(_) => {}
+            Step::Commit(outcome) => commit(&self.leases, &mut self.store, outcome),
+            Step::Evict => self.evict_oldest(),
+            Step::Reopen => self.leases.lock().forget(OWN),
+        }
+        assert_eq!(self.leases.totals().delivered, self.decided.len() as u64);
+        assert_eq!(self.leases.ledger(OWN, || self.store.ledger).imbalance(), 0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_event_is_leased_until_it_is_decided_once(steps in prop::collection::vec(step(), 0..60)) {
+        let mut world = World::default();
+        steps.into_iter().for_each(|step| world.take(step));
+        // Everything that is left is delivered in the end.
+        for _ in 0..3 {
+            while !world.held.is_empty() {
+                world.ack(0, 0);
+            }
+            commit(&world.leases, &mut world.store, Outcome::Committed);
+            while world.lease(2, &|_| true) {}
+        }
+        assert!(world.held.is_empty() && world.store.rows.is_empty(), "{:?}", world.store.rows);
+        assert_eq!(world.decided.len() as u64 + world.evicted, world.accepted);
+        assert_eq!((world.store.ledger.delivered, world.store.ledger.imbalance()), (world.decided.len() as u64, 0));
+        assert!(world.leases.has_nothing_of(OWN) && world.leases.is_committed());
+    }
+}
