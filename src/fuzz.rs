@@ -6,9 +6,9 @@ use uuid::Uuid;
 use crate::client::event_of;
 use crate::event::Stamp;
 use crate::flags::{FlagContext, LocalFlags};
-use crate::record::encode::{append_map_header, append_str, begin_ext, end_ext};
+use crate::record::msgpack::{append_map_header, append_str, begin_ext, end_ext};
 use crate::record::stack::decode_images;
-use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json, json_v1};
+use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json};
 
 /// The extension types of stacks and debug images.
 const STACKS: [i8; 2] = [1, 2];
@@ -85,7 +85,7 @@ fn sent(body: &[u8]) -> Result<(), Malformed> {
     let view = View::parse(body)?;
     let (mut v0, mut v1) = (Vec::new(), Vec::new());
     json::write_event(&view, &NoSymbols, &mut v0).expect("what was parsed can be sent");
-    json_v1::write_event_v1(&view, &NoSymbols, &mut v1).expect("what was parsed can be sent");
+    json::write_event_v1(&view, &NoSymbols, &mut v1).expect("what was parsed can be sent");
     for text in [v0, v1] {
         serde_json::from_slice::<Value>(&text).expect("what is sent is JSON");
     }

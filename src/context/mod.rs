@@ -39,7 +39,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::record::decode::{Reader, value_as};
+use crate::record::msgpack::Reader;
+use crate::record::values::value_as;
 use crate::record::{Pairs, json};
 
 pub use ambient::{ScopedFuture, current_distinct_id, current_session_id};

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use jiff::Timestamp;
 
-use crate::record::{Malformed, Symbols, View, json, json_v1};
+use crate::record::{Malformed, Symbols, View, json};
 use crate::sys::clock::WallNanos;
 
 /// Quality of brotli, from 0 to 11: above it time grows faster than bodies shrink.
@@ -141,7 +141,7 @@ fn write_json<'r, W: Write>(
         let before = text.len();
         let written = View::parse(record).and_then(|view| match envelope {
             Envelope::V0 { .. } => json::write_event(&view, symbols, &mut text),
-            Envelope::V1 { .. } => json_v1::write_event_v1(&view, symbols, &mut text),
+            Envelope::V1 { .. } => json::write_event_v1(&view, symbols, &mut text),
         });
         match written {
             Ok(()) => body.events += 1,

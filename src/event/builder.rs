@@ -6,8 +6,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::spare;
-use crate::record::encode::{append_str, begin_map};
-use crate::record::serialize::append_entry;
+use crate::record::msgpack::{append_str, begin_map};
+use crate::record::values::append_entry;
 use crate::record::{Class, Flags, HEAD_LEN, Pairs, Unencodable};
 use crate::sys::clock::{WallNanos, nanos_since_epoch};
 use crate::sys::limits::{NAME_KEPT, beginning};

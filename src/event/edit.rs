@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::builder::{Event, class_of, is_blank};
-use crate::record::decode::{Reader, text, value_as};
-use crate::record::encode::{OPEN_HEADER_LEN, append_str};
+use crate::record::msgpack::{OPEN_HEADER_LEN, append_str};
+use crate::record::msgpack::{Reader, text};
+use crate::record::values::value_as;
 use crate::record::{Entries, HEAD_LEN, json};
 
 impl Event {

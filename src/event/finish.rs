@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::builder::{Draft, Event, Flaw};
 use super::spare;
-use crate::record::decode::Reader;
-use crate::record::encode::{append_map_header, patch_len};
+use crate::record::msgpack::Reader;
+use crate::record::msgpack::{append_map_header, patch_len};
 use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION, Unencodable};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{NAME_KEPT, beginning};

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::builder::{Event, Flaw, is_blank};
 use super::edit::{as_map, ranges_of};
-use crate::record::decode::{Reader, Token, text};
-use crate::record::serialize::append_entry;
+use crate::record::msgpack::{Reader, Token, text};
+use crate::record::values::append_entry;
 use crate::record::{Entries, NUMBER_EXT, Pairs, Unencodable};
 use crate::sys::limits::{NAME_KEPT, beginning};
 

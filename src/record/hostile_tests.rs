@@ -4,10 +4,9 @@ use proptest::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::decode::value_as;
-use super::encode::{append_map_header, append_str, begin_map, patch_len};
 use super::json::write_event;
-use super::serialize::append_entry;
+use super::msgpack::{append_map_header, append_str, begin_map, patch_len};
+use super::values::{append_entry, value_as};
 use super::{Class, Flags, HEAD_LEN, Head, MAX_DEPTH, Malformed, NoSymbols, View};
 
 fn valid_body() -> Vec<u8> {

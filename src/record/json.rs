@@ -4,15 +4,16 @@
 //! numbers for bytes, strings for the integer and boolean keys of nested maps.
 
 use std::collections::HashMap;
+use std::io::Write;
 
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 
-use super::decode::{Malformed, Reader, Token, text};
-use super::json_stack::write_ext;
-use super::symbols::{NoSymbols, Symbols};
-use super::{Entries, Flags, LIB_NAME, View};
+use super::body::{Entries, Flags, LIB_NAME, View};
+use super::msgpack::{Malformed, NUMBER_EXT, Reader, Token, is_number, text};
+use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
+use super::symbols::{NoSymbols, SourceLines, Symbol, Symbols, is_in_app, is_panic_machinery};
 
 /// Up to so many keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
@@ -27,7 +28,7 @@ pub(crate) fn write_event(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<
 /// Appends an event up to its closing brace. Properties that `lifts` answers true for are left out; of the library's own, those that
 /// are `said` already. On an error `out` is as it was.
 #[inline]
-pub(super) fn begin_event<'a>(
+fn begin_event<'a>(
     view: &View<'a>,
     said: Said,
     lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
@@ -122,12 +123,12 @@ fn write_properties<'a>(
 
 /// Which of the library's own properties are not to be added: the caller has set them himself, or they are said elsewhere.
 #[derive(Default)]
-pub(super) struct Said {
-    pub(super) lib: bool,
-    pub(super) lib_version: bool,
-    pub(super) is_server: bool,
-    pub(super) geoip_disable: bool,
-    pub(super) person_profile: bool,
+struct Said {
+    lib: bool,
+    lib_version: bool,
+    is_server: bool,
+    geoip_disable: bool,
+    person_profile: bool,
 }
 
 impl Said {
@@ -170,19 +171,19 @@ fn each_last<'a>(
 }
 
 /// An object being written: puts the commas.
-pub(super) struct Object<'o> {
-    pub(super) out: &'o mut Vec<u8>,
+struct Object<'o> {
+    out: &'o mut Vec<u8>,
     empty: bool,
 }
 
 impl<'o> Object<'o> {
-    pub(super) fn begin(out: &'o mut Vec<u8>) -> Self {
+    fn begin(out: &'o mut Vec<u8>) -> Self {
         out.push(b'{');
         Self { out, empty: true }
     }
 
     /// One of the library's own keys.
-    pub(super) fn name(&mut self, name: &str) {
+    fn name(&mut self, name: &str) {
         self.separate();
         write_plain(self.out, name);
         self.out.push(b':');
@@ -202,7 +203,7 @@ impl<'o> Object<'o> {
         self.empty = false;
     }
 
-    pub(super) fn end(self) {
+    fn end(self) {
         self.out.push(b'}');
     }
 }
@@ -254,7 +255,7 @@ fn write_key(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed
     Ok(())
 }
 
-pub(super) fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
+fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
     // No early exit: the loop is a few vector instructions, and nearly no string needs an escape. ASCII is UTF-8 by itself.
     let plain = |byte: u8| (0x20..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\');
     if bytes.iter().fold(true, |all, &byte| all & plain(byte)) {
@@ -268,20 +269,20 @@ pub(super) fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed
 }
 
 /// Text that needs no escape.
-pub(super) fn write_plain(out: &mut Vec<u8>, text: &str) {
+fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
 }
 
-pub(super) fn write_quoted(out: &mut Vec<u8>, value: impl Serialize) {
+fn write_quoted(out: &mut Vec<u8>, value: impl Serialize) {
     out.push(b'"');
     write_json(out, value);
     out.push(b'"');
 }
 
 /// What serde_json knows how to write. Writing to a `Vec` and serializing these few types cannot fail.
-pub(super) fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
+fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
     let written = serde_json::to_writer(out, &value);
     debug_assert!(written.is_ok());
 }
@@ -303,4 +304,278 @@ fn write_timestamp(out: &mut Vec<u8>, nanos: i64) {
     let time = Timestamp::from_nanosecond(nanos.into()).unwrap_or_default();
     let written = PRINTER.print_timestamp(&time, out);
     debug_assert!(written.is_ok());
+}
+
+/// Appends an event as [`write_event`] does, followed by `"options":{..}` and, where they are known, `"session_id"` and
+/// `"window_id"`. What these are made of is no property any more; what is of the wrong type is not sent at all, for PostHog drops an
+/// event with an option that it cannot read. On an error `out` is as it was.
+pub(crate) fn write_event_v1(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    let start = out.len();
+    let mut lifted = Lifted::default();
+    // Never a property: it becomes an option.
+    let said = Said { person_profile: true, ..Said::default() };
+    begin_event(view, said, |key, value| lifted.take(key, value), symbols, out)?;
+    let is_personless = view.head.flags.contains(Flags::PERSONLESS);
+    let written = lifted.write(is_personless, out);
+    match written {
+        Ok(()) => out.push(b'}'),
+        Err(_) => out.truncate(start),
+    }
+    written
+}
+
+/// The values that V1 wants elsewhere than among the properties, as MessagePack.
+#[derive(Default)]
+struct Lifted<'a> {
+    cookieless_mode: Option<&'a [u8]>,
+    ignore_sent_at: Option<&'a [u8]>,
+    process_person_profile: Option<&'a [u8]>,
+    product_tour_id: Option<&'a [u8]>,
+    session_id: Option<&'a [u8]>,
+    window_id: Option<&'a [u8]>,
+}
+
+impl<'a> Lifted<'a> {
+    /// Whether the property is one of these.
+    fn take(&mut self, key: &[u8], value: &'a [u8]) -> bool {
+        let place = match key {
+            b"$cookieless_mode" => &mut self.cookieless_mode,
+            b"$ignore_sent_at" => &mut self.ignore_sent_at,
+            b"$process_person_profile" => &mut self.process_person_profile,
+            b"$product_tour_id" => &mut self.product_tour_id,
+            b"$session_id" => &mut self.session_id,
+            b"$window_id" => &mut self.window_id,
+            _ => return false,
+        };
+        *place = Some(value);
+        true
+    }
+
+    fn write(&self, is_personless: bool, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        out.extend_from_slice(b",\"options\":");
+        let mut options = Object::begin(out);
+        let person_profile = boolean(self.process_person_profile).or(is_personless.then_some(false));
+        for (name, value) in [
+            ("cookieless_mode", boolean(self.cookieless_mode)),
+            ("disable_skew_correction", boolean(self.ignore_sent_at)),
+            ("process_person_profile", person_profile),
+        ] {
+            if let Some(value) = value {
+                options.name(name);
+                write_json(options.out, value);
+            }
+        }
+        if let Some(tour @ Token::Str(_)) = token(self.product_tour_id) {
+            options.name("product_tour_id");
+            write_id(tour, options.out)?;
+        }
+        options.end();
+        for (name, value) in [(&b",\"session_id\":"[..], self.session_id), (b",\"window_id\":", self.window_id)] {
+            if let Some(id) = token(value).filter(|&id| is_id(id)) {
+                out.extend_from_slice(name);
+                write_id(id, out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn token(value: Option<&[u8]>) -> Option<Token<'_>> {
+    Reader::new(value?).token().ok()
+}
+
+fn boolean(value: Option<&[u8]>) -> Option<bool> {
+    match token(value)? {
+        Token::Bool(value) => Some(value),
+        _ => None,
+    }
+}
+
+/// Text is one, and so is a number: some number their sessions.
+fn is_id(token: Token<'_>) -> bool {
+    match token {
+        Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) | Token::Ext(NUMBER_EXT, _) => true,
+        Token::F32(value) => value.is_finite(),
+        Token::F64(value) => value.is_finite(),
+        _ => false,
+    }
+}
+
+fn write_id(token: Token<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    match token {
+        Token::Str(bytes) => return write_str(out, bytes),
+        Token::Unsigned(value) => write_quoted(out, value),
+        Token::Signed(value) => write_quoted(out, value),
+        Token::F32(value) => write_quoted(out, value),
+        Token::F64(value) => write_quoted(out, value),
+        Token::Ext(NUMBER_EXT, digits) => write_plain(out, text(digits)?),
+        _ => return Err(Malformed::Type),
+    }
+    Ok(())
+}
+
+/// What PostHog calls the architecture that this build is for.
+const ARCH: &str = if cfg!(target_arch = "x86_64") {
+    "x86_64"
+} else if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else if cfg!(target_arch = "x86") {
+    "x86"
+} else {
+    "unknown"
+};
+
+/// How many frames the standard library has between a panic and its hook, at the most.
+const MACHINERY_FRAMES: usize = 12;
+
+/// Appends an extension value: a stack, debug images, a number, or null for anything else.
+pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &mut Vec<u8>) {
+    let written = match kind {
+        STACK_EXT => Stack::decode(content).map(|stack| write_stack(&stack, symbols, out)),
+        IMAGES_EXT => DebugImages::decode(content).map(|images| write_images(&images, out)),
+        NUMBER_EXT => is_number(content).then(|| out.extend_from_slice(content)),
+        _ => None,
+    };
+    if written.is_none() {
+        out.extend_from_slice(b"null");
+    }
+}
+
+fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"type\":\"raw\",\"frames\":[");
+    let mut frames = Frames { out, symbols, empty: true };
+    let mut known: Vec<_> = stack
+        .frames()
+        .map(|(address, image)| {
+            (address, image, image.map(|image| symbols.resolve(image, address)).unwrap_or_default())
+        })
+        .collect();
+    let is_machinery = |symbols: &[Symbol]| symbols.iter().any(|symbol| is_panic_machinery(&symbol.function));
+    if let Some(last) = known.iter().take(MACHINERY_FRAMES).rposition(|(.., symbols)| is_machinery(symbols)) {
+        known.drain(..=last);
+    }
+    for (address, image, known) in known.into_iter().rev() {
+        if known.is_empty() {
+            frames.write_unlinked(address, image);
+        }
+        for (depth, symbol) in known.iter().enumerate() {
+            frames.write_named(address, image, symbol, depth > 0);
+        }
+    }
+    out.extend_from_slice(b"]}");
+}
+
+struct Frames<'o> {
+    out: &'o mut Vec<u8>,
+    symbols: &'o dyn Symbols,
+    empty: bool,
+}
+
+impl Frames<'_> {
+    /// Its place in its image is its name: it stays the same over restarts, so that PostHog can group by it.
+    fn write_unlinked(&mut self, address: u64, image: Option<&Image<'_>>) {
+        let mut frame = self.begin(address, image);
+        if let Some(image) = image {
+            let name = format!("{}+{:#x}", image.file_name(), address.wrapping_sub(image.address));
+            frame.name("function");
+            write_json(frame.out, name);
+        }
+        write_flag(&mut frame, "in_app", image.is_some_and(|image| image.is_main));
+        write_flag(&mut frame, "client_resolved", false);
+        frame.end();
+    }
+
+    fn write_named(&mut self, address: u64, image: Option<&Image<'_>>, symbol: &Symbol, is_inline: bool) {
+        let in_executable = image.is_some_and(|image| image.is_main);
+        let file = symbol.file.as_deref();
+        let in_app = is_in_app(&symbol.function, file, in_executable);
+        let place = file.zip(symbol.line);
+        let lines = place.filter(|_| in_app).and_then(|(file, line)| self.symbols.source(file, line));
+        let mut frame = self.begin(address, image);
+        if !symbol.function.is_empty() {
+            frame.name("function");
+            write_json(frame.out, &symbol.function);
+        }
+        if let Some(file) = file {
+            frame.name("filename");
+            write_json(frame.out, file);
+        }
+        if let Some(line) = symbol.line {
+            frame.name("lineno");
+            write_json(frame.out, line);
+        }
+        write_flag(&mut frame, "in_app", in_app);
+        write_flag(&mut frame, "client_resolved", true);
+        if is_inline {
+            write_flag(&mut frame, "inline", true);
+        }
+        if let Some(lines) = lines {
+            write_source(&mut frame, &lines);
+        }
+        frame.end();
+    }
+
+    /// What every frame has.
+    fn begin(&mut self, address: u64, image: Option<&Image<'_>>) -> Object<'_> {
+        if !self.empty {
+            self.out.push(b',');
+        }
+        self.empty = false;
+        let mut frame = Object::begin(self.out);
+        for (name, value) in [("platform", "native"), ("lang", "rust")] {
+            frame.name(name);
+            write_plain(frame.out, value);
+        }
+        write_flag(&mut frame, "synthetic", false);
+        write_address(&mut frame, "instruction_addr", address);
+        if let Some(image) = image {
+            write_address(&mut frame, "image_addr", image.address);
+        }
+        frame
+    }
+}
+
+fn write_source(frame: &mut Object<'_>, lines: &SourceLines) {
+    frame.name("pre_context");
+    write_json(frame.out, &lines.before);
+    frame.name("context_line");
+    write_json(frame.out, &lines.line);
+    frame.name("post_context");
+    write_json(frame.out, &lines.after);
+}
+
+fn write_images(images: &DebugImages<'_>, out: &mut Vec<u8>) {
+    out.push(b'[');
+    let known = images.iter().filter_map(|image| Some((image, image.debug_id()?)));
+    for (at, (image, debug_id)) in known.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        let mut object = Object::begin(out);
+        for (name, value) in [("type", "elf"), ("arch", ARCH)] {
+            object.name(name);
+            write_plain(object.out, value);
+        }
+        object.name("debug_id");
+        write_plain(object.out, debug_id.hyphenated().encode_lower(&mut [0; 36]));
+        write_address(&mut object, "image_addr", image.address);
+        write_address(&mut object, "image_vmaddr", image.vmaddr);
+        object.name("image_size");
+        write_json(object.out, image.size);
+        object.name("code_file");
+        write_json(object.out, image.path);
+        object.end();
+    }
+    out.push(b']');
+}
+
+fn write_flag(object: &mut Object<'_>, name: &str, value: bool) {
+    object.name(name);
+    write_json(object.out, value);
+}
+
+fn write_address(object: &mut Object<'_>, name: &str, address: u64) {
+    object.name(name);
+    // Writing to a `Vec` cannot fail.
+    let _written = write!(object.out, "\"{address:#x}\"");
 }

@@ -40,42 +40,30 @@
 //!
 //! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`Pairs`] are properties that are
 //! encoded once and used for many events, [`View::parse`] checks a body once and then lends its parts, [`json::write_event`] writes one
-//! element of PostHog's V0 batch, and [`json_v1::write_event_v1`] one of its V1 batch: the same text, but for the properties that V1
+//! element of PostHog's V0 batch, and [`json::write_event_v1`] one of its V1 batch: the same text, but for the properties that V1
 //! wants beside the properties.
 
-mod compound;
-pub(crate) mod decode;
-pub(crate) mod encode;
+pub(crate) mod body;
 pub(crate) mod frame;
-mod head;
 #[cfg(test)]
 mod hostile_tests;
 pub(crate) mod json;
-mod json_stack;
 #[cfg(test)]
 mod json_tests;
-pub(crate) mod json_v1;
-#[cfg(test)]
-mod json_v1_tests;
-mod number;
+pub(crate) mod msgpack;
 mod pairs;
-pub(crate) mod serialize;
-#[cfg(test)]
-mod serialize_tests;
 pub(crate) mod stack;
 #[cfg(test)]
 mod stack_tests;
 pub(crate) mod symbols;
-mod unencodable;
-mod view;
+pub(crate) mod values;
+#[cfg(test)]
+mod values_tests;
 
-pub(crate) use decode::Malformed;
-pub(crate) use head::{Class, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION};
-pub(crate) use number::NUMBER_EXT;
+pub(crate) use body::{Class, Entries, Flags, HEAD_LEN, Head, LIB_NAME, LIB_VERSION, View};
+#[cfg(test)]
+pub(crate) use msgpack::MAX_DEPTH;
+pub(crate) use msgpack::{Malformed, NUMBER_EXT};
 pub(crate) use pairs::Pairs;
 pub(crate) use symbols::{NoSymbols, Symbols};
-pub(crate) use unencodable::Unencodable;
-pub(crate) use view::{Entries, View};
-
-/// Containers a property's value may nest, itself included.
-pub(crate) const MAX_DEPTH: u8 = 64;
+pub(crate) use values::Unencodable;

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::decode::{self, Reader, Token};
-use super::encode::{append_map_header, append_str};
-use super::serialize::append_entry;
-use super::{Entries, Unencodable};
+use super::body::Entries;
+use super::msgpack::{self, Reader, Token, append_map_header, append_str};
+use super::values::{Unencodable, append_entry};
 
 /// Names and their values, as entries of a MessagePack map. After [`merge`](Pairs::merge) each name is there once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,7 +94,7 @@ impl Pairs {
         append_map_header(out, self.count);
         out.extend_from_slice(&self.bytes);
         // A value that was as deep as may be is one level deeper now.
-        let checked = decode::check(out.get(value..).unwrap_or_default());
+        let checked = msgpack::check(out.get(value..).unwrap_or_default());
         if checked.is_err() {
             out.truncate(start);
         }
@@ -123,7 +122,7 @@ impl Pairs {
     fn copy_pair(&mut self, reader: &mut Reader<'_>) -> Result<(), Unencodable> {
         // JSON's names are strings; what serde_json makes strings of becomes one here.
         match reader.token()? {
-            Token::Str(name) => append_str(&mut self.bytes, decode::text(name)?),
+            Token::Str(name) => append_str(&mut self.bytes, msgpack::text(name)?),
             Token::Unsigned(name) => append_str(&mut self.bytes, &name.to_string()),
             Token::Signed(name) => append_str(&mut self.bytes, &name.to_string()),
             Token::Bool(name) => append_str(&mut self.bytes, if name { "true" } else { "false" }),

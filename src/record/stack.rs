@@ -7,9 +7,9 @@
 
 use uuid::Uuid;
 
-use super::decode::{Reader, Token, text};
-use super::encode::{
-    append_array_header, append_bin, append_bool, append_nil, append_str, append_uint, begin_ext, end_ext,
+use super::msgpack::{
+    Reader, Token, append_array_header, append_bin, append_bool, append_nil, append_str, append_uint, begin_ext,
+    end_ext, text,
 };
 
 /// The extension type of a stack.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::json_stack::write_ext;
+use super::json::write_ext;
 use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
 use super::symbols::{NoSymbols, SourceLines, Symbol, Symbols};
 

@@ -3,7 +3,7 @@
 use super::Level;
 use super::report::{append_flag, append_number, append_text};
 use crate::event::Event;
-use crate::record::encode::{append_array_header, append_map_header, append_str};
+use crate::record::msgpack::{append_array_header, append_map_header, append_str};
 use crate::record::stack::{DebugImages, Stack};
 
 /// A crash, as far as its event has to know it.

@@ -10,7 +10,7 @@ use super::level::Level;
 use super::printed::Printed;
 use crate::event::builder::is_blank;
 use crate::event::{Event, Refusal};
-use crate::record::decode::value_as;
+use crate::record::values::value_as;
 use crate::record::{Pairs, Unencodable};
 use crate::sys::clock::nanos_since_epoch;
 use crate::sys::limits::{NAME_KEPT, beginning};

@@ -10,7 +10,7 @@ use std::fmt::Display;
 
 use super::chain::print;
 use super::report::{append_flag, append_number, append_text};
-use crate::record::encode::{append_array_header, append_map_header, append_str};
+use crate::record::msgpack::{append_array_header, append_map_header, append_str};
 use crate::record::stack::{NEAREST_FRAMES, OUTERMOST_FRAMES};
 use crate::record::symbols::{crate_of, is_in_app};
 use crate::sys::limits::beginning;

@@ -4,7 +4,7 @@ use super::chain::{Chain, Link};
 use super::options::ExceptionOptions;
 use super::printed::Printed;
 use crate::event::Event;
-use crate::record::encode::{append_array_header, append_bool, append_map_header, append_str, append_uint};
+use crate::record::msgpack::{append_array_header, append_bool, append_map_header, append_str, append_uint};
 use crate::record::stack::{DebugImages, Stack};
 
 /// The stack of the outermost error.

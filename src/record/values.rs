@@ -9,16 +9,56 @@ use std::fmt::Display;
 use std::io::Write;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde::ser::{self, Serializer};
 
-use super::compound::{Compound, JSON_NUMBER, RAW_JSON, Struct};
-use super::decode;
-use super::encode::{
-    append_bin, append_bool, append_f32, append_f64, append_int, append_map_header, append_nil, append_str,
-    append_uint, begin_array, begin_map, begin_str, patch_len, saturate,
+use super::json;
+use super::msgpack::{
+    MAX_DEPTH, Malformed, Reader, Token, append_bin, append_bool, append_exact, append_f32, append_f64, append_int,
+    append_map_header, append_nil, append_number, append_str, append_uint, begin_array, begin_map, begin_str, check,
+    patch_len, saturate,
 };
-use super::number::append_exact;
-use super::{MAX_DEPTH, Unencodable};
+use super::symbols::NoSymbols;
+
+/// Why a value cannot be part of a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unencodable {
+    /// Deeper than [`MAX_DEPTH`].
+    #[error("it nests more than {MAX_DEPTH} levels deep; send a flatter value")]
+    TooDeep,
+    /// JSON's keys are strings.
+    #[error("it has a map whose keys are not strings, integers or booleans; convert the keys first")]
+    MapKey,
+    /// Keys without values, swallowed errors: serde's contract broken.
+    #[error("its Serialize implementation breaks serde's rules; correct it")]
+    Misshapen(#[source] Malformed),
+    /// What the value's own `Serialize` said.
+    #[error("its Serialize implementation failed: {0}")]
+    Refused(String),
+    /// Several properties at once have names.
+    #[error("it is neither a map, a struct nor a sequence of pairs of a name and a value; give one of these")]
+    NotPairs,
+    /// A group is named by a string or a number.
+    #[error("a group's key is a string or a number; give one of these")]
+    NotAKey,
+}
+
+impl ser::Error for Unencodable {
+    #[cold]
+    fn custom<T: Display>(message: T) -> Self {
+        Unencodable::Refused(message.to_string())
+    }
+}
+
+impl From<Malformed> for Unencodable {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::MapKey => Unencodable::MapKey,
+            Malformed::TooDeep => Unencodable::TooDeep,
+            other => Unencodable::Misshapen(other),
+        }
+    }
+}
 
 /// Appends one entry of a map; on an error `out` is as it was.
 #[inline]
@@ -40,12 +80,12 @@ pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, 
 
 #[cold]
 fn check_shape(out: &[u8], value_start: usize) -> Result<(), Unencodable> {
-    Ok(decode::check(out.get(value_start..).unwrap_or_default())?)
+    Ok(check(out.get(value_start..).unwrap_or_default())?)
 }
 
-pub(super) struct Encoder<'a> {
-    pub(super) out: &'a mut Vec<u8>,
-    pub(super) depth: u8,
+struct Encoder<'a> {
+    out: &'a mut Vec<u8>,
+    depth: u8,
     /// Whether there was any container.
     nested: bool,
 }
@@ -291,4 +331,172 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
         self.variant(variant)?;
         self.map().map(|compound| Compound { levels: 2, ..compound })
     }
+}
+
+/// serde_json's own types come as structs of these names, each with its text in one field of the same name: a number of `Value` where any
+/// crate of the build has turned on `arbitrary_precision`, and JSON that is passed on as it is.
+const JSON_NUMBER: &str = "$serde_json::private::Number";
+const RAW_JSON: &str = "$serde_json::private::RawValue";
+
+/// An array or map being written. The length a `Serialize` announces is not trusted: it is counted and patched in.
+struct Compound<'e, 'a> {
+    encoder: &'e mut Encoder<'a>,
+    at: usize,
+    len: u32,
+    levels: u8,
+}
+
+impl Compound<'_, '_> {
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
+        self.len = self.len.saturating_add(1);
+        value.serialize(&mut *self.encoder)
+    }
+
+    fn field<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), Unencodable> {
+        append_str(self.encoder.out, name);
+        self.element(value)
+    }
+
+    fn close(self) {
+        patch_len(self.encoder.out, self.at, self.len);
+        self.encoder.depth -= self.levels;
+    }
+}
+
+/// A struct being written.
+enum Struct<'e, 'a> {
+    Fields(Compound<'e, 'a>),
+    /// A value of serde_json's, whose text follows.
+    Json {
+        encoder: &'e mut Encoder<'a>,
+        is_number: bool,
+        is_written: bool,
+    },
+}
+
+impl Encoder<'_> {
+    /// What `text`, a string or anything else, says as JSON.
+    fn json<T: Serialize + ?Sized>(&mut self, text: &T, is_number: bool) -> Result<(), Unencodable> {
+        let start = self.out.len();
+        text.serialize(&mut *self)?;
+        let text = Reader::new(self.out.get(start..).unwrap_or_default()).string()?.to_owned();
+        self.out.truncate(start);
+        if !is_number {
+            let value: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
+            return value.serialize(self);
+        }
+        if append_number(self.out, &text) { Ok(()) } else { Err(not_json("its text is none")) }
+    }
+}
+
+impl ser::SerializeMap for Compound<'_, '_> {
+    type Ok = ();
+    type Error = Unencodable;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Unencodable> {
+        self.element(key)
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
+        value.serialize(&mut *self.encoder)
+    }
+
+    fn end(self) -> Result<(), Unencodable> {
+        self.close();
+        Ok(())
+    }
+}
+
+macro_rules! elements {
+    ($($of:ident :: $each:ident),*) => {$(
+        impl ser::$of for Compound<'_, '_> {
+            type Ok = ();
+            type Error = Unencodable;
+
+            fn $each<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unencodable> {
+                self.element(value)
+            }
+
+            fn end(self) -> Result<(), Unencodable> {
+                self.close();
+                Ok(())
+            }
+        }
+    )*};
+}
+
+elements!(
+    SerializeSeq::serialize_element,
+    SerializeTuple::serialize_element,
+    SerializeTupleStruct::serialize_field,
+    SerializeTupleVariant::serialize_field
+);
+
+macro_rules! fields {
+    ($($of:ident),*) => {$(
+        impl ser::$of for Compound<'_, '_> {
+            type Ok = ();
+            type Error = Unencodable;
+
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
+                self.field(key, value)
+            }
+
+            fn end(self) -> Result<(), Unencodable> {
+                self.close();
+                Ok(())
+            }
+        }
+    )*};
+}
+
+fields!(SerializeStructVariant);
+
+impl ser::SerializeStruct for Struct<'_, '_> {
+    type Ok = ();
+    type Error = Unencodable;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
+        match self {
+            Struct::Fields(fields) => fields.field(key, value),
+            Struct::Json { is_written: true, .. } => Err(not_json("it has two texts")),
+            Struct::Json { encoder, is_number, is_written } => {
+                *is_written = true;
+                encoder.json(value, *is_number)
+            }
+        }
+    }
+
+    fn end(self) -> Result<(), Unencodable> {
+        match self {
+            Struct::Fields(fields) => fields.close(),
+            Struct::Json { is_written: true, .. } => {}
+            Struct::Json { .. } => return Err(not_json("it has no text")),
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn not_json(why: impl Display) -> Unencodable {
+    ser::Error::custom(format_args!("a number or raw value of serde_json: {why}"))
+}
+
+/// A value as the type the caller asks for, or `None` if it is not of that type.
+pub(crate) fn value_as<T: DeserializeOwned>(raw: &[u8]) -> Option<T> {
+    if holds_ext(raw) {
+        // Only JSON has a form for it that a caller knows.
+        let mut text = Vec::new();
+        json::write_value(&mut Reader::new(raw), &NoSymbols, &mut text).ok()?;
+        return serde_json::from_slice(&text).ok();
+    }
+    // Human readable, because that is how it was written: an address or a uuid is text.
+    T::deserialize(&mut rmp_serde::Deserializer::new(raw).with_human_readable()).ok()
+}
+
+/// Whether a value, which has been checked, is or holds one of an extension type.
+fn holds_ext(raw: &[u8]) -> bool {
+    let mut reader = Reader::new(raw);
+    // What a container holds follows its header, so that all tokens of a value stand in a row.
+    std::iter::from_fn(|| reader.token().ok()).any(|token| matches!(token, Token::Ext(..)))
 }

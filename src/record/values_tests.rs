@@ -9,12 +9,10 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::MAX_DEPTH;
-use super::NoSymbols;
-use super::Unencodable;
-use super::decode::{Reader, check, value_as};
 use super::json::write_value;
-use super::serialize::append_entry;
+use super::msgpack::{MAX_DEPTH, Reader, check};
+use super::symbols::NoSymbols;
+use super::values::{Unencodable, append_entry, value_as};
 
 fn encoded<T: Serialize>(value: T) -> Result<Vec<u8>, Unencodable> {
     let mut out = b"before".to_vec();
