@@ -1,16 +1,20 @@
-//! Describing an event.
+//! Describing an event: its name, properties and groups, and the events about persons and groups.
 
 use std::time::SystemTime;
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::spare;
-use crate::record::msgpack::{append_str, begin_map};
+use super::draft::{self, Draft, Refusal, class_of, is_blank};
+use crate::record::msgpack::{Reader, Token, append_str, begin_map, text};
 use crate::record::values::append_entry;
-use crate::record::{Class, Flags, HEAD_LEN, Pairs, Unencodable};
-use crate::sys::clock::{WallNanos, nanos_since_epoch};
+use crate::record::{Flags, HEAD_LEN, NUMBER_EXT, Pairs, Unencodable};
+use crate::sys::clock::nanos_since_epoch;
 use crate::sys::limits::{NAME_KEPT, beginning};
+
+const SET: &str = "$set";
+const SET_ONCE: &str = "$set_once";
+const GROUP_SET: &str = "$group_set";
 
 /// Something that happened, as PostHog will see it.
 ///
@@ -31,40 +35,6 @@ use crate::sys::limits::{NAME_KEPT, beginning};
 pub struct Event {
     // Boxed, because the builder hands the event on with every call: one word moves in a register.
     pub(super) draft: Box<Draft>,
-}
-
-/// An event so far. A thread reuses it for its next event, see `spare`.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Draft {
-    /// The record's body: room for the head, name, distinct id, a map header whose count is open, properties.
-    pub(super) body: Vec<u8>,
-    /// Where in `body` the map header is.
-    pub(super) map_at: usize,
-    pub(super) property_count: u32,
-    pub(super) group_count: u32,
-    /// Groups stand apart until the end: they follow the properties.
-    pub(super) groups: Vec<u8>,
-    pub(super) class: Class,
-    pub(super) flags: Flags,
-    pub(super) blank_name: bool,
-    pub(super) blank_distinct_id: bool,
-    /// Whose it is is decided when it is captured.
-    pub(super) anonymous: bool,
-    pub(super) uuid: Option<Uuid>,
-    pub(super) timestamp: Option<WallNanos>,
-    /// The first thing that went wrong.
-    pub(super) flaw: Option<Flaw>,
-}
-
-/// Why an event cannot be sent as it was described.
-#[derive(Clone, Debug)]
-pub(super) enum Flaw {
-    Value { key: Box<str>, reason: Unencodable },
-    Timestamp,
-    EmptyAlias,
-    EmptyGroupType,
-    EmptyGroupKey,
-    NothingToSet,
 }
 
 impl Event {
@@ -139,7 +109,7 @@ impl Event {
                 self.draft.timestamp = Some(nanos);
                 self.draft.flags.insert(Flags::EXPLICIT_TIMESTAMP);
             }
-            None => self.draft.remember(Flaw::Timestamp),
+            None => self.draft.remember(Refusal::TimestampOutOfRange),
         }
     }
 
@@ -167,7 +137,7 @@ impl Event {
     }
 
     pub(super) fn described(name: &str, distinct_id: &str) -> Self {
-        let mut draft = spare::take();
+        let mut draft = draft::take();
         draft.body.extend_from_slice(&[0; HEAD_LEN]);
         append_str(&mut draft.body, name);
         append_str(&mut draft.body, distinct_id);
@@ -177,62 +147,204 @@ impl Event {
         draft.blank_distinct_id = is_blank(distinct_id);
         Self { draft }
     }
+
+    /// Says which group of this type the event belongs to, by the group's key: a string or a number. The last key of a type counts.
+    /// Anything else refuses the event when it is captured: a blank type (`Dropped(EmptyGroupType)`), a blank key or none
+    /// (`Dropped(EmptyGroupKey)`), a list, a map, a boolean or a number that is not finite (`Dropped(Unserializable)`).
+    ///
+    /// ```
+    /// use posthog::Event;
+    ///
+    /// let event = Event::new("run_started", "user_1").group("company", "acme").group("seat", 7);
+    /// assert_eq!(event.groups()["company"], "acme");
+    /// ```
+    pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
+        self.set_group(group_type, key);
+        self
+    }
+
+    /// [`group`](Self::group) for an event behind a reference.
+    pub fn set_group(&mut self, group_type: impl AsRef<str>, key: impl Serialize) {
+        let (group_type, draft) = (group_type.as_ref(), &mut *self.draft);
+        let start = draft.groups.len();
+        let appended = append_entry(&mut draft.groups, group_type, &key);
+        let refusal = match appended.and_then(|()| is_nobody(draft.groups.get(start..).unwrap_or_default())) {
+            Ok(_) if is_blank(group_type) => Refusal::EmptyGroupType,
+            Ok(true) => Refusal::EmptyGroupKey,
+            Ok(false) => {
+                draft.group_count = draft.group_count.saturating_add(1);
+                return;
+            }
+            Err(reason) => Refusal::Unserializable { key: beginning(group_type, NAME_KEPT).into(), reason },
+        };
+        draft.groups.truncate(start);
+        draft.remember(refusal);
+    }
+
+    /// A `$identify` event: this person exists, and has the properties that [`person_properties`](Self::person_properties) and its like set.
+    /// Every one is sent; nothing is remembered of earlier ones.
+    ///
+    /// ```
+    /// use posthog::Event;
+    ///
+    /// let event = Event::identify("user_1").person_property("plan", "pro").person_property_once("first_seen", "2026-01-01");
+    /// assert_eq!(event.name(), "$identify");
+    /// ```
+    pub fn identify(distinct_id: impl AsRef<str>) -> Self {
+        let mut event = Self::described("$identify", distinct_id.as_ref());
+        event.merge_into(SET, Pairs::default());
+        event
+    }
+
+    /// A `$set` event: changes properties of a person, and says nothing else.
+    pub fn set_person(distinct_id: impl AsRef<str>) -> Self {
+        Self::described("$set", distinct_id.as_ref())
+    }
+
+    /// A `$create_alias` event: whoever is `alias` is the person `previous_id`.
+    pub fn alias(previous_id: impl AsRef<str>, alias: impl AsRef<str>) -> Self {
+        let (previous_id, alias) = (previous_id.as_ref(), alias.as_ref());
+        let mut event = Self::described("$create_alias", previous_id);
+        event.set("distinct_id", previous_id);
+        event.set("alias", alias);
+        if is_blank(alias) {
+            event.draft.remember(Refusal::EmptyAlias);
+        }
+        event
+    }
+
+    /// A `$groupidentify` event: this group exists, and has the properties that [`group_props`](Self::group_props) set. The key is a
+    /// string or a number. Its distinct id is `$<type>_<key>`, unless [`with_distinct_id`](Self::with_distinct_id) gives another.
+    pub fn group_identify(group_type: impl AsRef<str>, group_key: impl Serialize) -> Self {
+        let group_type = group_type.as_ref();
+        let key = key_text(&group_key);
+        let mut event = Self::described("$groupidentify", &format!("${group_type}_{}", key.as_deref().unwrap_or("")));
+        event.set("$group_type", group_type);
+        event.set("$group_key", &group_key);
+        event.merge_into(GROUP_SET, Pairs::default());
+        if is_blank(group_type) {
+            event.draft.remember(Refusal::EmptyGroupType);
+        }
+        match key {
+            Ok(key) if is_blank(&key) => event.draft.remember(Refusal::EmptyGroupKey),
+            Ok(_) => {}
+            Err(reason) => event.draft.remember_value("$group_key", reason),
+        }
+        event
+    }
+
+    /// Says that somebody else did it: [`set_distinct_id`](Self::set_distinct_id) for an event that is described in one go.
+    pub fn with_distinct_id(mut self, distinct_id: impl AsRef<str>) -> Self {
+        self.set_distinct_id(distinct_id);
+        self
+    }
+
+    /// Sets a property of the person (`$set`), with any event.
+    ///
+    /// ```
+    /// use posthog::Event;
+    ///
+    /// let event = Event::new("upgraded", "user_1").person_property("plan", "pro").person_property("seats", 3);
+    /// assert_eq!(event.properties()["$set"], serde_json::json!({"plan": "pro", "seats": 3}));
+    /// ```
+    pub fn person_property(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+        self.merge_one(SET, key.as_ref(), &value);
+        self
+    }
+
+    /// Sets a property of the person that has none of that name yet (`$set_once`), with any event.
+    pub fn person_property_once(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+        self.merge_one(SET_ONCE, key.as_ref(), &value);
+        self
+    }
+
+    /// Sets several properties of the person (`$set`): those of a map, a struct, or a sequence of pairs.
+    pub fn person_properties(mut self, props: impl Serialize) -> Self {
+        self.merge_all(SET, &props);
+        self
+    }
+
+    /// Sets several properties of the person, each if there is none of that name yet (`$set_once`).
+    pub fn person_props_once(mut self, props: impl Serialize) -> Self {
+        self.merge_all(SET_ONCE, &props);
+        self
+    }
+
+    /// Sets several properties of the group (`$group_set`) that a [`group_identify`](Self::group_identify) is about.
+    pub fn group_props(mut self, props: impl Serialize) -> Self {
+        self.merge_all(GROUP_SET, &props);
+        self
+    }
+
+    /// Refused unless it changes a property of the person: it would say nothing.
+    pub(crate) fn must_set_something(mut self) -> Self {
+        if !self.has(SET) && !self.has(SET_ONCE) {
+            self.draft.remember(Refusal::NothingToSet);
+        }
+        self
+    }
+
+    fn merge_one(&mut self, name: &str, key: &str, value: &impl Serialize) {
+        match Pairs::one(key, value) {
+            Ok(pair) => self.merge_into(name, pair),
+            Err(reason) => self.draft.remember_value(key, reason),
+        }
+    }
+
+    fn merge_all(&mut self, name: &str, props: &impl Serialize) {
+        match Pairs::of(props) {
+            Ok(pairs) if pairs.is_empty() => {}
+            Ok(pairs) => self.merge_into(name, pairs),
+            Err(reason) => self.draft.remember_value(name, reason),
+        }
+    }
+
+    /// Adds to the map that the property of that name is. Kept as a property from the start: hooks read and change it like any other.
+    fn merge_into(&mut self, name: &str, newer: Pairs) {
+        let mut pairs = self.value_of(name).map(Pairs::in_value).unwrap_or_default();
+        pairs.merge(&newer);
+        self.remove(name);
+        match pairs.append_as_map(&mut self.draft.body, name) {
+            Ok(()) => self.draft.property_count = self.draft.property_count.saturating_add(1),
+            Err(reason) => self.draft.remember_value(name, reason),
+        }
+    }
 }
 
-impl Draft {
-    /// Forgets everything but its buffers.
-    #[inline]
-    pub(super) fn clear(&mut self) {
-        // Each by name, so that no field can be forgotten; made anew and moved, it would be copied twice.
-        let Self {
-            body,
-            map_at,
-            property_count,
-            group_count,
-            groups,
-            class,
-            flags,
-            blank_name,
-            blank_distinct_id,
-            anonymous,
-            uuid,
-            timestamp,
-            flaw,
-        } = self;
-        body.clear();
-        groups.clear();
-        (*map_at, *property_count, *group_count) = (0, 0, 0);
-        (*class, *flags) = (Class::default(), Flags::default());
-        (*blank_name, *blank_distinct_id, *anonymous) = (false, false, false);
-        (*uuid, *timestamp, *flaw) = (None, None, None);
-    }
-
-    /// Adds a property that is encoded already.
-    pub(super) fn push_entry(&mut self, pair: &[u8]) {
-        self.body.extend_from_slice(pair);
-        self.property_count = self.property_count.saturating_add(1);
-    }
-
-    #[cold]
-    pub(super) fn remember_value(&mut self, key: &str, reason: Unencodable) {
-        self.remember(Flaw::Value { key: beginning(key, NAME_KEPT).into(), reason });
-    }
-
-    #[cold]
-    pub(super) fn remember(&mut self, flaw: Flaw) {
-        self.flaw.get_or_insert(flaw);
+/// A group's key as it stands in a distinct id.
+pub(super) fn key_text(key: &impl Serialize) -> Result<String, Unencodable> {
+    let encoded = Pairs::one("", key)?;
+    let value = encoded.entries().next().map(|(_, value)| value);
+    match key_token(value.unwrap_or_default())? {
+        Token::Str(key) => Ok(text(key)?.to_owned()),
+        Token::Unsigned(key) => Ok(key.to_string()),
+        Token::Signed(key) => Ok(key.to_string()),
+        Token::F32(key) => Ok(key.to_string()),
+        Token::F64(key) => Ok(key.to_string()),
+        Token::Ext(NUMBER_EXT, key) => Ok(text(key)?.to_owned()),
+        _ => Ok(String::new()),
     }
 }
 
-/// How priority events of this name are.
-pub(super) fn class_of(name: &str) -> Class {
-    match name {
-        "$identify" | "$create_alias" | "$groupidentify" | "$set" => Class::Identity,
-        "$exception" => Class::Exception,
-        _ => Class::Ordinary,
+/// Whether the key of an encoded pair is missing or blank.
+fn is_nobody(pair: &[u8]) -> Result<bool, Unencodable> {
+    let mut reader = Reader::new(pair);
+    reader.string_bytes()?;
+    match key_token(reader.rest())? {
+        Token::Nil => Ok(true),
+        Token::Str(key) => Ok(is_blank(text(key)?)),
+        _ => Ok(false),
     }
 }
 
-pub(super) fn is_blank(text: &str) -> bool {
-    text.trim_start().is_empty()
+/// A group's key, or nothing.
+fn key_token(value: &[u8]) -> Result<Token<'_>, Unencodable> {
+    let token = Reader::new(value).token()?;
+    match token {
+        Token::F32(key) if !key.is_finite() => Err(Unencodable::NotAKey),
+        Token::F64(key) if !key.is_finite() => Err(Unencodable::NotAKey),
+        Token::Nil | Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) | Token::F32(_) | Token::F64(_) => Ok(token),
+        Token::Ext(NUMBER_EXT, _) => Ok(token),
+        _ => Err(Unencodable::NotAKey),
+    }
 }

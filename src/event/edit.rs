@@ -1,4 +1,4 @@
-//! Reading and changing an event that is already described: what `before_send` is for.
+//! Reading and changing an event that is already described: for `before_send` hooks, and for what the client adds when it captures.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,11 +8,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::builder::{Event, class_of, is_blank};
-use crate::record::msgpack::{OPEN_HEADER_LEN, append_str};
-use crate::record::msgpack::{Reader, text};
+use super::builder::Event;
+use super::draft::{class_of, is_blank};
+use super::finish::Stamp;
+use crate::record::msgpack::{OPEN_HEADER_LEN, Reader, append_str, text};
 use crate::record::values::value_as;
-use crate::record::{Entries, HEAD_LEN, json};
+use crate::record::{Class, Entries, Flags, HEAD_LEN, Pairs, json};
 
 impl Event {
     /// The event's name.
@@ -94,6 +95,70 @@ impl Event {
         self.draft.anonymous = false;
     }
 
+    /// Takes the event out of the group of that type, and tells whether it was in one.
+    pub fn remove_group(&mut self, group_type: impl AsRef<str>) -> bool {
+        let found = ranges_of(group_type.as_ref(), self.group_entries(), self.draft.groups.len());
+        // From the last to the first, so that the places of the others stay what they are.
+        for range in found.iter().rev() {
+            self.draft.groups.drain(range.clone());
+            self.draft.group_count = self.draft.group_count.saturating_sub(1);
+        }
+        !found.is_empty()
+    }
+
+    /// A copy of the groups: type to key.
+    pub fn groups(&self) -> Map<String, Value> {
+        as_map(self.group_entries())
+    }
+
+    fn group_entries(&self) -> Entries<'_> {
+        Entries::new(self.draft.group_count, &self.draft.groups)
+    }
+
+    /// Whether it says of nobody that he did it, and somebody has to be found.
+    #[inline]
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.draft.anonymous
+    }
+
+    /// It is done by nobody in particular: under a distinct id of its own, and without a person (unless the event says otherwise).
+    pub(crate) fn attribute_to_nobody(&mut self, own_id: &str) {
+        self.set_distinct_id(own_id);
+        self.draft.flags.insert(Flags::PERSONLESS);
+    }
+
+    /// Adds those properties that are not there yet, whether as properties or as hints.
+    pub(crate) fn add_absent(&mut self, pairs: &Pairs) {
+        for (name, pair) in pairs.each() {
+            if !self.has_name(name) && !self.hints(name) {
+                self.draft.push_entry(pair);
+            }
+        }
+    }
+
+    /// Whether a hint says that. As a property it would count for more than the hint when it is sent.
+    fn hints(&self, name: &[u8]) -> bool {
+        let flag = match name {
+            b"$process_person_profile" => Flags::PERSONLESS,
+            b"$geoip_disable" => Flags::GEOIP_DISABLE,
+            _ => return false,
+        };
+        self.draft.flags.contains(flag)
+    }
+
+    /// Uuid and time, unless the caller gave them: hooks see those that the event will have.
+    pub(crate) fn stamped(mut self, stamp: &Stamp) -> Self {
+        self.draft.uuid.get_or_insert(stamp.uuid);
+        self.draft.timestamp.get_or_insert(stamp.now_nanos);
+        self
+    }
+
+    /// Whether it is an exception, or was one before it was renamed.
+    #[inline]
+    pub(crate) fn is_exception(&self) -> bool {
+        self.draft.class == Class::Exception
+    }
+
     /// A property's value as MessagePack.
     pub(super) fn value_of(&self, key: &str) -> Option<&[u8]> {
         self.entries().last(key)
@@ -143,15 +208,15 @@ impl fmt::Debug for Event {
         if self.draft.group_count > 0 {
             fields.field("groups", &format_args!("{}", Value::Object(self.groups())));
         }
-        if let Some(flaw) = &self.draft.flaw {
-            fields.field("flaw", flaw);
+        if let Some(reason) = &self.draft.invalid {
+            fields.field("invalid", reason);
         }
         fields.finish_non_exhaustive()
     }
 }
 
 /// Where the entries of that name lie in a buffer of that length, which `entries` ends with.
-pub(super) fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usize>> {
+fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut start = len - entries.rest().len();
     while let Some((other, _)) = entries.next() {
@@ -165,7 +230,7 @@ pub(super) fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec
 }
 
 /// Through the JSON that is sent, so that what is shown here is what arrives.
-pub(super) fn as_map(entries: Entries<'_>) -> Map<String, Value> {
+fn as_map(entries: Entries<'_>) -> Map<String, Value> {
     let mut text = Vec::new();
     json::write_entries(entries, &mut text).ok().and_then(|()| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

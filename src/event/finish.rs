@@ -2,11 +2,10 @@
 
 use uuid::Uuid;
 
-use super::builder::{Draft, Event, Flaw};
-use super::spare;
-use crate::record::msgpack::Reader;
-use crate::record::msgpack::{append_map_header, patch_len};
-use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION, Unencodable};
+use super::builder::Event;
+use super::draft::{self, Draft, Refusal};
+use crate::record::msgpack::{Reader, append_map_header, patch_len};
+use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{NAME_KEPT, beginning};
 
@@ -44,66 +43,7 @@ impl Record {
     /// Gives the buffers to this thread's next event.
     #[inline]
     pub(crate) fn recycle(self) {
-        spare::recycle(self.draft);
-    }
-}
-
-/// Why an event cannot be sent.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    /// Nothing but blanks.
-    #[error("the event has no name; give it one")]
-    EmptyName,
-    /// Nothing but blanks.
-    #[error("the event has no distinct id; say whose it is")]
-    EmptyDistinctId,
-    /// Nothing but blanks.
-    #[error("the alias is empty; say by which other id the person is known")]
-    EmptyAlias,
-    /// Nothing but blanks.
-    #[error("the group's type is empty; say what kind of group it is")]
-    EmptyGroupType,
-    /// Nothing, or nothing but blanks.
-    #[error("the group's key is empty; say which group it is")]
-    EmptyGroupKey,
-    /// No property.
-    #[error("there is nothing to set; give at least one property")]
-    NothingToSet,
-    /// A property or group.
-    #[error("the value of {key:?} cannot be serialized")]
-    Unserializable {
-        /// Its key, or the group's type.
-        key: Box<str>,
-        /// What is wrong with it.
-        #[source]
-        reason: Unencodable,
-    },
-    /// Before 1677 or after 2262.
-    #[error("the timestamp is out of range; give one between the years 1678 and 2261")]
-    TimestampOutOfRange,
-    /// Larger than one event may be.
-    #[error(
-        "the event takes {bytes} bytes, more than the {most} allowed ({}); send less of it, or raise Config::max_event_bytes (that of AI \
-         events is fixed)",
-        crate::sys::wording::bytes(*most as u64)
-    )]
-    TooLarge {
-        /// Its name.
-        name: Box<str>,
-        /// Its size as a record.
-        bytes: usize,
-        /// The size that one may have.
-        most: usize,
-    },
-}
-
-impl Refusal {
-    /// What is wrong, with what lies underneath.
-    pub(crate) fn describe(&self) -> String {
-        match self {
-            Refusal::Unserializable { reason, .. } => format!("{self}: {reason}"),
-            _ => self.to_string(),
-        }
+        draft::recycle(self.draft);
     }
 }
 
@@ -117,9 +57,9 @@ impl Event {
         if self.draft.blank_distinct_id {
             return Err(Refusal::EmptyDistinctId);
         }
-        match &self.draft.flaw {
+        match &self.draft.invalid {
             None => Ok(()),
-            Some(flaw) => Err(flaw.into()),
+            Some(refusal) => Err(refusal.clone()),
         }
     }
 
@@ -152,19 +92,5 @@ impl Event {
     #[cold]
     fn too_large(&self, bytes: usize, most: usize) -> Refusal {
         Refusal::TooLarge { name: beginning(self.name(), NAME_KEPT).into(), bytes, most }
-    }
-}
-
-impl From<&Flaw> for Refusal {
-    #[cold]
-    fn from(flaw: &Flaw) -> Self {
-        match flaw {
-            Flaw::Value { key, reason } => Refusal::Unserializable { key: key.clone(), reason: reason.clone() },
-            Flaw::Timestamp => Refusal::TimestampOutOfRange,
-            Flaw::EmptyAlias => Refusal::EmptyAlias,
-            Flaw::EmptyGroupType => Refusal::EmptyGroupType,
-            Flaw::EmptyGroupKey => Refusal::EmptyGroupKey,
-            Flaw::NothingToSet => Refusal::NothingToSet,
-        }
     }
 }

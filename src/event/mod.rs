@@ -26,18 +26,16 @@
 //! draws uuids, `spare.rs` keeps the buffers. `exception/` makes an event of an error.
 
 mod builder;
+mod draft;
 mod edit;
-mod enrich;
 pub(crate) mod exception;
 mod finish;
-mod group;
-mod identity;
 #[cfg(test)]
 mod identity_tests;
-mod spare;
 #[cfg(test)]
 mod tests;
 pub(crate) mod uuids;
 
 pub use builder::Event;
-pub(crate) use finish::{Record, Refusal, Stamp};
+pub(crate) use draft::Refusal;
+pub(crate) use finish::{Record, Stamp};

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::level::Level;
 use super::printed::Printed;
-use crate::event::builder::is_blank;
-use crate::event::{Event, Refusal};
+use crate::event::Event;
+use crate::event::draft::is_blank;
 use crate::record::values::value_as;
 use crate::record::{Pairs, Unencodable};
 use crate::sys::clock::nanos_since_epoch;
@@ -121,8 +121,8 @@ impl ExceptionOptions {
     pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
         let group_type = group_type.as_ref();
         self.event.set_group(group_type, key);
-        if let Some(flaw) = self.event.draft.flaw.take() {
-            let reason = Refusal::from(&flaw).describe();
+        if let Some(refusal) = self.event.draft.invalid.take() {
+            let reason = refusal.describe();
             self.left_out
                 .push(format!("group {:?} of an exception was left out: {reason}", beginning(group_type, NAME_KEPT)));
         }
