@@ -1,13 +1,14 @@
-//! A context from what a request says of itself.
+//! Contexts and HTTP requests: what is read from an incoming request, and what an outgoing one carries.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{CURRENT_URL, Context, REQUEST_PATH, RequestQuery};
+use super::scope::{CURRENT_URL, Context, REQUEST_PATH};
 
 /// Whose request it is, in the words of PostHog's other libraries.
-pub(super) const DISTINCT_ID_HEADER: &str = "X-POSTHOG-DISTINCT-ID";
+const DISTINCT_ID_HEADER: &str = "X-POSTHOG-DISTINCT-ID";
 /// The session it belongs to.
-pub(super) const SESSION_ID_HEADER: &str = "X-POSTHOG-SESSION-ID";
+const SESSION_ID_HEADER: &str = "X-POSTHOG-SESSION-ID";
 
 /// Longer values are cut.
 const MOST_CHARS: usize = 1000;
@@ -139,7 +140,7 @@ fn text(name: &'static str, value: &[u8], not_text: &mut Vec<&'static str>) -> O
 }
 
 /// Without control characters, without blanks around, not too long; nothing left is nothing said.
-pub(super) fn cleaned(value: &str) -> Option<String> {
+fn cleaned(value: &str) -> Option<String> {
     let kept: String = value.chars().filter(|c| !c.is_control()).collect();
     let cut: String = kept.trim().chars().take(MOST_CHARS).collect();
     let cut = cut.trim_end();
@@ -154,4 +155,153 @@ fn path_of(url: &str) -> &str {
     let until = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
     let (before_query, _) = after_scheme.split_at(until);
     before_query.find('/').map_or("/", |at| before_query.split_at(at).1)
+}
+
+/// What `$current_url` says of a request's query: nothing, unless the program wants it.
+///
+/// A query often holds what must not leave the program: tokens to reset a password, session keys, names and addresses. So the default
+/// sends the URL without it. The fragment, and a name and password before the host, are never sent.
+///
+/// ```
+/// use posthog::RequestQuery;
+///
+/// let campaign = RequestQuery::only(["utm_source", "utm_campaign"]);
+/// # let _ = campaign;
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct RequestQuery {
+    kept: Kept,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Kept {
+    #[default]
+    Nothing,
+    Only(Arc<[Box<str>]>),
+    All,
+}
+
+impl RequestQuery {
+    /// The URL without its query. The default.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The parameters of these names, in the order of the request. Names are compared as they stand in the URL, without decoding.
+    pub fn only<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> Self {
+        Self { kept: Kept::Only(names.into_iter().map(|name| name.as_ref().into()).collect()) }
+    }
+
+    /// The whole query, whatever it holds.
+    pub fn all() -> Self {
+        Self { kept: Kept::All }
+    }
+
+    fn keeps(&self, parameter: &str) -> bool {
+        let name = parameter.split('=').next().unwrap_or_default();
+        match &self.kept {
+            Kept::Nothing => false,
+            Kept::Only(names) => names.iter().any(|kept| **kept == *name),
+            Kept::All => true,
+        }
+    }
+
+    /// The URL with what is kept of its query.
+    fn applied_to(&self, url: &str) -> String {
+        let without_fragment = url.split('#').next().unwrap_or_default();
+        let (place, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
+        let mut kept = without_user(place);
+        let mut separator = '?';
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty() && self.keeps(parameter)) {
+            kept.push(separator);
+            kept.push_str(parameter);
+            separator = '&';
+        }
+        kept
+    }
+}
+
+/// Without `name:password@` before the host. A path that holds an `@` keeps it.
+fn without_user(place: &str) -> String {
+    let Some((scheme, rest)) = place.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) else {
+        return place.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
+impl Context {
+    /// The headers for a request to `url`: none, unless its host is one of `hosts` or below one of them.
+    pub(crate) fn headers_for(&self, url: &str, hosts: &[String]) -> Vec<(&'static str, String)> {
+        if !host_of(url).is_some_and(|host| hosts.iter().any(|listed| is_at_or_below(&host, listed))) {
+            return Vec::new();
+        }
+        let distinct_id = self.known_distinct_id().and_then(cleaned).map(|id| (DISTINCT_ID_HEADER, id));
+        let session_id = self.known_session_id().and_then(|id| cleaned(&id)).map(|id| (SESSION_ID_HEADER, id));
+        distinct_id.into_iter().chain(session_id).collect()
+    }
+}
+
+/// A host as it may stand in a list of those that may have the headers. `None` for what is no host.
+pub(crate) fn host_pattern(host: &str) -> Option<String> {
+    let host = host.trim().trim_end_matches('.').to_ascii_lowercase();
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    (!host.is_empty() && !host.starts_with('.') && host.chars().all(is_plain)).then_some(host)
+}
+
+/// The host that a request to this address goes to. Read as browsers and HTTP libraries read it (a backslash ends it, what stands
+/// before an `@` is no host): a reader that saw another host than the one that sends would give the headers away.
+fn host_of(url: &str) -> Option<String> {
+    let url = url.trim();
+    if url.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return None;
+    }
+    let (scheme, rest) = url.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("https") && !scheme.eq_ignore_ascii_case("http") {
+        return None;
+    }
+    let authority = rest.split(['/', '\\', '?', '#']).next()?;
+    let host_and_port = authority.rsplit('@').next()?;
+    // A host in brackets is an address of version 6, and on no list.
+    let host = host_and_port.split(':').next()?;
+    host_pattern(host)
+}
+
+fn is_at_or_below(host: &str, listed: &str) -> bool {
+    host.strip_suffix(listed).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_keeps_its_path_and_of_its_query_what_is_asked_for() {
+        let url =
+            "https://me:secret@shop.example:8080/reset/@me?reset_token=abc&utm_source=mail&utm_source&q=utm_source#top";
+        let place = "https://shop.example:8080/reset/@me";
+        for (query, expected) in [
+            (RequestQuery::none(), String::new()),
+            (RequestQuery::only(["utm_source"]), "?utm_source=mail&utm_source".to_owned()),
+            (RequestQuery::only(["absent"]), String::new()),
+            (RequestQuery::all(), "?reset_token=abc&utm_source=mail&utm_source&q=utm_source".to_owned()),
+        ] {
+            assert_eq!(query.applied_to(url), format!("{place}{expected}"));
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_url_in_a_path_or_query_is_left_alone() {
+        for (query, url, expected) in [
+            (RequestQuery::none(), "/a?to=https://b.example/c", "/a"),
+            (RequestQuery::all(), "/a?to=https://b@c.example/d", "/a?to=https://b@c.example/d"),
+            (RequestQuery::none(), "/proxy/https://a@b.example/c", "/proxy/https://a@b.example/c"),
+            (RequestQuery::none(), "https://a.example?b", "https://a.example"),
+            (RequestQuery::none(), "/a#b?c", "/a"),
+            (RequestQuery::all(), "", ""),
+        ] {
+            assert_eq!(query.applied_to(url), expected, "{url}");
+        }
+    }
 }

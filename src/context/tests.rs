@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::*;
+use crate::record::json;
 
 fn shown(context: &Context) -> Value {
     let mut text = Vec::new();
