@@ -10,7 +10,7 @@ use super::{Notice, OverflowPolicy, Pipeline, WorkerOptions};
 use crate::queue::journal::Room;
 use crate::queue::store::{ChunkKey, is_worth_compacting};
 use crate::queue::{ChunkRef, EvictUntil, Passed};
-use crate::sys::clock::Anchor;
+use crate::sys::ages::Anchor;
 
 /// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use super::{LANE, Shard, ShardError};
 use crate::queue::store::{Changes, Chunk, ChunkKey, Removal};
 use crate::record::{Class, frame};
-use crate::sys::clock::{Ages, WallNanos};
+use crate::sys::ages::Ages;
+use crate::sys::clock::WallNanos;
 
 /// Rows read and rewritten in one transaction, at most.
 const BYTES_PER_TRANSACTION: usize = 4 * 1024 * 1024;

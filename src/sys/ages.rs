@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::WallNanos;
+use super::clock::WallNanos;
 
 /// Two clocks that differ by no more than this agree.
 const TOLERANCE: Duration = Duration::from_secs(60);

@@ -10,10 +10,14 @@
 //!
 //! Nothing here knows of events, queues or requests.
 
+pub(crate) mod ages;
+pub(crate) mod backoff;
 pub(crate) mod clock;
 pub(crate) mod crash_point;
 pub(crate) mod disk;
 pub(crate) mod entropy;
 pub(crate) mod limits;
+pub(crate) mod machine;
 pub(crate) mod reentry;
+pub(crate) mod throttle;
 pub(crate) mod wording;

@@ -17,8 +17,9 @@ use super::{elf, source};
 use crate::record::Symbols;
 use crate::record::stack::Image;
 use crate::record::symbols::{SourceLines, Symbol};
-use crate::sys::disk::{fork, memory};
+use crate::sys::disk::fork;
 use crate::sys::limits::beginning;
+use crate::sys::machine;
 
 /// What looking up may take at its peak. Where the process's control group has less, names are left out.
 const MEMORY_NEEDED: u64 = 24 * 1024 * 1024;
@@ -158,7 +159,7 @@ fn is_inherited() -> bool {
 
 /// The debug information of a loaded image, if there is memory to read it in.
 fn open(loaded: &Image<'_>, room: usize) -> Option<DebugFile> {
-    if memory::free_memory().is_some_and(|free| free < MEMORY_NEEDED) {
+    if machine::free_memory().is_some_and(|free| free < MEMORY_NEEDED) {
         return None;
     }
     // A compiler of any age may have written it.

@@ -1,4 +1,4 @@
-//! One open file.
+//! Open files: what identifies them and their directories, what is done with them, and locks on them.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -10,10 +10,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
-#[cfg(target_os = "linux")]
 use super::filesystem;
-use super::identity::{Home, Identity};
-use super::{Disk, Mapping, Op, Verdict, owner};
+use super::fork::{self, CloseInChild, Identity};
+use super::gate::{Disk, Op, Verdict};
+use super::map::Mapping;
+
+/// A directory as it was found once. While another directory, or none, has its path, no name in it says anything about our files, and
+/// nothing may be created, renamed or removed there: it may be somebody else's.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    path: PathBuf,
+    identity: Identity,
+}
+
+impl Home {
+    /// The directory at `path`; symbolic links are followed.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let metadata = std::fs::metadata(path)?;
+        Ok(Self { path: path.to_path_buf(), identity: Identity::of(&metadata) })
+    }
+
+    /// Whether the path leads to the directory; if not, why. That is no verdict on the directory: it may be back at any moment.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let metadata = std::fs::metadata(&self.path)?;
+        if self.identity == Identity::of(&metadata) {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, "another directory is in its place"))
+    }
+}
 
 /// How a file is opened. Always close-on-exec, never through a symbolic link nor another user's, new ones with mode 0600.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +102,7 @@ impl DiskFile {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        owner::vet(&metadata, path)?;
+        filesystem::vet(&metadata, path)?;
         let home = Home::of(path.parent().unwrap_or(path))?;
         Ok(Self {
             file: Arc::new(file),
@@ -349,8 +375,8 @@ impl DiskFile {
     }
 
     /// Has its descriptor closed in every forked child, for as long as the answer lives.
-    pub(crate) fn close_in_child(&self) -> super::fork::CloseInChild {
-        super::fork::close_in_child(&self.file, self.identity)
+    pub(crate) fn close_in_child(&self) -> CloseInChild {
+        fork::close_in_child(&self.file, self.identity)
     }
 }
 
@@ -360,6 +386,41 @@ impl Drop for DiskFile {
         if self.metadata().is_err() && self.is_gone.load(Ordering::Relaxed) {
             // The count never falls to zero, so nobody closes the number.
             std::mem::forget(Arc::clone(&self.file));
+        }
+    }
+}
+
+/// An exclusive lock; given up when dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    /// Dropped first: the descriptor must still be open while it is on the list of those closed in children.
+    in_child: CloseInChild,
+    file: DiskFile,
+}
+
+impl Lock {
+    /// The locked file.
+    pub(crate) fn file(&self) -> &DiskFile {
+        &self.file
+    }
+}
+
+impl Disk {
+    /// Opens a file, and locks it unless somebody else has the lock.
+    pub(crate) fn open_locked(&self, path: &Path, how: Open) -> io::Result<Option<Lock>> {
+        // A child that is forked in between would have the descriptor, and with it the lock as soon as that is taken.
+        let opened = fork::without_fork(|| self.open(path, how).map(|file| (file.close_in_child(), file)));
+        let (in_child, file) = opened?;
+        Ok(file.try_lock()?.then_some(Lock { in_child, file }))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before it is taken off the list: a child that is forked after that has the descriptor, and must not have the lock. In a child the
+        // lock is the parent's.
+        if self.in_child.is_of_this_process() {
+            let _ = self.file.unlock();
         }
     }
 }

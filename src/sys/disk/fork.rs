@@ -9,8 +9,9 @@
 #![allow(unsafe_code, reason = "a wiped page and a fork handler; each block proves itself")]
 
 use std::cell::Cell;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -18,8 +19,6 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::stat::fstat;
-
-use super::identity::Identity;
 
 /// How many forks lie between the process that first asked and this one.
 #[inline]
@@ -160,6 +159,19 @@ extern "C" fn before_fork() {
 extern "C" fn in_parent() {
     if FORKS.replace(false) {
         GATE.store(false, Ordering::Release);
+    }
+}
+
+/// Device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 

@@ -7,7 +7,7 @@
 //!   with any error, or shorten a write. The tests of disk faults and power cuts are made of nothing else; in production there is no
 //!   gate and the question is one branch.
 //! * **Each file is opened in the same careful way:** mode 0600 in directories of mode 0700, close-on-exec, never through a symbolic
-//!   link, never another user's or one that every user may write (`owner.rs`), its device and inode remembered, so that
+//!   link, never another user's or one that every user may write (`filesystem.rs`), its device and inode remembered, so that
 //!   [`DiskFile::is_same_file`] can tell when somebody put another file in its place. So is its directory ([`Home`]): a name that cannot be
 //!   found says something about a file only while that directory is where it was.
 //! * **What a fork leaves behind is known in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] is not even
@@ -25,123 +25,27 @@
 mod file;
 mod filesystem;
 pub(crate) mod fork;
-mod identity;
-mod lock;
-mod machine;
+mod gate;
 mod map;
-pub(crate) mod memory;
-mod owner;
+#[cfg(test)]
+mod tests;
 
-use std::fmt::Debug;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use file::{DiskFile, Name, Open};
-pub(crate) use filesystem::FileSystem;
-pub(crate) use identity::Home;
-pub(crate) use lock::Lock;
-pub(crate) use machine::OomCount;
+pub(crate) use file::{DiskFile, Home, Lock, Name, Open};
+pub(crate) use filesystem::{FileSystem, exposed_above};
+#[cfg(test)]
+pub(crate) use gate::{Call, Gate, Verdict, fail_nth, fail_when};
+pub(crate) use gate::{Disk, Op};
 pub(crate) use map::{Mapping, store_bytes};
-pub(crate) use owner::exposed_above;
 
-/// The disk. Cheap to clone; the default is the real one.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Disk {
-    gate: Option<Arc<dyn Gate>>,
-}
-
-/// Decides about each call before it is made.
-pub(crate) trait Gate: Send + Sync + Debug {
-    /// Asked before the call.
-    fn before(&self, call: &Call<'_>) -> Verdict;
-    /// Told when the call has succeeded.
-    fn after(&self, _call: &Call<'_>) {}
-    /// The kind of file system that is pretended; `None` tells the truth.
-    fn file_system(&self) -> Option<FileSystem> {
-        None
-    }
-    /// The start of the machine that is pretended; `None` tells the truth.
-    fn boot_id(&self) -> Option<u128> {
-        None
-    }
-    /// The time since that start that is pretended; `None` tells the truth.
-    fn uptime(&self) -> Option<Duration> {
-        None
-    }
-    /// What the OOM killer is pretended to have done; `None` tells the truth.
-    fn oom_count(&self) -> Option<OomCount> {
-        None
-    }
-}
-
-/// What a [`Gate`] says.
-#[derive(Debug)]
-pub(crate) enum Verdict {
-    /// Make the call.
-    Go,
-    /// Do not make it; this is its result.
-    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
-    Fail(io::Error),
-    /// For a write: make it with no more than so many bytes.
-    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
-    Short(usize),
-}
-
-/// One call, as a [`Gate`] sees it.
-#[derive(Debug)]
-#[cfg_attr(not(test), allow(dead_code, reason = "gates are made by tests"))]
-pub(crate) struct Call<'a> {
-    /// Which call.
-    pub(crate) op: Op,
-    /// The file or directory it concerns; for a rename, the source.
-    pub(crate) path: &'a Path,
-    /// Bytes to be written, or the length to be set; 0 otherwise.
-    pub(crate) len: u64,
-}
-
-/// The calls there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Op {
-    /// Opening an existing file.
-    Open,
-    /// Creating a file.
-    Create,
-    /// Reading.
-    Read,
-    /// Writing.
-    Write,
-    /// Making a file's bytes durable.
-    Sync,
-    /// Setting a file's length.
-    SetLen,
-    /// Mapping a file.
-    Map,
-    /// Taking a lock.
-    Lock,
-    /// Making a directory.
-    MakeDir,
-    /// Making a directory's entries durable.
-    SyncDir,
-    /// Listing a directory.
-    List,
-    /// Renaming.
-    Rename,
-    /// Removing.
-    Remove,
-    /// Asking for free space.
-    Space,
-}
+use crate::sys::machine;
+pub(crate) use crate::sys::machine::OomCount;
 
 impl Disk {
-    /// The real disk with a gate before it.
-    #[cfg(test)]
-    pub(crate) fn gated(gate: Arc<dyn Gate>) -> Self {
-        Self { gate: Some(gate) }
-    }
-
     /// Opens a file; see [`Open`].
     pub(crate) fn open(&self, path: &Path, how: Open) -> io::Result<DiskFile> {
         DiskFile::open(self, path, how)
@@ -152,10 +56,10 @@ impl Disk {
         self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
     }
 
-    /// Fails for a directory that is not this process's alone, or for a link to one: see `owner.rs`.
+    /// Fails for a directory that is not this process's alone, or for a link to one: see `filesystem.rs`.
     pub(crate) fn vet_dir(&self, path: &Path) -> io::Result<()> {
-        owner::vet(&std::fs::symlink_metadata(path)?, path)?;
-        owner::vet(&std::fs::metadata(path)?, path)
+        filesystem::vet(&std::fs::symlink_metadata(path)?, path)?;
+        filesystem::vet(&std::fs::metadata(path)?, path)
     }
 
     /// Creates a directory and its parents, and makes their names durable where they are new.
@@ -246,41 +150,9 @@ impl Disk {
     pub(crate) fn oom_count(&self) -> Option<OomCount> {
         self.gate.as_ref().and_then(|gate| gate.oom_count()).or_else(machine::oom_count)
     }
-
-    /// Makes a call, unless the gate decides otherwise; retried when a signal interrupted it.
-    fn guarded<T>(&self, op: Op, path: &Path, len: u64, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        loop {
-            let answer = match self.ask(op, path, len) {
-                Verdict::Fail(error) => Err(error),
-                Verdict::Go | Verdict::Short(_) => call(),
-            };
-            match answer {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-                Ok(value) => {
-                    if let Some(gate) = &self.gate {
-                        gate.after(&Call { op, path, len });
-                    }
-                    return Ok(value);
-                }
-            }
-        }
-    }
-
-    fn ask(&self, op: Op, path: &Path, len: u64) -> Verdict {
-        self.gate.as_ref().map_or(Verdict::Go, |gate| gate.before(&Call { op, path, len }))
-    }
 }
 
 /// The directories from `path` up to and including `top`, deepest first: what must be synced for a new name below to be durable.
 pub(crate) fn up_to<'a>(path: &'a Path, top: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
     path.ancestors().take_while(move |ancestor| ancestor.starts_with(top)).map(Path::to_path_buf)
 }
-
-#[cfg(test)]
-mod faults;
-#[cfg(test)]
-pub(crate) use faults::{fail_nth, fail_when};
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,6 @@
 //! The seam's own promises.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 
