@@ -1,17 +1,19 @@
-//! One request and its answer.
+//! Sends one request: an attempt, at most one repetition, the decoding of the response, and the name of the error.
 
-use std::io;
+use std::error::Error;
+use std::fmt::{self, Display};
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
+use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use reqwest::Url;
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::encoding::Encoding;
-use super::error::in_chain;
+use super::message::{Method, Request, Response, RetryAfter, Source, TransportError};
 use super::pool::{Connections, Pool, noting_connects};
-use super::proxy::Ways;
-use super::{Method, Request, Response, RetryAfter, TransportError};
+use super::proxy::{Named, Ways};
 
 /// That a connection has died while it was idle is found out at once. Who hangs up later was at work on the request, and its `sent_at`
 /// would be old by then.
@@ -76,7 +78,7 @@ async fn attempt(
     ways: &Ways,
 ) -> Result<Response, Failure> {
     let (url, began) = (request.url().clone(), Instant::now());
-    let failed = |error, was_stale| Failure { error: TransportError::from_current(error, &url, ways), was_stale };
+    let failed = |error, was_stale| Failure { error: classify(error, &url, ways), was_stale };
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
         let was_stale = !has_connected && began.elapsed() < FOUND_OUT_WITHIN && is_hang_up(&error);
@@ -131,4 +133,244 @@ fn is_hang_up(error: &reqwest::Error) -> bool {
                 // hyper's error, which reqwest does not export.
                 || link.to_string() == "connection closed before message completed"
         })
+}
+
+/// Sorts reqwest's error by what its reader can do about it. `url` says which way the request was to take.
+fn classify(error: reqwest::Error, url: &Url, ways: &Ways) -> TransportError {
+    let error = error.without_url();
+    let proxy = ways.to(url);
+    // hyper-util does not export the type.
+    let has = |text: &str| in_chain(&error, &|link| link.to_string().starts_with(text));
+    // A TLS or proxy failure is also a connect failure, and may be a timeout: the most telling name first.
+    if in_chain(&error, &|link| link.is::<rustls::Error>()) {
+        return TransportError::Tls(on_the_way(error, proxy));
+    }
+    if error.is_timeout() && !has("tunnel error") {
+        return TransportError::Timeout(on_the_way(error, proxy));
+    }
+    match proxy {
+        Some(named) if has(NO_PROXY_THERE) || (error.is_connect() && !has("tunnel error")) => {
+            TransportError::ProxyDown { proxy: named.to_string(), remedy: remedy(named), source: error.into() }
+        }
+        Some(named) if has("tunnel error") => {
+            TransportError::Proxy { proxy: named.to_string(), remedy: remedy(named), source: error.into() }
+        }
+        None if error.is_connect() => TransportError::Connect(match ways.hint(url) {
+            Some(hint) => Note { note: hint.to_owned(), source: error.into() }.into(),
+            None => error.into(),
+        }),
+        _ => TransportError::Other(on_the_way(error, proxy)),
+    }
+}
+
+/// What hyper-util says where it did not get as far as the proxy.
+const NO_PROXY_THERE: &str = "tunnel error: failed to create underlying connection";
+
+/// What to do about a proxy that is not wanted.
+fn remedy(named: &Named) -> &'static str {
+    if named.is_of_environment() { ", or name PostHog's host in no_proxy to go without it" } else { "" }
+}
+
+/// An error with something to know about it.
+#[derive(Debug)]
+struct Note {
+    note: String,
+    source: Source,
+}
+
+impl Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.note)
+    }
+}
+
+impl Error for Note {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// The error, with the proxy that the request went through: it may be the proxy's.
+fn on_the_way(error: reqwest::Error, proxy: Option<&Arc<Named>>) -> Source {
+    match proxy {
+        Some(named) => Note { note: format!("on the way through the proxy {named}"), source: error.into() }.into(),
+        None => error.into(),
+    }
+}
+
+fn in_chain(error: &(dyn Error + 'static), wanted: &dyn Fn(&(dyn Error + 'static)) -> bool) -> bool {
+    if wanted(error) {
+        return true;
+    }
+    // An `io::Error` answers `source` with the source of what it wraps, not with what it wraps.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match wrapped {
+        Some(link) => in_chain(link, wanted),
+        None => error.source().is_some_and(|link| in_chain(link, wanted)),
+    }
+}
+
+/// So many characters of an encoding's name are repeated.
+const NAME_KEPT: usize = 40;
+
+/// How an answer's body is encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Encoding {
+    /// Not at all.
+    Identity,
+    Gzip,
+    Deflate,
+    /// As nobody asked and we cannot read: its name.
+    Unknown(String),
+}
+
+impl Encoding {
+    /// What the headers say.
+    fn of(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let all = values.collect::<Vec<_>>().join(",").to_ascii_lowercase();
+        let mut codings = all.split(',').map(str::trim).filter(|coding| !matches!(*coding, "" | "identity"));
+        match (codings.next(), codings.next()) {
+            (None, _) => Encoding::Identity,
+            (Some("gzip" | "x-gzip"), None) => Encoding::Gzip,
+            (Some("deflate"), None) => Encoding::Deflate,
+            _ => Encoding::Unknown(all.chars().take(NAME_KEPT).collect()),
+        }
+    }
+
+    /// So many bytes may be read where `most` are to come of them: what cannot be made smaller grows a little by its framing.
+    fn room(&self, most: usize) -> usize {
+        match self {
+            Encoding::Identity => most,
+            _ => most.saturating_add(most / 64).saturating_add(1024),
+        }
+    }
+
+    /// At most `most` bytes of what `raw` encodes, and whether that is not all of it; `None` if `raw` says it itself. `is_cut`: there was
+    /// more than `raw`.
+    fn decode(&self, raw: &[u8], is_cut: bool, most: usize) -> Result<Option<(Vec<u8>, bool)>, TransportError> {
+        if raw.is_empty() {
+            return Ok(None);
+        }
+        // Servers call both forms deflate. zlib's begins with a byte pair that is a multiple of 31.
+        let is_zlib = matches!(raw, [first, second, ..]
+            if first & 0x0f == 8 && u16::from_be_bytes([*first, *second]).is_multiple_of(31));
+        let mut body = Vec::new();
+        let up_to = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+        let read = match self {
+            Encoding::Identity => return Ok(None),
+            Encoding::Gzip => MultiGzDecoder::new(raw).take(up_to).read_to_end(&mut body),
+            Encoding::Deflate if is_zlib => ZlibDecoder::new(raw).take(up_to).read_to_end(&mut body),
+            Encoding::Deflate => DeflateDecoder::new(raw).take(up_to).read_to_end(&mut body),
+            Encoding::Unknown(_) => return Err(self.unreadable("which was not asked for and cannot be decoded")),
+        };
+        if read.is_err() && !is_cut && body.len() <= most {
+            return Err(self.unreadable("but its body is damaged or something else"));
+        }
+        let is_cut = is_cut || body.len() > most;
+        body.truncate(most);
+        Ok(Some((body, is_cut)))
+    }
+
+    fn unreadable(&self, problem: &'static str) -> TransportError {
+        let encoding = match self {
+            Encoding::Identity => String::new(),
+            Encoding::Gzip => "gzip".to_owned(),
+            Encoding::Deflate => "deflate".to_owned(),
+            Encoding::Unknown(name) => name.clone(),
+        };
+        TransportError::Encoding { encoding, problem }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+
+    use super::*;
+
+    fn encoding(values: &[&str]) -> Encoding {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(CONTENT_ENCODING, value.parse().unwrap());
+        }
+        Encoding::of(&headers)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn the_table_of_encodings_holds() {
+        let unknown = |name: &str| Encoding::Unknown(name.to_owned());
+        for (values, expected) in [
+            (&[][..], Encoding::Identity),
+            (&[""], Encoding::Identity),
+            (&["Identity"], Encoding::Identity),
+            (&["gzip"], Encoding::Gzip),
+            (&["GZIP"], Encoding::Gzip),
+            (&["x-gzip"], Encoding::Gzip),
+            (&["identity, gzip"], Encoding::Gzip),
+            (&["identity", "gzip"], Encoding::Gzip),
+            (&["deflate"], Encoding::Deflate),
+            (&["br"], unknown("br")),
+            (&["gzip, br"], unknown("gzip, br")),
+            (&["gzip", "gzip"], unknown("gzip,gzip")),
+        ] {
+            assert_eq!(encoding(values), expected, "{values:?}");
+        }
+        assert_eq!(encoding(&[&"x".repeat(9000)]), unknown(&"x".repeat(NAME_KEPT)));
+    }
+
+    #[test]
+    fn gzip_and_both_forms_of_deflate_are_decoded() {
+        let text = b"{\"status\":1}".repeat(100);
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::fast());
+        zlib.write_all(&text).unwrap();
+        let mut plain = DeflateEncoder::new(Vec::new(), Compression::fast());
+        plain.write_all(&text).unwrap();
+        let twice = [gzip(&text[..7]), gzip(&text[7..])].concat();
+        for (encoding, raw) in [
+            (Encoding::Gzip, gzip(&text)),
+            (Encoding::Gzip, twice),
+            (Encoding::Deflate, zlib.finish().unwrap()),
+            (Encoding::Deflate, plain.finish().unwrap()),
+        ] {
+            assert_eq!(encoding.decode(&raw, false, text.len()).unwrap(), Some((text.clone(), false)), "{encoding:?}");
+        }
+        assert_eq!(Encoding::Identity.decode(&text, false, 9).unwrap(), None);
+        assert_eq!(Encoding::Gzip.decode(b"", false, 9).unwrap(), None, "an answer without a body");
+    }
+
+    #[test]
+    fn what_is_decoded_is_bounded_and_no_bomb_is_blown_up() {
+        let bomb = gzip(&vec![b' '; 64 << 20]);
+        let (body, is_cut) = Encoding::Gzip.decode(&bomb, false, 1000).unwrap().unwrap();
+        assert_eq!((body.len(), is_cut, body.capacity() < 1 << 16), (1000, true, true));
+        let text: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+        let raw = gzip(&text);
+        assert!(raw.len() <= Encoding::Gzip.room(text.len()), "what cannot be made smaller is read whole");
+        let (body, is_cut) = Encoding::Gzip.decode(&raw[..raw.len() / 2], true, text.len()).unwrap().unwrap();
+        assert!(is_cut && text.starts_with(&body) && body.len() > text.len() / 4);
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_named() {
+        let raw = gzip(b"hello");
+        for (encoding, raw, name) in [
+            (Encoding::Gzip, &raw[..raw.len() - 3], "gzip"),
+            (Encoding::Gzip, b"{\"status\":1}", "gzip"),
+            (Encoding::Deflate, b"{\"status\":1}", "deflate"),
+            (Encoding::Unknown("br".to_owned()), b"x", "br"),
+        ] {
+            let error = encoding.decode(raw, false, 100).unwrap_err().to_string();
+            assert!(error.contains(&format!("Content-Encoding {name:?}")), "{error}");
+        }
+    }
 }

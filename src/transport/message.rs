@@ -1,16 +1,121 @@
-//! What can go wrong between us and an answer.
+//! The types of the seam: a request, its response, and why there is none.
 
 use std::error::Error;
-use std::fmt::{self, Display};
-use std::io;
+use std::fmt::{self, Debug, Display};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use reqwest::Url;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
 
-use super::proxy::{Named, Ways};
+use crate::sys::clock::WallNanos;
 use crate::sys::limits;
 
-type Source = Box<dyn Error + Send + Sync>;
+/// At most so much of a plain answer's body is read.
+pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+
+/// What is done to what the URL names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Something is brought there.
+    #[default]
+    Post,
+    /// It is read; the request has no body.
+    Get,
+}
+
+/// A request.
+#[derive(Default)]
+pub(crate) struct Request {
+    /// What is asked for.
+    pub(crate) method: Method,
+    /// Where to.
+    pub(crate) url: Arc<str>,
+    /// Beside those of the options.
+    pub(crate) headers: Vec<(&'static str, String)>,
+    /// The bytes as they are sent.
+    pub(crate) body: Vec<u8>,
+    /// At most so much of the answer's body is read: [`MAX_RESPONSE_BYTES`], unless more has to be said than one verdict.
+    pub(crate) max_answer: usize,
+}
+
+impl Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers and body have the key.
+        f.debug_struct("Request").field("method", &self.method).field("bytes", &self.body.len()).finish_non_exhaustive()
+    }
+}
+
+/// An answer, from whomever it came.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Response {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The `Retry-After` header, if it can be understood.
+    pub(crate) retry_after: Option<RetryAfter>,
+    /// The `ETag` header: which version this is.
+    pub(crate) etag: Option<String>,
+    /// The body was longer than is read.
+    pub(crate) is_cut: bool,
+    /// The first [`Request::max_answer`] bytes of the body.
+    pub(crate) body: Vec<u8>,
+}
+
+/// A request under way.
+pub(crate) type Pending = Pin<Box<dyn Future<Output = Result<Response, TransportError>> + Send>>;
+
+/// The seam: what sends requests. Tests put an endpoint of their own here.
+pub(crate) trait Http: Send + Sync {
+    /// Sends `request`. Dropping the future gives the request up.
+    fn send(&self, request: Request) -> Pending;
+}
+
+/// When the server wants to hear from us again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetryAfter {
+    /// After so long.
+    In(Duration),
+    /// At this wall time, by the server's clock.
+    At(WallNanos),
+}
+
+impl RetryAfter {
+    /// Reads seconds (`120`, and `1.5`, which some servers send) or an HTTP date; `None` if it is neither.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if let Some(seconds) = seconds(text) {
+            return Some(RetryAfter::In(seconds));
+        }
+        static DATE: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
+        let at: Timestamp = DATE.parse_timestamp(text).ok()?;
+        // Far beyond any cap in either direction: saturate instead of refusing.
+        Some(RetryAfter::At(WallNanos::try_from(at.as_nanosecond()).unwrap_or(WallNanos::MAX)))
+    }
+
+    /// How long from `wall` on; zero if the time has passed.
+    pub(crate) fn wait_at(self, wall: WallNanos) -> Duration {
+        match self {
+            RetryAfter::In(duration) => duration,
+            RetryAfter::At(at) => Duration::from_nanos(u64::try_from(at.saturating_sub(wall)).unwrap_or(0)),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    // More seconds than fit are as good as for ever; the caller caps them.
+    let whole = whole.parse::<u64>().unwrap_or(u64::MAX);
+    let partly = u64::from(fraction.bytes().any(|digit| digit != b'0'));
+    Some(Duration::from_secs(whole.saturating_add(partly)))
+}
+
+pub(super) type Source = Box<dyn Error + Send + Sync>;
 
 /// Why there is no answer, or no transport. The first seven are of a request, and each of them may pass.
 #[derive(Debug, thiserror::Error)]
@@ -85,34 +190,6 @@ pub(crate) enum TransportError {
 }
 
 impl TransportError {
-    /// Sorts reqwest's error by what its reader can do about it. `url` says which way the request was to take.
-    pub(super) fn from_current(error: reqwest::Error, url: &Url, ways: &Ways) -> Self {
-        let error = error.without_url();
-        let proxy = ways.to(url);
-        // hyper-util does not export the type.
-        let has = |text: &str| in_chain(&error, &|link| link.to_string().starts_with(text));
-        // A TLS or proxy failure is also a connect failure, and may be a timeout: the most telling name first.
-        if in_chain(&error, &|link| link.is::<rustls::Error>()) {
-            return TransportError::Tls(on_the_way(error, proxy));
-        }
-        if error.is_timeout() && !has("tunnel error") {
-            return TransportError::Timeout(on_the_way(error, proxy));
-        }
-        match proxy {
-            Some(named) if has(NO_PROXY_THERE) || (error.is_connect() && !has("tunnel error")) => {
-                TransportError::ProxyDown { proxy: named.to_string(), remedy: remedy(named), source: error.into() }
-            }
-            Some(named) if has("tunnel error") => {
-                TransportError::Proxy { proxy: named.to_string(), remedy: remedy(named), source: error.into() }
-            }
-            None if error.is_connect() => TransportError::Connect(match ways.hint(url) {
-                Some(hint) => Note { note: hint.to_owned(), source: error.into() }.into(),
-                None => error.into(),
-            }),
-            _ => TransportError::Other(on_the_way(error, proxy)),
-        }
-    }
-
     /// Whether there was no connection over which a request could have been sent: no fault of what was in it.
     pub(crate) fn is_unreachable(&self) -> bool {
         use TransportError::{Connect, Proxy, ProxyDown, Tls};
@@ -137,49 +214,63 @@ impl TransportError {
     }
 }
 
-/// What hyper-util says where it did not get as far as the proxy.
-const NO_PROXY_THERE: &str = "tunnel error: failed to create underlying connection";
-
-/// What to do about a proxy that is not wanted.
-fn remedy(named: &Named) -> &'static str {
-    if named.is_of_environment() { ", or name PostHog's host in no_proxy to go without it" } else { "" }
+/// Something about this machine that does not stop us, but that its owner should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Warning {
+    /// TLS cannot work until the machine has certificates (package `ca-certificates`) or some are configured.
+    NoCertificates,
+    /// The named environment variable is not a proxy we can use, and was ignored.
+    ProxyIgnored {
+        /// The variable's name; its value may hold a password.
+        variable: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
 }
 
-/// An error with something to know about it.
-#[derive(Debug)]
-struct Note {
-    note: String,
-    source: Source,
-}
-
-impl Display for Note {
+impl Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.note)
+        match self {
+            Warning::NoCertificates => f.write_str(
+                "no CA certificates were found: HTTPS requests will fail until the machine has some (package ca-certificates) or \
+                 SSL_CERT_FILE names them",
+            ),
+            Warning::ProxyIgnored { variable, reason } => write!(f, "{variable} is ignored: {reason}"),
+        }
     }
 }
 
-impl Error for Note {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The error, with the proxy that the request went through: it may be the proxy's.
-fn on_the_way(error: reqwest::Error, proxy: Option<&Arc<Named>>) -> Source {
-    match proxy {
-        Some(named) => Note { note: format!("on the way through the proxy {named}"), source: error.into() }.into(),
-        None => error.into(),
+    #[test]
+    fn seconds_and_dates_are_read_and_nonsense_is_ignored() {
+        let secs = |n| Some(RetryAfter::In(Duration::from_secs(n)));
+        for (text, expected) in [
+            ("120", secs(120)),
+            (" 3 ", secs(3)),
+            ("0", secs(0)),
+            ("1.5", secs(2)),
+            ("2.000", secs(2)),
+            ("99999999999999999999999", secs(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(RetryAfter::At(784_111_777_000_000_000))),
+            // The weekday is wrong; the date is what counts.
+            ("Mon, 06 Nov 1994 08:49:37 GMT", Some(RetryAfter::At(784_111_777_000_000_000))),
+            ("", None),
+            ("-5", None),
+            ("soon", None),
+            ("1e9", None),
+            (".5", None),
+        ] {
+            assert_eq!(RetryAfter::parse(text), expected, "{text:?}");
+        }
     }
-}
 
-pub(super) fn in_chain(error: &(dyn Error + 'static), wanted: &dyn Fn(&(dyn Error + 'static)) -> bool) -> bool {
-    if wanted(error) {
-        return true;
-    }
-    // An `io::Error` answers `source` with the source of what it wraps, not with what it wraps.
-    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    match wrapped {
-        Some(link) => in_chain(link, wanted),
-        None => error.source().is_some_and(|link| in_chain(link, wanted)),
+    #[test]
+    fn a_date_in_the_past_means_now() {
+        assert_eq!(RetryAfter::At(5).wait_at(7), Duration::ZERO);
+        assert_eq!(RetryAfter::At(9).wait_at(7), Duration::from_nanos(2));
+        assert_eq!(RetryAfter::At(i64::MAX).wait_at(i64::MIN), Duration::from_nanos(i64::MAX as u64));
     }
 }

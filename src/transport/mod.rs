@@ -27,137 +27,28 @@
 //! * `Retry-After` is read leniently: seconds (a fraction is rounded up) or an HTTP date; anything else is as if it was absent.
 //! * Text of errors and warnings never contains a proxy's password, nor a request's URL.
 
-mod encoding;
-mod error;
 mod exchange;
-mod host;
+mod message;
 mod pool;
 mod proxy;
 #[cfg(test)]
 mod proxy_tests;
 mod resolve;
-mod retry_after;
 #[cfg(test)]
 mod tests;
-mod tls;
 
-use std::fmt::{self, Debug, Display};
-use std::future::Future;
-use std::pin::Pin;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
-use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::Url;
 
-pub(crate) use error::TransportError;
-pub(crate) use host::normalise_host;
-use pool::{Pool, Settings};
+pub(crate) use message::{
+    Http, MAX_RESPONSE_BYTES, Method, Pending, Request, Response, RetryAfter, TransportError, Warning,
+};
+pub(crate) use pool::TransportOptions;
+use pool::{MachineCertificates, Pool, Settings, header_map, machine_certificates, roots};
 pub(crate) use proxy::Proxy;
 use proxy::Ways;
-pub(crate) use retry_after::RetryAfter;
-use tls::MachineCertificates;
-
-/// At most so much of a plain answer's body is read.
-pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-
-/// How to reach the network.
-#[derive(Clone, Debug)]
-pub(crate) struct TransportOptions {
-    /// From the first byte sent to the last byte read, connecting included.
-    pub(crate) request_timeout: Duration,
-    /// For DNS, TCP and TLS together.
-    pub(crate) connect_timeout: Duration,
-    /// The way out.
-    pub(crate) proxy: Proxy,
-    /// Certificate authorities trusted beside the machine's own, each a PEM text of one or more certificates.
-    pub(crate) ca_pem: Vec<Vec<u8>>,
-    /// The `User-Agent` header.
-    pub(crate) user_agent: String,
-    /// Sent with every request.
-    pub(crate) headers: Vec<(String, String)>,
-}
-
-/// Something about this machine that does not stop us, but that its owner should hear of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Warning {
-    /// TLS cannot work until the machine has certificates (package `ca-certificates`) or some are configured.
-    NoCertificates,
-    /// The named environment variable is not a proxy we can use, and was ignored.
-    ProxyIgnored {
-        /// The variable's name; its value may hold a password.
-        variable: &'static str,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-}
-
-impl Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Warning::NoCertificates => f.write_str(
-                "no CA certificates were found: HTTPS requests will fail until the machine has some (package ca-certificates) or \
-                 SSL_CERT_FILE names them",
-            ),
-            Warning::ProxyIgnored { variable, reason } => write!(f, "{variable} is ignored: {reason}"),
-        }
-    }
-}
-
-/// What is done to what the URL names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Method {
-    /// Something is brought there.
-    #[default]
-    Post,
-    /// It is read; the request has no body.
-    Get,
-}
-
-/// A request.
-#[derive(Default)]
-pub(crate) struct Request {
-    /// What is asked for.
-    pub(crate) method: Method,
-    /// Where to.
-    pub(crate) url: Arc<str>,
-    /// Beside those of the options.
-    pub(crate) headers: Vec<(&'static str, String)>,
-    /// The bytes as they are sent.
-    pub(crate) body: Vec<u8>,
-    /// At most so much of the answer's body is read: [`MAX_RESPONSE_BYTES`], unless more has to be said than one verdict.
-    pub(crate) max_answer: usize,
-}
-
-impl Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers and body have the key.
-        f.debug_struct("Request").field("method", &self.method).field("bytes", &self.body.len()).finish_non_exhaustive()
-    }
-}
-
-/// An answer, from whomever it came.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Response {
-    /// The HTTP status.
-    pub(crate) status: u16,
-    /// The `Retry-After` header, if it can be understood.
-    pub(crate) retry_after: Option<RetryAfter>,
-    /// The `ETag` header: which version this is.
-    pub(crate) etag: Option<String>,
-    /// The body was longer than is read.
-    pub(crate) is_cut: bool,
-    /// The first [`Request::max_answer`] bytes of the body.
-    pub(crate) body: Vec<u8>,
-}
-
-/// A request under way.
-pub(crate) type Pending = Pin<Box<dyn Future<Output = Result<Response, TransportError>> + Send>>;
-
-/// The seam: what sends requests. Tests put an endpoint of their own here.
-pub(crate) trait Http: Send + Sync {
-    /// Sends `request`. Dropping the future gives the request up.
-    fn send(&self, request: Request) -> Pending;
-}
 
 /// Sends requests over the network. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -168,7 +59,7 @@ pub(crate) struct Transport {
 impl Transport {
     /// Reads the environment and the machine's certificates: some tens of milliseconds, not for the caller's thread.
     pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<Warning>), TransportError> {
-        Self::surrounded_by(options, &|name| std::env::var(name).ok(), Box::new(tls::machine_certificates))
+        Self::surrounded_by(options, &|name| std::env::var(name).ok(), Box::new(machine_certificates))
     }
 
     /// As [`Transport::new`], with the environment and the certificates given.
@@ -178,7 +69,7 @@ impl Transport {
         machine: MachineCertificates,
     ) -> Result<(Self, Vec<Warning>), TransportError> {
         let (ways, mut warnings) = Ways::new(&options.proxy, env)?;
-        let roots = tls::roots(machine(), &options.ca_pem)?;
+        let roots = roots(machine(), &options.ca_pem)?;
         if roots.is_empty() {
             warnings.push(Warning::NoCertificates);
         }
@@ -208,13 +99,26 @@ impl Debug for Transport {
     }
 }
 
-fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError> {
-    let mut map = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers {
-        let (Ok(key), Ok(text)) = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) else {
-            return Err(TransportError::BadHeader { name: name.clone() });
-        };
-        map.append(key, text);
+/// `scheme://host[:port][/path]` without a slash at the end; `https://` where no scheme is given. Two spellings of one place become the
+/// same text, because queues are named by it.
+pub(crate) fn normalise_host(host: &str) -> Result<String, &'static str> {
+    let host = host.trim();
+    if host.is_empty() {
+        return Err("is blank");
     }
-    Ok(map)
+    let with_scheme = if host.contains("://") { host.to_owned() } else { format!("https://{host}") };
+    let url = Url::parse(&with_scheme).map_err(|_| "is not a URL")?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("must begin with http:// or https://");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user name or password");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must not hold a query or a fragment");
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host");
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }

@@ -1,4 +1,4 @@
-//! The connections, and how to make them again.
+//! The HTTP client: its options, its TLS configuration, its connections, and how it is built again.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,16 +6,36 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
-use rustls::RootCertStore;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::proxy::Ways;
-use super::tls::MachineCertificates;
-use super::{TransportError, TransportOptions, resolve, tls};
+use super::message::TransportError;
+use super::proxy::{Proxy, Ways};
+use super::resolve;
+use crate::sys::throttle::Throttle;
+
+/// How to reach the network.
+#[derive(Clone, Debug)]
+pub(crate) struct TransportOptions {
+    /// From the first byte sent to the last byte read, connecting included.
+    pub(crate) request_timeout: Duration,
+    /// For DNS, TCP and TLS together.
+    pub(crate) connect_timeout: Duration,
+    /// The way out.
+    pub(crate) proxy: Proxy,
+    /// Certificate authorities trusted beside the machine's own, each a PEM text of one or more certificates.
+    pub(crate) ca_pem: Vec<Vec<u8>>,
+    /// The `User-Agent` header.
+    pub(crate) user_agent: String,
+    /// Sent with every request.
+    pub(crate) headers: Vec<(String, String)>,
+}
 
 /// Shorter than the 60 s after which load balancers commonly close idle connections, so that a reused one is rarely a dead one.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,20 +71,23 @@ pub(super) struct Connections {
 }
 
 /// When the machine's certificates may be read again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Reading {
-    last: Option<Instant>,
-    /// A thread is at it. It may hang, as file systems do, and no second one is to hang beside it.
+    throttle: Throttle,
+    /// A thread is reading them. It may hang, as file systems do; then no second thread is started.
     is_under_way: bool,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { throttle: Throttle::new(CERTIFICATES_INTERVAL), is_under_way: false }
+    }
 }
 
 impl Reading {
     fn begin(&mut self, now: Instant) -> bool {
-        let is_due = self.last.is_none_or(|last| now.saturating_duration_since(last) >= CERTIFICATES_INTERVAL);
-        let begins = is_due && !self.is_under_way;
-        if begins {
-            (self.last, self.is_under_way) = (Some(now), true);
-        }
+        let begins = !self.is_under_way && self.throttle.admit(now.into_std()).is_some();
+        self.is_under_way |= begins;
         begins
     }
 }
@@ -126,7 +149,7 @@ impl Pool {
         let pool = Arc::clone(self);
         let read = move || {
             let settings = &pool.settings;
-            let roots = tls::roots((settings.machine)(), &settings.options.ca_pem).ok();
+            let roots = roots((settings.machine)(), &settings.options.ca_pem).ok();
             lock(&pool.reading).is_under_way = false;
             // Nobody listens any more when the request was given up.
             let _ = tell.send(roots);
@@ -153,7 +176,7 @@ fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Cl
     let options = &settings.options;
     let mut builder = reqwest::Client::builder()
         // Session tickets are shared mutable state: each client gets a TLS configuration of its own.
-        .tls_backend_preconfigured(tls::client_config(roots)?)
+        .tls_backend_preconfigured(client_config(roots)?)
         .timeout(options.request_timeout)
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -216,6 +239,58 @@ impl<S: Service<T>, T> Service<T> for Noting<S> {
         let _ = HAS_CONNECTED.try_with(|connected| connected.set(true));
         self.0.call(destination)
     }
+}
+
+pub(super) fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError> {
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let (Ok(key), Ok(text)) = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) else {
+            return Err(TransportError::BadHeader { name: name.clone() });
+        };
+        map.append(key, text);
+    }
+    Ok(map)
+}
+
+/// Reads the machine's own certificates, as they are at the moment.
+pub(super) type MachineCertificates = Box<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>;
+
+/// As `SSL_CERT_FILE` and `SSL_CERT_DIR` say or where the system keeps them; those that cannot be read are left out, as every TLS library
+/// does.
+pub(super) fn machine_certificates() -> Vec<CertificateDer<'static>> {
+    rustls_native_certs::load_native_certs().certs
+}
+
+/// The machine's and the configured ones together. The machine's may be odd, those of the configuration may not.
+pub(super) fn roots(
+    machine: Vec<CertificateDer<'static>>,
+    configured: &[Vec<u8>],
+) -> Result<RootCertStore, TransportError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(machine);
+    for (index, pem) in configured.iter().enumerate() {
+        let bad = || TransportError::BadCertificate { number: index + 1 };
+        let before = roots.len();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            roots.add(certificate.map_err(|_| bad())?).map_err(|_| bad())?;
+        }
+        if roots.len() == before {
+            return Err(bad());
+        }
+    }
+    Ok(roots)
+}
+
+/// A configuration of its own crypto provider: the host program may have installed another one, or none, or two libraries that
+/// disagree, and none of that may matter here.
+fn client_config(roots: &Arc<RootCertStore>) -> Result<ClientConfig, TransportError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|source| TransportError::Setup(source.into()))?
+        .with_root_certificates(Arc::clone(roots))
+        .with_no_client_auth();
+    Ok(config)
 }
 
 #[cfg(test)]

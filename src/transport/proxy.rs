@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use reqwest::Url;
 
-use super::{TransportError, Warning};
+use super::message::{TransportError, Warning};
 
 /// The way out.
 #[derive(Clone, PartialEq, Eq, Default)]
