@@ -2,7 +2,7 @@
 //! long a file and a function may be, how things are named. Each rule first proves itself on a bad example of its own, so that one
 //! that has gone blind fails too. An exception stands in a table with its reason; one that excuses nothing any more fails.
 
-#[path = "house/source.rs"]
+#[path = "architecture/source.rs"]
 mod source;
 
 use std::collections::BTreeSet;
