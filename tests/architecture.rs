@@ -1,17 +1,21 @@
-//! The rules of the house, held against the sources: which floor may see which, where each package and each `unsafe` may stand, how
-//! long a file and a function may be, how things are named. Each rule first proves itself on a bad example of its own, so that one
-//! that has gone blind fails too. An exception stands in a table with its reason; one that excuses nothing any more fails.
+//! Architecture rules, checked against the sources: which module may use which, where a package and where `unsafe` may be
+//! used, how long a file may be, and which folders are free of circular imports.
+//!
+//! What clippy checks (unwrap, `SAFETY:` comments, printing, the length of functions) is configured in `Cargo.toml` and
+//! `clippy.toml`. Each rule is first applied to an example that breaks it, so a rule that no longer finds anything fails
+//! too. An exception is listed with its reason, and one that is no longer needed fails unless its table says otherwise.
 
 #[path = "architecture/source.rs"]
 mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use source::{Source, files, heads, sources};
+use source::{Source, heads, sources};
 
-/// A module may use those with a lower number. Modules of the same number do not see each other.
-const FLOORS: &[(&str, u8)] = &[
+/// The layer of each module. A module may use modules of a lower layer only; see also `SAME_LAYER`. A module of this table
+/// need not exist.
+const LAYERS: &[(&str, u8)] = &[
     ("lib", 8),
     ("fuzz", 8),
     ("bin", 8),
@@ -25,26 +29,34 @@ const FLOORS: &[(&str, u8)] = &[
     ("delivery", 4),
     ("flags", 4),
     ("crash", 4),
-    ("queue", 3),
+    ("report", 3),
     ("context", 2),
     ("event", 2),
+    ("queue", 2),
     ("record", 1),
     ("sys", 0),
     ("transport", 0),
 ];
 
-/// From, to, reason.
-const NEIGHBOURS_THAT_MAY_MEET: &[(&str, &str, &str)] = &[
+/// Modules of one layer of which the first may use the second, with the reason.
+const SAME_LAYER: &[(&str, &str, &str)] = &[
     ("config", "error", "a setting that is out of bounds is an error that names it"),
     ("config", "diagnostics", "the hook for diagnostics is a setting"),
     (
         "transport",
         "sys",
-        "a Retry-After date is turned into a wait by the wall clock, and errors quote text within limits",
+        "the clock for Retry-After dates, limits for quoted text, the throttle for reading certificates",
     ),
 ];
 
-/// A package, and the only modules that may name it.
+/// The queue stores bytes and knows neither PostHog nor HTTP: besides `sys` it may use nothing of this crate but this, with
+/// the reason. An entry that is no longer needed may stay until it is removed.
+const QUEUE_MAY_USE: &[(&str, &str)] = &[
+    ("sys", "disk, clock and limits"),
+    ("record", "the frame around each record, and the class that eviction sorts by"),
+];
+
+/// A package, and the only modules that may use it.
 const PACKAGES: &[(&str, &[&str])] = &[
     ("redb", &["queue"]),
     ("addr2line", &["crash"]),
@@ -55,15 +67,15 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("rmp", &["record"]),
     ("rmp_serde", &["record"]),
     ("signal_hook", &["crash"]),
-    // Besides files and locks: a crash point kills its own process, and the worker's threads block their signals.
+    // Besides files and locks: a crash point kills its own process, and the two threads block their signals.
     ("nix", &["sys", "queue", "crash", "pipeline"]),
 ];
 
-/// Same input, same bytes: no clock, no disk, no network, no environment.
+/// Modules that give the same bytes for the same input: they read no clock, disk, network or environment.
 const PURE: &[&str] = &["event", "record"];
 const IMPURE_STD: &[&str] = &["env", "fs", "net", "process", "thread"];
 
-/// Mappings; what a fork does to them; signal handlers; a test that forks; what runs between a fork and an `exec`.
+/// Where `unsafe` is allowed: mappings, fork handlers, signal handlers, a test that forks, code between a fork and an `exec`.
 const UNSAFE_FILES: &[&str] = &[
     "src/crash/",
     "src/sys/disk/fork.rs",
@@ -73,62 +85,60 @@ const UNSAFE_FILES: &[&str] = &[
     "crash-tests/src/bin/",
 ];
 
-const FILE_LINES: usize = 800;
-const FUNCTION_LINES: usize = 70;
-const PAGE_LINES: usize = 10;
+/// Folders in which no file may import an item from its parent's `mod.rs` if that `mod.rs` uses the file.
+const WITHOUT_CIRCLES: &[&str] = &["src/context/", "src/event/", "src/record/", "src/sys/", "src/transport/"];
 
-/// Rule, file (or `file::function`), reason.
+/// Code of a file, without its tests.
+const FILE_LINES: usize = 800;
+
+/// Rule, file, reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
-    ("purity", "src/event/uuids.rs", "a uuid must differ: the process id goes into the seed of its generator"),
+    ("purity", "src/event/uuids.rs", "uuids must differ: the process id goes into the seed of their generator"),
     ("unsafe", "crash-tests/library/src/lib.rs", "functions that C calls, with strings of C"),
-    ("unsafe", "examples/last_words.rs", "it shows what is told of a process that reads where no memory is"),
-    ("unsafe", "benches/support/allocations.rs", "what counts allocations is an allocator, unsafe by its trait"),
+    ("unsafe", "examples/last_words.rs", "it shows the crash report of a process that reads unmapped memory"),
+    ("unsafe", "benches/support/allocations.rs", "counting allocations needs an allocator, whose trait is unsafe"),
 ];
 
-/// Names that say nothing about what is inside.
-const EMPTY_NAMES: &[&str] =
-    &["common", "data", "handler", "helper", "helpers", "inner", "manager", "misc", "processor", "util", "utils"];
 const LIBRARY: &[&str] = &["src/"];
 const EVERYWHERE: &[&str] = &["src/", "tests/", "examples/", "benches/", "crash-tests/", "fuzz/"];
 
 static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| sources(EVERYWHERE));
 
 /// A place that breaks a rule.
-struct Offence {
+struct Violation {
     line: usize,
-    /// The function it is about, where the rule is about functions.
-    function: Option<String>,
     why: String,
 }
 
-fn offence(line: usize, why: impl Into<String>) -> Offence {
-    Offence { line, function: None, why: why.into() }
+fn violation(line: usize, why: impl Into<String>) -> Violation {
+    Violation { line, why: why.into() }
 }
 
-/// Fails with the list of offenders, or if `rule` does not see that the file `bad` at path `bad_path` is one.
-fn hold(name: &str, folders: &[&str], (bad_path, bad): (&str, &str), rule: impl Fn(&Source) -> Vec<Offence>) {
-    assert!(!rule(&Source::parse(bad_path, bad)).is_empty(), "the rule `{name}` does not see its own bad example");
-    let mut offenders = Vec::new();
+/// Applies `rule` to every file below `folders` and fails with the list of violations. Fails too if `rule` does not find
+/// one in the text `bad`, taken as the file `bad_path`.
+fn check(name: &str, folders: &[&str], (bad_path, bad): (&str, &str), rule: impl Fn(&Source) -> Vec<Violation>) {
+    assert!(!rule(&Source::parse(bad_path, bad)).is_empty(), "the rule `{name}` finds nothing in its own bad example");
+    let mut found = Vec::new();
     let mut unused: BTreeSet<_> = EXCEPTIONS.iter().filter(|(rule, ..)| *rule == name).map(|(_, at, _)| *at).collect();
     for source in SOURCES.iter().filter(|source| folders.iter().any(|folder| source.path.starts_with(folder))) {
-        for Offence { line, function, why } in rule(source) {
-            let subject = function.map_or(source.path.clone(), |function| format!("{}::{function}", source.path));
-            let excused = EXCEPTIONS.iter().any(|(rule, at, _)| *rule == name && *at == subject);
-            unused.remove(subject.as_str());
-            if !excused {
-                offenders.push(format!("{}:{line}: {why}", source.path));
+        for Violation { line, why } in rule(source) {
+            let is_excepted = EXCEPTIONS.iter().any(|(rule, at, _)| *rule == name && *at == source.path);
+            unused.remove(source.path.as_str());
+            if !is_excepted {
+                found.push(format!("{}:{line}: {why}", source.path));
             }
         }
     }
-    offenders.extend(unused.iter().map(|at| format!("{at}: the exception from `{name}` is not needed any more")));
-    assert!(offenders.is_empty(), "{name}:\n{}\n", offenders.join("\n"));
+    found.extend(unused.iter().map(|at| format!("{at}: its exception from `{name}` is no longer needed")));
+    assert!(found.is_empty(), "{name}:\n{}\n", found.join("\n"));
 }
 
-fn floor_of(module: &str) -> Option<u8> {
-    FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
+fn layer_of(module: &str) -> Option<u8> {
+    LAYERS.iter().find(|(name, _)| *name == module).map(|(_, layer)| *layer)
 }
 
-/// Module paths that shipped code names: the first segment below the crate's root, with its line; `*` and `self` too.
+/// The modules directly below the crate's root that a file names outside of its tests, each with its line. `*` and `self` are
+/// returned as they stand.
 fn named_modules(source: &Source) -> Vec<(String, usize)> {
     let tokens = source.shipped();
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
@@ -145,9 +155,9 @@ fn named_modules(source: &Source) -> Vec<(String, usize)> {
             above += 1;
             at += 2;
         }
-        let deep = source.depth() + tokens[start].inline_modules;
-        // Below the root of a module of one's own, everything belongs to that module.
-        if text(start) == "super" && deep > above {
+        let depth = source.depth() + tokens[start].inline_modules;
+        // A path that stays inside the file's own module names no other.
+        if text(start) == "super" && depth > above {
             continue;
         }
         named.extend(heads(&tokens, at + 1).into_iter().map(|head| (head.text.clone(), head.line)));
@@ -156,34 +166,34 @@ fn named_modules(source: &Source) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn every_module_stands_on_a_floor() {
-    hold("floor", LIBRARY, ("src/attic/mod.rs", "//! Page."), |source| match floor_of(source.module()) {
+fn every_module_has_a_layer() {
+    check("layer", LIBRARY, ("src/attic/mod.rs", "//! Header."), |source| match layer_of(source.module()) {
         Some(_) => Vec::new(),
-        None => vec![offence(1, format!("`{}` is on no floor: add it to FLOORS", source.module()))],
+        None => vec![violation(1, format!("`{}` has no layer: add it to LAYERS", source.module()))],
     });
 }
 
-fn breaks_of_the_floors(source: &Source) -> Vec<Offence> {
+fn breaks_of_the_layers(source: &Source) -> Vec<Violation> {
     let own = source.module();
     let judge = |(other, line): (String, usize)| {
         if other == own || own == "lib" {
             return None;
         }
-        let meets = |(from, to, _): &(&str, &str, &str)| *from == own && *to == other;
-        let why = match (floor_of(own), floor_of(&other)) {
+        let is_allowed = |(from, to, _): &(&str, &str, &str)| *from == own && *to == other;
+        let why = match (layer_of(own), layer_of(&other)) {
             (Some(own), Some(other)) if other < own => return None,
-            (Some(own), Some(other)) if other == own && NEIGHBOURS_THAT_MAY_MEET.iter().any(meets) => return None,
-            (Some(own), Some(other)) if other == own => "a neighbour on the same floor",
-            (_, Some(_)) => "on an upper floor",
-            (_, None) => "reached through the crate's root: name the module that defines it",
+            (Some(own), Some(other)) if other == own && SAME_LAYER.iter().any(is_allowed) => return None,
+            (Some(own), Some(other)) if other == own => "which is in the same layer",
+            (_, Some(_)) => "which is in a higher layer",
+            (_, None) => "which is reached through the crate's root: name the module that defines it",
         };
-        Some(offence(line, format!("`{own}` names `{other}`, {why}")))
+        Some(violation(line, format!("`{own}` uses `{other}`, {why}")))
     };
     named_modules(source).into_iter().filter_map(judge).collect()
 }
 
 #[test]
-fn a_floor_uses_only_what_stands_below_it() {
+fn a_module_uses_lower_layers_only() {
     for (bad, good) in [
         ("use crate::pipeline::Pipeline;", "use crate::record::frame;"),
         ("use crate::{sys::clock::Clock, pipeline};", "use crate::{sys::clock::Clock, record::{Frame, map}};"),
@@ -193,25 +203,38 @@ fn a_floor_uses_only_what_stands_below_it() {
         ("pub use crate::Error;", "pub(crate) use self::arena::Arena;"),
         ("use crate::*;", "pub(in crate::queue) fn f() {}"),
     ] {
-        let offences = |text| breaks_of_the_floors(&Source::parse("src/queue/ring.rs", text)).len();
-        assert_eq!((offences(bad), offences(good)), (1, 0), "{bad} | {good}");
+        let violations = |text| breaks_of_the_layers(&Source::parse("src/queue/ring.rs", text)).len();
+        assert_eq!((violations(bad), violations(good)), (1, 0), "{bad} | {good}");
     }
-    hold("floors", LIBRARY, ("src/record.rs", "use super::queue::Queue;"), breaks_of_the_floors);
+    check("layers", LIBRARY, ("src/record.rs", "use super::queue::Queue;"), breaks_of_the_layers);
 }
 
 #[test]
-fn an_exception_between_neighbours_is_still_needed() {
-    for (from, to, reason) in NEIGHBOURS_THAT_MAY_MEET {
-        assert!(floor_of(from).is_some() && floor_of(from) == floor_of(to), "{from} and {to} are no neighbours");
+fn an_exception_within_a_layer_is_still_needed() {
+    for (from, to, reason) in SAME_LAYER {
+        assert!(layer_of(from).is_some() && layer_of(from) == layer_of(to), "{from} and {to} are not in one layer");
         let of_it = |source: &&Source| source.path.starts_with("src/") && source.module() == *from;
-        let meets = SOURCES.iter().filter(of_it).any(|source| named_modules(source).iter().any(|(name, _)| name == to));
-        assert!(meets, "`{from}` does not name `{to}` any more ({reason})");
+        let is_used =
+            SOURCES.iter().filter(of_it).any(|source| named_modules(source).iter().any(|(name, _)| name == to));
+        assert!(is_used, "`{from}` does not use `{to}` any more ({reason})");
     }
 }
 
 #[test]
-fn each_package_is_named_by_its_own_module_alone() {
-    hold("packages", LIBRARY, ("src/client/mod.rs", "use redb::Database;"), |source| {
+fn the_queue_uses_nothing_of_this_crate_but_sys() {
+    check("queue", LIBRARY, ("src/queue/ring.rs", "use crate::transport::Http;"), |source| {
+        if source.module() != "queue" {
+            return Vec::new();
+        }
+        let named = named_modules(source).into_iter();
+        let foreign = named.filter(|(name, _)| name != "queue" && !QUEUE_MAY_USE.iter().any(|(may, _)| may == name));
+        foreign.map(|(name, line)| violation(line, format!("the queue uses `{name}`"))).collect()
+    });
+}
+
+#[test]
+fn each_package_is_used_by_its_own_module_only() {
+    check("packages", LIBRARY, ("src/client/mod.rs", "use redb::Database;"), |source| {
         let tokens = source.shipped();
         let named = tokens.windows(3).filter(|three| {
             let [before, _, after] = three else { return false };
@@ -220,15 +243,15 @@ fn each_package_is_named_by_its_own_module_alone() {
         let foreign = named.filter_map(|three| {
             let (package, homes) = PACKAGES.iter().find(|(package, _)| *package == three[1].text)?;
             (!homes.contains(&source.module()))
-                .then(|| offence(three[1].line, format!("`{package}` belongs to {}", homes.join(", "))))
+                .then(|| violation(three[1].line, format!("`{package}` belongs to {}", homes.join(", "))))
         });
         foreign.collect()
     });
 }
 
 #[test]
-fn events_and_records_do_no_input_or_output_and_read_no_clock() {
-    hold("purity", LIBRARY, ("src/event/mod.rs", "fn f() -> SystemTime { SystemTime::now() }"), |source| {
+fn events_and_records_do_no_io_and_read_no_clock() {
+    check("purity", LIBRARY, ("src/event/mod.rs", "fn f() -> SystemTime { SystemTime::now() }"), |source| {
         let tokens = source.shipped();
         let impure = tokens.windows(3).filter(|three| match three {
             [first, _, last] if three[1].text == "::" => {
@@ -236,145 +259,100 @@ fn events_and_records_do_no_input_or_output_and_read_no_clock() {
             }
             _ => false,
         });
-        let found = impure.map(|three| offence(three[2].line, format!("`{}::{}`", three[0].text, three[2].text)));
+        let found = impure.map(|three| violation(three[2].line, format!("`{}::{}`", three[0].text, three[2].text)));
         if PURE.contains(&source.module()) { found.collect() } else { Vec::new() }
     });
 }
 
 #[test]
-fn unsafe_stands_in_its_files_only() {
-    hold("unsafe", EVERYWHERE, ("src/queue/store/mod.rs", "fn f() { unsafe { g() } }"), |source| {
-        let allowed = UNSAFE_FILES.iter().any(|file| source.path.starts_with(file));
-        let blocks = source.tokens.iter().filter(|token| token.text == "unsafe" && !allowed);
-        blocks.map(|token| offence(token.line, format!("`unsafe` belongs to {}", UNSAFE_FILES.join(", ")))).collect()
-    });
-}
-
-#[test]
-fn each_unsafe_is_proven_right_above_it() {
-    let far = "// SAFETY: far away.\nfn a() {}\nfn f() {\n    unsafe { g() }\n}";
-    hold("safety comment", EVERYWHERE, ("src/sys/disk/map.rs", far), |source| {
-        let lines: Vec<_> = source.text.lines().map(str::trim_start).collect();
-        let proven = |line: usize| {
-            // `let x =` may stand between a proof and its block; attributes may stand between it and an item.
-            let above = lines.iter().take(line - 1).rev();
-            let mut comment = above.skip_while(|line| line.ends_with(['=', '(']) || line.starts_with("#[")).peekable();
-            let is_comment = |line: &&&str| line.starts_with("//");
-            comment.peek().is_some_and(is_comment)
-                && comment.take_while(is_comment).any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
-        };
-        let unsafes = source.tokens.iter().filter(|token| token.text == "unsafe");
-        unsafes.filter(|token| !proven(token.line)).map(|token| offence(token.line, "no `SAFETY:` above")).collect()
+fn unsafe_is_used_in_its_files_only() {
+    check("unsafe", EVERYWHERE, ("src/queue/store/mod.rs", "fn f() { unsafe { g() } }"), |source| {
+        let is_allowed = UNSAFE_FILES.iter().any(|file| source.path.starts_with(file));
+        let blocks = source.tokens.iter().filter(|token| token.text == "unsafe" && !is_allowed);
+        blocks.map(|token| violation(token.line, format!("`unsafe` belongs to {}", UNSAFE_FILES.join(", ")))).collect()
     });
 }
 
 #[test]
 fn a_file_is_not_too_long() {
-    let long = "//! Line.\n".repeat(FILE_LINES + 1);
-    hold("file length", EVERYWHERE, ("src/long.rs", &long), |source| match source.text.lines().count() {
-        lines if lines > FILE_LINES => vec![offence(lines, format!("{lines} lines, at most {FILE_LINES}"))],
+    let long = format!("//! Header.\n{}#[cfg(test)]\nmod tests {{\n}}\n", "fn f() {}\n".repeat(FILE_LINES));
+    let tested = format!("//! Header.\n#[cfg(test)]\nmod tests {{\n{}}}\n", "fn f() {}\n".repeat(FILE_LINES));
+    assert_eq!(Source::parse("src/short.rs", &tested).code_lines(), 1);
+    check("file length", EVERYWHERE, ("src/long.rs", &long), |source| match source.code_lines() {
+        lines if lines > FILE_LINES => {
+            vec![violation(lines, format!("{lines} lines without its tests, at most {FILE_LINES}"))]
+        }
         _ => Vec::new(),
     });
 }
 
 #[test]
-fn a_function_is_not_too_long() {
-    let long = format!("impl A {{\n    fn f() {{\n{}    }}\n}}", "        g();\n".repeat(FUNCTION_LINES - 1));
-    hold("function length", EVERYWHERE, ("src/long.rs", &long), |source| {
-        let long = source.functions.iter().filter(|function| function.lines > FUNCTION_LINES);
-        let offence = |function: &source::Function| Offence {
-            line: function.line,
-            function: Some(function.name.clone()),
-            why: format!("`{}` has {} lines, at most {FUNCTION_LINES}", function.name, function.lines),
-        };
-        long.map(offence).collect()
+fn each_file_begins_with_a_header() {
+    check("header", EVERYWHERE, ("src/queue/store/mod.rs", "use std::fs;"), |source| {
+        let has_header = source.text.starts_with("//! ");
+        if has_header { Vec::new() } else { vec![violation(1, "does not begin with a `//!` header")] }
     });
 }
 
-#[test]
-fn each_folder_opens_with_a_page_and_each_file_with_a_sentence() {
-    let short = "//! Too short for a folder.\n\nuse std::fs;";
-    hold("page", EVERYWHERE, ("src/queue/store/mod.rs", short), |source| {
-        // A folder of tests needs no page.
-        let is_test = source.tokens.iter().all(|token| token.in_test);
-        let is_door = !is_test && (source.path.ends_with("/mod.rs") || source.path.ends_with("src/lib.rs"));
-        let wanted = if is_door { PAGE_LINES } else { 1 };
-        let page = source.text.lines().take_while(|line| line.starts_with("//!")).count();
-        if page < wanted {
-            return vec![offence(1, format!("opens with {page} lines of `//!`, at least {wanted}"))];
+/// The items that a file imports or names from its parent's `mod.rs` by `super::Name`, outside of tests.
+fn taken_from_the_parent(source: &Source) -> Vec<(String, usize)> {
+    let tokens = source.shipped();
+    let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
+    let mut taken = Vec::new();
+    for at in 0..tokens.len() {
+        let begins = text(at) == "super" && text(at + 1) == "::" && (at == 0 || text(at - 1) != "::");
+        if begins && tokens[at].inline_modules == 0 && text(at + 2) != "super" {
+            taken.extend(heads(&tokens, at + 2).into_iter().map(|head| (head.text.clone(), head.line)));
         }
-        Vec::new()
-    });
-}
-
-#[test]
-fn each_folder_of_the_library_has_a_door() {
-    let folders: BTreeSet<_> = SOURCES.iter().filter_map(|source| source.path.rsplit_once('/')).collect();
-    let folders: BTreeSet<_> = folders.iter().map(|(folder, _)| *folder).filter(|f| f.starts_with("src/")).collect();
-    let closed = folders.iter().filter(|folder| {
-        let door = format!("{folder}/mod.rs");
-        **folder != "src/bin" && !SOURCES.iter().any(|source| source.path == door)
-    });
-    assert_eq!(closed.collect::<Vec<_>>(), Vec::<&&str>::new(), "folders without a mod.rs");
-}
-
-#[test]
-fn nothing_has_an_empty_name() {
-    hold("names", EVERYWHERE, ("src/queue/store/mod.rs", "struct RowManager;"), |source| {
-        let mut found = Vec::new();
-        for part in source.path.trim_end_matches(".rs").split(['/', '_']).filter(|part| EMPTY_NAMES.contains(part)) {
-            found.push(offence(1, format!("`{part}` in a path says nothing")));
-        }
-        for (name, line) in &source.types {
-            for word in words(name).filter(|word| EMPTY_NAMES.contains(&word.as_str())) {
-                found.push(offence(*line, format!("`{word}` in the type `{name}` says nothing")));
-            }
-        }
-        found
-    });
-}
-
-/// The words of a name in camel case, in lower case.
-fn words(name: &str) -> impl Iterator<Item = String> {
-    let starts: Vec<_> = name.char_indices().filter(|(_, c)| c.is_uppercase()).map(|(at, _)| at).collect();
-    let ends = starts.iter().skip(1).copied().chain([name.len()]).collect::<Vec<_>>();
-    starts.into_iter().zip(ends).map(|(start, end)| name[start..end].to_lowercase()).collect::<Vec<_>>().into_iter()
-}
-
-#[test]
-fn the_library_prints_nothing_and_leaves_nothing_to_do() {
-    const MACROS: &[&str] = &["dbg", "eprint", "eprintln", "print", "println", "todo", "unimplemented"];
-    hold("macros", &["src/", "tests/sink/"], ("src/clock.rs", "fn f() { println!() }"), |source| {
-        let tokens = source.shipped();
-        let called = tokens.windows(2).filter(|two| two[1].text == "!" && MACROS.contains(&two[0].text.as_str()));
-        let prints_by_trade = source.module() == "bin";
-        called.filter(|_| !prints_by_trade).map(|two| offence(two[0].line, format!("`{}!`", two[0].text))).collect()
-    });
-}
-
-#[test]
-fn the_library_unwraps_nothing() {
-    hold("unwrap", &["src/", "tests/sink/"], ("src/clock.rs", "fn f() { g().unwrap() }"), |source| {
-        let tokens = source.shipped();
-        let calls = tokens.windows(3).filter(|three| three[1].text == "unwrap" && three[2].text == "(");
-        let calls = calls.filter(|three| matches!(three[0].text.as_str(), "." | "::"));
-        calls.map(|three| offence(three[1].line, "`unwrap()` outside tests")).collect()
-    });
-}
-
-#[test]
-fn sources_and_texts_are_ascii() {
-    hold("ascii", EVERYWHERE, ("src/clock.rs", "// \u{2026}"), |source| non_ascii(&source.text));
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let texts = files(&["README.md", "CHANGELOG.md", "Cargo.toml", "docs", "crash-tests", "tests"], "md");
-    for path in texts.iter().chain(&files(&["Cargo.toml", "crash-tests", "tests", "benches"], "toml")) {
-        let text = std::fs::read_to_string(root.join(path)).expect("a listed file can be read");
-        let lines: Vec<_> = non_ascii(&text).iter().map(|offence| offence.line).collect();
-        assert!(lines.is_empty(), "{path}: lines {lines:?} are not ASCII");
     }
+    taken
 }
 
-fn non_ascii(text: &str) -> Vec<Offence> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.is_ascii());
-    lines.map(|(at, _)| offence(at + 1, "not ASCII")).collect()
+/// The child modules that a `mod.rs` uses itself; declaring one and re-exporting from it is no use.
+fn used_children(parent: &Source) -> BTreeSet<String> {
+    let tokens = parent.shipped();
+    let mut used = BTreeSet::new();
+    let mut is_reexport = false;
+    for (at, token) in tokens.iter().enumerate() {
+        match token.text.as_str() {
+            "use" => is_reexport = at > 0 && (tokens[at - 1].text == "pub" || tokens[at - 1].text == ")"),
+            ";" => is_reexport = false,
+            _ => {}
+        }
+        let is_path = tokens.get(at + 1).is_some_and(|next| next.text == "::");
+        let begins = at == 0 || tokens[at - 1].text != "::";
+        if is_path && begins && !is_reexport {
+            used.insert(token.text.clone());
+        }
+    }
+    used
+}
+
+/// Items of a `mod.rs` that `child` takes although that `mod.rs` uses `child`.
+fn circles(child: &Source, parent: &Source) -> Vec<Violation> {
+    let stem = child.path.trim_end_matches(".rs").rsplit('/').next().unwrap_or_default();
+    if !used_children(parent).contains(stem) {
+        return Vec::new();
+    }
+    let is_defined = |name: &str| parent.types.iter().any(|(defined, _)| defined == name);
+    let taken = taken_from_the_parent(child).into_iter().filter(|(name, _)| is_defined(name));
+    taken.map(|(name, line)| violation(line, format!("takes `{name}` from {}, which uses it", parent.path))).collect()
+}
+
+#[test]
+fn no_file_imports_a_type_from_a_mod_rs_that_uses_it() {
+    let parent = Source::parse("src/record/mod.rs", "mod part; use part::Part; struct Whole(Part);");
+    let child = Source::parse("src/record/part.rs", "use super::Whole; struct Part;");
+    assert_eq!(circles(&child, &parent).len(), 1, "the rule finds nothing in its own bad example");
+    let parents: BTreeMap<&str, &Source> =
+        SOURCES.iter().filter_map(|source| Some((source.path.strip_suffix("mod.rs")?, source))).collect();
+    let mut found = Vec::new();
+    for child in SOURCES.iter().filter(|source| WITHOUT_CIRCLES.iter().any(|folder| source.path.starts_with(folder))) {
+        let folder = child.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        if let Some(parent) = parents.get(format!("{folder}/").as_str()).filter(|parent| parent.path != child.path) {
+            let circles = circles(child, parent);
+            found.extend(circles.into_iter().map(|Violation { line, why }| format!("{}:{line}: {why}", child.path)));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }

@@ -1,6 +1,7 @@
-//! What the documents name is there: each test that stands beside a promise, and each file that a document points to.
+//! Documents are consistent with the repository: tests that they name exist, files that they link to exist, and all sources
+//! and texts are ASCII.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What stands between backquotes, outside of blocks of code.
+/// The texts between backquotes, outside of blocks of code.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     let prose = text.split("```").step_by(2);
     prose.flat_map(|part| part.split('`').skip(1).step_by(2))
@@ -20,12 +21,13 @@ fn is_name_of_a_test(text: &str) -> bool {
     text.chars().all(is_word) && text.matches('_').count() >= 4
 }
 
-fn sources_below(dir: &Path, found: &mut Vec<PathBuf>) {
+/// The files below `dir` with one of these extensions; build directories are left out.
+fn files_below(dir: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources_below(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        if path.is_dir() && !path.ends_with("target") {
+            files_below(&path, extensions, found);
+        } else if path.extension().is_some_and(|found| extensions.iter().any(|wanted| found == *wanted)) {
             found.push(path);
         }
     }
@@ -35,7 +37,7 @@ fn sources_below(dir: &Path, found: &mut Vec<PathBuf>) {
 fn each_test_that_the_documents_name_exists() {
     let mut paths = Vec::new();
     for folder in ["src", "tests", "crash-tests"] {
-        sources_below(&root().join(folder), &mut paths);
+        files_below(&root().join(folder), &["rs"], &mut paths);
     }
     let sources: Vec<_> = paths.iter().map(|path| (path, fs::read_to_string(path).unwrap())).collect();
     let documents = [
@@ -45,13 +47,13 @@ fn each_test_that_the_documents_name_exists() {
         ("crashes", include_str!("../docs/crashes.md"), 8),
     ];
     for (document, text, least) in documents {
-        let seen = must_name_tests_that_exist(&sources, document, text);
-        assert!(seen > least, "only {seen} names were found in {document}: it has another form by now");
+        let seen = must_name_existing_tests(&sources, document, text);
+        assert!(seen > least, "only {seen} names of tests were found in {document}: has its form changed?");
     }
 }
 
-/// How many tests a document names.
-fn must_name_tests_that_exist(sources: &[(&PathBuf, String)], document: &str, text: &str) -> usize {
+/// The number of tests that a document names.
+fn must_name_existing_tests(sources: &[(&PathBuf, String)], document: &str, text: &str) -> usize {
     let mut seen = 0;
     let mut missing = Vec::new();
     for text in quoted(text) {
@@ -68,15 +70,15 @@ fn must_name_tests_that_exist(sources: &[(&PathBuf, String)], document: &str, te
             }
         }
     }
-    assert!(missing.is_empty(), "no such test, says {document}: {missing:#?}");
+    assert!(missing.is_empty(), "{document} names tests that do not exist: {missing:#?}");
     seen
 }
 
-/// And the other way round: a test of a requirement that the table does not name is one that nobody finds.
+/// The reverse: each test of a requirement is in the table of `docs/conformance.md`.
 #[test]
-fn each_test_of_a_requirement_stands_in_the_table_of_conformance() {
+fn each_test_of_a_requirement_is_in_the_table_of_conformance() {
     let mut paths = Vec::new();
-    sources_below(&root().join("tests/conformance"), &mut paths);
+    files_below(&root().join("tests/conformance"), &["rs"], &mut paths);
     let table = include_str!("../docs/conformance.md");
     let sources = paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect::<String>();
     let mut count = 0;
@@ -93,9 +95,9 @@ fn each_test_of_a_requirement_stands_in_the_table_of_conformance() {
     assert!(count > 60 && missing.is_empty(), "{count} tests, of which the table does not name: {missing:#?}");
 }
 
-/// Whoever has the package and no checkout can follow the readme.
+/// A reader of the package, without a checkout, can follow the links of the readme.
 #[test]
-fn each_file_that_the_readme_points_to_is_part_of_the_package() {
+fn each_file_that_the_readme_links_to_is_part_of_the_package() {
     let manifest = include_str!("../Cargo.toml");
     let included = manifest.lines().find(|line| line.starts_with("include = ")).unwrap();
     let targets: Vec<_> = links(include_str!("../README.md")).filter(|target| !target.contains("://")).collect();
@@ -106,14 +108,14 @@ fn each_file_that_the_readme_points_to_is_part_of_the_package() {
     assert!(targets.len() > 3 && targets.iter().all(is_in), "{targets:?} of {included}");
 }
 
-/// What the links of a text point to.
+/// The targets of the links in a text.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
 }
 
 #[test]
-fn each_file_that_a_document_points_to_exists() {
-    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+fn each_file_that_a_document_links_to_exists() {
+    let mut documents: Vec<_> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root().join(name)).into();
     documents.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     let mut missing = Vec::new();
     for document in &documents {
@@ -126,4 +128,19 @@ fn each_file_that_a_document_points_to_exists() {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn sources_and_texts_are_ascii() {
+    let mut paths: Vec<_> =
+        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Cargo.toml"].map(|name| root().join(name)).into();
+    for folder in ["src", "tests", "examples", "benches", "crash-tests", "fuzz", "docs"] {
+        files_below(&root().join(folder), &["rs", "md", "toml"], &mut paths);
+    }
+    assert!(paths.len() > 200);
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = (1..).zip(text.lines()).filter(|(_, line)| !line.is_ascii()).map(|(at, _)| at).collect();
+        assert!(lines.is_empty(), "{}: lines {lines:?} are not ASCII", path.display());
+    }
 }

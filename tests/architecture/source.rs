@@ -1,4 +1,4 @@
-//! One Rust file as the rules see it: its tokens in a row, its functions, and which of both are test code.
+//! A parsed Rust file as the architecture rules see it: a flat list of tokens, the types it defines, and what of it is test code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,16 @@ use syn::visit::{self, Visit};
 
 /// A parsed file.
 pub(crate) struct Source {
-    /// Relative to the repository, with `/`.
+    /// Path relative to the repository.
     pub(crate) path: String,
     pub(crate) text: String,
     pub(crate) tokens: Vec<Token>,
-    pub(crate) functions: Vec<Function>,
     /// Names of the types and traits it defines, with their lines.
     pub(crate) types: Vec<(String, usize)>,
     test_modules: Vec<String>,
+    /// First and last line of each item that is test code.
+    test_lines: Vec<(usize, usize)>,
+    is_test: bool,
 }
 
 /// One token. Delimiters are tokens of their own, and so is `::`.
@@ -26,12 +28,6 @@ pub(crate) struct Token {
     pub(crate) in_test: bool,
     /// How many `mod name { }` of this file it stands in.
     pub(crate) inline_modules: usize,
-}
-
-pub(crate) struct Function {
-    pub(crate) name: String,
-    pub(crate) line: usize,
-    pub(crate) lines: usize,
 }
 
 impl Source {
@@ -49,13 +45,14 @@ impl Source {
             path: path.to_owned(),
             text: text.to_owned(),
             tokens,
-            functions: structure.functions,
             types: structure.types,
             test_modules,
+            test_lines: structure.test_spans.iter().map(|(start, end)| (start.line, end.line)).collect(),
+            is_test: false,
         }
     }
 
-    /// The module below the crate's root that the file belongs to: `store` for `src/queue/store/rows.rs`.
+    /// The module directly below the crate's root that the file belongs to: `store` for `src/queue/store/rows.rs`.
     pub(crate) fn module(&self) -> &str {
         let below = self.path.strip_prefix("src/").unwrap_or(&self.path);
         below.split(['/', '.']).next().unwrap_or(below)
@@ -66,10 +63,19 @@ impl Source {
         self.tokens.iter().filter(|token| !token.in_test).collect()
     }
 
-    /// How many modules deep the file itself stands.
+    /// How many modules lie between the crate's root and the file's own module, that included.
     pub(crate) fn depth(&self) -> usize {
         let below = self.path.strip_prefix("src/").unwrap_or(&self.path).trim_end_matches(".rs");
         below.split('/').filter(|part| !matches!(*part, "lib" | "main" | "mod")).count()
+    }
+
+    /// Lines of the file that are not part of its tests; 0 for a file of tests.
+    pub(crate) fn code_lines(&self) -> usize {
+        if self.is_test {
+            return 0;
+        }
+        let is_code = |line: &usize| !self.test_lines.iter().any(|(first, last)| (*first..=*last).contains(line));
+        (1..=self.text.lines().count()).filter(is_code).count()
     }
 
     fn declares_as_test(&self, other: &Source) -> bool {
@@ -90,13 +96,14 @@ pub(crate) fn sources(folders: &[&str]) -> Vec<Source> {
     for at in 0..sources.len() {
         if sources.iter().any(|parent| parent.declares_as_test(&sources[at])) {
             sources[at].tokens.iter_mut().for_each(|token| token.in_test = true);
+            sources[at].is_test = true;
         }
     }
     sources
 }
 
 /// Paths of the files with this ending below `folders`, sorted. A folder that does not exist holds none.
-pub(crate) fn files(folders: &[&str], ending: &str) -> Vec<String> {
+fn files(folders: &[&str], ending: &str) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut open: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
@@ -159,7 +166,6 @@ fn flatten(stream: TokenStream, inline_modules: usize, test_spans: &[(LineColumn
 struct Structure {
     test_spans: Vec<(LineColumn, LineColumn)>,
     test_modules: Vec<String>,
-    functions: Vec<Function>,
     types: Vec<(String, usize)>,
 }
 
@@ -170,12 +176,6 @@ impl Structure {
             self.test_spans.push((whole.start(), whole.end()));
         }
         is_test
-    }
-
-    fn note_function(&mut self, signature: &syn::Signature, block: &syn::Block) {
-        let line = signature.span().start().line;
-        let lines = block.brace_token.span.close().end().line - line + 1;
-        self.functions.push(Function { name: signature.ident.to_string(), line, lines });
     }
 }
 
@@ -213,22 +213,9 @@ impl<'ast> Visit<'ast> for Structure {
         visit::visit_item(self, item);
     }
 
-    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
-        self.note_function(&item.sig, &item.block);
-        visit::visit_item_fn(self, item);
-    }
-
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         self.note_test(&item.attrs, item.span());
-        self.note_function(&item.sig, &item.block);
         visit::visit_impl_item_fn(self, item);
-    }
-
-    fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
-        if let Some(block) = &item.default {
-            self.note_function(&item.sig, block);
-        }
-        visit::visit_trait_item_fn(self, item);
     }
 
     fn visit_variant(&mut self, variant: &'ast syn::Variant) {
