@@ -100,7 +100,7 @@ impl Config {
             flush_at: within("flush_at", self.flush_at, &FLUSH_AT)? as u64,
             flush_interval: within("flush_interval", self.flush_interval, &FLUSH_INTERVAL)?,
             sync_interval: within("sync_interval", self.sync_interval, &SYNC_INTERVAL)?,
-            ack_interval: within("ack_interval", self.ack_interval, &SETTLE_INTERVAL)?,
+            ack_interval: within("ack_interval", self.ack_interval, &ACK_INTERVAL)?,
             network: None,
             on_delivery: self.on_delivery.clone(),
             report: Arc::new(|_: Notice| ()),
@@ -125,7 +125,7 @@ impl Config {
             queue_bytes: within("max_queue_bytes", self.max_queue_bytes, &QUEUE_BYTES)?,
             queue_events: self.max_queue_events.unwrap_or(u64::MAX),
             queue_age: self.max_queue_age,
-            min_free_space: within("min_free_space", self.min_free_space, &FREE_SPACE_FLOOR)?,
+            min_free_space: within("min_free_space", self.min_free_space, &MIN_FREE_SPACE)?,
             overflow: self.overflow,
         })
     }

@@ -81,7 +81,7 @@ fn checked_key(api_key: &str) -> Result<String, String> {
 fn checked_host(host: &str) -> Result<String, String> {
     // What stands before an @ is a password.
     let shown = if host.contains('@') { String::new() } else { format!(": {host:?}") };
-    let normal = transport::normalise_host(host).map_err(|why| format!("{why}{shown}"))?;
+    let normal = transport::normalize_host(host).map_err(|why| format!("{why}{shown}"))?;
     let path = normal.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
     let names_an_endpoint = matches!(path.rsplit('/').next(), Some("batch" | "capture" | "decide" | "flags"))
         || ["i/v0", "i/v1"].iter().any(|endpoint| format!("/{path}/").contains(&format!("/{endpoint}/")));
@@ -191,7 +191,7 @@ mod tests {
             assert_eq!(checked.host_replaced.unwrap().used, used);
             assert!(worker.delivery.urls.iter().all(|url| url.starts_with(used)), "{given}");
             // What an earlier version has queued under the name of the app is found.
-            assert_eq!(worker.also[0].host, transport::normalise_host(given).unwrap());
+            assert_eq!(worker.also[0].host, transport::normalize_host(given).unwrap());
         }
         let also = Config::new("phc_1").adopt_queue("phc_2", "us.posthog.com").queue_dir("/q").check().unwrap();
         let hosts: Vec<_> = also.worker.unwrap().also.into_iter().map(|project| project.host).collect();

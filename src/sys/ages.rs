@@ -1,13 +1,13 @@
-//! Whether stored wall times still tell how old something is, though the wall clock may be set and the machine may sleep.
+//! Ages of stored events: whether a wall time that was stored earlier still tells how old an event is.
 //!
-//! An [`Anchor`] compares how far the wall clock has moved with the time that has passed. While both agree, ages are what the wall
-//! clock says. Where they do not,
+//! The wall clock may be set and the machine may sleep. An [`Anchor`] compares how far the wall clock has moved with the
+//! monotonic time that has passed. While both agree, ages are computed from the wall clock. If they differ,
 //!
-//! * the machine may have slept: monotonic time does not count that, the time since the machine's start does. Ages are right.
-//! * or the clock was set. No age is believed until the difference has stayed the same for [`STABLE_FOR`]: then it is taken for
-//!   granted, and what was stamped before is judged by the clock of its time. Where that is not certain it counts as younger.
+//! * the machine may have slept: monotonic time excludes sleep, the time since boot includes it. Ages are correct.
+//! * or the clock was set. No age is trusted until the difference has been constant for [`STABLE_FOR`]. Then the new clock is
+//!   accepted, and events stamped before are judged by the clock of their time. In doubt an event counts as younger.
 //!
-//! Pure but for what it is told; nothing here asks the system.
+//! All clock readings are arguments; nothing here asks the system.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use super::clock::WallNanos;
 
 /// Two clocks that differ by no more than this agree.
 const TOLERANCE: Duration = Duration::from_secs(60);
-/// A clock that was set is believed again after this. Long enough for whoever has set it by mistake to see that.
+/// A clock that was set is trusted again after this time, which is long enough to notice and correct a mistake.
 const STABLE_FOR: Duration = Duration::from_secs(6 * 3600);
 
-/// The moment from which on the clocks are compared.
+/// The readings that later readings are compared with.
 #[derive(Debug)]
 pub(crate) struct Anchor {
     now: Instant,
@@ -32,27 +32,27 @@ pub(crate) struct Anchor {
 #[derive(Clone, Copy, Debug)]
 struct Odd {
     difference: i128,
-    /// When it was seen first, and what the wall clock would have shown then.
+    /// When it was noticed, and what the wall clock would have shown then.
     since: Instant,
     expected: WallNanos,
 }
 
-/// How wall times that were stored are to be read.
+/// How stored wall times are converted to ages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ages {
-    /// What lies further in the future than the clocks' tolerance was stamped by a clock that was set back since, before this time.
-    believed_since: WallNanos,
-    /// What was stamped up to this time was stamped before the clock was put forward, by so much.
+    /// A stamp further in the future than the tolerance comes from before the clock was set back, so from before this time.
+    trusted_since: WallNanos,
+    /// Stamps up to this time come from before the clock was set forward; the second value is by how much.
     forward: Option<(WallNanos, i64)>,
 }
 
 impl Anchor {
-    /// Begins now.
+    /// Starts comparing with these readings.
     pub(crate) fn new(now: Instant, wall: WallNanos, uptime: Option<Duration>) -> Self {
-        Self { now, wall, uptime, ages: Ages { believed_since: wall, forward: None }, odd: None }
+        Self { now, wall, uptime, ages: Ages { trusted_since: wall, forward: None }, odd: None }
     }
 
-    /// Looks at the clocks; `uptime` is asked for only if they differ. `None`: ages are not to be believed now.
+    /// Compares the clocks; `uptime` is called only if they differ. Returns `None` while ages cannot be trusted.
     pub(crate) fn look(
         &mut self,
         now: Instant,
@@ -63,8 +63,8 @@ impl Anchor {
         let difference = i128::from(wall) - i128::from(self.wall) - passed;
         if agrees(difference) {
             if self.odd.take().is_some() {
-                // What was stamped meanwhile was stamped before now.
-                self.ages.believed_since = wall;
+                // The stamps of the meantime are from before now.
+                self.ages.trusted_since = wall;
             }
             return Some(self.ages);
         }
@@ -72,7 +72,7 @@ impl Anchor {
         if let (Some(then), Some(up)) = (self.uptime, uptime)
             && agrees(i128::from(wall) - i128::from(self.wall) - nanos(up.saturating_sub(then)))
         {
-            self.begin_again(now, wall, Some(up));
+            self.restart(now, wall, Some(up));
             return Some(self.ages);
         }
         match self.odd.filter(|odd| agrees(odd.difference - difference)) {
@@ -87,25 +87,25 @@ impl Anchor {
                     let before = self.ages.forward.map_or(0, |(_, before)| before);
                     self.ages.forward = Some((odd.expected, by.saturating_add(before)));
                 }
-                self.ages.believed_since = wall;
-                self.begin_again(now, wall, uptime);
+                self.ages.trusted_since = wall;
+                self.restart(now, wall, uptime);
                 Some(self.ages)
             }
         }
     }
 
-    fn begin_again(&mut self, now: Instant, wall: WallNanos, uptime: Option<Duration>) {
+    fn restart(&mut self, now: Instant, wall: WallNanos, uptime: Option<Duration>) {
         *self = Self { now, wall, uptime, ages: self.ages, odd: None };
     }
 }
 
 impl Ages {
-    /// Whether what was stamped with `stamp` is older than `age`, in nanoseconds, at the wall time `wall`.
+    /// Whether an event stamped `stamp` is older than `age` nanoseconds at the wall time `wall`.
     pub(crate) fn is_older(&self, stamp: WallNanos, age: i64, wall: WallNanos) -> bool {
         let tolerance = i64::try_from(TOLERANCE.as_nanos()).unwrap_or(i64::MAX);
         let stamp = match self.forward {
             Some((up_to, by)) if stamp <= up_to => stamp.saturating_add(by),
-            _ if stamp > wall.saturating_add(tolerance) => self.believed_since,
+            _ if stamp > wall.saturating_add(tolerance) => self.trusted_since,
             _ => stamp,
         };
         stamp < wall.saturating_sub(age)
@@ -127,7 +127,7 @@ mod tests {
     const HOUR: i64 = 3_600_000_000_000;
     const DAY: i64 = 24 * HOUR;
 
-    /// The clocks of a machine, in hours since its start.
+    /// The clocks of a machine, in hours since boot.
     struct Machine {
         began: Instant,
         anchor: Anchor,
@@ -139,7 +139,7 @@ mod tests {
             Self { began, anchor: Anchor::new(began, 100 * DAY, Some(Duration::ZERO)) }
         }
 
-        /// After so many hours of work and of sleep, its clock set by so many.
+        /// The readings after so many hours awake and asleep, with the clock set by `set_by` hours.
         fn look(&mut self, worked: u64, slept: u64, set_by: i64) -> Option<Ages> {
             let hours = |hours: u64| Duration::from_secs(hours * 3600);
             let wall = 100 * DAY + (worked + slept) as i64 * HOUR + set_by * HOUR;
@@ -157,25 +157,25 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_is_believed_when_it_has_kept_that_for_six_hours() {
+    fn a_clock_that_was_set_is_trusted_after_six_hours() {
         for by in [24, -24, 500_000, -500_000] {
             let mut machine = Machine::new();
             assert!([1, 3, 6].into_iter().all(|worked| machine.look(worked, 0, by).is_none()), "{by}");
-            // Set once more: the wait begins again.
+            // Set once more: the wait starts again.
             assert!([7, 9, 12].into_iter().all(|worked| machine.look(worked, 0, by + 1).is_none()), "{by}");
             let ages = machine.look(13, 0, by + 1).unwrap();
             let now = 100 * DAY + (13 + by + 1) * HOUR;
-            // Of before the step, by the clock of its time.
+            // From before the step, by the clock of its time.
             assert!(!ages.is_older(100 * DAY, 13 * HOUR, now), "{by}");
-            // Of after it.
+            // From after it.
             assert!(ages.is_older(now - 3 * HOUR, 2 * HOUR, now) && !ages.is_older(now - HOUR, 2 * HOUR, now), "{by}");
-            // Nothing stays for ever that was stamped before: at most as much longer as the clock was set back.
+            // An event from before the step does not stay for ever: at most as much longer as the clock was set back.
             assert!(ages.is_older(100 * DAY, 13 * HOUR, now + 2 * DAY), "{by}");
         }
     }
 
     #[test]
-    fn what_was_stamped_by_a_clock_that_was_wrong_for_a_while_is_no_older_than_that() {
+    fn a_stamp_of_a_wrong_clock_is_no_older_than_the_error() {
         let mut machine = Machine::new();
         assert!(machine.look(1, 0, 24).is_none());
         let ages = machine.look(2, 0, 0).unwrap();

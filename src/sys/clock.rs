@@ -1,14 +1,17 @@
-//! The time, behind a seam: a test can hold it still, set it back, or move it on.
+//! Clocks: wall time and monotonic time, replaceable in tests.
 //!
-//! Two clocks, never mixed. *Wall* time is what PostHog is told (event timestamps, `sent_at`) and what is stored; it may jump.
-//! *Monotonic* time is what durations are measured with (backoff, deadlines); it never leaves the process.
+//! *Wall* time is sent to PostHog (event timestamps, `sent_at`) and stored; it may jump. *Monotonic* time measures durations
+//! (backoff, deadlines) and never leaves the process. The two are never mixed.
 //!
-//! Three sources. The operating system ([`Clock::System`]). A clock for tests of one part, which move it and have the part do what is
-//! then due: nobody sleeps by it ([`Clock::Manual`]). And, with the feature `testing`, a clock for a whole client with its threads:
-//! who sleeps by it sleeps until it is moved, and it knows when everybody has done what was due (`Clock::Still`, `still.rs`). Without
-//! the feature that one does not exist, and costs nothing.
+//! There are three sources:
 //!
-//! Nobody else asks the operating system what time it is, but for waits that are a caller's own (`Pending::wait`, a lock).
+//! * [`Clock::System`]: the operating system.
+//! * [`Clock::Manual`]: for tests of one component. The test moves the clock and then calls the component; no thread sleeps
+//!   by it.
+//! * `Clock::Still` (feature `testing`): for tests of a whole client with its threads. A thread that sleeps by it wakes when
+//!   the clock is moved, and the clock knows when all threads have done what was due. See the module `still`.
+//!
+//! No other module asks the operating system for the time, except for waits of a caller (`Pending::wait`, a lock).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -17,22 +20,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Nanoseconds since the Unix epoch; negative before it.
 pub(crate) type WallNanos = i64;
 
-/// Where the time comes from. Cheap to clone.
+/// A source of time. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Clock {
     /// The operating system's clocks.
     #[default]
     System,
-    /// A clock that moves only when told to.
+    /// A clock that moves only when a test moves it.
     #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
     Manual(Arc<ManualClock>),
-    /// A clock that moves only when told to, and wakes those who sleep by it.
+    /// A clock that moves only when a test moves it, and then wakes the threads that sleep by it.
     #[cfg(feature = "testing")]
     Still(Arc<still::StillTime>),
 }
 
 impl Clock {
-    /// Wall time in nanoseconds, saturating at the ends of what 64 bits hold (1677 and 2262).
+    /// Wall time in nanoseconds, saturating at the limits of 64 bits (1677 and 2262).
     pub(crate) fn wall_nanos(&self) -> WallNanos {
         match self {
             Clock::System => nanos_since_epoch(SystemTime::now()).unwrap_or(i64::MAX),
@@ -54,7 +57,7 @@ impl Clock {
 }
 
 impl Clock {
-    /// Waits, as a task of a tokio runtime, until so much time has passed. By a manual clock nobody sleeps, and nobody wakes.
+    /// Waits for `time`, as a task of a tokio runtime. With a manual clock it never returns.
     pub(crate) async fn sleep(&self, time: Duration) {
         match self {
             Clock::System => tokio::time::sleep(time).await,
@@ -92,14 +95,14 @@ impl ManualClock {
         })
     }
 
-    /// Moves both clocks on.
+    /// Moves both clocks forward.
     pub(crate) fn advance(&self, by: Duration) {
         let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.elapsed_nanos.fetch_add(nanos, Ordering::SeqCst);
         self.step_wall(i64::try_from(nanos).unwrap_or(i64::MAX));
     }
 
-    /// Moves the wall clock alone, as an administrator or NTP would.
+    /// Moves the wall clock only, as an administrator or NTP would.
     pub(crate) fn step_wall(&self, by_nanos: i64) {
         self.wall_nanos.fetch_add(by_nanos, Ordering::SeqCst);
     }
@@ -115,10 +118,10 @@ pub(crate) fn nanos_since_epoch(time: SystemTime) -> Option<WallNanos> {
 
 #[cfg(feature = "testing")]
 pub(crate) mod still {
-    //! A clock that stands still, and those who sleep by it.
+    //! A clock that stands still, and the threads and tasks that sleep by it.
     //!
-    //! A thread that would sleep until some time sleeps until the clock is moved instead, and then looks again. So whatever happens at a
-    //! time happens when a test says so, and `settle` tells when it has happened.
+    //! A thread that would sleep until a time sleeps until the clock is moved, and then checks again what is due. So a test
+    //! decides when time passes, and `settle` returns when everything that was due has been done.
 
     use std::future::poll_fn;
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -127,22 +130,22 @@ pub(crate) mod still {
 
     use super::{ManualClock, WallNanos};
 
-    /// How often it is looked whether everybody sleeps: those who are watched must not have to say so.
+    /// How often `settle` checks whether all sleepers sleep, so that they need not report it.
     const LOOK: Duration = Duration::from_micros(100);
 
-    /// Somebody who sleeps by the clock.
+    /// A thread that sleeps by the clock.
     pub(crate) trait Sleeper: Send + Sync {
-        /// The clock was moved: what is due now?
+        /// Called after the clock was moved: do what is due now.
         fn wake(&self);
-        /// How often it was woken so far, by whomever, if it has nothing to do now; `None` while it is at work.
+        /// The number of times it was woken so far, by anything, if it has nothing to do now; `None` while it works.
         fn asleep(&self) -> Option<u64>;
     }
 
-    /// See the module.
+    /// A manual clock with its sleepers; see the module.
     pub(crate) struct StillTime {
         time: Arc<ManualClock>,
         sleepers: Mutex<Vec<Weak<dyn Sleeper>>>,
-        /// Those who wait for a time as a task does.
+        /// Wakers of tasks that wait for a time.
         tasks: Mutex<Vec<Waker>>,
     }
 
@@ -160,30 +163,30 @@ pub(crate) mod still {
             self.time.now()
         }
 
-        /// Moves both clocks on and wakes everybody.
+        /// Moves both clocks forward and wakes all sleepers.
         pub(crate) fn advance(&self, by: Duration) {
             self.time.advance(by);
             self.wake_all();
         }
 
-        /// Sets the wall clock alone, as an administrator or NTP would.
+        /// Sets the wall clock only, as an administrator or NTP would.
         pub(crate) fn set_wall(&self, wall_nanos: WallNanos) {
             self.time.step_wall(wall_nanos.saturating_sub(self.time.wall_nanos()));
             self.wake_all();
         }
 
-        /// From now on `sleeper` is woken and watched, for as long as it lives.
+        /// Registers `sleeper`, which is woken and watched for as long as it lives.
         pub(crate) fn watch(&self, sleeper: Weak<dyn Sleeper>) {
             lock(&self.sleepers).push(sleeper);
         }
 
-        /// Waits until everybody sleeps; `false` if they do not within `most` of real time.
+        /// Waits until all sleepers sleep; `false` if they do not within `most` of real time.
         pub(crate) fn settle(&self, most: Duration) -> bool {
             let deadline = Instant::now() + most;
             let mut before = None;
             loop {
-                // One after the other is looked at, and may be woken by the next meanwhile. Only if nobody was woken between two looks did
-                // all of them sleep at the same time.
+                // Sleepers are checked one after the other, and one may be woken by the next meanwhile. Only if none was woken
+                // between two checks did all of them sleep at the same time.
                 let asleep = self.sleepers().iter().map(|sleeper| sleeper.asleep()).sum::<Option<u64>>();
                 if asleep.is_some() && asleep == before {
                     return true;
@@ -199,7 +202,7 @@ pub(crate) mod still {
         /// Waits, as a task, until the clock shows `at`.
         pub(crate) async fn reached(&self, at: Instant) {
             poll_fn(|context| {
-                // Before the look: whoever moves the clock after it finds the waker.
+                // Before the comparison: a thread that moves the clock after it finds the waker.
                 lock(&self.tasks).push(context.waker().clone());
                 if self.now() >= at { Poll::Ready(()) } else { Poll::Pending }
             })
@@ -207,7 +210,7 @@ pub(crate) mod still {
         }
 
         fn wake_all(&self) {
-            // Tasks first: a sleeper that has been woken is taken to have seen what its tasks were woken for.
+            // Tasks first: a sleeper that was woken counts as having done what its tasks were woken for.
             for task in std::mem::take(&mut *lock(&self.tasks)) {
                 task.wake();
             }
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manual_clock_steps_its_wall_without_moving_its_monotonic_time() {
+    fn a_manual_clock_steps_its_wall_time_only() {
         let manual = ManualClock::at(1_000);
         let clock = Clock::Manual(Arc::clone(&manual));
         let before = clock.now();

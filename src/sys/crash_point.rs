@@ -1,11 +1,13 @@
-//! Named places at which a process can be told to die.
+//! Crash points: named places at which the crash tests make the process kill itself.
 //!
-//! Only with the internal feature `__crash_points`, which the crash tests switch on; otherwise [`reach`] is nothing at all.
-//! `POSTHOG_CRASH_POINT=name:n` makes the process kill itself with SIGKILL when it reaches that place for the n-th time (1 if `:n`
-//! is left out). `POSTHOG_CRASH_TRACE=file` appends each place's name to the file when it is first reached, so that a place which
-//! no scenario reaches can be found. `POSTHOG_CRASH_NO_MAP` makes the journal write by position, as where mapping is not safe.
+//! They exist only with the internal feature `__crash_points`, which the crash tests enable; otherwise [`reach`] is empty.
+//!
+//! * `POSTHOG_CRASH_POINT=name:n` sends SIGKILL when the place is reached for the n-th time (the first if `:n` is omitted).
+//! * `POSTHOG_CRASH_TRACE=file` appends the name of each place to the file when it is first reached, so that a place that no
+//!   scenario reaches can be found.
+//! * `POSTHOG_CRASH_NO_MAP` makes the journal use positioned writes, as on file systems where mapping is not safe.
 
-/// Every place there is.
+/// All crash points.
 #[cfg(feature = "__crash_points")]
 pub(crate) const NAMES: &[&str] = &[
     "journal.arena.zeroed",
@@ -35,12 +37,12 @@ pub(crate) const NAMES: &[&str] = &[
     "symbols.asked",
 ];
 
-/// Dies here if told to.
+/// Kills the process here if the environment asks for it.
 #[cfg(not(feature = "__crash_points"))]
 #[inline(always)]
 pub(crate) fn reach(_name: &'static str) {}
 
-/// Dies here if told to.
+/// Kills the process here if the environment asks for it.
 #[cfg(feature = "__crash_points")]
 pub(crate) fn reach(name: &'static str) {
     use std::sync::OnceLock;
@@ -51,14 +53,14 @@ pub(crate) fn reach(name: &'static str) {
     }
 }
 
-/// Whether the journal may map its files, as far as the crash tests are concerned.
+/// Whether the crash tests allow the journal to map its files.
 #[cfg(not(feature = "__crash_points"))]
 #[inline(always)]
 pub(crate) fn may_map() -> bool {
     true
 }
 
-/// Whether the journal may map its files, as far as the crash tests are concerned.
+/// Whether the crash tests allow the journal to map its files.
 #[cfg(feature = "__crash_points")]
 pub(crate) fn may_map() -> bool {
     std::env::var_os("POSTHOG_CRASH_NO_MAP").is_none()
@@ -101,11 +103,11 @@ impl Plan {
         if nth == 1
             && let Some(mut trace) = self.trace.as_ref()
         {
-            // One write, so that lines of several processes do not mix; a trace that cannot be written fails the run by itself.
+            // One write, so that lines of several processes do not mix. A trace that cannot be written fails the run by itself.
             let _ = trace.write_all(format!("{name}\n").as_bytes());
         }
         if self.die_at.as_ref().is_some_and(|(at, when)| at == name && *when == nth) {
-            // The signal cannot be handled, but it may take a moment to arrive: nothing may happen after this place.
+            // The signal may take a moment to arrive, and nothing may happen after this place.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
             loop {
                 std::thread::park();

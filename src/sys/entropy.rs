@@ -1,4 +1,4 @@
-//! Randomness from the operating system, for salts, seeds and jitter. Never fails and never panics.
+//! Random numbers from the operating system, for salts, seeds and jitter. Never fails and never panics.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,14 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-/// A random number that no other process, and no forked child, draws as well.
+/// A random number. Other processes, forked children among them, draw different ones.
 pub(crate) fn random_u64() -> u64 {
-    SysRng.try_next_u64().unwrap_or_else(|_| without_the_system())
+    SysRng.try_next_u64().unwrap_or_else(|_| fallback_u64())
 }
 
-/// Where the system has no randomness to give (a sandbox without the call): time, process, a counter, and the keys of the standard
-/// library's hasher. Good enough to tell rounds and processes apart; nothing here is a secret.
-fn without_the_system() -> u64 {
+/// For systems that provide no randomness (a sandbox without the call): hashes time, process id, a counter and the random
+/// keys of the standard library's hasher. Enough to tell rounds and processes apart; nothing here is a secret.
+fn fallback_u64() -> u64 {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
@@ -31,6 +31,6 @@ mod tests {
     #[test]
     fn numbers_differ_with_the_system_and_without_it() {
         assert_ne!(random_u64(), random_u64());
-        assert_ne!(without_the_system(), without_the_system());
+        assert_ne!(fallback_u64(), fallback_u64());
     }
 }

@@ -1,5 +1,5 @@
-//! What the system says of itself: since when it is up, how often its OOM killer was where this process runs, and how much memory a
-//! control group leaves to this process.
+//! Facts about the machine: boot id, uptime, kills by the OOM killer in this process's control group, and the memory that the
+//! group leaves to this process.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,29 +8,29 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// How often the OOM killer has killed in one control group.
+/// The number of kills by the OOM killer in one control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OomCount {
     /// Hash of the group's path.
     pub(crate) path: u64,
-    /// Inode of its directory: another group that is made under the same path has another one.
+    /// Inode of its directory: a group that is created later under the same path has another one.
     pub(crate) inode: u64,
     pub(crate) kills: u64,
 }
 
-/// Differs after each start of the machine; 0 where the system does not tell.
+/// An id that changes with each boot; 0 if the system does not provide one.
 pub(crate) fn boot_id() -> u128 {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
-/// Time since its start, suspension included.
+/// Time since boot, suspension included.
 pub(crate) fn uptime() -> Option<Duration> {
     let text = fs::read_to_string("/proc/uptime").ok()?;
     Duration::try_from_secs_f64(text.split_whitespace().next()?.parse().ok()?).ok()
 }
 
-/// That of the control group (version 2) that this process is in.
+/// The kills in this process's control group (version 2).
 pub(crate) fn oom_count() -> Option<OomCount> {
     oom_count_by(Path::new("/proc/self"))
 }
@@ -41,7 +41,7 @@ fn oom_count_by(proc_self: &Path) -> Option<OomCount> {
     let mounts = fs::read_to_string(proc_self.join("mountinfo")).ok()?;
     let is_second = |kind: &str| kind.starts_with("cgroup2 ");
     let (_, dir) = mounts.lines().find_map(|mount| place_of_group(mount, path, is_second))?;
-    // What was killed in groups below this one is not what was killed here; kernels before 5.2 do not tell them apart.
+    // `local` excludes kills in groups below this one. Kernels before 5.2 do not have it.
     let events = fs::read_to_string(dir.join("memory.events.local"))
         .or_else(|_| fs::read_to_string(dir.join("memory.events")))
         .ok()?;
@@ -49,7 +49,7 @@ fn oom_count_by(proc_self: &Path) -> Option<OomCount> {
     Some(OomCount { path: xxh3_64(path.as_bytes()), inode: fs::metadata(&dir).ok()?.ino(), kills })
 }
 
-/// Where the group's tree is mounted and where the group lies, if that line of `mountinfo` is the mount that has it.
+/// The mount point and the directory of a control group, if the line `mount` of `mountinfo` is the mount that contains it.
 fn place_of_group(mount: &str, path: &str, is_kind: impl Fn(&str) -> bool) -> Option<(PathBuf, PathBuf)> {
     let (fields, kind) = mount.split_once(" - ")?;
     let mut fields = fields.split(' ').skip(3);
@@ -58,7 +58,7 @@ fn place_of_group(mount: &str, path: &str, is_kind: impl Fn(&str) -> bool) -> Op
         return None;
     }
     let below = Path::new(path).strip_prefix(root).ok()?;
-    // Outside of our namespace: nothing that can be seen from here.
+    // Outside of this process's namespace and not visible from here.
     (!path.contains("/..")).then(|| (PathBuf::from(point), Path::new(point).join(below)))
 }
 
@@ -66,7 +66,7 @@ fn place_of_group(mount: &str, path: &str, is_kind: impl Fn(&str) -> bool) -> Op
 struct Version {
     limit: &'static str,
     usage: &'static str,
-    /// Lines of `memory.stat` that count what the kernel takes back before it kills: pages of files.
+    /// Lines of `memory.stat` that count memory which the kernel reclaims before it kills: pages of files.
     reclaimable: [&'static str; 2],
 }
 
@@ -78,8 +78,7 @@ const V1: Version = Version {
     reclaimable: ["total_inactive_file ", "total_active_file "],
 };
 
-/// Bytes below the tightest limit of this process's control group and of those around it; `None` where there is no limit that can be
-/// seen.
+/// Bytes left below the tightest limit of this process's control group and its parents; `None` if no limit is visible.
 pub(crate) fn free_memory() -> Option<u64> {
     free_memory_by(Path::new("/proc/self"))
 }
@@ -110,7 +109,7 @@ fn path_of_first(groups: &str) -> Option<&str> {
     })
 }
 
-/// Whether the end of a line of `mountinfo` is that of version 1's memory controller.
+/// Whether the end of a line of `mountinfo` describes the memory controller of version 1.
 fn is_first_with_memory(kind: &str) -> bool {
     let options = kind.strip_prefix("cgroup ").and_then(|rest| rest.rsplit(' ').next());
     options.is_some_and(|options| options.split(',').any(|option| option == "memory"))
@@ -121,7 +120,7 @@ fn free_in_group(group: &Path, version: &Version) -> Option<u64> {
     free_below(&read(version.limit), &read(version.usage), &read("memory.stat"), version)
 }
 
-/// The limit, less what is used and cannot be taken back. `None` without a limit.
+/// The limit minus the memory that is used and cannot be reclaimed. `None` without a limit.
 fn free_below(limit: &str, usage: &str, stat: &str, version: &Version) -> Option<u64> {
     let limit: u64 = limit.trim().parse().ok()?;
     let usage: u64 = usage.trim().parse().ok()?;
@@ -150,7 +149,7 @@ mod tests {
     const EVENTS: &str = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 3\noom_group_kill 0\n";
 
     #[test]
-    fn the_counter_of_ones_own_group_is_found_and_known_by_path_and_inode() {
+    fn the_counter_of_the_own_group_has_its_path_and_inode() {
         let dir = tempfile::tempdir().unwrap();
         let found =
             written(dir.path(), "/system.slice/d.service", "/", "system.slice/d.service", &[("memory.events", EVENTS)]);

@@ -1,14 +1,16 @@
-//! The outside world behind seams of a few calls, and the numbers that bound it.
+//! The outside world behind small interfaces, and the limits of the library.
 //!
-//! * [`disk`]: files, mappings, locks, file systems and forks. [`disk::Disk`] is replaced in tests by one that fails.
-//! * [`clock`]: wall clock, monotonic clock and time since boot, or a manual clock in tests.
-//! * [`entropy`]: random bytes that a forked child does not share with its parent.
-//! * [`limits`]: every size and count that the library bounds, and the text that is cut to fit.
+//! * [`disk`]: files, mappings, locks, file systems and forks. Tests replace [`disk::Disk`] by one whose calls fail.
+//! * [`clock`]: wall clock and monotonic clock, or a clock that tests move. [`ages`]: whether stored wall times can be trusted.
+//! * [`machine`]: boot id, uptime, OOM kills, and the memory that a control group leaves to this process.
+//! * [`entropy`]: random numbers that a forked child does not share with its parent.
+//! * [`backoff`] and [`throttle`]: growing waits between attempts; limits on how often something is done or reported.
+//! * [`limits`]: every configurable or fixed bound, and the functions that cut foreign text to fit.
 //! * [`reentry`]: whether this thread runs a callback of the program, or is a thread of the library.
-//! * [`crash_point`]: named places at which the crash tests kill the process; nothing in other builds.
-//! * [`wording`]: phrases that several errors and diagnostics share.
+//! * [`crash_point`]: named places at which the crash tests kill the process; no code in other builds.
+//! * [`wording`]: numbers, sizes and times as text for messages.
 //!
-//! Nothing here knows of events, queues or requests.
+//! Nothing here knows events, queues or requests.
 
 pub(crate) mod ages;
 pub(crate) mod backoff;

@@ -1,28 +1,29 @@
-//! Knowing that we were called back: from a hook of ours, from a log line of ours.
+//! Reentrancy: captures from inside the library's own callbacks, and from its own threads.
 //!
-//! An application may capture from inside `before_send`, from a hook that hears of diagnostics, or from a log layer that hears our own
-//! warnings. The first such capture is taken; one from inside that is refused, or it would never end. What is captured inside
-//! `before_send` itself is not shown to `before_send` again; everything else is, for a hook that removes secrets has to see it all.
+//! A program may capture from inside `before_send`, from its hook for diagnostics, or from a log layer that receives the
+//! library's warnings. The first such capture is accepted; a capture inside of that one is refused, because it could recurse
+//! without end. An event that is captured inside `before_send` is not passed to `before_send` again. All other events are,
+//! since a hook that removes secrets has to see them.
 //!
-//! On threads of ours none is taken outside of such a callback: there it can only come from a line that a package below us logs, of a
-//! connection that it makes or a name that it looks up, and each request would be the cause of the next, for ever.
+//! On the library's own threads, captures outside of a callback are refused. They can only come from log lines of packages
+//! that the library uses (a connection, a look-up of a name), so each request would cause the next.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Where this thread is. One cell: each capture looks at it.
+/// The state of this thread. One cell, because each capture reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Inside {
-    /// How many of our callbacks it is inside.
+    /// How many callbacks of the library it is inside of.
     pub(crate) depth: u32,
     /// One of them is a `before_send` hook.
     pub(crate) before_send: bool,
-    /// The thread is one of ours, or of our runtime: outside of callbacks the program has nothing to say there.
+    /// Whether the thread belongs to the library or to its runtime.
     pub(crate) on_our_thread: bool,
 }
 
 impl Inside {
-    /// Whether what is captured here is refused, or it would never end.
+    /// Whether captures are refused here because they could recurse without end.
     #[inline]
     pub(crate) fn refuses_captures(self) -> bool {
         self.depth > 1 || (self.on_our_thread && self.depth == 0)
@@ -34,17 +35,17 @@ thread_local! {
     static OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Which callbacks of ours this thread is inside.
+/// The state of this thread.
 pub(crate) fn inside() -> Inside {
     INSIDE.try_with(Cell::get).unwrap_or_default()
 }
 
-/// Runs code that is not ours (a hook, a log line) with the depth raised.
+/// Runs foreign code (a hook, a log line) as a callback of the library.
 pub(crate) fn calling_out<T>(call: impl FnOnce() -> T) -> T {
     going_into(Inside { depth: inside().depth.saturating_add(1), ..inside() }, call)
 }
 
-/// Runs a `before_send` hook, which is not shown what it captures itself.
+/// Runs a `before_send` hook, which does not receive the events that it captures itself.
 pub(crate) fn calling_before_send<T>(call: impl FnOnce() -> T) -> T {
     going_into(Inside { depth: inside().depth.saturating_add(1), before_send: true, ..inside() }, call)
 }
@@ -60,12 +61,12 @@ fn going_into<T>(inner: Inside, call: impl FnOnce() -> T) -> T {
     call()
 }
 
-/// Runs code that is not ours where it must not take us along: `None` if it panicked.
+/// Runs foreign code and catches its panic; `None` if it panicked.
 pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(value) => Some(value),
         Err(payload) => {
-            // What was thrown is not ours either, and may panic once more while it is dropped.
+            // The payload is foreign too, and its drop may panic once more.
             if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 std::mem::forget(again);
             }
@@ -74,18 +75,18 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// Marks this thread as one of ours: waiting on it for what it has to do itself would never end.
+/// Marks this thread as one of the library's own threads, which must not wait for each other's work.
 pub(crate) fn this_thread_is_ours() {
     let _ = OURS.try_with(|ours| ours.set(true));
     this_thread_runs_packages();
 }
 
-/// Marks a thread of our runtime, on which packages below us log; it may wait.
+/// Marks a thread of the library's runtime, on which packages that it uses write log lines. It may wait.
 pub(crate) fn this_thread_runs_packages() {
     let _ = INSIDE.try_with(|inside| inside.set(Inside { on_our_thread: true, ..inside.get() }));
 }
 
-/// Whether this thread is one of ours.
+/// Whether this thread is one of the library's own threads.
 pub(crate) fn on_our_thread() -> bool {
     OURS.try_with(Cell::get).unwrap_or(false)
 }

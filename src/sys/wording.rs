@@ -1,9 +1,9 @@
-//! Numbers, sizes and times as a human reads them in a message.
+//! Numbers, sizes and times as text for log lines, errors and diagnostics.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-/// `1 event`, `62,763 events`: the noun is given in the singular and takes an `s`.
+/// `1 event`, `62,763 events`. The noun is given in the singular and its plural ends in `s`.
 pub(crate) fn count(number: u64, noun: &'static str) -> impl Display {
     Count { number, noun }
 }
@@ -33,7 +33,7 @@ pub(crate) fn number(number: u64) -> impl Display {
     text
 }
 
-/// `312 bytes`, `64 MiB`, `1.5 GiB`: rounded down, so that what is free is never shown as more than it is.
+/// `312 bytes`, `64 MiB`, `1.5 GiB`. Rounded down, so that free space is never shown as more than it is.
 pub(crate) fn bytes(bytes: u64) -> impl Display {
     const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0) {
@@ -46,9 +46,9 @@ pub(crate) fn bytes(bytes: u64) -> impl Display {
     }
 }
 
-/// `5 ms`, `43 s`, `4 h`, `3 days`: rounded down to the unit.
+/// `5 ms`, `43 s`, `4 h`, `3 days`. Seconds are rounded to the nearest, larger units down.
 pub(crate) fn time(time: Duration) -> impl Display {
-    // To the nearest: a deadline of 6 s that is 5.99 s away is one of 6 s.
+    // To the nearest, so that 5.99 s is shown as 6 s.
     let (millis, seconds) = (time.as_millis(), time.saturating_add(Duration::from_millis(500)).as_secs());
     let seconds = if millis < 1000 { 0 } else { seconds };
     match seconds {

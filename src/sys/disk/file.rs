@@ -1,4 +1,4 @@
-//! Open files: what identifies them and their directories, what is done with them, and locks on them.
+//! Open files and their directories: identity, reads and writes, syncs, and locks.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -15,8 +15,8 @@ use super::fork::{self, CloseInChild, Identity};
 use super::gate::{Disk, Op, Verdict};
 use super::map::Mapping;
 
-/// A directory as it was found once. While another directory, or none, has its path, no name in it says anything about our files, and
-/// nothing may be created, renamed or removed there: it may be somebody else's.
+/// A directory and its identity when it was opened. While its path leads to another directory, or to none, a name there says
+/// nothing about the queue's files, and nothing may be created, renamed or removed there.
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
     path: PathBuf,
@@ -31,7 +31,7 @@ impl Home {
         Ok(Self { path: path.to_path_buf(), identity: Identity::of(&metadata) })
     }
 
-    /// Whether the path leads to the directory; if not, why. That is no verdict on the directory: it may be back at any moment.
+    /// Fails with the reason if the path does not lead to the directory now. It may do so again at any time.
     pub(crate) fn check(&self) -> io::Result<()> {
         let metadata = std::fs::metadata(&self.path)?;
         if self.identity == Identity::of(&metadata) {
@@ -41,12 +41,13 @@ impl Home {
     }
 }
 
-/// How a file is opened. Always close-on-exec, never through a symbolic link nor another user's, new ones with mode 0600.
+/// How a file is opened: always close-on-exec, never through a symbolic link, never another user's file, new ones with mode
+/// 0600.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Open {
     /// Must exist.
     Existing,
-    /// Must exist; only read.
+    /// Must exist; read-only.
     ReadOnly,
     /// Must not exist.
     CreateNew,
@@ -54,29 +55,29 @@ pub(crate) enum Open {
     EnsureExists,
 }
 
-/// An open file that knows its name and its identity.
+/// An open file with the name and the identity that it had when it was opened.
 #[derive(Debug)]
 pub(crate) struct DiskFile {
-    /// Closed only while its number leads to this file: see [`DiskFile::metadata`].
+    /// Closed only if its number still refers to this file: see [`DiskFile::metadata`].
     file: Arc<File>,
     path: PathBuf,
     disk: Disk,
     identity: Identity,
-    /// The directory in which it was opened.
+    /// The directory that it was opened in.
     home: Home,
-    /// The descriptor was found to be closed, or somebody else's. From then on it is: the number may come to mean the same file again, opened
-    /// by another of us.
+    /// Set once the descriptor was found closed or used for something else. It stays set: the number may later refer to this
+    /// file again, opened by another `DiskFile`.
     is_gone: AtomicBool,
 }
 
-/// What the name of an open file means by now.
+/// What the name of an open file refers to now.
 #[derive(Debug)]
 pub(crate) enum Name {
-    /// The file.
+    /// The open file.
     Same,
-    /// Another file or none, and the directory is the one in which it was opened.
+    /// Another file or none, in the directory that the file was opened in.
     Other,
-    /// Nothing can be said: the directory is not where it was, or cannot be looked into. Why.
+    /// Unknown, with the reason: the directory is not where it was, or cannot be read.
     OutOfReach(io::Error),
 }
 
@@ -84,7 +85,7 @@ impl DiskFile {
     pub(super) fn open(disk: &Disk, path: &Path, how: Open) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(how != Open::ReadOnly).mode(0o600);
-        // Of a pipe that somebody put there, opening would wait for the other end; a file is not concerned.
+        // Without O_NONBLOCK, opening a pipe would wait for its other end. Regular files ignore the flag.
         options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
         let op = match how {
             Open::Existing | Open::ReadOnly => Op::Open,
@@ -114,7 +115,7 @@ impl DiskFile {
         })
     }
 
-    /// The name it was opened by.
+    /// The path that it was opened by.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -124,32 +125,32 @@ impl DiskFile {
         Ok(self.metadata()?.len())
     }
 
-    /// Bytes that its blocks take on the disk; less than its length where it is sparse.
+    /// Bytes of its blocks on disk; less than its length if it is sparse.
     pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.blocks().saturating_mul(512))
     }
 
-    /// The disk it was opened on.
+    /// The [`Disk`] that it was opened with.
     pub(crate) fn disk(&self) -> &Disk {
         &self.disk
     }
 
-    /// The directory in which it was opened.
+    /// The directory that it was opened in.
     pub(crate) fn home(&self) -> &Home {
         &self.home
     }
 
-    /// What its name means by now.
+    /// What its name refers to now.
     pub(crate) fn name(&self) -> Name {
         match std::fs::symlink_metadata(&self.path) {
             Ok(metadata) if self.identity == Identity::of(&metadata) => Name::Same,
             Err(error) if error.kind() != io::ErrorKind::NotFound => Name::OutOfReach(error),
-            // A name in another directory is another name.
+            // A name in another directory is not this file's name.
             _ => self.home.check().map_or_else(Name::OutOfReach, |()| Name::Other),
         }
     }
 
-    /// Whether its name still means the file that was opened, and its descriptor too.
+    /// Whether both its name and its descriptor still refer to the file that was opened.
     pub(crate) fn is_same_file(&self) -> io::Result<bool> {
         if self.descriptor_is_ours().is_err() {
             return Ok(false);
@@ -161,7 +162,7 @@ impl DiskFile {
         }
     }
 
-    /// Whether what is written to it can be found again: by its name or, while its directory is out of reach, by whoever brings that back.
+    /// Whether data written to it can be found again: by its name, or once its directory is reachable again.
     pub(crate) fn can_be_found(&self) -> io::Result<bool> {
         self.descriptor_is_ours()?;
         match self.name() {
@@ -171,7 +172,7 @@ impl DiskFile {
         }
     }
 
-    /// Fills `out` from `offset`; the end of the file inside it is an error.
+    /// Fills `out` from `offset`; fails if the file ends before.
     pub(crate) fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let len = out.len() as u64;
         self.disk.guarded(Op::Read, &self.path, len, || {
@@ -207,19 +208,21 @@ impl DiskFile {
         self.file.write_at(&bytes[..allowed], offset)
     }
 
-    /// Whether the descriptor still leads to the file.
+    /// Fails unless the descriptor still refers to the file.
     pub(crate) fn descriptor_is_ours(&self) -> io::Result<()> {
         self.metadata().map(drop)
     }
 
-    /// A program may close every descriptor it finds, as daemons do, and open files and sockets of its own under the same numbers. Those must
-    /// not get our bytes, nor be read, locked or closed by us. Looked at before each of these; who closes a descriptor between the look and
-    /// the call cannot be helped by us.
+    /// The metadata of the file, if the descriptor still refers to it.
+    ///
+    /// A daemon may close every descriptor it finds and open files and sockets of its own under the same numbers. The library
+    /// must not read, write, lock or close those, so this is checked before each such call. A descriptor that is closed
+    /// between the check and the call cannot be detected.
     fn metadata(&self) -> io::Result<Metadata> {
         if !self.is_gone.load(Ordering::Relaxed) {
             match self.file.metadata() {
                 Ok(metadata) if self.identity == Identity::of(&metadata) => return Ok(metadata),
-                // The file system's own trouble says nothing about the number.
+                // An error of the file system says nothing about the descriptor.
                 Err(error) if error.raw_os_error() != Some(libc::EBADF) => return Err(error),
                 _ => self.is_gone.store(true, Ordering::Relaxed),
             }
@@ -227,19 +230,19 @@ impl DiskFile {
         Err(io::Error::other("the program has closed the queue's file descriptors"))
     }
 
-    /// Writes zeros wherever the first `len` bytes have no blocks, as in a file that was restored by a program which leaves out zeros. A
-    /// write to a mapping would need these blocks, and cannot report that the disk has none.
+    /// Writes zeros where the first `len` bytes have no blocks, as in a file that a backup program restored as a sparse file. A
+    /// write to a mapping would need these blocks and could not report that the disk is full.
     pub(crate) fn fill_holes(&self, len: u64) -> io::Result<()> {
         let mut at = 0;
         while let Some(hole) = self.next_hole(at, len)? {
             self.write_zeros_from(hole.start, hole.end)?;
             at = hole.end;
         }
-        // Promised is not given: where there is no room for the blocks this is when it shows.
+        // With delayed allocation a lack of space shows only now.
         if at > 0 { self.sync_data() } else { Ok(()) }
     }
 
-    /// The first run without blocks from `from` on.
+    /// The first range without blocks at or after `from`.
     #[cfg(target_os = "linux")]
     fn next_hole(&self, from: u64, len: u64) -> io::Result<Option<Range<u64>>> {
         use nix::errno::Errno;
@@ -251,7 +254,7 @@ impl DiskFile {
         };
         let start = match seek(from, Whence::SeekHole) {
             Ok(start) if start < len => start,
-            // None before the end of the file, or a file system that knows of none.
+            // No hole before the end of the file, or a file system that does not report holes.
             Ok(_) | Err(Errno::ENXIO | Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -263,20 +266,20 @@ impl DiskFile {
         Ok(Some(start..end))
     }
 
-    /// Elsewhere nothing is mapped.
+    /// Files are mapped on Linux only.
     #[cfg(not(target_os = "linux"))]
     fn next_hole(&self, _from: u64, _len: u64) -> io::Result<Option<Range<u64>>> {
         Ok(None)
     }
 
-    /// Writes `len` zero bytes from the start, so that every block is really there.
+    /// Writes `len` zero bytes from the start, so that every block is allocated.
     pub(crate) fn write_zeros(&self, len: u64) -> io::Result<()> {
         self.write_zeros_from(0, len)
     }
 
     fn write_zeros_from(&self, from: u64, to: u64) -> io::Result<()> {
-        // A page at a time: a larger write makes the kernel cache the file in larger units, and then one byte written through a
-        // mapping makes such a unit dirty as a whole. Measured: 28 times the bytes of a journal at 100 events a second, not 6.
+        // One page at a time: after a larger write the kernel caches the file in larger units, and one byte written through a
+        // mapping makes a whole unit dirty. Measured at 100 events a second: 28 times the journal's bytes instead of 6.
         static ZEROS: [u8; 4096] = [0; 4096];
         let mut offset = from;
         while offset < to {
@@ -287,7 +290,7 @@ impl DiskFile {
         Ok(())
     }
 
-    /// Makes its bytes, and what is needed to find them, durable.
+    /// Makes its bytes, and the metadata needed to find them, durable.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         self.disk.guarded(Op::Sync, &self.path, 0, || {
             self.descriptor_is_ours()?;
@@ -295,10 +298,10 @@ impl DiskFile {
         })
     }
 
-    /// Makes what was written to its first `len` bytes through `mapping` durable.
+    /// Makes data that was written to the first `len` bytes through `mapping` durable.
     pub(crate) fn sync_mapped(&self, mapping: &Mapping, len: usize) -> io::Result<()> {
         self.disk.guarded(Op::Sync, &self.path, 0, || {
-            // Elsewhere `msync` does not reach through the disk's own cache.
+            // On other systems `msync` does not flush the disk's own cache.
             if cfg!(target_os = "linux") { mapping.sync(len) } else { self.file.sync_data() }
         })
     }
@@ -321,7 +324,7 @@ impl DiskFile {
         })
     }
 
-    /// Takes an exclusive lock without waiting; `false` if somebody holds it. It ends with the last descriptor of this open file.
+    /// Takes an exclusive lock without waiting; `false` if it is held. The lock ends with the last descriptor of this open file.
     pub(crate) fn try_lock(&self) -> io::Result<bool> {
         self.disk.guarded(Op::Lock, &self.path, 0, || match self.file.try_lock() {
             Ok(()) => Ok(true),
@@ -330,27 +333,27 @@ impl DiskFile {
         })
     }
 
-    /// Whether the name that it was opened by was removed. Further names, as backups by hard links make them, are not ours: whoever opens
-    /// the queue does not look there.
+    /// Whether the name that it was opened by was removed. Further names, such as hard links of a backup, do not count: nobody
+    /// opens the queue by them.
     pub(crate) fn is_unlinked(&self) -> io::Result<bool> {
         Ok(self.metadata()?.nlink() == 0 || self.lost_one_of_its_names())
     }
 
-    /// Whether it lives on under other names, while the one that it was opened by is gone. A file that was only moved, itself or with
-    /// its directory, has the same number of links: the kernel tells them apart by what it says of the descriptor.
+    /// Whether the file has other names while the one that it was opened by is gone. A file that was moved, by itself or with
+    /// its directory, has the same number of links; the kernel's name for the descriptor shows the difference.
     #[cfg(target_os = "linux")]
     fn lost_one_of_its_names(&self) -> bool {
         use std::os::fd::AsRawFd;
         use std::os::unix::ffi::OsStrExt;
         let link = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
         let Ok(leads_to) = std::fs::read_link(&link) else { return false };
-        // A file may have such a name, and then it is there.
+        // A file may really have a name with this ending; then it exists.
         let is_gone =
             || matches!(std::fs::symlink_metadata(&leads_to), Err(error) if error.kind() == io::ErrorKind::NotFound);
         leads_to.as_os_str().as_bytes().ends_with(b" (deleted)") && is_gone() && filesystem::keeps_names(&link)
     }
 
-    /// Elsewhere nobody says.
+    /// Unknown on other systems.
     #[cfg(not(target_os = "linux"))]
     fn lost_one_of_its_names(&self) -> bool {
         false
@@ -374,7 +377,7 @@ impl DiskFile {
         self.identity
     }
 
-    /// Has its descriptor closed in every forked child, for as long as the answer lives.
+    /// Has its descriptor closed in every forked child while the returned value lives.
     pub(crate) fn close_in_child(&self) -> CloseInChild {
         fork::close_in_child(&self.file, self.identity)
     }
@@ -382,18 +385,18 @@ impl DiskFile {
 
 impl Drop for DiskFile {
     fn drop(&mut self) {
-        // A number that leads to something of the program's is not ours to close. Where the file system does not answer it is still ours.
+        // A number that refers to something else must not be closed. An error of the file system does not mean that it does.
         if self.metadata().is_err() && self.is_gone.load(Ordering::Relaxed) {
-            // The count never falls to zero, so nobody closes the number.
+            // The count never falls to zero, so the number is never closed.
             std::mem::forget(Arc::clone(&self.file));
         }
     }
 }
 
-/// An exclusive lock; given up when dropped.
+/// An exclusive lock on a file; released when dropped. It ends with this process and does not live on in forked children.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    /// Dropped first: the descriptor must still be open while it is on the list of those closed in children.
+    /// Dropped first: the descriptor must be open while it is on the list of those to be closed in children.
     in_child: CloseInChild,
     file: DiskFile,
 }
@@ -406,9 +409,9 @@ impl Lock {
 }
 
 impl Disk {
-    /// Opens a file, and locks it unless somebody else has the lock.
+    /// Opens a file and locks it; `None` if the lock is held.
     pub(crate) fn open_locked(&self, path: &Path, how: Open) -> io::Result<Option<Lock>> {
-        // A child that is forked in between would have the descriptor, and with it the lock as soon as that is taken.
+        // A child forked between the two would inherit the descriptor, and with it the lock as soon as that is taken.
         let opened = fork::without_fork(|| self.open(path, how).map(|file| (file.close_in_child(), file)));
         let (in_child, file) = opened?;
         Ok(file.try_lock()?.then_some(Lock { in_child, file }))
@@ -417,8 +420,8 @@ impl Disk {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before it is taken off the list: a child that is forked after that has the descriptor, and must not have the lock. In a child the
-        // lock is the parent's.
+        // Before it is removed from the list: a child forked after that inherits the descriptor and must not hold the lock. In a
+        // child the lock belongs to the parent.
         if self.in_child.is_of_this_process() {
             let _ = self.file.unlock();
         }

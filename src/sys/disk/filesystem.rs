@@ -1,8 +1,9 @@
-//! What kind of file system a directory is on, how much room it has, and who besides this process may write there.
+//! File systems: their kind, their free space, and who besides this process may write to a file or directory.
 //!
-//! A queue decides what is sent in the program's name, and a program that is run by root opens, truncates and removes the files in it.
-//! So what another user owns, or every user may write, is not used as a queue. Members of a group are a choice of the
-//! administrator (Kubernetes' `fsGroup` opens every volume to one), and on a file system of another machine owners are that machine's.
+//! The files of a queue decide what is sent in the program's name, and a program run by root opens, truncates and removes
+//! them. So a file that another user owns, or that every user may write, is not used. Write access of a group is the
+//! administrator's choice (Kubernetes' `fsGroup` grants it on every volume), and owners on a network file system are those of
+//! another machine, so neither is refused.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -12,23 +13,23 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-/// The kinds that are treated differently.
+/// The kinds of file systems that are treated differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileSystem {
-    /// ext2, ext3 or ext4: once written, a block stays where it is.
+    /// ext2, ext3 or ext4: a block that was written stays where it is.
     Ext,
-    /// Held in memory: fast, and gone with the machine.
+    /// In memory: fast, and lost with the machine.
     Memory,
-    /// A container's writable layer: gone with the container, and copy-on-write underneath.
+    /// The writable layer of a container: lost with the container, and copy-on-write.
     Overlay,
-    /// On another machine; locks may not be what they seem.
+    /// On another machine; locks may not work.
     Network,
     /// Anything else; treated as copy-on-write.
     Other,
 }
 
 impl FileSystem {
-    /// Whether writing to a shared mapping of a fully written file can be trusted never to fault for want of a block.
+    /// Whether a write to a shared mapping of a completely written file can never fault because a block is missing.
     pub(crate) fn may_map(self) -> bool {
         matches!(self, FileSystem::Ext | FileSystem::Memory)
     }
@@ -59,8 +60,8 @@ pub(super) fn kind(path: &Path) -> io::Result<FileSystem> {
     })
 }
 
-/// Whether a name that the kernel calls deleted was deleted. Where files lie on another machine, or with another process, it also says
-/// so of names that it could not look up for a while.
+/// Whether a name that the kernel reports as deleted was really deleted. On network file systems and FUSE it also reports
+/// names as deleted that could not be looked up for a while.
 #[cfg(target_os = "linux")]
 #[allow(clippy::unnecessary_cast, reason = "the type is not the same on every libc, and no conversion takes them all")]
 pub(super) fn keeps_names(path: &Path) -> bool {
@@ -94,14 +95,14 @@ const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// Why something is not this process's alone.
+/// Why a file or directory can be changed by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exposure {
-    /// It belongs to somebody who is neither root nor the user of this process.
+    /// Its owner is neither root nor the user of this process.
     Owner {
         /// Its owner.
         owner: u32,
-        /// Who we are.
+        /// The user of this process.
         user: u32,
     },
     /// Every user may write to it.
@@ -109,9 +110,9 @@ pub(crate) enum Exposure {
         /// Its mode.
         mode: u32,
     },
-    /// A group may write to it, and root does.
+    /// A group may write to it, and this process runs as root.
     Group {
-        /// Which.
+        /// The group.
         group: u32,
         /// Its mode.
         mode: u32,
@@ -123,22 +124,22 @@ impl fmt::Display for Exposure {
         match self {
             Exposure::Owner { owner, user } => write!(
                 f,
-                "it belongs to user {owner}, and this process runs as user {user}: give it to this user (chown), or run as its owner"
+                "it belongs to user {owner}, and this process runs as user {user}: change its owner (chown) or run as that user"
             ),
             Exposure::Everybody { mode } => {
-                write!(f, "every user may write to it (mode {mode:o}): take that away (chmod o-w)")
+                write!(f, "every user may write to it (mode {mode:o}): remove that permission (chmod o-w)")
             }
             Exposure::Group { group, mode } => {
                 write!(
                     f,
-                    "group {group} may write to it (mode {mode:o}), and this process runs as root: chmod g-w if that is not meant to be"
+                    "group {group} may write to it (mode {mode:o}), and this process runs as root: remove that permission (chmod g-w) unless it is intended"
                 )
             }
         }
     }
 }
 
-/// What is wrong with something that is to be used as part of a queue.
+/// Who else can change a file or directory that is to be part of a queue.
 fn exposure(owner: u32, mode: u32, user: u32) -> Option<Exposure> {
     if owner != user && owner != ROOT {
         return Some(Exposure::Owner { owner, user });
@@ -146,7 +147,7 @@ fn exposure(owner: u32, mode: u32, user: u32) -> Option<Exposure> {
     (mode & OTHERS_WRITE != 0).then_some(Exposure::Everybody { mode })
 }
 
-/// What is wrong with a directory above: one in which nobody can touch what belongs to others (`/tmp`) is good.
+/// Who else can change the entries of a directory above a queue. A sticky directory (`/tmp`) protects them.
 fn exposure_above(owner: u32, group: u32, mode: u32, user: u32, is_queue_dir: bool) -> Option<Exposure> {
     let found =
         exposure(owner, mode, user).filter(|found| matches!(found, Exposure::Owner { .. }) || mode & STICKY == 0);
@@ -154,9 +155,9 @@ fn exposure_above(owner: u32, group: u32, mode: u32, user: u32, is_queue_dir: bo
     found.or(by_group.then_some(Exposure::Group { group, mode }))
 }
 
-/// Fails for a file or directory of a queue that is not this process's alone. `path` is where it lies.
+/// Fails if another user owns a file or directory of a queue, or every user may write it. `path` is its path.
 pub(super) fn vet(metadata: &Metadata, path: &Path) -> io::Result<()> {
-    // A link has no mode of its own.
+    // The mode of a symbolic link has no meaning.
     let mode = if metadata.is_symlink() { 0 } else { metadata.mode() & 0o7777 };
     let Some(exposure) = exposure(metadata.uid(), mode, geteuid().as_raw()) else { return Ok(()) };
     if kind(path).is_ok_and(|kind| kind == FileSystem::Network) {
@@ -165,7 +166,7 @@ pub(super) fn vet(metadata: &Metadata, path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{path:?} is not used: {exposure}")))
 }
 
-/// The first of the directories from `queue_dir` up to the root that others may change or replace.
+/// The first of the directories from `queue_dir` up to the root whose entries others can change or replace.
 pub(crate) fn exposed_above(queue_dir: &Path) -> io::Result<Option<(PathBuf, Exposure)>> {
     let queue_dir = queue_dir.canonicalize()?;
     let user = geteuid().as_raw();
@@ -187,7 +188,7 @@ mod tests {
     const OTHER: u32 = 1001;
 
     #[test]
-    fn what_another_user_owns_or_every_user_may_write_is_no_part_of_a_queue() {
+    fn files_that_others_can_change_are_not_used() {
         for (owner, mode, user, is_exposed) in [
             (USER, 0o700, USER, false),
             (ROOT, 0o700, USER, false),
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn above_a_queue_a_sticky_directory_is_good_and_groups_are_said_to_root_alone() {
+    fn above_a_queue_sticky_is_safe_and_groups_matter_to_root() {
         for (owner, group, mode, user, is_queue_dir, is_exposed) in [
             (ROOT, ROOT, 0o1777, USER, false, false),
             (ROOT, ROOT, 0o1777, ROOT, true, false),

@@ -1,10 +1,11 @@
-//! Knowing, without a system call, that this process is a forked child.
+//! Forks: detects without a system call that this process is a forked child, and closes locks in children.
 //!
-//! One word lives on a page that the kernel wipes in children (`MADV_WIPEONFORK`), so that even a raw `clone` is noticed. Beside it
-//! a handler registered with `pthread_atfork` closes, in the child, the descriptors whose locks must not live on there: a lock taken
-//! with `flock` belongs to the open file, and a daemonizing parent would otherwise leave it to a child that never asked for it.
-//! Closed, and never unlocked: unlocking through a duplicate would free the parent's lock as well. Two more handlers keep a fork from
-//! falling between the opening of such a file and its being on the list ([`without_fork`]).
+//! * One word is on a page that the kernel wipes in children (`MADV_WIPEONFORK`), so even a raw `clone` is detected.
+//! * A handler registered with `pthread_atfork` closes in the child the descriptors whose locks must not live on there: a
+//!   `flock` lock belongs to the open file, so a child of a daemonizing parent would keep it. The descriptor is closed and not
+//!   unlocked, because unlocking a duplicate would release the parent's lock too.
+//! * Two more handlers keep a fork from happening between the opening of such a file and its registration
+//!   ([`without_fork`]).
 
 #![allow(unsafe_code, reason = "a wiped page and a fork handler; each block proves itself")]
 
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::stat::fstat;
 
-/// How many forks lie between the process that first asked and this one.
+/// The number of forks between the process that called this first and the present one.
 #[inline]
 pub(crate) fn generation() -> u64 {
     if marker().load(Ordering::Acquire) != PRESENT {
@@ -39,7 +40,7 @@ const PRESENT: u32 = 2;
 #[cold]
 fn notice_fork() {
     let marker = marker();
-    // One thread of the child counts; the others wait for it, a few instructions.
+    // One thread of the child counts; the others wait for a few instructions.
     if marker.compare_exchange(WIPED, NOTICING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
         marker.store(PRESENT, Ordering::Release);
@@ -49,13 +50,13 @@ fn notice_fork() {
     }
 }
 
-/// The word on the wiped page. A pointer and not a lazily locked cell: a fork may fall into the middle of the first call, and a
-/// child must never wait for a thread that it does not have.
+/// The word on the wiped page. A pointer and not a lazily locked cell: a fork may happen during the first call, and a child
+/// must never wait for a thread that it does not have.
 static MARKER: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
 #[inline]
 fn marker() -> &'static AtomicU32 {
-    // SAFETY: what the pointer was set to is never freed.
+    // SAFETY: the memory that the pointer was set to is never freed.
     match unsafe { MARKER.load(Ordering::Acquire).as_ref() } {
         Some(marker) => marker,
         None => first_marker(),
@@ -75,7 +76,7 @@ fn first_marker() -> &'static AtomicU32 {
             unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
             fresh
         }
-        // Somebody was faster; our page stays behind, once in the life of a process.
+        // Another thread was faster; this page is leaked, at most once per process.
         // SAFETY: as in `marker`; a failed exchange found a pointer that is not null.
         Err(earlier) => unsafe { earlier.as_ref() }.unwrap_or(fresh),
     }
@@ -102,8 +103,8 @@ fn wiped_page() -> Option<&'static AtomicU32> {
     None
 }
 
-/// The lock, unless it is held for longer than that. A thread may hold it that does not exist here, because this is a child of the process
-/// that has it.
+/// Locks a mutex; `None` if that takes longer than `most`. In a forked child the mutex may be held by a thread that exists in
+/// the parent only.
 pub(crate) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
     let deadline = Instant::now() + most;
     loop {
@@ -116,17 +117,17 @@ pub(crate) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGu
     }
 }
 
-/// Taken by whoever opens a file that must not get into a child unlisted, and by whoever forks.
+/// Held while a file is opened that must not get into a child unregistered, and during a fork.
 static GATE: AtomicBool = AtomicBool::new(false);
-/// How long either waits for the other: a program's fork must not hang with a file system that does.
+/// How long each of the two waits for the other: a fork must not hang because a file system does.
 const GATE_WAIT: Duration = Duration::from_millis(50);
 
 thread_local! {
-    /// This thread is about to fork, and has the gate.
+    /// Whether this thread is forking and holds the gate.
     static FORKS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Makes a call into which no fork falls, unless it takes longer than a fork may wait.
+/// Makes a call during which no fork happens, unless the call takes longer than a fork may wait.
 pub(super) fn without_fork<T>(call: impl FnOnce() -> T) -> T {
     struct Passing;
     impl Drop for Passing {
@@ -134,7 +135,7 @@ pub(super) fn without_fork<T>(call: impl FnOnce() -> T) -> T {
             GATE.store(false, Ordering::Release);
         }
     }
-    // The handlers must be there.
+    // Registers the handlers.
     generation();
     let _passing = take_gate().then_some(Passing);
     call()
@@ -151,7 +152,8 @@ fn take_gate() -> bool {
     true
 }
 
-/// Runs in the parent, on the thread that forks, before and after. Atomics, the clock and short sleeps alone.
+/// Runs in the parent before the fork, on the thread that forks; [`in_parent`] runs after it. Uses only atomics, the clock and
+/// short sleeps.
 extern "C" fn before_fork() {
     FORKS.set(take_gate());
 }
@@ -175,8 +177,8 @@ impl Identity {
     }
 }
 
-/// A descriptor to be closed in children, and what it led to when it was put here: by the time of a fork the program may have closed it, and
-/// have a file or a socket of its own under that number.
+/// A descriptor to be closed in children, with the identity of its file: by the time of a fork the program may have closed it
+/// and opened a file or socket of its own under that number.
 #[derive(Debug)]
 struct Slot {
     descriptor: AtomicI32,
@@ -184,7 +186,7 @@ struct Slot {
     inode: AtomicU64,
 }
 
-/// As many as there can be locks in one process by any sane use.
+/// More than any sensible number of locks in one process.
 static CLOSED_IN_CHILD: [Slot; 256] = [const { Slot::new() }; 256];
 const FREE: i32 = -1;
 const TAKEN: i32 = -2;
@@ -204,7 +206,7 @@ impl Slot {
         true
     }
 
-    /// Frees the slot, and closes the descriptor if it still is what it was. Async-signal-safe.
+    /// Frees the slot, and closes the descriptor if it still refers to the same file. Async-signal-safe.
     fn close(&self) {
         let descriptor = self.descriptor.swap(FREE, Ordering::AcqRel);
         if descriptor < 0 {
@@ -223,19 +225,19 @@ impl Slot {
     }
 }
 
-/// These have different widths on different systems.
+/// Device and inode numbers have different widths on different systems.
 fn widened(value: impl TryInto<u64>) -> u64 {
     value.try_into().unwrap_or(u64::MAX)
 }
 
-/// Keeps a descriptor on the list of those closed in children; takes it off when dropped.
+/// Keeps a descriptor registered to be closed in children, until dropped.
 #[derive(Debug)]
 pub(crate) struct CloseInChild {
     slot: Option<&'static Slot>,
     generation: u64,
 }
 
-/// Puts the descriptor of `file` on the list. The answer must be dropped before the file is.
+/// Registers the descriptor of `file`. The returned value must be dropped before the file.
 pub(super) fn close_in_child(file: &File, identity: Identity) -> CloseInChild {
     let generation = generation();
     let slot = CLOSED_IN_CHILD.iter().find(|slot| slot.take(file.as_raw_fd(), identity));
@@ -243,7 +245,7 @@ pub(super) fn close_in_child(file: &File, identity: Identity) -> CloseInChild {
 }
 
 impl CloseInChild {
-    /// Whether this is the process that put it on the list.
+    /// Whether this is the process that registered it.
     pub(super) fn is_of_this_process(&self) -> bool {
         generation() == self.generation
     }
@@ -251,19 +253,20 @@ impl CloseInChild {
 
 impl Drop for CloseInChild {
     fn drop(&mut self) {
-        // In a child the handler has freed the slot already, and somebody else may have it by now.
+        // In a child the handler has freed the slot already, and it may be in use again.
         if let Some(slot) = self.slot.filter(|_| self.is_of_this_process()) {
             slot.descriptor.store(FREE, Ordering::Release);
         }
     }
 }
 
-/// Runs in the child, on its only thread, before `fork` returns. Atomics, `fstat` and `close` alone: they are async-signal-safe.
+/// Runs in the child, on its only thread, before `fork` returns. Uses only atomics, `fstat` and `close`, which are
+/// async-signal-safe.
 extern "C" fn in_child() {
     CLOSED_IN_CHILD.iter().for_each(Slot::close);
     FORKS.set(false);
     GATE.store(false, Ordering::Release);
-    // Where the page is wiped this is so already; where there is none, this is how the fork is noticed.
+    // A wiped page reads so already; without such a page this is how the fork is detected.
     marker().store(WIPED, Ordering::Release);
     notice_fork();
 }
@@ -275,13 +278,13 @@ mod tests {
     use super::super::{Disk, Open};
     use super::*;
 
-    /// What a number leads to.
+    /// The file that a descriptor refers to.
     fn target(descriptor: i32) -> String {
         std::fs::read_link(format!("/proc/self/fd/{descriptor}"))
             .map_or_else(|e| e.to_string(), |p| p.display().to_string())
     }
 
-    /// Puts a socket in the place of a descriptor, as a program does that has closed what it found and goes on.
+    /// Replaces a descriptor by a socket, as a daemon does that closes all descriptors and opens its own.
     fn replaced(descriptor: i32) -> String {
         let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
         // SAFETY: the number is that of a file of this test, and of nothing that anybody else closes.
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_the_program_has_given_to_something_else_is_not_closed_with_the_file() {
+    fn a_reused_descriptor_is_not_closed_with_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = Disk::default().open(&dir.path().join("file"), Open::CreateNew).unwrap();
         let descriptor = file.number();
@@ -308,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_means_the_same_file_again_is_closed_by_whoever_opened_it_last() {
+    fn a_descriptor_is_closed_by_the_last_file_that_opened_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let first = Disk::default().open(&path, Open::CreateNew).unwrap();
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_closes_is_the_file_that_was_listed_and_nothing_else() {
+    fn a_child_closes_the_registered_file_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let file = Disk::default().open(&dir.path().join("file"), Open::CreateNew).unwrap();
         let (slot, descriptor) = (Slot::new(), file.number());

@@ -1,4 +1,4 @@
-//! The disk as a value, and the gate through which tests make any of its calls fail.
+//! [`Disk`] as a value, and the gate by which tests make any of its calls fail.
 
 use std::fmt::Debug;
 use std::io;
@@ -10,62 +10,62 @@ use crate::sys::machine::OomCount;
 
 use super::filesystem::FileSystem;
 
-/// The disk. Cheap to clone; the default is the real one.
+/// Access to the file system. Cheap to clone; the default has no gate.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     pub(super) gate: Option<Arc<dyn Gate>>,
 }
 
-/// Decides about each call before it is made.
+/// Decides about each call before it is made. A method that returns `None` leaves the real value in place.
 pub(crate) trait Gate: Send + Sync + Debug {
-    /// Asked before the call.
+    /// Called before each call.
     fn before(&self, call: &Call<'_>) -> Verdict;
-    /// Told when the call has succeeded.
+    /// Called after a call has succeeded.
     fn after(&self, _call: &Call<'_>) {}
-    /// The kind of file system that is pretended; `None` tells the truth.
+    /// The kind of file system to pretend.
     fn file_system(&self) -> Option<FileSystem> {
         None
     }
-    /// The start of the machine that is pretended; `None` tells the truth.
+    /// The boot id to pretend.
     fn boot_id(&self) -> Option<u128> {
         None
     }
-    /// The time since that start that is pretended; `None` tells the truth.
+    /// The time since boot to pretend.
     fn uptime(&self) -> Option<Duration> {
         None
     }
-    /// What the OOM killer is pretended to have done; `None` tells the truth.
+    /// The kills by the OOM killer to pretend.
     fn oom_count(&self) -> Option<OomCount> {
         None
     }
 }
 
-/// What a [`Gate`] says.
+/// The decision of a [`Gate`].
 #[derive(Debug)]
 pub(crate) enum Verdict {
     /// Make the call.
     Go,
-    /// Do not make it; this is its result.
+    /// Fail the call with this error.
     #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
     Fail(io::Error),
-    /// For a write: make it with no more than so many bytes.
+    /// Write at most this number of bytes; only for writes.
     #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
     Short(usize),
 }
 
-/// One call, as a [`Gate`] sees it.
+/// A call, as a [`Gate`] receives it.
 #[derive(Debug)]
 #[cfg_attr(not(test), allow(dead_code, reason = "gates are made by tests"))]
 pub(crate) struct Call<'a> {
-    /// Which call.
+    /// The kind of call.
     pub(crate) op: Op,
-    /// The file or directory it concerns; for a rename, the source.
+    /// The file or directory; for a rename, the source.
     pub(crate) path: &'a Path,
-    /// Bytes to be written, or the length to be set; 0 otherwise.
+    /// The number of bytes to write, or the length to set; otherwise 0.
     pub(crate) len: u64,
 }
 
-/// The calls there are.
+/// The kinds of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Op {
     /// Opening an existing file.
@@ -99,13 +99,13 @@ pub(crate) enum Op {
 }
 
 impl Disk {
-    /// The real disk with a gate before it.
+    /// The real disk behind a gate.
     #[cfg(test)]
     pub(crate) fn gated(gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate) }
     }
 
-    /// Makes a call, unless the gate decides otherwise; retried when a signal interrupted it.
+    /// Makes a call if the gate allows it; repeats it when a signal interrupted it.
     pub(super) fn guarded<T>(
         &self,
         op: Op,
@@ -154,7 +154,7 @@ mod faults {
         })
     }
 
-    /// Asks `decide` about each call; it is told how many calls of the same kind there have been, this one included.
+    /// A gate that asks `decide` about each call, with the number of calls of that kind so far, this one included.
     pub(crate) fn fail_when(
         decide: impl Fn(&Call<'_>, u64) -> Option<Verdict> + Send + Sync + 'static,
     ) -> Arc<dyn Gate> {

@@ -1,8 +1,9 @@
-//! Memory shared with a file, every access of it atomic.
+//! Mapped memory, shared with a file, whose every access is atomic.
 //!
-//! Another process may write the same file at any moment, and nothing in Rust's rules can forbid it. So there is no slice of this
-//! memory and no plain load or store: it is read and written as relaxed atomic words, which on the machines we run on are plain
-//! moves, and a protocol error of ours or of a stranger is a wrong byte (checksums are there for those) and never undefined behaviour.
+//! Another process may write the same file at any moment, which Rust's aliasing rules cannot prevent. So there is no slice of
+//! this memory and no plain load or store. It is read and written as relaxed atomic words, which compile to plain moves on
+//! the supported machines. A mistake of this or another process then gives a wrong byte, which the checksums detect, and
+//! never undefined behaviour.
 
 #![allow(unsafe_code, reason = "mapping memory and reaching into it; each block proves itself")]
 
@@ -18,17 +19,17 @@ use nix::sys::mman::{self, MapFlags, MmapAdvise, MsFlags, ProtFlags};
 use super::fork;
 
 const WORD: usize = size_of::<u64>();
-/// Advice is given for whole pages. Where they are larger it is refused, and nothing is lost but speed.
+/// `madvise` works on whole pages. Systems with larger pages refuse it, which costs only speed.
 const PAGE: usize = 4096;
 
-/// A run of mapped memory. Absent in forked children: there, dropping it does nothing, and touching it is a fault, so whoever
-/// reaches it must have compared [`fork::generation`] first.
+/// A range of mapped memory. It does not exist in forked children: there, dropping it does nothing and an access faults, so
+/// callers compare [`fork::generation`] first.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u64>,
     /// In bytes; a multiple of `WORD`.
     len: usize,
-    /// The fork generation that has the memory.
+    /// The fork generation in which the memory is mapped.
     generation: u64,
 }
 
@@ -67,13 +68,13 @@ impl Mapping {
         self.len
     }
 
-    /// The 8-byte word at byte `offset`, or `None` if it does not lie inside on its boundary.
+    /// The 8-byte word at byte `offset`; `None` if it is outside or unaligned.
     #[inline]
     pub(crate) fn word64(&self, offset: usize) -> Option<&AtomicU64> {
         self.words(offset, offset.checked_add(WORD)?)?.first()
     }
 
-    /// The words from byte `from` to byte `to`, or `None` unless both are boundaries of words inside.
+    /// The words from byte `from` to byte `to`; `None` unless both are inside and aligned.
     #[inline]
     pub(crate) fn words(&self, from: usize, to: usize) -> Option<&[AtomicU64]> {
         if !from.is_multiple_of(WORD) || !to.is_multiple_of(WORD) {
@@ -85,8 +86,8 @@ impl Mapping {
         all.get(from / WORD..to / WORD)
     }
 
-    /// Copies `bytes` to byte `offset`, which must be a multiple of 8; a last partial word is filled up with zeros.
-    /// `false`, and nothing written, if that does not fit.
+    /// Copies `bytes` to byte `offset`, which must be a multiple of 8. A partial last word is filled with zeros. Returns `false`,
+    /// and writes nothing, if it does not fit.
     #[must_use]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let end = bytes.len().checked_next_multiple_of(WORD).and_then(|len| offset.checked_add(len));
@@ -94,7 +95,7 @@ impl Mapping {
         words.is_some_and(|words| store_bytes(words, bytes))
     }
 
-    /// Copies `len` bytes from byte `offset` out, as far as they lie inside.
+    /// Copies `len` bytes at byte `offset`, or as many of them as are inside.
     pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {
         let end = offset.saturating_add(len).min(self.len);
         let first = offset.min(end) / WORD;
@@ -109,28 +110,28 @@ impl Mapping {
         out
     }
 
-    /// Makes what was written to the first `len` bytes durable, as `fdatasync` does for a whole file. Pages behind stay dirty, and so
-    /// can be written to without a fault.
+    /// Makes data that was written to the first `len` bytes durable, as `fdatasync` does for a whole file. Later pages stay dirty,
+    /// so they can be written without a fault.
     pub(super) fn sync(&self, len: usize) -> io::Result<()> {
         // SAFETY: the range begins with this mapping and is no longer; its bytes are only read.
         unsafe { mman::msync(self.start.cast(), len.min(self.len), MsFlags::MS_SYNC)? };
         Ok(())
     }
 
-    /// Lets the kernel take the pages from byte `from` on out of this process; a shared mapping keeps its bytes in the file.
+    /// Lets the kernel remove the pages from byte `from` on from this process. The bytes of a shared mapping stay in the file.
     pub(crate) fn release_pages(&self, from: usize) -> io::Result<()> {
         self.advise(from.next_multiple_of(PAGE), self.len, MmapAdvise::MADV_DONTNEED)
     }
 
-    /// Has the kernel do now, on this thread, what it would do when each page of the range is first written to. Refused by kernels
-    /// before 5.14; then it is done later.
+    /// Makes the pages of a range writable now, on this thread, instead of at the first write to each. Kernels before 5.14
+    /// refuse it; then the first write does it.
     #[cfg(target_os = "linux")]
     pub(crate) fn prefault(&self, from: usize, to: usize) {
         let to = to.saturating_add(PAGE - 1).min(self.len);
         let _ = self.advise(from - from % PAGE, to - to % PAGE, MmapAdvise::MADV_POPULATE_WRITE);
     }
 
-    /// Other systems have no call for it.
+    /// Not available on other systems.
     #[cfg(not(target_os = "linux"))]
     pub(crate) fn prefault(&self, _from: usize, _to: usize) {}
 
@@ -151,7 +152,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if fork::generation() != self.generation {
-            // The child never had it, and something else may live at that address by now.
+            // The mapping does not exist in the child, and something else may be at that address.
             return;
         }
         // SAFETY: the range was mapped by us, is still mapped (nobody else unmaps it), and no reference into it outlives `self`.
@@ -160,8 +161,8 @@ impl Drop for Mapping {
     }
 }
 
-/// Copies `bytes` into `words`, from their start; a last partial word is filled up with zeros. `false`, and nothing written, if they are too
-/// few.
+/// Copies `bytes` to the start of `words`. A partial last word is filled with zeros. Returns `false`, and writes nothing, if
+/// there are too few words.
 #[inline]
 #[must_use]
 pub(crate) fn store_bytes(words: &[AtomicU64], bytes: &[u8]) -> bool {
@@ -170,7 +171,7 @@ pub(crate) fn store_bytes(words: &[AtomicU64], bytes: &[u8]) -> bool {
     }
     let store = |(place, word): (&AtomicU64, &[u8; WORD])| place.store(u64::from_ne_bytes_of(*word), Ordering::Relaxed);
     let (whole, tail) = bytes.as_chunks::<WORD>();
-    // Four at a time: stores of atomics are not joined by the compiler, and a turn of the loop costs as much as two of them.
+    // Four at a time: the compiler does not merge atomic stores, and an iteration of the loop costs as much as two of them.
     let (fours, rest) = whole.as_chunks::<4>();
     let (places, _) = words.as_chunks::<4>();
     for (places, four) in places.iter().zip(fours) {
@@ -179,7 +180,7 @@ pub(crate) fn store_bytes(words: &[AtomicU64], bytes: &[u8]) -> bool {
     let places = words.get(fours.len() * 4..).unwrap_or_default();
     places.iter().zip(rest).for_each(store);
     if let (false, Some(place)) = (tail.is_empty(), words.get(whole.len())) {
-        // Where there is a word before it, that is read with it and shifted out: quicker than a copy of so many bytes.
+        // If at least eight bytes exist, the last eight are read and shifted, which is faster than a byte-wise copy.
         let value = match bytes.last_chunk::<WORD>() {
             Some(last) => u64::from_le_bytes(*last) >> (8 * (WORD - tail.len())),
             None => tail.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)),
@@ -196,7 +197,7 @@ fn whole_words(len: usize) -> io::Result<(usize, NonZeroUsize)> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "nothing to map"))
 }
 
-/// A word whose bytes in memory are given: the mapping holds bytes, whatever the machine's byte order.
+/// Conversion between a word and its bytes in memory order: the mapping holds bytes, whatever the machine's byte order.
 trait BytesInMemory {
     fn from_ne_bytes_of(bytes: [u8; WORD]) -> Self;
     fn to_bytes_in_memory(self) -> [u8; WORD];

@@ -1,26 +1,27 @@
-//! Files, behind a seam of few calls.
+//! Files and directories, through one type whose every call a test can make fail.
 //!
-//! Everything this library does to a file system goes through here: the arenas of the journal, the backend of the store, locks, the
-//! status page, the directories. That buys three things.
+//! All access of this library to a file system goes through [`Disk`]: the arenas of the journal, the backend of the store,
+//! locks, the status page, directories. This has three purposes.
 //!
-//! * **Each call can be made to fail.** A [`Gate`] is asked before every call and told after it. It may let the call through, fail it
-//!   with any error, or shorten a write. The tests of disk faults and power cuts are made of nothing else; in production there is no
-//!   gate and the question is one branch.
-//! * **Each file is opened in the same careful way:** mode 0600 in directories of mode 0700, close-on-exec, never through a symbolic
-//!   link, never another user's or one that every user may write (`filesystem.rs`), its device and inode remembered, so that
-//!   [`DiskFile::is_same_file`] can tell when somebody put another file in its place. So is its directory ([`Home`]): a name that cannot be
-//!   found says something about a file only while that directory is where it was.
-//! * **What a fork leaves behind is known in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] is not even
-//!   present there, and [`fork::close_in_child`] makes sure that a lock does not live on in a child that never asked for it.
+//! * **Each call can be made to fail.** A [`Gate`](gate::Gate) is asked before every call and notified after it. It lets the
+//!   call through, fails it with any error, or shortens a write. The tests of disk faults and power cuts consist of gates. In
+//!   production there is no gate, and the check is one branch.
+//! * **Each file is opened with the same care:** mode 0600 in directories of mode 0700, close-on-exec, never through a
+//!   symbolic link, never a file that another user owns or that every user may write (`filesystem.rs`). Device and inode are
+//!   remembered, so [`DiskFile::is_same_file`] notices when another file has taken its place. The same holds for its
+//!   directory ([`Home`]): a missing name says something about a file only while that directory is where it was.
+//! * **The effects of a fork are handled in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] does
+//!   not exist there; and [`fork::close_in_child`] keeps a lock from living on in a child.
 //!
 //! Rules:
 //!
-//! * A name is durable only when its directory was synced: creation, rename and removal are followed by [`Disk::sync_dir`] by those
-//!   who promise durability, never implicitly.
-//! * `EINTR` is retried here, a short write is continued here. Every other error goes up unchanged.
-//! * A shared mapping may be written only where a write cannot raise SIGBUS ([`FileSystem::may_map`]): once a file's blocks are
-//!   really written, ext2/3/4 and tmpfs never need new ones. A copy-on-write file system may, so it gets positioned writes.
-//! * `unsafe` lives in two files of this folder, `map.rs` and `fork.rs`, and in `crash`, and nowhere else in the library.
+//! * A name is durable only after its directory was synced. Creation, rename and removal never sync by themselves: the caller
+//!   that promises durability calls [`Disk::sync_dir`].
+//! * `EINTR` is retried here, and a short write is continued here. Every other error is returned unchanged.
+//! * A shared mapping is written only if a write cannot raise SIGBUS ([`FileSystem::may_map`]): ext2/3/4 and tmpfs need no
+//!   new blocks for a file that was written completely. A copy-on-write file system may need some, so there the library uses
+//!   positioned writes.
+//! * `unsafe` is used in two files of this folder (`map.rs` and `fork.rs`), in `crash`, and nowhere else in the library.
 
 mod file;
 mod filesystem;
@@ -51,18 +52,18 @@ impl Disk {
         DiskFile::open(self, path, how)
     }
 
-    /// Creates a directory of mode 0700 with its parents; existing ones are left as they are.
+    /// Creates a directory of mode 0700 with its parents; existing ones are not changed.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
     }
 
-    /// Fails for a directory that is not this process's alone, or for a link to one: see `filesystem.rs`.
+    /// Fails for a directory, or a link to one, that another user owns or that every user may write: see `filesystem.rs`.
     pub(crate) fn vet_dir(&self, path: &Path) -> io::Result<()> {
         filesystem::vet(&std::fs::symlink_metadata(path)?, path)?;
         filesystem::vet(&std::fs::metadata(path)?, path)
     }
 
-    /// Creates a directory and its parents, and makes their names durable where they are new.
+    /// Creates a directory and its parents, and makes the names of the new ones durable.
     pub(crate) fn make_dir_durable(&self, path: &Path) -> io::Result<()> {
         let mut new = Vec::new();
         for ancestor in path.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty()) {
@@ -89,7 +90,7 @@ impl Disk {
         self.guarded(Op::Rename, from, 0, || std::fs::rename(from, to))
     }
 
-    /// Removes a file; one that is not there is no error.
+    /// Removes a file; a missing file is not an error.
     pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.guarded(Op::Remove, path, 0, || match std::fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -97,7 +98,7 @@ impl Disk {
         })
     }
 
-    /// The names in a directory, sorted; names that are not UTF-8 are none of ours and left out.
+    /// The names in a directory, sorted. Names that are not UTF-8 are left out: the library creates none.
     pub(crate) fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         self.guarded(Op::List, dir, 0, || {
             let mut names = Vec::new();
@@ -109,7 +110,7 @@ impl Disk {
         })
     }
 
-    /// Whether something of that name exists, a dangling link included.
+    /// Whether the name exists, even as a dangling link.
     pub(crate) fn exists(&self, path: &Path) -> io::Result<bool> {
         match std::fs::symlink_metadata(path) {
             Ok(_) => Ok(true),
@@ -136,23 +137,23 @@ impl Disk {
         }
     }
 
-    /// Differs after each start of the machine; 0 where the system does not tell.
+    /// An id that changes with each boot; 0 if the system does not provide one.
     pub(crate) fn boot_id(&self) -> u128 {
         self.gate.as_ref().and_then(|gate| gate.boot_id()).unwrap_or_else(machine::boot_id)
     }
 
-    /// Time since the start of the machine, if the system tells.
+    /// Time since boot, if the system provides it.
     pub(crate) fn uptime(&self) -> Option<Duration> {
         self.gate.as_ref().and_then(|gate| gate.uptime()).or_else(machine::uptime)
     }
 
-    /// How often the OOM killer was at work in the control group of this process, if the system tells.
+    /// The kills by the OOM killer in this process's control group, if the system provides them.
     pub(crate) fn oom_count(&self) -> Option<OomCount> {
         self.gate.as_ref().and_then(|gate| gate.oom_count()).or_else(machine::oom_count)
     }
 }
 
-/// The directories from `path` up to and including `top`, deepest first: what must be synced for a new name below to be durable.
+/// The directories from `path` up to and including `top`, deepest first: those to sync for a new name in `path` to be durable.
 pub(crate) fn up_to<'a>(path: &'a Path, top: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
     path.ancestors().take_while(move |ancestor| ancestor.starts_with(top)).map(Path::to_path_buf)
 }

@@ -1,4 +1,4 @@
-//! The seam's own promises.
+//! The guarantees of `Disk` itself.
 
 use std::sync::{Arc, Mutex};
 
@@ -22,7 +22,7 @@ fn scripted(script: Vec<(Op, Verdict)>) -> Disk {
 }
 
 #[test]
-fn a_short_or_interrupted_write_is_continued_until_all_is_written() {
+fn a_short_or_interrupted_write_is_continued() {
     let dir = tempfile::tempdir().unwrap();
     let interrupted = Verdict::Fail(io::ErrorKind::Interrupted.into());
     let disk = scripted(vec![(Op::Write, Verdict::Short(3)), (Op::Write, interrupted), (Op::Write, Verdict::Short(1))]);
@@ -80,7 +80,7 @@ fn a_mapping_refuses_what_does_not_fit() {
 }
 
 #[test]
-fn bytes_of_every_length_come_back_from_a_mapping_with_zeros_up_to_the_next_word() {
+fn bytes_of_every_length_are_padded_with_zeros_in_a_mapping() {
     let bytes: Vec<u8> = (1..=100).collect();
     for len in 0..=bytes.len() {
         let mapping = Mapping::anonymous(256).unwrap();
@@ -112,13 +112,13 @@ fn two_opens_of_one_file_do_not_both_get_its_lock() {
 }
 
 #[test]
-fn directories_to_sync_go_from_the_file_up_to_the_queue_directory() {
+fn directories_to_sync_go_up_to_the_queue_directory() {
     let dirs: Vec<_> = up_to(Path::new("/q/p/s"), Path::new("/q")).collect();
     assert_eq!(dirs, [Path::new("/q/p/s"), Path::new("/q/p"), Path::new("/q")]);
 }
 
 #[test]
-fn a_new_directory_has_a_durable_name_and_so_have_its_new_parents() {
+fn a_new_directory_and_its_new_parents_have_durable_names() {
     #[derive(Debug, Default)]
     struct Synced(Mutex<Vec<PathBuf>>);
     impl Gate for Synced {
