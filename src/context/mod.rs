@@ -1,29 +1,29 @@
-//! Who and what a request is about: known once, on every event that is captured while it is served.
+//! Request contexts: distinct id, session id and properties that apply to every event captured while a request is served.
 //!
-//! A [`Context`] holds a distinct id, a session id and properties. It is entered for a while, by a closure ([`Context::enter`]) or by a
-//! future ([`Context::scope`]), and is what the client asks for when it captures. It follows PostHog's specification of tracing headers
-//! and request contexts.
+//! A [`Context`] is current for a while: for a closure ([`Context::enter`]) or for a future ([`Context::scope`]). The client
+//! reads the current context when it captures. It follows PostHog's specification of tracing headers and request contexts.
 //!
 //! # Rules
 //!
-//! * The current context belongs to the thread, and while a scoped future is polled to that future: it is put in place before each
-//!   poll and taken away after it, in a panic too, and the same when the future is dropped. So requests that share a thread are isolated,
-//!   and nothing is left behind. There is no guard to hold across an `await`.
-//! * A context that is entered inherits what is current at that moment (a future: at its first poll), and its own values win.
+//! * The current context belongs to the thread. While a scoped future is polled or dropped, its own context is current
+//!   instead, also if it panics. So requests that share a thread are isolated and nothing is left behind. There is no guard
+//!   that could be held across an `await`.
+//! * A context that is entered inherits the current context (a future at its first poll), and its own values win.
 //!   [`Context::fresh`] inherits nothing.
-//! * [`Context::update`] changes the current context in place, until it is left: for an application that learns who somebody is in the
-//!   middle of a request. A [`Context`] in hand is a value; changing one never changes another.
-//! * A context never replaces what an event says itself, and is never taken for authentication: headers say what they like.
-//! * Values from headers are cleaned: control characters go, blanks around go, 1000 characters stay, nothing left is nothing said.
-//! * A query may hold a password or a token, so `$current_url` is sent without it unless the program names what it wants
-//!   ([`RequestQuery`]).
-//! * Nobody hears of a value that cannot be used when it is set, since there may be no client: the context remembers the problem, and
-//!   the first client that uses it records it.
-//! * No lock: a context is shared between threads as a value only, and a forked child finds its own thread's as it was.
+//! * [`Context::update`] changes the current context until it is left, for a program that learns the user in the middle of a
+//!   request. A [`Context`] is a value; changing one never changes another.
+//! * A context never replaces what an event sets itself. It is no authentication: clients choose their headers.
+//! * Values from headers are cleaned: control characters and surrounding blanks are removed, at most 1000 characters are kept,
+//!   and an empty value counts as absent.
+//! * A query may contain a password or a token, so `$current_url` is sent without it unless the program names the parameters
+//!   that it wants ([`RequestQuery`]).
+//! * An unusable value is reported later, since no client may exist when it is set: the context remembers the problem, and the
+//!   first client that uses the context records it.
+//! * No lock: contexts are shared between threads as values only, and a forked child keeps the contexts of its thread.
 //!
-//! # Operations
+//! # Files
 //!
-//! `ambient.rs` makes contexts current, `headers.rs` reads them from requests, `query.rs` says what of a URL is sent, `outgoing.rs` passes them on to other services.
+//! `scope.rs` has the context and makes it current. `request.rs` reads it from requests and writes it into requests.
 
 mod request;
 mod scope;

@@ -1,24 +1,26 @@
-//! Contexts and HTTP requests: what is read from an incoming request, and what an outgoing one carries.
+//! Contexts and HTTP requests: reading a context from an incoming request, adding it to an outgoing one, and what of a URL is
+//! sent to PostHog.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::scope::{CURRENT_URL, Context, REQUEST_PATH};
 
-/// Whose request it is, in the words of PostHog's other libraries.
+/// The header for the distinct id, as in PostHog's other libraries.
 const DISTINCT_ID_HEADER: &str = "X-POSTHOG-DISTINCT-ID";
-/// The session it belongs to.
+/// The header for the session id.
 const SESSION_ID_HEADER: &str = "X-POSTHOG-SESSION-ID";
 
-/// Longer values are cut.
+/// Longer header values are cut.
 const MOST_CHARS: usize = 1000;
 
 impl Context {
-    /// What a request's headers say: `X-POSTHOG-DISTINCT-ID` and `X-POSTHOG-SESSION-ID`, whatever the case of their names. Values are
-    /// cleaned; the first usable one of a name counts; what is not UTF-8 is left out, and recorded by the client that uses the context.
+    /// Reads the headers `X-POSTHOG-DISTINCT-ID` and `X-POSTHOG-SESSION-ID`; the case of their names does not matter. Values are
+    /// cleaned, and the first usable value of a name counts. A value that is not UTF-8 is left out, which the client that uses
+    /// the context records.
     ///
-    /// Whoever sends the request chooses these values: they are no authentication. [`Context::update`] replaces them by what the
-    /// application knows.
+    /// The sender of the request chooses these values: they are no authentication. [`Context::update`] replaces them with what
+    /// the program knows.
     ///
     /// ```
     /// use posthog::{Context, current_distinct_id};
@@ -32,11 +34,11 @@ impl Context {
         read.context()
     }
 
-    /// [`from_headers`](Self::from_headers), and what else the request says: `$current_url`, `$request_method`, `$request_path`,
-    /// `$user_agent`, and `$ip`, which is the first address of `X-Forwarded-For`, as the sender claims.
+    /// Like [`from_headers`](Self::from_headers), and sets `$current_url`, `$request_method`, `$request_path`, `$user_agent` and
+    /// `$ip`. `$ip` is the first address of `X-Forwarded-For`, as the sender claims.
     ///
-    /// `$current_url` is sent without the query, which may hold secrets; [`from_request_with`](Self::from_request_with) keeps what the
-    /// program wants of it.
+    /// `$current_url` is sent without the query, which may contain secrets; [`from_request_with`](Self::from_request_with) keeps
+    /// the parts of it that the program names.
     ///
     /// ```
     /// use posthog::{Context, current_session_id};
@@ -53,7 +55,7 @@ impl Context {
         Self::from_request_with(method, url, headers, &RequestQuery::none())
     }
 
-    /// [`from_request`](Self::from_request) with what `query` keeps of the URL's query.
+    /// Like [`from_request`](Self::from_request), with the parts of the URL's query that `query` keeps.
     ///
     /// ```
     /// use posthog::{Context, RequestQuery};
@@ -82,7 +84,7 @@ impl Context {
     }
 }
 
-/// What was found so far.
+/// The values found so far.
 #[derive(Default)]
 struct Read {
     distinct_id: Option<String>,
@@ -139,7 +141,7 @@ fn text(name: &'static str, value: &[u8], not_text: &mut Vec<&'static str>) -> O
     }
 }
 
-/// Without control characters, without blanks around, not too long; nothing left is nothing said.
+/// Removes control characters and surrounding blanks and cuts long values; `None` if nothing is left.
 fn cleaned(value: &str) -> Option<String> {
     let kept: String = value.chars().filter(|c| !c.is_control()).collect();
     let cut: String = kept.trim().chars().take(MOST_CHARS).collect();
@@ -147,9 +149,9 @@ fn cleaned(value: &str) -> Option<String> {
     (!cut.is_empty()).then(|| cut.to_owned())
 }
 
-/// The path of an absolute address, or of one that begins with its path.
+/// The path of an absolute URL, or of one that begins with its path.
 fn path_of(url: &str) -> &str {
-    // An address that begins with its path may have another one in its query.
+    // A URL that begins with its path may have another URL in its query.
     let scheme = url.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']));
     let after_scheme = scheme.map_or(url, |(_, rest)| rest);
     let until = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
@@ -157,10 +159,10 @@ fn path_of(url: &str) -> &str {
     before_query.find('/').map_or("/", |at| before_query.split_at(at).1)
 }
 
-/// What `$current_url` says of a request's query: nothing, unless the program wants it.
+/// Which parameters of a request's query are sent in `$current_url`. By default none.
 ///
-/// A query often holds what must not leave the program: tokens to reset a password, session keys, names and addresses. So the default
-/// sends the URL without it. The fragment, and a name and password before the host, are never sent.
+/// A query often contains what must not leave the program: tokens to reset a password, session keys, names and addresses. The
+/// fragment, and a user name and password before the host, are never sent.
 ///
 /// ```
 /// use posthog::RequestQuery;
@@ -182,17 +184,17 @@ enum Kept {
 }
 
 impl RequestQuery {
-    /// The URL without its query. The default.
+    /// Sends the URL without its query. The default.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// The parameters of these names, in the order of the request. Names are compared as they stand in the URL, without decoding.
+    /// Sends the parameters of these names, in the order of the request. Names are compared as written in the URL, not decoded.
     pub fn only<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> Self {
         Self { kept: Kept::Only(names.into_iter().map(|name| name.as_ref().into()).collect()) }
     }
 
-    /// The whole query, whatever it holds.
+    /// Sends the whole query, whatever it contains.
     pub fn all() -> Self {
         Self { kept: Kept::All }
     }
@@ -206,7 +208,7 @@ impl RequestQuery {
         }
     }
 
-    /// The URL with what is kept of its query.
+    /// The URL with the kept parameters of its query.
     fn applied_to(&self, url: &str) -> String {
         let without_fragment = url.split('#').next().unwrap_or_default();
         let (place, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
@@ -221,7 +223,7 @@ impl RequestQuery {
     }
 }
 
-/// Without `name:password@` before the host. A path that holds an `@` keeps it.
+/// Removes `name:password@` before the host. An `@` in the path stays.
 fn without_user(place: &str) -> String {
     let Some((scheme, rest)) = place.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) else {
         return place.to_owned();
@@ -232,7 +234,7 @@ fn without_user(place: &str) -> String {
 }
 
 impl Context {
-    /// The headers for a request to `url`: none, unless its host is one of `hosts` or below one of them.
+    /// The headers for an outgoing request to `url`; none unless its host is in `hosts` or a subdomain of one of them.
     pub(crate) fn headers_for(&self, url: &str, hosts: &[String]) -> Vec<(&'static str, String)> {
         if !host_of(url).is_some_and(|host| hosts.iter().any(|listed| is_at_or_below(&host, listed))) {
             return Vec::new();
@@ -243,15 +245,15 @@ impl Context {
     }
 }
 
-/// A host as it may stand in a list of those that may have the headers. `None` for what is no host.
+/// Normalizes a host for the list of hosts that receive the headers; `None` if it is not a host name.
 pub(crate) fn host_pattern(host: &str) -> Option<String> {
     let host = host.trim().trim_end_matches('.').to_ascii_lowercase();
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
     (!host.is_empty() && !host.starts_with('.') && host.chars().all(is_plain)).then_some(host)
 }
 
-/// The host that a request to this address goes to. Read as browsers and HTTP libraries read it (a backslash ends it, what stands
-/// before an `@` is no host): a reader that saw another host than the one that sends would give the headers away.
+/// The host that a request to `url` goes to, parsed as browsers and HTTP libraries do: a backslash ends it, and text before an
+/// `@` is not part of it. If this found another host than the library that sends, headers would leak to that host.
 fn host_of(url: &str) -> Option<String> {
     let url = url.trim();
     if url.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -263,7 +265,7 @@ fn host_of(url: &str) -> Option<String> {
     }
     let authority = rest.split(['/', '\\', '?', '#']).next()?;
     let host_and_port = authority.rsplit('@').next()?;
-    // A host in brackets is an address of version 6, and on no list.
+    // A host in brackets is an IPv6 address, which no list contains.
     let host = host_and_port.split(':').next()?;
     host_pattern(host)
 }

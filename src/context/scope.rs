@@ -16,14 +16,14 @@ use crate::record::msgpack::Reader;
 use crate::record::values::value_as;
 use crate::record::{Pairs, json};
 
-/// The property that says which session an event belongs to.
+/// The property for the session of an event.
 pub(crate) const SESSION_ID: &str = "$session_id";
-/// The property that says where a request went: without its query, unless the program asks for that.
+/// The property for the URL of a request, without its query unless the program asks for it.
 pub(crate) const CURRENT_URL: &str = "$current_url";
-/// The property that holds the path of that.
+/// The property for the path of that URL.
 pub(crate) const REQUEST_PATH: &str = "$request_path";
 
-/// What is known of a request while it is served; every event that is captured meanwhile says it too.
+/// Distinct id, session id and properties for every event that is captured while a request is served.
 ///
 /// A value: clones are cheap, and changing one does not change another.
 ///
@@ -45,30 +45,30 @@ pub struct Context {
 #[derive(Clone, Default)]
 struct State {
     distinct_id: Option<Box<str>>,
-    /// The session id among them.
+    /// Includes the session id.
     properties: Pairs,
     fresh: bool,
     problems: Option<Arc<Problems>>,
 }
 
-/// What could not be used.
+/// Descriptions of values that could not be used.
 struct Problems {
-    said: Vec<String>,
-    told: AtomicBool,
+    descriptions: Vec<String>,
+    is_reported: AtomicBool,
 }
 
 impl Context {
-    /// Says nothing yet. What surrounds it when it is entered shows through.
+    /// An empty context. It inherits from the context that is current when it is entered.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Says nothing, and what surrounds it does not show through either: for work that merely starts inside of a request.
+    /// An empty context that inherits nothing, for work that merely starts inside of a request.
     pub fn fresh() -> Self {
         Self { state: Arc::new(State { fresh: true, ..State::default() }) }
     }
 
-    /// The current context, with all that it has inherited: to be given to a task or a thread that goes on with the same work.
+    /// The current context with all inherited values, to pass to a task or thread that continues the same work.
     ///
     /// ```
     /// use posthog::{Context, current_distinct_id};
@@ -83,14 +83,14 @@ impl Context {
         current()
     }
 
-    /// Whose request it is: the distinct id of events that name nobody ([`Event::new_anon`](crate::Event::new_anon)). A blank one is none.
+    /// Sets the distinct id for events that have none ([`Event::new_anon`](crate::Event::new_anon)). A blank one removes it.
     pub fn distinct_id(mut self, distinct_id: impl AsRef<str>) -> Self {
         let distinct_id = distinct_id.as_ref();
         self.change().distinct_id = (!distinct_id.trim().is_empty()).then(|| distinct_id.into());
         self
     }
 
-    /// The session it belongs to: `$session_id` of every event that has none. A blank one is none.
+    /// Sets the `$session_id` for every event that has none. A blank one removes it.
     pub fn session_id(mut self, session_id: impl AsRef<str>) -> Self {
         let session_id = session_id.as_ref();
         if session_id.trim().is_empty() {
@@ -100,8 +100,8 @@ impl Context {
         self.prop(SESSION_ID, session_id)
     }
 
-    /// A property of every event that does not set it itself. One that cannot be serialized is left out, and the first client that
-    /// uses the context records why.
+    /// Sets a property for every event that does not set it itself. A value that cannot be serialized is left out, and the first
+    /// client that uses the context records the reason.
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         match Pairs::one(key.as_ref(), &value) {
             Ok(pair) => self.change().properties.merge(&pair),
@@ -110,30 +110,30 @@ impl Context {
         self
     }
 
-    /// The distinct id, if it has one.
+    /// The distinct id, if there is one.
     pub(crate) fn known_distinct_id(&self) -> Option<&str> {
         self.state.distinct_id.as_deref()
     }
 
-    /// A property that is text, where it lies: nothing is allocated.
+    /// A property that is text, borrowed, without an allocation.
     pub(crate) fn known_text(&self, key: &str) -> Option<&str> {
         Reader::new(self.properties().entries().last(key)?).string().ok()
     }
 
-    /// What every event says.
+    /// The properties for every event.
     pub(crate) fn properties(&self) -> &Pairs {
         &self.state.properties
     }
 
-    /// What could not be used, for the first who asks.
+    /// Descriptions of values that could not be used; empty after the first call.
     pub(crate) fn take_problems(&self) -> &[String] {
         match &self.state.problems {
-            Some(problems) if !problems.told.swap(true, Ordering::Relaxed) => &problems.said,
+            Some(problems) if !problems.is_reported.swap(true, Ordering::Relaxed) => &problems.descriptions,
             _ => &[],
         }
     }
 
-    /// What it is when it is entered inside of another.
+    /// This context combined with the one that it is entered in.
     fn within(&self, outer: Option<Self>) -> Self {
         let Some(outer) = outer.filter(|_| !self.state.fresh) else { return self.clone() };
         let mut inner = outer;
@@ -159,9 +159,10 @@ impl Context {
     #[cold]
     pub(super) fn remember(&mut self, problem: String) {
         let state = self.change();
-        let mut said = state.problems.as_ref().map(|problems| problems.said.clone()).unwrap_or_default();
-        said.push(problem);
-        state.problems = Some(Arc::new(Problems { said, told: AtomicBool::new(false) }));
+        let mut descriptions =
+            state.problems.as_ref().map(|problems| problems.descriptions.clone()).unwrap_or_default();
+        descriptions.push(problem);
+        state.problems = Some(Arc::new(Problems { descriptions, is_reported: AtomicBool::new(false) }));
     }
 }
 
@@ -177,13 +178,13 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Whether any context was ever entered: captures of a program without contexts look no further.
+/// Whether any context was ever entered. A program without contexts pays for reading this flag only.
 static USED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
-    /// Whether a context was ever current on this thread. The first look at `CURRENT` registers a destructor, which may allocate; this
-    /// has none.
+    /// Whether a context was ever current on this thread. The first access to `CURRENT` registers a destructor, which may
+    /// allocate; this has none.
     static WAS_ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -193,8 +194,8 @@ pub(crate) fn current() -> Option<Context> {
     if USED.load(Ordering::Relaxed) { on_this_thread() } else { None }
 }
 
-/// Shows the current context to `look` where it lies. For the panic hook: nothing is allocated, nothing is waited for, and there is
-/// none while the context is being replaced.
+/// Calls `look` with the current context, if there is one. For the panic hook: it neither allocates nor waits, and does
+/// nothing while the context is being replaced.
 pub(crate) fn with_current(look: impl FnOnce(&Context)) {
     if !WAS_ENTERED.try_with(Cell::get).unwrap_or(false) {
         return;
@@ -208,27 +209,26 @@ pub(crate) fn with_current(look: impl FnOnce(&Context)) {
     });
 }
 
-/// The distinct id that an event which names nobody would have here: `None` outside of a context that knows one.
+/// The distinct id that the current context gives to an event without one; `None` if there is none.
 pub fn current_distinct_id() -> Option<String> {
     current()?.known_distinct_id().map(str::to_owned)
 }
 
-/// The session id that an event would have here, if the context knows one.
+/// The session id that the current context gives to an event without one; `None` if there is none.
 pub fn current_session_id() -> Option<String> {
     current()?.known_session_id()
 }
 
 impl Context {
-    /// Runs `work` in this context: it is current, on this thread, until `work` returns or panics. Contexts nest.
+    /// Runs `work` with this context as the current one of the thread, until `work` returns or panics. Contexts nest.
     pub fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
         let inside = self.within(current());
         let _left = Visit::begin(inside, None);
         work()
     }
 
-    /// Runs a future in this context: it is current while that future is polled, or dropped before its end, wherever that happens, and
-    /// at no other time.
-    /// Tasks that the future spawns are on their own; give them [`Context::current`].
+    /// Runs a future in this context: the context is current whenever the future is polled or dropped, and at no other time.
+    /// Tasks that the future spawns do not inherit it; pass them [`Context::current`].
     ///
     /// ```
     /// # use posthog::{Context, current_distinct_id};
@@ -244,8 +244,8 @@ impl Context {
         ScopedFuture { future: Some(future), context: self.clone(), entered: false }
     }
 
-    /// Changes the current context until it is left, and tells whether there is one. For an application that authenticates a request:
-    /// what it knows then replaces what the request's headers said.
+    /// Changes the current context until it is left; returns whether there is one. For a program that authenticates a request:
+    /// its own knowledge then replaces what the request's headers claimed.
     ///
     /// ```
     /// use posthog::{Context, current_distinct_id};
@@ -258,18 +258,18 @@ impl Context {
     /// ```
     pub fn update(change: impl FnOnce(Context) -> Context) -> bool {
         let Some(context) = current() else { return false };
-        // The caller's code runs before anything is touched: it may panic, and it may capture.
+        // The caller's code runs before anything changes: it may panic, and it may capture.
         drop(replace(Some(change(context))));
         true
     }
 }
 
 pin_project! {
-    /// A future and the context it runs in; see [`Context::scope`].
+    /// A future and the context that it runs in; see [`Context::scope`].
     #[derive(Debug)]
     #[must_use = "a future does nothing unless it is polled"]
     pub struct ScopedFuture<F> {
-        // There until it is dropped.
+        // `Some` until it is dropped.
         #[pin]
         future: Option<F>,
         context: Context,
@@ -279,8 +279,8 @@ pin_project! {
     impl<F> PinnedDrop for ScopedFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // What a request that is given up captures on its way out is its own, and not of whoever gives it up. Nothing is inherited
-            // here, for the same reason.
+            // Events that a cancelled request captures in its destructors belong to that request and not to the code that drops
+            // it. For the same reason nothing is inherited here.
             let _left = Visit::begin(this.context.clone(), None);
             this.future.set(None);
         }
@@ -302,10 +302,10 @@ impl<F: Future> Future for ScopedFuture<F> {
     }
 }
 
-/// A context is current as long as this lives. Never handed out: what is begun last ends first.
+/// Keeps a context current while it lives. Never returned to callers, so that visits end in reverse order.
 struct Visit<'a> {
     outer: Option<Context>,
-    /// Where the context lives between two visits, with what was changed in it.
+    /// Where the context is stored between two visits, with the changes made to it.
     home: Option<&'a mut Context>,
 }
 
@@ -326,7 +326,7 @@ impl Drop for Visit<'_> {
 }
 
 fn on_this_thread() -> Option<Context> {
-    // Neither at the thread's very end, nor while the value is being replaced, is there one.
+    // `None` at the very end of the thread and while the value is being replaced.
     CURRENT.try_with(|current| current.try_borrow().ok()?.clone()).ok().flatten()
 }
 

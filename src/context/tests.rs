@@ -1,4 +1,4 @@
-//! When a context is current, what it inherits, what it reads from requests, and who may have it.
+//! When a context is current, what it inherits, what it reads from requests, and which hosts receive it.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -122,7 +122,7 @@ fn a_request_says_where_it_goes_and_who_sends_it() {
 }
 
 #[test]
-fn what_cannot_be_used_is_remembered_and_told_once() {
+fn unusable_values_are_reported_once() {
     struct Unserializable;
     impl Serialize for Unserializable {
         fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
@@ -132,8 +132,11 @@ fn what_cannot_be_used_is_remembered_and_told_once() {
     let context =
         Context::from_headers([("x-posthog-distinct-id", [0xff])]).prop("bad", Unserializable).prop("good", 1);
     let again = context.clone();
-    let told = context.take_problems();
-    assert!(told.len() == 2 && told[0].contains("X-POSTHOG-DISTINCT-ID") && told[1].contains("\"bad\""), "{told:?}");
+    let reported = context.take_problems();
+    assert!(
+        reported.len() == 2 && reported[0].contains("X-POSTHOG-DISTINCT-ID") && reported[1].contains("\"bad\""),
+        "{reported:?}"
+    );
     assert!(context.take_problems().is_empty() && again.take_problems().is_empty());
     assert_eq!(shown(&context), serde_json::json!({"good": 1}));
 }
@@ -182,7 +185,7 @@ fn only_listed_hosts_and_those_below_them_get_the_headers() {
 }
 
 #[test]
-fn a_future_that_is_dropped_before_its_end_is_dropped_in_its_own_context() {
+fn a_dropped_future_is_dropped_in_its_own_context() {
     struct Guard(std::rc::Rc<std::cell::RefCell<Option<String>>>);
     impl Drop for Guard {
         fn drop(&mut self) {
@@ -204,7 +207,7 @@ fn a_future_that_is_dropped_before_its_end_is_dropped_in_its_own_context() {
 }
 
 #[test]
-fn the_path_of_an_address_without_a_host_is_not_looked_for_in_its_query() {
+fn the_path_of_a_url_without_a_host_is_not_in_its_query() {
     let path = |url| shown(&Context::from_request("GET", url, [("", "")]))["$request_path"].clone();
     assert_eq!(path("/login?next=https://example.org/cart"), "/login");
     assert_eq!(path("/proxy/https://example.org/cart"), "/proxy/https://example.org/cart");

@@ -16,10 +16,10 @@ const SET: &str = "$set";
 const SET_ONCE: &str = "$set_once";
 const GROUP_SET: &str = "$group_set";
 
-/// Something that happened, as PostHog will see it.
+/// An event for PostHog.
 ///
-/// Every method that describes the event takes it and gives it back, and none of them fails: what cannot be sent is told by the
-/// receipt of the capture.
+/// The methods that describe an event take it by value and return it. None of them fails: if the event cannot be sent, the
+/// receipt of its capture says so.
 ///
 /// ```
 /// use posthog::Event;
@@ -33,36 +33,36 @@ const GROUP_SET: &str = "$group_set";
 #[derive(Clone)]
 #[must_use = "an event does nothing until it is captured"]
 pub struct Event {
-    // Boxed, because the builder hands the event on with every call: one word moves in a register.
+    // Boxed, because the builder passes the event with every call: one word moves in a register.
     pub(super) draft: Box<Draft>,
 }
 
 impl Event {
-    /// An event of this name, done by this person or thing.
+    /// An event called `name` of the person or thing `distinct_id`.
     #[inline]
     pub fn new(name: impl AsRef<str>, distinct_id: impl AsRef<str>) -> Self {
         Self::described(name.as_ref(), distinct_id.as_ref())
     }
 
-    /// An event that names nobody: it is done by whoever the [`Context`](crate::Context) says, and outside of one that knows, by
-    /// nobody in particular. Then it gets a distinct id of its own and `$process_person_profile: false`, so that PostHog makes no
-    /// person of it (unless the event sets that property itself).
+    /// An event without a distinct id. It takes the distinct id of the current [`Context`](crate::Context). If that has none, it
+    /// gets a random one and `$process_person_profile: false`, so that PostHog creates no person for it (unless the event
+    /// sets that property itself).
     pub fn new_anon(name: impl AsRef<str>) -> Self {
         let mut event = Self::described(name.as_ref(), "");
         event.draft.anonymous = true;
         event
     }
 
-    /// Sets a property, to whatever serde can serialize, in the shape that JSON has for it. The last value of a key counts.
+    /// Sets a property to any value that serde can serialize, in its JSON form. The last value of a key counts.
     ///
-    /// * NaN and the infinities become null, as JSON has no word for them. A number that 64 bits do not hold keeps all its digits;
-    ///   what reads it at PostHog may round it.
-    /// * A `serde_json::Value` or `RawValue` is what it says, whatever features of serde_json the program has turned on.
-    /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] are what serde makes of them: maps of seconds and nanoseconds, which
-    ///   PostHog cannot use as numbers or times. Send a duration as a number in a unit that the key names (`"took_ms"`), and a time as
-    ///   RFC 3339 text (`"2026-01-31T12:00:00Z"`), as the types of jiff, chrono and time can be serialized.
-    /// * A value that cannot be serialized, or nests too deep, refuses the event when it is captured (`Dropped(Unserializable)`), and a
-    ///   diagnostic says which key it was and why.
+    /// * NaN and the infinities become null, since JSON cannot express them. A number beyond 64 bits is sent with all its digits;
+    ///   PostHog may round it.
+    /// * A `serde_json::Value` or `RawValue` is sent as it is, whatever features of serde_json the program enables.
+    /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] become what serde makes of them: maps of seconds and nanoseconds,
+    ///   which PostHog cannot use as numbers or times. Send a duration as a number whose unit is in the key (`"took_ms"`), and a
+    ///   time as RFC 3339 text (`"2026-01-31T12:00:00Z"`), as which the types of jiff, chrono and time can be serialized.
+    /// * If a value cannot be serialized, or nests too deep, the event is refused when it is captured (`Dropped(Unserializable)`),
+    ///   and a diagnostic names the key and the reason.
     #[inline]
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.set(key, value);
@@ -95,8 +95,8 @@ impl Event {
         self
     }
 
-    /// Says when it happened, to the nanosecond, if that is not the moment of capture. Years 1677 to 2262; another refuses the event
-    /// when it is captured (`Dropped(TimestampOutOfRange)`).
+    /// Sets the time of the event, to the nanosecond; by default that is the moment of capture. An event with a time before 1677
+    /// or after 2262 is refused when it is captured (`Dropped(TimestampOutOfRange)`).
     pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
         self.set_timestamp(time);
         self
@@ -113,7 +113,7 @@ impl Event {
         }
     }
 
-    /// Gives the event a uuid of the caller's. PostHog takes two events of one uuid, name, distinct id and day for the same.
+    /// Sets the uuid of the event. PostHog treats two events with the same uuid, name, distinct id and day as one.
     pub fn uuid(mut self, uuid: Uuid) -> Self {
         self.set_uuid(uuid);
         self
@@ -124,13 +124,13 @@ impl Event {
         self.draft.uuid = Some(uuid);
     }
 
-    /// Asks PostHog not to look up where the sender's address is.
+    /// Asks PostHog not to look up the location of the sender's address.
     pub fn disable_geoip(mut self) -> Self {
         self.draft.flags.insert(Flags::GEOIP_DISABLE);
         self
     }
 
-    /// Asks PostHog not to make or change a person for this event.
+    /// Asks PostHog not to create or change a person for this event.
     pub fn personless(mut self) -> Self {
         self.draft.flags.insert(Flags::PERSONLESS);
         self
@@ -148,9 +148,11 @@ impl Event {
         Self { draft }
     }
 
-    /// Says which group of this type the event belongs to, by the group's key: a string or a number. The last key of a type counts.
-    /// Anything else refuses the event when it is captured: a blank type (`Dropped(EmptyGroupType)`), a blank key or none
-    /// (`Dropped(EmptyGroupKey)`), a list, a map, a boolean or a number that is not finite (`Dropped(Unserializable)`).
+    /// Assigns the event to a group: `key` is the group's id, a string or a number. The last key of a type counts.
+    ///
+    /// The event is refused when it is captured if the type is blank (`Dropped(EmptyGroupType)`), if the key is blank or missing
+    /// (`Dropped(EmptyGroupKey)`), or if the key is a list, a map, a boolean or a number that is not finite
+    /// (`Dropped(Unserializable)`).
     ///
     /// ```
     /// use posthog::Event;
@@ -168,7 +170,7 @@ impl Event {
         let (group_type, draft) = (group_type.as_ref(), &mut *self.draft);
         let start = draft.groups.len();
         let appended = append_entry(&mut draft.groups, group_type, &key);
-        let refusal = match appended.and_then(|()| is_nobody(draft.groups.get(start..).unwrap_or_default())) {
+        let refusal = match appended.and_then(|()| is_missing(draft.groups.get(start..).unwrap_or_default())) {
             Ok(_) if is_blank(group_type) => Refusal::EmptyGroupType,
             Ok(true) => Refusal::EmptyGroupKey,
             Ok(false) => {
@@ -181,8 +183,8 @@ impl Event {
         draft.remember(refusal);
     }
 
-    /// A `$identify` event: this person exists, and has the properties that [`person_properties`](Self::person_properties) and its like set.
-    /// Every one is sent; nothing is remembered of earlier ones.
+    /// A `$identify` event: the person exists and has the properties that [`person_properties`](Self::person_properties) and
+    /// similar methods set. Each one is sent; the library does not remember earlier ones.
     ///
     /// ```
     /// use posthog::Event;
@@ -196,12 +198,12 @@ impl Event {
         event
     }
 
-    /// A `$set` event: changes properties of a person, and says nothing else.
+    /// A `$set` event: changes properties of a person and does nothing else.
     pub fn set_person(distinct_id: impl AsRef<str>) -> Self {
         Self::described("$set", distinct_id.as_ref())
     }
 
-    /// A `$create_alias` event: whoever is `alias` is the person `previous_id`.
+    /// A `$create_alias` event: `alias` is another id of the person `previous_id`.
     pub fn alias(previous_id: impl AsRef<str>, alias: impl AsRef<str>) -> Self {
         let (previous_id, alias) = (previous_id.as_ref(), alias.as_ref());
         let mut event = Self::described("$create_alias", previous_id);
@@ -213,8 +215,8 @@ impl Event {
         event
     }
 
-    /// A `$groupidentify` event: this group exists, and has the properties that [`group_props`](Self::group_props) set. The key is a
-    /// string or a number. Its distinct id is `$<type>_<key>`, unless [`with_distinct_id`](Self::with_distinct_id) gives another.
+    /// A `$groupidentify` event: the group exists and has the properties that [`group_props`](Self::group_props) sets. The key is
+    /// a string or a number. The distinct id is `$<type>_<key>` unless [`with_distinct_id`](Self::with_distinct_id) sets another.
     pub fn group_identify(group_type: impl AsRef<str>, group_key: impl Serialize) -> Self {
         let group_type = group_type.as_ref();
         let key = key_text(&group_key);
@@ -233,13 +235,13 @@ impl Event {
         event
     }
 
-    /// Says that somebody else did it: [`set_distinct_id`](Self::set_distinct_id) for an event that is described in one go.
+    /// Sets another distinct id: [`set_distinct_id`](Self::set_distinct_id) in the form of the builder.
     pub fn with_distinct_id(mut self, distinct_id: impl AsRef<str>) -> Self {
         self.set_distinct_id(distinct_id);
         self
     }
 
-    /// Sets a property of the person (`$set`), with any event.
+    /// Sets a property of the person (`$set`). Works with any event.
     ///
     /// ```
     /// use posthog::Event;
@@ -252,7 +254,7 @@ impl Event {
         self
     }
 
-    /// Sets a property of the person that has none of that name yet (`$set_once`), with any event.
+    /// Sets a property of the person if it has none of that name yet (`$set_once`). Works with any event.
     pub fn person_property_once(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.merge_one(SET_ONCE, key.as_ref(), &value);
         self
@@ -264,19 +266,19 @@ impl Event {
         self
     }
 
-    /// Sets several properties of the person, each if there is none of that name yet (`$set_once`).
+    /// Sets several properties of the person, each if it has none of that name yet (`$set_once`).
     pub fn person_props_once(mut self, props: impl Serialize) -> Self {
         self.merge_all(SET_ONCE, &props);
         self
     }
 
-    /// Sets several properties of the group (`$group_set`) that a [`group_identify`](Self::group_identify) is about.
+    /// Sets several properties of the group of a [`group_identify`](Self::group_identify) event (`$group_set`).
     pub fn group_props(mut self, props: impl Serialize) -> Self {
         self.merge_all(GROUP_SET, &props);
         self
     }
 
-    /// Refused unless it changes a property of the person: it would say nothing.
+    /// Makes the event invalid unless it sets a property of the person.
     pub(crate) fn must_set_something(mut self) -> Self {
         if !self.has(SET) && !self.has(SET_ONCE) {
             self.draft.remember(Refusal::NothingToSet);
@@ -299,7 +301,8 @@ impl Event {
         }
     }
 
-    /// Adds to the map that the property of that name is. Kept as a property from the start: hooks read and change it like any other.
+    /// Adds pairs to the map that is the property `name`. It is a property from the start, so hooks read and change it like any
+    /// other.
     fn merge_into(&mut self, name: &str, newer: Pairs) {
         let mut pairs = self.value_of(name).map(Pairs::in_value).unwrap_or_default();
         pairs.merge(&newer);
@@ -311,7 +314,7 @@ impl Event {
     }
 }
 
-/// A group's key as it stands in a distinct id.
+/// A group's key as text for a distinct id.
 pub(super) fn key_text(key: &impl Serialize) -> Result<String, Unencodable> {
     let encoded = Pairs::one("", key)?;
     let value = encoded.entries().next().map(|(_, value)| value);
@@ -327,7 +330,7 @@ pub(super) fn key_text(key: &impl Serialize) -> Result<String, Unencodable> {
 }
 
 /// Whether the key of an encoded pair is missing or blank.
-fn is_nobody(pair: &[u8]) -> Result<bool, Unencodable> {
+fn is_missing(pair: &[u8]) -> Result<bool, Unencodable> {
     let mut reader = Reader::new(pair);
     reader.string_bytes()?;
     match key_token(reader.rest())? {
@@ -337,7 +340,7 @@ fn is_nobody(pair: &[u8]) -> Result<bool, Unencodable> {
     }
 }
 
-/// A group's key, or nothing.
+/// Reads a group's key; `Nil` if it is missing, an error if it is neither a string nor a number.
 fn key_token(value: &[u8]) -> Result<Token<'_>, Unencodable> {
     let token = Reader::new(value).token()?;
     match token {

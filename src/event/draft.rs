@@ -1,4 +1,6 @@
-//! The buffers of an event that is being described, and the pool of one per thread that they come from.
+//! The draft of an event that is being described: its buffers, its validity, and a pool of one draft per thread.
+//!
+//! A draft returns to the pool of its thread once its record is stored, so a thread that captures does not allocate.
 
 use std::cell::Cell;
 
@@ -8,22 +10,22 @@ use crate::record::{Class, Flags, Unencodable};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{NAME_KEPT, beginning};
 
-/// An event so far. A thread reuses it for its next event, see `spare`.
+/// An event that is being described.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Draft {
-    /// The record's body: room for the head, name, distinct id, a map header whose count is open, properties.
+    /// The record's body: space for the head, name, distinct id, a map header with an open count, properties.
     pub(super) body: Vec<u8>,
-    /// Where in `body` the map header is.
+    /// Position of the map header in `body`.
     pub(super) map_at: usize,
     pub(super) property_count: u32,
     pub(super) group_count: u32,
-    /// Groups stand apart until the end: they follow the properties.
+    /// The groups, kept apart until the end because they follow the properties.
     pub(super) groups: Vec<u8>,
     pub(super) class: Class,
     pub(super) flags: Flags,
     pub(super) blank_name: bool,
     pub(super) blank_distinct_id: bool,
-    /// Whose it is is decided when it is captured.
+    /// Whether the distinct id is determined when the event is captured.
     pub(super) anonymous: bool,
     pub(super) uuid: Option<Uuid>,
     pub(super) timestamp: Option<WallNanos>,
@@ -31,43 +33,43 @@ pub(super) struct Draft {
     pub(super) invalid: Option<Refusal>,
 }
 
-/// Why an event cannot be sent.
+/// Why an event cannot be sent. The texts say what the caller can do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// Nothing but blanks.
+    /// Empty or blank.
     #[error("the event has no name; give it one")]
     EmptyName,
-    /// Nothing but blanks.
-    #[error("the event has no distinct id; say whose it is")]
+    /// Empty or blank.
+    #[error("the event has no distinct id; give one, or use Event::new_anon")]
     EmptyDistinctId,
-    /// Nothing but blanks.
-    #[error("the alias is empty; say by which other id the person is known")]
+    /// Empty or blank.
+    #[error("the alias is empty; give the other id of the person")]
     EmptyAlias,
-    /// Nothing but blanks.
-    #[error("the group's type is empty; say what kind of group it is")]
+    /// Empty or blank.
+    #[error("the group's type is empty; give one, such as \"company\"")]
     EmptyGroupType,
-    /// Nothing, or nothing but blanks.
-    #[error("the group's key is empty; say which group it is")]
+    /// Missing, empty or blank.
+    #[error("the group's key is empty; give the id of the group")]
     EmptyGroupKey,
-    /// No property.
-    #[error("there is nothing to set; give at least one property")]
+    /// It sets no property.
+    #[error("the event sets no property of the person; set at least one")]
     NothingToSet,
-    /// A property or group.
+    /// A property or group cannot be serialized.
     #[error("the value of {key:?} cannot be serialized")]
     Unserializable {
         /// Its key, or the group's type.
         key: Box<str>,
-        /// What is wrong with it.
+        /// Why it cannot be serialized.
         #[source]
         reason: Unencodable,
     },
-    /// Before 1677 or after 2262.
+    /// The timestamp is before 1677 or after 2262.
     #[error("the timestamp is out of range; give one between the years 1678 and 2261")]
     TimestampOutOfRange,
-    /// Larger than one event may be.
+    /// The event is larger than allowed.
     #[error(
-        "the event takes {bytes} bytes, more than the {most} allowed ({}); send less of it, or raise Config::max_event_bytes (that of AI \
-         events is fixed)",
+        "the event takes {bytes} bytes, more than the {most} allowed ({}); send less data, or raise Config::max_event_bytes (the \
+         limit of AI events is fixed)",
         crate::sys::wording::bytes(*most as u64)
     )]
     TooLarge {
@@ -75,13 +77,13 @@ pub(crate) enum Refusal {
         name: Box<str>,
         /// Its size as a record.
         bytes: usize,
-        /// The size that one may have.
+        /// The largest size allowed.
         most: usize,
     },
 }
 
 impl Refusal {
-    /// What is wrong, with what lies underneath.
+    /// The message including its cause.
     pub(crate) fn describe(&self) -> String {
         match self {
             Refusal::Unserializable { reason, .. } => format!("{self}: {reason}"),
@@ -91,10 +93,10 @@ impl Refusal {
 }
 
 impl Draft {
-    /// Forgets everything but its buffers.
+    /// Resets everything and keeps the buffers.
     #[inline]
     pub(super) fn clear(&mut self) {
-        // Each by name, so that no field can be forgotten; made anew and moved, it would be copied twice.
+        // Field by field, so that none can be forgotten. A new draft that is moved into place would be copied twice.
         let Self {
             body,
             map_at,
@@ -118,7 +120,7 @@ impl Draft {
         (*uuid, *timestamp, *invalid) = (None, None, None);
     }
 
-    /// Adds a property that is encoded already.
+    /// Adds a property that is already encoded.
     pub(super) fn push_entry(&mut self, pair: &[u8]) {
         self.body.extend_from_slice(pair);
         self.property_count = self.property_count.saturating_add(1);
@@ -135,7 +137,7 @@ impl Draft {
     }
 }
 
-/// How priority events of this name are.
+/// The class of events of this name.
 pub(super) fn class_of(name: &str) -> Class {
     match name {
         "$identify" | "$create_alias" | "$groupidentify" | "$set" => Class::Identity,
@@ -148,32 +150,32 @@ pub(super) fn is_blank(text: &str) -> bool {
     text.trim_start().is_empty()
 }
 
-/// What a new buffer has room for: an event of about eight properties, twice over.
+/// Capacity of a new buffer: twice an event of about eight properties.
 const FIRST_CAPACITY: usize = 512;
-/// Buffers that grew larger are not kept: one huge event must not cost a thread its memory for ever.
+/// Buffers that grew larger are freed, so that one huge event does not occupy memory for the life of its thread.
 const MOST_KEPT: usize = 4096;
 
 thread_local! {
-    static SPARE: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
+    static POOLED: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
 }
 
-/// An empty draft.
+/// Takes the pooled draft of this thread, or a new one.
 #[inline]
 pub(super) fn take() -> Box<Draft> {
-    // The access fails where a thread-local's destructor captures after this one's ran: then there is no spare.
-    SPARE
+    // The access fails if the destructor of another thread-local captures after this one was destroyed.
+    POOLED
         .try_with(Cell::take)
         .ok()
         .flatten()
         .unwrap_or_else(|| Box::new(Draft { body: Vec::with_capacity(FIRST_CAPACITY), ..Draft::default() }))
 }
 
-/// Keeps a draft's buffers for the thread's next event.
+/// Returns a draft to the pool of this thread.
 #[inline]
 pub(super) fn recycle(mut draft: Box<Draft>) {
     if draft.body.capacity() + draft.groups.capacity() <= MOST_KEPT {
         draft.clear();
-        let _no_spare_at_thread_end = SPARE.try_with(|spare| spare.set(Some(draft)));
+        let _no_pool_at_thread_end = POOLED.try_with(|pooled| pooled.set(Some(draft)));
     }
 }
 
@@ -220,11 +222,11 @@ mod tests {
             static LAST: Cell<Option<Last>> = const { Cell::new(None) };
         }
         let (sender, receiver) = std::sync::mpsc::channel();
-        // Which destructor runs first follows from which thread-local was used first: try both.
-        for spare_first in [true, false] {
+        // The thread-local that is used first is destroyed last: try both orders.
+        for pool_first in [true, false] {
             let sender = sender.clone();
             let thread = std::thread::spawn(move || {
-                if spare_first {
+                if pool_first {
                     recycle(take());
                 }
                 LAST.set(Some(Last(sender)));

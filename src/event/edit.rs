@@ -1,4 +1,4 @@
-//! Reading and changing an event that is already described: for `before_send` hooks, and for what the client adds when it captures.
+//! Reading and changing a described event: for `before_send` hooks, and for what the client adds at the moment of capture.
 
 use std::fmt;
 use std::ops::Range;
@@ -21,48 +21,48 @@ impl Event {
         self.identity().string().unwrap_or_default()
     }
 
-    /// Who did it.
+    /// The event's distinct id.
     pub fn distinct_id(&self) -> &str {
         let mut reader = self.identity();
         reader.string().and_then(|_name| reader.string()).unwrap_or_default()
     }
 
-    /// The uuid the caller gave, if he did; otherwise the event gets one when it is captured. In a `before_send` hook it is there.
+    /// The uuid that the caller set, if any. Otherwise the event gets one when it is captured; a `before_send` hook sees it.
     pub fn given_uuid(&self) -> Option<Uuid> {
         self.draft.uuid
     }
 
-    /// The time the caller gave, if he did; otherwise it is the moment of capture. In a `before_send` hook it is there.
+    /// The time that the caller set, if any. Otherwise it is the moment of capture; a `before_send` hook sees it.
     pub fn given_timestamp(&self) -> Option<SystemTime> {
         let nanos = self.draft.timestamp?;
         let distance = Duration::from_nanos(nanos.unsigned_abs());
         if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
     }
 
-    /// A property, if it is there and of this type.
+    /// The value of a property, if it exists and is of this type.
     pub fn get<T: DeserializeOwned>(&self, key: impl AsRef<str>) -> Option<T> {
         value_as(self.value_of(key.as_ref())?)
     }
 
-    /// Whether a property is there.
+    /// Whether a property exists.
     pub fn has(&self, key: impl AsRef<str>) -> bool {
         self.has_name(key.as_ref().as_bytes())
     }
 
-    /// The keys of the properties, in the order they were set; a key set twice comes twice.
+    /// The keys of the properties in the order in which they were set. A key that was set twice occurs twice.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries().filter_map(|(key, _)| text(key).ok())
     }
 
-    /// A copy of the properties as the caller set them: without groups, and without what the library adds when it sends.
+    /// A copy of the properties as the caller set them, without groups and without what the library adds when it sends.
     pub fn properties(&self) -> Map<String, Value> {
         as_map(self.entries())
     }
 
-    /// Removes a property, and tells whether it was there.
+    /// Removes a property; returns whether it existed.
     pub fn remove(&mut self, key: impl AsRef<str>) -> bool {
         let found = ranges_of(key.as_ref(), self.entries(), self.draft.body.len());
-        // From the last to the first, so that the places of the others stay what they are.
+        // From the last to the first, so that the positions of the others stay valid.
         for range in found.iter().rev() {
             self.draft.body.drain(range.clone());
             self.draft.property_count = self.draft.property_count.saturating_sub(1);
@@ -70,7 +70,7 @@ impl Event {
         !found.is_empty()
     }
 
-    /// Removes the properties whose names are not wanted. Groups and hints stay.
+    /// Removes the properties for which `is_wanted` returns false. Groups and flags stay.
     pub(crate) fn keep_only(&mut self, is_wanted: impl Fn(&[u8]) -> bool) {
         let unwanted: Vec<String> = self.keys().filter(|key| !is_wanted(key.as_bytes())).map(str::to_owned).collect();
         for key in unwanted {
@@ -86,8 +86,7 @@ impl Event {
         self.draft.class = self.draft.class.max(class_of(name));
     }
 
-    /// Says that somebody else did it. For an event that is described in one go there is
-    /// [`with_distinct_id`](Self::with_distinct_id).
+    /// Sets another distinct id. In the form of the builder: [`with_distinct_id`](Self::with_distinct_id).
     pub fn set_distinct_id(&mut self, distinct_id: impl AsRef<str>) {
         let distinct_id = distinct_id.as_ref();
         self.replace(self.name_end()..self.draft.map_at, distinct_id);
@@ -95,10 +94,10 @@ impl Event {
         self.draft.anonymous = false;
     }
 
-    /// Takes the event out of the group of that type, and tells whether it was in one.
+    /// Removes the event from its group of this type; returns whether it was in one.
     pub fn remove_group(&mut self, group_type: impl AsRef<str>) -> bool {
         let found = ranges_of(group_type.as_ref(), self.group_entries(), self.draft.groups.len());
-        // From the last to the first, so that the places of the others stay what they are.
+        // From the last to the first, so that the positions of the others stay valid.
         for range in found.iter().rev() {
             self.draft.groups.drain(range.clone());
             self.draft.group_count = self.draft.group_count.saturating_sub(1);
@@ -115,29 +114,29 @@ impl Event {
         Entries::new(self.draft.group_count, &self.draft.groups)
     }
 
-    /// Whether it says of nobody that he did it, and somebody has to be found.
+    /// Whether it has no distinct id and needs one.
     #[inline]
     pub(crate) fn is_anonymous(&self) -> bool {
         self.draft.anonymous
     }
 
-    /// It is done by nobody in particular: under a distinct id of its own, and without a person (unless the event says otherwise).
+    /// Gives an anonymous event the random distinct id `own_id`, without a person (unless the event sets otherwise).
     pub(crate) fn attribute_to_nobody(&mut self, own_id: &str) {
         self.set_distinct_id(own_id);
         self.draft.flags.insert(Flags::PERSONLESS);
     }
 
-    /// Adds those properties that are not there yet, whether as properties or as hints.
+    /// Adds the properties that the event does not have yet, as properties or as flags.
     pub(crate) fn add_absent(&mut self, pairs: &Pairs) {
         for (name, pair) in pairs.each() {
-            if !self.has_name(name) && !self.hints(name) {
+            if !self.has_name(name) && !self.has_flag_for(name) {
                 self.draft.push_entry(pair);
             }
         }
     }
 
-    /// Whether a hint says that. As a property it would count for more than the hint when it is sent.
-    fn hints(&self, name: &[u8]) -> bool {
+    /// Whether a flag of the event stands for that property. As a property it would override the flag when it is sent.
+    fn has_flag_for(&self, name: &[u8]) -> bool {
         let flag = match name {
             b"$process_person_profile" => Flags::PERSONLESS,
             b"$geoip_disable" => Flags::GEOIP_DISABLE,
@@ -146,14 +145,14 @@ impl Event {
         self.draft.flags.contains(flag)
     }
 
-    /// Uuid and time, unless the caller gave them: hooks see those that the event will have.
+    /// Sets uuid and time unless the caller did, so that hooks see those that the event will have.
     pub(crate) fn stamped(mut self, stamp: &Stamp) -> Self {
         self.draft.uuid.get_or_insert(stamp.uuid);
         self.draft.timestamp.get_or_insert(stamp.now_nanos);
         self
     }
 
-    /// Whether it is an exception, or was one before it was renamed.
+    /// Whether it is an exception event, or was one before it was renamed.
     #[inline]
     pub(crate) fn is_exception(&self) -> bool {
         self.draft.class == Class::Exception
@@ -215,7 +214,7 @@ impl fmt::Debug for Event {
     }
 }
 
-/// Where the entries of that name lie in a buffer of that length, which `entries` ends with.
+/// The ranges of the entries called `name` in a buffer of `len` bytes, which `entries` ends with.
 fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut start = len - entries.rest().len();
@@ -229,7 +228,7 @@ fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usiz
     found
 }
 
-/// Through the JSON that is sent, so that what is shown here is what arrives.
+/// Converts entries by way of the JSON that is sent, so that the result shows what arrives.
 fn as_map(entries: Entries<'_>) -> Map<String, Value> {
     let mut text = Vec::new();
     json::write_entries(entries, &mut text).ok().and_then(|()| serde_json::from_slice(&text).ok()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! From a described event to a record, or to the reason why not.
+//! Finishing an event: makes its record, or says why it cannot be sent.
 
 use uuid::Uuid;
 
@@ -9,38 +9,38 @@ use crate::record::{Class, HEAD_LEN, Head, LIB_VERSION};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{NAME_KEPT, beginning};
 
-/// What the moment of capture adds to an event that does not say it itself.
+/// Uuid and time for an event whose caller did not set them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stamp {
-    /// The uuid, unless the caller gave one.
+    /// The uuid, unless the caller set one.
     pub(crate) uuid: Uuid,
-    /// The time, unless the caller gave one.
+    /// The time, unless the caller set one.
     pub(crate) now_nanos: WallNanos,
 }
 
 /// A finished event.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// How priority it is.
+    /// Its class.
     pub(crate) class: Class,
-    /// The uuid it has in the end.
+    /// Its final uuid.
     pub(crate) uuid: Uuid,
     draft: Box<Draft>,
 }
 
 impl Record {
-    /// What is stored.
+    /// The bytes that are stored.
     #[inline]
     pub(crate) fn body(&self) -> &[u8] {
         &self.draft.body
     }
 
-    /// The event's name, for whoever tells that it was not taken.
+    /// The event's name, for a report that it was not accepted.
     pub(crate) fn name(&self) -> &str {
         Reader::new(self.draft.body.get(HEAD_LEN..).unwrap_or_default()).string().unwrap_or_default()
     }
 
-    /// Gives the buffers to this thread's next event.
+    /// Returns the buffers to the pool of this thread.
     #[inline]
     pub(crate) fn recycle(self) {
         draft::recycle(self.draft);
@@ -48,7 +48,7 @@ impl Record {
 }
 
 impl Event {
-    /// Whether it can be sent, but for its size.
+    /// Whether it can be sent, apart from its size.
     #[inline]
     pub(crate) fn check(&self) -> Result<(), Refusal> {
         if self.draft.blank_name {
@@ -64,7 +64,7 @@ impl Event {
     }
 
     /// Makes the record, of at most `max_bytes`.
-    // Always: as a call it would hand the record back through memory, for every capture.
+    // Always inlined: a call would return the record through memory for every capture.
     #[inline(always)]
     pub(crate) fn finish(mut self, stamp: &Stamp, max_bytes: usize) -> Result<Record, Refusal> {
         self.check()?;

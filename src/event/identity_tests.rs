@@ -40,7 +40,7 @@ fn person_properties_gather_in_one_map_wherever_they_come_from() {
 }
 
 #[test]
-fn a_set_of_the_callers_own_is_added_to_and_one_that_is_no_map_is_replaced() {
+fn a_set_of_the_caller_is_added_to_or_replaced_if_no_map() {
     let event = Event::new("e", "d").prop("$set", json!({"a": 1, "b": 2})).person_property("b", 3);
     assert_eq!(event.get::<Value>("$set"), Some(json!({"a": 1, "b": 3})));
     let event = Event::new("e", "d").prop("$set", "nonsense").person_property("b", 3);
@@ -101,7 +101,7 @@ fn a_key_that_is_none_and_properties_that_are_none_are_refused() {
 }
 
 #[test]
-fn what_the_moment_of_capture_adds_never_replaces_what_the_caller_said() {
+fn what_capture_adds_never_replaces_what_the_caller_set() {
     let mut event = Event::new_anon("seen").prop("a", 1);
     assert!(event.is_anonymous() && event.check() == Err(Refusal::EmptyDistinctId));
     event.add_absent(&Pairs::of(&json!({"a": 2, "b": 2})).unwrap());

@@ -1,29 +1,30 @@
-//! What a user captures.
+//! Events: what a program captures.
 //!
-//! An [`Event`] is built straight into the bytes of the record it becomes (see `record`): each property is appended as MessagePack
-//! when it is named, and finishing the event patches a few fields. So an event costs one buffer, and that one comes from, and goes
-//! back to, a spare kept by the thread ([`Record::recycle`]).
+//! An [`Event`] is built directly into the bytes of the record that it becomes (see `record`): each property is appended as
+//! MessagePack when it is set, and finishing the event patches a few fields. So an event needs one buffer, and that buffer
+//! is pooled by the thread ([`Record::recycle`]).
 //!
 //! # Rules
 //!
-//! - Building never fails and never panics. What cannot be encoded is left out, the first such flaw is remembered, and
-//!   [`Event::finish`] refuses the event with it: an event is sent as the caller described it, or not at all.
-//! - An empty or blank name or distinct id is refused: the server answers either with an error for the whole batch.
-//! - A group's key is a string or a number; blank types and keys are refused wherever they are given.
-//! - A key set twice counts once, with its last value.
-//! - The uuid and the time are the caller's if he gave them, else those of the [`Stamp`]: the moment of capture. They are never
-//!   changed after that, however often the event is sent.
-//! - What is added at the moment of capture (context, super properties) never replaces what the caller said.
-//! - How priority an event is follows from its name (`$identify`, `$create_alias`, `$groupidentify`, `$set`; `$exception`), or is said
-//!   by whoever builds it; a later change of the name may make it dearer, never cheaper.
-//! - No I/O and no clock: the time and the bound on the size come from the caller. The one exception is the seed of `uuids`, which
-//!   the operating system gives, once per thread and after every fork.
+//! - Building never fails and never panics. A value that cannot be encoded is left out, the first such error is remembered,
+//!   and [`Event::finish`] refuses the event with it: an event is sent as the caller described it, or not at all.
+//! - An empty or blank name or distinct id is refused: the server would reject the whole batch because of it.
+//! - A group's key is a string or a number. Blank types and keys are refused wherever they are given.
+//! - A key that is set twice counts once, with its last value.
+//! - Uuid and time are those that the caller gave, otherwise those of the [`Stamp`], the moment of capture. They never change
+//!   afterwards, however often the event is sent.
+//! - What is added at the moment of capture (context, super properties) never replaces what the caller set.
+//! - The class of an event, which decides how late it is evicted, follows from its name (`$identify`, `$create_alias`,
+//!   `$groupidentify`, `$set`; `$exception`), or is set by its builder. Renaming an event can raise its class but not lower
+//!   it.
+//! - No I/O and no clock: time and size limit are arguments. The only exception is the seed of `uuids.rs`, which comes from
+//!   the operating system once per thread and after every fork.
 //!
-//! # Operations
+//! # Files
 //!
-//! `builder.rs` describes an event, `group.rs` the groups it belongs to, `identity.rs` those that say who somebody is, `edit.rs` reads
-//! and changes one (for `before_send`), `enrich.rs` adds what the moment of capture knows, `finish.rs` makes the record, `uuids.rs`
-//! draws uuids, `spare.rs` keeps the buffers. `exception/` makes an event of an error.
+//! `builder.rs` describes an event, its groups, and events about persons and groups. `edit.rs` reads and changes one, for
+//! `before_send` hooks and for what the client adds. `finish.rs` makes the record. `draft.rs` has the buffers and their pool,
+//! `uuids.rs` generates uuids. `exception/` makes events from errors.
 
 mod builder;
 mod draft;

@@ -1,4 +1,4 @@
-//! From a described event to what its record says.
+//! From a described event to the content of its record.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -95,12 +95,12 @@ fn a_blank_name_or_distinct_id_is_refused() {
 }
 
 #[test]
-fn the_first_value_that_cannot_be_encoded_refuses_the_event_by_its_key() {
+fn the_first_unencodable_value_refuses_the_event_by_its_key() {
     let deep = (0..100).fold(json!(1), |inside, _| json!([inside]));
-    let flawed = event().prop("fine", 1).prop("deep", &deep).prop("deeper", &deep).prop("after", 2);
-    assert_eq!((flawed.has("deep"), flawed.get::<i32>("after")), (false, Some(2)));
+    let invalid = event().prop("fine", 1).prop("deep", &deep).prop("deeper", &deep).prop("after", 2);
+    assert_eq!((invalid.has("deep"), invalid.get::<i32>("after")), (false, Some(2)));
     let expected = Refusal::Unserializable { key: "deep".into(), reason: Unencodable::TooDeep };
-    assert_eq!(finish(flawed).unwrap_err(), expected);
+    assert_eq!(finish(invalid).unwrap_err(), expected);
     assert!(matches!(finish(event().group("g", &deep)), Err(Refusal::Unserializable { key, .. }) if &*key == "g"));
 }
 
@@ -173,7 +173,7 @@ fn name_and_distinct_id_change_in_place() {
 }
 
 #[test]
-fn a_hook_moves_an_event_to_other_groups_another_time_and_another_uuid() {
+fn a_hook_changes_groups_time_and_uuid_of_an_event() {
     let mut event = event().group("company", "acme").group("seat", 7).group("company", "emca").prop("after", 1);
     assert!(event.remove_group("company") && !event.remove_group("company"));
     event.set_group("team", "blue");
@@ -197,8 +197,8 @@ fn a_group_is_named_by_a_string_or_a_number_and_by_nothing_else() {
     assert_eq!(refused(event().group("company", json!({"acme": 1}))), not_a_key());
     assert_eq!(refused(event().group("company", true)), not_a_key());
     assert_eq!(refused(event().group("company", f64::NAN)), not_a_key());
-    let flawed = event().group("company", ["acme"]).group("seat", 1.5).group("desk", -1);
-    assert_eq!(Value::Object(flawed.groups()), json!({"seat": 1.5, "desk": -1}));
+    let invalid = event().group("company", ["acme"]).group("seat", 1.5).group("desk", -1);
+    assert_eq!(Value::Object(invalid.groups()), json!({"seat": 1.5, "desk": -1}));
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! Uuids of version 7: the milliseconds of the capture, then 74 random bits.
+//! Uuids of version 7: the milliseconds of the capture and 74 random bits.
 //!
-//! Each thread has a generator of its own, seeded by the operating system, and again in every forked child: parent and child share
-//! their memory at the fork, and would draw the same uuids for different events.
+//! Each thread has its own generator, seeded by the operating system. It is seeded again in a forked child: parent and child
+//! have the same memory at the fork and would otherwise generate the same uuids for different events.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,11 +15,11 @@ use crate::sys::clock::WallNanos;
 
 type Seed = [u8; 32];
 
-/// A generator, and the process it was seeded in.
+/// A generator and the process that it was seeded in.
 #[derive(Clone)]
 struct Seeded {
     fork_generation: u64,
-    // Uuids must not repeat; nobody has to be kept from guessing them. A cryptographic generator takes three times as long.
+    // Uuids must be unique but may be predictable. A cryptographic generator takes three times as long.
     rng: Xoshiro256PlusPlus,
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn next(now_nanos: WallNanos, fork_generation: u64) -> Uuid {
         };
         (seeded.rng.next_u64(), seeded.rng.next_u64())
     };
-    // In place. Without the thread-local (at the thread's very end) each call seeds anew: slower, as unique.
+    // In place. At the end of a thread, without the thread-local, each call seeds a new generator: slower, but as unique.
     let drawn = GENERATOR.try_with(|generator| generator.try_borrow_mut().map(|mut seeded| draw(&mut seeded)));
     let (high, low) = match drawn {
         Ok(Ok(drawn)) => drawn,
@@ -59,8 +59,8 @@ fn system_seed() -> Option<Seed> {
     SysRng.try_fill_bytes(&mut seed).ok().map(|()| seed)
 }
 
-/// Mixes all that tells this generator from any other: where the system has no randomness (an old kernel's early boot, a sandbox
-/// that forbids the call), the rest must do.
+/// Seeds a generator from everything that differs between generators. If the system provides no randomness (early boot of an
+/// old kernel, a sandbox that forbids the call), the rest is enough.
 #[cold]
 fn seed(system: Option<Seed>, now_nanos: WallNanos, fork_generation: u64) -> Xoshiro256PlusPlus {
     static SEEDED: AtomicU64 = AtomicU64::new(0);
@@ -85,7 +85,7 @@ mod tests {
     const NOW: WallNanos = 1_700_000_000_123_456_789;
 
     #[test]
-    fn a_uuid_carries_the_milliseconds_of_its_capture_and_its_version() {
+    fn a_uuid_has_the_milliseconds_of_its_capture() {
         let uuid = next(NOW, 0);
         assert_eq!((uuid.get_version_num(), uuid.get_variant()), (7, uuid::Variant::RFC4122));
         assert_eq!(uuid.get_timestamp().map(|time| time.to_unix()), Some((1_700_000_000, 123_000_000)));

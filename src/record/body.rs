@@ -5,11 +5,11 @@ use uuid::Uuid;
 use super::msgpack::{Malformed, Reader, check_text};
 use crate::sys::clock::WallNanos;
 
-/// Bytes of the head.
+/// Length of the head in bytes.
 pub(crate) const HEAD_LEN: usize = 36;
-/// What PostHog sees as `$lib`.
+/// The value of `$lib`.
 pub(crate) const LIB_NAME: &str = "posthog-durable";
-/// Major, minor and patch of this build.
+/// Major, minor and patch version of this build.
 pub(crate) const LIB_VERSION: [u16; 3] = [
     decimal(env!("CARGO_PKG_VERSION_MAJOR")),
     decimal(env!("CARGO_PKG_VERSION_MINOR")),
@@ -18,21 +18,21 @@ pub(crate) const LIB_VERSION: [u16; 3] = [
 
 const VERSION: u8 = 1;
 
-/// How priority an event is when room runs out; a dearer one compares greater.
+/// How important an event is when space runs out. The more important class compares greater and is evicted later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(crate) enum Class {
-    /// Anything that is not one of the others.
+    /// Any other event.
     #[default]
     Ordinary = 0,
-    /// Says who somebody is: losing it splits a person in two.
+    /// An event that identifies a person or group: losing it splits a person in two.
     Identity = 1,
     /// An error or a crash.
     Exception = 2,
 }
 
 impl Class {
-    /// The class a byte stands for. A newer library's classes are ordinary to this one.
+    /// The class that a byte denotes. A class of a newer version reads as ordinary.
     pub(crate) fn from_u8(byte: u8) -> Self {
         match byte {
             1 => Class::Identity,
@@ -42,30 +42,30 @@ impl Class {
     }
 }
 
-/// Yes-or-no facts about an event, one bit each.
+/// Boolean facts about an event, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flags(u16);
 
 impl Flags {
-    /// The caller gave the timestamp; it is not the time of capture.
+    /// The timestamp was set by the caller; it is not the time of capture.
     pub(crate) const EXPLICIT_TIMESTAMP: Flags = Flags(1 << 0);
     /// `$geoip_disable: true`.
     pub(crate) const GEOIP_DISABLE: Flags = Flags(1 << 1);
     /// `$process_person_profile: false`.
     pub(crate) const PERSONLESS: Flags = Flags(1 << 2);
 
-    /// Whether all bits of `other` are set.
+    /// Whether all flags of `other` are set.
     pub(crate) fn contains(self, other: Flags) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Sets the bits of `other`.
+    /// Sets the flags of `other`.
     pub(crate) fn insert(&mut self, other: Flags) {
         self.0 |= other.0;
     }
 }
 
-/// The head's fields; version and reserved bytes are this file's own business.
+/// The fields of the head, without its version and reserved bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     /// See [`Class`].
@@ -74,14 +74,14 @@ pub(crate) struct Head {
     pub(crate) flags: Flags,
     /// Version of the library that captured the event.
     pub(crate) lib_version: [u16; 3],
-    /// What PostHog removes duplicates by.
+    /// PostHog de-duplicates events by it.
     pub(crate) uuid: Uuid,
-    /// When it happened.
+    /// When the event happened.
     pub(crate) timestamp_nanos: WallNanos,
 }
 
 impl Head {
-    /// The bytes of this head.
+    /// The encoded head.
     pub(crate) fn encode(&self) -> [u8; HEAD_LEN] {
         let mut bytes = [0; HEAD_LEN];
         bytes[0] = VERSION;
@@ -95,7 +95,7 @@ impl Head {
         bytes
     }
 
-    /// Reads the head at the start of `body`, and gives what follows it.
+    /// Reads the head at the start of `body`; returns it with the bytes that follow.
     pub(crate) fn split(body: &[u8]) -> Result<(Head, &[u8]), Malformed> {
         let (head, rest) = body.split_first_chunk::<HEAD_LEN>().ok_or(Malformed::Truncated)?;
         if head[0] != VERSION {
@@ -117,30 +117,30 @@ impl Head {
     }
 }
 
-/// The number a decimal text names; a compile error if it is none or does not fit.
+/// Parses a decimal number; a compile error if it is not one or does not fit.
 const fn decimal(text: &str) -> u16 {
     let digits = text.as_bytes();
     let (mut value, mut at) = (0u16, 0);
     while at < digits.len() {
-        assert!(digits[at].is_ascii_digit(), "a version is made of decimal numbers");
+        assert!(digits[at].is_ascii_digit(), "a version consists of decimal numbers");
         value = value * 10 + (digits[at] - b'0') as u16;
         at += 1;
     }
     value
 }
 
-/// The parts of a body, borrowed from it. Everything in it was checked by [`View::parse`].
+/// The parts of a body, borrowed from it and checked by [`View::parse`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'a> {
     /// Class, flags, version, uuid and time.
     pub(crate) head: Head,
     /// The event's name.
     pub(crate) name: &'a str,
-    /// Who did it.
+    /// The event's distinct id.
     pub(crate) distinct_id: &'a str,
-    /// What the caller said about it.
+    /// The properties that the caller set.
     pub(crate) properties: Entries<'a>,
-    /// Group type to group key.
+    /// The groups: type to key.
     pub(crate) groups: Entries<'a>,
 }
 
@@ -166,8 +166,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The pairs of a map, in the order they were written; a key may come more than once. Iterating gives a key's text as its bytes:
-/// most who iterate look for one key, or copy it.
+/// The pairs of a map in the order in which they were written; a key may occur more than once. The iterator returns a key as
+/// the bytes of its text, which is enough to compare or copy it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entries<'a> {
     left: u32,
@@ -175,12 +175,12 @@ pub(crate) struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    /// The `len` pairs at the start of `bytes`, not checked: iterating ends early where they are malformed.
+    /// The `len` pairs at the start of `bytes`, unchecked: the iterator ends early if they are malformed.
     pub(crate) fn new(len: u32, bytes: &'a [u8]) -> Self {
         Self { left: len, reader: Reader::new(bytes) }
     }
 
-    /// Reads a map whose keys are strings, checks every value, and leaves `reader` behind it.
+    /// Reads a map whose keys are strings, checks every value, and leaves `reader` after it.
     fn checked(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
         let left = reader.map_header()?;
         let entries = Self { left, reader: *reader };
@@ -191,22 +191,22 @@ impl<'a> Entries<'a> {
         Ok(entries)
     }
 
-    /// How many pairs there are, repeated keys included.
+    /// Number of pairs, repeated keys included.
     pub(crate) fn len(&self) -> u32 {
         self.left
     }
 
-    /// Whether there are none.
+    /// Whether there are no pairs.
     pub(crate) fn is_empty(&self) -> bool {
         self.left == 0
     }
 
-    /// The bytes that were not iterated yet.
+    /// The bytes of the pairs that were not iterated yet.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.reader.rest()
     }
 
-    /// The value that counts for `key`: the last one written.
+    /// The value of `key`: the last one written.
     pub(crate) fn last(self, key: &str) -> Option<&'a [u8]> {
         self.filter(|(name, _)| *name == key.as_bytes()).last().map(|(_, value)| value)
     }

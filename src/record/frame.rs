@@ -1,56 +1,56 @@
-//! A record's place on disk: a 24-byte head, the body, padding to 8 bytes.
+//! Frames: a record as it lies on disk. A 24-byte head, the body, and padding to a multiple of 8 bytes.
 //!
-//! The same frames stand in a journal arena and, copied as they are, in a chunk of the store. `docs/format.md` has the bytes.
-//! The check word is mixed with a *salt* that is drawn anew for each round of an arena: a frame left over from an earlier round
-//! is never taken for one of this round, whatever pages a power cut brought back.
+//! The same frames are in a journal arena and, copied unchanged, in a chunk of the store. `docs/format.md` describes the
+//! bytes. The check word includes a *salt* that is drawn anew for each round of an arena, so a frame left over from an
+//! earlier round is never taken for one of this round, whichever pages a power cut preserved.
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Bytes before the body.
+/// Length of the head in bytes.
 pub(crate) const FRAME_HEAD: usize = 24;
-/// Frames begin at multiples of this, so that the length word can be published with one atomic store.
+/// Frames begin at multiples of this, so the length word can be published with one atomic store.
 pub(crate) const FRAME_ALIGN: usize = 8;
 
-/// What stands before a record's body.
+/// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHead {
-    /// Bytes of the body; never 0.
+    /// Length of the body in bytes; never 0.
     pub(crate) body_len: u32,
-    /// The record's class (see `Class`), repeated outside the body so that a queue can be sorted without decoding.
+    /// The record's class (see `Class`), repeated outside the body so that eviction need not decode it.
     pub(crate) class: u8,
     /// Gap-free within one shard.
     pub(crate) seq: u64,
-    /// Checksum of body and head, mixed with the round's salt.
+    /// Checksum of body and head, mixed with the salt of the round.
     pub(crate) check: u64,
 }
 
-/// What stands at a place where a frame may begin.
+/// What was found at a position where a frame may begin.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed<'a> {
-    /// A whole, checked record; the next frame begins at `next`.
+    /// A complete, checked frame; the next one begins at `next`.
     Frame { head: FrameHead, body: &'a [u8], next: usize },
-    /// Nothing more was written: a zero length word, or the end of the bytes.
+    /// The end of what was written: a zero length word, or the end of the bytes.
     End,
-    /// Something else: torn, damaged, or of another round.
+    /// Anything else: a torn or damaged frame, or one of another round.
     Invalid,
 }
 
-/// Bytes that a body of `body_len` takes with its head and padding; `None` if that does not fit `usize`.
+/// Bytes that a body of `body_len` occupies with head and padding; `None` if that overflows.
 #[inline]
 pub(crate) fn framed_len(body_len: usize) -> Option<usize> {
     body_len.checked_add(FRAME_HEAD)?.checked_next_multiple_of(FRAME_ALIGN)
 }
 
-/// The part of the checksum that costs time; computed before any lock is taken.
+/// The expensive part of the checksum; computed before any lock is taken.
 pub(crate) fn hash_body(body: &[u8]) -> u64 {
     xxh3_64(body)
 }
 
-/// Mixes a body's hash with what only the holder of the lock knows.
+/// Mixes a body's hash with the values that are known under the lock only.
 #[inline]
 pub(crate) fn seal(body_hash: u64, salt: u64, seq: u64, body_len: u32, class: u8) -> u64 {
     // Each step is a bijection of the running value (odd multiplier, xor-shift), so two frames that differ in one field only
-    // never share a check word.
+    // never have the same check word.
     let mut mixed = body_hash ^ salt;
     for part in [seq, u64::from(body_len) << 8 | u64::from(class)] {
         mixed = (mixed ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -84,7 +84,7 @@ fn decode_head(bytes: &[u8; FRAME_HEAD]) -> FrameHead {
     }
 }
 
-/// Reads the frame that begins at `at`, if one does and its check word holds under `salt`.
+/// Reads the frame at `at` and verifies its check word with `salt`.
 pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Parsed<'_> {
     let rest = bytes.get(at..).unwrap_or_default();
     if rest.len() < 4 || rest[..4] == [0; 4] {
@@ -105,7 +105,7 @@ pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Parsed<'_> {
     Parsed::Frame { head, body, next: at + framed }
 }
 
-/// The whole frames at the start of `bytes`; stops at the first that is not one.
+/// The complete frames at the start of `bytes`; ends at the first invalid one.
 pub(crate) fn frames(bytes: &[u8], salt: u64) -> Frames<'_> {
     Frames { bytes, salt, at: 0 }
 }
@@ -139,7 +139,7 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
-/// Appends one frame to `out`. The journal writes its frames in place; this is for everybody who builds frames in memory.
+/// Appends one frame to `out`. The journal writes frames in place; this is for tests that build frames in memory.
 #[cfg(test)]
 pub(crate) fn append(out: &mut Vec<u8>, body: &[u8], class: u8, seq: u64, salt: u64) {
     let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);

@@ -1,7 +1,11 @@
-//! A body as one element of a PostHog batch, streamed: no tree of values is built. The V1 form is in `json_v1.rs`.
+//! JSON: a record body as one element of a PostHog batch, in the V0 and the V1 form. Streamed, without a tree of values.
 //!
-//! What serde_json would write, this writes: escapes, shortest floats, `null` for a float JSON has no number for, an array of
-//! numbers for bytes, strings for the integer and boolean keys of nested maps.
+//! The output equals that of serde_json: escapes, shortest floats, `null` for a float that JSON cannot express, an array of
+//! numbers for bytes, strings for integer and boolean keys of nested maps.
+//!
+//! Stack traces and debug images are extension values that become JSON here. The order is PostHog's: the outermost frame
+//! first, the place of the crash last; of inlined calls the physical frame first, then its inline members with the same
+//! address.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -15,22 +19,22 @@ use super::msgpack::{Malformed, NUMBER_EXT, Reader, Token, is_number, text};
 use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
 use super::symbols::{NoSymbols, SourceLines, Symbol, Symbols, is_in_app, is_panic_machinery};
 
-/// Up to so many keys, comparing each with each is faster than a hash table.
+/// Up to this number of keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
 
-/// Appends `{"uuid":..,"event":..,"distinct_id":..,"properties":{..},"timestamp":".."}`; on an error `out` is as it was.
+/// Appends `{"uuid":..,"event":..,"distinct_id":..,"properties":{..},"timestamp":".."}`. On an error `out` is unchanged.
 pub(crate) fn write_event(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
-    begin_event(view, Said::default(), |_, _| false, symbols, out)?;
+    begin_event(view, Present::default(), |_, _| false, symbols, out)?;
     out.push(b'}');
     Ok(())
 }
 
-/// Appends an event up to its closing brace. Properties that `lifts` answers true for are left out; of the library's own, those that
-/// are `said` already. On an error `out` is as it was.
+/// Appends an event up to its closing brace, without the properties for which `lifts` returns true and without those of the
+/// library's own that `present` names. On an error `out` is unchanged.
 #[inline]
 fn begin_event<'a>(
     view: &View<'a>,
-    said: Said,
+    present: Present,
     lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
     symbols: &dyn Symbols,
     out: &mut Vec<u8>,
@@ -38,7 +42,7 @@ fn begin_event<'a>(
     let start = out.len();
     out.extend_from_slice(b"{\"uuid\":\"");
     out.extend_from_slice(view.head.uuid.hyphenated().encode_lower(&mut [0; 36]).as_bytes());
-    let written = write_said(view, said, lifts, symbols, out);
+    let written = write_content(view, present, lifts, symbols, out);
     if written.is_err() {
         out.truncate(start);
         return written;
@@ -49,7 +53,7 @@ fn begin_event<'a>(
     Ok(())
 }
 
-/// Appends a JSON object of `entries`, each key once, with its last value.
+/// Appends `entries` as a JSON object, each key once, with its last value.
 pub(crate) fn write_entries(entries: Entries<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
     each_last(entries, |key, value| object.entry(key, value, &NoSymbols))?;
@@ -57,11 +61,11 @@ pub(crate) fn write_entries(entries: Entries<'_>, out: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
-/// What can be malformed: strings and values.
+/// The part of an event that can be malformed: its strings and values.
 #[inline]
-fn write_said<'a>(
+fn write_content<'a>(
     view: &View<'a>,
-    said: Said,
+    present: Present,
     lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
     symbols: &dyn Symbols,
     out: &mut Vec<u8>,
@@ -71,26 +75,26 @@ fn write_said<'a>(
     out.extend_from_slice(b",\"distinct_id\":");
     write_str(out, view.distinct_id.as_bytes())?;
     out.extend_from_slice(b",\"properties\":");
-    write_properties(view, said, lifts, symbols, out)
+    write_properties(view, present, lifts, symbols, out)
 }
 
-/// The caller's properties, and what every event of this library says unless the caller said otherwise.
+/// Appends the caller's properties, and the library's own unless the caller set them.
 #[inline]
 fn write_properties<'a>(
     view: &View<'a>,
-    mut said: Said,
+    mut present: Present,
     mut lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
     symbols: &dyn Symbols,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
     each_last(view.properties, |key, value| {
-        // Most keys of callers have no dollar: one byte decides.
+        // Few keys of callers begin with a dollar sign, so one byte decides for most.
         if key.first() == Some(&b'$') {
             if (key == b"$groups" && !view.groups.is_empty()) || lifts(key, value) {
                 return Ok(());
             }
-            said.note(key);
+            present.note(key);
         }
         object.entry(key, value, symbols)
     })?;
@@ -98,19 +102,19 @@ fn write_properties<'a>(
         object.name("$groups");
         write_entries(view.groups, object.out)?;
     }
-    if !said.lib {
+    if !present.lib {
         object.name("$lib");
         write_plain(object.out, LIB_NAME);
     }
-    if !said.lib_version {
+    if !present.lib_version {
         object.name("$lib_version");
         write_version(object.out, view.head.lib_version);
     }
     let flags = view.head.flags;
     for (name, value, due) in [
-        ("$is_server", &b"true"[..], !said.is_server),
-        ("$geoip_disable", b"true", flags.contains(Flags::GEOIP_DISABLE) && !said.geoip_disable),
-        ("$process_person_profile", b"false", flags.contains(Flags::PERSONLESS) && !said.person_profile),
+        ("$is_server", &b"true"[..], !present.is_server),
+        ("$geoip_disable", b"true", flags.contains(Flags::GEOIP_DISABLE) && !present.geoip_disable),
+        ("$process_person_profile", b"false", flags.contains(Flags::PERSONLESS) && !present.person_profile),
     ] {
         if due {
             object.name(name);
@@ -121,9 +125,9 @@ fn write_properties<'a>(
     Ok(())
 }
 
-/// Which of the library's own properties are not to be added: the caller has set them himself, or they are said elsewhere.
+/// The library's own properties that must not be added: the caller has set them, or they are sent elsewhere.
 #[derive(Default)]
-struct Said {
+struct Present {
     lib: bool,
     lib_version: bool,
     is_server: bool,
@@ -131,7 +135,7 @@ struct Said {
     person_profile: bool,
 }
 
-impl Said {
+impl Present {
     fn note(&mut self, key: &[u8]) {
         match key {
             b"$lib" => self.lib = true,
@@ -144,7 +148,7 @@ impl Said {
     }
 }
 
-/// Visits each key once, with the value that counts, at the place of that value.
+/// Visits each key once, with its last value, at the position of that value.
 fn each_last<'a>(
     entries: Entries<'a>,
     mut visit: impl FnMut(&'a [u8], &'a [u8]) -> Result<(), Malformed>,
@@ -170,7 +174,7 @@ fn each_last<'a>(
     Ok(())
 }
 
-/// An object being written: puts the commas.
+/// A JSON object that is being written; adds the commas.
 struct Object<'o> {
     out: &'o mut Vec<u8>,
     empty: bool,
@@ -182,7 +186,7 @@ impl<'o> Object<'o> {
         Self { out, empty: true }
     }
 
-    /// One of the library's own keys.
+    /// Appends a key that needs no escape.
     fn name(&mut self, name: &str) {
         self.separate();
         write_plain(self.out, name);
@@ -208,7 +212,7 @@ impl<'o> Object<'o> {
     }
 }
 
-/// Recursion is bounded: whoever hands in a value has had it checked, and `MAX_DEPTH` is part of the check.
+/// Appends a checked value. The check limits its depth, and with it the recursion, to `MAX_DEPTH`.
 pub(super) fn write_value(reader: &mut Reader<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     match reader.token()? {
         Token::Ext(kind, content) => write_ext(kind, content, symbols, out),
@@ -256,7 +260,7 @@ fn write_key(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed
 }
 
 fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
-    // No early exit: the loop is a few vector instructions, and nearly no string needs an escape. ASCII is UTF-8 by itself.
+    // No early exit: the loop compiles to a few vector instructions, and few strings need an escape. ASCII is valid UTF-8.
     let plain = |byte: u8| (0x20..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\');
     if bytes.iter().fold(true, |all, &byte| all & plain(byte)) {
         out.push(b'"');
@@ -268,7 +272,7 @@ fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Text that needs no escape.
+/// Appends a string that needs no escape.
 fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
@@ -281,7 +285,7 @@ fn write_quoted(out: &mut Vec<u8>, value: impl Serialize) {
     out.push(b'"');
 }
 
-/// What serde_json knows how to write. Writing to a `Vec` and serializing these few types cannot fail.
+/// Appends a value by serde_json. Writing to a `Vec` and serializing these few types cannot fail.
 fn write_json(out: &mut Vec<u8>, value: impl Serialize) {
     let written = serde_json::to_writer(out, &value);
     debug_assert!(written.is_ok());
@@ -297,24 +301,24 @@ fn write_version(out: &mut Vec<u8>, [major, minor, patch]: [u16; 3]) {
     out.push(b'"');
 }
 
-/// RFC 3339 in UTC, with as many digits of a second as it has.
+/// Appends a time as RFC 3339 in UTC, with as many fractional digits as it has.
 fn write_timestamp(out: &mut Vec<u8>, nanos: i64) {
     static PRINTER: DateTimePrinter = DateTimePrinter::new();
-    // 64 bits of nanoseconds end in 2262, jiff's range in the year 9999: the default is never taken.
+    // 64 bits of nanoseconds end in 2262, jiff's range in the year 9999, so the default is never used.
     let time = Timestamp::from_nanosecond(nanos.into()).unwrap_or_default();
     let written = PRINTER.print_timestamp(&time, out);
     debug_assert!(written.is_ok());
 }
 
-/// Appends an event as [`write_event`] does, followed by `"options":{..}` and, where they are known, `"session_id"` and
-/// `"window_id"`. What these are made of is no property any more; what is of the wrong type is not sent at all, for PostHog drops an
-/// event with an option that it cannot read. On an error `out` is as it was.
+/// Appends an event as [`write_event`] does, followed by `"options":{..}` and, if they are known, `"session_id"` and
+/// `"window_id"`. The properties that these are made from are left out; one of the wrong type is not sent at all, because
+/// PostHog drops an event with an option that it cannot read. On an error `out` is unchanged.
 pub(crate) fn write_event_v1(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let start = out.len();
     let mut lifted = Lifted::default();
-    // Never a property: it becomes an option.
-    let said = Said { person_profile: true, ..Said::default() };
-    begin_event(view, said, |key, value| lifted.take(key, value), symbols, out)?;
+    // V1 has it as an option instead.
+    let present = Present { person_profile: true, ..Present::default() };
+    begin_event(view, present, |key, value| lifted.take(key, value), symbols, out)?;
     let is_personless = view.head.flags.contains(Flags::PERSONLESS);
     let written = lifted.write(is_personless, out);
     match written {
@@ -324,7 +328,7 @@ pub(crate) fn write_event_v1(view: &View<'_>, symbols: &dyn Symbols, out: &mut V
     written
 }
 
-/// The values that V1 wants elsewhere than among the properties, as MessagePack.
+/// The values that V1 expects outside of the properties, as MessagePack.
 #[derive(Default)]
 struct Lifted<'a> {
     cookieless_mode: Option<&'a [u8]>,
@@ -336,7 +340,7 @@ struct Lifted<'a> {
 }
 
 impl<'a> Lifted<'a> {
-    /// Whether the property is one of these.
+    /// Takes the property if it is one of these; returns whether it is.
     fn take(&mut self, key: &[u8], value: &'a [u8]) -> bool {
         let place = match key {
             b"$cookieless_mode" => &mut self.cookieless_mode,
@@ -391,7 +395,7 @@ fn boolean(value: Option<&[u8]>) -> Option<bool> {
     }
 }
 
-/// Text is one, and so is a number: some number their sessions.
+/// Whether a value can be an id: text, or a number, since some programs number their sessions.
 fn is_id(token: Token<'_>) -> bool {
     match token {
         Token::Str(_) | Token::Unsigned(_) | Token::Signed(_) | Token::Ext(NUMBER_EXT, _) => true,
@@ -414,7 +418,7 @@ fn write_id(token: Token<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// What PostHog calls the architecture that this build is for.
+/// PostHog's name for the architecture of this build.
 const ARCH: &str = if cfg!(target_arch = "x86_64") {
     "x86_64"
 } else if cfg!(target_arch = "aarch64") {
@@ -425,10 +429,10 @@ const ARCH: &str = if cfg!(target_arch = "x86_64") {
     "unknown"
 };
 
-/// How many frames the standard library has between a panic and its hook, at the most.
+/// The most frames of the standard library between a panic and its hook.
 const MACHINERY_FRAMES: usize = 12;
 
-/// Appends an extension value: a stack, debug images, a number, or null for anything else.
+/// Appends an extension value: a stack trace, debug images or a number; `null` for anything else.
 pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &mut Vec<u8>) {
     let written = match kind {
         STACK_EXT => Stack::decode(content).map(|stack| write_stack(&stack, symbols, out)),
@@ -472,7 +476,8 @@ struct Frames<'o> {
 }
 
 impl Frames<'_> {
-    /// Its place in its image is its name: it stays the same over restarts, so that PostHog can group by it.
+    /// A frame without a symbol. It is named by its offset in its image, which is the same after a restart, so that PostHog can
+    /// group by it.
     fn write_unlinked(&mut self, address: u64, image: Option<&Image<'_>>) {
         let mut frame = self.begin(address, image);
         if let Some(image) = image {
@@ -515,7 +520,7 @@ impl Frames<'_> {
         frame.end();
     }
 
-    /// What every frame has.
+    /// Begins a frame with the fields that every frame has.
     fn begin(&mut self, address: u64, image: Option<&Image<'_>>) -> Object<'_> {
         if !self.empty {
             self.out.push(b',');

@@ -76,7 +76,7 @@ fn flags_are_sent_as_properties() {
 }
 
 #[test]
-fn what_the_caller_says_about_the_library_is_sent_instead_and_once() {
+fn library_properties_of_the_caller_are_sent_instead() {
     let mut flags = Flags::GEOIP_DISABLE;
     flags.insert(Flags::PERSONLESS);
     let own = ["$lib", "$lib_version", "$is_server", "$geoip_disable", "$process_person_profile"];
@@ -89,7 +89,7 @@ fn what_the_caller_says_about_the_library_is_sent_instead_and_once() {
 }
 
 #[test]
-fn groups_overwrite_a_property_of_their_name_and_only_if_there_are_any() {
+fn groups_overwrite_a_property_of_their_name_if_there_are_any() {
     let property = [("$groups", json!("mine"))];
     assert_eq!(sent_properties(&property)["$groups"], json!("mine"));
     let text = sent_text(&body_of(head(), &property, &[("team", json!(7)), ("team", json!(8))]));
@@ -262,7 +262,7 @@ mod v1 {
     }
 
     #[test]
-    fn a_personless_event_says_so_as_an_option_unless_the_caller_decided() {
+    fn a_personless_event_has_an_option_unless_the_caller_set_it() {
         let personless = |properties: &[(&str, Value)]| {
             let head = Head { flags: Flags::PERSONLESS, ..head() };
             serde_json::from_str::<Value>(&text_of(&body_of(head, properties, &[]))).unwrap()
@@ -275,7 +275,7 @@ mod v1 {
     }
 
     #[test]
-    fn of_a_repeated_option_the_last_value_counts_also_when_it_is_of_the_wrong_type() {
+    fn the_last_value_of_an_option_counts_even_of_a_wrong_type() {
         let twice = |last: Value| sent(&[("$session_id", json!("first")), ("$session_id", last)]);
         assert_eq!(twice(json!("last"))["session_id"], json!("last"));
         assert!(twice(json!(true)).get("session_id").is_none());

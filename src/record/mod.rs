@@ -1,47 +1,49 @@
-//! One event as bytes: what a caller builds is, but for a few patched fields, what lies on the disk and what is sent.
+//! Records: one event as bytes.
 //!
-//! A record is a *frame* (`frame.rs`: length, sequence number, checksum) around a *body*. This folder writes bodies, reads them
-//! back, and turns them into JSON. It does no I/O and reads no clock: same input, same bytes. It is the only place that knows
-//! MessagePack.
+//! The bytes that a caller builds are the bytes that lie on disk and are sent; only a few fields are patched in between.
+//! A record is a *frame* (`frame.rs`: length, sequence number, checksum) around a *body*. This folder writes bodies, reads
+//! them back and turns them into JSON. It does no I/O and reads no clock: the same input gives the same bytes. No other
+//! folder uses MessagePack.
 //!
 //! # The body, version 1
 //!
 //! A head of 36 bytes, little-endian:
 //!
-//! | at | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 1 | version of the body: 1 |
-//! | 1 | 1 | class: 0 ordinary, 1 identity, 2 exception; an unknown one reads as ordinary |
-//! | 2 | 2 | flags, see [`Flags`]; unknown ones are ignored |
+//! | 1 | 1 | class: 0 ordinary, 1 identity, 2 exception; an unknown class reads as ordinary |
+//! | 2 | 2 | flags, see [`Flags`]; unknown flags are ignored |
 //! | 4 | 6 | version of the library that *captured* the event: major, minor, patch |
 //! | 10 | 2 | reserved: 0 |
 //! | 12 | 16 | uuid |
 //! | 28 | 8 | time of the event: nanoseconds since the Unix epoch, signed |
 //!
-//! then four MessagePack values: `str` name, `str` distinct id, `map` of properties, `map` of groups; and nothing after them.
-//! The properties always have the five-byte `map32` header, whose count is patched when the event is finished: nobody has to know
-//! in advance how many there will be.
+//! It is followed by exactly four MessagePack values: `str` name, `str` distinct id, `map` of properties, `map` of groups.
+//! The properties always have the five-byte `map32` header, because their number is not known before the event is finished;
+//! the count is patched then.
 //!
 //! # Rules
 //!
-//! - Keys of properties and groups are strings. A key may come again: **the last one counts**. Appending is how a value is replaced.
-//! - A value nests at most [`MAX_DEPTH`] containers; keys of nested maps are strings, integers or booleans, which JSON sees as
-//!   strings. Both are refused when written, so that no record exists that cannot be sent, and checked again when read.
-//! - What every event says anyway (`$lib`, `$lib_version`, `$is_server`, and by flag `$geoip_disable` and
-//!   `$process_person_profile`) is not stored: `json` adds it unless the caller used the key himself. Groups overwrite a
+//! - Keys of properties and groups are strings. A key may occur more than once; **the last occurrence counts**. So a value
+//!   is replaced by appending.
+//! - A value nests at most [`MAX_DEPTH`](msgpack::MAX_DEPTH) containers. Keys of nested maps are strings, integers or
+//!   booleans; JSON shows all of them as strings. Both rules are enforced when a value is written, so that every record can
+//!   be sent, and checked again when it is read.
+//! - Properties that every event has (`$lib`, `$lib_version`, `$is_server`, and by flag `$geoip_disable` and
+//!   `$process_person_profile`) are not stored: `json.rs` adds them unless the caller set the key. Groups overwrite a
 //!   property `$groups`.
-//! - What is read back is foreign input: nothing here panics, recurses or allocates without bound on it.
-//! - A number that neither 64 bits of an integer nor of a float hold exactly is stored as its text, in an extension value (`number.rs`),
-//!   and is the same number of the JSON.
-//! - A stack is captured as addresses, in an extension value (`stack.rs`). It becomes JSON when a body is built (`json_stack.rs`), with
-//!   the names that somebody behind the [`Symbols`] seam knows for them, and without any where nobody does.
+//! - Bytes that are read back are untrusted: they cause no panic, no unbounded recursion and no unbounded allocation.
+//! - A number that neither a 64-bit integer nor a 64-bit float represents exactly is stored as its text, in an extension
+//!   value (`msgpack.rs`), and is a number in the JSON.
+//! - A stack trace is captured as addresses, in an extension value (`stack.rs`). It becomes JSON when a request body is
+//!   built, with the names that a [`Symbols`] implementation finds; frames without a name are sent as addresses.
 //!
 //! # Operations
 //!
-//! [`encode`] appends MessagePack to a `Vec`, [`serialize`] does so for whatever serde can describe, [`Pairs`] are properties that are
-//! encoded once and used for many events, [`View::parse`] checks a body once and then lends its parts, [`json::write_event`] writes one
-//! element of PostHog's V0 batch, and [`json::write_event_v1`] one of its V1 batch: the same text, but for the properties that V1
-//! wants beside the properties.
+//! [`msgpack`] appends and reads MessagePack, [`values`] does so for whatever serde can describe, [`Pairs`] are properties
+//! that are encoded once and used for many events, [`View::parse`] checks a body once and then lends its parts,
+//! [`json::write_event`] writes one element of PostHog's V0 batch and [`json::write_event_v1`] one of its V1 batch.
 
 pub(crate) mod body;
 pub(crate) mod frame;

@@ -1,8 +1,17 @@
-//! MessagePack: values appended to a `Vec`, and read back from untrusted bytes; and the extension value for long numbers.
+//! MessagePack: writing to a `Vec`, reading untrusted bytes, and the extension value for numbers beyond 64 bits.
+//!
+//! Each value is written in its shortest form. Appending to a `Vec` cannot fail, so the writers return nothing. Only the
+//! marker bytes come from the `rmp` package: its writers return an I/O error from every call and take 15 % longer.
+//!
+//! The reader returns one token at a time, copies nothing, and descends at most [`MAX_DEPTH`] levels.
+//!
+//! Numbers that arrive as text (serde_json passes its own that way if any crate of the build enables
+//! `arbitrary_precision`) are stored as an integer or float if 64 bits represent them exactly, otherwise as their text in
+//! an extension value. PostHog receives every digit.
 
 use rmp::Marker;
 
-/// Containers a property's value may nest, itself included.
+/// How many containers a property's value may nest, the outermost included.
 pub(crate) const MAX_DEPTH: u8 = 64;
 
 /// Bytes of a [`begin_map`] or [`begin_array`] header.
@@ -10,7 +19,7 @@ pub(crate) const OPEN_HEADER_LEN: usize = 5;
 /// Bytes of a [`begin_ext`] header: the type follows the length.
 const EXT_HEADER_LEN: usize = OPEN_HEADER_LEN + 1;
 
-/// Appends a string. One of 4 GiB or more gets a wrong length; no limit on events lets it get as far as a record.
+/// Appends a string. A string of 4 GiB or more gets a wrong length; it exceeds every limit on events, so it is in no record.
 #[inline]
 pub(crate) fn append_str(out: &mut Vec<u8>, text: &str) {
     match text.len() {
@@ -30,19 +39,19 @@ pub(crate) fn append_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Appends nothing, the value.
+/// Appends `nil`.
 #[inline]
 pub(crate) fn append_nil(out: &mut Vec<u8>) {
     out.push(Marker::Null.to_u8());
 }
 
-/// Appends a truth value.
+/// Appends a boolean.
 #[inline]
 pub(crate) fn append_bool(out: &mut Vec<u8>, value: bool) {
     out.push(if value { Marker::True } else { Marker::False }.to_u8());
 }
 
-/// Appends an integer that is not negative.
+/// Appends a non-negative integer.
 #[inline]
 pub(crate) fn append_uint(out: &mut Vec<u8>, value: u64) {
     match value {
@@ -67,13 +76,13 @@ pub(crate) fn append_int(out: &mut Vec<u8>, value: i64) {
     }
 }
 
-/// Appends a float of 32 bits; kept apart from 64 because its shortest decimal form is another.
+/// Appends a 32-bit float. It is not widened to 64 bits, because its shortest decimal form would change.
 #[inline]
 pub(crate) fn append_f32(out: &mut Vec<u8>, value: f32) {
     append(out, Marker::F32, value.to_be_bytes());
 }
 
-/// Appends a float of 64 bits.
+/// Appends a 64-bit float.
 #[inline]
 pub(crate) fn append_f64(out: &mut Vec<u8>, value: f64) {
     append(out, Marker::F64, value.to_be_bytes());
@@ -99,40 +108,41 @@ pub(crate) fn append_array_header(out: &mut Vec<u8>, len: u32) {
     }
 }
 
-/// Begins an extension value of that type, whose content the caller appends next, and gives the place for [`end_ext`].
+/// Begins an extension value of type `kind`. The caller appends its content and then passes the returned position to
+/// [`end_ext`].
 pub(crate) fn begin_ext(out: &mut Vec<u8>, kind: i8) -> usize {
     append(out, Marker::Ext32, [0; 4]);
     out.push(kind.cast_unsigned());
     out.len() - EXT_HEADER_LEN
 }
 
-/// Ends what was begun at `at`.
+/// Ends the extension value that begins at `at`.
 pub(crate) fn end_ext(out: &mut [u8], at: usize) {
     let len = saturate(out.len().saturating_sub(at + EXT_HEADER_LEN));
     patch_len(out, at, len);
 }
 
-/// Begins a map whose length is not known yet, and gives the place for [`patch_len`].
+/// Begins a map of unknown length and returns its position for [`patch_len`].
 #[inline]
 pub(crate) fn begin_map(out: &mut Vec<u8>) -> usize {
     append(out, Marker::Map32, [0; 4]);
     out.len() - OPEN_HEADER_LEN
 }
 
-/// Begins an array whose length is not known yet, and gives the place for [`patch_len`].
+/// Begins an array of unknown length and returns its position for [`patch_len`].
 #[inline]
 pub(crate) fn begin_array(out: &mut Vec<u8>) -> usize {
     append(out, Marker::Array32, [0; 4]);
     out.len() - OPEN_HEADER_LEN
 }
 
-/// Begins a string whose length is not known yet, and gives the place for [`patch_len`].
+/// Begins a string of unknown length and returns its position for [`patch_len`].
 pub(crate) fn begin_str(out: &mut Vec<u8>) -> usize {
     append(out, Marker::Str32, [0; 4]);
     out.len() - OPEN_HEADER_LEN
 }
 
-/// Writes the length of what was begun at `at`.
+/// Writes the length of the map, array or string that begins at `at`.
 #[inline]
 pub(crate) fn patch_len(out: &mut [u8], at: usize, len: u32) {
     if let Some(place) = out.get_mut(at + 1..at + OPEN_HEADER_LEN) {
@@ -140,7 +150,7 @@ pub(crate) fn patch_len(out: &mut [u8], at: usize, len: u32) {
     }
 }
 
-/// The 32 bits a length is written with.
+/// A length as the 32 bits it is written with.
 pub(crate) fn saturate(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
@@ -160,33 +170,33 @@ fn append<const N: usize>(out: &mut Vec<u8>, marker: Marker, bytes: [u8; N]) {
     out.extend_from_slice(&bytes);
 }
 
-/// Why bytes are not a record body.
+/// Why bytes are not a valid record body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
-    /// They end too early.
+    /// The bytes end inside a value.
     #[error("it is cut short")]
     Truncated,
-    /// They go on after the end.
+    /// More bytes follow the last value.
     #[error("it has bytes after its end")]
     Trailing,
-    /// A version this build does not know.
+    /// A version that this build does not know.
     #[error("it has version {0}, which a newer version of this library wrote")]
     Version(u8),
-    /// A value of another type than must stand there.
+    /// A value of an unexpected type.
     #[error("it holds a value of an unexpected type")]
     Type,
     /// A string that is not UTF-8.
     #[error("it holds a string that is not UTF-8")]
     Utf8,
-    /// A map's key that JSON cannot express.
+    /// A map key that JSON cannot express.
     #[error("it holds a map whose key is neither a string, an integer nor a boolean")]
     MapKey,
-    /// More than [`MAX_DEPTH`] containers within each other.
+    /// Values nested deeper than [`MAX_DEPTH`].
     #[error("it nests values more than {MAX_DEPTH} levels deep")]
     TooDeep,
 }
 
-/// One step through a value. A container is its header only; what it holds follows.
+/// One token. For a container this is its header only; the tokens of its content follow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Token<'a> {
     Nil,
@@ -195,29 +205,29 @@ pub(crate) enum Token<'a> {
     Signed(i64),
     F32(f32),
     F64(f64),
-    /// Its bytes: whoever passes it on as text checks it.
+    /// Not checked to be UTF-8.
     Str(&'a [u8]),
     Bin(&'a [u8]),
     Array(u32),
-    /// So many pairs.
+    /// The number of pairs.
     Map(u32),
-    /// A value of an extension type: the type, and its content.
+    /// An extension value: its type and its content.
     Ext(i8, &'a [u8]),
 }
 
-/// A place in MessagePack.
+/// A position in MessagePack bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// Begins at the start of `bytes`.
+    /// Starts at the beginning of `bytes`.
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// What was not read yet.
+    /// The bytes that were not read yet.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -244,7 +254,7 @@ impl<'a> Reader<'a> {
         text(self.string_bytes()?)
     }
 
-    /// Reads a string, and leaves it to the caller whether it is one.
+    /// Reads a string without checking that it is UTF-8.
     #[inline]
     pub(crate) fn string_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         match self.token()? {
@@ -253,7 +263,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a map's header: how many pairs follow.
+    /// Reads a map's header and returns the number of pairs that follow.
     pub(crate) fn map_header(&mut self) -> Result<u32, Malformed> {
         match self.token()? {
             Token::Map(len) => Ok(len),
@@ -261,7 +271,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a whole value, checked to the bottom, and gives its bytes.
+    /// Reads a whole value, checks all of its content, and returns its bytes.
     pub(crate) fn value(&mut self) -> Result<&'a [u8], Malformed> {
         let before = self.rest;
         self.skip(0)?;
@@ -285,7 +295,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The tokens whose marker is followed by a length or a fixed number of bytes.
+    /// Reads a token whose marker is followed by a length or by a fixed number of bytes.
     fn sized(&mut self, marker: Marker) -> Result<Token<'a>, Malformed> {
         Ok(match marker {
             Marker::U8 => Token::Unsigned(u8::from_be_bytes(self.array()?).into()),
@@ -355,34 +365,34 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes as the string they should be.
+/// Bytes as UTF-8 text.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, Malformed> {
     std::str::from_utf8(bytes).map_err(|_| Malformed::Utf8)
 }
 
-/// [`text`] for whom the answer is enough: most strings are ASCII, and that is told much faster.
+/// Checks that bytes are UTF-8. Tests for ASCII first, which is much faster and covers most strings.
 #[inline]
 pub(crate) fn check_text(bytes: &[u8]) -> Result<(), Malformed> {
     if bytes.is_ascii() { Ok(()) } else { text(bytes).map(drop) }
 }
 
-/// Whether `bytes` are exactly one value that may stand in a record.
+/// Checks that `bytes` are exactly one value that is allowed in a record.
 pub(crate) fn check(bytes: &[u8]) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes);
     reader.value()?;
     if reader.rest().is_empty() { Ok(()) } else { Err(Malformed::Trailing) }
 }
 
-/// The extension type of a number whose content is its text, as JSON writes it.
+/// The extension type of a number that is stored as its JSON text.
 pub(crate) const NUMBER_EXT: i8 = 3;
 
-/// Appends the number that `text` is; on `false` it is none, and nothing is appended.
+/// Appends the number that `text` denotes. Returns `false`, and appends nothing, if `text` is not a JSON number.
 pub(super) fn append_number(out: &mut Vec<u8>, text: &str) -> bool {
     if !is_number(text.as_bytes()) {
         return false;
     }
     if text == "-0" {
-        // An integer has no negative zero.
+        // Integers have no negative zero.
         append_f64(out, -0.0);
     } else if let Ok(integer) = text.parse() {
         append_uint(out, integer);
@@ -403,7 +413,7 @@ pub(super) fn append_exact(out: &mut Vec<u8>, text: &str) {
     end_ext(out, at);
 }
 
-/// Whether this is a number as JSON writes it.
+/// Whether `text` is a number in JSON's syntax.
 pub(super) fn is_number(text: &[u8]) -> bool {
     let rest = text.strip_prefix(b"-").unwrap_or(text);
     let (whole, rest) = digits(rest);
@@ -430,14 +440,14 @@ fn digits(text: &[u8]) -> (&[u8], &[u8]) {
     text.split_at(end)
 }
 
-/// Whether the float, written in its shortest form, is the number that `text` writes.
+/// Whether `float`, in its shortest decimal form, is the same number as `text`.
 fn is_exactly(text: &str, float: f64) -> bool {
     float.is_finite()
         && matches!((decimal(text), decimal(&format!("{float:e}"))), (Some(one), Some(other)) if one == other)
 }
 
-/// A number as its digits without zeros around them, and the power of ten of the first: equal for equal numbers. `None` where the power is
-/// beyond all measure.
+/// A number's sign, its significant digits and the power of ten of the first digit: equal for equal numbers. `None` if the
+/// power does not fit.
 fn decimal(text: &str) -> Option<(bool, String, i64)> {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (is_negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
@@ -478,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_bytes_and_maps_are_written_as_rmp_writes_them_at_every_boundary() {
+    fn strings_bytes_and_maps_are_written_as_rmp_writes_them() {
         for len in [0, 1, 15, 16, 31, 32, 255, 256, 65_535, 65_536] {
             let text = "x".repeat(len);
             both(|out| append_str(out, &text), |out| rmp::encode::write_str(out, &text).unwrap());
@@ -555,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_claims_four_billion_elements_ends_where_the_bytes_end() {
+    fn a_container_ends_where_the_bytes_end() {
         assert_eq!(check(&[0xdd, 0xff, 0xff, 0xff, 0xff, 0xc0]), Err(Malformed::Truncated));
     }
 
@@ -581,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn what_64_bits_hold_exactly_is_a_number_of_64_bits_and_the_rest_keeps_its_digits() {
+    fn numbers_beyond_64_bits_keep_their_digits() {
         for (text, kind, value) in [
             ("0", b'u', "0"),
             ("-0", b'f', "-0.0"),

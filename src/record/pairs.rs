@@ -1,4 +1,4 @@
-//! Properties apart from any event: encoded once, merged, and added to as many events as one likes.
+//! Properties that belong to no event yet: encoded once, merged, and added to any number of events.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use super::body::Entries;
 use super::msgpack::{self, Reader, Token, append_map_header, append_str};
 use super::values::{Unencodable, append_entry};
 
-/// Names and their values, as entries of a MessagePack map. After [`merge`](Pairs::merge) each name is there once.
+/// Names and values as entries of a MessagePack map. After [`merge`](Pairs::merge) each name occurs once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pairs {
     count: u32,
@@ -16,7 +16,7 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
-    /// What a map, a struct or a sequence of pairs holds; nothing (`()`, `None`) holds nothing.
+    /// The pairs of a map, a struct or a sequence of pairs; `()` and `None` have none.
     pub(crate) fn of<T: Serialize + ?Sized>(pairs: &T) -> Result<Self, Unencodable> {
         let mut entry = Vec::new();
         append_entry(&mut entry, "", pairs)?;
@@ -34,7 +34,7 @@ impl Pairs {
         Ok(Self { count: 1, bytes })
     }
 
-    /// What a property's value holds, if that is a map.
+    /// The pairs of a property's value if that is a map, otherwise none.
     pub(crate) fn in_value(value: &[u8]) -> Self {
         let mut read = Self::default();
         match read.copy(&mut Reader::new(value)) {
@@ -43,12 +43,12 @@ impl Pairs {
         }
     }
 
-    /// The pairs, names as bytes of text.
+    /// The pairs, each name as the bytes of its text.
     pub(crate) fn entries(&self) -> Entries<'_> {
         Entries::new(self.count, &self.bytes)
     }
 
-    /// Each pair's name, and the bytes of the whole pair.
+    /// Each pair's name and the bytes of the whole pair.
     pub(crate) fn each(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut entries = self.entries();
         std::iter::from_fn(move || {
@@ -58,12 +58,12 @@ impl Pairs {
         })
     }
 
-    /// Whether there are none.
+    /// Whether there are no pairs.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Adds what `newer` has; where both have a name, the newer value counts.
+    /// Adds the pairs of `newer`, whose value replaces an earlier one of the same name.
     pub(crate) fn merge(&mut self, newer: &Pairs) {
         let all: Vec<(&[u8], &[u8])> = self.each().chain(newer.each()).collect();
         let last: HashMap<&[u8], usize> = all.iter().enumerate().map(|(at, (name, _))| (*name, at)).collect();
@@ -75,7 +75,7 @@ impl Pairs {
         *self = merged;
     }
 
-    /// Removes a name, and tells whether it was there.
+    /// Removes a name; returns whether it was present.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
         let mut left = Self::default();
         for (_, pair) in self.each().filter(|(other, _)| *other != name.as_bytes()) {
@@ -86,14 +86,14 @@ impl Pairs {
         was_there
     }
 
-    /// Appends an entry of that name whose value is a map of these pairs; on an error `out` is as it was.
+    /// Appends an entry called `name` whose value is a map of these pairs. On an error `out` is unchanged.
     pub(crate) fn append_as_map(&self, out: &mut Vec<u8>, name: &str) -> Result<(), Unencodable> {
         let start = out.len();
         append_str(out, name);
         let value = out.len();
         append_map_header(out, self.count);
         out.extend_from_slice(&self.bytes);
-        // A value that was as deep as may be is one level deeper now.
+        // A value of the greatest depth is now one level deeper.
         let checked = msgpack::check(out.get(value..).unwrap_or_default());
         if checked.is_err() {
             out.truncate(start);
@@ -106,7 +106,7 @@ impl Pairs {
         self.count = self.count.saturating_add(1);
     }
 
-    /// Reads the value of `reader`, which has been checked.
+    /// Adds the pairs of the value that `reader` is at, which has been checked.
     fn copy(&mut self, reader: &mut Reader<'_>) -> Result<(), Unencodable> {
         match reader.token()? {
             Token::Nil => Ok(()),
@@ -120,7 +120,7 @@ impl Pairs {
     }
 
     fn copy_pair(&mut self, reader: &mut Reader<'_>) -> Result<(), Unencodable> {
-        // JSON's names are strings; what serde_json makes strings of becomes one here.
+        // Names are strings in JSON. As serde_json does, integers and booleans are converted.
         match reader.token()? {
             Token::Str(name) => append_str(&mut self.bytes, msgpack::text(name)?),
             Token::Unsigned(name) => append_str(&mut self.bytes, &name.to_string()),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_values_of_a_name_the_newer_counts_and_the_name_is_there_once() {
+    fn of_two_values_of_a_name_the_newer_counts() {
         let mut pairs = Pairs::of(&json!([["a", 1], ["b", 2], ["a", 3]])).unwrap();
         pairs.merge(&Pairs::of(&json!({"b": [4], "c": null})).unwrap());
         assert_eq!((pairs.count, shown(&pairs)), (3, json!({"a": 3, "b": [4], "c": null})));

@@ -1,9 +1,9 @@
-//! A stack as it is captured: return addresses and the images they lie in, without a name. What PostHog sees of it is written when a
-//! body is built (`json_stack.rs`).
+//! Stack traces as they are captured: return addresses and the images that contain them, without names. `json.rs` turns them
+//! into what PostHog receives when a request body is built.
 //!
-//! In a record both are extension values, whose content is MessagePack again: a stack is `[images, frames]`, debug images are
-//! `images`. An image is `[address, size, vmaddr, main, build id, path]`; frames are pairs in one array: the image's place and the
-//! offset in it, or nil and the address.
+//! In a record, stack traces and debug images are extension values whose content is MessagePack: a stack trace is
+//! `[images, frames]`, debug images are `images`. An image is `[address, size, vmaddr, main, build id, path]`. Frames are
+//! pairs in one array: the index of the image and the offset in it, or nil and the address.
 
 use uuid::Uuid;
 
@@ -12,50 +12,50 @@ use super::msgpack::{
     end_ext, text,
 };
 
-/// The extension type of a stack.
+/// The extension type of a stack trace.
 pub(super) const STACK_EXT: i8 = 1;
 /// The extension type of debug images.
 pub(super) const IMAGES_EXT: i8 = 2;
-/// Frames that are kept: those nearest to where the stack was captured, and those the thread began with.
+/// Frames that are kept from the innermost end of a deep stack.
 pub(crate) const NEAREST_FRAMES: usize = 96;
-/// See [`NEAREST_FRAMES`].
+/// Frames that are kept from the outermost end of a deep stack.
 pub(crate) const OUTERMOST_FRAMES: usize = 32;
 
 const MOST_FRAMES: usize = NEAREST_FRAMES + OUTERMOST_FRAMES;
-/// More than a stack of so many frames can lie in.
+/// No stack of [`MOST_FRAMES`] frames refers to more.
 const MOST_IMAGES: usize = MOST_FRAMES;
 const IMAGE_FIELDS: u32 = 6;
 
-/// A file that was mapped to run code from it: the executable, or a shared library.
+/// A file whose code was mapped into the process: the executable or a shared library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Image<'a> {
-    /// Where it began in memory.
+    /// Address of its first byte in memory.
     pub(crate) address: u64,
     /// Bytes of memory from there to its end.
     pub(crate) size: u64,
-    /// Where it would begin if it were loaded as its headers say: 0 for what can be loaded anywhere.
+    /// The address in its headers; 0 if it can be loaded anywhere.
     pub(crate) vmaddr: u64,
-    /// The executable itself.
+    /// Whether it is the executable.
     pub(crate) is_main: bool,
     /// GNU build id; empty if it has none.
     pub(crate) build_id: &'a [u8],
-    /// The file.
+    /// Path of the file.
     pub(crate) path: &'a str,
 }
 
 impl Image<'_> {
-    /// Whether an address lies in it.
+    /// Whether the image contains an address.
     pub(crate) fn contains(&self, address: u64) -> bool {
         address.checked_sub(self.address).is_some_and(|offset| offset < self.size)
     }
 
-    /// The last part of its path.
+    /// The last component of its path.
     pub(crate) fn file_name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The name under which PostHog knows its symbols: the first 16 bytes of the build id read as a GUID, whose first three fields are
-    /// little-endian. `None` without a build id.
+    /// The id under which PostHog stores its symbols: the first 16 bytes of the build id read as a GUID, whose first three
+    /// fields are little-endian. `None` without a build id.
     pub(crate) fn debug_id(&self) -> Option<Uuid> {
         let mut bytes = [0; 16];
         let known = self.build_id.len().min(bytes.len());
@@ -67,13 +67,13 @@ impl Image<'_> {
 /// One return address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
-    /// Where the callee returns to.
+    /// The return address.
     pub(crate) address: u64,
-    /// The place of its image among those of the stack.
+    /// Index of its image among those of the stack trace.
     pub(crate) image: Option<usize>,
 }
 
-/// Return addresses, that of the innermost call first, and the images that they lie in.
+/// Return addresses, innermost call first, and the images that contain them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stack<'a> {
     images: Vec<Image<'a>>,
@@ -81,14 +81,14 @@ pub(crate) struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    /// The stack of these return addresses in a process that has loaded these images. Keeps [`NEAREST_FRAMES`] from the start and
-    /// [`OUTERMOST_FRAMES`] from the end.
+    /// Finds the image of each return address. Of a deep stack it keeps the first [`NEAREST_FRAMES`] and the last
+    /// [`OUTERMOST_FRAMES`].
     pub(crate) fn locate(addresses: &[u64], loaded: &[Image<'a>]) -> Self {
         let mut stack = Self::default();
         let cut = addresses.len().saturating_sub(MOST_FRAMES);
         let (nearest, rest) = addresses.split_at(addresses.len().min(NEAREST_FRAMES));
         for &address in nearest.iter().chain(rest.get(cut..).unwrap_or_default()) {
-            // The call before it is what counts: a call that never returns may be the last instruction of its image.
+            // The call is one instruction earlier, and a call that never returns may be the last instruction of its image.
             let holder = loaded.iter().find(|image| image.contains(address.wrapping_sub(1)));
             let image = holder.map(|image| stack.place_of(image));
             stack.frames.push(Frame { address, image });
@@ -101,17 +101,17 @@ impl<'a> Stack<'a> {
         &self.images
     }
 
-    /// Each return address with its image, that of the innermost call first.
+    /// Each return address with its image, innermost call first.
     pub(crate) fn frames(&self) -> impl DoubleEndedIterator<Item = (u64, Option<&Image<'a>>)> {
         self.frames.iter().map(|frame| (frame.address, frame.image.and_then(|place| self.images.get(place))))
     }
 
-    /// Whether there is no frame.
+    /// Whether there are no frames.
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
-    /// Appends the value that becomes a `stacktrace`.
+    /// Appends the extension value that becomes a `stacktrace`.
     pub(crate) fn append(&self, out: &mut Vec<u8>) {
         let at = begin_ext(out, STACK_EXT);
         append_array_header(out, 2);
@@ -132,7 +132,7 @@ impl<'a> Stack<'a> {
         end_ext(out, at);
     }
 
-    /// Reads the content of the value that [`append`](Self::append) wrote, from bytes nobody vouches for.
+    /// Reads the content of an extension value that [`append`](Self::append) wrote, from untrusted bytes.
     pub(super) fn decode(content: &'a [u8]) -> Option<Self> {
         let mut reader = Reader::new(content);
         (reader.token().ok()? == Token::Array(2)).then_some(())?;
@@ -157,14 +157,14 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Images, each once, that PostHog may have symbols of.
+/// Images for which PostHog may have symbols, each once.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DebugImages<'a> {
     images: Vec<Image<'a>>,
 }
 
 impl<'a> DebugImages<'a> {
-    /// Adds those that a stack refers to, as far as they have a build id.
+    /// Adds the images of a stack trace that have a build id.
     pub(crate) fn add(&mut self, stack: &Stack<'a>) {
         for image in stack.images().iter().filter(|image| image.debug_id().is_some()) {
             if self.images.len() < MOST_IMAGES && !self.images.contains(image) {
@@ -173,39 +173,39 @@ impl<'a> DebugImages<'a> {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are no images.
     pub(crate) fn is_empty(&self) -> bool {
         self.images.is_empty()
     }
 
-    /// Appends the value that becomes `$debug_images`.
+    /// Appends the extension value that becomes `$debug_images`.
     pub(crate) fn append(&self, out: &mut Vec<u8>) {
         let at = begin_ext(out, IMAGES_EXT);
         append_images(&self.images, out);
         end_ext(out, at);
     }
 
-    /// Reads the content of the value that [`append`](Self::append) wrote, from bytes nobody vouches for.
+    /// Reads the content of an extension value that [`append`](Self::append) wrote, from untrusted bytes.
     pub(super) fn decode(content: &'a [u8]) -> Option<Self> {
         let mut reader = Reader::new(content);
         let images = read_images(&mut reader)?;
         reader.rest().is_empty().then_some(Self { images })
     }
 
-    /// In the order in which they were added.
+    /// The images in the order in which they were added.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Image<'a>> {
         self.images.iter()
     }
 }
 
-/// The images of a process, on their own: as many of the first as can be read back.
+/// Encodes the images of a process without a stack trace; at most as many as [`decode_images`] accepts.
 pub(crate) fn encode_images(images: &[Image<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     append_images(images.get(..images.len().min(MOST_IMAGES)).unwrap_or_default(), &mut out);
     out
 }
 
-/// Reads them back, from bytes nobody vouches for.
+/// Reads what [`encode_images`] wrote, from untrusted bytes.
 pub(crate) fn decode_images(content: &[u8]) -> Option<Vec<Image<'_>>> {
     let mut reader = Reader::new(content);
     let images = read_images(&mut reader)?;

@@ -63,7 +63,7 @@ impl Symbols for Known {
 }
 
 #[test]
-fn a_stack_without_symbols_is_named_by_places_in_its_images_outermost_first() {
+fn without_symbols_frames_are_named_by_offsets_in_images() {
     let expected = json!([
         {"platform": "native", "lang": "rust", "synthetic": false, "instruction_addr": "0x1", "in_app": false,
             "client_resolved": false},
@@ -76,7 +76,7 @@ fn a_stack_without_symbols_is_named_by_places_in_its_images_outermost_first() {
 }
 
 #[test]
-fn what_is_inlined_follows_the_function_it_is_in_with_the_same_address() {
+fn inlined_functions_follow_the_one_they_are_inlined_in() {
     let frames = frames_of(&[0x5010], &Known);
     let [physical, inlined] = frames.as_slice() else { panic!("{frames:#?}") };
     let expected = json!({"platform": "native", "lang": "rust", "synthetic": false, "instruction_addr": "0x5010",
@@ -89,7 +89,7 @@ fn what_is_inlined_follows_the_function_it_is_in_with_the_same_address() {
 }
 
 #[test]
-fn an_address_right_behind_the_last_call_of_an_image_belongs_to_that_image() {
+fn an_address_after_the_last_call_belongs_to_its_image() {
     assert_eq!(frames_of(&[0x6000], &NoSymbols)[0]["image_addr"], "0x5000");
     assert_eq!(frames_of(&[0x5000], &NoSymbols)[0].get("image_addr"), None);
 }
@@ -105,7 +105,7 @@ fn of_a_deep_stack_both_ends_are_kept() {
 }
 
 #[test]
-fn debug_images_are_those_that_are_referred_to_and_have_a_build_id_each_once() {
+fn debug_images_are_those_with_a_build_id_each_once() {
     let mut images = DebugImages::default();
     for addresses in [&[0x5010, 0x5020, 0xf010][..], &[0x5030]] {
         images.add(&Stack::locate(addresses, &LOADED));

@@ -1,25 +1,25 @@
-//! The seam to what addresses mean: whoever can look into images stands behind it. And the pure part of the answer: which frames are
-//! the program's own.
+//! Symbols: the trait that resolves return addresses to functions and source lines, and the rules that tell the program's own
+//! frames from those of libraries.
 
 use std::fmt::Debug;
 
 use super::stack::Image;
 
-/// Lines of source before and after the one of a frame.
+/// Source lines sent before and after the line of a frame.
 pub(crate) const CONTEXT_LINES: usize = 5;
 
-/// What stands at an address.
+/// A function at an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Symbol {
-    /// The function, without its hash; empty if unknown.
+    /// Its name without the hash; empty if unknown.
     pub(crate) function: String,
-    /// The source file.
+    /// Its source file.
     pub(crate) file: Option<String>,
-    /// The line in it, from 1.
+    /// The line in that file, counted from 1.
     pub(crate) line: Option<u32>,
 }
 
-/// Source around a line.
+/// A source line and its surroundings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceLines {
     /// Up to [`CONTEXT_LINES`] lines, in the order of the file.
@@ -30,20 +30,20 @@ pub(crate) struct SourceLines {
     pub(crate) after: Vec<String>,
 }
 
-/// Knows what addresses mean. Asked while a body is built, on the delivery's thread: it may read files, and must not fail.
+/// Resolves addresses. Called on the delivery thread while a request body is built; may read files and must not panic.
 pub(crate) trait Symbols: Debug + Send + Sync {
-    /// The functions that a return address of `image` lies in: the one that is really called first, then what is inlined there, each
-    /// inside the one before it. Empty if nothing is known.
+    /// The functions that contain a return address of `image`: the physical function first, then the functions inlined there,
+    /// each inside the one before it. Empty if nothing is known.
     fn resolve(&self, image: &Image<'_>, address: u64) -> Vec<Symbol>;
 
-    /// The source around a line, if it is wanted and there.
+    /// The source around a line, if it is configured to be sent and available.
     fn source(&self, file: &str, line: u32) -> Option<SourceLines>;
 
-    /// A body is done: what is only needed while several addresses are looked up can go.
+    /// Called after each request body; frees what is needed only between look-ups of one body.
     fn rest(&self) {}
 }
 
-/// Knows nothing.
+/// Resolves nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct NoSymbols;
 
@@ -57,13 +57,13 @@ impl Symbols for NoSymbols {
     }
 }
 
-/// Whether a function is what the standard library does between a panic and its hook: where a stack that a hook took ends, for whoever
-/// reads it. `panic_fmt`, which the program calls, is not.
+/// Whether a function belongs to the standard library's code between a panic and its hook. Those frames are removed from a
+/// stack trace that a panic hook captured. `panic_fmt`, which the program calls, does not belong to it.
 pub(super) fn is_panic_machinery(function: &str) -> bool {
     ["rust_begin_unwind", "__rust_end_short_backtrace", "panic_with_hook"].iter().any(|name| function.contains(name))
 }
 
-/// Parts of paths of what is not the program's own source: the standard library, the toolchain, dependencies, what a build made.
+/// Parts of paths that are not the program's own source: the standard library, the toolchain, dependencies, generated code.
 const FOREIGN_PATHS: [&str; 13] = [
     "/.cargo/registry/",
     "/.cargo/git/",
@@ -80,7 +80,7 @@ const FOREIGN_PATHS: [&str; 13] = [
     "/vendor/",
 ];
 
-/// Crates that are nobody's own program. Sorted.
+/// Crates that are libraries, never a program. Sorted.
 const FOREIGN_CRATES: [&str; 18] = [
     "alloc",
     "anyhow",
@@ -102,12 +102,12 @@ const FOREIGN_CRATES: [&str; 18] = [
     "tracing_core",
 ];
 
-/// What runs before and around `main`, where no file is known. Sorted.
+/// Functions that run before and around `main`, for which no file is known. Sorted.
 const FOREIGN_FUNCTIONS: [&str; 8] =
     ["__clone", "__libc_start_call_main", "__libc_start_main", "_start", "clone", "clone3", "main", "start_thread"];
 
-/// Whether a frame is the program's own, by its source file and function, as far as they are known. What the names do not decide is
-/// the program's own if it lies in the executable: PostHog corrects that where it has symbols, and never the other way round.
+/// Whether a frame is the program's own, by its source file and function as far as they are known. If they do not decide, a
+/// frame of the executable counts as the program's own: PostHog corrects that if it has symbols, but not the opposite.
 pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool) -> bool {
     if let Some(file) = file
         && (FOREIGN_PATHS.iter().any(|part| file.contains(part)) || is_checkout(file))
@@ -121,7 +121,7 @@ pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool)
         return false;
     }
     match file {
-        // The C library and its like, where the system has their symbols. cargo never writes a path so.
+        // The C library and similar, if the system has their symbols. cargo never writes a path like this.
         Some(file) if !in_executable => !file.starts_with("./") && !function.starts_with("__"),
         Some(_) => true,
         None => in_executable && FOREIGN_FUNCTIONS.binary_search(&function.split('@').next().unwrap_or("")).is_err(),
@@ -132,11 +132,11 @@ pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool)
 pub(crate) fn crate_of(function: &str) -> &str {
     let path = function.trim_start_matches(['<', '&', '*', '(', '[', '_', ' ']);
     let path = path.trim_start_matches("mut ").trim_start_matches("const ").trim_start_matches("dyn ");
-    // Nothing but a path has a crate: a C function has a name only.
+    // A name without a path, such as that of a C function, has no crate.
     path.split_once("::").map_or("", |(name, _)| name)
 }
 
-/// Cargo's directories wherever they lie: `registry/src/<index>-<16 hex>/`, `git/checkouts/<repository>-<16 hex>/`.
+/// Whether a file is in one of cargo's directories, wherever they are: `registry/src/<index>-<16 hex>/`, `git/checkouts/<repository>-<16 hex>/`.
 fn is_checkout(file: &str) -> bool {
     ["registry/src/", "git/checkouts/"].iter().any(|folder| {
         let Some((_, rest)) = file.split_once(folder) else { return false };
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_the_program_are_told_from_those_of_its_libraries_and_of_the_runtime() {
+    fn frames_of_the_program_differ_from_those_of_libraries() {
         for (function, file) in [
             ("checkout::run", Some("/app/src/main.rs")),
             ("checkout::main", Some("src/main.rs")),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_name_the_executable_is_the_programs_own_and_a_library_is_not() {
+    fn without_a_name_only_frames_of_the_executable_are_in_app() {
         assert!(is_in_app("", None, true) && !is_in_app("", None, false));
         assert!(is_in_app("my_plugin::run", Some("/src/plugin/lib.rs"), false));
         assert!(!is_in_app("qsort", None, false));

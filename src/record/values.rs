@@ -1,9 +1,9 @@
-//! Whatever serde can describe, as MessagePack: the caller's property values.
+//! Property values: anything serde can serialize as MessagePack, and back.
 //!
-//! The shapes are those `serde_json` would give (structs by field name, variants by variant name, text where a type has a human
-//! readable form), so that what PostHog sees is what the caller would have seen. `rmp-serde`, which reads values back, is not used
-//! to write them: it follows a value as deep as it goes, until the stack of the host ends, trusts announced lengths, and writes a
-//! 128-bit integer, which `Duration::as_millis` is, as bytes.
+//! Values take the shape that `serde_json` would give them (structs by field name, variants by variant name, text where a
+//! type has a human-readable form), so PostHog receives what the caller would see as JSON. `rmp-serde` is used to read
+//! values back but not to write them: it follows a value to any depth, until the host's stack overflows, trusts announced
+//! lengths, and writes 128-bit integers (such as `Duration::as_millis`) as bytes.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -20,25 +20,25 @@ use super::msgpack::{
 };
 use super::symbols::NoSymbols;
 
-/// Why a value cannot be part of a record.
+/// Why a value cannot be stored in a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unencodable {
     /// Deeper than [`MAX_DEPTH`].
     #[error("it nests more than {MAX_DEPTH} levels deep; send a flatter value")]
     TooDeep,
-    /// JSON's keys are strings.
+    /// A map key that JSON cannot express.
     #[error("it has a map whose keys are not strings, integers or booleans; convert the keys first")]
     MapKey,
-    /// Keys without values, swallowed errors: serde's contract broken.
+    /// The value's `Serialize` breaks serde's contract: keys without values, or ignored errors.
     #[error("its Serialize implementation breaks serde's rules; correct it")]
     Misshapen(#[source] Malformed),
-    /// What the value's own `Serialize` said.
+    /// The value's own `Serialize` returned this error.
     #[error("its Serialize implementation failed: {0}")]
     Refused(String),
-    /// Several properties at once have names.
+    /// Several properties at once must have names.
     #[error("it is neither a map, a struct nor a sequence of pairs of a name and a value; give one of these")]
     NotPairs,
-    /// A group is named by a string or a number.
+    /// A group's key must be a string or a number.
     #[error("a group's key is a string or a number; give one of these")]
     NotAKey,
 }
@@ -60,7 +60,7 @@ impl From<Malformed> for Unencodable {
     }
 }
 
-/// Appends one entry of a map; on an error `out` is as it was.
+/// Appends one entry of a map. On an error `out` is unchanged.
 #[inline]
 pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, value: &T) -> Result<(), Unencodable> {
     let start = out.len();
@@ -68,7 +68,7 @@ pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, 
     let value_start = out.len();
     let mut encoder = Encoder { out, depth: 0, nested: false };
     let mut appended = value.serialize(&mut encoder);
-    // A scalar is written by one call and cannot be wrong; a container is only as right as its type's `Serialize`.
+    // A scalar is written by one call and is always valid. A container's content depends on the `Serialize` of its type.
     if encoder.nested && appended.is_ok() {
         appended = check_shape(out, value_start);
     }
@@ -86,7 +86,7 @@ fn check_shape(out: &[u8], value_start: usize) -> Result<(), Unencodable> {
 struct Encoder<'a> {
     out: &'a mut Vec<u8>,
     depth: u8,
-    /// Whether there was any container.
+    /// Whether the value contains any container.
     nested: bool,
 }
 
@@ -112,7 +112,7 @@ impl<'a> Encoder<'a> {
         Ok(Compound { encoder: self, at, len: 0, levels: 1 })
     }
 
-    /// `{"Variant": ...`, of which the caller writes the rest.
+    /// Appends `{"Variant":`; the caller appends the content.
     fn variant(&mut self, variant: &str) -> Result<(), Unencodable> {
         self.descend()?;
         append_map_header(self.out, 1);
@@ -333,12 +333,13 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     }
 }
 
-/// serde_json's own types come as structs of these names, each with its text in one field of the same name: a number of `Value` where any
-/// crate of the build has turned on `arbitrary_precision`, and JSON that is passed on as it is.
+/// Names of structs as which serde_json passes its own types, each with its text in one field of the same name: a number of
+/// `Value` if any crate of the build enables `arbitrary_precision`, and a `RawValue`.
 const JSON_NUMBER: &str = "$serde_json::private::Number";
 const RAW_JSON: &str = "$serde_json::private::RawValue";
 
-/// An array or map being written. The length a `Serialize` announces is not trusted: it is counted and patched in.
+/// An array or map that is being written. Its elements are counted and the count is patched in, because the length that a
+/// `Serialize` announces may be wrong.
 struct Compound<'e, 'a> {
     encoder: &'e mut Encoder<'a>,
     at: usize,
@@ -363,10 +364,10 @@ impl Compound<'_, '_> {
     }
 }
 
-/// A struct being written.
+/// A struct that is being written.
 enum Struct<'e, 'a> {
     Fields(Compound<'e, 'a>),
-    /// A value of serde_json's, whose text follows.
+    /// A number or raw value of serde_json, whose text follows as a field.
     Json {
         encoder: &'e mut Encoder<'a>,
         is_number: bool,
@@ -375,7 +376,7 @@ enum Struct<'e, 'a> {
 }
 
 impl Encoder<'_> {
-    /// What `text`, a string or anything else, says as JSON.
+    /// Appends the value whose JSON text is `text`; fails if `text` does not serialize as a string.
     fn json<T: Serialize + ?Sized>(&mut self, text: &T, is_number: bool) -> Result<(), Unencodable> {
         let start = self.out.len();
         text.serialize(&mut *self)?;
@@ -385,7 +386,7 @@ impl Encoder<'_> {
             let value: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
             return value.serialize(self);
         }
-        if append_number(self.out, &text) { Ok(()) } else { Err(not_json("its text is none")) }
+        if append_number(self.out, &text) { Ok(()) } else { Err(not_json("its text is not a number")) }
     }
 }
 
@@ -482,21 +483,21 @@ fn not_json(why: impl Display) -> Unencodable {
     ser::Error::custom(format_args!("a number or raw value of serde_json: {why}"))
 }
 
-/// A value as the type the caller asks for, or `None` if it is not of that type.
+/// Reads a value as the type that the caller asks for; `None` if it is not of that type.
 pub(crate) fn value_as<T: DeserializeOwned>(raw: &[u8]) -> Option<T> {
     if holds_ext(raw) {
-        // Only JSON has a form for it that a caller knows.
+        // Extension values have a form that callers know in JSON only.
         let mut text = Vec::new();
         json::write_value(&mut Reader::new(raw), &NoSymbols, &mut text).ok()?;
         return serde_json::from_slice(&text).ok();
     }
-    // Human readable, because that is how it was written: an address or a uuid is text.
+    // As it was written: an address or a uuid is text.
     T::deserialize(&mut rmp_serde::Deserializer::new(raw).with_human_readable()).ok()
 }
 
-/// Whether a value, which has been checked, is or holds one of an extension type.
+/// Whether a checked value is or contains an extension value.
 fn holds_ext(raw: &[u8]) -> bool {
     let mut reader = Reader::new(raw);
-    // What a container holds follows its header, so that all tokens of a value stand in a row.
+    // The content of a container follows its header, so all tokens of a value can be read in sequence.
     std::iter::from_fn(|| reader.token().ok()).any(|token| matches!(token, Token::Ext(..)))
 }

@@ -137,7 +137,7 @@ fn json_that_is_passed_on_as_it_is_is_the_value_that_it_says() {
 }
 
 #[test]
-fn whoever_takes_the_name_of_a_number_without_being_one_is_refused() {
+fn a_struct_that_pretends_to_be_a_number_is_refused() {
     struct Fields(&'static [&'static str]);
     impl Serialize for Fields {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -164,7 +164,7 @@ fn a_displayed_value_is_text_without_a_detour() {
 }
 
 #[test]
-fn a_value_deeper_than_the_limit_is_refused_before_the_stack_ends() {
+fn a_value_deeper_than_the_limit_is_refused() {
     /// Nests without end.
     struct Endless;
     impl Serialize for Endless {
