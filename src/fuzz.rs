@@ -1,4 +1,5 @@
-//! What the fuzz targets in `fuzz/` call; compiled for them alone. Each takes any bytes, and panics where a promise is broken.
+//! The functions that the fuzz targets in `fuzz/` call; compiled for them only. Each takes any bytes and panics if a guarantee
+//! is broken.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -14,30 +15,30 @@ use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json};
 const STACKS: [i8; 2] = [1, 2];
 const EVENT_BYTES: usize = 1024 * 1024;
 
-/// A file of last words: whatever stands in it, what is told of it can be sent.
+/// A crash report file: whatever it contains, the events made from it can be sent.
 pub fn crash_file(bytes: &[u8]) {
     crate::crash::told_of(bytes, |incident, context| {
         let stamp = Stamp { uuid: Uuid::nil(), now_nanos: 1 };
         if let Ok(record) = event_of(incident, context).finish(&stamp, EVENT_BYTES) {
-            sent(record.body()).expect("what we have made can be sent");
+            sent(record.body()).expect("an event made by the library can be sent");
         }
     });
 }
 
-/// What PostHog, or whoever answers in its place, says about flags.
+/// A response to a flag request, from PostHog or from anything that answers in its place.
 pub fn flags_answer(bytes: &[u8]) {
     if let Ok(reply) = crate::flags::remote::read(bytes) {
-        assert!(reply.unreadable.is_empty() || reply.answer.has_errors, "what was lost is said to be");
-        assert!(reply.answer.flags.is_empty() || !reply.answer.is_quota_limited, "without quota nothing is evaluated");
+        assert!(reply.unreadable.is_empty() || reply.answer.has_errors, "a lost flag is reported as an error");
+        assert!(reply.answer.flags.is_empty() || !reply.answer.is_quota_limited, "without quota no flag is evaluated");
     }
 }
 
-/// The body of a record: what is accepted can be sent.
+/// The body of a record: a body that is accepted can be sent.
 pub fn record(bytes: &[u8]) {
     let _refused = sent(bytes);
 }
 
-/// Stacks and debug images in a record that is good otherwise, which therefore is accepted.
+/// A stack trace and debug images in an otherwise valid record, which is therefore accepted.
 pub fn stack(bytes: &[u8]) {
     let _any = decode_images(bytes);
     for kind in STACKS {
@@ -50,7 +51,7 @@ pub fn stack(bytes: &[u8]) {
         };
         let mut body = head.encode().to_vec();
         append_str(&mut body, "$exception");
-        append_str(&mut body, "somebody");
+        append_str(&mut body, "user_1");
         append_map_header(&mut body, 1);
         append_str(&mut body, "stacktrace");
         let at = begin_ext(&mut body, kind);
@@ -61,13 +62,13 @@ pub fn stack(bytes: &[u8]) {
     }
 }
 
-/// Definitions up to the first line feed, and after it an object of properties: whatever they are, a flag has a value or none, with the
+/// Flag definitions up to the first line feed, followed by an object of properties: each flag has a value or none, and the
 /// payload of that value.
 pub fn flags(bytes: &[u8]) {
     let (definitions, properties) = bytes.split_at(bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len()));
     let Ok(flags) = LocalFlags::parse(definitions) else { return };
     let properties = serde_json::from_slice::<Value>(properties).unwrap_or_default();
-    let mut context = FlagContext::new("somebody").group("company", "acme").device_id("device");
+    let mut context = FlagContext::new("user_1").group("company", "acme").device_id("device");
     for (name, value) in properties.as_object().into_iter().flatten() {
         context = context.person_property(name, value).group_property("company", name, value);
     }
@@ -84,10 +85,10 @@ pub fn flags(bytes: &[u8]) {
 fn sent(body: &[u8]) -> Result<(), Malformed> {
     let view = View::parse(body)?;
     let (mut v0, mut v1) = (Vec::new(), Vec::new());
-    json::write_event(&view, &NoSymbols, &mut v0).expect("what was parsed can be sent");
-    json::write_event_v1(&view, &NoSymbols, &mut v1).expect("what was parsed can be sent");
+    json::write_event(&view, &NoSymbols, &mut v0).expect("a parsed record can be sent");
+    json::write_event_v1(&view, &NoSymbols, &mut v1).expect("a parsed record can be sent");
     for text in [v0, v1] {
-        serde_json::from_slice::<Value>(&text).expect("what is sent is JSON");
+        serde_json::from_slice::<Value>(&text).expect("the output is JSON");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A file of last words with any bytes in it.
+//! A crash report file with any content.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Definitions of flags, and somebody to evaluate them for, of any bytes.
+//! Flag definitions and the properties of a person, of any bytes.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! An answer about flags of any bytes.
+//! A response to a flag request, of any bytes.
 
 #![no_main]
 

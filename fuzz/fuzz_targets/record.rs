@@ -1,4 +1,4 @@
-//! A record's body of any bytes.
+//! The body of a record, of any bytes.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A stack, or debug images, of any bytes.
+//! A stack trace and debug images, of any bytes.
 
 #![no_main]
 

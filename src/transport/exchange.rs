@@ -1,4 +1,4 @@
-//! Sends one request: an attempt, at most one repetition, the decoding of the response, and the name of the error.
+//! One request: sending it, at most one repetition, decoding the response, and classifying an error.
 
 use std::error::Error;
 use std::fmt::{self, Display};
@@ -15,18 +15,18 @@ use super::message::{Method, Request, Response, RetryAfter, Source, TransportErr
 use super::pool::{Connections, Pool, noting_connects};
 use super::proxy::{Named, Ways};
 
-/// That a connection has died while it was idle is found out at once. Who hangs up later was at work on the request, and its `sent_at`
-/// would be old by then.
-const FOUND_OUT_WITHIN: Duration = Duration::from_secs(1);
+/// A connection that died while idle is noticed at once. A server that closes it later has worked on the request, which must
+/// then not be sent again with an old `sent_at`.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Why an attempt has no answer.
+/// Why an attempt got no response.
 struct Failure {
     error: TransportError,
-    /// The connection was there before the request, and died before the answer began: it had died while it was idle.
+    /// Whether the connection existed before the request and was found dead before the response began.
     was_stale: bool,
 }
 
-/// Sends a request, and once more if that is found to be of use and within its time.
+/// Sends a request, and once more if the connection had died while idle or if there are new certificates, within its timeout.
 pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Response, TransportError> {
     let began = Instant::now();
     let most = request.max_answer;
@@ -42,9 +42,9 @@ pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Respon
     let left = || pool.settings().options.request_timeout.saturating_sub(began.elapsed());
     let again = match &failure.error {
         _ if failure.was_stale => pool.without(&connections),
-        // A file system that hangs may keep the certificates for longer.
+        // Reading the certificates may hang with the file system.
         TransportError::Tls(_) => {
-            let newer = pool.with_certificates_of_now(&connections);
+            let newer = pool.with_current_certificates(&connections);
             tokio::time::timeout(left(), newer).await.ok().flatten()
         }
         _ => None,
@@ -63,7 +63,7 @@ fn prepare(connections: &Connections, request: Request) -> Result<reqwest::Reque
         Method::Post => connections.client.post(&*request.url).body(request.body),
         Method::Get => connections.client.get(&*request.url),
     };
-    // Small answers of few servers: compressing them saves nothing.
+    // Responses are small, so compressing them saves nothing.
     builder = builder.header(ACCEPT_ENCODING, "identity");
     for (name, value) in request.headers {
         builder = builder.header(name, value);
@@ -81,7 +81,7 @@ async fn attempt(
     let failed = |error, was_stale| Failure { error: classify(error, &url, ways), was_stale };
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
-        let was_stale = !has_connected && began.elapsed() < FOUND_OUT_WITHIN && is_hang_up(&error);
+        let was_stale = !has_connected && began.elapsed() < STALE_WITHIN && is_hang_up(&error);
         failed(error, was_stale)
     })?;
     let encoding = Encoding::of(answer.headers());
@@ -92,9 +92,9 @@ async fn attempt(
         is_cut: false,
         body: Vec::new(),
     };
-    let room = encoding.room(most);
+    let limit = encoding.encoded_limit(most);
     while let Some(part) = answer.chunk().await.map_err(|error| failed(error, false))? {
-        let left = room.saturating_sub(response.body.len());
+        let left = limit.saturating_sub(response.body.len());
         response.body.extend(part.iter().take(left));
         if part.len() > left {
             response.is_cut = true;
@@ -104,8 +104,8 @@ async fn attempt(
     decode(response, &encoding, most).map_err(|error| Failure { error, was_stale: false })
 }
 
-/// The answer with its body decoded. What cannot be decoded is an error where the body is what counts; beside a failure the status and the
-/// headers count, and the body is left out.
+/// Decodes the body of a response. If that fails, a successful response is an error. A failure is described by its status and
+/// headers, so its body is left out instead.
 fn decode(mut response: Response, encoding: &Encoding, most: usize) -> Result<Response, TransportError> {
     match encoding.decode(&response.body, response.is_cut, most) {
         Ok(None) => {}
@@ -120,8 +120,8 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether somebody closed or reset the connection before an answer began. (hyper does not tell apart an answer of no bytes from one that
-/// broke off within its head.)
+/// Whether the connection was closed or reset before a response began. (hyper does not distinguish an empty response from one
+/// that broke off within its head.)
 fn is_hang_up(error: &reqwest::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
     let is_closed =
@@ -130,26 +130,26 @@ fn is_hang_up(error: &reqwest::Error) -> bool {
         && !error.is_connect()
         && in_chain(error, &|link| {
             link.downcast_ref::<io::Error>().is_some_and(|error| is_closed(error.kind()))
-                // hyper's error, which reqwest does not export.
+                // An error of hyper whose type reqwest does not export.
                 || link.to_string() == "connection closed before message completed"
         })
 }
 
-/// Sorts reqwest's error by what its reader can do about it. `url` says which way the request was to take.
+/// Classifies an error of reqwest by what the operator can do about it. `url` determines the proxy of the request.
 fn classify(error: reqwest::Error, url: &Url, ways: &Ways) -> TransportError {
     let error = error.without_url();
     let proxy = ways.to(url);
-    // hyper-util does not export the type.
+    // hyper-util does not export the error type.
     let has = |text: &str| in_chain(&error, &|link| link.to_string().starts_with(text));
-    // A TLS or proxy failure is also a connect failure, and may be a timeout: the most telling name first.
+    // A TLS or proxy failure is also a connect failure and may be a timeout, so the most specific class comes first.
     if in_chain(&error, &|link| link.is::<rustls::Error>()) {
-        return TransportError::Tls(on_the_way(error, proxy));
+        return TransportError::Tls(with_proxy(error, proxy));
     }
     if error.is_timeout() && !has("tunnel error") {
-        return TransportError::Timeout(on_the_way(error, proxy));
+        return TransportError::Timeout(with_proxy(error, proxy));
     }
     match proxy {
-        Some(named) if has(NO_PROXY_THERE) || (error.is_connect() && !has("tunnel error")) => {
+        Some(named) if has(PROXY_UNREACHABLE) || (error.is_connect() && !has("tunnel error")) => {
             TransportError::ProxyDown { proxy: named.to_string(), remedy: remedy(named), source: error.into() }
         }
         Some(named) if has("tunnel error") => {
@@ -159,19 +159,19 @@ fn classify(error: reqwest::Error, url: &Url, ways: &Ways) -> TransportError {
             Some(hint) => Note { note: hint.to_owned(), source: error.into() }.into(),
             None => error.into(),
         }),
-        _ => TransportError::Other(on_the_way(error, proxy)),
+        _ => TransportError::Other(with_proxy(error, proxy)),
     }
 }
 
-/// What hyper-util says where it did not get as far as the proxy.
-const NO_PROXY_THERE: &str = "tunnel error: failed to create underlying connection";
+/// The text of hyper-util's error if the proxy could not be reached.
+const PROXY_UNREACHABLE: &str = "tunnel error: failed to create underlying connection";
 
-/// What to do about a proxy that is not wanted.
+/// A remedy if the proxy is not wanted.
 fn remedy(named: &Named) -> &'static str {
     if named.is_of_environment() { ", or name PostHog's host in no_proxy to go without it" } else { "" }
 }
 
-/// An error with something to know about it.
+/// An error with an additional note.
 #[derive(Debug)]
 struct Note {
     note: String,
@@ -190,10 +190,10 @@ impl Error for Note {
     }
 }
 
-/// The error, with the proxy that the request went through: it may be the proxy's.
-fn on_the_way(error: reqwest::Error, proxy: Option<&Arc<Named>>) -> Source {
+/// The error with a note of the proxy that the request went through, which may have caused it.
+fn with_proxy(error: reqwest::Error, proxy: Option<&Arc<Named>>) -> Source {
     match proxy {
-        Some(named) => Note { note: format!("on the way through the proxy {named}"), source: error.into() }.into(),
+        Some(named) => Note { note: format!("through the proxy {named}"), source: error.into() }.into(),
         None => error.into(),
     }
 }
@@ -202,7 +202,7 @@ fn in_chain(error: &(dyn Error + 'static), wanted: &dyn Fn(&(dyn Error + 'static
     if wanted(error) {
         return true;
     }
-    // An `io::Error` answers `source` with the source of what it wraps, not with what it wraps.
+    // `source` of an `io::Error` returns the source of the wrapped error and skips the wrapped error itself.
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match wrapped {
         Some(link) => in_chain(link, wanted),
@@ -210,22 +210,22 @@ fn in_chain(error: &(dyn Error + 'static), wanted: &dyn Fn(&(dyn Error + 'static
     }
 }
 
-/// So many characters of an encoding's name are repeated.
+/// The most characters of an encoding's name that an error quotes.
 const NAME_KEPT: usize = 40;
 
-/// How an answer's body is encoded.
+/// The encoding of a response's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Encoding {
-    /// Not at all.
+    /// Not encoded.
     Identity,
     Gzip,
     Deflate,
-    /// As nobody asked and we cannot read: its name.
+    /// An unknown encoding, with its name.
     Unknown(String),
 }
 
 impl Encoding {
-    /// What the headers say.
+    /// The encoding named in the headers.
     fn of(headers: &HeaderMap) -> Self {
         let values = headers.get_all(CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
         let all = values.collect::<Vec<_>>().join(",").to_ascii_lowercase();
@@ -238,21 +238,21 @@ impl Encoding {
         }
     }
 
-    /// So many bytes may be read where `most` are to come of them: what cannot be made smaller grows a little by its framing.
-    fn room(&self, most: usize) -> usize {
+    /// The most encoded bytes that can contain `most` decoded bytes: incompressible data grows a little by its framing.
+    fn encoded_limit(&self, most: usize) -> usize {
         match self {
             Encoding::Identity => most,
             _ => most.saturating_add(most / 64).saturating_add(1024),
         }
     }
 
-    /// At most `most` bytes of what `raw` encodes, and whether that is not all of it; `None` if `raw` says it itself. `is_cut`: there was
-    /// more than `raw`.
+    /// Decodes `raw` to at most `most` bytes; the flag tells whether the result is incomplete. `None` if `raw` is not encoded.
+    /// `is_cut` tells whether `raw` is incomplete.
     fn decode(&self, raw: &[u8], is_cut: bool, most: usize) -> Result<Option<(Vec<u8>, bool)>, TransportError> {
         if raw.is_empty() {
             return Ok(None);
         }
-        // Servers call both forms deflate. zlib's begins with a byte pair that is a multiple of 31.
+        // Servers use "deflate" for two formats. zlib's begins with two bytes that are a multiple of 31.
         let is_zlib = matches!(raw, [first, second, ..]
             if first & 0x0f == 8 && u16::from_be_bytes([*first, *second]).is_multiple_of(31));
         let mut body = Vec::new();
@@ -262,10 +262,10 @@ impl Encoding {
             Encoding::Gzip => MultiGzDecoder::new(raw).take(up_to).read_to_end(&mut body),
             Encoding::Deflate if is_zlib => ZlibDecoder::new(raw).take(up_to).read_to_end(&mut body),
             Encoding::Deflate => DeflateDecoder::new(raw).take(up_to).read_to_end(&mut body),
-            Encoding::Unknown(_) => return Err(self.unreadable("which was not asked for and cannot be decoded")),
+            Encoding::Unknown(_) => return Err(self.unreadable("which was not requested and cannot be decoded")),
         };
         if read.is_err() && !is_cut && body.len() <= most {
-            return Err(self.unreadable("but its body is damaged or something else"));
+            return Err(self.unreadable("but its body is damaged or not encoded that way"));
         }
         let is_cut = is_cut || body.len() > most;
         body.truncate(most);
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!((body.len(), is_cut, body.capacity() < 1 << 16), (1000, true, true));
         let text: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let raw = gzip(&text);
-        assert!(raw.len() <= Encoding::Gzip.room(text.len()), "what cannot be made smaller is read whole");
+        assert!(raw.len() <= Encoding::Gzip.encoded_limit(text.len()), "what cannot be made smaller is read whole");
         let (body, is_cut) = Encoding::Gzip.decode(&raw[..raw.len() / 2], true, text.len()).unwrap().unwrap();
         assert!(is_cut && text.starts_with(&body) && body.len() > text.len() / 4);
     }

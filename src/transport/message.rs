@@ -1,4 +1,4 @@
-//! The types of the seam: a request, its response, and why there is none.
+//! The types of the transport's interface: requests, responses, errors and warnings.
 
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
@@ -13,76 +13,76 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use crate::sys::clock::WallNanos;
 use crate::sys::limits;
 
-/// At most so much of a plain answer's body is read.
+/// The most bytes that are read of the body of an ordinary response.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// What is done to what the URL names.
+/// The HTTP method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Method {
-    /// Something is brought there.
+    /// Sends a body.
     #[default]
     Post,
-    /// It is read; the request has no body.
+    /// Reads; the request has no body.
     Get,
 }
 
 /// A request.
 #[derive(Default)]
 pub(crate) struct Request {
-    /// What is asked for.
+    /// The HTTP method.
     pub(crate) method: Method,
-    /// Where to.
+    /// The URL.
     pub(crate) url: Arc<str>,
-    /// Beside those of the options.
+    /// Headers in addition to those of the options.
     pub(crate) headers: Vec<(&'static str, String)>,
-    /// The bytes as they are sent.
+    /// The body as it is sent.
     pub(crate) body: Vec<u8>,
-    /// At most so much of the answer's body is read: [`MAX_RESPONSE_BYTES`], unless more has to be said than one verdict.
+    /// The most bytes that are read of the response's body: [`MAX_RESPONSE_BYTES`] unless a longer response is expected.
     pub(crate) max_answer: usize,
 }
 
 impl Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers and body have the key.
+        // Headers and body contain the key.
         f.debug_struct("Request").field("method", &self.method).field("bytes", &self.body.len()).finish_non_exhaustive()
     }
 }
 
-/// An answer, from whomever it came.
+/// A response, from the server or from a proxy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Response {
     /// The HTTP status.
     pub(crate) status: u16,
-    /// The `Retry-After` header, if it can be understood.
+    /// The `Retry-After` header, if it can be parsed.
     pub(crate) retry_after: Option<RetryAfter>,
-    /// The `ETag` header: which version this is.
+    /// The `ETag` header: the version of the content.
     pub(crate) etag: Option<String>,
-    /// The body was longer than is read.
+    /// Whether the body was longer than what was read.
     pub(crate) is_cut: bool,
     /// The first [`Request::max_answer`] bytes of the body.
     pub(crate) body: Vec<u8>,
 }
 
-/// A request under way.
+/// A request in flight.
 pub(crate) type Pending = Pin<Box<dyn Future<Output = Result<Response, TransportError>> + Send>>;
 
-/// The seam: what sends requests. Tests put an endpoint of their own here.
+/// Sends requests. Tests implement it with a scripted endpoint.
 pub(crate) trait Http: Send + Sync {
-    /// Sends `request`. Dropping the future gives the request up.
+    /// Sends `request`. Dropping the future cancels the request.
     fn send(&self, request: Request) -> Pending;
 }
 
-/// When the server wants to hear from us again.
+/// The value of a `Retry-After` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryAfter {
-    /// After so long.
+    /// After this time.
     In(Duration),
-    /// At this wall time, by the server's clock.
+    /// At this wall time of the server's clock.
     At(WallNanos),
 }
 
 impl RetryAfter {
-    /// Reads seconds (`120`, and `1.5`, which some servers send) or an HTTP date; `None` if it is neither.
+    /// Parses seconds (`120`, and `1.5`, which some servers send) or an HTTP date; `None` if it is neither.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         if let Some(seconds) = seconds(text) {
@@ -90,11 +90,11 @@ impl RetryAfter {
         }
         static DATE: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
         let at: Timestamp = DATE.parse_timestamp(text).ok()?;
-        // Far beyond any cap in either direction: saturate instead of refusing.
+        // A date out of range is beyond any cap, so it saturates instead of being ignored.
         Some(RetryAfter::At(WallNanos::try_from(at.as_nanosecond()).unwrap_or(WallNanos::MAX)))
     }
 
-    /// How long from `wall` on; zero if the time has passed.
+    /// The wait from the wall time `wall`; zero if the time has passed.
     pub(crate) fn wait_at(self, wall: WallNanos) -> Duration {
         match self {
             RetryAfter::In(duration) => duration,
@@ -109,7 +109,7 @@ fn seconds(text: &str) -> Option<Duration> {
     if whole.is_empty() || !digits(whole) || !digits(fraction) {
         return None;
     }
-    // More seconds than fit are as good as for ever; the caller caps them.
+    // A number of seconds that does not fit saturates; the caller caps it.
     let whole = whole.parse::<u64>().unwrap_or(u64::MAX);
     let partly = u64::from(fraction.bytes().any(|digit| digit != b'0'));
     Some(Duration::from_secs(whole.saturating_add(partly)))
@@ -117,48 +117,49 @@ fn seconds(text: &str) -> Option<Duration> {
 
 pub(super) type Source = Box<dyn Error + Send + Sync>;
 
-/// Why there is no answer, or no transport. The first seven are of a request, and each of them may pass.
+/// Why there is no response, or no transport. The variants up to `Encoding` concern one request and may be temporary; the
+/// others concern the configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransportError {
-    /// No connection.
-    #[error("could not connect; check the host's name and that this machine may reach it")]
+    /// The connection could not be established.
+    #[error("could not connect; check the host name and that this machine can reach it")]
     Connect(#[source] Source),
-    /// No answer in time.
-    #[error("no answer in time; the endpoint or the way to it is slow, or the request timeout is too short")]
+    /// No response before the timeout.
+    #[error("no response before the timeout; the endpoint or the network is slow, or the request timeout is too short")]
     Timeout(#[source] Source),
-    /// No trust.
+    /// The TLS handshake failed.
     #[error(
         "TLS failed; check this machine's CA certificates and its clock, or configure the endpoint's CA (certificates are read again \
          after such a failure, at most once a minute)"
     )]
     Tls(#[source] Source),
-    /// The proxy is not there.
+    /// The connection to the proxy could not be established.
     #[error("could not connect to the proxy {proxy}; check that it runs and that this is its address{remedy}")]
     ProxyDown {
-        /// Host and port, and who named it.
+        /// Host and port of the proxy, and the setting that it comes from.
         proxy: String,
-        /// What else there is to do.
+        /// A further remedy for the error text, or an empty text.
         remedy: &'static str,
-        /// What was met.
+        /// The error of the HTTP client.
         source: Source,
     },
-    /// No way through the proxy.
+    /// The proxy refused the tunnel.
     #[error("the proxy {proxy} refused to pass the request on; check its rules and the credentials in its URL{remedy}")]
     Proxy {
-        /// Host and port, and who named it.
+        /// Host and port of the proxy, and the setting that it comes from.
         proxy: String,
-        /// What else there is to do.
+        /// A further remedy for the error text, or an empty text.
         remedy: &'static str,
-        /// What was met.
+        /// The error of the HTTP client.
         source: Source,
     },
-    /// The connection broke, or the answer is not HTTP.
-    #[error("the connection broke before the answer was complete, or the answer is not HTTP")]
+    /// The connection broke, or the response is not HTTP.
+    #[error("the connection broke before the response was complete, or the response is not HTTP")]
     Other(#[source] Source),
-    /// A success in an encoding that is not to be had or damaged: what was said is not known.
+    /// A successful response in an unknown or damaged encoding: its content is unknown.
     #[error(
-        "the answer has Content-Encoding {encoding:?}, {problem}; a proxy or load balancer before the host must pass answers on \
-         as PostHog sends them"
+        "the response has Content-Encoding {encoding:?}, {problem}; a proxy or load balancer in front of the host must pass \
+         responses on unchanged"
     )]
     Encoding {
         /// Its name.
@@ -172,10 +173,10 @@ pub(crate) enum TransportError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A configured certificate cannot be used.
+    /// A configured certificate cannot be parsed.
     #[error("CA certificate number {number} of the configuration is not a PEM certificate")]
     BadCertificate {
-        /// Counted from 1.
+        /// Its number, counted from 1.
         number: usize,
     },
     /// A configured header cannot be sent.
@@ -190,36 +191,36 @@ pub(crate) enum TransportError {
 }
 
 impl TransportError {
-    /// Whether there was no connection over which a request could have been sent: no fault of what was in it.
+    /// Whether no connection could be established, so that the content of the request cannot be the cause.
     pub(crate) fn is_unreachable(&self) -> bool {
         use TransportError::{Connect, Proxy, ProxyDown, Tls};
         matches!(self, Connect(_) | Tls(_) | Proxy { .. } | ProxyDown { .. })
     }
 
-    /// The whole chain in one line.
+    /// The error and all its sources in one line.
     pub(crate) fn describe(&self) -> String {
         let mut text = self.to_string();
         let mut next = self.source();
         while let Some(link) = next {
             let part = link.to_string();
-            // Several layers repeat the text of the layer below.
+            // Some errors repeat the text of their source.
             if !text.ends_with(&part) {
                 text.push_str(": ");
                 text.push_str(&part);
             }
             next = link.source();
         }
-        // Names and words of others are in it: of a proxy, of a certificate.
+        // It contains foreign text, such as names from a proxy or a certificate.
         limits::foreign(&text, 2 * limits::DETAIL_KEPT)
     }
 }
 
-/// Something about this machine that does not stop us, but that its owner should hear of.
+/// A problem of this machine that does not prevent the start but should be reported to its operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Warning {
-    /// TLS cannot work until the machine has certificates (package `ca-certificates`) or some are configured.
+    /// TLS fails until the machine has certificates (package `ca-certificates`) or some are configured.
     NoCertificates,
-    /// The named environment variable is not a proxy we can use, and was ignored.
+    /// The value of an environment variable is not a usable proxy and was ignored.
     ProxyIgnored {
         /// The variable's name; its value may hold a password.
         variable: &'static str,

@@ -1,31 +1,33 @@
-//! HTTPS requests: the network, behind a seam of one call.
+//! HTTPS requests: the network behind a trait with one method, [`Http::send`].
 //!
-//! One [`Transport`] belongs to one delivery task. It knows TLS, proxies and timeouts, and nothing of PostHog: it neither retries nor
-//! judges an answer. reqwest and rustls are used in this folder only; TLS is rustls on ring, never OpenSSL, and the process-wide
-//! crypto provider of the host program is neither read nor set.
+//! One [`Transport`] belongs to one delivery task. It handles TLS, proxies and timeouts, and knows nothing of PostHog: it
+//! neither retries failed requests nor interprets responses. reqwest and rustls are used in this folder only. TLS is rustls
+//! with ring, never OpenSSL, and the process-wide crypto provider of the program is neither read nor set.
 //!
 //! Rules:
 //!
-//! * **Nothing here panics.** A machine without CA certificates gives a [`Warning`]; requests then fail with [`TransportError::Tls`]
-//!   and are retried by whoever sent them, so that events wait on disk until the certificates are there. A malformed proxy setting
-//!   in the environment is ignored with a warning; a malformed proxy or certificate in the *options* is an error.
-//! * **Proxies are read once** from the environment, in [`Transport::new`] (`https_proxy`, `http_proxy`, `all_proxy`, `no_proxy`;
-//!   `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads nothing and shares no connection with its parent.
-//! * **Certificates that are replaced are noticed:** the machine's (`SSL_CERT_FILE`, `SSL_CERT_DIR`) are read then, too, and again after
-//!   a failure of TLS, at most once a minute; if there are others now, the request is sent once more with them. An idle process reads
-//!   nothing.
-//! * **Redirects are not followed:** a POST that becomes a GET on somebody's login page must not look like success.
-//! * **Names are looked up** on a thread for each lookup, a bounded number of them, for the runtime's own way panics where there are
-//!   no threads to be had.
-//! * **Answers are bounded:** so much of a body is read as the request says (64 KiB, mostly), the rest is cut. Encoded answers are not
-//!   asked for (`Accept-Encoding: identity`); gzip and deflate are decoded all the same, within the same bound, because servers and
-//!   proxies send them unasked. A success in another encoding is an error that names it.
-//! * **A connection that died while it was idle is no failure:** a request that finds it dead before the answer begins is sent once
-//!   more, at once and over new connections, within the same request timeout. On a new connection nothing is sent twice.
-//! * **An idle transport sleeps.** Unused connections are closed after 30 s, before a NAT on the way would forget them; with the
-//!   last of them the only timer ends.
-//! * `Retry-After` is read leniently: seconds (a fraction is rounded up) or an HTTP date; anything else is as if it was absent.
-//! * Text of errors and warnings never contains a proxy's password, nor a request's URL.
+//! * **Nothing here panics.** A machine without CA certificates causes a [`Warning`]; requests then fail with
+//!   [`TransportError::Tls`] and are retried by their sender, so events wait on disk until certificates are installed. A
+//!   malformed proxy setting in the environment is ignored with a warning; a malformed proxy or certificate in the *options*
+//!   is an error.
+//! * **Proxies are read once**, in [`Transport::new`], from the environment (`https_proxy`, `http_proxy`, `all_proxy`,
+//!   `no_proxy`; see `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads nothing and shares no connection
+//!   with the parent.
+//! * **Replaced certificates are noticed.** The machine's certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) are read in
+//!   [`Transport::new`] and again after a failure of TLS, at most once a minute. If they have changed, the request is sent once
+//!   more with the new ones. An idle process reads nothing.
+//! * **Redirects are not followed:** a POST that becomes a GET of a login page must not look like success.
+//! * **Names are resolved** on one thread per look-up, with a bounded number of them: tokio's own way panics if no thread can
+//!   be created.
+//! * **Responses are bounded.** At most [`Request::max_answer`] bytes of a body are read (usually 64 KiB). Encoded responses are
+//!   not requested (`Accept-Encoding: identity`), but gzip and deflate are decoded within the same bound, because servers and
+//!   proxies send them anyway. A successful response in another encoding is an error that names the encoding.
+//! * **A connection that died while idle is not a failure.** A request that finds it dead before the response begins is sent
+//!   once more, at once, over new connections and within the same timeout. A request on a new connection is never sent twice.
+//! * **An idle transport has no timers.** Unused connections are closed after 30 s, before a NAT forgets them; the only timer
+//!   ends with the last of them.
+//! * `Retry-After` is parsed leniently: seconds (a fraction is rounded up) or an HTTP date. Anything else counts as absent.
+//! * The texts of errors and warnings never contain a proxy's password or a request's URL.
 
 mod exchange;
 mod message;
@@ -57,13 +59,13 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Reads the environment and the machine's certificates: some tens of milliseconds, not for the caller's thread.
+    /// Reads the environment and the machine's certificates. Takes tens of milliseconds, so it is not called on a caller's thread.
     pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<Warning>), TransportError> {
-        Self::surrounded_by(options, &|name| std::env::var(name).ok(), Box::new(machine_certificates))
+        Self::with_surroundings(options, &|name| std::env::var(name).ok(), Box::new(machine_certificates))
     }
 
-    /// As [`Transport::new`], with the environment and the certificates given.
-    fn surrounded_by(
+    /// Like [`Transport::new`], with environment and certificates as arguments.
+    fn with_surroundings(
         options: TransportOptions,
         env: &dyn Fn(&'static str) -> Option<String>,
         machine: MachineCertificates,
@@ -78,7 +80,7 @@ impl Transport {
         Ok((Self { pool: Pool::new(Arc::new(settings))? }, warnings))
     }
 
-    /// The same settings without the connections: for a forked child, which must not write into its parent's sockets.
+    /// A transport with the same settings and no connections, for a forked child, which must not use its parent's sockets.
     pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
         Ok(Self { pool: self.pool.apart()? })
     }
@@ -92,16 +94,16 @@ impl Http for Transport {
 
 impl Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither proxies (passwords) nor headers (keys) are shown.
+        // Proxies contain passwords and headers contain keys, so neither is shown.
         f.debug_struct("Transport")
             .field("request_timeout", &self.pool.settings().options.request_timeout)
             .finish_non_exhaustive()
     }
 }
 
-/// `scheme://host[:port][/path]` without a slash at the end; `https://` where no scheme is given. Two spellings of one place become the
-/// same text, because queues are named by it.
-pub(crate) fn normalise_host(host: &str) -> Result<String, &'static str> {
+/// Normalizes the base URL of an installation to `scheme://host[:port][/path]` without a trailing slash; the default scheme
+/// is `https://`. Different spellings of one URL give the same text, because directories of queues are named after it.
+pub(crate) fn normalize_host(host: &str) -> Result<String, &'static str> {
     let host = host.trim();
     if host.is_empty() {
         return Err("is blank");

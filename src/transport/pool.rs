@@ -1,4 +1,4 @@
-//! The HTTP client: its options, its TLS configuration, its connections, and how it is built again.
+//! The HTTP client with its connections: options, TLS configuration, and when the client is replaced by a new one.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,38 +23,38 @@ use crate::sys::throttle::Throttle;
 /// How to reach the network.
 #[derive(Clone, Debug)]
 pub(crate) struct TransportOptions {
-    /// From the first byte sent to the last byte read, connecting included.
+    /// Limit for a whole request, from connecting to the last byte of the response.
     pub(crate) request_timeout: Duration,
-    /// For DNS, TCP and TLS together.
+    /// Limit for DNS, TCP and TLS together.
     pub(crate) connect_timeout: Duration,
-    /// The way out.
+    /// The proxy to use.
     pub(crate) proxy: Proxy,
-    /// Certificate authorities trusted beside the machine's own, each a PEM text of one or more certificates.
+    /// Certificate authorities trusted in addition to the machine's own, each a PEM text of one or more certificates.
     pub(crate) ca_pem: Vec<Vec<u8>>,
     /// The `User-Agent` header.
     pub(crate) user_agent: String,
-    /// Sent with every request.
+    /// Headers of every request.
     pub(crate) headers: Vec<(String, String)>,
 }
 
-/// Shorter than the 60 s after which load balancers commonly close idle connections, so that a reused one is rarely a dead one.
+/// Shorter than the 60 s after which load balancers commonly close idle connections, so a reused connection is rarely dead.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// At most this often are the machine's certificates read again.
+/// The shortest time between two reads of the machine's certificates.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(60);
 
-/// All that was read from options and environment, so that a client can be built again without them.
+/// Everything that was read from options and environment, so that a new client can be built without reading them again.
 pub(super) struct Settings {
     pub(super) options: TransportOptions,
     pub(super) headers: HeaderMap,
     pub(super) ways: Ways,
     /// Reads the machine's certificates.
     pub(super) machine: MachineCertificates,
-    /// What it read at the start, and what the options add.
+    /// The certificates that were read at the start, and those of the options.
     pub(super) roots: Arc<RootCertStore>,
 }
 
-/// The client in use. It is replaced as a whole where its connections or its certificates are not to be used again.
+/// The client in use. It is replaced as a whole if its connections or its certificates must not be used again.
 pub(super) struct Pool {
     settings: Arc<Settings>,
     current: Mutex<Connections>,
@@ -66,7 +66,7 @@ pub(super) struct Pool {
 pub(super) struct Connections {
     pub(super) client: reqwest::Client,
     roots: Arc<RootCertStore>,
-    /// Counts the clients before it.
+    /// The number of clients before it.
     generation: u64,
 }
 
@@ -100,8 +100,7 @@ impl Pool {
         Ok(Arc::new(Self { settings, current, reading: Mutex::default() }))
     }
 
-    /// The same settings, and nothing else in common. Takes no lock: a forked child asks, and a thread that it does not have may have
-    /// held it.
+    /// A new pool with the same settings. Takes no lock: in a forked child, a lock may be held by a thread of the parent.
     pub(super) fn apart(&self) -> Result<Arc<Self>, TransportError> {
         Self::new(Arc::clone(&self.settings))
     }
@@ -114,51 +113,51 @@ impl Pool {
         lock(&self.current).clone()
     }
 
-    /// A client without the idle connections of `found_dead`. `None` if none can be built.
+    /// A client without the idle connections of `found_dead`; `None` if none can be built.
     pub(super) fn without(&self, found_dead: &Connections) -> Option<Connections> {
         let mut current = lock(&self.current);
-        // Several requests may find out at once; the first of them has replaced the client already.
+        // Several requests may notice at once; the first of them replaces the client.
         if current.generation == found_dead.generation {
             self.replace(&mut current, Arc::clone(&found_dead.roots))?;
         }
         Some(current.clone())
     }
 
-    /// A client that trusts whom the machine trusts now, after `failed` trusted somebody too few. `None` if there is nothing new, or the
-    /// certificates were read lately.
-    pub(super) async fn with_certificates_of_now(self: &Arc<Self>, failed: &Connections) -> Option<Connections> {
+    /// A client with the machine's present certificates, after TLS failed with those of `failed`. `None` if they have not changed
+    /// or were read within the last minute.
+    pub(super) async fn with_current_certificates(self: &Arc<Self>, failed: &Connections) -> Option<Connections> {
         if let Some(newer) = Some(self.current()).filter(|current| !Arc::ptr_eq(&current.roots, &failed.roots)) {
             return Some(newer);
         }
         let roots = self.read_again().await?;
         let mut current = lock(&self.current);
         if roots.is_empty() || roots.roots == current.roots.roots {
-            // A file that is being written right now is no reason to trust nobody.
+            // The file may be being written; an empty set must not replace a good one.
             return None;
         }
         self.replace(&mut current, Arc::new(roots))?;
         Some(current.clone())
     }
 
-    /// What the machine's certificates are now, read on a thread of its own: reading files may take as long as it likes.
+    /// Reads the machine's certificates on a thread of its own, because reading files may hang.
     async fn read_again(self: &Arc<Self>) -> Option<RootCertStore> {
         if !lock(&self.reading).begin(Instant::now()) {
             return None;
         }
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let pool = Arc::clone(self);
         let read = move || {
             let settings = &pool.settings;
             let roots = roots((settings.machine)(), &settings.options.ca_pem).ok();
             lock(&pool.reading).is_under_way = false;
-            // Nobody listens any more when the request was given up.
-            let _ = tell.send(roots);
+            // Fails if the request was cancelled.
+            let _ = sender.send(roots);
         };
         if thread::Builder::new().name("posthog-certs".to_owned()).spawn(read).is_err() {
             lock(&self.reading).is_under_way = false;
             return None;
         }
-        told.await.ok().flatten()
+        receiver.await.ok().flatten()
     }
 
     fn replace(&self, current: &mut Connections, roots: Arc<RootCertStore>) -> Option<()> {
@@ -175,14 +174,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Client, TransportError> {
     let options = &settings.options;
     let mut builder = reqwest::Client::builder()
-        // Session tickets are shared mutable state: each client gets a TLS configuration of its own.
+        // Session tickets are shared mutable state, so each client gets its own TLS configuration.
         .tls_backend_preconfigured(client_config(roots)?)
         .timeout(options.request_timeout)
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
         .connector_layer(NotesConnects)
-        // Another crate of the program may have compiled these in: bodies are decoded here, where they are bounded.
+        // Another crate of the program may enable these features of reqwest. Bodies are decoded here, with a bound.
         .no_gzip()
         .no_deflate()
         .no_brotli()
@@ -192,7 +191,7 @@ fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Cl
         .retry(reqwest::retry::never())
         .user_agent(options.user_agent.as_str())
         .default_headers(settings.headers.clone())
-        // reqwest's own reading of the environment is switched off: it is silent about mistakes.
+        // reqwest's own reading of the environment is disabled, because it ignores mistakes silently.
         .no_proxy();
     if !settings.ways.are_direct() {
         builder = builder.proxy(settings.ways.clone().into_proxy());
@@ -201,16 +200,16 @@ fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Cl
 }
 
 tokio::task_local! {
-    /// Whether the request that is being sent has begun a connection of its own.
+    /// Whether the current request has opened a new connection.
     static HAS_CONNECTED: Cell<bool>;
 }
 
-/// Does `task`, and tells whether it has connected anew instead of taking a connection that was there.
+/// Runs `task`; returns its result and whether it opened a new connection instead of reusing one.
 pub(super) async fn noting_connects<T>(task: impl Future<Output = T>) -> (T, bool) {
     HAS_CONNECTED.scope(Cell::new(false), async { (task.await, HAS_CONNECTED.with(Cell::get)) }).await
 }
 
-/// Notes each connection that is begun, for whoever sends the request. (The pool begins them as part of the request's own task.)
+/// A connector layer that records new connections in [`HAS_CONNECTED`]. reqwest opens them in the task of the request.
 #[derive(Clone)]
 struct NotesConnects;
 
@@ -235,7 +234,7 @@ impl<S: Service<T>, T> Service<T> for Noting<S> {
     }
 
     fn call(&mut self, destination: T) -> S::Future {
-        // Outside of a request nobody wants to know.
+        // Fails outside of `noting_connects`.
         let _ = HAS_CONNECTED.try_with(|connected| connected.set(true));
         self.0.call(destination)
     }
@@ -252,16 +251,17 @@ pub(super) fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, Tran
     Ok(map)
 }
 
-/// Reads the machine's own certificates, as they are at the moment.
+/// A function that reads the machine's certificates.
 pub(super) type MachineCertificates = Box<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>;
 
-/// As `SSL_CERT_FILE` and `SSL_CERT_DIR` say or where the system keeps them; those that cannot be read are left out, as every TLS library
-/// does.
+/// The machine's certificates, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or the system's store. Unreadable ones are left out, as in
+/// other TLS libraries.
 pub(super) fn machine_certificates() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }
 
-/// The machine's and the configured ones together. The machine's may be odd, those of the configuration may not.
+/// The machine's and the configured certificates. Invalid certificates of the machine are skipped, invalid configured ones are
+/// an error.
 pub(super) fn roots(
     machine: Vec<CertificateDer<'static>>,
     configured: &[Vec<u8>],
@@ -281,8 +281,8 @@ pub(super) fn roots(
     Ok(roots)
 }
 
-/// A configuration of its own crypto provider: the host program may have installed another one, or none, or two libraries that
-/// disagree, and none of that may matter here.
+/// A TLS configuration with an explicit crypto provider, so that the process-wide provider, which the program may or may not
+/// have installed, does not matter.
 fn client_config(roots: &Arc<RootCertStore>) -> Result<ClientConfig, TransportError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn certificates_are_read_again_at_most_once_a_minute_and_by_one_at_a_time() {
+    async fn certificates_are_read_again_at_most_once_a_minute() {
         let mut reading = Reading::default();
         assert!(reading.begin(Instant::now()));
         reading.is_under_way = false;

@@ -1,7 +1,8 @@
-//! Which way out a request takes.
+//! Proxies: which proxy a request uses, if any.
 //!
-//! The variables, their precedence and the patterns of `NO_PROXY` are curl's; `docs/delivery.md` has the table, and the tests here hold
-//! all of it. `HTTP_PROXY` in capitals is not read, as curl does not: in a CGI program it is what a client sent as its `Proxy:` header.
+//! The variables, their precedence and the patterns of `NO_PROXY` are those of curl; `docs/delivery.md` has the table, which
+//! `proxy_tests.rs` checks completely. As in curl, `HTTP_PROXY` in capitals is not read: in a CGI program it contains the
+//! `Proxy:` header of a client.
 
 use std::fmt::{self, Debug, Display};
 use std::net::IpAddr;
@@ -11,15 +12,15 @@ use reqwest::Url;
 
 use super::message::{TransportError, Warning};
 
-/// The way out.
+/// The choice of the proxy.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(crate) enum Proxy {
-    /// As the environment says.
+    /// From the environment.
     #[default]
     FromEnv,
-    /// Directly, whatever the environment says.
+    /// No proxy, whatever the environment says.
     None,
-    /// Through this one, `http://[user:password@]host[:port]`, whatever the environment says.
+    /// This proxy, `http://[user:password@]host[:port]`, whatever the environment says.
     Url(String),
 }
 
@@ -33,15 +34,15 @@ impl Debug for Proxy {
     }
 }
 
-/// A proxy, and who named it.
+/// A proxy and where it was set.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Named {
     url: Url,
-    /// An environment variable, or the setting.
+    /// The name of an environment variable or of the setting.
     pub(super) by: &'static str,
 }
 
-/// Host and port, never a password: `proxy.corp:3128 (from HTTPS_PROXY)`.
+/// Host and port without the password: `proxy.corp:3128 (from HTTPS_PROXY)`.
 impl Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = self.url.port_or_known_default().unwrap_or_default();
@@ -56,27 +57,28 @@ impl Debug for Named {
 }
 
 impl Named {
-    /// Whether a variable named it, from which `no_proxy` can except a host.
+    /// Whether it comes from the environment, so that `no_proxy` can exempt a host from it.
     pub(super) fn is_of_environment(&self) -> bool {
         self.by != SETTING
     }
 }
 
-/// The ways out of this process, read once.
+/// The proxies of this process, read once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ways {
     https: Option<Arc<Named>>,
     http: Option<Arc<Named>>,
     except: Exceptions,
-    /// `HTTP_PROXY` is set, and nothing that counts for `http://`.
+    /// Whether `HTTP_PROXY` is set but no variable that applies to `http://`.
     ignores_capitals: bool,
 }
 
 type Env<'a> = &'a dyn Fn(&'static str) -> Option<String>;
 
 const SETTING: &str = "Config::proxy";
-/// For each scheme, in this order.
+/// The variables for `https://` URLs, in order of precedence.
 const HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+/// The variables for `http://` URLs, in order of precedence.
 const HTTP: [&str; 3] = ["http_proxy", "all_proxy", "ALL_PROXY"];
 
 impl Ways {
@@ -85,7 +87,7 @@ impl Ways {
             Proxy::None => Ok((Self::default(), Vec::new())),
             Proxy::Url(url) => {
                 let bad = |reason| TransportError::BadProxy { reason };
-                // A variable's value may be of the short form; what is written into a program is a URL.
+                // The short form without a scheme is accepted in environment variables only.
                 if !url.contains("://") {
                     return Err(bad("it is not a URL"));
                 }
@@ -97,7 +99,7 @@ impl Ways {
     }
 
     fn from_env(env: Env<'_>) -> (Self, Vec<Warning>) {
-        // To curl, a variable that is empty is not there.
+        // As in curl, an empty variable counts as unset.
         let set = |name| env(name).filter(|value| !value.trim().is_empty());
         let mut warnings = Vec::new();
         let mut first = |names: &[&'static str]| {
@@ -118,7 +120,7 @@ impl Ways {
         (Self { https, http, except: except.unwrap_or_default(), ignores_capitals }, warnings)
     }
 
-    /// The proxy for what is at `url`; `None`: it is reached directly.
+    /// The proxy for a request to `url`; `None` if it is sent directly.
     pub(super) fn to(&self, url: &Url) -> Option<&Arc<Named>> {
         let named = match url.scheme() {
             "https" => self.https.as_ref()?,
@@ -129,31 +131,31 @@ impl Ways {
         (!is_direct).then_some(named)
     }
 
-    /// What somebody who expected a proxy may have overlooked.
+    /// A hint for a failed connection: a proxy setting that was probably expected to apply.
     pub(super) fn hint(&self, url: &Url) -> Option<&'static str> {
         (self.ignores_capitals && url.scheme() == "http")
             .then_some("HTTP_PROXY is set and not used: as with curl, only http_proxy counts for http:// hosts")
     }
 
-    /// The same for the HTTP client.
+    /// As a proxy of the HTTP client.
     pub(super) fn into_proxy(self) -> reqwest::Proxy {
         reqwest::Proxy::custom(move |url| self.to(url).map(|named| named.url.clone()))
     }
 
-    /// Whether there is no proxy at all.
+    /// Whether no proxy is set.
     pub(super) fn are_direct(&self) -> bool {
         self.https.is_none() && self.http.is_none()
     }
 }
 
-/// Hosts that are reached without a proxy.
+/// Hosts that are reached without the proxy: the value of `no_proxy`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Exceptions {
     all: bool,
     entries: Vec<Entry>,
 }
 
-/// One of them, perhaps at one port only.
+/// One entry of `no_proxy`, optionally for one port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     host: Pattern,
@@ -162,9 +164,9 @@ struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
-    /// A domain and all below it.
+    /// A domain and its subdomains.
     Domain(String),
-    /// Addresses that begin with so many bits.
+    /// A network: an address and the length of its prefix in bits.
     Network(IpAddr, u8),
 }
 
@@ -177,7 +179,7 @@ impl Exceptions {
         Self { all: false, entries: entries.collect() }
     }
 
-    /// Whether they name the host of a URL.
+    /// Whether the host of a URL is exempt.
     fn name(&self, host: &str, port: Option<u16>) -> bool {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
         let domain = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
@@ -185,7 +187,7 @@ impl Exceptions {
             (Pattern::Domain(name), None) => {
                 domain.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             }
-            (Pattern::Network(network, bits), Some(address)) => begin_alike(*network, address, *bits),
+            (Pattern::Network(network, bits), Some(address)) => same_prefix(*network, address, *bits),
             _ => false,
         };
         self.all || self.entries.iter().any(|entry| (entry.port.is_none() || entry.port == port) && is_here(entry))
@@ -210,7 +212,7 @@ impl Entry {
     }
 }
 
-/// `10.0.0.0/8`, `fd00::/8`, or one address, in brackets or not.
+/// Parses `10.0.0.0/8`, `fd00::/8`, or a single address with or without brackets.
 fn network(text: &str) -> Option<Pattern> {
     let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
     let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
@@ -220,7 +222,7 @@ fn network(text: &str) -> Option<Pattern> {
     Some(Pattern::Network(address, bits))
 }
 
-fn begin_alike(one: IpAddr, other: IpAddr, bits: u8) -> bool {
+fn same_prefix(one: IpAddr, other: IpAddr, bits: u8) -> bool {
     let alike = |differing_zeros: u32| differing_zeros >= u32::from(bits);
     match (one, other) {
         (IpAddr::V4(one), IpAddr::V4(other)) => alike((one.to_bits() ^ other.to_bits()).leading_zeros()),
@@ -231,7 +233,7 @@ fn begin_alike(one: IpAddr, other: IpAddr, bits: u8) -> bool {
 
 fn parse(value: &str) -> Result<Url, &'static str> {
     let value = value.trim();
-    // `proxy:3128` without a scheme is common, and is not a URL of scheme `proxy`.
+    // `proxy:3128` without a scheme is common and not a URL with the scheme `proxy`.
     let url = if value.contains("://") { Url::parse(value) } else { Url::parse(&format!("http://{value}")) };
     let url = url.map_err(|_| "it is not a URL")?;
     if !matches!(url.scheme(), "http" | "https") {

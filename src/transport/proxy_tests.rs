@@ -1,4 +1,4 @@
-//! Which way out a request takes, and what is said of a proxy.
+//! Which proxy a request uses, and what errors say about it.
 
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ fn the_table_of_exceptions_holds() {
 }
 
 #[test]
-fn a_proxy_needs_no_scheme_and_may_carry_a_password_which_is_never_shown() {
+fn a_proxys_password_is_never_shown_and_its_scheme_optional() {
     for (good, shown) in [
         ("proxy:3128", "proxy:3128 (from https_proxy)"),
         ("http://proxy", "proxy:80 (from https_proxy)"),
@@ -128,7 +128,7 @@ fn a_proxy_needs_no_scheme_and_may_carry_a_password_which_is_never_shown() {
 }
 
 #[test]
-fn a_malformed_variable_is_a_warning_that_names_it_once_and_not_its_value() {
+fn a_malformed_variable_is_a_warning_without_its_value() {
     for bad in ["http://", "::::", "http://user:secret@ho st", "socks5://proxy:1080", "http://proxy:99999"] {
         let (ways, warnings) = ways(&[("all_proxy", bad)]);
         assert!(ways.are_direct(), "{bad}");
@@ -139,7 +139,7 @@ fn a_malformed_variable_is_a_warning_that_names_it_once_and_not_its_value() {
 }
 
 #[test]
-fn whoever_sets_the_capitals_alone_is_told_where_it_matters() {
+fn http_proxy_in_capitals_is_mentioned_where_it_matters() {
     let hint = |vars, url| ways(vars).0.hint(&Url::parse(url).unwrap());
     assert!(hint(&[("HTTP_PROXY", "p:1")], "http://h/").is_some_and(|hint| hint.contains("http_proxy")));
     assert_eq!(hint(&[("HTTP_PROXY", "p:1")], "https://h/"), None);
@@ -174,20 +174,20 @@ async fn a_proxy_that_refuses_the_tunnel_is_named() {
 }
 
 #[tokio::test]
-async fn a_dead_proxy_is_named_with_its_variable_and_what_to_do_and_not_taken_for_a_wrong_host() {
+async fn a_dead_proxy_is_named_with_its_variable_and_a_remedy() {
     let (listener, address) = listen().await;
     drop(listener);
     let env = |_| Some(format!("http://user:secret@{address}"));
     let env_without = |name: &'static str| if name.eq_ignore_ascii_case("no_proxy") { None } else { env(name) };
     let from_env = TransportOptions { proxy: Proxy::FromEnv, ..options() };
-    let (transport, _) = Transport::surrounded_by(from_env, &env_without, Box::new(Vec::new)).unwrap();
+    let (transport, _) = Transport::with_surroundings(from_env, &env_without, Box::new(Vec::new)).unwrap();
     for (url, variable) in [("https://posthog.example/", "https_proxy"), ("http://posthog.example/", "http_proxy")] {
         let error = transport.send(request(url)).await.unwrap_err();
         assert!(matches!(error, TransportError::ProxyDown { .. }) && error.is_unreachable(), "{error:?}");
         let text = error.describe();
         let expected = format!("could not connect to the proxy {address} (from {variable}); check that it runs");
         assert!(text.contains(&expected) && text.contains("no_proxy") && !text.contains("secret"), "{text}");
-        assert!(!text.contains("host's name"), "{text}");
+        assert!(!text.contains("host name"), "{text}");
     }
     let nowhere = "http://no-such-proxy.invalid:3128".to_owned();
     let given = self::transport(TransportOptions { proxy: Proxy::Url(nowhere), ..options() });
@@ -203,25 +203,25 @@ async fn what_goes_wrong_behind_a_proxy_names_the_proxy() {
     let proxied = transport(TransportOptions { proxy, request_timeout: timeout, ..options() });
     let silent = proxied.send(request("http://posthog.example/")).await.unwrap_err();
     assert!(matches!(silent, TransportError::Timeout(_)), "{silent:?}");
-    let expected = format!("on the way through the proxy {address} (from Config::proxy)");
+    let expected = format!("through the proxy {address} (from Config::proxy)");
     assert!(silent.describe().contains(&expected), "{}", silent.describe());
     drop(listener);
 }
 
 #[tokio::test]
-async fn a_variable_in_capitals_that_does_not_count_is_mentioned_where_a_connection_fails() {
+async fn an_ignored_http_proxy_is_mentioned_when_connecting_fails() {
     let (listener, address) = listen().await;
     drop(listener);
     let env = |name| (name == "HTTP_PROXY").then(|| "http://proxy:3128".to_owned());
     let from_env = TransportOptions { proxy: Proxy::FromEnv, ..options() };
-    let (transport, _) = Transport::surrounded_by(from_env, &env, Box::new(Vec::new)).unwrap();
+    let (transport, _) = Transport::with_surroundings(from_env, &env, Box::new(Vec::new)).unwrap();
     let error = transport.send(request(&format!("http://{address}/"))).await.unwrap_err();
     assert!(matches!(error, TransportError::Connect(_)), "{error:?}");
     assert!(error.describe().contains("HTTP_PROXY is set and not used"), "{}", error.describe());
 }
 
 #[tokio::test]
-async fn a_proxy_of_the_environment_is_used_except_for_hosts_named_in_no_proxy() {
+async fn no_proxy_exempts_hosts_from_the_environments_proxy() {
     let (listener, address) = listen().await;
     let env = |name| match name {
         "http_proxy" => Some(format!("http://{address}")),
@@ -229,7 +229,7 @@ async fn a_proxy_of_the_environment_is_used_except_for_hosts_named_in_no_proxy()
         _ => None,
     };
     let from_env = TransportOptions { proxy: Proxy::FromEnv, ..options() };
-    let (proxied, warnings) = Transport::surrounded_by(from_env, &env, Box::new(Vec::new)).unwrap();
+    let (proxied, warnings) = Transport::with_surroundings(from_env, &env, Box::new(Vec::new)).unwrap();
     assert_eq!(warnings, [Warning::NoCertificates]);
     let server =
         async { answer_one(listener.accept().await.unwrap().0, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await };

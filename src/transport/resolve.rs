@@ -1,7 +1,7 @@
-//! Names to addresses, by the system's resolver.
+//! DNS look-ups with the system's resolver.
 //!
-//! The system's resolver blocks, for as long as it likes, so it runs on a thread of its own. The usual way, the blocking threads of
-//! the runtime, panics where the process may have no more threads, and a daemon built with `panic = "abort"` would end there.
+//! The system's resolver blocks without a bound, so each look-up runs on a thread of its own. tokio's blocking threads are not
+//! used: they panic if the process cannot create another thread, which would end a daemon built with `panic = "abort"`.
 
 use std::error::Error;
 use std::io;
@@ -13,10 +13,10 @@ use std::thread;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::oneshot;
 
-/// Lookups that may hang at once: one that does holds its thread until the system gives up, and nobody waits for it any more.
+/// The most look-ups at a time. One that hangs keeps its thread until the system's timeout, even after its request has ended.
 const MOST_LOOKUPS: usize = 8;
 
-/// Asks the system, each time on a thread that ends with the answer. Clones share their bound.
+/// Resolves names, each on a thread that ends with the answer. Clones share the limit on look-ups.
 #[derive(Clone, Default)]
 pub(super) struct SystemResolver {
     lookups: Arc<AtomicUsize>,
@@ -26,7 +26,7 @@ impl Resolve for SystemResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let answer = self.look_up(move || (name.as_str(), 0).to_socket_addrs().map(Vec::from_iter));
         Box::pin(async move {
-            // Who hung up has panicked, which the system's resolver does not.
+            // The sender is dropped without an answer only if the thread panicked.
             let found =
                 answer?.await.unwrap_or_else(|_| Err(io::Error::other("the lookup ended without an answer")))?;
             Ok(Box::new(found.into_iter()) as Addrs)
@@ -42,19 +42,19 @@ impl SystemResolver {
         ask: impl FnOnce() -> Answer + Send + 'static,
     ) -> Result<oneshot::Receiver<Answer>, Box<dyn Error + Send + Sync>> {
         let running = Running::begin(&self.lookups).ok_or("earlier lookups still hang")?;
-        let (tell, told) = oneshot::channel();
-        // Signals are blocked there as they are on this thread, which is one of ours.
+        let (sender, receiver) = oneshot::channel();
+        // The thread inherits the blocked signals of this one, which is a thread of the library.
         thread::Builder::new().name("posthog-resolve".to_owned()).spawn(move || {
             let answer = ask();
             drop(running);
-            // Nobody listens any more when the request has timed out.
-            let _ = tell.send(answer);
+            // Fails if the request has ended.
+            let _ = sender.send(answer);
         })?;
-        Ok(told)
+        Ok(receiver)
     }
 }
 
-/// A lookup that is counted.
+/// A look-up that counts towards the limit.
 struct Running(Arc<AtomicUsize>);
 
 impl Running {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lookups_that_hang_are_bounded_and_one_that_comes_back_makes_room() {
+    async fn hanging_lookups_are_bounded() {
         let resolver = SystemResolver::default();
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(Mutex::new(released));

@@ -26,7 +26,7 @@ pub(super) fn options() -> TransportOptions {
 }
 
 pub(super) fn transport(options: TransportOptions) -> Transport {
-    Transport::surrounded_by(options, &|_| None, Box::new(Vec::new)).unwrap().0
+    Transport::with_surroundings(options, &|_| None, Box::new(Vec::new)).unwrap().0
 }
 
 pub(super) fn request(url: &str) -> Request {
@@ -64,7 +64,7 @@ async fn exchange(transport: &Transport, answer: &[u8]) -> (Result<Response, Tra
 }
 
 #[tokio::test]
-async fn a_request_carries_the_configured_headers_and_asks_for_no_encoding() {
+async fn a_request_has_the_configured_headers_and_asks_no_encoding() {
     let (response, seen) = exchange(
         &transport(options()),
         b"HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\nbusy",
@@ -94,7 +94,7 @@ fn encoded(status: u16, encoding: &str, body: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_encoded_unasked_is_decoded_within_its_bound_or_its_encoding_is_named() {
+async fn an_unrequested_encoding_is_decoded_or_named() {
     let transport = transport(options());
     let send =
         async |status, encoding: &str, body: &[u8]| exchange(&transport, &encoded(status, encoding, body)).await.0;
@@ -103,7 +103,7 @@ async fn an_answer_that_is_encoded_unasked_is_decoded_within_its_bound_or_its_en
     let long = send(200, "gzip", &gzip(&vec![b'x'; 3 * MAX_RESPONSE_BYTES])).await.unwrap();
     assert_eq!((long.body.len(), long.is_cut), (MAX_RESPONSE_BYTES, true));
     let odd = send(200, "br", b"odd").await.unwrap_err().describe();
-    assert!(odd.contains(r#"Content-Encoding "br", which was not asked for"#), "{odd}");
+    assert!(odd.contains(r#"Content-Encoding "br", which was not requested"#), "{odd}");
     let damaged = send(200, "gzip", br#"{"status":1}"#).await.unwrap_err().describe();
     assert!(damaged.contains(r#"Content-Encoding "gzip", but its body is damaged"#), "{damaged}");
     // A failure is one whatever its words are, and says when to come back.
@@ -158,7 +158,7 @@ fn read_request(stream: &mut std::net::TcpStream) -> usize {
 }
 
 #[tokio::test]
-async fn a_connection_that_died_while_it_was_idle_costs_no_request_and_a_new_one_is_never_used_twice() {
+async fn only_a_connection_that_died_while_idle_is_tried_again() {
     let send = async |turns, requests: &[bool]| {
         let (address, server) = keep_alive(turns);
         let transport = transport(TransportOptions { request_timeout: Duration::from_millis(1800), ..options() });
@@ -179,7 +179,7 @@ async fn a_connection_that_died_while_it_was_idle_costs_no_request_and_a_new_one
 }
 
 #[tokio::test]
-async fn what_is_read_has_no_body_and_the_answer_says_which_version_it_is() {
+async fn a_get_request_has_no_body_and_its_response_an_etag() {
     let (listener, address) = listen().await;
     let url = format!("http://{address}/flags/definitions?token=x");
     let answer = b"HTTP/1.1 200 OK\r\netag: W/\"a\"\r\ncontent-length: 2\r\n\r\n{}";
@@ -213,7 +213,7 @@ async fn an_endless_body_is_cut() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_a_silent_server_and_a_broken_answer_have_names_of_their_own() {
+async fn refused_silent_and_broken_have_errors_of_their_own() {
     let (listener, address) = listen().await;
     let silent = transport(TransportOptions { request_timeout: Duration::from_millis(50), ..options() });
     let timeout = silent.send(request(&format!("http://{address}/"))).await.unwrap_err();
@@ -263,7 +263,7 @@ impl Authority {
 }
 
 #[tokio::test]
-async fn a_private_authority_is_trusted_when_configured_and_nobody_else_is() {
+async fn a_private_authority_is_trusted_only_when_configured() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     for (trusted, name, expected) in
         [(&ours, "localhost", true), (&theirs, "localhost", false), (&ours, "elsewhere", false)]
@@ -280,7 +280,7 @@ async fn a_private_authority_is_trusted_when_configured_and_nobody_else_is() {
 }
 
 #[tokio::test]
-async fn certificates_that_are_replaced_under_a_living_process_are_seen_at_most_a_minute_later() {
+async fn replaced_certificates_are_used_within_a_minute() {
     let (old, new) = (Authority::new(), Authority::new());
     let trusted = Arc::new(std::sync::Mutex::new((0, old.pem())));
     let machine = Arc::clone(&trusted);
@@ -289,7 +289,7 @@ async fn certificates_that_are_replaced_under_a_living_process_are_seen_at_most_
         *times += 1;
         CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect()
     };
-    let (transport, _) = Transport::surrounded_by(options(), &|_| None, Box::new(read)).unwrap();
+    let (transport, _) = Transport::with_surroundings(options(), &|_| None, Box::new(read)).unwrap();
     let times = || trusted.lock().unwrap().0;
     let serve = async |server: &Authority, times: usize| {
         let (listener, address) = listen().await;
@@ -326,8 +326,8 @@ async fn certificates_that_are_replaced_under_a_living_process_are_seen_at_most_
 }
 
 #[tokio::test]
-async fn a_machine_without_certificates_warns_and_then_fails_requests_without_a_panic() {
-    let (bare, warnings) = Transport::surrounded_by(options(), &|_| None, Box::new(Vec::new)).unwrap();
+async fn without_certificates_there_is_a_warning_and_no_panic() {
+    let (bare, warnings) = Transport::with_surroundings(options(), &|_| None, Box::new(Vec::new)).unwrap();
     assert_eq!(warnings, [Warning::NoCertificates]);
     let (listener, address) = listen().await;
     let url = format!("https://localhost:{}/", address.port());
@@ -337,9 +337,9 @@ async fn a_machine_without_certificates_warns_and_then_fails_requests_without_a_
 }
 
 #[test]
-fn a_malformed_certificate_or_header_of_the_options_is_an_error_that_names_it() {
+fn a_malformed_certificate_or_header_is_an_error_that_names_it() {
     let good = Authority::new().pem();
-    let build = |options| Transport::surrounded_by(options, &|_| None, Box::new(Vec::new)).map(|_| ()).unwrap_err();
+    let build = |options| Transport::with_surroundings(options, &|_| None, Box::new(Vec::new)).map(|_| ()).unwrap_err();
     let bad_pem = build(TransportOptions { ca_pem: vec![good, b"not a certificate".to_vec()], ..options() });
     assert!(matches!(bad_pem, TransportError::BadCertificate { number: 2 }), "{bad_pem:?}");
     let bad_header = build(TransportOptions { headers: vec![("bad name".into(), "x".into())], ..options() });
