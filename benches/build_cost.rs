@@ -1,7 +1,7 @@
-//! What the library costs those who compile it: `cargo bench --bench build_cost`. Takes a minute or more.
+//! Build time of the library: `cargo bench --bench build_cost`. Takes a minute or more.
 //!
-//! A cold release build of the library alone, in a target directory of its own, with the packages already downloaded; and how many
-//! packages that is.
+//! Measures a cold release build of the library alone, in its own target directory and with the packages already downloaded,
+//! and counts the packages.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::row;
 fn main() {
     support::heading();
     let crates = crates();
-    row("packages that are compiled, ours included", &crates.len().to_string(), "", "");
+    row("compiled packages, including the library", &crates.len().to_string(), "", "");
     let target = support::queue_dir();
     let start = Instant::now();
     let built = cargo()
@@ -35,7 +35,7 @@ fn cargo() -> Command {
     cargo
 }
 
-/// Name and version of each package in a build for this machine, tests left out.
+/// Name and version of each package in a build for this machine, without tests.
 fn crates() -> BTreeSet<String> {
     let tree =
         cargo().args(["tree", "--edges", "normal,build", "--prefix", "none"]).output().expect("cargo can be run");

@@ -1,6 +1,7 @@
-//! What a capture costs its caller, and how much the pipeline behind it can take: `cargo bench --bench capture`.
+//! Cost of a capture for its caller, and throughput of the pipeline behind it: `cargo bench --bench capture`.
 //!
-//! Names: alone, exceptions, panics, commits, threads, sustained, persisted. Nobody listens at the other end, so that delivery stays out of the figures.
+//! Measurements: alone, exceptions, panics, commits, threads, sustained, persisted. No server listens, so that delivery does
+//! not affect the figures.
 
 mod support;
 
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use posthog::Client;
 use support::spread::{Spread, clock_cost, human, together};
-use support::{NOBODY, PATIENCE, capture, carry, config, events, grouped, queue_dir, quiet, row, wanted};
+use support::{NOBODY, PATIENCE, capture, checkpoint, config, events, grouped, queue_dir, quiet, row, wanted};
 
 fn main() {
     support::heading();
@@ -34,9 +35,9 @@ fn open(dir: &Path, set: impl FnOnce(posthog::Config) -> posthog::Config) -> Cli
     Client::new(set(config(dir, NOBODY))).expect("a fresh directory can be opened")
 }
 
-/// Builds and captures `count` events as fast as it goes; what each took, the clock's own cost taken off.
+/// Builds and captures `count` events as fast as possible; returns the time of each, without the cost of reading the clock.
 fn burst(client: &Client, count: u64, clock: u64) -> Vec<u64> {
-    // Written once already: the first touch of its pages must not be measured.
+    // Initialized, so that the first access to its pages is not measured.
     let mut took = vec![1; count as usize];
     let mut last = Instant::now();
     for (n, took) in took.iter_mut().enumerate() {
@@ -55,9 +56,9 @@ fn alone() {
     let clock = clock_cost();
     let turns: Vec<_> = (0..BURSTS)
         .map(|_| {
-            // Less than half an arena: nothing wakes the committer.
+            // Less than half an arena, so nothing wakes the committer.
             let took = burst(&client, 10_000, clock);
-            carry(&client);
+            checkpoint(&client);
             took
         })
         .collect();
@@ -65,16 +66,15 @@ fn alone() {
     let quietest = turns.into_iter().map(Spread::of).min_by_key(Spread::median).unwrap_or_default();
     row("build and capture, one thread", &all.line(), "median <= 250 ns", "posthog-zig 500 ns, posthog-rs 1,330 ns");
     row("the same, quietest burst of 60", &quietest.line(), "", "");
-    row("(the clock's cost, taken off above)", &human(clock), "", "");
+    row("(cost of reading the clock, subtracted above)", &human(clock), "", "");
     let mut means: Vec<f64> = (0..BURSTS * 4).map(|_| 1e9 / rate(&client, 1, 10_000)).collect();
     means.sort_unstable_by(f64::total_cmp);
     let figure =
-        format!("mean of the quietest burst {:.1} ns, of the middle one {:.1} ns", means[0], means[BURSTS * 2]);
-    row("the same, the clock not looked at", &figure, "", "");
+        format!("mean of the quietest burst {:.1} ns, of the median burst {:.1} ns", means[0], means[BURSTS * 2]);
+    row("the same, without reading the clock", &figure, "", "");
 }
 
-/// What an error costs whoever reports it: one with two causes, with and without the stack of the call, which is a dozen calls deeper
-/// than `main`.
+/// Cost of capturing an error with two causes, with and without a stack trace, a dozen calls below `main`.
 fn exceptions() {
     let dir = queue_dir();
     let client = open(dir.path(), |config| quiet(config).journal_bytes(64 << 20));
@@ -86,18 +86,18 @@ fn exceptions() {
     let first = reported(&with_stack, 1, clock);
     row("capture_exception, the first of a process", &human(first[0]), "", "");
     for (what, report) in [
-        ("capture_exception, with its stack", &with_stack as &dyn Fn() -> posthog::Receipt),
+        ("capture_exception, with a stack trace", &with_stack as &dyn Fn() -> posthog::Receipt),
         ("capture_exception, without", &without),
     ] {
         row(what, &together(&[reported(report, 20_000, clock)]).line(), "", "");
-        carry(&client);
+        checkpoint(&client);
     }
 }
 
 fn reported(report: &dyn Fn() -> posthog::Receipt, count: usize, clock: u64) -> Vec<u64> {
     let one = |_| {
         let start = Instant::now();
-        assert!(report().is_accepted(), "a drop makes the figure worthless");
+        assert!(report().is_accepted(), "the event was dropped, so the figure is invalid");
         (start.elapsed().as_nanos() as u64).saturating_sub(clock)
     };
     (0..count).map(one).collect()
@@ -111,29 +111,29 @@ fn deeper(calls: usize, call: &dyn Fn() -> posthog::Receipt) -> posthog::Receipt
 
 fn three_deep() -> std::io::Error {
     use std::io::{Error, ErrorKind};
-    let root = Error::new(ErrorKind::InvalidData, "x".parse::<u8>().expect_err("no number"));
+    let root = Error::new(ErrorKind::InvalidData, "x".parse::<u8>().expect_err("not a number"));
     Error::new(ErrorKind::InvalidInput, Error::new(ErrorKind::NotFound, root))
 }
 
-/// What the panic hook adds to a panic that is caught: where its record is written, and where the place has panicked too often for that.
+/// Cost that the panic hook adds to a caught panic, when the panic is recorded and when its place has panicked too often.
 fn panics() {
     const ROUNDS: usize = 16;
     let clock = clock_cost();
-    // The default hook looks for symbols, and prints.
+    // The default hook resolves symbols and prints.
     std::panic::set_hook(Box::new(|_| {}));
     let storm = || -> Vec<u64> { (0..10_000).map(|_| caught(PLACES[0], clock)).collect() };
-    // The first 16 panics of a place are all written.
+    // The first 16 panics of a place are all recorded.
     let calm = || -> Vec<u64> { (0..ROUNDS).flat_map(|_| PLACES.iter().map(|place| caught(*place, clock))).collect() };
-    row("a panic that is caught, without our hook", &Spread::of(calm()).line(), "", "");
+    row("a caught panic, without the library's hook", &Spread::of(calm()).line(), "", "");
     let dir = queue_dir();
     posthog::init(quiet(config(dir.path(), NOBODY))).expect("a fresh directory can be opened");
     posthog::install_panic_hook();
-    row("the first of a process, with our hook", &human(caught(PLACES[0], clock)), "", "");
-    row("a panic that is caught, with our hook", &Spread::of(calm()).line(), "", "");
-    row("the same, in a storm of 10,000 at one place", &Spread::of(storm()).line(), "", "");
+    row("the first of a process, with the hook", &human(caught(PLACES[0], clock)), "", "");
+    row("a caught panic, with the hook", &Spread::of(calm()).line(), "", "");
+    row("the same, of 10,000 panics at one place", &Spread::of(storm()).line(), "", "");
 }
 
-/// Panics, each at a place of its own.
+/// Panics at different places.
 #[rustfmt::skip]
 const PLACES: [fn(); 16] = [
     || panic!("a literal"), || panic!("a literal"), || panic!("a literal"), || panic!("a literal"),
@@ -144,41 +144,41 @@ const PLACES: [fn(); 16] = [
 
 fn caught(place: fn(), clock: u64) -> u64 {
     let start = Instant::now();
-    assert!(std::panic::catch_unwind(place).is_err(), "it panics");
+    assert!(std::panic::catch_unwind(place).is_err(), "the closure panics");
     (start.elapsed().as_nanos() as u64).saturating_sub(clock)
 }
 
-/// One event each 10 us, while another thread has everything carried into the store each 100 ms.
+/// One event every 10 us, while another thread checkpoints everything every 100 ms.
 fn commits() {
     const SECONDS: usize = 15;
     const PER_SECOND: u64 = 100_000;
     let dir = queue_dir();
     let client = open(dir.path(), |config| config);
     let (clock, stop) = (clock_cost(), AtomicBool::new(false));
-    let mut carries = 0;
+    let mut checkpoints = 0;
     let turns: Vec<Vec<u64>> = std::thread::scope(|scope| {
-        let carrier = scope.spawn(|| {
-            let mut carries = 0;
+        let checkpointer = scope.spawn(|| {
+            let mut checkpoints = 0;
             while !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(100));
-                carry(&client);
-                carries += 1;
+                checkpoint(&client);
+                checkpoints += 1;
             }
-            carries
+            checkpoints
         });
         let turns = (0..SECONDS).map(|_| paced(&client, PER_SECOND, clock)).collect();
         stop.store(true, Ordering::Relaxed);
-        carries = carrier.join().expect("the carrier does not panic");
+        checkpoints = checkpointer.join().expect("the thread does not panic");
         turns
     });
     let all = together(&turns);
     let quietest = turns.into_iter().map(Spread::of).min_by_key(|turn| turn.quantile(0.999)).unwrap_or_default();
-    let what = format!("capture at 100 k/s under {carries} commits in {SECONDS} s");
+    let what = format!("capture at 100,000/s during {checkpoints} commits in {SECONDS} s");
     row(&what, &all.line(), "p99.9 <= 4 us", "");
     row("the same, quietest second", &quietest.line(), "p99.9 <= 4 us", "");
 }
 
-/// A second of captures at an even pace.
+/// One second of captures at an even rate.
 fn paced(client: &Client, per_second: u64, clock: u64) -> Vec<u64> {
     let start = Instant::now();
     let step = Duration::from_nanos(1_000_000_000 / per_second);
@@ -196,7 +196,8 @@ fn paced(client: &Client, per_second: u64, clock: u64) -> Vec<u64> {
     took
 }
 
-/// One thread's rate and two threads' rate, in short turns, of which the best count: a turn in which something else ran says nothing.
+/// The rate of one thread and of two threads, in short alternating rounds of which the best count: a round that was disturbed by
+/// another program is meaningless.
 fn threads() {
     const EVENTS: u64 = 20_000;
     const TURNS: usize = 300;
@@ -205,17 +206,17 @@ fn threads() {
     let turns: Vec<(f64, f64)> = (0..TURNS).map(|_| (rate(&client, 1, EVENTS), rate(&client, 2, EVENTS))).collect();
     let best = |rate: fn(&(f64, f64)) -> f64| turns.iter().map(rate).fold(0.0, f64::max);
     let (one, two) = (best(|turn| turn.0), best(|turn| turn.1));
-    let figure = format!("{:.2} x ({}/s to {}/s, best of {TURNS} turns)", two / one, grouped(two), grouped(one));
-    row("two threads together, to one thread", &figure, ">= 1.6 x", "");
+    let figure = format!("{:.2} x ({}/s to {}/s, best of {TURNS} rounds)", two / one, grouped(two), grouped(one));
+    row("two threads together, relative to one thread", &figure, ">= 1.6 x", "");
 }
 
-/// Events per second of so many threads, from the first one's start to the last one's end.
+/// Events per second of `threads` threads, from the start of the first to the end of the last.
 fn rate(client: &Client, threads: usize, each: u64) -> f64 {
-    // Spun at, so that all are on a processor when the last one comes: a sleeper would begin when the others have ended.
+    // Threads spin until all are ready: a sleeping thread would begin when the others have ended.
     let missing = AtomicUsize::new(threads);
     let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
         let run = || {
-            // The buffers of a thread are made with its first event.
+            // The first event of a thread allocates its buffers.
             capture(client, 0);
             missing.fetch_sub(1, Ordering::AcqRel);
             while missing.load(Ordering::Acquire) > 0 {
@@ -230,7 +231,7 @@ fn rate(client: &Client, threads: usize, each: u64) -> f64 {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         running.into_iter().map(|thread| thread.join().expect("no thread panics")).collect()
     });
-    carry(client);
+    checkpoint(client);
     let start = spans.iter().map(|span| span.0).min();
     let end = spans.iter().map(|span| span.1).max();
     let took = end.zip(start).map_or(0.0, |(end, start)| (end - start).as_secs_f64());
@@ -248,7 +249,7 @@ fn sustained() {
     }
     let captured = start.elapsed();
     last.expect("at least one").persisted().wait(PATIENCE).expect("a sync ends").expect("the disk works");
-    carry(&client);
+    checkpoint(&client);
     let took = start.elapsed();
     let stats = client.stats();
     assert_eq!((stats.accepted, stats.dropped_total(), stats.queued_events), (count, 0, count));
@@ -259,10 +260,10 @@ fn sustained() {
         stats.file_bytes as f64 / (1 << 30) as f64,
         stats.queued_bytes as f64 / (1 << 30) as f64,
     );
-    row("accepted, carried and synced, one thread", &figure, ">= 500,000/s", "");
+    row("accepted, checkpointed and synced, one thread", &figure, ">= 500,000/s", "");
 }
 
-/// In turns: a bare sync of a few bytes, a capture whose receipt is awaited, and 64 tasks that do so together.
+/// In alternating rounds: a bare sync of a few bytes, a capture whose receipt is awaited, and 64 tasks that do so together.
 fn persisted() {
     const TURNS: usize = 10;
     let dir = queue_dir();
@@ -282,15 +283,15 @@ fn persisted() {
     row("capture and await `persisted`", &all_one.line(), "", "");
     let ratio = |one: u64, bare: u64| one as f64 / bare as f64;
     let figure = format!(
-        "{:.2} x by medians, {:.2} x by the quietest turns ({} to {})",
+        "{:.2} x by medians, {:.2} x by the quietest rounds ({} to {})",
         ratio(all_one.median(), all_bare.median()),
         ratio(best(&one), best(&bare)),
         human(best(&one)),
         human(best(&bare)),
     );
-    row("the same, to the bare fdatasync", &figure, "<= 1.5 x", "");
+    row("the same, relative to the bare fdatasync", &figure, "<= 1.5 x", "");
     let figure = format!("{:.1} x ({}/s to {}/s)", together_64 / alone, grouped(together_64), grouped(alone));
-    row("64 tasks awaiting together, to one task", &figure, ">= 30 x", "");
+    row("64 tasks awaiting together, relative to one task", &figure, ">= 30 x", "");
 }
 
 fn preallocated(path: &Path) -> std::fs::File {
@@ -317,7 +318,7 @@ fn awaited(client: &Client, n: u64) -> u64 {
     start.elapsed().as_nanos() as u64
 }
 
-/// Captures a second by so many tasks, each of which awaits its receipt before the next capture.
+/// Captures per second of `tasks` tasks, each of which awaits its receipt before the next capture.
 fn tasks(client: &Client, tasks: usize) -> f64 {
     const SPAN: Duration = Duration::from_millis(500);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

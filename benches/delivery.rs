@@ -1,8 +1,8 @@
-//! How fast a backlog leaves: `cargo bench --bench delivery --features brotli,zstd`. Without the features their rows are left out.
+//! Rate of delivering a backlog: `cargo bench --bench delivery --features brotli,zstd`. Without a feature its rows are omitted.
 //!
-//! Names: loopback, v1, round-trip. The sink is a thread of this process and unpacks what it gets; how busy it and the delivery's own
-//! thread were is printed, because whichever is busy all the time sets the figure. The 50 ms are waited by the sink before it answers:
-//! a round trip per request, without the slow start of a real long line.
+//! Measurements: loopback, v1, round-trip. The stand-in server is a thread of this process and decompresses requests. The load
+//! of its thread and of the delivery thread is printed, because a thread that is always busy determines the figure. For the
+//! round trip the server waits 50 ms before each response; this does not include TCP's slow start on a long line.
 
 mod support;
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use posthog::{CaptureProtocol, Client, Compression};
 use sink::{Answer, Sink, State};
 use support::counters::threads;
-use support::{PATIENCE, capture, carry, config, events, grouped, queue_dir, row, wanted};
+use support::{PATIENCE, capture, checkpoint, config, events, grouped, queue_dir, row, wanted};
 
 fn main() {
     support::heading();
@@ -36,11 +36,11 @@ fn main() {
     }
     if wanted("round-trip") {
         let run = deliver(events(1_000_000), CaptureProtocol::V0, Compression::Gzip, Duration::from_millis(50));
-        row("delivered over a 50 ms round trip", &run, ">= 50,000/s", "posthog-rs 1,892/s");
+        row("delivered with a round trip of 50 ms", &run, ">= 50,000/s", "posthog-rs 1,892/s");
     }
 }
 
-/// All that this program was built with.
+/// The codecs that this program was built with.
 fn codecs() -> Vec<Compression> {
     let codecs = [
         Compression::None,
@@ -54,7 +54,7 @@ fn codecs() -> Vec<Compression> {
     codecs.to_vec()
 }
 
-/// Queues `count` events while nobody listens, then lets them go; three times, the best counts.
+/// Queues `count` events while no server listens, then delivers them; three times, of which the best counts.
 fn deliver(count: u64, protocol: CaptureProtocol, compression: Compression, round_trip: Duration) -> String {
     let runs = (0..3).map(|_| deliver_once(count, protocol, compression, round_trip));
     runs.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, figure)| figure).unwrap_or_default()
@@ -76,12 +76,12 @@ fn deliver_once(
     let start = Instant::now();
     let config = config(dir.path(), &sink.url()).protocol(protocol).compression(compression);
     let client = Client::new(config).expect("the queue can be opened");
-    // The outage is remembered, and with it the time of the next attempt: a flush does not wait for that.
+    // The queue remembers the outage and the time of the next attempt; a flush does not wait for it.
     drop(client.flush());
-    assert!(sink.wait_for(|state| state.taken() > 0, PATIENCE), "nothing arrives");
+    assert!(sink.wait_for(|state| state.taken() > 0, PATIENCE), "no event arrives");
     let (first, before) = (Instant::now(), threads(""));
     let taken = sink.inspect(State::taken);
-    assert!(sink.wait_for(|state| state.unique() >= count, PATIENCE), "not everything arrives: {:?}", client.stats());
+    assert!(sink.wait_for(|state| state.unique() >= count, PATIENCE), "not all events arrive: {:?}", client.stats());
     let (took, after) = (first.elapsed(), threads(""));
     let rate = (count - taken) as f64 / took.as_secs_f64();
     let busy = |name: &str| {
@@ -94,7 +94,7 @@ fn deliver_once(
         (state.requests().iter().map(|request| request.wire_bytes).sum::<usize>(), state.requests().len())
     });
     let figure = format!(
-        "{}/s ({} in {requests} requests, {:.0} bytes each on the wire, first after {:.0?}; delivery thread {:.0} % busy, committer {:.0} %, sink {:.0} %; {} twice)",
+        "{}/s ({} in {requests} requests, {:.0} bytes each on the wire, first after {:.0?}; delivery thread {:.0} % busy, committer {:.0} %, sink {:.0} %; {} duplicates)",
         grouped(rate),
         grouped(count as f64),
         wire as f64 / count as f64,
@@ -112,5 +112,5 @@ fn fill(dir: &Path, url: &str, count: u64) {
     (0..count).for_each(|n| {
         let _ = capture(&client, n);
     });
-    carry(&client);
+    checkpoint(&client);
 }

@@ -1,7 +1,7 @@
-//! What a queue costs that is large, steady, or idle: `cargo bench --bench queue`.
+//! Cost of a large queue, a steady queue and an idle queue: `cargo bench --bench queue`.
 //!
-//! Names: reopen, memory, disk, idle. `reopen` kills a child with SIGKILL; `memory` looks at a child from outside, because the sink
-//! must not be counted. `$BENCH_SECONDS` says for how long the disk is watched.
+//! Measurements: reopen, memory, disk, idle. `reopen` kills a child with SIGKILL; `memory` measures a child from outside, so that
+//! the stand-in server is not included. `$BENCH_SECONDS` is the time for which writes to the disk are counted.
 
 mod support;
 
@@ -13,7 +13,7 @@ use sink::Sink;
 use support::children;
 use support::counters::{resident, threads, written_by_process, written_to_device};
 use support::spread::{Spread, human};
-use support::{NOBODY, PATIENCE, capture, carry, config, events, grouped, queue_dir, quiet, row, wanted};
+use support::{NOBODY, PATIENCE, capture, checkpoint, config, events, grouped, queue_dir, quiet, row, wanted};
 
 fn main() {
     if let Some(args) = children::role() {
@@ -32,25 +32,25 @@ fn open(config: Config) -> Client {
     Client::new(config).expect("the directory can be opened")
 }
 
-/// What a child does.
+/// The program of a child process.
 #[allow(clippy::print_stdout, reason = "a child talks to its parent")]
 fn play(args: &[&str]) {
     let [role, dir, url, count] = args else { panic!("not a role: {args:?}") };
     let count: u64 = count.parse().expect("a number");
     let client = open(config(Path::new(dir), url));
     match *role {
-        // Carried, and then some that are in the journal alone.
+        // Events in the store, followed by some in the journal only.
         "fill" => {
             (0..count).for_each(|n| {
                 let _ = capture(&client, n);
             });
-            carry(&client);
+            checkpoint(&client);
             (0..10).for_each(|n| {
                 let _ = capture(&client, n);
             });
         }
         "deliver" => drop(client.flush()),
-        other => panic!("no role: {other}"),
+        other => panic!("unknown role: {other}"),
     }
     println!("ready");
     std::thread::sleep(PATIENCE);
@@ -64,12 +64,12 @@ fn reopen() {
     for turn in 0..TURNS {
         let now = if turn == 0 { count } else { 0 };
         let mut child = children::start(&["fill", &dir.path().display().to_string(), NOBODY, &now.to_string()]);
-        assert_eq!(child.hear(), "ready");
+        assert_eq!(child.next_line(), "ready");
         child.kill();
         let start = Instant::now();
         let client = open(config(dir.path(), NOBODY));
         after_kill.push(start.elapsed().as_nanos() as u64);
-        assert_eq!(client.stats().accepted, count + 10 * (turn as u64 + 1), "everything is still there");
+        assert_eq!(client.stats().accepted, count + 10 * (turn as u64 + 1), "all events are still queued");
         drop(client);
         let fresh = queue_dir();
         let start = Instant::now();
@@ -81,7 +81,7 @@ fn reopen() {
     let spread = Spread::of(after_kill);
     let figure = format!("median {}, worst of {TURNS} {}", human(spread.median()), human(spread.quantile(1.0)));
     row(&what, &figure, "<= 20 ms", "redb's own repair 402 ms");
-    row("make a queue in an empty directory", &format!("median {}", human(Spread::of(empty).median())), "", "");
+    row("create a queue in an empty directory", &format!("median {}", human(Spread::of(empty).median())), "", "");
 }
 
 fn memory() {
@@ -94,7 +94,7 @@ fn memory() {
     let start = Instant::now();
     let mut child = children::start(&["fill", &path, &sink.url(), &count.to_string()]);
     let mut filling = Peak::default();
-    assert_eq!(child.hear_watching(|pid| filling.look(pid)), "ready");
+    assert_eq!(child.next_line_watching(|pid| filling.look(pid)), "ready");
     child.kill();
     let what = format!("memory while {} events are queued", grouped(count as f64));
     let figure = format!("{filling} in {:.0?}", start.elapsed());
@@ -104,7 +104,7 @@ fn memory() {
     let mut delivering = Peak::default();
     let start = Instant::now();
     while !sink.wait_for(|state| state.unique() >= count, Duration::from_millis(20)) {
-        assert!(start.elapsed() < PATIENCE, "not everything arrives");
+        assert!(start.elapsed() < PATIENCE, "not all events arrive");
         delivering.look(child.pid());
     }
     let rate = grouped(count as f64 / start.elapsed().as_secs_f64());
@@ -112,7 +112,7 @@ fn memory() {
     row(&what, &format!("{delivering}, at {rate}/s"), "RssAnon <= 24 MiB", "");
 }
 
-/// The most memory that was seen.
+/// The largest resident memory seen.
 #[derive(Clone, Copy, Debug, Default)]
 struct Peak {
     anonymous: u64,
@@ -134,7 +134,7 @@ impl std::fmt::Display for Peak {
     }
 }
 
-/// Default settings, a server that takes everything, 100 events a second.
+/// Default settings, a server that accepts everything, 100 events per second.
 fn disk() {
     let seconds = std::env::var("BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
     let dir = queue_dir();
@@ -147,18 +147,18 @@ fn disk() {
     let process = (written_by_process() - process) as f64;
     let device = written_to_device(dir.path()).zip(device).map(|(after, before)| (after - before) as f64);
     let payload = event_bytes() * 100.0 * seconds as f64;
-    let told = |written: f64| {
+    let figure_of = |written: f64| {
         let per_day = written / seconds as f64 * 86_400.0 / 1e9;
         format!(
-            "{:.2} x the events' bytes ({:.0} KB/s, extrapolated {per_day:.1} GB a day)",
+            "{:.2} x the events' bytes ({:.0} KB/s, extrapolated {per_day:.1} GB per day)",
             written / payload,
             written / seconds as f64 / 1e3
         )
     };
-    let what = format!("written at 100 events/s, {seconds} s, {:.0} bytes an event", event_bytes());
-    row(&what, &told(process), "<= 8 x", "carrying every 100 ms: 36 to 260 GB a day");
+    let what = format!("written at 100 events/s, {seconds} s, {:.0} bytes per event", event_bytes());
+    row(&what, &figure_of(process), "<= 8 x", "a checkpoint every 100 ms: 36 to 260 GB a day");
     if let Some(device) = device {
-        row("the same by the device's counter, everybody's writes included", &told(device), "<= 8 x", "");
+        row("the same by the device's counter, including writes of other programs", &figure_of(device), "<= 8 x", "");
     }
 }
 
@@ -173,7 +173,7 @@ fn steady(client: &Client, seconds: u32) {
     }
 }
 
-/// Bytes of one event as the queue holds it.
+/// Bytes of one event in the queue.
 fn event_bytes() -> f64 {
     let dir = queue_dir();
     let client = open(quiet(config(dir.path(), NOBODY)));
@@ -183,7 +183,7 @@ fn event_bytes() -> f64 {
     client.stats().queued_bytes as f64 / 1000.0
 }
 
-/// After some events were delivered: nothing is pending any more.
+/// An idle client, after some events were delivered and nothing is pending.
 fn idle() {
     const SPAN: Duration = Duration::from_secs(10);
     let dir = queue_dir();
@@ -192,9 +192,9 @@ fn idle() {
     (0..100).for_each(|n| {
         let _ = capture(&client, n);
     });
-    carry(&client);
-    assert!(sink.wait_for(|state| state.unique() == 100, PATIENCE), "not everything arrives");
-    // The settlement's interval, and the sync's.
+    checkpoint(&client);
+    assert!(sink.wait_for(|state| state.unique() == 100, PATIENCE), "not all events arrive");
+    // Longer than the intervals for acks and syncs.
     std::thread::sleep(Duration::from_secs(3));
     let (before, written) = (threads("posthog-"), written_by_process());
     std::thread::sleep(SPAN);

@@ -25,10 +25,10 @@ fn main() {
     support::heading();
     let (dir, sink) = (queue_dir(), Sink::start());
     let mut child = children::start(&["error", &dir.path().display().to_string(), &sink.url()]);
-    assert_eq!(child.hear(), "ready");
+    assert_eq!(child.next_line(), "ready");
     let (before, files_before) = resident(child.pid());
     let (mut peak, mut peak_of_files) = (before, files_before);
-    let took = child.hear_watching(|pid| {
+    let took = child.next_line_watching(|pid| {
         let (anonymous, of_files) = resident(pid);
         (peak, peak_of_files) = (peak.max(anonymous), peak_of_files.max(of_files));
     });

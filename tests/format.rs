@@ -1,7 +1,7 @@
-//! What lies on disk: the present code reads a golden queue of each version there was, and what it writes is what
-//! `docs/format.md` says, as a second reader finds that was written from the document.
+//! The format on disk. The present code reads a golden queue of each version, and what it writes agrees with `docs/format.md`,
+//! which a second reader, written from the document, checks.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
 #[path = "format/fixture.rs"]
 mod fixture;
@@ -56,7 +56,7 @@ fn assert_are(records: &[Record], numbers: RangeInclusive<u64>) {
     records.iter().zip(numbers).for_each(|(record, number)| assert_is(record, number));
 }
 
-/// Reads a queue made by `fixture::write` as the document says.
+/// Reads a queue made by `fixture::write` with the reader that was written from the document.
 fn assert_reads_as_documented(queue: &Path) {
     let shard = shard(queue);
     assert!(std::fs::read(shard.join("lock")).unwrap().is_empty());
@@ -69,7 +69,7 @@ fn assert_reads_as_documented(queue: &Path) {
             in_use.push(records);
         }
     }
-    assert_eq!(in_use.len(), 1, "one arena takes records, the others are free");
+    assert_eq!(in_use.len(), 1, "one arena is active, the others are free");
     assert_are(&in_use[0], IN_JOURNAL);
 
     let store = reader::store(&shard.join("queue.redb"));
@@ -79,7 +79,7 @@ fn assert_reads_as_documented(queue: &Path) {
         store.state;
     assert_eq!((accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced), (6, 2, 1, 0, 0, 0));
     assert!((queued_events, rows) == (3, 1) && queued_bytes > 0);
-    assert!(matches!(store.epochs[..], [(0, 2..)]), "the lane of events has carried more than one round");
+    assert!(matches!(store.epochs[..], [(0, 2..)]), "the pipeline of events has checkpointed more than one round");
     let [dead] = &store.dead[..] else { panic!("one event was refused: {:?}", store.dead) };
     assert_eq!((dead.seq, dead.status, dead.reason.as_str()), (REFUSED, 400, REASON));
     assert!(dead.attempts >= 1);
@@ -96,7 +96,7 @@ fn assert_reads_as_documented(queue: &Path) {
 }
 
 #[test]
-fn what_this_version_writes_is_what_the_document_says() {
+fn this_version_writes_what_the_document_says() {
     let queue = tempfile::tempdir().unwrap();
     fixture::write(queue.path());
     if std::env::var_os("POSTHOG_WRITE_FIXTURES").is_some() && !golden().exists() {
@@ -106,12 +106,12 @@ fn what_this_version_writes_is_what_the_document_says() {
 }
 
 #[test]
-fn the_golden_queue_of_format_1_is_what_the_document_says() {
+fn the_golden_queue_of_format_1_agrees_with_the_document() {
     assert_reads_as_documented(unpacked().path());
 }
 
 #[test]
-fn a_queue_of_format_1_is_delivered_by_this_version_event_by_event() {
+fn a_queue_of_format_1_is_delivered_by_this_version() {
     let queue = unpacked();
     let sink = Sink::start();
     let client = fixture::client(queue.path(), &sink);

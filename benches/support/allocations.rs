@@ -1,7 +1,7 @@
-//! Counts what a thread allocates, for programs that say so of one thing that they do.
+//! An allocator that counts the allocations of each thread.
 #![allow(
     unsafe_code,
-    reason = "an allocator is unsafe by its trait; this one counts, and leaves the work to the system's"
+    reason = "the trait of an allocator is unsafe; this one counts and forwards to the system's allocator"
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,16 +13,17 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator as it came. The counter is a plain cell of the thread, and allocates nothing.
+// SAFETY: every call is forwarded unchanged to the system's allocator. The counter is a plain cell of the thread and does not
+// allocate.
 unsafe impl GlobalAlloc for Counting {
-    // SAFETY: the caller keeps the allocator's contract, which is handed on.
+    // SAFETY: the caller keeps the allocator's contract, which is passed on.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
         // SAFETY: as above.
         unsafe { System.alloc(layout) }
     }
 
-    // SAFETY: the caller keeps the allocator's contract, which is handed on.
+    // SAFETY: the caller keeps the allocator's contract, which is passed on.
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(block, layout) }
@@ -32,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How many allocations of this thread that takes. One that grows counts as another.
+/// The number of allocations on this thread while `of` runs. A reallocation counts as one.
 pub(crate) fn allocations<R>(of: impl FnOnce() -> R) -> u64 {
     let before = ALLOCATIONS.with(Cell::get);
     drop(of());

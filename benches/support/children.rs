@@ -1,26 +1,26 @@
-//! This program once more, in a role, so that it can be killed or measured from outside.
+//! Child processes: the same program, started with a role, so that it can be killed or measured from outside.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
-/// A child that says on its standard output how far it is. Killed with SIGKILL when dropped.
+/// A child process that reports its progress on standard output. Killed with SIGKILL when dropped.
 #[derive(Debug)]
 pub(crate) struct Role {
     child: Child,
-    words: BufReader<ChildStdout>,
+    output: BufReader<ChildStdout>,
 }
 
-/// Starts it.
+/// Starts this program with `args` as its role.
 pub(crate) fn start(args: &[&str]) -> Role {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut child =
         sink::command(program).arg("role").args(args).stdout(Stdio::piped()).spawn().expect("a child can be started");
-    let words = BufReader::new(child.stdout.take().expect("its output is a pipe"));
-    Role { child, words }
+    let output = BufReader::new(child.stdout.take().expect("its output is a pipe"));
+    Role { child, output }
 }
 
-/// The arguments of the role that this process is started in, if it is a child.
+/// The arguments of this process's role, if it is a child.
 pub(crate) fn role() -> Option<Vec<String>> {
     let mut args = std::env::args().skip(1);
     (args.next()? == "role").then(|| args.collect())
@@ -32,33 +32,33 @@ impl Role {
     }
 
     /// Waits for the child's next line.
-    pub(crate) fn hear(&mut self) -> String {
+    pub(crate) fn next_line(&mut self) -> String {
         let mut line = String::new();
-        let heard = self.words.read_line(&mut line).expect("a pipe can be read");
-        assert!(heard > 0, "the child has died");
+        let read = self.output.read_line(&mut line).expect("a pipe can be read");
+        assert!(read > 0, "the child has died");
         line.trim().to_owned()
     }
 
-    /// The same, and has a look at the child all the while.
-    pub(crate) fn hear_watching(&mut self, mut look: impl FnMut(u32)) -> String {
+    /// Waits for the child's next line and calls `look` with its process id meanwhile.
+    pub(crate) fn next_line_watching(&mut self, mut look: impl FnMut(u32)) -> String {
         let pid = self.pid();
         std::thread::scope(|scope| {
-            let heard = scope.spawn(|| self.hear());
-            while !heard.is_finished() {
+            let reader = scope.spawn(|| self.next_line());
+            while !reader.is_finished() {
                 look(pid);
                 std::thread::sleep(Duration::from_millis(20));
             }
-            heard.join().expect("the listener does not panic")
+            reader.join().expect("the reader does not panic")
         })
     }
 
-    /// SIGKILL.
+    /// Kills the child with SIGKILL.
     pub(crate) fn kill(mut self) {
         self.end();
     }
 
     fn end(&mut self) {
-        // It may have ended by itself.
+        // Fails if it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,11 +1,11 @@
-//! What the kernel counts: memory, bytes written, context switches, time on a processor.
+//! Counters of the kernel: memory, bytes written, context switches, processor time.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 
-/// A field of a `/proc` file made of `Name: value` lines; 0 if it is not there.
+/// A field of a `/proc` file made of `Name: value` lines; 0 if it is missing.
 fn field(path: &str, name: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -18,12 +18,12 @@ pub(crate) fn resident(pid: u32) -> (u64, u64) {
     (field(&status, "RssAnon"), field(&status, "RssFile"))
 }
 
-/// Bytes that this process has caused to be written to the disk: pages made dirty, each as often as it was.
+/// Bytes that this process has caused to be written to disk, counted when a page becomes dirty.
 pub(crate) fn written_by_process() -> u64 {
     field("/proc/self/io", "write_bytes")
 }
 
-/// Bytes that the disk below `dir` has been given to write, by whomever; `None` where it has no such counter.
+/// Bytes written to the disk of `dir` by all processes; `None` if it has no such counter.
 pub(crate) fn written_to_device(dir: &Path) -> Option<u64> {
     let dev = fs::metadata(dir).ok()?.st_dev();
     let (major, minor) = ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00));
@@ -32,12 +32,12 @@ pub(crate) fn written_to_device(dir: &Path) -> Option<u64> {
     Some(sectors * 512)
 }
 
-/// What one thread of ours has done so far.
+/// Counters of one thread.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Thread {
-    /// Times it went to sleep by itself, which is how often it was woken.
+    /// How often it went to sleep by itself, which is how often it was woken.
     pub(crate) sleeps: u64,
-    /// Seconds on a processor.
+    /// Processor time in seconds.
     pub(crate) busy: f64,
 }
 

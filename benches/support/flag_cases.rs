@@ -1,19 +1,19 @@
-//! Definitions of flags, and somebody to evaluate them for: the same for us and for a peer.
+//! Flag definitions and a person to evaluate them for: the same for this library and for a peer.
 
 use serde_json::{Map, Value, json};
 
-/// A list that somebody keeps by hand, or that a cohort was made of.
+/// Number of values in a list or cohort.
 const MEMBERS: usize = 10_000;
 pub(crate) const DISTINCT_ID: &str = "user_clerk_id_1234567890";
 
-/// What is evaluated.
+/// One case: definitions and a person.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    /// The answer of `/flags/definitions`.
+    /// The response of `/flags/definitions`.
     pub(crate) definitions: String,
     pub(crate) keys: Vec<String>,
     pub(crate) person: Map<String, Value>,
-    /// Whether it is one whose parsing is measured: several cases may have the same definitions.
+    /// Whether its parsing is measured; several cases may have the same definitions.
     pub(crate) is_parsed: bool,
 }
 
@@ -71,7 +71,7 @@ fn test(name: &str, operator: &str, value: Value) -> Value {
     json!({"key": name, "type": "person", "operator": operator, "value": value})
 }
 
-/// The first two do not match, whoever it is here.
+/// A flag with three conditions, of which the first two match none of the persons.
 fn three_conditions(key: &str, last_matches: bool) -> Value {
     let countries = if last_matches { json!(["AT", "CH", "DE"]) } else { json!(["FR", "IT", "ES"]) };
     json!({"key": key, "active": true, "filters": {"groups": [

@@ -1,19 +1,19 @@
-//! What the benchmarks share.
+//! Code shared by the benchmarks.
 //!
-//! Purpose: figures that can be compared. Every benchmark captures the same event of eight properties, keeps its queue on the same
-//! disk, and prints one line of a Markdown table per figure: what was measured, the figure, the target, and what a peer does.
+//! The purpose is comparable figures. Every benchmark captures the same event of eight properties, keeps its queue on the same
+//! disk, and prints one line of a Markdown table per figure: the measurement, the figure, the target, and the figure of a peer.
 //!
 //! Rules
-//! - Nothing passes or fails by a figure: a slow machine is not an error. What would make a figure worthless is one, and panics: an
-//!   event that was dropped, an event that did not arrive, a child that died.
-//! - What is compared is measured in the same run, in turns. Where the machine may be busy with something else, the quietest turn is
-//!   printed beside the whole.
-//! - The queue lies in `$BENCH_DIR`, by default below the target directory: never in a temporary directory, which may be memory.
-//! - `cargo bench --bench NAME -- WORD...` runs only those measurements that are named; `$BENCH_EVENTS` scales the large ones.
-//! - A child that has to be killed is the same program again, called with `role`.
+//! - No figure is an error, since a slow machine is not. A condition that makes a figure invalid panics: an event was dropped, an
+//!   event did not arrive, a child died.
+//! - Figures that are compared are measured in the same run, in alternating rounds. If other programs may disturb a
+//!   measurement, the quietest round is printed beside the whole.
+//! - The queue is in `$BENCH_DIR`, by default below the target directory. A temporary directory may be in memory.
+//! - `cargo bench --bench NAME -- WORD...` runs only the named measurements; `$BENCH_EVENTS` scales the large ones.
+//! - A child that has to be killed is the same program, started with the argument `role`.
 
-#![allow(dead_code, reason = "each benchmark uses a part of it")]
-#![allow(clippy::print_stdout, reason = "a benchmark talks to a human")]
+#![allow(dead_code, reason = "each benchmark uses a part of this module")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 pub(crate) mod children;
 pub(crate) mod counters;
@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use posthog::{Client, Config, Event, OverflowPolicy};
 
-/// More than anything here should take.
+/// Longer than any measurement should take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The event that all benchmarks and all peers capture.
@@ -45,18 +45,18 @@ pub(crate) fn event(n: u64) -> Event {
 #[inline]
 pub(crate) fn capture(client: &Client, n: u64) -> posthog::Receipt {
     let receipt = client.capture(event(n));
-    assert!(receipt.is_accepted(), "a drop makes the figure worthless: {:?}", receipt.outcome());
+    assert!(receipt.is_accepted(), "the event was dropped, so the figure is invalid: {:?}", receipt.outcome());
     receipt
 }
 
-/// A fresh directory on the disk that is measured.
+/// A new directory on the measured disk.
 pub(crate) fn queue_dir() -> tempfile::TempDir {
     let parent =
         std::env::var_os("BENCH_DIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     tempfile::tempdir_in(&parent).unwrap_or_else(|error| panic!("no directory in {}: {error}", parent.display()))
 }
 
-/// The defaults, with room for large queues.
+/// The default settings, with space for large queues.
 pub(crate) fn config(dir: &std::path::Path, url: &str) -> Config {
     Config::new("phc_bench")
         .host(url)
@@ -67,10 +67,10 @@ pub(crate) fn config(dir: &std::path::Path, url: &str) -> Config {
         .overflow(OverflowPolicy::Block(Duration::from_secs(60)))
 }
 
-/// A server that is down: nobody listens on the discard port.
+/// The URL of a server that is down: no process listens on the discard port.
 pub(crate) const NOBODY: &str = "http://127.0.0.1:9";
 
-/// A client whose threads stay asleep until they are asked, or half an arena is full.
+/// Settings with which the threads of a client sleep until a flush, or until half an arena is full.
 pub(crate) fn quiet(config: Config) -> Config {
     config
         .flush_at(1_000_000)
@@ -79,34 +79,34 @@ pub(crate) fn quiet(config: Config) -> Config {
         .ack_interval(Duration::from_secs(60))
 }
 
-/// Carries everything into the store.
-pub(crate) fn carry(client: &Client) {
+/// Checkpoints everything into the store.
+pub(crate) fn checkpoint(client: &Client) {
     client.flush().wait(PATIENCE).expect("a flush ends");
 }
 
-/// How many events the large measurements take, unless `$BENCH_EVENTS` says otherwise.
+/// The number of events of a large measurement: `$BENCH_EVENTS`, or `default`.
 pub(crate) fn events(default: u64) -> u64 {
     std::env::var("BENCH_EVENTS").ok().and_then(|text| text.replace('_', "").parse().ok()).unwrap_or(default)
 }
 
-/// Whether a measurement was asked for: all are, if none is named.
+/// Whether a measurement was named on the command line; true if none was.
 pub(crate) fn wanted(name: &str) -> bool {
     let mut named = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).peekable();
     named.peek().is_none() || named.any(|word| name.contains(&word))
 }
 
-/// Begins the table.
+/// Prints the head of the table.
 pub(crate) fn heading() {
-    println!("| what | figure | target | peer |");
+    println!("| measurement | figure | target | peer |");
     println!("|---|---|---|---|");
 }
 
-/// One line of the table.
+/// Prints one line of the table.
 pub(crate) fn row(what: &str, figure: &str, target: &str, peer: &str) {
     println!("| {what} | {figure} | {target} | {peer} |");
 }
 
-/// A number as people read it.
+/// A number with a comma between groups of three digits.
 pub(crate) fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();

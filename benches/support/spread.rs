@@ -1,4 +1,4 @@
-//! Many durations, and what is said of them.
+//! The distribution of many durations.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ impl Spread {
         Self { sorted: nanos }
     }
 
-    /// The duration below which that share of all lies.
+    /// The quantile of `share`.
     pub(crate) fn quantile(&self, share: f64) -> u64 {
         let last = self.sorted.len().saturating_sub(1);
         self.sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(0)
@@ -29,19 +29,19 @@ impl Spread {
         self.sorted.iter().sum::<u64>() as f64 / self.sorted.len().max(1) as f64
     }
 
-    /// Median, p99, p99.9 and worst, as a table has them.
+    /// Median, p99, p99.9 and worst, as text for a table.
     pub(crate) fn line(&self) -> String {
         let of = |share| human(self.quantile(share));
         format!("median {}, p99 {}, p99.9 {}, worst {}", of(0.5), of(0.99), of(0.999), of(1.0))
     }
 }
 
-/// The spread of what several turns measured together.
+/// The distribution of several rounds together.
 pub(crate) fn together(turns: &[Vec<u64>]) -> Spread {
     Spread::of(turns.concat())
 }
 
-/// What one look at the clock costs here, in the same kind of loop as the measurements.
+/// The cost of reading the clock, in a loop like those of the measurements.
 pub(crate) fn clock_cost() -> u64 {
     let mut last = Instant::now();
     let looks = (0..100_000).map(|_| {
@@ -53,7 +53,7 @@ pub(crate) fn clock_cost() -> u64 {
     Spread::of(looks.collect()).median()
 }
 
-/// Nanoseconds in the unit that suits them.
+/// Nanoseconds in a suitable unit.
 pub(crate) fn human(nanos: u64) -> String {
     match nanos {
         0..10_000 => format!("{nanos} ns"),
@@ -62,17 +62,17 @@ pub(crate) fn human(nanos: u64) -> String {
     }
 }
 
-/// How long a batch is repeated for, so that looking at the clock does not count.
+/// Duration of a batch, long enough that reading the clock does not matter.
 const BATCH: Duration = Duration::from_micros(100);
 const BATCHES: usize = 1_000;
 
-/// What one of many takes, by the means of batches.
+/// The distribution of the means of batches.
 pub(crate) fn in_batches<R>(mut one: impl FnMut() -> R) -> Spread {
     let size = batch_size(&mut one);
     Spread::of((0..BATCHES).map(|_| batch(size, &mut one)).collect())
 }
 
-/// How many of it take as long as a batch.
+/// The number of calls that take as long as a batch.
 pub(crate) fn batch_size<R>(mut one: impl FnMut() -> R) -> u32 {
     let start = Instant::now();
     let mut count = 0_u32;
@@ -83,7 +83,7 @@ pub(crate) fn batch_size<R>(mut one: impl FnMut() -> R) -> u32 {
     (count / 10).max(1)
 }
 
-/// Nanoseconds for each.
+/// Mean nanoseconds per call.
 pub(crate) fn batch<R>(size: u32, mut one: impl FnMut() -> R) -> u64 {
     let start = Instant::now();
     for _ in 0..size {

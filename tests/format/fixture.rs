@@ -1,8 +1,8 @@
-//! The golden queue: which events are in it, how it is made, how it is unpacked.
+//! The golden queue: its events, how it is made, and how it is unpacked.
 //!
-//! `POSTHOG_WRITE_FIXTURES=1 cargo test --test format` writes `tests/fixtures/format-v1/` if it is not there. A golden queue that is
-//! there is never overwritten: queues of that version are out in the world. Each file is stored as `<name>.gz`, without the reserve,
-//! which is a mebibyte of noise.
+//! `POSTHOG_WRITE_FIXTURES=1 cargo test --test format` writes `tests/fixtures/format-v1/` if it does not exist. An existing golden
+//! queue is never overwritten, because queues of that version are in use. Each file is stored as `<name>.gz`, without the
+//! reserve, which is a mebibyte of random bytes.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 pub(crate) const HOST: &str = "http://posthog.example";
 pub(crate) const API_KEY: &str = "phc_format_fixture";
-/// What the server said of event 2.
+/// The server's message about event 2.
 pub(crate) const REASON: &str = "event submitted with an empty event name";
 /// Events 1 and 3 were delivered, 2 refused for good; 4 to 6 are in the store, 7 and 8 in the journal.
 pub(crate) const REFUSED: u64 = 2;
@@ -27,7 +27,7 @@ pub(crate) const IN_JOURNAL: RangeInclusive<u64> = 7..=8;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Three of the events are of the dear classes, which have a byte of their own on disk.
+/// Three of the events have a class other than ordinary, which is a byte on disk.
 pub(crate) fn name(number: u64) -> &'static str {
     match number {
         4 => "$exception",
@@ -82,7 +82,7 @@ pub(crate) fn write(to: &Path) {
     let sink = Sink::start();
     sink.refuse_if(|event| event["properties"]["number"] == REFUSED, 400, REASON);
     let first = client(queue.path(), &sink);
-    // The third is the evidence without which the second is only suspected.
+    // The success of the third is the evidence that the second, and not the server, is at fault.
     for numbers in [1..=REFUSED, 3..=3] {
         numbers.for_each(|number| assert!(first.capture(event(number)).is_accepted()));
         first.flush().wait(PATIENCE).unwrap();
@@ -105,7 +105,7 @@ pub(crate) fn write(to: &Path) {
     copy_at_rest(queue.path(), to);
 }
 
-/// Copies a queue that its owner has open, at a moment when nothing is being written.
+/// Copies a queue that its owner has open, at a time when nothing is being written.
 fn copy_at_rest(from: &Path, to: &Path) {
     let read = || -> Vec<(PathBuf, Vec<u8>)> {
         let names = files_below(from);
@@ -124,7 +124,7 @@ fn copy_at_rest(from: &Path, to: &Path) {
         }
         before = again;
     }
-    panic!("the queue does not come to rest");
+    panic!("the queue keeps changing");
 }
 
 /// Stores a queue as a golden one.
@@ -159,7 +159,7 @@ fn with_gz(name: &Path) -> PathBuf {
     name.into()
 }
 
-/// Relative paths, in a fixed order.
+/// The relative paths of all files, sorted.
 fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_path_buf()];

@@ -1,6 +1,6 @@
 //! A second reader of everything on disk, written from `docs/format.md` and not from the library.
 //!
-//! It panics where the bytes are not what the document says.
+//! It panics if the bytes do not agree with the document.
 
 use std::fs;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The numbers of the document's last table, by the names they have there.
+/// The numbers of the last table of the document, by their names there.
 pub(crate) const NUMBERS: &[(&str, usize)] = &[
     ("journal format", 1),
     ("journal header page", HEADER),
@@ -36,7 +36,7 @@ const BODY_HEAD: usize = 36;
 const CHUNK_HEAD: usize = 40;
 const DEAD_HEAD: usize = 26;
 
-/// One record, with what its frame says.
+/// One record with the fields of its frame.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub seq: u64,

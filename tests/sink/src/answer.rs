@@ -1,8 +1,8 @@
-//! What one request is answered, and whether its events are taken.
+//! The response to one request, and whether its events are taken.
 
 use std::time::Duration;
 
-/// An answer to one request.
+/// The response to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub(crate) status: u16,
@@ -11,29 +11,30 @@ pub struct Answer {
     pub(crate) delay: Duration,
     pub(crate) ending: Ending,
     pub(crate) takes: bool,
-    /// V1's verdicts, one for each event in turn.
+    /// V1 results, one for each event in order.
     pub(crate) results: Option<Vec<String>>,
 }
 
 /// How the exchange ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// With the answer.
+    /// With the response.
     Reply,
-    /// With a closed connection and no byte of an answer.
+    /// With a closed connection and no response.
     Close,
-    /// Not at all, until the client gives up or the sink stops.
+    /// Not at all until the client cancels the request or the sink stops.
     Hang,
 }
 
 impl Answer {
-    /// 200 and `{"status":1}`, or to a V1 batch `ok` for each event: the events are taken.
+    /// 200 and `{"status":1}`, or for a V1 batch `ok` for each event: the events are taken.
     pub fn ok() -> Self {
         Self { results: Some(Vec::new()), ..Self::status(200).body(r#"{"status":1}"#) }
     }
 
-    /// To a V1 batch 200 and a verdict on each event in turn: `ok`, `warning`, `drop`, `retry` or anything else, with details behind a
-    /// colon; `missing` leaves it out of the answer. The last word goes for all the rest. Only `ok` and `warning` take the event.
+    /// For a V1 batch 200 and a result for each event in order: `ok`, `warning`, `drop`, `retry` or any other word, with details
+    /// after a colon; `missing` omits the event from the response. The last word applies to all further events. Only `ok` and
+    /// `warning` take the event.
     pub fn results<'w>(words: impl IntoIterator<Item = &'w str>) -> Self {
         Self { results: Some(words.into_iter().map(str::to_owned).collect()), ..Self::status(200) }
     }
@@ -51,13 +52,13 @@ impl Answer {
         }
     }
 
-    /// Closes the connection without an answer. The events are not taken, unless [`Answer::taking`] makes it the
-    /// ambiguous case: taken, and the client does not know.
+    /// Closes the connection without a response. The events are not taken, unless [`Answer::taking`] makes it the ambiguous
+    /// case: they are taken and the client does not know.
     pub fn close() -> Self {
         Self { ending: Ending::Close, ..Self::status(0) }
     }
 
-    /// Takes the events, then never answers.
+    /// Takes the events and never answers.
     pub fn hang() -> Self {
         Self { ending: Ending::Hang, ..Self::status(0) }.taking()
     }
@@ -69,12 +70,12 @@ impl Answer {
         self
     }
 
-    /// 200 and that body: flags, or their definitions.
+    /// 200 with this body: flags or their definitions.
     pub fn json(body: &serde_json::Value) -> Self {
         Self::status(200).body(body.to_string())
     }
 
-    /// Adds the `ETag` header. Definitions are then answered with 304 to whoever says that he has this version.
+    /// Adds the `ETag` header. A client that already has this version of the definitions gets a 304.
     pub fn etag(self, version: impl Into<String>) -> Self {
         self.header("etag", version)
     }
@@ -90,19 +91,19 @@ impl Answer {
         self.header("retry-after", seconds.to_string())
     }
 
-    /// Waits before answering. Requests on other connections go on meanwhile: this is a round trip, not a slow server.
+    /// Waits before the response. Requests on other connections continue meanwhile: this is a round trip, not a slow server.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Takes the events whatever the answer says: a gateway's 502 for a request that the server behind it has stored.
+    /// Takes the events whatever the status is: a gateway's 502 for a request that the server behind it has stored.
     pub fn taking(mut self) -> Self {
         self.takes = true;
         self
     }
 
-    /// Takes nothing whatever the answer says: the 200 of a captive portal.
+    /// Takes nothing whatever the status is: the 200 of a captive portal.
     pub fn discarding(mut self) -> Self {
         self.takes = false;
         self

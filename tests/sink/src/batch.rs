@@ -1,4 +1,4 @@
-//! A request's body as events, by PostHog's rules and in PostHog's words.
+//! Parsing the body of a request into events, with PostHog's rules and messages.
 
 use std::collections::HashSet;
 
@@ -11,14 +11,14 @@ use crate::codec::decode;
 
 const UUID_CHARS: usize = 36;
 
-/// One event that was taken.
+/// A taken event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// What PostHog de-duplicates by, together with name, distinct id and day.
+    /// PostHog de-duplicates by uuid, name, distinct id and day.
     pub uuid: Uuid,
     /// The event's name.
     pub event: String,
-    /// Whose event it is.
+    /// Its distinct id.
     pub distinct_id: String,
     /// As sent; empty if absent.
     pub timestamp: String,
@@ -26,28 +26,28 @@ pub struct Event {
     pub properties: Value,
     /// The request's `sent_at`; empty if absent.
     pub sent_at: String,
-    /// What else the event has, as sent: V1's `options`, `session_id` and `window_id`.
+    /// All other fields as sent: V1's `options`, `session_id` and `window_id`.
     pub others: Value,
     /// Position of its request in [`State::requests`](crate::State::requests).
     pub request: usize,
 }
 
-/// The events of one request, and what stands around them.
+/// The events of one request, and the rest of its body.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) api_key: String,
     pub(crate) sent_at: String,
     pub(crate) uuids: Vec<Uuid>,
     pub(crate) events: Vec<Event>,
-    /// Of a request that is taken, those that are not.
+    /// Events of a taken request that are not taken themselves.
     pub(crate) left: HashSet<Uuid>,
     /// The body without its events.
     pub(crate) envelope: Value,
-    /// Whether the uuids are worth keeping with the request too.
+    /// Whether the uuids are also kept with the request.
     pub(crate) keeps_uuids: bool,
 }
 
-/// The body as JSON text. `Err` is PostHog's answer to a body that cannot be read or is too large.
+/// The body as JSON text. `Err` is PostHog's response to a body that cannot be decoded or is too large.
 pub(crate) fn decompress(body: Vec<u8>, encoding: Option<&str>, size_limit: usize) -> Result<Vec<u8>, Answer> {
     if body.len() > size_limit {
         return Err(too_large(body.len(), size_limit));
@@ -59,7 +59,7 @@ pub(crate) fn decompress(body: Vec<u8>, encoding: Option<&str>, size_limit: usiz
     }
 }
 
-/// Reads the uuids alone, without looking at the rest.
+/// Reads only the uuids, without parsing the rest.
 pub(crate) fn scan(text: &[u8]) -> Batch {
     const KEY: &[u8] = br#""uuid":""#;
     let uuid_at = |at: usize| {
@@ -69,7 +69,7 @@ pub(crate) fn scan(text: &[u8]) -> Batch {
     Batch { uuids: memmem::find_iter(text, KEY).filter_map(uuid_at).collect(), ..Batch::default() }
 }
 
-/// The body as a tree, with its events taken out. `Err` is PostHog's answer to a body that is no batch.
+/// The body as a tree without its events, and the events. `Err` is PostHog's response to a body that is not a batch.
 pub(crate) fn parse(text: &[u8]) -> Result<(Value, Vec<Value>), Answer> {
     let mut body: Value =
         serde_json::from_slice(text).map_err(|error| refused(400, format!("failed to parse request: {error}")))?;
@@ -79,7 +79,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<(Value, Vec<Value>), Answer> {
     }
 }
 
-/// The batch, valid or not, as far as it can be read; and PostHog's answer if it is not valid.
+/// The batch as far as it can be read, and PostHog's response if it is not valid.
 pub(crate) fn validate(body: &Value, events: Vec<Value>) -> (Batch, Option<Answer>) {
     let mut batch = Batch {
         api_key: text_of(body, "api_key"),
@@ -99,7 +99,7 @@ pub(crate) fn validate(body: &Value, events: Vec<Value>) -> (Batch, Option<Answe
         batch.uuids.extend(uuid_of(&event));
         match event_of(event, &batch.sent_at) {
             Ok(event) => batch.events.push(event),
-            Err(words) => refusal = refusal.or_else(|| Some(refused(400, words))),
+            Err(message) => refusal = refusal.or_else(|| Some(refused(400, message))),
         }
     }
     (batch, refusal)
@@ -144,6 +144,6 @@ fn too_large(bytes: usize, limit: usize) -> Answer {
     refused(413, format!("maximum event size exceeded: payload of {bytes} bytes is above {limit}"))
 }
 
-pub(crate) fn refused(status: u16, words: impl Into<String>) -> Answer {
-    Answer::status(status).body(words)
+pub(crate) fn refused(status: u16, message: impl Into<String>) -> Answer {
+    Answer::status(status).body(message)
 }

@@ -1,6 +1,6 @@
-//! Child processes that start with default signal dispositions, whatever the test run has inherited.
+//! Child processes with default signal dispositions, whatever the test run has inherited.
 
-#![allow(unsafe_code, reason = "what runs in the child before `exec`; each block proves itself")]
+#![allow(unsafe_code, reason = "code that runs in the child before `exec`; each block has its proof")]
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,8 +12,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 /// `Command::new(program)`, with every signal at its default disposition and none blocked.
 ///
-/// A child inherits what is ignored and what is blocked. A shell's `&`, `nohup` and some CI systems have SIGINT, SIGQUIT or SIGHUP
-/// ignored in whatever they start, so a test of what a signal does would depend on how the test run was started.
+/// A child inherits ignored and blocked signals. A shell's `&`, `nohup` and some CI systems ignore SIGINT, SIGQUIT or SIGHUP in
+/// the programs that they start, so without this a test of signals would depend on how the test run was started.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     // SAFETY: `reset_signals` allocates nothing, takes no lock and makes async-signal-safe system calls only.
@@ -23,8 +23,8 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 
 fn reset_signals() -> io::Result<()> {
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: a default disposition runs no code. SIGKILL, SIGSTOP and the C library's own signals are refused with an error that
-        // means nothing here: they cannot be ignored either.
+        // SAFETY: a default disposition runs no code. SIGKILL, SIGSTOP and the C library's own signals are refused with an error,
+        // which does not matter here because they cannot be ignored either.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     const IS_INNER: &str = "SINK_CHILD_OF_A_PARENT_THAT_IGNORES";
-    /// Signals 32 and 33 belong to the C library, which lets nobody set them.
+    /// Signals 32 and 33 belong to the C library, which refuses to change them.
     const OF_THE_C_LIBRARY: u64 = 0b11 << 31;
 
     /// The signals that a process of `command` blocks, and those that it ignores.

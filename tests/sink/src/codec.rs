@@ -1,4 +1,4 @@
-//! Bodies as they were before a client compressed them.
+//! Decompressing bodies.
 
 use std::io::{self, Read};
 
@@ -9,11 +9,11 @@ use ruzstd::decoding::StreamingDecoder;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const BROTLI_BUFFER: usize = 16 * 1024;
 
-/// Decodes a body by its `Content-Encoding`: `gzip`, `deflate`, `br` or `zstd`. Without one, gzip is recognised by its magic number and
-/// everything else is as it is. At most `limit` bytes and one more are decoded.
+/// Decodes a body by its `Content-Encoding`: `gzip`, `deflate`, `br` or `zstd`. Without one, gzip is recognized by its magic number
+/// and any other body is returned unchanged. At most `limit + 1` bytes are decoded.
 ///
 /// # Errors
-/// If the body is not what the encoding says, or if there is no such encoding.
+/// If the body is not encoded that way, or if the encoding is unknown.
 pub fn decode(encoding: Option<&str>, body: Vec<u8>, limit: usize) -> io::Result<Vec<u8>> {
     let text = Vec::with_capacity(body.len().saturating_mul(4).min(limit));
     match encoding {

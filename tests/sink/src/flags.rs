@@ -1,4 +1,4 @@
-//! Flags: what they are for somebody, and how they are defined. Both are what the test says, or nothing at all.
+//! Flag requests: values and definitions. Both are set by the test; initially there are none.
 
 use std::collections::VecDeque;
 
@@ -9,23 +9,23 @@ use crate::answer::Answer;
 use crate::batch::{self, Batch, text_of};
 use crate::state::{Request, Shared};
 
-/// What of flags is asked for.
+/// The kinds of flag requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlagRoute {
-    /// Values for somebody: `POST /flags/`, and `/decide/`.
+    /// Values for a person: `POST /flags/`, and `/decide/`.
     Values,
     /// Definitions: `GET /flags/definitions/`, and `/api/feature_flag/local_evaluation/`.
     Definitions,
 }
 
-/// What decides on the next answer of one route.
+/// The responses of one route.
 #[derive(Debug)]
 pub(crate) struct Planned {
     pub(crate) script: VecDeque<Answer>,
     pub(crate) default: Answer,
 }
 
-/// The plans of both.
+/// The responses of both routes.
 #[derive(Debug)]
 pub(crate) struct Plans {
     values: Planned,
@@ -52,7 +52,7 @@ impl Plans {
 }
 
 impl FlagRoute {
-    /// Which one a path belongs to, if it is about flags.
+    /// The kind of request that a path is for, if it is a flag request.
     pub(crate) fn of(path: &str) -> Option<Self> {
         match path.trim_end_matches('/') {
             "/flags" | "/decide" => Some(FlagRoute::Values),
@@ -69,7 +69,7 @@ impl FlagRoute {
     }
 }
 
-/// The answer to a request about flags. The planned one, unless the question is none, or the version is known already.
+/// The response to a flag request: the planned one, unless the request is invalid or the client has this version already.
 pub(crate) fn decide(shared: &Shared, route: FlagRoute, request: &Request, body: &[u8]) -> (Answer, Batch) {
     let planned = {
         let mut rules = shared.rules();
@@ -80,12 +80,12 @@ pub(crate) fn decide(shared: &Shared, route: FlagRoute, request: &Request, body:
     let is_good = planned.status == 200;
     match route {
         FlagRoute::Values => match serde_json::from_slice::<Value>(body) {
-            Ok(question) => {
-                let token = [text_of(&question, "token"), text_of(&question, "api_key")].concat();
-                let is_whole = !token.is_empty() && !text_of(&question, "distinct_id").is_empty();
+            Ok(request) => {
+                let token = [text_of(&request, "token"), text_of(&request, "api_key")].concat();
+                let is_whole = !token.is_empty() && !text_of(&request, "distinct_id").is_empty();
                 let answer =
                     if is_good && !is_whole { batch::refused(400, "missing token or distinct_id") } else { planned };
-                (answer, Batch { api_key: token, envelope: question, ..Batch::default() })
+                (answer, Batch { api_key: token, envelope: request, ..Batch::default() })
             }
             Err(error) if is_good => {
                 (batch::refused(400, format!("failed to parse request: {error}")), Batch::default())

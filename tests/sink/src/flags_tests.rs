@@ -10,7 +10,7 @@ fn body_of(answer: &str) -> Value {
 }
 
 #[test]
-fn flags_are_what_the_test_says_and_do_not_take_from_the_script_for_events() {
+fn flags_have_a_script_of_their_own() {
     let sink = Sink::start();
     sink.script([Answer::status(503)]);
     let ask = |path: &str| receive(send(&sink, "POST", path, "", br#"{"token":"phc_x","distinct_id":"user_1"}"#));

@@ -1,32 +1,33 @@
-//! A PostHog stand-in on loopback, for tests, examples, benchmarks and crash tests.
+//! A stand-in for PostHog on loopback, for tests, examples, benchmarks and crash tests.
 //!
-//! Purpose: to be the server that a test needs. It takes events as PostHog does, remembers every one of them, misbehaves
-//! when told to, and can go away and come back on the same port.
+//! It accepts events as PostHog does, remembers each of them, fails as a script says, and can stop and resume on the same
+//! port.
 //!
 //! Rules, taken from PostHog's capture service:
-//! - `POST /batch`, with or without the slash at the end, and `/i/v0/ai/batch/`, which has the same body. JSON, plain or
-//!   gzip (told by the header or by gzip's magic number; PostHog sniffs as well). Any other path is 404, any other method 405.
-//! - `POST /i/v1/analytics/events`: as V1 wants it, with its headers, under any of its encodings. It is answered with a verdict on each
-//!   event ([`Answer::results`]), and only what has a good one is taken. A request that holds a uuid twice is refused whole.
-//! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags, none at first; what
-//!   there are is said with [`Sink::flags`], apart from the answers for events.
-//! - A request is taken whole or refused whole. One event without a name or distinct id, a body that is no JSON, or one
-//!   above [`Sink::size_limit`] refuses all, with PostHog's own words as plain text. A request without a key is 401.
-//! - What is taken is answered `{"status":1}`. The same uuid taken twice is a duplicate: kept, and counted.
-//! - One rule is stricter than PostHog's: an event without a valid uuid is refused. PostHog would make one up, and a
-//!   client that leaves it out loses its de-duplication without hearing of it.
+//! - `POST /batch`, with or without a trailing slash, and `/i/v0/ai/batch/`, which has the same body: JSON, plain or gzip
+//!   (recognized by the header or by gzip's magic number, as PostHog does). Any other path is 404, any other method 405.
+//! - `POST /i/v1/analytics/events`: a V1 batch with its headers, in any of its encodings. The response has a result for each
+//!   event ([`Answer::results`]), and only events with a good result are taken. A request with a repeated uuid is refused as a
+//!   whole.
+//! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags. There are
+//!   none until [`Sink::flags`] sets them; they have a script apart from that for events.
+//! - A request is taken or refused as a whole. An event without a name or distinct id, a body that is not JSON, or one larger
+//!   than [`Sink::size_limit`] refuses the request, with PostHog's own message as plain text. A request without a key is 401.
+//! - A taken request is answered `{"status":1}`. A uuid that is taken twice is a duplicate: it is kept and counted.
+//! - One rule is stricter than PostHog's: an event without a valid uuid is refused. PostHog would generate one, and a client
+//!   that omits the uuid would lose its de-duplication without noticing.
 //!
-//! Which answer a request gets: the next one of [`Sink::script`], else [`Sink::default_answer`]. Only if that answer takes
-//! the events do the rules (size, [`Sink::refuse_if`], validity) have a say: a server that is down refuses nobody's events.
+//! The response to a request is the next one of [`Sink::script`], else [`Sink::default_answer`]. The rules (size,
+//! [`Sink::refuse_if`], validity) apply only if that response takes the events: a server that is down refuses no events.
 //!
-//! Operations: [`Sink::start`], then [`Sink::url`] for the client; [`Sink::wait_for`] for a condition on what has arrived
-//! ([`State`]); [`Sink::stop`] and [`Sink::resume`] for an outage. A request is recorded before it is answered, and before
-//! [`Answer::delay`], so that a test can act while the client is still waiting.
+//! Operations: [`Sink::start`], then [`Sink::url`] for the client; [`Sink::wait_for`] waits for a condition on what has arrived
+//! ([`State`]); [`Sink::stop`] and [`Sink::resume`] make an outage. A request is recorded before it is answered, and before
+//! [`Answer::delay`], so a test can act while the client still waits.
 //!
-//! [`command`] starts a process with default signal dispositions, for those who play with the stand-in in a process of their own.
+//! [`command`] starts a process with default signal dispositions, for tests that run the library in a child process.
 //!
-//! Limits: HTTP/1 without TLS, one thread for all connections. Everything is kept in memory until [`Sink::clear`]. Where
-//! parsing would be the bottleneck, [`Sink::fast_mode`] counts events and keeps their uuids only. Nothing is printed.
+//! Limits: HTTP/1 without TLS, one thread for all connections. Everything is kept in memory until [`Sink::clear`]. If parsing
+//! would be the bottleneck, [`Sink::fast_mode`] counts events and keeps only their uuids. Nothing is printed.
 
 mod answer;
 mod batch;
@@ -63,7 +64,7 @@ use state::Shared;
 pub struct Sink {
     address: SocketAddr,
     shared: Arc<Shared>,
-    // Bound and never listening: it keeps the port ours while the server is stopped, and connections to it are refused.
+    // Bound but not listening: it reserves the port while the server is stopped, and connections are refused.
     _port: tokio::net::TcpSocket,
     server: Mutex<Option<Server>>,
 }
@@ -80,7 +81,7 @@ impl Sink {
     /// Starts on `port` of loopback; 0 lets the system choose.
     ///
     /// # Panics
-    /// As [`Sink::start`], and if somebody else listens on `port`.
+    /// As [`Sink::start`], and if another socket listens on `port`.
     pub fn on(port: u16) -> Self {
         let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (reserved, address) =
@@ -91,7 +92,7 @@ impl Sink {
         sink
     }
 
-    /// What a client takes as its host, such as `http://127.0.0.1:40123`.
+    /// The URL for a client's host setting, such as `http://127.0.0.1:40123`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -101,13 +102,13 @@ impl Sink {
         self.address.port()
     }
 
-    /// Goes away: connections break off, new ones are refused. What was recorded stays. Idempotent.
+    /// Stops: connections break off, new ones are refused. Recorded data is kept. Idempotent.
     pub fn stop(&self) {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(server);
     }
 
-    /// Comes back on the same port after [`Sink::stop`]. Does nothing while running.
+    /// Starts again on the same port after [`Sink::stop`]. Does nothing while running.
     ///
     /// # Panics
     /// As [`Sink::on`].
@@ -120,46 +121,45 @@ impl Sink {
         }
     }
 
-    /// Answers for the next requests, one each, in this order; after them the default. Replaces what is left of an
-    /// earlier script.
+    /// Sets the responses for the next requests, one each, in this order. Replaces the rest of an earlier script.
     pub fn script(&self, answers: impl IntoIterator<Item = Answer>) {
         self.shared.rules().script = answers.into_iter().collect();
     }
 
-    /// The answer for every request that the script does not cover; [`Answer::ok`] at first.
+    /// Sets the response for requests after the script; initially [`Answer::ok`].
     pub fn default_answer(&self, answer: Answer) {
         self.shared.rules().default = answer;
     }
 
-    /// The answer for every request of that kind about flags that no script covers. Definitions with [`Answer::etag`] are sent only to
-    /// those who do not have them.
+    /// Sets the response for flag requests of this kind after their script. Definitions with [`Answer::etag`] are sent only to
+    /// clients that do not have them.
     pub fn flags(&self, route: FlagRoute, answer: Answer) {
         self.shared.rules().flags.of(route).default = answer;
     }
 
-    /// Answers for the next requests of that kind about flags, one each, in this order. Replaces what is left of an earlier script.
+    /// Sets the responses for the next flag requests of this kind, one each, in this order. Replaces the rest of an earlier script.
     pub fn script_flags(&self, route: FlagRoute, answers: impl IntoIterator<Item = Answer>) {
         self.shared.rules().flags.of(route).script = answers.into_iter().collect();
     }
 
-    /// Refuses a whole request with `status` and `body` if `poison` says so of one event (the event's JSON, as sent).
-    /// Replaces an earlier rule. While one is set, events are parsed in [`Sink::fast_mode`] too.
+    /// Refuses a whole request with `status` and `body` if `poison` returns true for one of its events (as the JSON that was
+    /// sent). Replaces an earlier rule. While one is set, events are parsed in [`Sink::fast_mode`] too.
     pub fn refuse_if(&self, poison: impl Fn(&Value) -> bool + Send + Sync + 'static, status: u16, body: &str) {
         self.shared.rules().refuse = Some(state::Refusal::new(poison, Answer::status(status).body(body)));
     }
 
-    /// Takes the rule of [`Sink::refuse_if`] back.
+    /// Removes the rule of [`Sink::refuse_if`].
     pub fn refuse_none(&self) {
         self.shared.rules().refuse = None;
     }
 
-    /// Bodies above `bytes`, before or after decompression, get a 413 in PostHog's words. 20 MiB at first, as PostHog's.
+    /// Sets the largest body, before and after decompression; larger ones get a 413. Initially 20 MiB, as in PostHog.
     pub fn size_limit(&self, bytes: usize) {
         self.shared.rules().size_limit = bytes;
     }
 
-    /// With `true`, events are found by a scan for `"uuid":"` in compact JSON, are not validated, and leave only their
-    /// uuids: [`State::events`] and [`Request::uuids`] stay empty. A property of that name would be counted as an event.
+    /// With `true`, events are found by a scan for `"uuid":"` in compact JSON and not validated, and only their uuids are
+    /// kept: [`State::events`] and [`Request::uuids`] stay empty. A property of that name would be counted as an event.
     pub fn fast_mode(&self, fast: bool) {
         self.shared.rules().fast = fast;
     }
@@ -191,13 +191,13 @@ impl Sink {
         read(&self.shared.state())
     }
 
-    /// Waits until `reached` holds, looking again whenever a request arrives; false if it did not within `timeout`.
-    #[must_use = "a test that does not look waits for nothing"]
+    /// Waits until `reached` returns true, checking again whenever a request arrives; false if it does not within `timeout`.
+    #[must_use = "a test that ignores the result waits for nothing"]
     pub fn wait_for(&self, reached: impl FnMut(&State) -> bool, timeout: Duration) -> bool {
         self.shared.wait_for(reached, timeout)
     }
 
-    /// Forgets everything recorded. Rules and script stay.
+    /// Discards everything recorded. Rules and scripts are kept.
     pub fn clear(&self) {
         self.shared.clear();
     }

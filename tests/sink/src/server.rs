@@ -27,15 +27,15 @@ const BACKLOG: u32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 const PATHS: [&str; 4] = ["/batch", "/batch/", "/i/v0/ai/batch", "/i/v0/ai/batch/"];
 
-/// Binds `wanted` without listening, and tells the address that came of it. Until the socket is dropped, the system gives
-/// the port to nobody but those who ask for it with `SO_REUSEADDR`.
+/// Binds `wanted` without listening; returns the socket and its address. Until the socket is dropped, only sockets with
+/// `SO_REUSEADDR` can bind the port.
 pub(crate) fn reserve(wanted: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     let socket = reusable(wanted)?;
     let address = socket.local_addr()?;
     Ok((socket, address))
 }
 
-/// A running server. Dropping it breaks off its connections and returns when the port is closed.
+/// A running server. Dropping it breaks off its connections and waits until the port is closed.
 #[derive(Debug)]
 pub(crate) struct Server {
     stop: Option<oneshot::Sender<()>>,
@@ -43,7 +43,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Returns when connections are accepted.
+    /// Starts the server; returns when it accepts connections.
     pub(crate) fn start(address: SocketAddr, shared: Arc<Shared>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -83,22 +83,22 @@ fn reusable(address: SocketAddr) -> io::Result<TcpSocket> {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, or a connection that died in the queue: neither is a reason to end, the first is one to wait.
+            // Out of descriptors, or a connection that died in the backlog. The former needs a pause.
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // Small answers must not wait for the client's delayed acknowledgement.
+        // Small responses must not wait for the client's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let serve = service_fn(|request| answer(request, Arc::clone(&shared)));
-            // An error is a connection that broke off, by the client's doing or by the script's.
+            // An error is a connection that was closed, by the client or by the script.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), serve).await;
         });
     }
 }
 
-/// Closes the connection without an answer: hyper does so when a service fails.
+/// The error with which hyper closes the connection without a response.
 #[derive(Debug)]
 struct Closed;
 
@@ -158,7 +158,7 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     }
 }
 
-/// The answer that script and rules give to a batch, and what could be read of it.
+/// The response to a batch by script and rules, and the batch as far as it could be read.
 fn decide(shared: &Shared, request: &Request, body: Vec<u8>, is_v1: bool) -> (Answer, Batch) {
     let (planned, refusal, size_limit, fast) = {
         let mut rules = shared.rules();
@@ -193,7 +193,7 @@ fn decide(shared: &Shared, request: &Request, body: Vec<u8>, is_v1: bool) -> (An
     }
 }
 
-/// The planned answer, with V1's verdicts where it has any.
+/// The planned response, with V1 results if it has any.
 fn judged(planned: Answer, batch: &mut Batch, is_v1: bool) -> Answer {
     match &planned.results {
         Some(words) if is_v1 => Answer { body: v1::judge(batch, words), ..planned },
@@ -207,8 +207,10 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
     for (name, value) in &answer.headers {
         builder = builder.header(name, value);
     }
-    // A status or header that HTTP does not know is a mistake of the test's script; it must not pass for an answer of the server.
-    builder.body(Full::new(answer.body.into())).unwrap_or_else(|error| panic!("the sink's script is no HTTP: {error}"))
+    // A status or header that HTTP does not allow is a mistake in the test's script.
+    builder
+        .body(Full::new(answer.body.into()))
+        .unwrap_or_else(|error| panic!("the sink's script has an answer that is not valid HTTP: {error}"))
 }
 
 fn header_text((name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)) -> (String, String) {

@@ -1,4 +1,4 @@
-//! What has arrived, and the rules for what arrives next. One lock each, taken in the order rules, then state.
+//! What has arrived, and the rules for the next requests. One lock each, taken in the order rules, state.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -33,7 +33,7 @@ pub struct Request {
     pub method: String,
     /// Path without the query.
     pub path: String,
-    /// What follows the `?`; empty without one.
+    /// The query without its `?`; empty if there is none.
     pub query: String,
     /// Header names in lower case and values, in the order sent.
     pub headers: Vec<(String, String)>,
@@ -100,7 +100,7 @@ impl State {
         self.taken - self.unique()
     }
 
-    /// The most requests that ever waited for their answers at the same time.
+    /// The most requests that waited for their responses at the same time.
     pub fn peak_in_flight(&self) -> usize {
         self.peak_in_flight
     }
@@ -125,7 +125,7 @@ impl State {
     }
 }
 
-/// What decides on the next answer.
+/// The rules for the next response.
 #[derive(Debug)]
 pub(crate) struct Rules {
     pub(crate) script: VecDeque<Answer>,
@@ -151,7 +151,7 @@ impl Default for Rules {
 
 type Poison = Arc<dyn Fn(&Value) -> bool + Send + Sync>;
 
-/// Which event makes its whole request refused, and how.
+/// A rule that refuses a request because of one event.
 #[derive(Clone)]
 pub(crate) struct Refusal {
     poison: Poison,
@@ -163,7 +163,7 @@ impl Refusal {
         Self { poison: Arc::new(poison), answer: answer.discarding() }
     }
 
-    /// The answer, if one of `events` is poison.
+    /// The response if the rule applies to one of `events`.
     pub(crate) fn judge(&self, events: &[Value]) -> Option<Answer> {
         events.iter().any(|event| (self.poison)(event)).then(|| self.answer.clone())
     }
@@ -175,7 +175,7 @@ impl fmt::Debug for Refusal {
     }
 }
 
-/// What the server's thread and the test's threads share.
+/// State that the server's thread shares with the test's threads.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     rules: Mutex<Rules>,
@@ -209,13 +209,13 @@ impl Shared {
 
     pub(crate) fn clear(&self) {
         let mut state = self.state();
-        // Those in flight will still count themselves out.
+        // Requests in flight still decrement the counter.
         let in_flight = state.in_flight;
         *state = State { in_flight, peak_in_flight: in_flight, ..State::default() };
     }
 }
 
-/// A request that waits for its answer.
+/// A request that waits for its response.
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Shared>);
 

@@ -1,4 +1,4 @@
-//! V1 batches: `POST /i/v1/analytics/events`, whose events are judged one by one.
+//! V1 batches: `POST /i/v1/analytics/events`, with a result for each event.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ pub(crate) const PATHS: [&str; 2] = ["/i/v1/analytics/events", "/i/v1/analytics/
 const HEADERS: [&str; 5] =
     ["authorization", "posthog-sdk-info", "posthog-attempt", "posthog-request-id", "posthog-request-timestamp"];
 
-/// The batch, valid or not, as far as it can be read; and PostHog's answer if it is refused as a whole.
+/// The batch as far as it can be read, and PostHog's response if it is refused as a whole.
 pub(crate) fn validate(request: &Request, body: &Value, events: Vec<Value>) -> (Batch, Option<Answer>) {
     let key = request.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     let mut batch = Batch {
@@ -54,8 +54,8 @@ pub(crate) fn validate(request: &Request, body: &Value, events: Vec<Value>) -> (
     (batch, refusal)
 }
 
-/// The answer to a batch that is taken: a verdict on each event, by `words` in turn (the last one goes for all the rest), details behind
-/// a colon. Those that could not be read are dropped whatever the words say.
+/// The response to a taken batch: a result for each event, from `words` in order (the last one applies to all further events), with
+/// details after a colon. Events that could not be read are dropped in any case.
 pub(crate) fn judge(batch: &mut Batch, words: &[String]) -> String {
     let mut results = serde_json::Map::new();
     for (at, uuid) in batch.uuids.iter().enumerate() {
@@ -66,7 +66,7 @@ pub(crate) fn judge(batch: &mut Batch, words: &[String]) -> String {
             batch.left.insert(*uuid);
         }
         if result != "missing" {
-            results.insert(key(*uuid), verdict(result, details));
+            results.insert(key(*uuid), result_of(result, details));
         }
     }
     json!({ "results": results }).to_string()
@@ -76,7 +76,7 @@ fn key(uuid: Uuid) -> String {
     uuid.hyphenated().to_string()
 }
 
-fn verdict(result: &str, details: &str) -> Value {
+fn result_of(result: &str, details: &str) -> Value {
     if details.is_empty() { json!({ "result": result }) } else { json!({ "result": result, "details": details }) }
 }
 
