@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
-use crate::queue::advise_resource;
+use crate::pipeline::advice::advise_resource;
 use crate::sys::limits::OPEN_TIMEOUT;
 use crate::sys::wording::time;
 

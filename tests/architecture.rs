@@ -195,7 +195,7 @@ fn breaks_of_the_layers(source: &Source) -> Vec<Violation> {
 #[test]
 fn a_module_uses_lower_layers_only() {
     for (bad, good) in [
-        ("use crate::pipeline::Pipeline;", "use crate::record::frame;"),
+        ("use crate::pipeline::Pipeline;", "use crate::queue::frame;"),
         ("use crate::{sys::clock::Clock, pipeline};", "use crate::{sys::clock::Clock, record::{Frame, map}};"),
         ("fn f() { call!(crate::delivery::open()) }", "#[cfg(test)] mod tests { use crate::client; }"),
         ("use super::super::client;", "use super::arena;"),

@@ -8,10 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+use crate::pipeline::advice::{advise, explain_queue};
 use crate::pipeline::{StartError, WorkerOptions};
 use crate::queue::journal::JournalError;
 use crate::queue::store::StoreError;
-use crate::queue::{ClaimError, ShardError, advise};
+use crate::queue::{ClaimError, QueueError};
 use crate::sys::disk::Disk;
 use crate::transport::TransportError;
 
@@ -67,23 +68,29 @@ fn unreachable_endpoint(error: TransportError) -> Error {
     }
 }
 
-fn unusable(error: ShardError, place: &Place) -> Error {
+fn unusable(error: QueueError, place: &Place) -> Error {
     let path = place.dir.clone();
     let (at, source): (PathBuf, Source) = match error {
-        ShardError::Claim(ClaimError::Io { path: at, source })
-        | ShardError::Io { path: at, source }
-        | ShardError::Journal(JournalError::File { path: at, source })
-        | ShardError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
+        QueueError::Claim(ClaimError::Io { path: at, source })
+        | QueueError::Io { path: at, source }
+        | QueueError::Journal(JournalError::File { path: at, source })
+        | QueueError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
             let why = advise(&place.disk, &source, &at, Some(place.needed)) + &below(&path, &at);
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }
-        ShardError::Journal(JournalError::Memory { source, .. }) => {
+        QueueError::Journal(JournalError::Memory { source, .. }) => {
             let why = advise(&place.disk, &source, &path, Some(place.needed));
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }
-        ShardError::Store { dir: at, source } => (at, source.into()),
+        QueueError::Store { dir: at, source } => (at, source.into()),
         // What these say is said in words for the caller already, and has nothing below it.
-        other => return Error::QueueDir { path, why: format!("{other}; {ANOTHER}"), source: None },
+        other => {
+            return Error::QueueDir {
+                path,
+                why: format!("{}; {ANOTHER}", explain_queue(&place.disk, &other)),
+                source: None,
+            };
+        }
     };
     let why = format!("the queue in it cannot be opened{}; {ANOTHER}", below(&path, &at));
     Error::QueueDir { path, why, source: Some(source) }
@@ -107,7 +114,7 @@ mod tests {
         let said = |code: i32| {
             let source = io::Error::from_raw_os_error(code);
             let at = PathBuf::from("/nowhere/queue/0123/shard-0/journal-0");
-            explain(StartError::Shard(ShardError::Io { path: at, source }), &place).describe()
+            explain(StartError::Shard(QueueError::Io { path: at, source }), &place).describe()
         };
         let full = said(nix_errno::ENOSPC);
         assert!(full.contains("about 10 MiB needed") && full.contains("journal-0"), "{full}");

@@ -35,7 +35,7 @@ impl Engine {
             }
         };
         crash_point::reach("delivery.sent");
-        match judge(&response, self.options.protocol(batch.lane())) {
+        match judge(&response, self.options.protocol()) {
             Outcome::Delivered { quota_limited } => {
                 self.note_quota(quota_limited);
                 self.accepted(batch, ticket);
@@ -195,7 +195,6 @@ impl Engine {
         let uuid = uuid_of(&body);
         let dead = DeadRecord {
             seq,
-            lane: chunk.key.lane,
             status,
             reason: reason.to_owned(),
             first_attempt: tries.first_attempt.unwrap_or(last_attempt),

@@ -61,7 +61,7 @@ impl Intake {
         }
         // Neighbours are searched together: of what failed in an outage, nearly all is good.
         let piece = Batch::of(slice, &self.loaded);
-        match self.doubted.last_mut().filter(|last| last.lane() == piece.lane() && last.bytes < READ_BYTES) {
+        match self.doubted.last_mut().filter(|last| last.bytes < READ_BYTES) {
             Some(last) => last.join(piece),
             None => self.doubted.push(piece),
         }

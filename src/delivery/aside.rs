@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::queue::store::ChunkKey;
 
-    const CHUNK: ChunkRef = ChunkRef { origin: 0, key: ChunkKey { lane: 0, first_seq: 7 } };
+    const CHUNK: ChunkRef = ChunkRef { origin: 0, key: ChunkKey::new(7) };
 
     #[test]
     fn what_cannot_be_found_for_a_minute_is_forgotten() {

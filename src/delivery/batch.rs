@@ -21,7 +21,7 @@ const CLASS: usize = 1;
 /// Where a record's uuid stands.
 const UUID: std::ops::Range<usize> = 12..28;
 
-/// Some slices, all of one lane.
+/// Some slices.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
     /// Which records.
@@ -75,11 +75,6 @@ impl Batch {
             self.events += 1;
             self.bytes = self.bytes.saturating_add(json_estimate(body));
         }
-    }
-
-    /// The lane of its records; 0 if it is empty.
-    pub(super) fn lane(&self) -> u8 {
-        self.slices.first().map_or(0, |slice| slice.chunk.key.lane)
     }
 
     /// The chunks it has records of, some of them perhaps twice in a row.

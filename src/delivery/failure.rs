@@ -186,7 +186,7 @@ impl Engine {
 
     /// Whether the batch is a V1 request that is sent again under its id rather than in parts.
     fn is_same_request(&self, batch: &Batch) -> bool {
-        self.options.protocol(batch.lane()) == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1)
+        self.options.protocol() == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1)
     }
 
     /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a

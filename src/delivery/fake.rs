@@ -11,8 +11,8 @@ use super::{
     Ack, ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, Lease, PaceState, Source, SourceError,
 };
 use crate::event::{Event, Stamp};
+use crate::queue::frame;
 use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
-use crate::record::frame;
 use crate::transport::{Http, Pending, Request, Response, RetryAfter, TransportError};
 
 /// A record whose event is called `event <n>` and whose uuid is `n`.
@@ -30,16 +30,16 @@ pub(super) fn malformed_record() -> Vec<u8> {
 
 /// A chunk of `count` records with sequence numbers from `first_seq` on, their events named after these.
 pub(super) fn chunk(origin: u32, first_seq: u64, count: u64) -> Lease {
-    chunk_of(origin, 0, first_seq, &(first_seq..first_seq + count).map(record).collect::<Vec<_>>())
+    chunk_of(origin, first_seq, &(first_seq..first_seq + count).map(record).collect::<Vec<_>>())
 }
 
 /// A chunk of these records.
-pub(super) fn chunk_of(origin: u32, lane: u8, first_seq: u64, records: &[Vec<u8>]) -> Lease {
+pub(super) fn chunk_of(origin: u32, first_seq: u64, records: &[Vec<u8>]) -> Lease {
     let mut frames = Vec::new();
     for (seq, body) in (first_seq..).zip(records) {
         frame::append(&mut frames, body, 0, seq, 7);
     }
-    let key = ChunkKey { lane, first_seq };
+    let key = ChunkKey::new(first_seq);
     let count = u32::try_from(records.len()).unwrap();
     Lease { origin, chunk: Chunk { key, count, salt: 7, checkpointed_at: 0, frames: frames.into() } }
 }
@@ -62,7 +62,7 @@ impl<F: Fn(&DeliveryNotice<'_>) + Send + Sync + 'static> Hears for Ear<F> {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) rows: BTreeMap<ChunkRef, Chunk>,
-    pub(super) newest: BTreeMap<(u32, u8), ChunkRef>,
+    pub(super) newest: BTreeMap<u32, ChunkRef>,
     pub(super) delivered: u64,
     pub(super) dead_lettered: Vec<DeadRecord>,
     pub(super) acks: usize,
@@ -96,7 +96,7 @@ impl FakeQueue {
         let (reference, chunk) = (lease.row(), lease.chunk);
         let mut ledger = self.ledger();
         ledger.next_seq = ledger.next_seq.max(reference.key.first_seq + u64::from(chunk.count));
-        ledger.newest.insert((reference.origin, reference.key.lane), reference);
+        ledger.newest.insert(reference.origin, reference);
         ledger.rows.insert(reference, chunk);
     }
 

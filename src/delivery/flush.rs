@@ -1,6 +1,6 @@
 //! Who waits for a flush, and when it is over.
 //!
-//! A flush covers the chunks that were committed to our own queue before it: for each lane those up to the newest of that moment. It is
+//! A flush covers the chunks that were committed to our own queue before it: those up to the newest of that moment. It is
 //! over when the reading has got beyond these and none of them is in memory any more. New events keep coming, and other processes may
 //! have left queues behind; they are not its business.
 
@@ -39,7 +39,7 @@ pub(crate) enum EndpointStatus {
 }
 
 struct Waiter {
-    /// The newest chunk of each origin and lane, and whether the reading has got beyond it.
+    /// The newest chunk of each origin, and whether the reading has got beyond it.
     limits: Vec<(ChunkRef, bool)>,
     done: Done,
 }
@@ -73,7 +73,7 @@ impl Flushes {
     pub(super) fn saw(&mut self, chunk: ChunkRef) {
         for (limit, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
             // What others left behind is read when there is nothing more of ours.
-            *passed |= (same_lane(*limit, chunk) && chunk.key > limit.key) || chunk.origin > limit.origin;
+            *passed |= (limit.origin == chunk.origin && chunk.key > limit.key) || chunk.origin > limit.origin;
         }
     }
 
@@ -95,7 +95,7 @@ impl Flushes {
     pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<Done> {
         let is_done = |waiter: &mut Waiter| {
             waiter.limits.iter().all(|&(limit, passed)| {
-                let pending = |chunk: ChunkRef| same_lane(limit, chunk) && chunk.key <= limit.key;
+                let pending = |chunk: ChunkRef| limit.origin == chunk.origin && chunk.key <= limit.key;
                 passed && !loaded.clone().any(pending)
             })
         };
@@ -109,17 +109,13 @@ impl Flushes {
     }
 }
 
-fn same_lane(one: ChunkRef, other: ChunkRef) -> bool {
-    (one.origin, one.key.lane) == (other.origin, other.key.lane)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::queue::store::ChunkKey;
 
     fn at(origin: u32, first_seq: u64) -> ChunkRef {
-        ChunkRef { origin, key: ChunkKey { lane: 0, first_seq } }
+        ChunkRef { origin, key: ChunkKey::new(first_seq) }
     }
 
     fn done(flushes: &mut Flushes, loaded: &[ChunkRef]) -> bool {

@@ -229,10 +229,9 @@ impl Intake {
                 Wanted::All | Wanted::Fresh => {}
             }
             let fitting = self.fitting(&slice, max_events - batch.events, room);
-            let is_other_lane = !batch.slices.is_empty() && slice.chunk.key.lane != batch.lane();
             let fits = fitting == slice.range.len();
             // A chunk is divided only if it has to be: whole chunks make whole acks.
-            if is_other_lane || (!fits && !batch.slices.is_empty()) {
+            if !fits && !batch.slices.is_empty() {
                 self.ready.push_front(slice);
                 break;
             }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
 use super::aside::EventId;
+use crate::queue::frame;
 use crate::queue::store::{Chunk, DeadRecord};
 use crate::queue::{Ack, ChunkRef, Lease};
-use crate::record::frame;
 use crate::sys::clock::WallNanos;
 
 /// Neighbouring records of one loaded chunk.

@@ -34,7 +34,7 @@
 //!
 //! # Rules
 //!
-//! * A batch has records of one lane (lanes have endpoints of their own), whole chunks as far as they fit; with V1 no uuid twice.
+//! * A batch has whole chunks as far as they fit; with V1 no uuid twice.
 //! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt, for the server moves every
 //!   event by it.
 //! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by (`timers.rs`); wall time is the `Clock`'s.
@@ -103,7 +103,7 @@ pub use verdict::{DeliveryNotice, DeliveryOutcome};
 
 /// The queue, as delivery sees it. The calls are made on the delivery task and must not take long.
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Leases the next free rows that `wants` accepts: oldest first within an origin and lane, those of a lower origin
+    /// Leases the next free rows that `wants` accepts: oldest first within an origin, those of a lower origin
     /// first; as many as fit `max_bytes`, and at least one if there is one. An empty list means that no such row is
     /// free now.
     fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError>;
@@ -111,7 +111,7 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// Whether the program has opted out. Then `lease` returns nothing, and delivery releases what it has leased.
     fn is_held(&self) -> bool;
 
-    /// The last committed row of each lane of this process's own queue: what a flush that begins now has to cover.
+    /// The last committed row of this process's own queue: what a flush that begins now has to cover.
     fn newest(&self) -> Vec<ChunkRef>;
 
     /// Decides over a leased row. The commit comes later, but the row is not leased again. What the ack keeps is a
@@ -166,13 +166,13 @@ pub(crate) enum CaptureProtocol {
 /// What to send, where, and how much at once.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryOptions {
-    /// The endpoint of each lane; a lane beyond the list uses the first.
+    /// The endpoint: the first of these.
     pub(crate) urls: Vec<Arc<str>>,
     /// The project's write-only token.
     pub(crate) api_key: String,
     /// Whether PostHog shall treat all of this as an import of old events.
     pub(crate) historical_migration: bool,
-    /// What the endpoint of the first lane speaks.
+    /// What the endpoint speaks.
     pub(crate) protocol: CaptureProtocol,
     /// How bodies are compressed, where the endpoint can read that.
     pub(crate) compression: Compression,

@@ -40,14 +40,14 @@ impl Exchange {
 }
 
 impl DeliveryOptions {
-    /// What a lane's endpoint speaks: the first lane's is configured, that of the others is older than V1.
-    pub(super) fn protocol(&self, lane: u8) -> CaptureProtocol {
-        if lane == 0 { self.protocol } else { CaptureProtocol::V0 }
+    /// What the endpoint speaks.
+    pub(super) fn protocol(&self) -> CaptureProtocol {
+        self.protocol
     }
 
-    /// How a lane's bodies are compressed: with V0 by nothing but gzip, which is all that every server of that age reads.
-    pub(super) fn compression(&self, lane: u8) -> Compression {
-        match (self.protocol(lane), self.compression) {
+    /// How bodies are compressed: with V0 by nothing but gzip, which is all that every server of that age reads.
+    pub(super) fn compression(&self) -> Compression {
+        match (self.protocol, self.compression) {
             (CaptureProtocol::V0, Compression::None) => Compression::None,
             (CaptureProtocol::V0, gzip @ Compression::Gzip { .. }) => gzip,
             (CaptureProtocol::V0, _) => Compression::Gzip { level: 1 },
@@ -56,25 +56,25 @@ impl DeliveryOptions {
     }
 
     /// What stands around the events of an attempt made `now`.
-    pub(super) fn envelope(&self, lane: u8, exchange: &Exchange, now: WallNanos) -> Envelope<'_> {
+    pub(super) fn envelope(&self, exchange: &Exchange, now: WallNanos) -> Envelope<'_> {
         let historical_migration = self.historical_migration;
-        match self.protocol(lane) {
+        match self.protocol {
             CaptureProtocol::V0 => Envelope::V0 { api_key: &self.api_key, historical_migration, sent_at: now },
             CaptureProtocol::V1 => Envelope::V1 { historical_migration, created_at: exchange.created_at },
         }
     }
 
     /// An attempt made `now`.
-    pub(super) fn request(&self, lane: u8, exchange: &Exchange, now: WallNanos, body: Body) -> Request {
-        let protocol = self.protocol(lane);
-        let encoding = self.compression(lane).content_encoding();
-        let mut url = self.urls.get(usize::from(lane)).or(self.urls.first()).cloned().unwrap_or_default();
+    pub(super) fn request(&self, exchange: &Exchange, now: WallNanos, body: Body) -> Request {
+        let protocol = self.protocol;
+        let encoding = self.compression().content_encoding();
+        let mut url = self.urls.first().cloned().unwrap_or_default();
         let mut headers = vec![("content-type", "application/json".to_owned())];
         headers.extend(encoding.map(|encoding| ("content-encoding", encoding.to_owned())));
         let mut max_answer = MAX_RESPONSE_BYTES;
         match protocol {
             // Old servers read the query, not the header.
-            CaptureProtocol::V0 if lane == 0 && self.gzip_in_query && encoding.is_some() => {
+            CaptureProtocol::V0 if self.gzip_in_query && encoding.is_some() => {
                 url = format!("{url}?compression=gzip").into()
             }
             CaptureProtocol::V0 => {}

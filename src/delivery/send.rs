@@ -30,7 +30,7 @@ impl Engine {
     /// Sends a batch; what cannot go with the rest of it becomes a batch of its own.
     pub(super) fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
         // PostHog's V1 answers by uuid, and refuses a request that holds one twice.
-        if self.options.protocol(batch.lane()) == CaptureProtocol::V1
+        if self.options.protocol() == CaptureProtocol::V1
             && let Some(repetition) = batch.first_repetition(&self.intake.loaded)
         {
             let (first, second) = batch.cut(repetition, &mut self.intake.loaded);
@@ -56,7 +56,7 @@ impl Engine {
             tries.attempts = tries.attempts.saturating_add(1);
             tries.first_attempt.get_or_insert(wall);
         }
-        let request = self.options.request(batch.lane(), &exchange, wall, body);
+        let request = self.options.request(&exchange, wall, body);
         self.sends += 1;
         batch.sent = Some((self.sends, now));
         let request = self.transport.send(request);
@@ -71,8 +71,8 @@ impl Engine {
 
     /// The batch as a body; records that cannot be read are dead_lettered. `None` if nothing is left.
     fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
-        let envelope = self.options.envelope(batch.lane(), exchange, wall);
-        let compression = self.options.compression(batch.lane());
+        let envelope = self.options.envelope(exchange, wall);
+        let compression = self.options.compression();
         let loaded = &self.intake.loaded;
         let records =
             || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));

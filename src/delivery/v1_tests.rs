@@ -73,17 +73,6 @@ async fn an_import_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_lanes_speak_v0() {
-    let queue = FakeQueue::default();
-    queue.commit_chunk(chunk_of(0, 1, 7, &[record(7)]));
-    let rig = start(queue, |_| Reply::ok());
-    rig.drained().await;
-    let seen = rig.endpoint.seen().remove(0);
-    assert_eq!((&*seen.url, &seen.body["api_key"]), ("http://fake/ai/", &"phc_test".into()));
-    assert_eq!((seen.header("authorization"), seen.header("posthog-request-id")), ("", ""));
-}
-
-#[tokio::test(start_paused = true)]
 async fn each_event_has_a_verdict_of_its_own() {
     let rig = start(
         queue_of(2, 3),
@@ -308,8 +297,8 @@ async fn one_event_that_is_asked_for_again_for_ever_does_not_keep_the_others() {
 #[tokio::test(start_paused = true)]
 async fn equal_uuids_go_in_different_requests() {
     let queue = FakeQueue::default();
-    queue.commit_chunk(chunk_of(0, 0, 1, &[record(1), record(2), record(1), record(3)]));
-    queue.commit_chunk(chunk_of(0, 0, 5, &[record(1), record(4), record(4)]));
+    queue.commit_chunk(chunk_of(0, 1, &[record(1), record(2), record(1), record(3)]));
+    queue.commit_chunk(chunk_of(0, 5, &[record(1), record(4), record(4)]));
     let rig = start(queue, in_turn(&[&["ok"]]));
     rig.drained().await;
     assert_eq!(rig.queue.delivered(), 7);

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Pipeline, lock};
-use crate::queue::journal::Room;
+use crate::queue::journal::Budget as Room;
 use crate::sys::reentry;
 
 /// What happens to a capture when the queue has reached its bounds.

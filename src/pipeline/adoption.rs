@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::advice::explain_queue;
 use super::opening::Job;
 use super::{Notice, Pipeline, lock};
 use crate::crash;
 use crate::queue::{
-    Claim, ClaimError, Finding, Opened, Project, Shard, ShardError, ShardOptions, claim_orphan, is_known_empty,
-    keeps_room, shard_dir,
+    Claim, ClaimError, Finding, Opened, Project, Queue, QueueError, QueueOptions, claim_orphan, holds_idle_files,
+    is_known_empty, shard_dir,
 };
 use crate::sys::crash_point;
 use crate::sys::disk::Disk;
@@ -44,7 +45,7 @@ pub(super) struct Avoided {
 #[derive(Debug)]
 pub(super) struct Adopted {
     origin: u32,
-    shard: Arc<Shard>,
+    shard: Arc<Queue>,
     place: Place,
 }
 
@@ -57,7 +58,7 @@ pub(super) struct Place {
 
 impl Pipeline {
     /// The orphan that is being delivered.
-    pub(super) fn adopted_shard(&self) -> Option<(u32, Arc<Shard>)> {
+    pub(super) fn adopted_shard(&self) -> Option<(u32, Arc<Queue>)> {
         lock(&self.adopted).as_ref().map(|adopted| (adopted.origin, Arc::clone(&adopted.shard)))
     }
 
@@ -113,7 +114,7 @@ impl Pipeline {
     /// Takes an orphan that is open. `false` if there was nothing in it to be delivered.
     fn adopt(&self, place: Place, mut opened: Opened) -> bool {
         crash_point::reach("adoption.opened");
-        let is_checkpointed = !opened.findings.iter().any(|finding| matches!(finding, Finding::NotCarried { .. }));
+        let is_checkpointed = !opened.findings.iter().any(|finding| matches!(finding, Finding::NotCheckpointed { .. }));
         self.report_findings(opened.findings);
         opened.shard.become_adopted();
         let shard = Arc::new(opened.shard);
@@ -138,7 +139,7 @@ impl Pipeline {
     }
 
     /// The next orphan after the last one that was looked at; from the start again if that was asked for meanwhile.
-    fn find_orphan(&self) -> Option<(Place, ShardOptions, Claim)> {
+    fn find_orphan(&self) -> Option<(Place, QueueOptions, Claim)> {
         let (after, again) = self.orphans.resume();
         let found = self.find_orphan_after(after);
         if found.is_some() {
@@ -150,7 +151,7 @@ impl Pipeline {
         if again { self.find_orphan_after(Place::default()) } else { None }
     }
 
-    fn find_orphan_after(&self, after: Place) -> Option<(Place, ShardOptions, Claim)> {
+    fn find_orphan_after(&self, after: Place) -> Option<(Place, QueueOptions, Claim)> {
         let projects = std::iter::once(&self.options.project).chain(&self.options.also);
         for (index, project) in projects.enumerate().skip(after.project) {
             let dir = self.dir_of(project);
@@ -161,16 +162,16 @@ impl Pipeline {
                     Ok(Some((number, claim))) => {
                         let place = Place { project: index, number: Some(number) };
                         let options =
-                            ShardOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
+                            QueueOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
                         return Some((place, options, claim));
                     }
                     Err(ClaimError::Shard { number: failed, source }) => {
-                        self.skip(Place { project: index, number: Some(failed) }, &ShardError::from(*source));
+                        self.skip(Place { project: index, number: Some(failed) }, &QueueError::from(*source));
                         number = Some(failed);
                     }
                     Ok(None) => break,
                     Err(error) => {
-                        self.skip(Place { project: index, number: Some(WHOLE) }, &ShardError::from(error));
+                        self.skip(Place { project: index, number: Some(WHOLE) }, &QueueError::from(error));
                         break;
                     }
                 }
@@ -188,13 +189,13 @@ impl Pipeline {
         let (disk, dir) = (&self.options.disk, shard_dir(project_dir, number));
         let has_words = || project == OWN_PROJECT && crash::has_left_behind(disk, &dir.join(crash::DIR));
         let left_before = self.options.clock.wall_nanos().saturating_sub(KEEPS_ROOM_FOR.as_nanos() as i64);
-        !is_known_empty(disk, &dir) || has_words() || keeps_room(disk, &dir, left_before)
+        !is_known_empty(disk, &dir) || has_words() || holds_idle_files(disk, &dir, left_before)
     }
 
     /// Leaves the orphan alone for a while, and says so if it did not fail in the same way before.
-    fn skip(&self, place: Place, error: &ShardError) {
+    fn skip(&self, place: Place, error: &QueueError) {
         let (Some(number), Some(path)) = (place.number, self.path_of(place)) else { return };
-        let why = error.explain(&self.options.disk);
+        let why = explain_queue(&self.options.disk, error);
         let avoided = Avoided { until: self.options.clock.now() + AVOID_FOR, why: why.clone() };
         let before = lock(&self.avoided).insert((place.project, number), avoided);
         if before.is_none_or(|before| before.why != why) {
@@ -213,7 +214,7 @@ impl Pipeline {
     }
 
     fn dir_of(&self, project: &Project) -> PathBuf {
-        project.lane_dir(&self.options.queue_dir, self.options.lane)
+        self.options.lane.dir(project, &self.options.queue_dir)
     }
 
     fn path_of(&self, place: Place) -> Option<PathBuf> {
@@ -240,12 +241,12 @@ impl From<Finding> for Notice {
         match finding {
             Finding::Salvaged { path, why, lost } => Notice::Salvaged { path, why, lost },
             Finding::Missing { events, after_restart } => Notice::Missing { events, after_restart },
-            Finding::NotCarried { error } => {
-                let why = error.explain(&Disk::default());
+            Finding::NotCheckpointed { error } => {
+                let why = explain_queue(&Disk::default(), &error);
                 Notice::Storage { problem: Some(format!("events in the journal could not be stored yet: {why}")) }
             }
             Finding::StoreVerified => Notice::StoreVerified,
-            Finding::DiedResolving => Notice::SymbolsUntrusted,
+            Finding::DiedInTask => Notice::SymbolsUntrusted,
         }
     }
 }

@@ -7,9 +7,9 @@ use super::admission::{Level, Limits, Usage};
 use super::committer::{Committer, SPARE_AGAIN};
 use super::source::OWN;
 use super::{Notice, OverflowPolicy, Pipeline, WorkerOptions};
-use crate::queue::journal::Room;
+use crate::queue::journal::Budget as Room;
 use crate::queue::store::{ChunkKey, is_worth_compacting};
-use crate::queue::{ChunkRef, EvictUntil, Passed};
+use crate::queue::{ChunkRef, EvictUntil, EvictionCursor};
 use crate::sys::ages::Anchor;
 
 /// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
@@ -28,7 +28,7 @@ pub(super) struct Bounds {
     /// Whether ages are to be believed.
     anchor: Anchor,
     /// Where an eviction has something to look for, as long as no row has become free since.
-    passed: (Passed, u64),
+    passed: (EvictionCursor, u64),
 }
 
 impl Bounds {
@@ -39,7 +39,7 @@ impl Bounds {
             looked_at: None,
             compacted_at: None,
             anchor: Anchor::new(clock.now(), clock.wall_nanos(), options.disk.uptime()),
-            passed: (Passed::default(), 0),
+            passed: (EvictionCursor::default(), 0),
         }
     }
 }
@@ -76,7 +76,7 @@ impl Committer {
         let limits = &pipeline.options.limits;
         let Some(sealed) = pipeline.shard.journal().oldest_sealed() else { return };
         let bound = pipeline.row_bytes_bound();
-        let fits = pipeline.shard.row_bytes().saturating_add(sealed.weight()) <= bound;
+        let fits = pipeline.shard.row_bytes().saturating_add(sealed.cost()) <= bound;
         if limits.overflow == OverflowPolicy::DropOldest && !fits {
             // That was an upper bound. What is given up for good is worth another look.
             let incoming = pipeline.shard.page_bytes_of(&sealed);
@@ -104,11 +104,11 @@ impl Committer {
     pub(super) fn make_spare(&mut self) {
         let journal = self.pipeline.shard.journal();
         let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
-        if self.stopping.is_some() || !is_time || journal.has_spare() {
+        if self.stopping.is_some() || !is_time || journal.has_free_arena() {
             return;
         }
         // Never out of the last room: the store needs that, to take in what waits and to get rid of what was delivered.
-        if !self.pipeline.has_room_for_spare() || journal.prepare_spare().is_err() {
+        if !self.pipeline.has_room_for_spare() || journal.prepare_free_arena().is_err() {
             // Bursts are refused a little earlier, that is all.
             self.spare_after = Some(self.now() + SPARE_AGAIN);
         }
@@ -126,7 +126,7 @@ impl Committer {
         let releases = pipeline.leases.releases();
         let (passed, as_of) = &mut self.bounds.passed;
         if std::mem::replace(as_of, releases) != releases {
-            *passed = Passed::default();
+            *passed = EvictionCursor::default();
         }
         let evicted = pipeline.shard.evict(until, passed, &is_out, pipeline.options.clock.wall_nanos());
         drop(rows);
@@ -152,7 +152,7 @@ impl Pipeline {
     pub(super) fn admit(&self, time: bool) {
         let usage = self.usage();
         let standing = self.options.limits.standing(&usage);
-        self.shard.allow(standing.ordinary, standing.priority);
+        self.shard.set_budget(standing.ordinary, standing.priority);
         self.admission.set(standing, usage.waiting, time);
         self.tell_of_floor(usage.free_bytes);
     }
@@ -179,7 +179,7 @@ impl Pipeline {
 
     fn waiting(&self) -> Room {
         let journal = self.shard.journal();
-        Room { events: journal.journaled().1, bytes: journal.journaled_weight() }
+        Room { events: journal.journaled().1, bytes: journal.journaled_cost() }
     }
 
     fn usage(&self) -> Usage {

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::advice::explain_queue;
 use super::bounds::Bounds;
 use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flag_definitions::Keeping;
@@ -203,7 +204,7 @@ impl Committer {
             all: self.asked.wants_all() || self.stopping.is_some(),
         };
         // Without another arena the active one cannot be sealed. Acks do not wait for that: they are what makes room.
-        let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_spare());
+        let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_free_arena());
         let Some(after) = stuck else { return due(&self.intervals, &self.waiting, &facts, now) };
         let waiting = Waiting { journaled_since: None, ..self.waiting };
         let mut due = due(&self.intervals, &waiting, &facts, now);
@@ -367,7 +368,7 @@ impl Committer {
             Err(error) => {
                 rows.put_back(pending);
                 drop(rows);
-                let why = error.explain(&pipeline.options.disk);
+                let why = explain_queue(&pipeline.options.disk, &error);
                 (pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
                 pipeline.abandon_adopted();
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use super::Pipeline;
 use super::source::OWN;
 use crate::queue::ChunkRef;
-use crate::record::frame;
+use crate::queue::frame;
 use crate::sys::clock::Clock;
 use crate::sys::clock::still::Sleeper;
 

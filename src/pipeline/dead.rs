@@ -144,7 +144,7 @@ impl Committer {
     }
 }
 
-fn storage(error: &crate::queue::ShardError) -> DeadLetterError {
+fn storage(error: &crate::queue::QueueError) -> DeadLetterError {
     DeadLetterError::Storage(error.to_string())
 }
 

@@ -7,14 +7,17 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::committer::Committer;
+use super::lane::Lane;
 use super::pending::{self, Pending, Unanswered};
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::flags::loader::{self, Keep, Loader, LoaderParts, Restored};
 use crate::flags::{FlagDefinitionsError, FlagDefinitionsState, LoadedFlags};
-use crate::queue::{Lane, Shard};
+use crate::queue::Queue;
 
 /// What could not be written is tried again with a later turn, not sooner than after this.
 const KEEP_AGAIN: Duration = Duration::from_secs(60);
+/// The name under which the queue stores them.
+const META_NAME: &str = "flag_definitions";
 /// The name of the operation in diagnostics.
 const KEEP: &str = "keep";
 
@@ -27,11 +30,11 @@ pub(super) struct Definitions {
 
 impl Definitions {
     /// Reads what an earlier process left. Flags are evaluated with it from here on.
-    pub(super) fn open(options: &WorkerOptions, shard: &Shard) -> Self {
+    pub(super) fn open(options: &WorkerOptions, shard: &Queue) -> Self {
         let Some(loads) = options.flag_definitions.as_ref().filter(|_| options.lane == Lane::Analytics) else {
             return Self::default();
         };
-        let kept = loads.keep.and_then(|_| shard.open_store()?.kept_definitions());
+        let kept = loads.keep.and_then(|_| shard.meta(META_NAME));
         let restored = kept.and_then(|kept| loader::decode(&kept));
         Self { loader: Some(Loader::new(restored.as_ref())), restored }
     }
@@ -148,7 +151,7 @@ impl Committer {
             Keep::Nothing => None,
         };
         let kept = if pipeline.has_room_to_keep(content.map_or(0, <[u8]>::len)) {
-            pipeline.shard.keep_definitions(content).map_err(|error| error.to_string())
+            pipeline.shard.put_meta(META_NAME, content).map_err(|error| error.to_string())
         } else {
             Err("the disk has less free than that takes beside Config::min_free_space".to_owned())
         };

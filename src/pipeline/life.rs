@@ -9,7 +9,7 @@ use super::{Pipeline, WorkerOptions, lock};
 use crate::crash::cause::{ExitCause, FatalRecord, Traces, end_of};
 use crate::crash::exit_mark::{ExitMark, mark_at_exit};
 use crate::crash::terminate;
-use crate::queue::{Predecessor, Shard, Sign};
+use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::OomCount;
 
@@ -38,26 +38,26 @@ impl LastRun {
         fatal: Option<FatalRecord>,
         queued_events: u64,
     ) -> Option<Self> {
-        let life = before.life?;
+        let life = before.run?;
         let same_boot = life.same_boot;
         let up_since = |up: Duration| options.clock.wall_nanos().checked_sub(i64::try_from(up.as_nanos()).ok()?);
         let traces = Traces {
             fatal,
             closed: life.closed,
             exit: life.exit,
-            watched_exit: life.sign.watches_exit,
+            watched_exit: life.heartbeat.watches_exit,
             dying_of: life.dying_of,
-            watched_termination: life.sign.watches_termination,
+            watched_termination: life.heartbeat.watches_termination,
             same_boot,
-            seen_at: life.sign.at,
+            seen_at: life.heartbeat.at,
             booted_at: options.disk.uptime().filter(|_| same_boot == Some(false)).and_then(up_since),
-            oom: (life.sign.oom, options.disk.oom_count()),
+            oom: (life.heartbeat.oom, options.disk.oom_count()),
         };
         Some(Self {
             end: end_of(&traces),
             pid: life.pid,
             started_at: life.started_at,
-            alive_for: life.sign.alive_for,
+            alive_for: life.heartbeat.alive_for,
             queued_events,
             machine_restarted: same_boot.map(|same| !same),
         })
@@ -75,16 +75,16 @@ pub(super) struct Life {
 
 impl Life {
     /// Begins with a first sign, so that a run that ends at once is judged by what it was.
-    pub(super) fn begin(options: &WorkerOptions, shard: &Arc<Shard>, last: Option<LastRun>) -> Self {
-        let mark: Weak<Shard> = Arc::downgrade(shard);
+    pub(super) fn begin(options: &WorkerOptions, shard: &Arc<Queue>, last: Option<LastRun>) -> Self {
+        let mark: Weak<Queue> = Arc::downgrade(shard);
         let watches_exit = !shard.is_volatile() && mark_at_exit(mark);
         let life = Self { began: options.clock.now(), watches_exit, oom: Mutex::new(None), last };
-        shard.note_sign(&life.sign(options));
+        shard.note_heartbeat(&life.heartbeat(options));
         shard.publish();
         life
     }
 
-    fn sign(&self, options: &WorkerOptions) -> Sign {
+    fn heartbeat(&self, options: &WorkerOptions) -> Heartbeat {
         let now = options.clock.now();
         let oom = {
             let mut counted = lock(&self.oom);
@@ -93,7 +93,7 @@ impl Life {
             *counted = Some((at, oom));
             oom
         };
-        Sign {
+        Heartbeat {
             at: options.clock.wall_nanos(),
             alive_for: now.saturating_duration_since(self.began),
             watches_exit: self.watches_exit,
@@ -107,7 +107,7 @@ impl Pipeline {
     /// Leaves a sign of life. For a committer that is awake and has something to do: an idle client writes nothing.
     pub(super) fn give_sign(&self) {
         if !self.shard.is_volatile() {
-            self.shard.note_sign(&self.life.sign(&self.options));
+            self.shard.note_heartbeat(&self.life.heartbeat(&self.options));
         }
     }
 
@@ -122,7 +122,7 @@ impl Pipeline {
     }
 }
 
-impl ExitMark for Shard {
+impl ExitMark for Queue {
     fn process_exits(&self, status: Option<i32>) {
         self.mark_exit(status);
     }

@@ -51,6 +51,7 @@
 
 mod admission;
 mod adoption;
+pub(crate) mod advice;
 mod bounds;
 mod circumstances;
 mod committer;
@@ -96,12 +97,13 @@ use std::time::{Duration, Instant};
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
 use crate::flags::RemoteOptions;
 use crate::flags::loader::LoaderOptions;
-use crate::queue::journal::{Appended, Refused};
-use crate::queue::{Lane, Leases, OrphanedQueue, Project, Shard, Totals};
-use crate::record::frame;
+use crate::queue::frame;
+use crate::queue::journal::{self, Appended};
+use crate::queue::{Leases, OrphanedQueue, Project, Queue, Totals};
 use crate::sys::clock::Clock;
 use crate::sys::disk::{Disk, fork};
 use crate::transport::{Http, TransportOptions};
+pub(crate) use lane::Lane;
 
 use admission::Admission;
 pub use admission::OverflowPolicy;
@@ -189,7 +191,7 @@ pub(crate) struct Pipeline {
     /// Names it among all pipelines of this process.
     id: u64,
     generation: u64,
-    shard: Arc<Shard>,
+    shard: Arc<Queue>,
     life: life::Life,
     adopted: Mutex<Option<adoption::Adopted>>,
     avoided: adoption::AvoidedShards,
@@ -235,9 +237,9 @@ impl Pipeline {
         if self.admission.is_open() {
             match self.shard.append(body, hash, class) {
                 Ok(appended) => return Ok(self.appended(appended)),
-                Err(Refused::Full | Refused::Bounded) => {}
+                Err(journal::AppendError::Full | journal::AppendError::Bounded) => {}
                 // Who waits for room waits for the lock as well.
-                Err(Refused::Busy) if self.may_block() => {}
+                Err(journal::AppendError::Busy) if self.may_block() => {}
                 Err(other) => return Err(self.refused(other)),
             }
         }
@@ -273,7 +275,7 @@ impl Pipeline {
     /// Mirrors the caller's counts of refusals to the status page.
     pub(crate) fn mirror_refusals(&self, counts: &[u64]) {
         if self.finished.get().is_none() {
-            self.shard.mirror_refusals(counts);
+            self.shard.mirror_counters(counts);
         }
     }
 
@@ -301,16 +303,16 @@ impl Pipeline {
     }
 
     #[cold]
-    fn refused(&self, refused: Refused) -> AppendError {
+    fn refused(&self, refused: journal::AppendError) -> AppendError {
         match refused {
-            Refused::Full => AppendError::JournalFull,
-            Refused::Bounded => AppendError::QueueFull,
-            Refused::Busy => AppendError::JournalBusy,
-            Refused::Closed => AppendError::Closed,
+            journal::AppendError::Full => AppendError::JournalFull,
+            journal::AppendError::Bounded => AppendError::QueueFull,
+            journal::AppendError::Busy => AppendError::JournalBusy,
+            journal::AppendError::Closed => AppendError::Closed,
             // The committer has said why.
-            Refused::Lost => AppendError::Storage,
-            Refused::Forked => AppendError::Forked,
-            Refused::Io(error) => {
+            journal::AppendError::Lost => AppendError::Storage,
+            journal::AppendError::Forked => AppendError::Forked,
+            journal::AppendError::Io(error) => {
                 self.journal_fails(&error);
                 AppendError::Storage
             }

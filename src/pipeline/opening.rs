@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::adoption::{OWN_PROJECT, Place};
 use super::{Pipeline, lock, threads};
 use crate::crash::exit_mark::{ExitMark, mark_at_exit};
-use crate::queue::{Claim, Opened, OpeningMark, Shard, ShardError, ShardOptions};
+use crate::queue::{Claim, Opened, OpeningMark, Queue, QueueError, QueueOptions};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::Disk;
 
@@ -23,13 +23,13 @@ use crate::sys::disk::Disk;
 #[derive(Debug)]
 pub(super) enum Job {
     /// Opens a shard that was claimed.
-    Open(Box<ShardOptions>, Claim),
+    Open(Box<QueueOptions>, Claim),
     /// Lets go of a shard that is empty, and gives back the room that it takes.
-    GiveBackRoom(Arc<Shard>),
+    GiveBackRoom(Arc<Queue>),
 }
 
 /// What came of it: a shard, if one was opened.
-pub(super) type Done = Result<Option<Opened>, ShardError>;
+pub(super) type Done = Result<Option<Opened>, QueueError>;
 
 /// What the committer and these threads share. It is there before the pipeline is.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Orphans {
     pub(super) fn open_in_time(
         self: &Arc<Self>,
         disk: &Disk,
-        options: ShardOptions,
+        options: QueueOptions,
         claim: Claim,
         now: WallNanos,
         most: Duration,
@@ -91,7 +91,7 @@ impl Orphans {
         let options = &pipeline.options;
         if let Err(source) = self.start(&options.disk, options.clock.wall_nanos(), place, job, true) {
             // What the job was about was let go with it.
-            self.finish(place, Err(ShardError::Io { path: "(a thread)".into(), source }), true);
+            self.finish(place, Err(QueueError::Io { path: "(a thread)".into(), source }), true);
         }
     }
 
@@ -154,16 +154,16 @@ impl Orphans {
     fn work(&self, disk: &Disk, now: WallNanos, job: Job) -> Done {
         match job {
             Job::Open(options, claim) => {
-                let mark = OpeningMark::of(disk, &claim).map(Arc::new);
+                let mark = OpeningMark::of(disk, claim.dir()).map(Arc::new);
                 if let Some(mark) = &mark {
                     let _ = mark_at_exit(Arc::downgrade(mark) as Weak<dyn ExitMark>);
                     let mut state = lock(&self.state);
                     state.marks.retain(|mark| mark.strong_count() > 0);
                     state.marks.push(Arc::downgrade(mark));
                 }
-                Shard::open(disk, &options, claim, now).map(Some)
+                Queue::open(disk, &options, claim, now).map(Some)
             }
-            Job::GiveBackRoom(shard) => shard.give_back_room(disk).map(|()| None),
+            Job::GiveBackRoom(shard) => shard.close_and_free_space(disk).map(|()| None),
         }
     }
 
@@ -192,9 +192,9 @@ fn let_go(done: Done) {
     }
 }
 
-fn panicked(place: &Place) -> ShardError {
+fn panicked(place: &Place) -> QueueError {
     let path = format!("shard-{}", place.number.unwrap_or(0)).into();
-    ShardError::Io { path, source: io::Error::other("opening it panicked, please report this") }
+    QueueError::Io { path, source: io::Error::other("opening it panicked, please report this") }
 }
 
 impl ExitMark for OpeningMark {

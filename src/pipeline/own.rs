@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::advice::explain_queue;
 use super::opening::Orphans;
 use super::{Notice, StartError, WorkerOptions};
 use crate::queue::{
-    ClaimError, Opened, Predecessor, Shard, ShardError, claim, concerns_all_shards, predecessor, shard_dir, shard_dirs,
+    ClaimError, Opened, Predecessor, Queue, QueueError, claim, concerns_all_shards, predecessor, shard_dir, shard_dirs,
 };
 use crate::sys::clock::WallNanos;
 
@@ -34,16 +35,16 @@ pub(super) fn open_shard(
 ) -> Result<Own, StartError> {
     let disk = &options.disk;
     if options.queue_dir.as_os_str().is_empty() {
-        return Err(ShardError::Nowhere.into());
+        return Err(QueueError::NoDirectory.into());
     }
     disk.make_dir_durable(&options.queue_dir)
-        .map_err(|source| ShardError::Io { path: options.queue_dir.clone(), source })?;
-    let project_dir = options.project.lane_dir(&options.queue_dir, options.lane);
+        .map_err(|source| QueueError::Io { path: options.queue_dir.clone(), source })?;
+    let project_dir = options.lane.dir(&options.project, &options.queue_dir);
     let (mut unusable, mut unopened, mut slow) = (Vec::new(), 0, None);
     loop {
         let (number, error) = match claim(disk, &project_dir, &unusable) {
             Ok(claim) if claim.is_new() => {
-                let opened = Shard::open(disk, &options.shard_options(), claim, now)?;
+                let opened = Queue::open(disk, &options.shard_options(), claim, now)?;
                 return Ok(Own { opened, slow });
             }
             Ok(claim) => {
@@ -72,12 +73,12 @@ pub(super) fn open_shard(
                 }
             }
             Err(ClaimError::Shard { number, source }) => (number, (*source).into()),
-            Err(error) => return Err(ShardError::from(error).into()),
+            Err(error) => return Err(QueueError::from(error).into()),
         };
         if concerns_all_shards(&error) {
             return Err(error.into());
         }
-        let (path, why) = (shard_dir(&project_dir, number), error.explain(disk));
+        let (path, why) = (shard_dir(&project_dir, number), explain_queue(disk, &error));
         unusable.push(path.clone());
         skipped.push((number, why.clone()));
         (options.report)(Notice::ShardSkipped { path, why });
@@ -86,7 +87,7 @@ pub(super) fn open_shard(
 
 /// A shard in memory, where the directory cannot be used.
 pub(super) fn in_memory(options: &WorkerOptions) -> Result<Own, StartError> {
-    let shard = Shard::volatile(&options.disk, &options.shard_options())?;
+    let shard = Queue::volatile(&options.disk, &options.shard_options())?;
     let opened = Opened { shard, replayed: 0, findings: Vec::new(), before: Predecessor::default() };
     Ok(Own { opened, slow: None })
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pipeline;
+use super::advice::{explain_io, explain_queue};
 use super::committer::Committer;
 use super::lock;
 use super::source::OWN;
-use crate::queue::{ShardError, Standing, explain_io};
+use crate::queue::{Ownership, QueueError};
 
 /// After a failure of the store it is tried again after this, and then after twice as long each time.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -58,15 +59,15 @@ impl Committer {
     /// Looks where the queue's directory is. One that was moved, made inaccessible or deleted is no reason to stop: what is open goes on.
     /// Of one that was deleted it is said that it ends with the process.
     pub(super) fn look_after_directory(&mut self) {
-        match self.pipeline.shard.standing() {
-            Standing::Held => {
+        match self.pipeline.shard.ownership() {
+            Ownership::Held => {
                 self.reach.again_at = None;
                 if self.pipeline.comes_into_reach() {
                     self.reach = Reach::default();
                     self.try_all_again();
                 }
             }
-            Standing::OutOfReach { why } => {
+            Ownership::OutOfReach { why } => {
                 self.pipeline.goes_out_of_reach(&why);
                 if self.reach.again_at.is_none_or(|at| at <= self.now()) {
                     // Nobody rings when it is back.
@@ -74,14 +75,14 @@ impl Committer {
                     self.reach.delay = (self.reach.delay * 2).min(RETRY_MOST);
                 }
             }
-            Standing::Deleted => {
+            Ownership::Deleted => {
                 self.reach = Reach::default();
                 self.pipeline.shard.become_volatile();
                 let path = self.pipeline.shard.dir().clone();
                 self.pipeline.is_in_memory(path, "the queue's directory was deleted".into());
                 self.try_all_again();
             }
-            Standing::Lost => {
+            Ownership::Lost => {
                 self.reach = Reach::default();
                 lock(&self.pipeline.out_of_reach).take();
                 self.pipeline.storage_fails(&self.pipeline.shard.why_lost());
@@ -106,7 +107,7 @@ impl Committer {
         }
     }
 
-    pub(super) fn store_failed(&mut self, error: &ShardError) {
+    pub(super) fn store_failed(&mut self, error: &QueueError) {
         self.storage_failed(|pipeline| pipeline.shard_fails(error));
         self.failed();
     }
@@ -137,8 +138,8 @@ impl Committer {
 
 impl Pipeline {
     /// A step of the store failed, or of the journal on its way there.
-    pub(super) fn shard_fails(&self, error: &ShardError) {
-        self.storage_fails_by(&error.to_string(), || error.explain(&self.options.disk));
+    pub(super) fn shard_fails(&self, error: &QueueError) {
+        self.storage_fails_by(&error.to_string(), || explain_queue(&self.options.disk, error));
     }
 
     /// The active arena cannot be written or synced.

@@ -8,7 +8,7 @@ use super::source::OWN;
 use super::{AppendError, Floor, Pipeline, lock};
 use crate::delivery::{DeliveryHandle, DeliveryState};
 use crate::queue::store::{DeadRecord, Ledger};
-use crate::queue::{ChunkRef, LANE, OrphanedQueue};
+use crate::queue::{ChunkRef, OrphanedQueue};
 
 /// Where things stand, for statistics.
 #[derive(Clone, Debug)]
@@ -46,8 +46,8 @@ impl Pipeline {
         let (ledger, accepted) = self.account();
         let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
             let is_acked = |key| self.leases.is_acked(ChunkRef { origin: OWN, key });
-            let oldest = store.oldest(LANE, &is_acked).ok().flatten();
-            oldest.or_else(|| store.oldest(LANE, &|_| false).ok().flatten())
+            let oldest = store.oldest(&is_acked).ok().flatten();
+            oldest.or_else(|| store.oldest(&|_| false).ok().flatten())
         });
         Snapshot {
             ledger,

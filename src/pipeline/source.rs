@@ -6,7 +6,7 @@ use super::Pipeline;
 use crate::delivery::{PaceState, Phase, Source, SourceError};
 pub(super) use crate::queue::OWN;
 use crate::queue::store::ChunkKey;
-use crate::queue::{Ack, ChunkRef, LANE, Lease, Rows, Shard};
+use crate::queue::{Ack, ChunkRef, Lease, Queue, Rows};
 
 impl Pipeline {
     /// Stops sending, or starts it again. Requests that are under way at the moment of the call are not aborted.
@@ -24,7 +24,7 @@ impl Pipeline {
     fn lease_from(
         &self,
         rows: &Rows<'_>,
-        from: (u32, &Shard),
+        from: (u32, &Queue),
         max_bytes: usize,
         wants: &dyn Fn(ChunkRef) -> bool,
     ) -> Result<Vec<Lease>, SourceError> {
@@ -87,7 +87,7 @@ impl Source for Pipeline {
         // Not what other processes left behind: that may take long, and is not what the caller of a flush has captured.
         let ledger = self.shard.ledger();
         // No row begins above the newest record, and an upper bound is enough.
-        let key = ChunkKey { lane: LANE, first_seq: ledger.accepted };
+        let key = ChunkKey::new(ledger.accepted);
         (ledger.queued_events > 0).then_some(ChunkRef { origin: OWN, key }).into_iter().collect()
     }
 

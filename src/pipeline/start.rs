@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use super::admission::{Admission, memory_bound};
 use super::adoption::avoided_at_start;
+use super::advice::explain_queue;
 use super::committer::Committer;
 use super::flag_definitions::Definitions;
+use super::lane::Lane;
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
 use super::opening::Orphans;
@@ -23,8 +25,7 @@ use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::queue::{
-    Lane, Leases, Life as LifeBefore, Opened, OrphanedQueue, Predecessor, ShardError, ShardOptions, has_orphan,
-    orphaned,
+    Leases, Opened, OrphanedQueue, Predecessor, QueueError, QueueOptions, RunRecord, has_orphan, orphaned,
 };
 use crate::sys::disk::{FileSystem, exposed_above, fork};
 use crate::sys::reentry;
@@ -38,7 +39,7 @@ const STRANDED_TOLD: usize = 16;
 pub(crate) enum StartError {
     /// The queue directory cannot be used.
     #[error(transparent)]
-    Shard(#[from] ShardError),
+    Shard(#[from] QueueError),
     /// The proxy or a certificate of the configuration.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -54,8 +55,8 @@ pub(crate) enum StartError {
 }
 
 impl WorkerOptions {
-    pub(super) fn shard_options(&self) -> ShardOptions {
-        ShardOptions {
+    pub(super) fn shard_options(&self) -> QueueOptions {
+        QueueOptions {
             project: self.project.clone(),
             queue_dir: self.queue_dir.clone(),
             arena_bytes: self.arena_bytes,
@@ -184,7 +185,7 @@ pub(super) fn open(
         Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans))),
         Err(StartError::Shard(error)) if options.memory_fallback => {
             let own = in_memory(&options)?;
-            let problem = error.explain(&options.disk);
+            let problem = explain_queue(&options.disk, &error);
             Ok(assemble(options, network, own, Some(problem), (skipped, orphans)))
         }
         Err(error) => {
@@ -276,12 +277,13 @@ fn assemble(
 }
 
 fn last_run(options: &WorkerOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
-    let of_life = |life: LifeBefore| crash::fatal_left(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
-    LastRun::of(options, before, before.life.and_then(of_life), queued_events)
+    let of_life = |life: RunRecord| crash::fatal_left(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
+    LastRun::of(options, before, before.run.and_then(of_life), queued_events)
 }
 
 fn find_orphaned(options: &WorkerOptions) -> Vec<OrphanedQueue> {
-    let found = orphaned(&options.disk, &options.queue_dir, &options.project.dir_name()).unwrap_or_default();
+    let found =
+        orphaned(&options.disk, &options.queue_dir, &options.project.dir_name(), &[Lane::AI_DIR]).unwrap_or_default();
     let adopted: Vec<String> = options.also.iter().map(|project| project.dir_name()).collect();
     found.into_iter().filter(|queue| !adopted.contains(&queue.project)).collect()
 }
@@ -289,7 +291,7 @@ fn find_orphaned(options: &WorkerOptions) -> Vec<OrphanedQueue> {
 /// Whether an earlier process left AI events: they are delivered whether or not this one ever captures any.
 fn is_ai_left_behind(options: &WorkerOptions) -> bool {
     let mut projects = std::iter::once(&options.project).chain(&options.also);
-    projects.any(|project| has_orphan(&options.disk, &project.lane_dir(&options.queue_dir, Lane::Ai)))
+    projects.any(|project| has_orphan(&options.disk, &Lane::Ai.dir(project, &options.queue_dir)))
 }
 
 fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {

@@ -37,7 +37,7 @@ impl Pipeline {
         self.mailbox.begin_stopping();
         // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken. A journal that somebody
         // holds for ever takes none either.
-        self.shard.journal().close_in_time();
+        self.shard.journal().close_within_lock_wait();
         self.admission.close();
         if let Some(report) = self.finished.get() {
             promise.answer(report.clone());

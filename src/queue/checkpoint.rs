@@ -2,41 +2,41 @@
 
 use std::sync::Arc;
 
-use super::{Ack, LANE, Shard, ShardError};
-use crate::queue::journal::Sealed;
+use super::{Ack, Queue, QueueError};
+use crate::queue::journal::SealedArena;
 use crate::queue::journal::replay::Replay;
 use crate::queue::store::{
     Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, LedgerDelta, Read, Removal, StoreError,
 };
 use crate::sys::clock::WallNanos;
 
-/// One read of dead records: what goes through them all needs memory for so many bytes of them.
+/// How much one read of dead records returns, so that reading all of them needs a bounded amount of memory.
 const DEAD_READ_BYTES: usize = 1024 * 1024;
 
-/// What a step did.
+/// The result of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checkpointed {
-    /// Events that came into the store.
+    /// Events that were moved into the store.
     pub(crate) events: u64,
-    /// Events that were accepted once and are found nowhere.
+    /// Accepted events that were not found.
     pub(crate) missing: u64,
-    /// The machine was restarted since: they were not synced before. Else their bytes are damaged.
+    /// Whether the machine was restarted since: then they had not been synced. Otherwise they are damaged.
     pub(crate) after_restart: bool,
     /// The sequence number up to which everything is in the store.
     pub(crate) up_to: u64,
 }
 
-impl Shard {
+impl Queue {
     /// Checkpoints the oldest sealed arena, and applies the acks in the same transaction. `None` if no arena waits.
     pub(crate) fn checkpoint(
         &self,
         acks: &[Ack],
         next_attempt: Option<Option<WallNanos>>,
         now: WallNanos,
-    ) -> Result<Option<Checkpointed>, ShardError> {
+    ) -> Result<Option<Checkpointed>, QueueError> {
         let Some(sealed) = self.journal.oldest_sealed() else { return Ok(None) };
         let changes = changes(acks, next_attempt);
-        // An arena that could not be checkpointed when the shard was opened may be one of an earlier boot.
+        // An arena that could not be checkpointed at open may have been filled before the machine was restarted.
         let same_boot = self.status.is_of_this_boot(sealed.round.epoch);
         let checkpointed = self.in_store(|store| checkpoint_into(store, &sealed, changes, now, same_boot))?;
         self.journal.free_oldest();
@@ -44,8 +44,9 @@ impl Shard {
         Ok(Some(checkpointed))
     }
 
-    /// Bytes of the pages that an arena's records will take in the store; 0 if they cannot be read, for then they cannot be checkpointed.
-    pub(crate) fn page_bytes_of(&self, sealed: &Sealed) -> u64 {
+    /// Bytes of the pages that the records of an arena will take in the store; 0 if they cannot be read, because then
+    /// they cannot be checkpointed.
+    pub(crate) fn page_bytes_of(&self, sealed: &SealedArena) -> u64 {
         let Ok(replay) = sealed.replay() else { return 0 };
         let pieces = replay.pieces(CHUNK_BYTES_TARGET, self.ledger().accepted);
         pieces.iter().map(|piece| Chunk::page_bytes_with(piece.range.len())).sum()
@@ -57,7 +58,7 @@ impl Shard {
         acks: &[Ack],
         next_attempt: Option<Option<WallNanos>>,
         now: WallNanos,
-    ) -> Result<Applied, ShardError> {
+    ) -> Result<Applied, QueueError> {
         let changes = changes(acks, next_attempt);
         let applied = self.in_store(|store| store.apply(&changes))?;
         crate::sys::crash_point::reach("ack.committed");
@@ -65,44 +66,49 @@ impl Shard {
         Ok(applied)
     }
 
-    /// Records after `after` that were refused for good, oldest first, up to `limit` of them in [`DEAD_READ_BYTES`], and at least one.
-    pub(crate) fn dead(&self, after: Option<u64>, limit: usize) -> Result<DeadRead, ShardError> {
+    /// Dead records after `after`, oldest first: up to `limit` of them in [`DEAD_READ_BYTES`], but at least one.
+    pub(crate) fn dead(&self, after: Option<u64>, limit: usize) -> Result<DeadRead, QueueError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
         let _phase = self.enter_reading();
         store.dead(after, limit, DEAD_READ_BYTES).map_err(|source| self.failed(source))
     }
 
-    /// The sequence numbers of all of them, of those too that cannot be read.
-    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, ShardError> {
+    /// The sequence numbers of all dead records, including those that cannot be read.
+    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, QueueError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
         let _phase = self.enter_reading();
         store.dead_seqs().map_err(|source| self.failed(source))
     }
 
-    /// Forgets dead records. The ledger goes on counting them as dead_lettered.
-    pub(crate) fn remove_dead(&self, seqs: Vec<u64>) -> Result<(), ShardError> {
+    /// Removes dead records. The ledger goes on counting them.
+    pub(crate) fn remove_dead(&self, seqs: Vec<u64>) -> Result<(), QueueError> {
         let changes = Changes { remove_dead: seqs, ..Changes::default() };
         self.in_store(|store| store.apply(&changes)).map(drop)
     }
 
-    /// Keeps definitions of flags for the next owner, or forgets them.
-    pub(crate) fn keep_definitions(&self, content: Option<&[u8]>) -> Result<(), ShardError> {
-        self.in_store(|store| store.keep_definitions(content))
+    /// Stores `content` under `name` for the next owner, or removes it. The bytes are opaque to the queue.
+    pub(crate) fn put_meta(&self, name: &str, content: Option<&[u8]>) -> Result<(), QueueError> {
+        self.in_store(|store| store.put_meta(name, content))
     }
 
-    /// Replaces rows that fail their checks by what can be saved of them. Says how many events could not.
-    pub(crate) fn mend(&self, removals: Vec<Removal>, now: WallNanos) -> Result<u64, ShardError> {
+    /// What [`put_meta`](Self::put_meta) stored under `name`. `None` also if it cannot be read.
+    pub(crate) fn meta(&self, name: &str) -> Option<Vec<u8>> {
+        self.open_store()?.meta(name)
+    }
+
+    /// Replaces rows that fail their checks by the whole records in them. Returns how many events are lost.
+    pub(crate) fn mend(&self, removals: Vec<Removal>, now: WallNanos) -> Result<u64, QueueError> {
         let changes = Changes { remove: removals, ..Changes::default() };
         let applied = self.in_store(|store| store.apply(&changes))?;
         self.mirror(now);
         Ok(applied.damaged_events)
     }
 
-    /// Chunks after `after`, oldest first.
-    pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, ShardError> {
+    /// The chunks after `after`, oldest first.
+    pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, QueueError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
         let _phase = self.enter_reading();
-        store.read(LANE, after, max_bytes).map_err(|source| self.failed(source))
+        store.read(after, max_bytes).map_err(|source| self.failed(source))
     }
 }
 
@@ -123,17 +129,18 @@ fn changes(acks: &[Ack], next_attempt: Option<Option<WallNanos>>) -> Changes {
     }
 }
 
-/// One arena into the store. `same_boot` says that the machine has been up since the arena was filled.
+/// Moves an arena into the store. `same_boot` says whether the machine has been up since the arena was filled.
 pub(super) fn checkpoint_into(
     store: &crate::queue::store::Store,
-    sealed: &Sealed,
+    sealed: &SealedArena,
     mut changes: Changes,
     now: WallNanos,
     same_boot: bool,
 ) -> Result<Checkpointed, StoreError> {
     let before = store.ledger().accepted;
-    if sealed.round.epoch <= store.journal_epoch(LANE) {
-        // Checkpointed by somebody who died, or whose commit was reported as failed, before he could free the arena.
+    if sealed.round.epoch <= store.journal_epoch() {
+        // The arena was checkpointed before, and its owner died, or got an error from the commit, before it freed
+        // the arena.
         if !changes.remove.is_empty() || changes.next_attempt.is_some() {
             store.apply(&changes)?;
         }
@@ -145,7 +152,7 @@ pub(super) fn checkpoint_into(
     let up_to = up_to.max(sealed.last_seq.unwrap_or(0)).max(before);
     let missing = (up_to - before).saturating_sub(events);
     changes.insert = chunks;
-    changes.journal_epochs = vec![(LANE, sealed.round.epoch)];
+    changes.journal_epoch = Some(sealed.round.epoch);
     changes.ledger = LedgerDelta {
         accepted_up_to: up_to,
         damaged: if same_boot { missing } else { 0 },
@@ -160,7 +167,7 @@ pub(super) fn checkpoint_into(
 fn chunks(replay: &Replay, checkpointed: u64, now: WallNanos) -> (Vec<Chunk>, u64) {
     let pieces = replay.pieces(CHUNK_BYTES_TARGET, checkpointed);
     let chunks = pieces.iter().map(|piece| Chunk {
-        key: ChunkKey { lane: LANE, first_seq: piece.first_seq },
+        key: ChunkKey::new(piece.first_seq),
         count: piece.count,
         salt: replay.salt,
         checkpointed_at: now,

@@ -1,68 +1,70 @@
-//! Giving events up, because there is no room for them or because they are too old. The priority ones go last.
+//! Eviction: removing the oldest records because there is no space for them or because they are too old. Priority
+//! records (class other than 0) go last.
 
 use std::collections::HashSet;
 
-use super::{LANE, Shard, ShardError};
+use super::{Queue, QueueError};
+use crate::queue::frame;
 use crate::queue::store::{Changes, Chunk, ChunkKey, Removal};
-use crate::record::{Class, frame};
 use crate::sys::ages::Ages;
 use crate::sys::clock::WallNanos;
 
-/// Rows read and rewritten in one transaction, at most.
+/// The most bytes of rows that one transaction reads and rewrites.
 const BYTES_PER_TRANSACTION: usize = 4 * 1024 * 1024;
-/// No less is read at once: two rows.
-const BYTES_LEAST: usize = 128 * 1024;
+/// The least that is read at once: two rows.
+const BYTES_MIN: usize = 128 * 1024;
 
-/// When enough was given up.
+/// When an eviction has removed enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EvictUntil {
-    /// The queue is no larger than this, in bytes and in events, and not much smaller: the newest row that goes is cut. Exceptions and
-    /// identity events go only when nothing else is left.
+    /// The queue is no larger than this, in bytes and in events, and not much smaller: the newest row that is affected
+    /// is cut. Priority records go only when nothing else is left.
     Fits {
         /// Bytes of the pages that rows take.
         bytes: u64,
         /// Events.
         events: u64,
     },
-    /// The pages of the rows take no more than so many bytes, or only exceptions and identity events are left.
+    /// The pages of the rows take at most this many bytes, or only priority records are left.
     OrdinaryFit {
         /// Bytes.
         bytes: u64,
     },
-    /// Nothing was checkpointed longer ago than that.
+    /// Nothing was checkpointed longer ago than this.
     NoneOlder {
         /// In nanoseconds.
         age: i64,
-        /// How the time at which a row was checkpointed is to be read.
+        /// How the time of a checkpoint is interpreted.
         ages: Ages,
     },
 }
 
-/// Up to where there is nothing for an eviction to take before the exceptions and identity events go as well: rows that have nothing
-/// else, and rows under way to PostHog. Holds until one of these is given back; who remembers it does not read them again each time.
+/// How far there is nothing to evict before priority records go as well: rows that contain nothing else, and rows that
+/// are leased or acked. Holds until one of these is released. A caller that keeps it saves reading those rows each
+/// time.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Passed {
+pub(crate) struct EvictionCursor {
     up_to: Option<ChunkKey>,
     busy: Vec<ChunkKey>,
 }
 
-/// What was given up.
+/// What was evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Evicted {
     /// Events.
     pub(crate) events: u64,
 }
 
-impl Shard {
-    /// Evicts, oldest first, until the goal is reached or nothing is left that may go. Rows for which `busy` answers yes are under way
-    /// to PostHog and stay.
+impl Queue {
+    /// Evicts records, oldest first, until the goal is reached or nothing is left that may go. Rows for which `busy` is
+    /// true are leased or acked, and stay.
     pub(crate) fn evict(
         &self,
         until: EvictUntil,
-        passed: &mut Passed,
+        passed: &mut EvictionCursor,
         busy: &dyn Fn(ChunkKey) -> bool,
         now: WallNanos,
-    ) -> Result<Evicted, ShardError> {
+    ) -> Result<Evicted, QueueError> {
         let passes: &[bool] = match until {
             EvictUntil::Fits { .. } => &[true, false],
             EvictUntil::OrdinaryFit { .. } => &[true],
@@ -73,16 +75,16 @@ impl Shard {
             }
             EvictUntil::NoneOlder { .. } => &[],
         };
-        // What was delivered since is gone.
+        // Rows that are not busy any more were delivered or released.
         passed.busy.retain(|key| busy(*key));
         let mut some_are_busy = !passed.busy.is_empty();
         let mut evicted = Evicted::default();
         for &spare_priority in passes {
             if some_are_busy && !spare_priority && passes.len() > 1 {
-                // Not everything else has gone: what is under way goes sooner or later, and the priority ones go after it.
+                // Leased rows go sooner or later. Until then, ordinary records are left, so priority records stay.
                 break;
             }
-            let mut from_the_start = Passed::default();
+            let mut from_the_start = EvictionCursor::default();
             let passed = if spare_priority { &mut *passed } else { &mut from_the_start };
             let is_busy = |key: ChunkKey| busy(key).then(|| some_are_busy = true).is_some();
             evicted.events += self.evict_in_one_pass(until, spare_priority, passed, is_busy, now)?;
@@ -93,16 +95,16 @@ impl Shard {
         Ok(evicted)
     }
 
-    /// Returns how many events went.
+    /// Returns the number of evicted events.
     fn evict_in_one_pass(
         &self,
         until: EvictUntil,
         spare_priority: bool,
-        passed: &mut Passed,
+        passed: &mut EvictionCursor,
         mut busy: impl FnMut(ChunkKey) -> bool,
         now: WallNanos,
-    ) -> Result<u64, ShardError> {
-        let (mut after, mut events, mut read_bytes) = (passed.up_to, 0, BYTES_LEAST);
+    ) -> Result<u64, QueueError> {
+        let (mut after, mut events, mut read_bytes) = (passed.up_to, 0, BYTES_MIN);
         let mut nothing_left_behind = true;
         while !self.is_reached(until) {
             let excess = self.excess(until);
@@ -141,7 +143,7 @@ impl Shard {
 
     /// When the oldest row was checkpointed.
     fn oldest(&self) -> Option<WallNanos> {
-        Some(self.open_store()?.oldest(LANE, &|_| false).ok()??.1)
+        Some(self.open_store()?.oldest(&|_| false).ok()??.1)
     }
 
     fn is_reached(&self, until: EvictUntil) -> bool {
@@ -151,7 +153,7 @@ impl Shard {
         }
     }
 
-    /// Bytes and events by which the queue is too large.
+    /// The bytes and events by which the queue is too large.
     fn excess(&self, until: EvictUntil) -> (u64, u64) {
         let ledger = self.ledger();
         match until {
@@ -174,7 +176,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// Adds one row, or the older part of it, to what goes. Says whether something stays in it that may go another time.
+    /// Adds one row, or the older part of it, to the changes. Returns whether the row keeps something that may go
+    /// later.
     fn consider(&mut self, chunk: &Chunk) -> bool {
         if self.is_young(chunk) {
             return true;
@@ -193,7 +196,7 @@ impl Plan {
         leaves_some
     }
 
-    /// Whether a further row needs to be looked at after this one.
+    /// Whether a further row needs to be considered after this one.
     fn goes_on(&self, chunk: &Chunk) -> bool {
         self.excess != (0, 0) && !self.is_young(chunk)
     }
@@ -202,8 +205,8 @@ impl Plan {
         matches!(self.until, EvictUntil::NoneOlder { age, ages } if !ages.is_older(chunk.checkpointed_at, age, self.now))
     }
 
-    /// The records of a row that stay: all but the oldest that may go, as many of them as it takes to be rid of the excess. And whether
-    /// some of these are not spared for what they are.
+    /// The records of a row that stay: all but the oldest that may go, as many of them as the excess requires. Also
+    /// whether some of those that stay are not priority records.
     fn kept(&self, chunk: &Chunk) -> (HashSet<u64>, bool) {
         let before = Chunk::page_bytes_with(chunk.frames.len());
         let (mut left, mut gone) = (chunk.frames.len(), 0);
@@ -211,7 +214,7 @@ impl Plan {
         for (head, body) in frame::frames(&chunk.frames, chunk.salt) {
             let freed = before.saturating_sub(Chunk::page_bytes_with(left));
             let is_enough = freed >= self.excess.0 && gone >= self.excess.1;
-            let is_spared = self.spare_priority && head.class != Class::Ordinary as u8;
+            let is_spared = self.spare_priority && head.class != frame::ORDINARY;
             if is_enough || is_spared {
                 kept.insert(head.seq);
                 leaves_some |= !is_spared;

@@ -25,9 +25,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
-use super::journal::Room;
+use super::journal::Budget;
 use super::store::{Chunk, ChunkKey, DamagedRow, DeadRecord, Ledger, Removal};
-use super::{Shard, ShardError};
+use super::{Queue, QueueError};
 use crate::sys::clock::WallNanos;
 
 /// The origin of this process's own shard. Adopted shards have higher numbers.
@@ -63,9 +63,9 @@ impl Lease {
 pub(crate) struct Ack {
     /// The row.
     pub(crate) row: ChunkRef,
-    /// Number of records that PostHog accepted.
+    /// Number of records that were delivered.
     pub(crate) delivered: u64,
-    /// Records that PostHog will never accept.
+    /// Records that were rejected for good.
     pub(crate) dead: Vec<DeadRecord>,
     /// The records that are still to be delivered, as the row that replaces this one; `None` if there are none. They
     /// stay leased under the new row's name.
@@ -94,7 +94,7 @@ struct Table {
     /// The last row read of each shard.
     cursors: HashMap<u32, ChunkKey>,
     /// The leased rows and their sizes.
-    leased: BTreeMap<ChunkRef, Room>,
+    leased: BTreeMap<ChunkRef, Budget>,
     /// Free rows behind the cursor: the next read starts before the first of them. Some may have been evicted since.
     released: BTreeSet<ChunkRef>,
     /// Acked rows that are still in the store. A row that keeps its first record is in `leased` under the same name.
@@ -116,7 +116,7 @@ struct Table {
 /// Events decided in this process, committed or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
-    /// Accepted by PostHog.
+    /// Delivered.
     pub(crate) delivered: u64,
     /// Moved to the dead letters.
     pub(crate) dead_lettered: u64,
@@ -233,7 +233,7 @@ impl Leases {
     /// Which records of a row are still to be delivered.
     #[cfg(feature = "testing")]
     pub(crate) fn still_open(&self, row: ChunkRef) -> impl Fn(u64) -> bool + use<> {
-        use crate::record::frame;
+        use crate::queue::frame;
         let table = self.table();
         let is_acked = table.acked.contains(&row);
         let kept = table.kept_of(row).into_iter();
@@ -278,10 +278,10 @@ impl Leases {
     }
 
     /// The size of all leased rows of this process's own shard.
-    pub(crate) fn leased(&self) -> Room {
+    pub(crate) fn leased(&self) -> Budget {
         let table = self.table();
         let own = table.leased.iter().filter(|(row, _)| row.origin == OWN).map(|(_, size)| size);
-        own.fold(Room::default(), |sum, size| Room {
+        own.fold(Budget::default(), |sum, size| Budget {
             events: sum.events.saturating_add(size.events),
             bytes: sum.bytes.saturating_add(size.bytes),
         })
@@ -331,12 +331,12 @@ impl Rows<'_> {
     /// is one. Damaged rows on the way are replaced by what can be saved of them; `damaged` counts the events lost.
     pub(crate) fn lease(
         &self,
-        (origin, shard): (u32, &Shard),
+        (origin, shard): (u32, &Queue),
         max_bytes: usize,
         wants: &dyn Fn(ChunkRef) -> bool,
         now: WallNanos,
         damaged: &mut u64,
-    ) -> Result<Vec<Lease>, ShardError> {
+    ) -> Result<Vec<Lease>, QueueError> {
         loop {
             let after = self.leases.table().resume(origin, wants);
             let read = shard.read(after, max_bytes)?;
@@ -436,7 +436,7 @@ impl Table {
         let cursor = self.cursors.get(&origin).copied();
         let is_next = |row: &ChunkRef| row.origin == origin && self.is_free(*row) && wants(*row);
         let Some(row) = self.released.iter().copied().find(is_next) else { return cursor };
-        let before = row.key.first_seq.checked_sub(1).map(|first_seq| ChunkKey { first_seq, ..row.key });
+        let before = row.key.first_seq.checked_sub(1).map(|first_seq| ChunkKey::new(first_seq));
         if before < cursor { before } else { cursor }
     }
 
@@ -469,7 +469,7 @@ impl Table {
                 continue;
             }
             let bytes = Chunk::page_bytes_with(lease.chunk.frames.len());
-            self.leased.insert(row, Room { events: lease.chunk.count.into(), bytes });
+            self.leased.insert(row, Budget { events: lease.chunk.count.into(), bytes });
             leases.push(lease);
         }
         leases
@@ -484,7 +484,7 @@ impl Table {
         self.totals.dead_lettered += ack.dead.len() as u64;
         self.acked.insert(ack.row);
         if let (Some(row), Some(kept)) = (ack.kept_row(), &ack.keep) {
-            self.leased.insert(row, Room { events: kept.count.into(), bytes: size.map_or(0, |size| size.bytes) });
+            self.leased.insert(row, Budget { events: kept.count.into(), bytes: size.map_or(0, |size| size.bytes) });
         }
         // Applied in this order, also where it is about what an earlier one keeps and no row of the store is yet.
         self.pending.push(ack);

@@ -5,14 +5,13 @@ use std::sync::atomic::AtomicU32;
 use proptest::prelude::*;
 
 use super::*;
-use crate::queue::LANE;
-use crate::record::frame;
+use crate::queue::frame;
 
 /// A row of records with consecutive sequence numbers.
 fn row(first_seq: u64, count: u64) -> Chunk {
     let mut frames = Vec::new();
     (first_seq..first_seq + count).for_each(|seq| frame::append(&mut frames, &[7; 20], 0, seq, 1));
-    let key = ChunkKey { lane: LANE, first_seq };
+    let key = ChunkKey::new(first_seq);
     Chunk { key, count: count as u32, salt: 1, checkpointed_at: 1, frames: frames.into() }
 }
 
@@ -21,7 +20,7 @@ fn seqs(chunk: &Chunk) -> Vec<u64> {
 }
 
 fn name(origin: u32, first_seq: u64) -> ChunkRef {
-    ChunkRef { origin, key: ChunkKey { lane: LANE, first_seq } }
+    ChunkRef { origin, key: ChunkKey::new(first_seq) }
 }
 
 fn ack(lease: &Lease, keep: &[u64]) -> Ack {

@@ -1,55 +1,59 @@
-//! One directory and everything in it: lock, status page, journal, store. Who owns it, and how events move from the journal into
-//! the store.
+//! A crash-safe queue: records survive the process from the moment they are appended, and the machine from the next
+//! sync.
+//!
+//! A queue is a directory (a *shard*) that one process owns. It has a journal, which takes records fast, and a store,
+//! in which they wait until they are acked. Records are opaque bytes with a class byte. `docs/queue.md` explains the
+//! whole, `docs/format.md` every byte on disk.
 //!
 //! ```text
-//! <queue_dir>/<project>/[ai/]shard-<n>/
-//!                                    lock         held with flock by the owner, for life
-//!                                    status       one page, readable by anybody (`status.rs`)
-//!                                    journal-0..3 the arenas
-//!                                    queue.redb   the store        reserve   room for deletes on a full disk
+//! shard-<n>/lock          held with flock by the owner for as long as it has the queue
+//!           status        the status page: one page that any process may read (`status_page.rs`)
+//!           journal-0..3  the arenas of the journal
+//!           queue.redb    the store
+//!           reserve       space that is freed so that deletes succeed on a full disk
 //! ```
 //!
-//! Purpose. `journal` and `store` have never heard of each other. Here they meet: a record accepted by the journal is *checkpointed* into
-//! the store, and only then is its arena free. Neither is opened by anybody else.
+//! `journal` and `store` do not know each other. They meet here: a *checkpoint* moves the records of an arena into the
+//! store, and only then is the arena free.
 //!
 //! Rules
-//! * The lock alone says who owns a shard; the pid on the status page is information.
-//! * A checkpoint is one transaction: rows, ledger and the arena's epoch. Killed before it, the arena is checkpointed again; killed after it, the
-//!   epoch says so. Recovery is nothing but the checkpoints that the last owner did not get to.
-//! * Sequence numbers are gap-free, so what is missing is counted exactly: `damaged` if the machine has been up all the time,
-//!   `lost_unsynced` if it was not.
-//! * If a checkpoint fails at open, the arenas stay as they are, the shard starts all the same, and the checkpoint is tried again.
-//! * A shard whose directory is out of reach (moved, made inaccessible) lives on in the files that are open, and does nothing by name. One
-//!   whose directory was deleted does so too, and dies with the process. One whose directory another process has ends (`deleted.rs`).
-//! * Each call into the store is inside a *phase* on the status page. An owner that died in one makes the next open check the file's
-//!   integrity; three that died while opening make it set the file aside and salvage it. Where panics abort, reads have a phase as well.
-//! * So is the looking up of what addresses mean: an owner that died in it has the next ones send addresses alone, until all is sent.
-//! * Before the first receipt resolves, the directories up to `queue_dir` are synced: a file without a durable name is not durable.
+//! * The lock alone decides who owns a shard. The process id on the status page is information.
+//! * A checkpoint is one transaction: rows, ledger and the epoch of the arena. After a kill before the commit, the
+//!   arena is checkpointed again; after a kill behind it, the epoch shows that it was. Recovery consists of the
+//!   checkpoints that the last owner did not get to.
+//! * Sequence numbers have no gaps, so missing records are counted exactly: as `damaged` if the machine has been up
+//!   since they were appended, else as `lost_unsynced`.
+//! * If a checkpoint fails at open, the arenas stay as they are, the queue starts anyway, and the checkpoint is tried
+//!   again.
+//! * A queue whose directory is out of reach (moved, or made inaccessible) goes on in its open files and does nothing
+//!   by name. So does one whose directory was deleted; it ends with the process. One whose directory belongs to another
+//!   process stops (`ownership.rs`).
+//! * Each call into the store runs in a *phase* that is on the status page. If an owner died in one, the next open
+//!   checks the integrity of the file. If three owners died while opening the store, its file is moved away and
+//!   salvaged. Where panics abort, reads have a phase too.
+//! * The same holds for a risky task of the caller ([`Queue::mark_task`]): one that an owner died in can be avoided by
+//!   the next.
+//! * Before a first sync is reported, the directories up to `queue_dir` are synced: a file without a durable name is
+//!   not durable.
+//! * What the next owner needs to know about the run of this one is on the status page (`run.rs`). It is written only
+//!   by a thread that is awake anyway: an idle queue writes nothing.
 //!
-//! * How an owner was and how it ended is left on the page for the next one (`life.rs`), by whoever is awake anyway: an idle shard
-//!   writes nothing.
-//!
-//! Operations: [`Shard::open`], [`Shard::append`], [`Shard::sync`], [`Shard::checkpoint`], [`Shard::ack`], [`Shard::evict`],
-//! [`Shard::close`]. All but `append` are for one thread at a time.
+//! Operations: [`Queue::open`], [`Queue::append`], [`Queue::sync`], [`Queue::checkpoint`], [`Queue::ack`],
+//! [`Queue::evict`], [`Queue::close`]. `append` may be called on any thread, the others on one thread at a time.
 
-mod advice;
 mod checkpoint;
-mod claim;
-mod deleted;
+mod directory;
 mod evict;
-mod explain;
+pub(crate) mod frame;
 pub(crate) mod journal;
 mod leases;
-mod life;
-mod open;
-mod opening;
-mod orphaned;
-mod room;
-mod status;
+mod ownership;
+mod recovery;
+mod run;
+mod status_page;
 pub(crate) mod store;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -57,161 +61,153 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::queue::journal::{Appended, Journal, JournalError, Refused, Room};
-use crate::queue::store::{Ledger, Store, StoreError};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::Disk;
+use journal::{AppendError, Appended, Budget, Journal, JournalError};
+use status_page::{Phase, PhaseGuard, StatusPage};
+use store::{Ledger, Store, StoreError};
 
-pub(crate) use advice::{advise, advise_resource};
-pub(crate) use claim::{
-    Claim, ClaimError, Lane, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, shard_dir, shard_dirs,
+pub(crate) use directory::{
+    Claim, ClaimError, OrphanedQueue, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, is_known_empty,
+    orphaned, shard_dir, shard_dirs,
 };
-pub(crate) use deleted::Standing;
-pub(crate) use evict::{EvictUntil, Passed};
-pub(crate) use explain::explain_io;
+pub(crate) use evict::{EvictUntil, EvictionCursor};
 pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
-pub(crate) use life::{Life, Sign, build_word};
-pub(crate) use open::{Finding, Opened, concerns_all_shards};
-pub(crate) use opening::OpeningMark;
-pub(crate) use orphaned::{OrphanedQueue, is_known_empty, orphaned};
-pub(crate) use room::keeps_room;
-pub(crate) use status::Predecessor;
-use status::{InPhase, Phase, StatusPage};
+pub(crate) use ownership::{Ownership, holds_idle_files};
+pub(crate) use recovery::{Finding, Opened, concerns_all_shards};
+pub(crate) use run::{Heartbeat, RunRecord, task_id};
+pub(crate) use status_page::{OpeningMark, Predecessor};
 
-/// The lane that rows of the store and commits of the journal are marked with. Always this one: a [`Lane`] has shards of its own.
-pub(crate) const LANE: u8 = 0;
-
-/// What waits may take so much where the file is compacted: a backlog gets smaller, and is not moved while it does.
+/// The store is compacted while the queued rows take at most this much. A larger backlog is not moved; it shrinks as it
+/// is delivered.
 const COMPACT_LIVE_MAX: u64 = 16 * 1024 * 1024;
-/// So much of dead letters is moved as well, which stay however long one waits. Nothing can interrupt a compaction: moving 64 MiB took
-/// 0.8 s.
+/// Dead letters of at most this size are moved as well, because they stay however long one waits. A compaction cannot
+/// be interrupted: moving 64 MiB took 0.8 s.
 const COMPACT_DEAD_MAX: u64 = 128 * 1024 * 1024;
 
-/// How a shard is opened.
+/// How a queue is opened.
 #[derive(Clone, Debug)]
-pub(crate) struct ShardOptions {
-    /// Whose events.
+pub(crate) struct QueueOptions {
+    /// The project whose events it holds.
     pub(crate) project: Project,
-    /// Below which everything lies; directories are made durable up to here.
+    /// The root of all queues. Directories are made durable up to here.
     pub(crate) queue_dir: PathBuf,
     /// Bytes of one arena.
     pub(crate) arena_bytes: usize,
-    /// How long an append may wait for its turn.
+    /// How long an append may wait for the lock.
     pub(crate) lock_wait: Duration,
-    /// Memory for pages of the store.
+    /// Cache of the store, in bytes.
     pub(crate) cache_bytes: usize,
-    /// Room kept for deletes on a full disk.
+    /// Size of the reserve for deletes on a full disk.
     pub(crate) reserve_bytes: u64,
-    /// What the dead records may take.
+    /// The most that dead letters may take.
     pub(crate) dead_bytes: u64,
-    /// It is opened beside one's own, because nobody else has it.
+    /// Whether this process adopts the queue, that is, has another one of its own.
     pub(crate) adopts: bool,
 }
 
-/// Why a shard could not be opened, or a step of it failed.
+/// Why a queue could not be opened, or an operation on it failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ShardError {
-    /// Nobody has said where queues are to lie.
-    #[error(
-        "no directory is configured: set Config::queue_dir, or POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME or HOME"
-    )]
-    Nowhere,
-    /// No directory could be claimed.
+pub(crate) enum QueueError {
+    /// No directory is configured.
+    #[error("no directory is configured")]
+    NoDirectory,
+    /// No shard could be claimed.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// A directory or the status page.
+    /// A directory or the status page could not be used.
     #[error("{path:?}: {source}")]
     Io {
-        /// Where.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A newer version of this library wrote the shard; it was not touched.
+    /// A newer version of this library wrote the queue. It was not changed.
     #[error(
         "a newer version of this library wrote it (format {version}); a program with that version is needed to read it"
     )]
     Newer {
-        /// The shard.
+        /// Its directory.
         dir: PathBuf,
-        /// Its status page's version.
+        /// The version on its status page.
         version: u64,
     },
-    /// The journal.
+    /// The journal failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The store.
+    /// The store failed.
     #[error("{source} (in {dir:?})")]
     Store {
-        /// The shard.
+        /// Its directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: StoreError,
     },
 }
 
-/// See the module.
+/// An open queue. See the module.
 #[derive(Debug)]
-pub(crate) struct Shard {
+pub(crate) struct Queue {
     dir: PathBuf,
-    /// `None` for a shard in memory, and after it was let go.
+    /// `None` for a queue in memory, and after the directory was released.
     claim: Mutex<Option<Claim>>,
     status: StatusPage,
     journal: Journal,
     store: Mutex<Access>,
-    /// Dies with the process.
+    /// Whether the queue ends with the process: it is in memory, or its directory was deleted.
     volatile: AtomicBool,
-    /// Somebody else has the directory.
+    /// Whether another process owns the directory.
     lost: AtomicBool,
-    /// The lock file was removed, and nothing else with it.
-    rest_stays: AtomicBool,
+    /// Whether the lock file was removed and the other files were not.
+    files_remain: AtomicBool,
 }
 
-/// What the last owner of a shard left on its page.
+/// What the last owner of a shard left on its status page.
 pub(crate) fn predecessor(disk: &Disk, shard_dir: &Path) -> Predecessor {
-    StatusPage::peek(disk, &shard_dir.join("status")).ok().flatten().unwrap_or_default()
+    StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)).ok().flatten().unwrap_or_default()
 }
 
-/// The store, or what it said last.
+/// The store, or the last ledger once it is closed.
 #[derive(Debug)]
 enum Access {
     Open(Arc<Store>),
-    LetGo(Ledger),
+    Closed(Ledger),
 }
 
-impl Shard {
-    /// Takes a record; it survives the process from here on. Any thread.
+impl Queue {
+    /// Appends a record. On success it survives the process. May be called on any thread.
     #[inline]
-    pub(crate) fn append(&self, body: &[u8], body_hash: u64, class: u8) -> Result<Appended, Refused> {
+    pub(crate) fn append(&self, body: &[u8], body_hash: u64, class: u8) -> Result<Appended, AppendError> {
         self.journal.append(body, body_hash, class, |seq| self.status.took(seq))
     }
 
-    /// Makes everything appended before durable; says up to which sequence number.
+    /// Makes everything that was appended before durable. Returns the highest durable sequence number.
     pub(crate) fn sync(&self) -> io::Result<u64> {
         self.check_claim()?;
-        // Where the page is not mapped, this is how often it learns how far the journal goes.
+        // Where the page is not mapped, it learns here how far the journal has got.
         self.status.publish();
         self.journal.sync()
     }
 
-    /// Lets the journal take so much more than the store holds: see [`Journal::allow`].
-    pub(crate) fn allow(&self, ordinary: Room, priority: Room) {
-        self.journal.allow(self.ledger().accepted, ordinary, priority);
+    /// Sets how much more the journal may take: see [`Journal::set_budget`].
+    pub(crate) fn set_budget(&self, ordinary: Budget, priority: Budget) {
+        self.journal.set_budget(self.ledger().accepted, ordinary, priority);
     }
 
-    /// The journal, for its state.
+    /// The journal, for its statistics.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
     }
 
-    /// Whether the shard dies with the process.
+    /// Whether the queue ends with the process.
     pub(crate) fn is_volatile(&self) -> bool {
         self.volatile.load(Ordering::Acquire)
     }
 
-    /// Where it lies.
+    /// Its directory.
     pub(crate) fn dir(&self) -> &PathBuf {
         &self.dir
     }
@@ -220,84 +216,85 @@ impl Shard {
     pub(crate) fn ledger(&self) -> Ledger {
         match &*self.access() {
             Access::Open(store) => store.ledger(),
-            Access::LetGo(last) => *last,
+            Access::Closed(last) => *last,
         }
     }
 
-    /// The highest sequence number accepted.
+    /// The highest sequence number that was appended.
     pub(crate) fn accepted(&self) -> u64 {
         self.journal.last_seq().max(self.ledger().accepted)
     }
 
-    /// When the oldest event in the store was checkpointed, as of the last commit. Reads memory only.
+    /// When the oldest record in the store was checkpointed, as of the last commit. Reads memory only.
     pub(crate) fn oldest_at(&self) -> Option<WallNanos> {
         self.status.oldest_at()
     }
 
-    /// The store, unless the shard was let go.
+    /// The store, unless the queue was closed.
     pub(crate) fn open_store(&self) -> Option<Arc<Store>> {
         match &*self.access() {
             Access::Open(store) => Some(Arc::clone(store)),
-            Access::LetGo(_) => None,
+            Access::Closed(_) => None,
         }
     }
 
-    /// Bytes of the pages that the store's rows take.
+    /// Bytes of the pages that the rows of the store take.
     pub(crate) fn row_bytes(&self) -> u64 {
         self.open_store().map_or(0, |store| store.row_bytes())
     }
 
-    /// The dead records of a shard that takes memory may take no more than this.
+    /// From the next transaction on, dead letters take no more than this.
     pub(crate) fn bound_dead(&self, bytes: u64) {
         if let Some(store) = self.open_store() {
             store.bound_dead(bytes);
         }
     }
 
-    /// Bytes that the store's file takes on the disk; 0 if that cannot be found out.
+    /// Bytes that the store's file takes on disk; 0 if that cannot be determined.
     pub(crate) fn file_bytes(&self) -> u64 {
         self.open_store().and_then(|store| store.file_bytes().ok()).unwrap_or(0)
     }
 
-    /// Gives the store's free room back to the file system, if there is some and little is left to be moved.
-    pub(crate) fn compact(&self) -> Result<bool, ShardError> {
+    /// Returns free space of the store's file to the file system, if there is some and little data has to be moved.
+    pub(crate) fn compact(&self) -> Result<bool, QueueError> {
         self.in_store(|store| store.compact_if_small(COMPACT_LIVE_MAX, COMPACT_DEAD_MAX))
     }
 
-    /// Mirrors what refusals there were, for other processes to read.
-    pub(crate) fn mirror_refusals(&self, counts: &[u64]) {
-        self.while_ours(|page| page.mirror_refusals(counts));
+    /// Copies counters of the caller to the status page, for other processes to read.
+    pub(crate) fn mirror_counters(&self, counts: &[u64]) {
+        self.while_ours(|page| page.mirror_counters(counts));
     }
 
-    /// Marks the page while delivery looks up what addresses of a build mean.
-    pub(crate) fn mark_resolving(&self, build: Option<u64>) {
-        self.while_ours(|page| page.mark_resolving(build));
+    /// Marks the status page while a risky task is running, so that the next owner knows if this one dies of it.
+    pub(crate) fn mark_task(&self, build: Option<u64>) {
+        self.while_ours(|page| page.mark_task(build));
     }
 
-    /// Whether an earlier owner died of that.
-    pub(crate) fn untrusts_symbols_of(&self, build: u64) -> bool {
-        self.status.untrusts_symbols_of(build)
+    /// Whether an earlier owner died of that task.
+    pub(crate) fn is_fatal_task(&self, build: u64) -> bool {
+        self.status.is_fatal_task(build)
     }
 
-    /// Closes the store and lets the shard go; what is in it stays. Whoever reads it at this moment finishes first.
+    /// Closes the files and releases the directory. The content stays. Waits for reads that are under way.
     pub(crate) fn close(&self) {
         self.close_files();
-        self.let_go();
+        self.release();
     }
 
     fn close_files(&self) {
         self.journal.close();
-        let last = Access::LetGo(self.ledger());
+        let last = Access::Closed(self.ledger());
         if let Access::Open(store) = std::mem::replace(&mut *self.access(), last) {
-            // Others may still have it in hand, and must not find it open when the directory is somebody else's.
+            // Other threads may still hold the store. They must not find it open once the directory belongs to another
+            // process.
             store.close();
         }
     }
 
-    fn let_go(&self) {
+    fn release(&self) {
         self.status.mark_clean_exit();
-        self.status.let_go();
-        // Last: from here on the directory may be somebody else's.
+        self.status.release();
+        // Last: from here on the directory may belong to another process.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
     }
@@ -306,34 +303,34 @@ impl Shard {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the status page out where it is not mapped.
+    /// Writes the status page to its file where it is not mapped.
     pub(crate) fn publish(&self) {
         self.status.publish();
     }
 
-    /// Calls into the store, inside a phase.
-    fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, ShardError> {
+    /// Calls into the store in a phase.
+    fn in_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, QueueError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
-        self.check_claim().map_err(|source| ShardError::Io { path: self.dir.clone(), source })?;
+        self.check_claim().map_err(|source| QueueError::Io { path: self.dir.clone(), source })?;
         let _phase = self.status.enter(Phase::Store);
         call(&store).map_err(|source| self.failed(source))
     }
 
-    /// A phase for a read, where that can be what the process dies of. Else reads need none: they come from another thread, and a death in
-    /// one leaves the file as it was. The database panics at a damaged page; where panics abort there is no net, and without this mark the
-    /// next process would walk into the same page, and the one after it.
-    fn enter_reading(&self) -> Option<InPhase<'_>> {
+    /// A phase for a read, only where panics abort. The database panics at a damaged page; without the mark the next
+    /// process would read the same page and die too. Where panics unwind, a read needs no phase: the panic is caught,
+    /// and a read leaves the file as it was.
+    fn enter_reading(&self) -> Option<PhaseGuard<'_>> {
         cfg!(panic = "abort").then(|| self.status.enter(Phase::Store))
     }
 
-    fn failed(&self, source: StoreError) -> ShardError {
-        ShardError::Store { dir: self.dir.clone(), source }
+    fn failed(&self, source: StoreError) -> QueueError {
+        QueueError::Store { dir: self.dir.clone(), source }
     }
 
     fn mirror(&self, now: WallNanos) {
         let Some(store) = self.open_store() else { return };
         let _phase = self.enter_reading();
-        let oldest = store.oldest(LANE, &|_| false).ok().flatten().map(|(_, checkpointed_at)| checkpointed_at);
+        let oldest = store.oldest(&|_| false).ok().flatten().map(|(_, checkpointed_at)| checkpointed_at);
         self.status.mirror(&store.ledger(), self.journal.epoch(), oldest, now);
     }
 }

@@ -1,7 +1,7 @@
 //! Records: one event as bytes.
 //!
 //! The bytes that a caller builds are the bytes that lie on disk and are sent; only a few fields are patched in between.
-//! A record is a *frame* (`frame.rs`: length, sequence number, checksum) around a *body*. This folder writes bodies, reads
+//! A record is a *frame* (`queue::frame`: length, sequence number, checksum) around a *body*. This folder writes bodies, reads
 //! them back and turns them into JSON. It does no I/O and reads no clock: the same input gives the same bytes. No other
 //! folder uses MessagePack.
 //!
@@ -46,7 +46,6 @@
 //! [`json::write_event`] writes one element of PostHog's V0 batch and [`json::write_event_v1`] one of its V1 batch.
 
 pub(crate) mod body;
-pub(crate) mod frame;
 #[cfg(test)]
 mod hostile_tests;
 pub(crate) mod json;

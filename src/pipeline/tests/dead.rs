@@ -17,9 +17,9 @@ fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
     bench.append(2);
     bench.advance(HOUR);
     let row = bench.lease().remove(0).row();
-    let (seq, lane) = (row.key.first_seq, row.key.lane);
+    let seq = row.key.first_seq;
     let (reason, first_attempt, last_attempt) = (String::new(), 1, 2);
-    let dead = DeadRecord { seq, lane, status: 400, reason, first_attempt, last_attempt, attempts: 1, body };
+    let dead = DeadRecord { seq, status: 400, reason, first_attempt, last_attempt, attempts: 1, body };
     bench.pipeline.ack(Ack { row, delivered: 1, dead: vec![dead], keep: None });
 }
 
@@ -114,7 +114,6 @@ fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
     for lease in bench.lease() {
         let dead = |seq| DeadRecord {
             seq,
-            lane: 0,
             status: 400,
             reason: String::new(),
             first_attempt: 1,

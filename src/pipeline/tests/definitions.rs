@@ -23,7 +23,7 @@ fn keep(bench: &Bench, keep: Keep) {
 }
 
 fn kept(bench: &Bench) -> Option<Vec<u8>> {
-    bench.pipeline.shard.open_store().unwrap().kept_definitions()
+    bench.pipeline.shard.meta("flag_definitions")
 }
 
 fn is_cache_failure(notice: &Notice) -> bool {

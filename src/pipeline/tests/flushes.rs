@@ -16,7 +16,6 @@ fn dead_letter(bench: &Bench, lease: &Lease) {
     let row = lease.row();
     let dead = |seq| DeadRecord {
         seq,
-        lane: row.key.lane,
         status: 400,
         reason: "no".into(),
         first_attempt: 1,

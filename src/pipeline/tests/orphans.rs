@@ -8,13 +8,13 @@ pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
     let options = &bench.pipeline.options;
     let live = |count: &usize| {
         let claim = claim(&Disk::default(), &options.queue_dir.join(options.project.dir_name()), &[]).unwrap();
-        let shard = Shard::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().shard;
+        let shard = Queue::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().shard;
         (0..*count).for_each(|_| assert!(shard.append(&[9; 50], frame::hash_body(&[9; 50]), 0).is_ok()));
         shard
     };
     let shards: Vec<_> = counts.iter().map(live).collect();
     // Nothing was checkpointed: their death comes first.
-    shards.iter().for_each(Shard::close);
+    shards.iter().for_each(Queue::close);
 }
 
 /// The delivery finds our own queue empty.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::super::source::OWN;
 use super::*;
-use crate::queue::{EvictUntil, Passed};
+use crate::queue::{EvictUntil, EvictionCursor};
 
 #[test]
 fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
@@ -30,7 +30,7 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
     bench
         .pipeline
         .shard
-        .evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &mut Passed::default(), &is_out, 1)
+        .evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &mut EvictionCursor::default(), &is_out, 1)
         .unwrap();
     assert!(attempts.get() > 0 && woken.load(Ordering::SeqCst) == 0);
     drop(rows);

@@ -91,7 +91,7 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
     assert!(bench.pipeline.adopted_shard().is_none(), "it is drained");
     let page = predecessor(&Disk::default(), &dir);
     assert!(page.clean && page.ledger.unwrap().delivered == 12, "{page:?}");
-    assert_eq!(page.life, None, "the life of this process is written in its own shard");
+    assert_eq!(page.run, None, "the run record of this process is in its own shard");
     assert_eq!(bench.pipeline.shard.ledger().accepted, 30, "nothing was copied");
 }
 

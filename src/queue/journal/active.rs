@@ -1,25 +1,110 @@
-//! The arena that takes records, and the lock around it.
+//! The active arena: the one that takes records, the lock around it, and how much it may take.
+//!
+//! **Budget.** What the journal holds must fit into the queue when it is checkpointed, and the queue has bounds. The
+//! committer, which knows how full the queue is, sets a [`Budget`]; appends obey it under the lock, so no burst can
+//! outrun the bounds. Limit appends compare one number: how far the arena may fill before any reason to refuse or to
+//! notify the committer can arise is computed in advance ([`Active::recompute_fast_limits`]) whenever one of the limits
+//! changes.
 
+use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::Journal;
 use super::arena::{Arena, HEADER_BYTES, Round};
-use super::room::{self, Most};
-use super::{Journal, Refused};
-use crate::record::frame::FRAME_HEAD;
+use crate::queue::frame::FRAME_HEAD;
 use crate::sys::crash_point;
 
-/// No record takes less.
-const LEAST_FRAMED: u64 = FRAME_HEAD as u64;
+/// A record that was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Appended {
+    /// Its sequence number.
+    pub(crate) seq: u64,
+    /// Records in the active arena, this one included.
+    pub(crate) records: u64,
+    /// Whether this record made the active arena half full.
+    pub(crate) half_full: bool,
+}
 
-/// In cache lines that nothing else lies in: every append takes them away from the other processors, and what is only read there (the
-/// fork generation, the options) must not go with them.
+/// Why a record was not appended.
+#[derive(Debug)]
+pub(crate) enum AppendError {
+    /// No space is left for a record of this class.
+    Full,
+    /// The budget is used up: see [`Journal::set_budget`].
+    Bounded,
+    /// The lock could not be had in time.
+    Busy,
+    /// The journal was closed.
+    Closed,
+    /// The files belong to another process: see [`Journal::give_up`].
+    Lost,
+    /// This is a forked child; the journal belongs to its parent.
+    Forked,
+    /// The arena's file could not be written.
+    Io(io::Error),
+}
+
+/// How much may wait to be checkpointed, including what waits already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// Records.
+    pub(crate) events: u64,
+    /// Bytes, as computed by [`cost`].
+    pub(crate) bytes: u64,
+}
+
+/// A [`Budget`] as an append checks it: the highest sequence number and total cost that may be taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub(super) seq: u64,
+    pub(super) cost: u64,
+}
+
+impl Limit {
+    pub(super) const NONE: Limit = Limit { seq: u64::MAX, cost: u64::MAX };
+}
+
+/// The largest frame that counts as small, in bytes.
+pub(super) const SMALL_FRAME: usize = 4096;
+
+/// An upper bound of the space that a record takes in the store: small records nearly fill a row of 64 KiB, a large one
+/// has a row of its own, and rows take pages in powers of two.
+pub(crate) fn cost(framed: usize) -> u64 {
+    let bytes = framed as u64;
+    match framed {
+        _ if framed <= SMALL_FRAME => small_cost(bytes),
+        ..=8192 => bytes + bytes / 4,
+        _ => bytes.saturating_mul(2),
+    }
+}
+
+/// The cost of small records of `bytes` in total. Frames are whole words, so it equals the sum of their costs.
+pub(super) fn small_cost(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 8)
+}
+
+/// How many bytes of small records cost at most `cost`.
+pub(super) fn small_bytes(cost: u64) -> u64 {
+    cost / 9 * 8
+}
+
+/// The cost of a record beyond that of small records of the same size.
+pub(super) fn extra_cost(framed: usize) -> u64 {
+    cost(framed).saturating_sub(small_cost(framed as u64))
+}
+
+/// The smallest frame.
+const FRAME_MIN: u64 = FRAME_HEAD as u64;
+
+/// Keeps its content in cache lines of its own. Every append takes those lines from the other processors; fields that
+/// are only read there (the fork generation, the options) must not go with them.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Apart<T>(pub(super) T);
+pub(super) struct CachePadded<T>(pub(super) T);
 
-/// The arena that takes records, and all that changes with each. In this order, so that what an append touches lies in one cache line
-/// with the lock.
+/// The active arena and everything that changes with an append. The order of the fields puts what an append uses into
+/// one cache line with the lock.
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Active {
@@ -28,91 +113,94 @@ pub(super) struct Active {
     pub(super) position: usize,
     pub(super) next_seq: u64,
     pub(super) records: u64,
-    /// How far ordinary records, and the others, may go without a question being asked: see [`survey`](Active::survey).
-    pub(super) usual_up_to: [usize; 2],
+    /// How far ordinary and priority records may go on the fast path: see
+    /// [`recompute_fast_limits`](Active::recompute_fast_limits).
+    pub(super) fast_until: [usize; 2],
     pub(super) round: Round,
-    /// What this round's large records weigh beyond what small ones of their length would, see [`weight`](room::weight).
-    pub(super) heavier: u64,
-    /// The weight of all records that were taken before this round.
-    pub(super) weight_before: u64,
-    /// How far ordinary records may go, and the others.
-    pub(super) most: [Most; 2],
+    /// The cost of this round's large records beyond that of small ones of the same size.
+    pub(super) extra_cost: u64,
+    /// The cost of all records before this round.
+    pub(super) cost_before: u64,
+    /// The budget for ordinary and for priority records.
+    pub(super) limits: [Limit; 2],
     pub(super) closed: bool,
-    /// The files are somebody else's.
-    pub(super) given_up: bool,
-    /// Where `position` was when the pages behind it were last readied.
-    pub(super) readied_at: usize,
-    /// At open every arena waited to be checkpointed and no further one could be made, or no round could be begun: the arena is one of those,
-    /// and takes nothing. The first one in which a round can be begun becomes the active one.
+    /// Whether the files belong to another process.
+    pub(super) lost: bool,
+    /// The position up to which pages were prepared last.
+    pub(super) prefaulted_at: usize,
+    /// Set if at open every arena waited to be checkpointed and no further one could be made, or no round could be
+    /// begun. The arena is one of the waiting ones and takes nothing; the first one that can begin a round replaces it.
     pub(super) stand_in: bool,
-    /// For arenas that are written and not mapped: one frame, assembled.
+    /// Buffer for one frame, where arenas are written by position.
     pub(super) buffer: Vec<u8>,
 }
 
-/// A record that needed a second look before it was taken.
+/// A record that did not pass the fast path.
 #[derive(Debug)]
-pub(super) struct Unusual {
+pub(super) struct SlowAppend {
     framed: usize,
-    /// Another arena was begun for it.
+    /// Whether the journal rotated to another arena for it.
     rotated: bool,
     was_half_full: bool,
 }
 
 impl Active {
-    /// Where a frame of that size would end, if nothing speaks against it. That is the only thing most appends ask.
+    /// The end of a frame of that size, if it passes the fast path. Most appends need nothing else.
     #[inline]
-    pub(super) fn usual_end(&self, framed: usize, class: u8) -> Option<usize> {
+    pub(super) fn fast_end(&self, framed: usize, class: u8) -> Option<usize> {
         let end = self.position.checked_add(framed)?;
-        (framed <= room::LIGHT && end <= self.usual_up_to[usize::from(class != 0)]).then_some(end)
+        (framed <= SMALL_FRAME && end <= self.fast_until[usize::from(class != 0)]).then_some(end)
     }
 
-    /// Sets how far records may go without a question: no further than the next one of these answers may change, whatever the records
-    /// are like. To be called whenever one of them has changed in another way than by small records that were taken.
-    pub(super) fn survey(&mut self) {
+    /// Sets how far records may go on the fast path: only so far that no check could fail for any record in between,
+    /// and no notification is due. Must be called whenever something changes other than by small records.
+    pub(super) fn recompute_fast_limits(&mut self) {
         for class in 0..2_u8 {
-            let most = self.most[usize::from(class)];
+            let most = self.limits[usize::from(class)];
             let events = most.seq.saturating_add(1).saturating_sub(self.next_seq);
-            let weight = most.weight.saturating_sub(self.weight());
-            let bytes = events.saturating_mul(LEAST_FRAMED).min(room::light_bytes(weight));
+            let cost = most.cost.saturating_sub(self.cost());
+            let bytes = events.saturating_mul(FRAME_MIN).min(small_bytes(cost));
             let bounded = self.position.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
             let half = if self.is_half_full() { usize::MAX } else { self.half() - 1 };
-            let takes_none = self.closed || self.given_up || self.stand_in;
-            self.usual_up_to[usize::from(class)] = if takes_none { 0 } else { self.room(class).min(bounded).min(half) };
+            let takes_none = self.closed || self.lost || self.stand_in;
+            self.fast_until[usize::from(class)] =
+                if takes_none { 0 } else { self.end_for(class).min(bounded).min(half) };
         }
     }
 
-    /// Asks all questions: whether a record may be taken at all.
-    fn admit(&self, framed: usize, class: u8) -> Result<(), Refused> {
+    /// Checks whether the record may be taken at all.
+    fn admit(&self, framed: usize, class: u8) -> Result<(), AppendError> {
         if self.closed {
-            return Err(Refused::Closed);
+            return Err(AppendError::Closed);
         }
-        if self.given_up {
-            return Err(Refused::Lost);
+        if self.lost {
+            return Err(AppendError::Lost);
         }
-        let most = self.most[usize::from(class != 0)];
-        if self.next_seq > most.seq || self.weight().saturating_add(room::weight(framed)) > most.weight {
-            return Err(Refused::Bounded);
+        let most = self.limits[usize::from(class != 0)];
+        if self.next_seq > most.seq || self.cost().saturating_add(cost(framed)) > most.cost {
+            return Err(AppendError::Bounded);
         }
         Ok(())
     }
 
-    /// Where a frame of that size would end, if it may still go into this arena.
+    /// The end of a frame of that size, if it fits into this arena.
     fn end_of(&self, framed: usize, class: u8) -> Option<usize> {
         let end = self.position.checked_add(framed)?;
-        (!self.stand_in && end <= self.room(class)).then_some(end)
+        (!self.stand_in && end <= self.end_for(class)).then_some(end)
     }
 
-    /// How far frames may go in this arena. Room is kept for the length word that ends it.
-    fn room(&self, class: u8) -> usize {
+    /// Where frames of that class must end. Space is kept for the length word that ends the arena.
+    fn end_for(&self, class: u8) -> usize {
         let len = self.arena.len();
         if class == 0 { len - len / 8 - size_of::<u64>() } else { len - size_of::<u64>() }
     }
 
-    /// A record was taken that needed a second look; says whether it made the arena half full, or another one wait to be checkpointed.
+    /// Accounts for a record that did not pass the fast path. Returns whether it made the arena half full, or caused a
+    /// rotation.
     #[cold]
-    pub(super) fn took(&mut self, record: &Unusual) -> bool {
-        self.heavier = self.heavier.saturating_add(room::heavier(record.framed));
-        self.survey();
+    pub(super) fn took(&mut self, record: &SlowAppend) -> bool {
+        self.extra_cost = self.extra_cost.saturating_add(extra_cost(record.framed));
+        self.recompute_fast_limits();
         record.rotated || (!record.was_half_full && self.is_half_full())
     }
 
@@ -124,31 +212,31 @@ impl Active {
         self.arena.len() / 2
     }
 
-    /// Of all records taken so far.
-    pub(super) fn weight(&self) -> u64 {
-        self.weight_before.saturating_add(self.weight_of_round())
+    /// The cost of all records so far.
+    pub(super) fn cost(&self) -> u64 {
+        self.cost_before.saturating_add(self.cost_of_round())
     }
 
-    /// Of those in this arena.
-    pub(super) fn weight_of_round(&self) -> u64 {
-        room::light_weight((self.position - HEADER_BYTES) as u64).saturating_add(self.heavier)
+    /// The cost of the records in this arena.
+    pub(super) fn cost_of_round(&self) -> u64 {
+        small_cost((self.position - HEADER_BYTES) as u64).saturating_add(self.extra_cost)
     }
 
     pub(super) fn close(&mut self) {
         self.closed = true;
-        self.survey();
+        self.recompute_fast_limits();
     }
 
     pub(super) fn give_up(&mut self) {
-        self.given_up = true;
-        self.survey();
+        self.lost = true;
+        self.recompute_fast_limits();
     }
 }
 
 impl Journal {
-    /// [`Journal::close`], unless somebody holds the journal for longer than an append may wait: on a file system that hangs.
-    pub(crate) fn close_in_time(&self) {
-        if let Some(mut active) = self.lock_in_time() {
+    /// [`Journal::close`], unless the lock is held for longer than `lock_wait`: on a file system that hangs.
+    pub(crate) fn close_within_lock_wait(&self) {
+        if let Some(mut active) = self.lock_within_wait() {
             active.close();
         }
     }
@@ -157,10 +245,10 @@ impl Journal {
         self.active.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock, if it can be had within `lock_wait`: its holder may be a thread that is stopped, or that waits for a page of a
-    /// frozen file system, and a caller of `capture` must not wait with it.
+    /// Takes the lock within `lock_wait`. Its holder may be a stopped thread, or one that waits for a page of a frozen
+    /// file system, and `append` must not wait with it.
     #[inline]
-    pub(super) fn lock_in_time(&self) -> Option<MutexGuard<'_, Active>> {
+    pub(super) fn lock_within_wait(&self) -> Option<MutexGuard<'_, Active>> {
         match self.active.0.try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -191,7 +279,8 @@ impl Journal {
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
                 Err(TryLockError::WouldBlock) if pause < Duration::from_micros(20) => {
-                    // The holder needs the processor more than we do: usually it is a few instructions from the end.
+                    // The holder needs the processor more than this thread: usually it is a few instructions from the
+                    // end.
                     std::thread::yield_now();
                     pause += Duration::from_micros(1);
                 }
@@ -203,32 +292,88 @@ impl Journal {
         }
     }
 
-    /// Where a record goes that is not a usual one: large, or the first of an arena's second half, or near a bound.
+    /// Finds the place of a record that does not pass the fast path: a large one, the first of an arena's second half,
+    /// or one near a limit.
     #[cold]
-    pub(super) fn find_place(
+    pub(super) fn place_slowly(
         &self,
         active: &mut Active,
         framed: usize,
         class: u8,
-    ) -> Result<(usize, Unusual), Refused> {
+    ) -> Result<(usize, SlowAppend), AppendError> {
         active.admit(framed, class)?;
         let was_half_full = active.is_half_full();
         let (end, rotated) = match active.end_of(framed, class) {
             Some(end) => (end, false),
-            None => (self.make_room(active, framed, class)?, true),
+            None => (self.rotate_for(active, framed, class)?, true),
         };
-        Ok((end, Unusual { framed, rotated, was_half_full }))
+        Ok((end, SlowAppend { framed, rotated, was_half_full }))
     }
 
-    /// The active arena is full: goes on in a free one if there is one. This may happen on a caller's thread, while the committer is
-    /// busy with the arena before; it takes no I/O where arenas are mapped, and never creates a file.
+    /// The active arena is full: rotates to a free one if there is one. This may happen on a caller's thread while the
+    /// committer is busy with the arena before. It does no I/O where arenas are mapped, and never creates a file.
     #[cold]
-    fn make_room(&self, active: &mut Active, framed: usize, class: u8) -> Result<usize, Refused> {
-        // An event that does not fit an empty arena would only push out what is in this one.
+    fn rotate_for(&self, active: &mut Active, framed: usize, class: u8) -> Result<usize, AppendError> {
+        // A record that does not fit an empty arena would only push out what is in this one.
         let fits = framed <= active.arena.len() - active.arena.len() / 8 - HEADER_BYTES - size_of::<u64>();
         let fresh = if fits && (active.records > 0 || active.stand_in) { self.pool.pop_free() } else { None };
-        self.rotate(active, fresh.ok_or(Refused::Full)?).map_err(Refused::Io)?;
+        self.rotate(active, fresh.ok_or(AppendError::Full)?).map_err(AppendError::Io)?;
         crash_point::reach("journal.rotated");
-        active.end_of(framed, class).ok_or(Refused::Full)
+        active.end_of(framed, class).ok_or(AppendError::Full)
+    }
+}
+
+impl Journal {
+    /// Sets what the journal may hold of ordinary and of priority records. Everything up to `checkpointed_up_to` is in
+    /// the store. Committer only.
+    pub(crate) fn set_budget(&self, checkpointed_up_to: u64, ordinary: Budget, priority: Budget) {
+        let mut active = self.lock();
+        let waiting = self.pool.sealed_size().cost.saturating_add(active.cost_of_round());
+        let most = |room: Budget| Limit {
+            seq: checkpointed_up_to.saturating_add(room.events),
+            cost: active.cost().saturating_add(room.bytes).saturating_sub(waiting),
+        };
+        active.limits = [most(ordinary), most(priority)];
+        active.recompute_fast_limits();
+    }
+
+    /// Bytes and records that wait to be checkpointed, including sealed arenas.
+    pub(crate) fn journaled(&self) -> (u64, u64) {
+        // The lock first: otherwise an append may seal the active arena, and it would count twice or not at all.
+        let active = self.lock();
+        let sealed = self.pool.sealed_size();
+        (sealed.bytes + (active.position - HEADER_BYTES) as u64, sealed.records + active.records)
+    }
+
+    /// The cost of everything that waits to be checkpointed.
+    pub(crate) fn journaled_cost(&self) -> u64 {
+        let active = self.lock();
+        self.pool.sealed_size().cost.saturating_add(active.cost_of_round())
+    }
+
+    /// Whether the active arena is half full.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.lock().is_half_full()
+    }
+
+    /// The sequence number of the newest record; 0 before the first.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.lock().next_seq - 1
+    }
+
+    /// Whether a swap would find a free arena without creating one.
+    pub(crate) fn has_free_arena(&self) -> bool {
+        self.pool.has_free()
+    }
+
+    /// Whether all arenas have lost their names: the directory was deleted.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        let active = Arc::clone(&self.lock().arena);
+        active.is_unlinked() && self.pool.are_unlinked()
+    }
+
+    /// Goes on without using names: further arenas are in memory. For a journal whose directory was deleted.
+    pub(crate) fn become_unlinked(&self) {
+        self.pool.become_unlinked();
     }
 }

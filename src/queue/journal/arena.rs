@@ -1,4 +1,5 @@
-//! One arena: a header page and the bytes after it, in a mapped file, in a file written by position, or in memory.
+//! An arena: a header page and the frames behind it, in a mapped file, in a file that is written by position, or in
+//! memory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,27 +7,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::record::frame::{self, FRAME_HEAD, FrameHead};
+use crate::queue::frame::{self, FRAME_HEAD, FrameHead};
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, DiskFile, Mapping, Open, store_bytes};
 
-/// Frames begin here: the header has a page of its own, so that marking it never dirties a page of records.
+/// Where frames begin. The header has a page of its own, so that changing it never dirties a page of records.
 pub(crate) const HEADER_BYTES: usize = 4096;
-/// Not text, broken by any line-end conversion, never the start of a zeroed file.
+/// Not text, broken by any conversion of line ends, and never the start of a zeroed file.
 const MAGIC: [u8; 8] = *b"\x89PHJ\r\n\x1a\n";
 pub(crate) const VERSION: u32 = 1;
 /// Bytes of the header that its checksum covers.
 const CHECKED: usize = 48;
 const STATE_AT: usize = 56;
-/// Read at a time when looking for the end.
+/// How much is read at a time when looking for the end.
 const LOOK_BYTES: usize = 256 * 1024;
 
 /// One use of an arena, from empty to checkpointed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Round {
-    /// Mixed into each frame's check word.
+    /// Mixed into the check word of each frame.
     pub(crate) salt: u64,
-    /// Rises with every round of a shard.
+    /// Rises with every round of a queue.
     pub(crate) epoch: u64,
     /// The sequence number that its first record has or would have.
     pub(crate) first_seq: u64,
@@ -35,30 +36,31 @@ pub(crate) struct Round {
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Header {
-    /// Nothing was ever written, or creation was cut off: the blocks may not be there.
+    /// Nothing was written, or creation was interrupted: the blocks may be missing.
     Blank,
     /// Ready for use.
     Free,
     /// Holds records that are not known to be checkpointed.
     InUse(Round),
-    /// Ours, and its checksum does not hold.
+    /// An arena of this library whose header checksum does not match.
     Damaged,
-    /// Of a later format.
+    /// Written by a later version.
     Newer(u32),
-    /// Not ours.
+    /// Not an arena of this library.
     Foreign,
 }
 
 const FREE: u64 = 0;
 const ACTIVE: u64 = 1;
 
-/// See the module.
+/// An arena in one of the three forms of the module.
 #[derive(Debug)]
 pub(crate) struct Arena {
     memory: Memory,
     path: PathBuf,
     index: usize,
-    /// A sync failed: what the kernel could not write it may have forgotten. The file is replaced when its records are checkpointed.
+    /// Set when a sync failed: the kernel may have dropped what it could not write. The file is replaced once its
+    /// records are checkpointed.
     condemned: AtomicBool,
 }
 
@@ -70,14 +72,14 @@ enum Memory {
 }
 
 impl Arena {
-    /// An arena that dies with the process.
+    /// An arena in memory. It ends with the process.
     pub(super) fn volatile(index: usize, len: usize) -> io::Result<Self> {
         let memory = Memory::Volatile { mapping: Mapping::anonymous(len)? };
         Ok(Self { memory, path: PathBuf::from("(memory)"), index, condemned: AtomicBool::new(false) })
     }
 
-    /// Creates the file, or finishes one whose creation was cut off: every block is written before the header says so, because a
-    /// write to a mapping has no way to report that the disk is full.
+    /// Creates the file, or completes one whose creation was interrupted. Every block is written before the header says
+    /// that the arena is usable, because a store into a mapping cannot report a full disk.
     pub(super) fn create(disk: &Disk, path: &Path, index: usize, len: usize, map: bool) -> io::Result<Self> {
         let file = disk.open(path, Open::EnsureExists)?;
         file.set_len(0)?;
@@ -87,14 +89,14 @@ impl Arena {
             file.sync_data()
         });
         if let Err(error) = written {
-            // Half an arena helps nobody, least of all a full disk.
+            // A partial arena is of no use, and takes space on a full disk.
             let _ = disk.remove_file(path);
             return Err(error);
         }
         Self::of_file(file, index, len, map)
     }
 
-    /// Opens an existing file and tells what its header says. `None` instead of an arena where it cannot be used as one.
+    /// Opens an existing file and reads its header. The arena is `None` if the file cannot be used as one.
     pub(super) fn open(disk: &Disk, path: &Path, index: usize, map: bool) -> io::Result<(Header, Option<Self>)> {
         let file = disk.open(path, Open::Existing)?;
         let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
@@ -113,7 +115,8 @@ impl Arena {
 
     fn of_file(file: DiskFile, index: usize, len: usize, map: bool) -> io::Result<Self> {
         let path = file.path().to_path_buf();
-        // Restored without its zeros, and no room for them: a write by position reports that.
+        // The file may have been restored without its zeros, with no space for them: a write by position can report
+        // that.
         let memory = if map && file.fill_holes(len as u64).is_ok() {
             let mapping = file.map(len)?;
             Memory::Mapped { file, mapping }
@@ -131,7 +134,7 @@ impl Arena {
         self.index
     }
 
-    /// Whether no name leads to its bytes any more.
+    /// Whether its file has lost its name.
     pub(super) fn is_unlinked(&self) -> bool {
         match &self.memory {
             Memory::Mapped { file, .. } | Memory::Written { file, .. } => file.is_unlinked().unwrap_or(false),
@@ -139,7 +142,7 @@ impl Arena {
         }
     }
 
-    /// Bytes, header included.
+    /// Size in bytes, including the header.
     pub(super) fn len(&self) -> usize {
         match &self.memory {
             Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => mapping.len(),
@@ -151,12 +154,12 @@ impl Arena {
         self.condemned.load(Ordering::Relaxed)
     }
 
-    /// Begins a round: from now on the header promises records of this salt.
+    /// Begins a round: the header announces records with this salt.
     pub(super) fn begin(&self, round: &Round) -> io::Result<()> {
         let header = encode_header(Some(round));
         match &self.memory {
             Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => {
-                // Killed between any two of these stores, the arena is still free: the state goes last.
+                // The state is stored last: killed between any two of these stores, the arena is still free.
                 let words = [header_state(mapping), mapping.word64(HEADER_BYTES)];
                 for word in words.into_iter().flatten() {
                     word.store(FREE, Ordering::Relaxed);
@@ -176,7 +179,7 @@ impl Arena {
         }
     }
 
-    /// Writes one frame from `at` to `end` and publishes it. `buffer` is used where the file is written and not mapped.
+    /// Writes a frame to `at..end` and publishes it. `buffer` is used where the file is written by position.
     #[inline]
     pub(super) fn write_frame(
         &self,
@@ -188,7 +191,7 @@ impl Arena {
     ) -> io::Result<()> {
         match &self.memory {
             Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => {
-                // The frame, and the length word of the one after it.
+                // The words of the frame, and the length word behind it.
                 let words = mapping.words(at, end.saturating_add(size_of::<u64>())).unwrap_or_default();
                 let [publish, seq, check, place @ .., next] = words else {
                     return Err(io::ErrorKind::InvalidInput.into());
@@ -201,20 +204,23 @@ impl Arena {
                 check.store(check_word, Ordering::Relaxed);
                 next.store(0, Ordering::Relaxed);
                 crash_point::reach("journal.append.copied");
-                // Last, and with release: whoever sees the length sees the record and the zero after it.
+                // Stored last, with release ordering: a reader that sees the length sees the record and the zero word
+                // behind it.
                 publish.store(length_word, Ordering::Release);
                 crash_point::reach("journal.append.published");
                 Ok(())
             }
             Memory::Written { file, .. } => {
-                // One write: the frame and the zero word after it. Cut short by a kill, its check word does not hold.
+                // One write of the frame and the zero word behind it. If a kill cuts it short, the check word does not
+                // match.
                 buffer.clear();
                 buffer.extend_from_slice(&frame::encode_head(head));
                 buffer.extend_from_slice(body);
                 buffer.resize(end - at + 8, 0);
                 crash_point::reach("journal.append.copied");
                 if let Err(error) = file.write_all_at(at as u64, buffer) {
-                    // Refused, and yet perhaps all there but for the padding: it must not come back.
+                    // The write failed and may still have written everything but the padding. The record must not come
+                    // back.
                     let _ = file.write_all_at(at as u64, &[0; 8]);
                     return Err(error);
                 }
@@ -224,18 +230,18 @@ impl Arena {
         }
     }
 
-    /// The bytes from the first frame up to byte `end` of the arena.
+    /// The bytes from the first frame up to `end`.
     pub(super) fn read_frames(&self, end: usize) -> io::Result<Vec<u8>> {
         self.read(HEADER_BYTES, end)
     }
 
-    /// The bytes from `from` to `to`, as far as they lie inside. Of a mapped file too they are read and not looked at through the mapping:
-    /// a sector that cannot be read is an error here, and would be a fault there.
+    /// The bytes from `from` to `to`, as far as they are inside. A mapped file is read through its descriptor too:
+    /// there an unreadable sector is an error, in the mapping it would be a fault.
     fn read(&self, from: usize, to: usize) -> io::Result<Vec<u8>> {
         let len = to.min(self.len()).saturating_sub(from);
         match &self.memory {
             Memory::Volatile { mapping } => Ok(mapping.read(from, len)),
-            // The program has closed the descriptor: the mapping is still ours.
+            // The program has closed the descriptor; the mapping still works.
             Memory::Mapped { file, mapping } if file.descriptor_is_ours().is_err() => Ok(mapping.read(from, len)),
             Memory::Mapped { file, .. } | Memory::Written { file, .. } => {
                 let mut bytes = vec![0; len];
@@ -245,7 +251,7 @@ impl Arena {
         }
     }
 
-    /// Where the frames up to `end` seem to stop, by their length words alone.
+    /// Where the frames up to `end` appear to stop, from their length words alone.
     pub(super) fn likely_end(&self, end: usize) -> io::Result<usize> {
         let end = end.min(self.len());
         let mut at = HEADER_BYTES;
@@ -263,15 +269,15 @@ impl Arena {
         Ok(at.min(end))
     }
 
-    /// Readies the pages of a range for being written to.
+    /// Prepares the pages of a range for being written to.
     pub(super) fn prefault(&self, from: usize, to: usize) {
         if let Memory::Mapped { mapping, .. } = &self.memory {
             mapping.prefault(from, to);
         }
     }
 
-    /// Makes its first `len` bytes durable; a failure condemns it. Of a condemned one no later sync can be believed: what the kernel
-    /// has forgotten it takes for written.
+    /// Makes the first `len` bytes durable. A failure condemns the arena: no later sync can be trusted, because the
+    /// kernel treats pages that it has dropped as written.
     pub(super) fn sync(&self, len: usize) -> io::Result<()> {
         if self.is_condemned() {
             return Err(io::Error::other(
@@ -289,7 +295,8 @@ impl Arena {
         synced
     }
 
-    /// Its records are in the store: it never replays. The pages up to `end` are readied for the next ones.
+    /// Marks the arena free, because its records are in the store: it never replays. Prepares the pages up to `end` for
+    /// the next records.
     pub(super) fn mark_free(&self, end: usize) {
         match &self.memory {
             Memory::Mapped { mapping, .. } | Memory::Volatile { mapping } => {
@@ -297,14 +304,14 @@ impl Arena {
                     state.store(FREE, Ordering::Release);
                 }
                 if matches!(self.memory, Memory::Mapped { .. }) {
-                    // Only to keep our resident size small; where it fails the pages simply stay.
+                    // This only keeps the resident size small; if it fails, the pages stay.
                     let _ = mapping.release_pages(end);
                     mapping.prefault(0, end);
                 }
             }
             Memory::Written { file, .. } => {
                 if file.write_all_at(STATE_AT as u64, &FREE.to_le_bytes()).is_err() {
-                    // The store's epoch says the same; the file must not be used again, though.
+                    // The epoch in the store says the same, but the file must not be used again.
                     self.condemned.store(true, Ordering::Relaxed);
                 }
             }
@@ -312,7 +319,7 @@ impl Arena {
     }
 }
 
-/// A file that somebody removed or replaced can be synced without an error, and nobody will ever find its bytes.
+/// A file that was removed or replaced can be synced without an error, and its bytes can never be found again.
 fn still_there(file: &DiskFile) -> io::Result<()> {
     if file.can_be_found()? {
         return Ok(());
@@ -354,10 +361,10 @@ fn decode_header(bytes: &[u8; STATE_AT + 8]) -> Header {
     }
     let (version, holds) = (word(8) as u32, word(CHECKED) == xxh3_64(&bytes[..CHECKED]));
     if version > VERSION {
-        // Every version keeps this checksum, so that a flipped bit is damage and not a version that nobody knows.
+        // Every version keeps this checksum, so a flipped bit is damage and not an unknown version.
         return if holds { Header::Newer(version) } else { Header::Damaged };
     }
-    // Between two rounds the checksum does not hold: the state alone counts.
+    // Between two rounds the checksum does not match: only the state counts.
     if word(STATE_AT) == FREE {
         return Header::Free;
     }
@@ -372,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_comes_back_as_it_was_and_no_flipped_bit_makes_another_round() {
+    fn no_flipped_bit_of_a_header_makes_another_round() {
         let round = Round { epoch: 7, salt: 0x1234_5678_9abc_def0, first_seq: 99 };
         let mut bytes = encode_header(Some(&round));
         assert_eq!(decode_header(&bytes), Header::InUse(round));

@@ -1,157 +1,75 @@
-//! The fast way in: events are copied into a file mapped into memory, and survive the process from that moment on.
+//! The journal: records are copied into a memory-mapped file and survive the process from that moment on.
 //!
-//! Purpose. A commit of a transactional store costs hundreds of microseconds; a copy into the page cache costs tens of nanoseconds
-//! and outlives SIGKILL just as well, because the page cache belongs to the kernel. So a record is accepted by copying it here, made
-//! safe against a power cut by syncing this file, and checkpointed into the store later, many at a time.
+//! A commit of a transactional store costs hundreds of microseconds. A copy into the page cache costs tens of
+//! nanoseconds and outlives SIGKILL as well, because the page cache belongs to the kernel. So a record is accepted by
+//! copying it here, made durable by syncing this file, and checkpointed into the store later, together with many
+//! others.
 //!
 //! Limits
-//! * Two arenas to begin with, up to [`ARENAS_MAX`] when a burst fills them faster than they are checkpointed. Each is a file of
-//!   `arena_bytes`, every block really written before it is first used.
-//! * The last eighth of an arena is for exceptions and identity events: they still fit when ordinary events no longer do.
-//! * What waits to be checkpointed may be bounded ([`room`]): nothing is taken that the queue has no room for.
-//! * A caller waits at most `lock_wait` for the lock, and does no I/O under it where the arena is mapped.
-//! * Creating, syncing, reading and freeing arenas is for one thread, the committer; appending is for any, and so is going on in a
-//!   free arena when the active one is full.
+//! * Two arenas at first, up to [`ARENAS_MAX`] when a burst fills them faster than they are checkpointed. Each is a
+//!   file of `arena_bytes` whose blocks are all written before it is first used.
+//! * The last eighth of an arena is reserved for priority records (class other than 0): they still fit when ordinary
+//!   records no longer do.
+//! * What the journal holds can be bounded by a [`Budget`], so that it never takes more than the queue has space for.
+//! * An append waits at most `lock_wait` for the lock, and does no I/O under it where the arena is mapped.
+//! * Creating, syncing, reading and freeing arenas is for one thread, the committer. Appending, and rotating to a free
+//!   arena when the active one is full, is for any thread.
 //!
-//! Format: `docs/format.md`. A page of header ([`arena`]), then frames (`record::frame`) back to back, ended by a zero length word.
+//! Format: a header page, then frames (`queue::frame`) back to back, ended by a zero length word. See
+//! `docs/format.md`.
 //!
 //! Operations
-//! * *append*: under the lock: refuse when full; write the frame's check words and body, zero the length word after it, and publish
-//!   it by storing its own length word last. Killed before that store, the record was never there. How far appends may go before any
-//!   reason to refuse can arise is worked out when something changes, so that most ask a single question ([`active`]).
-//! * *swap*: another, free arena becomes the active one under a new round: a higher epoch, a fresh salt, the next sequence number.
-//!   The old one is sealed and waits to be checkpointed.
-//! * *sync*: makes the sealed arenas and the active one durable, in that order, and says up to which sequence number.
-//! * *free*: a checkpointed arena is marked free and never replays, whatever the store says.
-//! * *replay* (open): arenas that are not free come back as sealed ones, in the order of their epochs. So recovery is a checkpoint like
-//!   any other. An arena is read up to its first invalid record; only if sequence numbers show that more must be there is the rest
-//!   searched for records that still check.
+//! * *append*: under the lock, write the check words and the body of the frame, zero the length word behind it, and
+//!   publish it by storing its own length word last. If the process is killed before that store, the record does not
+//!   exist.
+//! * *swap*: a free arena becomes the active one in a new round, with a higher epoch, a fresh salt and the next
+//!   sequence number. The old arena is sealed and waits to be checkpointed.
+//! * *sync*: makes the sealed arenas and then the active one durable, and returns the highest durable sequence number.
+//! * *free*: a checkpointed arena is marked free and is never replayed.
+//! * *replay* (at open): arenas that are not free come back as sealed ones, in the order of their epochs, so recovery
+//!   is a checkpoint like any other. An arena is read up to its first invalid record. The rest is searched for valid
+//!   records only if sequence numbers show that some are missing.
 //!
-//! Invariants: sequence numbers are gap-free in the order of appending; a salt is never used twice; a sealed arena is never written
-//! to; at most one arena is active; the epoch of a new round is above every epoch seen on disk.
+//! Invariants: sequence numbers have no gaps; a salt is never used twice; a sealed arena is never written to; at most
+//! one arena is active; the epoch of a new round is above every epoch on disk.
 
 mod active;
 pub(crate) mod arena;
-#[cfg(feature = "testing")]
-mod contents;
 mod pool;
 pub(crate) mod replay;
-mod room;
-#[cfg(test)]
-mod room_tests;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use crate::record::frame::{self, FRAME_HEAD, FrameHead};
+use crate::queue::frame::{self, FRAME_HEAD, FrameHead};
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, fork};
 use crate::sys::entropy;
 
-use active::{Active, Apart};
+use active::{Active, CachePadded, Limit};
+pub(crate) use active::{AppendError, Appended, Budget};
 use arena::{Arena, HEADER_BYTES, Round};
 use pool::Pool;
-pub(crate) use pool::{Sealed, SetAside, file_names};
-use room::Most;
-pub(crate) use room::Room;
+pub(crate) use pool::{ARENAS_MAX, DamagedFile, JournalError, JournalOptions, SealedArena, file_names};
 
-/// Arenas of one journal, at most.
-pub(crate) const ARENAS_MAX: usize = 4;
-
-/// What a journal is made of.
-#[derive(Clone, Debug)]
-pub(crate) struct JournalOptions {
-    /// Where the arenas lie; `None` keeps them in memory only.
-    pub(crate) dir: Option<PathBuf>,
-    /// Whether a mapping may be written without risk of a fault (see `disk::FileSystem::may_map`).
-    pub(crate) map: bool,
-    /// Bytes of one arena.
-    pub(crate) arena_bytes: usize,
-    /// How long an append may wait for its turn.
-    pub(crate) lock_wait: Duration,
-}
-
-/// Why the journal could not be opened or extended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalError {
-    /// A file could not be created, opened or read.
-    #[error("journal file {path:?}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Written by a later version of this library.
-    #[error("a newer version of this library wrote journal file {path:?} (format {version})")]
-    Newer {
-        /// Which.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// Memory could not be had.
-    #[error("no memory for a journal of {}: {source}", crate::sys::wording::bytes(*bytes as u64))]
-    Memory {
-        /// How much.
-        bytes: usize,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// A record that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Appended {
-    /// Its sequence number.
-    pub(crate) seq: u64,
-    /// Records in the active arena, this one included.
-    pub(crate) records: u64,
-    /// Whether this record made the active arena half full.
-    pub(crate) half_full: bool,
-}
-
-/// A record that was not taken.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// No room left for a record of this class.
-    Full,
-    /// The queue that it would be checkpointed into has no room for it: see [`Journal::allow`].
-    Bounded,
-    /// The lock could not be had in time.
-    Busy,
-    /// The journal was closed.
-    Closed,
-    /// The files are somebody else's: see [`Journal::give_up`].
-    Lost,
-    /// This is a forked child; the journal belongs to its parent.
-    Forked,
-    /// The arena's file could not be written.
-    Io(io::Error),
-}
-
-/// Where records are appended.
+/// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
     options: JournalOptions,
     generation: u64,
-    active: Apart<Mutex<Active>>,
+    active: CachePadded<Mutex<Active>>,
     pool: Pool,
 }
 
 /// What [`Journal::open`] found.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// Highest epoch on disk.
+    /// The highest epoch on disk.
     pub(crate) epoch_max: u64,
-    /// The highest sequence number that the beginnings of the rounds on disk prove to be taken.
-    pub(crate) taken_up_to: u64,
-    /// Files that were none of ours, or damaged, and were renamed out of the way.
-    pub(crate) set_aside: Vec<SetAside>,
+    /// The highest sequence number that the rounds on disk prove to be taken: the one before the newest round's first.
+    pub(crate) taken_until: u64,
+    /// Files that were foreign or damaged and were renamed.
+    pub(crate) damaged_files: Vec<DamagedFile>,
     journal: Opening,
 }
 
@@ -162,16 +80,16 @@ struct Opening {
 }
 
 impl Journal {
-    /// Opens what is on disk. Arenas that are not free wait as sealed ones; nothing can be appended before [`Found::start`].
+    /// Opens the files. Arenas that are not free become sealed ones; nothing can be appended before [`Found::start`].
     pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Found, JournalError> {
         let pool = Pool::open(disk, &options)?;
-        let (epoch_max, taken_up_to) = pool.highest();
-        let set_aside = pool.take_set_aside();
-        Ok(Found { epoch_max, taken_up_to, set_aside, journal: Opening { options, pool } })
+        let (epoch_max, taken_until) = pool.highest();
+        let damaged_files = pool.take_damaged_files();
+        Ok(Found { epoch_max, taken_until, damaged_files, journal: Opening { options, pool } })
     }
 
-    /// Takes a record. `body_hash` is `frame::hash_body(body)`, computed before the lock; `taken` is told its number under it, so in
-    /// order.
+    /// Appends a record. `body_hash` is `frame::hash_body(body)`, computed before the lock is taken. `taken` is called
+    /// with the sequence number under the lock, hence in order.
     #[inline]
     pub(crate) fn append(
         &self,
@@ -179,38 +97,38 @@ impl Journal {
         body_hash: u64,
         class: u8,
         taken: impl FnOnce(u64),
-    ) -> Result<Appended, Refused> {
+    ) -> Result<Appended, AppendError> {
         if fork::generation() != self.generation {
-            return Err(Refused::Forked);
+            return Err(AppendError::Forked);
         }
         let (Some(framed), Ok(body_len)) = (frame::framed_len(body.len()), u32::try_from(body.len())) else {
-            return Err(Refused::Full);
+            return Err(AppendError::Full);
         };
-        let mut active = self.lock_in_time().ok_or(Refused::Busy)?;
+        let mut active = self.lock_within_wait().ok_or(AppendError::Busy)?;
         let active = &mut *active;
-        let (end, unusual) = match active.usual_end(framed, class) {
+        let (end, slow) = match active.fast_end(framed, class) {
             Some(end) => (end, None),
-            None => self.find_place(active, framed, class).map(|(end, unusual)| (end, Some(unusual)))?,
+            None => self.place_slowly(active, framed, class).map(|(end, slow)| (end, Some(slow)))?,
         };
         let seq = active.next_seq;
         let check = frame::seal(body_hash, active.round.salt, seq, body_len, class);
         let head = FrameHead { body_len, class, seq, check };
-        active.arena.write_frame(active.position, end, &head, body, &mut active.buffer).map_err(Refused::Io)?;
+        active.arena.write_frame(active.position, end, &head, body, &mut active.buffer).map_err(AppendError::Io)?;
 
         active.position = end;
         active.next_seq += 1;
         active.records += 1;
-        let half_full = unusual.is_some_and(|unusual| active.took(&unusual));
+        let half_full = slow.is_some_and(|slow| active.took(&slow));
         taken(seq);
         Ok(Appended { seq, records: active.records, half_full })
     }
 
-    /// Makes a free arena the active one and seals the old one, unless that is empty or no arena is free. Committer only: it may
-    /// create a file.
+    /// Makes a free arena the active one and seals the old one, unless the old one is empty or no arena is free.
+    /// Committer only: it may create a file.
     pub(crate) fn swap(&self) -> Result<bool, JournalError> {
         {
             let active = self.lock();
-            if (active.records == 0 && !active.stand_in) || active.given_up {
+            if (active.records == 0 && !active.stand_in) || active.lost {
                 return Ok(false);
             }
         }
@@ -224,7 +142,7 @@ impl Journal {
         Ok(true)
     }
 
-    /// Under the lock: `fresh` takes the records from now on, what was active waits to be checkpointed.
+    /// Makes `fresh` the active arena and seals the old one. The caller holds the lock.
     fn rotate(&self, active: &mut Active, fresh: Arc<Arena>) -> io::Result<()> {
         let round = Round { epoch: active.round.epoch + 1, salt: entropy::random_u64(), first_seq: active.next_seq };
         if let Err(error) = fresh.begin(&round) {
@@ -234,65 +152,66 @@ impl Journal {
         crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
         if !std::mem::take(&mut active.stand_in) {
-            let weight = active.weight_of_round();
+            let cost = active.cost_of_round();
             let last_seq = active.next_seq - 1;
-            self.pool.push_sealed(Sealed::complete(
+            self.pool.push_sealed(SealedArena::complete(
                 old,
                 active.round,
                 active.position,
                 last_seq,
                 active.records,
-                weight,
+                cost,
             ));
         }
-        active.weight_before = active.weight();
-        active.heavier = 0;
+        active.cost_before = active.cost();
+        active.extra_cost = 0;
         active.round = round;
         active.position = HEADER_BYTES;
-        active.readied_at = HEADER_BYTES;
+        active.prefaulted_at = HEADER_BYTES;
         active.records = 0;
-        active.survey();
+        active.recompute_fast_limits();
         Ok(())
     }
 
     /// The sealed arena to be checkpointed next.
-    pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
+    pub(crate) fn oldest_sealed(&self) -> Option<SealedArena> {
         self.pool.oldest_sealed()
     }
 
-    /// The oldest sealed arena was checkpointed: it never replays again. Committer only.
+    /// Frees the oldest sealed arena, which was checkpointed: it never replays again. Committer only.
     pub(crate) fn free_oldest(&self) {
         self.pool.free_oldest();
     }
 
-    /// Makes every record that was appended before the call durable; says up to which sequence number. After a failure the kernel
-    /// may have dropped what it could not write, so the arena is replaced once it is checkpointed. Committer only.
+    /// Makes every record that was appended before the call durable, and returns the highest durable sequence number.
+    /// After a failure the kernel may have dropped what it could not write, so the arena is replaced once it is
+    /// checkpointed. Committer only.
     pub(crate) fn sync(&self) -> io::Result<u64> {
         let (arena, end, last) = {
             let active = self.lock();
             (Arc::clone(&active.arena), active.position + size_of::<u64>(), active.next_seq - 1)
         };
-        // Sealed ones first: what is durable must never have a hole before it.
+        // Sealed arenas first: what is durable must never have a gap before it.
         self.pool.sync_sealed()?;
         arena.sync(end)?;
         Ok(last)
     }
 
-    /// Readies the pages that will be written to before the next call: twice as many as since the last one. Otherwise the caller who
-    /// first reaches a page pays for it, several microseconds if the file system has to have its say. Committer only.
+    /// Prepares the pages that will be written before the next call: twice as many as since the last one. Otherwise the
+    /// first append to a page pays for it, with several microseconds on some file systems. Committer only.
     pub(crate) fn prefault(&self) {
         let (arena, from, grown) = {
             let mut active = self.lock();
-            let (position, before) = (active.position, active.readied_at);
-            active.readied_at = position;
+            let (position, before) = (active.position, active.prefaulted_at);
+            active.prefaulted_at = position;
             (Arc::clone(&active.arena), position, position.saturating_sub(before))
         };
         arena.prefault(from, from.saturating_add(grown.saturating_mul(2)));
     }
 
-    /// Makes sure that the next swap finds a free arena, if the limit allows. Committer only: it creates files.
-    pub(crate) fn prepare_spare(&self) -> Result<(), JournalError> {
-        if self.lock().given_up {
+    /// Makes sure that the next swap finds a free arena, if the limit allows. Committer only: it may create a file.
+    pub(crate) fn prepare_free_arena(&self) -> Result<(), JournalError> {
+        if self.lock().lost {
             return Ok(());
         }
         if let Some(spare) = self.pool.take_free(&self.options)? {
@@ -301,17 +220,35 @@ impl Journal {
         Ok(())
     }
 
-    /// Refuses every append from now on.
+    /// Rejects every further append.
     pub(crate) fn close(&self) {
         self.lock().close();
     }
 
-    /// Refuses every append from now on and begins no further round: the files are somebody else's.
+    /// Rejects every further append and begins no further round: the files belong to another process.
     pub(crate) fn give_up(&self) {
         self.lock().give_up();
     }
 
-    /// The round that takes records now.
+    /// The records that wait to be checkpointed, by sequence number. A record may come twice while the committer is
+    /// working, but none is missed that is not in the store by the time this returns.
+    #[cfg(feature = "testing")]
+    pub(crate) fn contents(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let active = {
+            let active = self.lock();
+            if active.stand_in {
+                None
+            } else {
+                // Read under the lock, because the arena could be reused meanwhile.
+                Some(replay::replay(active.arena.read_frames(active.position)?, &active.round, None))
+            }
+        };
+        let sealed = self.pool.all_sealed();
+        let sealed = sealed.iter().map(|sealed| sealed.replay()).collect::<io::Result<Vec<_>>>()?;
+        Ok(sealed.iter().chain(&active).flat_map(records).collect())
+    }
+
+    /// The epoch of the active arena's round.
     pub(crate) fn epoch(&self) -> u64 {
         self.lock().round.epoch
     }
@@ -320,16 +257,16 @@ impl Journal {
 impl Found {
     /// The sealed arenas that wait to be checkpointed, oldest first.
     #[cfg(test)]
-    pub(crate) fn sealed(&self) -> Vec<Sealed> {
+    pub(crate) fn sealed(&self) -> Vec<SealedArena> {
         self.journal.pool.all_sealed()
     }
 
     /// The sealed arena to be checkpointed next.
-    pub(crate) fn oldest_sealed(&self) -> Option<Sealed> {
+    pub(crate) fn oldest_sealed(&self) -> Option<SealedArena> {
         self.journal.pool.oldest_sealed()
     }
 
-    /// The oldest sealed arena was checkpointed: it never replays again.
+    /// Frees the oldest sealed arena, which was checkpointed: it never replays again.
     pub(crate) fn free_oldest(&self) {
         self.journal.pool.free_oldest();
     }
@@ -339,13 +276,14 @@ impl Found {
         self.journal.pool.last_seq_taken()
     }
 
-    /// Tells the sealed arenas which sequence number the last record accepted is known to have had.
-    pub(crate) fn expect_up_to(&mut self, seq: u64) {
-        self.journal.pool.expect_up_to(seq);
+    /// Sets the sequence number that the last accepted record is known to have had.
+    pub(crate) fn expect_last_seq(&mut self, seq: u64) {
+        self.journal.pool.expect_last_seq(seq);
     }
 
-    /// Begins to take records: round `epoch`, first sequence number `next_seq`. Where every arena waits to be checkpointed and no further
-    /// one can be made, or the disk has no room for the first block of a round, it takes none until there is an arena that can.
+    /// Starts the journal with round `epoch` and sequence number `next_seq`. If every arena waits to be checkpointed
+    /// and no further one can be made, or the disk is too full for the first block of a round, it takes no records
+    /// until an arena becomes usable.
     pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
         let Opening { options, pool } = self.journal;
         let (arena, mut stand_in) = match (pool.take_free(&options), pool.oldest_sealed()) {
@@ -365,7 +303,7 @@ impl Found {
             if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
                 return Err(JournalError::File { path: arena.path().to_path_buf(), source });
             }
-            // One with holes, on a full disk. What is in the store can be delivered, and makes room.
+            // A file with holes on a full disk. The store can still be delivered, which frees space.
             pool.give_back(Arc::clone(&arena));
             stand_in = true;
         }
@@ -376,24 +314,30 @@ impl Found {
             arena,
             round,
             position: HEADER_BYTES,
-            readied_at: HEADER_BYTES,
+            prefaulted_at: HEADER_BYTES,
             next_seq,
             records: 0,
-            usual_up_to: [0; 2],
-            heavier: 0,
-            weight_before: 0,
-            most: [Most::ANY; 2],
+            fast_until: [0; 2],
+            extra_cost: 0,
+            cost_before: 0,
+            limits: [Limit::NONE; 2],
             closed: false,
-            given_up: false,
+            lost: false,
             stand_in,
             buffer: Vec::new(),
         };
-        active.survey();
-        Ok(Journal { options, generation: fork::generation(), active: Apart(Mutex::new(active)), pool })
+        active.recompute_fast_limits();
+        Ok(Journal { options, generation: fork::generation(), active: CachePadded(Mutex::new(active)), pool })
     }
 }
 
-/// The least arena that can take an event of `event_bytes`: four of them, and the header.
+#[cfg(feature = "testing")]
+fn records(replay: &replay::Replay) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    let runs = replay.runs.iter().filter_map(|run| replay.bytes.get(run.range.clone()));
+    runs.flat_map(|bytes| frame::frames(bytes, replay.salt).map(|(head, body)| (head.seq, body.to_vec())))
+}
+
+/// The smallest arena that takes a record of `event_bytes`: four such records and the header.
 pub(crate) fn arena_bytes_min(event_bytes: usize) -> usize {
     frame::framed_len(event_bytes).unwrap_or(usize::MAX).saturating_mul(4).saturating_add(HEADER_BYTES + FRAME_HEAD)
 }

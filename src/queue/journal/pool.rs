@@ -5,44 +5,91 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::arena::{Arena, HEADER_BYTES, Header, Round};
 use super::replay::{self, Replay};
-use super::{ARENAS_MAX, JournalError, JournalOptions};
-use crate::record::frame::FRAME_HEAD;
+use crate::queue::frame::FRAME_HEAD;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home};
 use crate::sys::entropy;
 
-/// An arena that is complete and waits to be checkpointed.
+/// The most arenas of one journal.
+pub(crate) const ARENAS_MAX: usize = 4;
+
+/// How a journal is opened.
 #[derive(Clone, Debug)]
-pub(crate) struct Sealed {
+pub(crate) struct JournalOptions {
+    /// The directory of the arenas; `None` keeps them in memory only.
+    pub(crate) dir: Option<PathBuf>,
+    /// Whether a mapping may be written without risk of a fault (see `disk::FileSystem::may_map`).
+    pub(crate) map: bool,
+    /// Bytes of one arena.
+    pub(crate) arena_bytes: usize,
+    /// How long an append may wait for the lock.
+    pub(crate) lock_wait: Duration,
+}
+
+/// Why the journal could not be opened or extended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JournalError {
+    /// A file could not be created, opened or read.
+    #[error("journal file {path:?}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A newer version of this library wrote the file.
+    #[error("a newer version of this library wrote journal file {path:?} (format {version})")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Memory for an arena could not be allocated.
+    #[error("no memory for a journal of {}: {source}", crate::sys::wording::bytes(*bytes as u64))]
+    Memory {
+        /// Its size.
+        bytes: usize,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A sealed arena, which waits to be checkpointed.
+#[derive(Clone, Debug)]
+pub(crate) struct SealedArena {
     pub(super) arena: Arc<Arena>,
     /// Its round.
     pub(crate) round: Round,
     /// Where its last frame ends, as far as this process knows.
     end: usize,
-    /// The sequence number that its last record is known to have had; `None` if that has to be found out.
+    /// The sequence number of its last record; `None` if that is not known yet.
     pub(crate) last_seq: Option<u64>,
     /// Records in it, as far as this process knows.
     records: u64,
-    weight: u64,
+    cost: u64,
     synced: bool,
 }
 
-/// Of all sealed arenas together.
+/// The size of all sealed arenas together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SealedSize {
     pub(super) bytes: u64,
     /// As far as this process knows.
     pub(super) records: u64,
-    pub(super) weight: u64,
+    pub(super) cost: u64,
 }
 
-/// A file that could not be used and was renamed out of the way, or would have been.
+/// A file that was foreign or damaged and was renamed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SetAside {
-    /// Its new name.
+pub(crate) struct DamagedFile {
+    /// Its new path.
     pub(crate) path: PathBuf,
     /// What was wrong with it.
     pub(crate) why: &'static str,
@@ -51,45 +98,46 @@ pub(crate) struct SetAside {
 #[derive(Debug)]
 pub(super) struct Pool {
     disk: Disk,
-    /// Bytes of an arena, as configured now; arenas of an earlier life may have another size.
+    /// The configured size of an arena. Arenas that another process left may have another size.
     arena_bytes: usize,
-    /// The directory as it was when the journal was opened; `None` in memory.
+    /// The identity of the directory when the journal was opened; `None` in memory.
     home: Option<Home>,
-    /// The directory was deleted: no name below it means anything of ours any more. Further arenas are in memory.
+    /// Whether the directory was deleted: names in it are no longer ours, and further arenas are in memory.
     unlinked: AtomicBool,
-    places: Mutex<Places>,
+    arenas: Mutex<Arenas>,
 }
 
 #[derive(Debug, Default)]
-struct Places {
+struct Arenas {
     free: Vec<Arc<Arena>>,
-    sealed: VecDeque<Sealed>,
-    /// Which numbers have an arena, in whatever state.
+    sealed: VecDeque<SealedArena>,
+    /// Whether there is an arena for each index.
     taken: [bool; ARENAS_MAX],
-    set_aside: Vec<SetAside>,
+    damaged_files: Vec<DamagedFile>,
 }
 
-impl Sealed {
+impl SealedArena {
     pub(super) fn complete(
         arena: Arc<Arena>,
         round: Round,
         end: usize,
         last_seq: u64,
         records: u64,
-        weight: u64,
+        cost: u64,
     ) -> Self {
-        Self { arena, round, end, last_seq: Some(last_seq), records, weight, synced: false }
+        Self { arena, round, end, last_seq: Some(last_seq), records, cost, synced: false }
     }
 
-    /// What its records take at most where they are checkpointed to.
-    pub(crate) fn weight(&self) -> u64 {
-        self.weight
+    /// An upper bound of what its records take in the store.
+    pub(crate) fn cost(&self) -> u64 {
+        self.cost
     }
 
-    /// Its records, checked.
+    /// Reads and checks its records.
     pub(crate) fn replay(&self) -> io::Result<Replay> {
-        // Where an arena ends that another process filled is not known. Most of it is empty, and reading it all takes longer than
-        // everything else an open does: so it is read as far as it looks used, and again as a whole if records are missing.
+        // Where the arena of another process ends is not known. Most of it is empty, and reading all of it takes longer
+        // than the rest of an open. So it is read as far as it appears used, and as a whole only if records are
+        // missing.
         let likely_end = if self.records > 0 { self.end } else { self.arena.likely_end(self.end)? };
         let replay = replay::replay(self.arena.read_frames(likely_end)?, &self.round, self.last_seq);
         let first_missing = replay.last_seq().map_or(self.round.first_seq, |last| last.saturating_add(1));
@@ -107,59 +155,60 @@ impl Pool {
             .as_ref()
             .map(|dir| Home::of(dir).map_err(|source| JournalError::File { path: dir.clone(), source }));
         let home = home.transpose()?;
-        let mut places = Places::default();
+        let mut arenas = Arenas::default();
         for index in 0..ARENAS_MAX {
-            let Some(path) = path_of(options, index) else { break };
+            let Some(path) = file_path(options, index) else { break };
             let failed = |source| JournalError::File { path: path.clone(), source };
             if !disk.exists(&path).map_err(failed)? {
                 continue;
             }
-            places.admit(disk, &path, index, options)?;
+            arenas.admit(disk, &path, index, options)?;
         }
-        places.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
+        arenas.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
         let unlinked = AtomicBool::new(options.dir.is_none());
         let arena_bytes = options.arena_bytes;
-        Ok(Self { disk: disk.clone(), arena_bytes, home, unlinked, places: Mutex::new(places) })
+        Ok(Self { disk: disk.clone(), arena_bytes, home, unlinked, arenas: Mutex::new(arenas) })
     }
 
-    /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with: a round that
-    /// has begun may not have a record yet.
+    /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with:
+    /// a round that has begun may have no record yet.
     pub(super) fn highest(&self) -> (u64, u64) {
-        let places = self.lock();
-        let rounds = || places.sealed.iter().map(|sealed| sealed.round);
+        let arenas = self.lock();
+        let rounds = || arenas.sealed.iter().map(|sealed| sealed.round);
         let first_seq = rounds().map(|round| round.first_seq).max().unwrap_or(0);
         (rounds().map(|round| round.epoch).max().unwrap_or(0), first_seq.saturating_sub(1))
     }
 
-    pub(super) fn take_set_aside(&self) -> Vec<SetAside> {
-        std::mem::take(&mut self.lock().set_aside)
+    pub(super) fn take_damaged_files(&self) -> Vec<DamagedFile> {
+        std::mem::take(&mut self.lock().damaged_files)
     }
 
-    /// Tells each recovered arena how far its records must reach: to where the next round begins, the newest one to `seq`.
-    pub(super) fn expect_up_to(&self, seq: u64) {
-        let mut places = self.lock();
+    /// Sets how far the records of each recovered arena must reach: to the beginning of the next round, and in the
+    /// newest arena to `seq`.
+    pub(super) fn expect_last_seq(&self, seq: u64) {
+        let mut arenas = self.lock();
         let mut last = seq;
-        for sealed in places.sealed.iter_mut().rev() {
+        for sealed in arenas.sealed.iter_mut().rev() {
             let expected = last.max(sealed.round.first_seq.saturating_sub(1));
             sealed.last_seq.get_or_insert(expected);
             last = sealed.round.first_seq.saturating_sub(1);
         }
     }
 
-    /// A free arena, created if there is none and the limit allows.
+    /// Takes a free arena. Creates one if there is none and the limit allows.
     pub(super) fn take_free(&self, options: &JournalOptions) -> Result<Option<Arc<Arena>>, JournalError> {
         let index = {
-            let mut places = self.lock();
-            if let Some(arena) = places.free.pop() {
+            let mut arenas = self.lock();
+            if let Some(arena) = arenas.free.pop() {
                 return Ok(Some(arena));
             }
-            match places.taken.iter().position(|taken| !taken) {
+            match arenas.taken.iter().position(|taken| !taken) {
                 Some(index) => index,
                 None => return Ok(None),
             }
         };
         let bytes = options.arena_bytes;
-        let arena = match path_of(options, index).filter(|_| !self.is_unlinked()) {
+        let arena = match file_path(options, index).filter(|_| !self.is_unlinked()) {
             None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
             Some(path) => self
                 .check_home()
@@ -174,11 +223,12 @@ impl Pool {
         Ok(Some(Arc::new(arena)))
     }
 
-    /// An arena is free again. A condemned one, or one whose size is no longer the configured one, is not: its file goes.
+    /// Puts an arena back to the free ones. The file of one that is condemned or has another size than configured is
+    /// removed instead.
     pub(super) fn give_back(&self, arena: Arc<Arena>) {
         let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
-        // Under a name that is not ours there may be somebody else's file by now. One that is left in a directory out of reach is free, and
-        // made anew when its number is needed.
+        // If the directory is not ours any more, the name may belong to another file. In a directory that is out of
+        // reach the file stays; it is free, and made anew when its index is needed.
         let names_nothing = || self.is_unlinked() || self.check_home().is_err();
         if !is_wanted && (names_nothing() || self.disk.remove_file(arena.path()).is_ok()) {
             self.lock().mark(arena.index(), false);
@@ -187,7 +237,7 @@ impl Pool {
         self.lock().free.push(arena);
     }
 
-    /// A free arena, if there is one already.
+    /// Takes a free arena, if there is one.
     pub(super) fn pop_free(&self) -> Option<Arc<Arena>> {
         self.lock().free.pop()
     }
@@ -196,7 +246,7 @@ impl Pool {
         self.unlinked.store(true, Ordering::Release);
     }
 
-    /// Whether the directory is where it was: only there are names ours.
+    /// Checks that the directory is where it was: only there are names ours.
     fn check_home(&self) -> io::Result<()> {
         self.home.as_ref().map_or(Ok(()), Home::check)
     }
@@ -205,33 +255,34 @@ impl Pool {
         self.unlinked.load(Ordering::Acquire)
     }
 
-    /// Whether no name leads to any of them.
+    /// Whether all of them have lost their names.
     pub(super) fn are_unlinked(&self) -> bool {
-        let places = self.lock();
-        let sealed = places.sealed.iter().map(|sealed| &sealed.arena);
-        places.free.iter().chain(sealed).all(|arena| arena.is_unlinked())
+        let arenas = self.lock();
+        let sealed = arenas.sealed.iter().map(|sealed| &sealed.arena);
+        arenas.free.iter().chain(sealed).all(|arena| arena.is_unlinked())
     }
 
     pub(super) fn has_free(&self) -> bool {
         !self.lock().free.is_empty()
     }
 
-    pub(super) fn push_sealed(&self, sealed: Sealed) {
+    pub(super) fn push_sealed(&self, sealed: SealedArena) {
         self.lock().sealed.push_back(sealed);
     }
 
-    pub(super) fn oldest_sealed(&self) -> Option<Sealed> {
+    pub(super) fn oldest_sealed(&self) -> Option<SealedArena> {
         self.lock().sealed.front().cloned()
     }
 
     #[cfg(any(test, feature = "testing"))]
-    pub(super) fn all_sealed(&self) -> Vec<Sealed> {
+    pub(super) fn all_sealed(&self) -> Vec<SealedArena> {
         self.lock().sealed.iter().cloned().collect()
     }
 
     pub(super) fn free_oldest(&self) {
         let Some(sealed) = self.lock().sealed.pop_front() else { return };
-        // It will be needed about as far again. Of an arena that was recovered it is not known how far it was used.
+        // The next round will probably need as much and half as much again. How far a recovered arena was used is not
+        // known.
         sealed.arena.mark_free(if sealed.records > 0 { sealed.end + sealed.end / 2 } else { HEADER_BYTES });
         crash_point::reach("journal.freed");
         self.give_back(sealed.arena);
@@ -241,7 +292,8 @@ impl Pool {
         let ends = self.lock().sealed.clone().into_iter().map(|sealed| {
             let found = match sealed.replay() {
                 Ok(replay) => replay.last_seq().unwrap_or(0),
-                // As many as fit. What there was not will count as missing one day, but no number is given twice.
+                // As many as could fit. Numbers that did not exist will be counted as missing, but no number is given
+                // twice.
                 Err(_) => {
                     let room = (sealed.arena.len().saturating_sub(HEADER_BYTES) / FRAME_HEAD) as u64;
                     sealed.round.first_seq.saturating_add(room)
@@ -253,34 +305,34 @@ impl Pool {
     }
 
     pub(super) fn sealed_size(&self) -> SealedSize {
-        let places = self.lock();
-        places.sealed.iter().fold(SealedSize::default(), |size, sealed| SealedSize {
+        let arenas = self.lock();
+        arenas.sealed.iter().fold(SealedSize::default(), |size, sealed| SealedSize {
             bytes: size.bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64,
             records: size.records + sealed.records,
-            weight: size.weight.saturating_add(sealed.weight),
+            cost: size.cost.saturating_add(sealed.cost),
         })
     }
 
-    /// Syncs each sealed arena once.
+    /// Syncs each sealed arena that was not synced yet.
     pub(super) fn sync_sealed(&self) -> io::Result<()> {
         let waiting: Vec<_> = self.lock().sealed.iter().filter(|sealed| !sealed.synced).cloned().collect();
         for sealed in waiting {
             sealed.arena.sync(sealed.end.saturating_add(size_of::<u64>()))?;
-            let mut places = self.lock();
-            if let Some(known) = places.sealed.iter_mut().find(|known| known.round.epoch == sealed.round.epoch) {
+            let mut arenas = self.lock();
+            if let Some(known) = arenas.sealed.iter_mut().find(|known| known.round.epoch == sealed.round.epoch) {
                 known.synced = true;
             }
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Arenas> {
+        self.arenas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Places {
-    /// Sorts one existing file into its place.
+impl Arenas {
+    /// Classifies an existing file.
     fn admit(&mut self, disk: &Disk, path: &Path, index: usize, options: &JournalOptions) -> Result<(), JournalError> {
         let failed = |source| JournalError::File { path: path.to_path_buf(), source };
         let (header, arena) = Arena::open(disk, path, index, options.map).map_err(failed)?;
@@ -295,20 +347,20 @@ impl Places {
                 self.mark(index, true);
                 let end = arena.len();
                 let (arena, last_seq) = (Arc::new(arena), None);
-                // Of an earlier life: all of it may be full.
-                let weight = end as u64;
-                self.sealed.push_back(Sealed { arena, round, end, last_seq, records: 0, weight, synced: false });
+                // Another process left it: it may be full.
+                let cost = end as u64;
+                self.sealed.push_back(SealedArena { arena, round, end, last_seq, records: 0, cost, synced: false });
                 return Ok(());
             }
-            // Nothing in it, or of a size that is no longer wanted: made anew when one is needed.
+            // It is empty, or of a size that is not configured any more: made anew when one is needed.
             (Header::Blank | Header::Free, _) => return disk.remove_file(path).map_err(failed),
             (Header::Damaged, _) | (Header::InUse(_), None) => "its header is damaged",
             (Header::Foreign, _) => "it is not a journal of this library",
         };
-        // Never overwritten: somebody may want to look at it.
+        // Never overwritten: an operator may want to examine it.
         let aside = path.with_file_name(format!("damaged-journal-{index}-{:016x}", entropy::random_u64()));
         disk.rename(path, &aside).map_err(failed)?;
-        self.set_aside.push(SetAside { path: aside, why });
+        self.damaged_files.push(DamagedFile { path: aside, why });
         Ok(())
     }
 
@@ -319,15 +371,15 @@ impl Places {
     }
 }
 
-fn path_of(options: &JournalOptions, index: usize) -> Option<PathBuf> {
-    options.dir.as_ref().map(|dir| dir.join(name_of(index)))
+fn file_path(options: &JournalOptions, index: usize) -> Option<PathBuf> {
+    options.dir.as_ref().map(|dir| dir.join(file_name(index)))
 }
 
-fn name_of(index: usize) -> String {
+fn file_name(index: usize) -> String {
     format!("journal-{index}")
 }
 
 /// The names that arenas may have in their directory.
 pub(crate) fn file_names() -> impl Iterator<Item = String> {
-    (0..ARENAS_MAX).map(name_of)
+    (0..ARENAS_MAX).map(file_name)
 }

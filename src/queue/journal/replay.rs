@@ -1,27 +1,27 @@
-//! Finding the records of a round in the bytes of an arena. Pure: bytes in, ranges out.
+//! Replay: finding the records of a round in the bytes of an arena. Pure: bytes in, ranges out.
 
 use std::ops::Range;
 
 use super::arena::Round;
-use crate::record::frame::{self, FRAME_ALIGN, Parsed};
+use crate::queue::frame::{self, FRAME_ALIGN, Parsed};
 
-/// The records of one arena.
+/// The records found in an arena.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Replay {
     /// The arena's bytes after the header.
     pub(crate) bytes: Vec<u8>,
     /// Runs of valid frames in `bytes`, in the order of their sequence numbers.
     pub(crate) runs: Vec<Run>,
-    /// The salt under which they check.
+    /// The salt of the round.
     pub(crate) salt: u64,
 }
 
-/// Valid frames that lie back to back.
+/// Valid frames without a gap between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// Where in the bytes.
+    /// Their place in the bytes.
     pub(crate) range: Range<usize>,
-    /// How many.
+    /// Their number.
     pub(crate) count: u32,
     /// The first one's sequence number.
     pub(crate) first_seq: u64,
@@ -30,7 +30,7 @@ pub(crate) struct Run {
 }
 
 impl Replay {
-    /// Records found.
+    /// The number of records found.
     #[cfg(test)]
     pub(crate) fn count(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.count)).sum()
@@ -41,8 +41,8 @@ impl Replay {
         self.runs.last().map(|run| run.last_seq)
     }
 
-    /// The runs cut into pieces of at most `most` bytes, or of one record where that is larger. Records up to `checkpointed` are left
-    /// out: they are in the store already.
+    /// Cuts the runs into pieces of at most `most` bytes, or of one record if that is larger. Records up to
+    /// `checkpointed` are left out: they are in the store.
     pub(crate) fn pieces(&self, most: usize, checkpointed: u64) -> Vec<Run> {
         let mut pieces: Vec<Run> = Vec::new();
         for run in &self.runs {
@@ -51,7 +51,7 @@ impl Replay {
             let mut frames = frame::frames(bytes, self.salt);
             let mut start = run.range.start;
             while let Some((head, _)) = frames.next() {
-                // The last frame's padding may lie beyond what could be read.
+                // The padding of the last frame may be beyond the bytes that could be read.
                 let end = (run.range.start + frames.position()).min(run.range.end);
                 let record = Run { range: start..end, count: 1, first_seq: head.seq, last_seq: head.seq };
                 start = end;
@@ -78,8 +78,8 @@ impl Run {
     }
 }
 
-/// Reads up to the first invalid record. If that is short of `last_seq`, the rest is searched for records that still check: each
-/// place where a frame may begin is tried, and a frame counts only if its salt is this round's and its number is still to come.
+/// Reads up to the first invalid record. If that is short of `last_seq`, the rest is searched: every aligned place is
+/// tried, and a frame counts only if it has the salt of this round and a number that is still missing.
 pub(crate) fn replay(bytes: Vec<u8>, round: &Round, last_seq: Option<u64>) -> Replay {
     let mut runs: Vec<Run> = Vec::new();
     let mut at = 0;
@@ -97,7 +97,7 @@ pub(crate) fn replay(bytes: Vec<u8>, round: &Round, last_seq: Option<u64>) -> Re
     Replay { bytes, runs, salt: round.salt }
 }
 
-/// Reads frames from `at` while their numbers follow each other; answers where it stopped.
+/// Reads frames from `at` while their numbers are consecutive. Returns where it stopped.
 fn read_run(bytes: &[u8], at: usize, salt: u64, next_seq: &mut u64, runs: &mut Vec<Run>) -> usize {
     let (mut end, mut count, first_seq) = (at, 0_u32, *next_seq);
     while let Parsed::Frame { head, next, .. } = frame::parse(bytes, end, salt) {
@@ -109,7 +109,7 @@ fn read_run(bytes: &[u8], at: usize, salt: u64, next_seq: &mut u64, runs: &mut V
         end = next;
     }
     if count > 0 {
-        // As above.
+        // The padding of the last frame may be cut off here too.
         let range = at..end.min(bytes.len());
         runs.push(Run { range, count, first_seq, last_seq: *next_seq - 1 });
     }
@@ -119,7 +119,7 @@ fn read_run(bytes: &[u8], at: usize, salt: u64, next_seq: &mut u64, runs: &mut V
 fn find_frame(bytes: &[u8], from: usize, salt: u64, wanted: std::ops::RangeInclusive<u64>) -> Option<(usize, u64)> {
     let mut at = from;
     while at < bytes.len() {
-        // Cheap tests first: a checksum at each of a million places would take minutes.
+        // Cheap tests first: computing a checksum at a million places would take minutes.
         let seq =
             bytes.get(at + 8..at + 16).and_then(|word| word.first_chunk::<8>()).map(|word| u64::from_le_bytes(*word));
         if let Some(seq) = seq.filter(|seq| wanted.contains(seq))
@@ -138,7 +138,7 @@ mod tests {
 
     const ROUND: Round = Round { epoch: 3, salt: 77, first_seq: 10 };
 
-    /// Frames 10 to 10 + `count`, each of 40 bytes, and a zero word.
+    /// Frames 10 to 10 + `count`, of 40 bytes each, followed by a zero word.
     fn arena(count: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         for seq in 10..10 + count {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_cover_every_record_once_and_skip_what_was_checkpointed() {
+    fn pieces_cover_each_record_once_and_skip_checkpointed_ones() {
         let replay = replay(arena(9), &ROUND, None);
         for most in [1, 40, 41, 80, 100, 1000] {
             let pieces = replay.pieces(most, 11);

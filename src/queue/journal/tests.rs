@@ -1,7 +1,9 @@
-//! The journal's promises, with real files.
+//! The guarantees of the journal, with real files.
+
+use std::time::Duration;
 
 use super::*;
-use crate::record::frame::hash_body;
+use crate::queue::frame::hash_body;
 use crate::sys::disk::{Op, Verdict};
 
 const ARENA: usize = 64 * 1024;
@@ -14,16 +16,16 @@ fn started(dir: &std::path::Path, map: bool) -> Journal {
     Journal::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1).unwrap()
 }
 
-fn append(journal: &Journal, body: &[u8]) -> Result<Appended, Refused> {
+fn append(journal: &Journal, body: &[u8]) -> Result<Appended, AppendError> {
     journal.append(body, hash_body(body), 0, |_| ())
 }
 
-fn sequences(sealed: &Sealed) -> Vec<u64> {
+fn sequences(sealed: &SealedArena) -> Vec<u64> {
     sealed.replay().unwrap().runs.iter().flat_map(|run| run.first_seq..=run.last_seq).collect()
 }
 
 #[test]
-fn what_was_appended_is_there_for_the_next_process_without_any_sync() {
+fn appended_records_survive_the_process_without_a_sync() {
     for map in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let journal = started(dir.path(), map);
@@ -53,7 +55,7 @@ fn mapped_and_written_arenas_read_each_other() {
 }
 
 #[test]
-fn a_swap_keeps_the_numbers_going_and_a_freed_arena_never_replays() {
+fn a_swap_continues_the_numbers_and_a_freed_arena_never_replays() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     append(&journal, b"a").unwrap();
@@ -74,7 +76,7 @@ fn a_round_that_has_begun_without_a_record_claims_none() {
     append(&journal, b"a").unwrap();
     assert!(journal.swap().unwrap());
     std::mem::forget(journal);
-    assert_eq!(Journal::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_up_to, 1);
+    assert_eq!(Journal::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_until, 1);
 }
 
 #[test]
@@ -85,24 +87,24 @@ fn an_empty_arena_is_not_swapped() {
 }
 
 #[test]
-fn a_full_arena_refuses_ordinary_records_and_still_takes_an_exception() {
+fn a_full_arena_still_takes_priority_records() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     let body = [7; 1000];
     while append(&journal, &body).is_ok() {}
-    assert!(matches!(append(&journal, &body), Err(Refused::Full)));
+    assert!(matches!(append(&journal, &body), Err(AppendError::Full)));
     assert!(journal.append(&body, hash_body(&body), 2, |_| ()).is_ok());
-    // Also the last eighth has an end, and nothing is ever written past it.
+    // The last eighth ends too, and nothing is written past it.
     while journal.append(&body, hash_body(&body), 2, |_| ()).is_ok() {}
     let per_arena = (ARENA - HEADER_BYTES - 8) as u64 / 1024;
     assert_eq!(journal.last_seq(), per_arena);
 }
 
 #[test]
-fn a_burst_goes_on_in_the_spare_arena_while_the_committer_is_busy() {
+fn a_burst_rotates_to_a_free_arena_without_the_committer() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
-    journal.prepare_spare().unwrap();
+    journal.prepare_free_arena().unwrap();
     let mut halves = 0;
     while let Ok(appended) = append(&journal, &[7; 1000]) {
         halves += u32::from(appended.half_full);
@@ -110,11 +112,11 @@ fn a_burst_goes_on_in_the_spare_arena_while_the_committer_is_busy() {
     let total = journal.last_seq();
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), (1..=total / 2).collect::<Vec<_>>());
     assert_eq!(journal.journaled().1, total);
-    assert_eq!(halves, 3, "the committer is told at each half, and at the rotation");
+    assert_eq!(halves, 3, "the committer is notified at each half, and at the rotation");
 }
 
 #[test]
-fn when_every_arena_waits_to_be_checkpointed_a_swap_says_so_and_nothing_is_lost() {
+fn a_swap_without_a_free_arena_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     for seq in 1..=ARENAS_MAX as u64 {
@@ -132,7 +134,7 @@ fn when_every_arena_waits_to_be_checkpointed_a_swap_says_so_and_nothing_is_lost(
 }
 
 #[test]
-fn with_every_arena_waiting_and_no_room_for_another_it_starts_and_takes_records_once_one_was_checkpointed() {
+fn a_journal_without_a_free_arena_starts_and_waits_for_one() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     append(&journal, b"a").unwrap();
@@ -143,7 +145,7 @@ fn with_every_arena_waiting_and_no_room_for_another_it_starts_and_takes_records_
         (call.op == Op::Create).then(|| Verdict::Fail(io::ErrorKind::StorageFull.into()))
     }));
     let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(9, 3).unwrap();
-    assert!(matches!(append(&journal, b"c"), Err(Refused::Full)));
+    assert!(matches!(append(&journal, b"c"), Err(AppendError::Full)));
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what waits is not touched");
     journal.free_oldest();
     assert_eq!(append(&journal, b"c").unwrap().seq, 3);
@@ -157,7 +159,7 @@ fn a_lock_that_is_held_too_long_gives_busy_and_not_a_hang() {
     let held = journal.lock();
     std::thread::scope(|scope| {
         let refused = scope.spawn(|| append(&journal, b"x")).join().unwrap();
-        assert!(matches!(refused, Err(Refused::Busy)));
+        assert!(matches!(refused, Err(AppendError::Busy)));
     });
     drop(held);
     assert!(append(&journal, b"x").is_ok());
@@ -168,16 +170,16 @@ fn a_closed_journal_takes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     journal.close();
-    assert!(matches!(append(&journal, b"x"), Err(Refused::Closed)));
+    assert!(matches!(append(&journal, b"x"), Err(AppendError::Closed)));
 }
 
 #[test]
-fn foreign_and_damaged_files_are_set_aside_and_newer_ones_are_left_alone() {
+fn foreign_files_are_renamed_and_newer_ones_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("journal-0"), vec![b'x'; 9000]).unwrap();
     let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
-    assert_eq!(found.set_aside.len(), 1);
-    assert_eq!(std::fs::read(&found.set_aside[0].path).unwrap(), vec![b'x'; 9000]);
+    assert_eq!(found.damaged_files.len(), 1);
+    assert_eq!(std::fs::read(&found.damaged_files[0].path).unwrap(), vec![b'x'; 9000]);
     std::mem::forget(found.start(1, 1).unwrap());
     let path = dir.path().join("journal-0");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -206,21 +208,21 @@ fn an_arena_cut_anywhere_keeps_its_whole_records() {
         let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
         let least = cut.saturating_sub(HEADER_BYTES) / 128;
         assert!(seen.len() >= least.min(50) && seen.len() <= 50, "cut {cut}: {}", seen.len());
-        for aside in found.set_aside {
+        for aside in found.damaged_files {
             std::fs::remove_file(aside.path).unwrap();
         }
     }
 }
 
 #[test]
-fn a_failed_sync_is_told_and_the_arena_is_replaced_once_checkpointed() {
+fn after_a_failed_sync_the_arena_is_replaced_once_checkpointed() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::gated(crate::sys::disk::fail_when(|call, nth| {
-        // Creation syncs twice for each of the two arenas; the fifth sync is ours.
+        // Creation syncs each of the two arenas twice; the fifth sync is that of the test.
         (call.op == Op::Sync && nth == 5).then(|| Verdict::Fail(io::Error::from_raw_os_error(5)))
     }));
     let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(1, 1).unwrap();
-    journal.prepare_spare().unwrap();
+    journal.prepare_free_arena().unwrap();
     append(&journal, b"x").unwrap();
     assert_eq!(journal.sync().unwrap_err().raw_os_error(), Some(5));
     journal.swap().unwrap();
@@ -254,7 +256,7 @@ fn two_threads_appending_get_every_number_once() {
 }
 
 #[test]
-fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_checkpointed() {
+fn an_arena_of_another_size_is_replaced_once_checkpointed() {
     for (then, now) in [(ARENA, 2 * ARENA), (2 * ARENA, ARENA)] {
         let dir = tempfile::tempdir().unwrap();
         let sized = |arena_bytes| JournalOptions { arena_bytes, ..options(dir.path(), true) };
@@ -270,7 +272,7 @@ fn an_arena_of_a_size_no_longer_configured_is_replaced_once_it_is_checkpointed()
     }
 }
 
-/// Writes a file as programs do that restore files and leave out zeros.
+/// Writes a file as restore programs do that leave out zeros.
 fn restore_sparse(path: &std::path::Path) {
     let bytes = std::fs::read(path).unwrap();
     let file = std::fs::File::create(path).unwrap();
@@ -280,7 +282,7 @@ fn restore_sparse(path: &std::path::Path) {
 }
 
 #[test]
-fn an_arena_that_was_restored_without_its_zeros_gets_them_before_it_is_mapped_or_is_not_mapped() {
+fn a_sparse_arena_is_filled_before_it_is_mapped_or_not_mapped() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal-0");
     for has_room in [true, false] {

@@ -1,13 +1,15 @@
-//! What the database believes to be its file: ours, with a hand on every call.
+//! The storage backend of the database: the store's file, with every call under our control.
 //!
-//! * **Held, then direct.** A file is opened *held*: what the database writes while it opens stays in memory, in order, and reads
-//!   see it. Only when the content was found to be ours is it released to the file ([`StoreFile::release`]); else it is
-//!   forgotten and the file was not touched. A file that must not be written at all (damaged, condemned) stays held.
-//! * **Not in a child.** Every call fails in a forked child, whose inherited database would write its parent's file.
-//! * **Not into another file.** Before each sync and each change of length the name must still mean the file that was opened. While the
-//!   directory is out of reach its name says nothing: then the file must still have one.
-//! * **Not after a failed sync.** The kernel may have dropped what it could not write, and report success next time: the file is
-//!   condemned, and nothing is written to it any more.
+//! * **Held, then direct.** A file is opened *held*: what the database writes while it opens stays in memory, in order,
+//!   and reads see it. Once the content is known to be ours, the calls are made on the file ([`StoreFile::release`]);
+//!   otherwise they are dropped and the file was not touched. A file that must not be written at all (damaged,
+//!   condemned) stays held.
+//! * **Not in a child.** Every call fails in a forked child, whose inherited database would write to the file of its
+//!   parent.
+//! * **Not into another file.** Before each sync and each change of length, the name must still lead to the file that
+//!   was opened. While the directory is out of reach its name says nothing; then the file must still have a name.
+//! * **Not after a failed sync.** The kernel may have dropped what it could not write and report success the next time.
+//!   The file is *condemned*: nothing is written to it any more.
 //!
 //! The lock methods keep their defaults ("unsupported"): the shard's lock is the only lock.
 
@@ -24,7 +26,7 @@ use crate::sys::disk::{DiskFile, fork};
 #[derive(Clone, Debug)]
 pub(super) struct StoreFile(Arc<Shared>);
 
-/// Set when a sync of a file has failed; outlives the file's being open.
+/// Set when a sync of the file has failed. It outlives an open file, because reopening depends on it.
 pub(super) type Condemned = Arc<AtomicBool>;
 
 #[derive(Debug)]
@@ -33,13 +35,13 @@ struct Shared {
     /// The fork generation of the process that opened the file.
     generation: u64,
     condemned: Condemned,
-    /// The file was deleted, and goes on without a name.
+    /// Whether the file was deleted and is used without a name.
     unlinked: AtomicBool,
     /// `None` once released.
     held: RwLock<Option<Held>>,
 }
 
-/// What was not written yet.
+/// Calls that were not made on the file yet.
 #[derive(Debug)]
 struct Held {
     len: u64,
@@ -60,7 +62,7 @@ impl StoreFile {
         Ok(Self::new(file, condemned, Some(held)))
     }
 
-    /// The file, written at once: for one that is being made and has no content to be afraid for.
+    /// The file, written at once: for a new one, whose content needs no protection.
     pub(super) fn direct(file: DiskFile) -> Self {
         Self::new(file, Condemned::default(), None)
     }
@@ -75,11 +77,12 @@ impl StoreFile {
         }))
     }
 
-    /// Makes the held calls, in their order and with their syncs, so that a crash in between leaves what a crash of the database
-    /// itself would have left; from now on calls go straight to the file.
+    /// Makes the held calls in order, including syncs, so that a crash in between leaves what a crash of the database
+    /// would have left. Later calls go to the file directly.
     pub(super) fn release(&self) -> io::Result<()> {
         let mut held = self.0.held.write().unwrap_or_else(PoisonError::into_inner);
-        // Taken only when all calls were made: after a failure the file must not be written from a state it is not in.
+        // Cleared only after all calls were made: after a failure, nothing may be written on top of a state that the
+        // file is not in.
         for call in held.iter().flat_map(|held| &held.calls) {
             match call {
                 HeldCall::Write(offset, bytes) => self.0.write(*offset, bytes)?,
@@ -91,17 +94,17 @@ impl StoreFile {
         Ok(())
     }
 
-    /// Whether no name leads to it any more.
+    /// Whether the file has lost its name.
     pub(super) fn is_unlinked(&self) -> bool {
         self.0.file.is_unlinked().unwrap_or(false)
     }
 
-    /// It is written from now on though it has no name.
+    /// Allows writes although the file has no name.
     pub(super) fn become_unlinked(&self) {
         self.0.unlinked.store(true, Ordering::Release);
     }
 
-    /// Bytes that its blocks take on the disk.
+    /// Bytes that its blocks take on disk.
     pub(super) fn allocated_bytes(&self) -> io::Result<u64> {
         self.0.file.allocated_bytes()
     }
@@ -150,9 +153,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the call if the file is released, or else adds it to the held ones.
+    /// Makes the call if the file is released, and otherwise adds it to the held ones.
     fn hold_or(&self, held_call: impl FnOnce() -> HeldCall, call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        // The common case takes the lock shared: the database reads from other threads while it writes.
+        // The common case takes the lock shared, because the database reads on other threads while it writes.
         if self.held.read().unwrap_or_else(PoisonError::into_inner).is_none() {
             return call();
         }
@@ -178,7 +181,7 @@ impl Held {
         self.calls.push(call);
     }
 
-    /// Fills `out` from the file as it would be. Opening makes few calls, so going through all of them is cheap.
+    /// Fills `out` as if the held calls had been made. Opening makes few calls, so going through all of them is cheap.
     fn read(&self, file: &DiskFile, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let end = offset.saturating_add(out.len() as u64);
         if end > self.len {
@@ -201,12 +204,12 @@ impl Held {
     }
 }
 
-/// Where the byte at `at` of the file stands in a buffer of `len` bytes that begins at `offset`; its nearer end if outside.
+/// The index of the file's byte `at` in a buffer of `len` bytes that begins at `offset`; clamped to the buffer.
 fn index_of(at: u64, offset: u64, len: usize) -> usize {
     usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX).min(len)
 }
 
-/// Copies what `bytes`, which begin at `at`, have in common with `out`, which begins at `offset`.
+/// Copies the part of `bytes`, which begin at `at`, that overlaps `out`, which begins at `offset`.
 fn overlay(out: &mut [u8], offset: u64, at: u64, bytes: &[u8]) {
     let out_from = index_of(at, offset, out.len());
     let out = &mut out[out_from..];
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn held_calls_are_seen_by_reads_and_not_by_the_file_until_released() {
+    fn held_calls_are_visible_to_reads_but_not_in_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = held_with(dir.path(), b"0123456789");
         file.write(8, b"abcd").unwrap();

@@ -1,18 +1,21 @@
-//! What can go wrong in the store, and what to do about it.
+//! Errors of the store, and the guard that turns a panic of the database into one of them.
+//!
+//! A leaf: every other file of the store uses it, and it uses none of them.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-/// Why a call into the store failed. Every variant but [`StoreError::Latched`] names its cause; what to do next stands in the text.
+/// Why a call into the store failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// This process has the file open already.
+    /// This process has the store open already.
     #[error("{} is open in this process already", path.display())]
     AlreadyOpen {
         /// The file.
         path: PathBuf,
     },
-    /// A newer version of this library wrote the file; it was not touched.
+    /// A newer version of this library wrote the file. It was not changed.
     #[error("a newer version of this library wrote it (schema {found}, this one reads up to {known})")]
     Newer {
         /// The version found.
@@ -20,35 +23,34 @@ pub(crate) enum StoreError {
         /// The highest version this library reads.
         known: u32,
     },
-    /// The file belongs to another key or host; it was not touched.
+    /// The file belongs to another project. It was not changed.
     #[error("the file belongs to another project key or host")]
     OtherProject,
     /// This process is a forked child of the one that opened the store.
     #[error("the file belongs to the process that this one was forked from")]
     Forked,
-    /// An earlier call failed; nothing works until the store is reopened.
+    /// An earlier call failed. Every call fails until the store is reopened.
     #[error("the queue's file is closed after a failure, and opened again after a delay")]
     Latched,
     /// The file system is full, or the quota is used up.
     #[error("the disk or the quota has no room for the queue's file")]
     NoSpace(#[source] io::Error),
-    /// The disk failed.
+    /// The disk reported an error.
     #[error("the queue's file could not be read or written")]
     Io(#[source] io::Error),
-    /// The file is not what was written.
+    /// The content of the file is not what was written.
     #[error("the queue's file is damaged; it is renamed when it is opened again, and what can be read of it is kept")]
     Damaged(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database panicked.
     #[error("the database panicked ({message}); its file is checked when it is opened again")]
     Panicked {
-        /// What it said.
+        /// The message of the panic.
         message: String,
     },
-    /// The arena was checkpointed before: a repeat after a crash, or after a commit whose failure was reported and yet took effect.
-    #[error("the arena of epoch {given} (lane {lane}) was stored before (up to {stored})")]
-    AlreadyCarried {
-        /// The lane.
-        lane: u8,
+    /// The arena is in the store already: the checkpoint is repeated after a crash, or after a commit that reported a
+    /// failure and took effect.
+    #[error("the arena of epoch {given} was stored before (up to {stored})")]
+    AlreadyCheckpointed {
         /// The newest epoch in the store.
         stored: u64,
         /// The epoch that was to be checkpointed.
@@ -63,17 +65,17 @@ pub(crate) enum StoreError {
 }
 
 impl StoreError {
-    /// Damage found by ourselves.
+    /// Damage that the store detected itself.
     pub(super) fn damaged(what: &str) -> Self {
         Self::Damaged(what.into())
     }
 
-    /// Whether the file must be checked, and perhaps set aside, before anything in it is trusted again.
+    /// Whether the file must be checked, and perhaps replaced, before it is trusted again.
     pub(super) fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::Panicked { .. })
     }
 
-    /// Whether the database refuses every call after this one.
+    /// Whether the database refuses every call after this error.
     pub(super) fn latches(&self) -> bool {
         matches!(self, Self::NoSpace(_) | Self::Io(_) | Self::Damaged(_) | Self::Panicked { .. } | Self::Latched)
     }
@@ -84,7 +86,8 @@ impl StoreError {
             redb::Error::PreviousIo | redb::Error::DatabaseClosed => Self::Latched,
             redb::Error::ValueTooLarge(bytes) => Self::TooLarge { bytes },
             redb::Error::LockPoisoned(at) => Self::Panicked { message: format!("lock poisoned at {at}") },
-            // Tables of other types or other names, a foreign format, a tree that contradicts itself: none of it is ours.
+            // Tables of other types or names, a foreign format, an inconsistent tree: the file is not as this library
+            // wrote it.
             other => Self::Damaged(Box::new(other)),
         }
     }
@@ -94,7 +97,7 @@ impl From<io::Error> for StoreError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(error),
-            // How the database says "not mine", and how a file that was cut short shows itself.
+            // The database reports a foreign file as invalid data; a truncated file ends unexpectedly.
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Self::Damaged(Box::new(error)),
             _ => Self::Io(error),
         }
@@ -112,6 +115,19 @@ macro_rules! from_redb {
 }
 
 from_redb!(CommitError, CompactionError, DatabaseError, SetDurabilityError, StorageError, TableError, TransactionError);
+
+/// Runs a call that may panic, and turns a panic into an error. Afterwards nothing that the call touched may be used,
+/// except to be closed.
+pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // State left by a panic is never read: the caller latches the store, and a latched store only closes its database.
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
+        let message = match payload.downcast::<String>() {
+            Ok(text) => *text,
+            Err(payload) => payload.downcast_ref::<&str>().copied().unwrap_or("no message").to_owned(),
+        };
+        Err(StoreError::Panicked { message })
+    })
+}
 
 #[cfg(test)]
 mod tests {
@@ -136,5 +152,19 @@ mod tests {
         assert!(StoreError::from(io::Error::from(io::ErrorKind::UnexpectedEof)).is_damage());
         assert!(StoreError::from(io::Error::new(io::ErrorKind::InvalidData, "magic")).is_damage());
         assert!(StoreError::from(redb::TableError::TableDoesNotExist("meta".into())).is_damage());
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_with_its_words() {
+        for text in ["from a literal", "from a String"] {
+            let outcome: Result<(), _> = guarded(|| {
+                if text.ends_with("String") {
+                    std::panic::panic_any(text.to_owned())
+                } else {
+                    std::panic::panic_any(text)
+                }
+            });
+            assert!(matches!(outcome, Err(StoreError::Panicked { message }) if message == text));
+        }
     }
 }

@@ -1,55 +1,44 @@
-//! The transactional queue, on redb: what was accepted waits here, for days if need be, until it is acked.
+//! The store: a transactional table of records on redb, in which they wait, for days if necessary, until they are
+//! acked.
 //!
-//! It has never heard of the journal, of HTTP or of PostHog. A row is a *chunk*, the contiguous bytes of many records as the journal
-//! had them; rows never move between states. One owner per directory: the caller holds the shard's lock.
+//! It does not know the journal. A row is a *chunk*: the bytes of many records as they were in the journal. Rows do not
+//! move between states. One process uses a directory at a time: the caller holds the shard's lock.
 //!
-//! Format (opaque bytes throughout, a version byte of our own first; `rows.rs` has every field):
+//! Tables (see `schema.rs` and `docs/format.md`)
+//! * `chunks`: the sequence number of the first record, to a head and the frames. The head has the number of records,
+//!   the salt and two checksums: of the frames, and of the key and the head itself.
+//! * `dead`: a sequence number, to a record that was rejected for good, with the reason.
+//! * `meta`: `schema`, `identity` (the project), `state` (ledger, number of chunks, epoch, next attempt), `pages` (the
+//!   space that chunks and dead records take), and entries of the owner under other names, without which the store is
+//!   complete.
 //!
-//! * `chunks`: lane, first sequence number (big-endian) to a head of 40 bytes and the frames. The head has the count, the salt and
-//!   two checksums, one of the frames, one of the key and the head itself.
-//! * `dead`: sequence number to a record that the server refused, with its reason.
-//! * `meta`: `schema`, `identity` (project hash, host, key), `state` (ledger, number of chunks, epochs checkpointed, next attempt), `pages`
-//!   (what the chunks and the dead records take) and `flag_definitions` (bytes that the owner wants to find again; a store is whole without them).
+//! Guarantees
+//! * [`Store::apply`] is one transaction, which is durable when it returns `Ok`. The ledger changes with the rows that
+//!   it counts, so it balances after any crash. A commit can report a failure and have taken effect, so every change
+//!   can be applied twice (`transaction.rs`).
+//! * Reads run beside a transaction, on any thread, and leave no transaction open.
+//! * Every call into redb is guarded: a panic becomes an error. After a panic, damage or an I/O error the store is
+//!   *latched*: every call fails until [`Store::reopen`], which trusts nothing in memory. A file whose sync failed is
+//!   replaced by a copy. A damaged file is kept in `damaged-<time>/`, and what can be read of it is copied row by row.
+//! * A file is built as `queue.redb.new` and gets its name when it is complete and durable. So an empty file, or one
+//!   without its `meta` rows, is damaged. A file of a newer version or of another project is never changed.
+//! * In a forked child every call fails, and dropping an inherited store leaks it.
 //!
-//! Operations and their promises:
-//!
-//! * [`Store::apply`] is one transaction, on the disk when it returns `Ok`. The ledger changes in it with the rows it speaks of, so it
-//!   balances after any crash. A commit may fail and have taken effect all the same: every change can be applied twice without harm
-//!   (`changes.rs` says how).
-//! * [`Store::read`] and the other reads run beside it, on any thread, and leave no transaction open.
-//! * Every call into redb is guarded: a panic in it is an error here. After a panic, damage or an I/O error the store is *latched* and
-//!   refuses everything until [`Store::reopen`], which trusts nothing in memory. A file whose sync failed is copied and
-//!   replaced; a damaged one is kept in `damaged-<time>/` and what can be read of it is copied, row by row.
-//! * A file comes into being as `queue.redb.new` and gets its name when it is complete and durable: an empty file, or one without
-//!   its `meta` rows, is damage. A file of a newer version or of another project is not changed by a single byte.
-//! * A forked child can do nothing with an inherited store: each call says so, and dropping it only leaks it.
-//!
-//! Limits: one write at a time; a row at most what redb takes (3 GiB); a rebuild needs the queue's size again in free space and
-//! 4 MiB of memory; rows are not searched for in free pages; what one plain open does not see of a damaged file shows itself later, as a
-//! row that fails its checks or, at the latest, when the last row has gone and the ledger still counts some as queued.
+//! Limits: one write at a time; a row of at most 3 GiB; a rebuild needs as much free space as the queue and 4 MiB of
+//! memory; free pages are not searched for rows. Damage that opening does not detect shows later, as a row that fails
+//! its checks, or at the latest when the last row is removed and the ledger still counts some.
 
 mod backend;
-mod changes;
-mod chunk;
-mod definitions;
 mod error;
-mod guard;
-mod identify;
-mod ledger;
+mod files;
+mod maintenance;
 mod open;
-mod place;
-mod reads;
-mod rebuild;
-mod registry;
-mod reserve;
 mod rows;
 mod salvage;
-mod tables;
+mod schema;
 #[cfg(test)]
 mod tests;
-mod unlinked;
-mod untrusted;
-mod upkeep;
+mod transaction;
 
 use std::io;
 use std::path::Path;
@@ -62,131 +51,96 @@ use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home, fork};
 use backend::{Condemned, StoreFile};
-use guard::guarded;
+use error::guarded;
+use files::{Registration, Reserve, StoreDir};
 use open::Opened;
-use place::Place;
-use registry::Registration;
-use reserve::Reserve;
 use rows::State;
 
-pub(crate) use changes::{Applied, Changes, Removal};
-pub(crate) use chunk::{CHUNK_BYTES_TARGET, Chunk, ChunkKey};
 pub(crate) use error::StoreError;
-pub(crate) use identify::identify;
-pub(crate) use ledger::{Ledger, LedgerDelta};
-pub(crate) use open::{OpenReport, StoreOptions};
-pub(crate) use place::RESERVE;
-pub(crate) use reads::{DamagedRow, DeadRead, Read};
+pub(crate) use files::{RESERVE, StoreOptions};
 #[cfg(test)]
-pub(crate) use upkeep::COMPACT_FROM;
-pub(crate) use upkeep::is_worth_compacting;
-
-/// A record that the server refused for good, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DeadRecord {
-    /// Its sequence number.
-    pub(crate) seq: u64,
-    /// Its lane.
-    pub(crate) lane: u8,
-    /// The HTTP status, 0 if it never came to a request.
-    pub(crate) status: u16,
-    /// The server's words; at most 1 KiB is kept.
-    pub(crate) reason: String,
-    /// When it was first sent.
-    pub(crate) first_attempt: WallNanos,
-    /// When it was refused.
-    pub(crate) last_attempt: WallNanos,
-    /// How often it was sent.
-    pub(crate) attempts: u32,
-    /// The record.
-    pub(crate) body: Vec<u8>,
-}
-
-/// Whose queue a store is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// Hash of the two below, by the caller's rule.
-    pub(crate) project_hash: [u8; 32],
-    /// Where the events go.
-    pub(crate) host: String,
-    /// The project key: public, write-only.
-    pub(crate) api_key: String,
-}
+pub(crate) use maintenance::COMPACT_FROM;
+pub(crate) use maintenance::is_worth_compacting;
+pub(crate) use open::{OpenReport, identify};
+pub(crate) use rows::{CHUNK_BYTES_TARGET, Chunk, ChunkKey, DeadRecord, Identity, Ledger, LedgerDelta};
+pub(crate) use transaction::{Applied, Changes, DamagedRow, DeadRead, Read, Removal};
 
 /// An open store. Usable from several threads at once.
 #[derive(Debug)]
 pub(crate) struct Store {
     /// `None` in memory.
-    place: Option<Place>,
-    /// Its directory was deleted: no name in it means anything of ours any more.
+    place: Option<StoreDir>,
+    /// Whether the directory was deleted: names in it are no longer ours.
     unlinked: AtomicBool,
     options: StoreOptions,
-    /// What the dead records may take.
+    /// The most that dead records may take.
     dead_bytes: AtomicU64,
     /// The fork generation of the process that opened it.
     generation: u64,
     #[cfg(test)]
     identity: Identity,
-    /// Held from begin to end by whatever changes the file: there is one at a time. Taken before `opened`, and that before `committed`.
+    /// Held by every change of the file from begin to end: there is one at a time. Locked before `opened`, which is
+    /// locked before `committed`.
     writer: Mutex<Writer>,
-    /// Shared by reads and transactions, exclusive to what needs the database alone. `None` after a reopen that failed.
-    opened: RwLock<Option<Open>>,
-    /// The state as last committed; held for a moment only.
+    /// Shared by reads and transactions; exclusive for what needs the database alone. `None` after a reopen that
+    /// failed.
+    opened: RwLock<Option<OpenDatabase>>,
+    /// The state as of the last commit. Locked for a moment only.
     committed: Mutex<State>,
-    /// Nothing works until reopened.
+    /// Whether every call fails until the store is reopened.
     latched: AtomicBool,
-    /// The file must be checked when reopened.
-    suspect: AtomicBool,
-    /// The file must be replaced when reopened.
+    /// Whether the file must be checked when it is reopened.
+    needs_check: AtomicBool,
+    /// Whether the file must be replaced when it is reopened.
     condemned: Condemned,
-    /// `None` in memory, and once closed.
+    /// `None` in memory, and after closing.
     registration: Mutex<Option<Registration>>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenDatabase {
     db: Database,
     file: Option<StoreFile>,
 }
 
-/// What the store's directory is to it.
+/// How the directory of the store is.
 #[derive(Debug)]
-enum Whereabouts<'a> {
-    /// It has none.
+enum DirectoryState<'a> {
+    /// The store is in memory.
     InMemory,
-    /// It was deleted: the file goes on without a name.
+    /// The directory was deleted: the file is used without a name.
     Deleted,
-    /// It is not where it was, or cannot be looked at: why. The file goes on, and nothing may be done by name.
+    /// The directory is not at its path, or cannot be examined. The file is used, but nothing is done by name.
     OutOfReach(io::Error),
-    /// It is where it was.
-    Here(&'a Place),
+    /// The directory is at its path.
+    Here(&'a StoreDir),
 }
 
 #[derive(Debug)]
 struct Writer {
     reserve: Reserve,
-    /// The wall time last given: names a damaged file that is found without a caller who knows the time.
+    /// The wall time last given by a caller. It names a damaged file that is found where the time is not known.
     opened_at: WallNanos,
 }
 
 impl Store {
-    /// Opens the store in `dir`, which must exist, and creates, repairs or replaces its file as needed.
+    /// Opens the store in `dir`, which must exist. Creates, repairs or replaces its file as needed.
     pub(crate) fn open(
         disk: &Disk,
         dir: &Path,
         options: &StoreOptions,
         now: WallNanos,
     ) -> Result<(Self, OpenReport), StoreError> {
-        let registration = registry::register(dir, place::QUEUE)?;
+        let registration = Registration::of(dir)?;
         let home = Home::of(dir)?;
-        let place = Place { disk: disk.clone(), dir: dir.to_path_buf(), home, options: options.clone() };
+        let place = StoreDir { disk: disk.clone(), dir: dir.to_path_buf(), home, options: options.clone() };
         let condemned = Condemned::default();
         let (opened, report) = open::open(&place, &condemned, now)?;
         let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
         Ok((Self::with(opened, Some(place), options.clone(), writer, condemned, Some(registration)), report))
     }
 
-    /// A store that lives and dies with the process, for a declared memory-only mode.
+    /// A store in memory, which ends with the process.
     pub(crate) fn volatile(options: &StoreOptions) -> Result<Self, StoreError> {
         let opened = open::in_memory(options, State { dead_bytes: Some(0), ..State::default() })?;
         let writer = Writer { reserve: Reserve::none(), opened_at: 0 };
@@ -195,7 +149,7 @@ impl Store {
 
     fn with(
         opened: Opened,
-        place: Option<Place>,
+        place: Option<StoreDir>,
         options: StoreOptions,
         writer: Writer,
         condemned: Condemned,
@@ -218,17 +172,17 @@ impl Store {
             #[cfg(test)]
             identity,
             writer: Mutex::new(writer),
-            opened: RwLock::new(Some(Open { db, file })),
+            opened: RwLock::new(Some(OpenDatabase { db, file })),
             committed: Mutex::new(state),
             latched: AtomicBool::new(false),
-            suspect: AtomicBool::new(false),
+            needs_check: AtomicBool::new(false),
             condemned,
             registration: Mutex::new(registration),
         }
     }
 
-    /// Makes the changes in one transaction; when this returns `Ok` they survive a power cut. On a full disk a transaction that only
-    /// acks may use up the reserve, and so may one that fills an empty store.
+    /// Applies the changes in one transaction. After `Ok` they survive a power cut. On a full disk a transaction that
+    /// only acks may use the reserve, and so may one that fills an empty store.
     pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
         self.check_process()?;
         let mut writer = self.writer();
@@ -251,100 +205,133 @@ impl Store {
         Ok(applied)
     }
 
+    /// Stores `content` in the `meta` table under `name`, which must not be one of the store's own rows, or removes it;
+    /// in a transaction of its own. Fails at once if the disk has no space left but for acks.
+    pub(crate) fn put_meta(&self, name: &str, content: Option<&[u8]>) -> Result<(), StoreError> {
+        self.check_process()?;
+        let writer = self.writer();
+        if content.is_some() && self.place().is_some_and(|place| writer.reserve.is_needed(place)) {
+            return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
+        }
+        self.with_database(|db| {
+            let transaction = schema::begin(db)?;
+            schema::write_meta(&transaction, name, content)?;
+            Ok(transaction.commit()?)
+        })?;
+        Ok(())
+    }
+
+    /// What [`put_meta`](Self::put_meta) stored under `name`. `None` also if it cannot be read, which does not count as
+    /// damage of the store.
+    pub(crate) fn meta(&self, name: &str) -> Option<Vec<u8>> {
+        self.check_process().ok()?;
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let open = opened.as_ref().filter(|_| !self.is_latched())?;
+        guarded(|| schema::read_entry(&open.db, name)).ok()?
+    }
+
     /// The ledger as last committed.
     pub(crate) fn ledger(&self) -> Ledger {
         self.committed().ledger
     }
 
-    /// Bytes of the pages that the rows take. Of a file that an older version wrote, rather more than less until it has run empty.
+    /// Bytes of the pages that the rows take. For a file of an older version this is an overestimate until the store
+    /// has been empty.
     pub(crate) fn row_bytes(&self) -> u64 {
         self.committed().row_bytes
     }
 
-    /// The newest epoch of `lane` that was checkpointed; 0 for none.
-    pub(crate) fn journal_epoch(&self, lane: u8) -> u64 {
-        self.committed().epochs.get(&lane).copied().unwrap_or(0)
+    /// The epoch of the newest arena that was checkpointed; 0 for none.
+    pub(crate) fn journal_epoch(&self) -> u64 {
+        self.committed().epoch
     }
 
-    /// The time before which nothing is sent.
+    /// The time before which nothing is sent, as last set in [`Changes::next_attempt`].
     pub(crate) fn next_attempt(&self) -> Option<WallNanos> {
         self.committed().next_attempt
     }
 
-    /// From the next transaction on dead records take no more than this.
+    /// From the next transaction on, dead records take no more than this.
     pub(crate) fn bound_dead(&self, bytes: u64) {
         self.dead_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Whose queue it is.
+    /// The project of the store.
     #[cfg(test)]
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether every call is refused until [`Store::reopen`].
+    /// Whether every call fails until [`Store::reopen`].
     pub(crate) fn is_latched(&self) -> bool {
         self.latched.load(Ordering::Acquire)
     }
 
-    /// The chunks of a lane after `after`, oldest first, up to `max_bytes` and at least one.
-    pub(crate) fn read(&self, lane: u8, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
-        self.with_database(|db| reads::read(db, lane, after, max_bytes))
+    /// The chunks after `after`, oldest first: as many as fit `max_bytes`, but at least one.
+    pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
+        self.with_database(|db| transaction::read(db, after, max_bytes))
     }
 
-    /// The oldest chunk of a lane, but for those to be left out, and when it was checkpointed.
+    /// The oldest chunk for which `leave_out` is false, and when it was checkpointed.
     pub(crate) fn oldest(
         &self,
-        lane: u8,
         leave_out: &dyn Fn(ChunkKey) -> bool,
     ) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
-        self.with_database(|db| reads::oldest(db, lane, leave_out))
+        self.with_database(|db| transaction::oldest(db, leave_out))
     }
 
-    /// Dead records after `after`, oldest first, up to `limit` of them in `max_bytes`, and at least one.
+    /// Dead records after `after`, oldest first: at most `limit` of them and `max_bytes`, but at least one.
     pub(crate) fn dead(&self, after: Option<u64>, limit: usize, max_bytes: usize) -> Result<DeadRead, StoreError> {
-        self.with_database(|db| reads::dead(db, after, limit, max_bytes))
+        self.with_database(|db| transaction::dead(db, after, limit, max_bytes))
     }
 
     /// The sequence numbers of all dead records.
     pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, StoreError> {
-        self.with_database(reads::dead_seqs)
+        self.with_database(transaction::dead_seqs)
     }
 
-    /// Bytes that the file's blocks take on the disk; in memory, bytes of the rows.
+    /// Bytes that the file's blocks take on disk; in memory, the bytes of the rows.
     pub(crate) fn file_bytes(&self) -> Result<u64, StoreError> {
         self.check_process()?;
         match self.opened.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(Open { file: Some(file), .. }) => Ok(file.allocated_bytes()?),
+            Some(OpenDatabase { file: Some(file), .. }) => Ok(file.allocated_bytes()?),
             Some(_) => Ok(self.ledger().queued_bytes),
             None => Err(StoreError::Latched),
         }
     }
 
-    /// Where the reserve is gone, the last room there is takes its place: whatever comes in has to wait until there is more.
-    fn is_for_acks(&self, writer: &Writer, changes: &Changes) -> bool {
-        let Some(place) = self.place().filter(|_| !changes.insert.is_empty()) else { return false };
-        writer.reserve.is_missed(place) && !self.is_the_only_way_out(changes)
+    /// Ends the registration, as if another process had the store: for tests that simulate several processes.
+    #[cfg(test)]
+    pub(crate) fn unregister(&self) {
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Where no row is left to be acked, no ack will ever make room: what waits outside has to come in to be delivered. Not if
-    /// it would not fit anyway, with as much again for the pages around it.
+    /// Whether the last space of the disk must be left to acks, because the reserve is gone. New rows wait until there
+    /// is more.
+    fn is_for_acks(&self, writer: &Writer, changes: &Changes) -> bool {
+        let Some(place) = self.place().filter(|_| !changes.insert.is_empty()) else { return false };
+        writer.reserve.is_needed(place) && !self.is_the_only_way_out(changes)
+    }
+
+    /// Whether inserting is the only way to free space: with no row left to ack, nothing will free any, and what waits
+    /// in the journal must be inserted to be delivered. Not if it would not fit anyway, with as much again for the
+    /// pages around it.
     fn is_the_only_way_out(&self, changes: &Changes) -> bool {
         let bytes: u64 = changes.insert.iter().map(|chunk| chunk.frames.len() as u64).sum();
         let reserve = self.place().map_or(0, |place| place.options.reserve_bytes);
         self.committed().rows == 0 && bytes.saturating_mul(2) <= reserve
     }
 
-    /// Only under the writer's lock.
+    /// The caller holds the writer's lock.
     fn commit(&self, changes: &Changes) -> Result<Applied, StoreError> {
         let before = self.committed().clone();
         let dead_bytes = self.dead_bytes.load(Ordering::Relaxed);
-        let (after, applied) = self.with_database(|db| changes::commit(db, &before, changes, dead_bytes))?;
+        let (after, applied) = self.with_database(|db| transaction::commit(db, &before, changes, dead_bytes))?;
         *self.committed() = after;
         Ok(applied)
     }
 
-    /// Calls into the database, and latches the store if that failed.
+    /// Calls into the database, and latches the store if that fails.
     fn with_database<T>(&self, call: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.check_process()?;
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
@@ -354,31 +341,31 @@ impl Store {
 
     fn note(&self, error: &StoreError) {
         if error.is_damage() {
-            self.suspect.store(true, Ordering::Release);
+            self.needs_check.store(true, Ordering::Release);
         }
         if error.latches() {
             self.latched.store(true, Ordering::Release);
         }
     }
 
-    /// Where names are ours: not in memory, nor once the directory was deleted, nor while it is out of reach.
-    fn place(&self) -> Option<&Place> {
-        match self.whereabouts() {
-            Whereabouts::Here(place) => Some(place),
+    /// The directory, while names in it are ours: not in memory, nor if it was deleted or is out of reach.
+    fn place(&self) -> Option<&StoreDir> {
+        match self.directory_state() {
+            DirectoryState::Here(place) => Some(place),
             _ => None,
         }
     }
 
-    fn whereabouts(&self) -> Whereabouts<'_> {
-        let Some(place) = &self.place else { return Whereabouts::InMemory };
+    fn directory_state(&self) -> DirectoryState<'_> {
+        let Some(place) = &self.place else { return DirectoryState::InMemory };
         if self.unlinked.load(Ordering::Acquire) {
-            return Whereabouts::Deleted;
+            return DirectoryState::Deleted;
         }
-        place.home.check().map_or_else(Whereabouts::OutOfReach, |()| Whereabouts::Here(place))
+        place.home.check().map_or_else(DirectoryState::OutOfReach, |()| DirectoryState::Here(place))
     }
 
     fn check_process(&self) -> Result<(), StoreError> {
-        // Before any lock: a child may have inherited it from a thread that it does not have.
+        // Before any lock is taken: a child may have inherited it locked by a thread that it does not have.
         if fork::generation() == self.generation { Ok(()) } else { Err(StoreError::Forked) }
     }
 

@@ -1,79 +1,44 @@
-//! Opening: create, open, or set aside and rebuild.
+//! Opening a store: its file is created, opened, or replaced by one that is rebuilt from its readable rows.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTableMetadata};
+use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 
 use super::backend::{Condemned, StoreFile};
-use super::guard::guarded;
-use super::place::Place;
-use super::rebuild::Rebuild;
-use super::rows::State;
-use super::salvage::Salvage;
-use super::tables::{self, CHUNKS, DEAD};
-use super::{Identity, Ledger, StoreError};
+use super::error::{StoreError, guarded};
+use super::files::{QUEUE, StoreDir, StoreOptions};
+use super::rows::{Identity, State};
+use super::salvage::{Rebuild, Salvage};
+use super::schema::{self, CHUNKS, DEAD};
 use crate::sys::clock::WallNanos;
-use crate::sys::disk::Open;
+use crate::sys::disk::{Disk, Open};
 
-/// No cache is larger than this, whatever the options say.
-const CACHE_MOST: usize = 8 * 1024 * 1024;
-
-/// How a store is opened.
-#[derive(Clone, Debug)]
-pub(crate) struct StoreOptions {
-    /// Whose queue it is; a file of another project is refused.
-    pub(crate) identity: Identity,
-    /// Memory for pages; at most 8 MiB.
-    pub(crate) cache_bytes: usize,
-    /// Size of the reserve that lets acks through on a full disk; 0 for none.
-    pub(crate) reserve_bytes: u64,
-    /// What the dead records may take, in bytes; the oldest make room. The last one stays, however large.
-    pub(crate) dead_bytes: u64,
-    /// Verify every page first: after the previous owner died inside a call into the store.
-    pub(crate) check_integrity: bool,
-    /// Do not even try to open the file, but build a new one from its rows: whatever killed the previous owners there would kill
-    /// this one too.
-    pub(crate) untrusted: bool,
-    /// Do not read the rows either: that has killed owners too. The file is kept aside as it is.
-    pub(crate) unreadable: bool,
-    /// The ledger as the status page last mirrored it after a commit of this store, if known.
-    pub(crate) witness: Option<Ledger>,
-}
-
-impl StoreOptions {
-    /// The database's own options.
-    pub(super) fn builder(&self) -> Builder {
-        let mut builder = Database::builder();
-        builder.set_cache_size(self.cache_bytes.min(CACHE_MOST));
-        builder
-    }
-}
-
-/// What was found at open, or at reopen.
+/// What was found when the store was opened or reopened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OpenReport {
-    /// There was no file, and one was made.
+    /// There was no file; a new one was created.
     pub(crate) fresh: bool,
-    /// Where the damaged file went, and why it was set aside.
+    /// The path to which a damaged file was moved.
     pub(crate) damaged_file: Option<PathBuf>,
-    /// Why, in words.
+    /// What was wrong with it.
     pub(crate) damage: Option<String>,
-    /// The file could not be synced, and was replaced by a copy.
+    /// The file could not be synced and was replaced by a copy.
     pub(crate) replaced: bool,
-    /// Chunks found in the file that was set aside or replaced.
+    /// The number of chunks that were recovered from the file that was replaced.
     pub(crate) salvaged_chunks: u64,
-    /// Events in them.
+    /// The number of events in them.
     pub(crate) salvaged_events: u64,
-    /// Events the ledger newly counts as damaged.
+    /// Events that the ledger newly counts as damaged.
     pub(crate) lost_events: u64,
-    /// Neither the file nor the status page knew the ledger: everything not found counts as damaged, delivered events too.
+    /// Neither the file nor the status page had the ledger: everything that was not found counts as damaged, delivered
+    /// events too.
     pub(crate) ledger_unknown: bool,
-    /// Sequence numbers that the status page had seen checkpointed and the file has not: somebody put an older file in its place.
+    /// How many sequence numbers the file is behind the status page: an older file was put in its place.
     pub(crate) behind_witness: u64,
 }
 
-/// A store's file, open.
+/// An open database with its state.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) db: Database,
@@ -84,8 +49,12 @@ pub(super) struct Opened {
     pub(super) state: State,
 }
 
-/// Opens the store of `place`, whatever state it is in.
-pub(super) fn open(place: &Place, condemned: &Condemned, now: WallNanos) -> Result<(Opened, OpenReport), StoreError> {
+/// Opens the store in `place`, whatever state its file is in.
+pub(super) fn open(
+    place: &StoreDir,
+    condemned: &Condemned,
+    now: WallNanos,
+) -> Result<(Opened, OpenReport), StoreError> {
     let mut report = OpenReport { damaged_file: place.finish_interrupted(now)?, ..OpenReport::default() };
     if !place.disk.exists(&place.queue())? {
         create(place, &mut report)?;
@@ -112,10 +81,10 @@ pub(super) fn open(place: &Place, condemned: &Condemned, now: WallNanos) -> Resu
     }
 }
 
-/// Copies a file that could not be synced into a new one, which takes its place only when it is durable. Was something missing, the
-/// old file is kept beside it.
+/// Replaces a file that could not be synced by a copy, which gets the name only when it is durable. If something was
+/// missing, the old file is kept.
 pub(super) fn replace(
-    place: &Place,
+    place: &StoreDir,
     condemned: &Condemned,
     now: WallNanos,
 ) -> Result<(Opened, OpenReport), StoreError> {
@@ -134,20 +103,20 @@ pub(super) fn replace(
 pub(super) fn in_memory(options: &StoreOptions, state: State) -> Result<Opened, StoreError> {
     guarded(|| {
         let db = options.builder().create_with_backend(redb::backends::InMemoryBackend::new())?;
-        let transaction = tables::begin(&db)?;
+        let transaction = schema::begin(&db)?;
         transaction.open_table(CHUNKS)?;
         transaction.open_table(DEAD)?;
-        tables::write_state(&transaction, &state)?;
+        schema::write_state(&transaction, &state)?;
         transaction.commit()?;
         Ok(Opened { db, file: None, identity: options.identity.clone(), state })
     })
 }
 
-fn create(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
+fn create(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreError> {
     report.fresh = true;
     let mut state = State::default();
     if let Some(witness) = place.options.witness {
-        // A file that is gone held what the status page says it held.
+        // The file is gone, and with it what the status page says it contained.
         state.ledger = witness;
         state.ledger.recount(0, 0, 0);
         report.lost_events = state.ledger.damaged.saturating_sub(witness.damaged);
@@ -156,8 +125,8 @@ fn create(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
     place.install()
 }
 
-/// Builds a finished file from what can be read of the present one, and leaves the latter as it is.
-fn rebuild_from(place: &Place, report: &mut OpenReport) -> Result<(), StoreError> {
+/// Builds a finished file from what can be read of the present one, which is not changed.
+fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreError> {
     let mut salvage = Salvage::open(place);
     let meta = salvage.meta();
     meta.refuse_foreign(&place.options.identity.project_hash)?;
@@ -166,7 +135,8 @@ fn rebuild_from(place: &Place, report: &mut OpenReport) -> Result<(), StoreError
     let found = rebuild.totals();
 
     report.ledger_unknown = meta.state.is_none() && place.options.witness.is_none();
-    // Without its state the file does not know its epochs either. An arena that was checkpointed is marked free by itself.
+    // Without its state, the file has no epoch either. An arena that was checkpointed is marked free in the arena
+    // itself.
     let mut state =
         meta.state.unwrap_or_else(|| State { ledger: place.options.witness.unwrap_or_default(), ..State::default() });
     let damaged_before = state.ledger.damaged;
@@ -177,7 +147,7 @@ fn rebuild_from(place: &Place, report: &mut OpenReport) -> Result<(), StoreError
     rebuild.finish(&place.options.identity, state)
 }
 
-fn open_existing(place: &Place, check_integrity: bool, condemned: &Condemned) -> Result<Opened, StoreError> {
+fn open_existing(place: &StoreDir, check_integrity: bool, condemned: &Condemned) -> Result<Opened, StoreError> {
     let (db, file) = open_held(place, Open::Existing, check_integrity, condemned)?;
     let vetted = guarded(|| vet(&db, &place.options.identity.project_hash));
     let released = vetted.and_then(|(identity, state)| {
@@ -187,14 +157,14 @@ fn open_existing(place: &Place, check_integrity: bool, condemned: &Condemned) ->
     match released {
         Ok((identity, state)) => Ok(Opened::new(db, file, identity, state)),
         Err(error) => {
-            // What closing would write is held, and gone with it.
+            // What closing would write is held and dropped.
             let _ = guarded(|| Ok(db.close()?));
             Err(error)
         }
     }
 }
 
-/// A database that its owner had open before.
+/// For a database that this process had open before.
 pub(super) fn opened(db: Database, file: StoreFile, project_hash: &[u8; 32]) -> Result<Opened, StoreError> {
     let (identity, state) = vet(&db, project_hash)?;
     Ok(Opened::new(db, file, identity, state))
@@ -202,21 +172,21 @@ pub(super) fn opened(db: Database, file: StoreFile, project_hash: &[u8; 32]) -> 
 
 impl Opened {
     fn new(db: Database, file: StoreFile, identity: Identity, mut state: State) -> Self {
-        // No more than the file has, where nobody has counted.
+        // Where the bytes were not counted, no more than the file takes.
         state.row_bytes = state.row_bytes.min(file.allocated_bytes().unwrap_or(u64::MAX));
         Self { db, file: Some(file), identity, state }
     }
 }
 
 fn open_held(
-    place: &Place,
+    place: &StoreDir,
     how: Open,
     check_integrity: bool,
     condemned: &Condemned,
 ) -> Result<(Database, StoreFile), StoreError> {
     let file = place.disk.open(&place.queue(), how)?;
     if file.len()? == 0 {
-        // The database would make itself at home; but a store never appears under this name before it is complete.
+        // The database would initialize an empty file, but a store never has this name before it is complete.
         return Err(StoreError::damaged("the file is empty"));
     }
     let backend = StoreFile::held(file, Condemned::clone(condemned))?;
@@ -227,7 +197,7 @@ fn open_held(
 }
 
 fn vet(db: &Database, project_hash: &[u8; 32]) -> Result<(Identity, State), StoreError> {
-    let meta = tables::read_meta(db)?;
+    let meta = schema::read_meta(db)?;
     meta.refuse_foreign(project_hash)?;
     let (identity, state) = meta.complete()?;
     let transaction = db.begin_read()?;
@@ -238,7 +208,7 @@ fn vet(db: &Database, project_hash: &[u8; 32]) -> Result<(Identity, State), Stor
     Ok((identity, state))
 }
 
-/// An error with what caused it.
+/// An error followed by its causes.
 fn in_full(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -247,4 +217,22 @@ fn in_full(error: &StoreError) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Cache for the few pages that are read.
+const CACHE_BYTES: usize = 64 * 1024;
+
+/// The project of the store in `dir`, if it can be read. Does not change the file: what the database would write stays
+/// in memory. While the owner has the store open, the result may be `None`.
+pub(crate) fn identify(disk: &Disk, dir: &Path) -> Option<Identity> {
+    let file = disk.open(&dir.join(QUEUE), Open::Existing).ok()?;
+    if file.len().ok()? == 0 {
+        return None;
+    }
+    let backend = StoreFile::held(file, Condemned::default()).ok()?;
+    let identity = guarded(|| {
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
+        Ok(schema::read_meta(&db)?.identity)
+    });
+    identity.ok()?
 }

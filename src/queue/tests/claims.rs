@@ -1,16 +1,16 @@
-//! Shards that cannot be had, beside others that can.
+//! Shards that cannot be claimed, beside others that can.
 
 use super::*;
-use crate::queue::claim::{ClaimError, claim_orphan, has_orphan};
+use crate::queue::directory::{ClaimError, claim_orphan, has_orphan};
 use crate::sys::disk::Open;
 
 #[test]
-fn a_shard_that_cannot_be_had_hides_no_other() {
+fn a_shard_that_cannot_be_claimed_hides_no_other() {
     let dir = scratch();
     let disk = Disk::default();
     let claims: Vec<_> = (0..4).map(|_| claim(&disk, dir.path(), &[]).unwrap()).collect();
     drop(claims);
-    // A file in the place of a shard, and a link in the place of a lock: nobody can have either.
+    // A file in place of a shard, and a link in place of a lock: no process can claim either.
     let lock = |number| shard_dir(dir.path(), number).join("lock");
     std::fs::remove_dir_all(shard_dir(dir.path(), 0)).unwrap();
     std::fs::write(shard_dir(dir.path(), 0), "a file").unwrap();
@@ -29,7 +29,7 @@ fn a_shard_that_cannot_be_had_hides_no_other() {
     let (number, _orphan) = claim_orphan(&disk, dir.path(), Some(1), &|_| true).unwrap().unwrap();
     assert_eq!(number, 3);
     let next = claim(&disk, dir.path(), &unusable).unwrap();
-    assert_eq!((next.number(), next.is_new()), (4, true), "a new one takes a number that nobody has");
+    assert_eq!((next.number(), next.is_new()), (4, true), "a new shard takes a free number");
 }
 
 #[test]

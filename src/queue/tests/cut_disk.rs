@@ -1,11 +1,11 @@
-//! A disk whose power can be cut: it knows, for each file and each directory, what would be there afterwards for certain.
+//! A disk whose power can be cut. For each file and directory it knows what is certain to be there afterwards.
 //!
-//! A file's bytes are certain as of its last sync, a directory's names as of the last sync of the directory. Of everything newer any
-//! part may have reached the disk: whole files, single pages, single sectors, any of the names. A rename is atomic: what had a
-//! durable name keeps the old one or has the new one.
+//! The bytes of a file are certain as of its last sync, the names in a directory as of the directory's last sync. Of
+//! everything newer, any part may have reached the disk: whole files, single pages, single sectors, any of the names. A
+//! rename is atomic: a file that had a durable name keeps the old one or has the new one.
 //!
-//! One call can be made to fail as well. After a sync that failed the kernel takes what it could not write for written: a later sync
-//! that succeeds makes durable only what was changed since.
+//! One call can also be made to fail. After a failed sync, the kernel treats what it could not write as written: a
+//! later sync that succeeds makes durable only what was changed since.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -16,16 +16,16 @@ use std::sync::{Arc, Mutex};
 use super::{next, pretended, scratch};
 use crate::sys::disk::{Call, FileSystem, Gate, Op, Verdict};
 
-/// What a disk can write without being interrupted.
+/// What a disk writes atomically.
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
-/// A call that a signal interrupted did nothing.
+/// A call that was interrupted by a signal did nothing.
 const INTERRUPTED: i32 = 4;
 
-/// Below the root: `None` is a directory, else the number of a file.
+/// Relative to the root: `None` is a directory, otherwise the number of a file.
 type Names = BTreeMap<PathBuf, Option<u64>>;
 
-/// The disk. `F` is what the test knows of the moment of a cut.
+/// The disk. `F` is what the test knows at the moment of a cut.
 pub(super) struct CutDisk<F> {
     root: PathBuf,
     mapped: bool,
@@ -33,19 +33,19 @@ pub(super) struct CutDisk<F> {
     state: Mutex<State<F>>,
 }
 
-/// A call that fails, once.
+/// A call that fails once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fault {
     pub(super) op: Op,
     /// Counted from 1.
     pub(super) nth: u64,
-    /// What it says; 0 for a write that is cut short.
+    /// The error number; 0 for a write that is cut short.
     pub(super) errno: i32,
 }
 
 struct State<F> {
     random: u64,
-    /// One write in so many is cut at; with `None` nothing is cut at by itself.
+    /// Power is cut at one write in this many; with `None` only on demand.
     writes_per_cut: Option<u64>,
     fault: Option<Fault>,
     calls: HashMap<Op, u64>,
@@ -55,26 +55,26 @@ struct State<F> {
     cuts: Vec<Cut<F>>,
 }
 
-/// Kept open, so that its number is not given to another file.
+/// Kept open, so that its inode number is not reused.
 struct Tracked {
     file: File,
     durable: Vec<u8>,
-    /// As it was when a sync failed.
+    /// Its content when a sync failed.
     given_up: Vec<u8>,
 }
 
-/// What was left of the directory, in a directory of its own.
+/// What a cut left, in a directory of its own.
 #[derive(Debug)]
 pub(super) struct Cut<F> {
     pub(super) dir: tempfile::TempDir,
-    /// What was known when the power went.
+    /// What was known when the power was cut.
     pub(super) facts: F,
-    /// Where that was.
+    /// Where the cut happened.
     pub(super) at: String,
 }
 
 impl<F: Clone + Default + Send> CutDisk<F> {
-    /// A disk on which everything below `root` is durable so far.
+    /// A disk on which everything below `root` is durable.
     pub(super) fn new(root: &Path, mapped: bool, boot_id: u128, random: u64) -> Arc<Self> {
         let mut state = State {
             random,
@@ -90,18 +90,18 @@ impl<F: Clone + Default + Send> CutDisk<F> {
         Arc::new(Self { root: root.to_path_buf(), mapped, boot_id, state: Mutex::new(state) })
     }
 
-    /// Cuts only when told to, and fails one call.
+    /// Cuts only on demand, and fails one call.
     pub(super) fn fail(&self, fault: Option<Fault>) {
         let mut state = self.state.lock().unwrap();
         (state.writes_per_cut, state.fault) = (None, fault);
     }
 
-    /// How many calls of each kind there were.
+    /// The number of calls of each kind.
     pub(super) fn calls(&self) -> HashMap<Op, u64> {
         self.state.lock().unwrap().calls.clone()
     }
 
-    /// Notes what is known from now on.
+    /// Sets what is known from now on.
     pub(super) fn know(&self, learn: impl FnOnce(&mut F)) {
         learn(&mut self.state.lock().unwrap().facts);
     }
@@ -113,7 +113,7 @@ impl<F: Clone + Default + Send> CutDisk<F> {
         state.cuts.push(cut);
     }
 
-    /// The worst cut there can be: nothing that is not certain is there.
+    /// The worst cut: everything that is not certain is gone.
     pub(super) fn cut_badly(&self, at: String) -> Cut<F> {
         let mut state = self.state.lock().unwrap();
         let names = state.names.clone();
@@ -172,7 +172,7 @@ impl<F: Clone + Default + Send> Gate for CutDisk<F> {
 }
 
 impl<F: Clone> State<F> {
-    /// Takes note of files that are new since the last look. Their content was never synced, unless `durable`.
+    /// Records files that are new since the last call. Their content was never synced, unless `durable`.
     fn track(&mut self, root: &Path, durable: bool) {
         for (path, number) in live(root) {
             let Some(number) = number else { continue };
@@ -202,7 +202,7 @@ impl<F: Clone> State<F> {
 
     fn sync(&mut self, root: &Path, path: &Path) {
         self.track(root, false);
-        // Without a name it has nothing to be found by.
+        // A file without a name cannot be found afterwards.
         let Ok(metadata) = path.metadata() else { return };
         let tracked = self.files.get_mut(&metadata.ino()).unwrap();
         let live = content(&tracked.file);
@@ -228,7 +228,7 @@ impl<F: Clone> State<F> {
     fn cut(&mut self, root: &Path, at: String) -> Cut<F> {
         self.track(root, false);
         let names = self.names_after_cut(&live(root));
-        // A quarter of the cuts each: nothing of the newer, all of it, pages of it, sectors of it.
+        // A quarter of the cuts each: none of the newer content, all of it, some pages of it, some sectors of it.
         let kind = next(&mut self.random) % 4;
         self.write_down(names, kind, at)
     }

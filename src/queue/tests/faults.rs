@@ -1,5 +1,6 @@
-//! One life of a shard, once for each call that it makes to the disk: that call fails, the shard goes on as its committer would. What
-//! was accepted is there for the next owner, and what a sync had confirmed is there after a power cut as well.
+//! A run of a queue, repeated once for each call that it makes to the disk: that call fails, and the queue goes on as
+//! its committer would. The next owner finds what was accepted, and after a power cut it finds what a sync had
+//! confirmed.
 
 use super::cut_disk::{Cut, CutDisk, Fault};
 use super::power_cut::{Facts, Fate, look_at};
@@ -14,7 +15,7 @@ const SHORT: i32 = 0;
 struct Run {
     queue_dir: PathBuf,
     disk: Arc<CutDisk<Facts>>,
-    shard: Shard,
+    shard: Queue,
     next_id: u64,
     /// For messages.
     fault: Option<Fault>,
@@ -30,21 +31,21 @@ impl Run {
         Run { queue_dir, disk, shard, next_id: 1, fault }
     }
 
-    /// The second time at the latest, for only one call fails.
-    fn open(disk: &Arc<CutDisk<Facts>>, queue_dir: &Path, fault: Option<Fault>) -> Shard {
+    /// Succeeds the second time at the latest, because only one call fails.
+    fn open(disk: &Arc<CutDisk<Facts>>, queue_dir: &Path, fault: Option<Fault>) -> Queue {
         let gated = Disk::gated(Arc::clone(disk) as Arc<dyn Gate>);
         let opened = try_open(&gated, queue_dir).or_else(|_| try_open(&gated, queue_dir));
         let Opened { shard, findings, .. } = opened.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
-        let is_harmless = |finding: &Finding| matches!(finding, Finding::NotCarried { .. });
+        let is_harmless = |finding: &Finding| matches!(finding, Finding::NotCheckpointed { .. });
         assert!(findings.iter().all(is_harmless), "{fault:?}: {findings:?}");
         shard
     }
 
     fn reopen(&mut self) {
         self.shard.close();
-        // The old one goes first: a directory has one owner.
+        // The old one is dropped first: a directory has one owner.
         let disk = Disk::default();
-        self.shard = Shard::volatile(&disk, &options(&self.queue_dir)).unwrap();
+        self.shard = Queue::volatile(&disk, &options(&self.queue_dir)).unwrap();
         self.shard = Self::open(&self.disk, &self.queue_dir, self.fault);
     }
 
@@ -96,7 +97,7 @@ impl Run {
         self.look("acked");
     }
 
-    fn mend(&self, error: &ShardError, failures: &mut u32) {
+    fn mend(&self, error: &QueueError, failures: &mut u32) {
         *failures += 1;
         assert!(*failures < 4, "{:?}: {error:?}", self.fault);
         if self.shard.open_store().unwrap().is_latched() {
@@ -106,7 +107,7 @@ impl Run {
         }
     }
 
-    /// Of the oldest row every third record is dead_lettered, every third is kept, and the others were delivered.
+    /// Of the oldest row, every third record is dead-lettered, every third is kept, and the others were delivered.
     fn judge_oldest(&self) -> Vec<Ack> {
         let Some(chunk) =
             (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
@@ -134,12 +135,12 @@ impl Run {
         vec![ack_keeping(&chunk, delivered, dead_lettered, &keep)]
     }
 
-    /// What the next owner would find after a power cut that takes everything it can.
+    /// Checks what the next owner would find after the worst power cut.
     fn look(&self, after: &str) {
         look_at(&self.disk.cut_badly(format!("{:?}, {after}", self.fault)), true, false);
     }
 
-    /// What it would find after a kill.
+    /// Checks what it would find after a kill.
     fn look_after_kill(&self, root: &Path) {
         let mut facts = Facts::default();
         self.disk.know(|known| facts = known.clone());
@@ -148,7 +149,7 @@ impl Run {
     }
 }
 
-/// Returns what calls it took.
+/// Returns the calls that it took.
 fn live(mapped: bool, fault: Option<Fault>) -> std::collections::HashMap<Op, u64> {
     let root = scratch();
     let mut run = Run::begin(root.path(), mapped, fault);
@@ -173,7 +174,8 @@ fn live(mapped: bool, fault: Option<Fault>) -> std::collections::HashMap<Op, u64
     calls
 }
 
-/// In a debug build one in so many calls fails, of writes and of all others; the database is slower there by an order of magnitude.
+/// In a debug build one in this many calls fails, of writes and of all others; the database is slower there by an order
+/// of magnitude.
 const STRIDES: (usize, usize) = if cfg!(debug_assertions) { (37, 4) } else { (1, 1) };
 
 fn every_call_fails_once(mapped: bool) {
@@ -194,17 +196,17 @@ fn every_call_fails_once(mapped: bool) {
 }
 
 #[test]
-fn no_single_fault_costs_an_accepted_record_where_arenas_are_mapped() {
+fn no_single_fault_costs_an_accepted_record_in_mapped_arenas() {
     every_call_fails_once(true);
 }
 
 #[test]
-fn no_single_fault_costs_an_accepted_record_where_arenas_are_written() {
+fn no_single_fault_costs_an_accepted_record_in_written_arenas() {
     every_call_fails_once(false);
 }
 
 #[test]
-fn after_a_failed_sync_no_other_sync_confirms_what_the_kernel_may_have_forgotten() {
+fn no_sync_after_a_failed_one_confirms_what_the_kernel_dropped() {
     for mapped in [true, false] {
         let root = scratch();
         let mut run = Run::begin(root.path(), mapped, None);
@@ -213,7 +215,7 @@ fn after_a_failed_sync_no_other_sync_confirms_what_the_kernel_may_have_forgotten
         run.disk.fail(Some(Fault { op: Op::Sync, nth: next, errno: BROKEN }));
         run.shard.sync().unwrap_err();
         run.shard.sync().unwrap_err();
-        // Where the store cannot take the records, sealing the arena changes nothing.
+        // If the store cannot take the records, sealing the arena changes nothing.
         assert!(run.shard.journal().swap().unwrap());
         run.append(1);
         run.shard.sync().unwrap_err();

@@ -1,11 +1,12 @@
-//! Arenas of an earlier life that could not be checkpointed when the shard was opened, and a page that says more than can be.
+//! Arenas of an earlier owner that could not be checkpointed when the queue was opened, and a status page with an
+//! impossible count.
 
 use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::sys::disk::Op;
 
-/// A machine on whose disk the store cannot grow, as long as it is stuck.
+/// A machine on whose disk the store cannot grow while `is_stuck`.
 #[derive(Debug)]
 struct Stuck {
     boot_id: u128,
@@ -37,11 +38,11 @@ impl Gate for Stuck {
     }
 }
 
-/// A queue whose journal is full and was never synced; one record of it has not reached the disk.
+/// A queue whose journal is full and was never synced; one of its records has not reached the disk.
 fn after_a_power_cut(root: &Path) -> PathBuf {
     let queue_dir = root.join("queue");
     let shard = open(&Machine::disk(7, true), &queue_dir).shard;
-    shard.journal().prepare_spare().unwrap();
+    shard.journal().prepare_free_arena().unwrap();
     let taken = (1..10_000).take_while(|id| append(&shard, *id, 0).is_ok()).count();
     assert!(taken > 100);
     std::mem::forget(shard);
@@ -53,15 +54,15 @@ fn after_a_power_cut(root: &Path) -> PathBuf {
 }
 
 #[test]
-fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_checkpointed() {
+fn losses_of_a_power_cut_are_counted_as_such_however_late() {
     let root = scratch();
     let at_first = after_a_power_cut(root.path());
-    // In a copy each: the owner before is still there, as far as this process knows.
+    // In a copy each: the registration of the owner before is still there in this process.
     let second = copy_of(root.path());
     let (disk, machine) = Stuck::disk(8, true);
     let queue_dir = second.path().join(at_first.file_name().unwrap());
     let Opened { shard, findings, .. } = open(&disk, &queue_dir);
-    assert!(findings.iter().any(|finding| matches!(finding, Finding::NotCarried { .. })), "{findings:?}");
+    assert!(findings.iter().any(|finding| matches!(finding, Finding::NotCheckpointed { .. })), "{findings:?}");
     let third = copy_of(second.path());
     machine.is_stuck.store(false, Ordering::SeqCst);
     if shard.open_store().is_some_and(|store| store.is_latched()) {
@@ -74,19 +75,19 @@ fn what_a_power_cut_has_cost_is_counted_as_that_however_late_it_is_checkpointed(
     assert!(checkpointed.iter().any(|step| step.missing > 0 && step.after_restart), "{checkpointed:?}");
     let ledger = shard.ledger();
     assert!(ledger.lost_unsynced > 0 && ledger.damaged == 0 && ledger.imbalance() == 0, "{ledger:?}");
-    // Or by the next owner, who has not seen the machine being restarted.
+    // The next owner has not seen the restart of the machine, and counts the same.
     let (disk, _) = Stuck::disk(8, false);
     let Opened { shard, findings, before, .. } = open(&disk, &third.path().join("queue"));
     assert!(before.same_boot && findings.iter().any(|f| matches!(f, Finding::Missing { after_restart: true, .. })));
     assert_eq!((shard.ledger().lost_unsynced, shard.ledger().damaged), (ledger.lost_unsynced, 0));
-    // What is damaged from then on is damaged.
+    // What is damaged from then on counts as damaged.
     append(&shard, 10_001, 0).unwrap();
     assert!(shard.journal().swap().unwrap());
     assert!(!shard.checkpoint(&[], None, NOW).unwrap().unwrap().after_restart);
 }
 
 #[test]
-fn an_epoch_near_the_end_of_its_range_on_the_page_does_not_end_the_journal() {
+fn an_absurd_epoch_on_the_page_does_not_end_the_journal() {
     for written in [u64::MAX, u64::MAX - 1, 1 << 50] {
         let root = scratch();
         let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));

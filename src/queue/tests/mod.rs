@@ -1,41 +1,44 @@
-//! Tests of a shard as a whole. Each shows one row of the promise: what is accepted is on the queue, whatever happens to the disk.
+//! Tests of a queue as a whole. Each shows one part of the guarantee: an accepted record is in the queue, whatever
+//! happens to the disk.
 //!
-//! * `power_cut.rs`: the machine stops at any moment, and of what was not synced any part may be on the disk;
+//! * `power_cut.rs`: the machine stops at any moment, and any part of what was not synced may be on the disk;
 //! * `model.rs`: random operations, kills and clean ends, compared with a list in memory;
 //! * `faults.rs`: any one call to the disk fails;
-//! * `mutations.rs`: files that are not what was written;
-//! * `removed.rs`: files that somebody took away;
-//! * `claims.rs`, `opening.rs`, `room.rs`: shards that cannot be had, take too long to be opened, or are empty;
-//! * `late.rs`: what is checkpointed long after it was found;
-//! * `out_of_reach.rs`: a directory that is not where it was.
+//! * `mutations.rs`: damaged files;
+//! * `removed.rs`: files that are removed or replaced;
+//! * `claims.rs`, `interrupted_opening.rs`, `free_space.rs`: shards that cannot be claimed, take too long to open, or
+//!   are empty;
+//! * `late.rs`: arenas that are checkpointed long after they were found;
+//! * `out_of_reach.rs`: a directory that is not at its path;
+//! * `status_page.rs`, `run.rs`: what the next owner reads from the status page.
 //!
-//! A record's body holds a number that no other record has, so that a test can tell not only how many records are there, but which.
+//! The body of each record contains a number that no other record has, so that a test can tell which records are there.
 
 mod claims;
 mod cut_disk;
 mod faults;
+mod free_space;
+mod interrupted_opening;
 mod late;
-mod life;
 mod model;
 mod mutations;
-mod opening;
 mod out_of_reach;
 mod power_cut;
 mod removed;
-mod room;
-mod status;
+mod run;
+mod status_page;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::open::Opened;
+use super::recovery::Opened;
 use super::*;
+use crate::queue::frame;
 use crate::queue::store::DeadRecord;
-use crate::record::frame;
 use crate::sys::disk::{Call, Disk, FileSystem, Gate, Verdict};
 
-/// Small, so that tests meet its end.
+/// Small, so that tests reach its end.
 pub(super) const ARENA: usize = 64 * 1024;
 /// The time, where it does not matter.
 pub(super) const NOW: WallNanos = 1_700_000_000_000_000_000;
@@ -44,8 +47,8 @@ pub(super) fn project() -> Project {
     Project { host: "https://eu.example".into(), api_key: "phc_key".into() }
 }
 
-pub(super) fn options(queue_dir: &Path) -> ShardOptions {
-    ShardOptions {
+pub(super) fn options(queue_dir: &Path) -> QueueOptions {
+    QueueOptions {
         project: project(),
         queue_dir: queue_dir.to_path_buf(),
         arena_bytes: ARENA,
@@ -58,9 +61,9 @@ pub(super) fn options(queue_dir: &Path) -> ShardOptions {
 }
 
 /// Opens the first free shard below `queue_dir`.
-pub(super) fn try_open(disk: &Disk, queue_dir: &Path) -> Result<Opened, ShardError> {
+pub(super) fn try_open(disk: &Disk, queue_dir: &Path) -> Result<Opened, QueueError> {
     let claim = claim(disk, &queue_dir.join(project().dir_name()), &[])?;
-    Shard::open(disk, &options(queue_dir), claim, NOW)
+    Queue::open(disk, &options(queue_dir), claim, NOW)
 }
 
 pub(super) fn open(disk: &Disk, queue_dir: &Path) -> Opened {
@@ -72,12 +75,12 @@ pub(super) fn first_shard(queue_dir: &Path) -> PathBuf {
     shard_dir(&queue_dir.join(project().dir_name()), 0)
 }
 
-/// In memory where there is such a directory: these tests are about bytes, and make their own power cuts.
+/// In memory if possible: these tests are about bytes, and make their own power cuts.
 pub(super) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// A machine that works: since when it is up, and whether its file system lets files be mapped.
+/// A machine that works: its boot id, and whether its file system allows mapping.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) boot_id: u128,
@@ -121,13 +124,13 @@ fn id_of(bytes: &[u8]) -> u64 {
     id
 }
 
-pub(super) fn append(shard: &Shard, id: u64, class: u8) -> Result<Appended, Refused> {
+pub(super) fn append(shard: &Queue, id: u64, class: u8) -> Result<Appended, AppendError> {
     let body = body(id);
     shard.append(&body, frame::hash_body(&body), class)
 }
 
-/// Sequence number and identity of every queued record.
-pub(super) fn queued(shard: &Shard) -> Vec<(u64, u64)> {
+/// Sequence number and body number of every queued record.
+pub(super) fn queued(shard: &Queue) -> Vec<(u64, u64)> {
     let read = shard.read(None, usize::MAX).unwrap();
     assert!(read.damaged.is_empty(), "damaged rows: {:?}", read.damaged);
     let mut records = Vec::new();
@@ -139,7 +142,7 @@ pub(super) fn queued(shard: &Shard) -> Vec<(u64, u64)> {
     records
 }
 
-/// The next of a fixed series of numbers that look random.
+/// The next number of a fixed pseudorandom series.
 pub(super) fn next(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -149,7 +152,7 @@ pub(super) fn next(state: &mut u64) -> u64 {
 
 /// An ack of a whole row whose events were all delivered.
 pub(super) fn delivered(first_seq: u64, events: u64) -> Ack {
-    let row = ChunkRef { origin: OWN, key: store::ChunkKey { lane: LANE, first_seq } };
+    let row = ChunkRef { origin: OWN, key: store::ChunkKey::new(first_seq) };
     Ack { row, delivered: events, dead: Vec::new(), keep: None }
 }
 
@@ -159,10 +162,10 @@ pub(super) fn ack_keeping(row: &store::Chunk, delivered: u64, dead: Vec<DeadReco
     Ack { row: ChunkRef { origin: OWN, key: row.key }, delivered, dead, keep }
 }
 
-/// A dead record made of a queued one.
+/// A dead record made from a queued one.
 pub(super) fn dead(seq: u64, id: u64) -> DeadRecord {
     let (reason, body) = ("not an event".to_owned(), body(id));
-    DeadRecord { seq, lane: LANE, status: 400, reason, first_attempt: NOW, last_attempt: NOW, attempts: 1, body }
+    DeadRecord { seq, status: 400, reason, first_attempt: NOW, last_attempt: NOW, attempts: 1, body }
 }
 
 /// A copy of a directory, as a kill would leave it.

@@ -1,5 +1,5 @@
-//! Random operations, clean ends and kills, compared after each with a list in memory. Nothing here ever fails, so the list knows
-//! exactly what must be there.
+//! Random operations, clean ends and kills, compared after each with a list in memory. No call fails here, so the list
+//! knows exactly what must be there.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ enum Step {
     Append(Vec<u8>),
     Swap,
     Sync,
-    /// Everything that is sealed.
+    /// Checkpoints everything that is sealed.
     Checkpoint,
-    /// Which row, and what becomes of its records: delivered, dead_lettered or kept, in turn.
+    /// Which row, and in turn the fate of its records: delivered, dead-lettered or kept.
     Settle(usize, Vec<u8>),
     /// The same, in the transaction of a checkpoint if there is one.
     SettleAndCarry(usize, Vec<u8>),
-    /// Until so many eighths are left.
+    /// Evicts until this many eighths are left.
     Evict(u64),
     ReopenStore,
     Close,
@@ -47,9 +47,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// What must be there.
 #[derive(Debug, Default)]
 struct Model {
-    /// Every record ever accepted: sequence number to identity and class.
+    /// Every record ever accepted: sequence number to body number and class.
     accepted: BTreeMap<u64, (u64, u8)>,
-    /// Those neither delivered, dead_lettered nor evicted.
+    /// Those that were neither delivered, dead-lettered nor evicted.
     left: BTreeMap<u64, u64>,
     delivered: u64,
     dead_lettered: BTreeMap<u64, u64>,
@@ -59,13 +59,13 @@ struct Model {
 struct Subject {
     root: tempfile::TempDir,
     mapped: bool,
-    /// `None` only while it is being opened anew.
-    shard: Option<Shard>,
+    /// `None` only while it is being reopened.
+    shard: Option<Queue>,
     model: Model,
 }
 
 impl Subject {
-    fn shard(&self) -> &Shard {
+    fn shard(&self) -> &Queue {
         self.shard.as_ref().unwrap()
     }
 
@@ -95,7 +95,7 @@ impl Subject {
             }
             Step::Kill => {
                 let left = copy_of(self.root.path());
-                // Nothing that a destructor may still write reaches the copy.
+                // A copy, so that nothing that a destructor writes reaches it.
                 self.shard = None;
                 self.root = left;
                 self.reopen();
@@ -116,7 +116,7 @@ impl Subject {
                 self.model.accepted.insert(appended.seq, (id, class));
                 self.model.left.insert(appended.seq, id);
             }
-            Err(refused) => assert!(matches!(refused, Refused::Full), "{refused:?}"),
+            Err(refused) => assert!(matches!(refused, AppendError::Full), "{refused:?}"),
         }
     }
 
@@ -146,9 +146,9 @@ impl Subject {
         Some(ack_keeping(chunk, delivered, dead_letters, &keep))
     }
 
-    /// Oldest first, and exceptions and identity events only when no other is left.
+    /// Oldest first, and priority records only when no other is left.
     fn evict(&mut self, eighths: u64) {
-        // There are at least two rows then, of both kinds of records.
+        // At least two rows, with both kinds of records.
         for _ in 0..2 {
             (0..12).for_each(|n| self.append(n % 3));
             self.shard().journal().swap().unwrap();
@@ -158,7 +158,7 @@ impl Subject {
         let goal = before.len() as u64 * eighths / 8;
         let evicted = self
             .shard()
-            .evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &mut Passed::default(), &|_| false, NOW)
+            .evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &mut EvictionCursor::default(), &|_| false, NOW)
             .unwrap()
             .events;
         let after: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
@@ -223,7 +223,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_is_done_in_whatever_order_every_record_is_where_the_ledger_says(steps in steps(), mapped: bool) {
+    fn after_any_operations_each_record_is_where_the_ledger_says(steps in steps(), mapped: bool) {
         let root = scratch();
         let shard = open(&Machine::disk(7, mapped), &root.path().join("queue")).shard;
         let mut subject = Subject { root, mapped, shard: Some(shard), model: Model::default() };

@@ -1,5 +1,5 @@
-//! Files that are not what was written: flipped, blanked, cut, shuffled. Opening never panics, never revives what was acked, and says
-//! of every record that was accepted where it is, or that it is damaged.
+//! Damaged files: flipped, blanked, cut, shuffled. Opening never panics, never revives what was acked, and accounts for
+//! every accepted record: it is found, or counted as damaged.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ use crate::queue::store::DamagedRow;
 const MUTATIONS: u64 = if cfg!(debug_assertions) { 200 } else { 3_000 };
 const TOTAL: u64 = 100;
 
-/// What a killed owner left: 60 records in the store, of which ten were delivered and five dead_lettered, and two arenas of twenty.
+/// What a killed owner left: 60 records in the store, of which ten were delivered and five dead-lettered, and two
+/// arenas of twenty.
 struct Specimen {
     root: tempfile::TempDir,
     /// In the store, then in the journal.
@@ -53,12 +54,12 @@ impl Specimen {
     }
 }
 
-/// A bit, a run of noise, a run of zeros, a sector put elsewhere, a cut, an end that nobody wrote.
+/// A bit, a run of noise, a run of zeros, a sector in another place, a cut, or an unwritten end.
 fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
     if bytes.is_empty() {
         return;
     }
-    // Most of an arena and of a new store is empty: what is written is hit more often.
+    // Most of an arena and of a new store is empty: written parts are hit more often.
     let written: Vec<_> =
         (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|b| *b != 0)).collect();
     let at =
@@ -79,8 +80,8 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
     }
 }
 
-/// Everything that can be read, as the delivery reads it: damaged rows are replaced by what is left of them.
-fn drained(shard: &Shard, round: u64) -> BTreeMap<u64, u64> {
+/// Everything that can be read, as a consumer reads it: damaged rows are replaced by what is left of them.
+fn drained(shard: &Queue, round: u64) -> BTreeMap<u64, u64> {
     for _ in 0..50 {
         let read = match shard.read(None, usize::MAX) {
             Ok(read) => read,
@@ -143,7 +144,7 @@ fn look(specimen: &Specimen, mapped: bool, mutated: &[&String], round: u64) {
 }
 
 #[test]
-fn whatever_is_done_to_the_files_every_accepted_record_is_found_or_counted() {
+fn after_any_damage_each_accepted_record_is_found_or_counted() {
     for mapped in [true, false] {
         let specimen = Specimen::make(mapped);
         let files = specimen.files();

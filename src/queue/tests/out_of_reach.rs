@@ -1,33 +1,33 @@
-//! A directory whose path leads nowhere, or elsewhere, while its owner runs. What is open goes on, nothing is done by name, and nobody
-//! else's files are touched.
+//! A directory whose path leads nowhere, or elsewhere, while its owner is running. Open files go on, nothing is done by
+//! name, and files of other owners are not touched.
 
 use super::*;
 
-fn checkpoint(shard: &Shard) {
+fn checkpoint(shard: &Queue) {
     shard.journal().swap().unwrap();
     while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
-fn ids(shard: &Shard) -> Vec<u64> {
+fn ids(shard: &Queue) -> Vec<u64> {
     queued(shard).into_iter().map(|(_, id)| id).collect()
 }
 
-/// A shard with records 1 to 10 in the store, and room for another round.
-fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
+/// A queue with records 1 to 10 in the store, and space for another round.
+fn specimen(root: &Path, mapped: bool) -> (Queue, Disk, PathBuf) {
     let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
     let shard = open(&disk, &queue_dir).shard;
-    shard.journal().prepare_spare().unwrap();
+    shard.journal().prepare_free_arena().unwrap();
     (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
     checkpoint(&shard);
     (shard, disk, queue_dir)
 }
 
-fn is_out_of_reach(shard: &Shard) -> bool {
-    matches!(shard.standing(), Standing::OutOfReach { .. })
+fn is_out_of_reach(shard: &Queue) -> bool {
+    matches!(shard.ownership(), Ownership::OutOfReach { .. })
 }
 
 #[test]
-fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
+fn a_directory_moved_away_and_back_costs_nothing_and_stays_ours() {
     for mapped in [true, false] {
         let root = scratch();
         let (shard, disk, queue_dir) = specimen(root.path(), mapped);
@@ -47,7 +47,7 @@ fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
             claim(&disk, &away.join(project().dir_name()), &[]).is_ok_and(|other| other.dir() != first_shard(&away))
         );
         std::fs::rename(&away, &queue_dir).unwrap();
-        assert_eq!(shard.standing(), Standing::Held);
+        assert_eq!(shard.ownership(), Ownership::Held);
         append(&shard, 21, 0).unwrap();
         assert_eq!(shard.sync().unwrap(), 21);
         shard.close();
@@ -58,7 +58,7 @@ fn a_directory_that_is_moved_and_moved_back_costs_nothing_and_stays_ours() {
 }
 
 #[test]
-fn what_lies_at_the_path_meanwhile_is_not_touched() {
+fn files_at_the_old_path_are_not_touched() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     std::fs::rename(&queue_dir, root.path().join("away")).unwrap();
@@ -75,8 +75,8 @@ fn what_lies_at_the_path_meanwhile_is_not_touched() {
     append(&shard, 11, 0).unwrap();
     checkpoint(&shard);
     append(&shard, 12, 0).unwrap();
-    // Both arenas are in use: a third would be made by name.
-    assert!(shard.journal().prepare_spare().is_ok());
+    // Both arenas are in use: a third would be created by name.
+    assert!(shard.journal().prepare_free_arena().is_ok());
     shard.journal().swap().unwrap();
     append(&shard, 13, 0).unwrap();
     shard.journal().swap().unwrap_err();
@@ -90,23 +90,23 @@ fn what_lies_at_the_path_meanwhile_is_not_touched() {
     assert_eq!(ids(&other), (1..=5).collect::<Vec<_>>());
 }
 
-fn checkpoint_sealed(shard: &Shard) {
+fn checkpoint_sealed(shard: &Queue) {
     while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 #[test]
-fn a_moved_directory_that_is_deleted_then_lives_on_in_memory() {
+fn a_directory_moved_and_then_deleted_goes_on_in_memory() {
     let root = scratch();
     let (shard, _, queue_dir) = specimen(root.path(), true);
     let away = root.path().join("away");
     std::fs::rename(&queue_dir, &away).unwrap();
     assert!(is_out_of_reach(&shard));
     std::fs::remove_dir_all(&away).unwrap();
-    assert_eq!(shard.standing(), Standing::Deleted);
+    assert_eq!(shard.ownership(), Ownership::Deleted);
 }
 
 #[test]
-fn a_directory_that_was_deleted_lives_on_in_memory_though_a_backup_has_links_to_its_files() {
+fn a_deleted_directory_goes_on_in_memory_despite_backup_links() {
     // As `cp -al` and `rsync --link-dest` make them: of the lock alone, or of each file.
     for names in [["lock"].as_slice(), &["lock", "journal-0", "journal-1", "queue.redb", "status"]] {
         for (is_moved, whole) in [(false, true), (true, true), (false, false)] {
@@ -115,7 +115,7 @@ fn a_directory_that_was_deleted_lives_on_in_memory_though_a_backup_has_links_to_
             for name in names {
                 std::fs::hard_link(first_shard(&queue_dir).join(name), root.path().join(name)).unwrap();
             }
-            assert_eq!(shard.standing(), Standing::Held);
+            assert_eq!(shard.ownership(), Ownership::Held);
             let mut at = queue_dir;
             if is_moved {
                 let away = root.path().join("away");
@@ -131,23 +131,23 @@ fn a_directory_that_was_deleted_lives_on_in_memory_though_a_backup_has_links_to_
             }
             append(&shard, 11, 0).unwrap();
             shard.sync().expect_err("no owner to come would find it again");
-            assert_eq!(shard.standing(), Standing::Deleted, "{names:?}, moved: {is_moved}, whole: {whole}");
+            assert_eq!(shard.ownership(), Ownership::Deleted, "{names:?}, moved: {is_moved}, whole: {whole}");
         }
     }
 }
 
 #[test]
-fn a_lock_that_was_removed_is_taken_again_where_nobody_else_has_had_it() {
+fn a_removed_lock_is_taken_again_if_no_other_process_had_it() {
     for replaced in [false, true] {
         let root = scratch();
         let (shard, disk, queue_dir) = specimen(root.path(), true);
         let lock = first_shard(&queue_dir).join("lock");
         std::fs::remove_file(&lock).unwrap();
         if replaced {
-            // As a program does that cleans up, or restores files one by one.
+            // A program that cleans up, or restores files one by one, does this.
             std::fs::write(&lock, "").unwrap();
         }
-        assert_eq!(shard.standing(), Standing::Held);
+        assert_eq!(shard.ownership(), Ownership::Held);
         append(&shard, 11, 0).unwrap();
         assert_eq!(shard.sync().unwrap(), 11);
         let other = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
@@ -156,23 +156,23 @@ fn a_lock_that_was_removed_is_taken_again_where_nobody_else_has_had_it() {
 }
 
 #[test]
-fn a_shard_that_somebody_else_has_had_meanwhile_is_given_up() {
+fn a_shard_that_another_process_had_meanwhile_is_given_up() {
     for mapped in [true, false] {
         let root = scratch();
         let (shard, disk, queue_dir) = specimen(root.path(), mapped);
         append(&shard, 11, 0).unwrap();
         std::fs::remove_file(first_shard(&queue_dir).join("lock")).unwrap();
-        // They have sent everything and are gone.
+        // The other owner has delivered everything and is gone.
         shard.open_store().unwrap().unregister();
         let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
-        let other = Shard::open(&disk, &options(&queue_dir), claim, NOW + 1).unwrap().shard;
+        let other = Queue::open(&disk, &options(&queue_dir), claim, NOW + 1).unwrap().shard;
         other.ack(&[delivered(1, 10), delivered(11, 1)], None, NOW).unwrap();
         other.close();
         drop(other);
         shard.sync().unwrap_err();
-        assert!(matches!(append(&shard, 12, 0), Err(Refused::Lost)));
+        assert!(matches!(append(&shard, 12, 0), Err(AppendError::Lost)));
         assert!(shard.read(None, usize::MAX).is_err(), "what they have sent is not sent again");
-        shard.note_sign(&Sign::default());
+        shard.note_heartbeat(&Heartbeat::default());
         shard.close();
         let Opened { before, findings, .. } = open(&disk, &queue_dir);
         assert!(before.clean && findings.is_empty(), "what they left is as they left it: {before:?} {findings:?}");

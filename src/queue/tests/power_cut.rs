@@ -1,5 +1,6 @@
-//! The machine stops, at every sync and at random moments in between. What a sync or a commit had confirmed is there afterwards, once;
-//! what had been acked by a confirmed commit does not come back; the ledger balances and counts what is missing.
+//! The machine stops, at every sync and at random moments in between. What a sync or a commit had confirmed is there
+//! afterwards, once; what had been acked by a confirmed commit does not come back; the ledger balances and counts what
+//! is missing.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +17,15 @@ pub(super) enum Fate {
 /// What is known at the moment of a cut.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
-    /// Sequence number and identity of all that may be found.
+    /// Sequence number and body number of all records that may be found.
     pub(super) appended: Vec<(u64, u64)>,
-    /// What was accepted up to here survives.
+    /// Records up to here survive.
     pub(super) confirmed: u64,
     /// Acked by a confirmed commit.
     pub(super) gone: BTreeMap<u64, Fate>,
     /// In a commit that is not confirmed.
     pub(super) leaving: BTreeMap<u64, Fate>,
-    /// When this life began.
+    /// When this run began.
     before: Ledger,
 }
 
@@ -38,25 +39,25 @@ impl Facts {
     }
 }
 
-/// One life of the machine: from a start of the machine to the next power cut.
-struct Life {
+/// A run of the machine, from its start to the next power cut.
+struct MachineRun {
     mapped: bool,
     disk: Arc<CutDisk<Facts>>,
-    shard: Shard,
+    shard: Queue,
     random: u64,
     next_id: u64,
-    /// The cut after which the next life goes on, and what is found there.
+    /// The cut after which the next run goes on, and what is found there.
     heir: Option<(tempfile::TempDir, Facts)>,
     cuts: usize,
 }
 
-impl Life {
-    fn begin(root: &Path, facts: Facts, mapped: bool, seed: u64, next_id: u64) -> Life {
+impl MachineRun {
+    fn begin(root: &Path, facts: Facts, mapped: bool, seed: u64, next_id: u64) -> MachineRun {
         let queue_dir = root.join("queue");
         let disk = CutDisk::<Facts>::new(root, mapped, u128::from(seed), seed);
         disk.know(|known| *known = facts);
         let shard = open(&Disk::gated(Arc::clone(&disk) as Arc<dyn Gate>), &queue_dir).shard;
-        Life { mapped, disk, shard, random: seed, next_id, heir: None, cuts: 0 }
+        MachineRun { mapped, disk, shard, random: seed, next_id, heir: None, cuts: 0 }
     }
 
     fn next(&mut self, below: u64) -> u64 {
@@ -97,7 +98,7 @@ impl Life {
     fn append(&mut self) {
         for _ in 0..self.next(40) {
             let (id, class) = (self.next_id, self.next(3) as u8);
-            // A full journal is no concern of this test.
+            // A full journal does not matter to this test.
             let Ok(appended) = append(&self.shard, id, class) else { return };
             self.next_id += 1;
             self.disk.know(|facts| facts.appended.push((appended.seq, id)));
@@ -146,7 +147,7 @@ impl Life {
         let before = queued(&self.shard);
         self.disk.know(|facts| facts.leaving.extend(before.iter().map(|(seq, _)| (*seq, Fate::Evicted))));
         let goal = EvictUntil::Fits { bytes: u64::MAX, events: before.len() as u64 * 3 / 4 };
-        self.shard.evict(goal, &mut Passed::default(), &|_| false, NOW).unwrap();
+        self.shard.evict(goal, &mut EvictionCursor::default(), &|_| false, NOW).unwrap();
         let after: BTreeMap<_, _> = queued(&self.shard).into_iter().collect();
         self.disk.know(|facts| {
             facts.leaving.retain(|seq, _| !after.contains_key(seq));
@@ -168,13 +169,13 @@ impl Life {
     }
 }
 
-/// Opens what a cut left and holds it against what was known. Returns what the next life may expect to find.
+/// Opens what a cut left and compares it with what was known. Returns what the next run may expect to find.
 pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
     let Cut { dir, facts, at } = cut;
     let queue_dir = dir.path().join("queue");
     let disk = Machine::disk(u128::MAX, mapped);
     let Opened { shard, findings, .. } = open(&disk, &queue_dir);
-    let aside = |finding: &Finding| matches!(finding, Finding::Salvaged { .. } | Finding::NotCarried { .. });
+    let aside = |finding: &Finding| matches!(finding, Finding::Salvaged { .. } | Finding::NotCheckpointed { .. });
     assert!(!findings.iter().any(aside), "{at}: {findings:?}");
     let (found, ledger) = (queued(&shard), shard.ledger());
     let appended: BTreeMap<_, _> = facts.appended.iter().copied().collect();
@@ -214,8 +215,8 @@ fn look_at_ledger(at: &str, facts: &Facts, ledger: &Ledger) {
     }
 }
 
-/// The shard works after the cut, and what was found stays.
-fn go_on(shard: Shard, disk: &Disk, queue_dir: &Path, found: &[(u64, u64)]) {
+/// The queue works after the cut, and what was found stays.
+fn go_on(shard: Queue, disk: &Disk, queue_dir: &Path, found: &[(u64, u64)]) {
     let accepted = shard.ledger().accepted;
     let seq = append(&shard, u64::MAX, 0).unwrap().seq;
     assert!(seq > accepted);
@@ -226,40 +227,40 @@ fn go_on(shard: Shard, disk: &Disk, queue_dir: &Path, found: &[(u64, u64)]) {
     assert_eq!((queued(&shard), shard.ledger().imbalance()), (expected, 0));
 }
 
-/// Lives of the machine, one after the other, each ended by a power cut.
+/// Runs of the machine, one after the other, each ended by a power cut.
 fn lives(mapped: bool, seed: u64) -> usize {
     let (mut root, mut facts) = (scratch(), Facts::default());
     std::fs::create_dir(root.path().join("queue")).unwrap();
     let mut cuts = 0;
-    for life in 0..3 {
-        let mut life = Life::begin(root.path(), facts, mapped, seed + life, 1_000_000 * (life + 1));
-        life.look_at_cuts();
+    for run in 0..3 {
+        let mut run = MachineRun::begin(root.path(), facts, mapped, seed + run, 1_000_000 * (run + 1));
+        run.look_at_cuts();
         for _ in 0..12 {
-            life.step();
-            life.look_at_cuts();
+            run.step();
+            run.look_at_cuts();
         }
-        life.disk.cut("at the end".into());
-        life.look_at_cuts();
-        cuts += life.cuts;
-        let heir = life.heir.take().unwrap();
+        run.disk.cut("at the end".into());
+        run.look_at_cuts();
+        cuts += run.cuts;
+        let heir = run.heir.take().unwrap();
         // Before its directory: an owner that ends closes its files.
-        drop(life);
+        drop(run);
         (root, facts) = heir;
     }
     cuts
 }
 
-/// So many series of lives; a debug build of the database is slower by an order of magnitude.
+/// The number of series; a debug build of the database is slower by an order of magnitude.
 const SEEDS: u64 = if cfg!(debug_assertions) { 1 } else { 40 };
 
 #[test]
-fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_mapped() {
+fn a_power_cut_keeps_what_was_confirmed_in_mapped_arenas() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(true, 0x9E37_79B9 + 1_000 * seed)).sum();
     assert!(cuts > 100, "{cuts} cuts only");
 }
 
 #[test]
-fn a_power_cut_at_any_moment_keeps_what_was_confirmed_where_arenas_are_written() {
+fn a_power_cut_keeps_what_was_confirmed_in_written_arenas() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(false, 0x5851_F42D + 1_000 * seed)).sum();
     assert!(cuts > 100, "{cuts} cuts only");
 }

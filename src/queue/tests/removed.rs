@@ -1,10 +1,10 @@
-//! Files that somebody takes away, or puts others in their place, while the owner runs or while nobody does. What was in them may be
-//! lost: that is counted and said, and nothing else is.
+//! Files that are removed or replaced, while the owner is running or while there is none. Their content may be lost:
+//! that is counted and reported, and nothing else is lost.
 
 use super::*;
 
-/// A shard with ten records in the store and ten in the journal.
-fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
+/// A queue with ten records in the store and ten in the journal.
+fn specimen(root: &Path, mapped: bool) -> (Queue, Disk, PathBuf) {
     let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
     let shard = open(&disk, &queue_dir).shard;
     (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
@@ -14,13 +14,13 @@ fn specimen(root: &Path, mapped: bool) -> (Shard, Disk, PathBuf) {
     (shard, disk, queue_dir)
 }
 
-fn checkpoint(shard: &Shard) {
+fn checkpoint(shard: &Queue) {
     shard.journal().swap().unwrap();
     while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
-/// As a kill would leave it, with the files removed whose names begin so.
-fn killed_without(shard: Shard, queue_dir: &Path, names: &[&str]) -> tempfile::TempDir {
+/// A copy as a kill would leave it, without the files whose names begin like this.
+fn killed_without(shard: Queue, queue_dir: &Path, names: &[&str]) -> tempfile::TempDir {
     let root = copy_of(queue_dir.parent().unwrap());
     drop(shard);
     remove(&root.path().join("queue"), names);
@@ -37,7 +37,7 @@ fn remove(queue_dir: &Path, names: &[&str]) {
     }
 }
 
-fn ids(shard: &Shard) -> Vec<u64> {
+fn ids(shard: &Queue) -> Vec<u64> {
     queued(shard).into_iter().map(|(_, id)| id).collect()
 }
 
@@ -46,7 +46,7 @@ fn missing(findings: &[Finding]) -> u64 {
 }
 
 #[test]
-fn journals_removed_while_nobody_runs_cost_what_was_in_them_and_it_is_counted() {
+fn journals_removed_without_an_owner_count_as_damaged() {
     for mapped in [true, false] {
         let root = scratch();
         let (shard, disk, queue_dir) = specimen(root.path(), mapped);
@@ -59,7 +59,7 @@ fn journals_removed_while_nobody_runs_cost_what_was_in_them_and_it_is_counted() 
 }
 
 #[test]
-fn a_store_removed_while_nobody_runs_costs_what_was_in_it_and_the_journal_is_kept() {
+fn a_store_removed_without_an_owner_leaves_the_journal() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     let root = killed_without(shard, &queue_dir, &["queue.redb"]);
@@ -91,7 +91,7 @@ fn a_status_page_removed_or_cut_short_costs_nothing() {
 }
 
 #[test]
-fn journals_removed_under_a_running_owner_confirm_nothing_and_cost_nothing() {
+fn journals_removed_under_their_owner_confirm_and_cost_nothing() {
     for mapped in [true, false] {
         let root = scratch();
         let (shard, disk, queue_dir) = specimen(root.path(), mapped);
@@ -100,7 +100,7 @@ fn journals_removed_under_a_running_owner_confirm_nothing_and_cost_nothing() {
         shard.sync().expect_err("nothing would find that file again");
         checkpoint(&shard);
         append(&shard, 22, 0).unwrap();
-        // The spare was removed as well.
+        // The free arena was removed as well.
         if shard.sync().is_err() {
             checkpoint(&shard);
         }
@@ -113,7 +113,7 @@ fn journals_removed_under_a_running_owner_confirm_nothing_and_cost_nothing() {
 }
 
 #[test]
-fn a_store_removed_under_a_running_owner_costs_what_was_in_it_and_no_more() {
+fn a_store_removed_under_its_owner_costs_only_what_was_in_it() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["queue.redb"]);
@@ -129,7 +129,7 @@ fn a_store_removed_under_a_running_owner_costs_what_was_in_it_and_no_more() {
 }
 
 #[test]
-fn an_older_store_put_in_place_is_counted_as_what_it_does_not_have() {
+fn records_missing_from_an_older_store_are_counted() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     let older = copy_of(root.path());
@@ -145,36 +145,36 @@ fn an_older_store_put_in_place_is_counted_as_what_it_does_not_have() {
 }
 
 #[test]
-fn an_owner_whose_lock_was_replaced_takes_nothing_more() {
+fn an_owner_whose_lock_was_replaced_accepts_nothing_more() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["lock"]);
     let other = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
-    assert_eq!(other.dir(), first_shard(&queue_dir), "somebody else has the directory now");
+    assert_eq!(other.dir(), first_shard(&queue_dir), "the directory belongs to another process");
     shard.sync().unwrap_err();
-    assert!(matches!(append(&shard, 21, 0), Err(Refused::Lost)), "two owners would write over each other");
-    assert!(!shard.journal().swap().unwrap(), "no round is begun in somebody else's file");
+    assert!(matches!(append(&shard, 21, 0), Err(AppendError::Lost)), "two owners would write over each other");
+    assert!(!shard.journal().swap().unwrap(), "no round begins in a file of another process");
     shard.ack(&[], None, NOW).expect_err("nor is the store ours any more");
     shard.read(None, usize::MAX).expect_err("nor is it ours to send");
     drop(other);
-    assert_eq!(shard.standing(), Standing::Lost, "for good: nobody knows what was done meanwhile");
+    assert_eq!(shard.ownership(), Ownership::Lost, "this is final: the files may have changed meanwhile");
 }
 
 #[test]
-fn a_reader_that_outlives_the_owner_does_not_touch_what_the_next_one_has() {
+fn a_reader_that_outlives_the_owner_finds_the_store_closed() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     let reader = shard.open_store().unwrap();
     shard.close();
     let next = open(&disk, &queue_dir).shard;
-    assert!(reader.read(LANE, None, usize::MAX).is_err(), "its file is closed");
+    assert!(reader.read(None, usize::MAX).is_err(), "its file is closed");
     drop(reader);
     assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
 }
 
 /// As the committer does.
-fn notice_deletion(shard: &Shard) {
-    assert_eq!(shard.standing(), Standing::Deleted);
+fn notice_deletion(shard: &Queue) {
+    assert_eq!(shard.ownership(), Ownership::Deleted);
     shard.become_volatile();
 }
 
@@ -184,23 +184,23 @@ fn delete(queue_dir: &Path) {
 }
 
 #[test]
-fn a_directory_deleted_under_a_running_owner_costs_nothing_while_that_runs() {
+fn a_directory_deleted_under_its_owner_costs_nothing_meanwhile() {
     for mapped in [true, false] {
         let root = scratch();
         let (shard, _, queue_dir) = specimen(root.path(), mapped);
-        assert_eq!(shard.standing(), Standing::Held);
+        assert_eq!(shard.ownership(), Ownership::Held);
         delete(&queue_dir);
-        shard.sync().expect_err("nobody would find it again");
+        shard.sync().expect_err("the records could not be found again");
         notice_deletion(&shard);
         assert!(shard.is_volatile());
-        assert_eq!(shard.standing(), Standing::Held, "once");
+        assert_eq!(shard.ownership(), Ownership::Held, "once");
         append(&shard, 21, 0).unwrap();
         // Two arenas had names; the others are in memory.
         for id in 22..=60 {
             append(&shard, id, 0).unwrap();
             shard.journal().swap().unwrap();
         }
-        // All four are full at first, and none is free for what came last.
+        // All four are full at first, and none is free for the last records.
         checkpoint(&shard);
         checkpoint(&shard);
         assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=60).collect(), 0));
@@ -211,7 +211,7 @@ fn a_directory_deleted_under_a_running_owner_costs_nothing_while_that_runs() {
 }
 
 #[test]
-fn what_the_next_owner_makes_under_the_same_names_is_not_touched() {
+fn files_of_the_next_owner_under_the_same_names_are_untouched() {
     let root = scratch();
     let (shard, disk, queue_dir) = specimen(root.path(), true);
     delete(&queue_dir);
@@ -234,7 +234,7 @@ fn what_the_next_owner_makes_under_the_same_names_is_not_touched() {
 }
 
 #[test]
-fn a_store_that_failed_before_the_deletion_was_noticed_is_opened_again() {
+fn a_store_that_failed_before_the_deletion_is_reopened() {
     let root = scratch();
     let (shard, _, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["queue.redb"]);

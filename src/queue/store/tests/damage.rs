@@ -1,25 +1,24 @@
-//! Files that are not what was written.
+//! Damaged files.
 
 use std::path::PathBuf;
 
 use super::*;
 
-/// Mutated files tried by each of the two loops below; 3,000 together in a release build. A debug build of the database is
-/// slower by an order of magnitude.
+/// Mutated files tried by each of the two loops below; 3,000 together in a release build. A debug build of the database
+/// is slower by an order of magnitude.
 const MUTATIONS: u64 = if cfg!(debug_assertions) { 120 } else { 1_500 };
 
 const EVENTS: u64 = 120;
 
-/// A store of twelve chunks in two lanes, two of them delivered and one dead record; its bytes and its ledger.
+/// A store of twelve chunks, two of them delivered and one dead record; its bytes and its ledger.
 fn specimen() -> (Vec<u8>, Ledger) {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
     for epoch in 1..=12 {
-        let lane = u8::from(epoch % 4 == 0);
-        store.apply(&checkpoint_of(epoch, chunk(lane, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
+        store.apply(&checkpoint_of(epoch, chunk(epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
     }
     for epoch in [1, 6] {
-        store.apply(&delivered(&chunk(0, epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
+        store.apply(&delivered(&chunk(epoch * 10 - 9, 10, 30 + 40 * epoch as usize))).unwrap();
     }
     let ledger = store.ledger();
     assert_eq!((ledger.accepted, ledger.queued_events, ledger.imbalance()), (EVENTS, 100, 0));
@@ -34,7 +33,7 @@ fn store_of(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-/// The next of a fixed series of numbers that look random.
+/// The next number of a fixed pseudorandom series.
 fn next(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -42,7 +41,8 @@ fn next(state: &mut u64) -> u64 {
     *state
 }
 
-/// Damages `bytes` as disks, editors and crashes do: a bit, a run of noise, a run of zeros, a page put elsewhere, a cut.
+/// Damages `bytes` as disks, editors and crashes do: a bit, a run of noise, a run of zeros, a page in another place, a
+/// cut.
 fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
     let pages: Vec<_> =
         (0..bytes.len() / 4096).filter(|page| bytes[page * 4096..][..4096].iter().any(|b| *b != 0)).collect();
@@ -61,7 +61,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
     }
 }
 
-/// Makes the file one that no plain open takes, and all of whose rows can be read.
+/// Makes a file that no plain open accepts, and of which every row can be read.
 pub(super) fn spoil_the_magic_of(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[..9].fill(0);
@@ -89,7 +89,7 @@ fn a_checked_open_of_a_mutated_file_loses_nothing_silently() {
 }
 
 #[test]
-fn a_mutated_file_that_is_opened_unchecked_can_be_drained_and_balances() {
+fn a_mutated_file_opened_unchecked_can_be_drained_and_balances() {
     let (bytes, before) = specimen();
     let options = StoreOptions { witness: Some(before), ..options() };
     let mut random = 0x0FED_CBA9_8765_4321;
@@ -106,16 +106,14 @@ fn a_mutated_file_that_is_opened_unchecked_can_be_drained_and_balances() {
     }
 }
 
-/// Events in both lanes; every record must be one of the specimen's.
+/// Events in the store; every record must be one of the specimen's.
 fn whole_events(store: &Store) -> u64 {
     let mut events = 0;
-    for lane in 0..2 {
-        let read = store.read(lane, None, usize::MAX).unwrap();
-        assert!(read.damaged.is_empty(), "a checked open let a damaged row through");
-        for chunk in read.chunks {
-            assert_eq!(frame::frames(&chunk.frames, SALT).count(), chunk.count as usize);
-            events += u64::from(chunk.count);
-        }
+    let read = store.read(None, usize::MAX).unwrap();
+    assert!(read.damaged.is_empty(), "a checked open let a damaged row through");
+    for chunk in read.chunks {
+        assert_eq!(frame::frames(&chunk.frames, SALT).count(), chunk.count as usize);
+        events += u64::from(chunk.count);
     }
     events
 }
@@ -125,11 +123,9 @@ fn drain(store: &Store) {
     for _ in 0..100 {
         let step = || {
             let mut changes = Changes::default();
-            for lane in 0..2 {
-                let read = store.read(lane, None, usize::MAX)?;
-                changes.remove.extend(read.chunks.iter().flat_map(|chunk| delivered(chunk).remove));
-                changes.remove.extend(read.damaged.into_iter().map(DamagedRow::removal));
-            }
+            let read = store.read(None, usize::MAX)?;
+            changes.remove.extend(read.chunks.iter().flat_map(|chunk| delivered(chunk).remove));
+            changes.remove.extend(read.damaged.into_iter().map(DamagedRow::removal));
             let nothing_left = changes.remove.is_empty();
             store.apply(&changes)?;
             Ok::<_, StoreError>(nothing_left)
@@ -155,7 +151,7 @@ fn a_damaged_file_is_kept_as_it_was_found() {
     let kept = report.damaged_file.unwrap();
     assert_eq!(kept, dir.path().join("damaged-77/queue.redb"));
     assert!(std::fs::read(kept).unwrap() == bytes);
-    // Nothing can be read without the header: all of it is lost, and the ledger says so.
+    // Without the header nothing can be read: everything is lost, and counted.
     assert_eq!((report.lost_events, store.ledger().damaged, store.ledger().queued_events), (100, 100, 0));
     assert_eq!((store.ledger().delivered, store.ledger().imbalance()), (before.delivered, 0));
 }
@@ -171,7 +167,7 @@ fn one_bad_row_costs_its_bad_records_alone() {
     let (dir, _path) = store_of(&mutated);
     let (store, report) = open_in(dir.path());
     assert_eq!(report, OpenReport::default(), "a plain open does not read rows");
-    let damaged = store.read(0, None, usize::MAX).unwrap().damaged.remove(0);
+    let damaged = store.read(None, usize::MAX).unwrap().damaged.remove(0);
     assert_eq!((damaged.key.first_seq, damaged.count), (21, Some(10)));
     let applied = store.apply(&Changes { remove: vec![damaged.removal()], ..Changes::default() }).unwrap();
     assert_eq!(applied.damaged_events, 1);
@@ -181,15 +177,15 @@ fn one_bad_row_costs_its_bad_records_alone() {
 }
 
 #[test]
-fn a_row_whose_head_is_gone_is_counted_by_what_the_others_do_not_have() {
+fn a_row_with_a_damaged_head_is_counted_by_difference() {
     let (bytes, before) = specimen();
-    let head = rows::chunk_value(&chunk(0, 21, 10, 30 + 40 * 3))[..40].to_vec();
+    let head = schema::chunk_value(&chunk(21, 10, 30 + 40 * 3))[..40].to_vec();
     let mut mutated = bytes;
     let at = mutated.windows(40).position(|window| window == head).unwrap();
     mutated[at + 5] ^= 1;
     let (dir, _path) = store_of(&mutated);
     let (store, _) = open_in(dir.path());
-    let damaged = store.read(0, None, usize::MAX).unwrap().damaged.remove(0);
+    let damaged = store.read(None, usize::MAX).unwrap().damaged.remove(0);
     assert_eq!((damaged.count, damaged.salvaged.as_ref()), (None, None));
     let applied = store.apply(&Changes { remove: vec![damaged.removal()], ..Changes::default() }).unwrap();
     assert_eq!(applied.damaged_events, 10);
@@ -197,7 +193,7 @@ fn a_row_whose_head_is_gone_is_counted_by_what_the_others_do_not_have() {
 }
 
 #[test]
-fn a_newer_store_and_another_projects_store_are_not_changed_by_a_byte() {
+fn a_newer_store_or_one_of_another_project_is_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
     let other = Identity { project_hash: [8; 32], ..options().identity };
@@ -211,7 +207,7 @@ fn a_newer_store_and_another_projects_store_are_not_changed_by_a_byte() {
         assert!(matches!(refused, Err(StoreError::OtherProject)), "{refused:?}");
         assert!(std::fs::read(&path).unwrap() == ours);
     }
-    write_schema(&path, rows::SCHEMA + 1);
+    write_schema(&path, schema::SCHEMA + 1);
     let newer = std::fs::read(&path).unwrap();
     let refused = Store::open(&Disk::default(), dir.path(), &options(), 0);
     assert!(matches!(refused, Err(StoreError::Newer { found: 2, known: 1 })), "{refused:?}");
@@ -234,13 +230,13 @@ fn a_damaged_file_of_another_project_is_left_alone_too() {
 }
 
 #[test]
-fn a_row_that_somebody_took_is_missed_at_open() {
+fn a_removed_row_is_noticed_at_open() {
     let (bytes, _) = specimen();
     let (dir, path) = store_of(&bytes);
     let db = Database::open(path).unwrap();
     let transaction = db.begin_write().unwrap();
-    let key = rows::chunk_key(ChunkKey { lane: 0, first_seq: 41 });
-    assert!(transaction.open_table(tables::CHUNKS).unwrap().remove(key.as_slice()).unwrap().is_some());
+    let key = schema::chunk_key(ChunkKey::new(41));
+    assert!(transaction.open_table(schema::CHUNKS).unwrap().remove(key.as_slice()).unwrap().is_some());
     transaction.commit().unwrap();
     drop(db);
     let (store, report) = open_in(dir.path());
@@ -249,14 +245,14 @@ fn a_row_that_somebody_took_is_missed_at_open() {
 }
 
 #[test]
-fn a_row_under_the_key_of_a_lane_that_nobody_reads_is_found_when_the_others_are_empty() {
+fn a_row_whose_key_is_damaged_is_found_once_the_others_are_gone() {
     let (bytes, _) = specimen();
     let (dir, path) = store_of(&bytes);
     let db = Database::open(path).unwrap();
     let transaction = db.begin_write().unwrap();
     {
-        let mut table = transaction.open_table(tables::CHUNKS).unwrap();
-        let key = |lane| rows::chunk_key(ChunkKey { lane, first_seq: 41 });
+        let mut table = transaction.open_table(schema::CHUNKS).unwrap();
+        let key = |prefix| schema::chunk_key(ChunkKey { prefix, first_seq: 41 });
         let value = table.remove(key(0).as_slice()).unwrap().unwrap().value().to_vec();
         table.insert(key(64).as_slice(), value.as_slice()).unwrap();
     }
@@ -274,13 +270,13 @@ fn what_is_still_queued_when_the_last_row_has_gone_is_damaged() {
     let ledger = Ledger { accepted: 7, queued_events: 7, queued_bytes: 700, ..Ledger::default() };
     let state = State { ledger, ..State::default() };
     let opened = open::in_memory(&options(), state.clone()).unwrap();
-    let (state, applied) = changes::commit(&opened.db, &state, &Changes::default(), 0).unwrap();
+    let (state, applied) = transaction::commit(&opened.db, &state, &Changes::default(), 0).unwrap();
     assert_eq!(state.ledger, Ledger { accepted: 7, damaged: 7, ..Ledger::default() });
     assert_eq!(applied.damaged_events, 7);
 }
 
 #[test]
-fn a_file_whose_newest_commit_cannot_be_found_gives_the_one_before() {
+fn a_file_with_a_damaged_commit_slot_falls_back_to_the_other() {
     let (mut bytes, before) = specimen();
     let newest = 64 + 128 * usize::from(bytes[9] & 1);
     bytes[newest + 40] ^= 1;
@@ -294,13 +290,13 @@ fn a_file_whose_newest_commit_cannot_be_found_gives_the_one_before() {
 fn write_schema(path: &Path, version: u32) {
     let db = Database::open(path).unwrap();
     let transaction = db.begin_write().unwrap();
-    let value = rows::schema_value(version);
-    transaction.open_table(tables::META).unwrap().insert(tables::SCHEMA_ROW, value.as_slice()).unwrap();
+    let value = schema::schema_value(version);
+    transaction.open_table(schema::META).unwrap().insert(schema::SCHEMA_ROW, value.as_slice()).unwrap();
     transaction.commit().unwrap();
 }
 
 #[test]
-fn an_empty_file_and_a_file_that_is_gone_are_losses_when_something_was_in_them() {
+fn an_empty_or_missing_file_is_a_loss_if_it_had_content() {
     let (_, before) = specimen();
     let options = StoreOptions { witness: Some(before), ..options() };
     let (dir, path) = store_of(b"");
@@ -323,7 +319,7 @@ fn an_older_file_put_in_place_is_noticed() {
 }
 
 #[test]
-fn a_distrusted_file_is_rebuilt_without_being_opened_and_only_once() {
+fn an_untrusted_file_is_rebuilt_unopened_and_only_once() {
     let (bytes, before) = specimen();
     let (dir, _path) = store_of(&bytes);
     let options = StoreOptions { untrusted: true, ..options() };
@@ -337,12 +333,12 @@ fn rows_between_two_bad_pages_are_found() {
     let dir = scratch();
     let (store, _) = open_in(dir.path());
     for epoch in 1..=64 {
-        store.apply(&checkpoint_of(epoch, chunk(0, epoch * 10 - 9, 10, 600))).unwrap();
+        store.apply(&checkpoint_of(epoch, chunk(epoch * 10 - 9, 10, 600))).unwrap();
     }
     drop(store);
     let path = dir.path().join("queue.redb");
     let mut bytes = std::fs::read(&path).unwrap();
-    // Whole leaves, heads and all: what the database says of them is that they are corrupted.
+    // Whole leaves: the database reports them as corrupted.
     for record in [101, 301, 501] {
         let body = [record as u8; 600];
         let page = bytes.windows(600).position(|window| window == body).unwrap() / 4096 * 4096;
@@ -356,7 +352,7 @@ fn rows_between_two_bad_pages_are_found() {
 }
 
 #[test]
-fn a_file_whose_rows_have_killed_owners_too_is_kept_aside_unread_and_what_was_in_it_is_counted() {
+fn a_file_whose_rows_kill_readers_is_moved_away_unread() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
     store.apply(&checkpoint(1, 1, 20)).unwrap();
@@ -367,7 +363,7 @@ fn a_file_whose_rows_have_killed_owners_too_is_kept_aside_unread_and_what_was_in
     let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1_000).unwrap();
     assert_eq!((report.lost_events, report.salvaged_events), (20, 0));
     assert_eq!((store.ledger().damaged, store.ledger().queued_events, store.ledger().imbalance()), (20, 0, 0));
-    assert!(std::fs::read(report.damaged_file.unwrap()).unwrap() == before, "whoever can read it finds it as it was");
+    assert!(std::fs::read(report.damaged_file.unwrap()).unwrap() == before, "the file was not changed");
     store.apply(&checkpoint(2, 21, 5)).unwrap();
     assert_eq!(store.ledger().queued_events, 5);
 }

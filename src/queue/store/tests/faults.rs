@@ -18,14 +18,14 @@ fn a_failed_write_latches_the_store_until_it_is_reopened() {
     assert_eq!(store.ledger(), before, "the ledger ran ahead of the disk");
     fault.disarm();
     assert!(matches!(store.apply(&checkpoint(2, 6, 5)), Err(StoreError::Latched)));
-    assert!(matches!(store.read(0, None, 1), Err(StoreError::Latched)));
+    assert!(matches!(store.read(None, 1), Err(StoreError::Latched)));
     assert_eq!(store.reopen(2_000).unwrap(), OpenReport::default());
     store.apply(&checkpoint(2, 6, 5)).unwrap();
     assert_eq!((events_in(&store), store.ledger().imbalance()), (10, 0));
 }
 
 #[test]
-fn a_reopen_that_fails_leaves_the_store_latched_and_can_be_repeated() {
+fn a_failed_reopen_leaves_the_store_latched_and_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Read, "queue.redb", broken);
     let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
@@ -38,7 +38,8 @@ fn a_reopen_that_fails_leaves_the_store_latched_and_can_be_repeated() {
     assert_eq!(events_in(&store), 5);
 }
 
-/// Whatever call of a commit fails, the transaction happened or did not, and applying it again makes it happen once.
+/// Whichever call of a commit fails, the transaction took effect or it did not, and applying it again makes it take
+/// effect once.
 #[test]
 fn a_commit_that_fails_anywhere_can_be_applied_again() {
     for op in [Op::Write, Op::Sync, Op::SetLen] {
@@ -47,8 +48,8 @@ fn a_commit_that_fails_anywhere_can_be_applied_again() {
             let fault = Fault::of(op, "queue.redb", broken);
             let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
             store.apply(&checkpoint(1, 1, 50)).unwrap();
-            let acked = chunk(0, 1, 50, 100);
-            let changes = Changes { remove: delivered(&acked).remove, ..checkpoint_of(2, chunk(0, 51, 50, 6_000)) };
+            let acked = chunk(1, 50, 100);
+            let changes = Changes { remove: delivered(&acked).remove, ..checkpoint_of(2, chunk(51, 50, 6_000)) };
             fault.arm(nth);
             let outcome = store.apply(&changes);
             fault.disarm();
@@ -59,7 +60,7 @@ fn a_commit_that_fails_anywhere_can_be_applied_again() {
             store.reopen(2_000).unwrap();
             match store.apply(&changes) {
                 Ok(_) => {}
-                Err(StoreError::AlreadyCarried { .. }) => {
+                Err(StoreError::AlreadyCheckpointed { .. }) => {
                     let ack_again = store.apply(&delivered(&acked)).unwrap();
                     assert_eq!(ack_again.stale_removals, 1, "the halves of a transaction parted");
                 }
@@ -87,7 +88,7 @@ fn a_file_whose_sync_failed_is_replaced_with_all_its_rows() {
     assert!(report.replaced && report.lost_events == 0 && report.damaged_file.is_none(), "{report:?}");
     assert_eq!(report.salvaged_events, 5);
     assert_ne!(inode(dir.path()), before);
-    assert_eq!((store.journal_epoch(0), store.ledger().imbalance()), (1, 0));
+    assert_eq!((store.journal_epoch(), store.ledger().imbalance()), (1, 0));
     store.apply(&checkpoint(2, 6, 5)).unwrap();
     assert_eq!(events_in(&store), 10);
 }
@@ -131,13 +132,13 @@ fn a_file_put_in_the_place_of_ours_is_never_written() {
     let (store, _) = open_in(dir.path());
     store.apply(&checkpoint(1, 1, 5)).unwrap();
     std::fs::rename(dir.path().join("queue.redb"), dir.path().join("moved")).unwrap();
-    std::fs::write(dir.path().join("queue.redb"), b"somebody's").unwrap();
+    std::fs::write(dir.path().join("queue.redb"), b"foreign").unwrap();
     assert!(store.apply(&checkpoint(2, 6, 5)).is_err());
-    assert_eq!(std::fs::read(dir.path().join("queue.redb")).unwrap(), b"somebody's");
+    assert_eq!(std::fs::read(dir.path().join("queue.redb")).unwrap(), b"foreign");
 }
 
 #[test]
-fn a_panic_in_the_database_latches_the_store_and_the_queue_is_kept() {
+fn a_panic_in_the_database_latches_the_store_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::of(Op::Sync, "queue.redb", || panic!("as the database might"));
     let store = open_on(&Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>), dir.path());
@@ -146,13 +147,13 @@ fn a_panic_in_the_database_latches_the_store_and_the_queue_is_kept() {
     let outcome = store.apply(&checkpoint(2, 6, 5));
     assert!(matches!(outcome, Err(StoreError::Panicked { ref message }) if message == "as the database might"));
     fault.disarm();
-    assert!(matches!(store.read(0, None, 1), Err(StoreError::Latched)));
+    assert!(matches!(store.read(None, 1), Err(StoreError::Latched)));
     let report = store.reopen(2_000).unwrap();
     assert_eq!((report.lost_events, events_in(&store), store.ledger().imbalance()), (0, 5, 0));
 }
 
 #[test]
-fn memory_that_a_panic_went_through_starts_over_and_says_what_is_lost() {
+fn a_store_in_memory_starts_over_after_a_panic_and_counts() {
     let store = Store::volatile(&options()).unwrap();
     store.apply(&checkpoint(1, 1, 5)).unwrap();
     let report = store.reopen(0).unwrap();
@@ -161,7 +162,7 @@ fn memory_that_a_panic_went_through_starts_over_and_says_what_is_lost() {
     assert_eq!(events_in(&store), 5);
 }
 
-/// A crash between any two steps of creating, replacing or setting aside leaves a directory that opens with everything in it.
+/// A crash between any two steps of creating or replacing a file leaves a directory that opens with everything in it.
 #[test]
 fn an_open_that_is_cut_short_anywhere_loses_nothing() {
     for op in [Op::Rename, Op::SyncDir, Op::MakeDir] {

@@ -54,16 +54,16 @@ fn run(command: &mut Command) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// Settles 200 small rows, one transaction each, on a disk that is full; returns how many went through.
+/// Acks 200 small rows on a full disk, in one transaction each. Returns how many succeeded.
 fn ack_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, usize) {
     let (store, _) = Store::open(&Disk::default(), &disk.root(), options, 0).unwrap();
-    let chunks: Vec<_> = (0..200).map(|i| chunk(0, i + 1, 1, 200)).collect();
+    let chunks: Vec<_> = (0..200).map(|i| chunk(i + 1, 1, 200)).collect();
     let ledger = LedgerDelta { accepted_up_to: 200, ..LedgerDelta::default() };
     store.apply(&Changes { insert: chunks.clone(), ledger, ..Changes::default() }).unwrap();
-    // Growing takes what free pages the file still has.
+    // Growing uses the free pages that the file still has.
     let mut seq = 201;
     disk.fill();
-    while store.apply(&checkpoint_of(seq, chunk(0, seq, 1, 50_000))).is_ok() {
+    while store.apply(&checkpoint_of(seq, chunk(seq, 1, 50_000))).is_ok() {
         seq += 1;
     }
     store.reopen(1).unwrap();
@@ -91,7 +91,7 @@ fn acks_get_through_on_a_full_disk_because_of_the_reserve() {
     let (store, acked) = ack_on_a_full_disk(&disk, &with_reserve);
     assert_eq!(acked, 200);
     let reserve = disk.root().join("reserve");
-    // Space is back: the next commit sets the reserve aside again.
+    // There is space again: the next commit makes the reserve.
     std::fs::remove_file(disk.root().join("filler")).unwrap();
     store.apply(&Changes { next_attempt: Some(None), ..Changes::default() }).unwrap();
     assert!(std::os::unix::fs::MetadataExt::blocks(&reserve.metadata().unwrap()) * 512 >= 1 << 20);
@@ -112,11 +112,11 @@ fn a_checkpoint_never_uses_up_the_reserve() {
     fault.disarm();
     store.reopen(0).unwrap();
     fault.arm(0);
-    store.apply(&delivered(&chunk(0, 1, 5, 100))).unwrap_err();
+    store.apply(&delivered(&chunk(1, 5, 100))).unwrap_err();
     assert!(!reserve.exists(), "a ack may use it");
     fault.disarm();
     store.reopen(0).unwrap();
-    store.apply(&delivered(&chunk(0, 1, 5, 100))).unwrap();
+    store.apply(&delivered(&chunk(1, 5, 100))).unwrap();
     assert!(reserve.exists(), "it comes back when there is space");
 }
 

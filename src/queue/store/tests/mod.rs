@@ -1,9 +1,9 @@
-//! Tests of the store as a whole, and what they share.
+//! Tests of the store as a whole, and their helpers.
 
 mod damage;
-mod definitions;
 mod faults;
 mod full_disk;
+mod meta;
 mod queue;
 
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::record::frame;
+use crate::queue::frame;
 use crate::sys::disk::{Call, Gate, Op, Verdict};
 
 pub(super) const SALT: u64 = 0x5A17;
@@ -32,24 +32,24 @@ pub(super) fn options() -> StoreOptions {
 }
 
 /// Records `first..first + count` of `body_bytes` each.
-pub(super) fn chunk(lane: u8, first: u64, count: u32, body_bytes: usize) -> Chunk {
+pub(super) fn chunk(first: u64, count: u32, body_bytes: usize) -> Chunk {
     let mut frames = Vec::new();
     for seq in first..first + u64::from(count) {
         frame::append(&mut frames, &vec![seq as u8; body_bytes.max(1)], 0, seq, SALT);
     }
-    let key = ChunkKey { lane, first_seq: first };
+    let key = ChunkKey::new(first);
     Chunk { key, count, salt: SALT, checkpointed_at: first as i64, frames: frames.into() }
 }
 
-/// The checkpoint of one chunk in lane 0 with `epoch`.
+/// The checkpoint of one chunk with `epoch`.
 pub(super) fn checkpoint(epoch: u64, first: u64, count: u32) -> Changes {
-    checkpoint_of(epoch, chunk(0, first, count, 100))
+    checkpoint_of(epoch, chunk(first, count, 100))
 }
 
 pub(super) fn checkpoint_of(epoch: u64, chunk: Chunk) -> Changes {
     let accepted_up_to = chunk.key.first_seq + u64::from(chunk.count) - 1;
     let ledger = LedgerDelta { accepted_up_to, ..LedgerDelta::default() };
-    Changes { insert: vec![chunk], journal_epochs: vec![(0, epoch)], ledger, ..Changes::default() }
+    Changes { insert: vec![chunk], journal_epoch: Some(epoch), ledger, ..Changes::default() }
 }
 
 pub(super) fn delivered(chunk: &Chunk) -> Changes {
@@ -61,16 +61,16 @@ pub(super) fn open_in(dir: &Path) -> (Store, OpenReport) {
     Store::open(&Disk::default(), dir, &options(), 1_000).unwrap()
 }
 
-/// Everything in lane 0.
+/// All rows.
 pub(super) fn read_all(store: &Store) -> Read {
-    store.read(0, None, usize::MAX).unwrap()
+    store.read(None, usize::MAX).unwrap()
 }
 
 pub(super) fn events_in(store: &Store) -> u64 {
     read_all(store).chunks.iter().map(|chunk| u64::from(chunk.count)).sum()
 }
 
-/// In memory where there is such a directory: for tests about bytes and not about the disk.
+/// In memory if possible: for tests about bytes rather than the disk.
 pub(super) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }

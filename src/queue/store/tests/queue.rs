@@ -1,4 +1,4 @@
-//! The queue on a healthy disk.
+//! The store on a healthy disk.
 
 use super::*;
 
@@ -10,7 +10,6 @@ fn a_queue_comes_back_after_it_was_closed() {
     store.apply(&checkpoint(1, 1, 10)).unwrap();
     let dead = DeadRecord {
         seq: 1,
-        lane: 0,
         status: 400,
         reason: "no event name".into(),
         first_attempt: 1,
@@ -18,8 +17,8 @@ fn a_queue_comes_back_after_it_was_closed() {
         attempts: 3,
         body: b"body".to_vec(),
     };
-    let keep = chunk(0, 1, 10, 100).retain(|seq| seq > 4);
-    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 3, dead_lettered: 1, evicted: 0 };
+    let keep = chunk(1, 10, 100).retain(|seq| seq > 4);
+    let removal = Removal { key: ChunkKey::new(1), keep, delivered: 3, dead_lettered: 1, evicted: 0 };
     let changes = Changes {
         remove: vec![removal],
         dead_letter: vec![dead.clone()],
@@ -34,28 +33,26 @@ fn a_queue_comes_back_after_it_was_closed() {
     assert_eq!(report, OpenReport::default());
     assert_eq!((store.ledger(), store.ledger().imbalance()), (ledger, 0));
     assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.queued_events), (10, 3, 1, 6));
-    assert_eq!((store.journal_epoch(0), store.journal_epoch(1), store.next_attempt()), (1, 0, Some(77)));
+    assert_eq!((store.journal_epoch(), store.next_attempt()), (1, Some(77)));
     assert_eq!(store.identity(), &options().identity);
     assert_eq!(store.dead(None, 10, usize::MAX).unwrap().records, [dead]);
     let read = read_all(&store);
-    assert_eq!(read.chunks, [chunk(0, 1, 10, 100).retain(|seq| seq > 4).unwrap()]);
-    assert_eq!(store.oldest(0, &|_| false).unwrap(), Some((ChunkKey { lane: 0, first_seq: 5 }, 1)));
+    assert_eq!(read.chunks, [chunk(1, 10, 100).retain(|seq| seq > 4).unwrap()]);
+    assert_eq!(store.oldest(&|_| false).unwrap(), Some((ChunkKey::new(5), 1)));
 }
 
 #[test]
-fn a_read_takes_what_fits_and_goes_on_from_there_in_its_own_lane() {
+fn a_read_takes_what_fits_and_goes_on_from_there() {
     let store = Store::volatile(&options()).unwrap();
     for (epoch, first) in [(1, 1), (2, 11), (3, 21)] {
         store.apply(&checkpoint(epoch, first, 10)).unwrap();
     }
-    store.apply(&Changes { insert: vec![chunk(1, 31, 5, 10)], ..Changes::default() }).unwrap();
-    let first = store.read(0, None, 1).unwrap();
+    let first = store.read(None, 1).unwrap();
     assert_eq!(first.chunks.iter().map(|chunk| chunk.key.first_seq).collect::<Vec<_>>(), [1]);
-    let rest = store.read(0, first.last, usize::MAX).unwrap();
+    let rest = store.read(first.last, usize::MAX).unwrap();
     assert_eq!(rest.chunks.iter().map(|chunk| chunk.key.first_seq).collect::<Vec<_>>(), [11, 21]);
-    assert_eq!(store.read(0, rest.last, usize::MAX).unwrap().last, None);
-    assert_eq!(store.read(1, None, usize::MAX).unwrap().chunks, [chunk(1, 31, 5, 10)]);
-    assert_eq!(store.read(1, Some(ChunkKey { lane: 1, first_seq: u64::MAX }), 1).unwrap().last, None);
+    assert_eq!(store.read(rest.last, usize::MAX).unwrap().last, None);
+    assert_eq!(store.read(Some(ChunkKey::new(u64::MAX)), 1).unwrap().last, None);
 }
 
 #[test]
@@ -65,27 +62,26 @@ fn an_arena_checkpointed_twice_is_in_the_queue_once() {
     let before = store.ledger();
     for epoch in [2, 3] {
         let again = store.apply(&checkpoint(epoch, 1, 10));
-        assert!(matches!(again, Err(StoreError::AlreadyCarried { lane: 0, stored: 3, given }) if given == epoch));
+        assert!(matches!(again, Err(StoreError::AlreadyCheckpointed { stored: 3, given }) if given == epoch));
     }
     assert_eq!(store.ledger(), before);
     assert!(!store.is_latched());
-    // The other lane counts by itself.
-    store.apply(&Changes { journal_epochs: vec![(1, 1)], ..Changes::default() }).unwrap();
+    store.apply(&Changes { journal_epoch: Some(4), ..Changes::default() }).unwrap();
 }
 
 #[test]
-fn a_ack_made_twice_counts_once() {
+fn an_ack_applied_twice_counts_once() {
     let store = Store::volatile(&options()).unwrap();
     store.apply(&checkpoint(1, 1, 10)).unwrap();
-    // Twice the same ack, which keeps the row's first record and so its key.
-    let keep = chunk(0, 1, 10, 100).retain(|seq| seq < 4);
-    let removal = Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep, delivered: 7, dead_lettered: 0, evicted: 0 };
+    // The same ack twice. It keeps the first record of the row and therefore its key.
+    let keep = chunk(1, 10, 100).retain(|seq| seq < 4);
+    let removal = Removal { key: ChunkKey::new(1), keep, delivered: 7, dead_lettered: 0, evicted: 0 };
     let changes = Changes { remove: vec![removal], ..Changes::default() };
     assert_eq!(store.apply(&changes).unwrap().stale_removals, 0);
     let once = store.ledger();
     assert_eq!(store.apply(&changes).unwrap().stale_removals, 1);
     assert_eq!(store.ledger(), once);
-    // And one that ends the row.
+    // An ack that removes the row.
     let rest = read_all(&store).chunks.remove(0);
     store.apply(&delivered(&rest)).unwrap();
     assert_eq!(store.apply(&delivered(&rest)).unwrap().stale_removals, 1);
@@ -125,10 +121,10 @@ fn reads_go_on_while_transactions_commit() {
 }
 
 #[test]
-fn compaction_gives_space_back_and_leaves_a_file_that_opens_at_once() {
+fn compaction_frees_space_and_leaves_a_file_that_opens_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
-    let chunks: Vec<_> = (0..200).map(|i| chunk(0, i * 100 + 1, 100, 500)).collect();
+    let chunks: Vec<_> = (0..200).map(|i| chunk(i * 100 + 1, 100, 500)).collect();
     let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
     store.apply(&Changes { insert: chunks.clone(), ledger, ..Changes::default() }).unwrap();
     assert!(!store.compact_if_small(1 << 20, 0).unwrap(), "too much to be moved");
@@ -149,7 +145,6 @@ fn dead_records_are_kept_until_removed_and_counted_for_ever() {
     store.apply(&checkpoint(1, 1, 1)).unwrap();
     let dead = DeadRecord {
         seq: 1,
-        lane: 0,
         status: 413,
         reason: String::new(),
         first_attempt: 0,
@@ -157,8 +152,7 @@ fn dead_records_are_kept_until_removed_and_counted_for_ever() {
         attempts: 1,
         body: vec![1],
     };
-    let removal =
-        Removal { key: ChunkKey { lane: 0, first_seq: 1 }, keep: None, delivered: 0, dead_lettered: 1, evicted: 0 };
+    let removal = Removal { key: ChunkKey::new(1), keep: None, delivered: 0, dead_lettered: 1, evicted: 0 };
     store.apply(&Changes { remove: vec![removal], dead_letter: vec![dead], ..Changes::default() }).unwrap();
     assert_eq!(store.dead(None, 1, usize::MAX).unwrap().records.len(), 1);
     store.apply(&Changes { remove_dead: vec![1], ..Changes::default() }).unwrap();
@@ -178,14 +172,14 @@ fn a_chunk_of_the_target_size_takes_one_run_of_64_kib() {
     let (store, _) = open_in(dir.path());
     // A frame's head and padding make the chunk exactly as large as it may be.
     let body_bytes = CHUNK_BYTES_TARGET - frame::FRAME_HEAD;
-    let chunks = (1..=256).map(|seq| chunk(0, seq, 1, body_bytes)).collect::<Vec<_>>();
+    let chunks = (1..=256).map(|seq| chunk(seq, 1, body_bytes)).collect::<Vec<_>>();
     assert_eq!(chunks[0].frames.len(), CHUNK_BYTES_TARGET);
     store.apply(&Changes { insert: chunks, ..Changes::default() }).unwrap();
     let per_chunk = store.file_bytes().unwrap() / 256;
     assert!(per_chunk < 80 * 1024, "{per_chunk} bytes a chunk");
 }
 
-/// Whether the file as it is now, its owner killed this moment, would have to be repaired.
+/// Whether the file as it is now would need a repair if its owner were killed.
 fn opens_only_after_a_repair(dir: &Path) -> bool {
     let copy = dir.join("copy.redb");
     std::fs::copy(dir.join("queue.redb"), &copy).unwrap();
@@ -204,7 +198,7 @@ fn a_killed_owner_leaves_a_file_that_opens_without_repair() {
     let (store, _) = open_in(dir.path());
     store.apply(&checkpoint(1, 1, 10)).unwrap();
     assert!(!opens_only_after_a_repair(dir.path()));
-    store.apply(&delivered(&chunk(0, 1, 10, 100))).unwrap();
+    store.apply(&delivered(&chunk(1, 10, 100))).unwrap();
     assert!(!opens_only_after_a_repair(dir.path()));
 }
 
@@ -214,7 +208,6 @@ fn dead_records_do_not_keep_a_file_from_being_compacted() {
     let (store, _) = open_in(dir.path());
     let dead = |seq: u64| DeadRecord {
         seq,
-        lane: 0,
         status: 400,
         reason: String::new(),
         first_attempt: 0,
@@ -222,7 +215,7 @@ fn dead_records_do_not_keep_a_file_from_being_compacted() {
         attempts: 1,
         body: vec![1; 10_000],
     };
-    let chunks: Vec<_> = (0..200).map(|i| chunk(0, i * 100 + 1, 100, 500)).collect();
+    let chunks: Vec<_> = (0..200).map(|i| chunk(i * 100 + 1, 100, 500)).collect();
     let dead_letter = (1..=90).map(dead).collect();
     let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
     store.apply(&Changes { insert: chunks.clone(), dead_letter, ledger, ..Changes::default() }).unwrap();
@@ -237,11 +230,10 @@ fn dead_records_do_not_keep_a_file_from_being_compacted() {
 }
 
 #[test]
-fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
+fn dead_records_stay_within_their_bytes_and_the_newest_stay() {
     let dir = scratch();
     let dead = |seq: u64, bytes: usize| DeadRecord {
         seq,
-        lane: 0,
         status: 400,
         reason: String::new(),
         first_attempt: 0,
@@ -258,7 +250,7 @@ fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
     let (store, _) = Store::open(&Disk::default(), dir.path(), &generous, 0).unwrap();
     dead_letter(&store, (1..=30).map(|seq| dead(seq, 100_000)).collect());
     assert_eq!((seqs(&store).len(), bytes(&store)), (30, Some(30 * 100_034)));
-    // As a version left it that did not count.
+    // As a version left it that did not count bytes.
     store.committed().dead_bytes = None;
     store.apply(&checkpoint(1, 1, 1)).unwrap();
     assert_eq!(bytes(&store), Some(30 * 100_034));
@@ -267,7 +259,7 @@ fn dead_records_take_no_more_than_their_bytes_and_the_newest_stay() {
     assert_eq!(bytes(&store), Some(30 * 100_034), "it is known to the next owner");
     dead_letter(&store, vec![dead(31, 100_000)]);
     assert_eq!(seqs(&store), (22..=31).collect::<Vec<_>>());
-    // The same again takes no more room.
+    // The same records again take no more space.
     dead_letter(&store, vec![dead(31, 100_000)]);
     assert_eq!((seqs(&store).len(), bytes(&store)), (10, Some(10 * 100_034)));
     store.apply(&Changes { remove_dead: vec![22, 23], ..Changes::default() }).unwrap();

@@ -1,9 +1,9 @@
-//! What the next owner reads from the page.
+//! What the next owner reads from the status page.
 
 use std::path::Path;
 
-use crate::queue::life::build_word;
-use crate::queue::status::{DEATHS_MAX, Phase, Predecessor, STATUS_BYTES, StatusPage};
+use crate::queue::run::task_id;
+use crate::queue::status_page::{DEATHS_MAX, Phase, Predecessor, STATUS_BYTES, StatusPage};
 use crate::queue::store::Ledger;
 use crate::sys::disk::Disk;
 
@@ -12,7 +12,7 @@ fn take_over(dir: &Path, map: bool) -> (StatusPage, Predecessor) {
 }
 
 #[test]
-fn the_next_owner_sees_what_the_last_one_counted_and_how_it_ended() {
+fn the_next_owner_sees_the_counters_and_the_end_of_the_last() {
     for map in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (page, before) = take_over(dir.path(), map);
@@ -28,7 +28,7 @@ fn the_next_owner_sees_what_the_last_one_counted_and_how_it_ended() {
 }
 
 #[test]
-fn deaths_while_opening_count_up_and_an_opened_store_forgets_them() {
+fn deaths_while_opening_add_up_until_the_store_opens() {
     let dir = tempfile::tempdir().unwrap();
     for deaths in 0..3 {
         let (page, before) = take_over(dir.path(), true);
@@ -62,7 +62,7 @@ fn an_epoch_that_no_journal_can_have_come_to_is_not_believed() {
 }
 
 #[test]
-fn a_version_is_newer_if_both_words_say_so_and_no_flipped_bit_does() {
+fn a_version_is_newer_only_if_both_words_say_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("status");
     drop(take_over(dir.path(), true));
@@ -92,50 +92,50 @@ fn a_foreign_file_is_no_predecessor() {
 }
 
 #[test]
-fn names_of_a_build_that_somebody_died_of_looking_up_are_not_looked_up_again() {
-    let (one, other) = (build_word(b"one"), build_word(b"other"));
+fn a_task_that_an_owner_died_in_is_remembered() {
+    let (one, other) = (task_id(b"one"), task_id(b"other"));
     for map in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (page, _) = take_over(dir.path(), map);
-        page.mark_resolving(Some(one));
-        page.mark_resolving(None);
+        page.mark_task(Some(one));
+        page.mark_task(None);
         drop(page);
         let (page, before) = take_over(dir.path(), map);
-        assert!(before.died_resolving.is_none() && !page.untrusts_symbols_of(one), "it came to an end");
-        page.mark_resolving(Some(one));
+        assert!(before.died_in_task.is_none() && !page.is_fatal_task(one), "it came to an end");
+        page.mark_task(Some(one));
         drop(page);
         let (page, before) = take_over(dir.path(), map);
-        assert_eq!(before.died_resolving, Some(one));
-        // Also when all that was queued has been sent, and while names of another build are looked up.
+        assert_eq!(before.died_in_task, Some(one));
+        // The mark stays when the queue is empty, and while another task is running.
         page.mirror(&Ledger { accepted: 3, delivered: 3, ..Ledger::default() }, 3, None, 8);
-        page.mark_resolving(Some(other));
-        page.mark_resolving(None);
+        page.mark_task(Some(other));
+        page.mark_task(None);
         drop(page);
         let (page, before) = take_over(dir.path(), map);
-        assert!(before.died_resolving.is_none(), "it is told once");
-        assert!(page.untrusts_symbols_of(one) && !page.untrusts_symbols_of(other));
-        // Two that kill are both remembered, and nobody goes back and forth between them.
-        page.mark_resolving(Some(other));
+        assert!(before.died_in_task.is_none(), "it is reported once");
+        assert!(page.is_fatal_task(one) && !page.is_fatal_task(other));
+        // Both fatal tasks are remembered.
+        page.mark_task(Some(other));
         drop(page);
         for _ in 0..2 {
             let (page, _) = take_over(dir.path(), map);
-            assert!(page.untrusts_symbols_of(one) && page.untrusts_symbols_of(other));
-            page.mark_resolving(Some(one));
+            assert!(page.is_fatal_task(one) && page.is_fatal_task(other));
+            page.mark_task(Some(one));
         }
     }
 }
 
 #[test]
-fn who_exits_while_looking_up_names_has_not_died_of_it() {
+fn an_owner_that_exits_in_a_task_did_not_die_of_it() {
     for close in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (page, _) = take_over(dir.path(), true);
-        page.mark_resolving(Some(1));
+        page.mark_task(Some(1));
         if close {
             page.mark_clean_exit()
         } else {
             page.mark_exit(Some(0))
         }
-        assert!(take_over(dir.path(), true).1.died_resolving.is_none());
+        assert!(take_over(dir.path(), true).1.died_in_task.is_none());
     }
 }

@@ -1,5 +1,7 @@
-//! What an error of the system means for whoever runs the program, and what helps: each error number has a remedy of its own.
+//! Advice for operators: what an error of the operating system or of the queue means, and what helps. Each error number has its own
+//! remedy.
 
+use std::error::Error;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +10,9 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{getegid, geteuid};
 
+use crate::queue::journal::JournalError;
+use crate::queue::store::StoreError;
+use crate::queue::{ClaimError, QueueError};
 use crate::sys::disk::Disk;
 use crate::sys::wording::bytes;
 
@@ -65,6 +70,53 @@ pub(crate) fn advise_resource(error: &io::Error) -> String {
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => advise(&Disk::default(), error, Path::new("/"), None),
         _ => "the system refuses a thread, a file descriptor or memory".to_owned(),
     }
+}
+
+/// What failed in the queue and what helps, in one line for an operator.
+pub(crate) fn explain_queue(disk: &Disk, error: &QueueError) -> String {
+    match system_error(error) {
+        Some((path, source)) => explain_io(disk, path, source),
+        None if matches!(error, QueueError::NoDirectory) => {
+            format!("{error}: set Config::queue_dir, or POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME or HOME")
+        }
+        None => with_causes(error),
+    }
+}
+
+/// The same for an I/O error at `path`, which may be empty.
+pub(crate) fn explain_io(disk: &Disk, path: &Path, source: &io::Error) -> String {
+    let at = if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) };
+    match source.raw_os_error() {
+        Some(_) => format!("{at}{source}: {}", advise(disk, source, path, None)),
+        None => format!("{at}{source}"),
+    }
+}
+
+/// The operating system's error and the path it occurred at. An error that this library made up itself needs no advice.
+fn system_error(error: &QueueError) -> Option<(&Path, &io::Error)> {
+    match error {
+        QueueError::Claim(ClaimError::Io { path, source })
+        | QueueError::Io { path, source }
+        | QueueError::Journal(JournalError::File { path, source })
+        | QueueError::Store { dir: path, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
+            source.raw_os_error().map(|_| (path.as_path(), source))
+        }
+        _ => None,
+    }
+}
+
+/// The error followed by its causes, each text once.
+fn with_causes(error: &QueueError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let part = cause.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// The part of `path` that exists and may be looked at.

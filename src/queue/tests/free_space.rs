@@ -1,7 +1,7 @@
-//! What is left of a shard whose room was given back.
+//! What is left of a shard whose unused files were removed.
 
 use super::*;
-use crate::queue::keeps_room;
+use crate::queue::holds_idle_files;
 
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> =
@@ -10,13 +10,13 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn checkpoint(shard: &Shard) {
+fn checkpoint(shard: &Queue) {
     shard.journal().swap().unwrap();
     while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 #[test]
-fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters() {
+fn closing_an_empty_queue_frees_space_and_keeps_the_ledger() {
     for mapped in [true, false] {
         let root = scratch();
         let (disk, queue_dir) = (Machine::disk(7, mapped), root.path().join("queue"));
@@ -37,13 +37,13 @@ fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters(
         let before = shard.file_bytes();
         std::fs::create_dir(dir.join("crash")).unwrap();
         std::fs::write(dir.join("crash/1-1.bad"), "what could not be read").unwrap();
-        assert!(keeps_room(&disk, &dir, NOW + 1) && !keeps_room(&disk, &dir, NOW));
-        shard.give_back_room(&disk).unwrap();
+        assert!(holds_idle_files(&disk, &dir, NOW + 1) && !holds_idle_files(&disk, &dir, NOW));
+        shard.close_and_free_space(&disk).unwrap();
         assert_eq!(names(&dir), ["crash", "lock", "queue.redb", "status"]);
         let file_bytes =
             std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(dir.join("queue.redb")).unwrap()) * 512;
         assert!(file_bytes < 3 * 1024 * 1024 && before > 6 * 1024 * 1024, "{before} bytes, then {file_bytes}");
-        assert!(!keeps_room(&disk, &dir, NOW + 1) && is_known_empty(&disk, &dir));
+        assert!(!holds_idle_files(&disk, &dir, NOW + 1) && is_known_empty(&disk, &dir));
         let Opened { shard, findings, before, .. } = open(&disk, &queue_dir);
         assert!(findings.is_empty() && before.clean, "{findings:?}");
         let ledger = shard.ledger();
@@ -55,30 +55,30 @@ fn an_empty_shard_gives_back_its_room_and_keeps_its_ledger_and_its_dead_letters(
 }
 
 #[test]
-fn a_shard_in_which_something_waits_or_that_is_not_ours_any_more_keeps_everything() {
+fn closing_a_queue_not_empty_or_not_ours_removes_nothing() {
     let root = scratch();
     let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
     let dir = first_shard(&queue_dir);
     let shard = open(&disk, &queue_dir).shard;
     let files = names(&dir);
     append(&shard, 1, 0).unwrap();
-    shard.give_back_room(&disk).unwrap();
+    shard.close_and_free_space(&disk).unwrap();
     assert_eq!(names(&dir), files);
     let shard = open(&disk, &queue_dir).shard;
     assert_eq!(queued(&shard).len(), 1);
-    shard.give_back_room(&disk).unwrap();
+    shard.close_and_free_space(&disk).unwrap();
     assert_eq!(names(&dir), files, "one row in the store");
     let shard = open(&disk, &queue_dir).shard;
     shard.ack(&[delivered(1, 1)], None, NOW).unwrap();
     std::fs::remove_file(dir.join("lock")).unwrap();
     let other = claim(&disk, dir.parent().unwrap(), &[]).unwrap();
     assert_eq!(other.dir(), dir);
-    shard.give_back_room(&disk).unwrap();
-    assert_eq!(names(&dir), files, "they are somebody else's now");
+    shard.close_and_free_space(&disk).unwrap();
+    assert_eq!(names(&dir), files, "they belong to another process");
 }
 
 #[test]
-fn a_power_cut_while_room_is_given_back_loses_nothing_whatever_is_gone_by_then() {
+fn a_power_cut_while_space_is_freed_loses_nothing() {
     let root = scratch();
     let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
     let shard = open(&disk, &queue_dir).shard;
@@ -88,7 +88,7 @@ fn a_power_cut_while_room_is_given_back_loses_nothing_whatever_is_gone_by_then()
     let rows = shard.read(None, usize::MAX).unwrap().chunks;
     shard.ack(&rows.iter().map(acked).collect::<Vec<_>>(), None, NOW).unwrap();
     let before = copy_of(root.path());
-    shard.give_back_room(&disk).unwrap();
+    shard.close_and_free_space(&disk).unwrap();
     let gone: Vec<_> = names(&first_shard(&before.path().join("queue")))
         .into_iter()
         .filter(|name| !first_shard(&queue_dir).join(name).exists())

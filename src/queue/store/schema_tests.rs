@@ -3,14 +3,13 @@
 use super::*;
 
 fn chunk() -> Chunk {
-    let key = ChunkKey { lane: 1, first_seq: 7 };
+    let key = ChunkKey::new(7);
     Chunk { key, count: 3, salt: 9, checkpointed_at: -5, frames: Arc::from(&b"frames"[..]) }
 }
 
 fn dead() -> DeadRecord {
     DeadRecord {
         seq: 12,
-        lane: 1,
         status: 400,
         reason: "malformed".into(),
         first_attempt: 1,
@@ -26,14 +25,7 @@ fn identity() -> Identity {
 
 fn state() -> State {
     let ledger = Ledger { accepted: 9, delivered: 1, queued_events: 8, queued_bytes: 800, ..Ledger::default() };
-    State {
-        ledger,
-        rows: 2,
-        row_bytes: 0,
-        dead_bytes: None,
-        epochs: BTreeMap::from([(0, 4), (1, 3)]),
-        next_attempt: Some(-1),
-    }
+    State { ledger, rows: 2, row_bytes: 0, dead_bytes: None, epoch: 4, next_attempt: Some(-1) }
 }
 
 /// Every value that is `bytes` with one bit changed.
@@ -57,7 +49,7 @@ fn rows_come_back_as_they_were_written() {
 
 #[test]
 fn keys_sort_as_their_bytes_do() {
-    let key = |lane, first_seq| chunk_key(ChunkKey { lane, first_seq });
+    let key = |prefix, first_seq| chunk_key(ChunkKey { prefix, first_seq });
     assert!(key(0, 255) < key(0, 256) && key(0, u64::MAX) < key(1, 0));
 }
 
@@ -75,7 +67,7 @@ fn every_flipped_bit_of_a_row_is_noticed() {
 
 #[test]
 fn a_row_under_another_key_is_lost() {
-    let elsewhere = ChunkKey { lane: 0, first_seq: 7 };
+    let elsewhere = ChunkKey::new(8);
     assert!(matches!(parse_chunk(elsewhere, &chunk_value(&chunk())), ChunkRow::Lost));
 }
 
@@ -97,7 +89,7 @@ fn rows_cut_anywhere_are_refused_without_a_panic() {
 }
 
 #[test]
-fn what_the_rows_take_is_known_of_the_state_that_it_was_written_with_and_of_no_other() {
+fn the_pages_row_is_valid_only_with_the_state_it_belongs_to() {
     let value = state_value(&state());
     let pages = pages_value(65_536, Some(77), &value);
     assert_eq!(parse_pages(&pages, &value), Some((65_536, Some(77))));

@@ -1,23 +1,23 @@
-//! What an owner leaves of its life, for the next owner to read.
+//! The run record that an owner leaves for the next one.
 
 use super::*;
 use crate::sys::disk::OomCount;
 
-type End = fn(&Shard);
+type End = fn(&Queue);
 
-fn open_as(adopts: bool, mapped: bool, boot_id: u128, queue_dir: &Path) -> (Shard, Option<Life>) {
+fn open_as(adopts: bool, mapped: bool, boot_id: u128, queue_dir: &Path) -> (Queue, Option<RunRecord>) {
     let disk = Machine::disk(boot_id, mapped);
     let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
-    let opened = Shard::open(&disk, &ShardOptions { adopts, ..options(queue_dir) }, claim, NOW).unwrap();
-    (opened.shard, opened.before.life)
+    let opened = Queue::open(&disk, &QueueOptions { adopts, ..options(queue_dir) }, claim, NOW).unwrap();
+    (opened.shard, opened.before.run)
 }
 
-fn open(queue_dir: &Path) -> (Shard, Option<Life>) {
+fn open(queue_dir: &Path) -> (Queue, Option<RunRecord>) {
     open_as(false, true, 1, queue_dir)
 }
 
-fn sign() -> Sign {
-    Sign {
+fn heartbeat() -> Heartbeat {
+    Heartbeat {
         at: NOW + 5,
         alive_for: Duration::from_secs(5),
         watches_exit: true,
@@ -27,32 +27,37 @@ fn sign() -> Sign {
 }
 
 #[test]
-fn the_next_owner_reads_the_last_sign_and_the_end() {
-    let ends: [(End, Life); 5] = [
-        (|_| (), Life::default()),
-        (|shard| shard.mark_exit(Some(3)), Life { exit: Some(Some(3)), ..Life::default() }),
-        (|shard| shard.mark_exit(None), Life { exit: Some(None), ..Life::default() }),
-        (|shard| shard.mark_dying_of(15), Life { dying_of: Some(15), ..Life::default() }),
-        (Shard::close, Life { closed: true, ..Life::default() }),
+fn the_next_owner_reads_the_last_heartbeat_and_the_end() {
+    let ends: [(End, RunRecord); 5] = [
+        (|_| (), RunRecord::default()),
+        (|shard| shard.mark_exit(Some(3)), RunRecord { exit: Some(Some(3)), ..RunRecord::default() }),
+        (|shard| shard.mark_exit(None), RunRecord { exit: Some(None), ..RunRecord::default() }),
+        (|shard| shard.mark_dying_of(15), RunRecord { dying_of: Some(15), ..RunRecord::default() }),
+        (Queue::close, RunRecord { closed: true, ..RunRecord::default() }),
     ];
     for mapped in [true, false] {
         for (end, expected) in &ends {
             let dir = scratch();
             let (shard, before) = open_as(false, mapped, 1, dir.path());
-            assert_eq!(before, None, "there was nobody");
-            shard.note_sign(&sign());
+            assert_eq!(before, None, "there was no owner before");
+            shard.note_heartbeat(&heartbeat());
             shard.publish();
             end(&shard);
             drop(shard);
-            let about =
-                Life { pid: std::process::id(), started_at: NOW, same_boot: Some(true), sign: sign(), ..*expected };
+            let about = RunRecord {
+                pid: std::process::id(),
+                started_at: NOW,
+                same_boot: Some(true),
+                heartbeat: heartbeat(),
+                ..*expected
+            };
             assert_eq!(open_as(false, mapped, 1, dir.path()).1, Some(about));
         }
     }
 }
 
 #[test]
-fn a_machine_that_does_not_say_when_it_was_started_leaves_that_open() {
+fn without_a_boot_id_it_is_unknown_if_the_machine_restarted() {
     for (then, now, expected) in [(1, 2, Some(false)), (0, 2, None), (1, 0, None), (0, 0, None)] {
         let dir = scratch();
         drop(open_as(false, true, then, dir.path()));
@@ -61,7 +66,7 @@ fn a_machine_that_does_not_say_when_it_was_started_leaves_that_open() {
 }
 
 #[test]
-fn whoever_has_let_go_of_a_shard_writes_no_more_to_its_page() {
+fn after_release_an_owner_writes_nothing_to_the_page() {
     let dir = scratch();
     let (first, _) = open(dir.path());
     first.close();
@@ -74,36 +79,36 @@ fn whoever_has_let_go_of_a_shard_writes_no_more_to_its_page() {
 }
 
 #[test]
-fn what_ends_late_does_not_reach_the_page_of_the_next_owner() {
+fn late_calls_do_not_reach_the_page_of_the_next_owner() {
     for mapped in [true, false] {
         let dir = scratch();
         let disk = Machine::disk(1, mapped);
         let (first, _) = open_as(false, mapped, 1, dir.path());
-        first.mark_resolving(Some(7));
+        first.mark_task(Some(7));
         first.close();
         let (second, _) = open_as(false, mapped, 1, dir.path());
-        second.mark_resolving(Some(7));
+        second.mark_task(Some(7));
         let page = || std::fs::read(first_shard(dir.path()).join("status")).unwrap();
         let before = page();
-        // A look-up that was under way when the shard was let go, counts of refusals, a phase.
-        first.mark_resolving(None);
-        first.mirror_refusals(&[9; 16]);
-        first.note_sign(&sign());
+        // Calls that come late: the mark of a task, counters, a phase.
+        first.mark_task(None);
+        first.mirror_counters(&[9; 16]);
+        first.note_heartbeat(&heartbeat());
         drop(first.status.enter(Phase::Store));
         first.publish();
         assert!(page() == before, "mapped: {mapped}");
         drop(second);
         let status = first_shard(dir.path()).join("status");
-        let left = super::super::status::StatusPage::peek(&disk, &status).unwrap().unwrap();
-        assert_eq!(left.died_resolving, Some(7), "the mark is the second owner's");
+        let left = super::super::status_page::StatusPage::peek(&disk, &status).unwrap().unwrap();
+        assert_eq!(left.died_in_task, Some(7), "the mark is the second owner's");
     }
 }
 
 #[test]
-fn an_adoption_leaves_the_life_that_is_written_there_to_the_next_owner() {
+fn an_adoption_preserves_the_run_record_for_the_next_owner() {
     let dir = scratch();
     let (shard, _) = open(dir.path());
-    shard.note_sign(&sign());
+    shard.note_heartbeat(&heartbeat());
     shard.mark_exit(Some(3));
     drop(shard);
     for _ in 0..2 {
@@ -112,20 +117,20 @@ fn an_adoption_leaves_the_life_that_is_written_there_to_the_next_owner() {
         adopted.close();
     }
     let life = open(dir.path()).1.unwrap();
-    assert_eq!((life.exit, life.closed, life.sign), (Some(Some(3)), false, sign()));
-    // Of one that nobody has lived in it says nothing.
+    assert_eq!((life.exit, life.closed, life.heartbeat), (Some(Some(3)), false, heartbeat()));
+    // A queue that no process had as its own has no run record.
     let dir = scratch();
     open_as(true, true, 1, dir.path()).0.close();
     assert_eq!(open(dir.path()).1, None);
 }
 
 #[test]
-fn words_that_an_older_version_left_standing_are_not_believed() {
+fn run_words_left_by_an_older_version_are_not_believed() {
     let dir = scratch();
     let (shard, _) = open(dir.path());
     shard.mark_exit(Some(3));
     drop(shard);
-    // It writes its start time, and knows nothing of the words behind.
+    // An older version writes its start time and does not know the words behind it.
     let path = first_shard(dir.path()).join("status");
     let mut page = std::fs::read(&path).unwrap();
     page[24..32].copy_from_slice(&(NOW + 1).to_le_bytes());

@@ -1,4 +1,5 @@
-//! Opening a shard: recovery, and the order in which things become trusted.
+//! Recovery: opening a queue, checkpointing what the last owner left in the journal, and the order in which its files
+//! become trusted.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,74 +7,74 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::checkpoint::checkpoint_into;
-use super::claim::is_of_the_machine;
-use super::status::{DEATHS_MAX, Phase, Predecessor, StatusPage};
-use super::{Access, Claim, LANE, Shard, ShardError, ShardOptions};
+use super::directory::is_of_the_machine;
+use super::status_page::{DEATHS_MAX, Phase, Predecessor, StatusPage};
+use super::{Access, Claim, Queue, QueueError, QueueOptions};
+use crate::queue::frame::FRAME_HEAD;
 use crate::queue::journal::arena::HEADER_BYTES;
 use crate::queue::journal::{ARENAS_MAX, Found, Journal, JournalError, JournalOptions};
 use crate::queue::store::{Changes, Identity, OpenReport, Store, StoreError, StoreOptions};
-use crate::record::frame::FRAME_HEAD;
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, up_to};
 
-/// Something found at open that somebody should hear of.
+/// Something that was found at open and is worth reporting.
 #[derive(Debug)]
 pub(crate) enum Finding {
-    /// A file was damaged or foreign and was renamed out of the way.
+    /// A file was damaged or foreign and was renamed. What could be read of it was kept.
     Salvaged {
-        /// Its new name.
+        /// Its new path.
         path: PathBuf,
-        /// What was wrong.
+        /// What was wrong with it.
         why: String,
-        /// Events that could not be saved.
+        /// Events that could not be recovered.
         lost: u64,
     },
-    /// Accepted events that are nowhere: damaged, or lost with a power cut before they were synced.
+    /// Accepted events that are nowhere: damaged, or lost in a power cut before they were synced.
     Missing {
-        /// How many.
+        /// The number of events.
         events: u64,
-        /// The machine was restarted since.
+        /// Whether the machine was restarted since they were accepted.
         after_restart: bool,
     },
-    /// What the journal holds could not be checkpointed yet; it is tried again.
-    NotCarried {
-        /// Why.
-        error: ShardError,
+    /// The content of the journal could not be checkpointed. It stays there, and the checkpoint is tried again.
+    NotCheckpointed {
+        /// The cause.
+        error: QueueError,
     },
-    /// The last owner died inside the store, so its file was checked.
+    /// The last owner died inside the store, so the file was checked.
     StoreVerified,
-    /// The last owner died while it looked up what addresses mean.
-    DiedResolving,
+    /// The last owner died in a task that it had marked: see [`Queue::mark_task`].
+    DiedInTask,
 }
 
-/// An open shard, and what was found in it.
+/// An open queue, and what was found in it.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The shard.
-    pub(crate) shard: Shard,
-    /// Events replayed from the journal.
+    /// The queue.
+    pub(crate) shard: Queue,
+    /// Events that were recovered from the journal.
     pub(crate) replayed: u64,
-    /// In the order found.
+    /// In the order in which they were found.
     pub(crate) findings: Vec<Finding>,
-    /// The last owner, as its page says.
+    /// The last owner, according to the status page.
     pub(crate) before: Predecessor,
 }
 
-impl Shard {
+impl Queue {
     /// Opens the claimed directory and recovers what the last owner left.
     pub(crate) fn open(
         disk: &Disk,
-        options: &ShardOptions,
+        options: &QueueOptions,
         claim: Claim,
         now: WallNanos,
-    ) -> Result<Opened, ShardError> {
+    ) -> Result<Opened, QueueError> {
         let dir = claim.dir().to_path_buf();
-        let failed = |source| ShardError::Io { path: dir.clone(), source };
+        let failed = |source| QueueError::Io { path: dir.clone(), source };
         let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
-        // Before anything is written: the journal and the store look again, each at its own version.
+        // Checked before anything is written. The journal and the store check their own versions again.
         if let Some(version) = StatusPage::newer_version(disk, &dir.join(StatusPage::FILE)).map_err(failed)? {
-            return Err(ShardError::Newer { dir, version });
+            return Err(QueueError::Newer { dir, version });
         }
         let (status, before) =
             StatusPage::take_over(disk, &dir.join(StatusPage::FILE), map, options.adopts, now).map_err(failed)?;
@@ -85,7 +86,7 @@ impl Shard {
         };
         let found = Journal::open(disk, journal)?;
         let mut findings: Vec<Finding> = found
-            .set_aside
+            .damaged_files
             .iter()
             .map(|aside| Finding::Salvaged { path: aside.path.clone(), why: aside.why.to_owned(), lost: 0 })
             .collect();
@@ -96,7 +97,7 @@ impl Shard {
         for dir in up_to(&dir, &options.queue_dir) {
             disk.sync_dir(&dir).map_err(failed)?;
         }
-        let shard = Shard {
+        let shard = Queue {
             dir,
             claim: Mutex::new(Some(claim)),
             status,
@@ -104,39 +105,39 @@ impl Shard {
             store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: AtomicBool::new(false),
             lost: AtomicBool::new(false),
-            rest_stays: AtomicBool::new(false),
+            files_remain: AtomicBool::new(false),
         };
         shard.mirror(now);
         Ok(Opened { shard, replayed, findings, before })
     }
 
-    /// A shard without files: it lives and dies with the process.
-    pub(crate) fn volatile(disk: &Disk, options: &ShardOptions) -> Result<Shard, ShardError> {
+    /// A queue without files. It ends with the process.
+    pub(crate) fn volatile(disk: &Disk, options: &QueueOptions) -> Result<Queue, QueueError> {
         let dir = PathBuf::from("(memory)");
         let journal =
             JournalOptions { dir: None, map: true, arena_bytes: options.arena_bytes, lock_wait: options.lock_wait };
         let journal = Journal::open(disk, journal)?.start(1, 1)?;
         let store = Store::volatile(&store_options(options, None, false))
-            .map_err(|source| ShardError::Store { dir: dir.clone(), source })?;
-        Ok(Shard {
-            status: StatusPage::volatile().map_err(|source| ShardError::Io { path: dir.clone(), source })?,
+            .map_err(|source| QueueError::Store { dir: dir.clone(), source })?;
+        Ok(Queue {
+            status: StatusPage::volatile().map_err(|source| QueueError::Io { path: dir.clone(), source })?,
             dir,
             claim: Mutex::new(None),
             journal,
             store: Mutex::new(Access::Open(Arc::new(store))),
             volatile: AtomicBool::new(true),
             lost: AtomicBool::new(false),
-            rest_stays: AtomicBool::new(false),
+            files_remain: AtomicBool::new(false),
         })
     }
 
-    /// It was opened to be our own, and too late for that.
+    /// Makes this an adopted queue: it was opened to be the process's own, but too late.
     pub(crate) fn become_adopted(&mut self) {
         self.status.become_adopted();
     }
 
-    /// Closes the store's file and opens it again, after a failure.
-    pub(crate) fn reopen_store(&self, now: WallNanos) -> Result<Vec<Finding>, ShardError> {
+    /// Closes the file of the store and opens it again after a failure.
+    pub(crate) fn reopen_store(&self, now: WallNanos) -> Result<Vec<Finding>, QueueError> {
         let report = self.in_store(|store| store.reopen(now))?;
         let mut findings = Vec::new();
         report_damage(&report, &mut findings);
@@ -148,25 +149,26 @@ impl Shard {
 fn open_store(
     disk: &Disk,
     dir: &Path,
-    options: &ShardOptions,
+    options: &QueueOptions,
     before: &Predecessor,
     status: &StatusPage,
     now: WallNanos,
     findings: &mut Vec<Finding>,
-) -> Result<Store, ShardError> {
-    let failed = |source| ShardError::Store { dir: dir.to_path_buf(), source };
+) -> Result<Store, QueueError> {
+    let failed = |source| QueueError::Store { dir: dir.to_path_buf(), source };
     let _phase = status.enter(Phase::Opening);
     crash_point::reach("store.opening");
-    if before.died_resolving.is_some() && !options.adopts {
-        findings.push(Finding::DiedResolving);
+    if before.died_in_task.is_some() && !options.adopts {
+        findings.push(Finding::DiedInTask);
     }
     if before.died_in_store {
         findings.push(Finding::StoreVerified);
     }
     let mut store_options = store_options(options, before.ledger, before.died_in_store);
-    // Whatever killed them there would kill us: the file is read row by row instead.
+    // Opening it killed the last owners and might kill this one: the file is read row by row instead.
     store_options.untrusted = before.deaths_opening >= DEATHS_MAX;
-    // Where panics abort, a damaged row is such a thing too. Better the queue is set aside than that no process starts any more.
+    // Where panics abort, a damaged row can kill too. It is better to move the file away unread than that no process
+    // starts again.
     store_options.unreadable = cfg!(panic = "abort") && before.deaths_opening >= 2 * DEATHS_MAX;
     let (store, report) = Store::open(disk, dir, &store_options, now).map_err(failed)?;
     status.forget_deaths();
@@ -175,7 +177,7 @@ fn open_store(
 }
 
 fn store_options(
-    options: &ShardOptions,
+    options: &QueueOptions,
     witness: Option<crate::queue::store::Ledger>,
     check_integrity: bool,
 ) -> StoreOptions {
@@ -204,19 +206,20 @@ fn report_damage(report: &OpenReport, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Carries what the last owner did not get to, oldest first, and begins a new round above everything that was ever seen.
+/// Checkpoints what the last owner did not get to, oldest first, and starts the journal above every epoch and number
+/// ever seen.
 fn recover(
     mut found: Found,
     store: &Store,
     before: &Predecessor,
     status: &StatusPage,
-    options: &ShardOptions,
+    options: &QueueOptions,
     now: WallNanos,
     findings: &mut Vec<Finding>,
-) -> Result<(Journal, u64), ShardError> {
-    let accepted = believable(before.accepted, store.ledger().accepted.max(found.taken_up_to), options.arena_bytes);
-    found.expect_up_to(accepted);
-    status.note_restart(before.same_boot, found.epoch_max.max(store.journal_epoch(LANE)));
+) -> Result<(Journal, u64), QueueError> {
+    let accepted = believable(before.accepted, store.ledger().accepted.max(found.taken_until), options.arena_bytes);
+    found.expect_last_seq(accepted);
+    status.note_restart(before.same_boot, found.epoch_max.max(store.journal_epoch()));
     let mut replayed = 0;
     let mut last_seq = accepted;
     while let Some(sealed) = found.oldest_sealed() {
@@ -240,8 +243,8 @@ fn recover(
                 found.free_oldest();
             }
             Err(source) => {
-                let error = ShardError::Store { dir: PathBuf::new(), source };
-                findings.push(Finding::NotCarried { error });
+                let error = QueueError::Store { dir: PathBuf::new(), source };
+                findings.push(Finding::NotCheckpointed { error });
                 // The numbers in these arenas are taken.
                 last_seq = last_seq.max(found.last_seq_taken());
                 break;
@@ -251,16 +254,17 @@ fn recover(
     if found.oldest_sealed().is_none() {
         charge_vanished(store, accepted, before.same_boot, findings);
     }
-    let known = found.epoch_max.max(store.journal_epoch(LANE)).max(before.epoch);
+    let known = found.epoch_max.max(store.journal_epoch()).max(before.epoch);
     let next_seq = last_seq.max(store.ledger().accepted).checked_add(1);
     let (Some(epoch), Some(next_seq)) = (known.checked_add(1), next_seq) else {
         let source = io::Error::new(io::ErrorKind::InvalidData, "the journal's numbers are used up");
-        return Err(ShardError::Io { path: options.queue_dir.clone(), source });
+        return Err(QueueError::Io { path: options.queue_dir.clone(), source });
     };
     Ok((found.start(epoch, next_seq)?, replayed))
 }
 
-/// What the status page saw accepted and no arena holds: the journal's files were removed, or never reached the disk.
+/// Counts records that the status page saw accepted and no arena holds: the files of the journal were removed, or never
+/// reached the disk.
 fn charge_vanished(store: &Store, accepted: u64, same_boot: bool, findings: &mut Vec<Finding>) {
     let events = accepted.saturating_sub(store.ledger().accepted);
     if events == 0 {
@@ -273,41 +277,42 @@ fn charge_vanished(store: &Store, accepted: u64, same_boot: bool, findings: &mut
     } else {
         changes.ledger.lost_unsynced = events;
     }
-    // Counted at the next open if it cannot be counted now: the page still says the same then.
+    // If it cannot be counted now, it is counted at the next open: the page still says the same then.
     if let Err(source) = store.apply(&changes) {
-        findings.push(Finding::NotCarried { error: ShardError::Store { dir: PathBuf::new(), source } });
+        findings.push(Finding::NotCheckpointed { error: QueueError::Store { dir: PathBuf::new(), source } });
     }
     findings.push(Finding::Missing { events, after_restart: !same_boot });
 }
 
-/// The page's count of accepted records, unless it claims more than the arenas can hold: then it is damaged.
+/// The page's count of accepted records. A count beyond what the arenas can hold is damaged, and `known` is used
+/// instead.
 fn believable(claimed: u64, known: u64, arena_bytes: usize) -> u64 {
     let most = (arena_bytes.saturating_sub(HEADER_BYTES) / FRAME_HEAD * ARENAS_MAX) as u64;
     if claimed.saturating_sub(known) > most { known } else { claimed.max(known) }
 }
 
-/// Whether an error at open says something about the disk or the process, so that another shard would fail as well.
-pub(crate) fn concerns_all_shards(error: &ShardError) -> bool {
+/// Whether an error at open is about the disk or the process, so that any other shard would fail too.
+pub(crate) fn concerns_all_shards(error: &QueueError) -> bool {
     match error {
-        ShardError::Claim(error) => error.concerns_all(),
-        ShardError::Io { source, .. }
-        | ShardError::Journal(JournalError::File { source, .. })
-        | ShardError::Store { source: StoreError::Io(source), .. } => is_of_the_machine(source),
-        ShardError::Store { source, .. } => matches!(source, StoreError::NoSpace(_) | StoreError::Forked),
-        ShardError::Journal(error) => matches!(error, JournalError::Memory { .. }),
-        ShardError::Nowhere => true,
-        ShardError::Newer { .. } => false,
+        QueueError::Claim(error) => error.concerns_all(),
+        QueueError::Io { source, .. }
+        | QueueError::Journal(JournalError::File { source, .. })
+        | QueueError::Store { source: StoreError::Io(source), .. } => is_of_the_machine(source),
+        QueueError::Store { source, .. } => matches!(source, StoreError::NoSpace(_) | StoreError::Forked),
+        QueueError::Journal(error) => matches!(error, JournalError::Memory { .. }),
+        QueueError::NoDirectory => true,
+        QueueError::Newer { .. } => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::frame::hash_body;
     use crate::queue::{Project, claim};
-    use crate::record::frame::hash_body;
 
     fn open(queue_dir: &Path) -> Opened {
-        let options = ShardOptions {
+        let options = QueueOptions {
             project: Project { host: "https://a".into(), api_key: "phc_1".into() },
             queue_dir: queue_dir.to_path_buf(),
             arena_bytes: 64 * 1024,
@@ -318,18 +323,18 @@ mod tests {
             adopts: false,
         };
         let claim = claim(&Disk::default(), &queue_dir.join("project"), &[]).unwrap();
-        Shard::open(&Disk::default(), &options, claim, 7).unwrap()
+        Queue::open(&Disk::default(), &options, claim, 7).unwrap()
     }
 
     #[test]
-    fn a_life_without_records_uses_up_no_number_and_misses_nothing() {
+    fn a_run_without_records_uses_no_number_and_misses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut numbers = Vec::new();
-        for life in 0..6 {
+        for run in 0..6 {
             let Opened { shard, findings, .. } = open(dir.path());
-            assert!(findings.is_empty(), "life {life}: {findings:?}");
-            // Every other life is one in which nothing is captured.
-            if life % 2 == 0 {
+            assert!(findings.is_empty(), "run {run}: {findings:?}");
+            // Every other run appends nothing.
+            if run % 2 == 0 {
                 numbers.push(shard.append(b"record", hash_body(b"record"), 0).unwrap().seq);
             }
             shard.close();

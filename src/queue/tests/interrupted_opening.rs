@@ -1,10 +1,10 @@
-//! Openings that do not come to their end.
+//! Openings that are interrupted.
 
 use super::*;
 use crate::queue::OpeningMark;
-use crate::queue::status::DEATHS_MAX;
+use crate::queue::status_page::DEATHS_MAX;
 
-/// The first shard, after an owner that has died in this phase.
+/// The first shard, after an owner that died in this phase.
 fn died_in(disk: &Disk, queue_dir: &Path, phase: Phase) {
     let dir = first_shard(queue_dir);
     open(disk, queue_dir).shard.close();
@@ -16,10 +16,10 @@ fn is_mapped(disk: &Disk) -> bool {
     disk.file_system(Path::new("/")).unwrap().may_map()
 }
 
-/// An opening that is given up if `gives_up`, and killed then.
+/// An opening that is given up if `gives_up`, and then killed.
 fn is_cut_short(disk: &Disk, queue_dir: &Path, gives_up: bool) -> Predecessor {
     let claim = claim(disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
-    let mark = OpeningMark::of(disk, &claim).unwrap();
+    let mark = OpeningMark::of(disk, claim.dir()).unwrap();
     let status = claim.dir().join("status");
     let (page, _) = StatusPage::take_over(disk, &status, is_mapped(disk), false, NOW).unwrap();
     std::mem::forget(page.enter(Phase::Opening));
@@ -30,7 +30,7 @@ fn is_cut_short(disk: &Disk, queue_dir: &Path, gives_up: bool) -> Predecessor {
 }
 
 #[test]
-fn an_opening_that_is_given_up_is_no_death_and_what_is_to_be_checked_still_is() {
+fn an_opening_given_up_is_no_death_and_leaves_a_due_check_due() {
     for mapped in [true, false] {
         let root = scratch();
         let (disk, queue_dir) = (Machine::disk(7, mapped), root.path().join("queue"));
@@ -56,7 +56,7 @@ fn an_opening_that_is_given_up_is_no_death_and_what_is_to_be_checked_still_is() 
 }
 
 #[test]
-fn a_store_that_could_not_be_opened_is_still_to_be_checked() {
+fn a_store_that_could_not_be_opened_is_still_due_for_a_check() {
     let root = scratch();
     let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
     died_in(&disk, &queue_dir, Phase::Store);

@@ -1,14 +1,16 @@
-//! Frames: a record as it lies on disk. A 24-byte head, the body, and padding to a multiple of 8 bytes.
+//! Frames: how a record is stored. A head of 24 bytes, the body, and padding to 8 bytes.
 //!
-//! The same frames are in a journal arena and, copied unchanged, in a chunk of the store. `docs/format.md` describes the
-//! bytes. The check word includes a *salt* that is drawn anew for each round of an arena, so a frame left over from an
-//! earlier round is never taken for one of this round, whichever pages a power cut preserved.
+//! A frame has the same bytes in an arena of the journal and in a chunk of the store. `docs/format.md` describes them.
+//! The check word is mixed with a *salt* that is drawn for each round of an arena, so a frame that is left over from an
+//! earlier round is never taken for one of this round, whatever pages a power cut brings back.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Length of the head in bytes.
 pub(crate) const FRAME_HEAD: usize = 24;
-/// Frames begin at multiples of this, so the length word can be published with one atomic store.
+/// The class of an ordinary record. Records of any other class have priority: they are evicted last.
+pub(crate) const ORDINARY: u8 = 0;
+/// Frames begin at multiples of this, so that the length word can be published with one atomic store.
 pub(crate) const FRAME_ALIGN: usize = 8;
 
 /// The head of a frame.
@@ -16,18 +18,18 @@ pub(crate) const FRAME_ALIGN: usize = 8;
 pub(crate) struct FrameHead {
     /// Length of the body in bytes; never 0.
     pub(crate) body_len: u32,
-    /// The record's class (see `Class`), repeated outside the body so that eviction need not decode it.
+    /// The class of the record: [`ORDINARY`], or a priority class.
     pub(crate) class: u8,
-    /// Gap-free within one shard.
+    /// The sequence number. There are no gaps within a shard.
     pub(crate) seq: u64,
     /// Checksum of body and head, mixed with the salt of the round.
     pub(crate) check: u64,
 }
 
-/// What was found at a position where a frame may begin.
+/// What was found where a frame may begin.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed<'a> {
-    /// A complete, checked frame; the next one begins at `next`.
+    /// A whole, valid frame; the next one begins at `next`.
     Frame { head: FrameHead, body: &'a [u8], next: usize },
     /// The end of what was written: a zero length word, or the end of the bytes.
     End,
@@ -41,16 +43,16 @@ pub(crate) fn framed_len(body_len: usize) -> Option<usize> {
     body_len.checked_add(FRAME_HEAD)?.checked_next_multiple_of(FRAME_ALIGN)
 }
 
-/// The expensive part of the checksum; computed before any lock is taken.
+/// The expensive part of the checksum, computed before the lock is taken.
 pub(crate) fn hash_body(body: &[u8]) -> u64 {
     xxh3_64(body)
 }
 
-/// Mixes a body's hash with the values that are known under the lock only.
+/// The check word: the hash of the body, mixed with what is known only under the lock.
 #[inline]
 pub(crate) fn seal(body_hash: u64, salt: u64, seq: u64, body_len: u32, class: u8) -> u64 {
-    // Each step is a bijection of the running value (odd multiplier, xor-shift), so two frames that differ in one field only
-    // never have the same check word.
+    // Each step is a bijection of the running value (odd multiplier, xor-shift), so two frames that differ in one field
+    // only never share a check word.
     let mut mixed = body_hash ^ salt;
     for part in [seq, u64::from(body_len) << 8 | u64::from(class)] {
         mixed = (mixed ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -105,7 +107,7 @@ pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Parsed<'_> {
     Parsed::Frame { head, body, next: at + framed }
 }
 
-/// The complete frames at the start of `bytes`; ends at the first invalid one.
+/// The valid frames at the start of `bytes`, up to the first invalid one.
 pub(crate) fn frames(bytes: &[u8], salt: u64) -> Frames<'_> {
     Frames { bytes, salt, at: 0 }
 }
@@ -139,7 +141,7 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
-/// Appends one frame to `out`. The journal writes frames in place; this is for tests that build frames in memory.
+/// Appends one frame to `out`, for tests that build frames in memory. The journal writes its frames in place.
 #[cfg(test)]
 pub(crate) fn append(out: &mut Vec<u8>, body: &[u8], class: u8, seq: u64, salt: u64) {
     let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);

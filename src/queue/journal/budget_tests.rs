@@ -1,25 +1,27 @@
-//! The bounds on what the journal holds, against the plain rules that they stand for.
+//! The fast path of an append, compared with the plain rules that it implements.
 
 use super::arena::HEADER_BYTES;
-use super::room::weight;
+use std::time::Duration;
+
+use super::active::cost;
 use super::*;
-use crate::record::frame::{framed_len, hash_body};
+use crate::queue::frame::{framed_len, hash_body};
 
 const ARENA: usize = 64 * 1024;
 const SIZES: [usize; 9] = [1, 8, 100, 211, 900, 4072, 4080, 8168, 9000];
 
-/// What the rules say, asked anew for each record.
+/// The plain rules, applied to each record.
 struct Model {
     seq: u64,
-    weight: u64,
-    most: [(u64, u64); 2],
+    cost: u64,
+    limits: [(u64, u64); 2],
     position: usize,
 }
 
 impl Model {
     fn takes(&self, framed: usize, class: u8) -> bool {
-        let (seq, most) = self.most[usize::from(class != 0)];
-        self.seq < seq && self.weight + weight(framed) <= most
+        let (seq, most) = self.limits[usize::from(class != 0)];
+        self.seq < seq && self.cost + cost(framed) <= most
     }
 
     fn fits(&self, framed: usize, class: u8) -> bool {
@@ -35,10 +37,10 @@ fn checkpoint(journal: &Journal) {
 }
 
 #[test]
-fn every_record_is_taken_or_refused_as_if_each_rule_had_been_asked() {
+fn the_fast_path_decides_as_the_plain_rules_would() {
     let options = JournalOptions { dir: None, map: true, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) };
     let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
-    let mut model = Model { seq: 0, weight: 0, most: [(u64::MAX, u64::MAX); 2], position: HEADER_BYTES };
+    let mut model = Model { seq: 0, cost: 0, limits: [(u64::MAX, u64::MAX); 2], position: HEADER_BYTES };
     let mut dice = 12345_u64;
     let mut roll = |sides: u64| {
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -47,15 +49,15 @@ fn every_record_is_taken_or_refused_as_if_each_rule_had_been_asked() {
     let mut outcomes = [0; 4];
     for _ in 0..40_000 {
         if roll(300) == 0 {
-            let mut room = || Room { events: roll(400), bytes: roll(400_000) };
+            let mut room = || Budget { events: roll(400), bytes: roll(400_000) };
             let (ordinary, priority) = (room(), room());
-            // All of it is checkpointed: what may wait is counted from here.
+            // Everything is checkpointed: the budget counts from here.
             checkpoint(&journal);
             journal.swap().unwrap();
             checkpoint(&journal);
-            journal.allow(model.seq, ordinary, priority);
+            journal.set_budget(model.seq, ordinary, priority);
             model.position = HEADER_BYTES;
-            model.most = [ordinary, priority].map(|room| (model.seq + room.events, model.weight + room.bytes));
+            model.limits = [ordinary, priority].map(|room| (model.seq + room.events, model.cost + room.bytes));
         }
         let (body, class) = (vec![7; SIZES[roll(SIZES.len() as u64) as usize]], (roll(4) == 0) as u8);
         let framed = framed_len(body.len()).unwrap();
@@ -69,17 +71,17 @@ fn every_record_is_taken_or_refused_as_if_each_rule_had_been_asked() {
                     model.position = HEADER_BYTES;
                 }
                 model.seq += 1;
-                model.weight += weight(framed);
+                model.cost += cost(framed);
                 model.position += framed;
-                let told = rotated || (!was_half_full && model.position >= ARENA / 2);
-                assert_eq!((appended.seq, appended.half_full), (model.seq, told));
+                let notifies = rotated || (!was_half_full && model.position >= ARENA / 2);
+                assert_eq!((appended.seq, appended.half_full), (model.seq, notifies));
                 outcomes[usize::from(appended.half_full)] += 1;
             }
-            Err(Refused::Bounded) => {
+            Err(AppendError::Bounded) => {
                 assert!(!model.takes(framed, class));
                 outcomes[2] += 1;
             }
-            Err(Refused::Full) => {
+            Err(AppendError::Full) => {
                 assert!(model.takes(framed, class) && !model.fits(framed, class));
                 outcomes[3] += 1;
             }
@@ -88,5 +90,5 @@ fn every_record_is_taken_or_refused_as_if_each_rule_had_been_asked() {
     }
     assert!(outcomes.iter().all(|outcome| *outcome > 20), "each was seen: {outcomes:?}");
     journal.close();
-    assert!(matches!(journal.append(b"x", hash_body(b"x"), 1, |_| ()), Err(Refused::Closed)));
+    assert!(matches!(journal.append(b"x", hash_body(b"x"), 1, |_| ()), Err(AppendError::Closed)));
 }

@@ -1,0 +1,414 @@
+//! The tables of the database and the bytes of their rows.
+//!
+//! Keys and values are opaque to the database. A value begins with a version byte of its own and ends with a checksum,
+//! because opening the database verifies none of its pages. Integers are little-endian; in keys they are big-endian, so
+//! that keys sort by number. `docs/format.md` describes every field.
+
+use std::sync::Arc;
+
+use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::error::StoreError;
+use super::rows::{CHUNK_HEAD, Chunk, ChunkKey, DeadRecord, Identity, Ledger, State, page_bytes};
+use crate::sys::clock::WallNanos;
+
+/// First sequence number to a chunk.
+pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
+/// Sequence number to a dead record.
+pub(super) const DEAD: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("dead");
+/// The rows below, and entries of the owner under other names.
+pub(super) const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("meta");
+
+/// The version that wrote the file.
+pub(super) const SCHEMA_ROW: &[u8] = b"schema";
+/// The project of the queue.
+pub(super) const IDENTITY_ROW: &[u8] = b"identity";
+/// The state, which changes with every transaction.
+pub(super) const STATE_ROW: &[u8] = b"state";
+/// The space that chunks and dead records take, and the state that this belongs to.
+const PAGES_ROW: &[u8] = b"pages";
+
+/// Begins a transaction that is durable once committed and leaves a file that opens without being walked.
+pub(super) fn begin(db: &Database) -> Result<WriteTransaction, StoreError> {
+    let mut transaction = db.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    // Costs a second sync and writes the allocator state each time, but makes the first open after SIGKILL 500 times
+    // faster.
+    transaction.set_quick_repair(true);
+    Ok(transaction)
+}
+
+/// Writes the rows that identify the file.
+pub(super) fn write_identity(transaction: &WriteTransaction, identity: &Identity) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(SCHEMA_ROW, schema_value(SCHEMA).as_slice())?;
+    meta.insert(IDENTITY_ROW, identity_value(identity).as_slice())?;
+    Ok(())
+}
+
+/// Writes the rows that change with every transaction.
+pub(super) fn write_state(transaction: &WriteTransaction, state: &State) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    let value = state_value(state);
+    meta.insert(STATE_ROW, value.as_slice())?;
+    meta.insert(PAGES_ROW, pages_value(state.row_bytes, state.dead_bytes, &value).as_slice())?;
+    Ok(())
+}
+
+/// Writes the owner's entry `name`, or removes it.
+pub(super) fn write_meta(transaction: &WriteTransaction, name: &str, content: Option<&[u8]>) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    match content {
+        Some(content) => drop(meta.insert(name.as_bytes(), entry_value(content).as_slice())?),
+        None => drop(meta.remove(name.as_bytes())?),
+    }
+    Ok(())
+}
+
+/// Reads what [`write_meta`] wrote.
+pub(super) fn read_entry(db: &impl ReadableDatabase, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    meta_row(&db.begin_read()?, name.as_bytes(), parse_entry)
+}
+
+/// The rows of the `meta` table; `None` for a row that is missing or damaged.
+#[derive(Debug, Default)]
+pub(super) struct Meta {
+    pub(super) schema: Option<u32>,
+    pub(super) identity: Option<Identity>,
+    pub(super) state: Option<State>,
+}
+
+/// Reads the `meta` table.
+pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> {
+    let transaction = db.begin_read()?;
+    let mut state = meta_row(&transaction, STATE_ROW, parse_state)?;
+    if let Some(state) = &mut state {
+        let known = meta_row(&transaction, PAGES_ROW, |value| parse_pages(value, &state_value(state)))?;
+        (state.row_bytes, state.dead_bytes) = known.unwrap_or_else(|| (page_bytes_at_most(state), None));
+    }
+    Ok(Meta {
+        schema: meta_row(&transaction, SCHEMA_ROW, parse_schema)?,
+        identity: meta_row(&transaction, IDENTITY_ROW, parse_identity)?,
+        state,
+    })
+}
+
+fn meta_row<T>(
+    transaction: &ReadTransaction,
+    row: &[u8],
+    parse: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<Option<T>, StoreError> {
+    let found = transaction.open_table(META)?.get(row)?;
+    Ok(found.and_then(|value| parse(value.value())))
+}
+
+impl Meta {
+    /// Refuses a file that must not be changed: one of a newer version, or of another project.
+    pub(super) fn refuse_foreign(&self, project_hash: &[u8; 32]) -> Result<(), StoreError> {
+        if let Some(found) = self.schema.filter(|found| *found > SCHEMA) {
+            return Err(StoreError::Newer { found, known: SCHEMA });
+        }
+        if self.identity.as_ref().is_some_and(|identity| identity.project_hash != *project_hash) {
+            return Err(StoreError::OtherProject);
+        }
+        Ok(())
+    }
+
+    /// The identity and the state. If one is missing the file is damaged, because a store never appears without these
+    /// rows.
+    pub(super) fn complete(self) -> Result<(Identity, State), StoreError> {
+        match (self.schema, self.identity, self.state) {
+            (Some(_), Some(identity), Some(state)) => Ok((identity, state)),
+            _ => Err(StoreError::damaged("the rows that say what the file is are missing or damaged")),
+        }
+    }
+}
+
+/// A chunk row as it was read.
+#[derive(Debug)]
+pub(super) enum ChunkRow {
+    /// As it was written.
+    Whole(Chunk),
+    /// The head is valid, the frames are not: some records may be whole.
+    Torn(Chunk),
+    /// The head is invalid. Without the salt, no record can be recognized.
+    Lost,
+}
+
+/// The version of the tables and of everything in this file.
+pub(super) const SCHEMA: u32 = 1;
+const VERSION: u8 = 1;
+
+/// The longest reason that is stored with a dead record.
+const REASON_MAX: usize = 1024;
+/// Bytes of a dead row around its reason and its record: the head and the check.
+const DEAD_FRAME: usize = 26 + 8;
+
+/// The head of a chunk row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChunkHead {
+    pub(super) count: u32,
+    pub(super) salt: u64,
+    pub(super) checkpointed_at: WallNanos,
+    frames_check: u64,
+}
+
+/// The key of a chunk row.
+pub(super) fn chunk_key(key: ChunkKey) -> [u8; 9] {
+    let mut bytes = [0; 9];
+    bytes[0] = key.prefix;
+    bytes[1..].copy_from_slice(&key.first_seq.to_be_bytes());
+    bytes
+}
+
+/// Reads what [`chunk_key`] wrote.
+pub(super) fn parse_chunk_key(bytes: &[u8]) -> Option<ChunkKey> {
+    let [prefix, seq @ ..] = *<&[u8; 9]>::try_from(bytes).ok()?;
+    Some(ChunkKey { prefix, first_seq: u64::from_be_bytes(seq) })
+}
+
+/// `[version u8][0; 3][count u32][salt u64][checkpointed_at i64][check of frames u64][check of key and the head so far
+/// u64]`, frames.
+pub(super) fn chunk_value(chunk: &Chunk) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(CHUNK_HEAD + chunk.frames.len());
+    bytes.extend_from_slice(&[VERSION, 0, 0, 0]);
+    bytes.extend_from_slice(&chunk.count.to_le_bytes());
+    bytes.extend_from_slice(&chunk.salt.to_le_bytes());
+    bytes.extend_from_slice(&chunk.checkpointed_at.to_le_bytes());
+    bytes.extend_from_slice(&xxh3_64(&chunk.frames).to_le_bytes());
+    bytes.extend_from_slice(&head_check(chunk.key, &bytes).to_le_bytes());
+    bytes.extend_from_slice(&chunk.frames);
+    bytes
+}
+
+/// Reads the head of a chunk row, if it is valid. The key is part of its checksum, so a row that a damaged tree shows
+/// under another key is invalid.
+pub(super) fn chunk_head(key: ChunkKey, value: &[u8]) -> Option<ChunkHead> {
+    let mut fields = Fields(value);
+    let [version, ..] = fields.take::<4>()?;
+    let head = ChunkHead {
+        count: fields.u32()?,
+        salt: fields.u64()?,
+        checkpointed_at: fields.i64()?,
+        frames_check: fields.u64()?,
+    };
+    let holds = fields.u64()? == head_check(key, value.get(..CHUNK_HEAD - 8)?);
+    (holds && version == VERSION).then_some(head)
+}
+
+/// A chunk row with its frames.
+pub(super) fn parse_chunk(key: ChunkKey, value: &[u8]) -> ChunkRow {
+    let (Some(head), Some(frames)) = (chunk_head(key, value), value.get(CHUNK_HEAD..)) else {
+        return ChunkRow::Lost;
+    };
+    let whole = xxh3_64(frames) == head.frames_check;
+    let chunk = Chunk {
+        key,
+        count: head.count,
+        salt: head.salt,
+        checkpointed_at: head.checkpointed_at,
+        frames: Arc::from(frames),
+    };
+    if whole { ChunkRow::Whole(chunk) } else { ChunkRow::Torn(chunk) }
+}
+
+fn head_check(key: ChunkKey, head: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(&chunk_key(key));
+    hash.update(head);
+    hash.digest()
+}
+
+/// `[version u8][0][status u16][attempts u32][first i64][last i64][reason's length u16]...[check u64]`, see the order
+/// below.
+pub(super) fn dead_value(dead: &DeadRecord) -> Vec<u8> {
+    let reason = at_most(&dead.reason, REASON_MAX).as_bytes();
+    let mut bytes = Vec::with_capacity(dead_len(dead));
+    bytes.extend_from_slice(&[VERSION, 0]);
+    bytes.extend_from_slice(&dead.status.to_le_bytes());
+    bytes.extend_from_slice(&dead.attempts.to_le_bytes());
+    bytes.extend_from_slice(&dead.first_attempt.to_le_bytes());
+    bytes.extend_from_slice(&dead.last_attempt.to_le_bytes());
+    bytes.extend_from_slice(&(reason.len() as u16).to_le_bytes());
+    bytes.extend_from_slice(reason);
+    bytes.extend_from_slice(&dead.body);
+    sealed(bytes)
+}
+
+/// Bytes of what [`dead_value`] makes.
+pub(super) fn dead_len(dead: &DeadRecord) -> usize {
+    DEAD_FRAME.saturating_add(at_most(&dead.reason, REASON_MAX).len()).saturating_add(dead.body.len())
+}
+
+/// Reads what [`dead_value`] wrote; `None` if it is damaged.
+pub(super) fn parse_dead(seq: u64, value: &[u8]) -> Option<DeadRecord> {
+    let mut fields = Fields(unsealed(value)?);
+    let [version, _] = fields.take::<2>()?;
+    let status = u16::from_le_bytes(fields.take()?);
+    let attempts = fields.u32()?;
+    let (first_attempt, last_attempt) = (fields.i64()?, fields.i64()?);
+    let reason_len = u16::from_le_bytes(fields.take()?);
+    let (reason, body) = fields.0.split_at_checked(usize::from(reason_len))?;
+    let reason = String::from_utf8_lossy(reason).into_owned();
+    let body = body.to_vec();
+    (version == VERSION).then_some(DeadRecord { seq, status, reason, first_attempt, last_attempt, attempts, body })
+}
+
+/// The row with the version of the file. It has its own checksum, so that one flipped bit is damage and not a newer
+/// version.
+pub(super) fn schema_value(version: u32) -> Vec<u8> {
+    sealed(version.to_le_bytes().to_vec())
+}
+
+/// Reads what [`schema_value`] wrote.
+pub(super) fn parse_schema(value: &[u8]) -> Option<u32> {
+    Fields(unsealed(value)?).u32()
+}
+
+/// `[version u8][project hash; 32][host's length u32][host][project key]...[check u64]`
+pub(super) fn identity_value(identity: &Identity) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&identity.project_hash);
+    bytes.extend_from_slice(&(identity.host.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(identity.host.as_bytes());
+    bytes.extend_from_slice(identity.api_key.as_bytes());
+    sealed(bytes)
+}
+
+/// Reads what [`identity_value`] wrote.
+pub(super) fn parse_identity(value: &[u8]) -> Option<Identity> {
+    let mut fields = Fields(unsealed(value)?);
+    let [version] = fields.take()?;
+    let project_hash = fields.take()?;
+    let host_len = fields.u32()?;
+    let (host, api_key) = fields.0.split_at_checked(host_len as usize)?;
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    let identity = Identity { project_hash, host: text(host)?, api_key: text(api_key)? };
+    (version == VERSION).then_some(identity)
+}
+
+/// `[version u8][ledger 8 * u64][rows u64][has next attempt u8][next attempt i64]`, then `[0][epoch u64]` if there is
+/// one, `[check u64]`
+pub(super) fn state_value(state: &State) -> Vec<u8> {
+    let Ledger { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes } =
+        state.ledger;
+    let mut bytes = vec![VERSION];
+    let counters =
+        [accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes, state.rows];
+    bytes.extend(counters.into_iter().flat_map(u64::to_le_bytes));
+    bytes.push(u8::from(state.next_attempt.is_some()));
+    bytes.extend_from_slice(&state.next_attempt.unwrap_or_default().to_le_bytes());
+    if state.epoch > 0 {
+        bytes.push(0);
+        bytes.extend_from_slice(&state.epoch.to_le_bytes());
+    }
+    sealed(bytes)
+}
+
+/// Reads what [`state_value`] wrote.
+pub(super) fn parse_state(value: &[u8]) -> Option<State> {
+    let mut fields = Fields(unsealed(value)?);
+    let [version] = fields.take()?;
+    let ledger = Ledger {
+        accepted: fields.u64()?,
+        delivered: fields.u64()?,
+        dead_lettered: fields.u64()?,
+        evicted: fields.u64()?,
+        damaged: fields.u64()?,
+        lost_unsynced: fields.u64()?,
+        queued_events: fields.u64()?,
+        queued_bytes: fields.u64()?,
+    };
+    let rows = fields.u64()?;
+    let [has_next_attempt] = fields.take()?;
+    let next_attempt = fields.i64()?;
+    let epoch = match fields.take() {
+        Some([0]) => fields.u64()?,
+        _ => 0,
+    };
+    let next_attempt = (has_next_attempt != 0).then_some(next_attempt);
+    (version == VERSION).then_some(State { ledger, rows, row_bytes: 0, dead_bytes: None, epoch, next_attempt })
+}
+
+/// `[version u8][bytes u64][check of the state's row u64]...[bytes of dead rows u64][check u64]`. A version that did
+/// not count dead rows leaves that field out.
+pub(super) fn pages_value(row_bytes: u64, dead_bytes: Option<u64>, state_value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&row_bytes.to_le_bytes());
+    bytes.extend_from_slice(&xxh3_64(state_value).to_le_bytes());
+    bytes.extend(dead_bytes.into_iter().flat_map(u64::to_le_bytes));
+    sealed(bytes)
+}
+
+/// Reads what [`pages_value`] wrote; `None` if it belongs to another state, because an older version has written since.
+pub(super) fn parse_pages(value: &[u8], state_value: &[u8]) -> Option<(u64, Option<u64>)> {
+    let mut fields = Fields(unsealed(value)?);
+    let [version] = fields.take()?;
+    let row_bytes = fields.u64()?;
+    (version == VERSION && fields.u64()? == xxh3_64(state_value)).then(|| (row_bytes, fields.u64()))
+}
+
+/// `[version u8]`, the content, `[check u64]`.
+pub(super) fn entry_value(content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(content.len().saturating_add(9));
+    bytes.push(VERSION);
+    bytes.extend_from_slice(content);
+    sealed(bytes)
+}
+
+/// Reads what [`entry_value`] wrote; `None` if it is damaged, or of another version.
+pub(super) fn parse_entry(value: &[u8]) -> Option<Vec<u8>> {
+    let (version, content) = unsealed(value)?.split_first()?;
+    (*version == VERSION).then(|| content.to_vec())
+}
+
+/// The most that the chunk rows of a state can take, where their pages were not counted.
+pub(super) fn page_bytes_at_most(state: &State) -> u64 {
+    let around = page_bytes(0).saturating_mul(2);
+    state.ledger.queued_bytes.saturating_mul(2).saturating_add(state.rows.saturating_mul(around))
+}
+
+/// The longest prefix of `text` of at most `most` bytes that ends between characters.
+fn at_most(text: &str, most: usize) -> &str {
+    let end = text.char_indices().map(|(at, next)| at + next.len_utf8()).take_while(|end| *end <= most).last();
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let check = xxh3_64(&bytes);
+    bytes.extend_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+    let (content, check) = bytes.split_last_chunk::<8>()?;
+    (xxh3_64(content) == u64::from_le_bytes(*check)).then_some(content)
+}
+
+/// Reads fixed-size fields from the front of untrusted bytes.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*field)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn i64(&mut self) -> Option<i64> {
+        self.take().map(i64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+#[path = "schema_tests.rs"]
+mod tests;
