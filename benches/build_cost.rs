@@ -1,7 +1,7 @@
 //! Build time of the library: `cargo bench --bench build_cost`. Takes a minute or more.
 //!
-//! Measures a cold release build of the library alone, in its own target directory and with the packages already downloaded,
-//! and counts the packages.
+//! Measures a cold release build of the library alone, in its own target directory and with the packages already
+//! downloaded, and counts the packages.
 
 mod support;
 

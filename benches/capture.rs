@@ -1,7 +1,7 @@
 //! Cost of a capture for its caller, and throughput of the pipeline behind it: `cargo bench --bench capture`.
 //!
-//! Measurements: alone, exceptions, panics, commits, threads, sustained, persisted. No server listens, so that delivery does
-//! not affect the figures.
+//! Measurements: alone, exceptions, panics, commits, threads, sustained, persisted. No server listens, so that delivery
+//! does not affect the figures.
 
 mod support;
 
@@ -35,7 +35,8 @@ fn open(dir: &Path, set: impl FnOnce(posthog::Config) -> posthog::Config) -> Cli
     Client::new(set(config(dir, NOBODY))).expect("a fresh directory can be opened")
 }
 
-/// Builds and captures `count` events as fast as possible; returns the time of each, without the cost of reading the clock.
+/// Builds and captures `count` events as fast as possible; returns the time of each, without the cost of reading the
+/// clock.
 fn burst(client: &Client, count: u64, clock: u64) -> Vec<u64> {
     // Initialized, so that the first access to its pages is not measured.
     let mut took = vec![1; count as usize];
@@ -115,7 +116,8 @@ fn three_deep() -> std::io::Error {
     Error::new(ErrorKind::InvalidInput, Error::new(ErrorKind::NotFound, root))
 }
 
-/// Cost that the panic hook adds to a caught panic, when the panic is recorded and when its place has panicked too often.
+/// Cost that the panic hook adds to a caught panic, when the panic is recorded and when its place has panicked too
+/// often.
 fn panics() {
     const ROUNDS: usize = 16;
     let clock = clock_cost();
@@ -196,8 +198,8 @@ fn paced(client: &Client, per_second: u64, clock: u64) -> Vec<u64> {
     took
 }
 
-/// The rate of one thread and of two threads, in short alternating rounds of which the best count: a round that was disturbed by
-/// another program is meaningless.
+/// The rate of one thread and of two threads, in short alternating rounds of which the best count: a round that was
+/// disturbed by another program is meaningless.
 fn threads() {
     const EVENTS: u64 = 20_000;
     const TURNS: usize = 300;
@@ -263,7 +265,8 @@ fn sustained() {
     row("accepted, checkpointed and synced, one thread", &figure, ">= 500,000/s", "");
 }
 
-/// In alternating rounds: a bare sync of a few bytes, a capture whose receipt is awaited, and 64 tasks that do so together.
+/// In alternating rounds: a bare sync of a few bytes, a capture whose receipt is awaited, and 64 tasks that do so
+/// together.
 fn persisted() {
     const TURNS: usize = 10;
     let dir = queue_dir();

@@ -1,8 +1,10 @@
-//! Rate of delivering a backlog: `cargo bench --bench delivery --features brotli,zstd`. Without a feature its rows are omitted.
+//! Rate of delivering a backlog: `cargo bench --bench delivery --features brotli,zstd`. Without a feature its rows are
+//! omitted.
 //!
-//! Measurements: loopback, v1, round-trip. The stand-in server is a thread of this process and decompresses requests. The load
-//! of its thread and of the delivery thread is printed, because a thread that is always busy determines the figure. For the
-//! round trip the server waits 50 ms before each response; this does not include TCP's slow start on a long line.
+//! Measurements: loopback, v1, round-trip. The stand-in server is a thread of this process and decompresses requests.
+//! The load of its thread and of the delivery thread is printed, because a thread that is always busy determines the
+//! figure. For the round trip the server waits 50 ms before each response; this does not include TCP's slow start on a
+//! long line.
 
 mod support;
 
@@ -94,7 +96,8 @@ fn deliver_once(
         (state.requests().iter().map(|request| request.wire_bytes).sum::<usize>(), state.requests().len())
     });
     let figure = format!(
-        "{}/s ({} in {requests} requests, {:.0} bytes each on the wire, first after {:.0?}; delivery thread {:.0} % busy, committer {:.0} %, sink {:.0} %; {} duplicates)",
+        "{}/s ({} in {requests} requests, {:.0} bytes each on the wire, first after {:.0?}; delivery thread {:.0} % busy, \
+         committer {:.0} %, sink {:.0} %; {} duplicates)",
         grouped(rate),
         grouped(count as f64),
         wire as f64 / count as f64,

@@ -1,7 +1,8 @@
 //! Cost of a large queue, a steady queue and an idle queue: `cargo bench --bench queue`.
 //!
-//! Measurements: reopen, memory, disk, idle. `reopen` kills a child with SIGKILL; `memory` measures a child from outside, so that
-//! the stand-in server is not included. `$BENCH_SECONDS` is the time for which writes to the disk are counted.
+//! Measurements: reopen, memory, disk, idle. `reopen` kills a child with SIGKILL; `memory` measures a child from
+//! outside, so that the stand-in server is not included. `$BENCH_SECONDS` is the time for which writes to the disk are
+//! counted.
 
 mod support;
 

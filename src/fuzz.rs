@@ -1,5 +1,5 @@
-//! The functions that the fuzz targets in `fuzz/` call; compiled for them only. Each takes any bytes and panics if a guarantee
-//! is broken.
+//! The functions that the fuzz targets in `fuzz/` call; compiled for them only. Each takes any bytes and panics if a
+//! guarantee is broken.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -62,8 +62,8 @@ pub fn stack(bytes: &[u8]) {
     }
 }
 
-/// Flag definitions up to the first line feed, followed by an object of properties: each flag has a value or none, and the
-/// payload of that value.
+/// Flag definitions up to the first line feed, followed by an object of properties: each flag has a value or none, and
+/// the payload of that value.
 pub fn flags(bytes: &[u8]) {
     let (definitions, properties) = bytes.split_at(bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len()));
     let Ok(flags) = LocalFlags::parse(definitions) else { return };

@@ -1,9 +1,10 @@
-//! Architecture rules, checked against the sources: which module may use which, where a package and where `unsafe` may be
-//! used, how long a file may be, and which folders are free of circular imports.
+//! Architecture rules, checked against the sources: which module may use which, where a package and where `unsafe` may
+//! be used, how long a file may be, and which folders are free of circular imports.
 //!
 //! What clippy checks (unwrap, `SAFETY:` comments, printing, the length of functions) is configured in `Cargo.toml` and
-//! `clippy.toml`. Each rule is first applied to an example that breaks it, so a rule that no longer finds anything fails
-//! too. An exception is listed with its reason, and one that is no longer needed fails unless its table says otherwise.
+//! `clippy.toml`. Each rule is first applied to an example that breaks it, so a rule that no longer finds anything
+//! fails too. An exception is listed with its reason, and one that is no longer needed fails unless its table says
+//! otherwise.
 
 #[path = "architecture/source.rs"]
 mod source;
@@ -13,8 +14,8 @@ use std::sync::LazyLock;
 
 use source::{Source, heads, sources};
 
-/// The layer of each module. A module may use modules of a lower layer only; see also `SAME_LAYER`. A module of this table
-/// need not exist.
+/// The layer of each module. A module may use modules of a lower layer only; see also `SAME_LAYER`. A module of this
+/// table need not exist.
 const LAYERS: &[(&str, u8)] = &[
     ("lib", 8),
     ("fuzz", 8),
@@ -49,8 +50,8 @@ const SAME_LAYER: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// The queue stores bytes and knows neither PostHog nor HTTP: besides `sys` it may use nothing of this crate but this, with
-/// the reason. An entry that is no longer needed may stay until it is removed.
+/// The queue stores bytes and knows neither PostHog nor HTTP: besides `sys` it may use nothing of this crate but this,
+/// with the reason. An entry that is no longer needed may stay until it is removed.
 const QUEUE_MAY_USE: &[(&str, &str)] = &[
     ("sys", "disk, clock and limits"),
     ("record", "the frame around each record, and the class that eviction sorts by"),
@@ -75,7 +76,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &["event", "record"];
 const IMPURE_STD: &[&str] = &["env", "fs", "net", "process", "thread"];
 
-/// Where `unsafe` is allowed: mappings, fork handlers, signal handlers, a test that forks, code between a fork and an `exec`.
+/// Where `unsafe` is allowed: mappings, fork handlers, signal handlers, a test that forks, code between a fork and an
+/// `exec`.
 const UNSAFE_FILES: &[&str] = &[
     "src/crash/",
     "src/sys/disk/fork.rs",
@@ -114,8 +116,8 @@ fn violation(line: usize, why: impl Into<String>) -> Violation {
     Violation { line, why: why.into() }
 }
 
-/// Applies `rule` to every file below `folders` and fails with the list of violations. Fails too if `rule` does not find
-/// one in the text `bad`, taken as the file `bad_path`.
+/// Applies `rule` to every file below `folders` and fails with the list of violations. Fails too if `rule` does not
+/// find one in the text `bad`, taken as the file `bad_path`.
 fn check(name: &str, folders: &[&str], (bad_path, bad): (&str, &str), rule: impl Fn(&Source) -> Vec<Violation>) {
     assert!(!rule(&Source::parse(bad_path, bad)).is_empty(), "the rule `{name}` finds nothing in its own bad example");
     let mut found = Vec::new();
@@ -137,8 +139,8 @@ fn layer_of(module: &str) -> Option<u8> {
     LAYERS.iter().find(|(name, _)| *name == module).map(|(_, layer)| *layer)
 }
 
-/// The modules directly below the crate's root that a file names outside of its tests, each with its line. `*` and `self` are
-/// returned as they stand.
+/// The modules directly below the crate's root that a file names outside of its tests, each with its line. `*` and
+/// `self` are returned as they stand.
 fn named_modules(source: &Source) -> Vec<(String, usize)> {
     let tokens = source.shipped();
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());

@@ -1,5 +1,5 @@
-//! Documents are consistent with the repository: tests that they name exist, files that they link to exist, and all sources
-//! and texts are ASCII.
+//! Documents are consistent with the repository: tests that they name exist, files that they link to exist, and all
+//! sources and texts are ASCII.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 

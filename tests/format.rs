@@ -1,5 +1,5 @@
-//! The format on disk. The present code reads a golden queue of each version, and what it writes agrees with `docs/format.md`,
-//! which a second reader, written from the document, checks.
+//! The format on disk. The present code reads a golden queue of each version, and what it writes agrees with
+//! `docs/format.md`, which a second reader, written from the document, checks.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 

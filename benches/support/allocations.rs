@@ -13,8 +13,8 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call is forwarded unchanged to the system's allocator. The counter is a plain cell of the thread and does not
-// allocate.
+// SAFETY: every call is forwarded unchanged to the system's allocator. The counter is a plain cell of the thread and
+// does not allocate.
 unsafe impl GlobalAlloc for Counting {
     // SAFETY: the caller keeps the allocator's contract, which is passed on.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

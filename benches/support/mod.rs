@@ -1,11 +1,12 @@
 //! Code shared by the benchmarks.
 //!
-//! The purpose is comparable figures. Every benchmark captures the same event of eight properties, keeps its queue on the same
-//! disk, and prints one line of a Markdown table per figure: the measurement, the figure, the target, and the figure of a peer.
+//! The purpose is comparable figures. Every benchmark captures the same event of eight properties, keeps its queue on
+//! the same disk, and prints one line of a Markdown table per figure: the measurement, the figure, the target, and the
+//! figure of a peer.
 //!
 //! Rules
-//! - No figure is an error, since a slow machine is not. A condition that makes a figure invalid panics: an event was dropped, an
-//!   event did not arrive, a child died.
+//! - No figure is an error, since a slow machine is not. A condition that makes a figure invalid panics: an event was
+//!   dropped, an event did not arrive, a child died.
 //! - Figures that are compared are measured in the same run, in alternating rounds. If other programs may disturb a
 //!   measurement, the quietest round is printed beside the whole.
 //! - The queue is in `$BENCH_DIR`, by default below the target directory. A temporary directory may be in memory.

@@ -1,5 +1,5 @@
-//! Contexts and HTTP requests: reading a context from an incoming request, adding it to an outgoing one, and what of a URL is
-//! sent to PostHog.
+//! Contexts and HTTP requests: reading a context from an incoming request, adding it to an outgoing one, and what of a
+//! URL is sent to PostHog.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ const SESSION_ID_HEADER: &str = "X-POSTHOG-SESSION-ID";
 const MOST_CHARS: usize = 1000;
 
 impl Context {
-    /// Reads the headers `X-POSTHOG-DISTINCT-ID` and `X-POSTHOG-SESSION-ID`; the case of their names does not matter. Values are
-    /// cleaned, and the first usable value of a name counts. A value that is not UTF-8 is left out, which the client that uses
-    /// the context records.
+    /// Reads the headers `X-POSTHOG-DISTINCT-ID` and `X-POSTHOG-SESSION-ID`; the case of their names does not matter.
+    /// Values are cleaned, and the first usable value of a name counts. A value that is not UTF-8 is left out, which
+    /// the client that uses the context records.
     ///
-    /// The sender of the request chooses these values: they are no authentication. [`Context::update`] replaces them with what
-    /// the program knows.
+    /// The sender of the request chooses these values: they are no authentication. [`Context::update`] replaces them
+    /// with what the program knows.
     ///
     /// ```
     /// use posthog::{Context, current_distinct_id};
@@ -34,11 +34,11 @@ impl Context {
         read.context()
     }
 
-    /// Like [`from_headers`](Self::from_headers), and sets `$current_url`, `$request_method`, `$request_path`, `$user_agent` and
-    /// `$ip`. `$ip` is the first address of `X-Forwarded-For`, as the sender claims.
+    /// Like [`from_headers`](Self::from_headers), and sets `$current_url`, `$request_method`, `$request_path`,
+    /// `$user_agent` and `$ip`. `$ip` is the first address of `X-Forwarded-For`, as the sender claims.
     ///
-    /// `$current_url` is sent without the query, which may contain secrets; [`from_request_with`](Self::from_request_with) keeps
-    /// the parts of it that the program names.
+    /// `$current_url` is sent without the query, which may contain secrets;
+    /// [`from_request_with`](Self::from_request_with) keeps the parts of it that the program names.
     ///
     /// ```
     /// use posthog::{Context, current_session_id};
@@ -161,8 +161,8 @@ fn path_of(url: &str) -> &str {
 
 /// Which parameters of a request's query are sent in `$current_url`. By default none.
 ///
-/// A query often contains what must not leave the program: tokens to reset a password, session keys, names and addresses. The
-/// fragment, and a user name and password before the host, are never sent.
+/// A query often contains what must not leave the program: tokens to reset a password, session keys, names and
+/// addresses. The fragment, and a user name and password before the host, are never sent.
 ///
 /// ```
 /// use posthog::RequestQuery;
@@ -189,7 +189,8 @@ impl RequestQuery {
         Self::default()
     }
 
-    /// Sends the parameters of these names, in the order of the request. Names are compared as written in the URL, not decoded.
+    /// Sends the parameters of these names, in the order of the request. Names are compared as written in the URL, not
+    /// decoded.
     pub fn only<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> Self {
         Self { kept: Kept::Only(names.into_iter().map(|name| name.as_ref().into()).collect()) }
     }
@@ -252,8 +253,9 @@ pub(crate) fn host_pattern(host: &str) -> Option<String> {
     (!host.is_empty() && !host.starts_with('.') && host.chars().all(is_plain)).then_some(host)
 }
 
-/// The host that a request to `url` goes to, parsed as browsers and HTTP libraries do: a backslash ends it, and text before an
-/// `@` is not part of it. If this found another host than the library that sends, headers would leak to that host.
+/// The host that a request to `url` goes to, parsed as browsers and HTTP libraries do: a backslash ends it, and text
+/// before an `@` is not part of it. If this found another host than the library that sends, headers would leak to that
+/// host.
 fn host_of(url: &str) -> Option<String> {
     let url = url.trim();
     if url.chars().any(|c| c.is_control() || c.is_whitespace()) {

@@ -83,7 +83,8 @@ impl Context {
         current()
     }
 
-    /// Sets the distinct id for events that have none ([`Event::new_anon`](crate::Event::new_anon)). A blank one removes it.
+    /// Sets the distinct id for events that have none ([`Event::new_anon`](crate::Event::new_anon)). A blank one
+    /// removes it.
     pub fn distinct_id(mut self, distinct_id: impl AsRef<str>) -> Self {
         let distinct_id = distinct_id.as_ref();
         self.change().distinct_id = (!distinct_id.trim().is_empty()).then(|| distinct_id.into());
@@ -100,8 +101,8 @@ impl Context {
         self.prop(SESSION_ID, session_id)
     }
 
-    /// Sets a property for every event that does not set it itself. A value that cannot be serialized is left out, and the first
-    /// client that uses the context records the reason.
+    /// Sets a property for every event that does not set it itself. A value that cannot be serialized is left out, and
+    /// the first client that uses the context records the reason.
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         match Pairs::one(key.as_ref(), &value) {
             Ok(pair) => self.change().properties.merge(&pair),
@@ -183,8 +184,8 @@ static USED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
-    /// Whether a context was ever current on this thread. The first access to `CURRENT` registers a destructor, which may
-    /// allocate; this has none.
+    /// Whether a context was ever current on this thread. The first access to `CURRENT` registers a destructor, which
+    /// may allocate; this has none.
     static WAS_ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -227,8 +228,8 @@ impl Context {
         work()
     }
 
-    /// Runs a future in this context: the context is current whenever the future is polled or dropped, and at no other time.
-    /// Tasks that the future spawns do not inherit it; pass them [`Context::current`].
+    /// Runs a future in this context: the context is current whenever the future is polled or dropped, and at no other
+    /// time. Tasks that the future spawns do not inherit it; pass them [`Context::current`].
     ///
     /// ```
     /// # use posthog::{Context, current_distinct_id};
@@ -244,8 +245,8 @@ impl Context {
         ScopedFuture { future: Some(future), context: self.clone(), entered: false }
     }
 
-    /// Changes the current context until it is left; returns whether there is one. For a program that authenticates a request:
-    /// its own knowledge then replaces what the request's headers claimed.
+    /// Changes the current context until it is left; returns whether there is one. For a program that authenticates a
+    /// request: its own knowledge then replaces what the request's headers claimed.
     ///
     /// ```
     /// use posthog::{Context, current_distinct_id};
@@ -279,8 +280,8 @@ pin_project! {
     impl<F> PinnedDrop for ScopedFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // Events that a cancelled request captures in its destructors belong to that request and not to the code that drops
-            // it. For the same reason nothing is inherited here.
+            // Events that a cancelled request captures in its destructors belong to that request and not to the code
+            // that drops it. For the same reason nothing is inherited here.
             let _left = Visit::begin(this.context.clone(), None);
             this.future.set(None);
         }

@@ -18,8 +18,8 @@ const GROUP_SET: &str = "$group_set";
 
 /// An event for PostHog.
 ///
-/// The methods that describe an event take it by value and return it. None of them fails: if the event cannot be sent, the
-/// receipt of its capture says so.
+/// The methods that describe an event take it by value and return it. None of them fails: if the event cannot be sent,
+/// the receipt of its capture says so.
 ///
 /// ```
 /// use posthog::Event;
@@ -44,9 +44,9 @@ impl Event {
         Self::described(name.as_ref(), distinct_id.as_ref())
     }
 
-    /// An event without a distinct id. It takes the distinct id of the current [`Context`](crate::Context). If that has none, it
-    /// gets a random one and `$process_person_profile: false`, so that PostHog creates no person for it (unless the event
-    /// sets that property itself).
+    /// An event without a distinct id. It takes the distinct id of the current [`Context`](crate::Context). If that has
+    /// none, it gets a random one and `$process_person_profile: false`, so that PostHog creates no person for it
+    /// (unless the event sets that property itself).
     pub fn new_anon(name: impl AsRef<str>) -> Self {
         let mut event = Self::described(name.as_ref(), "");
         event.draft.anonymous = true;
@@ -55,14 +55,15 @@ impl Event {
 
     /// Sets a property to any value that serde can serialize, in its JSON form. The last value of a key counts.
     ///
-    /// * NaN and the infinities become null, since JSON cannot express them. A number beyond 64 bits is sent with all its digits;
-    ///   PostHog may round it.
+    /// * NaN and the infinities become null, since JSON cannot express them. A number beyond 64 bits is sent with all
+    ///   its digits; PostHog may round it.
     /// * A `serde_json::Value` or `RawValue` is sent as it is, whatever features of serde_json the program enables.
-    /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] become what serde makes of them: maps of seconds and nanoseconds,
-    ///   which PostHog cannot use as numbers or times. Send a duration as a number whose unit is in the key (`"took_ms"`), and a
-    ///   time as RFC 3339 text (`"2026-01-31T12:00:00Z"`), as which the types of jiff, chrono and time can be serialized.
-    /// * If a value cannot be serialized, or nests too deep, the event is refused when it is captured (`Dropped(Unserializable)`),
-    ///   and a diagnostic names the key and the reason.
+    /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] become what serde makes of them: maps of seconds and
+    ///   nanoseconds, which PostHog cannot use as numbers or times. Send a duration as a number whose unit is in the
+    ///   key (`"took_ms"`), and a time as RFC 3339 text (`"2026-01-31T12:00:00Z"`), as which the types of jiff, chrono
+    ///   and time can be serialized.
+    /// * If a value cannot be serialized, or nests too deep, the event is refused when it is captured
+    ///   (`Dropped(Unserializable)`), and a diagnostic names the key and the reason.
     #[inline]
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         self.set(key, value);
@@ -95,8 +96,8 @@ impl Event {
         self
     }
 
-    /// Sets the time of the event, to the nanosecond; by default that is the moment of capture. An event with a time before 1677
-    /// or after 2262 is refused when it is captured (`Dropped(TimestampOutOfRange)`).
+    /// Sets the time of the event, to the nanosecond; by default that is the moment of capture. An event with a time
+    /// before 1677 or after 2262 is refused when it is captured (`Dropped(TimestampOutOfRange)`).
     pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
         self.set_timestamp(time);
         self
@@ -150,8 +151,8 @@ impl Event {
 
     /// Assigns the event to a group: `key` is the group's id, a string or a number. The last key of a type counts.
     ///
-    /// The event is refused when it is captured if the type is blank (`Dropped(EmptyGroupType)`), if the key is blank or missing
-    /// (`Dropped(EmptyGroupKey)`), or if the key is a list, a map, a boolean or a number that is not finite
+    /// The event is refused when it is captured if the type is blank (`Dropped(EmptyGroupType)`), if the key is blank
+    /// or missing (`Dropped(EmptyGroupKey)`), or if the key is a list, a map, a boolean or a number that is not finite
     /// (`Dropped(Unserializable)`).
     ///
     /// ```
@@ -183,8 +184,9 @@ impl Event {
         draft.remember(refusal);
     }
 
-    /// A `$identify` event: the person exists and has the properties that [`person_properties`](Self::person_properties) and
-    /// similar methods set. Each one is sent; the library does not remember earlier ones.
+    /// A `$identify` event: the person exists and has the properties that
+    /// [`person_properties`](Self::person_properties) and similar methods set. Each one is sent; the library does not
+    /// remember earlier ones.
     ///
     /// ```
     /// use posthog::Event;
@@ -215,8 +217,9 @@ impl Event {
         event
     }
 
-    /// A `$groupidentify` event: the group exists and has the properties that [`group_props`](Self::group_props) sets. The key is
-    /// a string or a number. The distinct id is `$<type>_<key>` unless [`with_distinct_id`](Self::with_distinct_id) sets another.
+    /// A `$groupidentify` event: the group exists and has the properties that [`group_props`](Self::group_props) sets.
+    /// The key is a string or a number. The distinct id is `$<type>_<key>` unless
+    /// [`with_distinct_id`](Self::with_distinct_id) sets another.
     pub fn group_identify(group_type: impl AsRef<str>, group_key: impl Serialize) -> Self {
         let group_type = group_type.as_ref();
         let key = key_text(&group_key);
@@ -301,8 +304,8 @@ impl Event {
         }
     }
 
-    /// Adds pairs to the map that is the property `name`. It is a property from the start, so hooks read and change it like any
-    /// other.
+    /// Adds pairs to the map that is the property `name`. It is a property from the start, so hooks read and change it
+    /// like any other.
     fn merge_into(&mut self, name: &str, newer: Pairs) {
         let mut pairs = self.value_of(name).map(Pairs::in_value).unwrap_or_default();
         pairs.merge(&newer);

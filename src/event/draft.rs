@@ -68,8 +68,8 @@ pub(crate) enum Refusal {
     TimestampOutOfRange,
     /// The event is larger than allowed.
     #[error(
-        "the event takes {bytes} bytes, more than the {most} allowed ({}); send less data, or raise Config::max_event_bytes (the \
-         limit of AI events is fixed)",
+        "the event takes {bytes} bytes, more than the {most} allowed ({}); send less data, or \
+         raise Config::max_event_bytes (the limit of AI events is fixed)",
         crate::sys::wording::bytes(*most as u64)
     )]
     TooLarge {

@@ -1,4 +1,5 @@
-//! Reading and changing a described event: for `before_send` hooks, and for what the client adds at the moment of capture.
+//! Reading and changing a described event: for `before_send` hooks, and for what the client adds at the moment of
+//! capture.
 
 use std::fmt;
 use std::ops::Range;
@@ -27,7 +28,8 @@ impl Event {
         reader.string().and_then(|_name| reader.string()).unwrap_or_default()
     }
 
-    /// The uuid that the caller set, if any. Otherwise the event gets one when it is captured; a `before_send` hook sees it.
+    /// The uuid that the caller set, if any. Otherwise the event gets one when it is captured; a `before_send` hook
+    /// sees it.
     pub fn given_uuid(&self) -> Option<Uuid> {
         self.draft.uuid
     }

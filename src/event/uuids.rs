@@ -1,7 +1,7 @@
 //! Uuids of version 7: the milliseconds of the capture and 74 random bits.
 //!
-//! Each thread has its own generator, seeded by the operating system. It is seeded again in a forked child: parent and child
-//! have the same memory at the fork and would otherwise generate the same uuids for different events.
+//! Each thread has its own generator, seeded by the operating system. It is seeded again in a forked child: parent and
+//! child have the same memory at the fork and would otherwise generate the same uuids for different events.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,7 +36,8 @@ pub(crate) fn next(now_nanos: WallNanos, fork_generation: u64) -> Uuid {
         };
         (seeded.rng.next_u64(), seeded.rng.next_u64())
     };
-    // In place. At the end of a thread, without the thread-local, each call seeds a new generator: slower, but as unique.
+    // In place. At the end of a thread, without the thread-local, each call seeds a new generator: slower, but as
+    // unique.
     let drawn = GENERATOR.try_with(|generator| generator.try_borrow_mut().map(|mut seeded| draw(&mut seeded)));
     let (high, low) = match drawn {
         Ok(Ok(drawn)) => drawn,
@@ -59,8 +60,8 @@ fn system_seed() -> Option<Seed> {
     SysRng.try_fill_bytes(&mut seed).ok().map(|()| seed)
 }
 
-/// Seeds a generator from everything that differs between generators. If the system provides no randomness (early boot of an
-/// old kernel, a sandbox that forbids the call), the rest is enough.
+/// Seeds a generator from everything that differs between generators. If the system provides no randomness (early boot
+/// of an old kernel, a sandbox that forbids the call), the rest is enough.
 #[cold]
 fn seed(system: Option<Seed>, now_nanos: WallNanos, fork_generation: u64) -> Xoshiro256PlusPlus {
     static SEEDED: AtomicU64 = AtomicU64::new(0);

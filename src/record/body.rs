@@ -166,8 +166,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The pairs of a map in the order in which they were written; a key may occur more than once. The iterator returns a key as
-/// the bytes of its text, which is enough to compare or copy it.
+/// The pairs of a map in the order in which they were written; a key may occur more than once. The iterator returns a
+/// key as the bytes of its text, which is enough to compare or copy it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entries<'a> {
     left: u32,

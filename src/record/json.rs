@@ -1,11 +1,12 @@
-//! JSON: a record body as one element of a PostHog batch, in the V0 and the V1 form. Streamed, without a tree of values.
+//! JSON: a record body as one element of a PostHog batch, in the V0 and the V1 form. Streamed, without a tree of
+//! values.
 //!
-//! The output equals that of serde_json: escapes, shortest floats, `null` for a float that JSON cannot express, an array of
-//! numbers for bytes, strings for integer and boolean keys of nested maps.
+//! The output equals that of serde_json: escapes, shortest floats, `null` for a float that JSON cannot express, an
+//! array of numbers for bytes, strings for integer and boolean keys of nested maps.
 //!
-//! Stack traces and debug images are extension values that become JSON here. The order is PostHog's: the outermost frame
-//! first, the place of the crash last; of inlined calls the physical frame first, then its inline members with the same
-//! address.
+//! Stack traces and debug images are extension values that become JSON here. The order is PostHog's: the outermost
+//! frame first, the place of the crash last; of inlined calls the physical frame first, then its inline members with
+//! the same address.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -22,15 +23,16 @@ use super::symbols::{NoSymbols, SourceLines, Symbol, Symbols, is_in_app, is_pani
 /// Up to this number of keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
 
-/// Appends `{"uuid":..,"event":..,"distinct_id":..,"properties":{..},"timestamp":".."}`. On an error `out` is unchanged.
+/// Appends `{"uuid":..,"event":..,"distinct_id":..,"properties":{..},"timestamp":".."}`. On an error `out` is
+/// unchanged.
 pub(crate) fn write_event(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     begin_event(view, Present::default(), |_, _| false, symbols, out)?;
     out.push(b'}');
     Ok(())
 }
 
-/// Appends an event up to its closing brace, without the properties for which `lifts` returns true and without those of the
-/// library's own that `present` names. On an error `out` is unchanged.
+/// Appends an event up to its closing brace, without the properties for which `lifts` returns true and without those of
+/// the library's own that `present` names. On an error `out` is unchanged.
 #[inline]
 fn begin_event<'a>(
     view: &View<'a>,
@@ -260,7 +262,8 @@ fn write_key(reader: &mut Reader<'_>, out: &mut Vec<u8>) -> Result<(), Malformed
 }
 
 fn write_str(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
-    // No early exit: the loop compiles to a few vector instructions, and few strings need an escape. ASCII is valid UTF-8.
+    // No early exit: the loop compiles to a few vector instructions, and few strings need an escape. ASCII is valid
+    // UTF-8.
     let plain = |byte: u8| (0x20..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\');
     if bytes.iter().fold(true, |all, &byte| all & plain(byte)) {
         out.push(b'"');
@@ -311,8 +314,8 @@ fn write_timestamp(out: &mut Vec<u8>, nanos: i64) {
 }
 
 /// Appends an event as [`write_event`] does, followed by `"options":{..}` and, if they are known, `"session_id"` and
-/// `"window_id"`. The properties that these are made from are left out; one of the wrong type is not sent at all, because
-/// PostHog drops an event with an option that it cannot read. On an error `out` is unchanged.
+/// `"window_id"`. The properties that these are made from are left out; one of the wrong type is not sent at all,
+/// because PostHog drops an event with an option that it cannot read. On an error `out` is unchanged.
 pub(crate) fn write_event_v1(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let start = out.len();
     let mut lifted = Lifted::default();
@@ -476,8 +479,8 @@ struct Frames<'o> {
 }
 
 impl Frames<'_> {
-    /// A frame without a symbol. It is named by its offset in its image, which is the same after a restart, so that PostHog can
-    /// group by it.
+    /// A frame without a symbol. It is named by its offset in its image, which is the same after a restart, so that
+    /// PostHog can group by it.
     fn write_unlinked(&mut self, address: u64, image: Option<&Image<'_>>) {
         let mut frame = self.begin(address, image);
         if let Some(image) = image {

@@ -1,13 +1,13 @@
 //! MessagePack: writing to a `Vec`, reading untrusted bytes, and the extension value for numbers beyond 64 bits.
 //!
-//! Each value is written in its shortest form. Appending to a `Vec` cannot fail, so the writers return nothing. Only the
-//! marker bytes come from the `rmp` package: its writers return an I/O error from every call and take 15 % longer.
+//! Each value is written in its shortest form. Appending to a `Vec` cannot fail, so the writers return nothing. Only
+//! the marker bytes come from the `rmp` package: its writers return an I/O error from every call and take 15 % longer.
 //!
 //! The reader returns one token at a time, copies nothing, and descends at most [`MAX_DEPTH`] levels.
 //!
 //! Numbers that arrive as text (serde_json passes its own that way if any crate of the build enables
-//! `arbitrary_precision`) are stored as an integer or float if 64 bits represent them exactly, otherwise as their text in
-//! an extension value. PostHog receives every digit.
+//! `arbitrary_precision`) are stored as an integer or float if 64 bits represent them exactly, otherwise as their text
+//! in an extension value. PostHog receives every digit.
 
 use rmp::Marker;
 
@@ -19,7 +19,8 @@ pub(crate) const OPEN_HEADER_LEN: usize = 5;
 /// Bytes of a [`begin_ext`] header: the type follows the length.
 const EXT_HEADER_LEN: usize = OPEN_HEADER_LEN + 1;
 
-/// Appends a string. A string of 4 GiB or more gets a wrong length; it exceeds every limit on events, so it is in no record.
+/// Appends a string. A string of 4 GiB or more gets a wrong length; it exceeds every limit on events, so it is in no
+/// record.
 #[inline]
 pub(crate) fn append_str(out: &mut Vec<u8>, text: &str) {
     match text.len() {
@@ -446,8 +447,8 @@ fn is_exactly(text: &str, float: f64) -> bool {
         && matches!((decimal(text), decimal(&format!("{float:e}"))), (Some(one), Some(other)) if one == other)
 }
 
-/// A number's sign, its significant digits and the power of ten of the first digit: equal for equal numbers. `None` if the
-/// power does not fit.
+/// A number's sign, its significant digits and the power of ten of the first digit: equal for equal numbers. `None` if
+/// the power does not fit.
 fn decimal(text: &str) -> Option<(bool, String, i64)> {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (is_negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));

@@ -1,9 +1,9 @@
-//! Stack traces as they are captured: return addresses and the images that contain them, without names. `json.rs` turns them
-//! into what PostHog receives when a request body is built.
+//! Stack traces as they are captured: return addresses and the images that contain them, without names. `json.rs` turns
+//! them into what PostHog receives when a request body is built.
 //!
 //! In a record, stack traces and debug images are extension values whose content is MessagePack: a stack trace is
-//! `[images, frames]`, debug images are `images`. An image is `[address, size, vmaddr, main, build id, path]`. Frames are
-//! pairs in one array: the index of the image and the offset in it, or nil and the address.
+//! `[images, frames]`, debug images are `images`. An image is `[address, size, vmaddr, main, build id, path]`. Frames
+//! are pairs in one array: the index of the image and the offset in it, or nil and the address.
 
 use uuid::Uuid;
 
@@ -54,8 +54,8 @@ impl Image<'_> {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The id under which PostHog stores its symbols: the first 16 bytes of the build id read as a GUID, whose first three
-    /// fields are little-endian. `None` without a build id.
+    /// The id under which PostHog stores its symbols: the first 16 bytes of the build id read as a GUID, whose first
+    /// three fields are little-endian. `None` without a build id.
     pub(crate) fn debug_id(&self) -> Option<Uuid> {
         let mut bytes = [0; 16];
         let known = self.build_id.len().min(bytes.len());
@@ -88,7 +88,8 @@ impl<'a> Stack<'a> {
         let cut = addresses.len().saturating_sub(MOST_FRAMES);
         let (nearest, rest) = addresses.split_at(addresses.len().min(NEAREST_FRAMES));
         for &address in nearest.iter().chain(rest.get(cut..).unwrap_or_default()) {
-            // The call is one instruction earlier, and a call that never returns may be the last instruction of its image.
+            // The call is one instruction earlier, and a call that never returns may be the last instruction of its
+            // image.
             let holder = loaded.iter().find(|image| image.contains(address.wrapping_sub(1)));
             let image = holder.map(|image| stack.place_of(image));
             stack.frames.push(Frame { address, image });

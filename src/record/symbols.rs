@@ -1,5 +1,5 @@
-//! Symbols: the trait that resolves return addresses to functions and source lines, and the rules that tell the program's own
-//! frames from those of libraries.
+//! Symbols: the trait that resolves return addresses to functions and source lines, and the rules that tell the
+//! program's own frames from those of libraries.
 
 use std::fmt::Debug;
 
@@ -32,8 +32,8 @@ pub(crate) struct SourceLines {
 
 /// Resolves addresses. Called on the delivery thread while a request body is built; may read files and must not panic.
 pub(crate) trait Symbols: Debug + Send + Sync {
-    /// The functions that contain a return address of `image`: the physical function first, then the functions inlined there,
-    /// each inside the one before it. Empty if nothing is known.
+    /// The functions that contain a return address of `image`: the physical function first, then the functions inlined
+    /// there, each inside the one before it. Empty if nothing is known.
     fn resolve(&self, image: &Image<'_>, address: u64) -> Vec<Symbol>;
 
     /// The source around a line, if it is configured to be sent and available.
@@ -57,13 +57,14 @@ impl Symbols for NoSymbols {
     }
 }
 
-/// Whether a function belongs to the standard library's code between a panic and its hook. Those frames are removed from a
-/// stack trace that a panic hook captured. `panic_fmt`, which the program calls, does not belong to it.
+/// Whether a function belongs to the standard library's code between a panic and its hook. Those frames are removed
+/// from a stack trace that a panic hook captured. `panic_fmt`, which the program calls, does not belong to it.
 pub(super) fn is_panic_machinery(function: &str) -> bool {
     ["rust_begin_unwind", "__rust_end_short_backtrace", "panic_with_hook"].iter().any(|name| function.contains(name))
 }
 
-/// Parts of paths that are not the program's own source: the standard library, the toolchain, dependencies, generated code.
+/// Parts of paths that are not the program's own source: the standard library, the toolchain, dependencies, generated
+/// code.
 const FOREIGN_PATHS: [&str; 13] = [
     "/.cargo/registry/",
     "/.cargo/git/",
@@ -106,8 +107,9 @@ const FOREIGN_CRATES: [&str; 18] = [
 const FOREIGN_FUNCTIONS: [&str; 8] =
     ["__clone", "__libc_start_call_main", "__libc_start_main", "_start", "clone", "clone3", "main", "start_thread"];
 
-/// Whether a frame is the program's own, by its source file and function as far as they are known. If they do not decide, a
-/// frame of the executable counts as the program's own: PostHog corrects that if it has symbols, but not the opposite.
+/// Whether a frame is the program's own, by its source file and function as far as they are known. If they do not
+/// decide, a frame of the executable counts as the program's own: PostHog corrects that if it has symbols, but not the
+/// opposite.
 pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool) -> bool {
     if let Some(file) = file
         && (FOREIGN_PATHS.iter().any(|part| file.contains(part)) || is_checkout(file))
@@ -136,7 +138,8 @@ pub(crate) fn crate_of(function: &str) -> &str {
     path.split_once("::").map_or("", |(name, _)| name)
 }
 
-/// Whether a file is in one of cargo's directories, wherever they are: `registry/src/<index>-<16 hex>/`, `git/checkouts/<repository>-<16 hex>/`.
+/// Whether a file is in one of cargo's directories, wherever they are: `registry/src/<index>-<16 hex>/`,
+/// `git/checkouts/<repository>-<16 hex>/`.
 fn is_checkout(file: &str) -> bool {
     ["registry/src/", "git/checkouts/"].iter().any(|folder| {
         let Some((_, rest)) = file.split_once(folder) else { return false };

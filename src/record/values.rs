@@ -1,9 +1,9 @@
 //! Property values: anything serde can serialize as MessagePack, and back.
 //!
-//! Values take the shape that `serde_json` would give them (structs by field name, variants by variant name, text where a
-//! type has a human-readable form), so PostHog receives what the caller would see as JSON. `rmp-serde` is used to read
-//! values back but not to write them: it follows a value to any depth, until the host's stack overflows, trusts announced
-//! lengths, and writes 128-bit integers (such as `Duration::as_millis`) as bytes.
+//! Values take the shape that `serde_json` would give them (structs by field name, variants by variant name, text where
+//! a type has a human-readable form), so PostHog receives what the caller would see as JSON. `rmp-serde` is used to
+//! read values back but not to write them: it follows a value to any depth, until the host's stack overflows, trusts
+//! announced lengths, and writes 128-bit integers (such as `Duration::as_millis`) as bytes.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -68,7 +68,8 @@ pub(crate) fn append_entry<T: Serialize + ?Sized>(out: &mut Vec<u8>, key: &str, 
     let value_start = out.len();
     let mut encoder = Encoder { out, depth: 0, nested: false };
     let mut appended = value.serialize(&mut encoder);
-    // A scalar is written by one call and is always valid. A container's content depends on the `Serialize` of its type.
+    // A scalar is written by one call and is always valid. A container's content depends on the `Serialize` of its
+    // type.
     if encoder.nested && appended.is_ok() {
         appended = check_shape(out, value_start);
     }
@@ -333,13 +334,13 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     }
 }
 
-/// Names of structs as which serde_json passes its own types, each with its text in one field of the same name: a number of
-/// `Value` if any crate of the build enables `arbitrary_precision`, and a `RawValue`.
+/// Names of structs as which serde_json passes its own types, each with its text in one field of the same name: a
+/// number of `Value` if any crate of the build enables `arbitrary_precision`, and a `RawValue`.
 const JSON_NUMBER: &str = "$serde_json::private::Number";
 const RAW_JSON: &str = "$serde_json::private::RawValue";
 
-/// An array or map that is being written. Its elements are counted and the count is patched in, because the length that a
-/// `Serialize` announces may be wrong.
+/// An array or map that is being written. Its elements are counted and the count is patched in, because the length that
+/// a `Serialize` announces may be wrong.
 struct Compound<'e, 'a> {
     encoder: &'e mut Encoder<'a>,
     at: usize,

@@ -91,7 +91,8 @@ fn as_json(value: &[u8]) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// What serde_json gives for a number where `arbitrary_precision` is on somewhere in the build, which it need not be here.
+/// What serde_json gives for a number where `arbitrary_precision` is on somewhere in the build, which it need not be
+/// here.
 struct Number<'a>(&'a str);
 
 impl Serialize for Number<'_> {

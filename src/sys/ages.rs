@@ -1,11 +1,12 @@
 //! Ages of stored events: whether a wall time that was stored earlier still tells how old an event is.
 //!
-//! The wall clock may be set and the machine may sleep. An [`Anchor`] compares how far the wall clock has moved with the
-//! monotonic time that has passed. While both agree, ages are computed from the wall clock. If they differ,
+//! The wall clock may be set and the machine may sleep. An [`Anchor`] compares how far the wall clock has moved with
+//! the monotonic time that has passed. While both agree, ages are computed from the wall clock. If they differ,
 //!
 //! * the machine may have slept: monotonic time excludes sleep, the time since boot includes it. Ages are correct.
-//! * or the clock was set. No age is trusted until the difference has been constant for [`STABLE_FOR`]. Then the new clock is
-//!   accepted, and events stamped before are judged by the clock of their time. In doubt an event counts as younger.
+//! * or the clock was set. No age is trusted until the difference has been constant for [`STABLE_FOR`]. Then the new
+//!   clock is accepted, and events stamped before are judged by the clock of their time. In doubt an event counts as
+//!   younger.
 //!
 //! All clock readings are arguments; nothing here asks the system.
 
@@ -40,7 +41,8 @@ struct Odd {
 /// How stored wall times are converted to ages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ages {
-    /// A stamp further in the future than the tolerance comes from before the clock was set back, so from before this time.
+    /// A stamp further in the future than the tolerance comes from before the clock was set back, so from before this
+    /// time.
     trusted_since: WallNanos,
     /// Stamps up to this time come from before the clock was set forward; the second value is by how much.
     forward: Option<(WallNanos, i64)>,

@@ -1,8 +1,9 @@
 //! Exponential backoff with jitter: how long to wait before the next attempt after failures in a row.
 //!
-//! Many processes may see the same outage end at the same moment, so every wait is random within its limits ([`jitter`]).
-//! The limit doubles with each failure up to a maximum ([`doubled`]). [`Backoff`] combines both for retries of requests.
-//! No clock and no source of randomness in here: the caller counts failures and passes a generator.
+//! Many processes may see the same outage end at the same moment, so every wait is random within its limits
+//! ([`jitter`]). The limit doubles with each failure up to a maximum ([`doubled`]). [`Backoff`] combines both for
+//! retries of requests. No clock and no source of randomness in here: the caller counts failures and passes a
+//! generator.
 
 #![allow(dead_code, reason = "delivery and the loader of flag definitions still have copies of their own")]
 

@@ -1,15 +1,15 @@
 //! Clocks: wall time and monotonic time, replaceable in tests.
 //!
-//! *Wall* time is sent to PostHog (event timestamps, `sent_at`) and stored; it may jump. *Monotonic* time measures durations
-//! (backoff, deadlines) and never leaves the process. The two are never mixed.
+//! *Wall* time is sent to PostHog (event timestamps, `sent_at`) and stored; it may jump. *Monotonic* time measures
+//! durations (backoff, deadlines) and never leaves the process. The two are never mixed.
 //!
 //! There are three sources:
 //!
 //! * [`Clock::System`]: the operating system.
-//! * [`Clock::Manual`]: for tests of one component. The test moves the clock and then calls the component; no thread sleeps
-//!   by it.
-//! * `Clock::Still` (feature `testing`): for tests of a whole client with its threads. A thread that sleeps by it wakes when
-//!   the clock is moved, and the clock knows when all threads have done what was due. See the module `still`.
+//! * [`Clock::Manual`]: for tests of one component. The test moves the clock and then calls the component; no thread
+//!   sleeps by it.
+//! * `Clock::Still` (feature `testing`): for tests of a whole client with its threads. A thread that sleeps by it wakes
+//!   when the clock is moved, and the clock knows when all threads have done what was due. See the module `still`.
 //!
 //! No other module asks the operating system for the time, except for waits of a caller (`Pending::wait`, a lock).
 
@@ -120,8 +120,8 @@ pub(crate) fn nanos_since_epoch(time: SystemTime) -> Option<WallNanos> {
 pub(crate) mod still {
     //! A clock that stands still, and the threads and tasks that sleep by it.
     //!
-    //! A thread that would sleep until a time sleeps until the clock is moved, and then checks again what is due. So a test
-    //! decides when time passes, and `settle` returns when everything that was due has been done.
+    //! A thread that would sleep until a time sleeps until the clock is moved, and then checks again what is due. So a
+    //! test decides when time passes, and `settle` returns when everything that was due has been done.
 
     use std::future::poll_fn;
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -185,8 +185,8 @@ pub(crate) mod still {
             let deadline = Instant::now() + most;
             let mut before = None;
             loop {
-                // Sleepers are checked one after the other, and one may be woken by the next meanwhile. Only if none was woken
-                // between two checks did all of them sleep at the same time.
+                // Sleepers are checked one after the other, and one may be woken by the next meanwhile. Only if none
+                // was woken between two checks did all of them sleep at the same time.
                 let asleep = self.sleepers().iter().map(|sleeper| sleeper.asleep()).sum::<Option<u64>>();
                 if asleep.is_some() && asleep == before {
                     return true;

@@ -1,10 +1,12 @@
 //! Crash points: named places at which the crash tests make the process kill itself.
 //!
-//! They exist only with the internal feature `__crash_points`, which the crash tests enable; otherwise [`reach`] is empty.
+//! They exist only with the internal feature `__crash_points`, which the crash tests enable; otherwise [`reach`] is
+//! empty.
 //!
-//! * `POSTHOG_CRASH_POINT=name:n` sends SIGKILL when the place is reached for the n-th time (the first if `:n` is omitted).
-//! * `POSTHOG_CRASH_TRACE=file` appends the name of each place to the file when it is first reached, so that a place that no
-//!   scenario reaches can be found.
+//! * `POSTHOG_CRASH_POINT=name:n` sends SIGKILL when the place is reached for the n-th time (the first if `:n` is
+//!   omitted).
+//! * `POSTHOG_CRASH_TRACE=file` appends the name of each place to the file when it is first reached, so that a place
+//!   that no scenario reaches can be found.
 //! * `POSTHOG_CRASH_NO_MAP` makes the journal use positioned writes, as on file systems where mapping is not safe.
 
 /// All crash points.
@@ -103,7 +105,8 @@ impl Plan {
         if nth == 1
             && let Some(mut trace) = self.trace.as_ref()
         {
-            // One write, so that lines of several processes do not mix. A trace that cannot be written fails the run by itself.
+            // One write, so that lines of several processes do not mix. A trace that cannot be written fails the run by
+            // itself.
             let _ = trace.write_all(format!("{name}\n").as_bytes());
         }
         if self.die_at.as_ref().is_some_and(|(at, when)| at == name && *when == nth) {

@@ -1,7 +1,8 @@
-//! Limits: every bound of the library in one place, with its reason, and the functions that cut foreign text to a length.
+//! Limits: every bound of the library in one place, with its reason, and the functions that cut foreign text to a
+//! length.
 //!
-//! `X_DEFAULT` is the default of a setting of `Config`, and the range `X` what it may be set to. Bounds that depend on each
-//! other are related by an assertion.
+//! `X_DEFAULT` is the default of a setting of `Config`, and the range `X` what it may be set to. Bounds that depend on
+//! each other are related by an assertion.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -26,7 +27,8 @@ pub(crate) const AI_EVENT_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const AI_JOURNAL_BYTES: usize = 2 * AI_EVENT_BYTES;
 /// Bytes of JSON in one request of AI events.
 pub(crate) const AI_BATCH_BYTES: usize = 5 * 1024 * 1024;
-/// The most requests of AI events in flight: each may hold one of the largest events in memory, as a record and as JSON.
+/// The most requests of AI events in flight: each may hold one of the largest events in memory, as a record and as
+/// JSON.
 pub(crate) const AI_IN_FLIGHT_MOST: usize = 2;
 /// The smallest limit of the AI queue; with a smaller one a single arena would fill it.
 pub(crate) const AI_QUEUE_BYTES_LEAST: u64 = 4 * AI_JOURNAL_BYTES as u64;
@@ -96,7 +98,8 @@ pub(crate) const BLOCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::fr
 pub(crate) const STORE_CACHE_BYTES: usize = 2 * 1024 * 1024;
 /// Disk space reserved for deletes on a full disk.
 pub(crate) const RESERVE_BYTES: u64 = 1024 * 1024;
-/// How long a capture may wait for the journal's lock. The holder copies a few hundred bytes, unless its process is stopped.
+/// How long a capture may wait for the journal's lock. The holder copies a few hundred bytes, unless its process is
+/// stopped.
 pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(50);
 /// How long opening a queue may take. Verifying a queue of a gigabyte after a crash inside the store takes seconds.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -143,9 +146,9 @@ pub(crate) fn beginning(text: &str, most: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-/// The beginning of a text from outside (a server's message, a network error), at most `most` bytes, safe for one line of a
-/// log: line breaks, terminal control characters and changes of writing direction are escaped. All foreign text that is
-/// logged, reported or shown passes through this function.
+/// The beginning of a text from outside (a server's message, a network error), at most `most` bytes, safe for one line
+/// of a log: line breaks, terminal control characters and changes of writing direction are escaped. All foreign text
+/// that is logged, reported or shown passes through this function.
 pub(crate) fn foreign(text: &str, most: usize) -> String {
     let mut kept = String::with_capacity(text.len().min(most));
     for char in text.chars() {

@@ -1,5 +1,5 @@
-//! Facts about the machine: boot id, uptime, kills by the OOM killer in this process's control group, and the memory that the
-//! group leaves to this process.
+//! Facts about the machine: boot id, uptime, kills by the OOM killer in this process's control group, and the memory
+//! that the group leaves to this process.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -49,7 +49,8 @@ fn oom_count_by(proc_self: &Path) -> Option<OomCount> {
     Some(OomCount { path: xxh3_64(path.as_bytes()), inode: fs::metadata(&dir).ok()?.ino(), kills })
 }
 
-/// The mount point and the directory of a control group, if the line `mount` of `mountinfo` is the mount that contains it.
+/// The mount point and the directory of a control group, if the line `mount` of `mountinfo` is the mount that contains
+/// it.
 fn place_of_group(mount: &str, path: &str, is_kind: impl Fn(&str) -> bool) -> Option<(PathBuf, PathBuf)> {
     let (fields, kind) = mount.split_once(" - ")?;
     let mut fields = fields.split(' ').skip(3);

@@ -1,7 +1,8 @@
 //! The outside world behind small interfaces, and the limits of the library.
 //!
 //! * [`disk`]: files, mappings, locks, file systems and forks. Tests replace [`disk::Disk`] by one whose calls fail.
-//! * [`clock`]: wall clock and monotonic clock, or a clock that tests move. [`ages`]: whether stored wall times can be trusted.
+//! * [`clock`]: wall clock and monotonic clock, or a clock that tests move. [`ages`]: whether stored wall times can be
+//!   trusted.
 //! * [`machine`]: boot id, uptime, OOM kills, and the memory that a control group leaves to this process.
 //! * [`entropy`]: random numbers that a forked child does not share with its parent.
 //! * [`backoff`] and [`throttle`]: growing waits between attempts; limits on how often something is done or reported.

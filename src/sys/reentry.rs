@@ -1,12 +1,12 @@
 //! Reentrancy: captures from inside the library's own callbacks, and from its own threads.
 //!
-//! A program may capture from inside `before_send`, from its hook for diagnostics, or from a log layer that receives the
-//! library's warnings. The first such capture is accepted; a capture inside of that one is refused, because it could recurse
-//! without end. An event that is captured inside `before_send` is not passed to `before_send` again. All other events are,
-//! since a hook that removes secrets has to see them.
+//! A program may capture from inside `before_send`, from its hook for diagnostics, or from a log layer that receives
+//! the library's warnings. The first such capture is accepted; a capture inside of that one is refused, because it
+//! could recurse without end. An event that is captured inside `before_send` is not passed to `before_send` again. All
+//! other events are, since a hook that removes secrets has to see them.
 //!
-//! On the library's own threads, captures outside of a callback are refused. They can only come from log lines of packages
-//! that the library uses (a connection, a look-up of a name), so each request would cause the next.
+//! On the library's own threads, captures outside of a callback are refused. They can only come from log lines of
+//! packages that the library uses (a connection, a look-up of a name), so each request would cause the next.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,23 +1,12 @@
 //! Numbers, sizes and times as text for log lines, errors and diagnostics.
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::time::Duration;
 
 /// `1 event`, `62,763 events`. The noun is given in the singular and its plural ends in `s`.
-pub(crate) fn count(number: u64, noun: &'static str) -> impl Display {
-    Count { number, noun }
-}
-
-struct Count {
-    number: u64,
-    noun: &'static str,
-}
-
-impl Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.number == 1 { "" } else { "s" };
-        write!(f, "{} {}{plural}", number(self.number), self.noun)
-    }
+pub(crate) fn count(quantity: u64, noun: &'static str) -> impl Display {
+    let plural = if quantity == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", number(quantity))
 }
 
 /// `62,763`.

@@ -15,8 +15,8 @@ use super::message::{Method, Request, Response, RetryAfter, Source, TransportErr
 use super::pool::{Connections, Pool, noting_connects};
 use super::proxy::{Named, Ways};
 
-/// A connection that died while idle is noticed at once. A server that closes it later has worked on the request, which must
-/// then not be sent again with an old `sent_at`.
+/// A connection that died while idle is noticed at once. A server that closes it later has worked on the request, which
+/// must then not be sent again with an old `sent_at`.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why an attempt got no response.
@@ -26,7 +26,8 @@ struct Failure {
     was_stale: bool,
 }
 
-/// Sends a request, and once more if the connection had died while idle or if there are new certificates, within its timeout.
+/// Sends a request, and once more if the connection had died while idle or if there are new certificates, within its
+/// timeout.
 pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Response, TransportError> {
     let began = Instant::now();
     let most = request.max_answer;
@@ -104,8 +105,8 @@ async fn attempt(
     decode(response, &encoding, most).map_err(|error| Failure { error, was_stale: false })
 }
 
-/// Decodes the body of a response. If that fails, a successful response is an error. A failure is described by its status and
-/// headers, so its body is left out instead.
+/// Decodes the body of a response. If that fails, a successful response is an error. A failure is described by its
+/// status and headers, so its body is left out instead.
 fn decode(mut response: Response, encoding: &Encoding, most: usize) -> Result<Response, TransportError> {
     match encoding.decode(&response.body, response.is_cut, most) {
         Ok(None) => {}
@@ -120,8 +121,8 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether the connection was closed or reset before a response began. (hyper does not distinguish an empty response from one
-/// that broke off within its head.)
+/// Whether the connection was closed or reset before a response began. (hyper does not distinguish an empty response
+/// from one that broke off within its head.)
 fn is_hang_up(error: &reqwest::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
     let is_closed =
@@ -246,8 +247,8 @@ impl Encoding {
         }
     }
 
-    /// Decodes `raw` to at most `most` bytes; the flag tells whether the result is incomplete. `None` if `raw` is not encoded.
-    /// `is_cut` tells whether `raw` is incomplete.
+    /// Decodes `raw` to at most `most` bytes; the flag tells whether the result is incomplete. `None` if `raw` is not
+    /// encoded. `is_cut` tells whether `raw` is incomplete.
     fn decode(&self, raw: &[u8], is_cut: bool, most: usize) -> Result<Option<(Vec<u8>, bool)>, TransportError> {
         if raw.is_empty() {
             return Ok(None);

@@ -37,7 +37,8 @@ pub(crate) struct Request {
     pub(crate) headers: Vec<(&'static str, String)>,
     /// The body as it is sent.
     pub(crate) body: Vec<u8>,
-    /// The most bytes that are read of the response's body: [`MAX_RESPONSE_BYTES`] unless a longer response is expected.
+    /// The most bytes that are read of the response's body: [`MAX_RESPONSE_BYTES`] unless a longer response is
+    /// expected.
     pub(crate) max_answer: usize,
 }
 
@@ -117,8 +118,8 @@ fn seconds(text: &str) -> Option<Duration> {
 
 pub(super) type Source = Box<dyn Error + Send + Sync>;
 
-/// Why there is no response, or no transport. The variants up to `Encoding` concern one request and may be temporary; the
-/// others concern the configuration.
+/// Why there is no response, or no transport. The variants up to `Encoding` concern one request and may be temporary;
+/// the others concern the configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransportError {
     /// The connection could not be established.
@@ -129,8 +130,8 @@ pub(crate) enum TransportError {
     Timeout(#[source] Source),
     /// The TLS handshake failed.
     #[error(
-        "TLS failed; check this machine's CA certificates and its clock, or configure the endpoint's CA (certificates are read again \
-         after such a failure, at most once a minute)"
+        "TLS failed; check this machine's CA certificates and its clock, or configure the endpoint's CA \
+         (certificates are read again after such a failure, at most once a minute)"
     )]
     Tls(#[source] Source),
     /// The connection to the proxy could not be established.
@@ -158,8 +159,8 @@ pub(crate) enum TransportError {
     Other(#[source] Source),
     /// A successful response in an unknown or damaged encoding: its content is unknown.
     #[error(
-        "the response has Content-Encoding {encoding:?}, {problem}; a proxy or load balancer in front of the host must pass \
-         responses on unchanged"
+        "the response has Content-Encoding {encoding:?}, {problem}; a proxy or load balancer in front of the host \
+         must pass responses on unchanged"
     )]
     Encoding {
         /// Its name.
@@ -233,10 +234,12 @@ impl Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::NoCertificates => f.write_str(
-                "no CA certificates were found: HTTPS requests will fail until the machine has some (package ca-certificates) or \
-                 SSL_CERT_FILE names them",
+                "no CA certificates were found: HTTPS requests will fail until the machine has some (package \
+                 ca-certificates) or SSL_CERT_FILE names a file with them",
             ),
-            Warning::ProxyIgnored { variable, reason } => write!(f, "{variable} is ignored: {reason}"),
+            Warning::ProxyIgnored { variable, reason } => {
+                write!(f, "{variable} is ignored: {reason}; correct or unset it")
+            }
         }
     }
 }

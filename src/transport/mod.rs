@@ -1,32 +1,35 @@
 //! HTTPS requests: the network behind a trait with one method, [`Http::send`].
 //!
-//! One [`Transport`] belongs to one delivery task. It handles TLS, proxies and timeouts, and knows nothing of PostHog: it
-//! neither retries failed requests nor interprets responses. reqwest and rustls are used in this folder only. TLS is rustls
-//! with ring, never OpenSSL, and the process-wide crypto provider of the program is neither read nor set.
+//! One [`Transport`] belongs to one delivery task. It handles TLS, proxies and timeouts, and knows nothing of PostHog:
+//! it neither retries failed requests nor interprets responses. reqwest and rustls are used in this folder only. TLS is
+//! rustls with ring, never OpenSSL, and the process-wide crypto provider of the program is neither read nor set.
 //!
 //! Rules:
 //!
 //! * **Nothing here panics.** A machine without CA certificates causes a [`Warning`]; requests then fail with
-//!   [`TransportError::Tls`] and are retried by their sender, so events wait on disk until certificates are installed. A
-//!   malformed proxy setting in the environment is ignored with a warning; a malformed proxy or certificate in the *options*
-//!   is an error.
+//!   [`TransportError::Tls`] and are retried by their sender, so events wait on disk until certificates are installed.
+//!   A malformed proxy setting in the environment is ignored with a warning; a malformed proxy or certificate in the
+//!   *options* is an error.
 //! * **Proxies are read once**, in [`Transport::new`], from the environment (`https_proxy`, `http_proxy`, `all_proxy`,
-//!   `no_proxy`; see `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads nothing and shares no connection
-//!   with the parent.
+//!   `no_proxy`; see `proxy.rs`). A forked child calls [`Transport::reconnect`], which reads nothing and shares no
+//!   connection with the parent.
 //! * **Replaced certificates are noticed.** The machine's certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) are read in
-//!   [`Transport::new`] and again after a failure of TLS, at most once a minute. If they have changed, the request is sent once
-//!   more with the new ones. An idle process reads nothing.
+//!   [`Transport::new`] and again after a failure of TLS, at most once a minute. If they have changed, the request is
+//!   sent once more with the new ones. An idle process reads nothing.
 //! * **Redirects are not followed:** a POST that becomes a GET of a login page must not look like success.
-//! * **Names are resolved** on one thread per look-up, with a bounded number of them: tokio's own way panics if no thread can
-//!   be created.
-//! * **Responses are bounded.** At most [`Request::max_answer`] bytes of a body are read (usually 64 KiB). Encoded responses are
-//!   not requested (`Accept-Encoding: identity`), but gzip and deflate are decoded within the same bound, because servers and
-//!   proxies send them anyway. A successful response in another encoding is an error that names the encoding.
-//! * **A connection that died while idle is not a failure.** A request that finds it dead before the response begins is sent
-//!   once more, at once, over new connections and within the same timeout. A request on a new connection is never sent twice.
-//! * **An idle transport has no timers.** Unused connections are closed after 30 s, before a NAT forgets them; the only timer
-//!   ends with the last of them.
-//! * `Retry-After` is parsed leniently: seconds (a fraction is rounded up) or an HTTP date. Anything else counts as absent.
+//! * **Names are resolved** on one thread per look-up, with a bounded number of them: tokio's own way panics if no
+//!   thread can be created.
+//! * **Responses are bounded.** At most [`Request::max_answer`] bytes of a body are read (usually 64 KiB). Encoded
+//!   responses are not requested (`Accept-Encoding: identity`), but gzip and deflate are decoded within the same bound,
+//!   because servers and proxies send them anyway. A successful response in another encoding is an error that names the
+//!   encoding.
+//! * **A connection that died while idle is not a failure.** A request that finds it dead before the response begins is
+//!   sent once more, at once, over new connections and within the same timeout. A request on a new connection is never
+//!   sent twice.
+//! * **An idle transport has no timers.** Unused connections are closed after 30 s, before a NAT forgets them; the only
+//!   timer ends with the last of them.
+//! * `Retry-After` is parsed leniently: seconds (a fraction is rounded up) or an HTTP date. Anything else counts as
+//!   absent.
 //! * The texts of errors and warnings never contain a proxy's password or a request's URL.
 
 mod exchange;
@@ -59,7 +62,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Reads the environment and the machine's certificates. Takes tens of milliseconds, so it is not called on a caller's thread.
+    /// Reads the environment and the machine's certificates. Takes tens of milliseconds, so it is not called on a
+    /// caller's thread.
     pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<Warning>), TransportError> {
         Self::with_surroundings(options, &|name| std::env::var(name).ok(), Box::new(machine_certificates))
     }
@@ -80,7 +84,8 @@ impl Transport {
         Ok((Self { pool: Pool::new(Arc::new(settings))? }, warnings))
     }
 
-    /// A transport with the same settings and no connections, for a forked child, which must not use its parent's sockets.
+    /// A transport with the same settings and no connections, for a forked child, which must not use its parent's
+    /// sockets.
     pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
         Ok(Self { pool: self.pool.apart()? })
     }
@@ -101,8 +106,9 @@ impl Debug for Transport {
     }
 }
 
-/// Normalizes the base URL of an installation to `scheme://host[:port][/path]` without a trailing slash; the default scheme
-/// is `https://`. Different spellings of one URL give the same text, because directories of queues are named after it.
+/// Normalizes the base URL of an installation to `scheme://host[:port][/path]` without a trailing slash; the default
+/// scheme is `https://`. Different spellings of one URL give the same text, because directories of queues are named
+/// after it.
 pub(crate) fn normalize_host(host: &str) -> Result<String, &'static str> {
     let host = host.trim();
     if host.is_empty() {

@@ -37,7 +37,8 @@ pub(crate) struct TransportOptions {
     pub(crate) headers: Vec<(String, String)>,
 }
 
-/// Shorter than the 60 s after which load balancers commonly close idle connections, so a reused connection is rarely dead.
+/// Shorter than the 60 s after which load balancers commonly close idle connections, so a reused connection is rarely
+/// dead.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The shortest time between two reads of the machine's certificates.
@@ -100,7 +101,8 @@ impl Pool {
         Ok(Arc::new(Self { settings, current, reading: Mutex::default() }))
     }
 
-    /// A new pool with the same settings. Takes no lock: in a forked child, a lock may be held by a thread of the parent.
+    /// A new pool with the same settings. Takes no lock: in a forked child, a lock may be held by a thread of the
+    /// parent.
     pub(super) fn apart(&self) -> Result<Arc<Self>, TransportError> {
         Self::new(Arc::clone(&self.settings))
     }
@@ -123,8 +125,8 @@ impl Pool {
         Some(current.clone())
     }
 
-    /// A client with the machine's present certificates, after TLS failed with those of `failed`. `None` if they have not changed
-    /// or were read within the last minute.
+    /// A client with the machine's present certificates, after TLS failed with those of `failed`. `None` if they have
+    /// not changed or were read within the last minute.
     pub(super) async fn with_current_certificates(self: &Arc<Self>, failed: &Connections) -> Option<Connections> {
         if let Some(newer) = Some(self.current()).filter(|current| !Arc::ptr_eq(&current.roots, &failed.roots)) {
             return Some(newer);
@@ -254,14 +256,14 @@ pub(super) fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, Tran
 /// A function that reads the machine's certificates.
 pub(super) type MachineCertificates = Box<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>;
 
-/// The machine's certificates, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or the system's store. Unreadable ones are left out, as in
-/// other TLS libraries.
+/// The machine's certificates, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or the system's store. Unreadable ones are left
+/// out, as in other TLS libraries.
 pub(super) fn machine_certificates() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }
 
-/// The machine's and the configured certificates. Invalid certificates of the machine are skipped, invalid configured ones are
-/// an error.
+/// The machine's and the configured certificates. Invalid certificates of the machine are skipped, invalid configured
+/// ones are an error.
 pub(super) fn roots(
     machine: Vec<CertificateDer<'static>>,
     configured: &[Vec<u8>],
@@ -281,8 +283,8 @@ pub(super) fn roots(
     Ok(roots)
 }
 
-/// A TLS configuration with an explicit crypto provider, so that the process-wide provider, which the program may or may not
-/// have installed, does not matter.
+/// A TLS configuration with an explicit crypto provider, so that the process-wide provider, which the program may or
+/// may not have installed, does not matter.
 fn client_config(roots: &Arc<RootCertStore>) -> Result<ClientConfig, TransportError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)

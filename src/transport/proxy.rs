@@ -1,8 +1,8 @@
 //! Proxies: which proxy a request uses, if any.
 //!
-//! The variables, their precedence and the patterns of `NO_PROXY` are those of curl; `docs/delivery.md` has the table, which
-//! `proxy_tests.rs` checks completely. As in curl, `HTTP_PROXY` in capitals is not read: in a CGI program it contains the
-//! `Proxy:` header of a client.
+//! The variables, their precedence and the patterns of `NO_PROXY` are those of curl; `docs/delivery.md` has the table,
+//! which `proxy_tests.rs` checks completely. As in curl, `HTTP_PROXY` in capitals is not read: in a CGI program it
+//! contains the `Proxy:` header of a client.
 
 use std::fmt::{self, Debug, Display};
 use std::net::IpAddr;

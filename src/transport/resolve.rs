@@ -1,7 +1,8 @@
 //! DNS look-ups with the system's resolver.
 //!
-//! The system's resolver blocks without a bound, so each look-up runs on a thread of its own. tokio's blocking threads are not
-//! used: they panic if the process cannot create another thread, which would end a daemon built with `panic = "abort"`.
+//! The system's resolver blocks without a bound, so each look-up runs on a thread of its own. tokio's blocking threads
+//! are not used: they panic if the process cannot create another thread, which would end a daemon built with `panic =
+//! "abort"`.
 
 use std::error::Error;
 use std::io;
@@ -13,7 +14,8 @@ use std::thread;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::oneshot;
 
-/// The most look-ups at a time. One that hangs keeps its thread until the system's timeout, even after its request has ended.
+/// The most look-ups at a time. One that hangs keeps its thread until the system's timeout, even after its request has
+/// ended.
 const MOST_LOOKUPS: usize = 8;
 
 /// Resolves names, each on a thread that ends with the answer. Clones share the limit on look-ups.

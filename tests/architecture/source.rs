@@ -1,4 +1,5 @@
-//! A parsed Rust file as the architecture rules see it: a flat list of tokens, the types it defines, and what of it is test code.
+//! A parsed Rust file as the architecture rules see it: a flat list of tokens, the types it defines, and what of it is
+//! test code.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! The golden queue: its events, how it is made, and how it is unpacked.
 //!
-//! `POSTHOG_WRITE_FIXTURES=1 cargo test --test format` writes `tests/fixtures/format-v1/` if it does not exist. An existing golden
-//! queue is never overwritten, because queues of that version are in use. Each file is stored as `<name>.gz`, without the
-//! reserve, which is a mebibyte of random bytes.
+//! `POSTHOG_WRITE_FIXTURES=1 cargo test --test format` writes `tests/fixtures/format-v1/` if it does not exist. An
+//! existing golden queue is never overwritten, because queues of that version are in use. Each file is stored as
+//! `<name>.gz`, without the reserve, which is a mebibyte of random bytes.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

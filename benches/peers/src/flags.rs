@@ -1,4 +1,4 @@
-//! Flags, evaluated here by both: the same definitions, the same person, in turns.
+//! Local evaluation of flags by both libraries: the same definitions and person, in alternating rounds.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -11,7 +11,7 @@ use crate::allocations::allocations;
 use crate::flag_cases::{Case, DISTINCT_ID, cases};
 use crate::spread::{Spread, batch, batch_size, human};
 
-/// Turns of either.
+/// Rounds of each library.
 const TURNS: usize = 300;
 
 pub(crate) fn flags() {
@@ -29,7 +29,7 @@ pub(crate) fn flags() {
     }
 }
 
-/// Whom it is about, as the peer wants it.
+/// The person in the form that the peer expects.
 struct Person {
     properties: HashMap<String, Value>,
     groups: HashMap<String, String>,
@@ -102,7 +102,7 @@ fn one_by_one(case: &Case) {
     in_turns(case.name, theirs, ours);
 }
 
-/// Both into a map by key.
+/// Evaluates all flags into a map by key.
 fn all_at_once(case: &Case) {
     let (flags, context, evaluator, person) = (ours(case), context(case), theirs(case), Person::of(case));
     let of_ours = || -> HashMap<&str, LocalValue<'_>> {

@@ -1,9 +1,9 @@
-//! The official Rust client (`posthog-rs`) beside ours, in one run, with the same event and the same sink:
-//! `cargo run --release` in this folder, or `cargo run --release -- flags` for rows of that name: captures, loopback, distance, outage,
-//! flags.
+//! Compares the official Rust client (`posthog-rs`) with this library, in one run, with the same event and the same stand-in
+//! server: `cargo run --release` in this folder, or `cargo run --release -- flags` for one measurement of captures,
+//! loopback, distance, outage, flags.
 //!
-//! Both at their defaults but for what a row says. Theirs keeps events in memory and sends without compression; ours keeps them on
-//! disk and compresses.
+//! Both use their default settings unless a row says otherwise. The official client keeps events in memory and sends them
+//! uncompressed; this library keeps them on disk and compresses them.
 
 #[path = "../../support/allocations.rs"]
 mod allocations;
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() {
-    println!("| what | posthog-rs 0.30 | ours |");
+    println!("| measurement | posthog-rs 0.30 | this library |");
     println!("|---|---|---|");
     if wanted("captures") {
         captures().await;
@@ -33,7 +33,7 @@ async fn main() {
         delivered("delivered to loopback", Duration::ZERO, 200_000, 500_000).await;
     }
     if wanted("distance") {
-        delivered("delivered over a 50 ms round trip", Duration::from_millis(50), 20_000, 500_000).await;
+        delivered("delivered with a round trip of 50 ms", Duration::from_millis(50), 20_000, 500_000).await;
     }
     if wanted("outage") {
         outage().await;
@@ -43,7 +43,7 @@ async fn main() {
     }
 }
 
-/// Whether rows of that name were asked for: all are, if none is named.
+/// Whether a measurement was named on the command line; true if none was.
 fn wanted(name: &str) -> bool {
     let mut named = std::env::args().skip(1).peekable();
     named.peek().is_none() || named.any(|word| name == word)
@@ -79,7 +79,7 @@ async fn theirs(url: &str, set: impl FnOnce(&mut ClientOptionsBuilder)) -> posth
     let mut options = ClientOptionsBuilder::default();
     options.api_key("phc_bench".to_owned()).host(url);
     set(&mut options);
-    posthog_rs::client(options.build().expect("its options are complete")).await
+    posthog_rs::client(options.build().expect("the options are complete")).await
 }
 
 fn ours(url: &str, dir: &tempfile::TempDir) -> Config {
@@ -92,7 +92,7 @@ fn ours(url: &str, dir: &tempfile::TempDir) -> Config {
 }
 
 fn queue_dir() -> tempfile::TempDir {
-    // Not the temporary directory: that may be memory.
+    // A temporary directory may be in memory.
     let parent = std::env::var_os("BENCH_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     tempfile::tempdir_in(parent).expect("a directory can be made")
 }
@@ -102,7 +102,7 @@ fn median(mut took: Vec<u128>) -> u128 {
     took.get(took.len() / 2).copied().unwrap_or(0)
 }
 
-/// In turns of 5,000, in a queue that nothing is sent from meanwhile.
+/// In alternating rounds of 5,000 events, while nothing is sent.
 async fn captures() {
     const TURNS: usize = 20;
     const EACH: u64 = 5_000;
@@ -152,7 +152,7 @@ async fn delivered(what: &str, round_trip: Duration, their_count: u64, our_count
     let start = Instant::now();
     (0..their_count).for_each(|n| peer.capture(their_event(n)));
     peer.flush().await;
-    assert!(sink.wait_for(|state| state.unique() >= their_count, PATIENCE), "theirs does not arrive");
+    assert!(sink.wait_for(|state| state.unique() >= their_count, PATIENCE), "events of the official client are missing");
     let their_rate = their_count as f64 / start.elapsed().as_secs_f64();
     peer.shutdown().await;
     sink.clear();
@@ -162,12 +162,12 @@ async fn delivered(what: &str, round_trip: Duration, their_count: u64, our_count
     let start = Instant::now();
     (0..our_count).for_each(|n| assert!(client.capture(our_event(n)).is_accepted()));
     drop(client.flush());
-    assert!(sink.wait_for(|state| state.unique() >= our_count, PATIENCE), "ours does not arrive");
+    assert!(sink.wait_for(|state| state.unique() >= our_count, PATIENCE), "events of this library are missing");
     let our_rate = our_count as f64 / start.elapsed().as_secs_f64();
     println!("| {what} | {their_rate:.0}/s | {our_rate:.0}/s, {:.1} x |", our_rate / their_rate);
 }
 
-/// 30 s without a server at 1,000 events a second, defaults on both sides; then it is back.
+/// 30 s without a server at 1,000 events per second, both with default settings; then the server is back.
 async fn outage() {
     const SECONDS: u64 = 30;
     let (their_sink, our_sink) = (Sink::start(), Sink::start());

@@ -15,8 +15,8 @@ use super::fork::{self, CloseInChild, Identity};
 use super::gate::{Disk, Op, Verdict};
 use super::map::Mapping;
 
-/// A directory and its identity when it was opened. While its path leads to another directory, or to none, a name there says
-/// nothing about the queue's files, and nothing may be created, renamed or removed there.
+/// A directory and its identity when it was opened. While its path leads to another directory, or to none, a name there
+/// says nothing about the queue's files, and nothing may be created, renamed or removed there.
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
     path: PathBuf,
@@ -41,8 +41,8 @@ impl Home {
     }
 }
 
-/// How a file is opened: always close-on-exec, never through a symbolic link, never another user's file, new ones with mode
-/// 0600.
+/// How a file is opened: always close-on-exec, never through a symbolic link, never another user's file, new ones with
+/// mode 0600.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Open {
     /// Must exist.
@@ -65,8 +65,8 @@ pub(crate) struct DiskFile {
     identity: Identity,
     /// The directory that it was opened in.
     home: Home,
-    /// Set once the descriptor was found closed or used for something else. It stays set: the number may later refer to this
-    /// file again, opened by another `DiskFile`.
+    /// Set once the descriptor was found closed or used for something else. It stays set: the number may later refer to
+    /// this file again, opened by another `DiskFile`.
     is_gone: AtomicBool,
 }
 
@@ -215,9 +215,9 @@ impl DiskFile {
 
     /// The metadata of the file, if the descriptor still refers to it.
     ///
-    /// A daemon may close every descriptor it finds and open files and sockets of its own under the same numbers. The library
-    /// must not read, write, lock or close those, so this is checked before each such call. A descriptor that is closed
-    /// between the check and the call cannot be detected.
+    /// A daemon may close every descriptor it finds and open files and sockets of its own under the same numbers. The
+    /// library must not read, write, lock or close those, so this is checked before each such call. A descriptor that
+    /// is closed between the check and the call cannot be detected.
     fn metadata(&self) -> io::Result<Metadata> {
         if !self.is_gone.load(Ordering::Relaxed) {
             match self.file.metadata() {
@@ -230,8 +230,8 @@ impl DiskFile {
         Err(io::Error::other("the program has closed the queue's file descriptors"))
     }
 
-    /// Writes zeros where the first `len` bytes have no blocks, as in a file that a backup program restored as a sparse file. A
-    /// write to a mapping would need these blocks and could not report that the disk is full.
+    /// Writes zeros where the first `len` bytes have no blocks, as in a file that a backup program restored as a sparse
+    /// file. A write to a mapping would need these blocks and could not report that the disk is full.
     pub(crate) fn fill_holes(&self, len: u64) -> io::Result<()> {
         let mut at = 0;
         while let Some(hole) = self.next_hole(at, len)? {
@@ -278,8 +278,9 @@ impl DiskFile {
     }
 
     fn write_zeros_from(&self, from: u64, to: u64) -> io::Result<()> {
-        // One page at a time: after a larger write the kernel caches the file in larger units, and one byte written through a
-        // mapping makes a whole unit dirty. Measured at 100 events a second: 28 times the journal's bytes instead of 6.
+        // One page at a time: after a larger write the kernel caches the file in larger units, and one byte written
+        // through a mapping makes a whole unit dirty. Measured at 100 events a second: 28 times the journal's bytes
+        // instead of 6.
         static ZEROS: [u8; 4096] = [0; 4096];
         let mut offset = from;
         while offset < to {
@@ -324,7 +325,8 @@ impl DiskFile {
         })
     }
 
-    /// Takes an exclusive lock without waiting; `false` if it is held. The lock ends with the last descriptor of this open file.
+    /// Takes an exclusive lock without waiting; `false` if it is held. The lock ends with the last descriptor of this
+    /// open file.
     pub(crate) fn try_lock(&self) -> io::Result<bool> {
         self.disk.guarded(Op::Lock, &self.path, 0, || match self.file.try_lock() {
             Ok(()) => Ok(true),
@@ -333,14 +335,14 @@ impl DiskFile {
         })
     }
 
-    /// Whether the name that it was opened by was removed. Further names, such as hard links of a backup, do not count: nobody
-    /// opens the queue by them.
+    /// Whether the name that it was opened by was removed. Further names, such as hard links of a backup, do not count:
+    /// nobody opens the queue by them.
     pub(crate) fn is_unlinked(&self) -> io::Result<bool> {
         Ok(self.metadata()?.nlink() == 0 || self.lost_one_of_its_names())
     }
 
-    /// Whether the file has other names while the one that it was opened by is gone. A file that was moved, by itself or with
-    /// its directory, has the same number of links; the kernel's name for the descriptor shows the difference.
+    /// Whether the file has other names while the one that it was opened by is gone. A file that was moved, by itself
+    /// or with its directory, has the same number of links; the kernel's name for the descriptor shows the difference.
     #[cfg(target_os = "linux")]
     fn lost_one_of_its_names(&self) -> bool {
         use std::os::fd::AsRawFd;
@@ -385,7 +387,8 @@ impl DiskFile {
 
 impl Drop for DiskFile {
     fn drop(&mut self) {
-        // A number that refers to something else must not be closed. An error of the file system does not mean that it does.
+        // A number that refers to something else must not be closed. An error of the file system does not mean that it
+        // does.
         if self.metadata().is_err() && self.is_gone.load(Ordering::Relaxed) {
             // The count never falls to zero, so the number is never closed.
             std::mem::forget(Arc::clone(&self.file));
@@ -393,7 +396,8 @@ impl Drop for DiskFile {
     }
 }
 
-/// An exclusive lock on a file; released when dropped. It ends with this process and does not live on in forked children.
+/// An exclusive lock on a file; released when dropped. It ends with this process and does not live on in forked
+/// children.
 #[derive(Debug)]
 pub(crate) struct Lock {
     /// Dropped first: the descriptor must be open while it is on the list of those to be closed in children.
@@ -420,8 +424,8 @@ impl Disk {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before it is removed from the list: a child forked after that inherits the descriptor and must not hold the lock. In a
-        // child the lock belongs to the parent.
+        // Before it is removed from the list: a child forked after that inherits the descriptor and must not hold the
+        // lock. In a child the lock belongs to the parent.
         if self.in_child.is_of_this_process() {
             let _ = self.file.unlock();
         }

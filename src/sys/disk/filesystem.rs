@@ -1,9 +1,9 @@
 //! File systems: their kind, their free space, and who besides this process may write to a file or directory.
 //!
-//! The files of a queue decide what is sent in the program's name, and a program run by root opens, truncates and removes
-//! them. So a file that another user owns, or that every user may write, is not used. Write access of a group is the
-//! administrator's choice (Kubernetes' `fsGroup` grants it on every volume), and owners on a network file system are those of
-//! another machine, so neither is refused.
+//! The files of a queue decide what is sent in the program's name, and a program run by root opens, truncates and
+//! removes them. So a file that another user owns, or that every user may write, is not used. Write access of a group
+//! is the administrator's choice (Kubernetes' `fsGroup` grants it on every volume), and owners on a network file system
+//! are those of another machine, so neither is refused.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -60,8 +60,8 @@ pub(super) fn kind(path: &Path) -> io::Result<FileSystem> {
     })
 }
 
-/// Whether a name that the kernel reports as deleted was really deleted. On network file systems and FUSE it also reports
-/// names as deleted that could not be looked up for a while.
+/// Whether a name that the kernel reports as deleted was really deleted. On network file systems and FUSE it also
+/// reports names as deleted that could not be looked up for a while.
 #[cfg(target_os = "linux")]
 #[allow(clippy::unnecessary_cast, reason = "the type is not the same on every libc, and no conversion takes them all")]
 pub(super) fn keeps_names(path: &Path) -> bool {
@@ -124,7 +124,8 @@ impl fmt::Display for Exposure {
         match self {
             Exposure::Owner { owner, user } => write!(
                 f,
-                "it belongs to user {owner}, and this process runs as user {user}: change its owner (chown) or run as that user"
+                "it belongs to user {owner}, and this process runs as user {user}: change its owner (chown) or run as \
+                 that user"
             ),
             Exposure::Everybody { mode } => {
                 write!(f, "every user may write to it (mode {mode:o}): remove that permission (chmod o-w)")
@@ -132,7 +133,8 @@ impl fmt::Display for Exposure {
             Exposure::Group { group, mode } => {
                 write!(
                     f,
-                    "group {group} may write to it (mode {mode:o}), and this process runs as root: remove that permission (chmod g-w) unless it is intended"
+                    "group {group} may write to it (mode {mode:o}), and this process runs as root: remove that permission \
+                     (chmod g-w) unless it is intended"
                 )
             }
         }

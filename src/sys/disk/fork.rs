@@ -1,9 +1,9 @@
 //! Forks: detects without a system call that this process is a forked child, and closes locks in children.
 //!
 //! * One word is on a page that the kernel wipes in children (`MADV_WIPEONFORK`), so even a raw `clone` is detected.
-//! * A handler registered with `pthread_atfork` closes in the child the descriptors whose locks must not live on there: a
-//!   `flock` lock belongs to the open file, so a child of a daemonizing parent would keep it. The descriptor is closed and not
-//!   unlocked, because unlocking a duplicate would release the parent's lock too.
+//! * A handler registered with `pthread_atfork` closes in the child the descriptors whose locks must not live on there:
+//!   a `flock` lock belongs to the open file, so a child of a daemonizing parent would keep it. The descriptor is
+//!   closed and not unlocked, because unlocking a duplicate would release the parent's lock too.
 //! * Two more handlers keep a fork from happening between the opening of such a file and its registration
 //!   ([`without_fork`]).
 
@@ -50,8 +50,8 @@ fn notice_fork() {
     }
 }
 
-/// The word on the wiped page. A pointer and not a lazily locked cell: a fork may happen during the first call, and a child
-/// must never wait for a thread that it does not have.
+/// The word on the wiped page. A pointer and not a lazily locked cell: a fork may happen during the first call, and a
+/// child must never wait for a thread that it does not have.
 static MARKER: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
 #[inline]
@@ -72,7 +72,8 @@ fn first_marker() -> &'static AtomicU32 {
     let fresh_pointer = ptr::from_ref(fresh).cast_mut();
     match MARKER.compare_exchange(ptr::null_mut(), fresh_pointer, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
-            // SAFETY: the handlers are `extern "C"` functions that live for ever; that for the child does only what a forked child may do.
+            // SAFETY: the handlers are `extern "C"` functions that live for ever; that for the child does only what a
+            // forked child may do.
             unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
             fresh
         }
@@ -88,7 +89,8 @@ fn wiped_page() -> Option<&'static AtomicU32> {
     use std::num::NonZeroUsize;
 
     let length = NonZeroUsize::new(4096)?;
-    // SAFETY: a new private mapping at an address of the kernel's choice; never unmapped, so the reference may be 'static.
+    // SAFETY: a new private mapping at an address of the kernel's choice; never unmapped, so the reference may be
+    // 'static.
     let page = unsafe {
         mman::mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE).ok()?
     };
@@ -103,8 +105,8 @@ fn wiped_page() -> Option<&'static AtomicU32> {
     None
 }
 
-/// Locks a mutex; `None` if that takes longer than `most`. In a forked child the mutex may be held by a thread that exists in
-/// the parent only.
+/// Locks a mutex; `None` if that takes longer than `most`. In a forked child the mutex may be held by a thread that
+/// exists in the parent only.
 pub(crate) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGuard<'_, T>> {
     let deadline = Instant::now() + most;
     loop {
@@ -152,8 +154,8 @@ fn take_gate() -> bool {
     true
 }
 
-/// Runs in the parent before the fork, on the thread that forks; [`in_parent`] runs after it. Uses only atomics, the clock and
-/// short sleeps.
+/// Runs in the parent before the fork, on the thread that forks; [`in_parent`] runs after it. Uses only atomics, the
+/// clock and short sleeps.
 extern "C" fn before_fork() {
     FORKS.set(take_gate());
 }
@@ -177,8 +179,8 @@ impl Identity {
     }
 }
 
-/// A descriptor to be closed in children, with the identity of its file: by the time of a fork the program may have closed it
-/// and opened a file or socket of its own under that number.
+/// A descriptor to be closed in children, with the identity of its file: by the time of a fork the program may have
+/// closed it and opened a file or socket of its own under that number.
 #[derive(Debug)]
 struct Slot {
     descriptor: AtomicI32,
@@ -219,7 +221,8 @@ impl Slot {
                 && widened(found.st_ino) == self.inode.load(Ordering::Relaxed)
         });
         if is_ours {
-            // SAFETY: the descriptor was inherited and its owner, inherited too, is leaked in a child and never closes it again.
+            // SAFETY: the descriptor was inherited and its owner, inherited too, is leaked in a child and never closes
+            // it again.
             unsafe { libc::close(descriptor) };
         }
     }

@@ -1,9 +1,9 @@
 //! Mapped memory, shared with a file, whose every access is atomic.
 //!
-//! Another process may write the same file at any moment, which Rust's aliasing rules cannot prevent. So there is no slice of
-//! this memory and no plain load or store. It is read and written as relaxed atomic words, which compile to plain moves on
-//! the supported machines. A mistake of this or another process then gives a wrong byte, which the checksums detect, and
-//! never undefined behaviour.
+//! Another process may write the same file at any moment, which Rust's aliasing rules cannot prevent. So there is no
+//! slice of this memory and no plain load or store. It is read and written as relaxed atomic words, which compile to
+//! plain moves on the supported machines. A mistake of this or another process then gives a wrong byte, which the
+//! checksums detect, and never undefined behaviour.
 
 #![allow(unsafe_code, reason = "mapping memory and reaching into it; each block proves itself")]
 
@@ -22,8 +22,8 @@ const WORD: usize = size_of::<u64>();
 /// `madvise` works on whole pages. Systems with larger pages refuse it, which costs only speed.
 const PAGE: usize = 4096;
 
-/// A range of mapped memory. It does not exist in forked children: there, dropping it does nothing and an access faults, so
-/// callers compare [`fork::generation`] first.
+/// A range of mapped memory. It does not exist in forked children: there, dropping it does nothing and an access
+/// faults, so callers compare [`fork::generation`] first.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u64>,
@@ -80,14 +80,15 @@ impl Mapping {
         if !from.is_multiple_of(WORD) || !to.is_multiple_of(WORD) {
             return None;
         }
-        // SAFETY: the mapping is `len / WORD` whole words from `start` on and outlives the borrow; the address is aligned because
-        // mappings begin on pages, and every access of this memory in this process is an atomic of this size.
+        // SAFETY: the mapping is `len / WORD` whole words from `start` on and outlives the borrow; the address is
+        // aligned because mappings begin on pages, and every access of this memory in this process is an atomic of this
+        // size.
         let all = unsafe { slice::from_raw_parts(self.start.as_ptr().cast::<AtomicU64>(), self.len / WORD) };
         all.get(from / WORD..to / WORD)
     }
 
-    /// Copies `bytes` to byte `offset`, which must be a multiple of 8. A partial last word is filled with zeros. Returns `false`,
-    /// and writes nothing, if it does not fit.
+    /// Copies `bytes` to byte `offset`, which must be a multiple of 8. A partial last word is filled with zeros.
+    /// Returns `false`, and writes nothing, if it does not fit.
     #[must_use]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let end = bytes.len().checked_next_multiple_of(WORD).and_then(|len| offset.checked_add(len));
@@ -101,30 +102,32 @@ impl Mapping {
         let first = offset.min(end) / WORD;
         let mut out = Vec::with_capacity(end.saturating_sub(first * WORD).next_multiple_of(WORD));
         for index in first..end.div_ceil(WORD) {
-            // SAFETY: `index` is below `len / WORD`, since `end <= len` and `len` is whole words; as for `words` otherwise.
+            // SAFETY: `index` is below `len / WORD`, since `end <= len` and `len` is whole words; as for `words`
+            // otherwise.
             let word = unsafe { AtomicU64::from_ptr(self.start.add(index).as_ptr()) }.load(Ordering::Relaxed);
-            out.extend_from_slice(&word.to_bytes_in_memory());
+            out.extend_from_slice(&bytes_of(word));
         }
         out.truncate(end.saturating_sub(first * WORD));
         out.drain(..offset.min(end) - first * WORD);
         out
     }
 
-    /// Makes data that was written to the first `len` bytes durable, as `fdatasync` does for a whole file. Later pages stay dirty,
-    /// so they can be written without a fault.
+    /// Makes data that was written to the first `len` bytes durable, as `fdatasync` does for a whole file. Later pages
+    /// stay dirty, so they can be written without a fault.
     pub(super) fn sync(&self, len: usize) -> io::Result<()> {
         // SAFETY: the range begins with this mapping and is no longer; its bytes are only read.
         unsafe { mman::msync(self.start.cast(), len.min(self.len), MsFlags::MS_SYNC)? };
         Ok(())
     }
 
-    /// Lets the kernel remove the pages from byte `from` on from this process. The bytes of a shared mapping stay in the file.
+    /// Lets the kernel remove the pages from byte `from` on from this process. The bytes of a shared mapping stay in
+    /// the file.
     pub(crate) fn release_pages(&self, from: usize) -> io::Result<()> {
         self.advise(from.next_multiple_of(PAGE), self.len, MmapAdvise::MADV_DONTNEED)
     }
 
-    /// Makes the pages of a range writable now, on this thread, instead of at the first write to each. Kernels before 5.14
-    /// refuse it; then the first write does it.
+    /// Makes the pages of a range writable now, on this thread, instead of at the first write to each. Kernels before
+    /// 5.14 refuse it; then the first write does it.
     #[cfg(target_os = "linux")]
     pub(crate) fn prefault(&self, from: usize, to: usize) {
         let to = to.saturating_add(PAGE - 1).min(self.len);
@@ -141,9 +144,9 @@ impl Mapping {
         if from >= to {
             return Ok(());
         }
-        // SAFETY: the range lies inside this mapping (just seen to). DONTFORK concerns children only; POPULATE_WRITE changes no byte;
-        // DONTNEED on a shared file mapping drops page table entries and no bytes (on a private one it would: `release_pages` is for
-        // shared ones).
+        // SAFETY: the range lies inside this mapping (just seen to). DONTFORK concerns children only; POPULATE_WRITE
+        // changes no byte; DONTNEED on a shared file mapping drops page table entries and no bytes (on a private one it
+        // would: `release_pages` is for shared ones).
         unsafe { mman::madvise(self.start.add(from / WORD).cast(), to - from, advice)? };
         Ok(())
     }
@@ -155,23 +158,25 @@ impl Drop for Mapping {
             // The mapping does not exist in the child, and something else may be at that address.
             return;
         }
-        // SAFETY: the range was mapped by us, is still mapped (nobody else unmaps it), and no reference into it outlives `self`.
+        // SAFETY: the range was mapped by us, is still mapped (nobody else unmaps it), and no reference into it
+        // outlives `self`.
         let unmapped = unsafe { mman::munmap(self.start.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "a whole mapping can always be unmapped");
     }
 }
 
-/// Copies `bytes` to the start of `words`. A partial last word is filled with zeros. Returns `false`, and writes nothing, if
-/// there are too few words.
+/// Copies `bytes` to the start of `words`. A partial last word is filled with zeros. Returns `false`, and writes
+/// nothing, if there are too few words.
 #[inline]
 #[must_use]
 pub(crate) fn store_bytes(words: &[AtomicU64], bytes: &[u8]) -> bool {
     if words.len() < bytes.len().div_ceil(WORD) {
         return false;
     }
-    let store = |(place, word): (&AtomicU64, &[u8; WORD])| place.store(u64::from_ne_bytes_of(*word), Ordering::Relaxed);
+    let store = |(place, word): (&AtomicU64, &[u8; WORD])| place.store(word_of(*word), Ordering::Relaxed);
     let (whole, tail) = bytes.as_chunks::<WORD>();
-    // Four at a time: the compiler does not merge atomic stores, and an iteration of the loop costs as much as two of them.
+    // Four at a time: the compiler does not merge atomic stores, and an iteration of the loop costs as much as two of
+    // them.
     let (fours, rest) = whole.as_chunks::<4>();
     let (places, _) = words.as_chunks::<4>();
     for (places, four) in places.iter().zip(fours) {
@@ -197,21 +202,16 @@ fn whole_words(len: usize) -> io::Result<(usize, NonZeroUsize)> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "nothing to map"))
 }
 
-/// Conversion between a word and its bytes in memory order: the mapping holds bytes, whatever the machine's byte order.
-trait BytesInMemory {
-    fn from_ne_bytes_of(bytes: [u8; WORD]) -> Self;
-    fn to_bytes_in_memory(self) -> [u8; WORD];
+/// The word whose bytes in memory are `bytes`: the mapping holds bytes, whatever the machine's byte order.
+#[inline]
+#[allow(clippy::host_endian_bytes, reason = "the order of the bytes in memory is meant")]
+fn word_of(bytes: [u8; WORD]) -> u64 {
+    u64::from_ne_bytes(bytes)
 }
 
-#[allow(clippy::host_endian_bytes, reason = "the memory's own bytes are meant, in both directions")]
-impl BytesInMemory for u64 {
-    #[inline]
-    fn from_ne_bytes_of(bytes: [u8; WORD]) -> Self {
-        u64::from_ne_bytes(bytes)
-    }
-
-    #[inline]
-    fn to_bytes_in_memory(self) -> [u8; WORD] {
-        self.to_ne_bytes()
-    }
+/// The bytes of a word in memory; the inverse of [`word_of`].
+#[inline]
+#[allow(clippy::host_endian_bytes, reason = "the order of the bytes in memory is meant")]
+fn bytes_of(word: u64) -> [u8; WORD] {
+    word.to_ne_bytes()
 }

@@ -1,27 +1,29 @@
 //! Files and directories, through one type whose every call a test can make fail.
 //!
-//! All access of this library to a file system goes through [`Disk`]: the arenas of the journal, the backend of the store,
-//! locks, the status page, directories. This has three purposes.
+//! All access of this library to a file system goes through [`Disk`]: the arenas of the journal, the backend of the
+//! store, locks, the status page, directories. This has three purposes.
 //!
-//! * **Each call can be made to fail.** A [`Gate`](gate::Gate) is asked before every call and notified after it. It lets the
-//!   call through, fails it with any error, or shortens a write. The tests of disk faults and power cuts consist of gates. In
-//!   production there is no gate, and the check is one branch.
+//! * **Each call can be made to fail.** A [`Gate`](gate::Gate) is asked before every call and notified after it. It
+//!   lets the call through, fails it with any error, or shortens a write. The tests of disk faults and power cuts
+//!   consist of gates. In production there is no gate, and the check is one branch.
 //! * **Each file is opened with the same care:** mode 0600 in directories of mode 0700, close-on-exec, never through a
-//!   symbolic link, never a file that another user owns or that every user may write (`filesystem.rs`). Device and inode are
-//!   remembered, so [`DiskFile::is_same_file`] notices when another file has taken its place. The same holds for its
-//!   directory ([`Home`]): a missing name says something about a file only while that directory is where it was.
-//! * **The effects of a fork are handled in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`] does
-//!   not exist there; and [`fork::close_in_child`] keeps a lock from living on in a child.
+//!   symbolic link, never a file that another user owns or that every user may write (`filesystem.rs`). Device and
+//!   inode are remembered, so [`DiskFile::is_same_file`] notices when another file has taken its place. The same holds
+//!   for its directory ([`Home`]): a missing name says something about a file only while that directory is where it
+//!   was.
+//! * **The effects of a fork are handled in one place.** [`fork::generation`] changes in a forked child; a [`Mapping`]
+//!   does not exist there; and [`fork::close_in_child`] keeps a lock from living on in a child.
 //!
 //! Rules:
 //!
-//! * A name is durable only after its directory was synced. Creation, rename and removal never sync by themselves: the caller
-//!   that promises durability calls [`Disk::sync_dir`].
+//! * A name is durable only after its directory was synced. Creation, rename and removal never sync by themselves: the
+//!   caller that promises durability calls [`Disk::sync_dir`].
 //! * `EINTR` is retried here, and a short write is continued here. Every other error is returned unchanged.
-//! * A shared mapping is written only if a write cannot raise SIGBUS ([`FileSystem::may_map`]): ext2/3/4 and tmpfs need no
-//!   new blocks for a file that was written completely. A copy-on-write file system may need some, so there the library uses
-//!   positioned writes.
-//! * `unsafe` is used in two files of this folder (`map.rs` and `fork.rs`), in `crash`, and nowhere else in the library.
+//! * A shared mapping is written only if a write cannot raise SIGBUS ([`FileSystem::may_map`]): ext2/3/4 and tmpfs need
+//!   no new blocks for a file that was written completely. A copy-on-write file system may need some, so there the
+//!   library uses positioned writes.
+//! * `unsafe` is used in two files of this folder (`map.rs` and `fork.rs`), in `crash`, and nowhere else in the
+//!   library.
 
 mod file;
 mod filesystem;
@@ -57,7 +59,8 @@ impl Disk {
         self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
     }
 
-    /// Fails for a directory, or a link to one, that another user owns or that every user may write: see `filesystem.rs`.
+    /// Fails for a directory, or a link to one, that another user owns or that every user may write: see
+    /// `filesystem.rs`.
     pub(crate) fn vet_dir(&self, path: &Path) -> io::Result<()> {
         filesystem::vet(&std::fs::symlink_metadata(path)?, path)?;
         filesystem::vet(&std::fs::metadata(path)?, path)
@@ -153,7 +156,8 @@ impl Disk {
     }
 }
 
-/// The directories from `path` up to and including `top`, deepest first: those to sync for a new name in `path` to be durable.
+/// The directories from `path` up to and including `top`, deepest first: those to sync for a new name in `path` to be
+/// durable.
 pub(crate) fn up_to<'a>(path: &'a Path, top: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
     path.ancestors().take_while(move |ancestor| ancestor.starts_with(top)).map(Path::to_path_buf)
 }

@@ -32,9 +32,9 @@ impl Answer {
         Self { results: Some(Vec::new()), ..Self::status(200).body(r#"{"status":1}"#) }
     }
 
-    /// For a V1 batch 200 and a result for each event in order: `ok`, `warning`, `drop`, `retry` or any other word, with details
-    /// after a colon; `missing` omits the event from the response. The last word applies to all further events. Only `ok` and
-    /// `warning` take the event.
+    /// For a V1 batch 200 and a result for each event in order: `ok`, `warning`, `drop`, `retry` or any other word,
+    /// with details after a colon; `missing` omits the event from the response. The last word applies to all further
+    /// events. Only `ok` and `warning` take the event.
     pub fn results<'w>(words: impl IntoIterator<Item = &'w str>) -> Self {
         Self { results: Some(words.into_iter().map(str::to_owned).collect()), ..Self::status(200) }
     }
@@ -52,8 +52,8 @@ impl Answer {
         }
     }
 
-    /// Closes the connection without a response. The events are not taken, unless [`Answer::taking`] makes it the ambiguous
-    /// case: they are taken and the client does not know.
+    /// Closes the connection without a response. The events are not taken, unless [`Answer::taking`] makes it the
+    /// ambiguous case: they are taken and the client does not know.
     pub fn close() -> Self {
         Self { ending: Ending::Close, ..Self::status(0) }
     }
@@ -91,7 +91,8 @@ impl Answer {
         self.header("retry-after", seconds.to_string())
     }
 
-    /// Waits before the response. Requests on other connections continue meanwhile: this is a round trip, not a slow server.
+    /// Waits before the response. Requests on other connections continue meanwhile: this is a round trip, not a slow
+    /// server.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self

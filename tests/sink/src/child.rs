@@ -12,8 +12,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 /// `Command::new(program)`, with every signal at its default disposition and none blocked.
 ///
-/// A child inherits ignored and blocked signals. A shell's `&`, `nohup` and some CI systems ignore SIGINT, SIGQUIT or SIGHUP in
-/// the programs that they start, so without this a test of signals would depend on how the test run was started.
+/// A child inherits ignored and blocked signals. A shell's `&`, `nohup` and some CI systems ignore SIGINT, SIGQUIT or
+/// SIGHUP in the programs that they start, so without this a test of signals would depend on how the test run was
+/// started.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     // SAFETY: `reset_signals` allocates nothing, takes no lock and makes async-signal-safe system calls only.
@@ -23,8 +24,8 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 
 fn reset_signals() -> io::Result<()> {
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: a default disposition runs no code. SIGKILL, SIGSTOP and the C library's own signals are refused with an error,
-        // which does not matter here because they cannot be ignored either.
+        // SAFETY: a default disposition runs no code. SIGKILL, SIGSTOP and the C library's own signals are refused with
+        // an error, which does not matter here because they cannot be ignored either.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)

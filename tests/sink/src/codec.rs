@@ -9,8 +9,8 @@ use ruzstd::decoding::StreamingDecoder;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const BROTLI_BUFFER: usize = 16 * 1024;
 
-/// Decodes a body by its `Content-Encoding`: `gzip`, `deflate`, `br` or `zstd`. Without one, gzip is recognized by its magic number
-/// and any other body is returned unchanged. At most `limit + 1` bytes are decoded.
+/// Decodes a body by its `Content-Encoding`: `gzip`, `deflate`, `br` or `zstd`. Without one, gzip is recognized by its
+/// magic number and any other body is returned unchanged. At most `limit + 1` bytes are decoded.
 ///
 /// # Errors
 /// If the body is not encoded that way, or if the encoding is unknown.

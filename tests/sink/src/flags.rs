@@ -69,7 +69,8 @@ impl FlagRoute {
     }
 }
 
-/// The response to a flag request: the planned one, unless the request is invalid or the client has this version already.
+/// The response to a flag request: the planned one, unless the request is invalid or the client has this version
+/// already.
 pub(crate) fn decide(shared: &Shared, route: FlagRoute, request: &Request, body: &[u8]) -> (Answer, Batch) {
     let planned = {
         let mut rules = shared.rules();

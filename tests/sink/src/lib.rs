@@ -1,33 +1,36 @@
 //! A stand-in for PostHog on loopback, for tests, examples, benchmarks and crash tests.
 //!
-//! It accepts events as PostHog does, remembers each of them, fails as a script says, and can stop and resume on the same
-//! port.
+//! It accepts events as PostHog does, remembers each of them, fails as a script says, and can stop and resume on the
+//! same port.
 //!
 //! Rules, taken from PostHog's capture service:
-//! - `POST /batch`, with or without a trailing slash, and `/i/v0/ai/batch/`, which has the same body: JSON, plain or gzip
-//!   (recognized by the header or by gzip's magic number, as PostHog does). Any other path is 404, any other method 405.
-//! - `POST /i/v1/analytics/events`: a V1 batch with its headers, in any of its encodings. The response has a result for each
-//!   event ([`Answer::results`]), and only events with a good result are taken. A request with a repeated uuid is refused as a
-//!   whole.
-//! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags. There are
-//!   none until [`Sink::flags`] sets them; they have a script apart from that for events.
-//! - A request is taken or refused as a whole. An event without a name or distinct id, a body that is not JSON, or one larger
-//!   than [`Sink::size_limit`] refuses the request, with PostHog's own message as plain text. A request without a key is 401.
+//! - `POST /batch`, with or without a trailing slash, and `/i/v0/ai/batch/`, which has the same body: JSON, plain or
+//!   gzip (recognized by the header or by gzip's magic number, as PostHog does). Any other path is 404, any other
+//!   method 405.
+//! - `POST /i/v1/analytics/events`: a V1 batch with its headers, in any of its encodings. The response has a result for
+//!   each event ([`Answer::results`]), and only events with a good result are taken. A request with a repeated uuid is
+//!   refused as a whole.
+//! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags.
+//!   There are none until [`Sink::flags`] sets them; they have a script apart from that for events.
+//! - A request is taken or refused as a whole. An event without a name or distinct id, a body that is not JSON, or one
+//!   larger than [`Sink::size_limit`] refuses the request, with PostHog's own message as plain text. A request without
+//!   a key is 401.
 //! - A taken request is answered `{"status":1}`. A uuid that is taken twice is a duplicate: it is kept and counted.
-//! - One rule is stricter than PostHog's: an event without a valid uuid is refused. PostHog would generate one, and a client
-//!   that omits the uuid would lose its de-duplication without noticing.
+//! - One rule is stricter than PostHog's: an event without a valid uuid is refused. PostHog would generate one, and a
+//!   client that omits the uuid would lose its de-duplication without noticing.
 //!
 //! The response to a request is the next one of [`Sink::script`], else [`Sink::default_answer`]. The rules (size,
-//! [`Sink::refuse_if`], validity) apply only if that response takes the events: a server that is down refuses no events.
+//! [`Sink::refuse_if`], validity) apply only if that response takes the events: a server that is down refuses no
+//! events.
 //!
-//! Operations: [`Sink::start`], then [`Sink::url`] for the client; [`Sink::wait_for`] waits for a condition on what has arrived
-//! ([`State`]); [`Sink::stop`] and [`Sink::resume`] make an outage. A request is recorded before it is answered, and before
-//! [`Answer::delay`], so a test can act while the client still waits.
+//! Operations: [`Sink::start`], then [`Sink::url`] for the client; [`Sink::wait_for`] waits for a condition on what has
+//! arrived ([`State`]); [`Sink::stop`] and [`Sink::resume`] make an outage. A request is recorded before it is
+//! answered, and before [`Answer::delay`], so a test can act while the client still waits.
 //!
 //! [`command`] starts a process with default signal dispositions, for tests that run the library in a child process.
 //!
-//! Limits: HTTP/1 without TLS, one thread for all connections. Everything is kept in memory until [`Sink::clear`]. If parsing
-//! would be the bottleneck, [`Sink::fast_mode`] counts events and keeps only their uuids. Nothing is printed.
+//! Limits: HTTP/1 without TLS, one thread for all connections. Everything is kept in memory until [`Sink::clear`]. If
+//! parsing would be the bottleneck, [`Sink::fast_mode`] counts events and keeps only their uuids. Nothing is printed.
 
 mod answer;
 mod batch;
@@ -131,19 +134,20 @@ impl Sink {
         self.shared.rules().default = answer;
     }
 
-    /// Sets the response for flag requests of this kind after their script. Definitions with [`Answer::etag`] are sent only to
-    /// clients that do not have them.
+    /// Sets the response for flag requests of this kind after their script. Definitions with [`Answer::etag`] are sent
+    /// only to clients that do not have them.
     pub fn flags(&self, route: FlagRoute, answer: Answer) {
         self.shared.rules().flags.of(route).default = answer;
     }
 
-    /// Sets the responses for the next flag requests of this kind, one each, in this order. Replaces the rest of an earlier script.
+    /// Sets the responses for the next flag requests of this kind, one each, in this order. Replaces the rest of an
+    /// earlier script.
     pub fn script_flags(&self, route: FlagRoute, answers: impl IntoIterator<Item = Answer>) {
         self.shared.rules().flags.of(route).script = answers.into_iter().collect();
     }
 
-    /// Refuses a whole request with `status` and `body` if `poison` returns true for one of its events (as the JSON that was
-    /// sent). Replaces an earlier rule. While one is set, events are parsed in [`Sink::fast_mode`] too.
+    /// Refuses a whole request with `status` and `body` if `poison` returns true for one of its events (as the JSON
+    /// that was sent). Replaces an earlier rule. While one is set, events are parsed in [`Sink::fast_mode`] too.
     pub fn refuse_if(&self, poison: impl Fn(&Value) -> bool + Send + Sync + 'static, status: u16, body: &str) {
         self.shared.rules().refuse = Some(state::Refusal::new(poison, Answer::status(status).body(body)));
     }
@@ -158,8 +162,9 @@ impl Sink {
         self.shared.rules().size_limit = bytes;
     }
 
-    /// With `true`, events are found by a scan for `"uuid":"` in compact JSON and not validated, and only their uuids are
-    /// kept: [`State::events`] and [`Request::uuids`] stay empty. A property of that name would be counted as an event.
+    /// With `true`, events are found by a scan for `"uuid":"` in compact JSON and not validated, and only their uuids
+    /// are kept: [`State::events`] and [`Request::uuids`] stay empty. A property of that name would be counted as an
+    /// event.
     pub fn fast_mode(&self, fast: bool) {
         self.shared.rules().fast = fast;
     }
@@ -191,7 +196,8 @@ impl Sink {
         read(&self.shared.state())
     }
 
-    /// Waits until `reached` returns true, checking again whenever a request arrives; false if it does not within `timeout`.
+    /// Waits until `reached` returns true, checking again whenever a request arrives; false if it does not within
+    /// `timeout`.
     #[must_use = "a test that ignores the result waits for nothing"]
     pub fn wait_for(&self, reached: impl FnMut(&State) -> bool, timeout: Duration) -> bool {
         self.shared.wait_for(reached, timeout)

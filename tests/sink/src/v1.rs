@@ -54,8 +54,8 @@ pub(crate) fn validate(request: &Request, body: &Value, events: Vec<Value>) -> (
     (batch, refusal)
 }
 
-/// The response to a taken batch: a result for each event, from `words` in order (the last one applies to all further events), with
-/// details after a colon. Events that could not be read are dropped in any case.
+/// The response to a taken batch: a result for each event, from `words` in order (the last one applies to all further
+/// events), with details after a colon. Events that could not be read are dropped in any case.
 pub(crate) fn judge(batch: &mut Batch, words: &[String]) -> String {
     let mut results = serde_json::Map::new();
     for (at, uuid) in batch.uuids.iter().enumerate() {
