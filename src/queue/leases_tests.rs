@@ -1,3 +1,5 @@
+//! Tests of the lease table: its states, and a model of random operations.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
