@@ -22,7 +22,7 @@ fn named(id: &str) -> Context {
     Context::new().distinct_id(id)
 }
 
-/// Gives way once.
+/// Returns `Pending` once.
 async fn elsewhere() {
     let mut was_here = false;
     poll_fn(|_| if std::mem::replace(&mut was_here, true) { Poll::Ready(()) } else { Poll::Pending }).await;
@@ -118,7 +118,7 @@ fn a_request_says_where_it_goes_and_who_sends_it() {
     assert_eq!(shown(&context), expected);
     let path = |url| shown(&Context::from_request("GET", url, [("", "")]))["$request_path"].clone();
     assert_eq!([path("/a?b=/c"), path("https://example.org?b=/c"), path("")], ["/a", "/", "/"].map(Value::from));
-    assert_eq!(shown(&Context::from_headers(headers)), serde_json::json!({}), "only when asked for");
+    assert_eq!(shown(&Context::from_headers(headers)), serde_json::json!({}), "only by `from_request`");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What events about persons and groups say, and which of them are refused.
+//! Events about persons and groups: their content, and which of them are refused.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ fn what_capture_adds_never_replaces_what_the_caller_set() {
     event.add_absent(&Pairs::of(&json!({"b": 3, "c": 3})).unwrap());
     assert_eq!(Value::Object(event.properties()), json!({"a": 1, "b": 2, "c": 3}));
     let named = event.clone().with_distinct_id("");
-    assert!(!named.is_anonymous(), "an id that is empty is no id that is missing");
+    assert!(!named.is_anonymous(), "an empty id is not a missing id");
     event.attribute_to_nobody("drawn");
     let sent = sent(event);
     assert_eq!(

@@ -180,7 +180,7 @@ mod tests {
         let mut bytes = Vec::new();
         append(&mut bytes, b"payload!", 1, 42, 99);
         for bit in 0..bytes.len() * 8 {
-            // The three reserved bytes of the head carry nothing and are not checked.
+            // The three reserved bytes of the head are not checked.
             if (40..64).contains(&bit) {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Bodies nobody wrote: reading them may fail, and may do nothing else.
+//! Untrusted bodies: reading them may fail and must not panic, recurse without bound or allocate without bound.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -31,12 +31,12 @@ fn valid_body() -> Vec<u8> {
     body
 }
 
-/// Reads everything there is to read, and holds what was accepted to its promise: it can be sent as JSON.
+/// Reads a whole body. A body that is accepted must be convertible to JSON.
 fn read_all(body: &[u8]) -> Result<(), Malformed> {
     let view = View::parse(body)?;
     let mut out = Vec::new();
-    write_event(&view, &NoSymbols, &mut out).expect("what was parsed can be sent");
-    serde_json::from_slice::<serde_json::Value>(&out).expect("what is sent is JSON");
+    write_event(&view, &NoSymbols, &mut out).expect("a parsed body can be sent");
+    serde_json::from_slice::<serde_json::Value>(&out).expect("the output is JSON");
     for (_, value) in view.properties.chain(view.groups) {
         let _of_any_type = value_as::<serde_json::Value>(value);
     }

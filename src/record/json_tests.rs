@@ -1,4 +1,4 @@
-//! What is sent is what serde_json would have sent.
+//! The JSON of a record equals that of serde_json; the V1 form has its fields in the places where V1 expects them.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::msgpack::{append_map_header, append_str, begin_map, patch_len};
 use super::values::append_entry;
 use super::{Class, Flags, HEAD_LEN, Head, NoSymbols, View};
 
-/// A body of these properties and groups, each list with repeated keys if it has them.
+/// A body with these properties and groups; keys may be repeated.
 fn body_of(head: Head, properties: &[(&str, Value)], groups: &[(&str, Value)]) -> Vec<u8> {
     let mut body = head.encode().to_vec();
     append_str(&mut body, "run_started");
@@ -167,7 +167,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Control characters, quotes, all of Unicode, nothing; and lengths around the boundaries of MessagePack's headers.
+/// Control characters, quotes, any Unicode, empty text, and lengths around the limits of MessagePack's headers.
 fn any_text() -> impl Strategy<Value = String> {
     prop_oneof![".{0,40}", "[\\x00-\\x1f\"\\\\/a]{0,8}", "[a-z]{28,36}", "[a-z]{250,260}"]
 }
@@ -184,7 +184,7 @@ proptest! {
         for own in ["$lib", "$lib_version", "$is_server"] {
             arrived.as_object_mut().and_then(|map| map.remove(own)).unwrap();
         }
-        // Through text on both sides: serde_json's reader may be one bit off in a float's last place.
+        // Both sides pass through text, because serde_json's parser may be off by one bit in a float.
         let expected: Value = serde_json::from_str(&serde_json::to_string(&properties).unwrap()).unwrap();
         prop_assert_eq!(arrived, expected);
     }

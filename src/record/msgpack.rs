@@ -600,7 +600,7 @@ mod tests {
             ("7", b'u', "7"),
             ("18446744073709551615", b'u', "18446744073709551615"),
             ("-9223372036854775808", b'i', "-9223372036854775808"),
-            // A float is this number, too, and its shortest form is another one.
+            // A float has exactly this value, but its shortest decimal form is a different text.
             ("18446744073709551616", b'x', "18446744073709551616"),
             ("18446744073709551617", b'x', "18446744073709551617"),
             ("0.1", b'f', "0.1"),

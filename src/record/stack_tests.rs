@@ -1,4 +1,4 @@
-//! Stacks from addresses to JSON, and from bytes that nobody wrote.
+//! Stack traces: from addresses to JSON, and from untrusted bytes.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn frames_of(addresses: &[u64], symbols: &dyn Symbols) -> Vec<Value> {
     shown["frames"].as_array().unwrap().clone()
 }
 
-/// Knows two functions at one address, the one inlined into the other.
+/// Resolves one address to two functions, one of them inlined into the other.
 #[derive(Debug)]
 struct Known;
 
@@ -85,7 +85,7 @@ fn inlined_functions_follow_the_one_they_are_inlined_in() {
     assert_eq!(*physical, expected);
     assert_eq!((&inlined["function"], &inlined["inline"]), (&json!("checkout::total"), &json!(true)));
     assert_eq!(inlined["instruction_addr"], physical["instruction_addr"]);
-    assert!(inlined.get("context_line").is_none(), "nobody knows the source there");
+    assert!(inlined.get("context_line").is_none(), "no source is known for that line");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn what_is_no_stack_is_null() {
     assert_eq!(shown(STACK_EXT, &[&good[..], &[0xc0]].concat(), &NoSymbols), Value::Null);
     assert_eq!(shown(IMAGES_EXT, &good, &NoSymbols), Value::Null);
     assert_eq!(shown(99, &good, &NoSymbols), Value::Null);
-    // Four billion images, and a frame in an image that is not there.
+    // Four billion images, and a frame in an image that does not exist.
     assert_eq!(shown(STACK_EXT, &[0x92, 0xdd, 0xff, 0xff, 0xff, 0xff], &NoSymbols), Value::Null);
     assert_eq!(shown(STACK_EXT, &[0x92, 0x90, 0x92, 0x00, 0x01], &NoSymbols), Value::Null);
 }

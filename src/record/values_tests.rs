@@ -1,4 +1,4 @@
-//! Values of every shape serde has, honest and not.
+//! Values of every shape that serde has, including `Serialize` implementations that break its rules.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,16 +17,16 @@ use super::values::{Unencodable, append_entry, value_as};
 fn encoded<T: Serialize>(value: T) -> Result<Vec<u8>, Unencodable> {
     let mut out = b"before".to_vec();
     let appended = append_entry(&mut out, "key", &value);
-    let entry = out.strip_prefix(b"before").expect("what was there stays");
+    let entry = out.strip_prefix(b"before").expect("earlier bytes stay");
     match appended {
         Ok(()) => {
             let mut reader = Reader::new(entry);
             assert_eq!(reader.string(), Ok("key"));
-            assert_eq!(check(reader.rest()), Ok(()), "what is accepted is well-formed");
+            assert_eq!(check(reader.rest()), Ok(()), "an accepted value is well-formed");
             Ok(reader.rest().to_vec())
         }
         Err(reason) => {
-            assert!(entry.is_empty(), "what is refused leaves nothing behind");
+            assert!(entry.is_empty(), "a refused value leaves no bytes");
             Err(reason)
         }
     }
@@ -78,7 +78,7 @@ fn integers_of_128_bits_are_numbers() {
     assert_eq!(read_back(Duration::from_secs(3).as_millis()), json!(3000));
     assert_eq!(read_back(i128::from(u64::MAX)), json!(u64::MAX));
     assert_eq!(read_back(i128::from(i64::MIN)), json!(i64::MIN));
-    // No digit is lost on the way, whatever the reader of JSON makes of them.
+    // No digit is lost, whatever a parser of the JSON does with them.
     for (number, text) in [(encoded(u128::MAX), u128::MAX.to_string()), (encoded(i128::MIN), i128::MIN.to_string())] {
         assert_eq!(as_json(&number.unwrap()), text);
     }
@@ -91,8 +91,8 @@ fn as_json(value: &[u8]) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// What serde_json gives for a number where `arbitrary_precision` is on somewhere in the build, which it need not be
-/// here.
+/// A number as serde_json serializes it if any crate of the build enables `arbitrary_precision`; here it need not be
+/// enabled.
 struct Number<'a>(&'a str);
 
 impl Serialize for Number<'_> {
@@ -166,7 +166,7 @@ fn a_displayed_value_is_text_without_a_detour() {
 
 #[test]
 fn a_value_deeper_than_the_limit_is_refused() {
-    /// Nests without end.
+    /// Nests without a limit.
     struct Endless;
     impl Serialize for Endless {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -229,7 +229,7 @@ fn a_serialize_that_breaks_serdes_rules_is_refused() {
             map.end()
         }
     }
-    /// Goes on after an element failed, as if it had not.
+    /// Ignores the error of an element and continues.
     struct Swallows;
     impl Serialize for Swallows {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -186,7 +186,7 @@ mod tests {
             ("caf\u{e9} \"x\" C:\\new", "caf\u{e9} \"x\" C:\\new"),
         ] {
             assert_eq!(foreign(text, 1000), expected);
-            assert_eq!(foreign(expected, 1000), expected, "once is enough");
+            assert_eq!(foreign(expected, 1000), expected, "escaping is idempotent");
         }
     }
 

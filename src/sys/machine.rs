@@ -156,11 +156,11 @@ mod tests {
             written(dir.path(), "/system.slice/d.service", "/", "system.slice/d.service", &[("memory.events", EVENTS)]);
         let inode = fs::metadata(dir.path().join("mount/system.slice/d.service")).unwrap().ino();
         assert_eq!(found, Some(OomCount { path: xxh3_64(b"/system.slice/d.service"), inode, kills: 3 }));
-        // In a container that sees its group under its path outside.
+        // A container that sees its group under the path that it has outside.
         let dir = tempfile::tempdir().unwrap();
         let local = ("memory.events.local", "oom_kill 1\n");
         let found = written(dir.path(), "/docker/abc", "/docker/abc", "", &[("memory.events", EVENTS), local]);
-        assert_eq!(found.map(|found| found.kills), Some(1), "of the group itself, where that is told");
+        assert_eq!(found.map(|found| found.kills), Some(1), "the count of the group itself, if available");
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
         assert!(!is_first_with_memory("cgroup cgroup rw,cpu,memoryx"));
     }
 
-    /// The files of a group: limit, usage.
+    /// Writes the files of a group: limit and usage.
     fn group(dir: &Path, version: &Version, limit: &str, usage: u64) {
         fs::create_dir_all(dir).unwrap();
         fs::write(dir.join(version.limit), limit).unwrap();
@@ -225,10 +225,10 @@ mod tests {
         group(&second.join("slice/unit"), &V2, "max\n", 5 * MIB);
         assert_eq!(free_memory_by(dir.path()), None, "no limit anywhere");
         group(&second.join("slice"), &V2, "67108864\n", 50 * MIB);
-        assert_eq!(free_memory_by(dir.path()), Some(14 * MIB), "that of a parent");
+        assert_eq!(free_memory_by(dir.path()), Some(14 * MIB), "the limit of a parent");
         group(&first, &V1, "20971520\n", 15 * MIB);
-        assert_eq!(free_memory_by(dir.path()), Some(5 * MIB), "that of the other version");
+        assert_eq!(free_memory_by(dir.path()), Some(5 * MIB), "the limit of the other version");
         group(&second.join("slice/unit"), &V2, "5242880\n", 5 * MIB);
-        assert_eq!(free_memory_by(dir.path()), Some(0), "its own");
+        assert_eq!(free_memory_by(dir.path()), Some(0), "the limit of the group itself");
     }
 }

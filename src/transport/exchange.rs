@@ -346,7 +346,7 @@ mod tests {
             assert_eq!(encoding.decode(&raw, false, text.len()).unwrap(), Some((text.clone(), false)), "{encoding:?}");
         }
         assert_eq!(Encoding::Identity.decode(&text, false, 9).unwrap(), None);
-        assert_eq!(Encoding::Gzip.decode(b"", false, 9).unwrap(), None, "an answer without a body");
+        assert_eq!(Encoding::Gzip.decode(b"", false, 9).unwrap(), None, "a response without a body");
     }
 
     #[test]
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!((body.len(), is_cut, body.capacity() < 1 << 16), (1000, true, true));
         let text: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let raw = gzip(&text);
-        assert!(raw.len() <= Encoding::Gzip.encoded_limit(text.len()), "what cannot be made smaller is read whole");
+        assert!(raw.len() <= Encoding::Gzip.encoded_limit(text.len()), "incompressible data is read completely");
         let (body, is_cut) = Encoding::Gzip.decode(&raw[..raw.len() / 2], true, text.len()).unwrap().unwrap();
         assert!(is_cut && text.starts_with(&body) && body.len() > text.len() / 4);
     }

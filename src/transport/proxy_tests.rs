@@ -15,7 +15,7 @@ fn ways(vars: Vars<'_>) -> (Ways, Vec<Warning>) {
     Ways::new(&Proxy::FromEnv, &env).unwrap()
 }
 
-/// The variable by whose proxy `url` is reached.
+/// The variable whose proxy is used for `url`.
 fn by(vars: Vars<'_>, url: &str) -> Option<&'static str> {
     ways(vars).0.to(&Url::parse(url).unwrap()).map(|named| named.by)
 }
@@ -26,31 +26,31 @@ fn the_table_of_variables_holds() {
     const P: &str = "http://h/";
     let (low, up) = ("http://low", "http://up");
     for (vars, url, expected) in [
-        // One for each scheme, lower case before upper case.
+        // The variable of the scheme, lower case before upper case.
         (&[("https_proxy", low), ("HTTPS_PROXY", up)][..], S, Some("https_proxy")),
         (&[("HTTPS_PROXY", up)], S, Some("HTTPS_PROXY")),
         (&[("https_proxy", low)], P, None),
         (&[("http_proxy", low)], P, Some("http_proxy")),
         (&[("http_proxy", low)], S, None),
-        // A client of a CGI program can set that one.
+        // A client of a CGI program can set HTTP_PROXY.
         (&[("HTTP_PROXY", up)], P, None),
         (&[("HTTP_PROXY", up), ("ALL_PROXY", up)], P, Some("ALL_PROXY")),
         (&[("HTTP_PROXY", up), ("http_proxy", low)], P, Some("http_proxy")),
-        // For what has none of its own.
+        // all_proxy applies if the scheme has no variable of its own.
         (&[("all_proxy", low), ("ALL_PROXY", up)], S, Some("all_proxy")),
         (&[("all_proxy", low)], P, Some("all_proxy")),
         (&[("ALL_PROXY", up), ("https_proxy", low)], S, Some("https_proxy")),
         (&[("ALL_PROXY", up), ("HTTPS_PROXY", low)], S, Some("HTTPS_PROXY")),
         (&[("all_proxy", low), ("HTTPS_PROXY", up)], S, Some("HTTPS_PROXY")),
-        // Empty is not set.
+        // An empty variable counts as unset.
         (&[("https_proxy", ""), ("HTTPS_PROXY", up)], S, Some("HTTPS_PROXY")),
         (&[("https_proxy", " "), ("ALL_PROXY", up)], S, Some("ALL_PROXY")),
         (&[("http_proxy", ""), ("HTTP_PROXY", up)], P, None),
         (&[("all_proxy", ""), ("ALL_PROXY", "")], S, None),
-        // What is no proxy is as if it was not set, and a warning.
+        // An invalid value counts as unset and causes a warning.
         (&[("https_proxy", "socks5://h"), ("HTTPS_PROXY", up)], S, Some("HTTPS_PROXY")),
         (&[("HTTPS_PROXY", "::::"), ("ALL_PROXY", up)], S, Some("ALL_PROXY")),
-        // All directly.
+        // No proxy for any host.
         (&[("https_proxy", low), ("NO_PROXY", "*")], S, None),
         (&[("https_proxy", low), ("no_proxy", " * ")], S, None),
         (&[("https_proxy", low), ("no_proxy", "x"), ("NO_PROXY", "*")], S, Some("https_proxy")),
@@ -135,7 +135,7 @@ fn a_malformed_variable_is_a_warning_without_its_value() {
         assert!(matches!(warnings.as_slice(), [Warning::ProxyIgnored { variable: "all_proxy", .. }]), "{bad}");
         assert!(!warnings[0].to_string().contains("secret"));
     }
-    assert_eq!(ways(&[("HTTPS_PROXY", ""), ("http_proxy", " ")]).1, [], "an empty one is no mistake");
+    assert_eq!(ways(&[("HTTPS_PROXY", ""), ("http_proxy", " ")]).1, [], "an empty variable is not an error");
 }
 
 #[test]
@@ -236,6 +236,6 @@ async fn no_proxy_exempts_hosts_from_the_environments_proxy() {
     let (response, seen) = tokio::join!(proxied.send(request("http://posthog.example/batch/")), server);
     assert!(seen.starts_with("POST http://posthog.example/batch/"), "{seen}");
     assert_eq!(response.unwrap().status, 200);
-    // `.example` never resolves: this fails before it reaches anybody, the proxy included.
+    // `.example` never resolves, so this fails before it reaches the proxy.
     assert!(matches!(proxied.send(request("http://direct.example/")).await, Err(TransportError::Connect(_))));
 }

@@ -1,4 +1,4 @@
-//! Real sockets, real TLS with a private authority.
+//! Requests over real sockets, and real TLS with a private certificate authority.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ pub(super) async fn answer_one(mut stream: impl AsyncReadExt + AsyncWriteExt + U
             count => seen.extend_from_slice(&part[..count]),
         }
     }
-    // The client may hang up before it read all of a long answer.
+    // The client may close the connection before it has read a long response.
     let _ = stream.write_all(answer).await;
     let _ = stream.shutdown().await;
     String::from_utf8(seen).unwrap()
@@ -106,13 +106,14 @@ async fn an_unrequested_encoding_is_decoded_or_named() {
     assert!(odd.contains(r#"Content-Encoding "br", which was not requested"#), "{odd}");
     let damaged = send(200, "gzip", br#"{"status":1}"#).await.unwrap_err().describe();
     assert!(damaged.contains(r#"Content-Encoding "gzip", but its body is damaged"#), "{damaged}");
-    // A failure is one whatever its words are, and says when to come back.
+    // An error status counts whatever its body is, and so does its Retry-After.
     let busy = send(503, "br", b"odd").await.unwrap();
     assert_eq!((busy.status, busy.retry_after), (503, Some(RetryAfter::In(Duration::from_secs(7)))));
     assert!(busy.body.is_empty());
 }
 
-/// Answers so many requests on one connection and then does to it what is said; the same with the next connection.
+/// For each of `turns`: answers a number of requests on one connection, reads one more, and ends the connection as
+/// given. Returns the number of requests read.
 fn keep_alive(turns: &'static [(usize, End)]) -> (SocketAddr, std::thread::JoinHandle<usize>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -124,7 +125,7 @@ fn keep_alive(turns: &'static [(usize, End)]) -> (SocketAddr, std::thread::JoinH
                 requests += read_request(&mut stream);
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
             }
-            // Only what is found out while the next request is on its way is a matter of the request.
+            // The connection must end while the next request is in flight.
             requests += read_request(&mut stream);
             match end {
                 End::Close => {}
@@ -167,15 +168,15 @@ async fn only_a_connection_that_died_while_idle_is_tried_again() {
             assert_eq!(result.is_ok(), *is_good, "request {number}: {result:?}");
         }
         drop(transport);
-        // On another thread: this one has the connections to close.
+        // On another thread, because this one has to close the connections.
         tokio::task::spawn_blocking(move || server.join().unwrap()).await.unwrap()
     };
     assert_eq!(send(&[(1, End::Close), (1, End::Close)], &[true, true]).await, 3, "the second request was sent twice");
     assert_eq!(send(&[(2, End::Close), (0, End::Close)], &[true, true, false]).await, 4, "and never a third time");
     assert_eq!(send(&[(0, End::Close)], &[false]).await, 1, "a new connection");
-    assert_eq!(send(&[(1, End::Garbage)], &[true, false]).await, 2, "that is an answer");
-    assert_eq!(send(&[(1, End::Silence)], &[true, false]).await, 2, "a timeout is none of a connection that died");
-    assert_eq!(send(&[(1, End::CloseLate)], &[true, false]).await, 2, "that was at work on the request");
+    assert_eq!(send(&[(1, End::Garbage)], &[true, false]).await, 2, "garbage is a response");
+    assert_eq!(send(&[(1, End::Silence)], &[true, false]).await, 2, "a timeout is not a dead connection");
+    assert_eq!(send(&[(1, End::CloseLate)], &[true, false]).await, 2, "the server had worked on the request");
 }
 
 #[tokio::test]
@@ -303,7 +304,7 @@ async fn replaced_certificates_are_used_within_a_minute() {
     };
     assert!(serve(&old, 1).await.is_ok());
     assert_eq!(times(), 1);
-    // Somebody whom nobody trusts: the certificates are read again, and are the same.
+    // An untrusted server: the certificates are read again and have not changed.
     assert!(matches!(serve(&new, 1).await, Err(TransportError::Tls(_))));
     assert_eq!(times(), 2);
     trusted.lock().unwrap().1 = new.pem();
@@ -312,11 +313,11 @@ async fn replaced_certificates_are_used_within_a_minute() {
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(60)).await;
     tokio::time::resume();
-    // The failure and, with the new certificates, the answer: one request to whoever sends.
+    // The failed attempt and, with the new certificates, the response; one request for its sender.
     assert_eq!(serve(&new, 2).await.unwrap().body, b"ok");
     assert_eq!(times(), 3);
     assert!(serve(&new, 1).await.is_ok());
-    // A file that is empty for a moment takes no trust away.
+    // A file that is empty for a moment does not replace the certificates.
     trusted.lock().unwrap().1 = Vec::new();
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(60)).await;

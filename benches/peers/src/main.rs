@@ -1,9 +1,9 @@
-//! Compares the official Rust client (`posthog-rs`) with this library, in one run, with the same event and the same stand-in
-//! server: `cargo run --release` in this folder, or `cargo run --release -- flags` for one measurement of captures,
-//! loopback, distance, outage, flags.
+//! Compares the official Rust client (`posthog-rs`) with this library, in one run, with the same event and the same
+//! stand-in server: `cargo run --release` in this folder, or `cargo run --release -- flags` for one measurement of
+//! captures, loopback, distance, outage, flags.
 //!
-//! Both use their default settings unless a row says otherwise. The official client keeps events in memory and sends them
-//! uncompressed; this library keeps them on disk and compresses them.
+//! Both use their default settings unless a row says otherwise. The official client keeps events in memory and sends
+//! them uncompressed; this library keeps them on disk and compresses them.
 
 #[path = "../../support/allocations.rs"]
 mod allocations;

@@ -290,13 +290,13 @@ mod tests {
     /// Replaces a descriptor by a socket, as a daemon does that closes all descriptors and opens its own.
     fn replaced(descriptor: i32) -> String {
         let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        // SAFETY: the number is that of a file of this test, and of nothing that anybody else closes.
+        // SAFETY: the descriptor belongs to a file of this test and is closed by no other code.
         assert_eq!(unsafe { libc::dup2(socket.as_raw_fd(), descriptor) }, descriptor);
         target(descriptor)
     }
 
     fn closed(descriptor: i32) {
-        // SAFETY: the socket that `replaced` has put there, and that nobody else has.
+        // SAFETY: the descriptor is the socket of `replaced`, which has no other owner.
         drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     }
 
@@ -309,7 +309,7 @@ mod tests {
         assert!(file.write_all_at(0, b"ours").is_err() && file.sync_data().is_err() && file.len().is_err());
         assert!(file.read_exact_at(0, &mut [0; 1]).is_err());
         drop(file);
-        assert_eq!(target(descriptor), socket, "it is the program's");
+        assert_eq!(target(descriptor), socket, "the socket is still open");
         closed(descriptor);
     }
 
@@ -337,7 +337,7 @@ mod tests {
         assert!(slot.take(descriptor, file.identity()) && !slot.take(descriptor, file.identity()));
         let socket = replaced(descriptor);
         slot.close();
-        assert_eq!(target(descriptor), socket, "it is the program's");
+        assert_eq!(target(descriptor), socket, "the socket is still open");
         closed(descriptor);
         drop(file);
         let file = Disk::default().open(&dir.path().join("other"), Open::CreateNew).unwrap();
@@ -351,7 +351,7 @@ mod tests {
         let (began, fork) = (Instant::now(), std::sync::Barrier::new(2));
         std::thread::scope(|scope| {
             without_fork(|| {
-                // A process is not forked here, for other tests would be in it. What is called before and after is.
+                // A real fork would copy the other tests, so the handlers are called directly.
                 scope.spawn(|| {
                     fork.wait();
                     before_fork();

@@ -6,9 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sys::machine::OomCount;
-
 use super::filesystem::FileSystem;
+use crate::sys::machine::OomCount;
 
 /// Access to the file system. Cheap to clone; the default has no gate.
 #[derive(Clone, Debug, Default)]

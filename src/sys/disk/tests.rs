@@ -132,7 +132,7 @@ fn a_new_directory_and_its_new_parents_have_durable_names() {
     let (dir, synced) = (tempfile::tempdir().unwrap(), Arc::new(Synced::default()));
     let disk = Disk::gated(Arc::clone(&synced) as Arc<dyn Gate>);
     for _ in 0..2 {
-        // The second time there is nothing to be done.
+        // The second time nothing is synced.
         disk.make_dir_durable(&dir.path().join("a/b/c")).unwrap();
         let expected = [dir.path().join("a/b"), dir.path().join("a"), dir.path().to_path_buf()];
         assert_eq!(*synced.0.lock().unwrap(), expected);

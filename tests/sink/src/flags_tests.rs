@@ -1,4 +1,4 @@
-//! Flags over a real connection.
+//! Flag requests over a real connection.
 
 use serde_json::{Value, json};
 

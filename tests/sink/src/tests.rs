@@ -1,4 +1,4 @@
-//! The stand-in over a real connection, spoken to in plain bytes.
+//! The stand-in server over a real connection, with requests as plain bytes.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -41,7 +41,7 @@ pub(crate) fn send(sink: &Sink, method: &str, path: &str, headers: &str, body: &
     stream
 }
 
-/// The answer's text; empty if the connection ended without one.
+/// The text of the response; empty if the connection ended without one.
 pub(crate) fn receive(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -106,7 +106,7 @@ fn one_bad_event_refuses_its_whole_request_in_posthogs_words() {
     assert!(words(b"no json").1.starts_with("failed to parse request: "));
     assert!(words(br#"{"api_key":"phc_x"}"#).1.starts_with("failed to parse request: "));
     assert!(sink.events().is_empty());
-    assert_eq!(sink.requests()[0].uuids.len(), 3, "what was refused is known too");
+    assert_eq!(sink.requests()[0].uuids.len(), 3, "refused events are recorded with the request");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn delayed_answers_wait_side_by_side() {
         assert!(receive(stream).contains(" 200 "));
     }
     assert!(started.elapsed() >= delay);
-    // One after the other would never have had two waiting.
+    // Sequential responses would never have two requests waiting.
     assert!(sink.inspect(State::peak_in_flight) > 1);
 }
 
