@@ -1,8 +1,8 @@
-//! What the first handled error costs a daemon in memory: `cargo bench --bench symbols`. With full debug information, as in a large program:
-//! `CARGO_PROFILE_BENCH_DEBUG=full cargo bench --bench symbols`.
+//! The memory cost of the first handled error: `cargo bench --bench symbols`. With full debug information, as in a
+//! large program: `CARGO_PROFILE_BENCH_DEBUG=full cargo bench --bench symbols`.
 //!
-//! A child captures an error, and the names of its stack are looked up in the child's own executable, which has this library's whole tree
-//! of dependencies in it. It is looked at from outside.
+//! A child process captures an error, and the names of its stack are looked up in the child's own executable, which
+//! contains all dependencies of this library. The parent measures the child from outside.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::children;
 use support::counters::resident;
 use support::{PATIENCE, capture, config, queue_dir, row};
 
-/// Until what has happened shows in the kernel's figures.
+/// Time until a change is visible in the kernel's figures.
 const SETTLED: Duration = Duration::from_millis(500);
 
 fn main() {
@@ -38,7 +38,7 @@ fn main() {
     let mib = |kib: u64| kib as f64 / 1024.0;
     let executable = std::env::current_exe().and_then(std::fs::metadata).map_or(0, |file| file.len() / 1024);
     let figure = format!(
-        "RssAnon {:.1} MiB before, {:.1} MiB at the peak, {:.1} MiB after; RssFile {:.1} MiB at the peak; {took} ms; {named} of {frames} \
+        "RssAnon {:.1} MiB before, {:.1} MiB peak, {:.1} MiB after; RssFile {:.1} MiB peak; {took} ms; {named} of {frames} \
          frames have lines; an executable of {:.0} MiB",
         mib(before),
         mib(peak),
@@ -46,10 +46,10 @@ fn main() {
         mib(peak_of_files),
         mib(executable)
     );
-    row("memory for the first handled error", &figure, "at most 24 MiB more at the peak, 8 MiB for good", "");
+    row("memory for the first handled error", &figure, "at most 24 MiB more at the peak, 8 MiB afterwards", "");
 }
 
-/// How many frames of the error have a line, and how many there are.
+/// The number of frames that have a line, and the number of all frames.
 fn frames(sink: &Sink) -> (usize, usize) {
     let events = sink.events();
     let error = events.iter().find(|event| event.event == "$exception").expect("the error has arrived");
@@ -57,10 +57,10 @@ fn frames(sink: &Sink) -> (usize, usize) {
     (frames.iter().filter(|frame| frame["lineno"].is_u64()).count(), frames.len())
 }
 
-/// What the child does.
+/// The child process.
 #[allow(clippy::print_stdout, reason = "a child talks to its parent")]
 fn play(args: &[&str]) {
-    let ["error", dir, url] = args else { panic!("not a role: {args:?}") };
+    let ["error", dir, url] = args else { panic!("unknown role of a child process: {args:?}") };
     let client = Client::new(config(Path::new(dir), url)).expect("the directory can be opened");
     let _ = capture(&client, 0);
     client.flush().wait(PATIENCE).expect("a flush ends");

@@ -17,7 +17,7 @@ const EVENT_BYTES: usize = 1024 * 1024;
 
 /// A crash report file: whatever it contains, the events made from it can be sent.
 pub fn crash_file(bytes: &[u8]) {
-    crate::crash::told_of(bytes, |incident, context| {
+    crate::crash::incidents_of_bytes(bytes, |incident, context| {
         let stamp = Stamp { uuid: Uuid::nil(), now_nanos: 1 };
         if let Ok(record) = event_of(incident, context).finish(&stamp, EVENT_BYTES) {
             sent(record.body()).expect("an event made by the library can be sent");

@@ -99,7 +99,7 @@ pub use client::{
 pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use config::{BeforeSend, CaptureProtocol, Compression, Config, FlagsProtocol};
 pub use context::{Context, RequestQuery, ScopedFuture, current_distinct_id, current_session_id};
-pub use crash::cause::ExitCause;
+pub use crash::exit::ExitCause;
 pub use delivery::{DeliveryNotice, DeliveryOutcome};
 pub use diagnostics::{Diagnostic, DiagnosticCategory};
 pub use error::Error;

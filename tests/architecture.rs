@@ -97,7 +97,7 @@ const FILE_LINES: usize = 800;
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("purity", "src/event/uuids.rs", "uuids must differ: the process id goes into the seed of their generator"),
     ("unsafe", "crash-tests/library/src/lib.rs", "functions that C calls, with strings of C"),
-    ("unsafe", "examples/last_words.rs", "it shows the crash report of a process that reads unmapped memory"),
+    ("unsafe", "examples/crash_report.rs", "it shows the crash report of a process that reads unmapped memory"),
     ("unsafe", "benches/support/allocations.rs", "counting allocations needs an allocator, whose trait is unsafe"),
 ];
 

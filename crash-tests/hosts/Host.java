@@ -1,4 +1,4 @@
-// A managed runtime: its safepoints and null pointers are faults that its own handler repairs.
+// A managed runtime, whose safepoints and null pointers are faults that its own handler repairs.
 import java.util.concurrent.CountDownLatch;
 
 public class Host {

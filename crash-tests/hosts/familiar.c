@@ -1,5 +1,5 @@
-/* A runtime that repairs a hundred faults at one place, and not the next one there: it lets it come again, or aborts inside its handler,
-   or dies there of another address, raised as Go's does. */
+/* A runtime that repairs a hundred faults at one site and then not the next one: it lets the fault happen again, aborts inside its
+   handler, or raises a fault at another address there, as Go's runtime does. */
 #include "host.h"
 static const char *how;
 static int gives_up;
@@ -24,6 +24,6 @@ int main(int argc, char **argv) {
   for (int k = 0; k < 100; k++) { mprotect(page, PAGE, PROT_NONE); touch(page); }
   mprotect(page, PAGE, PROT_NONE);
   gives_up = 1;
-  touch(strcmp(how, "raise") ? page : (char *)8); /* the real one */
+  touch(strcmp(how, "raise") ? page : (char *)8); /* the fault that is not repaired */
   return 0;
 }

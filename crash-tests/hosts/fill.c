@@ -1,4 +1,4 @@
-/* A runtime that repairs faults all the time, and then one that it cannot repair: it gives up and lets it come again. */
+/* A runtime that repairs many faults, and then gets one that it cannot repair: it restores the default action and lets it happen again. */
 #include "host.h"
 static pthread_barrier_t together;
 static int rounds;
@@ -22,6 +22,6 @@ int main(int argc, char **argv) {
   pthread_t *thread = calloc(threads, sizeof *thread);
   for (int i = 0; i < threads; i++) pthread_create(thread + i, 0, work, memory + (size_t)i * PAGE);
   for (int i = 0; i < threads; i++) pthread_join(thread[i], 0);
-  *(volatile int *)8 = 1; /* the real one */
+  *(volatile int *)8 = 1; /* the fault that is not repaired */
   return 0;
 }

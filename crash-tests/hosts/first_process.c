@@ -1,4 +1,4 @@
-/* The first process of a container: the kernel drops what it sends itself by default. */
+/* Process 1 of a container: the kernel drops signals with a default action that it sends itself. */
 #include "host.h"
 int main(int argc, char **argv) {
   load_client(argv);

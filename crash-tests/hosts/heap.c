@@ -1,10 +1,10 @@
-/* The heap of a thread is damaged, and the C library aborts while it holds the lock of that heap. */
+/* Corrupts the heap of a thread, so that the C library aborts while it holds the lock of that heap. */
 #include "host.h"
 static void *work(void *x) {
   (void)x;
-  free(malloc(100000)); /* gives this thread a heap */
+  free(malloc(100000)); /* creates a heap for this thread */
   volatile char *p = malloc(40);
-  for (int i = 0; i < 4096; i++) p[i] = (char)0xff; /* its top is gone */
+  for (int i = 0; i < 4096; i++) p[i] = (char)0xff; /* overwrites its top */
   p = malloc(20000);
   printf("not noticed %p\n", (void *)p);
   return 0;

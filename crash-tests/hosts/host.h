@@ -1,4 +1,4 @@
-/* What each host begins with. Arguments: a queue directory and a host for the client, or "-" twice to go without; then its own. */
+/* Included by each host. Arguments: queue directory and server for the client, or "-" twice to run without it; then the host's own. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -18,7 +18,7 @@
 
 static int (*capture)(void);
 
-/* After the handlers of the host, as a plugin is loaded. */
+/* Called after the host has installed its handlers, as a plugin would be loaded. */
 static void load_client(char **argv) {
   if (!strcmp(argv[1], "-")) return;
   void *library = dlopen(getenv("PH_LIB"), RTLD_NOW | RTLD_LOCAL);
@@ -35,7 +35,7 @@ static void handle(int signal, void (*handler)(int, siginfo_t *, void *), int fl
   sigaction(signal, &action, 0);
 }
 
-/* A page at a time, as managed runtimes make memory when it is first touched. */
+/* Makes one page accessible, as managed runtimes do on the first access. */
 static void make_page(void *address) {
   mprotect((void *)((uintptr_t)address & ~(uintptr_t)(PAGE - 1)), PAGE, PROT_READ | PROT_WRITE);
 }

@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
   int times = OWN(0, 600);
   pthread_t thread[50];
   pthread_create(thread, 0, once, 0);
-  pthread_join(thread[0], 0); /* the first that jumps is gone */
+  pthread_join(thread[0], 0); /* the first thread that jumped has ended */
   double began = now();
   once(0);
   if (now() - began > 0.5) return 3;

@@ -1,4 +1,4 @@
-/* Many threads in repaired faults at once: N threads, R faults each, B rounds of them. */
+/* Repaired faults on many threads at once: N threads, R faults each, B rounds. */
 #include "host.h"
 static pthread_barrier_t together;
 static int rounds;

@@ -1,4 +1,4 @@
-/* A handler that leaves by `longjmp`, which restores no signal mask: what was blocked while it ran stays blocked. */
+/* A handler that leaves by `longjmp`, which does not restore the signal mask: signals blocked in the handler stay blocked. */
 #include "host.h"
 static jmp_buf guard;
 static sigset_t inside;
@@ -16,9 +16,9 @@ int main(int argc, char **argv) {
   sigaction(SIGSEGV, &action, 0);
   load_client(argv);
   if (!setjmp(guard)) *(volatile int *)8 = 1;
-  /* Exactly what it asked for. */
+  /* The mask must be exactly what it asked for. */
   for (int s = 1; s < 32; s++) if (sigismember(&inside, s) != (s == SIGUSR1)) return s;
-  sleep_ms(4000); /* that it lives on is noted by then */
+  sleep_ms(4000); /* by then the survival is recorded */
   kill(getpid(), SIGTERM);
   sleep_ms(500);
   return 99;

@@ -1,4 +1,4 @@
-/* N repaired faults at one place. Ends with 4 if they cost more calls that write than a few. */
+/* N repaired faults at one site. Exits with 4 if they cause more than a few calls that write. */
 #include "host.h"
 static void repair(int s, siginfo_t *i, void *c) { (void)s; (void)c; make_page(i->si_addr); }
 static long writes(void) {

@@ -1,4 +1,4 @@
-/* A handler that refuses to run anywhere but on the alternate stack that its runtime has given the thread, as Go's does. */
+/* A handler that refuses to run on any stack but the alternate stack set by its runtime, as Go's does. */
 #include "host.h"
 static char alternate[65536];
 static void repair(int s, siginfo_t *i, void *c) {

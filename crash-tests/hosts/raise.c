@@ -1,4 +1,5 @@
-/* A runtime that repairs what it can and dies of the rest inside its handler, as Go's does: the default action, unblocked, and raised. */
+/* A runtime that repairs some faults and dies of the others inside its handler, as Go's does: it restores the default action, unblocks
+   the signal, and raises it. */
 #include "host.h"
 static void repair(int s, siginfo_t *i, void *c) {
   (void)c;
@@ -23,6 +24,6 @@ int main(int argc, char **argv) {
   int repaired = OWN(0, 8);
   char *memory = no_pages(repaired);
   for (int i = 0; i < repaired; i++) memory[i * PAGE] = 1;
-  *(volatile int *)8 = 1; /* the real one */
+  *(volatile int *)8 = 1; /* the fault that is not repaired */
   return 0;
 }

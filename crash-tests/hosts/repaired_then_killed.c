@@ -1,4 +1,4 @@
-/* Faults that are repaired, some by a jump, and then a kill that has nothing to do with them. */
+/* Repaired faults, some left by a jump, and then an unrelated SIGKILL. */
 #include "host.h"
 static sigjmp_buf guard;
 static void repair(int s, siginfo_t *i, void *c) {
@@ -10,7 +10,7 @@ int main(int argc, char **argv) {
   (void)argc;
   handle(SIGSEGV, repair, 0);
   load_client(argv);
-  if (capture) sleep_ms(3000); /* the reader has looked once */
+  if (capture) sleep_ms(3000); /* the reader has run once */
   char *memory = no_pages(8);
   for (int i = 0; i < 8; i++) memory[i * PAGE] = 1;
   for (volatile int i = 0; i < 8; i++) if (!sigsetjmp(guard, 1)) *(volatile int *)8 = 1;

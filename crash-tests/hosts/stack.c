@@ -1,4 +1,4 @@
-/* A handler that needs half a megabyte of the thread's own stack, several times at once. */
+/* A handler that needs half a megabyte of the thread's own stack, on several threads at once. */
 #include "host.h"
 static volatile char sink;
 static void repair(int s, siginfo_t *i, void *c) {

@@ -1,4 +1,4 @@
-/* The tables by which the stack is walked are gone when it is: a fault in a library that is half unloaded, once repaired and once not. */
+/* Unwind tables that are no longer mapped: a fault in a library that is half unloaded, once repaired and once not. */
 #include "host.h"
 static void repair(int s, siginfo_t *i, void *c) {
   (void)c;
@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
   if (!split) return 77;
   handle(SIGSEGV, repair, 0);
   load_client(argv);
-  /* What can only be read, and lies behind the code. */
+  /* The read-only segment after the code. */
   char line[512];
   unsigned long from[8], to[8];
   int found = 0;
@@ -26,11 +26,11 @@ int main(int argc, char **argv) {
   }
   fclose(maps);
   if (!found) return 77;
-  /* The first of them: relocated data follows. */
+  /* Only the first: relocated data follows. */
   munmap((void *)from[0], to[0] - from[0]);
   char *page = no_pages(1);
   volatile double number = 8.0;
   number = split(number, (int *)page);
-  number = split(number, (int *)8); /* the real one */
+  number = split(number, (int *)8); /* the fault that is not repaired */
   return (int)number;
 }

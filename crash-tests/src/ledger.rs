@@ -1,30 +1,30 @@
-//! Where the events of a queue directory went, as the client counts them across all its lives.
+//! What became of the events of a queue directory, according to the client's counters over all runs.
 
 use std::fmt;
 
 use posthog::Stats;
 
-/// The counters of [`Stats`] that must add up.
+/// The counters of [`Stats`] that must balance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Events that were ever taken.
+    /// Events that were ever accepted.
     pub accepted: u64,
-    /// Taken by PostHog.
+    /// Events that PostHog accepted.
     pub delivered: u64,
-    /// Waiting.
+    /// Events that are waiting.
     pub queued: u64,
-    /// In the dead letters.
+    /// Events in the dead letters.
     pub dead_lettered: u64,
-    /// Gone for want of room, or for age.
+    /// Events dropped because of a limit on the queue's size or age.
     pub evicted: u64,
-    /// Set aside because they could not be read.
+    /// Events that could not be read and were moved aside.
     pub damaged: u64,
-    /// Gone with the power.
+    /// Events that a power failure lost.
     pub lost_unsynced: u64,
 }
 
 impl Ledger {
-    /// What `stats` say.
+    /// The counters in `stats`.
     pub fn of(stats: &Stats) -> Self {
         Self {
             accepted: stats.accepted,
@@ -37,13 +37,13 @@ impl Ledger {
         }
     }
 
-    /// Whether each accepted event is in exactly one place.
+    /// Whether each accepted event is counted in exactly one place.
     pub fn balances(&self) -> bool {
         let gone = self.delivered + self.dead_lettered + self.evicted + self.damaged + self.lost_unsynced;
         self.accepted == gone + self.queued
     }
 
-    /// Reads what [`fmt::Display`] writes.
+    /// Parses the output of [`fmt::Display`].
     pub fn parse(numbers: &str) -> Option<Self> {
         let numbers: Vec<u64> = numbers.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
         let [accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced] = numbers[..] else {

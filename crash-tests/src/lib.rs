@@ -1,65 +1,65 @@
-//! Real processes, really killed, judged by an oracle.
+//! Tests with real processes that are killed or crash, checked by an oracle.
 //!
-//! Purpose: to show that an event whose `capture` returned `Accepted` reaches PostHog, whatever moment the process dies at.
+//! They show that an event whose `capture` returned `Accepted` reaches PostHog, at whatever moment the process dies,
+//! and that crashes are reported.
 //!
-//! The parts:
-//! - the *victim* (a program of this package) captures through the real client and says `acked` on its stdout only after
-//!   `capture` has returned ([`protocol`]);
-//! - a [`Life`] is one run of the victim; a [`Stage`] is a queue directory and a PostHog stand-in on which lives follow each
-//!   other or run side by side;
-//! - a [`scenario`] plays lives on a stage and kills them: at a named crash point of the library, at a random moment, during
-//!   recovery, beside another process;
-//! - the [`oracle`] compares what the victims said with what the stand-in has;
-//! - [`last_words`] are about processes that die of themselves, by panics and faults, and what the next start tells of them.
+//! - The *victim* (a program of this package) captures through the real client, and writes `acked` to its stdout only
+//!   after `capture` has returned ([`protocol`]).
+//! - A [`VictimRun`] is one run of the victim. A [`Fixture`] is a queue directory and a PostHog stand-in that the runs
+//!   of a scenario share, one after another or at the same time.
+//! - A [`scenario`] starts runs and kills them: at a named crash point of the library, at a random moment, during
+//!   recovery, beside another process.
+//! - The [`oracle`] compares the victims' output with what the stand-in received.
+//! - [`crash_reports`] is about processes that die of panics and faults, and what the next start reports.
 //!
-//! What the oracle holds: every acked event is at the stand-in, with the properties it was captured with; an event that was
-//! refused is not; what arrived without having been acked is at most the one event per thread whose acknowledgement the kill
-//! cut off; an event that arrived twice has the same uuid, name, distinct id, timestamp and properties; the ledger balances,
-//! and its `delivered` is what the stand-in counted.
+//! The oracle checks that every acked event is at the stand-in with its properties; that no refused event is; that at
+//! most one event per thread arrived without having been acked, the one whose acknowledgement the kill cut off; that an
+//! event that arrived twice has the same uuid, name, distinct id, timestamp and properties; and that the ledger
+//! balances and agrees with the stand-in.
 //!
-//! Operations: `cargo test` runs a short set of everything; `cargo run -p crash-tests --release --bin runner -- --kills 500`
-//! the long one. A crash point that no life reached fails both.
+//! `cargo test` runs a short set of everything; `cargo run -p crash-tests --release --bin runner -- --kills 500` the
+//! long one. Both fail if a crash point was not reached by any run.
 //!
-//! Limits: this kills processes, not machines. Power cuts are simulated elsewhere, at the disk seam.
+//! Processes are killed here, not machines. Power failures are simulated elsewhere, at the disk interface.
 
-pub mod last_words;
+pub mod crash_reports;
+mod fixture;
 mod ledger;
-mod life;
 pub mod oracle;
 mod pages;
 pub mod protocol;
 pub mod scenario;
 mod setup;
-mod stage;
+mod victim_run;
 
+pub use fixture::Fixture;
 pub use ledger::Ledger;
-pub use life::{Death, Life, Running};
 pub use setup::Setup;
-pub use stage::Stage;
+pub use victim_run::{RunEnd, RunningVictim, VictimRun};
 
 /// Why a scenario failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The stage itself did not work: a process that cannot be started, a file that cannot be read.
-    #[error("the stage did not hold: {what}")]
-    Stage {
-        /// What was being done.
+    /// The environment does not work: a process cannot be started, a file cannot be read.
+    #[error("the test environment failed: {what}")]
+    Environment {
+        /// The operation that failed.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A victim did something else than the scenario needs, such as ending by itself.
+    /// A victim behaved in another way than the scenario needs, such as ending on its own.
     #[error("{0}")]
     Victim(String),
-    /// The oracle's findings: the library broke its promise.
-    #[error("the promise is broken:\n{}", .0.join("\n"))]
-    Promise(Vec<String>),
+    /// The oracle's findings: the library broke a guarantee.
+    #[error("the library broke a guarantee:\n{}", .0.join("\n"))]
+    Guarantee(Vec<String>),
 }
 
 impl Failure {
-    /// For `map_err` on whatever the stage needs from the system.
-    pub(crate) fn stage(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Stage { what, source }
+    /// Wraps an error of the system, for `map_err`.
+    pub(crate) fn environment(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Environment { what, source }
     }
 }

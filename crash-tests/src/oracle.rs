@@ -1,4 +1,4 @@
-//! What the victims said against what the stand-in has. Pure: no process, no disk, no network.
+//! Compares the victims' output with what the stand-in received. Pure: no process, no disk, no network.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,49 +8,49 @@ use uuid::Uuid;
 use crate::Ledger;
 use crate::protocol::{Key, Line};
 
-/// More findings of one kind say no more.
+/// Maximum number of uuids listed for one kind of finding.
 const EXAMPLES: usize = 5;
 
-/// What a stage lets happen to accepted events, besides being delivered. Nothing, unless it says so.
+/// How an accepted event may end besides being delivered. By default, in no other way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// The stand-in refuses the events that [`is_poison`] names: they must end among the dead letters, each once.
+    /// The stand-in refuses the events selected by [`is_poison`]: each must become a dead letter, once.
     pub poison: bool,
-    /// The queue is bounded: what is missing must have been counted as evicted.
+    /// The queue is bounded: missing events must have been counted as evicted.
     pub evicts: bool,
 }
 
-/// Whether a stand-in with poison refuses this event: so many of them that hardly a whole batch is accepted.
+/// Whether a stand-in with poison refuses this event. There are so many that few whole batches are accepted.
 pub fn is_poison(key: &Key) -> bool {
     key.n % 40 == 13
 }
 
-/// Everything the victims of a stage have said.
+/// All output of the victims of a fixture.
 #[derive(Debug, Default)]
 pub struct History {
-    /// The events that were accepted.
+    /// The accepted events.
     pub acked: HashMap<Uuid, Key>,
-    /// The events that were refused, with the reason.
+    /// The refused events, with the reason.
     pub dropped: HashMap<Key, String>,
-    /// Each thread's last word.
+    /// The last event of each thread.
     last: BTreeMap<(u32, u32), u32>,
-    /// Two events were given the same uuid.
+    /// Uuids that were given to two events.
     twins: Vec<Uuid>,
 }
 
-/// What a judgement without findings was based on.
+/// The figures of a scenario that passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeliveryOutcome {
-    /// Lives that ended by SIGKILL.
+pub struct Summary {
+    /// Runs that ended by SIGKILL.
     pub kills: u32,
-    /// Events that were acked, and are all at the stand-in.
+    /// Acked events, all of which are at the stand-in.
     pub acked: usize,
     /// Events that arrived again with the same uuid.
     pub duplicates: u64,
 }
 
 impl History {
-    /// Adds what one life said.
+    /// Adds the output of one run.
     pub fn add(&mut self, lines: Vec<Line>) {
         for line in lines {
             let key = match line {
@@ -66,19 +66,19 @@ impl History {
                 }
                 Line::Open | Line::Ledger(_) => continue,
             };
-            let last = self.last.entry((key.life, key.thread)).or_default();
+            let last = self.last.entry((key.run, key.thread)).or_default();
             *last = key.n.max(*last);
         }
     }
 
-    /// How many of the acked events `condition` holds for.
+    /// The number of acked events that satisfy `condition`.
     fn count(&self, condition: impl Fn(&Uuid, &Key) -> bool) -> u64 {
         self.acked.iter().filter(|(uuid, key)| condition(uuid, key)).count() as u64
     }
 
-    /// Whether the kill may have fallen between this event's acceptance and its acknowledgement.
+    /// Whether the kill may have happened between this event's acceptance and its acknowledgement.
     fn may_be_unacked(&self, key: &Key) -> bool {
-        let next = self.last.get(&(key.life, key.thread)).map_or(0, |last| last.saturating_add(1));
+        let next = self.last.get(&(key.run, key.thread)).map_or(0, |last| last.saturating_add(1));
         key.n == next
     }
 }
@@ -87,10 +87,10 @@ impl History {
 pub fn findings(history: &History, events: &[Event], rules: Rules) -> Vec<String> {
     let mut first: HashMap<Uuid, &Event> = HashMap::new();
     let mut by_key: HashMap<Key, Uuid> = HashMap::new();
-    let mut foreign = Findings::new("arrived, but was never captured");
-    let mut refused = Findings::new("arrived, although `capture` had refused it");
-    let mut doubled = Findings::new("arrived under two uuids");
-    let mut changed = Findings::new("arrived again, and changed");
+    let mut foreign = Findings::new("arrived but was never captured");
+    let mut refused = Findings::new("arrived although `capture` had refused it");
+    let mut doubled = Findings::new("arrived with two uuids");
+    let mut changed = Findings::new("arrived again with a change");
     for event in events {
         let original = *first.entry(event.uuid).or_insert(event);
         if !is_same(original, event) {
@@ -109,17 +109,17 @@ pub fn findings(history: &History, events: &[Event], rules: Rules) -> Vec<String
             foreign.add(event.uuid);
         }
     }
-    let mut lost = Findings::new("LOST: was acked, and did not arrive");
+    let mut lost = Findings::new("LOST: acked but did not arrive");
     let may_be_missing = |key: &Key| rules.evicts || (rules.poison && is_poison(key));
     let missing = history.acked.iter().filter(|(uuid, key)| !first.contains_key(uuid) && !may_be_missing(key));
     missing.for_each(|(uuid, _)| lost.add(*uuid));
-    let mut twins = Findings::new("was given to two events");
+    let mut twins = Findings::new("the uuid of two events");
     history.twins.iter().for_each(|uuid| twins.add(*uuid));
     [lost, foreign, refused, doubled, changed, twins].iter().filter_map(Findings::report).collect()
 }
 
-/// What is wrong with the ledgers of all shards together, once everything was delivered. `has_arrived` tells of each uuid whether the
-/// stand-in has it, `unique` how many it has, and `lives` how many threads a kill may have cut off.
+/// What is wrong with the sum of all shards' ledgers, once everything was delivered. `has_arrived` says whether the
+/// stand-in has a uuid, `unique` how many it has, and `cut_off` how many threads a kill may have cut off.
 pub fn ledger_findings(
     ledger: &Ledger,
     history: &History,
@@ -131,11 +131,11 @@ pub fn ledger_findings(
     let acked = history.acked.len() as u64;
     let poison = if rules.poison { history.count(|_, key| is_poison(key)) } else { 0 };
     let missing = if rules.evicts { history.count(|uuid, _| !has_arrived(uuid)) } else { 0 };
-    // An event whose acknowledgement was cut off is poison, or evicted, all the same.
+    // An event whose acknowledgement was cut off may be poison or evicted as well.
     let may_be_more = |allowed: bool, least: u64| least..=least + if allowed { cut_off } else { 0 };
     let evictions = if rules.evicts { missing..=u64::MAX } else { 0..=0 };
     let delivered_wrongly = if rules.evicts {
-        // What arrived and was evicted before that was committed counts as evicted.
+        // An event that arrived and was evicted before its delivery was committed counts as evicted.
         delivered > unique || unique > delivered + evicted
     } else {
         delivered != unique
@@ -143,11 +143,14 @@ pub fn ledger_findings(
     let rules = [
         (ledger.balances(), "does not balance"),
         (queued == 0, "is not drained"),
-        (damaged + lost_unsynced == 0, "counts losses that nothing has caused"),
-        (may_be_more(rules.poison, poison).contains(&dead_lettered), "does not dead_letter what the stand-in refused"),
-        (evictions.contains(&evicted), "does not count what was evicted"),
-        (may_be_more(true, acked).contains(&accepted), "has not accepted what was acked"),
-        (!delivered_wrongly, "has not delivered what arrived"),
+        (damaged + lost_unsynced == 0, "counts losses without a cause"),
+        (
+            may_be_more(rules.poison, poison).contains(&dead_lettered),
+            "has another number of dead letters than the stand-in refused",
+        ),
+        (evictions.contains(&evicted), "does not count the evicted events"),
+        (may_be_more(true, acked).contains(&accepted), "counts fewer accepted events than were acked"),
+        (!delivered_wrongly, "counts another number of delivered events than arrived"),
     ];
     let broken = rules.iter().filter(|(holds, _)| !holds);
     broken.map(|(_, what)| format!("the ledger {what}: {ledger:?}, {acked} acked, {unique} arrived")).collect()
@@ -158,7 +161,7 @@ fn is_same(one: &Event, other: &Event) -> bool {
         == (&other.event, &other.distinct_id, &other.timestamp, &other.properties)
 }
 
-/// Findings of one kind.
+/// All findings of one kind.
 struct Findings {
     what: &'static str,
     uuids: Vec<Uuid>,

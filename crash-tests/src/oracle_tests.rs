@@ -1,11 +1,11 @@
-//! The oracle itself is judged here: each kind of breach must be found.
+//! Tests of the oracle: it must find each kind of violation.
 
 use serde_json::json;
 
 use super::*;
 
 fn key(n: u32) -> Key {
-    Key { life: 1, thread: 0, n }
+    Key { run: 1, thread: 0, n }
 }
 
 fn event(uuid: u128, n: u32) -> Event {
@@ -14,14 +14,14 @@ fn event(uuid: u128, n: u32) -> Event {
         event: "tick".to_owned(),
         distinct_id: "victim".to_owned(),
         timestamp: "2026-11-23T10:00:00Z".to_owned(),
-        properties: json!({"life": 1, "thread": 0, "n": n}),
+        properties: json!({"run": 1, "thread": 0, "n": n}),
         sent_at: String::new(),
         others: serde_json::Value::Null,
         request: 0,
     }
 }
 
-/// Two acked, then one refused.
+/// Two acked events, then a refused one.
 fn history() -> History {
     let acked = |n: u32| Line::Acked(key(n), Uuid::from_u128(u128::from(n)));
     let mut history = History::default();
@@ -36,7 +36,7 @@ fn only_finding(events: &[Event]) -> String {
 }
 
 #[test]
-fn what_was_acked_and_the_one_whose_ack_was_cut_off_may_arrive_again_and_again() {
+fn an_acked_event_may_arrive_twice_and_a_cut_off_one_once() {
     let sent_again = Event { sent_at: "later".to_owned(), request: 4, ..event(1, 1) };
     assert!(findings(&history(), &[event(1, 1), event(0, 0), sent_again, event(3, 3)], Rules::default()).is_empty());
 }
@@ -47,11 +47,11 @@ fn an_acked_event_that_did_not_arrive_is_lost() {
 }
 
 #[test]
-fn an_event_that_nobody_captured_is_foreign() {
+fn an_event_that_was_never_captured_is_foreign() {
     assert!(only_finding(&[event(0, 0), event(1, 1), event(4, 4)]).contains("never captured"));
-    // Acked under this uuid was another event.
+    // Another event was acked with this uuid.
     let swapped = findings(&history(), &[event(0, 1), event(1, 0)], Rules::default());
-    assert!(swapped.len() == 1 && swapped.concat().starts_with("2 times: arrived, but was never"), "{swapped:?}");
+    assert!(swapped.len() == 1 && swapped.concat().starts_with("2 times: arrived but was never"), "{swapped:?}");
 }
 
 #[test]
@@ -64,23 +64,23 @@ fn an_event_under_a_second_uuid_is_doubled() {
     let mut history = history();
     history.last.insert((1, 0), 2);
     let found = findings(&history, &[event(0, 0), event(1, 1), event(3, 3), event(33, 3)], Rules::default());
-    assert!(found.concat().contains("under two uuids"), "{found:?}");
+    assert!(found.concat().contains("with two uuids"), "{found:?}");
 }
 
 #[test]
 fn an_event_that_changed_between_two_attempts_is_found() {
     let moved = Event { timestamp: "2026-11-24T10:00:00Z".to_owned(), ..event(1, 1) };
-    assert!(only_finding(&[event(0, 0), event(1, 1), moved]).contains("changed"));
+    assert!(only_finding(&[event(0, 0), event(1, 1), moved]).contains("with a change"));
 }
 
 #[test]
 fn a_uuid_given_twice_is_found() {
     let mut history = history();
-    history.add(vec![Line::Acked(Key { life: 2, ..key(0) }, Uuid::from_u128(1))]);
+    history.add(vec![Line::Acked(Key { run: 2, ..key(0) }, Uuid::from_u128(1))]);
     assert!(findings(&history, &[event(0, 0)], Rules::default()).concat().contains("two events"));
 }
 
-/// `acked` events, of which those in `arrived` are at the stand-in, judged under `rules`.
+/// The findings for 20 acked events, of which those in `arrived` are at the stand-in.
 fn judged(ledger: &Ledger, rules: Rules, arrived: std::ops::Range<u128>) -> Vec<String> {
     let mut history = History::default();
     history.add((0..20).map(|n| Line::Acked(key(n), Uuid::from_u128(u128::from(n)))).collect());
@@ -110,7 +110,7 @@ fn a_ledger_must_balance_be_drained_and_agree_with_the_stand_in() {
 }
 
 #[test]
-fn poison_must_be_buried_once_and_nothing_else() {
+fn only_poison_must_be_dead_lettered_and_once() {
     let poison = Rules { poison: true, ..Rules::default() };
     let good = Ledger { accepted: 20, delivered: 19, dead_lettered: 1, ..Ledger::default() };
     assert!(judged(&good, poison, 0..19).is_empty());
@@ -120,7 +120,7 @@ fn poison_must_be_buried_once_and_nothing_else() {
 }
 
 #[test]
-fn what_a_bounded_queue_lost_must_have_been_evicted() {
+fn events_missing_from_a_bounded_queue_must_be_evicted() {
     let evicts = Rules { evicts: true, ..Rules::default() };
     let good = Ledger { accepted: 20, delivered: 15, evicted: 5, ..Ledger::default() };
     assert!(judged(&good, evicts, 0..15).is_empty());

@@ -1,4 +1,4 @@
-//! The status pages of a queue directory, read as another process may read them at any time.
+//! Reads the status pages of a queue directory, as any other process may do at any time.
 
 use std::fs;
 use std::io;
@@ -7,12 +7,12 @@ use std::path::Path;
 use crate::Ledger;
 
 const MAGIC: [u8; 8] = *b"\x89PHS\r\n\x1a\n";
-/// Numbers of the page's words.
+/// Indexes of words of the page.
 const ACCEPTED: usize = 11;
 const DELIVERED: usize = 12;
-const CARRIED_UP_TO: usize = 19;
+const CHECKPOINTED: usize = 19;
 
-/// The ledger of each shard below `queue_dir`, in the order of their paths. A shard that is just being made has none yet.
+/// The ledger of each shard below `queue_dir`, sorted by path. A shard that is being created has none yet.
 pub(crate) fn ledgers(queue_dir: &Path) -> io::Result<Vec<Ledger>> {
     let mut shards = Vec::new();
     for project in fs::read_dir(queue_dir)? {
@@ -33,12 +33,12 @@ fn ledger(page: &[u8]) -> Option<Ledger> {
     }
     let [delivered, dead_lettered, evicted, damaged, lost_unsynced, in_store] =
         [0, 1, 2, 3, 4, 5].map(|offset| word(DELIVERED + offset).unwrap_or(0));
-    let carried = word(CARRIED_UP_TO)?;
-    let accepted = word(ACCEPTED)?.max(carried);
+    let checkpointed = word(CHECKPOINTED)?;
+    let accepted = word(ACCEPTED)?.max(checkpointed);
     Some(Ledger {
         accepted,
         delivered,
-        queued: in_store + (accepted - carried),
+        queued: in_store + (accepted - checkpointed),
         dead_lettered,
         evicted,
         damaged,

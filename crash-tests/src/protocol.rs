@@ -1,6 +1,6 @@
-//! What a victim says on its stdout, one line each, and what it is called with.
+//! The lines that a victim writes to its stdout, and its arguments.
 //!
-//! A line is written with one call and is shorter than PIPE_BUF, so a kill never cuts it.
+//! A line is shorter than PIPE_BUF and written with one call, so a kill never truncates it.
 
 use std::fmt;
 
@@ -8,48 +8,48 @@ use uuid::Uuid;
 
 use crate::{Ledger, Setup};
 
-/// Names an event independently of its uuid; each victim puts it into the properties.
+/// Identifies an event independently of its uuid; part of the event's properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// Which life captured it.
-    pub life: u32,
-    /// Which thread of that life.
+    /// The run that captured it.
+    pub run: u32,
+    /// The thread of that run.
     pub thread: u32,
-    /// Counts each thread's calls of `capture` from 0.
+    /// Number of the call of `capture` on that thread, from 0.
     pub n: u32,
 }
 
 impl Key {
-    /// Of an event, as its properties say.
+    /// The key in an event's properties.
     pub fn of(properties: &serde_json::Value) -> Option<Self> {
         let number = |name: &str| u32::try_from(properties.get(name)?.as_u64()?).ok();
-        Some(Self { life: number("life")?, thread: number("thread")?, n: number("n")? })
+        Some(Self { run: number("run")?, thread: number("thread")?, n: number("n")? })
     }
 }
 
-/// One line.
+/// A line of output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     /// The client has opened its queue.
     Open,
     /// `capture` has returned `Accepted`.
     Acked(Key, Uuid),
-    /// `capture` has returned `Dropped`, for this reason.
+    /// `capture` has returned `Dropped` with this reason.
     Dropped(Key, String),
-    /// The counters, at the end of a life that ended by itself.
+    /// The counters, at the end of a run that ended on its own.
     Ledger(Ledger),
 }
 
 impl Line {
-    /// Reads what [`fmt::Display`] writes.
+    /// Parses the output of [`fmt::Display`].
     pub fn parse(line: &str) -> Option<Self> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "open" => Some(Self::Open),
             "ledger" => Ledger::parse(rest).map(Self::Ledger),
             "acked" | "dropped" => {
-                let [life, thread, n, last] = rest.splitn(4, ' ').collect::<Vec<_>>()[..] else { return None };
-                let key = Key { life: life.parse().ok()?, thread: thread.parse().ok()?, n: n.parse().ok()? };
+                let [run, thread, n, last] = rest.splitn(4, ' ').collect::<Vec<_>>()[..] else { return None };
+                let key = Key { run: run.parse().ok()?, thread: thread.parse().ok()?, n: n.parse().ok()? };
                 match word {
                     "acked" => Some(Self::Acked(key, last.parse().ok()?)),
                     _ => Some(Self::Dropped(key, last.to_owned())),
@@ -64,44 +64,45 @@ impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open => f.write_str("open"),
-            Self::Acked(Key { life, thread, n }, uuid) => write!(f, "acked {life} {thread} {n} {uuid}"),
-            Self::Dropped(Key { life, thread, n }, reason) => write!(f, "dropped {life} {thread} {n} {reason}"),
+            Self::Acked(Key { run, thread, n }, uuid) => write!(f, "acked {run} {thread} {n} {uuid}"),
+            Self::Dropped(Key { run, thread, n }, reason) => write!(f, "dropped {run} {thread} {n} {reason}"),
             Self::Ledger(ledger) => write!(f, "ledger {ledger}"),
         }
     }
 }
 
-/// What a victim is told: its arguments, in this order.
+/// A victim's arguments, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orders {
-    /// Where PostHog is.
+    /// The address of the stand-in.
     pub host: String,
     /// The queue directory.
     pub queue: String,
-    /// The number of this life.
-    pub life: u32,
-    /// How many threads capture.
+    /// The number of this run.
+    pub run: u32,
+    /// Number of threads that capture.
     pub threads: u32,
-    /// How many events each captures before the life drains the queue and ends by itself; `u32::MAX` is until it is killed.
+    /// Events that each thread captures, before the run drains the queue and ends on its own; `u32::MAX`: until it is
+    /// killed.
     pub events: u32,
-    /// How its client is configured.
+    /// How the client is configured.
     pub setup: Setup,
 }
 
 impl Orders {
-    /// As arguments.
+    /// The command line.
     pub fn to_args(&self) -> [String; 6] {
-        let Self { host, queue, life, threads, events, setup } = self;
-        [host.clone(), queue.clone(), life.to_string(), threads.to_string(), events.to_string(), setup.to_arg()]
+        let Self { host, queue, run, threads, events, setup } = self;
+        [host.clone(), queue.clone(), run.to_string(), threads.to_string(), events.to_string(), setup.to_arg()]
     }
 
-    /// From arguments, without the program's own name.
+    /// Parses a command line without the program's name.
     pub fn from_args(args: impl IntoIterator<Item = String>) -> Option<Self> {
-        let [host, queue, life, threads, events, setup] = args.into_iter().collect::<Vec<_>>().try_into().ok()?;
+        let [host, queue, run, threads, events, setup] = args.into_iter().collect::<Vec<_>>().try_into().ok()?;
         Some(Self {
             host,
             queue,
-            life: life.parse().ok()?,
+            run: run.parse().ok()?,
             threads: threads.parse().ok()?,
             events: events.parse().ok()?,
             setup: Setup::from_arg(&setup)?,
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_line_reads_back_as_what_was_said() {
-        let key = Key { life: 1, thread: 2, n: 3 };
+        let key = Key { run: 1, thread: 2, n: 3 };
         let ledger = Ledger { accepted: 7, delivered: 6, queued: 1, ..Ledger::default() };
         for line in [
             Line::Open,
@@ -132,7 +133,7 @@ mod tests {
     fn orders_survive_the_command_line() {
         let setup = Setup { queue_events: 7, ..Setup::default().small().padded(9).with_ai() };
         let (host, queue) = ("h".to_owned(), "q w".to_owned());
-        let orders = Orders { host, queue, life: 1, threads: 2, events: u32::MAX, setup };
+        let orders = Orders { host, queue, run: 1, threads: 2, events: u32::MAX, setup };
         assert_eq!(Orders::from_args(orders.to_args()), Some(orders));
     }
 }

@@ -1,9 +1,10 @@
-//! How a victim's client is configured: what decides which paths of the library a life takes.
+//! The configuration of a victim's client, which decides which paths of the library a run takes.
 
-/// A configuration. Lives of different setups follow each other on one queue: a daemon is reconfigured, too.
+/// A configuration. Runs on the same queue may have different ones: a daemon is reconfigured, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Setup {
-    /// A journal whose arenas are full after a few hundred events, so that they are carried half full, rotated by callers, and refuse.
+    /// A journal with arenas that are full after a few hundred events, so that arenas are checkpointed half full,
+    /// rotated by callers, and run out.
     pub small_journal: bool,
     /// The journal is written by position and not mapped.
     pub no_map: bool,
@@ -11,39 +12,39 @@ pub struct Setup {
     pub burst: bool,
     /// Bytes added to each event.
     pub padding: u32,
-    /// More events than this make the oldest ones go; 0 is no bound.
+    /// Maximum number of queued events, beyond which the oldest are dropped; 0 is unlimited.
     pub queue_events: u32,
     /// Every other event is an AI event, in a queue of its own.
     pub ai: bool,
 }
 
 impl Setup {
-    /// The same, with a small journal.
+    /// The same with a small journal.
     pub fn small(self) -> Self {
         Self { small_journal: true, ..self }
     }
 
-    /// The same, with a journal that is not mapped.
+    /// The same with a journal that is not mapped.
     pub fn unmapped(self) -> Self {
         Self { no_map: true, ..self }
     }
 
-    /// The same, with events made longer by `padding` bytes.
+    /// The same with `padding` more bytes in each event.
     pub fn padded(self, padding: u32) -> Self {
         Self { padding, ..self }
     }
 
-    /// The same, without pauses.
+    /// The same without pauses.
     pub fn bursting(self) -> Self {
         Self { burst: true, ..self }
     }
 
-    /// The same, with AI events among the others.
+    /// The same with AI events.
     pub fn with_ai(self) -> Self {
         Self { ai: true, ..self }
     }
 
-    /// As one argument.
+    /// Encodes it as one argument.
     pub fn to_arg(self) -> String {
         let Self { small_journal, no_map, burst, padding, queue_events, ai } = self;
         let flags = [small_journal, no_map, burst, ai].map(u32::from);
@@ -51,7 +52,7 @@ impl Setup {
         numbers.map(|number| number.to_string()).join(",")
     }
 
-    /// Reads what [`Setup::to_arg`] writes.
+    /// Parses the output of [`Setup::to_arg`].
     pub fn from_arg(arg: &str) -> Option<Self> {
         let numbers: Vec<u32> = arg.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
         let [small_journal, no_map, burst, ai, padding, queue_events] = numbers[..] else { return None };

@@ -1,4 +1,4 @@
-//! exception-event-metadata (EXM), where it speaks of fatal signals, and the exact shape of an event that tells of one.
+//! exception-event-metadata (EXM) for fatal signals, and the exact shape of such an event.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -10,8 +10,8 @@ use sink::{Event, Sink};
 
 const ENOUGH: Duration = Duration::from_secs(60);
 
-/// What the next start tells of a process that read where no memory is, and between which moments that was.
-fn told() -> (Event, [i128; 2]) {
+/// The event of a process that read an unmapped address, and the times between which that happened.
+fn reported() -> (Event, [i128; 2]) {
     let (sink, queue) = (Sink::start(), tempfile::tempdir().expect("a directory"));
     let start = |scenario: &str| {
         let mut command = sink::command(env!("CARGO_BIN_EXE_dying"));
@@ -22,7 +22,7 @@ fn told() -> (Event, [i128; 2]) {
     assert_eq!(start("null_read").wait().expect("an end").signal(), Some(11));
     let ended = now();
     let mut reader = start("read");
-    assert!(sink.wait_for(|state| !state.events().is_empty(), ENOUGH), "nothing was told");
+    assert!(sink.wait_for(|state| !state.events().is_empty(), ENOUGH), "nothing was reported");
     drop(reader.stdin.take());
     reader.wait().expect("an end");
     (sink.events().remove(0), [begun, ended])
@@ -34,8 +34,8 @@ fn now() -> i128 {
 }
 
 #[test]
-fn exm_07_exm_09_exm_18_a_fatal_signal_is_fatal_unhandled_and_from_the_handler_of_signals() {
-    let (event, _) = told();
+fn exm_07_exm_09_exm_18_a_signal_is_fatal_and_unhandled() {
+    let (event, _) = reported();
     let mechanism = json!({"type": "signal", "handled": false, "synthetic": false, "exception_id": 0});
     assert_eq!(event.properties["$exception_list"][0]["mechanism"], mechanism);
     let said = (&event.properties["$exception_level"], &event.properties["$exception_source"]);
@@ -43,8 +43,8 @@ fn exm_07_exm_09_exm_18_a_fatal_signal_is_fatal_unhandled_and_from_the_handler_o
 }
 
 #[test]
-fn exm_19_a_signal_that_the_next_start_tells_has_the_shape_of_a_deferred_native_crash_and_its_own_time() {
-    let (event, [begun, ended]) = told();
+fn exm_19_a_signal_has_the_shape_of_a_native_crash_and_its_time() {
+    let (event, [begun, ended]) = reported();
     let at = event.timestamp.parse::<jiff::Timestamp>().expect("a time").as_nanosecond();
     assert!(begun <= at && at <= ended, "{at} is not between {begun} and {ended}");
     assert_eq!(event.event, "$exception");
@@ -66,7 +66,7 @@ fn exm_19_a_signal_that_the_next_start_tells_has_the_shape_of_a_deferred_native_
     images.iter().for_each(|image| must_fit("debug_image", image));
 }
 
-/// Each key that is there is known and of its type; each that is known is there, but for those marked with `?`.
+/// Each key is known and has its type; each known key is there, except those marked with `?`.
 fn fit(part: &str, golden: &BTreeMap<String, String>, value: &Map<String, Value>) {
     for (key, value) in value {
         let expected = golden.get(key).unwrap_or_else(|| panic!("{part} has an unknown {key}: {value}"));

@@ -1,10 +1,10 @@
-//! The short set of everything: each way to die, once or a few times. The runner plays the long one.
+//! The short set: each kind of scenario, once or a few times. The runner has the long set.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crash_tests::oracle::Rules;
-use crash_tests::scenario::{self, Played, points, shared, storms};
+use crash_tests::scenario::{self, ScenarioResult, points, shared, storms};
 use crash_tests::{Failure, Setup};
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
@@ -19,8 +19,8 @@ fn seed() -> u64 {
     make_rng::<StdRng>().random()
 }
 
-fn hold(name: &str, played: Result<Played, Failure>) -> Played {
-    played.unwrap_or_else(|failure| panic!("{name}: {failure}"))
+fn hold(name: &str, result: Result<ScenarioResult, Failure>) -> ScenarioResult {
+    result.unwrap_or_else(|failure| panic!("{name}: {failure}"))
 }
 
 fn die_at_each_point(setup: Setup) {
@@ -29,11 +29,11 @@ fn die_at_each_point(setup: Setup) {
         reached.extend(hold(&format!("{case:?}"), points::die_at(victim(), &case)).reached);
     }
     let never: Vec<_> = points::crash_points().iter().filter(|point| !reached.contains(**point)).collect();
-    assert!(never.is_empty(), "no life has reached {never:?}");
+    assert!(never.is_empty(), "no run has reached {never:?}");
 }
 
 #[test]
-fn a_life_that_ends_by_itself_has_delivered_everything() {
+fn a_run_that_ends_on_its_own_has_delivered_everything() {
     for setup in [Setup::default(), Setup::default().unmapped()] {
         hold("clean end", scenario::end_cleanly(victim(), setup));
     }
@@ -45,26 +45,26 @@ fn dying_at_any_crash_point_loses_nothing() {
 }
 
 #[test]
-fn dying_at_any_crash_point_loses_nothing_where_the_journal_is_not_mapped() {
+fn dying_at_any_crash_point_loses_nothing_without_a_mapping() {
     die_at_each_point(Setup::default().small().unmapped());
 }
 
 #[test]
 fn kills_at_random_moments_lose_nothing() {
     let seed = seed();
-    let played = hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, Rules::default()));
-    assert_eq!(played.verdict.kills, RANDOM_KILLS);
-    assert!(played.verdict.acked > 0, "nothing was acked, so nothing was shown");
+    let result = hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, Rules::default()));
+    assert_eq!(result.summary.kills, RANDOM_KILLS);
+    assert!(result.summary.acked > 0, "nothing was acked, so nothing was shown");
 }
 
 #[test]
-fn refused_events_are_buried_once_whenever_the_process_is_killed() {
+fn refused_events_are_dead_lettered_once_despite_kills() {
     let (seed, rules) = (seed(), Rules { poison: true, ..Rules::default() });
     hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, rules));
 }
 
 #[test]
-fn a_bounded_queue_counts_what_it_evicts_whenever_the_process_is_killed() {
+fn a_bounded_queue_counts_evictions_despite_kills() {
     let (seed, rules) = (seed(), Rules { evicts: true, ..Rules::default() });
     hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, rules));
 }
@@ -78,8 +78,8 @@ fn kills_during_recovery_lose_nothing() {
 #[test]
 fn kills_at_random_moments_lose_no_ai_event_either() {
     let seed = seed();
-    let played = hold(&format!("seed {seed}"), storms::kill_with_ai_events(victim(), 15, seed));
-    assert!(played.verdict.acked > 0, "nothing was acked, so nothing was shown");
+    let result = hold(&format!("seed {seed}"), storms::kill_with_ai_events(victim(), 15, seed));
+    assert!(result.summary.acked > 0, "nothing was acked, so nothing was shown");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_living_process_delivers_what_a_killed_one_has_left() {
 }
 
 #[test]
-fn processes_that_share_a_directory_lose_nothing_when_all_are_killed() {
+fn processes_sharing_a_directory_lose_nothing_when_killed() {
     let seed = seed();
     hold(&format!("seed {seed}"), shared::kill_all(victim(), 20, seed));
 }

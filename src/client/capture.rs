@@ -133,7 +133,7 @@ impl Shared {
         match pipeline.append(record.body(), record.class as u8) {
             Ok(seq) => {
                 if self.is_armed.load(Ordering::Relaxed) {
-                    crash::note_step(record.name(), now_nanos);
+                    crash::record_breadcrumb(record.name(), now_nanos);
                 }
                 let receipt = Receipt::accepted(record.uuid, seq, pipeline);
                 record.recycle();

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::global::client;
-use crate::crash::terminate::{self, ASKING, Caught, Watch};
+use crate::crash::termination::{self, Caught, TERMINATION_SIGNALS, Watch};
 use crate::error::Error;
 use crate::pipeline::spawn_apart;
 use crate::sys::limits::{DRAIN_DEADLINE, DRAIN_DEADLINE_DEFAULT};
@@ -73,8 +73,10 @@ impl DrainOptions {
             let why = format!("must be at most {:?}; it is {:?}", DRAIN_DEADLINE.end(), self.deadline);
             return Err(Error::config("deadline", why));
         }
-        match self.signals.iter().find(|signal| !ASKING.contains(signal)) {
-            Some(other) => Err(Error::config("signals", format!("must be among {ASKING:?}; {other} is not"))),
+        match self.signals.iter().find(|signal| !TERMINATION_SIGNALS.contains(signal)) {
+            Some(other) => {
+                Err(Error::config("signals", format!("must be among {TERMINATION_SIGNALS:?}; {other} is not")))
+            }
             None if self.signals.is_empty() => Err(Error::config("signals", "must name at least one")),
             None => Ok(()),
         }
@@ -138,13 +140,13 @@ pub fn drain_on_terminate(options: DrainOptions) -> Result<(), Error> {
 
 fn serve(deadline: Duration) {
     loop {
-        let caught = terminate::wait();
+        let caught = termination::wait();
         // Whatever happens in it: a process that was told to die dies.
         let _ = catch_unwind(AssertUnwindSafe(|| drain(caught, deadline)));
         if caught.is_fatal {
-            terminate::die_of(caught.signal);
+            termination::die_of(caught.signal);
         }
-        terminate::served();
+        termination::served();
     }
 }
 

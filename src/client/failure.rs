@@ -1,7 +1,5 @@
-//! A start that failed, in terms of what the caller can do.
-//!
-//! The text says what is wrong and what to do about it, and the source what the system said: whoever prints the whole chain reads
-//! neither twice.
+//! Turns a failed start into a public [`Error`]: its text says what is wrong and what to do, its source what the system
+//! said, so that a caller who prints the whole chain reads nothing twice.
 
 use std::error::Error as StdError;
 use std::io;
@@ -18,7 +16,7 @@ use crate::transport::TransportError;
 
 const ANOTHER: &str = "choose a directory on a local disk that this user may write to (queue_dir)";
 
-/// Files of a queue beside the arena and the reserve: the store, the status page.
+/// Bytes of a new queue's files besides the arena and the reserve: the store and the status page.
 const REST_BYTES: u64 = 1024 * 1024;
 
 type Source = Box<dyn StdError + Send + Sync>;
@@ -26,7 +24,7 @@ type Source = Box<dyn StdError + Send + Sync>;
 /// Where a queue was to be opened.
 pub(super) struct Place {
     dir: PathBuf,
-    /// Room that a new queue takes at once.
+    /// Disk space that a new queue takes at once.
     needed: u64,
     disk: Disk,
 }
@@ -41,7 +39,7 @@ impl Place {
 pub(super) fn explain(error: StartError, place: &Place) -> Error {
     let path = place.dir.clone();
     match error {
-        StartError::Shard(source) => unusable(source, place),
+        StartError::Queue(source) => unusable(source, place),
         StartError::Transport(source) => unreachable_endpoint(source),
         StartError::Thread(source) => Error::Resources(source),
         StartError::Timeout => Error::Timeout { path },
@@ -52,7 +50,7 @@ pub(super) fn explain(error: StartError, place: &Place) -> Error {
     }
 }
 
-/// Each by the setter that is to be mended.
+/// Names the setting to be corrected.
 fn unreachable_endpoint(error: TransportError) -> Error {
     match error {
         TransportError::BadProxy { reason } => {
@@ -83,7 +81,7 @@ fn unusable(error: QueueError, place: &Place) -> Error {
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }
         QueueError::Store { dir: at, source } => (at, source.into()),
-        // What these say is said in words for the caller already, and has nothing below it.
+        // Their texts are written for the caller, and they have no source.
         other => {
             return Error::QueueDir {
                 path,
@@ -96,7 +94,7 @@ fn unusable(error: QueueError, place: &Place) -> Error {
     Error::QueueDir { path, why, source: Some(source) }
 }
 
-/// Where in the directory it was, if it was not the directory itself.
+/// The path within the directory, if the error was not about the directory itself.
 fn below(dir: &Path, at: &Path) -> String {
     match at.strip_prefix(dir) {
         Ok(rest) if !rest.as_os_str().is_empty() => format!(" (met at {rest:?})"),
@@ -109,12 +107,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_system_is_advised_by_its_number_with_what_a_queue_needs() {
+    fn a_system_error_is_explained_by_its_number() {
         let place = Place { dir: "/nowhere/queue".into(), needed: 10 << 20, disk: Disk::default() };
         let said = |code: i32| {
             let source = io::Error::from_raw_os_error(code);
             let at = PathBuf::from("/nowhere/queue/0123/shard-0/journal-0");
-            explain(StartError::Shard(QueueError::Io { path: at, source }), &place).describe()
+            explain(StartError::Queue(QueueError::Io { path: at, source }), &place).describe()
         };
         let full = said(nix_errno::ENOSPC);
         assert!(full.contains("about 10 MiB needed") && full.contains("journal-0"), "{full}");
@@ -128,7 +126,7 @@ mod tests {
         }
     }
 
-    /// As on every Unix that we run on.
+    /// The same numbers on all supported systems.
     mod nix_errno {
         pub(super) const ENOMEM: i32 = 12;
         pub(super) const EMFILE: i32 = 24;

@@ -54,7 +54,7 @@ pub fn client() -> Option<Client> {
 
 /// Gives the panic hook somewhere to write, once there are both a hook and a process-wide client.
 pub(super) fn arm_if_wanted() -> Result<(), Error> {
-    let Some(client) = CLIENT.get().filter(|_| crash::is_wanted()) else { return Ok(()) };
+    let Some(client) = CLIENT.get().filter(|_| crash::is_requested()) else { return Ok(()) };
     client.shared.arm_process_wide()
 }
 

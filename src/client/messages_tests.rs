@@ -277,16 +277,16 @@ fn surroundings() -> Vec<(D, &'static str)> {
         (
             D::CrashReportUnreadable {
                 path: Some("/q/crash-3".into()),
-                why: "12 bytes of it are torn or damaged; the rest is sent".into(),
+                why: "12 bytes of it are incomplete or damaged; the other records are sent".into(),
             },
-            "could not send all of crash report /q/crash-3: 12 bytes of it are torn or damaged; the rest is sent",
+            "could not send all of crash report /q/crash-3: 12 bytes of it are incomplete or damaged; the other records are sent",
         ),
         (
             D::CrashReportUnreadable {
                 path: None,
-                why: "no thread could be started to read crash reports: EAGAIN".into(),
+                why: "the thread that reads crash reports cannot be started (EAGAIN); earlier reports are read at the next start".into(),
             },
-            "crashes are not reported for now: no thread could be started to read crash reports: EAGAIN",
+            "crashes are not reported for now: the thread that reads crash reports cannot be started (EAGAIN); earlier reports are read at the next start",
         ),
         (
             D::SymbolsUntrusted,

@@ -15,20 +15,22 @@
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
 //! * `flag_definitions.rs`: what flags are evaluated with, and how old that is.
-//! * `previous.rs`: how the run before this one ended.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
-//! * `global.rs`: the process-wide client; `hook.rs`: its panic hook.
-//! * `last_words.rs`: the thread that tells of crashes; `incident.rs`: the event it makes of one; `breadcrumb.rs`: what it is told with.
-//! * `drain.rs`: what SIGTERM and SIGINT do for the process-wide client; `previous.rs`: how the run before this one ended.
+//! * `global.rs`: the process-wide client; `crash_setup.rs`: its panic hook, crash handler and breadcrumbs.
+//! * `crash_reports.rs`: the thread that reads crash reports and captures their incidents as events.
+//! * `drain.rs`: what SIGTERM and SIGINT do for the process-wide client; `previous_run.rs`: how the run before this one ended.
 //! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
 //!
 //! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
 //! that opens the directory. That takes at most a second, and may happen anywhere, inside a callback or an async task too.
 
 mod ai;
-mod breadcrumb;
 mod capture;
 mod child;
+mod crash_reports;
+#[cfg(test)]
+mod crash_reports_tests;
+mod crash_setup;
 mod dead;
 mod drain;
 mod exception;
@@ -36,19 +38,14 @@ mod failure;
 mod flag_definitions;
 pub(crate) mod flags;
 mod global;
-mod hook;
 mod identity;
 mod immediate;
-mod incident;
-mod last_words;
-#[cfg(test)]
-mod last_words_tests;
 #[cfg(test)]
 mod messages_reasons_tests;
 #[cfg(test)]
 mod messages_tests;
 mod notices;
-mod previous;
+mod previous_run;
 mod receipt;
 mod rules;
 #[cfg(test)]
@@ -67,20 +64,20 @@ use crate::flags::Overrides;
 use crate::pipeline::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
 
 #[cfg(fuzzing)]
-pub(crate) use incident::event_of;
+pub(crate) use crash_reports::event_of;
 
 use ai::AiLane;
 use child::Child;
+#[cfg(feature = "crash-signals")]
+pub use crash_setup::{install_crash_handler, register_thread, try_install_crash_handler};
+pub use crash_setup::{install_panic_hook, try_install_panic_hook};
 pub use dead::DeadLetter;
 pub use drain::{AfterDrain, DrainOptions, drain_on_terminate};
 use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
 pub use global::{breadcrumb, capture, capture_exception, client, init};
-#[cfg(feature = "crash-signals")]
-pub use hook::{install_crash_handler, register_thread, try_install_crash_handler};
-pub use hook::{install_panic_hook, try_install_panic_hook};
-pub use previous::PreviousRun;
+pub use previous_run::PreviousRun;
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
 pub use stats::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
@@ -117,12 +114,12 @@ struct Shared {
     warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that took our place.
     child: Child,
-    /// Panics of the process are written where this client reads them.
+    /// The process writes its crash reports where this client reads them.
     is_armed: AtomicBool,
-    /// The thread that reads last words runs.
-    words_are_read: AtomicBool,
-    /// Something has come for it that it may not have seen.
-    words_are_new: AtomicBool,
+    /// The thread that reads crash reports is running.
+    reader_runs: AtomicBool,
+    /// There may be reports that it has not seen.
+    has_new_reports: AtomicBool,
 }
 
 /// What the client's own part has to know.
@@ -203,14 +200,14 @@ impl Client {
             warned_of_exceptions: AtomicBool::new(false),
             child: Child::default(),
             is_armed: AtomicBool::new(false),
-            words_are_read: AtomicBool::new(false),
-            words_are_new: AtomicBool::new(false),
+            reader_runs: AtomicBool::new(false),
+            has_new_reports: AtomicBool::new(false),
         };
         // A child that captures no AI events has no use for the lane: often it lives for a moment only.
         shared.open_ai_at_start(parent.is_none());
         let shared = Arc::new(shared);
         shared.report_previous_run();
-        shared.read_last_words();
+        shared.read_crash_reports();
         Ok(Self { shared })
     }
 

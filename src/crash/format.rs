@@ -1,5 +1,5 @@
-//! One record as bytes. Pure: writing needs no memory but the buffer it is given, so that a signal handler may do it, and reading
-//! takes any bytes.
+//! Encoding and decoding of crash records. Pure: writing uses only the buffer that the caller provides, so that a
+//! signal handler may do it, and reading accepts any bytes.
 //!
 //! ```text
 //!  0  8  magic: 89 'P' 'H' 'X' 'R' 0D 0A 1A       16  4  low half of the XXH3 of header (with this word 0) and body
@@ -7,36 +7,37 @@
 //! 10  2  kind                                     24  8  number of the record, counted by its process from 1
 //! 12  4  bytes of the body                        32  .. body: fields, each a tag (2), a length (4) and its bytes
 //! ```
-//! All little endian. A tag that is not known is passed over, so a later version may say more. Numbers are 8 bytes.
+//! All little endian. Fields with an unknown tag are skipped, so that a later version may add some. Numbers are 8
+//! bytes.
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 pub(super) const MAGIC: [u8; 8] = [0x89, b'P', b'H', b'X', b'R', 0x0d, 0x0a, 0x1a];
 const VERSION: u16 = 1;
-/// Bytes before the body.
+/// Bytes of the header.
 pub(super) const HEADER: usize = 32;
 const FIELD_HEADER: usize = 6;
-/// No body is longer. It bounds what the reader sums up for each place that looks like a record and is none.
+/// Maximum bytes of a body. Bounds the checksum work at each position that looks like a record and is none.
 pub(super) const BODY_MOST: usize = 64 * 1024;
 
-/// What a record is about.
+/// What a record is about. The position in [`Kind::ALL`] is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The process: written when its file is made.
+    /// The process; the first record of each file.
     Context,
     /// A panic.
     Panic,
     /// A fatal signal.
     Signal,
-    /// The `SIGABRT` that a panic ended in.
+    /// The SIGABRT that followed a panic.
     Abort,
-    /// The process exits by itself.
+    /// The process exits on its own.
     Exit,
-    /// The process had time to die of what stands before this, and lives.
+    /// The process lived past the grace period after the records before this one.
     Survived,
-    /// The process lived on after the signal of that number.
+    /// The process survived the signal with this record's number.
     Repaired,
-    /// Room for a signal that somebody may repair.
+    /// An empty slot for a provisional record.
     Reserved,
 }
 
@@ -57,7 +58,7 @@ impl Kind {
     }
 }
 
-/// What a field says. The numbers are part of the format.
+/// The meaning of a field. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Tag {
@@ -66,14 +67,14 @@ pub(super) enum Tag {
     Pid = 2,
     Tid = 3,
     ThreadName = 4,
-    /// Where a panic was raised.
+    /// Source location of a panic.
     File = 5,
     Line = 6,
     Column = 7,
     Message = 8,
-    /// Bytes of the message before it was cut.
+    /// Bytes of the message before truncation.
     MessageBytes = 9,
-    /// Return addresses, the innermost first, 8 bytes each.
+    /// Return addresses, innermost first, 8 bytes each.
     Frames = 10,
     /// Records that could not be written before this one.
     Missed = 11,
@@ -82,52 +83,52 @@ pub(super) enum Tag {
     FaultAddress = 14,
     SenderPid = 15,
     SenderUid = 16,
-    /// The number of the panic that an abort belongs to.
+    /// Number of the panic record that an abort belongs to.
     PanicNumber = 17,
-    /// Nanoseconds since the process armed its file.
+    /// Nanoseconds since the process first opened a report file.
     Uptime = 18,
-    /// What the process exits with, if that is known.
+    /// Exit status, if the system provides it.
     Status = 19,
-    /// Time (nanoseconds since 1970) and text of something that the program did before, the newest first; as often as there were such.
-    Step = 20,
-    /// Nothing: it makes a record as long as the room that it is written into.
+    /// A breadcrumb: time (nanoseconds since 1970) and text. Repeated, the newest first.
+    Breadcrumb = 20,
+    /// Ignored. Extends a record to the length of its slot.
     Padding = 21,
-    /// Of the context that was current on the thread: whose request it served.
+    /// The identity of the thread's current context.
     DistinctId = 22,
     SessionId = 23,
-    /// Its `$current_url`, which has no query unless the program wants it.
+    /// The context's `$current_url`, without a query unless the program keeps it.
     CurrentUrl = 24,
     RequestPath = 25,
-    /// 16 bytes that no other process has.
+    /// 16 bytes, unique to each process.
     Instance = 32,
-    /// 16 bytes that differ after each start of the machine.
+    /// 16 bytes that change at each boot of the machine.
     BootId = 33,
     Executable = 34,
     HostName = 35,
     LibVersion = 36,
-    /// The images that the addresses of all records lie in, as `record::stack` encodes them.
+    /// The loaded images that contain the addresses of all records, as encoded by `record::stack`.
     Images = 37,
-    /// When the process was started, in ticks of the kernel since the machine was: a pid alone may be somebody else's by now.
+    /// Start of the process, in clock ticks since boot. Distinguishes it from a later process with the same pid.
     StartTicks = 38,
 }
 
 /// Flags of a record.
 pub(super) mod flags {
-    /// Written by a child that the process forked.
+    /// Written by a forked child of the process that owns the file.
     pub(in crate::crash) const FORKED_CHILD: u32 = 1;
-    /// A panic ends the process, however it is caught: it was built with `panic = "abort"`.
+    /// A panic ends the process even if it is caught: the program was built with `panic = "abort"`.
     pub(in crate::crash) const PANIC_ABORTS: u32 = 2;
-    /// A stack that hit the end of its memory.
+    /// The fault address is near the stack pointer: the stack overflowed.
     pub(in crate::crash) const STACK_OVERFLOW: u32 = 4;
-    /// The handler itself faulted while it wrote this.
+    /// The handler itself faulted while it wrote this record.
     pub(in crate::crash) const NESTED: u32 = 8;
-    /// The thread was in the middle of a panic.
+    /// The thread was panicking.
     pub(in crate::crash) const PANICKING: u32 = 16;
-    /// The thread was reading last words.
+    /// The thread was reading crash reports.
     pub(in crate::crash) const READING: u32 = 32;
 }
 
-/// Writes one record into a buffer. What does not fit is left out, whole fields at a time.
+/// Writes one record into a buffer. A field that does not fit is omitted as a whole.
 pub(super) struct Writer<'a> {
     out: &'a mut [u8],
     at: usize,
@@ -147,14 +148,14 @@ impl<'a> Writer<'a> {
         writer
     }
 
-    /// As [`new`](Self::new); the finished record has exactly the length of `out`.
+    /// As [`new`](Self::new), but the finished record has exactly the length of `out`.
     pub(super) fn padded(out: &'a mut [u8], kind: Kind, flags: u32, number: u64) -> Self {
         Self { is_padded: true, ..Self::new(out, kind, flags, number) }
     }
 
     pub(super) fn bytes(&mut self, tag: Tag, bytes: &[u8]) {
         let Ok(len) = u32::try_from(bytes.len()) else { return };
-        if bytes.len().saturating_add(FIELD_HEADER) > self.room() {
+        if bytes.len().saturating_add(FIELD_HEADER) > self.remaining() {
             return;
         }
         self.put(&(tag as u16).to_le_bytes());
@@ -166,11 +167,11 @@ impl<'a> Writer<'a> {
         self.bytes(tag, &value.to_le_bytes());
     }
 
-    /// Addresses, straight from the array they were gathered in.
+    /// Appends a list of addresses without a copy.
     pub(super) fn addresses(&mut self, tag: Tag, addresses: &[u64]) {
         let bytes = addresses.len().saturating_mul(8);
         let Ok(len) = u32::try_from(bytes) else { return };
-        if bytes.saturating_add(FIELD_HEADER) > self.room() {
+        if bytes.saturating_add(FIELD_HEADER) > self.remaining() {
             return;
         }
         self.put(&(tag as u16).to_le_bytes());
@@ -180,7 +181,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The finished record; `None` if the buffer does not even hold a header.
+    /// Returns the finished record; `None` if the buffer cannot hold a header.
     pub(super) fn finish(mut self) -> Option<&'a [u8]> {
         if self.is_padded {
             self.pad();
@@ -193,15 +194,15 @@ impl<'a> Writer<'a> {
         out.get(..at)
     }
 
-    fn room(&self) -> usize {
+    fn remaining(&self) -> usize {
         let kept = if self.is_padded { FIELD_HEADER } else { 0 };
         self.out.len().min(HEADER + BODY_MOST).saturating_sub(self.at).saturating_sub(kept)
     }
 
-    /// There is always room for the head of this field.
+    /// `remaining` always leaves space for the header of this field.
     fn pad(&mut self) {
         self.is_padded = false;
-        let len = self.room().saturating_sub(FIELD_HEADER);
+        let len = self.remaining().saturating_sub(FIELD_HEADER);
         self.put(&(Tag::Padding as u16).to_le_bytes());
         self.put(&u32::try_from(len).unwrap_or(0).to_le_bytes());
         let end = self.at.saturating_add(len);
@@ -213,14 +214,14 @@ impl<'a> Writer<'a> {
 
     fn put(&mut self, bytes: &[u8]) {
         let end = self.at.saturating_add(bytes.len());
-        if let Some(room) = self.out.get_mut(self.at..end) {
-            room.copy_from_slice(bytes);
+        if let Some(rest) = self.out.get_mut(self.at..end) {
+            rest.copy_from_slice(bytes);
             self.at = end;
         }
     }
 }
 
-/// A record as read back; its fields are looked up where they lie.
+/// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) kind: Kind,
@@ -234,12 +235,12 @@ impl Record {
         self.fields.iter().find(|(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// Each of the fields of that tag.
+    /// All fields with this tag.
     pub(super) fn all(&self, tag: Tag) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// Text; bytes that are none (a thread may have any name) are replaced.
+    /// The field as text. Invalid UTF-8 (a thread may have any name) is replaced.
     pub(super) fn text(&self, tag: Tag) -> Option<String> {
         self.bytes(tag).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
@@ -254,24 +255,25 @@ impl Record {
     }
 }
 
-/// What stands in the bytes of a file.
+/// The records found in a file.
 #[derive(Debug, Default)]
 pub(super) struct Scanned {
     pub(super) records: Vec<Record>,
-    /// Bytes that belong to no whole record: a torn write, damage, a kind of record that this version does not know.
-    pub(super) passed_over: usize,
+    /// Bytes that belong to no record: an incomplete write, damage, or a kind that this version does not know.
+    pub(super) damaged_bytes: usize,
 }
 
-/// Finds the records in any bytes. After one that is torn or damaged the search goes on at the next byte, so it costs itself only.
+/// Finds the records in any bytes. After an incomplete or damaged record the search continues at the next byte, so that
+/// only that record is lost.
 pub(super) fn scan(bytes: &[u8]) -> Scanned {
     let mut scanned = Scanned::default();
     let mut rest = bytes;
     while !rest.is_empty() {
         let Some(start) = rest.windows(MAGIC.len()).position(|window| window == MAGIC) else {
-            scanned.passed_over = scanned.passed_over.saturating_add(rest.len());
+            scanned.damaged_bytes = scanned.damaged_bytes.saturating_add(rest.len());
             break;
         };
-        scanned.passed_over = scanned.passed_over.saturating_add(start);
+        scanned.damaged_bytes = scanned.damaged_bytes.saturating_add(start);
         rest = rest.get(start..).unwrap_or_default();
         match parse(rest) {
             Some((record, len)) => {
@@ -279,7 +281,7 @@ pub(super) fn scan(bytes: &[u8]) -> Scanned {
                 rest = rest.get(len..).unwrap_or_default();
             }
             None => {
-                scanned.passed_over = scanned.passed_over.saturating_add(1);
+                scanned.damaged_bytes = scanned.damaged_bytes.saturating_add(1);
                 rest = rest.get(1..).unwrap_or_default();
             }
         }
@@ -287,7 +289,7 @@ pub(super) fn scan(bytes: &[u8]) -> Scanned {
     scanned
 }
 
-/// The record that `bytes` begin with, and its length.
+/// Decodes the record at the beginning of `bytes`, and returns its length.
 fn parse(bytes: &[u8]) -> Option<(Record, usize)> {
     let header: &[u8; HEADER] = bytes.first_chunk()?;
     let word = |at: usize| Some(u32::from_le_bytes(header.get(at..at.checked_add(4)?)?.try_into().ok()?));
@@ -342,7 +344,7 @@ mod tests {
     #[test]
     fn a_record_is_read_back_as_it_was_written() {
         let scanned = scan(&panic_record(5, "index out of bounds"));
-        assert_eq!(scanned.passed_over, 0);
+        assert_eq!(scanned.damaged_bytes, 0);
         let [record] = scanned.records.as_slice() else { panic!("{scanned:?}") };
         assert_eq!((record.kind, record.flags, record.number), (Kind::Panic, flags::FORKED_CHILD, 5));
         assert_eq!(record.number(Tag::Pid), Some(77));
@@ -352,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_without_room_is_left_out_whole_and_the_record_stays_readable() {
+    fn a_field_without_space_is_omitted_as_a_whole() {
         let mut buffer = [0; HEADER + 20];
         let mut writer = Writer::new(&mut buffer, Kind::Panic, 0, 1);
         writer.number(Tag::Pid, 1);
@@ -363,17 +365,17 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_record_costs_itself_only_wherever_it_is_torn() {
+    fn an_incomplete_record_costs_only_itself() {
         let (first, second) = (panic_record(1, "first"), panic_record(2, "second"));
         for kept in 0..first.len() {
             let scanned = scan(&[&first[..kept], &second].concat());
             let numbers: Vec<_> = scanned.records.iter().map(|record| record.number).collect();
-            assert_eq!((numbers, scanned.passed_over), (vec![2], kept));
+            assert_eq!((numbers, scanned.damaged_bytes), (vec![2], kept));
         }
     }
 
     #[test]
-    fn a_flipped_bit_anywhere_is_seen() {
+    fn any_flipped_bit_is_detected() {
         let whole = panic_record(1, "x");
         for bit in 0..whole.len() * 8 {
             let mut flipped = whole.clone();
@@ -384,7 +386,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_without_a_panic_and_every_byte_is_accounted_for(
+        fn any_bytes_are_read_without_a_panic(
             before in proptest::collection::vec(any::<u8>(), 0..200),
             after in proptest::collection::vec(any::<u8>(), 0..200),
             cut in 0usize..300,
@@ -392,7 +394,7 @@ mod tests {
             let record = panic_record(9, "in between");
             let bytes = [before.as_slice(), &record[..cut.min(record.len())], &after].concat();
             let scanned = scan(&bytes);
-            prop_assert!(scanned.passed_over <= bytes.len());
+            prop_assert!(scanned.damaged_bytes <= bytes.len());
             if cut >= record.len() {
                 prop_assert!(scanned.records.iter().any(|read| read.number == 9));
             }

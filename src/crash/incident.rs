@@ -1,47 +1,48 @@
-//! From records to what is told: which panic ended the process, which it survived, what belongs together. Pure.
+//! From records to incidents: which panic ended the process, which ones it survived, and which records belong together.
+//! Pure.
 //!
-//! The hook cannot know whether somebody will catch the panic; the reader can, from what came after it.
+//! The hook cannot know whether a panic will be caught. The reader knows, from what came after it.
 //!
-//! | found | told |
+//! | found | reported as |
 //! |---|---|
-//! | a panic, and the abort it ended in | fatal |
+//! | a panic, and the abort that followed it | fatal |
 //! | a panic of the main thread, and exit status 101 | fatal |
-//! | a panic of the main thread, and within a second an exit whose status the system does not tell (musl, macOS) | fatal |
+//! | a panic of the main thread, and within a second an exit of unknown status (musl, macOS) | fatal |
 //! | a panic in a program built with `panic = "abort"` | fatal |
-//! | a panic, then nothing more of a process that is gone | fatal, the last one |
-//! | a panic of a process that lives, lived on, or ended with another status | error |
+//! | a panic, and no later record of a process that is gone | fatal (the last panic) |
+//! | a panic of a process that is alive, or exited with another status | error |
 //! | a signal of a process that is gone | fatal |
-//! | a signal of a process that lives, or ended by itself: somebody repaired what it was about | nothing |
-//! | a signal that is marked as survived, or after which the process still wrote something ten seconds later | nothing |
-//! | what a forked child says it died of, whatever became of its parent | fatal |
-//! | a panic during the clean-up after a panic | one incident, the first chained to the second |
+//! | a signal of a process that is alive or exited on its own: the fault was repaired | not reported |
+//! | a signal marked as survived, or followed by another record ten seconds later | not reported |
+//! | a signal or panic of which a forked child died, whatever its parent did | fatal |
+//! | a panic during the cleanup after a panic | one incident, the first panic chained to the second |
 
 use std::collections::BTreeSet;
 
+use super::breadcrumbs::{self, Breadcrumb};
 use super::format::{Kind, Record, Tag, flags};
-use super::steps::{self, Step};
 
-/// What is known of the process that wrote the records.
+/// The state of the process that wrote the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// It lives, and has had time to die of what it wrote.
+pub(crate) enum ProcessState {
+    /// It is alive, and the grace period after its records has passed.
     Alive,
-    /// It ended by itself, with this status if that is known.
+    /// It exited on its own, with this status if known.
     Exited(Option<i32>),
-    /// It is gone, nobody knows how.
+    /// It is gone, in an unknown way.
     Gone,
 }
 
-/// How an incident stands to the process.
+/// Whether the process died of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Severity {
-    /// The process ended by it.
+    /// The process died of it.
     Fatal,
-    /// The process lived on.
+    /// The process survived it.
     Survived,
 }
 
-/// What noticed it.
+/// What detected an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The panic hook.
@@ -50,24 +51,24 @@ pub(crate) enum Origin {
     SignalHandler,
 }
 
-/// Something to tell.
+/// A panic or a fatal signal that is to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Incident {
-    /// Of its record, counted by its process.
+    /// The number of its record.
     pub(crate) number: u64,
     pub(crate) severity: Severity,
     pub(crate) origin: Origin,
     /// The type of the exception.
     pub(crate) kind: String,
     pub(crate) message: String,
-    /// Return addresses, the innermost first.
+    /// Return addresses, innermost first.
     pub(crate) frames: Vec<u64>,
     pub(crate) facts: Facts,
-    /// The panic during whose clean-up this one came.
+    /// The panic whose cleanup raised this one.
     pub(crate) during: Option<Box<Incident>>,
 }
 
-/// What else a record says.
+/// The other fields of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Nanoseconds since 1970.
@@ -76,41 +77,42 @@ pub(crate) struct Facts {
     pub(crate) pid: Option<u64>,
     pub(crate) tid: Option<u64>,
     pub(crate) thread_name: Option<String>,
-    /// File, line, column of a panic.
+    /// File, line and column of a panic.
     pub(crate) place: Option<(String, u64, u64)>,
-    /// Bytes of the message before it was cut.
+    /// Bytes of the message before truncation.
     pub(crate) message_bytes: Option<u64>,
     pub(crate) signal: Option<u64>,
     pub(crate) signal_code: Option<i64>,
     pub(crate) fault_address: Option<u64>,
-    /// Who sent it, where it was sent.
+    /// The sender, if the signal was sent by a process.
     pub(crate) sender_pid: Option<u64>,
     pub(crate) sender_uid: Option<u64>,
-    /// The handler itself was interrupted; the stack may be incomplete.
+    /// The handler itself was interrupted by a fault; the stack may be incomplete.
     pub(crate) is_nested: bool,
-    /// Incidents before this one that could not be written.
+    /// Number of earlier records that could not be written.
     pub(crate) missed: u64,
-    /// Written by a child that the process had forked.
+    /// Written by a forked child of the process that owns the file.
     pub(crate) in_forked_child: bool,
-    /// It happened while last words were read: told in the same way, it would happen again, and never end.
+    /// It happened while crash reports were read. Such an incident is not reported, or the reader would crash at each
+    /// start.
     pub(crate) while_reading: bool,
-    /// Whose request the thread served, as far as its context says it.
+    /// The identity and request of the thread's context.
     pub(crate) distinct_id: Option<String>,
     pub(crate) session_id: Option<String>,
     pub(crate) current_url: Option<String>,
     pub(crate) request_path: Option<String>,
-    /// What the program did before, the oldest first.
-    pub(crate) steps: Vec<Step>,
+    /// Breadcrumbs before the incident, oldest first.
+    pub(crate) breadcrumbs: Vec<Breadcrumb>,
 }
 
-/// std's own words when it gives up; the panic before them is what happened.
-pub(super) const CLEANUP: [&str; 2] =
+/// Messages of the standard library's own panics when it gives up on a panic. The panic before them is the cause.
+pub(super) const STD_CLEANUP: [&str; 2] =
     ["panic in a destructor during cleanup", "panic in a function that cannot unwind"];
 
-/// Of a panic that comes out of `main`, what is left to do is destructors and the exit.
+/// After a panic leaves `main`, only destructors and the exit remain: an exit within this time is its consequence.
 const EXIT_FOLLOWS_NANOS: u64 = 1_000_000_000;
 
-/// Nobody takes so long to die.
+/// A process that writes a record this long after a signal did not die of the signal.
 const DYING_MOST_NANOS: u64 = 10_000_000_000;
 
 /// Whether `record` is of a signal that its process is known to have survived.
@@ -119,7 +121,7 @@ pub(super) fn is_survived(record: &Record, records: &[Record]) -> bool {
     if !matches!(record.kind, Kind::Signal | Kind::Abort) || is_of_child(record) {
         return false;
     }
-    // Numbers begin with 1: the mark of an empty place is of none.
+    // Record numbers begin with 1, so the mark of an empty slot (0) matches no record.
     let is_mark = |other: &Record| other.kind == Kind::Repaired && other.number == record.number;
     let comes_long_after = |other: &Record| match (record.number(Tag::Time), other.number(Tag::Time)) {
         (Some(then), Some(later)) => !is_of_child(other) && later.saturating_sub(then) > DYING_MOST_NANOS,
@@ -128,60 +130,61 @@ pub(super) fn is_survived(record: &Record, records: &[Record]) -> bool {
     records.iter().any(|other| is_mark(other) || comes_long_after(other))
 }
 
-/// What is to be told of `records`, in the order in which it happened.
-pub(super) fn incidents(records: &[Record], end: End) -> Vec<Incident> {
-    let end = match records.iter().rfind(|record| matches!(record.kind, Kind::Exit | Kind::Survived)) {
-        Some(exit) if end == End::Gone && exit.kind == Kind::Exit => {
-            End::Exited(exit.number(Tag::Status).and_then(|status| i32::try_from(status).ok()))
+/// The incidents in `records`, in the order in which they happened.
+pub(super) fn incidents(records: &[Record], state: ProcessState) -> Vec<Incident> {
+    let state = match records.iter().rfind(|record| matches!(record.kind, Kind::Exit | Kind::Survived)) {
+        Some(exit) if state == ProcessState::Gone && exit.kind == Kind::Exit => {
+            ProcessState::Exited(exit.number(Tag::Status).and_then(|status| i32::try_from(status).ok()))
         }
-        // It lived when the file was taken from it.
-        Some(_) if end == End::Gone => End::Alive,
-        _ => end,
+        // It was alive when the file was rotated away.
+        Some(_) if state == ProcessState::Gone => ProcessState::Alive,
+        _ => state,
     };
     let (of_children, own): (Vec<_>, Vec<_>) = records
         .iter()
         .filter(|record| !is_survived(record, records))
         .partition(|record| record.flags & flags::FORKED_CHILD != 0);
-    let mut told = of_process(&own, end);
-    // How a child ended nobody wrote down. It is not known to live, so what it says it died of is believed, however its parent fares.
+    let mut reported = of_process(&own, state);
+    // How a forked child ended is not recorded, and it is not known to be alive. So its own record of a signal is
+    // believed, whatever its parent did.
     let children: BTreeSet<_> = of_children.iter().map(|record| record.number(Tag::Pid)).collect();
     for child in children {
         let of_child: Vec<_> = of_children.iter().copied().filter(|record| record.number(Tag::Pid) == child).collect();
         let died = of_child.iter().any(|record| matches!(record.kind, Kind::Signal | Kind::Abort));
-        let end = if died || end != End::Alive { End::Gone } else { End::Alive };
-        told.extend(of_process(&of_child, end));
+        let state = if died || state != ProcessState::Alive { ProcessState::Gone } else { ProcessState::Alive };
+        reported.extend(of_process(&of_child, state));
     }
-    told.sort_by_key(|incident| incident.number);
-    told
+    reported.sort_by_key(|incident| incident.number);
+    reported
 }
 
-fn of_process(records: &[&Record], end: End) -> Vec<Incident> {
+fn of_process(records: &[&Record], state: ProcessState) -> Vec<Incident> {
     let panics = panics(records);
-    let fatal = fatal_panic(records, &panics, end);
-    let mut told: Vec<Incident> = panics
+    let fatal = fatal_panic(records, &panics, state);
+    let mut reported: Vec<Incident> = panics
         .into_iter()
         .map(|panic| {
-            let severity = if fatal.contains(&panic.last_number) { Severity::Fatal } else { Severity::Survived };
-            panic.tell(severity)
+            let severity = if fatal.contains(&panic.abort_number) { Severity::Fatal } else { Severity::Survived };
+            panic.into_incident(severity)
         })
         .collect();
-    if end == End::Gone {
-        told.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(|record| signal(record)));
+    if state == ProcessState::Gone {
+        reported.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(|record| signal(record)));
     }
-    told
+    reported
 }
 
-/// A panic with those it was followed by while it was cleaned up after.
+/// A panic, with the panics of the standard library that followed during its cleanup.
 struct Panic<'a> {
     head: &'a Record,
     during: Option<&'a Record>,
-    /// Of std's last word about it: what an abort refers to.
-    last_number: u64,
+    /// Number of the last of those records, to which an abort refers.
+    abort_number: u64,
 }
 
 impl Panic<'_> {
-    fn tell(self, severity: Severity) -> Incident {
-        let told = |record: &Record| Incident {
+    fn into_incident(self, severity: Severity) -> Incident {
+        let reported = |record: &Record| Incident {
             number: record.number,
             severity,
             origin: Origin::PanicHook,
@@ -191,7 +194,7 @@ impl Panic<'_> {
             facts: Facts::of(record),
             during: None,
         };
-        Incident { during: self.during.map(|first| Box::new(told(first))), ..told(self.head) }
+        Incident { during: self.during.map(|first| Box::new(reported(first))), ..reported(self.head) }
     }
 }
 
@@ -199,28 +202,28 @@ fn panics<'a>(records: &[&'a Record]) -> Vec<Panic<'a>> {
     let mut panics: Vec<Panic<'a>> = Vec::new();
     for record in records.iter().copied().filter(|record| record.kind == Kind::Panic) {
         let message = record.bytes(Tag::Message).unwrap_or_default();
-        let is_last_word = CLEANUP.iter().any(|text| message == text.as_bytes());
+        let is_std_message = STD_CLEANUP.iter().any(|text| message == text.as_bytes());
         let thread = record.number(Tag::Tid);
         let earlier = panics.iter().rposition(|panic| panic.head.number(Tag::Tid) == thread);
-        let Some(at) = earlier.filter(|_| is_last_word) else {
-            panics.push(Panic { head: record, during: None, last_number: record.number });
+        let Some(at) = earlier.filter(|_| is_std_message) else {
+            panics.push(Panic { head: record, during: None, abort_number: record.number });
             continue;
         };
-        // "In a destructor": the panic before it came while the one before that was cleaned up after.
+        // A panic in a destructor: the panic before it was raised during the cleanup after the one before that.
         let before = panics.iter().take(at).rposition(|panic| panic.head.number(Tag::Tid) == thread);
-        let during = before.filter(|_| message == CLEANUP[0].as_bytes()).map(|before| panics.remove(before).head);
+        let during = before.filter(|_| message == STD_CLEANUP[0].as_bytes()).map(|before| panics.remove(before).head);
         let at = if during.is_some() { at.saturating_sub(1) } else { at };
         if let Some(panic) = panics.get_mut(at) {
-            panic.last_number = record.number;
+            panic.abort_number = record.number;
             panic.during = during;
         }
     }
     panics
 }
 
-/// The numbers of the panics that the process ended by.
-fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], end: End) -> Vec<u64> {
-    if end == End::Alive {
+/// The numbers of the panics that the process died of.
+fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], state: ProcessState) -> Vec<u64> {
+    if state == ProcessState::Alive {
         return Vec::new();
     }
     let aborted: Vec<_> = records
@@ -232,22 +235,22 @@ fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], end: End) -> Vec<u64> 
         return aborted;
     }
     if records.iter().any(|record| record.kind == Kind::Signal) {
-        // It ended by that.
+        // It died of that signal.
         return Vec::new();
     }
-    let last = match end {
-        End::Exited(Some(101)) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
-        End::Exited(None) => {
+    let last = match state {
+        ProcessState::Exited(Some(101)) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
+        ProcessState::Exited(None) => {
             panics.iter().rfind(|panic| is_main_thread(panic.head) && exit_follows(panic.head, records))
         }
-        End::Exited(Some(_)) => None,
-        End::Alive | End::Gone => panics.last(),
+        ProcessState::Exited(Some(_)) => None,
+        ProcessState::Alive | ProcessState::Gone => panics.last(),
     };
-    last.map(|panic| panic.last_number).into_iter().collect()
+    last.map(|panic| panic.abort_number).into_iter().collect()
 }
 
-/// Whether the process exited so soon after that it was because of it, whether the panic came out of `main` or was caught there. Asked only
-/// where the system does not tell exit marks the status.
+/// Whether the process exited within [`EXIT_FOLLOWS_NANOS`] of the panic. Only used where the exit status is unknown; a
+/// panic caught in `main` right before an exit is then taken for fatal too.
 fn exit_follows(panic: &Record, records: &[&Record]) -> bool {
     let exited = records.iter().rfind(|record| record.kind == Kind::Exit).and_then(|exit| exit.number(Tag::Time));
     match (panic.number(Tag::Time), exited) {
@@ -272,7 +275,7 @@ fn signal(record: &Record) -> Incident {
     };
     let message = match (facts.fault_address, facts.sender_pid) {
         _ if overflowed => "a thread has overflowed its stack".to_owned(),
-        // Its hook was not reached: the text could not be made.
+        // The panic hook did not run: the message could not be formatted.
         _ if panicking => "panic message unavailable (panic while formatting, or out of memory)".to_owned(),
         (Some(address), _) => format!("{} at 0x{address:x}", signal_meaning(number)),
         (None, Some(sender)) if facts.pid != Some(sender) => {
@@ -292,7 +295,7 @@ fn signal(record: &Record) -> Incident {
     }
 }
 
-/// As `kill -l` writes it.
+/// The name as `kill -l` prints it.
 fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(known) => known.as_str().to_owned(),
@@ -339,7 +342,7 @@ impl Facts {
             session_id: record.text(Tag::SessionId),
             current_url: record.text(Tag::CurrentUrl),
             request_path: record.text(Tag::RequestPath),
-            steps: steps::of(record),
+            breadcrumbs: breadcrumbs::read_from(record),
         }
     }
 }

@@ -1,157 +1,136 @@
-//! Last words: what a process says of its end, and how the next one reads it.
+//! Crash reports: a panicking or faulting process writes a record of the crash to a file; a later reader turns it into
+//! an event.
 //!
 //! ```text
-//! <shard>/crash/<instance>-<n>.phx      records of one process: first its context, then panics and signals (`format.rs`)
-//! <shard>/crash/<instance>-<n>.phx.2    the same, at its second reading
-//! <shard>/crash/<instance>-<n>.bad      given up on after several readings; a few are kept for a person to look at
+//! <shard>/crash/<instance>-<n>.phx      records of one process: what the process is, then its panics and signals (`format.rs`)
+//! <shard>/crash/<instance>-<n>.phx.2    the same file, at its second reading
+//! <shard>/crash/<instance>-<n>.bad      given up after several readings; the newest few are kept for inspection
 //! ```
 //!
-//! Purpose. A panic hook and a signal handler run in a process of which nothing can be relied on: no memory, locks held by threads that
-//! will not run again, a stack that is nearly used up. So they write one prepared record with one system call and are done. Everything
-//! that takes thought is for the reader: whether the process ended by it, names for addresses, the event, its delivery.
+//! A panic hook or a signal handler cannot rely on anything in its process: memory may be exhausted, locks may be held
+//! by threads that never run again, the stack may be nearly used up. So the writer writes one prepared record with one
+//! system call and does nothing else. Everything that needs computation is left to the reader: whether the process died
+//! of the crash, the names of addresses, the event, and its delivery.
 //!
-//! * `slots.rs`, `budget.rs`, `process.rs`, `unwind.rs`: what a record is made of, without memory and locks.
-//! * `images.rs`: libraries that are loaded later. `steps.rs`: what the program did before, copied into each record.
-//! * `hook.rs`: the panic hook. `file.rs` and `write.rs`: the open file, the one write, and taking the file away from under the writers.
-//! * `provisional.rs`: places in the file for signals that somebody may repair.
-//! * `format.rs`: records as bytes; `incident.rs`: from records to what is told. Both pure.
-//! * `reader.rs`: files to be read, each a bounded number of times.
-//! * `code/`: where a thread is, which images are loaded, what addresses mean. `signal/`: fatal signals.
+//! * `report_file.rs`: the open file, slots for provisional records, the write, rotation, and waking the reader.
+//! * `format.rs`: records as bytes. `buffers.rs`, `process.rs`, `breadcrumbs.rs`, `stack.rs`: what a record is made of;
+//!   usable without allocation and without locks.
+//! * `panic_hook.rs`: the panic hook. `signal/`: the handler of fatal signals.
+//! * `reader.rs`: which files are read, and how often. `incident.rs`: from records to incidents, each fatal or
+//!   survived; pure.
+//! * `symbols/`: the loaded images, and the function, file and line of an address.
+//! * `exit.rs`: what runs at `exit`, and the cause of a run's end. `termination.rs`: signals that ask the process to
+//!   terminate.
 //!
 //! Rules
-//! * Between a panic and its record: no allocation, no lock, no unbounded wait, and no system call but those that are listed in
-//!   `hook.rs` and `file.rs`.
-//! * The hook runs first, and then the hook that was there before; a newer copy of it makes older ones in the chain silent.
-//! * A file belongs to the process named in its context. It is read when that process is gone, or by that process itself, after it was
-//!   rotated away.
-//! * Reading must never become what kills the next process: each reading is counted in the name of the file *before* it begins, and
-//!   what the reader itself dies of is not told.
-//! * What a process has survived is written into the file that is taken away before it is told: a later reading finds the process gone.
-//! * Of files that wait to be read there is a bound, for a process that dies at every start.
+//! * Between a panic and its record: no allocation, no lock, no unbounded wait, and no system calls but those in
+//!   `panic_hook.rs` and `report_file.rs`.
+//! * Our hook runs before the hook that was installed earlier. A newer copy of our hook makes the older ones in the
+//!   chain do nothing.
+//! * A file belongs to the process named in its first record. It is read when that process is gone, or by that process
+//!   itself after a rotation.
+//! * Reading a file must never become what kills each new process: each reading is counted in the file's name *before*
+//!   it begins, and a crash of the reader itself is not reported.
+//! * When a process reads a crash that it has survived, it first notes the survival in the file: a later reader finds
+//!   the process gone.
+//! * The number of unread files is bounded, for a process that dies at every start.
 //!
-//! Operations: [`arm`], [`install_hook`], [`rotate`], [`left_behind`], [`Words`], [`note_step`], [`notice_images`].
+//! Operations: [`install_hook`], [`arm`], [`rotate`], [`refresh_images`], [`unread_reports`], [`CrashReport`],
+//! [`record_breadcrumb`].
 
-#![allow(unsafe_code, reason = "a thread's handle that a hook can reach; the block proves itself")]
-
-mod budget;
-pub(crate) mod cause;
-mod code;
-pub(crate) mod exit_mark;
-mod file;
-#[cfg(test)]
-mod file_tests;
+mod breadcrumbs;
+mod buffers;
+pub(crate) mod exit;
 mod format;
-#[cfg(fuzzing)]
-mod fuzz;
-mod hook;
-mod images;
 mod incident;
 #[cfg(test)]
 mod incident_tests;
+mod panic_hook;
 mod process;
-mod provisional;
 mod reader;
 #[cfg(test)]
 mod reader_tests;
+mod report_file;
+#[cfg(test)]
+mod report_file_tests;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod signal;
-mod slots;
-mod steps;
-pub(crate) mod terminate;
-mod unwind;
-mod write;
+mod stack;
+mod symbols;
+pub(crate) mod termination;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::thread::Thread;
 use std::time::Duration;
 
-use crate::record::stack::{Image, decode_images, encode_images};
 use crate::sys::disk::Disk;
 use crate::sys::disk::fork::lock_within;
-pub(crate) use code::{Edge, InProcess, Modules, trace};
-use file::Share;
+#[cfg(test)]
+pub(crate) use breadcrumbs::recorded_texts;
+pub(crate) use breadcrumbs::{Breadcrumb, record_breadcrumb};
 use format::{Kind, Tag, Writer};
+pub(crate) use incident::{Incident, Origin, ProcessState, Severity};
+pub(crate) use panic_hook::disable_on_this_thread;
+pub(crate) use process::{ProcessInfo, host_name};
 #[cfg(fuzzing)]
-pub(crate) use fuzz::told_of;
-pub(crate) use hook::Silenced;
-pub(crate) use images::notice_images;
-pub(crate) use incident::{End, Incident, Origin, Severity};
-pub(crate) use reader::{Words, fatal_left, has_left_behind, left_behind};
+pub(crate) use reader::incidents_of_bytes;
+pub(crate) use reader::{CrashReport, adopt_reports, fatal_record_of, has_unread_reports, unread_reports};
 #[cfg(test)]
-pub(crate) use reader_tests::left_by_nobody;
-#[cfg(test)]
-pub(crate) use steps::noted_texts;
-pub(crate) use steps::{Step, note_step};
+pub(crate) use reader_tests::write_report_of_dead_process;
+use report_file::Quota;
+pub(crate) use report_file::{set_reader, take_written, wait_until_written, wake_reader};
+pub(crate) use stack::{Edge, trace};
+pub(crate) use symbols::{InProcess, Modules};
 
-/// The folder of a shard that holds last words.
+/// The folder of a shard that holds its crash reports.
 pub(crate) const DIR: &str = "crash";
+/// A process that is alive this long after it wrote a record has survived that crash.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
+/// Creating a report file takes milliseconds. A thread waits this long for another thread that does so.
+const ARMED_WAIT: Duration = Duration::from_secs(1);
 
-/// Bytes of a context: the images of a process, and what names it.
-const CONTEXT_MOST: usize = 60 * 1024;
-
-/// What a process says of itself while it is well.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Context {
-    /// That no other process has.
-    pub(crate) instance: [u8; 16],
-    /// Differs after each start of the machine.
-    pub(crate) boot_id: [u8; 16],
-    pub(crate) executable: String,
-    pub(crate) host_name: String,
-    pub(crate) lib_version: String,
-    /// What was loaded, encoded. Read back; what is written is what is loaded at that moment.
-    pub(crate) images: Vec<u8>,
-}
-
-/// Where the files of this process go, for whoever makes the next.
+/// Where this process writes its crash reports; used to create the next file.
 struct Armed {
     disk: Disk,
     dir: PathBuf,
-    context: Context,
+    process: ProcessInfo,
     files: u64,
     pid: u32,
-    /// How often something was loaded when the newest file's context was written.
+    /// [`Modules::times_loaded`] when the first record of the newest file was written.
     times_loaded: u64,
-    /// The file that is open is another process's.
+    /// The open file belongs to the process that forked this one.
     is_inherited: bool,
-    /// Files that were put aside with words in them, and that the reader has not asked for yet.
+    /// Files with records that were rotated away and not yet returned by [`rotate`].
     unread: Vec<PathBuf>,
 }
 
-/// A process that lives so long after what it wrote has survived it.
-pub(crate) const GRACE: Duration = Duration::from_secs(2);
-/// Making a file takes a moment.
-const ARMED_WAIT: Duration = Duration::from_secs(1);
-
 static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
+/// Whether the program asked for crash reports. The process-wide client then calls [`arm`], whichever of the two comes
+/// first.
+static IS_REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether the hook is to be armed by whoever makes the process-wide client.
-static IS_WANTED: AtomicBool = AtomicBool::new(false);
-
-/// Puts the panic hook first in the chain; it writes as soon as, and as long as, there is a file.
+/// Puts the panic hook first in the chain. It writes records while a report file is open, that is after [`arm`].
 pub(crate) fn install_hook() {
-    slots::touch();
-    IS_WANTED.store(true, Ordering::SeqCst);
-    hook::install();
+    buffers::prefault();
+    IS_REQUESTED.store(true, Ordering::SeqCst);
+    panic_hook::install();
 }
 
-/// Takes the fatal signals; a record is written as soon as, and as long as, there is a file.
+/// Installs the handler of fatal signals. It writes records while a report file is open, that is after [`arm`].
 #[cfg(feature = "crash-signals")]
 pub(crate) fn install_signals() -> io::Result<()> {
-    slots::touch();
+    buffers::prefault();
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     signal::install()?;
     #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
     return Err(io::Error::from(io::ErrorKind::Unsupported));
-    IS_WANTED.store(true, Ordering::SeqCst);
+    IS_REQUESTED.store(true, Ordering::SeqCst);
     Ok(())
 }
 
-/// Gives this thread an alternate stack for the handler, if it has none.
+/// Gives the calling thread an alternate signal stack, if it has none.
 #[cfg(feature = "crash-signals")]
 pub(crate) fn register_thread() -> io::Result<()> {
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -160,68 +139,71 @@ pub(crate) fn register_thread() -> io::Result<()> {
     return Err(io::Error::from(io::ErrorKind::Unsupported));
 }
 
+/// Whether [`install_hook`] or [`install_signals`] was called.
+pub(crate) fn is_requested() -> bool {
+    IS_REQUESTED.load(Ordering::SeqCst)
+}
+
 fn armed() -> io::Result<MutexGuard<'static, Option<Armed>>> {
-    let busy = || io::Error::other("another thread is making the file for crash reports");
+    let busy = || io::Error::other("another thread is still creating the crash report file");
     lock_within(&ARMED, ARMED_WAIT).ok_or_else(busy)
 }
 
-/// Whether somebody has installed the hook, or taken the signals.
-pub(crate) fn is_wanted() -> bool {
-    IS_WANTED.load(Ordering::SeqCst)
-}
-
-/// Lets last words go to `dir`, under a name that `context` makes this process's own.
-pub(crate) fn arm(disk: &Disk, dir: &Path, context: Context) -> io::Result<()> {
+/// Opens a report file in `dir`. Its name contains the instance id of `process`, which no other process has.
+pub(crate) fn arm(disk: &Disk, dir: &Path, process: ProcessInfo) -> io::Result<()> {
     disk.make_dir(dir)?;
     process::note_armed();
-    process::note_instance(context.instance);
+    process::note_instance(process.instance);
     let mut armed = armed()?;
-    if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id()) && file::is_armed() {
+    if armed.as_ref().is_some_and(|armed| armed.dir == dir && armed.pid == std::process::id())
+        && report_file::is_armed()
+    {
         return Ok(());
     }
-    // That of the process which forked this one: it goes on writing to its file.
+    // Then the open file is still written to by the process that forked this one.
     let is_inherited = armed.as_ref().is_some_and(|armed| armed.pid != std::process::id());
     let fresh = armed.insert(Armed {
         disk: disk.clone(),
         dir: dir.to_path_buf(),
-        context,
+        process,
         files: 0,
         pid: std::process::id(),
         times_loaded: 0,
         is_inherited,
         unread: Vec::new(),
     });
-    // What an earlier client's file holds is read by the next process, as it would be without us.
+    // The records in an earlier client's file are read by the next process.
     fresh.next_file()?;
-    // Kept for ever, so that the mark is.
+    // Never dropped: the observer must be alive at exit.
     static AT_EXIT: OnceLock<Arc<AtExit>> = OnceLock::new();
-    let mark: Weak<AtExit> = Arc::downgrade(AT_EXIT.get_or_init(|| Arc::new(AtExit)));
-    exit_mark::mark_at_exit(mark);
+    let observer: Weak<AtExit> = Arc::downgrade(AT_EXIT.get_or_init(|| Arc::new(AtExit)));
+    exit::observe_exit(observer);
     Ok(())
 }
 
-/// Notes in the file that the process exits: a panic it says something of was survived.
+/// Records in the report file that the process exits, and with which status. The reader concludes which panics it
+/// survived.
 struct AtExit;
 
-impl exit_mark::ExitMark for AtExit {
-    fn process_exits(&self, status: Option<i32>) {
-        if !file::holds_words() || is_dying() {
+impl exit::ExitObserver for AtExit {
+    fn on_exit(&self, status: Option<i32>) {
+        if !report_file::has_anything_to_report() || is_dying() {
             return;
         }
         let mut buffer = [0; 128];
-        let mut writer = Writer::new(&mut buffer, Kind::Exit, 0, hook::next_number());
+        let mut writer = Writer::new(&mut buffer, Kind::Exit, 0, panic_hook::next_number());
         writer.number(Tag::Time, process::now_nanos());
         if let Some(status) = status.and_then(|status| u64::try_from(status).ok()) {
             writer.number(Tag::Status, status);
         }
         if let Some(record) = writer.finish() {
-            file::write(record, Share::End);
+            report_file::write(record, Quota::End);
         }
     }
 }
 
-/// Whether a thread is in a handler of fatal signals: one that was there before ours may call `exit`, and then it was the signal that
-/// ended the process.
+/// Whether this thread is inside a handler of a fatal signal. A handler that was installed before ours may call `exit`;
+/// then the signal ended the process, and the exit is only how.
 fn is_dying() -> bool {
     #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     return signal::is_in_progress();
@@ -233,127 +215,69 @@ fn is_dying() -> bool {
     false
 }
 
-/// Takes the file away from under the writers, if somebody wrote to it: answers the paths of those that hold words and that nobody was
-/// told of yet, complete, while later records go to a new one.
+/// Replaces the report file with a new one if it holds records. Returns the paths of complete files with records that
+/// no earlier call returned; nothing writes to them any more.
 pub(crate) fn rotate() -> io::Result<Vec<PathBuf>> {
     let mut armed = armed()?;
     let Some(armed) = armed.as_mut() else { return Ok(Vec::new()) };
-    if file::settle(GRACE) {
-        // Written a moment ago: to be looked at again.
-        HAS_WRITTEN.store(true, Ordering::SeqCst);
+    if report_file::confirm_survived(GRACE) {
+        // Some records are younger than the grace period: look again.
+        report_file::note_written();
     }
-    let written = if file::holds_records() || armed.is_inherited { armed.next_file()? } else { None };
+    let written = if report_file::has_records() || armed.is_inherited { armed.next_file()? } else { None };
     Ok(std::mem::take(&mut armed.unread).into_iter().chain(written).collect())
+}
+
+/// Begins a new report file if a library was loaded since the current one was created. The first record of a file lists
+/// the loaded images, and the signal handler keeps the addresses of their unwind tables; both have to be renewed.
+/// Called by a thread that is awake anyway: it costs one call of the dynamic loader, and nothing in a process that is
+/// not armed.
+pub(crate) fn refresh_images() {
+    if !report_file::is_armed() {
+        return;
+    }
+    // If another thread holds the lock, it creates a file itself, which lists what is loaded now.
+    let Ok(mut armed) = ARMED.try_lock() else { return };
+    let Some(armed) = armed.as_mut().filter(|armed| armed.pid == std::process::id()) else { return };
+    let loaded = Modules::times_loaded();
+    if armed.times_loaded == loaded {
+        return;
+    }
+    #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    signal::prepare_again();
+    // The records in the file belong to the images that it lists. The reader rotates it soon, and the new file lists
+    // all images.
+    if report_file::has_anything_to_report() {
+        return;
+    }
+    if let Ok(Some(written)) = armed.next_file() {
+        // A record was written between the check above and the rotation.
+        armed.unread.push(written);
+        wake_reader();
+    }
 }
 
 impl Armed {
     fn next_file(&mut self) -> io::Result<Option<PathBuf>> {
         let before = self.files;
         self.files = self.files.saturating_add(1);
-        let instance: String = self.context.instance.iter().map(|byte| format!("{byte:02x}")).collect();
+        let instance: String = self.process.instance.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = |number: u64| format!("{instance}-{number}.{}", reader::EXTENSION);
         let path = self.dir.join(name(self.files));
-        // A directory that cannot be listed may still take a file. What goes is told of with the next record, as missed.
-        let gone = reader::make_room(&self.disk, &self.dir, &instance, &name(before)).unwrap_or(0);
-        (0..gone).for_each(|_| file::count_missed());
-        // Before they are listed: what is loaded in between is noticed later.
+        // A directory that cannot be listed may still accept a file. The next record reports the removed files as
+        // missed records.
+        let removed = reader::limit_unread(&self.disk, &self.dir, &instance, &name(before)).unwrap_or(0);
+        (0..removed).for_each(|_| report_file::count_missed());
+        // Read before the images are listed: an image that is loaded in between is then noticed later.
         self.times_loaded = Modules::times_loaded();
-        let written = file::rotate(&path, &self.context.encode())?;
+        let written = report_file::rotate(&path, &self.process.encode())?;
         if std::mem::take(&mut self.is_inherited) {
             return Ok(None);
         }
-        if let Some(empty) = written.as_ref().filter(|written| reader::holds_a_context_only(&self.disk, written)) {
+        if let Some(empty) = written.as_ref().filter(|written| reader::has_nothing_to_report(&self.disk, written)) {
             self.disk.remove_file(empty)?;
             return Ok(None);
         }
         Ok(written)
-    }
-}
-
-impl Context {
-    fn encode(&self) -> Vec<u8> {
-        let mut buffer = vec![0; CONTEXT_MOST];
-        let mut writer = Writer::new(&mut buffer, Kind::Context, 0, 0);
-        writer.number(Tag::Pid, u64::from(std::process::id()));
-        writer.number(Tag::StartTicks, process::start_ticks(std::process::id()).unwrap_or(0));
-        writer.bytes(Tag::Instance, &self.instance);
-        writer.bytes(Tag::BootId, &self.boot_id);
-        writer.bytes(Tag::Executable, self.executable.as_bytes());
-        writer.bytes(Tag::HostName, self.host_name.as_bytes());
-        writer.bytes(Tag::LibVersion, self.lib_version.as_bytes());
-        writer.bytes(Tag::Images, &encode_images(&Modules::loaded().images().collect::<Vec<_>>()));
-        writer.finish().map(<[u8]>::to_vec).unwrap_or_default()
-    }
-
-    /// The images that addresses of this process lie in.
-    pub(crate) fn images(&self) -> Vec<Image<'_>> {
-        decode_images(&self.images).unwrap_or_default()
-    }
-
-    fn decode(record: &format::Record) -> Self {
-        let sixteen = |tag| record.bytes(tag).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
-        Self {
-            instance: sixteen(Tag::Instance),
-            boot_id: sixteen(Tag::BootId),
-            executable: record.text(Tag::Executable).unwrap_or_default(),
-            host_name: record.text(Tag::HostName).unwrap_or_default(),
-            lib_version: record.text(Tag::LibVersion).unwrap_or_default(),
-            images: record.bytes(Tag::Images).unwrap_or_default().to_vec(),
-        }
-    }
-}
-
-/// The thread that reads what this process survived; see [`call_when_written`].
-static READER: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
-
-/// Has `reader` woken after each record. Until another is named, for ever: a few bytes are left behind by each call.
-pub(crate) fn call_when_written(reader: Thread) {
-    READER.store(Box::into_raw(Box::new(reader)), Ordering::Release);
-}
-
-/// Sleeps until a record was written, without a timer.
-pub(crate) fn wait_until_written() {
-    while !was_written() {
-        std::thread::park();
-    }
-}
-
-/// Whether a record was written since this was last asked.
-pub(crate) fn was_written() -> bool {
-    HAS_WRITTEN.swap(false, Ordering::SeqCst)
-}
-
-/// Panics of the thread that calls this are not written while it has the answer: it reads them, and would never come to an end.
-pub(crate) fn silence_this_thread() -> Silenced {
-    hook::silence_this_thread()
-}
-
-/// The name of this machine; empty if it has none.
-pub(crate) fn host_name() -> String {
-    process::host_name()
-}
-
-/// Brings the files of another shard, whose processes are gone, into `to`. Says whether there were some.
-pub(crate) fn take_over(disk: &Disk, from: &Path, to: &Path) -> io::Result<bool> {
-    let found = left_behind(disk, from)?;
-    if !found.is_empty() {
-        disk.make_dir(to)?;
-    }
-    for path in &found {
-        if let Some(name) = path.file_name() {
-            disk.rename(path, &to.join(name))?;
-        }
-    }
-    Ok(!found.is_empty())
-}
-
-static HAS_WRITTEN: AtomicBool = AtomicBool::new(false);
-
-/// Has the reader look. Safe in the hook: waking a thread is one store and, if it sleeps, one system call.
-pub(crate) fn wake_reader() {
-    HAS_WRITTEN.store(true, Ordering::SeqCst);
-    // SAFETY: null, or leaked by `call_when_written`.
-    if let Some(reader) = unsafe { READER.load(Ordering::Acquire).as_ref() } {
-        reader.unpark();
     }
 }

@@ -1,55 +1,60 @@
-//! The files that are to be read: whose they are, how often they were tried, what stands in them.
+//! Reading report files: which files are due, how often each was read, and what it holds.
+//!
+//! A file is due when its process is gone, or when this process has rotated it away. Each reading is counted in the
+//! file's name before it begins, because its content may crash the reader. After [`ATTEMPTS`] readings the file is
+//! renamed to `.bad` and kept for inspection. The file is removed when all its incidents are durable in the queue.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::cause::FatalRecord;
+use super::exit::FatalRecord;
 use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, scan};
-use super::incident::{End, Incident, Severity, incidents, is_survived};
-use super::{Context, process};
+use super::incident::{Incident, ProcessState, Severity, incidents, is_survived};
+use super::process::{self, ProcessInfo};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{Disk, Open};
 
-/// Of a file that was not read yet.
+/// Extension of a file that was not read yet.
 pub(super) const EXTENSION: &str = "phx";
 const GIVEN_UP: &str = "bad";
-/// Readings that may fail or take the reader with them, before a file is put aside.
-const READINGS: u32 = 3;
-/// Files put aside that are kept.
+/// Readings of a file that may fail or crash the reader before the file is given up.
+const ATTEMPTS: u32 = 3;
+/// Number of given-up files that are kept.
 const GIVEN_UP_KEPT: usize = 4;
-/// Files that wait to be read. A process that dies at every start, before it has read what the last one left, would fill the disk.
+/// Maximum number of unread files. A process that dies at every start, before it has read the previous report, would
+/// otherwise fill the disk.
 const WAITING_MOST: usize = 64;
-/// Bytes read of one file; ours are a quarter of that.
+/// Maximum bytes read of one file. The writer's files are a quarter of that.
 const READ_MOST: u64 = 1024 * 1024;
 
-/// What stands in one file.
+/// The content of one report file.
 #[derive(Debug)]
-pub(crate) struct Words {
+pub(crate) struct CrashReport {
     path: PathBuf,
-    /// `None` if the beginning of the file is lost.
-    pub(crate) context: Option<Context>,
+    /// `None` if the beginning of the file is damaged.
+    pub(crate) process: Option<ProcessInfo>,
     pub(crate) incidents: Vec<Incident>,
-    /// Bytes of torn or damaged records.
-    pub(crate) passed_over: usize,
-    /// How often the file was begun to be read, this time included.
-    pub(crate) reading: u32,
+    /// Bytes of incomplete or damaged records.
+    pub(crate) damaged_bytes: usize,
+    /// Number of this reading, from 1.
+    pub(crate) attempt: u32,
 }
 
-/// Whether there may be something to read, for one look into the directory.
-pub(crate) fn has_left_behind(disk: &Disk, dir: &Path) -> bool {
-    disk.list(dir).is_ok_and(|names| names.iter().any(|name| readings_of(name).is_some()))
+/// Whether the directory holds unread files. Does not check whether their processes are gone.
+pub(crate) fn has_unread_reports(disk: &Disk, dir: &Path) -> bool {
+    disk.list(dir).is_ok_and(|names| names.iter().any(|name| attempts_in(name).is_some()))
 }
 
-/// The files in `dir` whose processes are gone. Those of this process are not among them.
-pub(crate) fn left_behind(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
+/// The unread files in `dir` whose processes are gone. Never a file of this process.
+pub(crate) fn unread_reports(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
     let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         names => names?,
     };
     let mut found = Vec::new();
-    for name in names.iter().filter(|name| readings_of(name).is_some()) {
+    for name in names.iter().filter(|name| attempts_in(name).is_some()) {
         let path = dir.join(name);
         if !is_in_use(disk, &path) {
             found.push(path);
@@ -58,14 +63,29 @@ pub(crate) fn left_behind(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Removes files where too many wait to be read: those of this process, whose names
-/// begin with `own`, where a full queue does not take them, and those of processes that are gone. `current`, which is written to, and
-/// those of other processes that live stay. Those that were read most often go last: they are put aside soon. Says how many went.
-pub(super) fn make_room(disk: &Disk, dir: &Path, own: &str, current: &str) -> io::Result<usize> {
+/// Moves unread files of another shard, whose processes are gone, into `to`. Returns whether there were any.
+pub(crate) fn adopt_reports(disk: &Disk, from: &Path, to: &Path) -> io::Result<bool> {
+    let found = unread_reports(disk, from)?;
+    if !found.is_empty() {
+        disk.make_dir(to)?;
+    }
+    for path in &found {
+        if let Some(name) = path.file_name() {
+            disk.rename(path, &to.join(name))?;
+        }
+    }
+    Ok(!found.is_empty())
+}
+
+/// Removes files if too many are unread: those of this process, whose names begin with `own`, when a full queue does
+/// not accept their events, and those of processes that are gone. `current`, which is being written to, and files of
+/// other live processes stay. Files with the most readings are removed last, since they are given up soon. Returns the
+/// number of removed files.
+pub(super) fn limit_unread(disk: &Disk, dir: &Path, own: &str, current: &str) -> io::Result<usize> {
     let names = disk.list(dir)?;
-    let mut waiting: Vec<_> = names.iter().filter_map(|name| Some((readings_of(name)?, name))).collect();
+    let mut waiting: Vec<_> = names.iter().filter_map(|name| Some((attempts_in(name)?, name))).collect();
     let excess = waiting.len().saturating_sub(WAITING_MOST.saturating_sub(1));
-    waiting.sort_by_key(|(readings, _)| *readings);
+    waiting.sort_by_key(|(attempts, _)| *attempts);
     let mut removed = 0;
     for (_, name) in waiting.iter().filter(|(_, name)| *name != current) {
         let path = dir.join(name);
@@ -77,73 +97,74 @@ pub(super) fn make_room(disk: &Disk, dir: &Path, own: &str, current: &str) -> io
     Ok(removed)
 }
 
-/// What the process of that number left of which it died, without taking it away. It began at `began`, by the wall clock: in a container
-/// every run has the same number, and what an earlier one left may not have been read yet.
-pub(crate) fn fatal_left(disk: &Disk, dir: &Path, pid: u32, began: WallNanos) -> Option<FatalRecord> {
-    let paths = left_behind(disk, dir).ok()?;
+/// What process `pid` died of according to its unread files. The files stay. `began` is the wall time of the process's
+/// start: in a container every run may have the same pid, and an earlier run's files may still be unread.
+pub(crate) fn fatal_record_of(disk: &Disk, dir: &Path, pid: u32, began: WallNanos) -> Option<FatalRecord> {
+    let paths = unread_reports(disk, dir).ok()?;
     let is_of_it = |record: &Record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid));
     let is_earlier = |time: u64| i64::try_from(time).is_ok_and(|time| time < began);
     let ended_it = |incident: &Incident| {
         let facts = &incident.facts;
         incident.severity == Severity::Fatal && !facts.in_forked_child && !facts.time_nanos.is_some_and(is_earlier)
     };
-    // It may have left several: one that was put back tells of what it survived.
+    // There may be several files of one process; one that was returned unread holds only survived incidents.
     let fatal = paths.iter().find_map(|path| {
         let records = scan(&bytes_of(disk, path, READ_MOST).ok()?).records;
-        records.iter().any(is_of_it).then(|| incidents(&records, End::Gone).into_iter().rfind(ended_it))?
+        records.iter().any(is_of_it).then(|| incidents(&records, ProcessState::Gone).into_iter().rfind(ended_it))?
     })?;
     let signal = fatal.facts.signal.and_then(|signal| i32::try_from(signal).ok());
     Some(signal.map_or(FatalRecord::Panic, FatalRecord::Signal))
 }
 
-impl Words {
-    /// Reads a file whose process came to this `end`. The reading is counted first, in the file's name: what is in it may be what ends
-    /// this process too. `None` if it was tried often enough, and now lies aside under another name.
-    pub(crate) fn read(disk: &Disk, path: &Path, end: End) -> io::Result<Option<Self>> {
+impl CrashReport {
+    /// Reads a file whose process is in this `state`. Counts the reading in the file's name first, because the content
+    /// may crash this process. Returns `None` if the file was read [`ATTEMPTS`] times already; it is then renamed and
+    /// not read again.
+    pub(crate) fn read(disk: &Disk, path: &Path, state: ProcessState) -> io::Result<Option<Self>> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let reading = readings_of(name).unwrap_or(0).saturating_add(1);
+        let attempt = attempts_in(name).unwrap_or(0).saturating_add(1);
         let stem = name.split('.').next().unwrap_or_default();
-        if reading > READINGS {
+        if attempt > ATTEMPTS {
             disk.rename(path, &path.with_file_name(format!("{stem}.{GIVEN_UP}")))?;
-            return forget_oldest(disk, path.parent().unwrap_or(path)).map(|()| None);
+            return remove_oldest(disk, path.parent().unwrap_or(path)).map(|()| None);
         }
-        let counted = path.with_file_name(format!("{stem}.{EXTENSION}.{reading}"));
+        let counted = path.with_file_name(format!("{stem}.{EXTENSION}.{attempt}"));
         disk.rename(path, &counted)?;
-        if end == End::Alive {
-            // Should this reading not come to its end, the next one finds the process gone, and must not take it for the cause. What
-            // cannot be noted is told as fatal then.
+        if state == ProcessState::Alive {
+            // If this reading does not finish, the next one finds the process gone and must not conclude that it died
+            // of this. If the note cannot be written, the next reading reports it as fatal.
             let _ = note_survival(disk, &counted);
         }
         let scanned = scan(&bytes_of(disk, &counted, READ_MOST)?);
-        let context = scanned.records.iter().rfind(|record| record.kind == Kind::Context).map(Context::decode);
-        let incidents = incidents(&scanned.records, end);
-        Ok(Some(Self { path: counted, context, incidents, passed_over: scanned.passed_over, reading }))
+        let process = scanned.records.iter().rfind(|record| record.kind == Kind::Context).map(ProcessInfo::decode);
+        let incidents = incidents(&scanned.records, state);
+        Ok(Some(Self { path: counted, process, incidents, damaged_bytes: scanned.damaged_bytes, attempt }))
     }
 
-    /// Removes the file: all that it said is safe elsewhere.
-    pub(crate) fn done(&self, disk: &Disk) -> io::Result<()> {
+    /// Removes the file, once all its incidents are durable elsewhere.
+    pub(crate) fn remove(&self, disk: &Disk) -> io::Result<()> {
         disk.remove_file(&self.path)
     }
 
-    /// Takes this reading back: it was not what is in the file that stopped it.
-    pub(crate) fn put_back(&self, disk: &Disk) -> io::Result<()> {
+    /// Takes back the count of this reading, which failed for a reason outside the file.
+    pub(crate) fn undo_reading(&self, disk: &Disk) -> io::Result<()> {
         let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let stem = name.split('.').next().unwrap_or_default();
-        let before = match self.reading.saturating_sub(1) {
+        let before = match self.attempt.saturating_sub(1) {
             0 => format!("{stem}.{EXTENSION}"),
-            reading => format!("{stem}.{EXTENSION}.{reading}"),
+            attempt => format!("{stem}.{EXTENSION}.{attempt}"),
         };
         disk.rename(&self.path, &self.path.with_file_name(before))
     }
 
-    /// Where it lies.
+    /// The path of the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// How often the file of that name was begun to be read; `None` if it is none of ours, or given up.
-fn readings_of(name: &str) -> Option<u32> {
+/// How often the file of that name was read; `None` if it is not a report file, or given up.
+fn attempts_in(name: &str) -> Option<u32> {
     let (_, rest) = name.split_once('.')?;
     match rest.strip_prefix(EXTENSION)? {
         "" => Some(0),
@@ -151,40 +172,41 @@ fn readings_of(name: &str) -> Option<u32> {
     }
 }
 
-/// Whether a file says nothing but what its process is, and what that has survived.
-pub(super) fn holds_a_context_only(disk: &Disk, path: &Path) -> bool {
+/// Whether a file holds only the process's description and survived signals.
+pub(super) fn has_nothing_to_report(disk: &Disk, path: &Path) -> bool {
     bytes_of(disk, path, READ_MOST).is_ok_and(|bytes| {
         let scanned = scan(&bytes);
         let says_nothing = |record: &Record| {
             matches!(record.kind, Kind::Context | Kind::Repaired | Kind::Reserved)
                 || is_survived(record, &scanned.records)
         };
-        scanned.passed_over == 0 && scanned.records.iter().all(says_nothing)
+        scanned.damaged_bytes == 0 && scanned.records.iter().all(says_nothing)
     })
 }
 
-/// Whether the process that the file belongs to lives. One without a readable context belongs to nobody.
+/// Whether the process that owns the file is alive. A file without a readable first record has no owner.
 fn is_in_use(disk: &Disk, path: &Path) -> bool {
     let bytes = match bytes_of(disk, path, BODY_MOST as u64) {
         Ok(bytes) => bytes,
-        // Without a descriptor to look with, it may be that of a process that lives: ours.
+        // Without a free descriptor to check, the file may belong to a live process: this one.
         Err(error) => return matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)),
     };
     let records = scan(&bytes).records;
-    let Some(context) = records.iter().find(|record| record.kind == Kind::Context) else { return false };
-    let (Some(pid), Some(started)) = (context.number(Tag::Pid), context.number(Tag::StartTicks)) else { return false };
-    // The start of a process is counted from that of the machine: a daemon may well have the same numbers after the next.
-    let boot_id = context.bytes(Tag::BootId).and_then(|bytes| Some(u128::from_le_bytes(bytes.try_into().ok()?)));
+    let Some(process) = records.iter().find(|record| record.kind == Kind::Context) else { return false };
+    let (Some(pid), Some(started)) = (process.number(Tag::Pid), process.number(Tag::StartTicks)) else { return false };
+    // A start time counts from the boot of the machine: after the next boot another process may have the same pid and
+    // start time.
+    let boot_id = process.bytes(Tag::BootId).and_then(|bytes| Some(u128::from_le_bytes(bytes.try_into().ok()?)));
     let is_known = |boot_id: &u128| *boot_id != 0;
     let now = Some(disk.boot_id()).filter(is_known);
     if boot_id.filter(is_known).zip(now).is_some_and(|(then, now)| then != now) {
         return false;
     }
-    let is_own = context.bytes(Tag::Instance).is_some_and(process::is_own_instance);
-    u32::try_from(pid).is_ok_and(|pid| process::lives(pid, started, is_own))
+    let is_own = process.bytes(Tag::Instance).is_some_and(process::is_own_instance);
+    u32::try_from(pid).is_ok_and(|pid| process::is_alive(pid, started, is_own))
 }
 
-/// Notes in a file, which nobody writes to any more, that its process lived on.
+/// Notes in a file that nothing writes to any more that its process survived.
 fn note_survival(disk: &Disk, path: &Path) -> io::Result<()> {
     let mut buffer = [0; HEADER];
     let Some(record) = Writer::new(&mut buffer, Kind::Survived, 0, 0).finish() else { return Ok(()) };
@@ -199,11 +221,46 @@ fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn forget_oldest(disk: &Disk, dir: &Path) -> io::Result<()> {
+fn remove_oldest(disk: &Disk, dir: &Path) -> io::Result<()> {
     let names = disk.list(dir)?;
     let given_up: Vec<_> = names.iter().filter(|name| name.ends_with(GIVEN_UP)).collect();
     for name in given_up.iter().take(given_up.len().saturating_sub(GIVEN_UP_KEPT)) {
         disk.remove_file(&dir.join(name))?;
     }
     Ok(())
+}
+
+/// For fuzz targets: the incidents in a file of these bytes, for each state of its process. Once with the bytes as they
+/// are and once with corrected checksums, since a fuzzer never guesses one.
+#[cfg(fuzzing)]
+pub(crate) fn incidents_of_bytes(bytes: &[u8], mut visit: impl FnMut(&Incident, Option<&ProcessInfo>)) {
+    let mut repaired = bytes.to_vec();
+    correct_checksums(&mut repaired);
+    for bytes in [bytes, &repaired] {
+        let scanned = scan(bytes);
+        assert!(scanned.damaged_bytes <= bytes.len());
+        let is_context = |record: &&Record| record.kind == Kind::Context;
+        let process = scanned.records.iter().rfind(is_context).map(ProcessInfo::decode);
+        for state in
+            [ProcessState::Alive, ProcessState::Gone, ProcessState::Exited(Some(101)), ProcessState::Exited(None)]
+        {
+            incidents(&scanned.records, state).iter().for_each(|incident| visit(incident, process.as_ref()));
+        }
+    }
+}
+
+#[cfg(fuzzing)]
+fn correct_checksums(bytes: &mut [u8]) {
+    for start in 0..bytes.len() {
+        let Some(record) = bytes.get_mut(start..).filter(|rest| rest.starts_with(&super::format::MAGIC)) else {
+            continue;
+        };
+        let Some(body) = record.get(12..16).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes) else {
+            return;
+        };
+        let Some(record) = record.get_mut(..(body as usize).saturating_add(HEADER)) else { continue };
+        record[16..20].fill(0);
+        let sum = xxhash_rust::xxh3::xxh3_64(record) as u32;
+        record[16..20].copy_from_slice(&sum.to_le_bytes());
+    }
 }

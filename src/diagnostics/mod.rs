@@ -232,7 +232,7 @@ pub enum Diagnostic {
         /// Why.
         why: String,
     },
-    /// Last words of a crash cannot be written, or those of an earlier process not (all) be read. A file that cannot be read now is tried
+    /// Crash reports cannot be written, or one of an earlier process cannot be read completely. A file that cannot be read now is tried
     /// again at the next starts, three times in all; then it stays in the directory under a name that ends in `.bad`.
     CrashReportUnreadable {
         /// The file, if it is about one.

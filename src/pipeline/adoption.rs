@@ -119,7 +119,7 @@ impl Pipeline {
         opened.shard.become_adopted();
         let shard = Arc::new(opened.shard);
         if place.project == OWN_PROJECT {
-            self.bring_last_words(&shard.dir().join(crash::DIR));
+            self.adopt_crash_reports(&shard.dir().join(crash::DIR));
         }
         if shard.ledger().queued_events == 0 {
             if is_checkpointed {
@@ -187,9 +187,9 @@ impl Pipeline {
             return false;
         }
         let (disk, dir) = (&self.options.disk, shard_dir(project_dir, number));
-        let has_words = || project == OWN_PROJECT && crash::has_left_behind(disk, &dir.join(crash::DIR));
+        let has_reports = || project == OWN_PROJECT && crash::has_unread_reports(disk, &dir.join(crash::DIR));
         let left_before = self.options.clock.wall_nanos().saturating_sub(KEEPS_ROOM_FOR.as_nanos() as i64);
-        !is_known_empty(disk, &dir) || has_words() || holds_idle_files(disk, &dir, left_before)
+        !is_known_empty(disk, &dir) || has_reports() || holds_idle_files(disk, &dir, left_before)
     }
 
     /// Leaves the orphan alone for a while, and says so if it did not fail in the same way before.

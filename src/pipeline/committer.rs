@@ -102,7 +102,7 @@ impl Committer {
         let due = self.due(self.now());
         if due.sync || due.checkpoint || due.ack {
             self.pipeline.give_sign();
-            crash::notice_images();
+            crash::refresh_images();
         }
         if due.sync {
             self.sync();

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use nix::libc::SIGTERM;
 
 use super::{Pipeline, WorkerOptions, lock};
-use crate::crash::cause::{ExitCause, FatalRecord, Traces, end_of};
-use crate::crash::exit_mark::{ExitMark, mark_at_exit};
-use crate::crash::terminate;
+use crate::crash::exit::{Evidence, ExitCause, ExitObserver, FatalRecord, exit_cause, observe_exit};
+use crate::crash::termination;
 use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::OomCount;
@@ -41,7 +40,7 @@ impl LastRun {
         let life = before.run?;
         let same_boot = life.same_boot;
         let up_since = |up: Duration| options.clock.wall_nanos().checked_sub(i64::try_from(up.as_nanos()).ok()?);
-        let traces = Traces {
+        let evidence = Evidence {
             fatal,
             closed: life.closed,
             exit: life.exit,
@@ -54,7 +53,7 @@ impl LastRun {
             oom: (life.heartbeat.oom, options.disk.oom_count()),
         };
         Some(Self {
-            end: end_of(&traces),
+            end: exit_cause(&evidence),
             pid: life.pid,
             started_at: life.started_at,
             alive_for: life.heartbeat.alive_for,
@@ -77,7 +76,7 @@ impl Life {
     /// Begins with a first sign, so that a run that ends at once is judged by what it was.
     pub(super) fn begin(options: &WorkerOptions, shard: &Arc<Queue>, last: Option<LastRun>) -> Self {
         let mark: Weak<Queue> = Arc::downgrade(shard);
-        let watches_exit = !shard.is_volatile() && mark_at_exit(mark);
+        let watches_exit = !shard.is_volatile() && observe_exit(mark);
         let life = Self { began: options.clock.now(), watches_exit, oom: Mutex::new(None), last };
         shard.note_heartbeat(&life.heartbeat(options));
         shard.publish();
@@ -97,7 +96,7 @@ impl Life {
             at: options.clock.wall_nanos(),
             alive_for: now.saturating_duration_since(self.began),
             watches_exit: self.watches_exit,
-            watches_termination: terminate::is_caught(SIGTERM),
+            watches_termination: termination::is_caught(SIGTERM),
             oom,
         }
     }
@@ -122,8 +121,8 @@ impl Pipeline {
     }
 }
 
-impl ExitMark for Queue {
-    fn process_exits(&self, status: Option<i32>) {
+impl ExitObserver for Queue {
+    fn on_exit(&self, status: Option<i32>) {
         self.mark_exit(status);
     }
 }

@@ -57,6 +57,7 @@ mod circumstances;
 mod committer;
 #[cfg(feature = "testing")]
 mod contents;
+mod crash_reports;
 mod dead;
 mod drop_reason;
 mod due;
@@ -68,7 +69,6 @@ mod floor;
 mod flush;
 mod joint;
 mod lane;
-mod last_words;
 mod life;
 mod mailbox;
 mod notice;
@@ -226,7 +226,7 @@ pub(crate) struct Pipeline {
     before_stop: OnceLock<Totals>,
     finished: OnceLock<ShutdownReport>,
     /// Called when last words of another shard's owner were brought here.
-    on_last_words: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    reports_adopted: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Pipeline {

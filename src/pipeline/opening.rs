@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::adoption::{OWN_PROJECT, Place};
 use super::{Pipeline, lock, threads};
-use crate::crash::exit_mark::{ExitMark, mark_at_exit};
+use crate::crash::exit::{ExitObserver, observe_exit};
 use crate::queue::{Claim, Opened, OpeningMark, Queue, QueueError, QueueOptions};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::Disk;
@@ -156,7 +156,7 @@ impl Orphans {
             Job::Open(options, claim) => {
                 let mark = OpeningMark::of(disk, claim.dir()).map(Arc::new);
                 if let Some(mark) = &mark {
-                    let _ = mark_at_exit(Arc::downgrade(mark) as Weak<dyn ExitMark>);
+                    let _ = observe_exit(Arc::downgrade(mark) as Weak<dyn ExitObserver>);
                     let mut state = lock(&self.state);
                     state.marks.retain(|mark| mark.strong_count() > 0);
                     state.marks.push(Arc::downgrade(mark));
@@ -197,8 +197,8 @@ fn panicked(place: &Place) -> QueueError {
     QueueError::Io { path, source: io::Error::other("opening it panicked, please report this") }
 }
 
-impl ExitMark for OpeningMark {
-    fn process_exits(&self, _status: Option<i32>) {
+impl ExitObserver for OpeningMark {
+    fn on_exit(&self, _status: Option<i32>) {
         self.give_up();
     }
 }

@@ -39,7 +39,7 @@ const STRANDED_TOLD: usize = 16;
 pub(crate) enum StartError {
     /// The queue directory cannot be used.
     #[error(transparent)]
-    Shard(#[from] QueueError),
+    Queue(#[from] QueueError),
     /// The proxy or a certificate of the configuration.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -183,7 +183,7 @@ pub(super) fn open(
     let mut skipped = Vec::new();
     match open_shard(&options, &orphans, &mut skipped, now) {
         Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans))),
-        Err(StartError::Shard(error)) if options.memory_fallback => {
+        Err(StartError::Queue(error)) if options.memory_fallback => {
             let own = in_memory(&options)?;
             let problem = explain_queue(&options.disk, &error);
             Ok(assemble(options, network, own, Some(problem), (skipped, orphans)))
@@ -260,7 +260,7 @@ fn assemble(
         ai_left_behind,
         before_stop: OnceLock::new(),
         finished: OnceLock::new(),
-        on_last_words: OnceLock::new(),
+        reports_adopted: OnceLock::new(),
         options,
     });
     pipeline.orphans.wake(Arc::downgrade(&pipeline));
@@ -277,7 +277,8 @@ fn assemble(
 }
 
 fn last_run(options: &WorkerOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
-    let of_life = |life: RunRecord| crash::fatal_left(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
+    let of_life =
+        |run: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), run.pid, run.started_at);
     LastRun::of(options, before, before.run.and_then(of_life), queued_events)
 }
 

@@ -1,6 +1,9 @@
-//! Looking up names with a mark on the status page. It reads what compilers and packagers have written, with a parser that is not ours,
-//! and takes memory; if that takes the process with it, the next one must not walk into the same event: addresses of that build are sent
-//! without names from then on.
+//! Guards symbol lookup with a mark on the status page.
+//!
+//! Looking up names parses debug information, which is foreign input, with third-party code, and takes memory. If it
+//! kills the process, the next process must not die of the same event. So the build that is being looked up is marked
+//! on the page, and if the mark is still there at the next start, addresses of that build are sent without names from
+//! then on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +14,7 @@ use crate::record::stack::Image;
 use crate::record::symbols::{SourceLines, Symbol};
 use crate::sys::crash_point;
 
-/// The symbols that delivery uses: none of a build that an owner of the shard died of looking up.
+/// Wraps the symbols that delivery uses, so that builds are skipped whose lookup an earlier process did not survive.
 pub(super) fn guarded(symbols: &Arc<dyn Symbols>, shard: &Arc<Queue>) -> Arc<dyn Symbols> {
     Arc::new(Guarded { symbols: Arc::clone(symbols), shard: Arc::clone(shard), marked: AtomicU64::new(0) })
 }
@@ -20,8 +23,8 @@ pub(super) fn guarded(symbols: &Arc<dyn Symbols>, shard: &Arc<Queue>) -> Arc<dyn
 struct Guarded {
     symbols: Arc<dyn Symbols>,
     shard: Arc<Queue>,
-    /// The build on the page, or 0. The mark stands from a body's first look-up to its last, or to that of another build: where the page
-    /// is not mapped, setting it is a write.
+    /// The build on the page, or 0. The mark stays from the first lookup of a request body to its last, or to a lookup
+    /// in another build: if the page is not mapped, each change is a write.
     marked: AtomicU64,
 }
 

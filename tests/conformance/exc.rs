@@ -1,4 +1,4 @@
-//! capture-exception (EXC): what an exception says, in which order, and with which stack.
+//! capture-exception (EXC): the content of an exception, its order, and its stack.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::scenario::{Scenario, has_recorded};
 
-/// An error with one beneath it.
+/// An error with a source.
 #[derive(Debug)]
 pub(crate) struct Wrapped {
     pub(crate) text: &'static str,
@@ -33,12 +33,12 @@ pub(crate) fn three_deep() -> Wrapped {
     Wrapped { text: "no start", cause: Some(Box::new(middle)) }
 }
 
-/// Looking up names takes seconds in a test's executable: only those that are about names do it.
+/// Looking up names takes seconds in a test's executable, so only tests of names do it.
 pub(crate) fn unlinked() -> Scenario {
     Scenario::with(|config| config.symbolicate(false))
 }
 
-/// The one event that was sent: its properties.
+/// The properties of the one event that was sent.
 pub(crate) fn sent(scenario: &Scenario) -> Value {
     scenario.sent_one()["properties"].clone()
 }
@@ -78,7 +78,7 @@ fn exc_01_an_error_is_one_event_with_its_type_message_and_stack() {
 }
 
 #[test]
-fn exc_02_what_the_caller_says_besides_is_merged() {
+fn exc_02_the_callers_properties_are_merged() {
     let scenario = unlinked();
     let options = ExceptionOptions::new()
         .prop("handled", true)
@@ -90,11 +90,11 @@ fn exc_02_what_the_caller_says_besides_is_merged() {
     let said = &event["properties"];
     assert_eq!((&said["handled"], &said["area"]), (&json!(true), &json!("checkout")));
     assert_eq!((&said["$groups"], &event["distinct_id"]), (&json!({"company": "acme"}), &json!("user_1")));
-    assert!(said.get("$process_person_profile").is_none(), "somebody's");
+    assert!(said.get("$process_person_profile").is_none(), "it has a distinct id");
 }
 
 #[test]
-fn exc_02_an_exception_of_nobody_makes_no_person() {
+fn exc_02_an_exception_without_an_id_creates_no_person() {
     let scenario = unlinked();
     fails_here(&scenario.client);
     posthog::Context::new().distinct_id("user_2").enter(|| fails_here(&scenario.client));
@@ -108,7 +108,7 @@ fn exc_02_an_exception_of_nobody_makes_no_person() {
 }
 
 #[test]
-fn exc_03_what_is_no_error_is_an_event_with_a_message_too() {
+fn exc_03_a_value_that_is_no_error_becomes_an_event() {
     let scenario = unlinked();
     scenario.client.capture_exception(&AdHocError::new("a text"));
     scenario.client.capture_exception(&AdHocError::of(&404));
@@ -125,13 +125,13 @@ fn exc_03_what_is_no_error_is_an_event_with_a_message_too() {
 }
 
 #[test]
-fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_capture() {
+fn exc_04_frames_lead_from_the_entry_point_to_the_capture() {
     let scenario = Scenario::new();
     calls_what_fails(&scenario.client);
     let said = sent(&scenario);
     let functions = functions(&said);
     let [.., caller, place] = functions.as_slice() else { panic!("{functions:#?}") };
-    // Alone where debug information has lines only.
+    // The bare name, if the build only has line tables.
     assert!(place.rsplit("::").next() == Some("fails_here"), "{functions:#?}");
     assert!(caller.rsplit("::").next() == Some("calls_what_fails"), "{functions:#?}");
     assert!(functions.iter().all(|function| !function.is_empty()), "{functions:#?}");
@@ -141,7 +141,7 @@ fn exc_04_the_first_frame_is_the_entry_point_and_the_last_the_place_of_the_captu
 }
 
 #[test]
-fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
+fn exc_05_a_stack_printed_innermost_first_is_reversed() {
     let scenario = unlinked();
     let printed = "   0: checkout::total\n             at ./src/cart.rs:12:5\n   1: checkout::run\n   2: main\n";
     scenario.client.capture_exception_with(&three_deep(), ExceptionOptions::new().backtrace(printed));
@@ -149,7 +149,7 @@ fn exc_05_a_stack_that_was_printed_innermost_first_is_turned_round() {
 }
 
 #[test]
-fn exc_06_the_outer_error_comes_first_and_each_cause_behind_what_wraps_it() {
+fn exc_06_each_cause_follows_the_error_that_wraps_it() {
     let scenario = unlinked();
     fails_here(&scenario.client);
     let said = sent(&scenario);
@@ -169,7 +169,7 @@ fn exc_07_an_error_without_a_cause_is_alone_in_the_list() {
 }
 
 #[test]
-fn exc_08_frames_of_the_program_have_the_lines_around_them_if_asked_for() {
+fn exc_08_in_app_frames_have_source_context_if_enabled() {
     let scenario = Scenario::with(|config| config.source_context(true));
     fails_here(&scenario.client);
     let said = sent(&scenario);
@@ -249,8 +249,8 @@ fn exc_10_a_report_of_eyre_has_all_its_contexts() {
 }
 
 #[test]
-fn exc_11_a_client_that_takes_nothing_does_not_even_ask_the_error() {
-    /// Must not be asked.
+fn exc_11_a_client_that_drops_the_event_does_not_read_the_error() {
+    /// Must not be read.
     #[derive(Debug)]
     struct Silent;
     impl fmt::Display for Silent {
@@ -270,7 +270,7 @@ fn exc_11_a_client_that_takes_nothing_does_not_even_ask_the_error() {
 }
 
 #[test]
-fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event() {
+fn exc_11_an_error_that_panics_is_recorded_and_still_sent() {
     #[derive(Debug)]
     struct Panics;
     impl fmt::Display for Panics {
@@ -293,7 +293,7 @@ fn exc_11_an_error_that_panics_when_it_is_asked_is_recorded_and_still_an_event()
 }
 
 #[test]
-fn exc_11_an_error_that_reports_itself_when_it_is_asked_comes_to_an_end() {
+fn exc_11_an_error_that_captures_itself_terminates() {
     struct Reports(Client);
     impl fmt::Debug for Reports {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

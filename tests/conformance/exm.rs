@@ -1,4 +1,5 @@
-//! exception-event-metadata (EXM) and exception-steps (EXS): how an exception came to be reported, and what nobody else may say.
+//! exception-event-metadata (EXM) and exception-steps (EXS): how an exception was reported, and what callers cannot
+//! set.
 
 use std::error::Error;
 
@@ -37,7 +38,7 @@ fn exm_02_every_entry_has_a_mechanism_with_its_id() {
 }
 
 #[test]
-fn exm_03_what_is_unknown_is_left_out_and_never_empty() {
+fn exm_03_unknown_fields_are_omitted() {
     let said = sent_with(ExceptionOptions::new());
     for at in 0..3 {
         for (name, value) in mechanism(&said, at).as_object().unwrap() {
@@ -48,7 +49,7 @@ fn exm_03_what_is_unknown_is_left_out_and_never_empty() {
 }
 
 #[test]
-fn exm_04_a_malformed_override_is_ignored_and_valid_ones_beside_it_are_kept() {
+fn exm_04_an_invalid_override_is_ignored_and_others_are_kept() {
     let said = sent_with(
         ExceptionOptions::new()
             .mechanism(" ")
@@ -64,7 +65,7 @@ fn exm_04_a_malformed_override_is_ignored_and_valid_ones_beside_it_are_kept() {
 }
 
 #[test]
-fn exm_06_a_manual_capture_is_generic_handled_and_an_error_from_no_source() {
+fn exm_06_a_manual_capture_is_generic_and_handled() {
     let said = sent_with(ExceptionOptions::new());
     assert_eq!(mechanism(&said, 0), &json!({"type": "generic", "handled": true, "synthetic": true, "exception_id": 0}));
     assert_eq!((&said["$exception_level"], said.get("$exception_source")), (&json!("error"), None));
@@ -84,14 +85,14 @@ fn exm_08_an_unknown_category_is_kept() {
 }
 
 #[test]
-fn exm_09_handled_is_what_the_boundary_says_and_only_the_outermost_error_says_it() {
+fn exm_09_only_the_outermost_error_has_handled() {
     let said = sent_with(ExceptionOptions::new().handled(false));
     assert_eq!(mechanism(&said, 0)["handled"], json!(false));
     assert!((1..3).all(|at| mechanism(&said, at).get("handled").is_none()));
 }
 
 #[test]
-fn exm_11_a_stack_of_the_capture_is_synthetic_and_so_is_what_is_no_error() {
+fn exm_11_a_stack_of_the_call_and_an_ad_hoc_error_are_synthetic() {
     let scenario = unlinked();
     let without = || ExceptionOptions::new().stack(false);
     scenario.client.capture_exception(&three_deep());
@@ -154,7 +155,7 @@ fn exm_17_a_logger_keeps_its_level_also_if_that_is_fatal() {
 }
 
 #[test]
-fn exm_21_properties_of_the_caller_cannot_say_what_is_the_librarys() {
+fn exm_21_callers_cannot_set_the_librarys_properties() {
     let mut options = ExceptionOptions::new().props([("$exception_list", 1), ("mine", 2)]);
     for key in ["$exception_level", "$exception_source", "$debug_images", "$exception_type", "$exception_message"] {
         options = options.prop(key, "mine");
@@ -193,7 +194,7 @@ fn exm_23_a_fingerprint_is_sent_only_if_it_is_given() {
 }
 
 #[test]
-fn exm_24_frames_have_addresses_and_the_images_that_they_lie_in_are_named_once() {
+fn exm_24_frames_have_addresses_and_images_are_listed_once() {
     for protocol in [CaptureProtocol::V0, CaptureProtocol::V1] {
         let scenario = Scenario::with(|config| config.protocol(protocol).symbolicate(false));
         scenario.client.capture_exception(&three_deep());
@@ -214,7 +215,7 @@ fn exm_24_frames_have_addresses_and_the_images_that_they_lie_in_are_named_once()
 }
 
 #[test]
-fn exm_24_without_names_a_frame_is_named_by_its_place_in_its_image() {
+fn exm_24_without_symbols_a_frame_is_named_by_its_offset() {
     let scenario = unlinked();
     scenario.client.capture_exception(&three_deep());
     let said = sent(&scenario);

@@ -1,4 +1,4 @@
-//! The ends of flushes and of clients: what a shutdown still tries, and that what is reported is so by then.
+//! The end of flushes and clients: what a shutdown still tries, and that what a report says is already true.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use sink::Answer;
 
 use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
-/// Far below what a backoff or a park would take.
+/// Far less than a backoff or a cooldown takes.
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 fn after_a_failure(fixture: &Fixture) -> Client {
@@ -24,7 +24,7 @@ fn take_many(client: &Client, count: usize, name: &str) {
 }
 
 #[test]
-fn a_shutdown_right_after_a_failure_delivers_to_a_server_that_is_back() {
+fn a_shutdown_after_a_failure_delivers_to_a_recovered_server() {
     for is_there in [true, false] {
         let fixture = Fixture::new();
         match is_there {
@@ -41,7 +41,7 @@ fn a_shutdown_right_after_a_failure_delivers_to_a_server_that_is_back() {
 }
 
 #[test]
-fn a_shutdown_before_a_server_that_is_gone_ends_early_and_says_why() {
+fn a_shutdown_without_a_server_ends_early_and_says_why() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let client = Client::new(fixture.config()).unwrap();
@@ -88,7 +88,7 @@ fn an_endpoint_that_refuses_everything_does_not_look_healthy() {
 }
 
 #[test]
-fn what_a_flush_has_settled_is_committed_when_it_resolves() {
+fn acks_of_a_flush_are_committed_when_it_resolves() {
     let fixture = Fixture::new();
     fixture.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
     let client = Client::new(fixture.config().flush_interval(Duration::from_secs(600))).unwrap();
@@ -103,7 +103,7 @@ fn what_a_flush_has_settled_is_committed_when_it_resolves() {
 }
 
 #[test]
-fn there_is_room_again_when_a_flush_resolves() {
+fn the_queue_has_space_again_when_a_flush_resolves() {
     let fixture = Fixture::new();
     let config = fixture.config().max_queue_events(10).flush_interval(Duration::from_secs(600)).flush_at(1000);
     let client = Client::new(config).unwrap();
@@ -118,7 +118,7 @@ fn there_is_room_again_when_a_flush_resolves() {
 }
 
 #[test]
-fn statistics_agree_with_what_a_flush_says_of_the_endpoint() {
+fn statistics_agree_with_the_endpoint_status_of_a_flush() {
     for _ in 0..20 {
         let fixture = Fixture::new();
         fixture.sink.default_answer(Answer::status(401).body("API key is not valid: test"));
@@ -135,7 +135,7 @@ fn statistics_agree_with_what_a_flush_says_of_the_endpoint() {
 }
 
 #[test]
-fn who_refuses_and_where_to_look_is_said() {
+fn a_refusal_says_who_refused_and_what_to_check() {
     for (status, body, expected) in [
         (403, "<html>Cloudflare</html>", "not in PostHog's words"),
         (404, "<html>no such page</html>", "check Config::host"),
@@ -150,8 +150,11 @@ fn who_refuses_and_where_to_look_is_said() {
             other => panic!("{other:?}"),
         };
         assert!(said.contains("check Config::host") && said.contains(body), "{said}");
-        let told: Vec<String> = client.diagnostics().iter().map(Diagnostic::to_string).collect();
-        assert!(told.iter().any(|told| told.contains(expected) && !told.contains("PostHog refuses")), "{told:?}");
+        let reported: Vec<String> = client.diagnostics().iter().map(Diagnostic::to_string).collect();
+        assert!(
+            reported.iter().any(|reported| reported.contains(expected) && !reported.contains("PostHog refuses")),
+            "{reported:?}"
+        );
         client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     }
 }

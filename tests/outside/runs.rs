@@ -1,4 +1,4 @@
-//! How the run before this one ended: told by real processes that end in each way there is.
+//! How the previous run ended, with real processes that end in each possible way.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,14 +11,14 @@ use crate::apart::{Terms, apart, apart_through_main, apart_to_death, apart_until
 use crate::fixture::{Fixture, PATIENCE, Place, close_empty, take};
 use crate::process::forked;
 
-/// The process-wide client, which lives as long as the process does.
+/// The process-wide client, which lives as long as the process.
 fn begin(place: &Place) -> Client {
     let client = posthog::init(place.config().flush_interval(Duration::from_secs(600)).flush_at(1000)).unwrap();
     take(&client, "tick");
     client
 }
 
-fn told(fixture: &Fixture) -> PreviousRun {
+fn reported(fixture: &Fixture) -> PreviousRun {
     fixture.client().previous_run().unwrap()
 }
 
@@ -26,8 +26,8 @@ fn exited(status: i32) -> ExitCause {
     ExitCause::Exited { status: cfg!(target_env = "gnu").then_some(status) }
 }
 
-/// A run that is scripted, how its process ends, and what is told of it then.
-fn must_be_told<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i32>, end: ExitCause) {
+/// Runs a part in a process of its own, checks how it ended, and what the next client reports of it.
+fn must_be_reported<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i32>, end: ExitCause) {
     apart_until(
         |status| (status.code(), status.signal()) == (code, signal),
         Fixture::new,
@@ -45,7 +45,7 @@ fn must_be_told<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Option<i3
 
 #[test]
 fn a_run_that_exits() {
-    must_be_told(
+    must_be_reported(
         |place| {
             begin(place);
         },
@@ -61,7 +61,7 @@ fn a_run_that_exits_with_a_status_of_its_own() {
         begin(place);
         std::process::exit(3);
     };
-    must_be_told(part, Some(3), None, exited(3));
+    must_be_reported(part, Some(3), None, exited(3));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_run_that_returns_from_main() {
         |place| {
             begin(place);
         },
-        |fixture| assert_eq!(told(fixture).end, exited(0)),
+        |fixture| assert_eq!(reported(fixture).end, exited(0)),
     );
 }
 
@@ -80,11 +80,11 @@ fn a_run_that_closes_its_client_before_it_exits() {
         close_empty(&begin(place));
         std::process::exit(3);
     };
-    must_be_told(part, Some(3), None, ExitCause::Clean);
+    must_be_reported(part, Some(3), None, ExitCause::Clean);
 }
 
 #[test]
-fn a_run_that_is_killed_and_what_it_left() {
+fn a_run_that_is_killed_and_its_queued_events() {
     apart_to_death(
         Fixture::new,
         |place| {
@@ -92,9 +92,9 @@ fn a_run_that_is_killed_and_what_it_left() {
             raise(Signal::SIGKILL).unwrap();
         },
         |fixture| {
-            let run = told(fixture);
+            let run = reported(fixture);
             assert_eq!((run.end, run.queued_events), (ExitCause::Killed, 2));
-            assert_eq!(told(fixture).end, ExitCause::Clean, "of each run once: by now there was another");
+            assert_eq!(reported(fixture).end, ExitCause::Clean, "of each run once: by now there was another");
         },
     );
 }
@@ -105,7 +105,7 @@ fn a_run_that_dies_of_sigterm_without_a_handler() {
         begin(place);
         raise(Signal::SIGTERM).unwrap();
     };
-    must_be_told(part, None, Some(15), ExitCause::Killed);
+    must_be_reported(part, None, Some(15), ExitCause::Killed);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_run_that_was_drained_at_sigterm() {
         nix::sys::signal::kill(nix::unistd::Pid::this(), Signal::SIGTERM).unwrap();
         std::thread::sleep(PATIENCE);
     };
-    must_be_told(part, None, Some(15), ExitCause::Signal(15));
+    must_be_reported(part, None, Some(15), ExitCause::Signal(15));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_child_that_exits_has_not_ended_its_parent() {
         forked(|| ()).must_end_well();
         raise(Signal::SIGKILL).unwrap();
     };
-    must_be_told(part, None, Some(9), ExitCause::Killed);
+    must_be_reported(part, None, Some(9), ExitCause::Killed);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_child_with_a_queue_of_its_own_marks_its_own_exit() {
             })
             .must_end_well();
             let parents = client.stats().dir;
-            // The parent has the first shard still, so this takes over the child's.
+            // The parent still holds the first shard, so this client opens the child's.
             let other = Client::new(place.config()).unwrap();
             assert_ne!(other.stats().dir, parents);
             assert_eq!(other.previous_run().unwrap().end, exited(0));
@@ -155,7 +155,8 @@ fn a_first_run_and_one_without_a_queue_have_none_before_them() {
     assert_eq!(Client::new(Config::disabled()).unwrap().previous_run(), None);
 }
 
-/// Pretends that the run whose page this is lived on an earlier start of the machine, and gave its last sign so long before this start.
+/// Changes the status page so that the run belongs to an earlier boot, and gave its last sign of life this long before
+/// the current boot.
 fn move_to_an_earlier_boot(fixture: &Fixture, before: Duration) {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     let up = Duration::from_secs_f64(uptime.split(' ').next().unwrap().parse().unwrap());
@@ -169,7 +170,7 @@ fn move_to_an_earlier_boot(fixture: &Fixture, before: Duration) {
 
 fn after_a_restart(fixture: &Fixture, before: Duration) -> ExitCause {
     move_to_an_earlier_boot(fixture, before);
-    let run = told(fixture);
+    let run = reported(fixture);
     assert_eq!(run.machine_restarted, Some(true));
     run.end
 }
@@ -177,7 +178,7 @@ fn after_a_restart(fixture: &Fixture, before: Duration) -> ExitCause {
 fn is_killed_while_it_awaits_sigterm(place: &Place) {
     begin(place);
     drain_on_terminate(DrainOptions::new()).unwrap();
-    // Signs are given when something happens.
+    // A sign of life is given when something happens.
     posthog::client().unwrap().flush().wait(PATIENCE).unwrap();
     raise(Signal::SIGKILL).unwrap();
 }
@@ -203,7 +204,7 @@ fn a_run_that_was_idle_when_the_machine_stopped() {
 }
 
 #[test]
-fn a_run_that_an_orderly_restart_would_have_ended_without_a_trace() {
+fn a_run_without_a_sigterm_handler_before_a_restart() {
     apart_to_death(
         Fixture::new,
         |place| {
@@ -215,7 +216,7 @@ fn a_run_that_an_orderly_restart_would_have_ended_without_a_trace() {
 }
 
 #[test]
-fn an_event_tells_of_it_where_that_is_wanted() {
+fn an_event_reports_the_previous_run_if_configured() {
     apart_until(
         |status| status.code() == Some(3),
         Fixture::new,
@@ -228,15 +229,15 @@ fn an_event_tells_of_it_where_that_is_wanted() {
             let client = Client::new(fixture.config().report_previous_run(true).super_property("release", 7)).unwrap();
             close_empty(&client);
             let events = fixture.sink.events();
-            let told = events.iter().find(|event| event.event == "previous_run_ended").unwrap();
-            let property = |name: &str| &told.properties[name];
+            let reported = events.iter().find(|event| event.event == "previous_run_ended").unwrap();
+            let property = |name: &str| &reported.properties[name];
             assert_eq!((property("cause"), property("queued_events")), (&"exited".into(), &1.into()));
             assert_eq!((property("machine_restarted"), property("release")), (&false.into(), &7.into()));
             assert_eq!(property("$process_person_profile"), &serde_json::Value::from(false));
-            assert!(property("uptime_seconds").as_f64().is_some_and(|seconds| seconds < 60.0), "{told:?}");
-            assert!(property("started_at").as_str().is_some_and(|at| at.starts_with("20")), "{told:?}");
+            assert!(property("uptime_seconds").as_f64().is_some_and(|seconds| seconds < 60.0), "{reported:?}");
+            assert!(property("started_at").as_str().is_some_and(|at| at.starts_with("20")), "{reported:?}");
             assert_eq!(property("exit_status").as_i64(), cfg!(target_env = "gnu").then_some(3));
-            // Not of the first run of a queue, and not unless it is wanted.
+            // Not for the first run of a queue, and not unless it is configured.
             assert_eq!(fixture.names(), ["previous_run_ended", "tick"]);
             close_empty(&fixture.client());
             assert_eq!(fixture.names().len(), 2);

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: what is queued is sent, and the process ends as it would have without us.
+//! SIGTERM and SIGINT: the queue is sent, and the process ends as it would have without the library.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -17,7 +17,7 @@ use crate::process::{forked, ignore};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The process-wide client with `count` events that nothing sends for the time being.
+/// The process-wide client with `count` queued events, which are not sent for now.
 fn with_queued(place: &Place, count: usize) -> Client {
     let client = posthog::init(place.config().flush_interval(Duration::from_secs(600)).flush_at(1000)).unwrap();
     for _ in 0..count {
@@ -26,7 +26,7 @@ fn with_queued(place: &Place, count: usize) -> Client {
     client
 }
 
-/// The signal goes to the process, as from outside; what happens next is not ours to say.
+/// Sends the signal to the process, as another process would.
 fn send_to_self(signal: Signal) {
     kill(Pid::this(), signal).unwrap();
 }
@@ -48,7 +48,7 @@ fn hanging() -> Fixture {
 }
 
 #[test]
-fn a_sigterm_delivers_what_is_queued_and_then_the_process_dies_of_it() {
+fn a_sigterm_delivers_the_queue_and_then_ends_the_process() {
     apart_until(
         died_of_sigterm,
         Fixture::new,
@@ -83,7 +83,7 @@ fn a_sigint_does_the_same_under_its_own_name() {
 }
 
 #[test]
-fn a_server_that_hangs_holds_the_end_up_until_the_deadline_and_nothing_is_lost() {
+fn a_hanging_server_delays_the_end_until_the_deadline() {
     let began = Instant::now();
     apart_until(
         died_of_sigterm,
@@ -127,7 +127,7 @@ fn a_second_sigterm_kills_at_once() {
 }
 
 #[test]
-fn where_the_application_sees_to_the_end_each_signal_sends_and_the_client_goes_on() {
+fn with_after_drain_app_each_signal_flushes() {
     apart(
         |place| {
             let client = with_queued(place, 2);
@@ -144,7 +144,7 @@ fn where_the_application_sees_to_the_end_each_signal_sends_and_the_client_goes_o
 }
 
 #[test]
-fn a_handler_of_tokios_that_came_first_keeps_the_exit() {
+fn a_tokio_handler_installed_first_keeps_control_of_the_exit() {
     apart(
         |place| {
             let client = with_queued(place, 2);
@@ -164,7 +164,7 @@ fn a_handler_of_tokios_that_came_first_keeps_the_exit() {
 }
 
 #[test]
-fn a_handler_of_tokios_that_comes_later_hears_of_the_signal_too() {
+fn a_tokio_handler_installed_later_receives_the_signal_too() {
     apart_until(
         |status| status.signal() == Some(2),
         hanging,
@@ -174,7 +174,7 @@ fn a_handler_of_tokios_that_comes_later_hears_of_the_signal_too() {
             drain_on_terminate(DrainOptions::new().deadline(Duration::from_secs(600))).unwrap();
             Runtime::new().unwrap().block_on(async {
                 let heard = tokio::spawn(tokio::signal::ctrl_c());
-                // Its handler is there once the task has run; until then a signal would be heard by ours alone.
+                // Its handler is installed once the task has run; until then only the library would receive the signal.
                 tokio::task::yield_now().await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 send_to_self(Signal::SIGINT);
@@ -192,7 +192,7 @@ fn a_child_dies_of_sigterm_at_once_and_its_parent_goes_on() {
     apart(
         |place| {
             let client = with_queued(place, 1);
-            // Even where the application sees to the end: nobody in the child does.
+            // Even with `AfterDrain::App`: the application's thread does not exist in the child.
             drain_on_terminate(DrainOptions::new().exit(AfterDrain::App)).unwrap();
             let child = forked(sleep_until_killed);
             child.tell(Signal::SIGTERM);
@@ -206,7 +206,7 @@ fn a_child_dies_of_sigterm_at_once_and_its_parent_goes_on() {
 }
 
 #[test]
-fn a_child_that_asks_for_it_is_drained_itself() {
+fn a_child_that_calls_it_is_drained_too() {
     apart(
         |place| {
             let client = with_queued(place, 0);
@@ -225,7 +225,7 @@ fn a_child_that_asks_for_it_is_drained_itself() {
 }
 
 #[test]
-fn it_may_come_before_the_client_and_comes_once() {
+fn it_may_be_called_before_init_and_only_once() {
     apart_until(
         died_of_sigterm,
         Fixture::new,
@@ -273,7 +273,7 @@ fn a_signal_that_is_ignored_stays_ignored() {
 }
 
 #[test]
-fn the_first_process_of_a_container_exits_with_what_a_shell_makes_of_the_signal() {
+fn process_1_of_a_container_exits_with_the_shells_status() {
     let is_part = Pid::this().as_raw() == 1;
     let can =
         || Command::new("unshare").args(["--pid", "--fork", "true"]).output().is_ok_and(|run| run.status.success());

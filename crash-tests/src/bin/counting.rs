@@ -1,5 +1,5 @@
-//! Panics once and prints what that cost: calls of the system's allocator and system calls that write. With the client if it is given a
-//! queue directory and a host, without otherwise.
+//! Panics once and prints the cost: calls of the system's allocator, and system calls that write. With the client if it
+//! is given a queue directory and a host.
 
 #![allow(unsafe_code, reason = "the system's allocator, with a counter before it")]
 
@@ -10,7 +10,7 @@ use std::panic::catch_unwind;
 use posthog::Config;
 
 thread_local! {
-    /// Of this thread: what the library's own threads do meanwhile is not asked.
+    /// Of this thread only, not of the library's threads.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -18,8 +18,8 @@ fn allocations() -> u64 {
     ALLOCATIONS.get()
 }
 
-// The C library's own names for its allocator: defining `malloc` here puts ours before it for everybody in the process, the unwinder
-// and the dynamic loader too, which a Rust allocator would not see.
+// Defining `malloc` here overrides the C library's for the whole process, including the unwinder and the dynamic
+// loader, which a Rust allocator would not see.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod before_malloc {
     use super::*;
@@ -28,7 +28,7 @@ mod before_malloc {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
     }
 
-    // SAFETY: as the C library declares them.
+    // SAFETY: as declared by the C library.
     unsafe extern "C" {
         fn __libc_malloc(size: usize) -> *mut c_void;
         fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
@@ -40,7 +40,7 @@ mod before_malloc {
     #[unsafe(no_mangle)]
     extern "C" fn malloc(size: usize) -> *mut c_void {
         count_one();
-        // SAFETY: handed on as it came.
+        // SAFETY: passes on its own arguments.
         unsafe { __libc_malloc(size) }
     }
 
@@ -48,7 +48,7 @@ mod before_malloc {
     #[unsafe(no_mangle)]
     extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
         count_one();
-        // SAFETY: handed on as it came.
+        // SAFETY: passes on its own arguments.
         unsafe { __libc_calloc(count, size) }
     }
 
@@ -56,7 +56,7 @@ mod before_malloc {
     #[unsafe(no_mangle)]
     extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
         count_one();
-        // SAFETY: handed on as it came.
+        // SAFETY: passes on its own arguments.
         unsafe { __libc_realloc(old, size) }
     }
 
@@ -64,7 +64,7 @@ mod before_malloc {
     #[unsafe(no_mangle)]
     extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
         count_one();
-        // SAFETY: handed on as it came.
+        // SAFETY: passes on its own arguments.
         unsafe { __libc_memalign(align, size) }
     }
 
@@ -72,7 +72,7 @@ mod before_malloc {
     #[unsafe(no_mangle)]
     extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, size: usize) -> i32 {
         count_one();
-        // SAFETY: `out` is the caller's; the rest is handed on as it came.
+        // SAFETY: `out` is the caller's; passes on its own arguments.
         unsafe {
             out.write(__libc_memalign(align, size));
             if out.read().is_null() { 12 } else { 0 }
@@ -86,12 +86,12 @@ fn main() {
     if let (Some(queue_dir), Some(host)) = (arguments.get(1), arguments.get(2)) {
         posthog::init(Config::new("phc_dying").queue_dir(queue_dir).host(host)).expect("a queue");
         posthog::install_panic_hook();
-        // The client's own threads have come to rest by then.
+        // By then the client's threads are idle.
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    // The file is read with calls of its own: what they cost is in both readings.
+    // The file is read with system calls of its own, whose cost is in both results.
     let _warm = writes();
-    // What the context says is copied into the record as well.
+    // The values of the context are copied into the record as well.
     let request = posthog::Context::new().distinct_id("user_7").session_id("session_7");
     let (allocated, written) = request.enter(|| {
         let (start, before) = (allocations(), writes());

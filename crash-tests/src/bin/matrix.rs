@@ -1,6 +1,7 @@
-//! Every way to end in every build: `matrix [--builds debug,release,abort,stripped,musl] [--only WORDS,WORDS] [--times N]`. Prints a table
-//! of how each ended, with the client as without, and how many exceptions the next start told; and a list of what did not hold.
-#![allow(clippy::print_stdout, reason = "the matrix talks to a human")]
+//! Runs every crash scenario in every build: `matrix [--builds debug,release,abort,stripped,musl] [--only NAME,NAME]
+//! [--times N]`. Prints a table of how each process ended, which must be the same with and without the client, and how
+//! many exceptions the next start reported; then the skipped scenarios and the failures.
+#![allow(clippy::print_stdout, reason = "the output of the program")]
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -8,13 +9,13 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crash_tests::last_words::{ALL, Build, Ending, HOSTS, Held};
+use crash_tests::crash_reports::{ALL, Build, Ending, HOSTS, Outcome};
 
-/// Scenarios wait more than they work: so many are played at a time.
-const STAGES: usize = 4;
+/// Number of scenarios run at a time: they mostly wait.
+const PARALLEL: usize = 4;
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
-/// Name, arguments of cargo, folder below the target directory.
+/// Name, arguments for cargo, folder in the target directory, properties of the build.
 type Profile = (&'static str, &'static [&'static str], &'static str, Build);
 
 const PROFILES: &[Profile] = &[
@@ -44,26 +45,26 @@ fn run() -> Result<bool, String> {
     let mut table = Table::default();
     for profile in PROFILES.iter().filter(|(name, ..)| options.takes_build(name)) {
         match build(profile) {
-            Ok(program) => table.columns.push((profile.0, play(&program, profile.3, &options))),
-            Err(why) if profile.3.is_musl => table.notes.push(format!("{}: not built: {why}", profile.0)),
-            Err(why) => table.failures.push(format!("{}: not built: {why}", profile.0)),
+            Ok(program) => table.columns.push((profile.0, run_all(&program, profile.3, &options))),
+            Err(why) if profile.3.is_musl => table.notes.push(format!("{}: build failed: {why}", profile.0)),
+            Err(why) => table.failures.push(format!("{}: build failed: {why}", profile.0)),
         }
     }
     table.print(&options);
-    println!("{} after {:.0?}", if table.failures.is_empty() { "all held" } else { "FAILED" }, began.elapsed());
+    println!("{} in {:.0?}", if table.failures.is_empty() { "PASSED" } else { "FAILED" }, began.elapsed());
     Ok(table.failures.is_empty())
 }
 
-/// `dying`, as the profile makes it.
+/// Builds `dying` with the profile.
 fn build((name, arguments, folder, build): &Profile) -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|error| format!("where am I? {error}"))?;
-    // This program lies in the folder of its own profile.
+    let own = std::env::current_exe().map_err(|error| format!("cannot find the path of this program: {error}"))?;
+    // This program is in the folder of its own profile.
     let target = own.parent().and_then(Path::parent).ok_or("no target directory")?;
     println!("building {name} ..");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--package", "crash-tests", "--bin", "dying", "--target-dir"]).arg(target).args(*arguments);
     if build.is_musl && std::env::var_os("CC_x86_64_unknown_linux_musl").is_none() {
-        // One of the dependencies has parts in C that need no C library: the machine's own compiler can build them.
+        // A dependency has C code that needs no C library, so the system's compiler can build it.
         cargo.env("CC_x86_64_unknown_linux_musl", "cc");
     }
     let output = cargo.output().map_err(|error| format!("cargo: {error}"))?;
@@ -75,26 +76,26 @@ fn build((name, arguments, folder, build): &Profile) -> Result<PathBuf, String> 
     Ok(target.join(folder).join("dying"))
 }
 
-type Cell = Result<Held, String>;
+type Cell = Result<Outcome, String>;
 
-/// What came of each scenario, the last time that it held or the first that it did not.
-fn play(program: &Path, build: Build, options: &Options) -> Vec<(&'static str, Cell)> {
+/// Runs the scenarios. The result of each is that of its last run, or its first failure.
+fn run_all(program: &Path, build: Build, options: &Options) -> Vec<(&'static str, Cell)> {
     let scenarios = ALL.iter().map(|scenario| {
-        let hold: Play = Box::new(move || scenario.hold(program, build));
-        (scenario.name, hold)
+        let check: Check = Box::new(move || scenario.check(program, build));
+        (scenario.name, check)
     });
     let hosts = HOSTS.iter().map(|host| {
-        let hold: Play = Box::new(move || host.hold(program));
-        (host.scenario.name, hold)
+        let check: Check = Box::new(move || host.check(program));
+        (host.scenario.name, check)
     });
-    let plays: VecDeque<_> = scenarios.chain(hosts).filter(|(name, _)| options.takes(name)).collect();
-    let order: Vec<_> = plays.iter().map(|(name, _)| *name).collect();
-    let (plays, cells) = (Mutex::new(plays), Mutex::new(Vec::new()));
+    let queue: VecDeque<_> = scenarios.chain(hosts).filter(|(name, _)| options.takes(name)).collect();
+    let order: Vec<_> = queue.iter().map(|(name, _)| *name).collect();
+    let (queue, cells) = (Mutex::new(queue), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..STAGES {
+        for _ in 0..PARALLEL {
             scope.spawn(|| {
-                while let Some((name, hold)) = next(&plays) {
-                    let cell = play_often(&hold, options.times);
+                while let Some((name, check)) = next(&queue) {
+                    let cell = check_repeatedly(&check, options.times);
                     cells.lock().unwrap_or_else(PoisonError::into_inner).push((name, cell));
                 }
             });
@@ -105,21 +106,21 @@ fn play(program: &Path, build: Build, options: &Options) -> Vec<(&'static str, C
     cells
 }
 
-/// Plays one scenario once.
-type Play<'a> = Box<dyn Fn() -> Cell + Send + 'a>;
+/// Runs one scenario once.
+type Check<'a> = Box<dyn Fn() -> Cell + Send + 'a>;
 
-fn next<'a>(plays: &Mutex<VecDeque<(&'static str, Play<'a>)>>) -> Option<(&'static str, Play<'a>)> {
-    plays.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+fn next<'a>(queue: &Mutex<VecDeque<(&'static str, Check<'a>)>>) -> Option<(&'static str, Check<'a>)> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
-fn play_often(hold: &Play<'_>, times: u32) -> Cell {
+fn check_repeatedly(check: &Check<'_>, times: u32) -> Cell {
     for time in 1..times {
-        hold().map_err(|why| format!("time {time}: {why}"))?;
+        check().map_err(|why| format!("time {time}: {why}"))?;
     }
-    hold()
+    check()
 }
 
-/// Of all scenarios, the hosts last.
+/// The names of all scenarios, the hosts last.
 fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|scenario| scenario.name).chain(HOSTS.iter().map(|host| host.scenario.name))
 }
@@ -145,17 +146,20 @@ impl Table {
                 let Some((_, cell)) = cells.iter().find(|(name, _)| *name == scenario) else { continue };
                 print!(" {} |", shown(cell));
                 match cell {
-                    Ok(Held::Yes { .. }) => {}
-                    Ok(Held::NotHere(why)) => self.notes.push(format!("{build}, {scenario}: not here: {why}")),
+                    Ok(Outcome::Passed { .. }) => {}
+                    Ok(Outcome::Skipped(why)) => self.notes.push(format!("{build}, {scenario}: skipped: {why}")),
                     Err(why) => self.failures.push(format!("{build}, {scenario}: {why}")),
                 }
             }
             println!();
         }
-        let held =
-            self.columns.iter().flat_map(|(_, cells)| cells).filter(|(_, cell)| matches!(cell, Ok(Held::Yes { .. })));
+        let held = self
+            .columns
+            .iter()
+            .flat_map(|(_, cells)| cells)
+            .filter(|(_, cell)| matches!(cell, Ok(Outcome::Passed { .. })));
         println!(
-            "\n{} held, each played {} times: same end with the client, nothing damaged",
+            "\n{} passed (each run {} times): every process ended as without the client, and every expected exception was reported",
             held.count(),
             options.times
         );
@@ -164,15 +168,15 @@ impl Table {
     }
 }
 
-/// The end and how many exceptions were told.
+/// How the process ended, and how many exceptions were reported.
 fn shown(cell: &Cell) -> String {
     match cell {
-        Ok(Held::Yes { ending: Ending::Exit(status), told }) => format!("exit {status}, {told}"),
-        Ok(Held::Yes { ending: Ending::Signal(signal), told }) => {
+        Ok(Outcome::Passed { ending: Ending::Exit(status), reported }) => format!("exit {status}, {reported}"),
+        Ok(Outcome::Passed { ending: Ending::Signal(signal), reported }) => {
             let name = nix::sys::signal::Signal::try_from(*signal).map_or("signal", nix::sys::signal::Signal::as_str);
-            format!("{name}, {told}")
+            format!("{name}, {reported}")
         }
-        Ok(Held::NotHere(_)) => "not here".to_owned(),
+        Ok(Outcome::Skipped(_)) => "skipped".to_owned(),
         Err(_) => "FAILED".to_owned(),
     }
 }
@@ -198,16 +202,16 @@ impl Options {
             }
             if !is_known {
                 return Err(format!(
-                    "`{arg}` is not understood; usage: matrix [--builds A,B] [--only SCENARIO,SCENARIO] [--times N]"
+                    "unknown or incomplete argument `{arg}`; usage: matrix [--builds A,B] [--only SCENARIO,SCENARIO] [--times N]"
                 ));
             }
         }
         let builds = PROFILES.iter().map(|(name, ..)| *name).collect::<Vec<_>>();
         let scenarios = names().collect::<Vec<_>>();
-        // What plays nothing holds, and would say so.
+        // An unknown name would run nothing, and so pass.
         for (words, known) in [(&options.builds, builds), (&options.only, scenarios)] {
             if let Some(unknown) = words.iter().find(|word| !known.contains(&word.as_str())) {
-                return Err(format!("`{unknown}` is none of {}", known.join(", ")));
+                return Err(format!("unknown name `{unknown}`; known: {}", known.join(", ")));
             }
         }
         Ok(options)

@@ -1,4 +1,4 @@
-//! The process that is killed. Captures through the real client, and says `acked` only after `capture` has returned.
+//! The process that is killed. Captures through the real client, and writes `acked` only after `capture` has returned.
 #![allow(clippy::print_stdout, reason = "stdout is how a victim speaks")]
 
 use std::error::Error;
@@ -11,7 +11,7 @@ use crash_tests::{Ledger, Setup};
 use posthog::{Client, Config, Event, Outcome, OverflowPolicy};
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(50);
-/// About 2,000 events a second and thread: a life is to have many moments, not many events.
+/// About 2,000 events per second and thread: a run should have many different moments, not many events.
 const BURST: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -25,14 +25,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         let threads: Vec<_> = (0..orders.threads).map(|thread| scope.spawn(move || capture(thread))).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect::<io::Result<()>>()
     })?;
-    // The end of stdin is the word to end; meanwhile the client delivers what other processes have left.
+    // The end of stdin asks the victim to end. Until then the client delivers what other processes left.
     io::stdin().read_to_end(&mut Vec::new())?;
     drain(&client)?;
     say(&Line::Ledger(Ledger::of(&client.stats())))?;
     Ok(())
 }
 
-/// Everything is made short, so that each step of the pipeline happens many times in a short life.
+/// All intervals are short, so that each step of the pipeline happens many times in a short run.
 fn config(orders: &Orders) -> Config {
     let millis = Duration::from_millis;
     let mut config = Config::new("phc_crash")
@@ -58,8 +58,8 @@ fn config(orders: &Orders) -> Config {
 fn capture(client: &Client, orders: &Orders, thread: u32) -> io::Result<()> {
     let padding = "x".repeat(orders.setup.padding as usize);
     for n in 0..orders.events {
-        let key = Key { life: orders.life, thread, n };
-        let mut event = Event::new("tick", "victim").prop("life", key.life).prop("thread", key.thread).prop("n", key.n);
+        let key = Key { run: orders.run, thread, n };
+        let mut event = Event::new("tick", "victim").prop("run", key.run).prop("thread", key.thread).prop("n", key.n);
         if !padding.is_empty() {
             event = event.prop("padding", padding.as_str());
         }
@@ -87,7 +87,7 @@ fn drain(client: &Client) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One write of less than PIPE_BUF bytes. Fails when nobody listens any more, which ends this life.
+/// Writes a line with one call. Fails if stdout is closed, which ends this run.
 fn say(line: &Line) -> io::Result<()> {
     io::stdout().write_all(format!("{line}\n").as_bytes())
 }

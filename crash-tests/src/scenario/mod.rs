@@ -1,16 +1,16 @@
-//! The ways to die. Each plays on a stage of its own and ends with the oracle's judgement.
+//! The scenarios: how victims are killed. Each uses a fixture of its own, which the oracle checks at the end.
 //!
-//! - [`points`]: death at a named place of the library. For each place there is a plot that leads a life there: capturing,
-//!   draining a backlog, starting in an empty directory, finding a store that three owners in a row died of, adopting an orphan,
-//!   evicting, compacting.
-//! - [`storms`]: SIGKILL at random moments, in changing weather and under changing setups; lives of a few milliseconds, most of which
-//!   die while they recover what the one before has left.
-//! - [`shared`]: several processes on one directory, killed one by one or all together.
+//! - [`points`]: death at a named crash point of the library. For each point there are situations that lead a run
+//!   there: capturing, draining a backlog, starting in an empty directory, opening a store that three owners in a row
+//!   died of, adopting an orphan, evicting, compacting.
+//! - [`storms`]: SIGKILL at random moments, with a changing server and changing configurations; runs of a few
+//!   milliseconds, most of which die while they recover what the previous run left.
+//! - [`shared`]: several processes in one directory, killed one by one or all together.
 //!
-//! Here are the plain ones, and what all of them share.
+//! The simple scenarios and what all of them share are in this file.
 //!
-//! Rules: a scenario waits for conditions and not for time, except where the moment of a kill is meant to be random; randomness
-//! comes from a seed that is printed, though what the threads of a victim do at that moment is the machine's.
+//! A scenario waits for conditions and not for time, except where the moment of a kill is meant to be random. Random
+//! numbers come from a seed that is printed; what the threads of a victim do at that moment still varies.
 
 pub mod points;
 pub mod shared;
@@ -19,57 +19,57 @@ pub mod storms;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::life::Life;
-use crate::oracle::DeliveryOutcome;
-use crate::stage::{PATIENCE, Stage};
+use crate::fixture::{Fixture, PATIENCE};
+use crate::oracle::Summary;
+use crate::victim_run::VictimRun;
 use crate::{Failure, Ledger, Setup};
 
-/// Enough for several carries and batches.
+/// Enough events for several checkpoints and batches.
 pub(crate) const SOME_EVENTS: usize = 100;
 
-/// What a scenario leaves behind.
+/// What a scenario returns when it passed.
 #[derive(Debug, Default)]
-pub struct Played {
-    /// The judgement.
-    pub verdict: DeliveryOutcome,
-    /// The crash points that were reached, whether died at or not.
+pub struct ScenarioResult {
+    /// The oracle's figures.
+    pub summary: Summary,
+    /// The crash points that were reached, whether or not a run died there.
     pub reached: BTreeSet<String>,
 }
 
-impl Played {
-    /// Ends a scenario.
-    pub(crate) fn on(mut stage: Stage) -> Result<Self, Failure> {
-        let verdict = stage.judge()?;
-        Ok(Self { verdict, reached: stage.reached() })
+impl ScenarioResult {
+    /// Checks the fixture at the end of a scenario.
+    pub(crate) fn on(mut fixture: Fixture) -> Result<Self, Failure> {
+        let summary = fixture.verify()?;
+        Ok(Self { summary, reached: fixture.reached() })
     }
 }
 
 /// Several threads capture, and each event that was acked is there after one kill.
-pub fn many_threads(victim: &Path, threads: u32, setup: Setup) -> Result<Played, Failure> {
-    let mut stage = Stage::new(victim)?;
-    let life = stage.start(&Life::capturing(threads).with(setup))?;
-    life.wait_for_acks(SOME_EVENTS * threads as usize, PATIENCE)?;
-    stage.kill(life)?;
-    Played::on(stage)
+pub fn many_threads(victim: &Path, threads: u32, setup: Setup) -> Result<ScenarioResult, Failure> {
+    let mut fixture = Fixture::new(victim)?;
+    let run = fixture.start(&VictimRun::capturing(threads).with(setup))?;
+    run.wait_for_acks(SOME_EVENTS * threads as usize, PATIENCE)?;
+    fixture.kill(run)?;
+    ScenarioResult::on(fixture)
 }
 
-/// A life that ends by itself has delivered everything, and its own counters say so.
-pub fn end_cleanly(victim: &Path, setup: Setup) -> Result<Played, Failure> {
-    let mut stage = Stage::new(victim)?;
-    let running = stage.start(&Life::capturing(2).of(500).with(setup))?;
-    let ledger = stage.wait_for_end(running)?;
+/// A run that ends on its own has delivered everything, and its own counters agree.
+pub fn end_cleanly(victim: &Path, setup: Setup) -> Result<ScenarioResult, Failure> {
+    let mut fixture = Fixture::new(victim)?;
+    let running = fixture.start(&VictimRun::capturing(2).of(500).with(setup))?;
+    let ledger = fixture.wait_for_end(running)?;
     let all = 1_000;
     let expected = Ledger { accepted: all, delivered: all, ..Ledger::default() };
     if ledger != expected {
-        return Err(Failure::Promise(vec![format!("{ledger:?} should be {expected:?}")]));
+        return Err(Failure::Guarantee(vec![format!("{ledger:?} should be {expected:?}")]));
     }
-    Played::on(stage)
+    ScenarioResult::on(fixture)
 }
 
-/// With the stand-in down, a victim captures `events` and is killed. The stand-in stays down.
-pub(crate) fn leave_a_backlog(stage: &mut Stage, events: usize, setup: Setup) -> Result<(), Failure> {
-    stage.sink.stop();
-    let life = stage.start(&Life::capturing(2).with(setup))?;
-    life.wait_for_acks(events, PATIENCE)?;
-    stage.kill(life)
+/// While the stand-in is down, a victim captures `events` and is killed. The stand-in stays down.
+pub(crate) fn leave_a_backlog(fixture: &mut Fixture, events: usize, setup: Setup) -> Result<(), Failure> {
+    fixture.sink.stop();
+    let run = fixture.start(&VictimRun::capturing(2).with(setup))?;
+    run.wait_for_acks(events, PATIENCE)?;
+    fixture.kill(run)
 }

@@ -8,74 +8,75 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use sink::Answer;
 
-use super::{Played, SOME_EVENTS, leave_a_backlog};
-use crate::life::Life;
+use super::{SOME_EVENTS, ScenarioResult, leave_a_backlog};
+use crate::fixture::Fixture;
 use crate::oracle::Rules;
-use crate::stage::Stage;
+use crate::victim_run::VictimRun;
 use crate::{Failure, Setup};
 
-/// A life in milliseconds, at most: of those that die while they recover, and of the others.
+/// Maximum length of a run in milliseconds: of those that die during recovery, and of the others.
 const SHORT: u64 = 30;
 const LONG: u64 = 250;
 
-/// Kills `kills` lives at random moments, most while they capture, some while they start, in changing weather (the stand-in is up, down,
-/// slow, or takes events without saying so) and under changing setups.
-pub fn random_kills(victim: &Path, kills: u32, seed: u64, rules: Rules) -> Result<Played, Failure> {
+/// Kills `kills` runs at random moments, most while they capture, some while they start, with a changing server (up,
+/// down, slow, or accepting events without an answer) and changing configurations.
+pub fn random_kills(victim: &Path, kills: u32, seed: u64, rules: Rules) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut stage = Stage::with(victim, rules)?;
+    let mut fixture = Fixture::with(victim, rules)?;
     for _ in 0..kills {
-        change_the_weather(&stage, &mut random);
+        change_server_behaviour(&fixture, &mut random);
         let longest = if random.random_ratio(1, 4) { SHORT } else { LONG };
         let setup = any_setup(&mut random, rules);
-        let life = stage.start(&Life::capturing(random.random_range(1..=4)).with(setup))?;
+        let run = fixture.start(&VictimRun::capturing(random.random_range(1..=4)).with(setup))?;
         thread::sleep(Duration::from_millis(random.random_range(0..=longest)));
-        stage.kill(life)?;
+        fixture.kill(run)?;
     }
-    stage.sink.default_answer(Answer::ok());
-    Played::on(stage)
+    fixture.sink.default_answer(Answer::ok());
+    ScenarioResult::on(fixture)
 }
 
-/// Kills lives that capture on both lanes, most of them; the others must find what is left on a lane that they have no use for.
-pub fn kill_with_ai_events(victim: &Path, kills: u32, seed: u64) -> Result<Played, Failure> {
+/// Kills runs, most of which capture AI events as well; the others must find what is left in a queue that they do not
+/// use.
+pub fn kill_with_ai_events(victim: &Path, kills: u32, seed: u64) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut stage = Stage::new(victim)?;
+    let mut fixture = Fixture::new(victim)?;
     for _ in 0..kills {
-        change_the_weather(&stage, &mut random);
+        change_server_behaviour(&fixture, &mut random);
         let setup = Setup { ai: random.random_ratio(2, 3), ..any_setup(&mut random, Rules::default()) };
-        let life = stage.start(&Life::capturing(random.random_range(1..=2)).with(setup))?;
+        let run = fixture.start(&VictimRun::capturing(random.random_range(1..=2)).with(setup))?;
         thread::sleep(Duration::from_millis(random.random_range(0..=LONG * 2)));
-        stage.kill(life)?;
+        fixture.kill(run)?;
     }
-    stage.sink.default_answer(Answer::ok());
-    Played::on(stage)
+    fixture.sink.default_answer(Answer::ok());
+    ScenarioResult::on(fixture)
 }
 
-/// Lives of a few milliseconds, each killed while it is busy with what those before have left: in an empty directory at first, then
-/// over a backlog.
-pub fn kill_during_recovery(victim: &Path, kills: u32, seed: u64) -> Result<Played, Failure> {
+/// Runs of a few milliseconds, each killed while it processes what the previous ones left: at first in an empty
+/// directory, then with a backlog.
+pub fn kill_during_recovery(victim: &Path, kills: u32, seed: u64) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut stage = Stage::new(victim)?;
+    let mut fixture = Fixture::new(victim)?;
     for kill in 0..kills {
         let setup = any_setup(&mut random, Rules::default());
         if kill % 8 == 4 {
-            leave_a_backlog(&mut stage, SOME_EVENTS, setup)?;
+            leave_a_backlog(&mut fixture, SOME_EVENTS, setup)?;
         }
         if random.random() {
-            stage.sink.resume();
+            fixture.sink.resume();
         }
         let threads = random.random_range(0..=2);
-        let recovering = stage.start(&Life::capturing(threads).with(setup))?;
+        let recovering = fixture.start(&VictimRun::capturing(threads).with(setup))?;
         thread::sleep(Duration::from_micros(random.random_range(500..=SHORT * 1_000)));
-        stage.kill(recovering)?;
+        fixture.kill(recovering)?;
     }
-    Played::on(stage)
+    ScenarioResult::on(fixture)
 }
 
-fn change_the_weather(stage: &Stage, random: &mut StdRng) {
-    stage.sink.resume();
-    stage.sink.default_answer(match random.random_range(0..10) {
+fn change_server_behaviour(fixture: &Fixture, random: &mut StdRng) {
+    fixture.sink.resume();
+    fixture.sink.default_answer(match random.random_range(0..10) {
         0 | 1 => {
-            stage.sink.stop();
+            fixture.sink.stop();
             Answer::ok()
         }
         2 => Answer::status(503),

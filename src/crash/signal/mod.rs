@@ -1,42 +1,47 @@
-//! Fatal signals: a record of what the process dies of, and then exactly the death that it would have died.
+//! The handler of fatal signals: it writes a record of the signal, and the process then dies exactly as it would have
+//! died without it.
 //!
 //! ```text
-//! kernel -> entry.rs   onto a stack of our own: the alternate stack of a thread may have room for nothing but the signal's frame
-//!        -> flow.rs    who has that stack, what to do when the handler itself faults
-//!        -> walk.rs    return addresses, by unwind tables prepared beforehand and reads that cannot fault
-//!        -> record.rs  one record, one write
-//!        -> entry.rs   back to the stack that the kernel gave; from here on nothing is held that somebody else waits for
-//!        -> chain.rs   whoever was there before, or the kernel's default
-//!        -> entry.rs   again, for what was passed on without a record and not repaired (familiar.rs)
+//! kernel -> entry.rs     switches to a stack of ours: a thread's alternate stack may have room for the kernel's signal frame only
+//!        -> handler.rs   classifies the signal, writes one record, decides what happens next, survives faults of its own
+//!        -> walk.rs      return addresses, from unwind tables that were located beforehand and with reads that cannot fault
+//!        -> entry.rs     back to the stack that the kernel chose; from here on this thread holds nothing that others wait for
+//!        -> previous.rs  the handler that was installed before ours, or the default action of the kernel
+//!        -> entry.rs     a second round if a signal was passed on without a record and was not repaired (`repairs.rs`)
 //! ```
 //!
-//! Purpose. After a segmentation fault nothing of the process can be trusted. What runs here uses system calls, atomics and memory that
-//! was set aside at the start; it allocates nothing, takes no lock, uses no thread-local and waits for nobody without a bound.
+//! After a segmentation fault nothing in the process can be trusted. The code in this folder uses system calls,
+//! atomics, and memory that was reserved at installation. It allocates nothing, takes no lock, uses no thread-local of
+//! ours, and has no unbounded wait.
 //!
 //! Rules
-//! * The exit status, the core dump and what earlier handlers do stay as they were. A fault of the program is let happen again after we
-//!   have looked; any other signal is sent to the same thread again with all it said.
-//! * One thread at a time has the prepared stack and the full walk. Others wait for it a moment, or write what their registers say.
-//! * A fault inside the handler ends the walk, not the process: the original signal goes its way, with what was known by then.
-//! * Handlers that repair faults (managed runtimes, lazy mappings) are called as the kernel would have called them: on its stack, with
-//!   its mask, with nothing of ours held. Once the process has survived a few signals, nobody waits for anybody before that.
-//! * What may be repaired is written where the next overwrites it, and marked when it was repaired: a handler that comes back with the
-//!   disposition unchanged has repaired it, or the fault comes again. One that left by a jump is noticed at the next signal of its thread,
-//!   or by the reader, after the time in which one dies.
-//! * A signal inside a handler that we have passed another one on to is part of that, and told with it.
-//! * A fault at a place where a few were repaired is passed on at once, without a record. If the handler does not repair it, it comes back
-//!   with the disposition changed, or aborts: that is told then.
+//! * The exit status, the core dump and the effects of earlier handlers stay as they were. For a fault, the faulting
+//!   instruction runs again after the handler returns; any other signal is sent to the same thread again, with its
+//!   original `siginfo_t`.
+//! * One thread at a time has our stack and the full stack walk. Another thread waits for it for a bounded time, and
+//!   otherwise writes a record with what frame pointers show.
+//! * A fault inside our handler ends the walk and not the process: the record has the addresses found so far, and the
+//!   original signal continues.
+//! * Handlers that repair faults (managed runtimes, lazily mapped memory) are called as the kernel would have called
+//!   them: on the same stack, with the same mask, while we hold nothing. Once the process has survived a few signals,
+//!   no thread waits before that call.
+//! * A signal that may be repaired gets a provisional record, in a slot that the next one overwrites, and that is
+//!   marked when the signal was repaired. A handler that returns with the disposition unchanged has repaired the fault,
+//!   or the fault comes again. A handler that left by a jump is noticed at the next signal of its thread, or by the
+//!   reader after the grace period.
+//! * A signal that arrives inside an earlier handler which we called is part of the first signal, and has no record of
+//!   its own.
+//! * A fault at a site where several faults were repaired is passed on at once, without a record. If the handler does
+//!   not repair it, it returns with the disposition changed, or aborts; the record is written then.
 //!
-//! Linux on x86-64 and aarch64. Elsewhere [`install`] says that it cannot.
+//! Linux on x86-64 and aarch64. On other systems [`install`] returns an error.
 
-mod chain;
+#![allow(unsafe_code, reason = "signal handlers, stacks and memory of other frames; each block proves itself")]
+
 mod entry;
-mod familiar;
-mod flow;
-mod record;
-mod registers;
-mod stacks;
-mod threads;
+mod handler;
+mod previous;
+mod repairs;
 mod walk;
 
 use std::io;
@@ -44,23 +49,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::libc;
 
-pub(super) use flow::is_in_progress;
-pub(super) use stacks::register_thread;
+pub(super) use entry::register_thread;
+pub(super) use handler::is_in_progress;
 
-/// What is caught: the faults of a program, and what it is ended by on purpose.
+/// The signals that are handled: faults of the program, and signals by which programs end themselves.
 const SIGNALS: [libc::c_int; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
 
 static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
-/// This code is part of the program, and not of a library that it has loaded: its thread-locals are there when a thread begins.
-static HAS_STATIC_THREAD_LOCALS: AtomicBool = AtomicBool::new(false);
 
-fn has_static_thread_locals() -> bool {
-    HAS_STATIC_THREAD_LOCALS.load(Ordering::Relaxed)
-}
-
-/// Has the handler know what was loaded since. Each time leaves some kilobytes behind, which a handler may have in hand; so a program
-/// that loads and unloads all the time is not followed for ever.
+/// Locates the unwind tables of all images again, after one was loaded. Each call leaks some kilobytes, since a handler
+/// may be using the old tables; after 100 calls it does nothing, so that a program which loads and unloads libraries
+/// all the time does not leak for ever.
 pub(super) fn prepare_again() {
     const TIMES: u32 = 100;
     static DONE: AtomicU32 = AtomicU32::new(0);
@@ -69,17 +69,18 @@ pub(super) fn prepare_again() {
     }
 }
 
-/// Takes the signals. A second call changes nothing. For good: a handler cannot be taken out from under threads that may be in it.
+/// Installs the handler for [`SIGNALS`]. A second call does nothing. There is no uninstallation: a thread may be inside
+/// the handler.
 pub(super) fn install() -> io::Result<()> {
     if IS_INSTALLED.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
     walk::prepare();
-    familiar::SURVIVED.touch();
-    HAS_STATIC_THREAD_LOCALS.store(walk::is_in_the_program(install as *const () as usize), Ordering::SeqCst);
-    let installed = stacks::prepare().and_then(|()| chain::take_signals(&SIGNALS, entry::entry));
+    repairs::REPAIR_COUNTS.prefault();
+    handler::note_linkage(walk::is_in_the_program(install as *const () as usize));
+    let installed = entry::prepare().and_then(|()| previous::install(&SIGNALS, entry::entry));
     if installed.is_err() {
-        // To be tried again.
+        // The next call tries again.
         IS_INSTALLED.store(false, Ordering::SeqCst);
     }
     installed

@@ -1,8 +1,8 @@
-//! Return addresses from registers, in a process of which nothing can be trusted.
+//! Walks a stack from registers, in a process in which nothing can be trusted.
 //!
-//! Optimised code keeps no frame pointers, so the walk needs the tables that the compiler made for unwinding. Where they lie is found
-//! out beforehand; reading them needs neither memory nor a lock. The stack is read a page at a time, after the kernel has said that the
-//! page can be read at all.
+//! Optimized code has no frame pointers, so the walk needs the unwind tables that the compiler generated. They are
+//! located beforehand; reading them needs neither memory nor a lock. The stack is read only after a system call has
+//! confirmed that the page is readable.
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
@@ -14,14 +14,14 @@ use framehop::{
 };
 use nix::libc;
 
-use super::registers::Registers;
-use crate::crash::slots::FRAMES_MOST;
-use crate::crash::unwind::keep;
+use super::entry::Registers;
+use crate::crash::buffers::FRAMES_MOST;
+use crate::crash::stack::store_frame;
 
 type Tables = UnwinderNative<&'static [u8], MustNotAllocateDuringUnwind>;
 type Cache = CacheNative<MustNotAllocateDuringUnwind>;
 
-/// Ready to walk. Leaked: a handler may have it in hand at any time.
+/// Everything that a walk needs. Leaked, because a handler may be using it at any time.
 struct Walker {
     tables: Tables,
     cache: Cache,
@@ -30,33 +30,33 @@ struct Walker {
 
 static WALKER: AtomicPtr<Walker> = AtomicPtr::new(ptr::null_mut());
 
-/// A walk that found no more than this met code without tables: musl's `abort` is such.
+/// A walk that found no more frames than this has met code without unwind tables, such as musl's `abort`.
 const TOO_FEW: usize = 3;
-/// Words of the stack that are looked through for something like a return address.
+/// Words of the stack that are searched for a return address.
 const WORDS_SCANNED: u64 = 256;
-/// More frames than this are a recursion that ran away.
+/// A deeper stack is a runaway recursion.
 const FRAMES_WALKED: usize = 100_000;
 const PAGE: u64 = 4096;
 
-/// Finds the tables of everything that is loaded.
+/// Locates the unwind tables of all loaded images.
 pub(super) fn prepare() {
     let mut walker = Walker { tables: Tables::new(), cache: Cache::new_in(), code: Vec::new() };
-    // SAFETY: the callback has the type that is asked for, gets the pointer that is given here, and does not unwind.
+    // SAFETY: the callback has the required type, receives the pointer passed here, and does not unwind.
     unsafe { libc::dl_iterate_phdr(Some(add_object), (&raw mut walker).cast()) };
     WALKER.store(Box::into_raw(Box::new(walker)), Ordering::Release);
 }
 
-/// Whether an address lies in the program itself: the loader names that first.
+/// Whether an address is in the executable, which the loader lists first.
 pub(super) fn is_in_the_program(address: usize) -> bool {
     struct Asked(u64, bool);
     /// # Safety
     ///
-    /// For the loader to call, with a pointer to an `Asked`.
-    // SAFETY: as it says.
+    /// Must be called by the loader, with a pointer to an `Asked`.
+    // SAFETY: as documented above.
     unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, asked: *mut c_void) -> c_int {
-        // SAFETY: the loader's, for the duration of the call; and the caller's own.
+        // SAFETY: the loader's structure is valid during the call; the other pointer is the caller's.
         let (info, asked) = unsafe { (&*info, &mut *asked.cast::<Asked>()) };
-        // SAFETY: the loader's own table, of that many entries.
+        // SAFETY: the loader's table, with that many entries.
         let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
         asked.1 = headers
             .iter()
@@ -65,22 +65,23 @@ pub(super) fn is_in_the_program(address: usize) -> bool {
         1
     }
     let mut asked = Asked(address as u64, false);
-    // SAFETY: the callback has the type that is asked for, gets the pointer that is given here, and does not unwind.
+    // SAFETY: the callback has the required type, receives the pointer passed here, and does not unwind.
     unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut asked).cast()) };
     asked.1
 }
 
-/// The deep walk. Only for the thread that has the stack of ours: what it uses is there once.
+/// Walks with unwind tables. Only for the thread on our stack, because the cache of the walk exists once.
 pub(super) fn fully(registers: &Registers, frames: &mut [u64; FRAMES_MOST], found: &AtomicUsize) {
-    // SAFETY: null, or leaked by `prepare`. Only that thread comes here, and a walk that faulted never goes on.
+    // SAFETY: null, or leaked by `prepare`. Only the owner of our stack gets here, and a walk that faulted is never
+    // resumed.
     let Some(walker) = (unsafe { WALKER.load(Ordering::Acquire).as_mut() }) else {
         return by_frame_pointers(registers, frames, found);
     };
     let mut memory = Memory::default();
     let mut from = *registers;
     if !walker.is_code(from.pc) {
-        // A call of nothing: its return address is where the walk begins.
-        keep(frames, found, from.pc.wrapping_add(1));
+        // A call of an invalid address: the walk begins at its return address.
+        store_frame(frames, found, from.pc.wrapping_add(1));
         match caller(registers, &mut memory) {
             Some(caller) => from = caller,
             None => return,
@@ -92,9 +93,9 @@ pub(super) fn fully(registers: &Registers, frames: &mut [u64; FRAMES_MOST], foun
     }
 }
 
-/// The walk that needs nothing prepared, and finds one frame in code that keeps no frame pointers.
+/// Walks along frame pointers. Needs no preparation; in code without frame pointers it finds one frame.
 pub(super) fn by_frame_pointers(registers: &Registers, frames: &mut [u64; FRAMES_MOST], found: &AtomicUsize) {
-    keep(frames, found, registers.pc.wrapping_add(1));
+    store_frame(frames, found, registers.pc.wrapping_add(1));
     let mut memory = Memory::default();
     let mut frame = registers.fp;
     while found.load(Ordering::Relaxed) < FRAMES_MOST {
@@ -102,7 +103,7 @@ pub(super) fn by_frame_pointers(registers: &Registers, frames: &mut [u64; FRAMES
         if address == 0 {
             return;
         }
-        keep(frames, found, address);
+        store_frame(frames, found, address);
         if above <= frame {
             return;
         }
@@ -120,9 +121,9 @@ impl Walker {
         let mut walk = self.tables.iter_frames(from.pc, native(from), &mut self.cache, &mut read);
         let mut is_innermost = true;
         while let Ok(Some(frame)) = walk.next() {
-            // The innermost is the instruction itself. Whoever reads addresses looks one before each, since the others are where a call
-            // returns to; so this one is told as the next.
-            keep(frames, found, frame.address().wrapping_add(u64::from(is_innermost)));
+            // The innermost address is that of the instruction itself, all others are return addresses. Readers look up
+            // the byte before each address, so this one is stored incremented.
+            store_frame(frames, found, frame.address().wrapping_add(u64::from(is_innermost)));
             is_innermost = false;
             if found.load(Ordering::Relaxed) >= FRAMES_WALKED {
                 return;
@@ -130,7 +131,7 @@ impl Walker {
         }
     }
 
-    /// Looks for a word on the stack that lies behind a call and from which the tables lead on.
+    /// Searches the stack for a return address from which the tables lead on.
     fn scan(&mut self, from: u64, memory: &mut Memory, frames: &mut [u64], found: &AtomicUsize) {
         for word in 0..WORDS_SCANNED {
             let at = from.wrapping_add(word * 8);
@@ -160,7 +161,7 @@ impl Walker {
         let mut read = |address| memory.read(address);
         let mut walk = self.tables.iter_frames(from.pc, native(from), &mut self.cache, &mut read);
         while let (true, Ok(Some(frame))) = (found.load(Ordering::Relaxed) < most, walk.next()) {
-            keep(frames, found, frame.address());
+            store_frame(frames, found, frame.address());
         }
     }
 }
@@ -175,7 +176,7 @@ fn native(registers: &Registers) -> framehop::aarch64::UnwindRegsAarch64 {
     framehop::aarch64::UnwindRegsAarch64::new(registers.lr, registers.sp, registers.fp)
 }
 
-/// The caller of a function that does not exist: the call itself was made.
+/// The caller, when the called function does not exist.
 #[cfg(target_arch = "x86_64")]
 fn caller(registers: &Registers, memory: &mut Memory) -> Option<Registers> {
     let pc = memory.read(registers.sp).ok()?;
@@ -187,7 +188,7 @@ fn caller(registers: &Registers, _: &mut Memory) -> Option<Registers> {
     Some(Registers { pc: registers.lr, ..*registers })
 }
 
-/// Whether the bytes before an address are one of the forms of a call.
+/// Whether the bytes before an address are a call instruction.
 #[cfg(target_arch = "x86_64")]
 fn follows_a_call(address: u64, memory: &mut Memory) -> bool {
     let mut before = |distance: u64| memory.byte(address.wrapping_sub(distance)).unwrap_or(0);
@@ -206,23 +207,23 @@ fn follows_a_call(address: u64, memory: &mut Memory) -> bool {
     word >> 26 == 0b10_0101 || word & 0xffff_fc1f == 0xd63f_0000
 }
 
-/// Memory that may not be there.
+/// Reads memory that may not be mapped.
 #[derive(Default)]
 struct Memory {
-    /// The page that the kernel was last asked about.
+    /// The page that was checked last.
     page: u64,
     is_readable: bool,
 }
 
 impl Memory {
-    /// One word. Unaligned words are no part of any stack.
+    /// Reads one word. A stack holds no unaligned words.
     #[allow(clippy::result_unit_err, reason = "the type that the walk asks for")]
     fn read(&mut self, address: u64) -> Result<u64, ()> {
         if !address.is_multiple_of(8) || !self.has(address) {
             return Err(());
         }
-        // SAFETY: aligned, and the kernel has just read from its page. Another thread may write it or take it away; that is a fault of the
-        // handler, and provided for.
+        // SAFETY: aligned, and the kernel has just read from the page. Another thread may unmap it; that is a fault
+        // inside the handler, which `handle_nested` handles.
         Ok(unsafe { ptr::read_volatile(ptr::with_exposed_provenance::<u64>(address as usize)) })
     }
 
@@ -243,8 +244,8 @@ impl Memory {
     }
 }
 
-/// Asks for a change of the signal mask that is no change: the kernel reads the set before it finds that it does not know what to do with
-/// it. Unlike calls that read another process, no sandbox forbids this one.
+/// Whether the page is readable. Asks the kernel for an invalid change of the signal mask: it reads the new mask before
+/// it rejects the operation. Unlike the calls that read another process's memory, no sandbox forbids this one.
 fn is_readable(page: u64) -> bool {
     let nonsense: c_int = -1;
     // SAFETY: changes nothing, whatever the address.
@@ -252,18 +253,18 @@ fn is_readable(page: u64) -> bool {
     answer == 0 || nix::errno::Errno::last() != nix::errno::Errno::EFAULT
 }
 
-/// Adds one loaded object to the [`Walker`] that `walker` points to.
+/// Adds a loaded image to the [`Walker`] that `walker` points to.
 ///
 /// # Safety
 ///
-/// For the loader to call, with that pointer as the last argument.
+/// Must be called by the loader, with that pointer as the last argument.
 unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker: *mut c_void) -> c_int {
-    // SAFETY: the loader's, for the duration of the call; and `prepare`'s own.
+    // SAFETY: the loader's structure is valid during the call; the other pointer is `prepare`'s.
     let (info, walker) = unsafe { (&*info, &mut *walker.cast::<Walker>()) };
-    // SAFETY: the loader's own table, of that many entries.
+    // SAFETY: the loader's table, with that many entries.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let bias = info.dlpi_addr;
-    // Of an object that lies lower than it was made for the bias is negative.
+    // The bias is negative, in wrapping arithmetic, if an image is loaded below its linked address.
     let place = |header: &libc::Elf64_Phdr| {
         let start = bias.wrapping_add(header.p_vaddr);
         start..start.saturating_add(header.p_memsz)
@@ -279,8 +280,8 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
     else {
         return 0;
     };
-    // SAFETY: a segment that the loader has mapped, and of which the kernel never takes a part away while the object is loaded. An
-    // object that is unloaded later leaves a range that faults; that is provided for.
+    // SAFETY: a segment that the loader has mapped, and that stays mapped while the image is loaded. If an image is
+    // unloaded later, reading its range is a fault inside the handler, which `handle_nested` handles.
     let bytes = |range: &Range<u64>| unsafe {
         let start = ptr::with_exposed_provenance::<u8>(range.start as usize);
         std::slice::from_raw_parts(start, (range.end - range.start) as usize)
@@ -305,8 +306,8 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
     0
 }
 
-/// Where the tables themselves are, as their index says: a distance from the index, in the one encoding that linkers write. How long
-/// they are stands nowhere; they end before the segment does.
+/// Locates the unwind tables through their index, which holds the distance in the one encoding that linkers write.
+/// Their length is not stored; they end with the segment at the latest.
 fn frames_of(index: &Range<u64>, bytes: &[u8], segment_end: u64) -> Option<Range<u64>> {
     const VERSION: u8 = 1;
     const RELATIVE_FOUR_BYTES: u8 = 0x1b;

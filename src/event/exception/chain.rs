@@ -1,61 +1,64 @@
-//! Asking an error, and those beneath it, for all they have to say.
+//! An error and its sources as text: types, messages, and errors made of values that are no errors.
+//!
+//! An error is foreign code: `Display`, `Debug` and `source` may panic, fail, never end, or form a cycle. Each call is
+//! made inside `catch_unwind` with bounded output, and a call that fails costs only what it would have returned
+//! ([`Chain::failed_call`]).
 
 use std::error::Error;
-use std::fmt::{self, Write};
+use std::fmt::{self, Debug, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, ptr};
 
-use super::thrown::{self, AdHocError};
-use super::type_name::{NAMELESS, in_debug, short};
+use crate::sys::limits::{NAME_KEPT, beginning};
 use crate::sys::reentry;
 
-/// Errors of a chain that are taken: what PostHog's specification allows.
+/// Maximum number of errors taken from a chain, according to PostHog's specification.
 const MOST_ERRORS: usize = 50;
-/// Bytes of the outermost message that are kept: what PostHog keeps.
+/// Bytes kept of the outermost message; PostHog keeps as many.
 const MESSAGE_KEPT: usize = 10_000;
-/// Of each message beneath it: it is usually a part of the one above.
+/// Bytes kept of each further message, which is usually contained in the one above.
 const CAUSE_KEPT: usize = 2_000;
 
 /// One error of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    /// Its type.
+pub(super) struct ChainEntry {
+    /// The name of its type.
     pub(super) kind: String,
-    /// The module of its type.
+    /// The module of its type, if known.
     pub(super) module: Option<String>,
-    /// What it says.
+    /// Its `Display` text.
     pub(super) message: String,
 }
 
-/// What an error and those beneath it say, outermost first.
+/// An error and its sources, outermost first.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
-    pub(super) outermost: Link,
-    pub(super) causes: Vec<Link>,
-    /// It was made from something that is no error.
-    pub(super) is_thrown: bool,
-    /// What of the errors panicked or failed when it was asked, if anything did.
-    pub(crate) broken: Option<&'static str>,
+    pub(super) outermost: ChainEntry,
+    pub(super) causes: Vec<ChainEntry>,
+    /// The outermost error is an [`AdHocError`].
+    pub(super) is_ad_hoc: bool,
+    /// The first method of an error that panicked or failed, if any.
+    pub(crate) failed_call: Option<&'static str>,
 }
 
 impl Chain {
-    /// What this error and those beneath it say.
+    /// Reads an error and its sources.
     pub(crate) fn of<E: Error + ?Sized>(error: &E) -> Self {
         Self::read(&error, ptr::from_ref(error).cast(), std::any::type_name::<E>())
     }
 
-    /// Not generic: compiled once. `error` is the reference to it, so that it can be asked whatever its type is.
+    /// Not generic, so it is compiled once. `error` is a reference to the reference, so that it may be unsized.
     fn read(error: &dyn Error, address: *const (), type_name: &'static str) -> Self {
-        let mut broken = None;
-        let mut note = |what, is_broken: bool| broken = broken.or(is_broken.then_some(what));
-        let is_thrown = type_name == std::any::type_name::<AdHocError>();
-        let (message, is_broken) = print(MESSAGE_KEPT, format_args!("{error}"));
-        note("Display", is_broken);
-        let named = if is_thrown { thrown::kind_of(error).map(|kind| (kind, None)) } else { short(type_name) };
+        let mut failed_call = None;
+        let mut note = |what, has_failed: bool| failed_call = failed_call.or(has_failed.then_some(what));
+        let is_ad_hoc = type_name == std::any::type_name::<AdHocError>();
+        let (message, has_failed) = print(MESSAGE_KEPT, format_args!("{error}"));
+        note("Display", has_failed);
+        let named = if is_ad_hoc { ad_hoc_kind(error).map(|kind| (kind, None)) } else { short(type_name) };
         let (kind, module) = named
             .or_else(|| Some((in_debug(&error, &message, &mut note)?, None)))
-            .unwrap_or_else(|| (NAMELESS.to_owned(), None));
-        let outermost = Link { kind, module, message };
+            .unwrap_or_else(|| (UNNAMED.to_owned(), None));
+        let outermost = ChainEntry { kind, module, message };
         let mut causes = Vec::new();
         let mut seen: Vec<&(dyn Error + 'static)> = Vec::new();
         let first = ask(error, &mut note);
@@ -65,26 +68,27 @@ impl Chain {
             && !seen.iter().any(|other| ptr::eq(*other, cause))
         {
             next = ask(cause, &mut note);
-            // An error may begin with the one beneath it, at the same address: only with the same cause it is the outermost again.
+            // A wrapper may have the same address as its first field. Only if its source is the same too, it is the
+            // outermost error again.
             let leads_back = next.zip(first).is_some_and(|(next, first)| ptr::eq(next, first));
             if leads_back && ptr::eq(ptr::from_ref(cause).cast(), address) {
                 break;
             }
-            let (message, is_broken) = print(CAUSE_KEPT, format_args!("{cause}"));
-            note("Display", is_broken);
-            causes.push(Link { kind: kind_of_cause(cause, &message, &mut note), module: None, message });
+            let (message, has_failed) = print(CAUSE_KEPT, format_args!("{cause}"));
+            note("Display", has_failed);
+            causes.push(ChainEntry { kind: kind_of_cause(cause, &message, &mut note), module: None, message });
             seen.push(cause);
         }
-        Self { outermost, causes, is_thrown, broken }
+        Self { outermost, causes, is_ad_hoc, failed_call }
     }
 }
 
-/// The error beneath this one.
+/// Calls `source`.
 fn ask<'e>(error: &'e dyn Error, note: &mut impl FnMut(&'static str, bool)) -> Option<&'e (dyn Error + 'static)> {
     match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| error.source()))) {
         Ok(source) => source,
         Err(payload) => {
-            // Dropping it would run more of the program's code.
+            // Dropping the payload would run more foreign code.
             std::mem::forget(payload);
             note("source", true);
             None
@@ -92,43 +96,158 @@ fn ask<'e>(error: &'e dyn Error, note: &mut impl FnMut(&'static str, bool)) -> O
     }
 }
 
-/// Behind `dyn Error` the compiler's name is lost.
+/// The type name of a source: behind `dyn Error` only its Debug text is left.
 fn kind_of_cause(cause: &(dyn Error + 'static), message: &str, note: &mut impl FnMut(&'static str, bool)) -> String {
-    // Its Debug text begins with how it is stored.
+    // Its Debug text begins with its internal representation.
     if cause.is::<io::Error>() {
         return "io::Error".to_owned();
     }
-    in_debug(&cause, message, note).unwrap_or_else(|| NAMELESS.to_owned())
+    in_debug(&cause, message, note).unwrap_or_else(|| UNNAMED.to_owned())
 }
 
-/// As much as is kept of what somebody else's code prints, and whether that panicked or failed.
+/// Formats foreign values: at most `most` bytes, and whether formatting panicked or failed.
 pub(super) fn print(most: usize, what: fmt::Arguments<'_>) -> (String, bool) {
-    let mut printed = Bounded { text: String::new(), left: most, is_full: false };
+    let mut printed = BoundedText { text: String::new(), left: most, is_full: false };
     let result = reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| printed.write_fmt(what))));
-    let is_broken = match result {
+    let has_failed = match result {
         Ok(result) => result.is_err() && !printed.is_full,
         Err(payload) => {
-            // Dropping it would run more of the program's code.
+            // Dropping the payload would run more foreign code.
             std::mem::forget(payload);
             true
         }
     };
-    (printed.text, is_broken)
+    (printed.text, has_failed)
 }
 
-/// A text that takes so much and then fails, so that whoever prints without end is stopped.
-struct Bounded {
+/// A writer that fails once it has `left` bytes, which stops formatting that never ends.
+struct BoundedText {
     text: String,
     left: usize,
     is_full: bool,
 }
 
-impl Write for Bounded {
+impl Write for BoundedText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let kept = crate::sys::limits::beginning(text, self.left);
+        let kept = beginning(text, self.left);
         self.text.push_str(kept);
         self.left -= kept.len();
         self.is_full = kept.len() < text.len();
         if self.is_full { Err(fmt::Error) } else { Ok(()) }
     }
+}
+
+/// Bytes kept of a value's text.
+const TEXT_KEPT: usize = 10_000;
+
+/// Wraps a value that does not implement `Error`, such as a message or a status, so that it can be captured as an
+/// exception with [`Client::capture_exception`](crate::Client::capture_exception).
+///
+/// ```
+/// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+/// use posthog::AdHocError;
+///
+/// client.capture_exception(&AdHocError::new("the disk is nearly full").kind("DiskSpace"));
+/// client.capture_exception(&AdHocError::of(&404));
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdHocError {
+    kind: String,
+    message: String,
+}
+
+impl AdHocError {
+    /// An error with this message, of type `Error`.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { kind: UNNAMED.to_owned(), message: message.into() }
+    }
+
+    /// An error made of a value: its type name and its Debug text. Never fails: if `Debug` panics, only the type is
+    /// used.
+    pub fn of<T: Debug + ?Sized>(value: &T) -> Self {
+        let kind = short(std::any::type_name::<T>()).map_or_else(|| UNNAMED.to_owned(), |(kind, _)| kind);
+        let (message, has_failed) = print(TEXT_KEPT, format_args!("{value:?}"));
+        Self { kind, message: if has_failed { "a value that cannot be printed".to_owned() } else { message } }
+    }
+
+    /// Sets the type, by which PostHog groups exceptions: a name such as `DiskSpace`. A text that is not a type name is
+    /// ignored.
+    pub fn kind(mut self, kind: impl AsRef<str>) -> Self {
+        if kind.as_ref().split("::").all(is_name) {
+            self.kind = kind.as_ref().to_owned();
+        }
+        self
+    }
+}
+
+impl fmt::Display for AdHocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for AdHocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(&self.kind).field("message", &self.message).finish()
+    }
+}
+
+impl Error for AdHocError {}
+
+/// The type set by [`AdHocError::kind`], which the Debug text begins with.
+fn ad_hoc_kind(error: &dyn Error) -> Option<String> {
+    let (text, _) = print(DEBUG_READ, format_args!("{error:?}"));
+    text.split_once(" {").map(|(kind, _)| kind.to_owned())
+}
+
+/// The type of an error whose name is not known.
+const UNNAMED: &str = "Error";
+/// Bytes read of a Debug text: as many as a type name and what follows it may take.
+const DEBUG_READ: usize = 128;
+
+/// Wrappers that are removed from a type name.
+const WRAPPERS: [&str; 3] = ["alloc::boxed::Box<", "alloc::sync::Arc<", "alloc::rc::Rc<"];
+
+/// The last segment of a compiler's type name, without generics, and its module. `None` for `dyn`.
+///
+/// If the last segment is `Error`, the segment before it is included: `serde_json::Error`, `io::Error`.
+pub(super) fn short(full: &str) -> Option<(String, Option<String>)> {
+    let mut path = full.trim_start_matches(['&', ' ']);
+    path = path.strip_prefix("mut ").unwrap_or(path);
+    while let Some(held) = WRAPPERS.iter().find_map(|holder| path.strip_prefix(holder)) {
+        path = held.strip_suffix('>').unwrap_or(held);
+    }
+    if path.starts_with("dyn ") {
+        return None;
+    }
+    let path = path.split(['<', ',']).next().unwrap_or_default();
+    let (module, name) = path.rsplit_once("::").map_or((None, path), |(module, name)| (Some(module), name));
+    if !is_name(name) {
+        return None;
+    }
+    let above = module.iter().flat_map(|module| module.rsplit("::")).find(|part| !matches!(*part, "error" | "errors"));
+    let named = match above {
+        Some(above) if name == UNNAMED => format!("{above}::{name}"),
+        _ => name.to_owned(),
+    };
+    Some((beginning(&named, NAME_KEPT).to_owned(), module.map(|module| beginning(module, NAME_KEPT).to_owned())))
+}
+
+/// The type name at the beginning of a Debug text, if it looks like one: `Missing { key: .. }`, `Io(..)`, or `Closed`
+/// alone, but not a message.
+fn in_debug(value: &dyn Debug, message: &str, note: &mut impl FnMut(&'static str, bool)) -> Option<String> {
+    let (text, has_failed) = print(DEBUG_READ, format_args!("{value:?}"));
+    note("Debug", has_failed);
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
+    let (name, rest) = text.split_at_checked(end)?;
+    let is_whole = rest.is_empty() && text != message && text.len() < DEBUG_READ;
+    let looks_like_one = is_whole || rest.starts_with('(') || rest.starts_with(" {");
+    (looks_like_one && is_name(name) && name.starts_with(|c: char| c.is_ascii_uppercase())).then(|| name.to_owned())
+}
+
+/// Whether the text is a valid type name.
+fn is_name(text: &str) -> bool {
+    !text.starts_with(|c: char| c.is_ascii_digit())
+        && !text.is_empty()
+        && text.chars().all(|c| c.is_alphanumeric() || c == '_')
 }

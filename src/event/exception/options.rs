@@ -1,13 +1,13 @@
-//! What a caller says about an exception besides the error itself.
+//! The options of an exception: what a caller can set besides the error.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::level::Level;
-use super::printed::Printed;
+use super::printed::PrintedStack;
 use crate::event::Event;
 use crate::event::draft::is_blank;
 use crate::record::values::value_as;
@@ -17,7 +17,7 @@ use crate::sys::limits::{NAME_KEPT, beginning};
 
 const FINGERPRINT: &str = "$exception_fingerprint";
 
-/// Keys that are the library's, or PostHog's own: no property of a caller.
+/// Keys that belong to the library or to PostHog and cannot be set as properties.
 const RESERVED: [&str; 15] = [
     "$exception_list",
     "$exception_level",
@@ -36,12 +36,11 @@ const RESERVED: [&str; 15] = [
     "$cymbal_errors",
 ];
 
-/// What is said about an exception besides the error itself, for
-/// [`Client::capture_exception_with`](crate::Client::capture_exception_with).
+/// Options of an exception, for [`Client::capture_exception_with`](crate::Client::capture_exception_with).
 ///
-/// What cannot be used is as if it was not said: a blank text, a property that cannot be serialized (which is recorded as a
-/// [`Diagnostic`](crate::Diagnostic)), a time out of range. So an exception is never lost for what was said about it. Properties that
-/// PostHog or this library sets themselves (`$exception_list` and its like) are ignored.
+/// An invalid value is ignored: a blank text, a property that cannot be serialized (recorded as a
+/// [`Diagnostic`](crate::Diagnostic)), a time out of range. So an exception is never lost because of its options.
+/// Properties that PostHog or this library set themselves, such as `$exception_list`, are ignored.
 ///
 /// ```
 /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -55,7 +54,7 @@ const RESERVED: [&str; 15] = [
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing by themselves: give them to `capture_exception_with`"]
 pub struct ExceptionOptions {
-    /// An event that has the caller's own properties, groups, time and uuid.
+    /// Holds the caller's properties, groups, time and uuid.
     pub(super) event: Event,
     pub(super) level: Level,
     pub(super) handled: bool,
@@ -63,8 +62,8 @@ pub struct ExceptionOptions {
     pub(super) source: Option<String>,
     pub(super) fingerprint: Option<String>,
     stack: bool,
-    brought: Option<Printed>,
-    left_out: Vec<String>,
+    own_stack: Option<PrintedStack>,
+    invalid: Vec<String>,
 }
 
 impl Default for ExceptionOptions {
@@ -74,7 +73,7 @@ impl Default for ExceptionOptions {
 }
 
 impl ExceptionOptions {
-    /// An error that the program caught, of level [`Level::Error`], with the stack of the call, and nothing else to say.
+    /// The defaults: a handled error of level [`Level::Error`], with the stack of the call.
     pub fn new() -> Self {
         Self {
             event: Event::new_anon("$exception"),
@@ -84,13 +83,13 @@ impl ExceptionOptions {
             source: None,
             fingerprint: None,
             stack: true,
-            brought: None,
-            left_out: Vec::new(),
+            own_stack: None,
+            invalid: Vec::new(),
         }
     }
 
-    /// Whose the exception is. Without it: whose the current [`Context`](crate::Context) says; without that, nobody's, and PostHog makes no
-    /// person of it.
+    /// Sets the person the exception belongs to. Default: the distinct id of the current [`Context`](crate::Context);
+    /// without one, the exception belongs to nobody and PostHog creates no person.
     pub fn distinct_id(mut self, distinct_id: impl AsRef<str>) -> Self {
         if !is_blank(distinct_id.as_ref()) {
             self.event.set_distinct_id(distinct_id);
@@ -98,12 +97,12 @@ impl ExceptionOptions {
         self
     }
 
-    /// Sets a property, as [`Event::prop`] does. `$exception_steps` are passed on as they are; a text as `$exception_fingerprint` counts
-    /// like [`fingerprint`](Self::fingerprint).
+    /// Sets a property, as [`Event::prop`] does. `$exception_steps` is passed on unchanged. A text as
+    /// `$exception_fingerprint` has the effect of [`fingerprint`](Self::fingerprint).
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
         match Pairs::one(key.as_ref(), &value) {
             Ok(pair) => self.take(&pair),
-            Err(reason) => self.leave_out(key.as_ref(), &reason),
+            Err(reason) => self.add_invalid(key.as_ref(), &reason),
         }
         self
     }
@@ -112,56 +111,57 @@ impl ExceptionOptions {
     pub fn props(mut self, props: impl Serialize) -> Self {
         match Pairs::of(&props) {
             Ok(pairs) => self.take(&pairs),
-            Err(reason) => self.leave_out("props", &reason),
+            Err(reason) => self.add_invalid("props", &reason),
         }
         self
     }
 
-    /// Says which group of this type it belongs to, as [`Event::group`] does.
+    /// Sets the group of this type, as [`Event::group`] does.
     pub fn group(mut self, group_type: impl AsRef<str>, key: impl Serialize) -> Self {
         let group_type = group_type.as_ref();
         self.event.set_group(group_type, key);
         if let Some(refusal) = self.event.draft.invalid.take() {
             let reason = refusal.describe();
-            self.left_out
+            self.invalid
                 .push(format!("group {:?} of an exception was left out: {reason}", beginning(group_type, NAME_KEPT)));
         }
         self
     }
 
-    /// How bad it is. Default: [`Level::Error`].
+    /// Sets the severity. Default: [`Level::Error`].
     pub fn level(mut self, level: Level) -> Self {
         self.level = level;
         self
     }
 
-    /// Whether the program caught it. Default: true; false says that it escaped whatever should have caught it.
+    /// Whether the program caught the error. Default: true. False means that it was not caught where it should have
+    /// been.
     pub fn handled(mut self, handled: bool) -> Self {
         self.handled = handled;
         self
     }
 
-    /// Has PostHog put it together with all exceptions of this fingerprint, whatever they are.
+    /// Makes PostHog group the exception with all others of the same fingerprint.
     pub fn fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
         self.fingerprint = Some(fingerprint.into()).filter(|text| !is_blank(text)).or(self.fingerprint);
         self
     }
 
-    /// What kind of boundary reports it: `middleware`, `task`, `logger`, or another word. Default: `generic`, for a call in the program's
-    /// own code.
+    /// Sets what kind of code reports it: `middleware`, `task`, `logger`, or another word. Default: `generic`, a call
+    /// in the program's own code.
     pub fn mechanism(mut self, mechanism: impl Into<String>) -> Self {
         self.mechanism = Some(mechanism.into()).filter(|text| !is_blank(text)).or(self.mechanism);
         self
     }
 
-    /// Which hook reports it: lower-case words joined by dots, technology first, as `tower.middleware`. Default: none, for a call in the
-    /// program's own code.
+    /// Sets which hook reports it: lower-case words joined by dots, technology first, such as `tower.middleware`.
+    /// Default: none, a call in the program's own code.
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.source = Some(source.into()).filter(|text| is_source(text)).or(self.source);
         self
     }
 
-    /// When it happened, if that is not now.
+    /// Sets when it happened. Default: now.
     pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
         let time = time.into();
         if nanos_since_epoch(time).is_some() {
@@ -170,21 +170,22 @@ impl ExceptionOptions {
         self
     }
 
-    /// Gives the event a uuid of the caller's, as [`Event::uuid`] does.
+    /// Sets the event's uuid, as [`Event::uuid`] does.
     pub fn uuid(mut self, uuid: Uuid) -> Self {
         self.event.set_uuid(uuid);
         self
     }
 
-    /// Whether the stack of the call is captured. Default: true. A report that brought a stack along keeps that one either way.
+    /// Whether the stack of the call is captured. Default: true. A stack that the error captured itself is used in any
+    /// case.
     pub fn stack(mut self, stack: bool) -> Self {
         self.stack = stack;
         self
     }
 
-    /// The stack that the error captured when it arose, which counts instead of that of the call: a [`std::backtrace::Backtrace`], or
-    /// what prints as one. One that is disabled is as if it was not given. Printing it looks up its names here and now: some 100 ms the
-    /// first time in a large program.
+    /// Uses the stack that the error captured itself instead of that of the call: a [`std::backtrace::Backtrace`], or a
+    /// value that prints like one. A disabled backtrace is ignored. Printing it looks up its names during this call,
+    /// which takes about 100 ms the first time in a large program.
     ///
     /// ```
     /// use posthog::ExceptionOptions;
@@ -193,23 +194,23 @@ impl ExceptionOptions {
     /// let options = ExceptionOptions::new().backtrace(&Backtrace::force_capture());
     /// ```
     pub fn backtrace(mut self, backtrace: &(impl Display + ?Sized)) -> Self {
-        self.brought = Printed::of(&backtrace).or(self.brought);
+        self.own_stack = PrintedStack::of(&backtrace).or(self.own_stack);
         self
     }
 
-    /// The stack that the error brought along.
-    pub(crate) fn take_brought(&mut self) -> Option<Printed> {
-        self.brought.take()
+    /// Takes the stack that the error captured itself.
+    pub(crate) fn take_own_stack(&mut self) -> Option<PrintedStack> {
+        self.own_stack.take()
     }
 
-    /// Whether the stack of the call is wanted.
+    /// Whether the stack of the call is to be captured.
     pub(crate) fn wants_stack(&self) -> bool {
         self.stack
     }
 
-    /// What was said and cannot be used, and why.
-    pub(crate) fn take_left_out(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.left_out)
+    /// Takes the descriptions of invalid options.
+    pub(crate) fn take_invalid(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.invalid)
     }
 
     fn take(&mut self, pairs: &Pairs) {
@@ -224,14 +225,84 @@ impl ExceptionOptions {
     }
 
     #[cold]
-    fn leave_out(&mut self, key: &str, reason: &Unencodable) {
-        self.left_out.push(format!("property {:?} of an exception was left out: {reason}", beginning(key, NAME_KEPT)));
+    fn add_invalid(&mut self, key: &str, reason: &Unencodable) {
+        self.invalid.push(format!("property {:?} of an exception was left out: {reason}", beginning(key, NAME_KEPT)));
     }
 }
 
-/// `<technology>.<hook>`, which names no route, no class and no user.
+/// Whether the text has the form `<technology>.<hook>`.
 fn is_source(text: &str) -> bool {
     let is_word =
         |word: &str| !word.is_empty() && word.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
     text.len() <= NAME_KEPT && text.contains('.') && text.split('.').all(is_word)
+}
+
+/// The severity of an exception: `$exception_level`.
+///
+/// Parses from the names that loggers use, in any case: `critical`, `alert` and `emergency` are fatal, `warn` is a
+/// warning, `notice` is info, `trace` is debug.
+///
+/// ```
+/// use posthog::Level;
+///
+/// assert_eq!("WARN".parse(), Ok(Level::Warning));
+/// assert!("loud".parse::<Level>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// It ended the program or a part of it.
+    Fatal,
+    /// Something failed. The default.
+    #[default]
+    Error,
+    /// Something may fail.
+    Warning,
+    /// A note.
+    Log,
+    /// Information.
+    Info,
+    /// Details for debugging.
+    Debug,
+}
+
+impl Level {
+    /// The name that PostHog uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Fatal => "fatal",
+            Level::Error => "error",
+            Level::Warning => "warning",
+            Level::Log => "log",
+            Level::Info => "info",
+            Level::Debug => "debug",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text is not the name of a [`Level`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an exception level; use fatal, error, warning, log, info or debug")]
+#[non_exhaustive]
+pub struct ParseLevelError;
+
+impl FromStr for Level {
+    type Err = ParseLevelError;
+
+    fn from_str(text: &str) -> Result<Self, ParseLevelError> {
+        Ok(match text.trim().to_ascii_lowercase().as_str() {
+            "fatal" | "critical" | "alert" | "emergency" => Level::Fatal,
+            "error" => Level::Error,
+            "warning" | "warn" => Level::Warning,
+            "log" => Level::Log,
+            "info" | "notice" => Level::Info,
+            "debug" | "trace" => Level::Debug,
+            _ => return Err(ParseLevelError),
+        })
+    }
 }

@@ -1,7 +1,7 @@
-//! The stack that a report brings along, of which only the text can be had: what std's `Backtrace` prints.
+//! A stack that an error captured itself, parsed from its text: the format of std's `Backtrace`.
 //!
-//! Two lines for each frame, `  3: my_app::run` and `             at ./src/main.rs:7:5`, the second where the file is known. What is
-//! inlined into a frame has no number of its own.
+//! A frame has two lines, `  3: my_app::run` and `             at ./src/main.rs:7:5`, the second only if the file is
+//! known. A function that is inlined into a frame has no number of its own.
 
 use std::collections::VecDeque;
 #[cfg(any(feature = "eyre", test))]
@@ -9,26 +9,26 @@ use std::fmt::Debug;
 use std::fmt::Display;
 
 use super::chain::print;
-use super::report::{append_flag, append_number, append_text};
+use super::event::{append_flag, append_number, append_text};
 use crate::record::msgpack::{append_array_header, append_map_header, append_str};
 use crate::record::stack::{NEAREST_FRAMES, OUTERMOST_FRAMES};
 use crate::record::symbols::{crate_of, is_in_app};
 use crate::sys::limits::beginning;
 
-/// Bytes of a report's text that are read.
+/// Maximum bytes read of a text.
 const TEXT_READ: usize = 256 * 1024;
-/// Where eyre's reports begin with it.
+/// The heading before the stack in the Debug text of an eyre report.
 #[cfg(any(feature = "eyre", test))]
 const EYRE_HEADING: &str = "Stack backtrace:";
-/// Bytes of a function's or a file's name that are kept.
+/// Maximum bytes kept of a function or file name.
 const NAME_KEPT: usize = 512;
-/// Crates whose frames a stack begins with because they captured it.
+/// Crates whose frames at the beginning of a stack are those that captured it.
 const CAPTURING: [&str; 6] = ["anyhow", "backtrace", "color_eyre", "eyre", "stable_eyre", "std"];
 
-/// A stack as text, read.
+/// A parsed stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Printed {
-    /// The innermost call first.
+pub(crate) struct PrintedStack {
+    /// Innermost first.
     frames: Vec<Frame>,
 }
 
@@ -38,21 +38,21 @@ struct Frame {
     file: Option<(String, Option<u64>)>,
 }
 
-impl Printed {
-    /// The stack that an error has captured: std's `Backtrace`. Printing it looks up all names, here and now.
+impl PrintedStack {
+    /// The stack in a `Backtrace`. Formatting it looks up all names, during this call.
     pub(crate) fn of(backtrace: &dyn Display) -> Option<Self> {
         let (text, _) = print(TEXT_READ, format_args!("{backtrace}"));
         Self::parse(&text)
     }
 
-    /// The stack that a report shows below its messages, which is the only way to it.
+    /// The stack that a report prints below its messages; the report provides no other access to it.
     #[cfg(any(feature = "eyre", test))]
     pub(crate) fn below(report: &dyn Debug) -> Option<Self> {
         let (text, _) = print(TEXT_READ, format_args!("{report:?}"));
         Self::parse(text.split_once(EYRE_HEADING)?.1)
     }
 
-    /// Reads what std's `Backtrace` prints. `None` if there is no frame in it.
+    /// Parses the text of a `Backtrace`. `None` if it has no frames.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut frames: Vec<Frame> = Vec::new();
         let mut outermost: VecDeque<Frame> = VecDeque::new();
@@ -109,7 +109,7 @@ impl Frame {
     }
 }
 
-/// Of a long stack both ends are kept.
+/// Keeps the nearest and the outermost frames.
 fn keep(frame: Option<Frame>, nearest: &mut Vec<Frame>, outermost: &mut VecDeque<Frame>) {
     let Some(frame) = frame else { return };
     if nearest.len() < NEAREST_FRAMES {
@@ -122,7 +122,7 @@ fn keep(frame: Option<Frame>, nearest: &mut Vec<Frame>, outermost: &mut VecDeque
     outermost.push_back(frame);
 }
 
-/// The function of a line that names one: `3: name`, or `name` alone, inlined into the frame before.
+/// The function name in a line: `3: name`, or `name` alone if inlined into the frame before.
 fn function_of(line: &str, has_frame: bool) -> Option<&str> {
     let numbered = line.split_once(": ").filter(|(number, _)| number.parse::<u32>().is_ok());
     let numbered = numbered.map(|(number, name)| (number, name.trim_start()));
@@ -134,7 +134,7 @@ fn function_of(line: &str, has_frame: bool) -> Option<&str> {
     }
 }
 
-/// `path:line:column`.
+/// Splits `path:line:column`.
 fn file_of(place: &str) -> (String, Option<u64>) {
     let numbered = |text: &str| text.rsplit_once(':').and_then(|(file, n)| Some((file.to_owned(), n.parse().ok()?)));
     let (file, line) = match numbered(place) {

@@ -1,4 +1,4 @@
-//! What errors of every kind say, honest and not.
+//! Tests of exceptions, with well-behaved and misbehaving errors.
 
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
@@ -6,16 +6,14 @@ use std::fmt::{self, Debug, Display};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::chain::Chain;
+use super::chain::{AdHocError, Chain, short};
+use super::event::ExceptionStack;
 use super::options::ExceptionOptions;
-use super::printed::Printed;
-use super::report::Trace;
-use super::thrown::AdHocError;
-use super::type_name::short;
+use super::printed::PrintedStack;
 use crate::event::Stamp;
 use crate::record::{NoSymbols, View, json::write_event};
 
-/// An error whose every word is as the test wants it.
+/// An error whose texts are set by the test.
 struct Scripted {
     message: Box<dyn Fn() -> String>,
     source: Option<Box<dyn Error>>,
@@ -50,7 +48,7 @@ fn kinds(chain: &Chain) -> Vec<&str> {
     std::iter::once(&chain.outermost).chain(&chain.causes).map(|link| link.kind.as_str()).collect()
 }
 
-fn properties(chain: &Chain, trace: &Trace<'_>, options: ExceptionOptions) -> Value {
+fn properties(chain: &Chain, trace: &ExceptionStack<'_>, options: ExceptionOptions) -> Value {
     let stamp = Stamp { uuid: Uuid::nil(), now_nanos: 0 };
     let record = chain.describe(trace, options.distinct_id("user_1")).finish(&stamp, 1 << 20).unwrap();
     let mut out = Vec::new();
@@ -59,7 +57,7 @@ fn properties(chain: &Chain, trace: &Trace<'_>, options: ExceptionOptions) -> Va
 }
 
 #[test]
-fn a_type_is_named_by_its_last_part_and_one_called_error_by_the_part_before_too() {
+fn a_type_has_its_short_name() {
     for (full, expected) in [
         ("my_app::db::QueryError", Some("QueryError")),
         ("my_app::SendError<alloc::vec::Vec<u8>>", Some("SendError")),
@@ -81,7 +79,7 @@ fn a_type_is_named_by_its_last_part_and_one_called_error_by_the_part_before_too(
 }
 
 #[test]
-fn behind_dyn_a_type_is_what_its_debug_text_begins_with_if_that_looks_like_one() {
+fn behind_dyn_a_type_name_is_taken_from_the_debug_text() {
     for (debug, expected) in [
         ("Missing { key: 3 }", "Missing"),
         ("Io(Os { code: 2 })", "Io"),
@@ -103,10 +101,10 @@ fn behind_dyn_a_type_is_what_its_debug_text_begins_with_if_that_looks_like_one()
 }
 
 #[test]
-fn what_panics_fails_or_never_ends_costs_only_what_it_would_have_said() {
+fn a_failing_method_of_an_error_costs_only_its_result() {
     let panics = Scripted { message: Box::new(|| panic!("in Display")), source: None, debug: "" };
     let chain = Chain::of(&panics);
-    assert_eq!((chain.outermost.message.as_str(), chain.broken), ("", Some("Display")));
+    assert_eq!((chain.outermost.message.as_str(), chain.failed_call), ("", Some("Display")));
 
     #[derive(Debug)]
     struct Odd;
@@ -123,7 +121,7 @@ fn what_panics_fails_or_never_ends_costs_only_what_it_would_have_said() {
     }
     let chain = Chain::of(&Scripted::new("", Some(Box::new(Odd))));
     assert_eq!((chain.causes.len(), chain.causes[0].message.as_str()), (1, "begun"));
-    assert_eq!(chain.broken, Some("source"));
+    assert_eq!(chain.failed_call, Some("source"));
 
     #[derive(Debug)]
     struct Endless;
@@ -136,11 +134,11 @@ fn what_panics_fails_or_never_ends_costs_only_what_it_would_have_said() {
     }
     impl Error for Endless {}
     let chain = Chain::of(&Endless);
-    assert_eq!((chain.outermost.message.len(), chain.broken), (9_999, None), "as much as fits of whole letters");
+    assert_eq!((chain.outermost.message.len(), chain.failed_call), (9_999, None), "as much as fits of whole letters");
 }
 
 #[test]
-fn a_chain_that_leads_in_a_circle_has_each_error_once() {
+fn a_cyclic_chain_has_each_error_once() {
     #[derive(Debug)]
     struct Own;
     impl Display for Own {
@@ -182,14 +180,14 @@ fn a_chain_ends_at_fifty() {
 }
 
 #[test]
-fn what_is_no_error_has_a_type_and_a_text() {
+fn an_ad_hoc_error_has_a_type_and_a_message() {
     struct Unprintable;
     impl Debug for Unprintable {
         fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
             panic!("in Debug")
         }
     }
-    for (thrown, kind, message) in [
+    for (error, kind, message) in [
         (AdHocError::new("text"), "Error", "text"),
         (AdHocError::new("").kind("DiskSpace"), "DiskSpace", ""),
         (AdHocError::new("text").kind("no name").kind(""), "Error", "text"),
@@ -198,13 +196,13 @@ fn what_is_no_error_has_a_type_and_a_text() {
         (AdHocError::of("text"), "str", "\"text\""),
         (AdHocError::of(&Unprintable), "Unprintable", "a value that cannot be printed"),
     ] {
-        let chain = Chain::of(&thrown);
-        assert_eq!((kinds(&chain)[0], chain.outermost.message.as_str(), chain.is_thrown), (kind, message, true));
+        let chain = Chain::of(&error);
+        assert_eq!((kinds(&chain)[0], chain.outermost.message.as_str(), chain.is_ad_hoc), (kind, message, true));
     }
 }
 
 #[test]
-fn what_is_malformed_is_as_if_it_was_not_said() {
+fn an_invalid_option_is_ignored() {
     let chain = Chain::of(&AdHocError::new("x"));
     let mut options = ExceptionOptions::new()
         .distinct_id(" ")
@@ -216,14 +214,14 @@ fn what_is_malformed_is_as_if_it_was_not_said() {
         .props(3)
         .group("", "acme")
         .prop("good", 1);
-    let left_out = options.take_left_out();
-    assert_eq!(left_out.len(), 3, "{left_out:?}");
-    let sent = properties(&chain, &Trace::None, options);
+    let invalid = options.take_invalid();
+    assert_eq!(invalid.len(), 3, "{invalid:?}");
+    let sent = properties(&chain, &ExceptionStack::None, options);
     assert_eq!((&sent["good"], sent.get("bad"), sent.get("$groups")), (&json!(1), None, None));
     assert_eq!((sent.get("$exception_source"), sent.get("$exception_fingerprint")), (None, None));
     assert_eq!(sent["$exception_list"][0]["mechanism"]["type"], "generic");
     let good = ExceptionOptions::new().source("tower.middleware").source("bad").mechanism("middleware").mechanism("");
-    let sent = properties(&chain, &Trace::None, good);
+    let sent = properties(&chain, &ExceptionStack::None, good);
     assert_eq!(sent["$exception_source"], "tower.middleware");
     assert_eq!(sent["$exception_list"][0]["mechanism"]["type"], "middleware");
 }
@@ -241,9 +239,10 @@ const PRINTED: &str = "   0: std::backtrace_rs::backtrace::libunwind::trace
 ";
 
 #[test]
-fn a_stack_that_an_error_brought_along_is_sent_without_the_frames_that_captured_it() {
-    let printed = Printed::parse(PRINTED).unwrap();
-    let sent = properties(&Chain::of(&AdHocError::new("x")), &Trace::Brought(printed), ExceptionOptions::new());
+fn an_errors_own_stack_is_sent_without_the_capturing_frames() {
+    let printed = PrintedStack::parse(PRINTED).unwrap();
+    let sent =
+        properties(&Chain::of(&AdHocError::new("x")), &ExceptionStack::Printed(printed), ExceptionOptions::new());
     let frames = sent["$exception_list"][0]["stacktrace"]["frames"].as_array().unwrap();
     let names: Vec<_> = frames.iter().map(|frame| frame["function"].as_str().unwrap()).collect();
     assert_eq!(names, ["_start", "core::ops::function::FnOnce::call_once", "checkout::run", "checkout::total"]);
@@ -256,10 +255,10 @@ fn a_stack_that_an_error_brought_along_is_sent_without_the_frames_that_captured_
 
 #[test]
 fn a_printed_stack_may_be_full_long_or_anything() {
-    let full = Printed::parse("  12:     0x55d0a1c2a9c1 - checkout::run\n     at src/main.rs:7\n").unwrap();
-    assert_eq!(full, Printed::parse(" 0: checkout::run\n at src/main.rs:7:1").unwrap());
+    let full = PrintedStack::parse("  12:     0x55d0a1c2a9c1 - checkout::run\n     at src/main.rs:7\n").unwrap();
+    assert_eq!(full, PrintedStack::parse(" 0: checkout::run\n at src/main.rs:7:1").unwrap());
     let long: String = (0..1000).map(|at| format!("{at}: f{at}\n")).collect();
-    let shown = format!("{:?}", Printed::parse(&long).unwrap());
+    let shown = format!("{:?}", PrintedStack::parse(&long).unwrap());
     assert!(
         shown.contains("\"f95\"")
             && !shown.contains("\"f96\"")
@@ -267,20 +266,20 @@ fn a_printed_stack_may_be_full_long_or_anything() {
             && !shown.contains("\"f967\"")
     );
     for nothing in ["", "disabled backtrace", "at x:1:1", "note: some", "1:", "\u{1f600}: x"] {
-        assert_eq!(Printed::parse(nothing), None, "{nothing}");
+        assert_eq!(PrintedStack::parse(nothing), None, "{nothing}");
     }
     assert_eq!(
-        Printed::below(&format_args!("an error\n\nStack backtrace:\n   0: checkout::run")),
-        Printed::parse("0: checkout::run")
+        PrintedStack::below(&format_args!("an error\n\nStack backtrace:\n   0: checkout::run")),
+        PrintedStack::parse("0: checkout::run")
     );
-    assert_eq!(Printed::below(&format_args!("an error")), None);
+    assert_eq!(PrintedStack::below(&format_args!("an error")), None);
 }
 
 proptest::proptest! {
     #[test]
     fn any_text_is_a_printed_stack_or_none(text in "([0-9]{0,3}: ?| *at |<|::|x|[:/\\n]|\\PC){0,60}") {
-        if let Some(printed) = Printed::parse(&text) {
-            properties(&Chain::of(&AdHocError::new("x")), &Trace::Brought(printed), ExceptionOptions::new());
+        if let Some(printed) = PrintedStack::parse(&text) {
+            properties(&Chain::of(&AdHocError::new("x")), &ExceptionStack::Printed(printed), ExceptionOptions::new());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How the run before this one ended, on a machine that is pretended.
 
 use super::*;
-use crate::crash::cause::ExitCause;
+use crate::crash::exit::ExitCause;
 use crate::sys::disk::OomCount;
 
 /// A machine that was started once more, or whose OOM killer has been at work.

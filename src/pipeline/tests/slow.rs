@@ -72,7 +72,7 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
     });
     assert!(bench.pipeline.shard.dir().ends_with("shard-1") && slow.is_waited_for());
     let last_run = bench.pipeline.last_run().unwrap();
-    assert_eq!((last_run.end, last_run.pid), (crate::crash::cause::ExitCause::Killed, std::process::id()));
+    assert_eq!((last_run.end, last_run.pid), (crate::crash::exit::ExitCause::Killed, std::process::id()));
     bench.append(30);
     bench.ack_down();
     assert_eq!(counts(&bench), [30]);

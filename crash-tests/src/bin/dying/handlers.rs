@@ -1,4 +1,4 @@
-//! Handlers that were there before ours, and that do not simply come back.
+//! Handlers that were installed before the client's and do not simply return.
 
 use nix::libc::{self, c_int, c_void, siginfo_t};
 
@@ -13,7 +13,7 @@ pub(crate) fn prepare(scenario: &str) {
     }
 }
 
-/// `false` if the scenario is none of these.
+/// Returns `false` if the scenario is not in this file.
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
         "handled_once" => fault(),
@@ -30,7 +30,7 @@ pub(crate) fn play(scenario: &str) -> bool {
 }
 
 fn install(handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void), more: c_int) {
-    // SAFETY: zero is a valid action, and the handler lives for ever.
+    // SAFETY: zero is a valid action, and the handler is never unloaded.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -39,13 +39,13 @@ fn install(handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void), more: c_i
     }
 }
 
-/// As a program does it that says something and lets the fault come again.
+/// Returns, so that the fault happens again.
 extern "C" fn come_back(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
 
-/// As a program does it that goes on elsewhere, by `siglongjmp`.
+/// Continues elsewhere, as with `siglongjmp`.
 #[cfg(target_arch = "x86_64")]
 extern "C" fn jump(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
-    // SAFETY: the mask as it was; and back into the one function whose stack pointer was saved, which is still there.
+    // SAFETY: restores the mask, and jumps into the one function whose stack pointer was saved, which is still active.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
@@ -61,8 +61,8 @@ mod jumping {
 
     static SAVED: AtomicUsize = AtomicUsize::new(0);
 
-    /// Reads where nothing is, and comes back by [`land`].
-    // SAFETY: keeps to the convention of C, with the help of `land`.
+    /// Reads an unmapped address, and returns through [`land`].
+    // SAFETY: follows the C calling convention, together with `land`.
     #[unsafe(naked)]
     pub(super) extern "C" fn attempt() {
         naked_asm!(
@@ -77,8 +77,8 @@ mod jumping {
 
     /// # Safety
     ///
-    /// While `attempt` has not come back.
-    // SAFETY: it leaves the stack as `attempt` found it, with all registers that a callee keeps.
+    /// Must be called while `attempt` has not returned.
+    // SAFETY: leaves the stack as `attempt` found it, with all callee-saved registers.
     #[unsafe(naked)]
     pub(super) unsafe extern "C" fn land() {
         naked_asm!(

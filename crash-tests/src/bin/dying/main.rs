@@ -1,22 +1,22 @@
-//! Ends in a way that is named by its first argument, with the client (second and third argument: queue directory and host) or without.
-//! Whatever the way, the status must be the same. `read` ends in no way: it is the start after one.
+//! Ends in the way named by the first argument, with the client (second and third argument: queue directory and host)
+//! or without. The exit status must be the same. `read` is the start after a crash.
 
 #![allow(unsafe_code, reason = "ways to die that safe code does not know")]
 
 mod handlers;
 mod memory;
 mod panics;
+mod reporting;
 mod signals;
 mod surroundings;
-mod told;
 
 use std::path::Path;
 use std::time::Duration;
 
 use posthog::Config;
 
-/// What this program exits with where the machine has not got what the scenario needs.
-const NOT_HERE: i32 = 77;
+/// The exit status if the machine lacks what the scenario needs.
+const UNAVAILABLE: i32 = 77;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -24,7 +24,7 @@ fn main() {
     if scenario == "previous_hook_panics" {
         std::panic::set_hook(Box::new(|_| panic!("in the previous hook")));
     } else {
-        // The default hook looks for symbols, for a tenth of a second each time.
+        // The default hook looks up symbols, which takes a tenth of a second each time.
         std::panic::set_hook(Box::new(|_| {}));
     }
     signals::prepare(scenario);
@@ -33,12 +33,12 @@ fn main() {
     if let (Some(queue_dir), Some(host)) = (arguments.get(2), arguments.get(3)) {
         folder = Path::new(queue_dir);
         let config = Config::new("phc_dying").queue_dir(queue_dir).host(host).flush_interval(Duration::from_millis(50));
-        let client = posthog::init(told::configured(scenario, config)).expect("a queue");
-        if told::reads(scenario) {
+        let client = posthog::init(reporting::configured(scenario, config)).expect("a queue");
+        if reporting::reads(scenario) {
             return read(&client);
         }
         surroundings::prepare(scenario, folder);
-        told::prepare(scenario, &client);
+        reporting::prepare(scenario, &client);
         posthog::install_panic_hook();
         posthog::install_crash_handler();
     } else {
@@ -47,13 +47,14 @@ fn main() {
     let is_known = panics::play(scenario)
         || signals::play(scenario)
         || handlers::play(scenario)
-        || told::play(scenario)
+        || reporting::play(scenario)
         || memory::play(scenario)
         || surroundings::play(scenario);
     assert!(is_known, "there is no scenario {scenario:?}");
 }
 
-/// The next start: tells until its standard input ends, and then what was amiss. Each byte that comes has it capture something.
+/// The next start: reports crashes until its standard input ends, and then prints its diagnostics. Captures an event
+/// for each byte of input.
 fn read(client: &posthog::Client) {
     for _ in std::io::Read::bytes(std::io::stdin()) {
         client.capture(posthog::Event::new("nudged", "user_1"));

@@ -1,11 +1,11 @@
-//! Stacks that end, and heaps.
+//! Stack overflows and exhausted memory.
 
 use std::alloc::{Layout, handle_alloc_error};
 
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 
-/// `false` if the scenario is none of these.
+/// Returns `false` if the scenario is not in this file.
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
         "overflow" => drop(std::hint::black_box(recurse(1))),
@@ -46,7 +46,7 @@ fn overflow_foreign(registered: bool) {
     }
     let argument = if registered { std::ptr::dangling_mut::<libc::c_void>() } else { std::ptr::null_mut() };
     let mut thread = std::mem::MaybeUninit::<libc::pthread_t>::zeroed();
-    // SAFETY: a thread of the C library's, whose argument is a number.
+    // SAFETY: a thread of the C library, whose argument is a number.
     unsafe {
         libc::pthread_create(thread.as_mut_ptr(), std::ptr::null(), run, argument);
         libc::pthread_join(thread.assume_init(), std::ptr::null_mut());
@@ -62,9 +62,9 @@ fn out_of_memory() {
     }
 }
 
-/// No allocation works any more, of whatever size.
+/// Allocates everything, so that no allocation of any size succeeds.
 fn use_everything_up() {
-    // The client's threads have come to rest: any of them could be the first to want memory, and then it was another end.
+    // The client's threads must be idle: otherwise one of them could be the first that needs memory.
     std::thread::sleep(std::time::Duration::from_millis(500));
     setrlimit(Resource::RLIMIT_AS, 0, 0).expect("a limit");
     for size in (0..20).rev().map(|power| 1usize << power).chain((1..=256).rev().map(|sixteens| sixteens * 16)) {

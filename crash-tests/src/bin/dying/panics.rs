@@ -1,10 +1,10 @@
-//! Panics, and what comes of them.
+//! Panics.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::sync::Barrier;
 use std::time::Duration;
 
-/// `false` if the scenario is none of these.
+/// Returns `false` if the scenario is not in this file.
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
         "quiet" => {}
@@ -40,7 +40,7 @@ pub(crate) fn play(scenario: &str) -> bool {
             let _busy = BusyWhenDropped;
             panic!("the second");
         }
-        "rethrown" => drop(catch_unwind(|| resume_unwind(Box::new("nobody's hook hears of this")))),
+        "rethrown" => drop(catch_unwind(|| resume_unwind(Box::new("no hook is called for this")))),
         "sixteen" => at_once(16, |number| panic!("thread {number}")),
         "two_hundred" => at_once(200, |_| panic!("one of many")),
         "storm" => (0..10_000).for_each(|_| drop(catch_unwind(|| panic!("again")))),
@@ -59,12 +59,12 @@ pub(crate) fn play(scenario: &str) -> bool {
         "displaced" => {
             std::panic::set_hook(Box::new(|_| {}));
             posthog::install_panic_hook();
-            panic!("after somebody else");
+            panic!("after another hook");
         }
-        // As some crates for friendly messages do it.
+        // As some crates for friendly panic messages do.
         "displaced_for_good" => {
             std::panic::set_hook(Box::new(|_| {}));
-            panic!("nobody hears of this");
+            panic!("no hook of the library is called");
         }
         "catch_then_abort" => {
             drop(catch_unwind(|| panic!("caught long ago")));
@@ -110,7 +110,7 @@ fn at_once(threads: usize, act: impl Fn(usize) + Sync) {
     });
 }
 
-/// As something that closes connections when its owner panics.
+/// Something that closes connections when its owner panics.
 struct BusyWhenDropped;
 
 impl Drop for BusyWhenDropped {

@@ -1,4 +1,4 @@
-//! Faults, and signals that somebody sends.
+//! Faults, and signals that are sent.
 
 use std::arch::asm;
 use std::panic::catch_unwind;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::libc::{self, c_int, c_void, siginfo_t};
 
-/// Handlers that are there before the client's.
+/// Installs handlers before the client's.
 pub(crate) fn prepare(scenario: &str) {
     match scenario {
         "repaired" => set_handler(repair),
@@ -20,14 +20,14 @@ pub(crate) fn prepare(scenario: &str) {
 }
 
 fn ignore(signal: c_int) {
-    // SAFETY: no function is named.
+    // SAFETY: installs no function.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
-/// `false` if the scenario is none of these.
+/// Returns `false` if the scenario is not in this file.
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
-        // SAFETY: none of these is sound; to die of them is what this program is for.
+        // SAFETY: none of these is sound; this program exists to crash.
         "null_read" => unsafe {
             std::hint::black_box(std::ptr::read_volatile(std::hint::black_box(8) as *const u64));
         },
@@ -74,8 +74,8 @@ pub(crate) fn play(scenario: &str) -> bool {
         // SAFETY: ends the process.
         "c_abort" => unsafe { libc::abort() },
         "raised" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGSEGV).expect("a signal"),
-        // The standard library's handler takes the first one for a fault that will come again. A second one is lost that comes before
-        // the first was taken.
+        // The standard library's handler takes the first signal for a fault and waits for it to happen again. A second
+        // signal is lost if it arrives before the first was handled.
         "killed_by_segv" => killed_by("kill -SEGV $PPID; sleep 0.3; kill -SEGV $PPID"),
         "killed_by_bus" => killed_by("kill -BUS $PPID; sleep 0.3; kill -BUS $PPID"),
         "killed_by_abrt" => killed_by("kill -ABRT $PPID"),
@@ -89,18 +89,18 @@ pub(crate) fn play(scenario: &str) -> bool {
     true
 }
 
-/// Addresses at which there is nothing, far from each other.
+/// Unmapped addresses, far from each other.
 #[cfg(target_arch = "x86_64")]
 const LOST: usize = 0x1234_5678_0000;
 #[cfg(target_arch = "x86_64")]
 const NOWHERE: usize = 0x10;
 
 pub(crate) fn fault() {
-    // SAFETY: not sound; to die of it is what this program is for.
+    // SAFETY: not sound; this program exists to crash.
     unsafe { std::hint::black_box(std::ptr::read_volatile(std::hint::black_box(8) as *const u64)) };
 }
 
-/// A page of a file that was cut short behind its mapping.
+/// Accesses a page of a mapped file that was truncated.
 fn bus() {
     use nix::sys::mman::{MapFlags, ProtFlags, mmap};
     let file = tempfile::tempfile().expect("a file");
@@ -109,17 +109,17 @@ fn bus() {
     // SAFETY: a new mapping.
     let page = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }.expect("a mapping");
     file.set_len(0).expect("no page");
-    // SAFETY: not sound; to die of it is what this program is for.
+    // SAFETY: not sound; this program exists to crash.
     unsafe { std::hint::black_box(std::ptr::read_volatile(page.as_ptr().cast::<u8>())) };
 }
 
-/// The kernel saves the wide registers on the alternate stack too, which leaves little of it.
+/// The kernel also saves wide registers on the alternate stack, which leaves little of it.
 #[cfg(target_arch = "x86_64")]
 fn wide_registers() {
     if !std::is_x86_feature_detected!("avx512f") {
-        std::process::exit(crate::NOT_HERE);
+        std::process::exit(crate::UNAVAILABLE);
     }
-    // SAFETY: the processor has them; and not sound, as above.
+    // SAFETY: the processor has these registers; otherwise as above.
     unsafe {
         asm!("vpternlogd zmm0, zmm0, zmm0, 255", "vpternlogd zmm31, zmm31, zmm31, 255", "mov rax, [{nowhere}]", nowhere = in(reg) NOWHERE, out("rax") _);
     }
@@ -127,11 +127,11 @@ fn wide_registers() {
 
 fn killed_by(command: &str) {
     let _ = std::process::Command::new("/bin/sh").args(["-c", command]).status();
-    // The last of them may still be on its way.
+    // The last signal may not have been delivered yet.
     std::thread::sleep(Duration::from_secs(5));
 }
 
-/// A sandbox that answers one system call with a signal.
+/// A sandbox that answers a system call with a signal.
 fn forbidden_call() {
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let compare = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -144,22 +144,22 @@ fn forbidden_call() {
         step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
-    // SAFETY: system calls on numbers and on a program that outlives them.
+    // SAFETY: system calls with numbers, and with a program that outlives them.
     let is_set = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
             && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
     };
     if !is_set {
-        std::process::exit(crate::NOT_HERE);
+        std::process::exit(crate::UNAVAILABLE);
     }
-    // SAFETY: never carried out.
+    // SAFETY: the sandbox prevents its execution.
     unsafe { libc::syscall(libc::SYS_acct, std::ptr::null::<c_void>()) };
 }
 
 type Action = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 fn set_handler(handler: Action) {
-    // SAFETY: zero is a valid action, and the handler lives for ever.
+    // SAFETY: zero is a valid action, and the handler is never unloaded.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -172,21 +172,21 @@ static PAGE: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn repair(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let page = PAGE.load(Ordering::SeqCst) as *mut c_void;
-    // SAFETY: a page that is mapped for ever.
+    // SAFETY: a page that is never unmapped.
     unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE) };
 }
 
 extern "C" fn exit(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
-    // SAFETY: nothing of this program holds a lock that its end needs.
+    // SAFETY: this program holds no lock that `exit` needs.
     unsafe { libc::exit(3) };
 }
 
-/// Memory that is made when it is first touched, as managed runtimes do it.
+/// Memory that is allocated on first access, as managed runtimes do.
 fn use_repaired_pages() {
     use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
     let length = std::num::NonZeroUsize::new(4096).expect("not zero");
     for _ in 0..10 {
-        // SAFETY: a new mapping, kept for ever.
+        // SAFETY: a new mapping, never unmapped.
         let page =
             unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }.expect("a page");
         PAGE.store(page.as_ptr().addr(), Ordering::SeqCst);
@@ -210,8 +210,8 @@ fn at_once(threads: usize) {
 
 fn eight_and_panics() {
     if cfg!(panic = "abort") {
-        // Nobody knows which of the two it would die of.
-        std::process::exit(crate::NOT_HERE);
+        // It could die of either.
+        std::process::exit(crate::UNAVAILABLE);
     }
     std::thread::spawn(|| {
         loop {

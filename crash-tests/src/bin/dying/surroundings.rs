@@ -1,4 +1,4 @@
-//! Deaths in odd surroundings: forked children, other programs, descriptors and disks that are gone.
+//! Crashes in unusual environments: forked children, replaced programs, closed descriptors, full and read-only disks.
 
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -9,14 +9,14 @@ use nix::libc;
 
 use crate::signals::fault;
 
-/// Between the client's start and the hook's.
+/// Runs between the client's start and the installation of the hook.
 pub(crate) fn prepare(scenario: &str, folder: &Path) {
     if scenario == "read_only" && !make_read_only(folder) {
-        std::process::exit(crate::NOT_HERE);
+        std::process::exit(crate::UNAVAILABLE);
     }
 }
 
-/// `false` if the scenario is none of these.
+/// Returns `false` if the scenario is not in this file.
 pub(crate) fn play(scenario: &str) -> bool {
     match scenario {
         "closed_descriptors" => {
@@ -49,9 +49,9 @@ pub(crate) fn play(scenario: &str) -> bool {
     true
 }
 
-/// As daemons do it.
+/// Closes all descriptors, as daemons do.
 fn close_everything() {
-    // At rest: who closes a descriptor while another thread is between its look and its write cannot be helped by anybody.
+    // The client must be idle: a descriptor that is closed between a thread's check and its write cannot be detected.
     if let Some(client) = posthog::client() {
         let _ = client.flush().wait(std::time::Duration::from_secs(10));
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -64,7 +64,7 @@ fn close_everything() {
     for descriptor in open {
         let _ = nix::unistd::close(descriptor);
     }
-    // What takes their place must not get our bytes.
+    // The files that get the same numbers must not get the library's bytes.
     for _ in 0..200 {
         std::mem::forget(std::fs::OpenOptions::new().append(true).create(true).open(stranger()));
     }
@@ -76,13 +76,13 @@ fn stranger() -> std::path::PathBuf {
 
 /// Less than children may use of the file.
 const SMALL: u64 = 100_000;
-/// What a file of last words may hold.
-const ROOM: u64 = 256 * 1024;
-/// More than that, with 5,000 bytes of each.
+/// Maximum size of a report file.
+const FILE_MOST: u64 = 256 * 1024;
+/// More children than fit, with 5,000 bytes each.
 const CHILDREN: usize = 150;
 const AT_ONCE: usize = 5;
 
-/// Children that panic and go on to an end of their own; then the parent panics.
+/// Children that panic and exit; then the parent panics.
 fn forked_often() -> ! {
     use nix::sys::wait::{WaitStatus, waitpid};
     for _ in 0..CHILDREN / AT_ONCE {
@@ -100,9 +100,9 @@ fn forked_often() -> ! {
             }
         }
     }
-    for (file, _) in crate::told::files_of_last_words() {
+    for (file, _) in crate::reporting::report_files() {
         let len = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
-        assert!(len <= ROOM, "{file:?} has grown to {len} bytes");
+        assert!(len <= FILE_MOST, "{file:?} has grown to {len} bytes");
     }
     panic!("of the parent");
 }
@@ -112,7 +112,7 @@ fn in_background(act: fn()) -> nix::unistd::Pid {
     match unsafe { nix::unistd::fork() }.expect("a child") {
         nix::unistd::ForkResult::Child => {
             act();
-            // SAFETY: ends the child, without what its parent has registered for an exit.
+            // SAFETY: ends the child, without the parent's exit handlers.
             unsafe { libc::_exit(7) }
         }
         nix::unistd::ForkResult::Parent { child } => child,
@@ -120,7 +120,7 @@ fn in_background(act: fn()) -> nix::unistd::Pid {
 }
 
 pub(crate) fn in_child(act: fn()) {
-    // SAFETY: the other threads of this process are the library's; what it does in such a child is what is tested.
+    // SAFETY: the other threads of this process are the library's, whose behaviour in such a child is tested.
     match unsafe { nix::unistd::fork() }.expect("a child") {
         nix::unistd::ForkResult::Child => act(),
         nix::unistd::ForkResult::Parent { child } => {
@@ -129,7 +129,7 @@ pub(crate) fn in_child(act: fn()) {
     }
 }
 
-/// Until not a byte is left; whoever plays this removes the file.
+/// Fills the disk to the last byte. The test removes the file.
 fn fill_the_disk() {
     let mut filler = std::fs::File::create("filler").expect("a file");
     let mut step = vec![0xa5; 64 * 1024];
@@ -140,17 +140,17 @@ fn fill_the_disk() {
     }
 }
 
-/// For the eyes of this thread only, so that nobody has to put it back.
+/// Only in this thread's mount namespace, so that nothing has to be undone.
 fn make_read_only(folder: &Path) -> bool {
-    // By its whole name: the directory that we are in stays what it was.
+    // An absolute path: the current directory stays what it was.
     let folder = folder.canonicalize().unwrap_or_default();
     let Ok(folder) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else { return false };
     let nothing = std::ptr::null();
     let mount = |from: *const libc::c_char, to: *const libc::c_char, flags| {
-        // SAFETY: strings that live as long as the call.
+        // SAFETY: strings that outlive the call.
         (unsafe { libc::mount(from, to, nothing, flags, nothing.cast()) }) == 0
     };
-    // SAFETY: a view of the mounts of our own.
+    // SAFETY: creates a mount namespace of our own.
     (unsafe { libc::unshare(libc::CLONE_NEWNS) }) == 0
         && mount(nothing, c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE)
         && mount(folder.as_ptr(), folder.as_ptr(), libc::MS_BIND)

@@ -1,0 +1,416 @@
+//! Reads crash reports and captures their incidents as events: those of earlier processes, and panics that this process
+//! survived.
+//!
+//! It runs on a thread of its own, which exists only if there is something to read or a hook is armed. The thread is
+//! not one of the pipeline's two threads, so it may wait for them: a report file is removed only when its events are
+//! durable in the queue.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use uuid::{Builder, Uuid};
+
+use super::Shared;
+use super::receipt::Outcome;
+use crate::context;
+use crate::crash::{self, Breadcrumb, CrashReport, GRACE, Incident, Origin, ProcessInfo, ProcessState, Severity};
+use crate::diagnostics::Diagnostic;
+use crate::error::Error;
+use crate::event::Event;
+use crate::event::exception::{Crash, Entry, Level};
+use crate::pipeline::{self, DropReason, Pipeline};
+use crate::record::stack::Stack;
+use crate::sys::clock::WallNanos;
+use crate::sys::disk::Disk;
+use crate::sys::entropy::random_u64;
+use crate::sys::limits::{DETAIL_KEPT, beginning};
+use crate::sys::wording;
+
+/// During a storm of panics, the reader waits for at most this many grace periods.
+const GRACES_MOST: u32 = 5;
+/// How long the reader waits for an event to become durable. After that the file stays, and is read again at the next
+/// start.
+const DURABLE_WAIT: Duration = Duration::from_secs(30);
+
+impl Shared {
+    /// Starts the reader if earlier processes left reports in this client's shard, and whenever reports of another
+    /// shard are adopted.
+    pub(super) fn read_crash_reports(self: &Arc<Self>) {
+        let Some(pipeline) = &self.pipeline else { return };
+        let Some(dir) = pipeline.crash_dir() else { return };
+        let shared = Arc::downgrade(self);
+        pipeline.on_reports_adopted(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.start_reader();
+            }
+        });
+        if crash::has_unread_reports(&pipeline.options().disk, &dir) {
+            self.start_reader();
+        }
+    }
+
+    /// Opens the report file of this process, and starts the reader for panics that the process survives.
+    pub(super) fn arm_process_wide(self: &Arc<Self>) -> Result<(), Error> {
+        let Some(pipeline) = &self.pipeline else { return Ok(()) };
+        let Some(dir) = pipeline.crash_dir() else {
+            let why = "crash reports need a queue on disk, and this queue is in memory: set queue_dir".to_owned();
+            return Err(Error::QueueDir { path: pipeline.options().queue_dir.clone(), why, source: None });
+        };
+        let disk = &pipeline.options().disk;
+        crash::arm(disk, &dir, own_process(disk)).map_err(|error| Error::QueueDir {
+            path: dir,
+            why: "the crash report file cannot be created in it".to_owned(),
+            source: Some(error.into()),
+        })?;
+        self.is_armed.store(true, Ordering::SeqCst);
+        self.start_reader();
+        Ok(())
+    }
+
+    /// Starts the reader thread, or makes the running one look again.
+    pub(super) fn start_reader(self: &Arc<Self>) {
+        self.has_new_reports.store(true, Ordering::SeqCst);
+        if self.reader_runs.swap(true, Ordering::SeqCst) {
+            crash::wake_reader();
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        if let Err(error) = pipeline::spawn_apart("posthog-crash", move || read(&shared)) {
+            self.reader_runs.store(false, Ordering::SeqCst);
+            self.diagnostics.record(Diagnostic::CrashReportUnreadable {
+                path: None,
+                why: format!("the thread that reads crash reports cannot be started ({error}); earlier reports are read at the next start"),
+            });
+        }
+    }
+}
+
+/// The reader thread. It holds the client only during a capture: dropping the last handle must not wait for the reader.
+fn read(shared: &Weak<Shared>) {
+    let _disabled = crash::disable_on_this_thread();
+    let mut is_registered = false;
+    loop {
+        let Some(pipeline) = shared.upgrade().and_then(|shared| {
+            shared.has_new_reports.store(false, Ordering::SeqCst);
+            shared.pipeline.as_ref().map(Arc::downgrade)
+        }) else {
+            return;
+        };
+        read_left_behind(shared, &pipeline);
+        match shared.upgrade().map_or(Next::End, |shared| shared.next()) {
+            Next::End => return,
+            Next::ReadOn => continue,
+            Next::Wait => {}
+        }
+        // Only a thread that waits registers: the reader of another client would be woken instead, and then end.
+        if !std::mem::replace(&mut is_registered, true) {
+            crash::set_reader(std::thread::current());
+        }
+        crash::wait_until_written();
+        // Waits until it is known whether the process dies of it. Records written meanwhile need a grace period too.
+        for _ in 0..GRACES_MOST {
+            std::thread::sleep(GRACE);
+            if !crash::take_written() {
+                break;
+            }
+        }
+        read_survived(shared, &pipeline);
+    }
+}
+
+/// What the thread does after it has read all reports.
+enum Next {
+    /// More were found meanwhile.
+    ReadOn,
+    /// This process may survive a crash, whose record it has to read.
+    Wait,
+    End,
+}
+
+impl Shared {
+    fn next(&self) -> Next {
+        if self.is_armed.load(Ordering::SeqCst) {
+            return Next::Wait;
+        }
+        self.reader_runs.store(false, Ordering::SeqCst);
+        // A caller that found the thread running before this relies on it to look again.
+        let is_needed = self.is_armed.load(Ordering::SeqCst) || self.has_new_reports.load(Ordering::SeqCst);
+        if is_needed && !self.reader_runs.swap(true, Ordering::SeqCst) { Next::ReadOn } else { Next::End }
+    }
+}
+
+fn read_left_behind(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
+    let Some((disk, Some(dir))) = pipeline.upgrade().map(|open| (open.options().disk.clone(), open.crash_dir())) else {
+        return;
+    };
+    match crash::unread_reports(&disk, &dir) {
+        Ok(paths) => paths.iter().for_each(|path| read_file(shared, &disk, path, ProcessState::Gone)),
+        Err(error) => record_unreadable(shared, Some(&dir), &error),
+    }
+}
+
+fn read_survived(shared: &Weak<Shared>, pipeline: &Weak<Pipeline>) {
+    let Some(disk) = pipeline.upgrade().map(|open| open.options().disk.clone()) else { return };
+    match crash::rotate() {
+        Ok(paths) => paths.iter().for_each(|path| read_file(shared, &disk, path, ProcessState::Alive)),
+        Err(error) => record_unreadable(shared, None, &error),
+    }
+}
+
+fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessState) {
+    let report = match CrashReport::read(disk, path, state) {
+        Ok(Some(report)) => report,
+        Ok(None) => {
+            return record_unreadable(
+                shared,
+                Some(path),
+                "reading it failed or ended the process three times; it is renamed to .bad, kept for inspection and not read again",
+            );
+        }
+        Err(error) => return record_unreadable(shared, Some(path), &error),
+    };
+    if report.damaged_bytes > 0 {
+        record_unreadable(
+            shared,
+            Some(report.path()),
+            &format!(
+                "{} of it are incomplete or damaged; the other records are sent",
+                wording::bytes(report.damaged_bytes as u64)
+            ),
+        );
+    }
+    for incident in &report.incidents {
+        if incident.facts.while_reading {
+            record_unreadable(
+                shared,
+                Some(report.path()),
+                "the process crashed while it read an earlier report; that crash is not sent, because its report would crash the reader again",
+            );
+            continue;
+        }
+        let Some(outcome) = capture_incident(shared, &report, incident) else { return };
+        match outcome {
+            ReportOutcome::Durable => {}
+            ReportOutcome::RetryLater(why) => {
+                let _ = report.undo_reading(disk);
+                return record_unreadable(shared, Some(path), &why);
+            }
+            // This reading counts: a report that is never accepted is given up in the end.
+            ReportOutcome::Rejected(why) => return record_unreadable(shared, Some(report.path()), &why),
+        }
+    }
+    if let Err(error) = report.remove(disk) {
+        record_unreadable(shared, Some(report.path()), &error);
+    }
+}
+
+enum ReportOutcome {
+    /// The event is in the queue, or the program does not want it.
+    Durable,
+    /// To be retried at the next start.
+    RetryLater(String),
+    /// The event is never accepted.
+    Rejected(String),
+}
+
+/// Captures the event of an incident and waits until it is durable. `None` if the client is gone.
+fn capture_incident(shared: &Weak<Shared>, report: &CrashReport, incident: &Incident) -> Option<ReportOutcome> {
+    let receipt = {
+        let shared = shared.upgrade()?;
+        let pipeline = shared.pipeline.as_ref()?;
+        let mut event = event_of(incident, report.process.as_ref()).uuid(uuid_of(report, incident));
+        if let Some(time) = time_of(incident, pipeline.options().clock.wall_nanos()) {
+            event.set_timestamp(time);
+        }
+        shared.capture(pipeline, event)
+    };
+    let why = match receipt.outcome() {
+        Outcome::Accepted => match receipt.persisted().wait(DURABLE_WAIT) {
+            Ok(Ok(())) => return Some(ReportOutcome::Durable),
+            Ok(Err(error)) => error.to_string(),
+            Err(timeout) => timeout.to_string(),
+        },
+        // The program rejects the event, and would reject it again.
+        Outcome::Dropped(DropReason::BeforeSend | DropReason::BeforeSendPanicked | DropReason::OptedOut) => {
+            return Some(ReportOutcome::Durable);
+        }
+        Outcome::Dropped(
+            reason @ (DropReason::TooLarge | DropReason::Unserializable | DropReason::TimestampOutOfRange),
+        ) => return Some(ReportOutcome::Rejected(reason.to_string())),
+        Outcome::Dropped(reason) => reason.to_string(),
+    };
+    let why = format!("{why}; the file is kept and read again at the next start");
+    Some(ReportOutcome::RetryLater(why))
+}
+
+fn record_unreadable(shared: &Weak<Shared>, path: Option<&Path>, why: &(impl ToString + ?Sized)) {
+    if let Some(shared) = shared.upgrade() {
+        let why = beginning(&why.to_string(), DETAIL_KEPT).to_owned();
+        shared.diagnostics.record(Diagnostic::CrashReportUnreadable { path: path.map(Path::to_path_buf), why });
+    }
+}
+
+/// The same uuid at each reading: PostHog counts an event that is sent twice (the process was killed before the file
+/// was removed) once.
+fn uuid_of(report: &CrashReport, incident: &Incident) -> Uuid {
+    let Some(context) = &report.process else { return Uuid::now_v7() };
+    let millis = incident.facts.time_nanos.unwrap_or(0) / 1_000_000;
+    let mut rest = [0; 10];
+    for (place, byte) in rest.iter_mut().zip(context.instance) {
+        *place = byte;
+    }
+    for (place, byte) in rest.iter_mut().rev().zip(incident.number.to_le_bytes()) {
+        *place ^= byte;
+    }
+    // Forked children continue their parent's numbers, and several may die of the same cause in the same millisecond.
+    for (place, byte) in rest.iter_mut().zip(incident.facts.pid.unwrap_or(0).to_le_bytes()).take(4) {
+        *place ^= byte;
+    }
+    Builder::from_unix_timestamp_millis(millis, &rest).into_uuid()
+}
+
+/// Describes this process for its report file.
+fn own_process(disk: &Disk) -> ProcessInfo {
+    let mut instance = [0; 16];
+    for (place, byte) in
+        instance.iter_mut().zip([random_u64(), random_u64()].iter().flat_map(|word| word.to_le_bytes()))
+    {
+        *place = byte;
+    }
+    let executable = std::env::current_exe().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    ProcessInfo {
+        instance,
+        boot_id: disk.boot_id().to_le_bytes(),
+        executable,
+        host_name: crash::host_name(),
+        lib_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..ProcessInfo::default()
+    }
+}
+
+/// When the incident happened. `None` for a time in the future, which comes from a wrong clock; the event then has the
+/// current time.
+fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
+    let nanos = incident.facts.time_nanos?;
+    let has_been = i64::try_from(nanos).is_ok_and(|nanos| (1..=now).contains(&nanos));
+    if has_been { UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)) } else { None }
+}
+
+/// Maximum bytes of `$exception_steps` as JSON.
+const STEPS_MOST: usize = 32 * 1024;
+
+/// The `$exception` event of an incident.
+pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Event {
+    let images = context.map(ProcessInfo::images).unwrap_or_default();
+    let mut entries = Vec::new();
+    let mut link = Some(incident);
+    while let Some(current) = link {
+        entries.push(Entry {
+            kind: &current.kind,
+            message: &current.message,
+            thread: current.facts.tid,
+            stack: Stack::locate(&current.frames, &images),
+        });
+        link = current.during.as_deref();
+    }
+    let level = if incident.severity == Severity::Fatal { Level::Fatal } else { Level::Error };
+    let (mechanism, source) = (mechanism(incident.origin), source(incident.origin));
+    let mut event = Crash { entries, mechanism, source, level }.describe().props(facts(incident, context));
+    let steps = steps(&incident.facts.breadcrumbs);
+    if !steps.is_empty() {
+        event.set("$exception_steps", steps);
+    }
+    attribute(&mut event, incident);
+    event
+}
+
+/// Attributes the event to the person whose request the thread served, as if the thread had captured it. A panic during
+/// cleanup may come after its context was left; the panic before it has the context.
+fn attribute(event: &mut Event, incident: &Incident) {
+    let links = || std::iter::successors(Some(incident), |link| link.during.as_deref()).map(|link| &link.facts);
+    let Some(facts) = links().find(|facts| facts.distinct_id.is_some()).or_else(|| links().next()) else { return };
+    if let Some(distinct_id) = &facts.distinct_id {
+        event.set_distinct_id(distinct_id);
+    }
+    let texts = [
+        (context::SESSION_ID, &facts.session_id),
+        (context::CURRENT_URL, &facts.current_url),
+        (context::REQUEST_PATH, &facts.request_path),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            event.set(key, text);
+        }
+    }
+}
+
+/// The breadcrumbs, oldest first. If not all fit, the newest are kept.
+fn steps(breadcrumbs: &[Breadcrumb]) -> Vec<Value> {
+    let mut values = Vec::new();
+    let mut budget = STEPS_MOST;
+    for breadcrumb in breadcrumbs.iter().rev() {
+        let at = Timestamp::from_nanosecond(breadcrumb.at.into()).unwrap_or_default();
+        let value = json!({ "$message": breadcrumb.text, "$timestamp": format!("{at:.3}") });
+        // The length as JSON, in which a control character takes six bytes.
+        let Some(left) = budget.checked_sub(value.to_string().len()) else { break };
+        budget = left;
+        values.push(value);
+    }
+    values.reverse();
+    values
+}
+
+fn mechanism(origin: Origin) -> &'static str {
+    match origin {
+        Origin::PanicHook => "panic",
+        Origin::SignalHandler => "signal",
+    }
+}
+
+fn source(origin: Origin) -> &'static str {
+    match origin {
+        Origin::PanicHook => "rust.panic_hook",
+        Origin::SignalHandler => "rust.signal_handler",
+    }
+}
+
+fn facts(incident: &Incident, context: Option<&ProcessInfo>) -> Map<String, Value> {
+    let facts = &incident.facts;
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            map.insert(key.to_owned(), value);
+        }
+    };
+    if let Some((file, line, column)) = &facts.place {
+        put("$exception_panic_file", Some(file.as_str().into()));
+        put("$exception_panic_line", Some((*line).into()));
+        put("$exception_panic_column", Some((*column).into()));
+    }
+    put("crash_thread_name", facts.thread_name.as_deref().filter(|name| !name.is_empty()).map(Value::from));
+    put("crash_pid", facts.pid.map(Value::from));
+    put("crash_process_survived", Some((incident.severity == Severity::Survived).into()));
+    put("crash_uptime_ms", facts.uptime_nanos.map(|nanos| (nanos / 1_000_000).into()));
+    put("crash_message_bytes", facts.message_bytes.map(Value::from));
+    put("crash_signal", facts.signal.map(Value::from));
+    put("crash_signal_code", facts.signal_code.map(Value::from));
+    put("crash_fault_address", facts.fault_address.map(|address| format!("0x{address:x}").into()));
+    put("crash_sender_pid", facts.sender_pid.map(Value::from));
+    put("crash_sender_uid", facts.sender_uid.map(Value::from));
+    put("crash_handler_interrupted", Some(facts.is_nested).filter(|nested| *nested).map(Value::from));
+    put("crash_missed_before", Some(facts.missed).filter(|missed| *missed > 0).map(Value::from));
+    put("crash_in_forked_child", Some(facts.in_forked_child).filter(|child| *child).map(Value::from));
+    if let Some(context) = context {
+        put("crash_executable", Some(context.executable.as_str()).filter(|path| !path.is_empty()).map(Value::from));
+        put("crash_host_name", Some(context.host_name.as_str()).filter(|name| !name.is_empty()).map(Value::from));
+        put(
+            "crash_lib_version",
+            Some(context.lib_version.as_str()).filter(|version| !version.is_empty()).map(Value::from),
+        );
+    }
+    map
+}
