@@ -276,6 +276,17 @@ fn unsafe_is_used_in_its_files_only() {
 }
 
 #[test]
+fn the_library_writes_nothing_to_stderr() {
+    // Clippy's `print_stderr` would forbid it in tests and examples too.
+    check("stderr", &["src/", "tests/sink/"], ("src/sys/clock.rs", "fn f() { eprintln!() }"), |source| {
+        let tokens = source.shipped();
+        let macros = tokens.windows(2).filter(|two| matches!(two[0].text.as_str(), "eprint" | "eprintln"));
+        let called = macros.filter(|two| two[1].text == "!");
+        called.map(|two| violation(two[0].line, format!("`{}!`", two[0].text))).collect()
+    });
+}
+
+#[test]
 fn a_file_is_not_too_long() {
     let long = format!("//! Header.\n{}#[cfg(test)]\nmod tests {{\n}}\n", "fn f() {}\n".repeat(FILE_LINES));
     let tested = format!("//! Header.\n#[cfg(test)]\nmod tests {{\n{}}}\n", "fn f() {}\n".repeat(FILE_LINES));
