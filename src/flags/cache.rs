@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use super::context_key::ContextKey;
-use super::merge::is_wanted;
-use super::{Answer, Failure, FlagContext};
+use super::answer::{Answer, Failure, is_wanted};
+use super::context::FlagContext;
+use super::local::plain_number;
 use crate::sys::clock::Clock;
 
 /// After a failure what is known serves so long without PostHog being asked again: in an outage each reader would wait for its timeout.
@@ -310,3 +312,98 @@ fn together(older: Option<&Answer>, result: Result<Answer, Failure>) -> Answer {
         Err(failure) => Answer { failure: Some(failure), ..older.cloned().unwrap_or_default() },
     }
 }
+
+/// A digest of everything on which PostHog's answer depends. Of an algorithm that nobody can find two inputs for: distinct ids and
+/// properties come from outside, and a collision would give one person another's flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ContextKey([u8; 32]);
+
+impl ContextKey {
+    /// Of a context that is resolved: whose distinct id and GeoIP choice are those that will be sent. `scope` stands for its own keys.
+    pub(crate) fn of(context: &FlagContext, scope: Option<&[String]>) -> Self {
+        let mut words = Words(Sha256::new());
+        words.optional(context.distinct_id.as_deref());
+        words.optional(context.device_id.as_deref());
+        words.count(context.groups.len());
+        for (group_type, key) in &context.groups {
+            words.text(group_type);
+            words.text(key);
+        }
+        words.map(&context.person_properties);
+        words.count(context.group_properties.len());
+        for (group_type, properties) in &context.group_properties {
+            words.text(group_type);
+            words.map(properties);
+        }
+        words.flag(context.disable_geoip == Some(true));
+        words.flag(scope.is_some());
+        let mut keys: Vec<&str> = scope.unwrap_or_default().iter().map(String::as_str).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        words.count(keys.len());
+        keys.iter().for_each(|key| words.text(key));
+        Self(words.0.finalize().into())
+    }
+}
+
+/// Lengths before contents, and a mark before each kind: no two contexts are the same row of bytes.
+struct Words(Sha256);
+
+impl Words {
+    fn count(&mut self, count: usize) {
+        self.0.update((count as u64).to_le_bytes());
+    }
+
+    fn flag(&mut self, on: bool) {
+        self.0.update([u8::from(on)]);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.count(text.len());
+        self.0.update(text);
+    }
+
+    fn optional(&mut self, text: Option<&str>) {
+        self.flag(text.is_some());
+        self.text(text.unwrap_or_default());
+    }
+
+    fn map(&mut self, map: &serde_json::Map<String, Value>) {
+        // Somebody else in the build may have turned on serde_json's feature by which maps keep their order.
+        let mut pairs: Vec<_> = map.iter().collect();
+        pairs.sort_unstable_by_key(|(name, _)| name.as_str());
+        self.count(pairs.len());
+        for (name, value) in pairs {
+            self.text(name);
+            self.value(value);
+        }
+    }
+
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.0.update([0]),
+            Value::Bool(on) => self.0.update([1, u8::from(*on)]),
+            Value::Number(number) => {
+                self.0.update([2]);
+                self.text(&plain_number(number).to_string());
+            }
+            Value::String(text) => {
+                self.0.update([3]);
+                self.text(text);
+            }
+            Value::Array(items) => {
+                self.0.update([4]);
+                self.count(items.len());
+                items.iter().for_each(|item| self.value(item));
+            }
+            Value::Object(map) => {
+                self.0.update([5]);
+                self.map(map);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

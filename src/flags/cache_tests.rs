@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Answer, Evaluated, Failure, FlagCache, FlagContext, Waiter};
+use super::{Answer, ContextKey, Failure, FlagCache, FlagContext, Waiter};
+use crate::flags::Evaluated;
 use crate::sys::clock::{Clock, ManualClock};
 
 const TTL: Duration = Duration::from_secs(60);
@@ -240,4 +241,49 @@ fn answers_of_megabytes_make_room_for_each_other_and_the_newest_serves() {
     // Small ones have the room of a heavy one that was answered anew.
     assert!(scene.ask(&FlagContext::new("4"), Ok(answer(&[("a", "b")]))).1);
     assert_eq!(scene.cache.len(), 3);
+}
+
+fn key(context: &FlagContext) -> ContextKey {
+    ContextKey::of(context, context.flag_keys.as_deref())
+}
+
+#[test]
+fn the_order_in_which_a_context_was_described_does_not_matter() {
+    let one =
+        FlagContext::new("u").group("company", "a").group("team", "b").person_property("x", 1).only_keys(["f", "g"]);
+    let other = FlagContext::new("u")
+        .only_keys(["g", "f", "g"])
+        .person_property("x", 1)
+        .group("team", "b")
+        .group("company", "a");
+    assert_eq!(key(&one), key(&other));
+}
+
+#[test]
+fn whatever_changes_the_answer_changes_the_key() {
+    let person = || FlagContext::new("u");
+    let contexts = [
+        person(),
+        FlagContext::new("v"),
+        person().device_id("d"),
+        person().device_id(""),
+        person().group("company", "a"),
+        person().group("companya", ""),
+        person().person_property("a", "1"),
+        person().person_property("a", 1),
+        person().person_property("a", serde_json::json!(["1"])),
+        person().group_property("company", "a", 1),
+        person().group_property("team", "a", 1),
+        person().disable_geoip(true),
+        person().only_keys([""; 0]),
+        person().only_keys(["f"]),
+        person().only_keys(["f", "g"]),
+        person().only_keys(["fg"]),
+    ];
+    let mut keys: Vec<ContextKey> = Vec::new();
+    for context in &contexts {
+        let key = key(context);
+        assert!(!keys.contains(&key), "{context:?}");
+        keys.push(key);
+    }
 }

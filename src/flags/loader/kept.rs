@@ -13,8 +13,8 @@ use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::super::LocalFlags;
 use super::fetch::ANSWER_BYTES;
+use crate::flags::LocalFlags;
 use crate::sys::clock::WallNanos;
 use crate::sys::reentry;
 

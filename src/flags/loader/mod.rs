@@ -26,30 +26,24 @@
 //! Parts: `mailbox.rs` is the loader from outside, `poller.rs` its task, `fetch.rs` one request, `options.rs` what it is told and tells,
 //! `loaded.rs` the public words for its state and its errors.
 
-mod consult;
 #[cfg(test)]
 mod fake;
 mod fetch;
-mod judge;
+mod handle;
 mod kept;
-mod loaded;
-mod mailbox;
-mod options;
-mod pace;
-mod poller;
-#[cfg(test)]
-mod poller_tests;
 mod provider;
 #[cfg(test)]
 mod provider_tests;
+mod task;
+#[cfg(test)]
+mod task_tests;
 
+pub(crate) use fetch::{LoaderOptions, SecretKey};
+pub use handle::{FlagDefinitionsError, FlagDefinitionsState};
+pub(crate) use handle::{LoadedFlags, Loader};
 pub(crate) use kept::{Restored, decode};
-pub(crate) use loaded::LoadedFlags;
-pub use loaded::{FlagDefinitionsError, FlagDefinitionsState};
-pub(crate) use mailbox::Loader;
-pub(crate) use options::{Keep, LoaderOptions, LoaderParts, Notice, SecretKey};
-pub(crate) use poller::serve;
 pub(crate) use provider::Provider;
 pub use provider::{
     AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, ProviderError, ProviderFuture,
 };
+pub(crate) use task::{Keep, LoaderParts, Notice, serve};

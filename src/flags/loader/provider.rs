@@ -3,8 +3,19 @@
 use std::error::Error;
 use std::fmt::{self, Debug};
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::handle::Loader;
+use crate::sys::clock::Clock;
+use crate::sys::limits;
+use crate::sys::reentry::{calling_out, caught};
 
 /// Why a provider could not do what it was asked for. Its text becomes a diagnostic.
 pub type ProviderError = Box<dyn Error + Send + Sync>;
@@ -159,5 +170,142 @@ impl Debug for Provider {
             Provider::Sync(_) => "Provider::Sync",
             Provider::Async(_) => "Provider::Async",
         })
+    }
+}
+
+/// Starts a thread on which code of the program may block.
+pub(crate) type Spawn = Arc<dyn Fn(Box<dyn FnOnce() + Send>) -> io::Result<()> + Send + Sync>;
+
+/// So long a provider is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The provider, and whoever asks it.
+pub(super) struct Consultation {
+    spawn: Spawn,
+    clock: Clock,
+    loader: Arc<Loader>,
+    provider: Provider,
+    /// A call to one that blocks has not returned.
+    hangs: Arc<AtomicBool>,
+}
+
+impl Consultation {
+    /// If there is a provider.
+    pub(super) fn new(provider: Provider, spawn: Spawn, clock: Clock, loader: &Arc<Loader>) -> Self {
+        Self { spawn, clock, loader: Arc::clone(loader), provider, hangs: Arc::default() }
+    }
+
+    /// Whether PostHog is to be asked. Errors are in one line, here and below.
+    pub(super) async fn should_fetch(&self) -> Result<bool, String> {
+        match &self.provider {
+            Provider::Sync(provider) => self.on_a_thread(provider, |provider| provider.should_fetch()).await,
+            Provider::Async(provider) => self.polled(|| provider.should_fetch()).await,
+        }
+    }
+
+    /// What it has.
+    pub(super) async fn read(&self) -> Result<Option<FlagDefinitions>, String> {
+        match &self.provider {
+            Provider::Sync(provider) => self.on_a_thread(provider, |provider| provider.read()).await,
+            Provider::Async(provider) => self.polled(|| provider.read()).await,
+        }
+    }
+
+    /// Gives it what PostHog has answered.
+    pub(super) async fn store(&self, definitions: FlagDefinitions) -> Result<(), String> {
+        match &self.provider {
+            Provider::Sync(provider) => self.on_a_thread(provider, move |provider| provider.store(&definitions)).await,
+            Provider::Async(provider) => self.polled(|| provider.store(&definitions)).await,
+        }
+    }
+
+    /// The last call, which does not wait for one that hangs.
+    pub(super) async fn shutdown(mut self) -> Result<(), String> {
+        self.hangs = Arc::default();
+        match &self.provider {
+            Provider::Sync(provider) => self.on_a_thread(provider, |provider| provider.shutdown()).await,
+            Provider::Async(provider) => self.polled(|| provider.shutdown()).await,
+        }
+    }
+
+    async fn on_a_thread<T: Send + 'static>(
+        &self,
+        provider: &Arc<dyn FlagDefinitionProvider>,
+        call: impl FnOnce(&dyn FlagDefinitionProvider) -> Result<T, ProviderError> + Send + 'static,
+    ) -> Result<T, String> {
+        if self.hangs.swap(true, Ordering::AcqRel) {
+            return Err("an earlier call has not returned yet".into());
+        }
+        let (tell, told) = oneshot::channel();
+        let (hangs, provider) = (Returned(Arc::clone(&self.hangs)), Arc::clone(provider));
+        let run = move || {
+            let answer = caught(|| calling_out(|| call(&*provider).map_err(described)));
+            drop(hangs);
+            let _ = tell.send(answer.unwrap_or_else(panicked));
+        };
+        (self.spawn)(Box::new(run)).map_err(|error| format!("no thread to ask it on: {error}"))?;
+        let _asking = self.loader.asking();
+        match within(&self.clock, PATIENCE, told).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(_)) => panicked(),
+            None => Err(timed_out()),
+        }
+    }
+
+    async fn polled<'a, T>(&self, call: impl FnOnce() -> ProviderFuture<'a, T>) -> Result<T, String> {
+        let Some(future) = caught(|| calling_out(call)) else { return panicked() };
+        within(&self.clock, PATIENCE, Polled { future: Some(future) }).await.unwrap_or_else(|| Err(timed_out()))
+    }
+}
+
+/// The thread has come back from the program's code, or never went there.
+struct Returned(Arc<AtomicBool>);
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// A future of the program: nothing that it panics with goes further than here.
+struct Polled<'a, T> {
+    future: Option<ProviderFuture<'a, T>>,
+}
+
+impl<T> Future for Polled<'_, T> {
+    type Output = Result<T, String>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(future) = &mut self.future else { return Poll::Ready(panicked()) };
+        let polled = caught(|| calling_out(|| future.as_mut().poll(context).map_err(described)));
+        polled.unwrap_or_else(|| Poll::Ready(panicked()))
+    }
+}
+
+impl<T> Drop for Polled<'_, T> {
+    fn drop(&mut self) {
+        let future = self.future.take();
+        caught(|| drop(future));
+    }
+}
+
+fn described(error: ProviderError) -> String {
+    limits::foreign(&error.to_string(), limits::DETAIL_KEPT)
+}
+
+fn panicked<T>() -> Result<T, String> {
+    Err("it panicked".into())
+}
+
+fn timed_out() -> String {
+    format!("no answer within {PATIENCE:?}")
+}
+
+/// What comes of `task` if that is in time.
+pub(super) async fn within<T>(clock: &Clock, most: Duration, task: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = task => Some(done),
+        () = clock.sleep(most) => None,
     }
 }

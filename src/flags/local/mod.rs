@@ -25,20 +25,29 @@
 //! dependencies could still be walked exponentially often: a flag whose walk may be longer than [`LONGEST_WALK`] tests, and a pass over
 //! all flags, remember each flag and cohort.
 
-mod bucket;
-mod condition;
-mod pass;
+mod date;
+mod definitions;
+mod dependencies;
+mod parse;
+mod property;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
+use sha1::block_api::compress;
+use sha1::{Digest, Sha1};
 
-use self::pass::Pass;
-use super::definitions::{Definitions, Flag, State};
-use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason, ParseFlagsError};
-use crate::sys::clock::WallNanos;
+use self::definitions::{
+    Condition, Definitions, Dependency, Enrollment, Entity, Entry, Flag, Group, Holdout, Property, Rules, State, Test,
+    Wanted,
+};
+pub use self::parse::ParseFlagsError;
+pub(in crate::flags) use self::property::plain_number;
+use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason};
+use crate::sys::clock::{Clock, WallNanos};
 
 /// Tests of one evaluation up to which nothing is remembered. Remembering is an allocation of a few words for each flag.
 const LONGEST_WALK: u32 = 1024;
@@ -236,8 +245,381 @@ fn payload<'d>(flag: &'d Flag, value: LocalValue<'_>) -> Option<&'d Value> {
     })
 }
 
-#[cfg(test)]
-#[path = "condition_tests.rs"]
-mod condition_tests;
+/// Evaluates flags, each as often as it is asked, or once.
+struct Pass<'d, 'c> {
+    definitions: &'d Definitions,
+    context: &'c FlagContext,
+    distinct_id: &'c str,
+    now: OnceCell<WallNanos>,
+    memory: Option<Memory<'d>>,
+}
+
+/// What was found out, by place among the definitions.
+struct Memory<'d> {
+    flags: Vec<Option<Result<LocalValue<'d>, InconclusiveReason>>>,
+    cohorts: Vec<Option<Result<bool, InconclusiveReason>>>,
+}
+
+/// A flag under evaluation.
+#[derive(Clone, Copy)]
+struct Case<'d> {
+    flag: &'d Flag,
+    rules: &'d Rules,
+}
+
+/// What a condition says.
+#[derive(Clone, Copy)]
+enum Verdict<'d> {
+    Matches(LocalValue<'d>),
+    /// Somebody is meant, and left out by the rollout.
+    LeftOut,
+    DoesNot,
+}
+
+/// What a condition of which this is not known would have made of the flag: a certain value or nothing; `None`: who knows.
+type Possible<'d> = Option<LocalValue<'d>>;
+
+/// That conditions were passed of which it is not known whether they match.
+struct Doubt<'d> {
+    why: InconclusiveReason,
+    possible: Possible<'d>,
+}
+
+impl<'d, 'c> Pass<'d, 'c> {
+    /// `now`: `None` for the machine's clock.
+    fn new(
+        definitions: &'d Definitions,
+        context: &'c FlagContext,
+        now: Option<WallNanos>,
+    ) -> Result<Self, InconclusiveReason> {
+        let distinct_id = context.distinct_id.as_deref().filter(|id| !id.is_empty());
+        let distinct_id = distinct_id.ok_or(InconclusiveReason::NoDistinctId)?;
+        let now = now.map_or_else(OnceCell::new, OnceCell::from);
+        Ok(Self { definitions, context, distinct_id, now, memory: None })
+    }
+
+    /// One time for the whole pass. The machine's clock is asked only if it matters: that takes as long as a bucket.
+    fn now(&self) -> WallNanos {
+        *self.now.get_or_init(|| Clock::System.wall_nanos())
+    }
+
+    /// From now on each flag and each cohort is evaluated once.
+    fn remember(&mut self) {
+        let Definitions { flags, cohorts, .. } = self.definitions;
+        self.memory = Some(Memory { flags: vec![None; flags.len()], cohorts: vec![None; cohorts.len()] });
+    }
+
+    fn flag(&mut self, at: usize) -> Result<LocalValue<'d>, InconclusiveReason> {
+        if let Some(known) = self.memory.as_ref().and_then(|memory| *memory.flags.get(at)?) {
+            return known;
+        }
+        let value = self.evaluate(self.definitions.flags.get(at).ok_or(InconclusiveReason::UnknownFlag)?);
+        if let Some(slot) = self.memory.as_mut().and_then(|memory| memory.flags.get_mut(at)) {
+            *slot = Some(value);
+        }
+        value
+    }
+
+    fn evaluate(&mut self, flag: &'d Flag) -> Result<LocalValue<'d>, InconclusiveReason> {
+        let rules = match &flag.state {
+            State::Unreadable => return Err(InconclusiveReason::Malformed),
+            State::Inactive => return Ok(LocalValue::Boolean(false)),
+            State::Active(rules) => rules,
+        };
+        if rules.keeps_experience {
+            return Err(InconclusiveReason::ExperienceContinuity);
+        }
+        if let Some(fault) = flag.fault {
+            return Err(fault);
+        }
+        let case = Case { flag, rules };
+        if let Some(enrollment) = &rules.enrollment
+            && let Some(is_enrolled) = self.enrolled(case, enrollment)?
+        {
+            return Ok(LocalValue::Boolean(is_enrolled));
+        }
+        if let Some(holdout) = &rules.holdout
+            && self.is_held_out(case, holdout)?
+        {
+            return Ok(LocalValue::Variant(&holdout.variant));
+        }
+        self.by_conditions(case)
+    }
+
+    fn by_conditions(&mut self, case: Case<'d>) -> Result<LocalValue<'d>, InconclusiveReason> {
+        let mut doubt: Option<Doubt<'d>> = None;
+        for condition in &case.rules.conditions {
+            match self.verdict(case, condition) {
+                Ok(Verdict::Matches(value)) => {
+                    return match doubt {
+                        Some(Doubt { why, possible }) if possible != Some(value) => Err(why),
+                        _ => Ok(value),
+                    };
+                }
+                Ok(Verdict::LeftOut) if case.rules.early_exit => break,
+                Ok(Verdict::LeftOut | Verdict::DoesNot) => {}
+                Err(why) => match (self.possible(case, condition), &mut doubt) {
+                    (Verdict::DoesNot, _) => {}
+                    (verdict, None) => doubt = Some(Doubt { why, possible: verdict.value() }),
+                    (verdict, Some(doubt)) if doubt.possible != verdict.value() => doubt.possible = None,
+                    (_, Some(_)) => {}
+                },
+            }
+        }
+        doubt.map_or(Ok(LocalValue::Boolean(false)), |doubt| Err(doubt.why))
+    }
+
+    fn verdict(&mut self, case: Case<'d>, condition: &'d Condition) -> Result<Verdict<'d>, InconclusiveReason> {
+        if !self.all_hold(&condition.tests)? {
+            return Ok(Verdict::DoesNot);
+        }
+        let id = self.bucketed(case.rules, &condition.of)?;
+        if is_left_out(case.flag, condition, id) {
+            return Ok(Verdict::LeftOut);
+        }
+        Ok(Verdict::Matches(value_of(case, condition, id)))
+    }
+
+    /// What the condition would say if its tests held.
+    fn possible(&self, case: Case<'d>, condition: &'d Condition) -> Verdict<'d> {
+        let given = condition.variant.and_then(|variant| case.rules.variants.get(variant));
+        match self.bucketed(case.rules, &condition.of) {
+            Ok(id) if is_left_out(case.flag, condition, id) => {
+                if case.rules.early_exit {
+                    Verdict::LeftOut
+                } else {
+                    Verdict::DoesNot
+                }
+            }
+            Ok(id) => Verdict::Matches(value_of(case, condition, id)),
+            // Whoever it is: a rollout could leave them out, and that could end the flag.
+            Err(_) if case.rules.early_exit => Verdict::LeftOut,
+            Err(_) if case.rules.variants.is_empty() => Verdict::Matches(LocalValue::Boolean(true)),
+            Err(_) => given.map_or(Verdict::LeftOut, |given| Verdict::Matches(LocalValue::Variant(&given.key))),
+        }
+    }
+
+    /// `None`: nobody has asked for it or against it, so the conditions decide.
+    fn enrolled(&mut self, case: Case<'d>, enrollment: &'d Enrollment) -> Result<Option<bool>, InconclusiveReason> {
+        let given = &self.context.person_properties;
+        match enrollment {
+            Enrollment::Property(name) => match given.get(&**name) {
+                Some(answer) => Ok(Some(*answer == Value::Bool(true) || answer.as_str() == Some("true"))),
+                // PostHog may have it.
+                None => Err(InconclusiveReason::MissingProperty),
+            },
+            Enrollment::Condition(condition) => {
+                let names = condition.tests.iter().filter_map(|test| match test {
+                    Test::Property(property) => Some(&*property.name),
+                    _ => None,
+                });
+                if !names.into_iter().any(|name| given.contains_key(name)) {
+                    return Err(InconclusiveReason::MissingProperty);
+                }
+                Ok(Some(matches!(self.verdict(case, condition)?, Verdict::Matches(_))))
+            }
+        }
+    }
+
+    fn is_held_out(&self, case: Case<'d>, holdout: &Holdout) -> Result<bool, InconclusiveReason> {
+        let id = self.bucketed(case.rules, &case.rules.of)?;
+        Ok(holdout.share >= 1.0 || holdout_bucket(id) <= holdout.share)
+    }
+
+    /// By whose id it is decided who is in a rollout, and who gets which variant.
+    fn bucketed(&self, rules: &Rules, of: &Entity) -> Result<&'c str, InconclusiveReason> {
+        match of {
+            Entity::Person if rules.by_device => {
+                let device_id = self.context.device_id.as_deref().filter(|id| !id.is_empty());
+                device_id.ok_or(InconclusiveReason::MissingDeviceId)
+            }
+            Entity::Person => Ok(self.distinct_id),
+            Entity::Group(name) => self.group(name),
+            Entity::UnknownGroup => Err(InconclusiveReason::Malformed),
+        }
+    }
+
+    /// The key of the person's group of a type.
+    fn group(&self, name: &str) -> Result<&'c str, InconclusiveReason> {
+        let key = self.context.groups.get(name).filter(|key| !key.is_empty());
+        key.map(String::as_str).ok_or(InconclusiveReason::MissingGroup)
+    }
+}
+
+impl<'d> Verdict<'d> {
+    fn value(self) -> Possible<'d> {
+        match self {
+            Verdict::Matches(value) => Some(value),
+            Verdict::LeftOut | Verdict::DoesNot => None,
+        }
+    }
+}
+
+fn is_left_out(flag: &Flag, condition: &Condition, id: &str) -> bool {
+    condition.share.is_some_and(|share| share < 1.0 && rollout_bucket(&flag.key, id) > share)
+}
+
+/// What somebody gets for whom the condition matches.
+fn value_of<'d>(case: Case<'d>, condition: &Condition, id: &str) -> LocalValue<'d> {
+    let variants = &case.rules.variants;
+    if variants.is_empty() {
+        return LocalValue::Boolean(true);
+    }
+    let given = condition.variant.and_then(|at| variants.get(at));
+    let variant = given.or_else(|| {
+        let bucket = variant_bucket(&case.flag.key, id);
+        variants.iter().find(|variant| bucket < variant.upper)
+    });
+    variant.map_or(LocalValue::Boolean(true), |variant| LocalValue::Variant(&variant.key))
+}
+
+/// Properties that need not be given: whom it is about is known. PostHog adds the same.
+const DISTINCT_ID: &str = "distinct_id";
+const GROUP_KEY: &str = "$group_key";
+
+impl<'d> Pass<'d, '_> {
+    /// One that does not hold settles it, also after one that is unknown.
+    fn all_hold(&mut self, tests: &'d [Test]) -> Result<bool, InconclusiveReason> {
+        let mut unknown = None;
+        for test in tests {
+            match self.holds(test) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(why) => unknown = unknown.or(Some(why)),
+            }
+        }
+        unknown.map_or(Ok(true), Err)
+    }
+
+    fn holds(&mut self, test: &'d Test) -> Result<bool, InconclusiveReason> {
+        match test {
+            Test::Property(property) => self.property(property),
+            Test::Cohort { at: None, .. } => Err(InconclusiveReason::UnknownCohort),
+            Test::Cohort { at: Some(at), is_not } => Ok(self.is_member(*at)? != *is_not),
+            Test::Flag(dependency) => self.dependency(dependency),
+            Test::Unusable(why) => Err(*why),
+        }
+    }
+
+    fn property(&self, Property { name, of, filter }: &Property) -> Result<bool, InconclusiveReason> {
+        let (given, own) = match of {
+            Entity::Person => (Some(&self.context.person_properties), (DISTINCT_ID, self.distinct_id)),
+            Entity::Group(group) => (self.context.group_properties.get(&**group), (GROUP_KEY, self.group(group)?)),
+            Entity::UnknownGroup => return Err(InconclusiveReason::Malformed),
+        };
+        let property = given.and_then(|given| given.get(&**name));
+        if property.is_none() && own.0 == &**name {
+            return filter.matches(Some(&Value::String(own.1.to_owned())), || self.now());
+        }
+        filter.matches(property, || self.now())
+    }
+
+    fn dependency(&mut self, Dependency { at, wanted }: &'d Dependency) -> Result<bool, InconclusiveReason> {
+        let at = at.ok_or(InconclusiveReason::UnresolvedDependency)?;
+        let value = self.flag(at).map_err(|why| match why {
+            InconclusiveReason::TooDeep => why,
+            _ => InconclusiveReason::UnresolvedDependency,
+        })?;
+        Ok(wanted.as_ref().is_some_and(|wanted| is(value, wanted)))
+    }
+
+    fn is_member(&mut self, at: usize) -> Result<bool, InconclusiveReason> {
+        if let Some(known) = self.memory.as_ref().and_then(|memory| *memory.cohorts.get(at)?) {
+            return known;
+        }
+        let cohort = self.definitions.cohorts.get(at).ok_or(InconclusiveReason::UnknownCohort)?;
+        let is_member = match cohort.fault {
+            Some(fault) => Err(fault),
+            None => self.is_in(&cohort.members),
+        };
+        if let Some(slot) = self.memory.as_mut().and_then(|memory| memory.cohorts.get_mut(at)) {
+            *slot = Some(is_member);
+        }
+        is_member
+    }
+
+    fn is_in(&mut self, group: &'d Group) -> Result<bool, InconclusiveReason> {
+        let mut unknown = None;
+        for entry in &group.entries {
+            let holds = match entry {
+                Entry::Group(group) => self.is_in(group),
+                Entry::Test { test, negated } => self.holds(test).map(|holds| holds != *negated),
+            };
+            match holds {
+                Ok(holds) if holds == group.is_any => return Ok(holds),
+                Ok(_) => {}
+                Err(why) => unknown = unknown.or(Some(why)),
+            }
+        }
+        unknown.map_or(Ok(!group.is_any), Err)
+    }
+}
+
+fn is(value: LocalValue<'_>, wanted: &Wanted) -> bool {
+    match wanted {
+        Wanted::On => value != LocalValue::Boolean(false),
+        Wanted::Off => value == LocalValue::Boolean(false),
+        Wanted::Variant(key) => value == LocalValue::Variant(key),
+    }
+}
+
+/// The largest number of fifteen hexadecimal digits.
+const MOST: u64 = 0xfff_ffff_ffff_ffff;
+const DROPPED_BITS: u32 = u64::BITS - 4 * 15;
+
+/// SHA-1 works on blocks; the last one ends with a mark and the length in bits.
+const BLOCK: usize = 64;
+const MARK: u8 = 0x80;
+const LENGTH: usize = BLOCK - size_of::<u64>();
+const START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+
+/// Of a rollout: who is above the share is left out.
+fn rollout_bucket(key: &str, id: &str) -> f64 {
+    bucket(&[key, ".", id])
+}
+
+/// Of the flag's variants.
+fn variant_bucket(key: &str, id: &str) -> f64 {
+    bucket(&[key, ".", id, "variant"])
+}
+
+/// Of a holdout, which is one for all flags that have it.
+fn holdout_bucket(id: &str) -> f64 {
+    bucket(&["holdout-", id])
+}
+
+/// The first fifteen hexadecimal digits of a SHA-1, as a share of the largest such number.
+fn bucket(parts: &[&str]) -> f64 {
+    let start = hash_one_block(parts).unwrap_or_else(|| hash_any_length(parts));
+    let digits = start >> DROPPED_BITS;
+    digits as f64 / MOST as f64
+}
+
+/// What the hash of a text that fits into one block, as most do, starts with. Quicker than the other way, which gathers the block in a
+/// buffer of its own.
+fn hash_one_block(parts: &[&str]) -> Option<u64> {
+    let mut block = [0; BLOCK];
+    let mut len = 0_usize;
+    for part in parts {
+        let end = len.checked_add(part.len()).filter(|end| *end < LENGTH)?;
+        block.get_mut(len..end)?.copy_from_slice(part.as_bytes());
+        len = end;
+    }
+    *block.get_mut(len)? = MARK;
+    block.get_mut(LENGTH..)?.copy_from_slice(&(8 * len as u64).to_be_bytes());
+    let mut state = START;
+    compress(&mut state, &[block]);
+    let [first, second, ..] = state;
+    Some(u64::from(first) << u32::BITS | u64::from(second))
+}
+
+fn hash_any_length(parts: &[&str]) -> u64 {
+    let mut hash = Sha1::new();
+    parts.iter().for_each(|part| hash.update(part.as_bytes()));
+    let digest: [u8; 20] = hash.finalize().into();
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use super::*;
 const ON: Result<LocalValue<'static>, InconclusiveReason> = Ok(LocalValue::Boolean(true));
 const OFF: Result<LocalValue<'static>, InconclusiveReason> = Ok(LocalValue::Boolean(false));
 
-pub(super) fn parsed(definitions: &Value) -> LocalFlags {
+fn parsed(definitions: &Value) -> LocalFlags {
     LocalFlags::parse(definitions.to_string().as_bytes()).unwrap()
 }
 
@@ -271,4 +271,273 @@ fn all_flags_at_once_are_those_one_by_one() {
     assert_eq!(some.unresolved, [("missing".to_owned(), InconclusiveReason::UnknownFlag)]);
     let nobody = flags.evaluate_all(&FlagContext::from_current(), None, 0);
     assert!(nobody.flags.is_empty() && nobody.unresolved.len() == 4);
+}
+
+fn on(key: &str, value: Value) -> Value {
+    json!({"key": key, "type": "person", "operator": "exact", "value": value})
+}
+
+fn conditional(key: &str, properties: Value) -> Value {
+    json!({"key": key, "active": true, "filters": {"groups": [{"properties": properties}]}})
+}
+
+fn in_cohort(id: Value) -> Value {
+    json!({"key": "id", "type": "cohort", "value": id})
+}
+
+fn needs(key: &str, value: Value) -> Value {
+    json!({"key": key, "type": "flag", "operator": "flag_evaluates_to", "value": value, "dependency_chain": [key]})
+}
+
+/// A flag that is on for the members of cohort 1.
+fn cohort(definition: Value) -> LocalFlags {
+    parsed(&json!({"flags": [conditional("f", json!([in_cohort(json!(1))]))], "cohorts": {"1": definition}}))
+}
+
+fn person(properties: Value) -> FlagContext {
+    let given = properties.as_object().unwrap().clone();
+    given.into_iter().fold(FlagContext::new("u"), |context, (name, value)| context.person_property(name, value))
+}
+
+#[test]
+fn members_of_a_cohort_are_whom_its_conditions_say() {
+    let both = json!({"type": "AND", "values": [on("plan", json!("pro")), on("team", json!("x"))]});
+    let either = json!({"type": "OR", "values": [on("plan", json!("pro")), on("team", json!("x"))]});
+    let nested = json!({"type": "AND", "values": [either, {"type": "OR", "values": [on("age", json!("7"))]}]});
+    for (definition, given, expected) in [
+        (&both, json!({"plan": "pro", "team": "x"}), ON),
+        (&both, json!({"plan": "pro", "team": "y"}), OFF),
+        (&both, json!({"team": "y"}), OFF),
+        (&both, json!({"team": "x"}), Err(InconclusiveReason::MissingProperty)),
+        (&either, json!({"team": "x"}), ON),
+        (&either, json!({"team": "y"}), Err(InconclusiveReason::MissingProperty)),
+        (&either, json!({"team": "y", "plan": "free"}), OFF),
+        (&nested, json!({"team": "x", "age": 7}), ON),
+        (&nested, json!({"team": "x", "age": 8}), OFF),
+        (&json!({"type": "AND", "values": []}), json!({}), ON),
+        (&json!({"properties": both}), json!({"plan": "pro", "team": "x"}), ON),
+        (&json!([on("plan", json!("pro"))]), json!({"plan": "pro"}), ON),
+    ] {
+        assert_eq!(cohort(definition.clone()).evaluate("f", &person(given.clone())), expected, "{definition} {given}");
+    }
+}
+
+#[test]
+fn an_entry_of_a_cohort_may_be_negated_and_a_cohort_excluded() {
+    let mut free = on("plan", json!("free"));
+    free["negation"] = json!(true);
+    let paying = cohort(json!({"type": "AND", "values": [free]}));
+    assert_eq!(paying.evaluate("f", &person(json!({"plan": "pro"}))), ON);
+    assert_eq!(paying.evaluate("f", &person(json!({"plan": "free"}))), OFF);
+    let everybody = json!({"type": "AND", "values": []});
+    for (operator, expected) in [("in", ON), ("not_in", OFF), ("near", Err(InconclusiveReason::UnknownOperator))] {
+        let mut member = in_cohort(json!("1"));
+        member["operator"] = json!(operator);
+        let flags = parsed(&json!({"flags": [conditional("f", json!([member]))], "cohorts": {"1": everybody}}));
+        assert_eq!(flags.evaluate("f", &person(json!({}))), expected, "{operator}");
+    }
+}
+
+#[test]
+fn a_cohort_that_the_service_reads_otherwise_than_its_libraries_do_is_inconclusive() {
+    let nobody_or_everybody = json!({"type": "OR", "values": []});
+    for definition in [
+        json!({}),
+        json!({"properties": {}}),
+        nobody_or_everybody.clone(),
+        json!({"type": "AND", "values": [nobody_or_everybody]}),
+    ] {
+        assert_eq!(
+            cohort(definition.clone()).evaluate("f", &person(json!({}))),
+            Err(InconclusiveReason::Malformed),
+            "{definition}"
+        );
+    }
+    let mut member = in_cohort(json!(1));
+    member["operator"] = json!("exact");
+    let flags =
+        parsed(&json!({"flags": [conditional("f", json!([member]))], "cohorts": {"1": {"type": "AND", "values": []}}}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::UnknownOperator));
+}
+
+#[test]
+fn a_cohort_that_is_not_known_makes_those_inconclusive_that_are_made_of_it() {
+    let flags = |other: Value| {
+        let one = json!({"type": "OR", "values": [on("plan", json!("pro")), in_cohort(json!(2))]});
+        parsed(&json!({"flags": [conditional("f", json!([in_cohort(json!(1))]))], "cohorts": {"1": one, "2": other}}))
+    };
+    let pro = person(json!({"plan": "pro"}));
+    assert_eq!(flags(json!({"type": "AND", "values": []})).evaluate("f", &pro), ON);
+    assert_eq!(
+        flags(json!({"type": "AND", "values": [in_cohort(json!(3))]})).evaluate("f", &pro),
+        Err(InconclusiveReason::UnknownCohort)
+    );
+    let behavior =
+        json!({"type": "AND", "values": [{"key": "$pageview", "type": "behavioral", "value": "performed_event"}]});
+    assert_eq!(flags(behavior).evaluate("f", &pro), Err(InconclusiveReason::Malformed));
+    assert_eq!(flags(json!("?")).evaluate("f", &pro), Err(InconclusiveReason::Malformed));
+    let circle = json!({"type": "AND", "values": [in_cohort(json!(1))]});
+    assert_eq!(flags(circle).evaluate("f", &pro), Err(InconclusiveReason::TooDeep));
+    let flags = parsed(&json!({"flags": [conditional("f", json!([in_cohort(json!(9)), on("plan", json!("free"))]))]}));
+    assert_eq!(flags.evaluate("f", &pro), OFF, "a condition that does not hold settles it");
+}
+
+#[test]
+fn a_flag_may_depend_on_the_value_of_another() {
+    let base = json!({"key": "base", "active": true, "filters": {
+        "groups": [{"properties": [on("plan", json!("pro"))]}],
+        "multivariate": {"variants": [{"key": "blue", "rollout_percentage": 100}]}}});
+    for (wanted, pro, free) in [
+        (json!(true), ON, OFF),
+        (json!(false), OFF, ON),
+        (json!("blue"), ON, OFF),
+        (json!("Blue"), OFF, OFF),
+        (json!(7), OFF, OFF),
+    ] {
+        let flags = parsed(&json!({"flags": [conditional("f", json!([needs("base", wanted.clone())])), base]}));
+        assert_eq!(flags.evaluate("f", &person(json!({"plan": "pro"}))), pro, "{wanted}");
+        assert_eq!(flags.evaluate("f", &person(json!({"plan": "free"}))), free, "{wanted}");
+        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::UnresolvedDependency), "{wanted}");
+    }
+}
+
+#[test]
+fn a_dependency_that_cannot_be_followed_is_inconclusive() {
+    let unresolved = Err(InconclusiveReason::UnresolvedDependency);
+    let flags = parsed(&json!({"flags": [conditional("f", json!([needs("gone", json!(true))]))]}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), unresolved);
+    let inactive = json!({"key": "base", "active": false});
+    let flags = parsed(&json!({"flags": [conditional("f", json!([needs("base", json!(false))])), inactive]}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), ON);
+    let mut circle = needs("base", json!(true));
+    circle["dependency_chain"] = json!([]);
+    let flags = parsed(&json!({"flags": [conditional("f", json!([circle])), inactive]}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::TooDeep));
+    let a = conditional("a", json!([needs("b", json!(true))]));
+    let b = conditional("b", json!([needs("a", json!(true))]));
+    let flags = parsed(&json!({"flags": [a, b, conditional("f", json!([needs("a", json!(true))]))]}));
+    for key in ["a", "b", "f"] {
+        assert_eq!(flags.evaluate(key, &person(json!({}))), Err(InconclusiveReason::TooDeep), "{key}");
+    }
+    let by_id = json!({"key": "base", "id": 12, "active": true, "filters": {"groups": [{}]}});
+    let flags = parsed(&json!({"flags": [by_id, conditional("f", json!([needs("12", json!(true))]))]}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), ON);
+}
+
+#[test]
+fn a_property_that_is_named_like_a_flag_is_a_property_and_not_the_value_of_the_flag() {
+    let base = json!({"key": "base", "active": true, "filters": {"groups": [{}]}});
+    for (operator, value) in [("exact", json!(true)), ("is_not", json!("false"))] {
+        let test = json!({"key": "$feature/base", "type": "person", "operator": operator, "value": value});
+        let flags = parsed(&json!({"flags": [base, conditional("f", json!([test]))]}));
+        assert_eq!(flags.evaluate("f", &person(json!({}))), Err(InconclusiveReason::MissingProperty), "{operator}");
+        assert_eq!(flags.evaluate("f", &person(json!({"$feature/base": "true"}))), ON, "{operator}");
+    }
+}
+
+#[test]
+fn whom_it_is_about_need_not_be_given_as_a_property() {
+    let flags = parsed(&json!({"flags": [conditional("f", json!([on("distinct_id", json!("u"))]))]}));
+    assert_eq!(flags.evaluate("f", &person(json!({}))), ON);
+    assert_eq!(flags.evaluate("f", &person(json!({"distinct_id": "given"}))), OFF);
+    let key =
+        json!([{"key": "$group_key", "type": "group", "group_type_index": 0, "operator": "exact", "value": "acme"}]);
+    let flags = parsed(&json!({"flags": [conditional("f", key)], "group_type_mapping": {"0": "company"}}));
+    assert_eq!(flags.evaluate("f", &person(json!({})).group("company", "acme")), ON);
+    assert_eq!(flags.evaluate("f", &person(json!({})).group("company", "other")), OFF);
+}
+
+#[test]
+fn shared_dependencies_are_evaluated_once_however_many_ways_lead_to_them() {
+    // Each needs the next twice: two to the power of sixty ways to the last.
+    let step = |key: usize| {
+        conditional(
+            &key.to_string(),
+            json!([needs(&(key + 1).to_string(), json!(true)), needs(&(key + 1).to_string(), json!(true))]),
+        )
+    };
+    let mut list: Vec<_> = (0..60).map(step).collect();
+    list.push(conditional("60", json!([in_cohort(json!("0"))])));
+    let cohort = |id: usize| {
+        (id.to_string(), json!({"type": "AND", "values": [in_cohort(json!(id + 1)), in_cohort(json!(id + 1))]}))
+    };
+    let mut cohorts: serde_json::Map<_, _> = (0..30).map(cohort).collect();
+    cohorts.insert("30".into(), json!({"type": "AND", "values": []}));
+    let flags = parsed(&json!({"flags": list, "cohorts": cohorts}));
+    assert_eq!(flags.evaluate("0", &person(json!({}))), ON);
+    assert_eq!(flags.evaluate_all(&person(json!({})), None, 0).flags.len(), 61);
+}
+
+#[test]
+fn what_depends_too_deep_is_inconclusive_from_there_on() {
+    let mut list: Vec<_> = (0..100_000)
+        .map(|key| conditional(&key.to_string(), json!([needs(&(key + 1).to_string(), json!(true))])))
+        .collect();
+    list.push(conditional("100000", json!([])));
+    let flags = parsed(&json!({"flags": list}));
+    assert_eq!(flags.evaluate("0", &person(json!({}))), Err(InconclusiveReason::TooDeep));
+    assert_eq!(flags.evaluate("99950", &person(json!({}))), ON);
+}
+
+// Buckets against numbers that another implementation has given, Python's `hashlib`:
+// `int(hashlib.sha1(f"{key}.{id}{salt}".encode()).hexdigest()[:15], 16)`, the salt being "" or "variant".
+
+/// Key, id, whether it is of the variants, digits.
+const VECTORS: &[(&str, &str, bool, u64)] = &[
+    ("beta-feature", "distinct_id", false, 0xe02_7150_eee6_0115),
+    ("beta-feature", "distinct_id", true, 0x3a7_20bf_a0d6_d711),
+    ("multivariate-flag", "user_1", false, 0x393_e5b6_3464_2ed2),
+    ("multivariate-flag", "user_1", true, 0xb1b_20fe_cf94_b2e3),
+    ("simple-flag", "distinct_id_0", false, 0xc8a_0536_2b9f_414f),
+    ("simple-flag", "distinct_id_1", false, 0x56f_7099_7ddf_6067),
+    ("new-ui", "user-123", false, 0x6c1_3817_d3ad_390c),
+    ("new-ui", "user-123", true, 0xcb6_2ab3_9e67_2561),
+    ("checkout", "user@example.com", false, 0xab5_bbad_6195_04d1),
+    ("company-beta", "acme", false, 0x69d_71cc_59ef_a2fa),
+    ("a", "", false, 0x246_791d_ceeb_2859),
+    ("neue-oberfl\u{e4}che", "j\u{fc}rgen", false, 0xb50_2555_44cc_5ab9),
+    ("\u{65d7}", "\u{5229}\u{7528}\u{8005}", false, 0x5a0_15b2_b7dd_0990),
+    ("\u{65d7}", "\u{5229}\u{7528}\u{8005}", true, 0x0da_94cd_74c9_3f89),
+    ("flag", "\u{1f980}", false, 0x4ed_76c6_66fa_94b7),
+    ("flag", "0190b2f0-7b1c-7c3e-9d4a-2f6e8a1b3c5d", false, 0xf0f_a982_8e8d_2671),
+    ("flag.with.dots", "id.with.dots", false, 0x38e_ea84_f521_3a17),
+    ("f", "42", false, 0x605_b016_3661_6618),
+];
+
+/// `hashlib.sha1(f"holdout-{id}".encode())`.
+const HOLDOUTS: &[(&str, u64)] = &[
+    ("user_1", 0x5be_dc75_9164_6b96),
+    ("acme", 0xed4_dede_49a8_577b),
+    ("\u{5229}\u{7528}\u{8005}", 0x14d_24ca_d1d4_c2c9),
+];
+
+fn share(digits: u64) -> f64 {
+    digits as f64 / 1_152_921_504_606_846_975_u64 as f64
+}
+
+#[test]
+fn buckets_are_those_of_every_other_library() {
+    for &(key, id, is_variant_bucket, digits) in VECTORS {
+        let bucket = if is_variant_bucket { variant_bucket(key, id) } else { rollout_bucket(key, id) };
+        assert_eq!(bucket.to_bits(), share(digits).to_bits(), "{key:?} {id:?}");
+    }
+    for &(id, digits) in HOLDOUTS {
+        assert_eq!(holdout_bucket(id).to_bits(), share(digits).to_bits(), "{id:?}");
+    }
+}
+
+#[test]
+fn ids_longer_than_a_block_of_the_hash_are_hashed_to_their_end() {
+    assert_eq!(rollout_bucket("k", &"x".repeat(60)), share(0x269_703b_bef5_ae40));
+    assert_eq!(variant_bucket("k", &"x".repeat(200)), share(0x0b4_9738_a7d9_1946));
+}
+
+#[test]
+fn one_block_and_many_are_the_same_hash_up_to_the_last_text_that_fits() {
+    for len in 0..=130 {
+        let id = "x".repeat(len);
+        let one = hash_one_block(&["k", ".", &id, "variant"]);
+        assert_eq!(one.is_some(), len + 9 < LENGTH, "{len}");
+        assert!(one.is_none_or(|one| one == hash_any_length(&["k", ".", &id, "variant"])), "{len}");
+    }
 }

@@ -22,32 +22,10 @@
 //!
 //! Parts: `question.rs` the request, `exchange.rs` the attempts, `reply.rs` the answer.
 
-mod exchange;
-#[cfg(test)]
-mod exchange_tests;
-mod question;
 mod reply;
-#[cfg(test)]
-mod reply_tests;
+mod request;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-pub(crate) use exchange::ask;
-pub(crate) use question::Question;
 pub(crate) use reply::Reply;
 #[cfg(fuzzing)]
 pub(crate) use reply::read;
-
-/// Where flags are asked for, and for how long.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct RemoteOptions {
-    /// The endpoint.
-    pub(crate) url: Arc<str>,
-    /// The project's write-only token.
-    pub(crate) token: String,
-    /// For a question, with all its attempts and the waits between them.
-    pub(crate) timeout: Duration,
-    /// Attempts after the first.
-    pub(crate) max_retries: u32,
-}
+pub(crate) use request::{Question, RemoteOptions, ask};

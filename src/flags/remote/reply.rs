@@ -8,7 +8,7 @@ use crate::flags::{Answer, Evaluated, FlagValue};
 use crate::sys::limits::{NAME_KEPT, foreign};
 
 /// So many keys of flags that could not be read are kept.
-pub(super) const KEYS_KEPT: usize = 10;
+const KEYS_KEPT: usize = 10;
 
 /// What PostHog says.
 #[derive(Debug, Default, PartialEq)]
@@ -127,7 +127,7 @@ fn of_list(keys: Vec<Value>) -> Reply {
 }
 
 /// A flag of which there is nothing but a value.
-pub(super) fn known(value: FlagValue) -> Evaluated {
+fn known(value: FlagValue) -> Evaluated {
     Evaluated { value, payload: None, id: None, version: None, reason: None, has_experiment: None, is_local: false }
 }
 
@@ -162,3 +162,7 @@ fn number(value: Option<&Value>) -> Option<u64> {
 fn is_true(value: Option<&Value>) -> bool {
     value.and_then(Value::as_bool).unwrap_or(false)
 }
+
+#[cfg(test)]
+#[path = "reply_tests.rs"]
+mod tests;

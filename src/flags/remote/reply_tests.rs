@@ -1,13 +1,9 @@
 //! Answers as PostHog gives them, and as nobody should.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::reply::{KEYS_KEPT, Reply, known, read};
-use crate::flags::{Answer, Evaluated, FlagValue};
-use crate::sys::limits::NAME_KEPT;
+use super::*;
 
 fn reply(body: &Value) -> Reply {
     read(body.to_string().as_bytes()).unwrap()

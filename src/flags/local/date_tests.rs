@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::tests::{NOW, ask};
-use super::{Filter, MatchingVersion};
 use crate::flags::InconclusiveReason;
+use crate::flags::local::property::tests::{NOW, ask};
+use crate::flags::local::property::{Filter, MatchingVersion};
 
 /// Before, the same, or after; `None` if it depends on the time zone.
 fn check(value: Value, property: Value, expected: Option<&str>) {

@@ -5,24 +5,81 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::super::LocalFlags;
-use super::consult::Consultation;
-use super::fetch;
-use super::judge::{Verdict, judge};
-use super::kept;
-use super::loaded::{FlagDefinitionsError as Error, LoadedFlags};
-use super::mailbox::{Call, Loader};
-use super::options::{Keep, LoaderParts, Notice};
-use super::pace::{Ended, Pace};
-use super::provider::FlagDefinitions;
+use super::fetch::{self, LoaderOptions, Verdict, judge};
+use super::handle::{Call, FlagDefinitionsError as Error, LoadedFlags, Loader};
+use super::kept::{self, Restored};
+use super::provider::{Consultation, FlagDefinitions, Spawn};
+use crate::flags::LocalFlags;
+use crate::sys::clock::Clock;
 use crate::sys::entropy::random_u64;
 use crate::sys::limits;
 use crate::sys::reentry;
 use crate::sys::wording;
+use crate::transport::Http;
+
+/// What a loader works with.
+#[derive(Clone)]
+pub(crate) struct LoaderParts {
+    /// What to load.
+    pub(crate) options: LoaderOptions,
+    /// The way to PostHog.
+    pub(crate) http: Arc<dyn Http>,
+    /// The time, by which it sleeps.
+    pub(crate) clock: Clock,
+    /// What an earlier process left, if anything.
+    pub(crate) restored: Option<Restored>,
+    /// Where a provider that blocks is asked.
+    pub(crate) spawn: Spawn,
+    /// Has that kept for the next process, or what was kept forgotten. Does not wait.
+    pub(crate) keep: Arc<dyn Fn(Keep) + Send + Sync>,
+    /// Hears of everything a human might want to know.
+    pub(crate) report: Arc<dyn Fn(Notice) + Send + Sync>,
+}
+
+impl LoaderParts {
+    /// Calls the provider, if there is one.
+    fn consultation(&self, loader: &Arc<Loader>) -> Option<Consultation> {
+        let provider = self.options.provider.clone()?;
+        Some(Consultation::new(provider, Arc::clone(&self.spawn), self.clock.clone(), loader))
+    }
+}
+
+/// What the next process is to find.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// These bytes.
+    These(Vec<u8>),
+    /// Nothing: what was kept is not to be used any more.
+    Nothing,
+}
+
+/// Something that happened while definitions were loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// They cannot be loaded. Told when that begins, and when it becomes something else.
+    Unavailable {
+        /// In one line.
+        why: String,
+    },
+    /// They can be loaded again.
+    Recovered,
+    /// These flags' definitions cannot be read; told once for each version of the definitions.
+    Unreadable {
+        /// The first of them.
+        keys: Vec<String>,
+    },
+    /// The provider failed, or what was loaded cannot be kept. Told once until the same has worked again.
+    CacheFailed {
+        /// `should_fetch`, `read`, `store`, `shutdown` or `keep`.
+        operation: &'static str,
+        /// In one line.
+        why: String,
+    },
+}
 
 /// Of flags that cannot be read, so many are named.
 const KEYS_TOLD: usize = 10;
@@ -109,7 +166,7 @@ impl Poller {
             etag: restored.and_then(|restored| usable(restored.etag.clone())),
             hash,
             kept: hash,
-            provider: Consultation::new(&parts, loader),
+            provider: parts.consultation(loader),
             loader: Arc::clone(loader),
             told: None,
             failing: BTreeSet::new(),
@@ -160,7 +217,8 @@ impl Poller {
         // A provider may have lost what it had: it gets the whole document each time.
         let is_known = self.loader.current().is_some() && self.provider_is_absent();
         let etag = self.etag.clone().filter(|_| is_known);
-        let answer = fetch::ask(&self.parts, secret_key.expose(), etag.as_deref()).await;
+        let answer =
+            fetch::ask(&*self.parts.http, &self.parts.clock, &self.parts.options, secret_key, etag.as_deref()).await;
         let response = answer.map_err(Error::Unavailable)?;
         match judge(&response, etag.is_some()) {
             Verdict::Replace => {
@@ -298,7 +356,7 @@ impl Poller {
 
     /// The provider hears that it is over, once.
     async fn shut_down(mut self) {
-        let Some(provider) = self.provider.take().or_else(|| Consultation::new(&self.parts, &self.loader)) else {
+        let Some(provider) = self.provider.take().or_else(|| self.parts.consultation(&self.loader)) else {
             return;
         };
         let loader = Arc::clone(&self.loader);
@@ -371,4 +429,141 @@ fn usable(etag: Option<String>) -> Option<String> {
     etag.filter(|etag| {
         (1..=ETAG_BYTES).contains(&etag.len()) && etag.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
     })
+}
+
+/// With nothing to evaluate, a first failure is no reason to wait for a whole interval.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest wait after failures, unless the interval is longer.
+const MAX_BACKOFF: Duration = Duration::from_secs(300);
+/// The first wait after the key or the quota was refused; neither comes back by itself.
+const FIRST_REFUSAL_WAIT: Duration = Duration::from_secs(300);
+/// The longest of those.
+const MAX_REFUSAL_WAIT: Duration = Duration::from_secs(1800);
+
+/// How a load ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// What is there is the newest.
+    Loaded,
+    /// It came to nothing; the server may have said when it wants to hear from us again.
+    Failed {
+        /// How long from now.
+        retry_after: Option<Duration>,
+    },
+    /// The key or the quota was refused.
+    Refused,
+}
+
+/// Loads that ended alike, in a row.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    failures: u32,
+    refusals: u32,
+}
+
+impl Pace {
+    /// Notes how a load ended. `interval` is what is waited where all is well; `has_some`: there is something to evaluate with.
+    pub(super) fn wait_after(
+        &mut self,
+        ended: Ended,
+        interval: Duration,
+        has_some: bool,
+        rng: &mut impl Rng,
+    ) -> Duration {
+        match ended {
+            Ended::Loaded => {
+                *self = Self::default();
+                between(interval.mul_f64(0.9), interval.mul_f64(1.1), rng)
+            }
+            Ended::Refused => {
+                self.failures = 0;
+                self.refusals = self.refusals.saturating_add(1);
+                let wait = doubled(FIRST_REFUSAL_WAIT, self.refusals).min(MAX_REFUSAL_WAIT).max(interval);
+                between(wait, wait.mul_f64(1.2), rng)
+            }
+            Ended::Failed { retry_after } => {
+                self.failures = self.failures.saturating_add(1);
+                let first = if has_some { interval } else { FIRST_BACKOFF.min(interval) };
+                let wait = doubled(first, self.failures).min(MAX_BACKOFF.max(interval));
+                // Never sooner than asked for, nor all at the same second.
+                let asked = retry_after.map_or(Duration::ZERO, |asked| {
+                    between(asked, asked.saturating_add((asked / 10).min(Duration::from_secs(10))), rng)
+                });
+                between(wait / 2, wait, rng).max(asked)
+            }
+        }
+    }
+}
+
+/// After the `nth` time in a row, from 1.
+fn doubled(first: Duration, nth: u32) -> Duration {
+    first.saturating_mul(1 << nth.saturating_sub(1).min(20))
+}
+
+fn between(least: Duration, most: Duration, rng: &mut impl Rng) -> Duration {
+    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(rng.random_range(nanos(least)..=nanos(most).max(nanos(least))))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+    const FAILED: Ended = Ended::Failed { retry_after: None };
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn within(wait: Duration, least: u64, most: u64) {
+        assert!((secs(least)..=secs(most)).contains(&wait), "{wait:?} is not from {least} to {most} s");
+    }
+
+    #[test]
+    fn polls_are_an_interval_apart_more_or_less_and_not_all_alike() {
+        let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(1));
+        let waits: Vec<_> = (0..50).map(|_| pace.wait_after(Ended::Loaded, INTERVAL, true, &mut rng)).collect();
+        waits.iter().for_each(|wait| within(*wait, 27, 33));
+        assert!(waits.iter().any(|wait| *wait < secs(29)) && waits.iter().any(|wait| *wait > secs(31)));
+    }
+
+    #[test]
+    fn failures_double_the_wait_up_to_minutes_and_a_success_forgets_them() {
+        let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(2));
+        for (least, most) in [(15, 30), (30, 60), (60, 120), (120, 240), (150, 300), (150, 300)] {
+            within(pace.wait_after(FAILED, INTERVAL, true, &mut rng), least, most);
+        }
+        within(pace.wait_after(Ended::Loaded, INTERVAL, true, &mut rng), 27, 33);
+        within(pace.wait_after(FAILED, INTERVAL, true, &mut rng), 15, 30);
+    }
+
+    #[test]
+    fn with_nothing_to_evaluate_it_is_tried_again_soon() {
+        let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(3));
+        let waits: Vec<_> = (0..4).map(|_| pace.wait_after(FAILED, INTERVAL, false, &mut rng)).collect();
+        for (wait, most) in waits.into_iter().zip([1, 2, 4, 8]) {
+            assert!(wait >= secs(most) / 2 && wait <= secs(most), "{wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_interval_is_never_shortened_by_what_the_longest_backoff_is() {
+        let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(4));
+        within(pace.wait_after(FAILED, secs(3600), true, &mut rng), 1800, 3600);
+        within(pace.wait_after(Ended::Refused, secs(3600), false, &mut rng), 3600, 4320);
+    }
+
+    #[test]
+    fn retry_after_is_a_least_and_a_refusal_waits_long() {
+        let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(5));
+        let asked = Ended::Failed { retry_after: Some(secs(600)) };
+        within(pace.wait_after(asked, INTERVAL, true, &mut rng), 600, 610);
+        for (least, most) in [(300, 360), (600, 720), (1200, 1440), (1800, 2160), (1800, 2160)] {
+            within(pace.wait_after(Ended::Refused, INTERVAL, false, &mut rng), least, most);
+        }
+    }
 }

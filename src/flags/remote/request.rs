@@ -1,18 +1,71 @@
 //! The attempts: the same request until there is an answer, or none is to be had in time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
+
 use super::reply::{self, Reply};
-use super::{Question, RemoteOptions};
 use crate::flags::Failure;
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
 use crate::sys::wording;
 use crate::transport::{Http, Method, Request, Response, TransportError};
 
+/// Where flags are asked for, and for how long.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RemoteOptions {
+    /// The endpoint.
+    pub(crate) url: Arc<str>,
+    /// The project's write-only token.
+    pub(crate) token: String,
+    /// For a question, with all its attempts and the waits between them.
+    pub(crate) timeout: Duration,
+    /// Attempts after the first.
+    pub(crate) max_retries: u32,
+}
+
+/// Whom PostHog is to evaluate flags for: a context in which everything is settled, overrides included.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Question {
+    pub(crate) distinct_id: String,
+    pub(crate) device_id: Option<String>,
+    pub(crate) groups: BTreeMap<String, String>,
+    pub(crate) person_properties: Map<String, Value>,
+    /// By group type.
+    pub(crate) group_properties: BTreeMap<String, Map<String, Value>>,
+    pub(crate) disable_geoip: bool,
+    /// `None`: all flags.
+    pub(crate) flag_keys: Option<Vec<String>>,
+    /// Is put even if PostHog is taken to be down. No part of the request.
+    pub(crate) insists: bool,
+}
+
+impl Question {
+    /// The body of the request.
+    fn body(&self, token: &str) -> Vec<u8> {
+        // Not `api_key` as well: to PostHog they are two names of one field, which it takes once.
+        let mut body = json!({
+            "token": token,
+            "distinct_id": self.distinct_id,
+            "groups": self.groups,
+            "person_properties": self.person_properties,
+            "group_properties": self.group_properties,
+            "geoip_disable": self.disable_geoip,
+        });
+        if let Some(device_id) = &self.device_id {
+            body["device_id"] = json!(device_id);
+        }
+        if let Some(keys) = &self.flag_keys {
+            body["flag_keys_to_evaluate"] = json!(keys);
+        }
+        body.to_string().into_bytes()
+    }
+}
+
 /// The wait before the first retry; each further one doubles it.
-pub(super) const FIRST_WAIT: Duration = Duration::from_millis(300);
+const FIRST_WAIT: Duration = Duration::from_millis(300);
 /// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -65,7 +118,7 @@ fn request(url: &Arc<str>, body: Vec<u8>) -> Request {
 }
 
 /// How long to wait after so many retries.
-pub(super) fn wait_before(retries: u32) -> Duration {
+fn wait_before(retries: u32) -> Duration {
     FIRST_WAIT.saturating_mul(2_u32.saturating_pow(retries)).min(LONGEST_WAIT)
 }
 
@@ -75,7 +128,7 @@ fn is_worth_another(result: &Result<Response, TransportError>) -> bool {
 }
 
 /// What is made of the last attempt.
-pub(super) fn judge(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
+fn judge(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
     match result {
         Ok(response) if (200..300).contains(&response.status) => {
             if response.is_cut {
@@ -94,3 +147,7 @@ pub(super) fn judge(result: Result<Response, TransportError>) -> Result<Reply, F
         Err(other) => Err(Failure::Connection(other.describe())),
     }
 }
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -2,16 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::exchange::{FIRST_WAIT, judge, wait_before};
-use super::{Question, RemoteOptions, Reply, ask};
-use crate::flags::Failure;
-use crate::sys::clock::Clock;
-use crate::sys::limits::NAME_KEPT;
-use crate::transport::{Http, Method, Pending, Request, Response, TransportError};
+use super::*;
+use crate::transport::Pending;
 
 /// What the next attempt meets.
 enum Meets {
@@ -145,4 +140,40 @@ fn of_what_was_said_only_the_beginning_is_kept() {
     let response = Response { status: 500, body: vec![0xC3; 100_000], ..Response::default() };
     let Err(Failure::Status { why, .. }) = judge(Ok(response)) else { panic!("taken") };
     assert!(why.len() <= NAME_KEPT && !why.is_empty(), "{}", why.len());
+}
+
+fn said(question: &Question) -> Value {
+    serde_json::from_slice(&question.body("phc_x")).unwrap()
+}
+
+#[test]
+fn what_is_not_known_is_said_to_be_empty_and_only_keys_and_device_are_left_out() {
+    let question = Question { distinct_id: "user_1".into(), ..Question::default() };
+    let expected = json!({
+        "token": "phc_x", "distinct_id": "user_1", "groups": {}, "person_properties": {}, "group_properties": {},
+        "geoip_disable": false,
+    });
+    assert_eq!(said(&question), expected);
+}
+
+#[test]
+fn everything_that_is_known_is_said() {
+    let question = Question {
+        distinct_id: "user_1".into(),
+        device_id: Some("device_1".into()),
+        groups: [("company".into(), "acme".into())].into(),
+        person_properties: Map::from_iter([("plan".into(), json!("pro"))]),
+        group_properties: [("company".into(), Map::from_iter([("seats".into(), json!(3))]))].into(),
+        disable_geoip: true,
+        flag_keys: Some(vec!["new-ui".into()]),
+        insists: true,
+    };
+    let expected = json!({
+        "token": "phc_x", "distinct_id": "user_1", "device_id": "device_1", "groups": {"company": "acme"},
+        "person_properties": {"plan": "pro"}, "group_properties": {"company": {"seats": 3}}, "geoip_disable": true,
+        "flag_keys_to_evaluate": ["new-ui"],
+    });
+    assert_eq!(said(&question), expected);
+    let none = Question { flag_keys: Some(Vec::new()), ..question };
+    assert_eq!(said(&none)["flag_keys_to_evaluate"], json!([]), "no keys are not all keys");
 }

@@ -1,6 +1,6 @@
 //! What flags and cohorts depend on, followed to the end before anybody is evaluated.
 
-use super::{Cohort, Dependency, Entry, Flag, Group, State, Test};
+use super::definitions::{Cohort, Dependency, Enrollment, Entry, Flag, Group, State, Test};
 use crate::flags::InconclusiveReason;
 
 /// Tests within tests, over all that is depended on: as deep as an evaluation may recurse. PostHog's own libraries stop here, too.
@@ -141,7 +141,7 @@ fn of_flag(flag: &Flag, first_cohort: usize) -> Node {
     let mut node = Node { depth: 1, tests: 1, ..Node::default() };
     if let State::Active(rules) = &flag.state {
         let enrollment = match &rules.enrollment {
-            Some(super::Enrollment::Condition(condition)) => Some(condition),
+            Some(Enrollment::Condition(condition)) => Some(condition),
             _ => None,
         };
         for condition in rules.conditions.iter().chain(enrollment) {

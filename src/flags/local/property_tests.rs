@@ -1,15 +1,15 @@
 //! What each operator answers, by tables, and what no operator may ever do.
 
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json};
 
-use super::{Filter, MatchingVersion};
+use super::{Filter, MatchingVersion, plain_number};
 use crate::flags::InconclusiveReason;
 
 /// 2024-03-31 12:00 UTC.
-pub(super) const NOW: i64 = 1_711_886_400_000_000_000;
+pub(in crate::flags::local) const NOW: i64 = 1_711_886_400_000_000_000;
 
-pub(super) fn ask(operator: &str, value: Value, property: Value) -> Result<bool, InconclusiveReason> {
+pub(in crate::flags::local) fn ask(operator: &str, value: Value, property: Value) -> Result<bool, InconclusiveReason> {
     ask_version(MatchingVersion::One, operator, value, property)
 }
 
@@ -329,4 +329,192 @@ proptest! {
         prop_assert_eq!(ask("starts_with"), Ok(small.starts_with(&small_part)));
         prop_assert_eq!(ask("ends_with"), Ok(small.ends_with(&small_part)));
     }
+}
+
+fn check_version(operator: &str, value: &str, properties: &[(&str, bool)]) {
+    for (property, expected) in properties {
+        assert_eq!(ask(operator, json!(value), json!(property)), Ok(*expected), "{property} {operator} {value}");
+    }
+}
+
+#[test]
+fn a_version_may_have_a_prefix_and_lack_parts() {
+    check_version(
+        "semver_eq",
+        "1.2.0",
+        &[("1.2.0", true), ("v1.2", true), ("1.2", true), ("v 1.2 ", true), ("1.2.1", false)],
+    );
+    check_version("semver_eq", "v3.08", &[("3.8.0", true), ("03.08.000", true), ("3.80", false)]);
+    check_version("semver_neq", "2", &[("2.0.0", false), ("2.0.1", true)]);
+    assert_eq!(ask("semver_eq", json!("3.1"), json!(3.1)), Ok(true));
+}
+
+#[test]
+fn versions_are_ordered_by_number_with_prereleases_first() {
+    check_version("semver_gt", "1.9.0", &[("1.10.0", true), ("1.9.0", false), ("1.9.0-beta", false), ("2", true)]);
+    check_version("semver_gte", "1.9.0", &[("1.9", true), ("1.8.99", false), ("1.9.0-beta", false)]);
+    check_version("semver_lt", "1.9.0", &[("1.9.0-beta", true), ("1.9.0", false), ("1.8", true)]);
+    check_version("semver_lte", "1.9.0", &[("1.9.0", true), ("1.9.1", false)]);
+    check_version("semver_gt", "1.0.0-alpha.2", &[("1.0.0-alpha.10", true), ("1.0.0-alpha.1", false), ("1.0.0", true)]);
+}
+
+#[test]
+fn a_tilde_keeps_the_minor_version() {
+    check_version("semver_tilde", "1.2.3", &[("1.2.3", true), ("1.2.9", true), ("1.2.2", false), ("1.3.0", false)]);
+    check_version("semver_tilde", "v1.02", &[("1.2.0", true), ("1.2.7", true), ("1.3.0", false)]);
+    check_version("semver_tilde", "1.2.3", &[("1.2.4-beta", false)]);
+}
+
+#[test]
+fn a_caret_keeps_the_leftmost_part_that_is_not_zero() {
+    check_version("semver_caret", "1.2.3", &[("1.2.3", true), ("1.9.0", true), ("2.0.0", false), ("1.2.2", false)]);
+    check_version("semver_caret", "0.2.3", &[("0.2.9", true), ("0.3.0", false)]);
+    check_version("semver_caret", "0.0.3", &[("0.0.3", true), ("0.0.4", false)]);
+    check_version("semver_caret", "1", &[("1.9.9", true), ("2", false)]);
+}
+
+#[test]
+fn a_wildcard_stands_for_any_number() {
+    check_version("semver_wildcard", "1.2.*", &[("1.2.0", true), ("1.2.99", true), ("1.3.0", false)]);
+    check_version("semver_wildcard", "1.*", &[("1.0.0", true), ("1.99", true), ("2.0.0", false)]);
+    check_version("semver_wildcard", "1.*.*", &[("1.7.3", true), ("0.9.0", false)]);
+    check_version("semver_wildcard", "v3.08.*", &[("3.8.1", true), ("3.9", false)]);
+    check_version("semver_wildcard", "*", &[("0.0.1", true), ("17", true)]);
+}
+
+#[test]
+fn what_is_no_version_cannot_be_compared() {
+    let no_versions: [Value; 12] = [
+        json!(""),
+        json!("v"),
+        json!("latest"),
+        json!("1.2.3.4"),
+        json!("1..2"),
+        json!(".1"),
+        json!("1.2.3-"),
+        json!("1.2.3+"),
+        json!("-1"),
+        json!("V1.2.3"),
+        json!("99999999999999999999.0.0"),
+        json!(["1.2.3"]),
+    ];
+    for no_version in no_versions {
+        for operator in ["semver_eq", "semver_neq", "semver_lt", "semver_tilde", "semver_caret", "semver_wildcard"] {
+            let unusable = Err(InconclusiveReason::UnusableProperty);
+            assert_eq!(ask(operator, json!("1.2.3"), no_version.clone()), unusable, "{no_version}");
+        }
+        for operator in ["semver_eq", "semver_neq", "semver_lt", "semver_tilde", "semver_caret"] {
+            let unusable = Err(InconclusiveReason::UnusableCondition);
+            assert_eq!(ask(operator, no_version.clone(), json!("1.2.3")), unusable, "{no_version}");
+        }
+    }
+    assert_eq!(ask("semver_wildcard", json!("1.*.3"), json!("1.2.3")), Err(InconclusiveReason::UnusableCondition));
+}
+
+#[test]
+fn a_pattern_is_searched_for_with_case_and_without_anchors() {
+    let table = [
+        (r"\.com$", json!("value.com"), true),
+        (r"\.com$", json!("value.COM"), false),
+        (r"\.com$", json!("value.com\n"), false),
+        (r"(?i)\.com$", json!("value.COM"), true),
+        (r"^(?:[a-z0-9._-]+)@(post|hedge)hog\.(com|dev)$", json!("max@posthog.com"), true),
+        (r"^(?:[a-z0-9._-]+)@(post|hedge)hog\.(com|dev)$", json!("max@dog.com"), false),
+        (r"^\d{2,3}$", json!(323), true),
+        (r"^[]a]+$", json!("]a]"), true),
+        (r"^[[:alpha:]&&[^x]]+?$", json!("abc"), true),
+        (r"^\p{Greek}+\pL*$", json!("\u{3b1}b"), true),
+        ("", json!(""), true),
+        ("^true$", json!(true), true),
+        ("\u{e9}+", json!("caf\u{e9}"), true),
+    ];
+    for (pattern, property, expected) in table {
+        assert_eq!(ask("regex", json!(pattern), property.clone()), Ok(expected), "{property} {pattern}");
+        assert_eq!(ask("not_regex", json!(pattern), property.clone()), Ok(!expected), "{property} {pattern}");
+    }
+    assert_eq!(ask("regex", json!(4), json!("14")), Ok(true));
+}
+
+#[test]
+fn what_the_service_may_read_otherwise_is_inconclusive() {
+    let patterns = [
+        // Cannot be read here.
+        "?*",
+        "(",
+        "[a",
+        r"(?=a)",
+        r"(?<!a)b",
+        r"(a)\1",
+        r"\Ka",
+        r"a\Z",
+        r"\h",
+        // Possessive there, repeated here.
+        "a++",
+        "a*+",
+        "a?+",
+        "a{2}+",
+        "a{2}{3}",
+        "a??+",
+        // An anchor cannot be repeated there.
+        "^*a",
+        "a$?",
+        r"\A+",
+        "(?:^)*a",
+        "(^|$)?",
+        "(?i)*",
+        // Literal there, or an error here.
+        "a{",
+        "{2}",
+        "a{,2}",
+        "a{2",
+        "a}",
+        "a]",
+        "()*",
+        // Other words for other things.
+        r"\bword\b",
+        r"\<word\>",
+        r"[\b]",
+        r"[\A]",
+        "(?x) a",
+        "(?-i)a",
+        "(?ii)a",
+        "(?P<name>a)",
+        "(?<name>a)",
+        "(?>a)",
+        "\\\u{e9}",
+        r"\",
+        "(?R)",
+        "(?#a)",
+        r"\x{41}",
+        r"\e",
+    ];
+    for pattern in patterns {
+        for operator in ["regex", "not_regex"] {
+            let answer = ask(operator, json!(pattern), json!("a"));
+            assert_eq!(answer, Err(InconclusiveReason::UnusableCondition), "{pattern}");
+        }
+    }
+}
+
+#[test]
+fn a_pattern_that_would_grow_too_large_is_inconclusive() {
+    let answer = ask("regex", json!("(?:(?:a{100}){100}){100}"), json!("a"));
+    assert_eq!(answer, Err(InconclusiveReason::UnusableCondition));
+    let answer = ask("regex", json!(format!("{}a{}", "(?:".repeat(50_000), ")".repeat(50_000))), json!("a"));
+    assert_eq!(answer, Err(InconclusiveReason::UnusableCondition));
+}
+
+#[test]
+fn a_pattern_that_backtracks_elsewhere_takes_linear_time() {
+    let answer = ask("regex", json!("^(a+)+$"), json!(format!("{}b", "a".repeat(100_000))));
+    assert_eq!(answer, Ok(false));
+}
+
+#[test]
+fn a_number_has_one_text_however_it_was_written() {
+    for (written, expected) in [("1", "1"), ("1.50", "1.5"), ("1e2", "100.0"), ("-0.250", "-0.25"), ("7.0", "7.0")] {
+        let number: Number = serde_json::from_str(written).unwrap();
+        assert_eq!(plain_number(&number).to_string(), expected, "{written}");
+    }
+    assert_eq!(plain_number(json!(u64::MAX).as_number().unwrap()).to_string(), u64::MAX.to_string());
 }

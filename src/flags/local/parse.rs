@@ -1,0 +1,439 @@
+//! Definitions of flags, as PostHog gives them to those who evaluate flags themselves: read with patience, compiled once, never changed.
+//!
+//! The answer of `/flags/definitions` is an object of `flags` (a list), `cohorts` (by id), `group_type_mapping` (index to name),
+//! `property_matching_version` and `minimal_flag_called_events`. Only an answer without a list of flags is refused: whatever else cannot
+//! be read costs no more than itself. Each flag and each cohort is a document of its own for the reader of JSON (`RawValue`), so that
+//! nothing in one (nesting without end, half a surrogate pair, a number out of bounds) ends the reading of the others.
+//!
+//! * `read.rs` reads fields: null is absent, another kind of value is unreadable.
+//! * `flag.rs` compiles a flag, `cohort.rs` a cohort, `test.rs` one entry of either. A structure that we do not know makes the flag
+//!   [`State::Unreadable`]; a kind of entry or an operator that we do not know makes that entry inconclusive, and the flag's other
+//!   conditions may do without it. What PostHog says of a thing for certain (an inactive flag) holds whatever else is unreadable.
+//! * References (to cohorts, flags, group types) become indexes here. `graph.rs` then follows them, without recursion: what is in a
+//!   circle or too deep gets a fault, at which an evaluation stops; a cohort gets the faults of those that it is made of; and each flag
+//!   learns how much work it may be (`walk`), by which the evaluator decides whether to remember what it has found out.
+//!
+//! The last of several flags with one key is the one that counts. Parsing is a pure function of the bytes: who keeps those keeps all.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::definitions::{
+    Cohort, Condition, Definitions, Dependency, Enrollment, Entity, Entry, Flag, Group, Holdout, Property, Rules,
+    State, Test, Variant, Wanted,
+};
+use super::dependencies;
+use super::property::{Filter, MatchingVersion, plain_number};
+use crate::flags::InconclusiveReason;
+
+/// Names of unreadable flags that are told.
+const UNREADABLE_NAMES: usize = 100;
+
+/// Why definitions could not be read at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the definitions of the flags cannot be read: {why}")]
+pub struct ParseFlagsError {
+    why: String,
+}
+
+/// What a definition may refer to.
+struct Names {
+    flags: HashMap<Box<str>, usize>,
+    ids: HashMap<u64, usize>,
+    cohorts: HashMap<String, usize>,
+    groups: BTreeMap<String, String>,
+    version: MatchingVersion,
+}
+
+impl Definitions {
+    pub(super) fn parse(json: &[u8]) -> Result<Self, ParseFlagsError> {
+        let unreadable = |error: serde_json::Error| ParseFlagsError { why: error.to_string() };
+        let parts: HashMap<String, &RawValue> = serde_json::from_slice(json).map_err(unreadable)?;
+        let flags = parts.get("flags").ok_or(ParseFlagsError { why: "there is no list of flags".to_owned() })?;
+        let flags: Vec<&RawValue> = serde_json::from_str(flags.get()).map_err(unreadable)?;
+        let cohorts: BTreeMap<String, &RawValue> = part(&parts, "cohorts").unwrap_or_default();
+        let (flags, mut unreadable) = distinct(&flags);
+        let names = Names::new(&flags, &cohorts, &parts);
+
+        let mut flags: Vec<_> = flags.iter().map(|(key, raw)| Flag::compile(key, raw.as_ref(), &names)).collect();
+        let mut cohorts: Vec<_> = cohorts
+            .values()
+            .map(|raw| match serde_json::from_str::<Value>(raw.get()) {
+                Ok(raw) => Cohort::compile(&raw, &names),
+                Err(_) => Cohort::unreadable(),
+            })
+            .collect();
+        dependencies::follow(&mut flags, &mut cohorts);
+
+        let names_of_unreadable = flags.iter().filter(|flag| matches!(flag.state, State::Unreadable));
+        unreadable.extend(names_of_unreadable.map(|flag| flag.key.to_string()));
+        unreadable.truncate(UNREADABLE_NAMES);
+        let wants_minimal_events = part(&parts, "minimal_flag_called_events").unwrap_or(false);
+        Ok(Self { flags, cohorts, unreadable, wants_minimal_events, by_key: names.flags })
+    }
+}
+
+impl Entity {
+    fn compile(index: Option<&Value>, names: &Names) -> Result<Self, Unreadable> {
+        match index {
+            None => Ok(Entity::Person),
+            Some(index @ Value::Number(_)) => Ok(names.group(index)),
+            Some(_) => Err(Unreadable),
+        }
+    }
+}
+
+impl Names {
+    fn new(
+        flags: &[(String, Option<Object>)],
+        cohorts: &BTreeMap<String, &RawValue>,
+        parts: &HashMap<String, &RawValue>,
+    ) -> Self {
+        let id = |raw: &Option<Object>| raw.as_ref()?.get("id")?.as_u64();
+        let groups: BTreeMap<String, Value> = part(parts, "group_type_mapping").unwrap_or_default();
+        let name = |(index, name): (String, Value)| Some((index, name.as_str()?.to_owned()));
+        Self {
+            flags: flags.iter().enumerate().map(|(at, (key, _))| (key.as_str().into(), at)).collect(),
+            ids: flags.iter().enumerate().filter_map(|(at, (_, raw))| Some((id(raw)?, at))).collect(),
+            cohorts: cohorts.keys().enumerate().map(|(at, id)| (id.clone(), at)).collect(),
+            groups: groups.into_iter().filter_map(name).collect(),
+            version: match part(parts, "property_matching_version") {
+                Some(2_i64) => MatchingVersion::Two,
+                _ => MatchingVersion::One,
+            },
+        }
+    }
+
+    /// By key, or by the id that PostHog's own database refers to.
+    fn flag(&self, name: &str) -> Option<usize> {
+        self.flags.get(name).or_else(|| self.ids.get(&name.parse().ok()?)).copied()
+    }
+
+    fn group(&self, index: &Value) -> Entity {
+        let name = id_text(index).and_then(|index| self.groups.get(&index));
+        name.map_or(Entity::UnknownGroup, |name| Entity::Group(name.as_str().into()))
+    }
+}
+
+/// A part that is absent or unreadable is `None`.
+fn part<'j, T: serde::Deserialize<'j>>(parts: &HashMap<String, &'j RawValue>, name: &str) -> Option<T> {
+    serde_json::from_str(parts.get(name)?.get()).ok()
+}
+
+/// The flags by key, each with its definition if that can be read; and the places in the list of those without a key.
+fn distinct(raw: &[&RawValue]) -> (Vec<(String, Option<Object>)>, Vec<String>) {
+    let mut flags: Vec<(String, Option<Object>)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut without_key = Vec::new();
+    for (place, raw) in raw.iter().enumerate() {
+        let object = serde_json::from_str::<Object>(raw.get()).ok();
+        let Some(key) = key_of(object.as_ref(), raw) else {
+            // A list of millions of zeros is no reason for as many names.
+            if without_key.len() < UNREADABLE_NAMES {
+                without_key.push(format!("#{place}"));
+            }
+            continue;
+        };
+        match places.get(&key) {
+            Some(&at) => flags[at].1 = object,
+            None => {
+                places.insert(key.clone(), flags.len());
+                flags.push((key, object));
+            }
+        }
+    }
+    (flags, without_key)
+}
+
+/// Also of a flag that cannot be read otherwise: for this alone the rest is not looked into.
+fn key_of(object: Option<&Object>, raw: &RawValue) -> Option<String> {
+    if let Some(object) = object {
+        return object.get("key")?.as_str().map(str::to_owned);
+    }
+    let fields: HashMap<String, &RawValue> = serde_json::from_str(raw.get()).ok()?;
+    serde_json::from_str(fields.get("key")?.get()).ok()
+}
+
+impl Flag {
+    fn compile(key: &str, raw: Option<&Object>, names: &Names) -> Self {
+        let state = raw.ok_or(Unreadable).and_then(|raw| State::compile(key, raw, names)).unwrap_or(State::Unreadable);
+        let number = |name| raw.and_then(|raw| raw.get(name)).and_then(Value::as_u64);
+        Flag {
+            key: key.into(),
+            id: number("id"),
+            version: number("version"),
+            has_experiment: raw.and_then(|raw| raw.get("has_experiment")).and_then(Value::as_bool),
+            state,
+            fault: None,
+            walk: 0,
+        }
+    }
+}
+
+impl State {
+    fn compile(key: &str, raw: &Object, names: &Names) -> Result<Self, Unreadable> {
+        // A flag that says nothing of it could be either.
+        let is_active = field(raw, "active").and_then(Value::as_bool).ok_or(Unreadable)?;
+        if !is_active || boolean(raw, "deleted")? {
+            return Ok(State::Inactive);
+        }
+        let filters = object(raw, "filters")?.ok_or(Unreadable)?;
+        let by_device = match text(raw, "bucketing_identifier")?.or(text(filters, "bucketing_identifier")?) {
+            None | Some("distinct_id") => false,
+            Some("device_id") => true,
+            Some(_) => return Err(Unreadable),
+        };
+        let of = Entity::compile(field(filters, "aggregation_group_type_index"), names)?;
+        let variants = variants(filters)?;
+        let condition = |raw: &Value| Condition::compile(raw, &of, &variants, names);
+        Ok(State::Active(Box::new(Rules {
+            keeps_experience: boolean(raw, "ensure_experience_continuity")?,
+            by_device,
+            early_exit: boolean(filters, "early_exit")?,
+            enrollment: enrollment(key, filters, names)?,
+            holdout: holdout(filters)?,
+            conditions: list(filters, "groups")?.iter().map(condition).collect::<Result<_, _>>()?,
+            payloads: payloads(filters)?,
+            of,
+            variants,
+        })))
+    }
+}
+
+impl Condition {
+    fn compile(raw: &Value, flags_own: &Entity, variants: &[Variant], names: &Names) -> Result<Self, Unreadable> {
+        let raw = raw.as_object().ok_or(Unreadable)?;
+        // A condition that says `null` is on persons, also in a flag on groups; only one that says nothing is on what the flag is on.
+        let of = match raw.get("aggregation_group_type_index") {
+            None => flags_own.clone(),
+            Some(Value::Null) => Entity::Person,
+            index => Entity::compile(index, names)?,
+        };
+        let tests = list(raw, "properties")?.iter().map(|raw| Test::compile(raw, &of, names));
+        let tests = tests.collect::<Result<_, _>>()?;
+        // A variant that the flag does not have (any more) is passed over.
+        let given = text(raw, "variant")?;
+        let variant = given.and_then(|key| variants.iter().position(|variant| &*variant.key == key));
+        Ok(Condition { of, tests, share: share(raw, "rollout_percentage")?, variant })
+    }
+}
+
+fn enrollment(key: &str, filters: &Object, names: &Names) -> Result<Option<Enrollment>, Unreadable> {
+    if boolean(filters, "feature_enrollment")? {
+        return Ok(Some(Enrollment::Property(format!("$feature_enrollment/{key}").into())));
+    }
+    let Some(first) = list(filters, "super_groups")?.first() else { return Ok(None) };
+    let condition = Condition::compile(first, &Entity::Person, &[], names)?;
+    Ok((!condition.tests.is_empty()).then_some(Enrollment::Condition(condition)))
+}
+
+fn holdout(filters: &Object) -> Result<Option<Holdout>, Unreadable> {
+    let Some(holdout) = object(filters, "holdout")? else {
+        // How PostHog read the form that came before is not what it does now.
+        return if list(filters, "holdout_groups")?.is_empty() { Ok(None) } else { Err(Unreadable) };
+    };
+    let id = field(holdout, "id").and_then(id_text).ok_or(Unreadable)?;
+    let share = share(holdout, "exclusion_percentage")?.ok_or(Unreadable)?.clamp(0.0, 1.0);
+    Ok(Some(Holdout { share, variant: format!("holdout-{id}").into() }))
+}
+
+fn variants(filters: &Object) -> Result<Box<[Variant]>, Unreadable> {
+    let Some(multivariate) = object(filters, "multivariate")? else { return Ok(Box::default()) };
+    let mut upper = 0.0;
+    let mut variants = Vec::new();
+    for raw in list(multivariate, "variants")? {
+        let raw = raw.as_object().ok_or(Unreadable)?;
+        upper += share(raw, "rollout_percentage")?.ok_or(Unreadable)?;
+        variants.push(Variant { key: text(raw, "key")?.ok_or(Unreadable)?.into(), upper });
+    }
+    Ok(variants.into())
+}
+
+/// A payload is JSON in a string; what is not JSON is a text.
+fn payloads(filters: &Object) -> Result<BTreeMap<Box<str>, Value>, Unreadable> {
+    let Some(payloads) = object(filters, "payloads")? else { return Ok(BTreeMap::new()) };
+    let read = |payload: &Value| match payload {
+        Value::String(json) => serde_json::from_str(json).unwrap_or_else(|_| payload.clone()),
+        other => other.clone(),
+    };
+    let given = payloads.iter().filter(|(_, payload)| !payload.is_null());
+    Ok(given.map(|(key, payload)| (key.as_str().into(), read(payload))).collect())
+}
+
+impl Cohort {
+    fn compile(raw: &Value, names: &Names) -> Self {
+        match Group::compile(raw, names) {
+            Ok(members) => Cohort { members, fault: None },
+            Err(Unreadable) => Cohort::unreadable(),
+        }
+    }
+
+    fn unreadable() -> Self {
+        Cohort { members: Group::default(), fault: Some(InconclusiveReason::Malformed) }
+    }
+}
+
+impl Group {
+    /// Recursion is bounded by what the reader of JSON lets through.
+    fn compile(raw: &Value, names: &Names) -> Result<Self, Unreadable> {
+        let raw = match raw {
+            Value::Array(entries) => return Group::of(false, entries, names),
+            Value::Object(raw) => raw,
+            _ => return Err(Unreadable),
+        };
+        let Some(entries) = raw.get("values") else {
+            return Group::compile(raw.get("properties").ok_or(Unreadable)?, names);
+        };
+        let is_any = match text(raw, "type")? {
+            None | Some("AND" | "and" | "property") => false,
+            Some("OR" | "or") => true,
+            Some(_) => return Err(Unreadable),
+        };
+        let entries = entries.as_array().ok_or(Unreadable)?;
+        // In one of nothing is everybody to PostHog's libraries, and nobody to its service: so with `{}`, which has no entries at all.
+        if is_any && entries.is_empty() {
+            return Err(Unreadable);
+        }
+        Group::of(is_any, entries, names)
+    }
+
+    fn of(is_any: bool, entries: &[Value], names: &Names) -> Result<Self, Unreadable> {
+        Ok(Group { is_any, entries: entries.iter().map(|raw| Entry::compile(raw, names)).collect::<Result<_, _>>()? })
+    }
+}
+
+impl Entry {
+    fn compile(raw: &Value, names: &Names) -> Result<Self, Unreadable> {
+        let object = raw.as_object().ok_or(Unreadable)?;
+        let is_group = object.is_empty()
+            || object.contains_key("values")
+            || object.contains_key("properties")
+            || matches!(text(object, "type")?, Some("AND" | "OR"));
+        if is_group {
+            return Ok(Entry::Group(Group::compile(raw, names)?));
+        }
+        let test = match Test::compile(raw, &Entity::Person, names)? {
+            // A kind of membership that is new to this version is one that only PostHog can tell.
+            Test::Unusable(InconclusiveReason::Malformed) => return Err(Unreadable),
+            test => test,
+        };
+        Ok(Entry::Test { test, negated: boolean(object, "negation")? })
+    }
+}
+
+impl Test {
+    /// `of`: whose property it is if it does not say so. What is new to this version is inconclusive, not unreadable: another
+    /// condition may do without it.
+    fn compile(raw: &Value, of: &Entity, names: &Names) -> Result<Test, Unreadable> {
+        let raw = raw.as_object().ok_or(Unreadable)?;
+        match text(raw, "type")? {
+            Some("cohort") => cohort(raw, names),
+            Some("flag") => dependency(raw, names),
+            None => property(raw, of.clone(), names),
+            Some("person" | "property") => property(raw, Entity::Person, names),
+            Some("group") => property(raw, group(raw, of, names), names),
+            Some(_) => Ok(Test::Unusable(InconclusiveReason::Malformed)),
+        }
+    }
+}
+
+/// A filter on a group's property names the group type; older ones leave it to the condition that they stand in.
+fn group(raw: &Object, of: &Entity, names: &Names) -> Entity {
+    match field(raw, "group_type_index") {
+        Some(index) => names.group(index),
+        None => match of {
+            Entity::Person => Entity::UnknownGroup,
+            group => group.clone(),
+        },
+    }
+}
+
+fn property(raw: &Object, of: Entity, names: &Names) -> Result<Test, Unreadable> {
+    let name = text(raw, "key")?.ok_or(Unreadable)?;
+    let operator = text(raw, "operator")?;
+    let value = raw.get("value").unwrap_or(&Value::Null);
+    let filter = Filter::compile(operator, value, names.version);
+    Ok(Test::Property(Property { name: name.into(), of, filter }))
+}
+
+fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
+    let id = field(raw, "value").and_then(id_text).ok_or(Unreadable)?;
+    let is_not = match text(raw, "operator")? {
+        None | Some("in") => false,
+        Some("not_in") => true,
+        // Also `exact`, by which the service finds nobody, and its libraries find the members.
+        Some(_) => return Ok(Test::Unusable(InconclusiveReason::UnknownOperator)),
+    };
+    Ok(Test::Cohort { at: names.cohorts.get(id.as_str()).copied(), is_not })
+}
+
+fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
+    let key = field(raw, "key").and_then(id_text).ok_or(Unreadable)?;
+    if text(raw, "operator")? != Some("flag_evaluates_to") {
+        return Ok(Test::Unusable(InconclusiveReason::UnknownOperator));
+    }
+    // PostHog lists what the flag depends on in turn, which we find out ourselves; of a circle it lists nothing.
+    match field(raw, "dependency_chain") {
+        None => {}
+        Some(Value::Array(chain)) if !chain.is_empty() => {}
+        Some(Value::Array(_)) => return Ok(Test::Unusable(InconclusiveReason::TooDeep)),
+        Some(_) => return Err(Unreadable),
+    }
+    let wanted = match raw.get("value") {
+        Some(Value::Bool(true)) => Some(Wanted::On),
+        Some(Value::Bool(false)) => Some(Wanted::Off),
+        Some(Value::String(variant)) => Some(Wanted::Variant(variant.as_str().into())),
+        // No flag is equal to anything else, says PostHog.
+        _ => None,
+    };
+    Ok(Test::Flag(Dependency { at: names.flag(&key), wanted }))
+}
+
+type Object = Map<String, Value>;
+
+/// A definition that is not as this version knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unreadable;
+
+/// A field that is neither absent nor null.
+fn field<'v>(object: &'v Object, name: &str) -> Option<&'v Value> {
+    object.get(name).filter(|value| !value.is_null())
+}
+
+/// Absent: `false`.
+fn boolean(object: &Object, name: &str) -> Result<bool, Unreadable> {
+    field(object, name).map_or(Ok(false), |value| value.as_bool().ok_or(Unreadable))
+}
+
+fn text<'v>(object: &'v Object, name: &str) -> Result<Option<&'v str>, Unreadable> {
+    field(object, name).map(|value| value.as_str().ok_or(Unreadable)).transpose()
+}
+
+/// A percentage as a share of one. It is never rounded: PostHog rolls out to tenths of a percent.
+fn share(object: &Object, name: &str) -> Result<Option<f64>, Unreadable> {
+    field(object, name).map(|value| value.as_f64().map(|percent| percent / 100.0).ok_or(Unreadable)).transpose()
+}
+
+fn object<'v>(object: &'v Object, name: &str) -> Result<Option<&'v Object>, Unreadable> {
+    field(object, name).map(|value| value.as_object().ok_or(Unreadable)).transpose()
+}
+
+/// Absent: none.
+fn list<'v>(object: &'v Object, name: &str) -> Result<&'v [Value], Unreadable> {
+    field(object, name).map_or(Ok(&[]), |value| value.as_array().map(Vec::as_slice).ok_or(Unreadable))
+}
+
+/// A number or a string, as a string: ids come as either.
+fn id_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(plain_number(number).to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
