@@ -1,6 +1,6 @@
-//! What a flag that is evaluated here costs, and what reading definitions costs: `cargo bench --bench flags`.
+//! The cost of a local evaluation and of parsing definitions: `cargo bench --bench flags`.
 //!
-//! Names: evaluated, parsed. Beside the official client: `benches/peers`.
+//! Benchmarks: `evaluated`, `parsed`. `benches/peers` compares with the official client.
 
 #[path = "support/allocations.rs"]
 mod allocations;

@@ -1,8 +1,9 @@
-//! Feature flags while PostHog answers, while it does not, and after a restart in between.
+//! Feature flags while PostHog responds, during an outage, and after a restart during the outage.
 //!
-//! `cargo run --example flags` needs nothing but a Rust toolchain and takes a few seconds once it is built. It starts a PostHog stand-in
-//! on loopback and itself again as the daemon, kills that daemon during an outage, and starts it once more. Exits with 1 if a flag
-//! has another value than it should have, if PostHog is asked where it need not be, or if an event is lost.
+//! `cargo run --example flags` needs nothing but a Rust toolchain and takes a few seconds once it is built. It starts a
+//! PostHog stand-in on loopback and itself again as the daemon, kills that daemon during an outage, and starts it once
+//! more. Exits with 1 if a flag has another value than it should have, if PostHog is asked where it need not be, or if
+//! an event is lost.
 #![allow(clippy::print_stdout, reason = "the example talks to a human, the daemon to its parent")]
 
 use std::error::Error;
@@ -18,23 +19,23 @@ use sink::{Answer, FlagRoute, Sink, State};
 
 type Done = Result<(), Box<dyn Error>>;
 
-/// Evaluated here: half of all users see one variant, half the other.
-const HERE: &str = "new-checkout";
-/// Goes by a property that only PostHog knows.
+/// Evaluated locally: half of all users get one variant, half the other.
+const LOCAL: &str = "new-checkout";
+/// Depends on a property that only PostHog knows.
 const REMOTE: &str = "beta-report";
-/// Short, so that an answer grows old while one looks on; a minute by default.
+/// Short, so that a response becomes old within the example. One minute by default.
 const CACHE_TTL: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
 const EVALUATIONS: u32 = 10_000;
-/// The daemon has come to a point at which its parent does something.
+/// Printed when the daemon waits for its parent.
 const READY: &str = ".";
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     let done = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [_, "first", url, queue] => first_life(url, queue),
-        [_, "second", url, queue] => second_life(url, queue),
+        [_, "first", url, queue] => first_process(url, queue),
+        [_, "second", url, queue] => second_process(url, queue),
         _ => supervise(),
     };
     if let Err(error) = &done {
@@ -43,7 +44,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-// ---- the daemon --------------------------------------------------------------------------------------------------------------------
+// ---- the daemon ---------------------------------------------------------------------------------------------------------
 
 fn open(url: &str, queue: &str) -> Result<Client, posthog::Error> {
     Client::new(
@@ -51,17 +52,17 @@ fn open(url: &str, queue: &str) -> Result<Client, posthog::Error> {
     )
 }
 
-fn first_life(url: &str, queue: &str) -> Done {
+fn first_process(url: &str, queue: &str) -> Done {
     let client = open(url, queue)?;
     client.reload_flag_definitions().wait(PATIENCE)??;
     say_definitions(&client, FlagDefinitionsState::Fresh)?;
 
     let flags = evaluated(&client, "user_1", REMOTE)?;
     must(flags.get(REMOTE) == Some(true.into()) && flags.problem().is_none(), "PostHog says that it is on")?;
-    say("PostHog was asked", "user_1", REMOTE, "true");
-    here(&client, "user_1")?;
+    say("requested from PostHog", "user_1", REMOTE, "true");
+    local(&client, "user_1")?;
     time_of_one(&client)?;
-    // All that was read so far goes to PostHog; with that, the definitions are on the disk as well.
+    // Sends the captured reads. The definitions are on disk as well by then.
     must(client.flush().wait(PATIENCE)?.remaining == 0, "all events are sent")?;
     ready()?;
 
@@ -69,26 +70,29 @@ fn first_life(url: &str, queue: &str) -> Done {
     thread::sleep(CACHE_TTL);
     must(client.reload_flag_definitions().wait(PATIENCE)?.is_err(), "definitions cannot be loaded")?;
     say_definitions(&client, FlagDefinitionsState::Stale)?;
-    here(&client, "user_2")?;
+    local(&client, "user_2")?;
     let flags = evaluated(&client, "user_1", REMOTE)?;
-    must(flags.get(REMOTE) == Some(true.into()), "what PostHog said before stands")?;
-    must(matches!(flags.problem(), Some(FlagsProblem::NoAnswer { .. })), "the snapshot says that it is old")?;
-    say("said before, and stands", "user_1", REMOTE, "true");
+    must(flags.get(REMOTE) == Some(true.into()), "the last known value is used")?;
+    must(matches!(flags.problem(), Some(FlagsProblem::NoAnswer { .. })), "the snapshot says that the value is old")?;
+    say("last known value", "user_1", REMOTE, "true");
     default(&client, "user_2")?;
     ready()
 }
 
-fn second_life(url: &str, queue: &str) -> Done {
+fn second_process(url: &str, queue: &str) -> Done {
     let started = Instant::now();
     let client = open(url, queue)?;
-    here(&client, "user_1")?;
-    println!("    {:.1?} after it was started, with definitions from its queue", started.elapsed());
-    // It may have tried to load newer ones by now, and failed.
+    local(&client, "user_1")?;
+    println!("    {:.1?} after the start, with definitions from its queue", started.elapsed());
+    // A load may have failed by now.
     let state = client.flag_definitions_state();
-    must(matches!(state, FlagDefinitionsState::Restored | FlagDefinitionsState::Stale), "nobody has confirmed them")?;
+    must(
+        matches!(state, FlagDefinitionsState::Restored | FlagDefinitionsState::Stale),
+        "the definitions are not confirmed",
+    )?;
     say_definitions(&client, state)?;
     default(&client, "user_1")?;
-    println!("{} reads of flags wait to be told to PostHog", client.stats().queued_events);
+    println!("{} captured reads wait in the queue", client.stats().queued_events);
     ready()?;
 
     // PostHog is back. A flush right after a failure returns at once.
@@ -102,36 +106,36 @@ fn second_life(url: &str, queue: &str) -> Done {
     must(left == 0, "all events are sent")
 }
 
-/// The preferred call: one evaluation, whose values are then read as often as one likes.
+/// The recommended call: one evaluation, whose values can be read any number of times.
 fn evaluated(client: &Client, who: &str, flag: &str) -> Result<FeatureFlags, posthog::WaitTimeout> {
     client.evaluate_flags(FlagContext::new(who).only_keys([flag])).wait(PATIENCE)
 }
 
-/// Evaluated here, whatever PostHog does meanwhile: the answer is there when the call returns.
-fn here(client: &Client, who: &str) -> Done {
-    let flags = client.evaluate_flags(FlagContext::new(who).only_keys([HERE])).try_get();
-    let flags = flags.ok_or("an evaluation that needs no request is there at once")?;
-    let value = flags.get(HERE).ok_or("the flag has a value")?;
+/// Evaluated locally, whatever PostHog does: the result is available when the call returns.
+fn local(client: &Client, who: &str) -> Done {
+    let flags = client.evaluate_flags(FlagContext::new(who).only_keys([LOCAL])).try_get();
+    let flags = flags.ok_or("an evaluation without a request is available at once")?;
+    let value = flags.get(LOCAL).ok_or("the flag has a value")?;
     must(flags.problem().is_none(), "nothing is missing")?;
-    say("evaluated here", who, HERE, &value.to_string());
+    say("evaluated locally", who, LOCAL, &value.to_string());
     Ok(())
 }
 
-/// Nobody knows: the caller's default.
+/// The value is not known: the caller's default is used.
 fn default(client: &Client, who: &str) -> Done {
     let asked = Instant::now();
     let is_on = client.is_feature_enabled_or(REMOTE, who, false).wait(PATIENCE)?;
-    must(!is_on, "it is what the caller said")?;
-    say("nobody knows: the default", who, REMOTE, "false");
-    println!("    {:.0?} after it was asked for", asked.elapsed());
+    must(!is_on, "the caller's default is used")?;
+    say("not known: the default", who, REMOTE, "false");
+    println!("    after {:.0?}", asked.elapsed());
     Ok(())
 }
 
 fn time_of_one(client: &Client) -> Done {
-    let who = FlagContext::new("user_1").only_keys([HERE]);
+    let who = FlagContext::new("user_1").only_keys([LOCAL]);
     let began = Instant::now();
     for _ in 0..EVALUATIONS {
-        must(client.evaluate_flags(&who).try_get().is_some(), "it is there at once")?;
+        must(client.evaluate_flags(&who).try_get().is_some(), "the result is available at once")?;
     }
     let build = if cfg!(debug_assertions) { ", in a debug build" } else { "" };
     println!("    {:.1?} for one evaluation, no request{build}", began.elapsed() / EVALUATIONS);
@@ -147,22 +151,22 @@ fn say_definitions(client: &Client, expected: FlagDefinitionsState) -> Done {
     must(state == expected, &format!("the definitions are {expected:?}, not {state:?}"))?;
     let flags = client.local_flags().ok_or("there are definitions")?.len();
     let age = client.flag_definitions_age().ok_or("they have an age")?;
-    println!("definitions of {flags} flags are here: {state:?}, {age:.1?} old");
+    println!("definitions of {flags} flags are loaded: {state:?}, {age:.1?} old");
     Ok(())
 }
 
 fn must(holds: bool, what: &str) -> Done {
-    if holds { Ok(()) } else { Err(format!("it should be so, and is not: {what}").into()) }
+    if holds { Ok(()) } else { Err(format!("does not hold: {what}").into()) }
 }
 
 /// Waits for the parent.
 fn ready() -> Done {
     println!("{READY}");
-    let told = io::stdin().lock().read_line(&mut String::new())?;
-    must(told > 0, "the parent has something to say")
+    let read = io::stdin().lock().read_line(&mut String::new())?;
+    must(read > 0, "the parent answers")
 }
 
-// ---- its supervisor ----------------------------------------------------------------------------------------------------------------
+// ---- its supervisor -----------------------------------------------------------------------------------------------------
 
 fn supervise() -> Done {
     let began = Instant::now();
@@ -174,32 +178,32 @@ fn supervise() -> Done {
     sink.flags(FlagRoute::Definitions, Answer::json(&definitions()).etag("\"1\""));
     println!("a stand-in for PostHog listens on {}, the queue is in {}", sink.url(), queue.path().display());
 
-    println!("\n== a daemon, and PostHog answers");
+    println!("\n== a daemon while PostHog responds");
     let mut first = Daemon::start("first", &sink, queue.path())?;
     first.show_until_ready()?;
-    must(sink.inspect(|state| asked(state, "/flags/")) == 1, "PostHog was asked for one flag, once")?;
-    let sent = sink.inspect(told).len();
-    must(sent == 2, "the two reads were told")?;
+    must(sink.inspect(|state| asked(state, "/flags/")) == 1, "one flag was requested once")?;
+    let sent = sink.inspect(captured).len();
+    must(sent == 2, "the two reads were captured")?;
 
-    println!("\n== PostHog goes away");
+    println!("\n== an outage begins");
     sink.stop();
     first.go_on()?;
     first.show_until_ready()?;
 
-    println!("\n== the daemon is killed, and starts again while PostHog is away");
+    println!("\n== the daemon is killed and started again during the outage");
     drop(first);
     let mut second = Daemon::start("second", &sink, queue.path())?;
     second.show_until_ready()?;
-    must(sink.inspect(told).len() == sent, "nothing could be told")?;
+    must(sink.inspect(captured).len() == sent, "nothing was delivered")?;
 
     println!("\n== PostHog is back");
     sink.resume();
     second.go_on()?;
     second.show_to_the_end()?;
-    let told = sink.inspect(told);
-    told.iter().for_each(|event| println!("at PostHog: {event}"));
-    judge(&sink, &told)?;
-    println!("\nall as it should be, after {:.1?}", began.elapsed());
+    let captured = sink.inspect(captured);
+    captured.iter().for_each(|event| println!("at PostHog: {event}"));
+    check(&sink, &captured)?;
+    println!("\nall checks passed after {:.1?}", began.elapsed());
     Ok(())
 }
 
@@ -207,20 +211,20 @@ fn definitions() -> Value {
     let variants = json!([{"key": "control", "rollout_percentage": 50}, {"key": "one-page", "rollout_percentage": 50}]);
     let of_pro = json!([{"key": "plan", "type": "person", "operator": "exact", "value": "pro"}]);
     json!({"group_type_mapping": {}, "cohorts": {}, "flags": [
-        {"id": 1, "key": HERE, "active": true, "filters": {
+        {"id": 1, "key": LOCAL, "active": true, "filters": {
             "groups": [{"properties": [], "rollout_percentage": 100}], "multivariate": {"variants": variants}
         }},
         {"id": 2, "key": REMOTE, "active": true, "filters": {"groups": [{"properties": of_pro, "rollout_percentage": 100}]}},
     ]})
 }
 
-/// How often the path was asked for.
+/// The number of requests for this path.
 fn asked(state: &State, path: &str) -> usize {
     state.requests().iter().filter(|request| request.path == path).count()
 }
 
-/// The reads that PostHog was told of, in order of arrival.
-fn told(state: &State) -> Vec<String> {
+/// The captured reads that PostHog received, in order of arrival.
+fn captured(state: &State) -> Vec<String> {
     let called = state.events().iter().filter(|event| event.event == "$feature_flag_called");
     let said = |event: &sink::Event| {
         let flag = event.properties["$feature_flag"].as_str().unwrap_or_default();
@@ -230,9 +234,9 @@ fn told(state: &State) -> Vec<String> {
     called.map(said).collect()
 }
 
-fn judge(sink: &Sink, told: &[String]) -> Done {
-    let times = |start: &str| told.iter().filter(|event| event.starts_with(start)).count();
-    // Each read of each life; a value that was read already in the same life is not told again.
+fn check(sink: &Sink, captured: &[String]) -> Done {
+    let times = |start: &str| captured.iter().filter(|event| event.starts_with(start)).count();
+    // Each read of each process. A value that the same process has read before is not captured again.
     for (event, expected) in [
         ("user_1 has read new-checkout: ", 2),
         ("user_2 has read new-checkout: ", 1),
@@ -240,11 +244,11 @@ fn judge(sink: &Sink, told: &[String]) -> Done {
         ("user_1 has read beta-report: null", 1),
         ("user_2 has read beta-report: null", 1),
     ] {
-        must(times(event) == expected, &format!("{event:?} is told {expected} time(s)"))?;
+        must(times(event) == expected, &format!("{event:?} is captured {expected} time(s)"))?;
     }
-    let mut of_both_lives = told.iter().filter(|event| event.starts_with("user_1 has read new-checkout"));
-    must(of_both_lives.next() == of_both_lives.next(), "both lives give a user the same variant")?;
-    must(told.len() == 6 && sink.duplicates() == 0, "nothing is told twice")
+    let mut of_both_processes = captured.iter().filter(|event| event.starts_with("user_1 has read new-checkout"));
+    must(of_both_processes.next() == of_both_processes.next(), "both processes give a user the same variant")?;
+    must(captured.len() == 6 && sink.duplicates() == 0, "nothing is captured twice")
 }
 
 /// This program in another role. Dropping it kills it.
@@ -255,16 +259,16 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(life: &str, sink: &Sink, queue: &Path) -> Result<Self, Box<dyn Error>> {
+    fn start(role: &str, sink: &Sink, queue: &Path) -> Result<Self, Box<dyn Error>> {
         let mut command = sink::command(std::env::current_exe()?);
-        command.arg(life).arg(sink.url()).arg(queue).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(role).arg(sink.url()).arg(queue).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().ok_or("the daemon has no stdin")?;
         let stdout = process.stdout.take().ok_or("the daemon has no stdout")?;
         Ok(Self { process, stdin, stdout: BufReader::new(stdout) })
     }
 
-    /// Shows what the daemon says until it waits for us.
+    /// Prints the daemon's output until it waits for the parent.
     fn show_until_ready(&mut self) -> Done {
         loop {
             let mut line = String::new();

@@ -1,4 +1,5 @@
-//! Local evaluation of a boolean flag costs no allocation. A binary of its own, for it counts everything that the process allocates.
+//! Local evaluation of a boolean flag does not allocate. A test binary of its own, because it counts every allocation
+//! of the process.
 
 #[path = "../benches/support/allocations.rs"]
 mod allocations;

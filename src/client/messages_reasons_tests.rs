@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::notices::public;
 use crate::delivery::Notice as Delivered;
 use crate::error::Error;
-use crate::flags::loader::Notice as Loaded;
+use crate::flags;
 use crate::pipeline::{Circumstances, DropReason, Notice, Outage, PersistError};
 
 #[test]
@@ -41,7 +41,7 @@ fn what_the_threads_say_is_said_in_words_for_an_operator() {
         "the queue's storage fails: /q: the disk is full; new events are taken while the journal has room for them, and storage is tried \
          again"
     );
-    let loaded = public(Notice::FlagDefinitions(Loaded::Unavailable { why: "gone".into() }));
+    let loaded = public(Notice::Flags(flags::Notice::DefinitionsUnavailable { why: "gone".into() }));
     assert_eq!(loaded.unwrap().to_string(), "gone");
     assert!(public(Notice::Ended).is_none());
 }

@@ -14,7 +14,6 @@
 //! * `flags/`: feature flags: snapshots of them, single ones, and the events that tell which were read.
 //! * `rules.rs`: what can be changed on a living client.
 //! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
-//! * `flag_definitions.rs`: what flags are evaluated with, and how old that is.
 //! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
 //! * `global.rs`: the process-wide client; `crash_setup.rs`: its panic hook, crash handler and breadcrumbs.
 //! * `crash_reports.rs`: the thread that reads crash reports and captures their incidents as events.
@@ -35,7 +34,6 @@ mod dead;
 mod drain;
 mod exception;
 mod failure;
-mod flag_definitions;
 pub(crate) mod flags;
 mod global;
 mod identity;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::delivery;
 use crate::diagnostics::{Diagnostic, Diagnostics};
-use crate::flags::loader;
+use crate::flags;
 use crate::pipeline::{Floor, Notice, Pipeline};
 use crate::sys::wording::{count, time};
 
@@ -38,7 +38,7 @@ pub(super) fn remind(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
 pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
     Some(match notice {
         Notice::Delivery(notice) => notice.into(),
-        Notice::FlagDefinitions(notice) => notice.into(),
+        Notice::Flags(notice) => notice.into(),
         Notice::Network(what) => Diagnostic::Network { what },
         Notice::Salvaged { path, why, lost } => Diagnostic::Salvaged { path, why, lost },
         Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
@@ -63,8 +63,6 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
         Notice::MoreStranded { path, queues, events, bytes } => {
             Diagnostic::OrphanedQueues { path, queues, events, bytes }
         }
-        Notice::FlagsUnanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
-        Notice::FlagsUnreadable { keys } => Diagnostic::FlagsUnreadable { keys },
         Notice::LeftOnDisk { events, path, why } => Diagnostic::LeftOnDisk { events, path, why },
         Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
         Notice::Ended => return None,
@@ -85,12 +83,13 @@ fn abbreviated(api_key: &str) -> String {
     if kept.len() == api_key.len() { kept } else { kept + "..." }
 }
 
-impl From<loader::Notice> for Diagnostic {
-    fn from(notice: loader::Notice) -> Self {
-        use loader::Notice as N;
+impl From<flags::Notice> for Diagnostic {
+    fn from(notice: flags::Notice) -> Self {
+        use flags::Notice as N;
         match notice {
-            N::Unavailable { why } => Diagnostic::FlagDefinitionsUnavailable { why },
-            N::Recovered => Diagnostic::FlagDefinitionsRecovered,
+            N::Unanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
+            N::DefinitionsUnavailable { why } => Diagnostic::FlagDefinitionsUnavailable { why },
+            N::DefinitionsRecovered => Diagnostic::FlagDefinitionsRecovered,
             N::Unreadable { keys } => Diagnostic::FlagsUnreadable { keys },
             N::CacheFailed { operation, why } => Diagnostic::FlagCacheFailed { operation, why },
         }

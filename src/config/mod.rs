@@ -34,7 +34,7 @@ pub(crate) use choices::ProxyChoice;
 pub use choices::{CaptureProtocol, Compression, FlagsProtocol};
 pub(crate) use content::Content;
 pub(crate) use endpoint::HostReplaced;
-use flags::FlagKnobs;
+use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
 pub use hooks::BeforeSend;
 
@@ -94,7 +94,7 @@ pub struct Config {
     pub(super) protocol: CaptureProtocol,
     pub(super) historical_migration: bool,
     pub(super) disable_geoip: bool,
-    pub(super) flags: FlagKnobs,
+    pub(super) flags: FlagOptions,
     pub(super) exact_timestamps: bool,
     pub(super) opted_out: bool,
     pub(super) super_properties: Vec<Result<Pairs, String>>,
@@ -147,7 +147,7 @@ impl Config {
             protocol: CaptureProtocol::default(),
             historical_migration: false,
             disable_geoip: false,
-            flags: FlagKnobs::default(),
+            flags: FlagOptions::default(),
             exact_timestamps: false,
             opted_out: false,
             super_properties: Vec::new(),

@@ -1,4 +1,6 @@
-//! What is known of flags for one context: the common form of what was evaluated here and what PostHog answered.
+//! Results of an evaluation: the value of a flag, why a flag has no value, and what is known of all requested flags.
+//!
+//! [`Answer`] is the common form of a local evaluation and of a response from PostHog; [`merge`] combines the two.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +8,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// What a flag is for somebody: on, off, or the variant of a flag that has several.
+/// The value of a flag for a person: on, off, or a variant of a multivariate flag.
 ///
 /// ```
 /// use posthog::FlagValue;
@@ -17,14 +19,14 @@ use serde_json::Value;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FlagValue {
-    /// A flag without variants.
+    /// On or off.
     Boolean(bool),
     /// The key of a variant.
     Variant(String),
 }
 
 impl FlagValue {
-    /// On, or a variant whose key is not empty.
+    /// Whether the flag is on. A variant is on unless its key is empty.
     pub fn is_enabled(&self) -> bool {
         match self {
             FlagValue::Boolean(on) => *on,
@@ -32,7 +34,7 @@ impl FlagValue {
         }
     }
 
-    /// The key of the variant, if it is one.
+    /// The key of the variant. `None` for a boolean value.
     pub fn variant(&self) -> Option<&str> {
         match self {
             FlagValue::Boolean(_) => None,
@@ -40,7 +42,7 @@ impl FlagValue {
         }
     }
 
-    /// What PostHog says a flag is; `None` for what no flag can be.
+    /// Converts a value from PostHog's JSON. `None` if a flag cannot have this value.
     pub(crate) fn from_json(value: &Value) -> Option<Self> {
         match value {
             Value::Bool(on) => Some(FlagValue::Boolean(*on)),
@@ -86,7 +88,7 @@ impl PartialEq<&str> for FlagValue {
     }
 }
 
-/// `true`, `false`, or the variant's key.
+/// `true`, `false`, or the key of the variant.
 impl fmt::Display for FlagValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -96,7 +98,7 @@ impl fmt::Display for FlagValue {
     }
 }
 
-/// A bool or a string, as in PostHog's properties.
+/// A boolean or a string, as in PostHog's event properties.
 impl Serialize for FlagValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -106,48 +108,49 @@ impl Serialize for FlagValue {
     }
 }
 
-/// Why a flag cannot be evaluated here: PostHog has to be asked, for it knows more.
+/// Why a flag cannot be evaluated locally. PostHog, which has more data, has to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum InconclusiveReason {
-    /// There is no such flag among the definitions.
-    #[error("there is no such flag among the definitions")]
+    /// The definitions do not contain the flag.
+    #[error("the definitions do not contain this flag")]
     UnknownFlag,
-    /// A condition is on a property that was not given.
-    #[error("a property that a condition is on was not given")]
+    /// A condition depends on a property that was not given.
+    #[error("a condition depends on a property that was not given")]
     MissingProperty,
-    /// A condition's operator is none of those that this version knows.
-    #[error("an operator of a condition is not known")]
+    /// A condition uses an operator that this version of the library does not know.
+    #[error("a condition uses an unknown operator")]
     UnknownOperator,
-    /// A condition compares with something that its operator cannot compare with.
-    #[error("what a condition compares with cannot be used")]
+    /// The value in a condition cannot be used with the condition's operator.
+    #[error("the value in a condition cannot be used with its operator")]
     UnusableCondition,
-    /// A property that was given is nothing that the condition's operator can compare.
-    #[error("a property that was given cannot be compared")]
+    /// A given property has a value that the condition's operator cannot compare.
+    #[error("a given property cannot be compared by the operator of a condition")]
     UnusableProperty,
-    /// A condition is on a cohort that is not among the definitions: one whose members are a list that PostHog keeps.
-    #[error("a cohort of a condition is not among the definitions")]
+    /// A condition depends on a cohort that the definitions do not contain, such as a static cohort.
+    #[error("a condition depends on a cohort that the definitions do not contain")]
     UnknownCohort,
-    /// A condition is on another flag, which cannot be evaluated here.
-    #[error("another flag that a condition is on cannot be evaluated here")]
+    /// A condition depends on another flag that cannot be evaluated locally.
+    #[error("a condition depends on another flag that cannot be evaluated locally")]
     UnresolvedDependency,
-    /// Flags or cohorts depend on each other in a circle, or too deep.
-    #[error("the flags that it depends on form a circle, or too long a chain")]
+    /// The flag's dependencies on flags and cohorts are circular or nested too deep.
+    #[error("the flag's dependencies are circular or nested too deep")]
     TooDeep,
     /// The flag is rolled out by group, and the person's group of that type was not given.
-    #[error("the group by which the flag is rolled out was not given")]
+    #[error("the flag is rolled out by a group that was not given")]
     MissingGroup,
     /// The flag is rolled out by device, and no device id was given.
-    #[error("the device by which the flag is rolled out was not given")]
+    #[error("the flag is rolled out by device and no device id was given")]
     MissingDeviceId,
-    /// The flag keeps the value that a person had before it was identified, which only PostHog remembers.
-    #[error("the flag keeps earlier values for each person, which only PostHog knows")]
+    /// The flag persists a person's value across identification, and only PostHog stores these values.
+    #[error("the flag persists values across identification, which only PostHog stores")]
     ExperienceContinuity,
-    /// There is no distinct id: neither was one given, nor is a request being served that has one.
-    #[error("there is nobody to evaluate the flag for")]
+    /// There is no distinct id, neither in the [`FlagContext`](crate::FlagContext) nor in the current
+    /// [`Context`](crate::Context).
+    #[error("there is no distinct id to evaluate the flag for")]
     NoDistinctId,
-    /// The definition of the flag cannot be read, or something in it is new to this version.
-    #[error("the definition of the flag cannot be read")]
+    /// The definition of the flag cannot be parsed, or contains something this version of the library does not know.
+    #[error("the definition of the flag cannot be parsed")]
     Malformed,
 }
 
@@ -155,69 +158,70 @@ pub enum InconclusiveReason {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Evaluated {
     pub(crate) value: FlagValue,
-    /// Of that value.
+    /// The payload of `value`.
     pub(crate) payload: Option<Value>,
     pub(crate) id: Option<u64>,
     pub(crate) version: Option<u64>,
     pub(crate) reason: Option<String>,
     pub(crate) has_experiment: Option<bool>,
-    /// Evaluated here; else by PostHog.
+    /// Evaluated locally rather than by PostHog.
     pub(crate) is_local: bool,
 }
 
-/// What is known of the flags that were asked for. What is not in `flags` has no value.
+/// What is known of the requested flags. A flag that `flags` does not contain has no value.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) flags: BTreeMap<String, Evaluated>,
-    /// PostHog's, if it was asked.
+    /// The id of PostHog's response, if there was one.
     pub(crate) request_id: Option<String>,
-    /// Milliseconds since 1970.
+    /// When PostHog evaluated the flags, in milliseconds since 1970.
     pub(crate) evaluated_at: Option<i64>,
-    /// PostHog could not evaluate all of them.
+    /// PostHog could not evaluate all flags.
     pub(crate) has_errors: bool,
-    /// PostHog evaluates none, for want of quota.
+    /// PostHog evaluated no flags because the quota is exceeded.
     pub(crate) is_quota_limited: bool,
-    /// PostHog was asked and gave no answer: what is here is older, or was evaluated here.
+    /// Why the request to PostHog failed. The values are then older ones or were evaluated locally.
     pub(crate) failure: Option<Failure>,
-    /// `$feature_flag_called` of flags without an experiment is wanted in its small form.
+    /// PostHog wants the minimal form of `$feature_flag_called` for flags without an experiment.
     pub(crate) wants_minimal_events: bool,
 }
 
-/// Why PostHog gave no answer.
+/// Why a request for flag values failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
-    /// In all the time that there was.
-    #[error("no answer in time")]
+    /// No response within the timeout.
+    #[error("no response in time")]
     Timeout,
-    /// Nobody was reached.
+    /// No connection to the server.
     #[error("no connection: {0}")]
     Connection(String),
-    /// An answer that is none.
+    /// The server responded with an error status.
     #[error("HTTP status {status}{}{why}", if why.is_empty() { "" } else { ": " })]
     Status {
         /// The HTTP status.
         status: u16,
-        /// The beginning of what was said.
+        /// The beginning of the body.
         why: String,
     },
-    /// Something that is not an answer to this question.
-    #[error("its answer cannot be read: {0}")]
+    /// The response does not answer the request.
+    #[error("the response cannot be read: {0}")]
     Unreadable(String),
-    /// Not even asked.
-    #[error("too many requests for flags are under way already")]
+    /// Too many requests are open.
+    #[error("too many requests for flags are open already")]
     Busy,
-    /// Not asked: the question comes of a line that a package below us has logged, of a request of ours.
+    /// The evaluation was made by a logger that handles a record about one of the client's own requests.
     #[error(
-        "it is not asked from a log line about a request of the client's own, for that request would be the cause of the next"
+        "no request is sent from inside a log record about one of the client's own requests, because it would cause the \
+         next record"
     )]
     Reentrant,
-    /// The client is closed or forked.
+    /// The client is closed, or the process is a forked child.
     #[error("the client is closed")]
     Closed,
 }
 
 impl Failure {
-    /// As `$feature_flag_error` names it, in the words of PostHog's own libraries.
+    /// The value of `$feature_flag_error`, named as in PostHog's SDKs.
     pub(crate) fn name(&self) -> String {
         match self {
             Failure::Timeout => "timeout".to_owned(),
@@ -228,16 +232,16 @@ impl Failure {
     }
 }
 
-/// What was evaluated here with what PostHog answered for the rest. A value of our own is never overwritten, and nothing is in it that
-/// was not asked for: an answer may be one for more keys, or of a server that does not know how to answer for some alone.
+/// Combines a local evaluation with PostHog's answer. A local value takes precedence. The result contains only
+/// requested flags: a cached answer may be for more keys, and an older server ignores the list of keys.
 pub(crate) fn merge(local: BTreeMap<String, Evaluated>, remote: &Answer, keys: Option<&[String]>) -> Answer {
     let mut flags = local;
     for (key, evaluated) in &remote.flags {
-        if is_wanted(keys, key) && !flags.contains_key(key) {
+        if is_requested(keys, key) && !flags.contains_key(key) {
             flags.insert(key.clone(), evaluated.clone());
         }
     }
-    flags.retain(|key, _| is_wanted(keys, key));
+    flags.retain(|key, _| is_requested(keys, key));
     Answer {
         flags,
         request_id: remote.request_id.clone(),
@@ -249,9 +253,9 @@ pub(crate) fn merge(local: BTreeMap<String, Evaluated>, remote: &Answer, keys: O
     }
 }
 
-/// Whether a flag is among those that were asked for.
-pub(crate) fn is_wanted(keys: Option<&[String]>, key: &str) -> bool {
-    keys.is_none_or(|keys| keys.iter().any(|wanted| wanted == key))
+/// Whether `key` is among the requested keys. `None` requests all flags.
+pub(crate) fn is_requested(keys: Option<&[String]>, key: &str) -> bool {
+    keys.is_none_or(|keys| keys.iter().any(|requested| requested == key))
 }
 
 #[cfg(test)]
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_evaluated_here_is_never_overwritten_and_the_rest_is_posthogs() {
+    fn a_local_value_takes_precedence_over_posthogs() {
         let remote = Answer { flags: flags(&[("a", "theirs"), ("b", "theirs")], false), ..Answer::default() };
         let merged = merge(flags(&[("a", "ours")], true), &remote, None);
         assert_eq!(shown(&merged), [("a", "ours", true), ("b", "theirs", false)]);
@@ -295,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_keeps_what_was_evaluated_here_and_says_that_it_was_one() {
+    fn a_failure_keeps_local_values_and_is_reported() {
         let remote = Answer { failure: Some(Failure::Timeout), ..Answer::default() };
         let merged = merge(flags(&[("a", "ours")], true), &remote, None);
         assert_eq!((shown(&merged), &merged.failure), (vec![("a", "ours", true)], &Some(Failure::Timeout)));

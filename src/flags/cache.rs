@@ -1,4 +1,17 @@
-//! What PostHog answered, for a while, and who waits for what it is being asked.
+//! Cache of PostHog's responses, with one request for concurrent callers.
+//!
+//! Entries are found by [`ContextKey`], a digest of everything that PostHog's response depends on.
+//!
+//! * An entry is fresh for `time_to_live` and is then returned without a request. An entry for all flags also serves a
+//!   request for some of them.
+//! * Callers that request the same at the same time share one request ([`InFlight`]).
+//! * If a request fails, the previous answer stays in use, however old it is, together with the failure. No new request
+//!   is made for [`RETRY_AFTER_FAILURE`]; otherwise every reader would wait for its timeout during an outage.
+//! * A response with errors is merged over the previous answer. A response without quota contains no flags and changes
+//!   nothing. Neither shows that a flag does not exist.
+//! * Of two responses to the same request, the one that was requested later is kept, in whichever order they arrive.
+//! * After [`FlagCache::reset`], responses to earlier requests are neither kept nor given to later callers.
+//! * The number of entries and their total size are bounded; the least recently used entry is evicted.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -9,34 +22,24 @@ use lru::LruCache;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::answer::{Answer, Failure, is_wanted};
+use super::answer::{Answer, Failure, is_requested};
 use super::context::FlagContext;
 use super::local::plain_number;
 use crate::sys::clock::Clock;
 
-/// After a failure what is known serves so long without PostHog being asked again: in an outage each reader would wait for its timeout.
-const PAUSE: Duration = Duration::from_secs(5);
-/// Who may wait at a time. More are told at once that there is no answer.
-const WAITING: usize = 10_000;
+/// How long the previous answer serves after a failed request, unless `time_to_live` is shorter.
+const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// Callers that may wait at a time. Further ones get [`Failure::Busy`].
+const MAX_WAITING: usize = 10_000;
+/// Estimated memory of all answers: a server may respond with megabytes for every context.
+const MAX_COST: usize = 32 * 1024 * 1024;
+/// Estimated memory of a flag apart from its strings.
+const FLAG_COST: usize = 256;
 
-/// What all answers together may take, about: of a server that answers with megabytes to each.
-const WEIGHT_MOST: usize = 32 * 1024 * 1024;
-/// What a flag takes beside its texts, about.
-const FLAG_WEIGHT: usize = 256;
-
-/// Is called with the answer, outside of every lock.
+/// Receives the answer. Called without any lock held.
 pub(crate) type Waiter = Box<dyn FnOnce(&Answer) + Send>;
 
-/// PostHog's answers by what they were asked for ([`ContextKey`]).
-///
-/// * An answer serves for its time without PostHog being asked. One for all flags serves for some of them too.
-/// * Of those who ask for the same at the same time one asks PostHog, and all get that answer.
-/// * An answer that is none (an outage) leaves what was known before, however old: that is the answer, with the failure in it.
-/// * An answer of a PostHog that could not evaluate everything is laid over what was known before, and one of a PostHog without quota,
-///   which evaluates nothing, changes none of it. A flag that such an answer lacks is not known to be missing.
-/// * Of two answers for the same the one counts that was asked for later, also where it came first.
-/// * After a reset nothing counts that was asked for before it: it is neither kept, nor an answer to whoever asks afterwards.
-/// * The context that was asked for longest ago goes when there are too many, or their answers take too much.
+/// The cache; see the module.
 #[derive(Debug)]
 pub(crate) struct FlagCache {
     clock: Clock,
@@ -48,107 +51,111 @@ pub(crate) struct FlagCache {
 struct State {
     entries: LruCache<ContextKey, Entry>,
     /// Of all entries.
-    weight: usize,
-    /// By the epoch in which they began, too: who asks after a reset does not join what was asked before it.
-    flights: HashMap<(u64, ContextKey), Vec<Waiter>>,
+    cost: usize,
+    /// Callers by the request they wait for. The epoch is part of the key: a caller after a reset does not join a
+    /// request from before it.
+    in_flight: HashMap<(u64, ContextKey), Vec<Waiter>>,
     waiting: usize,
-    /// Grows with each reset: what was asked before is not kept after it.
+    /// Incremented by each reset.
     epoch: u64,
-    /// Flights so far.
-    asked: u64,
+    /// Number of the last request.
+    requests: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     answer: Arc<Answer>,
-    /// Which flight brought it.
-    asked: u64,
+    /// Number of the request that produced it.
+    request: u64,
     fresh_until: Instant,
-    weight: usize,
+    cost: usize,
 }
 
-/// A question to PostHog that is to be put, or was. However it ends, those who wait get an answer.
-#[must_use = "a flight that does not land answers that there is no answer"]
-pub(crate) struct Flight {
+/// A request to PostHog that the caller has to make. Dropping it gives [`Failure::Closed`] to all that wait.
+#[must_use = "dropping it reports a failure to everyone who waits for the response"]
+pub(crate) struct InFlight {
     cache: Arc<FlagCache>,
     key: ContextKey,
-    /// Under which an answer for all flags is kept.
-    whole: ContextKey,
-    keys: Option<Vec<String>>,
+    /// The key of the request for all flags of the same context.
+    all_flags: ContextKey,
+    flag_keys: Option<Vec<String>>,
     epoch: u64,
-    /// Which one it is, in the order in which they began.
-    asked: u64,
-    /// Others wait with whoever put the question; else it is somebody's own.
+    /// Requests are numbered in the order in which they begin.
+    request: u64,
+    /// Whether other callers may wait for it.
     is_shared: bool,
     own: Vec<Waiter>,
-    has_landed: bool,
+    is_finished: bool,
 }
 
 impl FlagCache {
     pub(crate) fn new(clock: Clock, time_to_live: Duration, most: NonZeroUsize) -> Self {
         let state = State {
             entries: LruCache::sparse(most),
-            weight: 0,
-            flights: HashMap::new(),
+            cost: 0,
+            in_flight: HashMap::new(),
             waiting: 0,
             epoch: 0,
-            asked: 0,
+            requests: 0,
         };
         Self { clock, time_to_live, state: Mutex::new(state) }
     }
 
-    /// Calls `waiter` with PostHog's answer: at once if it is known, later if it is being asked for. Else it is for the caller to ask.
-    pub(crate) fn ask(cache: &Arc<Self>, context: &FlagContext, waiter: Waiter) -> Option<Flight> {
-        let (key, whole) = keys_of(context);
+    /// Gives `waiter` the cached answer, or adds it to the request in flight. If there is neither, returns a new
+    /// request.
+    pub(crate) fn request(cache: &Arc<Self>, context: &FlagContext, waiter: Waiter) -> Option<InFlight> {
+        let (key, all_flags) = keys_of(context);
         let keys = context.flag_keys.as_deref();
         let now = cache.clock.now();
         let mut state = cache.lock();
-        if let Some(answer) = state.fresh(&key, &whole, keys, now) {
+        if let Some(answer) = state.fresh(&key, &all_flags, keys, now) {
             drop(state);
             waiter(&answer);
             return None;
         }
         let epoch = state.epoch;
-        if state.waiting >= WAITING {
+        if state.waiting >= MAX_WAITING {
             drop(state);
             waiter(&Answer { failure: Some(Failure::Busy), ..Answer::default() });
             return None;
         }
         state.waiting += 1;
-        if let Some(waiters) = state.flights.get_mut(&(epoch, key)) {
+        if let Some(waiters) = state.in_flight.get_mut(&(epoch, key)) {
             waiters.push(waiter);
             return None;
         }
-        state.flights.insert((epoch, key), vec![waiter]);
-        let asked = state.another();
+        state.in_flight.insert((epoch, key), vec![waiter]);
+        let request = state.next_request();
         drop(state);
-        let (cache, keys) = (Arc::clone(cache), context.flag_keys.clone());
-        Some(Flight { cache, key, whole, keys, epoch, asked, is_shared: true, own: Vec::new(), has_landed: false })
+        let (cache, flag_keys) = (Arc::clone(cache), context.flag_keys.clone());
+        let own = Vec::new();
+        Some(InFlight { cache, key, all_flags, flag_keys, epoch, request, is_shared: true, own, is_finished: false })
     }
 
-    /// A question that is put whatever is known, or asked already.
-    pub(crate) fn ask_anew(cache: &Arc<Self>, context: &FlagContext, waiter: Waiter) -> Flight {
-        let (key, whole) = keys_of(context);
-        let (epoch, asked) = {
+    /// A new request for this caller alone, whatever is cached or in flight.
+    pub(crate) fn request_anew(cache: &Arc<Self>, context: &FlagContext, waiter: Waiter) -> InFlight {
+        let (key, all_flags) = keys_of(context);
+        let (epoch, request) = {
             let mut state = cache.lock();
-            (state.epoch, state.another())
+            (state.epoch, state.next_request())
         };
-        let (cache, keys) = (Arc::clone(cache), context.flag_keys.clone());
-        Flight { cache, key, whole, keys, epoch, asked, is_shared: false, own: vec![waiter], has_landed: false }
+        let (cache, flag_keys) = (Arc::clone(cache), context.flag_keys.clone());
+        let own = vec![waiter];
+        InFlight { cache, key, all_flags, flag_keys, epoch, request, is_shared: false, own, is_finished: false }
     }
 
-    /// What is known, be it as old as it may.
+    /// The cached answer, however old.
     pub(crate) fn known(&self, context: &FlagContext) -> Option<Arc<Answer>> {
-        let (key, whole) = keys_of(context);
-        self.lock().older(&key, &whole, context.flag_keys.as_deref())
+        let (key, all_flags) = keys_of(context);
+        self.lock().previous(&key, &all_flags, context.flag_keys.as_deref())
     }
 
-    /// Forgets everything. What is being asked for is answered to those who wait, and not kept.
+    /// Drops all entries. Requests in flight still answer their callers, but their responses are not kept.
     pub(crate) fn reset(&self) {
         let mut state = self.lock();
         state.epoch = state.epoch.wrapping_add(1);
         state.entries.clear();
-        state.weight = 0;
+        state.cost = 0;
     }
 
     #[cfg(test)]
@@ -162,79 +169,76 @@ impl FlagCache {
 }
 
 impl State {
-    fn put(&mut self, key: ContextKey, entry: Entry) {
-        self.weight = self.weight.saturating_add(entry.weight);
-        // What it takes the place of: the older answer to the same question, or the one asked for longest ago.
-        let mut gone = self.entries.push(key, entry);
-        while gone.is_some() || self.weight > WEIGHT_MOST {
-            let Some((_, entry)) = gone.take().or_else(|| self.entries.pop_lru()) else { break };
-            self.weight = self.weight.saturating_sub(entry.weight);
+    fn insert(&mut self, key: ContextKey, entry: Entry) {
+        self.cost = self.cost.saturating_add(entry.cost);
+        // `push` returns the entry it replaces or evicts.
+        let mut removed = self.entries.push(key, entry);
+        while removed.is_some() || self.cost > MAX_COST {
+            let Some((_, entry)) = removed.take().or_else(|| self.entries.pop_lru()) else { break };
+            self.cost = self.cost.saturating_sub(entry.cost);
         }
     }
 
-    /// The number of a flight that begins.
-    fn another(&mut self) -> u64 {
-        self.asked = self.asked.wrapping_add(1);
-        self.asked
+    fn next_request(&mut self) -> u64 {
+        self.requests = self.requests.wrapping_add(1);
+        self.requests
     }
 
-    /// An answer that still serves for those keys.
+    /// A fresh answer that decides all of the requested flags.
     fn fresh(
         &mut self,
         key: &ContextKey,
-        whole: &ContextKey,
+        all_flags: &ContextKey,
         keys: Option<&[String]>,
         now: Instant,
     ) -> Option<Arc<Answer>> {
-        [key, whole].into_iter().find_map(|key| {
+        [key, all_flags].into_iter().find_map(|key| {
             let entry = self.entries.get(key)?;
-            (now < entry.fresh_until && settles(&entry.answer, keys)).then(|| Arc::clone(&entry.answer))
+            (now < entry.fresh_until && decides(&entry.answer, keys)).then(|| Arc::clone(&entry.answer))
         })
     }
 
-    /// What was known before, of those keys.
-    fn older(&mut self, key: &ContextKey, whole: &ContextKey, keys: Option<&[String]>) -> Option<Arc<Answer>> {
+    /// The answer to the last such request, or the part of the answer for all flags.
+    fn previous(&mut self, key: &ContextKey, all_flags: &ContextKey, keys: Option<&[String]>) -> Option<Arc<Answer>> {
         if let Some(entry) = self.entries.get(key) {
             return Some(Arc::clone(&entry.answer));
         }
-        let mut answer = Answer::clone(&self.entries.get(whole)?.answer);
-        answer.flags.retain(|key, _| is_wanted(keys, key));
+        let mut answer = Answer::clone(&self.entries.get(all_flags)?.answer);
+        answer.flags.retain(|key, _| is_requested(keys, key));
         Some(Arc::new(answer))
     }
 }
 
-impl Flight {
-    /// What PostHog answered.
-    pub(crate) fn land(mut self, result: Result<Answer, Failure>) {
-        self.settle(result);
+impl InFlight {
+    /// Stores PostHog's response and gives it to all that wait.
+    pub(crate) fn finish(mut self, result: Result<Answer, Failure>) {
+        self.complete(result);
     }
 
-    fn settle(&mut self, result: Result<Answer, Failure>) {
-        self.has_landed = true;
+    fn complete(&mut self, result: Result<Answer, Failure>) {
+        self.is_finished = true;
         let cache = Arc::clone(&self.cache);
         let (answer, waiters) = {
             let mut state = cache.lock();
-            let older = state.older(&self.key, &self.whole, self.keys.as_deref());
-            let has_older = older.is_some();
-            let serves_for = match &result {
-                Ok(_) => cache.time_to_live,
-                Err(_) => cache.time_to_live.min(PAUSE),
+            let previous = state.previous(&self.key, &self.all_flags, self.flag_keys.as_deref());
+            let has_previous = previous.is_some();
+            let (fresh_for, is_worth_keeping) = match &result {
+                Ok(_) => (cache.time_to_live, true),
+                Err(failure) => {
+                    (cache.time_to_live.min(RETRY_AFTER_FAILURE), has_previous && *failure != Failure::Closed)
+                }
             };
-            let is_worth_keeping = match &result {
-                Ok(_) => true,
-                Err(failure) => has_older && *failure != Failure::Closed,
-            };
-            let answer = Arc::new(together(older.as_deref(), result));
-            let is_newest = state.entries.peek(&self.key).is_none_or(|entry| entry.asked < self.asked);
+            let answer = Arc::new(combine(previous.as_deref(), result));
+            let is_newest = state.entries.peek(&self.key).is_none_or(|entry| entry.request < self.request);
             if is_worth_keeping && is_newest && state.epoch == self.epoch && !cache.time_to_live.is_zero() {
-                // A time that the clock cannot hold never comes.
                 let now = cache.clock.now();
-                let fresh_until = now.checked_add(serves_for).unwrap_or(now + Duration::from_secs(86_400));
-                let weight = weight_of(&answer);
-                let entry = Entry { answer: Arc::clone(&answer), asked: self.asked, fresh_until, weight };
-                state.put(self.key, entry);
+                // The clock may not be able to represent the sum.
+                let fresh_until = now.checked_add(fresh_for).unwrap_or(now + Duration::from_secs(86_400));
+                let cost = cost_of(&answer);
+                let entry = Entry { answer: Arc::clone(&answer), request: self.request, fresh_until, cost };
+                state.insert(self.key, entry);
             }
-            let shared = self.is_shared.then(|| state.flights.remove(&(self.epoch, self.key)));
+            let shared = self.is_shared.then(|| state.in_flight.remove(&(self.epoch, self.key)));
             let waiters = shared.flatten().unwrap_or_default();
             state.waiting = state.waiting.saturating_sub(waiters.len());
             (answer, waiters)
@@ -245,17 +249,17 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        if !self.has_landed {
-            self.settle(Err(Failure::Closed));
+        if !self.is_finished {
+            self.complete(Err(Failure::Closed));
         }
     }
 }
 
-impl std::fmt::Debug for Flight {
+impl std::fmt::Debug for InFlight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Flight").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("InFlight").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
@@ -268,93 +272,99 @@ impl std::fmt::Debug for State {
     }
 }
 
-fn weight_of(answer: &Answer) -> usize {
+fn cost_of(answer: &Answer) -> usize {
     let flags = answer.flags.iter().map(|(key, flag)| {
-        // As a tree a value takes several times what it takes as text.
+        // A parsed value takes several times the memory of its text.
         let payload = flag.payload.as_ref().map_or(0, |payload| payload.to_string().len().saturating_mul(4));
-        FLAG_WEIGHT
+        FLAG_COST
             + key.len()
             + flag.value.variant().map_or(0, str::len)
             + flag.reason.as_ref().map_or(0, String::len)
             + payload
     });
-    flags.fold(FLAG_WEIGHT, usize::saturating_add)
+    flags.fold(FLAG_COST, usize::saturating_add)
 }
 
+/// The key of this request, and that of the request for all flags.
 fn keys_of(context: &FlagContext) -> (ContextKey, ContextKey) {
-    let whole = ContextKey::of(context, None);
+    let all_flags = ContextKey::of(context, None);
     match context.flag_keys.as_deref() {
-        None => (whole, whole),
-        Some(keys) => (ContextKey::of(context, Some(keys)), whole),
+        None => (all_flags, all_flags),
+        Some(keys) => (ContextKey::of(context, Some(keys)), all_flags),
     }
 }
 
-/// Whether an answer leaves nothing open: what it lacks, PostHog does not know.
-fn settles(answer: &Answer, keys: Option<&[String]>) -> bool {
-    let is_whole = !answer.has_errors && !answer.is_quota_limited && answer.failure.is_none();
+/// Whether the answer decides all of the requested flags: it contains them, or it is complete and shows that they do
+/// not exist.
+fn decides(answer: &Answer, keys: Option<&[String]>) -> bool {
+    let is_complete = !answer.has_errors && !answer.is_quota_limited && answer.failure.is_none();
     match keys {
-        _ if is_whole => true,
+        _ if is_complete => true,
         Some(keys) => keys.iter().all(|key| answer.flags.contains_key(key)),
         None => !answer.flags.is_empty(),
     }
 }
 
-/// An answer with what was known before it.
-fn together(older: Option<&Answer>, result: Result<Answer, Failure>) -> Answer {
+/// The result of a request combined with the previous answer.
+fn combine(previous: Option<&Answer>, result: Result<Answer, Failure>) -> Answer {
     match result {
         Ok(mut answer) if answer.has_errors || answer.is_quota_limited => {
-            let good = std::mem::take(&mut answer.flags);
-            answer.flags = older.map(|older| older.flags.clone()).unwrap_or_default();
-            answer.flags.extend(good);
+            let evaluated = std::mem::take(&mut answer.flags);
+            answer.flags = previous.map(|previous| previous.flags.clone()).unwrap_or_default();
+            answer.flags.extend(evaluated);
             answer
         }
         Ok(answer) => answer,
-        Err(failure) => Answer { failure: Some(failure), ..older.cloned().unwrap_or_default() },
+        Err(failure) => Answer { failure: Some(failure), ..previous.cloned().unwrap_or_default() },
     }
 }
 
-/// A digest of everything on which PostHog's answer depends. Of an algorithm that nobody can find two inputs for: distinct ids and
-/// properties come from outside, and a collision would give one person another's flags.
+/// A digest of everything that PostHog's response depends on.
+///
+/// SHA-256, because distinct ids and properties may come from outside the program: with a weaker hash, someone could
+/// construct a collision and receive another person's flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ContextKey([u8; 32]);
 
 impl ContextKey {
-    /// Of a context that is resolved: whose distinct id and GeoIP choice are those that will be sent. `scope` stands for its own keys.
-    pub(crate) fn of(context: &FlagContext, scope: Option<&[String]>) -> Self {
-        let mut words = Words(Sha256::new());
-        words.optional(context.distinct_id.as_deref());
-        words.optional(context.device_id.as_deref());
-        words.count(context.groups.len());
+    /// The key of a request for `flag_keys`. `context` is complete: its distinct id and GeoIP setting are those of the
+    /// request.
+    fn of(context: &FlagContext, flag_keys: Option<&[String]>) -> Self {
+        let mut digest = ContextDigest(Sha256::new());
+        digest.optional(context.distinct_id.as_deref());
+        digest.optional(context.device_id.as_deref());
+        digest.count(context.groups.len());
         for (group_type, key) in &context.groups {
-            words.text(group_type);
-            words.text(key);
+            digest.text(group_type);
+            digest.text(key);
         }
-        words.map(&context.person_properties);
-        words.count(context.group_properties.len());
+        digest.map(&context.person_properties);
+        digest.count(context.group_properties.len());
         for (group_type, properties) in &context.group_properties {
-            words.text(group_type);
-            words.map(properties);
+            digest.text(group_type);
+            digest.map(properties);
         }
-        words.flag(context.disable_geoip == Some(true));
-        words.flag(scope.is_some());
-        let mut keys: Vec<&str> = scope.unwrap_or_default().iter().map(String::as_str).collect();
+        digest.bool(context.disable_geoip == Some(true));
+        digest.bool(flag_keys.is_some());
+        let mut keys: Vec<&str> = flag_keys.unwrap_or_default().iter().map(String::as_str).collect();
         keys.sort_unstable();
         keys.dedup();
-        words.count(keys.len());
-        keys.iter().for_each(|key| words.text(key));
-        Self(words.0.finalize().into())
+        digest.count(keys.len());
+        keys.iter().for_each(|key| digest.text(key));
+        Self(digest.0.finalize().into())
     }
 }
 
-/// Lengths before contents, and a mark before each kind: no two contexts are the same row of bytes.
-struct Words(Sha256);
+/// Encodes a context unambiguously: lengths precede contents and a tag precedes each kind of value, so two different
+/// contexts are never the same bytes.
+struct ContextDigest(Sha256);
 
-impl Words {
+impl ContextDigest {
     fn count(&mut self, count: usize) {
         self.0.update((count as u64).to_le_bytes());
     }
 
-    fn flag(&mut self, on: bool) {
+    fn bool(&mut self, on: bool) {
         self.0.update([u8::from(on)]);
     }
 
@@ -364,12 +374,12 @@ impl Words {
     }
 
     fn optional(&mut self, text: Option<&str>) {
-        self.flag(text.is_some());
+        self.bool(text.is_some());
         self.text(text.unwrap_or_default());
     }
 
     fn map(&mut self, map: &serde_json::Map<String, Value>) {
-        // Somebody else in the build may have turned on serde_json's feature by which maps keep their order.
+        // Another crate of the program may have enabled serde_json's `preserve_order`.
         let mut pairs: Vec<_> = map.iter().collect();
         pairs.sort_unstable_by_key(|(name, _)| name.as_str());
         self.count(pairs.len());

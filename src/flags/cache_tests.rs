@@ -1,4 +1,4 @@
-//! The cache, with a PostHog that answers when it is told to.
+//! The cache, with scripted responses of PostHog.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -10,33 +10,33 @@ use crate::sys::clock::{Clock, ManualClock};
 
 const TTL: Duration = Duration::from_secs(60);
 
-struct Scene {
+struct Fixture {
     clock: Arc<ManualClock>,
     cache: Arc<FlagCache>,
-    heard: Arc<Mutex<Vec<Answer>>>,
+    received: Arc<Mutex<Vec<Answer>>>,
 }
 
-impl Scene {
+impl Fixture {
     fn new(time_to_live: Duration) -> Self {
         let clock = ManualClock::at(0);
         let most = NonZeroUsize::new(3).unwrap();
         let cache = Arc::new(FlagCache::new(Clock::Manual(Arc::clone(&clock)), time_to_live, most));
-        Self { clock, cache, heard: Arc::default() }
+        Self { clock, cache, received: Arc::default() }
     }
 
     fn waiter(&self) -> Waiter {
-        let heard = Arc::clone(&self.heard);
-        Box::new(move |answer| heard.lock().unwrap().push(answer.clone()))
+        let received = Arc::clone(&self.received);
+        Box::new(move |answer| received.lock().unwrap().push(answer.clone()))
     }
 
-    /// Asks, and has PostHog answer if it is asked; what was heard, and whether it was.
+    /// Requests flags; PostHog responds if a request is made. Returns the answers, and whether a request was made.
     fn ask(&self, context: &FlagContext, posthog: Result<Answer, Failure>) -> (Vec<Answer>, bool) {
-        let flight = FlagCache::ask(&self.cache, context, self.waiter());
-        let was_asked = flight.is_some();
-        if let Some(flight) = flight {
-            flight.land(posthog);
+        let request = FlagCache::request(&self.cache, context, self.waiter());
+        let was_asked = request.is_some();
+        if let Some(request) = request {
+            request.finish(posthog);
         }
-        (std::mem::take(&mut *self.heard.lock().unwrap()), was_asked)
+        (std::mem::take(&mut *self.received.lock().unwrap()), was_asked)
     }
 }
 
@@ -64,183 +64,185 @@ fn values(answers: &[Answer]) -> Vec<Vec<(&str, &str)>> {
 
 #[test]
 fn an_answer_serves_for_its_time_and_for_its_context_alone() {
-    let scene = Scene::new(TTL);
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    assert!(scene.ask(&user, Ok(answer(&[("f", "a")]))).1);
-    let (heard, was_asked) = scene.ask(&user, Ok(answer(&[("f", "b")])));
-    assert_eq!((values(&heard), was_asked), (vec![vec![("f", "a")]], false));
-    assert!(scene.ask(&FlagContext::new("v"), Ok(answer(&[]))).1);
-    scene.clock.advance(TTL);
-    let (heard, was_asked) = scene.ask(&user, Ok(answer(&[("f", "b")])));
-    assert_eq!((values(&heard), was_asked), (vec![vec![("f", "b")]], true));
+    assert!(fixture.ask(&user, Ok(answer(&[("f", "a")]))).1);
+    let (received, was_asked) = fixture.ask(&user, Ok(answer(&[("f", "b")])));
+    assert_eq!((values(&received), was_asked), (vec![vec![("f", "a")]], false));
+    assert!(fixture.ask(&FlagContext::new("v"), Ok(answer(&[]))).1);
+    fixture.clock.advance(TTL);
+    let (received, was_asked) = fixture.ask(&user, Ok(answer(&[("f", "b")])));
+    assert_eq!((values(&received), was_asked), (vec![vec![("f", "b")]], true));
 }
 
 #[test]
-fn an_answer_for_all_flags_serves_for_some_and_knows_what_is_missing() {
-    let scene = Scene::new(TTL);
-    assert!(scene.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a")]))).1);
-    assert!(!scene.ask(&FlagContext::new("u").only_keys(["f"]), Ok(answer(&[]))).1);
-    assert!(!scene.ask(&FlagContext::new("u").only_keys(["none"]), Ok(answer(&[]))).1);
-    assert!(scene.ask(&FlagContext::new("v").only_keys(["f"]), Ok(answer(&[]))).1);
-    assert!(scene.ask(&FlagContext::new("v"), Ok(answer(&[]))).1, "one for some does not serve for all");
+fn an_answer_for_all_flags_serves_requests_for_some() {
+    let fixture = Fixture::new(TTL);
+    assert!(fixture.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a")]))).1);
+    assert!(!fixture.ask(&FlagContext::new("u").only_keys(["f"]), Ok(answer(&[]))).1);
+    assert!(!fixture.ask(&FlagContext::new("u").only_keys(["none"]), Ok(answer(&[]))).1);
+    assert!(fixture.ask(&FlagContext::new("v").only_keys(["f"]), Ok(answer(&[]))).1);
+    assert!(fixture.ask(&FlagContext::new("v"), Ok(answer(&[]))).1, "one for some does not serve for all");
 }
 
 #[test]
-fn of_those_who_ask_at_once_one_asks_posthog_and_all_hear_the_answer() {
-    let scene = Scene::new(TTL);
+fn concurrent_callers_share_one_request() {
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    let flight = FlagCache::ask(&scene.cache, &user, scene.waiter()).unwrap();
-    assert!(FlagCache::ask(&scene.cache, &user, scene.waiter()).is_none());
-    assert!(FlagCache::ask(&scene.cache, &FlagContext::new("v"), scene.waiter()).is_some(), "somebody else");
-    scene.heard.lock().unwrap().clear();
-    flight.land(Ok(answer(&[("f", "a")])));
-    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "a")], [("f", "a")]]);
+    let request = FlagCache::request(&fixture.cache, &user, fixture.waiter()).unwrap();
+    assert!(FlagCache::request(&fixture.cache, &user, fixture.waiter()).is_none());
+    assert!(FlagCache::request(&fixture.cache, &FlagContext::new("v"), fixture.waiter()).is_some(), "another person");
+    fixture.received.lock().unwrap().clear();
+    request.finish(Ok(answer(&[("f", "a")])));
+    assert_eq!(values(&fixture.received.lock().unwrap()), [[("f", "a")], [("f", "a")]]);
 }
 
 #[test]
 fn a_question_that_is_lost_is_answered_and_can_be_put_again() {
-    let scene = Scene::new(TTL);
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    drop(FlagCache::ask(&scene.cache, &user, scene.waiter()));
-    assert_eq!(scene.heard.lock().unwrap()[0].failure, Some(Failure::Closed));
-    assert!(FlagCache::ask(&scene.cache, &user, scene.waiter()).is_some());
+    drop(FlagCache::request(&fixture.cache, &user, fixture.waiter()));
+    assert_eq!(fixture.received.lock().unwrap()[0].failure, Some(Failure::Closed));
+    assert!(FlagCache::request(&fixture.cache, &user, fixture.waiter()).is_some());
 }
 
 #[test]
-fn in_an_outage_what_is_known_is_the_answer_however_old_and_serves_for_a_moment() {
-    let scene = Scene::new(TTL);
+fn an_old_answer_serves_in_an_outage_with_its_failure() {
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    scene.ask(&user, Ok(answer(&[("f", "a")])));
-    scene.clock.advance(TTL * 100);
+    fixture.ask(&user, Ok(answer(&[("f", "a")])));
+    fixture.clock.advance(TTL * 100);
     for _ in 0..2 {
-        let (heard, was_asked) = scene.ask(&user, Err(Failure::Timeout));
-        assert_eq!((values(&heard), was_asked), (vec![vec![("f", "a")]], true));
-        assert_eq!(heard[0].failure, Some(Failure::Timeout));
-        assert!(!scene.ask(&user, Ok(answer(&[]))).1, "not each reader waits for a timeout");
-        scene.clock.advance(Duration::from_secs(5));
+        let (received, was_asked) = fixture.ask(&user, Err(Failure::Timeout));
+        assert_eq!((values(&received), was_asked), (vec![vec![("f", "a")]], true));
+        assert_eq!(received[0].failure, Some(Failure::Timeout));
+        assert!(!fixture.ask(&user, Ok(answer(&[]))).1, "readers do not wait for a timeout each");
+        fixture.clock.advance(Duration::from_secs(5));
     }
-    let (heard, _) = scene.ask(&user, Ok(answer(&[("f", "b")])));
-    assert_eq!((values(&heard), &heard[0].failure), (vec![vec![("f", "b")]], &None));
+    let (received, _) = fixture.ask(&user, Ok(answer(&[("f", "b")])));
+    assert_eq!((values(&received), &received[0].failure), (vec![vec![("f", "b")]], &None));
 }
 
 #[test]
 fn for_one_flag_an_outage_falls_back_to_an_answer_for_all() {
-    let scene = Scene::new(TTL);
-    scene.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a"), ("g", "b")])));
-    scene.clock.advance(TTL);
-    let (heard, was_asked) = scene.ask(&FlagContext::new("u").only_keys(["g"]), Err(Failure::Timeout));
-    assert_eq!((values(&heard), was_asked), (vec![vec![("g", "b")]], true));
+    let fixture = Fixture::new(TTL);
+    fixture.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a"), ("g", "b")])));
+    fixture.clock.advance(TTL);
+    let (received, was_asked) = fixture.ask(&FlagContext::new("u").only_keys(["g"]), Err(Failure::Timeout));
+    assert_eq!((values(&received), was_asked), (vec![vec![("g", "b")]], true));
 }
 
 #[test]
 fn a_failure_without_anything_known_is_not_kept() {
-    let scene = Scene::new(TTL);
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    assert_eq!(scene.ask(&user, Err(Failure::Timeout)).0[0].failure, Some(Failure::Timeout));
-    assert_eq!((scene.cache.len(), scene.ask(&user, Ok(answer(&[]))).1), (0, true));
+    assert_eq!(fixture.ask(&user, Err(Failure::Timeout)).0[0].failure, Some(Failure::Timeout));
+    assert_eq!((fixture.cache.len(), fixture.ask(&user, Ok(answer(&[]))).1), (0, true));
 }
 
 #[test]
-fn an_answer_with_errors_is_laid_over_what_is_known_and_does_not_tell_what_is_missing() {
-    let scene = Scene::new(TTL);
+fn an_answer_with_errors_is_merged_over_the_previous_one() {
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    scene.ask(&user, Ok(answer(&[("f", "a"), ("g", "a")])));
-    scene.clock.advance(TTL);
-    let (heard, _) = scene.ask(&user, Ok(Answer { has_errors: true, ..answer(&[("g", "b")]) }));
-    assert_eq!((values(&heard), heard[0].has_errors), (vec![vec![("f", "a"), ("g", "b")]], true));
-    assert!(!scene.ask(&user.clone().only_keys(["f"]), Ok(answer(&[]))).1);
-    assert!(scene.ask(&user.only_keys(["new"]), Ok(answer(&[]))).1);
+    fixture.ask(&user, Ok(answer(&[("f", "a"), ("g", "a")])));
+    fixture.clock.advance(TTL);
+    let (received, _) = fixture.ask(&user, Ok(Answer { has_errors: true, ..answer(&[("g", "b")]) }));
+    assert_eq!((values(&received), received[0].has_errors), (vec![vec![("f", "a"), ("g", "b")]], true));
+    assert!(!fixture.ask(&user.clone().only_keys(["f"]), Ok(answer(&[]))).1);
+    assert!(fixture.ask(&user.only_keys(["new"]), Ok(answer(&[]))).1);
 }
 
 #[test]
 fn want_of_quota_changes_nothing_of_what_is_known() {
-    let scene = Scene::new(TTL);
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
     let limited = || Ok(Answer { is_quota_limited: true, ..Answer::default() });
-    assert!(scene.ask(&user, limited()).1 && scene.ask(&user, Ok(answer(&[("f", "a")]))).1);
-    scene.clock.advance(TTL);
-    let (heard, _) = scene.ask(&user, limited());
-    assert_eq!((values(&heard), heard[0].is_quota_limited), (vec![vec![("f", "a")]], true));
+    assert!(fixture.ask(&user, limited()).1 && fixture.ask(&user, Ok(answer(&[("f", "a")]))).1);
+    fixture.clock.advance(TTL);
+    let (received, _) = fixture.ask(&user, limited());
+    assert_eq!((values(&received), received[0].is_quota_limited), (vec![vec![("f", "a")]], true));
 }
 
 #[test]
-fn a_reset_forgets_everything_and_what_was_asked_before_it_is_not_kept() {
-    let scene = Scene::new(TTL);
+fn a_reset_drops_entries_and_responses_in_flight() {
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    scene.ask(&user, Ok(answer(&[("f", "a")])));
-    let flight = FlagCache::ask(&scene.cache, &FlagContext::new("v"), scene.waiter()).unwrap();
-    scene.cache.reset();
-    flight.land(Ok(answer(&[("f", "a")])));
-    assert_eq!((values(&scene.heard.lock().unwrap()), scene.cache.len()), (vec![vec![("f", "a")]], 0));
-    assert!(scene.cache.known(&user).is_none());
+    fixture.ask(&user, Ok(answer(&[("f", "a")])));
+    let request = FlagCache::request(&fixture.cache, &FlagContext::new("v"), fixture.waiter()).unwrap();
+    fixture.cache.reset();
+    request.finish(Ok(answer(&[("f", "a")])));
+    assert_eq!((values(&fixture.received.lock().unwrap()), fixture.cache.len()), (vec![vec![("f", "a")]], 0));
+    assert!(fixture.cache.known(&user).is_none());
 }
 
 #[test]
-fn who_asks_after_a_reset_is_not_answered_by_what_was_asked_before_it() {
-    let scene = Scene::new(TTL);
+fn a_caller_after_a_reset_does_not_join_an_older_request() {
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    let before = FlagCache::ask(&scene.cache, &user, scene.waiter()).unwrap();
-    scene.cache.reset();
-    let after = FlagCache::ask(&scene.cache, &user, scene.waiter()).expect("a question of its own");
-    before.land(Ok(answer(&[("f", "old")])));
-    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "old")]]);
-    after.land(Ok(answer(&[("f", "new")])));
-    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "old")], [("f", "new")]]);
-    assert_eq!(values(&[Answer::clone(&scene.cache.known(&user).unwrap())]), [[("f", "new")]]);
+    let before = FlagCache::request(&fixture.cache, &user, fixture.waiter()).unwrap();
+    fixture.cache.reset();
+    let after = FlagCache::request(&fixture.cache, &user, fixture.waiter()).expect("a question of its own");
+    before.finish(Ok(answer(&[("f", "old")])));
+    assert_eq!(values(&fixture.received.lock().unwrap()), [[("f", "old")]]);
+    after.finish(Ok(answer(&[("f", "new")])));
+    assert_eq!(values(&fixture.received.lock().unwrap()), [[("f", "old")], [("f", "new")]]);
+    assert_eq!(values(&[Answer::clone(&fixture.cache.known(&user).unwrap())]), [[("f", "new")]]);
 }
 
 #[test]
-fn an_answer_that_was_asked_for_earlier_and_comes_later_replaces_nothing() {
-    let scene = Scene::new(TTL);
+fn a_late_response_to_an_earlier_request_replaces_nothing() {
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
     for late in [Ok(answer(&[("f", "old")])), Err(Failure::Timeout)] {
-        let slow = FlagCache::ask_anew(&scene.cache, &user, scene.waiter());
-        FlagCache::ask_anew(&scene.cache, &user, scene.waiter()).land(Ok(answer(&[("f", "new")])));
-        slow.land(late);
-        let known = scene.cache.known(&user).unwrap();
+        let slow = FlagCache::request_anew(&fixture.cache, &user, fixture.waiter());
+        FlagCache::request_anew(&fixture.cache, &user, fixture.waiter()).finish(Ok(answer(&[("f", "new")])));
+        slow.finish(late);
+        let known = fixture.cache.known(&user).unwrap();
         assert_eq!((values(&[Answer::clone(&known)]), &known.failure), (vec![vec![("f", "new")]], &None));
     }
 }
 
 #[test]
 fn who_asks_anew_gets_an_answer_of_his_own_which_is_kept() {
-    let scene = Scene::new(TTL);
+    let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
-    scene.ask(&user, Ok(answer(&[("f", "a")])));
-    FlagCache::ask_anew(&scene.cache, &user, scene.waiter()).land(Ok(answer(&[("f", "b")])));
-    assert_eq!(values(&scene.heard.lock().unwrap()), [[("f", "b")]]);
-    scene.heard.lock().unwrap().clear();
-    assert_eq!(values(&scene.ask(&user, Ok(answer(&[]))).0), [[("f", "b")]]);
+    fixture.ask(&user, Ok(answer(&[("f", "a")])));
+    FlagCache::request_anew(&fixture.cache, &user, fixture.waiter()).finish(Ok(answer(&[("f", "b")])));
+    assert_eq!(values(&fixture.received.lock().unwrap()), [[("f", "b")]]);
+    fixture.received.lock().unwrap().clear();
+    assert_eq!(values(&fixture.ask(&user, Ok(answer(&[]))).0), [[("f", "b")]]);
 }
 
 #[test]
-fn contexts_are_bounded_and_without_time_to_live_nothing_is_kept() {
-    let scene = Scene::new(TTL);
+fn entries_are_bounded_and_a_zero_ttl_keeps_nothing() {
+    let fixture = Fixture::new(TTL);
     for user in ["a", "b", "c", "a", "d"] {
-        scene.ask(&FlagContext::new(user), Ok(answer(&[])));
+        fixture.ask(&FlagContext::new(user), Ok(answer(&[])));
     }
-    assert_eq!(scene.cache.len(), 3);
-    assert!(scene.cache.known(&FlagContext::new("a")).is_some() && scene.cache.known(&FlagContext::new("b")).is_none());
-    let scene = Scene::new(Duration::ZERO);
+    assert_eq!(fixture.cache.len(), 3);
+    assert!(
+        fixture.cache.known(&FlagContext::new("a")).is_some() && fixture.cache.known(&FlagContext::new("b")).is_none()
+    );
+    let fixture = Fixture::new(Duration::ZERO);
     for _ in 0..2 {
-        assert!(scene.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a")]))).1);
+        assert!(fixture.ask(&FlagContext::new("u"), Ok(answer(&[("f", "a")]))).1);
     }
-    assert_eq!(scene.cache.len(), 0);
+    assert_eq!(fixture.cache.len(), 0);
 }
 
 #[test]
-fn answers_of_megabytes_make_room_for_each_other_and_the_newest_serves() {
-    let scene = Scene::new(TTL);
+fn large_answers_evict_each_other_and_the_newest_stays() {
+    let fixture = Fixture::new(TTL);
     let mut heavy = answer(&[("a", "b")]);
     heavy.flags.get_mut("a").unwrap().payload = Some("x".repeat(3 * 1024 * 1024).into());
     for user in ["1", "2", "3"] {
-        assert!(scene.ask(&FlagContext::new(user), Ok(heavy.clone())).1);
+        assert!(fixture.ask(&FlagContext::new(user), Ok(heavy.clone())).1);
     }
-    assert_eq!(scene.cache.len(), 2, "each takes 12 of 32 MiB");
-    assert!(!scene.ask(&FlagContext::new("3"), Ok(heavy.clone())).1);
+    assert_eq!(fixture.cache.len(), 2, "each takes 12 of 32 MiB");
+    assert!(!fixture.ask(&FlagContext::new("3"), Ok(heavy.clone())).1);
     // Small ones have the room of a heavy one that was answered anew.
-    assert!(scene.ask(&FlagContext::new("4"), Ok(answer(&[("a", "b")]))).1);
-    assert_eq!(scene.cache.len(), 3);
+    assert!(fixture.ask(&FlagContext::new("4"), Ok(answer(&[("a", "b")]))).1);
+    assert_eq!(fixture.cache.len(), 3);
 }
 
 fn key(context: &FlagContext) -> ContextKey {

@@ -1,4 +1,8 @@
-//! Which values of which flags have been told with `$feature_flag_called`.
+//! Deduplication of `$feature_flag_called`: which value of which flag was last captured for which person.
+//!
+//! PostHog wants the event once per person, groups, flag and value. The tracker remembers the last captured value for
+//! each person, groups and flag in an LRU cache, so an evicted entry is captured once more. Entries are hashes, which
+//! keeps them small; a collision costs one event.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -9,21 +13,21 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::FlagValue;
 
-/// Remembers the last value of a flag that was told for somebody. Bounded: the one that was not looked at for longest goes, one at a time,
-/// and is told once more if it comes again. Hashes and no texts, so that an entry is small; two that collide cost one event.
+/// Remembers captured reads; see the module.
 #[derive(Debug)]
 pub(crate) struct CalledTracker {
-    /// `None` once the client is closed: from then on nothing is remembered, and nothing told.
-    told: Mutex<Option<LruCache<u128, u64>>>,
+    /// Hash of person, groups and flag to hash of the value. `None` after [`close`](Self::close).
+    captured: Mutex<Option<LruCache<u128, u64>>>,
 }
 
 impl CalledTracker {
+    /// A tracker for `most` entries. Memory is allocated as entries are added, so a program without flags pays nothing.
     pub(crate) fn new(most: NonZeroUsize) -> Self {
-        // Grows as it is used: a program without flags pays nothing for it.
-        Self { told: Mutex::new(Some(LruCache::sparse(most))) }
+        Self { captured: Mutex::new(Some(LruCache::sparse(most))) }
     }
 
-    /// Whether this value has to be told; from now on it counts as told. One step: of two threads that read a flag at once, one tells.
+    /// Whether the read of this value has to be captured, and remembers it as captured. Atomic: if two threads read a
+    /// flag at the same time, one of them gets `true`.
     pub(crate) fn is_new(
         &self,
         distinct_id: &str,
@@ -31,31 +35,30 @@ impl CalledTracker {
         key: &str,
         value: Option<&FlagValue>,
     ) -> bool {
-        let (whose, value) = (whose(distinct_id, groups, key), hash_of(value));
-        let mut told = self.lock();
-        // Put anew either way: whoever was read last goes last.
-        told.as_mut().is_some_and(|told| told.put(whose, value) != Some(value))
+        let (entry, value) = (hash_of_entry(distinct_id, groups, key), hash_of_value(value));
+        // `put` also marks the entry as recently used.
+        self.lock().as_mut().is_some_and(|captured| captured.put(entry, value) != Some(value))
     }
 
-    /// For good.
+    /// Drops all entries. From now on nothing is remembered and [`is_new`](Self::is_new) returns `false`.
     pub(crate) fn close(&self) {
         let dropped = self.lock().take();
         drop(dropped);
     }
 
-    /// How many are remembered.
+    /// The number of remembered entries.
     #[cfg_attr(not(any(test, feature = "testing")), expect(dead_code, reason = "read by tests"))]
     pub(crate) fn len(&self) -> usize {
         self.lock().as_ref().map_or(0, LruCache::len)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<LruCache<u128, u64>>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Groups come sorted by type, so that their order does not matter.
-fn whose(distinct_id: &str, groups: &BTreeMap<String, String>, key: &str) -> u128 {
+/// Lengths precede texts so that different inputs never concatenate to the same bytes. Groups are sorted by type.
+fn hash_of_entry(distinct_id: &str, groups: &BTreeMap<String, String>, key: &str) -> u128 {
     let mut hash = Xxh3::new();
     let texts = groups.iter().flat_map(|(group_type, group)| [group_type.as_str(), group.as_str()]);
     for text in [distinct_id, key].into_iter().chain(texts) {
@@ -65,7 +68,7 @@ fn whose(distinct_id: &str, groups: &BTreeMap<String, String>, key: &str) -> u12
     hash.digest128()
 }
 
-fn hash_of(value: Option<&FlagValue>) -> u64 {
+fn hash_of_value(value: Option<&FlagValue>) -> u64 {
     match value {
         None => 0,
         Some(FlagValue::Boolean(on)) => 1 + u64::from(*on),
@@ -86,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_told_once_and_again_when_it_changes() {
+    fn a_value_is_new_once_and_again_after_a_change() {
         let tracker = tracker(10);
         let is_new = |value: Option<FlagValue>| tracker.is_new("u", &groups(&[]), "f", value.as_ref());
         let (on, blue) = (Some(FlagValue::Boolean(true)), Some(FlagValue::from("blue")));
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_was_not_read_for_longest_goes_and_no_other() {
+    fn only_the_least_recently_read_entry_is_evicted() {
         let tracker = tracker(3);
         let is_new = |person: &str| tracker.is_new(person, &groups(&[]), "f", None);
         assert!(is_new("a") && is_new("b") && is_new("c") && !is_new("a"));
@@ -119,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn of_many_threads_that_read_a_flag_at_once_one_tells() {
+    fn of_many_concurrent_reads_one_is_new() {
         let tracker = tracker(100);
-        let told = std::thread::scope(|scope| {
+        let new = std::thread::scope(|scope| {
             let reads: Vec<_> =
                 (0..8).map(|_| scope.spawn(|| tracker.is_new("u", &groups(&[]), "f", Some(&true.into())))).collect();
-            reads.into_iter().map(|read| read.join().unwrap()).filter(|told| *told).count()
+            reads.into_iter().map(|read| read.join().unwrap()).filter(|new| *new).count()
         });
-        assert_eq!(told, 1);
+        assert_eq!(new, 1);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Whom flags are evaluated for, and how.
+//! For whom flags are evaluated: the context that a caller gives, and the properties that a client adds to every
+//! context.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -7,7 +8,9 @@ use lru::LruCache;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Whom flags are evaluated for, and how. A distinct id alone will do: every call that takes one takes a `&str` or `String` as well.
+/// The person to evaluate flags for, with groups and properties, and options of the evaluation.
+///
+/// Every call that takes a context also takes a distinct id, as `&str` or `String`.
 ///
 /// ```
 /// use posthog::FlagContext;
@@ -21,7 +24,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, Default, PartialEq)]
 #[must_use]
 pub struct FlagContext {
-    /// `None`: whoever the request that is being served is for.
+    /// `None`: the distinct id of the current [`Context`](crate::Context).
     pub(crate) distinct_id: Option<String>,
     pub(crate) device_id: Option<String>,
     pub(crate) groups: BTreeMap<String, String>,
@@ -30,43 +33,43 @@ pub struct FlagContext {
     pub(crate) group_properties: BTreeMap<String, Map<String, Value>>,
     /// `None`: all flags.
     pub(crate) flag_keys: Option<Vec<String>>,
-    /// `None`: as the client is configured.
+    /// `None`: as configured.
     pub(crate) only_locally: Option<bool>,
-    /// `None`: as the client is configured.
+    /// `None`: as configured.
     pub(crate) disable_geoip: Option<bool>,
-    /// Asks PostHog whatever is known.
+    /// Request the values from PostHog even if they are known.
     pub(crate) is_remote: bool,
-    /// Reads are told with `$feature_flag_called`.
+    /// Reads capture no `$feature_flag_called`.
     pub(crate) is_silent: bool,
-    /// Names of properties whose values could not be encoded.
+    /// Names of properties whose values could not be serialized.
     pub(crate) unserializable: Vec<String>,
 }
 
 impl FlagContext {
-    /// For a person, by distinct id.
+    /// A context for the person with this distinct id.
     pub fn new(distinct_id: impl Into<String>) -> Self {
         Self { distinct_id: Some(distinct_id.into()), ..Self::default() }
     }
 
-    /// For whomever the request is that is being served, see [`Context`](crate::Context). Outside of one there is nobody to evaluate flags
-    /// for, and no flag has a value.
+    /// A context for the person of the current [`Context`](crate::Context), such as the request being served. Without a
+    /// current context that has a distinct id, no flag has a value.
     pub fn from_current() -> Self {
         Self::default()
     }
 
-    /// The device, for flags that are rolled out by device.
+    /// Sets the device id, for flags that are rolled out by device.
     pub fn device_id(mut self, device_id: impl Into<String>) -> Self {
         self.device_id = Some(device_id.into());
         self
     }
 
-    /// A group that the person belongs to, by type and key.
+    /// Adds a group of the person.
     pub fn group(mut self, group_type: impl Into<String>, key: impl Into<String>) -> Self {
         self.groups.insert(group_type.into(), key.into());
         self
     }
 
-    /// A property of the person, for conditions on it. Counts more than what was set with
+    /// Adds a property of the person. Takes precedence over
     /// [`Client::set_person_properties_for_flags`](crate::Client::set_person_properties_for_flags).
     pub fn person_property(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
         let name = name.into();
@@ -77,7 +80,7 @@ impl FlagContext {
         self
     }
 
-    /// A property of the person's group of that type.
+    /// Adds a property of the person's group of this type.
     pub fn group_property(
         mut self,
         group_type: impl Into<String>,
@@ -92,32 +95,34 @@ impl FlagContext {
         self
     }
 
-    /// These flags alone. No keys: no flags. Default: all.
+    /// Evaluates only these flags. An empty list evaluates none. Default: all flags.
     pub fn only_keys<K: Into<String>>(mut self, keys: impl IntoIterator<Item = K>) -> Self {
         self.flag_keys = Some(keys.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Asks nobody: what cannot be evaluated here has no value. Default: as
-    /// [`Config::only_evaluate_flags_locally`](crate::Config::only_evaluate_flags_locally) says.
+    /// Never sends a request: a flag that cannot be evaluated locally has no value. Default:
+    /// [`Config::only_evaluate_flags_locally`](crate::Config::only_evaluate_flags_locally).
     pub fn only_locally(mut self, only: bool) -> Self {
         self.only_locally = Some(only);
         self
     }
 
-    /// Asks PostHog even if the flag could be evaluated here or is in the cache. Default: off.
+    /// Requests the values from PostHog even if the flags can be evaluated locally or are cached. Default: off.
     pub fn ask_posthog(mut self, on: bool) -> Self {
         self.is_remote = on;
         self
     }
 
-    /// Has PostHog not look up where this machine is. Default: as [`Config::disable_geoip`](crate::Config::disable_geoip) says.
+    /// Whether PostHog skips the GeoIP lookup of this machine's address. Default:
+    /// [`Config::disable_geoip`](crate::Config::disable_geoip).
     pub fn disable_geoip(mut self, on: bool) -> Self {
         self.disable_geoip = Some(on);
         self
     }
 
-    /// Whether the first read of a flag's value captures `$feature_flag_called`, by which experiments are counted. Default: on.
+    /// Whether the first read of a flag's value captures `$feature_flag_called`, from which PostHog counts exposures to
+    /// experiments. Default: on.
     pub fn send_feature_flag_events(mut self, on: bool) -> Self {
         self.is_silent = !on;
         self
@@ -142,32 +147,32 @@ impl From<&String> for FlagContext {
     }
 }
 
-/// Who evaluates flags more than once for somebody keeps the context.
+/// Clones the context, so that a caller can evaluate flags for the same context repeatedly.
 impl From<&FlagContext> for FlagContext {
     fn from(context: &FlagContext) -> Self {
         context.clone()
     }
 }
 
-/// Groups that have properties of their own. Who sets those of ever more groups loses those of the group that was used longest ago.
-const GROUPS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
+/// Groups that have properties of their own. Beyond this number the least recently used group loses its properties.
+const MAX_GROUPS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
 
-/// Properties that count for every evaluation, unless it says otherwise itself.
+/// Properties that a client adds to every context. What a context says itself takes precedence.
 #[derive(Clone, Debug)]
 pub(crate) struct Overrides {
     person: Map<String, Value>,
-    /// By type and key; without a key: of whatever group of that type.
+    /// By group type and key. Without a key: for all groups of the type.
     groups: LruCache<(String, Option<String>), Map<String, Value>>,
 }
 
 impl Default for Overrides {
     fn default() -> Self {
-        Self { person: Map::new(), groups: LruCache::sparse(GROUPS) }
+        Self { person: Map::new(), groups: LruCache::sparse(MAX_GROUPS) }
     }
 }
 
 impl Overrides {
-    /// Adds to what is set; of two values of a name the newer counts.
+    /// Adds person properties. Replaces those of the same name.
     pub(crate) fn set_person(&mut self, properties: Map<String, Value>) {
         self.person.extend(properties);
     }
@@ -180,14 +185,14 @@ impl Overrides {
         &self.person
     }
 
-    /// Adds to what is set. Nothing to add makes no entry.
+    /// Adds group properties. An empty map adds no entry.
     pub(crate) fn set_group(&mut self, group_type: &str, key: Option<&str>, properties: Map<String, Value>) {
         if !properties.is_empty() {
             self.groups.get_or_insert_mut(place(group_type, key), Map::new).extend(properties);
         }
     }
 
-    /// All of them, or those of one type.
+    /// Removes the properties of all groups, or of the groups of one type.
     pub(crate) fn reset_groups(&mut self, group_type: Option<&str>) {
         self.groups.retain(|(of, _), _| group_type.is_some_and(|group_type| group_type != of));
     }
@@ -201,8 +206,7 @@ impl Overrides {
         self.reset_groups(None);
     }
 
-    /// Adds what is set to a context, where that does not say it itself. What is set for one group counts more than what is set for its
-    /// type, and for no other group.
+    /// Adds the properties that `context` lacks. Those of a group take precedence over those of its type.
     pub(crate) fn apply_to(&mut self, context: &mut FlagContext) {
         add_absent(&mut context.person_properties, &self.person);
         if self.groups.is_empty() {
@@ -257,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_a_group_count_for_that_group_and_those_of_a_type_for_all() {
+    fn properties_of_a_group_precede_those_of_its_type() {
         let mut overrides = Overrides::default();
         overrides.set_group("company", None, map(json!({"tier": "any", "size": 1})));
         overrides.set_group("company", Some("acme"), map(json!({"tier": "gold"})));
@@ -288,9 +292,9 @@ mod tests {
         let mut overrides = Overrides::default();
         overrides.set_group("company", Some("a"), Map::new());
         assert_eq!(overrides.groups.len(), 0);
-        for number in 0..GROUPS.get() + 5 {
+        for number in 0..MAX_GROUPS.get() + 5 {
             overrides.set_group("company", Some(&number.to_string()), map(json!({"x": number})));
         }
-        assert_eq!(overrides.groups.len(), GROUPS.get());
+        assert_eq!(overrides.groups.len(), MAX_GROUPS.get());
     }
 }

@@ -1,4 +1,8 @@
-//! Which flags there are not.
+//! Negative cache: flag keys that are known not to exist.
+//!
+//! Without it, every lookup of a misspelt or deleted key would send a request. A key enters the cache when the local
+//! definitions do not contain it and a complete response from PostHog did not return it. All keys are dropped when
+//! either source may have changed: after a refresh of the definitions, or a reset by the program.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,61 +10,63 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
-const KEYS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
+const MAX_KEYS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
 
-/// Keys that are neither among the definitions nor known to PostHog: nobody has to be asked for them again until the definitions were
-/// refreshed, or what PostHog answered is forgotten. Learnt only from answers that leave nothing open. Bounded.
+/// The negative cache; see the module.
 #[derive(Debug)]
-pub(crate) struct KnownMissing {
+pub(crate) struct MissingKeys {
     state: Mutex<State>,
     resets: AtomicU64,
 }
 
-/// What is learnt at one is no knowledge at another.
+/// The state of both sources at the time of a lookup. A result obtained in one generation says nothing about another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moment {
-    /// Of the definitions: one for each time that they were refreshed, or found to be unchanged.
-    generation: u64,
+pub(crate) struct Generation {
+    /// Successful loads of the definitions, including those that found them unchanged.
+    definitions: u64,
     resets: u64,
 }
 
 #[derive(Debug)]
 struct State {
-    moment: Moment,
+    generation: Generation,
     keys: LruCache<String, ()>,
 }
 
-impl Default for KnownMissing {
+impl Default for MissingKeys {
     fn default() -> Self {
-        let state = State { moment: Moment::default(), keys: LruCache::sparse(KEYS) };
+        let state = State { generation: Generation::default(), keys: LruCache::sparse(MAX_KEYS) };
         Self { state: Mutex::new(state), resets: AtomicU64::new(0) }
     }
 }
 
-impl KnownMissing {
-    /// Now, with definitions of that generation.
-    pub(crate) fn moment(&self, generation: u64) -> Moment {
-        Moment { generation, resets: self.resets.load(Ordering::Acquire) }
+impl MissingKeys {
+    /// The current generation, given the number of loads of the definitions so far.
+    pub(crate) fn generation(&self, definitions: u64) -> Generation {
+        Generation { definitions, resets: self.resets.load(Ordering::Acquire) }
     }
 
-    /// Forgets everything, what is still being asked for too.
+    /// Begins a new generation: drops all keys and ignores the results of requests that are in flight.
     pub(crate) fn reset(&self) {
         self.resets.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(crate) fn has(&self, moment: Moment, key: &str) -> bool {
-        self.of(moment).keys.get(key).is_some()
+    /// Whether `key` was found missing in this generation.
+    pub(crate) fn contains(&self, generation: Generation, key: &str) -> bool {
+        self.in_generation(generation).keys.get(key).is_some()
     }
 
-    pub(crate) fn add(&self, moment: Moment, key: &str) {
-        self.of(moment).keys.put(key.to_owned(), ());
+    /// Records `key` as missing in this generation. Evicts the least recently used key beyond [`MAX_KEYS`].
+    pub(crate) fn insert(&self, generation: Generation, key: &str) {
+        self.in_generation(generation).keys.put(key.to_owned(), ());
     }
 
-    fn of(&self, moment: Moment) -> MutexGuard<'_, State> {
+    /// Locks the state. Keys of a different generation are dropped first.
+    fn in_generation(&self, generation: Generation) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.moment != moment {
+        if state.generation != generation {
             state.keys.clear();
-            state.moment = moment;
+            state.generation = generation;
         }
         state
     }
@@ -71,24 +77,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_forgotten_with_the_next_refresh_and_bounded() {
-        let missing = KnownMissing::default();
-        let (one, two) = (missing.moment(1), missing.moment(2));
-        missing.add(one, "a");
-        assert!(missing.has(one, "a") && !missing.has(one, "b"));
-        assert!(!missing.has(two, "a") && !missing.has(one, "a"));
-        (0..2000).for_each(|number| missing.add(one, &number.to_string()));
-        assert_eq!(missing.of(one).keys.len(), KEYS.get());
+    fn a_refresh_drops_missing_keys_and_their_number_is_bounded() {
+        let missing = MissingKeys::default();
+        let (one, two) = (missing.generation(1), missing.generation(2));
+        missing.insert(one, "a");
+        assert!(missing.contains(one, "a") && !missing.contains(one, "b"));
+        assert!(!missing.contains(two, "a") && !missing.contains(one, "a"));
+        (0..2000).for_each(|number| missing.insert(one, &number.to_string()));
+        assert_eq!(missing.in_generation(one).keys.len(), MAX_KEYS.get());
     }
 
     #[test]
-    fn what_is_learnt_of_a_question_that_is_older_than_a_reset_is_not_known_after_it() {
-        let missing = KnownMissing::default();
-        let before = missing.moment(1);
-        missing.add(before, "a");
+    fn a_result_from_before_a_reset_is_not_known_after_it() {
+        let missing = MissingKeys::default();
+        let before = missing.generation(1);
+        missing.insert(before, "a");
         missing.reset();
-        missing.add(before, "b");
-        let after = missing.moment(1);
-        assert!(!missing.has(after, "a") && !missing.has(after, "b"));
+        missing.insert(before, "b");
+        let after = missing.generation(1);
+        assert!(!missing.contains(after, "a") && !missing.contains(after, "b"));
     }
 }

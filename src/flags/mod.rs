@@ -1,34 +1,40 @@
-//! Feature flags: what is on for whom.
+//! Feature flags: evaluating them locally or requesting their values from PostHog.
 //!
 //! ```text
-//! FlagContext --> local/       by definitions/, whose conditions are property/      no request, no wait
-//!             --> cache.rs     what PostHog answered for the same context lately     no request
-//!             --> remote/      one request, on the delivery's runtime                up to three seconds
-//!                  all three --> merge.rs --> Answer
-//! loader/ --> definitions, polled, from the program's own cache, or kept in the store over a restart
+//! FlagContext --> local/     evaluated against loaded definitions      no request, no wait
+//!             --> cache.rs   PostHog's earlier response                no request
+//!             --> remote/    one request, on the delivery thread       up to 3 s
+//!                  combined by answer.rs (merge) --> Answer
+//!
+//! loader/ --> definitions: polled from PostHog, read from the program's provider,
+//!             or kept in the store by an earlier process
 //! ```
 //!
-//! Two ways lead to a value. Definitions that were loaded before are evaluated here, without asking anybody; what they cannot decide is
-//! [`InconclusiveReason`], and PostHog is asked. Both end in an [`Answer`]: for each flag what is known of it ([`Evaluated`]), and how much the
-//! whole is worth (errors, want of quota, a [`Failure`]). A flag that is not in it has no value; nothing is ever made up.
+//! A flag gets its value from one of two sources. If definitions are loaded, it is evaluated locally. If they cannot
+//! decide it ([`InconclusiveReason`]), PostHog is asked. Both sources produce an [`Answer`]: what is known of each flag
+//! ([`Evaluated`]), and whether the whole is complete (errors, exceeded quota, a [`Failure`]). A flag that an answer
+//! does not contain has no value; no value is ever made up.
 //!
-//! * `subject.rs`, `value.rs`, `inconclusive.rs`: what callers say and get.
-//! * `property/` one condition on one property, `definitions/` what was loaded, `local/` its evaluation.
-//! * `loader/` loads definitions, again and again, and keeps them for the next process.
-//! * `remote/` asks PostHog, and reads both forms of its answer.
-//! * `cache.rs` keeps PostHog's answers by all that they depend on (`context_key.rs`) and lets one ask for many; `missing.rs` knows the
-//!   flags that there are not; `merge.rs` puts our values and PostHog's together, ours first.
-//! * `plain_number.rs`: numbers as PostHog has them, whatever a crate elsewhere has made of ours.
-//! * `overrides.rs`: properties that count for every evaluation; `called.rs`: which reads were told already.
+//! * `context.rs`: [`FlagContext`], for whom flags are evaluated, and the client's default properties ([`Overrides`]).
+//! * `answer.rs`: [`FlagValue`] and the other results of an evaluation.
+//! * `local/`: parses definitions and evaluates flags against them.
+//! * `loader/`: loads definitions, refreshes them, and keeps them for the next process.
+//! * `remote/`: requests values from PostHog.
+//! * `cache.rs`: caches PostHog's responses and lets concurrent callers share one request. `missing.rs`: keys that do
+//!   not exist.
+//! * `called.rs`: deduplicates `$feature_flag_called`.
+//!
+//! `client/flags/` combines these parts. `pipeline/` provides the runtime, the transport and the store.
 //!
 //! # Rules
 //!
-//! * Nothing here captures, waits for a caller, or runs a program's code, but for providers of definitions, on a thread of their own.
-//!   Who puts the parts together is `client/flags/`, and `worker` runs what takes time.
-//! * Everything that grows with use has a bound: answers, reads, groups, keys that are missing, callers that wait.
-//! * In doubt there is no value: a flag that cannot be read or compared loses itself alone, and is asked for or defaults.
-//! * An answer that fails takes nothing away: what was known before is better than nothing, and says that it is old.
-//! * Nobody waits for a refresh: definitions are an immutable snapshot behind an atomic pointer.
+//! * Nothing here captures events or blocks a caller. The only user code that runs here is a provider of definitions,
+//!   on a thread of its own.
+//! * Everything that grows with use is bounded: cached responses, captured reads, groups, missing keys, waiting
+//!   callers.
+//! * In doubt a flag has no value. A flag that cannot be parsed or compared does not affect the others.
+//! * A failed request removes nothing: earlier values stay in use and are marked as old.
+//! * Readers never wait for a refresh: definitions are an immutable snapshot behind an atomic pointer.
 
 mod answer;
 mod cache;
@@ -51,5 +57,37 @@ pub use loader::{
     ProviderError, ProviderFuture,
 };
 pub use local::{LocalFlags, LocalValue, ParseFlagsError};
-pub(crate) use missing::{KnownMissing, Moment};
-pub(crate) use remote::{Question, RemoteOptions};
+pub(crate) use missing::{Generation, MissingKeys};
+pub(crate) use remote::{Question, RemoteFlags, RemoteOptions};
+
+/// Something about flags that an operator may want to know. Reported when it begins, not each time it is met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// PostHog did not respond to requests for values. At most one a minute.
+    Unanswered {
+        /// Why the last of them failed.
+        why: String,
+        /// The number of requests this notice stands for.
+        requests: u64,
+    },
+    /// These flags in a response, or in loaded definitions, cannot be parsed.
+    Unreadable {
+        /// The first of their keys.
+        keys: Vec<String>,
+    },
+    /// Definitions cannot be loaded. Reported again if the reason changes.
+    DefinitionsUnavailable {
+        /// In one line.
+        why: String,
+    },
+    /// Definitions can be loaded again.
+    DefinitionsRecovered,
+    /// The provider failed, or definitions cannot be kept for the next process. Once until the operation has succeeded
+    /// again.
+    CacheFailed {
+        /// `should_fetch`, `read`, `store`, `shutdown` or `keep`.
+        operation: &'static str,
+        /// In one line.
+        why: String,
+    },
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::advice::explain_queue;
 use super::bounds::Bounds;
 use super::due::{Due, Facts, Intervals, Waiting, due};
-use super::flag_definitions::Keeping;
+use super::flags::Keeping;
 use super::mailbox::Wanted;
 use super::recovery::{RETRY_FIRST, Reach};
 use super::report::PersistError;

@@ -64,7 +64,7 @@ impl Sleeper for Pipeline {
             return None;
         }
         // Before the delivery, whose thread it runs on: what it has heard is done when that sleeps.
-        let loading = self.loader().map_or(Some(0), |loader| loader.asleep())?;
+        let loading = self.definitions().map_or(Some(0), |loader| loader.asleep())?;
         Some(self.mailbox.asleep()? + loading + self.delivery()?.asleep()?)
     }
 }

@@ -1,214 +1,135 @@
-//! Asking PostHog for flags: on the delivery's runtime, a bounded number of questions at once, each answered exactly once.
+//! Feature flags in the pipeline: their tasks run on the delivery thread's runtime, and the committer stores their
+//! definitions.
+//!
+//! Everything else about flags is in [`crate::flags`]. The pipeline contributes a runtime, a transport, and one row of
+//! the store, in which the loaded definitions are kept for the next process. The row is written in a transaction of its
+//! own. Only the analytics queue has it; the AI queue loads no definitions.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
-use super::{Notice, Pipeline, lock};
-use crate::flags::remote::{self, Reply};
-use crate::flags::{Answer, Failure, Question};
-use crate::sys::clock::Clock;
-use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
+use super::committer::Committer;
+use super::lane::Lane;
+use super::{Notice, Pipeline, WorkerOptions, threads};
+use crate::flags::loader::{self, Keep, Loader, LoaderParts};
+use crate::flags::remote::Done;
+use crate::flags::{self, Failure, Question, RemoteFlags};
+use crate::queue::Queue;
 use crate::sys::reentry;
+use crate::transport::Http;
 
-/// After something was told, nothing of its kind is for so long.
-const QUIET: Duration = Duration::from_secs(60);
-/// So many questions in a row without any answer, and PostHog is taken to be down: one alone may have been a hard one.
-const MISSES: u32 = 3;
-/// While PostHog is down, one question is put to it in so long.
-const PAUSE: Duration = Duration::from_secs(5);
+/// The wait before a failed write of the definitions is retried.
+const KEEP_RETRY: Duration = Duration::from_secs(60);
+/// The name of the definitions in the queue.
+const META_NAME: &str = "flag_definitions";
 
-/// Told what came of a question, on the delivery's thread, or on the caller's if nobody can be asked any more.
-pub(crate) type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
+/// The loader of definitions, with those that an earlier process kept. `None` if the program configured no source.
+pub(super) fn open_definitions(options: &WorkerOptions, shard: &Queue) -> Option<Arc<Loader>> {
+    let loads = options.flag_definitions.as_ref().filter(|_| options.lane == Lane::Analytics)?;
+    let kept = loads.keep.and_then(|_| shard.meta(META_NAME));
+    Some(Loader::new(kept.and_then(|kept| loader::decode(&kept))))
+}
+
+/// Requests for flag values go through the pipeline's transport.
+pub(super) fn remote_flags(options: &WorkerOptions, http: Arc<dyn Http>) -> Arc<RemoteFlags> {
+    let report = Arc::clone(&options.report);
+    let report = Arc::new(move |notice| report(Notice::Flags(notice)));
+    RemoteFlags::new(options.flags.clone(), http, options.clock.clone(), report)
+}
 
 impl Pipeline {
-    /// Asks PostHog. `done` is called exactly once, at the latest after [`RemoteOptions::timeout`](crate::flags::RemoteOptions::timeout);
-    /// a panic in it is caught. No call waits, and in a forked child nothing is asked.
-    ///
-    /// 64 requests are under way at once; further ones wait for their turn within their time, and beyond 1024 in all they fail at once.
-    /// In an outage (three questions in a row without an answer) one question in five seconds is put, and the others get the failure of the
-    /// last one at once: whoever asks for flags in each request that it serves must not wait in each of them. Those that insist are put.
-    pub(crate) fn ask_flags(&self, question: Question, done: Done) {
+    /// Requests flag values, see [`RemoteFlags::request`]. A forked child sends nothing.
+    pub(crate) fn request_flags(&self, question: Question, done: Done) {
         if self.is_forked() {
-            return call(done, Err(Failure::Closed));
+            _ = reentry::caught(|| done(Err(Failure::Closed)));
+            return;
         }
-        let now = self.options.clock.now();
-        if let Some(failure) = self.flag_requests.outage.turns_away(&question, now, self.options.flags.timeout) {
-            self.tell(&Err(failure.clone()));
-            return call(done, Err(failure));
-        }
-        let Some(owed) = Owed::of(done, &self.flag_requests) else { return self.tell(&Err(Failure::Busy)) };
-        let (http, clock) = (self.network.http(), self.options.clock.clone());
-        let (options, report) = (self.options.flags.clone(), Arc::clone(&self.options.report));
-        // Where it is not run it is dropped, and with it goes what is owed.
-        self.spawn(async move {
-            let requests = Arc::clone(&owed.requests);
-            let most = options.timeout;
-            let asked = async {
-                // Never closed; if it were, there would be no turn to wait for.
-                let _turn = requests.turns.acquire().await;
-                remote::ask(&*http, &options, &question, &clock).await
-            };
-            let answer = tokio::select! {
-                biased;
-                answer = asked => answer,
-                () = clock.sleep(most) => Err(Failure::Timeout),
-            };
-            if let Some(notice) = requests.noted(&answer, &clock) {
-                report(notice);
-            }
-            requests.outage.learn(answer.as_ref().err(), clock.now());
-            owed.answer(answer.map(|reply| reply.answer));
-        });
+        self.remote_flags.request(question, done, |task| _ = self.spawn(task));
     }
 
-    fn tell(&self, answer: &Result<Reply, Failure>) {
-        if let Some(notice) = self.flag_requests.noted(answer, &self.options.clock) {
-            (self.options.report)(notice);
-        }
-    }
-}
-
-/// The requests of a pipeline.
-#[derive(Debug)]
-pub(super) struct Requests {
-    /// One for each that may be under way.
-    turns: Semaphore,
-    /// Questions without an answer so far, those that wait for their turn included.
-    pub(super) open: AtomicUsize,
-    outage: Outage,
-    unanswered: Told,
-    unreadable: Told,
-}
-
-impl Default for Requests {
-    fn default() -> Self {
-        Self {
-            turns: Semaphore::new(FLAG_REQUESTS_AT_ONCE),
-            open: AtomicUsize::new(0),
-            outage: Outage::default(),
-            unanswered: Told::default(),
-            unreadable: Told::default(),
-        }
-    }
-}
-
-impl Requests {
-    /// What is to be told of an answer, if anything.
-    fn noted(&self, answer: &Result<Reply, Failure>, clock: &Clock) -> Option<Notice> {
-        match answer {
-            Err(failure) => {
-                let requests = self.unanswered.once_more(clock.now())?;
-                Some(Notice::FlagsUnanswered { why: failure.to_string(), requests })
-            }
-            Ok(reply) if !reply.unreadable.is_empty() => {
-                self.unreadable.once_more(clock.now())?;
-                Some(Notice::FlagsUnreadable { keys: reply.unreadable.clone() })
-            }
-            Ok(_) => None,
-        }
-    }
-}
-
-/// Whether PostHog answers at all.
-#[derive(Debug, Default)]
-struct Outage(Mutex<Misses>);
-
-#[derive(Debug, Default)]
-struct Misses {
-    /// Questions in a row that got no answer.
-    count: u32,
-    /// The failure of the last one, and until when it stands for further ones.
-    last: Option<(Failure, Instant)>,
-}
-
-impl Outage {
-    /// The failure that a question gets without being put. One that is put while PostHog is down has others wait for what comes of it.
-    fn turns_away(&self, question: &Question, now: Instant, timeout: Duration) -> Option<Failure> {
-        let mut misses = lock(&self.0);
-        if misses.count < MISSES || question.insists {
-            return None;
-        }
-        let (failure, until) = misses.last.as_mut()?;
-        if now < *until {
-            return Some(failure.clone());
-        }
-        *until = now.checked_add(timeout).unwrap_or(now);
-        None
+    /// The loader of definitions. `None` if the program configured no source.
+    pub(crate) fn definitions(&self) -> Option<&Arc<Loader>> {
+        self.definitions.as_ref()
     }
 
-    /// What came of a question. An answer that says no is one.
-    fn learn(&self, failure: Option<&Failure>, now: Instant) {
-        let mut misses = lock(&self.0);
-        match failure {
-            Some(failure @ (Failure::Timeout | Failure::Connection(_))) => {
-                misses.count = misses.count.saturating_add(1);
-                misses.last = Some((failure.clone(), now.checked_add(PAUSE).unwrap_or(now)));
-            }
-            // Of us, not of PostHog.
-            Some(Failure::Busy | Failure::Reentrant | Failure::Closed) => {}
-            _ => *misses = Misses::default(),
-        }
-    }
-}
-
-/// When something was last told, and how often it has happened since: each evaluation may bring the same.
-#[derive(Debug, Default)]
-struct Told(Mutex<Option<(Instant, u64)>>);
-
-impl Told {
-    /// It has happened once more. Answers for how many times it is to be told, if it is.
-    fn once_more(&self, now: Instant) -> Option<u64> {
-        let mut told = lock(&self.0);
-        let times = match &mut *told {
-            Some((at, held_back)) if now.saturating_duration_since(*at) < QUIET => {
-                *held_back = held_back.saturating_add(1);
-                return None;
-            }
-            Some((_, held_back)) => held_back.saturating_add(1),
-            None => 1,
+    /// The loader's task, for the delivery thread's runtime.
+    pub(super) fn loading(self: &Arc<Self>) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let loader = Arc::clone(self.definitions()?);
+        let (keeper, reports): (Weak<Self>, _) = (Arc::downgrade(self), Arc::clone(&self.options.report));
+        let parts = LoaderParts {
+            options: self.options.flag_definitions.clone()?,
+            http: self.network.http(),
+            clock: self.options.clock.clone(),
+            // Not one of the client's own threads: the provider is the program's code and may wait for the client.
+            spawn: Arc::new(|run| threads::spawn_apart("posthog-flags", run)),
+            keep: Arc::new(move |keep| {
+                if let Some(pipeline) = keeper.upgrade() {
+                    pipeline.mailbox.ring(|wanted| wanted.definitions = Some(keep));
+                }
+            }),
+            report: Arc::new(move |notice| reports(Notice::Flags(notice))),
         };
-        *told = Some((now, 0));
-        Some(times)
+        Some(loader::serve(parts, loader))
+    }
+
+    /// Stops loading and shuts the provider down. The committer is notified when that is done.
+    pub(super) fn stop_loading(self: &Arc<Self>) {
+        let Some(loader) = self.definitions() else { return };
+        let ended = Arc::downgrade(self);
+        loader.stop(Box::new(move || {
+            if let Some(pipeline) = ended.upgrade() {
+                pipeline.mailbox.ring(|wanted| wanted.loading_ended = true);
+            }
+        }));
+    }
+
+    /// Whether the disk can hold the old and the new bytes at the same time without using the space that events need.
+    fn has_space_to_keep(&self, bytes: usize) -> bool {
+        let least = (bytes as u64).saturating_mul(4).saturating_add(self.options.limits.min_free_space);
+        bytes == 0 || self.options.disk.free_bytes(self.shard.dir()).map_or(true, |free| free >= least)
     }
 }
 
-/// Somebody waits for an answer, and gets one whatever becomes of the task.
-struct Owed {
-    done: Option<Done>,
-    requests: Arc<Requests>,
+/// The state of a failed write of the definitions.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    retry_at: Option<Instant>,
+    was_reported: bool,
 }
 
-impl Owed {
-    /// `None`: there are too many, and whoever asked has been told.
-    fn of(done: Done, requests: &Arc<Requests>) -> Option<Self> {
-        let owed = Self { done: Some(done), requests: Arc::clone(requests) };
-        if requests.open.fetch_add(1, Ordering::AcqRel) < FLAG_REQUESTS_MOST {
-            return Some(owed);
+impl Committer {
+    /// Stores loaded definitions for the next process. A failure is reported once, retried, and affects nothing else.
+    pub(super) fn keep_definitions(&mut self) {
+        let is_due = self.keeping.retry_at.is_none_or(|at| self.now() >= at);
+        if self.asked.definitions.is_none() || self.stopping.is_some() || !is_due || !self.may_try() {
+            return;
         }
-        owed.answer(Err(Failure::Busy));
-        None
-    }
-
-    fn answer(mut self, answer: Result<Answer, Failure>) {
-        if let Some(done) = self.done.take() {
-            call(done, answer);
+        let Some(keep) = self.asked.definitions.take() else { return };
+        let pipeline = Arc::clone(&self.pipeline);
+        if pipeline.shard.is_volatile() {
+            return;
         }
-    }
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        self.requests.open.fetch_sub(1, Ordering::AcqRel);
-        if let Some(done) = self.done.take() {
-            call(done, Err(Failure::Closed));
+        let content = match &keep {
+            Keep::These(bytes) => Some(bytes.as_slice()),
+            Keep::Nothing => None,
+        };
+        let kept = if pipeline.has_space_to_keep(content.map_or(0, <[u8]>::len)) {
+            pipeline.shard.put_meta(META_NAME, content).map_err(|error| error.to_string())
+        } else {
+            Err("the disk does not have enough free space above Config::min_free_space".to_owned())
+        };
+        let Err(why) = kept else {
+            self.keeping = Keeping::default();
+            return;
+        };
+        self.keeping.retry_at = Some(self.now() + KEEP_RETRY);
+        // Newer definitions replace these if they arrive before the retry.
+        self.asked.definitions = Some(keep);
+        if !std::mem::replace(&mut self.keeping.was_reported, true) {
+            let notice = flags::Notice::CacheFailed { operation: loader::KEEP, why };
+            (pipeline.options.report)(Notice::Flags(notice));
         }
+        // The failure may have latched the store, which the queue still needs.
+        self.reopen_if_latched();
     }
-}
-
-/// Calls back; a panic there is not the runtime's.
-fn call(done: Done, answer: Result<Answer, Failure>) {
-    let _ = reentry::caught(|| done(answer));
 }

@@ -34,7 +34,7 @@
 //! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are checkpointed ([`dead`]).
 //! * Definitions of flags are loaded by a task on the delivery's runtime; what it wants kept for the next process is written by the
-//!   committer when nothing more urgent fails ([`flag_definitions`]).
+//!   committer when nothing more urgent fails ([`flags`]).
 //! * While the program has opted out nothing is read for sending; what is queued stays.
 //!
 //! Stopping: intake closes; the journal is synced; everything is checkpointed; delivery goes on until its deadline; what it acked is
@@ -61,7 +61,6 @@ mod crash_reports;
 mod dead;
 mod drop_reason;
 mod due;
-mod flag_definitions;
 mod flags;
 #[cfg(test)]
 mod flags_tests;
@@ -95,8 +94,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::delivery::{self, DeliveryHandle, DeliveryOptions};
-use crate::flags::RemoteOptions;
-use crate::flags::loader::LoaderOptions;
+use crate::flags::loader::{Loader, LoaderOptions};
+use crate::flags::{RemoteFlags, RemoteOptions};
 use crate::queue::frame;
 use crate::queue::journal::{self, Appended};
 use crate::queue::{Leases, OrphanedQueue, Project, Queue, Totals};
@@ -208,8 +207,9 @@ pub(crate) struct Pipeline {
     /// The delivery's, for whatever else asks PostHog; set with it.
     runtime: OnceLock<tokio::runtime::Handle>,
     network: Network,
-    flag_requests: Arc<flags::Requests>,
-    definitions: flag_definitions::Definitions,
+    remote_flags: Arc<RemoteFlags>,
+    /// The loader of definitions, if the program configured a source.
+    definitions: Option<Arc<Loader>>,
     /// Why the queue ends with the process, if it does.
     in_memory: OnceLock<String>,
     /// Why storage does not work at the moment: in the words by which a failure is known again, and in those for an operator.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Floor;
 use crate::delivery;
-use crate::flags::loader;
+use crate::flags;
 use crate::queue::OrphanedQueue;
 
 /// Something that happened on one of our threads.
@@ -12,8 +12,8 @@ use crate::queue::OrphanedQueue;
 pub(crate) enum Notice {
     /// During delivery.
     Delivery(delivery::Notice),
-    /// While definitions of flags were loaded.
-    FlagDefinitions(loader::Notice),
+    /// About feature flags.
+    Flags(flags::Notice),
     /// Something about this machine's network setup.
     Network(String),
     /// A file was set aside.
@@ -88,18 +88,6 @@ pub(crate) enum Notice {
         events: u64,
         /// Bytes in them.
         bytes: u64,
-    },
-    /// PostHog gave no answer about flags.
-    FlagsUnanswered {
-        /// Why, the last time.
-        why: String,
-        /// How many requests this stands for.
-        requests: u64,
-    },
-    /// PostHog's answer has flags that cannot be read.
-    FlagsUnreadable {
-        /// The first of them.
-        keys: Vec<String>,
     },
     /// A stop that had time did not deliver everything.
     LeftOnDisk {

@@ -38,7 +38,7 @@ impl Committer {
         match pipeline.shard.reopen_store(pipeline.options.clock.wall_nanos()) {
             Ok(findings) => {
                 if !findings.is_empty() {
-                    pipeline.kept_definitions_are_lost();
+                    pipeline.definitions().inspect(|loader| loader.keep_again());
                 }
                 pipeline.report_findings(findings);
                 // The file may be another one now: rows are found again from the start.

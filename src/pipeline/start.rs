@@ -13,7 +13,7 @@ use super::admission::{Admission, memory_bound};
 use super::adoption::avoided_at_start;
 use super::advice::explain_queue;
 use super::committer::Committer;
-use super::flag_definitions::Definitions;
+use super::flags::{open_definitions, remote_flags};
 use super::lane::Lane;
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
@@ -229,12 +229,13 @@ fn assemble(
         None => last_run(&options, shard.dir(), &before, shard.ledger().queued_events),
     };
     let shard = Arc::new(shard);
-    let definitions = Definitions::open(&options, &shard);
     static IDS: AtomicU64 = AtomicU64::new(1);
     let pipeline = Arc::new(Pipeline {
         id: IDS.fetch_add(1, Ordering::Relaxed),
         generation: fork::generation(),
         life: Life::begin(&options, &shard, last_run),
+        remote_flags: remote_flags(&options, network.http()),
+        definitions: open_definitions(&options, &shard),
         shard,
         adopted: Mutex::new(None),
         avoided: avoided_at_start(skipped, options.clock.now()),
@@ -248,8 +249,6 @@ fn assemble(
         delivery: OnceLock::new(),
         runtime: OnceLock::new(),
         network,
-        flag_requests: Arc::default(),
-        definitions,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         failing_since: Mutex::new(None),

@@ -115,7 +115,7 @@ impl Committer {
     /// The second half, when delivery has ended or its time is up.
     pub(super) fn end_stop(&mut self) -> ControlFlow<()> {
         let Some(stopping) = &self.stopping else { return ControlFlow::Continue(()) };
-        let loads = self.pipeline.loader().is_some() && !self.asked.loading_ended;
+        let loads = self.pipeline.definitions().is_some() && !self.asked.loading_ended;
         let goes_on = self.asked.delivery_ended.is_none() || loads;
         if goes_on && self.now() < stopping.deadline + GRACE {
             return ControlFlow::Continue(());
@@ -126,7 +126,7 @@ impl Committer {
         if let Some(delivery) = pipeline.delivery() {
             delivery.abandon();
         }
-        if let Some(loader) = pipeline.loader() {
+        if let Some(loader) = pipeline.definitions() {
             loader.abandon();
         }
         self.ack_adopted();

@@ -1,4 +1,5 @@
-//! Definitions of flags by a clock that stands still: polled, kept over a restart, given to a provider, and ended with the client.
+//! Definitions of flags with a manual clock: polled, kept over a restart, stored in a provider, and stopped with the
+//! client.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -49,7 +50,7 @@ fn failures(harness: &Harness, of: DiagnosticCategory) -> Vec<Diagnostic> {
 }
 
 #[test]
-fn fdl_03_definitions_are_loaded_at_the_start_and_polled_without_being_asked() {
+fn fdl_03_definitions_are_loaded_at_start_and_polled() {
     let harness = harness(with_key);
     assert_eq!((requests(&harness), keys(&harness)), (1, Some(vec![])));
     harness.server().script(Route::FlagDefinitions, [Answer::json(definitions(&["a"])).etag("W/\"1\"")]);
@@ -77,7 +78,7 @@ fn without_a_key_and_a_provider_nothing_is_ever_polled() {
 }
 
 #[test]
-fn fdl_02_an_outage_is_told_with_its_beginning_and_its_end_and_the_age_grows() {
+fn fdl_02_an_outage_is_reported_at_its_start_and_end() {
     let harness = harness(with_key);
     harness.server().always(Route::FlagDefinitions, Answer::status(503));
     harness.advance(10 * MINUTE);
@@ -86,16 +87,16 @@ fn fdl_02_an_outage_is_told_with_its_beginning_and_its_end_and_the_age_grows() {
     assert_eq!(harness.client().flag_definitions_state(), FlagDefinitionsState::Stale);
     harness.server().always(Route::FlagDefinitions, Answer::ok());
     reload(&harness).unwrap();
-    let told = failures(&harness, DiagnosticCategory::FlagDefinitions);
+    let reported = failures(&harness, DiagnosticCategory::FlagDefinitions);
     assert!(
-        matches!(&told[..], [Diagnostic::FlagDefinitionsUnavailable { .. }, Diagnostic::FlagDefinitionsRecovered]),
-        "{told:?}"
+        matches!(&reported[..], [Diagnostic::FlagDefinitionsUnavailable { .. }, Diagnostic::FlagDefinitionsRecovered]),
+        "{reported:?}"
     );
-    assert!(!format!("{told:?}").contains(SECRET));
+    assert!(!format!("{reported:?}").contains(SECRET));
 }
 
 #[test]
-fn a_process_that_starts_during_an_outage_evaluates_with_what_the_last_one_had() {
+fn a_process_started_in_an_outage_uses_kept_definitions() {
     let first = harness(with_key);
     first.server().script(Route::FlagDefinitions, [Answer::json(definitions(&["a", "b"])).etag("\"7\"")]);
     reload(&first).unwrap();
@@ -116,7 +117,7 @@ fn a_process_that_starts_during_an_outage_evaluates_with_what_the_last_one_had()
     assert_eq!(next.client().flag_definitions_state(), FlagDefinitionsState::Fresh);
     assert_eq!(next.client().flag_definitions_age(), Some(Duration::ZERO));
 
-    // Who does not want them kept, or has nobody to ask, does not find them.
+    // A client that does not keep definitions, or has no secret key, does not find them.
     let unkept = next.restart(|config| with_key(config).keep_flag_definitions(false)).unwrap();
     assert_eq!(keys(&unkept), None);
     let keyless = unkept.restart(|config| config).unwrap();
@@ -137,7 +138,7 @@ fn fdl_04_a_revoked_key_is_not_used_by_the_next_process_either() {
     assert_eq!(keys(&next), None);
 }
 
-/// What is in the files of a queue, as bytes.
+/// The contents of a queue's files.
 fn contains(dir: &std::path::Path, needle: &[u8]) -> bool {
     std::fs::read_dir(dir).unwrap().any(|entry| {
         let path = entry.unwrap().path();
@@ -195,7 +196,7 @@ impl FlagDefinitionProvider for Cache {
 }
 
 #[test]
-fn fdl_05_one_of_two_processes_fetches_and_the_other_reads_what_it_stored() {
+fn fdl_05_one_process_fetches_and_the_other_reads() {
     let shared = Arc::new(Shared::default());
     shared.fetches.store(true, SeqCst);
     let fetching = harness(|config| with_key(config).flag_definitions_provider(Cache(shared.clone())));
@@ -206,19 +207,19 @@ fn fdl_05_one_of_two_processes_fetches_and_the_other_reads_what_it_stored() {
 }
 
 #[test]
-fn fdl_11_the_providers_shutdown_is_called_once_and_does_not_stop_the_clients() {
+fn fdl_11_the_provider_is_shut_down_once_with_the_client() {
     for fails in [false, true] {
         let shared = Arc::new(Shared { fails, ..Shared::default() });
         let harness = harness(|config| with_key(config).flag_definitions_provider(Cache(shared.clone())));
         let closed = harness.client().close();
         assert!(closed.wait(MINUTE).is_ok());
         assert_eq!(shared.shutdowns.load(SeqCst), 1);
-        let told = failures(&harness, DiagnosticCategory::FlagCache);
-        let shutdowns = told
+        let reported = failures(&harness, DiagnosticCategory::FlagCache);
+        let shutdowns = reported
             .iter()
-            .filter(|told| matches!(told, Diagnostic::FlagCacheFailed { operation: "shutdown", .. }))
+            .filter(|reported| matches!(reported, Diagnostic::FlagCacheFailed { operation: "shutdown", .. }))
             .count();
-        assert_eq!(shutdowns, usize::from(fails), "{told:?}");
+        assert_eq!(shutdowns, usize::from(fails), "{reported:?}");
         assert_eq!(reload(&harness), Err(FlagDefinitionsError::Closed));
         drop(harness);
         assert_eq!(shared.shutdowns.load(SeqCst), 1);

@@ -1,9 +1,9 @@
-//! What a client remembers of flags.
+//! The state of a client's feature flags, for tests.
 
 use crate::client::Client;
 
-/// How many reads of flags the client remembers as told with `$feature_flag_called`: combinations of person, groups and flag. None once
-/// it is closed.
-pub fn told_flag_reads(client: &Client) -> usize {
-    client.told_flag_reads()
+/// The number of flag reads that the client remembers as captured with `$feature_flag_called`: combinations of person,
+/// groups and flag. Zero after the client is closed.
+pub fn captured_flag_reads(client: &Client) -> usize {
+    client.captured_flag_reads()
 }

@@ -1,4 +1,4 @@
-//! Questions about flags by a clock that stands still, put to a server that is played.
+//! Requests for flags with a manual clock and a scripted server.
 
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -18,10 +18,10 @@ fn harness(configure: impl FnOnce(Config) -> Config) -> Harness {
 }
 
 fn ask(harness: &Harness) -> Receiver<Answered> {
-    let (told, answer) = mpsc::channel();
+    let (sender, answer) = mpsc::channel();
     let question = Question { distinct_id: "user_1".into(), ..Question::default() };
     let pipeline = harness.client().pipelines().unwrap().0;
-    pipeline.ask_flags(question, Box::new(move |answer| told.send(answer).unwrap()));
+    pipeline.request_flags(question, Box::new(move |answer| sender.send(answer).unwrap()));
     harness.settle();
     answer
 }
@@ -63,7 +63,7 @@ fn retries_come_when_the_clock_has_been_moved_on_and_not_before() {
 }
 
 #[test]
-fn an_answer_that_is_late_is_waited_for_as_long_as_is_configured() {
+fn a_late_response_counts_within_the_timeout() {
     let harness = harness(|config| config);
     harness.server().script(Route::Flags, [Answer::ok().delay(2 * SECOND), Answer::ok().delay(4 * SECOND)]);
     let (early, late) = (ask(&harness), ask(&harness));
@@ -76,21 +76,21 @@ fn an_answer_that_is_late_is_waited_for_as_long_as_is_configured() {
 }
 
 #[test]
-fn an_outage_is_told_at_its_beginning_and_then_once_a_minute() {
+fn an_outage_is_reported_at_its_start_and_then_once_a_minute() {
     let harness = harness(|config| config);
     harness.server().always(Route::Flags, Answer::status(500));
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for _ in 0..3 {
         for _ in 0..100 {
             assert!(ask(&harness).try_recv().unwrap().is_err());
         }
-        told.push(harness.client().diagnostics().len());
+        reported.push(harness.client().diagnostics().len());
         harness.advance(60 * SECOND);
     }
-    assert_eq!(told, [1, 2, 3]);
-    let told: Vec<_> = harness.client().diagnostics().iter().map(ToString::to_string).collect();
+    assert_eq!(reported, [1, 2, 3]);
+    let reported: Vec<_> = harness.client().diagnostics().iter().map(ToString::to_string).collect();
     assert_eq!(
-        told[1],
+        reported[1],
         "100 requests for feature flags got no answer: HTTP status 500; known values or defaults are used"
     );
 }

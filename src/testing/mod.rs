@@ -71,7 +71,7 @@ mod server;
 
 pub use answer::Answer;
 pub use clock::StillClock;
-pub use flags::told_flag_reads;
+pub use flags::captured_flag_reads;
 pub use harness::Harness;
 pub use queue::{QueuedEvent, queued};
 pub use server::{RecordedRequest, Route, Server};

@@ -1,4 +1,4 @@
-//! evaluate_flags (EVF): a snapshot, its reads, and what of it goes on events.
+//! `evaluate_flags` (EVF): a snapshot, its reads, and flags on events.
 
 use posthog::{Client, Config, Context, DiagnosticCategory, Event, FlagContext, FlagsProblem};
 use serde_json::{Value, json};
@@ -44,13 +44,13 @@ fn evf_02_all_that_is_said_of_somebody_is_asked_with() {
     assert_eq!(scenario.asked(), [expected]);
     let _none = scenario.evaluated(who.only_locally(true).person_property("plan", "free"));
     assert_eq!(scenario.asked().len(), 1);
-    // Without an id of its own it is for whom the request is.
+    // Without a distinct id, the context's is used.
     let _flags = Context::new().distinct_id("user_7").enter(|| scenario.evaluated(FlagContext::from_current()));
     assert_eq!(scenario.asked()[1]["distinct_id"], "user_7");
 }
 
 #[test]
-fn evf_03_with_local_evaluation_only_nobody_is_asked_and_what_is_open_is_absent() {
+fn evf_03_local_evaluation_only_sends_no_request() {
     let scenario = Scenario::of_definitions(&[for_all("all"), for_pros("pros")]);
     scenario.answer_flags(Answer::json(&flags(json!({"all": true, "pros": true}))));
     let flags = scenario.evaluated(FlagContext::new("user_1").only_locally(true).only_keys(["all", "pros", "none"]));
@@ -58,28 +58,28 @@ fn evf_03_with_local_evaluation_only_nobody_is_asked_and_what_is_open_is_absent(
 }
 
 #[test]
-fn evf_04_keys_bound_what_is_asked_for_and_what_is_there_wherever_it_comes_from() {
+fn evf_04_keys_limit_the_request_and_the_snapshot() {
     let whole = json!({"a": true, "b": true, "c": true});
     let some = || FlagContext::new("user_1").only_keys(["a", "b"]);
-    // Of a server that answers for all flags whatever it is asked for.
+    // From a server that ignores the requested keys.
     let scenario = Scenario::of_flags(whole.clone());
     assert_eq!(keys(&scenario.evaluated(some())), ["a", "b"]);
     assert_eq!(scenario.asked()[0]["flag_keys_to_evaluate"], json!(["a", "b"]));
-    // Of the cache, which has them all.
+    // From the cache, which has all flags.
     let cached = Scenario::of_flags(whole.clone());
     assert_eq!(cached.evaluated("user_1").len(), 3);
     assert_eq!((keys(&cached.evaluated(some())), cached.asked().len()), (vec!["a", "b"], 1));
-    // Of the definitions.
+    // From the definitions.
     let local = Scenario::of_definitions(&["a", "b", "c"].map(for_all));
     assert_eq!((keys(&local.evaluated(some())), local.asked().len()), (vec!["a", "b"], 0));
-    // Of both.
+    // From both.
     let both = Scenario::of_definitions(&[for_all("a"), for_pros("b"), for_all("c")]);
     both.answer_flags(Answer::json(&flags(whole)));
     assert_eq!(keys(&both.evaluated(some())), ["a", "b"]);
 }
 
 #[test]
-fn evf_05_a_key_without_definition_is_asked_for_once_with_all_keys_and_local_values_stand() {
+fn evf_05_a_key_without_definition_is_requested_once() {
     let scenario = Scenario::of_definitions(&[for_all("ours")]);
     scenario.answer_flags(Answer::json(&flags(json!({"ours": false, "theirs": "blue"}))));
     let flags = scenario.evaluated(FlagContext::new("user_1").only_keys(["ours", "theirs"]));
@@ -89,14 +89,14 @@ fn evf_05_a_key_without_definition_is_asked_for_once_with_all_keys_and_local_val
 }
 
 #[test]
-fn evf_06_a_key_that_nobody_has_is_learnt_from_whole_answers_only_and_forgotten_with_a_refresh() {
+fn evf_06_missing_keys_are_learnt_from_complete_answers_only() {
     let scenario = Scenario::of_defined(Answer::json(&definitions(&[for_all("ours")])).etag("\"1\""));
     let mut partial = flags(json!({}));
     partial["errorsWhileComputingFlags"] = json!(true);
     let limited = json!({"flags": {}, "quotaLimited": ["feature_flags"]});
     let open = [Answer::status(500), Answer::json(&partial), Answer::json(&limited)];
     scenario.fixture.sink.script_flags(FlagRoute::Values, open);
-    // Each for somebody else, so that no cache answers.
+    // Each for another person, so that the cache is not used.
     let read = |who: &str| got(scenario.client.get_feature_flag("none", who));
     assert!(["a", "b", "c", "d"].iter().all(|who| read(who).is_none()));
     assert_eq!(scenario.asked().len(), 4, "nothing was learnt of the first three");
@@ -108,7 +108,7 @@ fn evf_06_a_key_that_nobody_has_is_learnt_from_whole_answers_only_and_forgotten_
 }
 
 #[test]
-fn evf_07_nobody_and_a_disabled_client_have_an_empty_snapshot_that_tells_nothing() {
+fn evf_07_no_id_or_a_disabled_client_is_an_empty_snapshot() {
     let scenario = Scenario::of_flags(three());
     for nobody in [FlagContext::from_current(), FlagContext::new(" ")] {
         let flags = scenario.evaluated(nobody);
@@ -125,7 +125,7 @@ fn evf_07_nobody_and_a_disabled_client_have_an_empty_snapshot_that_tells_nothing
 }
 
 #[test]
-fn evf_08_a_failure_keeps_what_was_evaluated_here_and_reads_do_not_ask_again() {
+fn evf_08_a_failure_keeps_local_values_without_new_requests() {
     let scenario = Scenario::of_definitions(&[for_all("ours"), for_pros("pros")]);
     scenario.answer_flags(Answer::status(500));
     let flags = scenario.evaluated("user_1");
@@ -138,7 +138,7 @@ fn evf_08_a_failure_keeps_what_was_evaluated_here_and_reads_do_not_ask_again() {
 }
 
 #[test]
-fn evf_09_on_is_true_or_a_variant_and_values_are_as_posthog_has_them() {
+fn evf_09_a_value_is_a_boolean_or_a_variant_as_in_posthog() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     let enabled = ["on", "off", "button", "none"].map(|key| flags.is_enabled(key));
@@ -150,7 +150,7 @@ fn evf_09_on_is_true_or_a_variant_and_values_are_as_posthog_has_them() {
 }
 
 #[test]
-fn evf_10_a_default_is_for_what_is_absent_and_a_false_that_is_there_counts_more() {
+fn evf_10_a_default_is_used_only_for_an_absent_value() {
     let flags = Scenario::of_flags(three()).evaluated("user_1");
     for default in [true, false] {
         assert_eq!(flags.is_enabled_or("none", default), default);
@@ -173,7 +173,7 @@ fn evf_11_a_snapshot_stays_as_it_is_and_its_keys_can_be_listed() {
 }
 
 #[test]
-fn evf_12_a_payload_is_of_the_snapshot_and_looking_at_it_is_no_read() {
+fn evf_12_reading_a_payload_is_not_a_read_of_the_value() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     let payloads = ["button", "off", "none"].map(|key| flags.payload(key));
@@ -183,7 +183,7 @@ fn evf_12_a_payload_is_of_the_snapshot_and_looking_at_it_is_no_read() {
 }
 
 #[test]
-fn evf_13_a_snapshot_tells_nothing_until_it_is_read_and_then_once() {
+fn evf_13_a_snapshot_captures_the_first_read_only() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(scenario.told().is_empty());
@@ -202,7 +202,7 @@ fn evf_14_what_is_told_is_the_value_however_it_was_read() {
 }
 
 #[test]
-fn evf_15_a_read_of_a_missing_flag_is_told_as_missing_but_a_part_of_a_snapshot_is_silent() {
+fn evf_15_a_read_of_a_missing_flag_is_captured_as_missing() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(!flags.only(["on"]).is_enabled("none") && scenario.told().is_empty());
@@ -214,7 +214,7 @@ fn evf_15_a_read_of_a_missing_flag_is_told_as_missing_but_a_part_of_a_snapshot_i
 }
 
 #[test]
-fn evf_16_an_event_says_every_flag_of_its_snapshot_and_lists_those_that_are_on() {
+fn evf_16_an_event_has_all_flags_and_lists_the_active_ones() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     let said = scenario.said_with(&flags);
@@ -225,7 +225,7 @@ fn evf_16_an_event_says_every_flag_of_its_snapshot_and_lists_those_that_are_on()
 }
 
 #[test]
-fn evf_17_only_a_snapshot_puts_flags_on_an_event_and_the_first_one_counts() {
+fn evf_17_only_the_first_snapshot_puts_flags_on_an_event() {
     let scenario = Scenario::of_flags(three());
     accepted(&scenario.client.capture(event("plain")));
     let plain = scenario.sent_one();
@@ -243,7 +243,7 @@ fn evf_17_only_a_snapshot_puts_flags_on_an_event_and_the_first_one_counts() {
 }
 
 #[test]
-fn evf_18_what_was_read_is_what_only_accessed_has_and_nothing_if_nothing_was() {
+fn evf_18_only_accessed_has_exactly_the_flags_read() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(flags.only_accessed().is_empty(), "and not everything");
@@ -253,7 +253,7 @@ fn evf_18_what_was_read_is_what_only_accessed_has_and_nothing_if_nothing_was() {
 }
 
 #[test]
-fn evf_19_a_part_has_the_named_flags_that_are_there_warns_of_others_and_counts_for_itself() {
+fn evf_19_only_has_the_named_flags_and_warns_of_others() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(!has_recorded(&scenario.client, DiagnosticCategory::Validation));
@@ -265,13 +265,13 @@ fn evf_19_a_part_has_the_named_flags_that_are_there_warns_of_others_and_counts_f
 }
 
 #[test]
-fn evf_20_the_documentation_of_each_getter_points_to_evaluate_flags() {
-    let source = include_str!("../../src/client/flags/getters.rs");
+fn evf_20_the_docs_of_each_getter_point_to_evaluate_flags() {
+    let source = include_str!("../../src/client/flags/evaluate.rs");
     let mut pages = 0;
     for (before, name) in source.split("    pub fn ").zip(source.split("    pub fn ").skip(1)) {
         let page = before.rsplit("\n\n").next().unwrap();
         let name = name.split(['(', '<']).next().unwrap();
-        if !name.starts_with("reload") {
+        if !["evaluate_flags", "known_flags", "reload_feature_flags"].contains(&name) {
             pages += 1;
             assert!(page.contains("evaluate_flags"), "{name}: {page}");
         }

@@ -1,4 +1,4 @@
-//! The cache of PostHog's answers (FFC).
+//! The cache of PostHog's responses (FFC).
 
 use std::sync::Barrier;
 use std::thread;
@@ -24,11 +24,11 @@ fn ffc_01_an_answer_leaves_values_and_payloads() {
 }
 
 #[test]
-fn ffc_02_reads_are_served_without_a_request_for_the_same_context_and_no_other() {
+fn ffc_02_the_same_context_is_served_without_a_request() {
     let scenario = Scenario::of_flags(two());
     assert_eq!(scenario.evaluated("user_1").len(), 2);
     scenario.fixture.sink.stop();
-    // Known at once, and not only soon.
+    // The result is available at once.
     assert_eq!(scenario.client.get_feature_flag("button", "user_1").try_get(), Some(Some("blue".into())));
     assert_eq!(scenario.client.is_feature_enabled("on", "user_1").try_get(), Some(true));
     assert_eq!(scenario.client.get_all_flags("user_1").try_get().unwrap().len(), 2);
@@ -48,7 +48,7 @@ fn ffc_03_a_reset_forgets_them() {
 }
 
 #[test]
-fn ffc_04_a_partial_answer_adds_to_what_is_known_and_one_without_quota_takes_nothing_from_it() {
+fn ffc_04_partial_and_quota_limited_answers_remove_nothing() {
     let scenario = Scenario::of_flags(two());
     assert_eq!(scenario.evaluated("user_1").len(), 2);
     let mut partial = flags(json!({"button": "red", "new": true, "broken": true}));
@@ -67,7 +67,7 @@ fn ffc_04_a_partial_answer_adds_to_what_is_known_and_one_without_quota_takes_not
 }
 
 #[test]
-fn ffc_04_what_is_read_while_an_answer_arrives_is_of_the_one_or_the_other() {
+fn ffc_04_a_read_during_a_response_sees_one_answer() {
     let scenario = Scenario::of_flags(json!({"a": "one", "b": "one"}));
     let _first = scenario.evaluated("user_1");
     let others = (0..20).map(|round| if round % 2 == 0 { "two" } else { "one" });

@@ -1,4 +1,4 @@
-//! What is told of reads of flags (FFT): `$feature_flag_called`.
+//! Captured reads of flags (FFT): `$feature_flag_called`.
 
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, PATIENCE};
 use crate::flag_scenario::{definitions, flags, for_all, got};
 use crate::scenario::Scenario;
 
-/// All that the small form may have.
+/// All properties that the minimal form may have.
 const SMALL: &[&str] = &[
     "$feature_flag",
     "$feature_flag_response",
@@ -32,7 +32,7 @@ const SMALL: &[&str] = &[
     "$geoip_disable",
 ];
 
-/// Where somebody comes from, which the small form keeps too.
+/// Properties about the campaign, which the minimal form keeps too.
 const ORIGIN: &[&str] = &[
     "$referring_domain",
     "utm_source",
@@ -54,7 +54,7 @@ fn read(scenario: &Scenario, who: impl Into<FlagContext>) {
     assert!(got(scenario.client.is_feature_enabled("on", who)));
 }
 
-/// In the small form there is nothing that only the full form has.
+/// Whether the event lacks the property that only the full form has.
 fn is_small(event: &Value) -> bool {
     let key = event["properties"]["$feature_flag"].as_str().unwrap();
     event["properties"].get(format!("$feature/{key}")).is_none()
@@ -74,7 +74,7 @@ fn fft_01_the_first_read_of_a_value_is_told_with_flag_and_value() {
 }
 
 #[test]
-fn fft_02_the_same_value_for_the_same_person_and_groups_is_told_once() {
+fn fft_02_the_same_value_for_the_same_person_is_captured_once() {
     let scenario = one();
     for _ in 0..3 {
         read(&scenario, FlagContext::new("user_1").group("company", "acme"));
@@ -119,26 +119,26 @@ fn fft_05_another_group_is_another_context() {
 
 #[cfg(feature = "testing")]
 #[test]
-fn fft_06_a_shutdown_forgets_what_was_told_and_tells_nothing_afterwards() {
+fn fft_06_a_shutdown_drops_captured_reads_and_captures_no_more() {
     let scenario = one();
     let flags = scenario.evaluated("user_1");
     read(&scenario, "user_1");
-    assert_eq!(posthog::testing::told_flag_reads(&scenario.client), 1);
+    assert_eq!(posthog::testing::captured_flag_reads(&scenario.client), 1);
     scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
-    assert_eq!(posthog::testing::told_flag_reads(&scenario.client), 0);
+    assert_eq!(posthog::testing::captured_flag_reads(&scenario.client), 0);
     assert!(flags.is_enabled("button"));
-    assert_eq!(posthog::testing::told_flag_reads(&scenario.client), 0);
+    assert_eq!(posthog::testing::captured_flag_reads(&scenario.client), 0);
     assert_eq!(scenario.fixture.names(), ["$feature_flag_called"]);
 }
 
 #[test]
-fn fft_07_what_is_remembered_is_bounded_and_the_one_read_longest_ago_goes() {
+fn fft_07_captured_reads_are_bounded_and_evicted_by_age() {
     let scenario = Scenario::of_flags_with(json!({"on": true}), |config| config.flag_called_cache_size(3));
     let people =
         || scenario.told().iter().map(|event| event["distinct_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     ["a", "b", "c", "a", "d"].iter().for_each(|who| read(&scenario, *who));
     assert_eq!(people(), ["a", "b", "c", "d"]);
-    // Of the three that are remembered none is told again, and the fourth is.
+    // The three remembered reads are not captured again; the evicted one is.
     ["a", "c", "d", "b"].iter().for_each(|who| read(&scenario, *who));
     assert_eq!(people(), ["a", "b", "c", "d", "b"]);
 }
@@ -160,7 +160,7 @@ fn fft_07_of_threads_that_read_a_value_at_once_one_tells() {
 }
 
 #[test]
-fn fft_08_the_small_form_is_for_who_asks_for_it_and_flags_known_to_have_no_experiment() {
+fn fft_08_the_minimal_form_needs_a_flag_without_experiment() {
     for (is_wanted, has_experiment, is_expected) in [
         (json!(true), json!(false), true),
         (json!(true), json!(true), false),
@@ -217,7 +217,7 @@ fn fft_09_the_small_form_has_what_is_listed_and_nothing_else() {
     }
 }
 
-/// What one process stores another one reads.
+/// A provider from which one process reads what another has stored.
 #[derive(Clone, Default)]
 struct Cabinet(Arc<Mutex<Option<FlagDefinitions>>>);
 
@@ -236,7 +236,7 @@ impl FlagDefinitionProvider for Cabinet {
     }
 }
 
-/// A flag without an experiment, and the small form for it.
+/// A flag without an experiment, in definitions that ask for the minimal form.
 fn small() -> Answer {
     let mut defined = definitions(&[for_all("on")]);
     defined["minimal_flag_called_events"] = json!(true);
@@ -244,7 +244,7 @@ fn small() -> Answer {
 }
 
 #[test]
-fn fft_10_the_form_that_is_asked_for_lives_as_long_as_the_definitions() {
+fn fft_10_the_requested_form_lives_as_long_as_definitions() {
     let scenario = Scenario::of_defined(small().etag("\"1\""));
     read(&scenario, "loaded");
     scenario.load();
@@ -256,7 +256,7 @@ fn fft_10_the_form_that_is_asked_for_lives_as_long_as_the_definitions() {
     assert!(got(scenario.client.reload_flag_definitions()).is_err());
     read(&scenario, "in an outage");
     assert_eq!((scenario.told().len(), scenario.told().iter().all(is_small)), (4, true));
-    // The next process, with what was kept.
+    // The next process, with the kept definitions.
     scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     let Scenario { fixture, client, .. } = scenario;
     drop(client);

@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 use crate::fixture::PATIENCE;
 use crate::scenario::has_recorded;
 
-/// The poll interval, and what it may be longer by.
+/// The poll interval with its jitter.
 const INTERVAL: Duration = Duration::from_secs(33);
 
-/// These flags, on for everybody.
+/// Definitions of these flags, on for everyone.
 pub(crate) fn definitions(keys: &[&str]) -> Value {
     let on = |key: &&str| json!({"key": key, "active": true, "has_experiment": false, "filters": {"groups": [{}]}});
     json!({"flags": keys.iter().map(on).collect::<Vec<_>>(), "group_type_mapping": {"0": "company"}, "cohorts": {}})
 }
 
-/// A client that has loaded these flags; what it asked for them is forgotten.
+/// A client that has loaded these flags. The recorded requests are cleared.
 fn knowing(keys: &[&str]) -> Harness {
     let harness = Harness::new(|config| config.secret_key("phs_secret")).unwrap();
     harness.settle();
@@ -46,7 +46,7 @@ pub(crate) fn state(harness: &Harness) -> FlagDefinitionsState {
 }
 
 #[test]
-fn fdl_01_a_refresh_fetches_definitions_makes_them_available_and_says_that_they_are_fresh() {
+fn fdl_01_a_refresh_loads_definitions_and_reports_them_fresh() {
     let harness = knowing(&["a"]);
     harness.server().always(Route::FlagDefinitions, Answer::json(definitions(&["a", "b"])));
     assert_eq!(refresh(&harness), Ok(()));
@@ -60,7 +60,7 @@ fn fdl_01_a_refresh_fetches_definitions_makes_them_available_and_says_that_they_
 }
 
 #[test]
-fn fdl_02_a_refresh_that_fails_keeps_the_definitions_and_records_a_warning() {
+fn fdl_02_a_failed_refresh_keeps_definitions_and_warns() {
     let harness = knowing(&["a"]);
     harness.server().always(Route::FlagDefinitions, Answer::status(503));
     harness.clock().advance(Duration::from_secs(7));
@@ -73,7 +73,7 @@ fn fdl_02_a_refresh_that_fails_keeps_the_definitions_and_records_a_warning() {
 }
 
 #[test]
-fn fdl_03_it_polls_again_after_the_interval_with_no_call_of_the_application() {
+fn fdl_03_it_polls_after_the_interval_without_a_call() {
     let harness = knowing(&["a"]);
     harness.server().always(Route::FlagDefinitions, Answer::json(definitions(&["a", "b"])));
     harness.advance(Duration::from_secs(26));
@@ -83,7 +83,7 @@ fn fdl_03_it_polls_again_after_the_interval_with_no_call_of_the_application() {
 }
 
 #[test]
-fn fdl_04_definitions_have_an_endpoint_and_a_secret_of_their_own() {
+fn fdl_04_definitions_have_their_own_endpoint_and_secret() {
     let harness = knowing(&["a"]);
     refresh(&harness).unwrap();
     let _answer = harness.client().evaluate_flags(FlagContext::new("u").ask_posthog(true)).wait(PATIENCE);
@@ -96,7 +96,7 @@ fn fdl_04_definitions_have_an_endpoint_and_a_secret_of_their_own() {
 }
 
 #[test]
-fn fdl_04_a_version_that_is_known_is_not_sent_again_and_counts_as_fresh() {
+fn fdl_04_a_known_version_is_not_sent_again_and_is_fresh() {
     let harness = knowing(&["a"]);
     let unchanged = || Answer::status(304).etag("\"2\"");
     harness.server().always(Route::FlagDefinitions, unchanged());
@@ -110,7 +110,7 @@ fn fdl_04_a_version_that_is_known_is_not_sent_again_and_counts_as_fresh() {
 }
 
 #[test]
-fn fdl_04_a_key_or_a_quota_that_posthog_refuses_clears_and_is_not_asked_for_soon() {
+fn fdl_04_a_refused_key_clears_and_is_retried_late() {
     for status in [401, 402, 403] {
         let harness = knowing(&["a"]);
         let refused = Answer::status(status).body(r#"{"type":"authentication_error","detail":"no"}"#);
@@ -119,7 +119,7 @@ fn fdl_04_a_key_or_a_quota_that_posthog_refuses_clears_and_is_not_asked_for_soon
         assert_eq!((keys(&harness).len(), state(&harness)), (0, FlagDefinitionsState::Missing));
         harness.advance(Duration::from_secs(299));
         assert_eq!(asked(&harness).len(), 1, "once");
-        // A proxy that says so in words of its own clears nothing.
+        // A proxy that responds with the same status clears nothing.
         let harness = knowing(&["a"]);
         harness.server().always(Route::FlagDefinitions, Answer::status(status).body("<html>Sign in</html>"));
         assert!(matches!(refresh(&harness), Err(FlagDefinitionsError::Unavailable(_))));
@@ -128,7 +128,7 @@ fn fdl_04_a_key_or_a_quota_that_posthog_refuses_clears_and_is_not_asked_for_soon
 }
 
 #[test]
-fn fdl_04_one_load_at_a_time_and_readers_see_one_set_or_the_other() {
+fn fdl_04_one_load_at_a_time_and_readers_see_one_set() {
     let harness = knowing(&["a"]);
     let slow = Answer::json(definitions(&["b", "c"])).delay(Duration::from_secs(2));
     harness.server().always(Route::FlagDefinitions, slow);

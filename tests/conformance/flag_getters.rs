@@ -1,4 +1,4 @@
-//! One flag in one call (GFF, GFP, GFR, IFE), and all of them (GFS, GFA).
+//! The getters of one flag (GFF, GFP, GFR, IFE) and of all flags (GFS, GFA).
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ fn silent(distinct_id: &str) -> FlagContext {
 }
 
 #[test]
-fn gff_01_a_value_is_a_variant_or_true_or_false_and_none_if_it_is_unknown() {
+fn gff_01_a_value_is_a_variant_or_boolean_or_none() {
     let scenario = Scenario::of_flags(three());
     let values = ["button", "on", "off", "none"].map(|key| got(scenario.client.get_feature_flag(key, "user_1")));
     assert_eq!(values, [Some("blue".into()), Some(true.into()), Some(false.into()), None]);
@@ -34,7 +34,7 @@ fn gff_02_a_call_can_be_kept_silent() {
 }
 
 #[test]
-fn gff_03_a_value_is_that_of_the_given_person_and_found_without_a_request_if_it_can_be() {
+fn gff_03_a_value_is_evaluated_locally_if_possible() {
     let scenario = Scenario::of_definitions(&[for_all("all"), for_pros("pros")]);
     assert_eq!(got(scenario.client.get_feature_flag("all", "user_1")), Some(true.into()));
     let pro = FlagContext::new("user_2").person_property("plan", "pro");
@@ -48,7 +48,7 @@ fn gff_03_a_value_is_that_of_the_given_person_and_found_without_a_request_if_it_
 }
 
 #[test]
-fn gff_04_options_go_into_the_question_and_a_failure_is_the_older_value_or_none() {
+fn gff_04_options_are_sent_and_a_failure_is_an_older_value() {
     let scenario = Scenario::of_flags(three());
     let who = FlagContext::new("user_1")
         .device_id("device_1")
@@ -94,7 +94,7 @@ fn gfp_03_reading_a_payload_tells_nothing() {
 }
 
 #[test]
-fn gfp_04_a_payload_can_be_asked_for_by_value_and_one_that_is_no_json_is_its_text() {
+fn gfp_04_a_payload_is_found_by_value_and_may_be_plain_text() {
     let scenario = Scenario::of_flags(three());
     let of = |value: &str| got(scenario.client.get_feature_flag_payload_of("button", "user_1", value));
     assert_eq!((of("blue"), of("red")), (Some(json!({"of": "button"})), None));
@@ -125,7 +125,7 @@ fn gfr_02_of_a_flag_that_is_off_it_says_so_and_no_variant() {
 }
 
 #[test]
-fn gfr_03_of_an_unknown_flag_there_is_no_result_and_reads_are_told_unless_kept_silent() {
+fn gfr_03_an_unknown_flag_has_no_result() {
     let scenario = Scenario::of_flags(three());
     assert_eq!(got(scenario.client.get_feature_flag_result("none", silent("user_1"))), None);
     assert!(got(scenario.client.get_feature_flag_result("on", silent("user_1"))).is_some());
@@ -155,7 +155,7 @@ fn gfs_02_all_flags_at_once_are_no_read_of_any() {
 }
 
 #[test]
-fn gfs_03_a_failure_leaves_what_is_known_want_of_quota_nothing_and_keys_bound_it() {
+fn gfs_03_a_failure_leaves_known_flags_within_the_keys() {
     let scenario = Scenario::of_definitions(&[for_all("ours"), for_pros("pros")]);
     scenario.answer_flags(Answer::status(500));
     let known = |who: FlagContext| got(scenario.client.get_all_flags(who)).into_keys().collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Properties that are set for evaluations of flags (PPF).
+//! Properties that a client adds to every evaluation (PPF).
 
 use posthog::{FlagContext, FlagValue};
 use serde_json::{Value, json};
@@ -12,14 +12,14 @@ fn scenario() -> Scenario {
     Scenario::of_flags(json!({"on": true}))
 }
 
-/// What a question that is put now says of `part`.
+/// The member `part` of a request that is sent now.
 fn next_question(scenario: &Scenario, who: impl Into<FlagContext>, part: &str) -> Value {
     let _flags = got(scenario.client.reload_feature_flags(who));
     scenario.asked().pop().unwrap()[part].clone()
 }
 
 #[test]
-fn ppf_01_properties_of_persons_add_up_and_the_newer_value_counts() {
+fn ppf_01_person_properties_add_up_and_the_newer_wins() {
     let scenario = scenario();
     scenario.client.set_person_properties_for_flags(json!({"plan": "free", "seats": 3}));
     scenario.client.set_person_properties_for_flags([("plan", "pro")]);
@@ -27,7 +27,7 @@ fn ppf_01_properties_of_persons_add_up_and_the_newer_value_counts() {
 }
 
 #[test]
-fn ppf_02_properties_of_persons_are_in_the_next_question_and_in_evaluations_here() {
+fn ppf_02_person_properties_are_used_by_the_next_evaluation() {
     let scenario = scenario();
     let _before = scenario.evaluated("user_1");
     scenario.client.set_person_properties_for_flags([("plan", "pro")]);
@@ -50,7 +50,7 @@ fn ppf_03_a_reset_clears_those_of_persons() {
 }
 
 #[test]
-fn ppf_04_the_next_question_after_a_reset_is_without_those_of_persons() {
+fn ppf_04_a_reset_removes_person_properties() {
     let scenario = scenario();
     scenario.client.set_person_properties_for_flags([("plan", "pro")]);
     assert_eq!(next_question(&scenario, "user_1", "person_properties"), json!({"plan": "pro"}));
@@ -72,7 +72,7 @@ fn ppf_05_properties_of_groups_are_by_type_and_key_and_add_up() {
 }
 
 #[test]
-fn ppf_06_properties_of_groups_are_in_the_next_question_of_who_belongs_to_them() {
+fn ppf_06_group_properties_are_sent_for_members_of_the_group() {
     let scenario = scenario();
     scenario.client.set_group_properties_for_flags("company", Some("acme"), [("tier", "gold")]);
     scenario.client.set_group_properties_for_flags("region", None, [("zone", "eu")]);
@@ -97,7 +97,7 @@ fn ppf_07_a_reset_clears_those_of_all_groups_or_of_one_type() {
 }
 
 #[test]
-fn ppf_08_the_next_question_after_a_reset_is_without_those_of_groups() {
+fn ppf_08_a_reset_removes_group_properties() {
     let scenario = scenario();
     let who = || FlagContext::new("user_1").group("company", "acme");
     scenario.client.set_group_properties_for_flags("company", Some("acme"), [("tier", "gold")]);
@@ -107,7 +107,7 @@ fn ppf_08_the_next_question_after_a_reset_is_without_those_of_groups() {
 }
 
 #[test]
-fn ppf_09_they_are_no_event_nothing_if_empty_and_less_than_what_a_call_says() {
+fn ppf_09_they_capture_nothing_and_the_context_precedes() {
     let scenario = scenario();
     scenario.client.set_person_properties_for_flags(NONE);
     scenario.client.set_group_properties_for_flags("company", Some("acme"), NONE);

@@ -1,4 +1,4 @@
-//! Definitions of flags (FDL) that several processes share through a cache of the program's.
+//! Definitions of flags (FDL) that several processes share through a provider.
 
 use std::future::ready;
 use std::sync::{Arc, Mutex};
@@ -14,18 +14,18 @@ use serde_json::json;
 use crate::fixture::PATIENCE;
 use crate::flag_definitions::{asked, definitions, keys, refresh, state};
 
-/// A cache that does as it is told, and remembers what it was asked.
+/// A scripted provider that records its calls.
 #[derive(Default)]
 struct Cache {
     calls: Mutex<Vec<&'static str>>,
-    /// Somebody else fetches.
+    /// Another process fetches.
     only_reads: Mutex<bool>,
     fails: Mutex<Option<&'static str>>,
     content: Mutex<Option<FlagDefinitions>>,
 }
 
 impl Cache {
-    /// One that another process has filled.
+    /// A provider that another process has filled.
     fn of(keys: &[&str]) -> Arc<Self> {
         let content = FlagDefinitions::from_json(definitions(keys).to_string());
         Arc::new(Self { only_reads: true.into(), content: Some(content).into(), ..Self::default() })
@@ -53,7 +53,7 @@ impl Cache {
         self.called("shutdown", || ())
     }
 
-    /// The calls so far; forgets them.
+    /// Takes the calls so far.
     fn calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut *self.calls.lock().unwrap())
     }
@@ -90,7 +90,7 @@ impl AsyncFlagDefinitionProvider for Awaited {
         Box::pin(ready(self.0.read()))
     }
 
-    /// Not at once: awaited it must be.
+    /// Not ready at once, so that it has to be awaited.
     fn store<'a>(&'a self, definitions: &'a FlagDefinitions) -> ProviderFuture<'a, ()> {
         Box::pin(async {
             tokio::task::yield_now().await;
@@ -103,7 +103,7 @@ impl AsyncFlagDefinitionProvider for Awaited {
     }
 }
 
-/// What is true of one kind of provider is true of the other. The client has loaded what is in the cache, and nobody has asked PostHog.
+/// Runs a test for both kinds of provider. The client has loaded the provider's definitions and has sent no request.
 fn with_a_cache_of_either_kind(keys: &[&str], scenario: impl Fn(Arc<Cache>, Harness)) {
     let blocking = |cache: Arc<Cache>| move |config: Config| config.flag_definitions_provider(Blocking(cache));
     let awaited = |cache: Arc<Cache>| move |config: Config| config.flag_definitions_async_provider(Awaited(cache));
@@ -120,7 +120,7 @@ fn with_a_cache_of_either_kind(keys: &[&str], scenario: impl Fn(Arc<Cache>, Harn
     begin(other.clone(), Harness::new(|config| awaited(other)(with_key(config))).unwrap());
 }
 
-/// Operations of the cache whose failures were recorded.
+/// The operations of the provider whose failures were reported.
 fn cache_warnings(harness: &Harness) -> Vec<&'static str> {
     let told = harness.client().diagnostics();
     let failed = |told: &Diagnostic| match told {
@@ -131,7 +131,8 @@ fn cache_warnings(harness: &Harness) -> Vec<&'static str> {
     told.iter().filter_map(failed).collect()
 }
 
-/// Group types, cohorts and the gate for small events are in the document: what is evaluated by them is as if PostHog had been asked.
+/// The document contains group types, cohorts and the switch for minimal events, so evaluations are as if it came from
+/// PostHog.
 #[test]
 fn fdl_05_a_provider_carries_all_that_flags_are_evaluated_by() {
     with_a_cache_of_either_kind(&["a"], |cache, harness| {
@@ -157,7 +158,7 @@ fn fdl_05_a_provider_carries_all_that_flags_are_evaluated_by() {
 }
 
 #[test]
-fn fdl_06_a_provider_that_decides_against_a_request_is_read_instead() {
+fn fdl_06_a_provider_that_decides_not_to_fetch_is_read() {
     with_a_cache_of_either_kind(&["a"], |cache, harness| {
         cache.store(&FlagDefinitions::from_json(definitions(&["a", "b"]).to_string())).unwrap();
         cache.calls();
@@ -168,7 +169,7 @@ fn fdl_06_a_provider_that_decides_against_a_request_is_read_instead() {
 }
 
 #[test]
-fn fdl_07_a_provider_that_decides_for_a_request_stores_what_is_used_already() {
+fn fdl_07_a_provider_that_fetches_stores_what_is_in_use() {
     with_a_cache_of_either_kind(&["a"], |cache, harness| {
         *cache.only_reads.lock().unwrap() = false;
         let document = definitions(&["b", "c"]).to_string();
@@ -180,7 +181,7 @@ fn fdl_07_a_provider_that_decides_for_a_request_stores_what_is_used_already() {
     });
 }
 
-/// Stores when the clock has been moved on.
+/// Stores only after the clock has advanced.
 struct Slow(Arc<Cache>, Mutex<Option<tokio::sync::oneshot::Receiver<()>>>);
 
 impl AsyncFlagDefinitionProvider for Slow {
@@ -205,7 +206,7 @@ impl AsyncFlagDefinitionProvider for Slow {
 }
 
 #[test]
-fn fdl_08_a_provider_is_awaited_before_the_refresh_ends_but_not_for_ever() {
+fn fdl_08_a_provider_is_awaited_but_not_forever() {
     let cache = Arc::new(Cache::default());
     let (tell, told) = tokio::sync::oneshot::channel();
     let slow = Slow(Arc::clone(&cache), Some(told).into());
@@ -217,7 +218,7 @@ fn fdl_08_a_provider_is_awaited_before_the_refresh_ends_but_not_for_ever() {
     assert!(harness.client().local_flags().is_some(), "used already");
     tell.send(()).unwrap();
     assert_eq!((load.wait(PATIENCE).unwrap(), cache.calls()), (Ok(()), vec!["store"]));
-    // And the next one never stores.
+    // The next one never finishes storing.
     let load = harness.client().reload_flag_definitions();
     harness.advance(Duration::from_secs(9));
     assert_eq!((asked(&harness).len(), load.try_get()), (2, None));
@@ -226,7 +227,7 @@ fn fdl_08_a_provider_is_awaited_before_the_refresh_ends_but_not_for_ever() {
 }
 
 #[test]
-fn fdl_09_a_read_that_fails_or_finds_nothing_keeps_what_is_loaded_and_is_a_warning() {
+fn fdl_09_a_failed_or_empty_read_keeps_definitions() {
     for content in [None, Some(r#"{"flags": 7}"#), Some("<html>")] {
         with_a_cache_of_either_kind(&["a"], |cache, harness| {
             *cache.content.lock().unwrap() = content.map(FlagDefinitions::from_json);
@@ -243,7 +244,7 @@ fn fdl_09_a_read_that_fails_or_finds_nothing_keeps_what_is_loaded_and_is_a_warni
 }
 
 #[test]
-fn fdl_10_a_decision_that_fails_is_a_request_and_a_warning_and_a_store_that_fails_costs_nothing() {
+fn fdl_10_a_failed_decision_fetches_and_warns() {
     for broken in ["should_fetch", "store"] {
         with_a_cache_of_either_kind(&["a"], |cache, harness| {
             *cache.only_reads.lock().unwrap() = false;
@@ -256,7 +257,7 @@ fn fdl_10_a_decision_that_fails_is_a_request_and_a_warning_and_a_store_that_fail
 }
 
 #[test]
-fn fdl_11_a_provider_is_shut_down_once_and_its_failure_stops_nothing() {
+fn fdl_11_a_provider_is_shut_down_once_even_if_it_fails() {
     for broken in [None, Some("shutdown")] {
         with_a_cache_of_either_kind(&["a"], |cache, harness| {
             *cache.fails.lock().unwrap() = broken;

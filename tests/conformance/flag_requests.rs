@@ -1,4 +1,4 @@
-//! The way to the server (HTTP), as far as it is about flags.
+//! Requests to the server (HTTP) for flags.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn asked(harness: &Harness) -> Vec<RecordedRequest> {
     harness.server().requests().into_iter().filter(|request| request.route == Route::Flags).collect()
 }
 
-/// How many requests there are after each of these pauses.
+/// The number of requests after each of these waits.
 fn requests_after<const N: usize>(harness: &Harness, pauses: [u64; N]) -> [usize; N] {
     pauses.map(|millis| {
         harness.advance(Duration::from_millis(millis));
@@ -31,7 +31,7 @@ fn requests_after<const N: usize>(harness: &Harness, pauses: [u64; N]) -> [usize
     })
 }
 
-/// The first attempt fails like this: there is a second one, 300 ms later, which is answered.
+/// The first attempt fails like this. A second one follows 300 ms later and succeeds.
 fn must_be_repeated_once(fails: Answer) {
     let harness = asking(|config| config);
     harness.server().script(Route::Flags, [fails]);
@@ -41,7 +41,7 @@ fn must_be_repeated_once(fails: Answer) {
 }
 
 #[test]
-fn http_05_flags_are_asked_for_once_more_where_no_answer_came_and_not_before_300_ms() {
+fn http_05_a_request_without_response_is_retried_after_300_ms() {
     must_be_repeated_once(Answer::unreachable());
     must_be_repeated_once(Answer::timeout());
     let harness = asking(|config| config);
@@ -58,12 +58,12 @@ fn http_06_flags_are_asked_for_once_more_after_502_and_504() {
 }
 
 #[test]
-fn http_07_no_other_status_is_worth_a_retry_and_known_flags_stay() {
+fn http_07_no_other_status_is_retried_and_known_flags_stay() {
     for status in [400, 401, 402, 403, 404, 408, 429, 500, 501, 503, 505, 529] {
         let harness = asking(|config| config);
         assert!(ask(&harness).try_get().unwrap().problem().is_none());
         harness.server().always(Route::Flags, Answer::status(status));
-        // What is known has grown old.
+        // The cached answer is no longer fresh.
         harness.advance(Duration::from_secs(61));
         let flags = ask(&harness).try_get().unwrap();
         assert_eq!(requests_after(&harness, [300, 600, 5000]), [2, 2, 2], "{status}");
@@ -82,13 +82,13 @@ fn http_08_without_retries_there_is_one_request() {
 }
 
 #[test]
-fn http_09_waits_between_attempts_double_and_end_with_the_time_that_there_is() {
+fn http_09_waits_double_and_end_with_the_timeout() {
     let harness = asking(|config| config.flag_request_max_retries(2));
     harness.server().always(Route::Flags, Answer::status(502));
     let answer = ask(&harness);
     assert_eq!(requests_after(&harness, [299, 1, 599, 1, 5000]), [1, 2, 2, 3, 3]);
     assert!(answer.try_get().unwrap().problem().is_some());
-    // 300 + 600 + 1200 ms are less than 3 s, and 2400 ms more are not.
+    // 300 + 600 + 1200 ms are less than 3 s; with 2400 ms more they are not.
     let harness = asking(|config| config.flag_request_max_retries(10));
     harness.server().always(Route::Flags, Answer::status(502));
     let answer = ask(&harness);
@@ -98,7 +98,7 @@ fn http_09_waits_between_attempts_double_and_end_with_the_time_that_there_is() {
 }
 
 #[test]
-fn http_10_a_retry_is_the_same_request_and_tells_nobody_of_anything() {
+fn http_10_a_retry_is_the_same_request_without_a_notice() {
     let harness = asking(|config| config.flag_request_max_retries(2));
     harness.server().script(Route::Flags, [Answer::unreachable(), Answer::status(504)]);
     let answer = ask(&harness);
@@ -111,7 +111,7 @@ fn http_10_a_retry_is_the_same_request_and_tells_nobody_of_anything() {
         (&json!({"company": "acme"}), &json!("pro"))
     );
     assert!(harness.queued().is_empty(), "no event, and nothing that waits to be asked again");
-    // The read is told as it would have been.
+    // The read is captured as without the retry.
     assert!(answer.try_get().unwrap().is_enabled("a"));
     let told = harness.queued();
     assert_eq!((told.len(), told[0].properties.get("$feature_flag_error")), (1, None));

@@ -1,4 +1,4 @@
-//! What the scenarios of flags have besides: a PostHog that has flags, what it was asked, and what it was told of reads.
+//! Helpers for flag scenarios: a server with flags, the requests it received, and the captured reads.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use sink::{Answer, FlagRoute};
 use crate::fixture::{Fixture, PATIENCE, accepted};
 use crate::scenario::Scenario;
 
-/// What somebody asked for.
+/// The result of a `Pending`.
 pub(crate) fn got<T: Clone>(pending: Pending<T>) -> T {
     pending.wait(PATIENCE).unwrap()
 }
 
-/// PostHog's answer with flags of these values. Those that are on have a payload that names them.
+/// A response with these values. Flags that are on have a payload with their key.
 pub(crate) fn flags(values: Value) -> Value {
     let flag = |(key, value): (&String, &Value)| {
         let is_on = *value != false;
@@ -33,12 +33,12 @@ pub(crate) fn flags(values: Value) -> Value {
     json!({"flags": flags, "errorsWhileComputingFlags": false, "requestId": "request_1", "evaluatedAt": 1_735_689_600_123_i64})
 }
 
-/// The definition of a flag that is on for everybody.
+/// The definition of a flag that is on for everyone.
 pub(crate) fn for_all(key: &str) -> Value {
     defined(key, json!([{"properties": [], "rollout_percentage": 100}]))
 }
 
-/// The definition of one that only PostHog can evaluate for whoever comes without a plan.
+/// The definition of a flag that only PostHog can evaluate for a person without the property `plan`.
 pub(crate) fn for_pros(key: &str) -> Value {
     let plan = json!({"key": "plan", "type": "person", "operator": "exact", "value": ["pro"]});
     defined(key, json!([{"properties": [plan], "rollout_percentage": 100}]))
@@ -51,19 +51,19 @@ fn defined(key: &str, conditions: Value) -> Value {
     })
 }
 
-/// All definitions.
+/// A document with these definitions.
 pub(crate) fn definitions(flags: &[Value]) -> Value {
     json!({"flags": flags, "group_type_mapping": {}, "cohorts": {}})
 }
 
-/// No machine is too slow for it, and nothing is asked again by itself.
+/// A client for slow test machines: long timeouts, no retries.
 fn unhurried(config: Config) -> Config {
     let hour = Duration::from_secs(3600);
     config.flag_request_timeout(PATIENCE).flag_request_max_retries(0).flag_cache_ttl(hour).flag_poll_interval(hour)
 }
 
 impl Scenario {
-    /// PostHog has flags of these values, for everybody.
+    /// PostHog has these values for everyone.
     pub(crate) fn of_flags(values: Value) -> Self {
         Self::of_flags_with(values, |config| config)
     }
@@ -74,7 +74,7 @@ impl Scenario {
         scenario
     }
 
-    /// A client that has loaded these definitions. PostHog knows no flag of anybody.
+    /// A client that has loaded these definitions. PostHog responds without flags.
     pub(crate) fn of_definitions(flags: &[Value]) -> Self {
         Self::of_defined(Answer::json(&definitions(flags)))
     }
@@ -87,12 +87,12 @@ impl Scenario {
         scenario
     }
 
-    /// From now on PostHog answers for flags with this.
+    /// Sets PostHog's response to requests for flags.
     pub(crate) fn answer_flags(&self, answer: Answer) {
         self.fixture.sink.flags(FlagRoute::Values, answer);
     }
 
-    /// What is defined from now on, and loads it.
+    /// Replaces the definitions and loads them.
     pub(crate) fn define(&self, definitions: Answer) {
         self.fixture.sink.flags(FlagRoute::Definitions, definitions);
         self.load();
@@ -107,7 +107,7 @@ impl Scenario {
         got(self.client.evaluate_flags(who))
     }
 
-    /// The questions for flags that came, without those for definitions.
+    /// The received requests for flag values, without those for definitions.
     pub(crate) fn asked(&self) -> Vec<Value> {
         let requests = self.fixture.sink.requests().into_iter();
         requests
@@ -116,12 +116,12 @@ impl Scenario {
             .collect()
     }
 
-    /// The events that tell of reads.
+    /// The captured reads.
     pub(crate) fn told(&self) -> Vec<Value> {
         self.sent().into_iter().filter(|event| event["event"] == "$feature_flag_called").collect()
     }
 
-    /// What they say of values, by key, in the order in which it was told.
+    /// Keys and values of the captured reads, in order.
     pub(crate) fn told_values(&self) -> Vec<(String, Value)> {
         let value = |event: &Value| {
             let said = &event["properties"];
@@ -130,7 +130,7 @@ impl Scenario {
         self.told().iter().map(value).collect()
     }
 
-    /// What an event says that is captured with these flags.
+    /// The properties of an event that is captured with these flags.
     pub(crate) fn said_with(&self, flags: &FeatureFlags) -> Value {
         let uuid = accepted(&self.client.capture(Event::new("shown", "user_1").flags(flags))).to_string();
         let sent = self.sent();

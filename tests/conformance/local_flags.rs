@@ -1,4 +1,5 @@
-//! Flags that are evaluated here (LFE), by definitions, through the client. What is evaluated here asks nobody; what cannot be asks PostHog.
+//! Local evaluation (LFE) through the client. A flag that can be evaluated locally sends no request; one that cannot
+//! does.
 
 use posthog::testing::{Answer, Harness, RecordedRequest, Route};
 use posthog::{FlagContext, FlagValue};
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::PATIENCE;
 
-/// A client with these flags. PostHog, if it is asked, says of each flag that it has the variant `remote`.
+/// A client with these definitions. PostHog returns the variant `remote` for each flag.
 fn with_flags(flags: Value) -> Harness {
     with_definitions(json!({"flags": flags, "group_type_mapping": {"0": "company"}, "cohorts": {}}))
 }
@@ -29,7 +30,7 @@ fn flag(key: &str, filters: Value) -> Value {
     json!({"key": key, "active": true, "filters": filters})
 }
 
-/// A flag that is on for those with that property.
+/// A flag that is on for persons with that property.
 fn flag_on(key: &str, property: &str, operator: &str, value: Value) -> Value {
     let test = json!([{"key": property, "type": "person", "operator": operator, "value": value}]);
     flag(key, json!({"groups": [{"properties": test, "rollout_percentage": 100}]}))
@@ -39,14 +40,14 @@ fn asked(harness: &Harness) -> Vec<RecordedRequest> {
     harness.server().requests().into_iter().filter(|request| request.route == Route::Flags).collect()
 }
 
-/// The flag's value, of which nobody was asked.
+/// The flag's value, evaluated without a request.
 fn here(harness: &Harness, key: &str, who: impl Into<FlagContext>) -> FlagValue {
     let value = harness.client().get_feature_flag(key, who).try_get().flatten();
     assert!(asked(harness).is_empty(), "{key} is evaluated here");
     value.unwrap_or_else(|| panic!("{key} has a value"))
 }
 
-/// What the flag is by PostHog, which has to be asked: it cannot be evaluated here. Nor is it anything if nobody may be asked.
+/// The flag's value from PostHog, because it cannot be evaluated locally. Without a request it has no value.
 fn must_be_asked_for(harness: &Harness, key: &str, who: FlagContext) {
     assert_eq!(harness.client().get_feature_flag(key, who.clone().only_locally(true)).try_get(), Some(None), "{key}");
     assert!(asked(harness).is_empty());
@@ -73,7 +74,8 @@ fn experiment() -> Value {
 #[test]
 fn lfe_02_a_multivariate_flag_has_the_variant_of_the_bucket() {
     let harness = with_flags(json!([flag("exp", experiment())]));
-    // Buckets 0.644 and 0.100, as computed elsewhere: the first 15 digits of the SHA-1 of `exp.u0variant` and `exp.u3variant`.
+    // Buckets 0.644 and 0.100, as computed elsewhere: the first 15 digits of the SHA-1 of `exp.u0variant` and
+    // `exp.u3variant`.
     assert_eq!((here(&harness, "exp", "u0"), here(&harness, "exp", "u3")), ("test".into(), "control".into()));
 }
 
@@ -97,7 +99,7 @@ fn lfe_04_a_group_flag_without_the_group_asks_posthog() {
 }
 
 #[test]
-fn lfe_05_an_inactive_flag_is_off_and_a_flag_by_device_goes_by_the_device() {
+fn lfe_05_inactive_is_off_and_devices_bucket_by_device() {
     let mut inactive = flag("off", json!({"groups": [{"rollout_percentage": 100}]}));
     inactive["active"] = false.into();
     let mut by_device = flag("exp", json!({"groups": [{"rollout_percentage": 50}]}));
@@ -110,7 +112,7 @@ fn lfe_05_an_inactive_flag_is_off_and_a_flag_by_device_goes_by_the_device() {
     must_be_asked_for(&harness, "exp", FlagContext::new("u4"));
 }
 
-/// And neither a wrong value, nor an evaluation without end.
+/// Circular and deep dependencies give neither a wrong value nor an endless evaluation.
 #[test]
 fn lfe_05_what_cannot_be_known_here_asks_posthog() {
     let mut keeps = flag("keeps", json!({"groups": [{}]}));
@@ -136,8 +138,8 @@ fn lfe_05_what_cannot_be_known_here_asks_posthog() {
 }
 
 #[test]
-fn lfe_06_beginnings_and_ends_are_compared_as_text_in_either_case_and_negated() {
-    // The operator, what it compares with, whom it is on for, whom it is not on for.
+fn lfe_06_starts_and_ends_ignore_case_and_can_be_negated() {
+    // The operator, its value, a property that satisfies it, and one that does not.
     for (operator, value, on, off) in [
         ("starts_with", json!("ADMIN@"), json!("admin@example.com"), json!("the-admin@example.com")),
         ("not_starts_with", json!("ADMIN@"), json!("the-admin@example.com"), json!("admin@example.com")),
@@ -146,7 +148,7 @@ fn lfe_06_beginnings_and_ends_are_compared_as_text_in_either_case_and_negated() 
         ("starts_with", json!(12), json!(123), json!(312)),
         ("ends_with", json!("23"), json!(123), json!(12.3)),
         ("starts_with", json!("TR"), json!(true), json!(false)),
-        // Of ASCII only.
+        // Only ASCII letters are folded.
         ("starts_with", json!("\u{dc}b"), json!("\u{dc}B"), json!("\u{fc}b")),
     ] {
         let harness = with_flags(json!([flag_on("f", "p", operator, value.clone())]));
@@ -177,7 +179,8 @@ fn lfe_08_a_rollout_is_never_rounded() {
         rollout("all", json!(100.0)),
         absent,
     ]));
-    // Buckets 0.000014 and 0.000856; 0.001017 and 0.001384: rounded to 0 the first two would be off, to 1 the others on.
+    // Buckets 0.000014 and 0.000856; 0.001017 and 0.001384: rounded to 0 the first two would be off, to 1 the others
+    // on.
     for (who, is_on) in [("user-2912", true), ("user-4482", true), ("user-260", false), ("user-235", false)] {
         assert_eq!(here(&harness, "fractional-rollout", who), is_on, "{who}");
     }

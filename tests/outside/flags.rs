@@ -1,4 +1,4 @@
-//! Flags of a daemon that dies while PostHog is away, and of the process that takes its place.
+//! Flags of a daemon that is killed during an outage, and of the next process.
 
 use nix::sys::signal::{Signal, raise};
 use posthog::{Client, FlagContext, FlagDefinitionsError, FlagDefinitionsState, FlagValue};
@@ -16,7 +16,7 @@ fn definitions() -> Value {
     json!({"flags": [{"key": FLAG, "active": true, "filters": filters}], "group_type_mapping": {}, "cohorts": {}})
 }
 
-/// A PostHog that answers the first request for definitions, and those after it like this; and nothing else.
+/// A server that responds to the first request for definitions, to later ones as given, and to nothing else.
 fn that_answers_once(then: Answer) -> Fixture {
     let fixture = Fixture::new();
     fixture.sink.script_flags(FlagRoute::Definitions, [Answer::json(&definitions()).etag("\"1\"")]);
@@ -30,32 +30,32 @@ fn client(place: &Place) -> Client {
     Client::new(place.config().secret_key("phs_outside")).unwrap()
 }
 
-/// The flag's value, which is there when the call returns.
+/// The flag's value, available when the call returns.
 fn value(client: &Client, who: &str) -> FlagValue {
     let flags = client.evaluate_flags(FlagContext::new(who).only_keys([FLAG])).try_get().unwrap();
     assert_eq!(flags.problem(), None);
     flags.get(FLAG).unwrap()
 }
 
-/// Loads definitions, meets what comes after them, and is killed.
+/// Loads definitions, meets the failure, and is killed.
 fn dies_in_what_comes_then(place: &Place, meets: impl FnOnce(&FlagDefinitionsError), read: &[&str]) {
     let client = client(place);
     eventually("definitions are loaded", || client.local_flags().is_some());
     read.iter().for_each(|who| drop(value(&client, who)));
     let mut met = None;
-    // Whoever asks while the first load ends is answered by that one.
+    // A request made while the first load ends is answered by it.
     eventually("PostHog answers otherwise", || {
         met = client.reload_flag_definitions().wait(PATIENCE).unwrap().err();
         met.is_some()
     });
     meets(&met.unwrap());
-    // What the committer has been told before this has happened when it is answered.
+    // Commands sent to the committer before this flush are done when it is answered.
     client.flush().wait(PATIENCE).unwrap();
     raise(Signal::SIGKILL).unwrap();
 }
 
 #[test]
-fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_definitions_that_it_had() {
+fn a_daemon_killed_in_an_outage_restarts_with_its_flags() {
     apart_to_death(
         || that_answers_once(Answer::close()),
         |place| {
@@ -72,11 +72,11 @@ fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_defin
             assert!(matches!(state, FlagDefinitionsState::Restored | FlagDefinitionsState::Stale), "{state:?}");
             assert!(!age.is_zero() && age < PATIENCE, "{age:?}");
 
-            // And what both have read is told when PostHog is back.
+            // The reads of both are delivered when PostHog is back.
             fixture.sink.default_answer(Answer::ok());
             fixture.sink.flags(FlagRoute::Definitions, Answer::json(&definitions()).etag("\"1\""));
             fixture.sink.resume();
-            // The first load may be under way still, and has met nobody.
+            // The first load may still be under way.
             eventually("definitions are loaded", || client.reload_flag_definitions().wait(PATIENCE).unwrap().is_ok());
             assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Fresh);
             let mut asked = fixture.sink.requests().into_iter().filter(|request| request.path == "/flags/definitions");
@@ -89,7 +89,7 @@ fn a_daemon_killed_in_an_outage_and_started_again_evaluates_flags_with_the_defin
 }
 
 #[test]
-fn definitions_that_posthog_refused_are_not_what_the_next_process_goes_by() {
+fn refused_definitions_are_not_used_by_the_next_process() {
     let refused = Answer::status(401).body(r#"{"type":"authentication_error","detail":"no"}"#);
     apart_to_death(
         || that_answers_once(refused),

@@ -1,15 +1,16 @@
-//! `$feature_flag_called`: somebody has read a flag's value.
+//! `$feature_flag_called`, the event that tells PostHog that a person was exposed to a flag's value.
 
 use super::super::{Client, Shared};
-use super::snapshot::About;
+use super::snapshot::Origin;
 use crate::event::Event;
 use crate::flags::Evaluated;
 
 const NAME: &str = "$feature_flag_called";
 
-/// What is left of the small form, which PostHog asks for where no experiment needs more: what the event is about, who says it, and what
-/// attributes it to a campaign. Everything else (super properties, contexts, what hooks added) is taken out.
-const KEPT: &[&str] = &[
+/// The properties of the minimal form, which PostHog asks for if the flag has no experiment: the flag and its
+/// evaluation, the library, and the campaign. All others are removed (super properties, properties of contexts, those
+/// added by hooks).
+const MINIMAL: &[&str] = &[
     "$feature_flag",
     "$feature_flag_response",
     "$feature_flag_has_experiment",
@@ -27,7 +28,7 @@ const KEPT: &[&str] = &[
     "$lib_version",
     "$is_server",
     "$geoip_disable",
-    // Says how PostHog is to take the event's time.
+    // Tells PostHog how to interpret the event's timestamp.
     "$ignore_sent_at",
     "$os",
     "$os_version",
@@ -47,39 +48,39 @@ const KEPT: &[&str] = &[
 /// A read of a flag's value.
 pub(super) struct Reading<'a> {
     pub(super) key: &'a str,
-    /// `None`: it has no value.
+    /// `None`: the flag has no value.
     pub(super) evaluated: Option<&'a Evaluated>,
-    pub(super) about: &'a About,
+    pub(super) origin: &'a Origin,
 }
 
 impl Reading<'_> {
-    /// Captures it, unless that value was told before.
-    pub(super) fn tell(&self) {
-        if self.about.context.is_silent {
+    /// Captures the event, unless it was captured for this value before.
+    pub(super) fn capture(&self) {
+        if self.origin.context.is_silent {
             return;
         }
-        let Some(shared) = self.about.client.upgrade() else { return };
+        let Some(shared) = self.origin.client.upgrade() else { return };
         let Ok(client) = (Client { shared }).for_flags() else { return };
         let flags = &client.shared.flags;
-        // Asked before it counts as told: whoever opts in again has it told then.
+        // Checked before the read is remembered as captured: after opting in again, the next read is captured.
         if !flags.settings.send_events || client.shared.rules.is_opted_out() {
             return;
         }
         let value = self.evaluated.map(|evaluated| &evaluated.value);
-        if flags.called.is_new(self.distinct_id(), &self.about.context.groups, self.key, value) {
+        if flags.called.is_new(self.distinct_id(), &self.origin.context.groups, self.key, value) {
             client.shared.capture_called(self.event(), self.is_minimal());
         }
     }
 
     fn distinct_id(&self) -> &str {
-        self.about.context.distinct_id.as_deref().unwrap_or_default()
+        self.origin.context.distinct_id.as_deref().unwrap_or_default()
     }
 
     fn is_minimal(&self) -> bool {
         let Some(evaluated) = self.evaluated else { return false };
         let is_wanted = match evaluated.is_local {
-            true => self.about.wants_minimal_events_here,
-            false => self.about.answer.wants_minimal_events,
+            true => self.origin.local_wants_minimal_events,
+            false => self.origin.answer.wants_minimal_events,
         };
         is_wanted && evaluated.has_experiment == Some(false)
     }
@@ -99,22 +100,22 @@ impl Reading<'_> {
             set_known(&mut event, "$feature_flag_reason", evaluated.reason.as_ref());
         }
         if !is_local {
-            let answer = &self.about.answer;
+            let answer = &self.origin.answer;
             set_known(&mut event, "$feature_flag_request_id", answer.request_id.as_ref());
             set_known(&mut event, "$feature_flag_evaluated_at", answer.evaluated_at);
             set_known(&mut event, "$feature_flag_error", self.error());
         }
-        for (group_type, key) in &self.about.context.groups {
+        for (group_type, key) in &self.origin.context.groups {
             event = event.group(group_type, key);
         }
-        if self.about.context.disable_geoip == Some(true) { event.disable_geoip() } else { event }
+        if self.origin.context.disable_geoip == Some(true) { event.disable_geoip() } else { event }
     }
 
-    /// In the words of PostHog's own libraries.
+    /// The value of `$feature_flag_error`, named as in PostHog's SDKs.
     fn error(&self) -> Option<String> {
-        let answer = &self.about.answer;
+        let answer = &self.origin.answer;
         let failure = answer.failure.as_ref().map(|failure| failure.name());
-        let words: Vec<&str> = [
+        let errors: Vec<&str> = [
             answer.has_errors.then_some("errors_while_computing_flags"),
             answer.is_quota_limited.then_some("quota_limited"),
             failure.as_deref(),
@@ -123,18 +124,18 @@ impl Reading<'_> {
         .into_iter()
         .flatten()
         .collect();
-        (!words.is_empty()).then(|| words.join(","))
+        (!errors.is_empty()).then(|| errors.join(","))
     }
 }
 
 impl Shared {
-    /// A capture like any other; the small form is made of what the hooks have left.
+    /// Captures the event like any other. The minimal form is made after the program's hooks.
     fn capture_called(&self, event: Event, is_minimal: bool) {
         let Some(pipeline) = &self.pipeline else { return };
         let prepared = self.prepare_and(pipeline, event, |event| {
-            // A hook that renamed it has made something else of it.
+            // An event that a hook has renamed is not reduced.
             if is_minimal && event.name() == NAME {
-                event.keep_only(|name| KEPT.iter().any(|kept| kept.as_bytes() == name));
+                event.keep_only(|name| MINIMAL.iter().any(|kept| kept.as_bytes() == name));
             }
         });
         if let Ok(prepared) = prepared {

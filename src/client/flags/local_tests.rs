@@ -1,10 +1,10 @@
-//! Flags with definitions: what is evaluated here, and what PostHog is still asked for.
+//! Flags with definitions: local values, and what is still requested from PostHog.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::tests::{answer, asked, got, told};
+use super::tests::{answer, asked, captured, got};
 use crate::testing::{Answer, Harness, Route};
 use crate::{FlagContext, FlagsProblem};
 
@@ -15,7 +15,7 @@ fn definition(key: &str, conditions: &Value) -> Value {
     })
 }
 
-/// Two flags that are evaluated here, and one that is not for who has no plan.
+/// Two flags that are evaluated locally, and one that is inconclusive without the property `plan`.
 fn with_definitions() -> Harness {
     let definitions = json!({"flags": [
         definition("everybody", &json!([{"properties": [], "rollout_percentage": 100}])),
@@ -39,15 +39,15 @@ fn what_can_be_evaluated_here_is_no_request() {
     assert_eq!(["everybody", "nobody", "pros"].map(|key| flags.is_enabled(key)), [true, false, true]);
     assert_eq!((flags.payload("pros"), flags.problem()), (Some(json!([1])), None));
     assert_eq!(harness.client().is_feature_enabled("everybody", "v").try_get(), Some(true));
-    let told = told(&harness);
-    assert_eq!((told.len(), &told[0].properties["locally_evaluated"]), (4, &json!(true)));
-    assert_eq!(told[0].properties["$feature_flag_reason"], "Evaluated locally");
-    assert!(!told[0].properties.contains_key("$feature/everybody"), "small, as the definitions want it");
+    let captured = captured(&harness);
+    assert_eq!((captured.len(), &captured[0].properties["locally_evaluated"]), (4, &json!(true)));
+    assert_eq!(captured[0].properties["$feature_flag_reason"], "Evaluated locally");
+    assert!(!captured[0].properties.contains_key("$feature/everybody"), "small, as the definitions want it");
     assert!(asked(&harness).is_empty());
 }
 
 #[test]
-fn what_is_open_is_asked_for_once_with_the_callers_keys_and_replaces_nothing() {
+fn undecided_flags_are_requested_once_and_replace_nothing() {
     let harness = with_definitions();
     let theirs = answer(&[("everybody", json!(false)), ("pros", json!(true)), ("other", json!(true))]);
     harness.server().always(Route::Flags, Answer::ok().body(theirs.to_string()));
@@ -59,7 +59,7 @@ fn what_is_open_is_asked_for_once_with_the_callers_keys_and_replaces_nothing() {
 }
 
 #[test]
-fn who_insists_on_posthog_gets_its_values_and_ours_only_without_an_answer() {
+fn ask_posthog_returns_local_values_only_after_a_failure() {
     let harness = with_definitions();
     let theirs = answer(&[("everybody", json!(false))]);
     harness.server().script(Route::Flags, [Answer::ok().body(theirs.to_string()), Answer::status(500)]);
@@ -70,7 +70,7 @@ fn who_insists_on_posthog_gets_its_values_and_ours_only_without_an_answer() {
 }
 
 #[test]
-fn who_wants_nobody_asked_has_what_is_known_here() {
+fn only_locally_returns_local_values_without_a_request() {
     let harness = with_definitions();
     let flags = harness.client().evaluate_flags(FlagContext::new("u").only_locally(true)).try_get().unwrap();
     assert_eq!((flags.keys().collect::<Vec<_>>(), asked(&harness).len()), (vec!["everybody", "nobody"], 0));
@@ -86,7 +86,7 @@ fn in_an_outage_what_was_evaluated_here_stays() {
 }
 
 #[test]
-fn a_flag_that_nobody_knows_is_not_asked_for_again_until_the_next_refresh() {
+fn an_unknown_key_is_not_requested_again_until_a_refresh() {
     let harness = with_definitions();
     harness.server().script(Route::Flags, [Answer::status(500), Answer::ok().body(answer(&[]).to_string())]);
     let read = |who: &str| got(harness.client().get_feature_flag("unknown", who));

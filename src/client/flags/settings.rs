@@ -1,15 +1,25 @@
-//! Properties that count for every evaluation, and forgetting.
+//! Settings of a client's flags that change at run time: properties for every evaluation, resets, and the loaded
+//! definitions.
+
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::super::Client;
 use crate::diagnostics::Diagnostic;
+use crate::flags::{FlagDefinitionsError, FlagDefinitionsState, LocalFlags};
+use crate::pipeline::pending::Unanswered;
+use crate::pipeline::{Pending, pending};
 
+/// Properties for every evaluation.
 impl Client {
-    /// Adds properties that every person has in evaluations of flags from now on, unless a context gives another value. For what holds for
-    /// the whole program (its version, its region), or where a program serves a single person; what is true of one request is said in its
-    /// [`FlagContext`](crate::FlagContext). A map, a struct or a list of pairs; an empty one changes nothing. Captures nothing, and asks nobody.
+    /// Adds person properties to every evaluation from now on. A [`FlagContext`](crate::FlagContext) that has a
+    /// property of the same name takes precedence.
+    ///
+    /// Use this for properties of the whole program (its version, its region), or if the program serves a single
+    /// person. Properties of one request belong in its context. Takes a map, a struct or a list of pairs. Captures
+    /// nothing and sends no request.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -23,21 +33,21 @@ impl Client {
         }
     }
 
-    /// What [`set_person_properties_for_flags`](Self::set_person_properties_for_flags) has set.
+    /// The properties set with [`set_person_properties_for_flags`](Self::set_person_properties_for_flags).
     pub fn person_properties_for_flags(&self) -> Map<String, Value> {
         self.for_flags().map(|client| client.shared.flags.overrides().person().clone()).unwrap_or_default()
     }
 
-    /// Takes them back.
+    /// Removes the properties set with [`set_person_properties_for_flags`](Self::set_person_properties_for_flags).
     pub fn reset_person_properties_for_flags(&self) {
         if let Ok(client) = self.for_flags() {
             client.shared.flags.overrides().reset_person();
         }
     }
 
-    /// Adds properties that the group of that type and key has in evaluations of flags from now on, unless a context gives another value;
-    /// without a key, whatever group of that type. Those of a group count more than those of its type. Of at most 1000 groups; then those
-    /// of the group go that was used longest ago.
+    /// Adds properties of the group with this type and key to every evaluation from now on. Without a key, they apply
+    /// to all groups of the type. Properties of a group take precedence over those of its type, and those of a context
+    /// over both. Holds at most 1000 groups; beyond that the least recently used group loses its properties.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -57,21 +67,23 @@ impl Client {
         }
     }
 
-    /// What [`set_group_properties_for_flags`](Self::set_group_properties_for_flags) has set for that type and key.
+    /// The properties set with [`set_group_properties_for_flags`](Self::set_group_properties_for_flags) for this type
+    /// and key.
     pub fn group_properties_for_flags(&self, group_type: impl AsRef<str>, key: Option<&str>) -> Map<String, Value> {
         let overrides = |client: Client| client.shared.flags.overrides().group(group_type.as_ref(), key);
         self.for_flags().map(overrides).unwrap_or_default()
     }
 
-    /// Takes those of all groups back, or of all groups of one type.
+    /// Removes the properties of all groups, or of the groups of one type.
     pub fn reset_group_properties_for_flags(&self, group_type: Option<&str>) {
         if let Ok(client) = self.for_flags() {
             client.shared.flags.overrides().reset_groups(group_type);
         }
     }
 
-    /// Forgets what PostHog answered, and the properties that were set for flags. Who asks from now on is answered by nothing that was
-    /// asked before. Definitions stay ([`reset_flag_definitions`](Self::reset_flag_definitions)), and so do snapshots.
+    /// Drops cached responses of PostHog and the properties set for flags. Later evaluations do not use responses to
+    /// requests that are in flight now. Snapshots and definitions are kept; see
+    /// [`reset_flag_definitions`](Self::reset_flag_definitions).
     pub fn reset_feature_flags(&self) {
         if let Ok(client) = self.for_flags() {
             client.shared.flags.cache.reset();
@@ -80,7 +92,7 @@ impl Client {
         }
     }
 
-    /// As JSON has them, which is how PostHog gets them.
+    /// Converts properties to JSON. Reports a diagnostic if that is not possible.
     fn properties(&self, whose: &str, properties: &impl Serialize) -> Option<Map<String, Value>> {
         let why = match serde_json::to_value(properties) {
             Ok(Value::Object(map)) => return Some(map),
@@ -101,5 +113,80 @@ fn pair(pair: Value) -> Option<(String, Value)> {
     match <[Value; 2]>::try_from(pair.as_array()?.clone()).ok()? {
         [Value::String(name), value] => Some((name, value)),
         _ => None,
+    }
+}
+
+/// Definitions.
+impl Client {
+    /// Loads the definitions of flags now, or joins the load under way. Resolves when flags are evaluated with the
+    /// result.
+    ///
+    /// The first load begins when the client is made. Wait for this before the first evaluation if that must not send a
+    /// request. While the server asks to wait (`Retry-After`), no request is sent and the result is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagDefinitionsError`] says why nothing was loaded, and whether earlier definitions are still in use.
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// # use std::time::Duration;
+    /// if let Ok(Err(error)) = client.reload_flag_definitions().wait(Duration::from_secs(5)) {
+    ///     println!("{error}; flags are evaluated with definitions from {:?} ago", client.flag_definitions_age());
+    /// }
+    /// ```
+    pub fn reload_flag_definitions(&self) -> Pending<Result<(), FlagDefinitionsError>> {
+        let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
+        let Some(loader) = pipeline.definitions() else {
+            return pending::answered(Err(FlagDefinitionsError::NotConfigured));
+        };
+        let (promise, pending) = pending::pending();
+        loader.reload(Box::new(move |loaded| promise.answer(loaded)));
+        pending
+    }
+
+    /// Drops the definitions, including those kept for the next process, and loads them again (after `Retry-After`, if
+    /// the server asked for that). Until then no flag is evaluated locally; wait for
+    /// [`reload_flag_definitions`](Self::reload_flag_definitions) to have the new ones. Snapshots are kept. Does
+    /// nothing without a secret key and a provider.
+    ///
+    /// Follows PostHog's specification `flag-definition-loader`.
+    pub fn reset_flag_definitions(&self) {
+        if let Some((pipeline, _)) = self.pipelines()
+            && let Some(loader) = pipeline.definitions()
+        {
+            loader.reset();
+        }
+    }
+
+    /// The current definitions, as a snapshot that does not change. `None` if nothing is loaded: neither
+    /// [`Config::secret_key`](crate::Config::secret_key) nor a provider is set, no load has succeeded yet, or PostHog
+    /// refuses the key. Never waits.
+    pub fn local_flags(&self) -> Option<LocalFlags> {
+        self.pipelines()?.0.definitions()?.current().map(|loaded| loaded.flags)
+    }
+
+    /// The time since PostHog or the program's provider last confirmed that the definitions are the newest. For
+    /// definitions that an earlier process kept, the time since that process fetched them.
+    pub fn flag_definitions_age(&self) -> Option<Duration> {
+        let (pipeline, _) = self.pipelines()?;
+        pipeline.definitions()?.age(pipeline.options().clock.wall_nanos())
+    }
+
+    /// Whether the definitions are fresh, stale, or kept by an earlier process.
+    pub fn flag_definitions_state(&self) -> FlagDefinitionsState {
+        let pipelines = self.pipelines();
+        let loader = pipelines.as_ref().and_then(|(pipeline, _)| pipeline.definitions());
+        loader.map_or(FlagDefinitionsState::Missing, |loader| loader.state())
+    }
+}
+
+impl Unanswered for Result<(), FlagDefinitionsError> {
+    fn closed() -> Self {
+        Err(FlagDefinitionsError::Closed)
+    }
+
+    fn forked() -> Self {
+        Err(FlagDefinitionsError::Forked)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::testing::{Answer, Harness, QueuedEvent, RecordedRequest, Route, told_flag_reads};
+use crate::testing::{Answer, Harness, QueuedEvent, RecordedRequest, Route, captured_flag_reads};
 use crate::{Client, Config, Context, Diagnostic, Event, FlagContext, FlagsProblem, Pending};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ pub(super) fn asked(harness: &Harness) -> Vec<RecordedRequest> {
     harness.server().requests().into_iter().filter(|request| request.route == Route::Flags).collect()
 }
 
-pub(super) fn told(harness: &Harness) -> Vec<QueuedEvent> {
+pub(super) fn captured(harness: &Harness) -> Vec<QueuedEvent> {
     harness.queued().into_iter().filter(|event| event.event == "$feature_flag_called").collect()
 }
 
@@ -46,7 +46,7 @@ pub(super) fn told(harness: &Harness) -> Vec<QueuedEvent> {
 fn a_snapshot_is_one_request_and_its_reads_are_none() {
     let harness = posthog(&[answer(&[("on", json!(true)), ("off", json!(false)), ("button", json!("blue"))])]);
     let flags = got(harness.client().evaluate_flags("user_1"));
-    assert!(told(&harness).is_empty(), "making one tells nothing");
+    assert!(captured(&harness).is_empty(), "making a snapshot captures nothing");
     assert!(flags.is_enabled("on") && !flags.is_enabled("off") && flags.is_enabled("button"));
     assert!(!flags.is_enabled_or("off", true) && flags.is_enabled_or("none", true) && !flags.is_enabled("none"));
     assert_eq!(flags.get("button"), Some("blue".into()));
@@ -56,15 +56,15 @@ fn a_snapshot_is_one_request_and_its_reads_are_none() {
 }
 
 #[test]
-fn the_first_read_of_a_value_is_told_with_all_that_is_known() {
+fn the_first_read_of_a_value_is_captured_with_its_metadata() {
     let harness = posthog(&[answer(&[("button", json!("blue"))])]);
     let who = FlagContext::new("user_1").group("company", "acme").disable_geoip(true);
     let flags = got(harness.client().evaluate_flags(who));
     for _ in 0..2 {
         assert!(flags.is_enabled("button") && flags.get("button").is_some());
     }
-    let told = told(&harness);
-    assert_eq!((told.len(), told[0].distinct_id.as_str()), (1, "user_1"));
+    let captured = captured(&harness);
+    assert_eq!((captured.len(), captured[0].distinct_id.as_str()), (1, "user_1"));
     let expected = json!({
         "$feature_flag": "button", "$feature_flag_response": "blue", "$feature/button": "blue", "locally_evaluated": false,
         "$feature_flag_has_experiment": false, "$feature_flag_payload": {"color": "blue"}, "$feature_flag_id": 42,
@@ -73,23 +73,23 @@ fn the_first_read_of_a_value_is_told_with_all_that_is_known() {
         "$groups": {"company": "acme"}, "$geoip_disable": true,
     });
     for (key, value) in expected.as_object().unwrap() {
-        assert_eq!(told[0].properties.get(key), Some(value), "{key}");
+        assert_eq!(captured[0].properties.get(key), Some(value), "{key}");
     }
-    assert!(!told[0].properties.contains_key("$feature_flag_error"));
+    assert!(!captured[0].properties.contains_key("$feature_flag_error"));
 }
 
 #[test]
-fn a_missing_flag_is_told_as_missing_but_not_by_a_part_of_a_snapshot() {
+fn a_missing_flag_is_captured_but_not_by_a_partial_snapshot() {
     let harness = posthog(&[answer(&[("on", json!(true))])]);
     let flags = got(harness.client().evaluate_flags("user_1"));
     let part = flags.only(["on", "none"]);
-    assert_eq!((part.get("none"), told(&harness).len()), (None, 0));
+    assert_eq!((part.get("none"), captured(&harness).len()), (None, 0));
     let is_warned =
         |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::Invalid { what } if what.contains("none"));
     assert!(harness.client().diagnostics().iter().any(is_warned));
     assert_eq!(flags.get("none"), None);
-    let told = told(&harness);
-    let shown = ["$feature_flag_response", "$feature_flag_error"].map(|key| told[0].properties[key].clone());
+    let captured = captured(&harness);
+    let shown = ["$feature_flag_response", "$feature_flag_error"].map(|key| captured[0].properties[key].clone());
     assert_eq!(shown, [Value::Null, json!("flag_missing")]);
 }
 
@@ -106,7 +106,7 @@ fn parts_of_a_snapshot_are_what_was_named_and_what_was_read() {
 }
 
 #[test]
-fn an_event_says_the_flags_of_a_snapshot_but_not_over_what_it_says_itself() {
+fn flags_of_a_snapshot_do_not_replace_properties_of_an_event() {
     let harness = posthog(&[answer(&[("on", json!(true)), ("off", json!(false)), ("button", json!("blue"))])]);
     let flags = got(harness.client().evaluate_flags("user_1"));
     harness.client().capture(Event::new("shown", "user_1").prop("$feature/off", "mine").flags(&flags));
@@ -114,11 +114,11 @@ fn an_event_says_the_flags_of_a_snapshot_but_not_over_what_it_says_itself() {
     let said =
         ["$feature/on", "$feature/off", "$feature/button", "$active_feature_flags"].map(|key| &event.properties[key]);
     assert_eq!(said, [&json!(true), &json!("mine"), &json!("blue"), &json!(["button", "on"])]);
-    assert_eq!((asked(&harness).len(), told(&harness).len()), (1, 0));
+    assert_eq!((asked(&harness).len(), captured(&harness).len()), (1, 0));
 }
 
 #[test]
-fn nobody_no_keys_and_a_disabled_client_are_no_request_and_no_event() {
+fn no_id_no_keys_or_a_disabled_client_send_nothing() {
     let harness = posthog(&[]);
     let client = harness.client();
     let nobody = got(client.evaluate_flags(FlagContext::from_current()));
@@ -126,7 +126,7 @@ fn nobody_no_keys_and_a_disabled_client_are_no_request_and_no_event() {
     assert!(got(client.is_feature_enabled_or("f", " ", true)));
     assert!(got(client.evaluate_flags(FlagContext::new("u").only_keys([""; 0]))).is_empty());
     let is_warned =
-        |diagnostic: &&Diagnostic| matches!(diagnostic, Diagnostic::Invalid { what } if what.contains("nobody"));
+        |diagnostic: &&Diagnostic| matches!(diagnostic, Diagnostic::Invalid { what } if what.contains("distinct id"));
     assert_eq!(client.diagnostics().iter().filter(is_warned).count(), 1);
     assert_eq!((asked(&harness).len(), harness.queued().len()), (0, 0));
     let disabled = Client::new(Config::disabled()).unwrap();
@@ -141,23 +141,23 @@ fn within_a_request_flags_are_those_of_its_person() {
         .distinct_id("user_7")
         .enter(|| got(harness.client().is_feature_enabled("on", FlagContext::from_current())));
     assert_eq!((is_on, asked(&harness)[0].body["distinct_id"].as_str()), (true, Some("user_7")));
-    assert_eq!(told(&harness)[0].distinct_id, "user_7");
+    assert_eq!(captured(&harness)[0].distinct_id, "user_7");
 }
 
 #[test]
-fn a_getter_tells_when_its_answer_is_taken_and_never_if_it_is_not() {
+fn a_getter_captures_when_its_result_is_taken() {
     let harness = posthog(&[answer(&[("on", json!(true))])]);
     let is_on = harness.client().is_feature_enabled("on", "user_1");
     harness.settle();
-    assert_eq!((told(&harness).len(), is_on.try_get(), told(&harness).len()), (0, Some(true), 1));
-    assert_eq!((is_on.try_get(), told(&harness).len()), (Some(true), 1));
+    assert_eq!((captured(&harness).len(), is_on.try_get(), captured(&harness).len()), (0, Some(true), 1));
+    assert_eq!((is_on.try_get(), captured(&harness).len()), (Some(true), 1));
     drop(harness.client().is_feature_enabled("on", "user_1"));
     assert_eq!(asked(&harness)[0].body["flag_keys_to_evaluate"], json!(["on"]));
     assert_eq!(asked(&harness).len(), 1, "and the second is in the cache");
 }
 
 #[test]
-fn getters_say_what_is_known_of_a_flag_and_nothing_of_one_that_is_not() {
+fn getters_return_what_is_known_or_nothing() {
     let harness = posthog(&[answer(&[("on", json!(true)), ("off", json!(false)), ("button", json!("blue"))])]);
     let client = harness.client();
     let all = got(client.get_all_flags_and_payloads("u"));
@@ -177,11 +177,11 @@ fn getters_say_what_is_known_of_a_flag_and_nothing_of_one_that_is_not() {
     assert_eq!(got(client.get_feature_flag_payload_of("button", "u", "blue")), Some(json!({"color": "blue"})));
     assert_eq!(got(client.get_feature_flag_payload_of("button", "u", "red")), None);
     assert_eq!(got(client.get_feature_flag_payload("none", "u")), None);
-    assert_eq!((asked(&harness).len(), told(&harness).len()), (1, 3), "one answer for all, and the three reads");
+    assert_eq!((asked(&harness).len(), captured(&harness).len()), (1, 3), "one answer for all, and the three reads");
 }
 
 #[test]
-fn without_an_answer_the_default_stands_and_what_was_known_comes_back() {
+fn a_failure_returns_the_default_or_the_known_value() {
     let harness = posthog(&[answer(&[("on", json!(true))])]);
     let client = harness.client();
     assert!(got(client.is_feature_enabled("on", "u")));
@@ -189,10 +189,13 @@ fn without_an_answer_the_default_stands_and_what_was_known_comes_back() {
     harness.advance(Duration::from_secs(61));
     let flags = got(client.evaluate_flags(FlagContext::new("u").only_keys(["on"])));
     assert!(flags.is_enabled("on") && matches!(flags.problem(), Some(FlagsProblem::NoAnswer { .. })));
-    assert!(got(client.is_feature_enabled_or("on", "somebody else", true)));
-    assert!(!got(client.is_feature_enabled_or("on", "somebody else", false)));
-    let told = told(&harness);
-    assert_eq!((told.len(), &told[0].properties["$feature_flag_error"]), (1, &json!("api_error_500,flag_missing")));
+    assert!(got(client.is_feature_enabled_or("on", "user_9", true)));
+    assert!(!got(client.is_feature_enabled_or("on", "user_9", false)));
+    let captured = captured(&harness);
+    assert_eq!(
+        (captured.len(), &captured[0].properties["$feature_flag_error"]),
+        (1, &json!("api_error_500,flag_missing"))
+    );
     assert!(
         client.known_flags(FlagContext::new("u").only_keys(["on"])).is_enabled("on")
             && client.known_flags("v").is_empty()
@@ -222,7 +225,7 @@ fn overrides_go_into_the_question_until_they_are_taken_back() {
 }
 
 #[test]
-fn nothing_is_told_where_the_context_the_client_or_the_program_says_so() {
+fn nothing_is_captured_if_context_client_or_program_opt_out() {
     let harness = Harness::new(|config| config.send_feature_flag_events(false)).unwrap();
     harness.server().always(Route::Flags, Answer::ok().body(answer(&[("on", json!(true))]).to_string()));
     assert!(got(harness.client().is_feature_enabled("on", "u")));
@@ -234,9 +237,9 @@ fn nothing_is_told_where_the_context_the_client_or_the_program_says_so() {
     assert!(got(harness.client().is_feature_enabled("on", "u")) && harness.queued().is_empty());
     harness.client().opt_in();
     assert!(got(harness.client().is_feature_enabled("on", "u")));
-    assert_eq!((told(&harness).len(), told_flag_reads(harness.client())), (1, 1));
+    assert_eq!((captured(&harness).len(), captured_flag_reads(harness.client())), (1, 1));
     drop(harness.client().shutdown(Duration::ZERO).wait(SOON));
-    assert_eq!(told_flag_reads(harness.client()), 0);
+    assert_eq!(captured_flag_reads(harness.client()), 0);
 }
 
 #[test]
@@ -254,8 +257,8 @@ fn the_small_form_is_what_is_left_after_everybody_had_his_say() {
     harness.server().always(Route::Flags, Answer::ok().body(minimal.to_string()));
     let flags = got(harness.client().evaluate_flags(FlagContext::new("u").group("company", "acme")));
     Context::new().session_id("s").prop("route", "/").enter(|| flags.is_enabled("plain") && flags.is_enabled("tested"));
-    let told = told(&harness);
-    let has = |at: usize, key: &str| told[at].properties.contains_key(key);
+    let captured = captured(&harness);
+    let has = |at: usize, key: &str| captured[at].properties.contains_key(key);
     for key in ["$feature_flag", "$feature_flag_id", "$groups", "$session_id", "$lib", "$is_server", "utm_source"] {
         assert!(has(0, key) && has(1, key), "{key}");
     }

@@ -1,4 +1,4 @@
-//! A loader whose network, keeper and threads are played by a test, on tokio's paused time.
+//! A loader with a scripted transport, store and threads, for tests with tokio's paused clock.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::kept::Restored;
 use super::*;
+use crate::flags::Notice;
 use crate::sys::clock::Clock;
 use crate::transport::{Http, Pending, Request, Response, TransportError};
 
@@ -17,7 +19,7 @@ pub(super) const TWO: &str = r#"{"flags":[{"key":"a","active":true,"filters":{"g
 pub(super) const DENIED: &str = r#"{"type":"authentication_error","code":"invalid_api_key","detail":"no"}"#;
 pub(super) const SECRET: &str = "phx_verysecret";
 
-/// What is to be answered; `None` for never.
+/// A scripted response. `None`: the server never responds.
 pub(super) type Reply = Option<Result<Response, TransportError>>;
 
 pub(super) fn reply(status: u16, body: &str) -> Reply {
@@ -28,13 +30,13 @@ pub(super) fn tagged(status: u16, body: &str, etag: &str) -> Reply {
     Some(Ok(Response { status, body: body.as_bytes().to_vec(), etag: Some(etag.into()), ..Response::default() }))
 }
 
-/// A network that answers in this order, and at last always the same.
+/// A transport that gives scripted responses in order, and then 503.
 #[derive(Default)]
 pub(super) struct Network {
     pub(super) replies: Mutex<VecDeque<Reply>>,
     /// The `If-None-Match` of each request.
     pub(super) asked: Mutex<Vec<Option<String>>>,
-    /// The next answer waits for this.
+    /// The next response waits for this.
     held: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
@@ -62,7 +64,7 @@ impl Http for Network {
     }
 }
 
-/// A loader at work.
+/// A running loader.
 pub(super) struct Rig {
     pub(super) loader: Arc<Loader>,
     pub(super) network: Arc<Network>,
@@ -90,40 +92,52 @@ impl Rig {
     }
 
     pub(super) fn with(replies: impl IntoIterator<Item = Reply>, edit: impl FnOnce(&mut LoaderParts)) -> Self {
+        Self::start(None, replies, edit)
+    }
+
+    /// A loader that starts with what an earlier process kept.
+    pub(super) fn restored(restored: Option<Restored>, replies: impl IntoIterator<Item = Reply>) -> Self {
+        Self::start(restored, replies, |_| ())
+    }
+
+    fn start(
+        restored: Option<Restored>,
+        replies: impl IntoIterator<Item = Reply>,
+        edit: impl FnOnce(&mut LoaderParts),
+    ) -> Self {
         let network = Arc::new(Network { replies: Mutex::new(replies.into_iter().collect()), ..Network::default() });
         let (notices, kept) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-        let (heard, keeps) = (Arc::clone(&notices), Arc::clone(&kept));
+        let (reported, keeps) = (Arc::clone(&notices), Arc::clone(&kept));
         let mut parts = LoaderParts {
             options: options(),
             http: Arc::clone(&network) as Arc<dyn Http>,
             clock: Clock::System,
-            restored: None,
-            // At once: paused time would not wait for a thread.
+            // Runs on this thread: the paused clock would not wait for another one.
             spawn: Arc::new(|run| {
                 run();
                 Ok(())
             }),
             keep: Arc::new(move |keep| keeps.lock().unwrap().push(keep)),
-            report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
+            report: Arc::new(move |notice| reported.lock().unwrap().push(notice)),
         };
         edit(&mut parts);
-        let loader = Loader::new(parts.restored.as_ref());
+        let loader = Loader::new(restored);
         let task = tokio::spawn(serve(parts, Arc::clone(&loader)));
         Self { loader, network, notices, kept, task }
     }
 
-    /// Asks for a load, and waits for what comes of it.
+    /// Requests a load and waits for its result.
     pub(super) async fn load(&self) -> Result<(), FlagDefinitionsError> {
         self.ask().await.unwrap()
     }
 
     pub(super) fn ask(&self) -> oneshot::Receiver<Result<(), FlagDefinitionsError>> {
-        let (tell, told) = oneshot::channel();
-        self.loader.reload(Box::new(move |loaded| _ = tell.send(loaded)));
-        told
+        let (sender, result) = oneshot::channel();
+        self.loader.reload(Box::new(move |loaded| _ = sender.send(loaded)));
+        result
     }
 
-    /// The network answers with these from now on.
+    /// Adds scripted responses.
     pub(super) fn then(&self, replies: impl IntoIterator<Item = Reply>) {
         self.network.replies.lock().unwrap().extend(replies);
     }
@@ -136,25 +150,25 @@ impl Rig {
         self.loader.current().map(|loaded| loaded.flags.len())
     }
 
-    /// The notices so far; forgets them.
-    pub(super) fn heard(&self) -> Vec<Notice> {
+    /// Takes the notices so far.
+    pub(super) fn reported(&self) -> Vec<Notice> {
         std::mem::take(&mut *self.notices.lock().unwrap())
     }
 
-    /// Names of the operations of caches that failed; forgets all notices.
+    /// Takes the notices so far and returns the operations that failed.
     pub(super) fn cache_failures(&self) -> Vec<&'static str> {
         let failed = |notice| match notice {
             Notice::CacheFailed { operation, .. } => Some(operation),
             _ => None,
         };
-        self.heard().into_iter().filter_map(failed).collect()
+        self.reported().into_iter().filter_map(failed).collect()
     }
 
-    /// Stops it, and waits until it has ended.
+    /// Stops the loader and waits until its task has ended.
     pub(super) async fn stop(&mut self) {
-        let (tell, told) = oneshot::channel();
-        self.loader.stop(Box::new(move || _ = tell.send(())));
-        told.await.unwrap();
+        let (sender, result) = oneshot::channel();
+        self.loader.stop(Box::new(move || _ = sender.send(())));
+        result.await.unwrap();
         (&mut self.task).await.unwrap();
     }
 }

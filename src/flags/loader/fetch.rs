@@ -1,4 +1,4 @@
-//! One request for definitions.
+//! One request for definitions, and what the response means for those that are loaded.
 
 use std::fmt::{self, Debug};
 use std::time::Duration;
@@ -10,12 +10,14 @@ use crate::sys::clock::Clock;
 use crate::sys::limits;
 use crate::transport::{Http, Method, Request, Response, RetryAfter};
 
-/// A key that may read a project's definitions. It is sent to PostHog, and neither shown nor stored anywhere.
+/// The longest response that is read: tens of thousands of flags.
+pub(super) const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
+
+/// A key that may read a project's definitions. It is sent to PostHog, and neither logged nor stored.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SecretKey(String);
 
 impl SecretKey {
-    /// A key as the program gave it.
     pub(crate) fn new(key: impl Into<String>) -> Self {
         Self(key.into())
     }
@@ -27,54 +29,50 @@ impl Debug for SecretKey {
     }
 }
 
-/// What to load, and how often. There is a loader only where there is a secret key or a provider.
+/// Where definitions are loaded from, and how often. A loader exists only if there is a secret key or a provider.
 #[derive(Clone, Debug)]
 pub(crate) struct LoaderOptions {
-    /// Of PostHog, without a slash at the end.
+    /// PostHog's host, without a trailing slash.
     pub(crate) host: String,
-    /// The project's own, public key.
+    /// The project's public key.
     pub(crate) api_key: String,
-    /// Without it there is only what the provider has.
+    /// Without it, definitions come from the provider alone.
     pub(crate) secret_key: Option<SecretKey>,
-    /// From the end of one load to the next.
+    /// The time from the end of one load to the next.
     pub(crate) interval: Duration,
-    /// For one request.
+    /// Bound of one request.
     pub(crate) timeout: Duration,
-    /// A server may make us wait so long and no longer.
+    /// The longest `Retry-After` that is respected.
     pub(crate) retry_after_cap: Duration,
-    /// Asked before PostHog is.
     pub(crate) provider: Option<Provider>,
-    /// What is loaded is kept for the next process, in so many bytes at most; `None` if it is not.
+    /// The maximum size of the definitions kept for the next process. `None`: they are not kept.
     pub(crate) keep: Option<usize>,
 }
 
-/// So much of an answer is read: tens of thousands of flags.
-pub(super) const ANSWER_BYTES: usize = 32 * 1024 * 1024;
-
-/// Asks PostHog for all definitions or, if `etag` names a version that we have, whether there are newer ones. An error is in one line.
-pub(super) async fn ask(
+/// Requests all definitions or, with an `etag`, those that are newer. An error is one line.
+pub(super) async fn send(
     http: &dyn Http,
     clock: &Clock,
     options: &LoaderOptions,
     secret_key: &SecretKey,
     etag: Option<&str>,
 ) -> Result<Response, String> {
-    let asked = http.send(request(&options.host, &options.api_key, &secret_key.0, etag));
-    match within(clock, options.timeout, asked).await {
-        Some(answer) => answer.map_err(|error| error.describe()),
-        None => Err(format!("no answer within {:?}", options.timeout)),
+    let response = http.send(request(&options.host, &options.api_key, &secret_key.0, etag));
+    match within(clock, options.timeout, response).await {
+        Some(response) => response.map_err(|error| error.describe()),
+        None => Err(format!("no response within {:?}", options.timeout)),
     }
 }
 
 fn request(host: &str, api_key: &str, secret_key: &str, etag: Option<&str>) -> Request {
-    // The query names the project: a personal key is of a person, who may have several.
+    // The query names the project, because a personal key may have access to several.
     let url = format!("{host}/flags/definitions?token={}&send_cohorts", percent_encoded(api_key));
     let mut headers = vec![("authorization", format!("Bearer {secret_key}"))];
     headers.extend(etag.map(|etag| ("if-none-match", etag.to_owned())));
-    Request { method: Method::Get, url: url.into(), headers, max_answer: ANSWER_BYTES, ..Request::default() }
+    Request { method: Method::Get, url: url.into(), headers, max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
 }
 
-/// A key has nothing that needs it, unless somebody made it up.
+/// PostHog's keys need no encoding; others might.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -87,54 +85,54 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// What to do about an answer.
+/// What a response means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The body is what is used from now on, if it can be read.
+pub(super) enum Meaning {
+    /// The body replaces the loaded definitions, if it can be parsed.
     Replace,
-    /// What is there is the newest.
+    /// The loaded definitions are the newest.
     Unchanged,
-    /// The key or the quota is refused: what is there may not be used any more.
+    /// PostHog refused the key, or the quota is exceeded: the loaded definitions must not be used any more.
     Clear {
         /// 401, 402 or 403.
         status: u16,
-        /// In PostHog's words.
+        /// PostHog's message.
         why: String,
     },
-    /// No answer to what was asked: what is there stays.
+    /// The loaded definitions stay in use.
     Failed {
         /// In one line.
         why: String,
-        /// When the server wants to hear from us again.
+        /// When the server accepts the next request.
         retry_after: Option<RetryAfter>,
     },
 }
 
-/// Judges an answer. `asked_for_changes`: the request named a version that we have.
-pub(super) fn judge(response: &Response, asked_for_changes: bool) -> Verdict {
+/// Interprets a response. `is_conditional`: the request named the loaded version.
+///
+/// A proxy may respond 401 or 403 to every request, and a captive portal 200. Good definitions are dropped only if the
+/// body is one of PostHog's own error objects.
+pub(super) fn interpret(response: &Response, is_conditional: bool) -> Meaning {
     let status = response.status;
-    let failed = |why: String| Verdict::Failed { why, retry_after: response.retry_after };
+    let failed = |why: String| Meaning::Failed { why, retry_after: response.retry_after };
+    let message = || message_of(&response.body);
     match status {
-        200 if response.is_cut => failed(format!("the answer is longer than {} bytes", response.body.len())),
-        200 => Verdict::Replace,
-        304 if asked_for_changes => Verdict::Unchanged,
+        200 if response.is_cut => failed(format!("the response is longer than {} bytes", response.body.len())),
+        200 => Meaning::Replace,
+        304 if is_conditional => Meaning::Unchanged,
+        401..=403 if is_posthogs(&response.body) => Meaning::Clear { status, why: message() },
         401..=403 => {
-            let said = said(&response.body);
-            if is_posthogs(&response.body) {
-                Verdict::Clear { status, why: said }
-            } else {
-                failed(format!("HTTP status {status}, not in PostHog's words; check Config::host and proxies: {said}"))
-            }
+            failed(format!("HTTP status {status}, but not from PostHog; check Config::host and proxies: {}", message()))
         }
         400 | 404 => failed(format!(
-            "HTTP status {status}; check Config::host and that the secret key is of this project: {}",
-            said(&response.body)
+            "HTTP status {status}; check Config::host and that the secret key belongs to this project: {}",
+            message()
         )),
-        _ => failed(format!("HTTP status {status}: {}", said(&response.body))),
+        _ => failed(format!("HTTP status {status}: {}", message())),
     }
 }
 
-/// PostHog's error objects have one of these members.
+/// PostHog's error objects have at least one of these members.
 fn is_posthogs(body: &[u8]) -> bool {
     let json = serde_json::from_slice::<Value>(body).ok();
     json.is_some_and(|json| {
@@ -142,8 +140,8 @@ fn is_posthogs(body: &[u8]) -> bool {
     })
 }
 
-/// The beginning of a body as text.
-fn said(body: &[u8]) -> String {
+/// The beginning of a body, as text for a message.
+fn message_of(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body.get(..limits::DETAIL_KEPT).unwrap_or(body));
     limits::foreign(text.trim(), limits::DETAIL_KEPT)
 }
@@ -156,16 +154,16 @@ mod tests {
 
     const DENIED: &str = r#"{"type":"authentication_error","code":"invalid_api_key","detail":"Personal API key is invalid.","attr":null}"#;
 
-    fn of(status: u16, body: &str) -> Verdict {
-        judge(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, true)
+    fn of(status: u16, body: &str) -> Meaning {
+        interpret(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, true)
     }
 
-    fn kind(verdict: &Verdict) -> &'static str {
-        match verdict {
-            Verdict::Replace => "replace",
-            Verdict::Unchanged => "unchanged",
-            Verdict::Clear { .. } => "clear",
-            Verdict::Failed { .. } => "failed",
+    fn kind(meaning: &Meaning) -> &'static str {
+        match meaning {
+            Meaning::Replace => "replace",
+            Meaning::Unchanged => "unchanged",
+            Meaning::Clear { .. } => "clear",
+            Meaning::Failed { .. } => "failed",
         }
     }
 
@@ -174,13 +172,13 @@ mod tests {
         let html = "<html>Sign in</html>";
         for (status, body, expected) in [
             (200, r#"{"flags":[]}"#, "replace"),
-            // Whether it can be read is seen by whoever reads it.
+            // Whether the body can be parsed is decided later.
             (200, html, "replace"),
             (304, "", "unchanged"),
             (401, DENIED, "clear"),
             (402, r#"{"detail":"Feature flags quota exceeded","code":"payment_required"}"#, "clear"),
             (403, DENIED, "clear"),
-            // Somebody on the way, who knows nothing of our key.
+            // A proxy, which cannot know whether the key is valid.
             (401, html, "failed"),
             (403, "", "failed"),
             (403, "[]", "failed"),
@@ -203,31 +201,31 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_was_cut_replaces_nothing() {
+    fn a_truncated_response_replaces_nothing() {
         let cut = Response { status: 200, body: br#"{"flags":[]}"#.to_vec(), is_cut: true, ..Response::default() };
-        assert_eq!(kind(&judge(&cut, true)), "failed");
+        assert_eq!(kind(&interpret(&cut, true)), "failed");
     }
 
     #[test]
-    fn not_modified_is_no_answer_to_whoever_has_nothing() {
+    fn not_modified_fails_if_nothing_is_loaded() {
         let unchanged = Response { status: 304, ..Response::default() };
-        assert_eq!(kind(&judge(&unchanged, false)), "failed");
+        assert_eq!(kind(&interpret(&unchanged, false)), "failed");
     }
 
     #[test]
-    fn what_the_server_asks_for_and_what_it_says_is_passed_on() {
+    fn retry_after_and_the_message_are_passed_on() {
         let wait = Some(RetryAfter::In(Duration::from_secs(9)));
         let busy =
             Response { status: 429, retry_after: wait, body: "x".repeat(5000).into_bytes(), ..Response::default() };
-        let Verdict::Failed { why, retry_after } = judge(&busy, true) else { panic!("not failed") };
+        let Meaning::Failed { why, retry_after } = interpret(&busy, true) else { panic!("not failed") };
         assert_eq!(retry_after, wait);
         assert!(why.starts_with("HTTP status 429: xxx") && why.len() < 1100, "{}", why.len());
-        let Verdict::Clear { status: 401, why } = of(401, DENIED) else { panic!("not cleared") };
+        let Meaning::Clear { status: 401, why } = of(401, DENIED) else { panic!("not cleared") };
         assert!(why.contains("invalid_api_key"), "{why}");
     }
 
     #[test]
-    fn fdl_04_a_request_names_the_project_the_key_and_the_version_that_is_there() {
+    fn fdl_04_a_request_has_the_project_the_key_and_the_etag() {
         let request = request("https://ph.test/sub", "phc_1", "phx_2", Some("W/\"3\""));
         assert_eq!(&*request.url, "https://ph.test/sub/flags/definitions?token=phc_1&send_cohorts");
         let expected = [("authorization", "Bearer phx_2".to_owned()), ("if-none-match", "W/\"3\"".to_owned())];

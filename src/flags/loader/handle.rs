@@ -1,10 +1,12 @@
-//! The loader, from outside: what is loaded, for anybody to read without waiting, and a mailbox.
+//! The loader as callers see it: the current definitions, readable without waiting, and a mailbox for commands to its
+//! task.
 
 use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 #[cfg(feature = "testing")]
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
@@ -14,28 +16,28 @@ use crate::flags::LocalFlags;
 use crate::sys::clock::WallNanos;
 use crate::sys::reentry;
 
-/// The definitions that flags are evaluated with at the moment. Cheap to clone.
+/// The definitions that flags are evaluated against. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedFlags {
-    /// Ready to be evaluated.
     pub(crate) flags: LocalFlags,
-    /// When PostHog, or the provider, last said that these are the newest.
+    /// When PostHog or the provider last confirmed that these are the newest definitions.
     pub(crate) fetched_at: WallNanos,
-    /// An earlier process fetched them, and nobody has said since that they are the newest.
+    /// An earlier process fetched them, and they have not been confirmed since.
     pub(crate) is_restored: bool,
 }
 
-/// How the definitions of flags are. See [`Client::flag_definitions_state`](crate::Client::flag_definitions_state).
+/// The state of the definitions of flags. See
+/// [`Client::flag_definitions_state`](crate::Client::flag_definitions_state).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlagDefinitionsState {
-    /// There are none: no flag is evaluated here.
+    /// No definitions are loaded: no flag is evaluated locally.
     Missing,
-    /// They are those that an earlier process fetched, and have not been confirmed yet.
+    /// An earlier process fetched the definitions, and they have not been confirmed yet.
     Restored,
-    /// The last attempt to load them worked.
+    /// The last load succeeded.
     Fresh,
-    /// The last attempt to load them failed: they are those of an earlier one.
+    /// The last load failed: the definitions are those of an earlier one.
     Stale,
 }
 
@@ -43,112 +45,116 @@ pub enum FlagDefinitionsState {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlagDefinitionsError {
-    /// There is neither a secret key ([`Config::secret_key`](crate::Config::secret_key)) nor a provider, so there is nobody to load from.
-    #[error("feature flag definitions are not loaded: there is neither a Config::secret_key nor a provider")]
+    /// The client has neither a secret key ([`Config::secret_key`](crate::Config::secret_key)) nor a provider.
+    #[error("feature flag definitions are not loaded: the client has neither a Config::secret_key nor a provider")]
     NotConfigured,
-    /// No answer, or none that is of use. Definitions that were there already stay.
+    /// PostHog did not respond, or not with definitions. Definitions that were loaded before stay in use.
     #[error("feature flag definitions cannot be loaded: {0}; those loaded before stay in use")]
     Unavailable(String),
-    /// PostHog refuses the secret key (401, 403) or the quota is used up (402). Definitions that were there are no longer used.
+    /// PostHog rejected the secret key (401, 403), or the quota is exceeded (402). Definitions that were loaded before
+    /// are dropped.
     #[error(
-        "PostHog refuses feature flag definitions (HTTP status {status}: {why}); those loaded before are not used any more; check \
-         Config::secret_key and the quota"
+        "PostHog refuses feature flag definitions (HTTP status {status}: {why}); those loaded before are no longer used; \
+         check Config::secret_key and the quota"
     )]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// In PostHog's words.
+        /// PostHog's message.
         why: String,
     },
-    /// What came is no document of definitions. Those that were there already stay.
+    /// The document cannot be parsed. Definitions that were loaded before stay in use.
     #[error("feature flag definitions cannot be read: {0}; those loaded before stay in use")]
     Unreadable(String),
-    /// The provider has none, or failed. Definitions that were there already stay.
-    #[error("the provider of feature flag definitions has none: {0}")]
+    /// The provider has no definitions, or failed. Definitions that were loaded before stay in use.
+    #[error("the provider of feature flag definitions has none: {0}; those loaded before stay in use")]
     Provider(String),
     /// The client is closed.
     #[error("the client is closed")]
     Closed,
-    /// This process is a forked child that has captured nothing yet, or it waits for what its parent had asked.
+    /// The process is a forked child that has not captured anything yet, or the load was requested by its parent.
     #[error("this forked process has no client of its own before its first capture")]
     Forked,
 }
 
-/// Told what came of a load.
+/// Receives the result of a load.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), FlagDefinitionsError>) + Send>;
-/// Told that nothing more is loaded, and that the provider was shut down.
+/// Called when loading has stopped and the provider was shut down.
 pub(crate) type Stopped = Box<dyn FnOnce() + Send>;
 
-/// With a clock that stands still a provider that blocks is waited for, in real time; one that hangs only for so long.
+/// With a clock that stands still, tests wait in real time for a blocking provider, but not longer than this for one
+/// that hangs.
 #[cfg(feature = "testing")]
 const COUNTS_AS_WORKING: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The handle of a loader; see the module.
 #[derive(Default)]
 pub(crate) struct Loader {
     current: ArcSwapOption<LoadedFlags>,
     generation: AtomicU64,
     is_stale: AtomicBool,
+    /// What an earlier process kept, until the task takes it.
+    restored: Mutex<Option<Restored>>,
     mailbox: Mutex<Mailbox>,
-    /// Rings once for any number of calls.
+    /// Wakes the task. Several commands may cause one wakeup.
     wake: Notify,
-    /// Since when a provider is asked on another thread.
+    /// Since when a provider is being called on another thread.
     #[cfg(feature = "testing")]
-    asks_since: Mutex<Option<Instant>>,
+    provider_called_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
 struct Mailbox {
-    /// Who waits for the next end of a load.
+    /// Callers that wait for the end of a load.
     waiting: Vec<Done>,
     is_stopping: bool,
     is_abandoned: bool,
     is_closed: bool,
     stopped: Vec<Stopped>,
-    /// What is loaded, or being loaded, is not to be used.
-    is_to_be_forgotten: bool,
-    /// What was kept for the next process is not there any more.
-    is_kept_lost: bool,
-    /// How often anything was asked, and how much of that was heard.
+    /// Definitions that are loaded, or being loaded, are not to be used.
+    is_reset: bool,
+    /// The store lost the definitions that were kept for the next process.
+    kept_was_lost: bool,
+    /// The number of commands sent.
     #[cfg(feature = "testing")]
-    asked: u64,
+    sent: u64,
+    /// The number of commands that the task has seen.
     #[cfg(feature = "testing")]
-    heard: u64,
+    seen: u64,
 }
 
-/// What is asked of the task.
+/// A command to the task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(super) enum Command {
     Load,
-    /// What is loaded is not to be used any more.
-    Forget,
+    /// Drop the definitions and load them again.
+    Reset,
     Stop,
 }
 
 impl Loader {
-    /// With what an earlier process left, which is evaluated with from now on.
-    pub(crate) fn new(restored: Option<&Restored>) -> Arc<Self> {
-        let loader = Self::default();
-        let current = restored.map(|restored| LoadedFlags {
+    /// A loader that starts with the definitions an earlier process kept, if any.
+    pub(crate) fn new(restored: Option<Restored>) -> Arc<Self> {
+        let current = restored.as_ref().map(|restored| LoadedFlags {
             flags: restored.flags.clone(),
             fetched_at: restored.fetched_at,
             is_restored: true,
         });
+        let loader = Self { restored: Mutex::new(restored), ..Self::default() };
         loader.current.store(current.map(Arc::new));
         Arc::new(loader)
     }
 
-    /// What flags are evaluated with at the moment. Never waits.
+    /// The current definitions. Never waits.
     pub(crate) fn current(&self) -> Option<LoadedFlags> {
         self.current.load().as_deref().cloned()
     }
 
-    /// Rises with each load that worked, also if there was nothing new.
+    /// The number of successful loads, including those that found the definitions unchanged.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// How what is loaded is.
     pub(crate) fn state(&self) -> FlagDefinitionsState {
         match &*self.current.load() {
             None => FlagDefinitionsState::Missing,
@@ -158,25 +164,31 @@ impl Loader {
         }
     }
 
-    /// Loads now, or joins the load under way. `done` is called on the task, or here if that has ended.
+    /// The time since PostHog or the provider last confirmed the current definitions.
+    pub(crate) fn age(&self, now: WallNanos) -> Option<Duration> {
+        let nanos = now.saturating_sub(self.current()?.fetched_at);
+        Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(0)))
+    }
+
+    /// Loads definitions now, or joins the load under way. `done` is called on the task, or here if the task has ended.
     pub(crate) fn reload(&self, done: Done) {
         let mut done = Some(done);
-        self.ask(|mailbox| mailbox.waiting.extend(done.take_if(|_| !mailbox.is_closed && !mailbox.is_stopping)));
+        self.send(|mailbox| mailbox.waiting.extend(done.take_if(|_| !mailbox.is_closed && !mailbox.is_stopping)));
         if let Some(done) = done {
             reentry::caught(|| done(Err(FlagDefinitionsError::Closed)));
         }
     }
 
-    /// Forgets what is loaded, and what was kept of it, and has it loaded anew. No flag is evaluated here until then.
-    pub(crate) fn forget(&self) {
-        self.ask(|mailbox| mailbox.is_to_be_forgotten = true);
+    /// Drops the definitions, including those kept for the next process, and loads them again.
+    pub(crate) fn reset(&self) {
+        self.send(|mailbox| mailbox.is_reset = true);
         self.clear();
     }
 
-    /// Ends, and shuts the provider down. `stopped` is called then, on the task, or here if it has ended.
+    /// Stops loading and shuts the provider down. `stopped` is then called on the task, or here if the task has ended.
     pub(crate) fn stop(&self, stopped: Stopped) {
         let mut stopped = Some(stopped);
-        self.ask(|mailbox| {
+        self.send(|mailbox| {
             mailbox.is_stopping = true;
             mailbox.stopped.extend(stopped.take_if(|_| !mailbox.is_closed));
         });
@@ -185,34 +197,34 @@ impl Loader {
         }
     }
 
-    /// Ends at once: nobody waits any more, not even for the provider.
+    /// Stops at once, without waiting for the provider's shutdown.
     pub(crate) fn abandon(&self) {
-        self.ask(|mailbox| (mailbox.is_stopping, mailbox.is_abandoned) = (true, true));
+        self.send(|mailbox| (mailbox.is_stopping, mailbox.is_abandoned) = (true, true));
     }
 
-    /// What was kept for the next process is gone: it is to be kept again.
-    pub(crate) fn kept_is_lost(&self) {
-        self.mailbox().is_kept_lost = true;
+    /// The store lost the definitions kept for the next process. The next load fetches and keeps them again.
+    pub(crate) fn keep_again(&self) {
+        self.mailbox().kept_was_lost = true;
     }
 
-    /// How often it was asked for something so far, if there is nothing left to do before the time or an answer comes.
+    /// The number of commands so far, if the task has nothing to do until time passes or a response arrives.
     #[cfg(feature = "testing")]
     pub(crate) fn asleep(&self) -> Option<u64> {
-        let since = *self.asks_since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_some_and(|since| since.elapsed() < COUNTS_AS_WORKING) {
+        let called_at = *self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if called_at.is_some_and(|called_at| called_at.elapsed() < COUNTS_AS_WORKING) {
             return None;
         }
         let mailbox = self.mailbox();
-        (mailbox.is_closed || mailbox.heard == mailbox.asked).then_some(mailbox.asked)
+        (mailbox.is_closed || mailbox.seen == mailbox.sent).then_some(mailbox.sent)
     }
 
-    fn ask(&self, change: impl FnOnce(&mut Mailbox)) {
+    fn send(&self, command: impl FnOnce(&mut Mailbox)) {
         {
             let mut mailbox = self.mailbox();
-            change(&mut mailbox);
+            command(&mut mailbox);
             #[cfg(feature = "testing")]
             {
-                mailbox.asked += 1;
+                mailbox.sent += 1;
             }
         }
         self.wake.notify_one();
@@ -225,13 +237,18 @@ impl Loader {
 
 /// The task's side.
 impl Loader {
-    /// From now on flags are evaluated with these.
+    /// Takes what an earlier process kept.
+    pub(super) fn take_restored(&self) -> Option<Restored> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Replaces the current definitions.
     pub(super) fn publish(&self, loaded: LoadedFlags) {
         self.current.store(Some(Arc::new(loaded)));
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// From now on no flag is evaluated here.
+    /// Drops the current definitions: from now on no flag is evaluated locally.
     pub(super) fn clear(&self) {
         self.current.store(None);
     }
@@ -240,35 +257,37 @@ impl Loader {
         self.is_stale.store(is_stale, Ordering::Release);
     }
 
-    pub(super) fn takes_forget(&self) -> bool {
-        std::mem::take(&mut self.mailbox().is_to_be_forgotten)
+    /// Whether a reset was requested since the last call.
+    pub(super) fn take_reset(&self) -> bool {
+        std::mem::take(&mut self.mailbox().is_reset)
     }
 
-    pub(super) fn takes_kept_is_lost(&self) -> bool {
-        std::mem::take(&mut self.mailbox().is_kept_lost)
+    /// Whether the store lost the kept definitions since the last call.
+    pub(super) fn take_kept_was_lost(&self) -> bool {
+        std::mem::take(&mut self.mailbox().kept_was_lost)
     }
 
-    /// Waits until something is asked.
-    pub(super) async fn called(&self) -> Call {
-        self.heard(|mailbox| match mailbox {
-            Mailbox { is_stopping: true, .. } => Some(Call::Stop),
-            Mailbox { is_to_be_forgotten: true, .. } => Some(Call::Forget),
-            Mailbox { waiting, .. } => (!waiting.is_empty()).then_some(Call::Load),
+    /// Waits for a command.
+    pub(super) async fn command(&self) -> Command {
+        self.received(|mailbox| match mailbox {
+            Mailbox { is_stopping: true, .. } => Some(Command::Stop),
+            Mailbox { is_reset: true, .. } => Some(Command::Reset),
+            Mailbox { waiting, .. } => (!waiting.is_empty()).then_some(Command::Load),
         })
         .await
     }
 
-    /// Waits until it is to end.
+    /// Waits until the task is to stop.
     pub(super) async fn stopping(&self) {
-        self.heard(|mailbox| mailbox.is_stopping.then_some(())).await;
+        self.received(|mailbox| mailbox.is_stopping.then_some(())).await;
     }
 
-    /// Waits until nobody waits any more.
+    /// Waits until the provider's shutdown no longer has to be awaited.
     pub(super) async fn abandoned(&self) {
-        self.heard(|mailbox| mailbox.is_abandoned.then_some(())).await;
+        self.received(|mailbox| mailbox.is_abandoned.then_some(())).await;
     }
 
-    /// Tells all who wait.
+    /// Gives the result of a load to all callers that wait for one.
     pub(super) fn answer(&self, answer: &Result<(), FlagDefinitionsError>) {
         let waiting = std::mem::take(&mut self.mailbox().waiting);
         for done in waiting {
@@ -276,7 +295,7 @@ impl Loader {
         }
     }
 
-    /// Nothing is loaded any more.
+    /// The task has ended: answers all callers that still wait.
     pub(super) fn close(&self) {
         let (waiting, stopped) = {
             let mut mailbox = self.mailbox();
@@ -291,21 +310,22 @@ impl Loader {
         }
     }
 
-    /// A provider is asked on another thread, for as long as that lives.
-    pub(super) fn asking(&self) -> Asking<'_> {
+    /// Marks that a provider is being called on another thread, until the guard is dropped.
+    pub(super) fn calling_provider(&self) -> CallingProvider<'_> {
         #[cfg(feature = "testing")]
-        self.asks_since.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
-        Asking(self)
+        self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
+        CallingProvider(self)
     }
 
-    /// Only one of its callers may wait at a time: each call rings once.
-    async fn heard<T>(&self, wanted: impl Fn(&Mailbox) -> Option<T>) -> T {
+    /// Waits until `wanted` finds something in the mailbox. Only one caller may wait at a time: a wakeup reaches one of
+    /// them.
+    async fn received<T>(&self, wanted: impl Fn(&Mailbox) -> Option<T>) -> T {
         loop {
             {
                 let mut mailbox = self.mailbox();
                 #[cfg(feature = "testing")]
                 {
-                    mailbox.heard = mailbox.asked;
+                    mailbox.seen = mailbox.sent;
                 }
                 let _ = &mut mailbox;
                 if let Some(found) = wanted(&mailbox) {
@@ -317,15 +337,15 @@ impl Loader {
     }
 }
 
-/// See [`Loader::asking`].
-pub(super) struct Asking<'a>(
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "tests look"))] &'a Loader,
+/// See [`Loader::calling_provider`].
+pub(super) struct CallingProvider<'a>(
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "read by tests"))] &'a Loader,
 );
 
-impl Drop for Asking<'_> {
+impl Drop for CallingProvider<'_> {
     fn drop(&mut self) {
         #[cfg(feature = "testing")]
-        self.0.asks_since.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.0.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

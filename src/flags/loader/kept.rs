@@ -1,10 +1,11 @@
-//! Definitions as bytes that lie in the queue's file between two processes.
+//! Encoding of the definitions that are kept in the store for the next process.
 //!
 //! ```text
 //! version u8 | fetched_at i64 | length of the ETag u16 | ETag | length of the document u32 | the document, zlib
 //! ```
 //!
-//! Integers are little-endian. Around it the store has its checksum. What cannot be read is as good as nothing.
+//! Integers are little-endian. The store adds a checksum. Bytes that cannot be decoded are ignored: definitions are
+//! then loaded as if none had been kept.
 
 use std::io::{Read, Write};
 
@@ -13,27 +14,26 @@ use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fetch::ANSWER_BYTES;
+use super::fetch::MAX_RESPONSE_BYTES;
 use crate::flags::LocalFlags;
 use crate::sys::clock::WallNanos;
 use crate::sys::reentry;
 
 const VERSION: u8 = 1;
 
-/// What an earlier process left, ready to be used.
+/// Definitions that an earlier process kept.
 #[derive(Clone, Debug)]
 pub(crate) struct Restored {
-    /// Ready to be evaluated.
-    pub(crate) flags: LocalFlags,
-    /// When that process fetched them.
-    pub(crate) fetched_at: WallNanos,
-    /// Which version they are.
+    pub(super) flags: LocalFlags,
+    /// When the earlier process fetched them.
+    pub(super) fetched_at: WallNanos,
+    /// PostHog's version of the document.
     pub(super) etag: Option<String>,
-    /// Of the document.
+    /// A hash of the document.
     pub(super) hash: u64,
 }
 
-/// The bytes to keep; `None` if they are more than `most`.
+/// Encodes a document. `None` if the result is larger than `most`.
 pub(super) fn encode(document: &[u8], etag: Option<&str>, fetched_at: WallNanos, most: usize) -> Option<Vec<u8>> {
     let etag = etag.unwrap_or_default();
     let mut bytes = vec![VERSION];
@@ -41,13 +41,13 @@ pub(super) fn encode(document: &[u8], etag: Option<&str>, fetched_at: WallNanos,
     bytes.extend_from_slice(&u16::try_from(etag.len()).ok()?.to_le_bytes());
     bytes.extend_from_slice(etag.as_bytes());
     bytes.extend_from_slice(&u32::try_from(document.len()).ok()?.to_le_bytes());
-    // Writing to memory fails only where allocating does. The fastest level: this is done beside the sending of events.
+    // The fastest level, because this runs on the delivery thread.
     let mut encoder = ZlibEncoder::new(bytes, Compression::fast());
     encoder.write_all(document).ok()?;
     encoder.finish().ok().filter(|bytes| bytes.len() <= most)
 }
 
-/// Reads what [`encode`] wrote.
+/// Decodes what [`encode`] wrote. `None` if the bytes are damaged or of another version.
 pub(crate) fn decode(bytes: &[u8]) -> Option<Restored> {
     let (&[version], rest) = bytes.split_first_chunk()?;
     let (fetched_at, rest) = rest.split_first_chunk()?;
@@ -55,11 +55,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Restored> {
     let (etag, rest) = rest.split_at_checked(u16::from_le_bytes(*etag_len).into())?;
     let (length, packed) = rest.split_first_chunk()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-    if version != VERSION || length > ANSWER_BYTES {
+    if version != VERSION || length > MAX_RESPONSE_BYTES {
         return None;
     }
     let mut document = Vec::new();
-    // One byte more, to see that there is none.
+    // Reads one byte more than expected, to detect a longer document.
     ZlibDecoder::new(packed).take(length as u64 + 1).read_to_end(&mut document).ok()?;
     if document.len() != length {
         return None;
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_were_cut_or_changed_are_as_good_as_none_and_never_a_panic() {
+    fn damaged_bytes_are_ignored_and_never_panic() {
         let bytes = encode(DOCUMENT, Some("W/\"7\""), 42, MOST).unwrap();
         for end in 0..bytes.len() {
             // The end of a zlib stream is its checksum.
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_and_a_length_that_is_a_lie_are_as_good_as_none() {
+    fn another_version_and_a_wrong_length_are_ignored() {
         let bytes = encode(DOCUMENT, None, 42, MOST).unwrap();
         let mut foreign = bytes.clone();
         foreign[0] = 2;

@@ -1,30 +1,39 @@
-//! Definitions of flags: fetched, kept fresh, and there before anybody was asked.
+//! The loader of flag definitions.
 //!
-//! A [`Loader`] is what callers have: the definitions that are evaluated with at the moment behind an atomic pointer, so that no reader
-//! ever waits for a load, and sees the old set or the new one and never a mix. [`serve`] is its task, on the delivery's runtime. There is
-//! neither where the program has given no secret key and no provider: then nothing is polled and nothing wakes up.
+//! A [`Loader`] is the handle that callers have. It holds the current definitions behind an atomic pointer: a reader
+//! never waits for a load, and sees the old set or the new one, never a mix. [`serve`] is its task, on the delivery
+//! thread's runtime. Without a secret key and a provider there is no loader, and nothing is polled.
 //!
-//! # Rules
+//! # Loading
 //!
-//! * One load at a time. The first is at once; the next follows an interval later, more or less (`pace.rs`). Who asks for a load while
-//!   one is under way is answered by that one; who asks in a pause ends it, unless the server has asked for that pause (`Retry-After`).
-//! * `judge.rs` says what an answer means. 200 replaces, if it can be read and is whole. 304 confirms. 401, 402 and 403 clear, if PostHog
-//!   says so in its own words: a key that was revoked must not go on being used, by the next process neither. Whatever else happens,
-//!   what is loaded stays, and its age is told.
-//! * A reset by the program clears in the same way, and loads anew: what a load brings that began before it is not used.
-//! * With a provider (`provider.rs`) that decides whether PostHog is asked or the provider read. It is the program's code: it may hang,
-//!   fail or panic (`consult.rs`), each wait is bounded, and nothing it does costs definitions that are loaded. Since it may have lost
-//!   what it was given, it gets the whole document after each request; so no request names a version then. Its shutdown is called once.
-//! * What was loaded is *kept* for the next process when it has changed (`kept.rs`): encoded here, written by whoever has the store. The
-//!   next process evaluates with it before its first request, and asks only whether there are newer ones. Should the store lose it
-//!   (`kept_is_lost`), it is fetched and kept again.
-//! * Told once per episode: that loading fails, and with another kind of failure again; that it works again; that an operation of a
-//!   provider fails. Told once per document: flags in it that cannot be read.
-//! * The secret key is in one header of a request and nowhere else: not in errors, not in `Debug`, not on the disk.
-//! * Time is that of the [`Clock`](crate::sys::clock::Clock), which may stand still.
+//! * One load at a time. The first begins at once, the next about an interval after the end of the one before. A caller
+//!   that requests a load joins the one under way, or ends the wait for the next one, unless the server asked for that
+//!   wait (`Retry-After`).
+//! * 200 replaces the definitions, if the body is complete and can be parsed. 304 confirms them. 401, 402 and 403 clear
+//!   them, for the next process too, but only with an error object of PostHog in the body: a revoked key must not stay
+//!   in use, and a proxy must not clear anything. Any other response leaves the definitions in use, and their age
+//!   grows.
+//! * A reset by the program clears the definitions and loads them again. The result of a load that began before is
+//!   discarded.
+//! * With a provider, the provider decides whether PostHog is asked or the provider is read. It is given the whole
+//!   document after each request, since it may have lost its copy; so requests are unconditional then. It is shut down
+//!   once.
 //!
-//! Parts: `mailbox.rs` is the loader from outside, `poller.rs` its task, `fetch.rs` one request, `options.rs` what it is told and tells,
-//! `loaded.rs` the public words for its state and its errors.
+//! # Keeping
+//!
+//! * Changed definitions are encoded here (`kept.rs`) and written by the pipeline, which owns the store. The next
+//!   process evaluates with them before its first request, and asks only for newer ones (`ETag`). If the store loses
+//!   them, they are fetched again.
+//!
+//! # Reporting
+//!
+//! * Once per outage: that loading fails, and again if the kind of failure changes; that it works again; that an
+//!   operation of the provider fails. Once per document: flags that cannot be parsed.
+//! * The secret key is in one header of the request and nowhere else: not in errors, not in `Debug` output, not on
+//!   disk.
+//!
+//! `handle.rs` is the handle, `task.rs` the task, `fetch.rs` one request, `provider.rs` the program's provider,
+//! `kept.rs` the form in which definitions are kept.
 
 #[cfg(test)]
 mod fake;
@@ -41,9 +50,9 @@ mod task_tests;
 pub(crate) use fetch::{LoaderOptions, SecretKey};
 pub use handle::{FlagDefinitionsError, FlagDefinitionsState};
 pub(crate) use handle::{LoadedFlags, Loader};
-pub(crate) use kept::{Restored, decode};
+pub(crate) use kept::decode;
 pub(crate) use provider::Provider;
 pub use provider::{
     AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, ProviderError, ProviderFuture,
 };
-pub(crate) use task::{Keep, LoaderParts, Notice, serve};
+pub(crate) use task::{KEEP, Keep, LoaderParts, serve};

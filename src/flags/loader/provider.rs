@@ -1,4 +1,9 @@
-//! What the program puts between us and PostHog: a cache of definitions that several processes share.
+//! The program's provider: a cache of definitions that several processes share, and how it is called.
+//!
+//! A provider is code of the program. It may hang, fail or panic, so each call has a timeout and panics are caught. A
+//! blocking provider is called on a thread of its own that ends with the call; while one call hangs, no other is made
+//! except the final `shutdown`. The futures of an async provider are polled on the delivery thread and dropped after
+//! the timeout.
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -17,14 +22,14 @@ use crate::sys::clock::Clock;
 use crate::sys::limits;
 use crate::sys::reentry::{calling_out, caught};
 
-/// Why a provider could not do what it was asked for. Its text becomes a diagnostic.
+/// The error of a provider. Its text is reported in a diagnostic.
 pub type ProviderError = Box<dyn Error + Send + Sync>;
 
-/// What an [`AsyncFlagDefinitionProvider`] answers with.
+/// The future that a method of an [`AsyncFlagDefinitionProvider`] returns.
 pub type ProviderFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ProviderError>> + Send + 'a>>;
 
-/// Definitions of flags as PostHog serves them: one JSON document with the flags, the group types, the cohorts, and whether small
-/// `$feature_flag_called` events are wanted. A provider keeps and gives back these bytes as they are. Cheap to clone.
+/// Definitions of flags as PostHog serves them: a JSON document with flags, group types and cohorts. A provider stores
+/// and returns these bytes unchanged. Cheap to clone.
 ///
 /// ```
 /// use posthog::FlagDefinitions;
@@ -38,7 +43,7 @@ pub struct FlagDefinitions {
 }
 
 impl FlagDefinitions {
-    /// The document. It is read when it is used: one that cannot be read is as good as none.
+    /// Wraps a document. It is parsed when it is used; a document that cannot be parsed counts as a failed read.
     pub fn from_json(json: impl AsRef<[u8]>) -> Self {
         Self { json: Arc::from(json.as_ref()) }
     }
@@ -55,13 +60,13 @@ impl Debug for FlagDefinitions {
     }
 }
 
-/// A cache of definitions outside of this process, which blocks while it is asked: a file, a database, a server of one's own.
-/// [`Config::flag_definitions_provider`](crate::Config::flag_definitions_provider) has it used.
+/// A blocking cache of definitions outside of this process, such as a file, a database or a server. Set with
+/// [`Config::flag_definitions_provider`](crate::Config::flag_definitions_provider).
 ///
-/// At each poll it decides who asks PostHog: of many processes one is enough, and the others read what that one has stored. It is called
-/// on a thread of its own, one call at a time, and waited for 10 s; a call that takes longer is given up, and while it still hangs the
-/// provider counts as failing. Panics and errors are diagnostics
-/// ([`FlagCacheFailed`](crate::Diagnostic::FlagCacheFailed)), and never cost definitions that are there already.
+/// At each poll the provider decides whether this process requests the definitions from PostHog. One of many processes
+/// is enough; the others read what it stored. Methods are called on a thread of their own, one at a time, with a
+/// timeout of 10 s. While a call hangs, further calls fail. Panics and errors are reported as
+/// [`FlagCacheFailed`](crate::Diagnostic::FlagCacheFailed) and never discard loaded definitions.
 ///
 /// Follows PostHog's specification `flag-definition-loader`.
 ///
@@ -92,28 +97,28 @@ impl Debug for FlagDefinitions {
 /// }
 /// ```
 pub trait FlagDefinitionProvider: Send + Sync {
-    /// Whether this process is to ask PostHog now. If not, [`read`](Self::read) follows. If this fails, PostHog is asked. Without a
-    /// secret key there is nobody to ask: then this is not called.
+    /// Whether this process requests the definitions from PostHog now. If not, [`read`](Self::read) is called next. If
+    /// this fails, PostHog is asked. Not called without a secret key.
     fn should_fetch(&self) -> Result<bool, ProviderError>;
 
-    /// The definitions that were stored last, by whichever process; `None` if there are none.
+    /// The definitions stored last, by any process. `None` if there are none.
     fn read(&self) -> Result<Option<FlagDefinitions>, ProviderError>;
 
-    /// Stores what PostHog has answered. This process evaluates with it already.
+    /// Stores PostHog's response. This process already uses it.
     fn store(&self, definitions: &FlagDefinitions) -> Result<(), ProviderError>;
 
-    /// Called once, when the client is shut down. A call that is given up then does not keep the shutdown.
+    /// Called once, when the client is shut down. The shutdown does not wait for it longer than its own deadline.
     fn shutdown(&self) -> Result<(), ProviderError> {
         Ok(())
     }
 }
 
-/// The same as [`FlagDefinitionProvider`] for a cache that is asked without blocking.
-/// [`Config::flag_definitions_async_provider`](crate::Config::flag_definitions_async_provider) has it used.
+/// The async variant of [`FlagDefinitionProvider`]. Set with
+/// [`Config::flag_definitions_async_provider`](crate::Config::flag_definitions_async_provider).
 ///
-/// The futures are polled on the client's own thread, on a tokio runtime without I/O or threads for the program: they must not block,
-/// or events are not sent meanwhile. What needs the program's own runtime is spawned there, and its end awaited here. Each future is
-/// waited for 10 s and then dropped.
+/// The futures are polled on the client's delivery thread, on a tokio runtime without I/O and without threads for the
+/// program. They must not block, because no events are sent in the meantime. Spawn work that needs the program's own
+/// runtime there, and await its result here. A future is dropped after 10 s.
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -155,12 +160,10 @@ pub trait AsyncFlagDefinitionProvider: Send + Sync {
     }
 }
 
-/// Either kind.
+/// A provider of either kind.
 #[derive(Clone)]
 pub(crate) enum Provider {
-    /// Blocks while it is asked.
     Sync(Arc<dyn FlagDefinitionProvider>),
-    /// Is awaited.
     Async(Arc<dyn AsyncFlagDefinitionProvider>),
 }
 
@@ -176,77 +179,73 @@ impl Debug for Provider {
 /// Starts a thread on which code of the program may block.
 pub(crate) type Spawn = Arc<dyn Fn(Box<dyn FnOnce() + Send>) -> io::Result<()> + Send + Sync>;
 
-/// So long a provider is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of a call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The provider, and whoever asks it.
-pub(super) struct Consultation {
+/// Calls a provider. Errors are one line.
+pub(super) struct ProviderCalls {
     spawn: Spawn,
     clock: Clock,
     loader: Arc<Loader>,
     provider: Provider,
-    /// A call to one that blocks has not returned.
-    hangs: Arc<AtomicBool>,
+    /// A call of a blocking provider has not returned yet.
+    is_busy: Arc<AtomicBool>,
 }
 
-impl Consultation {
-    /// If there is a provider.
+impl ProviderCalls {
     pub(super) fn new(provider: Provider, spawn: Spawn, clock: Clock, loader: &Arc<Loader>) -> Self {
-        Self { spawn, clock, loader: Arc::clone(loader), provider, hangs: Arc::default() }
+        Self { spawn, clock, loader: Arc::clone(loader), provider, is_busy: Arc::default() }
     }
 
-    /// Whether PostHog is to be asked. Errors are in one line, here and below.
     pub(super) async fn should_fetch(&self) -> Result<bool, String> {
         match &self.provider {
-            Provider::Sync(provider) => self.on_a_thread(provider, |provider| provider.should_fetch()).await,
+            Provider::Sync(provider) => self.on_thread(provider, |provider| provider.should_fetch()).await,
             Provider::Async(provider) => self.polled(|| provider.should_fetch()).await,
         }
     }
 
-    /// What it has.
     pub(super) async fn read(&self) -> Result<Option<FlagDefinitions>, String> {
         match &self.provider {
-            Provider::Sync(provider) => self.on_a_thread(provider, |provider| provider.read()).await,
+            Provider::Sync(provider) => self.on_thread(provider, |provider| provider.read()).await,
             Provider::Async(provider) => self.polled(|| provider.read()).await,
         }
     }
 
-    /// Gives it what PostHog has answered.
     pub(super) async fn store(&self, definitions: FlagDefinitions) -> Result<(), String> {
         match &self.provider {
-            Provider::Sync(provider) => self.on_a_thread(provider, move |provider| provider.store(&definitions)).await,
+            Provider::Sync(provider) => self.on_thread(provider, move |provider| provider.store(&definitions)).await,
             Provider::Async(provider) => self.polled(|| provider.store(&definitions)).await,
         }
     }
 
-    /// The last call, which does not wait for one that hangs.
+    /// The last call. It is made even while an earlier call hangs.
     pub(super) async fn shutdown(mut self) -> Result<(), String> {
-        self.hangs = Arc::default();
+        self.is_busy = Arc::default();
         match &self.provider {
-            Provider::Sync(provider) => self.on_a_thread(provider, |provider| provider.shutdown()).await,
+            Provider::Sync(provider) => self.on_thread(provider, |provider| provider.shutdown()).await,
             Provider::Async(provider) => self.polled(|| provider.shutdown()).await,
         }
     }
 
-    async fn on_a_thread<T: Send + 'static>(
+    async fn on_thread<T: Send + 'static>(
         &self,
         provider: &Arc<dyn FlagDefinitionProvider>,
         call: impl FnOnce(&dyn FlagDefinitionProvider) -> Result<T, ProviderError> + Send + 'static,
     ) -> Result<T, String> {
-        if self.hangs.swap(true, Ordering::AcqRel) {
+        if self.is_busy.swap(true, Ordering::AcqRel) {
             return Err("an earlier call has not returned yet".into());
         }
-        let (tell, told) = oneshot::channel();
-        let (hangs, provider) = (Returned(Arc::clone(&self.hangs)), Arc::clone(provider));
+        let (sender, result) = oneshot::channel();
+        let (busy, provider) = (Busy(Arc::clone(&self.is_busy)), Arc::clone(provider));
         let run = move || {
-            let answer = caught(|| calling_out(|| call(&*provider).map_err(described)));
-            drop(hangs);
-            let _ = tell.send(answer.unwrap_or_else(panicked));
+            let result = caught(|| calling_out(|| call(&*provider).map_err(described)));
+            drop(busy);
+            let _ = sender.send(result.unwrap_or_else(panicked));
         };
-        (self.spawn)(Box::new(run)).map_err(|error| format!("no thread to ask it on: {error}"))?;
-        let _asking = self.loader.asking();
-        match within(&self.clock, PATIENCE, told).await {
-            Some(Ok(answer)) => answer,
+        (self.spawn)(Box::new(run)).map_err(|error| format!("cannot start a thread for the call: {error}"))?;
+        let _calling = self.loader.calling_provider();
+        match within(&self.clock, CALL_TIMEOUT, result).await {
+            Some(Ok(result)) => result,
             Some(Err(_)) => panicked(),
             None => Err(timed_out()),
         }
@@ -254,20 +253,20 @@ impl Consultation {
 
     async fn polled<'a, T>(&self, call: impl FnOnce() -> ProviderFuture<'a, T>) -> Result<T, String> {
         let Some(future) = caught(|| calling_out(call)) else { return panicked() };
-        within(&self.clock, PATIENCE, Polled { future: Some(future) }).await.unwrap_or_else(|| Err(timed_out()))
+        within(&self.clock, CALL_TIMEOUT, Polled { future: Some(future) }).await.unwrap_or_else(|| Err(timed_out()))
     }
 }
 
-/// The thread has come back from the program's code, or never went there.
-struct Returned(Arc<AtomicBool>);
+/// Marks a blocking provider as busy until the call returns, or its thread could not be started.
+struct Busy(Arc<AtomicBool>);
 
-impl Drop for Returned {
+impl Drop for Busy {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
 }
 
-/// A future of the program: nothing that it panics with goes further than here.
+/// A future of the program. Catches panics when it is polled or dropped.
 struct Polled<'a, T> {
     future: Option<ProviderFuture<'a, T>>,
 }
@@ -289,6 +288,15 @@ impl<T> Drop for Polled<'_, T> {
     }
 }
 
+/// The result of `task`, or `None` after `most`.
+pub(super) async fn within<T>(clock: &Clock, most: Duration, task: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        result = task => Some(result),
+        () = clock.sleep(most) => None,
+    }
+}
+
 fn described(error: ProviderError) -> String {
     limits::foreign(&error.to_string(), limits::DETAIL_KEPT)
 }
@@ -298,14 +306,5 @@ fn panicked<T>() -> Result<T, String> {
 }
 
 fn timed_out() -> String {
-    format!("no answer within {PATIENCE:?}")
-}
-
-/// What comes of `task` if that is in time.
-pub(super) async fn within<T>(clock: &Clock, most: Duration, task: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        done = task => Some(done),
-        () = clock.sleep(most) => None,
-    }
+    format!("no result within {CALL_TIMEOUT:?}")
 }

@@ -1,4 +1,4 @@
-//! The loader and the program's provider.
+//! The loader with a provider.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::fake::{ONE, Rig, TWO, reply, tagged};
 use super::*;
 
-/// A provider that does as it is told, and counts.
+/// A scripted provider that counts its calls.
 #[derive(Default)]
 struct Scripted {
     decides: Mutex<Option<Result<bool, &'static str>>>,
@@ -17,7 +17,7 @@ struct Scripted {
     fails: Mutex<Option<&'static str>>,
     stored: Mutex<Vec<FlagDefinitions>>,
     shutdowns: AtomicUsize,
-    /// An awaited one never answers.
+    /// The future of an async provider never completes.
     hangs: bool,
 }
 
@@ -117,7 +117,7 @@ impl AsyncFlagDefinitionProvider for Awaited {
     }
 }
 
-/// What is true of one kind is true of the other.
+/// Runs a test for both kinds of provider.
 fn both(scripted: impl Fn() -> Arc<Scripted>) -> [(Arc<Scripted>, Provider); 2] {
     let (first, second) = (scripted(), scripted());
     let providers =
@@ -131,18 +131,18 @@ fn rig(provider: Provider, replies: impl IntoIterator<Item = super::fake::Reply>
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_06_a_provider_that_decides_against_a_request_is_read_instead() {
+async fn fdl_06_a_provider_that_decides_not_to_fetch_is_read() {
     for (scripted, provider) in both(|| Scripted::fetching(false)) {
         *scripted.has.lock().unwrap() = Some(TWO);
         let rig = rig(provider, []);
         rig.load().await.unwrap();
         assert_eq!((rig.requests(), rig.keys(), rig.loader.state()), (0, Some(2), FlagDefinitionsState::Fresh));
-        assert!(rig.heard().is_empty() && scripted.stored.lock().unwrap().is_empty());
+        assert!(rig.reported().is_empty() && scripted.stored.lock().unwrap().is_empty());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_07_fdl_08_what_was_fetched_is_used_and_then_stored_before_the_refresh_ends() {
+async fn fdl_07_fdl_08_a_fetched_document_is_used_and_then_stored() {
     for (scripted, provider) in both(|| Scripted::fetching(true)) {
         let rig = rig(provider, [tagged(200, TWO, "1"), tagged(200, TWO, "1")]);
         for times in 1..3 {
@@ -154,7 +154,7 @@ async fn fdl_07_fdl_08_what_was_fetched_is_used_and_then_stored_before_the_refre
 }
 
 #[tokio::test(start_paused = true)]
-async fn fft_10_the_gate_for_small_events_survives_the_way_through_a_provider() {
+async fn fft_10_minimal_events_survive_the_way_through_a_provider() {
     let writing = Scripted::fetching(true);
     let first = rig(Provider::Sync(Arc::new(Blocking(writing.clone()))), [reply(200, TWO)]);
     first.load().await.unwrap();
@@ -169,7 +169,7 @@ async fn fft_10_the_gate_for_small_events_survives_the_way_through_a_provider() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_09_a_read_that_fails_finds_nothing_or_nonsense_keeps_what_is_loaded() {
+async fn fdl_09_a_failed_or_invalid_read_keeps_the_definitions() {
     for (scripted, provider) in both(|| Scripted::fetching(false)) {
         *scripted.has.lock().unwrap() = Some(TWO);
         let rig = rig(provider, []);
@@ -179,7 +179,7 @@ async fn fdl_09_a_read_that_fails_finds_nothing_or_nonsense_keeps_what_is_loaded
             assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Provider(_))), "{has:?}");
             assert_eq!((rig.requests(), rig.keys(), rig.loader.state()), (0, Some(2), FlagDefinitionsState::Stale));
         }
-        assert_eq!(rig.heard().len(), 1, "told once, until it has worked again");
+        assert_eq!(rig.reported().len(), 1, "reported once, until it has worked again");
         *scripted.has.lock().unwrap() = Some(ONE);
         rig.load().await.unwrap();
         *scripted.has.lock().unwrap() = None;
@@ -210,7 +210,7 @@ async fn without_a_key_there_is_only_what_the_provider_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_10_a_decision_that_fails_is_a_request_and_a_warning_and_so_is_a_panic() {
+async fn fdl_10_a_failed_decision_is_a_request_and_a_warning() {
     for fails in ["should_fetch", "panic"] {
         for (scripted, provider) in both(|| Scripted::fetching(false)) {
             scripted.fail(fails);
@@ -234,7 +234,7 @@ async fn fdl_10_a_store_that_fails_keeps_the_fresh_copy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_08_a_provider_that_never_answers_is_waited_for_ten_seconds() {
+async fn fdl_08_a_hanging_provider_has_ten_seconds() {
     let hanging = Provider::Async(Arc::new(Awaited(Arc::new(Scripted { hangs: true, ..Scripted::default() }))));
     let blocking = Provider::Sync(Arc::new(Blocking(Scripted::fetching(false))));
     for (provider, waits) in [(hanging, 20), (blocking, 10)] {
@@ -242,7 +242,7 @@ async fn fdl_08_a_provider_that_never_answers_is_waited_for_ten_seconds() {
         let started = Arc::clone(&threads);
         let mut rig = Rig::with([reply(200, ONE), reply(200, TWO)], |parts| {
             parts.options.provider = Some(provider);
-            // A thread that does not come to run until it is let.
+            // A thread that does not run until it is released.
             parts.spawn = Arc::new(move |run| {
                 started.lock().unwrap().push(run);
                 Ok(())
@@ -250,7 +250,7 @@ async fn fdl_08_a_provider_that_never_answers_is_waited_for_ten_seconds() {
         });
         let began = Instant::now();
         rig.load().await.unwrap();
-        // The decision, and, where that is not known to hang, the store.
+        // `should_fetch`, and `store` if `should_fetch` is not known to hang.
         assert_eq!((began.elapsed(), rig.keys()), (Duration::from_secs(waits), Some(1)));
         assert!(threads.lock().unwrap().len() <= 1, "one thread at most hangs");
         assert_eq!(rig.cache_failures(), ["should_fetch", "store"]);
@@ -279,7 +279,7 @@ async fn fdl_11_shutdown_is_called_once_and_its_failure_is_a_warning() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loader_that_is_abandoned_waits_for_nobody() {
+async fn an_abandoned_loader_does_not_wait_for_the_shutdown() {
     let hanging = Arc::new(Scripted { hangs: true, ..Scripted::default() });
     let mut rig = rig(Provider::Async(Arc::new(Awaited(hanging))), []);
     let began = Instant::now();

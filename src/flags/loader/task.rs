@@ -1,4 +1,4 @@
-//! The task: a load, a wait, and so on until it is told to stop.
+//! The loader's task: loads definitions, waits, and repeats until it is stopped.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -9,11 +9,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fetch::{self, LoaderOptions, Verdict, judge};
-use super::handle::{Call, FlagDefinitionsError as Error, LoadedFlags, Loader};
-use super::kept::{self, Restored};
-use super::provider::{Consultation, FlagDefinitions, Spawn};
-use crate::flags::LocalFlags;
+use super::fetch::{self, LoaderOptions, Meaning, interpret};
+use super::handle::{Command, FlagDefinitionsError as Error, LoadedFlags, Loader};
+use super::kept;
+use super::provider::{FlagDefinitions, ProviderCalls, Spawn};
+use crate::flags::{LocalFlags, Notice};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::random_u64;
 use crate::sys::limits;
@@ -21,74 +21,38 @@ use crate::sys::reentry;
 use crate::sys::wording;
 use crate::transport::Http;
 
+/// Unreadable flags that a notice names.
+const KEYS_REPORTED: usize = 10;
+/// The longest `ETag` that is sent back.
+const MAX_ETAG_BYTES: usize = 1024;
+/// The operation that [`Notice::CacheFailed`] names if definitions cannot be kept for the next process.
+pub(crate) const KEEP: &str = "keep";
+
 /// What a loader works with.
 #[derive(Clone)]
 pub(crate) struct LoaderParts {
-    /// What to load.
     pub(crate) options: LoaderOptions,
-    /// The way to PostHog.
     pub(crate) http: Arc<dyn Http>,
-    /// The time, by which it sleeps.
     pub(crate) clock: Clock,
-    /// What an earlier process left, if anything.
-    pub(crate) restored: Option<Restored>,
-    /// Where a provider that blocks is asked.
+    /// Starts the threads on which a blocking provider is called.
     pub(crate) spawn: Spawn,
-    /// Has that kept for the next process, or what was kept forgotten. Does not wait.
+    /// Keeps definitions for the next process, or removes those that are kept. Does not block.
     pub(crate) keep: Arc<dyn Fn(Keep) + Send + Sync>,
-    /// Hears of everything a human might want to know.
     pub(crate) report: Arc<dyn Fn(Notice) + Send + Sync>,
-}
-
-impl LoaderParts {
-    /// Calls the provider, if there is one.
-    fn consultation(&self, loader: &Arc<Loader>) -> Option<Consultation> {
-        let provider = self.options.provider.clone()?;
-        Some(Consultation::new(provider, Arc::clone(&self.spawn), self.clock.clone(), loader))
-    }
 }
 
 /// What the next process is to find.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// These bytes.
+    /// These encoded definitions.
     These(Vec<u8>),
-    /// Nothing: what was kept is not to be used any more.
+    /// Nothing: definitions that were kept before must not be used again.
     Nothing,
 }
 
-/// Something that happened while definitions were loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
-    /// They cannot be loaded. Told when that begins, and when it becomes something else.
-    Unavailable {
-        /// In one line.
-        why: String,
-    },
-    /// They can be loaded again.
-    Recovered,
-    /// These flags' definitions cannot be read; told once for each version of the definitions.
-    Unreadable {
-        /// The first of them.
-        keys: Vec<String>,
-    },
-    /// The provider failed, or what was loaded cannot be kept. Told once until the same has worked again.
-    CacheFailed {
-        /// `should_fetch`, `read`, `store`, `shutdown` or `keep`.
-        operation: &'static str,
-        /// In one line.
-        why: String,
-    },
-}
-
-/// Of flags that cannot be read, so many are named.
-const KEYS_TOLD: usize = 10;
-/// A longer `ETag` is no version that anybody would compare.
-const ETAG_BYTES: usize = 1024;
-
-/// Loads definitions until it is told to stop, the first time at once.
+/// Loads definitions until the loader is stopped. The first load begins at once.
 pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
-    // Also where the runtime drops this task: who waits is told.
+    // Answers the callers even if the runtime drops this task.
     let _closing = Closing { loader: Arc::clone(&loader), report: Arc::clone(&parts.report) };
     let mut poller = Poller::new(parts, &loader);
     loop {
@@ -97,13 +61,13 @@ pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
             () = loader.stopping() => break,
             loaded = poller.load() => loaded,
         };
-        if loader.takes_forget() {
-            // It began before: who waits is answered by the next one.
+        if loader.take_reset() {
+            // The load began before the reset. The next one answers the callers.
             poller.clear();
             continue;
         }
         let ended = poller.conclude(loaded);
-        if !poller.pause(ended).await {
+        if !poller.wait(ended).await {
             break;
         }
     }
@@ -118,23 +82,23 @@ struct Closing {
 impl Drop for Closing {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // A defect of ours. What is loaded goes on being used, and is said to be old.
             self.loader.set_stale(true);
-            let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); those loaded before stay in \
-                       use until this process ends".to_owned();
-            reentry::caught(|| (self.report)(Notice::Unavailable { why }));
+            let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); \
+                       those loaded before stay in use until this process ends"
+                .to_owned();
+            reentry::caught(|| (self.report)(Notice::DefinitionsUnavailable { why }));
         }
         self.loader.close();
     }
 }
 
-/// Why a load came to nothing.
-struct Miss {
+/// A failed load.
+struct LoadFailure {
     error: Error,
     retry_after: Option<Duration>,
 }
 
-impl From<Error> for Miss {
+impl From<Error> for LoadFailure {
     fn from(error: Error) -> Self {
         Self { error, retry_after: None }
     }
@@ -143,16 +107,16 @@ impl From<Error> for Miss {
 struct Poller {
     parts: LoaderParts,
     loader: Arc<Loader>,
-    provider: Option<Consultation>,
-    /// Which version PostHog says is loaded.
+    provider: Option<ProviderCalls>,
+    /// The `ETag` of the loaded document.
     etag: Option<String>,
-    /// Of the document that is loaded.
+    /// A hash of the loaded document.
     hash: Option<u64>,
-    /// Of the document that the next process will find.
+    /// A hash of the document that is kept for the next process.
     kept: Option<u64>,
-    /// What was told of the failures in a row, by the kind of error.
-    told: Option<String>,
-    /// Operations of caches that failed the last time.
+    /// The kind of failure that was reported last. `None` if loading works.
+    reported: Option<String>,
+    /// Operations whose last attempt failed.
     failing: BTreeSet<&'static str>,
     pace: Pace,
     rng: StdRng,
@@ -160,15 +124,15 @@ struct Poller {
 
 impl Poller {
     fn new(parts: LoaderParts, loader: &Arc<Loader>) -> Self {
-        let restored = parts.restored.as_ref();
-        let hash = restored.map(|restored| restored.hash);
+        let restored = loader.take_restored();
+        let hash = restored.as_ref().map(|restored| restored.hash);
         Self {
-            etag: restored.and_then(|restored| usable(restored.etag.clone())),
+            etag: usable(restored.and_then(|restored| restored.etag)),
             hash,
             kept: hash,
-            provider: parts.consultation(loader),
+            provider: calls_of(&parts, loader),
             loader: Arc::clone(loader),
-            told: None,
+            reported: None,
             failing: BTreeSet::new(),
             pace: Pace::default(),
             rng: StdRng::seed_from_u64(random_u64()),
@@ -176,10 +140,10 @@ impl Poller {
         }
     }
 
-    /// One load, from wherever it is to come.
-    async fn load(&mut self) -> Result<(), Miss> {
-        if self.loader.takes_kept_is_lost() {
-            // Without the version the whole document comes, and is kept.
+    /// One load, from PostHog or through the provider.
+    async fn load(&mut self) -> Result<(), LoadFailure> {
+        if self.loader.take_kept_was_lost() {
+            // Without an ETag PostHog sends the whole document, which is then kept.
             (self.kept, self.etag) = (None, None);
         }
         let Some(provider) = self.provider.take() else { return self.fetch().await.map(drop) };
@@ -188,16 +152,16 @@ impl Poller {
         loaded
     }
 
-    async fn load_through(&mut self, provider: &Consultation) -> Result<(), Miss> {
-        let decided = if self.has_key() { provider.should_fetch().await } else { Ok(false) };
-        if matches!(self.told_of("should_fetch", decided), Some(false)) {
+    async fn load_through(&mut self, provider: &ProviderCalls) -> Result<(), LoadFailure> {
+        let should_fetch = if self.has_key() { provider.should_fetch().await } else { Ok(false) };
+        if matches!(self.checked("should_fetch", should_fetch), Some(false)) {
             let found = provider.read().await.and_then(|found| found.ok_or_else(|| "it has none".into()));
             let read = found.and_then(|found| self.adopt(found.as_json(), None).map_err(|error| error.to_string()));
             let why = match &read {
                 Ok(()) => String::new(),
                 Err(why) => why.clone(),
             };
-            if self.told_of("read", read).is_some() {
+            if self.checked("read", read).is_some() {
                 return Ok(());
             }
             if self.loader.current().is_some() || !self.has_key() {
@@ -206,52 +170,52 @@ impl Poller {
         }
         if let Some(document) = self.fetch().await? {
             let stored = provider.store(FlagDefinitions::from_json(document)).await;
-            self.told_of("store", stored);
+            self.checked("store", stored);
         }
         Ok(())
     }
 
-    /// Asks PostHog. Returns the document, unless the one that is loaded is the newest.
-    async fn fetch(&mut self) -> Result<Option<Vec<u8>>, Miss> {
+    /// Requests the definitions from PostHog. Returns the document, or `None` if the loaded one is the newest.
+    async fn fetch(&mut self) -> Result<Option<Vec<u8>>, LoadFailure> {
         let Some(secret_key) = &self.parts.options.secret_key else { return Err(Error::NotConfigured.into()) };
-        // A provider may have lost what it had: it gets the whole document each time.
-        let is_known = self.loader.current().is_some() && self.provider_is_absent();
-        let etag = self.etag.clone().filter(|_| is_known);
-        let answer =
-            fetch::ask(&*self.parts.http, &self.parts.clock, &self.parts.options, secret_key, etag.as_deref()).await;
-        let response = answer.map_err(Error::Unavailable)?;
-        match judge(&response, etag.is_some()) {
-            Verdict::Replace => {
+        // A provider may have lost its copy, so it gets the whole document after each request.
+        let is_conditional = self.loader.current().is_some() && self.parts.options.provider.is_none();
+        let etag = self.etag.clone().filter(|_| is_conditional);
+        let LoaderParts { http, clock, options, .. } = &self.parts;
+        let response = fetch::send(&**http, clock, options, secret_key, etag.as_deref()).await;
+        let response = response.map_err(Error::Unavailable)?;
+        match interpret(&response, etag.is_some()) {
+            Meaning::Replace => {
                 self.adopt(&response.body, response.etag)?;
                 Ok(Some(response.body))
             }
-            Verdict::Unchanged => {
+            Meaning::Unchanged => {
                 self.etag = usable(response.etag).or(etag);
                 self.confirm();
                 Ok(None)
             }
-            Verdict::Clear { status, why } => {
+            Meaning::Clear { status, why } => {
                 self.clear();
                 Err(Error::Refused { status, why }.into())
             }
-            Verdict::Failed { why, retry_after } => {
+            Meaning::Failed { why, retry_after } => {
                 let wall = self.parts.clock.wall_nanos();
                 let cap = self.parts.options.retry_after_cap;
                 let retry_after = retry_after.map(|after| after.wait_at(wall).min(cap));
-                Err(Miss { error: Error::Unavailable(why), retry_after })
+                Err(LoadFailure { error: Error::Unavailable(why), retry_after })
             }
         }
     }
 
-    /// Evaluates with this document from now on, if it can be read.
+    /// Parses and publishes a document, and keeps it for the next process.
     fn adopt(&mut self, document: &[u8], etag: Option<String>) -> Result<(), Error> {
         let hash = xxh3_64(document);
-        let loaded = self.loader.current().filter(|_| self.hash == Some(hash));
-        let flags = match loaded {
+        let unchanged = self.loader.current().filter(|_| self.hash == Some(hash));
+        let flags = match unchanged {
             Some(loaded) => loaded.flags,
             None => {
-                let flags = read(document)?;
-                self.tell_of_unreadable(&flags);
+                let flags = parse(document)?;
+                self.report_unreadable(&flags);
                 flags
             }
         };
@@ -262,7 +226,7 @@ impl Poller {
         Ok(())
     }
 
-    /// What is loaded is the newest.
+    /// The loaded definitions are the newest.
     fn confirm(&mut self) {
         if let Some(loaded) = self.loader.current() {
             let fetched_at = self.parts.clock.wall_nanos();
@@ -270,7 +234,7 @@ impl Poller {
         }
     }
 
-    /// Nothing is evaluated here any more, neither by this process nor by the next one.
+    /// Drops the definitions, for this process and the next one.
     fn clear(&mut self) {
         self.loader.clear();
         (self.hash, self.etag) = (None, None);
@@ -283,33 +247,31 @@ impl Poller {
         let Some(most) = self.parts.options.keep.filter(|_| self.kept != Some(hash)) else { return };
         match kept::encode(document, self.etag.as_deref(), fetched_at, most) {
             Some(bytes) => {
-                self.told_of("keep", Ok(()));
+                self.checked(KEEP, Ok(()));
                 (self.parts.keep)(Keep::These(bytes));
             }
             None => {
-                self.told_of::<()>(
-                    "keep",
-                    Err(format!("they take more than {} compressed", wording::bytes(most as u64))),
-                );
-                // Older ones would be worse than none: nobody would know how they differ.
+                let limit = wording::bytes(most as u64);
+                self.checked::<()>(KEEP, Err(format!("the compressed definitions are larger than {limit}")));
+                // The next process must not use older definitions as if they were these.
                 (self.parts.keep)(Keep::Nothing);
             }
         }
         self.kept = Some(hash);
     }
 
-    /// Ends a load: tells whoever waits for it, and whoever should know.
-    fn conclude(&mut self, loaded: Result<(), Miss>) -> Ended {
+    /// Ends a load: answers the callers that wait for it and reports a change.
+    fn conclude(&mut self, loaded: Result<(), LoadFailure>) -> Ended {
         self.loader.set_stale(loaded.is_err());
         let (answer, ended) = match loaded {
             Ok(()) => {
-                if self.told.take().is_some() {
-                    (self.parts.report)(Notice::Recovered);
+                if self.reported.take().is_some() {
+                    (self.parts.report)(Notice::DefinitionsRecovered);
                 }
                 (Ok(()), Ended::Loaded)
             }
-            Err(Miss { error, retry_after }) => {
-                self.tell_of_failure(&error);
+            Err(LoadFailure { error, retry_after }) => {
+                self.report_failure(&error);
                 let is_refused = matches!(error, Error::Refused { .. });
                 (Err(error), if is_refused { Ended::Refused } else { Ended::Failed { retry_after } })
             }
@@ -318,52 +280,51 @@ impl Poller {
         ended
     }
 
-    /// Waits until the next load is due, or asked for. False if none is wanted any more.
-    async fn pause(&mut self, ended: Ended) -> bool {
-        let has_some = self.loader.current().is_some();
-        let wait = self.pace.wait_after(ended, self.parts.options.interval, has_some, &mut self.rng);
-        let asked = match ended {
+    /// Waits until the next load is due or requested. `false` if the loader is to stop.
+    async fn wait(&mut self, ended: Ended) -> bool {
+        let has_definitions = self.loader.current().is_some();
+        let wait = self.pace.wait_after(ended, self.parts.options.interval, has_definitions, &mut self.rng);
+        let retry_after = match ended {
             Ended::Failed { retry_after } => retry_after,
             Ended::Loaded | Ended::Refused => None,
         };
         let clock = self.parts.clock.clone();
-        let mut may_ask = asked.is_none();
-        let mut waited = pin!(clock.sleep(asked.unwrap_or_default()));
-        let mut slept = pin!(clock.sleep(wait));
+        let mut may_request = retry_after.is_none();
+        // A requested load only has to respect Retry-After, which may be much shorter than the wait for the next poll.
+        let mut retry_allowed = pin!(clock.sleep(retry_after.unwrap_or_default()));
+        let mut due = pin!(clock.sleep(wait));
         loop {
             tokio::select! {
                 biased;
-                // Our own pause may be much longer than what the server has asked for.
-                () = &mut waited, if !may_ask => may_ask = true,
-                call = self.loader.called() => match call {
-                    Call::Stop => return false,
-                    Call::Forget => {
-                        self.loader.takes_forget();
+                () = &mut retry_allowed, if !may_request => may_request = true,
+                command = self.loader.command() => match command {
+                    Command::Stop => return false,
+                    Command::Reset => {
+                        self.loader.take_reset();
                         self.clear();
-                        if may_ask {
+                        if may_request {
                             return true;
                         }
                     }
-                    Call::Load if !may_ask => {
-                        self.loader.answer(&Err(Error::Unavailable("PostHog asked to wait before the next request".into())));
+                    Command::Load if !may_request => {
+                        let why = "PostHog asked to wait before the next request".into();
+                        self.loader.answer(&Err(Error::Unavailable(why)));
                     }
-                    Call::Load => return true,
+                    Command::Load => return true,
                 },
-                () = &mut slept => return true,
+                () = &mut due => return true,
             }
         }
     }
 
-    /// The provider hears that it is over, once.
+    /// Shuts the provider down.
     async fn shut_down(mut self) {
-        let Some(provider) = self.provider.take().or_else(|| self.parts.consultation(&self.loader)) else {
-            return;
-        };
+        let Some(provider) = self.provider.take().or_else(|| calls_of(&self.parts, &self.loader)) else { return };
         let loader = Arc::clone(&self.loader);
         tokio::select! {
             biased;
             ended = provider.shutdown() => {
-                self.told_of("shutdown", ended);
+                self.checked("shutdown", ended);
             }
             () = loader.abandoned() => {}
         }
@@ -373,16 +334,13 @@ impl Poller {
         self.parts.options.secret_key.is_some()
     }
 
-    fn provider_is_absent(&self) -> bool {
-        self.parts.options.provider.is_none()
-    }
-
-    /// The outcome of an operation of a cache, if it is good; if not, that is told once until the operation has worked again.
-    fn told_of<T>(&mut self, operation: &'static str, outcome: Result<T, String>) -> Option<T> {
-        match outcome {
-            Ok(outcome) => {
+    /// The result of an operation, if it succeeded. A failure is reported once, until the operation has succeeded
+    /// again.
+    fn checked<T>(&mut self, operation: &'static str, result: Result<T, String>) -> Option<T> {
+        match result {
+            Ok(result) => {
                 self.failing.remove(operation);
-                Some(outcome)
+                Some(result)
             }
             Err(why) => {
                 if self.failing.insert(operation) {
@@ -393,83 +351,83 @@ impl Poller {
         }
     }
 
-    fn tell_of_failure(&mut self, error: &Error) {
+    fn report_failure(&mut self, error: &Error) {
         let why = error.to_string();
-        // What comes after the kind and the status changes with each attempt: a port, a time.
+        // The beginning names the kind of failure. The rest may differ between attempts (a port, a time).
         let kind = limits::beginning(&why, 80).to_owned();
-        // Of a provider it was told.
-        if !matches!(error, Error::Provider(_)) && self.told.as_ref() != Some(&kind) {
-            self.told = Some(kind);
-            (self.parts.report)(Notice::Unavailable { why });
+        // A failure of the provider was reported by its operation.
+        if !matches!(error, Error::Provider(_)) && self.reported.as_ref() != Some(&kind) {
+            self.reported = Some(kind);
+            (self.parts.report)(Notice::DefinitionsUnavailable { why });
         }
     }
 
-    fn tell_of_unreadable(&self, flags: &LocalFlags) {
-        let keys: Vec<String> =
-            flags.unreadable().iter().take(KEYS_TOLD).map(|key| limits::foreign(key, limits::NAME_KEPT)).collect();
+    fn report_unreadable(&self, flags: &LocalFlags) {
+        let unreadable = flags.unreadable().iter().take(KEYS_REPORTED);
+        let keys: Vec<String> = unreadable.map(|key| limits::foreign(key, limits::NAME_KEPT)).collect();
         if !keys.is_empty() {
             (self.parts.report)(Notice::Unreadable { keys });
         }
     }
 }
 
-/// A document that makes the reader panic is one that cannot be read.
-fn read(document: &[u8]) -> Result<LocalFlags, Error> {
+/// Calls the provider, if there is one.
+fn calls_of(parts: &LoaderParts, loader: &Arc<Loader>) -> Option<ProviderCalls> {
+    let provider = parts.options.provider.clone()?;
+    Some(ProviderCalls::new(provider, Arc::clone(&parts.spawn), parts.clock.clone(), loader))
+}
+
+fn parse(document: &[u8]) -> Result<LocalFlags, Error> {
     match reentry::caught(|| LocalFlags::parse(document)) {
         Some(Ok(flags)) => Ok(flags),
         Some(Err(error)) => Err(Error::Unreadable(error.to_string())),
-        None => {
-            Err(Error::Unreadable("reading them panicked, which is a defect of this library (please report it)".into()))
-        }
+        None => Err(Error::Unreadable("parsing panicked, which is a defect of this library (please report it)".into())),
     }
 }
 
-/// A version that can be sent back as it came.
+/// An `ETag` that can be sent back unchanged in a header.
 fn usable(etag: Option<String>) -> Option<String> {
     etag.filter(|etag| {
-        (1..=ETAG_BYTES).contains(&etag.len()) && etag.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        (1..=MAX_ETAG_BYTES).contains(&etag.len()) && etag.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
     })
 }
 
-/// With nothing to evaluate, a first failure is no reason to wait for a whole interval.
+/// Without definitions the first retry comes soon, not after a whole interval.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest wait after failures, unless the interval is longer.
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
-/// The first wait after the key or the quota was refused; neither comes back by itself.
+/// The first wait after PostHog refused the key or the quota was exceeded. Neither recovers without a person's help.
 const FIRST_REFUSAL_WAIT: Duration = Duration::from_secs(300);
-/// The longest of those.
+/// The longest wait after refusals, unless the interval is longer.
 const MAX_REFUSAL_WAIT: Duration = Duration::from_secs(1800);
 
 /// How a load ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// What is there is the newest.
+enum Ended {
+    /// The loaded definitions are the newest.
     Loaded,
-    /// It came to nothing; the server may have said when it wants to hear from us again.
+    /// It failed.
     Failed {
-        /// How long from now.
+        /// The wait that the server asked for.
         retry_after: Option<Duration>,
     },
-    /// The key or the quota was refused.
+    /// PostHog refused the key, or the quota is exceeded.
     Refused,
 }
 
-/// Loads that ended alike, in a row.
+/// The waits between loads, with jitter: many daemons may have been started by one deployment, and see an outage end at
+/// the same time.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+struct Pace {
+    /// Failures in a row.
     failures: u32,
+    /// Refusals in a row.
     refusals: u32,
 }
 
 impl Pace {
-    /// Notes how a load ended. `interval` is what is waited where all is well; `has_some`: there is something to evaluate with.
-    pub(super) fn wait_after(
-        &mut self,
-        ended: Ended,
-        interval: Duration,
-        has_some: bool,
-        rng: &mut impl Rng,
-    ) -> Duration {
+    /// The wait until the next load. `interval` is the wait between successful loads.
+    fn wait_after(&mut self, ended: Ended, interval: Duration, has_definitions: bool, rng: &mut impl Rng) -> Duration {
         match ended {
             Ended::Loaded => {
                 *self = Self::default();
@@ -483,9 +441,9 @@ impl Pace {
             }
             Ended::Failed { retry_after } => {
                 self.failures = self.failures.saturating_add(1);
-                let first = if has_some { interval } else { FIRST_BACKOFF.min(interval) };
+                let first = if has_definitions { interval } else { FIRST_BACKOFF.min(interval) };
                 let wait = doubled(first, self.failures).min(MAX_BACKOFF.max(interval));
-                // Never sooner than asked for, nor all at the same second.
+                // Never sooner than the server asked for.
                 let asked = retry_after.map_or(Duration::ZERO, |asked| {
                     between(asked, asked.saturating_add((asked / 10).min(Duration::from_secs(10))), rng)
                 });
@@ -495,7 +453,7 @@ impl Pace {
     }
 }
 
-/// After the `nth` time in a row, from 1.
+/// `first` doubled for each time after the first. `nth` counts from 1.
 fn doubled(first: Duration, nth: u32) -> Duration {
     first.saturating_mul(1 << nth.saturating_sub(1).min(20))
 }
@@ -532,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_double_the_wait_up_to_minutes_and_a_success_forgets_them() {
+    fn failures_double_the_wait_until_a_success() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(2));
         for (least, most) in [(15, 30), (30, 60), (60, 120), (120, 240), (150, 300), (150, 300)] {
             within(pace.wait_after(FAILED, INTERVAL, true, &mut rng), least, most);
@@ -551,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_interval_is_never_shortened_by_what_the_longest_backoff_is() {
+    fn a_long_interval_is_not_shortened_by_the_backoff() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(4));
         within(pace.wait_after(FAILED, secs(3600), true, &mut rng), 1800, 3600);
         within(pace.wait_after(Ended::Refused, secs(3600), false, &mut rng), 3600, 4320);

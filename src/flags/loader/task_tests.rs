@@ -1,4 +1,4 @@
-//! The loader against a played network.
+//! The loader with a scripted transport.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::fake::{DENIED, ONE, Rig, SECRET, TWO, reply, tagged};
 use super::*;
+use crate::flags::Notice;
 use crate::transport::{Response, RetryAfter};
 
 use FlagDefinitionsState::{Fresh, Missing, Restored as FromBefore, Stale};
@@ -16,28 +17,28 @@ fn secs(seconds: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_01_a_refresh_fetches_definitions_makes_them_available_and_says_that_they_are_fresh() {
+async fn fdl_01_a_refresh_loads_definitions_and_reports_them_fresh() {
     let rig = Rig::new([reply(200, ONE), reply(200, TWO)]);
     assert_eq!((rig.keys(), rig.loader.state(), rig.loader.generation()), (None, Missing, 0));
-    // The first load is at once, and who asks meanwhile joins it.
+    // The first load begins at once, and callers join it.
     assert_eq!(rig.load().await, Ok(()));
     assert_eq!((rig.requests(), rig.keys(), rig.loader.state(), rig.loader.generation()), (1, Some(1), Fresh, 1));
     assert_eq!(rig.load().await, Ok(()));
     assert_eq!((rig.requests(), rig.keys(), rig.loader.generation()), (2, Some(2), 2));
-    assert_eq!(rig.heard(), []);
+    assert_eq!(rig.reported(), []);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_02_a_refresh_that_fails_keeps_the_old_definitions_and_is_told_once_as_is_its_end() {
+async fn fdl_02_a_failed_refresh_keeps_definitions_and_reports_once() {
     let rig = Rig::new([reply(200, ONE), reply(503, "busy"), reply(503, "busy"), reply(200, ONE)]);
     rig.load().await.unwrap();
     for _ in 0..2 {
         assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(why)) if why.contains("503: busy")));
         assert_eq!((rig.keys(), rig.loader.state()), (Some(1), Stale));
     }
-    assert!(matches!(&rig.heard()[..], [Notice::Unavailable { why }] if why.contains("503")));
+    assert!(matches!(&rig.reported()[..], [Notice::DefinitionsUnavailable { why }] if why.contains("503")));
     rig.load().await.unwrap();
-    assert_eq!((rig.heard(), rig.loader.state()), (vec![Notice::Recovered], Fresh));
+    assert_eq!((rig.reported(), rig.loader.state()), (vec![Notice::DefinitionsRecovered], Fresh));
 }
 
 #[tokio::test(start_paused = true)]
@@ -51,10 +52,10 @@ async fn fdl_03_it_polls_again_after_the_interval_without_being_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_04_a_reset_forgets_what_is_loaded_and_kept_and_loads_anew() {
+async fn fdl_04_a_reset_drops_loaded_and_kept_definitions() {
     let rig = Rig::new([tagged(200, ONE, "W/\"1\""), tagged(200, TWO, "W/\"2\"")]);
     rig.load().await.unwrap();
-    rig.loader.forget();
+    rig.loader.reset();
     assert_eq!((rig.keys(), rig.loader.state()), (None, Missing));
     assert_eq!(rig.load().await, Ok(()));
     assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 2, Fresh));
@@ -63,7 +64,7 @@ async fn fdl_04_a_reset_forgets_what_is_loaded_and_kept_and_loads_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_04_what_a_load_brings_that_is_older_than_a_reset_is_not_used_nor_an_answer() {
+async fn fdl_04_a_load_from_before_a_reset_is_discarded() {
     let rig = Rig::new([tagged(200, ONE, "W/\"1\"")]);
     rig.load().await.unwrap();
     let (answer, asked) = oneshot::channel();
@@ -71,7 +72,7 @@ async fn fdl_04_what_a_load_brings_that_is_older_than_a_reset_is_not_used_nor_an
     rig.then([tagged(304, "", "W/\"1\""), tagged(200, TWO, "W/\"2\"")]);
     let mut loading = rig.ask();
     sleep(secs(1)).await;
-    rig.loader.forget();
+    rig.loader.reset();
     let (answer_next, asked) = oneshot::channel();
     rig.network.hold(asked);
     answer.send(()).unwrap();
@@ -83,7 +84,7 @@ async fn fdl_04_what_a_load_brings_that_is_older_than_a_reset_is_not_used_nor_an
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_04_a_version_that_is_the_newest_is_confirmed_and_may_get_another_name() {
+async fn fdl_04_an_unchanged_version_is_confirmed_with_a_new_etag() {
     let rig = Rig::new([tagged(200, ONE, "W/\"1\""), tagged(304, "", "W/\"2\""), reply(304, ""), reply(200, TWO)]);
     for generation in 1..4 {
         rig.load().await.unwrap();
@@ -96,7 +97,7 @@ async fn fdl_04_a_version_that_is_the_newest_is_confirmed_and_may_get_another_na
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_04_a_key_or_a_quota_that_is_refused_clears_what_was_loaded_and_kept() {
+async fn fdl_04_a_refused_key_or_quota_clears_the_definitions() {
     for status in [401, 402, 403] {
         let rig = Rig::new([tagged(200, ONE, "\"1\""), reply(status, DENIED), reply(status, DENIED), reply(200, ONE)]);
         rig.load().await.unwrap();
@@ -104,14 +105,14 @@ async fn fdl_04_a_key_or_a_quota_that_is_refused_clears_what_was_loaded_and_kept
             assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Refused { status: s, .. }) if s == status));
         }
         assert_eq!((rig.keys(), rig.loader.state()), (None, Missing));
-        assert!(matches!(&rig.heard()[..], [Notice::Unavailable { .. }]), "{status} is told once");
+        assert!(matches!(&rig.reported()[..], [Notice::DefinitionsUnavailable { .. }]), "{status} is reported once");
         assert!(matches!(&rig.kept.lock().unwrap()[..], [Keep::These(_), Keep::Nothing]));
         sleep(secs(290)).await;
         assert_eq!(rig.requests(), 3, "it is left alone for long");
-        // Whoever has mended it does not have to wait.
+        // After the key was fixed, a requested load does not have to wait.
         rig.load().await.unwrap();
         assert_eq!(rig.network.asked.lock().unwrap()[2..], [None, None]);
-        assert_eq!((rig.keys(), rig.heard()), (Some(1), vec![Notice::Recovered]));
+        assert_eq!((rig.keys(), rig.reported()), (Some(1), vec![Notice::DefinitionsRecovered]));
     }
 }
 
@@ -121,7 +122,7 @@ async fn a_stranger_who_refuses_everything_costs_no_definitions() {
     rig.load().await.unwrap();
     assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(_))));
     assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unreadable(_))));
-    assert_eq!((rig.keys(), rig.loader.state(), rig.heard().len()), (Some(1), Stale, 2));
+    assert_eq!((rig.keys(), rig.loader.state(), rig.reported().len()), (Some(1), Stale, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +137,7 @@ async fn an_answer_that_was_cut_or_never_comes_replaces_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_who_ask_while_a_load_is_under_way_are_answered_by_that_one() {
+async fn callers_during_a_load_are_answered_by_it() {
     let rig = Rig::new([None, reply(200, ONE)]);
     let asked = [rig.ask(), rig.ask(), rig.ask()];
     for answer in asked {
@@ -160,7 +161,7 @@ async fn a_server_that_asks_for_a_pause_gets_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_when_the_pause_that_the_server_asked_for_is_over_gets_a_load_however_long_our_own_is() {
+async fn a_load_is_allowed_once_retry_after_has_passed() {
     let busy = || Some(Ok(Response { status: 429, retry_after: Some(RetryAfter::In(secs(2))), ..Response::default() }));
     let rig = Rig::new([reply(200, ONE), busy(), reply(200, TWO)]);
     rig.load().await.unwrap();
@@ -172,13 +173,13 @@ async fn who_asks_when_the_pause_that_the_server_asked_for_is_over_gets_a_load_h
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_earlier_process_left_is_there_before_any_request_and_confirmed_by_the_first() {
+async fn kept_definitions_are_used_before_the_first_request() {
     let first = Rig::new([tagged(200, ONE, "W/\"7\"")]);
     first.load().await.unwrap();
     let Keep::These(bytes) = first.kept.lock().unwrap().pop().unwrap() else { panic!("nothing was kept") };
     let fetched_at = first.loader.current().unwrap().fetched_at;
 
-    let next = Rig::with([reply(503, ""), reply(304, "")], |parts| parts.restored = decode(&bytes));
+    let next = Rig::restored(decode(&bytes), [reply(503, ""), reply(304, "")]);
     let restored = next.loader.current().unwrap();
     assert_eq!((restored.fetched_at, restored.is_restored), (fetched_at, true));
     assert!(next.load().await.is_err());
@@ -190,20 +191,20 @@ async fn what_an_earlier_process_left_is_there_before_any_request_and_confirmed_
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_kept_when_it_has_changed_and_again_when_what_was_kept_is_lost() {
+async fn definitions_are_kept_when_changed_and_again_when_lost() {
     let rig = Rig::new([tagged(200, ONE, "1"), reply(304, ""), tagged(200, ONE, "2"), tagged(200, TWO, "3")]);
     for kept in [1, 1, 1, 2] {
         rig.load().await.unwrap();
         assert_eq!(rig.kept.lock().unwrap().len(), kept);
     }
-    rig.loader.kept_is_lost();
+    rig.loader.keep_again();
     rig.then([tagged(200, TWO, "3")]);
     rig.load().await.unwrap();
     assert_eq!((rig.kept.lock().unwrap().len(), rig.network.asked.lock().unwrap().last()), (3, Some(&None)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_too_large_to_be_kept_is_used_and_told_and_what_was_kept_is_forgotten() {
+async fn definitions_too_large_to_keep_are_used_and_reported() {
     let rig = Rig::with([reply(200, ONE), reply(200, ONE)], |parts| parts.options.keep = Some(10));
     rig.load().await.unwrap();
     rig.load().await.unwrap();
@@ -221,12 +222,12 @@ async fn a_flag_that_cannot_be_read_is_named_once_and_costs_no_other() {
     let rig = Rig::new([reply(200, broken), reply(200, broken)]);
     rig.load().await.unwrap();
     rig.load().await.unwrap();
-    assert_eq!(rig.heard(), [Notice::Unreadable { keys: vec!["bad".into()] }]);
+    assert_eq!(rig.reported(), [Notice::Unreadable { keys: vec!["bad".into()] }]);
     assert!(rig.loader.current().is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_ends_a_load_under_way_and_all_who_wait_are_told() {
+async fn a_stop_ends_a_load_under_way_and_answers_its_callers() {
     let mut rig = Rig::new([None]);
     let waiting = rig.ask();
     tokio::task::yield_now().await;
@@ -236,14 +237,14 @@ async fn a_stop_ends_a_load_under_way_and_all_who_wait_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_secret_key_is_in_nothing_that_is_told_or_kept() {
+async fn the_secret_key_is_neither_reported_nor_kept() {
     let rig = Rig::new([reply(401, DENIED), reply(503, ""), reply(200, "[]"), reply(200, ONE)]);
-    let mut told = String::new();
+    let mut shown = String::new();
     for _ in 0..4 {
-        told.push_str(&format!("{:?}", rig.load().await));
+        shown.push_str(&format!("{:?}", rig.load().await));
     }
-    told.push_str(&format!("{:?} {:?} {:?}", rig.heard(), rig.loader, super::fake::options()));
-    assert!(!told.contains(SECRET) && told.contains("SecretKey"), "{told}");
+    shown.push_str(&format!("{:?} {:?} {:?}", rig.reported(), rig.loader, super::fake::options()));
+    assert!(!shown.contains(SECRET) && shown.contains("SecretKey"), "{shown}");
     let kept = format!("{:?}", rig.kept.lock().unwrap());
     assert!(!kept.contains(&format!("{:?}", SECRET.as_bytes()).replace(['[', ']'], "")), "{kept}");
 }

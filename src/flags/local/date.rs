@@ -1,5 +1,8 @@
-//! Dates. One without an offset is read in the time zone of the PostHog project, which definitions do not tell: such dates are
-//! compared with each other, and with an instant if the answer is the same wherever the project is.
+//! Dates in conditions and properties.
+//!
+//! PostHog reads a date without an offset in the time zone of the project, which is not in the definitions. Such dates
+//! can be compared with each other. They are compared with an instant only if the result is the same in every time
+//! zone.
 
 use std::cmp::Ordering;
 
@@ -12,23 +15,23 @@ use crate::sys::clock::WallNanos;
 
 const HOUR: i128 = 3_600_000_000_000;
 
-/// No time zone has ever been further from UTC, sun time in the Philippines and in Alaska included.
-const FURTHEST_ZONE: i128 = 16 * HOUR;
+/// No time zone has ever been further from UTC, including historical local times in the Philippines and Alaska.
+const MAX_UTC_OFFSET: i128 = 16 * HOUR;
 
-/// A date that a condition names.
+/// The date in a condition.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Date {
-    Fixed(Moment),
-    /// Before the time at which it is asked for.
+    Fixed(TimeRange),
+    /// Relative to the time of the evaluation.
     Relative(RelativeDate),
 }
 
-/// What is known of a point in time, in nanoseconds since 1970.
+/// The range in which a point in time lies, in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
+pub(super) struct TimeRange {
     earliest: i128,
     latest: i128,
-    /// What the clocks of the project showed, if that is all that is known.
+    /// The local date and time in the project's time zone, if only that is known.
     wall: Option<i128>,
 }
 
@@ -40,38 +43,38 @@ impl Date {
         }
     }
 
-    pub(super) fn moment(&self, now: WallNanos) -> Option<Moment> {
+    pub(super) fn range(&self, now: WallNanos) -> Option<TimeRange> {
         match self {
-            Date::Fixed(moment) => Some(*moment),
+            Date::Fixed(range) => Some(*range),
             Date::Relative(relative) => relative.before(now),
         }
     }
 }
 
-/// A property as a date: seconds since 1970, or a date as conditions have them.
-pub(super) fn moment_of(property: &Value, now: WallNanos) -> Option<Moment> {
+/// A property as a date: seconds since 1970, or a date in any form that conditions support.
+pub(super) fn range_of_date(property: &Value, now: WallNanos) -> Option<TimeRange> {
     match property {
         Value::Number(seconds) => from_seconds(seconds.as_f64()?),
         Value::String(text) => match text.parse() {
             Ok(seconds) => from_seconds(seconds),
-            Err(_) => Date::parse(text)?.moment(now),
+            Err(_) => Date::parse(text)?.range(now),
         },
         _ => None,
     }
 }
 
-impl Moment {
+impl TimeRange {
     fn between(earliest: i128, latest: i128) -> Self {
-        Moment { earliest, latest, wall: None }
+        TimeRange { earliest, latest, wall: None }
     }
 
-    fn on_the_wall(wall: DateTime) -> Option<Self> {
+    fn local(wall: DateTime) -> Option<Self> {
         let wall = Offset::UTC.to_timestamp(wall).ok()?.as_nanosecond();
-        Some(Moment { wall: Some(wall), ..Moment::between(wall - FURTHEST_ZONE, wall + FURTHEST_ZONE) })
+        Some(TimeRange { wall: Some(wall), ..TimeRange::between(wall - MAX_UTC_OFFSET, wall + MAX_UTC_OFFSET) })
     }
 
-    /// `None` if that depends on where the project is.
-    pub(super) fn order(&self, other: &Moment) -> Option<Ordering> {
+    /// `None` if the order depends on the project's time zone.
+    pub(super) fn order(&self, other: &TimeRange) -> Option<Ordering> {
         if let (Some(wall), Some(other)) = (self.wall, other.wall) {
             return Some(wall.cmp(&other));
         }
@@ -86,54 +89,57 @@ impl Moment {
     }
 }
 
-/// RFC 3339; or a date, alone or with a time of day, on the project's clocks. PostHog reads much else, and is asked about that.
-fn parse_fixed(text: &str) -> Option<Moment> {
+/// RFC 3339, or a local date with or without a time. PostHog can parse more forms; those are inconclusive.
+fn parse_fixed(text: &str) -> Option<TimeRange> {
     if !text.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
     }
     let (_, time) = text.split_at_checked("2024-06-15".len())?;
     if time.is_empty() {
-        return Moment::on_the_wall(text.parse::<civil::Date>().ok()?.to_datetime(civil::Time::midnight()));
+        return TimeRange::local(text.parse::<civil::Date>().ok()?.to_datetime(civil::Time::midnight()));
     }
     let [separator, _, _, b':', _, _, seconds @ ..] = time.as_bytes() else { return None };
     let offset = seconds.iter().position(|byte| b"Zz+-".contains(byte)).map(|at| seconds.split_at(at));
     let (seconds, offset) = offset.unwrap_or((seconds, b""));
-    // The service refuses a leap second in one form and moves it to another second in others; our parser moves it always.
+    // The service rejects a leap second in one form and shifts it in others; `jiff` always shifts it.
     if seconds.starts_with(b":60") {
         return None;
     }
-    // Our parser knows further forms that the service does not.
+    // `jiff` parses further forms that the service does not.
     let is_time = seconds.iter().all(|byte| byte.is_ascii_digit() || b":.".contains(byte));
     match (separator, seconds, offset) {
-        (b'T' | b' ', _, b"") if is_time => Moment::on_the_wall(text.parse().ok()?),
+        (b'T' | b' ', _, b"") if is_time => TimeRange::local(text.parse().ok()?),
         (b'T' | b't' | b' ', [b':', ..], b"Z" | b"z" | [_, _, _, b':', _, _]) if is_time => at_instant(text),
         _ => None,
     }
 }
 
-fn at_instant(text: &str) -> Option<Moment> {
+fn at_instant(text: &str) -> Option<TimeRange> {
     let instant = text.parse::<Timestamp>().ok()?.as_nanosecond();
-    Some(Moment::between(instant, instant))
+    Some(TimeRange::between(instant, instant))
 }
 
-/// Before 1970, PostHog drops what is beyond whole seconds.
-fn from_seconds(seconds: f64) -> Option<Moment> {
+/// For times before 1970, PostHog drops the fraction of a second.
+fn from_seconds(seconds: f64) -> Option<TimeRange> {
     if !seconds.is_finite() {
         return None;
     }
     let nanos = ((seconds % 1.0) * 1e9).round().max(0.0);
-    // What is too large for a timestamp is the largest integer, which is too large as well.
+    // The cast saturates. A saturated value is out of range for a timestamp as well.
     let instant = Timestamp::new(seconds.floor() as i64, nanos as i32).ok()?.as_nanosecond();
-    Some(Moment::between(instant, instant))
+    Some(TimeRange::between(instant, instant))
 }
 
-/// PostHog reads no larger ones.
+/// The largest count that PostHog accepts.
 const MAX_COUNT: i64 = 9_999;
 
-/// By which clocks are put forward and back. Not counted for hours, which are meant to be what they are.
-const SUMMER_TIME: i128 = HOUR;
+/// The largest shift of daylight saving time. Not applied to hours, which are exact.
+const DAYLIGHT_SAVING: i128 = HOUR;
 
-/// A time before now.
+/// A duration before now, such as `-7d`.
+///
+/// PostHog counts back on the project's clocks, which may show another date than ours and may have been shifted by
+/// daylight saving time since. The result is therefore a range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RelativeDate {
     count: i64,
@@ -150,7 +156,7 @@ enum Unit {
 }
 
 impl RelativeDate {
-    /// The sign makes no difference: both are before now.
+    /// The sign is optional and makes no difference.
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix('-').unwrap_or(text);
         let unit = match text.bytes().last()? {
@@ -169,29 +175,29 @@ impl RelativeDate {
         Some(RelativeDate { count, unit })
     }
 
-    fn before(&self, now: WallNanos) -> Option<Moment> {
+    fn before(&self, now: WallNanos) -> Option<TimeRange> {
         let now = i128::from(now);
         let count = i128::from(self.count);
         let fixed = match self.unit {
-            Unit::Hour => return Some(Moment::between(now - count * HOUR, now - count * HOUR)),
+            Unit::Hour => return Some(TimeRange::between(now - count * HOUR, now - count * HOUR)),
             Unit::Day => count * 24 * HOUR,
             Unit::Week => count * 7 * 24 * HOUR,
             Unit::Month | Unit::Year => {
-                let mut moment: Option<Moment> = None;
-                // The project's date is ours, or the one before, or the one after.
-                for zone in [-FURTHEST_ZONE, 0, FURTHEST_ZONE] {
-                    let at = self.on_the_calendar(now + zone)? - zone;
-                    let so_far = moment.unwrap_or(Moment::between(at, at));
-                    moment = Some(Moment::between(so_far.earliest.min(at), so_far.latest.max(at)));
+                let mut range: Option<TimeRange> = None;
+                // The project's date is ours, the one before, or the one after.
+                for zone in [-MAX_UTC_OFFSET, 0, MAX_UTC_OFFSET] {
+                    let at = self.by_calendar(now + zone)? - zone;
+                    let so_far = range.unwrap_or(TimeRange::between(at, at));
+                    range = Some(TimeRange::between(so_far.earliest.min(at), so_far.latest.max(at)));
                 }
-                let Moment { earliest, latest, .. } = moment?;
-                return Some(Moment::between(earliest - SUMMER_TIME, latest + SUMMER_TIME));
+                let TimeRange { earliest, latest, .. } = range?;
+                return Some(TimeRange::between(earliest - DAYLIGHT_SAVING, latest + DAYLIGHT_SAVING));
             }
         };
-        Some(Moment::between(now - fixed - SUMMER_TIME, now - fixed + SUMMER_TIME))
+        Some(TimeRange::between(now - fixed - DAYLIGHT_SAVING, now - fixed + DAYLIGHT_SAVING))
     }
 
-    fn on_the_calendar(&self, now: i128) -> Option<i128> {
+    fn by_calendar(&self, now: i128) -> Option<i128> {
         let now = Offset::UTC.to_datetime(Timestamp::from_nanosecond(now).ok()?);
         let date = match self.unit {
             Unit::Month => months_before(now.date(), self.count)?,
@@ -201,15 +207,14 @@ impl RelativeDate {
     }
 }
 
-/// PostHog goes back month by month, and a day that one of them does not have stays cut: two months before the 31st of March it is
-/// the 28th or 29th of January.
+/// PostHog steps back month by month and clips the day in each: two months before March 31 is January 28 or 29.
 fn months_before(date: civil::Date, count: i64) -> Option<civil::Date> {
     let mut month = i64::from(date.year()) * 12 + i64::from(date.month()) - 1;
     let mut day = date.day();
     let end = month - count;
     let first_day_of =
         |month: i64| civil::Date::new(month.div_euclid(12).try_into().ok()?, month.rem_euclid(12) as i8 + 1, 1).ok();
-    // Every month has 28 days: then it is arithmetic.
+    // Every month has 28 days, so no more clipping can happen.
     while month > end && day > 28 {
         month -= 1;
         day = day.min(first_day_of(month)?.days_in_month());
@@ -217,7 +222,7 @@ fn months_before(date: civil::Date, count: i64) -> Option<civil::Date> {
     first_day_of(end)?.with().day(day).build().ok()
 }
 
-/// Year by year: no year before a leap year is one.
+/// PostHog steps back year by year. The year before a leap year is never one, so February 29 becomes 28.
 fn years_before(date: civil::Date, count: i64) -> Option<civil::Date> {
     let year = (i64::from(date.year()) - count).try_into().ok()?;
     let is_cut = count > 0 && date.month() == 2 && date.day() == 29;

@@ -1,4 +1,4 @@
-//! Dates: what is before what, and where that depends on the time zone of the project.
+//! Dates: their order, and whether it depends on the project's time zone.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::flags::InconclusiveReason;
 use crate::flags::local::property::tests::{NOW, ask};
 use crate::flags::local::property::{Filter, MatchingVersion};
 
-/// Before, the same, or after; `None` if it depends on the time zone.
+/// Expected results of before, exact and after. `None`: depends on the time zone.
 fn check(value: Value, property: Value, expected: Option<&str>) {
     for operator in ["is_date_before", "is_date_exact", "is_date_after"] {
         let answer = expected.map(|expected| expected == operator).ok_or(InconclusiveReason::UnusableProperty);
@@ -19,7 +19,7 @@ const EXACT: Option<&str> = Some("is_date_exact");
 const AFTER: Option<&str> = Some("is_date_after");
 
 #[test]
-fn instants_are_compared_to_the_nanosecond_whatever_their_offset() {
+fn instants_are_compared_to_the_nanosecond() {
     let noon = || json!("2024-06-15T12:00:00Z");
     check(noon(), json!("2024-06-15T14:00:00+02:00"), EXACT);
     check(noon(), json!("2024-06-15 12:00:00.000000001z"), AFTER);
@@ -58,9 +58,9 @@ fn relative_dates_are_before_now() {
     let table = [
         ("-7d", "2024-03-24T10:59:59Z", "2024-03-24T13:00:01Z"),
         ("-2w", "2024-03-17T10:59:59Z", "2024-03-17T13:00:01Z"),
-        // Clocks of the first of April count back to the first of March.
+        // Where it is April 1, the result is March 1.
         ("-1m", "2024-02-29T10:59:59Z", "2024-03-01T13:00:01Z"),
-        // The day was cut in February. From the first of April it is the first of February.
+        // The day was clipped in February. Where it is April 1, the result is February 1.
         ("-2m", "2024-01-29T10:59:59Z", "2024-02-01T13:00:01Z"),
         ("-13m", "2023-02-28T10:59:59Z", "2023-03-01T13:00:01Z"),
         ("-1y", "2023-03-31T10:59:59Z", "2023-03-31T13:00:01Z"),
@@ -80,7 +80,7 @@ fn a_leap_day_is_cut_in_the_year_before_and_stays_cut() {
     let leap_day = 1_709_208_000_000_000_000;
     for (value, property, expected) in [
         ("-4y", "2020-02-28T10:59:59Z", Ok(false)),
-        // The 28th, where it is the 29th of February 2024 now.
+        // February 28, where it is February 29, 2024 now.
         ("-4y", "2020-02-28T12:00:00Z", Err(InconclusiveReason::UnusableProperty)),
         ("-4y", "2020-03-01T13:00:01Z", Ok(true)),
         ("-3y", "2021-03-01T13:00:01Z", Ok(true)),
@@ -148,7 +148,7 @@ fn what_is_no_date_here_is_inconclusive() {
     for seconds in [json!(1e300), json!(-1e300), json!(u64::MAX)] {
         assert_eq!(ask("is_date_after", json!("2024-06-15"), seconds), Err(InconclusiveReason::UnusableProperty));
     }
-    // The service compares with no number, in no form.
+    // The service does not compare numbers as dates in conditions.
     assert_eq!(
         ask("is_date_after", json!(1_700_000_000), json!("2024-06-15")),
         Err(InconclusiveReason::UnusableCondition)

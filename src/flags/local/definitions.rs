@@ -1,4 +1,7 @@
-//! Definitions of feature flags, compiled.
+//! Compiled definitions of feature flags.
+//!
+//! Plain data: `parse.rs` builds it from JSON, `dependencies.rs` adds faults and costs, and the evaluator reads it.
+//! References between flags and cohorts are indexes into [`Definitions`].
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,28 +10,28 @@ use serde_json::Value;
 use super::property::Filter;
 use crate::flags::InconclusiveReason;
 
-/// All that is needed to evaluate flags.
+/// Everything that is needed to evaluate flags.
 #[derive(Debug)]
 pub(super) struct Definitions {
     pub(super) flags: Vec<Flag>,
     pub(super) cohorts: Vec<Cohort>,
-    /// Keys of flags that could not be read, or places in the list if not even that could be. The first hundred.
+    /// Keys of the flags that could not be parsed, or their positions in the list (`#3`) if the key could not be parsed
+    /// either.
     pub(super) unreadable: Vec<String>,
     pub(super) wants_minimal_events: bool,
     pub(super) by_key: HashMap<Box<str>, usize>,
 }
 
-/// Whose properties are compared, and whose id decides about a rollout.
+/// The entity whose properties a condition compares and whose id decides about its rollout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entity {
     Person,
-    /// The person's group of a type.
+    /// The person's group of this type.
     Group(Box<str>),
-    /// Of a type that the definitions do not name.
+    /// A group of a type that the definitions do not name.
     UnknownGroup,
 }
 
-/// A flag, compiled.
 #[derive(Debug)]
 pub(super) struct Flag {
     pub(super) key: Box<str>,
@@ -36,10 +39,10 @@ pub(super) struct Flag {
     pub(super) version: Option<u64>,
     pub(super) has_experiment: Option<bool>,
     pub(super) state: State,
-    /// It depends on itself, or on too much.
+    /// The flag cannot be evaluated: its dependencies are circular or nested too deep.
     pub(super) fault: Option<InconclusiveReason>,
-    /// How many tests one evaluation may make, those of what it depends on included. `u32::MAX`: that or more.
-    pub(super) walk: u32,
+    /// The largest number of tests that an evaluation may make, including those of dependencies. Saturates.
+    pub(super) cost: u32,
 }
 
 #[derive(Debug)]
@@ -49,67 +52,73 @@ pub(super) enum State {
     Active(Box<Rules>),
 }
 
-/// What an active flag is, for whom.
+/// The rules of an active flag.
 #[derive(Debug)]
 pub(super) struct Rules {
+    /// PostHog persists a person's value across identification (experience continuity).
     pub(super) keeps_experience: bool,
+    /// Persons are bucketed by device id instead of distinct id.
     pub(super) by_device: bool,
-    /// Who is meant by a condition and left out by its rollout is not asked about by the next ones.
+    /// A person whom a condition's rollout excludes gets no value from later conditions.
     pub(super) early_exit: bool,
+    /// The entity of conditions that do not name one.
     pub(super) of: Entity,
     pub(super) enrollment: Option<Enrollment>,
     pub(super) holdout: Option<Holdout>,
     pub(super) conditions: Box<[Condition]>,
     pub(super) variants: Box<[Variant]>,
-    /// By `true` or the variant's key.
+    /// By the key of a variant, or `true`.
     pub(super) payloads: BTreeMap<Box<str>, Value>,
 }
 
-/// Early access: who has asked for it has it, whatever the conditions say.
+/// Early access: the person's own choice takes precedence over the conditions.
 #[derive(Debug)]
 pub(super) enum Enrollment {
-    /// The name of the property that says so.
+    /// The name of the property that contains the choice.
     Property(Box<str>),
-    /// The same in older definitions.
+    /// A condition on that property, in older definitions.
     Condition(Condition),
 }
 
-/// Who is kept out of experiments.
+/// Excludes a share of persons from experiments.
 #[derive(Debug)]
 pub(super) struct Holdout {
     pub(super) share: f64,
+    /// The variant that excluded persons get.
     pub(super) variant: Box<str>,
 }
 
+/// A condition matches if all tests hold and the rollout includes the entity.
 #[derive(Debug)]
 pub(super) struct Condition {
     pub(super) of: Entity,
     pub(super) tests: Box<[Test]>,
-    /// `None`: everybody who is meant.
+    /// The share of the rollout. `None`: everyone.
     pub(super) share: Option<f64>,
-    /// The variant that it gives, among the flag's; `None`: the one that the bucket says.
+    /// Index of the variant that the condition gives. `None`: the bucket selects it.
     pub(super) variant: Option<usize>,
 }
 
 #[derive(Debug)]
 pub(super) struct Variant {
     pub(super) key: Box<str>,
-    /// It is for buckets below this one that no variant before it has.
+    /// The variant has the buckets below this that earlier variants do not have.
     pub(super) upper: f64,
 }
 
-/// Who is a member.
+/// A group of people, defined by conditions.
 #[derive(Debug)]
 pub(super) struct Cohort {
     pub(super) members: Group,
-    /// Nobody here can tell: something in it, or in a cohort that it is made of, is unreadable or not among the definitions.
-    /// Others of its conditions do not help then, for PostHog itself takes such a cohort as an error.
+    /// Membership is unknown: the cohort, or a cohort it refers to, is unreadable or missing. Its other conditions do
+    /// not decide it then, because PostHog treats such a cohort as an error.
     pub(super) fault: Option<InconclusiveReason>,
 }
 
+/// Conditions of a cohort, joined by AND or OR.
 #[derive(Debug, Default)]
 pub(super) struct Group {
-    /// One of them will do; else all have to hold.
+    /// Joined by OR.
     pub(super) is_any: bool,
     pub(super) entries: Box<[Entry]>,
 }
@@ -120,19 +129,22 @@ pub(super) enum Entry {
     Test { test: Test, negated: bool },
 }
 
-/// Something that holds or does not.
+/// A test of a condition or a cohort.
 #[derive(Debug)]
 pub(super) enum Test {
     Property(Property),
-    /// Whether somebody is a member of a cohort; `None` for one that is not among the definitions.
+    /// Membership in a cohort.
     Cohort {
+        /// `None`: the definitions do not contain it.
         at: Option<usize>,
         is_not: bool,
     },
     Flag(Dependency),
+    /// The test cannot be used, and why.
     Unusable(InconclusiveReason),
 }
 
+/// A condition on a property.
 #[derive(Debug)]
 pub(super) struct Property {
     pub(super) name: Box<str>,
@@ -140,16 +152,16 @@ pub(super) struct Property {
     pub(super) filter: Filter,
 }
 
-/// Whether another flag has a value.
+/// A condition on the value of another flag.
 #[derive(Debug)]
 pub(super) struct Dependency {
-    /// `None`: it is not among the definitions.
+    /// `None`: the definitions do not contain it.
     pub(super) at: Option<usize>,
-    /// `None`: nothing that a flag can be.
+    /// `None`: a value that no flag can have.
     pub(super) wanted: Option<Wanted>,
 }
 
-/// A value that a flag may have.
+/// The value that another flag has to have.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// On, or any variant.
@@ -159,7 +171,7 @@ pub(super) enum Wanted {
 }
 
 impl Definitions {
-    /// The place of a flag in `flags`.
+    /// The index of a flag in `flags`.
     pub(super) fn find(&self, key: &str) -> Option<usize> {
         self.by_key.get(key).copied()
     }

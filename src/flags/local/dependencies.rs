@@ -1,33 +1,38 @@
-//! What flags and cohorts depend on, followed to the end before anybody is evaluated.
+//! Dependencies of flags and cohorts, checked when definitions are parsed and before any flag is evaluated.
+//!
+//! [`follow`] walks the graph without recursion. A node in a cycle, or nested too deep, gets a *fault*, at which an
+//! evaluation stops. A cohort inherits the faults of the cohorts that it refers to. Each flag gets the *cost* of its
+//! evaluation in tests, from which the evaluator decides whether to remember intermediate results.
 
 use super::definitions::{Cohort, Dependency, Enrollment, Entry, Flag, Group, State, Test};
 use crate::flags::InconclusiveReason;
 
-/// Tests within tests, over all that is depended on: as deep as an evaluation may recurse. PostHog's own libraries stop here, too.
-const DEEPEST: u32 = 100;
+/// The deepest nesting of tests, across all dependencies. It bounds the recursion of an evaluation. PostHog's SDKs have
+/// the same limit.
+const MAX_DEPTH: u32 = 100;
 
-/// A flag or a cohort.
+/// A flag or a cohort in the graph. Flags come first.
 #[derive(Default)]
 struct Node {
-    /// The node, and how deep the test lies that depends on it.
-    needs: Vec<(usize, u32)>,
-    needed_by: Vec<usize>,
-    /// How deep its own tests are nested.
+    /// The nodes it depends on, each with the nesting depth of the test that refers to it.
+    dependencies: Vec<(usize, u32)>,
+    dependents: Vec<usize>,
+    /// The nesting depth of its own tests.
     depth: u32,
     tests: u32,
-    /// It needs a cohort that is not there.
-    lacks_cohort: bool,
+    /// It depends on a cohort that the definitions do not contain.
+    has_unknown_cohort: bool,
 }
 
-/// What is known of a node once all that it needs is known.
+/// The result for a node, known once those of its dependencies are.
 #[derive(Clone, Copy)]
 struct Known {
     depth: u32,
-    walk: u32,
+    cost: u32,
     fault: Option<InconclusiveReason>,
 }
 
-/// Gives each flag and each cohort its fault, if it has one, and each flag the length of its walk.
+/// Sets the fault of each flag and cohort, and the cost of each flag.
 pub(super) fn follow(flags: &mut [Flag], cohorts: &mut [Cohort]) {
     let first_cohort = flags.len();
     let mut nodes: Vec<Node> = Vec::with_capacity(flags.len() + cohorts.len());
@@ -38,21 +43,21 @@ pub(super) fn follow(flags: &mut [Flag], cohorts: &mut [Cohort]) {
         node
     }));
     for at in 0..nodes.len() {
-        for need in 0..nodes[at].needs.len() {
-            let (needed, _) = nodes[at].needs[need];
-            nodes[needed].needed_by.push(at);
+        for need in 0..nodes[at].dependencies.len() {
+            let (needed, _) = nodes[at].dependencies[need];
+            nodes[needed].dependents.push(at);
         }
     }
 
-    let is_in_circle = circles(&nodes);
+    let is_in_cycle = find_cycles(&nodes);
     let mut known: Vec<Option<Known>> = vec![None; nodes.len()];
-    for at in order(&nodes, &is_in_circle) {
+    for at in order(&nodes, &is_in_cycle) {
         let own = at.checked_sub(first_cohort).and_then(|cohort| cohorts[cohort].fault);
-        let own = if is_in_circle[at] { Some(InconclusiveReason::TooDeep) } else { own };
+        let own = if is_in_cycle[at] { Some(InconclusiveReason::TooDeep) } else { own };
         known[at] = Some(conclude(&nodes[at], at >= first_cohort, own, first_cohort, &known));
     }
     for (flag, known) in flags.iter_mut().zip(&known) {
-        flag.walk = known.map_or(u32::MAX, |known| known.walk);
+        flag.cost = known.map_or(u32::MAX, |known| known.cost);
         flag.fault = known.map_or(Some(InconclusiveReason::TooDeep), |known| known.fault);
     }
     for (cohort, known) in cohorts.iter_mut().zip(known.iter().skip(first_cohort)) {
@@ -68,39 +73,39 @@ fn conclude(
     known: &[Option<Known>],
 ) -> Known {
     let mut fault = own;
-    if fault.is_none() && is_cohort && node.lacks_cohort {
+    if fault.is_none() && is_cohort && node.has_unknown_cohort {
         fault = Some(InconclusiveReason::UnknownCohort);
     }
-    let (mut depth, mut walk) = (node.depth, node.tests);
-    for (needed, level) in &node.needs {
+    let (mut depth, mut cost) = (node.depth, node.tests);
+    for (needed, level) in &node.dependencies {
         let Some(needs) = known[*needed] else { continue };
         if is_cohort && *needed >= first_cohort {
             fault = fault.or(needs.fault);
         }
-        // An evaluation stops at a fault.
+        // An evaluation stops at a fault, so it adds neither depth nor cost.
         if needs.fault.is_none() {
             depth = depth.max(level.saturating_add(needs.depth));
-            walk = walk.saturating_add(needs.walk);
+            cost = cost.saturating_add(needs.cost);
         }
     }
-    if depth > DEEPEST {
+    if depth > MAX_DEPTH {
         fault = fault.or(Some(InconclusiveReason::TooDeep));
     }
-    Known { depth, walk, fault }
+    Known { depth, cost, fault }
 }
 
-/// Nodes of which all that they need comes first, but for what is in a circle.
-fn order(nodes: &[Node], is_in_circle: &[bool]) -> Vec<usize> {
-    let open = |at: usize| nodes[at].needs.iter().filter(|(needed, _)| !is_in_circle[*needed]).count();
-    let mut missing: Vec<usize> = (0..nodes.len()).map(|at| if is_in_circle[at] { 0 } else { open(at) }).collect();
+/// The nodes in topological order, dependencies first. Nodes in a cycle come in any order.
+fn order(nodes: &[Node], is_in_cycle: &[bool]) -> Vec<usize> {
+    let open = |at: usize| nodes[at].dependencies.iter().filter(|(needed, _)| !is_in_cycle[*needed]).count();
+    let mut missing: Vec<usize> = (0..nodes.len()).map(|at| if is_in_cycle[at] { 0 } else { open(at) }).collect();
     let mut order: Vec<usize> = (0..nodes.len()).filter(|at| missing[*at] == 0).collect();
     let mut next = 0;
     while let Some(&at) = order.get(next) {
         next += 1;
-        if is_in_circle[at] {
+        if is_in_cycle[at] {
             continue;
         }
-        for &waiting in nodes[at].needed_by.iter().filter(|waiting| !is_in_circle[**waiting]) {
+        for &waiting in nodes[at].dependents.iter().filter(|waiting| !is_in_cycle[**waiting]) {
             missing[waiting] -= 1;
             if missing[waiting] == 0 {
                 order.push(waiting);
@@ -110,24 +115,24 @@ fn order(nodes: &[Node], is_in_circle: &[bool]) -> Vec<usize> {
     order
 }
 
-/// What is left when those are taken away, again and again, that need nothing, and those that nothing needs: the circles, and what lies
-/// between two of them.
-fn circles(nodes: &[Node]) -> Vec<bool> {
+/// Whether each node is in a cycle or lies between two cycles: what is left after repeatedly removing nodes without
+/// dependencies and nodes on which nothing depends.
+fn find_cycles(nodes: &[Node]) -> Vec<bool> {
     let mut is_left = vec![true; nodes.len()];
-    let mut needs: Vec<usize> = nodes.iter().map(|node| node.needs.len()).collect();
-    let mut needed: Vec<usize> = nodes.iter().map(|node| node.needed_by.len()).collect();
+    let mut needs: Vec<usize> = nodes.iter().map(|node| node.dependencies.len()).collect();
+    let mut needed: Vec<usize> = nodes.iter().map(|node| node.dependents.len()).collect();
     let mut free: Vec<usize> = (0..nodes.len()).filter(|at| needs[*at] == 0 || needed[*at] == 0).collect();
     while let Some(at) = free.pop() {
         if !std::mem::replace(&mut is_left[at], false) {
             continue;
         }
-        for &waiting in &nodes[at].needed_by {
+        for &waiting in &nodes[at].dependents {
             needs[waiting] -= 1;
             if needs[waiting] == 0 {
                 free.push(waiting);
             }
         }
-        for &(other, _) in &nodes[at].needs {
+        for &(other, _) in &nodes[at].dependencies {
             needed[other] -= 1;
             if needed[other] == 0 {
                 free.push(other);
@@ -166,9 +171,9 @@ impl Node {
     fn add(&mut self, test: &Test, level: u32, first_cohort: usize) {
         self.tests = self.tests.saturating_add(1);
         match test {
-            Test::Cohort { at: Some(at), .. } => self.needs.push((first_cohort + at, level)),
-            Test::Cohort { at: None, .. } => self.lacks_cohort = true,
-            Test::Flag(Dependency { at: Some(at), .. }) => self.needs.push((*at, level)),
+            Test::Cohort { at: Some(at), .. } => self.dependencies.push((first_cohort + at, level)),
+            Test::Cohort { at: None, .. } => self.has_unknown_cohort = true,
+            Test::Flag(Dependency { at: Some(at), .. }) => self.dependencies.push((*at, level)),
             _ => {}
         }
     }

@@ -1,29 +1,35 @@
-//! Flags, evaluated here: by definitions that were parsed before, without asking anybody.
+//! Local evaluation of feature flags: without a request, against definitions that were loaded before.
 //!
-//! [`LocalFlags`] is a snapshot that never changes, behind an `Arc`: who loads newer definitions makes another one. [`Pass`] evaluates
-//! flags for one context at one time. What it finds out is a value, or why there is none ([`InconclusiveReason`]): a value is what PostHog
-//! itself would answer, and where that depends on something that only PostHog knows, there is none.
+//! [`LocalFlags`] is an immutable snapshot of parsed definitions behind an `Arc`. An [`Evaluation`] evaluates its flags
+//! for one context at one time. A flag gets the value that PostHog would give it. If that depends on something that
+//! only PostHog knows, the result is an [`InconclusiveReason`].
 //!
-//! * `bucket.rs`: the SHA-1 of flag and person that rollouts and variants go by.
-//! * `pass.rs`: a flag. An inactive one is off; early access, then a holdout, then the conditions in the order in which they are defined;
-//!   the first that matches gives the value. (Older libraries try conditions with a variant of their own first. PostHog's service
-//!   does not any more, nor does its specification.)
-//! * `condition.rs`: a condition, which holds, does not, or holds for somebody whom its rollout leaves out (that ends the flag if it has
-//!   `early_exit`); its tests, and the cohorts and flags that they are on.
+//! * `parse.rs` parses and compiles [`Definitions`] (`definitions.rs`); `dependencies.rs` rejects cycles.
+//! * `property.rs` evaluates one condition on one property, with dates in `date.rs`.
+//! * This file evaluates flags, their conditions, and the cohorts and flags that conditions depend on.
 //!
-//! # What is not known
+//! # Order
 //!
-//! Of several tests that must hold, one that does not settles it, whatever else is unknown; so in cohorts. A condition that is unknown
-//! leaves a *doubt*: what it would have given. A later condition that matches gives the flag's value only if the doubt is of the same
-//! value; so a boolean flag is on if any of its conditions matches, and a flag with variants does not get the variant of the second
-//! condition where the first might have given another. A condition whose rollout leaves somebody out for certain raises no doubt.
+//! An inactive flag is off. Otherwise early access enrollment decides, then a holdout, then the conditions in the order
+//! of their definition; the first that matches gives the value. (Older SDKs try conditions with a variant override
+//! first. PostHog's service and specification do not any more.) A condition matches, does not match, or matches a
+//! person whom its rollout excludes; with `early_exit`, the last ends the evaluation. Rollouts and variants are chosen
+//! by buckets, from a SHA-1 of the flag's key and the id.
 //!
-//! # Work
+//! # Unknown results
 //!
-//! No allocation for a flag without variants or with, unless a condition is on the distinct id or the group's key itself, which have to
-//! become values first. What flags depend on has a bounded depth (the definitions see to it), so the recursion here has one. Shared
-//! dependencies could still be walked exponentially often: a flag whose walk may be longer than [`LONGEST_WALK`] tests, and a pass over
-//! all flags, remember each flag and cohort.
+//! If several tests must hold, one that does not hold decides the result, whatever else is unknown; the same is true in
+//! cohorts. A condition that is unknown might have given the flag a value. A later condition that matches decides the
+//! flag only if it gives the same value. So a boolean flag is on if any condition matches, but a multivariate flag does
+//! not get the variant of the second condition if the first might have given another. A condition whose rollout
+//! certainly excludes the person cannot have given a value.
+//!
+//! # Cost
+//!
+//! Evaluating a flag does not allocate, unless a condition is on the distinct id or the group key, which are converted
+//! to JSON values. `dependencies.rs` bounds the depth of dependencies, and so the recursion here. Shared dependencies
+//! could still be evaluated exponentially often, so results are remembered for a flag that may cost more than
+//! [`MAX_COST_UNREMEMBERED`] tests, and in an evaluation of all flags.
 
 mod date;
 mod definitions;
@@ -49,18 +55,21 @@ pub(in crate::flags) use self::property::plain_number;
 use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason};
 use crate::sys::clock::{Clock, WallNanos};
 
-/// Tests of one evaluation up to which nothing is remembered. Remembering is an allocation of a few words for each flag.
-const LONGEST_WALK: u32 = 1024;
-/// As PostHog's own libraries say it of a value that was evaluated by them.
+/// The largest number of tests of an evaluation that does not remember results. Remembering allocates a few words per
+/// flag.
+const MAX_COST_UNREMEMBERED: u32 = 1024;
+/// The reason that PostHog's SDKs give for a local value.
 const REASON: &str = "Evaluated locally";
 
-/// Definitions of feature flags, to evaluate them without asking PostHog: the answer of PostHog's `/flags/definitions`.
+/// Definitions of feature flags, for evaluating flags without a request. Parsed from the response of PostHog's
+/// `/flags/definitions`.
 ///
-/// A [`Client`](crate::Client) loads and uses them by itself. This is for programs that test what their definitions say, or bring them
-/// along. Cheap to clone; never changes.
+/// A [`Client`](crate::Client) loads and uses definitions by itself. This type is for programs that test their
+/// definitions or ship them. Cheap to clone; never changes.
 ///
-/// Bucketing and conditions are PostHog's: the same person gets the same value here and there. What only PostHog knows (members of
-/// static cohorts, properties that were not given, earlier values) makes a flag [`InconclusiveReason`], never wrong.
+/// Bucketing and conditions follow PostHog: a person gets the same value locally and from PostHog. If a flag depends on
+/// something that only PostHog knows (members of static cohorts, properties that were not given, persisted values), the
+/// result is an [`InconclusiveReason`], never a wrong value.
 ///
 /// ```
 /// use posthog::{FlagContext, InconclusiveReason, LocalFlags, LocalValue};
@@ -77,7 +86,7 @@ const REASON: &str = "Evaluated locally";
 /// let context = FlagContext::new("user_1").person_property("plan", "pro");
 /// assert_eq!(flags.evaluate("new-ui", &context), Ok(LocalValue::Boolean(true)));
 /// assert_eq!(flags.evaluate("button", &context), Ok(LocalValue::Variant("blue")));
-/// // What plan somebody has, PostHog may know.
+/// // The plan of this person was not given. PostHog may know it.
 /// assert_eq!(flags.evaluate("new-ui", &FlagContext::new("user_2")), Err(InconclusiveReason::MissingProperty));
 /// # Ok::<(), posthog::ParseFlagsError>(())
 /// ```
@@ -86,92 +95,95 @@ pub struct LocalFlags {
     definitions: Arc<Definitions>,
 }
 
-/// What a flag is for somebody: [`FlagValue`], borrowed from the definitions.
+/// The value of a flag: like [`FlagValue`], but borrowed from the definitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LocalValue<'a> {
-    /// A flag without variants, or one that is off.
+    /// On or off.
     Boolean(bool),
     /// The key of a variant.
     Variant(&'a str),
 }
 
-/// All flags that were asked for.
+/// The result of evaluating several flags.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct LocalAnswer {
     pub(crate) flags: BTreeMap<String, Evaluated>,
-    /// Those that have no value here, by key.
+    /// Flags without a value, by key.
     pub(crate) unresolved: Vec<(String, InconclusiveReason)>,
 }
 
 impl LocalFlags {
-    /// Reads definitions, in the form of the answer of `/flags/definitions` with `send_cohorts`.
+    /// Parses definitions: the JSON that `/flags/definitions?send_cohorts` returns.
     ///
     /// # Errors
     ///
-    /// If this is not JSON, or has no list of flags. A flag of the list that cannot be read is [`InconclusiveReason::Malformed`] and in
-    /// [`unreadable`](Self::unreadable), and costs nothing else.
+    /// If this is not JSON, or has no list of flags. A flag in the list that cannot be parsed is
+    /// [`InconclusiveReason::Malformed`], is listed in [`unreadable`](Self::unreadable), and does not affect the
+    /// others.
     pub fn parse(json: &[u8]) -> Result<Self, ParseFlagsError> {
         Ok(Self { definitions: Arc::new(Definitions::parse(json)?) })
     }
 
-    /// The keys of the flags, in the order in which they are defined.
+    /// The keys of the flags, in the order of their definition.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.definitions.flags.iter().map(|flag| &*flag.key)
     }
 
-    /// How many flags there are.
+    /// The number of flags.
     pub fn len(&self) -> usize {
         self.definitions.flags.len()
     }
 
-    /// Whether there is no flag at all.
+    /// Whether there are no flags.
     pub fn is_empty(&self) -> bool {
         self.definitions.flags.is_empty()
     }
 
-    /// The flags that could not be read: their keys, or places in the list (`#3`) where not even that could be read. At most 100.
+    /// The flags that could not be parsed: their keys, or positions in the list (`#3`) if the key could not be parsed
+    /// either. At most 100.
     pub fn unreadable(&self) -> &[String] {
         &self.definitions.unreadable
     }
 
-    /// What the flag is for somebody, by what the context says. The machine's clock decides about dates that are relative to now.
+    /// The value of a flag for this context. Dates relative to now are evaluated with the machine's clock.
     ///
-    /// Does not allocate, unless a condition is on the distinct id or on the key of a group, or depends on very much.
+    /// Does not allocate, unless a condition is on the distinct id or a group key, or the flag has many dependencies.
     ///
     /// # Errors
     ///
-    /// Why that cannot be told here.
+    /// Why the flag cannot be evaluated locally.
     pub fn evaluate(&self, key: &str, context: &FlagContext) -> Result<LocalValue<'_>, InconclusiveReason> {
         let at = self.definitions.find(key).ok_or(InconclusiveReason::UnknownFlag)?;
-        let mut pass = Pass::new(&self.definitions, context, None)?;
-        if self.definitions.flags.get(at).is_some_and(|flag| flag.walk > LONGEST_WALK) {
-            pass.remember();
+        let mut evaluation = Evaluation::new(&self.definitions, context, None)?;
+        if self.definitions.flags.get(at).is_some_and(|flag| flag.cost > MAX_COST_UNREMEMBERED) {
+            evaluation.remember();
         }
-        pass.flag(at)
+        evaluation.flag(at)
     }
 
-    /// What goes along with a value of a flag, which need not be the one that somebody has. A payload that is no JSON is a string.
+    /// The payload that belongs to this value of a flag, whichever value a person has. A payload that is not JSON is a
+    /// string.
     pub fn payload(&self, key: &str, value: LocalValue<'_>) -> Option<&Value> {
         payload(self.definitions.flags.get(self.definitions.find(key)?)?, value)
     }
 
-    /// All flags, or those with these keys.
+    /// Evaluates all flags, or those with these keys.
     pub(crate) fn evaluate_all(&self, context: &FlagContext, keys: Option<&[String]>, now: WallNanos) -> LocalAnswer {
         let flags = &self.definitions.flags;
         let asked: BTreeMap<&str, Option<usize>> = match keys {
             None => flags.iter().enumerate().map(|(at, flag)| (&*flag.key, Some(at))).collect(),
             Some(keys) => keys.iter().map(|key| (key.as_str(), self.definitions.find(key))).collect(),
         };
-        let mut pass = Pass::new(&self.definitions, context, Some(now));
-        if let Ok(pass) = &mut pass {
-            pass.remember();
+        let mut evaluation = Evaluation::new(&self.definitions, context, Some(now));
+        if let Ok(evaluation) = &mut evaluation {
+            evaluation.remember();
         }
         let mut answer = LocalAnswer::default();
         for (key, at) in asked {
-            let value = match (at, &mut pass) {
+            let value = match (at, &mut evaluation) {
                 (None, _) => Err(InconclusiveReason::UnknownFlag),
                 (Some(_), Err(why)) => Err(*why),
-                (Some(at), Ok(pass)) => pass.flag(at),
+                (Some(at), Ok(evaluation)) => evaluation.flag(at),
             };
             match (value, at.and_then(|at| flags.get(at))) {
                 (Ok(value), Some(flag)) => drop(answer.flags.insert(key.to_owned(), evaluated(flag, value))),
@@ -182,13 +194,13 @@ impl LocalFlags {
         answer
     }
 
-    /// PostHog wants `$feature_flag_called` of flags without an experiment in its small form.
+    /// Whether PostHog wants the minimal form of `$feature_flag_called` for flags without an experiment.
     pub(crate) fn wants_minimal_events(&self) -> bool {
         self.definitions.wants_minimal_events
     }
 }
 
-/// Definitions may be megabytes: how many flags they are has to do.
+/// Shows the number of flags only: definitions may be megabytes.
 impl fmt::Debug for LocalFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (flags, unreadable) = (self.len(), self.unreadable().len());
@@ -197,7 +209,7 @@ impl fmt::Debug for LocalFlags {
 }
 
 impl LocalValue<'_> {
-    /// On, or a variant whose key is not empty.
+    /// Whether the flag is on. A variant is on unless its key is empty.
     pub fn is_enabled(&self) -> bool {
         match self {
             LocalValue::Boolean(on) => *on,
@@ -245,8 +257,8 @@ fn payload<'d>(flag: &'d Flag, value: LocalValue<'_>) -> Option<&'d Value> {
     })
 }
 
-/// Evaluates flags, each as often as it is asked, or once.
-struct Pass<'d, 'c> {
+/// An evaluation of flags for one context at one time.
+struct Evaluation<'d, 'c> {
     definitions: &'d Definitions,
     context: &'c FlagContext,
     distinct_id: &'c str,
@@ -254,7 +266,7 @@ struct Pass<'d, 'c> {
     memory: Option<Memory<'d>>,
 }
 
-/// What was found out, by place among the definitions.
+/// Remembered results, by position in the definitions.
 struct Memory<'d> {
     flags: Vec<Option<Result<LocalValue<'d>, InconclusiveReason>>>,
     cohorts: Vec<Option<Result<bool, InconclusiveReason>>>,
@@ -267,25 +279,23 @@ struct Case<'d> {
     rules: &'d Rules,
 }
 
-/// What a condition says.
+/// The result of a condition.
 #[derive(Clone, Copy)]
-enum Verdict<'d> {
+enum ConditionResult<'d> {
     Matches(LocalValue<'d>),
-    /// Somebody is meant, and left out by the rollout.
-    LeftOut,
-    DoesNot,
+    /// The tests hold, but the rollout excludes the person.
+    Excluded,
+    DoesNotMatch,
 }
 
-/// What a condition of which this is not known would have made of the flag: a certain value or nothing; `None`: who knows.
-type Possible<'d> = Option<LocalValue<'d>>;
-
-/// That conditions were passed of which it is not known whether they match.
+/// An earlier condition was unknown and might have given the flag a value.
 struct Doubt<'d> {
     why: InconclusiveReason,
-    possible: Possible<'d>,
+    /// The only value that it might have given. `None` if it might have given several, or ended the evaluation.
+    possible: Option<LocalValue<'d>>,
 }
 
-impl<'d, 'c> Pass<'d, 'c> {
+impl<'d, 'c> Evaluation<'d, 'c> {
     /// `now`: `None` for the machine's clock.
     fn new(
         definitions: &'d Definitions,
@@ -298,12 +308,13 @@ impl<'d, 'c> Pass<'d, 'c> {
         Ok(Self { definitions, context, distinct_id, now, memory: None })
     }
 
-    /// One time for the whole pass. The machine's clock is asked only if it matters: that takes as long as a bucket.
+    /// The time of the evaluation. The clock is read only if a condition needs it, which takes as long as computing a
+    /// bucket.
     fn now(&self) -> WallNanos {
         *self.now.get_or_init(|| Clock::System.wall_nanos())
     }
 
-    /// From now on each flag and each cohort is evaluated once.
+    /// From now on, evaluates each flag and each cohort once.
     fn remember(&mut self) {
         let Definitions { flags, cohorts, .. } = self.definitions;
         self.memory = Some(Memory { flags: vec![None; flags.len()], cohorts: vec![None; cohorts.len()] });
@@ -349,19 +360,19 @@ impl<'d, 'c> Pass<'d, 'c> {
     fn by_conditions(&mut self, case: Case<'d>) -> Result<LocalValue<'d>, InconclusiveReason> {
         let mut doubt: Option<Doubt<'d>> = None;
         for condition in &case.rules.conditions {
-            match self.verdict(case, condition) {
-                Ok(Verdict::Matches(value)) => {
+            match self.result_of(case, condition) {
+                Ok(ConditionResult::Matches(value)) => {
                     return match doubt {
                         Some(Doubt { why, possible }) if possible != Some(value) => Err(why),
                         _ => Ok(value),
                     };
                 }
-                Ok(Verdict::LeftOut) if case.rules.early_exit => break,
-                Ok(Verdict::LeftOut | Verdict::DoesNot) => {}
+                Ok(ConditionResult::Excluded) if case.rules.early_exit => break,
+                Ok(ConditionResult::Excluded | ConditionResult::DoesNotMatch) => {}
                 Err(why) => match (self.possible(case, condition), &mut doubt) {
-                    (Verdict::DoesNot, _) => {}
-                    (verdict, None) => doubt = Some(Doubt { why, possible: verdict.value() }),
-                    (verdict, Some(doubt)) if doubt.possible != verdict.value() => doubt.possible = None,
+                    (ConditionResult::DoesNotMatch, _) => {}
+                    (result, None) => doubt = Some(Doubt { why, possible: result.value() }),
+                    (result, Some(doubt)) if doubt.possible != result.value() => doubt.possible = None,
                     (_, Some(_)) => {}
                 },
             }
@@ -369,43 +380,48 @@ impl<'d, 'c> Pass<'d, 'c> {
         doubt.map_or(Ok(LocalValue::Boolean(false)), |doubt| Err(doubt.why))
     }
 
-    fn verdict(&mut self, case: Case<'d>, condition: &'d Condition) -> Result<Verdict<'d>, InconclusiveReason> {
+    fn result_of(
+        &mut self,
+        case: Case<'d>,
+        condition: &'d Condition,
+    ) -> Result<ConditionResult<'d>, InconclusiveReason> {
         if !self.all_hold(&condition.tests)? {
-            return Ok(Verdict::DoesNot);
+            return Ok(ConditionResult::DoesNotMatch);
         }
         let id = self.bucketed(case.rules, &condition.of)?;
-        if is_left_out(case.flag, condition, id) {
-            return Ok(Verdict::LeftOut);
+        if is_excluded(case.flag, condition, id) {
+            return Ok(ConditionResult::Excluded);
         }
-        Ok(Verdict::Matches(value_of(case, condition, id)))
+        Ok(ConditionResult::Matches(value_of(case, condition, id)))
     }
 
-    /// What the condition would say if its tests held.
-    fn possible(&self, case: Case<'d>, condition: &'d Condition) -> Verdict<'d> {
+    /// The result that the condition would have if its tests held.
+    fn possible(&self, case: Case<'d>, condition: &'d Condition) -> ConditionResult<'d> {
         let given = condition.variant.and_then(|variant| case.rules.variants.get(variant));
         match self.bucketed(case.rules, &condition.of) {
-            Ok(id) if is_left_out(case.flag, condition, id) => {
+            Ok(id) if is_excluded(case.flag, condition, id) => {
                 if case.rules.early_exit {
-                    Verdict::LeftOut
+                    ConditionResult::Excluded
                 } else {
-                    Verdict::DoesNot
+                    ConditionResult::DoesNotMatch
                 }
             }
-            Ok(id) => Verdict::Matches(value_of(case, condition, id)),
-            // Whoever it is: a rollout could leave them out, and that could end the flag.
-            Err(_) if case.rules.early_exit => Verdict::LeftOut,
-            Err(_) if case.rules.variants.is_empty() => Verdict::Matches(LocalValue::Boolean(true)),
-            Err(_) => given.map_or(Verdict::LeftOut, |given| Verdict::Matches(LocalValue::Variant(&given.key))),
+            Ok(id) => ConditionResult::Matches(value_of(case, condition, id)),
+            // The id is unknown, so the rollout might exclude the person, which would end the evaluation.
+            Err(_) if case.rules.early_exit => ConditionResult::Excluded,
+            Err(_) if case.rules.variants.is_empty() => ConditionResult::Matches(LocalValue::Boolean(true)),
+            Err(_) => given
+                .map_or(ConditionResult::Excluded, |given| ConditionResult::Matches(LocalValue::Variant(&given.key))),
         }
     }
 
-    /// `None`: nobody has asked for it or against it, so the conditions decide.
+    /// `None`: the person has not decided about early access, so the conditions decide.
     fn enrolled(&mut self, case: Case<'d>, enrollment: &'d Enrollment) -> Result<Option<bool>, InconclusiveReason> {
         let given = &self.context.person_properties;
         match enrollment {
             Enrollment::Property(name) => match given.get(&**name) {
                 Some(answer) => Ok(Some(*answer == Value::Bool(true) || answer.as_str() == Some("true"))),
-                // PostHog may have it.
+                // PostHog may know the property.
                 None => Err(InconclusiveReason::MissingProperty),
             },
             Enrollment::Condition(condition) => {
@@ -416,7 +432,7 @@ impl<'d, 'c> Pass<'d, 'c> {
                 if !names.into_iter().any(|name| given.contains_key(name)) {
                     return Err(InconclusiveReason::MissingProperty);
                 }
-                Ok(Some(matches!(self.verdict(case, condition)?, Verdict::Matches(_))))
+                Ok(Some(matches!(self.result_of(case, condition)?, ConditionResult::Matches(_))))
             }
         }
     }
@@ -426,7 +442,7 @@ impl<'d, 'c> Pass<'d, 'c> {
         Ok(holdout.share >= 1.0 || holdout_bucket(id) <= holdout.share)
     }
 
-    /// By whose id it is decided who is in a rollout, and who gets which variant.
+    /// The id that decides about rollouts and variants.
     fn bucketed(&self, rules: &Rules, of: &Entity) -> Result<&'c str, InconclusiveReason> {
         match of {
             Entity::Person if rules.by_device => {
@@ -439,27 +455,27 @@ impl<'d, 'c> Pass<'d, 'c> {
         }
     }
 
-    /// The key of the person's group of a type.
+    /// The key of the context's group of this type.
     fn group(&self, name: &str) -> Result<&'c str, InconclusiveReason> {
         let key = self.context.groups.get(name).filter(|key| !key.is_empty());
         key.map(String::as_str).ok_or(InconclusiveReason::MissingGroup)
     }
 }
 
-impl<'d> Verdict<'d> {
-    fn value(self) -> Possible<'d> {
+impl<'d> ConditionResult<'d> {
+    fn value(self) -> Option<LocalValue<'d>> {
         match self {
-            Verdict::Matches(value) => Some(value),
-            Verdict::LeftOut | Verdict::DoesNot => None,
+            ConditionResult::Matches(value) => Some(value),
+            ConditionResult::Excluded | ConditionResult::DoesNotMatch => None,
         }
     }
 }
 
-fn is_left_out(flag: &Flag, condition: &Condition, id: &str) -> bool {
+fn is_excluded(flag: &Flag, condition: &Condition, id: &str) -> bool {
     condition.share.is_some_and(|share| share < 1.0 && rollout_bucket(&flag.key, id) > share)
 }
 
-/// What somebody gets for whom the condition matches.
+/// The value that a matching condition gives.
 fn value_of<'d>(case: Case<'d>, condition: &Condition, id: &str) -> LocalValue<'d> {
     let variants = &case.rules.variants;
     if variants.is_empty() {
@@ -473,12 +489,12 @@ fn value_of<'d>(case: Case<'d>, condition: &Condition, id: &str) -> LocalValue<'
     variant.map_or(LocalValue::Boolean(true), |variant| LocalValue::Variant(&variant.key))
 }
 
-/// Properties that need not be given: whom it is about is known. PostHog adds the same.
+/// Properties that need not be given, because the context contains them. PostHog adds the same.
 const DISTINCT_ID: &str = "distinct_id";
 const GROUP_KEY: &str = "$group_key";
 
-impl<'d> Pass<'d, '_> {
-    /// One that does not hold settles it, also after one that is unknown.
+impl<'d> Evaluation<'d, '_> {
+    /// A test that does not hold decides the result even if others are unknown.
     fn all_hold(&mut self, tests: &'d [Test]) -> Result<bool, InconclusiveReason> {
         let mut unknown = None;
         for test in tests {
@@ -564,50 +580,50 @@ fn is(value: LocalValue<'_>, wanted: &Wanted) -> bool {
 }
 
 /// The largest number of fifteen hexadecimal digits.
-const MOST: u64 = 0xfff_ffff_ffff_ffff;
+const MAX_BUCKET: u64 = 0xfff_ffff_ffff_ffff;
 const DROPPED_BITS: u32 = u64::BITS - 4 * 15;
 
-/// SHA-1 works on blocks; the last one ends with a mark and the length in bits.
+/// SHA-1 processes blocks. The last block ends with a marker and the length in bits.
 const BLOCK: usize = 64;
-const MARK: u8 = 0x80;
-const LENGTH: usize = BLOCK - size_of::<u64>();
-const START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+const END_MARKER: u8 = 0x80;
+const LENGTH_AT: usize = BLOCK - size_of::<u64>();
+const INITIAL_STATE: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
 
-/// Of a rollout: who is above the share is left out.
+/// The bucket of a rollout. A person whose bucket is above the rollout's share is not included.
 fn rollout_bucket(key: &str, id: &str) -> f64 {
     bucket(&[key, ".", id])
 }
 
-/// Of the flag's variants.
+/// The bucket that selects a variant.
 fn variant_bucket(key: &str, id: &str) -> f64 {
     bucket(&[key, ".", id, "variant"])
 }
 
-/// Of a holdout, which is one for all flags that have it.
+/// The bucket of a holdout, which several flags can share.
 fn holdout_bucket(id: &str) -> f64 {
     bucket(&["holdout-", id])
 }
 
-/// The first fifteen hexadecimal digits of a SHA-1, as a share of the largest such number.
+/// The first fifteen hexadecimal digits of a SHA-1, divided by the largest such number. The same in every PostHog SDK.
 fn bucket(parts: &[&str]) -> f64 {
     let start = hash_one_block(parts).unwrap_or_else(|| hash_any_length(parts));
     let digits = start >> DROPPED_BITS;
-    digits as f64 / MOST as f64
+    digits as f64 / MAX_BUCKET as f64
 }
 
-/// What the hash of a text that fits into one block, as most do, starts with. Quicker than the other way, which gathers the block in a
-/// buffer of its own.
+/// The first eight bytes of the hash of a text that fits into one block, as most do. Faster than the general case,
+/// which buffers the block.
 fn hash_one_block(parts: &[&str]) -> Option<u64> {
     let mut block = [0; BLOCK];
     let mut len = 0_usize;
     for part in parts {
-        let end = len.checked_add(part.len()).filter(|end| *end < LENGTH)?;
+        let end = len.checked_add(part.len()).filter(|end| *end < LENGTH_AT)?;
         block.get_mut(len..end)?.copy_from_slice(part.as_bytes());
         len = end;
     }
-    *block.get_mut(len)? = MARK;
-    block.get_mut(LENGTH..)?.copy_from_slice(&(8 * len as u64).to_be_bytes());
-    let mut state = START;
+    *block.get_mut(len)? = END_MARKER;
+    block.get_mut(LENGTH_AT..)?.copy_from_slice(&(8 * len as u64).to_be_bytes());
+    let mut state = INITIAL_STATE;
     compress(&mut state, &[block]);
     let [first, second, ..] = state;
     Some(u64::from(first) << u32::BITS | u64::from(second))

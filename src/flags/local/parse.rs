@@ -1,19 +1,20 @@
-//! Definitions of flags, as PostHog gives them to those who evaluate flags themselves: read with patience, compiled once, never changed.
+//! Parsing definitions: from the JSON of `/flags/definitions` to compiled [`Definitions`].
 //!
-//! The answer of `/flags/definitions` is an object of `flags` (a list), `cohorts` (by id), `group_type_mapping` (index to name),
-//! `property_matching_version` and `minimal_flag_called_events`. Only an answer without a list of flags is refused: whatever else cannot
-//! be read costs no more than itself. Each flag and each cohort is a document of its own for the reader of JSON (`RawValue`), so that
-//! nothing in one (nesting without end, half a surrogate pair, a number out of bounds) ends the reading of the others.
+//! The document is an object with `flags` (a list), `cohorts` (by id), `group_type_mapping` (index to name),
+//! `property_matching_version` and `minimal_flag_called_events`. Only a document without a list of flags is rejected.
+//! Anything else that cannot be parsed affects only itself: each flag and each cohort is parsed as a document of its
+//! own (`RawValue`), so that deep nesting, invalid surrogates or numbers out of range in one do not end the parsing of
+//! the others.
 //!
-//! * `read.rs` reads fields: null is absent, another kind of value is unreadable.
-//! * `flag.rs` compiles a flag, `cohort.rs` a cohort, `test.rs` one entry of either. A structure that we do not know makes the flag
-//!   [`State::Unreadable`]; a kind of entry or an operator that we do not know makes that entry inconclusive, and the flag's other
-//!   conditions may do without it. What PostHog says of a thing for certain (an inactive flag) holds whatever else is unreadable.
-//! * References (to cohorts, flags, group types) become indexes here. `graph.rs` then follows them, without recursion: what is in a
-//!   circle or too deep gets a fault, at which an evaluation stops; a cohort gets the faults of those that it is made of; and each flag
-//!   learns how much work it may be (`walk`), by which the evaluator decides whether to remember what it has found out.
+//! * A `null` field counts as absent. A field of the wrong type makes the flag or cohort unreadable.
+//! * An unknown structure makes the flag [`State::Unreadable`]. An unknown kind of test or operator makes that test
+//!   inconclusive; other conditions of the flag may still decide it. An inactive flag is off even if the rest of it
+//!   cannot be parsed.
+//! * References to cohorts, flags and group types are resolved to indexes. `dependencies.rs` then checks them for
+//!   cycles.
+//! * If several flags have the same key, the last one counts.
 //!
-//! The last of several flags with one key is the one that counts. Parsing is a pure function of the bytes: who keeps those keeps all.
+//! Parsing is a pure function of the bytes, so the bytes are what is kept for the next process.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,17 +29,17 @@ use super::dependencies;
 use super::property::{Filter, MatchingVersion, plain_number};
 use crate::flags::InconclusiveReason;
 
-/// Names of unreadable flags that are told.
+/// The maximum number of unreadable flags that are listed.
 const UNREADABLE_NAMES: usize = 100;
 
-/// Why definitions could not be read at all.
+/// The document of definitions cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the definitions of the flags cannot be read: {why}")]
+#[error("the definitions of the flags cannot be parsed: {why}")]
 pub struct ParseFlagsError {
     why: String,
 }
 
-/// What a definition may refer to.
+/// What definitions refer to, by name or id.
 struct Names {
     flags: HashMap<Box<str>, usize>,
     ids: HashMap<u64, usize>,
@@ -106,7 +107,7 @@ impl Names {
         }
     }
 
-    /// By key, or by the id that PostHog's own database refers to.
+    /// By key, or by PostHog's database id.
     fn flag(&self, name: &str) -> Option<usize> {
         self.flags.get(name).or_else(|| self.ids.get(&name.parse().ok()?)).copied()
     }
@@ -117,12 +118,12 @@ impl Names {
     }
 }
 
-/// A part that is absent or unreadable is `None`.
+/// A member of the document. `None` if it is absent or cannot be parsed.
 fn part<'j, T: serde::Deserialize<'j>>(parts: &HashMap<String, &'j RawValue>, name: &str) -> Option<T> {
     serde_json::from_str(parts.get(name)?.get()).ok()
 }
 
-/// The flags by key, each with its definition if that can be read; and the places in the list of those without a key.
+/// The flags by key, each with its definition if that can be parsed, and list positions of the flags without a key.
 fn distinct(raw: &[&RawValue]) -> (Vec<(String, Option<Object>)>, Vec<String>) {
     let mut flags: Vec<(String, Option<Object>)> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
@@ -130,7 +131,7 @@ fn distinct(raw: &[&RawValue]) -> (Vec<(String, Option<Object>)>, Vec<String>) {
     for (place, raw) in raw.iter().enumerate() {
         let object = serde_json::from_str::<Object>(raw.get()).ok();
         let Some(key) = key_of(object.as_ref(), raw) else {
-            // A list of millions of zeros is no reason for as many names.
+            // Bounds the memory for a malicious list of millions of zeros.
             if without_key.len() < UNREADABLE_NAMES {
                 without_key.push(format!("#{place}"));
             }
@@ -147,7 +148,7 @@ fn distinct(raw: &[&RawValue]) -> (Vec<(String, Option<Object>)>, Vec<String>) {
     (flags, without_key)
 }
 
-/// Also of a flag that cannot be read otherwise: for this alone the rest is not looked into.
+/// Finds the key even if the rest of the flag cannot be parsed.
 fn key_of(object: Option<&Object>, raw: &RawValue) -> Option<String> {
     if let Some(object) = object {
         return object.get("key")?.as_str().map(str::to_owned);
@@ -167,14 +168,14 @@ impl Flag {
             has_experiment: raw.and_then(|raw| raw.get("has_experiment")).and_then(Value::as_bool),
             state,
             fault: None,
-            walk: 0,
+            cost: 0,
         }
     }
 }
 
 impl State {
     fn compile(key: &str, raw: &Object, names: &Names) -> Result<Self, Unreadable> {
-        // A flag that says nothing of it could be either.
+        // Without this field the flag could be active or inactive.
         let is_active = field(raw, "active").and_then(Value::as_bool).ok_or(Unreadable)?;
         if !is_active || boolean(raw, "deleted")? {
             return Ok(State::Inactive);
@@ -205,7 +206,8 @@ impl State {
 impl Condition {
     fn compile(raw: &Value, flags_own: &Entity, variants: &[Variant], names: &Names) -> Result<Self, Unreadable> {
         let raw = raw.as_object().ok_or(Unreadable)?;
-        // A condition that says `null` is on persons, also in a flag on groups; only one that says nothing is on what the flag is on.
+        // In a flag on groups, `null` means a condition on persons. Only an absent field inherits the entity of the
+        // flag.
         let of = match raw.get("aggregation_group_type_index") {
             None => flags_own.clone(),
             Some(Value::Null) => Entity::Person,
@@ -213,7 +215,7 @@ impl Condition {
         };
         let tests = list(raw, "properties")?.iter().map(|raw| Test::compile(raw, &of, names));
         let tests = tests.collect::<Result<_, _>>()?;
-        // A variant that the flag does not have (any more) is passed over.
+        // A variant that the flag no longer has is ignored.
         let given = text(raw, "variant")?;
         let variant = given.and_then(|key| variants.iter().position(|variant| &*variant.key == key));
         Ok(Condition { of, tests, share: share(raw, "rollout_percentage")?, variant })
@@ -231,7 +233,7 @@ fn enrollment(key: &str, filters: &Object, names: &Names) -> Result<Option<Enrol
 
 fn holdout(filters: &Object) -> Result<Option<Holdout>, Unreadable> {
     let Some(holdout) = object(filters, "holdout")? else {
-        // How PostHog read the form that came before is not what it does now.
+        // PostHog reads this older format differently from how it did when the format was current.
         return if list(filters, "holdout_groups")?.is_empty() { Ok(None) } else { Err(Unreadable) };
     };
     let id = field(holdout, "id").and_then(id_text).ok_or(Unreadable)?;
@@ -251,7 +253,7 @@ fn variants(filters: &Object) -> Result<Box<[Variant]>, Unreadable> {
     Ok(variants.into())
 }
 
-/// A payload is JSON in a string; what is not JSON is a text.
+/// A payload is JSON in a string. A string that is not JSON is kept as it is.
 fn payloads(filters: &Object) -> Result<BTreeMap<Box<str>, Value>, Unreadable> {
     let Some(payloads) = object(filters, "payloads")? else { return Ok(BTreeMap::new()) };
     let read = |payload: &Value| match payload {
@@ -276,7 +278,7 @@ impl Cohort {
 }
 
 impl Group {
-    /// Recursion is bounded by what the reader of JSON lets through.
+    /// The recursion is bounded by the JSON parser's limit on nesting.
     fn compile(raw: &Value, names: &Names) -> Result<Self, Unreadable> {
         let raw = match raw {
             Value::Array(entries) => return Group::of(false, entries, names),
@@ -292,7 +294,7 @@ impl Group {
             Some(_) => return Err(Unreadable),
         };
         let entries = entries.as_array().ok_or(Unreadable)?;
-        // In one of nothing is everybody to PostHog's libraries, and nobody to its service: so with `{}`, which has no entries at all.
+        // An empty OR has all people as members in PostHog's SDKs and none in its service. So has `{}`.
         if is_any && entries.is_empty() {
             return Err(Unreadable);
         }
@@ -315,7 +317,7 @@ impl Entry {
             return Ok(Entry::Group(Group::compile(raw, names)?));
         }
         let test = match Test::compile(raw, &Entity::Person, names)? {
-            // A kind of membership that is new to this version is one that only PostHog can tell.
+            // An unknown kind of membership can only be decided by PostHog.
             Test::Unusable(InconclusiveReason::Malformed) => return Err(Unreadable),
             test => test,
         };
@@ -324,8 +326,8 @@ impl Entry {
 }
 
 impl Test {
-    /// `of`: whose property it is if it does not say so. What is new to this version is inconclusive, not unreadable: another
-    /// condition may do without it.
+    /// `of` is the entity of the property if the test does not name one. An unknown kind of test is inconclusive, not
+    /// unreadable: another condition may decide the flag.
     fn compile(raw: &Value, of: &Entity, names: &Names) -> Result<Test, Unreadable> {
         let raw = raw.as_object().ok_or(Unreadable)?;
         match text(raw, "type")? {
@@ -339,7 +341,7 @@ impl Test {
     }
 }
 
-/// A filter on a group's property names the group type; older ones leave it to the condition that they stand in.
+/// A test on a group property names the group type. In an older format it inherits the entity of its condition.
 fn group(raw: &Object, of: &Entity, names: &Names) -> Entity {
     match field(raw, "group_type_index") {
         Some(index) => names.group(index),
@@ -363,7 +365,7 @@ fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
     let is_not = match text(raw, "operator")? {
         None | Some("in") => false,
         Some("not_in") => true,
-        // Also `exact`, by which the service finds nobody, and its libraries find the members.
+        // This includes `exact`: the service then finds no members, and PostHog's SDKs find them.
         Some(_) => return Ok(Test::Unusable(InconclusiveReason::UnknownOperator)),
     };
     Ok(Test::Cohort { at: names.cohorts.get(id.as_str()).copied(), is_not })
@@ -374,7 +376,7 @@ fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
     if text(raw, "operator")? != Some("flag_evaluates_to") {
         return Ok(Test::Unusable(InconclusiveReason::UnknownOperator));
     }
-    // PostHog lists what the flag depends on in turn, which we find out ourselves; of a circle it lists nothing.
+    // PostHog lists transitive dependencies, which are computed here instead. An empty list marks a cycle.
     match field(raw, "dependency_chain") {
         None => {}
         Some(Value::Array(chain)) if !chain.is_empty() => {}
@@ -385,7 +387,7 @@ fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
         Some(Value::Bool(true)) => Some(Wanted::On),
         Some(Value::Bool(false)) => Some(Wanted::Off),
         Some(Value::String(variant)) => Some(Wanted::Variant(variant.as_str().into())),
-        // No flag is equal to anything else, says PostHog.
+        // For PostHog, no flag equals any other value.
         _ => None,
     };
     Ok(Test::Flag(Dependency { at: names.flag(&key), wanted }))
@@ -393,7 +395,7 @@ fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
 
 type Object = Map<String, Value>;
 
-/// A definition that is not as this version knows it.
+/// A definition that this version of the library does not understand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Unreadable;
 
@@ -402,7 +404,7 @@ fn field<'v>(object: &'v Object, name: &str) -> Option<&'v Value> {
     object.get(name).filter(|value| !value.is_null())
 }
 
-/// Absent: `false`.
+/// `false` if the field is absent.
 fn boolean(object: &Object, name: &str) -> Result<bool, Unreadable> {
     field(object, name).map_or(Ok(false), |value| value.as_bool().ok_or(Unreadable))
 }
@@ -411,7 +413,7 @@ fn text<'v>(object: &'v Object, name: &str) -> Result<Option<&'v str>, Unreadabl
     field(object, name).map(|value| value.as_str().ok_or(Unreadable)).transpose()
 }
 
-/// A percentage as a share of one. It is never rounded: PostHog rolls out to tenths of a percent.
+/// A percentage as a fraction. Not rounded: PostHog supports tenths of a percent.
 fn share(object: &Object, name: &str) -> Result<Option<f64>, Unreadable> {
     field(object, name).map(|value| value.as_f64().map(|percent| percent / 100.0).ok_or(Unreadable)).transpose()
 }
@@ -420,12 +422,12 @@ fn object<'v>(object: &'v Object, name: &str) -> Result<Option<&'v Object>, Unre
     field(object, name).map(|value| value.as_object().ok_or(Unreadable)).transpose()
 }
 
-/// Absent: none.
+/// Empty if the field is absent.
 fn list<'v>(object: &'v Object, name: &str) -> Result<&'v [Value], Unreadable> {
     field(object, name).map_or(Ok(&[]), |value| value.as_array().map(Vec::as_slice).ok_or(Unreadable))
 }
 
-/// A number or a string, as a string: ids come as either.
+/// An id, which may be a number or a string, as a string.
 fn id_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

@@ -1,4 +1,4 @@
-//! What definitions survive, and what they do not.
+//! Which defects a document of definitions survives.
 
 use proptest::prelude::*;
 use serde_json::{Map, json};
@@ -66,7 +66,7 @@ fn a_flag_that_cannot_be_read_costs_no_other() {
 }
 
 #[test]
-fn a_flag_without_a_key_is_told_by_its_place_and_at_most_a_hundred_are() {
+fn a_flag_without_a_key_is_listed_by_its_position() {
     let flags = with("7");
     assert_good(&flags);
     assert_eq!(flags.unreadable(), ["#0"]);
@@ -82,7 +82,7 @@ fn the_last_of_several_flags_with_a_key_counts() {
 }
 
 #[test]
-fn other_parts_that_cannot_be_read_are_as_if_they_were_not_there() {
+fn other_unreadable_members_count_as_absent() {
     for parts in [
         "\"cohorts\": 3",
         "\"group_type_mapping\": []",
@@ -118,7 +118,7 @@ fn definitions_can_be_shared_and_do_not_print_themselves() {
     assert_eq!(format!("{:?}", with("{\"key\": 1}")), "LocalFlags { flags: 1, unreadable: 1, .. }");
 }
 
-/// Values as they stand in definitions, more or less.
+/// JSON values similar to those in definitions.
 fn value() -> impl Strategy<Value = Value> {
     let word = prop::sample::select(
         [
@@ -181,7 +181,7 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A flag that is at least read until its conditions.
+/// A flag that is well-formed except for its conditions.
 fn flag() -> impl Strategy<Value = Value> {
     (value(), prop::collection::vec(value(), 0..3), prop::sample::select(vec!["a", "b", "1"])).prop_map(
         |(extra, properties, key)| {

@@ -1,27 +1,29 @@
-//! One condition of a feature flag, or of a cohort, on one property: compiled once when the definitions are read, and then asked with
-//! a property as often as the flag is.
+//! One condition on one property, of a feature flag or a cohort.
 //!
-//! The reference is PostHog's own flags service (`rust/feature-flags`, `properties/`), because what is evaluated here has to be what it
-//! would have answered. Where it cannot be known here what that is, the answer is [`InconclusiveReason`], and PostHog is asked. So:
+//! A condition is compiled into a [`Filter`] when the definitions are parsed, and then evaluated with a property as
+//! often as the flag is. The reference is PostHog's own flags service (`rust/feature-flags`, `properties/`): a local
+//! result has to be the one the service would have given. If that cannot be known, the result is an
+//! [`InconclusiveReason`] and PostHog is asked.
 //!
-//! - Text is compared as the service does it (`text.rs`): everything that is not a string as JSON, letters of ASCII in either case.
-//! - `exact` compares in lowercase, with one value or each of a list (`exact.rs`). [`MatchingVersion::One`] looks first whether the
-//!   filter has nothing but truth values in it, and then compares truths: `false` is what every property is that is not true. Version
-//!   two compares text. To both a list of nothing is what is true.
-//! - Numbers are 64-bit floats, from strings too (`number.rs`). `between` has both ends in it.
-//! - Versions are the crate `semver`'s, prereleases included, with missing parts zero (`version.rs`). The official SDKs drop prereleases
-//!   and refuse leading zeros; the service does neither.
-//! - Patterns are matched if `regex` reads them as the service's `fancy-regex` does (`pattern.rs`).
-//! - Dates are RFC 3339, dates with or without a time, `-7d`, and numbers of seconds (`date.rs`, `relative_date.rs`). The service reads
-//!   those without an offset in the project's time zone, and counts `-7d` back on its clocks. We do not know that zone: what would
-//!   differ between zones is inconclusive. The official SDKs take UTC.
+//! - Text: a value that is not a string is compared as its JSON. ASCII letters are compared case-insensitively.
+//! - `exact` compares lowercased text with a value or each value of a list. With [`MatchingVersion::One`], a filter
+//!   that contains only truth values compares truth instead: every property that is not true is `false`. Version two
+//!   always compares text. In both, an empty list matches what is true.
+//! - Numbers are 64-bit floats and may be given as strings. `between` includes both ends.
+//! - Versions are parsed with the crate `semver`, with prereleases and with missing parts as zero. The official SDKs
+//!   drop prereleases and reject leading zeros; the service does neither.
+//! - Patterns are matched if `regex` interprets them as the service's `fancy-regex` does.
+//! - Dates (`date.rs`) are RFC 3339, dates with or without a time, `-7d`, or seconds since 1970. The service reads
+//!   dates without an offset in the project's time zone, and counts `-7d` on its clocks. That zone is not in the
+//!   definitions, so a result that differs between zones is inconclusive. The official SDKs assume UTC.
 //!
-//! A property that was not given is inconclusive for every operator, `is_not_set` among them: PostHog may know it. So is a property
-//! that the operator cannot compare, for which the service's answer is mostly no (also to the negated operator), but it reads more
-//! forms than we do. So is an operator that is none of these; `in`, `not_in` and `flag_evaluates_to` are not about properties.
+//! A property that was not given is inconclusive for every operator, including `is_not_set`: PostHog may know it. So is
+//! a property that the operator cannot compare. The service mostly answers `false` then (also for the negated
+//! operator), but it can read more formats. So is an unknown operator. `in`, `not_in` and `flag_evaluates_to` are not
+//! operators on properties.
 //!
-//! Asking costs no allocation, unless text has letters beyond ASCII, is a list or an object, or is long. Nothing here can panic or run for
-//! longer than linear time, whatever the definitions or the property.
+//! Evaluating a filter does not allocate, unless text contains non-ASCII letters, is a list or an object, or is long.
+//! Nothing here panics or takes more than linear time, whatever the definitions and the property are.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -32,24 +34,25 @@ use regex::{Regex, RegexBuilder};
 use semver::{BuildMetadata, Prerelease, Version, VersionReq};
 use serde_json::{Map, Number, Value};
 
-use super::date::{Date, moment_of};
+use super::date::{Date, range_of_date};
 use crate::flags::InconclusiveReason;
 use crate::sys::clock::WallNanos;
 
-/// How `exact` and `is_not` read truth values: what definitions call `property_matching_version`.
+/// How `exact` and `is_not` compare truth values; `property_matching_version` in the definitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum MatchingVersion {
-    /// A filter of nothing but truth values asks for the truth of the property. Also for numbers that PostHog has not given yet.
+    /// A filter that contains only truth values compares truth. Also used for versions that PostHog has not introduced
+    /// yet.
     #[default]
     One,
-    /// `true` is what reads `true`, and nothing else.
+    /// Compares text: only the text `true` equals `true`.
     Two,
 }
 
 /// A condition on one property.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
-    /// What cannot be used says why.
+    /// `Err`: the condition cannot be used, and why.
     test: Result<Test, InconclusiveReason>,
     is_negated: bool,
 }
@@ -59,7 +62,7 @@ enum Test {
     IsSet,
     HasTruth(bool),
     IsOneOf(Choices),
-    HasPart(Place, Box<[Part]>),
+    Contains(Position, Box<[Needle]>),
     Matches(Regex),
     Number(Comparison, f64),
     IsBetween(f64, f64),
@@ -69,7 +72,7 @@ enum Test {
 }
 
 impl Filter {
-    /// Compiles a condition; no operator is `exact`. What cannot be used compiles into a filter that is always inconclusive.
+    /// Compiles a condition. A missing operator means `exact`. A condition that cannot be used is always inconclusive.
     pub(crate) fn compile(operator: Option<&str>, value: &Value, version: MatchingVersion) -> Filter {
         let operator = operator.unwrap_or("exact");
         let (operator, is_negated) = match operator {
@@ -85,14 +88,15 @@ impl Filter {
             _ => (operator, false),
         };
         let test = match Test::compile(operator, value, version) {
-            // There is nothing to compare with.
+            // Without a value there is nothing to compare with.
             Ok(test) if value.is_null() && !matches!(test, Test::IsSet) => Err(InconclusiveReason::UnusableCondition),
             test => test,
         };
         Filter { test, is_negated }
     }
 
-    /// Whether the property, `None` if it was not given, is now as the condition wants it. What time it is, only dates ask.
+    /// Whether the property satisfies the condition. `None`: it was not given. `now` is called only by conditions on
+    /// dates.
     pub(crate) fn matches(
         &self,
         property: Option<&Value>,
@@ -100,8 +104,8 @@ impl Filter {
     ) -> Result<bool, InconclusiveReason> {
         let test = self.test.as_ref().map_err(|reason| *reason)?;
         let property = property.ok_or(InconclusiveReason::MissingProperty)?;
-        let is_passed = test.is_passed_by(property, now).ok_or(InconclusiveReason::UnusableProperty)?;
-        Ok(is_passed != self.is_negated)
+        let passes_test = test.passes(property, now).ok_or(InconclusiveReason::UnusableProperty)?;
+        Ok(passes_test != self.is_negated)
     }
 }
 
@@ -117,12 +121,12 @@ impl Test {
         let test = match operator {
             "is_set" => Some(Test::IsSet),
             "exact" => Some(Test::exact(value, version)),
-            "starts_with" => Some(Test::HasPart(Place::Start, [Part::new(value)].into())),
-            "ends_with" => Some(Test::HasPart(Place::End, [Part::new(value)].into())),
-            "icontains" => Some(Test::HasPart(Place::Anywhere, [Part::new(value)].into())),
+            "starts_with" => Some(Test::Contains(Position::Start, [Needle::new(value)].into())),
+            "ends_with" => Some(Test::Contains(Position::End, [Needle::new(value)].into())),
+            "icontains" => Some(Test::Contains(Position::Anywhere, [Needle::new(value)].into())),
             "icontains_multi" => {
-                let parts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-                Some(Test::HasPart(Place::Anywhere, parts.iter().map(Part::new).collect()))
+                let needles = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+                Some(Test::Contains(Position::Anywhere, needles.iter().map(Needle::new).collect()))
             }
             "regex" => compile_pattern(&text_of(value)).map(Test::Matches),
             "gt" | "gte" | "lt" | "lte" => number_of(value).map(|number| Test::Number(comparison, number)),
@@ -150,21 +154,21 @@ impl Test {
         }
     }
 
-    /// `None` if the property is nothing that can be compared so.
-    fn is_passed_by(&self, property: &Value, now: impl FnOnce() -> WallNanos) -> Option<bool> {
+    /// `None` if the operator cannot compare the property.
+    fn passes(&self, property: &Value, now: impl FnOnce() -> WallNanos) -> Option<bool> {
         Some(match self {
             Test::IsSet => true,
             Test::HasTruth(truth) => is_true(property) == *truth,
-            Test::IsOneOf(choices) => with_text(property, |text| choices.contain(text)),
-            Test::HasPart(place, parts) => {
-                with_text(property, |text| parts.iter().any(|part| part.stands_in(text, *place)))
+            Test::IsOneOf(choices) => with_text(property, |text| choices.contains(text)),
+            Test::Contains(position, needles) => {
+                with_text(property, |text| needles.iter().any(|needle| needle.is_in(text, *position)))
             }
             Test::Matches(pattern) => with_text(property, |text| pattern.is_match(text)),
             Test::Number(comparison, number) => comparison.accepts(number_of(property)?.partial_cmp(number)?),
             Test::IsBetween(low, high) => (*low..=*high).contains(&number_of(property)?),
             Test::Date(comparison, date) => {
                 let now = now();
-                comparison.accepts(moment_of(property, now)?.order(&date.moment(now)?)?)
+                comparison.accepts(range_of_date(property, now)?.order(&date.range(now)?)?)
             }
             Test::Version(comparison, version) => comparison.accepts(version_of(property)?.cmp(version)),
             Test::IsInVersions(versions) => versions.matches(&version_of(property)?),
@@ -172,13 +176,13 @@ impl Test {
     }
 }
 
-/// As many values are compared one by one; more are looked up.
+/// Up to this many values are compared one by one; longer lists use a hash set.
 const FEW: usize = 8;
 
-/// Lists are looked up without an allocation by what is no longer than this.
+/// Longer text is lowercased on the heap.
 const SHORT: usize = 256;
 
-/// The values that a property may have, in lowercase.
+/// The values of `exact`, lowercased.
 #[derive(Clone, Debug)]
 enum Choices {
     Few(Box<[Box<str>]>),
@@ -196,9 +200,9 @@ impl Choices {
         Choices::Many { lowercase, longest }
     }
 
-    fn contain(&self, text: &str) -> bool {
+    fn contains(&self, text: &str) -> bool {
         if !text.is_ascii() {
-            // The case of other letters depends on their neighbours, and can change how many bytes they take.
+            // The lowercase of a non-ASCII letter depends on its neighbours and may have another length.
             let text = text.to_lowercase();
             return match self {
                 Choices::Few(choices) => choices.iter().any(|choice| **choice == text),
@@ -206,7 +210,7 @@ impl Choices {
             };
         }
         match self {
-            // A choice has been lowercased already, so this is equality with the lowercased text.
+            // The choices are lowercase, so this is equality with the lowercased text.
             Choices::Few(choices) => choices.iter().any(|choice| choice.eq_ignore_ascii_case(text)),
             Choices::Many { longest, .. } if text.len() > *longest => false,
             Choices::Many { lowercase, .. } => {
@@ -222,7 +226,7 @@ impl Choices {
     }
 }
 
-/// Nothing but true and false, as values or as words. A list of nothing is that, too.
+/// Whether the value is a boolean, `"true"` or `"false"` in any case, or a list of such values (possibly empty).
 fn is_truth_value(value: &Value) -> bool {
     match value {
         Value::Bool(_) => true,
@@ -232,7 +236,7 @@ fn is_truth_value(value: &Value) -> bool {
     }
 }
 
-/// True, as a value or as a word; of a list, everything in it.
+/// Whether the value is `true`, `"true"` in any case, or a list of such values.
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Bool(truth) => *truth,
@@ -242,7 +246,7 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-/// What the property has to be, compared with what the condition says.
+/// The order required between the property and the condition's value.
 #[derive(Clone, Copy, Debug)]
 enum Comparison {
     Less,
@@ -264,7 +268,7 @@ impl Comparison {
     }
 }
 
-/// A number, or a string that is one as a whole. Not a number is none.
+/// A number, or a string that contains only a number. NaN is rejected.
 fn number_of(value: &Value) -> Option<f64> {
     let number = match value {
         Value::Number(number) => number.as_f64(),
@@ -274,7 +278,7 @@ fn number_of(value: &Value) -> Option<f64> {
     number.filter(|number| !number.is_nan())
 }
 
-/// The two ends of a range, both in it, the lower one first.
+/// Both ends of a range, the lower one first.
 fn range_of(value: &Value) -> Option<(f64, f64)> {
     match value.as_array()?.as_slice() {
         [low, high] => Some((number_of(low)?, number_of(high)?)).filter(|(low, high)| low <= high),
@@ -282,10 +286,10 @@ fn range_of(value: &Value) -> Option<(f64, f64)> {
     }
 }
 
-/// Longest text, times longest part, that is searched in place. What is beyond that could be searched for a long time, and is copied.
-const SEARCHED_IN_PLACE: usize = 1 << 16;
+/// The largest product of text length and needle length that is searched without allocating. The search is quadratic.
+const MAX_IN_PLACE_SEARCH: usize = 1 << 16;
 
-/// Gives the value as text. Without an allocation, but for lists and objects.
+/// Calls `read` with the value as text. Allocates only for lists and objects.
 fn with_text<R>(value: &Value, read: impl FnOnce(&str) -> R) -> R {
     match value {
         Value::String(text) => read(text),
@@ -304,46 +308,49 @@ fn with_text<R>(value: &Value, read: impl FnOnce(&str) -> R) -> R {
     }
 }
 
-/// The value as text that is kept.
+/// The value as an owned text.
 fn text_of(value: &Value) -> String {
     with_text(value, str::to_owned)
 }
 
-/// Where in a property a text has to stand.
+/// Where a property has to contain a text.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Position {
     Start,
     End,
     Anywhere,
 }
 
-/// A text to look for, whichever case its letters of ASCII have.
+/// A text to search for, ignoring the case of ASCII letters.
 #[derive(Clone, Debug)]
-struct Part {
+struct Needle {
     lowercase: Box<str>,
 }
 
-impl Part {
+impl Needle {
     fn new(value: &Value) -> Self {
-        Part { lowercase: text_of(value).to_ascii_lowercase().into() }
+        Needle { lowercase: text_of(value).to_ascii_lowercase().into() }
     }
 
-    fn stands_in(&self, text: &str, place: Place) -> bool {
-        let (part, bytes) = (self.lowercase.as_bytes(), text.as_bytes());
-        let Some(spare) = bytes.len().checked_sub(part.len()) else { return false };
-        // Bytes do: a character's bytes are found in UTF-8 only where that character stands.
+    fn is_in(&self, text: &str, position: Position) -> bool {
+        let (needle, bytes) = (self.lowercase.as_bytes(), text.as_bytes());
+        let Some(last) = bytes.len().checked_sub(needle.len()) else { return false };
+        // Comparing bytes is enough: UTF-8 is self-synchronizing.
         let is_at =
-            |from: usize| bytes.get(from..from + part.len()).is_some_and(|there| there.eq_ignore_ascii_case(part));
-        match place {
-            Place::Start => is_at(0),
-            Place::End => is_at(spare),
-            Place::Anywhere if bytes.len().saturating_mul(part.len()) <= SEARCHED_IN_PLACE => (0..=spare).any(is_at),
-            Place::Anywhere => text.to_ascii_lowercase().contains(&*self.lowercase),
+            |from: usize| bytes.get(from..from + needle.len()).is_some_and(|there| there.eq_ignore_ascii_case(needle));
+        match position {
+            Position::Start => is_at(0),
+            Position::End => is_at(last),
+            Position::Anywhere if bytes.len().saturating_mul(needle.len()) <= MAX_IN_PLACE_SEARCH => {
+                (0..=last).any(is_at)
+            }
+            Position::Anywhere => text.to_ascii_lowercase().contains(&*self.lowercase),
         }
     }
 }
 
-/// PostHog writes objects in the order of their keys. Here a crate elsewhere in the program can turn that off, or keep the text of numbers.
+/// PostHog serializes objects in key order. Another crate of the program may have enabled serde_json's `preserve_order`
+/// or `arbitrary_precision`, which would change the text.
 fn in_key_order(value: &Value) -> Cow<'_, Value> {
     match value {
         Value::Array(items) => Cow::Owned(items.iter().map(|item| in_key_order(item).into_owned()).collect()),
@@ -361,7 +368,7 @@ fn in_key_order(value: &Value) -> Cow<'_, Value> {
     }
 }
 
-/// Room for any number that has 64 bits.
+/// A buffer for the text of any 64-bit number.
 #[derive(Default)]
 struct ShortText {
     bytes: [u8; 32],
@@ -383,22 +390,23 @@ impl Write for ShortText {
     }
 }
 
-/// Without an allocation, as long as neither a prerelease nor build metadata is longer than eight bytes.
+/// Parses a version like the flags service: a leading `v` is allowed, `3` is `3.0.0`, and `3.08` is `3.8.0`. Does not
+/// allocate unless the prerelease or build metadata is longer than eight bytes.
 fn version_of(value: &Value) -> Option<Version> {
     with_text(value, parse_version)
 }
 
-/// `~`: as the version or later, with the same minor version.
+/// `~`: this version or later, with the same minor version.
 fn tilde(value: &Value) -> Option<VersionReq> {
     requirement('~', value)
 }
 
-/// `^`: as the version or later, with the same leftmost part that is not zero.
+/// `^`: this version or later, with the same leftmost part that is not zero.
 fn caret(value: &Value) -> Option<VersionReq> {
     requirement('^', value)
 }
 
-/// `1.2.*`, `1.*`, `*`; PostHog takes what else the crate can read, too.
+/// `1.2.*`, `1.*`, `*`, and whatever else the crate `semver` can parse, as in the service.
 fn wildcard(value: &Value) -> Option<VersionReq> {
     let text = text_of(value);
     let parts: Vec<_> = without_prefix(&text).split('.').map(without_leading_zeros).collect();
@@ -446,33 +454,38 @@ fn without_leading_zeros(part: &str) -> &str {
     }
 }
 
-/// Bytes that a compiled pattern may take, and as much again for each thread that matches it.
+/// Memory limit of a compiled pattern, and of its cache per matching thread.
 const SIZE_LIMIT: usize = 1 << 20;
 
-/// Patterns that the service reads as the crate does.
+/// Compiles a pattern if the service interprets it in the same way.
+///
+/// The service uses `fancy-regex`, which delegates plain patterns to `regex`. Patterns with look-around,
+/// back-references or possessive quantifiers are not compiled; PostHog is asked. What is matched here takes linear
+/// time.
 fn compile_pattern(pattern: &str) -> Option<Regex> {
-    if !is_read_alike(pattern) {
+    if !has_same_meaning(pattern) {
         return None;
     }
     RegexBuilder::new(pattern).size_limit(SIZE_LIMIT).dfa_size_limit(SIZE_LIMIT).build().ok()
 }
 
-/// What stands before a place in a pattern.
+/// What precedes a position in a pattern.
 #[derive(Clone, Copy, PartialEq)]
 enum Before {
-    /// Nothing that can be repeated: the start, an anchor, `(` or `|`. The service refuses to repeat an anchor.
+    /// Nothing that can be repeated: the start, an anchor, `(` or `|`. The service rejects a repeated anchor.
     Nothing,
     Something,
-    /// What can be made lazy. What else follows makes it possessive there, and repeats it here.
+    /// Can be made lazy. Any other quantifier after it makes it possessive in `fancy-regex` but repeats it in `regex`.
     Quantifier,
     LazyQuantifier,
 }
 
-/// Goes by what is known to be the same, so that what is new in either crate is not. Whatever `regex` refuses may pass.
-fn is_read_alike(pattern: &str) -> bool {
+/// Accepts only syntax that is known to mean the same in both crates, so that new syntax in either is rejected.
+/// Patterns that `regex` rejects may pass.
+fn has_same_meaning(pattern: &str) -> bool {
     let mut rest = pattern;
     let mut before = Before::Nothing;
-    // For each open group, whether something in it can be repeated.
+    // For each open group, whether it contains something that can be repeated.
     let mut groups = vec![false];
     while let Some(next) = rest.chars().next() {
         let len = match next {
@@ -511,7 +524,7 @@ fn is_read_alike(pattern: &str) -> bool {
     true
 }
 
-/// The length of an escape: of a class of characters, or of a sign that would mean something else.
+/// The length of an escape: a character class, or punctuation.
 fn escape(rest: &str, is_in_class: bool) -> Option<usize> {
     match rest.chars().nth(1)? {
         'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'n' | 'r' | 't' => Some(2),
@@ -523,7 +536,7 @@ fn escape(rest: &str, is_in_class: bool) -> Option<usize> {
     }
 }
 
-/// The length of a class in brackets, in which there may be others.
+/// The length of a bracketed class, including nested ones.
 fn class(rest: &str) -> Option<usize> {
     let mut at = 0;
     let mut depth = 0_usize;
@@ -534,7 +547,7 @@ fn class(rest: &str) -> Option<usize> {
             '[' => {
                 depth += 1;
                 at += if here.starts_with("[^") { 2 } else { 1 };
-                // Right at the beginning it closes nothing.
+                // A `]` directly after the opening is a literal.
                 at += usize::from(rest.get(at..)?.starts_with(']'));
             }
             ']' => {
@@ -549,7 +562,7 @@ fn class(rest: &str) -> Option<usize> {
     }
 }
 
-/// The length of what opens a group: a group without a name, or one with some of the flags that both know.
+/// The length of the opening of a group: unnamed, or with some of the flags that both crates know.
 fn group(rest: &str) -> Option<usize> {
     let Some(flags) = rest.strip_prefix("(?") else {
         return Some(1);
@@ -560,7 +573,7 @@ fn group(rest: &str) -> Option<usize> {
     is_alike.then_some("(?".len() + len + 1)
 }
 
-/// The length of `{2}`, `{2,}` or `{2,3}`. What looks like one and is none, the service takes literally.
+/// The length of `{2}`, `{2,}` or `{2,3}`. The service takes malformed repetitions literally, so they are rejected.
 fn repetition(rest: &str) -> Option<usize> {
     let len = rest.find('}')?;
     let counts = rest.get(1..len)?;
@@ -569,12 +582,15 @@ fn repetition(rest: &str) -> Option<usize> {
     (!least.is_empty() && is_count(least) && is_count(most)).then_some(len + 1)
 }
 
-/// The number as one of 64 bits.
+/// The number as PostHog has it: with 64 bits.
+///
+/// If another crate of the program has enabled serde_json's `arbitrary_precision`, a number is the text that was parsed
+/// (`1.50`, `1e2`). Code that compares or hashes the text of a number has to convert it with this function first.
 pub(in crate::flags) fn plain_number(number: &Number) -> Cow<'_, Number> {
     if number.as_i64().is_some() || number.as_u64().is_some() {
         return Cow::Borrowed(number);
     }
-    // What is beyond all floats stays what it is.
+    // A number too large for a float stays as it is.
     number.as_f64().and_then(Number::from_f64).map_or(Cow::Borrowed(number), Cow::Owned)
 }
 

@@ -1,4 +1,4 @@
-//! What each operator answers, by tables, and what no operator may ever do.
+//! The result of each operator, as tables, and properties that hold for all operators.
 
 use proptest::prelude::*;
 use serde_json::{Number, Value, json};
@@ -22,7 +22,7 @@ fn ask_version(
     Filter::compile(Some(operator), &value, version).matches(Some(&property), || NOW)
 }
 
-/// Asks an operator and its opposite.
+/// Checks an operator and its negation.
 fn check(operator: &str, opposite: &str, table: &[(Value, Value, bool)]) {
     for (value, property, expected) in table {
         assert_eq!(ask(operator, value.clone(), property.clone()), Ok(*expected), "{property} {operator} {value}");
@@ -74,9 +74,9 @@ fn exact_compares_text_in_either_case_and_looks_into_lists() {
         (json!("Pro"), json!("pRO"), true),
         (json!("pro"), json!("prod"), false),
         (json!("\u{c4}"), json!("\u{e4}"), true),
-        // Sigma has two small forms: one of them stands at the end of words alone.
+        // Sigma has two lowercase forms, one of which is used only at the end of words.
         (json!("\u{39f}\u{3a3}"), json!("\u{3bf}\u{3c2}"), true),
-        // Kelvin's sign is small k in lowercase, whose letter is of ASCII.
+        // The lowercase of the Kelvin sign is the ASCII letter k.
         (json!("k"), json!("\u{212a}"), true),
         (json!("\u{212a}"), json!("K"), true),
         (json!(1), json!("1"), true),
@@ -99,8 +99,8 @@ fn no_operator_is_exact() {
 }
 
 #[test]
-fn the_matching_versions_differ_in_what_filters_of_truth_values_say() {
-    // What PostHog's own SDKs are tested with.
+fn the_matching_versions_differ_for_truth_values() {
+    // Cases from the tests of PostHog's SDKs.
     let table = [
         (json!(false), json!("banana"), true, false),
         (json!(false), json!(0), true, false),
@@ -189,7 +189,7 @@ fn icontains_multi_wants_one_of_them() {
 }
 
 #[test]
-fn lfe_06_starts_and_ends_are_compared_as_text_with_ascii_folded() {
+fn lfe_06_starts_and_ends_ignore_ascii_case() {
     let table = [
         (json!("admin@"), json!("Admin@Example.com"), true),
         (json!("dmin"), json!("Admin@Example.com"), false),
@@ -202,7 +202,7 @@ fn lfe_06_starts_and_ends_are_compared_as_text_with_ascii_folded() {
     let table = [
         (json!("@example.COM"), json!("Admin@Example.com"), true),
         (json!("@example"), json!("Admin@Example.com"), false),
-        // Ends in the middle of a character.
+        // The bytes end in the middle of a character.
         (json!("\u{fc}"), json!("\u{fc}"), true),
         (json!(23), json!(123), true),
     ];
@@ -438,7 +438,7 @@ fn a_pattern_is_searched_for_with_case_and_without_anchors() {
 #[test]
 fn what_the_service_may_read_otherwise_is_inconclusive() {
     let patterns = [
-        // Cannot be read here.
+        // Rejected by `regex`.
         "?*",
         "(",
         "[a",
@@ -448,21 +448,21 @@ fn what_the_service_may_read_otherwise_is_inconclusive() {
         r"\Ka",
         r"a\Z",
         r"\h",
-        // Possessive there, repeated here.
+        // Possessive in `fancy-regex`, repeated in `regex`.
         "a++",
         "a*+",
         "a?+",
         "a{2}+",
         "a{2}{3}",
         "a??+",
-        // An anchor cannot be repeated there.
+        // `fancy-regex` rejects a repeated anchor.
         "^*a",
         "a$?",
         r"\A+",
         "(?:^)*a",
         "(^|$)?",
         "(?i)*",
-        // Literal there, or an error here.
+        // A literal in `fancy-regex`, or an error in `regex`.
         "a{",
         "{2}",
         "a{,2}",
@@ -470,7 +470,7 @@ fn what_the_service_may_read_otherwise_is_inconclusive() {
         "a}",
         "a]",
         "()*",
-        // Other words for other things.
+        // Syntax that differs between the two.
         r"\bword\b",
         r"\<word\>",
         r"[\b]",

@@ -1,4 +1,4 @@
-//! Flags: which value, for whom, and when none.
+//! Values of flags, and when a flag has none.
 
 use serde_json::{Value, json};
 
@@ -153,7 +153,7 @@ fn conditions_are_tried_in_the_order_in_which_they_are_defined() {
             {"properties": on_plan("team"), "variant": "a"},
         ]}),
     );
-    // The bucket says b.
+    // The bucket selects b.
     assert_eq!(flags.evaluate("exp", &user("u0").person_property("plan", "pro")), Ok(LocalValue::Variant("b")));
     assert_eq!(flags.evaluate("exp", &user("u0").person_property("plan", "team")), Ok(LocalValue::Variant("a")));
     assert_eq!(flags.evaluate("exp", &user("u0").person_property("plan", "free")), OFF);
@@ -185,13 +185,13 @@ fn early_exit_ends_a_flag_for_those_who_are_meant_and_left_out() {
 }
 
 #[test]
-fn a_condition_that_matches_wins_where_an_unknown_one_would_have_given_the_same() {
+fn a_match_wins_if_an_unknown_condition_would_agree() {
     let flags = flag("f", json!({"groups": [{"properties": on_plan("pro")}, {"rollout_percentage": 100}]}));
     assert_eq!(flags.evaluate("f", &user("u")), ON);
     for (variant, value) in [("a", Err(InconclusiveReason::MissingProperty)), ("b", Ok(LocalValue::Variant("b")))] {
         let groups = json!([{"properties": on_plan("pro"), "variant": variant}, {}]);
         let flags = flag("exp", json!({"multivariate": variants(), "groups": groups}));
-        // The bucket says b.
+        // The bucket selects b.
         assert_eq!(flags.evaluate("exp", &user("u0")), value);
     }
     let groups = json!([{"properties": on_plan("pro"), "rollout_percentage": 0, "variant": "a"}, {}]);
@@ -212,11 +212,11 @@ fn a_condition_may_be_on_a_group_and_another_on_the_person() {
     assert_eq!(flags.evaluate("f", &gold), ON);
     assert_eq!(flags.evaluate("f", &user("u").person_property("plan", "pro")), ON);
     assert_eq!(flags.evaluate("f", &user("u").person_property("plan", "free")), Err(InconclusiveReason::MissingGroup));
-    // What is on a group decides by the group: buckets 0.835 and 0.055.
+    // A condition on groups uses the group's bucket: 0.835 and 0.055.
     let flags = flag("exp", json!({"aggregation_group_type_index": 0, "groups": [{"rollout_percentage": 50}]}));
     assert_eq!(flags.evaluate("exp", &user("u0").group("company", "u4")), ON);
     assert_eq!(flags.evaluate("exp", &user("u4").group("company", "u0")), OFF);
-    // A condition that says null is on persons, whatever the flag is on.
+    // A condition with `null` is on persons, whatever the flag is on.
     let groups = json!([{"aggregation_group_type_index": null, "rollout_percentage": 50}]);
     let flags = flag("exp", json!({"aggregation_group_type_index": 0, "groups": groups}));
     assert_eq!(flags.evaluate("exp", &user("u4")), ON);
@@ -339,7 +339,7 @@ fn an_entry_of_a_cohort_may_be_negated_and_a_cohort_excluded() {
 }
 
 #[test]
-fn a_cohort_that_the_service_reads_otherwise_than_its_libraries_do_is_inconclusive() {
+fn a_cohort_on_which_service_and_sdks_differ_is_inconclusive() {
     let nobody_or_everybody = json!({"type": "OR", "values": []});
     for definition in [
         json!({}),
@@ -361,7 +361,7 @@ fn a_cohort_that_the_service_reads_otherwise_than_its_libraries_do_is_inconclusi
 }
 
 #[test]
-fn a_cohort_that_is_not_known_makes_those_inconclusive_that_are_made_of_it() {
+fn an_unknown_cohort_makes_its_dependents_inconclusive() {
     let flags = |other: Value| {
         let one = json!({"type": "OR", "values": [on("plan", json!("pro")), in_cohort(json!(2))]});
         parsed(&json!({"flags": [conditional("f", json!([in_cohort(json!(1))]))], "cohorts": {"1": one, "2": other}}))
@@ -425,7 +425,7 @@ fn a_dependency_that_cannot_be_followed_is_inconclusive() {
 }
 
 #[test]
-fn a_property_that_is_named_like_a_flag_is_a_property_and_not_the_value_of_the_flag() {
+fn a_property_named_like_a_flag_is_an_ordinary_property() {
     let base = json!({"key": "base", "active": true, "filters": {"groups": [{}]}});
     for (operator, value) in [("exact", json!(true)), ("is_not", json!("false"))] {
         let test = json!({"key": "$feature/base", "type": "person", "operator": operator, "value": value});
@@ -448,8 +448,8 @@ fn whom_it_is_about_need_not_be_given_as_a_property() {
 }
 
 #[test]
-fn shared_dependencies_are_evaluated_once_however_many_ways_lead_to_them() {
-    // Each needs the next twice: two to the power of sixty ways to the last.
+fn shared_dependencies_are_evaluated_once() {
+    // Each depends on the next twice, so there are 2^60 paths to the last.
     let step = |key: usize| {
         conditional(
             &key.to_string(),
@@ -479,10 +479,10 @@ fn what_depends_too_deep_is_inconclusive_from_there_on() {
     assert_eq!(flags.evaluate("99950", &person(json!({}))), ON);
 }
 
-// Buckets against numbers that another implementation has given, Python's `hashlib`:
+// Buckets, compared with Python's `hashlib`:
 // `int(hashlib.sha1(f"{key}.{id}{salt}".encode()).hexdigest()[:15], 16)`, the salt being "" or "variant".
 
-/// Key, id, whether it is of the variants, digits.
+/// Key, id, whether it is the bucket for variants, digits.
 const VECTORS: &[(&str, &str, bool, u64)] = &[
     ("beta-feature", "distinct_id", false, 0xe02_7150_eee6_0115),
     ("beta-feature", "distinct_id", true, 0x3a7_20bf_a0d6_d711),
@@ -533,11 +533,11 @@ fn ids_longer_than_a_block_of_the_hash_are_hashed_to_their_end() {
 }
 
 #[test]
-fn one_block_and_many_are_the_same_hash_up_to_the_last_text_that_fits() {
+fn one_block_and_any_length_give_the_same_hash() {
     for len in 0..=130 {
         let id = "x".repeat(len);
         let one = hash_one_block(&["k", ".", &id, "variant"]);
-        assert_eq!(one.is_some(), len + 9 < LENGTH, "{len}");
+        assert_eq!(one.is_some(), len + 9 < LENGTH_AT, "{len}");
         assert!(one.is_none_or(|one| one == hash_any_length(&["k", ".", &id, "variant"])), "{len}");
     }
 }

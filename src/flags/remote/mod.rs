@@ -1,31 +1,247 @@
-//! What is asked of PostHog about flags, and what it answers.
+//! Requesting flag values from PostHog.
 //!
-//! `POST {host}/flags/?v=2`, or `POST {host}/decide/?v=3` for servers that know nothing newer. Both take the same body ([`Question`]),
-//! and either may answer in either shape: one object for each flag, or a map of values beside a map of payloads (`reply.rs`).
+//! [`RemoteFlags`] runs each request as a task on the delivery thread's runtime and reports its result through a
+//! callback, exactly once. `request.rs` builds and sends a request and retries it; `reply.rs` reads the response.
 //!
-//! # Rules
+//! The endpoint is `POST {host}/flags/?v=2`, or `POST {host}/decide/?v=3` for older servers. Both take the same body
+//! ([`Question`]), and either may respond in either format: one object per flag, or a map of values and a map of
+//! payloads.
 //!
-//! * The token is in the body, and there is no `Authorization` header: the token is public, and evaluates nobody's definitions.
-//! * `groups`, `person_properties` and `group_properties` are always there, and so is `geoip_disable`; what PostHog looks up by default
-//!   depends on the server's version. `flag_keys_to_evaluate` is there only if keys were named.
-//! * A flag that PostHog could not evaluate (`failed`) has no value: its `enabled` is `false` for those who do not look, and would be
-//!   taken for an answer. A flag that cannot be read loses itself alone. Both make the answer one with errors.
-//! * A payload is often JSON in a string; it is read, and left a string where it is none.
-//! * An answer that is cut, no JSON, or no answer to this question is a [`Failure::Unreadable`](super::Failure::Unreadable), and never one without flags: a
-//!   captive portal must not switch everything off.
-//! * A request is sent again, with the same bytes, if there was no answer at all, or a gateway's 502 or 504: after 300 ms, then 600 ms,
-//!   doubling up to 5 s. No other status is worth it: the caller waits. Connections that break while the body is read count as no
-//!   answer.
-//! * One bound holds for all of it ([`RemoteOptions::timeout`]): attempts, waits, and whatever whoever asks waits for before. A wait that would reach
-//!   the bound is not begun. So an attempt that hangs to the end is not repeated, and a call never takes longer than its bound says.
-//! * Nothing here is remembered: what is known of flags is the cache's business, and what is told of failures the worker's.
+//! # Request
 //!
-//! Parts: `question.rs` the request, `exchange.rs` the attempts, `reply.rs` the answer.
+//! * The project token is in the body. There is no `Authorization` header: the token is public and authorizes nothing
+//!   else.
+//! * `groups`, `person_properties`, `group_properties` and `geoip_disable` are always present, because PostHog's
+//!   defaults for absent fields differ between server versions. `flag_keys_to_evaluate` is present only if the caller
+//!   named keys.
+//!
+//! # Response
+//!
+//! * A flag that PostHog could not evaluate (`failed`) has no value, although its `enabled` is `false`. A flag that
+//!   cannot be parsed has no value either. Both set `has_errors`; the other flags are not affected.
+//! * A payload is usually JSON in a string. It is parsed, or kept as a string if it is not JSON.
+//! * A response that is truncated, is not JSON or contains no flags is [`Failure::Unreadable`], never an empty result.
+//!   A captive portal must not switch all flags off.
+//!
+//! # Limits
+//!
+//! * A request is retried, with the same bytes, only if there was no response or a gateway responded 502 or 504. The
+//!   first wait is 300 ms and doubles up to 5 s.
+//! * [`RemoteOptions::timeout`] bounds everything: waiting for a permit, all attempts and the waits between them. A
+//!   retry whose wait would reach the bound is not made.
+//! * 64 requests are in flight at a time and 1,024 are open in all; further ones fail at once with [`Failure::Busy`].
+//! * During an outage (three requests in a row without a response) one request in 5 s is sent. The others fail at once
+//!   with the last failure, so that a program that reads flags in every request it serves does not wait in every one of
+//!   them.
+//! * Responses are not cached here; see `cache.rs`.
 
 mod reply;
 mod request;
 
-pub(crate) use reply::Reply;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::{Answer, Failure, Notice};
+use crate::sys::clock::Clock;
+use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
+use crate::sys::reentry;
+use crate::transport::Http;
+
+use reply::Reply;
 #[cfg(fuzzing)]
 pub(crate) use reply::read;
-pub(crate) use request::{Question, RemoteOptions, ask};
+pub(crate) use request::{Question, RemoteOptions};
+
+/// The shortest time between two notices of the same kind.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
+/// Requests in a row without a response after which PostHog is considered down. A single one may have been expensive to
+/// evaluate.
+const OUTAGE_AFTER: u32 = 3;
+/// The time between two requests during an outage.
+const OUTAGE_RETRY: Duration = Duration::from_secs(5);
+
+/// Receives the result of a request: on the delivery thread, or on the caller's thread if no request is sent.
+pub(crate) type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
+/// A request as a task for the delivery thread's runtime.
+pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Sends requests for flag values; see the module.
+pub(crate) struct RemoteFlags {
+    options: RemoteOptions,
+    http: Arc<dyn Http>,
+    clock: Clock,
+    report: Arc<dyn Fn(Notice) + Send + Sync>,
+    /// One permit for each request that may be in flight.
+    permits: Semaphore,
+    /// Requests without a result, including those that wait for a permit.
+    open: AtomicUsize,
+    outage: Mutex<Outage>,
+    unanswered: Throttle,
+    unreadable: Throttle,
+}
+
+impl RemoteFlags {
+    pub(crate) fn new(
+        options: RemoteOptions,
+        http: Arc<dyn Http>,
+        clock: Clock,
+        report: Arc<dyn Fn(Notice) + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            http,
+            clock,
+            report,
+            permits: Semaphore::new(FLAG_REQUESTS_AT_ONCE),
+            open: AtomicUsize::new(0),
+            outage: Mutex::default(),
+            unanswered: Throttle::default(),
+            unreadable: Throttle::default(),
+        })
+    }
+
+    /// Requests flag values. `spawn` runs the task it is given, or drops it if the client is closing. Does not block.
+    ///
+    /// `done` is called exactly once, at the latest after [`RemoteOptions::timeout`] or when the task is dropped. A
+    /// panic in it is caught.
+    pub(crate) fn request(self: &Arc<Self>, question: Question, done: Done, spawn: impl FnOnce(Task)) {
+        let now = self.clock.now();
+        let rejected = lock(&self.outage).rejects(&question, now, self.options.timeout);
+        if let Some(failure) = rejected {
+            self.report(&Err(failure.clone()));
+            return call(done, Err(failure));
+        }
+        let open = OpenRequest { done: Some(done), remote: Arc::clone(self) };
+        if self.open.fetch_add(1, Ordering::AcqRel) >= FLAG_REQUESTS_MOST {
+            open.finish(Err(Failure::Busy));
+            return self.report(&Err(Failure::Busy));
+        }
+        spawn(Box::pin(async move {
+            let Self { options, http, clock, permits, outage, .. } = &*open.remote;
+            let result = request::send(permits, &**http, options, &question, clock).await;
+            open.remote.report(&result);
+            lock(outage).record(result.as_ref().err(), clock.now());
+            open.finish(result.map(|reply| reply.answer));
+        }));
+    }
+
+    /// Requests without a result.
+    #[cfg(test)]
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    fn report(&self, result: &Result<Reply, Failure>) {
+        let notice = match result {
+            Err(failure) => {
+                let occurrences = self.unanswered.occurred(self.clock.now());
+                occurrences.map(|requests| Notice::Unanswered { why: failure.to_string(), requests })
+            }
+            Ok(reply) if !reply.unreadable.is_empty() => {
+                let occurrences = self.unreadable.occurred(self.clock.now());
+                occurrences.map(|_| Notice::Unreadable { keys: reply.unreadable.clone() })
+            }
+            Ok(_) => None,
+        };
+        if let Some(notice) = notice {
+            (self.report)(notice);
+        }
+    }
+}
+
+/// Whether PostHog responds to requests for flags.
+#[derive(Debug, Default)]
+struct Outage {
+    /// Requests in a row without a response.
+    misses: u32,
+    /// The failure of the last one, and until when other requests fail with it.
+    last: Option<(Failure, Instant)>,
+}
+
+impl Outage {
+    /// The failure for a request that is not to be sent. While one request probes a server that is down, others are
+    /// rejected.
+    fn rejects(&mut self, question: &Question, now: Instant, timeout: Duration) -> Option<Failure> {
+        if self.misses < OUTAGE_AFTER || question.insists {
+            return None;
+        }
+        let (failure, until) = self.last.as_mut()?;
+        if now < *until {
+            return Some(failure.clone());
+        }
+        *until = now.checked_add(timeout).unwrap_or(now);
+        None
+    }
+
+    /// Records the outcome of a request. An error status is a response: it ends an outage.
+    fn record(&mut self, failure: Option<&Failure>, now: Instant) {
+        match failure {
+            Some(failure @ (Failure::Timeout | Failure::Connection(_))) => {
+                self.misses = self.misses.saturating_add(1);
+                self.last = Some((failure.clone(), now.checked_add(OUTAGE_RETRY).unwrap_or(now)));
+            }
+            // These say nothing about the server.
+            Some(Failure::Busy | Failure::Reentrant | Failure::Closed) => {}
+            _ => *self = Self::default(),
+        }
+    }
+}
+
+/// Limits notices of one kind to one per [`NOTICE_INTERVAL`]: every evaluation may meet the same failure.
+#[derive(Debug, Default)]
+struct Throttle(Mutex<Option<(Instant, u64)>>);
+
+impl Throttle {
+    /// Counts an occurrence. If a notice is due, returns the number of occurrences it stands for.
+    fn occurred(&self, now: Instant) -> Option<u64> {
+        let mut reported = lock(&self.0);
+        let occurrences = match &mut *reported {
+            Some((at, suppressed)) if now.saturating_duration_since(*at) < NOTICE_INTERVAL => {
+                *suppressed = suppressed.saturating_add(1);
+                return None;
+            }
+            Some((_, suppressed)) => suppressed.saturating_add(1),
+            None => 1,
+        };
+        *reported = Some((now, 0));
+        Some(occurrences)
+    }
+}
+
+/// A request without a result. Dropping it reports [`Failure::Closed`], so that the caller gets a result even if the
+/// runtime drops the task.
+struct OpenRequest {
+    done: Option<Done>,
+    remote: Arc<RemoteFlags>,
+}
+
+impl OpenRequest {
+    fn finish(mut self, result: Result<Answer, Failure>) {
+        if let Some(done) = self.done.take() {
+            call(done, result);
+        }
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.remote.open.fetch_sub(1, Ordering::AcqRel);
+        if let Some(done) = self.done.take() {
+            call(done, Err(Failure::Closed));
+        }
+    }
+}
+
+/// Calls back. A panic in the callback must not unwind into the runtime.
+fn call(done: Done, result: Result<Answer, Failure>) {
+    let _ = reentry::caught(|| done(result));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,4 +1,4 @@
-//! The answer, in whichever shape it comes. It is somebody else's JSON: nothing about it is taken for granted.
+//! Reading PostHog's response. It is untrusted JSON in one of two formats.
 
 use std::collections::BTreeMap;
 
@@ -7,18 +7,18 @@ use serde_json::{Map, Value};
 use crate::flags::{Answer, Evaluated, FlagValue};
 use crate::sys::limits::{NAME_KEPT, foreign};
 
-/// So many keys of flags that could not be read are kept.
+/// The maximum number of unreadable flags that are listed.
 const KEYS_KEPT: usize = 10;
 
-/// What PostHog says.
+/// A response, read.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) answer: Answer,
-    /// The first keys of flags that could not be read, cut where they are long.
+    /// The keys of flags that could not be read, shortened if they are long.
     pub(crate) unreadable: Vec<String>,
 }
 
-/// Reads the body of an answer, or says why it is none.
+/// Reads the body of a response. `Err`: why it contains no answer.
 pub(crate) fn read(body: &[u8]) -> Result<Reply, String> {
     let reply: Value = serde_json::from_slice(body).map_err(|error| format!("it is no JSON: {error}"))?;
     let Value::Object(mut reply) = reply else { return Err("it is no JSON object".to_owned()) };
@@ -38,13 +38,13 @@ pub(crate) fn read(body: &[u8]) -> Result<Reply, String> {
     answer.wants_minimal_events = is_true(reply.get("minimalFlagCalledEvents"));
     answer.is_quota_limited = is_quota_limited;
     if is_quota_limited {
-        // Whatever is in it was not evaluated for this question.
+        // Values in a response without quota are defaults, not results of an evaluation.
         answer.flags.clear();
     }
     Ok(read)
 }
 
-/// A list of what is limited; it was a bool once.
+/// A list of the exceeded quotas; a boolean in older versions.
 fn is_quota_limited(limited: Option<&Value>) -> bool {
     match limited {
         Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == "feature_flags"),
@@ -52,7 +52,7 @@ fn is_quota_limited(limited: Option<&Value>) -> bool {
     }
 }
 
-/// What became of one flag in an answer.
+/// The result of reading one flag.
 enum Read {
     Known(Evaluated),
     /// PostHog could not evaluate it.
@@ -77,7 +77,7 @@ fn each(flags: Map<String, Value>, read: impl Fn(&str, Value) -> Read) -> Reply 
     Reply { answer: Answer { flags: known, has_errors, ..Answer::default() }, unreadable }
 }
 
-/// One flag of `flags`.
+/// Reads one flag of `flags`.
 fn of_object(_key: &str, flag: Value) -> Read {
     let Value::Object(mut flag) = flag else { return Read::Unreadable };
     if is_true(flag.get("failed")) {
@@ -100,7 +100,7 @@ fn of_object(_key: &str, flag: Value) -> Read {
     })
 }
 
-/// The older shape: values by key, or a list of the keys that are on, and payloads beside them.
+/// The older format: values by key or a list of the keys that are on, and a map of payloads.
 fn of_values(values: Value, payloads: Option<Value>) -> Reply {
     let values = match values {
         Value::Object(values) => values,
@@ -119,19 +119,19 @@ fn of_list(keys: Vec<Value>) -> Reply {
     for key in keys {
         match key {
             Value::String(key) => drop(reply.answer.flags.insert(key, known(FlagValue::Boolean(true)))),
-            // It has no key that could be told.
+            // An entry that is not a string has no key to report.
             _ => reply.answer.has_errors = true,
         }
     }
     reply
 }
 
-/// A flag of which there is nothing but a value.
+/// A flag of which only the value is known.
 fn known(value: FlagValue) -> Evaluated {
     Evaluated { value, payload: None, id: None, version: None, reason: None, has_experiment: None, is_local: false }
 }
 
-/// JSON in a string, mostly; a string that is none is what it is.
+/// A payload is usually JSON in a string. A string that is not JSON is kept.
 fn payload(payload: Value) -> Option<Value> {
     match payload {
         Value::Null => None,
@@ -154,7 +154,7 @@ fn text(value: Option<Value>) -> Option<String> {
     }
 }
 
-/// PostHog says 0 where it knows of none.
+/// PostHog uses 0 for an absent number.
 fn number(value: Option<&Value>) -> Option<u64> {
     value.and_then(Value::as_u64).filter(|&number| number != 0)
 }

@@ -1,4 +1,4 @@
-//! Answers as PostHog gives them, and as nobody should.
+//! Responses as PostHog sends them, and malformed ones.
 
 use proptest::prelude::*;
 use serde_json::json;

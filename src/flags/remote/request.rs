@@ -1,10 +1,11 @@
-//! The attempts: the same request until there is an answer, or none is to be had in time.
+//! One request for flag values: its body, its attempts, and what the last response means.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 
 use super::reply::{self, Reply};
 use crate::flags::Failure;
@@ -13,20 +14,25 @@ use crate::sys::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
 use crate::sys::wording;
 use crate::transport::{Http, Method, Request, Response, TransportError};
 
-/// Where flags are asked for, and for how long.
+/// The wait before the first retry; it doubles with each further one.
+const FIRST_WAIT: Duration = Duration::from_millis(300);
+/// The longest wait before a retry.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Where and how flag values are requested.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RemoteOptions {
     /// The endpoint.
     pub(crate) url: Arc<str>,
-    /// The project's write-only token.
+    /// The project's public token.
     pub(crate) token: String,
-    /// For a question, with all its attempts and the waits between them.
+    /// Bound of a request with all its attempts and waits.
     pub(crate) timeout: Duration,
     /// Attempts after the first.
     pub(crate) max_retries: u32,
 }
 
-/// Whom PostHog is to evaluate flags for: a context in which everything is settled, overrides included.
+/// What is requested: a context after the client has added its defaults and overrides.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Question {
     pub(crate) distinct_id: String,
@@ -38,14 +44,14 @@ pub(crate) struct Question {
     pub(crate) disable_geoip: bool,
     /// `None`: all flags.
     pub(crate) flag_keys: Option<Vec<String>>,
-    /// Is put even if PostHog is taken to be down. No part of the request.
+    /// Sends the request even during an outage. Not part of the body.
     pub(crate) insists: bool,
 }
 
 impl Question {
     /// The body of the request.
     fn body(&self, token: &str) -> Vec<u8> {
-        // Not `api_key` as well: to PostHog they are two names of one field, which it takes once.
+        // Not `api_key` as well: PostHog treats the two as one field and rejects duplicates.
         let mut body = json!({
             "token": token,
             "distinct_id": self.distinct_id,
@@ -64,22 +70,23 @@ impl Question {
     }
 }
 
-/// The wait before the first retry; each further one doubles it.
-const FIRST_WAIT: Duration = Duration::from_millis(300);
-/// The longest wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-
-/// Asks PostHog until it answers or a further attempt is of no use, for at most [`RemoteOptions::timeout`].
-pub(crate) async fn ask(
+/// Waits for a permit and sends the request, with retries, within [`RemoteOptions::timeout`].
+pub(super) async fn send(
+    permits: &Semaphore,
     http: &dyn Http,
     options: &RemoteOptions,
     question: &Question,
     clock: &Clock,
 ) -> Result<Reply, Failure> {
+    let answer = async {
+        // The semaphore is never closed.
+        let _permit = permits.acquire().await;
+        attempts(http, options, question, clock).await
+    };
     tokio::select! {
-        // An answer that comes at the last moment is one.
+        // A response that arrives together with the timeout counts.
         biased;
-        answer = attempts(http, options, question, clock) => answer,
+        answer = answer => answer,
         () = clock.sleep(options.timeout) => Err(Failure::Timeout),
     }
 }
@@ -95,13 +102,13 @@ async fn attempts(
     let mut retries = 0;
     loop {
         let result = http.send(request(&options.url, body.clone())).await;
-        if !is_worth_another(&result) || retries >= options.max_retries {
-            return judge(result);
+        if !is_retryable(&result) || retries >= options.max_retries {
+            return interpret(result);
         }
         let wait = wait_before(retries);
         retries += 1;
         if clock.now().saturating_duration_since(began).saturating_add(wait) >= options.timeout {
-            return judge(result);
+            return interpret(result);
         }
         clock.sleep(wait).await;
     }
@@ -117,31 +124,30 @@ fn request(url: &Arc<str>, body: Vec<u8>) -> Request {
     }
 }
 
-/// How long to wait after so many retries.
+/// The wait after `retries` retries.
 fn wait_before(retries: u32) -> Duration {
     FIRST_WAIT.saturating_mul(2_u32.saturating_pow(retries)).min(LONGEST_WAIT)
 }
 
-/// Nobody answered, or a gateway that found nobody behind it.
-fn is_worth_another(result: &Result<Response, TransportError>) -> bool {
+/// No response, or a gateway that could not reach the server. After any other status the caller is better served by an
+/// early failure than by a second attempt.
+fn is_retryable(result: &Result<Response, TransportError>) -> bool {
     result.as_ref().map_or(true, |response| matches!(response.status, 502 | 504))
 }
 
-/// What is made of the last attempt.
-fn judge(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
+/// The result of the last attempt.
+fn interpret(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
     match result {
         Ok(response) if (200..300).contains(&response.status) => {
             if response.is_cut {
-                return Err(Failure::Unreadable(format!(
-                    "it is larger than {}",
-                    wording::bytes(FLAG_ANSWER_BYTES as u64)
-                )));
+                let limit = wording::bytes(FLAG_ANSWER_BYTES as u64);
+                return Err(Failure::Unreadable(format!("it is larger than {limit}")));
             }
             reply::read(&response.body).map_err(Failure::Unreadable)
         }
         Ok(response) => {
-            let words = String::from_utf8_lossy(&response.body);
-            Err(Failure::Status { status: response.status, why: foreign(&words, NAME_KEPT) })
+            let body = String::from_utf8_lossy(&response.body);
+            Err(Failure::Status { status: response.status, why: foreign(&body, NAME_KEPT) })
         }
         Err(TransportError::Timeout(_)) => Err(Failure::Timeout),
         Err(other) => Err(Failure::Connection(other.describe())),

@@ -1,4 +1,5 @@
-//! The attempts, under tokio's own stopped clock: how many, when, with which bytes, and what is made of what comes back.
+//! Attempts and retries, with tokio's paused clock: how many, when, with which bytes, and what results from the
+//! responses.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -8,14 +9,14 @@ use tokio::time::Instant;
 use super::*;
 use crate::transport::Pending;
 
-/// What the next attempt meets.
+/// The result of the next attempt.
 enum Meets {
     Status(u16, &'static str),
     Refused,
     Silence,
 }
 
-/// Remembers when it was asked, and what.
+/// A scripted transport that records requests and their times.
 struct Network {
     script: Mutex<VecDeque<Meets>>,
     asked: Mutex<Vec<(Instant, Request)>>,
@@ -53,7 +54,7 @@ fn options(max_retries: u32, timeout: Duration) -> RemoteOptions {
 
 async fn asked(network: &Network, max_retries: u32) -> Result<Reply, Failure> {
     let question = Question { distinct_id: "user_1".into(), ..Question::default() };
-    ask(network, &options(max_retries, Duration::from_secs(3)), &question, &Clock::System).await
+    send(&Semaphore::new(1), network, &options(max_retries, Duration::from_secs(3)), &question, &Clock::System).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +91,7 @@ async fn a_status_that_says_no_is_not_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_hangs_ends_with_the_bound_and_is_not_repeated() {
+async fn a_hanging_attempt_ends_with_the_timeout() {
     let began = Instant::now();
     let network = Network::of([Meets::Refused, Meets::Silence]);
     assert_eq!(asked(&network, 10).await, Err(Failure::Timeout));
@@ -101,7 +102,8 @@ async fn an_attempt_that_hangs_ends_with_the_bound_and_is_not_repeated() {
 async fn a_wait_that_would_reach_the_bound_is_not_begun() {
     let network = Network::of((0..9).map(|_| Meets::Refused));
     let began = Instant::now();
-    let answer = ask(&network, &options(9, FIRST_WAIT), &Question::default(), &Clock::System).await;
+    let answer =
+        send(&Semaphore::new(1), &network, &options(9, FIRST_WAIT), &Question::default(), &Clock::System).await;
     assert!(matches!(answer, Err(Failure::Connection(_))), "{answer:?}");
     assert_eq!((began.elapsed(), network.waits()), (Duration::ZERO, vec![]));
 }
@@ -124,9 +126,9 @@ async fn the_request_is_json_and_has_the_token_in_its_body_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_none_is_told_as_such_and_not_asked_for_again() {
+async fn an_unreadable_response_fails_without_a_retry() {
     let cut = Response { status: 200, is_cut: true, body: br#"{"flags":{}}"#.to_vec(), ..Response::default() };
-    assert!(matches!(judge(Ok(cut)), Err(Failure::Unreadable(_))));
+    assert!(matches!(interpret(Ok(cut)), Err(Failure::Unreadable(_))));
     for body in ["", "<html>log in</html>", "[]", "null", "{}", r#"{"status":1}"#, r#"{"flags":null}"#] {
         let network = Network::of([Meets::Status(200, body)]);
         let answer = asked(&network, 3).await;
@@ -138,7 +140,7 @@ async fn an_answer_that_is_none_is_told_as_such_and_not_asked_for_again() {
 #[test]
 fn of_what_was_said_only_the_beginning_is_kept() {
     let response = Response { status: 500, body: vec![0xC3; 100_000], ..Response::default() };
-    let Err(Failure::Status { why, .. }) = judge(Ok(response)) else { panic!("taken") };
+    let Err(Failure::Status { why, .. }) = interpret(Ok(response)) else { panic!("taken") };
     assert!(why.len() <= NAME_KEPT && !why.is_empty(), "{}", why.len());
 }
 
@@ -147,7 +149,7 @@ fn said(question: &Question) -> Value {
 }
 
 #[test]
-fn what_is_not_known_is_said_to_be_empty_and_only_keys_and_device_are_left_out() {
+fn absent_fields_are_sent_empty_except_keys_and_device() {
     let question = Question { distinct_id: "user_1".into(), ..Question::default() };
     let expected = json!({
         "token": "phc_x", "distinct_id": "user_1", "groups": {}, "person_properties": {}, "group_properties": {},

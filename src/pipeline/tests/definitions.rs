@@ -1,4 +1,4 @@
-//! Definitions of flags that the committer keeps.
+//! The committer stores definitions of flags for the next process.
 
 use super::*;
 use crate::flags::loader::{Keep, LoaderOptions, SecretKey};
@@ -27,7 +27,7 @@ fn kept(bench: &Bench) -> Option<Vec<u8>> {
 }
 
 fn is_cache_failure(notice: &Notice) -> bool {
-    matches!(notice, Notice::FlagDefinitions(_))
+    matches!(notice, Notice::Flags(_))
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn the_newest_of_what_is_to_be_kept_is_kept() {
 }
 
 #[test]
-fn a_full_disk_keeps_no_definitions_says_so_once_and_hinders_nothing_else() {
+fn a_full_disk_keeps_no_definitions_and_reports_it_once() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = bench(|options| {
         loads(options);
@@ -71,5 +71,5 @@ fn the_lane_of_ai_events_loads_nothing() {
         ai = Some(options.for_ai().flag_definitions.is_none());
     });
     assert_eq!(ai, Some(true));
-    assert!(bench.pipeline.loader().is_some());
+    assert!(bench.pipeline.definitions().is_some());
 }
