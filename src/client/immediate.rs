@@ -74,7 +74,7 @@ impl Shared {
             Err(reason) => return dropped(reason),
         };
         // Waited for before it can be sent: its verdict might come before this thread goes on.
-        let (awaited, verdict) = pipeline.verdict_of(prepared.record.uuid);
+        let (awaited, verdict) = pipeline.outcome_of(prepared.record.uuid);
         let receipt = self.append(pipeline, prepared);
         match receipt.outcome() {
             Outcome::Accepted => {
@@ -82,7 +82,7 @@ impl Shared {
                 verdict
             }
             Outcome::Dropped(reason) => {
-                pipeline.forget_verdict_of(&awaited);
+                pipeline.forget_outcome_of(&awaited);
                 dropped(reason)
             }
         }

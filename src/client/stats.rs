@@ -179,7 +179,7 @@ impl Stats {
             delivery: phase(snapshot.delivery.phase, now),
             consecutive_failures: snapshot.delivery.consecutive_failures,
             failed_attempts: snapshot.delivery.failed_attempts,
-            quarantined: snapshot.delivery.suspected,
+            quarantined: snapshot.delivery.quarantined,
             last_error: snapshot.delivery.last_error.clone(),
             last_success: snapshot.delivery.last_success.and_then(system_time),
             dir: Some(snapshot.dir.clone()).filter(|_| !snapshot.volatile),

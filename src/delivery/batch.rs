@@ -1,4 +1,4 @@
-//! What goes into one request.
+//! A batch: the events of one request, and how many of them fit into it.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -10,41 +10,41 @@ use super::request::Exchange;
 use crate::queue::ChunkRef;
 use crate::record::Class;
 
-/// A limit on bytes is never learnt to be smaller than this.
+/// The limit on bytes is never reduced below this.
 const LEAST_BYTES: usize = 16 * 1024;
 
-/// A stack is some seven bytes for each frame in a record, and some hundreds as JSON.
+/// A stack frame takes some seven bytes in a record and some hundreds in JSON.
 const EXCEPTIONS_GROW: usize = 16;
 
-/// Where a record says what class it is of.
+/// The offset of a record's class.
 const CLASS: usize = 1;
-/// Where a record's uuid stands.
+/// The offset of a record's uuid.
 const UUID: std::ops::Range<usize> = 12..28;
 
 /// Some slices.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
-    /// Which records.
+    /// The records.
     pub(super) slices: Vec<Slice>,
-    /// How many of them are open.
+    /// Number of open records.
     pub(super) events: usize,
-    /// What they are estimated to be as JSON.
+    /// Their estimated size as JSON.
     pub(super) bytes: usize,
-    /// The request these events were last sent as; a part of them, cut off, is another request.
+    /// The V1 request these events were last sent as. A part that is cut off is another request.
     pub(super) exchange: Option<Exchange>,
-    /// The count of acceptances when these events, or a batch that held them, were first refused.
+    /// Number of accepted requests when these events, or a batch with them, were first refused.
     pub(super) refused_since: Option<u64>,
-    /// When it was last sent, by the engine's count of requests, and by the clock.
+    /// The number and the time of the request it was last sent as.
     pub(super) sent: Option<(u64, Instant)>,
-    /// When it is given up though the endpoint is believed to work.
+    /// The early timeout of that request, if the endpoint was believed to work.
     pub(super) given_up_after: Option<Duration>,
-    /// How often exactly these events have failed since something was last accepted.
+    /// How often these very events have failed since the last accepted request.
     pub(super) failures: u32,
-    /// V1 asked for each of these events again: a smaller request would learn nothing.
+    /// V1 answered `retry` for each of these events, so a smaller request would learn nothing.
     pub(super) asked_again: bool,
-    /// It is a piece of what failed, or of what was refused.
+    /// It is a part of a batch that is bisected.
     pub(super) is_piece: bool,
-    /// It is one event that was quarantined so many times; 0 for all others.
+    /// How often its only event was quarantined; 0 for all other batches.
     pub(super) quarantined: u32,
 }
 
@@ -62,7 +62,7 @@ impl Batch {
         self.slices.push(slice);
     }
 
-    /// Counts anew, after records of it were decided.
+    /// Counts again, after some of its records were decided.
     pub(super) fn count(&mut self, loaded: &Loaded) {
         (self.events, self.bytes) = (0, 0);
         let slices = std::mem::take(&mut self.slices);
@@ -82,21 +82,21 @@ impl Batch {
         self.slices.iter().map(|slice| slice.chunk)
     }
 
-    /// The place among the open records of the first whose uuid an earlier one has.
+    /// The position among the open records of the first one whose uuid an earlier one has.
     pub(super) fn first_repetition(&self, loaded: &Loaded) -> Option<usize> {
         let mut seen = HashSet::with_capacity(self.events);
         let bodies = self.slices.iter().flat_map(|slice| loaded.open(slice).map(|(.., body)| body));
         bodies.map(uuid_of).position(|uuid| !seen.insert(uuid))
     }
 
-    /// Adds what another batch holds.
+    /// Adds the events of another batch.
     pub(super) fn join(&mut self, other: Batch) {
         self.events = self.events.saturating_add(other.events);
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.slices.extend(other.slices);
     }
 
-    /// One of the open records, by its place among them, and the batch of the others.
+    /// Splits off the open record at this position. Returns it and the batch of the others.
     pub(super) fn take_out(self, place: usize, loaded: &mut Loaded) -> (Batch, Batch) {
         let (mut rest, from) = self.cut(place, loaded);
         let (one, behind) = from.cut(1, loaded);
@@ -104,13 +104,13 @@ impl Batch {
         (one, rest)
     }
 
-    /// Two batches with half of the open records each. Of no use with fewer than two.
+    /// Two batches with half of the open records each. The first is empty if there is only one.
     pub(super) fn halves(self, loaded: &mut Loaded) -> (Batch, Batch) {
         let half = self.events / 2;
         self.cut(half, loaded)
     }
 
-    /// Two batches, the first with so many of the open records.
+    /// Two batches, the first with this number of open records.
     pub(super) fn cut(self, events: usize, loaded: &mut Loaded) -> (Batch, Batch) {
         let refused_since = self.refused_since;
         let mut missing = events;
@@ -136,12 +136,12 @@ impl Batch {
     }
 }
 
-/// The uuid of a record, also of one that cannot be read otherwise.
+/// The uuid of a record, also of one that is malformed otherwise.
 pub(super) fn uuid_of(body: &[u8]) -> Uuid {
     body.get(UUID).and_then(|bytes| Uuid::from_slice(bytes).ok()).unwrap_or_default()
 }
 
-/// What a record is taken to be as JSON: more than MessagePack, plus the members that are written for every event.
+/// The estimated size of a record as JSON: more than its MessagePack, plus the members that every event has.
 pub(super) fn json_estimate(body: &[u8]) -> usize {
     match body.get(CLASS).map(|&class| Class::from_u8(class)) {
         Some(Class::Exception) => body.len().saturating_mul(EXCEPTIONS_GROW),
@@ -149,8 +149,8 @@ pub(super) fn json_estimate(body: &[u8]) -> usize {
     }
 }
 
-/// How much goes into one request. The limit on bytes learns: a proxy may take less than PostHog, and a slow link may not checkpoint in
-/// one timeout what a fast one does.
+/// The limits of one batch. The limit on bytes adapts, because a proxy may accept less than PostHog, and a slow link may
+/// not transfer within the timeout what a fast one does.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
     /// Events in one batch.
@@ -167,14 +167,14 @@ impl BatchLimits {
         Self { events: events.max(1), bytes, most_bytes: bytes }
     }
 
-    /// A batch of so many bytes was too much. One below the least limit failed for another reason, and says nothing about a limit.
+    /// A batch of this size was too large. One below the least limit must have failed for another reason.
     pub(super) fn shrink(&mut self, bytes: usize) {
         if bytes > LEAST_BYTES {
             self.bytes = (bytes / 2).clamp(LEAST_BYTES, self.bytes);
         }
     }
 
-    /// A batch came through. Some fifty of them double the limit: what was learnt is not forgotten every few requests.
+    /// A batch was accepted. Some fifty of them double the limit, so that it does not oscillate.
     pub(super) fn grow(&mut self) {
         self.bytes = self.bytes.saturating_add(self.bytes / 64).min(self.most_bytes);
     }

@@ -83,9 +83,9 @@ impl Http for Endpoint {
                 seen.failed.push((Instant::now(), events.len()));
             }
         }
-        let under_way = UnderWay(Arc::clone(&seen));
+        let in_flight = UnderWay(Arc::clone(&seen));
         Box::pin(async move {
-            let _under_way = under_way;
+            let _under_way = in_flight;
             sleep(if is_bad && failure == Failure::Hang { TIMEOUT } else { ROUND_TRIP }).await;
             if is_bad {
                 sleep(slower).await;
@@ -345,7 +345,7 @@ async fn two_that_fail_together(failure: Failure, protocol: CaptureProtocol) -> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_event_that_fails_first_is_not_the_only_probe_of_two_batches() {
+async fn a_bad_event_that_fails_first_is_not_the_only_probe() {
     for failure in FAILURES.into_iter().filter(|failure| *failure != Failure::Hang) {
         for protocol in BOTH {
             let (_rig, seen) = two_that_fail_together(failure, protocol).await;

@@ -1,7 +1,14 @@
-//! The task: what is asked of it, what it may send, what came back, when to wake up again.
+//! The delivery task: receives messages, starts requests, acts on responses, and sleeps until something is due.
+//!
+//! An engine that panics is replaced ([`serve`]). Such a panic is a defect of this library, but a daemon whose events
+//! pile up until it is restarted would be worse. Its leases are released and leased again.
+//!
+//! Timers go by tokio's clock. With the feature `testing` that clock may stand still: then nothing sleeps, and moving the
+//! clock wakes the engine.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,23 +17,21 @@ use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
-use super::episode::{Episode, Mentions};
-use super::failure::Doubt;
-use super::flush::{EndpointStatus, Flushes};
+use super::bisect::{Bisection, Turn};
+use super::flush::{EndpointStatus, Flushes, Stop};
 use super::handle::{Done, Shared, call};
 use super::intake::{Intake, Wanted};
+use super::outage::{OutageReports, RecentMentions, UnconfirmedOutage};
 use super::pace::{Health, Pace, Permit, Ticket};
-use super::patience::Patience;
-use super::split::{Split, Turn};
-use super::stop::Stop;
-pub(super) use super::timers::now;
-use super::timers::sleep_until;
-use super::{DeliveryHandle, DeliveryOptions, DeliveryState, Hears, Notice, PaceState, Report, Source, SourceError};
+use super::send::RequestTimeouts;
+use super::{
+    DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, Notice, PaceState, Report, Source, SourceError,
+};
 use crate::sys::clock::{Clock, WallNanos};
 use crate::sys::entropy::random_u64;
 use crate::transport::{Http, Response, TransportError};
 
-/// What an engine is made of.
+/// The parts of an engine.
 #[derive(Clone)]
 pub(crate) struct EngineParts {
     /// What to send, where, and how much at once.
@@ -37,11 +42,11 @@ pub(crate) struct EngineParts {
     pub(crate) transport: Arc<dyn Http>,
     /// Wall time.
     pub(crate) clock: Clock,
-    /// Hears of everything.
+    /// Receives every notice.
     pub(crate) report: Report,
-    /// Hears of each answer that decides over events.
-    pub(crate) on_delivery: Option<Arc<dyn Hears>>,
-    /// What `PaceState::next_attempt` was in an earlier life.
+    /// Observes decided events.
+    pub(crate) on_delivery: Option<Arc<dyn DeliveryObserver>>,
+    /// The `Retry-After` deadline that an earlier process has stored.
     pub(crate) next_attempt: Option<WallNanos>,
 }
 
@@ -50,49 +55,49 @@ pub(crate) struct Engine {
     pub(super) options: DeliveryOptions,
     pub(super) clock: Clock,
     pub(super) report: Report,
-    pub(super) on_delivery: Option<Arc<dyn Hears>>,
+    pub(super) on_delivery: Option<Arc<dyn DeliveryObserver>>,
     pub(super) intake: Intake,
-    pub(super) split: Split,
+    pub(super) bisection: Bisection,
     pub(super) pace: Pace,
     pub(super) limits: BatchLimits,
     pub(super) rng: StdRng,
     pub(super) state: DeliveryState,
     pub(super) source: Arc<dyn Source>,
     pub(super) shared: Arc<Shared>,
-    /// What the source was last told of the pace.
-    pub(super) remembered: PaceState,
+    /// The pace that was last reported to the source.
+    pub(super) reported_pace: PaceState,
     pub(super) transport: Arc<dyn Http>,
     pub(super) requests: JoinSet<Result<Response, TransportError>>,
-    pub(super) under_way: HashMap<Id, (Batch, Ticket)>,
+    pub(super) in_flight: HashMap<Id, (Batch, Ticket)>,
     pub(super) flushes: Flushes,
     pub(super) stop: Option<Stop>,
-    /// What was told since the endpoint last worked.
-    pub(super) episode: Episode,
+    /// What was reported since the last success.
+    pub(super) outage_reports: OutageReports,
     /// Why sending is paused, if it is.
     pub(super) pause_reason: String,
     next_attempt: Option<WallNanos>,
-    /// What failed, and is kept for the next probes (`failure.rs`).
-    pub(super) again: Option<Batch>,
-    /// So far nothing but that has failed.
-    pub(super) doubted: Option<Doubt>,
-    /// During an outage: from when on an event that has not failed is probed ahead of time.
-    pub(super) newcomers_from: Option<Instant>,
-    pub(super) patience: Patience,
-    /// Requests sent so far.
+    /// The failed batch that is kept for the next probes.
+    pub(super) kept: Option<Batch>,
+    /// Set while this is the only batch that has failed.
+    pub(super) unconfirmed: Option<UnconfirmedOutage>,
+    /// When an event that has not failed may be probed ahead of time, during an outage.
+    pub(super) fresh_probe_from: Option<Instant>,
+    pub(super) timeouts: RequestTimeouts,
+    /// Number of requests sent.
     pub(super) sends: u64,
-    /// The newest of them that was accepted.
+    /// The number of the latest request that was accepted.
     pub(super) newest_accepted: u64,
-    /// The kinds that PostHog drops for want of quota.
-    pub(super) quota_limited: Mentions,
+    /// The kinds of events that PostHog drops because their quota is used up.
+    pub(super) quota_limited: RecentMentions,
 }
 
 impl Engine {
-    /// An engine, to be [`run`], that hears what is asked through the handle.
+    /// An engine that receives messages through the handle. It does nothing before [`run`].
     pub(super) fn new(parts: EngineParts, handle: &DeliveryHandle) -> Self {
         let pace_options = parts.options.pace.clone();
         Self {
             intake: Intake::new(Arc::clone(&parts.source), pace_options.clone(), random()),
-            split: Split::default(),
+            bisection: Bisection::default(),
             pace: Pace::new(pace_options),
             limits: BatchLimits::new(parts.options.max_batch_events, parts.options.max_batch_bytes),
             rng: random(),
@@ -105,29 +110,29 @@ impl Engine {
             transport: parts.transport,
             shared: handle.shared(),
             requests: JoinSet::new(),
-            under_way: HashMap::new(),
+            in_flight: HashMap::new(),
             flushes: Flushes::default(),
             stop: None,
-            episode: Episode::default(),
+            outage_reports: OutageReports::default(),
             pause_reason: String::new(),
-            remembered: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
+            reported_pace: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
             next_attempt: parts.next_attempt,
-            again: None,
-            doubted: None,
-            newcomers_from: None,
-            patience: Patience::default(),
+            kept: None,
+            unconfirmed: None,
+            fresh_probe_from: None,
+            timeouts: RequestTimeouts::default(),
             sends: 0,
             newest_accepted: 0,
-            quota_limited: Mentions::default(),
+            quota_limited: RecentMentions::default(),
         }
     }
 }
 
-/// Runs until it is stopped or abandoned.
+/// Runs an engine until it is stopped or abandoned.
 pub(super) async fn run(mut engine: Engine) {
     engine.begin();
-    while engine.hear() {
-        engine.fill();
+    while engine.receive() {
+        engine.start_requests();
         engine.answer_flushes();
         engine.publish();
         if engine.is_over() {
@@ -143,7 +148,7 @@ impl Engine {
         let now = now();
         if let Some(at) = self.next_attempt {
             let wait = at.saturating_sub(self.clock.wall_nanos());
-            self.pace.resume_hold(now, Duration::from_nanos(u64::try_from(wait).unwrap_or(0)));
+            self.pace.resume_retry_after(now, Duration::from_nanos(u64::try_from(wait).unwrap_or(0)));
         }
         match self.intake.read(1, Wanted::All, now, &mut self.flushes) {
             Ok(true) => self.pace.delay_first_send(now, &mut self.rng),
@@ -155,15 +160,15 @@ impl Engine {
         }
     }
 
-    /// Takes in what is asked. False: nothing more is to be done.
-    fn hear(&mut self) -> bool {
+    /// Receives the messages. Returns `false` if the engine is abandoned.
+    fn receive(&mut self) -> bool {
         let (committed, flushes, deadline) = {
             let mut inbox = self.shared.inbox();
             if inbox.abandoned {
                 return false;
             }
             #[cfg(feature = "testing")]
-            inbox.heard_all();
+            inbox.note_received();
             (std::mem::take(&mut inbox.committed), std::mem::take(&mut inbox.flushes), inbox.stop)
         };
         if committed || !flushes.is_empty() {
@@ -183,33 +188,33 @@ impl Engine {
     fn begin_flush(&mut self, done: Done) {
         let now = now();
         let is_futile = self.pace.flush_is_futile(now);
-        if is_futile && (self.doubted.is_none() || self.pace.active_hold(now).is_some()) {
+        if is_futile && (self.unconfirmed.is_none() || self.pace.retry_after_deadline(now).is_some()) {
             return self.call([done]);
         }
         self.flushes.push(self.intake.newest(), done);
-        // The failure is so fresh that this flush would rather be told of it than cause another.
+        // The last failure is so recent that it is the answer, and no further request is made for this flush.
         self.flushes.has_met_failure |= is_futile;
     }
 
     fn begin_stop(&mut self, deadline: Instant) {
         self.stop = Some(Stop::new(deadline, self.intake.accepted));
         self.intake.expect_more();
-        // Looked at now, though nothing may be sent perhaps: with nothing to send there is nothing to wait for.
+        // Read now, even if nothing may be sent yet: with nothing to send there is nothing to wait for.
         if let Err(error) = self.intake.read(1, Wanted::All, now(), &mut self.flushes) {
             self.unreadable(&error);
         }
     }
 
-    /// Starts what may be started.
-    fn fill(&mut self) {
+    /// Starts the requests that may be sent now.
+    fn start_requests(&mut self) {
         while !self.stop.as_ref().is_some_and(Stop::gave_up) {
             let now = now();
             if self.source.is_held() {
-                self.let_go(now);
+                self.release_idle(now);
                 self.intake.find_nothing(&mut self.flushes);
                 break;
             }
-            if self.intake.aside.any_due(self.intake.accepted, now) {
+            if self.intake.quarantine.any_due(self.intake.accepted, now) {
                 self.intake.expect_more();
             }
             match self.next_request(now) {
@@ -223,15 +228,15 @@ impl Engine {
         }
     }
 
-    /// Whether a request may go now.
+    /// Whether a request may be sent now.
     fn permit(&self, now: Instant) -> Permit {
         let Some(stop) = &self.stop else {
-            return self.pace.permit(now, self.under_way.len(), self.flushes.are_eager());
+            return self.pace.permit(now, self.in_flight.len(), self.flushes.are_eager());
         };
         if let Some(until) = stop.waits_until(now) {
             return Permit::Wait(until);
         }
-        match self.pace.permit(now, self.under_way.len(), true) {
+        match self.pace.permit(now, self.in_flight.len(), true) {
             Permit::Send { ticket, small } => Permit::Send { ticket: ticket.of_stop(), small },
             other => other,
         }
@@ -252,17 +257,17 @@ impl Engine {
             return self.probe(now);
         }
         if self.pace.health() == Health::Up {
-            self.search_what_failed();
+            self.bisect_kept();
         }
-        let turn = self.split.turn();
-        if turn == Turn::Piece && !self.split.is_empty() {
-            return Ok(self.split.pop(&self.limits, &mut self.intake.loaded));
+        let turn = self.bisection.turn();
+        if turn == Turn::Piece && !self.bisection.is_empty() {
+            return Ok(self.bisection.pop(&self.limits, &mut self.intake.loaded));
         }
-        let (limits, is_losing) = (self.limits, self.split.is_losing());
+        let (limits, is_losing) = (self.limits, self.bisection.is_losing());
         let fresh = self.intake.assemble(&limits, Wanted::All, is_losing, now, &mut self.flushes)?;
-        self.split.push(self.intake.take_doubted());
+        self.bisection.push(self.intake.take_to_bisect());
         self.take_due();
-        Ok(fresh.or_else(|| self.split.pop(&self.limits, &mut self.intake.loaded)))
+        Ok(fresh.or_else(|| self.bisection.pop(&self.limits, &mut self.intake.loaded)))
     }
 
     async fn wait(&mut self) {
@@ -276,19 +281,19 @@ impl Engine {
         };
         let (id, result) = match answer {
             Ok((id, result)) => (id, result),
-            // A request that panicked is one that failed.
+            // A request whose task panicked has failed.
             Err(error) => (error.id(), Err(TransportError::Other(error.into()))),
         };
-        if let Some((batch, ticket)) = self.under_way.remove(&id) {
-            self.answered(batch, ticket, result);
+        if let Some((batch, ticket)) = self.in_flight.remove(&id) {
+            self.on_response(batch, ticket, result);
         }
     }
 
-    /// When to look again without being asked; `None` while nothing is pending.
+    /// When the engine wakes without a message; `None` while nothing is pending.
     fn next_wake(&self) -> Option<Instant> {
         let now = now();
-        let aside = &self.intake.aside;
-        let is_due = aside.any_due(self.intake.accepted, now);
+        let quarantine = &self.intake.quarantine;
+        let is_due = quarantine.any_due(self.intake.accepted, now);
         let has_work = is_due || self.has_work();
         let paced = match self.permit(now) {
             Permit::Wait(until) if has_work => Some(until),
@@ -297,7 +302,7 @@ impl Engine {
         let confirmed = self.confirms_at(now).filter(|&at| at > now);
         let readable = self.intake.unreadable_until().filter(|&at| has_work && at > now);
         let deadline = self.stop.as_ref().map(|stop| stop.deadline);
-        [paced, confirmed, readable, aside.next_due(now), deadline].into_iter().flatten().min()
+        [paced, confirmed, readable, quarantine.next_due(now), deadline].into_iter().flatten().min()
     }
 
     fn answer_flushes(&mut self) {
@@ -310,23 +315,23 @@ impl Engine {
         self.fail_flushes_if_down();
     }
 
-    /// The endpoint is found down: everybody who waits is told.
+    /// Answers all flushes, because the endpoint is down.
     pub(super) fn fail_flushes(&mut self) {
         let all = self.flushes.take_all();
         self.call(all);
     }
 
-    /// Tells those whose flush is over. Whoever is told, and asks for statistics then, sees the same state.
+    /// Answers flushes. The state is published first, so statistics that are read afterwards agree with the answer.
     fn call(&mut self, done: impl IntoIterator<Item = Done>) {
         for (count, done) in done.into_iter().enumerate() {
             if count == 0 {
                 self.publish();
             }
-            self.tell_end(done, self.endpoint());
+            self.answer_flush(done, self.endpoint());
         }
     }
 
-    fn tell_end(&self, done: Done, endpoint: EndpointStatus) {
+    fn answer_flush(&self, done: Done, endpoint: EndpointStatus) {
         if !call(done, endpoint) {
             (self.report)(Notice::CallbackPanicked);
         }
@@ -340,22 +345,22 @@ impl Engine {
         self.state.last_error = Some(reason.clone());
         self.publish();
         for done in self.flushes.take_all() {
-            self.tell_end(done, EndpointStatus::Down { reason: reason.clone(), until: None });
+            self.answer_flush(done, EndpointStatus::Down { reason: reason.clone(), until: None });
         }
     }
 
-    /// Whether there may be something to send that is not under way.
+    /// Whether there may be events to send besides those in flight.
     fn has_work(&self) -> bool {
-        self.intake.has_work() || !self.split.is_empty() || self.again.is_some()
+        self.intake.has_work() || !self.bisection.is_empty() || self.kept.is_some()
     }
 
     fn is_over(&self) -> bool {
         let Some(stop) = &self.stop else { return false };
         let now = now();
-        let (hold, unreadable) = (self.pace.active_hold(now), self.intake.unreadable_until());
-        let next = [hold, unreadable, stop.waits_until(now)].into_iter().flatten().max();
+        let (retry_after_until, unreadable) = (self.pace.retry_after_deadline(now), self.intake.unreadable_until());
+        let next = [retry_after_until, unreadable, stop.waits_until(now)].into_iter().flatten().max();
         let is_done = stop.gave_up() || !self.has_work() || next.is_some_and(|next| next >= stop.deadline);
-        now >= stop.deadline || (is_done && self.under_way.is_empty())
+        now >= stop.deadline || (is_done && self.in_flight.is_empty())
     }
 
     fn ack_all(&mut self) {
@@ -365,15 +370,13 @@ impl Engine {
         self.answer_flushes();
         self.publish();
     }
-}
 
-impl Engine {
-    /// Why a stop leaves what it leaves.
+    /// The endpoint's state, as the reason for what a stop leaves queued.
     fn found_by_stop(&self) -> EndpointStatus {
-        let is_silent = |stop: &Stop| !self.under_way.is_empty() && stop.has_had_no_success(self.intake.accepted);
+        let is_silent = |stop: &Stop| !self.in_flight.is_empty() && stop.has_had_no_success(self.intake.accepted);
         match self.endpoint() {
             EndpointStatus::Up if self.stop.as_ref().is_some_and(is_silent) => {
-                EndpointStatus::Down { reason: "no answer before the time was up".to_owned(), until: None }
+                EndpointStatus::Down { reason: "no response before the deadline".to_owned(), until: None }
             }
             _ if self.intake.unreadable_until().is_some() => {
                 EndpointStatus::Down { reason: self.state.last_error.clone().unwrap_or_default(), until: None }
@@ -385,12 +388,12 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // Also on the way out of a panic or of a runtime that is shut down: nobody waits for ever, and what was read can be read again.
+        // Also after a panic, or when the runtime is shut down: callers are answered, and the leases end.
         for chunk in self.intake.loaded.references() {
             self.source.release(chunk);
         }
         for done in self.flushes.take_all() {
-            self.tell_end(done, EndpointStatus::Stopped);
+            self.answer_flush(done, EndpointStatus::Stopped);
         }
         self.shared.close();
     }
@@ -402,7 +405,125 @@ impl Debug for Engine {
     }
 }
 
-/// Chance for jitter.
+/// A source of randomness for jitter.
 fn random() -> StdRng {
     StdRng::seed_from_u64(random_u64())
+}
+
+/// The wait after the first panic. Each further panic doubles it.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait. After an engine has run for longer, its panic counts as the first.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// Runs engines until delivery is stopped or abandoned.
+pub(crate) async fn serve(parts: EngineParts, handle: DeliveryHandle) {
+    go_by(&parts.clock);
+    let mut wait = FIRST_WAIT;
+    loop {
+        let began = tokio::time::Instant::now();
+        let engine = Engine::new(parts.clone(), &handle);
+        // A task of its own, because the runtime catches the panics of tasks.
+        if !tokio::spawn(run(engine)).await.is_err_and(|error| error.is_panic()) {
+            return;
+        }
+        if began.elapsed() > LONGEST_WAIT {
+            wait = FIRST_WAIT;
+        }
+        (parts.report)(Notice::EngineFailed { seconds: wait.as_secs() });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = handle.ending() => {}
+        }
+        wait = (wait * 2).min(LONGEST_WAIT);
+        if !handle.reopen() {
+            return;
+        }
+    }
+}
+
+#[cfg(feature = "testing")]
+thread_local! {
+    /// The clock of the engine on this thread, if that clock stands still.
+    static STILL: std::cell::OnceCell<std::sync::Arc<crate::sys::clock::still::StillTime>> = const { std::cell::OnceCell::new() };
+}
+
+/// Makes the timers of this thread go by `clock`, if it is one that stands still.
+pub(super) fn go_by(clock: &Clock) {
+    #[cfg(feature = "testing")]
+    if let Clock::Still(still) = clock {
+        let _ = STILL.with(|known| known.set(std::sync::Arc::clone(still)));
+    }
+    let _ = clock;
+}
+
+/// Monotonic time. In tests tokio's own clock may be paused.
+pub(super) fn now() -> Instant {
+    #[cfg(feature = "testing")]
+    if let Some(now) = STILL.with(|still| still.get().map(|still| still.now())) {
+        return now;
+    }
+    tokio::time::Instant::now().into_std()
+}
+
+/// Sleeps until `at`, or for ever.
+pub(super) async fn sleep_until(at: Option<Instant>) {
+    #[cfg(feature = "testing")]
+    if STILL.with(|still| still.get().is_some()) {
+        return pending().await;
+    }
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::super::engine_tests::{Rig, queue_of};
+    use super::super::fake::Reply;
+    use super::*;
+    use crate::transport::{Http, Pending, Request};
+
+    /// A network whose first calls panic: on the engine's own task.
+    struct Panicking {
+        left: AtomicU32,
+        then: Arc<dyn Http>,
+    }
+
+    impl Http for Panicking {
+        fn send(&self, request: Request) -> Pending {
+            let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            assert!(left.is_err(), "a defect");
+            self.then.send(request)
+        }
+    }
+
+    fn rig(panics: u32) -> Rig {
+        let parts = |parts: &mut EngineParts| {
+            parts.transport = Arc::new(Panicking { left: panics.into(), then: Arc::clone(&parts.transport) });
+        };
+        Rig::with(queue_of(3, 10), |_| Reply::ok(), parts)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_leases_of_an_engine_that_panics_are_delivered() {
+        let rig = rig(3);
+        let begun = tokio::time::Instant::now();
+        rig.drained().await;
+        assert_eq!((rig.queue.delivered(), begun.elapsed().as_secs()), (30, 1 + 2 + 4));
+        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::EngineFailed { .. })), 3);
+        assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Up);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_and_a_stop_while_no_engine_runs_do_not_wait_for_one() {
+        let rig = rig(u32::MAX);
+        rig.until(|rig| rig.noticed(|notice| matches!(notice, Notice::EngineFailed { seconds: 300 })) == 1).await;
+        assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Stopped);
+        let (queue, took) = rig.stop(Duration::from_secs(10)).await;
+        assert_eq!((queue.queued().len(), took), (30, Duration::ZERO));
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::fake::{Ear, FakeEndpoint, FakeQueue, Reply, Seen, chunk_of, malformed_record, options, record};
+use super::fake::{FakeEndpoint, FakeQueue, FnObserver, Reply, Seen, chunk_of, malformed_record, options, record};
 use super::*;
 use crate::sys::clock::{Clock, ManualClock};
 
@@ -16,7 +16,7 @@ pub(super) struct Rig {
     pub(super) endpoint: FakeEndpoint,
     pub(super) handle: DeliveryHandle,
     pub(super) notices: Arc<Mutex<Vec<Notice>>>,
-    pub(super) told: Arc<Mutex<Vec<String>>>,
+    pub(super) reported: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -41,24 +41,24 @@ impl Rig {
     ) -> Self {
         let (queue, endpoint) = (Arc::new(queue), FakeEndpoint::new(script));
         let notices = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let (heard, hears) = (Arc::clone(&notices), Arc::clone(&told));
+        let reported = Arc::new(Mutex::new(Vec::new()));
+        let (heard, hears) = (Arc::clone(&notices), Arc::clone(&reported));
         let mut parts = EngineParts {
             options: options(),
             source: Arc::clone(&queue) as Arc<dyn Source>,
             transport: Arc::new(endpoint.clone()),
             clock: Clock::Manual(ManualClock::at(1_000_000_000)),
             report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
-            on_delivery: Some(Arc::new(Ear(move |delivery: &DeliveryNotice<'_>| {
+            on_delivery: Some(Arc::new(FnObserver(move |delivery: &DeliveryNotice<'_>| {
                 let uuids: Vec<_> = delivery.uuids.iter().map(|uuid| uuid.as_u128()).collect();
-                hears.lock().unwrap().push(format!("{uuids:?} {:?}", delivery.verdict));
+                hears.lock().unwrap().push(format!("{uuids:?} {:?}", delivery.outcome));
             }))),
             next_attempt: None,
         };
         adjust(&mut parts);
         let handle = DeliveryHandle::new();
         let task = tokio::spawn(serve(parts, handle.clone()));
-        Self { queue, endpoint, handle, notices, told, task }
+        Self { queue, endpoint, handle, notices, reported, task }
     }
 
     pub(super) fn commit(&self, count: u64) -> u64 {
@@ -98,10 +98,10 @@ impl Rig {
     }
 
     pub(super) async fn until(&self, condition: impl Fn(&Self) -> bool) {
-        let patience = Instant::now() + Duration::from_secs(86_400);
+        let timeouts = Instant::now() + Duration::from_secs(86_400);
         let mut pause = Duration::from_millis(5);
         while !condition(self) {
-            assert!(Instant::now() < patience, "{:?}", self.notices.lock().unwrap());
+            assert!(Instant::now() < timeouts, "{:?}", self.notices.lock().unwrap());
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
@@ -146,7 +146,7 @@ async fn what_is_committed_is_delivered_in_order_and_acked_once() {
     assert_eq!(events, (1..=157).collect::<Vec<_>>());
     assert_eq!((rig.queue.delivered(), rig.queue.acks()), (157, 6));
     assert!(rig.notices.lock().unwrap().is_empty());
-    assert_eq!(rig.told.lock().unwrap().last().unwrap(), "[151, 152, 153, 154, 155, 156, 157] Delivered");
+    assert_eq!(rig.reported.lock().unwrap().last().unwrap(), "[151, 152, 153, 154, 155, 156, 157] Delivered");
     assert_eq!(rig.handle.state().phase, Phase::Idle);
 }
 
@@ -168,7 +168,7 @@ async fn an_idle_engine_has_no_timer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_ends_under_steady_capture_whether_the_server_is_up_or_down() {
+async fn a_flush_ends_under_steady_capture() {
     for status in [200, 503] {
         let rig = Arc::new(Rig::start(queue_of(3, 10), move |_| {
             Reply::new(status, r#"{"status":1}"#).after(Duration::from_millis(50))
@@ -195,7 +195,7 @@ async fn a_flush_ends_under_steady_capture_whether_the_server_is_up_or_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_right_after_a_failure_asks_nobody_and_a_later_one_asks_once() {
+async fn a_flush_right_after_a_failure_makes_no_request() {
     let rig = Rig::start(queue_of(1, 5), |_| Reply::new(503, ""));
     rig.until(|rig| rig.endpoint.seen().len() == 4).await;
     for _ in 0..5 {
@@ -212,7 +212,7 @@ async fn a_flush_right_after_a_failure_asks_nobody_and_a_later_one_asks_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_that_begins_during_the_only_request_ends_with_its_failure() {
+async fn a_flush_during_the_only_request_ends_with_its_failure() {
     let rig = Rig::start(queue_of(1, 1), |_| Reply::new(503, "").after(secs(1)));
     rig.until(|rig| rig.endpoint.seen().len() == 1).await;
     let began = Instant::now();
@@ -221,7 +221,7 @@ async fn a_flush_that_begins_during_the_only_request_ends_with_its_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_four_requests_in_fifteen_seconds_and_then_a_park() {
+async fn an_outage_is_four_requests_and_then_a_cooldown() {
     let rig = Rig::start(queue_of(3, 400), |_| Reply::new(503, "transient error, please retry"));
     tokio::time::sleep(secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 4);
@@ -237,7 +237,7 @@ async fn an_outage_is_four_requests_in_fifteen_seconds_and_then_a_park() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn recovery_opens_the_window_step_by_step_and_never_beyond_its_limit() {
+async fn recovery_doubles_the_requests_in_flight_up_to_the_limit() {
     let mut failures = 6;
     let rig = Rig::start(queue_of(60, 500), move |_| {
         failures -= i32::from(failures > 0);
@@ -251,7 +251,7 @@ async fn recovery_opens_the_window_step_by_step_and_never_beyond_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_of_a_year_is_kept_for_an_hour_and_told_to_the_queue() {
+async fn a_retry_after_of_a_year_is_cut_to_an_hour_and_stored() {
     let mut first = true;
     let rig = Rig::start(queue_of(1, 1), move |_| {
         let retry_after = std::mem::take(&mut first).then_some(365 * 86_400);
@@ -261,8 +261,8 @@ async fn a_retry_after_of_a_year_is_kept_for_an_hour_and_told_to_the_queue() {
     let seen = rig.endpoint.seen();
     assert!(seen[1].at >= secs(3600) && seen[1].at <= secs(3602), "{:?}", seen[1].at);
     let paces = rig.queue.ledger().paces.clone();
-    let told = paces.iter().find_map(|pace| pace.next_attempt).unwrap();
-    assert!(told >= 3_600_000_000_000 && paces.last().unwrap().next_attempt.is_none());
+    let reported = paces.iter().find_map(|pace| pace.next_attempt).unwrap();
+    assert!(reported >= 3_600_000_000_000 && paces.last().unwrap().next_attempt.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,7 +275,7 @@ async fn a_hold_of_an_earlier_life_is_kept_also_by_a_flush() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_is_doubted_for_a_moment_then_probes_with_one_event_each_time_another_and_is_told_once() {
+async fn a_pause_probes_with_one_event_at_a_time_and_is_reported_once() {
     for status in [401, 402, 403] {
         let rig = Rig::start(queue_of(3, 25), move |_| Reply::new(status, "<html>no</html>"));
         assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Paused { .. }));
@@ -301,7 +301,7 @@ async fn a_captive_portal_delivers_nothing() {
     assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { status: 200, .. })), 1);
     assert_eq!((rig.queue.queued().len(), rig.queue.acks()), (20, 0));
-    assert!(rig.told.lock().unwrap().is_empty());
+    assert!(rig.reported.lock().unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,7 +314,7 @@ async fn an_exhausted_quota_is_noticed_and_the_events_are_taken() {
         rig.commit(3);
         assert_eq!(rig.flush().await.delivered, 3);
     }
-    assert_eq!(rig.notices.lock().unwrap().len(), 1, "told once, and not for every request");
+    assert_eq!(rig.notices.lock().unwrap().len(), 1, "reported once, and not for every request");
 }
 
 #[tokio::test(start_paused = true)]
@@ -368,21 +368,45 @@ async fn an_unreadable_queue_is_told_and_read_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_leased_before_a_failed_read_are_sent() {
+    let queue = queue_of(2, 10);
+    queue.ledger().is_broken_once_read = true;
+    let rig = Rig::start(queue, |_| Reply::ok());
+    rig.until(|rig| rig.queue.delivered() == 10).await;
+    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::QueueUnreadable { .. })), 1);
+    rig.queue.ledger().is_broken = false;
+    rig.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_busy_is_read_when_delivery_is_woken() {
+    let queue = queue_of(2, 10);
+    queue.ledger().is_busy = true;
+    let rig = Rig::start(queue, |_| Reply::ok());
+    tokio::time::sleep(secs(60)).await;
+    assert!(rig.endpoint.seen().is_empty() && rig.notices.lock().unwrap().is_empty());
+    rig.queue.ledger().is_busy = false;
+    rig.handle.committed();
+    rig.drained().await;
+    assert_eq!(rig.endpoint.seen().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_callback_that_panics_is_reported_and_nothing_else() {
-    let panicking = Ear(|_: &DeliveryNotice<'_>| panic!("the program's own mistake"));
+    let panicking = FnObserver(|_: &DeliveryNotice<'_>| panic!("the program's own mistake"));
     let rig = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.on_delivery = Some(Arc::new(panicking)));
     rig.drained().await;
     assert_eq!(rig.notices.lock().unwrap().as_slice(), [Notice::CallbackPanicked]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_delivers_what_it_can_and_ends_at_once_when_nothing_is_left() {
+async fn a_stop_ends_at_once_when_nothing_is_left() {
     let (queue, took) = Rig::start(queue_of(40, 100), |_| Reply::ok()).stop(secs(60)).await;
     assert!(queue.queued().is_empty() && took < secs(1), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_gives_up_what_is_under_way_at_its_deadline_and_keeps_it_queued() {
+async fn a_stop_keeps_requests_in_flight_queued_at_its_deadline() {
     let mut answered = 0;
     let rig = Rig::with(
         queue_of(1, 30),

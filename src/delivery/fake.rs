@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryOptions, EventId, Hears, Lease, PaceState, Source, SourceError,
+    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryObserver, DeliveryOptions, EventId, Lease, PaceState, Source,
+    SourceError,
 };
 use crate::event::{Event, Stamp};
 use crate::queue::frame;
@@ -44,21 +45,21 @@ pub(super) fn chunk_of(origin: u32, first_seq: u64, records: &[Vec<u8>]) -> Leas
     Lease { origin, chunk: Chunk { key, count, salt: 7, checkpointed_at: 0, frames: frames.into() } }
 }
 
-/// A program that listens.
-pub(super) struct Ear<F>(pub(super) F);
+/// An observer that calls a function.
+pub(super) struct FnObserver<F>(pub(super) F);
 
-impl<F: Fn(&DeliveryNotice<'_>) + Send + Sync + 'static> Hears for Ear<F> {
+impl<F: Fn(&DeliveryNotice<'_>) + Send + Sync + 'static> DeliveryObserver for FnObserver<F> {
     fn is_listening(&self) -> bool {
         true
     }
 
-    fn hear(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>) {
+    fn notify(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         assert_eq!(ids.len(), delivery.uuids.len());
         self.0(delivery);
     }
 }
 
-/// What the queue holds, and what became of the rest.
+/// The queued rows, and the decisions over the others.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) rows: BTreeMap<ChunkRef, Chunk>,
@@ -67,16 +68,20 @@ pub(super) struct Ledger {
     pub(super) dead_lettered: Vec<DeadRecord>,
     pub(super) acks: usize,
     pub(super) paces: Vec<PaceState>,
-    /// What is with the engine.
+    /// The leased rows.
     pub(super) out: BTreeSet<ChunkRef>,
     pub(super) is_broken: bool,
+    /// It is broken after the next lease.
+    pub(super) is_broken_once_read: bool,
+    /// The row lock is taken.
+    pub(super) is_busy: bool,
     pub(super) is_held: bool,
-    /// It is held from the next reading on: when that has been answered.
+    /// The program opts out after the next lease.
     pub(super) is_held_once_read: bool,
     next_seq: u64,
 }
 
-/// A queue in memory. Each ack is checked: every record is accounted for once.
+/// A queue in memory. It checks that each ack accounts for every record once.
 #[derive(Debug, Default)]
 pub(super) struct FakeQueue(Mutex<Ledger>);
 
@@ -134,9 +139,13 @@ impl Source for FakeQueue {
         if ledger.is_broken {
             return Err(SourceError::Unreadable("the disk is gone".into()));
         }
+        if ledger.is_busy {
+            return Err(SourceError::Busy);
+        }
         if ledger.is_held {
             return Ok(Vec::new());
         }
+        ledger.is_broken = std::mem::take(&mut ledger.is_broken_once_read);
         ledger.is_held = std::mem::take(&mut ledger.is_held_once_read);
         let (mut leases, mut bytes) = (Vec::<Lease>::new(), 0);
         let is_free = |row: ChunkRef| !ledger.out.contains(&row) && wants(row);
@@ -214,7 +223,7 @@ impl Seen {
     }
 }
 
-/// What the endpoint answers, and after how long.
+/// A response of the endpoint, and the time it takes.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     pub(super) status: u16,
@@ -237,7 +246,7 @@ impl Reply {
         Self::new(400, "event submitted with an empty event name")
     }
 
-    /// V1's verdicts: a word for each event in turn, perhaps with details behind a colon; the last word goes for all the rest.
+    /// V1 results: a word for each event in turn, with details after a colon; the last word is used for all others.
     pub(super) fn results(seen: &Seen, words: &[&str]) -> Self {
         let said = |at: usize| {
             let word = words[at.min(words.len() - 1)];
@@ -262,20 +271,20 @@ impl Reply {
 
 type Script = Box<dyn FnMut(&Seen) -> Reply + Send>;
 
-struct Played {
+struct Scripted {
     script: Script,
     seen: Vec<Seen>,
     in_flight: usize,
     begun: Option<tokio::time::Instant>,
 }
 
-/// An endpoint in memory that does as its script says.
+/// A scripted endpoint in memory.
 #[derive(Clone)]
-pub(super) struct FakeEndpoint(Arc<Mutex<Played>>);
+pub(super) struct FakeEndpoint(Arc<Mutex<Scripted>>);
 
 impl FakeEndpoint {
     pub(super) fn new(script: impl FnMut(&Seen) -> Reply + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Played { script: Box::new(script), seen: Vec::new(), in_flight: 0, begun: None })))
+        Self(Arc::new(Mutex::new(Scripted { script: Box::new(script), seen: Vec::new(), in_flight: 0, begun: None })))
     }
 
     pub(super) fn seen(&self) -> Vec<Seen> {
@@ -301,26 +310,26 @@ impl Http for FakeEndpoint {
         let body: Value = serde_json::from_slice(&request.body).unwrap();
         let number = |event: &Value| event["event"].as_str().unwrap()["event ".len()..].parse().unwrap();
         let reply = {
-            let mut played = self.0.lock().unwrap();
-            let begun = *played.begun.get_or_insert_with(tokio::time::Instant::now);
-            played.in_flight += 1;
+            let mut scripted = self.0.lock().unwrap();
+            let begun = *scripted.begun.get_or_insert_with(tokio::time::Instant::now);
+            scripted.in_flight += 1;
             let seen = Seen {
                 at: begun.elapsed(),
                 url: request.url,
                 headers: request.headers,
                 events: body["batch"].as_array().unwrap().iter().map(number).collect(),
                 body,
-                in_flight: played.in_flight,
+                in_flight: scripted.in_flight,
             };
-            let reply = (played.script)(&seen);
-            played.seen.push(seen);
+            let reply = (scripted.script)(&seen);
+            scripted.seen.push(seen);
             reply
         };
-        let under_way = UnderWay(self.clone());
+        let in_flight = UnderWay(self.clone());
         let max_answer = request.max_answer;
         Box::pin(async move {
             tokio::time::sleep(reply.takes).await;
-            drop(under_way);
+            drop(in_flight);
             if reply.status == 0 {
                 return Err(TransportError::Connect(reply.body.into()));
             }

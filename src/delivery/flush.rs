@@ -1,35 +1,45 @@
-//! Who waits for a flush, and when it is over.
+//! Flushes and stops: what they wait for, and when they are over.
 //!
-//! A flush covers the chunks that were committed to our own queue before it: those up to the newest of that moment. It is
-//! over when the reading has got beyond these and none of them is in memory any more. New events keep coming, and other processes may
-//! have left queues behind; they are not its business.
+//! A flush covers the chunks that were committed to this process's own queue before it: in each lane those up to the
+//! newest at that moment. It is over when all of these were leased and none of them is in memory any more. It does not
+//! wait for later events, nor for queues of other processes.
+//!
+//! A stop has a deadline, by which the caller says how much time the events are worth; where the disk does not persist,
+//! they have no other chance. So a stop makes attempts of its own: the first at once, whatever backoff or cooldown is
+//! running, the others after the waits of a cycle of attempts. It gives up when a whole cycle has failed, when no
+//! connection was possible twice in a row, when the key is refused, or when the next attempt would be too late.
+
+use std::time::Instant;
+
+use rand::Rng;
 
 use super::handle::Done;
+use super::pace::{PaceOptions, backoff};
 use crate::queue::ChunkRef;
 use crate::sys::clock::WallNanos;
 
-/// The endpoint, as a flush or a stop found it.
+/// The endpoint's state at the end of a flush or a stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndpointStatus {
     /// It works.
     Up,
-    /// It does not, or the queue cannot be read; the events stay queued.
+    /// It does not, or the queue cannot be read. The events stay queued.
     Down {
-        /// What the last attempt said.
+        /// Why the last attempt failed.
         reason: String,
         /// When the next attempt is due.
         until: Option<WallNanos>,
     },
-    /// It answers, and has refused what remains of the queue; nothing that it took since shows that the events are to blame.
+    /// It responds, and has refused what remains of the queue. It has accepted nothing since, so the cause may be either.
     Refusing {
-        /// What the last refusal said.
+        /// The text of the last refusal.
         reason: String,
     },
-    /// It refuses the key or the quota; the events stay queued.
+    /// It refuses the key or the quota. The events stay queued.
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
-        /// In the words of whoever refused.
+        /// The text of the refusal.
         reason: String,
         /// When the next attempt is due.
         until: Option<WallNanos>,
@@ -39,59 +49,59 @@ pub(crate) enum EndpointStatus {
 }
 
 struct Waiter {
-    /// The newest chunk of each origin, and whether the reading has got beyond it.
+    /// The newest chunk of each origin and lane, and whether all chunks up to it were leased.
     limits: Vec<(ChunkRef, bool)>,
     done: Done,
 }
 
-/// All who wait.
+/// The flushes under way.
 #[derive(Default)]
 pub(super) struct Flushes {
     waiters: Vec<Waiter>,
-    /// A request failed while they waited: the attempts go on at their own pace.
+    /// A request failed meanwhile, so the next attempts are not brought forward.
     pub(super) has_met_failure: bool,
 }
 
 impl Flushes {
-    /// Somebody waits from now on.
+    /// Begins a flush that covers everything up to `newest`.
     pub(super) fn push(&mut self, newest: Vec<ChunkRef>, done: Done) {
         self.has_met_failure &= !self.waiters.is_empty();
         self.waiters.push(Waiter { limits: newest.into_iter().map(|limit| (limit, false)).collect(), done });
     }
 
-    /// Whether somebody waits who would rather not wait for the time of the next attempt.
+    /// Whether a flush wants the next attempt at once.
     pub(super) fn are_eager(&self) -> bool {
         !self.waiters.is_empty() && !self.has_met_failure
     }
 
-    /// Whether nobody waits.
+    /// Whether no flush is under way.
     pub(super) fn is_empty(&self) -> bool {
         self.waiters.is_empty()
     }
 
-    /// A chunk was read.
+    /// A chunk was leased.
     pub(super) fn saw(&mut self, chunk: ChunkRef) {
         for (limit, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
-            // What others left behind is read when there is nothing more of ours.
+            // Adopted queues are read when nothing is left in this process's own.
             *passed |= (limit.origin == chunk.origin && chunk.key > limit.key) || chunk.origin > limit.origin;
         }
     }
 
-    /// Some of what was read went back to the queue undecided, and will be read again.
+    /// Chunks were released without a decision, and will be leased again.
     pub(super) fn went_back(&mut self) {
         for (_, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
             *passed = false;
         }
     }
 
-    /// There was nothing more to read.
+    /// The whole queue was read.
     pub(super) fn saw_the_end(&mut self) {
         for (_, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
             *passed = true;
         }
     }
 
-    /// Takes out those that are over, given the chunks in memory.
+    /// Takes the flushes that are over, given the leased chunks.
     pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<Done> {
         let is_done = |waiter: &mut Waiter| {
             waiter.limits.iter().all(|&(limit, passed)| {
@@ -102,10 +112,65 @@ impl Flushes {
         self.waiters.extract_if(.., is_done).map(|waiter| waiter.done).collect()
     }
 
-    /// Takes out all.
+    /// Takes all flushes.
     pub(super) fn take_all(&mut self) -> Vec<Done> {
         self.has_met_failure = false;
         self.waiters.drain(..).map(|waiter| waiter.done).collect()
+    }
+}
+
+/// A stop under way.
+#[derive(Debug)]
+pub(super) struct Stop {
+    /// When it ends at the latest.
+    pub(super) deadline: Instant,
+    /// Number of accepted requests when it began.
+    accepted_before: u64,
+    /// Number of its attempts in a row that failed.
+    failures: u32,
+    /// No connection was possible at the last of them.
+    unreachable: bool,
+    not_before: Option<Instant>,
+    gave_up: bool,
+}
+
+impl Stop {
+    /// Begins a stop. `accepted_before` is the number of accepted requests.
+    pub(super) fn new(deadline: Instant, accepted_before: u64) -> Self {
+        Self { deadline, accepted_before, failures: 0, unreachable: false, not_before: None, gave_up: false }
+    }
+
+    /// One of its attempts failed.
+    pub(super) fn failed(&mut self, now: Instant, unreachable: bool, options: &PaceOptions, rng: &mut impl Rng) {
+        self.failures = self.failures.saturating_add(1);
+        self.gave_up |= self.failures > options.max_retries || (unreachable && self.unreachable);
+        self.unreachable = unreachable;
+        self.not_before = Some(now + backoff(options, self.failures, rng));
+    }
+
+    /// An attempt succeeded.
+    pub(super) fn accepted(&mut self) {
+        (self.failures, self.unreachable, self.not_before) = (0, false, None);
+    }
+
+    /// A further attempt is of no use.
+    pub(super) fn give_up(&mut self) {
+        self.gave_up = true;
+    }
+
+    /// Whether there will be no further attempt.
+    pub(super) fn gave_up(&self) -> bool {
+        self.gave_up
+    }
+
+    /// Until when it waits between two attempts.
+    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
+        self.not_before.filter(|&at| now < at)
+    }
+
+    /// Whether no request was accepted since it began.
+    pub(super) fn has_had_no_success(&self, accepted: u64) -> bool {
+        accepted == self.accepted_before
     }
 }
 
@@ -129,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_ends_when_the_reading_is_beyond_its_chunks_and_none_is_in_memory() {
+    fn a_flush_ends_when_its_chunks_were_leased_and_none_is_left() {
         let mut flushes = flush_up_to(&[at(0, 10)]);
         assert!(!done(&mut flushes, &[]), "what is not read yet may be there");
         flushes.saw(at(0, 10));
@@ -161,3 +226,7 @@ mod tests {
         assert!(done(&mut flush_up_to(&[]), &[at(0, 1)]));
     }
 }
+
+#[cfg(test)]
+#[path = "stop_tests.rs"]
+mod stop_tests;

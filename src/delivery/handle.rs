@@ -1,4 +1,4 @@
-//! How other threads talk to the engine: a mailbox that never makes anybody wait.
+//! The handle by which other threads talk to the engine, and the state that they see. No call waits.
 
 use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,30 +6,32 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use super::engine::{Engine, now};
 use super::flush::EndpointStatus;
-use super::state::DeliveryState;
+use super::pace::Health;
+use crate::sys::clock::WallNanos;
 
-/// Told how the endpoint was found, at the end of a flush or of the engine.
+/// Called at the end of a flush or of the engine, with the endpoint's state.
 pub(crate) type Done = Box<dyn FnOnce(EndpointStatus) + Send>;
 
-/// The engine, from outside. Clones are the same engine. No call waits.
+/// A handle to the engine. Clones refer to the same engine. No call waits.
 #[derive(Clone)]
 pub(crate) struct DeliveryHandle {
     shared: Arc<Shared>,
 }
 
 impl DeliveryHandle {
-    /// A handle that no engine listens to yet.
+    /// A handle without an engine.
     pub(crate) fn new() -> Self {
         Self { shared: Arc::default() }
     }
 
-    /// The engine's side of it.
+    /// The engine's side.
     pub(super) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
 
-    /// After an engine has ended: takes questions for the next one. False if none is wanted any more.
+    /// Accepts messages for the next engine, after one has ended. Returns `false` if no other is wanted.
     pub(super) fn reopen(&self) -> bool {
         let mut inbox = self.shared.inbox();
         inbox.closed = inbox.is_ending();
@@ -46,22 +48,22 @@ impl DeliveryHandle {
 
     /// There are new chunks.
     pub(crate) fn committed(&self) {
-        self.ask(|inbox| inbox.committed = true);
+        self.post(|inbox| inbox.committed = true);
     }
 
-    /// Sends what is committed now; `done` is called on the engine's task, or here if the engine has ended.
+    /// Sends what is committed now. `done` is called on the engine's task, or here if the engine has ended.
     pub(crate) fn flush(&self, done: Done) {
         let mut done = Some(done);
-        self.ask(|inbox| inbox.flushes.extend(done.take_if(|_| !inbox.closed)));
+        self.post(|inbox| inbox.flushes.extend(done.take_if(|_| !inbox.closed)));
         if let Some(done) = done {
             call(done, EndpointStatus::Stopped);
         }
     }
 
-    /// Delivers what it can until `deadline`, acks what is known, and ends. A second call can only bring the deadline forward.
+    /// Delivers what it can until `deadline`, acks what is decided, and ends. A second call can only bring the deadline forward.
     pub(crate) fn stop(&self, deadline: Instant, done: Done) {
         let mut done = Some(done);
-        self.ask(|inbox| {
+        self.post(|inbox| {
             inbox.stop = Some(inbox.stop.map_or(deadline, |earlier| earlier.min(deadline)));
             inbox.stopped.extend(done.take_if(|_| !inbox.closed));
         });
@@ -72,7 +74,7 @@ impl DeliveryHandle {
 
     /// Ends at once and acks nothing more.
     pub(crate) fn abandon(&self) {
-        self.ask(|inbox| inbox.abandoned = true);
+        self.post(|inbox| inbox.abandoned = true);
     }
 
     /// A snapshot for statistics.
@@ -80,9 +82,9 @@ impl DeliveryHandle {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What it goes by has changed: the source is held back, or the clock was moved.
+    /// Wakes the engine: the program has opted out, or the clock was moved.
     pub(crate) fn look_again(&self) {
-        self.ask(|_| ());
+        self.post(|_| ());
     }
 
     /// The thread of the engine's runtime goes to sleep, or was woken.
@@ -91,20 +93,20 @@ impl DeliveryHandle {
         self.shared.inbox().parked = parked;
     }
 
-    /// How often it was asked for something so far, if there is nothing left to do before the time or an answer comes.
+    /// Number of messages so far, if the engine has nothing to do until a timer or a response.
     #[cfg(feature = "testing")]
     pub(crate) fn asleep(&self) -> Option<u64> {
         let inbox = self.shared.inbox();
-        (inbox.closed || (inbox.parked && inbox.heard == inbox.asked)).then_some(inbox.asked)
+        (inbox.closed || (inbox.parked && inbox.received == inbox.posted)).then_some(inbox.posted)
     }
 
-    fn ask(&self, change: impl FnOnce(&mut Inbox)) {
+    fn post(&self, change: impl FnOnce(&mut Inbox)) {
         {
             let mut inbox = self.shared.inbox();
             change(&mut inbox);
             #[cfg(feature = "testing")]
             {
-                inbox.asked += 1;
+                inbox.posted += 1;
             }
         }
         self.shared.wake.notify_one();
@@ -117,37 +119,37 @@ impl Debug for DeliveryHandle {
     }
 }
 
-/// What is asked of the engine.
+/// The messages to the engine.
 #[derive(Default)]
 pub(super) struct Inbox {
     /// There are new chunks.
     pub(super) committed: bool,
-    /// Who began a flush.
+    /// Flushes that begin.
     pub(super) flushes: Vec<Done>,
-    /// Until when to go on.
+    /// The deadline of a stop.
     pub(super) stop: Option<Instant>,
-    /// Who waits for the end.
+    /// Called when the engine ends.
     pub(super) stopped: Vec<Done>,
-    /// How a stop that came to its end found the endpoint.
+    /// The endpoint's state at the end of a stop.
     pub(super) found: Option<EndpointStatus>,
-    /// To end at once.
+    /// End at once.
     pub(super) abandoned: bool,
     closed: bool,
-    /// How often anything was asked.
+    /// Number of messages.
     #[cfg(feature = "testing")]
-    asked: u64,
-    /// How much of that the engine has heard.
+    posted: u64,
+    /// Number of messages that the engine has received.
     #[cfg(feature = "testing")]
-    heard: u64,
+    received: u64,
     #[cfg(feature = "testing")]
     parked: bool,
 }
 
 impl Inbox {
-    /// The engine has taken out everything that was asked.
+    /// The engine has received all messages.
     #[cfg(feature = "testing")]
-    pub(super) fn heard_all(&mut self) {
-        self.heard = self.asked;
+    pub(super) fn note_received(&mut self) {
+        self.received = self.posted;
     }
 
     fn is_ending(&self) -> bool {
@@ -155,17 +157,17 @@ impl Inbox {
     }
 }
 
-/// The engine's side of the mailbox.
+/// The engine's side of the handle.
 #[derive(Default)]
 pub(super) struct Shared {
     inbox: Mutex<Inbox>,
     state: Mutex<DeliveryState>,
-    /// Rings once for any number of requests.
+    /// Wakes the engine once for any number of messages.
     pub(super) wake: Notify,
 }
 
 impl Shared {
-    /// What is asked; held for a few instructions only.
+    /// The messages. The lock is held for a few instructions only.
     pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,7 +177,7 @@ impl Shared {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// Nothing is taken any more; who still waits is told. Also reached when the runtime drops the engine's task.
+    /// Accepts no more messages and answers those that wait. Also reached when the runtime drops the engine's task.
     pub(super) fn close(&self) {
         let (flushes, stopped, found) = {
             let mut inbox = self.inbox();
@@ -192,7 +194,134 @@ impl Shared {
     }
 }
 
-/// Calls back; a panic there is not the engine's. False if there was one.
+/// Calls back, and catches a panic of the callback. Returns `false` if there was one.
 pub(super) fn call(done: Done, endpoint: EndpointStatus) -> bool {
     crate::sys::reentry::caught(|| done(endpoint)).is_some()
+}
+
+/// What the delivery is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing to send.
+    #[default]
+    Idle,
+    /// The endpoint is believed to work.
+    Sending,
+    /// The last attempt failed; the next is due at `until`.
+    Backoff {
+        /// Wall time.
+        until: WallNanos,
+    },
+    /// A whole cycle of attempts failed.
+    Cooldown {
+        /// Wall time.
+        until: WallNanos,
+    },
+    /// Everything that is queued is in quarantine.
+    Quarantined {
+        /// Wall time.
+        until: WallNanos,
+    },
+    /// The key or the quota is refused.
+    Paused {
+        /// 401, 402, 403 or 415.
+        status: u16,
+        /// Wall time.
+        until: WallNanos,
+    },
+}
+
+/// A snapshot for statistics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DeliveryState {
+    /// What it is doing.
+    pub(crate) phase: Phase,
+    /// Failed attempts since the last success.
+    pub(crate) consecutive_failures: u32,
+    /// Failed attempts of this process, including those.
+    pub(crate) failed_attempts: u64,
+    /// Number of quarantined events that are skipped.
+    pub(crate) quarantined: u64,
+    /// The last failure or refusal.
+    pub(crate) last_error: Option<String>,
+    /// When the endpoint last accepted something.
+    pub(crate) last_success: Option<WallNanos>,
+}
+
+/// The part of the pace that the queue stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PaceState {
+    /// What it is doing.
+    pub(crate) phase: Phase,
+    /// The `Retry-After` deadline, which the next process honours (`EngineParts::next_attempt`). Cooldowns are not stored: a
+    /// restart may be an attempt to repair something.
+    pub(crate) next_attempt: Option<WallNanos>,
+}
+
+impl Engine {
+    /// The endpoint's state, for the end of a flush or a stop.
+    pub(super) fn endpoint(&self) -> EndpointStatus {
+        let reason = || self.state.last_error.clone().unwrap_or_default();
+        match self.phase() {
+            Phase::Idle | Phase::Sending | Phase::Quarantined { .. } => {
+                let (quarantine, accepted) = (&self.intake.quarantine, self.intake.accepted);
+                if quarantine.has_unproven(accepted) && quarantine.skipped(accepted, now()).is_some() {
+                    EndpointStatus::Refusing { reason: reason() }
+                } else {
+                    EndpointStatus::Up
+                }
+            }
+            Phase::Paused { status, until } => {
+                EndpointStatus::Paused { status, reason: self.pause_reason.clone(), until: Some(until) }
+            }
+            Phase::Backoff { until } | Phase::Cooldown { until } => {
+                EndpointStatus::Down { reason: reason(), until: Some(until) }
+            }
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        let (now, wall) = (now(), self.clock.wall_nanos());
+        let retry_after_until = self.pace.retry_after_deadline(now);
+        let until = |at: Instant| {
+            self.wall_of(retry_after_until.map_or(at, |retry_after_until| retry_after_until.max(at)), now, wall)
+        };
+        match (self.pace.health(), retry_after_until) {
+            (Health::Backoff { until: at }, _) => Phase::Backoff { until: until(at) },
+            (Health::Cooldown { until: at }, _) => Phase::Cooldown { until: until(at) },
+            (Health::Paused { status, until: at }, _) => Phase::Paused { status, until: until(at) },
+            (Health::Up, Some(retry_after_until)) => Phase::Cooldown { until: until(retry_after_until) },
+            (Health::Up, None) if self.intake.has_work() || !self.intake.loaded.is_empty() => Phase::Sending,
+            (Health::Up, None) => match self.intake.quarantine.skipped(self.intake.accepted, now) {
+                Some((_, at)) => Phase::Quarantined { until: self.wall_of(at, now, wall) },
+                None => Phase::Idle,
+            },
+        }
+    }
+
+    fn wall_of(&self, at: Instant, now: Instant, wall: WallNanos) -> WallNanos {
+        let ahead = at.saturating_duration_since(now).as_nanos();
+        wall.saturating_add(i64::try_from(ahead).unwrap_or(i64::MAX))
+    }
+
+    /// Publishes what has changed to the handle and the source.
+    pub(super) fn publish(&mut self) {
+        let (now, phase) = (now(), self.phase());
+        // A wall time that is computed again differs by nanoseconds, so a phase that has not changed keeps its old one.
+        let same = std::mem::discriminant(&phase) == std::mem::discriminant(&self.reported_pace.phase);
+        let failures = self.pace.consecutive_failures();
+        let changed = !same || failures != self.state.consecutive_failures;
+        let retry_after_until = self.pace.retry_after_deadline(now);
+        if changed || retry_after_until.is_some() != self.reported_pace.next_attempt.is_some() {
+            let next_attempt = retry_after_until
+                .map(|retry_after_until| self.wall_of(retry_after_until, now, self.clock.wall_nanos()));
+            self.reported_pace = PaceState { phase, next_attempt };
+            self.source.pace(&self.reported_pace);
+        }
+        self.state.phase = self.reported_pace.phase;
+        self.state.quarantined =
+            self.intake.quarantine.skipped(self.intake.accepted, now).map_or(0, |(events, _)| events);
+        self.state.consecutive_failures = failures;
+        self.shared.publish(self.state.clone());
+    }
 }

@@ -17,7 +17,7 @@ impl Rig {
         self.handle.look_again();
     }
 
-    fn let_go(&self) {
+    fn release_idle(&self) {
         self.queue.ledger().is_held = false;
         self.handle.committed();
     }
@@ -50,7 +50,7 @@ fn one_by_one(parts: &mut EngineParts) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_failed_is_not_sent_again_while_held_and_afterwards_is_another_request() {
+async fn a_failed_request_is_not_repeated_while_opted_out() {
     let rig = Rig::with(
         queue_of(2, 5),
         |_| Reply::new(503, ""),
@@ -67,7 +67,7 @@ async fn a_request_that_failed_is_not_sent_again_while_held_and_afterwards_is_an
     assert_eq!((rig.requests(), rig.queue.queued().len()), (1, 10));
     rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
     let begun = Instant::now();
-    rig.let_go();
+    rig.release_idle();
     rig.drained().await;
     assert!(begun.elapsed() < Duration::from_secs(1), "what it would have waited for is long over");
     let seen = rig.endpoint.seen();
@@ -77,7 +77,7 @@ async fn a_request_that_failed_is_not_sent_again_while_held_and_afterwards_is_an
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_ahead_is_given_back_and_is_sent_once_afterwards() {
+async fn leases_read_ahead_are_released_when_opted_out() {
     let rig = Rig::with(queue_of(3, 10), slowly, one_by_one);
     rig.requested(1).await;
     rig.hold();
@@ -85,14 +85,14 @@ async fn what_was_read_ahead_is_given_back_and_is_sent_once_afterwards() {
     sleep(LONG).await;
     assert_eq!((rig.sent(), rig.queue.delivered(), rig.queue.queued().len()), (vec![1], 1, 29));
     assert_eq!(rig.handle.state().phase, Phase::Idle, "as if there was nothing to send");
-    rig.let_go();
+    rig.release_idle();
     rig.drained().await;
     let sent = rig.sent();
     assert_eq!((sent.len(), sent.iter().collect::<HashSet<_>>().len(), rig.queue.delivered()), (30, 30, 30));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_being_made_when_the_queue_is_held_does_not_go() {
+async fn a_batch_that_is_encoded_during_an_opt_out_is_not_sent() {
     let queue = queue_of(2, 5);
     queue.ledger().is_held = true;
     let rig = Rig::start(queue, |_| Reply::ok());
@@ -105,7 +105,7 @@ async fn a_batch_that_is_being_made_when_the_queue_is_held_does_not_go() {
     rig.until(|rig| rig.queue.ledger().is_held).await;
     rig.keeps_nothing().await;
     assert_eq!((rig.requests(), rig.queue.queued().len()), (0, 10));
-    rig.let_go();
+    rig.release_idle();
     rig.drained().await;
     assert_eq!((rig.sent().len(), rig.queue.delivered()), (10, 10));
 }
@@ -125,7 +125,7 @@ async fn a_flush_of_a_held_queue_is_over_with_what_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_that_waits_when_the_queue_is_held_is_told_of_a_request_that_fails() {
+async fn a_flush_during_an_opt_out_reports_a_failed_request() {
     let rig = Rig::start(queue_of(1, 5), |_| Reply::new(503, "").after(Duration::from_secs(1)));
     rig.requested(1).await;
     let (flushed, ()) = tokio::join!(rig.flush(), async { rig.hold() });
@@ -135,7 +135,7 @@ async fn a_flush_that_waits_when_the_queue_is_held_is_told_of_a_request_that_fai
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_of_a_held_queue_waits_for_what_is_under_way_and_keeps_the_rest() {
+async fn a_stop_while_opted_out_waits_for_requests_in_flight() {
     let rig = Rig::with(queue_of(3, 10), slowly, one_by_one);
     rig.requested(1).await;
     rig.hold();
@@ -153,7 +153,7 @@ async fn a_stop_of_a_held_queue_waits_for_what_is_under_way_and_keeps_the_rest()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_search_that_is_held_up_begins_anew_and_finds_what_it_looked_for() {
+async fn a_bisection_begins_again_after_an_opt_out() {
     let mut refuse = refusing(&[40]);
     let rig = Rig::start(queue_of(1, 64), move |seen| refuse(seen).after(Duration::from_secs(1)));
     rig.requested(3).await;
@@ -163,7 +163,7 @@ async fn a_search_that_is_held_up_begins_anew_and_finds_what_it_looked_for() {
     assert!(rig.dead_lettered().is_empty() && rig.queue.queued().len() as u64 == 64 - decided);
     sleep(LONG).await;
     assert_eq!(rig.requests(), requests);
-    rig.let_go();
+    rig.release_idle();
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (63, vec![40]));
 }
@@ -175,14 +175,14 @@ async fn a_retry_after_outlasts_an_opt_out() {
     rig.hold();
     sleep(Duration::from_secs(300)).await;
     rig.endpoint.change(|_| Reply::ok());
-    rig.let_go();
+    rig.release_idle();
     rig.drained().await;
     let seen = rig.endpoint.seen();
     assert!(seen[1].at >= Duration::from_secs(600), "{:?}", seen[1].at);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_v1_has_decided_of_a_request_that_is_let_go_stays_decided() {
+async fn decisions_of_a_released_v1_request_are_kept() {
     let rig = Rig::with(
         queue_of(2, 2),
         |seen| Reply::results(seen, &["ok", "retry", "retry", "drop:no"]),
@@ -197,7 +197,7 @@ async fn what_v1_has_decided_of_a_request_that_is_let_go_stays_decided() {
         (1, 1, vec![4], vec![2, 3])
     );
     rig.endpoint.change(|seen| Reply::results(seen, &["ok"]));
-    rig.let_go();
+    rig.release_idle();
     rig.drained().await;
     assert_eq!((rig.sent(), rig.queue.delivered()), (vec![1, 2, 3, 4, 2, 3], 3));
 }

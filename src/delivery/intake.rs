@@ -1,63 +1,64 @@
-//! From the queue into batches, and back: reading chunks, assembling batches of them, acking what is decided.
+//! Intake: leases chunks from the queue, assembles batches of them, and acks or releases them.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 
-use super::aside::{Aside, EventId, NEVER_REFUSED};
 use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::Flushes;
-use super::loaded::{Closed, Loaded, Reason, Slice};
-use super::pace::{PaceOptions, park_time, quarantine_time};
+use super::loaded::{Closed, Loaded, QuarantineReason, Slice};
+use super::pace::{PaceOptions, cooldown_time, quarantine_time};
+use super::quarantine::{EventId, NEVER_REFUSED, Quarantine};
 use super::{Source, SourceError};
-use crate::queue::{Ack, ChunkRef};
+use crate::queue::{Ack, ChunkRef, Lease};
 use crate::sys::crash_point;
 
-/// One read is at most this much: what is read ahead of need is memory for nothing.
+/// Maximum size of one lease: what is leased ahead of need costs memory, and cannot be evicted.
 pub(super) const READ_BYTES: usize = 512 * 1024;
-/// What failed before is read up to so much, as JSON, to be searched.
-const DOUBTED_BYTES: usize = 4 * 1024 * 1024;
-/// So many chunks are avoided at most; beyond that all of them are forgotten.
+/// Maximum size, as JSON, of what is leased to be bisected.
+const TO_BISECT_BYTES: usize = 4 * 1024 * 1024;
+/// Maximum number of avoided chunks. Beyond it all are forgotten.
 const MAX_AVOIDED: usize = 10_000;
-/// How long an unreadable queue is left alone.
+/// The wait before an unreadable queue is read again.
 const UNREADABLE: Duration = Duration::from_secs(5);
 
-/// What to take from the queue.
+/// Which chunks to lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Whatever there is; what has failed before, and others have passed since, becomes pieces of a search.
+    /// All of them. Those that have failed are bisected if others have passed since.
     All,
-    /// Only what has not failed.
+    /// Only those that have not failed.
     Fresh,
-    /// The newest event of our own, if it has not failed.
+    /// The newest one of this process's own queue, if it has not failed.
     Newest,
-    /// What has failed too, where there is nothing else: each time another event.
+    /// Also those that have failed, if there are no others; each time another event.
     Any,
 }
 
-/// Everything about chunks.
+/// The way of events between the queue and batches.
 pub(super) struct Intake {
     source: Arc<dyn Source>,
-    /// What is in memory.
+    /// The leased chunks.
     pub(super) loaded: Loaded,
-    /// What is stepped over.
-    pub(super) aside: Aside,
-    /// Acceptances so far: the clock by which evidence is told.
+    /// The chunks that are skipped for a while.
+    pub(super) quarantine: Quarantine,
+    /// Number of accepted requests; a logical clock for the evidence against quarantined events.
     pub(super) accepted: u64,
-    /// Read, and in no batch yet.
+    /// Leased, and in no batch yet.
     pub(super) ready: VecDeque<Slice>,
-    /// Suspects that are due.
+    /// Quarantined events that are tried again.
     pub(super) due: VecDeque<Batch>,
-    /// What has failed, and others have passed since.
-    pub(super) doubted: Vec<Batch>,
-    /// What failed last: probes prefer anything else.
+    /// Batches that have failed, while others have passed since.
+    pub(super) to_bisect: Vec<Batch>,
+    /// The chunks that failed last: probes prefer all others.
     avoid: HashSet<ChunkRef>,
-    /// How often probes had to take what had failed.
+    /// How often a probe had to take an event that had failed.
     rounds: u32,
     more: bool,
-    /// There may be something that has not failed.
+    /// There may be an event that has not failed.
     fresh: bool,
     unreadable_until: Option<Instant>,
     /// An error of a read that had a batch to return.
@@ -67,16 +68,16 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// Nothing is read yet.
+    /// An intake that has leased nothing yet.
     pub(super) fn new(source: Arc<dyn Source>, options: PaceOptions, rng: StdRng) -> Self {
         Self {
             source,
             loaded: Loaded::default(),
-            aside: Aside::default(),
+            quarantine: Quarantine::default(),
             accepted: 0,
             ready: VecDeque::new(),
             due: VecDeque::new(),
-            doubted: Vec::new(),
+            to_bisect: Vec::new(),
             avoid: HashSet::new(),
             rounds: 0,
             more: true,
@@ -88,12 +89,12 @@ impl Intake {
         }
     }
 
-    /// There may be something to read.
+    /// There may be rows to lease.
     pub(super) fn expect_more(&mut self) {
         (self.more, self.fresh) = (true, true);
     }
 
-    /// Whether there may be something that has not failed.
+    /// Whether there may be an event that has not failed.
     pub(super) fn may_have_fresh(&self) -> bool {
         self.fresh
     }
@@ -108,23 +109,23 @@ impl Intake {
         Ok(found)
     }
 
-    /// The queue is held back: there is nothing to read until more is to be expected. What a flush waits for is in memory, or stays.
+    /// The program has opted out: nothing is leased until more is expected. A flush waits only for what is leased.
     pub(super) fn find_nothing(&mut self, flushes: &mut Flushes) {
         self.more = false;
         flushes.saw_the_end();
     }
 
-    /// Whether there may be something to send that is not under way.
+    /// Whether there may be events to send besides those in flight.
     pub(super) fn has_work(&self) -> bool {
-        self.more || !self.ready.is_empty() || !self.due.is_empty() || !self.doubted.is_empty()
+        self.more || !self.ready.is_empty() || !self.due.is_empty() || !self.to_bisect.is_empty()
     }
 
-    /// Not before this time is reading of any use.
+    /// Until when the queue is not read, after an error.
     pub(super) fn unreadable_until(&self) -> Option<Instant> {
         self.unreadable_until
     }
 
-    /// Reads until something is ready. False if there is nothing.
+    /// Leases chunks until a slice is ready. Returns whether one is.
     pub(super) fn read(
         &mut self,
         max_bytes: usize,
@@ -142,14 +143,14 @@ impl Intake {
         let mut spares_alone = wanted == Wanted::Any;
         let is_fresh = matches!(wanted, Wanted::Fresh | Wanted::Newest);
         let newest = if wanted == Wanted::Newest { self.source.newest() } else { Vec::new() };
-        while self.ready.is_empty() && self.more && self.doubted_bytes() < DOUBTED_BYTES {
-            let (loaded, aside, avoid, accepted) = (&self.loaded, &self.aside, &self.avoid, self.accepted);
-            // Suspects are tried one after the other: not all of them have to be in memory for that.
-            let are_suspects_due = !self.due.is_empty();
+        while self.ready.is_empty() && self.more && self.to_bisect_bytes() < TO_BISECT_BYTES {
+            let (loaded, quarantine, avoid, accepted) = (&self.loaded, &self.quarantine, &self.avoid, self.accepted);
+            // Quarantined events are tried one at a time, so not all of their chunks have to be leased.
+            let are_events_due = !self.due.is_empty();
             let wants = |chunk| {
                 let is_skipped = avoid.contains(&chunk)
-                    || aside.holds(chunk, accepted, now)
-                    || (are_suspects_due && aside.times(chunk) > 0)
+                    || quarantine.skips(chunk, accepted, now)
+                    || (are_events_due && quarantine.times(chunk) > 0)
                     || (is_fresh && loaded.has_failed(chunk))
                     || (wanted == Wanted::Newest && !newest.contains(&chunk))
                     || (spares_alone && loaded.has_failed_alone(chunk));
@@ -162,17 +163,17 @@ impl Intake {
             })?;
             if !leases.is_empty() {
                 for lease in leases {
-                    // What is passed over for now is still to come.
+                    // Chunks that are passed over here are still to come.
                     if !is_fresh {
                         flushes.saw(lease.row());
                     }
-                    self.take_in(lease, wanted, now);
+                    self.add(lease, wanted, now);
                 }
             } else if is_fresh {
                 self.fresh &= wanted == Wanted::Newest;
                 break;
             } else if spares_alone && self.avoid.is_empty() {
-                // Nothing else is left.
+                // There is nothing else.
                 spares_alone = false;
             } else if self.avoid.is_empty() {
                 (self.more, self.fresh) = (false, false);
@@ -185,17 +186,17 @@ impl Intake {
         Ok(!self.ready.is_empty())
     }
 
-    /// Nothing more can be read.
+    /// The whole queue has been read.
     fn saw_the_end(&mut self, now: Instant) {
-        self.aside.forget_vanished(self.accepted, now);
-        for origin in self.aside.stuck(self.accepted, now) {
+        self.quarantine.forget_vanished(self.accepted, now);
+        for origin in self.quarantine.stuck(self.accepted, now) {
             if !self.loaded.references().any(|chunk| chunk.origin == origin) && self.source.stuck(origin) {
-                self.aside.forget_origin(origin);
+                self.quarantine.forget_origin(origin);
             }
         }
     }
 
-    /// A batch of what is oldest; or a single event.
+    /// A batch of the oldest events, or a single event.
     pub(super) fn assemble(
         &mut self,
         limits: &BatchLimits,
@@ -208,7 +209,7 @@ impl Intake {
         let mut batch = Batch::default();
         while batch.events < max_events {
             let room = limits.bytes.saturating_sub(batch.bytes);
-            // To read what was avoided is for a batch that would have nothing else.
+            // Avoided chunks are only for a batch that would be empty without them.
             let wanted = if batch.slices.is_empty() || self.avoid.is_empty() { wanted } else { Wanted::Fresh };
             if self.ready.is_empty() {
                 match self.read(if small { 1 } else { room }, wanted, now, flushes) {
@@ -244,17 +245,17 @@ impl Intake {
         Ok(Some(batch).filter(|batch| batch.events > 0))
     }
 
-    /// A suspect that is due.
+    /// A quarantined event that is tried again.
     pub(super) fn take_due(&mut self) -> Option<Batch> {
         self.due.pop_front()
     }
 
-    /// What has failed, and others have passed since.
-    pub(super) fn take_doubted(&mut self) -> Vec<Batch> {
-        std::mem::take(&mut self.doubted)
+    /// Takes the batches that have failed, while others have passed since.
+    pub(super) fn take_to_bisect(&mut self) -> Vec<Batch> {
+        std::mem::take(&mut self.to_bisect)
     }
 
-    /// A batch failed: the next probe takes something else, if there is anything, and once others pass, it is searched.
+    /// A batch failed. The next probe takes another one if there is any, and this one is bisected once others pass.
     pub(super) fn note_failure(&mut self, batch: &Batch) {
         if self.avoid.len() >= MAX_AVOIDED {
             self.avoid.clear();
@@ -267,17 +268,17 @@ impl Intake {
         }
     }
 
-    /// How many chunks have failed of late.
+    /// Number of chunks that have failed since the last acceptance.
     pub(super) fn chunks_that_failed(&self) -> usize {
         self.avoid.len()
     }
 
-    /// Whether something else has failed of late, and is in the queue.
+    /// Whether another chunk has failed since the last acceptance.
     pub(super) fn has_failed_besides(&self, batch: &Batch) -> bool {
         self.avoid.iter().any(|failed| batch.chunks().all(|chunk| chunk != *failed))
     }
 
-    /// One of so many events, each time another one, however they are counted.
+    /// The position of one of these events, each time another one, whatever their number is.
     pub(super) fn next_place(&mut self, events: usize) -> usize {
         self.rounds = self.rounds.wrapping_add(1);
         // Multiples of the golden ratio, modulo 1, never leave a wide gap.
@@ -293,10 +294,10 @@ impl Intake {
             self.avoid.clear();
             (self.more, self.fresh) = (true, true);
         }
-        self.more |= self.aside.any_due(self.accepted, now);
+        self.more |= self.quarantine.any_due(self.accepted, now);
     }
 
-    /// A batch is done with, whatever became of its records.
+    /// Drops a batch, whatever became of its records.
     pub(super) fn release(&mut self, batch: &Batch, now: Instant) {
         for slice in &batch.slices {
             let closed = self.loaded.release(slice);
@@ -304,7 +305,7 @@ impl Intake {
         }
     }
 
-    /// What is decided of a batch is acked; what is open of it stays in memory, and is all that the batch holds from now on.
+    /// Acks what is decided of a batch. The batch keeps its open records, which stay leased.
     pub(super) fn ack_decided(&mut self, batch: &mut Batch, now: Instant) {
         for slice in std::mem::take(&mut batch.slices) {
             let mut slice = slice;
@@ -315,7 +316,7 @@ impl Intake {
             }
             let was = slice.chunk;
             if let Some(ack) = self.loaded.ack_decided(&mut slice) {
-                self.aside.rename(was, slice.chunk);
+                self.quarantine.rename(was, slice.chunk);
                 self.rename_avoided(was, slice.chunk);
                 self.hand_over(ack);
             }
@@ -324,19 +325,19 @@ impl Intake {
         batch.count(&self.loaded);
     }
 
-    /// All that is read and in no batch goes back to the queue.
+    /// Releases everything that is leased and in no batch.
     pub(super) fn release_ready(&mut self, now: Instant) {
         for slice in std::mem::take(&mut self.ready) {
             let closed = self.loaded.release(&slice);
             self.ack(closed, now);
         }
-        let pieces: Vec<Batch> = self.doubted.drain(..).chain(self.due.drain(..)).collect();
+        let pieces: Vec<Batch> = self.to_bisect.drain(..).chain(self.due.drain(..)).collect();
         for piece in &pieces {
             self.release(piece, now);
         }
     }
 
-    /// The end: all that is decided is acked, also of chunks that are under way.
+    /// Acks all decisions and releases everything, also chunks in flight.
     pub(super) fn close_all(&mut self, now: Instant) {
         for reference in self.loaded.references().collect::<Vec<_>>() {
             let closed = self.loaded.close(reference);
@@ -352,20 +353,20 @@ impl Intake {
     pub(super) fn ack(&mut self, closed: Option<Closed>, now: Instant) {
         let Some(closed) = closed else { return };
         if let Some(rest) = closed.rest {
-            self.aside.rename(closed.chunk, rest);
+            self.quarantine.rename(closed.chunk, rest);
             self.rename_avoided(closed.chunk, rest);
         }
-        let is_suspect = |&seq: &u64| self.aside.is_suspect(EventId { origin: closed.chunk.origin, seq });
-        match (closed.rest, closed.set_aside) {
-            (None, _) => self.aside.forget(closed.chunk, closed.seqs),
-            (Some(rest), Some(reason)) if reason == Reason::Whole || closed.open.iter().all(is_suspect) => {
-                self.put_aside(rest, closed.open.len() as u64, reason, now);
+        let has_event = |&seq: &u64| self.quarantine.has_event(EventId { origin: closed.chunk.origin, seq });
+        match (closed.rest, closed.quarantine) {
+            (None, _) => self.quarantine.forget(closed.chunk, closed.seqs),
+            (Some(rest), Some(reason)) if reason == QuarantineReason::Whole || closed.open.iter().all(has_event) => {
+                self.quarantine(rest, closed.open.len() as u64, reason, now);
             }
-            (Some(rest), set_aside) => {
-                // What is undecided for another reason does not wait for the suspects beside it.
-                match set_aside {
-                    Some(_) => self.aside.let_back(rest),
-                    None => self.aside.put_back(rest),
+            (Some(rest), quarantine) => {
+                // Other open records do not wait for the quarantined events of their chunk.
+                match quarantine {
+                    Some(_) => self.quarantine.lift(rest),
+                    None => self.quarantine.retry_ended(rest),
                 }
                 self.more = true;
                 self.fresh |= !self.loaded.has_failed(rest);
@@ -385,18 +386,18 @@ impl Intake {
         }
     }
 
-    fn put_aside(&mut self, chunk: ChunkRef, events: u64, reason: Reason, now: Instant) {
+    fn quarantine(&mut self, chunk: ChunkRef, events: u64, reason: QuarantineReason, now: Instant) {
         let (options, rng) = (&self.options, &mut self.rng);
         match reason {
-            Reason::EventsFail => {
-                self.aside.put(chunk, events, NEVER_REFUSED, |times| now + quarantine_time(options, times, rng));
+            QuarantineReason::EventsFail => {
+                self.quarantine.put(chunk, events, NEVER_REFUSED, |times| now + quarantine_time(options, times, rng));
             }
-            Reason::EventsRefused | Reason::Whole => {
-                self.aside.put(chunk, events, self.accepted, |times| now + park_time(options, times, rng));
+            QuarantineReason::EventsRefused | QuarantineReason::Whole => {
+                self.quarantine.put(chunk, events, self.accepted, |times| now + cooldown_time(options, times, rng));
             }
         }
-        // Evidence may have come while the rest of the chunk was still under way.
-        self.more |= self.aside.any_due(self.accepted, now);
+        // There may have been evidence while the rest of the chunk was in flight.
+        self.more |= self.quarantine.any_due(self.accepted, now);
     }
 
     fn hand_over(&mut self, ack: Ack) {
@@ -404,7 +405,7 @@ impl Intake {
         crash_point::reach("delivery.acked");
     }
 
-    /// How many records from the start of the slice are within the limits.
+    /// Number of records from the start of the slice that fit the limits.
     fn fitting(&self, slice: &Slice, events: usize, bytes: usize) -> usize {
         let mut room = bytes;
         let fits = |body: &[u8]| {
@@ -416,7 +417,7 @@ impl Intake {
         self.loaded.open(slice).take(events).map(|(_, _, body)| body).map(fits).take_while(|&fits| fits).count()
     }
 
-    /// A probe that has to take what failed takes another event of it each time.
+    /// Moves a probe to another event of a chunk that failed, each time another one.
     fn turn_to_others(&mut self, slice: &mut Slice) {
         let skip = self.next_place(slice.range.len());
         self.turn_to(skip, slice);
@@ -427,5 +428,67 @@ impl Intake {
             let later = slice.split_off(skip, &mut self.loaded);
             self.ready.push_back(std::mem::replace(slice, later));
         }
+    }
+
+    /// Adds a leased chunk. Its records go into the next batches, or are bisected, or stay in quarantine.
+    pub(super) fn add(&mut self, lease: Lease, wanted: Wanted, now: Instant) {
+        let reference = lease.row();
+        let failed_since = self.loaded.failed_since(reference);
+        let is_to_bisect = wanted == Wanted::All && failed_since.is_some_and(|since| self.accepted > since);
+        let whole = self.loaded.insert(lease);
+        let is_due = self.quarantine.take_out(reference);
+        let quarantined = self.quarantine.times(reference).max(1);
+        let events = self.quarantined_in(&whole);
+        let mut clean = whole.range.start;
+        for (position, reason) in events {
+            self.queue(reference, clean..position, is_to_bisect);
+            clean = position + 1;
+            if is_due {
+                let slice = Slice { chunk: reference, range: position..position + 1 };
+                self.loaded.retain(&slice);
+                self.due.push_back(Batch { quarantined, ..Batch::of(slice, &self.loaded) });
+            } else {
+                self.loaded.quarantine(reference, reason);
+            }
+        }
+        self.queue(reference, clean..whole.range.end, is_to_bisect);
+        // The parts refer to the chunk now, the whole no longer does. This closes a chunk without a readable record.
+        let closed = self.loaded.release(&whole);
+        self.ack(closed, now);
+    }
+
+    fn quarantined_in(&self, slice: &Slice) -> Vec<(usize, QuarantineReason)> {
+        if !self.quarantine.has_events() {
+            return Vec::new();
+        }
+        let reason = |event| match self.quarantine.refused_since(event) {
+            Some(_) => QuarantineReason::EventsRefused,
+            None => QuarantineReason::EventsFail,
+        };
+        let named = self.loaded.open(slice).map(|(position, seq, _)| (position, EventId::of(slice.chunk, seq)));
+        let events = named.filter(|&(_, event)| self.quarantine.has_event(event));
+        events.map(|(position, event)| (position, reason(event))).collect()
+    }
+
+    fn queue(&mut self, chunk: ChunkRef, range: Range<usize>, is_to_bisect: bool) {
+        if range.is_empty() {
+            return;
+        }
+        let slice = Slice { chunk, range };
+        self.loaded.retain(&slice);
+        if !is_to_bisect {
+            return self.ready.push_back(slice);
+        }
+        // Neighbours are bisected together: of what failed in an outage, nearly all is good.
+        let piece = Batch::of(slice, &self.loaded);
+        match self.to_bisect.last_mut().filter(|last| last.bytes < READ_BYTES) {
+            Some(last) => last.join(piece),
+            None => self.to_bisect.push(piece),
+        }
+    }
+
+    /// The size of what is leased to be bisected.
+    pub(super) fn to_bisect_bytes(&self) -> usize {
+        self.to_bisect.iter().map(|piece| piece.bytes).sum()
     }
 }

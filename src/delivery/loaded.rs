@@ -1,25 +1,25 @@
-//! The chunks in memory: their records, what became of each, and the closing of a chunk.
+//! The leased chunks in memory: their records, the decision over each record, and the closing of a chunk.
 
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
-use super::aside::EventId;
+use super::quarantine::EventId;
 use crate::queue::frame;
 use crate::queue::store::{Chunk, DeadRecord};
 use crate::queue::{Ack, ChunkRef, Lease};
 use crate::sys::clock::WallNanos;
 
-/// Neighbouring records of one loaded chunk.
+/// Neighbouring records of one leased chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Slice {
-    /// Of which chunk.
+    /// The chunk.
     pub(super) chunk: ChunkRef,
-    /// Which of its records, by position.
+    /// Positions of the records in it.
     pub(super) range: Range<usize>,
 }
 
 impl Slice {
-    /// Cuts the slice before its `at`-th record; both parts count as slices under way from then on.
+    /// Cuts the slice before its `at`-th record. Both parts refer to the chunk from then on.
     pub(super) fn split_off(&mut self, at: usize, loaded: &mut Loaded) -> Slice {
         let middle = self.range.start.saturating_add(at).min(self.range.end);
         let rest = Slice { chunk: self.chunk, range: middle..self.range.end };
@@ -43,16 +43,16 @@ struct Record {
     fate: Fate,
 }
 
-/// How often, and since when, a chunk has been tried in this life.
+/// The attempts to send a chunk, in this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tries {
-    /// Requests that checkpointed some of it.
+    /// Number of requests with events of it.
     pub(super) attempts: u32,
-    /// When the first one went.
+    /// When the first of them was sent.
     pub(super) first_attempt: Option<WallNanos>,
-    /// Acceptances counted when it first failed for no fault of its own.
+    /// Number of accepted requests when it first failed in what looked like an outage.
     pub(super) failed_since: Option<u64>,
-    /// An event of it failed on its own.
+    /// An event of it failed alone.
     pub(super) has_failed_alone: bool,
 }
 
@@ -60,48 +60,48 @@ pub(super) struct Tries {
 struct LoadedChunk {
     chunk: Chunk,
     records: Vec<Record>,
-    /// Slices of it that are queued or under way.
+    /// Number of slices that refer to it.
     slices: usize,
     dead_lettered: Vec<DeadRecord>,
-    set_aside: Option<Reason>,
+    quarantine: Option<QuarantineReason>,
 }
 
-/// Why what remains of a chunk is not to be read again at once.
+/// Why what remains of a chunk is quarantined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Reason {
-    /// Some of its events failed on their own while others passed.
+pub(super) enum QuarantineReason {
+    /// Some of its events failed alone while others passed.
     EventsFail,
-    /// Some of its events were refused on their own.
+    /// Some of its events were refused alone.
     EventsRefused,
-    /// All of it leads nowhere.
+    /// A bisection of it was given up.
     Whole,
 }
 
 /// A chunk that no slice refers to any more.
 #[derive(Debug)]
 pub(super) struct Closed {
-    /// What is to be acked; `None` if nothing was decided.
+    /// The ack; `None` if nothing was decided.
     pub(super) ack: Option<Ack>,
-    /// Which one.
+    /// The chunk.
     pub(super) chunk: ChunkRef,
-    /// The name under which the rest will be read again; `None` if nothing remains.
+    /// The name of what remains; `None` if nothing does.
     pub(super) rest: Option<ChunkRef>,
-    /// The sequence numbers of that.
+    /// The sequence numbers of what remains.
     pub(super) open: Vec<u64>,
-    /// The rest is not to be read again at once.
-    pub(super) set_aside: Option<Reason>,
-    /// The sequence numbers it had.
+    /// Why what remains is quarantined, if it is.
+    pub(super) quarantine: Option<QuarantineReason>,
+    /// The first and the last sequence number that the chunk had.
     pub(super) seqs: RangeInclusive<u64>,
 }
 
-/// The chunks in memory.
+/// All leased chunks.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
     chunks: HashMap<ChunkRef, LoadedChunk>,
     tries: HashMap<ChunkRef, Tries>,
 }
 
-/// Tries of so many chunks are remembered while these are not loaded.
+/// Maximum number of chunks whose attempts are remembered after their release.
 const MAX_TRIES: usize = 10_000;
 
 impl Loaded {
@@ -111,16 +111,16 @@ impl Loaded {
         let records = open_records(&chunk);
         let slice = Slice { chunk: reference, range: 0..records.len() };
         self.chunks
-            .insert(reference, LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), set_aside: None });
+            .insert(reference, LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), quarantine: None });
         slice
     }
 
-    /// Which chunks are in memory.
+    /// The names of all leased chunks.
     pub(super) fn references(&self) -> impl Iterator<Item = ChunkRef> + '_ {
         self.chunks.keys().copied()
     }
 
-    /// Whether none is.
+    /// Whether no chunk is leased.
     pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
@@ -139,14 +139,14 @@ impl Loaded {
             })
     }
 
-    /// One more slice refers to the chunk.
+    /// Counts one more slice of the chunk.
     pub(super) fn retain(&mut self, slice: &Slice) {
         if let Some(chunk) = self.chunks.get_mut(&slice.chunk) {
             chunk.slices += 1;
         }
     }
 
-    /// PostHog took the open records of the slice.
+    /// Marks the open records of the slice as delivered.
     pub(super) fn mark_delivered(&mut self, slice: &Slice) {
         for record in self.records_mut(slice) {
             if record.fate == Fate::Open {
@@ -155,7 +155,7 @@ impl Loaded {
         }
     }
 
-    /// One record goes to the dead letters.
+    /// Marks one record as dead.
     pub(super) fn mark_dead_lettered(&mut self, chunk: ChunkRef, position: usize, dead: DeadRecord) {
         if let Some(loaded) = self.chunks.get_mut(&chunk)
             && let Some(record) = loaded.records.get_mut(position)
@@ -166,29 +166,29 @@ impl Loaded {
         }
     }
 
-    /// What remains of the chunk when it is closed is not to be read again at once.
-    pub(super) fn set_aside(&mut self, chunk: ChunkRef, reason: Reason) {
+    /// What remains of the chunk when it is closed is quarantined.
+    pub(super) fn quarantine(&mut self, chunk: ChunkRef, reason: QuarantineReason) {
         if let Some(chunk) = self.chunks.get_mut(&chunk) {
-            chunk.set_aside = chunk.set_aside.max(Some(reason));
+            chunk.quarantine = chunk.quarantine.max(Some(reason));
         }
     }
 
-    /// Whether a chunk has failed since it was first tried.
+    /// Whether a chunk has failed.
     pub(super) fn has_failed(&self, chunk: ChunkRef) -> bool {
         self.failed_since(chunk).is_some()
     }
 
-    /// Whether an event of a chunk failed on its own.
+    /// Whether an event of a chunk failed alone.
     pub(super) fn has_failed_alone(&self, chunk: ChunkRef) -> bool {
         self.tries.get(&chunk).is_some_and(|tries| tries.has_failed_alone)
     }
 
-    /// The count of acceptances when a chunk first failed for no fault of its own, as far as one could tell then.
+    /// Number of accepted requests when a chunk first failed in what looked like an outage.
     pub(super) fn failed_since(&self, chunk: ChunkRef) -> Option<u64> {
         self.tries.get(&chunk).and_then(|tries| tries.failed_since)
     }
 
-    /// The tries of a chunk.
+    /// The attempts to send a chunk.
     pub(super) fn tries(&mut self, chunk: ChunkRef) -> &mut Tries {
         if self.tries.len() >= MAX_TRIES {
             let chunks = &self.chunks;
@@ -197,32 +197,32 @@ impl Loaded {
         self.tries.entry(chunk).or_default()
     }
 
-    /// A slice is done with, whatever became of its records. Closes the chunk if it was the last.
+    /// Drops a slice, whatever became of its records. Closes the chunk if it was the last.
     pub(super) fn release(&mut self, slice: &Slice) -> Option<Closed> {
         let chunk = self.chunks.get_mut(&slice.chunk)?;
         chunk.slices = chunk.slices.saturating_sub(1);
         if chunk.slices == 0 { self.close(slice.chunk) } else { None }
     }
 
-    /// Settles what is decided of a chunk that only this slice refers to; what is open stays loaded, under its new name.
+    /// Acks what is decided of a chunk that only this slice refers to. What is open stays leased under its new name.
     pub(super) fn ack_decided(&mut self, slice: &mut Slice) -> Option<Ack> {
         let is_open = |record: &Record| record.fate == Fate::Open;
         self.chunks.get(&slice.chunk).filter(|chunk| chunk.slices == 1 && chunk.records.iter().any(is_open))?;
         let loaded = self.chunks.get(&slice.chunk)?;
         let start = loaded.records.get(..slice.range.start)?.iter().filter(|record| is_open(record)).count();
         let end = start + self.open(slice).count();
-        let (whole, quarantine) = (loaded.chunk.clone(), loaded.set_aside);
+        let (whole, quarantine) = (loaded.chunk.clone(), loaded.quarantine);
         let closed = self.close(slice.chunk)?;
         let rest = closed.rest?;
         let chunk = closed.ack.as_ref().and_then(|ack| ack.keep.clone()).unwrap_or(whole);
         let records = open_records(&chunk);
-        let kept = LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), set_aside: quarantine };
+        let kept = LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), quarantine };
         self.chunks.insert(rest, kept);
         *slice = Slice { chunk: rest, range: start..end };
         closed.ack
     }
 
-    /// Closes a chunk, whatever still refers to it.
+    /// Closes a chunk, whatever slices still refer to it.
     pub(super) fn close(&mut self, reference: ChunkRef) -> Option<Closed> {
         let chunk = self.chunks.remove(&reference)?;
         let count = |fate| chunk.records.iter().filter(|record| record.fate == fate).count();
@@ -244,7 +244,7 @@ impl Loaded {
         };
         let tries = self.tries.remove(&reference);
         self.tries.extend(rest.zip(tries));
-        Some(Closed { ack, chunk: reference, rest, open, set_aside: chunk.set_aside, seqs })
+        Some(Closed { ack, chunk: reference, rest, open, quarantine: chunk.quarantine, seqs })
     }
 
     fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {

@@ -1,36 +1,37 @@
-//! Committed chunks become acked ones: sent to PostHog, judged, deleted or dead_lettered.
+//! Delivery: leased events become requests, and the responses become acks.
 //!
-//! One [`Engine`] is one task on a current-thread runtime. It reads chunks from a [`Source`] (the queue), sends their records in
-//! batches, and hands a [`Ack`] back for each chunk it is done with. It owns no file and no queue; what it has in memory may be
-//! lost at any moment and is then simply read and sent again, with the same uuids.
+//! One [`Engine`](engine::Engine) is one task on a current-thread runtime. It leases rows from a [`Source`] (the queue),
+//! sends their events in batches, and acks each row that it is done with. It owns no file. What it has in memory may be
+//! lost at any moment; those events are then leased and sent again, with the same uuids.
 //!
-//! # What becomes of a record
+//! # What becomes of an event
 //!
-//! A loaded chunk's records are *open*, *delivered* or *buried*. A batch is a list of slices of loaded chunks; a chunk is closed when
-//! no slice of it is queued or under way. Closing acks what is known and gives the open rest back to the queue (`keep`). Nothing
-//! else acks (but for what V1 decides of a batch whose rest is sent again), so every way out (an outage in the middle of a bisection,
-//! the deadline of `stop`) is the same few lines.
+//! The records of a leased chunk are *open*, *delivered* or *dead*. A batch is a list of slices of leased chunks. A chunk
+//! is closed when no batch refers to it any more: what is decided is acked, and the open rest goes back to the queue.
+//! Only V1 acks earlier, when some events of a request are decided and the others are sent again. So every way out (an
+//! outage during a bisection, the deadline of a stop) runs through the same few lines.
 //!
-//! * `outcome.rs` judges one answer; `pace.rs` says when the next request may go; both are pure, and tables test them.
-//! * A batch that is refused in PostHog's words, or by anybody for its size, is cut in two by records until the refused one is alone,
-//!   in pieces that become as small as bad events are dense (`split.rs`). That one is dead_lettered only on *evidence*: the endpoint accepted some other request after it refused this one. Without
-//!   evidence it is a *suspect*: it stays in the queue, is stepped over, and is tried again once there is evidence, or after a park.
-//!   A stranger's 413 never buries anything. 32 refusals in a row give a search up; when others are refused as well, it is an outage.
-//! * Any other failure (`failure.rs`) may be the events' or the endpoint's. While others pass it is the events': the batch is searched
-//!   like a refused one, and what fails alone is quarantined, and tried again ever more rarely. While it is not known, the next probe is
-//!   one event that has not failed.
-//! * An *outage*: all that is not under way goes back to the queue, then one probe at a time: 1 + `max_retries` requests with jittered
-//!   exponential backoff, then a park of 30 s to 5 min. `Retry-After` is a *hold*: nothing ends it early, and it outlives the process.
-//! * 401, 402, 403 and 415 *pause*: probes of one event, each time another, 30 s to 5 min apart.
-//! * V1 answers for each event (`results.rs`): taken, perhaps with a warning; refused, and dead_lettered without further evidence; or to be sent again, which counts as
-//!   a failure of the request, while the others are acked at once. A V1 request is known by an id and counts its attempts, so what
-//!   failed is kept and is the next probe (`again.rs`), the same events under the same id (`request.rs`), until the cycle is over.
-//! * `flush` covers what was committed before it. It may send one probe early, never breaks a hold, never counts as an attempt, and
-//!   answers at once if the last failure is less than a second old. State is published before it is told.
-//! * While the source is *held* (an opt-out) nothing is sent: what is not under way goes back to the queue, a request that was to be sent
-//!   again included, and a flush or a stop is over with what is under way. Pace, holds and evidence stay as they are.
-//! * `stop` makes attempts of its own (`stop.rs`), the first at once, at most a cycle of them, as far as its deadline allows.
-//! * Of an outage each kind of failure is told once, and parks ever more rarely (`episode.rs`).
+//! * `response.rs` classifies a response and `pace.rs` decides when the next request may be sent. Both are pure.
+//! * A batch that PostHog refuses, or that is answered 413, is bisected (`bisect.rs`) until the refused event is
+//!   alone. That event is dead-lettered only on *evidence*: PostHog has accepted some other request since it first
+//!   refused this one. Without evidence it is quarantined (`quarantine.rs`): it stays queued, is skipped, and is tried
+//!   again once there is evidence, or after a cooldown. A 413 of a proxy never dead-letters anything. A bisection ends
+//!   after 32 refusals in a row; when other batches are refused as well, that is an outage.
+//! * Any other failure may be caused by the events or by the endpoint (`outage.rs`). While other requests pass it is the
+//!   events: the batch is bisected, and an event that fails alone is quarantined. As long as it is not known, the next
+//!   probe is one event that has not failed.
+//! * In an *outage* every lease without a request under way is released. One probe at a time follows: 1 + `max_retries`
+//!   requests with jittered exponential backoff, then a cooldown of 30 s to 5 min. A `Retry-After` deadline is never cut
+//!   short, and outlives the process.
+//! * 401, 402, 403 and 415 *pause* delivery: probes of one event, each time another one, 30 s to 5 min apart.
+//! * V1 decides over each event of a request: accepted, perhaps with a warning; refused, which needs no further evidence;
+//!   or to be sent again, which counts as a failure of the request. A V1 request has an id and counts its attempts, so
+//!   what failed is kept as the next probe under the same id (`decision.rs`) until the cycle of attempts ends.
+//! * A flush covers what was committed before it. It may send one probe early, does not count as an attempt, and returns
+//!   at once if the last failure is less than a second old. The state is published before the flush is answered.
+//! * While the program has opted out nothing is sent, and everything without a request under way is released. Pace,
+//!   `Retry-After` deadlines and evidence stay as they are.
+//! * A stop makes attempts of its own (`flush.rs`): the first at once, at most one cycle, and none after its deadline.
 //!
 //! # Rules
 //!
@@ -41,19 +42,14 @@
 //! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.
 
-mod again;
-mod answer;
-mod arrival;
-mod aside;
 mod batch;
+mod bisect;
 #[cfg(test)]
 mod blame_tests;
-mod body;
+mod decision;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
-mod episode;
-mod failure;
 #[cfg(test)]
 mod fake;
 mod flush;
@@ -63,24 +59,18 @@ mod held_tests;
 mod intake;
 mod loaded;
 mod notice;
+mod outage;
 #[cfg(test)]
 mod outage_tests;
-mod outcome;
 mod pace;
-mod patience;
+mod quarantine;
 #[cfg(test)]
 mod refusal_tests;
 mod request;
-mod results;
+mod response;
 mod send;
-mod split;
-mod state;
-mod stop;
-mod supervise;
-mod timers;
 #[cfg(test)]
 mod v1_tests;
-mod verdict;
 #[cfg(test)]
 mod wire_tests;
 
@@ -90,16 +80,14 @@ use std::sync::Arc;
 use crate::queue::{Ack, ChunkRef, Lease};
 use crate::record::{NoSymbols, Symbols};
 
-pub(crate) use aside::EventId;
-pub(crate) use body::Compression;
-pub(crate) use engine::EngineParts;
+pub(crate) use engine::{EngineParts, serve};
 pub(crate) use flush::EndpointStatus;
-pub(crate) use handle::DeliveryHandle;
+pub(crate) use handle::{DeliveryHandle, DeliveryState, PaceState, Phase};
 pub(crate) use notice::Notice;
+pub use notice::{DeliveryNotice, DeliveryOutcome};
 pub(crate) use pace::PaceOptions;
-pub(crate) use state::{DeliveryState, PaceState, Phase};
-pub(crate) use supervise::serve;
-pub use verdict::{DeliveryNotice, DeliveryOutcome};
+pub(crate) use quarantine::EventId;
+pub(crate) use request::Compression;
 
 /// The queue, as delivery sees it. The calls are made on the delivery task and must not take long.
 pub(crate) trait Source: Send + Sync + 'static {
@@ -139,27 +127,27 @@ pub(crate) enum SourceError {
     Unreadable(Box<dyn Error + Send + Sync>),
 }
 
-/// The program's own ear, called for each answer that decides over events.
+/// The program's callback for decided events.
 pub(crate) type OnDelivery = Arc<dyn Fn(&DeliveryNotice<'_>) + Send + Sync>;
 
-/// Hears of each answer that decides over events.
-pub(crate) trait Hears: Send + Sync + 'static {
-    /// Whether anybody is told at the moment; if not, nothing is gathered that could be told.
+/// Observes the events that a response decides.
+pub(crate) trait DeliveryObserver: Send + Sync + 'static {
+    /// Whether there is anything to notify now. If not, the arguments of `notify` are not gathered.
     fn is_listening(&self) -> bool;
 
-    /// Some events are decided: those of these names, in the order of their uuids.
-    fn hear(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>);
+    /// Some events are decided. `ids` and the uuids of the notice are in the same order.
+    fn notify(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>);
 }
 
-/// Hears of everything a human might want to know; logging and its rate limits are not ours.
+/// Receives every notice. Logging and its rate limits are the receiver's.
 pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;
 
-/// What an endpoint speaks.
+/// The protocol of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CaptureProtocol {
-    /// One verdict on the whole batch; key and time are in the body.
+    /// One result for the whole batch; key and time are in the body.
     V0,
-    /// A verdict on each event; key, time, and which attempt of which request it is are headers.
+    /// A result for each event. Key, time, request id and attempt are headers.
     V1,
 }
 
@@ -170,19 +158,19 @@ pub(crate) struct DeliveryOptions {
     pub(crate) urls: Vec<Arc<str>>,
     /// The project's write-only token.
     pub(crate) api_key: String,
-    /// Whether PostHog shall treat all of this as an import of old events.
+    /// Whether PostHog treats the events as an import of old ones.
     pub(crate) historical_migration: bool,
     /// What the endpoint speaks.
     pub(crate) protocol: CaptureProtocol,
-    /// How bodies are compressed, where the endpoint can read that.
+    /// The compression of bodies, where the endpoint supports it.
     pub(crate) compression: Compression,
-    /// Says in the query, too, that V0 bodies are compressed.
+    /// Whether the query too states that V0 bodies are compressed.
     pub(crate) gzip_in_query: bool,
     /// Events in one request.
     pub(crate) max_batch_events: usize,
-    /// Bytes of JSON in one request, before compression, by estimate.
+    /// Estimated bytes of JSON in one request, before compression.
     pub(crate) max_batch_bytes: usize,
-    /// Names the addresses of stacks while a body is built.
+    /// Resolves the addresses of stacks while a body is built.
     pub(crate) symbols: Arc<dyn Symbols>,
     /// When to send.
     pub(crate) pace: PaceOptions,

@@ -1,107 +1,152 @@
-//! What happened that somebody should know. One notice per occurrence, or per episode where it says so.
+//! What delivery reports: notices for diagnostics, and the outcome of events for the program.
 
 use uuid::Uuid;
 
-/// Something that happened during delivery.
+use super::quarantine::EventId;
+
+/// An occurrence that a human may want to know about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum Notice {
-    /// A success that is not PostHog's: a captive portal, a wrong host. The events stay queued. Once per episode.
+    /// A 2xx that is not PostHog's (a captive portal, a wrong host). The events stay queued. Once per outage.
     NotPostHog {
         /// Its status.
         status: u16,
         /// The beginning of its body.
         snippet: String,
     },
-    /// The key, the quota or the encoding was refused; once per episode.
+    /// The key, the quota or the encoding was refused. Once per outage.
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
-        /// In the words of whoever answered.
+        /// The text of the response.
         reason: String,
-        /// They are PostHog's.
+        /// Whether the response is PostHog's.
         by_posthog: bool,
     },
-    /// The endpoint answered with a failure; once per episode.
+    /// The endpoint responded with a failure. Once per outage.
     ServerFailed {
         /// Its status.
         status: u16,
-        /// What that means, and the beginning of its body.
+        /// What the status means, and the beginning of the body.
         text: String,
     },
-    /// PostHog took events and has something to say about them; once for each answer and text.
+    /// PostHog accepted events with a warning. Once for each response and text.
     Warned {
-        /// The first of them.
+        /// The first of the events.
         uuid: Uuid,
-        /// How many.
+        /// Number of events.
         events: u64,
-        /// What it says.
+        /// The text of the warning.
         details: String,
     },
-    /// PostHog could not take these events this time; once per episode.
+    /// PostHog answered `retry` for these events. Once per outage.
     AskedAgain {
-        /// How many.
+        /// Number of events.
         events: u64,
-        /// What it says of the first.
+        /// The reason given for the first of them.
         reason: String,
     },
-    /// No answer; once per episode.
+    /// No response. Once per outage.
     TransportFailed {
         /// The chain of errors.
         reason: String,
     },
-    /// The attempts of a cycle are spent; nothing is sent for a while. Told when the number of parks in an episode has doubled.
+    /// A whole cycle of attempts failed, and nothing is sent for a while. Reported when the number of cooldowns of an outage
+    /// has doubled.
     Cooldown {
-        /// For how long.
+        /// The length of the cooldown.
         seconds: u64,
-        /// Attempts that failed since the last success.
+        /// Failed attempts since the last success.
         attempts: u32,
-        /// What the last of them met.
+        /// Why the last of them failed.
         reason: String,
     },
-    /// The endpoint works again; once per episode.
+    /// The endpoint works again. Once per outage.
     Recovered,
-    /// An event was refused, and there is no evidence yet that the event is to blame; or it failed twice on its own while others passed.
-    /// It stays queued and is stepped over. Once for each event.
+    /// An event was refused without evidence that the event is the cause, or failed alone twice while others passed. It stays
+    /// queued and is skipped for a while. Once for each event.
     Quarantined {
-        /// Which.
+        /// The event.
         uuid: Uuid,
-        /// The status of the answer; 0 if there was none.
+        /// The status of the response; 0 if there was none.
         status: u16,
-        /// The refusal's words, or what failed.
+        /// The text of the refusal, or the failure.
         reason: String,
     },
-    /// Nothing was accepted between many refusals: taken for an outage. Counted and told as a park.
+    /// Many requests in a row were refused: treated as an outage. Counted and reported like a cooldown.
     RefusingEverything {
-        /// The last refusal's status.
+        /// The status of the last refusal.
         status: u16,
-        /// The last refusal's words.
+        /// The text of the last refusal.
         reason: String,
     },
     /// An event went to the dead letters.
     DeadLettered {
-        /// Which.
+        /// The event.
         uuid: Uuid,
-        /// The refusal's status; 0 if the event could not be read.
+        /// The status of the refusal; 0 if the event could not be read.
         status: u16,
-        /// The refusal's words.
+        /// The text of the refusal.
         reason: String,
     },
-    /// PostHog accepted the request and says that it drops these kinds for want of quota.
+    /// PostHog accepted the request, and drops these kinds of events because their quota is used up.
     QuotaLimited {
-        /// As PostHog names them.
+        /// PostHog's names of the kinds.
         kinds: Vec<String>,
     },
     /// A callback of the program panicked.
     CallbackPanicked,
-    /// The engine panicked, which is a defect; another one takes over.
+    /// The engine panicked, which is a defect of this library. Another one takes over.
     EngineFailed {
-        /// After so long.
+        /// The wait before it does.
         seconds: u64,
     },
-    /// The queue could not be read; reading is tried again.
+    /// The queue could not be read. Reading is tried again.
     QueueUnreadable {
         /// The chain of errors.
         reason: String,
     },
+}
+
+/// What became of some events.
+///
+/// An event may be reported twice if the process dies between PostHog's response and the queue's next commit. The event
+/// is then sent again, with the same uuid.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct DeliveryNotice<'a> {
+    /// The uuids of the events, as in their receipts.
+    pub uuids: &'a [Uuid],
+    /// What became of all of them.
+    pub outcome: DeliveryOutcome<'a>,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeliveryOutcome<'a> {
+    /// PostHog has accepted it.
+    Delivered,
+    /// PostHog has refused it for good. It is among the dead letters of the queue.
+    DeadLettered {
+        /// The HTTP status of the refusal; 0 if the event could not be read and was never sent.
+        status: u16,
+        /// The text of the refusal.
+        reason: &'a str,
+    },
+}
+
+/// The ids and uuids of events, in the same order. A program may give several events one uuid, so both are needed.
+#[derive(Debug, Default)]
+pub(super) struct EventNames {
+    pub(super) ids: Vec<EventId>,
+    pub(super) uuids: Vec<Uuid>,
+}
+
+impl EventNames {
+    pub(super) fn push(&mut self, id: EventId, uuid: Uuid) {
+        self.ids.push(id);
+        self.uuids.push(uuid);
+    }
 }

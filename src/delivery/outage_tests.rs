@@ -1,4 +1,4 @@
-//! What an outage costs, what is told of it, and to whom.
+//! What an outage costs, and what is reported of it.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::fake::Reply;
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_a_week_tells_each_kind_of_failure_once_and_ever_fewer_parks() {
+async fn an_outage_of_a_week_reports_each_kind_of_failure_once() {
     let mut answers = 0;
     let rig = Rig::start(queue_of(1, 3), move |_| {
         answers += 1;
@@ -20,8 +20,8 @@ async fn an_outage_of_a_week_tells_each_kind_of_failure_once_and_ever_fewer_park
     assert!(rig.endpoint.seen().len() > 8_000);
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::ServerFailed { status: 503, .. })), 1);
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::TransportFailed { .. })), 1);
-    let parks = rig.noticed(|notice| matches!(notice, Notice::Cooldown { .. }));
-    assert!((8..=14).contains(&parks) && rig.notices.lock().unwrap().len() == parks + 2, "{parks}");
+    let cooldowns = rig.noticed(|notice| matches!(notice, Notice::Cooldown { .. }));
+    assert!((8..=14).contains(&cooldowns) && rig.notices.lock().unwrap().len() == cooldowns + 2, "{cooldowns}");
     let first = rig.notices.lock().unwrap().iter().find_map(|notice| match notice {
         Notice::Cooldown { attempts, reason, .. } => Some((*attempts, reason.clone())),
         _ => None,
@@ -47,7 +47,7 @@ async fn the_next_outage_is_told_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_hears_of_the_end_of_a_flush_sees_the_state_that_it_found() {
+async fn statistics_after_a_flush_agree_with_its_report() {
     let is_paused = |phase: Phase| matches!(phase, Phase::Paused { status: 401, .. });
     let is_backoff = |phase: Phase| matches!(phase, Phase::Backoff { .. });
     let is_idle = |phase: Phase| phase == Phase::Idle;
@@ -62,25 +62,25 @@ async fn whoever_hears_of_the_end_of_a_flush_sees_the_state_that_it_found() {
     }
 }
 
-/// Counts what it is told, and does not want to be told.
+/// Counts notifications, and observes nothing.
 #[derive(Default)]
-struct Deaf(Mutex<usize>);
+struct NotListening(Mutex<usize>);
 
-impl Hears for Deaf {
+impl DeliveryObserver for NotListening {
     fn is_listening(&self) -> bool {
         false
     }
 
-    fn hear(&self, _ids: &[EventId], delivery: &DeliveryNotice<'_>) {
+    fn notify(&self, _ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         *self.0.lock().unwrap() += delivery.uuids.len();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn uuids_of_accepted_events_are_not_gathered_for_nobody() {
+async fn uuids_are_not_gathered_without_an_observer() {
     for protocol in [CaptureProtocol::V0, CaptureProtocol::V1] {
-        let ear = Arc::new(Deaf::default());
-        let own = Arc::clone(&ear);
+        let observer = Arc::new(NotListening::default());
+        let own = Arc::clone(&observer);
         let rig = Rig::with(
             queue_of(1, 30),
             |seen| match seen.url.contains("fake/batch") {
@@ -93,7 +93,7 @@ async fn uuids_of_accepted_events_are_not_gathered_for_nobody() {
             },
         );
         rig.drained().await;
-        assert_eq!(*ear.0.lock().unwrap(), 0);
+        assert_eq!(*observer.0.lock().unwrap(), 0);
     }
 }
 
@@ -111,8 +111,8 @@ async fn a_flush_does_not_wait_for_what_another_process_left_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_costs_one_small_probe_at_a_time_whatever_it_looks_like_and_however_much_comes_meanwhile() {
-    // Each with the most requests in a quarter of a minute, and in two. No event is to blame where nobody is there.
+async fn an_outage_costs_one_small_probe_at_a_time() {
+    // Each with the most requests in 15 s, and in 2 min. Without a connection no event is the cause.
     let failures = [
         (Reply::new(503, ""), 14, 40),
         (Reply::broken(), 14, 40),
@@ -148,7 +148,7 @@ async fn an_outage_costs_one_small_probe_at_a_time_whatever_it_looks_like_and_ho
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_hour_of_an_outage_costs_a_few_hundred_probes_while_events_come_and_a_few_dozen_while_none_do() {
+async fn an_hour_of_outage_costs_a_few_hundred_probes() {
     for (failure, has_traffic, most) in [
         (Reply::new(503, ""), true, 400),
         (Reply::broken(), true, 400),

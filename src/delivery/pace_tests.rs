@@ -61,16 +61,16 @@ fn four_requests_and_then_a_park_of_half_a_minute_at_least() {
 #[test]
 fn parks_grow_to_five_minutes_and_stay_there() {
     let mut world = World::new(1);
-    let mut parks = Vec::new();
+    let mut cooldowns = Vec::new();
     for attempt in 1..=40 {
         let (ticket, _, waited) = world.next();
         if attempt % 4 == 1 && attempt > 1 {
-            parks.push(waited.as_secs());
+            cooldowns.push(waited.as_secs());
         }
         world.fail(ticket, None);
     }
-    assert!((60..=120).contains(&parks[1]) && (120..=240).contains(&parks[2]), "{parks:?}");
-    assert!(parks[3..].iter().all(|park| (150..=300).contains(park)), "{parks:?}");
+    assert!((60..=120).contains(&cooldowns[1]) && (120..=240).contains(&cooldowns[2]), "{cooldowns:?}");
+    assert!(cooldowns[3..].iter().all(|cooldown| (150..=300).contains(cooldown)), "{cooldowns:?}");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_hold_is_not_ended_by_an_answer_that_was_under_way() {
     let (ticket, ..) = world.next();
     // One event is answered with a Retry-After while others pass: its failure ends no round.
     world.pace.asked_to_wait(world.now, Some(Duration::from_secs(30)), &mut world.rng);
-    world.pace.answered(ticket);
+    world.pace.responded(ticket);
     world.pace.accepted(ticket);
     let (.., waited) = world.next();
     assert!(waited >= Duration::from_secs(30), "{waited:?}");
@@ -113,7 +113,7 @@ fn a_hold_is_not_ended_by_an_answer_that_was_under_way() {
 #[test]
 fn a_hold_of_an_earlier_life_is_capped() {
     let mut world = World::new(4);
-    world.pace.resume_hold(world.now, Duration::from_secs(1 << 40));
+    world.pace.resume_retry_after(world.now, Duration::from_secs(1 << 40));
     assert_eq!(world.next().2, Duration::from_secs(3600));
 }
 
@@ -173,7 +173,7 @@ fn a_flush_ends_a_park_early_and_spends_nothing() {
 }
 
 #[test]
-fn a_pause_is_one_episode_of_small_probes_further_and_further_apart() {
+fn probes_of_a_pause_are_small_and_further_and_further_apart() {
     let mut world = World::new(8);
     let (ticket, small, _) = world.next();
     assert!(!small && world.pace.paused(world.now, ticket, 401, &mut world.rng));
@@ -190,7 +190,7 @@ fn a_pause_is_one_episode_of_small_probes_further_and_further_apart() {
 }
 
 #[test]
-fn a_flush_that_finds_the_key_refused_during_a_park_spends_nothing_of_the_wait() {
+fn a_flush_that_finds_the_key_refused_keeps_the_cooldown() {
     let mut world = World::new(9);
     for _ in 0..4 {
         let (ticket, ..) = world.next();
@@ -203,7 +203,7 @@ fn a_flush_that_finds_the_key_refused_during_a_park_spends_nothing_of_the_wait()
 }
 
 #[test]
-fn the_first_send_of_a_backlog_is_spread_over_a_second_but_a_flush_does_not_wait() {
+fn the_first_send_of_a_backlog_is_spread_over_a_second() {
     let mut waits: Vec<_> = (0..50)
         .map(|seed| {
             let mut world = World::new(seed);

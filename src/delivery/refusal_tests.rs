@@ -17,7 +17,13 @@ async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
         assert_eq!((dead.status, dead.reason.as_str()), (400, "event submitted with an empty event name"));
         assert!(dead.attempts > 1 && dead.body == super::fake::record(dead.seq));
         assert!(rig.endpoint.seen().len() < 40 * bad.len());
-        assert!(rig.told.lock().unwrap().iter().any(|told| told.starts_with(&format!("[{}] DeadLettered", dead.seq))));
+        assert!(
+            rig.reported
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|reported| reported.starts_with(&format!("[{}] DeadLettered", dead.seq)))
+        );
     }
 }
 
@@ -59,14 +65,14 @@ async fn an_endpoint_that_refuses_everything_buries_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
+async fn a_lone_bad_event_is_quarantined_until_another_is_accepted() {
     let rig = Rig::start(queue_of(1, 1), refusing(&[1]));
     let outcome = rig.flush().await;
     let reason = "HTTP status 400: event submitted with an empty event name".to_owned();
     assert_eq!((outcome.dead_lettered, outcome.endpoint), (0, EndpointStatus::Refusing { reason }));
     let state = rig.handle.state();
     assert!(matches!(state.phase, Phase::Quarantined { .. }), "{state:?}");
-    assert_eq!((state.suspected, state.consecutive_failures), (1, 0));
+    assert_eq!((state.quarantined, state.consecutive_failures), (1, 0));
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 1, "it is not retried without evidence");
     assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 1);
@@ -75,18 +81,18 @@ async fn a_lone_bad_event_is_a_suspect_until_the_endpoint_takes_another() {
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (1, vec![1]));
     assert_eq!(rig.endpoint.seen().len(), 3);
     rig.until(|rig| rig.handle.state().phase == Phase::Idle).await;
-    assert_eq!((rig.handle.state().suspected, rig.flush().await.endpoint), (0, EndpointStatus::Up));
+    assert_eq!((rig.handle.state().quarantined, rig.flush().await.endpoint), (0, EndpointStatus::Up));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fresh_queue_of_which_everything_is_refused_does_not_look_healthy() {
+async fn a_fresh_queue_that_is_all_refused_does_not_look_healthy() {
     for reply in [Reply::new(400, r#"{"detail":"nope"}"#), Reply::new(413, "<html>too large</html>")] {
         let said = format!("HTTP status {}: {}", reply.status, reply.body);
         let rig = Rig::start(queue_of(1, 3), move |_| reply.clone());
         assert_eq!(rig.flush().await.endpoint, EndpointStatus::Refusing { reason: said.clone() });
         let state = rig.handle.state();
         assert!(matches!(state.phase, Phase::Quarantined { until } if until > 30_000_000_000), "{state:?}");
-        assert_eq!((state.suspected, state.last_error), (3, Some(said.clone())));
+        assert_eq!((state.quarantined, state.last_error), (3, Some(said.clone())));
         assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 3);
         // Tried again and refused again, which is no news.
         tokio::time::sleep(Duration::from_secs(600)).await;
@@ -97,14 +103,14 @@ async fn a_fresh_queue_of_which_everything_is_refused_does_not_look_healthy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_event_that_is_refused_among_others_is_no_refusing_endpoint() {
+async fn one_refused_event_among_others_is_no_refusing_endpoint() {
     let rig = Rig::start(queue_of(2, 5), |seen| {
         if seen.events.contains(&7) { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
     rig.until(|rig| rig.queue.queued() == [7]).await;
     assert_eq!(rig.flush().await.endpoint, EndpointStatus::Up);
     assert!(matches!(rig.handle.state().phase, Phase::Quarantined { .. }));
-    assert_eq!(rig.handle.state().suspected, 1);
+    assert_eq!(rig.handle.state().quarantined, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,7 +133,7 @@ async fn a_suspect_does_not_keep_the_others_of_its_chunk() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_large_body_is_split_until_it_passes_and_the_limit_is_learnt() {
+async fn a_large_body_is_split_until_it_passes() {
     let rig = Rig::start(queue_of(100, 100), |seen| {
         if seen.events.len() > 120 { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
@@ -138,7 +144,7 @@ async fn a_large_body_is_split_until_it_passes_and_the_limit_is_learnt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_too_large_for_the_way_is_made_smaller_whatever_the_way_says() {
+async fn a_body_too_large_for_a_proxy_is_split_whatever_it_answers() {
     for reply in [Reply::new(504, "gateway timeout"), Reply::new(502, ""), Reply::broken()] {
         let rig = Rig::start(
             queue_of(100, 100),
@@ -154,7 +160,7 @@ async fn a_body_too_large_for_the_way_is_made_smaller_whatever_the_way_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_too_large_for_a_stranger_is_kept_and_the_others_flow() {
+async fn an_event_too_large_for_a_proxy_is_kept_and_others_pass() {
     let rig = Rig::start(queue_of(2, 50), |seen| {
         if seen.events.contains(&7) { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
@@ -189,7 +195,7 @@ async fn bad_events_at_the_head_do_not_block_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_breaks_the_server_does_not_block_the_others_nor_is_it_lost() {
+async fn a_batch_that_breaks_the_server_does_not_block_others() {
     let rig = Rig::with(
         queue_of(30, 50),
         |seen| if seen.events.contains(&7) { Reply::new(500, "oops") } else { Reply::ok() },
@@ -230,7 +236,8 @@ async fn an_outage_in_the_middle_of_a_search_acks_what_is_known() {
     rig.commit(1);
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (64, vec![3]));
-    let delivered: usize = rig.told.lock().unwrap().iter().filter(|told| told.ends_with("Delivered")).count();
+    let delivered: usize =
+        rig.reported.lock().unwrap().iter().filter(|reported| reported.ends_with("Delivered")).count();
     assert!(delivered > 2);
 }
 

@@ -1,26 +1,31 @@
-//! A body as a request: where to, under which headers, in which protocol. Pure.
+//! Builds requests: the body of a batch, its headers and its URL, in either protocol. Pure.
+//!
+//! Records are transcoded to JSON one by one and streamed into the compressor.
 
+use std::io::{self, Write};
+
+use flate2::write::{GzEncoder, ZlibEncoder};
+use jiff::Timestamp;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use uuid::{Builder, Uuid};
 
-use super::body::{Body, Compression, Envelope, utc};
 use super::{CaptureProtocol, DeliveryOptions};
-use crate::record::{LIB_NAME, LIB_VERSION};
+use crate::record::{LIB_NAME, LIB_VERSION, Malformed, Symbols, View, json};
 use crate::sys::clock::WallNanos;
 use crate::transport::{MAX_RESPONSE_BYTES, Request};
 
-/// So much of V1's answer is read: it has a verdict on each event, and a verdict may have details of some length. One event's may have
-/// the whole of the first number; an answer that is longer than all is asked for again in smaller requests.
+/// Maximum size of a V1 response, which has a result with details for each event: this, and for each event
+/// [`V1_ANSWER_BYTES_PER_EVENT`] more. After a longer response the events are sent again in smaller requests.
 const V1_ANSWER_BYTES: usize = 256 * 1024;
 const V1_ANSWER_BYTES_PER_EVENT: usize = 2048;
-/// Requests of a hundred thousand events included, whose verdicts take some sixty bytes each where nothing is said beside.
+/// The limit for the largest requests: enough for a hundred thousand results of some sixty bytes, without details.
 const V1_ANSWER_BYTES_MOST: usize = 8 * 1024 * 1024;
 
-/// One request through all its attempts, which V1 knows it by. Lost with the process: a request after a restart is a new one.
+/// The identity of a V1 request through all its attempts. It is not stored: after a restart a request is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Exchange {
-    /// The same for every attempt, also for what remains of the events after some were answered.
+    /// The same for every attempt, also after some of the events were decided.
     pub(super) id: Uuid,
     /// From 1.
     pub(super) attempt: u32,
@@ -85,7 +90,7 @@ impl DeliveryOptions {
                     ("posthog-sdk-info", format!("{LIB_NAME}/{major}.{minor}.{patch}")),
                     ("posthog-attempt", exchange.attempt.to_string()),
                     ("posthog-request-id", exchange.id.to_string()),
-                    // The server moves every event by what this differs from its own time.
+                    // The server corrects the times of all events by the difference from its own time.
                     ("posthog-request-timestamp", utc(now).to_string()),
                 ]);
                 let verdicts = body.events.saturating_mul(V1_ANSWER_BYTES_PER_EVENT);
@@ -93,5 +98,260 @@ impl DeliveryOptions {
             }
         }
         Request { url, headers, body: body.bytes, max_answer, ..Request::default() }
+    }
+}
+
+/// Quality of brotli, from 0 to 11. Above it, time grows faster than bodies shrink.
+#[cfg(feature = "brotli")]
+const BROTLI_QUALITY: u32 = 4;
+/// A window of 1 MiB, as a power of two. Larger ones cost memory for each request in flight, and similar events are close.
+#[cfg(feature = "brotli")]
+const BROTLI_WINDOW: u32 = 20;
+/// The compressor's own buffer.
+#[cfg(feature = "brotli")]
+const BROTLI_BUFFER: usize = 16 * 1024;
+/// Level of zstd, from 1.
+#[cfg(feature = "zstd")]
+const ZSTD_LEVEL: i32 = 1;
+
+/// The compression of bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    /// None.
+    None,
+    /// gzip, at a level from 1 (fast) to 9 (small).
+    Gzip {
+        /// The level.
+        level: u32,
+    },
+    /// The same algorithm in zlib's format, which HTTP calls `deflate`.
+    Deflate {
+        /// The level.
+        level: u32,
+    },
+    /// Brotli.
+    #[cfg(feature = "brotli")]
+    Brotli,
+    /// Zstandard.
+    #[cfg(feature = "zstd")]
+    Zstd,
+}
+
+impl Compression {
+    /// The value of `Content-Encoding`.
+    pub(super) fn content_encoding(self) -> Option<&'static str> {
+        match self {
+            Compression::None => None,
+            Compression::Gzip { .. } => Some("gzip"),
+            Compression::Deflate { .. } => Some("deflate"),
+            #[cfg(feature = "brotli")]
+            Compression::Brotli => Some("br"),
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => Some("zstd"),
+        }
+    }
+}
+
+/// The members of a body besides the events.
+#[derive(Clone, Debug)]
+pub(super) enum Envelope<'a> {
+    /// V0.
+    V0 {
+        /// The project's token.
+        api_key: &'a str,
+        /// An import of old events.
+        historical_migration: bool,
+        /// The time of this attempt. The server corrects the times of all events by the difference from its own.
+        sent_at: WallNanos,
+    },
+    /// V1, where token and time of the attempt are headers.
+    V1 {
+        /// An import of old events.
+        historical_migration: bool,
+        /// When the batch was made.
+        created_at: WallNanos,
+    },
+}
+
+/// A body that is ready to be sent.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// The compressed bytes.
+    pub(super) bytes: Vec<u8>,
+    /// The size before compression, on which the server has a limit too.
+    pub(super) json_bytes: usize,
+    /// Number of events in it.
+    pub(super) events: usize,
+    /// The records that could not be read, by their position in the input.
+    pub(super) malformed: Vec<(usize, Malformed)>,
+}
+
+/// Writes a body of these records, in order. `symbols` resolves the addresses in them.
+pub(super) fn write_body<'r>(
+    envelope: &Envelope<'_>,
+    compression: Compression,
+    symbols: &dyn Symbols,
+    records: impl Iterator<Item = &'r [u8]>,
+) -> io::Result<Body> {
+    match compression {
+        Compression::None => write_json(envelope, symbols, Vec::new(), records, Ok),
+        Compression::Gzip { level } => {
+            let gzip = GzEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
+            write_json(envelope, symbols, gzip, records, GzEncoder::finish)
+        }
+        Compression::Deflate { level } => {
+            let zlib = ZlibEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
+            write_json(envelope, symbols, zlib, records, ZlibEncoder::finish)
+        }
+        #[cfg(feature = "brotli")]
+        Compression::Brotli => {
+            let brotli = brotli::CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW);
+            write_json(envelope, symbols, brotli, records, |brotli| Ok(brotli.into_inner()))
+        }
+        #[cfg(feature = "zstd")]
+        Compression::Zstd => {
+            let zstd = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+            write_json(envelope, symbols, zstd, records, zstd::stream::write::Encoder::finish)
+        }
+    }
+}
+
+fn write_json<'r, W: Write>(
+    envelope: &Envelope<'_>,
+    symbols: &dyn Symbols,
+    mut out: W,
+    records: impl Iterator<Item = &'r [u8]>,
+    finish: impl FnOnce(W) -> io::Result<Vec<u8>>,
+) -> io::Result<Body> {
+    // An event goes to the compressor only when it is complete, so a malformed record leaves nothing behind.
+    let mut text = Vec::with_capacity(4096);
+    write_head(envelope, &mut text)?;
+    let mut body = Body { bytes: Vec::new(), json_bytes: 0, events: 0, malformed: Vec::new() };
+    for (index, record) in records.enumerate() {
+        if body.events > 0 {
+            text.push(b',');
+        }
+        let before = text.len();
+        let written = View::parse(record).and_then(|view| match envelope {
+            Envelope::V0 { .. } => json::write_event(&view, symbols, &mut text),
+            Envelope::V1 { .. } => json::write_event_v1(&view, symbols, &mut text),
+        });
+        match written {
+            Ok(()) => body.events += 1,
+            Err(malformed) => {
+                text.truncate(before.saturating_sub(usize::from(body.events > 0)));
+                body.malformed.push((index, malformed));
+            }
+        }
+        // Each call of the compressor is expensive.
+        if text.len() >= 16 * 1024 {
+            body.json_bytes += text.len();
+            out.write_all(&text)?;
+            text.clear();
+        }
+    }
+    text.extend_from_slice(b"]}");
+    body.json_bytes += text.len();
+    out.write_all(&text)?;
+    body.bytes = finish(out)?;
+    Ok(body)
+}
+
+fn write_head(envelope: &Envelope<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+    match *envelope {
+        Envelope::V0 { api_key, historical_migration, sent_at } => {
+            out.extend_from_slice(b"{\"api_key\":");
+            serde_json::to_writer(&mut *out, api_key)?;
+            let sent_at = utc(sent_at);
+            write!(out, ",\"historical_migration\":{historical_migration},\"sent_at\":\"{sent_at}\",")?;
+        }
+        Envelope::V1 { historical_migration, created_at } => {
+            write!(out, "{{\"created_at\":\"{}\",", utc(created_at))?;
+            if historical_migration {
+                out.extend_from_slice(b"\"historical_migration\":true,");
+            }
+        }
+    }
+    out.extend_from_slice(b"\"batch\":[");
+    Ok(())
+}
+
+/// A time that is formatted as RFC 3339 in UTC. Every 64-bit number of nanoseconds is a valid timestamp.
+pub(super) fn utc(time: WallNanos) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(time)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::fake::{malformed_record, record};
+    use super::*;
+    use crate::record::NoSymbols;
+
+    const ENVELOPE: Envelope<'_> =
+        Envelope::V0 { api_key: "phc_\"x", historical_migration: true, sent_at: 1_500_000_000 };
+
+    /// Every codec that is compiled in.
+    fn codecs() -> Vec<Compression> {
+        vec![
+            Compression::None,
+            Compression::Gzip { level: 1 },
+            Compression::Gzip { level: 99 },
+            Compression::Deflate { level: 1 },
+            #[cfg(feature = "brotli")]
+            Compression::Brotli,
+            #[cfg(feature = "zstd")]
+            Compression::Zstd,
+        ]
+    }
+
+    fn write_all(compression: Compression, records: &[Vec<u8>]) -> (Body, Value) {
+        let body = write_body(&ENVELOPE, compression, &NoSymbols, records.iter().map(Vec::as_slice)).unwrap();
+        // By independent decoders.
+        let text = sink::decode(compression.content_encoding(), body.bytes.clone(), 1 << 24).unwrap();
+        assert_eq!(text.len(), body.json_bytes);
+        let json = serde_json::from_slice(&text).unwrap();
+        (body, json)
+    }
+
+    #[test]
+    fn a_body_is_the_envelope_and_every_event_in_order() {
+        for compression in codecs() {
+            let records: Vec<_> = (0..300).map(record).collect();
+            let (body, json) = write_all(compression, &records);
+            assert_eq!((body.events, body.malformed.len()), (300, 0));
+            assert_eq!((&json["api_key"], &json["historical_migration"]), (&"phc_\"x".into(), &true.into()));
+            assert_eq!(json["sent_at"], "1970-01-01T00:00:01.5Z");
+            let names: Vec<_> = json["batch"].as_array().unwrap().iter().map(|event| event["event"].clone()).collect();
+            assert_eq!(names, (0..300).map(|n| Value::from(format!("event {n}"))).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_v1_body_has_neither_key_nor_time() {
+        for (historical_migration, head) in [
+            (false, r#"{"created_at":"1970-01-01T00:00:01.5Z","batch":[{"uuid":""#),
+            (true, r#"{"created_at":"1970-01-01T00:00:01.5Z","historical_migration":true,"batch":[{"uuid":""#),
+        ] {
+            let envelope = Envelope::V1 { historical_migration, created_at: 1_500_000_000 };
+            let body =
+                write_body(&envelope, Compression::None, &NoSymbols, [record(1).as_slice()].into_iter()).unwrap();
+            let text = String::from_utf8(body.bytes).unwrap();
+            assert!(text.starts_with(head) && text.ends_with(r#""options":{}}]}"#), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_record_is_left_out_wherever_it_stands() {
+        for at in 0..3 {
+            let mut records: Vec<_> = (0..2).map(record).collect();
+            records.insert(at, malformed_record());
+            let (body, json) = write_all(Compression::None, &records);
+            assert_eq!((body.events, json["batch"].as_array().unwrap().len()), (2, 2));
+            assert_eq!(body.malformed[0].0, at);
+        }
+        let (body, json) = write_all(Compression::None, &[malformed_record()]);
+        assert_eq!((body.events, &json["batch"]), (0, &Value::Array(Vec::new())));
     }
 }

@@ -1,25 +1,35 @@
-//! A batch on its way out: made distinct, encoded, and handed to the network.
+//! Sends a batch: encodes it, hands it to the transport, and decides how long to wait for the response.
+//!
+//! A request that hangs holds one of a few slots until its timeout, and bisecting the batch would cost a timeout at each
+//! step. So once a request has failed slowly while others passed quickly, the following ones get an *early timeout*: a
+//! sixteenth of what the slow one took, but at least eight times what the slowest recently accepted one took. A request
+//! that is given up is bisected and tried again like any that failed, and a quarantined event gets twice the time at each
+//! further attempt, so that an event that is merely slow succeeds in the end.
+//!
+//! The first timeout is not waited for either where requests hang in all slots but one while others, which were sent
+//! later, have passed: a request in the last slot is given up after two seconds.
+//!
+//! This applies only while the endpoint may work. A probe during a confirmed outage has its whole timeout.
 
 use std::time::{Duration, Instant};
 
 use super::CaptureProtocol;
 use super::batch::Batch;
-use super::body::{self, Body};
-use super::engine::Engine;
-use super::loaded::Reason;
+use super::engine::{Engine, sleep_until};
+use super::loaded::QuarantineReason;
 use super::pace::{Health, Ticket};
-use super::request::Exchange;
-use super::timers::sleep_until;
+use super::request::{Body, Exchange, write_body};
 use crate::sys::clock::WallNanos;
 use crate::transport::{Pending, Response, TransportError};
 
-/// The server's limit on a decompressed body is 20 MiB; estimates may be wrong, and a little is left for what stands around.
+/// Maximum size of a body before compression. The server's limit is 20 MiB; estimates may be wrong.
 const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
 
-/// The answer, or none in time.
+/// The response, or an error after `limit`.
 async fn within(limit: Option<Duration>, now: Instant, request: Pending) -> Result<Response, TransportError> {
-    let given_up =
-        || format!("given up after {} ms, for others pass much faster", limit.unwrap_or_default().as_millis());
+    let given_up = || {
+        format!("given up after {} ms, because other requests pass much faster", limit.unwrap_or_default().as_millis())
+    };
     tokio::select! {
         answer = request => answer,
         () = sleep_until(limit.map(|limit| now + limit)) => Err(TransportError::Timeout(given_up().into())),
@@ -27,14 +37,14 @@ async fn within(limit: Option<Duration>, now: Instant, request: Pending) -> Resu
 }
 
 impl Engine {
-    /// Sends a batch; what cannot go with the rest of it becomes a batch of its own.
+    /// Sends a batch. Events that cannot be sent with the others become pieces of their own.
     pub(super) fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
         // PostHog's V1 answers by uuid, and refuses a request that holds one twice.
         if self.options.protocol() == CaptureProtocol::V1
             && let Some(repetition) = batch.first_repetition(&self.intake.loaded)
         {
             let (first, second) = batch.cut(repetition, &mut self.intake.loaded);
-            self.split.push([first, second]);
+            self.bisection.push([first, second]);
             return;
         }
         let wall = self.clock.wall_nanos();
@@ -42,11 +52,11 @@ impl Engine {
         let Some(body) = self.encode(&mut batch, &exchange, wall, now) else { return };
         if body.json_bytes > MOST_JSON_BYTES && batch.events > 1 {
             let (first, second) = batch.halves(&mut self.intake.loaded);
-            self.split.push([first, second]);
+            self.bisection.push([first, second]);
             return;
         }
         if self.source.is_held() {
-            // Compressing may have taken long enough for somebody to opt out.
+            // The program may have opted out while the body was compressed.
             return self.intake.release(&batch, now);
         }
         batch.exchange = Some(exchange);
@@ -60,16 +70,16 @@ impl Engine {
         self.sends += 1;
         batch.sent = Some((self.sends, now));
         let request = self.transport.send(request);
-        let is_believed_up = self.pace.health() == Health::Up || self.doubted.is_some();
-        let limit = self.patience.limit(now, batch.quarantined).filter(|_| is_believed_up);
-        let last = self.is_last_slot(now).then(|| self.patience.limit_of_last_slot(batch.quarantined));
+        let is_believed_up = self.pace.health() == Health::Up || self.unconfirmed.is_some();
+        let limit = self.timeouts.limit(now, batch.quarantined).filter(|_| is_believed_up);
+        let last = self.is_last_slot(now).then(|| self.timeouts.limit_of_last_slot(batch.quarantined));
         let limit = limit.into_iter().chain(last).min();
         batch.given_up_after = limit.filter(|_| self.pace.health() == Health::Up);
         let task = self.requests.spawn(within(limit, now, request));
-        self.under_way.insert(task.id(), (batch, ticket));
+        self.in_flight.insert(task.id(), (batch, ticket));
     }
 
-    /// The batch as a body; records that cannot be read are dead_lettered. `None` if nothing is left.
+    /// Encodes the batch. Records that cannot be read are dead-lettered. `None` if no event is left.
     fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
         let envelope = self.options.envelope(exchange, wall);
         let compression = self.options.compression();
@@ -77,9 +87,9 @@ impl Engine {
         let records =
             || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
         let bodies = records().map(|(_, (_, _, body))| body);
-        // Writing to memory fails only where allocating does.
+        // Writing to memory fails only if an allocation does.
         let symbols = &*self.options.symbols;
-        let written = body::write(&envelope, compression, symbols, bodies).ok();
+        let written = write_body(&envelope, compression, symbols, bodies).ok();
         symbols.rest();
         let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
         let culprits: Vec<_> = malformed
@@ -94,13 +104,111 @@ impl Engine {
             self.dead_letter(chunk, position, 0, &reason);
         }
         if written.is_none() {
-            // Read again at once it would fail again at once.
-            batch.chunks().for_each(|chunk| self.intake.loaded.set_aside(chunk, Reason::Whole));
+            // Leased again at once, they would fail again at once.
+            batch.chunks().for_each(|chunk| self.intake.loaded.quarantine(chunk, QuarantineReason::Whole));
         }
         if batch.events == 0 || written.is_none() {
             self.intake.release(batch, now);
             return None;
         }
         written
+    }
+}
+
+/// A failure that took at least this long is a slow one.
+const SLOW: Duration = Duration::from_secs(1);
+/// The shortest early timeout.
+const LEAST: Duration = Duration::from_millis(250);
+/// The timeout of a request in the last slot in which nothing hangs.
+const LAST_SLOT: Duration = Duration::from_secs(2);
+/// A slow failure causes early timeouts for this many times as long as it took.
+const LASTS: u32 = 4;
+
+/// The durations of recent requests, and the timeouts that follow from them.
+#[derive(Debug, Default)]
+pub(super) struct RequestTimeouts {
+    /// The duration of the slowest acceptance, which decays with each further one.
+    slowest: Duration,
+    /// The duration of the slowest failure, and until when it counts.
+    slow: Option<(Duration, Instant)>,
+}
+
+impl RequestTimeouts {
+    /// A request was accepted after this time.
+    pub(super) fn accepted(&mut self, took: Duration) {
+        self.slowest = took.max(self.slowest / 16 * 15);
+    }
+
+    /// A request failed, or was given up, after this time. Returns whether it was slow.
+    pub(super) fn failed(&mut self, now: Instant, took: Duration) -> bool {
+        // A request that was given up early counts as slow.
+        let is_slow = took >= SLOW || self.limit(now, 0).is_some_and(|limit| took >= limit);
+        if is_slow {
+            let slow = self.slow.map_or(took, |(slow, _)| slow.max(took));
+            self.slow = Some((slow, now + slow.saturating_mul(LASTS)));
+        }
+        is_slow
+    }
+
+    /// Whether a request of this age, which later ones have overtaken, hangs.
+    pub(super) fn hangs(&self, age: Duration) -> bool {
+        age >= SLOW.max(self.slowest.saturating_mul(8))
+    }
+
+    /// The timeout of a request in the last slot in which nothing hangs.
+    pub(super) fn limit_of_last_slot(&self, quarantined: u32) -> Duration {
+        LAST_SLOT.max(self.slowest.saturating_mul(8)).saturating_mul(1 << quarantined.min(16))
+    }
+
+    /// The early timeout of a request whose event was quarantined this often. `None`: the transport's own.
+    pub(super) fn limit(&self, now: Instant, quarantined: u32) -> Option<Duration> {
+        let (slow, until) = self.slow?;
+        if now >= until && quarantined == 0 {
+            return None;
+        }
+        let least = (slow / 16).max(self.slowest.saturating_mul(8)).max(LEAST);
+        let limit = least.saturating_mul(1 << quarantined.min(16));
+        Some(limit).filter(|&limit| limit < slow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_slow_failure_causes_early_timeouts_for_a_while() {
+        let (mut timeouts, now) = (RequestTimeouts::default(), Instant::now());
+        assert!(!timeouts.failed(now, Duration::from_millis(20)));
+        assert_eq!(timeouts.limit(now, 0), None);
+        assert!(timeouts.failed(now, TIMEOUT));
+        assert_eq!(timeouts.limit(now, 0), Some(TIMEOUT / 16));
+        assert!(timeouts.failed(now + TIMEOUT, TIMEOUT / 16), "what was given up lasts on");
+        let end = now + TIMEOUT * 5;
+        assert!(timeouts.limit(end - SLOW, 0).is_some());
+        assert_eq!(timeouts.limit(end, 0), None);
+        assert!(timeouts.limit(end, 1).is_some(), "what is quarantined never has a whole slot to itself");
+    }
+
+    #[test]
+    fn nothing_is_given_up_that_is_not_much_slower_than_what_passes() {
+        let (mut timeouts, now) = (RequestTimeouts::default(), Instant::now());
+        timeouts.failed(now, TIMEOUT);
+        timeouts.accepted(Duration::from_secs(3));
+        assert_eq!(timeouts.limit(now, 0), Some(Duration::from_secs(24)));
+        timeouts.accepted(Duration::from_secs(4));
+        assert_eq!(timeouts.limit(now, 0), None, "no sooner than its timeout");
+        (0..100).for_each(|_| timeouts.accepted(Duration::from_millis(10)));
+        assert_eq!(timeouts.limit(now, 0), Some(TIMEOUT / 16));
+    }
+
+    #[test]
+    fn what_is_quarantined_has_twice_the_time_at_each_attempt() {
+        let (mut timeouts, now) = (RequestTimeouts::default(), Instant::now());
+        timeouts.failed(now, TIMEOUT);
+        assert_eq!(timeouts.limit(now, 2), Some(TIMEOUT / 4));
+        assert_eq!(timeouts.limit(now, 4), None, "all of it");
     }
 }

@@ -87,7 +87,7 @@ async fn a_stop_gives_up_at_once_when_the_key_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_waits_for_a_hold_that_ends_in_time_and_not_for_another() {
+async fn a_stop_waits_for_a_retry_after_that_ends_in_time() {
     for (within, delivered, least, most) in [(30, 3, 4_000, 7_000), (3, 0, 0, 50)] {
         let held = Reply { retry_after: Some(5), ..Reply::new(429, "slow down") };
         let rig = after_a_failure(failing(1, held)).await;

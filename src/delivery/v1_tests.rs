@@ -1,4 +1,4 @@
-//! The engine against a V1 endpoint: verdicts on each event, and requests that stay the same over their attempts.
+//! The engine with a V1 endpoint: results for each event, and requests that keep their id over their attempts.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn reasons(rig: &Rig) -> Vec<(u64, u16, String)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_says_who_sends_it_and_which_attempt_it_is_outside_its_body() {
+async fn headers_state_the_library_and_the_attempt() {
     let rig = start(queue_of(1, 2), in_turn(&[&["ok"]]));
     rig.drained().await;
     let seen = rig.endpoint.seen().remove(0);
@@ -59,7 +59,7 @@ async fn a_request_says_who_sends_it_and_which_attempt_it_is_outside_its_body() 
     let mut members: Vec<_> = seen.body.as_object().unwrap().keys().cloned().collect();
     members.sort();
     assert_eq!(members, ["batch", "created_at"]);
-    assert_eq!(rig.told.lock().unwrap().as_slice(), ["[1, 2] Delivered"]);
+    assert_eq!(rig.reported.lock().unwrap().as_slice(), ["[1, 2] Delivered"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,12 +91,12 @@ async fn each_event_has_a_verdict_of_its_own() {
     assert_eq!(reasons(&rig), expected.map(|(seq, reason)| (seq, 200, reason.to_owned())));
     let warned = Notice::Warned { uuid: Uuid::from_u128(2), events: 2, details: "person_processing_disabled".into() };
     assert_eq!(rig.noticed(|notice| *notice == warned), 1);
-    assert_eq!(rig.told.lock().unwrap()[0], "[1, 2, 4, 5] Delivered");
+    assert_eq!(rig.reported.lock().unwrap()[0], "[1, 2, 4, 5] Delivered");
     assert_eq!(rig.handle.state().phase, Phase::Idle);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limited_event_is_delivered_if_only_its_person_is_not_looked_at_and_buried_if_it_is_over_a_limit() {
+async fn a_limited_event_is_delivered_or_dead_by_its_details() {
     let rig = start(
         queue_of(1, 3),
         in_turn(&[&["limited:person_processing_disabled", "limited:survey_responses_over_quota", "ok"]]),
@@ -109,7 +109,7 @@ async fn a_limited_event_is_delivered_if_only_its_person_is_not_looked_at_and_bu
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_that_are_not_mentioned_and_results_that_are_not_known_count_as_accepted_and_are_told_once_a_request() {
+async fn missing_and_unknown_results_count_as_accepted() {
     let rig = start(queue_of(1, 7), |seen| {
         let answer = Reply::results(seen, &["later:busy", "later:full", "ok", "someday", "ok", "ok", "drop:bad"]);
         let mut body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
@@ -150,8 +150,8 @@ async fn what_is_no_answer_of_v1_decides_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_longer_than_is_read_is_asked_for_again_in_smaller_requests() {
-    // So many verdicts with details of so many bytes; in the end one whose verdict alone is longer than all that is read.
+async fn a_response_that_is_too_long_leads_to_smaller_requests() {
+    // The number of results and the size of their details. The last result alone is longer than what is read.
     for (events, details, fits) in [(1000, 700, true), (200, 5_000, true), (20, 60_000, true), (2, 300_000, false)] {
         let details = format!("warning:{}", "x".repeat(details));
         let rig = start(queue_of(2, events / 2), move |seen| Reply::results(seen, &[&details]));
@@ -169,7 +169,7 @@ async fn an_answer_that_is_longer_than_is_read_is_asked_for_again_in_smaller_req
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
+async fn a_request_keeps_its_id_over_its_attempts() {
     let mut answers = 0;
     let rig = Rig::with(
         queue_of(1, 10),
@@ -196,7 +196,7 @@ async fn a_request_is_the_same_over_its_attempts_and_a_new_batch_is_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_failed_waits_as_the_same_request_for_what_has_not_failed() {
+async fn a_failed_request_waits_for_events_that_have_not_failed() {
     let mut answers = 0;
     let rig = start(queue_of(1, 10), move |seen| {
         answers += 1;
@@ -214,7 +214,7 @@ async fn what_failed_waits_as_the_same_request_for_what_has_not_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
+async fn only_events_to_retry_are_sent_again_as_the_same_request() {
     let rig = start(
         queue_of(2, 4),
         in_turn(&[
@@ -251,7 +251,7 @@ async fn a_retry_after_beside_verdicts_is_honoured() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_asked_for_again_for_ever_is_four_requests_and_then_a_park() {
+async fn endless_retries_are_four_requests_and_then_a_cooldown() {
     for words in [&["retry"][..], &["ok", "retry"]] {
         let mut first = true;
         let rig = start(queue_of(1, 2), move |seen| {
@@ -271,7 +271,7 @@ async fn what_is_asked_for_again_for_ever_is_four_requests_and_then_a_park() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_event_that_is_asked_for_again_for_ever_does_not_keep_the_others() {
+async fn one_event_with_endless_retries_does_not_block_others() {
     let rig = Rig::with(
         queue_of(40, 10),
         |seen| {
@@ -343,7 +343,7 @@ async fn a_long_wait_gives_the_events_back_to_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_between_two_attempts_acks_what_is_decided_and_keeps_the_rest() {
+async fn a_stop_between_attempts_acks_what_is_decided() {
     let rig = start(queue_of(1, 4), in_turn(&[&["ok", "retry", "drop", "retry"], &["retry"]]));
     rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     let (queue, took) = rig.stop(Duration::from_secs(60)).await;

@@ -65,7 +65,7 @@ async fn a_server_that_goes_away_and_comes_back_gets_everything_once() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_after_the_server_took_the_batch_is_a_repetition_under_the_same_uuids() {
+async fn a_lost_response_repeats_the_batch_with_the_same_uuids() {
     let sink = Sink::start();
     sink.script([Answer::close().taking()]);
     let rig = start(&sink, 1, 20);

@@ -74,7 +74,7 @@ impl Committer {
                 // Those that were decided are gone from the list by now.
                 let endpoint = pipeline.endpoint(endpoint);
                 for one in awaited {
-                    pipeline.verdicts.give_up(&one, DeliveryReport::Queued { endpoint: endpoint.clone() });
+                    pipeline.outcomes.give_up(&one, DeliveryReport::Queued { endpoint: endpoint.clone() });
                 }
             }));
         }

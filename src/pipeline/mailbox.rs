@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::dead::Ordered;
 use super::flush::Flush;
+use super::outcomes::Awaited;
 use super::pending::Promise;
 use super::report::ShutdownReport;
-use super::verdicts::Awaited;
 use crate::delivery;
 use crate::flags::loader::Keep;
 

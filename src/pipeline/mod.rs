@@ -31,7 +31,7 @@
 //!
 //! * How a run is and how it ends is left for the next one ([`life`]) by a committer that is awake anyway, and at `exit`.
 //! * A flush is answered by the committer, once what it acked is committed (or cannot be) and the bounds were looked at again.
-//! * Who waits for PostHog's word on a single event ([`verdicts`]) has it sent by a flush, and is answered at the latest when that ends.
+//! * Who waits for PostHog's word on a single event ([`outcomes`]) has it sent by a flush, and is answered at the latest when that ends.
 //! * Dead letters that are to be sent again are appended to the journal, and taken out of the store once they are checkpointed ([`dead`]).
 //! * Definitions of flags are loaded by a task on the delivery's runtime; what it wants kept for the next process is written by the
 //!   committer when nothing more urgent fails ([`flags`]).
@@ -72,6 +72,7 @@ mod life;
 mod mailbox;
 mod notice;
 mod opening;
+mod outcomes;
 mod own;
 pub(crate) mod pending;
 mod receipts;
@@ -86,7 +87,6 @@ mod symbols;
 #[cfg(test)]
 mod tests;
 mod threads;
-mod verdicts;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -117,6 +117,7 @@ pub(crate) use joint::both;
 pub(crate) use life::LastRun;
 use mailbox::Mailbox;
 pub(crate) use notice::Notice;
+use outcomes::Outcomes;
 pub use pending::{Pending, PendingFuture, WaitTimeout};
 use receipts::Receipts;
 pub use report::{DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport};
@@ -125,7 +126,6 @@ use start::Network;
 pub(crate) use start::{StartError, start};
 pub(crate) use stop::release;
 pub(crate) use threads::spawn_apart;
-use verdicts::Verdicts;
 
 /// Everything the worker has to know.
 #[derive(Clone)]
@@ -199,7 +199,7 @@ pub(crate) struct Pipeline {
     receipts: Receipts,
     mailbox: Mailbox,
     leases: Leases,
-    verdicts: Verdicts,
+    outcomes: Outcomes,
     /// What is queued stays queued: the program has opted out.
     held: AtomicBool,
     /// Set before anybody else has the pipeline.

@@ -18,9 +18,9 @@ use super::lane::Lane;
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
 use super::opening::Orphans;
+use super::outcomes::{OutcomeObserver, Outcomes};
 use super::own::{Own, in_memory, open_shard};
 use super::receipts::Receipts;
-use super::verdicts::{Ear, Verdicts};
 use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
@@ -244,7 +244,7 @@ fn assemble(
         receipts: Receipts::default(),
         mailbox: Mailbox::default(),
         leases: Leases::default(),
-        verdicts: Verdicts::default(),
+        outcomes: Outcomes::default(),
         held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
         runtime: OnceLock::new(),
@@ -323,7 +323,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
             }
             reports(Notice::Delivery(notice));
         }),
-        on_delivery: Some(Arc::new(Ear(Arc::clone(pipeline)))),
+        on_delivery: Some(Arc::new(OutcomeObserver(Arc::clone(pipeline)))),
         next_attempt,
     };
     let handle = DeliveryHandle::new();

@@ -156,7 +156,7 @@ impl Committer {
         pipeline.shard.close();
         lock(&pipeline.unsynced_since).take();
         pipeline.receipts.close();
-        pipeline.verdicts.close();
+        pipeline.outcomes.close();
         if pipeline.shard.is_volatile() && report.remaining > 0 {
             (pipeline.options.report)(Notice::LostInMemory { events: report.remaining });
         } else if had_time && report.remaining > 0 {

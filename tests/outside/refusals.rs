@@ -32,7 +32,7 @@ fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered()
     let ear = Arc::clone(&told);
     let client = Client::new(fixture.config().on_delivery(move |delivery| {
         let mut told = ear.lock().unwrap();
-        match delivery.verdict {
+        match delivery.outcome {
             DeliveryOutcome::DeadLettered { status, reason } => {
                 told.0.push((delivery.uuids.to_vec(), status, reason.to_owned()))
             }

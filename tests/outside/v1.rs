@@ -137,7 +137,9 @@ fn an_event_without_a_verdict_and_one_with_an_unknown_one_count_as_accepted_and_
     let uuids = three(&fixture, &client);
     eventually("all three are settled", || client.stats().delivered == 3);
     assert!(client.dead_letters(9).is_empty());
-    for (uuid, beginning) in [(uuids[0], "no verdict "), (uuids[2], r#"unknown result "later": busy, "#)] {
+    for (uuid, beginning) in
+        [(uuids[0], "the response has no result "), (uuids[2], r#"unknown result "later": busy, "#)]
+    {
         let is_told = |told: &Diagnostic| {
             matches!(told, Diagnostic::Warned { uuid: first, events: 1, details }
                 if *first == uuid && details.starts_with(beginning))

@@ -117,13 +117,13 @@ fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
 
 #[test]
 fn verdicts_are_gathered_only_where_somebody_listens() {
-    use crate::delivery::Hears;
-    use crate::pipeline::verdicts::Ear;
+    use crate::delivery::DeliveryObserver;
+    use crate::pipeline::outcomes::OutcomeObserver;
 
     let silent = bench(|_| ());
-    assert!(!Ear(Arc::clone(&silent.pipeline)).is_listening());
-    let _waiting = silent.pipeline.verdict_of(uuid::Uuid::nil());
-    assert!(Ear(Arc::clone(&silent.pipeline)).is_listening());
+    assert!(!OutcomeObserver(Arc::clone(&silent.pipeline)).is_listening());
+    let _waiting = silent.pipeline.outcome_of(uuid::Uuid::nil());
+    assert!(OutcomeObserver(Arc::clone(&silent.pipeline)).is_listening());
     let hearing = bench(|options| options.on_delivery = Some(Arc::new(|_| ())));
-    assert!(Ear(Arc::clone(&hearing.pipeline)).is_listening());
+    assert!(OutcomeObserver(Arc::clone(&hearing.pipeline)).is_listening());
 }

@@ -1,15 +1,15 @@
-//! The search for the events that are to blame in a batch that was refused, or that failed while others passed.
+//! Bisection: the search for the events that are the cause when a batch is refused, or fails while others pass.
 //!
-//! Such a batch is cut in two, and each half is sent like any other batch, until a single event is refused. How much of a
-//! piece one request holds is learnt: half of what was refused, twice what was accepted. So pieces become as small as bad events are
-//! dense, about every second one is accepted, and a bad event costs a few requests, however many there are.
+//! Such a batch is cut in two, and each half is sent like any other batch, until a single event is refused. The size of
+//! the pieces adapts: half of what was refused, twice what was accepted. So pieces become as small as bad events are
+//! dense, about every second piece is accepted, and a bad event costs a few requests, however many there are.
 //!
-//! Pieces are taken from both ends in turns, and a fresh batch goes between two pieces as long as not too much is being searched: a
-//! bad batch never stands before the others, and never waits for ever behind them. A search that finds no acceptance is given up: its
-//! chunks are stepped over, for others may be fine; and when others are not, it is an outage. After as many failures in a row without
-//! an acceptance it is an outage at once.
+//! Pieces are taken from both ends in turns, and a fresh batch goes between two pieces as long as not too much is being
+//! bisected: a bad batch never blocks the others, and is never starved by them. A bisection without any acceptance is
+//! given up: its chunks are quarantined, because other chunks may be fine. If they are not, that is an outage. After the
+//! same number of failures in a row it is an outage at once.
 //!
-//! A failure that took its time (a request that hangs until its timeout) is dear, so what it leaves is cut in eight.
+//! A failure that took long (a request that hangs until its timeout) is costly, so the batch is cut in eight.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,45 +17,45 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, BatchLimits};
 use super::loaded::Loaded;
 
-/// A search is given up after so many refusals in a row: thrice the cuts it takes to get from 1000 events to one, and some.
+/// A bisection is given up after this many refusals in a row: three times the cuts from 1000 events to one, and some.
 const MANY_REFUSALS: u32 = 32;
-/// After so many failures in a row there is one request at a time, of one event.
+/// After this many failures in a row there is one request at a time, of one event.
 const LOSING: u32 = 4;
-/// Failures so far apart, with nothing to search between them, are those of single events that are tried again, and not in a row.
+/// Failures this far apart without a bisection between them are those of quarantined events, and do not count as a row.
 const FAR_APART: Duration = Duration::from_secs(5);
-/// What failed slowly is cut in so many.
+/// A batch that failed slowly is cut into this many pieces.
 const MANY_PARTS: usize = 8;
-/// An endpoint that has accepted something is given so many searches to do so again.
+/// Bisections that may be given up in a row, once the endpoint has accepted something, before it is an outage.
 const MANY_SEARCHES: u32 = 8;
-/// No fresh batch joins while so much, as JSON, is being searched: all of it is in memory.
+/// No fresh batch is sent while this much, as JSON, is being bisected: all of it is in memory.
 const MANY_BYTES: usize = 4 * 1024 * 1024;
 
-/// Pieces of refused batches, and how the search for culprits goes.
+/// The pieces that are to be sent, and how the search goes.
 #[derive(Debug)]
-pub(super) struct Split {
+pub(super) struct Bisection {
     pieces: VecDeque<Batch>,
     turn: u8,
-    /// Events of one piece, as far as refusals and acceptances tell.
+    /// Number of events of one piece, adapted to refusals and acceptances.
     size: usize,
     /// Refusals since the last acceptance.
     refusals_in_a_row: u32,
-    /// Failures since anything was last accepted or refused, and the last of them.
+    /// Failures since the last acceptance or refusal.
     failures_in_a_row: u32,
     last_failure: Option<Instant>,
-    /// Something failed slowly: pieces do not grow before the search is over.
+    /// A piece failed slowly, so pieces do not grow before the bisection is over.
     is_careful: bool,
-    /// Searches that may be given up before it is an outage.
+    /// Bisections that may be given up before it is an outage.
     searches_left: u32,
 }
 
-/// What a refusal means for the search.
+/// What a refusal means for the bisection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Search {
     /// It goes on.
     GoesOn,
-    /// It leads nowhere; there may be others that are fine.
+    /// It is given up; other chunks may be fine.
     GivenUp,
-    /// Nothing is accepted any more.
+    /// Every request is refused.
     Outage,
 }
 
@@ -68,7 +68,7 @@ pub(super) enum Turn {
     Fresh,
 }
 
-impl Default for Split {
+impl Default for Bisection {
     fn default() -> Self {
         Self {
             pieces: VecDeque::new(),
@@ -83,33 +83,33 @@ impl Default for Split {
     }
 }
 
-impl Split {
-    /// Adds the halves of a refused batch, or a suspect that is to be tried again.
+impl Bisection {
+    /// Adds the pieces of a batch, or a quarantined event that is tried again.
     pub(super) fn push(&mut self, pieces: impl IntoIterator<Item = Batch, IntoIter: DoubleEndedIterator>) {
         for piece in pieces.into_iter().rev() {
             self.pieces.push_front(Batch { is_piece: true, ..piece });
         }
     }
 
-    /// Adds what failed while it was not known whether anything else would pass: it is sent once more as it is.
+    /// Adds a batch that failed before it was known whether others pass. It is sent once more as a whole.
     pub(super) fn push_whole(&mut self, batch: Batch) {
         self.size = self.size.max(batch.events);
         self.push([batch]);
     }
 
-    /// Whether an event that was quarantined is among the pieces.
+    /// Whether a quarantined event is among the pieces.
     pub(super) fn has_quarantined(&self) -> bool {
         self.pieces.iter().any(|piece| piece.quarantined > 0)
     }
 
-    /// Whose turn it is.
+    /// Whether a piece or a fresh batch is next.
     pub(super) fn turn(&mut self) -> Turn {
         self.turn = self.turn.wrapping_add(1);
         let is_full = self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() >= MANY_BYTES;
         if self.turn.is_multiple_of(2) && !is_full { Turn::Fresh } else { Turn::Piece }
     }
 
-    /// A piece, from either end in turns; the rest of a large one stays where it was.
+    /// Takes a piece, from either end in turns. The rest of a large one stays where it was.
     pub(super) fn pop(&mut self, limits: &BatchLimits, loaded: &mut Loaded) -> Option<Batch> {
         let is_front = self.turn & 2 == 0;
         let piece = if is_front { self.pieces.pop_front() } else { self.pieces.pop_back() }?;
@@ -128,18 +128,18 @@ impl Split {
         Some(Batch { is_piece: true, ..piece })
     }
 
-    /// Whether there is any.
+    /// Whether there are no pieces.
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
-    /// Gives up the search.
+    /// Ends the bisection and returns its pieces.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Batch> + '_ {
         (self.refusals_in_a_row, self.failures_in_a_row) = (0, 0);
         self.pieces.drain(..)
     }
 
-    /// A request with so many events failed, while others passed.
+    /// A request with this many events failed while others passed.
     pub(super) fn failed(&mut self, events: usize, slowly: bool, now: Instant) {
         let is_alone = self.last_failure.is_some_and(|at| now.saturating_duration_since(at) > FAR_APART);
         if is_alone && self.pieces.is_empty() {
@@ -152,20 +152,20 @@ impl Split {
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
     }
 
-    /// Whether so much has failed in a row that one request at a time is enough.
+    /// Whether so many requests have failed in a row that only one is sent at a time.
     pub(super) fn is_losing(&self) -> bool {
         self.failures_in_a_row >= LOSING
     }
 
-    /// Whether one more failure in a row is an outage, whatever passed before.
+    /// Whether one more failure in a row is an outage.
     pub(super) fn is_hopeless(&self) -> bool {
         self.failures_in_a_row + 1 >= MANY_REFUSALS
     }
 
-    /// A request with so many events was refused.
+    /// A request with this many events was refused.
     pub(super) fn refused(&mut self, events: usize) -> Search {
         self.size = self.size.min(events / 2).max(1);
-        // Whoever refuses is there.
+        // An endpoint that refuses is not down.
         self.failures_in_a_row = 0;
         self.refusals_in_a_row = self.refusals_in_a_row.saturating_add(1);
         if self.refusals_in_a_row < MANY_REFUSALS {
@@ -181,7 +181,7 @@ impl Split {
         }
     }
 
-    /// A request with so many events was accepted.
+    /// A request with this many events was accepted.
     pub(super) fn accepted(&mut self, events: usize) {
         self.is_careful &= !self.pieces.is_empty();
         if !self.is_careful {
@@ -205,43 +205,43 @@ mod tests {
     }
 
     #[test]
-    fn pieces_go_from_both_ends_in_turns_and_let_fresh_batches_between() {
-        let (mut split, mut loaded) = (Split::default(), Loaded::default());
-        split.push(pieces(&mut loaded, &[1, 2, 3, 4]));
+    fn pieces_alternate_between_both_ends_and_with_fresh_batches() {
+        let (mut bisection, mut loaded) = (Bisection::default(), Loaded::default());
+        bisection.push(pieces(&mut loaded, &[1, 2, 3, 4]));
         let mut order = Vec::new();
         for _ in 0..4 {
-            assert_eq!(split.turn(), Turn::Piece);
-            order.push(split.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events);
-            assert_eq!(split.turn(), Turn::Fresh);
+            assert_eq!(bisection.turn(), Turn::Piece);
+            order.push(bisection.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events);
+            assert_eq!(bisection.turn(), Turn::Fresh);
         }
         assert_eq!(order, [1, 4, 2, 3]);
-        assert!(split.is_empty());
+        assert!(bisection.is_empty());
     }
 
     #[test]
     fn no_fresh_batch_joins_a_search_of_many_events() {
-        let mut split = Split::default();
-        split.push([MANY_BYTES / 2, MANY_BYTES / 2].map(|bytes| Batch { bytes, events: 1, ..Batch::default() }));
-        assert!((0..4).all(|_| split.turn() == Turn::Piece));
-        split.pop(&BatchLimits::new(1000, 4 << 20), &mut Loaded::default());
-        assert!((0..2).any(|_| split.turn() == Turn::Fresh));
+        let mut bisection = Bisection::default();
+        bisection.push([MANY_BYTES / 2, MANY_BYTES / 2].map(|bytes| Batch { bytes, events: 1, ..Batch::default() }));
+        assert!((0..4).all(|_| bisection.turn() == Turn::Piece));
+        bisection.pop(&BatchLimits::new(1000, 4 << 20), &mut Loaded::default());
+        assert!((0..2).any(|_| bisection.turn() == Turn::Fresh));
     }
 
     #[test]
-    fn a_piece_holds_half_of_what_was_refused_and_twice_what_was_accepted() {
-        let (mut split, mut loaded) = (Split::default(), Loaded::default());
-        split.push(pieces(&mut loaded, &[300, 300]));
-        let mut size_after = |change: &dyn Fn(&mut Split)| {
-            change(&mut split);
-            split.turn();
-            split.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events
+    fn a_piece_has_half_of_a_refused_and_twice_an_accepted_request() {
+        let (mut bisection, mut loaded) = (Bisection::default(), Loaded::default());
+        bisection.push(pieces(&mut loaded, &[300, 300]));
+        let mut size_after = |change: &dyn Fn(&mut Bisection)| {
+            change(&mut bisection);
+            bisection.turn();
+            bisection.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events
         };
         let refused = |events| {
-            move |split: &mut Split| {
-                split.refused(events);
+            move |bisection: &mut Bisection| {
+                bisection.refused(events);
             }
         };
-        let accepted = |events| move |split: &mut Split| split.accepted(events);
+        let accepted = |events| move |bisection: &mut Bisection| bisection.accepted(events);
         assert_eq!(size_after(&refused(64)), 32);
         assert_eq!(size_after(&refused(64)), 32, "two under way together say the same");
         assert_eq!(size_after(&accepted(8)), 32);
@@ -252,17 +252,17 @@ mod tests {
     }
 
     #[test]
-    fn searches_are_given_up_and_then_it_is_an_outage_unless_something_is_accepted() {
-        let mut split = Split::default();
-        let search = |split: &mut Split| {
-            assert!((1..MANY_REFUSALS).all(|_| split.refused(1) == Search::GoesOn));
-            split.refused(1)
+    fn bisections_without_acceptance_end_in_an_outage() {
+        let mut bisection = Bisection::default();
+        let search = |bisection: &mut Bisection| {
+            assert!((1..MANY_REFUSALS).all(|_| bisection.refused(1) == Search::GoesOn));
+            bisection.refused(1)
         };
-        assert_eq!(search(&mut split), Search::Outage, "never accepted anything");
+        assert_eq!(search(&mut bisection), Search::Outage, "never accepted anything");
         for _ in 0..2 {
-            split.accepted(1);
-            assert!((0..MANY_SEARCHES).all(|_| search(&mut split) == Search::GivenUp));
+            bisection.accepted(1);
+            assert!((0..MANY_SEARCHES).all(|_| search(&mut bisection) == Search::GivenUp));
         }
-        assert_eq!(search(&mut split), Search::Outage);
+        assert_eq!(search(&mut bisection), Search::Outage);
     }
 }

@@ -1,0 +1,580 @@
+//! Classifies responses. Pure, and tested by tables.
+//!
+//! The body matters because others than PostHog may respond: a captive portal says 200, a corporate proxy says 400 or 403
+//! to everything, and each load balancer has its own limit behind a 413. Only a body that looks like PostHog's may cost
+//! an event its place in the queue, and then only with evidence (`bisect.rs`), so that look is judged leniently.
+//!
+//! A V1 endpoint returns a result for each event: `{"results": {"<uuid>": {"result": "ok", "details": ".."}}}`. Either
+//! the whole response has this form or none of it counts: what a proxy put together, or what was cut off on the way,
+//! decides over no event.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::CaptureProtocol;
+use crate::sys::limits;
+use crate::transport::{Response, RetryAfter};
+
+/// Maximum size of the text of a refusal that is kept.
+const MAX_REASON_BYTES: usize = limits::DETAIL_KEPT;
+
+/// Maximum number of kinds of events over their quota. PostHog has a handful.
+const MOST_KINDS: usize = 32;
+
+/// The beginnings of the plain texts by which PostHog's capture service refuses a request or one of its events.
+const REFUSALS: [&str; 11] = [
+    "failed to decode request",
+    "failed to parse request",
+    "failed to hydrate events",
+    "failed to buffer the request body: length limit exceeded",
+    "request holds no event",
+    "request missing data payload",
+    "event submitted with",
+    "replay event",
+    "batch submitted with inconsistent",
+    "maximum event size exceeded",
+    "invalid event could not be processed",
+];
+
+/// The beginnings of the plain texts by which PostHog refuses the key or the quota.
+const PAUSES: [&str; 3] = ["api key is not valid", "project api key", "billing limit"];
+
+/// What a response means.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ResponseKind {
+    /// PostHog accepted the batch.
+    Delivered {
+        /// The kinds of events that it dropped because their quota is used up.
+        quota_limited: Vec<String>,
+    },
+    /// PostHog has decided over each event.
+    PerEvent {
+        /// The results.
+        results: Results,
+        /// The wait before those to be sent again.
+        retry_after: Option<RetryAfter>,
+    },
+    /// PostHog has decided over each event, but the response is longer than what is read.
+    TooLong,
+    /// The batch, or one event of it, is refused.
+    Refused {
+        /// 400 or 413.
+        status: u16,
+        /// The beginning of the body.
+        reason: String,
+        /// Whether the response is PostHog's. Then an event that is refused alone may be dead-lettered, given evidence.
+        by_posthog: bool,
+    },
+    /// The key, the quota or the encoding is refused. The events are fine.
+    Paused {
+        /// 401, 402, 403 or 415.
+        status: u16,
+        /// The beginning of the body.
+        reason: String,
+        /// Whether the response is PostHog's. Otherwise it may be a proxy's.
+        by_posthog: bool,
+    },
+    /// A failure of the endpoint, or one that an event causes.
+    Failed {
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body.
+        reason: String,
+        /// The server's `Retry-After`.
+        retry_after: Option<RetryAfter>,
+    },
+}
+
+/// Classifies a response to a request in this protocol.
+pub(super) fn classify(response: &Response, protocol: CaptureProtocol) -> ResponseKind {
+    let status = response.status;
+    let json = serde_json::from_slice::<Value>(&response.body).ok();
+    let retry_after = response.retry_after;
+    let failed = || ResponseKind::Failed { status, reason: reason(&response.body), retry_after };
+    match status {
+        200..=299 if protocol == CaptureProtocol::V1 => match json.as_ref().and_then(Results::parse) {
+            Some(results) => ResponseKind::PerEvent { results, retry_after },
+            // The page of a portal may be as long, and is no reason for smaller requests.
+            None if response.is_cut && response.body.trim_ascii_start().starts_with(b"{") => ResponseKind::TooLong,
+            None => failed(),
+        },
+        200..=299 => match json.as_ref().filter(|body| is_acceptance(body)) {
+            Some(body) => ResponseKind::Delivered { quota_limited: quota_limited(body) },
+            None => failed(),
+        },
+        400 | 413 => {
+            let by_posthog = is_error_object(json.as_ref()) || begins_with(&REFUSALS, &response.body);
+            // A smaller request may pass a proxy's limit on size, but a proxy's 400 says nothing about parts of the request.
+            if by_posthog || status == 413 {
+                ResponseKind::Refused { status, reason: reason(&response.body), by_posthog }
+            } else {
+                failed()
+            }
+        }
+        401..=403 | 415 => {
+            let by_posthog = is_error_object(json.as_ref()) || begins_with(&PAUSES, &response.body);
+            ResponseKind::Paused { status, reason: reason(&response.body), by_posthog }
+        }
+        _ => failed(),
+    }
+}
+
+/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of newer ones.
+fn is_acceptance(body: &Value) -> bool {
+    let status_is_good = match body.get("status") {
+        Some(Value::Number(number)) => number.as_u64() == Some(1),
+        Some(Value::String(text)) => ["1", "ok", "success"].iter().any(|good| text.eq_ignore_ascii_case(good)),
+        _ => false,
+    };
+    status_is_good || body.get("results").is_some_and(Value::is_object)
+}
+
+/// Whether the body is an error object of PostHog's: those have one of these members.
+fn is_error_object(json: Option<&Value>) -> bool {
+    json.is_some_and(|json| {
+        ["error", "detail", "code", "error_description"].iter().any(|key| json.get(key).is_some_and(Value::is_string))
+    })
+}
+
+/// Whether the body begins with one of these plain texts.
+fn begins_with(known: &[&str], body: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(body.get(..MAX_REASON_BYTES).unwrap_or(body)).trim_start().to_lowercase();
+    known.iter().any(|words| text.starts_with(words))
+}
+
+/// Describes a failure in one line. A hint at the cause stands before the body, which may be a page of HTML.
+pub(super) fn describe(status: u16, reason: &str) -> String {
+    let hint = match status {
+        200..=399 | 404 | 405 => {
+            " (not PostHog's answer; check Config::host: it must be the ingestion host, without /batch)"
+        }
+        407 => " (a proxy wants a user name and a password: give them in its URL)",
+        _ => "",
+    };
+    let colon = if reason.is_empty() { "" } else { ": " };
+    format!("HTTP status {status}{hint}{colon}{reason}")
+}
+
+/// Describes a pause in one line.
+pub(super) fn describe_pause(status: u16, reason: &str, by_posthog: bool) -> String {
+    if by_posthog {
+        return format!("HTTP status {status}: {reason}");
+    }
+    let said = if reason.is_empty() { "no text" } else { reason };
+    format!("HTTP status {status}, not in PostHog's words; check Config::host and proxies on the way: {said}")
+}
+
+fn quota_limited(body: &Value) -> Vec<String> {
+    match body.get("quota_limited") {
+        Some(Value::Array(kinds)) => kinds
+            .iter()
+            .filter_map(Value::as_str)
+            .take(MOST_KINDS)
+            .map(|kind| limits::foreign(kind, limits::NAME_KEPT))
+            .collect(),
+        Some(Value::Bool(true)) => vec!["all".to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+/// The beginning of a body as text.
+fn reason(body: &[u8]) -> String {
+    kept(String::from_utf8_lossy(body).trim())
+}
+
+/// The part of a server's text that is kept, safe to be shown.
+pub(super) fn kept(text: &str) -> String {
+    limits::foreign(text, MAX_REASON_BYTES)
+}
+
+/// The details of an event that was accepted without person processing.
+const WITHOUT_PERSON: &str = "person_processing_disabled";
+
+/// The result for one event of a V1 request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum EventResult {
+    /// PostHog accepted it.
+    Accepted {
+        /// What PostHog warns about.
+        warning: Option<Warning>,
+    },
+    /// PostHog refused it for good.
+    Refused {
+        /// The reason given.
+        reason: String,
+    },
+    /// PostHog could not accept it this time.
+    Retry {
+        /// The reason given.
+        reason: String,
+    },
+}
+
+/// A warning about an accepted event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Warning {
+    /// The text of PostHog's warning.
+    Text(String),
+    /// The response does not mention the event.
+    NoResult,
+    /// A result that this version does not know.
+    UnknownResult {
+        /// Its name.
+        result: String,
+        /// Its details.
+        details: String,
+    },
+}
+
+impl Warning {
+    /// Whether both are reported as one. The details of an unknown result are about a single event.
+    pub(super) fn is_like(&self, other: &Warning) -> bool {
+        match (self, other) {
+            (Warning::UnknownResult { result: one, .. }, Warning::UnknownResult { result: other, .. }) => one == other,
+            _ => self == other,
+        }
+    }
+
+    /// The text of the warning, in one line.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Warning::Text(text) => text.clone(),
+            Warning::NoResult => "the response has no result for it, which counts as accepted".to_owned(),
+            Warning::UnknownResult { result, details } => {
+                let colon = if details.is_empty() { "" } else { ": " };
+                format!("unknown result {result:?}{colon}{details}, which counts as accepted; update this library")
+            }
+        }
+    }
+}
+
+/// The results of one response.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Results(HashMap<Uuid, EventResult>);
+
+impl Results {
+    /// Parses a response; `None` if it does not have this form.
+    pub(super) fn parse(body: &Value) -> Option<Self> {
+        let results = body.get("results")?.as_object()?;
+        let mut parsed = HashMap::with_capacity(results.len());
+        for (uuid, entry) in results {
+            let result = entry.get("result")?.as_str()?;
+            // A key that is no uuid is not one of the events that were sent.
+            if let Ok(uuid) = Uuid::parse_str(uuid) {
+                parsed.insert(uuid, EventResult::of(result, entry.get("details")));
+            }
+        }
+        Some(Self(parsed))
+    }
+
+    /// The result for an event. By PostHog's specification of V1, one that the response does not mention was accepted.
+    pub(super) fn of(&self, uuid: Uuid) -> EventResult {
+        self.0.get(&uuid).cloned().unwrap_or(EventResult::Accepted { warning: Some(Warning::NoResult) })
+    }
+}
+
+impl EventResult {
+    fn of(result: &str, details: Option<&Value>) -> Self {
+        let details = match details {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => kept(text),
+            Some(other) => kept(&other.to_string()),
+        };
+        let or = |otherwise: &str| if details.is_empty() { otherwise.to_owned() } else { details.clone() };
+        match result.to_ascii_lowercase().as_str() {
+            "ok" => EventResult::Accepted { warning: None },
+            "warning" => EventResult::Accepted { warning: Some(Warning::Text(or("a warning without details"))) },
+            // Older servers said this instead of `warning`, with these details, and also of events that they did not accept
+            // because a quota or a rate limit was exceeded.
+            "limited" if details == WITHOUT_PERSON => EventResult::Accepted { warning: Some(Warning::Text(details)) },
+            "limited" => EventResult::Refused { reason: or("limited without details") },
+            "drop" => EventResult::Refused { reason: or("dropped without details") },
+            "retry" => EventResult::Retry { reason: or("to be sent again") },
+            // By PostHog's specification of V1 an unknown result is neither a refusal nor a reason to send again.
+            _ => EventResult::Accepted {
+                warning: Some(Warning::UnknownResult { result: limits::foreign(result, limits::NAME_KEPT), details }),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(status: u16, body: &str) -> ResponseKind {
+        answer(status, body, CaptureProtocol::V0)
+    }
+
+    fn answer(status: u16, body: &str, protocol: CaptureProtocol) -> ResponseKind {
+        classify(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, protocol)
+    }
+
+    fn kind(outcome: &ResponseKind) -> &'static str {
+        match outcome {
+            ResponseKind::PerEvent { .. } => "judged",
+            ResponseKind::Delivered { .. } => "delivered",
+            ResponseKind::TooLong => "too long",
+            ResponseKind::Refused { by_posthog: true, .. } => "refused",
+            ResponseKind::Refused { by_posthog: false, .. } => "split",
+            ResponseKind::Paused { .. } => "paused",
+            ResponseKind::Failed { .. } => "failed",
+        }
+    }
+
+    #[test]
+    fn the_table_holds() {
+        let html = "<html><body>Sign in to the network</body></html>";
+        let django =
+            r#"{"type":"validation_error","code":"invalid_payload","detail":"Malformed request data","attr":null}"#;
+        for (status, body, expected) in [
+            (200, r#"{"status":1}"#, "delivered"),
+            (200, r#"{"status":"Ok"}"#, "delivered"),
+            (200, r#" {"status":1,"quota_limited":["events"]} "#, "delivered"),
+            (200, r#"{"results":{}}"#, "delivered"),
+            (200, html, "failed"),
+            (200, "", "failed"),
+            (204, "", "failed"),
+            (200, r#"{"status":0}"#, "failed"),
+            (200, r#"{"login":"required"}"#, "failed"),
+            (200, r#"[1]"#, "failed"),
+            (400, "event submitted with an empty event name", "refused"),
+            (400, "event submitted without a distinct_id", "refused"),
+            (400, " Maximum event size exceeded: 1.2 MB", "refused"),
+            (400, django, "refused"),
+            (400, r#"{"error":"Bad Request"}"#, "refused"),
+            (400, html, "failed"),
+            (400, "", "failed"),
+            (400, "Bad Request", "failed"),
+            (400, r#"{"message":"blocked"}"#, "failed"),
+            (413, r#"{"error":"payload_too_large","error_description":"Too large"}"#, "refused"),
+            (413, "length limit exceeded", "split"),
+            (413, "Failed to buffer the request body: length limit exceeded", "refused"),
+            (413, html, "split"),
+            (401, "API key is not valid: not_ascii", "paused"),
+            (402, html, "paused"),
+            (403, "", "paused"),
+            (408, "", "failed"),
+            (429, "billing limit reached", "failed"),
+            (500, r#"{"error":"oops"}"#, "failed"),
+            (503, "transient error, please retry", "failed"),
+            (301, "", "failed"),
+            (404, html, "failed"),
+            (405, "", "failed"),
+            (415, r#"{"error":"unsupported_content_type"}"#, "paused"),
+            (599, "", "failed"),
+        ] {
+            assert_eq!(kind(&of(status, body)), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn of_v1_only_a_success_means_something_else() {
+        let decided_per_event = r#"{"results":{"0198c0de-0000-7000-8000-000000000abc":{"result":"retry"}}}"#;
+        for (status, body, expected) in [
+            (200, decided_per_event, "judged"),
+            (202, r#"{"results":{}}"#, "judged"),
+            (200, r#"{"status":1}"#, "failed"),
+            (200, "<html>Sign in</html>", "failed"),
+            (200, decided_per_event.split_at(60).0, "failed"),
+            (200, "", "failed"),
+            (400, r#"{"error":"bad_created_at","error_description":"..","error_uri":".."}"#, "refused"),
+            (400, "<html></html>", "failed"),
+            (413, r#"{"error":"payload_too_large"}"#, "refused"),
+            (401, r#"{"error":"missing_authorization"}"#, "paused"),
+            (402, r#"{"error":"billing_limit_exceeded"}"#, "paused"),
+            (403, "", "paused"),
+            (415, r#"{"error":"unsupported_content_type"}"#, "paused"),
+            (408, r#"{"error":"body_read_timeout"}"#, "failed"),
+            (429, "", "failed"),
+            (500, decided_per_event, "failed"),
+            (503, r#"{"error":"service_unavailable"}"#, "failed"),
+            (504, "", "failed"),
+        ] {
+            assert_eq!(kind(&answer(status, body, CaptureProtocol::V1)), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn only_an_answer_of_v1_that_is_cut_is_too_long() {
+        let cut = |status, body: &str, protocol| {
+            kind(&classify(&Response { status, is_cut: true, body: body.into(), ..Response::default() }, protocol))
+        };
+        assert_eq!(cut(200, "{ \"results\":\n{\"0198c0de-", CaptureProtocol::V1), "too long");
+        assert_eq!(cut(200, "<html>..", CaptureProtocol::V1), "failed");
+        assert_eq!(cut(503, r#"{"results":{"#, CaptureProtocol::V1), "failed");
+        assert_eq!(cut(200, r#"{"results":{"#, CaptureProtocol::V0), "failed");
+    }
+
+    #[test]
+    fn a_pause_knows_whether_it_is_posthog_that_refuses() {
+        for (status, body, expected) in [
+            (401, "API key is not valid: not_ascii", true),
+            (402, r#"{"error":"billing_limit_exceeded"}"#, true),
+            (401, r#"{"type":"authentication_error","code":"invalid_api_key","detail":"..","attr":null}"#, true),
+            (415, r#"{"error":"unsupported_content_type"}"#, true),
+            (403, "<html>Attention Required! | Cloudflare</html>", false),
+            (403, "", false),
+            (401, "Authorization required", false),
+        ] {
+            let ResponseKind::Paused { by_posthog, reason, .. } = of(status, body) else { panic!("{status} {body}") };
+            assert_eq!(by_posthog, expected, "{status} {body}");
+            assert_eq!(describe_pause(status, &reason, by_posthog).contains("Config::host"), !expected);
+        }
+    }
+
+    #[test]
+    fn a_wrong_host_is_hinted_at_before_the_page_it_shows() {
+        for (status, is_hinted) in [(200, true), (301, true), (404, true), (405, true), (400, false), (503, false)] {
+            let text = describe(status, "<html>");
+            assert_eq!(text.contains("ingestion host, without /batch"), is_hinted, "{text}");
+            assert!(text.ends_with(": <html>"), "{text}");
+        }
+        assert_eq!(describe(503, ""), "HTTP status 503");
+    }
+
+    #[test]
+    fn exhausted_quotas_are_noticed_in_every_shape() {
+        for (body, expected) in [
+            (r#"{"status":1,"quota_limited":["events","recordings"]}"#, vec!["events", "recordings"]),
+            (r#"{"status":1,"quota_limited":true}"#, vec!["all"]),
+            (r#"{"status":1,"quota_limited":false}"#, vec![]),
+            (r#"{"status":1}"#, vec![]),
+        ] {
+            let kinds = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(of(200, body), ResponseKind::Delivered { quota_limited: kinds });
+        }
+    }
+
+    #[test]
+    fn a_reason_is_cut_between_characters() {
+        let ResponseKind::Failed { reason, .. } = of(500, &"\u{fc}".repeat(2000)) else { panic!("not failed") };
+        assert_eq!(reason.len(), MAX_REASON_BYTES);
+        let ResponseKind::Failed { reason, .. } = of(500, "two\nlines \u{1b}[31mred") else { panic!("not failed") };
+        assert_eq!(reason, "two\\nlines \\u{1b}[31mred", "it will be a line of a log");
+        let ResponseKind::Failed { reason, .. } =
+            classify(&Response { status: 502, body: vec![0xff; 9], ..Response::default() }, CaptureProtocol::V0)
+        else {
+            panic!("not failed")
+        };
+        assert!(!reason.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod results_tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const UUID: &str = "0198c0de-0000-7000-8000-000000000abc";
+
+    fn result_of(said: Value) -> Option<EventResult> {
+        Results::parse(&json!({"results": {UUID: said}})).map(|results| results.of(Uuid::parse_str(UUID).unwrap()))
+    }
+
+    fn refused(reason: &str) -> Option<EventResult> {
+        Some(EventResult::Refused { reason: reason.to_owned() })
+    }
+
+    fn taken(warning: Option<&str>) -> Option<EventResult> {
+        Some(EventResult::Accepted { warning: warning.map(|text| Warning::Text(text.to_owned())) })
+    }
+
+    fn unknown(result: &str, details: &str) -> Option<EventResult> {
+        let warning = Warning::UnknownResult { result: result.to_owned(), details: details.to_owned() };
+        Some(EventResult::Accepted { warning: Some(warning) })
+    }
+
+    #[test]
+    fn the_table_of_results_holds() {
+        let again = |reason: &str| Some(EventResult::Retry { reason: reason.to_owned() });
+        for (said, expected) in [
+            (json!({"result": "ok"}), taken(None)),
+            (json!({"result": "ok", "details": null}), taken(None)),
+            (json!({"result": "OK"}), taken(None)),
+            (
+                json!({"result": "warning", "details": "person_processing_disabled"}),
+                taken(Some("person_processing_disabled")),
+            ),
+            (json!({"result": "warning"}), taken(Some("a warning without details"))),
+            (json!({"result": "drop", "details": "event_name_too_long"}), refused("event_name_too_long")),
+            (json!({"result": "drop", "details": {"limit": 200}}), refused(r#"{"limit":200}"#)),
+            (json!({"result": "drop"}), refused("dropped without details")),
+            (json!({"result": "retry", "details": "not_persisted"}), again("not_persisted")),
+            (json!({"result": "retry", "details": ""}), again("to be sent again")),
+            (
+                json!({"result": "limited", "details": "person_processing_disabled"}),
+                taken(Some("person_processing_disabled")),
+            ),
+            (json!({"result": "limited", "details": "exceptions_over_quota"}), refused("exceptions_over_quota")),
+            (json!({"result": "limited"}), refused("limited without details")),
+            (json!({"result": "later", "details": "busy"}), unknown("later", "busy")),
+            (json!({"result": ""}), unknown("", "")),
+            (json!({"result": "drop", "details": "two\nlines"}), refused("two\\nlines")),
+        ] {
+            assert_eq!(result_of(said.clone()), expected, "{said}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_wholly_of_the_form_is_no_answer() {
+        for body in [
+            json!([]),
+            json!("ok"),
+            json!({"status": 1}),
+            json!({"results": []}),
+            json!({"results": null}),
+            json!({"results": [{"uuid": UUID, "result": "ok"}]}),
+            json!({"results": {UUID: "ok"}}),
+            json!({"results": {UUID: {"result": 1}}}),
+            json!({"results": {UUID: {"result": "ok"}, "other": {}}}),
+            json!({"result": {UUID: {"result": "ok"}}}),
+        ] {
+            assert_eq!(Results::parse(&body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_event_that_is_not_mentioned_was_accepted() {
+        let accepted = Some(EventResult::Accepted { warning: Some(Warning::NoResult) });
+        let results = Results::parse(&json!({"results": {}})).unwrap();
+        assert_eq!(Some(results.of(Uuid::nil())), accepted.clone());
+        let results =
+            Results::parse(&json!({"results": {"no uuid": {"result": "ok"}, UUID: {"result": "ok"}}})).unwrap();
+        assert_eq!(Some(results.of(Uuid::nil())), accepted);
+    }
+
+    #[test]
+    fn uuids_are_case_insensitive_and_the_last_result_counts() {
+        let of = |text: &str| {
+            let body: Value = serde_json::from_str(text).unwrap();
+            Results::parse(&body).map(|results| results.of(Uuid::parse_str(UUID).unwrap()))
+        };
+        assert_eq!(of(&format!(r#"{{"results":{{"{}":{{"result":"ok"}}}}}}"#, UUID.to_uppercase())), taken(None));
+        let twice = format!(r#"{{"results":{{"{UUID}":{{"result":"drop"}},"{UUID}":{{"result":"ok"}}}}}}"#);
+        assert_eq!(of(&twice), taken(None));
+    }
+
+    #[test]
+    fn huge_details_are_cut() {
+        for result in ["warning", "drop", "retry", "\u{fc}"] {
+            let text =
+                format!("{:?}", result_of(json!({"result": result, "details": "\u{fc}".repeat(100_000)})).unwrap());
+            assert!(text.len() < 1400, "{} bytes", text.len());
+        }
+        assert!(format!("{:?}", result_of(json!({"result": "x".repeat(100_000)})).unwrap()).len() < 1100);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(text in r#"\{"results":\{("[0-9a-fA-F-]{0,40}":\{"(result|details)":("[a-z]{0,8}"|[0-9]{1,3}|null|\[\])\},?){0,4}\}\}|.{0,60}"#) {
+            if let Some(results) = serde_json::from_str(&text).ok().as_ref().and_then(Results::parse) {
+                results.of(Uuid::nil());
+            }
+        }
+    }
+}
