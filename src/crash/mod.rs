@@ -2,7 +2,7 @@
 //! an event.
 //!
 //! ```text
-//! <shard>/crash/<instance>-<n>.phx      records of one process: what the process is, then its panics and signals (`format.rs`)
+//! <shard>/crash/<instance>-<n>.phx      records of one process: its description, then panics and signals (`format.rs`)
 //! <shard>/crash/<instance>-<n>.phx.2    the same file, at its second reading
 //! <shard>/crash/<instance>-<n>.bad      given up after several readings; the newest few are kept for inspection
 //! ```

@@ -15,14 +15,17 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering}
 use nix::errno::Errno;
 use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 
-use super::entry::{self, Registers, is_stack_taken};
 use super::repairs::{self, Call, FaultSite, Recorded};
-use super::{SIGNALS, previous, walk};
+use super::stacks::{self, Registers, is_stack_taken};
+use super::{previous, walk};
 use crate::crash::buffers::{FRAMES_MOST, RECORD_MOST, try_with_buffers};
 use crate::crash::format::{Kind, Tag, Writer, flags};
 use crate::crash::report_file::{PROVISIONAL_BYTES, Provisional, ProvisionalWrite, Quota, wake_reader};
 use crate::crash::{breadcrumbs, panic_hook, process, report_file, stack};
 
+/// The signals that are handled: faults of the program, and signals by which programs end themselves.
+pub(super) const SIGNALS: [c_int; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
 /// After the process has survived this many signals, a signal that may be repaired no longer waits for other writers.
 const SURVIVALS: u32 = 3;
 /// Milliseconds that a thread waits for our stack at each attempt, and for records that other threads are writing.
@@ -125,7 +128,7 @@ pub(super) extern "C" fn on_signal(
     OWNER.store(thread, Ordering::SeqCst);
     // Allowed here, because this thread has left the alternate stack.
     // SAFETY: a stack that only the owner of our stack uses, and there is one.
-    unsafe { libc::sigaltstack(&entry::nested(), ptr::null_mut()) };
+    unsafe { libc::sigaltstack(&stacks::nested(), ptr::null_mut()) };
     // SAFETY: the kernel's structures are valid while the handler runs. This thread is the owner, and no other
     // reference to the job exists.
     let next = unsafe {
@@ -411,7 +414,7 @@ unsafe fn handle_nested(thread: i32, signal: c_int, info: *mut siginfo_t, contex
     let next = choose_next(thread, job.signal, info, job.context, passed);
     // SAFETY: as given by the kernel for the original signal, whose handler is still running.
     interrupted.uc_stack = unsafe { alternate_of(job.context) };
-    entry::go_on_at(interrupted, job.resume, job.frame, next);
+    stacks::go_on_at(interrupted, job.resume, job.frame, next);
     leave_stack();
 }
 

@@ -2,12 +2,12 @@
 //! died without it.
 //!
 //! ```text
-//! kernel -> entry.rs     switches to a stack of ours: a thread's alternate stack may have room for the kernel's signal frame only
-//!        -> handler.rs   classifies the signal, writes one record, decides what happens next, survives faults of its own
-//!        -> walk.rs      return addresses, from unwind tables that were located beforehand and with reads that cannot fault
-//!        -> entry.rs     back to the stack that the kernel chose; from here on this thread holds nothing that others wait for
-//!        -> previous.rs  the handler that was installed before ours, or the default action of the kernel
-//!        -> entry.rs     a second round if a signal was passed on without a record and was not repaired (`repairs.rs`)
+//! kernel -> entry.rs     switches to a stack of ours (`stacks.rs`): an alternate stack may only fit the signal frame
+//!        -> handler.rs   classifies the signal, writes one record, decides what happens next
+//!        -> walk.rs      return addresses, from unwind tables that were located beforehand
+//!        -> entry.rs     back to the stack that the kernel chose; holds nothing from here on
+//!        -> previous.rs  the handler that was installed before ours, or the default action
+//!        -> entry.rs     again, if a signal passed on without a record was not repaired (`repairs.rs`)
 //! ```
 //!
 //! After a segmentation fault nothing in the process can be trusted. The code in this folder uses system calls,
@@ -42,19 +42,15 @@ mod entry;
 mod handler;
 mod previous;
 mod repairs;
+mod stacks;
 mod walk;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use nix::libc;
-
-pub(super) use entry::register_thread;
+use handler::SIGNALS;
 pub(super) use handler::is_in_progress;
-
-/// The signals that are handled: faults of the program, and signals by which programs end themselves.
-const SIGNALS: [libc::c_int; 7] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
+pub(super) use stacks::register_thread;
 
 static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
 
@@ -78,7 +74,7 @@ pub(super) fn install() -> io::Result<()> {
     walk::prepare();
     repairs::REPAIR_COUNTS.prefault();
     handler::note_linkage(walk::is_in_the_program(install as *const () as usize));
-    let installed = entry::prepare().and_then(|()| previous::install(&SIGNALS, entry::entry));
+    let installed = stacks::prepare().and_then(|()| previous::install(&SIGNALS, entry::entry));
     if installed.is_err() {
         // The next call tries again.
         IS_INSTALLED.store(false, Ordering::SeqCst);

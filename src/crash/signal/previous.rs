@@ -12,8 +12,6 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use nix::libc::{self, c_int, siginfo_t};
 
-use super::repairs::bit_of;
-
 // SAFETY: its functions are called only as the kernel calls a handler, or with the arguments that the kernel gave one.
 type Entry = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
@@ -228,6 +226,11 @@ pub(super) fn mask_of(context: *const c_void) -> u64 {
 /// The signals that this thread blocks now.
 pub(super) fn mask_of_this_thread() -> u64 {
     change_mask(libc::SIG_BLOCK, 0)
+}
+
+/// The bit of a signal in the kernel's mask.
+pub(super) fn bit_of(signal: i32) -> u64 {
+    u32::try_from(signal.wrapping_sub(1)).ok().and_then(|at| 1u64.checked_shl(at)).unwrap_or(0)
 }
 
 fn first_word(set: &libc::sigset_t) -> u64 {

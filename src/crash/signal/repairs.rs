@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::libc::{c_int, siginfo_t};
 
-use super::previous;
+use super::previous::{self, bit_of};
 
 /// Repairs at a site before its faults are passed on without a record.
 const REPAIRS_UNTIL_KNOWN: u64 = 4;
@@ -173,11 +173,6 @@ impl Call {
         // Some handlers unblock their signal when they give up; or it was never blocked.
         signal != self.signal && stack <= self.stack && self.stack.wrapping_sub(stack) <= DEEPEST
     }
-}
-
-/// The bit of a signal in the kernel's mask.
-pub(super) fn bit_of(signal: i32) -> u64 {
-    u32::try_from(signal.wrapping_sub(1)).ok().and_then(|at| 1u64.checked_shl(at)).unwrap_or(0)
 }
 
 /// Notes that the thread is about to make the call.

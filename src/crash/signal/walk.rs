@@ -14,7 +14,7 @@ use framehop::{
 };
 use nix::libc;
 
-use super::entry::Registers;
+use super::stacks::Registers;
 use crate::crash::buffers::FRAMES_MOST;
 use crate::crash::stack::store_frame;
 

@@ -2,10 +2,11 @@
 
 use super::chain::{Chain, ChainEntry};
 use super::options::{ExceptionOptions, Level};
-use super::printed::PrintedStack;
+use super::printed::{Frame, PrintedStack};
 use crate::event::Event;
 use crate::record::msgpack::{append_array_header, append_bool, append_map_header, append_str, append_uint};
 use crate::record::stack::{DebugImages, Stack};
+use crate::record::symbols::is_in_app;
 
 /// The stack of the outermost error.
 #[derive(Debug)]
@@ -87,6 +88,39 @@ impl Event {
         append_str(&mut self.draft.body, key);
         append(&mut self.draft.body);
         self.draft.property_count = self.draft.property_count.saturating_add(1);
+    }
+}
+
+impl PrintedStack {
+    /// Appends the value of `stacktrace`.
+    fn append(&self, out: &mut Vec<u8>) {
+        append_map_header(out, 2);
+        append_text(out, "type", "raw");
+        append_str(out, "frames");
+        append_array_header(out, self.frames.len() as u32);
+        for frame in self.frames.iter().rev() {
+            frame.append(out);
+        }
+    }
+}
+
+impl Frame {
+    fn append(&self, out: &mut Vec<u8>) {
+        let file = self.file.as_ref();
+        let line = file.and_then(|(_, line)| *line);
+        append_map_header(out, 6 + u32::from(file.is_some()) + u32::from(line.is_some()));
+        append_text(out, "platform", "native");
+        append_text(out, "lang", "rust");
+        append_text(out, "function", &self.function);
+        append_flag(out, "in_app", is_in_app(&self.function, file.map(|(file, _)| file.as_str()), true));
+        append_flag(out, "synthetic", false);
+        append_flag(out, "client_resolved", true);
+        if let Some((file, _)) = file {
+            append_text(out, "filename", file);
+        }
+        if let Some(line) = line {
+            append_number(out, "lineno", line);
+        }
     }
 }
 
@@ -179,17 +213,17 @@ fn append_link(link: &ChainEntry, has_stack: bool, out: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn append_text(out: &mut Vec<u8>, key: &str, text: &str) {
+fn append_text(out: &mut Vec<u8>, key: &str, text: &str) {
     append_str(out, key);
     append_str(out, text);
 }
 
-pub(super) fn append_flag(out: &mut Vec<u8>, key: &str, flag: bool) {
+fn append_flag(out: &mut Vec<u8>, key: &str, flag: bool) {
     append_str(out, key);
     append_bool(out, flag);
 }
 
-pub(super) fn append_number(out: &mut Vec<u8>, key: &str, number: u64) {
+fn append_number(out: &mut Vec<u8>, key: &str, number: u64) {
     append_str(out, key);
     append_uint(out, number);
 }

@@ -9,10 +9,8 @@ use std::fmt::Debug;
 use std::fmt::Display;
 
 use super::chain::print;
-use super::event::{append_flag, append_number, append_text};
-use crate::record::msgpack::{append_array_header, append_map_header, append_str};
 use crate::record::stack::{NEAREST_FRAMES, OUTERMOST_FRAMES};
-use crate::record::symbols::{crate_of, is_in_app};
+use crate::record::symbols::crate_of;
 use crate::sys::limits::beginning;
 
 /// Maximum bytes read of a text.
@@ -29,13 +27,14 @@ const CAPTURING: [&str; 6] = ["anyhow", "backtrace", "color_eyre", "eyre", "stab
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PrintedStack {
     /// Innermost first.
-    frames: Vec<Frame>,
+    pub(super) frames: Vec<Frame>,
 }
 
+/// A frame. The file is given with its line, if known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Frame {
-    function: String,
-    file: Option<(String, Option<u64>)>,
+pub(super) struct Frame {
+    pub(super) function: String,
+    pub(super) file: Option<(String, Option<u64>)>,
 }
 
 impl PrintedStack {
@@ -75,37 +74,6 @@ impl PrintedStack {
             frames.drain(..capturing);
         }
         (!frames.is_empty()).then_some(Self { frames })
-    }
-
-    /// Appends the value of `stacktrace`.
-    pub(super) fn append(&self, out: &mut Vec<u8>) {
-        append_map_header(out, 2);
-        append_text(out, "type", "raw");
-        append_str(out, "frames");
-        append_array_header(out, self.frames.len() as u32);
-        for frame in self.frames.iter().rev() {
-            frame.append(out);
-        }
-    }
-}
-
-impl Frame {
-    fn append(&self, out: &mut Vec<u8>) {
-        let file = self.file.as_ref();
-        let line = file.and_then(|(_, line)| *line);
-        append_map_header(out, 6 + u32::from(file.is_some()) + u32::from(line.is_some()));
-        append_text(out, "platform", "native");
-        append_text(out, "lang", "rust");
-        append_text(out, "function", &self.function);
-        append_flag(out, "in_app", is_in_app(&self.function, file.map(|(file, _)| file.as_str()), true));
-        append_flag(out, "synthetic", false);
-        append_flag(out, "client_resolved", true);
-        if let Some((file, _)) = file {
-            append_text(out, "filename", file);
-        }
-        if let Some(line) = line {
-            append_number(out, "lineno", line);
-        }
     }
 }
 
