@@ -81,7 +81,7 @@ fn exceptions() {
     let client = open(dir.path(), |config| quiet(config).journal_bytes(64 << 20));
     let clock = clock_cost();
     let error = three_deep();
-    let stackless = || posthog::ExceptionOptions::new().stack(false);
+    let stackless = || posthog::exceptions::ExceptionOptions::new().stack(false);
     let with_stack = || deeper(12, &|| client.capture_exception(&error));
     let without = || client.capture_exception_with(&error, stackless());
     let first = reported(&with_stack, 1, clock);
@@ -250,7 +250,7 @@ fn sustained() {
         last = Some(capture(&client, n));
     }
     let captured = start.elapsed();
-    last.expect("at least one").persisted().wait(PATIENCE).expect("a sync ends").expect("the disk works");
+    last.expect("at least one").persisted().wait(PATIENCE).expect("the event is synced");
     checkpoint(&client);
     let took = start.elapsed();
     let stats = client.stats();
@@ -317,7 +317,7 @@ fn bare_syncs(file: &std::fs::File, turn: usize, count: usize) -> Vec<u64> {
 
 fn awaited(client: &Client, n: u64) -> u64 {
     let start = Instant::now();
-    capture(client, n).persisted().wait(PATIENCE).expect("a sync ends").expect("the disk works");
+    capture(client, n).persisted().wait(PATIENCE).expect("the event is synced");
     start.elapsed().as_nanos() as u64
 }
 

@@ -11,7 +11,8 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use posthog::{CaptureProtocol, Client, Compression};
+use posthog::Client;
+use posthog::settings::{CaptureProtocol, Compression};
 use sink::{Answer, Sink, State};
 use support::counters::threads;
 use support::{PATIENCE, capture, checkpoint, config, events, grouped, queue_dir, row, wanted};

@@ -12,7 +12,7 @@ use std::hint::black_box;
 
 use allocations::allocations;
 use flag_cases::{Case, DISTINCT_ID, cases};
-use posthog::{FlagContext, LocalFlags};
+use posthog::feature_flags::{FlagContext, LocalFlags};
 use support::spread::{Spread, human, in_batches};
 use support::{row, wanted};
 

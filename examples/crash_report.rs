@@ -49,7 +49,7 @@ fn live(end: &str, url: &str, queue: &str) -> Result<(), Box<dyn Error>> {
     posthog::install_crash_handler();
 
     match client.previous_run() {
-        Some(run) => println!("the previous run, process {}: {}", run.pid, run.end),
+        Some(run) => println!("the previous run, process {}: {}", run.pid, run.cause),
         None => println!("there was no previous run"),
     }
     // Waits for the supervisor, which shows the report of the previous run first.

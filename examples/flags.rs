@@ -13,7 +13,8 @@ use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Config, FeatureFlags, FlagContext, FlagDefinitionsState, FlagsProblem};
+use posthog::feature_flags::{FeatureFlags, FlagContext, FlagDefinitionsState, FlagsProblem};
+use posthog::{Client, Config};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute, Sink, State};
 
@@ -54,7 +55,7 @@ fn open(url: &str, queue: &str) -> Result<Client, posthog::Error> {
 
 fn first_process(url: &str, queue: &str) -> Done {
     let client = open(url, queue)?;
-    client.reload_flag_definitions().wait(PATIENCE)??;
+    client.reload_flag_definitions().wait(PATIENCE)?;
     say_definitions(&client, FlagDefinitionsState::Fresh)?;
 
     let flags = evaluated(&client, "user_1", REMOTE)?;
@@ -68,7 +69,7 @@ fn first_process(url: &str, queue: &str) -> Done {
 
     // The outage.
     thread::sleep(CACHE_TTL);
-    must(client.reload_flag_definitions().wait(PATIENCE)?.is_err(), "definitions cannot be loaded")?;
+    must(client.reload_flag_definitions().wait(PATIENCE).is_err(), "definitions cannot be loaded")?;
     say_definitions(&client, FlagDefinitionsState::Stale)?;
     local(&client, "user_2")?;
     let flags = evaluated(&client, "user_1", REMOTE)?;
@@ -100,14 +101,14 @@ fn second_process(url: &str, queue: &str) -> Done {
     while client.flush().wait(PATIENCE)?.remaining > 0 && Instant::now() < deadline {
         thread::sleep(PAUSE);
     }
-    client.reload_flag_definitions().wait(PATIENCE)??;
+    client.reload_flag_definitions().wait(PATIENCE)?;
     say_definitions(&client, FlagDefinitionsState::Fresh)?;
     let left = client.close().wait(PATIENCE)?.remaining;
     must(left == 0, "all events are sent")
 }
 
 /// The recommended call: one evaluation, whose values can be read any number of times.
-fn evaluated(client: &Client, who: &str, flag: &str) -> Result<FeatureFlags, posthog::WaitTimeout> {
+fn evaluated(client: &Client, who: &str, flag: &str) -> Result<FeatureFlags, posthog::reports::WaitTimeout> {
     client.evaluate_flags(FlagContext::new(who).only_keys([flag])).wait(PATIENCE)
 }
 

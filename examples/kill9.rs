@@ -1,10 +1,12 @@
-//! A daemon is killed with SIGKILL again and again, PostHog goes away in between, and nothing that was accepted is lost.
+//! Kills a daemon with SIGKILL forty times, with an outage of PostHog in between, and shows that no accepted event is
+//! lost.
 //!
 //! `cargo run --release --example kill9` needs nothing but a Rust toolchain and takes about half a minute. It starts a
 //! PostHog stand-in on loopback and itself a second time as the daemon. The daemon captures through the real client and
 //! acknowledges an event, by its uuid on a pipe, only after `capture` has returned `Accepted`. At the end, every
-//! acknowledged uuid must be at the stand-in. Exits with 1 if one is missing or if the client's ledger does not balance.
-#![allow(clippy::print_stdout, reason = "the example talks to a human, the daemon to its parent")]
+//! acknowledged uuid must be at the stand-in. Exits with 1 if one is missing or if the client's ledger does not
+//! balance.
+#![allow(clippy::print_stdout, reason = "the example prints its result, and the daemon acknowledges to its parent")]
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -21,7 +23,7 @@ use sink::{Sink, State};
 use uuid::Uuid;
 
 const KILLS: u32 = 40;
-/// The stand-in is gone while the daemon is killed for the 15th to the 24th time.
+/// The stand-in is down during the 15th to the 24th kill.
 const OUTAGE: std::ops::Range<u32> = 15..25;
 const LIFE_MILLIS: std::ops::Range<u64> = 20..1_000;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,7 +41,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
 }
 
-/// The parent: kills, judges, and prints the table.
+/// The parent: kills the daemon, compares, and prints the table.
 fn supervise() -> Result<ExitCode, Box<dyn Error>> {
     let started = Instant::now();
     let queue = tempfile::tempdir()?;
@@ -49,11 +51,11 @@ fn supervise() -> Result<ExitCode, Box<dyn Error>> {
 
     let acknowledged = kill_repeatedly(&sink, queue.path())?;
     println!("the last daemon sends what is left");
-    let ledger = last_words(&sink, queue.path())?;
+    let ledger = drain_and_report(&sink, queue.path())?;
 
     let lost = sink.inspect(|state| acknowledged.iter().filter(|uuid| !state.contains(**uuid)).count());
     let (unique, duplicates) = sink.inspect(|state| (state.unique(), state.duplicates()));
-    // Nothing here damages the disk or cuts the power: whatever is not delivered has no excuse.
+    // The disk is intact and the power stays on, so every accepted event must be delivered.
     let balanced = ledger.balances() && ledger.delivered == ledger.accepted && ledger.delivered == unique;
     let row = |name: &str, count: u64, meaning: &str| println!("  {name:<20}{count:>9}   {meaning}");
     println!();
@@ -92,9 +94,9 @@ fn kill_repeatedly(sink: &Sink, queue: &Path) -> Result<HashSet<Uuid>, Box<dyn E
         daemon.wait()?;
         acknowledged.extend(acks.join().map_err(|_| "the reader of acknowledgements panicked")?);
         if kill % 4 == 0 {
-            let weather = if OUTAGE.contains(&kill) { "  (sink is down)" } else { "" };
+            let note = if OUTAGE.contains(&kill) { "  (sink is down)" } else { "" };
             let (accepted, arrived) = (acknowledged.len(), sink.inspect(State::unique));
-            println!("kill {kill:>2} of {KILLS}   accepted {accepted:>8}   at the sink {arrived:>8}{weather}");
+            println!("kill {kill:>2} of {KILLS}   accepted {accepted:>8}   at the sink {arrived:>8}{note}");
         }
     }
     Ok(acknowledged)
@@ -117,7 +119,7 @@ fn collect(acks: ChildStdout) -> JoinHandle<Vec<Uuid>> {
 }
 
 /// A last daemon that captures nothing, delivers what is left, and reports the ledger.
-fn last_words(sink: &Sink, queue: &Path) -> Result<Ledger, Box<dyn Error>> {
+fn drain_and_report(sink: &Sink, queue: &Path) -> Result<Ledger, Box<dyn Error>> {
     let (mut daemon, stdout) = spawn("drain", sink, queue)?;
     let report = io::read_to_string(stdout)?;
     daemon.wait()?;

@@ -1,4 +1,4 @@
-//! What a caller can do something about.
+//! [`Error`]: why a client could not be created.
 
 use std::error::Error as StdError;
 use std::io;
@@ -8,17 +8,16 @@ use crate::pipeline::advice::advise_resource;
 use crate::sys::limits::OPEN_TIMEOUT;
 use crate::sys::wording::time;
 
-/// Why a client could not be made, or something process-wide could not be installed.
+/// Why a client could not be created, or why a process-wide handler could not be installed.
 ///
-/// # Design
-///
-/// The variants are what a caller can act upon: mend the configuration, mend the directory, upgrade, or give up. Whatever lies
-/// underneath is the [`source`](StdError::source), and is not said twice: print the whole chain. Nothing that happens *after* a client was made is an error: a capture says what
-/// became of it in its receipt, and everything else is a [`Diagnostic`](crate::Diagnostic).
+/// The variants are what a caller can act on: fix a setting, fix the directory, or continue without the client. The
+/// underlying failure is the [`source`](StdError::source) and is not repeated in the text; print the whole chain.
+/// Nothing that happens *after* a client was created is an error: a capture returns its outcome in a receipt, and
+/// everything else is a [`Diagnostic`](crate::diagnostics::Diagnostic).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting is out of its bounds, malformed, or contradicts another.
+    /// A setting is out of bounds, malformed, or contradicts another.
     #[error("invalid configuration: {field} {why}")]
     Config {
         /// The name of the setting, as in [`Config`](crate::Config).
@@ -33,7 +32,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it, and what to do.
         why: String,
-        /// What the system said, if it said anything; not repeated in the text.
+        /// The failure of the system, if there was one; not part of the text.
         #[source]
         source: Option<Box<dyn StdError + Send + Sync>>,
     },
@@ -47,29 +46,29 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The system gave us no thread, or no event loop, or no HTTP client.
-    #[error("{}", lacking(.0))]
+    /// The system could not start a thread, an event loop or an HTTP client.
+    #[error("{}", missing_resource(.0))]
     Resources(#[source] io::Error),
-    /// [`init`](crate::init) was called before, in this process.
-    #[error("posthog::init was called before in this process; posthog::client() has that client")]
-    AlreadyInitialised,
-    /// Something process-wide was installed before, in this process; it stays as it was.
-    #[error("posthog::{0} was called before in this process, and stays as it was set up then")]
+    /// [`init`](crate::init) was called before in this process.
+    #[error("posthog::init was called before in this process; posthog::client() returns that client")]
+    AlreadyInitialized,
+    /// A process-wide handler was installed before; it stays in effect.
+    #[error("posthog::{0} was called before in this process; the first call stays in effect")]
     AlreadyInstalled(&'static str),
 }
 
 impl Error {
-    /// Whether the configuration is to blame.
+    /// Whether a setting is invalid.
     pub fn is_config(&self) -> bool {
         matches!(self, Error::Config { .. })
     }
 
-    /// Whether the queue directory is to blame.
+    /// Whether the queue directory cannot be used.
     pub fn is_queue_dir(&self) -> bool {
         matches!(self, Error::QueueDir { .. } | Error::Timeout { .. })
     }
 
-    /// The whole chain in one line.
+    /// The error and its sources in one line.
     pub(crate) fn describe(&self) -> String {
         let mut text = self.to_string();
         let mut next = self.source();
@@ -86,16 +85,16 @@ impl Error {
     }
 }
 
-/// What a thread, a descriptor or memory could not be had for.
-fn lacking(source: &io::Error) -> String {
+/// Why the system gave no thread, descriptor or memory, and what to do.
+fn missing_resource(source: &io::Error) -> String {
     match source.kind() {
-        // What starting a thread says.
+        // The error of a thread that cannot be started.
         io::ErrorKind::WouldBlock => {
-            "the system gives this process no further thread; raise the limit (ulimit -u, TasksMax= of systemd, \
+            "the system cannot start another thread for this process; raise the limit (ulimit -u, TasksMax= of systemd, \
                                       pids.max of the container)"
                 .to_owned()
         }
         _ if source.raw_os_error().is_some() => advise_resource(source),
-        _ => "not possible in this process".to_owned(),
+        _ => "this is not possible in this process".to_owned(),
     }
 }

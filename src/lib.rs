@@ -1,8 +1,9 @@
-//! PostHog for daemons: a client whose events survive the process.
+//! A PostHog client for long-running daemons, whose events survive the process.
 //!
-//! [`Client::capture`] copies an event into a journal on disk and answers with a [`Receipt`]. If that says [`Outcome::Accepted`], the
-//! event survives whatever happens to the process from then on: SIGKILL, abort, a crash. It leaves the queue when PostHog has taken
-//! it, or for a reason that [`Stats`] counts. If it says [`Outcome::Dropped`], nothing of the event was kept, and the reason is there.
+//! [`Client::capture`] copies an event into a journal on disk and returns a [`Receipt`]. Once the receipt says
+//! [`Outcome::Accepted`], the event survives SIGKILL, an abort or a crash of the process. It leaves the queue when
+//! PostHog has accepted it, or for a reason that [`Stats`] counts. [`Outcome::Dropped`] means that nothing of the event
+//! was kept, and names the reason.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -11,62 +12,63 @@
 //! let client = Client::new(Config::new("phc_example").queue_dir("/var/lib/mydaemon/posthog"))?;
 //! client.capture(Event::new("run_started", "user_1").prop("workspace_id", "ws_abc").prop("spec_count", 3));
 //!
-//! // When the daemon ends: sends for a while; what is left is sent by the next start.
+//! // When the daemon ends: deliver for up to ten seconds. The next start delivers the rest.
 //! let report = client.shutdown(Duration::from_secs(10)).wait(Duration::from_secs(11))?;
 //! println!("{} delivered, {} left on disk", report.delivered, report.remaining);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Three degrees of safety
+//! # Levels of durability
 //!
-//! * **Accepted**: on return from `capture`. Survives the process. Costs a copy into a memory-mapped file.
-//! * **Persisted**: within [`Config::sync_interval`] (100 ms), or when [`Receipt::persisted`] resolves. Survives a power cut.
-//! * **Delivered**: PostHog has taken it; [`Config::on_delivery`] tells, with the uuid that the receipt has.
+//! * **Accepted**: when `capture` returns. Survives the process. Costs a copy into a memory-mapped file.
+//! * **Persisted**: within [`Config::sync_interval`] (100 ms), or when [`Receipt::persisted`] resolves. Survives a
+//!   power cut.
+//! * **Delivered**: PostHog has accepted the event. [`Config::on_delivery`] reports it, with the uuid that the receipt
+//!   has.
 //!
-//! # Threads and tasks
+//! # Threads and async
 //!
-//! A client has two threads of its own and asks nothing of the host: it works with tokio, with another runtime, or with none, and may be
-//! made and dropped inside async code. Calls that may take time return a [`Pending`]: `.await` it, or [`wait`](Pending::wait) for it.
-//! [`init`], [`client`] and [`capture`] share one client among all parts of a program. A process may fork: the child's first capture
-//! opens a queue of its own.
+//! A client runs two threads of its own and needs nothing from the program: it works with tokio, with another runtime,
+//! or with none, and may be created and dropped inside async code. Calls that take time return a [`Pending`]: `.await`
+//! it, or [`wait`](Pending::wait) for it. [`init`], [`client`] and [`capture`] share one client among all parts of a
+//! program. After a fork, the child's first capture opens a queue of the child's own.
 //!
-//! # Whose events these are
+//! # Where to find things
 //!
-//! An [`Event`] names its distinct id, or leaves it to the [`Context`] of the request that is being served ([`Event::new_anon`]).
-//! [`Client::identify`], [`Client::set_person`], [`Client::alias`] and [`Client::group_identify`] say who somebody is;
-//! [`Client::register`] sets properties of every event; [`Client::opt_out`] captures nothing; [`Config::before_send`] sees each event
-//! before anything of it reaches the disk.
+//! | subject | start at | types |
+//! |---|---|---|
+//! | events, persons and groups | [`Event`], [`Client::identify`], [`Client::group_identify`] | the crate root |
+//! | settings | [`Config`]: every setter names its unit, default and bounds | [`settings`] |
+//! | the request that is being served | [`Context`], [`Event::new_anon`] | [`context`], [`integrations`] |
+//! | errors | [`capture_exception`], [`Client::capture_exception_with`] | [`exceptions`] |
+//! | panics, fatal signals, the previous run | [`install_panic_hook`], [`Client::previous_run`] | [`crashes`] |
+//! | SIGTERM and SIGINT | [`drain_on_terminate`] | [`termination`] |
+//! | feature flags | [`Client::evaluate_flags`], [`Client::is_feature_enabled`] | [`feature_flags`] |
+//! | what a call resolved to | [`Client::flush`], [`Client::shutdown`], [`Client::dead_letters`] | [`reports`] |
+//! | the state of the queue | [`Client::stats`] | [`stats`] |
+//! | problems in production | [`Client::diagnostics`], [`Config::on_diagnostic`] | [`diagnostics`] |
+//! | tests of programs that capture | the feature `testing` | `posthog::testing` |
 //!
-//! # Errors
+//! [`Config::before_send`] sees each event before any of it reaches the disk, [`Client::register`] sets properties of
+//! every event, and [`Client::opt_out`] stops capturing.
 //!
-//! [`Client::capture_exception`] takes any error, with those beneath it and the stack of the call, for PostHog's error tracking.
+//! # Logging
 //!
-//! # Crashes
+//! Problems that no return value reports are logged through `tracing` under the target `posthog`: at most one line a
+//! minute about one subject, with the sum of the events that it stands for. Each line says what happened, what the
+//! library does now, and what the operator can do.
 //!
-//! After [`init`], [`install_panic_hook`] has panics told, and with the feature `crash-signals` `install_crash_handler` has fatal signals
-//! told: each leaves a record in one write, and the next start of the program sends it, with the time at which it happened. The process
-//! ends as it would have ended. [`Client::previous_run`] says how the last run ended, also where nobody could tell; [`drain_on_terminate`]
-//! sends what is queued at SIGTERM.
+//! # Cargo features
 //!
-//! # Feature flags
+//! None is on by default.
 //!
-//! [`Client::evaluate_flags`] answers with a snapshot, [`FeatureFlags`], of what is on for somebody ([`FlagContext`]); with
-//! [`Config::secret_key`] without a request for each. [`Client::is_feature_enabled`] and its like ask for one flag. Nothing of it is an
-//! error, and none waits longer than [`Config::flag_request_timeout`]: in an outage what is known stands, then the default.
-//! [`Event::flags`] says on an event what its person had.
-//!
-//! # What to look at in production
-//!
-//! [`Client::stats`] says where every event is, how full the queue is, and how storage and delivery are. [`Diagnostic`]s say what went
-//! wrong, to a hook and through `tracing` (target `posthog`, at most one line a minute about one thing, with the sum of what it stands
-//! for). [`Client::dead_letters`] has the events that PostHog refused for good.
-//!
-//! # Features
-//!
-//! None is on by default, and none changes what another means. `brotli` and `zstd` compile in a codec that [`Config::compression`] can
-//! then choose; `tower` adds `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own; `testing` adds
-//! `posthog::testing`, for tests of programs that capture; `anyhow` and `eyre` add calls for their reports; `crash-signals` adds
-//! `install_crash_handler`, for Linux. Every knob is a setter of [`Config`], with its unit, default, least and most.
+//! * `anyhow`, `eyre`: capture reports of these crates (`Client::capture_anyhow`, `Client::capture_eyre`).
+//! * `brotli`, `zstd`: more codecs for [`Config::compression`].
+//! * `crash-signals`: `install_crash_handler`, which reports fatal signals, on Linux.
+//! * `testing`: `posthog::testing`, a client between a manual clock, a scripted server and a temporary directory.
+//! * `tower`: `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -74,10 +76,9 @@
 pub mod __fuzz;
 mod client;
 mod config;
-mod context;
+pub mod context;
 mod crash;
 mod delivery;
-mod diagnostics;
 mod error;
 mod event;
 mod flags;
@@ -85,45 +86,133 @@ pub mod integrations;
 mod pipeline;
 mod queue;
 mod record;
+mod recorder;
+mod report;
 mod sys;
 #[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 mod transport;
 
-pub use client::{
-    AfterDrain, AllFlags, Client, DeadLetter, DeliveryPhase, DrainOptions, FeatureFlagResult, FeatureFlags,
-    FlagsProblem, OrphanedQueues, Outcome, PreviousRun, Receipt, Stats, StorageMode, breadcrumb, capture,
-    capture_exception, client, drain_on_terminate, init, install_panic_hook, try_install_panic_hook,
-};
 #[cfg(feature = "crash-signals")]
-pub use client::{install_crash_handler, register_thread, try_install_crash_handler};
-pub use config::{BeforeSend, CaptureProtocol, Compression, Config, FlagsProtocol};
-pub use context::{Context, RequestQuery, ScopedFuture, current_distinct_id, current_session_id};
-pub use crash::exit::ExitCause;
-pub use delivery::{DeliveryNotice, DeliveryOutcome};
-pub use diagnostics::{Diagnostic, DiagnosticCategory};
+#[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
+pub use client::install_crash_handler;
+pub use client::{
+    Client, Outcome, Receipt, Stats, breadcrumb, capture, capture_exception, client, drain_on_terminate, init,
+    install_panic_hook,
+};
+pub use config::Config;
+pub use context::Context;
 pub use error::Error;
 pub use event::Event;
-pub use event::exception::{AdHocError, ExceptionOptions, Level, ParseLevelError};
-pub use flags::{
-    AsyncFlagDefinitionProvider, FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
-    FlagDefinitionsState, FlagValue, InconclusiveReason, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
-    ProviderFuture,
-};
-pub use pipeline::{
-    DeadLetterError, DeliveryReport, DropReason, EndpointStatus, FlushReport, OverflowPolicy, Pending, PendingFuture,
-    PersistError, ShutdownReport, WaitTimeout,
-};
+pub use pipeline::Pending;
+pub use report::DropReason;
 
-/// The version of this library, as it stands in `$lib_version` of each event.
+pub mod feature_flags {
+    //! Feature flags: evaluation, local definitions, and what is returned when PostHog cannot be reached.
+    //!
+    //! [`Client::evaluate_flags`](crate::Client::evaluate_flags) resolves to a snapshot, [`FeatureFlags`], of the flags
+    //! of the person that a [`FlagContext`] describes.
+    //! [`Client::is_feature_enabled`](crate::Client::is_feature_enabled) and its siblings look up one flag. With
+    //! [`Config::secret_key`](crate::Config::secret_key) flags are evaluated in this process, without a request. No
+    //! lookup fails, and none waits longer than [`Config::flag_request_timeout`](crate::Config::flag_request_timeout):
+    //! in an outage the last known values apply, then the default. [`Event::flags`](crate::Event::flags) records on an
+    //! event which flags its person had.
+
+    pub use crate::client::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
+    pub use crate::config::FlagsProtocol;
+    pub use crate::flags::{
+        AsyncFlagDefinitionProvider, FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
+        FlagDefinitionsState, FlagValue, InconclusiveReason, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
+        ProviderFuture,
+    };
+}
+
+pub mod exceptions {
+    //! Errors for PostHog's error tracking.
+    //!
+    //! [`Client::capture_exception`](crate::Client::capture_exception) takes any error, with its sources and the stack
+    //! of the call. [`ExceptionOptions`] adds a person, a severity, properties or a fingerprint; [`AdHocError`] wraps a
+    //! value that does not implement [`Error`](std::error::Error).
+
+    #[doc(no_inline)]
+    pub use crate::client::capture_exception;
+    pub use crate::event::exception::{AdHocError, ExceptionOptions, Level, ParseLevelError};
+}
+
+pub mod crashes {
+    //! Panics and fatal signals, and how the previous run of the program ended.
+    //!
+    //! After [`init`](crate::init), [`install_panic_hook`] has each panic leave a record beside the queue in one write,
+    //! and with the feature `crash-signals`, `install_crash_handler` does the same for fatal signals. The next start of
+    //! the program sends the record as an exception, with the time at which the crash happened. The process ends as it
+    //! would have ended without them. [`Client::previous_run`](crate::Client::previous_run) says how the last run
+    //! ended, also where it left no record.
+
+    #[doc(no_inline)]
+    pub use crate::client::breadcrumb;
+    pub use crate::client::{PreviousRun, install_panic_hook, try_install_panic_hook};
+    #[cfg(feature = "crash-signals")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
+    pub use crate::client::{install_crash_handler, register_thread, try_install_crash_handler};
+    pub use crate::crash::exit::ExitCause;
+}
+
+pub mod stats {
+    //! The state of the queue, of storage and of delivery: what [`Client::stats`](crate::Client::stats) returns.
+
+    #[doc(no_inline)]
+    pub use crate::client::Stats;
+    pub use crate::client::{DeliveryPhase, OrphanedQueues, StorageMode};
+}
+
+pub mod diagnostics {
+    //! Problems that no return value reports.
+    //!
+    //! Each [`Diagnostic`] is kept in a ring of 128 ([`Client::diagnostics`](crate::Client::diagnostics)), passed to
+    //! the program's callback ([`Config::on_diagnostic`](crate::Config::on_diagnostic)), and logged through `tracing`
+    //! at a bounded rate.
+
+    pub use crate::report::{Diagnostic, DiagnosticCategory};
+}
+
+pub mod reports {
+    //! The results of calls and callbacks about delivery: what was delivered, what remains, and why.
+
+    pub use crate::client::DeadLetter;
+    pub use crate::delivery::{DeliveryNotice, DeliveryOutcome};
+    pub use crate::pipeline::PendingValue;
+    #[doc(no_inline)]
+    pub use crate::report::DropReason;
+    pub use crate::report::{
+        DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
+    };
+}
+
+pub mod settings {
+    //! Values of settings: see the setters of [`Config`](crate::Config).
+
+    pub use crate::config::{BeforeSend, CaptureProtocol, Compression};
+    pub use crate::pipeline::OverflowPolicy;
+}
+
+pub mod termination {
+    //! SIGTERM and SIGINT: delivering what is queued before the process ends.
+
+    #[doc(no_inline)]
+    pub use crate::client::drain_on_terminate;
+    pub use crate::client::{AfterDrain, DrainOptions};
+}
+
+/// The version of this library, as in the property `$lib_version` of each event.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The examples of the readme are compiled with those of the documentation.
+/// Compiles the examples of the readme together with those of the documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The places at which the crash tests can have a process die.
+/// The points at which the crash tests can kill a process.
 #[cfg(feature = "__crash_points")]
 #[doc(hidden)]
 pub fn __crash_point_names() -> &'static [&'static str] {

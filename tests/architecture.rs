@@ -25,7 +25,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("integrations", 7),
     ("config", 6),
     ("error", 6),
-    ("diagnostics", 6),
+    ("recorder", 6),
     ("pipeline", 5),
     ("delivery", 4),
     ("flags", 4),
@@ -42,7 +42,7 @@ const LAYERS: &[(&str, u8)] = &[
 /// Modules of one layer of which the first may use the second, with the reason.
 const SAME_LAYER: &[(&str, &str, &str)] = &[
     ("config", "error", "a setting that is out of bounds is an error that names it"),
-    ("config", "diagnostics", "the hook for diagnostics is a setting"),
+    ("config", "recorder", "the hook for diagnostics is a setting"),
     (
         "transport",
         "sys",

@@ -5,7 +5,7 @@
 mod allocations;
 
 use allocations::allocations;
-use posthog::{FlagContext, LocalFlags, LocalValue};
+use posthog::feature_flags::{FlagContext, LocalFlags, LocalValue};
 use serde_json::json;
 
 #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fixture::{API_KEY, HOST, IN_JOURNAL, REASON, REFUSED, STORED};
-use posthog::StorageMode;
+use posthog::stats::StorageMode;
 use reader::{Arena, Record};
 use serde_json::json;
 use sha2::{Digest, Sha256};

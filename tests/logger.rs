@@ -1,4 +1,4 @@
-//! A logger that captures what it is told. A binary of its own, for a process has one logger.
+//! A logger that captures log lines. A test program of its own, because a process has one logger.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use posthog::{Client, Config, DropReason, Event, FlagContext, FlagsProblem, Outcome};
+use posthog::feature_flags::{FlagContext, FlagsProblem};
+use posthog::{Client, Config, DropReason, Event, Outcome};
 use sink::{Answer, Sink};
 use tracing::span::{Attributes, Id, Record};
 
 static CLIENT: OnceLock<Client> = OnceLock::new();
-/// Lines of packages below the library, told on threads of its own.
+/// Lines of dependencies, logged on threads of the library.
 static LINES: AtomicU64 = AtomicU64::new(0);
 /// Lines of the library itself.
 static OWN_LINES: AtomicU64 = AtomicU64::new(0);
 
-/// Whether flags are evaluated for each of these lines.
+/// Whether the logger evaluates flags for each of those lines.
 static EVALUATES: AtomicBool = AtomicBool::new(false);
-/// What came of that, if it was there at once.
+/// The result of that evaluation, if it was there at once.
 static PROBLEMS: Mutex<Vec<Option<FlagsProblem>>> = Mutex::new(Vec::new());
 
 fn evaluate_for_line(client: &Client) {
@@ -38,7 +39,7 @@ fn capture_line(target: &str) {
     client.capture(Event::new("log_line", "logger").prop("target", target));
 }
 
-/// For packages that log through `log`, as reqwest does.
+/// The logger of packages that use `log`, as reqwest does.
 struct Logger;
 
 impl log::Log for Logger {
@@ -53,7 +54,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// For those that do through `tracing`, as this library does.
+/// The subscriber of packages that use `tracing`, as this library does.
 struct Subscriber;
 
 impl tracing::Subscriber for Subscriber {
@@ -79,7 +80,7 @@ impl tracing::Subscriber for Subscriber {
 }
 
 #[test]
-fn lines_about_our_own_requests_are_not_captured_and_lines_of_ours_are() {
+fn lines_about_our_requests_are_not_captured_but_ours_are() {
     log::set_logger(&Logger).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
     tracing::subscriber::set_global_default(Subscriber).unwrap();
@@ -95,7 +96,7 @@ fn lines_about_our_own_requests_are_not_captured_and_lines_of_ours_are() {
     assert_eq!(stats.accepted, 1, "{stats:?}");
     let refused = |(reason, count): &(DropReason, u64)| (*reason == DropReason::Reentrant).then_some(*count);
     assert!(stats.dropped.iter().find_map(refused) >= Some(1), "{stats:?}");
-    // Nor is PostHog asked for flags from inside of such a line.
+    // A flag evaluation inside such a line sends no request either.
     EVALUATES.store(true, Ordering::SeqCst);
     let flags = client.evaluate_flags(FlagContext::new("user_1")).wait(Duration::from_secs(30)).unwrap();
     assert_eq!(flags.problem(), None);
@@ -106,7 +107,7 @@ fn lines_about_our_own_requests_are_not_captured_and_lines_of_ours_are() {
     let problems = std::mem::take(&mut *PROBLEMS.lock().unwrap());
     let says_why = |problem: &Option<FlagsProblem>| matches!(problem, Some(FlagsProblem::NoAnswer { why }) if why.contains("log line"));
     assert!(!problems.is_empty() && problems.iter().all(says_why), "{problems:?}");
-    // A warning of the library's own is taken, also from the delivery's thread.
+    // A warning of the library itself is captured, also on the delivery thread.
     assert_eq!(OWN_LINES.load(Ordering::SeqCst), queued_lines);
     sink.script([Answer::status(401).body("no such key")]);
     client.capture(Event::new("tick", "user_1"));

@@ -23,7 +23,8 @@ pub(crate) mod spread;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use posthog::{Client, Config, Event, OverflowPolicy};
+use posthog::settings::OverflowPolicy;
+use posthog::{Client, Config, Event};
 
 /// Longer than any measurement should take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);

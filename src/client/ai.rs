@@ -9,10 +9,10 @@ use super::failure::{Place, explain};
 use super::notices;
 use super::receipt::{self, Receipt};
 use super::{Client, Shared};
-use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::event::Event;
-use crate::pipeline::{self, DropReason, Pipeline};
+use crate::pipeline::{self, Pipeline};
+use crate::report::{Diagnostic, DropReason};
 use crate::sys::disk::fork::lock_within;
 use crate::sys::limits::OPEN_TIMEOUT;
 use crate::sys::wording;
@@ -147,8 +147,8 @@ impl Shared {
         let mut options = analytics.options().for_ai();
         options.held = self.rules.is_opted_out();
         let place = Place::of(&options);
-        let heard = Arc::clone(&self.diagnostics);
-        options.report = Arc::new(move |notice| notices::hear(&heard, notice, of_ai));
+        let recorder = Arc::clone(&self.diagnostics);
+        options.report = Arc::new(move |notice| notices::record(&recorder, notice, of_ai));
         pipeline::start(options, Some(analytics)).map_err(|error| explain(error, &place))
     }
 }

@@ -1,40 +1,48 @@
-//! From an event to its receipt, on the caller's thread.
+//! The calls that capture, from the event to its receipt, on the caller's thread.
+//!
+//! `prepare` does everything that comes before the journal, in the order that PostHog's specification gives: opt-out,
+//! identity, validation, context and super properties, hooks. `append` copies the finished record into the journal.
+//! Calls about persons and groups build an event and capture it; `capture_immediate` also waits for the delivery of its
+//! event.
 
 use std::sync::atomic::Ordering;
 
+use serde::Serialize;
 use uuid::Uuid;
 
-use super::receipt::Receipt;
+use super::receipt::{Outcome, Receipt};
 use super::{Client, Shared};
 use crate::config::BeforeSend;
 use crate::context::{self, Context};
 use crate::crash;
-use crate::diagnostics::Diagnostic;
 use crate::event::{Event, Record, Refusal, Stamp, uuids};
-use crate::pipeline::{AppendError, DropReason, Pipeline};
+use crate::pipeline::{AppendError, Pending, Pipeline, pending};
+use crate::report::{DeliveryReport, Diagnostic, DropReason};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
 use crate::sys::reentry;
 
 impl Client {
-    /// Takes an event. Never blocks (unless [`OverflowPolicy::Block`](crate::OverflowPolicy::Block) says so, and then for no longer than that),
-    /// never panics, and does no I/O: the event's bytes are copied into a mapped journal, and when the receipt says
-    /// [`Accepted`](crate::Outcome::Accepted) it survives the process, whatever happens to that.
+    /// Captures an event. Never panics, does no I/O, and does not block, unless
+    /// [`OverflowPolicy::Block`](crate::settings::OverflowPolicy::Block) says so. The event's bytes are copied into a
+    /// memory-mapped journal; when the receipt says [`Accepted`](crate::Outcome::Accepted), the event survives the
+    /// process.
     ///
-    /// Two exceptions. While the file system of the queue is frozen (`fsfreeze`, a snapshot) or does not answer, one capture may wait for it:
-    /// the store to the mapped file does. Other threads are told [`JournalBusy`](crate::DropReason::JournalBusy) after 50 ms.
-    ///
-    /// And the first capture in a forked child opens a queue of the child's own, which is file I/O of some 50 ms, and at most
-    /// 30 s where the disk does not answer. A daemon that forks makes its client afterwards.
+    /// Two cases take longer. While the queue's file system is frozen (`fsfreeze`, a snapshot) or does not respond, one
+    /// capture may wait for it, because the store to the mapped file does; other threads get
+    /// [`JournalBusy`](crate::DropReason::JournalBusy) after 50 ms. The first capture in a forked child opens a queue
+    /// of the child's own: file I/O of about 50 ms, and at most 30 s if the disk does not respond. A daemon that forks
+    /// should create its client afterwards.
     ///
     /// Not async-signal-safe: do not call it from a signal handler.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-    /// use posthog::Event;
+    /// use posthog::{Event, Outcome};
+    ///
     /// let receipt = client.capture(Event::new("run_started", "user_1").prop("spec_count", 3));
-    /// if let posthog::Outcome::Dropped(reason) = receipt.outcome() {
-    ///     eprintln!("not taken: {reason}");
+    /// if let Outcome::Dropped(reason) = receipt.outcome() {
+    ///     eprintln!("not accepted: {reason}");
     /// }
     /// ```
     pub fn capture(&self, event: Event) -> Receipt {
@@ -46,7 +54,7 @@ impl Client {
             return self.capture_in_child(pipeline, event);
         }
         if event.is_exception() {
-            self.shared.warn_of_handmade_exceptions();
+            self.shared.warn_of_manual_exceptions();
         }
         self.shared.capture(pipeline, event)
     }
@@ -71,15 +79,14 @@ impl Shared {
         }
     }
 
-    /// Everything that comes before the journal, in the order that PostHog's specification gives: opt-out, identity, validation, what is
-    /// added, hooks. What is refused is counted and told.
-    // Always: as a call of its own it would cost each capture a copy of the prepared event, and more.
+    /// Everything before the journal, in the order that PostHog's specification gives. Counts and reports a drop.
+    // As a call of its own it would cost each capture a copy of the prepared event.
     #[inline(always)]
     pub(super) fn prepare(&self, pipeline: &Pipeline, event: Event) -> Result<Prepared, DropReason> {
         self.prepare_and(pipeline, event, |_| ())
     }
 
-    /// The same; `change` has the last word, after the hooks.
+    /// As [`prepare`](Self::prepare); `change` edits the event after the hooks.
     #[inline(always)]
     pub(super) fn prepare_and(
         &self,
@@ -93,7 +100,7 @@ impl Shared {
         }
         let inside = reentry::inside();
         if inside.refuses_captures() {
-            // No diagnostic: telling somebody is how we came here.
+            // No diagnostic: its callback is what captured this event.
             self.count(DropReason::Reentrant);
             return Err(DropReason::Reentrant);
         }
@@ -115,7 +122,7 @@ impl Shared {
             && let Some(hooks) = self.rules.before_send()
         {
             event = self.run_hooks(&hooks, event.stamped(&stamp))?;
-            // Hooks may have spoilt it; asked here, while it still has its name.
+            // Checked again: a hook may have made the event invalid.
             if let Err(refusal) = event.check() {
                 return Err(self.refuse(&refusal, event.name()));
             }
@@ -143,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// What every event says; the caller's own word counts.
+    /// Adds the properties that every event gets, unless the event has them.
     #[inline(always)]
     fn enrich(&self, event: Event) -> Event {
         let mut event = event;
@@ -163,7 +170,7 @@ impl Shared {
     fn add_context(&self, event: &mut Event, context: &Context) {
         event.add_absent(context.properties());
         for problem in context.take_problems() {
-            self.diagnostics.record(Diagnostic::Invalid { what: problem.clone() });
+            self.diagnostics.record(Diagnostic::InputIgnored { what: problem.clone() });
         }
     }
 
@@ -178,15 +185,10 @@ impl Shared {
                     return Err(DropReason::BeforeSend);
                 }
                 None => {
-                    // What the hook was to remove may still be in it: it must not reach the disk.
+                    // Data that the hook removes may still be in the event: it must not reach the disk.
                     self.count(DropReason::BeforeSendPanicked);
                     self.diagnostics.record(Diagnostic::CallbackPanicked { callback: "before_send" });
-                    self.tell(
-                        DropReason::BeforeSendPanicked,
-                        &name,
-                        "a before_send hook panicked while it looked at it",
-                        1,
-                    );
+                    self.report_drop(DropReason::BeforeSendPanicked, &name, "a before_send hook panicked on it");
                     return Err(DropReason::BeforeSendPanicked);
                 }
             }
@@ -195,7 +197,7 @@ impl Shared {
     }
 
     #[cold]
-    pub(super) fn warn_of_handmade_exceptions(&self) {
+    pub(super) fn warn_of_manual_exceptions(&self) {
         if !self.warned_of_exceptions.swap(true, Ordering::Relaxed) {
             self.diagnostics.record(Diagnostic::ManualException);
         }
@@ -215,7 +217,7 @@ impl Shared {
             Refusal::TooLarge { name, .. } => (DropReason::TooLarge, &**name),
         };
         self.count(reason);
-        self.tell(reason, name, &refusal.describe(), 1);
+        self.report_drop(reason, name, &refusal.describe());
         reason
     }
 
@@ -247,11 +249,11 @@ impl Shared {
         self.refusals.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
 
-    fn tell(&self, reason: DropReason, event: &str, detail: &str, count: u64) {
-        // Diagnostics are kept: a program that captures nonsense must not fill its memory with them.
+    fn report_drop(&self, reason: DropReason, event: &str, detail: &str) {
+        // Diagnostics are kept in memory, so their texts are bounded.
         let event = beginning(event, NAME_KEPT).to_owned();
         let detail = beginning(detail, DETAIL_KEPT).to_owned();
-        self.diagnostics.record(Diagnostic::Dropped { reason, event, detail, count });
+        self.diagnostics.record(Diagnostic::Dropped { reason, event, detail, count: 1 });
     }
 }
 
@@ -261,7 +263,7 @@ pub(super) struct Prepared {
     now_nanos: WallNanos,
 }
 
-/// Finds out whose an event is that does not say it.
+/// Gives an anonymous event the distinct id of the context, or a fresh one.
 #[cold]
 fn attribute(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
     match context.and_then(Context::known_distinct_id) {
@@ -282,4 +284,141 @@ impl From<AppendError> for DropReason {
             AppendError::Storage => DropReason::Storage,
         }
     }
+}
+
+impl Client {
+    /// Captures `$identify`: this person exists and has these properties (`$set`). `props` is a map, a struct, or a
+    /// sequence of pairs; `()` for none. Every call is sent. A blank id is `Dropped(EmptyDistinctId)`.
+    ///
+    /// An event built with [`Event::identify`] can say more:
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// use posthog::Event;
+    ///
+    /// client.identify("user_1", [("plan", "pro")]);
+    /// client.identify("user_1", ());
+    /// client.capture(Event::identify("user_1").person_property("plan", "pro").person_property_once("source", "ads").disable_geoip());
+    /// ```
+    pub fn identify(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
+        self.capture(Event::identify(distinct_id).person_properties(props))
+    }
+
+    /// Sets properties of a person (a `$set` event). Without a property it is `Dropped(NothingToSet)`.
+    /// [`Event::set_person`] can say more.
+    pub fn set_person(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
+        self.capture(Event::set_person(distinct_id).person_properties(props).must_set_something())
+    }
+
+    /// Sets those properties that the person does not have yet (a `$set` event with `$set_once`). Without a property it
+    /// is `Dropped(NothingToSet)`.
+    pub fn set_person_once(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
+        self.capture(Event::set_person(distinct_id).person_props_once(props).must_set_something())
+    }
+
+    /// Says that `alias` and `previous_id` are the same person (`$create_alias`). Blank ids are
+    /// `Dropped(EmptyDistinctId)` and `Dropped(EmptyAlias)`. [`Event::alias`] can say more.
+    pub fn alias(&self, previous_id: impl AsRef<str>, alias: impl AsRef<str>) -> Receipt {
+        self.capture(Event::alias(previous_id, alias))
+    }
+
+    /// Says that a group exists and has these properties (`$groupidentify` with `$group_set`). The key is a string or a
+    /// number. Later events are not put into the group; [`Event::group`] does that. Blank types and keys are
+    /// `Dropped(EmptyGroupType)` and `Dropped(EmptyGroupKey)`. [`Event::group_identify`] can say more.
+    pub fn group_identify(
+        &self,
+        group_type: impl AsRef<str>,
+        group_key: impl Serialize,
+        props: impl Serialize,
+    ) -> Receipt {
+        self.capture(Event::group_identify(group_type, group_key).group_props(props))
+    }
+}
+
+impl Client {
+    /// Captures an event as [`capture`](Self::capture) does, sends it at once together with what is queued before it,
+    /// and resolves with the result: PostHog has accepted it, has rejected it for good, or could not be reached, in
+    /// which case the event stays queued and is sent later. Dropping the [`Pending`] loses nothing.
+    ///
+    /// For programs that end soon, and for the rare event whose delivery matters now: each call costs a commit and a
+    /// request, unless several come together. At most 10,000 can be waited for at a time.
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// use posthog::Event;
+    /// use posthog::reports::DeliveryReport;
+    /// use std::time::Duration;
+    ///
+    /// match client.capture_immediate(Event::new("deployed", "ci")).wait(Duration::from_secs(5)) {
+    ///     Ok(DeliveryReport::Delivered) => {}
+    ///     Ok(other) => eprintln!("not delivered yet: {other}"),
+    ///     Err(timeout) => eprintln!("{timeout}"),
+    /// }
+    /// ```
+    pub fn capture_immediate(&self, event: Event) -> Pending<DeliveryReport> {
+        let Some(pipeline) = &self.shared.pipeline else {
+            self.shared.count(DropReason::Disabled);
+            return dropped(DropReason::Disabled);
+        };
+        if !pipeline.is_forked() {
+            return self.shared.capture_immediate(pipeline, event);
+        }
+        match self.shared.child_or_open(pipeline) {
+            Some(child) => child.capture_immediate(event),
+            None => {
+                self.shared.count(DropReason::Forked);
+                dropped(DropReason::Forked)
+            }
+        }
+    }
+}
+
+impl Client {
+    /// [`capture_immediate`](Self::capture_immediate) for AI events: see [`capture_ai`](Self::capture_ai).
+    pub fn capture_ai_immediate(&self, event: Event) -> Pending<DeliveryReport> {
+        let shared = &self.shared;
+        let reason = match &shared.pipeline {
+            None => DropReason::Disabled,
+            Some(analytics) if analytics.is_forked() => match shared.child_or_open(analytics) {
+                Some(child) => return child.capture_ai_immediate(event),
+                None => DropReason::Forked,
+            },
+            Some(_) if shared.rules.is_opted_out() => DropReason::OptedOut,
+            Some(analytics) => match shared.ai_or_open(analytics) {
+                Ok(ai) => return shared.capture_immediate(&ai, event),
+                Err(reason) => reason,
+            },
+        };
+        shared.count(reason);
+        dropped(reason)
+    }
+}
+
+impl Shared {
+    fn capture_immediate(&self, pipeline: &Pipeline, event: Event) -> Pending<DeliveryReport> {
+        if event.is_exception() {
+            self.warn_of_manual_exceptions();
+        }
+        let prepared = match self.prepare(pipeline, event) {
+            Ok(prepared) => prepared,
+            Err(reason) => return dropped(reason),
+        };
+        // Registered before the append: the result may arrive before this thread continues.
+        let (awaited, verdict) = pipeline.outcome_of(prepared.record.uuid);
+        let receipt = self.append(pipeline, prepared);
+        match receipt.outcome() {
+            Outcome::Accepted => {
+                pipeline.send_now(awaited, receipt.seq());
+                verdict
+            }
+            Outcome::Dropped(reason) => {
+                pipeline.forget_outcome_of(&awaited);
+                dropped(reason)
+            }
+        }
+    }
+}
+
+fn dropped(reason: DropReason) -> Pending<DeliveryReport> {
+    pending::answered(DeliveryReport::Dropped(reason))
 }

@@ -1,54 +1,55 @@
-//! A client in a forked child.
+//! The client in a forked child.
 //!
-//! What a child inherits is of no use to it: the threads do not exist, the mappings are absent, the locks may be held by nobody, the
-//! store belongs to the parent. So the inherited pipeline is never touched, only replaced: the first capture opens a shard of the
-//! child's own, with the settings and the environment that the parent had read.
+//! A child cannot use the pipeline that it inherits: its threads do not exist there, its mappings are absent, its locks
+//! may be held by threads that are gone, and the store belongs to the parent. So the inherited pipeline is never
+//! touched, only replaced: the first capture opens a shard of the child's own, with the settings and the environment
+//! that the parent had read.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::{Client, Shared};
-use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::pipeline::Pipeline;
+use crate::report::Diagnostic;
 use crate::sys::disk::fork::lock_within;
 use crate::sys::reentry;
 
 /// How long a capture waits for another thread of the child that is opening the queue.
 const OPENING_WAIT: Duration = Duration::from_secs(5);
 
-/// The client that takes an inherited one's place.
+/// The client that replaces an inherited one.
 #[derive(Default)]
 pub(super) struct Child {
     open: OnceLock<Client>,
-    /// It could not be opened; not tried again with each event.
+    /// Whether opening failed. It is not tried again, because each capture would wait for it.
     has_failed: AtomicBool,
-    /// Held by whoever opens it.
+    /// Held while it is opened.
     opening: Mutex<()>,
 }
 
 impl Shared {
-    /// The client that took our place, if there is one.
+    /// The client that replaces this one, if it is open. Waits for an opening under way.
     pub(super) fn child(&self) -> Option<Client> {
         if self.child.open.get().is_none() {
-            // Who changes its rules while it is being opened waits for it: they were copied already.
+            // An opening has copied the rules already: a change of rules has to wait for it.
             drop(lock_within(&self.child.opening, patience(OPENING_WAIT))?);
         }
         self.child.open.get().cloned()
     }
 
-    /// The same, if it is open already; waits for nobody.
+    /// As [`child`](Self::child), without waiting.
     pub(super) fn opened_child(&self) -> Option<&Client> {
         self.child.open.get()
     }
 
-    /// Whether none could be had, and none will be.
+    /// Whether opening failed for good.
     pub(super) fn has_failed_child(&self) -> bool {
         self.child.has_failed.load(Ordering::Acquire)
     }
 
-    /// The client that takes our place, opened if need be.
+    /// The client that replaces this one, opened if necessary.
     pub(super) fn child_or_open(&self, parent: &Pipeline) -> Option<Client> {
         if let Some(client) = self.child.open.get() {
             return Some(client.clone());
@@ -57,7 +58,7 @@ impl Shared {
         if self.child.open.get().is_none() && !self.has_failed_child() {
             match self.open_child(parent) {
                 Ok(client) => {
-                    // What a callback has set meanwhile, which could not wait for the opening.
+                    // A callback may have changed the opt-out during the opening, without waiting for it.
                     client.set_opted_out(self.rules.is_opted_out());
                     let _ = self.child.open.set(client);
                 }
@@ -77,7 +78,7 @@ impl Shared {
 
     fn open_child(&self, parent: &Pipeline) -> Result<Client, Error> {
         let mut options = parent.options().clone();
-        // Without its hooks nothing may be captured: what they were to remove would reach the disk.
+        // Without the hooks nothing may be captured: data that they remove would reach the disk.
         let busy = || Error::Resources(std::io::Error::other("the parent was changing its hooks when it forked"));
         let rules = self.rules.for_child().ok_or_else(busy)?;
         options.held = rules.is_opted_out();
@@ -93,7 +94,7 @@ impl Shared {
     }
 }
 
-/// How long to wait for an opening: inside a callback not at all, for that opening may be what it was called from, and waits for us.
+/// How long to wait for an opening. Not at all inside a callback, because the opening may be what called it.
 pub(super) fn patience(most: Duration) -> Duration {
     if reentry::inside().depth > 0 || reentry::on_our_thread() { Duration::ZERO } else { most }
 }

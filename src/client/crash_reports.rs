@@ -18,12 +18,12 @@ use super::Shared;
 use super::receipt::Outcome;
 use crate::context;
 use crate::crash::{self, Breadcrumb, CrashReport, GRACE, Incident, Origin, ProcessInfo, ProcessState, Severity};
-use crate::diagnostics::Diagnostic;
 use crate::error::Error;
 use crate::event::Event;
 use crate::event::exception::{Crash, Entry, Level};
-use crate::pipeline::{self, DropReason, Pipeline};
+use crate::pipeline::{self, Pipeline};
 use crate::record::stack::Stack;
+use crate::report::{Diagnostic, DropReason};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::Disk;
 use crate::sys::entropy::random_u64;
@@ -230,9 +230,8 @@ fn capture_incident(shared: &Weak<Shared>, report: &CrashReport, incident: &Inci
     };
     let why = match receipt.outcome() {
         Outcome::Accepted => match receipt.persisted().wait(DURABLE_WAIT) {
-            Ok(Ok(())) => return Some(ReportOutcome::Durable),
-            Ok(Err(error)) => error.to_string(),
-            Err(timeout) => timeout.to_string(),
+            Ok(()) => return Some(ReportOutcome::Durable),
+            Err(error) => error.to_string(),
         },
         // The program rejects the event, and would reject it again.
         Outcome::Dropped(DropReason::BeforeSend | DropReason::BeforeSendPanicked | DropReason::OptedOut) => {

@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::{Client, Shared, global};
 use crate::crash;
-use crate::diagnostics::{Diagnostic, log_without_client};
 use crate::error::Error;
+use crate::recorder::log_without_client;
+use crate::report::Diagnostic;
 
 /// Reports panics of this process to PostHog, as [`try_install_panic_hook`] does. An error is logged as a warning.
 ///
@@ -52,6 +53,7 @@ pub fn try_install_panic_hook() -> Result<(), Error> {
 /// Reports fatal signals of this process to PostHog, as [`try_install_crash_handler`] does. An error is logged as a
 /// warning.
 #[cfg(feature = "crash-signals")]
+#[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
 pub fn install_crash_handler() {
     if let Err(error) = try_install_crash_handler() {
         log_without_client(&Diagnostic::CrashReportUnreadable { path: None, why: error.describe() });
@@ -74,8 +76,8 @@ pub fn install_crash_handler() {
 ///
 /// ```no_run
 /// posthog::init(posthog::Config::from_env())?;
-/// posthog::try_install_panic_hook()?;
-/// posthog::try_install_crash_handler()?;
+/// posthog::crashes::try_install_panic_hook()?;
+/// posthog::crashes::try_install_crash_handler()?;
 /// # Ok::<(), posthog::Error>(())
 /// ```
 ///
@@ -84,6 +86,7 @@ pub fn install_crash_handler() {
 /// [`Error::Resources`] on systems without a handler: it exists for Linux on x86-64 and aarch64. [`Error::QueueDir`] if
 /// the report file cannot be created.
 #[cfg(feature = "crash-signals")]
+#[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
 pub fn try_install_crash_handler() -> Result<(), Error> {
     crash::install_signals().map_err(Error::Resources)?;
     global::arm_if_wanted()
@@ -96,7 +99,7 @@ pub fn try_install_crash_handler() -> Result<(), Error> {
 /// ```no_run
 /// // In a function that a C library calls on a thread of its own:
 /// extern "C" fn on_worker_start() {
-///     let _ = posthog::register_thread();
+///     let _ = posthog::crashes::register_thread();
 /// }
 /// # on_worker_start();
 /// ```
@@ -107,6 +110,7 @@ pub fn try_install_crash_handler() -> Result<(), Error> {
 ///
 /// [`Error::Resources`] if the memory cannot be allocated, and on systems without the handler.
 #[cfg(feature = "crash-signals")]
+#[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
 pub fn register_thread() -> Result<(), Error> {
     crash::register_thread().map_err(Error::Resources)
 }

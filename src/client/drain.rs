@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: what is queued is sent before the process ends.
+//! SIGTERM and SIGINT: delivering what is queued before the process ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -9,25 +9,26 @@ use crate::error::Error;
 use crate::pipeline::spawn_apart;
 use crate::sys::limits::{DRAIN_DEADLINE, DRAIN_DEADLINE_DEFAULT};
 
-/// Storing and letting the queue go come on top of the deadline.
+/// Time for storing and releasing the queue, after the deadline.
 const STORING: Duration = Duration::from_secs(1);
 
-/// What ends the process after [`drain_on_terminate`] has done its part.
+/// What ends the process after [`drain_on_terminate`] has drained the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AfterDrain {
-    /// We do: the process dies of the signal, as it would have without us (143 in a shell for SIGTERM). A second signal kills at once.
-    /// As the first process of a container, which no signal kills by default, it exits with that number.
+    /// The library does: the process dies of the signal, as it would have without a handler (status 143 in a shell for
+    /// SIGTERM). A second signal kills it at once. As the first process of a container, which a signal does not kill by
+    /// default, it exits with that status.
     ReRaise,
-    /// The application does, when and as it likes. The signal is only a reason to send what is queued; the client goes on.
+    /// The application does. The signal only causes a flush; the client stays open.
     App,
 }
 
-/// How [`drain_on_terminate`] works.
+/// Options of [`drain_on_terminate`].
 ///
 /// ```
 /// use std::time::Duration;
-/// use posthog::{DrainOptions, AfterDrain};
+/// use posthog::termination::{AfterDrain, DrainOptions};
 ///
 /// let options = DrainOptions::new().deadline(Duration::from_secs(5)).exit(AfterDrain::App);
 /// # let _ = options;
@@ -41,28 +42,30 @@ pub struct DrainOptions {
 }
 
 impl DrainOptions {
-    /// SIGTERM and SIGINT, three seconds, and the exit left to whom the signal belonged before.
+    /// SIGTERM and SIGINT, three seconds, and [`AfterDrain`] by the disposition that each signal has.
     pub fn new() -> Self {
         Self { deadline: DRAIN_DEADLINE_DEFAULT, exit: None, signals: vec![15, 2] }
     }
 
-    /// How long sending may take. Default: 3 s, at most 10 minutes. Platforms that send SIGKILL after SIGTERM do so after 5 s (some), 10 s
-    /// (`docker stop`, Cloud Run), 30 s (Kubernetes) or 90 s (systemd): stay below that, by a second for storing.
+    /// How long delivery may take. Default: 3 s, at most 10 minutes. Platforms send SIGKILL after SIGTERM: some after 5
+    /// s, others after 10 s (`docker stop`, Cloud Run), 30 s (Kubernetes) or 90 s (systemd). Stay a second below that,
+    /// for storing.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// What ends the process. Default, for each signal by itself: [`AfterDrain::ReRaise`] if it has its default disposition when
-    /// [`drain_on_terminate`] is called, [`AfterDrain::App`] if somebody has a handler for it. Say it where the application's handler comes
-    /// later: an [`AfterDrain::ReRaise`] would end the process in the middle of what that does.
+    /// What ends the process. Default, for each signal: [`AfterDrain::ReRaise`] if the signal has its default
+    /// disposition when [`drain_on_terminate`] is called, [`AfterDrain::App`] if it has a handler. Set
+    /// [`AfterDrain::App`] if the application installs its handler later: otherwise the process dies while that handler
+    /// runs.
     pub fn exit(mut self, exit: AfterDrain) -> Self {
         self.exit = Some(exit);
         self
     }
 
-    /// Which signals, by number: among SIGHUP (1), SIGINT (2), SIGQUIT (3) and SIGTERM (15). Default: SIGTERM and SIGINT. One that is
-    /// ignored when [`drain_on_terminate`] is called (SIGINT under `nohup` or behind `&`) stays ignored.
+    /// The signals, by number: SIGHUP (1), SIGINT (2), SIGQUIT (3) or SIGTERM (15). Default: SIGTERM and SIGINT. A
+    /// signal that is ignored when [`drain_on_terminate`] is called (SIGINT under `nohup` or behind `&`) stays ignored.
     pub fn signals(mut self, signals: impl IntoIterator<Item = i32>) -> Self {
         self.signals = signals.into_iter().collect();
         self
@@ -89,36 +92,38 @@ impl Default for DrainOptions {
     }
 }
 
-/// Has SIGTERM and SIGINT send what is queued in the process-wide client before the process ends. For freshness, and for disks that go
-/// with the container: what is queued is safe on a disk without it.
+/// Delivers what is queued in the process-wide client at SIGTERM and SIGINT, before the process ends. This is for
+/// freshness, and for disks that are lost with the container: on a lasting disk, queued events are safe without it.
 ///
 /// ```no_run
-/// use posthog::{Config, DrainOptions};
+/// use posthog::Config;
+/// use posthog::termination::DrainOptions;
 ///
 /// posthog::init(Config::from_env())?;
 /// posthog::drain_on_terminate(DrainOptions::new())?;
 /// # Ok::<(), posthog::Error>(())
 /// ```
 ///
-/// On the first signal a thread of its own calls [`shutdown`](crate::Client::shutdown) with the deadline, and then the process dies of
-/// the signal: its parent sees what it would have seen without us, after at most the deadline and a second. A second signal kills at
-/// once. Where the application has a handler of its own ([`AfterDrain::App`]) the thread calls [`flush`](crate::Client::flush) instead, and
-/// nothing else: the client goes on, so that what the application captures while it ends is taken, and the application should end with
-/// [`close`](crate::Client::close).
+/// On the first signal, a thread of its own calls [`shutdown`](crate::Client::shutdown) with the deadline; then the
+/// process dies of the signal, after at most the deadline and a second. A second signal kills it at once. Where the
+/// application has a handler of its own ([`AfterDrain::App`]), the thread calls [`flush`](crate::Client::flush) instead
+/// and the client stays open for what the application captures while it ends; the application should call
+/// [`close`](crate::Client::close) at the end.
 ///
-/// In signal context no more happens than an atomic exchange and the post of a semaphore. Signals are received through `signal-hook`, as
-/// tokio receives them: both hear of each signal, whichever was first. A handler that is installed *later* with plain `sigaction` (the
-/// crate `ctrlc` does so) replaces this one, and then nothing is drained.
+/// The signal handler only does an atomic exchange and posts a semaphore. Signals are received through `signal-hook`,
+/// as in tokio: all handlers that use it receive each signal. A handler that is installed *later* with plain
+/// `sigaction` (the crate `ctrlc` does that) replaces this one, and nothing is drained.
 ///
-/// Which client that is, is looked up when the signal comes: this may be called before [`init`](crate::init), and without a client the
-/// process dies of the signal at once. It is for this process. A child that is forked later dies of a first signal at once (unless the
-/// signal had a handler before), also where the child has a handler of its own that goes through `signal-hook`; to have a child drained
-/// call this in the child, and in a daemon after it has forked into the background.
+/// The client is looked up when the signal arrives, so this may be called before [`init`](crate::init); without a
+/// client the process dies at once. It covers this process only. A child that is forked later dies of a first signal at
+/// once (unless the signal had a handler before), even if the child has a handler of its own that uses `signal-hook`.
+/// To drain a child, call this in the child; in a daemon, call it after forking into the background.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for a deadline or a signal that is not possible; [`Error::AlreadyInstalled`] if it was called before in this
-/// process (the first call stays as it is); [`Error::Resources`] where the system has no thread for us. Signals then do what they did.
+/// [`Error::Config`] for an invalid deadline or signal; [`Error::AlreadyInstalled`] if it was called before in this
+/// process (the first call stays in effect); [`Error::Resources`] if the system cannot start a thread. After an error,
+/// signals do what they did before.
 pub fn drain_on_terminate(options: DrainOptions) -> Result<(), Error> {
     options.check()?;
     let watch = Watch::claim().ok_or(Error::AlreadyInstalled("drain_on_terminate"))?;
@@ -141,7 +146,7 @@ pub fn drain_on_terminate(options: DrainOptions) -> Result<(), Error> {
 fn serve(deadline: Duration) {
     loop {
         let caught = termination::wait();
-        // Whatever happens in it: a process that was told to die dies.
+        // Caught, so that a panic here does not keep the process alive after the signal.
         let _ = catch_unwind(AssertUnwindSafe(|| drain(caught, deadline)));
         if caught.is_fatal {
             termination::die_of(caught.signal);

@@ -8,10 +8,10 @@ use std::error::Error;
 use super::receipt::Receipt;
 use super::{Client, Shared};
 use crate::crash::{Edge, Modules, trace};
-use crate::diagnostics::Diagnostic;
 use crate::event::exception::{Chain, ExceptionOptions, ExceptionStack, PrintedStack};
-use crate::pipeline::{DropReason, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::record::stack::{Image, Stack};
+use crate::report::{Diagnostic, DropReason};
 use crate::sys::reentry;
 
 /// An error that was read, and its own stack if it captured one.
@@ -20,7 +20,7 @@ pub(super) type CapturedError = (Chain, Option<PrintedStack>);
 impl Client {
     /// Captures an error, its sources ([`Error::source`]) and the stack of this call as an exception for PostHog's
     /// error tracking. As durable as [`capture`](Self::capture), and the receipt means the same. For a value that is no
-    /// error use [`AdHocError`](crate::AdHocError); to set more,
+    /// error use [`AdHocError`](crate::exceptions::AdHocError); to set more,
     /// [`capture_exception_with`](Self::capture_exception_with).
     ///
     /// Cheap enough for error paths: the stack is captured as raw addresses. Names are looked up when the event is
@@ -52,7 +52,7 @@ impl Client {
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-    /// use posthog::{ExceptionOptions, Level};
+    /// use posthog::exceptions::{ExceptionOptions, Level};
     ///
     /// if let Err(error) = "x".parse::<u8>() {
     ///     let options = ExceptionOptions::new().level(Level::Warning).prop("area", "import").group("company", "acme");
@@ -69,6 +69,7 @@ impl Client {
     /// that it captured itself, if any (`RUST_BACKTRACE=1`). That stack is available only as text, so its names are
     /// looked up during this call, which takes about 100 ms the first time in a large program.
     #[cfg(feature = "anyhow")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "anyhow")))]
     #[inline(never)]
     pub fn capture_anyhow(&self, error: &anyhow::Error) -> Receipt {
         let here = 0;
@@ -77,6 +78,7 @@ impl Client {
 
     /// As [`capture_anyhow`](Self::capture_anyhow), with options.
     #[cfg(feature = "anyhow")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "anyhow")))]
     #[inline(never)]
     pub fn capture_anyhow_with(&self, error: &anyhow::Error, options: ExceptionOptions) -> Receipt {
         let here = 0;
@@ -87,6 +89,7 @@ impl Client {
     /// it captured itself, if any (`RUST_BACKTRACE=1`), and if its handler prints it like eyre's own. The stack's names
     /// are looked up during this call, see [`capture_anyhow`](Self::capture_anyhow).
     #[cfg(feature = "eyre")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "eyre")))]
     #[inline(never)]
     pub fn capture_eyre(&self, report: &eyre::Report) -> Receipt {
         let here = 0;
@@ -95,6 +98,7 @@ impl Client {
 
     /// As [`capture_eyre`](Self::capture_eyre), with options.
     #[cfg(feature = "eyre")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "eyre")))]
     #[inline(never)]
     pub fn capture_eyre_with(&self, report: &eyre::Report, options: ExceptionOptions) -> Receipt {
         let here = 0;
@@ -134,12 +138,12 @@ impl Shared {
         ask: &dyn Fn() -> CapturedError,
     ) -> Receipt {
         for what in options.take_invalid() {
-            self.diagnostics.record(Diagnostic::Invalid { what });
+            self.diagnostics.record(Diagnostic::InputIgnored { what });
         }
         let (chain, own_stack) = ask();
         if let Some(what) = chain.failed_call {
             let what = format!("part of a captured error was left out: its {what} panicked or failed");
-            self.diagnostics.record(Diagnostic::Invalid { what });
+            self.diagnostics.record(Diagnostic::InputIgnored { what });
         }
         let event = match own_stack.or_else(|| options.take_own_stack()) {
             Some(printed) => chain.describe(&ExceptionStack::Printed(printed), options),

@@ -8,28 +8,29 @@ use super::Client;
 use super::receipt::Receipt;
 use crate::config::Config;
 use crate::crash::{self, Edge};
-use crate::diagnostics::{Diagnostic, log_without_client};
 use crate::error::Error;
 use crate::event::Event;
 use crate::event::exception::{Chain, ExceptionOptions};
-use crate::pipeline::DropReason;
+use crate::recorder::log_without_client;
+use crate::report::{Diagnostic, DropReason};
 
 static CLIENT: OnceLock<Client> = OnceLock::new();
 
-/// Makes the process-wide client, which [`capture`] and [`client`] use. It lives as long as the process; call
-/// [`Client::close`] on it before the process ends to send what can be sent, or let the next start send it. Once closed it cannot be
-/// replaced.
+/// Creates the process-wide client, which [`capture`] and [`client`] use. It lives as long as the process. Call
+/// [`Client::close`] on it before the process ends to deliver what can be delivered, or leave that to the next start.
+/// Once closed, it cannot be replaced.
 ///
-/// A daemon calls this after it has forked into the background and dropped its privileges, and before it starts threads that capture.
-/// A child that is forked later inherits no queue ([`StorageMode::Forked`](crate::StorageMode::Forked)): its first capture opens one of its own, on
-/// the thread that captures.
+/// A daemon calls this after it has forked into the background and dropped its privileges, and before it starts threads
+/// that capture. A child that is forked later inherits no queue
+/// ([`StorageMode::Forked`](crate::stats::StorageMode::Forked)): its first capture opens one, on the thread that
+/// captures.
 ///
 /// # Errors
 ///
-/// As [`Client::new`]; [`Error::AlreadyInitialised`] if it was called before.
+/// As [`Client::new`]; [`Error::AlreadyInitialized`] if it was called before.
 pub fn init(config: Config) -> Result<Client, Error> {
     if CLIENT.get().is_some() {
-        return Err(Error::AlreadyInitialised);
+        return Err(Error::AlreadyInitialized);
     }
     let client = Client::new(config)?;
     match CLIENT.set(client.clone()) {
@@ -42,24 +43,24 @@ pub fn init(config: Config) -> Result<Client, Error> {
             }
             Ok(client)
         }
-        // Somebody was faster; ours is closed by being dropped.
-        Err(_) => Err(Error::AlreadyInitialised),
+        // Another thread was faster. The client of this call is closed by being dropped.
+        Err(_) => Err(Error::AlreadyInitialized),
     }
 }
 
-/// The process-wide client, if [`init`] has made one.
+/// The process-wide client, if [`init`] has created one.
 pub fn client() -> Option<Client> {
     CLIENT.get().cloned()
 }
 
-/// Gives the panic hook somewhere to write, once there are both a hook and a process-wide client.
+/// Opens the crash file, once there are both a hook and a process-wide client.
 pub(super) fn arm_if_wanted() -> Result<(), Error> {
     let Some(client) = CLIENT.get().filter(|_| crash::is_requested()) else { return Ok(()) };
     client.shared.arm_process_wide()
 }
 
-/// Captures with the process-wide client. Before [`init`] the event is `Dropped(NotInitialized)`; the first time, that is logged as a
-/// warning.
+/// [`Client::capture`] with the process-wide client. Before [`init`] the event is `Dropped(NotInitialized)`; the first
+/// such event is logged as a warning.
 pub fn capture(event: Event) -> Receipt {
     match CLIENT.get() {
         Some(client) => client.capture(event),
@@ -67,7 +68,8 @@ pub fn capture(event: Event) -> Receipt {
     }
 }
 
-/// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialized)`, as with [`capture`].
+/// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialized)`, as with
+/// [`capture`].
 #[inline(never)]
 pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
     let here = 0;
@@ -91,9 +93,9 @@ pub fn breadcrumb(text: impl AsRef<str>) {
 
 #[cold]
 fn drop_before_init(event: &Event) -> Receipt {
-    static TOLD: AtomicBool = AtomicBool::new(false);
+    static WAS_LOGGED: AtomicBool = AtomicBool::new(false);
     let reason = DropReason::NotInitialized;
-    if !TOLD.swap(true, Ordering::Relaxed) {
+    if !WAS_LOGGED.swap(true, Ordering::Relaxed) {
         let detail = format!("{reason}; until it is called, every event is dropped like this one");
         log_without_client(&Diagnostic::Dropped { reason, event: event.name().to_owned(), detail, count: 1 });
     }
@@ -104,10 +106,10 @@ fn drop_before_init(event: &Event) -> Receipt {
 mod tests {
     use super::*;
     use crate::client::Outcome;
-    use crate::diagnostics::heard::lines_of;
+    use crate::recorder::captured_log::lines_of;
 
     #[test]
-    fn captures_before_init_are_dropped_by_that_name_and_warned_of_once() {
+    fn captures_before_init_are_dropped_and_logged_once() {
         let lines = lines_of(|| {
             for _ in 0..3 {
                 let outcome = capture(Event::new("early", "user_1")).outcome();
@@ -119,12 +121,15 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_without_a_key_is_told_as_information_and_recorded() {
+    fn a_missing_key_is_recorded_and_logged_as_information() {
         let mut client = None;
         let lines = lines_of(|| client = Client::new(Config::without_key()).ok());
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         assert!(line.starts_with("INFO POSTHOG_API_KEY is not set: "), "{line}");
         assert_eq!(client.map(|client| client.diagnostics()), Some(vec![Diagnostic::KeyMissing]));
-        assert!(lines_of(|| drop(Client::new(Config::disabled()))).is_empty(), "who asks for it knows it");
+        assert!(
+            lines_of(|| drop(Client::new(Config::disabled()))).is_empty(),
+            "a client that is disabled on purpose logs nothing"
+        );
     }
 }

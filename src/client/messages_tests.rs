@@ -1,29 +1,34 @@
-//! Every text that a diagnostic has, in one place to be read: what happened, what the library does now, and what the operator can do,
-//! where there is something. A variant that is added and has no line here fails the tests.
+//! The text of every diagnostic, in one place for review: what happened, what the library does now, and what the
+//! operator can do. A variant without a line here fails the tests.
 //!
-//! What stands in for a `reason` or `problem` in them, and errors, have theirs in `messages_reasons_tests.rs`; advice for errors of the system in
-//! `shard/advice_tests.rs`, causes of an unfinished shutdown in `worker/stop_tests.rs`, sums of what was held back in
-//! `diagnostics/recorder_tests.rs`.
+//! The second half has the texts of reasons and errors. Advice for errors of the system is tested beside the queue, and
+//! sums of several diagnostics in `recorder/tests.rs`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::diagnostics::Diagnostic as D;
-use crate::pipeline::DropReason;
+use super::notices::public;
+use crate::delivery::Notice as Delivered;
+use crate::error::Error;
+use crate::flags;
+use crate::pipeline::{Circumstances, Notice, Outage};
+use crate::report::{Diagnostic as D, DropReason, PersistError};
 
 const UUID: Uuid = Uuid::from_u128(7);
 const ID: &str = "00000000-0000-0000-0000-000000000007";
 
-/// Left: what is recorded. Right: its text.
+/// Pairs of a diagnostic and its text.
 #[track_caller]
-fn all_are(table: &[(D, &str)]) {
+fn must_have_texts(table: &[(D, &str)]) {
     for (diagnostic, text) in table {
         assert_eq!(diagnostic.to_string(), text.replace("{ID}", ID));
     }
 }
 
-/// One of each variant: a new one does not compile until it has a number here, and fails until a table has it.
+/// A number for each variant. A new variant does not compile until it has one, and fails the test until a table
+/// contains it.
 fn number(diagnostic: &D) -> usize {
     match diagnostic {
         D::Dropped { .. } => 0,
@@ -35,41 +40,41 @@ fn number(diagnostic: &D) -> usize {
         D::Paused { .. } => 6,
         D::EndpointRecovered => 7,
         D::QuotaLimited { .. } => 8,
-        D::Warned { .. } => 9,
+        D::DeliveryWarning { .. } => 9,
         D::CallbackPanicked { .. } => 10,
         D::StorageFailing { .. } => 11,
         D::StorageRecovered => 12,
         D::InMemory { .. } => 13,
-        D::LostWithProcess { .. } => 14,
-        D::Salvaged { .. } => 15,
-        D::Missing { .. } => 16,
+        D::MemoryQueueLost { .. } => 14,
+        D::QueueSalvaged { .. } => 15,
+        D::EventsLost { .. } => 16,
         D::StoreVerified => 17,
         D::Evicted { .. } => 18,
-        D::Ephemeral { .. } => 19,
+        D::QueueDirEphemeral { .. } => 19,
         D::OrphanedQueue { .. } => 20,
         D::OrphanedQueues { .. } => 21,
-        D::ShardSkipped { .. } => 22,
+        D::QueueSkipped { .. } => 22,
         D::CrashReportUnreadable { .. } => 23,
         D::SymbolsUntrusted => 24,
-        D::Invalid { .. } => 25,
+        D::InputIgnored { .. } => 25,
         D::ManualException => 26,
-        D::FlagsUnanswered { .. } => 27,
-        D::FlagsUnreadable { .. } => 28,
+        D::FlagRequestsFailed { .. } => 27,
+        D::FlagsInvalid { .. } => 28,
         D::FlagDefinitionsUnavailable { .. } => 29,
         D::FlagDefinitionsRecovered => 30,
         D::FlagCacheFailed { .. } => 31,
         D::LeftOnDisk { .. } => 32,
-        D::Network { .. } => 33,
+        D::NetworkConfig { .. } => 33,
         D::HostReplaced { .. } => 34,
-        D::Exposed { .. } => 35,
+        D::QueueDirExposed { .. } => 35,
         D::LowDiskSpace { .. } => 36,
     }
 }
 
 #[test]
-fn every_diagnostic_has_its_text_here() {
+fn every_diagnostic_has_a_pinned_text() {
     let tables = [delivery(), pauses(), queue(), directories(), surroundings(), program(), flags()];
-    tables.iter().for_each(|table| all_are(table));
+    tables.iter().for_each(|table| must_have_texts(table));
     let seen: BTreeSet<usize> = tables.iter().flatten().map(|(diagnostic, _)| number(diagnostic)).collect();
     assert_eq!(seen, (0..=36).collect());
 }
@@ -79,7 +84,7 @@ fn delivery() -> Vec<(D, &'static str)> {
         (
             D::DeadLettered { uuid: UUID, status: 400, reason: "event submitted without a distinct_id".into() },
             "PostHog rejected event {ID} (HTTP status 400: event submitted without a distinct_id); it is kept as a dead letter and not \
-             sent again",
+             sent again; see Client::dead_letters",
         ),
         (
             D::DeadLettered { uuid: UUID, status: 0, reason: "its record is damaged: it is cut short".into() },
@@ -88,12 +93,12 @@ fn delivery() -> Vec<(D, &'static str)> {
         ),
         (
             D::Quarantined { uuid: UUID, status: 413, reason: String::new() },
-            "event {ID} is not accepted (HTTP status 413); it stays queued and is tried again later, and delivery goes on without it",
+            "event {ID} was not accepted (HTTP status 413); it stays queued and is tried again later, and delivery continues without it",
         ),
         (
             D::Quarantined { uuid: UUID, status: 0, reason: "the connection was closed before an answer came".into() },
-            "event {ID} is not accepted (the connection was closed before an answer came); it stays queued and is tried again later, and \
-             delivery goes on without it",
+            "event {ID} was not accepted (the connection was closed before an answer came); it stays queued and is tried again later, and \
+             delivery continues without it",
         ),
         (
             D::EndpointFailing { reason: "HTTP status 503: down for repairs".into() },
@@ -101,19 +106,19 @@ fn delivery() -> Vec<(D, &'static str)> {
         ),
         (
             D::NotPostHog { status: 200, snippet: "<html>welcome".into() },
-            "the server that answers (HTTP status 200) is not PostHog; events stay queued and delivery is tried again; check \
-             Config::host, which must be the ingestion host without /batch, and whether a proxy or a captive portal is in between; the \
-             answer begins: <html>welcome",
+            "the server that responds (HTTP status 200) is not PostHog; events stay queued and delivery is tried again; check \
+             Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
+             begins: <html>welcome",
         ),
         (D::EndpointRecovered, "events are delivered again"),
         (
             D::QuotaLimited { kinds: vec!["events".into(), "recordings".into()] },
-            "PostHog takes requests but discards what is over quota (events, recordings); those events count as delivered; raise the \
+            "PostHog accepts requests but discards events over quota (events, recordings); those events count as delivered; raise the \
              limit in PostHog's billing settings",
         ),
         (
-            D::Warned { uuid: UUID, events: 1, details: "person_processing_disabled".into() },
-            "PostHog accepted 1 event with a warning: person_processing_disabled (one of them is {ID})",
+            D::DeliveryWarning { uuid: UUID, events: 1, details: "person_processing_disabled".into() },
+            "PostHog accepted 1 event with a warning: person_processing_disabled (first event: {ID})",
         ),
         (
             D::LeftOnDisk {
@@ -121,11 +126,11 @@ fn delivery() -> Vec<(D, &'static str)> {
                 path: "/q/ab/shard-0".into(),
                 why: "requests are refused (HTTP status 401: no)".into(),
             },
-            "2 events not delivered at shutdown: requests are refused (HTTP status 401: no); what is left stays in /q/ab/shard-0 and is \
-             sent by the next process that opens this queue",
+            "2 events not delivered at shutdown: requests are refused (HTTP status 401: no); what remains is kept in \
+             /q/ab/shard-0, and the next process that opens this queue sends it",
         ),
         (
-            D::Network { what: "HTTP_PROXY is ignored: it names no host".into() },
+            D::NetworkConfig { what: "HTTP_PROXY is ignored: it names no host".into() },
             "HTTP_PROXY is ignored: it names no host",
         ),
     ]
@@ -151,7 +156,7 @@ fn pauses() -> Vec<(D, &'static str)> {
         ),
         (
             paused(403, "<html>", false),
-            "the server answers, not in PostHog's words, that nothing may pass (HTTP status 403: <html>); events stay queued and delivery \
+            "the server rejects all requests, and its response is not PostHog's (HTTP status 403: <html>); events stay queued and delivery \
              is tried again; check Config::host, and proxies and firewalls on the way",
         ),
     ]
@@ -166,41 +171,41 @@ fn queue() -> Vec<(D, &'static str)> {
         (D::StorageRecovered, "the queue's storage works again"),
         (
             D::InMemory { path: "/q".into(), problem: "the queue's directory was deleted".into() },
-            "the queue is in memory only and ends with the process, because /q cannot be used: the queue's directory was deleted; events \
-             are delivered, and those that are still queued when the process ends are lost",
+            "the queue is in memory only, because /q cannot be used: the queue's directory was deleted; events are delivered, but those \
+             still queued when the process ends are lost",
         ),
         (
-            D::LostWithProcess { events: 1 },
-            "1 event lost: the queue was in memory only, and the client ended before delivering what was in it",
+            D::MemoryQueueLost { events: 1 },
+            "1 event lost: the queue was in memory only, and the client was closed before it was delivered",
         ),
         (
-            D::Salvaged { path: "/q/damaged-7".into(), why: "its header is damaged".into(), lost: 0 },
-            "a damaged or foreign file was found in the queue (its header is damaged) and renamed to /q/damaged-7; the queue goes on \
-             without it",
+            D::QueueSalvaged { path: "/q/damaged-7".into(), why: "its header is damaged".into(), lost: 0 },
+            "a damaged or foreign file of the queue (its header is damaged) was renamed to /q/damaged-7; the queue continues without it",
         ),
         (
-            D::Salvaged { path: "/q/damaged-7".into(), why: "the file is empty".into(), lost: 2 },
-            "a damaged or foreign file was found in the queue (the file is empty) and renamed to /q/damaged-7; the queue goes on without \
-             2 events of it that could not be read",
+            D::QueueSalvaged { path: "/q/damaged-7".into(), why: "the file is empty".into(), lost: 2 },
+            "a damaged or foreign file of the queue (the file is empty) was renamed to /q/damaged-7; the queue continues without 2 events \
+             that could not be read from it",
         ),
         (
-            D::Missing { events: 2, after_restart: true },
-            "2 accepted events lost in a power cut or a crash of the machine, before being synced to the disk (see \
-             Config::sync_interval)",
+            D::EventsLost { events: 2, after_restart: true },
+            "2 accepted events lost in a power cut or a crash of the machine, before the sync; lower Config::sync_interval, or await \
+             Receipt::persisted for events that matter",
         ),
         (
-            D::Missing { events: 1, after_restart: false },
-            "1 accepted event lost: the bytes on the disk are damaged or gone; check the disk, and whether somebody changes the queue's \
-             files",
+            D::EventsLost { events: 1, after_restart: false },
+            "1 accepted event lost: bytes on the disk are damaged or missing; check the disk, and whether another program changes the \
+             queue's files",
         ),
         (
             D::StoreVerified,
-            "the previous owner of the queue was killed while it wrote to it, so the queue's file was checked; damage, if any was found, \
-             is reported separately",
+            "the previous owner of the queue was killed during a write, so the queue's file was verified; any damage is reported \
+             separately",
         ),
         (
             D::Evicted { events: 1_500, for_age: false },
-            "1,500 queued events deleted without being delivered: to make room for newer ones (OverflowPolicy::DropOldest)",
+            "1,500 queued events deleted without being delivered: to make room for newer ones (OverflowPolicy::DropOldest); raise \
+             Config::max_queue_bytes to keep more",
         ),
         (
             D::Evicted { events: 1, for_age: true },
@@ -213,8 +218,8 @@ fn directories() -> Vec<(D, &'static str)> {
     vec![
         (
             D::InMemory { path: "".into(), problem: "no queue directory is configured".into() },
-            "the queue is in memory only and ends with the process, because no queue directory is configured; events are delivered, and \
-             those that are still queued when the process ends are lost",
+            "the queue is in memory only, because no queue directory is configured; events are delivered, but those still queued when the \
+             process ends are lost",
         ),
         (
             D::LowDiskSpace {
@@ -223,7 +228,7 @@ fn directories() -> Vec<(D, &'static str)> {
                 floor_bytes: 32 << 20,
                 volume_bytes: Some(1 << 30),
             },
-            "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); what is queued is kept and \
+            "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); queued events are kept and \
              delivered; free some space there, or lower Config::min_free_space",
         ),
         (
@@ -233,18 +238,18 @@ fn directories() -> Vec<(D, &'static str)> {
                 floor_bytes: 32 << 20,
                 volume_bytes: Some(20 << 20),
             },
-            "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); what is queued is kept and \
-             delivered; it is 20 MiB large in all: lower Config::min_free_space, or use a larger one",
+            "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); queued events are kept and \
+             delivered; its total size is only 20 MiB: lower Config::min_free_space, or use a larger file system",
         ),
         (
-            D::Exposed { path: "/srv".into(), why: "every user may write to it".into() },
+            D::QueueDirExposed { path: "/srv".into(), why: "every user may write to it".into() },
             "other users can remove or replace the queue through /srv: every user may write to it; the queue is used all the same; \
-             restrict the directory's owner or mode",
+             restrict the owner and mode of that directory",
         ),
         (
             D::HostReplaced { given: "https://eu.posthog.com".into(), used: "https://eu.i.posthog.com".into() },
-            "the host https://eu.posthog.com is PostHog's app; events and flags go to https://eu.i.posthog.com, its ingestion host: set \
-             the host to that",
+            "the host https://eu.posthog.com is PostHog's app; events and flags are sent to its ingestion host https://eu.i.posthog.com \
+             instead; set Config::host to that",
         ),
     ]
 }
@@ -253,26 +258,26 @@ fn surroundings() -> Vec<(D, &'static str)> {
     let owner = Some(("phc_abcd...".to_owned(), "https://eu.i.posthog.com".to_owned()));
     vec![
         (
-            D::Ephemeral {
+            D::QueueDirEphemeral {
                 path: "/q".into(),
                 what: "a container's own layer: events in it are lost with the container",
             },
-            "the queue directory /q is on a container's own layer: events in it are lost with the container; choose a directory on a \
-             local disk (queue_dir) to keep events longer",
+            "the queue directory /q is on a container's own layer: events in it are lost with the container; set Config::queue_dir \
+             to a directory on a persistent local disk",
         ),
         (
             D::OrphanedQueue { path: "/q/cd".into(), owner, events: 1, bytes: 312 },
             "not delivered: 1 event (312 bytes) of the key phc_abcd... at https://eu.i.posthog.com, because no process has that queue \
-             open; call Config::adopt_queue(key, host) to have them delivered, or remove /q/cd to give them up",
+             open; call Config::adopt_queue(key, host) to deliver them, or remove /q/cd to discard them",
         ),
         (
             D::OrphanedQueues { path: "/q".into(), queues: 3, events: 60, bytes: 5 << 20 },
             "not delivered either: 60 events (5 MiB) in 3 more queues of other keys or hosts under /q; call Config::adopt_queue(key, \
-             host) for each to have them delivered, or remove the directories to give them up",
+             host) for each to deliver them, or remove the directories to discard them",
         ),
         (
-            D::ShardSkipped { path: "/q/ab/shard-1".into(), why: "a newer version of this library wrote it".into() },
-            "the queue in /q/ab/shard-1 is left alone for now, with the events in it: a newer version of this library wrote it",
+            D::QueueSkipped { path: "/q/ab/shard-1".into(), why: "a newer version of this library wrote it".into() },
+            "the queue in /q/ab/shard-1 is skipped for now, with the events in it: a newer version of this library wrote it",
         ),
         (
             D::CrashReportUnreadable {
@@ -290,8 +295,8 @@ fn surroundings() -> Vec<(D, &'static str)> {
         ),
         (
             D::SymbolsUntrusted,
-            "the previous owner of the queue died while it looked up names of functions for a stack; stacks of that build are sent \
-             with addresses only from now on: upload its symbols to PostHog, or give the process more memory and deploy another build",
+            "the previous owner of the queue died while it resolved the symbols of a stack; stacks of that build are sent with addresses \
+             only from now on; upload its symbols to PostHog, or give the process more memory and deploy another build",
         ),
     ]
 }
@@ -314,20 +319,20 @@ fn program() -> Vec<(D, &'static str)> {
         ),
         (
             D::CallbackPanicked { callback: "before_send" },
-            "the program's before_send callback panicked; the event is dropped, because what the hook was to remove may still be in it",
+            "the program's before_send callback panicked; the event is dropped, because data that the hook removes may still be in it",
         ),
         (
             D::CallbackPanicked { callback: "on_delivery" },
-            "the program's on_delivery callback panicked; the panic was caught, and everything else goes on",
+            "the program's on_delivery callback panicked; the panic was caught and the client continues",
         ),
         (
-            D::Invalid { what: "super property \"x\" was left out: it nests more than 96 levels deep".into() },
+            D::InputIgnored { what: "super property \"x\" was left out: it nests more than 96 levels deep".into() },
             "super property \"x\" was left out: it nests more than 96 levels deep",
         ),
         (
             D::ManualException,
-            "a $exception event was captured by hand: it is sent as it is, but PostHog groups exceptions only if \
-             Client::capture_exception makes them; use that instead",
+            "a $exception event was captured with Client::capture: it is sent as it is, but PostHog cannot group it with other \
+             exceptions; use Client::capture_exception instead",
         ),
     ]
 }
@@ -336,12 +341,12 @@ fn flags() -> Vec<(D, &'static str)> {
     let cache = |operation| D::FlagCacheFailed { operation, why: "it panicked".into() };
     vec![
         (
-            D::FlagsUnanswered { why: "no answer in time".into(), requests: 1 },
-            "1 request for feature flags got no answer: no answer in time; known values or defaults are used",
+            D::FlagRequestsFailed { why: "no answer in time".into(), requests: 1 },
+            "1 request for feature flags failed: no answer in time; last known values or defaults are used",
         ),
         (
-            D::FlagsUnreadable { keys: vec!["a".into(), "b".into()] },
-            "feature flags that cannot be read have no value: a, b; all others are evaluated",
+            D::FlagsInvalid { keys: vec!["a".into(), "b".into()] },
+            "invalid feature flags have no value: a, b; all others are evaluated",
         ),
         (
             D::FlagDefinitionsUnavailable { why: "feature flag definitions cannot be loaded: no connection".into() },
@@ -350,8 +355,195 @@ fn flags() -> Vec<(D, &'static str)> {
         (D::FlagDefinitionsRecovered, "feature flag definitions are loaded again"),
         (
             cache("keep"),
-            "feature flag definitions could not be stored for the next start: it panicked; it is tried again",
+            "feature flag definitions could not be stored for the next start: it panicked; storing is tried again",
         ),
-        (cache("read"), "the program's provider of feature flag definitions failed (read): it panicked"),
+        (
+            cache("read"),
+            "the program's provider of feature flag definitions failed (read): it panicked; the loaded definitions stay in use",
+        ),
     ]
+}
+
+#[test]
+fn notices_of_the_pipeline_have_texts_for_an_operator() {
+    let text_of = |notice| public(Notice::Delivery(notice)).unwrap().to_string();
+    let failing = "events cannot be delivered and stay queued; delivery is tried again: ";
+    for (notice, text) in [
+        (
+            Delivered::AskedAgain { events: 1, reason: "not_persisted".into() },
+            "PostHog asks for a retry of 1 event (not_persisted)",
+        ),
+        (
+            Delivered::Cooldown { seconds: 300, attempts: 4, reason: "HTTP status 503".into() },
+            "4 attempts in a row failed; next attempt in 5 min; last failure: HTTP status 503",
+        ),
+        (
+            Delivered::RefusingEverything { status: 400, reason: "no".into() },
+            "every event is rejected (HTTP status 400: no)",
+        ),
+        (
+            Delivered::EngineFailed { seconds: 5 },
+            "the delivery task panicked, which is a defect of this library (please report it); it is restarted in 5 s",
+        ),
+    ] {
+        assert_eq!(text_of(notice), format!("{failing}{text}"));
+    }
+    assert_eq!(
+        text_of(Delivered::QueueUnreadable { reason: "it is being closed".into() }),
+        "the queue's storage fails: events cannot be read for delivery: it is being closed"
+    );
+    assert_eq!(
+        public(Notice::Storage { problem: Some("/q: the disk is full".into()) }).unwrap().to_string(),
+        "the queue's storage fails: /q: the disk is full; new events are accepted while the journal has space for them, and storage is \
+         tried again"
+    );
+    let loaded = public(Notice::Flags(flags::Notice::DefinitionsUnavailable { why: "gone".into() }));
+    assert_eq!(loaded.unwrap().to_string(), "gone");
+    assert!(public(Notice::Ended).is_none());
+}
+
+#[test]
+fn a_drop_names_the_bound_and_why_the_queue_is_full() {
+    let at = Circumstances {
+        dir: "/q/ab/shard-0".into(),
+        journal_bytes: 8 << 20,
+        max_queue_bytes: 64 << 20,
+        min_free_space: 32 << 20,
+        ..Circumstances::default()
+    };
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let outage = Outage { host: "https://eu.i.posthog.com".into(), lasts: hours(4), said: "HTTP status 503".into() };
+    let down = Circumstances { oldest: Some(hours(5)), outage: Some(outage), ..at.clone() };
+    let ill = Circumstances { problem: Some("/q: the disk is full".into()), ..at.clone() };
+    let many = Circumstances { max_queue_events: Some(10_000), ..at.clone() };
+    for (circumstances, reason, text) in [
+        (
+            &down,
+            DropReason::QueueFull,
+            "queue is full (max_queue_bytes = 64 MiB); oldest event is 5 h old, endpoint https://eu.i.posthog.com has failed for 4 h \
+             (HTTP status 503)",
+        ),
+        (
+            &many,
+            DropReason::QueueFull,
+            "queue is full (max_queue_events = 10,000); events come faster than they are delivered, raise the bound",
+        ),
+        (
+            &at,
+            DropReason::JournalFull,
+            "journal is full (journal_bytes = 8 MiB): events come faster than they can be stored; raise Config::journal_bytes",
+        ),
+        (
+            &ill,
+            DropReason::JournalFull,
+            "journal is full (journal_bytes = 8 MiB), and cannot be moved to the queue: /q: the disk is full",
+        ),
+        (
+            &at,
+            DropReason::JournalBusy,
+            "the journal's lock was not free within 50 ms: the thread that holds it was stopped, or the machine is overloaded",
+        ),
+        (
+            &at,
+            DropReason::DiskFull,
+            "the file system of /q/ab/shard-0 has less free than min_free_space (32 MiB); free some space, or lower \
+             Config::min_free_space",
+        ),
+        (&ill, DropReason::Storage, "the journal in /q/ab/shard-0 could not be written: /q: the disk is full"),
+        (&at, DropReason::Closed, "the client was shut down"),
+    ] {
+        assert_eq!(circumstances.explain(reason), text);
+    }
+}
+
+#[test]
+fn every_drop_reason_has_a_pinned_text() {
+    let texts: Vec<String> = DropReason::ALL.map(|reason| reason.to_string()).into();
+    assert_eq!(
+        texts,
+        [
+            "the client is disabled",
+            "the client was shut down",
+            "the event's name is blank",
+            "the distinct id is blank",
+            "a property or group cannot be serialized",
+            "the timestamp is before 1677 or after 2262",
+            "the event is larger than max_event_bytes",
+            "a before_send hook dropped the event",
+            "a before_send hook panicked",
+            "it was captured by a callback of a nested capture, or on a thread of this library",
+            "the journal is full: events arrive faster than they can be stored, or storage fails",
+            "the journal's lock was not free in time",
+            "the queue is full",
+            "the file system has less free space than min_free_space",
+            "the journal's file could not be written, or another process has taken it over",
+            "this forked child could not open a queue",
+            "the client has opted out of capturing",
+            "the alias is blank",
+            "the group's type is blank",
+            "the group's key is blank",
+            "there is no property to set",
+            "posthog::init was not called yet",
+        ]
+    );
+}
+
+#[test]
+fn every_error_has_a_pinned_text() {
+    let system = std::io::Error::from_raw_os_error;
+    for (error, text) in [
+        (
+            Error::config("flush_at", "must be from 1 to 1000000; it is 0"),
+            "invalid configuration: flush_at must be from 1 to 1000000; it is 0",
+        ),
+        (
+            Error::QueueDir { path: "/q".into(), why: "its disk is full".into(), source: None },
+            "cannot use queue directory \"/q\": its disk is full",
+        ),
+        (
+            Error::Timeout { path: "/q".into() },
+            "opening the queue in \"/q\" took longer than 30 s: its file system does not answer, or a large queue is being checked; try \
+             again, or choose a directory on a local disk (queue_dir)",
+        ),
+        (
+            Error::Resources(std::io::ErrorKind::WouldBlock.into()),
+            "the system cannot start another thread for this process; raise the limit (ulimit -u, TasksMax= of systemd, pids.max of the \
+             container)",
+        ),
+        (
+            Error::Resources(system(23)),
+            "the machine may open no more files (fs.file-max); raise that limit, or find out what keeps so many open",
+        ),
+        (
+            Error::Resources(std::io::Error::other("a panic hook cannot be installed")),
+            "this is not possible in this process",
+        ),
+        (
+            Error::AlreadyInitialized,
+            "posthog::init was called before in this process; posthog::client() returns that client",
+        ),
+        (
+            Error::AlreadyInstalled("drain_on_terminate"),
+            "posthog::drain_on_terminate was called before in this process; the first call stays in effect",
+        ),
+    ] {
+        assert_eq!(error.to_string(), text);
+    }
+    let persisted = [
+        PersistError::Dropped,
+        PersistError::Volatile,
+        PersistError::Sync("Input/output error".into()),
+        PersistError::Closed,
+        PersistError::Forked,
+    ];
+    assert_eq!(
+        persisted.map(|error| error.to_string()),
+        [
+            "the event was dropped when it was captured",
+            "the queue is in memory only: the event does not survive the process",
+            "the event may not survive a power cut: Input/output error",
+            "the client was closed before the event was synced",
+            "the event belongs to the parent of this forked process",
+        ]
+    );
 }

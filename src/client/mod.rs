@@ -1,27 +1,25 @@
-//! The client: what callers hold.
+//! [`Client`]: the handle that programs hold.
 //!
-//! A [`Client`] is a handle; clones are the same client. It validates and finishes an event on the caller's thread, hands its bytes to
-//! the pipeline (`worker`), and answers with a [`Receipt`] that says what became of it. It holds no lock while user code runs
-//! (`before_send`, diagnostics hooks), does no I/O of its own, and works in any program: with a tokio runtime, with another one, or
-//! with none.
+//! Clones of a [`Client`] are the same client. A capture validates and finishes an event on the caller's thread,
+//! appends its bytes to the pipeline's journal, and returns a [`Receipt`]. The client holds no lock while the program's
+//! code runs (`before_send`, callbacks for diagnostics), does no I/O of its own, and works with a tokio runtime,
+//! another runtime, or none.
 //!
-//! * `capture.rs`: the path of an event from `capture` to its receipt, in the order: disabled, forked, opted out, re-entered, identity,
-//!   validation, context and super properties, hooks, finish, append.
-//! * `ai.rs`: the second pipeline, of AI events: opened by the first of them, or at the start where some were left. All that is asked of
-//!   the client as a whole (flush, shutdown, statistics, dead letters) is asked of both.
-//! * `exception.rs`: errors as events, with the stack of the call as addresses, which get names when the event is sent.
-//! * `identity.rs`: calls about persons and groups, each of which is an event; `immediate.rs`: captures whose caller waits for PostHog.
-//! * `flags/`: feature flags: snapshots of them, single ones, and the events that tell which were read.
-//! * `rules.rs`: what can be changed on a living client.
-//! * `receipt.rs`, `stats.rs`, `dead.rs`: what callers get back.
-//! * `child.rs`: in a forked child the inherited client is never touched; the first capture opens a pipeline of its own.
-//! * `global.rs`: the process-wide client; `crash_setup.rs`: its panic hook, crash handler and breadcrumbs.
-//! * `crash_reports.rs`: the thread that reads crash reports and captures their incidents as events.
-//! * `drain.rs`: what SIGTERM and SIGINT do for the process-wide client; `previous_run.rs`: how the run before this one ended.
-//! * `notices.rs`: what the worker says, as the public [`Diagnostic`]; `failure.rs`: why a start failed, as the public [`Error`].
+//! * `capture.rs`: the calls that capture, from the event to its receipt. `exception.rs`: errors as events, with the
+//!   stack of the call.
+//! * `ai.rs`: the second pipeline, for AI events. Calls about the whole client (flush, shutdown, statistics, dead
+//!   letters) go to both pipelines and combine the results.
+//! * `flags/`: feature flags.
+//! * `rules.rs`: what can be changed on a living client: opt-out, super properties, hooks.
+//! * `receipt.rs`, `stats.rs`, `dead_letters.rs`, `previous_run.rs`: what callers get back.
+//! * `child.rs`: forked children. The inherited client is never used; the first capture opens a pipeline of the child's
+//!   own.
+//! * `global.rs`: the process-wide client. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler, breadcrumbs
+//!   and crash reports. `drain.rs`: its handling of SIGTERM and SIGINT.
+//! * `notices.rs`: notices of the pipeline as [`Diagnostic`]s. `failure.rs`: a failed start as an [`Error`].
 //!
-//! When the last handle is dropped the queue is committed and let go, without sending: what is queued is sent by the next process
-//! that opens the directory. That takes at most a second, and may happen anywhere, inside a callback or an async task too.
+//! Dropping the last handle commits the queue and releases it, without sending: the next process that opens the
+//! directory sends what is queued. That takes at most a second, and may happen inside a callback or an async task.
 
 mod ai;
 mod capture;
@@ -30,16 +28,12 @@ mod crash_reports;
 #[cfg(test)]
 mod crash_reports_tests;
 mod crash_setup;
-mod dead;
+mod dead_letters;
 mod drain;
 mod exception;
 mod failure;
 pub(crate) mod flags;
 mod global;
-mod identity;
-mod immediate;
-#[cfg(test)]
-mod messages_reasons_tests;
 #[cfg(test)]
 mod messages_tests;
 mod notices;
@@ -56,10 +50,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use crate::config::{Config, HostReplaced};
-use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::error::Error;
 use crate::flags::Overrides;
-use crate::pipeline::{self, DropReason, FlushReport, Pending, Pipeline, ShutdownReport, WorkerOptions, both, pending};
+use crate::pipeline::{self, Pending, Pipeline, WorkerOptions, both, pending};
+use crate::recorder::Diagnostics;
+use crate::report::{Diagnostic, DropReason, FlushReport, ShutdownReport};
 
 #[cfg(fuzzing)]
 pub(crate) use crash_reports::event_of;
@@ -69,7 +64,7 @@ use child::Child;
 #[cfg(feature = "crash-signals")]
 pub use crash_setup::{install_crash_handler, register_thread, try_install_crash_handler};
 pub use crash_setup::{install_panic_hook, try_install_panic_hook};
-pub use dead::DeadLetter;
+pub use dead_letters::DeadLetter;
 pub use drain::{AfterDrain, DrainOptions, drain_on_terminate};
 use failure::{Place, explain};
 use flags::Flags;
@@ -90,9 +85,9 @@ pub use stats::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
 /// # Ok::<(), posthog::Error>(())
 /// ```
 ///
-/// A handle: clones are the same client. Dropping the last one sends nothing: it stores what was captured, lets the queue go, and waits
-/// for that at most a second. To deliver before the program ends, call [`close`](Client::close); what is left, either way, is sent by
-/// the next process that opens the directory.
+/// A client is a handle: clones are the same client. Dropping the last one sends nothing. It stores what was captured
+/// and releases the queue, which takes at most a second. To deliver before the program ends, call
+/// [`close`](Client::close); the next process that opens the directory sends what is left.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -106,21 +101,21 @@ struct Shared {
     rules: Rules,
     flags: Flags,
     diagnostics: Arc<Diagnostics>,
-    /// By [`DropReason`].
+    /// Counts by [`DropReason`].
     refusals: Arc<[AtomicU64; DropReason::COUNT]>,
-    /// A hint that is given once.
+    /// Whether [`Diagnostic::ManualException`] was reported.
     warned_of_exceptions: AtomicBool,
-    /// In a forked child: the client that took our place.
+    /// In a forked child: the client that replaces this one.
     child: Child,
-    /// The process writes its crash reports where this client reads them.
+    /// Whether crash reports of the process are written to this client's queue directory.
     is_armed: AtomicBool,
-    /// The thread that reads crash reports is running.
+    /// Whether the thread that reads crash reports runs.
     reader_runs: AtomicBool,
-    /// There may be reports that it has not seen.
+    /// Whether there may be reports that it has not seen.
     has_new_reports: AtomicBool,
 }
 
-/// What the client's own part has to know.
+/// The settings that the client itself needs.
 #[derive(Clone)]
 struct Settings {
     ai_lane: bool,
@@ -132,17 +127,18 @@ struct Settings {
 }
 
 impl Client {
-    /// Opens the queue and starts delivering. What an earlier process left in it is sent too.
+    /// Opens the queue and starts delivery, including what an earlier process left in the queue.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`] and [`Error::Timeout`] where the
-    /// directory cannot be used (see [`Config::memory_fallback`]); [`Error::Resources`] where the system has no thread for us.
+    /// [`Error::Config`] for a setting that is out of bounds; [`Error::QueueDir`] and [`Error::Timeout`] if the
+    /// directory cannot be used (see [`Config::memory_fallback`]); [`Error::Resources`] if the system cannot start a
+    /// thread.
     pub fn new(config: Config) -> Result<Self, Error> {
         Self::surrounded_by(config, |_| ())
     }
 
-    /// A client whose clock, disk and network are as `edit` says.
+    /// A client whose clock, disk and network `edit` may replace.
     pub(crate) fn surrounded_by(config: Config, edit: impl FnOnce(&mut WorkerOptions)) -> Result<Self, Error> {
         let mut checked = config.check()?;
         if let Some(options) = &mut checked.worker {
@@ -179,11 +175,11 @@ impl Client {
             None => None,
             Some(mut options) => {
                 let place = Place::of(&options);
-                let heard = Arc::clone(&diagnostics);
-                options.report = Arc::new(move |notice| notices::hear(&heard, notice, |diagnostic| diagnostic));
+                let recorder = Arc::clone(&diagnostics);
+                options.report = Arc::new(move |notice| notices::record(&recorder, notice, |diagnostic| diagnostic));
                 let pipeline = pipeline::start(options, parent).map_err(|error| explain(error, &place))?;
                 receipt::register(&pipeline);
-                notices::remind(&diagnostics, &pipeline);
+                notices::schedule_log(&diagnostics, &pipeline);
                 Some(pipeline)
             }
         };
@@ -201,7 +197,7 @@ impl Client {
             reader_runs: AtomicBool::new(false),
             has_new_reports: AtomicBool::new(false),
         };
-        // A child that captures no AI events has no use for the lane: often it lives for a moment only.
+        // A forked child often lives for a moment only: its AI pipeline is opened by its first AI event.
         shared.open_ai_at_start(parent.is_none());
         let shared = Arc::new(shared);
         shared.report_previous_run();
@@ -209,13 +205,18 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Sends what is queued now. Resolves when every event accepted before the call was tried once, or the endpoint is found down, and what
-    /// came of that is committed: from then on dead letters, statistics and the room in the queue are as the report says. The report tells
-    /// what remains, and why. A flush ends a long pause early, but never breaks a `Retry-After`; and a failure less than a second old
-    /// counts as its answer, without another attempt: whoever flushes in a loop does not hammer a server that is down. Nothing is lost by
-    /// a flush that cannot send.
+    /// Sends what is queued now.
     ///
-    /// In a forked child that has captured nothing there is nothing to send: [`EndpointStatus::Forked`](crate::EndpointStatus::Forked).
+    /// Resolves when every event accepted before the call was tried once, or the endpoint turns out to be down, and the
+    /// result is committed: dead letters, statistics and free space in the queue then agree with the report. The report
+    /// says how many events remain, and why.
+    ///
+    /// A flush ends a long backoff early, but respects `Retry-After`. A failure less than a second old counts as its
+    /// result without another request, so that a program that flushes in a loop does not hammer a server that is down.
+    /// A flush that cannot send loses nothing.
+    ///
+    /// In a forked child that has captured nothing there is nothing to send:
+    /// [`EndpointStatus::Forked`](crate::reports::EndpointStatus::Forked).
     pub fn flush(&self) -> Pending<FlushReport> {
         match self.pipelines() {
             Some((pipeline, None)) => pipeline.flush(),
@@ -224,37 +225,39 @@ impl Client {
         }
     }
 
-    /// Stops taking events, makes everything durable, delivers for at most `most`, and lets the queue go. Resolves when that is done;
-    /// what is left stays on disk, and the report says why. A second call waits for the first, and can only shorten it.
+    /// Closes the client: stops accepting events, makes everything durable, delivers for at most `timeout`, and
+    /// releases the queue. Resolves when that is done. Events that remain stay on disk, and the report says why. A
+    /// second call waits for the first, and can only shorten it.
     ///
-    /// As long as something is queued it makes attempts of its own, the first at once whatever pause is running: up to 1 +
-    /// [`Config::max_retries`], with the usual backoff between them, as far as they fit into `most`. It ends earlier when nobody answers the
-    /// connection twice in a row, when the key or quota is refused, or when everything is. A `Retry-After` is waited for if it ends in
-    /// time, and never broken. With nothing to send it ends at once.
+    /// While events are queued, the shutdown sends up to 1 + [`Config::max_retries`] times, the first time at once
+    /// whatever backoff is running, with the usual backoff in between, as far as `timeout` allows. It ends earlier when
+    /// no connection can be made twice in a row, when the key or quota is rejected, or when all events are. A
+    /// `Retry-After` is waited for if it ends in time. With nothing to send the shutdown ends at once.
     ///
-    /// Storing and letting go come on top of `most`: give [`wait`](Pending::wait) a second more. A wait that ends early, and a
-    /// [`Pending`] that is dropped, cancel nothing: the shutdown goes on. It is for good, for every handle; a client that was made by
-    /// [`init`] cannot be replaced by another in this process.
-    pub fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
+    /// Storing and releasing come on top of `timeout`: give [`wait`](Pending::wait) a second more. A wait that times
+    /// out, or a [`Pending`] that is dropped, does not cancel the shutdown. It is final, for all handles; a client that
+    /// was created by [`init`] cannot be replaced in this process.
+    pub fn shutdown(&self, timeout: Duration) -> Pending<ShutdownReport> {
         let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
         pipeline.mirror_refusals(&self.shared.refusal_counts());
-        let closed = pipeline.shutdown(most);
+        let closed = pipeline.shutdown(timeout);
         self.close_flags();
-        // Looked for afterwards: one that is opened at this moment either is seen here, or sees that we are closing.
+        // Looked up after closing: an AI pipeline that is being opened is either seen here, or sees that the client is
+        // closing.
         fence(Ordering::SeqCst);
         match self.pipelines() {
-            Some((_, Some(ai))) => both(closed, ai.shutdown(most), ShutdownReport::with_ai),
+            Some((_, Some(ai))) => both(closed, ai.shutdown(timeout), ShutdownReport::with_ai),
             _ => closed,
         }
     }
 
-    /// [`shutdown`](Client::shutdown) with [`Config::shutdown_timeout`] (10 s): wait for it with `.wait(Duration::from_secs(11))`, or
-    /// `.await` it.
+    /// [`shutdown`](Client::shutdown) with [`Config::shutdown_timeout`] (10 s). Wait for it with
+    /// `.wait(Duration::from_secs(11))`, or `.await` it.
     pub fn close(&self) -> Pending<ShutdownReport> {
         self.shutdown(self.shared.settings.shutdown_timeout)
     }
 
-    /// Where every event is, how full the queue is, how delivery and storage are. For how long the counters count, see [`Stats`].
+    /// The state of the queue, of delivery and of storage. See [`Stats`] for what the counters cover.
     pub fn stats(&self) -> Stats {
         match self.pipelines() {
             Some((pipeline, ai)) => {
@@ -267,7 +270,7 @@ impl Client {
         }
     }
 
-    /// The newest diagnostics, oldest first; at most 128 are kept.
+    /// The newest diagnostics, oldest first. At most 128 are kept.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         match &self.shared.pipeline {
             Some(pipeline) if pipeline.is_forked() => {
@@ -277,18 +280,20 @@ impl Client {
         }
     }
 
-    /// Whether the client takes nothing because it was made with [`Config::disabled`], or by [`Config::from_env`] without a key.
+    /// Whether the client drops everything because it was created with [`Config::disabled`], or by [`Config::from_env`]
+    /// without a key.
     pub fn is_disabled(&self) -> bool {
         self.shared.pipeline.is_none()
     }
 
-    /// What nobody is there to answer: the client is disabled, or this is a forked child that has captured nothing yet.
+    /// The result of a call when there is no pipeline: the client is disabled, or this is a forked child that has
+    /// captured nothing yet.
     fn answer_without_pipeline<T: pending::Unanswered>(&self) -> Pending<T> {
         pending::answered(if self.is_disabled() { T::closed() } else { T::forked() })
     }
 
-    /// The pipeline of this process and, if it is open, that of its AI events: our own, or in a forked child those that took their place,
-    /// if there are some already.
+    /// The pipeline of this process and, if it is open, that of its AI events. In a forked child those of the child, if
+    /// they exist.
     pub(crate) fn pipelines(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
         let own = self.shared.pipeline.as_ref()?;
         if own.is_forked() {
@@ -303,12 +308,12 @@ impl Drop for Shared {
         let Some(pipeline) = self.pipeline.take() else { return };
         let ai = self.ai.take();
         if pipeline.is_forked() {
-            // The parent's: its threads, mappings, locks and database are not ours to end.
+            // Threads, mappings, locks and database belong to the parent process.
             std::mem::forget((pipeline, ai));
         } else {
             pipeline.mirror_refusals(&self.refusal_counts());
             pipeline::release(std::iter::once(&pipeline).chain(&ai).map(Arc::as_ref));
-            // What was refused since then.
+            // Drops since the pipeline's last report.
             self.diagnostics.log_all();
         }
     }

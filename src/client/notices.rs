@@ -1,32 +1,33 @@
-//! What the worker says, in the public words.
+//! Records notices of the pipeline as public diagnostics.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::delivery;
-use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::flags;
 use crate::pipeline::{Floor, Notice, Pipeline};
+use crate::recorder::Diagnostics;
+use crate::report::Diagnostic;
 use crate::sys::wording::{count, time};
 
-/// What is done while storage fails, whatever the reason.
-const MEANWHILE: &str = "new events are taken while the journal has room for them, and storage is tried again";
+/// What the library does while storage fails.
+const MEANWHILE: &str = "new events are accepted while the journal has space for them, and storage is tried again";
 
-/// Records what a pipeline says. `change` has the last word on it.
-pub(super) fn hear(diagnostics: &Diagnostics, notice: Notice, change: impl FnOnce(Diagnostic) -> Diagnostic) {
+/// Records a notice of a pipeline as a diagnostic, after `change`.
+pub(super) fn record(diagnostics: &Diagnostics, notice: Notice, change: impl FnOnce(Diagnostic) -> Diagnostic) {
     match public(notice) {
         Some(diagnostic) => diagnostics.record(change(diagnostic)),
         None => diagnostics.log_all(),
     }
 }
 
-/// Has the pipeline's delivery thread call when what was held back is to be logged.
-pub(super) fn remind(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
-    let (heard, pipeline) = (Arc::downgrade(diagnostics), Arc::downgrade(pipeline));
-    diagnostics.remind_by(move |after| {
-        let heard = Weak::clone(&heard);
+/// Has the pipeline's delivery thread log the lines that are held back, when they are due.
+pub(super) fn schedule_log(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
+    let (recorder, pipeline) = (Arc::downgrade(diagnostics), Arc::downgrade(pipeline));
+    diagnostics.schedule_by(move |after| {
+        let recorder = Weak::clone(&recorder);
         let call = move || {
-            if let Some(diagnostics) = heard.upgrade() {
+            if let Some(diagnostics) = recorder.upgrade() {
                 diagnostics.log_due();
             }
         };
@@ -34,14 +35,14 @@ pub(super) fn remind(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
     });
 }
 
-/// `None` for the end of the pipeline.
+/// The diagnostic of a notice; `None` for the end of the pipeline.
 pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
     Some(match notice {
         Notice::Delivery(notice) => notice.into(),
         Notice::Flags(notice) => notice.into(),
-        Notice::Network(what) => Diagnostic::Network { what },
-        Notice::Salvaged { path, why, lost } => Diagnostic::Salvaged { path, why, lost },
-        Notice::Missing { events, after_restart } => Diagnostic::Missing { events, after_restart },
+        Notice::Network(what) => Diagnostic::NetworkConfig { what },
+        Notice::Salvaged { path, why, lost } => Diagnostic::QueueSalvaged { path, why, lost },
+        Notice::Missing { events, after_restart } => Diagnostic::EventsLost { events, after_restart },
         Notice::StoreVerified => Diagnostic::StoreVerified,
         Notice::SymbolsUntrusted => Diagnostic::SymbolsUntrusted,
         Notice::Floor(floor) => floor.into(),
@@ -50,10 +51,10 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
         }
         Notice::Storage { problem: None } => Diagnostic::StorageRecovered,
         Notice::InMemory { path, problem } => Diagnostic::InMemory { path, problem },
-        Notice::LostInMemory { events } => Diagnostic::LostWithProcess { events },
+        Notice::LostInMemory { events } => Diagnostic::MemoryQueueLost { events },
         Notice::Evicted { events, for_age } => Diagnostic::Evicted { events, for_age },
-        Notice::Ephemeral { path, what } => Diagnostic::Ephemeral { path, what },
-        Notice::Exposed { path, why } => Diagnostic::Exposed { path, why },
+        Notice::Ephemeral { path, what } => Diagnostic::QueueDirEphemeral { path, what },
+        Notice::Exposed { path, why } => Diagnostic::QueueDirExposed { path, why },
         Notice::OrphanedQueue(queue) => Diagnostic::OrphanedQueue {
             path: queue.path,
             owner: queue.owner.map(|owner| (abbreviated(&owner.api_key), owner.host)),
@@ -64,7 +65,7 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
             Diagnostic::OrphanedQueues { path, queues, events, bytes }
         }
         Notice::LeftOnDisk { events, path, why } => Diagnostic::LeftOnDisk { events, path, why },
-        Notice::ShardSkipped { path, why } => Diagnostic::ShardSkipped { path, why },
+        Notice::ShardSkipped { path, why } => Diagnostic::QueueSkipped { path, why },
         Notice::Ended => return None,
     })
 }
@@ -76,7 +77,7 @@ impl From<Floor> for Diagnostic {
     }
 }
 
-/// Enough of a key to be known by whoever has it.
+/// The beginning of a key, enough to recognize it.
 fn abbreviated(api_key: &str) -> String {
     const KEPT: usize = 8;
     let kept: String = api_key.chars().take(KEPT).collect();
@@ -87,10 +88,10 @@ impl From<flags::Notice> for Diagnostic {
     fn from(notice: flags::Notice) -> Self {
         use flags::Notice as N;
         match notice {
-            N::Unanswered { why, requests } => Diagnostic::FlagsUnanswered { why, requests },
+            N::Unanswered { why, requests } => Diagnostic::FlagRequestsFailed { why, requests },
             N::DefinitionsUnavailable { why } => Diagnostic::FlagDefinitionsUnavailable { why },
             N::DefinitionsRecovered => Diagnostic::FlagDefinitionsRecovered,
-            N::Unreadable { keys } => Diagnostic::FlagsUnreadable { keys },
+            N::Unreadable { keys } => Diagnostic::FlagsInvalid { keys },
             N::CacheFailed { operation, why } => Diagnostic::FlagCacheFailed { operation, why },
         }
     }
@@ -103,14 +104,14 @@ impl From<delivery::Notice> for Diagnostic {
             N::NotPostHog { status, snippet } => Diagnostic::NotPostHog { status, snippet },
             N::Paused { status, reason, by_posthog } => Diagnostic::Paused { status, reason, by_posthog },
             N::ServerFailed { text, .. } => Diagnostic::EndpointFailing { reason: text },
-            N::Warned { uuid, events, details } => Diagnostic::Warned { uuid, events, details },
+            N::Warned { uuid, events, details } => Diagnostic::DeliveryWarning { uuid, events, details },
             N::AskedAgain { events, reason } => Diagnostic::EndpointFailing {
-                reason: format!("PostHog asks for {} to be sent again ({reason})", count(events, "event")),
+                reason: format!("PostHog asks for a retry of {} ({reason})", count(events, "event")),
             },
             N::TransportFailed { reason } => Diagnostic::EndpointFailing { reason },
             N::Cooldown { seconds, attempts, reason } => Diagnostic::EndpointFailing {
                 reason: format!(
-                    "{} in a row failed, and the next is made in {}; the last one said: {reason}",
+                    "{} in a row failed; next attempt in {}; last failure: {reason}",
                     count(attempts.into(), "attempt"),
                     time(Duration::from_secs(seconds))
                 ),
@@ -125,7 +126,7 @@ impl From<delivery::Notice> for Diagnostic {
             N::CallbackPanicked => Diagnostic::CallbackPanicked { callback: "on_delivery" },
             N::EngineFailed { seconds } => Diagnostic::EndpointFailing {
                 reason: format!(
-                    "the delivery task panicked, which is a defect of this library (please report it); it goes on in {}",
+                    "the delivery task panicked, which is a defect of this library (please report it); it is restarted in {}",
                     time(Duration::from_secs(seconds))
                 ),
             },

@@ -18,7 +18,7 @@ const NAME: &str = "previous_run_ended";
 #[non_exhaustive]
 pub struct PreviousRun {
     /// How the run ended.
-    pub end: ExitCause,
+    pub cause: ExitCause,
     /// The pid of its process. It may be reused by now. If a program opens its queue a second time, it is its own.
     pub pid: u32,
     /// When the client was created, by the wall clock at that time.
@@ -38,13 +38,14 @@ impl Client {
     /// child it is the previous run of the child's own queue, once it has one.
     ///
     /// ```no_run
-    /// use posthog::{Client, Config, ExitCause};
+    /// use posthog::{Client, Config};
+    /// use posthog::crashes::ExitCause;
     ///
     /// let client = Client::new(Config::from_env())?;
     /// if let Some(run) = client.previous_run()
-    ///     && !matches!(run.end, ExitCause::Clean | ExitCause::Exited { status: Some(0) })
+    ///     && !matches!(run.cause, ExitCause::Clean | ExitCause::Exited { status: Some(0) })
     /// {
-    ///     eprintln!("the last run ({}): {}; {} events were queued", run.pid, run.end, run.queued_events);
+    ///     eprintln!("the last run ({}): {}; {} events were queued", run.pid, run.cause, run.queued_events);
     /// }
     /// # Ok::<(), posthog::Error>(())
     /// ```
@@ -102,7 +103,7 @@ impl From<&LastRun> for PreviousRun {
             _ => UNIX_EPOCH.checked_sub(since_epoch),
         };
         Self {
-            end: run.end,
+            cause: run.end,
             pid: run.pid,
             started_at: started_at.unwrap_or(UNIX_EPOCH),
             alive_for: run.alive_for,

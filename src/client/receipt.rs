@@ -1,13 +1,17 @@
-//! What a capture answers.
+//! [`Receipt`]: the result of a capture.
 
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use uuid::Uuid;
 
-use crate::pipeline::{DropReason, Pending, PersistError, Pipeline, pending};
+use crate::pipeline::{Pending, Pipeline, pending};
+use crate::report::{DropReason, PersistError};
 use crate::sys::disk::fork;
 
-/// What became of a captured event. Small and inert: it may be dropped, kept or sent elsewhere.
+/// The result of a capture: whether the event was accepted, and under which uuid.
+///
+/// Small and `Copy`; dropping it changes nothing about the event.
 #[derive(Clone, Copy, Debug)]
 pub struct Receipt {
     outcome: Outcome,
@@ -17,14 +21,23 @@ pub struct Receipt {
     generation: u64,
 }
 
-/// Whether an event was taken.
+/// Whether an event was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in the queue. It survives the process from now on, and leaves the queue only when PostHog has taken it, or for a reason
-    /// that `stats` counts.
+    /// The event is in the queue. It survives the process, and leaves the queue only when PostHog has accepted it, or
+    /// for a reason that [`Stats`](crate::Stats) counts.
     Accepted,
-    /// It was not taken, and nothing of it was kept.
+    /// The event was not accepted, and nothing of it was kept.
     Dropped(DropReason),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Accepted => f.write_str("accepted"),
+            Outcome::Dropped(reason) => write!(f, "dropped: {reason}"),
+        }
+    }
 }
 
 impl Receipt {
@@ -39,39 +52,63 @@ impl Receipt {
         Self { outcome: Outcome::Dropped(reason), uuid: None, seq: 0, pipeline: 0, generation: 0 }
     }
 
-    /// Whether the event was taken.
+    /// Whether the event was accepted.
     pub fn outcome(&self) -> Outcome {
         self.outcome
     }
 
-    /// Whether the event was taken.
+    /// Whether the event was accepted.
     pub fn is_accepted(&self) -> bool {
         self.outcome == Outcome::Accepted
     }
 
-    /// The event's uuid, under which PostHog has it; `None` if it was not taken.
+    /// The event's uuid, or the reason why it was dropped: the same as [`outcome`](Self::outcome), for use with `?`.
+    ///
+    /// # Errors
+    ///
+    /// The [`DropReason`] if the event was not accepted.
+    ///
+    /// ```
+    /// # fn demo(client: posthog::Client) -> Result<(), posthog::DropReason> {
+    /// use posthog::Event;
+    /// let uuid = client.capture(Event::new("paid", "user_1")).result()?;
+    /// # let _ = uuid;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn result(&self) -> Result<Uuid, DropReason> {
+        match (self.outcome, self.uuid) {
+            (Outcome::Dropped(reason), _) => Err(reason),
+            (Outcome::Accepted, uuid) => Ok(uuid.unwrap_or_default()),
+        }
+    }
+
+    /// The uuid under which PostHog stores the event; `None` if the event was dropped.
     pub fn uuid(&self) -> Option<Uuid> {
         self.uuid
     }
 
-    /// The event's sequence number in its queue; 0 if it was not taken.
+    /// The event's sequence number in its queue; 0 if the event was dropped.
     pub(super) fn seq(&self) -> u64 {
         self.seq
     }
 
-    /// Resolves when the event would survive a power cut: one `fdatasync`, shared by all who wait at that moment.
+    /// Resolves when the event would survive a power cut. Costs one `fdatasync`, shared by all callers that wait at
+    /// that moment.
     ///
     /// # Errors
     ///
-    /// [`PersistError`] says why it is not known to: the disk failed, the queue is in memory, the event was dropped.
+    /// [`PersistError`] if the event may not survive: the disk failed, the queue is in memory, or the event was
+    /// dropped.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-    /// # use posthog::{Event, PersistError};
+    /// # use posthog::Event;
+    /// # use posthog::reports::PersistError;
     /// # use std::time::Duration;
     /// let receipt = client.capture(Event::new("paid", "user_1"));
     /// let persisted = receipt.persisted().wait(Duration::from_secs(1));
-    /// # assert_eq!(persisted, Ok(Err(PersistError::Dropped)));
+    /// # assert_eq!(persisted, Err(PersistError::Dropped));
     /// ```
     pub fn persisted(&self) -> Pending<Result<(), PersistError>> {
         if !self.is_accepted() {
@@ -87,9 +124,11 @@ impl Receipt {
     }
 }
 
-/// The pipelines of this process. A receipt names its pipeline by number: holding it would cost each capture two writes to a counter
-/// that every thread writes, more than the rest of its bookkeeping. One list for each generation of forks: the lock of the parent's
-/// may be held, in a child, by a thread that does not exist there.
+/// The pipelines of this process, by fork generation.
+///
+/// A receipt refers to its pipeline by number. Holding an `Arc` instead would cost each capture two writes to a counter
+/// that all threads write, more than the rest of the receipt. There is one list for each fork generation, because in a
+/// forked child the lock of the parent's list may be held by a thread that does not exist there.
 static PIPELINES: [RwLock<Vec<Weak<Pipeline>>>; 8] = [const { RwLock::new(Vec::new()) }; 8];
 
 pub(super) fn register(pipeline: &Arc<Pipeline>) {
@@ -112,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_receipt_stays_small_enough_to_be_given_away_freely() {
+    fn a_receipt_stays_small() {
         assert!(size_of::<Receipt>() <= 56, "{}", size_of::<Receipt>());
     }
 }

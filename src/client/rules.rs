@@ -1,7 +1,8 @@
-//! What can be changed on a living client: whether it captures, what every event says, which hooks look at it.
+//! Rules that can be changed on a living client: opt-out, super properties, `before_send` hooks.
 //!
-//! A capture asks one word whether anything of this is in use. Only then it takes a lock, for as long as it takes to copy a pointer: no
-//! lock is held while a hook runs, or while what was replaced is dropped.
+//! A capture reads one atomic word that says which rules are in use. Only for hooks and super properties does it take a
+//! lock, for as long as it takes to clone an `Arc`. No lock is held while a hook runs, or while replaced hooks are
+//! dropped.
 
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +13,9 @@ use serde::Serialize;
 use super::Client;
 use crate::config::{BeforeSend, Content};
 use crate::context::Context;
-use crate::diagnostics::Diagnostic;
 use crate::pipeline::Pipeline;
 use crate::record::Pairs;
+use crate::report::Diagnostic;
 use crate::sys::disk::fork::lock_within;
 
 /// In a forked child a lock may be held by a thread that does not exist there.
@@ -24,7 +25,7 @@ const OPTED_OUT: u8 = 1;
 const HAS_HOOKS: u8 = 2;
 const HAS_SUPER_PROPERTIES: u8 = 4;
 
-/// See the file's first lines.
+/// The rules of a client; see the module's first lines.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     in_use: AtomicU8,
@@ -63,13 +64,14 @@ impl Rules {
         self.uses(HAS_HOOKS).then(|| self.look().before_send)
     }
 
-    /// What every event says, if there is anything.
+    /// The super properties, if there are any.
     #[inline]
     pub(super) fn super_properties(&self) -> Option<Arc<Pairs>> {
         self.uses(HAS_SUPER_PROPERTIES).then(|| self.look().super_properties)
     }
 
-    /// Has a pipeline hold back what is queued, or not. Others may change the rule meanwhile: whoever comes last sees what holds.
+    /// Applies the opt-out to a pipeline, which then holds back what is queued. Repeated if the rule changes meanwhile,
+    /// so that the pipeline ends with the last value.
     pub(super) fn apply_to(&self, pipeline: &Pipeline) {
         loop {
             let opted_out = self.is_opted_out();
@@ -85,7 +87,7 @@ impl Rules {
         self.set(OPTED_OUT, opted_out);
     }
 
-    /// Answers with what was replaced, for the caller to drop: that is the program's code.
+    /// Returns the replaced hooks, for the caller to drop without the lock: their destructors are the program's code.
     fn set_before_send(&self, hooks: Arc<[BeforeSend]>) -> Arc<[BeforeSend]> {
         let mut changeable = self.changeable.lock().unwrap_or_else(PoisonError::into_inner);
         self.set(HAS_HOOKS, !hooks.is_empty());
@@ -119,59 +121,61 @@ impl Rules {
 }
 
 impl Client {
-    /// Captures nothing from now on: every capture is `Dropped(OptedOut)`, before any hook sees it. What is queued stays queued and is not
-    /// sent until [`opt_in`](Self::opt_in); only requests that are under way at this moment go on. One that fails is not made again, a
-    /// flush is over with them, and a shutdown leaves the rest on disk. Not remembered across restarts: a program that must not capture
-    /// says so at each start, by [`Config::opted_out`](crate::Config::opted_out).
+    /// Stops capturing: every capture is `Dropped(OptedOut)` before any hook sees it. Queued events stay queued and are
+    /// not sent until [`opt_in`](Self::opt_in). Requests that are in flight are completed, but not retried; a flush
+    /// ends with them, and a shutdown leaves the rest on disk. The opt-out is not stored: a program that must not
+    /// capture sets [`Config::opted_out`](crate::Config::opted_out) at each start.
     pub fn opt_out(&self) {
         self.set_opted_out(true);
     }
 
-    /// Captures again, and sends what is queued. This is how a client begins, unless [`Config::opted_out`](crate::Config::opted_out) says
-    /// otherwise.
+    /// Captures again, and sends what is queued. A new client has opted in, unless
+    /// [`Config::opted_out`](crate::Config::opted_out) is set.
     pub fn opt_in(&self) {
         self.set_opted_out(false);
     }
 
-    /// Whether it captures nothing because of [`opt_out`](Self::opt_out).
+    /// Whether the client has opted out.
     pub fn is_opted_out(&self) -> bool {
-        self.here().shared.rules.is_opted_out()
+        self.current().shared.rules.is_opted_out()
     }
 
-    /// Sets a property of every event from now on that does not set it itself (a "super property"). Encoded once. One that cannot be
-    /// serialized is left out and recorded. Not remembered across restarts. An event that is [`personless`](crate::Event::personless), or
-    /// [of nobody](crate::Event::new_anon), or asks for no GeoIP, has said so itself.
+    /// Sets a property of every future event that does not have it (a "super property"). It is encoded once. A value
+    /// that cannot be serialized is left out and reported ([`Diagnostic::InputIgnored`]). Super properties are not
+    /// stored across restarts. They do not override an event that is [`personless`](crate::Event::personless) or
+    /// [anonymous](crate::Event::new_anon), or that disables GeoIP.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
     /// client.register("release", env!("CARGO_PKG_VERSION"));
     /// ```
     pub fn register(&self, key: impl AsRef<str>, value: impl Serialize) {
-        let (key, client) = (key.as_ref(), self.here());
+        let (key, client) = (key.as_ref(), self.current());
         match Pairs::one(key, &value) {
             Ok(pair) => client.shared.rules.change_super_properties(|pairs| pairs.merge(&pair)),
             Err(reason) => {
                 let what = format!("super property {key:?} was left out: {reason}");
-                client.shared.diagnostics.record(Diagnostic::Invalid { what });
+                client.shared.diagnostics.record(Diagnostic::InputIgnored { what });
             }
         }
     }
 
-    /// Takes a [`register`](Self::register) or [`Config::super_property`](crate::Config::super_property) back. Tells whether there was one.
+    /// Removes a super property, whether from [`register`](Self::register) or from
+    /// [`Config::super_property`](crate::Config::super_property). Returns whether it existed.
     pub fn unregister(&self, key: impl AsRef<str>) -> bool {
-        self.here().shared.rules.change_super_properties(|pairs| pairs.remove(key.as_ref()))
+        self.current().shared.rules.change_super_properties(|pairs| pairs.remove(key.as_ref()))
     }
 
-    /// Replaces the chain of `before_send` hooks, that of the configuration included. Captures that have begun may still use the old
-    /// one. An empty chain lets everything pass.
+    /// Replaces the chain of `before_send` hooks, including those of the configuration. A capture that has begun may
+    /// still use the old chain. An empty chain lets every event pass.
     pub fn set_before_send(&self, hooks: impl IntoIterator<Item = BeforeSend>) {
         let hooks: Arc<[BeforeSend]> = hooks.into_iter().collect();
-        drop(self.here().shared.rules.set_before_send(hooks));
+        drop(self.current().shared.rules.set_before_send(hooks));
     }
 
-    /// The headers by which a request to `url` tells another service whose request it is part of (`X-POSTHOG-DISTINCT-ID`,
-    /// `X-POSTHOG-SESSION-ID`), from the current [`Context`]. None, unless the host is one of
-    /// [`Config::tracing_hosts`](crate::Config::tracing_hosts) or below one of them.
+    /// The headers that tell another service which request a request to `url` is part of (`X-POSTHOG-DISTINCT-ID`,
+    /// `X-POSTHOG-SESSION-ID`), taken from the current [`Context`]. None, unless the host is one of
+    /// [`Config::tracing_hosts`](crate::Config::tracing_hosts) or a subdomain of one.
     ///
     /// ```
     /// use posthog::{Client, Config, Context};
@@ -191,9 +195,9 @@ impl Client {
     }
 
     pub(super) fn set_opted_out(&self, opted_out: bool) {
-        let client = self.here();
+        let client = self.current();
         client.shared.rules.opt_out(opted_out);
-        // Either this sees a lane that is just being opened, or whoever opens it sees the change.
+        // Either this sees an AI pipeline that is being opened, or its opening sees the change.
         fence(Ordering::SeqCst);
         if let Some((pipeline, ai)) = client.pipelines() {
             client.shared.rules.apply_to(&pipeline);
@@ -201,8 +205,9 @@ impl Client {
         }
     }
 
-    /// In a forked child the client that took our place, if there is one already; until then what is set here is what it begins with.
-    fn here(&self) -> Client {
+    /// In a forked child the client that replaces this one, if it is open. Until then, changes are made here and copied
+    /// by its opening.
+    fn current(&self) -> Client {
         let is_forked = self.shared.pipeline.as_ref().is_some_and(|pipeline| pipeline.is_forked());
         let child = if is_forked { self.shared.child() } else { None };
         child.unwrap_or_else(|| self.clone())

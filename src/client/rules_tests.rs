@@ -1,4 +1,4 @@
-//! Rules that many threads change at once.
+//! Concurrent changes of rules.
 
 use std::sync::Barrier;
 
@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::delivery::Source;
 use crate::event::Event;
 
-/// Without what makes them agree, some of so many end otherwise.
+/// Enough rounds for a race to show.
 const ROUNDS: usize = 2000;
 
 fn client(folder: &tempfile::TempDir) -> Client {
@@ -19,14 +19,14 @@ fn has_ai_lane(client: &Client) -> bool {
     client.pipelines().unwrap().1.is_some()
 }
 
-/// What both lanes do is what the client says.
+/// Checks that both lanes hold back events exactly if the client has opted out.
 fn must_agree(client: &Client) {
     let (analytics, ai) = client.pipelines().unwrap();
     assert_eq!((analytics.is_held(), ai.unwrap().is_held()), (client.is_opted_out(), client.is_opted_out()));
 }
 
 #[test]
-fn both_lanes_hold_back_what_the_client_says_whoever_opted_last() {
+fn both_lanes_obey_the_last_opt_out() {
     const THREADS: usize = 4;
     let folder = tempfile::tempdir().unwrap();
     let client = client(&folder);
@@ -38,9 +38,9 @@ fn both_lanes_hold_back_what_the_client_says_whoever_opted_last() {
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     together.wait();
-                    // Each says something else than a moment ago, and so do any two of them.
+                    // Each thread changes its value in each round, and neighbours have opposite values.
                     client.set_opted_out((thread + round) % 2 == 0);
-                    // Nobody looks before all have opted, and nobody opts before all have looked.
+                    // All threads change before any checks, and all check before any changes again.
                     together.wait();
                     must_agree(client);
                 }
@@ -50,13 +50,13 @@ fn both_lanes_hold_back_what_the_client_says_whoever_opted_last() {
 }
 
 #[test]
-fn a_lane_that_is_opened_while_others_opt_holds_back_what_the_client_says() {
+fn an_ai_lane_opened_during_an_opt_out_obeys_it() {
     for _ in 0..8 {
         let folder = tempfile::tempdir().unwrap();
         let client = client(&folder);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // While it is opted out nothing is opened.
+                // Nothing is opened while the client is opted out.
                 while !has_ai_lane(&client) {
                     client.capture_ai(Event::new("ai", "user_1"));
                 }

@@ -1,113 +1,122 @@
-//! Where every event is.
+//! [`Stats`]: where every event is, and the state of storage and delivery.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::delivery;
-use crate::diagnostics::Diagnostic;
-use crate::pipeline::{DropReason, Snapshot};
+use crate::pipeline::Snapshot;
+use crate::report::{Diagnostic, DropReason};
+use crate::sys::wording::{count, time};
 
-/// A look at the queue. Numbers of events and of bytes are of both lanes together; `mode`, `delivery` and what else tells how things are
-/// is of the analytics lane, and `ai` has the other one's. The counters are those of this queue since it was made, across restarts; they balance:
+/// A snapshot of the queue, returned by [`Client::stats`](crate::Client::stats).
+///
+/// Counts and sizes are the sums over the queue of ordinary events and the queue of AI events. `storage`, `delivery`
+/// and the other states describe the queue of ordinary events; `ai` has those of the AI queue.
+///
+/// The counters cover the life of the queue, across restarts, and balance:
 /// `accepted == delivered + queued_events + dead_lettered + evicted + damaged + lost_unsynced`.
 ///
-/// "This queue" is the one that the process got (`dir`). Where several processes share a directory, a restart may get another one, with
-/// counters of its own; and what a process delivers for one that is gone is counted in the queue where it lay. So treat the counters as
-/// resettable, and alarm on what they grow by; `dropped` begins anew with each process.
-#[derive(Clone, Debug)]
+/// They belong to the queue in `dir`, not to the process. Where several processes share a directory, a restart may open
+/// another queue, with counters of its own, and events that a process delivers for one that is gone are counted in the
+/// queue of that process. So treat the counters as resettable, and alarm on their growth. `dropped` starts at zero in
+/// each process.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Events accepted. A dead letter that is queued again counts once more.
     pub accepted: u64,
-    /// Events that PostHog has taken.
+    /// Events that PostHog has accepted.
     pub delivered: u64,
-    /// Events that wait to be delivered, in the journal and in the store.
+    /// Events that wait for delivery, in the journal and in the store.
     pub queued_events: u64,
-    /// Bytes of the events that wait. What was delivered or refused counts until that is committed
-    /// ([`Config::ack_interval`](crate::Config::ack_interval), 1 s), though `queued_events` does without it already: the store counts
-    /// by rows of many events. 0 if no event waits.
+    /// Bytes of the queued events; 0 if none is queued. The store counts by rows of many events, so delivered events
+    /// are included until their ack is committed ([`Config::ack_interval`](crate::Config::ack_interval), 1 s), although
+    /// `queued_events` excludes them at once.
     pub queued_bytes: u64,
-    /// Events that PostHog refused for good; they lie among the dead letters, unless these were queued again or thrown
-    /// away meanwhile.
+    /// Events that PostHog rejected for good. They are among the dead letters, unless those were queued again or
+    /// discarded.
     pub dead_lettered: u64,
-    /// Events given up for want of room or for their age.
+    /// Events deleted undelivered because of the queue's bounds on size, number or age.
     pub evicted: u64,
     /// Events whose bytes were damaged on disk.
     pub damaged: u64,
-    /// Events lost with a power cut before they were synced.
+    /// Events lost in a power cut before they were synced.
     pub lost_unsynced: u64,
-    /// Captures that were not accepted, by reason, in this process. Reasons that never occurred are left out.
+    /// Events that were not accepted, by reason, in this process. Reasons that never occurred are left out.
     pub dropped: Vec<(DropReason, u64)>,
-    /// How long the oldest event that waits has been in the store.
+    /// How long the oldest queued event has been in the store.
     pub oldest_age: Option<Duration>,
     /// How long the oldest event that would not survive a power cut has waited for its sync.
     pub unsynced_for: Option<Duration>,
-    /// Bytes that the queue's file takes on the disk, the journal aside.
+    /// Bytes that the store's file takes on the disk, without the journal.
     pub file_bytes: u64,
-    /// Events found in the journal when the queue was opened: those that the last process had accepted and not yet stored.
+    /// Events that were replayed from the journal when the queue was opened: accepted by the previous process and not
+    /// yet stored.
     pub replayed: u64,
-    /// Events of a queue left by another process that is being delivered right now.
+    /// Events in the queue of another process that is being delivered at the moment.
     pub adopted_events: u64,
-    /// Queues of other keys or hosts with events in them, as they were when the client was made.
+    /// Queues of other keys or hosts with events in them, as found when the client was created.
     pub orphaned: OrphanedQueues,
-    /// Why ordinary events are turned away at the moment, if they are.
+    /// Why ordinary events are dropped at the moment, if they are.
     pub rejecting: Option<DropReason>,
-    /// How the queue is kept.
+    /// Where the queue is kept, and whether that works.
     pub storage: StorageMode,
     /// What delivery is doing.
     pub delivery: DeliveryPhase,
-    /// Attempts in a row that failed for no fault of an event, since the last success.
+    /// Requests in a row that failed through no fault of an event, since the last success.
     pub consecutive_failures: u32,
-    /// Attempts that failed for no fault of an event, in this process.
+    /// Requests that failed through no fault of an event, in this process.
     pub failed_attempts: u64,
-    /// Events among `queued_events` that are stepped over for the time being: refused while nothing shows that they are to blame, or
-    /// failing while others pass.
+    /// Queued events that delivery skips for now: PostHog rejected them without evidence that they are at fault, or
+    /// their requests fail while others succeed.
     pub quarantined: u64,
-    /// What the last failure or refusal said. It stays when things work again.
+    /// The text of the last failure or rejection. It is kept when delivery works again.
     pub last_error: Option<String>,
-    /// When PostHog last took something, in this process.
+    /// When PostHog last accepted an event, in this process.
     pub last_success: Option<SystemTime>,
-    /// Where the queue lies.
+    /// The directory of the queue; `None` if the queue is in memory.
     pub dir: Option<PathBuf>,
-    /// The queue of AI events alone, if it is open. Its `dropped` is empty: reasons are counted for both together.
+    /// The queue of AI events, if it is open. Its `dropped` is empty: reasons are counted for both queues together.
     pub ai: Option<Box<Stats>>,
 }
 
-/// How the queue is kept.
+/// Where the queue is kept, and whether that works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StorageMode {
-    /// As promised.
+    /// On disk, and storage works.
     Durable,
-    /// Storage fails, the queue's directory is out of reach (moved, made inaccessible), or the file system has less free than
-    /// [`Config::min_free_space`](crate::Config::min_free_space). What was accepted is in the files that are open and survives the
-    /// process; new events are taken while these have room, and not below the floor. Where another process has taken the directory over,
-    /// none are.
+    /// Storage fails, the queue's directory is out of reach (moved, made inaccessible), or the file system has less
+    /// free space than [`Config::min_free_space`](crate::Config::min_free_space). Accepted events are in open files and
+    /// survive the process. New events are accepted while those files have space, but not below `min_free_space`, and
+    /// not if another process has taken over the directory.
     Degraded {
-        /// What is met.
+        /// The text of the failure.
         problem: String,
     },
-    /// In memory, because the directory cannot be used ([`Config::memory_fallback`](crate::Config::memory_fallback)), or in files without
-    /// names, because it was deleted. Events are taken and delivered; those that are queued when the process ends are lost.
+    /// In memory, because the directory cannot be used ([`Config::memory_fallback`](crate::Config::memory_fallback)),
+    /// or in files that have no name any more, because the directory was deleted. Events are accepted and delivered;
+    /// those that are queued when the process ends are lost.
     Volatile {
-        /// Why.
+        /// Why the queue is not on disk.
         problem: String,
     },
-    /// Shut down.
+    /// The client was shut down.
     Closed,
     /// The client is disabled.
     Disabled,
-    /// This is a forked child in which nothing was captured yet: it has no queue, and its first capture opens one. If that has failed,
-    /// `stats().rejecting` says so.
+    /// This is a forked child that has captured nothing yet. It has no queue; its first capture opens one. If that
+    /// failed, `stats().rejecting` is [`DropReason::Forked`].
     Forked,
 }
 
-/// Queues that nobody delivers, because their key or host is not this client's; see
+/// Queues that no process delivers, because their key or host is not this client's. See
 /// [`Config::adopt_queue`](crate::Config::adopt_queue).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OrphanedQueues {
-    /// How many.
+    /// Number of queues.
     pub queues: usize,
     /// Events in all of them.
     pub events: u64,
@@ -117,40 +126,77 @@ pub struct OrphanedQueues {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeliveryPhase {
-    /// Nothing to send: the queue is empty, what is in it still waits for its batch ([`Config::flush_at`](crate::Config::flush_at),
-    /// [`Config::flush_interval`](crate::Config::flush_interval)), or the program has opted out.
+    /// There is nothing to send: the queue is empty, its events wait for their batch
+    /// ([`Config::flush_at`](crate::Config::flush_at), [`Config::flush_interval`](crate::Config::flush_interval)), or
+    /// the client has opted out.
     Idle,
-    /// Sending.
+    /// Requests are in flight.
     Sending,
-    /// The last attempt failed.
+    /// The last request failed.
     Backoff {
-        /// Time until the next.
+        /// Time until the next request.
         retry_in: Duration,
     },
-    /// A whole cycle of attempts failed.
+    /// As many requests in a row as [`Config::max_retries`](crate::Config::max_retries) allows have failed.
     Cooldown {
-        /// Time until the next.
+        /// Time until the next request.
         retry_in: Duration,
     },
-    /// All that there is to send was refused, or fails while other events pass, and is stepped over: `stats().quarantined` events. They are
-    /// tried again when PostHog takes another event, and after this time.
+    /// All remaining events are quarantined (`stats().quarantined`). They are tried again when PostHog accepts another
+    /// event, and after this time.
     Quarantined {
-        /// Time until the next attempt.
+        /// Time until the next request.
         retry_in: Duration,
     },
-    /// The key or the quota is refused.
+    /// The key, the quota or the encoding was rejected.
     Paused {
         /// 401, 402, 403 or 415.
         status: u16,
-        /// Time until the next attempt.
+        /// Time until the next request.
         retry_in: Duration,
     },
+}
+
+impl fmt::Display for StorageMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorageMode::Durable => f.write_str("durable"),
+            StorageMode::Degraded { problem } => write!(f, "degraded: {problem}"),
+            StorageMode::Volatile { problem } => write!(f, "in memory only: {problem}"),
+            StorageMode::Closed => f.write_str("closed"),
+            StorageMode::Disabled => f.write_str("disabled"),
+            StorageMode::Forked => f.write_str("no queue in this forked process yet"),
+        }
+    }
+}
+
+impl fmt::Display for OrphanedQueues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", count(self.events, "event"), count(self.queues as u64, "orphaned queue"))
+    }
+}
+
+impl fmt::Display for DeliveryPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            DeliveryPhase::Idle => f.write_str("idle"),
+            DeliveryPhase::Sending => f.write_str("sending"),
+            DeliveryPhase::Backoff { retry_in } => write!(f, "backoff: next attempt in {}", time(retry_in)),
+            DeliveryPhase::Cooldown { retry_in } => write!(f, "cooldown: next attempt in {}", time(retry_in)),
+            DeliveryPhase::Quarantined { retry_in } => {
+                write!(f, "all remaining events are quarantined: next attempt in {}", time(retry_in))
+            }
+            DeliveryPhase::Paused { status, retry_in } => {
+                write!(f, "paused (HTTP status {status}): next attempt in {}", time(retry_in))
+            }
+        }
+    }
 }
 
 impl Stats {
     pub(super) fn of(snapshot: &Snapshot, refusals: Vec<u64>) -> Self {
         let ledger = &snapshot.ledger;
-        // What is in the journal is accepted and not in the ledger yet.
+        // Events in the journal are accepted but not in the ledger yet.
         let in_journal = snapshot.accepted.saturating_sub(ledger.accepted);
         let now = snapshot.now;
         let age = |at: i64| Duration::from_nanos(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
@@ -158,7 +204,7 @@ impl Stats {
             accepted: snapshot.accepted.max(ledger.accepted),
             delivered: ledger.delivered,
             queued_events: ledger.queued_events + in_journal,
-            // The look at the journal's bytes was another moment: what has been carried since is in the ledger.
+            // The journal's bytes were read at another moment: events checkpointed since then are in the ledger.
             queued_bytes: ledger.queued_bytes + if in_journal > 0 { snapshot.journaled_bytes } else { 0 },
             dead_lettered: ledger.dead_lettered,
             evicted: ledger.evicted,
@@ -175,7 +221,7 @@ impl Stats {
                 events: snapshot.orphaned.iter().map(|queue| queue.events).sum(),
             },
             rejecting: snapshot.full.map(DropReason::from),
-            storage: mode(snapshot),
+            storage: storage(snapshot),
             delivery: phase(snapshot.delivery.phase, now),
             consecutive_failures: snapshot.delivery.consecutive_failures,
             failed_attempts: snapshot.delivery.failed_attempts,
@@ -214,12 +260,12 @@ impl Stats {
         Self::without_queue(StorageMode::Disabled, Some(DropReason::Disabled), refusals)
     }
 
-    /// Of a forked child that has no queue, or could not have one.
+    /// The statistics of a forked child that has no queue yet, or could not open one.
     pub(super) fn forked(refusals: Vec<u64>, has_failed: bool) -> Self {
         Self::without_queue(StorageMode::Forked, has_failed.then_some(DropReason::Forked), refusals)
     }
 
-    fn without_queue(mode: StorageMode, refusing: Option<DropReason>, refusals: Vec<u64>) -> Self {
+    fn without_queue(storage: StorageMode, rejecting: Option<DropReason>, refusals: Vec<u64>) -> Self {
         Self {
             accepted: 0,
             delivered: 0,
@@ -236,8 +282,8 @@ impl Stats {
             replayed: 0,
             adopted_events: 0,
             orphaned: OrphanedQueues::default(),
-            rejecting: refusing,
-            storage: mode,
+            rejecting,
+            storage,
             delivery: DeliveryPhase::Idle,
             consecutive_failures: 0,
             failed_attempts: 0,
@@ -249,12 +295,12 @@ impl Stats {
         }
     }
 
-    /// Captures that were not accepted, whatever the reason, in this process.
+    /// Events that were not accepted, for any reason, in this process.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.iter().map(|(_, count)| count).sum()
     }
 
-    /// Accepted events less those whose place is known: zero, or something is wrong with us.
+    /// `accepted` minus the other side of the balance. Anything but zero is a defect of this library.
     pub fn imbalance(&self) -> i128 {
         let places =
             [self.delivered, self.queued_events, self.dead_lettered, self.evicted, self.damaged, self.lost_unsynced];
@@ -266,7 +312,7 @@ fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
     DropReason::ALL.into_iter().zip(refusals).filter(|(_, count)| *count > 0).collect()
 }
 
-fn mode(snapshot: &Snapshot) -> StorageMode {
+fn storage(snapshot: &Snapshot) -> StorageMode {
     let floor = || snapshot.floor.clone().map(|floor| Diagnostic::from(floor).to_string());
     match (snapshot.problem.clone().or_else(floor), snapshot.volatile, snapshot.closed) {
         (_, _, true) => StorageMode::Closed,

@@ -1,36 +1,47 @@
-//! Settings against their bounds and against each other, once, before anything is opened.
+//! Checks settings against their bounds and each other, and builds the options of the layers below.
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::content::Content;
 use super::endpoint::{HostReplaced, former_projects, headers, project};
 use super::flags::FlagSettings;
-use super::{CaptureProtocol, Compression, Config, ProxyChoice};
+use super::{BeforeSend, CaptureProtocol, Compression, Config, ProxyChoice};
+use crate::context;
 use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
-use crate::diagnostics::DiagnosticHook;
 use crate::error::Error;
-use crate::pipeline::Lane;
-use crate::pipeline::{Limits, Notice, OverflowPolicy, WorkerOptions};
+use crate::pipeline::{Lane, Limits, Notice, OverflowPolicy, WorkerOptions};
 use crate::queue::Project;
 use crate::queue::journal;
-use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols};
+use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols, Pairs};
+use crate::recorder::DiagnosticHook;
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits::{self, *};
 use crate::sys::wording::bytes;
 use crate::transport::{Proxy, TransportOptions};
 
-/// A configuration that holds together.
+/// The settings about the content of events.
+#[derive(Clone, Default)]
+pub(crate) struct Content {
+    pub(crate) disable_geoip: bool,
+    pub(crate) exact_timestamps: bool,
+    pub(crate) opted_out: bool,
+    /// Each name once.
+    pub(crate) super_properties: Pairs,
+    pub(crate) before_send: Vec<BeforeSend>,
+    pub(crate) tracing_hosts: Vec<String>,
+}
+
+/// A valid configuration, as options of the layers below.
 pub(crate) struct Checked {
-    /// `None` for a disabled client. The report goes nowhere yet: it is the client's to set.
+    /// `None` for a disabled client. The client sets its `report`, which does nothing here.
     pub(crate) worker: Option<WorkerOptions>,
     /// Disabled because the environment has no key.
     pub(crate) key_is_missing: bool,
-    /// PostHog's app was given as the host.
+    /// Set if the configured host was PostHog's app.
     pub(crate) host_replaced: Option<HostReplaced>,
     pub(crate) ai_lane: bool,
     pub(crate) report_previous_run: bool,
@@ -41,7 +52,7 @@ pub(crate) struct Checked {
 }
 
 impl Config {
-    /// Holds every setting against its bounds.
+    /// Checks every setting.
     pub(crate) fn check(self) -> Result<Checked, Error> {
         let (worker, host_replaced) = if self.disabled {
             (None, None)
@@ -74,7 +85,7 @@ impl Config {
         }
         let (project, host_replaced) = project(&self.api_key, &self.host)?;
         let mut also = Vec::new();
-        // Versions that did not know the app's hosts have named their queues by them.
+        // Versions before the host was replaced named their queues by the app's host.
         also.extend(host_replaced.iter().map(|replaced| Project { host: replaced.given.clone(), ..project.clone() }));
         for (key, host) in &self.adopt_queue {
             also.extend(former_projects(key, host)?);
@@ -136,7 +147,7 @@ impl Config {
         within("retry_backoff", first_backoff, &RETRY_BACKOFF)?;
         within("retry_backoff", max_backoff, &RETRY_BACKOFF)?;
         if first_backoff > max_backoff {
-            let why = format!("begins at {first_backoff:?}, which is above its end ({max_backoff:?})");
+            let why = format!("starts at {first_backoff:?}, which is more than its maximum ({max_backoff:?})");
             return Err(Error::config("retry_backoff", why));
         }
         let jitter = Duration::ZERO..=Duration::from_secs(600);
@@ -191,6 +202,28 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Checks the settings about the content of events.
+    pub(super) fn content(self) -> Result<Content, Error> {
+        let mut super_properties = Pairs::default();
+        for pair in self.super_properties {
+            super_properties.merge(&pair.map_err(|why| Error::config("super_property", why))?);
+        }
+        let pattern = |host: String| {
+            let why = || format!("is made of names such as api.example.com; {host:?} is none");
+            context::host_pattern(&host).ok_or_else(|| Error::config("tracing_hosts", why()))
+        };
+        Ok(Content {
+            disable_geoip: self.disable_geoip,
+            exact_timestamps: self.exact_timestamps,
+            opted_out: self.opted_out,
+            super_properties,
+            before_send: self.before_send,
+            tracing_hosts: self.tracing_hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 fn compression(chosen: Compression, protocol: CaptureProtocol) -> Result<delivery::Compression, Error> {
     let is_v0 = protocol == CaptureProtocol::V0;
     match chosen {
@@ -224,7 +257,7 @@ pub(super) fn within<T: PartialOrd + Copy + Debug>(
     Err(Error::config(field, format!("must be from {least} to {most}; it is {is}")))
 }
 
-/// As it is written in the program, and sizes also as they are read.
+/// The value as a program writes it; sizes also with a unit.
 fn shown(field: &str, value: &impl Debug) -> String {
     let written = format!("{value:?}");
     let is_size = field.ends_with("_bytes") || field == "min_free_space";
@@ -268,15 +301,15 @@ mod tests {
     }
 
     #[test]
-    fn connecting_may_not_take_longer_than_the_request_of_which_it_is_a_part() {
+    fn a_connect_timeout_must_fit_into_the_request_timeout() {
         let within = |most: u64| config().request_timeout(Duration::from_secs(most));
-        assert_eq!(refused(within(5)), "", "the default gives way");
+        assert_eq!(refused(within(5)), "", "the default is lowered");
         assert_eq!(within(5).check().unwrap().worker.unwrap().transport.connect_timeout, Duration::from_secs(5));
         assert_eq!(refused(within(5).connect_timeout(Duration::from_secs(6))), "connect_timeout");
     }
 
     #[test]
-    fn a_backoff_that_begins_above_its_end_is_told_with_both() {
+    fn a_backoff_above_its_maximum_is_reported_with_both() {
         let config = config().retry_backoff(Duration::from_secs(9), Duration::from_secs(1));
         let Err(error) = config.check() else { panic!("taken") };
         let text = error.to_string();
@@ -284,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_cannot_hold_four_of_the_largest_events_is_refused() {
+    fn a_journal_too_small_for_four_large_events_is_refused() {
         assert_eq!(refused(config().journal_bytes(1024 * 1024)), "journal_bytes");
         assert_eq!(refused(config().journal_bytes(1024 * 1024).max_event_bytes(200 * 1024)), "");
     }
 
     #[test]
-    fn an_event_is_never_larger_than_a_small_queue_has_room_for() {
+    fn the_largest_event_fits_into_a_small_queue() {
         let most = |config: Config| config.check().unwrap().worker.unwrap().max_event_bytes;
         assert_eq!(most(config()), 1024 * 1024);
         assert_eq!(most(config().max_queue_bytes(1024 * 1024)), 508 * 1024);
@@ -313,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_codec_that_the_server_or_this_build_does_not_have_is_named() {
+    fn an_unsupported_codec_is_an_error_that_names_it() {
         use super::super::Compression::{Brotli, Deflate, Gzip, None, Zstd};
         let v1 = |codec| refused(config().protocol(CaptureProtocol::V1).compression(codec));
         let v0 = |codec| refused(config().compression(codec));

@@ -1,10 +1,10 @@
-//! What is said about the endpoint (key, host, headers), held against its rules.
+//! Checks the settings of the endpoint: key, host and headers.
 
 use crate::error::Error;
 use crate::queue::Project;
 use crate::transport;
 
-/// Headers that the library sets itself, in lower case: a second one would make the request another one, or none.
+/// Headers that the library sets itself, in lower case. A second one would change the request or make it invalid.
 const OWN_HEADERS: [&str; 8] = [
     "accept-encoding",
     "authorization",
@@ -15,17 +15,17 @@ const OWN_HEADERS: [&str; 8] = [
     "host",
     "transfer-encoding",
 ];
-/// So begin the headers by which PostHog knows a request.
+/// The prefix of PostHog's own request headers.
 const OWN_PREFIX: &str = "posthog-";
 
-/// PostHog's app, and where it takes events and evaluates flags.
+/// The hosts of PostHog's app, with the hosts that accept events and evaluate flags.
 const APP_HOSTS: [(&str, &str); 3] = [
     ("app.posthog.com", "https://us.i.posthog.com"),
     ("us.posthog.com", "https://us.i.posthog.com"),
     ("eu.posthog.com", "https://eu.i.posthog.com"),
 ];
 
-/// What the app's host was replaced by, as PostHog's own libraries replace it. Both in their normal spelling.
+/// The app's host, and the ingestion host that replaces it, both normalized. PostHog's own libraries do the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostReplaced {
     pub(crate) given: String,
@@ -40,10 +40,10 @@ impl HostReplaced {
     }
 }
 
-/// The project that events go to, and whether that is not the host that was given.
+/// The project that events are sent to, and the host that was replaced, if one was.
 pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<HostReplaced>), Error> {
     if api_key.trim().is_empty() {
-        return Err(Error::config("api_key", "is blank; Config::disabled() makes a client that takes nothing"));
+        return Err(Error::config("api_key", "is blank; use Config::disabled() for a client that drops everything"));
     }
     let api_key = checked_key(api_key).map_err(|why| Error::config("api_key", why))?;
     let given = checked_host(host).map_err(|why| Error::config("host", why))?;
@@ -52,7 +52,8 @@ pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<Host
     Ok((Project { host, api_key }, replaced))
 }
 
-/// A project that events went to before, by each name that its queue may have: with the app's host, that and the ingestion host.
+/// A project of `adopt_queue`, by each name that its queue may have: for the app's host, that host and the ingestion
+/// host.
 pub(super) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>, Error> {
     let of = |what: &str, why: String| Error::config("adopt_queue", format!("was given a {what} that {why}"));
     let api_key = checked_key(api_key).map_err(|why| of("key", why))?;
@@ -61,37 +62,38 @@ pub(super) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>,
     Ok(std::iter::once(given).chain(used).map(|host| Project { host, api_key: api_key.clone() }).collect())
 }
 
-/// Nothing of a key is ever repeated: it may be a secret that was put in the wrong place.
+/// Checks a key. Error texts never contain it, because it may be a secret in the wrong place.
 fn checked_key(api_key: &str) -> Result<String, String> {
     let api_key = api_key.trim();
     if api_key.is_empty() {
         return Err("is blank".into());
     }
     if api_key.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err("holds white space or control characters".into());
+        return Err("contains white space or control characters".into());
     }
     if api_key.starts_with("phx_") || api_key.starts_with("phs_") {
         return Err(
-            "is a secret (phx_, phs_), which takes no events: give the project's key, which begins with phc_".into()
+            "is a secret (phx_, phs_), which cannot capture events; use the project's key, which begins with phc_"
+                .into(),
         );
     }
     Ok(api_key.to_owned())
 }
 
 fn checked_host(host: &str) -> Result<String, String> {
-    // What stands before an @ is a password.
+    // The part before an @ may be a password.
     let shown = if host.contains('@') { String::new() } else { format!(": {host:?}") };
     let normal = transport::normalize_host(host).map_err(|why| format!("{why}{shown}"))?;
     let path = normal.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
     let names_an_endpoint = matches!(path.rsplit('/').next(), Some("batch" | "capture" | "decide" | "flags"))
         || ["i/v0", "i/v1"].iter().any(|endpoint| format!("/{path}/").contains(&format!("/{endpoint}/")));
     if names_an_endpoint {
-        return Err(format!("has the path of an endpoint in it, which is added by the library: leave it out{shown}"));
+        return Err(format!("contains the path of an endpoint, which the library adds itself; leave it out{shown}"));
     }
     Ok(normal)
 }
 
-/// Headers for every request. Whether HTTP allows them is the transport's to say.
+/// Checks the additional headers against those of the library. The transport checks their syntax.
 pub(super) fn headers(headers: &[(String, String)]) -> Result<Vec<(String, String)>, Error> {
     let is_own = |name: &str| OWN_HEADERS.contains(&name) || name.starts_with(OWN_PREFIX);
     match headers.iter().find(|(name, _)| is_own(&name.to_ascii_lowercase())) {
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_former_project_is_refused_by_the_name_of_its_own_setter() {
+    fn an_invalid_adopt_queue_is_refused_by_that_name() {
         for (key, host, about) in [("", "x", "key that is blank"), ("phc_2", "", "host that is blank")] {
             let (field, why) = refused(Config::new("phc_1").adopt_queue(key, host));
             assert!(field == "adopt_queue" && why.contains(about), "{why}");
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_the_path_of_an_endpoint_is_refused_and_that_of_a_reverse_proxy_is_not() {
+    fn a_host_may_have_a_proxy_path_but_no_endpoint_path() {
         let with_path = |path: &str| refused(Config::new("phc_1").host(format!("https://example.org{path}"))).0;
         for path in [
             "/batch",
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_library_are_not_the_programs_to_set() {
+    fn headers_of_the_library_cannot_be_set() {
         for name in ["Content-Type", "authorization", "content-encoding", "Host", "Content-Length", "PostHog-Attempt"] {
             let (field, why) = refused(Config::new("phc_1").header(name, "x"));
             assert!(field == "header" && why.contains(name), "{why}");
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_of_posthogs_app_is_replaced_by_its_ingestion_host_and_that_is_told() {
+    fn the_apps_host_is_replaced_and_reported() {
         let check = |host: &str| Config::new("phc_1").host(host).queue_dir("/q").check().unwrap();
         for (given, used) in [
             ("https://app.posthog.com", "https://us.i.posthog.com"),
@@ -190,7 +192,7 @@ mod tests {
             assert_eq!(worker.project.host, used, "{given}");
             assert_eq!(checked.host_replaced.unwrap().used, used);
             assert!(worker.delivery.urls.iter().all(|url| url.starts_with(used)), "{given}");
-            // What an earlier version has queued under the name of the app is found.
+            // The queue of an earlier version, which was named by the app's host, is delivered too.
             assert_eq!(worker.also[0].host, transport::normalize_host(given).unwrap());
         }
         let also = Config::new("phc_1").adopt_queue("phc_2", "us.posthog.com").queue_dir("/q").check().unwrap();

@@ -1,4 +1,4 @@
-//! What the environment says: key, host, and where the queue lies if nobody says so.
+//! Settings from the environment, and the default queue directory.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,15 @@ use crate::error::Error;
 
 impl Config {
     /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST`, `POSTHOG_QUEUE_DIR`, and `POSTHOG_SECRET_KEY` or else
-    /// `POSTHOG_PERSONAL_API_KEY` ([`secret_key`](Config::secret_key)). Without a key the client is
-    /// [`disabled`](Config::disabled), and says so once ([`Diagnostic::KeyMissing`](crate::Diagnostic::KeyMissing), logged as
-    /// information). Everything else can still be set.
+    /// `POSTHOG_PERSONAL_API_KEY` (for [`secret_key`](Config::secret_key)). Without a key the client is
+    /// [`disabled`](Config::disabled) and reports that once
+    /// ([`Diagnostic::KeyMissing`](crate::diagnostics::Diagnostic::KeyMissing), logged at level `INFO`). All other
+    /// settings can still be changed.
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::without_key() };
         let config = Self::new(api_key.trim());
-        // The queue directory is looked up when the client is made, in the same order as without `from_env`.
+        // The queue directory is looked up when the client is created, as without `from_env`.
         let config = match set("POSTHOG_HOST") {
             Some(host) => config.host(host),
             None => config,
@@ -25,7 +26,7 @@ impl Config {
         }
     }
 
-    /// Where the queues lie.
+    /// The directory of the queues.
     pub(super) fn place(&self) -> Result<PathBuf, Error> {
         self.place_by(|name| std::env::var(name).ok())
     }
@@ -39,26 +40,26 @@ impl Config {
             Some(dir) => dir.clone(),
             None => match default_queue_dir(var)? {
                 Some(dir) => dir,
-                // Whoever opens the queue finds that there is no place for it.
+                // Opening the queue then falls back to memory.
                 None if self.memory_fallback => PathBuf::new(),
                 None => return Err(Error::config("queue_dir", NOWHERE)),
             },
         };
-        // Independent of later changes of the working directory; daemons change it.
+        // Made absolute, because daemons change their working directory.
         Ok(std::path::absolute(&dir).unwrap_or(dir))
     }
 }
 
 const NOWHERE: &str = "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names an absolute path for it; set one of them";
 
-const UNEXPANDED: &str = "begins with ~, which only a shell expands, and none did: write the whole path";
+const UNEXPANDED: &str = "begins with ~, which only a shell expands; write the full path";
 
 fn begins_with_a_tilde(dir: &Path) -> bool {
     dir.as_os_str().as_encoded_bytes().starts_with(b"~")
 }
 
-/// The first of the usual places that the environment names. A relative path is not one of them: it would depend on where the daemon
-/// happens to be started.
+/// The first of the usual directories that the environment names. Relative paths are ignored, because they depend on
+/// where the daemon is started.
 pub(super) fn default_queue_dir(var: impl Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, Error> {
     let set = |name: &str| var(name).filter(|value| !value.is_empty());
     if let Some(dir) = set("POSTHOG_QUEUE_DIR").map(PathBuf::from) {
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_names_a_place_there_is_none_or_memory_if_that_may_be() {
+    fn without_a_directory_the_queue_is_an_error_or_in_memory() {
         let config = Config::new("phc_test");
         let Err(error) = config.place_by(|_| None) else { panic!("taken") };
         assert!(error.to_string().contains("POSTHOG_QUEUE_DIR"), "{error}");
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_places_are_tried_in_their_order() {
+    fn directories_are_tried_in_order() {
         let all = [
             ("POSTHOG_QUEUE_DIR", "/own"),
             ("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"),
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn relative_and_empty_values_are_passed_over() {
+    fn relative_and_empty_values_are_ignored() {
         assert_eq!(
             found(&[("STATE_DIRECTORY", ""), ("XDG_STATE_HOME", "state"), ("HOME", "/h")]).as_deref(),
             Some("/h/.local/state/posthog")
@@ -121,7 +122,7 @@ mod tests {
         assert_eq!(found(&[("HOME", "relative")]), None);
     }
     #[test]
-    fn a_tilde_that_no_shell_has_expanded_is_an_error_that_says_so() {
+    fn an_unexpanded_tilde_is_an_error() {
         let var = |_: &str| Some("~/queue".to_owned());
         let from_env = default_queue_dir(var).unwrap_err().to_string();
         let given = Config::new("phc_1").queue_dir("~/queue").place().unwrap_err().to_string();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Config;
+use super::FlagsProtocol;
 use super::check::within;
-use super::choices::FlagsProtocol;
 use crate::error::Error;
 use crate::flags::loader::{LoaderOptions, Provider, SecretKey};
 use crate::flags::{AsyncFlagDefinitionProvider, FlagDefinitionProvider, RemoteOptions};
@@ -92,7 +92,7 @@ impl Config {
     }
 
     /// Whether flags that cannot be evaluated locally have no value instead of being requested from PostHog.
-    /// [`FlagContext::only_locally`](crate::FlagContext::only_locally) overrides this for one call. Default: off.
+    /// [`FlagContext::only_locally`](crate::feature_flags::FlagContext::only_locally) overrides this for one call. Default: off.
     pub fn only_evaluate_flags_locally(mut self, only: bool) -> Self {
         self.flags.only_locally = only;
         self
@@ -123,7 +123,7 @@ impl Config {
     }
 
     /// Whether reads of flags capture `$feature_flag_called`, from which PostHog counts exposures to experiments and
-    /// the use of flags. [`FlagContext::send_feature_flag_events`](crate::FlagContext::send_feature_flag_events) turns
+    /// the use of flags. [`FlagContext::send_feature_flag_events`](crate::feature_flags::FlagContext::send_feature_flag_events) turns
     /// it off for one call. Default: on.
     pub fn send_feature_flag_events(mut self, on: bool) -> Self {
         self.flags.send_events = on;

@@ -1,48 +1,52 @@
-//! Every knob, with its unit, default, least and most.
+//! [`Config`]: every setting, with its unit, default and bounds.
 //!
-//! [`Config`] is a builder by value: setters only remember what they were given, and nothing is looked at before a client is made.
-//! Then `check.rs` holds every setting against its bounds in `limits`, all relations between settings included, and turns the lot into
-//! the options of the floors below, none of which ever sees a `Config`. A setting that is out of bounds is an error that names it;
-//! nothing is silently clamped. The setters are in `queue.rs`, `sending.rs`, `content.rs` and `flags.rs`; `choices.rs` has the settings that are a
-//! choice among a few; `hooks.rs` has the `before_send` hook as a value; `endpoint.rs` has the rules for key, host and headers;
-//! `env.rs` has what the environment says, and finds the queue directory.
+//! `Config` is a builder by value. Setters only store what they are given; nothing is checked before a client is
+//! created. Then `check.rs` compares every setting with its bounds in `sys/limits` and with the other settings, and
+//! builds the options of the layers below, which never see a `Config`. A setting out of bounds is an error that names
+//! it; no value is clamped.
 //!
-//! To add a knob: a field here, a setter beside its like, its bounds in `limits.rs`, a line in `check.rs`, and a line in the changelog. Its setter's
-//! documentation names the unit, the default, and the least and most that are taken.
+//! * This file: the struct and its setters; those for feature flags are in `flags.rs`.
+//! * `values.rs`: enums and the `before_send` hook, as values of settings.
+//! * `endpoint.rs`: the rules for keys, hosts and headers. `env.rs`: settings from the environment, and the default
+//!   queue directory.
+//!
+//! To add a setting: a field and a setter here, its bounds in `limits`, a check in `check.rs`, and a line in the
+//! changelog. The documentation of a setter names the unit, the default and the bounds.
 
 mod check;
-mod choices;
-mod content;
 mod endpoint;
 mod env;
 mod flags;
-mod hooks;
-mod queue;
-mod sending;
+mod values;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::delivery::OnDelivery;
-use crate::diagnostics::DiagnosticHook;
+use serde::Serialize;
+
+use crate::delivery::{DeliveryNotice, OnDelivery};
+use crate::event::Event;
 use crate::pipeline::OverflowPolicy;
 use crate::record::Pairs;
+use crate::recorder::DiagnosticHook;
+use crate::report::Diagnostic;
 use crate::sys::limits;
 
-pub(crate) use choices::ProxyChoice;
-pub use choices::{CaptureProtocol, Compression, FlagsProtocol};
-pub(crate) use content::Content;
+pub(crate) use check::Content;
 pub(crate) use endpoint::HostReplaced;
 use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
-pub use hooks::BeforeSend;
+pub(crate) use values::ProxyChoice;
+pub use values::{BeforeSend, CaptureProtocol, Compression, FlagsProtocol};
 
 /// The settings of a client.
 ///
 /// ```
 /// use std::time::Duration;
-/// use posthog::{Config, OverflowPolicy};
+/// use posthog::Config;
+/// use posthog::settings::OverflowPolicy;
 ///
 /// let config = Config::new("phc_example")
 ///     .host("https://eu.i.posthog.com")
@@ -56,7 +60,7 @@ pub use hooks::BeforeSend;
 #[must_use = "a configuration does nothing by itself: give it to `Client::new` or `init`"]
 pub struct Config {
     pub(super) disabled: bool,
-    /// Disabled because the environment has no key.
+    /// Whether it is disabled because the environment has no key.
     pub(super) key_is_missing: bool,
     pub(super) api_key: String,
     pub(super) host: String,
@@ -85,7 +89,7 @@ pub struct Config {
     pub(super) retry_after_cap: Duration,
     pub(super) first_send_jitter: Duration,
     pub(super) request_timeout: Duration,
-    /// `None` gives way to a shorter `request_timeout`.
+    /// `None`: the default, or `request_timeout` if that is shorter.
     pub(super) connect_timeout: Option<Duration>,
     pub(super) proxy: ProxyChoice,
     pub(super) ca_certificates: Vec<Vec<u8>>,
@@ -107,7 +111,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Settings for the project of that key (`phc_...`), everything else at its default.
+    /// Settings for the project with this key (`phc_...`). Everything else has its default.
     pub fn new(api_key: impl Into<String>) -> Self {
         Self {
             disabled: false,
@@ -160,23 +164,391 @@ impl Config {
         }
     }
 
-    /// A client that takes nothing, opens nothing and starts no thread: every capture is `Dropped(Disabled)`. For an application
-    /// without a key, so that its call sites need no `Option`.
+    /// A client that accepts nothing, opens nothing and starts no thread: every capture is `Dropped(Disabled)`. For an
+    /// application without a key, so that its call sites need no `Option`.
     pub fn disabled() -> Self {
         Self { disabled: true, ..Self::new("") }
     }
 
-    /// The same, and it says that it is not what was meant.
+    /// As [`disabled`](Self::disabled), and the client reports that the key is missing.
     pub(crate) fn without_key() -> Self {
         Self { key_is_missing: true, ..Self::disabled() }
     }
 }
 
+/// The queue: where it is, how much it holds, how soon it is durable.
+impl Config {
+    /// The directory of the queues, one for each project. It must be on a local disk that outlives the process.
+    /// Default: `$POSTHOG_QUEUE_DIR`, else `$STATE_DIRECTORY/posthog` (its first entry), else
+    /// `$XDG_STATE_HOME/posthog`, else `~/.local/state/posthog`; never a temporary directory.
+    ///
+    /// It should belong to the user of the process or to root, and no other user should be able to write to it. Queues
+    /// in it are created for that user alone: a queue that another user owns, or that every user may write to, is not
+    /// used.
+    pub fn queue_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.queue_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether the client works in memory, instead of failing, when the queue directory cannot be used, does not
+    /// respond in time, or is not configured at all. Events in memory are bounded as on disk and are lost with the
+    /// process; `stats().storage`, a diagnostic and every receipt say so. Default: off.
+    pub fn memory_fallback(mut self, fallback: bool) -> Self {
+        self.memory_fallback = fallback;
+        self
+    }
+
+    /// Whether the queue of AI events is opened together with the client. Otherwise the first
+    /// [`capture_ai`](crate::Client::capture_ai) opens it, and waits for that. It takes 32 MiB of disk. Default: off. A
+    /// queue in which an earlier process left AI events is opened in any case.
+    pub fn open_ai_queue(mut self, on: bool) -> Self {
+        self.ai_lane = on;
+        self
+    }
+
+    /// Also delivers the queue of an earlier key or host, under the present key and to the present host. May be called
+    /// several times.
+    pub fn adopt_queue(mut self, api_key: impl Into<String>, host: impl Into<String>) -> Self {
+        self.adopt_queue.push((api_key.into(), host.into()));
+        self
+    }
+
+    /// How soon after a capture an event is durable against power cuts, at the latest: the most that a power cut can
+    /// cost. It is synced at once if [`persisted`](crate::Receipt::persisted) is awaited. Default 100 ms, from 1 ms to
+    /// 60 s.
+    pub fn sync_interval(mut self, interval: Duration) -> Self {
+        self.sync_interval = interval;
+        self
+    }
+
+    /// How long a delivered event may stay in the queue's file, at most. A process that is killed in this time sends it
+    /// again, with the same uuid. Default 1 s, from 10 ms to 60 s.
+    pub fn ack_interval(mut self, interval: Duration) -> Self {
+        self.ack_interval = interval;
+        self
+    }
+
+    /// Bytes of one journal arena: the size of a burst that can be accepted at once. There are two to four arenas,
+    /// mapped into memory, created when they are needed and kept for the next process. Default 8 MiB, from 64 KiB and
+    /// four times the largest event, to 256 MiB.
+    pub fn journal_bytes(mut self, bytes: usize) -> Self {
+        self.journal_bytes = bytes;
+        self
+    }
+
+    /// Bytes of the largest event, encoded. A larger one is `Dropped(TooLarge)`. Default 1 MiB, from 1 KiB to 16 MiB.
+    /// AI events may take 8 MiB in any case.
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.max_event_bytes = bytes;
+        self
+    }
+
+    /// Bytes that the queued events of this process may take on the disk, including those in the journal. Default 1
+    /// GiB, from 1 MiB to 1 TiB. In a directory that is in memory, at most 64 MiB or a tenth of the container's memory.
+    /// The queue of AI events has the same bound for itself, but at least 64 MiB.
+    ///
+    /// Small events use nearly all of it; a large one may take up to twice its bytes. So one event may take at most
+    /// half of the bound, whatever [`max_event_bytes`](Self::max_event_bytes) is: with less than 2 MiB and 8 KiB that
+    /// is less than its default.
+    ///
+    /// The file `queue.redb` may take more: an eighth, kept for exceptions and identity events; 1 MiB for data other
+    /// than events; with [`OverflowPolicy::DropOldest`], what is checkpointed into it at once, at most one
+    /// [`journal_bytes`](Self::journal_bytes); and the dead letters, which are kept as far as they fit an eighth of
+    /// this bound (at least 1 MiB), at twice their bytes. Its blocks on the disk (`du`, not `ls -l`) stay within that.
+    /// In all, a process takes at most
+    ///
+    /// ```text
+    /// max_queue_bytes * 9/8 + 1 MiB     the queue's file
+    /// + max_queue_bytes / 4             the dead letters in it, at least 2 MiB
+    /// + journal_bytes                   with OverflowPolicy::DropOldest
+    /// + journal_bytes * 4               the journal; two of them unless there are bursts
+    /// + 1 MiB                           the reserve, for deletes on a full disk
+    /// ```
+    ///
+    /// and for a moment the queue's file twice, if it is copied because its disk failed. Each process, and each forked
+    /// child that captures, has a queue of its own with these bounds.
+    pub fn max_queue_bytes(mut self, bytes: u64) -> Self {
+        self.max_queue_bytes = bytes;
+        self
+    }
+
+    /// Number of events that may be queued, in the journal and in the store. Default: bounded by bytes only. At least
+    /// 1. The bound is exact, with an eighth more for exceptions and identity events; delivered events count until
+    /// their ack is committed ([`ack_interval`](Self::ack_interval)). With [`OverflowPolicy::DropOldest`] it bounds the
+    /// store: events since the last commit (a second, or [`flush_interval`](Self::flush_interval)) come on top, and
+    /// events that are in flight stay.
+    pub fn max_queue_events(mut self, events: u64) -> Self {
+        self.max_queue_events = Some(events);
+        self
+    }
+
+    /// Age at which queued events are deleted undelivered. Default: never. At least 1 s. An event is never deleted
+    /// before a delivery was tried, nor while the wall clock disagrees with the time that has passed; after the clock
+    /// was set, ages count again once it has been steady for six hours. Time that the machine has slept counts.
+    pub fn max_queue_age(mut self, age: Duration) -> Self {
+        self.max_queue_age = Some(age);
+        self
+    }
+
+    /// Free space of the file system that is left to other programs, in bytes: with less, events are
+    /// `Dropped(DiskFull)`. Default 32 MiB, at most 1 TiB.
+    pub fn min_free_space(mut self, bytes: u64) -> Self {
+        self.min_free_space = bytes;
+        self
+    }
+
+    /// What happens to a capture when the queue has reached its bounds. Default [`OverflowPolicy::DropNewest`].
+    /// [`OverflowPolicy::Block`] waits for at most 1 h.
+    pub fn overflow(mut self, overflow: OverflowPolicy) -> Self {
+        self.overflow = overflow;
+        self
+    }
+}
+
+/// Delivery: where to, when, how much at once, through which network.
+impl Config {
+    /// Where events are sent: `http://` or `https://`, a host, and optionally a port and the path of a reverse proxy.
+    /// `https://` may be left out; the path of an endpoint (`/batch/`) must be. Default `https://us.i.posthog.com`.
+    /// PostHog's app (`app.posthog.com`, `us.posthog.com`, `eu.posthog.com`) is replaced by its ingestion host, as in
+    /// PostHog's own libraries ([`Diagnostic::HostReplaced`](crate::diagnostics::Diagnostic::HostReplaced)).
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    /// Number of events that makes a batch due, whatever their age. Default 20, from 1 to 1,000,000. Events are
+    /// checkpointed at most about once a second, and those that have gathered by then are sent together.
+    pub fn flush_at(mut self, events: usize) -> Self {
+        self.flush_at = events;
+        self
+    }
+
+    /// Age of the oldest waiting event that makes a batch due. Default 5 s, from 10 ms to 1 h.
+    pub fn flush_interval(mut self, interval: Duration) -> Self {
+        self.flush_interval = interval;
+        self
+    }
+
+    /// How long [`Client::close`](crate::Client::close) delivers. Default 10 s, at most 1 h.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Events in one request. Default 1000, from 1 to 100,000.
+    pub fn max_batch_events(mut self, events: usize) -> Self {
+        self.max_batch_events = events;
+        self
+    }
+
+    /// Bytes of JSON in one request, before compression. Default 4 MiB, from 16 KiB to 19 MiB (PostHog accepts 20).
+    pub fn max_batch_bytes(mut self, bytes: usize) -> Self {
+        self.max_batch_bytes = bytes;
+        self
+    }
+
+    /// Requests in flight at the same time. Default 4, from 1 to 64.
+    pub fn max_in_flight(mut self, requests: usize) -> Self {
+        self.max_in_flight = requests;
+        self
+    }
+
+    /// Requests that are retried before a cooldown of at least 30 s. No event is ever dropped because of the number of
+    /// attempts. Default 3, at most 100.
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.max_retries = retries;
+        self
+    }
+
+    /// The longest wait after a first failure, and after any failure. In between it doubles, and the actual wait is
+    /// drawn at random below it. Default 1 s and 30 s, from 100 ms to 10 min.
+    pub fn retry_backoff(mut self, first: Duration, most: Duration) -> Self {
+        self.retry_backoff = (first, most);
+        self
+    }
+
+    /// The longest `Retry-After` of a server that is respected. Default 1 h, from 1 s to 24 h.
+    pub fn retry_after_cap(mut self, cap: Duration) -> Self {
+        self.retry_after_cap = cap;
+        self
+    }
+
+    /// A process that starts with queued events waits a random time up to this before it sends, because thousands of
+    /// processes may start at once. Default 1 s, at most 10 min; zero sends at once.
+    pub fn first_send_jitter(mut self, jitter: Duration) -> Self {
+        self.first_send_jitter = jitter;
+        self
+    }
+
+    /// Time for one request, including the connection. Default 30 s, from 50 ms to 10 min.
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Time for DNS, TCP and TLS together. Default 10 s, or [`request_timeout`](Self::request_timeout) if that is less;
+    /// from 50 ms to `request_timeout`.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Uses this proxy (`http://[user:password@]host[:port]`), whatever the environment says. Default: `https_proxy`,
+    /// `http_proxy`, `all_proxy` and `no_proxy` of the environment, read once, as curl reads them; see
+    /// `docs/delivery.md`.
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = ProxyChoice::Url(url.into());
+        self
+    }
+
+    /// Connects directly, whatever the environment says.
+    pub fn no_proxy(mut self) -> Self {
+        self.proxy = ProxyChoice::None;
+        self
+    }
+
+    /// Trusts a certificate authority (PEM, one or more certificates) in addition to those of the machine. May be
+    /// called several times.
+    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.ca_certificates.push(pem.into());
+        self
+    }
+
+    /// Adds a header to every request. May be called several times. Headers that the library sets itself
+    /// (`Content-Type`, `Authorization`, `Host` and the like, and all that begin with `PostHog-`) are an error.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// How request bodies are compressed. Default [`Compression::Gzip`]. The others, except [`Compression::None`], need
+    /// [`CaptureProtocol::V1`].
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// The protocol of the capture endpoint. Default [`CaptureProtocol::V0`].
+    pub fn protocol(mut self, protocol: CaptureProtocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+}
+
+/// The content of events, and the callbacks of the program.
+impl Config {
+    /// Marks all events as an import of old events. Default: off.
+    pub fn historical_migration(mut self, on: bool) -> Self {
+        self.historical_migration = on;
+        self
+    }
+
+    /// Asks PostHog not to look up the location of the sending machine (`$geoip_disable`). Default: off.
+    pub fn disable_geoip(mut self, on: bool) -> Self {
+        self.disable_geoip = on;
+        self
+    }
+
+    /// Asks PostHog to use timestamps as they are (`$ignore_sent_at`), instead of correcting them by the difference
+    /// between its clock and this machine's. Then a retry never lands on another day than the first attempt, where
+    /// PostHog's de-duplication ends; but a wrong clock gives wrong times. Default: off.
+    pub fn exact_timestamps(mut self, on: bool) -> Self {
+        self.exact_timestamps = on;
+        self
+    }
+
+    /// Whether events come from a server, which is PostHog's default: the property `$is_server` of every event that
+    /// does not have it. Default: on.
+    pub fn is_server(self, on: bool) -> Self {
+        // Events are those of a server by default, so only the opposite needs a property.
+        if on { self } else { self.super_property("$is_server", false) }
+    }
+
+    /// Sets a property of every event that has it neither itself nor from its [`Context`](crate::Context). Encoded
+    /// once. At run time: [`Client::register`](crate::Client::register).
+    pub fn super_property(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
+        let pair =
+            Pairs::one(key.as_ref(), &value).map_err(|reason| format!("the value of {:?}: {reason}", key.as_ref()));
+        self.super_properties.push(pair);
+        self
+    }
+
+    /// Whether the addresses of stacks are resolved to names before they are sent, as far as the build that sends has
+    /// symbols. It happens on the delivery thread and takes 50 to 300 ms for the first stack of a place, depending on
+    /// the size of the executable, and nothing for the next. Not done if the executable is larger than 256 MiB, has no
+    /// build id, or belongs to the forked child of a process that had a client. PostHog resolves what this library does
+    /// not, if symbols were uploaded; addresses and build ids are always sent. Default: on.
+    pub fn symbolicate(mut self, on: bool) -> Self {
+        self.symbolicate = on;
+        self
+    }
+
+    /// Whether frames of the program's own code are sent with their line of source and five lines around it, read when
+    /// the event is sent from the path in the debug information. That works on the machine that built the program.
+    /// Needs [`symbolicate`](Self::symbolicate). Default: off, because it sends source code to PostHog and looks for
+    /// files that a production machine does not have.
+    pub fn source_context(mut self, on: bool) -> Self {
+        self.source_context = on;
+        self
+    }
+
+    /// Starts opted out: see [`Client::opt_out`](crate::Client::opt_out). Default: off.
+    pub fn opted_out(mut self, opted_out: bool) -> Self {
+        self.opted_out = opted_out;
+        self
+    }
+
+    /// Captures an event `previous_run_ended` when the client opens the queue of an earlier run: how that run ended,
+    /// how long it ran, and how many events it left. Properties: `cause`
+    /// ([`ExitCause::name`](crate::crashes::ExitCause::name)), `signal` or `exit_status` if there is one, `pid`,
+    /// `started_at`, `uptime_seconds`, `queued_events`, and `machine_restarted` if that is known; see
+    /// [`PreviousRun`](crate::crashes::PreviousRun). The event has a distinct id of its own, and PostHog creates no
+    /// person for it. It passes hooks and gets super properties as any event, on the thread that creates the client.
+    /// Default: off.
+    pub fn report_previous_run(mut self, on: bool) -> Self {
+        self.report_previous_run = on;
+        self
+    }
+
+    /// Hosts whose requests may carry the context's distinct id and session id (see
+    /// [`Client::tracing_headers`](crate::Client::tracing_headers)): names such as `api.example.com`, without scheme,
+    /// port or path. Subdomains are included. Default: none. May be called several times.
+    pub fn tracing_hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.tracing_hosts.extend(hosts.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds a hook that sees each event on the caller's thread before any of it reaches the disk. It returns the event,
+    /// changed or not, or `None` to drop it. Hooks run in the order in which they were added, on all events except
+    /// those that a hook itself captures. A hook that panics drops the event; in a program built with `panic = "abort"`
+    /// it ends the process, and no accepted event is lost. At run time:
+    /// [`Client::set_before_send`](crate::Client::set_before_send).
+    pub fn before_send(mut self, hook: impl Fn(Event) -> Option<Event> + Send + Sync + 'static) -> Self {
+        self.before_send.push(BeforeSend::new(hook));
+        self
+    }
+
+    /// A callback for the result of delivery. It runs on the delivery thread and must be quick. A panic in it is caught
+    /// and reported.
+    pub fn on_delivery(mut self, hook: impl Fn(&DeliveryNotice<'_>) + Send + Sync + 'static) -> Self {
+        self.on_delivery = Some(Arc::new(hook));
+        self
+    }
+
+    /// A callback for each [`Diagnostic`], on the thread that records it. It must be quick. Events captured inside it
+    /// pass the [`before_send`](Self::before_send) hooks as all events do; events captured while diagnostics of *those*
+    /// are reported are [`Dropped(Reentrant)`](crate::DropReason::Reentrant), so that there is no endless loop.
+    pub fn on_diagnostic(mut self, hook: impl Fn(&Diagnostic) + Send + Sync + 'static) -> Self {
+        self.on_diagnostic = Some(Arc::new(hook));
+        self
+    }
+}
+
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As a client that is made now would choose it.
+        // The directory that a client created now would use.
         let place = self.place().map_or_else(|error| error.to_string(), |dir| format!("{dir:?}"));
-        // Keys, proxy passwords and headers stay out of logs.
+        // Keys, proxy passwords and headers must not reach logs.
         f.debug_struct("Config")
             .field("disabled", &self.disabled)
             .field("host", &self.host)

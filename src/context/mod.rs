@@ -22,10 +22,6 @@
 //! * An unusable value is reported later, since no client may exist when it is set: the context remembers the problem,
 //!   and the first client that uses the context records it.
 //! * No lock: contexts are shared between threads as values only, and a forked child keeps the contexts of its thread.
-//!
-//! # Files
-//!
-//! `scope.rs` has the context and makes it current. `request.rs` reads it from requests and writes it into requests.
 
 mod request;
 mod scope;

@@ -23,7 +23,8 @@ impl Context {
     /// with what the program knows.
     ///
     /// ```
-    /// use posthog::{Context, current_distinct_id};
+    /// use posthog::Context;
+    /// use posthog::context::current_distinct_id;
     ///
     /// let context = Context::from_headers([("x-posthog-distinct-id", " user_1\r\n"), ("accept", "*/*")]);
     /// assert_eq!(context.enter(current_distinct_id).as_deref(), Some("user_1"));
@@ -41,7 +42,8 @@ impl Context {
     /// [`from_request_with`](Self::from_request_with) keeps the parts of it that the program names.
     ///
     /// ```
-    /// use posthog::{Context, current_session_id};
+    /// use posthog::Context;
+    /// use posthog::context::current_session_id;
     ///
     /// let headers = [("X-PostHog-Session-Id", "session_7"), ("User-Agent", "curl/8")];
     /// let context = Context::from_request("GET", "https://example.org/cart?item=7", headers);
@@ -58,7 +60,8 @@ impl Context {
     /// Like [`from_request`](Self::from_request), with the parts of the URL's query that `query` keeps.
     ///
     /// ```
-    /// use posthog::{Context, RequestQuery};
+    /// use posthog::Context;
+    /// use posthog::context::RequestQuery;
     ///
     /// let (url, headers) = ("/buy?utm_source=mail&card=4111", [("User-Agent", "curl/8")]);
     /// let context = Context::from_request_with("GET", url, headers, &RequestQuery::only(["utm_source"]));
@@ -165,7 +168,7 @@ fn path_of(url: &str) -> &str {
 /// addresses. The fragment, and a user name and password before the host, are never sent.
 ///
 /// ```
-/// use posthog::RequestQuery;
+/// use posthog::context::RequestQuery;
 ///
 /// let campaign = RequestQuery::only(["utm_source", "utm_campaign"]);
 /// # let _ = campaign;

@@ -28,7 +28,8 @@ pub(crate) const REQUEST_PATH: &str = "$request_path";
 /// A value: clones are cheap, and changing one does not change another.
 ///
 /// ```
-/// use posthog::{Context, current_distinct_id};
+/// use posthog::Context;
+/// use posthog::context::current_distinct_id;
 ///
 /// let context = Context::new().distinct_id("user_1").session_id("session_7").prop("route", "/checkout");
 /// context.enter(|| {
@@ -71,7 +72,8 @@ impl Context {
     /// The current context with all inherited values, to pass to a task or thread that continues the same work.
     ///
     /// ```
-    /// use posthog::{Context, current_distinct_id};
+    /// use posthog::Context;
+    /// use posthog::context::current_distinct_id;
     ///
     /// Context::new().distinct_id("user_1").enter(|| {
     ///     let context = Context::current().unwrap_or_default();
@@ -232,7 +234,8 @@ impl Context {
     /// time. Tasks that the future spawns do not inherit it; pass them [`Context::current`].
     ///
     /// ```
-    /// # use posthog::{Context, current_distinct_id};
+    /// # use posthog::Context;
+    /// # use posthog::context::current_distinct_id;
     /// # async fn serve() {}
     /// # async fn demo() {
     /// Context::new().distinct_id("user_1").scope(async {
@@ -249,7 +252,8 @@ impl Context {
     /// request: its own knowledge then replaces what the request's headers claimed.
     ///
     /// ```
-    /// use posthog::{Context, current_distinct_id};
+    /// use posthog::Context;
+    /// use posthog::context::current_distinct_id;
     ///
     /// Context::new().distinct_id("from a header").enter(|| {
     ///     assert!(Context::update(|context| context.distinct_id("user_1")));

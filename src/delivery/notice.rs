@@ -1,5 +1,7 @@
 //! What delivery reports: notices for diagnostics, and the outcome of events for the program.
 
+use std::fmt;
+
 use uuid::Uuid;
 
 use super::quarantine::EventId;
@@ -135,6 +137,18 @@ pub enum DeliveryOutcome<'a> {
         /// The text of the refusal.
         reason: &'a str,
     },
+}
+
+impl fmt::Display for DeliveryOutcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeliveryOutcome::Delivered => f.write_str("delivered"),
+            DeliveryOutcome::DeadLettered { status: 0, reason } => write!(f, "dead-lettered: {reason}"),
+            DeliveryOutcome::DeadLettered { status, reason } => {
+                write!(f, "dead-lettered (HTTP status {status}): {reason}")
+            }
+        }
+    }
 }
 
 /// The ids and uuids of events, in the same order. A program may give several events one uuid, so both are needed.

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The value of a flag for a person: on, off, or a variant of a multivariate flag.
 ///
 /// ```
-/// use posthog::FlagValue;
+/// use posthog::feature_flags::FlagValue;
 ///
 /// let value = FlagValue::Variant("blue".into());
 /// assert!(value.is_enabled() && value == "blue");
@@ -145,7 +145,7 @@ pub enum InconclusiveReason {
     /// The flag persists a person's value across identification, and only PostHog stores these values.
     #[error("the flag persists values across identification, which only PostHog stores")]
     ExperienceContinuity,
-    /// There is no distinct id, neither in the [`FlagContext`](crate::FlagContext) nor in the current
+    /// There is no distinct id, neither in the [`FlagContext`](crate::feature_flags::FlagContext) nor in the current
     /// [`Context`](crate::Context).
     #[error("there is no distinct id to evaluate the flag for")]
     NoDistinctId,

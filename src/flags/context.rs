@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 /// Every call that takes a context also takes a distinct id, as `&str` or `String`.
 ///
 /// ```
-/// use posthog::FlagContext;
+/// use posthog::feature_flags::FlagContext;
 ///
 /// let context = FlagContext::new("user_1")
 ///     .person_property("plan", "pro")

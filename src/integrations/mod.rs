@@ -1,15 +1,15 @@
-//! What joins this library to others: each part behind a feature of its own, off by default.
+//! Integrations with other libraries, each behind a cargo feature that is off by default.
 //!
-//! # Rules
+//! An integration is a thin layer over the public API: a program can do the same without it. A feature only adds; it
+//! never changes the behaviour of the library. An integration that serves a request neither fails nor delays it, and
+//! leaves its response as it is.
 //!
-//! * An integration is a thin layer over the public API: whatever it does, a program can do without it, with another library.
-//! * A feature adds; none changes what another means, and none changes the library's own behaviour.
-//! * A guest in somebody's request: it never fails it, never delays it, and changes nothing of what it answers.
+//! | feature | module | for |
+//! |---|---|---|
+//! | `tower` | `tower` | a [`Context`](crate::Context) for each HTTP request, with axum, tonic, hyper and others |
 //!
-//! # Parts
-//!
-//! `tower.rs` (feature `tower`): a layer that serves each HTTP request in a context of its own, for axum, tonic, hyper and whatever else
-//! speaks tower.
+//! To use one, enable its feature.
 
 #[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub mod tower;

@@ -9,11 +9,13 @@ use tower_service::Service;
 use crate::context::{Context, RequestQuery, ScopedFuture};
 
 /// Serves each request in a [`Context`] of its own: distinct id and session id from its tracing headers (see
-/// [`Context::from_headers`]), and what the request is about (see [`Context::from_request`]). What is captured while the request is
-/// served has them. The response passes as it is. Queries of URLs are not sent unless [`query`](Self::query) says so.
+/// [`Context::from_headers`]), and properties of the request (see [`Context::from_request`]). Events that are captured
+/// while the request is served get them. The response is not changed. Queries of URLs are not sent unless
+/// [`query`](Self::query) says so.
 ///
-/// The ids are what the sender says. An application that knows better replaces them with [`Context::update`]. Work that goes on after
-/// the response, in a task of its own, has no context unless it is given one ([`Context::current`], [`Context::scope`]).
+/// The ids are those of the sender and not verified; an application that knows the user replaces them with
+/// [`Context::update`]. A task that continues after the response has no context unless it is given one
+/// ([`Context::current`], [`Context::scope`]).
 ///
 /// ```
 /// use posthog::integrations::tower::RequestContextLayer;
@@ -29,7 +31,7 @@ pub struct RequestContextLayer {
 }
 
 impl RequestContextLayer {
-    /// A layer.
+    /// A layer that sends no queries.
     pub fn new() -> Self {
         Self::default()
     }
@@ -37,7 +39,7 @@ impl RequestContextLayer {
     /// What of a request's query is sent in `$current_url`. Default: nothing, for it may hold secrets.
     ///
     /// ```
-    /// use posthog::RequestQuery;
+    /// use posthog::context::RequestQuery;
     /// use posthog::integrations::tower::RequestContextLayer;
     ///
     /// let layer = RequestContextLayer::new().query(RequestQuery::only(["utm_source"]));
@@ -79,19 +81,19 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for RequestContext<S> {
         let context = Context::from_request_with(method, &url, request.headers(), &self.query);
         context.enter(|| {
             let response = self.service.call(request);
-            // Taken after the call: a service may have changed the context in it.
+            // Read after the call, because the service may have changed the context.
             Context::current().unwrap_or(context.clone()).scope(response)
         })
     }
 }
 
-/// The address as its sender had it, as far as a server can tell: it is sent a path, and the host in a header.
+/// The URL as the sender used it, as far as a server can tell: the request has a path, and the host in a header.
 fn url_of<B>(request: &Request<B>) -> String {
     let uri = request.uri();
     let host = text(request.headers(), header::HOST.as_str());
     match host {
         Some(host) if uri.authority().is_none() => {
-            // Each proxy adds its own word behind those before it.
+            // Each proxy appends its value; the first is that of the client's connection.
             let schemes = text(request.headers(), "x-forwarded-proto");
             let scheme = schemes.and_then(|schemes| schemes.split(',').next()).unwrap_or_default();
             let is_https = scheme.trim().eq_ignore_ascii_case("https");

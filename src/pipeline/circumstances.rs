@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{DropReason, Pipeline, lock};
+use super::{Pipeline, lock};
 use crate::delivery::{self, DeliveryHandle};
+use crate::report::DropReason;
 use crate::sys::limits::LOCK_WAIT;
 use crate::sys::wording::{bytes, number, time};
 

@@ -11,12 +11,12 @@ use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flags::Keeping;
 use super::mailbox::Wanted;
 use super::recovery::{RETRY_FIRST, Reach};
-use super::report::PersistError;
 use super::source::OWN;
 use super::stop::Stopping;
 use super::{Notice, Pipeline, lock};
 use crate::crash;
 use crate::queue::journal::ARENAS_MAX;
+use crate::report::PersistError;
 
 /// Whoever awaited a receipt often awaits the next one at once, and falling asleep to be woken costs a third of a sync. Short enough to
 /// be no burden where nobody does.

@@ -11,21 +11,7 @@ use super::committer::Committer;
 use super::pending::{self, Pending, Promise, Unanswered};
 use crate::queue::store::DeadRecord;
 use crate::record::View;
-
-/// Why nothing was done about dead letters, or not all of it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeadLetterError {
-    /// The queue's file failed; what it said. They are where they were, but some may be queued as well.
-    #[error("the queue's storage failed, and the dead letters are as they were: {0}")]
-    Storage(String),
-    /// The client is closed.
-    #[error("the client is closed")]
-    Closed,
-    /// This process is a forked child that has captured nothing yet, or it waits for what its parent had asked.
-    #[error("this forked process has no queue of its own before its first capture")]
-    Forked,
-}
+use crate::report::DeadLetterError;
 
 /// What is to be done with all dead letters.
 #[derive(Clone, Copy, Debug)]

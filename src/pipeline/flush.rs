@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::Pipeline;
 use super::committer::Committer;
 use super::pending::{self, Pending, Promise};
-use super::report::{DeliveryReport, EndpointStatus, FlushReport};
 use crate::delivery;
+use crate::report::{DeliveryReport, EndpointStatus, FlushReport};
 
 /// A flush under way.
 #[derive(Debug)]

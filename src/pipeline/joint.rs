@@ -1,6 +1,6 @@
 //! One answer made of two: what is asked of both lanes is answered once.
 
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -14,8 +14,8 @@ where
 {
     let (promise, answer) = pending();
     let waiting = async move {
-        let first = first.into_future().await;
-        promise.answer(combine(first, second.into_future().await));
+        let first = first.await;
+        promise.answer(combine(first, second.await));
     };
     Joint::go_on(&Arc::new(Joint { waiting: Mutex::new(Some(Box::pin(waiting))) }));
     answer
@@ -48,7 +48,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::pipeline::report::{EndpointStatus, FlushReport, ShutdownReport};
+    use crate::report::{EndpointStatus, FlushReport, ShutdownReport};
 
     fn report(delivered: u64) -> ShutdownReport {
         ShutdownReport { delivered, remaining: 1, endpoint: EndpointStatus::Up, persisted: true }
@@ -76,7 +76,7 @@ mod tests {
         let answer = both(one, other, ShutdownReport::with_ai);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let answer = runtime.block_on(async {
-            let task = tokio::spawn(answer.into_future());
+            let task = tokio::spawn(answer);
             tokio::task::yield_now().await;
             first.answer(report(1));
             std::thread::spawn(move || second.answer(report(1)));

@@ -8,9 +8,9 @@ use super::dead::Ordered;
 use super::flush::Flush;
 use super::outcomes::Awaited;
 use super::pending::Promise;
-use super::report::ShutdownReport;
 use crate::delivery;
 use crate::flags::loader::Keep;
+use crate::report::ShutdownReport;
 
 /// What is asked of the committer, gathered until it looks.
 #[derive(Debug, Default)]

@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use super::pending::{self, Pending, Promise};
-use super::report::{DeliveryReport, EndpointStatus};
 use super::source::OWN;
 use super::{Pipeline, lock};
 use crate::delivery::{DeliveryNotice, DeliveryObserver, DeliveryOutcome, EventId};
+use crate::report::{DeliveryReport, EndpointStatus};
 
 /// Maximum number of entries; each costs memory until the next flush has ended.
 const WAITING_MAX: usize = 10_000;

@@ -1,52 +1,126 @@
-//! An answer that comes later, for threads and for tasks alike.
+//! [`Pending`]: the result of a call that takes time, for threads and for tasks alike.
+//!
+//! A [`Promise`] and a [`Pending`] share one slot. The pipeline's threads keep the promise; the caller awaits the pending or
+//! blocks on it. A promise that is dropped resolves too, with the result for a closed client, so no caller waits for ever.
+//! In a forked child the slot's lock may be held by a thread that does not exist there; every access therefore compares the
+//! fork generation first and gives the result for a forked child.
 
 use std::fmt;
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::flags::FlagDefinitionsError;
+use crate::report::{
+    DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
+};
 use crate::sys::disk::fork;
 use crate::sys::reentry;
 
-/// An answer that comes later. Await it, or [`wait`](Pending::wait) for it; it works on any executor and without one.
+/// The result of a call that takes time: await it, or block the thread with [`wait`](Pending::wait). It works on any executor
+/// and without one.
 ///
-/// It always resolves: with the answer, or with an answer that says why there is none (the client was closed, the process is a
-/// forked child of the one that asked).
+/// It always resolves: with the result, or with a value that says why there is none (the client was closed, or the process is a
+/// forked child of the one that made the call). Dropping it cancels nothing.
 ///
 /// ```
 /// # fn demo(client: posthog::Client) {
 /// use std::time::Duration;
 /// match client.flush().wait(Duration::from_secs(5)) {
-///     Ok(report) => println!("{} events wait for later", report.remaining),
+///     Ok(report) => println!("{} events are still queued", report.remaining),
 ///     Err(timeout) => println!("{timeout}"),
 /// }
 /// # }
 /// ```
-#[must_use = "nothing is waited for unless it is awaited or `wait` is called"]
+#[must_use = "the result is lost unless this is awaited or `wait` is called"]
 #[derive(Debug)]
 pub struct Pending<T> {
     slot: Arc<Slot<T>>,
 }
 
-/// The time given to [`Pending::wait`] ran out, or the wait could never have ended because it was made on one of the client's own
-/// threads (inside `on_delivery`, say).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no answer within the time given; what was asked for goes on in the background")]
-pub struct WaitTimeout;
+/// The types that a [`Pending`] resolves to, and what [`Pending::wait`] returns for each.
+///
+/// `wait` adds one failure, the timeout. For a plain value such as [`FlushReport`] it returns
+/// `Result<FlushReport, WaitTimeout>`. For a `Result<T, E>` it returns the same `Result<T, E>`, whose error type has a variant
+/// `Timeout`, so that there is only one result to match. Implemented by this library alone.
+pub trait PendingValue: Clone + sealed::Sealed {
+    /// The value of a successful `wait`.
+    type Value;
+    /// The error of a failed `wait`.
+    type Error: From<WaitTimeout>;
 
-/// The side that answers.
+    /// The resolved value as the result of `wait`.
+    #[doc(hidden)]
+    fn into_result(self) -> Result<Self::Value, Self::Error>;
+}
+
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+/// Implements [`PendingValue`] for types that are no `Result`.
+macro_rules! plain_pending_values {
+    ($($value:ty),* $(,)?) => {
+        $(
+            impl $crate::pipeline::pending::sealed::Sealed for $value {}
+
+            impl $crate::pipeline::pending::PendingValue for $value {
+                type Value = Self;
+                type Error = $crate::report::WaitTimeout;
+
+                fn into_result(self) -> Result<Self, $crate::report::WaitTimeout> {
+                    Ok(self)
+                }
+            }
+        )*
+    };
+}
+pub(crate) use plain_pending_values;
+
+/// Implements [`PendingValue`] for `Result`s whose error has a variant `Timeout`.
+macro_rules! pending_results {
+    ($($value:ty, $error:ident;)*) => {
+        $(
+            impl sealed::Sealed for Result<$value, $error> {}
+
+            impl PendingValue for Result<$value, $error> {
+                type Value = $value;
+                type Error = $error;
+
+                fn into_result(self) -> Self {
+                    self
+                }
+            }
+
+            impl From<WaitTimeout> for $error {
+                fn from(_: WaitTimeout) -> Self {
+                    $error::Timeout
+                }
+            }
+        )*
+    };
+}
+
+plain_pending_values!(FlushReport, ShutdownReport, DeliveryReport);
+pending_results! {
+    (), PersistError;
+    u64, DeadLetterError;
+    (), FlagDefinitionsError;
+}
+
+/// The side of a [`Pending`] that gives the result.
 #[derive(Debug)]
 pub(crate) struct Promise<T: Unanswered> {
     slot: Arc<Slot<T>>,
 }
 
-/// What an answer is when nobody can give one any more.
+/// The results of calls that nothing can answer.
 pub(crate) trait Unanswered: Clone + Send + Sync {
-    /// The client was closed, or the thread that should have answered is gone.
+    /// The result when the client is closed, or the thread that should have given it is gone.
     fn closed() -> Self;
-    /// Asked in a parent process, waited for in a forked child.
+    /// The result in a forked child of the process that made the call.
     fn forked() -> Self;
 }
 
@@ -56,7 +130,7 @@ struct Slot<T> {
     ready: Condvar,
     generation: u64,
     forked: fn() -> T,
-    /// The answer when nobody can give one, where the caller has said it.
+    /// The result of a dropped promise, if the caller chose one.
     instead: Option<T>,
 }
 
@@ -66,7 +140,7 @@ enum State<T> {
     Answered(T, Option<OnTaken>),
 }
 
-/// Runs on the thread that takes the answer, when it is taken for the first time: what follows from somebody's reading it.
+/// A callback that runs on the thread that takes the result, the first time it is taken.
 struct OnTaken(Box<dyn FnOnce() + Send>);
 
 impl fmt::Debug for OnTaken {
@@ -75,12 +149,12 @@ impl fmt::Debug for OnTaken {
     }
 }
 
-/// A promise and what resolves with it.
+/// A promise, and the [`Pending`] that resolves with it.
 pub(crate) fn pending<T: Unanswered>() -> (Promise<T>, Pending<T>) {
     promise(None)
 }
 
-/// The same, with the answer for when nobody can give one.
+/// As [`pending`]; `instead` is the result if the promise is dropped.
 pub(crate) fn pending_or<T: Unanswered>(instead: T) -> (Promise<T>, Pending<T>) {
     promise(Some(instead))
 }
@@ -96,7 +170,7 @@ fn promise<T: Unanswered>(instead: Option<T>) -> (Promise<T>, Pending<T>) {
     (Promise { slot: Arc::clone(&slot) }, Pending { slot })
 }
 
-/// One that is resolved already.
+/// A [`Pending`] that is resolved already.
 pub(crate) fn answered<T: Unanswered>(answer: T) -> Pending<T> {
     let (promise, pending) = pending();
     promise.answer(answer);
@@ -104,17 +178,35 @@ pub(crate) fn answered<T: Unanswered>(answer: T) -> Pending<T> {
 }
 
 impl<T: Clone> Pending<T> {
-    /// Waits for the answer, `most` at the longest. May be called again after a timeout.
+    /// Blocks the calling thread until the result is there, for at most `timeout`. May be called again after a timeout: the call
+    /// goes on in the background.
     ///
     /// # Errors
     ///
-    /// [`WaitTimeout`] if there was no answer in time. On a thread of the client itself it comes at once: the answer could only
-    /// be given by the very thread that waits.
-    pub fn wait(&self, most: Duration) -> Result<T, WaitTimeout> {
+    /// A timeout: [`WaitTimeout`], or the variant `Timeout` of the error that the call resolves with (see [`PendingValue`]). On one of
+    /// the client's own threads (inside `on_delivery`, for example) the timeout comes at once, because the result could only be
+    /// given by the thread that waits.
+    pub fn wait(&self, timeout: Duration) -> Result<T::Value, T::Error>
+    where
+        T: PendingValue,
+    {
+        self.wait_for_value(timeout)?.into_result()
+    }
+
+    /// The result, if it is there already.
+    pub fn try_get(&self) -> Option<T> {
+        if self.slot.is_forked() {
+            return Some(self.slot.forked_answer());
+        }
+        let answer = taken(&mut self.slot.lock());
+        answer.map(Answered::given)
+    }
+
+    fn wait_for_value(&self, timeout: Duration) -> Result<T, WaitTimeout> {
         if self.slot.is_forked() {
             return Ok(self.slot.forked_answer());
         }
-        let deadline = Instant::now().checked_add(most);
+        let deadline = Instant::now().checked_add(timeout);
         let mut state = self.slot.lock();
         loop {
             if let Some(answer) = taken(&mut state) {
@@ -134,18 +226,9 @@ impl<T: Clone> Pending<T> {
             state = self.slot.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-
-    /// The answer, if it is there.
-    pub fn try_get(&self) -> Option<T> {
-        if self.slot.is_forked() {
-            return Some(self.slot.forked_answer());
-        }
-        let answer = taken(&mut self.slot.lock());
-        answer.map(Answered::given)
-    }
 }
 
-/// An answer on its way out of the lock.
+/// A result that was taken out of the lock; its callback has yet to run.
 struct Answered<T>(T, Option<OnTaken>);
 
 impl<T> Answered<T> {
@@ -165,12 +248,12 @@ fn taken<T: Clone>(state: &mut State<T>) -> Option<Answered<T>> {
 }
 
 impl<T: Unanswered> Promise<T> {
-    /// Gives the answer. The first one counts.
+    /// Gives the result. Only the first result counts.
     pub(crate) fn answer(self, answer: T) {
         self.slot.resolve(answer, None);
     }
 
-    /// The same; `on_taken` runs when somebody takes the answer, on his thread, and never if nobody does.
+    /// As [`answer`](Self::answer). `on_taken` runs on the thread that takes the result first, and never if none does.
     pub(crate) fn answer_and(self, answer: T, on_taken: impl FnOnce() + Send + 'static) {
         self.slot.resolve(answer, Some(OnTaken(Box::new(on_taken))));
     }
@@ -198,12 +281,12 @@ impl<T> Slot<T> {
         };
         self.ready.notify_all();
         if let Some(waker) = waker {
-            // An executor is not our code; what it does on a wake must not take our thread along.
+            // A waker is code of the executor: its panic must not end the thread that gives the result.
             reentry::caught(|| reentry::calling_out(|| waker.wake()));
         }
     }
 
-    /// Asked before the lock is touched: in a child it may be held by a thread that does not exist there.
+    /// Whether this is a forked child. Checked before the lock is taken: see the module's first lines.
     fn is_forked(&self) -> bool {
         fork::generation() != self.generation
     }
@@ -220,22 +303,7 @@ impl<T> Slot<T> {
     }
 }
 
-impl<T: Clone> IntoFuture for Pending<T> {
-    type Output = T;
-    type IntoFuture = PendingFuture<T>;
-
-    fn into_future(self) -> PendingFuture<T> {
-        PendingFuture { slot: self.slot }
-    }
-}
-
-/// The future of a [`Pending`].
-#[derive(Debug)]
-pub struct PendingFuture<T> {
-    slot: Arc<Slot<T>>,
-}
-
-impl<T: Clone> Future for PendingFuture<T> {
+impl<T: Clone> Future for Pending<T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
@@ -255,33 +323,75 @@ impl<T: Clone> Future for PendingFuture<T> {
     }
 }
 
+impl Unanswered for Result<(), PersistError> {
+    fn closed() -> Self {
+        Err(PersistError::Closed)
+    }
+
+    fn forked() -> Self {
+        Err(PersistError::Forked)
+    }
+}
+
+impl Unanswered for FlushReport {
+    fn closed() -> Self {
+        FlushReport { delivered: 0, dead_lettered: 0, remaining: 0, endpoint: EndpointStatus::Closed }
+    }
+
+    fn forked() -> Self {
+        FlushReport { endpoint: EndpointStatus::Forked, ..Self::closed() }
+    }
+}
+
+impl Unanswered for ShutdownReport {
+    fn closed() -> Self {
+        ShutdownReport { delivered: 0, remaining: 0, endpoint: EndpointStatus::Closed, persisted: false }
+    }
+
+    fn forked() -> Self {
+        Self::closed()
+    }
+}
+
+impl Unanswered for DeliveryReport {
+    fn closed() -> Self {
+        DeliveryReport::Queued { endpoint: EndpointStatus::Closed }
+    }
+
+    fn forked() -> Self {
+        DeliveryReport::Queued { endpoint: EndpointStatus::Forked }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_follows_from_taking_an_answer_happens_once_and_on_the_thread_that_takes_it() {
+    fn the_callback_runs_once_on_the_thread_that_takes_the_result() {
         let (promise, waiting) = pending::<Answer>();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, taken_on) = std::sync::mpsc::channel();
         let answering = std::thread::spawn(move || {
-            promise.answer_and(Answer::Said(6), move || tell.send(std::thread::current().id()).unwrap());
+            promise.answer_and(Answer::Value(6), move || sender.send(std::thread::current().id()).unwrap());
         });
         answering.join().unwrap();
-        assert!(told.try_recv().is_err(), "nobody has looked");
-        assert_eq!((waiting.try_get(), waiting.try_get()), (Some(Answer::Said(6)), Some(Answer::Said(6))));
-        assert_eq!(told.iter().collect::<Vec<_>>(), [std::thread::current().id()]);
+        assert!(taken_on.try_recv().is_err(), "not taken yet");
+        assert_eq!((waiting.try_get(), waiting.try_get()), (Some(Answer::Value(6)), Some(Answer::Value(6))));
+        assert_eq!(taken_on.iter().collect::<Vec<_>>(), [std::thread::current().id()]);
     }
 
     #[test]
-    fn a_promise_that_is_dropped_resolves_as_whoever_asked_has_said() {
-        let (promise, waiting) = pending_or(Answer::Said(7));
+    fn a_dropped_promise_resolves_with_the_chosen_result() {
+        let (promise, waiting) = pending_or(Answer::Value(7));
         drop(promise);
-        assert_eq!(waiting.try_get(), Some(Answer::Said(7)));
+        assert_eq!(waiting.try_get(), Some(Answer::Value(7)));
     }
+
+    plain_pending_values!(Answer);
 
     #[derive(Clone, Debug, PartialEq)]
     enum Answer {
-        Said(u32),
+        Value(u32),
         Closed,
         Forked,
     }
@@ -300,11 +410,11 @@ mod tests {
         let (promise, waiting) = pending::<Answer>();
         assert_eq!((waiting.try_get(), waiting.wait(Duration::ZERO)), (None, Err(WaitTimeout)));
         std::thread::scope(|scope| {
-            scope.spawn(|| promise.answer(Answer::Said(4)));
-            assert_eq!(waiting.wait(Duration::from_secs(10)), Ok(Answer::Said(4)));
+            scope.spawn(|| promise.answer(Answer::Value(4)));
+            assert_eq!(waiting.wait(Duration::from_secs(10)), Ok(Answer::Value(4)));
         });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert_eq!(runtime.block_on(waiting.into_future()), Answer::Said(4));
+        assert_eq!(runtime.block_on(waiting), Answer::Value(4));
     }
 
     #[test]
@@ -312,24 +422,24 @@ mod tests {
         let (promise, waiting) = pending::<Answer>();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let answer = runtime.block_on(async {
-            let task = waiting.into_future();
-            let answering = std::thread::spawn(move || promise.answer(Answer::Said(5)));
+            let task = waiting;
+            let answering = std::thread::spawn(move || promise.answer(Answer::Value(5)));
             let answer = task.await;
             answering.join().unwrap();
             answer
         });
-        assert_eq!(answer, Answer::Said(5));
+        assert_eq!(answer, Answer::Value(5));
     }
 
     #[test]
-    fn a_promise_that_is_dropped_resolves_as_closed() {
+    fn a_dropped_promise_resolves_as_closed() {
         let (promise, waiting) = pending::<Answer>();
         drop(promise);
         assert_eq!(waiting.wait(Duration::from_secs(10)), Ok(Answer::Closed));
     }
 
     #[test]
-    fn waiting_on_our_own_thread_ends_at_once() {
+    fn waiting_on_a_thread_of_the_client_ends_at_once() {
         let (_promise, waiting) = pending::<Answer>();
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock;
 use super::pending::{self, Pending, Promise};
-use super::report::PersistError;
+use crate::report::PersistError;
 
 #[derive(Debug, Default)]
 struct Waiting {

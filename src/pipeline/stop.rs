@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::committer::Committer;
 use super::pending::{self, Pending};
-use super::report::{EndpointStatus, ShutdownReport};
 use super::{Notice, Pipeline, lock};
 use crate::delivery;
 use crate::delivery::Source;
+use crate::report::{EndpointStatus, ShutdownReport};
 use crate::sys::crash_point;
 use crate::sys::wording::time;
 

@@ -39,14 +39,12 @@ impl Throttle {
 
 /// A throttle that threads share without a lock. A wall clock that is set back admits a little more often.
 #[derive(Debug)]
-#[allow(dead_code, reason = "for the counting of drops in diagnostics, which still has a copy of its own")]
 pub(crate) struct SharedThrottle {
     held_back: AtomicU64,
     /// [`Self::NEVER`] before the first admission.
     admitted_at: AtomicI64,
 }
 
-#[allow(dead_code, reason = "for the counting of drops in diagnostics, which still has a copy of its own")]
 impl SharedThrottle {
     const NEVER: WallNanos = WallNanos::MIN;
 

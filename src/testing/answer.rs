@@ -1,4 +1,4 @@
-//! What the server is to answer.
+//! [`Answer`]: a scripted response.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::transport::{Response, RetryAfter, TransportError};
 
-/// An answer to one request.
+/// The response to one request.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -19,9 +19,9 @@ use crate::transport::{Response, RetryAfter, TransportError};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// `None`: there is none.
+    /// `None` if there is no response.
     status: Option<u16>,
-    /// Where there is none: it is not waited for, either.
+    /// If there is no response: whether not even a connection is made.
     is_unreachable: bool,
     body: Option<String>,
     retry_after: Option<String>,
@@ -31,12 +31,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// 200, in the words of whichever endpoint is asked: every event is taken.
+    /// 200 with the endpoint's usual body: every event is accepted.
     pub fn ok() -> Self {
         Self::status(200)
     }
 
-    /// A status; below 300 with the words of [`ok`](Answer::ok), else with an empty body. 2xx takes the events, any other does not.
+    /// A status: below 300 with the body of [`ok`](Answer::ok), otherwise with an empty body. 2xx accepts the events,
+    /// others do not.
     pub fn status(status: u16) -> Self {
         let takes = (200..300).contains(&status);
         Self {
@@ -50,18 +51,18 @@ impl Answer {
         }
     }
 
-    /// No answer: the request times out, after [`delay`](Answer::delay) or else at once. Its events are not taken, unless
-    /// [`taking`](Answer::taking) makes it the ambiguous case.
+    /// No response: the request times out, after [`delay`](Answer::delay) or else at once. Its events are not accepted,
+    /// unless [`taking`](Answer::taking) makes it the ambiguous case.
     pub fn timeout() -> Self {
         Self { status: None, takes: false, ..Self::status(200) }
     }
 
-    /// No answer, because there is no connection: nothing is taken.
+    /// No response, because there is no connection. Nothing is accepted.
     pub fn unreachable() -> Self {
         Self { is_unreachable: true, ..Self::timeout() }
     }
 
-    /// 200 with that body, such as the flags of a user, or their definitions.
+    /// 200 with this body, such as values of flags or their definitions.
     pub fn json(body: impl Into<Value>) -> Self {
         Self::ok().body(body.into().to_string())
     }
@@ -78,20 +79,20 @@ impl Answer {
         self
     }
 
-    /// Sets the `ETag` header. Whether a request knows that version already is the test's to look at: it has it in `if-none-match`, and
-    /// `Answer::status(304)` says so.
+    /// Sets the `ETag` header. The server does not compare versions: a test looks at `if-none-match` of the request and
+    /// uses `Answer::status(304)`.
     pub fn etag(mut self, value: impl Into<String>) -> Self {
         self.etag = Some(value.into());
         self
     }
 
-    /// Answers only when the clock has been moved on by so much. The request is recorded at once.
+    /// Delays the response until the clock has been moved by this much. The request is recorded at once.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Takes the events whatever the answer says: a gateway's 502 for a request that the server behind it has stored.
+    /// Accepts the events whatever the status: a gateway's 502 for a request that the server behind it has stored.
     pub fn taking(mut self) -> Self {
         self.takes = true;
         self
@@ -109,15 +110,15 @@ impl Answer {
         self.delay
     }
 
-    /// As the client gets it; `words` are those of the endpoint for a success.
-    pub(super) fn into_result(self, words: String) -> Result<Response, TransportError> {
+    /// The response as the client receives it; `success` is the default body of a success.
+    pub(super) fn into_result(self, success: String) -> Result<Response, TransportError> {
         let Some(status) = self.status else {
             if self.is_unreachable {
-                return Err(TransportError::Connect("the script says so".into()));
+                return Err(TransportError::Connect("scripted by the test".into()));
             }
-            return Err(TransportError::Timeout("the script says so".into()));
+            return Err(TransportError::Timeout("scripted by the test".into()));
         };
-        let body = self.body.unwrap_or(if status < 300 { words } else { String::new() });
+        let body = self.body.unwrap_or(if status < 300 { success } else { String::new() });
         let retry_after = self.retry_after.as_deref().and_then(RetryAfter::parse);
         Ok(Response { status, retry_after, etag: self.etag, body: body.into_bytes(), ..Response::default() })
     }

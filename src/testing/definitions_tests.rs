@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Answer, Harness, Route};
-use crate::{
-    Config, Diagnostic, DiagnosticCategory, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
-    FlagDefinitionsState, ProviderError,
+use crate::Config;
+use crate::diagnostics::{Diagnostic, DiagnosticCategory};
+use crate::feature_flags::{
+    FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState, ProviderError,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -1,28 +1,36 @@
-//! A client, and everything around it.
+//! [`Harness`]: a client with its clock, its server and its directory.
 
-use std::time::{Duration, SystemTime};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::clock::StillClock;
-use super::directory::Directory;
 use super::queue::{QueuedEvent, queued};
 use super::server::Server;
 use crate::client::Client;
 use crate::config::Config;
 use crate::error::Error;
-use crate::pipeline::FlushReport;
+use crate::report::FlushReport;
+use crate::sys::clock::still::StillTime;
+use crate::sys::clock::{Clock, nanos_since_epoch};
+use crate::sys::entropy::random_u64;
 
-/// What the clock shows at first: 2025-01-01T00:00:00Z.
+/// The initial time of the clock: 2025-01-01T00:00:00Z.
 const BEGINNING: Duration = Duration::from_secs(1_735_689_600);
-/// In real time. The client's threads need milliseconds; if they never come to rest, a test must end all the same.
+/// How long to wait, in real time, until the client is idle. Its threads need milliseconds; a test must end even if
+/// they never rest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A client under test with its clock, its server and its queue directory, which is removed in the end. See the
+/// A client under test with its clock, its server and its queue directory, which is removed at the end. See the
 /// [module](crate::testing) for an example.
 ///
-/// Dropping it drops the client without sending. Clones of the client should be gone by then: their queue's directory goes.
+/// Dropping it drops the client without sending. Drop clones of the client before, because their queue directory is
+/// removed.
 #[derive(Debug)]
 pub struct Harness {
-    // In this order: the client lets its queue go before the directory goes.
+    // Dropped in this order: the client releases its queue before the directory is removed.
     client: Client,
     server: Server,
     clock: StillClock,
@@ -31,15 +39,15 @@ pub struct Harness {
 
 impl Harness {
     /// A client on an empty queue. `configure` gets a configuration with a key, a host, a directory, no proxy and no
-    /// `first_send_jitter`; everything else is at its default. The clock shows 2025-01-01T00:00:00Z.
+    /// `first_send_jitter`; everything else has its default. The clock shows 2025-01-01T00:00:00Z.
     ///
     /// # Errors
     ///
-    /// As [`Client::new`]; [`Error::QueueDir`] if there is no temporary directory to be had.
+    /// As [`Client::new`]; [`Error::QueueDir`] if no temporary directory can be created.
     pub fn new(configure: impl FnOnce(Config) -> Config) -> Result<Self, Error> {
         let directory = Directory::new().map_err(|source| Error::QueueDir {
             path: std::env::temp_dir(),
-            why: "no directory for this test could be made in it".into(),
+            why: "no directory for the test could be created in it".into(),
             source: Some(source.into()),
         })?;
         let clock = StillClock::at(SystemTime::UNIX_EPOCH + BEGINNING);
@@ -48,7 +56,8 @@ impl Harness {
         Ok(Self { client, server, clock, directory })
     }
 
-    /// Ends the client without sending, and opens another one on the same queue, with the same clock and server: the next process.
+    /// Ends the client without sending, and opens another one on the same queue, with the same clock and server, as the
+    /// next process would.
     ///
     /// # Errors
     ///
@@ -60,8 +69,8 @@ impl Harness {
         Ok(Self { client, server, clock, directory })
     }
 
-    /// The client. Clone it for whoever is to capture. A [`shutdown`](Client::shutdown) while the server fails waits between its attempts by
-    /// the clock that stands still: advance that, or give the shutdown a deadline of zero.
+    /// The client. Clone it for the code under test. A [`shutdown`](Client::shutdown) while the server fails waits
+    /// between its attempts by the manual clock: advance it, or use a deadline of zero.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -76,13 +85,13 @@ impl Harness {
         &self.clock
     }
 
-    /// The events that wait. As [`queued`].
+    /// The queued events: see [`queued`].
     pub fn queued(&self) -> Vec<QueuedEvent> {
         queued(&self.client)
     }
 
-    /// Moves the clock on, and returns when the client has done what was due by then. What it does comes at the new time: to see what
-    /// happens in between, advance in steps.
+    /// Moves the clock, and returns when the client has done what was due. All of that happens at the new time; to see
+    /// the steps in between, advance in steps.
     ///
     /// # Panics
     ///
@@ -93,11 +102,11 @@ impl Harness {
         self.settle();
     }
 
-    /// One cycle of delivery by hand: a [`flush`](Client::flush), and what follows from it. The report is `None` if the flush has not
-    /// ended, because an answer waits for the clock to be moved ([`Answer::delay`](super::Answer::delay)).
+    /// A [`flush`](Client::flush), and everything that follows from it. `None` if the flush has not ended, because a
+    /// response waits for the clock ([`Answer::delay`](super::Answer::delay)).
     ///
-    /// A flush sends early what only waits for its time, never breaks a `Retry-After`, and is answered without sending within a second
-    /// of a failure: advance the clock by that.
+    /// A flush sends early what only waits for its time, respects `Retry-After`, and ends without a request within a
+    /// second of a failure: advance the clock by that.
     ///
     /// # Panics
     ///
@@ -109,14 +118,19 @@ impl Harness {
         report.try_get()
     }
 
-    /// Returns when the client has nothing left to do before the clock is moved, an event is captured, or something is asked of it.
+    /// Returns when the client has nothing left to do until the clock is moved, an event is captured, or a call is
+    /// made.
     ///
     /// # Panics
     ///
-    /// If it does not come to rest within a minute: because somebody else keeps capturing, a hook of the program never returns, or
-    /// this is called inside such a hook.
+    /// If the client is not idle within a minute: another thread keeps capturing, a callback of the program never
+    /// returns, or this is called inside such a callback.
     pub fn settle(&self) {
-        assert!(self.clock.time.settle(PATIENCE), "the client does not come to rest: {:?}", self.client.stats());
+        assert!(
+            self.clock.time.settle(PATIENCE),
+            "the client under test is still busy after a minute; does another thread keep capturing, or does a callback never return? {:?}",
+            self.client.stats()
+        );
     }
 }
 
@@ -136,4 +150,73 @@ fn open(
         options.clock = clock.as_clock();
         options.network = Some(std::sync::Arc::new(server.clone()));
     })
+}
+
+/// A clock that stands still until it is moved. Clones are the same clock.
+///
+/// Moving it wakes the client's threads, which then do what is due; [`Harness::advance`] also waits for that.
+#[derive(Clone, Debug)]
+pub struct StillClock {
+    pub(super) time: Arc<StillTime>,
+}
+
+impl StillClock {
+    /// A clock that shows `time`; before 1678 or after 2261, the Unix epoch.
+    pub fn at(time: SystemTime) -> Self {
+        Self { time: StillTime::at(nanos_since_epoch(time).unwrap_or(0)) }
+    }
+
+    /// The time it shows.
+    pub fn now(&self) -> SystemTime {
+        let nanos = self.time.wall_nanos();
+        let far = Duration::from_nanos(nanos.unsigned_abs());
+        if nanos < 0 { UNIX_EPOCH - far } else { UNIX_EPOCH + far }
+    }
+
+    /// Moves it forward, as time passes.
+    pub fn advance(&self, by: Duration) {
+        self.time.advance(by);
+    }
+
+    /// Sets the wall clock, forwards or backwards, as an administrator or NTP would: timestamps change, and no time
+    /// passes. A time before 1678 or after 2261 is ignored.
+    pub fn set(&self, time: SystemTime) {
+        if let Some(nanos) = nanos_since_epoch(time) {
+            self.time.set_wall(nanos);
+        }
+    }
+
+    pub(super) fn as_clock(&self) -> Clock {
+        Clock::Still(Arc::clone(&self.time))
+    }
+}
+
+/// A directory for one test, removed when dropped.
+#[derive(Debug)]
+pub(super) struct Directory(PathBuf);
+
+impl Directory {
+    pub(super) fn new() -> io::Result<Self> {
+        let name = format!("posthog-testing-{}-{:016x}", std::process::id(), random_u64());
+        let path = std::env::temp_dir().join(name);
+        // Fails if the directory exists, so it is never another program's.
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The number of flag reads that the client remembers as captured with `$feature_flag_called`: combinations of person,
+/// groups and flag. Zero after the client is closed.
+pub fn captured_flag_reads(client: &Client) -> usize {
+    client.captured_flag_reads()
 }

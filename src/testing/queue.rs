@@ -1,4 +1,4 @@
-//! The queue, to be read.
+//! Reads the queue of a client.
 
 use std::fmt;
 
@@ -9,34 +9,35 @@ use super::server::Route;
 use crate::client::Client;
 use crate::record::{NoSymbols, View, json};
 
-/// An event that was accepted and neither delivered nor given up.
+/// A queued event: accepted, and neither delivered nor deleted.
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct QueuedEvent {
-    /// Its name.
+    /// The name.
     pub event: String,
-    /// Who did it.
+    /// The distinct id.
     pub distinct_id: String,
-    /// As they are sent, what the library adds included; groups are in `$groups`.
+    /// The properties as they are sent, including those that the library adds; groups are in `$groups`.
     pub properties: Map<String, Value>,
-    /// When it happened: RFC 3339, in UTC.
+    /// The time: RFC 3339, in UTC.
     pub timestamp: String,
-    /// What PostHog de-duplicates by.
+    /// The uuid by which PostHog de-duplicates.
     pub uuid: Uuid,
-    /// Where it will go.
+    /// The kind of request that will deliver it.
     pub route: Route,
 }
 
 impl fmt::Debug for QueuedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As short as a failed assertion can be read.
+        // Short enough to be readable in a failed assertion.
         let Self { event, distinct_id, properties, timestamp, route, .. } = self;
         write!(f, "{route:?}: {event:?} of {distinct_id:?} at {timestamp} with {}", Value::from(properties.clone()))
     }
 }
 
-/// The events in the queue of this client, oldest first, analytics before AI events. Reads the files as they are: whatever delivery
-/// has not heard the server's verdict on is still there. Works with any client; while one is at work, what is seen is a moment of it.
+/// The queued events of a client, oldest first, ordinary events before AI events. Reads the files as they are: events
+/// whose delivery is not decided yet are included. Works with any client; while a client is active, the result is a
+/// snapshot.
 pub fn queued(client: &Client) -> Vec<QueuedEvent> {
     let Some((analytics, ai)) = client.pipelines() else { return Vec::new() };
     let lanes = [(Some(analytics), Route::Analytics), (ai, Route::Ai)];

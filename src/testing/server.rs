@@ -1,17 +1,18 @@
-//! PostHog, played in memory.
+//! [`Server`]: a scripted PostHog in memory.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use serde_json::{Value, json};
 
 use super::answer::Answer;
-use super::body;
-use super::clock::StillClock;
+use super::harness::StillClock;
 use crate::sys::clock::still::StillTime;
 use crate::transport::{Http, Pending, Request, TransportError};
 
-/// What is asked of PostHog, whichever protocol it is asked in.
+/// A kind of request, whatever the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Route {
@@ -19,30 +20,30 @@ pub enum Route {
     Analytics,
     /// Events given to [`capture_ai`](crate::Client::capture_ai).
     Ai,
-    /// Feature flags of a user.
+    /// Values of feature flags.
     Flags,
-    /// Their definitions, for evaluation by the client itself.
+    /// Feature flag definitions, for evaluation in the client.
     FlagDefinitions,
 }
 
-/// A request that the server got. It gets none of the headers of [`Config::header`](crate::Config::header), which are added by what
-/// it stands in for.
+/// A request that the server received. Headers of [`Config::header`](crate::Config::header) are not included, because
+/// the HTTP layer that the server replaces adds them.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RecordedRequest {
-    /// What was asked.
+    /// The kind of request.
     pub route: Route,
-    /// Where, query included.
+    /// The URL, including the query.
     pub url: String,
-    /// Names in lower case, and values.
+    /// Names, in lower case, and values.
     pub headers: Vec<(String, String)>,
     /// The body, decompressed; null if there is none.
     pub body: Value,
-    /// The events in it, as they were sent.
+    /// The events in the body, as they were sent.
     pub events: Vec<Value>,
-    /// How many requests have carried its first event, this one included.
+    /// How many requests have contained its first event, including this one.
     pub attempt: u32,
-    /// The status that it is answered with; `None` if it gets no answer.
+    /// The status of the response; `None` if there was none.
     pub status: Option<u16>,
 }
 
@@ -53,10 +54,11 @@ impl RecordedRequest {
     }
 }
 
-/// A PostHog that answers as it is told. Clones are the same server. Unless told otherwise it takes everything at once.
+/// A PostHog that responds as it is told. Clones are the same server. By default it accepts everything at once.
 ///
-/// It reads every codec that the build has: brotli and zstd with the features of these names. A request that it cannot read gets no answer,
-/// so its events stay queued, and whoever then asks what came hears of it.
+/// It reads every codec of the build: brotli and zstd with the features of these names. A request that it cannot read
+/// gets no response, so its events stay queued, and the next call of [`requests`](Server::requests) or
+/// [`taken`](Server::taken) panics.
 #[derive(Clone, Debug)]
 pub struct Server {
     clock: Arc<StillTime>,
@@ -69,7 +71,7 @@ struct State {
     standing: HashMap<Route, Answer>,
     requests: Vec<RecordedRequest>,
     taken: Vec<Value>,
-    /// Why a request could not be read, if one could not.
+    /// Why a request could not be read, if there was one.
     unreadable: Option<String>,
 }
 
@@ -78,22 +80,22 @@ impl Server {
         Self { clock: Arc::clone(&clock.time), state: Arc::default() }
     }
 
-    /// Answers for the next requests of that kind, one each, in this order, behind those of earlier scripts.
+    /// Sets the responses to the next requests of a kind, in this order, after those of earlier scripts.
     pub fn script(&self, route: Route, answers: impl IntoIterator<Item = Answer>) {
         self.state().scripts.entry(route).or_default().extend(answers);
     }
 
-    /// Fails the next `times` requests of that kind with 503.
+    /// Responds to the next `times` requests of a kind with 503.
     pub fn fail_next(&self, route: Route, times: usize) {
         self.script(route, std::iter::repeat_n(Answer::status(503), times));
     }
 
-    /// The answer for requests of that kind that no script covers; [`Answer::ok`] at first.
+    /// Sets the response to requests of a kind that no script covers. Initially [`Answer::ok`].
     pub fn always(&self, route: Route, answer: Answer) {
         self.state().standing.insert(route, answer);
     }
 
-    /// All requests so far, answered or not, in the order of their arrival.
+    /// All requests so far, with or without a response, in the order of their arrival.
     ///
     /// # Panics
     ///
@@ -102,7 +104,7 @@ impl Server {
         self.read().requests.clone()
     }
 
-    /// The events taken so far, as they were sent. One that was taken twice is there twice.
+    /// The events accepted so far, as they were sent. An event that was accepted twice is there twice.
     ///
     /// # Panics
     ///
@@ -111,7 +113,7 @@ impl Server {
         self.read().taken.clone()
     }
 
-    /// Forgets the requests and the events, and what could not be read. Scripts stay.
+    /// Clears the requests and the events, also those that could not be read. Scripts stay.
     pub fn forget(&self) {
         let mut state = self.state();
         state.requests.clear();
@@ -119,7 +121,7 @@ impl Server {
         state.unreadable = None;
     }
 
-    /// What came, if all of it could be read: an empty answer would let a test pass that sees nothing.
+    /// The state, if every request could be read. An unreadable one must fail the test, not look like no request.
     fn read(&self) -> MutexGuard<'_, State> {
         let state = self.state();
         let unreadable = state.unreadable.clone();
@@ -138,7 +140,7 @@ impl Server {
 impl Http for Server {
     fn send(&self, request: Request) -> Pending {
         let server = self.clone();
-        // Only when it is first looked at: one that is given up before that was never sent.
+        // Inside the future: a request that is dropped before its first poll was never sent.
         Box::pin(async move {
             let taken_in = server.state().take_in(&request);
             let (answer, words) = taken_in.map_err(|why| TransportError::Other(why.into()))?;
@@ -154,7 +156,7 @@ impl Http for Server {
 }
 
 impl State {
-    /// Records the request; answers with the answer, and what an endpoint of that kind says when all is well. Or why it cannot be read.
+    /// Records the request. Returns the scripted response and the body of a success, or why the request cannot be read.
     fn take_in(&mut self, request: &Request) -> Result<(Answer, String), String> {
         let path = request.url.split('?').next().unwrap_or_default().trim_end_matches('/');
         let route = match path {
@@ -168,7 +170,7 @@ impl State {
         let headers: Vec<_> =
             request.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
         let encoding = headers.iter().find(|(name, _)| name == "content-encoding").map(|(_, value)| value.as_str());
-        let body = body::read(encoding, &request.body)
+        let body = read_body(encoding, &request.body)
             .map_err(|why| format!("{}: {why}", request.url))
             .inspect_err(|why| self.unreadable = Some(why.clone()))?;
         let events = body["batch"].as_array().cloned().unwrap_or_default();
@@ -205,20 +207,52 @@ fn words(path: &str, route: Route, events: &[Value]) -> Value {
     }
 }
 
+/// The body as JSON, null if there is none; or why it cannot be read.
+fn read_body(encoding: Option<&str>, body: &[u8]) -> Result<Value, String> {
+    if body.is_empty() {
+        return Ok(Value::Null);
+    }
+    let text = decode(encoding, body)?;
+    serde_json::from_slice(&text).map_err(|error| format!("its body is no JSON: {error}"))
+}
+
+fn decode(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, String> {
+    match encoding {
+        None | Some("identity") => Ok(body.to_vec()),
+        Some("gzip") => unpack("gzip", MultiGzDecoder::new(body)),
+        Some("deflate") => unpack("deflate", ZlibDecoder::new(body)),
+        #[cfg(feature = "brotli")]
+        Some("br") => unpack("br", brotli::Decompressor::new(body, 4096)),
+        #[cfg(feature = "zstd")]
+        Some("zstd") => match zstd::stream::read::Decoder::new(body) {
+            Ok(decoder) => unpack("zstd", decoder),
+            Err(error) => Err(format!("no decoder for zstd: {error}")),
+        },
+        Some(other) => Err(format!("its body is in {other:?}, which this build does not decode")),
+    }
+}
+
+fn unpack(encoding: &str, mut decoder: impl Read) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    decoder.read_to_end(&mut text).map_err(|error| format!("its body is not {encoding}: {error}"))?;
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::time::Duration;
 
     use super::*;
+    use crate::settings::{CaptureProtocol, Compression};
     use crate::testing::Harness;
-    use crate::{CaptureProtocol, Compression, Config, Event};
+    use crate::{Config, Event};
 
     fn speaking(compression: Compression) -> impl FnOnce(Config) -> Config {
         move |config| config.protocol(CaptureProtocol::V1).compression(compression)
     }
 
-    /// Every codec that is compiled in.
+    /// The codecs of this build.
     fn codecs() -> Vec<(Compression, Option<&'static str>)> {
         vec![
             (Compression::None, None),
@@ -232,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn every_codec_that_is_compiled_in_is_read() {
+    fn every_codec_of_this_build_is_read() {
         for (compression, encoding) in codecs() {
             let harness = Harness::new(speaking(compression)).unwrap();
             for n in 0..300 {
@@ -263,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_cannot_be_read_gets_no_answer_and_whoever_asks_hears_of_it() {
+    fn an_unreadable_request_gets_no_response_and_fails_the_test() {
         let server = Server::new(&StillClock::at(std::time::UNIX_EPOCH + Duration::from_secs(1)));
         for (encoding, body) in [("snappy", &b"{}"[..]), ("gzip", b"{}"), ("identity", b"<html>")] {
             let said = post(&server, encoding, body).unwrap_err();

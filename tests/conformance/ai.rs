@@ -1,13 +1,13 @@
-//! PostHog's specification `capture-ai`, one test for each requirement, named by its number. AI-09 and AI-10 are about wrappers of model
-//! clients, which this library does not have: see `docs/architecture.md`.
+//! PostHog's specification `capture-ai`: one test for each requirement, named by its number. AI-09 and AI-10 are about
+//! wrappers of model clients, which this library does not have: see `docs/architecture.md`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{
-    CaptureProtocol, Client, Compression, Config, DeliveryReport, Diagnostic, DropReason, EndpointStatus, Event,
-    Outcome, Receipt,
-};
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::{DeliveryReport, EndpointStatus};
+use posthog::settings::{CaptureProtocol, Compression};
+use posthog::{Client, Config, DropReason, Event, Outcome, Receipt};
 use serde_json::{Value, json};
 use sink::{Answer, Request, Sink, State};
 use tempfile::TempDir;
@@ -39,7 +39,7 @@ impl Fixture {
         Client::new(configure(config)).unwrap()
     }
 
-    /// The names of the events that each endpoint has taken.
+    /// The names of the events that each endpoint has accepted.
     fn taken(&self, path: &str) -> Vec<String> {
         self.sink.inspect(|state| {
             let events = state.events().iter().filter(|event| state.requests()[event.request].path == path);
@@ -102,7 +102,7 @@ fn ai_03_capture_does_not_reroute_by_name() {
 }
 
 #[test]
-fn ai_04_a_uuid_is_made_up_where_there_is_none_and_a_given_one_is_kept() {
+fn ai_04_a_uuid_is_generated_unless_one_is_given() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| config);
     let given = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0007);
@@ -116,7 +116,7 @@ fn ai_04_a_uuid_is_made_up_where_there_is_none_and_a_given_one_is_kept() {
 }
 
 #[test]
-fn ai_05_hooks_and_settings_are_those_of_capture_and_the_queue_is_made_when_it_is_needed() {
+fn ai_05_hooks_and_settings_apply_and_the_queue_opens_lazily() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| {
         config.disable_geoip(true).before_send(|mut event| {
@@ -146,7 +146,7 @@ fn ai_05_persisted_and_closing_work_as_for_capture() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| config);
     let receipt = client.capture_ai(generation());
-    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(()));
     assert!(client.shutdown(PATIENCE).wait(PATIENCE).unwrap().persisted);
     assert_eq!(client.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Closed));
     let disabled = Client::new(Config::disabled()).unwrap();
@@ -178,7 +178,7 @@ fn ai_05_an_immediate_ai_capture_tells_what_posthog_said() {
 #[test]
 fn ai_06_a_retry_sends_the_same_envelope() {
     let fixture = Fixture::new();
-    // Taken, and never said so: the client must send it again.
+    // Accepted without a response: the client must send it again.
     fixture.sink.script([Answer::close().taking(), Answer::status(503).taking()]);
     let client = fixture.client(|config| config);
     let uuid = uuid_of(&client.capture_ai(generation().prop("nested", json!({"b": [1, 2.5], "a": null}))));
@@ -201,7 +201,7 @@ fn ai_06_a_retry_sends_the_same_envelope() {
 }
 
 #[test]
-fn ai_07_an_event_that_is_too_large_is_dropped_and_told_of_by_name_and_size_only() {
+fn ai_07_a_too_large_event_is_reported_by_name_and_size_only() {
     let fixture = Fixture::new();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let hears = Arc::clone(&heard);
@@ -219,7 +219,7 @@ fn ai_07_an_event_that_is_too_large_is_dropped_and_told_of_by_name_and_size_only
 }
 
 #[test]
-fn ai_08_an_endpoint_out_of_reach_is_told_to_the_hook_and_to_nobody_else() {
+fn ai_08_an_unreachable_endpoint_is_only_reported() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let heard = Arc::new(Mutex::new(Vec::new()));
@@ -236,7 +236,7 @@ fn ai_08_an_endpoint_out_of_reach_is_told_to_the_hook_and_to_nobody_else() {
 }
 
 #[test]
-fn ai_08_a_directory_that_cannot_be_used_drops_ai_events_and_no_others() {
+fn ai_08_an_unusable_directory_drops_ai_events_only() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| config);
     let project = std::fs::read_dir(fixture.folder.path()).unwrap().next().unwrap().unwrap().path();

@@ -1,9 +1,11 @@
-//! before_send (BSH): the program's last word on each event.
+//! `before_send` hooks (BSH).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{BeforeSend, Client, DiagnosticCategory, DropReason, Event, Outcome, Receipt};
+use posthog::diagnostics::DiagnosticCategory;
+use posthog::settings::BeforeSend;
+use posthog::{Client, DropReason, Event, Outcome, Receipt};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -25,7 +27,7 @@ fn bsh_01_a_hook_changes_the_event_before_it_is_enqueued() {
 }
 
 #[test]
-fn bsh_01_nothing_that_a_hook_removes_drops_or_panics_over_is_on_the_disk() {
+fn bsh_01_what_a_hook_removes_never_reaches_the_disk() {
     let scenario = Scenario::with(|config| {
         config.flush_at(1000).flush_interval(Duration::from_secs(3600)).before_send(|mut event| {
             assert_ne!(event.name(), "panics");
@@ -63,7 +65,7 @@ fn bsh_02_a_hook_that_returns_nothing_drops_the_event() {
 }
 
 #[test]
-fn bsh_03_a_hook_that_throws_drops_the_event_ends_the_chain_and_is_recorded() {
+fn bsh_03_a_panicking_hook_drops_the_event_and_is_recorded() {
     let ran_after = Arc::new(Mutex::new(false));
     let after = Arc::clone(&ran_after);
     let scenario = Scenario::with(|config| {
@@ -80,7 +82,7 @@ fn bsh_03_a_hook_that_throws_drops_the_event_ends_the_chain_and_is_recorded() {
 }
 
 #[test]
-fn bsh_04_a_chain_runs_in_order_and_each_hook_gets_what_the_one_before_it_left() {
+fn bsh_04_hooks_run_in_order_on_each_others_results() {
     let scenario = Scenario::new();
     let step = |name: &'static str| {
         BeforeSend::new(move |mut event: Event| {
@@ -96,7 +98,7 @@ fn bsh_04_a_chain_runs_in_order_and_each_hook_gets_what_the_one_before_it_left()
 }
 
 #[test]
-fn bsh_04_a_changed_name_time_and_uuid_count_and_every_kind_of_event_passes() {
+fn bsh_04_changes_to_name_time_and_uuid_take_effect() {
     let uuid = Uuid::from_u128(9);
     let scenario = Scenario::with(|config| {
         config.before_send(move |mut event| {

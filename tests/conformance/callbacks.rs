@@ -1,4 +1,4 @@
-//! What a program captures inside the callbacks of this library passes its `before_send` hooks all the same.
+//! Events that a program captures inside callbacks of this library pass its `before_send` hooks.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,7 +10,7 @@ use tracing::{Metadata, Subscriber};
 use crate::fixture::{accepted, event};
 use crate::scenario::Scenario;
 
-/// Captures an event for each log line of ours, as a log layer that sends logs to PostHog does.
+/// Captures an event for each log line of the library, as a layer that sends logs to PostHog does.
 struct Layer(Client);
 
 impl Subscriber for Layer {
@@ -35,7 +35,7 @@ impl Subscriber for Layer {
     fn exit(&self, _: &Id) {}
 }
 
-/// A client whose hook removes a secret and says so, with what a callback may capture through.
+/// A client whose hook removes a secret and marks the event, with a handle for callbacks.
 fn scenario(of_the_hook: bool) -> (Scenario, Arc<OnceLock<Client>>) {
     let held: Arc<OnceLock<Client>> = Arc::default();
     let (of_diagnostics, of_before_send) = (Arc::clone(&held), Arc::clone(&held));
@@ -57,14 +57,14 @@ fn scenario(of_the_hook: bool) -> (Scenario, Arc<OnceLock<Client>>) {
     (scenario, held)
 }
 
-/// Name, and whether a hook saw it; nothing that a hook removes is in any of them.
+/// The name of each event, and whether a hook saw it; checks that the secret is in none.
 fn seen(sent: &[Value]) -> Vec<(&str, bool)> {
     assert!(sent.iter().all(|event| event["properties"].get("secret").is_none()), "{sent:#?}");
     sent.iter().map(|event| (event["event"].as_str().unwrap(), event["properties"]["seen"] == true)).collect()
 }
 
 #[test]
-fn bsh_01_what_diagnostic_hooks_and_log_layers_capture_passes_before_send() {
+fn bsh_01_events_of_callbacks_and_log_layers_pass_before_send() {
     let (scenario, held) = scenario(false);
     held.set(scenario.client.clone()).unwrap();
     tracing::subscriber::with_default(Layer(scenario.client.clone()), || {
@@ -74,7 +74,7 @@ fn bsh_01_what_diagnostic_hooks_and_log_layers_capture_passes_before_send() {
 }
 
 #[test]
-fn bsh_01_only_what_before_send_captures_itself_is_not_shown_to_it() {
+fn bsh_01_only_a_hooks_own_captures_skip_before_send() {
     let (scenario, held) = scenario(true);
     held.set(scenario.client.clone()).unwrap();
     accepted(&scenario.client.capture(event("tick").prop("secret", 1)));

@@ -1,12 +1,12 @@
-//! capture (CAP): what an event says, what is refused, and in which order things are done.
+//! `capture` (CAP): the content of events, drops, and the order of steps.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
-use posthog::{
-    BeforeSend, Client, Config, Context, DeliveryReport, Diagnostic, DiagnosticCategory, DropReason, EndpointStatus,
-    Event, Outcome,
-};
+use posthog::diagnostics::{Diagnostic, DiagnosticCategory};
+use posthog::reports::{DeliveryReport, EndpointStatus};
+use posthog::settings::BeforeSend;
+use posthog::{Client, Config, Context, DropReason, Event, Outcome};
 use serde_json::{Value, json};
 use sink::Answer;
 use uuid::Uuid;
@@ -55,7 +55,7 @@ fn cap_02_opted_out_capture_enqueues_nothing_and_sends_nothing() {
 }
 
 #[test]
-fn cap_02_what_is_queued_when_a_program_opts_out_is_kept_and_sent_after_it_opts_in() {
+fn cap_02_queued_events_are_kept_during_an_opt_out() {
     let scenario = Scenario::new();
     scenario.fixture.sink.stop();
     take(&scenario.client, "before");
@@ -65,7 +65,7 @@ fn cap_02_what_is_queued_when_a_program_opts_out_is_kept_and_sent_after_it_opts_
     assert_eq!((scenario.sent().len(), scenario.client.stats().queued_events), (0, 1));
     scenario.client.opt_in();
     eventually("it is sent", || scenario.names() == ["before"]);
-    // And so from the start, over a restart.
+    // The same from the start, after a restart.
     scenario.client.opt_out();
     scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     let again = Client::new(scenario.fixture.config().opted_out(true)).unwrap();
@@ -75,14 +75,14 @@ fn cap_02_what_is_queued_when_a_program_opts_out_is_kept_and_sent_after_it_opts_
 }
 
 #[test]
-fn cap_02_only_the_request_under_way_goes_on_when_a_program_opts_out() {
+fn cap_02_only_the_request_in_flight_survives_an_opt_out() {
     let scenario = Scenario::with(|config| config.max_batch_events(1).flush_at(1000).flush_interval(HOUR));
     scenario.fixture.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
     let uuids: Vec<_> = (0..25).map(|_| take(&scenario.client, "tick")).collect();
     let flush = scenario.client.flush();
     assert!(scenario.fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
     scenario.client.opt_out();
-    // Who waited is told, and so is who asks now: with what was under way it is over.
+    // Earlier and new waits resolve: the flush ends with the request in flight.
     for flush in [flush, scenario.client.flush()] {
         let report = flush.wait(PATIENCE).unwrap();
         assert_eq!((report.remaining, report.endpoint), (24, EndpointStatus::Up));
@@ -95,7 +95,7 @@ fn cap_02_only_the_request_under_way_goes_on_when_a_program_opts_out() {
 }
 
 #[test]
-fn cap_03_a_hooks_result_is_what_is_enqueued_and_hooks_can_be_replaced() {
+fn cap_03_a_hooks_result_is_enqueued_and_hooks_are_replaceable() {
     let scenario = Scenario::new();
     scenario.client.set_before_send([BeforeSend::new(|event| Some(event.prop("seen", 1)))]);
     take(&scenario.client, "first");
@@ -109,7 +109,7 @@ fn cap_03_a_hooks_result_is_what_is_enqueued_and_hooks_can_be_replaced() {
 }
 
 #[test]
-fn cap_04_a_hook_that_throws_in_immediate_mode_propagates_nothing_and_is_recorded() {
+fn cap_04_a_panicking_hook_in_immediate_mode_is_recorded() {
     let scenario = Scenario::with(|config| config.before_send(|_| panic!("in the hook")));
     let report = scenario.client.capture_immediate(event("no")).wait(PATIENCE);
     assert_eq!(report, Ok(DeliveryReport::Dropped(DropReason::BeforeSendPanicked)));
@@ -152,14 +152,14 @@ fn cap_06_a_blank_name_or_distinct_id_is_dropped_and_recorded() {
         (Event::new("tick", " "), DropReason::EmptyDistinctId),
     ] {
         let scenario = Scenario::new();
-        // A context does not mend what was said and is wrong.
+        // A context does not replace an invalid value of the event.
         let receipt = Context::new().distinct_id("user_2").enter(|| scenario.client.capture(event));
         scenario.must_have_dropped(&receipt, reason, DiagnosticCategory::Validation);
     }
 }
 
 #[test]
-fn cap_07_the_answer_has_the_events_uuid_or_none_if_it_was_dropped() {
+fn cap_07_the_receipt_has_the_uuid_unless_dropped() {
     let scenario = Scenario::new();
     let uuid = scenario.client.capture(event("tick")).uuid().unwrap();
     assert_eq!(scenario.client.capture(event("")).uuid(), None);
@@ -198,7 +198,7 @@ fn cap_08_an_event_takes_flags_without_asking_for_them() {
     accepted(&scenario.client.capture(own));
     let said = scenario.sent_one()["properties"].take();
     assert_eq!((&said["$feature/on"], &said["$feature/off"]), (&json!(true), &json!("own")));
-    // What is known already serves, too, be PostHog reached or not.
+    // Known values are used too, whether PostHog is reachable or not.
     scenario.fixture.sink.stop();
     let known = scenario.client.known_flags("user_1");
     scenario.fixture.sink.resume();
@@ -206,7 +206,7 @@ fn cap_08_an_event_takes_flags_without_asking_for_them() {
 }
 
 #[test]
-fn cap_09_an_instant_with_an_offset_is_sent_as_the_same_instant_in_utc_with_its_fraction() {
+fn cap_09_a_time_with_an_offset_is_sent_in_utc() {
     let scenario = Scenario::new();
     let instant: jiff::Timestamp = "2026-01-02T03:04:05.123456789+02:00".parse().unwrap();
     let since_1970 = Duration::from_nanos(u64::try_from(instant.as_nanosecond()).unwrap());
@@ -217,7 +217,7 @@ fn cap_09_an_instant_with_an_offset_is_sent_as_the_same_instant_in_utc_with_its_
 #[test]
 fn cap_10_uuid_and_time_are_stamped_once_and_stay_over_retries() {
     let scenario = Scenario::new();
-    // Taken, and answered as if not: the first attempt of every retry that PostHog has to recognise.
+    // Accepted, but the response says otherwise: PostHog has to recognize the retry.
     scenario.fixture.sink.script([Answer::status(503).taking(), Answer::status(503).taking()]);
     let uuid = take(&scenario.client, "tick");
     assert_eq!(uuid.get_version_num(), 7);
@@ -263,7 +263,7 @@ fn cap_12_flags_are_sent_under_its_names() {
 }
 
 #[test]
-fn cap_14_threads_capture_together_and_each_ones_events_stay_in_order() {
+fn cap_14_events_of_concurrent_threads_stay_in_order() {
     let scenario = Scenario::new();
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -285,7 +285,7 @@ fn cap_14_threads_capture_together_and_each_ones_events_stay_in_order() {
 }
 
 #[test]
-fn cap_15_an_immediate_capture_runs_the_hook_and_tells_what_posthog_said() {
+fn cap_15_an_immediate_capture_runs_hooks_and_has_a_result() {
     let scenario = Scenario::with(|config| config.before_send(|event| Some(event.prop("seen", true))));
     let report = scenario.client.capture_immediate(event("tick")).wait(PATIENCE);
     assert_eq!(report, Ok(DeliveryReport::Delivered));
@@ -302,11 +302,11 @@ fn cap_15_an_immediate_capture_runs_the_hook_and_tells_what_posthog_said() {
 }
 
 #[test]
-fn cap_15_an_immediate_capture_of_an_event_that_is_refused_for_good_says_why() {
+fn cap_15_a_rejected_immediate_capture_has_the_reason() {
     const WORDS: &str = "failed to hydrate events: poison";
     let scenario = Scenario::with(|config| config.flush_at(1000).flush_interval(Duration::from_secs(3600)));
     scenario.fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
-    // Taken from the same request as the poison is in: so the event is to blame, and not the server.
+    // Another event of the same request is accepted, so the event is at fault and not the server.
     for _ in 0..3 {
         take(&scenario.client, "fine");
     }
@@ -317,7 +317,7 @@ fn cap_15_an_immediate_capture_of_an_event_that_is_refused_for_good_says_why() {
 }
 
 #[test]
-fn cap_15_a_closed_or_disabled_client_answers_immediate_captures_too() {
+fn cap_15_closed_and_disabled_clients_resolve_too() {
     let scenario = Scenario::new();
     scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     let report = scenario.client.capture_immediate(event("late")).wait(PATIENCE);
@@ -340,7 +340,7 @@ fn cap_16_events_of_a_failed_flush_are_sent_first_by_the_next() {
 }
 
 #[test]
-fn cap_17_an_exception_captured_by_hand_is_sent_and_warned_of_once() {
+fn cap_17_a_manual_exception_is_sent_and_reported_once() {
     let scenario = Scenario::new();
     take(&scenario.client, "$exception");
     take(&scenario.client, "$exception");
@@ -350,7 +350,7 @@ fn cap_17_an_exception_captured_by_hand_is_sent_and_warned_of_once() {
 }
 
 #[test]
-fn reg_01_registered_properties_are_on_every_event_that_does_not_say_otherwise() {
+fn reg_01_registered_properties_are_on_every_event() {
     let scenario = Scenario::with(|config| config.super_property("release", 1).super_property("region", "eu"));
     scenario.client.register("release", 2);
     accepted(&scenario.client.capture(event("a").prop("region", "us")));
@@ -361,6 +361,6 @@ fn reg_01_registered_properties_are_on_every_event_that_does_not_say_otherwise()
     assert_eq!(said(0), (&json!(2), &json!("us")));
     assert_eq!(said(1), (&json!(3), &Value::Null), "a context is nearer to the event than the program");
     scenario.client.register("bad", std::collections::BTreeMap::from([(None::<u8>, 1)]));
-    let invalid = |told: &Diagnostic| matches!(told, Diagnostic::Invalid { what } if what.contains("\"bad\""));
+    let invalid = |told: &Diagnostic| matches!(told, Diagnostic::InputIgnored { what } if what.contains("\"bad\""));
     assert!(scenario.client.diagnostics().iter().any(invalid));
 }

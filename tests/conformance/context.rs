@@ -1,6 +1,9 @@
 //! Tracing headers and request contexts (CTX).
 
-use posthog::{AllFlags, Context, Diagnostic, DiagnosticCategory, Event, FlagContext, current_distinct_id};
+use posthog::context::current_distinct_id;
+use posthog::diagnostics::{Diagnostic, DiagnosticCategory};
+use posthog::feature_flags::{AllFlags, FlagContext};
+use posthog::{Context, Event};
 use serde_json::{Value, json};
 
 use crate::fixture::{accepted, event, take};
@@ -75,7 +78,7 @@ fn ctx_04_flags_of_nobody_are_empty_ask_nobody_and_tell_nothing() {
 }
 
 #[test]
-fn ctx_05_header_values_are_cleaned_cut_and_absent_if_nothing_is_left() {
+fn ctx_05_header_values_are_cleaned_and_cut() {
     let scenario = Scenario::new();
     let long = "x".repeat(2000);
     let headers = [("X-POSTHOG-DISTINCT-ID", " \u{7}  us\u{0}er_1 "), ("X-POSTHOG-SESSION-ID", long.as_str())];
@@ -93,7 +96,7 @@ fn ctx_05_header_values_are_cleaned_cut_and_absent_if_nothing_is_left() {
     assert!(!has_recorded(&scenario.client, DiagnosticCategory::Validation));
     Context::from_headers([("X-POSTHOG-SESSION-ID", [0xff, 0xfe])]).enter(|| take(&scenario.client, "tick"));
     let told =
-        |told: &Diagnostic| matches!(told, Diagnostic::Invalid { what } if what.contains("X-POSTHOG-SESSION-ID"));
+        |told: &Diagnostic| matches!(told, Diagnostic::InputIgnored { what } if what.contains("X-POSTHOG-SESSION-ID"));
     assert!(scenario.client.diagnostics().iter().any(told));
 }
 
@@ -135,7 +138,7 @@ fn ctx_07_concurrent_requests_are_isolated() {
 }
 
 #[test]
-fn ctx_08_events_say_what_the_request_is_and_nothing_of_it_is_left_afterwards() {
+fn ctx_08_events_have_request_properties_only_inside_it() {
     let scenario = Scenario::new();
     let headers = [("User-Agent", "curl/8"), ("X-Forwarded-For", "203.0.113.9, 10.0.0.1")];
     Context::from_request("POST", "https://example.org/cart?item=7", headers)
@@ -149,7 +152,7 @@ fn ctx_08_events_say_what_the_request_is_and_nothing_of_it_is_left_afterwards() 
 }
 
 #[test]
-fn ctx_09_outside_of_any_context_there_is_no_current_distinct_id() {
+fn ctx_09_outside_a_context_there_is_no_distinct_id() {
     assert_eq!(current_distinct_id(), None);
     Context::new().enter(|| assert_eq!(current_distinct_id(), None));
     Context::new().distinct_id("user_1").enter(|| assert_eq!(current_distinct_id().as_deref(), Some("user_1")));
@@ -170,7 +173,7 @@ fn ctx_10_headers_go_out_to_listed_hosts_only() {
 }
 
 #[test]
-fn ctx_03_what_every_event_says_makes_no_person_of_an_event_of_nobody() {
+fn ctx_03_super_properties_keep_anonymous_events_personless() {
     let scenario = Scenario::with(|config| config.super_property("$process_person_profile", true));
     scenario.client.register("$geoip_disable", false);
     anonymous(&scenario);

@@ -1,6 +1,8 @@
 //! `evaluate_flags` (EVF): a snapshot, its reads, and flags on events.
 
-use posthog::{Client, Config, Context, DiagnosticCategory, Event, FlagContext, FlagsProblem};
+use posthog::diagnostics::DiagnosticCategory;
+use posthog::feature_flags::{FlagContext, FlagsProblem};
+use posthog::{Client, Config, Context, Event};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 

@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
-use posthog::{AdHocError, Client, Config, DiagnosticCategory, DropReason, ExceptionOptions, Outcome};
+use posthog::diagnostics::DiagnosticCategory;
+use posthog::exceptions::{AdHocError, ExceptionOptions};
+use posthog::{Client, Config, DropReason, Outcome};
 use serde_json::{Value, json};
 
 use crate::scenario::{Scenario, has_recorded};

@@ -3,7 +3,8 @@
 
 use std::error::Error;
 
-use posthog::{AdHocError, CaptureProtocol, ExceptionOptions, Level};
+use posthog::exceptions::{AdHocError, ExceptionOptions, Level};
+use posthog::settings::CaptureProtocol;
 use serde_json::{Value, json};
 
 use crate::exc::{Wrapped, frames, sent, three_deep, unlinked};

@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::thread;
 
-use posthog::{FlagContext, FlagsProblem};
+use posthog::feature_flags::{FlagContext, FlagsProblem};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 

@@ -3,7 +3,10 @@
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use posthog::{Context, FlagContext, FlagDefinitionProvider, FlagDefinitions, ProviderError};
+use posthog::Context;
+use posthog::feature_flags::{
+    FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, ProviderError,
+};
 use serde_json::{Map, Value, json};
 use sink::{Answer, FlagRoute};
 
@@ -253,7 +256,8 @@ fn fft_10_the_requested_form_lives_as_long_as_definitions() {
     scenario.define(small().etag("\"2\""));
     read(&scenario, "loaded anew");
     scenario.fixture.sink.flags(FlagRoute::Definitions, Answer::status(503));
-    assert!(got(scenario.client.reload_flag_definitions()).is_err());
+    let reloaded = scenario.client.reload_flag_definitions().wait(PATIENCE);
+    assert!(matches!(reloaded, Err(FlagDefinitionsError::Unavailable(_))), "{reloaded:?}");
     read(&scenario, "in an outage");
     assert_eq!((scenario.told().len(), scenario.told().iter().all(is_small)), (4, true));
     // The next process, with the kept definitions.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use posthog::diagnostics::DiagnosticCategory;
+use posthog::feature_flags::{FlagContext, FlagDefinitionsError, FlagDefinitionsState};
 use posthog::testing::{Answer, Harness, RecordedRequest, Route};
-use posthog::{DiagnosticCategory, FlagContext, FlagDefinitionsError, FlagDefinitionsState};
 use serde_json::{Value, json};
 
 use crate::fixture::PATIENCE;
@@ -29,7 +30,7 @@ fn knowing(keys: &[&str]) -> Harness {
 }
 
 pub(crate) fn refresh(harness: &Harness) -> Result<(), FlagDefinitionsError> {
-    harness.client().reload_flag_definitions().wait(PATIENCE).unwrap()
+    harness.client().reload_flag_definitions().wait(PATIENCE)
 }
 
 pub(crate) fn keys(harness: &Harness) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use posthog::{AllFlags, FlagContext};
+use posthog::feature_flags::{AllFlags, FlagContext};
 use serde_json::{Value, json};
 use sink::Answer;
 

@@ -1,6 +1,6 @@
 //! Properties that a client adds to every evaluation (PPF).
 
-use posthog::{FlagContext, FlagValue};
+use posthog::feature_flags::{FlagContext, FlagValue};
 use serde_json::{Value, json};
 
 use crate::flag_scenario::{for_pros, got};

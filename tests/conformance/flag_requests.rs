@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use posthog::feature_flags::{FeatureFlags, FlagContext, FlagsProblem};
 use posthog::testing::{Answer, Harness, RecordedRequest, Route};
-use posthog::{Config, FeatureFlags, FlagContext, FlagsProblem, Pending};
+use posthog::{Config, Pending};
 use serde_json::json;
 
 fn asking(configure: impl FnOnce(Config) -> Config) -> Harness {

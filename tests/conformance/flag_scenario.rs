@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use posthog::{Config, Event, FeatureFlags, FlagContext, Pending};
+use posthog::feature_flags::{FeatureFlags, FlagContext};
+use posthog::reports::PendingValue;
+use posthog::{Config, Event, Pending};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 
@@ -10,7 +12,10 @@ use crate::fixture::{Fixture, PATIENCE, accepted};
 use crate::scenario::Scenario;
 
 /// The result of a `Pending`.
-pub(crate) fn got<T: Clone>(pending: Pending<T>) -> T {
+pub(crate) fn got<T: PendingValue>(pending: Pending<T>) -> T::Value
+where
+    T::Error: std::fmt::Debug,
+{
     pending.wait(PATIENCE).unwrap()
 }
 
@@ -100,7 +105,7 @@ impl Scenario {
 
     /// Loads definitions.
     pub(crate) fn load(&self) {
-        got(self.client.reload_flag_definitions()).unwrap();
+        got(self.client.reload_flag_definitions());
     }
 
     pub(crate) fn evaluated(&self, who: impl Into<FlagContext>) -> FeatureFlags {

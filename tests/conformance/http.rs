@@ -1,13 +1,15 @@
-//! The way to the server (HTTP), as far as it is about capturing.
+//! Requests to the server (HTTP), for captures.
 
-use posthog::{Client, Compression, DiagnosticCategory};
+use posthog::Client;
+use posthog::diagnostics::DiagnosticCategory;
+use posthog::settings::Compression;
 use sink::Answer;
 
 use crate::fixture::{Fixture, KEY, PATIENCE, accepted, event, take};
 use crate::scenario::{Scenario, has_recorded};
 
 #[test]
-fn http_01_a_request_reaches_the_endpoint_with_the_token_and_the_event_as_json() {
+fn http_01_a_request_has_the_token_and_the_event_as_json() {
     let scenario = Scenario::new();
     let uuid = take(&scenario.client, "tick");
     scenario.client.flush().wait(PATIENCE).unwrap();
@@ -34,7 +36,7 @@ fn http_03_a_503_throws_nothing_is_recorded_and_the_event_stays() {
 }
 
 #[test]
-fn http_04_hosts_are_joined_safely_and_requests_say_who_they_are_from() {
+fn http_04_hosts_are_joined_safely_and_a_user_agent_is_sent() {
     for (host_end, compression) in [("", Compression::Gzip), ("/", Compression::None), ("//", Compression::Gzip)] {
         let fixture = Fixture::new();
         let config = fixture.config().host(format!("{}{host_end}", fixture.host)).compression(compression);

@@ -1,8 +1,8 @@
 //! Local evaluation (LFE) through the client. A flag that can be evaluated locally sends no request; one that cannot
 //! does.
 
+use posthog::feature_flags::{FlagContext, FlagValue};
 use posthog::testing::{Answer, Harness, RecordedRequest, Route};
-use posthog::{FlagContext, FlagValue};
 use serde_json::{Value, json};
 
 use crate::fixture::PATIENCE;
@@ -21,7 +21,7 @@ fn with_definitions(definitions: Value) -> Harness {
     let answers = json!({"flags": answers.collect::<serde_json::Map<_, _>>()});
     harness.server().always(Route::Flags, Answer::json(answers));
     harness.server().always(Route::FlagDefinitions, Answer::json(definitions));
-    harness.client().reload_flag_definitions().wait(PATIENCE).unwrap().unwrap();
+    harness.client().reload_flag_definitions().wait(PATIENCE).unwrap();
     harness.server().forget();
     harness
 }

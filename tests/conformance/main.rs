@@ -1,6 +1,7 @@
-//! PostHog's requirements of a server SDK, one test each, against the real client and a stand-in on loopback.
+//! PostHog's requirements for server SDKs, one test each, against the real client and a stand-in for PostHog.
 //!
-//! A test is named by its requirement; `docs/conformance.md` has the table of all of them, with what is decided otherwise and why.
+//! A test is named by its requirement. `docs/conformance.md` has the table of all requirements, with deviations and
+//! their reasons.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use posthog::{
-    Client, Config, DeliveryPhase, Diagnostic, DiagnosticCategory, DropReason, EndpointStatus, FlagDefinitionProvider,
-    FlagDefinitions, FlushReport, Outcome, ProviderError, WaitTimeout,
-};
+use posthog::diagnostics::{Diagnostic, DiagnosticCategory};
+use posthog::feature_flags::{FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, ProviderError};
+use posthog::reports::{EndpointStatus, FlushReport, WaitTimeout};
+use posthog::stats::DeliveryPhase;
+use posthog::{Client, Config, DropReason, Outcome};
 use sink::{Answer, FlagRoute};
 use uuid::Uuid;
 
@@ -17,7 +18,7 @@ use crate::scenario::{Scenario, has_recorded};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Nothing is sent unless it is asked for.
+/// Sends nothing except at a flush.
 fn patient(config: Config) -> Config {
     config.flush_at(1000).flush_interval(HOUR)
 }
@@ -59,13 +60,13 @@ fn bat_03_a_batch_is_in_the_order_of_capture() {
 }
 
 #[test]
-fn bat_04_a_request_is_bounded_a_flush_does_not_wait_and_nobody_is_held_up() {
+fn bat_04_requests_are_bounded_and_captures_never_wait() {
     let scenario = Scenario::with(|config| patient(config).max_batch_events(10));
     scenario.fixture.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
     let mut uuids = take_many(&scenario.client, 25);
     let flush = scenario.client.flush();
     assert!(scenario.fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
-    // While a request is under way, captures go on.
+    // Captures continue while a request is in flight.
     let start = Instant::now();
     uuids.extend(take_many(&scenario.client, 25));
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
@@ -94,7 +95,7 @@ fn rtq_02_a_later_success_delivers_it_and_removes_it() {
 }
 
 #[test]
-fn rtq_03_a_full_queue_stays_at_its_bound_and_a_capacity_warning_is_recorded() {
+fn rtq_03_a_full_queue_keeps_its_bound_and_is_reported() {
     let scenario = Scenario::with(|config| config.max_queue_events(2));
     scenario.fixture.sink.default_answer(Answer::status(503));
     take_many(&scenario.client, 2);
@@ -106,12 +107,12 @@ fn rtq_03_a_full_queue_stays_at_its_bound_and_a_capacity_warning_is_recorded() {
 }
 
 #[test]
-fn rtq_04_what_is_captured_while_a_full_queue_is_under_way_survives() {
+fn rtq_04_captures_during_delivery_of_a_full_queue_survive() {
     let scenario = Scenario::with(|config| config.max_queue_events(20));
     scenario.fixture.sink.script([Answer::status(503).delay(Duration::from_millis(200)), Answer::ok()]);
     let mut uuids = take_many(&scenario.client, 20);
     assert!(scenario.fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
-    // Full, and all of it under way: what comes now is refused and says so, until there is room, and then survives.
+    // The queue is full and in flight: new events are dropped with that reason, until there is space.
     let mut refused = 0;
     eventually("there is room again", || {
         let receipt = scenario.client.capture(event("meanwhile"));
@@ -124,7 +125,7 @@ fn rtq_04_what_is_captured_while_a_full_queue_is_under_way_survives() {
 }
 
 #[test]
-fn rtq_05_outages_are_tried_again_and_what_the_server_asks_for_is_waited() {
+fn rtq_05_outages_are_retried_and_retry_after_is_respected() {
     let scenario = Scenario::new();
     let statuses = [408, 429, 500, 502, 503, 504];
     scenario.fixture.sink.script(statuses.map(Answer::status));
@@ -142,7 +143,7 @@ fn rtq_05_outages_are_tried_again_and_what_the_server_asks_for_is_waited() {
 }
 
 #[test]
-fn rtq_06_events_whose_attempts_are_spent_are_kept_and_refused_ones_are_buried_and_told() {
+fn rtq_06_failed_events_stay_and_rejected_ones_are_dead_letters() {
     let scenario = Scenario::with(|config| config.max_retries(0));
     scenario.fixture.sink.default_answer(Answer::status(503));
     let uuids = take_many(&scenario.client, 1);
@@ -151,7 +152,7 @@ fn rtq_06_events_whose_attempts_are_spent_are_kept_and_refused_ones_are_buried_a
     eventually("it is left alone for a while", is_parked);
     assert_eq!(scenario.client.stats().queued_events, 1);
     scenario.fixture.sink.default_answer(Answer::ok());
-    // A flush ends the park early, once the failure is not news any more.
+    // A flush ends the cooldown early, a second after the failure.
     eventually("it is sent", || flushed(&scenario.client).remaining == 0);
     scenario.fixture.must_have_taken(&uuids);
     scenario.fixture.sink.refuse_if(|event| event["event"] == "poison", 400, "failed to hydrate events: poison");
@@ -166,7 +167,7 @@ fn rtq_06_events_whose_attempts_are_spent_are_kept_and_refused_ones_are_buried_a
 }
 
 #[test]
-fn rtq_07_the_queue_survives_a_restart_and_is_sent_by_the_next_start() {
+fn rtq_07_the_queue_survives_a_restart_and_is_then_sent() {
     let scenario = Scenario::new();
     scenario.fixture.sink.stop();
     let mut uuids = take_many(&scenario.client, 3);
@@ -207,7 +208,7 @@ fn flu_03_a_flush_that_meets_a_503_says_so_and_keeps_the_event() {
 }
 
 #[test]
-fn flu_04_a_flush_drains_in_batches_is_shared_and_can_be_waited_for_with_a_bound() {
+fn flu_04_a_flush_sends_in_batches_and_can_be_waited_for() {
     let scenario = Scenario::with(|config| patient(config).max_batch_events(10));
     take_many(&scenario.client, 45);
     let together = [scenario.client.flush(), scenario.client.flush()];
@@ -220,14 +221,14 @@ fn flu_04_a_flush_drains_in_batches_is_shared_and_can_be_waited_for_with_a_bound
 }
 
 #[test]
-fn shd_01_a_shutdown_delivers_the_queue_and_nothing_is_enqueued_afterwards() {
+fn shd_01_a_shutdown_delivers_and_then_drops_captures() {
     let scenario = Scenario::with(patient);
     let uuids = take_many(&scenario.client, 3);
     let report = scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.delivered, report.remaining, report.persisted), (3, 0, true));
     assert_eq!(scenario.client.capture(event("late")).outcome(), Outcome::Dropped(DropReason::Closed));
     scenario.fixture.must_have_taken(&uuids);
-    // Not on disk either: whoever opens the queue next finds nothing.
+    // Not on disk either: the next client on the queue finds nothing.
     let again = scenario.fixture.client();
     assert_eq!((again.stats().queued_events, again.stats().accepted), (0, 3));
 }
@@ -244,7 +245,7 @@ fn shd_02_a_second_shutdown_does_nothing_and_says_the_same() {
 }
 
 #[test]
-fn shd_03_a_shutdown_that_meets_a_503_records_a_delivery_warning_and_keeps_the_event() {
+fn shd_03_a_shutdown_with_a_503_reports_it_and_keeps_the_event() {
     let scenario = Scenario::with(|config| patient(config).max_retries(2));
     scenario.fixture.sink.default_answer(Answer::status(503));
     take(&scenario.client, "tick");
@@ -254,7 +255,7 @@ fn shd_03_a_shutdown_that_meets_a_503_records_a_delivery_warning_and_keeps_the_e
 }
 
 #[test]
-fn shd_04_a_shutdown_that_runs_out_of_time_resolves_and_says_what_it_leaves() {
+fn shd_04_a_shutdown_out_of_time_says_what_remains() {
     let scenario = Scenario::with(patient);
     scenario.fixture.sink.default_answer(Answer::hang());
     take_many(&scenario.client, 2);
@@ -282,15 +283,15 @@ fn shd_04_a_shutdown_ends_what_there_is_of_flags() {
     assert!(waiting.wait(PATIENCE).unwrap(), "who waits for PostHog has the default");
     assert_eq!(shut_down.load(Ordering::Relaxed), 1);
     let asked = scenario.fixture.sink.requests().len();
-    // The snapshot stays, and tells nothing any more; new ones ask nobody.
+    // The snapshot stays and reports no reads any more; new ones send no request.
     assert!(flags.is_enabled("on"));
     assert_eq!(got(scenario.client.get_feature_flag("other", "user_2")), None);
-    let reloaded = got(scenario.client.reload_flag_definitions());
-    assert!(reloaded.is_err(), "{reloaded:?}");
+    let reloaded = scenario.client.reload_flag_definitions().wait(PATIENCE);
+    assert!(reloaded.as_ref().is_err_and(|error| *error != FlagDefinitionsError::Timeout), "{reloaded:?}");
     assert_eq!((scenario.fixture.sink.requests().len(), scenario.fixture.names().len()), (asked, 0));
 }
 
-/// Has nothing, and counts how often it was shut down.
+/// A provider without definitions, which counts its shutdowns.
 struct Cabinet(Arc<AtomicUsize>);
 
 impl FlagDefinitionProvider for Cabinet {

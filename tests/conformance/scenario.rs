@@ -1,13 +1,14 @@
-//! What the scenarios of these requirements begin and end with.
+//! The fixture of the requirements' tests: a client, a stand-in for PostHog, and the events that arrived.
 
 use std::sync::{Arc, Mutex};
 
-use posthog::{Client, Config, Diagnostic, DiagnosticCategory, DropReason, Outcome, Receipt};
+use posthog::diagnostics::{Diagnostic, DiagnosticCategory};
+use posthog::{Client, Config, DropReason, Outcome, Receipt};
 use serde_json::Value;
 
 use crate::fixture::{Fixture, PATIENCE};
 
-/// A client on a fixture of its own.
+/// A client with its fixture.
 pub(crate) struct Scenario {
     pub(crate) fixture: Fixture,
     pub(crate) client: Client,
@@ -24,11 +25,11 @@ impl Scenario {
         Self::on(Fixture::new(), set)
     }
 
-    /// On a fixture that is set already.
+    /// A client on a fixture that exists.
     pub(crate) fn on(fixture: Fixture, set: impl FnOnce(Config) -> Config) -> Self {
         let arrived = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&arrived);
-        // A rule that refuses nothing, and sees everything.
+        // A rule that rejects nothing and records every event.
         let look = move |event: &Value| {
             seen.lock().unwrap().push(event.clone());
             false
@@ -38,7 +39,7 @@ impl Scenario {
         Self { fixture, client, arrived }
     }
 
-    /// Sends what is queued, and gives all that has arrived so far.
+    /// Flushes, and returns all events that have arrived so far.
     pub(crate) fn sent(&self) -> Vec<Value> {
         self.client.flush().wait(PATIENCE).unwrap();
         self.arrived.lock().unwrap().clone()
@@ -55,7 +56,7 @@ impl Scenario {
         self.sent().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Nothing was queued, nothing was sent, and a warning of that category was recorded.
+    /// Checks that nothing was queued or sent, and that a diagnostic of that category was recorded.
     pub(crate) fn must_have_dropped(&self, receipt: &Receipt, reason: DropReason, category: DiagnosticCategory) {
         assert_eq!((receipt.outcome(), receipt.uuid()), (Outcome::Dropped(reason), None));
         let recorded = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { reason: of, .. } if *of == reason);
@@ -71,7 +72,7 @@ impl Scenario {
     }
 }
 
-/// Whether a warning of that category was recorded.
+/// Whether a diagnostic of that category was recorded.
 pub(crate) fn has_recorded(client: &Client, category: DiagnosticCategory) -> bool {
     client.diagnostics().iter().any(|told| told.category() == category)
 }

@@ -1,4 +1,4 @@
-//! The tower layer (CTX-01, CTX-07, CTX-08): each request in a context of its own.
+//! The tower layer (CTX-01, CTX-07, CTX-08): a context for each request.
 
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::task::{Context as Task, Poll};
 
 use http::{Request, Response};
+use posthog::context::{RequestQuery, current_distinct_id};
 use posthog::integrations::tower::RequestContextLayer;
-use posthog::{Client, Context, Event, RequestQuery, current_distinct_id};
+use posthog::{Client, Context, Event};
 use serde_json::Value;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -15,7 +16,7 @@ use tower_service::Service;
 use crate::fixture::accepted;
 use crate::scenario::Scenario;
 
-/// Captures while it serves, some of it after it has given way.
+/// A service that captures, before and after an await.
 #[derive(Clone)]
 struct Shop {
     client: Client,
@@ -106,7 +107,7 @@ async fn ctx_08_of_a_query_only_what_is_asked_for_is_sent() {
     }
 }
 
-/// Fails, or panics.
+/// A service that fails or panics.
 struct Broken;
 
 impl Service<Request<&'static str>> for Broken {

@@ -100,7 +100,7 @@ pub(crate) fn write(to: &Path) {
     }
     assert_eq!(second.flush().wait(PATIENCE).unwrap().remaining, 3);
     for number in IN_JOURNAL {
-        assert_eq!(second.capture(event(number)).persisted().wait(PATIENCE), Ok(Ok(())));
+        assert_eq!(second.capture(event(number)).persisted().wait(PATIENCE), Ok(()));
     }
     copy_at_rest(queue.path(), to);
 }

@@ -1,10 +1,11 @@
-//! The lane of AI events: its own queue and endpoint, one client.
+//! AI events: one client, with a queue and an endpoint of their own.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
-use posthog::{Client, DropReason, EndpointStatus, Event, Outcome, Receipt};
+use posthog::reports::EndpointStatus;
+use posthog::{Client, DropReason, Event, Outcome, Receipt};
 use sink::{Answer, State};
 use uuid::Uuid;
 
@@ -18,13 +19,13 @@ fn take_ai(client: &Client, name: &str) -> Uuid {
     accepted(&client.capture_ai(event(name)))
 }
 
-/// Only the AI endpoint is down: it refuses what has such a name.
+/// Makes only the AI endpoint fail.
 fn ai_is_down(fixture: &Fixture) {
     fixture.sink.refuse_if(|event| event["event"] == "ai", 503, "down");
 }
 
 #[test]
-fn ai_events_of_a_killed_process_are_delivered_by_one_that_captures_none() {
+fn ai_events_of_a_killed_process_are_delivered_by_the_next() {
     apart_to_death(
         || {
             let fixture = Fixture::new();
@@ -52,7 +53,7 @@ fn ai_events_of_a_killed_process_are_delivered_by_one_that_captures_none() {
 }
 
 #[test]
-fn an_ai_event_of_eight_mebibytes_passes_and_one_byte_more_does_not() {
+fn an_ai_event_may_have_eight_mebibytes_and_no_more() {
     let fixture = Fixture::new();
     let client = fixture.client();
     let capture = |bytes: usize| client.capture_ai(event("ai").prop("$ai_input", "x".repeat(bytes)));
@@ -113,7 +114,7 @@ fn flush_shutdown_and_statistics_are_of_both_lanes() {
     take_ai(&client, "ai");
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (0, true));
-    // What the flush sent may have been committed only now, and is then among it.
+    // Events of the flush may be committed only now, and are then counted.
     assert!(report.delivered >= 2, "{report:?}");
     assert_balanced(&client);
     assert_eq!(client.stats().delivered, 7);
@@ -133,7 +134,7 @@ fn the_deadline_of_a_shutdown_is_one_for_both_lanes() {
 }
 
 #[test]
-fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever_their_lane() {
+fn dead_letters_of_a_client_include_those_of_ai_events() {
     let fixture = Fixture::new();
     fixture.sink.refuse_if(|event| event["event"] == "bad", 400, "failed to parse request: bad");
     let client = fixture.client();
@@ -142,7 +143,7 @@ fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever
         accepted(&capture(&client, event("good")));
     }
     eventually("both are buried", || {
-        // Evidence: the endpoint takes another one.
+        // Evidence against the event: the endpoint accepts another one.
         take(&client, "good");
         take_ai(&client, "good");
         let _ = client.flush().wait(PATIENCE);
@@ -154,7 +155,7 @@ fn events_that_posthog_refuses_lie_among_the_dead_letters_of_the_client_whatever
 }
 
 #[test]
-fn a_lane_that_is_wanted_from_the_start_is_there_before_the_first_event() {
+fn an_ai_queue_can_be_opened_before_the_first_event() {
     let fixture = Fixture::new();
     let client = Client::new(fixture.config().open_ai_queue(true)).unwrap();
     assert_eq!(client.stats().ai.unwrap().accepted, 0);
@@ -175,7 +176,7 @@ fn many_threads_that_capture_the_first_ai_event_open_one_lane() {
 }
 
 #[test]
-fn a_client_that_is_closed_while_its_lane_opens_takes_nothing_more() {
+fn a_client_closed_while_its_ai_queue_opens_drops_events() {
     for _ in 0..3 {
         let fixture = Fixture::new();
         let client = fixture.client();
@@ -186,7 +187,7 @@ fn a_client_that_is_closed_while_its_lane_opens_takes_nothing_more() {
             first.join().unwrap()
         });
         assert_eq!(client.capture_ai(event("ai")).outcome(), Outcome::Dropped(DropReason::Closed));
-        // Taken before it was closed, or not at all; if it was, it is there for the next process.
+        // Either accepted before the close, and then there for the next process, or dropped.
         drop(client);
         let next = fixture.client();
         if let Some(uuid) = receipt.uuid() {
@@ -218,7 +219,7 @@ fn a_forked_child_has_an_ai_queue_of_its_own() {
 }
 
 #[test]
-fn ai_events_of_an_earlier_key_are_reported_and_delivered_like_others() {
+fn ai_events_of_an_earlier_key_are_reported_and_adopted() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let client = fixture.client();
@@ -238,7 +239,7 @@ fn ai_events_of_an_earlier_key_are_reported_and_delivered_like_others() {
 }
 
 #[test]
-fn a_hook_that_captures_while_the_lane_opens_does_not_wait_for_it() {
+fn a_hook_that_captures_while_the_ai_queue_opens_never_waits() {
     let fixture = Fixture::new();
     drop(fixture.client());
     let shard = fixture.shards().remove(0);

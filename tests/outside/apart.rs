@@ -1,7 +1,8 @@
-//! A part of a test that is scripted by a process of its own: this program again, told to run that one test.
+//! Tests with a part that runs in a process of its own: this test program again, with the filter of the one test.
 //!
-//! `apart` is the whole of such a test. In the test run it sets the fixture, has the part scripted, and then judges; in the process that
-//! plays the part it finds the fixture in its environment, plays, and ends the process.
+//! `apart` is the whole body of such a test. In the test run it sets up the fixture, starts the child process, and
+//! checks the result. In the child process it finds the fixture in the environment, runs the part, and ends the
+//! process.
 
 use std::any::type_name;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -13,10 +14,10 @@ use crate::fixture::{Fixture, PATIENCE, Place};
 const PART: &str = "POSTHOG_OUTSIDE_PART";
 const HOST: &str = "POSTHOG_OUTSIDE_HOST";
 const QUEUE: &str = "POSTHOG_OUTSIDE_QUEUE";
-/// Nobody, where the test is run by root; with a single group of the same number.
+/// The user `nobody`, if the test is run by root, with a single group of the same number.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// How the process is to be started.
+/// How the child process is started.
 #[derive(Debug, Default)]
 pub(crate) struct Terms {
     env: Vec<(String, String)>,
@@ -30,7 +31,7 @@ impl Terms {
         self
     }
 
-    /// Not as root: root may write everywhere and start as many threads as it likes.
+    /// Not as root, which may write everywhere and start any number of threads.
     pub(crate) fn scripted_by_nobody(mut self) -> Self {
         self.as_nobody = true;
         self
@@ -43,22 +44,22 @@ impl Terms {
     }
 }
 
-/// Whether this process was started to play a part.
+/// Whether this process is a child of a test.
 pub(crate) fn is_a_part() -> bool {
     std::env::var_os(PART).is_some()
 }
 
-/// Sets a fixture, has `part` scripted on it by another process, and judges.
+/// Sets up a fixture, runs `part` on it in a child process, and checks the result.
 pub(crate) fn apart<P: FnOnce(&Place), J: FnOnce(&Fixture)>(part: P, judge: J) {
     apart_on(Fixture::new, |_| Terms::default(), part, judge);
 }
 
-/// [`apart`] with a part that ends in a SIGKILL of its own.
+/// [`apart`] with a part that kills itself with SIGKILL.
 pub(crate) fn apart_to_death<P: FnOnce(&Place), J: FnOnce(&Fixture)>(set: impl FnOnce() -> Fixture, part: P, judge: J) {
     apart_until(|status| status.signal() == Some(9), set, |_| Terms::default(), part, judge);
 }
 
-/// [`apart`] on a fixture and terms of its own.
+/// [`apart`] with a given fixture and given terms.
 pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Fixture)>(
     set: impl FnOnce() -> Fixture,
     terms: impl FnOnce(&Fixture) -> Terms,
@@ -68,7 +69,7 @@ pub(crate) fn apart_on<P: FnOnce(&Place), J: FnOnce(&Fixture)>(
     apart_until(ExitStatus::success, set, terms, part, judge);
 }
 
-/// [`apart_on`] with a part that ends in a way of its own.
+/// [`apart_on`] with a part that ends in a given way.
 pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Fixture)>(
     is_expected: impl FnOnce(&ExitStatus) -> bool,
     set: impl FnOnce() -> Fixture,
@@ -86,7 +87,7 @@ pub(crate) fn apart_until<P: FnOnce(&Place), J: FnOnce(&Fixture)>(
     judge(&fixture);
 }
 
-/// [`apart`] with a process that ends by returning from `main`: that of the harness.
+/// [`apart`] with a child process that ends by returning from the `main` of the test harness.
 pub(crate) fn apart_through_main<P: FnOnce(&Place), J: FnOnce(&Fixture)>(part: P, judge: J) {
     let name = test_name::<P>();
     if scripted(&name, part) {
@@ -98,7 +99,7 @@ pub(crate) fn apart_through_main<P: FnOnce(&Place), J: FnOnce(&Fixture)>(part: P
     judge(&fixture);
 }
 
-/// Plays the part, if this process was started for it.
+/// Runs the part, if this process was started for it.
 fn scripted<P: FnOnce(&Place)>(name: &str, part: P) -> bool {
     let is_ours = std::env::var(PART).is_ok_and(|scripted| scripted == name);
     if is_ours {
@@ -108,7 +109,7 @@ fn scripted<P: FnOnce(&Place)>(name: &str, part: P) -> bool {
     is_ours
 }
 
-/// The name under which the harness knows the test that the closure was written in.
+/// The name of the test that contains the closure, as the test harness knows it.
 fn test_name<P>() -> String {
     let path = type_name::<P>();
     let (_crate, path) = path.split_once("::").unwrap();
@@ -127,7 +128,7 @@ fn play(name: &str, fixture: &Fixture, terms: &Terms) -> ExitStatus {
     if terms.as_nobody && nix::unistd::geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
-    // The harness's own few lines say nothing that the test does not say.
+    // The output of the child's test harness adds nothing.
     command.stdout(std::process::Stdio::null());
     wait(name, command.spawn().unwrap())
 }

@@ -1,10 +1,13 @@
-//! The public names: what they take, what they refuse, what they tell.
+//! The public interface: accepted values, errors, and results.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use posthog::{Client, Config, Diagnostic, DropReason, Error, Event, Outcome, PersistError, StorageMode};
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::PersistError;
+use posthog::stats::StorageMode;
+use posthog::{Client, Config, DropReason, Error, Event, Outcome};
 use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 
@@ -22,7 +25,7 @@ impl Serialize for Unserializable {
 fn reason(client: &Client, event: Event) -> DropReason {
     let receipt = client.capture(event);
     assert_eq!((receipt.uuid(), receipt.is_accepted()), (None, false));
-    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Dropped)));
+    assert_eq!(receipt.persisted().wait(PATIENCE), Err(PersistError::Dropped));
     match receipt.outcome() {
         Outcome::Dropped(reason) => reason,
         Outcome::Accepted => panic!("accepted"),
@@ -63,7 +66,7 @@ fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
     let names_the_key =
         |told: &Diagnostic| matches!(told, Diagnostic::Dropped { detail, .. } if detail.contains("\"bad\""));
     assert!(told.iter().any(names_the_key), "{told:?}");
-    // What is merely unusual is taken.
+    // Unusual but valid values are accepted.
     accepted(&client.capture(Event::new("t\u{fc}r", "user 1").prop("", f64::NAN).prop("inf", f64::INFINITY)));
     close_empty(&client);
     assert_eq!(fixture.names(), ["t\u{fc}r"]);
@@ -145,13 +148,13 @@ fn a_disabled_client_takes_nothing_and_answers_everything() {
 }
 
 #[test]
-fn the_process_wide_client_is_made_once_and_used_by_the_free_functions() {
+fn the_process_wide_client_is_created_once() {
     apart(
         |place| {
             assert!(posthog::client().is_none());
             assert_eq!(posthog::capture(event("early")).outcome(), Outcome::Dropped(DropReason::NotInitialized));
             let client = posthog::init(place.config()).unwrap();
-            assert!(matches!(posthog::init(place.config()), Err(Error::AlreadyInitialised)));
+            assert!(matches!(posthog::init(place.config()), Err(Error::AlreadyInitialized)));
             assert!(posthog::capture(event("free")).is_accepted());
             accepted(&posthog::client().unwrap().capture(event("found")));
             close_empty(&client);
@@ -181,7 +184,7 @@ fn the_environment_names_key_host_and_directory() {
 }
 
 #[test]
-fn an_environment_without_a_key_disables_and_one_without_any_directory_is_an_error() {
+fn without_a_key_disabled_and_without_a_directory_an_error() {
     apart_on(
         Fixture::new,
         |_| {
@@ -235,7 +238,7 @@ fn hooks_change_and_drop_events_before_they_reach_the_disk() {
 }
 
 #[test]
-fn a_capture_inside_a_hook_is_taken_and_one_inside_that_is_refused() {
+fn a_capture_in_a_hook_is_accepted_but_a_nested_one_dropped() {
     let fixture = Fixture::new();
     let held: Arc<Mutex<Option<Client>>> = Arc::default();
     let outcomes = Arc::new(Mutex::new(Vec::new()));
@@ -252,12 +255,12 @@ fn a_capture_inside_a_hook_is_taken_and_one_inside_that_is_refused() {
         on_hook("inner");
         Some(event)
     });
-    // Hears of drops only: a capture here that is dropped makes a diagnostic again.
+    // Acts on drops only: a capture here that is dropped causes another diagnostic.
     let client = Client::new(config.on_diagnostic(move |_| on_diagnostic(""))).unwrap();
     *held.lock().unwrap() = Some(client.clone());
     take(&client, "outer");
     assert_eq!(*outcomes.lock().unwrap(), [Outcome::Accepted]);
-    // The hook's own capture has no name: told to the hook, which captures again, and there it ends.
+    // The callback's capture has no name and is reported to the callback, which captures again; the loop ends there.
     assert_eq!(client.capture(event("")).outcome(), Outcome::Dropped(DropReason::EmptyName));
     let seen = outcomes.lock().unwrap().clone();
     assert!(seen.contains(&Outcome::Dropped(DropReason::Reentrant)), "{seen:?}");

@@ -1,8 +1,9 @@
-//! How exact the bounds of the queue are, in events and in bytes of the disk, and that all of them can be used.
+//! The bounds of the queue in events and in bytes on the disk: they are exact, and all of the space can be used.
 
 use std::os::unix::fs::MetadataExt;
 
-use posthog::{Client, Config, DropReason, Event, Outcome, OverflowPolicy};
+use posthog::settings::OverflowPolicy;
+use posthog::{Client, Config, DropReason, Event, Outcome};
 
 use crate::fixture::{Fixture, PATIENCE, assert_balanced, close_empty, event, eventually, take};
 
@@ -10,7 +11,7 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const FULL: Outcome = Outcome::Dropped(DropReason::QueueFull);
 
-/// A server that is down, and the settings of a program that sets bounds and nothing else.
+/// A server that is down, and a configuration that only sets bounds.
 fn down() -> Fixture {
     let fixture = Fixture::new();
     fixture.sink.stop();
@@ -31,7 +32,8 @@ fn store_bytes(client: &Client) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// Captures until nothing more is taken although everything was carried; says how many were, and how large the store's file was.
+/// Captures until events are dropped although everything is checkpointed. Returns the number accepted and the size of
+/// the store's file.
 fn fill(client: &Client, event_bytes: usize) -> (u64, u64) {
     let (mut accepted, mut in_vain, mut peak) = (0, 0, 0);
     eventually("nothing more is taken", || {
@@ -57,7 +59,7 @@ fn a_bound_in_events_is_exact_however_fast_they_come() {
     let _ = client.flush().wait(PATIENCE);
     assert_eq!((client.capture(event("filling")).outcome(), client.stats().queued_events), (FULL, 100));
     drop(client);
-    // What an earlier process left counts from the first capture on.
+    // Events of an earlier process count from the first capture on.
     let client = Client::new(plain(&fixture).max_queue_events(101)).unwrap();
     take(&client, "filling");
     assert_eq!(client.capture(event("filling")).outcome(), FULL);
@@ -106,7 +108,7 @@ fn every_bound_in_bytes_can_be_used_and_holds_for_the_file() {
 }
 
 #[test]
-fn a_bound_in_bytes_holds_where_the_oldest_make_room_and_most_of_it_stays_full() {
+fn a_bound_in_bytes_holds_and_is_used_when_the_oldest_go() {
     for (bound, event_bytes) in [(2 * MIB, 1000), (8 * MIB, 5000)] {
         let fixture = down();
         let config = plain(&fixture).max_queue_bytes(bound).overflow(OverflowPolicy::DropOldest);
@@ -124,7 +126,7 @@ fn a_bound_in_bytes_holds_where_the_oldest_make_room_and_most_of_it_stays_full()
             client.stats().queued_bytes <= bound
         });
         assert!(client.stats().queued_bytes >= bound / 10 * 9, "{:?}", client.stats());
-        // What is carried at once, on top: an arena, and never more than there may be in all.
+        // On top comes what is checkpointed at once: at most one arena.
         let at_once = bound.min(8 * MIB);
         assert!(peak <= bound + bound / 8 + at_once + MIB, "the file took {peak} of {bound} bytes");
         assert_balanced(&client);

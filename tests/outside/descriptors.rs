@@ -1,4 +1,4 @@
-//! Programs that close every descriptor they find, as daemons do, and open files and sockets of their own under the same numbers.
+//! Programs that close all descriptors, as daemons do, and reuse their numbers for files and sockets of their own.
 
 use std::fs;
 use std::io::Read;
@@ -13,7 +13,7 @@ fn target(number: i32) -> PathBuf {
     fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default()
 }
 
-/// The numbers of the descriptors that lead to files of the queue.
+/// The descriptors of files of the queue.
 fn numbers_of_the_queue(place: &Place) -> Vec<i32> {
     let numbers =
         fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -21,7 +21,7 @@ fn numbers_of_the_queue(place: &Place) -> Vec<i32> {
 }
 
 #[test]
-fn sockets_that_have_the_numbers_of_the_queues_files_are_neither_closed_nor_written_to() {
+fn sockets_with_numbers_of_queue_files_are_not_touched() {
     apart(
         |place| {
             let client = place.client();
@@ -36,12 +36,12 @@ fn sockets_that_have_the_numbers_of_the_queues_files_are_neither_closed_nor_writ
             assert!(theirs.to_str().unwrap().starts_with("socket:"), "{theirs:?}");
             let all_open = || numbers.iter().all(|number| target(*number) == theirs);
             forked(|| assert!(all_open(), "a fork closes what is not ours in the child")).must_end_well();
-            // The lock is taken again, the store is opened again, arenas are replaced.
+            // The lock is taken again, the store is opened again, and arenas are replaced.
             let mut taken = Vec::new();
             eventually("it goes on", || {
                 let receipt = client.capture(event("after"));
                 taken.extend(receipt.is_accepted().then(|| accepted(&receipt)));
-                receipt.persisted().wait(PATIENCE) == Ok(Ok(())) && taken.len() >= 100
+                receipt.persisted().wait(PATIENCE) == Ok(()) && taken.len() >= 100
             });
             eventually("all is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
             assert_eq!(client.stats().imbalance(), 0);

@@ -1,11 +1,14 @@
-//! Queue directories that are missing, forbidden, foreign, shared, left behind, or from the future.
+//! Queue directories that are missing, inaccessible, foreign, shared, orphaned, or of a newer format.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use posthog::{Client, Config, Diagnostic, Error, OrphanedQueues, PersistError, StorageMode};
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::PersistError;
+use posthog::stats::{OrphanedQueues, StorageMode};
+use posthog::{Client, Config, Error};
 
 use crate::apart::{Terms, apart, apart_on};
 use crate::fixture::{Fixture, KEY, PATIENCE, assert_balanced, close_empty, event, eventually, take};
@@ -34,7 +37,7 @@ fn a_missing_directory_is_made_and_closed_to_others() {
     assert!(files.is_empty(), "{files:?}");
 }
 
-/// It fails by name, or works in memory where that is asked for and says so.
+/// Opening fails with the name of the directory, or works in memory with `memory_fallback`.
 pub(crate) fn is_unusable(config: impl Fn() -> Config) {
     let error = Client::new(config()).map(drop).unwrap_err();
     assert!(matches!(error, Error::QueueDir { .. }), "{error:?}");
@@ -46,12 +49,12 @@ pub(crate) fn is_unusable(config: impl Fn() -> Config) {
     assert!(told.iter().any(|told| matches!(told, Diagnostic::InMemory { .. })), "{told:?}");
     let receipt = client.capture(event("volatile"));
     assert!(receipt.is_accepted());
-    assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Volatile)));
+    assert_eq!(receipt.persisted().wait(PATIENCE), Err(PersistError::Volatile));
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (0, false), "{report:?}");
 }
 
-/// Whoever prints the chain of an error reads the path and the cause once each.
+/// The chain of an error contains the path once and the cause once.
 fn must_not_repeat_itself(error: &Error) {
     let texts: Vec<_> = std::iter::successors(Some(error as &dyn std::error::Error), |link| link.source())
         .map(|link| link.to_string())
@@ -118,7 +121,7 @@ fn a_queue_of_another_user_is_unusable_and_left_alone() {
         },
         |_| Terms::default().scripted_by_nobody(),
         |place| {
-            // Where the test is not run by root, the other user is ourselves.
+            // Without root, the other user is the same user.
             if nix::unistd::geteuid().as_raw() == crate::apart::NOBODY {
                 is_unusable(|| place.config());
             }
@@ -144,13 +147,13 @@ fn two_clients_of_one_process_have_a_shard_each() {
 }
 
 #[test]
-fn two_processes_in_one_directory_have_a_shard_each_and_the_next_one_takes_over() {
+fn two_processes_in_one_directory_have_a_shard_each() {
     apart(
         |place| {
             let client = place.client();
             take(&client, "first");
             let second = forked(|| {
-                // A process of its own, and not the inherited client.
+                // A new client, not the inherited one.
                 let client = place.client();
                 take(&client, "second");
                 assert!(client.stats().dir.unwrap().ends_with("shard-1"));
@@ -187,7 +190,7 @@ fn orphaned_shards_are_adopted_one_after_the_other() {
     eventually("the last orphan is let go", || client.stats().adopted_events == 0);
     close_empty(&client);
     drop(client);
-    // Nothing of them is left. One of these may look into the shard of another at the moment, which then makes one more.
+    // Nothing is left. One client may hold the shard of another at the moment, which then creates one more.
     let again: Vec<_> = (0..4).map(|_| fixture.client()).collect();
     for client in &again {
         let stats = client.stats();
@@ -197,7 +200,7 @@ fn orphaned_shards_are_adopted_one_after_the_other() {
 }
 
 #[test]
-fn the_queue_of_an_old_key_is_told_of_and_delivered_when_that_is_asked() {
+fn the_queue_of_an_old_key_is_reported_and_can_be_adopted() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let old = fixture.client();
@@ -250,7 +253,7 @@ fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
         }
         let _ = client.flush().wait(PATIENCE);
     }
-    // Who lives delivers what this one leaves.
+    // A running process delivers what this one leaves.
     left.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     let client = Client::new(fixture.config_for("phc_new")).unwrap();
     let stranded = |client: &Client| (client.stats().orphaned.queues, client.stats().orphaned.events);
@@ -260,7 +263,7 @@ fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
     assert_eq!(stranded(&Client::new(fixture.config_for("phc_new")).unwrap()), (1, 50));
 }
 
-/// Everything in a shard but its lock.
+/// All files of a shard except its lock.
 fn contents(shard: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(shard)
         .unwrap()
@@ -272,7 +275,7 @@ fn contents(shard: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
     files
 }
 
-/// A client of the older version takes another shard, and the newer version finds its own as it was.
+/// A client of the older version uses another shard, and the newer version finds its own unchanged.
 fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
     let fixture = Fixture::new();
     fixture.sink.stop();
@@ -290,7 +293,7 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
     let client = fixture.client();
     let told = client.diagnostics();
     assert!(
-        told.iter().any(|told| matches!(told, Diagnostic::ShardSkipped { path, .. } if *path == shard)),
+        told.iter().any(|told| matches!(told, Diagnostic::QueueSkipped { path, .. } if *path == shard)),
         "{told:?}"
     );
     let second = take(&client, "tock");
@@ -313,7 +316,7 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
 }
 
 #[test]
-fn an_event_that_nobody_takes_in_one_orphan_does_not_hold_up_another() {
+fn a_bad_event_in_one_orphan_does_not_delay_another() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let living = fixture.client();
@@ -325,7 +328,7 @@ fn an_event_that_nobody_takes_in_one_orphan_does_not_hold_up_another() {
     for orphan in [stuck, good] {
         orphan.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     }
-    // Not in PostHog's words: it is kept for ever, in case that somebody else is to blame.
+    // Not a response of PostHog itself: the event is kept, because something else may be at fault.
     fixture.sink.refuse_if(|event| event["event"] == "giant", 413, "<html>nginx</html>");
     fixture.sink.resume();
     eventually("the second orphan is delivered", || {
@@ -337,8 +340,8 @@ fn an_event_that_nobody_takes_in_one_orphan_does_not_hold_up_another() {
 }
 
 #[test]
-fn a_shard_of_a_newer_format_is_stepped_over_and_not_a_byte_of_it_is_changed() {
-    // Both words of the version (docs/format.md).
+fn a_shard_of_a_newer_format_is_skipped_and_not_changed() {
+    // Both fields of the version (docs/format.md).
     is_stepped_over("status", |page| {
         page[8..16].copy_from_slice(&200_u64.to_le_bytes());
         page[168..176].copy_from_slice(&(!200_u64).to_le_bytes());
@@ -348,7 +351,7 @@ fn a_shard_of_a_newer_format_is_stepped_over_and_not_a_byte_of_it_is_changed() {
 #[test]
 fn a_journal_of_a_newer_format_is_left_untouched() {
     is_stepped_over("journal-0", |journal| {
-        // The version, and the checksum over what stands before it (docs/format.md).
+        // The version, and the checksum over the bytes before it (docs/format.md).
         journal[8] = 200;
         let check = xxhash_rust::xxh3::xxh3_64(&journal[..48]);
         journal[48..56].copy_from_slice(&check.to_le_bytes());
@@ -356,7 +359,7 @@ fn a_journal_of_a_newer_format_is_left_untouched() {
 }
 
 #[test]
-fn a_foreign_file_in_the_place_of_the_store_is_set_aside_and_kept() {
+fn a_foreign_file_in_place_of_the_store_is_moved_and_kept() {
     let fixture = Fixture::new();
     let client = fixture.client();
     take(&client, "tick");
@@ -368,7 +371,7 @@ fn a_foreign_file_in_the_place_of_the_store_is_set_aside_and_kept() {
     let client = fixture.client();
     let told = client.diagnostics();
     let aside = told.iter().find_map(|told| match told {
-        Diagnostic::Salvaged { path, .. } => Some(path.clone()),
+        Diagnostic::QueueSalvaged { path, .. } => Some(path.clone()),
         _ => None,
     });
     let aside = aside.unwrap_or_else(|| panic!("{told:?}"));

@@ -1,11 +1,13 @@
-//! A file system that is really full: small ones, made for the test.
+//! Full disks: small file systems that the test creates and fills.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, StorageMode};
+use posthog::diagnostics::Diagnostic;
+use posthog::stats::StorageMode;
+use posthog::{Client, Config, DropReason, Event, Outcome};
 use sink::Sink;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -14,7 +16,7 @@ use crate::fixture::{PATIENCE, Place, accepted, assert_balanced, close_empty, ev
 
 const MIB: usize = 1024 * 1024;
 
-/// A file system of its own, gone when dropped.
+/// A file system of its own, unmounted when dropped.
 struct SmallDisk {
     folder: TempDir,
     place: Place,
@@ -28,7 +30,7 @@ enum Kind {
 }
 
 impl SmallDisk {
-    /// `None`, with a printed reason, where this machine does not let us mount.
+    /// `None`, with a printed reason, if this machine does not allow mounting.
     fn of(kind: Kind, mib: usize) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("posthog-disk-").tempdir().unwrap();
         let root = folder.path().join("root");
@@ -63,7 +65,7 @@ impl SmallDisk {
         Client::new(self.config()).unwrap()
     }
 
-    /// Takes all the room there is, but for so many bytes.
+    /// Fills the file system up to so many free bytes.
     fn fill_but(&self, left: usize) {
         use std::io::Write;
         let mut filler = fs::File::create(self.root().join("filler")).unwrap();
@@ -72,7 +74,7 @@ impl SmallDisk {
             if filler.write_all(&step).is_err() {
                 break;
             }
-            // Blocks that are only promised are not missing yet.
+            // Delayed allocation has not taken its blocks yet.
             filler.sync_data().unwrap();
         }
     }
@@ -106,12 +108,12 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{program}: {said}")) }
 }
 
-/// A small event: a row of few bytes is what a full disk has no room to delete.
+/// A small event: deleting a small row needs new pages on a full disk.
 fn small(number: usize) -> Event {
     event("tick").prop("number", number)
 }
 
-/// Captures until nothing has been taken for a while; says what was accepted, and why the others were not.
+/// Captures until nothing has been accepted for a while. Returns the accepted events and the reasons of the drops.
 fn capture_until_refused(client: &Client) -> (Vec<Uuid>, Vec<DropReason>) {
     let (mut taken, mut reasons, mut refused_in_a_row) = (Vec::new(), Vec::new(), 0);
     while refused_in_a_row < 300 {
@@ -126,7 +128,7 @@ fn capture_until_refused(client: &Client) -> (Vec<Uuid>, Vec<DropReason>) {
                     reasons.push(reason);
                 }
                 refused_in_a_row += 1;
-                // Time for a carry, so that it is the disk that is full and not just the journal.
+                // Time for a checkpoint, so that the disk is full and not just the journal.
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
@@ -157,7 +159,7 @@ fn fills_up_and_drains(kind: Kind, space_before_server: bool) {
         eventually("storage recovers by itself", || client.stats().storage == StorageMode::Durable);
         disk.sink.resume();
     } else {
-        // Not a byte more than there was: what is delivered must be removable all the same.
+        // No byte is freed: delivered events must be removable all the same.
         disk.sink.resume();
         eventually("the queue drains on the full disk", || {
             let _ = client.flush().wait(PATIENCE);
@@ -207,18 +209,19 @@ fn a_full_tmpfs_drains_to_empty_without_any_room() {
 }
 
 #[test]
-fn a_process_that_ends_on_a_full_disk_is_succeeded_by_one_that_delivers_everything() {
+fn the_process_after_one_that_ended_on_a_full_disk_delivers() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
     disk.fill_but(256 * 1024);
     let (all, _) = capture_until_refused(&client);
-    // What is in the journal stays there.
+    // Events in the journal stay there.
     let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, all.len() as u64, "{report:?}");
     drop(client);
     disk.sink.resume();
-    // Where every arena waits to be carried and no further one can be made, nothing new is taken, and what is there is delivered.
+    // When every arena waits for a checkpoint and no further one can be created, new events are dropped and the queued
+    // ones are delivered.
     let next = disk.client();
     eventually("the next process delivers it all", || {
         let _ = next.flush().wait(PATIENCE);
@@ -233,7 +236,8 @@ fn takes_little_and_delivers_it(kind: Kind) {
     let Some(disk) = SmallDisk::of(kind, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
-    // Not a byte is left, and nothing is in the store that could be deleted: what comes now comes in through the reserve.
+    // No byte is free, and the store has nothing that could be deleted: new events are checkpointed through the
+    // reserve.
     disk.fill_but(0);
     let mut all = Vec::new();
     for _ in 0..4 {
@@ -255,22 +259,22 @@ fn takes_little_and_delivers_it(kind: Kind) {
 }
 
 #[test]
-fn what_a_full_ext4_takes_in_through_the_reserve_it_can_let_go_again() {
+fn a_full_ext4_releases_what_it_took_through_the_reserve() {
     takes_little_and_delivers_it(Kind::Ext4);
 }
 
 #[test]
-fn what_a_full_tmpfs_takes_in_through_the_reserve_it_can_let_go_again() {
+fn a_full_tmpfs_releases_what_it_took_through_the_reserve() {
     takes_little_and_delivers_it(Kind::Memory);
 }
 
 #[test]
-fn files_that_were_restored_without_their_zeros_are_no_fault_on_a_full_disk() {
+fn sparse_restored_files_do_not_fault_on_a_full_disk() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
     let mut all: Vec<_> = (0..50).map(|number| accepted(&client.capture(small(number)))).collect();
-    assert!(client.capture(small(50)).persisted().wait(PATIENCE).is_ok_and(|persisted| persisted.is_ok()));
+    assert!(client.capture(small(50)).persisted().wait(PATIENCE).is_ok());
     let dir = client.stats().dir.unwrap();
     client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     drop(client);
@@ -281,7 +285,7 @@ fn files_that_were_restored_without_their_zeros_are_no_fault_on_a_full_disk() {
         }
     }
     disk.fill_but(0);
-    // The part that a fault would end: without a block to be had, a store into a mapped hole is a SIGBUS.
+    // Without a free block, a store into a mapped hole would be a SIGBUS.
     let client = disk.client();
     let (taken, reasons) = capture_until_refused(&client);
     let known = [DropReason::JournalFull, DropReason::DiskFull, DropReason::Storage];
@@ -296,7 +300,7 @@ fn files_that_were_restored_without_their_zeros_are_no_fault_on_a_full_disk() {
     close_empty(&client);
 }
 
-/// Thaws the file system again, whatever the test does: else nobody could unmount it.
+/// Thaws the file system when dropped, because a frozen one cannot be unmounted.
 struct Frozen(PathBuf);
 
 impl Drop for Frozen {
@@ -306,10 +310,10 @@ impl Drop for Frozen {
 }
 
 #[test]
-fn a_capture_waits_for_a_frozen_file_system_and_others_are_told_that_the_journal_is_busy() {
+fn one_capture_waits_for_a_frozen_disk_and_others_are_busy() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     let client = disk.client();
-    assert_eq!(client.capture(small(0)).persisted().wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(client.capture(small(0)).persisted().wait(PATIENCE), Ok(()));
     if let Err(why) = run("fsfreeze", &["-f", path(&disk.root())]) {
         eprintln!("skipped: no file system can be frozen here: {why}");
         return;
@@ -357,7 +361,7 @@ fn the_floor_of_free_space_is_left_to_others() {
 }
 
 #[test]
-fn a_disk_too_small_for_a_queue_is_an_error_or_a_declared_memory_mode() {
+fn a_disk_too_small_for_a_queue_is_an_error_or_memory() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     disk.fill_but(64 * 1024);
     let error = Client::new(disk.config()).unwrap_err();

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, DeliveryPhase, Diagnostic, EndpointStatus};
+use posthog::Client;
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::EndpointStatus;
+use posthog::stats::DeliveryPhase;
 use sink::Answer;
 
 use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};

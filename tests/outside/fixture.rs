@@ -1,4 +1,4 @@
-//! What a test plays on: a queue directory, a PostHog stand-in, and the settings that make waiting short.
+//! The fixture of a test: a queue directory, a stand-in for PostHog, and settings with short intervals.
 
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -9,20 +9,20 @@ use sink::Sink;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// Generous: for machines under load. Nothing waits that long unless something is wrong.
+/// A generous timeout, for machines under load.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The key of every client that does not test keys.
 pub(crate) const KEY: &str = "phc_outside";
 
-/// Where a client finds its server and its queue. Known to a process that plays a part, too.
+/// The server and the queue directory of a client. Also passed to child processes.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) host: String,
     pub(crate) queue: PathBuf,
 }
 
-/// A place with its stand-in and its directory, which goes with it.
+/// A place with its stand-in and its directory, which is removed with it.
 #[derive(Debug)]
 pub(crate) struct Fixture {
     pub(crate) sink: Sink,
@@ -31,7 +31,7 @@ pub(crate) struct Fixture {
 }
 
 impl Place {
-    /// Small arenas, short intervals, and no wait that is there to spare a real server.
+    /// Small arenas and short intervals.
     pub(crate) fn config(&self) -> Config {
         self.config_for(KEY)
     }

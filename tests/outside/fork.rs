@@ -1,4 +1,4 @@
-//! Forked children: what they inherit is their parent's, what they capture is their own.
+//! Forked children: the inherited queue stays the parent's, and a child's captures go to a queue of its own.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -8,7 +8,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nix::unistd::{getppid, setsid};
-use posthog::{BeforeSend, DeliveryReport, DropReason, EndpointStatus, Outcome, PersistError, StorageMode};
+use posthog::reports::{DeliveryReport, EndpointStatus, PersistError};
+use posthog::settings::BeforeSend;
+use posthog::stats::StorageMode;
+use posthog::{DropReason, Outcome};
 use sink::Answer;
 
 use crate::apart::apart;
@@ -21,12 +24,12 @@ fn a_child_that_drops_the_client_leaves_the_queue_to_its_parent() {
         |place| {
             let mut held = Some(place.client());
             take(held.as_ref().unwrap(), "before");
-            // The last one there is in the child, and still there in the parent.
+            // The last handle in the child; the parent still has one.
             forked(|| drop(held.take())).must_end_well();
             let client = held.take().unwrap();
             take(&client, "after");
             close_empty(&client);
-            // Nothing of it was damaged: it opens as it was left.
+            // It opens undamaged.
             drop(client);
             let client = place.client();
             assert_eq!(client.stats().accepted, 2);
@@ -64,7 +67,7 @@ fn what_a_child_captures_goes_through_a_shard_of_its_own() {
                 let stats = client.stats();
                 assert_eq!((stats.accepted, stats.storage == StorageMode::Durable), (1, true), "{stats:?}");
                 assert_ne!(stats.dir, parents);
-                assert!(client.capture(event("child")).persisted().wait(PATIENCE).unwrap().is_ok());
+                assert!(client.capture(event("child")).persisted().wait(PATIENCE).is_ok());
                 close_empty(&client);
             })
             .must_end_well();
@@ -77,7 +80,7 @@ fn what_a_child_captures_goes_through_a_shard_of_its_own() {
 }
 
 #[test]
-fn a_child_that_has_captured_nothing_says_that_it_has_no_queue_yet() {
+fn a_child_that_has_captured_nothing_has_no_queue() {
     apart(
         |place| {
             let client = place.client();
@@ -133,7 +136,7 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
         |place| {
             let client = place.client();
             take(&client, "parent");
-            // Ends without a word to the client, as a program does that returns from `main`.
+            // Ends without closing the client, as a program that returns from `main`.
             forked(|| {
                 take(&client, "child");
             })
@@ -141,7 +144,7 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
             eventually("the parent adopts its child's shard", || {
                 take(&client, "parent");
                 let _ = client.flush().wait(PATIENCE);
-                // Two shards, or three: the parent may look into the child's while that is being made.
+                // Two shards or three: the parent may hold the child's shard while it is being created.
                 place.shards().len() >= 2 && client.stats().adopted_events == 0 && client.stats().queued_events == 0
             });
             close_empty(&client);
@@ -151,7 +154,7 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
                 || fixture.sink.inspect(|state| state.events().iter().filter(|e| e.event == "child").count());
             if children() == 0 {
                 close_empty(&fixture.client());
-                // One client: what one that is dropped in the middle of a request has sent is sent again by the next.
+                // One client: a client that is dropped during a request leaves its events to be sent again by the next.
                 let client = fixture.client();
                 eventually("the next process adopts it", || {
                     take(&client, "next");
@@ -172,21 +175,21 @@ fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
             let client = place.client();
             let receipt = client.capture(event("parent"));
             let persisted = receipt.persisted();
-            // Hangs, so that the flush is still open when the child is made.
+            // The server hangs, so the flush is still open at the fork.
             let flush = client.flush();
             let shutdown = client.flush();
             forked(|| {
-                assert_eq!(persisted.wait(PATIENCE), Ok(Err(PersistError::Forked)));
-                assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Err(PersistError::Forked)));
+                assert_eq!(persisted.wait(PATIENCE), Err(PersistError::Forked));
+                assert_eq!(receipt.persisted().wait(PATIENCE), Err(PersistError::Forked));
                 assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Forked);
-                let mut future = pin!(shutdown.into_future());
+                let mut future = pin!(shutdown);
                 let Poll::Ready(report) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
                     panic!("a task of the child waits for its parent's thread");
                 };
                 assert_eq!(report.endpoint, EndpointStatus::Forked);
             })
             .must_end_well();
-            assert!(persisted.wait(PATIENCE).unwrap().is_ok());
+            assert!(persisted.wait(PATIENCE).is_ok());
         },
         |_| (),
     );
@@ -200,7 +203,7 @@ fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
             take(&client, "ancestor");
             let ancestors = client.stats().dir.unwrap();
             let ancestor = std::process::id();
-            // Nobody waits for the middle one but its parent, and for the daemon nobody at all.
+            // Only its parent waits for the middle process, and no process waits for the daemon.
             forked(|| {
                 let middle = setsid().unwrap();
                 let _daemon = forked(|| {
@@ -253,7 +256,7 @@ fn parent_child_and_grandchild_never_give_the_same_uuid() {
             let all = 3 * EACH + 1;
             let (unique, duplicates) = fixture.sink.inspect(|state| (state.unique(), state.duplicates()));
             assert_eq!((unique, duplicates), (all as u64, 0));
-            // Not even where they captured in the same millisecond, which the first bits tell.
+            // Not even for captures in the same millisecond, which the first bits encode.
             let random_bits =
                 |state: &sink::State| state.uuids().map(|uuid| uuid.as_u64_pair().1).collect::<HashSet<_>>();
             assert_eq!(fixture.sink.inspect(random_bits).len(), all);

@@ -1,9 +1,11 @@
-//! Forked children, by their parent's rules and within its hooks.
+//! Forked children: the rules and hooks of the parent.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use posthog::{Client, Diagnostic, DropReason, Outcome, StorageMode};
+use posthog::diagnostics::Diagnostic;
+use posthog::stats::StorageMode;
+use posthog::{Client, DropReason, Outcome};
 
 use crate::apart::apart;
 use crate::fixture::{PATIENCE, Place, accepted, close_empty, event, eventually, take};
@@ -33,7 +35,7 @@ fn a_childs_ai_events_follow_what_it_has_opted_for() {
             assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT, "what the child does is its own affair");
             client.opt_in();
             accepted(&client.capture_ai(event("parent's")));
-            // Set in the child before anything is captured there, and with the parent's lane open.
+            // Set in the child before its first capture, while the parent's AI queue is open.
             forked(|| {
                 client.opt_out();
                 assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT);
@@ -49,7 +51,7 @@ fn a_childs_ai_events_follow_what_it_has_opted_for() {
 }
 
 #[test]
-fn a_child_that_opts_out_keeps_back_the_ai_events_that_it_has_queued() {
+fn a_child_that_opts_out_holds_back_its_ai_events() {
     apart(
         |place| {
             let client = Client::new(place.config().flush_at(1000).flush_interval(HOUR)).unwrap();
@@ -69,7 +71,7 @@ fn a_child_that_opts_out_keeps_back_the_ai_events_that_it_has_queued() {
     );
 }
 
-/// Leaves queues of so many other projects, each of which is a diagnostic of whoever opens a queue beside them.
+/// Leaves queues of other projects, each of which is a diagnostic when a client opens a queue beside them.
 fn leave_stranded_queues(place: &Place, count: usize) {
     for number in 0..count {
         let config = place.config_for(&format!("phc_other_{number}")).flush_at(1000).flush_interval(HOUR);
@@ -81,8 +83,8 @@ fn leave_stranded_queues(place: &Place, count: usize) {
 }
 
 #[test]
-fn a_diagnostics_hook_that_captures_does_not_keep_a_child_from_opening_its_queue() {
-    // One stall of five seconds for each would be more than opening may take.
+fn a_capturing_callback_does_not_block_a_childs_opening() {
+    // A stall of five seconds for each would exceed the time for opening.
     const STRANDED: usize = 7;
     apart(
         |place| {

@@ -1,16 +1,17 @@
-//! What the system denies a process: large files, descriptors, threads.
+//! Resource limits of a process: file size, descriptors, threads.
 
 use std::fs::{self, File};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use posthog::{Client, DropReason, Error, Outcome, StorageMode};
+use posthog::stats::StorageMode;
+use posthog::{Client, DropReason, Error, Outcome};
 use sink::Answer;
 
 use crate::apart::{Terms, apart, apart_on};
 use crate::fixture::{Fixture, PATIENCE, accepted, close_empty, event, eventually, take};
 
-/// Sets the soft limit, which may be raised again up to the hard one.
+/// Sets the soft limit, which can be raised again up to the hard limit.
 fn limit(resource: Resource, most: u64) {
     let (_, hard) = getrlimit(resource).unwrap();
     setrlimit(resource, most.min(hard), hard).unwrap();
@@ -21,7 +22,7 @@ fn unlimit(resource: Resource) {
     setrlimit(resource, hard, hard).unwrap();
 }
 
-/// Holds every descriptor there is, but for so many.
+/// Takes all descriptors except for so many.
 struct Descriptors(Vec<File>);
 
 impl Descriptors {
@@ -29,7 +30,7 @@ impl Descriptors {
         limit(Resource::RLIMIT_NOFILE, 256);
         let mut held: Vec<File> = Vec::new();
         let mut in_vain = 0;
-        // Until nobody who has one for a moment only gives it back any more.
+        // Repeated until other threads return no more descriptors.
         eventually("there are no more", || {
             let before = held.len();
             held.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
@@ -59,7 +60,7 @@ fn a_limit_on_file_sizes_does_not_kill_the_process() {
         down,
         |_| Terms::default(),
         |place| {
-            // Enough for the arenas, not for a store that grows.
+            // Enough for the arenas, but not for a growing store.
             limit(Resource::RLIMIT_FSIZE, 1024 * 1024);
             let client = place.client();
             let filling = "x".repeat(1000);
@@ -112,7 +113,7 @@ fn a_limit_below_the_size_of_an_arena_is_a_clear_error() {
 }
 
 #[test]
-fn whichever_descriptor_is_the_first_that_cannot_be_had_at_the_start_it_is_an_error() {
+fn a_start_without_a_descriptor_is_an_error_at_any_point() {
     apart(
         |place| {
             let mut errors = 0;
@@ -144,14 +145,14 @@ fn whichever_descriptor_is_the_first_that_cannot_be_had_at_the_start_it_is_an_er
 }
 
 #[test]
-fn captures_go_on_without_descriptors_and_are_delivered_when_there_are_some_again() {
+fn captures_continue_without_descriptors_and_are_delivered() {
     apart(
         |place| {
             let client = place.client();
             let held = Descriptors::all_but(0);
             let uuids: Vec<_> = (0..500).map(|_| accepted(&client.capture(event("tick")))).collect();
             let receipt = client.capture(event("tick"));
-            assert_eq!(receipt.persisted().wait(PATIENCE), Ok(Ok(())));
+            assert_eq!(receipt.persisted().wait(PATIENCE), Ok(()));
             let report = client.flush().wait(PATIENCE).unwrap();
             assert_eq!(report.remaining, uuids.len() as u64 + 1, "{report:?}");
             drop(held);
@@ -163,7 +164,7 @@ fn captures_go_on_without_descriptors_and_are_delivered_when_there_are_some_agai
 }
 
 #[test]
-fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
+fn a_thread_that_cannot_start_is_an_error_or_waits() {
     apart_on(
         || {
             let fixture = Fixture::new();
@@ -197,7 +198,7 @@ fn whichever_thread_is_the_first_that_cannot_be_had_it_is_an_error_or_waits() {
                     break;
                 }
             }
-            // Whoever has other processes of this user may not be held back at all.
+            // Other processes of this user may keep the limit from taking effect.
             eprintln!("{errors} starts failed for want of threads");
         },
         |fixture| assert!(fixture.sink.inspect(sink::State::duplicates) == 0),

@@ -1,7 +1,7 @@
-//! The library from outside: its public names, real processes, a real network on loopback, real disks that run full.
+//! Integration tests through the public interface: real processes, a network on the loopback interface, full disks.
 //!
-//! What must not happen to the test process itself (a fork, a resource limit, an exit, an environment) happens to a second run of this
-//! program that plays one test's part; see `apart.rs`.
+//! Parts that must not run in the test process itself (a fork, a resource limit, an exit, an environment) run in a
+//! child process; see `apart.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 

@@ -1,9 +1,12 @@
-//! A queue that does not outlive the process: asked for where the directory cannot be used, or because the directory was deleted.
+//! Queues in memory: `memory_fallback`, and a directory that is deleted.
 
 use std::fs;
 use std::time::Duration;
 
-use posthog::{Client, Diagnostic, PersistError, StorageMode};
+use posthog::Client;
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::PersistError;
+use posthog::stats::StorageMode;
 
 use crate::fixture::{Fixture, PATIENCE, event, eventually, take};
 
@@ -31,32 +34,32 @@ fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
         client.diagnostics()
     );
     let told = client.diagnostics().into_iter().find(|told| told.kind() == "in_memory").unwrap().to_string();
-    assert!(told.contains(file.to_str().unwrap()) && told.contains("ends with the process"), "{told}");
+    assert!(told.contains(file.to_str().unwrap()) && told.contains("in memory only"), "{told}");
     let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (30, false));
     let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::LostWithProcess { events: 30 })), "{told:?}");
+    assert!(told.iter().any(|told| matches!(told, Diagnostic::MemoryQueueLost { events: 30 })), "{told:?}");
     assert!(told.iter().all(|told| told.kind() != "left_on_disk"), "{told:?}");
 }
 
 #[test]
-fn a_directory_that_is_deleted_under_a_living_client_is_said_once_and_events_go_on_from_memory() {
+fn a_deleted_directory_is_reported_and_events_continue() {
     let fixture = Fixture::new();
     let client = fixture.client();
     take(&client, "before");
     eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
-    // Our own threads may make a file in it at this very moment.
+    // A thread of the client may create a file in it at the same time.
     eventually("it is deleted", || fs::remove_dir_all(&fixture.queue).is_ok() || !fixture.queue.exists());
     let receipt = client.capture(event("after"));
     assert!(receipt.is_accepted());
-    assert!(matches!(receipt.persisted().wait(PATIENCE), Ok(Err(_))));
+    assert!(receipt.persisted().wait(PATIENCE).is_err_and(|error| error != PersistError::Timeout));
     eventually("the mode says so", || matches!(client.stats().storage, StorageMode::Volatile { .. }));
     let StorageMode::Volatile { problem } = client.stats().storage else { panic!("{:?}", client.stats()) };
     assert!(problem.contains("deleted"), "{problem}");
     for _ in 0..500 {
         eventually("it is taken", || client.capture(event("later")).is_accepted());
     }
-    assert_eq!(client.capture(event("later")).persisted().wait(PATIENCE), Ok(Err(PersistError::Volatile)));
+    assert_eq!(client.capture(event("later")).persisted().wait(PATIENCE), Err(PersistError::Volatile));
     eventually("they are delivered", || fixture.names().iter().filter(|name| *name == "later").count() == 501);
     assert_eq!(kinds(&client).iter().filter(|kind| **kind == "in_memory").count(), 1, "{:?}", client.diagnostics());
     assert_eq!(client.stats().imbalance(), 0, "{:?}", client.stats());

@@ -1,4 +1,4 @@
-//! The way to the server: TLS, proxies, and servers that keep silent.
+//! Connections: TLS, proxies, and servers that do not respond.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Diagnostic, EndpointStatus, Error};
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::EndpointStatus;
+use posthog::{Client, Error};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sink::{Answer, Sink};
 use tokio_rustls::TlsAcceptor;
@@ -16,7 +18,7 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::apart::{Terms, apart_on};
 use crate::fixture::{Fixture, PATIENCE, close_empty, eventually, take};
 
-/// Speaks TLS and passes everything on to a sink.
+/// A TLS server that forwards everything to a sink.
 struct TlsFront {
     url: String,
     ca_pem: String,
@@ -51,7 +53,7 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, target: u16) {
     while let Ok((socket, _)) = listener.accept().await {
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // A client that does not trust us breaks off here.
+            // A client that does not trust the certificate fails here.
             let Ok(mut tls) = acceptor.accept(socket).await else { return };
             let mut plain = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await.unwrap();
             let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
@@ -78,7 +80,7 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
 }
 
 #[test]
-fn what_is_no_certificate_and_what_is_no_proxy_are_errors_of_the_configuration() {
+fn an_invalid_certificate_or_proxy_is_a_config_error() {
     let fixture = Fixture::new();
     let not_pem = Client::new(fixture.config().ca_certificate("no certificate"));
     let bad_pem =
@@ -101,7 +103,7 @@ fn what_is_no_certificate_and_what_is_no_proxy_are_errors_of_the_configuration()
     }
 }
 
-/// A proxy that notes the first line of each connection and passes everything on to a sink.
+/// A proxy that records the first line of each connection and forwards everything to a sink.
 struct Proxy {
     url: String,
     asked: Arc<Mutex<Vec<String>>>,
@@ -140,7 +142,7 @@ fn pass_on(mut client: TcpStream, target: u16, noted: &Mutex<Vec<String>>) {
     let _ = back.join();
 }
 
-/// Resolves nowhere: only a proxy can reach it.
+/// A name without an address: only a proxy can reach it.
 const ELSEWHERE: &str = "http://posthog.invalid";
 
 #[test]
@@ -187,7 +189,7 @@ fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
             let client = Client::new(config).unwrap();
             let told = client.diagnostics();
             let names_it =
-                |told: &Diagnostic| matches!(told, Diagnostic::Network { what } if what.contains("http_proxy"));
+                |told: &Diagnostic| matches!(told, Diagnostic::NetworkConfig { what } if what.contains("http_proxy"));
             assert!(told.iter().any(names_it), "{told:?}");
             take(&client, "tick");
             close_empty(&client);
@@ -197,7 +199,7 @@ fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
 }
 
 #[test]
-fn a_server_that_accepts_and_keeps_silent_costs_one_request_timeout() {
+fn a_silent_server_costs_one_request_timeout() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::hang().discarding()]);
     let client = Client::new(fixture.config().request_timeout(Duration::from_millis(300))).unwrap();

@@ -1,8 +1,10 @@
-//! A queue that has reached its bounds: who is turned away, who waits, who makes room.
+//! A queue at its bounds: the overflow policies.
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Config, Diagnostic, DropReason, Event, Outcome, OverflowPolicy};
+use posthog::diagnostics::Diagnostic;
+use posthog::settings::OverflowPolicy;
+use posthog::{Client, Config, DropReason, Event, Outcome};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, PATIENCE, close_empty, event, eventually, take};
@@ -13,7 +15,7 @@ fn bounded(fixture: &Fixture, overflow: OverflowPolicy) -> Config {
     fixture.config().max_queue_events(100).overflow(overflow)
 }
 
-/// Captures and flushes until one is turned away, and says what was accepted.
+/// Captures and flushes until an event is dropped. Returns the accepted events.
 fn fill(client: &Client) -> Vec<Uuid> {
     let mut taken = Vec::new();
     eventually("the queue is full", || {
@@ -26,7 +28,7 @@ fn fill(client: &Client) -> Vec<Uuid> {
 }
 
 #[test]
-fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last() {
+fn the_newest_is_dropped_by_default_and_exceptions_last() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let client = Client::new(bounded(&fixture, OverflowPolicy::default())).unwrap();
@@ -37,7 +39,7 @@ fn the_newest_is_dropped_unless_told_otherwise_and_exceptions_and_identity_last(
         let _ = client.flush().wait(PATIENCE);
     }
     assert_eq!(client.capture(event("filling")).outcome(), FULL);
-    // An eighth more is theirs, and then it ends for them too.
+    // They have an eighth more, and are then dropped too.
     eventually("no exception is taken either", || {
         let receipt = client.capture(event("$exception"));
         taken.extend(receipt.uuid());
@@ -64,7 +66,7 @@ fn the_oldest_make_room_and_exceptions_go_last() {
     let client = Client::new(bounded(&fixture, OverflowPolicy::DropOldest)).unwrap();
     let dear = [take(&client, "$exception"), take(&client, "$identify")];
     for number in 0..400 {
-        // Refused only while everything there is is under way to the server.
+        // Dropped only while all queued events are in flight.
         eventually("it is taken", || client.capture(event("filling").prop("number", number)).is_accepted());
         if number % 20 == 0 {
             let _ = client.flush().wait(PATIENCE);
@@ -186,7 +188,7 @@ fn age_gives_up_only_what_was_tried() {
 }
 
 #[test]
-fn a_burst_beyond_the_journal_is_refused_as_such_and_the_rest_arrives() {
+fn a_burst_beyond_the_journal_is_dropped_as_journal_full() {
     let fixture = Fixture::new();
     let client = Client::new(fixture.config().max_event_bytes(4 * 1024).journal_bytes(64 * 1024)).unwrap();
     let filling = "x".repeat(3000);

@@ -1,4 +1,4 @@
-//! Queues, shards and files of other users, and such as other users may write.
+//! Queues, shards and files that other users own or may write to.
 
 use std::fs;
 use std::os::unix::fs::lchown;
@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use posthog::{Client, Diagnostic};
+use posthog::Client;
+use posthog::diagnostics::Diagnostic;
 
 use crate::apart::{NOBODY, Terms, apart_on, is_a_part};
 use crate::directories::{is_unusable, set_mode};
 use crate::fixture::{Fixture, PATIENCE, close_empty, eventually, take};
 
-/// Gives a file, or a directory and all that is in it, to a user.
+/// Changes the owner of a file, or of a directory and everything in it.
 fn give(path: &Path, user: u32) {
     lchown(path, Some(user), Some(user)).unwrap();
     if fs::symlink_metadata(path).unwrap().is_dir() {
@@ -21,7 +22,7 @@ fn give(path: &Path, user: u32) {
     }
 }
 
-/// Whether this test can be another user for a while; says so if it cannot.
+/// Whether this test can switch to another user; prints a reason if it cannot.
 fn may_change_users() -> bool {
     let may = nix::unistd::geteuid().is_root() || is_a_part();
     if !may {
@@ -47,7 +48,7 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
             let shards = fixture.shards();
             give(fixture.folder(), NOBODY);
             give(&shards[0], 0);
-            // As a backup by hard links leaves them: no reason not to send what is queued.
+            // Hard links, as a backup leaves them, do not keep the queue from being delivered.
             for shard in &shards {
                 fs::hard_link(shard.join("lock"), fixture.folder().join(shard.file_name().unwrap())).unwrap();
             }
@@ -64,7 +65,7 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
             assert!(client.stats().dir.unwrap().ends_with("shard-1"), "{:?}", client.stats());
             let told = client.diagnostics();
             let skipped = |told: &&Diagnostic| {
-                matches!(told, Diagnostic::ShardSkipped { path, why }
+                matches!(told, Diagnostic::QueueSkipped { path, why }
                     if path.ends_with("shard-0") && why.contains("Permission denied"))
             };
             assert_eq!(told.iter().filter(skipped).count(), 1, "{told:?}");
@@ -73,7 +74,7 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
                 delivered.load(Ordering::SeqCst) == 20
             });
             close_empty(&client);
-            // Said once, however often it is met.
+            // Reported once.
             assert_eq!(client.diagnostics().iter().filter(skipped).count(), 1);
         },
         |fixture| {
@@ -109,7 +110,7 @@ fn a_queue_that_another_user_owns_is_not_used_by_root() {
         assert!(text.contains(part), "{text}");
     }
     is_unusable(|| fixture.config());
-    // A link of theirs to something of ours, too.
+    // A symbolic link of the other user to a file of this one.
     give(&project, 0);
     let elsewhere = fixture.folder().join("elsewhere");
     fs::rename(&project, &elsewhere).unwrap();
@@ -130,7 +131,7 @@ fn a_queue_that_every_user_may_write_is_not_used() {
     let text = Client::new(fixture.config()).map(drop).unwrap_err().to_string();
     assert!(text.contains("every user may write to it (mode 777)") && text.contains("chmod o-w"), "{text}");
     is_unusable(|| fixture.config());
-    // As Kubernetes leaves a volume with fsGroup: the group was chosen by whoever runs the program.
+    // As Kubernetes creates a volume with fsGroup: the operator chose the group.
     set_mode(&project, 0o770);
     let files = fs::read_dir(&fixture.shards()[0]).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.is_file()).for_each(|file| set_mode(&file, 0o660));
@@ -140,7 +141,7 @@ fn a_queue_that_every_user_may_write_is_not_used() {
 }
 
 #[test]
-fn a_shard_or_a_file_that_another_user_put_there_is_stepped_over() {
+fn a_shard_or_a_file_of_another_user_is_skipped() {
     if !may_change_users() {
         return;
     }
@@ -152,7 +153,7 @@ fn a_shard_or_a_file_that_another_user_put_there_is_stepped_over() {
         let client = fixture.client();
         assert!(client.stats().dir.unwrap().ends_with("shard-1"), "{planted}");
         let told = client.diagnostics();
-        let skipped = |told: &Diagnostic| matches!(told, Diagnostic::ShardSkipped { path, why } if *path == shard && why.contains("belongs to user"));
+        let skipped = |told: &Diagnostic| matches!(told, Diagnostic::QueueSkipped { path, why } if *path == shard && why.contains("belongs to user"));
         assert!(told.iter().any(skipped), "{planted}: {told:?}");
         take(&client, "own");
         close_empty(&client);
@@ -172,7 +173,7 @@ fn a_directory_above_that_others_may_write_is_told_of() {
         let told = client.diagnostics();
         close_empty(&client);
         told.into_iter().find_map(|told| match told {
-            Diagnostic::Exposed { ref path, .. } => Some((path.clone(), told.to_string())),
+            Diagnostic::QueueDirExposed { ref path, .. } => Some((path.clone(), told.to_string())),
             _ => None,
         })
     };

@@ -1,4 +1,4 @@
-//! Forking, which the standard library leaves to those who know what they do.
+//! Forked children, which the standard library does not provide.
 
 #![allow(unsafe_code, reason = "fork")]
 
@@ -8,15 +8,17 @@ use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
 use crate::fixture::eventually;
 
-/// A forked child that has not been waited for yet.
+/// A forked child that is still to be waited for.
 #[must_use = "a child that nobody waits for tells nobody how it ended"]
 #[derive(Debug)]
 pub(crate) struct Forked(Pid);
 
-/// Forks; the child runs `child` and then exits as a program does that returns from `main`. A panic of the child is a failure of it.
+/// Forks; the child runs `child` and then exits as a program does that returns from `main`. A panic of the child is a
+/// failure of it.
 pub(crate) fn forked(child: impl FnOnce()) -> Forked {
-    // SAFETY: this runs in a process of its own, started by `apart`, in which every other thread is the library's or a test thread that
-    // holds no lock of the standard library for longer than a call; what the library does in such a child is what is tested.
+    // SAFETY: this runs in a process of its own, started by `apart`, in which every other thread is the library's or a
+    // test thread that holds no lock of the standard library for longer than a call; what the library does in such a
+    // child is what is tested.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => Forked(child),
         ForkResult::Child => {
@@ -27,13 +29,13 @@ pub(crate) fn forked(child: impl FnOnce()) -> Forked {
 }
 
 impl Forked {
-    /// Waits until it has ended well.
+    /// Waits for its end; checks that it succeeded.
     pub(crate) fn must_end_well(self) {
         let pid = self.0;
         assert_eq!(self.ended(), Some(WaitStatus::Exited(pid, 0)), "how the forked child ended");
     }
 
-    /// Waits until a signal has ended it.
+    /// Waits for its end; checks that a signal caused it.
     pub(crate) fn must_die_of(self, signal: Signal) {
         let pid = self.0;
         assert_eq!(self.ended(), Some(WaitStatus::Signaled(pid, signal, false)), "how the forked child ended");
@@ -44,7 +46,7 @@ impl Forked {
         kill(self.0, signal).unwrap();
     }
 
-    /// One that does not end in time is killed.
+    /// Kills the child if it does not end in time.
     fn ended(self) -> Option<WaitStatus> {
         let mut ended = None;
         let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -64,15 +66,15 @@ impl Forked {
     }
 }
 
-/// Has a number lead to another file, as in a program that has closed what it found and goes on to open its own.
+/// Makes a descriptor refer to another file, as in a program that closes all descriptors and then opens its own files.
 pub(crate) fn give_number(number: i32, file: impl std::os::fd::AsFd) {
     // SAFETY: the number is one of the library's, whose business it is to notice; nobody else in this process has it.
     let given = unsafe { dup2_raw(file, number) }.unwrap();
-    // The number stays open for as long as the process lives.
+    // The descriptor stays open until the process ends.
     std::mem::forget(given);
 }
 
-/// Has this process ignore a signal, as a shell has what it starts in the background ignore SIGINT.
+/// Ignores a signal in this process, as a background process of a shell ignores SIGINT.
 pub(crate) fn ignore(ignored: Signal) {
     // SAFETY: no handler of ours is set.
     unsafe { signal(ignored, SigHandler::SigIgn) }.unwrap();

@@ -1,10 +1,11 @@
-//! A queue directory that cannot be reached by its path any more, while the descriptors of the client work.
+//! A queue directory whose path no longer works, while the client's descriptors do.
 
 use std::fs;
 use std::time::Duration;
 
 use nix::unistd::{Uid, chroot, setgid, setuid};
-use posthog::{Client, StorageMode};
+use posthog::Client;
+use posthog::stats::StorageMode;
 
 use crate::apart::{NOBODY, apart};
 use crate::fixture::{Fixture, PATIENCE, Place, assert_balanced, close_empty, event, eventually, take};
@@ -18,7 +19,7 @@ fn failures_told(client: &Client) -> usize {
 }
 
 #[test]
-fn a_directory_that_is_moved_away_and_back_costs_nothing_and_is_said_once() {
+fn a_directory_moved_away_and_back_is_reported_once() {
     let fixture = Fixture::new();
     let client = fixture.client();
     take(&client, "before");
@@ -29,7 +30,7 @@ fn a_directory_that_is_moved_away_and_back_costs_nothing_and_is_said_once() {
         take(&client, "meanwhile");
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(()));
     eventually("they are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     assert!(is_degraded(&client), "{:?}", client.stats().storage);
     assert_eq!(failures_told(&client), 1, "{:?}", client.diagnostics());
@@ -43,7 +44,7 @@ fn a_directory_that_is_moved_away_and_back_costs_nothing_and_is_said_once() {
     assert_eq!(next.stats().damaged, 0);
 }
 
-/// The part of a daemon that has opened everything and then takes a step that makes the path lead nowhere.
+/// A daemon that opens its queue and then takes a step that makes the path unreachable.
 fn goes_on_after(place: &Place, step: impl FnOnce()) {
     let client = place.client();
     take(&client, "before");
@@ -52,7 +53,7 @@ fn goes_on_after(place: &Place, step: impl FnOnce()) {
     for _ in 0..100 {
         take(&client, "after");
     }
-    assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(()));
     eventually("they are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     eventually("the mode says so", || is_degraded(&client));
     assert_eq!(failures_told(&client), 1, "{:?}", client.diagnostics());

@@ -1,9 +1,12 @@
-//! Requests that are refused: for one bad event, for their size, for the key, or by somebody who is not PostHog.
+//! Rejected requests: one bad event, their size, the key, or a server that is not PostHog.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use posthog::{Client, DeliveryOutcome, DeliveryPhase, Diagnostic, EndpointStatus};
+use posthog::Client;
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::{DeliveryOutcome, EndpointStatus};
+use posthog::stats::DeliveryPhase;
 use sink::Answer;
 use uuid::Uuid;
 
@@ -15,7 +18,7 @@ fn captured(client: &Client, count: usize) -> Vec<Uuid> {
     (0..count).map(|number| accepted(&client.capture(event("fine").prop("number", number)))).collect()
 }
 
-/// Flushes until nothing is queued.
+/// Flushes until the queue is empty.
 fn drain(client: &Client) {
     eventually("the queue drains", || {
         let _ = client.flush().wait(PATIENCE);
@@ -24,7 +27,7 @@ fn drain(client: &Client) {
 }
 
 #[test]
-fn one_bad_event_is_buried_with_the_servers_words_and_the_others_are_delivered() {
+fn one_bad_event_is_dead_lettered_and_the_others_delivered() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
@@ -86,7 +89,7 @@ fn nobodys_verdict(answer: Answer) {
     eventually("the failure is told", || client.stats().last_error.is_some());
     let stats = client.stats();
     assert_eq!((stats.dead_lettered, stats.queued_events), (0, 90), "{stats:?}");
-    // Who was suspected is known in memory only and waits for half a minute: the next process asks at once.
+    // Quarantine is in memory only and lasts half a minute: the next process tries at once.
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 90);
     drop(client);
     fixture.sink.default_answer(Answer::ok());
@@ -103,7 +106,7 @@ fn a_proxy_that_answers_400_to_everything_buries_nothing() {
 }
 
 #[test]
-fn a_server_that_refuses_everything_in_posthogs_own_words_buries_nothing() {
+fn a_server_that_rejects_everything_dead_letters_nothing() {
     nobodys_verdict(Answer::status(400).body(WORDS));
 }
 
@@ -126,7 +129,7 @@ fn pauses_and_resumes(status: u16, body: &str) {
         fixture.sink.inspect(|state| state.requests().len() >= 3)
     });
     assert!(paused(&client));
-    // The first may have been any size; the probes after it are small ones.
+    // The first request may have any size; the probes after it are small.
     let probes = fixture.sink.inspect(|state| state.requests()[1..].iter().map(|r| r.event_count).collect::<Vec<_>>());
     assert!(probes.iter().all(|events| *events <= 10), "{probes:?}");
     let told = client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::Paused { .. })).count();
@@ -150,12 +153,12 @@ fn an_exhausted_quota_pauses_until_there_is_one_again() {
 }
 
 #[test]
-fn a_proxy_that_answers_403_to_everything_pauses_and_buries_nothing() {
+fn a_proxy_with_403_pauses_and_dead_letters_nothing() {
     pauses_and_resumes(403, "<html>Forbidden by policy</html>");
 }
 
 #[test]
-fn a_poisoned_event_alone_in_the_queue_waits_for_evidence_against_it() {
+fn a_bad_event_alone_in_the_queue_waits_for_evidence() {
     let fixture = Fixture::new();
     fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
     let client = fixture.client();

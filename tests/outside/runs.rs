@@ -5,7 +5,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, raise};
-use posthog::{Client, Config, DrainOptions, ExitCause, PreviousRun, drain_on_terminate};
+use posthog::crashes::{ExitCause, PreviousRun};
+use posthog::termination::DrainOptions;
+use posthog::{Client, Config, drain_on_terminate};
 
 use crate::apart::{Terms, apart, apart_through_main, apart_to_death, apart_until};
 use crate::fixture::{Fixture, PATIENCE, Place, close_empty, take};
@@ -36,7 +38,7 @@ fn must_be_reported<P: FnOnce(&Place)>(part: P, code: Option<i32>, signal: Optio
         |fixture| {
             let client = fixture.client();
             let run = client.previous_run().unwrap();
-            assert_eq!((run.end, run.machine_restarted), (end, Some(false)));
+            assert_eq!((run.cause, run.machine_restarted), (end, Some(false)));
             assert!(run.pid != std::process::id() && run.started_at <= SystemTime::now(), "{run:?}");
             assert!(run.alive_for < PATIENCE, "{run:?}");
         },
@@ -70,7 +72,7 @@ fn a_run_that_returns_from_main() {
         |place| {
             begin(place);
         },
-        |fixture| assert_eq!(reported(fixture).end, exited(0)),
+        |fixture| assert_eq!(reported(fixture).cause, exited(0)),
     );
 }
 
@@ -93,8 +95,8 @@ fn a_run_that_is_killed_and_its_queued_events() {
         },
         |fixture| {
             let run = reported(fixture);
-            assert_eq!((run.end, run.queued_events), (ExitCause::Killed, 2));
-            assert_eq!(reported(fixture).end, ExitCause::Clean, "of each run once: by now there was another");
+            assert_eq!((run.cause, run.queued_events), (ExitCause::Killed, 2));
+            assert_eq!(reported(fixture).cause, ExitCause::Clean, "of each run once: by now there was another");
         },
     );
 }
@@ -142,7 +144,7 @@ fn a_child_with_a_queue_of_its_own_marks_its_own_exit() {
             // The parent still holds the first shard, so this client opens the child's.
             let other = Client::new(place.config()).unwrap();
             assert_ne!(other.stats().dir, parents);
-            assert_eq!(other.previous_run().unwrap().end, exited(0));
+            assert_eq!(other.previous_run().unwrap().cause, exited(0));
         },
         |_| (),
     );
@@ -172,7 +174,7 @@ fn after_a_restart(fixture: &Fixture, before: Duration) -> ExitCause {
     move_to_an_earlier_boot(fixture, before);
     let run = reported(fixture);
     assert_eq!(run.machine_restarted, Some(true));
-    run.end
+    run.cause
 }
 
 fn is_killed_while_it_awaits_sigterm(place: &Place) {

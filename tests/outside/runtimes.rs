@@ -1,4 +1,4 @@
-//! Made, used and dropped everywhere: in every kind of tokio runtime, on another executor, and without any.
+//! Clients in every kind of tokio runtime, on another executor, and without one.
 
 use std::future::Future;
 use std::pin::pin;
@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::fixture::{Fixture, event, take};
 
-/// The smallest executor there is.
+/// A minimal executor.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -29,7 +29,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// A whole life in async code: made, used, awaited, closed and dropped there.
+/// Creates, uses, awaits, closes and drops a client in async code.
 async fn live(fixture: &Fixture, name: &str) {
     let client = Client::new(fixture.config()).unwrap();
     let receipt = client.capture(event(name));
@@ -79,7 +79,7 @@ fn a_client_made_inside_a_runtime_outlives_it() {
         runtime.block_on(async { fixture.client() })
     };
     take(&client, "after");
-    assert_eq!(block_on(client.flush().into_future()).remaining, 0);
+    assert_eq!(block_on(client.flush()).remaining, 0);
     current_thread().block_on(async move { drop(client) });
     assert_eq!(fixture.names(), ["after"]);
 }
@@ -106,12 +106,12 @@ fn a_client_made_outside_is_used_inside_and_dropped_by_a_task() {
     runtime.block_on(async move {
         assert_eq!(client.close().await.remaining, 0);
     });
-    // What was under way when the first client was dropped is sent again, under the same uuids.
+    // Events in flight when the first client was dropped are sent again, with the same uuids.
     assert_eq!(fixture.sink.inspect(sink::State::unique), 20);
 }
 
 #[test]
-fn a_runtime_that_is_shut_down_under_a_waiting_task_leaves_the_client_working() {
+fn a_runtime_shut_down_under_a_wait_leaves_the_client_working() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(sink::Answer::hang().discarding());
     let client = fixture.client();
@@ -121,7 +121,7 @@ fn a_runtime_that_is_shut_down_under_a_waiting_task_leaves_the_client_working() 
     runtime.spawn(async move { flush.await });
     runtime.shutdown_background();
     fixture.sink.default_answer(sink::Answer::ok());
-    // The request that hangs ends with its connection.
+    // The hanging request ends with its connection.
     fixture.sink.stop();
     fixture.sink.resume();
     assert!(fixture.sink.wait_for(|state| state.unique() == 1, crate::fixture::PATIENCE));

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
-use posthog::{AfterDrain, Client, DrainOptions, DropReason, Error, Outcome, StorageMode, drain_on_terminate};
+use posthog::stats::StorageMode;
+use posthog::termination::{AfterDrain, DrainOptions};
+use posthog::{Client, DropReason, Error, Outcome, drain_on_terminate};
 use sink::Answer;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};

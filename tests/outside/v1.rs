@@ -1,10 +1,12 @@
-//! The V1 protocol over the wire: the real client, the stand-in's verdicts on each event, every codec.
+//! Protocol V1 over the network: requests, results for each event, and every codec.
 
 use std::time::{Duration, Instant};
 
-use posthog::{
-    CaptureProtocol, Client, Compression, Config, DeliveryPhase, DeliveryReport, Diagnostic, EndpointStatus,
-};
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::{DeliveryReport, EndpointStatus};
+use posthog::settings::{CaptureProtocol, Compression};
+use posthog::stats::DeliveryPhase;
+use posthog::{Client, Config};
 use serde_json::json;
 use sink::{Answer, Request};
 use uuid::Uuid;
@@ -24,7 +26,7 @@ fn headers(fixture: &Fixture, name: &str) -> Vec<String> {
     fixture.sink.inspect(|state| state.requests().iter().map(value).collect())
 }
 
-/// Three events that go in one request.
+/// Three events that are sent in one request.
 fn three(fixture: &Fixture, client: &Client) -> Vec<Uuid> {
     let uuids = ["one", "two", "three"].map(|name| take(client, name));
     assert!(fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
@@ -32,13 +34,13 @@ fn three(fixture: &Fixture, client: &Client) -> Vec<Uuid> {
     uuids.into()
 }
 
-/// A client that carries only when asked: what is captured before goes in one request.
+/// A client that checkpoints only at a flush, so that all events before it are in one request.
 fn patient(fixture: &Fixture) -> Client {
     Client::new(config(fixture).flush_interval(Duration::from_millis(300))).unwrap()
 }
 
 #[test]
-fn http_01_a_v1_request_reaches_its_endpoint_with_the_token_and_the_event() {
+fn http_01_a_v1_request_has_the_token_and_the_event() {
     let fixture = Fixture::new();
     let client = Client::new(config(&fixture).historical_migration(true)).unwrap();
     let uuid = take(&client, "tick");
@@ -111,7 +113,7 @@ fn each_codec_that_is_compiled_in_arrives_as_it_was() {
 }
 
 #[test]
-fn http_02_verdicts_empty_the_queue_and_a_dropped_event_lies_with_its_details_among_the_dead_letters() {
+fn http_02_results_empty_the_queue_and_drops_are_dead_letters() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::results(["ok", "drop:event_name_too_long", "warning:person_processing_disabled"])]);
     let client = patient(&fixture);
@@ -123,14 +125,15 @@ fn http_02_verdicts_empty_the_queue_and_a_dropped_event_lies_with_its_details_am
     assert_eq!(dead.event["uuid"], uuids[1].to_string());
     let told = client.diagnostics();
     let dead_lettered = Diagnostic::DeadLettered { uuid: uuids[1], status: 200, reason: "event_name_too_long".into() };
-    let warned = Diagnostic::Warned { uuid: uuids[2], events: 1, details: "person_processing_disabled".into() };
+    let warned =
+        Diagnostic::DeliveryWarning { uuid: uuids[2], events: 1, details: "person_processing_disabled".into() };
     assert!(told.contains(&dead_lettered) && told.contains(&warned), "{told:?}");
     close_empty(&client);
     assert_eq!(fixture.sink.requests().len(), 1);
 }
 
 #[test]
-fn an_event_without_a_verdict_and_one_with_an_unknown_one_count_as_accepted_and_are_told() {
+fn missing_and_unknown_results_count_as_accepted() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::results(["missing", "ok", "later:busy"])]);
     let client = patient(&fixture);
@@ -141,7 +144,7 @@ fn an_event_without_a_verdict_and_one_with_an_unknown_one_count_as_accepted_and_
         [(uuids[0], "the response has no result "), (uuids[2], r#"unknown result "later": busy, "#)]
     {
         let is_told = |told: &Diagnostic| {
-            matches!(told, Diagnostic::Warned { uuid: first, events: 1, details }
+            matches!(told, Diagnostic::DeliveryWarning { uuid: first, events: 1, details }
                 if *first == uuid && details.starts_with(beginning))
         };
         assert_eq!(client.diagnostics().iter().filter(|told| is_told(told)).count(), 1, "{beginning}");
@@ -151,12 +154,12 @@ fn an_event_without_a_verdict_and_one_with_an_unknown_one_count_as_accepted_and_
 }
 
 #[test]
-fn rtq_04_only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
+fn rtq_04_a_partial_retry_keeps_the_request_id() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::results(["ok", "retry:not_persisted", "retry"]), Answer::results(["ok", "retry"])]);
     let client = patient(&fixture);
     let uuids = three(&fixture, &client);
-    // Captured while it is under way: another request.
+    // Captured while that request is in flight: another request.
     let later = take(&client, "later");
     fixture.must_have_taken(&[&uuids[..], &[later]].concat());
     close_empty(&client);
@@ -174,7 +177,7 @@ fn rtq_04_only_what_is_asked_for_again_is_sent_again_as_the_same_request() {
 }
 
 #[test]
-fn rtq_01_a_request_that_fails_is_the_same_four_times_and_then_parked() {
+fn rtq_01_a_failing_request_is_retried_then_in_cooldown() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(Answer::status(503));
     let client = Client::new(config(&fixture).max_retries(3)).unwrap();
@@ -187,7 +190,7 @@ fn rtq_01_a_request_that_fails_is_the_same_four_times_and_then_parked() {
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     assert_eq!(headers(&fixture, "posthog-attempt"), ["1", "2", "3", "4"]);
     assert_eq!(client.stats().queued_events, 1);
-    // rtq_02: a later success delivers it, as another request.
+    // RTQ-02: a later success delivers it, as another request.
     fixture.sink.default_answer(Answer::ok());
     eventually("a flush is not told of the last failure", || {
         client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up
@@ -258,7 +261,7 @@ fn equal_uuids_travel_apart() {
 }
 
 #[test]
-fn whatever_was_queued_under_one_protocol_is_delivered_under_the_other() {
+fn events_queued_under_one_protocol_are_sent_by_the_other() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let v0 = fixture.client();
@@ -275,7 +278,7 @@ fn whatever_was_queued_under_one_protocol_is_delivered_under_the_other() {
 }
 
 #[test]
-fn parallel_captures_under_one_uuid_each_hear_of_their_own_event() {
+fn parallel_captures_with_one_uuid_get_their_own_results() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::results(["drop:the first"]), Answer::results(["ok"])]);
     let client = patient(&fixture);

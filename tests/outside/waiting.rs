@@ -1,19 +1,21 @@
-//! Flushing, closing and dropping: what they cover, and that they end in time.
+//! Flush, close and drop: which events they cover, and that they end in time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use posthog::{Client, DropReason, EndpointStatus, Outcome, PersistError, StorageMode, WaitTimeout};
+use posthog::reports::{EndpointStatus, PersistError, WaitTimeout};
+use posthog::stats::StorageMode;
+use posthog::{Client, DropReason, Outcome};
 use sink::Answer;
 
 use crate::fixture::{Fixture, PATIENCE, close_empty, event, eventually, take};
 
-/// Far above what anything takes here, far below the time-outs that a wait in vain would run into.
+/// Far longer than a successful wait, far shorter than the timeouts of a failed one.
 const SOON: Duration = Duration::from_secs(15);
 
-/// Captures on a thread of its own as fast as it can, until dropped.
+/// Captures on a thread of its own without pause, until dropped.
 struct Noise {
     goes_on: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -45,7 +47,7 @@ fn a_flush_under_steady_capture_with_the_server_down_ends() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let client = fixture.client();
-    // With nothing to send there is nothing to find out about the endpoint.
+    // With nothing to send, the state of the endpoint stays unknown.
     take(&client, "first");
     let noise = Noise::on(&client);
     for _ in 0..5 {
@@ -60,7 +62,7 @@ fn a_flush_under_steady_capture_with_the_server_down_ends() {
 }
 
 #[test]
-fn a_flush_under_steady_capture_covers_what_was_accepted_before_and_ends() {
+fn a_flush_under_steady_capture_covers_earlier_events() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(Answer::ok().delay(Duration::from_millis(50)));
     let client = fixture.client();
@@ -92,7 +94,7 @@ fn many_flushes_at_once_are_all_answered() {
 }
 
 #[test]
-fn closing_before_a_hanging_server_takes_no_longer_than_the_shutdown_timeout() {
+fn closing_with_a_hanging_server_keeps_the_timeout() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(Answer::hang().discarding());
     let client = Client::new(fixture.config().shutdown_timeout(Duration::from_millis(700))).unwrap();
@@ -111,7 +113,7 @@ fn closing_before_a_hanging_server_takes_no_longer_than_the_shutdown_timeout() {
 }
 
 #[test]
-fn a_second_shutdown_waits_for_the_first_and_can_only_shorten_it() {
+fn a_second_shutdown_waits_and_can_only_shorten() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(Answer::hang().discarding());
     let client = fixture.client();
@@ -133,9 +135,9 @@ fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
     close_empty(&client);
     let late = client.capture(event("late"));
     assert_eq!(late.outcome(), Outcome::Dropped(DropReason::Closed));
-    assert_eq!(late.persisted().wait(SOON), Ok(Err(PersistError::Dropped)));
+    assert_eq!(late.persisted().wait(SOON), Err(PersistError::Dropped));
     // It was synced long ago.
-    assert_eq!(before.persisted().wait(SOON), Ok(Ok(())));
+    assert_eq!(before.persisted().wait(SOON), Ok(()));
     assert_eq!(client.flush().wait(SOON).unwrap().endpoint, EndpointStatus::Closed);
     let stats = client.stats();
     assert_eq!((stats.storage, stats.dropped), (StorageMode::Closed, vec![(DropReason::Closed, 1)]));
@@ -143,7 +145,7 @@ fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
 }
 
 #[test]
-fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
+fn captures_racing_a_shutdown_are_delivered_or_dropped() {
     let fixture = Fixture::new();
     for _ in 0..5 {
         let client = fixture.client();
@@ -158,7 +160,7 @@ fn captures_that_race_with_a_shutdown_are_delivered_or_dropped_as_closed() {
                         let receipt = client.capture(event("race"));
                         match receipt.outcome() {
                             Outcome::Accepted => taken.extend(receipt.uuid()),
-                            // The second where the holder of the lock gets no processor for a while.
+                            // `JournalBusy`, if the thread that holds the lock is not scheduled for a while.
                             Outcome::Dropped(DropReason::JournalFull | DropReason::JournalBusy) => {}
                             Outcome::Dropped(reason) => return (taken, reason),
                         }
@@ -186,7 +188,7 @@ fn the_last_client_may_be_dropped_inside_on_delivery() {
     let client = Client::new(fixture.config().on_delivery(move |_| {
         let last = inside.lock().unwrap().take();
         let began = Instant::now();
-        // Waiting for what this very thread has to do ends at once.
+        // A wait for work of this same thread ends at once.
         let flush = last.as_ref().map(|client| client.flush().wait(PATIENCE));
         drop(last);
         let _ = tell.send((flush, began.elapsed()));
@@ -198,7 +200,7 @@ fn the_last_client_may_be_dropped_inside_on_delivery() {
     let (flush, took) = told.recv_timeout(PATIENCE).unwrap();
     assert_eq!(flush, Some(Err(WaitTimeout)));
     assert!(took < SOON, "{took:?}");
-    // The queue was let go, and what was delivered is settled.
+    // The queue was released, and delivered events are acked.
     eventually("the shard is free again", || {
         let next = fixture.client();
         next.stats().dir.is_some_and(|dir| dir.ends_with("shard-0")) && next.stats().queued_events == 0
@@ -232,7 +234,7 @@ fn the_last_client_may_be_dropped_inside_a_diagnostic_hook() {
 }
 
 #[test]
-fn a_client_dropped_while_offline_loses_nothing_and_the_next_one_delivers() {
+fn a_client_dropped_while_offline_loses_nothing() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let mut uuids = Vec::new();
@@ -259,7 +261,7 @@ fn persisted_resolves_once_for_many_who_wait_together() {
         for _ in 0..16 {
             scope.spawn(|| {
                 for _ in 0..20 {
-                    assert_eq!(client.capture(event("tick")).persisted().wait(PATIENCE), Ok(Ok(())));
+                    assert_eq!(client.capture(event("tick")).persisted().wait(PATIENCE), Ok(()));
                 }
             });
         }

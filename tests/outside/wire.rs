@@ -1,9 +1,13 @@
-//! What goes over the wire, and what an answer does to it.
+//! Requests over the network, and the effect of responses.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use posthog::{Client, Compression, DeliveryPhase, Diagnostic, EndpointStatus, Event};
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::EndpointStatus;
+use posthog::settings::Compression;
+use posthog::stats::DeliveryPhase;
+use posthog::{Client, Event};
 use serde_json::{Value, json};
 use sink::Answer;
 use uuid::Uuid;
@@ -58,7 +62,7 @@ fn an_event_arrives_as_it_was_described() {
 }
 
 #[test]
-fn bodies_are_plain_where_compression_is_off_and_headers_are_added() {
+fn bodies_are_plain_without_compression_and_have_headers() {
     let fixture = Fixture::new();
     let client = Client::new(fixture.config().compression(Compression::None).header("x-tenant", "blue")).unwrap();
     take(&client, "plain");
@@ -69,7 +73,7 @@ fn bodies_are_plain_where_compression_is_off_and_headers_are_added() {
 }
 
 #[test]
-fn each_attempt_says_when_it_was_made_and_repeats_everything_else() {
+fn each_attempt_has_its_own_sent_at_and_the_same_body() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::status(503), Answer::status(503), Answer::close().taking()]);
     let client = fixture.client();
@@ -79,8 +83,8 @@ fn each_attempt_says_when_it_was_made_and_repeats_everything_else() {
     let requests = fixture.sink.requests();
     assert!(requests.iter().all(|request| request.uuids == [uuid]));
     assert!(requests[0].sent_at < requests[1].sent_at && requests[1].sent_at < requests[2].sent_at);
-    // The third attempt was taken without an answer: sent again under the same uuid and time, for the server to recognise. Its connection
-    // had been used before, and was closed at once: that is the same attempt.
+    // The third attempt was accepted without a response, so it is repeated with the same uuid and time. Its connection
+    // had been used before and was closed at once: that counts as the same attempt.
     assert_eq!(requests[2].sent_at, requests[3].sent_at);
     let arrived = fixture.sink.events();
     assert_eq!((arrived.len(), &arrived[0].timestamp), (2, &arrived[1].timestamp));
@@ -117,7 +121,7 @@ fn a_login_page_instead_of_posthog_is_no_delivery() {
 }
 
 #[test]
-fn a_retry_after_of_a_year_waits_an_hour_at_most_through_flushes_and_restarts() {
+fn a_retry_after_of_a_year_waits_for_an_hour_at_most() {
     const YEAR: u64 = 365 * 24 * 3600;
     let fixture = Fixture::new();
     fixture.sink.script([Answer::status(503).retry_after(YEAR)]);
@@ -140,7 +144,7 @@ fn a_retry_after_of_a_year_waits_an_hour_at_most_through_flushes_and_restarts() 
     assert!(is_held(&client), "{:?}", client.flush().wait(PATIENCE));
     drop(client);
     assert_eq!(fixture.sink.requests().len(), 1);
-    // Whoever caps it lower is back sooner, whatever an earlier process was told.
+    // A lower cap ends the wait sooner, also for a deadline from an earlier process.
     let client = Client::new(fixture.config().retry_after_cap(Duration::from_secs(1))).unwrap();
     assert!(fixture.sink.wait_for(|state| state.unique() == 1, PATIENCE));
     close_empty(&client);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hint::black_box;
 
-use posthog::{FlagContext, LocalFlags, LocalValue};
+use posthog::feature_flags::{FlagContext, LocalFlags, LocalValue};
 use posthog_rs::{FlagCache, FlagValue, LocalEvaluationResponse, LocalEvaluator};
 use serde_json::Value;
 

@@ -16,7 +16,8 @@ mod spread;
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Config, OverflowPolicy};
+use posthog::{Client, Config};
+use posthog::settings::OverflowPolicy;
 use posthog_rs::{ClientOptionsBuilder, Event as TheirEvent};
 use sink::{Answer, Sink};
 

@@ -35,8 +35,8 @@ fn start(dir: &str, host: &str) -> c_int {
     // The API key of `dying`, which reports the crash.
     let config = Config::new("phc_dying").queue_dir(dir).host(host).flush_interval(Duration::from_millis(50));
     let is_well = posthog::init(config).is_ok()
-        && posthog::try_install_panic_hook().is_ok()
-        && posthog::try_install_crash_handler().is_ok();
+        && posthog::crashes::try_install_panic_hook().is_ok()
+        && posthog::crashes::try_install_crash_handler().is_ok();
     c_int::from(!is_well)
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crash_tests::protocol::{Key, Line, Orders};
 use crash_tests::{Ledger, Setup};
-use posthog::{Client, Config, Event, Outcome, OverflowPolicy};
+use posthog::settings::OverflowPolicy;
+use posthog::{Client, Config, Event, Outcome};
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(50);
 /// About 2,000 events per second and thread: a run should have many different moments, not many events.

@@ -13,13 +13,13 @@ use serde_json::Value;
 use super::super::{Client, Shared};
 use super::snapshot::{FeatureFlags, FlagsProblem};
 use crate::context;
-use crate::diagnostics::Diagnostic;
 use crate::flags::{
     Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, Generation, InconclusiveReason, LoadedFlags,
     Question, Waiter, merge,
 };
-use crate::pipeline::pending::Unanswered;
+use crate::pipeline::pending::{Unanswered, plain_pending_values};
 use crate::pipeline::{Pending, Pipeline, pending};
+use crate::report::Diagnostic;
 use crate::sys::limits::{NAME_KEPT, beginning};
 use crate::sys::reentry;
 
@@ -70,7 +70,7 @@ impl Client {
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-    /// use posthog::FlagContext;
+    /// use posthog::feature_flags::FlagContext;
     /// use std::time::Duration;
     ///
     /// let who = FlagContext::new("user_1").person_property("plan", "pro").group("company", "acme");
@@ -334,7 +334,7 @@ impl Shared {
                 "property {:?} of a FlagContext was left out: it cannot be serialized",
                 beginning(&name, NAME_KEPT)
             );
-            self.diagnostics.record(Diagnostic::Invalid { what });
+            self.diagnostics.record(Diagnostic::InputIgnored { what });
         }
         if context.distinct_id.is_none() {
             context.distinct_id = context::current_distinct_id();
@@ -344,7 +344,7 @@ impl Shared {
                 let what = "flags were evaluated without a distinct id and have no values: give the FlagContext a \
                             distinct id, or enter a Context that has one"
                     .to_owned();
-                self.diagnostics.record(Diagnostic::Invalid { what });
+                self.diagnostics.record(Diagnostic::InputIgnored { what });
             }
             return Err(Some(FlagsProblem::Nobody));
         }
@@ -425,6 +425,16 @@ fn all_of(flags: &FeatureFlags) -> AllFlags {
     }
     all
 }
+
+plain_pending_values!(
+    FeatureFlags,
+    bool,
+    Option<FlagValue>,
+    Option<Value>,
+    Option<FeatureFlagResult>,
+    BTreeMap<String, FlagValue>,
+    AllFlags
+);
 
 impl Unanswered for FeatureFlags {
     fn closed() -> Self {

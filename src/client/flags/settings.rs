@@ -7,14 +7,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::super::Client;
-use crate::diagnostics::Diagnostic;
 use crate::flags::{FlagDefinitionsError, FlagDefinitionsState, LocalFlags};
 use crate::pipeline::pending::Unanswered;
 use crate::pipeline::{Pending, pending};
+use crate::report::Diagnostic;
 
 /// Properties for every evaluation.
 impl Client {
-    /// Adds person properties to every evaluation from now on. A [`FlagContext`](crate::FlagContext) that has a
+    /// Adds person properties to every evaluation from now on. A [`FlagContext`](crate::feature_flags::FlagContext) that has a
     /// property of the same name takes precedence.
     ///
     /// Use this for properties of the whole program (its version, its region), or if the program serves a single
@@ -104,7 +104,7 @@ impl Client {
             Ok(_) => "they are neither a map nor a list of pairs".to_owned(),
             Err(error) => error.to_string(),
         };
-        self.record(Diagnostic::Invalid { what: format!("{whose} properties for flags were left out: {why}") });
+        self.record(Diagnostic::InputIgnored { what: format!("{whose} properties for flags were left out: {why}") });
         None
     }
 }
@@ -131,7 +131,7 @@ impl Client {
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
     /// # use std::time::Duration;
-    /// if let Ok(Err(error)) = client.reload_flag_definitions().wait(Duration::from_secs(5)) {
+    /// if let Err(error) = client.reload_flag_definitions().wait(Duration::from_secs(5)) {
     ///     println!("{error}; flags are evaluated with definitions from {:?} ago", client.flag_definitions_age());
     /// }
     /// ```

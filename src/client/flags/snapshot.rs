@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::super::{Client, Shared};
 use super::exposure::Reading;
-use crate::diagnostics::Diagnostic;
 use crate::event::Event;
 use crate::flags::{Answer, Evaluated, Failure, FlagContext, FlagValue};
 use crate::record::Pairs;
+use crate::report::Diagnostic;
 use crate::sys::limits::{NAME_KEPT, beginning};
 
 /// Why a [`FeatureFlags`] snapshot may lack flags, or contain old values.
@@ -227,7 +227,7 @@ impl FeatureFlags {
                  snapshot is made",
                 beginning(key, NAME_KEPT)
             );
-            Client { shared }.record(Diagnostic::Invalid { what });
+            Client { shared }.record(Diagnostic::InputIgnored { what });
         }
     }
 }

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::diagnostics::Diagnostic;
+use crate::feature_flags::{FlagContext, FlagsProblem};
+use crate::reports::PendingValue;
 use crate::testing::{Answer, Harness, QueuedEvent, RecordedRequest, Route, captured_flag_reads};
-use crate::{Client, Config, Context, Diagnostic, Event, FlagContext, FlagsProblem, Pending};
+use crate::{Client, Config, Context, Event, Pending};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -30,7 +33,10 @@ fn posthog(answers: &[Value]) -> Harness {
     harness
 }
 
-pub(super) fn got<T: Clone>(pending: Pending<T>) -> T {
+pub(super) fn got<T: PendingValue>(pending: Pending<T>) -> T::Value
+where
+    T::Error: std::fmt::Debug,
+{
     pending.wait(SOON).unwrap()
 }
 
@@ -85,7 +91,7 @@ fn a_missing_flag_is_captured_but_not_by_a_partial_snapshot() {
     let part = flags.only(["on", "none"]);
     assert_eq!((part.get("none"), captured(&harness).len()), (None, 0));
     let is_warned =
-        |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::Invalid { what } if what.contains("none"));
+        |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::InputIgnored { what } if what.contains("none"));
     assert!(harness.client().diagnostics().iter().any(is_warned));
     assert_eq!(flags.get("none"), None);
     let captured = captured(&harness);
@@ -125,8 +131,7 @@ fn no_id_no_keys_or_a_disabled_client_send_nothing() {
     assert_eq!((nobody.is_enabled("f"), nobody.problem()), (false, Some(&FlagsProblem::Nobody)));
     assert!(got(client.is_feature_enabled_or("f", " ", true)));
     assert!(got(client.evaluate_flags(FlagContext::new("u").only_keys([""; 0]))).is_empty());
-    let is_warned =
-        |diagnostic: &&Diagnostic| matches!(diagnostic, Diagnostic::Invalid { what } if what.contains("distinct id"));
+    let is_warned = |diagnostic: &&Diagnostic| matches!(diagnostic, Diagnostic::InputIgnored { what } if what.contains("distinct id"));
     assert_eq!(client.diagnostics().iter().filter(is_warned).count(), 1);
     assert_eq!((asked(&harness).len(), harness.queued().len()), (0, 0));
     let disabled = Client::new(Config::disabled()).unwrap();

@@ -145,7 +145,7 @@ const TEXT_KEPT: usize = 10_000;
 ///
 /// ```
 /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-/// use posthog::AdHocError;
+/// use posthog::exceptions::AdHocError;
 ///
 /// client.capture_exception(&AdHocError::new("the disk is nearly full").kind("DiskSpace"));
 /// client.capture_exception(&AdHocError::of(&404));

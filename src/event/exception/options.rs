@@ -39,12 +39,12 @@ const RESERVED: [&str; 15] = [
 /// Options of an exception, for [`Client::capture_exception_with`](crate::Client::capture_exception_with).
 ///
 /// An invalid value is ignored: a blank text, a property that cannot be serialized (recorded as a
-/// [`Diagnostic`](crate::Diagnostic)), a time out of range. So an exception is never lost because of its options.
+/// [`Diagnostic`](crate::diagnostics::Diagnostic)), a time out of range. So an exception is never lost because of its options.
 /// Properties that PostHog or this library set themselves, such as `$exception_list`, are ignored.
 ///
 /// ```
 /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
-/// use posthog::{ExceptionOptions, Level};
+/// use posthog::exceptions::{ExceptionOptions, Level};
 ///
 /// if let Err(error) = "x".parse::<u8>() {
 ///     let options = ExceptionOptions::new().distinct_id("user_1").level(Level::Warning).prop("area", "import");
@@ -188,7 +188,7 @@ impl ExceptionOptions {
     /// which takes about 100 ms the first time in a large program.
     ///
     /// ```
-    /// use posthog::ExceptionOptions;
+    /// use posthog::exceptions::ExceptionOptions;
     /// use std::backtrace::Backtrace;
     ///
     /// let options = ExceptionOptions::new().backtrace(&Backtrace::force_capture());
@@ -243,7 +243,7 @@ fn is_source(text: &str) -> bool {
 /// warning, `notice` is info, `trace` is debug.
 ///
 /// ```
-/// use posthog::Level;
+/// use posthog::exceptions::Level;
 ///
 /// assert_eq!("WARN".parse(), Ok(Level::Warning));
 /// assert!("loud".parse::<Level>().is_err());

@@ -75,6 +75,9 @@ pub enum FlagDefinitionsError {
     /// The process is a forked child that has not captured anything yet, or the load was requested by its parent.
     #[error("this forked process has no client of its own before its first capture")]
     Forked,
+    /// [`Pending::wait`](crate::Pending::wait) ended before the definitions were loaded. The load goes on.
+    #[error("feature flag definitions were not loaded within the time given; the load goes on in the background")]
+    Timeout,
 }
 
 /// Receives the result of a load.

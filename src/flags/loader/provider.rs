@@ -32,7 +32,7 @@ pub type ProviderFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ProviderE
 /// and returns these bytes unchanged. Cheap to clone.
 ///
 /// ```
-/// use posthog::FlagDefinitions;
+/// use posthog::feature_flags::FlagDefinitions;
 ///
 /// let definitions = FlagDefinitions::from_json(r#"{"flags":[]}"#);
 /// assert_eq!(definitions.as_json(), br#"{"flags":[]}"#);
@@ -66,13 +66,13 @@ impl Debug for FlagDefinitions {
 /// At each poll the provider decides whether this process requests the definitions from PostHog. One of many processes
 /// is enough; the others read what it stored. Methods are called on a thread of their own, one at a time, with a
 /// timeout of 10 s. While a call hangs, further calls fail. Panics and errors are reported as
-/// [`FlagCacheFailed`](crate::Diagnostic::FlagCacheFailed) and never discard loaded definitions.
+/// [`FlagCacheFailed`](crate::diagnostics::Diagnostic::FlagCacheFailed) and never discard loaded definitions.
 ///
 /// Follows PostHog's specification `flag-definition-loader`.
 ///
 /// ```
 /// use std::{fs, path::PathBuf};
-/// use posthog::{FlagDefinitionProvider, FlagDefinitions, ProviderError};
+/// use posthog::feature_flags::{FlagDefinitionProvider, FlagDefinitions, ProviderError};
 ///
 /// /// One process fetches, the others read its file.
 /// struct OnDisk {
@@ -122,7 +122,7 @@ pub trait FlagDefinitionProvider: Send + Sync {
 ///
 /// ```
 /// use std::sync::Mutex;
-/// use posthog::{AsyncFlagDefinitionProvider, FlagDefinitions, ProviderFuture};
+/// use posthog::feature_flags::{AsyncFlagDefinitionProvider, FlagDefinitions, ProviderFuture};
 ///
 /// #[derive(Default)]
 /// struct InMemory(Mutex<Option<FlagDefinitions>>);

@@ -72,7 +72,7 @@ const REASON: &str = "Evaluated locally";
 /// result is an [`InconclusiveReason`], never a wrong value.
 ///
 /// ```
-/// use posthog::{FlagContext, InconclusiveReason, LocalFlags, LocalValue};
+/// use posthog::feature_flags::{FlagContext, InconclusiveReason, LocalFlags, LocalValue};
 ///
 /// let flags = LocalFlags::parse(br#"{"flags": [
 ///     {"key": "new-ui", "active": true, "filters": {"groups": [
@@ -88,7 +88,7 @@ const REASON: &str = "Evaluated locally";
 /// assert_eq!(flags.evaluate("button", &context), Ok(LocalValue::Variant("blue")));
 /// // The plan of this person was not given. PostHog may know it.
 /// assert_eq!(flags.evaluate("new-ui", &FlagContext::new("user_2")), Err(InconclusiveReason::MissingProperty));
-/// # Ok::<(), posthog::ParseFlagsError>(())
+/// # Ok::<(), posthog::feature_flags::ParseFlagsError>(())
 /// ```
 #[derive(Clone)]
 pub struct LocalFlags {

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::event::{Event, Stamp};
-use crate::pipeline::{DeadLetterError, DeadOrder};
+use crate::pipeline::DeadOrder;
 use crate::queue::store::DeadRecord;
+use crate::report::DeadLetterError;
 
 const BROKEN: u32 = 5;
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::queue::store::DeadRecord;
+use crate::report::{EndpointStatus, FlushReport};
 
 /// A flush that the committer has heard of and that is with the delivery.
 fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::flush::Flush) {

@@ -41,7 +41,7 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
     assert_eq!(receipt.try_get(), Some(Ok(())), "it is on the disk, in the file that is open");
     let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
     assert!(problem.contains("out of reach") && problem.contains("put the directory back"), "{problem}");
-    let why = bench.pipeline.circumstances().explain(crate::pipeline::DropReason::JournalFull);
+    let why = bench.pipeline.circumstances().explain(crate::report::DropReason::JournalFull);
     assert!(why.contains("out of reach"), "a larger journal would not help: {why}");
     assert_eq!(told(&bench), [Some(problem)], "once, whatever else is met");
     assert_eq!(bench.pipeline.snapshot().full, None);

@@ -1,7 +1,7 @@
-//! The requests and answers of the contract.
+//! The requests and responses of the harness's contract.
 //!
-//! Every answer is 200 with a JSON object: anything else ends a test before its assertions. What went wrong stands in `error`. Fields
-//! that nobody knows are ignored, for the contract grows.
+//! Every response is 200 with a JSON object, because any other status ends a test before its assertions. A failure is
+//! in `error`. Unknown fields are ignored, because the contract grows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use posthog::{Event, FlagContext, Outcome, Receipt};
+use posthog::feature_flags::FlagContext;
+use posthog::{Event, Outcome, Receipt};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use crate::instance::{Init, Instance, Instances};
 use crate::{CaptureProtocol, Encoding};
 
-/// What the options of an event are called among its properties, from where the library takes them.
+/// The names of an event's options as properties, from where the library takes them.
 const OPTIONS: [(&str, &str); 4] = [
     ("cookieless_mode", "$cookieless_mode"),
     ("disable_skew_correction", "$ignore_sent_at"),
@@ -79,7 +80,7 @@ async fn health(State(instances): Shared) -> Json<Value> {
         Encoding::Zstd => "encoding_zstd",
     };
     let capabilities = match terms.protocol {
-        // The AI endpoint speaks V0, and one of its tests looks for plain events on the V0 endpoint.
+        // The AI endpoint uses V0, and one of its tests expects plain events on the V0 endpoint.
         CaptureProtocol::V0 => vec!["capture_v0", "capture_ai_v0", encoding],
         CaptureProtocol::V1 => vec!["capture_v1", encoding],
     };
@@ -108,7 +109,7 @@ async fn capture(State(instances): Shared, Query(id): Query<TestId>, body: Bytes
 }
 
 async fn capture_ai(State(instances): Shared, Query(id): Query<TestId>, body: Bytes) -> Json<Value> {
-    // The first one opens files.
+    // The first AI event opens files.
     tokio::task::block_in_place(|| take(&instances, &id, &body, |instance, event| instance.client.capture_ai(event)))
 }
 
@@ -139,7 +140,7 @@ impl Capture {
         }
         let options = self.options.unwrap_or_default();
         for (option, property) in OPTIONS {
-            // One that is null is unset: it must not hide a property of the same meaning.
+            // A null option is unset: it must not hide the property of the same meaning.
             if let Some(value) = options.get(option).filter(|value| !value.is_null()) {
                 event.set(property, value);
             }

@@ -1,4 +1,4 @@
-//! One client with a queue of its own, for each `test_id`.
+//! Instances: one client with a queue of its own for each `test_id`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,19 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Compression, Config, FlushReport};
+use posthog::reports::FlushReport;
+use posthog::settings::Compression;
+use posthog::{Client, Config};
 use serde::Deserialize;
 
 use crate::{CaptureProtocol, Encoding};
 
-/// The harness never resets the instances of its last tests: without this they would gather, each with its threads.
+/// The most instances at a time. The harness never resets those of its last tests, and each has its threads.
 const IDLE: Duration = Duration::from_secs(120);
-/// A discarded client is given so long to let its queue go.
+/// Time for a discarded client to release its queue.
 const LETTING_GO: Duration = Duration::from_secs(5);
-/// A flush whose server never answers ends with this.
+/// Time for a flush whose server never responds.
 const FLUSH: Duration = Duration::from_secs(60);
 
-/// What holds for every instance of this process.
+/// The settings of all instances of this process.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub(crate) protocol: CaptureProtocol,
@@ -26,7 +28,7 @@ pub(crate) struct Terms {
     pub(crate) folder: PathBuf,
 }
 
-/// What `POST /init` asks for.
+/// The body of `POST /init`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Init {
     api_key: String,
@@ -63,13 +65,13 @@ impl Instances {
         &self.terms
     }
 
-    /// Makes an instance in place of whatever had that id.
+    /// Creates an instance and discards the one with that id, if there is one.
     pub(crate) async fn init(&self, id: Option<String>, init: Init) -> Result<(), posthog::Error> {
         self.reset(id.as_deref()).await;
         self.drop_idle().await;
         let dir = self.terms.folder.join(self.made.fetch_add(1, Ordering::Relaxed).to_string());
         let config = self.config(init, id.as_deref(), &dir);
-        // Opening writes files: not for a thread that serves others.
+        // On a blocking thread, because opening writes files.
         let client = tokio::task::spawn_blocking(|| Client::new(config))
             .await
             .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
@@ -85,7 +87,7 @@ impl Instances {
         Some(Arc::clone(instance))
     }
 
-    /// Discards what the instance holds; sends nothing more.
+    /// Discards the instance and its events; sends nothing more.
     pub(crate) async fn reset(&self, id: Option<&str>) {
         let instance = self.living().remove(&id.map(str::to_owned));
         if let Some(instance) = instance {
@@ -111,7 +113,7 @@ impl Instances {
             .host(init.host)
             .queue_dir(dir)
             .no_proxy()
-            // A hundred of them may live at once.
+            // Small, because a hundred instances may exist at a time.
             .journal_bytes(5 * 1024 * 1024)
             .compression(match init.enable_compression {
                 Some(true) => compression(self.terms.encoding),
@@ -120,7 +122,7 @@ impl Instances {
             .disable_geoip(init.disable_geoip.unwrap_or(false))
             .historical_migration(init.historical_migration.unwrap_or(false));
         if self.terms.protocol == CaptureProtocol::V1 {
-            config = config.protocol(posthog::CaptureProtocol::V1);
+            config = config.protocol(posthog::settings::CaptureProtocol::V1);
         }
         if let Some(events) = init.flush_at {
             config = config.flush_at(events);
@@ -139,18 +141,18 @@ impl Instances {
 }
 
 impl Instance {
-    /// Sends what is queued; resolves when everything was tried once.
+    /// Flushes; resolves when every event was tried once.
     pub(crate) async fn flush(&self) -> Option<FlushReport> {
         tokio::time::timeout(FLUSH, self.client.flush()).await.ok()
     }
 
     async fn discard(&self) {
-        // A deadline of zero gives up what is under way, too.
+        // A deadline of zero also gives up requests in flight.
         let _ = tokio::time::timeout(LETTING_GO, self.client.shutdown(Duration::ZERO)).await;
         let dir = self.dir.clone();
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
         if let Ok(Err(error)) = removed {
-            eprintln!("a queue could not be removed: {error}");
+            eprintln!("the queue of a discarded instance could not be removed: {error}");
         }
     }
 }

@@ -1,10 +1,12 @@
-//! A small HTTP program that wraps the library, for PostHog's SDK compliance harness and for our own checks of the same rules.
+//! An HTTP server that wraps the library, for PostHog's SDK compliance harness and for this repository's tests of the
+//! same rules.
 //!
-//! The harness starts it, tells it what to capture, and looks at what arrives at a mock server. No request says which protocol or
-//! codec a test wants, so both are fixed for the life of the process, and `GET /health` claims what they support and nothing else.
+//! The harness starts it, tells it what to capture, and checks the requests that arrive at a mock server. No request of
+//! the harness names a protocol or a codec, so both are fixed for the process, and `GET /health` reports exactly what
+//! they support.
 //!
-//! * `contract.rs`: the requests and answers.
-//! * `instance.rs`: one client with a queue of its own, for each `test_id`; resetting one discards whatever it holds.
+//! * `contract.rs`: the requests and responses of the contract.
+//! * `instance.rs`: one client with a queue of its own for each `test_id`; a reset discards its events.
 
 mod contract;
 mod instance;
@@ -16,7 +18,7 @@ use clap::{Parser, ValueEnum};
 
 use instance::{Instances, Terms};
 
-/// What the process speaks.
+/// The protocol of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum CaptureProtocol {
     /// `POST /batch/`
@@ -25,7 +27,7 @@ enum CaptureProtocol {
     V1,
 }
 
-/// How bodies are compressed when a test asks for that.
+/// The codec of request bodies in tests that ask for compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Encoding {
     Gzip,
@@ -37,16 +39,16 @@ enum Encoding {
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
-    /// Where to listen, on 127.0.0.1; 0 takes any free port. Standard error says which.
+    /// The port on 127.0.0.1; 0 takes a free port, which is printed to standard error.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Which of PostHog's capture endpoints is spoken to.
+    /// The protocol of the capture endpoint.
     #[arg(long, value_enum, default_value = "v0")]
     protocol: CaptureProtocol,
-    /// How bodies are compressed when a test asks for that.
+    /// The codec of request bodies in tests that ask for compression.
     #[arg(long, value_enum, default_value = "gzip")]
     encoding: Encoding,
-    /// Where queues lie, one folder for each instance. Default: a fresh temporary directory.
+    /// The directory of the queues, one folder for each instance. Default: a new temporary directory.
     #[arg(long)]
     queue_dir: Option<PathBuf>,
 }

@@ -1,20 +1,21 @@
-//! What a program finds whose users opt out while their events are being sent.
+//! Opting out while events are being sent.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
 use std::time::Duration;
 
+use posthog::reports::EndpointStatus;
+use posthog::settings::CaptureProtocol;
 use posthog::testing::{Answer, Harness, Route};
-use posthog::{CaptureProtocol, EndpointStatus};
 use tested_program::sign_up;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
-/// By then what was captured is sent.
+/// Long enough for captured events to be sent.
 const DUE: Duration = Duration::from_secs(10);
 
 #[test]
-fn a_request_that_failed_is_not_made_again_before_the_program_opts_in() {
+fn a_failed_request_is_not_retried_before_opt_in() {
     let harness = Harness::new(|config| config.protocol(CaptureProtocol::V1)).unwrap();
     harness.server().always(Route::Analytics, Answer::status(503));
     sign_up(harness.client(), "user_1", "pro");

@@ -1,11 +1,14 @@
-//! What `posthog::testing` promises.
+//! Tests of `posthog::testing`.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
 
 use std::time::{Duration, SystemTime};
 
+use posthog::diagnostics::Diagnostic;
+use posthog::reports::EndpointStatus;
+use posthog::stats::DeliveryPhase;
 use posthog::testing::{Answer, Harness, Route, StillClock, queued};
-use posthog::{Client, Config, DeliveryPhase, Diagnostic, EndpointStatus, Event};
+use posthog::{Client, Config, Event};
 use tested_program::{ask, sign_up};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -15,7 +18,7 @@ fn harness() -> Harness {
 }
 
 #[test]
-fn the_queue_shows_events_as_they_will_be_sent_in_order_and_by_route() {
+fn queued_shows_events_in_order_with_their_route() {
     let harness = harness();
     ask(harness.client(), "user_1", "why?");
     sign_up(harness.client(), "user_1", "pro");
@@ -79,7 +82,7 @@ fn failures_are_retried_with_backoff_as_the_clock_moves() {
     sign_up(harness.client(), "user_1", "pro");
     assert!(matches!(harness.deliver().unwrap().endpoint, EndpointStatus::Down { .. }));
     assert!(matches!(harness.client().stats().delivery, DeliveryPhase::Backoff { .. }));
-    // Drawn below one second, then below two.
+    // Waits are drawn below one second, then below two.
     harness.advance(SECOND);
     harness.advance(2 * SECOND);
     let requests = harness.server().requests();
@@ -98,7 +101,7 @@ fn a_retry_after_is_never_broken() {
     harness.advance(Duration::from_millis(119_999));
     harness.deliver();
     assert_eq!(harness.server().requests().len(), 1);
-    // Spread over a second: others were told the same time.
+    // The retry is spread over a second, because other clients got the same time.
     harness.advance(SECOND + Duration::from_millis(1));
     assert_eq!(harness.server().requests().len(), 2);
 }
@@ -117,7 +120,7 @@ fn an_answer_that_takes_its_time_comes_when_the_clock_says_so() {
 }
 
 #[test]
-fn a_timeout_after_the_server_took_the_events_sends_them_again_under_the_same_uuid() {
+fn a_lost_response_is_retried_with_the_same_uuid() {
     let harness = harness();
     harness.server().script(Route::Ai, [Answer::timeout().taking()]);
     ask(harness.client(), "user_1", "why?");
@@ -210,7 +213,7 @@ fn a_disabled_client_can_be_tested_too() {
 }
 
 #[test]
-fn the_queue_of_any_client_can_be_read_and_the_directory_of_a_harness_goes() {
+fn queued_reads_any_client_and_a_harness_cleans_up() {
     let dir = {
         let harness = harness();
         harness.client().stats().dir.unwrap()

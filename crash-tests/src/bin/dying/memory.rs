@@ -39,7 +39,7 @@ fn recurse(depth: u64) -> u64 {
 fn overflow_foreign(registered: bool) {
     extern "C" fn run(registered: *mut libc::c_void) -> *mut libc::c_void {
         if !registered.is_null() {
-            let _ = posthog::register_thread();
+            let _ = posthog::crashes::register_thread();
         }
         std::hint::black_box(recurse(1));
         std::ptr::null_mut()

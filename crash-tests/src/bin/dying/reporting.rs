@@ -194,7 +194,7 @@ fn loaded_later() {
         if let Some(client) = posthog::client() {
             // Wakes the committer, which notices the library.
             let receipt = client.capture(posthog::Event::new("loaded", "user_1"));
-            receipt.persisted().wait(Duration::from_secs(5)).expect("an answer").expect("a disk");
+            receipt.persisted().wait(Duration::from_secs(5)).expect("the event is synced");
         }
         let frexp: extern "C" fn(f64, *mut libc::c_int) -> f64 = std::mem::transmute(frexp);
         std::hint::black_box(frexp(std::hint::black_box(8.0), std::ptr::without_provenance_mut(8)));

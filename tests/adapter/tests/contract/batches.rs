@@ -1,4 +1,4 @@
-//! What holds of events and batches on the V0 endpoint and on the V1 endpoint alike.
+//! Checks of events and batches that are the same for V0 and V1.
 
 use serde_json::json;
 use sink::Answer;
@@ -35,7 +35,7 @@ async fn a_timestamp_with_an_offset_is_the_same_instant_in_utc(test: &Test<'_>) 
 }
 
 async fn a_full_batch_is_sent_without_a_flush(test: &Test<'_>) {
-    // Not for the interval either, that is.
+    // Not after the interval either.
     test.init(json!({ "flush_at": 3, "flush_interval_ms": 600_000 })).await;
     for _ in 0..3 {
         test.capture(json!({})).await;
@@ -54,7 +54,7 @@ async fn a_flush_of_nothing_sends_nothing(test: &Test<'_>) {
 
 async fn a_batch_that_is_sent_again_is_the_same_batch(test: &Test<'_>) {
     test.init(json!({ "flush_at": 10 })).await;
-    // Taken all the same, so that both sendings can be read.
+    // The server accepts it all the same, so that both attempts can be read.
     test.sink.script([Answer::status(503).taking()]);
     for _ in 0..3 {
         test.capture(json!({ "properties": { "same": true } })).await;
@@ -66,7 +66,7 @@ async fn a_batch_that_is_sent_again_is_the_same_batch(test: &Test<'_>) {
     assert_eq!(test.sink.unique().len(), 3, "events that say the same are not the same");
 }
 
-/// Runs every check of this page, each on an instance of its own.
+/// Runs every check of this file, each with an instance of its own.
 pub(crate) async fn all<'a, F: Future<Output = Test<'a>>>(test: impl Fn() -> F) {
     what_was_given_arrives_unchanged(&test().await).await;
     a_timestamp_with_an_offset_is_the_same_instant_in_utc(&test().await).await;

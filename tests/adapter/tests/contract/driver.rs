@@ -1,4 +1,4 @@
-//! A running adapter, and one test's view of it and of its server.
+//! A running adapter, and a test's instance and server.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use sink::{Answer, Request, Sink};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// Longer than a first retry waits.
+/// Longer than the wait before a first retry.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(1200);
 
-/// The adapter's process; it ends with this.
+/// The adapter's process, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     child: Child,
     url: String,
-    /// A process that is killed cannot remove its own.
+    /// Removed here, because a killed process cannot remove it.
     _queues: tempfile::TempDir,
 }
 
@@ -35,7 +35,7 @@ impl Adapter {
         stderr.read_line(&mut said).unwrap();
         let address = said.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{said}"));
         let url = format!("http://{address}");
-        // What it says later is read, so that it never waits for a reader.
+        // Later output is read too, so that the process never blocks on the pipe.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         Self { child, url, _queues: queues }
     }
@@ -48,7 +48,7 @@ impl Drop for Adapter {
     }
 }
 
-/// One test: an instance of the adapter, and a server of its own.
+/// One test: an instance of the adapter and a server of its own.
 #[derive(Debug)]
 pub(crate) struct Test<'a> {
     adapter: &'a Adapter,
@@ -59,7 +59,8 @@ pub(crate) struct Test<'a> {
 
 impl<'a> Test<'a> {
     pub(crate) async fn begin(adapter: &'a Adapter, id: Option<&str>) -> Self {
-        // The library brings reqwest's TLS without a provider, which a client of this crate's own then needs even for plain HTTP.
+        // The library enables reqwest's TLS without a provider, which this crate's client then needs even for plain
+        // HTTP.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         let test = Self { adapter, id: id.map(str::to_owned), http, sink: Sink::start() };
@@ -87,7 +88,7 @@ impl<'a> Test<'a> {
         self.post("/flush", None).await;
     }
 
-    /// Posts, and insists on what the harness insists on.
+    /// Posts a request, and checks what the harness checks.
     pub(crate) async fn post(&self, path: &str, body: Option<Value>) -> Value {
         let url = match &self.id {
             Some(id) => format!("{}{path}?test_id={id}", self.adapter.url),
@@ -115,7 +116,7 @@ impl<'a> Test<'a> {
         body
     }
 
-    /// Waits for so many requests, and longer than the next one could wait if there were one.
+    /// Waits for so many requests, and then long enough to see that there is no further one.
     pub(crate) async fn exactly(&self, requests: usize, longest_wait: Duration) -> Vec<Request> {
         self.at_least(requests).await;
         tokio::time::sleep(longest_wait).await;

@@ -8,7 +8,7 @@ use sink::{Answer, FlagRoute, Request};
 
 use super::driver::{Adapter, Test};
 
-/// As the harness's server answers: in the old shape.
+/// The response of the harness's server, in the old format.
 fn values() -> Answer {
     Answer::status(200).body(json!({ "featureFlags": { "on": true, "off": false, "button": "blue" } }).to_string())
 }
@@ -85,7 +85,7 @@ async fn whose_test_it_is_is_said_with_the_question(test: &Test<'_>) {
     assert_eq!(asked(test)[0].header("x-test-id"), test.id());
 }
 
-/// What the instance still holds would arrive later.
+/// Events that the instance still holds would arrive later.
 async fn clear(test: &Test<'_>) {
     test.post("/reset", None).await;
     test.sink.clear();

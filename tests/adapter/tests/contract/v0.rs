@@ -27,7 +27,7 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
 
 async fn what_failed_is_sent_again_after_a_wait(test: &Test<'_>) {
     test.init(json!({ "flush_at": 1, "max_retries": 3 })).await;
-    // In pairs, for the waits grow with each failure in a row.
+    // In pairs, because the waits grow with each failure in a row.
     for (at, statuses) in [[408, 500], [502, 504]].into_iter().enumerate() {
         test.answers(&statuses);
         test.capture(json!({})).await;
@@ -75,7 +75,7 @@ async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
     }
 }
 
-async fn a_reset_discards_what_is_queued_and_what_waits_to_be_tried_again(test: &Test<'_>) {
+async fn a_reset_discards_queued_events_and_retries(test: &Test<'_>) {
     test.init(json!({})).await;
     test.sink.default_answer(Answer::status(503));
     test.capture(json!({})).await;
@@ -136,7 +136,7 @@ async fn all(adapter: &Adapter, id: Option<&str>) {
     a_cycle_ends_after_the_first_attempt_and_its_retries(&test().await).await;
     retry_after_is_honoured(&test().await).await;
     what_is_refused_is_not_tried_again(&test().await).await;
-    a_reset_discards_what_is_queued_and_what_waits_to_be_tried_again(&test().await).await;
+    a_reset_discards_queued_events_and_retries(&test().await).await;
     a_body_is_compressed_if_that_is_asked(&test().await).await;
     settings_change_what_events_say(&test().await).await;
     ai_events_have_an_endpoint_of_their_own(&test().await).await;

@@ -8,7 +8,7 @@ use sink::Answer;
 use super::batches;
 use super::driver::{Adapter, FIRST_RETRY, Test};
 
-/// An answer of the V1 endpoint that says the same of each event of the request.
+/// A response of the V1 endpoint with the same result for each event of the request.
 fn verdict(result: &str) -> Answer {
     Answer::results([result])
 }
@@ -44,7 +44,7 @@ async fn options_are_no_properties(test: &Test<'_>) {
         "cookieless_mode": true, "disable_skew_correction": true, "process_person_profile": false, "product_tour_id": "t",
     });
     test.capture(json!({ "options": given })).await;
-    // One that is null leaves it to the property of the same meaning.
+    // A null option leaves the property of the same meaning in effect.
     let property = json!({ "$product_tour_id": "t", "$process_person_profile": true });
     let options = json!({ "product_tour_id": null, "process_person_profile": false });
     test.capture(json!({ "properties": property, "options": options })).await;

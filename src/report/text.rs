@@ -1,30 +1,31 @@
-//! What is said of each, in a line for a human: what happened, what the library does now, what the operator can do.
+//! The text of a diagnostic, one line for an operator: what happened, what the library does now, and what the operator
+//! can do.
 
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Diagnostic;
-use crate::pipeline::DropReason;
+use super::diagnostic::Diagnostic;
+use super::drop_reason::DropReason;
 use crate::sys::wording::{bytes, count, number, time};
 
 const KEY_MISSING: &str = "POSTHOG_API_KEY is not set: this client is disabled and drops every event; set it to the project's API key \
                            (phc_...) to capture";
-const HANDMADE: &str = "a $exception event was captured by hand: it is sent as it is, but PostHog groups exceptions only if \
-                        Client::capture_exception makes them; use that instead";
-const CHECKED: &str = "the previous owner of the queue was killed while it wrote to it, so the queue's file was checked; damage, if any \
-                       was found, is reported separately";
-const SYMBOLS_DISTRUSTED: &str = "the previous owner of the queue died while it looked up names of functions for a stack; stacks of that \
-                                  build are sent with addresses only from now on: upload its symbols to PostHog, or give the process \
-                                  more memory and deploy another build";
+const MANUAL_EXCEPTION: &str = "a $exception event was captured with Client::capture: it is sent as it is, but PostHog cannot group it with \
+                                other exceptions; use Client::capture_exception instead";
+const STORE_VERIFIED: &str = "the previous owner of the queue was killed during a write, so the queue's file was verified; any damage is \
+                              reported separately";
+const SYMBOLS_UNTRUSTED: &str = "the previous owner of the queue died while it resolved the symbols of a stack; stacks of that build are \
+                                 sent with addresses only from now on; upload its symbols to PostHog, or give the process more memory \
+                                 and deploy another build";
 
-/// A line of the log: a diagnostic, and what it sums up.
-pub(super) struct Line<'a> {
-    pub(super) diagnostic: &'a Diagnostic,
-    /// Diagnostics that it stands for besides its own.
-    pub(super) others: u64,
-    /// The time that it sums up, if it does.
-    pub(super) period: Option<Duration>,
+/// A line of the log: a diagnostic, and how many others it stands for.
+pub(crate) struct Line<'a> {
+    pub(crate) diagnostic: &'a Diagnostic,
+    /// Number of further diagnostics that the line stands for.
+    pub(crate) others: u64,
+    /// The period of which the line is the sum, if it is one.
+    pub(crate) period: Option<Duration>,
 }
 
 impl fmt::Display for Diagnostic {
@@ -41,10 +42,10 @@ impl fmt::Display for Line<'_> {
             self.diagnostic,
             Diagnostic::Dropped { .. }
                 | Diagnostic::Evicted { .. }
-                | Diagnostic::Missing { .. }
-                | Diagnostic::LostWithProcess { .. }
-                | Diagnostic::Warned { .. }
-                | Diagnostic::FlagsUnanswered { .. }
+                | Diagnostic::EventsLost { .. }
+                | Diagnostic::MemoryQueueLost { .. }
+                | Diagnostic::DeliveryWarning { .. }
+                | Diagnostic::FlagRequestsFailed { .. }
         );
         if is_summed || self.others == 0 {
             return Ok(());
@@ -59,7 +60,7 @@ struct Within(Option<Duration>);
 
 impl fmt::Display for Within {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of what was held back for less than a second no time is worth saying.
+        // A period of less than a second tells the reader nothing.
         self.0.filter(|period| period.as_secs() > 0).map_or(Ok(()), |period| write!(f, " in the last {}", time(period)))
     }
 }
@@ -73,50 +74,53 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
         | Diagnostic::Paused { .. }
         | Diagnostic::EndpointRecovered
         | Diagnostic::QuotaLimited { .. }
-        | Diagnostic::Warned { .. }
+        | Diagnostic::DeliveryWarning { .. }
         | Diagnostic::LeftOnDisk { .. }
-        | Diagnostic::Network { .. } => write_delivery(f, diagnostic, within),
+        | Diagnostic::NetworkConfig { .. } => write_delivery(f, diagnostic, within),
         Diagnostic::StorageFailing { .. }
         | Diagnostic::StorageRecovered
         | Diagnostic::InMemory { .. }
         | Diagnostic::LowDiskSpace { .. }
-        | Diagnostic::LostWithProcess { .. }
-        | Diagnostic::Salvaged { .. }
-        | Diagnostic::Missing { .. }
+        | Diagnostic::MemoryQueueLost { .. }
+        | Diagnostic::QueueSalvaged { .. }
+        | Diagnostic::EventsLost { .. }
         | Diagnostic::StoreVerified
         | Diagnostic::Evicted { .. }
-        | Diagnostic::Ephemeral { .. }
-        | Diagnostic::Exposed { .. }
+        | Diagnostic::QueueDirEphemeral { .. }
+        | Diagnostic::QueueDirExposed { .. }
         | Diagnostic::OrphanedQueue { .. }
         | Diagnostic::OrphanedQueues { .. }
-        | Diagnostic::ShardSkipped { .. } => write_queue(f, diagnostic, within),
+        | Diagnostic::QueueSkipped { .. } => write_queue(f, diagnostic, within),
         Diagnostic::Dropped { reason, event, detail, count } => {
             write_dropped(f, (*reason, event, detail, *count), within)
         }
         Diagnostic::KeyMissing => f.write_str(KEY_MISSING),
         Diagnostic::HostReplaced { given, used } => write!(
             f,
-            "the host {given} is PostHog's app; events and flags go to {used}, its ingestion host: set the host to that"
+            "the host {given} is PostHog's app; events and flags are sent to its ingestion host {used} instead; set Config::host to that"
         ),
         Diagnostic::CallbackPanicked { callback } => write_panicked(f, callback),
         Diagnostic::CrashReportUnreadable { path, why } => write_unread(f, path.as_deref(), why),
-        Diagnostic::SymbolsUntrusted => f.write_str(SYMBOLS_DISTRUSTED),
-        Diagnostic::Invalid { what } => f.write_str(what),
-        Diagnostic::ManualException => f.write_str(HANDMADE),
-        Diagnostic::FlagsUnanswered { why, requests } => {
+        Diagnostic::SymbolsUntrusted => f.write_str(SYMBOLS_UNTRUSTED),
+        Diagnostic::InputIgnored { what } => f.write_str(what),
+        Diagnostic::ManualException => f.write_str(MANUAL_EXCEPTION),
+        Diagnostic::FlagRequestsFailed { why, requests } => {
             let requests = count(*requests, "request");
-            write!(f, "{requests} for feature flags got no answer{within}: {why}; known values or defaults are used")
+            write!(f, "{requests} for feature flags failed{within}: {why}; last known values or defaults are used")
         }
-        Diagnostic::FlagsUnreadable { keys } => {
-            write!(f, "feature flags that cannot be read have no value: {}; all others are evaluated", keys.join(", "))
+        Diagnostic::FlagsInvalid { keys } => {
+            write!(f, "invalid feature flags have no value: {}; all others are evaluated", keys.join(", "))
         }
         Diagnostic::FlagDefinitionsUnavailable { why } => f.write_str(why),
         Diagnostic::FlagDefinitionsRecovered => f.write_str("feature flag definitions are loaded again"),
         Diagnostic::FlagCacheFailed { operation: "keep", why } => {
-            write!(f, "feature flag definitions could not be stored for the next start: {why}; it is tried again")
+            write!(f, "feature flag definitions could not be stored for the next start: {why}; storing is tried again")
         }
         Diagnostic::FlagCacheFailed { operation, why } => {
-            write!(f, "the program's provider of feature flag definitions failed ({operation}): {why}")
+            write!(
+                f,
+                "the program's provider of feature flag definitions failed ({operation}): {why}; the loaded definitions stay in use"
+            )
         }
     }
 }
@@ -146,52 +150,52 @@ fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: W
         Diagnostic::DeadLettered { uuid, status, reason } => {
             write!(
                 f,
-                "PostHog rejected event {uuid} ({}); it is kept as a dead letter and not sent again",
-                Said(*status, reason)
+                "PostHog rejected event {uuid} ({}); it is kept as a dead letter and not sent again; see Client::dead_letters",
+                Response(*status, reason)
             )
         }
         Diagnostic::Quarantined { uuid, status, reason } => write!(
             f,
-            "event {uuid} is not accepted ({}); it stays queued and is tried again later, and delivery goes on without it",
-            Said(*status, reason)
+            "event {uuid} was not accepted ({}); it stays queued and is tried again later, and delivery continues without it",
+            Response(*status, reason)
         ),
         Diagnostic::EndpointFailing { reason } => {
             write!(f, "events cannot be delivered and stay queued; delivery is tried again: {reason}")
         }
         Diagnostic::NotPostHog { status, snippet } => write!(
             f,
-            "the server that answers (HTTP status {status}) is not PostHog; events stay queued and delivery is tried again; check \
-             Config::host, which must be the ingestion host without /batch, and whether a proxy or a captive portal is in between; the \
-             answer begins: {snippet}"
+            "the server that responds (HTTP status {status}) is not PostHog; events stay queued and delivery is tried again; check \
+             Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
+             begins: {snippet}"
         ),
         Diagnostic::Paused { status, reason, by_posthog } => write_paused(f, *status, reason, *by_posthog),
         Diagnostic::EndpointRecovered => f.write_str("events are delivered again"),
         Diagnostic::QuotaLimited { kinds } => write!(
             f,
-            "PostHog takes requests but discards what is over quota ({}); those events count as delivered; raise the limit in PostHog's \
+            "PostHog accepts requests but discards events over quota ({}); those events count as delivered; raise the limit in PostHog's \
              billing settings",
             kinds.join(", ")
         ),
-        Diagnostic::Warned { uuid, events, details } => {
+        Diagnostic::DeliveryWarning { uuid, events, details } => {
             let events = count(*events, "event");
-            write!(f, "PostHog accepted {events} with a warning{within}: {details} (one of them is {uuid})")
+            write!(f, "PostHog accepted {events} with a warning{within}: {details} (first event: {uuid})")
         }
         Diagnostic::LeftOnDisk { events, path, why } => write!(
             f,
-            "{} not delivered at shutdown: {why}; what is left stays in {} and is sent by the next process that opens this queue",
+            "{} not delivered at shutdown: {why}; what remains is kept in {}, and the next process that opens this queue sends it",
             count(*events, "event"),
             path.display()
         ),
-        Diagnostic::Network { what } => f.write_str(what),
+        Diagnostic::NetworkConfig { what } => f.write_str(what),
         _ => Ok(()),
     }
 }
 
 fn write_paused(f: &mut fmt::Formatter<'_>, status: u16, reason: &str, by_posthog: bool) -> fmt::Result {
-    let said = Said(status, reason);
+    let response = Response(status, reason);
     let (what, remedy) = match (by_posthog, status) {
         (false, _) => (
-            "the server answers, not in PostHog's words, that nothing may pass",
+            "the server rejects all requests, and its response is not PostHog's",
             "check Config::host, and proxies and firewalls on the way",
         ),
         (true, 402) => ("PostHog's quota is used up", "raise the limit in PostHog's billing settings"),
@@ -200,7 +204,7 @@ fn write_paused(f: &mut fmt::Formatter<'_>, status: u16, reason: &str, by_postho
             ("PostHog rejects the API key", "check the project's API key (phc_...) and that Config::host is its region")
         }
     };
-    write!(f, "{what} ({said}); events stay queued and delivery is tried again; {remedy}")
+    write!(f, "{what} ({response}); events stay queued and delivery is tried again; {remedy}")
 }
 
 fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Within) -> fmt::Result {
@@ -211,46 +215,49 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         Diagnostic::LowDiskSpace { path, free_bytes, floor_bytes, volume_bytes } => {
             write_floor(f, path, (*free_bytes, *floor_bytes), *volume_bytes)
         }
-        Diagnostic::LostWithProcess { events } => write!(
+        Diagnostic::MemoryQueueLost { events } => write!(
             f,
-            "{} lost{within}: the queue was in memory only, and the client ended before delivering what was in it",
+            "{} lost{within}: the queue was in memory only, and the client was closed before it was delivered",
             count(*events, "event")
         ),
-        Diagnostic::Salvaged { path, why, lost } => {
-            write!(f, "a damaged or foreign file was found in the queue ({why}) and renamed to {}; ", path.display())?;
+        Diagnostic::QueueSalvaged { path, why, lost } => {
+            write!(f, "a damaged or foreign file of the queue ({why}) was renamed to {}; ", path.display())?;
             match lost {
-                0 => f.write_str("the queue goes on without it"),
-                lost => write!(f, "the queue goes on without {} of it that could not be read", count(*lost, "event")),
+                0 => f.write_str("the queue continues without it"),
+                lost => {
+                    write!(f, "the queue continues without {} that could not be read from it", count(*lost, "event"))
+                }
             }
         }
-        Diagnostic::Missing { events, after_restart: true } => write!(
+        Diagnostic::EventsLost { events, after_restart: true } => write!(
             f,
-            "{} lost{within} in a power cut or a crash of the machine, before being synced to the disk (see Config::sync_interval)",
+            "{} lost{within} in a power cut or a crash of the machine, before the sync; lower Config::sync_interval, or await Receipt::persisted \
+             for events that matter",
             count(*events, "accepted event")
         ),
-        Diagnostic::Missing { events, after_restart: false } => write!(
+        Diagnostic::EventsLost { events, after_restart: false } => write!(
             f,
-            "{} lost{within}: the bytes on the disk are damaged or gone; check the disk, and whether somebody changes the queue's files",
+            "{} lost{within}: bytes on the disk are damaged or missing; check the disk, and whether another program changes the queue's files",
             count(*events, "accepted event")
         ),
-        Diagnostic::StoreVerified => f.write_str(CHECKED),
+        Diagnostic::StoreVerified => f.write_str(STORE_VERIFIED),
         Diagnostic::Evicted { events, for_age } => {
             let events = count(*events, "queued event");
             let why = if *for_age {
                 "older than Config::max_queue_age"
             } else {
-                "to make room for newer ones (OverflowPolicy::DropOldest)"
+                "to make room for newer ones (OverflowPolicy::DropOldest); raise Config::max_queue_bytes to keep more"
             };
             write!(f, "{events} deleted without being delivered{within}: {why}")
         }
-        Diagnostic::Ephemeral { path, what } => write!(
+        Diagnostic::QueueDirEphemeral { path, what } => write!(
             f,
-            "the queue directory {} is on {what}; choose a directory on a local disk (queue_dir) to keep events longer",
+            "the queue directory {} is on {what}; set Config::queue_dir to a directory on a persistent local disk",
             path.display()
         ),
-        Diagnostic::Exposed { path, why } => write!(
+        Diagnostic::QueueDirExposed { path, why } => write!(
             f,
-            "other users can remove or replace the queue through {}: {why}; the queue is used all the same; restrict the directory's owner or mode",
+            "other users can remove or replace the queue through {}: {why}; the queue is used all the same; restrict the owner and mode of that directory",
             path.display()
         ),
         Diagnostic::OrphanedQueue { path, owner, events, bytes } => {
@@ -258,15 +265,15 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         }
         Diagnostic::OrphanedQueues { path, queues, events, bytes: size } => write!(
             f,
-            "not delivered either: {} ({}) in {} of other keys or hosts under {}; call Config::adopt_queue(key, host) for each to have \
-             them delivered, or remove the directories to give them up",
+            "not delivered either: {} ({}) in {} of other keys or hosts under {}; call Config::adopt_queue(key, host) for each to deliver \
+             them, or remove the directories to discard them",
             count(*events, "event"),
             bytes(*size),
             count(*queues, "more queue"),
             path.display()
         ),
-        Diagnostic::ShardSkipped { path, why } => {
-            write!(f, "the queue in {} is left alone for now, with the events in it: {why}", path.display())
+        Diagnostic::QueueSkipped { path, why } => {
+            write!(f, "the queue in {} is skipped for now, with the events in it: {why}", path.display())
         }
         _ => Ok(()),
     }
@@ -285,38 +292,42 @@ fn write_orphaned(
     write!(
         f,
         "not delivered: {events} ({size}) of {whose}, because no process has that queue open; call Config::adopt_queue(key, host) to \
-         have them delivered, or remove {path} to give them up"
+         deliver them, or remove {path} to discard them"
     )
 }
 
 fn write_panicked(f: &mut fmt::Formatter<'_>, callback: &str) -> fmt::Result {
     let then = match callback {
-        "before_send" => "the event is dropped, because what the hook was to remove may still be in it",
-        _ => "the panic was caught, and everything else goes on",
+        "before_send" => "the event is dropped, because data that the hook removes may still be in it",
+        _ => "the panic was caught and the client continues",
     };
     write!(f, "the program's {callback} callback panicked; {then}")
 }
 
 fn write_in_memory(f: &mut fmt::Formatter<'_>, path: &Path, problem: &str) -> fmt::Result {
-    f.write_str("the queue is in memory only and ends with the process, because ")?;
-    // Without a path where no directory is configured: then the problem says so.
+    f.write_str("the queue is in memory only, because ")?;
+    // The path is empty if no directory is configured; the problem says so.
     if !path.as_os_str().is_empty() {
         write!(f, "{} cannot be used: ", path.display())?;
     }
-    write!(f, "{problem}; events are delivered, and those that are still queued when the process ends are lost")
+    write!(f, "{problem}; events are delivered, but those still queued when the process ends are lost")
 }
 
 fn write_floor(f: &mut fmt::Formatter<'_>, path: &Path, (free, floor): (u64, u64), volume: Option<u64>) -> fmt::Result {
     write!(
         f,
-        "new events are dropped: the file system of {} has {} free, less than min_free_space ({}); what is queued is kept and delivered; ",
+        "new events are dropped: the file system of {} has {} free, less than min_free_space ({}); queued events are kept and delivered; ",
         path.display(),
         bytes(free),
         bytes(floor)
     )?;
     match volume.filter(|size| *size <= floor) {
         Some(size) => {
-            write!(f, "it is {} large in all: lower Config::min_free_space, or use a larger one", bytes(size))
+            write!(
+                f,
+                "its total size is only {}: lower Config::min_free_space, or use a larger file system",
+                bytes(size)
+            )
         }
         None => f.write_str("free some space there, or lower Config::min_free_space"),
     }
@@ -329,14 +340,14 @@ fn write_unread(f: &mut fmt::Formatter<'_>, path: Option<&Path>, why: &str) -> f
     }
 }
 
-/// A status, and what was said with it.
-struct Said<'a>(u16, &'a str);
+/// A status with its reason, as they are shown together.
+struct Response<'a>(u16, &'a str);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for Response<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Said(status, reason) = self;
+        let Response(status, reason) = self;
         match (*status, reason.is_empty()) {
-            // There was no answer, and so no status.
+            // There was no response, and so no status.
             (0, _) => f.write_str(reason),
             (status, true) => write!(f, "HTTP status {status}"),
             (status, false) => write!(f, "HTTP status {status}: {reason}"),

@@ -1,9 +1,9 @@
-//! What is logged when, and that no event goes missing in a sum.
+//! When lines are logged, and that no event is missing from a sum.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::diagnostics::heard::lines_of;
+use crate::recorder::captured_log::lines_of;
 use crate::sys::clock::ManualClock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ impl Rig {
         self.diagnostics.record_drop(DropReason::QueueFull, "tick", || "queue is full".into(), now);
     }
 
-    /// So many events a millisecond for that long.
+    /// Drops `each_ms` events per millisecond. Returns their number.
     fn flood(&self, each_ms: u64, lasts: Duration) -> u64 {
         let ms = lasts.as_millis() as u64;
         for _ in 0..ms {
@@ -40,7 +40,7 @@ impl Rig {
 }
 
 #[test]
-fn the_first_of_a_flood_is_logged_at_once_and_all_others_as_a_sum_of_events() {
+fn the_first_drop_is_logged_at_once_and_the_others_as_a_sum() {
     let rig = rig();
     let lines = lines_of(|| {
         assert_eq!(rig.flood(2, 30 * SECOND), 60_000);
@@ -54,11 +54,11 @@ fn the_first_of_a_flood_is_logged_at_once_and_all_others_as_a_sum_of_events() {
             r#"WARN 59,999 events dropped in the last 60 s (one of them "tick"): queue is full"#,
         ]
     );
-    assert!(lines_of(|| rig.diagnostics.log_all()).is_empty(), "nothing is said twice");
+    assert!(lines_of(|| rig.diagnostics.log_all()).is_empty(), "no line is logged twice");
 }
 
 #[test]
-fn what_is_held_back_is_logged_when_things_work_again_before_that_is_said() {
+fn held_back_lines_are_logged_before_the_recovery() {
     let rig = rig();
     let lines = lines_of(|| {
         rig.diagnostics.record(failing());
@@ -77,7 +77,7 @@ fn what_is_held_back_is_logged_when_things_work_again_before_that_is_said() {
 }
 
 #[test]
-fn what_is_held_back_is_logged_when_the_client_ends() {
+fn held_back_lines_are_logged_when_the_client_ends() {
     let rig = rig();
     let lines = lines_of(|| {
         rig.flood(1, Duration::from_millis(900));
@@ -88,21 +88,21 @@ fn what_is_held_back_is_logged_when_the_client_ends() {
     let sum = r#"WARN 899 events dropped (one of them "tick"): queue is full"#;
     assert!(lines[2..].iter().any(|line| line == sum), "{lines:?}");
     assert!(lines[2..].iter().any(|line| line.ends_with("refused (and 1 more like it)")), "{lines:?}");
-    let told: u64 = rig
+    let dropped: u64 = rig
         .diagnostics
         .recent()
         .iter()
-        .map(|told| if let Diagnostic::Dropped { count, .. } = told { *count } else { 0 })
+        .map(|diagnostic| if let Diagnostic::Dropped { count, .. } = diagnostic { *count } else { 0 })
         .sum();
-    assert_eq!(told, 900, "a hook that counts counts every event");
+    assert_eq!(dropped, 900, "a callback that counts sees every event");
 }
 
 #[test]
-fn one_reminder_at_a_time_is_asked_for_and_none_once_nothing_is_held_back() {
+fn one_call_is_scheduled_while_lines_are_held_back() {
     let rig = rig();
     let asked = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&asked);
-    rig.diagnostics.remind_by(move |after| {
+    rig.diagnostics.schedule_by(move |after| {
         assert!(after <= LOG_INTERVAL);
         count.fetch_add(1, Ordering::SeqCst);
         true
@@ -114,14 +114,14 @@ fn one_reminder_at_a_time_is_asked_for_and_none_once_nothing_is_held_back() {
     assert_eq!(asked(), 1);
     rig.clock.advance(LOG_INTERVAL);
     lines_of(|| rig.diagnostics.log_due());
-    assert_eq!(asked(), 2, "more may have come that nobody has recorded");
+    assert_eq!(asked(), 2, "more drops may have been counted");
     rig.clock.advance(LOG_INTERVAL);
     lines_of(|| rig.diagnostics.log_due());
     assert_eq!(asked(), 2, "a quiet client has no timer");
 }
 
 #[test]
-fn each_kind_has_a_line_of_its_own_and_the_next_says_how_many_it_stands_for() {
+fn each_kind_has_its_own_line_and_the_next_has_the_count() {
     let rig = rig();
     let lines = lines_of(|| {
         rig.diagnostics.record(failing());
@@ -138,7 +138,7 @@ fn each_kind_has_a_line_of_its_own_and_the_next_says_how_many_it_stands_for() {
 }
 
 #[test]
-fn things_that_have_names_are_each_logged_up_to_a_bound_and_the_rest_counted() {
+fn subjects_have_their_own_lines_up_to_a_bound() {
     let rig = rig();
     let queue = |number: u64| Diagnostic::OrphanedQueue {
         path: format!("/queue/{number}").into(),
@@ -159,7 +159,7 @@ fn things_that_have_names_are_each_logged_up_to_a_bound_and_the_rest_counted() {
 }
 
 #[test]
-fn the_last_line_of_a_flapping_endpoint_says_how_it_is() {
+fn the_last_line_of_a_flapping_endpoint_is_its_state() {
     for works_at_last in [true, false] {
         let rig = rig();
         let lines = lines_of(|| {
@@ -192,7 +192,7 @@ fn the_ring_is_bounded_and_keeps_the_newest() {
 }
 
 #[test]
-fn a_hook_that_panics_or_records_is_survived() {
+fn a_callback_may_panic_and_may_record() {
     let diagnostics = Arc::new(Mutex::new(None::<Arc<Diagnostics>>));
     let again = Arc::clone(&diagnostics);
     let hook: DiagnosticHook = Arc::new(move |_| {
@@ -206,4 +206,23 @@ fn a_hook_that_panics_or_records_is_survived() {
     *diagnostics.lock().unwrap() = Some(Arc::clone(&made));
     made.record(failing());
     assert_eq!(made.recent(), [failing(), Diagnostic::StoreVerified]);
+}
+
+#[test]
+fn drops_are_recorded_once_a_second_and_all_are_counted() {
+    let Rig { diagnostics, .. } = rig();
+    let drop = |reason, ms: i64| diagnostics.record_drop(reason, "tick", String::new, ms * 1_000_000);
+    (1..=3_000).for_each(|ms| drop(DropReason::JournalFull, ms));
+    let recorded = || -> Vec<_> {
+        let counts = diagnostics.recent().into_iter().map(|diagnostic| match diagnostic {
+            Diagnostic::Dropped { reason, count, .. } => (reason, count),
+            other => panic!("{other:?}"),
+        });
+        counts.collect()
+    };
+    assert_eq!(recorded(), [1, 1000, 1000].map(|count| (DropReason::JournalFull, count)));
+    drop(DropReason::QueueFull, 1);
+    assert_eq!(recorded().last(), Some(&(DropReason::QueueFull, 1)), "each reason has a throttle of its own");
+    assert_eq!(diagnostics.take_counted_drops(), [(DropReason::JournalFull, 999)]);
+    assert_eq!(diagnostics.take_counted_drops(), []);
 }

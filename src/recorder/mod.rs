@@ -1,57 +1,72 @@
-//! Keeps diagnostics, passes them on to the program, and logs them at a bounded rate without losing count.
+//! Records diagnostics: keeps them, passes them to the program, and logs them at a bounded rate.
 //!
-//! The first diagnostic of a kind is logged at once. Those that follow within [`LOG_INTERVAL`] are held back and added up: events, not
-//! diagnostics. The sum is logged when the interval has passed, when what failed works again, and when the client ends, whichever is
-//! first. The client's delivery thread is asked to call back when the interval passes, so that nobody has to record anything for that.
+//! * Recording never fails, never panics, and never waits for other code. The program's callback and the log subscriber
+//!   run outside the lock, as callbacks (see `reentry`), and their panics are caught.
+//! * Drops because of a full queue or disk come in floods. They are counted without a lock, and recorded once a second.
+//! * The last 128 diagnostics are kept.
+//! * The first diagnostic of a kind and subject is logged at once. Those that follow within [`LOG_INTERVAL`] are held
+//!   back and added up, in events. The sum is logged when the interval has passed, when the problem ends, or when the
+//!   client ends, whichever comes first. No event is missing from the sum. The delivery thread calls back when an
+//!   interval has passed, and only while something may be held back.
+//!
+//! `grouping.rs` says which diagnostics belong together. The diagnostics themselves and their texts are in the module
+//! `report`.
+
+#[cfg(test)]
+pub(crate) mod captured_log;
+mod grouping;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::flood::Flood;
-use super::text::Line;
-use super::{Diagnostic, Subject};
-use crate::pipeline::DropReason;
+use crate::report::{Diagnostic, DropReason, Line};
 use crate::sys::clock::{Clock, WallNanos};
 use crate::sys::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning, foreign};
 use crate::sys::reentry;
+use crate::sys::throttle::SharedThrottle;
+
+use grouping::Subject;
 
 /// At most one log line of a kind and subject in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// At most one record of drops for each reason in this time, because recording costs more than a capture.
+const DROP_INTERVAL: Duration = Duration::from_secs(1);
 /// Subjects of one kind (paths, keys) that have lines of their own within the interval; all others share one.
 const SUBJECTS_MOST: usize = 8;
 
-/// The program's ear for diagnostics.
+/// The program's callback for diagnostics.
 pub(crate) type DiagnosticHook = Arc<dyn Fn(&Diagnostic) + Send + Sync>;
 
-/// Has [`Diagnostics::log_due`] called after that time; `false` if nobody will.
-type Reminder = Box<dyn Fn(Duration) -> bool + Send + Sync>;
+/// Schedules a call of [`Diagnostics::log_due`] after a time; `false` if that is not possible.
+type Scheduler = Box<dyn Fn(Duration) -> bool + Send + Sync>;
 
-/// Where diagnostics go.
+/// The recorder of a client's diagnostics.
 pub(crate) struct Diagnostics {
     hook: Option<DiagnosticHook>,
     clock: Clock,
-    flood: Flood,
+    /// By [`DropReason`]. Counts without a lock or an allocation, because it is part of a capture.
+    drops: [SharedThrottle; DropReason::COUNT],
     state: Mutex<State>,
-    reminder: OnceLock<Reminder>,
+    scheduler: OnceLock<Scheduler>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     ring: VecDeque<Diagnostic>,
     logged: HashMap<(&'static str, Subject), Logged>,
-    /// When the reminder comes that was asked for.
-    reminded_at: Option<Instant>,
+    /// When the scheduled call of [`Diagnostics::log_due`] comes.
+    scheduled_at: Option<Instant>,
 }
 
-/// The lines about one kind and subject.
+/// The log state of one kind and subject.
 #[derive(Debug)]
 struct Logged {
     at: Instant,
-    /// The newest diagnostic, with the sum of those held back; if none is, the one that was logged.
+    /// The newest diagnostic, with the sum of those held back; if none is held back, the one that was logged.
     newest: Diagnostic,
-    /// When that one came.
+    /// When the newest was recorded.
     newest_at: Instant,
     /// Diagnostics held back since the last line.
     held_back: u64,
@@ -61,56 +76,65 @@ struct Logged {
 #[derive(Debug)]
 struct Due {
     diagnostic: Diagnostic,
-    /// Diagnostics that it stands for besides its own.
+    /// Number of further diagnostics that the line stands for.
     others: u64,
-    /// The time that it sums up, if it does.
+    /// The period of which the line is the sum, if it is one.
     period: Option<Duration>,
 }
 
 impl Diagnostics {
     pub(crate) fn new(hook: Option<DiagnosticHook>, clock: Clock) -> Self {
-        Self { hook, clock, flood: Flood::default(), state: Mutex::default(), reminder: OnceLock::new() }
+        Self {
+            hook,
+            clock,
+            drops: [const { SharedThrottle::new() }; DropReason::COUNT],
+            state: Mutex::default(),
+            scheduler: OnceLock::new(),
+        }
     }
 
-    /// The same ear with a ring and locks of its own, for a forked child: ours may be held by a thread that it does not have.
+    /// A recorder for a forked child, with locks of its own: these may be held by a thread that the child does not
+    /// have.
     pub(crate) fn for_child(&self) -> Self {
         Self::new(self.hook.clone(), self.clock.clone())
     }
 
-    /// Whom to ask for a reminder, from now on.
-    pub(crate) fn remind_by(&self, reminder: impl Fn(Duration) -> bool + Send + Sync + 'static) {
-        let _ = self.reminder.set(Box::new(reminder));
-        self.ask_for_reminder();
+    /// Sets the scheduler of delayed log lines.
+    pub(crate) fn schedule_by(&self, scheduler: impl Fn(Duration) -> bool + Send + Sync + 'static) {
+        let _ = self.scheduler.set(Box::new(scheduler));
+        self.schedule();
     }
 
-    /// Records one. The hook and the log subscriber are the program's code: they may panic, and they may capture.
+    /// Records a diagnostic. The callback and the log subscriber are the program's code: they may panic, and they may
+    /// capture.
     pub(crate) fn record(&self, diagnostic: Diagnostic) {
         if diagnostic.is_recovery() {
-            // What was dropped meanwhile belongs before the line that says that all is well again.
-            self.record_rest_of_flood();
+            // Drops during the outage are logged before the line that ends it.
+            self.record_counted_drops();
         }
-        let lines = self.take_note(&diagnostic, self.clock.now());
-        self.tell(Some(&diagnostic), &lines);
-        self.ask_for_reminder();
+        let lines = self.add_to_ring(&diagnostic, self.clock.now());
+        self.emit(Some(&diagnostic), &lines);
+        self.schedule();
     }
 
-    /// An event was dropped, one of perhaps very many: recorded at most once a second for each reason.
+    /// Counts a dropped event, and records the count at most once a second for each reason.
     pub(crate) fn record_drop(&self, reason: DropReason, event: &str, detail: impl FnOnce() -> String, now: WallNanos) {
-        if let Some(count) = self.flood.due(reason, now) {
+        let counted = self.drops.get(reason as usize).and_then(|drops| drops.admit(now, DROP_INTERVAL));
+        if let Some(count) = counted {
             let event = beginning(event, NAME_KEPT).to_owned();
             let detail = beginning(&detail(), DETAIL_KEPT).to_owned();
             self.record(Diagnostic::Dropped { reason, event, detail, count });
         }
     }
 
-    /// Logs what is held back and has been so for an interval. For the reminder.
+    /// Logs what has been held back for an interval. Called by the scheduler.
     pub(crate) fn log_due(&self) {
-        lock(&self.state).reminded_at = None;
+        lock(&self.state).scheduled_at = None;
         self.log_held_back(Some(LOG_INTERVAL));
-        self.ask_for_reminder();
+        self.schedule();
     }
 
-    /// Logs all that is held back: the client ends, and nothing may come that would have it logged.
+    /// Logs everything that is held back, at the end of the client.
     pub(crate) fn log_all(&self) {
         self.log_held_back(None);
     }
@@ -121,26 +145,31 @@ impl Diagnostics {
     }
 
     fn log_held_back(&self, after: Option<Duration>) {
-        self.record_rest_of_flood();
+        self.record_counted_drops();
         let lines = lock(&self.state).take_held_back(self.clock.now(), after);
-        self.tell(None, &lines);
+        self.emit(None, &lines);
     }
 
-    /// What was counted since the last second of a flood that had one.
-    fn record_rest_of_flood(&self) {
-        for (reason, count) in self.flood.drain() {
+    /// Records the drops that were counted and not recorded yet.
+    fn record_counted_drops(&self) {
+        for (reason, count) in self.take_counted_drops() {
             let last = lock(&self.state).last_drop(reason);
             let (event, detail) = last.unwrap_or_else(|| (String::new(), reason.to_string()));
             let diagnostic = Diagnostic::Dropped { reason, event, detail, count };
-            let lines = self.take_note(&diagnostic, self.clock.now());
-            self.tell(Some(&diagnostic), &lines);
+            let lines = self.add_to_ring(&diagnostic, self.clock.now());
+            self.emit(Some(&diagnostic), &lines);
         }
     }
 
-    fn tell(&self, diagnostic: Option<&Diagnostic>, lines: &[Due]) {
+    fn take_counted_drops(&self) -> Vec<(DropReason, u64)> {
+        let counts = DropReason::ALL.into_iter().zip(&self.drops).map(|(reason, drops)| (reason, drops.take()));
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn emit(&self, diagnostic: Option<&Diagnostic>, lines: &[Due]) {
         reentry::calling_out(|| {
             if let (Some(hook), Some(diagnostic)) = (&self.hook, diagnostic) {
-                // Nothing is said about a panic here: saying it is what panicked.
+                // A panic of this callback is not reported: reporting is what panicked.
                 reentry::caught(|| hook(diagnostic));
             }
             for line in lines {
@@ -149,8 +178,8 @@ impl Diagnostics {
         });
     }
 
-    /// Puts it into the ring. Answers what is to be logged now.
-    fn take_note(&self, diagnostic: &Diagnostic, now: Instant) -> Vec<Due> {
+    /// Puts a diagnostic into the ring. Returns the lines to log now.
+    fn add_to_ring(&self, diagnostic: &Diagnostic, now: Instant) -> Vec<Due> {
         let mut state = lock(&self.state);
         if state.ring.len() == DIAGNOSTICS_KEPT {
             state.ring.pop_front();
@@ -168,32 +197,32 @@ impl Diagnostics {
         lines
     }
 
-    /// One at a time, and only if something is held back or may be: a flood is counted where nobody looks.
-    fn ask_for_reminder(&self) {
-        let Some(reminder) = self.reminder.get() else { return };
+    /// Schedules one call at a time, and only if something is held back or may be: drops are counted without the lock.
+    fn schedule(&self) {
+        let Some(scheduler) = self.scheduler.get() else { return };
         let now = self.clock.now();
         let due = {
             let mut state = lock(&self.state);
-            // One that is overdue is not coming: whoever was to call has ended.
-            if state.reminded_at.is_some_and(|at| now <= at) {
+            // An overdue call will not come: the delivery thread has ended.
+            if state.scheduled_at.is_some_and(|at| now <= at) {
                 return;
             }
             let waits =
-                |logged: &&Logged| logged.held_back > 0 || (logged.is_flood() && now < logged.at + LOG_INTERVAL);
-            state.reminded_at = state.logged.values().filter(waits).map(|logged| logged.at + LOG_INTERVAL).min();
-            state.reminded_at
+                |logged: &&Logged| logged.held_back > 0 || (logged.may_have_more() && now < logged.at + LOG_INTERVAL);
+            state.scheduled_at = state.logged.values().filter(waits).map(|logged| logged.at + LOG_INTERVAL).min();
+            state.scheduled_at
         };
-        // Outside of the lock: whoever is asked wakes a thread.
+        // Outside the lock, because scheduling wakes a thread.
         if let Some(at) = due
-            && !reminder(at.saturating_duration_since(now))
+            && !scheduler(at.saturating_duration_since(now))
         {
-            lock(&self.state).reminded_at = None;
+            lock(&self.state).scheduled_at = None;
         }
     }
 }
 
 impl State {
-    /// Under what it is throttled: kind and subject, or kind alone if that has had many subjects.
+    /// The key of the throttle: kind and subject, or the kind alone if it has many subjects.
     fn key_of(&mut self, diagnostic: &Diagnostic, now: Instant) -> (&'static str, Subject) {
         let (kind, subject) = (diagnostic.kind(), diagnostic.subject());
         if self.logged.contains_key(&(kind, subject)) || subject == Subject::default() {
@@ -228,12 +257,12 @@ impl State {
         let least = after.unwrap_or_default();
         let is_due = |logged: &Logged| logged.held_back > 0 && now.saturating_duration_since(logged.at) >= least;
         let any = self.logged.values().any(is_due);
-        // A recovery goes along with what it ended: else the last line could say that things fail.
+        // A recovery is logged with the lines that it ends: otherwise the last line could report a failure.
         let goes_along = |logged: &Logged| any && logged.held_back > 0 && logged.newest.is_recovery();
         let all = self.logged.values_mut();
         let mut due: Vec<&mut Logged> = all.filter(|logged| is_due(logged) || goes_along(logged)).collect();
         due.sort_by_key(|logged| logged.newest_at);
-        // One of those that are held back is the line's own.
+        // One of those held back is the diagnostic of the line itself.
         due.into_iter().map(|logged| logged.take(now, logged.held_back - 1)).collect()
     }
 
@@ -246,14 +275,14 @@ impl State {
 }
 
 impl Logged {
-    /// Whether more may have been counted that was not recorded.
-    fn is_flood(&self) -> bool {
+    /// Whether drops may have been counted that are not recorded yet.
+    fn may_have_more(&self) -> bool {
         use DropReason as R;
         let Diagnostic::Dropped { reason, .. } = &self.newest else { return false };
         matches!(reason, R::JournalFull | R::JournalBusy | R::QueueFull | R::DiskFull | R::Storage | R::Closed)
     }
 
-    /// The line that is logged now, for itself and so many others.
+    /// The line to log now, which stands for `others` further diagnostics.
     fn take(&mut self, now: Instant, others: u64) -> Due {
         let period = (self.held_back > 0).then(|| now.saturating_duration_since(self.at));
         (self.at, self.held_back) = (now, 0);
@@ -267,7 +296,7 @@ impl fmt::Debug for Diagnostics {
     }
 }
 
-/// Logs what no client is there to keep.
+/// Logs a diagnostic when there is no client.
 pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
     let line = Due { diagnostic: diagnostic.clone(), others: 0, period: None };
     reentry::calling_out(|| {
@@ -277,7 +306,7 @@ pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
 
 fn log(due: &Due) {
     let (kind, held_back) = (due.diagnostic.kind(), due.others);
-    // One line, whatever names of events, paths and words of others are in it.
+    // One line, even if names of events, paths or texts of servers contain line breaks.
     let line =
         foreign(&Line { diagnostic: &due.diagnostic, others: held_back, period: due.period }.to_string(), usize::MAX);
     if due.diagnostic.is_for_information() {
@@ -294,5 +323,4 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 #[cfg(test)]
-#[path = "recorder_tests.rs"]
 mod tests;

@@ -1,56 +1,61 @@
-//! Why an event was not taken: the answer to a capture, and the name under which it is counted, mirrored and told.
+//! [`DropReason`]: why an event was not accepted.
 
 use std::fmt;
 
-/// Why an event was not taken. Each reason has its own count in [`Stats::dropped`](crate::Stats::dropped).
+/// Why an event was not accepted. [`Stats::dropped`](crate::Stats::dropped) counts each reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The client was made with [`Config::disabled`](crate::Config::disabled), or by
-    /// [`Config::from_env`](crate::Config::from_env) without a key.
+    /// The client is disabled ([`Config::disabled`](crate::Config::disabled)), or
+    /// [`Config::from_env`](crate::Config::from_env) found no key.
     Disabled,
     /// The client was shut down.
     Closed,
     /// The event's name is empty or blank.
     EmptyName,
-    /// Its distinct id is empty or blank.
+    /// The distinct id is empty or blank.
     EmptyDistinctId,
-    /// A property cannot be serialized, or a group's key is neither a string nor a number; the diagnostic names it.
+    /// A property cannot be serialized, or the key of a group is neither a string nor a number. The diagnostic names
+    /// it.
     Unserializable,
-    /// Its timestamp is before 1677 or after 2262.
+    /// The timestamp is before 1677 or after 2262.
     TimestampOutOfRange,
-    /// It is larger than [`Config::max_event_bytes`](crate::Config::max_event_bytes).
+    /// The event is larger than [`Config::max_event_bytes`](crate::Config::max_event_bytes).
     TooLarge,
-    /// A `before_send` hook dropped it.
+    /// A `before_send` hook dropped the event.
     BeforeSend,
     /// A `before_send` hook panicked.
     BeforeSendPanicked,
-    /// It was captured from inside a capture that was itself made inside one of our callbacks; or on a thread of ours outside of any
-    /// callback, as by a logger that captures what a package below us logs about a request of ours.
+    /// A callback of the client captured an event whose own callbacks captured again; or one of the client's own
+    /// threads captured outside of any callback, for example through a logger that captures what a dependency logs
+    /// about a request of the client.
     Reentrant,
-    /// The journal is full: events come faster than they can be stored, or storage fails (`stats().storage`).
+    /// The journal is full: events arrive faster than they can be stored, or storage fails (`stats().storage`).
     JournalFull,
-    /// The journal's lock was not to be had in time; its holder may be stopped.
+    /// The journal's lock was not free in time. The thread that holds it may be stopped.
     JournalBusy,
     /// The queue has reached `max_queue_bytes` or `max_queue_events`.
     QueueFull,
-    /// The file system has less free than `min_free_space`.
+    /// The file system has less free space than `min_free_space`.
     DiskFull,
-    /// The journal's file could not be written, or belongs to another process by now (`stats().storage`).
+    /// The journal's file could not be written, or another process has taken it over (`stats().storage`).
     Storage,
-    /// This is a forked child, and no queue of its own could be opened.
+    /// This is a forked child that could not open a queue of its own.
     Forked,
-    /// [`Client::opt_out`](crate::Client::opt_out) or [`Config::opted_out`](crate::Config::opted_out) said that nothing is to be captured.
+    /// The client has opted out ([`Client::opt_out`](crate::Client::opt_out),
+    /// [`Config::opted_out`](crate::Config::opted_out)).
     OptedOut,
     /// An alias is empty or blank.
     EmptyAlias,
-    /// A group's type is empty or blank.
+    /// The type of a group is empty or blank.
     EmptyGroupType,
-    /// A group's key is empty or blank.
+    /// The key of a group is empty or blank.
     EmptyGroupKey,
-    /// [`Client::set_person`](crate::Client::set) or [`Client::set_person_once`](crate::Client::set_once) was called without a property.
+    /// [`Client::set_person`](crate::Client::set_person) or [`Client::set_person_once`](crate::Client::set_person_once)
+    /// was called without a property.
     NothingToSet,
-    /// [`posthog::capture`](crate::capture) was called before [`init`](crate::init). No client counts it; the first is logged.
+    /// [`posthog::capture`](crate::capture) was called before [`init`](crate::init). The first such event is logged;
+    /// none is counted.
     NotInitialized,
 }
 
@@ -81,7 +86,7 @@ impl DropReason {
     ];
     pub(crate) const COUNT: usize = Self::ALL.len();
 
-    /// Its name, as in diagnostics: `queue_full` and the like.
+    /// The name in snake case, as in diagnostics and metrics: `queue_full`, `too_large`.
     pub fn name(self) -> &'static str {
         match self {
             DropReason::Disabled => "disabled",
@@ -120,33 +125,37 @@ impl fmt::Display for DropReason {
             DropReason::Unserializable => "a property or group cannot be serialized",
             DropReason::TimestampOutOfRange => "the timestamp is before 1677 or after 2262",
             DropReason::TooLarge => "the event is larger than max_event_bytes",
-            DropReason::BeforeSend => "a before_send hook dropped it",
+            DropReason::BeforeSend => "a before_send hook dropped the event",
             DropReason::BeforeSendPanicked => "a before_send hook panicked",
             DropReason::Reentrant => {
-                "it was captured inside a callback of this library for the second time, or on a thread of this library"
+                "it was captured by a callback of a nested capture, or on a thread of this library"
             }
-            DropReason::JournalFull => "events come faster than they can be stored, or storage fails",
+            DropReason::JournalFull => {
+                "the journal is full: events arrive faster than they can be stored, or storage fails"
+            }
             DropReason::JournalBusy => "the journal's lock was not free in time",
             DropReason::QueueFull => "the queue is full",
-            DropReason::DiskFull => "the file system has less free than min_free_space",
-            DropReason::Storage => "the journal's file could not be written, or is another process's by now",
-            DropReason::Forked => "no queue could be opened in this forked child",
+            DropReason::DiskFull => "the file system has less free space than min_free_space",
+            DropReason::Storage => "the journal's file could not be written, or another process has taken it over",
+            DropReason::Forked => "this forked child could not open a queue",
             DropReason::OptedOut => "the client has opted out of capturing",
             DropReason::EmptyAlias => "the alias is blank",
             DropReason::EmptyGroupType => "the group's type is blank",
             DropReason::EmptyGroupKey => "the group's key is blank",
             DropReason::NothingToSet => "there is no property to set",
-            DropReason::NotInitialized => "posthog::init was not called before",
+            DropReason::NotInitialized => "posthog::init was not called yet",
         })
     }
 }
+
+impl std::error::Error for DropReason {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_count_and_a_name_of_its_own() {
+    fn every_reason_has_its_own_index_and_name() {
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }

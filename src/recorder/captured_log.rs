@@ -1,4 +1,4 @@
-//! What is logged, as a test hears it.
+//! Captures log lines, for tests.
 
 use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,20 +7,20 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// The lines that this thread logs under our target meanwhile, each as its level and its text.
+/// The lines that `logging` logs on this thread under the target `posthog`, each as its level and its text.
 pub(crate) fn lines_of(logging: impl FnOnce()) -> Vec<String> {
-    let ear = Ear::default();
-    let lines = Arc::clone(&ear.lines);
-    tracing::subscriber::with_default(ear, logging);
+    let captured = Captured::default();
+    let lines = Arc::clone(&captured.lines);
+    tracing::subscriber::with_default(captured, logging);
     std::mem::take(&mut lines.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 #[derive(Default)]
-struct Ear {
+struct Captured {
     lines: Arc<Mutex<Vec<String>>>,
 }
 
-impl Subscriber for Ear {
+impl Subscriber for Captured {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target() == "posthog"
     }

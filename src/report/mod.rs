@@ -1,0 +1,22 @@
+//! Plain data shared by the client, the pipeline, delivery and flags: what happened, and why.
+//!
+//! Nothing here does anything: no thread, no lock, no I/O. Each type is built where the fact is known and handed to the
+//! caller unchanged, so that no layer needs an enum of its own that another layer maps onto a public one.
+//!
+//! * `drop_reason.rs`: [`DropReason`], why an event was not accepted.
+//! * `diagnostic.rs`: [`Diagnostic`], a problem that no return value reports; `text.rs`: its text for an operator.
+//! * `reports.rs`: what a receipt, a flush, a shutdown or an order about dead letters resolves with.
+//!
+//! What keeps diagnostics, passes them to the program and logs them is the module `diagnostics`.
+
+mod diagnostic;
+mod drop_reason;
+mod reports;
+mod text;
+
+pub use diagnostic::{Diagnostic, DiagnosticCategory};
+pub use drop_reason::DropReason;
+pub use reports::{
+    DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
+};
+pub(crate) use text::Line;
