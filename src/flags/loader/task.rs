@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::fetch::{self, LoaderOptions, Meaning, interpret};
@@ -14,6 +14,7 @@ use super::handle::{Command, FlagDefinitionsError as Error, LoadedFlags, Loader}
 use super::kept;
 use super::provider::{FlagDefinitions, ProviderCalls, Spawn};
 use crate::flags::{LocalFlags, Notice};
+use crate::sys::backoff::{doubled, jitter};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::random_u64;
 use crate::sys::limits;
@@ -431,13 +432,13 @@ impl Pace {
         match ended {
             Ended::Loaded => {
                 *self = Self::default();
-                between(interval.mul_f64(0.9), interval.mul_f64(1.1), rng)
+                jitter(interval.mul_f64(0.9), interval.mul_f64(1.1), rng)
             }
             Ended::Refused => {
                 self.failures = 0;
                 self.refusals = self.refusals.saturating_add(1);
                 let wait = doubled(FIRST_REFUSAL_WAIT, self.refusals).min(MAX_REFUSAL_WAIT).max(interval);
-                between(wait, wait.mul_f64(1.2), rng)
+                jitter(wait, wait.mul_f64(1.2), rng)
             }
             Ended::Failed { retry_after } => {
                 self.failures = self.failures.saturating_add(1);
@@ -445,22 +446,12 @@ impl Pace {
                 let wait = doubled(first, self.failures).min(MAX_BACKOFF.max(interval));
                 // Never sooner than the server asked for.
                 let asked = retry_after.map_or(Duration::ZERO, |asked| {
-                    between(asked, asked.saturating_add((asked / 10).min(Duration::from_secs(10))), rng)
+                    jitter(asked, asked.saturating_add((asked / 10).min(Duration::from_secs(10))), rng)
                 });
-                between(wait / 2, wait, rng).max(asked)
+                jitter(wait / 2, wait, rng).max(asked)
             }
         }
     }
-}
-
-/// `first` doubled for each time after the first. `nth` counts from 1.
-fn doubled(first: Duration, nth: u32) -> Duration {
-    first.saturating_mul(1 << nth.saturating_sub(1).min(20))
-}
-
-fn between(least: Duration, most: Duration, rng: &mut impl Rng) -> Duration {
-    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(rng.random_range(nanos(least)..=nanos(most).max(nanos(least))))
 }
 
 #[cfg(test)]

@@ -50,6 +50,7 @@ use super::{Answer, Failure, Notice};
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
 use crate::sys::reentry;
+use crate::sys::throttle::Throttle;
 use crate::transport::Http;
 
 use reply::Reply;
@@ -81,8 +82,8 @@ pub(crate) struct RemoteFlags {
     /// Requests without a result, including those that wait for a permit.
     open: AtomicUsize,
     outage: Mutex<Outage>,
-    unanswered: Throttle,
-    unreadable: Throttle,
+    unanswered: Mutex<Throttle>,
+    unreadable: Mutex<Throttle>,
 }
 
 impl RemoteFlags {
@@ -100,8 +101,8 @@ impl RemoteFlags {
             permits: Semaphore::new(FLAG_REQUESTS_AT_ONCE),
             open: AtomicUsize::new(0),
             outage: Mutex::default(),
-            unanswered: Throttle::default(),
-            unreadable: Throttle::default(),
+            unanswered: Mutex::new(Throttle::new(NOTICE_INTERVAL)),
+            unreadable: Mutex::new(Throttle::new(NOTICE_INTERVAL)),
         })
     }
 
@@ -139,11 +140,11 @@ impl RemoteFlags {
     fn report(&self, result: &Result<Reply, Failure>) {
         let notice = match result {
             Err(failure) => {
-                let occurrences = self.unanswered.occurred(self.clock.now());
+                let occurrences = lock(&self.unanswered).admit(self.clock.now());
                 occurrences.map(|requests| Notice::Unanswered { why: failure.to_string(), requests })
             }
             Ok(reply) if !reply.unreadable.is_empty() => {
-                let occurrences = self.unreadable.occurred(self.clock.now());
+                let occurrences = lock(&self.unreadable).admit(self.clock.now());
                 occurrences.map(|_| Notice::Unreadable { keys: reply.unreadable.clone() })
             }
             Ok(_) => None,
@@ -189,27 +190,6 @@ impl Outage {
             Some(Failure::Busy | Failure::Reentrant | Failure::Closed) => {}
             _ => *self = Self::default(),
         }
-    }
-}
-
-/// Limits notices of one kind to one per [`NOTICE_INTERVAL`]: every evaluation may meet the same failure.
-#[derive(Debug, Default)]
-struct Throttle(Mutex<Option<(Instant, u64)>>);
-
-impl Throttle {
-    /// Counts an occurrence. If a notice is due, returns the number of occurrences it stands for.
-    fn occurred(&self, now: Instant) -> Option<u64> {
-        let mut reported = lock(&self.0);
-        let occurrences = match &mut *reported {
-            Some((at, suppressed)) if now.saturating_duration_since(*at) < NOTICE_INTERVAL => {
-                *suppressed = suppressed.saturating_add(1);
-                return None;
-            }
-            Some((_, suppressed)) => suppressed.saturating_add(1),
-            None => 1,
-        };
-        *reported = Some((now, 0));
-        Some(occurrences)
     }
 }
 
