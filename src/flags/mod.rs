@@ -23,6 +23,7 @@
 //! * `cache.rs`: caches PostHog's responses and lets concurrent callers share one request. `missing.rs`: keys that do
 //!   not exist.
 //! * `called.rs`: deduplicates `$feature_flag_called`.
+//! * `notice.rs`: what `loader/` and `remote/` report to an operator.
 //!
 //! `client/flags/` combines these parts. `pipeline/` provides the runtime, the transport and the store.
 //!
@@ -43,6 +44,7 @@ mod context;
 pub(crate) mod loader;
 mod local;
 mod missing;
+mod notice;
 pub(crate) mod remote;
 
 pub(crate) use answer::{Answer, Evaluated, Failure, merge};
@@ -58,36 +60,5 @@ pub use loader::{
 };
 pub use local::{LocalFlags, LocalValue, ParseFlagsError};
 pub(crate) use missing::{Generation, MissingKeys};
+pub(crate) use notice::Notice;
 pub(crate) use remote::{Question, RemoteFlags, RemoteOptions};
-
-/// Something about flags that an operator may want to know. Reported when it begins, not each time it is met.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
-    /// PostHog did not respond to requests for values. At most one a minute.
-    Unanswered {
-        /// Why the last of them failed.
-        why: String,
-        /// The number of requests this notice stands for.
-        requests: u64,
-    },
-    /// These flags in a response, or in loaded definitions, cannot be parsed.
-    Unreadable {
-        /// The first of their keys.
-        keys: Vec<String>,
-    },
-    /// Definitions cannot be loaded. Reported again if the reason changes.
-    DefinitionsUnavailable {
-        /// In one line.
-        why: String,
-    },
-    /// Definitions can be loaded again.
-    DefinitionsRecovered,
-    /// The provider failed, or definitions cannot be kept for the next process. Once until the operation has succeeded
-    /// again.
-    CacheFailed {
-        /// `should_fetch`, `read`, `store`, `shutdown` or `keep`.
-        operation: &'static str,
-        /// In one line.
-        why: String,
-    },
-}

@@ -46,7 +46,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::{Answer, Failure, Notice};
+use super::answer::{Answer, Failure};
+use super::notice::Notice;
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
 use crate::sys::reentry;
