@@ -272,8 +272,8 @@ impl Config {
         self
     }
 
-    /// Number of events that may be queued, in the journal and in the store. Default: bounded by bytes only. At least
-    /// 1. The bound is exact, with an eighth more for exceptions and identity events; delivered events count until
+    /// Number of events that may be queued, in the journal and in the store. Default: bounded by bytes only. Minimum:
+    /// one event. The bound is exact, with an eighth more for exceptions and identity events; delivered events count until
     /// their ack is committed ([`ack_interval`](Self::ack_interval)). With [`OverflowPolicy::DropOldest`] it bounds the
     /// store: events since the last commit (a second, or [`flush_interval`](Self::flush_interval)) come on top, and
     /// events that are in flight stay.

@@ -436,7 +436,7 @@ impl Table {
         let cursor = self.cursors.get(&origin).copied();
         let is_next = |row: &ChunkRef| row.origin == origin && self.is_free(*row) && wants(*row);
         let Some(row) = self.released.iter().copied().find(is_next) else { return cursor };
-        let before = row.key.first_seq.checked_sub(1).map(|first_seq| ChunkKey::new(first_seq));
+        let before = row.key.first_seq.checked_sub(1).map(ChunkKey::new);
         if before < cursor { before } else { cursor }
     }
 

@@ -118,7 +118,7 @@ fn a_runtime_shut_down_under_a_wait_leaves_the_client_working() {
     take(&client, "tick");
     let runtime = multi_thread();
     let flush = client.flush();
-    runtime.spawn(async move { flush.await });
+    runtime.spawn(flush);
     runtime.shutdown_background();
     fixture.sink.default_answer(sink::Answer::ok());
     // The hanging request ends with its connection.

@@ -186,11 +186,11 @@ fn a_look_up_stays_within_its_memory_and_gives_it_back() {
 }
 
 fn numbered(lines: u32) -> (tempfile::TempDir, String) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("source.rs");
     let text: String = (1..=lines).map(|line| format!("line {line}\n")).collect();
-    std::fs::write(&path, text).unwrap();
-    (dir, path.to_str().unwrap().to_owned())
+    std::fs::write(&path, text).expect("a file in it");
+    (dir, path.to_str().expect("a path in UTF-8").to_owned())
 }
 
 #[test]
@@ -220,6 +220,6 @@ fn a_line_is_truncated_and_made_valid_text() {
     let (dir, _) = numbered(1);
     let path = dir.path().join("odd");
     std::fs::write(&path, [&[b'x'; 5000][..], b"\r\n\xff\xfe\n"].concat()).unwrap();
-    let found = lines_around(path.to_str().unwrap(), 1).unwrap();
+    let found = lines_around(path.to_str().expect("a path in UTF-8"), 1).unwrap();
     assert_eq!((found.line.len(), found.after), (LINE_KEPT, vec!["\u{fffd}\u{fffd}".to_owned()]));
 }
