@@ -130,6 +130,8 @@ impl Shared {
                 }
                 Ok(ai)
             }
+            // The threads that would serve it are ending.
+            Err(_) if analytics.is_closing() => Err(DropReason::Closed),
             Err(error) => {
                 opening.failed_at = Some(Instant::now());
                 let problem = format!(
@@ -149,7 +151,7 @@ impl Shared {
         let place = Place::of(&options);
         let recorder = Arc::clone(&self.diagnostics);
         options.report = Arc::new(move |notice| notices::record(&recorder, notice, of_ai));
-        pipeline::start(options, Some(analytics)).map_err(|error| explain(error, &place))
+        pipeline::start_beside(options, analytics).map_err(|error| explain(error, &place))
     }
 }
 

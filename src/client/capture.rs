@@ -16,7 +16,7 @@ use crate::config::BeforeSend;
 use crate::context::{self, Context};
 use crate::crash;
 use crate::event::{Event, Record, Refusal, Stamp, uuids};
-use crate::pipeline::{AppendError, Pending, Pipeline, pending};
+use crate::pipeline::{Pending, Pipeline, pending};
 use crate::report::{DeliveryReport, Diagnostic, DropReason};
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{DETAIL_KEPT, NAME_KEPT, beginning};
@@ -146,7 +146,7 @@ impl Shared {
                 record.recycle();
                 receipt
             }
-            Err(append_error) => self.turn_away(pipeline, append_error, &record, now_nanos),
+            Err(reason) => self.turn_away(pipeline, reason, &record, now_nanos),
         }
     }
 
@@ -222,14 +222,7 @@ impl Shared {
     }
 
     #[cold]
-    fn turn_away(
-        &self,
-        pipeline: &Pipeline,
-        append_error: AppendError,
-        record: &Record,
-        now_nanos: WallNanos,
-    ) -> Receipt {
-        let reason = DropReason::from(append_error);
+    fn turn_away(&self, pipeline: &Pipeline, reason: DropReason, record: &Record, now_nanos: WallNanos) -> Receipt {
         self.count(reason);
         let detail = || match pipeline.floor().filter(|_| reason == DropReason::DiskFull) {
             Some(floor) => Diagnostic::from(floor).to_string(),
@@ -269,20 +262,6 @@ fn attribute(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
     match context.and_then(Context::known_distinct_id) {
         Some(distinct_id) => event.set_distinct_id(distinct_id),
         None => event.attribute_to_nobody(&fresh.to_string()),
-    }
-}
-
-impl From<AppendError> for DropReason {
-    fn from(append_error: AppendError) -> Self {
-        match append_error {
-            AppendError::Closed => DropReason::Closed,
-            AppendError::Forked => DropReason::Forked,
-            AppendError::JournalBusy => DropReason::JournalBusy,
-            AppendError::JournalFull => DropReason::JournalFull,
-            AppendError::QueueFull => DropReason::QueueFull,
-            AppendError::DiskFull => DropReason::DiskFull,
-            AppendError::Storage => DropReason::Storage,
-        }
     }
 }
 

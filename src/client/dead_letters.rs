@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::Client;
-use crate::pipeline::{DeadOrder, Pending, Pipeline, both, pending, sum};
+use super::{Client, all};
+use crate::pipeline::{DeadLetterAction, Pending, Pipeline, ask_all, pending, sum};
 use crate::queue::store::DeadRecord;
 use crate::record::{NoSymbols, View, json};
 use crate::report::DeadLetterError;
@@ -72,7 +72,7 @@ impl Client {
     /// # assert_eq!(retried, Ok(0));
     /// ```
     pub fn retry_dead_letters(&self) -> Pending<Result<u64, DeadLetterError>> {
-        self.order_dead(DeadOrder::Retry)
+        self.order_dead(DeadLetterAction::Retry)
     }
 
     /// Deletes all dead letters, including those of AI events. Resolves with their number. [`Stats`](crate::Stats)
@@ -82,13 +82,12 @@ impl Client {
     ///
     /// [`DeadLetterError`]; the dead letters may then still exist.
     pub fn discard_dead_letters(&self) -> Pending<Result<u64, DeadLetterError>> {
-        self.order_dead(DeadOrder::Discard)
+        self.order_dead(DeadLetterAction::Discard)
     }
 
-    fn order_dead(&self, order: DeadOrder) -> Pending<Result<u64, DeadLetterError>> {
+    fn order_dead(&self, action: DeadLetterAction) -> Pending<Result<u64, DeadLetterError>> {
         match self.pipelines_with_dead() {
-            Some((pipeline, None)) => pipeline.order_dead(order),
-            Some((pipeline, Some(ai))) => both(pipeline.order_dead(order), ai.order_dead(order), sum),
+            Some(lanes) => ask_all(&all(&lanes), sum, |lane, promise| lane.command_dead_letters(action, promise)),
             None if self.is_disabled() => pending::answered(Ok(0)),
             None => pending::answered(Err(DeadLetterError::Forked)),
         }

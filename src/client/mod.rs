@@ -52,7 +52,7 @@ use std::time::Duration;
 use crate::config::{Config, HostReplaced};
 use crate::error::Error;
 use crate::flags::Overrides;
-use crate::pipeline::{self, Pending, Pipeline, WorkerOptions, both, pending};
+use crate::pipeline::{self, Pending, Pipeline, WorkerOptions, ask_all, pending};
 use crate::recorder::Diagnostics;
 use crate::report::{Diagnostic, DropReason, FlushReport, ShutdownReport};
 
@@ -219,8 +219,7 @@ impl Client {
     /// [`EndpointStatus::Forked`](crate::reports::EndpointStatus::Forked).
     pub fn flush(&self) -> Pending<FlushReport> {
         match self.pipelines() {
-            Some((pipeline, None)) => pipeline.flush(),
-            Some((pipeline, Some(ai))) => both(pipeline.flush(), ai.flush(), FlushReport::with_ai),
+            Some(lanes) => ask_all(&all(&lanes), FlushReport::with_ai, Pipeline::flush),
             None => self.answer_without_pipeline(),
         }
     }
@@ -240,15 +239,14 @@ impl Client {
     pub fn shutdown(&self, timeout: Duration) -> Pending<ShutdownReport> {
         let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
         pipeline.mirror_refusals(&self.shared.refusal_counts());
-        let closed = pipeline.shutdown(timeout);
-        self.close_flags();
-        // Looked up after closing: an AI pipeline that is being opened is either seen here, or sees that the client is
-        // closing.
+        pipeline.close_intake();
+        // Looked up after closing: a lane that is being opened is either seen here, or sees that the client is closing.
         fence(Ordering::SeqCst);
-        match self.pipelines() {
-            Some((_, Some(ai))) => both(closed, ai.shutdown(timeout), ShutdownReport::with_ai),
-            _ => closed,
-        }
+        let Some(lanes) = self.pipelines() else { return self.answer_without_pipeline() };
+        let shut_down = |lane: &Pipeline, promise| lane.begin_shutdown(timeout, promise);
+        let closed = ask_all(&all(&lanes), ShutdownReport::with_ai, shut_down);
+        self.close_flags();
+        closed
     }
 
     /// [`shutdown`](Client::shutdown) with [`Config::shutdown_timeout`] (10 s). Wait for it with
@@ -301,6 +299,11 @@ impl Client {
         }
         Some((Arc::clone(own), self.shared.ai.get().cloned()))
     }
+}
+
+/// The lanes that are open.
+fn all((analytics, ai): &(Arc<Pipeline>, Option<Arc<Pipeline>>)) -> Vec<&Pipeline> {
+    std::iter::once(analytics).chain(ai).map(Arc::as_ref).collect()
 }
 
 impl Drop for Shared {

@@ -61,7 +61,7 @@ pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
             events: queue.events,
             bytes: queue.bytes,
         },
-        Notice::MoreStranded { path, queues, events, bytes } => {
+        Notice::MoreOrphanedQueues { path, queues, events, bytes } => {
             Diagnostic::OrphanedQueues { path, queues, events, bytes }
         }
         Notice::LeftOnDisk { events, path, why } => Diagnostic::LeftOnDisk { events, path, why },

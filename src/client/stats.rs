@@ -220,7 +220,7 @@ impl Stats {
                 queues: snapshot.orphaned.len(),
                 events: snapshot.orphaned.iter().map(|queue| queue.events).sum(),
             },
-            rejecting: snapshot.full.map(DropReason::from),
+            rejecting: snapshot.full,
             storage: storage(snapshot),
             delivery: phase(snapshot.delivery.phase, now),
             consecutive_failures: snapshot.delivery.consecutive_failures,

@@ -68,8 +68,8 @@ pub(super) fn install() {
 pub(crate) fn disable_on_this_thread() -> HookDisabled {
     let _ = IS_RUNNING.try_with(|inside| inside.set(true));
     let thread = process::thread_id();
-    for entry in &READERS {
-        if entry.compare_exchange(0, thread, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+    for place in &READERS {
+        if place.compare_exchange(0, thread, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             break;
         }
     }
@@ -82,8 +82,8 @@ pub(crate) struct HookDisabled(i32);
 
 impl Drop for HookDisabled {
     fn drop(&mut self) {
-        for entry in &READERS {
-            let _ = entry.compare_exchange(self.0, 0, Ordering::SeqCst, Ordering::Relaxed);
+        for place in &READERS {
+            let _ = place.compare_exchange(self.0, 0, Ordering::SeqCst, Ordering::Relaxed);
         }
         let _ = IS_RUNNING.try_with(|inside| inside.set(false));
     }
@@ -103,8 +103,8 @@ pub(super) fn last_panic_of(thread: i32) -> Option<u64> {
 }
 
 fn note_panic(thread: i32, number: u64) {
-    if let Some(entry) = last_panic_slot(thread) {
-        entry.store(u64::from(thread.cast_unsigned()) << 32 | number & u64::from(u32::MAX), Ordering::Relaxed);
+    if let Some(place) = last_panic_slot(thread) {
+        place.store(u64::from(thread.cast_unsigned()) << 32 | number & u64::from(u32::MAX), Ordering::Relaxed);
     }
 }
 
@@ -212,13 +212,13 @@ impl RateLimiter {
 
     /// Counts a panic at `at` and returns whether it is recorded.
     pub(super) fn allows(&self, at: Option<&Location<'_>>) -> bool {
-        let location = at.map_or(1, fingerprint);
-        let Some(word) = self.0.get(location as usize % LOCATIONS) else { return true };
+        let place = at.map_or(1, fingerprint);
+        let Some(word) = self.0.get(place as usize % LOCATIONS) else { return true };
         let mut count = 1;
         let counted = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-            let known = (word >> 32) as u32 == location;
+            let known = (word >> 32) as u32 == place;
             count = if known { (word as u32).saturating_add(1) } else { 1 };
-            Some(u64::from(location) << 32 | u64::from(count))
+            Some(u64::from(place) << 32 | u64::from(count))
         });
         counted.is_err() || count <= UNLIMITED || count.is_power_of_two()
     }

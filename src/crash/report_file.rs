@@ -57,14 +57,14 @@ pub(super) enum Quota {
 }
 
 impl Quota {
-    /// The file may be at most this long with the record in it, if its size is limited to `space` bytes. A forked child
+    /// The file may be at most this long with the record in it, if its size is limited to `room` bytes. A forked child
     /// writes to its parent's file, and the number of children is unbounded, so a child gets less.
-    fn limit(self, is_child: bool, space: u64) -> u64 {
-        let kept = space.saturating_mul(RESERVED_FOR_SIGNALS) / FILE_MOST;
+    fn limit(self, is_child: bool, room: u64) -> u64 {
+        let kept = room.saturating_mul(RESERVED_FOR_SIGNALS) / FILE_MOST;
         match (self, is_child) {
-            (Quota::Panic, true) => space / 2,
-            (Quota::Panic, false) | (Quota::End, true) => space.saturating_sub(kept),
-            (Quota::End, false) => space,
+            (Quota::Panic, true) => room / 2,
+            (Quota::Panic, false) | (Quota::End, true) => room.saturating_sub(kept),
+            (Quota::End, false) => room,
         }
     }
 }
@@ -97,7 +97,7 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 static ROTATION: Mutex<()> = Mutex::new(());
 
 /// Appends one record with one system call. Async-signal-safe. Returns `false` and counts the record as missed if no
-/// file is open or it has no space.
+/// file is open or it has no room.
 pub(super) fn write(record: &[u8], quota: Quota) -> bool {
     let written = with_file(|file| file.append(record, quota)).unwrap_or(false);
     if !written {
@@ -278,28 +278,28 @@ impl ReportFile {
     pub(super) fn append(&self, record: &[u8], quota: Quota) -> bool {
         let len = record.len() as u64;
         // A write past the process's file size limit would raise SIGXFSZ and so change the exit status.
-        let space = quota.limit(process::is_forked_child(), size_limit());
+        let room = quota.limit(process::is_forked_child(), size_limit());
         // Our own count separates threads that write at once; the file's length includes what other processes wrote.
         let before = self.written.fetch_add(len, Ordering::Relaxed);
-        let fits = |before: u64| before.saturating_add(len) <= space;
-        let is_written = fits(before) && self.append_to_what_is_there(record, fits);
+        let has_room = |before: u64| before.saturating_add(len) <= room;
+        let is_written = has_room(before) && self.append_to_what_is_there(record, has_room);
         if !is_written {
             self.written.fetch_sub(len, Ordering::Relaxed);
         }
         is_written
     }
 
-    fn append_to_what_is_there(&self, record: &[u8], fits: impl Fn(u64) -> bool) -> bool {
+    fn append_to_what_is_there(&self, record: &[u8], has_room: impl Fn(u64) -> bool) -> bool {
         let is_ours = |status: &FileStat| self.is_identity_of(status) && status.st_nlink > 0;
         if let Some(status) = fstat(&*self.file).ok().filter(is_ours) {
-            return fits(widened(status.st_size)) && write_all(&self.file, &[], record);
+            return has_room(widened(status.st_size)) && write_all(&self.file, &[], record);
         }
         // The application closed or replaced our descriptor, or the file was removed. The file is created again under
         // the same name with the same beginning, unless another writer has done so already.
         let Ok(file) = open_file(&self.path, OFlag::O_CREAT | OFlag::O_APPEND) else { return false };
         match fstat(&file).map(|status| widened(status.st_size)) {
-            Ok(0) => fits(self.beginning.len() as u64) && write_all(&file, &self.beginning, record),
-            Ok(size) => fits(size) && write_all(&file, &[], record),
+            Ok(0) => has_room(self.beginning.len() as u64) && write_all(&file, &self.beginning, record),
+            Ok(size) => has_room(size) && write_all(&file, &[], record),
             Err(_) => false,
         }
     }

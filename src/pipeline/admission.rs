@@ -1,91 +1,80 @@
-//! Who is let in when room runs out.
+//! Admission: whether an event is accepted when space runs out, and the explanation when it is not.
+//!
+//! The committer computes from the bounds of the queue how full it is ([`Limits::standing`]) and publishes that
+//! ([`Admission::set`]). A capture reads one atomic; only where the queue is nearly full does it take the slow path,
+//! which may wait ([`OverflowPolicy::Block`]).
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Pipeline, lock};
-use crate::queue::journal::Budget as Room;
+use super::notice::Notice;
+use super::shared::{Pipeline, lock};
+use crate::delivery::{self, DeliveryHandle};
+use crate::queue::journal::Budget;
+use crate::report::DropReason;
+use crate::sys::limits::LOCK_WAIT;
 use crate::sys::reentry;
+use crate::sys::wording::{bytes, number, time};
 
 /// What happens to a capture when the queue has reached its bounds.
 ///
-/// That is one kind of fullness. A burst that comes faster than events can be moved from the journal to the queue fills the journal
-/// ([`Config::journal_bytes`](crate::Config::journal_bytes)), and then a capture is `Dropped(JournalFull)` under each of these but
-/// [`Block`](OverflowPolicy::Block).
+/// A full journal is another matter: events that come faster than they can be moved to the queue fill it
+/// ([`Config::journal_bytes`](crate::Config::journal_bytes)), and then a capture is `Dropped(JournalFull)` under each
+/// policy except [`Block`](OverflowPolicy::Block).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OverflowPolicy {
-    /// The new event is dropped. What was accepted stays.
+    /// The new event is dropped. Accepted events stay.
     #[default]
     DropNewest,
-    /// The oldest queued events make room; exceptions and identity events last. They were accepted, and `stats().evicted` counts them.
-    /// What is under way to PostHog at the moment stays: where that is all there is, the new event is dropped.
+    /// The oldest queued events are evicted, exceptions and identity events last, and counted in `stats().evicted`.
+    /// Events that are being sent at the moment stay: if there are no others, the new event is dropped.
     DropOldest,
-    /// The caller waits for room, so long at most (1 h is the most that is allowed); then the new event is dropped. It is the thread that
-    /// waits: not for the workers of an async runtime, whose other tasks would wait too. Never on a thread of the client itself.
+    /// The caller waits for space, at most this long (up to 1 h); then the new event is dropped. The calling thread is
+    /// blocked: do not use it on the workers of an async runtime. A thread of the client itself never waits.
     Block(Duration),
 }
 
-/// Bounds of the queue.
+/// The bounds of the queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Bytes that the rows of the store may take.
     pub(crate) queue_bytes: u64,
-    /// Events.
+    /// Number of events in the queue.
     pub(crate) queue_events: u64,
-    /// Age of the oldest.
+    /// Age of the oldest event.
     pub(crate) queue_age: Option<Duration>,
-    /// Bytes of the file system that are left alone.
+    /// Free space of the file system that is left to other programs.
     pub(crate) min_free_space: u64,
-    /// What happens beyond them.
+    /// What happens to captures beyond the bounds.
     pub(crate) overflow: OverflowPolicy,
 }
 
-/// Why a record was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AppendError {
-    /// The client was closed.
-    Closed,
-    /// A forked child has to start a pipeline of its own.
-    Forked,
-    /// The journal's lock could not be had in time.
-    JournalBusy,
-    /// Events come faster than they can be checkpointed, or cannot be checkpointed at all.
-    JournalFull,
-    /// The queue has reached its bounds.
-    QueueFull,
-    /// The file system has reached its floor.
-    DiskFull,
-    /// The journal's file could not be written.
-    Storage,
-}
-
-impl AppendError {
-    /// Whether waiting may help.
-    fn is_for_room(self) -> bool {
-        matches!(self, AppendError::JournalFull | AppendError::QueueFull | AppendError::DiskFull)
-    }
+/// Whether waiting for space may make an append succeed that was refused for this reason.
+fn is_for_space(reason: DropReason) -> bool {
+    matches!(reason, DropReason::JournalFull | DropReason::QueueFull | DropReason::DiskFull)
 }
 
 /// How full the queue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) enum Level {
-    /// Everybody is welcome.
+    /// All events are accepted.
     #[default]
     Open = 0,
-    /// Only exceptions and identity events.
+    /// Only exceptions and identity events are accepted.
     Full = 1,
-    /// Nobody.
+    /// No event is accepted.
     Packed = 2,
-    /// The file system has no room to spare: nobody.
+    /// No event is accepted, because the file system has less free space than the floor.
     Floor = 3,
 }
 
-/// What there is.
+/// What the queue takes, and what is free.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
-    /// Bytes of the pages that the store's rows take.
+    /// Bytes of the pages of the store's rows.
     pub(super) row_bytes: u64,
     /// Events in the store.
     pub(super) queued_events: u64,
@@ -94,41 +83,41 @@ pub(super) struct Usage {
     /// Bytes of an arena.
     pub(super) arena_bytes: u64,
     /// What waits in the journal.
-    pub(super) waiting: Room,
-    /// What is with the delivery: it cannot make room.
-    pub(super) under_way: Room,
-    /// `None` if it could not be found out.
+    pub(super) waiting: Budget,
+    /// What delivery has leased: it cannot be evicted.
+    pub(super) under_way: Budget,
+    /// Free space of the file system; `None` if it could not be determined.
     pub(super) free_bytes: Option<u64>,
 }
 
-/// How full the queue is, and how much the journal may hold: of ordinary events, and of exceptions and identity events, for which an
-/// eighth more is kept.
+/// How full the queue is, and how much the journal may hold: of ordinary events, and of priority ones (exceptions and
+/// identity events), for which an eighth more is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Standing {
     pub(super) level: Level,
-    pub(super) ordinary: Room,
-    pub(super) priority: Room,
+    pub(super) ordinary: Budget,
+    pub(super) priority: Budget,
 }
 
-/// Beyond its bound the file may take the eighth for the priority ones, what is checkpointed at once (what makes room for it may still be read by
-/// the delivery), and so much for what is not rows.
+/// How much the file may exceed its bound for what is not rows. Beside that it may exceed it by the eighth for priority
+/// events and by one checkpoint, whose space delivery may still be reading.
 const FILE_SLACK: u64 = 1024 * 1024;
 
-/// Dead records may always take so much.
+/// Minimum space for dead letters.
 const DEAD_BYTES_LEAST: u64 = 1024 * 1024;
 
-/// With less room than a row takes, nothing is hurried.
+/// Below this budget, which is less than a row takes, nothing is checkpointed early.
 const ROOM_BYTES_LEAST: u64 = 128 * 1024;
 
 impl Limits {
-    /// What dead records may take, beside what is queued: an eighth of its bound.
+    /// Bound of the dead letters: an eighth of the queue's bound, in addition to it.
     pub(super) fn dead_bytes(&self) -> u64 {
         (self.queue_bytes / 8).max(DEAD_BYTES_LEAST)
     }
 
-    /// What the store's rows may take. A file does not shrink by itself, and free room in it may be too scattered to be used: where it
-    /// has grown beyond its bound all the same, half of that has to do until it is compacted. Dead records have a bound of their own;
-    /// the pages that they take are twice as large at most.
+    /// Bound of the store's rows. A file does not shrink by itself, and its free pages may be too scattered to be used:
+    /// where it exceeds its bound, half of the bound is allowed until it is compacted. Dead letters have a bound of
+    /// their own; their pages take at most twice that.
     pub(super) fn row_bytes(&self, file_bytes: u64, arena_bytes: u64) -> u64 {
         let at_once = arena_bytes.min(self.queue_bytes);
         let dead = self.dead_bytes().saturating_mul(2);
@@ -137,22 +126,22 @@ impl Limits {
         if file_bytes > most { self.queue_bytes / 2 } else { self.queue_bytes }
     }
 
-    /// Decides.
+    /// Computes how full the queue is.
     pub(super) fn standing(&self, usage: &Usage) -> Standing {
-        let bound = Room { events: self.queue_events, bytes: self.row_bytes(usage.file_bytes, usage.arena_bytes) };
-        let taken = Room { events: usage.queued_events, bytes: usage.row_bytes };
-        let more = Room { events: eighth_more(bound.events), bytes: eighth_more(bound.bytes) };
+        let bound = Budget { events: self.queue_events, bytes: self.row_bytes(usage.file_bytes, usage.arena_bytes) };
+        let taken = Budget { events: usage.queued_events, bytes: usage.row_bytes };
+        let more = Budget { events: eighth_more(bound.events), bytes: eighth_more(bound.bytes) };
         let (ordinary, priority) = match self.overflow {
             OverflowPolicy::DropOldest if usage.under_way.events < bound.events => {
-                // What is checkpointed pushes out what is older. So there is no bound on how much of it may come, but for its bytes: no more
-                // than can be pushed out.
+                // A checkpoint evicts what is older. So the number of events is not bounded, and their bytes by what
+                // can be evicted.
                 let room = less(bound, usage.under_way);
-                let any = Room { events: u64::MAX, ..room };
+                let any = Budget { events: u64::MAX, ..room };
                 (any, any)
             }
             _ => (less(bound, taken), less(more, taken)),
         };
-        let has_room = |room: Room| usage.waiting.events < room.events && usage.waiting.bytes < room.bytes;
+        let has_room = |room: Budget| usage.waiting.events < room.events && usage.waiting.bytes < room.bytes;
         let level = match (has_room(ordinary), has_room(priority)) {
             _ if usage.free_bytes.is_some_and(|free| free < self.min_free_space) => Level::Floor,
             (true, _) => Level::Open,
@@ -164,37 +153,38 @@ impl Limits {
 }
 
 impl Standing {
-    /// Whether half of the room for ordinary events is used by what waits: the sooner that is checkpointed, the sooner it is known how much
-    /// room it really takes, and the sooner it is sent. Not where hardly any room is left, or each event would have a commit of its own.
-    pub(super) fn is_pressing(&self, waiting: Room) -> bool {
+    /// Whether what waits uses half of the budget for ordinary events. The sooner it is checkpointed, the sooner its
+    /// real size is known and the sooner it is sent. Not where hardly any budget is left, or each event would have a
+    /// commit of its own.
+    pub(super) fn is_pressing(&self, waiting: Budget) -> bool {
         let half_used = |waiting: u64, room: u64, least: u64| room >= least && waiting >= room.div_ceil(2);
         half_used(waiting.events, self.ordinary.events, 2)
             || half_used(waiting.bytes, self.ordinary.bytes, ROOM_BYTES_LEAST)
     }
 }
 
-fn less(room: Room, taken: Room) -> Room {
-    Room { events: room.events.saturating_sub(taken.events), bytes: room.bytes.saturating_sub(taken.bytes) }
+fn less(room: Budget, taken: Budget) -> Budget {
+    Budget { events: room.events.saturating_sub(taken.events), bytes: room.bytes.saturating_sub(taken.bytes) }
 }
 
 fn eighth_more(limit: u64) -> u64 {
     limit.saturating_add(limit / 8)
 }
 
-/// The bounds, as callers see them. Looked at by the committer after each commit.
+/// The bounds as callers see them. Set by the committer.
 #[derive(Debug)]
 pub(super) struct Admission {
     level: AtomicU8,
-    /// Nobody is let in any more, and nobody may go on waiting.
+    /// No event is accepted any more, and no caller may go on waiting.
     closed: AtomicBool,
-    /// A caller was turned away since the committer last looked: it is asked once to look again.
-    asked: AtomicBool,
-    /// It was told that the file system has reached its floor.
-    pub(super) floor_is_told: AtomicBool,
+    /// A refused caller has asked the committer to check the bounds again.
+    is_check_requested: AtomicBool,
+    /// It was reported that the file system is below its floor.
+    pub(super) floor_is_reported: AtomicBool,
     changes: Mutex<u64>,
     changed: Condvar,
-    /// As it was found last, with what waited in the journal.
-    found: Mutex<(Standing, Room)>,
+    /// The last result, and what waited in the journal at that time.
+    found: Mutex<(Standing, Budget)>,
 }
 
 impl Default for Admission {
@@ -202,8 +192,8 @@ impl Default for Admission {
         Self {
             level: AtomicU8::new(Level::Open as u8),
             closed: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
-            floor_is_told: AtomicBool::new(false),
+            is_check_requested: AtomicBool::new(false),
+            floor_is_reported: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
             found: Mutex::default(),
@@ -217,53 +207,54 @@ impl Admission {
         self.level.load(Ordering::Relaxed) == Level::Open as u8
     }
 
-    /// Why ordinary events are turned away.
-    pub(super) fn append_error(&self) -> Option<AppendError> {
-        self.append_error_for(0)
+    /// Why ordinary events are refused.
+    pub(super) fn refusal(&self) -> Option<DropReason> {
+        self.refusal_for(0)
     }
 
-    fn append_error_for(&self, class: u8) -> Option<AppendError> {
+    fn refusal_for(&self, class: u8) -> Option<DropReason> {
         if self.closed.load(Ordering::Acquire) {
-            return Some(AppendError::Closed);
+            return Some(DropReason::Closed);
         }
         match self.level.load(Ordering::Relaxed) {
             level if level == Level::Open as u8 => None,
             level if level == Level::Full as u8 && class != 0 => None,
-            level if level == Level::Floor as u8 => Some(AppendError::DiskFull),
-            _ => Some(AppendError::QueueFull),
+            level if level == Level::Floor as u8 => Some(DropReason::DiskFull),
+            _ => Some(DropReason::QueueFull),
         }
     }
 
-    /// Sets the level and wakes those who wait for room. Who is turned away may ask for the next look if this one has found something
-    /// new, or if it is `time`: else callers that come in floods would keep the committer busy with looking.
-    pub(super) fn set(&self, standing: Standing, waiting: Room, time: bool) {
+    /// Sets the level and wakes the callers that wait for space. Refused callers may ask for another check if this one
+    /// found something new, or if `time` is set; otherwise a flood of captures would keep the committer busy with
+    /// checks.
+    pub(super) fn set(&self, standing: Standing, waiting: Budget, time: bool) {
         let found = (standing, waiting);
         let news = std::mem::replace(&mut *lock(&self.found), found) != found;
         self.level.store(standing.level as u8, Ordering::Relaxed);
         if news || time {
-            self.asked.store(false, Ordering::Relaxed);
+            self.is_check_requested.store(false, Ordering::Relaxed);
         }
         *lock(&self.changes) += 1;
         self.changed.notify_all();
     }
 
-    /// Whether somebody was turned away and may not ask before it is time.
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+    /// Whether a caller was refused that may not ask for another check yet.
+    pub(super) fn is_check_requested(&self) -> bool {
+        self.is_check_requested.load(Ordering::Relaxed)
     }
 
-    /// As it was found last.
+    /// The last result.
     pub(super) fn standing(&self) -> Standing {
         lock(&self.found).0
     }
 
-    /// Whether it is the number of events, and not their bytes, that left no room.
+    /// Whether the number of events, and not their bytes, fills the queue.
     pub(super) fn is_full_of_events(&self) -> bool {
         let (standing, waiting) = *lock(&self.found);
         waiting.events >= standing.ordinary.events
     }
 
-    /// Ends all waiting for room, for good: nobody will look at the bounds again.
+    /// Ends all waiting for good: the bounds are not checked any more.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         *lock(&self.changes) += 1;
@@ -274,7 +265,7 @@ impl Admission {
         *lock(&self.changes)
     }
 
-    /// Waits for the next look of the committer; `false` if there was none in time.
+    /// Waits for the committer's next check; false if there was none in time.
     fn wait(&self, seen: u64, until: Instant) -> bool {
         let mut changes = lock(&self.changes);
         while *changes == seen {
@@ -289,35 +280,35 @@ impl Admission {
 }
 
 impl Pipeline {
-    /// Whether the caller of a capture waits for room.
+    /// Whether the caller of a capture waits for space.
     #[cold]
     pub(super) fn may_block(&self) -> bool {
         matches!(self.options.limits.overflow, OverflowPolicy::Block(_)) && !reentry::on_our_thread()
     }
 
-    /// The journal was full or busy, or the queue has reached its bounds.
+    /// The slow path of an append: the journal was full or busy, or the queue has reached its bounds.
     #[cold]
-    pub(super) fn append_without_room(&self, body: &[u8], hash: u64, class: u8) -> Result<u64, AppendError> {
+    pub(super) fn append_without_room(&self, body: &[u8], hash: u64, class: u8) -> Result<u64, DropReason> {
         let until = match self.options.limits.overflow {
             OverflowPolicy::Block(most) if self.may_block() => Instant::now().checked_add(most),
             _ => None,
         };
         loop {
             let seen = self.admission.changes();
-            let refused = match self.admission.append_error_for(class) {
-                Some(append_error) => append_error,
+            let refused = match self.admission.refusal_for(class) {
+                Some(reason) => reason,
                 None => match self.shard.append(body, hash, class) {
                     Ok(appended) => return Ok(self.appended(appended)),
                     Err(refused) => self.refused(refused),
                 },
             };
-            if refused.is_for_room() && !self.admission.asked.swap(true, Ordering::Relaxed) {
-                self.mailbox.ring(|wanted| wanted.look_again = true);
+            if is_for_space(refused) && !self.admission.is_check_requested.swap(true, Ordering::Relaxed) {
+                self.mailbox.send(|commands| commands.check_bounds = true);
             }
             let again = match refused {
-                // An append has waited for the lock already.
-                AppendError::JournalBusy => until.is_some_and(|until| Instant::now() < until),
-                refused => refused.is_for_room() && until.is_some_and(|until| self.admission.wait(seen, until)),
+                // The append has waited for the lock already.
+                DropReason::JournalBusy => until.is_some_and(|until| Instant::now() < until),
+                refused => is_for_space(refused) && until.is_some_and(|until| self.admission.wait(seen, until)),
             };
             if !again {
                 return Err(refused);
@@ -326,12 +317,184 @@ impl Pipeline {
     }
 }
 
-/// The most that a queue held in memory may take: 64 MiB, or a tenth of what the process may have.
-pub(super) fn memory_bound() -> u64 {
+/// The bound of a queue in memory: 64 MiB, or a tenth of what the process may have.
+pub(super) fn memory_queue_bytes() -> u64 {
     const MOST: u64 = 64 * 1024 * 1024;
     let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
     let limit = limits.iter().find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
     limit.map_or(MOST, |limit| MOST.min(limit / 10))
+}
+
+/// A file system with less free space than the configured floor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Floor {
+    /// The queue's directory on it.
+    pub(crate) path: PathBuf,
+    /// Its free space.
+    pub(crate) free_bytes: u64,
+    /// The free space that is left to other programs (`min_free_space`).
+    pub(crate) floor_bytes: u64,
+    /// Its size, if the system reports it.
+    pub(crate) volume_bytes: Option<u64>,
+}
+
+impl Pipeline {
+    /// The file system, while events are refused because it has too little free space.
+    pub(crate) fn floor(&self) -> Option<Floor> {
+        if self.admission.refusal() != Some(DropReason::DiskFull) {
+            return None;
+        }
+        let (disk, path) = (&self.options.disk, self.shard.dir());
+        Some(Floor {
+            path: path.clone(),
+            free_bytes: disk.free_bytes(path).unwrap_or(0),
+            floor_bytes: self.options.limits.min_free_space,
+            volume_bytes: disk.volume_bytes(path).ok(),
+        })
+    }
+
+    /// Reports once when the floor is reached, and once when an eighth more than the floor is free again, so that free
+    /// space that hovers about the floor is not reported each time.
+    pub(super) fn report_floor(&self, free: Option<u64>) {
+        let is_told = &self.admission.floor_is_reported;
+        match self.floor() {
+            Some(floor) if !is_told.swap(true, Ordering::Relaxed) => (self.options.report)(Notice::Floor(floor)),
+            None if is_told.load(Ordering::Relaxed) => {
+                let floor = self.options.limits.min_free_space;
+                if free.is_none_or(|free| free >= floor.saturating_add(floor / 8)) {
+                    is_told.store(false, Ordering::Relaxed);
+                    (self.options.report)(Notice::Storage { problem: None });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The state of the queue when an event is refused. Collected without I/O, since it is collected on the caller's
+/// thread.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Circumstances {
+    /// The queue's directory.
+    pub(crate) dir: PathBuf,
+    pub(crate) journal_bytes: u64,
+    pub(crate) max_queue_bytes: u64,
+    /// Set if the number of events has reached its bound.
+    pub(crate) max_queue_events: Option<u64>,
+    pub(crate) min_free_space: u64,
+    /// Why storage fails.
+    pub(crate) problem: Option<String>,
+    /// How long the oldest event has been in the store.
+    pub(crate) oldest: Option<Duration>,
+    /// The endpoint, if it fails.
+    pub(crate) outage: Option<Outage>,
+}
+
+/// An endpoint that fails.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outage {
+    pub(crate) host: String,
+    pub(crate) lasts: Duration,
+    /// The message of the last attempt.
+    pub(crate) said: String,
+}
+
+/// Longest part of a server's message that is shown. It may be a page of HTML.
+const SAID_MOST: usize = 100;
+
+impl Circumstances {
+    /// Explains to an operator why an event was refused for `reason`.
+    pub(crate) fn explain(&self, reason: DropReason) -> String {
+        match reason {
+            DropReason::QueueFull => {
+                let bound = match self.max_queue_events {
+                    Some(events) => format!("max_queue_events = {}", number(events)),
+                    None => format!("max_queue_bytes = {}", bytes(self.max_queue_bytes)),
+                };
+                format!("queue is full ({bound}); {}", self.backlog())
+            }
+            DropReason::JournalFull => {
+                let full = format!("journal is full (journal_bytes = {})", bytes(self.journal_bytes));
+                match &self.problem {
+                    Some(problem) => format!("{full}, and cannot be moved to the queue: {problem}"),
+                    None => format!("{full}: events come faster than they can be stored; raise Config::journal_bytes"),
+                }
+            }
+            DropReason::JournalBusy => format!(
+                "the journal's lock was not free within {}: the thread that holds it was stopped, or the machine is overloaded",
+                time(LOCK_WAIT)
+            ),
+            DropReason::DiskFull => format!(
+                "the file system of {} has less free than min_free_space ({}); free some space, or lower Config::min_free_space",
+                self.dir.display(),
+                bytes(self.min_free_space)
+            ),
+            DropReason::Storage => match &self.problem {
+                Some(problem) => format!("the journal in {} could not be written: {problem}", self.dir.display()),
+                None => format!("the journal in {} could not be written", self.dir.display()),
+            },
+            other => other.to_string(),
+        }
+    }
+
+    /// Why the queue does not get shorter.
+    fn backlog(&self) -> String {
+        let oldest = self.oldest.map(|age| format!("oldest event is {} old", time(age)));
+        match (&self.outage, oldest) {
+            (Some(outage), oldest) => {
+                let oldest = oldest.map_or(String::new(), |oldest| oldest + ", ");
+                let said = crate::sys::limits::beginning(&outage.said, SAID_MOST);
+                format!("{oldest}endpoint {} has failed for {} ({said})", outage.host, time(outage.lasts))
+            }
+            (None, Some(oldest)) => format!("{oldest}; events come faster than they are delivered, raise the bound"),
+            (None, None) => "events come faster than they are delivered, raise the bound".to_owned(),
+        }
+    }
+}
+
+impl Pipeline {
+    /// The state of the queue at this moment.
+    pub(crate) fn circumstances(&self) -> Circumstances {
+        let limits = &self.options.limits;
+        let since = *lock(&self.failing_since);
+        let wall = self.options.clock.wall_nanos();
+        let age = |at: i64| Duration::from_nanos(u64::try_from(wall.saturating_sub(at)).unwrap_or(0));
+        Circumstances {
+            dir: self.shard.dir().clone(),
+            journal_bytes: self.options.arena_bytes as u64,
+            max_queue_bytes: limits.queue_bytes,
+            max_queue_events: Some(limits.queue_events).filter(|_| self.admission.is_full_of_events()),
+            min_free_space: limits.min_free_space,
+            problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
+            oldest: self.shard.oldest_at().map(age),
+            outage: since.map(|since| Outage {
+                host: self.options.project.host.clone(),
+                lasts: self.options.clock.now().saturating_duration_since(since),
+                said: self
+                    .delivery()
+                    .and_then(|delivery| DeliveryHandle::state(delivery).last_error)
+                    .unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Takes note of whether the endpoint fails.
+    pub(super) fn note_outage(&self, notice: &delivery::Notice) {
+        use delivery::Notice as N;
+        let mut since = lock(&self.failing_since);
+        match notice {
+            N::Recovered => *since = None,
+            N::NotPostHog { .. }
+            | N::Paused { .. }
+            | N::ServerFailed { .. }
+            | N::TransportFailed { .. }
+            | N::Cooldown { .. }
+            | N::RefusingEverything { .. } => {
+                since.get_or_insert(self.options.clock.now());
+            }
+            _ => {}
+        }
+    }
 }
 
 #[cfg(test)]
@@ -351,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_may_take_all_of_the_bound_and_half_of_it_where_the_file_has_grown_beyond() {
+    fn rows_may_take_half_the_bound_where_the_file_exceeds_it() {
         let full = Usage { row_bytes: 100 * MIB, file_bytes: 101 * MIB, ..Usage::default() };
         assert_eq!(limits().standing(&full).level, Level::Full);
         assert_eq!(limits().standing(&Usage { row_bytes: 99 * MIB, ..full }).ordinary.bytes, MIB);
@@ -364,11 +527,11 @@ mod tests {
 
     #[test]
     fn what_waits_in_the_journal_counts() {
-        let usage = Usage { queued_events: 900, waiting: Room { events: 99, bytes: 0 }, ..Usage::default() };
+        let usage = Usage { queued_events: 900, waiting: Budget { events: 99, bytes: 0 }, ..Usage::default() };
         assert_eq!(limits().standing(&usage).level, Level::Open);
-        let waiting = Room { events: 100, bytes: 0 };
+        let waiting = Budget { events: 100, bytes: 0 };
         assert_eq!(limits().standing(&Usage { waiting, ..usage }).level, Level::Full);
-        let waiting = Room { events: 1, bytes: 101 * MIB };
+        let waiting = Budget { events: 1, bytes: 101 * MIB };
         assert_eq!(limits().standing(&Usage { waiting, ..usage }).level, Level::Full);
     }
 
@@ -380,14 +543,14 @@ mod tests {
     }
 
     #[test]
-    fn where_the_oldest_make_room_only_what_is_under_way_keeps_others_out() {
+    fn under_drop_oldest_only_leased_rows_refuse_new_events() {
         let limits = Limits { overflow: OverflowPolicy::DropOldest, ..limits() };
         let usage = Usage { queued_events: 1000, row_bytes: 100 * MIB, ..Usage::default() };
         let room = limits.standing(&usage).ordinary;
-        assert_eq!(room, Room { events: u64::MAX, bytes: 100 * MIB });
-        let under_way = Room { events: 999, bytes: 60 * MIB };
+        assert_eq!(room, Budget { events: u64::MAX, bytes: 100 * MIB });
+        let under_way = Budget { events: 999, bytes: 60 * MIB };
         assert_eq!(limits.standing(&Usage { under_way, ..usage }).ordinary.bytes, 40 * MIB);
-        let under_way = Room { events: 1000, bytes: 60 * MIB };
+        let under_way = Budget { events: 1000, bytes: 60 * MIB };
         assert_eq!(limits.standing(&Usage { under_way, ..usage }).level, Level::Full);
     }
 

@@ -1,33 +1,41 @@
-//! Keeping the queue within its bounds: looked at by the committer in each turn.
+//! The bounds of the queue, as the committer keeps them: eviction, compaction, spare arenas, and how much the journal
+//! may accept.
+//!
+//! The bounds are checked in each turn. The journal gets a budget, so that nothing is accepted that the store will have
+//! no space for. Where the policy is to drop the oldest events, they are evicted before an arena is checkpointed and,
+//! if that was not enough, after it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admission::OverflowPolicy;
 use super::admission::{Level, Limits, Usage};
-use super::committer::{Committer, SPARE_AGAIN};
+use super::committer::{Committer, FREE_ARENA_RETRY};
+use super::notice::Notice;
+use super::options::WorkerOptions;
+use super::shared::Pipeline;
 use super::source::OWN;
-use super::{Notice, OverflowPolicy, Pipeline, WorkerOptions};
-use crate::queue::journal::Budget as Room;
+use crate::queue::journal::Budget;
 use crate::queue::store::{ChunkKey, is_worth_compacting};
 use crate::queue::{ChunkRef, EvictUntil, EvictionCursor};
 use crate::sys::ages::Anchor;
 
-/// How often the bounds are looked at again on behalf of callers that were turned away, if nothing else has happened.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Compactions are at least so far apart.
+/// How often the bounds are checked again for callers that were refused, if nothing else happens.
+const CHECK_AGAIN: Duration = Duration::from_secs(1);
+/// Minimum time between two compactions.
 pub(super) const COMPACT_SPACING: Duration = Duration::from_secs(60);
 
-/// What the committer remembers from one look at the bounds to the next.
+/// What the committer remembers from one check of the bounds to the next.
 #[derive(Debug)]
 pub(super) struct Bounds {
-    /// When they are looked at again though nothing has happened.
-    pub(super) look_again_at: Option<Instant>,
-    pub(super) looked_at: Option<Instant>,
-    /// When the store was last compacted, or could not be.
+    /// When to check again although nothing has happened.
+    pub(super) check_again_at: Option<Instant>,
+    pub(super) checked_at: Option<Instant>,
+    /// When the store was last compacted, successfully or not.
     compacted_at: Option<Instant>,
-    /// Whether ages are to be believed.
+    /// Tells whether ages can be trusted after changes of the system clock.
     anchor: Anchor,
-    /// Where an eviction has something to look for, as long as no row has become free since.
+    /// How far an eviction has looked in vain. Valid as long as no row was released since.
     passed: (EvictionCursor, u64),
 }
 
@@ -35,8 +43,8 @@ impl Bounds {
     pub(super) fn new(options: &WorkerOptions) -> Self {
         let clock = &options.clock;
         Self {
-            look_again_at: None,
-            looked_at: None,
+            check_again_at: None,
+            checked_at: None,
             compacted_at: None,
             anchor: Anchor::new(clock.now(), clock.wall_nanos(), options.disk.uptime()),
             passed: (EvictionCursor::default(), 0),
@@ -45,7 +53,7 @@ impl Bounds {
 }
 
 impl Committer {
-    /// Looks at the bounds; makes room if that is the rule.
+    /// Checks the bounds, and evicts where the policy says so.
     pub(super) fn keep_bounds(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
@@ -63,14 +71,16 @@ impl Committer {
         }
         let now = self.now();
         let bounds = &mut self.bounds;
-        let is_time = bounds.look_again_at.take_if(|at| *at <= now).is_some();
+        let is_time = bounds.check_again_at.take_if(|at| *at <= now).is_some();
         pipeline.admit(is_time);
-        bounds.looked_at = Some(now);
-        self.asked.look_again = false;
-        bounds.look_again_at = pipeline.admission.is_asked().then(|| bounds.look_again_at.unwrap_or(now + LOOK_AGAIN));
+        bounds.checked_at = Some(now);
+        self.commands.check_bounds = false;
+        bounds.check_again_at =
+            pipeline.admission.is_check_requested().then(|| bounds.check_again_at.unwrap_or(now + CHECK_AGAIN));
     }
 
-    /// Before an arena is checkpointed: where the oldest make room, they make it first, because a file does not shrink.
+    /// Before an arena is checkpointed: evicts the oldest events if their space is needed, because a file does not
+    /// shrink.
     pub(super) fn make_room_for_oldest_sealed(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let limits = &pipeline.options.limits;
@@ -78,14 +88,14 @@ impl Committer {
         let bound = pipeline.row_bytes_bound();
         let fits = pipeline.shard.row_bytes().saturating_add(sealed.cost()) <= bound;
         if limits.overflow == OverflowPolicy::DropOldest && !fits {
-            // That was an upper bound. What is given up for good is worth another look.
+            // The cost of the arena was an upper bound. Before events are lost, the exact size is worth computing.
             let incoming = pipeline.shard.page_bytes_of(&sealed);
             self.evict(EvictUntil::OrdinaryFit { bytes: bound.saturating_sub(incoming) }, false);
         }
     }
 
-    /// Gives the file's room back to the file system once little of it is used, whether events go on coming or not. Not while stopping,
-    /// because it cannot be cut short.
+    /// Compacts the store's file once little of it is used, whether events keep coming or not. Not during a shutdown,
+    /// because a compaction cannot be interrupted.
     pub(super) fn compact_if_mostly_free(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let shard = &pipeline.shard;
@@ -95,34 +105,37 @@ impl Committer {
             return;
         }
         self.bounds.compacted_at = Some(self.now());
+        pipeline.let_others_sync();
         if let Err(error) = shard.compact() {
             self.store_failed(&error);
         }
     }
 
-    /// Also while the store fails: then the journal is all the room there is.
-    pub(super) fn make_spare(&mut self) {
+    /// Creates a spare arena. Also while the store fails: then the journal is all the space there is.
+    pub(super) fn create_free_arena(&mut self) {
         let journal = self.pipeline.shard.journal();
-        let is_time = self.spare_after.is_none_or(|after| self.now() >= after);
+        let is_time = self.free_arena_after.is_none_or(|after| self.now() >= after);
         if self.stopping.is_some() || !is_time || journal.has_free_arena() {
             return;
         }
-        // Never out of the last room: the store needs that, to take in what waits and to get rid of what was delivered.
-        if !self.pipeline.has_room_for_spare() || journal.prepare_free_arena().is_err() {
-            // Bursts are refused a little earlier, that is all.
-            self.spare_after = Some(self.now() + SPARE_AGAIN);
+        self.pipeline.let_others_sync();
+        // The last free space is left to the store, which needs it to take in records and to delete delivered ones.
+        if !self.pipeline.has_space_for_arena() || journal.prepare_free_arena().is_err() {
+            // The only consequence is that bursts are refused earlier.
+            self.free_arena_after = Some(self.now() + FREE_ARENA_RETRY);
         }
     }
 
     fn evict(&mut self, until: EvictUntil, for_age: bool) {
         let pipeline = Arc::clone(&self.pipeline);
         if self.waiting.retry_at.is_some() {
-            // While the store fails there is nothing to be gained.
+            // While the store fails, an eviction would fail too.
             return;
         }
+        pipeline.let_others_sync();
         let rows = pipeline.leases.lock();
         let is_out = |key: ChunkKey| rows.is_out(ChunkRef { origin: OWN, key });
-        // Read before: a row that is released during the eviction is looked at the next time.
+        // Read before the eviction: rows that are released meanwhile are considered in the next one.
         let releases = pipeline.leases.releases();
         let (passed, as_of) = &mut self.bounds.passed;
         if std::mem::replace(as_of, releases) != releases {
@@ -141,28 +154,28 @@ impl Committer {
 }
 
 impl Pipeline {
-    /// Whether a further arena leaves twice its size free above the floor.
-    pub(super) fn has_room_for_spare(&self) -> bool {
+    /// Whether another arena would leave twice its size free above the floor.
+    pub(super) fn has_space_for_arena(&self) -> bool {
         let least =
             (self.options.arena_bytes as u64).saturating_mul(3).saturating_add(self.options.limits.min_free_space);
         self.shard.is_volatile() || self.options.disk.free_bytes(self.shard.dir()).is_ok_and(|free| free >= least)
     }
 
-    /// Says who is let in from now on.
+    /// Decides who is admitted from now on.
     pub(super) fn admit(&self, time: bool) {
         let usage = self.usage();
         let standing = self.options.limits.standing(&usage);
         self.shard.set_budget(standing.ordinary, standing.priority);
         self.admission.set(standing, usage.waiting, time);
-        self.tell_of_floor(usage.free_bytes);
+        self.report_floor(usage.free_bytes);
     }
 
-    /// Whether what waits in the journal should be checkpointed because little more may come.
+    /// Whether the journal should be checkpointed because little of its budget is left.
     pub(super) fn is_pressing(&self) -> bool {
         self.admission.standing().is_pressing(self.waiting())
     }
 
-    /// Whether older events would have to go for one of that size.
+    /// Whether a record of this size would evict older events.
     pub(super) fn would_evict(&self, bytes: usize) -> bool {
         let limits = &self.options.limits;
         if limits.overflow != OverflowPolicy::DropOldest {
@@ -177,13 +190,13 @@ impl Pipeline {
         self.options.limits.row_bytes(self.shard.file_bytes(), self.options.arena_bytes as u64)
     }
 
-    fn waiting(&self) -> Room {
+    fn waiting(&self) -> Budget {
         let journal = self.shard.journal();
-        Room { events: journal.journaled().1, bytes: journal.journaled_cost() }
+        Budget { events: journal.journaled().1, bytes: journal.journaled_cost() }
     }
 
     fn usage(&self) -> Usage {
-        // The path of a directory that is out of reach may be on another file system.
+        // The path of a directory that is out of reach may lead to another file system.
         let is_told = !self.shard.is_volatile() && !self.is_out_of_reach();
         let free_bytes = if is_told { self.options.disk.free_bytes(self.shard.dir()).ok() } else { None };
         Usage {

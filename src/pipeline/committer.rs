@@ -1,4 +1,12 @@
-//! The committer's turns.
+//! The committer: the thread that syncs journals, commits to stores, and creates and removes files.
+//!
+//! It gives each lane a turn, in which everything that is due is done: sync the journal, checkpoint it into the store,
+//! commit acks, keep the queue within its bounds, and carry out commands from the mailbox. What is due when is decided
+//! by a pure function ([`due`]). With nothing pending the thread sleeps without a timer.
+//!
+//! A lane delays the others by one operation at most. Before every commit, eviction, compaction and new arena of one
+//! lane, syncs that are due in the others are made ([`Pipeline::let_others_sync`]); what takes longer (opening a queue,
+//! reopening a store) is done on threads of its own.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,24 +15,59 @@ use std::time::{Duration, Instant};
 
 use super::advice::explain_queue;
 use super::bounds::Bounds;
-use super::due::{Due, Facts, Intervals, Waiting, due};
 use super::flags::Keeping;
-use super::mailbox::Wanted;
-use super::recovery::{RETRY_FIRST, Reach};
+use super::mailbox::Commands;
+use super::notice::Notice;
+use super::recovery::{RETRY_FIRST, Reach, Reopening};
+use super::shared::{Pipeline, lock};
+use super::shutdown::Stopping;
 use super::source::OWN;
-use super::stop::Stopping;
-use super::{Notice, Pipeline, lock};
+use super::threads::Threads;
 use crate::crash;
 use crate::queue::journal::ARENAS_MAX;
 use crate::report::PersistError;
 
-/// Whoever awaited a receipt often awaits the next one at once, and falling asleep to be woken costs a third of a sync. Short enough to
-/// be no burden where nobody does.
+/// How long the thread stays awake after it has answered a waiting caller. A caller that awaited a receipt often awaits
+/// the next one at once, and a wake-up costs a third of a sync.
 const LINGER: Duration = Duration::from_micros(50);
-/// How soon a spare arena is tried again that could not be made: trying writes until the disk is full.
-pub(super) const SPARE_AGAIN: Duration = Duration::from_secs(2);
+/// Time until the next attempt to create a spare arena. An attempt writes until the disk is full.
+pub(super) const FREE_ARENA_RETRY: Duration = Duration::from_secs(2);
 
-/// The committer's own state; everything shared is in the pipeline.
+/// Runs the committer thread until the last lane has ended.
+pub(super) fn run(threads: &Threads) {
+    let mut lanes: Vec<Committer> = Vec::new();
+    loop {
+        let Some(opened) = threads.opened_lanes(lanes.is_empty()) else { return };
+        lanes.extend(opened.into_iter().map(Committer::new));
+        lanes.retain_mut(|lane| !lane.is_due || lane.guarded_turn().is_continue());
+        sleep(threads, &mut lanes);
+    }
+}
+
+/// Sleeps until something is due in a lane or a mailbox is written to, and gives each lane its commands.
+fn sleep(threads: &Threads, lanes: &mut [Committer]) {
+    let (mut until, mut has_answered) = (None, false);
+    for lane in lanes.iter_mut() {
+        lane.next_turn = lane.wake_at();
+        until = [until, lane.next_turn].into_iter().flatten().min();
+        has_answered |= std::mem::take(&mut lane.answered);
+    }
+    // All lanes have the same clock. Without a lane there is nothing to wait for.
+    let Some(clock) = lanes.first().map(|lane| lane.pipeline.options.clock.clone()) else { return };
+    if has_answered {
+        threads.wake().linger(LINGER);
+    }
+    threads.wake().wait(until, || clock.now());
+    let now = clock.now();
+    for lane in lanes {
+        // A lane with nothing to do has no turn: the other may be one that syncs for each event.
+        lane.is_due = lane.pipeline.mailbox.take_woken() || lane.next_turn.is_some_and(|at| at <= now);
+        let commands = lane.pipeline.mailbox.take();
+        lane.receive(commands);
+    }
+}
+
+/// The committer's own state of one lane. What others share is in the [`Pipeline`].
 pub(super) struct Committer {
     pub(super) pipeline: Arc<Pipeline>,
     intervals: Intervals,
@@ -32,15 +75,21 @@ pub(super) struct Committer {
     pub(super) retry_delay: Duration,
     pub(super) bounds: Bounds,
     pub(super) reach: Reach,
-    /// Making a spare arena failed: when that is tried again.
-    pub(super) spare_after: Option<Instant>,
-    /// The same, where records wait for it.
+    /// Set while the store is being opened again.
+    pub(super) reopening: Option<Reopening>,
+    /// When to try again to create a spare arena, after a failure.
+    pub(super) free_arena_after: Option<Instant>,
+    /// The same, while records wait for it.
     pub(super) swap_after: Option<Instant>,
-    /// Who waited for the last sync.
+    /// When the next turn is due without a command, as found before the last sleep.
+    next_turn: Option<Instant>,
+    /// Whether the lane gets a turn now.
+    is_due: bool,
+    /// Number of callers that waited for the last sync.
     gathered: usize,
-    /// The last turn answered somebody who awaited a receipt.
+    /// The last turn answered a caller that awaited a receipt.
     answered: bool,
-    pub(super) asked: Wanted,
+    pub(super) commands: Commands,
     pub(super) stopping: Option<Stopping>,
     pub(super) keeping: Keeping,
 }
@@ -62,46 +111,50 @@ impl Committer {
             retry_delay: RETRY_FIRST,
             bounds,
             reach: Reach::default(),
-            spare_after: None,
+            reopening: None,
+            free_arena_after: None,
             swap_after: None,
+            next_turn: None,
+            is_due: true,
             gathered: 0,
             answered: false,
-            asked: Wanted::default(),
+            commands: Commands::default(),
             stopping: None,
             keeping: Keeping::default(),
         }
     }
 
-    /// Works until stopped. A panic of ours ends the turn and not the thread: what it left undone is due again.
-    pub(super) fn run(mut self) {
-        loop {
-            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
-                Ok(ControlFlow::Break(())) => return,
-                Ok(ControlFlow::Continue(())) => {}
-                Err(_) => {
-                    self.pipeline.storage_fails("the committer thread panicked (please report this defect)");
-                    self.failed();
-                }
-            }
-            self.sleep();
-        }
+    /// One turn. A panic in it does not end the thread: what was left undone is due again.
+    fn guarded_turn(&mut self) -> ControlFlow<()> {
+        catch_unwind(AssertUnwindSafe(|| self.turn())).unwrap_or_else(|_| {
+            self.pipeline.report_storage_failure("the committer thread panicked (please report this defect)");
+            self.failed();
+            ControlFlow::Continue(())
+        })
     }
 
-    /// One turn: everything that is due, in the order in which the parts depend on each other.
+    /// One turn: everything that is due, in the order of dependence.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
-        self.look_after_directory();
+        if self.reopening.is_some() && !self.reopen_if_latched() {
+            // The store must not be touched; the journal is synced all the same.
+            if self.due(self.now()).sync {
+                self.sync();
+            }
+            return ControlFlow::Continue(());
+        }
+        self.check_directory();
         self.begin_stop();
-        if std::mem::take(&mut self.asked.abandon) {
-            // What was decided of it before is not sent again by its next owner.
+        if std::mem::take(&mut self.commands.abandon) {
+            // Acks of this orphan are committed first, so that its next owner does not send the events again.
             self.ack_adopted();
             self.pipeline.abandon_adopted();
         }
-        if self.may_try() {
-            self.reopen_if_latched();
+        if self.may_try() && !self.reopen_if_latched() {
+            return ControlFlow::Continue(());
         }
         let due = self.due(self.now());
         if due.sync || due.checkpoint || due.ack {
-            self.pipeline.give_sign();
+            self.pipeline.record_sign_of_life();
             crash::refresh_images();
         }
         if due.sync {
@@ -115,47 +168,42 @@ impl Committer {
         if due.ack {
             self.ack_adopted();
         }
-        self.tend_dead();
+        self.handle_dead_letters();
         self.keep_definitions();
-        self.pass_flushes_on();
-        // A sync changes nothing that the bounds go by, and whoever awaited it may await the next one already.
-        let only_synced = due.sync && !due.checkpoint && !due.ack && !self.asked.look_again;
-        let looked_lately = self.bounds.looked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
-        if !(only_synced && looked_lately && self.asked.flushed.is_empty()) {
+        if self.reopening.is_some() {
+            return ControlFlow::Continue(());
+        }
+        self.begin_flushes();
+        // A sync changes nothing that the bounds depend on, and the caller that awaited it may await the next one
+        // already.
+        let only_synced = due.sync && !due.checkpoint && !due.ack && !self.commands.check_bounds;
+        let checked_lately = self.bounds.checked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
+        if !(only_synced && checked_lately && self.commands.flushed.is_empty()) {
             self.keep_bounds();
-            // Whoever hears of the end of a flush finds it committed, and is not turned away for what it has sent.
+            // Flushes are answered after the bounds are checked: the caller finds the results committed and the freed
+            // space usable.
             self.answer_flushes();
             self.compact_if_mostly_free();
         }
-        if std::mem::take(&mut self.asked.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
+        if std::mem::take(&mut self.commands.adopt) && self.stopping.is_none() && self.pipeline.adopt_next() {
             self.pipeline.committed();
         }
-        self.make_spare();
+        self.create_free_arena();
         if due.sync {
-            // Last: whoever awaits a receipt does not wait for this.
+            // Last, so that no caller that awaits a receipt waits for it.
             self.pipeline.shard.journal().prefault();
         }
         self.end_stop()
     }
 
-    /// Sleeps until something is due or somebody rings.
-    fn sleep(&mut self) {
-        let until = self.wake_at();
-        let pipeline = Arc::clone(&self.pipeline);
-        if std::mem::take(&mut self.answered) {
-            pipeline.mailbox.linger(LINGER);
-        }
-        let wanted = pipeline.mailbox.listen(until, || pipeline.options.clock.now());
-        self.hear(wanted);
-    }
-
-    /// When the next turn is due if nobody rings.
+    /// When the next turn is due without a command.
     pub(super) fn wake_at(&mut self) -> Option<Instant> {
         let pipeline = Arc::clone(&self.pipeline);
-        // Said before the journal is looked at: a record that comes after the look sees it, and rings.
+        // Set before the look at the journal: a record that is appended after the look finds the flag and wakes the
+        // committer.
         pipeline.mailbox.believe_clean(true);
         let due = self.due(self.now());
-        // In memory there is nothing to sync: there the next record matters only if nothing waits to be checkpointed.
+        // In memory there is nothing to sync. There the next record matters only if none waits to be checkpointed.
         let next =
             if pipeline.shard.is_volatile() { self.waiting.journaled_since } else { self.waiting.unsynced_since };
         if next.is_some() {
@@ -163,25 +211,29 @@ impl Committer {
         }
         let now_due = due.sync || due.checkpoint || due.ack;
         let now = now_due.then(|| self.now());
-        let until = [due.wake_at, self.bounds.look_again_at, self.reach.again_at, self.stop_deadline(), now];
+        if self.reopening.is_some() {
+            // The thread that reopens the store wakes the committer when it is done.
+            return [due.wake_at, now].into_iter().flatten().min();
+        }
+        let until = [due.wake_at, self.bounds.check_again_at, self.reach.again_at, self.stop_deadline(), now];
         until.into_iter().flatten().min()
     }
 
-    pub(super) fn hear(&mut self, wanted: Wanted) {
-        let asked = &mut self.asked;
-        asked.sync |= wanted.sync;
-        asked.look_again |= wanted.look_again;
-        asked.adopt |= wanted.adopt;
-        asked.abandon |= wanted.abandon;
-        asked.delivery_ended = wanted.delivery_ended.or(asked.delivery_ended.take());
-        asked.flushes.extend(wanted.flushes);
-        asked.flushed.extend(wanted.flushed);
-        asked.awaited.extend(wanted.awaited);
-        asked.dead.extend(wanted.dead);
-        asked.definitions = wanted.definitions.or(asked.definitions.take());
-        asked.loading_ended |= wanted.loading_ended;
-        asked.stops.extend(wanted.stops);
-        asked.stop = [asked.stop, wanted.stop].into_iter().flatten().min();
+    pub(super) fn receive(&mut self, new: Commands) {
+        let commands = &mut self.commands;
+        commands.sync |= new.sync;
+        commands.check_bounds |= new.check_bounds;
+        commands.adopt |= new.adopt;
+        commands.abandon |= new.abandon;
+        commands.delivery_ended = new.delivery_ended.or(commands.delivery_ended.take());
+        commands.flushes.extend(new.flushes);
+        commands.flushed.extend(new.flushed);
+        commands.awaited.extend(new.awaited);
+        commands.dead.extend(new.dead);
+        commands.definitions = new.definitions.or(commands.definitions.take());
+        commands.loading_ended |= new.loading_ended;
+        commands.stops.extend(new.stops);
+        commands.stop = [commands.stop, new.stop].into_iter().flatten().min();
     }
 
     fn due(&mut self, now: Instant) -> Due {
@@ -190,7 +242,7 @@ impl Committer {
         let (_, journaled) = journal.journaled();
         let unsynced = !pipeline.shard.is_volatile() && journal.last_seq() > pipeline.receipts.synced();
         since(&mut self.waiting.unsynced_since, unsynced, now);
-        // What was found at open counts no records: nobody has read it yet.
+        // Arenas found at opening count no records, since nothing has read them yet.
         let sealed = journal.oldest_sealed().is_some();
         since(&mut self.waiting.journaled_since, journaled > 0 || sealed, now);
         since(&mut self.waiting.unacked_since, !pipeline.leases.is_committed(), now);
@@ -200,10 +252,14 @@ impl Committer {
             pressing: journal.is_half_full() || sealed || pipeline.is_pressing(),
             unacked_rows: pipeline.leases.pending_rows(),
             awaited: pipeline.receipts.waiting() > 0,
-            flushed: !self.asked.flushed.is_empty(),
-            all: self.asked.wants_all() || self.stopping.is_some(),
+            flushed: !self.commands.flushed.is_empty(),
+            all: self.commands.wants_all() || self.stopping.is_some(),
         };
-        // Without another arena the active one cannot be sealed. Acks do not wait for that: they are what makes room.
+        // Without a free arena the active one cannot be sealed. Acks do not wait for that: they free space.
+        if self.reopening.is_some() {
+            let waiting = Waiting { journaled_since: None, unacked_since: None, ..self.waiting };
+            return due(&self.intervals, &waiting, &facts, now);
+        }
         let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_free_arena());
         let Some(after) = stuck else { return due(&self.intervals, &self.waiting, &facts, now) };
         let waiting = Waiting { journaled_since: None, ..self.waiting };
@@ -215,22 +271,24 @@ impl Committer {
     fn sync(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         self.gather();
-        self.asked.sync = false;
+        self.commands.sync = false;
         let began = self.now();
-        match pipeline.shard.sync() {
+        let synced = lock(&pipeline.sync_failure).take().map_or_else(|| pipeline.shard.sync(), Err);
+        match synced {
             Ok(seq) => {
                 self.waiting.sync_after = None;
-                // What came meanwhile has an interval of its own; otherwise a steady stream would be synced without a pause.
+                // Records that were appended during the sync have an interval of their own. Otherwise a steady stream
+                // would be synced without a pause.
                 self.waiting.unsynced_since = Some(began);
                 self.answered = pipeline.receipts.waiting() > 0;
                 pipeline.receipts.synced_up_to(seq);
             }
             Err(error) => {
                 let text = error.to_string();
-                self.storage_failed(|pipeline| pipeline.journal_fails(&error));
+                self.storage_failed(|pipeline| pipeline.report_journal_failure(&error));
                 pipeline.receipts.fail(&PersistError::Sync(text));
                 self.waiting.sync_after = Some(self.now() + self.retry_delay);
-                // The journal's file is not to be trusted any more; the store may still be able to take what is in it.
+                // The journal's file cannot be trusted any more; the store may still be able to take its records.
                 if self.may_try() {
                     self.checkpoint();
                 }
@@ -238,8 +296,8 @@ impl Committer {
         }
     }
 
-    /// Lets those who were woken by the last sync come back before the next one begins: otherwise the first of them has a sync of its
-    /// own, and all others wait for two.
+    /// Waits briefly for the callers that the last sync woke. Otherwise the first of them gets a sync of its own, and
+    /// all others wait for two.
     fn gather(&mut self) {
         let receipts = &self.pipeline.receipts;
         if self.gathered > 1 {
@@ -251,19 +309,22 @@ impl Committer {
         self.gathered = receipts.waiting();
     }
 
-    /// Carries what is sealed, then seals the active arena and checkpoints that too, the acks with the first of them.
+    /// Checkpoints the sealed arenas, then seals the active one and checkpoints it too. Acks are committed with the
+    /// first.
     pub(super) fn checkpoint(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        self.reopen_if_latched();
-        // What waits already goes first: while the store fails, a swap for each attempt would use up the arenas.
+        if !self.reopen_if_latched() {
+            return;
+        }
+        // Sealed arenas first: while the store fails, a swap for each attempt would use up the arenas.
         if !self.checkpoint_sealed() {
             return;
         }
         if let Err(error) = pipeline.shard.journal().swap() {
-            // Without another arena nothing can be sealed; what was acked makes room all the same.
+            // Nothing can be sealed without another arena, but acks free space all the same.
             self.ack_own();
-            self.storage_failed(|pipeline| pipeline.shard_fails(&error.into()));
-            self.swap_after = Some(self.now() + SPARE_AGAIN);
+            self.storage_failed(|pipeline| pipeline.report_shard_failure(&error.into()));
+            self.swap_after = Some(self.now() + FREE_ARENA_RETRY);
             return;
         }
         self.swap_after = None;
@@ -277,11 +338,12 @@ impl Committer {
         }
     }
 
-    /// Carries the arenas that wait. `false` if the store failed.
+    /// Checkpoints the sealed arenas. Returns false if the store failed.
     fn checkpoint_sealed(&mut self) -> bool {
         let pipeline = Arc::clone(&self.pipeline);
-        // Callers may seal further arenas meanwhile; those are for the next turn.
+        // Arenas that callers seal meanwhile are left for the next turn.
         for _ in 0..ARENAS_MAX {
+            pipeline.let_others_sync();
             self.make_room_for_oldest_sealed();
             let rows = pipeline.leases.lock();
             let pending = rows.take_acks(OWN, &pipeline.shard.ledger());
@@ -291,8 +353,8 @@ impl Committer {
                     rows.committed(pending);
                     drop(rows);
                     if checkpointed.missing > 0 {
-                        // Whoever waits for one of those must not be told that it is safe; who waits for another is told too early
-                        // that it may not be.
+                        // Callers that wait for a damaged event must not be told that it is durable. All waiting
+                        // callers get the error, since it is not known which events are damaged.
                         pipeline.receipts.fail(&PersistError::Sync("events in the journal are damaged".into()));
                         let (events, after_restart) = (checkpointed.missing, checkpointed.after_restart);
                         (pipeline.options.report)(Notice::Missing { events, after_restart });
@@ -302,7 +364,7 @@ impl Committer {
                     } else {
                         pipeline.receipts.synced_up_to(checkpointed.up_to);
                     }
-                    self.worked();
+                    self.succeeded();
                     pipeline.committed();
                 }
                 Ok(None) => {
@@ -313,10 +375,11 @@ impl Committer {
                     rows.put_back(pending);
                     drop(rows);
                     self.store_failed(&error);
-                    // A full disk may still take deletes, and they make room; and what is in the store must be readable to be
-                    // delivered, whether more can come in or not.
-                    self.reopen_if_latched();
-                    self.ack_own();
+                    // On a full disk, deletes may still succeed and free space. And the store must be readable for
+                    // delivery even if nothing more can be added.
+                    if self.reopen_if_latched() {
+                        self.ack_own();
+                    }
                     return false;
                 }
             }
@@ -326,10 +389,10 @@ impl Committer {
 
     pub(super) fn ack_own(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
-        if !pipeline.leases.has_pending(OWN) {
+        if !pipeline.leases.has_pending(OWN) || !self.reopen_if_latched() {
             return;
         }
-        self.reopen_if_latched();
+        pipeline.let_others_sync();
         let rows = pipeline.leases.lock();
         let pending = rows.take_acks(OWN, &pipeline.shard.ledger());
         let now = pipeline.options.clock.wall_nanos();
@@ -337,7 +400,7 @@ impl Committer {
             Ok(_) => {
                 rows.committed(pending);
                 drop(rows);
-                self.worked();
+                self.succeeded();
                 self.waiting.unacked_since = None;
             }
             Err(error) => {
@@ -348,13 +411,14 @@ impl Committer {
         }
     }
 
-    /// An orphan's acks; if it cannot take them, it is let go and found again later.
+    /// Commits acks of the orphan. If that fails, the orphan is released and found again later.
     pub(super) fn ack_adopted(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let Some((origin, shard)) = pipeline.adopted_shard() else { return };
         if !pipeline.leases.has_pending(origin) {
             return;
         }
+        pipeline.let_others_sync();
         let rows = pipeline.leases.lock();
         let pending = rows.take_acks(origin, &shard.ledger());
         let now = pipeline.options.clock.wall_nanos();
@@ -363,7 +427,7 @@ impl Committer {
                 rows.committed(pending);
                 drop(rows);
                 self.waiting.unacked_since = None;
-                self.asked.adopt |= shard.ledger().queued_events == 0;
+                self.commands.adopt |= shard.ledger().queued_events == 0;
             }
             Err(error) => {
                 rows.put_back(pending);
@@ -381,7 +445,39 @@ impl Committer {
 }
 
 impl Pipeline {
-    /// There is something to send.
+    /// Makes the syncs that are due in the other lanes. Called before an operation of this lane that may take long.
+    pub(super) fn let_others_sync(&self) {
+        for lane in self.threads.lanes() {
+            if lane.id != self.id {
+                lane.sync_if_due();
+            }
+        }
+    }
+
+    /// Syncs the journal if a receipt is awaited or the interval has passed. Runs on the committer thread. An error is
+    /// kept for the lane's own turn.
+    fn sync_if_due(&self) {
+        let is_clean = self.shard.is_volatile() || self.shard.journal().last_seq() <= self.receipts.synced();
+        if is_clean || self.finished.get().is_some() || lock(&self.sync_failure).is_some() {
+            return;
+        }
+        let now = self.options.clock.now();
+        // Not set yet for records that were appended during the last operation, because the lane has had no turn since.
+        let since = *lock(&self.unsynced_since).get_or_insert(now);
+        // While storage fails the lane's own turns decide when it is tried again.
+        let is_time = since + self.options.sync_interval <= now && lock(&self.problem).is_none();
+        if self.receipts.waiting() > 0 || is_time {
+            match self.shard.sync() {
+                Ok(seq) => {
+                    self.receipts.synced_up_to(seq);
+                    *lock(&self.unsynced_since) = (self.shard.journal().last_seq() > seq).then_some(now);
+                }
+                Err(error) => *lock(&self.sync_failure) = Some(error),
+            }
+        }
+    }
+
+    /// Tells delivery that there are new rows.
     pub(super) fn committed(&self) {
         if let Some(delivery) = self.delivery() {
             delivery.committed();
@@ -391,4 +487,176 @@ impl Pipeline {
 
 fn since(mark: &mut Option<Instant>, waits: bool, now: Instant) {
     *mark = if waits { Some(mark.unwrap_or(now)) } else { None };
+}
+
+/// Minimum time between two checkpoints of a batch, whatever `flush_at` and `flush_interval` say. Each costs two syncs
+/// and tens of kilobytes of writes.
+pub(super) const CHECKPOINT_SPACING: Duration = Duration::from_secs(1);
+
+/// Number of acked rows that are committed without waiting for `ack_interval`. It bounds what is sent again after a
+/// kill while a backlog drains.
+pub(super) const ACK_ROWS: usize = 16;
+
+/// The intervals of the options.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Intervals {
+    pub(super) flush_at: u64,
+    pub(super) flush: Duration,
+    pub(super) sync: Duration,
+    pub(super) ack: Duration,
+}
+
+/// Since when things wait. `None`: nothing of the kind waits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Waiting {
+    /// The oldest record that is not synced.
+    pub(super) unsynced_since: Option<Instant>,
+    /// The oldest record that is not checkpointed.
+    pub(super) journaled_since: Option<Instant>,
+    /// The oldest ack that is not committed.
+    pub(super) unacked_since: Option<Instant>,
+    /// The last checkpoint.
+    pub(super) checkpointed_at: Option<Instant>,
+    /// After a failed sync: time of the next one, unless a caller awaits it.
+    pub(super) sync_after: Option<Instant>,
+    /// After a failure of the store: time of the next attempt.
+    pub(super) retry_at: Option<Instant>,
+}
+
+/// What waits at this moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
+    /// Number of records that are not checkpointed.
+    pub(super) journaled: u64,
+    /// An arena is half full, or sealed arenas wait.
+    pub(super) pressing: bool,
+    /// Number of rows that are acked and not committed.
+    pub(super) unacked_rows: usize,
+    /// A caller awaits a receipt.
+    pub(super) awaited: bool,
+    /// A flush or a shutdown needs everything checkpointed.
+    pub(super) all: bool,
+    /// A flush has completed: its acks are committed before it is answered.
+    pub(super) flushed: bool,
+}
+
+/// What is due now, and when to decide again without a command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) sync: bool,
+    pub(super) checkpoint: bool,
+    pub(super) ack: bool,
+    /// `None`: no timer is needed.
+    pub(super) wake_at: Option<Instant>,
+}
+
+/// Decides what is due.
+pub(super) fn due(intervals: &Intervals, waiting: &Waiting, facts: &Facts, now: Instant) -> Due {
+    let mut due = Due::default();
+    let mut at = |time: Option<Instant>| {
+        let Some(time) = time else { return false };
+        if time <= now {
+            return true;
+        }
+        due.wake_at = Some(due.wake_at.map_or(time, |earlier| earlier.min(time)));
+        false
+    };
+    let sync_at = waiting.unsynced_since.map(|since| (since + intervals.sync).max(waiting.sync_after.unwrap_or(since)));
+    let sync = sync_at.is_some() && (facts.awaited || at(sync_at));
+
+    let may = waiting.retry_at.is_none() || at(waiting.retry_at);
+    let (mut checkpoint, mut ack) = (false, false);
+    if may {
+        if let Some(since) = waiting.journaled_since {
+            let spaced = waiting.checkpointed_at.map_or(now, |checkpointed_at| checkpointed_at + CHECKPOINT_SPACING);
+            let batch_at = if facts.journaled >= intervals.flush_at { now } else { since + intervals.flush };
+            checkpoint = facts.pressing || facts.all || at(Some(batch_at.max(spaced)));
+        }
+        if let Some(since) = waiting.unacked_since {
+            ack = facts.all || facts.flushed || facts.unacked_rows >= ACK_ROWS || at(Some(since + intervals.ack));
+        }
+    }
+    Due { sync, checkpoint, ack, wake_at: due.wake_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVALS: Intervals = Intervals {
+        flush_at: 20,
+        flush: Duration::from_secs(5),
+        sync: Duration::from_millis(100),
+        ack: Duration::from_secs(1),
+    };
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn nothing_pending_means_no_timer() {
+        let now = Instant::now();
+        let waiting = Waiting { checkpointed_at: Some(now), ..Waiting::default() };
+        assert_eq!(due(&INTERVALS, &waiting, &Facts::default(), now), Due::default());
+    }
+
+    #[test]
+    fn a_record_is_synced_after_the_interval_or_when_awaited() {
+        let now = Instant::now();
+        let waiting = Waiting { unsynced_since: Some(now), journaled_since: Some(now), ..Waiting::default() };
+        let facts = Facts { journaled: 1, ..Facts::default() };
+        let early = due(&INTERVALS, &waiting, &facts, now);
+        assert_eq!(early, Due { wake_at: Some(now + ms(100)), ..Due::default() });
+        assert!(due(&INTERVALS, &waiting, &Facts { awaited: true, ..facts }, now).sync);
+        assert!(due(&INTERVALS, &waiting, &facts, now + ms(100)).sync);
+    }
+
+    #[test]
+    fn a_full_batch_is_checkpointed_at_once_but_once_a_second() {
+        let now = Instant::now();
+        let waiting = Waiting { journaled_since: Some(now), ..Waiting::default() };
+        let facts = Facts { journaled: 20, ..Facts::default() };
+        assert!(due(&INTERVALS, &waiting, &facts, now).checkpoint);
+        let again = Waiting { checkpointed_at: Some(now - ms(300)), ..waiting };
+        let later = due(&INTERVALS, &again, &facts, now);
+        assert_eq!(later, Due { wake_at: Some(now + ms(700)), ..Due::default() });
+        assert!(due(&INTERVALS, &again, &Facts { pressing: true, ..facts }, now).checkpoint);
+        assert!(due(&INTERVALS, &again, &Facts { all: true, ..facts }, now).checkpoint);
+    }
+
+    #[test]
+    fn a_single_event_is_checkpointed_after_the_flush_interval() {
+        let now = Instant::now();
+        let waiting = Waiting { journaled_since: Some(now), ..Waiting::default() };
+        let facts = Facts { journaled: 1, ..Facts::default() };
+        assert_eq!(due(&INTERVALS, &waiting, &facts, now).wake_at, Some(now + ms(5000)));
+        assert!(due(&INTERVALS, &waiting, &facts, now + ms(5000)).checkpoint);
+    }
+
+    #[test]
+    fn acks_wait_for_a_checkpoint_unless_many_have_gathered() {
+        let now = Instant::now();
+        let waiting = Waiting { unacked_since: Some(now), ..Waiting::default() };
+        let few = Facts { unacked_rows: ACK_ROWS - 1, ..Facts::default() };
+        assert_eq!(due(&INTERVALS, &waiting, &few, now), Due { wake_at: Some(now + ms(1000)), ..Due::default() });
+        assert!(due(&INTERVALS, &waiting, &few, now + ms(1000)).ack);
+        assert!(due(&INTERVALS, &waiting, &Facts { unacked_rows: ACK_ROWS, ..few }, now).ack);
+        assert!(due(&INTERVALS, &waiting, &Facts { flushed: true, ..few }, now).ack);
+    }
+
+    #[test]
+    fn after_a_failure_the_store_waits_and_syncs_go_on() {
+        let now = Instant::now();
+        let waiting = Waiting {
+            unsynced_since: Some(now - ms(100)),
+            journaled_since: Some(now - ms(9000)),
+            unacked_since: Some(now - ms(9000)),
+            retry_at: Some(now + ms(400)),
+            ..Waiting::default()
+        };
+        let facts = Facts { journaled: 99, pressing: true, all: true, ..Facts::default() };
+        let due = due(&INTERVALS, &waiting, &facts, now);
+        assert_eq!(due, Due { sync: true, wake_at: Some(now + ms(400)), ..Due::default() });
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::committer::Committer;
-use super::lane::Lane;
+use super::options::Lane;
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::flags::loader::{self, Keep, Loader, LoaderParts};
 use crate::flags::remote::Done;
@@ -64,7 +64,7 @@ impl Pipeline {
             spawn: Arc::new(|run| threads::spawn_apart("posthog-flags", run)),
             keep: Arc::new(move |keep| {
                 if let Some(pipeline) = keeper.upgrade() {
-                    pipeline.mailbox.ring(|wanted| wanted.definitions = Some(keep));
+                    pipeline.mailbox.send(|commands| commands.definitions = Some(keep));
                 }
             }),
             report: Arc::new(move |notice| reports(Notice::Flags(notice))),
@@ -78,7 +78,7 @@ impl Pipeline {
         let ended = Arc::downgrade(self);
         loader.stop(Box::new(move || {
             if let Some(pipeline) = ended.upgrade() {
-                pipeline.mailbox.ring(|wanted| wanted.loading_ended = true);
+                pipeline.mailbox.send(|commands| commands.loading_ended = true);
             }
         }));
     }
@@ -101,10 +101,10 @@ impl Committer {
     /// Stores loaded definitions for the next process. A failure is reported once, retried, and affects nothing else.
     pub(super) fn keep_definitions(&mut self) {
         let is_due = self.keeping.retry_at.is_none_or(|at| self.now() >= at);
-        if self.asked.definitions.is_none() || self.stopping.is_some() || !is_due || !self.may_try() {
+        if self.commands.definitions.is_none() || self.stopping.is_some() || !is_due || !self.may_try() {
             return;
         }
-        let Some(keep) = self.asked.definitions.take() else { return };
+        let Some(keep) = self.commands.definitions.take() else { return };
         let pipeline = Arc::clone(&self.pipeline);
         if pipeline.shard.is_volatile() {
             return;
@@ -124,7 +124,7 @@ impl Committer {
         };
         self.keeping.retry_at = Some(self.now() + KEEP_RETRY);
         // Newer definitions replace these if they arrive before the retry.
-        self.asked.definitions = Some(keep);
+        self.commands.definitions = Some(keep);
         if !std::mem::replace(&mut self.keeping.was_reported, true) {
             let notice = flags::Notice::CacheFailed { operation: loader::KEEP, why };
             (pipeline.options.report)(Notice::Flags(notice));

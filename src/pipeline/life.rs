@@ -1,21 +1,30 @@
-//! The run before this one, and what this one leaves for the next to judge by.
+//! The previous run of the program, and what this run leaves so that the next one can tell how it ended.
+//!
+//! A run is one owner of a shard. The committer records signs of life on the status page while it has work to do, and
+//! the exit of the process is recorded by a mark at `exit`. The next owner judges from these, and from the crash
+//! reports, how the run ended ([`LastRun`]). Crash reports of an orphan's owner are moved to this shard, whose client
+//! reports them.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use nix::libc::SIGTERM;
 
-use super::{Pipeline, WorkerOptions, lock};
+use super::notice::Notice;
+use super::options::WorkerOptions;
+use super::shared::{Pipeline, lock};
+use crate::crash;
 use crate::crash::exit::{Evidence, ExitCause, ExitObserver, FatalRecord, exit_cause, observe_exit};
 use crate::crash::termination;
 use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::OomCount;
 
-/// The OOM counter is a file of the kernel's: read no more often than that.
+/// Minimum time between two reads of the kernel's OOM counter.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 
-/// The last run that had our shard.
+/// The last run that owned this shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LastRun {
     pub(crate) end: ExitCause,
@@ -23,14 +32,14 @@ pub(crate) struct LastRun {
     pub(crate) started_at: WallNanos,
     /// From its start to its last sign of life.
     pub(crate) alive_for: Duration,
-    /// Events that were found queued.
+    /// Events that were queued when this run opened the shard.
     pub(crate) queued_events: u64,
-    /// `None` if the system does not tell.
+    /// `None` if the system does not say.
     pub(crate) machine_restarted: Option<bool>,
 }
 
 impl LastRun {
-    /// What the page says, and what its crash files said. `None` if there was no run that left a word.
+    /// Judges by the status page and by `fatal`, what its crash report says. `None` if no run has left a sign.
     pub(super) fn of(
         options: &WorkerOptions,
         before: &Predecessor,
@@ -63,7 +72,7 @@ impl LastRun {
     }
 }
 
-/// Of this run, and of the one before.
+/// This run and the one before it.
 #[derive(Debug)]
 pub(super) struct Life {
     began: Instant,
@@ -73,7 +82,7 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// Begins with a first sign, so that a run that ends at once is judged by what it was.
+    /// Begins a run with a first sign of life, so that a run that ends at once can be judged too.
     pub(super) fn begin(options: &WorkerOptions, shard: &Arc<Queue>, last: Option<LastRun>) -> Self {
         let mark: Weak<Queue> = Arc::downgrade(shard);
         let watches_exit = !shard.is_volatile() && observe_exit(mark);
@@ -103,8 +112,8 @@ impl Life {
 }
 
 impl Pipeline {
-    /// Leaves a sign of life. For a committer that is awake and has something to do: an idle client writes nothing.
-    pub(super) fn give_sign(&self) {
+    /// Records a sign of life. Called when the committer is awake for other work: an idle client writes nothing.
+    pub(super) fn record_sign_of_life(&self) {
         if !self.shard.is_volatile() {
             self.shard.note_heartbeat(&self.life.heartbeat(&self.options));
         }
@@ -115,7 +124,7 @@ impl Pipeline {
         self.life.last.as_ref()
     }
 
-    /// The process was asked to end by that signal, and is going to die of it.
+    /// Records that the process received this signal and is about to die of it.
     pub(crate) fn mark_dying_of(&self, signal: i32) {
         self.shard.mark_dying_of(signal);
     }
@@ -124,5 +133,34 @@ impl Pipeline {
 impl ExitObserver for Queue {
     fn on_exit(&self, status: Option<i32>) {
         self.mark_exit(status);
+    }
+}
+
+impl Pipeline {
+    /// The directory of crash reports; `None` if the queue is in memory.
+    pub(crate) fn crash_dir(&self) -> Option<PathBuf> {
+        (!self.shard.is_volatile()).then(|| self.shard.dir().join(crash::DIR))
+    }
+
+    /// Sets the callback for crash reports that were moved here from an orphan.
+    pub(crate) fn on_reports_adopted(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.reports_adopted.set(Box::new(call));
+    }
+
+    /// Moves the crash reports of an orphan to this shard's directory, so that this client reports them.
+    pub(super) fn adopt_crash_reports(&self, from: &Path) {
+        let Some(to) = self.crash_dir() else { return };
+        match crash::adopt_reports(&self.options.disk, from, &to) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(found) = self.reports_adopted.get() {
+                    found();
+                }
+            }
+            Err(error) => {
+                let why = format!("its crash reports cannot be moved to this queue ({error}); they are left there");
+                (self.options.report)(Notice::ShardSkipped { path: from.to_path_buf(), why });
+            }
+        }
     }
 }

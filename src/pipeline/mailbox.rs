@@ -1,165 +1,230 @@
-//! What wakes the committer.
+//! The mailbox of the committer: commands from any thread, and the wake-up of the committer thread.
+//!
+//! Each lane has a [`Mailbox`]; the mailboxes of all lanes of a client share one [`Wake`], because one thread serves
+//! them. Adding a command never waits for the committer: commands gather until it takes them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::dead::Ordered;
-use super::flush::Flush;
 use super::outcomes::Awaited;
 use super::pending::Promise;
+use super::shared::lock;
 use crate::delivery;
 use crate::flags::loader::Keep;
-use crate::report::ShutdownReport;
+use crate::queue::Totals;
+use crate::report::{DeadLetterError, FlushReport, ShutdownReport};
 
-/// What is asked of the committer, gathered until it looks.
+/// Commands for the committer, gathered until it takes them.
 #[derive(Debug, Default)]
-pub(super) struct Wanted {
-    /// Somebody awaits a receipt.
+pub(super) struct Commands {
+    /// A caller waits for its event to be durable.
     pub(super) sync: bool,
-    /// The bounds should be looked at again.
-    pub(super) look_again: bool,
-    /// Delivery found nothing to send in our own shard.
+    /// Check the bounds of the queue.
+    pub(super) check_bounds: bool,
+    /// Look for an orphan to deliver: delivery found nothing to send in this shard.
     pub(super) adopt: bool,
-    /// The orphan that is being delivered cannot be read.
+    /// Let go of the orphan that is being delivered: it cannot be read.
     pub(super) abandon: bool,
-    /// Flushes that begin.
+    /// Begin these flushes.
     pub(super) flushes: Vec<Flush>,
-    /// Flushes that the delivery is done with, and how it found the endpoint.
+    /// Flushes that delivery has completed, each with the state in which it found the endpoint.
     pub(super) flushed: Vec<(Flush, delivery::EndpointStatus)>,
-    /// Events to be sent at once, because somebody waits for what becomes of them.
+    /// Events to be sent now, because a caller waits for their outcome.
     pub(super) awaited: Vec<Awaited>,
-    /// What is to be done with dead letters.
-    pub(super) dead: Vec<Ordered>,
-    /// What the next process is to find of the definitions of flags.
+    /// Retry or discard dead letters.
+    pub(super) dead: Vec<DeadLetterCommand>,
+    /// Flag definitions to be stored for the next process.
     pub(super) definitions: Option<Keep>,
-    /// No more of them are loaded, and the program's provider was shut down.
+    /// The loader of flag definitions has ended, and the program's provider was shut down.
     pub(super) loading_ended: bool,
-    /// Until when delivery may go on; set once intake has ended.
+    /// Deadline of delivery in a shutdown. Set after intake has ended.
     pub(super) stop: Option<Instant>,
-    /// Who waits for the end.
+    /// Callers that wait for the end of a shutdown.
     pub(super) stops: Vec<Promise<ShutdownReport>>,
-    /// Delivery has ended, and found the endpoint so.
+    /// Delivery has ended, and found the endpoint in this state.
     pub(super) delivery_ended: Option<delivery::EndpointStatus>,
 }
 
-impl Wanted {
-    /// Whether what is asked needs everything to be in the store: to be sent, or to be told from what is there.
+impl Commands {
+    /// Whether a command needs all accepted events to be in the store first.
     pub(super) fn wants_all(&self) -> bool {
         !(self.flushes.is_empty() && self.awaited.is_empty() && self.dead.is_empty())
     }
 }
 
+/// A flush that is under way.
+#[derive(Debug)]
+pub(super) struct Flush {
+    pub(super) promise: Promise<FlushReport>,
+    /// The totals at the time of the call. A fast server may accept events before delivery receives the flush.
+    pub(super) before: Totals,
+}
+
+/// What to do with all dead letters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DeadLetterAction {
+    /// Queue them again.
+    Retry,
+    /// Delete them.
+    Discard,
+}
+
+/// A command for dead letters and the promise of the number affected.
+#[derive(Debug)]
+pub(super) struct DeadLetterCommand {
+    pub(super) action: DeadLetterAction,
+    pub(super) promise: Promise<Result<u64, DeadLetterError>>,
+}
+
+/// Wakes the committer thread. The mailboxes of all lanes share one.
 #[derive(Debug, Default)]
-struct State {
-    wanted: Wanted,
-    rung: bool,
-    /// How often it was rung.
+pub(super) struct Wake {
+    state: Mutex<WakeState>,
+    woken: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct WakeState {
+    is_woken: bool,
+    /// Number of wake-ups so far.
     #[cfg(feature = "testing")]
-    rings: u64,
-    /// The committer waits for it, and for nothing that is due now.
+    wakes: u64,
+    /// The committer is waiting, and nothing is due now.
     #[cfg(feature = "testing")]
     waited_for: bool,
 }
 
-/// Rung by anybody, heard by the committer.
-#[derive(Debug, Default)]
-pub(super) struct Mailbox {
-    /// The committer believes that everything in the journal is synced: the next record must tell it otherwise.
-    believes_clean: AtomicBool,
-    stopping: AtomicBool,
-    state: Mutex<State>,
-    rung: Condvar,
-}
-
-impl Mailbox {
-    /// Adds to what is wanted and wakes the committer.
-    pub(super) fn ring(&self, ask: impl FnOnce(&mut Wanted)) {
+impl Wake {
+    /// Wakes the committer thread, or keeps it from falling asleep.
+    pub(super) fn wake(&self) {
         let mut state = self.lock();
-        ask(&mut state.wanted);
-        state.rung = true;
+        state.is_woken = true;
         #[cfg(feature = "testing")]
         {
-            state.rings += 1;
+            state.wakes += 1;
         }
         drop(state);
-        self.rung.notify_one();
+        self.woken.notify_one();
     }
 
-    /// Whether the next record must ring. Relaxed is enough: the journal's lock lies between the committer's store of this flag and
-    /// its look at the journal, and between that look and any later record.
-    #[inline]
-    pub(super) fn believes_clean(&self) -> bool {
-        self.believes_clean.load(Ordering::Relaxed)
-    }
-
-    /// A record was appended that the committer does not expect.
-    #[cold]
-    pub(super) fn ring_for_records(&self) {
-        self.believes_clean.store(false, Ordering::Relaxed);
-        self.ring(|_| ());
-    }
-
-    /// The committer is about to look at the journal for the last time before it sleeps.
-    pub(super) fn believe_clean(&self, clean: bool) {
-        self.believes_clean.store(clean, Ordering::Relaxed);
-    }
-
-    /// Intake has ended.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    /// Marks the end of intake; says whether this was the first to do so.
-    pub(super) fn begin_stopping(&self) -> bool {
-        !self.stopping.swap(true, Ordering::AcqRel)
-    }
-
-    /// Stays awake until rung, for so long at most.
+    /// Stays awake until woken, for at most `most`.
     pub(super) fn linger(&self, most: Duration) {
         let until = Instant::now() + most;
-        while !self.lock().rung && Instant::now() < until {
+        while !self.lock().is_woken && Instant::now() < until {
             std::thread::yield_now();
         }
     }
 
-    /// Waits until rung, or until `until`; for ever if `None`. Takes what is wanted.
-    pub(super) fn listen(&self, until: Option<Instant>, now: impl Fn() -> Instant) -> Wanted {
+    /// Waits until woken, or until `until`; without a bound if `None`.
+    pub(super) fn wait(&self, until: Option<Instant>, now: impl Fn() -> Instant) {
         let mut state = self.lock();
-        while !state.rung {
+        while !state.is_woken {
             let left = until.map(|until| until.saturating_duration_since(now()));
             #[cfg(feature = "testing")]
             {
                 state.waited_for = left != Some(Duration::ZERO);
             }
             state = match left {
-                None => self.rung.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self.woken.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(Duration::ZERO) => break,
-                Some(left) => self.rung.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(left) => self.woken.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
         #[cfg(feature = "testing")]
         {
             state.waited_for = false;
         }
-        state.rung = false;
-        std::mem::take(&mut state.wanted)
+        state.is_woken = false;
     }
 
-    /// Takes out the flushes that the delivery is done with: nobody listens any more.
-    pub(super) fn take_flushed(&self) -> Vec<(Flush, delivery::EndpointStatus)> {
-        std::mem::take(&mut self.lock().wanted.flushed)
+    fn lock(&self) -> MutexGuard<'_, WakeState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Commands of one lane for the committer. Any thread adds to them; the committer takes them.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    /// The committer believes that every record in the journal is synced. The next append clears this and wakes it.
+    believes_clean: AtomicBool,
+    stopping: AtomicBool,
+    /// The committer was woken for this lane since it last asked.
+    is_woken: AtomicBool,
+    commands: Mutex<Commands>,
+    wake: Arc<Wake>,
+}
+
+impl Mailbox {
+    /// A mailbox whose commands wake the thread that waits on `wake`.
+    pub(super) fn new(wake: Arc<Wake>) -> Self {
+        Self { wake, ..Self::default() }
     }
 
-    /// How often it was rung so far, if the committer waits for it to be rung again.
+    /// Adds to the commands and wakes the committer.
+    pub(super) fn send(&self, ask: impl FnOnce(&mut Commands)) {
+        ask(&mut lock(&self.commands));
+        self.wake();
+    }
+
+    /// Wakes the committer: something is due that it does not know of.
+    pub(super) fn wake(&self) {
+        self.is_woken.store(true, Ordering::Release);
+        self.wake.wake();
+    }
+
+    /// Whether the committer was woken for this lane since the last call. Asked before the commands are taken: one that is added in between
+    /// wakes the committer once more.
+    pub(super) fn take_woken(&self) -> bool {
+        self.is_woken.swap(false, Ordering::AcqRel)
+    }
+
+    /// Takes the commands that have gathered.
+    pub(super) fn take(&self) -> Commands {
+        std::mem::take(&mut *lock(&self.commands))
+    }
+
+    /// Whether the next append must wake the committer. Relaxed suffices: the journal's lock is taken between the
+    /// committer's store of this flag and its look at the journal, and between that look and any later record.
+    #[inline]
+    pub(super) fn believes_clean(&self) -> bool {
+        self.believes_clean.load(Ordering::Relaxed)
+    }
+
+    /// Wakes the committer for a record that it does not expect.
+    #[cold]
+    pub(super) fn wake_for_records(&self) {
+        self.believes_clean.store(false, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Set to true before the committer looks at the journal for the last time before it sleeps.
+    pub(super) fn believe_clean(&self, clean: bool) {
+        self.believes_clean.store(clean, Ordering::Relaxed);
+    }
+
+    /// Whether intake has ended.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends intake. Returns whether it was open.
+    pub(super) fn begin_stopping(&self) -> bool {
+        !self.stopping.swap(true, Ordering::AcqRel)
+    }
+
+    /// Waits as the committer thread does, and takes the commands.
+    #[cfg(test)]
+    pub(super) fn listen(&self, until: Option<Instant>, now: impl Fn() -> Instant) -> Commands {
+        self.wake.wait(until, now);
+        self.take()
+    }
+
+    /// Number of wake-ups so far, if the committer waits for the next one.
     #[cfg(feature = "testing")]
     pub(super) fn asleep(&self) -> Option<u64> {
-        let state = self.lock();
-        (state.waited_for && !state.rung).then_some(state.rings)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.wake.lock();
+        (state.waited_for && !state.is_woken).then_some(state.wakes)
     }
 }
 
@@ -168,14 +233,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_before_and_during_a_wait_is_heard_once() {
+    fn commands_before_and_during_a_wait_are_received_once() {
         let mailbox = Mailbox::default();
-        mailbox.ring(|wanted| wanted.sync = true);
-        mailbox.ring(|wanted| wanted.look_again = true);
-        let wanted = mailbox.listen(None, Instant::now);
-        assert!(wanted.sync && wanted.look_again);
+        mailbox.send(|commands| commands.sync = true);
+        mailbox.send(|commands| commands.check_bounds = true);
+        let commands = mailbox.listen(None, Instant::now);
+        assert!(commands.sync && commands.check_bounds);
         std::thread::scope(|scope| {
-            scope.spawn(|| mailbox.ring(|wanted| wanted.adopt = true));
+            scope.spawn(|| mailbox.send(|commands| commands.adopt = true));
             assert!(mailbox.listen(None, Instant::now).adopt);
         });
         assert!(!mailbox.listen(Some(Instant::now()), Instant::now).adopt);

@@ -1,110 +1,110 @@
-//! What the worker has to tell.
+//! Notices: what a pipeline reports to the client, which makes diagnostics of it.
 
 use std::path::PathBuf;
 
-use super::Floor;
+use super::admission::Floor;
 use crate::delivery;
 use crate::flags;
 use crate::queue::OrphanedQueue;
 
-/// Something that happened on one of our threads.
+/// Something that happened in a lane and that an operator may have to know.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    /// During delivery.
+    /// From the delivery engine.
     Delivery(delivery::Notice),
     /// About feature flags.
     Flags(flags::Notice),
-    /// Something about this machine's network setup.
+    /// A warning about this machine's network settings.
     Network(String),
-    /// A file was set aside.
+    /// A damaged file was replaced.
     Salvaged {
-        /// Its new name.
+        /// Where the damaged file is kept.
         path: PathBuf,
-        /// What was wrong.
+        /// What was wrong with it.
         why: String,
-        /// Events that could not be saved.
+        /// Number of events that could not be recovered.
         lost: u64,
     },
-    /// Accepted events that are nowhere.
+    /// Accepted events are missing from the queue.
     Missing {
         /// How many.
         events: u64,
-        /// Lost with a power cut, before they were synced.
+        /// They were lost in a power cut before they were synced; otherwise the files were damaged.
         after_restart: bool,
     },
-    /// The last owner died inside the store; its file was checked.
+    /// The last owner died inside the store, so its file was checked, and it is sound.
     StoreVerified,
-    /// The last owner died while it looked up names; this one does not.
+    /// The last owner died while it looked up symbols; stack frames of that build are sent without names.
     SymbolsUntrusted,
     /// Storage fails, or works again.
     Storage {
-        /// What fails; `None` when it works again.
+        /// What fails; `None` when storage works again.
         problem: Option<String>,
     },
-    /// The file system has so little free that nothing is taken.
+    /// The file system has less free space than the floor: no events are accepted.
     Floor(Floor),
-    /// The queue is in memory, or in files that nobody will find: it ends with the process.
+    /// The queue is in memory, or in files that were deleted: it is lost at the end of the process.
     InMemory {
-        /// Where it should be.
+        /// Where the queue should be.
         path: PathBuf,
-        /// Why it is not.
+        /// Why it is not there.
         problem: String,
     },
-    /// A queue in memory ends with events in it.
+    /// A queue in memory was closed with events in it.
     LostInMemory {
         /// How many.
         events: u64,
     },
-    /// Events were given up for room or age.
+    /// Events were evicted.
     Evicted {
         /// How many.
         events: u64,
-        /// For their age; else for room.
+        /// Because of their age; otherwise because of the bounds of the queue.
         for_age: bool,
     },
-    /// The queue directory does not outlive the machine or the container.
+    /// The queue's directory does not outlive the machine or the container.
     Ephemeral {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// What it is on.
+        /// The kind of file system.
         what: &'static str,
     },
-    /// Other users may change or replace the directory of the queue.
+    /// Other users may change or replace the queue's directory.
     Exposed {
-        /// The directory that they may write, it or one above it.
+        /// The directory that they may write to: the queue's own, or one above it.
         path: PathBuf,
-        /// How.
+        /// What permits it.
         why: String,
     },
-    /// Another project's queue has events that nobody delivers.
+    /// A queue of another project has events that are not delivered.
     OrphanedQueue(OrphanedQueue),
-    /// And so have others besides those that are told one by one.
-    MoreStranded {
-        /// Where all of them lie.
+    /// Further queues of other projects, beyond those that are reported one by one.
+    MoreOrphanedQueues {
+        /// The directory of all of them.
         path: PathBuf,
-        /// How many there are.
+        /// Number of queues.
         queues: u64,
         /// Events in them.
         events: u64,
         /// Bytes in them.
         bytes: u64,
     },
-    /// A stop that had time did not deliver everything.
+    /// A shutdown that had time for delivery left events in the queue.
     LeftOnDisk {
-        /// Events that are still queued.
+        /// How many.
         events: u64,
-        /// Where they lie.
+        /// Where they are stored.
         path: PathBuf,
-        /// Why.
+        /// What prevented their delivery.
         why: String,
     },
-    /// A shard was left alone: it is of a newer format, or cannot be opened.
+    /// A shard was skipped: its format is newer, or it cannot be opened.
     ShardSkipped {
-        /// Which.
+        /// Its directory.
         path: PathBuf,
-        /// Why.
+        /// The failure.
         why: String,
     },
-    /// Nothing more comes: the pipeline has ended.
+    /// The pipeline has ended: this is its last notice.
     Ended,
 }

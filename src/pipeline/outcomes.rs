@@ -207,7 +207,7 @@ impl Pipeline {
     /// The event was accepted as the record with this sequence number: sends it now, with everything queued before it.
     pub(crate) fn send_now(&self, awaited: Awaited, seq: u64) {
         self.outcomes.accepted(&awaited, seq);
-        self.mailbox.ring(|wanted| wanted.awaited.push(awaited));
+        self.mailbox.send(|commands| commands.awaited.push(awaited));
     }
 }
 

@@ -113,7 +113,10 @@ pending_results! {
 /// The side of a [`Pending`] that gives the result.
 #[derive(Debug)]
 pub(crate) struct Promise<T: Unanswered> {
-    slot: Arc<Slot<T>>,
+    /// Taken when the result is given.
+    slot: Option<Arc<Slot<T>>>,
+    /// Which part of the result it gives.
+    part: usize,
 }
 
 /// The results of calls that nothing can answer.
@@ -132,11 +135,19 @@ struct Slot<T> {
     forked: fn() -> T,
     /// The result of a dropped promise, if the caller chose one.
     instead: Option<T>,
+    /// Adds a part of the result to the parts before it.
+    add: fn(T, T) -> T,
 }
 
 #[derive(Debug)]
 enum State<T> {
-    Waiting(Option<Waker>),
+    Waiting {
+        waker: Option<Waker>,
+        /// Number of promises that have not given their part.
+        missing: usize,
+        /// The parts given so far. Empty if the result has one part only.
+        given: Vec<Option<T>>,
+    },
     Answered(T, Option<OnTaken>),
 }
 
@@ -151,23 +162,35 @@ impl fmt::Debug for OnTaken {
 
 /// A promise, and the [`Pending`] that resolves with it.
 pub(crate) fn pending<T: Unanswered>() -> (Promise<T>, Pending<T>) {
-    promise(None)
+    let (slot, pending) = slot(1, None, |_, last| last);
+    (Promise { slot: Some(slot), part: 0 }, pending)
 }
 
 /// As [`pending`]; `instead` is the result if the promise is dropped.
 pub(crate) fn pending_or<T: Unanswered>(instead: T) -> (Promise<T>, Pending<T>) {
-    promise(Some(instead))
+    let (slot, pending) = slot(1, Some(instead), |_, last| last);
+    (Promise { slot: Some(slot), part: 0 }, pending)
 }
 
-fn promise<T: Unanswered>(instead: Option<T>) -> (Promise<T>, Pending<T>) {
+/// One result that is made of `parts` parts. It resolves with the last of them, to their sum in the order of the promises,
+/// whatever the order in which they come. A promise that is dropped contributes [`Unanswered::closed`].
+pub(crate) fn pending_sum<T: Unanswered>(parts: usize, add: fn(T, T) -> T) -> (Vec<Promise<T>>, Pending<T>) {
+    let (slot, pending) = slot(parts, None, add);
+    let promises = (0..parts).map(|part| Promise { slot: Some(Arc::clone(&slot)), part }).collect();
+    (promises, pending)
+}
+
+fn slot<T: Unanswered>(missing: usize, instead: Option<T>, add: fn(T, T) -> T) -> (Arc<Slot<T>>, Pending<T>) {
+    let given = if missing > 1 { vec![None; missing] } else { Vec::new() };
     let slot = Arc::new(Slot {
-        state: Mutex::new(State::Waiting(None)),
+        state: Mutex::new(State::Waiting { waker: None, missing, given }),
         ready: Condvar::new(),
         generation: fork::generation(),
         forked: T::forked,
         instead,
+        add,
     });
-    (Promise { slot: Arc::clone(&slot) }, Pending { slot })
+    (Arc::clone(&slot), Pending { slot })
 }
 
 /// A [`Pending`] that is resolved already.
@@ -243,41 +266,55 @@ impl<T> Answered<T> {
 fn taken<T: Clone>(state: &mut State<T>) -> Option<Answered<T>> {
     match state {
         State::Answered(answer, on_taken) => Some(Answered(answer.clone(), on_taken.take())),
-        State::Waiting(_) => None,
+        State::Waiting { .. } => None,
     }
 }
 
 impl<T: Unanswered> Promise<T> {
     /// Gives the result. Only the first result counts.
-    pub(crate) fn answer(self, answer: T) {
-        self.slot.resolve(answer, None);
+    pub(crate) fn answer(mut self, answer: T) {
+        if let Some(slot) = self.slot.take() {
+            slot.resolve(self.part, answer, None);
+        }
     }
 
     /// As [`answer`](Self::answer). `on_taken` runs on the thread that takes the result first, and never if none does.
-    pub(crate) fn answer_and(self, answer: T, on_taken: impl FnOnce() + Send + 'static) {
-        self.slot.resolve(answer, Some(OnTaken(Box::new(on_taken))));
+    pub(crate) fn answer_and(mut self, answer: T, on_taken: impl FnOnce() + Send + 'static) {
+        if let Some(slot) = self.slot.take() {
+            slot.resolve(self.part, answer, Some(OnTaken(Box::new(on_taken))));
+        }
     }
 }
 
 impl<T: Unanswered> Drop for Promise<T> {
     fn drop(&mut self) {
-        if !self.slot.is_forked() {
-            self.slot.resolve(self.slot.instead.clone().unwrap_or_else(T::closed), None);
+        if let Some(slot) = self.slot.take().filter(|slot| !slot.is_forked()) {
+            let answer = slot.instead.clone().unwrap_or_else(T::closed);
+            slot.resolve(self.part, answer, None);
         }
     }
 }
 
 impl<T> Slot<T> {
-    fn resolve(&self, answer: T, on_taken: Option<OnTaken>) {
+    fn resolve(&self, part: usize, answer: T, on_taken: Option<OnTaken>) {
         let waker = {
             let mut state = self.lock();
-            if matches!(*state, State::Answered(..)) {
-                return;
-            }
-            match std::mem::replace(&mut *state, State::Answered(answer, on_taken)) {
-                State::Waiting(waker) => waker,
-                State::Answered(..) => None,
-            }
+            let State::Waiting { waker, missing, given } = &mut *state else { return };
+            let answer = match given.get_mut(part) {
+                None => answer,
+                Some(own) => {
+                    *own = Some(answer);
+                    *missing -= 1;
+                    if *missing > 0 {
+                        return;
+                    }
+                    let Some(sum) = std::mem::take(given).into_iter().flatten().reduce(self.add) else { return };
+                    sum
+                }
+            };
+            let waker = waker.take();
+            *state = State::Answered(answer, on_taken);
+            waker
         };
         self.ready.notify_all();
         if let Some(waker) = waker {
@@ -311,7 +348,7 @@ impl<T: Clone> Future for Pending<T> {
             return Poll::Ready(self.slot.forked_answer());
         }
         let mut state = self.slot.lock();
-        if let State::Waiting(waker) = &mut *state {
+        if let State::Waiting { waker, .. } = &mut *state {
             match waker {
                 Some(known) => known.clone_from(context.waker()),
                 None => *waker = Some(context.waker().clone()),
@@ -436,6 +473,65 @@ mod tests {
         let (promise, waiting) = pending::<Answer>();
         drop(promise);
         assert_eq!(waiting.wait(Duration::from_secs(10)), Ok(Answer::Closed));
+    }
+
+    fn sum(first: Answer, second: Answer) -> Answer {
+        match (first, second) {
+            (Answer::Value(first), Answer::Value(second)) => Answer::Value(10 * first + second),
+            _ => Answer::Closed,
+        }
+    }
+
+    fn two_parts() -> (Promise<Answer>, Promise<Answer>, Pending<Answer>) {
+        let (mut promises, waiting) = pending_sum(2, sum);
+        let (second, first) = (promises.pop().unwrap(), promises.pop().unwrap());
+        (first, second, waiting)
+    }
+
+    #[test]
+    fn a_sum_resolves_with_its_last_part_whichever_that_is() {
+        for first_first in [true, false] {
+            let (first, second, waiting) = two_parts();
+            let (early, late) = if first_first { (first, second) } else { (second, first) };
+            let (earlier, later) = if first_first { (2, 3) } else { (3, 2) };
+            early.answer(Answer::Value(earlier));
+            assert_eq!(waiting.try_get(), None);
+            std::thread::scope(|scope| {
+                scope.spawn(|| late.answer(Answer::Value(later)));
+                until_there(&waiting);
+            });
+            assert_eq!(waiting.try_get(), Some(Answer::Value(23)));
+        }
+    }
+
+    fn until_there(waiting: &Pending<Answer>) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while waiting.try_get().is_none() {
+            assert!(Instant::now() < deadline, "the last part was given");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_task_is_woken_by_the_last_part_of_a_sum() {
+        let (first, second, waiting) = two_parts();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let answer = runtime.block_on(async {
+            let task = tokio::spawn(waiting);
+            tokio::task::yield_now().await;
+            first.answer(Answer::Value(1));
+            std::thread::spawn(move || second.answer(Answer::Value(1)));
+            task.await.unwrap()
+        });
+        assert_eq!(answer, Answer::Value(11));
+    }
+
+    #[test]
+    fn a_dropped_part_counts_as_closed_and_blocks_no_answer() {
+        let (first, second, waiting) = two_parts();
+        first.answer(Answer::Value(4));
+        drop(second);
+        assert_eq!(waiting.try_get(), Some(Answer::Closed));
     }
 
     #[test]

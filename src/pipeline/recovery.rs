@@ -1,21 +1,35 @@
-//! When the store fails: how soon it is tried again, and when it counts as working.
+//! Failures of storage: when the store is tried again and opened again, and what happens while the queue's directory is
+//! missing.
+//!
+//! After a failure the store is left alone for a growing delay, from 200 ms to 30 s. Meanwhile the journal accepts
+//! records until it is full, receipts are served by syncs, and `Stats::storage` says `Degraded`. A directory that was
+//! moved or made inaccessible is looked for with the same delays, and the open files are used until it is back.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::Pipeline;
 use super::advice::{explain_io, explain_queue};
 use super::committer::Committer;
-use super::lock;
+use super::shared::Pipeline;
+use super::shared::lock;
 use super::source::OWN;
-use crate::queue::{Ownership, QueueError};
+use super::threads;
+use crate::queue::{Finding, Ownership, QueueError};
 
-/// After a failure of the store it is tried again after this, and then after twice as long each time.
+/// Delay after the first failure of the store. Each further failure doubles it.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 
-/// When a directory that is out of reach is looked for again.
+/// How long a turn waits for the store to be opened again.
+const REOPEN_IN_TURN: Duration = Duration::from_millis(100);
+
+/// Receives the result of opening the store again.
+pub(super) type Reopening = Receiver<Result<Vec<Finding>, QueueError>>;
+
+/// When to look again for a directory that is out of reach.
 #[derive(Debug)]
 pub(super) struct Reach {
     pub(super) again_at: Option<Instant>,
@@ -29,48 +43,73 @@ impl Default for Reach {
 }
 
 impl Committer {
-    /// Opens a store that shut itself after a failure, its own or a reader's.
-    pub(super) fn reopen_if_latched(&mut self) {
+    /// Opens the store again if it has latched after a failure. Returns false while it is not open: then nothing may
+    /// touch it.
+    ///
+    /// A large file is checked, and may be rebuilt, which takes minutes on a slow disk. So it is opened on a thread of
+    /// its own, for which a turn waits a moment only. Meanwhile this lane's journal is synced, and the other lanes go
+    /// on.
+    pub(super) fn reopen_if_latched(&mut self) -> bool {
         let pipeline = Arc::clone(&self.pipeline);
-        if !pipeline.shard.open_store().is_some_and(|store| store.is_latched()) {
-            return;
-        }
-        match pipeline.shard.reopen_store(pipeline.options.clock.wall_nanos()) {
-            Ok(findings) => {
-                if !findings.is_empty() {
-                    pipeline.definitions().inspect(|loader| loader.keep_again());
-                }
-                pipeline.report_findings(findings);
-                // The file may be another one now: rows are found again from the start.
-                pipeline.leases.lock().forget(OWN);
-                pipeline.committed();
-                // How many records an arena of an earlier life holds is not known, so it does not count among the journaled.
-                let journal = pipeline.shard.journal();
-                let waits = journal.journaled().1 > 0 || journal.oldest_sealed().is_some();
-                if !waits && pipeline.leases.is_committed() {
-                    // Nothing waits that could show it otherwise.
-                    self.worked();
-                }
+        let (reopened, wait) = match self.reopening.take() {
+            Some(reopened) => (reopened, Duration::ZERO),
+            None if pipeline.shard.open_store().is_some_and(|store| store.is_latched()) => {
+                (pipeline.begin_reopening(), REOPEN_IN_TURN)
             }
+            None => return true,
+        };
+        let outcome = match reopened.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {
+                self.reopening = Some(reopened);
+                return false;
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let source = io::Error::other("opening it again panicked, please report this");
+                Err(QueueError::Io { path: pipeline.shard.dir().clone(), source })
+            }
+            Ok(outcome) => outcome,
+        };
+        pipeline.is_reopening.store(false, Ordering::Release);
+        match outcome {
+            Ok(findings) => self.reopened(findings),
             Err(error) => self.store_failed(&error),
+        }
+        true
+    }
+
+    fn reopened(&mut self, findings: Vec<Finding>) {
+        let pipeline = Arc::clone(&self.pipeline);
+        if !findings.is_empty() {
+            pipeline.definitions().inspect(|loader| loader.keep_again());
+        }
+        pipeline.report_findings(findings);
+        // It may be another file now: rows are read again from the start.
+        pipeline.leases.lock().forget(OWN);
+        pipeline.committed();
+        // The number of records in an arena of an earlier run is not known, so they are not counted here.
+        let journal = pipeline.shard.journal();
+        let waits = journal.journaled().1 > 0 || journal.oldest_sealed().is_some();
+        if !waits && pipeline.leases.is_committed() {
+            // Nothing waits whose commit would show that storage works.
+            self.succeeded();
         }
     }
 
-    /// Looks where the queue's directory is. One that was moved, made inaccessible or deleted is no reason to stop: what is open goes on.
-    /// Of one that was deleted it is said that it ends with the process.
-    pub(super) fn look_after_directory(&mut self) {
+    /// Checks where the queue's directory is. If it was moved, made inaccessible or deleted, the open files are used
+    /// from then on. If it was deleted, the queue is reported as lost at the end of the process.
+    pub(super) fn check_directory(&mut self) {
         match self.pipeline.shard.ownership() {
             Ownership::Held => {
                 self.reach.again_at = None;
-                if self.pipeline.comes_into_reach() {
+                if self.pipeline.report_in_reach() {
                     self.reach = Reach::default();
-                    self.try_all_again();
+                    self.retry_all_now();
                 }
             }
             Ownership::OutOfReach { why } => {
-                self.pipeline.goes_out_of_reach(&why);
+                self.pipeline.report_out_of_reach(&why);
                 if self.reach.again_at.is_none_or(|at| at <= self.now()) {
-                    // Nobody rings when it is back.
+                    // No command arrives when it is back.
                     self.reach.again_at = Some(self.now() + self.reach.delay);
                     self.reach.delay = (self.reach.delay * 2).min(RETRY_MOST);
                 }
@@ -79,46 +118,46 @@ impl Committer {
                 self.reach = Reach::default();
                 self.pipeline.shard.become_volatile();
                 let path = self.pipeline.shard.dir().clone();
-                self.pipeline.is_in_memory(path, "the queue's directory was deleted".into());
-                self.try_all_again();
+                self.pipeline.report_in_memory(path, "the queue's directory was deleted".into());
+                self.retry_all_now();
             }
             Ownership::Lost => {
                 self.reach = Reach::default();
                 lock(&self.pipeline.out_of_reach).take();
-                self.pipeline.storage_fails(&self.pipeline.shard.why_lost());
+                self.pipeline.report_storage_failure(&self.pipeline.shard.why_lost());
             }
         }
     }
 
-    /// Whatever failed for a reason that is no more is tried again at once.
-    fn try_all_again(&mut self) {
+    /// Tries again at once what failed because of the directory.
+    fn retry_all_now(&mut self) {
         self.waiting.retry_at = None;
         self.waiting.sync_after = None;
         self.swap_after = None;
-        self.spare_after = None;
+        self.free_arena_after = None;
         self.retry_delay = RETRY_FIRST;
     }
 
-    /// Storage has failed; where that comes of the directory's being out of reach, this is what is said.
+    /// Storage has failed. Reports either that the directory is out of reach, or what `say` reports.
     pub(super) fn storage_failed(&mut self, say: impl FnOnce(&Pipeline)) {
-        self.look_after_directory();
+        self.check_directory();
         if !self.pipeline.shard.is_lost() {
             say(&self.pipeline);
         }
     }
 
     pub(super) fn store_failed(&mut self, error: &QueueError) {
-        self.storage_failed(|pipeline| pipeline.shard_fails(error));
+        self.storage_failed(|pipeline| pipeline.report_shard_failure(error));
         self.failed();
     }
 
-    /// Whether the store may be tried: not within the delay after a failure.
+    /// Whether the store may be tried now: not while it is being opened, nor during the delay after a failure.
     pub(super) fn may_try(&self) -> bool {
-        self.waiting.retry_at.is_none_or(|at| at <= self.now())
+        self.reopening.is_none() && self.waiting.retry_at.is_none_or(|at| at <= self.now())
     }
 
     pub(super) fn failed(&mut self) {
-        // Several failures within one delay are one: otherwise each turn would push the next attempt further away.
+        // Several failures within one delay count as one. Otherwise each turn would postpone the next attempt.
         if !self.may_try() {
             return;
         }
@@ -126,24 +165,43 @@ impl Committer {
         self.retry_delay = (self.retry_delay * 2).min(RETRY_MOST);
     }
 
-    pub(super) fn worked(&mut self) {
+    pub(super) fn succeeded(&mut self) {
         self.waiting.retry_at = None;
         self.retry_delay = RETRY_FIRST;
-        // A ack that worked does not make another arena.
+        // A successful ack does not prove that an arena can be created.
         if self.swap_after.is_none() {
-            self.pipeline.storage_works();
+            self.pipeline.report_storage_works();
         }
     }
 }
 
 impl Pipeline {
-    /// A step of the store failed, or of the journal on its way there.
-    pub(super) fn shard_fails(&self, error: &QueueError) {
-        self.storage_fails_by(&error.to_string(), || explain_queue(&self.options.disk, error));
+    /// Opens the store on a new thread. If the system has no thread to give, the calling thread does it.
+    fn begin_reopening(self: &Arc<Self>) -> Reopening {
+        // Until it is open, reads return nothing instead of blocking the delivery thread.
+        self.is_reopening.store(true, Ordering::Release);
+        let now = self.options.clock.wall_nanos();
+        let (sender, reopened) = mpsc::channel();
+        let (shard, pipeline, result) = (Arc::clone(&self.shard), Arc::downgrade(self), sender.clone());
+        let started = threads::spawn("posthog-reopen", move || {
+            let _ = result.send(shard.reopen_store(now));
+            if let Some(pipeline) = pipeline.upgrade() {
+                pipeline.mailbox.wake();
+            }
+        });
+        if started.is_err() {
+            let _ = sender.send(self.shard.reopen_store(now));
+        }
+        reopened
     }
 
-    /// The active arena cannot be written or synced.
-    pub(super) fn journal_fails(&self, error: &io::Error) {
-        self.storage_fails_by(&error.to_string(), || explain_io(&self.options.disk, self.shard.dir(), error));
+    /// Reports that an operation of the store, or of the journal before it, failed.
+    pub(super) fn report_shard_failure(&self, error: &QueueError) {
+        self.report_failure_known_as(&error.to_string(), || explain_queue(&self.options.disk, error));
+    }
+
+    /// Reports that the active arena cannot be written or synced.
+    pub(super) fn report_journal_failure(&self, error: &io::Error) {
+        self.report_failure_known_as(&error.to_string(), || explain_io(&self.options.disk, self.shard.dir(), error));
     }
 }

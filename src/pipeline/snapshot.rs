@@ -1,22 +1,24 @@
-//! A look at a pipeline, for statistics.
+//! Snapshots of a lane: the figures behind `Client::stats`, and the dead letters.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::admission::Floor;
+use super::shared::{Pipeline, lock};
 use super::source::OWN;
-use super::{AppendError, Floor, Pipeline, lock};
 use crate::delivery::{DeliveryHandle, DeliveryState};
 use crate::queue::store::{DeadRecord, Ledger};
 use crate::queue::{ChunkRef, OrphanedQueue};
+use crate::report::DropReason;
 
-/// Where things stand, for statistics.
+/// The state of a lane at one moment, for statistics.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     pub(crate) ledger: Ledger,
-    /// Accepted by this shard, in all its lives.
+    /// Events accepted by this shard since it was created.
     pub(crate) accepted: u64,
-    /// The ledger of the shard being adopted right now.
+    /// The ledger of the orphan that is being delivered.
     pub(crate) adopted: Option<Ledger>,
     pub(crate) unsynced_for: Option<Duration>,
     pub(crate) journaled_bytes: u64,
@@ -24,24 +26,24 @@ pub(crate) struct Snapshot {
     pub(crate) file_bytes: u64,
     pub(crate) replayed: u64,
     pub(crate) volatile: bool,
-    /// Why.
+    /// Why the queue is in memory.
     pub(crate) in_memory: Option<String>,
     pub(crate) problem: Option<String>,
-    pub(crate) full: Option<AppendError>,
-    /// The file system that has too little room, if that is why.
+    pub(crate) full: Option<DropReason>,
+    /// The file system with too little free space, while events are refused for that.
     pub(crate) floor: Option<Floor>,
     pub(crate) closed: bool,
     pub(crate) delivery: DeliveryState,
     pub(crate) dir: PathBuf,
     pub(crate) orphaned: Vec<OrphanedQueue>,
-    /// Wall time of the look.
+    /// Wall time of the snapshot.
     pub(crate) now: i64,
 }
 
 impl Pipeline {
-    /// Where things stand.
+    /// The state at this moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let store = self.shard.open_store();
+        let store = self.shard.open_store().filter(|_| !self.is_reopening.load(Ordering::Acquire));
         let journaled = self.shard.journal().journaled();
         let (ledger, accepted) = self.account();
         let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
@@ -62,7 +64,7 @@ impl Pipeline {
             volatile: self.shard.is_volatile(),
             in_memory: self.in_memory.get().cloned(),
             problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
-            full: self.admission.append_error(),
+            full: self.admission.refusal(),
             floor: self.floor(),
             closed: self.mailbox.is_stopping(),
             delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
@@ -72,15 +74,15 @@ impl Pipeline {
         }
     }
 
-    /// The ledger of our own shard as of now, and how many events it has accepted: those that the ledger has not heard of yet are in
-    /// the journal.
+    /// The ledger of the lane's own shard, and the number of events it has accepted. The difference to the ledger's own
+    /// count is in the journal.
     pub(super) fn account(&self) -> (Ledger, u64) {
-        // In this order: what is checkpointed in between counts as in the journal still.
+        // In this order: events that are checkpointed in between still count as in the journal.
         let ledger = self.leases.ledger(OWN, || self.shard.ledger());
         (ledger, self.shard.accepted())
     }
 
-    /// Up to `limit` records that were refused for good, oldest first.
+    /// Up to `limit` dead letters, oldest first.
     pub(crate) fn dead(&self, limit: usize) -> Vec<DeadRecord> {
         let (mut records, mut after) = (Vec::new(), None);
         while records.len() < limit
@@ -91,5 +93,81 @@ impl Pipeline {
             records.extend(read.records);
         }
         records
+    }
+}
+
+/// What tests see of a lane: its records, and whether its threads have anything left to do.
+#[cfg(feature = "testing")]
+pub(super) mod testing {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Weak};
+
+    use crate::pipeline::shared::Pipeline;
+    use crate::pipeline::source::OWN;
+    use crate::queue::ChunkRef;
+    use crate::queue::frame;
+    use crate::sys::clock::Clock;
+    use crate::sys::clock::still::Sleeper;
+
+    /// Bytes of one read from the store.
+    const READ_BYTES: usize = 1024 * 1024;
+
+    /// Registers the lane with a clock that stands still, which wakes it when it is moved.
+    pub(in crate::pipeline) fn watch(pipeline: &Arc<Pipeline>) {
+        if let Clock::Still(still) = &pipeline.options.clock {
+            let sleeper: Weak<Pipeline> = Arc::downgrade(pipeline);
+            still.watch(sleeper);
+        }
+    }
+
+    impl Pipeline {
+        /// The records of the lane's own shard that are neither delivered nor given up, oldest first.
+        pub(crate) fn contents(&self) -> Vec<Vec<u8>> {
+            // The journal first: a record that is checkpointed meanwhile is found in the store as well, and counted
+            // once.
+            let mut records: BTreeMap<u64, Vec<u8>> =
+                self.shard.journal().contents().unwrap_or_default().into_iter().collect();
+            let checkpointed = self.shard.ledger().accepted;
+            let mut open = BTreeMap::new();
+            let mut after = None;
+            while let Ok(read) = self.shard.read(after, READ_BYTES) {
+                for chunk in read.chunks {
+                    let is_open = self.leases.still_open(ChunkRef { origin: OWN, key: chunk.key });
+                    let frames = frame::frames(&chunk.frames, chunk.salt);
+                    open.extend(
+                        frames.filter(|(head, _)| is_open(head.seq)).map(|(head, body)| (head.seq, body.to_vec())),
+                    );
+                }
+                if read.last.is_none() {
+                    break;
+                }
+                after = read.last;
+            }
+            // Records that were checkpointed before the store was read are in what was read, or gone.
+            records.retain(|seq, _| *seq > checkpointed);
+            records.extend(open);
+            records.into_values().collect()
+        }
+    }
+
+    impl Sleeper for Pipeline {
+        fn wake(&self) {
+            self.mailbox.wake();
+            if let Some(delivery) = self.delivery() {
+                delivery.look_again();
+            }
+        }
+
+        fn asleep(&self) -> Option<u64> {
+            if self.finished.get().is_some() {
+                return Some(0);
+            }
+            if !self.orphans.is_idle() {
+                return None;
+            }
+            // Before the delivery, on whose thread the loader runs: it has acted on its commands when that sleeps.
+            let loading = self.definitions().map_or(Some(0), |loader| loader.asleep())?;
+            Some(self.mailbox.asleep()? + loading + self.delivery()?.asleep()?)
+        }
     }
 }

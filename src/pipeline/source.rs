@@ -40,13 +40,12 @@ impl Pipeline {
 impl Source for Pipeline {
     fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError> {
         // A queue that another process owns by now is sent by that process.
-        if self.is_held() || self.shard.is_lost() {
+        if self.is_held() || self.shard.is_lost() || self.is_reopening.load(Ordering::Acquire) {
             return Ok(Vec::new());
         }
         let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
         // A failed read latches the store; the committer opens it again.
-        let own =
-            self.lease_from(&rows, (OWN, &self.shard), max_bytes, wants).inspect_err(|_| self.mailbox.ring(|_| ()))?;
+        let own = self.lease_from(&rows, (OWN, &self.shard), max_bytes, wants).inspect_err(|_| self.mailbox.wake())?;
         if !own.is_empty() {
             return Ok(own);
         }
@@ -58,14 +57,14 @@ impl Source for Pipeline {
                     // A failure of an adopted queue must not stop the delivery of our own.
                     let why = error.to_string();
                     (self.options.report)(super::Notice::ShardSkipped { path: shard.dir().clone(), why });
-                    self.mailbox.ring(|wanted| wanted.abandon = true);
+                    self.mailbox.send(|commands| commands.abandon = true);
                     Vec::new()
                 })
             }
             None => Vec::new(),
         };
         if leases.is_empty() {
-            self.mailbox.ring(|wanted| wanted.adopt = true);
+            self.mailbox.send(|commands| commands.adopt = true);
         }
         Ok(leases)
     }
@@ -78,7 +77,7 @@ impl Source for Pipeline {
         // This process's own shard is never left to another one.
         let is_adopted = self.adopted_shard().is_some_and(|(adopted, _)| adopted == origin);
         if is_adopted {
-            self.mailbox.ring(|wanted| (wanted.abandon, wanted.adopt) = (true, true));
+            self.mailbox.send(|commands| (commands.abandon, commands.adopt) = (true, true));
         }
         is_adopted
     }
@@ -93,7 +92,7 @@ impl Source for Pipeline {
 
     fn ack(&self, ack: Ack) {
         if self.leases.ack(ack) {
-            self.mailbox.ring(|_| ());
+            self.mailbox.wake();
         }
     }
 
@@ -107,7 +106,7 @@ impl Source for Pipeline {
         }
         // Other changes of pace do not concern the next process: a commit for each would cost more than the request.
         if self.leases.note_next_attempt(pace.next_attempt) {
-            self.mailbox.ring(|_| ());
+            self.mailbox.wake();
         }
     }
 }

@@ -1,49 +1,53 @@
-//! Starting: on the committer's own thread, so that a file system that hangs cannot hang the caller.
+//! Starting a lane: its own shard is found, claimed and opened, and given to the two threads.
+//!
+//! Opening happens on a thread of its own, so that a file system that hangs delays the caller by at most
+//! `open_timeout`; for the first lane this thread becomes the committer. A shard of an earlier process that does not
+//! open within a part of that time is left to its thread and delivered as an orphan later, and another shard is taken.
+//! Where the directory cannot be used, the queue is in memory if the options allow that.
 
 use std::io;
-use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::admission::{Admission, memory_bound};
-use super::adoption::avoided_at_start;
+use super::admission::{Admission, memory_queue_bytes};
 use super::advice::explain_queue;
-use super::committer::Committer;
 use super::flags::{open_definitions, remote_flags};
-use super::lane::Lane;
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
-use super::opening::Orphans;
+use super::notice::Notice;
+use super::options::{Lane, WorkerOptions};
+use super::orphans::{Orphans, avoided_at_start};
 use super::outcomes::{OutcomeObserver, Outcomes};
-use super::own::{Own, in_memory, open_shard};
-use super::receipts::Receipts;
-use super::{Notice, Pipeline, WorkerOptions, symbols, threads};
+use super::shared::Pipeline;
+use super::threads::{OpeningPermit, Threads};
+use super::waiters::Receipts;
+use super::{committer, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::queue::{
-    Leases, Opened, OrphanedQueue, Predecessor, QueueError, QueueOptions, RunRecord, has_orphan, orphaned,
+    ClaimError, Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, QueueOptions, RunRecord, claim,
+    concerns_all_shards, has_orphan, orphaned, predecessor, shard_dir, shard_dirs,
 };
+use crate::sys::clock::WallNanos;
 use crate::sys::disk::{FileSystem, exposed_above, fork};
-use crate::sys::reentry;
 use crate::transport::{Http, Transport, TransportError};
 
-/// OrphanedQueue queues that are told one by one.
-const STRANDED_TOLD: usize = 16;
+/// Number of orphaned queues that are reported one by one.
+const ORPHANED_REPORTED_MAX: usize = 16;
 
-/// Why nothing could be started.
+/// Why a lane could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// The queue directory cannot be used.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The proxy or a certificate of the configuration.
+    /// The proxy or a certificate of the configuration cannot be used.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The system gave us no thread.
+    /// The system has no thread to give.
     #[error("no thread could be started")]
     Thread(#[source] io::Error),
     /// The queue directory did not answer in time.
@@ -69,55 +73,86 @@ impl WorkerOptions {
     }
 }
 
-/// Opens the queue and starts both threads. `relative` is the other lane's pipeline, or that of the process that this one was forked
-/// from: what it read from the environment is used again, and none of its connections.
-pub(crate) fn start(options: WorkerOptions, relative: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
-    let network = network(&options, relative)?;
-    let orphans = Arc::new(Orphans::default());
-    let (its_options, its_network, its_orphans) = (options.clone(), network.clone(), Arc::clone(&orphans));
-    match wait_for(options.open_timeout, move || open(its_options, its_network, its_orphans)) {
-        Err(StartError::Timeout) => {
-            // Whatever the directory does now, nobody waits for it.
-            orphans.end();
-            if !options.memory_fallback {
-                return Err(StartError::Timeout);
-            }
-            // The other one may still begin to send, on another event loop, before it ends.
-            let network = network.apart()?;
-            let problem = StartError::Timeout.to_string();
-            wait_for(options.open_timeout, move || open_in_memory(options, network, problem, orphans))
-        }
-        other => other,
-    }
+/// Opens the queue of the first lane and starts both threads. `parent` is the pipeline of the process that this one was
+/// forked from: its network settings are used again, and none of its connections.
+pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
+    let network = network(&options, parent)?;
+    start_on(options, network, "posthog-commit", |_| Some((Arc::default(), None)))
 }
 
-/// Has the committer's thread open a pipeline and start it.
+/// Opens the queue of a further lane, to be served by the threads of `beside`. It is opened on a thread of its own, so
+/// that the running lanes do not wait for its disk. While an earlier such opening has not returned, the result is
+/// `Timeout` and no thread is started.
+pub(crate) fn start_beside(options: WorkerOptions, beside: &Pipeline) -> Result<Arc<Pipeline>, StartError> {
+    // It has connections of its own: on a shared one, an endpoint that stops reading would block the other lane's
+    // requests.
+    let network = network(&options, Some(beside))?;
+    let threads = &beside.threads;
+    start_on(options, network, "posthog-open", |is_disk_needed| {
+        let permit = if is_disk_needed { Some(threads.permit_opening()?) } else { None };
+        Some((Arc::clone(threads), permit))
+    })
+}
+
+/// Opens a queue on a new thread, and falls back to memory on a timeout if the options allow that. `threads` returns
+/// the threads that serve the lane; its argument says whether the opening needs the disk.
+fn start_on(
+    options: WorkerOptions,
+    network: Network,
+    name: &str,
+    threads: impl Fn(bool) -> Option<(Arc<Threads>, Option<OpeningPermit>)>,
+) -> Result<Arc<Pipeline>, StartError> {
+    let orphans = Arc::new(Orphans::default());
+    let opened = match threads(true) {
+        Some((threads, permit)) => {
+            let (its_options, its_network, its_orphans) = (options.clone(), network.clone(), Arc::clone(&orphans));
+            let open = move |threads: &Arc<Threads>| {
+                let _permit = permit;
+                open(its_options, its_network, its_orphans, Arc::clone(threads))
+            };
+            wait_for(options.open_timeout, name, threads, open)
+        }
+        None => Err(StartError::Timeout),
+    };
+    let Err(StartError::Timeout) = opened else { return opened };
+    // Nothing waits for this directory any more.
+    orphans.end();
+    let fallback = if options.memory_fallback { threads(false) } else { None };
+    let Some((threads, _)) = fallback else { return opened };
+    // The late opening may still begin to send before it ends, perhaps on another event loop.
+    let network = network.apart()?;
+    let (most, problem) = (options.open_timeout, StartError::Timeout.to_string());
+    let open = move |threads: &Arc<Threads>| open_in_memory(options, network, problem, orphans, Arc::clone(threads));
+    wait_for(most, name, threads, open)
+}
+
+/// Opens a pipeline on a new thread and waits for it.
 fn wait_for(
     most: Duration,
-    open: impl FnOnce() -> Result<Arc<Pipeline>, StartError> + Send + 'static,
+    name: &str,
+    threads: Arc<Threads>,
+    open: impl FnOnce(&Arc<Threads>) -> Result<Arc<Pipeline>, StartError> + Send + 'static,
 ) -> Result<Arc<Pipeline>, StartError> {
-    let (tell, told) = mpsc::sync_channel(0);
-    threads::spawn("posthog-commit", move || committer_thread(open, &tell)).map_err(StartError::Thread)?;
-    match told.recv_timeout(most) {
+    let (result, opened) = mpsc::sync_channel(0);
+    threads::spawn(name, move || opening_thread(&threads, open, &result)).map_err(StartError::Thread)?;
+    match opened.recv_timeout(most) {
         Ok(started) => started,
         Err(RecvTimeoutError::Timeout) => Err(StartError::Timeout),
-        // The thread ended without a word.
+        // The thread ended without an answer.
         Err(RecvTimeoutError::Disconnected) => Err(StartError::Panicked),
     }
 }
 
-type Tell = SyncSender<Result<Arc<Pipeline>, StartError>>;
-
-/// What a pipeline sends its requests through.
+/// The network as a pipeline uses it.
 #[derive(Clone)]
 pub(super) enum Network {
     Real(Transport),
-    /// As the options say.
+    /// Replaced by the options.
     Given(Arc<dyn Http>),
 }
 
 impl Network {
-    /// As whoever sends wants it.
+    /// The form in which requests are made.
     pub(super) fn http(&self) -> Arc<dyn Http> {
         match self {
             Network::Real(transport) => Arc::new(transport.clone()),
@@ -125,7 +160,7 @@ impl Network {
         }
     }
 
-    /// The same, with connections of its own.
+    /// The same settings with connections of their own.
     fn apart(&self) -> Result<Network, TransportError> {
         match self {
             Network::Real(transport) => transport.reconnect().map(Network::Real),
@@ -148,45 +183,50 @@ fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Netwo
     Ok(Network::Real(transport))
 }
 
-fn committer_thread(open: impl FnOnce() -> Result<Arc<Pipeline>, StartError>, tell: &Tell) {
-    let pipeline = match open() {
+fn opening_thread(
+    threads: &Arc<Threads>,
+    open: impl FnOnce(&Arc<Threads>) -> Result<Arc<Pipeline>, StartError>,
+    result: &SyncSender<Result<Arc<Pipeline>, StartError>>,
+) {
+    let pipeline = match open(threads) {
         Ok(pipeline) => pipeline,
         Err(error) => {
-            // Nobody listening means that the caller has given up on us already.
-            let _ = tell.send(Err(error));
+            // If this fails the caller has given up waiting.
+            let _ = result.send(Err(error));
             return;
         }
     };
     #[cfg(feature = "testing")]
-    super::contents::watch(&pipeline);
-    let committer = Committer::new(Arc::clone(&pipeline));
+    super::snapshot::testing::watch(&pipeline);
     if let Err(error) = start_delivery(&pipeline) {
         pipeline.shard.close();
-        let _ = tell.send(Err(error));
+        let _ = result.send(Err(error));
         return;
     }
-    if tell.send(Ok(Arc::clone(&pipeline))).is_err() {
-        // The caller did not wait for us: the queue must not stay locked on behalf of nobody.
+    if result.send(Ok(Arc::clone(&pipeline))).is_err() {
+        // The caller did not wait: the queue must not stay locked without an owner.
         drop(pipeline.shutdown(Duration::ZERO));
     }
-    drop(pipeline);
-    committer.run();
+    if threads.add(pipeline) {
+        committer::run(threads);
+    }
 }
 
-/// Opens the queue; neither thread runs yet.
+/// Opens the queue. It is not served by any thread yet.
 pub(super) fn open(
     options: WorkerOptions,
     network: Network,
     orphans: Arc<Orphans>,
+    threads: Arc<Threads>,
 ) -> Result<Arc<Pipeline>, StartError> {
     let now = options.clock.wall_nanos();
     let mut skipped = Vec::new();
     match open_shard(&options, &orphans, &mut skipped, now) {
-        Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans))),
+        Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans), threads)),
         Err(StartError::Queue(error)) if options.memory_fallback => {
             let own = in_memory(&options)?;
             let problem = explain_queue(&options.disk, &error);
-            Ok(assemble(options, network, own, Some(problem), (skipped, orphans)))
+            Ok(assemble(options, network, own, Some(problem), (skipped, orphans), threads))
         }
         Err(error) => {
             orphans.end();
@@ -195,15 +235,16 @@ pub(super) fn open(
     }
 }
 
-/// The same without a look at the directory, which does not answer.
+/// Opens a queue in memory without a look at the directory, which does not answer.
 fn open_in_memory(
     options: WorkerOptions,
     network: Network,
     problem: String,
     orphans: Arc<Orphans>,
+    threads: Arc<Threads>,
 ) -> Result<Arc<Pipeline>, StartError> {
     let own = in_memory(&options)?;
-    Ok(assemble(options, network, own, Some(problem), (Vec::new(), orphans)))
+    Ok(assemble(options, network, own, Some(problem), (Vec::new(), orphans), threads))
 }
 
 fn assemble(
@@ -212,48 +253,51 @@ fn assemble(
     own: Own,
     problem: Option<String>,
     (skipped, orphans): (Vec<(u32, String)>, Arc<Orphans>),
+    threads: Arc<Threads>,
 ) -> Arc<Pipeline> {
     let Own { opened: Opened { shard, replayed, findings, before }, slow } = own;
     let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
     if memory_backed {
-        options.limits.queue_bytes = options.limits.queue_bytes.min(memory_bound());
+        options.limits.queue_bytes = options.limits.queue_bytes.min(memory_queue_bytes());
         shard.bound_dead(options.limits.dead_bytes());
     }
     let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
     let orphaned = if is_first { find_orphaned(&options) } else { Vec::new() };
     let ai_left_behind = is_first && is_ai_left_behind(&options);
-    // Before our own first sign: the OOM killer is compared with what it was.
+    // Before the first sign of this run, since the counts of the OOM killer are compared with the last sign.
     let last_run = match slow {
-        // The run before this one had the shard that takes so long.
+        // The previous run owned the shard that takes so long.
         Some((dir, before)) => last_run(&options, &dir, &before, before.queued_events()),
         None => last_run(&options, shard.dir(), &before, shard.ledger().queued_events),
     };
     let shard = Arc::new(shard);
     static IDS: AtomicU64 = AtomicU64::new(1);
     let pipeline = Arc::new(Pipeline {
+        remote_flags: remote_flags(&options, network.http()),
+        definitions: open_definitions(&options, &shard),
         id: IDS.fetch_add(1, Ordering::Relaxed),
         generation: fork::generation(),
         life: Life::begin(&options, &shard, last_run),
-        remote_flags: remote_flags(&options, network.http()),
-        definitions: open_definitions(&options, &shard),
         shard,
         adopted: Mutex::new(None),
         avoided: avoided_at_start(skipped, options.clock.now()),
         orphans,
         admission: Admission::default(),
         receipts: Receipts::default(),
-        mailbox: Mailbox::default(),
+        mailbox: Mailbox::new(Arc::clone(threads.wake())),
         leases: Leases::default(),
         outcomes: Outcomes::default(),
         held: AtomicBool::new(options.held),
         delivery: OnceLock::new(),
-        runtime: OnceLock::new(),
+        threads,
         network,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         failing_since: Mutex::new(None),
         out_of_reach: Mutex::new(None),
         unsynced_since: Mutex::new(None),
+        sync_failure: Mutex::new(None),
+        is_reopening: AtomicBool::new(false),
         replayed: AtomicU64::new(replayed),
         orphaned,
         ai_left_behind,
@@ -263,12 +307,12 @@ fn assemble(
         options,
     });
     pipeline.orphans.wake(Arc::downgrade(&pipeline));
-    // Everything that was recovered is in the store by now, and that is synced.
+    // Everything that was recovered is in the store, which is synced.
     pipeline.receipts.synced_up_to(pipeline.shard.ledger().accepted);
     if let Some(problem) = problem {
-        pipeline.is_in_memory(pipeline.options.queue_dir.clone(), problem);
+        pipeline.report_in_memory(pipeline.options.queue_dir.clone(), problem);
     }
-    // Before anybody captures: what an earlier process left counts.
+    // Before the first capture: events of an earlier process count.
     pipeline.admit(true);
     pipeline.report_findings(findings);
     pipeline.report_surroundings();
@@ -277,7 +321,7 @@ fn assemble(
 
 fn last_run(options: &WorkerOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
     let of_life =
-        |run: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), run.pid, run.started_at);
+        |life: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
     LastRun::of(options, before, before.run.and_then(of_life), queued_events)
 }
 
@@ -288,7 +332,7 @@ fn find_orphaned(options: &WorkerOptions) -> Vec<OrphanedQueue> {
     found.into_iter().filter(|queue| !adopted.contains(&queue.project)).collect()
 }
 
-/// Whether an earlier process left AI events: they are delivered whether or not this one ever captures any.
+/// Whether an earlier process left AI events. They are delivered even if this process captures none.
 fn is_ai_left_behind(options: &WorkerOptions) -> bool {
     let mut projects = std::iter::once(&options.project).chain(&options.also);
     projects.any(|project| has_orphan(&options.disk, &Lane::Ai.dir(project, &options.queue_dir)))
@@ -310,7 +354,8 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         }
     }));
     let mut delivery = options.delivery.clone();
-    // Not in the options: those are given on, to lanes and to forked children, and the shard is ours.
+    // Not stored in the options, which are passed on to other lanes and to forked children: the mark belongs to this
+    // shard.
     delivery.symbols = symbols::guarded(&delivery.symbols, &pipeline.shard);
     let parts = EngineParts {
         options: delivery,
@@ -328,43 +373,11 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     };
     let handle = DeliveryHandle::new();
     let _ = pipeline.delivery.set(handle.clone());
-    let runtime = event_loop(&handle).map_err(StartError::Thread)?;
-    let _ = pipeline.runtime.set(runtime.handle().clone());
-    let loading = pipeline.loading();
-    threads::spawn("posthog-deliver", move || {
-        runtime.block_on(async {
-            // As a task of its own: a panic in it is not the delivery's.
-            let loading = loading.map(tokio::spawn);
-            delivery::serve(parts, handle).await;
-            if let Some(loading) = loading {
-                let _ = loading.await;
-            }
-        });
-        // A resolver that never answers may hold a thread of the runtime: it ends in the background.
-        runtime.shutdown_background();
-    })
-    .map_err(StartError::Thread)
-}
-
-fn event_loop(handle: &DeliveryHandle) -> io::Result<tokio::runtime::Runtime> {
-    // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor. So it is
-    // seen first whether there are some; another thread may still take them in between.
-    drop((UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?));
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    #[cfg(feature = "testing")]
-    {
-        let (parks, unparks) = (handle.clone(), handle.clone());
-        builder.on_thread_park(move || parks.parked(true)).on_thread_unpark(move || unparks.parked(false));
-    }
-    let _ = handle;
-    // Names are looked up on threads that it makes.
-    builder.on_thread_start(reentry::this_thread_runs_packages);
-    catch_unwind(AssertUnwindSafe(|| builder.enable_all().build()))
-        .unwrap_or_else(|_| Err(io::Error::other("tokio could not make a runtime")))
+    pipeline.threads.deliver((parts, handle), pipeline.loading()).map_err(StartError::Thread)
 }
 
 impl Pipeline {
-    /// Both lanes lie in the same directory: it is said once.
+    /// Reports who may write above the queue. All lanes lie in the same directory, so the first reports it.
     fn report_exposure(&self) {
         if self.options.lane == Lane::Analytics
             && let Ok(Some((path, exposure))) = exposed_above(&self.options.queue_dir)
@@ -392,15 +405,15 @@ impl Pipeline {
         self.report_orphaned();
     }
 
-    /// Each by its name, and of very many the first: there is no end to what a directory may hold.
+    /// Reports orphaned queues: the first by name, the others as a sum, since a directory may hold any number.
     fn report_orphaned(&self) {
-        let (told, others) = self.orphaned.split_at(self.orphaned.len().min(STRANDED_TOLD));
-        for queue in told {
+        let (named, others) = self.orphaned.split_at(self.orphaned.len().min(ORPHANED_REPORTED_MAX));
+        for queue in named {
             (self.options.report)(Notice::OrphanedQueue(queue.clone()));
         }
         if !others.is_empty() {
             let sum = |of: fn(&OrphanedQueue) -> u64| others.iter().map(of).fold(0, u64::saturating_add);
-            (self.options.report)(Notice::MoreStranded {
+            (self.options.report)(Notice::MoreOrphanedQueues {
                 path: self.options.queue_dir.clone(),
                 queues: others.len() as u64,
                 events: sum(|queue| queue.events),
@@ -408,4 +421,86 @@ impl Pipeline {
             });
         }
     }
+}
+
+/// A shard gets this part of `open_timeout` to open.
+const IN_TIME: u32 = 3;
+/// Number of shards that may fail to open before the disk is held responsible. Without it, each start on a failing disk
+/// would create another shard.
+const UNOPENED_MAX: u32 = 16;
+
+/// The shard that belongs to this pipeline.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) opened: Opened,
+    /// The first shard that did not open in time: its directory, and what its last owner left.
+    pub(super) slow: Option<(PathBuf, Predecessor)>,
+}
+
+/// Opens the first shard that can be claimed and opened in time. Others are reported and left as they are, whether they
+/// have a newer format, are damaged or belong to another user: a process does not fail because of what another one
+/// left. A shard that takes too long is left to its thread.
+pub(super) fn open_shard(
+    options: &WorkerOptions,
+    orphans: &Arc<Orphans>,
+    skipped: &mut Vec<(u32, String)>,
+    now: WallNanos,
+) -> Result<Own, StartError> {
+    let disk = &options.disk;
+    if options.queue_dir.as_os_str().is_empty() {
+        return Err(QueueError::NoDirectory.into());
+    }
+    disk.make_dir_durable(&options.queue_dir)
+        .map_err(|source| QueueError::Io { path: options.queue_dir.clone(), source })?;
+    let project_dir = options.lane.dir(&options.project, &options.queue_dir);
+    let (mut unusable, mut unopened, mut slow) = (Vec::new(), 0, None);
+    loop {
+        let (number, error) = match claim(disk, &project_dir, &unusable) {
+            Ok(claim) if claim.is_new() => {
+                let opened = Queue::open(disk, &options.shard_options(), claim, now)?;
+                return Ok(Own { opened, slow });
+            }
+            Ok(claim) => {
+                let (number, dir) = (claim.number(), claim.dir().to_path_buf());
+                let before = predecessor(disk, &dir);
+                let most = options.open_timeout / IN_TIME;
+                match orphans.open_in_time(disk, options.shard_options(), claim, now, most) {
+                    Err(error) => return Err(StartError::Thread(error)),
+                    Ok(Some(Ok(Some(opened)))) => return Ok(Own { opened, slow }),
+                    Ok(Some(Err(error))) if unopened < UNOPENED_MAX => {
+                        unopened += 1;
+                        (number, error)
+                    }
+                    Ok(Some(Err(error))) => return Err(error.into()),
+                    Ok(Some(Ok(None)) | None) => {
+                        // Two slow shards mean a slow disk: then a new one is created, which has no content to check.
+                        if slow.is_some() {
+                            unusable.extend(shard_dirs(disk, &project_dir));
+                        }
+                        unusable.push(dir.clone());
+                        let why = format!("it was not open after {most:?}; what is in it is sent as soon as it is");
+                        (options.report)(Notice::ShardSkipped { path: dir.clone(), why });
+                        slow = slow.or(Some((dir, before)));
+                        continue;
+                    }
+                }
+            }
+            Err(ClaimError::Shard { number, source }) => (number, (*source).into()),
+            Err(error) => return Err(QueueError::from(error).into()),
+        };
+        if concerns_all_shards(&error) {
+            return Err(error.into());
+        }
+        let (path, why) = (shard_dir(&project_dir, number), explain_queue(disk, &error));
+        unusable.push(path.clone());
+        skipped.push((number, why.clone()));
+        (options.report)(Notice::ShardSkipped { path, why });
+    }
+}
+
+/// Creates a shard in memory.
+pub(super) fn in_memory(options: &WorkerOptions) -> Result<Own, StartError> {
+    let shard = Queue::volatile(&options.disk, &options.shard_options())?;
+    let opened = Opened { shard, replayed: 0, findings: Vec::new(), before: Predecessor::default() };
+    Ok(Own { opened, slow: None })
 }

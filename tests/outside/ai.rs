@@ -259,3 +259,31 @@ fn a_hook_that_captures_while_the_ai_queue_opens_never_waits() {
     assert_eq!(outcomes.lock().unwrap().as_slice(), [Outcome::Dropped(DropReason::Storage)]);
     close_empty(client);
 }
+
+#[test]
+fn a_client_with_both_lanes_has_two_threads() {
+    crate::apart::apart(
+        |place| {
+            let client = place.client();
+            take(&client, "clicked");
+            assert_eq!(client.flush().wait(PATIENCE).unwrap().remaining, 0);
+            eventually("two threads serve one lane", || own_threads() == ["posthog-commit", "posthog-deliver"]);
+            take_ai(&client, "ai");
+            assert_eq!(client.flush().wait(PATIENCE).unwrap().remaining, 0);
+            eventually("the same two serve both", || own_threads() == ["posthog-commit", "posthog-deliver"]);
+            close_empty(&client);
+            eventually("they end with the client", || own_threads().is_empty());
+        },
+        |fixture| assert_eq!(fixture.names(), ["ai", "clicked"]),
+    );
+}
+
+/// The names of the threads in this process that the library has started.
+fn own_threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    let mut own: Vec<_> =
+        names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("posthog-")).collect();
+    own.sort();
+    own
+}

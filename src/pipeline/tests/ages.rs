@@ -1,4 +1,4 @@
-//! Events that are too old, on clocks that are set and machines that sleep; and what an eviction reads.
+//! Eviction by age, with clocks that are set and machines that sleep; and how much an eviction reads.
 
 use super::*;
 use crate::delivery::PaceState;
@@ -8,11 +8,11 @@ const DAY_NANOS: i64 = 86_400_000_000_000;
 fn aging() -> Bench {
     let mut bench = bench(|options| options.limits.queue_age = Some(HOUR));
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     bench
 }
 
-/// A request was made.
+/// Reports a request as made.
 fn attempt(bench: &Bench) {
     bench.pipeline.pace(&PaceState { phase: delivery::Phase::Sending, next_attempt: None });
 }
@@ -27,7 +27,7 @@ fn nothing_is_too_old_before_it_was_tried_once() {
     bench.advance(24 * HOUR);
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30));
     attempt(&bench);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
     assert!(bench.heard(is_aged));
 }
@@ -38,11 +38,11 @@ fn nothing_is_too_old_while_the_clocks_disagree() {
         let mut bench = aging();
         attempt(&bench);
         bench.clock.step_wall(step);
-        bench.ack_down();
+        bench.settle_down();
         bench.advance(2 * HOUR);
         assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (0, 30), "a step of {step}");
         bench.clock.step_wall(-step);
-        bench.ack_down();
+        bench.settle_down();
         assert_eq!(bench.ledger().evicted, 30, "when they agree again");
     }
 }
@@ -78,10 +78,10 @@ fn ages_count_again_some_hours_after_the_clock_was_set() {
     for step in [DAY_NANOS, -DAY_NANOS, 20_000 * DAY_NANOS] {
         let mut bench = bench(|options| options.limits.queue_age = Some(12 * HOUR));
         bench.append(30);
-        bench.ack_down();
+        bench.settle_down();
         attempt(&bench);
         bench.clock.step_wall(step);
-        bench.ack_down();
+        bench.settle_down();
         bench.append(30);
         for _ in 0..11 {
             bench.advance(HOUR);
@@ -94,7 +94,7 @@ fn ages_count_again_some_hours_after_the_clock_was_set() {
     }
 }
 
-/// A machine that has been up for so many seconds, as it says.
+/// A machine with this uptime in seconds.
 #[derive(Debug, Default)]
 struct Up(AtomicU64);
 
@@ -116,15 +116,15 @@ fn the_time_that_the_machine_has_slept_counts() {
         options.disk = Disk::gated(Arc::clone(&up) as Arc<dyn Gate>);
     });
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     attempt(&bench);
     bench.clock.step_wall(DAY_NANOS);
     up.0.fetch_add(86_400, Ordering::SeqCst);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
 }
 
-/// Counts the reads of the store's file, and their bytes.
+/// Counts reads of the store's file and their bytes.
 #[derive(Debug, Default)]
 struct Reads(AtomicU64, AtomicU64);
 
@@ -138,8 +138,8 @@ impl Gate for Reads {
     }
 }
 
-/// Bytes read from the store's file in a round in which some events come and as many make room, behind 2 MiB of rows that may not: of class
-/// `priority`, or under way.
+/// Bytes read from the store's file in a round in which some events arrive and as many are evicted, behind 2 MiB of
+/// rows that may not be evicted: because of their class (`priority`), or because delivery has them.
 fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
     const MIB: u64 = 1024 * 1024;
     const ROUNDS: u64 = 10;
@@ -153,7 +153,7 @@ fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
     let fill = |bench: &mut Bench, class: u8, until: u64| {
         while bench.pipeline.shard.row_bytes() < until {
             (0..12).for_each(|_| assert!(bench.pipeline.append(&[7; 4000], class).is_ok()));
-            bench.ack_down();
+            bench.settle_down();
         }
     };
     fill(&mut bench, priority, 2 * MIB);
@@ -166,12 +166,12 @@ fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
             bench.advance(Duration::from_secs(1));
         }
         let evicted = bench.ledger().evicted - before.1;
-        assert!(evicted >= 100, "{evicted} events made room");
+        assert!(evicted >= 100, "{evicted} events were evicted");
         (reads.1.load(Ordering::SeqCst) - before.0) / ROUNDS
     };
     rounds(&mut bench);
     let read = rounds(&mut bench);
-    // What was under way and comes back is the oldest, and the first to go.
+    // Released rows are the oldest, and evicted first.
     for lease in under_way {
         bench.pipeline.release(lease.row());
     }
@@ -182,9 +182,9 @@ fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
 }
 
 #[test]
-fn what_may_not_make_room_is_not_read_each_time_that_others_have_to() {
+fn rows_that_may_not_be_evicted_are_not_read_each_time() {
     let (usual, priority, under_way) = (read_a_round(0, false), read_a_round(1, false), read_a_round(0, true));
-    // 2 MiB lie in front of what may go.
+    // 2 MiB lie before the rows that may be evicted.
     assert!(
         priority.max(under_way) < usual + 512 * 1024,
         "{usual} bytes read a round, {priority} behind priority ones, {under_way} behind busy ones"
@@ -192,7 +192,7 @@ fn what_may_not_make_room_is_not_read_each_time_that_others_have_to() {
 }
 
 #[test]
-fn a_queue_that_looks_at_the_age_of_its_events_reads_one_of_them() {
+fn a_check_of_the_age_reads_one_event() {
     let reads = Arc::new(Reads::default());
     let mut bench = bench(|options| {
         options.disk = Disk::gated(Arc::clone(&reads) as Arc<dyn Gate>);

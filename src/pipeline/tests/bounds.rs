@@ -1,4 +1,4 @@
-//! Room and age, and clocks that are set.
+//! Bounds of size, number and age, and clocks that are set.
 
 use super::*;
 use crate::pipeline::bounds::COMPACT_SPACING;
@@ -18,43 +18,43 @@ impl Gate for Written {
 }
 
 #[test]
-fn a_full_queue_takes_no_more_and_a_caller_that_waits_for_room_gets_it() {
+fn a_caller_that_waits_for_space_in_a_full_queue_gets_it() {
     let mut bench = bench(|options| {
         options.limits.queue_events = 30;
         options.limits.overflow = OverflowPolicy::Block(Duration::from_secs(60));
     });
     bench.append(30);
-    bench.ack_down();
-    assert_eq!(bench.pipeline.snapshot().full, Some(AppendError::QueueFull));
+    bench.settle_down();
+    assert_eq!(bench.pipeline.snapshot().full, Some(DropReason::QueueFull));
     let pipeline = Arc::clone(&bench.pipeline);
     let waiting = std::thread::spawn(move || pipeline.append(&[7; 100], 0));
-    // It rings before it waits.
-    let wanted = bench.pipeline.mailbox.listen(None, Instant::now);
-    assert!(wanted.look_again);
-    bench.committer.hear(wanted);
+    // It wakes the committer before it waits.
+    let commands = bench.pipeline.mailbox.listen(None, Instant::now);
+    assert!(commands.check_bounds);
+    bench.committer.receive(commands);
     bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     assert_eq!(waiting.join().unwrap(), Ok(31));
 }
 
 #[test]
-fn callers_that_are_turned_away_ask_for_a_look_once_a_second_unless_something_has_changed() {
+fn refused_callers_ask_for_a_check_at_most_once_a_second() {
     let mut bench = bench(|options| options.limits.queue_events = 30);
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     let asks = |bench: &mut Bench| {
-        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
+        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
         let now = bench.now();
-        let wanted = bench.pipeline.mailbox.listen(Some(now), || now);
-        let asks = wanted.look_again;
-        bench.committer.hear(wanted);
+        let commands = bench.pipeline.mailbox.listen(Some(now), || now);
+        let asks = commands.check_bounds;
+        bench.committer.receive(commands);
         bench.turn();
         asks
     };
     assert!(asks(&mut bench));
     assert!((0..100).all(|_| !asks(&mut bench)));
     bench.advance(Duration::from_secs(1));
-    assert!(asks(&mut bench), "the file system may have room again");
+    assert!(asks(&mut bench), "the file system may have free space again");
     assert!(!asks(&mut bench));
     assert!(bench.pipeline.append(&[7; 100], 1).is_ok());
     bench.advance(Duration::from_secs(6));
@@ -62,25 +62,25 @@ fn callers_that_are_turned_away_ask_for_a_look_once_a_second_unless_something_ha
 }
 
 #[test]
-fn a_full_queue_turns_ordinary_events_away_and_takes_the_priority_ones_a_little_longer() {
+fn a_full_queue_still_accepts_a_few_priority_events() {
     let mut bench = bench(|options| options.limits.queue_events = 32);
     bench.append(32);
-    bench.ack_down();
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
+    bench.settle_down();
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
     (0..4).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
     bench.advance(Duration::from_secs(6));
-    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(AppendError::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(DropReason::QueueFull));
     assert_eq!(bench.ledger().queued_events, 36);
 }
 
 #[test]
-fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
+fn drop_oldest_evicts_the_oldest_but_no_leased_rows() {
     let mut bench = bench(|options| {
         options.limits.queue_events = 50;
         options.limits.overflow = OverflowPolicy::DropOldest;
     });
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     let under_way = bench.lease();
     bench.append(25);
     bench.advance(Duration::from_secs(6));
@@ -95,17 +95,17 @@ fn the_oldest_make_room_where_that_is_the_rule_but_not_those_under_way() {
 }
 
 #[test]
-fn no_more_is_taken_than_the_queue_has_room_for_before_the_committer_has_looked() {
+fn a_burst_is_bounded_before_the_committer_checks() {
     let mut bench = bench(|options| options.limits.queue_events = 50);
     bench.append(50);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
     (0..6).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
-    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(AppendError::QueueFull));
-    bench.ack_down();
+    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(DropReason::QueueFull));
+    bench.settle_down();
     bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     bench.append(50);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
 }
 
 #[test]
@@ -115,11 +115,11 @@ fn what_an_earlier_process_left_counts_from_the_first_record_on() {
     before.pipeline.shard.close();
     let bench = bench_in(Arc::clone(&before.root), |options| options.limits.queue_events = 50);
     bench.append(10);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::QueueFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
 }
 
 #[test]
-fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
+fn a_bound_in_bytes_is_used_fully_and_the_file_keeps_to_it() {
     const MIB: u64 = 1024 * 1024;
     for overflow in [OverflowPolicy::DropNewest, OverflowPolicy::DropOldest] {
         let mut bench = bench(|options| {
@@ -132,7 +132,7 @@ fn a_bound_in_bytes_is_used_to_the_last_row_and_the_file_keeps_to_it() {
             while bench.pipeline.append(&[7; 1000], 0).is_ok() {
                 taken += 1;
             }
-            bench.ack_down();
+            bench.settle_down();
             let file_bytes = bench.pipeline.shard.file_bytes();
             assert!(file_bytes <= 2 * MIB + MIB / 8, "{overflow:?}: the file takes {file_bytes} bytes");
         }
@@ -147,7 +147,7 @@ fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
     let fill = |bench: &mut Bench| {
         while bench.pipeline.shard.file_bytes() < 2 * COMPACT_FROM {
             while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
-            bench.ack_down();
+            bench.settle_down();
         }
     };
     let drain = |bench: &mut Bench| {
@@ -176,12 +176,13 @@ fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
 }
 
 #[test]
-fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
+fn a_file_grown_by_a_backlog_shrinks_while_events_arrive() {
     const ROUNDS: u64 = 40;
     let written = Arc::new(Written::default());
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&written) as Arc<dyn Gate>));
     let mut sent = Vec::new();
-    // What came in the last round is under way when more comes, so the queue never runs empty. Returns the bytes written in a round.
+    // The rows of the last round are being sent when more arrive, so the queue never runs empty. Returns the bytes
+    // written in a round.
     let mut steady = |bench: &mut Bench| {
         let before = written.0.load(Ordering::SeqCst);
         for _ in 0..ROUNDS {
@@ -196,7 +197,7 @@ fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
     let usual = steady(&mut bench);
     while bench.pipeline.shard.file_bytes() < 16 * COMPACT_FROM {
         while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
-        bench.ack_down();
+        bench.settle_down();
     }
     steady(&mut bench);
     assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", bench.pipeline.shard.file_bytes());
@@ -205,18 +206,18 @@ fn a_file_that_a_backlog_made_large_shrinks_though_events_go_on_coming() {
 }
 
 #[test]
-fn a_file_system_at_its_floor_is_told_with_its_sizes_once_and_is_not_durable() {
+fn a_file_system_at_its_floor_is_reported_once_with_sizes() {
     let mut bench = bench(|options| options.limits.min_free_space = u64::MAX / 4);
-    let told = |bench: &Bench| {
+    let floors_reported = |bench: &Bench| {
         let notices = std::mem::take(&mut *bench.notices.lock().unwrap());
         notices.into_iter().filter_map(|notice| if let Notice::Floor(floor) = notice { Some(floor) } else { None })
     };
-    let floors: Vec<_> = told(&bench).collect();
+    let floors: Vec<_> = floors_reported(&bench).collect();
     let [floor] = &floors[..] else { panic!("{floors:?}") };
     assert_eq!((&floor.path, floor.floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
     assert!(floor.free_bytes > 0 && floor.volume_bytes.is_some_and(|volume| volume >= floor.free_bytes));
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::DiskFull));
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::DiskFull));
     assert_eq!(bench.pipeline.snapshot().floor.map(|floor| floor.path), Some(floor.path.clone()));
     bench.advance(HOUR);
-    assert_eq!(told(&bench).count(), 0, "not again and again");
+    assert_eq!(floors_reported(&bench).count(), 0, "not again and again");
 }

@@ -1,8 +1,8 @@
-//! Dead letters that are to be sent again while the store fails, or that cannot be read.
+//! Dead letters that are retried while the store fails, or that cannot be read.
 
 use super::*;
 use crate::event::{Event, Stamp};
-use crate::pipeline::DeadOrder;
+use crate::pipeline::DeadLetterAction;
 use crate::queue::store::DeadRecord;
 use crate::report::DeadLetterError;
 
@@ -13,7 +13,7 @@ fn body() -> Vec<u8> {
     Event::new("tick", "user_1").finish(&stamp, 1024).unwrap().body().to_vec()
 }
 
-/// The first record of the only row is refused with this body, and the other is delivered.
+/// Dead-letters the first record of the only row with this body, and delivers the other.
 fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
     bench.append(2);
     bench.advance(HOUR);
@@ -24,19 +24,19 @@ fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
     bench.pipeline.ack(Ack { row, delivered: 1, dead: vec![dead], keep: None });
 }
 
-fn order(bench: &mut Bench, order: DeadOrder) -> Option<Result<u64, DeadLetterError>> {
-    let answer = bench.pipeline.order_dead(order);
-    bench.ack_down();
+fn order(bench: &mut Bench, order: DeadLetterAction) -> Option<Result<u64, DeadLetterError>> {
+    let answer = ask_all(&[&bench.pipeline], sum, |lane, promise| lane.command_dead_letters(order, promise));
+    bench.settle_down();
     answer.try_get()
 }
 
 #[test]
-fn a_dead_letter_stays_until_the_store_has_it_among_what_is_queued() {
+fn a_dead_letter_stays_until_the_store_has_it_queued() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     dead_letter(&mut bench, body());
     bench.advance(HOUR);
-    for order_of in [DeadOrder::Retry, DeadOrder::Discard] {
+    for order_of in [DeadLetterAction::Retry, DeadLetterAction::Discard] {
         fault.arm(BROKEN);
         let answer = order(&mut bench, order_of);
         assert!(matches!(answer, Some(Err(DeadLetterError::Storage(_)))), "{answer:?}");
@@ -47,7 +47,7 @@ fn a_dead_letter_stays_until_the_store_has_it_among_what_is_queued() {
     bench.deliver(bench.lease());
     bench.advance(HOUR);
     let before = bench.ledger();
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(1)));
     assert_eq!(bench.pipeline.dead(9), []);
     let after = bench.ledger();
     assert_eq!((after.accepted, after.queued_events, after.dead_lettered), (before.accepted + 1, 1, 1));
@@ -56,40 +56,40 @@ fn a_dead_letter_stays_until_the_store_has_it_among_what_is_queued() {
 }
 
 #[test]
-fn what_is_refused_but_not_committed_yet_is_among_the_dead_letters_that_are_meant() {
+fn uncommitted_dead_letters_are_retried_too() {
     let mut bench = bench(|_| ());
     dead_letter(&mut bench, body());
     assert_eq!(bench.pipeline.dead(9), []);
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(1)));
     assert_eq!(bench.pipeline.dead(9), []);
     assert_eq!((bench.ledger().queued_events, bench.ledger().dead_lettered), (1, 1));
 }
 
 #[test]
-fn a_dead_letter_that_cannot_be_read_is_not_sent_again_but_can_be_thrown_away() {
+fn an_unreadable_dead_letter_stays_and_can_be_discarded() {
     let mut bench = bench(|_| ());
     dead_letter(&mut bench, vec![0xc1]);
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(0)));
     assert_eq!(bench.pipeline.dead(9).len(), 1);
-    assert_eq!(order(&mut bench, DeadOrder::Discard), Some(Ok(1)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Discard), Some(Ok(1)));
     assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().dead_lettered), (0, 1));
 }
 
 #[test]
-fn what_has_just_been_committed_makes_room_for_what_is_queued_again() {
+fn acks_just_committed_free_space_for_retried_dead_letters() {
     let mut bench = bench(|options| options.limits.queue_events = 2);
     dead_letter(&mut bench, body());
     bench.advance(HOUR);
     bench.append(2);
-    bench.ack_down();
+    bench.settle_down();
     bench.advance(HOUR);
     assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
     bench.deliver(bench.lease());
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(1)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(1)));
 }
 
 #[test]
-fn where_the_oldest_make_room_no_more_is_queued_again_than_there_is_room_for() {
+fn under_drop_oldest_retries_evict_nothing() {
     let mut bench = bench(|options| {
         (options.limits.queue_events, options.limits.overflow) = (2, crate::pipeline::OverflowPolicy::DropOldest);
     });
@@ -98,14 +98,14 @@ fn where_the_oldest_make_room_no_more_is_queued_again_than_there_is_room_for() {
         bench.advance(HOUR);
     }
     assert_eq!((bench.pipeline.dead(9).len(), bench.ledger().queued_events), (3, 0));
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(2)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(2)));
     bench.advance(HOUR);
     let ledger = bench.ledger();
     assert_eq!((bench.pipeline.dead(9).len(), ledger.queued_events, ledger.evicted), (1, 2, 0));
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(0)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(0)));
 }
 
-/// So many events are refused, with bodies of such a size.
+/// Dead-letters this many events with bodies of this size.
 fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
     let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
     let event = Event::new("tick", "user_1").prop("filler", "x".repeat(bytes));
@@ -130,7 +130,7 @@ fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
 }
 
 #[test]
-fn dead_letters_have_a_bound_of_their_own_and_no_queued_event_makes_room_for_them() {
+fn dead_letters_have_their_own_bound_and_evict_no_event() {
     const MIB: u64 = 1 << 20;
     let mut bench = bench(|options| {
         options.limits.queue_bytes = 4 * MIB;
@@ -141,7 +141,7 @@ fn dead_letters_have_a_bound_of_their_own_and_no_queued_event_makes_room_for_the
     }
     for _ in 0..700 {
         assert!(bench.pipeline.append(&[7; 4500], 0).is_ok());
-        bench.ack_down();
+        bench.settle_down();
     }
     bench.advance(HOUR);
     let ledger = bench.ledger();
@@ -158,7 +158,7 @@ fn more_dead_letters_than_are_read_at_once_are_all_queued_again() {
     dead_letter_many(&mut bench, 400, 7000);
     let read = bench.pipeline.shard.dead(None, usize::MAX).unwrap().records;
     assert!(read.iter().map(|dead| dead.body.len()).sum::<usize>() <= 1 << 20, "they are not all in memory at once");
-    assert_eq!(order(&mut bench, DeadOrder::Retry), Some(Ok(400)));
+    assert_eq!(order(&mut bench, DeadLetterAction::Retry), Some(Ok(400)));
     bench.advance(HOUR);
     assert_eq!((bench.pipeline.dead(9), bench.ledger().queued_events), (Vec::new(), 400));
 }

@@ -19,7 +19,7 @@ fn loads(options: &mut WorkerOptions) {
 }
 
 fn keep(bench: &Bench, keep: Keep) {
-    bench.pipeline.mailbox.ring(|wanted| wanted.definitions = Some(keep));
+    bench.pipeline.mailbox.send(|commands| commands.definitions = Some(keep));
 }
 
 fn kept(bench: &Bench) -> Option<Vec<u8>> {
@@ -35,10 +35,10 @@ fn the_newest_of_what_is_to_be_kept_is_kept() {
     let mut bench = bench(loads);
     keep(&bench, Keep::These(vec![1]));
     keep(&bench, Keep::These(vec![2]));
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!(kept(&bench), Some(vec![2]));
     keep(&bench, Keep::Nothing);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!(kept(&bench), None);
 }
 

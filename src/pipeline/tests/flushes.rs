@@ -1,15 +1,15 @@
-//! What has happened by the time a flush or a shutdown is answered, and what it counts.
+//! What has happened when a flush or a shutdown is answered, and what it counts.
 
 use super::*;
 use crate::queue::store::DeadRecord;
 use crate::report::{EndpointStatus, FlushReport};
 
-/// A flush that the committer has heard of and that is with the delivery.
-fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::flush::Flush) {
-    let answer = bench.pipeline.flush();
-    let wanted = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
-    bench.committer.hear(wanted);
-    let flush = bench.committer.asked.flushes.pop().unwrap();
+/// A flush that the committer has given to delivery.
+fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::mailbox::Flush) {
+    let answer = ask_all(&[&bench.pipeline], FlushReport::with_ai, Pipeline::flush);
+    let commands = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
+    bench.committer.receive(commands);
+    let flush = bench.committer.commands.flushes.pop().unwrap();
     (answer, flush)
 }
 
@@ -28,17 +28,17 @@ fn dead_letter(bench: &Bench, lease: &Lease) {
     bench.pipeline.ack(Ack { row, delivered: 0, dead, keep: None });
 }
 
-fn ended(bench: &Bench, flush: crate::pipeline::flush::Flush) {
-    bench.pipeline.flush_ended(flush, delivery::EndpointStatus::Up);
+fn ended(bench: &Bench, flush: crate::pipeline::mailbox::Flush) {
+    bench.pipeline.flush_completed(flush, delivery::EndpointStatus::Up);
 }
 
 #[test]
-fn a_flush_is_answered_once_what_it_acked_is_committed_and_there_is_room_again() {
+fn a_flush_is_answered_after_the_commit_and_the_bounds_check() {
     let mut bench = bench(|options| options.limits.queue_events = 30);
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     assert!(bench.pipeline.append(&[7; 100], 0).is_err(), "the queue is full");
-    bench.ack_down();
+    bench.settle_down();
     let (answer, flush) = flush(&mut bench);
     let mut rows = bench.lease();
     dead_letter(&bench, &rows.remove(0));
@@ -61,15 +61,15 @@ fn a_flush_is_answered_once_what_it_acked_is_committed_and_there_is_room_again()
 fn a_flush_counts_from_when_it_was_asked_for() {
     let mut bench = bench(|_| ());
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     let rows = bench.lease();
     let (answer, flush) = {
-        let answer = bench.pipeline.flush();
-        // A fast server: before the delivery hears of the flush, and before the committer does.
+        let answer = ask_all(&[&bench.pipeline], FlushReport::with_ai, Pipeline::flush);
+        // A fast server answers before delivery and the committer receive the flush.
         bench.deliver(rows);
-        let wanted = bench.pipeline.mailbox.listen(None, Instant::now);
-        bench.committer.hear(wanted);
-        (answer, bench.committer.asked.flushes.pop().unwrap())
+        let commands = bench.pipeline.mailbox.listen(None, Instant::now);
+        bench.committer.receive(commands);
+        (answer, bench.committer.commands.flushes.pop().unwrap())
     };
     ended(&bench, flush);
     bench.turn();
@@ -85,12 +85,12 @@ fn a_flush_is_answered_also_while_the_store_fails() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     let (answer, flush) = flush(&mut bench);
     fault.arm(5);
     bench.deliver(bench.lease());
     ended(&bench, flush);
-    bench.ack_down();
+    bench.settle_down();
     let report = answer.try_get().unwrap();
     assert_eq!((report.delivered, report.remaining), (30, 0));
     assert!(bench.heard(is_problem));
@@ -100,8 +100,8 @@ fn a_flush_is_answered_also_while_the_store_fails() {
 fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
     let mut bench = bench(|_| ());
     bench.append(30);
-    bench.ack_down();
-    // Taken before, and not committed when the stop begins.
+    bench.settle_down();
+    // Accepted before, and not committed when the shutdown begins.
     bench.deliver(bench.lease());
     let answer = bench.pipeline.shutdown(Duration::ZERO);
     let (late, flush) = flush(&mut bench);
@@ -110,14 +110,14 @@ fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
     assert!(bench.committer.turn().is_break());
     let report = answer.try_get().unwrap();
     assert_eq!((report.delivered, report.remaining, report.persisted), (0, 0, true));
-    // The delivery is done with a flush when nobody listens any more.
+    // Delivery completes the flush after the committer has ended.
     ended(&bench, flush);
     assert_eq!(late.try_get().unwrap().delivered, 0);
     assert_eq!(bench.pipeline.shutdown(HOUR).try_get(), Some(report));
 }
 
 #[test]
-fn verdicts_are_gathered_only_where_somebody_listens() {
+fn outcomes_are_gathered_only_where_they_are_awaited() {
     use crate::delivery::DeliveryObserver;
     use crate::pipeline::outcomes::OutcomeObserver;
 

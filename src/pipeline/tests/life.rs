@@ -1,10 +1,10 @@
-//! How the run before this one ended, on a machine that is pretended.
+//! How the previous run ended, on simulated machines.
 
 use super::*;
 use crate::crash::exit::ExitCause;
 use crate::sys::disk::OomCount;
 
-/// A machine that was started once more, or whose OOM killer has been at work.
+/// A machine that was restarted, or whose OOM killer has killed.
 #[derive(Debug)]
 struct Machine {
     boot_id: u128,
@@ -32,8 +32,8 @@ impl Gate for Machine {
 
 const FIRST: Machine = Machine { boot_id: 1, uptime: Duration::from_secs(86_400), oom_kills: 3 };
 
-/// A run on the first machine that captures something after so long, and dies; then one on that other machine, which begins after as
-/// long again. What is known of the first.
+/// What is known of a run that captured something `active_after` its start and died, on the first machine. The next run
+/// begins on `machine` after the same time again.
 fn after_a_run(active_after: Duration, machine: Machine) -> LastRun {
     let mut first = bench(|options| options.disk = Disk::gated(Arc::new(FIRST)));
     assert_eq!(first.pipeline.last_run(), None);
@@ -65,7 +65,7 @@ fn a_counter_of_the_oom_killer_that_grew_is_the_proof_of_that() {
 }
 
 #[test]
-fn a_kill_of_the_oom_killer_before_the_last_sign_of_life_was_of_somebody_else() {
+fn an_oom_kill_before_the_last_sign_was_another_process() {
     let killed = Arc::new(AtomicU64::new(3));
     #[derive(Debug)]
     struct Growing(Arc<AtomicU64>);
@@ -90,7 +90,7 @@ fn a_kill_of_the_oom_killer_before_the_last_sign_of_life_was_of_somebody_else() 
     assert_eq!(second.pipeline.last_run().unwrap().end, ExitCause::Killed);
 }
 
-/// As a program that awaits SIGTERM has it.
+/// With a handler for SIGTERM, as a program that awaits it has.
 fn with_a_handler_for_sigterm(run: impl FnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _within = runtime.enter();
@@ -99,10 +99,10 @@ fn with_a_handler_for_sigterm(run: impl FnOnce()) {
 }
 
 #[test]
-fn a_machine_that_stopped_under_an_active_run_is_told_from_one_that_was_restarted_some_time() {
+fn a_power_loss_under_an_active_run_differs_from_a_restart() {
     with_a_handler_for_sigterm(|| {
         let restarted = |uptime| Machine { boot_id: 2, uptime, oom_kills: 0 };
-        // Up for as long as has passed since, but for a minute.
+        // Up for the time that has passed since, less a minute.
         let up = HOUR - Duration::from_secs(60);
         let run = after_a_run(HOUR, restarted(up));
         assert_eq!((run.end, run.machine_restarted), (ExitCause::PowerLoss, Some(true)));

@@ -1,11 +1,13 @@
-//! The committer, turn by turn: no thread runs, the clock moves when told to, and the delivery is played by the test. Each turn is what
-//! the committer's thread would do at that moment.
+//! The committer, turn by turn: no thread runs, the clock moves on command, and the test takes the part of delivery.
+//! Each turn is what the committer thread would do at that moment. Tests with the real threads are in `lanes.rs` and
+//! `slow.rs`.
 
 mod ages;
 mod bounds;
 mod dead;
 mod definitions;
 mod flushes;
+mod lanes;
 mod life;
 mod orphans;
 mod partial;
@@ -14,26 +16,31 @@ mod reach;
 mod slow;
 mod storage;
 
-use std::sync::Weak;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
 use super::committer::Committer;
+use super::start::Network;
 use super::*;
-use crate::delivery::Source;
+use crate::delivery::{self, DeliveryOptions, Source};
+use crate::flags::RemoteOptions;
 use crate::queue::store::Ledger;
-use crate::queue::{Ack, ChunkRef, Lease};
-use crate::sys::clock::ManualClock;
-use crate::sys::disk::{Call, Gate, Op, Verdict};
-use crate::transport::{Proxy, Transport};
+use crate::queue::{Ack, ChunkRef, Lease, Project, Queue};
+use crate::report::{DropReason, PersistError};
+use crate::sys::clock::{Clock, ManualClock};
+use crate::sys::disk::{Call, Disk, Gate, Op, Verdict};
+use crate::transport::{Proxy, Transport, TransportOptions};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Fails calls of one kind on files whose path contains a text, as long as it is armed.
+/// Fails calls of one kind on files whose path contains a text, while it is armed.
 #[derive(Debug)]
 struct Fault {
     op: Op,
     path: &'static str,
-    /// 0 while all is well.
+    /// 0 while calls succeed.
     errno: AtomicU32,
     calls: AtomicU64,
 }
@@ -65,7 +72,7 @@ impl Gate for Fault {
     }
 }
 
-/// Captures a record during each sync of the journal, as a busy program does.
+/// Appends a record during each sync of the journal, as a busy program does.
 #[derive(Debug, Default)]
 struct Stream {
     pipeline: OnceLock<Weak<Pipeline>>,
@@ -86,7 +93,7 @@ impl Gate for Stream {
     }
 }
 
-/// A pipeline whose threads are the test.
+/// A pipeline without threads.
 struct Bench {
     committer: Committer,
     pipeline: Arc<Pipeline>,
@@ -146,7 +153,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
     };
     edit(&mut options);
     let (transport, _) = Transport::new(options.transport.clone()).unwrap();
-    let pipeline = start::open(options, Network::Real(transport), Arc::default()).unwrap();
+    let pipeline = start::open(options, Network::Real(transport), Arc::default(), Arc::default()).unwrap();
     Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, notices, root }
 }
 
@@ -155,21 +162,21 @@ impl Bench {
         (0..count).for_each(|_| assert!(self.pipeline.append(&[7; 100], 0).is_ok()));
     }
 
-    /// Hears what was rung, and has one turn.
+    /// Takes the commands, and has one turn.
     fn turn(&mut self) {
-        let wanted = self.pipeline.mailbox.listen(Some(self.now()), || self.pipeline.options.clock.now());
-        self.committer.hear(wanted);
+        let commands = self.pipeline.mailbox.listen(Some(self.now()), || self.pipeline.options.clock.now());
+        self.committer.receive(commands);
         assert!(self.committer.turn().is_continue());
     }
 
-    /// Moves the time on, and has the turns that the committer's thread would have had until there is nothing more to do.
+    /// Advances the clock, and has the turns that the committer thread would have had until nothing is due.
     fn advance(&mut self, by: Duration) {
-        self.ack_down();
+        self.settle_down();
         self.clock.advance(by);
-        self.ack_down();
+        self.settle_down();
     }
 
-    fn ack_down(&mut self) {
+    fn settle_down(&mut self) {
         for _ in 0..20 {
             self.turn();
             while self.wait_for_orphans() {
@@ -182,15 +189,14 @@ impl Bench {
         panic!("the committer has turn after turn and does not get done");
     }
 
-    /// Waits for the thread that opens an orphan or gives the room of one back; says whether there was one, or what it did is not
-    /// heard yet.
+    /// Waits for the thread of an orphan's step. Returns whether there was one whose result has not been taken.
     fn wait_for_orphans(&self) -> bool {
         let orphans = &self.pipeline.orphans;
         if orphans.is_idle() {
             return false;
         }
         until("a step with an orphan ends", || !orphans.is_at_work());
-        // It lies in the mailbox a moment before it is rung for.
+        // The result is in the mailbox a moment before the committer is woken.
         std::thread::sleep(Duration::from_millis(1));
         true
     }
@@ -205,7 +211,7 @@ impl Bench {
         ledger
     }
 
-    /// Leases what delivery would lease now.
+    /// What delivery would read now.
     fn lease(&self) -> Vec<Lease> {
         self.pipeline.lease(usize::MAX, &|_| true).unwrap()
     }
@@ -218,7 +224,7 @@ impl Bench {
         }
     }
 
-    /// Whether one of the notices so far is of that kind; forgets them.
+    /// Whether one of the notices since the last call is of that kind.
     fn heard(&self, is: impl Fn(&Notice) -> bool) -> bool {
         self.notices.lock().unwrap().drain(..).any(|notice| is(&notice))
     }

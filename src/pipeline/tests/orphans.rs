@@ -1,9 +1,10 @@
 //! Queues that another process left behind.
 
 use super::*;
+use crate::queue::frame;
 use crate::queue::{claim, shard_dir};
 
-/// Other processes: each takes the next shard, leaves so many events in it and dies.
+/// Simulates other processes: each takes the next shard, leaves this many events in it and dies.
 pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
     let options = &bench.pipeline.options;
     let live = |count: &usize| {
@@ -13,14 +14,14 @@ pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
         shard
     };
     let shards: Vec<_> = counts.iter().map(live).collect();
-    // Nothing was checkpointed: their death comes first.
+    // They die before anything is checkpointed.
     shards.iter().for_each(Queue::close);
 }
 
-/// The delivery finds our own queue empty.
+/// Delivery finds the own queue empty.
 pub(super) fn look_for_orphans(bench: &mut Bench) {
     assert!(bench.lease().is_empty());
-    bench.ack_down();
+    bench.settle_down();
 }
 
 #[test]
@@ -29,7 +30,7 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     leave_behind(&bench, &[12, 5]);
     let mut delivered = Vec::new();
     look_for_orphans(&mut bench);
-    // One after the other: when the first is drained, the next is looked for without being asked.
+    // When the first is drained, the next is looked for without a request.
     for _ in 0..2 {
         let rows = bench.lease();
         delivered.extend(rows.iter().map(|lease| lease.chunk.count));
@@ -46,7 +47,7 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
 }
 
-/// What takes room in a shard.
+/// The files that take disk space in a shard.
 fn names(dir: &std::path::Path) -> Vec<String> {
     let mut names: Vec<_> =
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -73,7 +74,7 @@ fn an_orphan_that_was_delivered_gives_back_its_room() {
 }
 
 #[test]
-fn a_shard_that_was_left_empty_gives_back_its_room_when_nobody_has_come_for_an_hour() {
+fn a_shard_left_empty_for_an_hour_frees_its_disk_space() {
     let mut bench = bench(|_| ());
     let mut other = bench_in(Arc::clone(&bench.root), |_| ());
     let dir = other.pipeline.shard.dir().clone();
@@ -94,13 +95,13 @@ fn a_living_process_is_no_orphan() {
     let mut bench = bench(|_| ());
     let mut other = bench_in(Arc::clone(&bench.root), |_| ());
     other.append(30);
-    other.ack_down();
+    other.settle_down();
     look_for_orphans(&mut bench);
     assert!(bench.pipeline.adopted_shard().is_none() && bench.lease().is_empty());
 }
 
 #[test]
-fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
+fn an_orphan_whose_disk_fails_is_released_unchanged() {
     let fault = Fault::of(Op::Write, "shard-1/queue.redb");
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     leave_behind(&bench, &[12]);
@@ -112,7 +113,7 @@ fn an_orphan_whose_disk_fails_is_let_go_as_it_is_and_disturbs_nothing() {
     bench.advance(Duration::from_secs(1));
     assert!(bench.heard(|notice| matches!(notice, Notice::ShardSkipped { .. })));
     assert!(bench.pipeline.adopted_shard().is_none());
-    // What the delivery says too late about a queue that is not ours any more.
+    // A late result for a queue that is released.
     bench.deliver(late);
     bench.append(30);
     bench.advance(Duration::from_secs(10));
@@ -134,7 +135,7 @@ fn is_skipped(notice: &Notice) -> bool {
 }
 
 #[test]
-fn an_orphan_that_cannot_be_had_hides_no_other_and_is_reported_once() {
+fn an_orphan_that_cannot_be_opened_hides_no_other() {
     let fault = Fault::of(Op::Create, "shard-1/lock");
     let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     leave_behind(&bench, &[12, 5]);
@@ -151,7 +152,7 @@ fn an_orphan_that_cannot_be_had_hides_no_other_and_is_reported_once() {
         bench.advance(Duration::from_secs(301));
         look_for_orphans(&mut bench);
     }
-    assert!(!bench.heard(is_skipped), "the same is not said again");
+    assert!(!bench.heard(is_skipped), "the same is not reported again");
     fault.arm(0);
     bench.advance(Duration::from_secs(301));
     look_for_orphans(&mut bench);
@@ -164,7 +165,7 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
     leave_behind(&first, &[12, 5, 7]);
     let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
     first.pipeline.shard.close();
-    // A file in the place of a directory, a directory in that of a file, and a lock that is somebody else's.
+    // A file in place of a directory, a directory in place of a file, and a lock that another process holds.
     std::fs::remove_dir_all(shard_dir(&project_dir, 0)).unwrap();
     std::fs::write(shard_dir(&project_dir, 0), "a file").unwrap();
     std::fs::remove_file(shard_dir(&project_dir, 1).join("status")).unwrap();
@@ -185,7 +186,7 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
 }
 
 #[test]
-fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_shards() {
+fn a_failing_disk_fails_the_start_and_gets_no_new_shards() {
     let first = bench(|_| ());
     let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
     first.pipeline.shard.close();
@@ -194,20 +195,20 @@ fn a_disk_on_which_nothing_can_be_opened_fails_the_start_and_is_not_filled_with_
         call.path.ends_with("status").then(|| Verdict::Fail(std::io::Error::from_raw_os_error(5)))
     }));
     for _ in 0..40 {
-        assert!(start::open(options.clone(), first.pipeline.network.clone(), Arc::default()).is_err());
+        assert!(start::open(options.clone(), first.pipeline.network.clone(), Arc::default(), Arc::default()).is_err());
     }
     assert!(std::fs::read_dir(&project_dir).unwrap().count() < 20);
 }
 
 #[test]
-fn orphaned_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
-    for (count, told, others) in [(3, 3, None), (20, 16, Some((4, 8)))] {
+fn orphaned_queues_are_reported_by_name_and_many_by_their_sum() {
+    for (count, named, others) in [(3, 3, None), (20, 16, Some((4, 8)))] {
         let root = Arc::new(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
         for number in 0..count {
             let project = Project { host: "https://eu.example".into(), api_key: format!("phc_old_{number}") };
             let mut old = bench_in(Arc::clone(&root), |options| options.project = project);
             old.append(2);
-            old.ack_down();
+            old.settle_down();
             old.pipeline.shard.close();
         }
         let bench = bench_in(Arc::clone(&root), |_| ());
@@ -217,9 +218,9 @@ fn orphaned_queues_are_each_told_and_of_very_many_the_rest_by_its_sum() {
             .filter_map(|notice| if let Notice::OrphanedQueue(queue) = notice { Some(&queue.project) } else { None })
             .collect();
         let rest = notices.iter().find_map(|notice| match notice {
-            Notice::MoreStranded { queues, events, .. } => Some((*queues, *events)),
+            Notice::MoreOrphanedQueues { queues, events, .. } => Some((*queues, *events)),
             _ => None,
         });
-        assert_eq!((names.len(), rest), (told, others));
+        assert_eq!((names.len(), rest), (named, others));
     }
 }

@@ -14,7 +14,7 @@ fn ack(bench: &Bench, lease: &Lease, delivered: u64, keep: &[u64]) -> Lease {
 fn checkpointed(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, Lease) {
     let mut bench = bench(edit);
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     let row = bench.lease().remove(0);
     (bench, row)
 }

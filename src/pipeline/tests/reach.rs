@@ -1,4 +1,4 @@
-//! A directory that is out of reach for a while, and one that is another process's.
+//! A directory that is out of reach for a while, and one that another process has taken.
 
 use super::*;
 use crate::queue::claim;
@@ -11,7 +11,7 @@ fn queue(bench: &Bench) -> std::path::PathBuf {
     bench.root.path().join("queue")
 }
 
-fn told(bench: &Bench) -> Vec<Option<String>> {
+fn storage_reports(bench: &Bench) -> Vec<Option<String>> {
     let mut notices = bench.notices.lock().unwrap();
     notices
         .drain(..)
@@ -23,10 +23,10 @@ fn told(bench: &Bench) -> Vec<Option<String>> {
 }
 
 #[test]
-fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
+fn a_moved_directory_is_reported_once_and_nothing_stops() {
     let mut bench = bench(|_| ());
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     std::fs::rename(queue(&bench), away(&bench)).unwrap();
     let mut accepted = 30;
     for _ in 0..200 {
@@ -37,18 +37,18 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
         bench.deliver(rows);
     }
     let receipt = bench.pipeline.persisted(accepted);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!(receipt.try_get(), Some(Ok(())), "it is on the disk, in the file that is open");
     let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
     assert!(problem.contains("out of reach") && problem.contains("put the directory back"), "{problem}");
     let why = bench.pipeline.circumstances().explain(crate::report::DropReason::JournalFull);
     assert!(why.contains("out of reach"), "a larger journal would not help: {why}");
-    assert_eq!(told(&bench), [Some(problem)], "once, whatever else is met");
+    assert_eq!(storage_reports(&bench), [Some(problem)], "once, whatever else is met");
     assert_eq!(bench.pipeline.snapshot().full, None);
     std::fs::rename(away(&bench), queue(&bench)).unwrap();
-    // Nothing is captured: it is looked for.
+    // It is looked for although nothing is captured.
     bench.advance(Duration::from_secs(31));
-    assert_eq!((bench.pipeline.snapshot().problem, told(&bench)), (None, vec![None]));
+    assert_eq!((bench.pipeline.snapshot().problem, storage_reports(&bench)), (None, vec![None]));
     bench.advance(HOUR);
     let rows = bench.lease();
     bench.deliver(rows);
@@ -61,7 +61,7 @@ fn a_directory_that_is_moved_away_is_said_once_and_nothing_stops() {
 fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
     let mut bench = bench(|_| ());
     bench.append(1);
-    bench.ack_down();
+    bench.settle_down();
     std::fs::rename(queue(&bench), away(&bench)).unwrap();
     bench.append(1);
     bench.advance(Duration::from_millis(300));
@@ -69,7 +69,7 @@ fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
     bench.advance(Duration::from_secs(2));
     bench.append(1);
     let receipt = bench.pipeline.persisted(3);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!(receipt.try_get(), Some(Ok(())));
     assert!(bench.pipeline.snapshot().problem.is_none());
     bench.advance(HOUR);
@@ -77,17 +77,17 @@ fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
 }
 
 #[test]
-fn a_directory_that_another_process_has_is_given_up_with_a_reason_that_is_true() {
+fn a_directory_taken_by_another_process_is_given_up() {
     let mut bench = bench(|_| ());
     bench.append(1);
-    bench.ack_down();
+    bench.settle_down();
     std::fs::remove_file(bench.pipeline.shard.dir().join("lock")).unwrap();
     let project_dir = bench.pipeline.shard.dir().parent().unwrap().to_path_buf();
     let other = claim(&Disk::default(), &project_dir, &[]).unwrap();
     assert_eq!(other.dir(), bench.pipeline.shard.dir());
     bench.append(1);
     bench.advance(Duration::from_secs(1));
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(AppendError::Storage), "not that the client is closed");
+    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::Storage), "not that the client is closed");
     let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
     assert!(problem.contains("another process"), "{problem}");
     drop(other);
@@ -95,6 +95,6 @@ fn a_directory_that_another_process_has_is_given_up_with_a_reason_that_is_true()
         bench.advance(Duration::from_secs(10));
     }
     assert_eq!(bench.pipeline.snapshot().problem.as_ref(), Some(&problem), "for good");
-    assert_eq!(told(&bench), [Some(problem)]);
+    assert_eq!(storage_reports(&bench), [Some(problem)]);
     assert!(bench.lease().is_empty());
 }

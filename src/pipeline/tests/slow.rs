@@ -1,4 +1,4 @@
-//! A disk that takes its time: the start does not wait for it for ever, and the committer not at all.
+//! A slow disk: a start waits for it for a bounded time, and the committer not at all.
 
 use std::sync::Condvar;
 
@@ -6,18 +6,18 @@ use super::orphans::{leave_behind, look_for_orphans};
 use super::*;
 use crate::queue::{predecessor, shard_dir};
 
-/// Keeps those who open a file of that name waiting until it is let go.
+/// Blocks calls of one kind on a file of that name until it is released.
 #[derive(Debug)]
-struct Slow {
+pub(super) struct Slow {
     op: Op,
     name: &'static str,
-    /// Whether it holds, and how many wait.
+    /// Whether it blocks, and how many calls wait.
     state: Mutex<(bool, u32)>,
     changed: Condvar,
 }
 
 impl Slow {
-    fn at(op: Op, name: &'static str) -> Arc<Self> {
+    pub(super) fn at(op: Op, name: &'static str) -> Arc<Self> {
         Arc::new(Self { op, name, state: Mutex::new((true, 0)), changed: Condvar::new() })
     }
 
@@ -25,13 +25,18 @@ impl Slow {
         Disk::gated(Arc::clone(self) as Arc<dyn Gate>)
     }
 
-    fn hold(&self, holds: bool) {
+    pub(super) fn hold(&self, holds: bool) {
         self.state.lock().unwrap().0 = holds;
         self.changed.notify_all();
     }
 
-    fn is_waited_for(&self) -> bool {
-        self.state.lock().unwrap().1 > 0
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiting() > 0
+    }
+
+    /// Number of calls that wait.
+    pub(super) fn waiting(&self) -> u32 {
+        self.state.lock().unwrap().1
     }
 }
 
@@ -40,7 +45,7 @@ impl Gate for Slow {
         if call.op == self.op && call.path.ends_with(self.name) {
             let mut state = self.state.lock().unwrap();
             state.1 += 1;
-            // In the end whatever waits on the wrong thread shall fail its test, and not hang it.
+            // A call that waits on the wrong thread shall fail its test, and not hang it.
             let most = Duration::from_secs(60);
             state = self.changed.wait_timeout_while(state, most, |state| state.0).unwrap().0;
             state.1 -= 1;
@@ -49,7 +54,7 @@ impl Gate for Slow {
     }
 }
 
-/// A queue that somebody has left, with 12 events in it, and its directory.
+/// A queue with 12 events that another process left, and its directory.
 fn left_queue() -> (Arc<tempfile::TempDir>, PathBuf) {
     let first = bench(|_| ());
     first.append(12);
@@ -63,7 +68,7 @@ fn counts(bench: &Bench) -> Vec<u32> {
 }
 
 #[test]
-fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanwhile() {
+fn a_slow_queue_is_delivered_as_an_orphan_of_a_new_one() {
     let (root, dir) = left_queue();
     let slow = Slow::at(Op::Open, "shard-0/queue.redb");
     let mut bench = bench_in(Arc::clone(&root), |options| {
@@ -74,16 +79,19 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
     let last_run = bench.pipeline.last_run().unwrap();
     assert_eq!((last_run.end, last_run.pid), (crate::crash::exit::ExitCause::Killed, std::process::id()));
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!(counts(&bench), [30]);
     assert!(bench.lease().is_empty());
-    bench.ack_down();
+    bench.settle_down();
     assert!(bench.pipeline.adopted_shard().is_none());
-    let told: Vec<_> = bench.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
-    assert!(matches!(&told[..], [Notice::ShardSkipped { path, .. }] if *path == dir), "said once: {told:?}");
+    let reported: Vec<_> = bench.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
+    assert!(
+        matches!(&reported[..], [Notice::ShardSkipped { path, .. }] if *path == dir),
+        "reported once: {reported:?}"
+    );
     slow.hold(false);
     until("the slow one is open", || !bench.pipeline.orphans.is_idle());
-    bench.ack_down();
+    bench.settle_down();
     let rows = bench.lease();
     assert_eq!(rows.iter().map(|lease| lease.chunk.count).collect::<Vec<_>>(), [12]);
     bench.deliver(rows);
@@ -96,31 +104,31 @@ fn a_queue_that_opens_too_slowly_is_delivered_beside_one_that_takes_events_meanw
 }
 
 #[test]
-fn who_stops_while_a_queue_is_still_being_opened_has_not_died_of_it() {
+fn an_exit_during_a_slow_opening_is_not_a_death_of_it() {
     let (root, dir) = left_queue();
     let slow = Slow::at(Op::Open, "shard-0/queue.redb");
     for _ in 0..3 {
         slow.hold(true);
         let mut bench = bench_in(Arc::clone(&root), |options| {
             options.disk = slow.disk();
-            // The one that was made in the first life must open within a third of it.
+            // The shard that the first run created must open within a third of it.
             options.open_timeout = Duration::from_millis(4500);
         });
         assert_eq!(bench.pipeline.shard.dir(), &shard_dir(dir.parent().unwrap(), 1), "no further one is made");
         until("it is being opened", || predecessor(&Disk::default(), &dir).deaths_opening == 1);
         let stopped = bench.pipeline.shutdown(Duration::ZERO);
-        let wanted = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
-        bench.committer.hear(wanted);
+        let commands = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
+        bench.committer.receive(commands);
         while bench.committer.turn().is_continue() {
             bench.clock.advance(Duration::from_secs(1));
         }
         assert!(stopped.wait(Duration::from_secs(10)).is_ok());
         assert_eq!(predecessor(&Disk::default(), &dir).deaths_opening, 0);
         slow.hold(false);
-        until("it is let go when it is open at last", || predecessor(&Disk::default(), &dir).clean);
+        until("it is released when it is open", || predecessor(&Disk::default(), &dir).clean);
     }
     let bench = bench_in(root, |_| ());
-    until("it is nobody's any more", || bench.pipeline.shard.dir() == &dir);
+    until("it has no owner any more", || bench.pipeline.shard.dir() == &dir);
     assert_eq!(counts(&bench), [12]);
 }
 
@@ -138,7 +146,7 @@ fn an_orphan_that_opens_slowly_does_not_keep_a_receipt_waiting() {
     assert!(slow.is_waited_for(), "it was not waited for");
     assert_eq!(persisted.wait(Duration::ZERO), Ok(()));
     slow.hold(false);
-    bench.ack_down();
+    bench.settle_down();
     look_for_all(&mut bench);
 }
 
@@ -163,7 +171,7 @@ fn look_for_orphans_if_idle(bench: &mut Bench) {
 }
 
 #[test]
-fn a_directory_that_does_not_answer_is_an_error_or_a_declared_memory_mode() {
+fn a_hanging_directory_is_an_error_or_declared_memory_mode() {
     let first = bench(|_| ());
     let slow = Slow::at(Op::MakeDir, "elsewhere");
     let mut options = first.pipeline.options.clone();

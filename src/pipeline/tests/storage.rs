@@ -1,4 +1,4 @@
-//! Storage that fails, and works again.
+//! Storage that fails and recovers.
 
 use super::super::source::OWN;
 use super::*;
@@ -11,14 +11,14 @@ fn with(fault: &Arc<Fault>) -> Bench {
 }
 
 #[test]
-fn a_store_that_fails_is_said_and_tried_again_and_receipts_are_served_meanwhile() {
+fn a_failing_store_is_retried_while_receipts_are_served() {
     for errno in [NO_SPACE, BROKEN] {
         let fault = Fault::of(Op::Write, "queue.redb");
         let mut bench = with(&fault);
         fault.arm(errno);
         bench.append(30);
         let receipt = bench.pipeline.persisted(30);
-        bench.ack_down();
+        bench.settle_down();
         assert!(bench.pipeline.snapshot().problem.is_some() && bench.heard(is_problem));
         assert_eq!(receipt.try_get(), Some(Ok(())), "the journal has it");
         bench.append(5);
@@ -33,7 +33,7 @@ fn a_store_that_fails_is_said_and_tried_again_and_receipts_are_served_meanwhile(
 }
 
 #[test]
-fn failures_of_the_store_grow_rarer_and_do_not_use_up_the_arenas() {
+fn retries_of_the_store_grow_rarer_and_use_up_no_arenas() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = with(&fault);
     fault.arm(BROKEN);
@@ -50,14 +50,14 @@ fn failures_of_the_store_grow_rarer_and_do_not_use_up_the_arenas() {
 }
 
 #[test]
-fn a_journal_found_at_the_start_that_cannot_be_checkpointed_does_not_keep_the_committer_busy() {
+fn a_found_journal_that_cannot_be_stored_causes_no_busy_loop() {
     let before = bench(|_| ());
     let mut taken = 0;
     while before.pipeline.append(&[7; 1000], 0).is_ok() {
         taken += 1;
     }
     before.pipeline.shard.close();
-    // The file may be written but not grow: it opens, and no arena fits.
+    // The file may be written to but not grow: it opens, and no arena fits.
     let fault = Fault::of(Op::SetLen, "queue.redb");
     fault.arm(NO_SPACE);
     let disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
@@ -72,34 +72,34 @@ fn a_journal_found_at_the_start_that_cannot_be_checkpointed_does_not_keep_the_co
 }
 
 #[test]
-fn a_sync_that_fails_fails_the_receipts_and_what_was_accepted_goes_into_the_store() {
+fn a_failed_sync_fails_receipts_and_events_go_to_the_store() {
     let fault = Fault::of(Op::Sync, "journal-");
     let mut bench = with(&fault);
-    bench.ack_down();
+    bench.settle_down();
     bench.append(3);
     let receipt = bench.pipeline.persisted(3);
     fault.arm(BROKEN);
-    bench.ack_down();
+    bench.settle_down();
     let answer = receipt.try_get();
     assert!(matches!(&answer, Some(Err(PersistError::Sync(why))) if !why.is_empty()), "{answer:?}");
     assert_eq!((bench.ledger().queued_events, bench.pipeline.receipts.synced()), (3, 3));
     fault.arm(0);
     bench.append(1);
     let receipt = bench.pipeline.persisted(4);
-    bench.ack_down();
+    bench.settle_down();
     assert_eq!(receipt.try_get(), Some(Ok(())));
     bench.advance(HOUR);
     assert!(bench.pipeline.snapshot().problem.is_none());
 }
 
 #[test]
-fn where_journal_and_store_both_fail_receipts_fail_and_nothing_is_lost_when_they_work_again() {
+fn if_journal_and_store_fail_nothing_is_lost_after_recovery() {
     let fault = Fault::of(Op::Sync, "shard-0");
     let mut bench = with(&fault);
     fault.arm(BROKEN);
     bench.append(3);
     let receipt = bench.pipeline.persisted(3);
-    bench.ack_down();
+    bench.settle_down();
     assert!(matches!(receipt.try_get(), Some(Err(PersistError::Sync(_)))));
     bench.append(3);
     let receipt = bench.pipeline.persisted(6);
@@ -112,7 +112,7 @@ fn where_journal_and_store_both_fail_receipts_fail_and_nothing_is_lost_when_they
 }
 
 #[test]
-fn a_disk_without_room_for_another_arena_does_not_keep_the_committer_busy() {
+fn a_disk_without_space_for_an_arena_causes_no_busy_loop() {
     let fault = Fault::of(Op::Create, "journal-");
     let mut bench = with(&fault);
     fault.arm(NO_SPACE);
@@ -122,7 +122,7 @@ fn a_disk_without_room_for_another_arena_does_not_keep_the_committer_busy() {
     }
     assert!(taken > 40);
     for _ in 0..10 {
-        bench.ack_down();
+        bench.settle_down();
     }
     assert!(fault.calls() < 20, "{} attempts to make an arena at one moment", fault.calls());
     fault.arm(0);
@@ -132,7 +132,7 @@ fn a_disk_without_room_for_another_arena_does_not_keep_the_committer_busy() {
 }
 
 #[test]
-fn what_was_delivered_is_committed_while_there_is_no_room_for_another_arena() {
+fn acks_are_committed_without_space_for_another_arena() {
     let mut before = bench(|_| ());
     before.append(30);
     before.advance(Duration::from_secs(6));
@@ -153,11 +153,11 @@ fn what_was_delivered_is_committed_while_there_is_no_room_for_another_arena() {
 }
 
 #[test]
-fn acks_ride_on_the_next_checkpoint_and_have_a_transaction_of_their_own_after_their_interval() {
+fn acks_are_committed_with_a_checkpoint_or_after_the_interval() {
     let syncs = Fault::of(Op::Sync, "queue.redb");
     let mut bench = with(&syncs);
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     bench.deliver(bench.lease());
     bench.append(30);
     let before = syncs.calls();
@@ -172,17 +172,17 @@ fn acks_ride_on_the_next_checkpoint_and_have_a_transaction_of_their_own_after_th
 }
 
 #[test]
-fn what_is_acked_is_not_read_again_though_its_commit_fails_and_the_store_is_reopened() {
+fn acked_rows_are_not_read_again_after_a_failed_commit() {
     let fault = Fault::of(Op::Write, "queue.redb");
     let mut bench = with(&fault);
     bench.append(30);
-    bench.ack_down();
+    bench.settle_down();
     bench.deliver(bench.lease());
     fault.arm(BROKEN);
     bench.append(30);
     bench.advance(Duration::from_secs(60));
     fault.arm(0);
-    // As the committer does, but for the commit.
+    // As the committer does, but without a commit.
     bench.pipeline.shard.reopen_store(0).unwrap();
     bench.pipeline.leases.lock().forget(OWN);
     assert!(bench.lease().is_empty(), "the row is still there, and not for the delivery");
@@ -197,8 +197,8 @@ fn a_steady_stream_is_synced_once_an_interval() {
     let stream = Arc::new(Stream::default());
     let gate: Arc<dyn Gate> = stream.clone();
     let mut bench = bench(|options| options.disk = Disk::gated(gate));
-    // Arenas are made, and synced for that.
-    bench.ack_down();
+    // Arenas are created, and synced for that.
+    bench.settle_down();
     stream.pipeline.set(Arc::downgrade(&bench.pipeline)).unwrap();
     let before = stream.syncs.load(Ordering::SeqCst);
     bench.append(1);
@@ -209,7 +209,7 @@ fn a_steady_stream_is_synced_once_an_interval() {
 }
 
 #[test]
-fn a_queue_whose_events_were_all_delivered_has_no_bytes_and_no_age_before_that_is_committed() {
+fn a_delivered_queue_has_no_bytes_or_age_before_the_commit() {
     let mut bench = bench(|_| ());
     bench.append(30);
     bench.advance(Duration::from_secs(6));
@@ -232,7 +232,7 @@ fn a_queue_whose_events_were_all_delivered_has_no_bytes_and_no_age_before_that_i
 }
 
 #[test]
-fn where_no_directory_is_configured_the_fallback_to_memory_applies() {
+fn without_a_directory_the_memory_fallback_applies() {
     let bench = bench(|options| (options.queue_dir, options.memory_fallback) = (std::path::PathBuf::new(), true));
     assert!(bench.pipeline.shard.is_volatile() && bench.pipeline.append(&[7; 100], 0).is_ok());
     assert!(

@@ -1,55 +1,43 @@
-//! Dead letters that are sent again, or thrown away, because the program says so.
+//! Dead letters that the program retries or discards.
 //!
-//! One that is sent again goes through the journal like a new event: it counts as accepted once more, is sent under its old uuid and
-//! time, and `buried` goes on counting its first end. It leaves the dead letters only when the store has it among what is queued. A
-//! process that dies in between has it in both places; sent twice, PostHog keeps one.
+//! A retried dead letter is appended to the journal like a new event: it counts as accepted once more and is sent under
+//! its old uuid and time, and `dead_lettered` keeps counting its first outcome. It is removed from the dead letters
+//! only after the store has it among the queued events. If the process dies in between, it is in both places; of an
+//! event that is sent twice PostHog keeps one.
 
 use std::sync::Arc;
 
-use super::Pipeline;
 use super::committer::Committer;
-use super::pending::{self, Pending, Promise, Unanswered};
+use super::mailbox::{DeadLetterAction, DeadLetterCommand};
+use super::pending::{Promise, Unanswered};
+use super::shared::Pipeline;
 use crate::queue::store::DeadRecord;
 use crate::record::View;
 use crate::report::DeadLetterError;
 
-/// What is to be done with all dead letters.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum DeadOrder {
-    /// Queue them again.
-    Retry,
-    /// Forget them.
-    Discard,
-}
-
-/// An order, and who waits for how many that were.
-#[derive(Debug)]
-pub(super) struct Ordered {
-    order: DeadOrder,
-    promise: Promise<Result<u64, DeadLetterError>>,
-}
-
 impl Pipeline {
-    /// Has that done with all dead letters there are; resolves with how many that were.
-    pub(crate) fn order_dead(&self, order: DeadOrder) -> Pending<Result<u64, DeadLetterError>> {
-        let (promise, answer) = pending::pending();
-        self.mailbox.ring(|wanted| wanted.dead.push(Ordered { order, promise }));
-        // It may have ended before: then nobody hears it.
-        if self.finished.get().is_some() { pending::answered(Err(DeadLetterError::Closed)) } else { answer }
+    /// Retries or discards all dead letters. The promise is answered with the number of dead letters affected.
+    pub(crate) fn command_dead_letters(
+        &self,
+        action: DeadLetterAction,
+        promise: Promise<Result<u64, DeadLetterError>>,
+    ) {
+        self.mailbox.send(|commands| commands.dead.push(DeadLetterCommand { action, promise }));
+        self.answer_late_commands();
     }
 }
 
 impl Committer {
-    /// Does what was asked for. Not while stopping: who waits is told that the client is closed.
-    pub(super) fn tend_dead(&mut self) {
-        if !self.asked.dead.is_empty() && self.may_try() {
-            self.reopen_if_latched();
+    /// Carries out commands for dead letters. During a shutdown they are answered as closed.
+    pub(super) fn handle_dead_letters(&mut self) {
+        if !self.commands.dead.is_empty() && self.may_try() && !self.reopen_if_latched() {
+            return;
         }
-        for Ordered { order, promise } in std::mem::take(&mut self.asked.dead) {
+        for DeadLetterCommand { action, promise } in std::mem::take(&mut self.commands.dead) {
             if self.stopping.is_none() {
-                promise.answer(match order {
-                    DeadOrder::Retry => self.retry_dead(),
-                    DeadOrder::Discard => self.discard_dead(),
+                promise.answer(match action {
+                    DeadLetterAction::Retry => self.retry_dead(),
+                    DeadLetterAction::Discard => self.discard_dead(),
                 });
             }
         }
@@ -58,10 +46,10 @@ impl Committer {
     fn retry_dead(&mut self) -> Result<u64, DeadLetterError> {
         let pipeline = Arc::clone(&self.pipeline);
         if !self.may_try() {
-            // Not even begun: what could not be checkpointed would be there twice.
+            // Not begun: a record that cannot be checkpointed would be in both places.
             return Err(self.store_problem());
         }
-        // What is refused meanwhile, perhaps one of these once more, is not meant.
+        // Only the dead letters of this moment are retried, and not those that are refused meanwhile.
         let seqs = pipeline.shard.dead_seqs().map_err(|error| storage(&error))?;
         let (mut total, mut after) = (0, None);
         loop {
@@ -76,20 +64,22 @@ impl Committer {
         }
     }
 
-    /// Queues these again and sees them into the store. Returns which were, and whether there was no room for more.
+    /// Appends these records and checkpoints them. Returns which were appended, and whether the queue was too full for
+    /// the rest.
     fn queue_again(&mut self, records: Vec<DeadRecord>) -> Result<(Vec<u64>, bool), DeadLetterError> {
         let pipeline = Arc::clone(&self.pipeline);
         let (mut queued, mut newest, mut is_full) = (Vec::new(), 0, false);
         for record in records {
-            // What cannot be read cannot be sent either.
+            // A record that cannot be decoded cannot be sent.
             let Ok(view) = View::parse(&record.body) else { continue };
             let class = view.head.class as u8;
             let append = || {
-                // Where the oldest make room, those that were queued again first would make it for the others, and be nowhere.
+                // Where the oldest events are evicted, the records appended first would be evicted by the others, and
+                // would be lost.
                 if pipeline.would_evict(record.body.len()) { None } else { pipeline.append(&record.body, class).ok() }
             };
             let appended = append().or_else(|| {
-                // The journal may be full, and whether the queue is was looked at before what was acked was committed.
+                // The journal may be full; and the bounds were checked before the last acks were committed.
                 self.checkpoint();
                 self.keep_bounds();
                 append()
@@ -114,6 +104,9 @@ impl Committer {
     }
 
     fn discard_dead(&mut self) -> Result<u64, DeadLetterError> {
+        if self.reopening.is_some() {
+            return Err(self.store_problem());
+        }
         let seqs = self.pipeline.shard.dead_seqs().map_err(|error| storage(&error))?;
         self.remove_dead(seqs)
     }
@@ -134,7 +127,7 @@ fn storage(error: &crate::queue::QueueError) -> DeadLetterError {
     DeadLetterError::Storage(error.to_string())
 }
 
-/// Of both lanes: how many there were in all.
+/// The sum of two lanes.
 pub(crate) fn sum(
     first: Result<u64, DeadLetterError>,
     second: Result<u64, DeadLetterError>,

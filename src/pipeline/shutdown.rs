@@ -1,72 +1,96 @@
-//! The order in which things end.
+//! Shutdown of a lane: intake ends, everything is synced and checkpointed, delivery goes on until its deadline, its
+//! results are committed, the queue is released.
+//!
+//! What is not delivered by then stays on disk. A second call waits for the first, and can only bring the deadline
+//! forward. The shutdown of a client has the same deadline in all lanes, which end independently of each other.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::committer::Committer;
-use super::pending::{self, Pending};
-use super::{Notice, Pipeline, lock};
+use super::notice::Notice;
+use super::pending::{self, Pending, Promise};
+use super::shared::{Pipeline, lock};
 use crate::delivery;
 use crate::delivery::Source;
 use crate::report::{EndpointStatus, ShutdownReport};
 use crate::sys::crash_point;
 use crate::sys::wording::time;
 
-/// After the deadline, what was delivered at the last moment still gets so long to be committed.
+/// Time after the deadline in which results of the last moment are still committed.
 const GRACE: Duration = Duration::from_millis(250);
-/// The last owner that is dropped waits at most so long.
+/// Longest wait when the last owner of a client is dropped.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
 
 const OPTED_OUT: &str = "the program has opted out, and nothing is sent until Client::opt_in is called";
 
-/// A stop under way.
+/// A shutdown that is under way.
 #[derive(Debug)]
 pub(super) struct Stopping {
     began: Instant,
     deadline: Instant,
-    /// Delivery had time, and what it leaves is worth a word.
+    /// Delivery had time, so events that it leaves are reported.
     had_time: bool,
 }
 
 impl Pipeline {
-    /// Closes intake, makes everything durable, delivers for at most `most`, and lets the queue go.
+    /// Ends intake, makes everything durable, delivers for at most `most`, and releases the queue.
     pub(crate) fn shutdown(&self, most: Duration) -> Pending<ShutdownReport> {
         let (promise, answer) = pending::pending();
+        self.begin_shutdown(most, promise);
+        answer
+    }
+
+    /// Ends intake at once, and not with the committer's next turn: no event is accepted after `shutdown` was called. A
+    /// journal whose lock is never released accepts nothing either.
+    pub(crate) fn close_intake(&self) {
         self.before_stop.get_or_init(|| self.leases.totals());
         self.mailbox.begin_stopping();
-        // At once, and not when the committer comes to it: after `shutdown` was called, no capture is taken. A journal that somebody
-        // holds for ever takes none either.
         self.shard.journal().close_within_lock_wait();
         self.admission.close();
-        if let Some(report) = self.finished.get() {
-            promise.answer(report.clone());
-            return answer;
-        }
+    }
+
+    /// [`shutdown`](Self::shutdown) with the report sent to `promise`.
+    pub(crate) fn begin_shutdown(&self, most: Duration, promise: Promise<ShutdownReport>) {
+        self.close_intake();
         let now = self.options.clock.now();
         let deadline = now.checked_add(most).unwrap_or(now + Duration::from_secs(86_400 * 365));
-        self.mailbox.ring(|wanted| {
-            wanted.stop = Some(wanted.stop.map_or(deadline, |earlier| earlier.min(deadline)));
-            wanted.stops.push(promise);
+        self.mailbox.send(|commands| {
+            commands.stop = Some(commands.stop.map_or(deadline, |earlier| earlier.min(deadline)));
+            commands.stops.push(promise);
         });
-        // It may have ended between the look above and the ring: then nobody hears it.
-        if let Some(report) = self.finished.get() {
-            return pending::answered(report.clone());
-        }
-        answer
+        self.answer_late_commands();
     }
 }
 
 impl Pipeline {
-    /// Events taken since a stop was asked for.
+    /// Answers the commands that have come since the committer ended, if it has. Called after each command that has to be answered.
+    pub(super) fn answer_late_commands(&self) {
+        let Some(report) = self.finished.get() else { return };
+        let late = self.mailbox.take();
+        for flush in late.flushes {
+            self.answer_flush(flush, delivery::EndpointStatus::Stopped);
+        }
+        for (flush, endpoint) in late.flushed {
+            self.answer_flush(flush, endpoint);
+        }
+        for promise in late.stops {
+            promise.answer(report.clone());
+        }
+        // Commands for dead letters are answered as closed when they are dropped.
+    }
+
+    /// Events delivered since the first shutdown request.
     fn delivered_by_stop(&self) -> u64 {
         let before = self.before_stop.get().copied().unwrap_or_default();
         self.leases.totals().delivered.saturating_sub(before.delivered)
     }
 }
 
-/// The last owner is gone: commits everything and lets the queues go, without sending. Waits a moment, so that a program that drops
-/// a client and opens another finds them free, but never on one of our own threads.
+/// Called when the last owner of a client is dropped: commits everything and releases the queues, without sending.
+/// Waits a moment, so that a program that drops a client and opens another finds the queues free, but never on a thread
+/// of the library.
 pub(crate) fn release<'a>(pipelines: impl Iterator<Item = &'a Pipeline>) {
     let until = Instant::now() + RELEASE_WAIT;
     let released: Vec<_> = pipelines.map(|pipeline| pipeline.shutdown(Duration::ZERO)).collect();
@@ -76,9 +100,9 @@ pub(crate) fn release<'a>(pipelines: impl Iterator<Item = &'a Pipeline>) {
 }
 
 impl Committer {
-    /// The first half: nothing is taken any more, everything taken is made durable, delivery gets its deadline.
+    /// The first half: intake ends, everything accepted is made durable, delivery gets its deadline.
     pub(super) fn begin_stop(&mut self) {
-        let Some(deadline) = self.asked.stop.take() else { return };
+        let Some(deadline) = self.commands.stop.take() else { return };
         if let Some(stopping) = &mut self.stopping {
             stopping.deadline = stopping.deadline.min(deadline);
             if let Some(delivery) = self.pipeline.delivery() {
@@ -89,7 +113,7 @@ impl Committer {
         let pipeline = Arc::clone(&self.pipeline);
         pipeline.shard.journal().close();
         self.stopping = Some(Stopping { began: self.now(), deadline, had_time: deadline > self.now() });
-        // A sync first: it is the least that can make everything safe, and it needs no room.
+        // A sync first: it alone makes everything durable, and it needs no disk space.
         if !pipeline.shard.is_volatile()
             && let Ok(seq) = pipeline.shard.sync()
         {
@@ -106,17 +130,17 @@ impl Committer {
             deadline,
             Box::new(move |endpoint| {
                 if let Some(pipeline) = ended.upgrade() {
-                    pipeline.mailbox.ring(|wanted| wanted.delivery_ended = Some(endpoint));
+                    pipeline.mailbox.send(|commands| commands.delivery_ended = Some(endpoint));
                 }
             }),
         );
     }
 
-    /// The second half, when delivery has ended or its time is up.
+    /// The second half, after delivery has ended or its time is up.
     pub(super) fn end_stop(&mut self) -> ControlFlow<()> {
         let Some(stopping) = &self.stopping else { return ControlFlow::Continue(()) };
-        let loads = self.pipeline.definitions().is_some() && !self.asked.loading_ended;
-        let goes_on = self.asked.delivery_ended.is_none() || loads;
+        let loads = self.pipeline.definitions().is_some() && !self.commands.loading_ended;
+        let goes_on = self.commands.delivery_ended.is_none() || loads;
         if goes_on && self.now() < stopping.deadline + GRACE {
             return ControlFlow::Continue(());
         }
@@ -136,7 +160,7 @@ impl Committer {
         self.ack_own();
         crash_point::reach("stop.committed");
         let remaining = pipeline.remaining();
-        let found = self.asked.delivery_ended.take().unwrap_or_else(|| delivery::EndpointStatus::Down {
+        let found = self.commands.delivery_ended.take().unwrap_or_else(|| delivery::EndpointStatus::Down {
             reason: "the delivery did not end in time, because the machine is overloaded or a callback of the program does not return".to_owned(),
             until: None,
         });
@@ -144,7 +168,7 @@ impl Committer {
             delivered: pipeline.delivered_by_stop(),
             remaining,
             endpoint: match pipeline.endpoint(found) {
-                // What was not tried tells nothing.
+                // Nothing was tried, so nothing is known about the endpoint.
                 EndpointStatus::Up if !had_time && remaining > 0 => EndpointStatus::Closed,
                 endpoint => endpoint,
             },
@@ -167,22 +191,23 @@ impl Committer {
         }
         (pipeline.options.report)(Notice::Ended);
         let _ = pipeline.finished.set(report.clone());
-        let late = pipeline.mailbox.listen(Some(self.now()), || self.now());
-        self.hear(late);
+        let late = pipeline.mailbox.take();
+        self.receive(late);
         self.answer_all_flushes();
-        for promise in std::mem::take(&mut self.asked.stops) {
+        for promise in std::mem::take(&mut self.commands.stops) {
             promise.answer(report.clone());
         }
         ControlFlow::Break(())
     }
 
-    /// When the stop has to be looked at again.
+    /// When the shutdown has to be continued.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.stopping.as_ref().map(|stopping| stopping.deadline + GRACE)
     }
 }
 
-/// Why a stop that took so long, of the time that it had at most, has left events: what stood in the way, not what it ran into.
+/// Why a shutdown left events in the queue, given the time it took and the time it had: the obstacle, and not the
+/// deadline that it ran into.
 fn why_left(endpoint: &EndpointStatus, took: Duration, most: Duration) -> String {
     let is_time_up = took >= most;
     let given = time(most);
@@ -192,12 +217,12 @@ fn why_left(endpoint: &EndpointStatus, took: Duration, most: Duration) -> String
         EndpointStatus::Paused { reason, .. } => format!("requests are refused ({reason})"),
         EndpointStatus::Refusing { reason } => format!("the server rejects what is left ({reason})"),
         EndpointStatus::Down { reason, retry_in } => {
-            let said = if reason.is_empty() { "no attempt was possible" } else { reason };
+            let last = if reason.is_empty() { "no attempt was possible" } else { reason };
             let next = match retry_in {
                 Some(wait) if !is_time_up && !wait.is_zero() => format!(", the next attempt is due in {}", time(*wait)),
                 _ => String::new(),
             };
-            format!("the endpoint did not take them {after} ({said}{next})")
+            format!("the endpoint did not take them {after} ({last}{next})")
         }
         EndpointStatus::Up | EndpointStatus::Closed | EndpointStatus::Forked if is_time_up => {
             format!(
@@ -211,5 +236,5 @@ fn why_left(endpoint: &EndpointStatus, took: Duration, most: Duration) -> String
 }
 
 #[cfg(test)]
-#[path = "stop_tests.rs"]
+#[path = "shutdown_tests.rs"]
 mod tests;

@@ -5,7 +5,7 @@ use super::*;
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
-fn a_shutdown_says_what_stood_in_the_way_and_never_that_time_ran_out_when_it_did_not() {
+fn a_shutdown_reports_the_obstacle_and_not_a_false_timeout() {
     let down = |reason: &str, retry_in| EndpointStatus::Down { reason: reason.into(), retry_in };
     let paused =
         EndpointStatus::Paused { status: 401, reason: "HTTP status 401: API key is not valid".into(), retry_in: None };

@@ -1,0 +1,173 @@
+//! Options of a lane, and how the lane of AI events differs from the analytics lane.
+//!
+//! A lane is a [`Pipeline`]: a queue in a directory of its own and a delivery engine with an endpoint of its own. All
+//! lanes of a client are served by the same two threads ([`Threads`](super::threads::Threads)). A lane is described by
+//! its options alone: a further one takes a variant of [`Lane`], a function such as [`WorkerOptions::for_ai`], and a
+//! call of [`start_beside`](super::start_beside).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::Limits;
+use super::notice::Notice;
+use super::pending::{self, Pending, Promise, Unanswered};
+use super::shared::Pipeline;
+use crate::delivery::{self, CaptureProtocol, DeliveryOptions, PaceOptions};
+use crate::flags::RemoteOptions;
+use crate::flags::loader::LoaderOptions;
+use crate::queue::{Project, has_orphan_with_dead};
+use crate::sys::clock::Clock;
+use crate::sys::disk::Disk;
+use crate::sys::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
+use crate::transport::{Http, TransportOptions};
+
+/// A queue of a project. Each lane has shards, bounds and an endpoint of its own, so that neither can hold up the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Events of `capture`.
+    Analytics,
+    /// Events of `capture_ai`.
+    Ai,
+}
+
+impl Lane {
+    /// The directory of the AI lane's shards below that of their project, which contains those of the analytics lane.
+    pub(super) const AI_DIR: &str = "ai";
+
+    /// The directory of the lane's shards.
+    pub(super) fn dir(self, project: &Project, queue_dir: &Path) -> PathBuf {
+        let project_dir = project.dir(queue_dir);
+        match self {
+            Lane::Analytics => project_dir,
+            Lane::Ai => project_dir.join(Self::AI_DIR),
+        }
+    }
+}
+
+/// The options of a lane, checked by `config`.
+#[derive(Clone)]
+pub(crate) struct WorkerOptions {
+    /// The project (host and key) whose events are queued.
+    pub(crate) project: Project,
+    /// The lane.
+    pub(crate) lane: Lane,
+    /// Other projects whose queues are delivered as well.
+    pub(crate) also: Vec<Project>,
+    /// The directory of all queues.
+    pub(crate) queue_dir: PathBuf,
+    /// Work in memory where the directory cannot be used.
+    pub(crate) memory_fallback: bool,
+    /// Size of the largest event, encoded. Enforced where records are made.
+    pub(crate) max_event_bytes: usize,
+    /// Bytes of one arena of the journal.
+    pub(crate) arena_bytes: usize,
+    /// Memory for cached pages of the store.
+    pub(crate) cache_bytes: usize,
+    /// Disk space reserved for deletes on a full disk.
+    pub(crate) reserve_bytes: u64,
+    /// How long an append may wait for the journal's lock.
+    pub(crate) lock_wait: Duration,
+    /// How long opening may take.
+    pub(crate) open_timeout: Duration,
+    /// Number of events that make a batch due.
+    pub(crate) flush_at: u64,
+    /// Age of the oldest journaled event that makes a batch due.
+    pub(crate) flush_interval: Duration,
+    /// Age of the oldest unsynced event that makes a sync due.
+    pub(crate) sync_interval: Duration,
+    /// Age of the oldest uncommitted ack that makes a transaction of its own due.
+    pub(crate) ack_interval: Duration,
+    /// Bounds of the queue.
+    pub(crate) limits: Limits,
+    /// Send nothing until [`Pipeline::hold`] ends that.
+    pub(crate) held: bool,
+    /// How events are sent.
+    pub(crate) delivery: DeliveryOptions,
+    /// How flags are requested.
+    pub(crate) flags: RemoteOptions,
+    /// Where flag definitions are loaded from, if they are.
+    pub(crate) flag_definitions: Option<LoaderOptions>,
+    /// How the network is reached.
+    pub(crate) transport: TransportOptions,
+    /// Replaces the network in tests.
+    pub(crate) network: Option<Arc<dyn Http>>,
+    /// The program's callback for outcomes of delivery.
+    pub(crate) on_delivery: Option<delivery::OnDelivery>,
+    /// Receives every notice.
+    pub(crate) report: Arc<dyn Fn(Notice) + Send + Sync>,
+    /// The disk.
+    pub(crate) disk: Disk,
+    /// The clock.
+    pub(crate) clock: Clock,
+}
+
+/// Asks each of these lanes, and resolves with the sum of their answers in the order of the lanes.
+pub(crate) fn ask_all<T: Unanswered>(
+    lanes: &[&Pipeline],
+    add: fn(T, T) -> T,
+    ask: impl Fn(&Pipeline, Promise<T>),
+) -> Pending<T> {
+    let (promises, answer) = pending::pending_sum(lanes.len(), add);
+    lanes.iter().zip(promises).for_each(|(lane, promise)| ask(lane, promise));
+    answer
+}
+
+impl Pipeline {
+    /// Whether an earlier process left AI events. Determined by the analytics lane, which exists in every process.
+    pub(crate) fn has_ai_left_behind(&self) -> bool {
+        self.ai_left_behind
+    }
+
+    /// Whether an earlier process may have left dead letters of AI events.
+    pub(crate) fn has_dead_ai_left_behind(&self) -> bool {
+        let options = &self.options;
+        has_orphan_with_dead(&options.disk, &Lane::Ai.dir(&options.project, &options.queue_dir))
+    }
+}
+
+impl WorkerOptions {
+    /// The options of the AI lane of a client whose analytics lane has these options.
+    pub(crate) fn for_ai(&self) -> WorkerOptions {
+        let delivery = &self.delivery;
+        WorkerOptions {
+            lane: Lane::Ai,
+            flag_definitions: None,
+            max_event_bytes: AI_EVENT_BYTES,
+            arena_bytes: AI_JOURNAL_BYTES,
+            limits: Limits { queue_bytes: self.limits.queue_bytes.max(AI_QUEUE_BYTES_LEAST), ..self.limits },
+            delivery: DeliveryOptions {
+                urls: vec![format!("{}/i/v0/ai/batch/", self.project.host).into()],
+                // The AI endpoint supports no other protocol.
+                protocol: CaptureProtocol::V0,
+                gzip_in_query: false,
+                max_batch_bytes: AI_BATCH_BYTES,
+                pace: PaceOptions {
+                    max_in_flight: delivery.pace.max_in_flight.min(AI_IN_FLIGHT_MOST),
+                    ..delivery.pace.clone()
+                },
+                ..delivery.clone()
+            },
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::report::{EndpointStatus, FlushReport};
+
+    #[test]
+    fn of_two_endpoints_the_one_that_is_worse_off_is_reported() {
+        let flushed = |endpoint| FlushReport { delivered: 1, dead_lettered: 2, remaining: 3, endpoint };
+        let down = || EndpointStatus::Down { reason: "503".into(), retry_in: None };
+        let paused = |reason: &str| EndpointStatus::Paused { status: 402, reason: reason.into(), retry_in: None };
+        let endpoint = |one, other| flushed(one).with_ai(flushed(other)).endpoint;
+        assert_eq!(flushed(EndpointStatus::Up).with_ai(flushed(EndpointStatus::Up)).remaining, 6);
+        assert_eq!(endpoint(EndpointStatus::Up, paused("quota")), paused("AI events: quota"));
+        assert_eq!(endpoint(down(), EndpointStatus::Up), down());
+        assert_eq!(endpoint(down(), paused("quota")), down());
+        let said = EndpointStatus::Down { reason: "AI events: 503".into(), retry_in: None };
+        assert_eq!(endpoint(EndpointStatus::Up, down()), said);
+    }
+}
