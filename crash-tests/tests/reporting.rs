@@ -82,7 +82,7 @@ fn a_crash_during_symbol_lookup_happens_only_once() {
     let reader = fixture.reader().spawn().expect("a process");
     assert!(fixture.sink.wait_for(|state| state.events().len() == 1, ENOUGH));
     let output = reader.wait_with_output().expect("it ends");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("died while it looked up names"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("died while it resolved the symbols"), "{output:?}");
     let event = &fixture.sink.events()[0];
     let frames = event.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
     assert!(!frames.is_empty() && event.properties["$debug_images"].is_array());

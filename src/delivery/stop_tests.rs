@@ -120,7 +120,7 @@ async fn a_stop_that_gets_no_answer_says_so() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::ok().after(secs(1000)));
     let (found, took) = rig.stopped(secs(3)).await;
     assert_eq!(took, secs(3));
-    assert!(matches!(&found, EndpointStatus::Down { reason, .. } if reason.contains("no answer")), "{found:?}");
+    assert!(matches!(&found, EndpointStatus::Down { reason, .. } if reason.contains("no response")), "{found:?}");
 }
 
 #[tokio::test(start_paused = true)]

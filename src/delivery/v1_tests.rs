@@ -119,9 +119,11 @@ async fn missing_and_unknown_results_count_as_accepted() {
     });
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), reasons(&rig)), (6, vec![(7, 200, "bad".to_owned())]));
-    for (uuid, events, beginning) in
-        [(1, 2, r#"unknown result "later": busy, "#), (4, 1, r#"unknown result "someday", "#), (5, 2, "no verdict ")]
-    {
+    for (uuid, events, beginning) in [
+        (1, 2, r#"unknown result "later": busy, "#),
+        (4, 1, r#"unknown result "someday", "#),
+        (5, 2, "the response has no result for it"),
+    ] {
         let is_told = |notice: &Notice| {
             matches!(notice, Notice::Warned { uuid: first, events: count, details }
                 if *first == Uuid::from_u128(uuid) && *count == events && details.starts_with(beginning))
