@@ -38,7 +38,13 @@ pub(super) fn run(threads: &Threads) {
     let mut lanes: Vec<Committer> = Vec::new();
     loop {
         let Some(opened) = threads.opened_lanes(lanes.is_empty()) else { return };
-        lanes.extend(opened.into_iter().map(Committer::new));
+        for pipeline in opened {
+            // Commands may be there before the lane is served: its opener has answered, and their wake-up is spent.
+            let commands = pipeline.mailbox.take();
+            let mut lane = Committer::new(pipeline);
+            lane.receive(commands);
+            lanes.push(lane);
+        }
         lanes.retain_mut(|lane| !lane.is_due || lane.guarded_turn().is_continue());
         sleep(threads, &mut lanes);
     }

@@ -262,6 +262,21 @@ fn an_opening_that_hangs_stops_no_lane_and_is_the_only_one() {
 }
 
 #[test]
+fn a_command_given_before_a_lane_is_served_is_carried_out() {
+    let (options, _, _root) = options_for_threads(Arc::new(In(Lane::Ai, Fault::of(Op::Sync, "nothing"))));
+    let analytics = start(options, None).unwrap();
+    works(&analytics);
+    let threads = Arc::clone(&analytics.threads);
+    let ai = start::open(ai_options(&analytics), analytics.network.clone(), Arc::default(), threads).unwrap();
+    let discarded = ask_all(&[&ai], sum, |lane, promise| lane.command_dead_letters(DeadLetterAction::Discard, promise));
+    // The committer wakes for it and finds no lane that it belongs to.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!analytics.threads.add(Arc::clone(&ai)), "the committer runs");
+    assert_eq!(discarded.wait(Duration::from_secs(30)), Ok(0));
+    release([&*analytics, &*ai].into_iter());
+}
+
+#[test]
 fn a_lane_whose_endpoint_hangs_leaves_the_other_its_deliveries() {
     for lane in LANES {
         let lanes = Lanes::open(Arc::new(In(lane, Fault::of(Op::Sync, "nothing"))));
