@@ -91,7 +91,7 @@ fn an_outage_is_reported_at_its_start_and_then_once_a_minute() {
     let reported: Vec<_> = harness.client().diagnostics().iter().map(ToString::to_string).collect();
     assert_eq!(
         reported[1],
-        "100 requests for feature flags got no answer: HTTP status 500; known values or defaults are used"
+        "100 requests for feature flags failed: HTTP status 500; last known values or defaults are used"
     );
 }
 
