@@ -105,7 +105,7 @@ fn lines_about_our_requests_are_not_captured_but_ours_are() {
     let asked = sink.requests().iter().filter(|request| request.path.starts_with("/flags")).count();
     assert_eq!(asked, 1, "each request is the cause of the next");
     let problems = std::mem::take(&mut *PROBLEMS.lock().unwrap());
-    let says_why = |problem: &Option<FlagsProblem>| matches!(problem, Some(FlagsProblem::NoAnswer { why }) if why.contains("log line"));
+    let says_why = |problem: &Option<FlagsProblem>| matches!(problem, Some(FlagsProblem::NoAnswer { why }) if why.contains("log record"));
     assert!(!problems.is_empty() && problems.iter().all(says_why), "{problems:?}");
     // A warning of the library itself is captured, also on the delivery thread.
     assert_eq!(OWN_LINES.load(Ordering::SeqCst), queued_lines);

@@ -140,7 +140,7 @@ fn statistics_agree_with_the_endpoint_status_of_a_flush() {
 #[test]
 fn a_refusal_says_who_refused_and_what_to_check() {
     for (status, body, expected) in [
-        (403, "<html>Cloudflare</html>", "not in PostHog's words"),
+        (403, "<html>Cloudflare</html>", "its response is not PostHog's"),
         (404, "<html>no such page</html>", "check Config::host"),
         (200, "<html>welcome</html>", "check Config::host"),
     ] {
@@ -155,7 +155,7 @@ fn a_refusal_says_who_refused_and_what_to_check() {
         assert!(said.contains("check Config::host") && said.contains(body), "{said}");
         let reported: Vec<String> = client.diagnostics().iter().map(Diagnostic::to_string).collect();
         assert!(
-            reported.iter().any(|reported| reported.contains(expected) && !reported.contains("PostHog refuses")),
+            reported.iter().any(|reported| reported.contains(expected) && !reported.contains("PostHog rejects")),
             "{reported:?}"
         );
         client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
