@@ -392,6 +392,20 @@ async fn a_queue_that_is_busy_is_read_when_delivery_is_woken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wake_up_during_a_request_is_not_spent_on_an_old_error() {
+    let queue = queue_of(2, 10);
+    queue.ledger().is_busy_once_read = true;
+    let rig = Rig::start(queue, |seen| {
+        let is_large = seen.body["batch"].as_array().is_some_and(|events| events.len() > 5);
+        if is_large { Reply::new(413, "too large").after(secs(1)) } else { Reply::ok() }
+    });
+    rig.until(|rig| rig.endpoint.seen().len() == 1).await;
+    rig.queue.ledger().is_busy = false;
+    rig.handle.committed();
+    tokio::time::timeout(secs(60), rig.drained()).await.expect("what was refused is sent in smaller requests");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_callback_that_panics_is_reported_and_nothing_else() {
     let panicking = FnObserver(|_: &DeliveryNotice<'_>| panic!("the program's own mistake"));
     let rig = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.on_delivery = Some(Arc::new(panicking)));

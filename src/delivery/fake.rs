@@ -75,6 +75,8 @@ pub(super) struct Ledger {
     pub(super) is_broken_once_read: bool,
     /// The row lock is taken.
     pub(super) is_busy: bool,
+    /// It is taken after the next lease.
+    pub(super) is_busy_once_read: bool,
     pub(super) is_held: bool,
     /// The program opts out after the next lease.
     pub(super) is_held_once_read: bool,
@@ -146,6 +148,7 @@ impl Source for FakeQueue {
             return Ok(Vec::new());
         }
         ledger.is_broken = std::mem::take(&mut ledger.is_broken_once_read);
+        ledger.is_busy = std::mem::take(&mut ledger.is_busy_once_read);
         ledger.is_held = std::mem::take(&mut ledger.is_held_once_read);
         let (mut leases, mut bytes) = (Vec::<Lease>::new(), 0);
         let is_free = |row: ChunkRef| !ledger.out.contains(&row) && wants(row);

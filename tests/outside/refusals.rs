@@ -1,7 +1,7 @@
 //! Rejected requests: one bad event, their size, the key, or a server that is not PostHog.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use posthog::Client;
 use posthog::diagnostics::Diagnostic;
@@ -20,10 +20,19 @@ fn captured(client: &Client, count: usize) -> Vec<Uuid> {
 
 /// Flushes until the queue is empty.
 fn drain(client: &Client) {
-    eventually("the queue drains", || {
-        let _ = client.flush().wait(PATIENCE);
-        client.stats().queued_events == 0
-    });
+    let began = Instant::now();
+    loop {
+        let report = client.flush().wait(PATIENCE);
+        let stats = client.stats();
+        if stats.queued_events == 0 {
+            return;
+        }
+        assert!(
+            began.elapsed() < PATIENCE,
+            "the queue does not drain: {report:?}, {stats:?}, {:?}",
+            client.diagnostics()
+        );
+    }
 }
 
 #[test]
