@@ -4,9 +4,9 @@
 //! * one of its events was refused on its own, but nothing yet shows that the event rather than the server is at fault, or
 //! * requests that contain it keep failing while others succeed.
 //!
-//! It leaves quarantine when another request succeeds (once: that is evidence against the event), when its deadline
-//! passes (each time a longer one), or when its events are delivered or dead-lettered. The state is in memory only:
-//! after a restart every chunk is tried again.
+//! It is tried again when another request succeeds (only after its first quarantine: the success suggests that the event
+//! is at fault, not the server), or when its deadline passes (a later one each time). It leaves quarantine for good when
+//! its events are delivered or dead-lettered. The state is in memory only: after a restart every chunk is tried again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use crate::queue::ChunkRef;
 
-/// Maximum number of chunks, and of events. Beyond it all are forgotten, which costs some requests and nothing else.
+/// Maximum number of chunks, and also of events. When one of the two is full, it is cleared; the only cost is that some
+/// requests are made again.
 const MAX_ENTRIES: usize = 10_000;
-/// Stands for the first refusal of an event that failed but was never refused: no accepted request is evidence against
-/// it, so only time ends its quarantine.
+/// Used in place of the number of accepted requests for an event that failed alone but was never refused. No number of
+/// accepted requests exceeds it, so they never count as evidence against the event; only time ends its quarantine.
 pub(super) const NEVER_REFUSED: u64 = u64::MAX;
 /// An entry that is not found in the queue for this long is removed.
 const MISSING: Duration = Duration::from_secs(60);
@@ -38,9 +39,9 @@ struct Entry {
     until: Instant,
     /// How often it was quarantined.
     times: u32,
-    /// It is leased and being tried again.
+    /// Whether the chunk is leased at the moment, because it is being tried again.
     out: bool,
-    /// Since when it is due and not found in the queue.
+    /// When it was first due but not found in the queue.
     missing_since: Option<Instant>,
     /// Number of events in it.
     events: u64,
@@ -50,7 +51,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {
     chunks: HashMap<ChunkRef, Entry>,
-    /// For each event the number of accepted requests at its first refusal alone: a higher number is evidence.
+    /// For each event: the number of accepted requests when it was first refused in a request of its own. If more
+    /// requests were accepted since, that is evidence against the event.
     events: HashMap<EventId, u64>,
 }
 

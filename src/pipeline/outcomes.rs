@@ -1,12 +1,12 @@
 //! Callers that wait for the outcome of a single event (`capture_immediate`).
 //!
-//! The event is accepted like any other and then sent at once, by a flush. An entry exists from before the event is
-//! accepted until PostHog has decided over it, or the flush has ended without a decision: a caller does not wait for an
-//! event that waits itself.
+//! The event is accepted like any other and then sent at once, by a flush. An entry represents one waiting caller. It
+//! is added before the event is accepted, and removed when PostHog has accepted or rejected the event, or when the
+//! flush ends without either. So no caller waits for an event that stays queued, for example during an outage.
 //!
-//! A program may give several events one uuid, and each of them has an outcome of its own. So an entry has a number, and
-//! waits for one sequence number: that of the record, which is known once the record is accepted. Outcomes of other
-//! records with its uuid are kept until then.
+//! A program may give several events the same uuid, and each of them has an outcome of its own. So the uuid does not
+//! identify an entry; its number does. An entry waits for the outcome of one record, identified by its sequence number.
+//! That is known only once the record is accepted; until then the entry keeps every outcome reported for its uuid.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
