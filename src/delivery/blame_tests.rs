@@ -1,5 +1,6 @@
-//! Bad events among good ones, whatever the failure looks like: how late good events are, and what that costs. An endpoint fails if
-//! and only if a bad event is inside, while new events arrive; time is simulated.
+//! Bad events among good ones, for every kind of failure: how late the good events are delivered, and how many requests
+//! that takes. The endpoint fails a request if and only if it contains a bad event. New events keep arriving; time is
+//! simulated.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -56,7 +57,7 @@ struct Endpoint {
     bad: BTreeSet<u64>,
     failure: Failure,
     protocol: CaptureProtocol,
-    /// What a failure takes longer for each event of the request.
+    /// Time that a failure takes in addition, for each event of the request.
     slower: Duration,
     seen: Arc<Mutex<Seen>>,
 }
@@ -154,16 +155,16 @@ fn rig_with(
 enum Layout {
     /// Every third event from the tenth on, one by one.
     Spread,
-    /// Nothing but these for twenty seconds, one after the other; then the good ones.
+    /// Only bad events for twenty seconds, one after the other; then only good ones.
     First,
-    /// Twenty good ones before, twenty behind, all committed at once.
+    /// All bad events in one chunk, with twenty good events before them and twenty after them.
     Burst,
 }
 
 const LAYOUTS: [Layout; 3] = [Layout::First, Layout::Spread, Layout::Burst];
 
 struct Late {
-    /// Of good events, in order.
+    /// Time from commit to acceptance of each good event, sorted.
     latencies: Vec<Duration>,
     requests: usize,
     failed: usize,
@@ -175,7 +176,8 @@ impl Late {
     }
 }
 
-/// So many events a second for a while, some of them bad. How late is each good one?
+/// Commits `rate` events a second for a while, of which `bad` are bad in all, and measures how late each good one is
+/// accepted.
 async fn run(failure: Failure, bad: u64, rate: u64, layout: Layout, protocol: CaptureProtocol) -> Late {
     let numbers: BTreeSet<u64> = match layout {
         Layout::First => (1..=bad).collect(),
@@ -249,7 +251,8 @@ async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[Ca
                     all.extend(late.latencies.into_iter().filter(|_| !is_hang));
                 }
                 all.sort();
-                // Of one event a second a third is bad for a minute: several probes in a row may hit one.
+                // At one event a second, a third of the events are bad during one minute, so several probes in a row
+                // may contain a bad event.
                 let most = if bad == 20 && rate == 1 { 15 } else { 10 };
                 if p99(&all) > Duration::from_secs(most) {
                     worst = format!("{worst}\n{cell}: p99 {:?} of {} events", p99(&all), all.len());
@@ -260,7 +263,7 @@ async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[Ca
     assert!(worst.is_empty(), "too late: {worst}");
 }
 
-/// Of what is in order.
+/// The 99th percentile. `latencies` must be sorted.
 fn p99(latencies: &[Duration]) -> Duration {
     latencies.get(latencies.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default()
 }
@@ -329,7 +332,7 @@ async fn a_stop_delivers_what_stands_beside_a_bad_event() {
 async fn two_that_fail_together(failure: Failure, protocol: CaptureProtocol) -> (Rig, Arc<Mutex<Seen>>) {
     let slower = Duration::from_millis(4);
     let (rig, seen) = rig_with(FakeQueue::default(), BTreeSet::from([101, 200]), failure, protocol, slower);
-    // What is accepted lets more than one request be under way.
+    // After accepted events, the engine allows more than one request at a time.
     for event in [300, 301] {
         rig.queue.commit_chunk(fake::chunk(0, event, 1));
         rig.handle.committed();
@@ -376,7 +379,8 @@ async fn cost(failure: Failure, bad: u64) -> usize {
 async fn a_search_costs_some_twenty_requests_for_each_bad_event() {
     assert!(cost(Failure::Status(500), 1).await < 40);
     assert!(cost(Failure::Status(500), 20).await < 20 * 20);
-    // What hangs is cut in eight, and pieces do not grow: more requests, of which fewer hang.
+    // A batch that hangs is split into eight parts, and the parts do not grow again: more requests in all, but fewer
+    // that hang.
     assert!(cost(Failure::Hang, 1).await < 60);
     assert!(cost(Failure::Hang, 20).await < 60 * 20);
 }

@@ -59,7 +59,7 @@ impl<F: Fn(&DeliveryNotice<'_>) + Send + Sync + 'static> DeliveryObserver for Fn
     }
 }
 
-/// The queued rows, and the decisions over the others.
+/// The queued rows, what became of the other rows, and the faults that a test has set.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) rows: BTreeMap<ChunkRef, Chunk>,
@@ -71,11 +71,11 @@ pub(super) struct Ledger {
     /// The leased rows.
     pub(super) out: BTreeSet<ChunkRef>,
     pub(super) is_broken: bool,
-    /// It is broken after the next lease.
+    /// Sets `is_broken` with the next lease, which still succeeds.
     pub(super) is_broken_once_read: bool,
     /// The row lock is taken.
     pub(super) is_busy: bool,
-    /// It is taken after the next lease.
+    /// Sets `is_busy` with the next lease, which still succeeds.
     pub(super) is_busy_once_read: bool,
     pub(super) is_held: bool,
     /// The program opts out after the next lease.
@@ -229,6 +229,7 @@ impl Seen {
 /// A response of the endpoint, and the time it takes.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
+    /// The HTTP status. 0: the connection fails; 1: it breaks in the middle of the request.
     pub(super) status: u16,
     pub(super) body: String,
     pub(super) retry_after: Option<u64>,

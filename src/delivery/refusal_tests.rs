@@ -39,7 +39,8 @@ async fn bad_events_spread_over_the_queue_cost_a_few_requests_each() {
         let bad: Vec<_> = (1..=10_000).filter(|&event| is_bad(event)).collect();
         assert_eq!(rig.dead_lettered(), bad);
         let requests = rig.endpoint.seen().len();
-        // Halving costs 18 where one in 200 is bad, and 2.5 where every second one is; twice what would be needed at the best.
+        // Requests for each bad event when batches are halved: 18 if one event in 200 is bad, 2.5 if every second one
+        // is. That is twice the theoretical minimum.
         assert!(requests < 20 * bad.len(), "{requests} requests for one bad event in {every}");
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?} for one bad event in {every}", begun.elapsed());
     }
@@ -126,7 +127,7 @@ async fn a_suspect_is_tried_again_after_a_park_and_may_be_innocent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_suspect_does_not_keep_the_others_of_its_chunk() {
-    // The whole chunk is bad but for its last event, which is the evidence against the others.
+    // All but the last event are bad. That the last one is accepted shows that the others are at fault.
     let rig = Rig::start(queue_of(1, 4), refusing(&[1, 2, 3]));
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (1, vec![1, 2, 3]));
@@ -180,7 +181,8 @@ async fn bad_events_at_the_head_do_not_block_the_queue() {
     );
     rig.until(|rig| rig.queue.delivered() == 300).await;
     assert!(rig.endpoint.seen().last().unwrap().at < Duration::from_secs(120));
-    // New events flow past what remains, and are the evidence that ends it.
+    // New events are delivered past the remaining bad ones. Each success shows that the endpoint works, so the bad ones
+    // are then dead-lettered.
     for number in 1..=1000 {
         rig.commit(1);
         let begun = tokio::time::Instant::now();

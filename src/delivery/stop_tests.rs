@@ -10,7 +10,7 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// So many failures, and then the server works.
+/// A server that fails `failures` times, and then works.
 fn failing(mut failures: u32, failure: Reply) -> impl FnMut(&Seen) -> Reply + Send {
     move |_| {
         if failures == 0 {

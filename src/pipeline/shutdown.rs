@@ -1,5 +1,5 @@
-//! Shutdown of a lane: intake ends, everything is synced and checkpointed, delivery goes on until its deadline, its
-//! results are committed, the queue is released.
+//! Shutdown of a lane (one pipeline of a client: that of ordinary events or that of AI events). Intake ends, everything
+//! is synced and checkpointed, delivery goes on until its deadline, its results are committed, and the queue is released.
 //!
 //! What is not delivered by then stays on disk. A second call waits for the first, and can only bring the deadline
 //! forward. The shutdown of a client has the same deadline in all lanes, which end independently of each other.
@@ -42,8 +42,9 @@ impl Pipeline {
         answer
     }
 
-    /// Ends intake at once, and not with the committer's next turn: no event is accepted after `shutdown` was called. A
-    /// journal whose lock is never released accepts nothing either.
+    /// Ends intake at once, without waiting for the committer: no event is accepted after `shutdown` was called. If the
+    /// journal's lock cannot be taken in time, the journal is not marked as closed, but it accepts nothing either, since
+    /// an append needs the same lock.
     pub(crate) fn close_intake(&self) {
         self.before_stop.get_or_init(|| self.leases.totals());
         self.mailbox.begin_stopping();
@@ -78,7 +79,7 @@ impl Pipeline {
         for promise in late.stops {
             promise.answer(report.clone());
         }
-        // Commands for dead letters are answered as closed when they are dropped.
+        // Dropping the late commands answers those for dead letters with "closed".
     }
 
     /// Events delivered since the first shutdown request.
@@ -200,14 +201,14 @@ impl Committer {
         ControlFlow::Break(())
     }
 
-    /// When the shutdown has to be continued.
+    /// When the second half of the shutdown starts at the latest; `None` if no shutdown is under way.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.stopping.as_ref().map(|stopping| stopping.deadline + GRACE)
     }
 }
 
-/// Why a shutdown left events in the queue, given the time it took and the time it had: the obstacle, and not the
-/// deadline that it ran into.
+/// Why a shutdown left events in the queue, given the time it took and the time it had. Names what prevented delivery
+/// rather than the deadline, if that is known.
 fn why_left(endpoint: &EndpointStatus, took: Duration, most: Duration) -> String {
     let is_time_up = took >= most;
     let given = time(most);

@@ -72,8 +72,8 @@ fn first_marker() -> &'static AtomicU32 {
     let fresh_pointer = ptr::from_ref(fresh).cast_mut();
     match MARKER.compare_exchange(ptr::null_mut(), fresh_pointer, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
-            // SAFETY: the handlers are `extern "C"` functions that live for ever; that for the child does only what a
-            // forked child may do.
+            // SAFETY: the handlers are `extern "C"` functions that live for ever. The one that runs in the child makes
+            // only async-signal-safe calls.
             unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
             fresh
         }
@@ -121,7 +121,8 @@ pub(crate) fn lock_within<T>(mutex: &Mutex<T>, most: Duration) -> Option<MutexGu
 
 /// Held while a file is opened that must not get into a child unregistered, and during a fork.
 static GATE: AtomicBool = AtomicBool::new(false);
-/// How long each of the two waits for the other: a fork must not hang because a file system does.
+/// How long a fork waits for an opening of a file, and an opening for a fork: a fork must not hang because a file
+/// system does.
 const GATE_WAIT: Duration = Duration::from_millis(50);
 
 thread_local! {
@@ -269,7 +270,7 @@ extern "C" fn in_child() {
     CLOSED_IN_CHILD.iter().for_each(Slot::close);
     FORKS.set(false);
     GATE.store(false, Ordering::Release);
-    // A wiped page reads so already; without such a page this is how the fork is detected.
+    // On a wiped page the word is `WIPED` already; without such a page, this store marks the fork.
     marker().store(WIPED, Ordering::Release);
     notice_fork();
 }
@@ -296,7 +297,7 @@ mod tests {
     }
 
     fn closed(descriptor: i32) {
-        // SAFETY: the descriptor is the socket of `replaced`, which has no other owner.
+        // SAFETY: the tests put their own socket or file under this number with `dup2`; it has no other owner.
         drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     }
 

@@ -21,19 +21,19 @@ pub(crate) trait Gate: Send + Sync + Debug {
     fn before(&self, call: &Call<'_>) -> Verdict;
     /// Called after a call has succeeded.
     fn after(&self, _call: &Call<'_>) {}
-    /// The kind of file system to pretend.
+    /// The kind of file system to report instead of the real one.
     fn file_system(&self) -> Option<FileSystem> {
         None
     }
-    /// The boot id to pretend.
+    /// The boot id to report instead of the real one.
     fn boot_id(&self) -> Option<u128> {
         None
     }
-    /// The time since boot to pretend.
+    /// The time since boot to report instead of the real one.
     fn uptime(&self) -> Option<Duration> {
         None
     }
-    /// The kills by the OOM killer to pretend.
+    /// The number of OOM kills to report instead of the real one.
     fn oom_count(&self) -> Option<OomCount> {
         None
     }
