@@ -404,8 +404,11 @@ impl Committer {
         let now = pipeline.options.clock.wall_nanos();
         match pipeline.shard.ack(&pending.acks, pending.next_attempt, now) {
             Ok(_) => {
-                rows.committed(pending);
+                let is_any_free = rows.committed(pending);
                 drop(rows);
+                if is_any_free {
+                    pipeline.committed();
+                }
                 self.succeeded();
                 self.waiting.unacked_since = None;
             }
@@ -430,8 +433,11 @@ impl Committer {
         let now = pipeline.options.clock.wall_nanos();
         match shard.ack(&pending.acks, None, now) {
             Ok(_) => {
-                rows.committed(pending);
+                let is_any_free = rows.committed(pending);
                 drop(rows);
+                if is_any_free {
+                    pipeline.committed();
+                }
                 self.waiting.unacked_since = None;
                 self.commands.adopt |= shard.ledger().queued_events == 0;
             }
@@ -441,6 +447,8 @@ impl Committer {
                 let why = explain_queue(&pipeline.options.disk, &error);
                 (pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
                 pipeline.abandon_adopted();
+                // Delivery found the end of this orphan already, and does not ask for the next one again.
+                self.commands.adopt = true;
             }
         }
     }

@@ -371,8 +371,11 @@ impl Rows<'_> {
     }
 
     /// The transaction was committed: acked rows are gone, and what they kept is a row of the store.
-    pub(crate) fn committed(&self, committed: PendingAcks) {
+    /// Returns whether a kept row became free, for which delivery has to be woken: it may have looked for the row before
+    /// the commit, when it was not in the store yet.
+    pub(crate) fn committed(&self, committed: PendingAcks) -> bool {
         let mut table = self.leases.table();
+        let mut is_any_free = false;
         table.committing.remove(&committed.origin);
         for ack in committed.acks {
             // What it kept may have its name, and may be acked by now.
@@ -385,9 +388,11 @@ impl Rows<'_> {
                 table.released.insert(ack.row);
                 if table.is_free(kept) {
                     table.released.insert(kept);
+                    is_any_free = true;
                 }
             }
         }
+        is_any_free
     }
 
     /// The transaction failed: its acks wait again. Acked rows stay hidden, so nothing is sent twice.
