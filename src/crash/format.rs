@@ -183,15 +183,33 @@ impl<'a> Writer<'a> {
 
     /// Returns the finished record; `None` if the buffer cannot hold a header.
     pub(super) fn finish(mut self) -> Option<&'a [u8]> {
+        let sum = self.checksum()?;
+        self.finish_with(sum)
+    }
+
+    /// The checksum of the finished record.
+    pub(super) fn checksum(&mut self) -> Option<u32> {
+        self.complete()?;
+        Some(xxh3_64(self.out.get(..self.at)?) as u32)
+    }
+
+    /// Returns the finished record with a checksum that was computed before. Needs little stack, unlike the hash, whose
+    /// frame has six kilobytes in an unoptimized build.
+    pub(super) fn finish_with(mut self, sum: u32) -> Option<&'a [u8]> {
+        self.complete()?;
+        let Self { out, at, .. } = self;
+        out.get_mut(16..20)?.copy_from_slice(&sum.to_le_bytes());
+        out.get(..at)
+    }
+
+    /// Pads the record and enters its length.
+    fn complete(&mut self) -> Option<()> {
         if self.is_padded {
             self.pad();
         }
-        let Self { out, at, .. } = self;
-        let body = u32::try_from(at.checked_sub(HEADER)?).ok()?;
-        out.get_mut(12..16)?.copy_from_slice(&body.to_le_bytes());
-        let sum = xxh3_64(out.get(..at)?) as u32;
-        out.get_mut(16..20)?.copy_from_slice(&sum.to_le_bytes());
-        out.get(..at)
+        let body = u32::try_from(self.at.checked_sub(HEADER)?).ok()?;
+        self.out.get_mut(12..16)?.copy_from_slice(&body.to_le_bytes());
+        Some(())
     }
 
     fn remaining(&self) -> usize {

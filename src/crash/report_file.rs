@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -130,18 +130,25 @@ pub(super) fn write_provisional(record: &[u8], thread: i32, number: u64) -> Prov
             file.slots.release(slot, thread);
             return ProvisionalWrite::Unavailable;
         }
-        file.slots.note(provisional, process::uptime_nanos());
+        file.slots.note(provisional, mark_sum(number), process::uptime_nanos());
         ProvisionalWrite::Written(provisional)
     });
     outcome.unwrap_or(ProvisionalWrite::Unavailable)
 }
 
-/// Marks a provisional record of this thread as survived, if it is still in its slot. Async-signal-safe.
+/// The checksum of the mark that says that the process survived this record.
+fn mark_sum(number: u64) -> u32 {
+    Writer::new(&mut [0; HEADER], Kind::Repaired, 0, number).checksum().unwrap_or(0)
+}
+
+/// Marks a provisional record of this thread as survived, if it is still in its slot. Async-signal-safe. Runs on the
+/// stack of the program's own handler, which may be the eight kilobytes that std gives a thread. So it computes no hash:
+/// the checksum of the mark was noted with the record.
 #[cfg(feature = "crash-signals")]
 pub(super) fn mark_survived(provisional: Provisional, thread: i32) {
     with_file(|file| {
         if file.slots.holds(provisional, thread) {
-            file.mark_survived(provisional, thread);
+            file.mark_survived(provisional, thread, file.slots.mark_sum_of(provisional.slot));
         }
     });
 }
@@ -157,7 +164,9 @@ pub(super) fn confirm_survived(grace: Duration) -> bool {
     let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
     let then = process::uptime_nanos().saturating_sub(grace);
     let has_younger = with_file(|file| {
-        file.slots.written_by(then).for_each(|(provisional, owner)| file.mark_survived(provisional, owner));
+        // The slot may have another record by the time it is marked, so the checksum noted there is not used.
+        let old = file.slots.written_by(then);
+        old.for_each(|(provisional, owner)| file.mark_survived(provisional, owner, mark_sum(provisional.number)));
         file.slots.pending().next().is_some()
     });
     has_younger.unwrap_or(false)
@@ -324,9 +333,10 @@ impl ReportFile {
             .is_ok_and(|file| fstat(&file).is_ok_and(is_ours) && pwrite(&file, bytes, at) == Ok(bytes.len()))
     }
 
-    fn mark_survived(&self, provisional: Provisional, owner: i32) {
+    fn mark_survived(&self, provisional: Provisional, owner: i32, sum: u32) {
         let mut mark = [0; HEADER];
-        if let Some(mark) = Writer::new(&mut mark, Kind::Repaired, 0, provisional.number).finish() {
+        let mark = Writer::new(&mut mark, Kind::Repaired, 0, provisional.number).finish_with(sum);
+        if let Some(mark) = mark {
             self.put(Slots::mark_at(provisional.slot), mark);
         }
         self.slots.release(provisional.slot, owner);
@@ -396,6 +406,8 @@ struct Slot {
     number: AtomicU64,
     /// When the record was written, in [`process::uptime_nanos`].
     written_at: AtomicU64,
+    /// Checksum of the mark that says that the process survived the record.
+    mark_sum: AtomicU32,
 }
 
 /// The state of the slots of one file, in memory.
@@ -412,8 +424,14 @@ pub(super) struct Provisional {
 impl Slots {
     pub(super) const fn new() -> Self {
         Self(
-            [const { Slot { owner: AtomicI32::new(FREE), number: AtomicU64::new(0), written_at: AtomicU64::new(0) } };
-                SLOTS],
+            [const {
+                Slot {
+                    owner: AtomicI32::new(FREE),
+                    number: AtomicU64::new(0),
+                    written_at: AtomicU64::new(0),
+                    mark_sum: AtomicU32::new(0),
+                }
+            }; SLOTS],
         )
     }
 
@@ -450,10 +468,11 @@ impl Slots {
         })
     }
 
-    /// Notes that the record in the slot is complete.
+    /// Notes that the record in the slot is complete, and the checksum of its mark.
     #[cfg(feature = "crash-signals")]
-    pub(super) fn note(&self, provisional: Provisional, now: u64) {
+    pub(super) fn note(&self, provisional: Provisional, mark_sum: u32, now: u64) {
         if let Some(slot) = self.0.get(provisional.slot) {
+            slot.mark_sum.store(mark_sum, Ordering::Relaxed);
             slot.written_at.store(now, Ordering::Relaxed);
             slot.number.store(provisional.number, Ordering::Release);
         }
@@ -465,6 +484,12 @@ impl Slots {
             slot.number.store(0, Ordering::Relaxed);
             slot.owner.store(FREE, Ordering::Release);
         }
+    }
+
+    /// The checksum noted with the record in the slot.
+    #[cfg(feature = "crash-signals")]
+    fn mark_sum_of(&self, slot: usize) -> u32 {
+        self.0.get(slot).map_or(0, |slot| slot.mark_sum.load(Ordering::Relaxed))
     }
 
     /// Whether the slot still holds this record of this thread.
@@ -645,7 +670,7 @@ mod tests {
         let slots = Slots::new();
         for (thread, at) in [(1, 10), (2, 20)] {
             let slot = slots.claim(thread).unwrap();
-            slots.note(Provisional { slot, number: thread as u64 + 100 }, at);
+            slots.note(Provisional { slot, number: thread as u64 + 100 }, 0, at);
         }
         let survived: Vec<_> = slots.written_by(15).collect();
         assert_eq!(survived, [(Provisional { slot: 0, number: 101 }, 1)]);
