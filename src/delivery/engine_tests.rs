@@ -42,16 +42,16 @@ impl Rig {
         let (queue, endpoint) = (Arc::new(queue), FakeEndpoint::new(script));
         let notices = Arc::new(Mutex::new(Vec::new()));
         let reported = Arc::new(Mutex::new(Vec::new()));
-        let (heard, hears) = (Arc::clone(&notices), Arc::clone(&reported));
+        let (to_notices, to_reported) = (Arc::clone(&notices), Arc::clone(&reported));
         let mut parts = EngineParts {
             options: options(),
             source: Arc::clone(&queue) as Arc<dyn Source>,
             transport: Arc::new(endpoint.clone()),
             clock: Clock::Manual(ManualClock::at(1_000_000_000)),
-            report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
+            report: Arc::new(move |notice| to_notices.lock().unwrap().push(notice)),
             on_delivery: Some(Arc::new(FnObserver(move |delivery: &DeliveryNotice<'_>| {
                 let uuids: Vec<_> = delivery.uuids.iter().map(|uuid| uuid.as_u128()).collect();
-                hears.lock().unwrap().push(format!("{uuids:?} {:?}", delivery.outcome));
+                to_reported.lock().unwrap().push(format!("{uuids:?} {:?}", delivery.outcome));
             }))),
             next_attempt: None,
         };

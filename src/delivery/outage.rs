@@ -459,8 +459,8 @@ mod tests {
     fn a_repeated_text_is_reported_once_and_after_an_hour_without() {
         let (mut mentions, now) = (RecentMentions::default(), Instant::now());
         let minutes = |minutes: u64| now + Duration::from_secs(60 * minutes);
-        let told: Vec<_> = (0..300).filter(|&minute| mentions.is_news("events", minutes(minute))).collect();
-        assert_eq!(told, [0]);
+        let reported: Vec<_> = (0..300).filter(|&minute| mentions.is_news("events", minutes(minute))).collect();
+        assert_eq!(reported, [0]);
         assert!(mentions.is_news("exceptions", minutes(299)) && !mentions.is_news("events", minutes(300)));
         assert!(mentions.is_news("events", minutes(360)));
         (0..1000).for_each(|nth| assert!(mentions.is_news(&nth.to_string(), minutes(360)) == (nth < 63)));

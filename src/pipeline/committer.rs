@@ -142,11 +142,12 @@ impl Committer {
     /// One turn: everything that is due, in the order of dependence.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
         if self.reopening.is_some() && !self.reopen_if_latched() {
-            // The store must not be touched; the journal is synced all the same.
+            // The store must not be touched. The journal is synced all the same, and a shutdown keeps its deadline.
+            self.begin_stop();
             if self.due(self.now()).sync {
                 self.sync();
             }
-            return ControlFlow::Continue(());
+            return self.end_stop();
         }
         self.check_directory();
         self.begin_stop();
@@ -219,7 +220,7 @@ impl Committer {
         let now = now_due.then(|| self.now());
         if self.reopening.is_some() {
             // The thread that reopens the store wakes the committer when it is done.
-            return [due.wake_at, now].into_iter().flatten().min();
+            return [due.wake_at, self.stop_deadline(), now].into_iter().flatten().min();
         }
         let until = [due.wake_at, self.bounds.check_again_at, self.reach.again_at, self.stop_deadline(), now];
         until.into_iter().flatten().min()
@@ -404,11 +405,8 @@ impl Committer {
         let now = pipeline.options.clock.wall_nanos();
         match pipeline.shard.ack(&pending.acks, pending.next_attempt, now) {
             Ok(_) => {
-                let is_any_free = rows.committed(pending);
+                rows.committed(pending);
                 drop(rows);
-                if is_any_free {
-                    pipeline.committed();
-                }
                 self.succeeded();
                 self.waiting.unacked_since = None;
             }
@@ -433,11 +431,8 @@ impl Committer {
         let now = pipeline.options.clock.wall_nanos();
         match shard.ack(&pending.acks, None, now) {
             Ok(_) => {
-                let is_any_free = rows.committed(pending);
+                rows.committed(pending);
                 drop(rows);
-                if is_any_free {
-                    pipeline.committed();
-                }
                 self.waiting.unacked_since = None;
                 self.commands.adopt |= shard.ledger().queued_events == 0;
             }

@@ -6,6 +6,7 @@
 //! moved or made inaccessible is looked for with the same delays, and the open files are used until it is back.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -72,7 +73,11 @@ impl Committer {
         pipeline.is_reopening.store(false, Ordering::Release);
         match outcome {
             Ok(findings) => self.reopened(findings),
-            Err(error) => self.store_failed(&error),
+            Err(error) => {
+                self.store_failed(&error);
+                // Delivery found the store busy, and waits to be woken.
+                pipeline.committed();
+            }
         }
         true
     }
@@ -178,13 +183,17 @@ impl Committer {
 impl Pipeline {
     /// Opens the store on a new thread. If the system has no thread to give, the calling thread does it.
     fn begin_reopening(self: &Arc<Self>) -> Reopening {
-        // Until it is open, reads return nothing instead of blocking the delivery thread.
+        // Until it is open, delivery finds the queue busy instead of waiting for the lock of the store.
         self.is_reopening.store(true, Ordering::Release);
         let now = self.options.clock.wall_nanos();
         let (sender, reopened) = mpsc::channel();
         let (shard, pipeline, result) = (Arc::clone(&self.shard), Arc::downgrade(self), sender.clone());
         let started = threads::spawn("posthog-reopen", move || {
-            let _ = result.send(shard.reopen_store(now));
+            // The committer is woken after a panic too. It finds the channel closed, and tries again after a delay.
+            if let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| shard.reopen_store(now))) {
+                let _ = result.send(outcome);
+            }
+            drop(result);
             if let Some(pipeline) = pipeline.upgrade() {
                 pipeline.mailbox.wake();
             }

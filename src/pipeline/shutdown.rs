@@ -12,6 +12,7 @@ use super::committer::Committer;
 use super::notice::Notice;
 use super::pending::{self, Pending, Promise};
 use super::shared::{Pipeline, lock};
+use super::threads;
 use crate::delivery;
 use crate::delivery::Source;
 use crate::report::{EndpointStatus, ShutdownReport};
@@ -178,7 +179,7 @@ impl Committer {
         };
         pipeline.orphans.end();
         pipeline.abandon_adopted();
-        pipeline.shard.close();
+        self.close_shard();
         lock(&pipeline.unsynced_since).take();
         pipeline.receipts.close();
         pipeline.outcomes.close();
@@ -199,6 +200,17 @@ impl Committer {
             promise.answer(report.clone());
         }
         ControlFlow::Break(())
+    }
+
+    /// Closes the queue. If its store is being opened again, a thread of its own waits for that and closes it then: the
+    /// disk may hang, and the other lanes must not wait for it. Until then the shard stays locked.
+    fn close_shard(&self) {
+        let shard = Arc::clone(&self.pipeline.shard);
+        if self.reopening.is_none() {
+            return shard.close();
+        }
+        // Without a thread the shard is released when the process ends.
+        drop(threads::spawn("posthog-close", move || shard.close()));
     }
 
     /// When the second half of the shutdown starts at the latest; `None` if no shutdown is under way.

@@ -40,8 +40,12 @@ impl Pipeline {
 impl Source for Pipeline {
     fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError> {
         // A queue that another process owns by now is sent by that process.
-        if self.is_held() || self.shard.is_lost() || self.is_reopening.load(Ordering::Acquire) {
+        if self.is_held() || self.shard.is_lost() {
             return Ok(Vec::new());
+        }
+        // Delivery is woken once the store is open again, or could not be opened.
+        if self.is_reopening.load(Ordering::Acquire) {
+            return Err(SourceError::Busy);
         }
         let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
         // A failed read latches the store; the committer opens it again.

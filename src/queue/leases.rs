@@ -83,7 +83,8 @@ impl Ack {
 #[derive(Default)]
 pub(crate) struct Leases {
     row_lock: Mutex<()>,
-    /// An attempt to take the row lock failed, and delivery waits to be woken.
+    /// Delivery has to be woken when the row lock is free: it found the lock taken, or there is a row that it may have
+    /// looked for in vain.
     is_missed: AtomicBool,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     table: Mutex<Table>,
@@ -371,11 +372,10 @@ impl Rows<'_> {
     }
 
     /// The transaction was committed: acked rows are gone, and what they kept is a row of the store.
-    /// Returns whether a kept row became free, for which delivery has to be woken: it may have looked for the row before
-    /// the commit, when it was not in the store yet.
-    pub(crate) fn committed(&self, committed: PendingAcks) -> bool {
+    /// If a kept row becomes free, delivery is woken when the row lock is: it may have looked for the row before the
+    /// commit, when it was not in the store yet.
+    pub(crate) fn committed(&self, committed: PendingAcks) {
         let mut table = self.leases.table();
-        let mut is_any_free = false;
         table.committing.remove(&committed.origin);
         for ack in committed.acks {
             // What it kept may have its name, and may be acked by now.
@@ -388,11 +388,10 @@ impl Rows<'_> {
                 table.released.insert(ack.row);
                 if table.is_free(kept) {
                     table.released.insert(kept);
-                    is_any_free = true;
+                    self.leases.is_missed.store(true, Ordering::SeqCst);
                 }
             }
         }
-        is_any_free
     }
 
     /// The transaction failed: its acks wait again. Acked rows stay hidden, so nothing is sent twice.

@@ -209,7 +209,7 @@ fn commit(leases: &Leases, store: &mut Store, outcome: Outcome) {
         store.apply(&pending.acks);
     }
     match outcome {
-        Outcome::Committed => _ = rows.committed(pending),
+        Outcome::Committed => rows.committed(pending),
         Outcome::Failed | Outcome::FailedAndDone => rows.put_back(pending),
     }
 }

@@ -284,7 +284,9 @@ impl Queue {
     fn close_files(&self) {
         self.journal.close();
         let last = Access::Closed(self.ledger());
-        if let Access::Open(store) = std::mem::replace(&mut *self.access(), last) {
+        // The lock is released before the store is closed: that may take long, and others ask for the ledger.
+        let before = std::mem::replace(&mut *self.access(), last);
+        if let Access::Open(store) = before {
             // Other threads may still hold the store. They must not find it open once the directory belongs to another
             // process.
             store.close();

@@ -243,6 +243,54 @@ fn a_slow_reopening_stops_only_deliveries_of_its_lane() {
     }
 }
 
+/// A lane whose store is being opened again, which hangs, and the gate of that. Its only event is in the journal.
+fn reopening(lane: Lane) -> (Lanes, Arc<Slow>) {
+    let (fault, slow) = (Fault::of(Op::Sync, "queue.redb"), Slow::at(Op::Open, "queue.redb"));
+    slow.hold(false);
+    let lanes = Lanes::open(Arc::new(And(In(lane, Arc::clone(&fault)), In(lane, Arc::clone(&slow)))));
+    slow.hold(true);
+    fault.arm(BROKEN);
+    capture(lanes.pair(lane).0).unwrap();
+    until("it is being opened again", || slow.is_waited_for());
+    fault.arm(0);
+    (lanes, slow)
+}
+
+#[test]
+fn a_shutdown_keeps_its_deadline_while_a_store_hangs() {
+    for lane in LANES {
+        let (lanes, slow) = reopening(lane);
+        let (failing, other) = lanes.pair(lane);
+        let report = failing.shutdown(Duration::from_millis(300)).wait(Duration::from_secs(10)).unwrap();
+        assert_eq!((report.remaining, report.persisted), (1, true));
+        assert!(slow.is_waited_for());
+        failing.snapshot();
+        works(other);
+        slow.hold(false);
+    }
+}
+
+#[test]
+fn a_shutdown_delivers_what_a_store_opened_in_time_holds() {
+    for lane in LANES {
+        let (lanes, slow) = reopening(lane);
+        let failing = lanes.pair(lane).0;
+        let report = failing.shutdown(Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(300));
+        slow.hold(false);
+        let report = report.wait(Duration::from_secs(30)).unwrap();
+        assert_eq!((report.delivered, report.remaining), (1, 0));
+    }
+}
+
+#[test]
+fn a_queue_that_is_being_reopened_is_busy_and_not_empty() {
+    let (lanes, slow) = reopening(Lane::Analytics);
+    let leased = lanes.analytics.lease(usize::MAX, &|_| true);
+    assert!(matches!(leased, Err(delivery::SourceError::Busy)), "{leased:?}");
+    slow.hold(false);
+}
+
 #[test]
 fn an_opening_that_hangs_stops_no_lane_and_is_the_only_one() {
     let slow = Slow::at(Op::Create, "journal-0");

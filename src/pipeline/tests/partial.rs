@@ -54,6 +54,22 @@ fn what_is_given_back_before_its_row_is_written_is_read_once_it_is() {
 }
 
 #[test]
+fn delivery_is_woken_for_a_row_that_a_commit_makes_free() {
+    for keep in [[1, 5], [2, 5]] {
+        let (mut bench, row) = checkpointed(|_| ());
+        let wakes = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&wakes);
+        bench.pipeline.leases.wake_with(Box::new(move || _ = counted.fetch_add(1, Ordering::SeqCst)));
+        let rest = ack(&bench, &row, 28, &keep);
+        bench.pipeline.release(rest.row());
+        assert!(bench.lease().is_empty(), "it is not in the store yet, and delivery does not look again by itself");
+        assert_eq!(wakes.load(Ordering::SeqCst), 0);
+        bench.advance(Duration::from_secs(1));
+        assert!(wakes.load(Ordering::SeqCst) > 0);
+    }
+}
+
+#[test]
 fn pieces_add_up_however_commits_fall_between_them() {
     for keep in [[1, 5], [2, 5]] {
         for commits in 0..4 {
