@@ -119,7 +119,7 @@ pub(crate) trait Source: Send + Sync + 'static {
 /// Why no row could be leased.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
-    /// The committer is changing rows. It wakes delivery when it is done.
+    /// The committer is changing rows, or the store is being opened again. Delivery is woken when that is over.
     #[error("the queue is being written to")]
     Busy,
     /// The store failed.
