@@ -1,4 +1,4 @@
-//! How the previous run of the program ended: for the program, and as an event if configured.
+//! Reports to the program how its previous run ended, and captures that as an event if configured.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,15 +11,16 @@ use crate::pipeline::LastRun;
 
 const NAME: &str = "previous_run_ended";
 
-/// The previous run that used this client's queue, as far as it left evidence. A run lasts from the creation of a
-/// client to the client's end or that of its process. If several processes share a directory, it is the run of any of
-/// them.
+/// The previous run that used this client's queue, according to the evidence it left. A run lasts from the creation of
+/// a client until that client or its process ends. If several processes share a directory, the previous run may have
+/// been one of any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousRun {
     /// How the run ended.
     pub cause: ExitCause,
-    /// The pid of its process. It may be reused by now. If a program opens its queue a second time, it is its own.
+    /// The pid of the run's process. Another process may have it by now. It is the pid of this very process if the
+    /// previous run was an earlier client of this process.
     pub pid: u32,
     /// When the client was created, by the wall clock at that time.
     pub started_at: SystemTime,

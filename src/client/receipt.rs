@@ -127,8 +127,8 @@ impl Receipt {
 /// The pipelines of this process, by fork generation.
 ///
 /// A receipt refers to its pipeline by number. Holding an `Arc` instead would cost each capture two writes to a counter
-/// that all threads write, more than the rest of the receipt. There is one list for each fork generation, because in a
-/// forked child the lock of the parent's list may be held by a thread that does not exist there.
+/// that all threads write, more than the rest of the receipt. Each fork generation (modulo 8) has its own list,
+/// because in a forked child the lock of the parent's list may be held by a thread that does not exist there.
 static PIPELINES: [RwLock<Vec<Weak<Pipeline>>>; 8] = [const { RwLock::new(Vec::new()) }; 8];
 
 pub(super) fn register(pipeline: &Arc<Pipeline>) {

@@ -217,7 +217,7 @@ impl Config {
     }
 }
 
-/// The bounds of sizes start at one.
+/// Checks a size. The bounds of all sizes start at one, so the fallback to `MIN` is never used.
 fn size(field: &'static str, value: usize, bounds: &RangeInclusive<usize>) -> Result<NonZeroUsize, Error> {
     Ok(NonZeroUsize::new(within(field, value, bounds)?).unwrap_or(NonZeroUsize::MIN))
 }

@@ -11,8 +11,8 @@ pub(super) const RECORD_MOST: usize = 24 * 1024;
 pub(super) const FRAMES_MOST: usize = 128;
 /// Threads that can compose a record at once. Another thread waits some microseconds.
 const POOLED: usize = 4;
-/// How often a thread looks for free buffers. They are used for microseconds, so after this many turns their owners
-/// must have been stopped.
+/// How often a thread looks for free buffers before it gives up. Buffers are used for microseconds only, so if none is
+/// free after so many attempts, the threads that hold them are probably suspended or dead.
 const TURNS: u32 = 1000;
 
 const FREE: i32 = 0;

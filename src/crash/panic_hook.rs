@@ -28,8 +28,8 @@ static LIMITER: RateLimiter = RateLimiter::new();
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
-    /// Whether our hook runs on this thread. An older copy of the hook, called by a newer one, then does nothing. Also
-    /// set on threads that read crash reports.
+    /// Whether our hook runs on this thread. If `install` was called twice, the outer hook calls the inner one, which
+    /// then only calls the hook before it. Also set on threads that read crash reports.
     static IS_RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 

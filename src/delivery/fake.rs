@@ -29,7 +29,8 @@ pub(super) fn malformed_record() -> Vec<u8> {
     body
 }
 
-/// A chunk of `count` records with sequence numbers from `first_seq` on, their events named after these.
+/// A chunk of `count` records with sequence numbers from `first_seq` on. The number in each event's name is its
+/// record's sequence number.
 pub(super) fn chunk(origin: u32, first_seq: u64, count: u64) -> Lease {
     chunk_of(origin, first_seq, &(first_seq..first_seq + count).map(record).collect::<Vec<_>>())
 }

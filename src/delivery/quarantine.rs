@@ -94,7 +94,7 @@ impl Quarantine {
         }
     }
 
-    /// What remains of a chunk has another name.
+    /// Some records of a chunk were removed. The rest is stored under a new key, and keeps the entry.
     pub(super) fn rename(&mut self, from: ChunkRef, to: ChunkRef) {
         if let Some(entry) = self.chunks.remove(&from) {
             self.chunks.insert(to, entry);
@@ -117,8 +117,9 @@ impl Quarantine {
         self.chunks.values().filter(|entry| !entry.out && entry.until > now).map(|entry| entry.until).min()
     }
 
-    /// The whole queue has been read. Removes the entries that are due and have not been found for a while: their rows were
-    /// evicted or repaired. Not at once, because what remains of a row can be read only after a commit.
+    /// Called when the whole queue has been read. Removes the entries that are due and were not found for [`MISSING`]:
+    /// their rows were evicted or repaired. They are not removed at once, because the rest of a partly acked row can be
+    /// read only after the next commit.
     pub(super) fn forget_vanished(&mut self, accepted: u64, now: Instant) {
         self.chunks.retain(|_, entry| {
             if entry.out || !entry.is_due(accepted, now) {
@@ -129,7 +130,8 @@ impl Quarantine {
         });
     }
 
-    /// The shards with quarantined chunks of which none is due. (One that is due may only wait for a commit.)
+    /// The shards that have quarantined chunks, none of which is due. (A chunk that is due may be unreadable only until
+    /// the next commit, so its shard is not stuck.)
     pub(super) fn stuck(&self, accepted: u64, now: Instant) -> BTreeSet<u32> {
         let origins = |is_due: bool| {
             let entries = self.chunks.iter().filter(move |(_, entry)| entry.is_due(accepted, now) == is_due);

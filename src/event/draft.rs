@@ -96,7 +96,8 @@ impl Draft {
     /// Resets everything and keeps the buffers.
     #[inline]
     pub(super) fn clear(&mut self) {
-        // Field by field, so that none can be forgotten. A new draft that is moved into place would be copied twice.
+        // Destructured, so that a new field that is not reset here does not compile. `*self = Draft { .. }` would copy
+        // the whole draft twice.
         let Self {
             body,
             map_at,

@@ -28,13 +28,14 @@ impl Event {
         reader.string().and_then(|_name| reader.string()).unwrap_or_default()
     }
 
-    /// The uuid that the caller set, if any. Otherwise the event gets one when it is captured; a `before_send` hook
-    /// sees it.
+    /// The uuid that the caller set, if any. If there is none, the event gets a uuid when it is captured, before the
+    /// `before_send` hooks run; in a hook this method returns that uuid.
     pub fn given_uuid(&self) -> Option<Uuid> {
         self.draft.uuid
     }
 
-    /// The time that the caller set, if any. Otherwise it is the moment of capture; a `before_send` hook sees it.
+    /// The time that the caller set, if any. If there is none, it is the time of the capture; in a `before_send` hook
+    /// this method returns that time.
     pub fn given_timestamp(&self) -> Option<SystemTime> {
         let nanos = self.draft.timestamp?;
         let distance = Duration::from_nanos(nanos.unsigned_abs());
@@ -137,7 +138,7 @@ impl Event {
         }
     }
 
-    /// Whether a flag of the event stands for that property. As a property it would override the flag when it is sent.
+    /// Whether the event has a flag that is sent as this property. Adding the property too would override the flag.
     fn has_flag_for(&self, name: &[u8]) -> bool {
         let flag = match name {
             b"$process_person_profile" => Flags::PERSONLESS,

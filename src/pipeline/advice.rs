@@ -18,22 +18,22 @@ use crate::sys::wording::bytes;
 
 const ANOTHER: &str = "choose another directory (queue_dir)";
 
-/// What is looked up beside the error.
+/// What the system says about the circumstances of the error.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     /// Bytes free on the file system.
     pub(crate) free: Option<u64>,
-    /// Bytes that what failed takes, if that is known.
+    /// Bytes that the failed operation needs, if known.
     pub(crate) needed: Option<u64>,
     /// The soft limit of the resource that ran out.
     pub(crate) limit: Option<u64>,
     /// The effective user and group of this process.
     pub(crate) user: (u32, u32),
-    /// The file or directory that said no, or the nearest above it that can be looked at.
+    /// The file or directory to which access was denied, or its nearest ancestor that can be examined.
     pub(crate) guard: Option<Guard>,
 }
 
-/// Whose a file is.
+/// Owner and mode of a file or directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Guard {
     pub(crate) path: PathBuf,
@@ -125,11 +125,11 @@ fn nearest(path: &Path) -> Option<(PathBuf, std::fs::Metadata)> {
 }
 
 fn limit(resource: Resource) -> Option<u64> {
-    // Larger than any that is meant: unlimited.
+    // A value this large stands for "unlimited" (`RLIM_INFINITY`).
     getrlimit(resource).ok().map(|(soft, _)| soft).filter(|soft| *soft < 1 << 62)
 }
 
-/// The decision: no question to the system is asked here.
+/// Chooses the advice from the error and the facts alone, without calls to the system.
 fn advice(error: &io::Error, facts: &Facts) -> String {
     let needed = facts.needed.map_or(String::new(), |needed| format!(", about {} needed", bytes(needed)));
     match error.raw_os_error() {
@@ -207,7 +207,7 @@ fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
         io::ErrorKind::ReadOnlyFilesystem => {
             format!("its file system is mounted read-only; mount it for writing, or {ANOTHER}")
         }
-        // The first is what making a directory says where there is a file.
+        // Creating a directory where a file exists fails with `AlreadyExists`.
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
             format!("it is not a directory, or lies below a file; {ANOTHER}")
         }

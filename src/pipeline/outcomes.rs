@@ -38,7 +38,7 @@ struct Waiter {
     number: u64,
     /// The sequence number of its record, once that is accepted.
     seq: Option<u64>,
-    /// Outcomes of records with its uuid that were decided before that.
+    /// Sequence number and outcome of records with the same uuid that were reported while `seq` was still unknown.
     early: Vec<(u64, DeliveryReport)>,
     promise: Promise<DeliveryReport>,
 }

@@ -91,8 +91,8 @@ fn as_json(value: &[u8]) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// A number as serde_json serializes it if any crate of the build enables `arbitrary_precision`; here it need not be
-/// enabled.
+/// Serializes like a `serde_json::Number` when `arbitrary_precision` is enabled, so that the tests cover that case
+/// without enabling the feature.
 struct Number<'a>(&'a str);
 
 impl Serialize for Number<'_> {

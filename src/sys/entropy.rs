@@ -12,8 +12,8 @@ pub(crate) fn random_u64() -> u64 {
     SysRng.try_next_u64().unwrap_or_else(|_| fallback_u64())
 }
 
-/// For systems that provide no randomness (a sandbox without the call): hashes time, process id, a counter and the
-/// random keys of the standard library's hasher. Enough to tell rounds and processes apart; nothing here is a secret.
+/// If the system provides no randomness (a sandbox that forbids the call): hashes time, process id, a counter and the
+/// random keys of the standard library's hasher. Enough to differ between calls and processes; nothing here is a secret.
 fn fallback_u64() -> u64 {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
     let mut hasher = RandomState::new().build_hasher();

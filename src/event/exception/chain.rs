@@ -1,4 +1,4 @@
-//! An error and its sources as text: types, messages, and errors made of values that are no errors.
+//! Reads an error and its sources as text: types and messages. Also [`AdHocError`], for values that are not errors.
 //!
 //! An error is foreign code: `Display`, `Debug` and `source` may panic, fail, never end, or form a cycle. Each call is
 //! made inside `catch_unwind` with bounded output, and a call that fails costs only what it would have returned
@@ -68,8 +68,8 @@ impl Chain {
             && !seen.iter().any(|other| ptr::eq(*other, cause))
         {
             next = ask(cause, &mut note);
-            // A wrapper may have the same address as its first field. Only if its source is the same too, it is the
-            // outermost error again.
+            // The same address alone does not prove a cycle: a wrapper may have the address of its first field. The
+            // cause is the outermost error again only if it also has the same source.
             let leads_back = next.zip(first).is_some_and(|(next, first)| ptr::eq(next, first));
             if leads_back && ptr::eq(ptr::from_ref(cause).cast(), address) {
                 break;
@@ -98,7 +98,7 @@ fn ask<'e>(error: &'e dyn Error, note: &mut impl FnMut(&'static str, bool)) -> O
 
 /// The type name of a source: behind `dyn Error` only its Debug text is left.
 fn kind_of_cause(cause: &(dyn Error + 'static), message: &str, note: &mut impl FnMut(&'static str, bool)) -> String {
-    // Its Debug text begins with its internal representation.
+    // The Debug text of an `io::Error` begins with the name of an internal type, such as `Os` or `Custom`.
     if cause.is::<io::Error>() {
         return "io::Error".to_owned();
     }

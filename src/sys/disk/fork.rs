@@ -7,7 +7,7 @@
 //! * Two more handlers keep a fork from happening between the opening of such a file and its registration
 //!   ([`without_fork`]).
 
-#![allow(unsafe_code, reason = "a wiped page and a fork handler; each block proves itself")]
+#![allow(unsafe_code, reason = "a wiped page and fork handlers; each block has a SAFETY comment")]
 
 use std::cell::Cell;
 use std::fs::{File, Metadata};
