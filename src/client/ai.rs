@@ -45,14 +45,15 @@ impl AiLane {
 }
 
 impl Client {
-    /// Takes an AI event (`$ai_generation`, `$ai_trace` and the like): [`capture`](Client::capture) for what is too large for it. The
-    /// same hooks and settings apply, and the receipt means the same; but the event may take 8 MiB, has a queue of its own, and goes to
-    /// PostHog's AI endpoint (`/i/v0/ai/batch/`). Neither lane waits for the other. `capture` never reroutes by name: an `$ai_...` event
-    /// given to it stays with analytics.
+    /// Takes an AI event (`$ai_generation`, `$ai_trace` and the like): [`capture`](Client::capture) for what is too
+    /// large for it. The same hooks and settings apply, and the receipt means the same; but the event may take 8 MiB,
+    /// has a queue of its own, and goes to PostHog's AI endpoint (`/i/v0/ai/batch/`). Neither lane waits for the other.
+    /// `capture` never reroutes by name: an `$ai_...` event given to it stays with analytics.
     ///
-    /// The first call opens that queue, and waits for it: usually some 50 ms, at most 30 s where the disk does not answer.
-    /// [`Config::open_ai_queue`](crate::Config::open_ai_queue) has that done with the client. If it cannot be opened, a diagnostic says why, AI events
-    /// are `Dropped(Storage)`, it is tried again after a minute, and everything else goes on as ever.
+    /// The first call opens that queue, and waits for it: usually some 50 ms, at most 30 s where the disk does not
+    /// answer. [`Config::open_ai_queue`](crate::Config::open_ai_queue) has that done with the client. If it cannot be
+    /// opened, a diagnostic says why, AI events are `Dropped(Storage)`, it is tried again after a minute, and
+    /// everything else goes on as ever.
     ///
     /// What it does follows PostHog's specification `capture-ai`.
     ///
@@ -122,7 +123,8 @@ impl Shared {
             Ok(ai) => {
                 receipt::register(&ai);
                 let ai = Arc::clone(self.ai.open.get_or_init(|| ai));
-                // Either this sees that the client was closed or opted out meanwhile, or whoever did that sees the lane.
+                // Either this sees that the client was closed or opted out meanwhile, or whoever did that sees the
+                // lane.
                 fence(Ordering::SeqCst);
                 self.rules.apply_to(&ai);
                 if analytics.is_closing() {

@@ -14,8 +14,8 @@
 //! * `receipt.rs`, `stats.rs`, `dead_letters.rs`, `previous_run.rs`: what callers get back.
 //! * `child.rs`: forked children. The inherited client is never used; the first capture opens a pipeline of the child's
 //!   own.
-//! * `global.rs`: the process-wide client. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler, breadcrumbs
-//!   and crash reports. `drain.rs`: its handling of SIGTERM and SIGINT.
+//! * `global.rs`: the process-wide client. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler,
+//!   breadcrumbs and crash reports. `drain.rs`: its handling of SIGTERM and SIGINT.
 //! * `notices.rs`: notices of the pipeline as [`Diagnostic`]s. `failure.rs`: a failed start as an [`Error`].
 //!
 //! Dropping the last handle commits the queue and releases it, without sending: the next process that opens the

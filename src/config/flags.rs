@@ -92,7 +92,8 @@ impl Config {
     }
 
     /// Whether flags that cannot be evaluated locally have no value instead of being requested from PostHog.
-    /// [`FlagContext::only_locally`](crate::feature_flags::FlagContext::only_locally) overrides this for one call. Default: off.
+    /// [`FlagContext::only_locally`](crate::feature_flags::FlagContext::only_locally) overrides this for one call.
+    /// Default: off.
     pub fn only_evaluate_flags_locally(mut self, only: bool) -> Self {
         self.flags.only_locally = only;
         self
@@ -123,8 +124,9 @@ impl Config {
     }
 
     /// Whether reads of flags capture `$feature_flag_called`, from which PostHog counts exposures to experiments and
-    /// the use of flags. [`FlagContext::send_feature_flag_events`](crate::feature_flags::FlagContext::send_feature_flag_events) turns
-    /// it off for one call. Default: on.
+    /// the use of flags.
+    /// [`FlagContext::send_feature_flag_events`](crate::feature_flags::FlagContext::send_feature_flag_events) turns it
+    /// off for one call. Default: on.
     pub fn send_feature_flag_events(mut self, on: bool) -> Self {
         self.flags.send_events = on;
         self

@@ -273,10 +273,10 @@ impl Config {
     }
 
     /// Number of events that may be queued, in the journal and in the store. Default: bounded by bytes only. Minimum:
-    /// one event. The bound is exact, with an eighth more for exceptions and identity events; delivered events count until
-    /// their ack is committed ([`ack_interval`](Self::ack_interval)). With [`OverflowPolicy::DropOldest`] it bounds the
-    /// store: events since the last commit (a second, or [`flush_interval`](Self::flush_interval)) come on top, and
-    /// events that are in flight stay.
+    /// one event. The bound is exact, with an eighth more for exceptions and identity events; delivered events count
+    /// until their ack is committed ([`ack_interval`](Self::ack_interval)). With [`OverflowPolicy::DropOldest`] it
+    /// bounds the store: events since the last commit (a second, or [`flush_interval`](Self::flush_interval)) come on
+    /// top, and events that are in flight stay.
     pub fn max_queue_events(mut self, events: u64) -> Self {
         self.max_queue_events = Some(events);
         self

@@ -142,8 +142,8 @@ fn mark_sum(number: u64) -> u32 {
 }
 
 /// Marks a provisional record of this thread as survived, if it is still in its slot. Async-signal-safe. Runs on the
-/// stack of the program's own handler, which may be the eight kilobytes that std gives a thread. So it computes no hash:
-/// the checksum of the mark was noted with the record.
+/// stack of the program's own handler, which may be the eight kilobytes that std gives a thread. So it computes no
+/// hash: the checksum of the mark was noted with the record.
 #[cfg(feature = "crash-signals")]
 pub(super) fn mark_survived(provisional: Provisional, thread: i32) {
     with_file(|file| {

@@ -149,8 +149,8 @@ pub(super) fn json_estimate(body: &[u8]) -> usize {
     }
 }
 
-/// The limits of one batch. The limit on bytes adapts, because a proxy may accept less than PostHog, and a slow link may
-/// not transfer within the timeout what a fast one does.
+/// The limits of one batch. The limit on bytes adapts, because a proxy may accept less than PostHog, and a slow link
+/// may not transfer within the timeout what a fast one does.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
     /// Events in one batch.

@@ -6,8 +6,8 @@
 //!
 //! Pieces are taken from both ends in turns, and a fresh batch goes between two pieces as long as not too much is being
 //! bisected: a bad batch never blocks the others, and is never starved by them. A bisection without any acceptance is
-//! given up: its chunks are quarantined, because other chunks may be fine. If they are not, that is an outage. After the
-//! same number of failures in a row it is an outage at once.
+//! given up: its chunks are quarantined, because other chunks may be fine. If they are not, that is an outage. After
+//! the same number of failures in a row it is an outage at once.
 //!
 //! A failure that took long (a request that hangs until its timeout) is costly, so the batch is cut in eight.
 

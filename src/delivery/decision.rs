@@ -1,8 +1,8 @@
 //! Acts on a response: accepts, refuses or retries the events of a request, and reports what was decided.
 //!
-//! V1 decides over each event, and knows a request by its id and its attempts. So what failed is kept as one batch under
-//! one id, and is the next probe, until it is answered, the cycle of attempts ends, or the wait is long. In V0 a failed
-//! batch goes back to the queue, where it can be evicted, and newer events join it when it is leased again.
+//! V1 decides over each event, and knows a request by its id and its attempts. So what failed is kept as one batch
+//! under one id, and is the next probe, until it is answered, the cycle of attempts ends, or the wait is long. In V0 a
+//! failed batch goes back to the queue, where it can be evicted, and newer events join it when it is leased again.
 
 use std::time::{Duration, Instant};
 
@@ -289,8 +289,9 @@ impl Engine {
         self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false, status, pause: None });
     }
 
-    /// PostHog has decided over each event, but the response is too long to be read. The same request would get the same
-    /// response, so the events are sent again in smaller ones. (PostHog keeps one of two events with the same uuid.)
+    /// PostHog has decided over each event, but the response is too long to be read. The same request would get the
+    /// same response, so the events are sent again in smaller ones. (PostHog keeps one of two events with the same
+    /// uuid.)
     pub(super) fn answered_at_length(&mut self, batch: Batch, ticket: Ticket, status: u16, read: usize) {
         self.limits.shrink(batch.bytes);
         let text = format!("PostHog's answer to {} event(s) has more than {read} bytes", batch.events);

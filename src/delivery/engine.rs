@@ -3,8 +3,8 @@
 //! An engine that panics is replaced ([`serve`]). Such a panic is a defect of this library, but a daemon whose events
 //! pile up until it is restarted would be worse. Its leases are released and leased again.
 //!
-//! Timers go by tokio's clock. With the feature `testing` that clock may stand still: then nothing sleeps, and moving the
-//! clock wakes the engine.
+//! Timers go by tokio's clock. With the feature `testing` that clock may stand still: then nothing sleeps, and moving
+//! the clock wakes the engine.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};

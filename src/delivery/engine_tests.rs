@@ -160,7 +160,8 @@ async fn an_idle_engine_has_no_timer() {
         drop(done);
     });
     let before = Instant::now();
-    // Paused time jumps to the next timer there is; the engine's would come first if it had one, and would be looked at here.
+    // Paused time jumps to the next timer there is; the engine's would come first if it had one, and would be looked at
+    // here.
     assert!(outcome.try_recv().is_err());
     assert!(outcome.await.is_err());
     assert_eq!(before.elapsed().as_secs(), 1_000_000);

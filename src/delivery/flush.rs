@@ -30,7 +30,8 @@ pub(crate) enum EndpointStatus {
         /// When the next attempt is due.
         until: Option<WallNanos>,
     },
-    /// It responds, and has refused what remains of the queue. It has accepted nothing since, so the cause may be either.
+    /// It responds, and has refused what remains of the queue. It has accepted nothing since, so the cause may be
+    /// either.
     Refusing {
         /// The text of the last refusal.
         reason: String,

@@ -60,7 +60,8 @@ impl DeliveryHandle {
         }
     }
 
-    /// Delivers what it can until `deadline`, acks what is decided, and ends. A second call can only bring the deadline forward.
+    /// Delivers what it can until `deadline`, acks what is decided, and ends. A second call can only bring the deadline
+    /// forward.
     pub(crate) fn stop(&self, deadline: Instant, done: Done) {
         let mut done = Some(done);
         self.post(|inbox| {
@@ -253,8 +254,8 @@ pub(crate) struct DeliveryState {
 pub(crate) struct PaceState {
     /// What it is doing.
     pub(crate) phase: Phase,
-    /// The `Retry-After` deadline, which the next process honours (`EngineParts::next_attempt`). Cooldowns are not stored: a
-    /// restart may be an attempt to repair something.
+    /// The `Retry-After` deadline, which the next process honours (`EngineParts::next_attempt`). Cooldowns are not
+    /// stored: a restart may be an attempt to repair something.
     pub(crate) next_attempt: Option<WallNanos>,
 }
 

@@ -216,8 +216,8 @@ impl Intake {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(error) if batch.slices.is_empty() => return Err(error),
-                    // The queue wakes the engine once it can be read. That wake-up is for a new attempt, so this error is
-                    // not kept: the next read would only report it, and no other wake-up would follow.
+                    // The queue wakes the engine once it can be read. That wake-up is for a new attempt, so this error
+                    // is not kept: the next read would only report it, and no other wake-up would follow.
                     Err(SourceError::Busy) => break,
                     // What is leased already is sent, and the error is reported by the next read.
                     Err(error) => {

@@ -1,15 +1,15 @@
 //! Delivery: leased events become requests, and the responses become acks.
 //!
-//! One [`Engine`](engine::Engine) is one task on a current-thread runtime. It leases rows from a [`Source`] (the queue),
-//! sends their events in batches, and acks each row that it is done with. It owns no file. What it has in memory may be
-//! lost at any moment; those events are then leased and sent again, with the same uuids.
+//! One [`Engine`](engine::Engine) is one task on a current-thread runtime. It leases rows from a [`Source`] (the
+//! queue), sends their events in batches, and acks each row that it is done with. It owns no file. What it has in
+//! memory may be lost at any moment; those events are then leased and sent again, with the same uuids.
 //!
 //! # What becomes of an event
 //!
-//! The records of a leased chunk are *open*, *delivered* or *dead*. A batch is a list of slices of leased chunks. A chunk
-//! is closed when no batch refers to it any more: what is decided is acked, and the open rest goes back to the queue.
-//! Only V1 acks earlier, when some events of a request are decided and the others are sent again. So every way out (an
-//! outage during a bisection, the deadline of a stop) runs through the same few lines.
+//! The records of a leased chunk are *open*, *delivered* or *dead*. A batch is a list of slices of leased chunks. A
+//! chunk is closed when no batch refers to it any more: what is decided is acked, and the open rest goes back to the
+//! queue. Only V1 acks earlier, when some events of a request are decided and the others are sent again. So every way
+//! out (an outage during a bisection, the deadline of a stop) runs through the same few lines.
 //!
 //! * `response.rs` classifies a response and `pace.rs` decides when the next request may be sent. Both are pure.
 //! * A batch that PostHog refuses, or that is answered 413, is bisected (`bisect.rs`) until the refused event is
@@ -17,18 +17,20 @@
 //!   refused this one. Without evidence it is quarantined (`quarantine.rs`): it stays queued, is skipped, and is tried
 //!   again once there is evidence, or after a cooldown. A 413 of a proxy never dead-letters anything. A bisection ends
 //!   after 32 refusals in a row; when other batches are refused as well, that is an outage.
-//! * Any other failure may be caused by the events or by the endpoint (`outage.rs`). While other requests pass it is the
-//!   events: the batch is bisected, and an event that fails alone is quarantined. As long as it is not known, the next
-//!   probe is one event that has not failed.
+//! * Any other failure may be caused by the events or by the endpoint (`outage.rs`). While other requests pass it is
+//!   the events: the batch is bisected, and an event that fails alone is quarantined. As long as it is not known, the
+//!   next probe is one event that has not failed.
 //! * In an *outage* every lease without a request under way is released. One probe at a time follows: 1 + `max_retries`
-//!   requests with jittered exponential backoff, then a cooldown of 30 s to 5 min. A `Retry-After` deadline is never cut
-//!   short, and outlives the process.
+//!   requests with jittered exponential backoff, then a cooldown of 30 s to 5 min. A `Retry-After` deadline is never
+//!   cut short, and outlives the process.
 //! * 401, 402, 403 and 415 *pause* delivery: probes of one event, each time another one, 30 s to 5 min apart.
-//! * V1 decides over each event of a request: accepted, perhaps with a warning; refused, which needs no further evidence;
-//!   or to be sent again, which counts as a failure of the request. A V1 request has an id and counts its attempts, so
-//!   what failed is kept as the next probe under the same id (`decision.rs`) until the cycle of attempts ends.
-//! * A flush covers what was committed before it. It may send one probe early, does not count as an attempt, and returns
-//!   at once if the last failure is less than a second old. The state is published before the flush is answered.
+//! * V1 decides over each event of a request: accepted, perhaps with a warning; refused, which needs no further
+//!   evidence; or to be sent again, which counts as a failure of the request. A V1 request has an id and counts its
+//!   attempts, so what failed is kept as the next probe under the same id (`decision.rs`) until the cycle of attempts
+//!   ends.
+//! * A flush covers what was committed before it. It may send one probe early, does not count as an attempt, and
+//!   returns at once if the last failure is less than a second old. The state is published before the flush is
+//!   answered.
 //! * While the program has opted out nothing is sent, and everything without a request under way is released. Pace,
 //!   `Retry-After` deadlines and evidence stay as they are.
 //! * A stop makes attempts of its own (`flush.rs`): the first at once, at most one cycle, and none after its deadline.
@@ -36,11 +38,13 @@
 //! # Rules
 //!
 //! * A batch has whole chunks as far as they fit; with V1 no uuid twice.
-//! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt, for the server moves every
-//!   event by it.
-//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by (`timers.rs`); wall time is the `Clock`'s.
+//! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt, for the
+//!   server moves every event by it.
+//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by (`timers.rs`); wall time is
+//!   the `Clock`'s.
 //! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
-//! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are caught.
+//! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are
+//!   caught.
 
 mod batch;
 mod bisect;

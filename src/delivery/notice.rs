@@ -54,8 +54,8 @@ pub(crate) enum Notice {
         /// The chain of errors.
         reason: String,
     },
-    /// A whole cycle of attempts failed, and nothing is sent for a while. Reported when the number of cooldowns of an outage
-    /// has doubled.
+    /// A whole cycle of attempts failed, and nothing is sent for a while. Reported when the number of cooldowns of an
+    /// outage has doubled.
     Cooldown {
         /// The length of the cooldown.
         seconds: u64,
@@ -66,8 +66,8 @@ pub(crate) enum Notice {
     },
     /// The endpoint works again. Once per outage.
     Recovered,
-    /// An event was refused without evidence that the event is the cause, or failed alone twice while others passed. It stays
-    /// queued and is skipped for a while. Once for each event.
+    /// An event was refused without evidence that the event is the cause, or failed alone twice while others passed. It
+    /// stays queued and is skipped for a while. Once for each event.
     Quarantined {
         /// The event.
         uuid: Uuid,

@@ -12,8 +12,8 @@
 //! probe of another event fails too, the outage is confirmed and everything is released. When a probe passes, the batch
 //! is bisected.
 //!
-//! An outage may last for days, and the ring of diagnostics keeps some hundred. So each kind of failure is reported once
-//! between two successes, and cooldowns are reported when their number has doubled.
+//! An outage may last for days, and the ring of diagnostics keeps some hundred. So each kind of failure is reported
+//! once between two successes, and cooldowns are reported when their number has doubled.
 
 use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
@@ -312,8 +312,8 @@ impl Engine {
         Some(part)
     }
 
-    /// A probe that is sent ahead of its time during a cooldown or a pause, because only a single batch has failed so far,
-    /// or because there is an event that has not failed and all events before it may have been bad.
+    /// A probe that is sent ahead of its time during a cooldown or a pause, because only a single batch has failed so
+    /// far, or because there is an event that has not failed and all events before it may have been bad.
     pub(super) fn confirmation(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
         if self.confirms_at(now).is_none_or(|at| at > now) || !self.in_flight.is_empty() {
             return Ok(None);
@@ -433,8 +433,8 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// Maximum number of remembered texts.
 const MAX_MENTIONED: usize = 64;
 
-/// Texts that a server repeats with one response after the other, and that are reported once for as long as it does. Not
-/// every response has them: that depends on the events of the request.
+/// Texts that a server repeats with one response after the other, and that are reported once for as long as it does.
+/// Not every response has them: that depends on the events of the request.
 #[derive(Debug, Default)]
 pub(super) struct RecentMentions {
     last: HashMap<String, Instant>,

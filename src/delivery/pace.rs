@@ -1,4 +1,5 @@
-//! The pace: decides when the next request may be sent. A state machine without a clock, a timer, or randomness of its own.
+//! The pace: decides when the next request may be sent. A state machine without a clock, a timer, or randomness of its
+//! own.
 //!
 //! Several requests may be in flight when the endpoint breaks, and all of them fail: that is one failed attempt, not
 //! several. So each request has a [`Ticket`] with the number of the *round* it was sent in. The first failure ends the
@@ -139,7 +140,8 @@ impl Pace {
         }
     }
 
-    /// Resumes the `Retry-After` deadline of an earlier process. A clock that was set meanwhile cannot move it beyond the cap.
+    /// Resumes the `Retry-After` deadline of an earlier process. A clock that was set meanwhile cannot move it beyond
+    /// the cap.
     pub(super) fn resume_retry_after(&mut self, now: Instant, wait: Duration) {
         if !wait.is_zero() {
             self.retry_after_until = Some(now + wait.min(self.options.retry_after_cap));
@@ -190,8 +192,8 @@ impl Pace {
         std::mem::take(&mut self.consecutive_failures) > 0
     }
 
-    /// The endpoint responded, but did not accept the request: no reason to wait, and no proof that an outage is over. A
-    /// `Retry-After` deadline stays: the request may have been in flight when the server asked for it.
+    /// The endpoint responded, but did not accept the request: no reason to wait, and no proof that an outage is over.
+    /// A `Retry-After` deadline stays: the request may have been in flight when the server asked for it.
     pub(super) fn responded(&mut self, ticket: Ticket) {
         if ticket.round == self.round {
             self.health = Health::Up;
@@ -352,8 +354,9 @@ pub(super) fn cooldown_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng)
     jitter(shortest, (shortest * 2).min(options.max_cooldown).max(shortest), rng)
 }
 
-/// The wait after a failure before an event that has not failed is probed ahead of time, given the failures in a row. It
-/// exceeds the backoffs of a cycle; then it is 1-2 s some times, 2-4 s, 4-8 s for a minute, and from then on 10-20 s.
+/// The wait after a failure before an event that has not failed is probed ahead of time, given the failures in a row.
+/// It exceeds the backoffs of a cycle; then it is 1-2 s some times, 2-4 s, 4-8 s for a minute, and from then on 10-20
+/// s.
 pub(super) fn fresh_probe_wait(options: &PaceOptions, failures: u32, rng: &mut impl Rng) -> Duration {
     let beyond = failures.saturating_sub(options.max_retries.saturating_add(1));
     let most = if beyond < MANY_FRESH_PROBES { FRESH_PROBE.0 } else { FRESH_PROBE.1 };
@@ -362,8 +365,8 @@ pub(super) fn fresh_probe_wait(options: &PaceOptions, failures: u32, rng: &mut i
     jitter(longest / 2, longest, rng).max(MIN_BACKOFF)
 }
 
-/// The wait after an event has failed alone for the `nth` time: 2-5 s, because that may have been chance, and then as long
-/// as between two cycles.
+/// The wait after an event has failed alone for the `nth` time: 2-5 s, because that may have been chance, and then as
+/// long as between two cycles.
 pub(super) fn quarantine_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> Duration {
     match nth {
         0 | 1 => jitter(QUARANTINE.0, QUARANTINE.1, rng).min(options.max_cooldown),

@@ -1,12 +1,14 @@
 //! Quarantine: chunks that delivery skips for a while because sending them failed while other requests succeeded.
 //!
 //! A chunk is quarantined when
-//! * one of its events was refused on its own, but nothing yet shows that the event rather than the server is at fault, or
+//! * one of its events was refused on its own, but nothing yet shows that the event rather than the server is at fault,
+//!   or
 //! * requests that contain it keep failing while others succeed.
 //!
-//! It is tried again when another request succeeds (only after its first quarantine: the success suggests that the event
-//! is at fault, not the server), or when its deadline passes (a later one each time). It leaves quarantine for good when
-//! its events are delivered or dead-lettered. The state is in memory only: after a restart every chunk is tried again.
+//! It is tried again when another request succeeds (only after its first quarantine: the success suggests that the
+//! event is at fault, not the server), or when its deadline passes (a later one each time). It leaves quarantine for
+//! good when its events are delivered or dead-lettered. The state is in memory only: after a restart every chunk is
+//! tried again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;

@@ -104,7 +104,8 @@ impl DeliveryOptions {
 /// Quality of brotli, from 0 to 11. Above it, time grows faster than bodies shrink.
 #[cfg(feature = "brotli")]
 const BROTLI_QUALITY: u32 = 4;
-/// A window of 1 MiB, as a power of two. Larger ones cost memory for each request in flight, and similar events are close.
+/// A window of 1 MiB, as a power of two. Larger ones cost memory for each request in flight, and similar events are
+/// close.
 #[cfg(feature = "brotli")]
 const BROTLI_WINDOW: u32 = 20;
 /// The compressor's own buffer.

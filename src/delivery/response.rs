@@ -1,8 +1,8 @@
 //! Classifies responses. Pure, and tested by tables.
 //!
-//! The body matters because others than PostHog may respond: a captive portal says 200, a corporate proxy says 400 or 403
-//! to everything, and each load balancer has its own limit behind a 413. Only a body that looks like PostHog's may cost
-//! an event its place in the queue, and then only with evidence (`bisect.rs`), so that look is judged leniently.
+//! The body matters because others than PostHog may respond: a captive portal says 200, a corporate proxy says 400 or
+//! 403 to everything, and each load balancer has its own limit behind a 413. Only a body that looks like PostHog's may
+//! cost an event its place in the queue, and then only with evidence (`bisect.rs`), so that look is judged leniently.
 //!
 //! A V1 endpoint returns a result for each event: `{"results": {"<uuid>": {"result": "ok", "details": ".."}}}`. Either
 //! the whole response has this form or none of it counts: what a proxy put together, or what was cut off on the way,
@@ -106,7 +106,8 @@ pub(super) fn classify(response: &Response, protocol: CaptureProtocol) -> Respon
         },
         400 | 413 => {
             let by_posthog = is_error_object(json.as_ref()) || begins_with(&REFUSALS, &response.body);
-            // A smaller request may pass a proxy's limit on size, but a proxy's 400 says nothing about parts of the request.
+            // A smaller request may pass a proxy's limit on size, but a proxy's 400 says nothing about parts of the
+            // request.
             if by_posthog || status == 413 {
                 ResponseKind::Refused { status, reason: reason(&response.body), by_posthog }
             } else {
@@ -121,7 +122,8 @@ pub(super) fn classify(response: &Response, protocol: CaptureProtocol) -> Respon
     }
 }
 
-/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of newer ones.
+/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of
+/// newer ones.
 fn is_acceptance(body: &Value) -> bool {
     let status_is_good = match body.get("status") {
         Some(Value::Number(number)) => number.as_u64() == Some(1),
@@ -286,8 +288,8 @@ impl EventResult {
         match result.to_ascii_lowercase().as_str() {
             "ok" => EventResult::Accepted { warning: None },
             "warning" => EventResult::Accepted { warning: Some(Warning::Text(or("a warning without details"))) },
-            // Older servers said this instead of `warning`, with these details, and also of events that they did not accept
-            // because a quota or a rate limit was exceeded.
+            // Older servers said this instead of `warning`, with these details, and also of events that they did not
+            // accept because a quota or a rate limit was exceeded.
             "limited" if details == WITHOUT_PERSON => EventResult::Accepted { warning: Some(Warning::Text(details)) },
             "limited" => EventResult::Refused { reason: or("limited without details") },
             "drop" => EventResult::Refused { reason: or("dropped without details") },

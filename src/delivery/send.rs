@@ -1,10 +1,10 @@
 //! Sends a batch: encodes it, hands it to the transport, and decides how long to wait for the response.
 //!
-//! A request that hangs holds one of a few slots until its timeout, and bisecting the batch would cost a timeout at each
-//! step. So once a request has failed slowly while others passed quickly, the following ones get an *early timeout*: a
-//! sixteenth of what the slow one took, but at least eight times what the slowest recently accepted one took. A request
-//! that is given up is bisected and tried again like any that failed, and a quarantined event gets twice the time at each
-//! further attempt, so that an event that is merely slow succeeds in the end.
+//! A request that hangs holds one of a few slots until its timeout, and bisecting the batch would cost a timeout at
+//! each step. So once a request has failed slowly while others passed quickly, the following ones get an *early
+//! timeout*: a sixteenth of what the slow one took, but at least eight times what the slowest recently accepted one
+//! took. A request that is given up is bisected and tried again like any that failed, and a quarantined event gets
+//! twice the time at each further attempt, so that an event that is merely slow succeeds in the end.
 //!
 //! The first timeout is not waited for either where requests hang in all slots but one while others, which were sent
 //! later, have passed: a request in the last slot is given up after two seconds.

@@ -207,7 +207,8 @@ async fn a_failed_request_waits_for_events_that_have_not_failed() {
     rig.until(|rig| !rig.endpoint.seen().is_empty()).await;
     rig.commit(5);
     rig.drained().await;
-    // The answer of one event that has not failed says that the others may go again; the rest of its chunk goes with it or after it.
+    // The answer of one event that has not failed says that the others may go again; the rest of its chunk goes with it
+    // or after it.
     let first: Vec<_> = (1..=10).collect();
     assert_eq!((sent(&rig)[0].clone(), sent(&rig)[1].clone()), (first.clone(), vec![15]));
     let again = sent(&rig).iter().skip(2).position(|events| *events == first).unwrap() + 2;

@@ -1,5 +1,5 @@
-//! Advice for operators: what an error of the operating system or of the queue means, and what helps. Each error number has its own
-//! remedy.
+//! Advice for operators: what an error of the operating system or of the queue means, and what helps. Each error number
+//! has its own remedy.
 
 use std::error::Error;
 use std::io;

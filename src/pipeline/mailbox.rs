@@ -173,8 +173,8 @@ impl Mailbox {
         self.wake.wake();
     }
 
-    /// Whether the committer was woken for this lane since the last call. Asked before the commands are taken: one that is added in between
-    /// wakes the committer once more.
+    /// Whether the committer was woken for this lane since the last call. Asked before the commands are taken: one that
+    /// is added in between wakes the committer once more.
     pub(super) fn take_woken(&self) -> bool {
         self.is_woken.swap(false, Ordering::AcqRel)
     }

@@ -21,28 +21,31 @@
 //! * With nothing pending both threads sleep without a timer. An append wakes the committer only if the committer last
 //!   found the journal without new records, or if the append made an arena half full or completed a batch
 //!   ([`mailbox`]).
-//! * A *sync* is due `sync_interval` after the first unsynced record, and at once if a receipt is awaited. It serves all that wait.
-//! * A *checkpoint* is due when an arena is half full, at a flush or shutdown, and when a batch is due (`flush_at` events or
-//!   `flush_interval`), the latter about once a second at most: a commit writes tens of kilobytes whatever it contains.
+//! * A *sync* is due `sync_interval` after the first unsynced record, and at once if a receipt is awaited. It serves
+//!   all that wait.
+//! * A *checkpoint* is due when an arena is half full, at a flush or shutdown, and when a batch is due (`flush_at`
+//!   events or `flush_interval`), the latter about once a second at most: a commit writes tens of kilobytes whatever it
+//!   contains.
 //! * *Acks* are committed with a checkpoint, and in a transaction of their own after `ack_interval` at the latest.
 //! * The *bounds* are checked each time the committer runs ([`bounds`]). It tells the journal how much it may accept
 //!   (the budget), so that nothing is accepted for which the store would have no space ([`admission`]).
-//! * An operation of the store that fails is tried again with growing delay ([`recovery`]). Meanwhile the journal accepts records until it
-//!   is full, receipts are served by syncs, and `Stats::storage` says that storage is degraded.
-//! * A start waits for the disk for `open_timeout` at most. If opening the shard of an earlier process uses up a part of
-//!   that time, the start takes another shard, and the slow one is delivered as an orphan once it is open ([`start`],
-//!   [`orphans`]).
+//! * An operation of the store that fails is tried again with growing delay ([`recovery`]). Meanwhile the journal
+//!   accepts records until it is full, receipts are served by syncs, and `Stats::storage` says that storage is
+//!   degraded.
+//! * A start waits for the disk for `open_timeout` at most. If opening the shard of an earlier process uses up a part
+//!   of that time, the start takes another shard, and the slow one is delivered as an orphan once it is open
+//!   ([`start`], [`orphans`]).
 //! * A flush is answered by the committer, after the results are committed and the bounds are checked again
 //!   ([`waiters`]). If a caller waits for the outcome of a single event, a flush sends that event at once
 //!   ([`outcomes`]).
 //! * Dead letters that are retried are appended to the journal, and removed after their checkpoint ([`dead_letters`]).
 //! * Signs of life of this run, and how it ends, are recorded for the next run of the program ([`life`]).
-//! * Requests for flags and the loader of their definitions run on the delivery's runtime, and do not influence the pace of events
-//!   ([`flags`]).
+//! * Requests for flags and the loader of their definitions run on the delivery's runtime, and do not influence the
+//!   pace of events ([`flags`]).
 //! * While the program has opted out, nothing is read for sending, and the queue stays as it is.
 //!
-//! Shutdown ([`shutdown`]): intake ends, the journal is synced, everything is checkpointed, delivery goes on until its deadline, its acks are
-//! committed, and the shard is released. What is not delivered by then stays on disk.
+//! Shutdown ([`shutdown`]): intake ends, the journal is synced, everything is checkpointed, delivery goes on until its
+//! deadline, its acks are committed, and the shard is released. What is not delivered by then stays on disk.
 //!
 //! In a forked child nothing here is touched: [`Pipeline::is_forked`] is asked first, and what was inherited is leaked.
 

@@ -22,7 +22,8 @@ use crate::sys::disk::Disk;
 use crate::sys::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
 use crate::transport::{Http, TransportOptions};
 
-/// A queue of a project. Each lane has shards, bounds and an endpoint of its own, so that neither can hold up the other.
+/// A queue of a project. Each lane has shards, bounds and an endpoint of its own, so that neither can hold up the
+/// other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// Events of `capture`.

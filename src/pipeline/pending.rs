@@ -1,9 +1,9 @@
 //! [`Pending`]: the result of a call that takes time, for threads and for tasks alike.
 //!
-//! A [`Promise`] and a [`Pending`] share one slot. The pipeline's threads keep the promise; the caller awaits the pending or
-//! blocks on it. A promise that is dropped resolves too, with the result for a closed client, so no caller waits for ever.
-//! In a forked child the slot's lock may be held by a thread that does not exist there; every access therefore compares the
-//! fork generation first and gives the result for a forked child.
+//! A [`Promise`] and a [`Pending`] share one slot. The pipeline's threads keep the promise; the caller awaits the
+//! pending or blocks on it. A promise that is dropped resolves too, with the result for a closed client, so no caller
+//! waits for ever. In a forked child the slot's lock may be held by a thread that does not exist there; every access
+//! therefore compares the fork generation first and gives the result for a forked child.
 
 use std::fmt;
 use std::future::Future;
@@ -19,11 +19,11 @@ use crate::report::{
 use crate::sys::disk::fork;
 use crate::sys::reentry;
 
-/// The result of a call that takes time: await it, or block the thread with [`wait`](Pending::wait). It works on any executor
-/// and without one.
+/// The result of a call that takes time: await it, or block the thread with [`wait`](Pending::wait). It works on any
+/// executor and without one.
 ///
-/// It always resolves: with the result, or with a value that says why there is none (the client was closed, or the process is a
-/// forked child of the one that made the call). Dropping it cancels nothing.
+/// It always resolves: with the result, or with a value that says why there is none (the client was closed, or the
+/// process is a forked child of the one that made the call). Dropping it cancels nothing.
 ///
 /// ```
 /// # fn demo(client: posthog::Client) {
@@ -42,9 +42,9 @@ pub struct Pending<T> {
 
 /// The types that a [`Pending`] resolves to, and what [`Pending::wait`] returns for each.
 ///
-/// `wait` adds one failure, the timeout. For a plain value such as [`FlushReport`] it returns
-/// `Result<FlushReport, WaitTimeout>`. For a `Result<T, E>` it returns the same `Result<T, E>`, whose error type has a variant
-/// `Timeout`, so that there is only one result to match. Implemented by this library alone.
+/// `wait` adds one failure, the timeout. For a plain value such as [`FlushReport`] it returns `Result<FlushReport,
+/// WaitTimeout>`. For a `Result<T, E>` it returns the same `Result<T, E>`, whose error type has a variant `Timeout`, so
+/// that there is only one result to match. Implemented by this library alone.
 pub trait PendingValue: Clone + sealed::Sealed {
     /// The value of a successful `wait`.
     type Value;
@@ -172,8 +172,8 @@ pub(crate) fn pending_or<T: Unanswered>(instead: T) -> (Promise<T>, Pending<T>) 
     (Promise { slot: Some(slot), part: 0 }, pending)
 }
 
-/// One result that is made of `parts` parts. It resolves with the last of them, to their sum in the order of the promises,
-/// whatever the order in which they come. A promise that is dropped contributes [`Unanswered::closed`].
+/// One result that is made of `parts` parts. It resolves with the last of them, to their sum in the order of the
+/// promises, whatever the order in which they come. A promise that is dropped contributes [`Unanswered::closed`].
 pub(crate) fn pending_sum<T: Unanswered>(parts: usize, add: fn(T, T) -> T) -> (Vec<Promise<T>>, Pending<T>) {
     let (slot, pending) = slot(parts, None, add);
     let promises = (0..parts).map(|part| Promise { slot: Some(Arc::clone(&slot)), part }).collect();
@@ -201,14 +201,14 @@ pub(crate) fn answered<T: Unanswered>(answer: T) -> Pending<T> {
 }
 
 impl<T: Clone> Pending<T> {
-    /// Blocks the calling thread until the result is there, for at most `timeout`. May be called again after a timeout: the call
-    /// goes on in the background.
+    /// Blocks the calling thread until the result is there, for at most `timeout`. May be called again after a timeout:
+    /// the call goes on in the background.
     ///
     /// # Errors
     ///
-    /// A timeout: [`WaitTimeout`], or the variant `Timeout` of the error that the call resolves with (see [`PendingValue`]). On one of
-    /// the client's own threads (inside `on_delivery`, for example) the timeout comes at once, because the result could only be
-    /// given by the thread that waits.
+    /// A timeout: [`WaitTimeout`], or the variant `Timeout` of the error that the call resolves with (see
+    /// [`PendingValue`]). On one of the client's own threads (inside `on_delivery`, for example) the timeout comes at
+    /// once, because the result could only be given by the thread that waits.
     pub fn wait(&self, timeout: Duration) -> Result<T::Value, T::Error>
     where
         T: PendingValue,

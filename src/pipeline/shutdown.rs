@@ -1,5 +1,6 @@
 //! Shutdown of a lane (one pipeline of a client: that of ordinary events or that of AI events). Intake ends, everything
-//! is synced and checkpointed, delivery goes on until its deadline, its results are committed, and the queue is released.
+//! is synced and checkpointed, delivery goes on until its deadline, its results are committed, and the queue is
+//! released.
 //!
 //! What is not delivered by then stays on disk. A second call waits for the first, and can only bring the deadline
 //! forward. The shutdown of a client has the same deadline in all lanes, which end independently of each other.
@@ -44,8 +45,8 @@ impl Pipeline {
     }
 
     /// Ends intake at once, without waiting for the committer: no event is accepted after `shutdown` was called. If the
-    /// journal's lock cannot be taken in time, the journal is not marked as closed, but it accepts nothing either, since
-    /// an append needs the same lock.
+    /// journal's lock cannot be taken in time, the journal is not marked as closed, but it accepts nothing either,
+    /// since an append needs the same lock.
     pub(crate) fn close_intake(&self) {
         self.before_stop.get_or_init(|| self.leases.totals());
         self.mailbox.begin_stopping();
@@ -67,7 +68,8 @@ impl Pipeline {
 }
 
 impl Pipeline {
-    /// Answers the commands that have come since the committer ended, if it has. Called after each command that has to be answered.
+    /// Answers the commands that have come since the committer ended, if it has. Called after each command that has to
+    /// be answered.
     pub(super) fn answer_late_commands(&self) {
         let Some(report) = self.finished.get() else { return };
         let late = self.mailbox.take();

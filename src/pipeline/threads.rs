@@ -1,14 +1,15 @@
 //! The two threads of a client, shared by its lanes, and how threads of this library are started.
 //!
 //! * `posthog-commit` runs [`committer::run`](super::committer::run): one turn for each lane in a circle.
-//! * `posthog-deliver` runs a current-thread tokio runtime with one delivery engine for each lane, the requests for flags and the loader of
-//!   their definitions.
+//! * `posthog-deliver` runs a current-thread tokio runtime with one delivery engine for each lane, the requests for
+//!   flags and the loader of their definitions.
 //!
-//! The first lane starts both. Every further lane is opened on a thread of its own, because opening may be slow, and is then added to the
-//! two that run ([`Threads::deliver`], [`Threads::add`]). Either thread ends with the last lane that it serves.
+//! The first lane starts both. Every further lane is opened on a thread of its own, because opening may be slow, and is
+//! then added to the two that run ([`Threads::deliver`], [`Threads::add`]). Either thread ends with the last lane that
+//! it serves.
 //!
-//! The threads block every signal except those of synchronous faults, and they are detached: a host that stops waits for an answer with a
-//! deadline, never for a thread.
+//! The threads block every signal except those of synchronous faults, and they are detached: a host that stops waits
+//! for an answer with a deadline, never for a thread.
 
 use std::future::Future;
 use std::io;
@@ -83,8 +84,8 @@ impl Threads {
         (!self.is_opening.swap(true, Ordering::AcqRel)).then(|| OpeningPermit(Arc::clone(self)))
     }
 
-    /// Gives a lane's engine to the delivery thread, which is started for the first. `beside` runs on its runtime as well, and is waited for
-    /// at its end.
+    /// Gives a lane's engine to the delivery thread, which is started for the first. `beside` runs on its runtime as
+    /// well, and is waited for at its end.
     pub(super) fn deliver(
         &self,
         engine: EngineOf,
@@ -131,7 +132,8 @@ impl Threads {
         })
     }
 
-    /// Adds a lane for the committer to serve. Returns true if no committer thread runs: then the calling thread has to run it.
+    /// Adds a lane for the committer to serve. Returns true if no committer thread runs: then the calling thread has to
+    /// run it.
     pub(super) fn add(&self, pipeline: Arc<Pipeline>) -> bool {
         let is_served = {
             let mut lanes = lock(&self.lanes);
@@ -144,7 +146,8 @@ impl Threads {
         !is_served
     }
 
-    /// Lanes that were opened since the last call. `None` ends the committer thread: it serves no lane and none was added.
+    /// Lanes that were opened since the last call. `None` ends the committer thread: it serves no lane and none was
+    /// added.
     pub(super) fn opened_lanes(&self, is_idle: bool) -> Option<Vec<Arc<Pipeline>>> {
         let mut lanes = lock(&self.lanes);
         if is_idle && lanes.opened.is_empty() {
@@ -176,8 +179,8 @@ async fn serve_all(mut added: UnboundedReceiver<EngineOf>) {
 }
 
 fn event_loop(#[cfg(feature = "testing")] handles: &Arc<Mutex<Vec<DeliveryHandle>>>) -> io::Result<Runtime> {
-    // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a descriptor. So it is
-    // seen first whether there are some; another thread may still take them in between.
+    // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a
+    // descriptor. So it is seen first whether there are some; another thread may still take them in between.
     drop((UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?));
     let mut builder = Builder::new_current_thread();
     #[cfg(feature = "testing")]
@@ -195,11 +198,12 @@ fn event_loop(#[cfg(feature = "testing")] handles: &Arc<Mutex<Vec<DeliveryHandle
 }
 
 impl Pipeline {
-    /// Runs `task` on the delivery's runtime; the call does not wait. False if there is no runtime, because this is a forked child or the
-    /// client closes. A task is dropped where it stands when the delivery ends: an answer that it owes has to be given by its `drop`.
+    /// Runs `task` on the delivery's runtime; the call does not wait. False if there is no runtime, because this is a
+    /// forked child or the client closes. A task is dropped where it stands when the delivery ends: an answer that it
+    /// owes has to be given by its `drop`.
     ///
-    /// A clock that stands still takes a task to have done what was due when it waits for [`Clock::sleep`](crate::sys::clock::Clock::sleep)
-    /// or for an answer.
+    /// A clock that stands still takes a task to have done what was due when it waits for
+    /// [`Clock::sleep`](crate::sys::clock::Clock::sleep) or for an answer.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
         // In this order: in a forked child nothing that was inherited is touched.
         if self.is_forked() || self.is_closing() {
@@ -207,7 +211,8 @@ impl Pipeline {
         }
         let Some(runtime) = self.threads.runtime() else { return false };
         drop(runtime.spawn(task));
-        // The thread may be taken to be asleep until it has seen this, and with it the task that stands before it in the queue.
+        // The thread may be taken to be asleep until it has seen this, and with it the task that stands before it in
+        // the queue.
         #[cfg(feature = "testing")]
         if let Some(delivery) = self.delivery() {
             delivery.look_again();
@@ -215,8 +220,8 @@ impl Pipeline {
         true
     }
 
-    /// Has `call` called on the delivery's thread after that time; it must not block. False where [`spawn`](Self::spawn) says so: then it is
-    /// never called.
+    /// Has `call` called on the delivery's thread after that time; it must not block. False where
+    /// [`spawn`](Self::spawn) says so: then it is never called.
     pub(crate) fn call_after(&self, after: Duration, call: impl FnOnce() + Send + 'static) -> bool {
         let clock = self.options.clock.clone();
         self.spawn(async move {
@@ -226,8 +231,8 @@ impl Pipeline {
     }
 }
 
-/// Starts a detached thread of ours. It takes no signal of the host's: every one is blocked but those that a fault of the thread
-/// itself raises, which would otherwise be delivered as soon as they were unblocked, or never.
+/// Starts a detached thread of ours. It takes no signal of the host's: every one is blocked but those that a fault of
+/// the thread itself raises, which would otherwise be delivered as soon as they were unblocked, or never.
 pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     spawn_apart(name, move || {
         reentry::this_thread_is_ours();

@@ -1,9 +1,9 @@
 //! Records: one event as bytes.
 //!
 //! The bytes that a caller builds are the bytes that lie on disk and are sent; only a few fields are patched in
-//! between. A record is a *frame* (`queue::frame`: length, sequence number, checksum) around a *body*. This folder writes
-//! bodies, reads them back and turns them into JSON. It does no I/O and reads no clock: the same input gives the same
-//! bytes. No other folder uses MessagePack.
+//! between. A record is a *frame* (`queue::frame`: length, sequence number, checksum) around a *body*. This folder
+//! writes bodies, reads them back and turns them into JSON. It does no I/O and reads no clock: the same input gives the
+//! same bytes. No other folder uses MessagePack.
 //!
 //! # The body, version 1
 //!

@@ -13,7 +13,8 @@ pub(crate) fn random_u64() -> u64 {
 }
 
 /// If the system provides no randomness (a sandbox that forbids the call): hashes time, process id, a counter and the
-/// random keys of the standard library's hasher. Enough to differ between calls and processes; nothing here is a secret.
+/// random keys of the standard library's hasher. Enough to differ between calls and processes; nothing here is a
+/// secret.
 fn fallback_u64() -> u64 {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
     let mut hasher = RandomState::new().build_hasher();

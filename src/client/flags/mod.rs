@@ -1,10 +1,10 @@
 //! Feature flags, as callers see them.
 //!
-//! An evaluation (`evaluate.rs`) completes the [`FlagContext`](crate::feature_flags::FlagContext): distinct id, defaults and the
-//! client's overrides. It evaluates the flags locally if definitions are loaded. If that leaves flags undecided and the
-//! context allows a request, PostHog is asked through the cache, so that concurrent callers share one request. The
-//! result is a [`FeatureFlags`] snapshot (`snapshot.rs`), which never changes. The single-flag getters are one read of
-//! such a snapshot.
+//! An evaluation (`evaluate.rs`) completes the [`FlagContext`](crate::feature_flags::FlagContext): distinct id,
+//! defaults and the client's overrides. It evaluates the flags locally if definitions are loaded. If that leaves flags
+//! undecided and the context allows a request, PostHog is asked through the cache, so that concurrent callers share one
+//! request. The result is a [`FeatureFlags`] snapshot (`snapshot.rs`), which never changes. The single-flag getters are
+//! one read of such a snapshot.
 //!
 //! # Rules
 //!
@@ -12,7 +12,8 @@
 //!   caller's thread and the result is available when the call returns. Otherwise it is completed on the delivery
 //!   thread. Neither a pending evaluation nor a snapshot keeps a client alive.
 //! * A local value takes precedence over PostHog's, unless the caller requested PostHog's
-//!   ([`ask_posthog`](crate::feature_flags::FlagContext::ask_posthog)). Then the local values are the fallback for a failed request.
+//!   ([`ask_posthog`](crate::feature_flags::FlagContext::ask_posthog)). Then the local values are the fallback for a
+//!   failed request.
 //! * A key that neither the definitions nor PostHog know is not requested again until the definitions are refreshed.
 //! * Without a distinct id, with a disabled client or without keys, the snapshot is empty: no request and no event.
 //! * A read of a value captures `$feature_flag_called` (`exposure.rs`) once per person, groups, flag and value, on the

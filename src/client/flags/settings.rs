@@ -14,8 +14,8 @@ use crate::report::Diagnostic;
 
 /// Properties for every evaluation.
 impl Client {
-    /// Adds person properties to every evaluation from now on. A [`FlagContext`](crate::feature_flags::FlagContext) that has a
-    /// property of the same name takes precedence.
+    /// Adds person properties to every evaluation from now on. A [`FlagContext`](crate::feature_flags::FlagContext)
+    /// that has a property of the same name takes precedence.
     ///
     /// Use this for properties of the whole program (its version, its region), or if the program serves a single
     /// person. Properties of one request belong in its context. Takes a map, a struct or a list of pairs. Captures

@@ -13,9 +13,9 @@
 //!   is sent without its result. At most 50 errors of a chain are taken, none twice.
 //! - A type is named by its last path segment, without generics. Behind `dyn Error` there is no type name; the Debug
 //!   text usually begins with one. If it does not, the type is `Error`.
-//! - By default a manual capture has `handled: true`, level `error`, mechanism `generic` and no `$exception_source`. Only
-//!   the entry of the outermost error has `handled`. A nested one has mechanism `chained` with source `cause`. If the
-//!   stack was captured by the call and not by the error, the exception is `synthetic`.
+//! - By default a manual capture has `handled: true`, level `error`, mechanism `generic` and no `$exception_source`.
+//!   Only the entry of the outermost error has `handled`. A nested one has mechanism `chained` with source `cause`. If
+//!   the stack was captured by the call and not by the error, the exception is `synthetic`.
 //! - An invalid option is ignored (`options.rs`): it never costs the other options or the event. Keys that belong to
 //!   the library or to PostHog cannot be set as properties; that is ignored, too.
 //! - The event has a distinct id only if one is given, or the context has one. Without it PostHog creates no person.

@@ -39,8 +39,8 @@ const RESERVED: [&str; 15] = [
 /// Options of an exception, for [`Client::capture_exception_with`](crate::Client::capture_exception_with).
 ///
 /// An invalid value is ignored: a blank text, a property that cannot be serialized (recorded as a
-/// [`Diagnostic`](crate::diagnostics::Diagnostic)), a time out of range. So an exception is never lost because of its options.
-/// Properties that PostHog or this library set themselves, such as `$exception_list`, are ignored.
+/// [`Diagnostic`](crate::diagnostics::Diagnostic)), a time out of range. So an exception is never lost because of its
+/// options. Properties that PostHog or this library set themselves, such as `$exception_list`, are ignored.
 ///
 /// ```
 /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
