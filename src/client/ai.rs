@@ -1,4 +1,4 @@
-//! AI events: the same capture, into a second pipeline.
+//! Capture of AI events, which have a lane of their own: a second queue and delivery engine on the same two threads.
 
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,14 +17,14 @@ use crate::sys::disk::fork::lock_within;
 use crate::sys::limits::OPEN_TIMEOUT;
 use crate::sys::wording;
 
-/// A lane that could not be opened is not tried again with each event, which would wait for it each time.
+/// Wait after a failed opening. Without it, each AI event would open the lane again and wait for the disk.
 const REOPEN_AFTER: Duration = Duration::from_secs(60);
 
-/// The pipeline of AI events.
+/// The lane of AI events, once it is open.
 #[derive(Default)]
 pub(super) struct AiLane {
     open: OnceLock<Arc<Pipeline>>,
-    /// Held by whoever opens it.
+    /// Held by the thread that opens the lane.
     opening: Mutex<Opening>,
 }
 
@@ -34,7 +34,7 @@ struct Opening {
 }
 
 impl AiLane {
-    /// The pipeline, if it is open.
+    /// The lane, if it is open.
     pub(super) fn get(&self) -> Option<&Arc<Pipeline>> {
         self.open.get()
     }
@@ -45,17 +45,18 @@ impl AiLane {
 }
 
 impl Client {
-    /// Takes an AI event (`$ai_generation`, `$ai_trace` and the like): [`capture`](Client::capture) for what is too
-    /// large for it. The same hooks and settings apply, and the receipt means the same; but the event may take 8 MiB,
-    /// has a queue of its own, and goes to PostHog's AI endpoint (`/i/v0/ai/batch/`). Neither lane waits for the other.
-    /// `capture` never reroutes by name: an `$ai_...` event given to it stays with analytics.
+    /// Captures an AI event (`$ai_generation`, `$ai_trace` and the like), which may be too large for
+    /// [`capture`](Client::capture). The same hooks and settings apply, and the receipt means the same. The event may
+    /// have up to 8 MiB, is stored in a queue of its own, and is sent to PostHog's AI endpoint (`/i/v0/ai/batch/`). AI
+    /// events and other events do not wait for each other. `capture` does not look at the name: an `$ai_...` event that
+    /// is given to it is sent as an analytics event.
     ///
-    /// The first call opens that queue, and waits for it: usually some 50 ms, at most 30 s where the disk does not
-    /// answer. [`Config::open_ai_queue`](crate::Config::open_ai_queue) has that done with the client. If it cannot be
-    /// opened, a diagnostic says why, AI events are `Dropped(Storage)`, it is tried again after a minute, and
-    /// everything else goes on as ever.
+    /// The first call opens the queue and waits for that: usually about 50 ms, at most 30 s if the disk does not
+    /// respond. With [`Config::open_ai_queue`](crate::Config::open_ai_queue) the queue is opened with the client. If it
+    /// cannot be opened, a diagnostic reports the reason, AI events are `Dropped(Storage)`, and opening is tried again
+    /// after a minute. Other events are not affected.
     ///
-    /// What it does follows PostHog's specification `capture-ai`.
+    /// Follows PostHog's specification `capture-ai`.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -73,11 +74,11 @@ impl Client {
             self.shared.count(DropReason::Disabled);
             return Receipt::dropped(DropReason::Disabled);
         };
-        // Asked first: what a child has inherited, of the lane and of the rules, is its parent's.
+        // Checked first: the lane and the rules that a forked child has inherited are its parent's.
         let taken = if analytics.is_forked() {
             self.shared.child_or_open(analytics).map(|child| child.capture_ai(event)).ok_or(DropReason::Forked)
         } else if self.shared.rules.is_opted_out() {
-            // An event that is not wanted does not open the lane.
+            // An event that will be dropped does not open the lane.
             Err(DropReason::OptedOut)
         } else {
             self.shared.ai_or_open(analytics).map(|ai| self.shared.capture(&ai, event))
@@ -90,12 +91,12 @@ impl Client {
 }
 
 impl Shared {
-    /// Opens the lane if it is wanted from the start, or if an earlier process has left events in it.
+    /// Opens the lane if the program configured that, or if an earlier process has left events in it.
     pub(super) fn open_ai_at_start(&self, is_wanted: bool) {
         if let Some(analytics) = &self.pipeline
             && (analytics.has_ai_left_behind() || (is_wanted && self.settings.ai_lane))
         {
-            // Told by a diagnostic: it is no reason not to take any other event.
+            // A failure is reported by a diagnostic. It does not affect other events.
             let _ = self.ai_or_open(analytics);
         }
     }
@@ -123,8 +124,8 @@ impl Shared {
             Ok(ai) => {
                 receipt::register(&ai);
                 let ai = Arc::clone(self.ai.open.get_or_init(|| ai));
-                // Either this sees that the client was closed or opted out meanwhile, or whoever did that sees the
-                // lane.
+                // If another thread closes the client or opts out meanwhile, either this thread sees that below, or the
+                // other thread sees the lane.
                 fence(Ordering::SeqCst);
                 self.rules.apply_to(&ai);
                 if analytics.is_closing() {
@@ -157,7 +158,7 @@ impl Shared {
     }
 }
 
-/// Says in its text which lane it is about.
+/// Names the lane in the text of a diagnostic.
 fn of_ai(diagnostic: Diagnostic) -> Diagnostic {
     let said = |text: String| format!("AI events: {text}");
     match diagnostic {
