@@ -28,7 +28,6 @@ use super::{
     DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, Notice, PaceState, Report, Source, SourceError,
 };
 use crate::sys::clock::{Clock, WallNanos};
-use crate::sys::entropy::random_u64;
 use crate::transport::{Http, Response, TransportError};
 
 /// The parts of an engine.
@@ -48,6 +47,8 @@ pub(crate) struct EngineParts {
     pub(crate) on_delivery: Option<Arc<dyn DeliveryObserver>>,
     /// The `Retry-After` deadline that an earlier process has stored.
     pub(crate) next_attempt: Option<WallNanos>,
+    /// Of the jitter. The same seed gives the same waits.
+    pub(crate) seed: u64,
 }
 
 /// The delivery task.
@@ -96,11 +97,11 @@ impl Engine {
     pub(super) fn new(parts: EngineParts, handle: &DeliveryHandle) -> Self {
         let pace_options = parts.options.pace.clone();
         Self {
-            intake: Intake::new(Arc::clone(&parts.source), pace_options.clone(), random()),
+            intake: Intake::new(Arc::clone(&parts.source), pace_options.clone(), jitter(parts.seed)),
             bisection: Bisection::default(),
             pace: Pace::new(pace_options),
             limits: BatchLimits::new(parts.options.max_batch_events, parts.options.max_batch_bytes),
-            rng: random(),
+            rng: jitter(!parts.seed),
             state: DeliveryState { failed_attempts: handle.state().failed_attempts, ..DeliveryState::default() },
             options: parts.options,
             clock: parts.clock,
@@ -405,9 +406,8 @@ impl Debug for Engine {
     }
 }
 
-/// A source of randomness for jitter.
-fn random() -> StdRng {
-    StdRng::seed_from_u64(random_u64())
+fn jitter(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
 }
 
 /// The wait after the first panic. Each further panic doubles it.

@@ -54,6 +54,7 @@ impl Rig {
                 to_reported.lock().unwrap().push(format!("{uuids:?} {:?}", delivery.outcome));
             }))),
             next_attempt: None,
+            seed: 1,
         };
         adjust(&mut parts);
         let handle = DeliveryHandle::new();

@@ -33,6 +33,7 @@ use crate::queue::{
 };
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{FileSystem, exposed_above, fork};
+use crate::sys::entropy::random_u64;
 use crate::transport::{Http, Transport, TransportError};
 
 /// Number of orphaned queues that are reported one by one.
@@ -370,6 +371,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         }),
         on_delivery: Some(Arc::new(OutcomeObserver(Arc::clone(pipeline)))),
         next_attempt,
+        seed: random_u64(),
     };
     let handle = DeliveryHandle::new();
     let _ = pipeline.delivery.set(handle.clone());
