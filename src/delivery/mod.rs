@@ -123,7 +123,8 @@ pub(crate) trait Source: Send + Sync + 'static {
 /// Why no row could be leased.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
-    /// The committer is changing rows, or the store is being opened again. Delivery is woken when that is over.
+    /// The committer is changing rows, or the store is being opened again, or a shutdown still moves events from the
+    /// journal to the store. Delivery is woken when that is over.
     #[error("the queue is being written to")]
     Busy,
     /// The store failed.

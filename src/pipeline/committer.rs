@@ -141,6 +141,12 @@ impl Committer {
 
     /// One turn: everything that is due, in the order of dependence.
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
+        let flow = self.do_what_is_due();
+        self.note_catching_up();
+        flow
+    }
+
+    fn do_what_is_due(&mut self) -> ControlFlow<()> {
         if self.reopening.is_some() && !self.reopen_if_latched() {
             // The store must not be touched. The journal is synced all the same, and a shutdown keeps its deadline.
             self.begin_stop();

@@ -146,6 +146,9 @@ impl Committer {
     /// Storage has failed. Reports either that the directory is out of reach, or what `say` reports.
     pub(super) fn storage_failed(&mut self, say: impl FnOnce(&Pipeline)) {
         self.check_directory();
+        if let Some(stopping) = &mut self.stopping {
+            stopping.storage_failures = stopping.storage_failures.saturating_add(1);
+        }
         if !self.pipeline.shard.is_lost() {
             say(&self.pipeline);
         }

@@ -69,6 +69,9 @@ pub(crate) struct Pipeline {
     pub(super) sync_failure: Mutex<Option<std::io::Error>>,
     /// The store is being opened again; a read would wait for that.
     pub(super) is_reopening: AtomicBool,
+    /// A shutdown has begun, and events in the journal are still to be moved to the store: nothing to send does not mean
+    /// that everything is sent. Delivery is woken when this ends.
+    pub(super) is_catching_up: AtomicBool,
     pub(super) replayed: AtomicU64,
     pub(super) orphaned: Vec<OrphanedQueue>,
     pub(super) ai_left_behind: bool,

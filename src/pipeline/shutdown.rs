@@ -7,6 +7,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::committer::Committer;
@@ -22,6 +23,9 @@ use crate::sys::wording::time;
 
 /// Time after the deadline in which results of the last moment are still committed.
 const GRACE: Duration = Duration::from_millis(250);
+/// Number of failures of storage after which a shutdown no longer waits for events that are only in the journal: about
+/// half a second.
+const FAILURES_MAX: u32 = 3;
 /// Longest wait when the last owner of a client is dropped.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
 
@@ -34,6 +38,8 @@ pub(super) struct Stopping {
     deadline: Instant,
     /// Delivery had time, so events that it leaves are reported.
     had_time: bool,
+    /// Failures of storage since it began.
+    pub(super) storage_failures: u32,
 }
 
 impl Pipeline {
@@ -116,7 +122,8 @@ impl Committer {
         }
         let pipeline = Arc::clone(&self.pipeline);
         pipeline.shard.journal().close();
-        self.stopping = Some(Stopping { began: self.now(), deadline, had_time: deadline > self.now() });
+        self.stopping =
+            Some(Stopping { began: self.now(), deadline, had_time: deadline > self.now(), storage_failures: 0 });
         // A sync first: it alone makes everything durable, and it needs no disk space.
         if !pipeline.shard.is_volatile()
             && let Ok(seq) = pipeline.shard.sync()
@@ -127,6 +134,7 @@ impl Committer {
             self.checkpoint();
         }
         crash_point::reach("stop.begun");
+        self.note_catching_up();
         let ended = Arc::downgrade(&pipeline);
         pipeline.stop_loading();
         let Some(delivery) = pipeline.delivery() else { return };
@@ -202,6 +210,21 @@ impl Committer {
             promise.answer(report.clone());
         }
         ControlFlow::Break(())
+    }
+
+    /// Notes whether a shutdown still has events in the journal that may come into the store before its deadline.
+    pub(super) fn note_catching_up(&self) {
+        let Some(stopping) = &self.stopping else { return };
+        let pipeline = &self.pipeline;
+        let journal = pipeline.shard.journal();
+        let is_behind = journal.journaled().1 > 0 || journal.oldest_sealed().is_some();
+        // Without room for an arena the disk is full, which half a second does not change.
+        let may_succeed =
+            self.reopening.is_some() || (stopping.storage_failures < FAILURES_MAX && self.swap_after.is_none());
+        let is_catching_up = is_behind && may_succeed;
+        if pipeline.is_catching_up.swap(is_catching_up, Ordering::AcqRel) && !is_catching_up {
+            pipeline.committed();
+        }
     }
 
     /// Closes the queue. If its store is being opened again, a thread of its own waits for that and closes it then: the

@@ -47,6 +47,8 @@ impl Source for Pipeline {
         if self.is_reopening.load(Ordering::Acquire) {
             return Err(SourceError::Busy);
         }
+        // Looked at first: what the committer moves to the store after this look is announced by a wake-up.
+        let is_catching_up = self.is_catching_up.load(Ordering::Acquire);
         let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
         // A failed read latches the store; the committer opens it again.
         let own = self.lease_from(&rows, (OWN, &self.shard), max_bytes, wants).inspect_err(|_| self.mailbox.wake())?;
@@ -69,6 +71,9 @@ impl Source for Pipeline {
         };
         if leases.is_empty() {
             self.mailbox.send(|commands| commands.adopt = true);
+            if is_catching_up {
+                return Err(SourceError::Busy);
+            }
         }
         Ok(leases)
     }

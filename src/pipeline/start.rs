@@ -299,6 +299,7 @@ fn assemble(
         unsynced_since: Mutex::new(None),
         sync_failure: Mutex::new(None),
         is_reopening: AtomicBool::new(false),
+        is_catching_up: AtomicBool::new(false),
         replayed: AtomicU64::new(replayed),
         orphaned,
         ai_left_behind,

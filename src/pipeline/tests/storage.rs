@@ -241,3 +241,55 @@ fn without_a_directory_the_memory_fallback_applies() {
         )
     );
 }
+
+/// Fails the next sync of the store's file once it is set.
+#[derive(Debug)]
+struct Once(AtomicBool);
+
+impl Gate for Once {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op != Op::Sync || !call.path.ends_with("queue.redb") || !self.0.swap(false, Ordering::SeqCst) {
+            return Verdict::Go;
+        }
+        Verdict::Fail(std::io::Error::from_raw_os_error(BROKEN as i32))
+    }
+}
+
+#[test]
+fn a_shutdown_waits_for_events_that_the_store_takes_a_moment_later() {
+    let fault = Arc::new(Once(AtomicBool::new(false)));
+    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    bench.append(3);
+    fault.0.store(true, Ordering::SeqCst);
+    let report = bench.pipeline.shutdown(Duration::from_secs(30));
+    bench.turn();
+    let leased = bench.pipeline.lease(usize::MAX, &|_| true);
+    assert!(matches!(leased, Err(delivery::SourceError::Busy)), "{leased:?}");
+    bench.advance(Duration::from_secs(1));
+    let leases = bench.lease();
+    assert_eq!(leases.iter().map(|lease| lease.chunk.count).sum::<u32>(), 3);
+    bench.deliver(leases);
+    assert_eq!(bench.lease().len(), 0, "everything is sent, so the shutdown may end");
+    bench.pipeline.mailbox.send(|commands| commands.delivery_ended = Some(delivery::EndpointStatus::Up));
+    let commands = bench.pipeline.mailbox.take();
+    bench.committer.receive(commands);
+    assert!(bench.committer.turn().is_break());
+    let report = report.try_get().unwrap();
+    assert_eq!((report.delivered, report.remaining), (3, 0));
+}
+
+#[test]
+fn a_shutdown_does_not_wait_long_for_a_store_that_fails() {
+    let fault = Fault::of(Op::SetLen, "queue.redb");
+    let mut bench = with(&fault);
+    fault.arm(NO_SPACE);
+    while bench.pipeline.append(&[7; 1000], 0).is_ok() {}
+    let _report = bench.pipeline.shutdown(Duration::from_secs(30));
+    bench.turn();
+    let is_waited_for =
+        |bench: &Bench| matches!(bench.pipeline.lease(usize::MAX, &|_| true), Err(delivery::SourceError::Busy));
+    assert!(is_waited_for(&bench));
+    bench.advance(Duration::from_millis(200));
+    bench.advance(Duration::from_millis(400));
+    assert!(!is_waited_for(&bench), "what is left stays on disk");
+}
