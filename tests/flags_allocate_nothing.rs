@@ -1,5 +1,5 @@
-//! Local evaluation of a boolean flag does not allocate. A test binary of its own, because it counts every allocation
-//! of the process.
+//! Tests that the local evaluation of a boolean flag does not allocate. This is a separate test binary because it
+//! counts every allocation of the process.
 
 #[path = "../benches/support/allocations.rs"]
 mod allocations;
@@ -31,7 +31,7 @@ fn an_evaluation_allocates_nothing() {
         .person_property("email", "user-9999@example.com")
         .group("company", "acme")
         .group_property("company", "tier", "gold");
-    assert!(allocations(|| drop(Box::new(1_u8))) > 0, "this counts nothing");
+    assert!(allocations(|| drop(Box::new(1_u8))) > 0, "allocations are not counted");
     for key in ["base", "f"] {
         let mut value = None;
         assert_eq!(allocations(|| value = Some(flags.evaluate(key, &context))), 0, "{key}");

@@ -1,6 +1,6 @@
 //! A logger that captures log lines. A test program of its own, because a process has one logger.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};

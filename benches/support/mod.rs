@@ -5,10 +5,10 @@
 //! figure of a peer.
 //!
 //! Rules
-//! - No figure is an error, since a slow machine is not. A condition that makes a figure invalid panics: an event was
-//!   dropped, an event did not arrive, a child died.
+//! - A figure that misses its target is not an error, because the machine may be slow. A condition that makes a figure
+//!   invalid panics: an event was dropped, an event did not arrive, a child died.
 //! - Figures that are compared are measured in the same run, in alternating rounds. If other programs may disturb a
-//!   measurement, the quietest round is printed beside the whole.
+//!   measurement, the figure of the quietest round is printed too.
 //! - The queue is in `$BENCH_DIR`, by default below the target directory. A temporary directory may be in memory.
 //! - `cargo bench --bench NAME -- WORD...` runs only the named measurements; `$BENCH_EVENTS` scales the large ones.
 //! - A child that has to be killed is the same program, started with the argument `role`.

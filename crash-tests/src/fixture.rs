@@ -41,7 +41,7 @@ impl Fixture {
         Self::with(victim, Rules::default())
     }
 
-    /// The same, with rules under which an event may end otherwise than delivered.
+    /// Like [`Fixture::new`], with rules under which an event need not be delivered.
     pub fn with(victim: &Path, rules: Rules) -> Result<Self, Failure> {
         let sink = Sink::start();
         if rules.poison {
@@ -173,8 +173,9 @@ impl Fixture {
         while !run.has_ended() && !self.is_drained()? {
             if Instant::now() > deadline {
                 let (taken, acked) = (self.sink.inspect(State::unique), self.history.acked.len());
+                let ledgers = self.ledgers()?;
                 let finding =
-                    format!("the queue was not drained in time: {acked} acked, {taken} arrived, {:?}", self.ledgers()?);
+                    format!("the queue was not drained in time: {acked} accepted, {taken} arrived, {ledgers:?}");
                 return Err(Failure::Guarantee(vec![finding]));
             }
             thread::sleep(LOOK);
@@ -187,7 +188,7 @@ impl Fixture {
         if shards.is_empty() || shards.iter().any(|shard| shard.queued > 0) {
             return Ok(false);
         }
-        // The page of a killed process may be outdated if it was not mapped, so the acked events are checked too.
+        // The page of a killed process may be outdated if it was not mapped, so the accepted events are checked too.
         let may_be_missing = self.rules.evicts || self.rules.poison;
         let all_there = |state: &State| self.history.acked.keys().all(|uuid| state.contains(*uuid));
         Ok(may_be_missing || self.sink.inspect(all_there))

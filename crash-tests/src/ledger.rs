@@ -1,4 +1,4 @@
-//! What became of the events of a queue directory, according to the client's counters over all runs.
+//! The ledger of a queue directory: the client's counters over all runs, which account for every accepted event.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use posthog::Stats;
 /// The counters of [`Stats`] that must balance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Events that were ever accepted.
+    /// All accepted events.
     pub accepted: u64,
     /// Events that PostHog accepted.
     pub delivered: u64,
-    /// Events that are waiting.
+    /// Events in the queue, not yet delivered.
     pub queued: u64,
     /// Events in the dead letters.
     pub dead_lettered: u64,

@@ -1,4 +1,5 @@
-//! Tests of the oracle: it must find each kind of violation.
+//! Tests of the oracle: it must find each kind of violation. An *acked* event is one that a victim has reported as
+//! accepted. A kill may prevent that report for the last event of each thread.
 
 use serde_json::json;
 
@@ -21,7 +22,7 @@ fn event(uuid: u128, n: u32) -> Event {
     }
 }
 
-/// Two acked events, then a refused one.
+/// Two acked events, then a dropped one.
 fn history() -> History {
     let acked = |n: u32| Line::Acked(key(n), Uuid::from_u128(u128::from(n)));
     let mut history = History::default();
@@ -80,7 +81,7 @@ fn a_uuid_given_twice_is_found() {
     assert!(findings(&history, &[event(0, 0)], Rules::default()).concat().contains("two events"));
 }
 
-/// The findings for 20 acked events, of which those in `arrived` are at the stand-in.
+/// The findings for 20 acked events of two threads. The stand-in has received the events in `arrived`.
 fn judged(ledger: &Ledger, rules: Rules, arrived: std::ops::Range<u128>) -> Vec<String> {
     let mut history = History::default();
     history.add((0..20).map(|n| Line::Acked(key(n), Uuid::from_u128(u128::from(n)))).collect());
@@ -103,10 +104,10 @@ fn a_ledger_must_balance_be_drained_and_agree_with_the_stand_in() {
     ] {
         assert!(!judged(&bad, none, 0..20).is_empty(), "{bad:?}");
     }
-    assert!(judged(&Ledger { accepted: 22, delivered: 22, ..good }, none, 0..22).is_empty(), "two were cut off");
-    assert!(!judged(&Ledger { accepted: 23, delivered: 23, ..good }, none, 0..23).is_empty(), "three were not");
-    assert!(!judged(&good, none, 0..21).is_empty(), "delivered less than arrived");
-    assert!(!judged(&Ledger { accepted: 19, delivered: 19, ..good }, none, 0..19).is_empty(), "less than was acked");
+    assert!(judged(&Ledger { accepted: 22, delivered: 22, ..good }, none, 0..22).is_empty(), "two are unacked");
+    assert!(!judged(&Ledger { accepted: 23, delivered: 23, ..good }, none, 0..23).is_empty(), "three are unacked");
+    assert!(!judged(&good, none, 0..21).is_empty(), "fewer delivered than arrived");
+    assert!(!judged(&Ledger { accepted: 19, delivered: 19, ..good }, none, 0..19).is_empty(), "fewer than acked");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a crash report contains, which process sends it, and what prevents that.
+//! What a crash report contains, which process sends it, and when it is not sent.
 
 #[path = "reporting/fixture.rs"]
 mod fixture;
@@ -24,11 +24,7 @@ fn a_crash_is_reported_with_its_breadcrumbs() {
         let crashed = reported[0]["timestamp"].as_str().unwrap_or_default();
         assert!(times.is_sorted() && times[0].len() == "2026-01-01T00:00:00.000Z".len(), "{times:?}");
         assert!(times[2][..19] <= crashed[..19] && times[0][..10] == crashed[..10], "{times:?} {crashed}");
-        assert_eq!(
-            steps[0].as_object().map(serde_json::Map::len),
-            Some(2),
-            "a name and a time, and nothing of the event"
-        );
+        assert_eq!(steps[0].as_object().map(serde_json::Map::len), Some(2), "a step has a name and a time only");
     }
 }
 
@@ -38,7 +34,7 @@ fn earlier_reports_do_not_keep_a_survived_panic_from_being_sent() {
     // So many reports that they are still being read when the hook is installed.
     fixture.run("storm", true);
     assert_eq!(fixture.run("lives_until_reported", true), (Some(0), None));
-    assert!(fixture.messages().iter().any(|message| message == "survived"), "before any other start");
+    assert!(fixture.messages().iter().any(|message| message == "survived"), "sent by the process that survived");
 }
 
 #[test]
@@ -74,11 +70,12 @@ fn a_crash_during_symbol_lookup_happens_only_once() {
     let fixture = Fixture::new();
     fixture.run_both("literal");
     let mut dies = fixture.reader().env("POSTHOG_CRASH_POINT", "symbols.asked").spawn().expect("a process");
-    // The process ends when this is closed, which `wait` does.
+    // The process ends when its stdin is closed, which `wait` would do too early.
     let open = dies.stdin.take();
     assert_eq!(dies.wait().expect("it ends").signal(), Some(9));
     drop(open);
-    // Names of another build, such as a library, are still looked up, and would crash it again.
+    // Started without the crash point: symbols of other builds, such as a library, are still looked up, and the crash
+    // point would end this process as well.
     let reader = fixture.reader().spawn().expect("a process");
     assert!(fixture.sink.wait_for(|state| state.events().len() == 1, ENOUGH));
     let output = reader.wait_with_output().expect("it ends");
@@ -86,12 +83,12 @@ fn a_crash_during_symbol_lookup_happens_only_once() {
     let event = &fixture.sink.events()[0];
     let frames = event.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().cloned().unwrap_or_default();
     assert!(!frames.is_empty() && event.properties["$debug_images"].is_array());
-    // The innermost frame is the program's; libc is another build, whose names are looked up.
+    // The innermost frame is the program's; libc is another build, whose symbols are looked up.
     let image = frames.last().map(|frame| &frame["image_addr"]);
     let is_bare = |frame: &&Value| frame["instruction_addr"].is_string() && frame.get("lineno").is_none();
     let of_program: Vec<_> = frames.iter().filter(|frame| Some(&frame["image_addr"]) == image).collect();
     assert!(of_program.iter().all(is_bare), "{frames:?}");
-    // Later events of the same build get no names either.
+    // Later events of the same build have no symbols either.
     fixture.run_both("literal");
     let functions = functions_of(&fixture.reported_after(1, 1)[1]["properties"]);
     assert!(functions.iter().all(|function| function != "dying::panics::play"), "{functions:?}");
@@ -143,7 +140,7 @@ fn a_running_process_sends_reports_of_another_shard() {
     eventually(|| shards_of(&own) == 1, "the first shard is taken");
     fixture.run("steps_panic", true);
     assert_eq!(shards_of(&own), 2);
-    // A process whose own queue is empty looks for those of others.
+    // A process whose own queue is empty looks for orphaned shards.
     std::io::Write::write_all(&mut reader.stdin.as_ref().expect("it is open"), b"!").expect("it reads");
     assert!(fixture.sink.wait_for(|state| state.events().iter().any(|event| event.event == "$exception"), ENOUGH));
     eventually(|| left_in(&own).is_empty(), "nothing is left");
@@ -160,7 +157,7 @@ fn a_child_that_captures_reports_its_panic_in_its_own_queue() {
     let reported = fixture.reported_after(1, 1);
     assert_eq!(said(&reported[0]), panicked("in a child with a queue", "fatal"));
     let properties = &reported[0]["properties"];
-    assert!(properties.get("crash_in_forked_child").is_none(), "it is a process of its own: {properties}");
+    assert!(properties.get("crash_in_forked_child").is_none(), "a child with a queue is not marked: {properties}");
     let steps = properties["$exception_steps"].as_array().cloned().unwrap_or_default();
     let messages: Vec<_> = steps.iter().map(|step| step["$message"].as_str().unwrap_or_default()).collect();
     assert_eq!(messages, ["before the fork", "of_the_child"]);

@@ -1,4 +1,4 @@
-//! Flag definitions and the properties of a person, of any bytes.
+//! Flag definitions and person properties with any content.
 
 #![no_main]
 

@@ -38,7 +38,7 @@ fn an_answer_is_there_when_the_client_has_come_to_rest() {
         let answer = ask(&harness).try_recv().unwrap().unwrap();
         assert_eq!(answer.flags["a"].value, enabled);
     }
-    assert_eq!(ask(&harness).try_recv().unwrap(), Ok(flags::Answer::default()), "no flags, where nothing is said");
+    assert_eq!(ask(&harness).try_recv().unwrap(), Ok(flags::Answer::default()), "the default response has no flags");
     let requests = harness.server().requests();
     assert_eq!((requests[0].route, requests[0].url.as_str()), (Route::Flags, "http://posthog.test/flags/?v=2"));
     assert_eq!((&requests[0].body["token"], requests[0].header("authorization")), (&json!("phc_testing"), None));

@@ -1,4 +1,4 @@
-//! Helpers for flag scenarios: a server with flags, the requests it received, and the captured reads.
+//! Helpers for flag scenarios: a server with flags, the requests it received, and the `$feature_flag_called` events.
 
 use std::time::Duration;
 
@@ -61,14 +61,14 @@ pub(crate) fn definitions(flags: &[Value]) -> Value {
     json!({"flags": flags, "group_type_mapping": {}, "cohorts": {}})
 }
 
-/// A client for slow test machines: long timeouts, no retries.
+/// Settings for slow test machines: long timeouts and intervals, no retries.
 fn unhurried(config: Config) -> Config {
     let hour = Duration::from_secs(3600);
     config.flag_request_timeout(PATIENCE).flag_request_max_retries(0).flag_cache_ttl(hour).flag_poll_interval(hour)
 }
 
 impl Scenario {
-    /// PostHog has these values for everyone.
+    /// A scenario in which PostHog returns these values for everyone.
     pub(crate) fn of_flags(values: Value) -> Self {
         Self::of_flags_with(values, |config| config)
     }
@@ -121,12 +121,12 @@ impl Scenario {
             .collect()
     }
 
-    /// The captured reads.
+    /// The `$feature_flag_called` events that were sent.
     pub(crate) fn told(&self) -> Vec<Value> {
         self.sent().into_iter().filter(|event| event["event"] == "$feature_flag_called").collect()
     }
 
-    /// Keys and values of the captured reads, in order.
+    /// Keys and values of the `$feature_flag_called` events that were sent, in order.
     pub(crate) fn told_values(&self) -> Vec<(String, Value)> {
         let value = |event: &Value| {
             let said = &event["properties"];

@@ -3,7 +3,7 @@
 //! A test is named by its requirement. `docs/conformance.md` has the table of all requirements, with deviations and
 //! their reasons.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
 mod ai;
 #[path = "../outside/apart.rs"]

@@ -45,7 +45,7 @@ impl SmallDisk {
             Kind::Memory => run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", path(&root)]),
         };
         if let Err(why) = made {
-            eprintln!("skipped: no {kind:?} file system of our own can be mounted here: {why}");
+            eprintln!("skipped: a {kind:?} file system cannot be mounted here: {why}");
             return None;
         }
         let sink = Sink::start();
@@ -65,7 +65,7 @@ impl SmallDisk {
         Client::new(self.config()).unwrap()
     }
 
-    /// Fills the file system up to so many free bytes.
+    /// Fills the file system until at most `left` bytes are free.
     fn fill_but(&self, left: usize) {
         use std::io::Write;
         let mut filler = fs::File::create(self.root().join("filler")).unwrap();
@@ -74,7 +74,7 @@ impl SmallDisk {
             if filler.write_all(&step).is_err() {
                 break;
             }
-            // Delayed allocation has not taken its blocks yet.
+            // Until then, blocks whose allocation is delayed still count as free.
             filler.sync_data().unwrap();
         }
     }
@@ -108,7 +108,7 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{program}: {said}")) }
 }
 
-/// A small event: deleting a small row needs new pages on a full disk.
+/// A small event. To delete the small row of such events, the store needs new pages, even on a full disk.
 fn small(number: usize) -> Event {
     event("tick").prop("number", number)
 }
@@ -128,7 +128,7 @@ fn capture_until_refused(client: &Client) -> (Vec<Uuid>, Vec<DropReason>) {
                     reasons.push(reason);
                 }
                 refused_in_a_row += 1;
-                // Time for a checkpoint, so that the disk is full and not just the journal.
+                // Gives a checkpoint time to run, so that the disk is full and not only the journal.
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
@@ -215,7 +215,7 @@ fn the_process_after_one_that_ended_on_a_full_disk_delivers() {
     let client = disk.client();
     disk.fill_but(256 * 1024);
     let (all, _) = capture_until_refused(&client);
-    // Events in the journal stay there.
+    // Events that cannot be checkpointed stay in the journal.
     let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, all.len() as u64, "{report:?}");
     drop(client);
@@ -223,12 +223,12 @@ fn the_process_after_one_that_ended_on_a_full_disk_delivers() {
     // When every arena waits for a checkpoint and no further one can be created, new events are dropped and the queued
     // ones are delivered.
     let next = disk.client();
-    eventually("the next process delivers it all", || {
+    eventually("the next process delivers all events", || {
         let _ = next.flush().wait(PATIENCE);
         disk.sink.inspect(|state| all.iter().all(|uuid| state.contains(*uuid)))
     });
     disk.make_room();
-    eventually("and takes again", || next.capture(small(0)).is_accepted());
+    eventually("the next process accepts events again", || next.capture(small(0)).is_accepted());
     close_empty(&next);
 }
 
@@ -236,8 +236,8 @@ fn takes_little_and_delivers_it(kind: Kind) {
     let Some(disk) = SmallDisk::of(kind, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
-    // No byte is free, and the store has nothing that could be deleted: new events are checkpointed through the
-    // reserve.
+    // No byte is free, and the store has no rows to delete: checkpoints of new events use the space of the reserve
+    // file.
     disk.fill_but(0);
     let mut all = Vec::new();
     for _ in 0..4 {
@@ -246,7 +246,7 @@ fn takes_little_and_delivers_it(kind: Kind) {
     }
     assert!(!all.is_empty());
     let reserve = client.stats().dir.unwrap().join("reserve");
-    assert!(reserve.exists() || disk.free() >= 256 * 1024, "room for deletes was given to new events");
+    assert!(reserve.exists() || disk.free() >= 256 * 1024, "new events used the space reserved for deletes");
     disk.sink.resume();
     eventually("the queue drains on the full disk", || {
         let _ = client.flush().wait(PATIENCE);
@@ -285,7 +285,7 @@ fn sparse_restored_files_do_not_fault_on_a_full_disk() {
         }
     }
     disk.fill_but(0);
-    // Without a free block, a store into a mapped hole would be a SIGBUS.
+    // Without a free block, a write to a mapped hole would raise SIGBUS.
     let client = disk.client();
     let (taken, reasons) = capture_until_refused(&client);
     let known = [DropReason::JournalFull, DropReason::DiskFull, DropReason::Storage];
@@ -330,14 +330,14 @@ fn one_capture_waits_for_a_frozen_disk_and_others_are_busy() {
             .collect();
         std::thread::sleep(Duration::from_millis(1500));
         let waiting = threads.iter().filter(|thread| !thread.is_finished()).count();
-        assert!(waiting <= 1, "{waiting} callers wait: the lock is waited for no longer than it should be");
+        assert!(waiting <= 1, "{waiting} captures wait for the frozen disk, expected at most one");
         drop(frozen);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let accepted = outcomes.iter().filter(|outcome| **outcome == Outcome::Accepted).count();
     let known = [Outcome::Accepted, Outcome::Dropped(DropReason::JournalBusy)];
     assert!(accepted >= 1 && outcomes.iter().all(|outcome| known.contains(outcome)), "{outcomes:?}");
-    eventually("what was accepted is delivered", || {
+    eventually("every accepted event is delivered", || {
         let _ = client.flush().wait(PATIENCE);
         disk.sink.inspect(sink::State::unique) == accepted as u64 + 1
     });
@@ -350,7 +350,7 @@ fn the_floor_of_free_space_is_left_to_others() {
     let client = Client::new(disk.config().min_free_space(8 * MIB as u64)).unwrap();
     accepted(&client.capture(small(0)));
     disk.fill_but(6 * MIB);
-    eventually("captures are refused for the floor's sake", || {
+    eventually("captures are dropped because of min_free_space", || {
         let outcome = client.capture(small(1)).outcome();
         outcome == Outcome::Dropped(DropReason::DiskFull)
     });

@@ -22,7 +22,7 @@ fn unlimit(resource: Resource) {
     setrlimit(resource, hard, hard).unwrap();
 }
 
-/// Takes all descriptors except for so many.
+/// Holds all file descriptors of the process but a given number, until dropped.
 struct Descriptors(Vec<File>);
 
 impl Descriptors {
@@ -31,7 +31,7 @@ impl Descriptors {
         let mut held: Vec<File> = Vec::new();
         let mut in_vain = 0;
         // Repeated until other threads return no more descriptors.
-        eventually("there are no more", || {
+        eventually("no descriptor is left", || {
             let before = held.len();
             held.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
             in_vain = if held.len() == before { in_vain + 1 } else { 0 };
@@ -77,7 +77,7 @@ fn a_limit_on_file_sizes_does_not_kill_the_process() {
             }
             assert!(taken > 500 && !reasons.is_empty(), "{taken} {}", reasons.len());
             assert!(reasons.iter().all(|reason| *reason == DropReason::JournalFull), "{:?}", reasons[0]);
-            eventually("the trouble is shown", || matches!(client.stats().storage, StorageMode::Degraded { .. }));
+            eventually("storage is degraded", || matches!(client.stats().storage, StorageMode::Degraded { .. }));
             assert_eq!(client.stats().queued_events, taken);
             unlimit(Resource::RLIMIT_FSIZE);
             eventually("storage works again", || client.stats().storage == StorageMode::Durable);
@@ -87,7 +87,7 @@ fn a_limit_on_file_sizes_does_not_kill_the_process() {
             fixture.sink.default_answer(Answer::ok());
             let client = fixture.client();
             let taken = client.stats().accepted;
-            eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
+            eventually("all events are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
             assert_eq!(fixture.sink.inspect(sink::State::unique), taken);
             close_empty(&client);
         },
@@ -156,7 +156,7 @@ fn captures_continue_without_descriptors_and_are_delivered() {
             let report = client.flush().wait(PATIENCE).unwrap();
             assert_eq!(report.remaining, uuids.len() as u64 + 1, "{report:?}");
             drop(held);
-            eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
+            eventually("all events are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
             close_empty(&client);
         },
         |fixture| assert_eq!(fixture.sink.inspect(|state| (state.unique(), state.duplicates())), (501, 0)),
@@ -177,7 +177,7 @@ fn a_thread_that_cannot_start_is_an_error_or_waits() {
         },
         |_| Terms::default().scripted_by_nobody(),
         |place| {
-            // Resolving this takes one more thread.
+            // Resolving the name `localhost` takes one more thread.
             let config = || place.config().host(place.host.replace("127.0.0.1", "localhost"));
             let mut errors = 0;
             for most in 0..200 {
@@ -192,13 +192,13 @@ fn a_thread_that_cannot_start_is_an_error_or_waits() {
                 assert!(receipt.is_accepted());
                 let report = client.flush().wait(PATIENCE).unwrap();
                 unlimit(Resource::RLIMIT_NPROC);
-                eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
+                eventually("all events are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
                 close_empty(&client);
                 if report.delivered == 1 {
                     break;
                 }
             }
-            // Other processes of this user may keep the limit from taking effect.
+            // Not asserted, because the other processes of this user count as well.
             eprintln!("{errors} starts failed for want of threads");
         },
         |fixture| assert!(fixture.sink.inspect(sink::State::duplicates) == 0),

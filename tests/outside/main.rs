@@ -3,7 +3,7 @@
 //! Parts that must not run in the test process itself (a fork, a resource limit, an exit, an environment) run in a
 //! child process; see `apart.rs`.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
 mod ai;
 mod apart;

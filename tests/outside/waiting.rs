@@ -15,7 +15,7 @@ use crate::fixture::{Fixture, PATIENCE, close_empty, event, eventually, take};
 /// Far longer than a successful wait, far shorter than the timeouts of a failed one.
 const SOON: Duration = Duration::from_secs(15);
 
-/// Captures on a thread of its own without pause, until dropped.
+/// Captures events on its own thread, at least 100 us apart, until it is dropped.
 struct Noise {
     goes_on: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -136,7 +136,7 @@ fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
     let late = client.capture(event("late"));
     assert_eq!(late.outcome(), Outcome::Dropped(DropReason::Closed));
     assert_eq!(late.persisted().wait(SOON), Err(PersistError::Dropped));
-    // It was synced long ago.
+    // `before` was persisted before the shutdown ended.
     assert_eq!(before.persisted().wait(SOON), Ok(()));
     assert_eq!(client.flush().wait(SOON).unwrap().endpoint, EndpointStatus::Closed);
     let stats = client.stats();
@@ -188,7 +188,7 @@ fn the_last_client_may_be_dropped_inside_on_delivery() {
     let client = Client::new(fixture.config().on_delivery(move |_| {
         let last = inside.lock().unwrap().take();
         let began = Instant::now();
-        // A wait for work of this same thread ends at once.
+        // The flush needs this thread, so a wait on this thread returns at once.
         let flush = last.as_ref().map(|client| client.flush().wait(PATIENCE));
         drop(last);
         let _ = tell.send((flush, began.elapsed()));
@@ -200,7 +200,7 @@ fn the_last_client_may_be_dropped_inside_on_delivery() {
     let (flush, took) = told.recv_timeout(PATIENCE).unwrap();
     assert_eq!(flush, Some(Err(WaitTimeout)));
     assert!(took < SOON, "{took:?}");
-    // The queue was released, and delivered events are acked.
+    // The lock of the shard was released, and the delivered event was acked.
     eventually("the shard is free again", || {
         let next = fixture.client();
         next.stats().dir.is_some_and(|dir| dir.ends_with("shard-0")) && next.stats().queued_events == 0

@@ -1,7 +1,7 @@
-//! Panics once and prints the cost: calls of the system's allocator, and system calls that write. With the client if it
-//! is given a queue directory and a host.
+//! Panics once and prints the cost: the number of calls of the system's allocator and of system calls that write. Given
+//! a queue directory and a host, it initializes the client and installs the panic hook first.
 
-#![allow(unsafe_code, reason = "the system's allocator, with a counter before it")]
+#![allow(unsafe_code, reason = "wraps the system's allocator with a counter")]
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -10,7 +10,7 @@ use std::panic::catch_unwind;
 use posthog::Config;
 
 thread_local! {
-    /// Of this thread only, not of the library's threads.
+    /// The allocator calls of this thread. Those of the library's threads are not counted.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -72,7 +72,7 @@ mod before_malloc {
     #[unsafe(no_mangle)]
     extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, size: usize) -> i32 {
         count_one();
-        // SAFETY: `out` is the caller's; passes on its own arguments.
+        // SAFETY: passes on its own arguments; the caller of `posix_memalign` guarantees that `out` is writable.
         unsafe {
             out.write(__libc_memalign(align, size));
             if out.read().is_null() { 12 } else { 0 }
@@ -86,10 +86,10 @@ fn main() {
     if let (Some(queue_dir), Some(host)) = (arguments.get(1), arguments.get(2)) {
         posthog::init(Config::new("phc_dying").queue_dir(queue_dir).host(host)).expect("a queue");
         posthog::install_panic_hook();
-        // By then the client's threads are idle.
+        // Long enough for the client's threads to become idle.
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    // The file is read with system calls of its own, whose cost is in both results.
+    // A warm-up: what the first call initializes is not counted.
     let _warm = writes();
     // The values of the context are copied into the record as well.
     let request = posthog::Context::new().distinct_id("user_7").session_id("session_7");
@@ -99,7 +99,7 @@ fn main() {
         let reading = first - start;
         let caught = catch_unwind(|| panic!("a literal"));
         let allocated = allocations() - first;
-        assert!(caught.is_err() && (reading > 0 || cfg!(not(target_env = "gnu"))), "the counter counts");
+        assert!(caught.is_err() && (reading > 0 || cfg!(not(target_env = "gnu"))), "allocator calls are counted");
         (allocated, writes() - before)
     });
     #[allow(clippy::print_stdout, reason = "this is what the program is for")]
@@ -108,7 +108,7 @@ fn main() {
     }
 }
 
-/// System calls of this thread that wrote.
+/// The number of system calls that write, made by this thread so far.
 fn writes() -> u64 {
     let io = std::fs::read_to_string("/proc/thread-self/io").expect("the kernel's counters");
     let line = io.lines().find_map(|line| line.strip_prefix("syscw: ")).expect("a count of writes");

@@ -1,4 +1,4 @@
-//! Death at random moments.
+//! Scenarios that kill the victim at random moments.
 
 use std::path::Path;
 use std::thread;
@@ -14,12 +14,13 @@ use crate::oracle::Rules;
 use crate::victim_run::VictimRun;
 use crate::{Failure, Setup};
 
-/// Maximum length of a run in milliseconds: of those that die during recovery, and of the others.
+/// Maximum length, in milliseconds, of a run that is killed while it starts or recovers.
 const SHORT: u64 = 30;
+/// Maximum length, in milliseconds, of a run that is killed while it captures. Runs with AI events have twice as long.
 const LONG: u64 = 250;
 
 /// Kills `kills` runs at random moments, most while they capture, some while they start, with a changing server (up,
-/// down, slow, or accepting events without an answer) and changing configurations.
+/// down, slow, responding with 503, or accepting events without a response) and changing configurations.
 pub fn random_kills(victim: &Path, kills: u32, seed: u64, rules: Rules) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut fixture = Fixture::with(victim, rules)?;
@@ -35,8 +36,8 @@ pub fn random_kills(victim: &Path, kills: u32, seed: u64, rules: Rules) -> Resul
     ScenarioResult::on(fixture)
 }
 
-/// Kills runs, most of which capture AI events as well; the others must find what is left in a queue that they do not
-/// use.
+/// Kills runs, two thirds of which capture AI events as well. The others must deliver what is left in the queue of AI
+/// events, although they do not capture any.
 pub fn kill_with_ai_events(victim: &Path, kills: u32, seed: u64) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut fixture = Fixture::new(victim)?;
@@ -51,8 +52,8 @@ pub fn kill_with_ai_events(victim: &Path, kills: u32, seed: u64) -> Result<Scena
     ScenarioResult::on(fixture)
 }
 
-/// Runs of a few milliseconds, each killed while it processes what the previous ones left: at first in an empty
-/// directory, then with a backlog.
+/// Kills runs at most 30 ms after their start, while they recover what the previous runs left. Before every
+/// eighth run, from the fifth on, another run leaves a backlog.
 pub fn kill_during_recovery(victim: &Path, kills: u32, seed: u64) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut fixture = Fixture::new(victim)?;

@@ -1,9 +1,10 @@
-//! The adapter against a stand-in on loopback: our own checks of the rules that PostHog's harness looks at.
+//! Tests the adapter against a local PostHog stand-in: our own checks of the rules that PostHog's harness tests.
 //!
-//! Each check drives the real binary over HTTP, as the harness does, and looks at what the stand-in received. The same checks run one
-//! after the other on one instance, where whatever an earlier one left behind would show, and many at once on instances of their own.
+//! Each check drives the real binary over HTTP, as the harness does, and examines the requests that the stand-in
+//! received. The checks run one after another on one instance, which shows state that an earlier check leaves behind,
+//! and many at once on separate instances.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
 #[path = "contract/batches.rs"]
 mod batches;

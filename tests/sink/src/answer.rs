@@ -1,4 +1,4 @@
-//! The response to one request, and whether its events are taken.
+//! The response to one request, and whether the sink takes (stores) the events of the request.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ pub struct Answer {
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) delay: Duration,
     pub(crate) ending: Ending,
+    /// Whether the sink stores the events of the request.
     pub(crate) takes: bool,
     /// V1 results, one for each event in order.
     pub(crate) results: Option<Vec<String>>,
@@ -39,7 +40,7 @@ impl Answer {
         Self { results: Some(words.into_iter().map(str::to_owned).collect()), ..Self::status(200) }
     }
 
-    /// `status` with an empty body. 2xx takes the events, any other does not.
+    /// `status` with an empty body. A 2xx status takes the events, any other does not.
     pub fn status(status: u16) -> Self {
         Self {
             status,
@@ -52,8 +53,8 @@ impl Answer {
         }
     }
 
-    /// Closes the connection without a response. The events are not taken, unless [`Answer::taking`] makes it the
-    /// ambiguous case: they are taken and the client does not know.
+    /// Closes the connection without a response. The events are not taken. With [`Answer::taking`] they are taken,
+    /// which the client cannot know.
     pub fn close() -> Self {
         Self { ending: Ending::Close, ..Self::status(0) }
     }
@@ -91,20 +92,21 @@ impl Answer {
         self.header("retry-after", seconds.to_string())
     }
 
-    /// Waits before the response. Requests on other connections continue meanwhile: this is a round trip, not a slow
-    /// server.
+    /// Waits before the response. Requests on other connections are not delayed: this simulates the round trip of a
+    /// network, not a slow server.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Takes the events whatever the status is: a gateway's 502 for a request that the server behind it has stored.
+    /// Takes the events whatever the status is, as for a gateway's 502 after the server behind it has stored the
+    /// request.
     pub fn taking(mut self) -> Self {
         self.takes = true;
         self
     }
 
-    /// Takes nothing whatever the status is: the 200 of a captive portal.
+    /// Takes nothing whatever the status is, as for the 200 of a captive portal.
     pub fn discarding(mut self) -> Self {
         self.takes = false;
         self

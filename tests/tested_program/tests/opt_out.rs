@@ -1,6 +1,6 @@
 //! Opting out while events are being sent.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Tests of `posthog::testing`.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands, in its helping functions too")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
 use std::time::{Duration, SystemTime};
 
