@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::pipeline::advice::{advise, explain_queue};
 use crate::pipeline::{StartError, WorkerOptions};
-use crate::queue::journal::JournalError;
-use crate::queue::store::StoreError;
-use crate::queue::{ClaimError, QueueError};
+use crate::queue::{QueueError, StoreError};
 use crate::sys::disk::Disk;
 use crate::transport::TransportError;
 
@@ -69,14 +67,13 @@ fn unreachable_endpoint(error: TransportError) -> Error {
 fn unusable(error: QueueError, place: &Place) -> Error {
     let path = place.dir.clone();
     let (at, source): (PathBuf, Source) = match error {
-        QueueError::Claim(ClaimError::Io { path: at, source })
-        | QueueError::Io { path: at, source }
-        | QueueError::Journal(JournalError::File { path: at, source })
+        QueueError::Io { path: at, source }
+        | QueueError::JournalFile { path: at, source }
         | QueueError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
             let why = advise(&place.disk, &source, &at, Some(place.needed)) + &below(&path, &at);
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }
-        QueueError::Journal(JournalError::Memory { source, .. }) => {
+        QueueError::NoMemory { source, .. } => {
             let why = advise(&place.disk, &source, &path, Some(place.needed));
             return Error::QueueDir { path, why, source: Some(source.into()) };
         }

@@ -10,9 +10,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{getegid, geteuid};
 
-use crate::queue::journal::JournalError;
-use crate::queue::store::StoreError;
-use crate::queue::{ClaimError, QueueError};
+use crate::queue::{QueueError, StoreError};
 use crate::sys::disk::Disk;
 use crate::sys::wording::bytes;
 
@@ -95,9 +93,8 @@ pub(crate) fn explain_io(disk: &Disk, path: &Path, source: &io::Error) -> String
 /// The operating system's error and the path it occurred at. An error that this library made up itself needs no advice.
 fn system_error(error: &QueueError) -> Option<(&Path, &io::Error)> {
     match error {
-        QueueError::Claim(ClaimError::Io { path, source })
-        | QueueError::Io { path, source }
-        | QueueError::Journal(JournalError::File { path, source })
+        QueueError::Io { path, source }
+        | QueueError::JournalFile { path, source }
         | QueueError::Store { dir: path, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {
             source.raw_os_error().map(|_| (path.as_path(), source))
         }

@@ -336,7 +336,7 @@ impl Committer {
         if let Err(error) = pipeline.shard.journal().swap() {
             // Nothing can be sealed without another arena, but acks free space all the same.
             self.ack_own();
-            self.storage_failed(|pipeline| pipeline.report_shard_failure(&error.into()));
+            self.storage_failed(|pipeline| pipeline.report_shard_failure(&error));
             self.swap_after = Some(self.now() + FREE_ARENA_RETRY);
             return;
         }

@@ -26,8 +26,8 @@ use super::threads;
 use crate::crash;
 use crate::crash::exit::{ExitObserver, observe_exit};
 use crate::queue::{
-    Claim, ClaimError, Finding, Opened, OpeningMark, Project, Queue, QueueError, QueueOptions, claim_orphan,
-    holds_idle_files, is_known_empty, shard_dir,
+    Claim, Finding, Opened, OpeningMark, Project, Queue, QueueError, QueueOptions, claim_orphan, holds_idle_files,
+    is_known_empty, shard_dir,
 };
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
@@ -178,13 +178,13 @@ impl Pipeline {
                             QueueOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
                         return Some((place, options, claim));
                     }
-                    Err(ClaimError::Shard { number: failed, source }) => {
-                        self.skip(Place { project: index, number: Some(failed) }, &QueueError::from(*source));
+                    Err(QueueError::Shard { number: failed, source }) => {
+                        self.skip(Place { project: index, number: Some(failed) }, &source);
                         number = Some(failed);
                     }
                     Ok(None) => break,
                     Err(error) => {
-                        self.skip(Place { project: index, number: Some(ALL_SHARDS) }, &QueueError::from(error));
+                        self.skip(Place { project: index, number: Some(ALL_SHARDS) }, &error);
                         break;
                     }
                 }

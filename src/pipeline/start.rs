@@ -28,8 +28,8 @@ use super::{committer, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::queue::{
-    ClaimError, Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, QueueOptions, RunRecord, claim,
-    concerns_all_shards, has_orphan, orphaned, predecessor, shard_dir, shard_dirs,
+    Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, QueueOptions, RunRecord, claim, has_orphan,
+    orphaned, predecessor, shard_dir, shard_dirs,
 };
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{FileSystem, exposed_above, fork};
@@ -488,10 +488,10 @@ pub(super) fn open_shard(
                     }
                 }
             }
-            Err(ClaimError::Shard { number, source }) => (number, (*source).into()),
-            Err(error) => return Err(QueueError::from(error).into()),
+            Err(QueueError::Shard { number, source }) => (number, *source),
+            Err(error) => return Err(error.into()),
         };
-        if concerns_all_shards(&error) {
+        if error.concerns_all_shards() {
             return Err(error.into());
         }
         let (path, why) = (shard_dir(&project_dir, number), explain_queue(disk, &error));

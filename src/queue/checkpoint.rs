@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Ack, Queue, QueueError};
+use super::{Ack, Queue, QueueError, StoreError};
 use crate::queue::journal::SealedArena;
 use crate::queue::journal::replay::Replay;
 use crate::queue::store::{
-    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, LedgerDelta, Read, Removal, StoreError,
+    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, LedgerDelta, Read, Removal,
 };
 use crate::sys::clock::WallNanos;
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::error::QueueError;
 use super::status_page::StatusPage;
 use super::store::{self, Identity};
 use crate::sys::clock::WallNanos;
@@ -52,63 +53,6 @@ impl Project {
     pub(crate) fn dir(&self, queue_dir: &Path) -> PathBuf {
         queue_dir.join(self.dir_name())
     }
-}
-
-/// Why no shard could be claimed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ClaimError {
-    /// A directory or its lock could not be created or opened.
-    #[error("{path:?}: {source}")]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A directory belongs to another user, or every user may write to it.
-    #[error("{0}")]
-    Exposed(io::Error),
-    /// The file system granted the same lock twice, or does not support locks.
-    #[error("the file system of {path:?} has no working file locks")]
-    NoLocks {
-        /// The lock file.
-        path: PathBuf,
-    },
-    /// Every shard that the directory may hold is held by a process.
-    #[error("all {SHARDS_MAX} queues that {path:?} may hold are in use by other processes")]
-    TooMany {
-        /// The directory of the shards.
-        path: PathBuf,
-    },
-    /// One shard cannot be claimed for a reason of its own. Others may still be claimed.
-    #[error("{source}")]
-    Shard {
-        /// Its number.
-        number: u32,
-        /// The cause.
-        #[source]
-        source: Box<ClaimError>,
-    },
-}
-
-impl ClaimError {
-    /// Whether every other shard would fail in the same way: the disk is full or read-only, locks do not work, or the
-    /// process has no file descriptor left.
-    pub(super) fn concerns_all(&self) -> bool {
-        match self {
-            ClaimError::Io { source, .. } => is_of_the_machine(source),
-            ClaimError::NoLocks { .. } | ClaimError::TooMany { .. } => true,
-            ClaimError::Exposed(_) | ClaimError::Shard { .. } => false,
-        }
-    }
-}
-
-/// Whether an error is about the disk or the process, rather than the file or directory at which it occurred.
-pub(super) fn is_of_the_machine(error: &io::Error) -> bool {
-    use io::ErrorKind::{OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | OutOfMemory)
-        || matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE))
 }
 
 /// A shard directory that this process owns until the claim is dropped.
@@ -188,9 +132,9 @@ impl Claim {
 }
 
 /// Claims the first shard that no process holds and that is not in `unusable`, or creates one if there is none. If an
-/// existing shard cannot be claimed, the error is [`ClaimError::Shard`]: the caller reports it, adds the shard to
+/// existing shard cannot be claimed, the error is [`QueueError::Shard`]: the caller reports it, adds the shard to
 /// `unusable` and calls again.
-pub(crate) fn claim(disk: &Disk, project_dir: &Path, unusable: &[PathBuf]) -> Result<Claim, ClaimError> {
+pub(crate) fn claim(disk: &Disk, project_dir: &Path, unusable: &[PathBuf]) -> Result<Claim, QueueError> {
     disk.make_dir(project_dir).map_err(|source| failed(project_dir, source))?;
     vet_shards_dir(disk, project_dir)?;
     let taken = shard_numbers(disk, project_dir)?;
@@ -206,22 +150,22 @@ pub(crate) fn claim(disk: &Disk, project_dir: &Path, unusable: &[PathBuf]) -> Re
         match try_claim(disk, &dir, number) {
             Ok(Some(claim)) => return Ok(Claim { is_new: true, ..claim }),
             Ok(None) => {}
-            Err(ClaimError::Io { source, .. })
+            Err(QueueError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied && disk.exists(&dir).unwrap_or(false) => {}
             Err(error) => return Err(error),
         }
     }
-    Err(ClaimError::TooMany { path: project_dir.to_path_buf() })
+    Err(QueueError::TooMany { path: project_dir.to_path_buf(), most: SHARDS_MAX })
 }
 
 /// Claims the next shard after `after` that no process holds. If one cannot be claimed, the error is
-/// [`ClaimError::Shard`]: the caller goes on after its number.
+/// [`QueueError::Shard`]: the caller goes on after its number.
 pub(crate) fn claim_orphan(
     disk: &Disk,
     project_dir: &Path,
     after: Option<u32>,
     is_wanted: &dyn Fn(u32) -> bool,
-) -> Result<Option<(u32, Claim)>, ClaimError> {
+) -> Result<Option<(u32, Claim)>, QueueError> {
     vet_shards_dir(disk, project_dir)?;
     for number in shard_numbers(disk, project_dir)? {
         if after.is_some_and(|after| number <= after) || !is_wanted(number) {
@@ -240,7 +184,7 @@ fn any_orphan(disk: &Disk, project_dir: &Path, is_wanted: &dyn Fn(u32) -> bool) 
     loop {
         match claim_orphan(disk, project_dir, after, is_wanted) {
             Ok(found) => return found.is_some(),
-            Err(ClaimError::Shard { number, .. }) => after = Some(number),
+            Err(QueueError::Shard { number, .. }) => after = Some(number),
             Err(_) => return false,
         }
     }
@@ -260,7 +204,7 @@ pub(crate) fn has_orphan_with_dead(disk: &Disk, shards_dir: &Path) -> bool {
 }
 
 /// The numbers of the shards in a directory, in ascending order.
-pub(crate) fn shard_numbers(disk: &Disk, project_dir: &Path) -> Result<Vec<u32>, ClaimError> {
+pub(crate) fn shard_numbers(disk: &Disk, project_dir: &Path) -> Result<Vec<u32>, QueueError> {
     let names = match disk.list(project_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other.map_err(|source| failed(project_dir, source))?,
@@ -289,27 +233,27 @@ fn parse_shard_name(name: &str) -> Option<u32> {
 
 /// Fails unless the directory of the shards, and that of their project, belong to this user alone: a process that may
 /// change them decides which files are written and what is delivered.
-fn vet_shards_dir(disk: &Disk, dir: &Path) -> Result<(), ClaimError> {
+fn vet_shards_dir(disk: &Disk, dir: &Path) -> Result<(), QueueError> {
     let name_of = |dir: &Path| dir.file_name().and_then(|name| name.to_str()).is_some_and(is_project);
     let project_dir = dir.parent().filter(|parent| name_of(parent));
     project_dir.into_iter().chain([dir]).try_for_each(|dir| vet(disk, dir))
 }
 
-fn vet(disk: &Disk, dir: &Path) -> Result<(), ClaimError> {
+fn vet(disk: &Disk, dir: &Path) -> Result<(), QueueError> {
     match disk.vet_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.raw_os_error().is_none() => Err(ClaimError::Exposed(error)),
+        Err(error) if error.raw_os_error().is_none() => Err(QueueError::Exposed(error)),
         other => other.map_err(|source| failed(dir, source)),
     }
 }
 
-fn try_existing(disk: &Disk, project_dir: &Path, number: u32) -> Result<Option<Claim>, ClaimError> {
+fn try_existing(disk: &Disk, project_dir: &Path, number: u32) -> Result<Option<Claim>, QueueError> {
     try_claim(disk, &shard_dir(project_dir, number), number).map_err(|error| {
-        if error.concerns_all() { error } else { ClaimError::Shard { number, source: Box::new(error) } }
+        if error.concerns_all_shards() { error } else { QueueError::Shard { number, source: Box::new(error) } }
     })
 }
 
-fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, ClaimError> {
+fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, QueueError> {
     disk.make_dir(dir).map_err(|source| failed(dir, source))?;
     vet(disk, dir)?;
     let path = dir.join("lock");
@@ -323,21 +267,21 @@ fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, Clai
     // On a file system that grants the same lock twice, two processes would write one journal.
     let again = disk.open_locked(&path, Open::EnsureExists).map_err(|source| unsupported(&path, source))?;
     if again.is_some() {
-        return Err(ClaimError::NoLocks { path });
+        return Err(QueueError::NoLocks { path });
     }
     Ok(Some(Claim { dir: dir.to_path_buf(), number, is_new: false, lock }))
 }
 
-fn unsupported(path: &Path, source: io::Error) -> ClaimError {
+fn unsupported(path: &Path, source: io::Error) -> QueueError {
     match source.kind() {
-        io::ErrorKind::Unsupported => ClaimError::NoLocks { path: path.to_path_buf() },
-        _ if source.raw_os_error() == Some(nix::libc::ENOLCK) => ClaimError::NoLocks { path: path.to_path_buf() },
+        io::ErrorKind::Unsupported => QueueError::NoLocks { path: path.to_path_buf() },
+        _ if source.raw_os_error() == Some(nix::libc::ENOLCK) => QueueError::NoLocks { path: path.to_path_buf() },
         _ => failed(path, source),
     }
 }
 
-fn failed(path: &Path, source: io::Error) -> ClaimError {
-    ClaimError::Io { path: path.to_path_buf(), source }
+fn failed(path: &Path, source: io::Error) -> QueueError {
+    QueueError::Io { path: path.to_path_buf(), source }
 }
 
 /// A queue of another project under the same `queue_dir` that contains events and that no process delivers.
@@ -365,8 +309,8 @@ pub(crate) fn orphaned(
     queue_dir: &Path,
     ours: &str,
     groups: &[&str],
-) -> Result<Vec<OrphanedQueue>, ClaimError> {
-    let names = disk.list(queue_dir).map_err(|source| ClaimError::Io { path: queue_dir.to_path_buf(), source })?;
+) -> Result<Vec<OrphanedQueue>, QueueError> {
+    let names = disk.list(queue_dir).map_err(|source| QueueError::Io { path: queue_dir.to_path_buf(), source })?;
     let others = names.into_iter().filter(|name| is_project(name) && name != ours);
     Ok(others.filter_map(|name| look_at(disk, queue_dir.join(&name), name, groups)).collect())
 }

@@ -77,5 +77,5 @@ fn a_file_system_without_locks_is_refused_by_name() {
             .then(|| crate::sys::disk::Verdict::Fail(io::Error::from_raw_os_error(nix::libc::ENOLCK)))
     });
     let refused = claim(&Disk::gated(gate), dir.path(), &[]);
-    assert!(matches!(refused, Err(ClaimError::NoLocks { .. })));
+    assert!(matches!(refused, Err(QueueError::NoLocks { .. })));
 }

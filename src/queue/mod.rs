@@ -43,6 +43,7 @@
 
 mod checkpoint;
 mod directory;
+mod error;
 mod evict;
 pub(crate) mod frame;
 pub(crate) mod journal;
@@ -63,18 +64,19 @@ use std::time::Duration;
 
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::Disk;
-use journal::{AppendError, Appended, Budget, Journal, JournalError};
+use journal::{AppendError, Appended, Budget, Journal};
 use status_page::{Phase, PhaseGuard, StatusPage};
-use store::{Ledger, Store, StoreError};
+use store::{Ledger, Store};
 
 pub(crate) use directory::{
-    Claim, ClaimError, OrphanedQueue, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, is_known_empty,
-    orphaned, shard_dir, shard_dirs,
+    Claim, OrphanedQueue, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, is_known_empty, orphaned,
+    shard_dir, shard_dirs,
 };
+pub(crate) use error::{QueueError, StoreError};
 pub(crate) use evict::{EvictUntil, EvictionCursor};
 pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
 pub(crate) use ownership::{Ownership, holds_idle_files};
-pub(crate) use recovery::{Finding, Opened, concerns_all_shards};
+pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
 pub(crate) use status_page::{OpeningMark, Predecessor};
 
@@ -104,48 +106,6 @@ pub(crate) struct QueueOptions {
     pub(crate) dead_bytes: u64,
     /// Whether this process adopts the queue, that is, has another one of its own.
     pub(crate) adopts: bool,
-}
-
-/// Why a queue could not be opened, or an operation on it failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum QueueError {
-    /// No directory is configured.
-    #[error("no directory is configured")]
-    NoDirectory,
-    /// No shard could be claimed.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// A directory or the status page could not be used.
-    #[error("{path:?}: {source}")]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A newer version of this library wrote the queue. It was not changed.
-    #[error(
-        "a newer version of this library wrote it (format {version}); a program with that version is needed to read it"
-    )]
-    Newer {
-        /// Its directory.
-        dir: PathBuf,
-        /// The version on its status page.
-        version: u64,
-    },
-    /// The journal failed.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The store failed.
-    #[error("{source} (in {dir:?})")]
-    Store {
-        /// Its directory.
-        dir: PathBuf,
-        /// The cause.
-        #[source]
-        source: StoreError,
-    },
 }
 
 /// An open queue. See the module.

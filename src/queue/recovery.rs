@@ -7,13 +7,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::checkpoint::checkpoint_into;
-use super::directory::is_of_the_machine;
 use super::status_page::{DEATHS_MAX, Phase, Predecessor, StatusPage};
 use super::{Access, Claim, Queue, QueueError, QueueOptions};
 use crate::queue::frame::FRAME_HEAD;
 use crate::queue::journal::arena::HEADER_BYTES;
-use crate::queue::journal::{ARENAS_MAX, Found, Journal, JournalError, JournalOptions};
-use crate::queue::store::{Changes, Identity, OpenReport, Store, StoreError, StoreOptions};
+use crate::queue::journal::{ARENAS_MAX, Found, Journal, JournalOptions};
+use crate::queue::store::{Changes, Identity, OpenReport, Store, StoreOptions};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, up_to};
@@ -289,20 +288,6 @@ fn charge_vanished(store: &Store, accepted: u64, same_boot: bool, findings: &mut
 fn believable(claimed: u64, known: u64, arena_bytes: usize) -> u64 {
     let most = (arena_bytes.saturating_sub(HEADER_BYTES) / FRAME_HEAD * ARENAS_MAX) as u64;
     if claimed.saturating_sub(known) > most { known } else { claimed.max(known) }
-}
-
-/// Whether an error at open is about the disk or the process, so that any other shard would fail too.
-pub(crate) fn concerns_all_shards(error: &QueueError) -> bool {
-    match error {
-        QueueError::Claim(error) => error.concerns_all(),
-        QueueError::Io { source, .. }
-        | QueueError::Journal(JournalError::File { source, .. })
-        | QueueError::Store { source: StoreError::Io(source), .. } => is_of_the_machine(source),
-        QueueError::Store { source, .. } => matches!(source, StoreError::NoSpace(_) | StoreError::Forked),
-        QueueError::Journal(error) => matches!(error, JournalError::Memory { .. }),
-        QueueError::NoDirectory => true,
-        QueueError::Newer { .. } => false,
-    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ pub(crate) mod replay;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use crate::queue::error::QueueError;
 use crate::queue::frame::{self, FRAME_HEAD, FrameHead};
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, fork};
@@ -50,7 +51,7 @@ use active::{Active, CachePadded, Limit};
 pub(crate) use active::{AppendError, Appended, Budget};
 use arena::{Arena, HEADER_BYTES, Round};
 use pool::Pool;
-pub(crate) use pool::{ARENAS_MAX, DamagedFile, JournalError, JournalOptions, SealedArena, file_names};
+pub(crate) use pool::{ARENAS_MAX, DamagedFile, JournalOptions, SealedArena, file_names};
 
 /// An open journal.
 #[derive(Debug)]
@@ -81,7 +82,7 @@ struct Opening {
 
 impl Journal {
     /// Opens the files. Arenas that are not free become sealed ones; nothing can be appended before [`Found::start`].
-    pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Found, JournalError> {
+    pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Found, QueueError> {
         let pool = Pool::open(disk, &options)?;
         let (epoch_max, taken_until) = pool.highest();
         let damaged_files = pool.take_damaged_files();
@@ -125,7 +126,7 @@ impl Journal {
 
     /// Makes a free arena the active one and seals the old one, unless the old one is empty or no arena is free.
     /// Committer only: it may create a file.
-    pub(crate) fn swap(&self) -> Result<bool, JournalError> {
+    pub(crate) fn swap(&self) -> Result<bool, QueueError> {
         {
             let active = self.lock();
             if (active.records == 0 && !active.stand_in) || active.lost {
@@ -137,7 +138,7 @@ impl Journal {
         };
         crash_point::reach("journal.swap.begun");
         let path = fresh.path().to_path_buf();
-        self.rotate(&mut self.lock(), fresh).map_err(|source| JournalError::File { path, source })?;
+        self.rotate(&mut self.lock(), fresh).map_err(|source| QueueError::JournalFile { path, source })?;
         crash_point::reach("journal.swap.done");
         Ok(true)
     }
@@ -210,7 +211,7 @@ impl Journal {
     }
 
     /// Makes sure that the next swap finds a free arena, if the limit allows. Committer only: it may create a file.
-    pub(crate) fn prepare_free_arena(&self) -> Result<(), JournalError> {
+    pub(crate) fn prepare_free_arena(&self) -> Result<(), QueueError> {
         if self.lock().lost {
             return Ok(());
         }
@@ -284,7 +285,7 @@ impl Found {
     /// Starts the journal with round `epoch` and sequence number `next_seq`. If every arena waits to be checkpointed
     /// and no further one can be made, or the disk is too full for the first block of a round, it takes no records
     /// until an arena becomes usable.
-    pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, JournalError> {
+    pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, QueueError> {
         let Opening { options, pool } = self.journal;
         let (arena, mut stand_in) = match (pool.take_free(&options), pool.oldest_sealed()) {
             (Ok(Some(arena)), _) => (arena, false),
@@ -295,13 +296,13 @@ impl Found {
                     io::ErrorKind::StorageFull,
                     "there is no file for the journal, and none could be made",
                 );
-                return Err(JournalError::File { path: options.dir.clone().unwrap_or_default(), source });
+                return Err(QueueError::JournalFile { path: options.dir.clone().unwrap_or_default(), source });
             }
         };
         let mut round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
         if !stand_in && let Err(source) = arena.begin(&round) {
             if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-                return Err(JournalError::File { path: arena.path().to_path_buf(), source });
+                return Err(QueueError::JournalFile { path: arena.path().to_path_buf(), source });
             }
             // A file with holes on a full disk. The store can still be delivered, which frees space.
             pool.give_back(Arc::clone(&arena));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::arena::{Arena, HEADER_BYTES, Header, Round};
 use super::replay::{self, Replay};
+use crate::queue::error::QueueError;
 use crate::queue::frame::FRAME_HEAD;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home};
@@ -28,37 +29,6 @@ pub(crate) struct JournalOptions {
     pub(crate) arena_bytes: usize,
     /// How long an append may wait for the lock.
     pub(crate) lock_wait: Duration,
-}
-
-/// Why the journal could not be opened or extended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalError {
-    /// A file could not be created, opened or read.
-    #[error("journal file {path:?}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A newer version of this library wrote the file.
-    #[error("a newer version of this library wrote journal file {path:?} (format {version})")]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// Memory for an arena could not be allocated.
-    #[error("no memory for a journal of {}: {source}", crate::sys::wording::bytes(*bytes as u64))]
-    Memory {
-        /// Its size.
-        bytes: usize,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// A sealed arena, which waits to be checkpointed.
@@ -149,16 +119,16 @@ impl SealedArena {
 }
 
 impl Pool {
-    pub(super) fn open(disk: &Disk, options: &JournalOptions) -> Result<Self, JournalError> {
+    pub(super) fn open(disk: &Disk, options: &JournalOptions) -> Result<Self, QueueError> {
         let home = options
             .dir
             .as_ref()
-            .map(|dir| Home::of(dir).map_err(|source| JournalError::File { path: dir.clone(), source }));
+            .map(|dir| Home::of(dir).map_err(|source| QueueError::JournalFile { path: dir.clone(), source }));
         let home = home.transpose()?;
         let mut arenas = Arenas::default();
         for index in 0..ARENAS_MAX {
             let Some(path) = file_path(options, index) else { break };
-            let failed = |source| JournalError::File { path: path.clone(), source };
+            let failed = |source| QueueError::JournalFile { path: path.clone(), source };
             if !disk.exists(&path).map_err(failed)? {
                 continue;
             }
@@ -196,7 +166,7 @@ impl Pool {
     }
 
     /// Takes a free arena. Creates one if there is none and the limit allows.
-    pub(super) fn take_free(&self, options: &JournalOptions) -> Result<Option<Arc<Arena>>, JournalError> {
+    pub(super) fn take_free(&self, options: &JournalOptions) -> Result<Option<Arc<Arena>>, QueueError> {
         let index = {
             let mut arenas = self.lock();
             if let Some(arena) = arenas.free.pop() {
@@ -209,7 +179,7 @@ impl Pool {
         };
         let bytes = options.arena_bytes;
         let arena = match file_path(options, index).filter(|_| !self.is_unlinked()) {
-            None => Arena::volatile(index, bytes).map_err(|source| JournalError::Memory { bytes, source })?,
+            None => Arena::volatile(index, bytes).map_err(|source| QueueError::NoMemory { bytes, source })?,
             Some(path) => self
                 .check_home()
                 .and_then(|()| Arena::create(&self.disk, &path, index, bytes, options.map))
@@ -217,7 +187,7 @@ impl Pool {
                     path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir))?;
                     Ok(arena)
                 })
-                .map_err(|source| JournalError::File { path, source })?,
+                .map_err(|source| QueueError::JournalFile { path, source })?,
         };
         self.lock().mark(index, true);
         Ok(Some(Arc::new(arena)))
@@ -333,11 +303,11 @@ impl Pool {
 
 impl Arenas {
     /// Classifies an existing file.
-    fn admit(&mut self, disk: &Disk, path: &Path, index: usize, options: &JournalOptions) -> Result<(), JournalError> {
-        let failed = |source| JournalError::File { path: path.to_path_buf(), source };
+    fn admit(&mut self, disk: &Disk, path: &Path, index: usize, options: &JournalOptions) -> Result<(), QueueError> {
+        let failed = |source| QueueError::JournalFile { path: path.to_path_buf(), source };
         let (header, arena) = Arena::open(disk, path, index, options.map).map_err(failed)?;
         let why = match (header, arena) {
-            (Header::Newer(version), _) => return Err(JournalError::Newer { path: path.to_path_buf(), version }),
+            (Header::Newer(version), _) => return Err(QueueError::JournalNewer { path: path.to_path_buf(), version }),
             (Header::Free, Some(arena)) if arena.len() == options.arena_bytes => {
                 self.mark(index, true);
                 self.free.push(Arc::new(arena));

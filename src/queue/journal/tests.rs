@@ -188,7 +188,7 @@ fn foreign_files_are_renamed_and_newer_ones_left_alone() {
     bytes[48..56].copy_from_slice(&check.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
     let refused = Journal::open(&Disk::default(), options(dir.path(), true));
-    assert!(matches!(refused, Err(JournalError::Newer { version: 200, .. })));
+    assert!(matches!(refused, Err(QueueError::JournalNewer { version: 200, .. })));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 

@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::{Builder, Database};
 
-use super::error::StoreError;
 use super::rows::{Identity, Ledger};
+use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home, Open, fork};

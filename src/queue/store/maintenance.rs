@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::backend::StoreFile;
-use super::error::{StoreError, guarded};
 use super::files::StoreDir;
 use super::open::{self, OpenReport, Opened};
 use super::rows::State;
 use super::schema::{self, META};
 use super::{DirectoryState, OpenDatabase, Store, Writer};
+use crate::queue::error::{StoreError, guarded};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 

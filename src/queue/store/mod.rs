@@ -29,7 +29,6 @@
 //! its checks, or at the latest when the last row is removed and the ledger still counts some.
 
 mod backend;
-mod error;
 mod files;
 mod maintenance;
 mod open;
@@ -47,16 +46,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::Database;
 
+use crate::queue::error::{StoreError, guarded};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home, fork};
 use backend::{Condemned, StoreFile};
-use error::guarded;
 use files::{Registration, Reserve, StoreDir};
 use open::Opened;
 use rows::State;
 
-pub(crate) use error::StoreError;
 pub(crate) use files::{RESERVE, StoreOptions};
 #[cfg(test)]
 pub(crate) use maintenance::COMPACT_FROM;

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 
 use super::backend::{Condemned, StoreFile};
-use super::error::{StoreError, guarded};
 use super::files::{QUEUE, StoreDir, StoreOptions};
 use super::rows::{Identity, State};
 use super::salvage::{Rebuild, Salvage};
 use super::schema::{self, CHUNKS, DEAD};
+use crate::queue::error::{StoreError, guarded};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{Disk, Open};
 

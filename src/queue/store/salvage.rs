@@ -21,10 +21,10 @@ use redb::{
 };
 
 use super::backend::StoreFile;
-use super::error::{StoreError, guarded};
 use super::files::StoreDir;
 use super::rows::{CHUNK_HEAD, Chunk, DeadRecord, Identity, State, page_bytes};
 use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
+use crate::queue::error::{StoreError, guarded};
 use crate::queue::frame;
 use crate::sys::crash_point;
 use crate::sys::disk::{DiskFile, Open};

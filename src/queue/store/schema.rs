@@ -9,8 +9,8 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::error::StoreError;
 use super::rows::{CHUNK_HEAD, Chunk, ChunkKey, DeadRecord, Identity, Ledger, State, page_bytes};
+use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
 
 /// First sequence number to a chunk.

@@ -10,9 +10,9 @@ use std::ops::Bound;
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table};
 
-use super::error::StoreError;
 use super::rows::{Chunk, ChunkKey, DeadRecord, LedgerDelta, State, page_bytes};
 use super::schema::{self, CHUNKS, ChunkRow, DEAD};
+use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
 
 /// The changes of one transaction. All of them are applied, or none.

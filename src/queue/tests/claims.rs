@@ -1,7 +1,8 @@
 //! Shards that cannot be claimed, beside others that can.
 
 use super::*;
-use crate::queue::directory::{ClaimError, claim_orphan, has_orphan};
+use crate::queue::directory::{claim_orphan, has_orphan};
+use crate::queue::error::QueueError;
 use crate::sys::disk::Open;
 
 #[test]
@@ -20,7 +21,7 @@ fn a_shard_that_cannot_be_claimed_hides_no_other() {
     let own = loop {
         match claim(&disk, dir.path(), &unusable) {
             Ok(claim) => break claim,
-            Err(ClaimError::Shard { number, .. }) => unusable.push(shard_dir(dir.path(), number)),
+            Err(QueueError::Shard { number, .. }) => unusable.push(shard_dir(dir.path(), number)),
             Err(error) => panic!("{error}"),
         }
     };

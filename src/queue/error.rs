@@ -1,28 +1,81 @@
-//! Errors of the store, and the guard that turns a panic of the database into one of them.
+//! Errors of the queue, and the guard that turns a panic of the database into one of them.
 //!
-//! A leaf: every other file of the store uses it, and it uses none of them.
+//! A leaf: every other file of the queue uses it, and it uses none of them.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+
+/// Why a queue could not be opened, or an operation on it failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QueueError {
+    #[error("no directory is configured")]
+    NoDirectory,
+    /// A directory, a lock or the status page could not be used.
+    #[error("{path:?}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    /// A directory belongs to another user, or every user may write to it.
+    #[error("{0}")]
+    Exposed(io::Error),
+    /// The file system granted the same lock twice, or does not support locks.
+    #[error("the file system of {path:?} has no working file locks")]
+    NoLocks { path: PathBuf },
+    /// Every shard that the directory may hold is held by a process.
+    #[error("all {most} queues that {path:?} may hold are in use by other processes")]
+    TooMany { path: PathBuf, most: u32 },
+    /// The shard of this number cannot be claimed for a reason of its own. Others may still be claimed.
+    #[error("{source}")]
+    Shard { number: u32, source: Box<QueueError> },
+    /// A newer version of this library wrote the queue. It was not changed.
+    #[error(
+        "a newer version of this library wrote it (format {version}); a program with that version is needed to read it"
+    )]
+    Newer { dir: PathBuf, version: u64 },
+    /// An arena of the journal could not be created, opened or read.
+    #[error("journal file {path:?}: {source}")]
+    JournalFile { path: PathBuf, source: io::Error },
+    /// A newer version of this library wrote the arena.
+    #[error("a newer version of this library wrote journal file {path:?} (format {version})")]
+    JournalNewer { path: PathBuf, version: u32 },
+    /// Memory for an arena could not be allocated.
+    #[error("no memory for a journal of {}: {source}", crate::sys::wording::bytes(*bytes as u64))]
+    NoMemory { bytes: usize, source: io::Error },
+    /// A call into the store of the queue in `dir` failed.
+    #[error("{source} (in {dir:?})")]
+    Store { dir: PathBuf, source: StoreError },
+}
+
+impl QueueError {
+    /// Whether every other shard would fail in the same way: the disk is full or read-only, locks do not work, or the
+    /// process has no memory or file descriptor left.
+    pub(crate) fn concerns_all_shards(&self) -> bool {
+        match self {
+            Self::Io { source, .. }
+            | Self::JournalFile { source, .. }
+            | Self::Store { source: StoreError::Io(source), .. } => is_of_the_machine(source),
+            Self::Store { source, .. } => matches!(source, StoreError::NoSpace(_) | StoreError::Forked),
+            Self::NoDirectory | Self::NoLocks { .. } | Self::TooMany { .. } | Self::NoMemory { .. } => true,
+            Self::Exposed(_) | Self::Shard { .. } | Self::Newer { .. } | Self::JournalNewer { .. } => false,
+        }
+    }
+}
+
+/// Whether an error is about the disk or the process, rather than the file or directory at which it occurred.
+fn is_of_the_machine(error: &io::Error) -> bool {
+    use io::ErrorKind::{OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | OutOfMemory)
+        || matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE))
+}
 
 /// Why a call into the store failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// This process has the store open already.
     #[error("{} is open in this process already", path.display())]
-    AlreadyOpen {
-        /// The file.
-        path: PathBuf,
-    },
+    AlreadyOpen { path: PathBuf },
     /// A newer version of this library wrote the file. It was not changed.
     #[error("a newer version of this library wrote it (schema {found}, this one reads up to {known})")]
-    Newer {
-        /// The version found.
-        found: u32,
-        /// The highest version this library reads.
-        known: u32,
-    },
+    Newer { found: u32, known: u32 },
     /// The file belongs to another project. It was not changed.
     #[error("the file belongs to another project key or host")]
     OtherProject,
@@ -43,25 +96,14 @@ pub(crate) enum StoreError {
     Damaged(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database panicked.
     #[error("the database panicked ({message}); its file is checked when it is opened again")]
-    Panicked {
-        /// The message of the panic.
-        message: String,
-    },
+    Panicked { message: String },
     /// The arena is in the store already: the checkpoint is repeated after a crash, or after a commit that reported a
     /// failure and took effect.
     #[error("the arena of epoch {given} was stored before (up to {stored})")]
-    AlreadyCheckpointed {
-        /// The newest epoch in the store.
-        stored: u64,
-        /// The epoch that was to be checkpointed.
-        given: u64,
-    },
+    AlreadyCheckpointed { stored: u64, given: u64 },
     /// A single row is larger than the database takes.
     #[error("a row of {bytes} bytes is larger than the database takes")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-    },
+    TooLarge { bytes: usize },
 }
 
 impl StoreError {
