@@ -86,7 +86,7 @@ impl Committer {
         let limits = &pipeline.options.limits;
         let Some(sealed) = pipeline.shard.journal().oldest_sealed() else { return };
         let bound = pipeline.row_bytes_bound();
-        let fits = pipeline.shard.row_bytes().saturating_add(sealed.cost()) <= bound;
+        let fits = pipeline.shard.row_bytes().saturating_add(sealed.cost) <= bound;
         if limits.overflow == OverflowPolicy::DropOldest && !fits {
             // The cost of the arena was an upper bound. Before events are lost, the exact size is worth computing.
             let incoming = pipeline.shard.page_bytes_of(&sealed);
@@ -144,10 +144,8 @@ impl Committer {
         let evicted = pipeline.shard.evict(until, passed, &is_out, pipeline.options.clock.wall_nanos());
         drop(rows);
         match evicted {
-            Ok(evicted) if evicted.events > 0 => {
-                (pipeline.options.report)(Notice::Evicted { events: evicted.events, for_age });
-            }
-            Ok(_) => {}
+            Ok(0) => {}
+            Ok(events) => (pipeline.options.report)(Notice::Evicted { events, for_age }),
             Err(error) => self.store_failed(&error),
         }
     }

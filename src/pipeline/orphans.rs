@@ -172,8 +172,8 @@ impl Pipeline {
             while !self.mailbox.is_stopping() {
                 let is_worth_opening = |number| self.is_worth_opening(&dir, index, number);
                 match claim_orphan(&self.options.disk, &dir, number, &is_worth_opening) {
-                    Ok(Some((number, claim))) => {
-                        let place = Place { project: index, number: Some(number) };
+                    Ok(Some(claim)) => {
+                        let place = Place { project: index, number: Some(claim.number()) };
                         let options =
                             QueueOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
                         return Some((place, options, claim));

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use super::{Ack, Queue, QueueError, StoreError};
 use crate::queue::journal::SealedArena;
 use crate::queue::journal::replay::Replay;
-use crate::queue::store::{
-    Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, LedgerDelta, Read, Removal,
-};
+use crate::queue::store::{Applied, CHUNK_BYTES_TARGET, Changes, Chunk, ChunkKey, DeadRead, Read, Removal, Store};
 use crate::sys::clock::WallNanos;
 
 /// How much one read of dead records returns, so that reading all of them needs a bounded amount of memory.
@@ -68,16 +66,12 @@ impl Queue {
 
     /// Dead records after `after`, oldest first: up to `limit` of them in [`DEAD_READ_BYTES`], but at least one.
     pub(crate) fn dead(&self, after: Option<u64>, limit: usize) -> Result<DeadRead, QueueError> {
-        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
-        let _phase = self.enter_reading();
-        store.dead(after, limit, DEAD_READ_BYTES).map_err(|source| self.failed(source))
+        self.read_store(|store| store.dead(after, limit, DEAD_READ_BYTES))
     }
 
     /// The sequence numbers of all dead records, including those that cannot be read.
     pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, QueueError> {
-        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
-        let _phase = self.enter_reading();
-        store.dead_seqs().map_err(|source| self.failed(source))
+        self.read_store(Store::dead_seqs)
     }
 
     /// Removes dead records. The ledger goes on counting them.
@@ -97,7 +91,7 @@ impl Queue {
     }
 
     /// Replaces rows that fail their checks by the whole records in them. Returns how many events are lost.
-    pub(crate) fn mend(&self, removals: Vec<Removal>, now: WallNanos) -> Result<u64, QueueError> {
+    pub(crate) fn repair(&self, removals: Vec<Removal>, now: WallNanos) -> Result<u64, QueueError> {
         let changes = Changes { remove: removals, ..Changes::default() };
         let applied = self.in_store(|store| store.apply(&changes))?;
         self.mirror(now);
@@ -106,9 +100,7 @@ impl Queue {
 
     /// The chunks after `after`, oldest first.
     pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, QueueError> {
-        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
-        let _phase = self.enter_reading();
-        store.read(after, max_bytes).map_err(|source| self.failed(source))
+        self.read_store(|store| store.read(after, max_bytes))
     }
 }
 
@@ -131,7 +123,7 @@ fn changes(acks: &[Ack], next_attempt: Option<Option<WallNanos>>) -> Changes {
 
 /// Moves an arena into the store. `same_boot` says whether the machine has been up since the arena was filled.
 pub(super) fn checkpoint_into(
-    store: &crate::queue::store::Store,
+    store: &Store,
     sealed: &SealedArena,
     mut changes: Changes,
     now: WallNanos,
@@ -153,12 +145,8 @@ pub(super) fn checkpoint_into(
     let missing = (up_to - before).saturating_sub(events);
     changes.insert = chunks;
     changes.journal_epoch = Some(sealed.round.epoch);
-    changes.ledger = LedgerDelta {
-        accepted_up_to: up_to,
-        damaged: if same_boot { missing } else { 0 },
-        lost_unsynced: if same_boot { 0 } else { missing },
-        ..LedgerDelta::default()
-    };
+    changes.accepted_up_to = up_to;
+    changes.count_missing(missing, same_boot);
     store.apply(&changes)?;
     Ok(Checkpointed { events, missing, after_restart: !same_boot, up_to })
 }

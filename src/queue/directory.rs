@@ -13,37 +13,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::error::QueueError;
 use super::status_page::StatusPage;
-use super::store::{self, Identity};
+use super::store::{self, Project};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{Disk, Lock, Name, Open};
 
 /// The most shards of one group: a bound on what a fork bomb can leave behind.
 const SHARDS_MAX: u32 = 4096;
 
-/// The project that a queue belongs to: where its events go, and under which key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Project {
-    /// The normalized host.
-    pub(crate) host: String,
-    /// The public, write-only key.
-    pub(crate) api_key: String,
-}
-
 impl Project {
-    /// The identity of the project, 256 bits.
-    pub(crate) fn hash(&self) -> [u8; 32] {
-        let mut hasher = Sha256::new();
-        // The separator cannot occur in a host, so no two pairs give the same text.
-        hasher.update(self.host.as_bytes());
-        hasher.update(b"\n");
-        hasher.update(self.api_key.as_bytes());
-        hasher.finalize().into()
-    }
-
     /// The name of its directory: the first 128 bits of its hash.
     pub(crate) fn dir_name(&self) -> String {
         self.hash().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
@@ -64,18 +43,6 @@ pub(crate) struct Claim {
     lock: Lock,
 }
 
-/// What the path of a shard says about its claim.
-#[derive(Debug)]
-pub(crate) enum LockState {
-    /// The lock file is at its path, and locked by us.
-    Held,
-    /// The directory is at its path, but our lock file is not in it; or the program has closed our descriptor, and the
-    /// lock with it.
-    Broken,
-    /// The directory is out of reach. A process that reaches it finds it locked by us.
-    OutOfReach(io::Error),
-}
-
 impl Claim {
     /// The shard's directory.
     pub(crate) fn dir(&self) -> &Path {
@@ -92,15 +59,11 @@ impl Claim {
         self.is_new
     }
 
-    /// Checks whether the directory is at its path, with our lock file in it.
-    pub(crate) fn hold(&self) -> LockState {
+    /// What the path of the lock file leads to: our lock file, or not (also if the program has closed our descriptor, and
+    /// the lock with it). While the directory is out of reach, a process that reaches it finds it locked by us.
+    pub(crate) fn hold(&self) -> Name {
         let lock = self.lock.file();
-        match lock.name() {
-            _ if lock.descriptor_is_ours().is_err() => LockState::Broken,
-            Name::Same => LockState::Held,
-            Name::Other => LockState::Broken,
-            Name::OutOfReach(error) => LockState::OutOfReach(error),
-        }
+        if lock.descriptor_is_ours().is_err() { Name::Other } else { lock.name() }
     }
 
     /// Replaces a broken lock by a lock on the file that is at its path now, which is made if it is missing. `false` if
@@ -165,14 +128,14 @@ pub(crate) fn claim_orphan(
     project_dir: &Path,
     after: Option<u32>,
     is_wanted: &dyn Fn(u32) -> bool,
-) -> Result<Option<(u32, Claim)>, QueueError> {
+) -> Result<Option<Claim>, QueueError> {
     vet_shards_dir(disk, project_dir)?;
     for number in shard_numbers(disk, project_dir)? {
         if after.is_some_and(|after| number <= after) || !is_wanted(number) {
             continue;
         }
         if let Some(claim) = try_existing(disk, project_dir, number)? {
-            return Ok(Some((number, claim)));
+            return Ok(Some(claim));
         }
     }
     Ok(None)
@@ -199,7 +162,10 @@ pub(crate) fn has_orphan(disk: &Disk, shards_dir: &Path) -> bool {
 
 /// Whether there is a shard that no process holds and that may contain dead letters. Otherwise like [`has_orphan`].
 pub(crate) fn has_orphan_with_dead(disk: &Disk, shards_dir: &Path) -> bool {
-    let may_hold_dead = |number| !is_known_without_dead(disk, &shard_dir(shards_dir, number));
+    let may_hold_dead = |number| {
+        let ledger = StatusPage::peek(disk, &shard_dir(shards_dir, number)).and_then(|page| page.ledger);
+        ledger.is_none_or(|ledger| ledger.dead_lettered > 0)
+    };
     any_orphan(disk, shards_dir, &may_hold_dead)
 }
 
@@ -310,7 +276,7 @@ pub(crate) fn orphaned(
     ours: &str,
     groups: &[&str],
 ) -> Result<Vec<OrphanedQueue>, QueueError> {
-    let names = disk.list(queue_dir).map_err(|source| QueueError::Io { path: queue_dir.to_path_buf(), source })?;
+    let names = disk.list(queue_dir).map_err(|source| failed(queue_dir, source))?;
     let others = names.into_iter().filter(|name| is_project(name) && name != ours);
     Ok(others.filter_map(|name| look_at(disk, queue_dir.join(&name), name, groups)).collect())
 }
@@ -334,16 +300,13 @@ fn look_at(disk: &Disk, path: PathBuf, project: String, groups: &[&str]) -> Opti
 
 impl OrphanedQueue {
     fn add(&mut self, disk: &Disk, shard: &Path) {
-        let Ok(Some(page)) = StatusPage::peek(disk, &shard.join(StatusPage::FILE)) else { return };
+        let Some(page) = StatusPage::peek(disk, shard) else { return };
         let ledger = page.ledger.unwrap_or_default();
         let events = page.queued_events();
         if events == 0 {
             return;
         }
-        self.owner = self.owner.take().or_else(|| {
-            let Identity { host, api_key, .. } = store::identify(disk, shard)?;
-            Some(Project { host, api_key })
-        });
+        self.owner = self.owner.take().or_else(|| store::identify(disk, shard));
         self.events = self.events.saturating_add(events);
         self.bytes = self.bytes.saturating_add(ledger.queued_bytes);
         self.oldest_at = [self.oldest_at, page.oldest_at].into_iter().flatten().min();
@@ -357,15 +320,9 @@ fn lock_if_free(disk: &Disk, shard: &Path) -> io::Result<Option<Lock>> {
 
 /// Whether the last owner closed the shard with nothing in it. Reads the status page and takes no lock.
 pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
-    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)) else { return false };
+    let Some(page) = StatusPage::peek(disk, shard_dir) else { return false };
     let checkpointed = page.ledger.is_some_and(|ledger| ledger.queued_events == 0 && ledger.accepted == page.accepted);
     page.clean && !page.died_in_store && checkpointed
-}
-
-/// Whether the shard has never had a dead letter. Reads the status page and takes no lock.
-pub(crate) fn is_known_without_dead(disk: &Disk, shard_dir: &Path) -> bool {
-    let Ok(Some(page)) = StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)) else { return false };
-    page.ledger.is_some_and(|ledger| ledger.dead_lettered == 0)
 }
 
 fn is_project(name: &str) -> bool {

@@ -25,10 +25,10 @@ fn the_first_free_shard_is_claimed_before_one_is_made() {
     let left = first.dir().to_path_buf();
     drop(first);
     assert_eq!(claim(&disk, dir.path(), &[]).unwrap().dir(), left);
-    let (number, orphan) = claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().unwrap();
-    assert_eq!((number, orphan.dir()), (0, left.as_path()));
+    let orphan = claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().unwrap();
+    assert_eq!((orphan.number(), orphan.dir()), (0, left.as_path()));
     assert!(claim_orphan(&disk, dir.path(), Some(0), &|_| true).unwrap().is_none());
-    assert!(matches!(second.hold(), LockState::Held));
+    assert!(matches!(second.hold(), Name::Same));
 }
 
 #[test]
@@ -49,15 +49,15 @@ fn a_claim_is_broken_without_its_lock_file_and_survives_a_move() {
     let claim = claim(&Disk::default(), dir.path(), &[]).unwrap();
     let elsewhere = dir.path().join("elsewhere");
     std::fs::rename(claim.dir(), &elsewhere).unwrap();
-    assert!(matches!(claim.hold(), LockState::OutOfReach(_)), "{:?}", claim.hold());
+    assert!(matches!(claim.hold(), Name::OutOfReach(_)), "{:?}", claim.hold());
     std::fs::create_dir(claim.dir()).unwrap();
     std::fs::write(claim.dir().join("lock"), "").unwrap();
-    assert!(matches!(claim.hold(), LockState::OutOfReach(_)), "another directory says nothing: {:?}", claim.hold());
+    assert!(matches!(claim.hold(), Name::OutOfReach(_)), "another directory says nothing: {:?}", claim.hold());
     std::fs::remove_dir_all(claim.dir()).unwrap();
     std::fs::rename(&elsewhere, claim.dir()).unwrap();
-    assert!(matches!(claim.hold(), LockState::Held));
+    assert!(matches!(claim.hold(), Name::Same));
     std::fs::remove_file(claim.dir().join("lock")).unwrap();
-    assert!(matches!(claim.hold(), LockState::Broken));
+    assert!(matches!(claim.hold(), Name::Other));
 }
 
 #[test]

@@ -48,23 +48,16 @@ pub(crate) struct EvictionCursor {
     busy: Vec<ChunkKey>,
 }
 
-/// What was evicted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Evicted {
-    /// Events.
-    pub(crate) events: u64,
-}
-
 impl Queue {
     /// Evicts records, oldest first, until the goal is reached or nothing is left that may go. Rows for which `busy` is
-    /// true are leased or acked, and stay.
+    /// true are leased or acked, and stay. Returns the number of evicted events.
     pub(crate) fn evict(
         &self,
         until: EvictUntil,
         passed: &mut EvictionCursor,
         busy: &dyn Fn(ChunkKey) -> bool,
         now: WallNanos,
-    ) -> Result<Evicted, QueueError> {
+    ) -> Result<u64, QueueError> {
         let passes: &[bool] = match until {
             EvictUntil::Fits { .. } => &[true, false],
             EvictUntil::OrdinaryFit { .. } => &[true],
@@ -78,7 +71,7 @@ impl Queue {
         // Rows that are not busy any more were delivered or released.
         passed.busy.retain(|key| busy(*key));
         let mut some_are_busy = !passed.busy.is_empty();
-        let mut evicted = Evicted::default();
+        let mut evicted = 0;
         for &spare_priority in passes {
             if some_are_busy && !spare_priority && passes.len() > 1 {
                 // Leased rows go sooner or later. Until then, ordinary records are left, so priority records stay.
@@ -87,15 +80,14 @@ impl Queue {
             let mut from_the_start = EvictionCursor::default();
             let passed = if spare_priority { &mut *passed } else { &mut from_the_start };
             let is_busy = |key: ChunkKey| busy(key).then(|| some_are_busy = true).is_some();
-            evicted.events += self.evict_in_one_pass(until, spare_priority, passed, is_busy, now)?;
+            evicted += self.evict_in_one_pass(until, spare_priority, passed, is_busy, now)?;
         }
-        if evicted.events > 0 {
+        if evicted > 0 {
             self.mirror(now);
         }
         Ok(evicted)
     }
 
-    /// Returns the number of evicted events.
     fn evict_in_one_pass(
         &self,
         until: EvictUntil,
@@ -188,7 +180,7 @@ impl Plan {
         if evicted > 0 {
             let left = keep.as_ref().map_or(0, |kept| kept.frames.len());
             let freed = Chunk::page_bytes_with(chunk.frames.len()).saturating_sub(Chunk::page_bytes_with(left));
-            self.changes.remove.push(Removal { key: chunk.key, keep, delivered: 0, dead_lettered: 0, evicted });
+            self.changes.remove.push(Removal { evicted, ..Removal::keeping(chunk.key, keep) });
             self.events += u64::from(evicted);
             self.excess.0 = self.excess.0.saturating_sub(freed);
             self.excess.1 = self.excess.1.saturating_sub(u64::from(evicted));

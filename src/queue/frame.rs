@@ -26,17 +26,6 @@ pub(crate) struct FrameHead {
     pub(crate) check: u64,
 }
 
-/// What was found where a frame may begin.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Parsed<'a> {
-    /// A whole, valid frame; the next one begins at `next`.
-    Frame { head: FrameHead, body: &'a [u8], next: usize },
-    /// The end of what was written: a zero length word, or the end of the bytes.
-    End,
-    /// Anything else: a torn or damaged frame, or one of another round.
-    Invalid,
-}
-
 /// Bytes that a body of `body_len` occupies with head and padding; `None` if that overflows.
 #[inline]
 pub(crate) fn framed_len(body_len: usize) -> Option<usize> {
@@ -86,25 +75,16 @@ fn decode_head(bytes: &[u8; FRAME_HEAD]) -> FrameHead {
     }
 }
 
-/// Reads the frame at `at` and verifies its check word with `salt`.
-pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Parsed<'_> {
-    let rest = bytes.get(at..).unwrap_or_default();
-    if rest.len() < 4 || rest[..4] == [0; 4] {
-        return Parsed::End;
-    }
-    let Some(head) = rest.first_chunk::<FRAME_HEAD>().map(decode_head) else {
-        return Parsed::Invalid;
-    };
+/// Reads the frame at `at` and verifies its check word with `salt`. Returns head, body and where the next frame begins;
+/// `None` at the end of what was written, and for a frame that is torn, damaged or of another round.
+pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Option<(FrameHead, &[u8], usize)> {
+    let rest = bytes.get(at..)?;
+    // A zero length word ends what was written.
+    let head = rest.first_chunk::<FRAME_HEAD>().map(decode_head).filter(|head| head.body_len != 0)?;
     let body_len = head.body_len as usize;
-    let (Some(body), Some(framed)) =
-        (rest.get(FRAME_HEAD..).and_then(|tail| tail.get(..body_len)), framed_len(body_len))
-    else {
-        return Parsed::Invalid;
-    };
-    if head.check != seal(hash_body(body), salt, head.seq, head.body_len, head.class) {
-        return Parsed::Invalid;
-    }
-    Parsed::Frame { head, body, next: at + framed }
+    let body = rest.get(FRAME_HEAD..)?.get(..body_len)?;
+    let is_valid = head.check == seal(hash_body(body), salt, head.seq, head.body_len, head.class);
+    is_valid.then_some((head, body, at + framed_len(body_len)?))
 }
 
 /// The valid frames at the start of `bytes`, up to the first invalid one.
@@ -131,13 +111,9 @@ impl<'a> Iterator for Frames<'a> {
     type Item = (FrameHead, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        match parse(self.bytes, self.at, self.salt) {
-            Parsed::Frame { head, body, next } => {
-                self.at = next;
-                Some((head, body))
-            }
-            Parsed::End | Parsed::Invalid => None,
-        }
+        let (head, body, next) = parse(self.bytes, self.at, self.salt)?;
+        self.at = next;
+        Some((head, body))
     }
 }
 
@@ -172,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_round_is_invalid() {
-        assert_eq!(parse(&three_frames(5), 0, 6), Parsed::Invalid);
+        assert_eq!(parse(&three_frames(5), 0, 6), None);
     }
 
     #[test]
@@ -185,7 +161,7 @@ mod tests {
                 continue;
             }
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(!matches!(parse(&bytes, 0, 99), Parsed::Frame { .. }), "bit {bit}");
+            assert!(parse(&bytes, 0, 99).is_none(), "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
     }

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use super::journal::Budget;
-use super::store::{Chunk, ChunkKey, DamagedRow, DeadRecord, Ledger, Removal};
+use super::store::{Chunk, ChunkKey, DeadRecord, Ledger};
 use super::{Queue, QueueError};
 use crate::sys::clock::WallNanos;
 
@@ -332,7 +332,7 @@ impl Rows<'_> {
     /// is one. Damaged rows on the way are replaced by what can be saved of them; `damaged` counts the events lost.
     pub(crate) fn lease(
         &self,
-        (origin, shard): (u32, &Queue),
+        (origin, queue): (u32, &Queue),
         max_bytes: usize,
         wants: &dyn Fn(ChunkRef) -> bool,
         now: WallNanos,
@@ -340,12 +340,11 @@ impl Rows<'_> {
     ) -> Result<Vec<Lease>, QueueError> {
         loop {
             let after = self.leases.table().resume(origin, wants);
-            let read = shard.read(after, max_bytes)?;
+            let read = queue.read(after, max_bytes)?;
             let mut repaired = Vec::new();
             if !read.damaged.is_empty() {
-                let removals: Vec<Removal> = read.damaged.into_iter().map(DamagedRow::removal).collect();
-                repaired = removals.iter().filter_map(|removal| Some(removal.keep.as_ref()?.key)).collect();
-                *damaged += shard.mend(removals, now)?;
+                repaired = read.damaged.iter().filter_map(|row| Some(row.keep.as_ref()?.key)).collect();
+                *damaged += queue.repair(read.damaged, now)?;
             }
             let is_end = read.last.is_none() && repaired.is_empty();
             let mut table = self.leases.table();

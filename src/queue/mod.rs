@@ -59,7 +59,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::sys::clock::WallNanos;
@@ -69,8 +69,8 @@ use status_page::{Phase, PhaseGuard, StatusPage};
 use store::{Ledger, Store};
 
 pub(crate) use directory::{
-    Claim, OrphanedQueue, Project, claim, claim_orphan, has_orphan, has_orphan_with_dead, is_known_empty, orphaned,
-    shard_dir, shard_dirs,
+    Claim, OrphanedQueue, claim, claim_orphan, has_orphan, has_orphan_with_dead, is_known_empty, orphaned, shard_dir,
+    shard_dirs,
 };
 pub(crate) use error::{QueueError, StoreError};
 pub(crate) use evict::{EvictUntil, EvictionCursor};
@@ -79,6 +79,7 @@ pub(crate) use ownership::{Ownership, holds_idle_files};
 pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
 pub(crate) use status_page::{OpeningMark, Predecessor};
+pub(crate) use store::Project;
 
 /// The store is compacted while the queued rows take at most this much. A larger backlog is not moved; it shrinks as it
 /// is delivered.
@@ -116,7 +117,9 @@ pub(crate) struct Queue {
     claim: Mutex<Option<Claim>>,
     status: StatusPage,
     journal: Journal,
-    store: Mutex<Access>,
+    store: Store,
+    /// Whether the store was closed. Its ledger can still be read.
+    closed: AtomicBool,
     /// Whether the queue ends with the process: it is in memory, or its directory was deleted.
     volatile: AtomicBool,
     /// Whether another process owns the directory.
@@ -127,14 +130,7 @@ pub(crate) struct Queue {
 
 /// What the last owner of a shard left on its status page.
 pub(crate) fn predecessor(disk: &Disk, shard_dir: &Path) -> Predecessor {
-    StatusPage::peek(disk, &shard_dir.join(StatusPage::FILE)).ok().flatten().unwrap_or_default()
-}
-
-/// The store, or the last ledger once it is closed.
-#[derive(Debug)]
-enum Access {
-    Open(Arc<Store>),
-    Closed(Ledger),
+    StatusPage::peek(disk, shard_dir).unwrap_or_default()
 }
 
 impl Queue {
@@ -174,10 +170,7 @@ impl Queue {
 
     /// The ledger as last committed.
     pub(crate) fn ledger(&self) -> Ledger {
-        match &*self.access() {
-            Access::Open(store) => store.ledger(),
-            Access::Closed(last) => *last,
-        }
+        self.store.ledger()
     }
 
     /// The highest sequence number that was appended.
@@ -191,11 +184,8 @@ impl Queue {
     }
 
     /// The store, unless the queue was closed.
-    pub(crate) fn open_store(&self) -> Option<Arc<Store>> {
-        match &*self.access() {
-            Access::Open(store) => Some(Arc::clone(store)),
-            Access::Closed(_) => None,
-        }
+    pub(crate) fn open_store(&self) -> Option<&Store> {
+        (!self.closed.load(Ordering::Acquire)).then_some(&self.store)
     }
 
     /// Bytes of the pages that the rows of the store take.
@@ -243,13 +233,10 @@ impl Queue {
 
     fn close_files(&self) {
         self.journal.close();
-        let last = Access::Closed(self.ledger());
-        // The lock is released before the store is closed: that may take long, and others ask for the ledger.
-        let before = std::mem::replace(&mut *self.access(), last);
-        if let Access::Open(store) = before {
-            // Other threads may still hold the store. They must not find it open once the directory belongs to another
-            // process.
-            store.close();
+        // Calls of other threads that are under way end first: none may find the store open once the directory belongs to
+        // another process.
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.store.close();
         }
     }
 
@@ -259,10 +246,6 @@ impl Queue {
         // Last: from here on the directory may belong to another process.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(claim);
-    }
-
-    fn access(&self) -> MutexGuard<'_, Access> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the status page to its file where it is not mapped.
@@ -275,7 +258,14 @@ impl Queue {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
         self.check_claim().map_err(|source| QueueError::Io { path: self.dir.clone(), source })?;
         let _phase = self.status.enter(Phase::Store);
-        call(&store).map_err(|source| self.failed(source))
+        call(store).map_err(|source| self.failed(source))
+    }
+
+    /// Reads from the store.
+    fn read_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, QueueError> {
+        let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
+        let _phase = self.enter_reading();
+        call(store).map_err(|source| self.failed(source))
     }
 
     /// A phase for a read, only where panics abort. The database panics at a damaged page; without the mark the next

@@ -11,11 +11,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::directory::{Claim, LockState};
+use super::directory::Claim;
 use super::status_page::StatusPage;
 use super::{Queue, QueueError, journal, store};
 use crate::sys::clock::WallNanos;
-use crate::sys::disk::Disk;
+use crate::sys::disk::{Disk, Name};
 
 /// Deleting a directory takes a while: if only the lock is gone, the other files are checked this many times.
 const LOOKS: u32 = 50;
@@ -50,10 +50,10 @@ impl Queue {
         }
         let Some(lock) = self.with_claim(|claim| claim.hold()) else { return Ownership::Held };
         let ownership = match lock {
-            LockState::Held => return Ownership::Held,
+            Name::Same => return Ownership::Held,
             _ if self.is_deleted() => Ownership::Deleted,
-            LockState::OutOfReach(error) => Ownership::OutOfReach { why: error.to_string() },
-            LockState::Broken => self.renew_claim(),
+            Name::OutOfReach(error) => Ownership::OutOfReach { why: error.to_string() },
+            Name::Other => self.renew_claim(),
         };
         if ownership == Ownership::Lost {
             self.give_up();
@@ -179,7 +179,5 @@ fn remove_idle_files(disk: &Disk, dir: &Path) -> io::Result<()> {
 /// Whether a shard has files that only a running process needs, and was not used since `before`.
 pub(crate) fn holds_idle_files(disk: &Disk, dir: &Path, before: WallNanos) -> bool {
     let has_files = idle_files().any(|name| disk.exists(&dir.join(name)).unwrap_or(false));
-    has_files
-        && StatusPage::peek(disk, &dir.join(StatusPage::FILE))
-            .is_ok_and(|page| page.is_some_and(|page| page.active_at < before))
+    has_files && StatusPage::peek(disk, dir).is_some_and(|page| page.active_at < before)
 }

@@ -3,16 +3,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 use super::checkpoint::checkpoint_into;
 use super::status_page::{DEATHS_MAX, Phase, Predecessor, StatusPage};
-use super::{Access, Claim, Queue, QueueError, QueueOptions};
+use super::{Claim, Queue, QueueError, QueueOptions};
 use crate::queue::frame::FRAME_HEAD;
 use crate::queue::journal::arena::HEADER_BYTES;
-use crate::queue::journal::{ARENAS_MAX, Found, Journal, JournalOptions};
-use crate::queue::store::{Changes, Identity, OpenReport, Store, StoreOptions};
+use crate::queue::journal::{ARENAS_MAX, Journal, JournalOptions, Pool};
+use crate::queue::store::{Changes, Ledger, OpenReport, Store, StoreOptions};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, up_to};
@@ -83,11 +83,11 @@ impl Queue {
             arena_bytes: options.arena_bytes,
             lock_wait: options.lock_wait,
         };
-        let found = Journal::open(disk, journal)?;
+        let found = Pool::open(disk, journal)?;
         let mut findings: Vec<Finding> = found
             .damaged_files
             .iter()
-            .map(|aside| Finding::Salvaged { path: aside.path.clone(), why: aside.why.to_owned(), lost: 0 })
+            .map(|(path, why)| Finding::Salvaged { path: path.clone(), why: (*why).to_owned(), lost: 0 })
             .collect();
 
         let store = open_store(disk, &dir, options, &before, &status, now, &mut findings)
@@ -101,7 +101,8 @@ impl Queue {
             claim: Mutex::new(Some(claim)),
             status,
             journal,
-            store: Mutex::new(Access::Open(Arc::new(store))),
+            store,
+            closed: AtomicBool::new(false),
             volatile: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             files_remain: AtomicBool::new(false),
@@ -115,7 +116,7 @@ impl Queue {
         let dir = PathBuf::from("(memory)");
         let journal =
             JournalOptions { dir: None, map: true, arena_bytes: options.arena_bytes, lock_wait: options.lock_wait };
-        let journal = Journal::open(disk, journal)?.start(1, 1)?;
+        let journal = Pool::open(disk, journal)?.start(1, 1)?;
         let store = Store::volatile(&store_options(options, None, false))
             .map_err(|source| QueueError::Store { dir: dir.clone(), source })?;
         Ok(Queue {
@@ -123,7 +124,8 @@ impl Queue {
             dir,
             claim: Mutex::new(None),
             journal,
-            store: Mutex::new(Access::Open(Arc::new(store))),
+            store,
+            closed: AtomicBool::new(false),
             volatile: AtomicBool::new(true),
             lost: AtomicBool::new(false),
             files_remain: AtomicBool::new(false),
@@ -175,17 +177,9 @@ fn open_store(
     Ok(store)
 }
 
-fn store_options(
-    options: &QueueOptions,
-    witness: Option<crate::queue::store::Ledger>,
-    check_integrity: bool,
-) -> StoreOptions {
+fn store_options(options: &QueueOptions, witness: Option<Ledger>, check_integrity: bool) -> StoreOptions {
     StoreOptions {
-        identity: Identity {
-            project_hash: options.project.hash(),
-            host: options.project.host.clone(),
-            api_key: options.project.api_key.clone(),
-        },
+        project: options.project.clone(),
         cache_bytes: options.cache_bytes,
         reserve_bytes: options.reserve_bytes,
         dead_bytes: options.dead_bytes,
@@ -208,7 +202,7 @@ fn report_damage(report: &OpenReport, findings: &mut Vec<Finding>) {
 /// Checkpoints what the last owner did not get to, oldest first, and starts the journal above every epoch and number
 /// ever seen.
 fn recover(
-    mut found: Found,
+    found: Pool,
     store: &Store,
     before: &Predecessor,
     status: &StatusPage,
@@ -269,13 +263,8 @@ fn charge_vanished(store: &Store, accepted: u64, same_boot: bool, findings: &mut
     if events == 0 {
         return;
     }
-    let mut changes = Changes::default();
-    changes.ledger.accepted_up_to = accepted;
-    if same_boot {
-        changes.ledger.damaged = events;
-    } else {
-        changes.ledger.lost_unsynced = events;
-    }
+    let mut changes = Changes { accepted_up_to: accepted, ..Changes::default() };
+    changes.count_missing(events, same_boot);
     // If it cannot be counted now, it is counted at the next open: the page still says the same then.
     if let Err(source) = store.apply(&changes) {
         findings.push(Finding::NotCheckpointed { error: QueueError::Store { dir: PathBuf::new(), source } });

@@ -4,18 +4,16 @@
 //! each owner that knows them repeats its start time among them, and they are believed only if it equals the start time
 //! of the page's owner.
 
-use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Queue;
-use super::status_page::{STATUS_BYTES, StatusPage, Word};
+use super::status_page::{StatusPage, Word};
 use crate::sys::clock::WallNanos;
+use crate::sys::disk::OomCount;
 use crate::sys::disk::fork::lock_within;
-use crate::sys::disk::{Disk, OomCount, Open};
 
 /// A process that is ending waits at most this long for a lock that another of its threads holds.
 const ENDING_WAIT: Duration = Duration::from_millis(100);
@@ -127,20 +125,6 @@ impl StatusPage {
             exit: (ended & EXITED != 0).then_some(status),
             dying_of: i32::try_from(self.get(Word::DyingOf)).ok().filter(|signal| *signal != 0),
         })
-    }
-
-    /// Whether the page at `path` still names this owner as the last. An owner that takes the queue over makes a page
-    /// where there is none, so a missing page means that no process did.
-    pub(super) fn names_this_owner(&self, disk: &Disk, path: &Path) -> io::Result<bool> {
-        if !disk.exists(path)? {
-            return Ok(true);
-        }
-        let file = disk.open(path, Open::ReadOnly)?;
-        let mut bytes = vec![0; STATUS_BYTES];
-        file.read_exact_at(0, &mut bytes)?;
-        let word = |word: Word| bytes.as_chunks().0.get(word as usize).map(|bytes| u64::from_le_bytes(*bytes));
-        // The start time is in nanoseconds, so no two owners have the same, even if they have the same process id.
-        Ok(word(Word::Pid) == Some(u64::from(std::process::id())) && word(Word::StartedAt) == Some(self.started_at))
     }
 
     /// Records which rounds were filled before the machine was restarted: records missing from those had not been

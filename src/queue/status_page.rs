@@ -123,17 +123,7 @@ impl StatusPage {
         }
         // The page may have been restored without its zeros. If there is no space for them, it is written by position.
         let map = map && file.fill_holes(STATUS_BYTES as u64).is_ok();
-        let words = if map {
-            file.map(STATUS_BYTES)?
-        } else {
-            let mut bytes = vec![0; STATUS_BYTES];
-            file.read_exact_at(0, &mut bytes)?;
-            let words = Mapping::anonymous(STATUS_BYTES)?;
-            if !words.write(0, &bytes) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            words
-        };
+        let words = if map { file.map(STATUS_BYTES)? } else { copy_of(&file)? };
         let mut page = Self { adopts, started_at: now as u64, ..Self::of_words(words) };
         let boot_id = disk.boot_id();
         let predecessor = page.predecessor(boot_id);
@@ -157,11 +147,7 @@ impl StatusPage {
             return Ok(None);
         }
         let file = disk.open(path, Open::ReadOnly)?;
-        let word = |word: Word| {
-            let mut bytes = [0; size_of::<u64>()];
-            file.read_exact_at((word as usize * size_of::<u64>()) as u64, &mut bytes)?;
-            Ok::<_, io::Error>(u64::from_le_bytes(bytes))
-        };
+        let word = |word| read_word(&file, word);
         let read = || io::Result::Ok((word(Word::Magic)?, word(Word::Version)?, word(Word::VersionAgain)?));
         match read() {
             Ok((MAGIC, version, again)) if version > VERSION && again == !version => Ok(Some(version)),
@@ -191,14 +177,22 @@ impl StatusPage {
         self.is_released.store(true, Ordering::Release);
     }
 
-    /// Reads the page of any shard. `None` if it is not a status page.
-    pub(crate) fn peek(disk: &Disk, path: &Path) -> io::Result<Option<Predecessor>> {
-        let file = disk.open(path, Open::ReadOnly)?;
-        let mut bytes = vec![0; STATUS_BYTES];
-        file.read_exact_at(0, &mut bytes)?;
-        let words = Mapping::anonymous(STATUS_BYTES)?;
-        let page = words.write(0, &bytes).then(|| Self::of_words(words));
-        Ok(page.map(|page| page.predecessor(disk.boot_id())).filter(|found| found.existed))
+    /// Reads the page of any shard. `None` if it cannot be read or is not a status page.
+    pub(crate) fn peek(disk: &Disk, shard_dir: &Path) -> Option<Predecessor> {
+        let file = disk.open(&shard_dir.join(Self::FILE), Open::ReadOnly).ok()?;
+        let found = Self::of_words(copy_of(&file).ok()?).predecessor(disk.boot_id());
+        found.existed.then_some(found)
+    }
+
+    /// Whether the page at `path` still names this owner as the last. An owner that takes the queue over makes a page
+    /// where there is none, so a missing page means that no process did.
+    pub(super) fn names_this_owner(&self, disk: &Disk, path: &Path) -> io::Result<bool> {
+        if !disk.exists(path)? {
+            return Ok(true);
+        }
+        let page = Self::of_words(copy_of(&disk.open(path, Open::ReadOnly)?)?);
+        // The start time is in nanoseconds, so no two owners have the same, even if they have the same process id.
+        Ok(page.get(Word::Pid) == u64::from(std::process::id()) && page.get(Word::StartedAt) == self.started_at)
     }
 
     fn predecessor(&self, now_booted: u128) -> Predecessor {
@@ -489,9 +483,7 @@ impl OpeningMark {
         if let Some(word) = self.word() {
             return Some(word.load(Ordering::Relaxed));
         }
-        let mut bytes = [0; size_of::<u64>()];
-        self.file.read_exact_at(at(Word::Phase), &mut bytes).ok()?;
-        Some(u64::from_le_bytes(bytes))
+        read_word(&self.file, Word::Phase).ok()
     }
 
     fn word(&self) -> Option<&AtomicU64> {
@@ -501,6 +493,20 @@ impl OpeningMark {
 
 fn at(word: Word) -> u64 {
     (word as usize * size_of::<u64>()) as u64
+}
+
+fn read_word(file: &DiskFile, word: Word) -> io::Result<u64> {
+    let mut bytes = [0; size_of::<u64>()];
+    file.read_exact_at(at(word), &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// The words of a page's file, in memory.
+fn copy_of(file: &DiskFile) -> io::Result<Mapping> {
+    let mut bytes = vec![0; STATUS_BYTES];
+    file.read_exact_at(0, &mut bytes)?;
+    let words = Mapping::anonymous(STATUS_BYTES)?;
+    if words.write(0, &bytes) { Ok(words) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// The number of owners in a row that died while opening the store, from the phase that the last one left and the count

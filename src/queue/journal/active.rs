@@ -135,15 +135,6 @@ pub(super) struct Active {
     pub(super) buffer: Vec<u8>,
 }
 
-/// A record that did not pass the fast path.
-#[derive(Debug)]
-pub(super) struct SlowAppend {
-    framed: usize,
-    /// Whether the journal rotated to another arena for it.
-    rotated: bool,
-    was_half_full: bool,
-}
-
 impl Active {
     /// The end of a frame of that size, if it passes the fast path. Most appends need nothing else.
     #[inline]
@@ -195,13 +186,11 @@ impl Active {
         if class == 0 { len - len / 8 - size_of::<u64>() } else { len - size_of::<u64>() }
     }
 
-    /// Accounts for a record that did not pass the fast path. Returns whether it made the arena half full, or caused a
-    /// rotation.
+    /// Accounts for a record that did not pass the fast path.
     #[cold]
-    pub(super) fn took(&mut self, record: &SlowAppend) -> bool {
-        self.extra_cost = self.extra_cost.saturating_add(extra_cost(record.framed));
+    pub(super) fn took_slowly(&mut self, framed: usize) {
+        self.extra_cost = self.extra_cost.saturating_add(extra_cost(framed));
         self.recompute_fast_limits();
-        record.rotated || (!record.was_half_full && self.is_half_full())
     }
 
     pub(super) fn is_half_full(&self) -> bool {
@@ -271,7 +260,7 @@ impl Journal {
 
     #[cold]
     fn lock_slowly(&self) -> Option<MutexGuard<'_, Active>> {
-        let deadline = Instant::now() + self.options.lock_wait;
+        let deadline = Instant::now() + self.pool.options.lock_wait;
         let mut pause = Duration::ZERO;
         loop {
             match self.active.0.try_lock() {
@@ -293,21 +282,20 @@ impl Journal {
     }
 
     /// Finds the place of a record that does not pass the fast path: a large one, the first of an arena's second half,
-    /// or one near a limit.
+    /// or one near a limit. Returns its end, and whether it makes the arena half full or caused a rotation.
     #[cold]
     pub(super) fn place_slowly(
         &self,
         active: &mut Active,
         framed: usize,
         class: u8,
-    ) -> Result<(usize, SlowAppend), AppendError> {
+    ) -> Result<(usize, bool), AppendError> {
         active.admit(framed, class)?;
         let was_half_full = active.is_half_full();
-        let (end, rotated) = match active.end_of(framed, class) {
-            Some(end) => (end, false),
-            None => (self.rotate_for(active, framed, class)?, true),
-        };
-        Ok((end, SlowAppend { framed, rotated, was_half_full }))
+        match active.end_of(framed, class) {
+            Some(end) => Ok((end, !was_half_full && end >= active.half())),
+            None => Ok((self.rotate_for(active, framed, class)?, true)),
+        }
     }
 
     /// The active arena is full: rotates to a free one if there is one. This may happen on a caller's thread while the
@@ -328,7 +316,7 @@ impl Journal {
     /// the store. Committer only.
     pub(crate) fn set_budget(&self, checkpointed_up_to: u64, ordinary: Budget, priority: Budget) {
         let mut active = self.lock();
-        let waiting = self.pool.sealed_size().cost.saturating_add(active.cost_of_round());
+        let waiting = self.pool.sealed_size().2.saturating_add(active.cost_of_round());
         let most = |room: Budget| Limit {
             seq: checkpointed_up_to.saturating_add(room.events),
             cost: active.cost().saturating_add(room.bytes).saturating_sub(waiting),
@@ -341,14 +329,14 @@ impl Journal {
     pub(crate) fn journaled(&self) -> (u64, u64) {
         // The lock first: otherwise an append may seal the active arena, and it would count twice or not at all.
         let active = self.lock();
-        let sealed = self.pool.sealed_size();
-        (sealed.bytes + (active.position - HEADER_BYTES) as u64, sealed.records + active.records)
+        let (bytes, records, _) = self.pool.sealed_size();
+        (bytes + (active.position - HEADER_BYTES) as u64, records + active.records)
     }
 
     /// The cost of everything that waits to be checkpointed.
     pub(crate) fn journaled_cost(&self) -> u64 {
         let active = self.lock();
-        self.pool.sealed_size().cost.saturating_add(active.cost_of_round())
+        self.pool.sealed_size().2.saturating_add(active.cost_of_round())
     }
 
     /// Whether the active arena is half full.

@@ -39,7 +39,7 @@ fn checkpoint(journal: &Journal) {
 #[test]
 fn the_fast_path_decides_as_the_plain_rules_would() {
     let options = JournalOptions { dir: None, map: true, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) };
-    let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
+    let journal = Pool::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
     let mut model = Model { seq: 0, cost: 0, limits: [(u64::MAX, u64::MAX); 2], position: HEADER_BYTES };
     let mut dice = 12345_u64;
     let mut roll = |sides: u64| {

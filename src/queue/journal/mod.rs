@@ -44,51 +44,23 @@ use std::sync::{Arc, Mutex};
 use crate::queue::error::QueueError;
 use crate::queue::frame::{self, FRAME_HEAD, FrameHead};
 use crate::sys::crash_point;
-use crate::sys::disk::{Disk, fork};
+use crate::sys::disk::fork;
 use crate::sys::entropy;
 
 use active::{Active, CachePadded, Limit};
 pub(crate) use active::{AppendError, Appended, Budget};
 use arena::{Arena, HEADER_BYTES, Round};
-use pool::Pool;
-pub(crate) use pool::{ARENAS_MAX, DamagedFile, JournalOptions, SealedArena, file_names};
+pub(crate) use pool::{ARENAS_MAX, JournalOptions, Pool, SealedArena, file_names};
 
 /// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    options: JournalOptions,
     generation: u64,
     active: CachePadded<Mutex<Active>>,
     pool: Pool,
 }
 
-/// What [`Journal::open`] found.
-#[derive(Debug)]
-pub(crate) struct Found {
-    /// The highest epoch on disk.
-    pub(crate) epoch_max: u64,
-    /// The highest sequence number that the rounds on disk prove to be taken: the one before the newest round's first.
-    pub(crate) taken_until: u64,
-    /// Files that were foreign or damaged and were renamed.
-    pub(crate) damaged_files: Vec<DamagedFile>,
-    journal: Opening,
-}
-
-#[derive(Debug)]
-struct Opening {
-    options: JournalOptions,
-    pool: Pool,
-}
-
 impl Journal {
-    /// Opens the files. Arenas that are not free become sealed ones; nothing can be appended before [`Found::start`].
-    pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Found, QueueError> {
-        let pool = Pool::open(disk, &options)?;
-        let (epoch_max, taken_until) = pool.highest();
-        let damaged_files = pool.take_damaged_files();
-        Ok(Found { epoch_max, taken_until, damaged_files, journal: Opening { options, pool } })
-    }
-
     /// Appends a record. `body_hash` is `frame::hash_body(body)`, computed before the lock is taken. `taken` is called
     /// with the sequence number under the lock, hence in order.
     #[inline]
@@ -109,7 +81,7 @@ impl Journal {
         let active = &mut *active;
         let (end, slow) = match active.fast_end(framed, class) {
             Some(end) => (end, None),
-            None => self.place_slowly(active, framed, class).map(|(end, slow)| (end, Some(slow)))?,
+            None => self.place_slowly(active, framed, class).map(|(end, half_full)| (end, Some(half_full)))?,
         };
         let seq = active.next_seq;
         let check = frame::seal(body_hash, active.round.salt, seq, body_len, class);
@@ -119,7 +91,10 @@ impl Journal {
         active.position = end;
         active.next_seq += 1;
         active.records += 1;
-        let half_full = slow.is_some_and(|slow| active.took(&slow));
+        let half_full = slow.is_some_and(|half_full| {
+            active.took_slowly(framed);
+            half_full
+        });
         taken(seq);
         Ok(Appended { seq, records: active.records, half_full })
     }
@@ -133,7 +108,7 @@ impl Journal {
                 return Ok(false);
             }
         }
-        let Some(fresh) = self.pool.take_free(&self.options)? else {
+        let Some(fresh) = self.pool.take_free()? else {
             return Ok(false);
         };
         crash_point::reach("journal.swap.begun");
@@ -153,16 +128,15 @@ impl Journal {
         crash_point::reach("journal.round.begun");
         let old = std::mem::replace(&mut active.arena, fresh);
         if !std::mem::take(&mut active.stand_in) {
-            let cost = active.cost_of_round();
-            let last_seq = active.next_seq - 1;
-            self.pool.push_sealed(SealedArena::complete(
-                old,
-                active.round,
-                active.position,
-                last_seq,
-                active.records,
-                cost,
-            ));
+            self.pool.push_sealed(SealedArena {
+                arena: old,
+                round: active.round,
+                end: active.position,
+                last_seq: Some(active.next_seq - 1),
+                records: active.records,
+                cost: active.cost_of_round(),
+                synced: false,
+            });
         }
         active.cost_before = active.cost();
         active.extra_cost = 0;
@@ -215,7 +189,7 @@ impl Journal {
         if self.lock().lost {
             return Ok(());
         }
-        if let Some(spare) = self.pool.take_free(&self.options)? {
+        if let Some(spare) = self.pool.take_free()? {
             self.pool.give_back(spare);
         }
         Ok(())
@@ -255,39 +229,12 @@ impl Journal {
     }
 }
 
-impl Found {
-    /// The sealed arenas that wait to be checkpointed, oldest first.
-    #[cfg(test)]
-    pub(crate) fn sealed(&self) -> Vec<SealedArena> {
-        self.journal.pool.all_sealed()
-    }
-
-    /// The sealed arena to be checkpointed next.
-    pub(crate) fn oldest_sealed(&self) -> Option<SealedArena> {
-        self.journal.pool.oldest_sealed()
-    }
-
-    /// Frees the oldest sealed arena, which was checkpointed: it never replays again.
-    pub(crate) fn free_oldest(&self) {
-        self.journal.pool.free_oldest();
-    }
-
-    /// The highest sequence number of any record in the sealed arenas.
-    pub(crate) fn last_seq_taken(&self) -> u64 {
-        self.journal.pool.last_seq_taken()
-    }
-
-    /// Sets the sequence number that the last accepted record is known to have had.
-    pub(crate) fn expect_last_seq(&mut self, seq: u64) {
-        self.journal.pool.expect_last_seq(seq);
-    }
-
+impl Pool {
     /// Starts the journal with round `epoch` and sequence number `next_seq`. If every arena waits to be checkpointed
     /// and no further one can be made, or the disk is too full for the first block of a round, it takes no records
     /// until an arena becomes usable.
     pub(crate) fn start(self, epoch: u64, next_seq: u64) -> Result<Journal, QueueError> {
-        let Opening { options, pool } = self.journal;
-        let (arena, mut stand_in) = match (pool.take_free(&options), pool.oldest_sealed()) {
+        let (arena, mut stand_in) = match (self.take_free(), self.oldest_sealed()) {
             (Ok(Some(arena)), _) => (arena, false),
             (_, Some(waiting)) => (waiting.arena, true),
             (Err(error), None) => return Err(error),
@@ -296,7 +243,7 @@ impl Found {
                     io::ErrorKind::StorageFull,
                     "there is no file for the journal, and none could be made",
                 );
-                return Err(QueueError::JournalFile { path: options.dir.clone().unwrap_or_default(), source });
+                return Err(QueueError::JournalFile { path: self.options.dir.clone().unwrap_or_default(), source });
             }
         };
         let mut round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
@@ -305,7 +252,7 @@ impl Found {
                 return Err(QueueError::JournalFile { path: arena.path().to_path_buf(), source });
             }
             // A file with holes on a full disk. The store can still be delivered, which frees space.
-            pool.give_back(Arc::clone(&arena));
+            self.give_back(Arc::clone(&arena));
             stand_in = true;
         }
         if stand_in {
@@ -328,7 +275,7 @@ impl Found {
             buffer: Vec::new(),
         };
         active.recompute_fast_limits();
-        Ok(Journal { options, generation: fork::generation(), active: CachePadded(Mutex::new(active)), pool })
+        Ok(Journal { generation: fork::generation(), active: CachePadded(Mutex::new(active)), pool: self })
     }
 }
 

@@ -38,43 +38,33 @@ pub(crate) struct SealedArena {
     /// Its round.
     pub(crate) round: Round,
     /// Where its last frame ends, as far as this process knows.
-    end: usize,
+    pub(super) end: usize,
     /// The sequence number of its last record; `None` if that is not known yet.
     pub(crate) last_seq: Option<u64>,
     /// Records in it, as far as this process knows.
-    records: u64,
-    cost: u64,
-    synced: bool,
-}
-
-/// The size of all sealed arenas together.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SealedSize {
-    pub(super) bytes: u64,
-    /// As far as this process knows.
     pub(super) records: u64,
-    pub(super) cost: u64,
+    /// An upper bound of what its records take in the store.
+    pub(crate) cost: u64,
+    pub(super) synced: bool,
 }
 
-/// A file that was foreign or damaged and was renamed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DamagedFile {
-    /// Its new path.
-    pub(crate) path: PathBuf,
-    /// What was wrong with it.
-    pub(crate) why: &'static str,
-}
-
+/// The arenas of a journal that take no records. Nothing can be appended before [`Pool::start`] makes a journal of it.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(crate) struct Pool {
+    pub(super) options: JournalOptions,
     disk: Disk,
-    /// The configured size of an arena. Arenas that another process left may have another size.
-    arena_bytes: usize,
     /// The identity of the directory when the journal was opened; `None` in memory.
     home: Option<Home>,
     /// Whether the directory was deleted: names in it are no longer ours, and further arenas are in memory.
     unlinked: AtomicBool,
     arenas: Mutex<Arenas>,
+    /// The highest epoch that was found on disk.
+    pub(crate) epoch_max: u64,
+    /// The highest sequence number that the rounds found on disk prove to be taken: the one before the newest round's
+    /// first. A round that has begun may have no record yet.
+    pub(crate) taken_until: u64,
+    /// The new paths of files that were foreign or damaged and were renamed, and what was wrong with them.
+    pub(crate) damaged_files: Vec<(PathBuf, &'static str)>,
 }
 
 #[derive(Debug, Default)]
@@ -83,26 +73,9 @@ struct Arenas {
     sealed: VecDeque<SealedArena>,
     /// Whether there is an arena for each index.
     taken: [bool; ARENAS_MAX],
-    damaged_files: Vec<DamagedFile>,
 }
 
 impl SealedArena {
-    pub(super) fn complete(
-        arena: Arc<Arena>,
-        round: Round,
-        end: usize,
-        last_seq: u64,
-        records: u64,
-        cost: u64,
-    ) -> Self {
-        Self { arena, round, end, last_seq: Some(last_seq), records, cost, synced: false }
-    }
-
-    /// An upper bound of what its records take in the store.
-    pub(crate) fn cost(&self) -> u64 {
-        self.cost
-    }
-
     /// Reads and checks its records.
     pub(crate) fn replay(&self) -> io::Result<Replay> {
         // Where the arena of another process ends is not known. Most of it is empty, and reading all of it takes longer
@@ -119,43 +92,38 @@ impl SealedArena {
 }
 
 impl Pool {
-    pub(super) fn open(disk: &Disk, options: &JournalOptions) -> Result<Self, QueueError> {
+    /// Opens the files. Arenas that are not free become sealed ones.
+    pub(crate) fn open(disk: &Disk, options: JournalOptions) -> Result<Self, QueueError> {
         let home = options
             .dir
             .as_ref()
             .map(|dir| Home::of(dir).map_err(|source| QueueError::JournalFile { path: dir.clone(), source }));
         let home = home.transpose()?;
-        let mut arenas = Arenas::default();
+        let (mut arenas, mut damaged_files) = (Arenas::default(), Vec::new());
         for index in 0..ARENAS_MAX {
-            let Some(path) = file_path(options, index) else { break };
+            let Some(path) = file_path(&options, index) else { break };
             let failed = |source| QueueError::JournalFile { path: path.clone(), source };
-            if !disk.exists(&path).map_err(failed)? {
-                continue;
+            if disk.exists(&path).map_err(failed)? {
+                damaged_files.extend(arenas.admit(disk, &path, index, &options)?);
             }
-            arenas.admit(disk, &path, index, options)?;
         }
         arenas.sealed.make_contiguous().sort_by_key(|sealed| sealed.round.epoch);
-        let unlinked = AtomicBool::new(options.dir.is_none());
-        let arena_bytes = options.arena_bytes;
-        Ok(Self { disk: disk.clone(), arena_bytes, home, unlinked, arenas: Mutex::new(arenas) })
-    }
-
-    /// The highest epoch of the sealed rounds, and the sequence number before the highest that one of them begins with:
-    /// a round that has begun may have no record yet.
-    pub(super) fn highest(&self) -> (u64, u64) {
-        let arenas = self.lock();
         let rounds = || arenas.sealed.iter().map(|sealed| sealed.round);
-        let first_seq = rounds().map(|round| round.first_seq).max().unwrap_or(0);
-        (rounds().map(|round| round.epoch).max().unwrap_or(0), first_seq.saturating_sub(1))
-    }
-
-    pub(super) fn take_damaged_files(&self) -> Vec<DamagedFile> {
-        std::mem::take(&mut self.lock().damaged_files)
+        Ok(Self {
+            epoch_max: rounds().map(|round| round.epoch).max().unwrap_or(0),
+            taken_until: rounds().map(|round| round.first_seq).max().unwrap_or(0).saturating_sub(1),
+            damaged_files,
+            disk: disk.clone(),
+            home,
+            unlinked: AtomicBool::new(options.dir.is_none()),
+            options,
+            arenas: Mutex::new(arenas),
+        })
     }
 
     /// Sets how far the records of each recovered arena must reach: to the beginning of the next round, and in the
     /// newest arena to `seq`.
-    pub(super) fn expect_last_seq(&self, seq: u64) {
+    pub(crate) fn expect_last_seq(&self, seq: u64) {
         let mut arenas = self.lock();
         let mut last = seq;
         for sealed in arenas.sealed.iter_mut().rev() {
@@ -166,7 +134,7 @@ impl Pool {
     }
 
     /// Takes a free arena. Creates one if there is none and the limit allows.
-    pub(super) fn take_free(&self, options: &JournalOptions) -> Result<Option<Arc<Arena>>, QueueError> {
+    pub(super) fn take_free(&self) -> Result<Option<Arc<Arena>>, QueueError> {
         let index = {
             let mut arenas = self.lock();
             if let Some(arena) = arenas.free.pop() {
@@ -177,12 +145,12 @@ impl Pool {
                 None => return Ok(None),
             }
         };
-        let bytes = options.arena_bytes;
-        let arena = match file_path(options, index).filter(|_| !self.is_unlinked()) {
+        let bytes = self.options.arena_bytes;
+        let arena = match file_path(&self.options, index).filter(|_| !self.is_unlinked()) {
             None => Arena::volatile(index, bytes).map_err(|source| QueueError::NoMemory { bytes, source })?,
             Some(path) => self
                 .check_home()
-                .and_then(|()| Arena::create(&self.disk, &path, index, bytes, options.map))
+                .and_then(|()| Arena::create(&self.disk, &path, index, bytes, self.options.map))
                 .and_then(|arena| {
                     path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir))?;
                     Ok(arena)
@@ -196,7 +164,7 @@ impl Pool {
     /// Puts an arena back to the free ones. The file of one that is condemned or has another size than configured is
     /// removed instead.
     pub(super) fn give_back(&self, arena: Arc<Arena>) {
-        let is_wanted = !arena.is_condemned() && arena.len() == self.arena_bytes;
+        let is_wanted = !arena.is_condemned() && arena.len() == self.options.arena_bytes;
         // If the directory is not ours any more, the name may belong to another file. In a directory that is out of
         // reach the file stays; it is free, and made anew when its index is needed.
         let names_nothing = || self.is_unlinked() || self.check_home().is_err();
@@ -240,7 +208,8 @@ impl Pool {
         self.lock().sealed.push_back(sealed);
     }
 
-    pub(super) fn oldest_sealed(&self) -> Option<SealedArena> {
+    /// The sealed arena to be checkpointed next.
+    pub(crate) fn oldest_sealed(&self) -> Option<SealedArena> {
         self.lock().sealed.front().cloned()
     }
 
@@ -249,7 +218,8 @@ impl Pool {
         self.lock().sealed.iter().cloned().collect()
     }
 
-    pub(super) fn free_oldest(&self) {
+    /// Frees the oldest sealed arena, which was checkpointed: it never replays again.
+    pub(crate) fn free_oldest(&self) {
         let Some(sealed) = self.lock().sealed.pop_front() else { return };
         // The next round will probably need as much and half as much again. How far a recovered arena was used is not
         // known.
@@ -258,7 +228,8 @@ impl Pool {
         self.give_back(sealed.arena);
     }
 
-    pub(super) fn last_seq_taken(&self) -> u64 {
+    /// The highest sequence number of any record in the sealed arenas.
+    pub(crate) fn last_seq_taken(&self) -> u64 {
         let ends = self.lock().sealed.clone().into_iter().map(|sealed| {
             let found = match sealed.replay() {
                 Ok(replay) => replay.last_seq().unwrap_or(0),
@@ -274,12 +245,11 @@ impl Pool {
         ends.max().unwrap_or(0)
     }
 
-    pub(super) fn sealed_size(&self) -> SealedSize {
-        let arenas = self.lock();
-        arenas.sealed.iter().fold(SealedSize::default(), |size, sealed| SealedSize {
-            bytes: size.bytes + sealed.end.saturating_sub(HEADER_BYTES) as u64,
-            records: size.records + sealed.records,
-            cost: size.cost.saturating_add(sealed.cost),
+    /// Bytes, records (as far as this process knows) and cost of all sealed arenas together.
+    pub(super) fn sealed_size(&self) -> (u64, u64, u64) {
+        self.lock().sealed.iter().fold((0, 0, 0), |(bytes, records, cost), sealed| {
+            let end = sealed.end.saturating_sub(HEADER_BYTES) as u64;
+            (bytes + end, records + sealed.records, cost.saturating_add(sealed.cost))
         })
     }
 
@@ -302,8 +272,14 @@ impl Pool {
 }
 
 impl Arenas {
-    /// Classifies an existing file.
-    fn admit(&mut self, disk: &Disk, path: &Path, index: usize, options: &JournalOptions) -> Result<(), QueueError> {
+    /// Classifies an existing file. Returns the new path of one that was renamed, and why.
+    fn admit(
+        &mut self,
+        disk: &Disk,
+        path: &Path,
+        index: usize,
+        options: &JournalOptions,
+    ) -> Result<Option<(PathBuf, &'static str)>, QueueError> {
         let failed = |source| QueueError::JournalFile { path: path.to_path_buf(), source };
         let (header, arena) = Arena::open(disk, path, index, options.map).map_err(failed)?;
         let why = match (header, arena) {
@@ -311,7 +287,7 @@ impl Arenas {
             (Header::Free, Some(arena)) if arena.len() == options.arena_bytes => {
                 self.mark(index, true);
                 self.free.push(Arc::new(arena));
-                return Ok(());
+                return Ok(None);
             }
             (Header::InUse(round), Some(arena)) => {
                 self.mark(index, true);
@@ -320,18 +296,17 @@ impl Arenas {
                 // Another process left it: it may be full.
                 let cost = end as u64;
                 self.sealed.push_back(SealedArena { arena, round, end, last_seq, records: 0, cost, synced: false });
-                return Ok(());
+                return Ok(None);
             }
             // It is empty, or of a size that is not configured any more: made anew when one is needed.
-            (Header::Blank | Header::Free, _) => return disk.remove_file(path).map_err(failed),
+            (Header::Blank | Header::Free, _) => return disk.remove_file(path).map(|()| None).map_err(failed),
             (Header::Damaged, _) | (Header::InUse(_), None) => "its header is damaged",
             (Header::Foreign, _) => "it is not a journal of this library",
         };
         // Never overwritten: an operator may want to examine it.
         let aside = path.with_file_name(format!("damaged-journal-{index}-{:016x}", entropy::random_u64()));
         disk.rename(path, &aside).map_err(failed)?;
-        self.damaged_files.push(DamagedFile { path: aside, why });
-        Ok(())
+        Ok(Some((aside, why)))
     }
 
     fn mark(&mut self, index: usize, taken: bool) {

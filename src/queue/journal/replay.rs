@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::arena::Round;
-use crate::queue::frame::{self, FRAME_ALIGN, Parsed};
+use crate::queue::frame::{self, FRAME_ALIGN};
 
 /// The records found in an arena.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ pub(crate) fn replay(bytes: Vec<u8>, round: &Round, last_seq: Option<u64>) -> Re
 /// Reads frames from `at` while their numbers are consecutive. Returns where it stopped.
 fn read_run(bytes: &[u8], at: usize, salt: u64, next_seq: &mut u64, runs: &mut Vec<Run>) -> usize {
     let (mut end, mut count, first_seq) = (at, 0_u32, *next_seq);
-    while let Parsed::Frame { head, next, .. } = frame::parse(bytes, end, salt) {
+    while let Some((head, _, next)) = frame::parse(bytes, end, salt) {
         if head.seq != *next_seq {
             break;
         }
@@ -123,7 +123,7 @@ fn find_frame(bytes: &[u8], from: usize, salt: u64, wanted: std::ops::RangeInclu
         let seq =
             bytes.get(at + 8..at + 16).and_then(|word| word.first_chunk::<8>()).map(|word| u64::from_le_bytes(*word));
         if let Some(seq) = seq.filter(|seq| wanted.contains(seq))
-            && matches!(frame::parse(bytes, at, salt), Parsed::Frame { .. })
+            && frame::parse(bytes, at, salt).is_some()
         {
             return Some((at, seq));
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::queue::frame::hash_body;
-use crate::sys::disk::{Op, Verdict};
+use crate::sys::disk::{Disk, Op, Verdict};
 
 const ARENA: usize = 64 * 1024;
 
@@ -13,7 +13,7 @@ fn options(dir: &std::path::Path, map: bool) -> JournalOptions {
 }
 
 fn started(dir: &std::path::Path, map: bool) -> Journal {
-    Journal::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1).unwrap()
+    Pool::open(&Disk::default(), options(dir, map)).unwrap().start(1, 1).unwrap()
 }
 
 fn append(journal: &Journal, body: &[u8]) -> Result<Appended, AppendError> {
@@ -34,8 +34,8 @@ fn appended_records_survive_the_process_without_a_sync() {
         }
         // Not dropped: a killed process runs no destructors.
         std::mem::forget(journal);
-        let found = Journal::open(&Disk::default(), options(dir.path(), map)).unwrap();
-        let sealed = found.sealed();
+        let found = Pool::open(&Disk::default(), options(dir.path(), map)).unwrap();
+        let sealed = found.all_sealed();
         assert_eq!((sealed.len(), found.epoch_max), (1, 1));
         assert_eq!(sequences(&sealed[0]), [1, 2, 3], "mapped: {map}");
         let replay = sealed[0].replay().unwrap();
@@ -50,8 +50,8 @@ fn mapped_and_written_arenas_read_each_other() {
     let journal = started(dir.path(), true);
     append(&journal, b"mapped").unwrap();
     std::mem::forget(journal);
-    let found = Journal::open(&Disk::default(), options(dir.path(), false)).unwrap();
-    assert_eq!(sequences(&found.sealed()[0]), [1]);
+    let found = Pool::open(&Disk::default(), options(dir.path(), false)).unwrap();
+    assert_eq!(sequences(&found.all_sealed()[0]), [1]);
 }
 
 #[test]
@@ -64,8 +64,8 @@ fn a_swap_continues_the_numbers_and_a_freed_arena_never_replays() {
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
     journal.free_oldest();
     std::mem::forget(journal);
-    let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
-    let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
+    let found = Pool::open(&Disk::default(), options(dir.path(), true)).unwrap();
+    let seen: Vec<_> = found.all_sealed().iter().flat_map(sequences).collect();
     assert_eq!(seen, [2]);
 }
 
@@ -76,7 +76,7 @@ fn a_round_that_has_begun_without_a_record_claims_none() {
     append(&journal, b"a").unwrap();
     assert!(journal.swap().unwrap());
     std::mem::forget(journal);
-    assert_eq!(Journal::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_until, 1);
+    assert_eq!(Pool::open(&Disk::default(), options(dir.path(), true)).unwrap().taken_until, 1);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_journal_without_a_free_arena_starts_and_waits_for_one() {
     let disk = Disk::gated(crate::sys::disk::fail_when(|call, _| {
         (call.op == Op::Create).then(|| Verdict::Fail(io::ErrorKind::StorageFull.into()))
     }));
-    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(9, 3).unwrap();
+    let journal = Pool::open(&disk, options(dir.path(), true)).unwrap().start(9, 3).unwrap();
     assert!(matches!(append(&journal, b"c"), Err(AppendError::Full)));
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1], "what waits is not touched");
     journal.free_oldest();
@@ -177,9 +177,9 @@ fn a_closed_journal_takes_nothing() {
 fn foreign_files_are_renamed_and_newer_ones_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("journal-0"), vec![b'x'; 9000]).unwrap();
-    let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
+    let found = Pool::open(&Disk::default(), options(dir.path(), true)).unwrap();
     assert_eq!(found.damaged_files.len(), 1);
-    assert_eq!(std::fs::read(&found.damaged_files[0].path).unwrap(), vec![b'x'; 9000]);
+    assert_eq!(std::fs::read(&found.damaged_files[0].0).unwrap(), vec![b'x'; 9000]);
     std::mem::forget(found.start(1, 1).unwrap());
     let path = dir.path().join("journal-0");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -187,7 +187,7 @@ fn foreign_files_are_renamed_and_newer_ones_left_alone() {
     let check = xxhash_rust::xxh3::xxh3_64(&bytes[..48]);
     bytes[48..56].copy_from_slice(&check.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
-    let refused = Journal::open(&Disk::default(), options(dir.path(), true));
+    let refused = Pool::open(&Disk::default(), options(dir.path(), true));
     assert!(matches!(refused, Err(QueueError::JournalNewer { version: 200, .. })));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
@@ -204,12 +204,12 @@ fn an_arena_cut_anywhere_keeps_its_whole_records() {
     let whole = std::fs::read(&path).unwrap();
     for cut in (0..HEADER_BYTES + 60 * 128).step_by(61) {
         std::fs::write(&path, &whole[..cut]).unwrap();
-        let found = Journal::open(&Disk::default(), options(dir.path(), true)).unwrap();
-        let seen: Vec<_> = found.sealed().iter().flat_map(sequences).collect();
+        let found = Pool::open(&Disk::default(), options(dir.path(), true)).unwrap();
+        let seen: Vec<_> = found.all_sealed().iter().flat_map(sequences).collect();
         let least = cut.saturating_sub(HEADER_BYTES) / 128;
         assert!(seen.len() >= least.min(50) && seen.len() <= 50, "cut {cut}: {}", seen.len());
-        for aside in found.damaged_files {
-            std::fs::remove_file(aside.path).unwrap();
+        for (aside, _) in found.damaged_files {
+            std::fs::remove_file(aside).unwrap();
         }
     }
 }
@@ -221,7 +221,7 @@ fn after_a_failed_sync_the_arena_is_replaced_once_checkpointed() {
         // Creation syncs each of the two arenas twice; the fifth sync is that of the test.
         (call.op == Op::Sync && nth == 5).then(|| Verdict::Fail(io::Error::from_raw_os_error(5)))
     }));
-    let journal = Journal::open(&disk, options(dir.path(), true)).unwrap().start(1, 1).unwrap();
+    let journal = Pool::open(&disk, options(dir.path(), true)).unwrap().start(1, 1).unwrap();
     journal.prepare_free_arena().unwrap();
     append(&journal, b"x").unwrap();
     assert_eq!(journal.sync().unwrap_err().raw_os_error(), Some(5));
@@ -236,7 +236,7 @@ fn after_a_failed_sync_the_arena_is_replaced_once_checkpointed() {
 #[test]
 fn a_volatile_journal_works_and_leaves_no_file() {
     let options = JournalOptions { dir: None, map: true, arena_bytes: ARENA, lock_wait: Duration::from_millis(20) };
-    let journal = Journal::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
+    let journal = Pool::open(&Disk::default(), options).unwrap().start(1, 1).unwrap();
     append(&journal, b"x").unwrap();
     assert!(journal.swap().unwrap());
     assert_eq!(sequences(&journal.oldest_sealed().unwrap()), [1]);
@@ -260,10 +260,10 @@ fn an_arena_of_another_size_is_replaced_once_checkpointed() {
     for (then, now) in [(ARENA, 2 * ARENA), (2 * ARENA, ARENA)] {
         let dir = tempfile::tempdir().unwrap();
         let sized = |arena_bytes| JournalOptions { arena_bytes, ..options(dir.path(), true) };
-        let journal = Journal::open(&Disk::default(), sized(then)).unwrap().start(1, 1).unwrap();
+        let journal = Pool::open(&Disk::default(), sized(then)).unwrap().start(1, 1).unwrap();
         append(&journal, b"of an earlier life").unwrap();
         std::mem::forget(journal);
-        let found = Journal::open(&Disk::default(), sized(now)).unwrap();
+        let found = Pool::open(&Disk::default(), sized(now)).unwrap();
         assert_eq!(sequences(&found.oldest_sealed().unwrap()), [1], "whatever its size, it is read");
         found.free_oldest();
         let _journal = found.start(2, 2).unwrap();

@@ -26,15 +26,13 @@ use crate::sys::disk::{DiskFile, fork};
 #[derive(Clone, Debug)]
 pub(super) struct StoreFile(Arc<Shared>);
 
-/// Set when a sync of the file has failed. It outlives an open file, because reopening depends on it.
-pub(super) type Condemned = Arc<AtomicBool>;
-
 #[derive(Debug)]
 struct Shared {
     file: DiskFile,
     /// The fork generation of the process that opened the file.
     generation: u64,
-    condemned: Condemned,
+    /// Set when a sync of the file has failed. It outlives an open file, because reopening depends on it.
+    condemned: Arc<AtomicBool>,
     /// Whether the file was deleted and is used without a name.
     unlinked: AtomicBool,
     /// `None` once released.
@@ -57,17 +55,17 @@ enum HeldCall {
 
 impl StoreFile {
     /// The file, with every change kept in memory until it is released. A failed sync sets `condemned`.
-    pub(super) fn held(file: DiskFile, condemned: Condemned) -> io::Result<Self> {
+    pub(super) fn held(file: DiskFile, condemned: Arc<AtomicBool>) -> io::Result<Self> {
         let held = Held { len: file.len()?, calls: Vec::new() };
         Ok(Self::new(file, condemned, Some(held)))
     }
 
     /// The file, written at once: for a new one, whose content needs no protection.
     pub(super) fn direct(file: DiskFile) -> Self {
-        Self::new(file, Condemned::default(), None)
+        Self::new(file, Arc::default(), None)
     }
 
-    fn new(file: DiskFile, condemned: Condemned, held: Option<Held>) -> Self {
+    fn new(file: DiskFile, condemned: Arc<AtomicBool>, held: Option<Held>) -> Self {
         Self(Arc::new(Shared {
             file,
             generation: fork::generation(),
@@ -258,7 +256,7 @@ mod tests {
     fn held_with(dir: &Path, content: &[u8]) -> StoreFile {
         std::fs::write(dir.join("file"), content).unwrap();
         let file = Disk::default().open(&dir.join("file"), Open::Existing).unwrap();
-        StoreFile::held(file, Condemned::default()).unwrap()
+        StoreFile::held(file, Arc::default()).unwrap()
     }
 
     fn read_all(file: &StoreFile) -> Vec<u8> {

@@ -9,11 +9,12 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Builder, Database};
 
-use super::rows::{Identity, Ledger};
+use super::rows::{Ledger, Project};
 use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
@@ -26,7 +27,7 @@ const CACHE_MAX: usize = 8 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct StoreOptions {
     /// The project of the queue. A file of another project is refused.
-    pub(crate) identity: Identity,
+    pub(crate) project: Project,
     /// Page cache in bytes; at most 8 MiB.
     pub(crate) cache_bytes: usize,
     /// Size of the reserve that lets acks succeed on a full disk; 0 for none.
@@ -67,6 +68,8 @@ pub(super) struct StoreDir {
     /// The identity of the directory when the store was opened.
     pub(super) home: Home,
     pub(super) options: StoreOptions,
+    /// Whether a sync of the store's file has failed, so that it must be replaced when it is reopened.
+    pub(super) condemned: Arc<AtomicBool>,
 }
 
 impl StoreDir {

@@ -4,11 +4,11 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use redb::{ReadableDatabase, ReadableTableMetadata};
+use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 
 use super::backend::StoreFile;
 use super::files::StoreDir;
-use super::open::{self, OpenReport, Opened};
+use super::open::{self, OpenReport};
 use super::rows::State;
 use super::schema::{self, META};
 use super::{DirectoryState, OpenDatabase, Store, Writer};
@@ -43,22 +43,25 @@ impl Store {
         let file = opened.take().and_then(OpenDatabase::close);
         let fresh = match self.directory_state() {
             DirectoryState::InMemory => self.start_over_in_memory(self.committed().clone()),
-            DirectoryState::Deleted => self.reopen_unlinked(file, self.committed().clone()),
+            // What cannot be opened again without a name is lost, and counted.
+            DirectoryState::Deleted => {
+                self.reopen_as_it_is(file).or_else(|_| self.start_over_in_memory(self.committed().clone()))
+            }
             DirectoryState::OutOfReach(error) => self.reopen_as_it_is(file).map_err(|_| StoreError::Io(error)),
             DirectoryState::Here(place) => {
                 // Before the file is opened by name, which may lead to the same file.
                 drop(file);
-                let (place, condemned) = (self.as_known_by_now(place), &self.condemned);
-                if condemned.load(Ordering::Acquire) {
-                    open::replace(&place, condemned, writer.opened_at)
+                let place = self.as_known_by_now(place);
+                if place.condemned.load(Ordering::Acquire) {
+                    open::replace(&place, writer.opened_at)
                 } else {
-                    open::open(&place, condemned, writer.opened_at)
+                    open::open(&place, writer.opened_at)
                 }
             }
         };
-        let (fresh, report) = fresh.inspect_err(|error| self.note(error))?;
-        *opened = Some(OpenDatabase { db: fresh.db, file: fresh.file });
-        *self.committed() = fresh.state;
+        let (database, state, report) = fresh.inspect_err(|error| self.note(error))?;
+        *opened = Some(database);
+        *self.committed() = state;
         self.needs_check.store(false, Ordering::Release);
         self.latched.store(false, Ordering::Release);
         Ok(report)
@@ -80,7 +83,9 @@ impl Store {
     /// Closes the file for good without another write to it, because it belongs to another process. Closing a database
     /// normally writes.
     pub(crate) fn give_up(&self) {
-        self.condemned.store(true, Ordering::Release);
+        if let Some(place) = &self.place {
+            place.condemned.store(true, Ordering::Release);
+        }
         self.close();
     }
 
@@ -134,13 +139,13 @@ impl Store {
     }
 
     /// A new store in memory: memory that a panic went through is not trusted. The queued events are lost and counted.
-    pub(super) fn start_over_in_memory(&self, mut state: State) -> Result<(Opened, OpenReport), StoreError> {
+    fn start_over_in_memory(&self, mut state: State) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
         let lost_events = state.ledger.queued_events;
         state.ledger.recount(0, 0, 0);
         state.rows = 0;
         (state.row_bytes, state.dead_bytes) = (0, Some(0));
         let report = OpenReport { fresh: true, lost_events, ..OpenReport::default() };
-        Ok((open::in_memory(&self.options, state)?, report))
+        Ok((open::in_memory(&self.options, &state)?, state, report))
     }
 }
 
@@ -166,27 +171,25 @@ impl Store {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Opens the nameless file again. If that fails, starts over in memory, and counts what is lost.
-    pub(super) fn reopen_unlinked(
-        &self,
-        file: Option<StoreFile>,
-        state: State,
-    ) -> Result<(Opened, OpenReport), StoreError> {
-        self.reopen_as_it_is(file).or_else(|_| self.start_over_in_memory(state))
-    }
-
     /// Opens the file again without using its name.
-    pub(super) fn reopen_as_it_is(&self, file: Option<StoreFile>) -> Result<(Opened, OpenReport), StoreError> {
+    fn reopen_as_it_is(&self, file: Option<StoreFile>) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
         let file = file.ok_or(StoreError::Latched)?;
-        let opened = guarded(|| {
+        guarded(|| {
             let db = self.options.builder().create_with_backend(file.clone())?;
-            open::opened(db, file, &self.options.identity.project_hash)
-        })?;
-        Ok((opened, OpenReport::default()))
+            let state = open::vet(&db, &self.options.project)?;
+            let (database, state) = OpenDatabase::with(db, file, state);
+            Ok((database, state, OpenReport::default()))
+        })
     }
 }
 
 impl OpenDatabase {
+    pub(super) fn with(db: Database, file: StoreFile, mut state: State) -> (Self, State) {
+        // Where the bytes were not counted, no more than the file takes.
+        state.row_bytes = state.row_bytes.min(file.allocated_bytes().unwrap_or(u64::MAX));
+        (Self { db, file: Some(file) }, state)
+    }
+
     /// Closes the database and returns its file, if there is one.
     pub(super) fn close(self) -> Option<StoreFile> {
         let OpenDatabase { db, file } = self;

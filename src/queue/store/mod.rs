@@ -42,7 +42,7 @@ mod transaction;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::Database;
 
@@ -50,9 +50,8 @@ use crate::queue::error::{StoreError, guarded};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home, fork};
-use backend::{Condemned, StoreFile};
+use backend::StoreFile;
 use files::{Registration, Reserve, StoreDir};
-use open::Opened;
 use rows::State;
 
 pub(crate) use files::{RESERVE, StoreOptions};
@@ -60,8 +59,8 @@ pub(crate) use files::{RESERVE, StoreOptions};
 pub(crate) use maintenance::COMPACT_FROM;
 pub(crate) use maintenance::is_worth_compacting;
 pub(crate) use open::{OpenReport, identify};
-pub(crate) use rows::{CHUNK_BYTES_TARGET, Chunk, ChunkKey, DeadRecord, Identity, Ledger, LedgerDelta};
-pub(crate) use transaction::{Applied, Changes, DamagedRow, DeadRead, Read, Removal};
+pub(crate) use rows::{CHUNK_BYTES_TARGET, Chunk, ChunkKey, DeadRecord, Ledger, Project};
+pub(crate) use transaction::{Applied, Changes, DeadRead, Read, Removal};
 
 /// An open store. Usable from several threads at once.
 #[derive(Debug)]
@@ -75,8 +74,6 @@ pub(crate) struct Store {
     dead_bytes: AtomicU64,
     /// The fork generation of the process that opened it.
     generation: u64,
-    #[cfg(test)]
-    identity: Identity,
     /// Held by every change of the file from begin to end: there is one at a time. Locked before `opened`, which is
     /// locked before `committed`.
     writer: Mutex<Writer>,
@@ -89,8 +86,6 @@ pub(crate) struct Store {
     latched: AtomicBool,
     /// Whether the file must be checked when it is reopened.
     needs_check: AtomicBool,
-    /// Whether the file must be replaced when it is reopened.
-    condemned: Condemned,
     /// `None` in memory, and after closing.
     registration: Mutex<Option<Registration>>,
 }
@@ -130,51 +125,40 @@ impl Store {
         now: WallNanos,
     ) -> Result<(Self, OpenReport), StoreError> {
         let registration = Registration::of(dir)?;
-        let home = Home::of(dir)?;
-        let place = StoreDir { disk: disk.clone(), dir: dir.to_path_buf(), home, options: options.clone() };
-        let condemned = Condemned::default();
-        let (opened, report) = open::open(&place, &condemned, now)?;
+        let (disk, dir, home) = (disk.clone(), dir.to_path_buf(), Home::of(dir)?);
+        let place = StoreDir { disk, dir, home, options: options.clone(), condemned: Arc::default() };
+        let (database, state, report) = open::open(&place, now)?;
         let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
-        Ok((Self::with(opened, Some(place), options.clone(), writer, condemned, Some(registration)), report))
+        Ok((Self::with(database, state, writer, options, Some((place, registration))), report))
     }
 
     /// A store in memory, which ends with the process.
     pub(crate) fn volatile(options: &StoreOptions) -> Result<Self, StoreError> {
-        let opened = open::in_memory(options, State { dead_bytes: Some(0), ..State::default() })?;
+        let state = State { dead_bytes: Some(0), ..State::default() };
+        let database = open::in_memory(options, &state)?;
         let writer = Writer { reserve: Reserve::none(), opened_at: 0 };
-        Ok(Self::with(opened, None, options.clone(), writer, Condemned::default(), None))
+        Ok(Self::with(database, state, writer, options, None))
     }
 
     fn with(
-        opened: Opened,
-        place: Option<StoreDir>,
-        options: StoreOptions,
+        database: OpenDatabase,
+        state: State,
         writer: Writer,
-        condemned: Condemned,
-        registration: Option<Registration>,
+        options: &StoreOptions,
+        files: Option<(StoreDir, Registration)>,
     ) -> Self {
-        let Opened {
-            db,
-            file,
-            #[cfg(test)]
-            identity,
-            state,
-            ..
-        } = opened;
+        let (place, registration) = files.unzip();
         Self {
             place,
             unlinked: AtomicBool::new(false),
             dead_bytes: AtomicU64::new(options.dead_bytes),
-            options,
+            options: options.clone(),
             generation: fork::generation(),
-            #[cfg(test)]
-            identity,
             writer: Mutex::new(writer),
-            opened: RwLock::new(Some(OpenDatabase { db, file })),
+            opened: RwLock::new(Some(database)),
             committed: Mutex::new(state),
             latched: AtomicBool::new(false),
             needs_check: AtomicBool::new(false),
-            condemned,
             registration: Mutex::new(registration),
         }
     }
@@ -254,38 +238,9 @@ impl Store {
         self.dead_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The project of the store.
-    #[cfg(test)]
-    pub(crate) fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
     /// Whether every call fails until [`Store::reopen`].
     pub(crate) fn is_latched(&self) -> bool {
         self.latched.load(Ordering::Acquire)
-    }
-
-    /// The chunks after `after`, oldest first: as many as fit `max_bytes`, but at least one.
-    pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
-        self.with_database(|db| transaction::read(db, after, max_bytes))
-    }
-
-    /// The oldest chunk for which `leave_out` is false, and when it was checkpointed.
-    pub(crate) fn oldest(
-        &self,
-        leave_out: &dyn Fn(ChunkKey) -> bool,
-    ) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
-        self.with_database(|db| transaction::oldest(db, leave_out))
-    }
-
-    /// Dead records after `after`, oldest first: at most `limit` of them and `max_bytes`, but at least one.
-    pub(crate) fn dead(&self, after: Option<u64>, limit: usize, max_bytes: usize) -> Result<DeadRead, StoreError> {
-        self.with_database(|db| transaction::dead(db, after, limit, max_bytes))
-    }
-
-    /// The sequence numbers of all dead records.
-    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, StoreError> {
-        self.with_database(transaction::dead_seqs)
     }
 
     /// Bytes that the file's blocks take on disk; in memory, the bytes of the rows.

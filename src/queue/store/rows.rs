@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::queue::frame::{self, Parsed};
+use sha2::{Digest, Sha256};
+
+use crate::queue::frame;
 use crate::sys::clock::WallNanos;
 
 /// Bytes of a chunk row before its frames.
@@ -72,11 +74,11 @@ impl Chunk {
         let mut at = 0;
         while at < self.frames.len() {
             match frame::parse(&self.frames, at, self.salt) {
-                Parsed::Frame { head, next, .. } => {
+                Some((head, _, next)) => {
                     whole.entry(head.seq).or_insert((at, next));
                     at = next;
                 }
-                Parsed::End | Parsed::Invalid => at = at.saturating_add(frame::FRAME_ALIGN),
+                None => at = at.saturating_add(frame::FRAME_ALIGN),
             }
         }
         self.rebuild(whole.into_iter().map(|(seq, (begin, end))| (seq, begin, end)))
@@ -125,15 +127,25 @@ pub(crate) struct DeadRecord {
     pub(crate) body: Vec<u8>,
 }
 
-/// The project of a store.
+/// The project that a queue belongs to: where its events go, and under which key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// Hash of the fields below, computed by the caller.
-    pub(crate) project_hash: [u8; 32],
-    /// Where the events go.
+pub(crate) struct Project {
+    /// The normalized host.
     pub(crate) host: String,
-    /// The public, write-only project key.
+    /// The public, write-only key.
     pub(crate) api_key: String,
+}
+
+impl Project {
+    /// The identity of the project, 256 bits.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        // The separator cannot occur in a host, so no two pairs give the same text.
+        hasher.update(self.host.as_bytes());
+        hasher.update(b"\n");
+        hasher.update(self.api_key.as_bytes());
+        hasher.finalize().into()
+    }
 }
 
 /// Everything small that changes with every transaction. It is one row, so it changes as a whole.
@@ -173,42 +185,12 @@ pub(crate) struct Ledger {
     pub(crate) queued_bytes: u64,
 }
 
-/// What a transaction adds to the ledger beyond the effect of its row changes (see [`super::Changes`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LedgerDelta {
-    /// The new highest sequence number, if it is higher.
-    pub(crate) accepted_up_to: u64,
-    /// Delivered without having been in a row.
-    pub(crate) delivered: u64,
-    /// Rejected for good without having been in a row.
-    pub(crate) dead_lettered: u64,
-    /// Evicted without having been in a row.
-    pub(crate) evicted: u64,
-    /// Found damaged before they got into a row.
-    pub(crate) damaged: u64,
-    /// Lost in a power cut.
-    pub(crate) lost_unsynced: u64,
-}
-
 impl Ledger {
     /// Accepted events minus those that are accounted for. Always zero unless there is a defect.
     pub(crate) fn imbalance(&self) -> i128 {
         let places =
             [self.delivered, self.queued_events, self.dead_lettered, self.evicted, self.damaged, self.lost_unsynced];
         i128::from(self.accepted) - places.into_iter().map(i128::from).sum::<i128>()
-    }
-
-    pub(super) fn add(&mut self, delta: &LedgerDelta) {
-        self.accepted = self.accepted.max(delta.accepted_up_to);
-        for (counter, more) in [
-            (&mut self.delivered, delta.delivered),
-            (&mut self.dead_lettered, delta.dead_lettered),
-            (&mut self.evicted, delta.evicted),
-            (&mut self.damaged, delta.damaged),
-            (&mut self.lost_unsynced, delta.lost_unsynced),
-        ] {
-            *counter = counter.saturating_add(more);
-        }
     }
 
     /// Corrects the ledger after the store was found to contain `events` in `bytes`, with `highest_seq` the highest

@@ -22,7 +22,7 @@ use redb::{
 
 use super::backend::StoreFile;
 use super::files::StoreDir;
-use super::rows::{CHUNK_HEAD, Chunk, DeadRecord, Identity, State, page_bytes};
+use super::rows::{CHUNK_HEAD, Chunk, DeadRecord, Project, State, page_bytes};
 use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
 use crate::queue::error::{StoreError, guarded};
 use crate::queue::frame;
@@ -40,18 +40,8 @@ pub(super) struct Rebuild {
     chunks: Vec<Chunk>,
     dead: Vec<DeadRecord>,
     waiting_bytes: usize,
-    totals: Totals,
-}
-
-/// What was added to it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    pub(super) rows: u64,
-    pub(super) events: u64,
-    pub(super) bytes: u64,
-    pub(super) page_bytes: u64,
-    pub(super) dead_bytes: u64,
-    pub(super) highest_seq: u64,
+    /// What was added so far; the ledger has the highest sequence number and what is queued.
+    pub(super) found: State,
 }
 
 impl Rebuild {
@@ -60,17 +50,21 @@ impl Rebuild {
         place.disk.remove_file(&place.unfinished())?;
         let file = StoreFile::direct(place.disk.open(&place.unfinished(), Open::CreateNew)?);
         let db = guarded(|| Ok(place.options.builder().create_with_backend(file.clone())?))?;
-        Ok(Self { db, file, chunks: Vec::new(), dead: Vec::new(), waiting_bytes: 0, totals: Totals::default() })
+        let empty = State { dead_bytes: Some(0), ..State::default() };
+        Ok(Self { db, file, chunks: Vec::new(), dead: Vec::new(), waiting_bytes: 0, found: empty })
     }
 
-    /// Adds a chunk whose highest sequence number is `last_seq`.
-    pub(super) fn push(&mut self, chunk: Chunk, last_seq: u64) -> Result<(), StoreError> {
+    /// Adds a chunk.
+    pub(super) fn push(&mut self, chunk: Chunk) -> Result<(), StoreError> {
+        let seqs = frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq);
+        let last_seq = seqs.max().unwrap_or(chunk.key.first_seq);
         let bytes = CHUNK_HEAD.saturating_add(chunk.frames.len());
-        self.totals.rows += 1;
-        self.totals.events = self.totals.events.saturating_add(u64::from(chunk.count));
-        self.totals.bytes = self.totals.bytes.saturating_add(bytes as u64);
-        self.totals.page_bytes = self.totals.page_bytes.saturating_add(page_bytes(bytes));
-        self.totals.highest_seq = self.totals.highest_seq.max(last_seq);
+        self.found.rows += 1;
+        self.found.row_bytes = self.found.row_bytes.saturating_add(page_bytes(bytes));
+        let ledger = &mut self.found.ledger;
+        ledger.queued_events = ledger.queued_events.saturating_add(u64::from(chunk.count));
+        ledger.queued_bytes = ledger.queued_bytes.saturating_add(bytes as u64);
+        ledger.accepted = ledger.accepted.max(last_seq);
         self.chunks.push(chunk);
         self.count_waiting(bytes)
     }
@@ -78,30 +72,24 @@ impl Rebuild {
     /// Adds a dead record.
     pub(super) fn dead_letter(&mut self, dead: DeadRecord) -> Result<(), StoreError> {
         let bytes = schema::dead_len(&dead);
-        self.totals.dead_bytes = self.totals.dead_bytes.saturating_add(bytes as u64);
-        self.totals.highest_seq = self.totals.highest_seq.max(dead.seq);
+        self.found.dead_bytes = self.found.dead_bytes.map(|before| before.saturating_add(bytes as u64));
+        self.found.ledger.accepted = self.found.ledger.accepted.max(dead.seq);
         self.dead.push(dead);
         self.count_waiting(bytes)
     }
 
-    /// What was added so far.
-    pub(super) fn totals(&self) -> Totals {
-        self.totals
-    }
-
     /// Writes the remaining rows and the `meta` rows, closes the file and makes it durable.
-    pub(super) fn finish(mut self, identity: &Identity, mut state: State) -> Result<(), StoreError> {
+    pub(super) fn finish(mut self, project: &Project, mut state: State) -> Result<(), StoreError> {
         self.write_waiting()?;
-        state.rows = self.totals.rows;
-        state.row_bytes = self.totals.page_bytes;
-        state.dead_bytes = Some(self.totals.dead_bytes);
+        (state.rows, state.row_bytes, state.dead_bytes) =
+            (self.found.rows, self.found.row_bytes, self.found.dead_bytes);
         let Self { db, file, .. } = self;
         guarded(|| {
             let transaction = schema::begin(&db)?;
             // Every table exists from the start, so a missing table is damage.
             transaction.open_table(CHUNKS)?;
             transaction.open_table(DEAD)?;
-            schema::write_identity(&transaction, identity)?;
+            schema::write_identity(&transaction, project)?;
             schema::write_state(&transaction, &state)?;
             transaction.commit()?;
             Ok(db.close()?)
@@ -174,28 +162,20 @@ impl<'a> Salvage<'a> {
                 ChunkRow::Torn(chunk) => chunk.salvage(),
                 ChunkRow::Lost => None,
             };
-            match chunk {
-                Some(chunk) => {
-                    let last_seq = last_seq(&chunk);
-                    rebuild.push(chunk, last_seq)
-                }
-                None => Ok(()),
-            }
+            chunk.map_or(Ok(()), |chunk| rebuild.push(chunk))
         })?;
         self.copy_table(DEAD, 8, &mut |key, value| {
             let seq = key.first_chunk().map(|seq| u64::from_be_bytes(*seq));
-            match seq.and_then(|seq| schema::parse_dead(seq, value)) {
-                Some(dead) => rebuild.dead_letter(dead),
-                None => Ok(()),
-            }
+            let dead = seq.and_then(|seq| schema::parse_dead(seq, value));
+            dead.map_or(Ok(()), |dead| rebuild.dead_letter(dead))
         })
     }
 
     fn copy_table(&mut self, table: Table, width: usize, sink: Sink<'_>) -> Result<(), StoreError> {
         let mut ranges = VecDeque::from([0..=(1_u128 << (8 * width)) - 1]);
         while let Some(range) = ranges.pop_front() {
-            let Some(rest) = self.copy_range(table, width, range, Direction::Up, sink)? else { continue };
-            let Some(rest) = self.copy_range(table, width, rest, Direction::Down, sink)? else { continue };
+            let Some(rest) = self.copy_range(table, width, range, false, sink)? else { continue };
+            let Some(rest) = self.copy_range(table, width, rest, true, sink)? else { continue };
             let (low, high) = (*rest.start(), *rest.end());
             if low < high {
                 let middle = low + (high - low) / 2;
@@ -205,13 +185,13 @@ impl<'a> Salvage<'a> {
         Ok(())
     }
 
-    /// Reads a range from one end until a step fails. Returns the part that was not reached.
+    /// Reads a range from its start, or backwards from its end, until a step fails. Returns the part that was not reached.
     fn copy_range(
         &mut self,
         table: Table,
         width: usize,
         range: RangeInclusive<u128>,
-        direction: Direction,
+        backwards: bool,
         sink: Sink<'_>,
     ) -> Result<Option<RangeInclusive<u128>>, StoreError> {
         let Some(db) = self.db.as_ref().filter(|_| !range.is_empty()) else { return Ok(None) };
@@ -226,10 +206,7 @@ impl<'a> Salvage<'a> {
         };
         loop {
             let step = guarded(|| {
-                let row = match direction {
-                    Direction::Up => rows.next(),
-                    Direction::Down => rows.next_back(),
-                };
+                let row = if backwards { rows.next_back() } else { rows.next() };
                 Ok(row.transpose()?.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())))
             });
             let Ok(row) = step else { break };
@@ -240,11 +217,11 @@ impl<'a> Salvage<'a> {
             if low == high {
                 return Ok(None);
             }
-            match direction {
-                Direction::Up if at == high => return Ok(None),
-                Direction::Down if at == low => return Ok(None),
-                Direction::Up => low = at + 1,
-                Direction::Down => high = at - 1,
+            match backwards {
+                false if at == high => return Ok(None),
+                true if at == low => return Ok(None),
+                false => low = at + 1,
+                true => high = at - 1,
             }
         }
         // A cursor that failed may fail again when it is dropped.
@@ -281,12 +258,6 @@ impl Drop for Salvage<'_> {
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 type Sink<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
 
-#[derive(Clone, Copy, Debug)]
-enum Direction {
-    Up,
-    Down,
-}
-
 /// The key of `width` bytes that sorts as `number` does.
 fn key_bytes(number: u128, width: usize) -> Vec<u8> {
     let bytes = number.to_be_bytes();
@@ -295,10 +266,6 @@ fn key_bytes(number: u128, width: usize) -> Vec<u8> {
 
 fn key_number(key: &[u8], width: usize) -> Option<u128> {
     (key.len() == width).then(|| key.iter().fold(0, |number, byte| number << 8 | u128::from(*byte)))
-}
-
-fn last_seq(chunk: &Chunk) -> u64 {
-    frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq).max().unwrap_or(chunk.key.first_seq)
 }
 
 /// From the file format of redb, version 3.

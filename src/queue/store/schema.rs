@@ -9,7 +9,7 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::rows::{CHUNK_HEAD, Chunk, ChunkKey, DeadRecord, Identity, Ledger, State, page_bytes};
+use super::rows::{CHUNK_HEAD, Chunk, ChunkKey, DeadRecord, Ledger, Project, State, page_bytes};
 use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
 
@@ -40,10 +40,10 @@ pub(super) fn begin(db: &Database) -> Result<WriteTransaction, StoreError> {
 }
 
 /// Writes the rows that identify the file.
-pub(super) fn write_identity(transaction: &WriteTransaction, identity: &Identity) -> Result<(), StoreError> {
+pub(super) fn write_identity(transaction: &WriteTransaction, project: &Project) -> Result<(), StoreError> {
     let mut meta = transaction.open_table(META)?;
     meta.insert(SCHEMA_ROW, schema_value(SCHEMA).as_slice())?;
-    meta.insert(IDENTITY_ROW, identity_value(identity).as_slice())?;
+    meta.insert(IDENTITY_ROW, identity_value(project).as_slice())?;
     Ok(())
 }
 
@@ -75,7 +75,8 @@ pub(super) fn read_entry(db: &impl ReadableDatabase, name: &str) -> Result<Optio
 #[derive(Debug, Default)]
 pub(super) struct Meta {
     pub(super) schema: Option<u32>,
-    pub(super) identity: Option<Identity>,
+    /// The project and its hash.
+    pub(super) identity: Option<(Project, [u8; 32])>,
     pub(super) state: Option<State>,
 }
 
@@ -105,21 +106,20 @@ fn meta_row<T>(
 
 impl Meta {
     /// Refuses a file that must not be changed: one of a newer version, or of another project.
-    pub(super) fn refuse_foreign(&self, project_hash: &[u8; 32]) -> Result<(), StoreError> {
+    pub(super) fn refuse_foreign(&self, project: &Project) -> Result<(), StoreError> {
         if let Some(found) = self.schema.filter(|found| *found > SCHEMA) {
             return Err(StoreError::Newer { found, known: SCHEMA });
         }
-        if self.identity.as_ref().is_some_and(|identity| identity.project_hash != *project_hash) {
+        if self.identity.as_ref().is_some_and(|(_, hash)| *hash != project.hash()) {
             return Err(StoreError::OtherProject);
         }
         Ok(())
     }
 
-    /// The identity and the state. If one is missing the file is damaged, because a store never appears without these
-    /// rows.
-    pub(super) fn complete(self) -> Result<(Identity, State), StoreError> {
+    /// The state. If a row is missing the file is damaged, because a store never appears without these rows.
+    pub(super) fn complete(self) -> Result<State, StoreError> {
         match (self.schema, self.identity, self.state) {
-            (Some(_), Some(identity), Some(state)) => Ok((identity, state)),
+            (Some(_), Some(_), Some(state)) => Ok(state),
             _ => Err(StoreError::damaged("the rows that say what the file is are missing or damaged")),
         }
     }
@@ -267,25 +267,25 @@ pub(super) fn parse_schema(value: &[u8]) -> Option<u32> {
 }
 
 /// `[version u8][project hash; 32][host's length u32][host][project key]...[check u64]`
-pub(super) fn identity_value(identity: &Identity) -> Vec<u8> {
+pub(super) fn identity_value(project: &Project) -> Vec<u8> {
     let mut bytes = vec![VERSION];
-    bytes.extend_from_slice(&identity.project_hash);
-    bytes.extend_from_slice(&(identity.host.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(identity.host.as_bytes());
-    bytes.extend_from_slice(identity.api_key.as_bytes());
+    bytes.extend_from_slice(&project.hash());
+    bytes.extend_from_slice(&(project.host.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(project.host.as_bytes());
+    bytes.extend_from_slice(project.api_key.as_bytes());
     sealed(bytes)
 }
 
 /// Reads what [`identity_value`] wrote.
-pub(super) fn parse_identity(value: &[u8]) -> Option<Identity> {
+pub(super) fn parse_identity(value: &[u8]) -> Option<(Project, [u8; 32])> {
     let mut fields = Fields(unsealed(value)?);
     let [version] = fields.take()?;
-    let project_hash = fields.take()?;
+    let hash = fields.take()?;
     let host_len = fields.u32()?;
     let (host, api_key) = fields.0.split_at_checked(host_len as usize)?;
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-    let identity = Identity { project_hash, host: text(host)?, api_key: text(api_key)? };
-    (version == VERSION).then_some(identity)
+    let project = Project { host: text(host)?, api_key: text(api_key)? };
+    (version == VERSION).then_some((project, hash))
 }
 
 /// `[version u8][ledger 8 * u64][rows u64][has next attempt u8][next attempt i64]`, then `[0][epoch u64]` if there is

@@ -19,8 +19,8 @@ fn dead() -> DeadRecord {
     }
 }
 
-fn identity() -> Identity {
-    Identity { project_hash: [7; 32], host: "https://eu.example".into(), api_key: "phc_x".into() }
+fn project() -> Project {
+    Project { host: "https://eu.example".into(), api_key: "phc_x".into() }
 }
 
 fn state() -> State {
@@ -41,7 +41,7 @@ fn flipped(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
 fn rows_come_back_as_they_were_written() {
     assert!(matches!(parse_chunk(chunk().key, &chunk_value(&chunk())), ChunkRow::Whole(found) if found == chunk()));
     assert_eq!(parse_dead(12, &dead_value(&dead())), Some(dead()));
-    assert_eq!(parse_identity(&identity_value(&identity())), Some(identity()));
+    assert_eq!(parse_identity(&identity_value(&project())), Some((project(), project().hash())));
     assert_eq!(parse_state(&state_value(&state())), Some(state()));
     assert_eq!(parse_schema(&schema_value(77)), Some(77));
     assert_eq!(parse_chunk_key(&chunk_key(chunk().key)), Some(chunk().key));
@@ -60,7 +60,7 @@ fn every_flipped_bit_of_a_row_is_noticed() {
         assert!(!matches!(parse_chunk(key, &value), ChunkRow::Whole(_)));
     }
     assert!(flipped(&dead_value(&dead())).all(|value| parse_dead(12, &value).is_none()));
-    assert!(flipped(&identity_value(&identity())).all(|value| parse_identity(&value).is_none()));
+    assert!(flipped(&identity_value(&project())).all(|value| parse_identity(&value).is_none()));
     assert!(flipped(&state_value(&state())).all(|value| parse_state(&value).is_none()));
     assert!(flipped(&schema_value(1)).all(|value| parse_schema(&value).is_none()));
 }

@@ -10,7 +10,8 @@ use std::ops::Bound;
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table};
 
-use super::rows::{Chunk, ChunkKey, DeadRecord, LedgerDelta, State, page_bytes};
+use super::Store;
+use super::rows::{Chunk, ChunkKey, DeadRecord, State, page_bytes};
 use super::schema::{self, CHUNKS, ChunkRow, DEAD};
 use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
@@ -22,16 +23,19 @@ pub(crate) struct Changes {
     pub(crate) insert: Vec<Chunk>,
     /// Rows that are removed or reduced.
     pub(crate) remove: Vec<Removal>,
-    /// Records that become dead letters. They are counted by [`Removal::dead_lettered`], or by `ledger` if they were
-    /// never in a row.
+    /// Records that become dead letters. They are counted by [`Removal::dead_lettered`].
     pub(crate) dead_letter: Vec<DeadRecord>,
     /// The sequence numbers of dead letters to remove. The ledger goes on counting them.
     pub(crate) remove_dead: Vec<u64>,
     /// The epoch of the arena that this transaction checkpoints. If it is not newer than the last, the transaction
-    /// fails and changes nothing. Without an epoch, a transaction that changes `ledger` must not be repeated.
+    /// fails and changes nothing. Without an epoch, a transaction that counts missing events must not be repeated.
     pub(crate) journal_epoch: Option<u64>,
-    /// Changes of the ledger beyond the effect of the rows.
-    pub(crate) ledger: LedgerDelta,
+    /// The new highest sequence number, if it is higher.
+    pub(crate) accepted_up_to: u64,
+    /// Events that were found damaged before they got into a row.
+    pub(crate) damaged: u64,
+    /// Events that were lost in a power cut before they got into a row.
+    pub(crate) lost_unsynced: u64,
     /// The time before which nothing is sent, if it changes.
     pub(crate) next_attempt: Option<Option<WallNanos>>,
 }
@@ -53,6 +57,13 @@ pub(crate) struct Removal {
     pub(crate) evicted: u32,
 }
 
+impl Removal {
+    /// Replaces the row by `keep`, or removes it. The store counts all other records in it as damaged.
+    pub(crate) fn keeping(key: ChunkKey, keep: Option<Chunk>) -> Self {
+        Self { key, keep, delivered: 0, dead_lettered: 0, evicted: 0 }
+    }
+}
+
 /// Side effects of a transaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
@@ -63,6 +74,11 @@ pub(crate) struct Applied {
 }
 
 impl Changes {
+    /// Counts accepted events that are nowhere: as damaged if the machine has been up since they were accepted.
+    pub(crate) fn count_missing(&mut self, events: u64, same_boot: bool) {
+        (self.damaged, self.lost_unsynced) = if same_boot { (events, 0) } else { (0, events) };
+    }
+
     /// Whether the transaction only makes the queue smaller, and may therefore use the reserve.
     pub(super) fn only_acks(&self) -> bool {
         self.insert.is_empty() && !(self.remove.is_empty() && self.remove_dead.is_empty())
@@ -90,7 +106,10 @@ pub(super) fn commit(
             insert(&mut chunks, chunk, &mut state)?;
         }
         state.rows = chunks.len()?;
-        state.ledger.add(&changes.ledger);
+        let ledger = &mut state.ledger;
+        ledger.accepted = ledger.accepted.max(changes.accepted_up_to);
+        ledger.damaged = ledger.damaged.saturating_add(changes.damaged);
+        ledger.lost_unsynced = ledger.lost_unsynced.saturating_add(changes.lost_unsynced);
         // Without a row, events that the ledger still counts as queued have vanished from the file.
         if chunks.first()?.is_none() && state.ledger.queued_events > 0 {
             charge_as_damaged(&mut state, &mut applied, u64::MAX);
@@ -229,29 +248,10 @@ fn charge_as_damaged(state: &mut State, applied: &mut Applied, at_most: u64) {
 pub(crate) struct Read {
     /// Whole chunks, oldest first.
     pub(crate) chunks: Vec<Chunk>,
-    /// Damaged rows that were met.
-    pub(crate) damaged: Vec<DamagedRow>,
+    /// Rows that were met and fail their checks, each with the records in it that are whole as its replacement.
+    pub(crate) damaged: Vec<Removal>,
     /// The key to continue after; `None` if nothing was found.
     pub(crate) last: Option<ChunkKey>,
-}
-
-/// A row that fails its checks.
-#[derive(Debug)]
-pub(crate) struct DamagedRow {
-    /// The row.
-    pub(crate) key: ChunkKey,
-    /// The number of records it had, if its head is valid.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the store counts for itself; tests look"))]
-    pub(crate) count: Option<u32>,
-    /// The records in it that are whole.
-    pub(crate) salvaged: Option<Chunk>,
-}
-
-impl DamagedRow {
-    /// Replaces the row by its whole records. The store counts the others as damaged.
-    pub(crate) fn removal(self) -> Removal {
-        Removal { key: self.key, keep: self.salvaged, delivered: 0, dead_lettered: 0, evicted: 0 }
-    }
 }
 
 /// The result of a read of dead records.
@@ -265,46 +265,107 @@ pub(crate) struct DeadRead {
     pub(crate) last: Option<u64>,
 }
 
-pub(super) fn read(db: &Database, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
-    let table = db.begin_read()?.open_table(CHUNKS)?;
-    let first = schema::chunk_key(ChunkKey::new(0));
-    let last = schema::chunk_key(ChunkKey::new(u64::MAX));
-    let after = after.filter(|after| after.prefix == 0).map(schema::chunk_key);
-    let from = after.as_ref().map_or(Bound::Included(first.as_slice()), |after| Bound::Excluded(after.as_slice()));
-    if after == Some(last) {
-        return Ok(Read::default());
-    }
-    let mut read = Read::default();
-    let mut bytes: usize = 0;
-    for row in table.range::<&[u8]>((from, Bound::Included(last.as_slice())))? {
-        let (key, value) = row?;
-        let (key, value) = (key.value(), value.value());
-        bytes = bytes.saturating_add(value.len());
-        if read.last.is_some() && bytes > max_bytes {
-            break;
-        }
-        let Some(key) = schema::parse_chunk_key(key) else {
-            return Err(StoreError::damaged("a row has a key that this library does not write"));
-        };
-        read.last = Some(key);
-        match schema::parse_chunk(key, value) {
-            ChunkRow::Whole(chunk) => read.chunks.push(chunk),
-            ChunkRow::Torn(chunk) => {
-                read.damaged.push(DamagedRow { key, count: Some(chunk.count), salvaged: chunk.salvage() });
+impl Store {
+    /// The chunks after `after`, oldest first: as many as fit `max_bytes`, but at least one.
+    pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
+        self.with_database(|db| {
+            let table = db.begin_read()?.open_table(CHUNKS)?;
+            let first = schema::chunk_key(ChunkKey::new(0));
+            let last = schema::chunk_key(ChunkKey::new(u64::MAX));
+            let after = after.filter(|after| after.prefix == 0).map(schema::chunk_key);
+            let from =
+                after.as_ref().map_or(Bound::Included(first.as_slice()), |after| Bound::Excluded(after.as_slice()));
+            if after == Some(last) {
+                return Ok(Read::default());
             }
-            ChunkRow::Lost => read.damaged.push(DamagedRow { key, count: None, salvaged: None }),
-        }
+            let mut read = Read::default();
+            let mut bytes: usize = 0;
+            for row in table.range::<&[u8]>((from, Bound::Included(last.as_slice())))? {
+                let (key, value) = row?;
+                let (key, value) = (key.value(), value.value());
+                bytes = bytes.saturating_add(value.len());
+                if read.last.is_some() && bytes > max_bytes {
+                    break;
+                }
+                let Some(key) = schema::parse_chunk_key(key) else {
+                    return Err(StoreError::damaged("a row has a key that this library does not write"));
+                };
+                read.last = Some(key);
+                match schema::parse_chunk(key, value) {
+                    ChunkRow::Whole(chunk) => read.chunks.push(chunk),
+                    ChunkRow::Torn(chunk) => read.damaged.push(Removal::keeping(key, chunk.salvage())),
+                    ChunkRow::Lost => read.damaged.push(Removal::keeping(key, None)),
+                }
+            }
+            if after.is_none() && read.last.is_none() {
+                read.damaged = strays(&table)?;
+            }
+            Ok(read)
+        })
     }
-    if after.is_none() && read.last.is_none() {
-        read.damaged = strays(&table)?;
+
+    /// The oldest chunk for which `leave_out` is false, and when it was checkpointed.
+    pub(crate) fn oldest(
+        &self,
+        leave_out: &dyn Fn(ChunkKey) -> bool,
+    ) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
+        self.with_database(|db| {
+            let table = db.begin_read()?.open_table(CHUNKS)?;
+            let first = schema::chunk_key(ChunkKey::new(0));
+            let last = schema::chunk_key(ChunkKey::new(u64::MAX));
+            for row in table.range(first.as_slice()..=last.as_slice())? {
+                let (key, value) = row?;
+                let key = schema::parse_chunk_key(key.value()).filter(|key| !leave_out(*key));
+                // A row with an invalid head has no age; the next one is hardly younger.
+                if let Some((key, head)) = key.and_then(|key| Some((key, schema::chunk_head(key, value.value())?))) {
+                    return Ok(Some((key, head.checkpointed_at)));
+                }
+            }
+            Ok(None)
+        })
     }
-    Ok(read)
+
+    /// Dead records after `after`, oldest first: at most `limit` of them and `max_bytes`, but at least one.
+    pub(crate) fn dead(&self, after: Option<u64>, limit: usize, max_bytes: usize) -> Result<DeadRead, StoreError> {
+        self.with_database(|db| {
+            let table = db.begin_read()?.open_table(DEAD)?;
+            let after = after.map(u64::to_be_bytes);
+            let from = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_slice()));
+            let (mut read, mut bytes) = (DeadRead::default(), 0_usize);
+            for row in table.range::<&[u8]>((from, Bound::Unbounded))?.take(limit) {
+                let (key, value) = row?;
+                let seq = key.value().first_chunk().map(|seq| u64::from_be_bytes(*seq));
+                bytes = bytes.saturating_add(value.value().len());
+                if read.last.is_some() && bytes > max_bytes {
+                    break;
+                }
+                read.last = seq.or(read.last);
+                match seq.and_then(|seq| schema::parse_dead(seq, value.value())) {
+                    Some(record) => read.records.push(record),
+                    None => read.damaged += 1,
+                }
+            }
+            Ok(read)
+        })
+    }
+
+    /// The sequence numbers of all dead records.
+    pub(crate) fn dead_seqs(&self) -> Result<Vec<u64>, StoreError> {
+        self.with_database(|db| {
+            let table = db.begin_read()?.open_table(DEAD)?;
+            let mut seqs = Vec::new();
+            for row in table.iter()? {
+                seqs.extend(row?.0.value().first_chunk().map(|seq| u64::from_be_bytes(*seq)));
+            }
+            Ok(seqs)
+        })
+    }
 }
 
 /// Rows at the ends of the table whose key has a damaged prefix, so that no read finds them. They are looked for when
 /// the queue seems empty, so that it does not keep them for ever.
-fn strays(table: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Vec<DamagedRow>, StoreError> {
-    let mut strays: Vec<DamagedRow> = Vec::new();
+fn strays(table: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Vec<Removal>, StoreError> {
+    let mut strays: Vec<Removal> = Vec::new();
     for (key, value) in [table.first()?, table.last()?].into_iter().flatten() {
         let key = schema::parse_chunk_key(key.value())
             .ok_or_else(|| StoreError::damaged("a row has a key that this library does not write"))?;
@@ -313,56 +374,8 @@ fn strays(table: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Ve
         }
         let is_known = strays.iter().any(|stray| stray.key == key);
         if !is_known && schema::chunk_head(key, value.value()).is_none() {
-            strays.push(DamagedRow { key, count: None, salvaged: None });
+            strays.push(Removal::keeping(key, None));
         }
     }
     Ok(strays)
-}
-
-pub(super) fn oldest(
-    db: &Database,
-    leave_out: &dyn Fn(ChunkKey) -> bool,
-) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
-    let table = db.begin_read()?.open_table(CHUNKS)?;
-    let first = schema::chunk_key(ChunkKey::new(0));
-    let last = schema::chunk_key(ChunkKey::new(u64::MAX));
-    for row in table.range(first.as_slice()..=last.as_slice())? {
-        let (key, value) = row?;
-        let key = schema::parse_chunk_key(key.value()).filter(|key| !leave_out(*key));
-        // A row with an invalid head has no age; the next one is hardly younger.
-        if let Some((key, head)) = key.and_then(|key| Some((key, schema::chunk_head(key, value.value())?))) {
-            return Ok(Some((key, head.checkpointed_at)));
-        }
-    }
-    Ok(None)
-}
-
-pub(super) fn dead(db: &Database, after: Option<u64>, limit: usize, max_bytes: usize) -> Result<DeadRead, StoreError> {
-    let table = db.begin_read()?.open_table(DEAD)?;
-    let after = after.map(u64::to_be_bytes);
-    let from = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_slice()));
-    let (mut read, mut bytes) = (DeadRead::default(), 0_usize);
-    for row in table.range::<&[u8]>((from, Bound::Unbounded))?.take(limit) {
-        let (key, value) = row?;
-        let seq = key.value().first_chunk().map(|seq| u64::from_be_bytes(*seq));
-        bytes = bytes.saturating_add(value.value().len());
-        if read.last.is_some() && bytes > max_bytes {
-            break;
-        }
-        read.last = seq.or(read.last);
-        match seq.and_then(|seq| schema::parse_dead(seq, value.value())) {
-            Some(record) => read.records.push(record),
-            None => read.damaged += 1,
-        }
-    }
-    Ok(read)
-}
-
-pub(super) fn dead_seqs(db: &Database) -> Result<Vec<u64>, StoreError> {
-    let table = db.begin_read()?.open_table(DEAD)?;
-    let mut seqs = Vec::new();
-    for row in table.iter()? {
-        seqs.extend(row?.0.value().first_chunk().map(|seq| u64::from_be_bytes(*seq)));
-    }
-    Ok(seqs)
 }

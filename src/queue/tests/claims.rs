@@ -27,8 +27,8 @@ fn a_shard_that_cannot_be_claimed_hides_no_other() {
     };
     assert_eq!((unusable.len(), own.number(), own.is_new()), (2, 2, false));
     assert!(has_orphan(&disk, dir.path()), "the last one is found behind the two");
-    let (number, _orphan) = claim_orphan(&disk, dir.path(), Some(1), &|_| true).unwrap().unwrap();
-    assert_eq!(number, 3);
+    let orphan = claim_orphan(&disk, dir.path(), Some(1), &|_| true).unwrap().unwrap();
+    assert_eq!(orphan.number(), 3);
     let next = claim(&disk, dir.path(), &unusable).unwrap();
     assert_eq!((next.number(), next.is_new()), (4, true), "a new shard takes a free number");
 }

@@ -83,7 +83,7 @@ impl Run {
                 }
                 Ok(None) if acked.is_empty() => return,
                 Ok(None) => return self.ack(acked),
-                Err(error) => self.mend(&error, &mut failures),
+                Err(error) => self.repair(&error, &mut failures),
             }
         }
     }
@@ -91,13 +91,13 @@ impl Run {
     fn ack(&self, acked: &[Ack]) {
         let mut failures = 0;
         while let Err(error) = self.shard.ack(acked, None, NOW) {
-            self.mend(&error, &mut failures);
+            self.repair(&error, &mut failures);
         }
         self.disk.know(Facts::commit);
         self.look("acked");
     }
 
-    fn mend(&self, error: &QueueError, failures: &mut u32) {
+    fn repair(&self, error: &QueueError, failures: &mut u32) {
         *failures += 1;
         assert!(*failures < 4, "{:?}: {error:?}", self.fault);
         if self.shard.open_store().unwrap().is_latched() {

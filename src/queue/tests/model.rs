@@ -159,8 +159,7 @@ impl Subject {
         let evicted = self
             .shard()
             .evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &mut EvictionCursor::default(), &|_| false, NOW)
-            .unwrap()
-            .events;
+            .unwrap();
         let after: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
         assert!(after.len() as u64 <= goal);
         let is_priority = |seq: &&u64| self.model.accepted[seq].1 != 0;

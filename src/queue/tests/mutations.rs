@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::queue::store::DamagedRow;
 
 /// A debug build of the database is slower by an order of magnitude.
 const MUTATIONS: u64 = if cfg!(debug_assertions) { 200 } else { 3_000 };
@@ -91,8 +90,7 @@ fn drained(shard: &Queue, round: u64) -> BTreeMap<u64, u64> {
             }
         };
         if !read.damaged.is_empty() {
-            let removals = read.damaged.into_iter().map(DamagedRow::removal).collect();
-            if shard.mend(removals, NOW).is_err() {
+            if shard.repair(read.damaged, NOW).is_err() {
                 shard.reopen_store(NOW).unwrap();
             }
             continue;

@@ -98,8 +98,7 @@ fn late_calls_do_not_reach_the_page_of_the_next_owner() {
         first.publish();
         assert!(page() == before, "mapped: {mapped}");
         drop(second);
-        let status = first_shard(dir.path()).join("status");
-        let left = super::super::status_page::StatusPage::peek(&disk, &status).unwrap().unwrap();
+        let left = super::super::status_page::StatusPage::peek(&disk, &first_shard(dir.path())).unwrap();
         assert_eq!(left.died_in_task, Some(7), "the mark is the second owner's");
     }
 }

@@ -125,7 +125,7 @@ fn drain(store: &Store) {
             let mut changes = Changes::default();
             let read = store.read(None, usize::MAX)?;
             changes.remove.extend(read.chunks.iter().flat_map(|chunk| delivered(chunk).remove));
-            changes.remove.extend(read.damaged.into_iter().map(DamagedRow::removal));
+            changes.remove.extend(read.damaged);
             let nothing_left = changes.remove.is_empty();
             store.apply(&changes)?;
             Ok::<_, StoreError>(nothing_left)
@@ -168,8 +168,8 @@ fn one_bad_row_costs_its_bad_records_alone() {
     let (store, report) = open_in(dir.path());
     assert_eq!(report, OpenReport::default(), "a plain open does not read rows");
     let damaged = store.read(None, usize::MAX).unwrap().damaged.remove(0);
-    assert_eq!((damaged.key.first_seq, damaged.count), (21, Some(10)));
-    let applied = store.apply(&Changes { remove: vec![damaged.removal()], ..Changes::default() }).unwrap();
+    assert_eq!((damaged.key.first_seq, damaged.keep.as_ref().map(|kept| kept.count)), (21, Some(9)));
+    let applied = store.apply(&Changes { remove: vec![damaged], ..Changes::default() }).unwrap();
     assert_eq!(applied.damaged_events, 1);
     let ledger = store.ledger();
     assert_eq!((ledger.damaged, ledger.queued_events, ledger.imbalance()), (1, before.queued_events - 1, 0));
@@ -186,8 +186,8 @@ fn a_row_with_a_damaged_head_is_counted_by_difference() {
     let (dir, _path) = store_of(&mutated);
     let (store, _) = open_in(dir.path());
     let damaged = store.read(None, usize::MAX).unwrap().damaged.remove(0);
-    assert_eq!((damaged.count, damaged.salvaged.as_ref()), (None, None));
-    let applied = store.apply(&Changes { remove: vec![damaged.removal()], ..Changes::default() }).unwrap();
+    assert_eq!(damaged.keep, None);
+    let applied = store.apply(&Changes { remove: vec![damaged], ..Changes::default() }).unwrap();
     assert_eq!(applied.damaged_events, 10);
     assert_eq!((store.ledger().queued_events, store.ledger().imbalance()), (before.queued_events - 10, 0));
 }
@@ -196,8 +196,8 @@ fn a_row_with_a_damaged_head_is_counted_by_difference() {
 fn a_newer_store_or_one_of_another_project_is_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
-    let other = Identity { project_hash: [8; 32], ..options().identity };
-    let other = StoreOptions { identity: other, ..options() };
+    let other = Project { api_key: "phc_other".into(), ..options().project };
+    let other = StoreOptions { project: other, ..options() };
     drop(store);
     let path = dir.path().join("queue.redb");
     let ours = std::fs::read(&path).unwrap();
@@ -222,8 +222,8 @@ fn a_damaged_file_of_another_project_is_left_alone_too() {
     let path = dir.path().join("queue.redb");
     spoil_the_magic_of(&path);
     let before = std::fs::read(&path).unwrap();
-    let other = Identity { project_hash: [8; 32], ..options().identity };
-    let refused = Store::open(&Disk::default(), dir.path(), &StoreOptions { identity: other, ..options() }, 0);
+    let other = Project { api_key: "phc_other".into(), ..options().project };
+    let refused = Store::open(&Disk::default(), dir.path(), &StoreOptions { project: other, ..options() }, 0);
     assert!(matches!(refused, Err(StoreError::OtherProject)), "{refused:?}");
     assert!(std::fs::read(&path).unwrap() == before);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -269,7 +269,7 @@ fn a_row_whose_key_is_damaged_is_found_once_the_others_are_gone() {
 fn what_is_still_queued_when_the_last_row_has_gone_is_damaged() {
     let ledger = Ledger { accepted: 7, queued_events: 7, queued_bytes: 700, ..Ledger::default() };
     let state = State { ledger, ..State::default() };
-    let opened = open::in_memory(&options(), state.clone()).unwrap();
+    let opened = open::in_memory(&options(), &state).unwrap();
     let (state, applied) = transaction::commit(&opened.db, &state, &Changes::default(), 0).unwrap();
     assert_eq!(state.ledger, Ledger { accepted: 7, damaged: 7, ..Ledger::default() });
     assert_eq!(applied.damaged_events, 7);

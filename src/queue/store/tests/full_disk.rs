@@ -58,8 +58,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 fn ack_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, usize) {
     let (store, _) = Store::open(&Disk::default(), &disk.root(), options, 0).unwrap();
     let chunks: Vec<_> = (0..200).map(|i| chunk(i + 1, 1, 200)).collect();
-    let ledger = LedgerDelta { accepted_up_to: 200, ..LedgerDelta::default() };
-    store.apply(&Changes { insert: chunks.clone(), ledger, ..Changes::default() }).unwrap();
+    store.apply(&Changes { insert: chunks.clone(), accepted_up_to: 200, ..Changes::default() }).unwrap();
     // Growing uses the free pages that the file still has.
     let mut seq = 201;
     disk.fill();

@@ -18,9 +18,8 @@ use crate::sys::disk::{Call, Gate, Op, Verdict};
 pub(super) const SALT: u64 = 0x5A17;
 
 pub(super) fn options() -> StoreOptions {
-    let identity = Identity { project_hash: [7; 32], host: "https://eu.example".into(), api_key: "phc_key".into() };
     StoreOptions {
-        identity,
+        project: Project { host: "https://eu.example".into(), api_key: "phc_key".into() },
         cache_bytes: 1 << 20,
         reserve_bytes: 0,
         dead_bytes: 1 << 20,
@@ -48,8 +47,7 @@ pub(super) fn checkpoint(epoch: u64, first: u64, count: u32) -> Changes {
 
 pub(super) fn checkpoint_of(epoch: u64, chunk: Chunk) -> Changes {
     let accepted_up_to = chunk.key.first_seq + u64::from(chunk.count) - 1;
-    let ledger = LedgerDelta { accepted_up_to, ..LedgerDelta::default() };
-    Changes { insert: vec![chunk], journal_epoch: Some(epoch), ledger, ..Changes::default() }
+    Changes { insert: vec![chunk], journal_epoch: Some(epoch), accepted_up_to, ..Changes::default() }
 }
 
 pub(super) fn delivered(chunk: &Chunk) -> Changes {

@@ -34,11 +34,12 @@ fn a_queue_comes_back_after_it_was_closed() {
     assert_eq!((store.ledger(), store.ledger().imbalance()), (ledger, 0));
     assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.queued_events), (10, 3, 1, 6));
     assert_eq!((store.journal_epoch(), store.next_attempt()), (1, Some(77)));
-    assert_eq!(store.identity(), &options().identity);
     assert_eq!(store.dead(None, 10, usize::MAX).unwrap().records, [dead]);
     let read = read_all(&store);
     assert_eq!(read.chunks, [chunk(1, 10, 100).retain(|seq| seq > 4).unwrap()]);
     assert_eq!(store.oldest(&|_| false).unwrap(), Some((ChunkKey::new(5), 1)));
+    drop(store);
+    assert_eq!(identify(&Disk::default(), dir.path()), Some(options().project));
 }
 
 #[test]
@@ -125,8 +126,7 @@ fn compaction_frees_space_and_leaves_a_file_that_opens_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open_in(dir.path());
     let chunks: Vec<_> = (0..200).map(|i| chunk(i * 100 + 1, 100, 500)).collect();
-    let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
-    store.apply(&Changes { insert: chunks.clone(), ledger, ..Changes::default() }).unwrap();
+    store.apply(&Changes { insert: chunks.clone(), accepted_up_to: 20_000, ..Changes::default() }).unwrap();
     assert!(!store.compact_if_small(1 << 20, 0).unwrap(), "too much to be moved");
     let remove = chunks[1..].iter().flat_map(|chunk| delivered(chunk).remove).collect();
     store.apply(&Changes { remove, ..Changes::default() }).unwrap();
@@ -217,8 +217,8 @@ fn dead_records_do_not_keep_a_file_from_being_compacted() {
     };
     let chunks: Vec<_> = (0..200).map(|i| chunk(i * 100 + 1, 100, 500)).collect();
     let dead_letter = (1..=90).map(dead).collect();
-    let ledger = LedgerDelta { accepted_up_to: 20_000, ..LedgerDelta::default() };
-    store.apply(&Changes { insert: chunks.clone(), dead_letter, ledger, ..Changes::default() }).unwrap();
+    let all = Changes { insert: chunks.clone(), dead_letter, accepted_up_to: 20_000, ..Changes::default() };
+    store.apply(&all).unwrap();
     let remove = chunks.iter().flat_map(|chunk| delivered(chunk).remove).collect();
     store.apply(&Changes { remove, ..Changes::default() }).unwrap();
     let before = store.file_bytes().unwrap();
