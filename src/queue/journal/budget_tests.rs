@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::active::cost;
 use super::*;
 use crate::queue::frame::{framed_len, hash_body};
+use crate::sys::disk::Disk;
 
 const ARENA: usize = 64 * 1024;
 const SIZES: [usize; 9] = [1, 8, 100, 211, 900, 4072, 4080, 8168, 9000];

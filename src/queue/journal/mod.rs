@@ -291,4 +291,6 @@ pub(crate) fn arena_bytes_min(event_bytes: usize) -> usize {
 }
 
 #[cfg(test)]
+mod budget_tests;
+#[cfg(test)]
 mod tests;
