@@ -23,12 +23,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::journal::Budget;
 use super::store::{Chunk, ChunkKey, DeadRecord, Ledger};
 use super::{Queue, QueueError};
 use crate::sys::clock::WallNanos;
+use crate::sys::disk::fork::try_lock;
 
 /// The origin of this process's own shard. Adopted shards have higher numbers.
 pub(crate) const OWN: u32 = 0;
@@ -182,15 +183,10 @@ impl Leases {
 
     /// Takes the row lock if it is free, for delivery. `None`: delivery is woken when the lock is free.
     pub(crate) fn try_lock(&self) -> Option<Rows<'_>> {
-        let attempt = || match self.row_lock.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        let guard = attempt().or_else(|| {
+        let guard = try_lock(&self.row_lock).or_else(|| {
             self.is_missed.store(true, Ordering::SeqCst);
             // Once more: the lock may have been released before its holder could see that somebody waits.
-            attempt()
+            try_lock(&self.row_lock)
         })?;
         Some(Rows { leases: self, guard: Some(guard) })
     }

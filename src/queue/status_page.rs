@@ -200,16 +200,7 @@ impl StatusPage {
             return Predecessor::default();
         }
         let phase = self.get(Word::Phase);
-        let ledger = Ledger {
-            accepted: self.get(Word::CheckpointedUpTo),
-            delivered: self.get(Word::Delivered),
-            dead_lettered: self.get(Word::DeadLettered),
-            evicted: self.get(Word::Evicted),
-            damaged: self.get(Word::Damaged),
-            lost_unsynced: self.get(Word::LostUnsynced),
-            queued_events: self.get(Word::QueuedEvents),
-            queued_bytes: self.get(Word::QueuedBytes),
-        };
+        let ledger = Ledger::of_words(LEDGER.map(|word| self.get(word)));
         let (task, run) = (self.get(Word::Task), self.run(now_booted));
         let boot_id = u128::from(self.get(Word::BootIdHigh)) << 64 | u128::from(self.get(Word::BootIdLow));
         // An owner that exited did not die of its task, nor did one that was running when the machine went down.
@@ -285,14 +276,9 @@ impl StatusPage {
 
     /// Mirrors the ledger after a commit.
     pub(crate) fn mirror(&self, ledger: &Ledger, epoch: u64, oldest_at: Option<WallNanos>, now: WallNanos) {
-        self.set(Word::CheckpointedUpTo, ledger.accepted);
-        self.set(Word::Delivered, ledger.delivered);
-        self.set(Word::DeadLettered, ledger.dead_lettered);
-        self.set(Word::Evicted, ledger.evicted);
-        self.set(Word::Damaged, ledger.damaged);
-        self.set(Word::LostUnsynced, ledger.lost_unsynced);
-        self.set(Word::QueuedEvents, ledger.queued_events);
-        self.set(Word::QueuedBytes, ledger.queued_bytes);
+        for (word, value) in LEDGER.into_iter().zip(ledger.words()) {
+            self.set(word, value);
+        }
         self.set(Word::Epoch, epoch);
         self.set(Word::OldestAt, oldest_at.unwrap_or(0) as u64);
         self.set(Word::LastActivity, now as u64);
@@ -438,6 +424,18 @@ pub(super) enum Word {
     FatalTasks = 38,
     Counters = 64,
 }
+
+/// The words that mirror the ledger, in the order of [`Ledger::words`].
+const LEDGER: [Word; 8] = [
+    Word::CheckpointedUpTo,
+    Word::Delivered,
+    Word::DeadLettered,
+    Word::Evicted,
+    Word::Damaged,
+    Word::LostUnsynced,
+    Word::QueuedEvents,
+    Word::QueuedBytes,
+];
 
 /// The opening phase of a queue whose store is not open yet.
 #[derive(Debug)]

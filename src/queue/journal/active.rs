@@ -7,13 +7,14 @@
 //! changes.
 
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Journal;
 use super::arena::{Arena, HEADER_BYTES, Round};
 use crate::queue::frame::FRAME_HEAD;
 use crate::sys::crash_point;
+use crate::sys::disk::fork::try_lock;
 
 /// A record that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,42 +239,30 @@ impl Journal {
     /// file system, and `append` must not wait with it.
     #[inline]
     pub(super) fn lock_within_wait(&self) -> Option<MutexGuard<'_, Active>> {
-        match self.active.0.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => self.lock_after_others(),
-        }
-    }
-
-    #[cold]
-    fn lock_after_others(&self) -> Option<MutexGuard<'_, Active>> {
-        for _ in 0..64 {
-            std::hint::spin_loop();
-            match self.active.0.try_lock() {
-                Ok(guard) => return Some(guard),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
-        }
-        self.lock_slowly()
+        try_lock(&self.active.0).or_else(|| self.lock_slowly())
     }
 
     #[cold]
     fn lock_slowly(&self) -> Option<MutexGuard<'_, Active>> {
+        for _ in 0..64 {
+            std::hint::spin_loop();
+            if let Some(guard) = try_lock(&self.active.0) {
+                return Some(guard);
+            }
+        }
         let deadline = Instant::now() + self.pool.options.lock_wait;
         let mut pause = Duration::ZERO;
         loop {
-            match self.active.0.try_lock() {
-                Ok(guard) => return Some(guard),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
-                Err(TryLockError::WouldBlock) if pause < Duration::from_micros(20) => {
+            match try_lock(&self.active.0) {
+                Some(guard) => return Some(guard),
+                None if Instant::now() >= deadline => return None,
+                None if pause < Duration::from_micros(20) => {
                     // The holder needs the processor more than this thread: usually it is a few instructions from the
                     // end.
                     std::thread::yield_now();
                     pause += Duration::from_micros(1);
                 }
-                Err(TryLockError::WouldBlock) => {
+                None => {
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(1));
                 }
@@ -309,9 +298,7 @@ impl Journal {
         crash_point::reach("journal.rotated");
         active.end_of(framed, class).ok_or(AppendError::Full)
     }
-}
 
-impl Journal {
     /// Sets what the journal may hold of ordinary and of priority records. Everything up to `checkpointed_up_to` is in
     /// the store. Committer only.
     pub(crate) fn set_budget(&self, checkpointed_up_to: u64, ordinary: Budget, priority: Budget) {

@@ -186,6 +186,19 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// The fields in the order in which they are stored.
+    pub(crate) fn words(&self) -> [u64; 8] {
+        let Self { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes } =
+            *self;
+        [accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes]
+    }
+
+    /// The inverse of [`words`](Self::words).
+    pub(crate) fn of_words(words: [u64; 8]) -> Self {
+        let [accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes] = words;
+        Self { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes }
+    }
+
     /// Accepted events minus those that are accounted for. Always zero unless there is a defect.
     pub(crate) fn imbalance(&self) -> i128 {
         let places =

@@ -291,12 +291,8 @@ pub(super) fn parse_identity(value: &[u8]) -> Option<(Project, [u8; 32])> {
 /// `[version u8][ledger 8 * u64][rows u64][has next attempt u8][next attempt i64]`, then `[0][epoch u64]` if there is
 /// one, `[check u64]`
 pub(super) fn state_value(state: &State) -> Vec<u8> {
-    let Ledger { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes } =
-        state.ledger;
     let mut bytes = vec![VERSION];
-    let counters =
-        [accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes, state.rows];
-    bytes.extend(counters.into_iter().flat_map(u64::to_le_bytes));
+    bytes.extend(state.ledger.words().into_iter().chain([state.rows]).flat_map(u64::to_le_bytes));
     bytes.push(u8::from(state.next_attempt.is_some()));
     bytes.extend_from_slice(&state.next_attempt.unwrap_or_default().to_le_bytes());
     if state.epoch > 0 {
@@ -310,16 +306,11 @@ pub(super) fn state_value(state: &State) -> Vec<u8> {
 pub(super) fn parse_state(value: &[u8]) -> Option<State> {
     let mut fields = Fields(unsealed(value)?);
     let [version] = fields.take()?;
-    let ledger = Ledger {
-        accepted: fields.u64()?,
-        delivered: fields.u64()?,
-        dead_lettered: fields.u64()?,
-        evicted: fields.u64()?,
-        damaged: fields.u64()?,
-        lost_unsynced: fields.u64()?,
-        queued_events: fields.u64()?,
-        queued_bytes: fields.u64()?,
-    };
+    let mut ledger = [0; 8];
+    for word in &mut ledger {
+        *word = fields.u64()?;
+    }
+    let ledger = Ledger::of_words(ledger);
     let rows = fields.u64()?;
     let [has_next_attempt] = fields.take()?;
     let next_attempt = fields.i64()?;

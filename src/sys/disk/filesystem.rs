@@ -5,7 +5,6 @@
 //! is the administrator's choice (Kubernetes' `fsGroup` grants it on every volume), and owners on a network file system
 //! are those of another machine, so neither is refused.
 
-use std::fmt;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -95,66 +94,29 @@ const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// Why a file or directory can be changed by others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exposure {
-    /// Its owner is neither root nor the user of this process.
-    Owner {
-        /// Its owner.
-        owner: u32,
-        /// The user of this process.
-        user: u32,
-    },
-    /// Every user may write to it.
-    Everybody {
-        /// Its mode.
-        mode: u32,
-    },
-    /// A group may write to it, and this process runs as root.
-    Group {
-        /// The group.
-        group: u32,
-        /// Its mode.
-        mode: u32,
-    },
-}
-
-impl fmt::Display for Exposure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Exposure::Owner { owner, user } => write!(
-                f,
-                "it belongs to user {owner}, and this process runs as user {user}: change its owner (chown) or run as \
-                 that user"
-            ),
-            Exposure::Everybody { mode } => {
-                write!(f, "every user may write to it (mode {mode:o}): remove that permission (chmod o-w)")
-            }
-            Exposure::Group { group, mode } => {
-                write!(
-                    f,
-                    "group {group} may write to it (mode {mode:o}), and this process runs as root: remove that permission \
-                     (chmod g-w) unless it is intended"
-                )
-            }
-        }
-    }
-}
-
-/// Who else can change a file or directory that is to be part of a queue.
-fn exposure(owner: u32, mode: u32, user: u32) -> Option<Exposure> {
+/// Who else can change a file or directory that is to be part of a queue, and what helps.
+fn exposure(owner: u32, mode: u32, user: u32) -> Option<String> {
     if owner != user && owner != ROOT {
-        return Some(Exposure::Owner { owner, user });
+        return Some(format!(
+            "it belongs to user {owner}, and this process runs as user {user}: change its owner (chown) or run as that \
+             user"
+        ));
     }
-    (mode & OTHERS_WRITE != 0).then_some(Exposure::Everybody { mode })
+    let everybody = || format!("every user may write to it (mode {mode:o}): remove that permission (chmod o-w)");
+    (mode & OTHERS_WRITE != 0).then(everybody)
 }
 
 /// Who else can change the entries of a directory above a queue. A sticky directory (`/tmp`) protects them.
-fn exposure_above(owner: u32, group: u32, mode: u32, user: u32, is_queue_dir: bool) -> Option<Exposure> {
-    let found =
-        exposure(owner, mode, user).filter(|found| matches!(found, Exposure::Owner { .. }) || mode & STICKY == 0);
-    let by_group = is_queue_dir && user == ROOT && group != ROOT && mode & (GROUP_WRITES | STICKY) == GROUP_WRITES;
-    found.or(by_group.then_some(Exposure::Group { group, mode }))
+fn exposure_above(owner: u32, group: u32, mode: u32, user: u32, is_queue_dir: bool) -> Option<String> {
+    let by_group = || {
+        format!(
+            "group {group} may write to it (mode {mode:o}), and this process runs as root: remove that permission (chmod \
+             g-w) unless it is intended"
+        )
+    };
+    let is_by_group = is_queue_dir && user == ROOT && group != ROOT && mode & (GROUP_WRITES | STICKY) == GROUP_WRITES;
+    let unprotected = if mode & STICKY == 0 { mode } else { mode & !OTHERS_WRITE };
+    exposure(owner, unprotected, user).or_else(|| is_by_group.then(by_group))
 }
 
 /// Fails if another user owns a file or directory of a queue, or every user may write it. `path` is its path.
@@ -169,7 +131,7 @@ pub(super) fn vet(metadata: &Metadata, path: &Path) -> io::Result<()> {
 }
 
 /// The first of the directories from `queue_dir` up to the root whose entries others can change or replace.
-pub(crate) fn exposed_above(queue_dir: &Path) -> io::Result<Option<(PathBuf, Exposure)>> {
+pub(crate) fn exposed_above(queue_dir: &Path) -> io::Result<Option<(PathBuf, String)>> {
     let queue_dir = queue_dir.canonicalize()?;
     let user = geteuid().as_raw();
     for dir in queue_dir.ancestors() {
