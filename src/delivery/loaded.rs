@@ -255,13 +255,11 @@ impl Loaded {
 
 /// The readable records of a chunk, all of them open.
 fn open_records(chunk: &Chunk) -> Vec<Record> {
-    let mut records = Vec::with_capacity(chunk.count as usize);
-    let mut frames = frame::frames(&chunk.frames, chunk.salt);
-    let mut start = frames.position();
-    while let Some((head, body)) = frames.next() {
-        let from = start + frame::FRAME_HEAD;
+    let (mut records, mut at) = (Vec::with_capacity(chunk.count as usize), 0);
+    while let Some((head, body, next)) = frame::parse(&chunk.frames, at, chunk.salt) {
+        let from = at + frame::FRAME_HEAD;
         records.push(Record { seq: head.seq, body: from..from + body.len(), fate: Fate::Open });
-        start = frames.position();
+        at = next;
     }
     records
 }

@@ -128,8 +128,8 @@ impl Pipeline {
         crash_point::reach("adoption.opened");
         let is_checkpointed = !opened.findings.iter().any(|finding| matches!(finding, Finding::NotCheckpointed { .. }));
         self.report_findings(opened.findings);
-        opened.shard.become_adopted();
-        let shard = Arc::new(opened.shard);
+        opened.queue.become_adopted();
+        let shard = Arc::new(opened.queue);
         if place.project == OWN_PROJECT {
             self.adopt_crash_reports(&shard.dir().join(crash::DIR));
         }
@@ -434,7 +434,7 @@ impl Orphans {
 
 fn release(done: Done) {
     if let Ok(Some(opened)) = done {
-        opened.shard.close();
+        opened.queue.close();
     }
 }
 

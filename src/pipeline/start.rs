@@ -256,7 +256,7 @@ fn assemble(
     (skipped, orphans): (Vec<(u32, String)>, Arc<Orphans>),
     threads: Arc<Threads>,
 ) -> Arc<Pipeline> {
-    let Own { opened: Opened { shard, replayed, findings, before }, slow } = own;
+    let Own { opened: Opened { queue: shard, replayed, findings, before }, slow } = own;
     let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
     if memory_backed {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_queue_bytes());
@@ -503,7 +503,7 @@ pub(super) fn open_shard(
 
 /// Creates a shard in memory.
 pub(super) fn in_memory(options: &WorkerOptions) -> Result<Own, StartError> {
-    let shard = Queue::volatile(&options.disk, &options.shard_options())?;
-    let opened = Opened { shard, replayed: 0, findings: Vec::new(), before: Predecessor::default() };
+    let queue = Queue::volatile(&options.disk, &options.shard_options())?;
+    let opened = Opened { queue, replayed: 0, findings: Vec::new(), before: Predecessor::default() };
     Ok(Own { opened, slow: None })
 }

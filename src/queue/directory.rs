@@ -186,7 +186,6 @@ pub(crate) fn shard_dirs(disk: &Disk, project_dir: &Path) -> Vec<PathBuf> {
     numbers.into_iter().map(|number| shard_dir(project_dir, number)).collect()
 }
 
-/// The directory of a shard.
 pub(crate) fn shard_dir(project_dir: &Path, number: u32) -> PathBuf {
     project_dir.join(format!("shard-{number}"))
 }
@@ -239,11 +238,9 @@ fn try_claim(disk: &Disk, dir: &Path, number: u32) -> Result<Option<Claim>, Queu
 }
 
 fn unsupported(path: &Path, source: io::Error) -> QueueError {
-    match source.kind() {
-        io::ErrorKind::Unsupported => QueueError::NoLocks { path: path.to_path_buf() },
-        _ if source.raw_os_error() == Some(nix::libc::ENOLCK) => QueueError::NoLocks { path: path.to_path_buf() },
-        _ => failed(path, source),
-    }
+    let is_unsupported =
+        source.kind() == io::ErrorKind::Unsupported || source.raw_os_error() == Some(nix::libc::ENOLCK);
+    if is_unsupported { QueueError::NoLocks { path: path.to_path_buf() } } else { failed(path, source) }
 }
 
 fn failed(path: &Path, source: io::Error) -> QueueError {
@@ -255,13 +252,11 @@ fn failed(path: &Path, source: io::Error) -> QueueError {
 pub(crate) struct OrphanedQueue {
     /// The name of its directory.
     pub(crate) project: String,
-    /// Its directory.
     pub(crate) path: PathBuf,
     /// The project, if one of its stores could be read.
     pub(crate) owner: Option<Project>,
     /// The number of events, according to the status pages.
     pub(crate) events: u64,
-    /// Their size in bytes.
     pub(crate) bytes: u64,
     /// When the oldest of them was checkpointed.
     pub(crate) oldest_at: Option<WallNanos>,

@@ -22,14 +22,10 @@ pub(crate) enum EvictUntil {
     Fits {
         /// Bytes of the pages that rows take.
         bytes: u64,
-        /// Events.
         events: u64,
     },
     /// The pages of the rows take at most this many bytes, or only priority records are left.
-    OrdinaryFit {
-        /// Bytes.
-        bytes: u64,
-    },
+    OrdinaryFit { bytes: u64 },
     /// Nothing was checkpointed longer ago than this.
     NoneOlder {
         /// In nanoseconds.
@@ -134,7 +130,7 @@ impl Queue {
     }
 
     /// When the oldest row was checkpointed.
-    fn oldest(&self) -> Option<WallNanos> {
+    pub(super) fn oldest(&self) -> Option<WallNanos> {
         Some(self.open_store()?.oldest(&|_| false).ok()??.1)
     }
 

@@ -88,33 +88,13 @@ pub(crate) fn parse(bytes: &[u8], at: usize, salt: u64) -> Option<(FrameHead, &[
 }
 
 /// The valid frames at the start of `bytes`, up to the first invalid one.
-pub(crate) fn frames(bytes: &[u8], salt: u64) -> Frames<'_> {
-    Frames { bytes, salt, at: 0 }
-}
-
-/// Iterator of [`frames`].
-#[derive(Debug, Clone)]
-pub(crate) struct Frames<'a> {
-    bytes: &'a [u8],
-    salt: u64,
-    at: usize,
-}
-
-impl Frames<'_> {
-    /// Where the next frame would begin.
-    pub(crate) fn position(&self) -> usize {
-        self.at
-    }
-}
-
-impl<'a> Iterator for Frames<'a> {
-    type Item = (FrameHead, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (head, body, next) = parse(self.bytes, self.at, self.salt)?;
-        self.at = next;
+pub(crate) fn frames(bytes: &[u8], salt: u64) -> impl Iterator<Item = (FrameHead, &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let (head, body, next) = parse(bytes, at, salt)?;
+        at = next;
         Some((head, body))
-    }
+    })
 }
 
 /// Appends one frame to `out`, for tests that build frames in memory. The journal writes its frames in place.

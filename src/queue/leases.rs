@@ -39,7 +39,6 @@ pub(crate) const OWN: u32 = 0;
 pub(crate) struct ChunkRef {
     /// The shard: [`OWN`], or an adopted one.
     pub(crate) origin: u32,
-    /// The row in it.
     pub(crate) key: ChunkKey,
 }
 
@@ -48,7 +47,6 @@ pub(crate) struct ChunkRef {
 pub(crate) struct Lease {
     /// The shard that the row belongs to.
     pub(crate) origin: u32,
-    /// The row.
     pub(crate) chunk: Chunk,
 }
 
@@ -62,7 +60,6 @@ impl Lease {
 /// The decision over a leased row. Records that are neither delivered, dead nor kept could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ack {
-    /// The row.
     pub(crate) row: ChunkRef,
     /// Number of records that were delivered.
     pub(crate) delivered: u64,
@@ -118,7 +115,6 @@ struct Table {
 /// Events decided in this process, committed or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
-    /// Delivered.
     pub(crate) delivered: u64,
     /// Moved to the dead letters.
     pub(crate) dead_lettered: u64,

@@ -23,20 +23,11 @@
 //!   checkpoints that the last owner did not get to.
 //! * Sequence numbers have no gaps, so missing records are counted exactly: as `damaged` if the machine has been up
 //!   since they were appended, else as `lost_unsynced`.
-//! * If a checkpoint fails at open, the arenas stay as they are, the queue starts anyway, and the checkpoint is tried
-//!   again.
-//! * A queue whose directory is out of reach (moved, or made inaccessible) goes on in its open files and does nothing
-//!   by name. So does one whose directory was deleted; it ends with the process. One whose directory belongs to another
-//!   process stops (`ownership.rs`).
-//! * Each call into the store runs in a *phase* that is on the status page. If an owner died in one, the next open
-//!   checks the integrity of the file. If three owners died while opening the store, its file is moved away and
-//!   salvaged. Where panics abort, reads have a phase too.
-//! * The same holds for a risky task of the caller ([`Queue::mark_task`]): one that an owner died in can be avoided by
-//!   the next.
+//! * Each call into the store runs in a *phase* that is on the status page, so that the next owner checks the file if
+//!   this one dies in it. Where panics abort, reads have a phase too.
 //! * Before a first sync is reported, the directories up to `queue_dir` are synced: a file without a durable name is
 //!   not durable.
-//! * What the next owner needs to know about the run of this one is on the status page (`run.rs`). It is written only
-//!   by a thread that is awake anyway: an idle queue writes nothing.
+//! * An idle queue writes nothing.
 //!
 //! Operations: [`Queue::open`], [`Queue::append`], [`Queue::sync`], [`Queue::checkpoint`], [`Queue::ack`],
 //! [`Queue::evict`], [`Queue::close`]. `append` may be called on any thread, the others on one thread at a time.
@@ -95,7 +86,6 @@ pub(crate) struct QueueOptions {
     pub(crate) project: Project,
     /// The root of all queues. Directories are made durable up to here.
     pub(crate) queue_dir: PathBuf,
-    /// Bytes of one arena.
     pub(crate) arena_bytes: usize,
     /// How long an append may wait for the lock.
     pub(crate) lock_wait: Duration,
@@ -153,7 +143,6 @@ impl Queue {
         self.journal.set_budget(self.ledger().accepted, ordinary, priority);
     }
 
-    /// The journal, for its statistics.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
     }
@@ -163,7 +152,6 @@ impl Queue {
         self.volatile.load(Ordering::Acquire)
     }
 
-    /// Its directory.
     pub(crate) fn dir(&self) -> &PathBuf {
         &self.dir
     }
@@ -261,7 +249,6 @@ impl Queue {
         call(store).map_err(|source| self.failed(source))
     }
 
-    /// Reads from the store.
     fn read_store<T>(&self, call: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, QueueError> {
         let store = self.open_store().ok_or_else(|| self.failed(StoreError::Latched))?;
         let _phase = self.enter_reading();
@@ -280,9 +267,9 @@ impl Queue {
     }
 
     fn mirror(&self, now: WallNanos) {
-        let Some(store) = self.open_store() else { return };
-        let _phase = self.enter_reading();
-        let oldest = store.oldest(&|_| false).ok().flatten().map(|(_, checkpointed_at)| checkpointed_at);
-        self.status.mirror(&store.ledger(), self.journal.epoch(), oldest, now);
+        if self.open_store().is_some() {
+            let _phase = self.enter_reading();
+            self.status.mirror(&self.ledger(), self.journal.epoch(), self.oldest(), now);
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::{Claim, Queue, QueueError, QueueOptions};
 use crate::queue::frame::FRAME_HEAD;
 use crate::queue::journal::arena::HEADER_BYTES;
 use crate::queue::journal::{ARENAS_MAX, Journal, JournalOptions, Pool};
-use crate::queue::store::{Changes, Ledger, OpenReport, Store, StoreOptions};
+use crate::queue::store::{Changes, OpenReport, Store, StoreOptions};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, up_to};
@@ -22,7 +22,6 @@ use crate::sys::disk::{Disk, up_to};
 pub(crate) enum Finding {
     /// A file was damaged or foreign and was renamed. What could be read of it was kept.
     Salvaged {
-        /// Its new path.
         path: PathBuf,
         /// What was wrong with it.
         why: String,
@@ -31,16 +30,12 @@ pub(crate) enum Finding {
     },
     /// Accepted events that are nowhere: damaged, or lost in a power cut before they were synced.
     Missing {
-        /// The number of events.
         events: u64,
         /// Whether the machine was restarted since they were accepted.
         after_restart: bool,
     },
     /// The content of the journal could not be checkpointed. It stays there, and the checkpoint is tried again.
-    NotCheckpointed {
-        /// The cause.
-        error: QueueError,
-    },
+    NotCheckpointed { error: QueueError },
     /// The last owner died inside the store, so the file was checked.
     StoreVerified,
     /// The last owner died in a task that it had marked: see [`Queue::mark_task`].
@@ -50,8 +45,7 @@ pub(crate) enum Finding {
 /// An open queue, and what was found in it.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The queue.
-    pub(crate) shard: Queue,
+    pub(crate) queue: Queue,
     /// Events that were recovered from the journal.
     pub(crate) replayed: u64,
     /// In the order in which they were found.
@@ -96,19 +90,9 @@ impl Queue {
         for dir in up_to(&dir, &options.queue_dir) {
             disk.sync_dir(&dir).map_err(failed)?;
         }
-        let shard = Queue {
-            dir,
-            claim: Mutex::new(Some(claim)),
-            status,
-            journal,
-            store,
-            closed: AtomicBool::new(false),
-            volatile: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-            files_remain: AtomicBool::new(false),
-        };
-        shard.mirror(now);
-        Ok(Opened { shard, replayed, findings, before })
+        let queue = Queue::of(dir, Some(claim), status, journal, store);
+        queue.mirror(now);
+        Ok(Opened { queue, replayed, findings, before })
     }
 
     /// A queue without files. It ends with the process.
@@ -117,19 +101,24 @@ impl Queue {
         let journal =
             JournalOptions { dir: None, map: true, arena_bytes: options.arena_bytes, lock_wait: options.lock_wait };
         let journal = Pool::open(disk, journal)?.start(1, 1)?;
-        let store = Store::volatile(&store_options(options, None, false))
+        let store = Store::volatile(&store_options(options, &Predecessor::default()))
             .map_err(|source| QueueError::Store { dir: dir.clone(), source })?;
-        Ok(Queue {
-            status: StatusPage::volatile().map_err(|source| QueueError::Io { path: dir.clone(), source })?,
+        let status = StatusPage::volatile().map_err(|source| QueueError::Io { path: dir.clone(), source })?;
+        Ok(Queue::of(dir, None, status, journal, store))
+    }
+
+    fn of(dir: PathBuf, claim: Option<Claim>, status: StatusPage, journal: Journal, store: Store) -> Queue {
+        Queue {
             dir,
-            claim: Mutex::new(None),
+            volatile: AtomicBool::new(claim.is_none()),
+            claim: Mutex::new(claim),
+            status,
             journal,
             store,
             closed: AtomicBool::new(false),
-            volatile: AtomicBool::new(true),
             lost: AtomicBool::new(false),
             files_remain: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Makes this an adopted queue: it was opened to be the process's own, but too late.
@@ -165,28 +154,25 @@ fn open_store(
     if before.died_in_store {
         findings.push(Finding::StoreVerified);
     }
-    let mut store_options = store_options(options, before.ledger, before.died_in_store);
-    // Opening it killed the last owners and might kill this one: the file is read row by row instead.
-    store_options.untrusted = before.deaths_opening >= DEATHS_MAX;
-    // Where panics abort, a damaged row can kill too. It is better to move the file away unread than that no process
-    // starts again.
-    store_options.unreadable = cfg!(panic = "abort") && before.deaths_opening >= 2 * DEATHS_MAX;
-    let (store, report) = Store::open(disk, dir, &store_options, now).map_err(failed)?;
+    let (store, report) = Store::open(disk, dir, &store_options(options, before), now).map_err(failed)?;
     status.forget_deaths();
     report_damage(&report, findings);
     Ok(store)
 }
 
-fn store_options(options: &QueueOptions, witness: Option<Ledger>, check_integrity: bool) -> StoreOptions {
+fn store_options(options: &QueueOptions, before: &Predecessor) -> StoreOptions {
     StoreOptions {
         project: options.project.clone(),
         cache_bytes: options.cache_bytes,
         reserve_bytes: options.reserve_bytes,
         dead_bytes: options.dead_bytes,
-        check_integrity,
-        untrusted: false,
-        unreadable: false,
-        witness,
+        check_integrity: before.died_in_store,
+        // Opening it killed the last owners and might kill this one: the file is read row by row instead.
+        untrusted: before.deaths_opening >= DEATHS_MAX,
+        // Where panics abort, a damaged row can kill too. It is better to move the file away unread than that no process
+        // starts again.
+        unreadable: cfg!(panic = "abort") && before.deaths_opening >= 2 * DEATHS_MAX,
+        witness: before.ledger,
     }
 }
 
@@ -305,16 +291,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut numbers = Vec::new();
         for run in 0..6 {
-            let Opened { shard, findings, .. } = open(dir.path());
+            let Opened { queue, findings, .. } = open(dir.path());
             assert!(findings.is_empty(), "run {run}: {findings:?}");
             // Every other run appends nothing.
             if run % 2 == 0 {
-                numbers.push(shard.append(b"record", hash_body(b"record"), 0).unwrap().seq);
+                numbers.push(queue.append(b"record", hash_body(b"record"), 0).unwrap().seq);
             }
-            shard.close();
+            queue.close();
         }
         assert_eq!(numbers, [1, 2, 3]);
-        let ledger = open(dir.path()).shard.ledger();
+        let ledger = open(dir.path()).queue.ledger();
         assert_eq!((ledger.accepted, ledger.queued_events, ledger.damaged, ledger.imbalance()), (3, 3, 0, 0));
     }
 }

@@ -50,15 +50,11 @@ pub(crate) struct Heartbeat {
 /// A run of a process that had the queue as its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RunRecord {
-    /// Its process id.
     pub(crate) pid: u32,
-    /// Wall time of its start.
     pub(crate) started_at: WallNanos,
     /// Whether the machine has been up since it began; `None` if the system does not say.
     pub(crate) same_boot: Option<bool>,
-    /// Its last heartbeat.
     pub(crate) heartbeat: Heartbeat,
-    /// Whether it closed the queue.
     pub(crate) closed: bool,
     /// Set if it called `exit` or returned from `main`, with the status if that is known.
     pub(crate) exit: Option<Option<i32>>,

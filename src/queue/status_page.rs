@@ -44,7 +44,6 @@ const LEAVING_WAIT: Duration = Duration::from_millis(100);
 pub(crate) enum Phase {
     /// Nothing that can leave a damaged store.
     Quiet = 0,
-    /// Opening the store.
     Opening = 1,
     /// Inside a call of the open store; or the last owner died in one and the file has not been checked since.
     Store = 2,
@@ -298,6 +297,21 @@ impl StatusPage {
         self.set(Word::Deaths, 0);
     }
 
+    /// The store could not be opened: a check that was due stays due.
+    pub(super) fn leave_unopened(&self, before: &Predecessor) {
+        if before.died_in_store {
+            self.set_phase(Phase::Store);
+        }
+    }
+
+    /// This process has another queue of its own, whose page holds its run record.
+    pub(super) fn become_adopted(&mut self) {
+        if !std::mem::replace(&mut self.adopts, true) {
+            self.set(Word::RunPid, 0);
+            self.publish();
+        }
+    }
+
     /// The owner closes the queue.
     pub(crate) fn mark_clean_exit(&self) {
         self.set(Word::CleanExit, 1);
@@ -515,22 +529,5 @@ pub(super) fn deaths_after(phase: u64, deaths: u64) -> u64 {
         phase if phase == Phase::Opening as u64 => deaths.saturating_add(1),
         // An owner that gave the opening up adds nothing, and one that has opened the store leaves 0.
         _ => deaths,
-    }
-}
-
-impl StatusPage {
-    /// The store could not be opened: a check that was due stays due.
-    pub(super) fn leave_unopened(&self, before: &Predecessor) {
-        if before.died_in_store {
-            self.set_phase(Phase::Store);
-        }
-    }
-
-    /// This process has another queue of its own, whose page holds its run record.
-    pub(super) fn become_adopted(&mut self) {
-        if !std::mem::replace(&mut self.adopts, true) {
-            self.set(Word::RunPid, 0);
-            self.publish();
-        }
     }
 }

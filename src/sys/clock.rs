@@ -45,7 +45,6 @@ impl Clock {
         }
     }
 
-    /// Monotonic time.
     pub(crate) fn now(&self) -> Instant {
         match self {
             Clock::System => Instant::now(),

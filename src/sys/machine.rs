@@ -37,9 +37,8 @@ pub(crate) fn oom_count() -> Option<OomCount> {
 
 fn oom_count_by(proc_self: &Path) -> Option<OomCount> {
     let groups = fs::read_to_string(proc_self.join("cgroup")).ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let path = path_of_second(&groups)?;
     let mounts = fs::read_to_string(proc_self.join("mountinfo")).ok()?;
-    let is_second = |kind: &str| kind.starts_with("cgroup2 ");
     let (_, dir) = mounts.lines().find_map(|mount| place_of_group(mount, path, is_second))?;
     // `local` excludes kills in groups below this one. Kernels before 5.2 do not have it.
     let events = fs::read_to_string(dir.join("memory.events.local"))
@@ -92,7 +91,7 @@ fn free_memory_by(proc_self: &Path) -> Option<u64> {
         let groups = dir.ancestors().take_while(|group| group.starts_with(&point));
         groups.map(Path::to_path_buf).filter_map(|group| free_in_group(&group, version)).min()
     };
-    let second = of_version(path_of_second(&groups), &V2, |kind| kind.starts_with("cgroup2 "));
+    let second = of_version(path_of_second(&groups), &V2, is_second);
     let first = of_version(path_of_first(&groups), &V1, is_first_with_memory);
     second.into_iter().chain(first).min()
 }
@@ -100,6 +99,10 @@ fn free_memory_by(proc_self: &Path) -> Option<u64> {
 /// The group's path under version 2, from the text of `/proc/self/cgroup`.
 fn path_of_second(groups: &str) -> Option<&str> {
     groups.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+fn is_second(kind: &str) -> bool {
+    kind.starts_with("cgroup2 ")
 }
 
 /// The group's path under version 1's memory controller.

@@ -9,7 +9,7 @@ pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
     let options = &bench.pipeline.options;
     let live = |count: &usize| {
         let claim = claim(&Disk::default(), &options.queue_dir.join(options.project.dir_name()), &[]).unwrap();
-        let shard = Queue::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().shard;
+        let shard = Queue::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().queue;
         (0..*count).for_each(|_| assert!(shard.append(&[9; 50], frame::hash_body(&[9; 50]), 0).is_ok()));
         shard
     };

@@ -19,7 +19,6 @@ use crate::sys::disk::fork::try_lock;
 /// A record that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Appended {
-    /// Its sequence number.
     pub(crate) seq: u64,
     /// Records in the active arena, this one included.
     pub(crate) records: u64,
@@ -36,7 +35,6 @@ pub(crate) enum AppendError {
     Bounded,
     /// The lock could not be had in time.
     Busy,
-    /// The journal was closed.
     Closed,
     /// The files belong to another process: see [`Journal::give_up`].
     Lost,
@@ -49,21 +47,9 @@ pub(crate) enum AppendError {
 /// How much may wait to be checkpointed, including what waits already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Budget {
-    /// Records.
     pub(crate) events: u64,
     /// Bytes, as computed by [`cost`].
     pub(crate) bytes: u64,
-}
-
-/// A [`Budget`] as an append checks it: the highest sequence number and total cost that may be taken.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limit {
-    pub(super) seq: u64,
-    pub(super) cost: u64,
-}
-
-impl Limit {
-    pub(super) const NONE: Limit = Limit { seq: u64::MAX, cost: u64::MAX };
 }
 
 /// The largest frame that counts as small, in bytes.
@@ -95,7 +81,6 @@ pub(super) fn extra_cost(framed: usize) -> u64 {
     cost(framed).saturating_sub(small_cost(framed as u64))
 }
 
-/// The smallest frame.
 const FRAME_MIN: u64 = FRAME_HEAD as u64;
 
 /// Keeps its content in cache lines of its own. Every append takes those lines from the other processors; fields that
@@ -122,8 +107,9 @@ pub(super) struct Active {
     pub(super) extra_cost: u64,
     /// The cost of all records before this round.
     pub(super) cost_before: u64,
-    /// The budget for ordinary and for priority records.
-    pub(super) limits: [Limit; 2],
+    /// The budget for ordinary and for priority records, counted from the first record ever: the highest sequence number
+    /// and the highest total cost that may be taken.
+    pub(super) limits: [Budget; 2],
     pub(super) closed: bool,
     /// Whether the files belong to another process.
     pub(super) lost: bool,
@@ -134,6 +120,10 @@ pub(super) struct Active {
     pub(super) stand_in: bool,
     /// Buffer for one frame, where arenas are written by position.
     pub(super) buffer: Vec<u8>,
+}
+
+impl Budget {
+    pub(super) const UNLIMITED: Self = Self { events: u64::MAX, bytes: u64::MAX };
 }
 
 impl Active {
@@ -149,8 +139,8 @@ impl Active {
     pub(super) fn recompute_fast_limits(&mut self) {
         for class in 0..2_u8 {
             let most = self.limits[usize::from(class)];
-            let events = most.seq.saturating_add(1).saturating_sub(self.next_seq);
-            let cost = most.cost.saturating_sub(self.cost());
+            let events = most.events.saturating_add(1).saturating_sub(self.next_seq);
+            let cost = most.bytes.saturating_sub(self.cost());
             let bytes = events.saturating_mul(FRAME_MIN).min(small_bytes(cost));
             let bounded = self.position.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
             let half = if self.is_half_full() { usize::MAX } else { self.half() - 1 };
@@ -169,7 +159,7 @@ impl Active {
             return Err(AppendError::Lost);
         }
         let most = self.limits[usize::from(class != 0)];
-        if self.next_seq > most.seq || self.cost().saturating_add(cost(framed)) > most.cost {
+        if self.next_seq > most.events || self.cost().saturating_add(cost(framed)) > most.bytes {
             return Err(AppendError::Bounded);
         }
         Ok(())
@@ -304,9 +294,9 @@ impl Journal {
     pub(crate) fn set_budget(&self, checkpointed_up_to: u64, ordinary: Budget, priority: Budget) {
         let mut active = self.lock();
         let waiting = self.pool.sealed_size().2.saturating_add(active.cost_of_round());
-        let most = |room: Budget| Limit {
-            seq: checkpointed_up_to.saturating_add(room.events),
-            cost: active.cost().saturating_add(room.bytes).saturating_sub(waiting),
+        let most = |room: Budget| Budget {
+            events: checkpointed_up_to.saturating_add(room.events),
+            bytes: active.cost().saturating_add(room.bytes).saturating_sub(waiting),
         };
         active.limits = [most(ordinary), most(priority)];
         active.recompute_fast_limits();

@@ -16,19 +16,7 @@
 //!   arena when the active one is full, is for any thread.
 //!
 //! Format: a header page, then frames (`queue::frame`) back to back, ended by a zero length word. See
-//! `docs/format.md`.
-//!
-//! Operations
-//! * *append*: under the lock, write the check words and the body of the frame, zero the length word behind it, and
-//!   publish it by storing its own length word last. If the process is killed before that store, the record does not
-//!   exist.
-//! * *swap*: a free arena becomes the active one in a new round, with a higher epoch, a fresh salt and the next
-//!   sequence number. The old arena is sealed and waits to be checkpointed.
-//! * *sync*: makes the sealed arenas and then the active one durable, and returns the highest durable sequence number.
-//! * *free*: a checkpointed arena is marked free and is never replayed.
-//! * *replay* (at open): arenas that are not free come back as sealed ones, in the order of their epochs, so recovery
-//!   is a checkpoint like any other. An arena is read up to its first invalid record. The rest is searched for valid
-//!   records only if sequence numbers show that some are missing.
+//! `docs/format.md`; `docs/queue.md` explains the states of an arena.
 //!
 //! Invariants: sequence numbers have no gaps; a salt is never used twice; a sealed arena is never written to; at most
 //! one arena is active; the epoch of a new round is above every epoch on disk.
@@ -47,7 +35,7 @@ use crate::sys::crash_point;
 use crate::sys::disk::fork;
 use crate::sys::entropy;
 
-use active::{Active, CachePadded, Limit};
+use active::{Active, CachePadded};
 pub(crate) use active::{AppendError, Appended, Budget};
 use arena::{Arena, HEADER_BYTES, Round};
 pub(crate) use pool::{ARENAS_MAX, JournalOptions, Pool, SealedArena, file_names};
@@ -268,7 +256,7 @@ impl Pool {
             fast_until: [0; 2],
             extra_cost: 0,
             cost_before: 0,
-            limits: [Limit::NONE; 2],
+            limits: [Budget::UNLIMITED; 2],
             closed: false,
             lost: false,
             stand_in,

@@ -25,7 +25,6 @@ pub(crate) struct JournalOptions {
     pub(crate) dir: Option<PathBuf>,
     /// Whether a mapping may be written without risk of a fault (see `disk::FileSystem::may_map`).
     pub(crate) map: bool,
-    /// Bytes of one arena.
     pub(crate) arena_bytes: usize,
     /// How long an append may wait for the lock.
     pub(crate) lock_wait: Duration,
@@ -35,7 +34,6 @@ pub(crate) struct JournalOptions {
 #[derive(Clone, Debug)]
 pub(crate) struct SealedArena {
     pub(super) arena: Arc<Arena>,
-    /// Its round.
     pub(crate) round: Round,
     /// Where its last frame ends, as far as this process knows.
     pub(super) end: usize,

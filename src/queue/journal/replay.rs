@@ -12,7 +12,6 @@ pub(crate) struct Replay {
     pub(crate) bytes: Vec<u8>,
     /// Runs of valid frames in `bytes`, in the order of their sequence numbers.
     pub(crate) runs: Vec<Run>,
-    /// The salt of the round.
     pub(crate) salt: u64,
 }
 
@@ -21,7 +20,6 @@ pub(crate) struct Replay {
 pub(crate) struct Run {
     /// Their place in the bytes.
     pub(crate) range: Range<usize>,
-    /// Their number.
     pub(crate) count: u32,
     /// The first one's sequence number.
     pub(crate) first_seq: u64,
@@ -48,13 +46,13 @@ impl Replay {
         for run in &self.runs {
             let mut open: Option<Run> = None;
             let bytes = self.bytes.get(run.range.clone()).unwrap_or_default();
-            let mut frames = frame::frames(bytes, self.salt);
-            let mut start = run.range.start;
-            while let Some((head, _)) = frames.next() {
+            let mut at = 0;
+            while let Some((head, _, next)) = frame::parse(bytes, at, self.salt) {
                 // The padding of the last frame may be beyond the bytes that could be read.
-                let end = (run.range.start + frames.position()).min(run.range.end);
-                let record = Run { range: start..end, count: 1, first_seq: head.seq, last_seq: head.seq };
-                start = end;
+                let end = (run.range.start + next).min(run.range.end);
+                let record =
+                    Run { range: run.range.start + at..end, count: 1, first_seq: head.seq, last_seq: head.seq };
+                at = next;
                 if head.seq <= checkpointed {
                     continue;
                 }

@@ -23,7 +23,6 @@ use crate::sys::disk::{Disk, Home, Open, fork};
 /// An upper bound of the cache, whatever the options say.
 const CACHE_MAX: usize = 8 * 1024 * 1024;
 
-/// How a store is opened.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreOptions {
     /// The project of the queue. A file of another project is refused.
@@ -55,9 +54,7 @@ impl StoreOptions {
     }
 }
 
-/// The name of the store's file.
 pub(super) const QUEUE: &str = "queue.redb";
-/// The name of the reserve.
 pub(crate) const RESERVE: &str = "reserve";
 
 /// The directory of a store.
@@ -73,7 +70,6 @@ pub(super) struct StoreDir {
 }
 
 impl StoreDir {
-    /// The path of the store's file.
     pub(super) fn queue(&self) -> PathBuf {
         self.dir.join(QUEUE)
     }
@@ -88,7 +84,6 @@ impl StoreDir {
         self.dir.join("queue.redb.ready")
     }
 
-    /// The path of the reserve.
     pub(super) fn reserve(&self) -> PathBuf {
         self.dir.join(RESERVE)
     }

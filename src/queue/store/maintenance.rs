@@ -11,7 +11,7 @@ use super::files::StoreDir;
 use super::open::{self, OpenReport};
 use super::rows::State;
 use super::schema::{self, META};
-use super::{DirectoryState, OpenDatabase, Store, Writer};
+use super::{OpenDatabase, Store};
 use crate::queue::error::{StoreError, guarded};
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
@@ -32,30 +32,29 @@ impl Store {
     /// the caller tries again with a growing delay.
     pub(crate) fn reopen(&self, now: WallNanos) -> Result<OpenReport, StoreError> {
         self.check_process()?;
-        let mut writer = self.writer();
-        writer.opened_at = now;
-        self.reopen_as(&mut writer)
+        let _writer = self.writer();
+        self.opened_at.store(now, Ordering::Relaxed);
+        self.reopen_locked()
     }
 
-    pub(super) fn reopen_as(&self, writer: &mut Writer) -> Result<OpenReport, StoreError> {
+    /// The caller holds the writer's lock.
+    pub(super) fn reopen_locked(&self) -> Result<OpenReport, StoreError> {
+        let now = self.opened_at.load(Ordering::Relaxed);
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         self.latched.store(true, Ordering::Release);
         let file = opened.take().and_then(OpenDatabase::close);
-        let fresh = match self.directory_state() {
-            DirectoryState::InMemory => self.start_over_in_memory(self.committed().clone()),
-            // What cannot be opened again without a name is lost, and counted.
-            DirectoryState::Deleted => {
-                self.reopen_as_it_is(file).or_else(|_| self.start_over_in_memory(self.committed().clone()))
-            }
-            DirectoryState::OutOfReach(error) => self.reopen_as_it_is(file).map_err(|_| StoreError::Io(error)),
-            DirectoryState::Here(place) => {
+        let fresh = match self.place_in_reach() {
+            // A store in memory has no file. What cannot be opened again without a name is lost, and counted.
+            Ok(None) => self.reopen_as_it_is(file).or_else(|_| self.start_over_in_memory(self.committed().clone())),
+            Err(error) => self.reopen_as_it_is(file).map_err(|_| StoreError::Io(error)),
+            Ok(Some(place)) => {
                 // Before the file is opened by name, which may lead to the same file.
                 drop(file);
                 let place = self.as_known_by_now(place);
                 if place.condemned.load(Ordering::Acquire) {
-                    open::replace(&place, writer.opened_at)
+                    open::replace(&place, now)
                 } else {
-                    open::open(&place, writer.opened_at)
+                    open::open(&place, now)
                 }
             }
         };
@@ -147,9 +146,7 @@ impl Store {
         let report = OpenReport { fresh: true, lost_events, ..OpenReport::default() };
         Ok((open::in_memory(&self.options, &state)?, state, report))
     }
-}
 
-impl Store {
     /// Whether its file has lost its name.
     pub(crate) fn is_unlinked(&self) -> bool {
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);

@@ -4,13 +4,7 @@
 //! It does not know the journal. A row is a *chunk*: the bytes of many records as they were in the journal. Rows do not
 //! move between states. One process uses a directory at a time: the caller holds the shard's lock.
 //!
-//! Tables (see `schema.rs` and `docs/format.md`)
-//! * `chunks`: the sequence number of the first record, to a head and the frames. The head has the number of records,
-//!   the salt and two checksums: of the frames, and of the key and the head itself.
-//! * `dead`: a sequence number, to a record that was rejected for good, with the reason.
-//! * `meta`: `schema`, `identity` (the project), `state` (ledger, number of chunks, epoch, next attempt), `pages` (the
-//!   space that chunks and dead records take), and entries of the owner under other names, without which the store is
-//!   complete.
+//! The tables are in `schema.rs` and `docs/format.md`.
 //!
 //! Guarantees
 //! * [`Store::apply`] is one transaction, which is durable when it returns `Ok`. The ledger changes with the rows that
@@ -41,7 +35,7 @@ mod transaction;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::Database;
@@ -76,7 +70,9 @@ pub(crate) struct Store {
     generation: u64,
     /// Held by every change of the file from begin to end: there is one at a time. Locked before `opened`, which is
     /// locked before `committed`.
-    writer: Mutex<Writer>,
+    writer: Mutex<Reserve>,
+    /// The wall time last given by a caller. It names a damaged file that is found where the time is not known.
+    opened_at: AtomicI64,
     /// Shared by reads and transactions; exclusive for what needs the database alone. `None` after a reopen that
     /// failed.
     opened: RwLock<Option<OpenDatabase>>,
@@ -96,26 +92,6 @@ struct OpenDatabase {
     file: Option<StoreFile>,
 }
 
-/// How the directory of the store is.
-#[derive(Debug)]
-enum DirectoryState<'a> {
-    /// The store is in memory.
-    InMemory,
-    /// The directory was deleted: the file is used without a name.
-    Deleted,
-    /// The directory is not at its path, or cannot be examined. The file is used, but nothing is done by name.
-    OutOfReach(io::Error),
-    /// The directory is at its path.
-    Here(&'a StoreDir),
-}
-
-#[derive(Debug)]
-struct Writer {
-    reserve: Reserve,
-    /// The wall time last given by a caller. It names a damaged file that is found where the time is not known.
-    opened_at: WallNanos,
-}
-
 impl Store {
     /// Opens the store in `dir`, which must exist. Creates, repairs or replaces its file as needed.
     pub(crate) fn open(
@@ -128,24 +104,24 @@ impl Store {
         let (disk, dir, home) = (disk.clone(), dir.to_path_buf(), Home::of(dir)?);
         let place = StoreDir { disk, dir, home, options: options.clone(), condemned: Arc::default() };
         let (database, state, report) = open::open(&place, now)?;
-        let writer = Writer { reserve: Reserve::open(&place), opened_at: now };
-        Ok((Self::with(database, state, writer, options, Some((place, registration))), report))
+        let reserve = Reserve::open(&place);
+        Ok((Self::with(database, state, reserve, options, Some((place, registration)), now), report))
     }
 
     /// A store in memory, which ends with the process.
     pub(crate) fn volatile(options: &StoreOptions) -> Result<Self, StoreError> {
         let state = State { dead_bytes: Some(0), ..State::default() };
         let database = open::in_memory(options, &state)?;
-        let writer = Writer { reserve: Reserve::none(), opened_at: 0 };
-        Ok(Self::with(database, state, writer, options, None))
+        Ok(Self::with(database, state, Reserve::none(), options, None, 0))
     }
 
     fn with(
         database: OpenDatabase,
         state: State,
-        writer: Writer,
+        reserve: Reserve,
         options: &StoreOptions,
         files: Option<(StoreDir, Registration)>,
+        now: WallNanos,
     ) -> Self {
         let (place, registration) = files.unzip();
         Self {
@@ -154,7 +130,8 @@ impl Store {
             dead_bytes: AtomicU64::new(options.dead_bytes),
             options: options.clone(),
             generation: fork::generation(),
-            writer: Mutex::new(writer),
+            writer: Mutex::new(reserve),
+            opened_at: AtomicI64::new(now),
             opened: RwLock::new(Some(database)),
             committed: Mutex::new(state),
             latched: AtomicBool::new(false),
@@ -167,22 +144,22 @@ impl Store {
     /// only acks may use the reserve, and so may one that fills an empty store.
     pub(crate) fn apply(&self, changes: &Changes) -> Result<Applied, StoreError> {
         self.check_process()?;
-        let mut writer = self.writer();
-        if self.is_for_acks(&writer, changes) {
+        let mut reserve = self.writer();
+        if self.is_for_acks(&reserve, changes) {
             return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
         }
         let mut outcome = self.commit(changes);
         if let (Err(StoreError::NoSpace(_)), Some(place)) = (&outcome, self.place())
             && (changes.only_acks() || self.is_the_only_way_out(changes))
-            && writer.reserve.release(place)?
+            && reserve.release(place)?
         {
-            self.reopen_as(&mut writer)?;
+            self.reopen_locked()?;
             outcome = self.commit(changes);
         }
         let applied = outcome?;
         crash_point::reach("store.chunk.committed");
         if let Some(place) = self.place() {
-            writer.reserve.refill(place);
+            reserve.refill(place);
         }
         Ok(applied)
     }
@@ -191,8 +168,8 @@ impl Store {
     /// in a transaction of its own. Fails at once if the disk has no space left but for acks.
     pub(crate) fn put_meta(&self, name: &str, content: Option<&[u8]>) -> Result<(), StoreError> {
         self.check_process()?;
-        let writer = self.writer();
-        if content.is_some() && self.place().is_some_and(|place| writer.reserve.is_needed(place)) {
+        let reserve = self.writer();
+        if content.is_some() && self.place().is_some_and(|place| reserve.is_needed(place)) {
             return Err(StoreError::NoSpace(io::ErrorKind::StorageFull.into()));
         }
         self.with_database(|db| {
@@ -261,9 +238,9 @@ impl Store {
 
     /// Whether the last space of the disk must be left to acks, because the reserve is gone. New rows wait until there
     /// is more.
-    fn is_for_acks(&self, writer: &Writer, changes: &Changes) -> bool {
+    fn is_for_acks(&self, reserve: &Reserve, changes: &Changes) -> bool {
         let Some(place) = self.place().filter(|_| !changes.insert.is_empty()) else { return false };
-        writer.reserve.is_needed(place) && !self.is_the_only_way_out(changes)
+        reserve.is_needed(place) && !self.is_the_only_way_out(changes)
     }
 
     /// Whether inserting is the only way to free space: with no row left to ack, nothing will free any, and what waits
@@ -303,18 +280,16 @@ impl Store {
 
     /// The directory, while names in it are ours: not in memory, nor if it was deleted or is out of reach.
     fn place(&self) -> Option<&StoreDir> {
-        match self.directory_state() {
-            DirectoryState::Here(place) => Some(place),
-            _ => None,
-        }
+        self.place_in_reach().ok().flatten()
     }
 
-    fn directory_state(&self) -> DirectoryState<'_> {
-        let Some(place) = &self.place else { return DirectoryState::InMemory };
-        if self.unlinked.load(Ordering::Acquire) {
-            return DirectoryState::Deleted;
+    /// The directory; `None` in memory, or if it was deleted. Fails if it is not at its path or cannot be examined: then
+    /// the file is used, but nothing is done by name.
+    fn place_in_reach(&self) -> io::Result<Option<&StoreDir>> {
+        match self.place.as_ref().filter(|_| !self.unlinked.load(Ordering::Acquire)) {
+            Some(place) => place.home.check().map(|()| Some(place)),
+            None => Ok(None),
         }
-        place.home.check().map_or_else(DirectoryState::OutOfReach, |()| DirectoryState::Here(place))
     }
 
     fn check_process(&self) -> Result<(), StoreError> {
@@ -322,7 +297,7 @@ impl Store {
         if fork::generation() == self.generation { Ok(()) } else { Err(StoreError::Forked) }
     }
 
-    fn writer(&self) -> MutexGuard<'_, Writer> {
+    fn writer(&self) -> MutexGuard<'_, Reserve> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -23,7 +23,6 @@ pub(crate) struct OpenReport {
     pub(crate) fresh: bool,
     /// The path to which a damaged file was moved.
     pub(crate) damaged_file: Option<PathBuf>,
-    /// What was wrong with it.
     pub(crate) damage: Option<String>,
     /// The file could not be synced and was replaced by a copy.
     pub(crate) replaced: bool,

@@ -36,9 +36,7 @@ impl ChunkKey {
 /// A number of records as they were in the journal. One row of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    /// Where it stands.
     pub(crate) key: ChunkKey,
-    /// The number of records.
     pub(crate) count: u32,
     /// The salt of their check words.
     pub(crate) salt: u64,
@@ -111,7 +109,6 @@ pub(super) fn page_bytes(value_len: usize) -> u64 {
 /// A record that was rejected for good, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeadRecord {
-    /// Its sequence number.
     pub(crate) seq: u64,
     /// The status code of the rejection (for HTTP, the response's); 0 if the record was never sent.
     pub(crate) status: u16,
@@ -119,11 +116,8 @@ pub(crate) struct DeadRecord {
     pub(crate) reason: String,
     /// When it was first sent.
     pub(crate) first_attempt: WallNanos,
-    /// When it was rejected.
     pub(crate) last_attempt: WallNanos,
-    /// The number of attempts to send it.
     pub(crate) attempts: u32,
-    /// The record.
     pub(crate) body: Vec<u8>,
 }
 
@@ -169,7 +163,6 @@ pub(super) struct State {
 pub(crate) struct Ledger {
     /// The highest sequence number ever accepted. Sequence numbers start at 1 and have no gaps.
     pub(crate) accepted: u64,
-    /// Delivered.
     pub(crate) delivered: u64,
     /// Rejected for good.
     pub(crate) dead_lettered: u64,

@@ -54,7 +54,6 @@ impl Rebuild {
         Ok(Self { db, file, chunks: Vec::new(), dead: Vec::new(), waiting_bytes: 0, found: empty })
     }
 
-    /// Adds a chunk.
     pub(super) fn push(&mut self, chunk: Chunk) -> Result<(), StoreError> {
         let seqs = frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq);
         let last_seq = seqs.max().unwrap_or(chunk.key.first_seq);
@@ -69,7 +68,6 @@ impl Rebuild {
         self.count_waiting(bytes)
     }
 
-    /// Adds a dead record.
     pub(super) fn dead_letter(&mut self, dead: DeadRecord) -> Result<(), StoreError> {
         let bytes = schema::dead_len(&dead);
         self.found.dead_bytes = self.found.dead_bytes.map(|before| before.saturating_add(bytes as u64));
@@ -153,7 +151,6 @@ impl<'a> Salvage<'a> {
         })
     }
 
-    /// Copies the rows.
     pub(super) fn copy_into(&mut self, rebuild: &mut Rebuild) -> Result<(), StoreError> {
         self.copy_table(CHUNKS, 9, &mut |key, value| {
             let Some(key) = schema::parse_chunk_key(key) else { return Ok(()) };

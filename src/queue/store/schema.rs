@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::rows::{CHUNK_HEAD, Chunk, ChunkKey, DeadRecord, Ledger, Project, State, page_bytes};
 use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
+use crate::sys::limits::beginning;
 
 /// First sequence number to a chunk.
 pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
@@ -80,7 +81,6 @@ pub(super) struct Meta {
     pub(super) state: Option<State>,
 }
 
-/// Reads the `meta` table.
 pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> {
     let transaction = db.begin_read()?;
     let mut state = meta_row(&transaction, STATE_ROW, parse_state)?;
@@ -128,7 +128,6 @@ impl Meta {
 /// A chunk row as it was read.
 #[derive(Debug)]
 pub(super) enum ChunkRow {
-    /// As it was written.
     Whole(Chunk),
     /// The head is valid, the frames are not: some records may be whole.
     Torn(Chunk),
@@ -154,7 +153,6 @@ pub(super) struct ChunkHead {
     frames_check: u64,
 }
 
-/// The key of a chunk row.
 pub(super) fn chunk_key(key: ChunkKey) -> [u8; 9] {
     let mut bytes = [0; 9];
     bytes[0] = key.prefix;
@@ -223,7 +221,7 @@ fn head_check(key: ChunkKey, head: &[u8]) -> u64 {
 /// `[version u8][0][status u16][attempts u32][first i64][last i64][reason's length u16]...[check u64]`, see the order
 /// below.
 pub(super) fn dead_value(dead: &DeadRecord) -> Vec<u8> {
-    let reason = at_most(&dead.reason, REASON_MAX).as_bytes();
+    let reason = beginning(&dead.reason, REASON_MAX).as_bytes();
     let mut bytes = Vec::with_capacity(dead_len(dead));
     bytes.extend_from_slice(&[VERSION, 0]);
     bytes.extend_from_slice(&dead.status.to_le_bytes());
@@ -238,7 +236,7 @@ pub(super) fn dead_value(dead: &DeadRecord) -> Vec<u8> {
 
 /// Bytes of what [`dead_value`] makes.
 pub(super) fn dead_len(dead: &DeadRecord) -> usize {
-    DEAD_FRAME.saturating_add(at_most(&dead.reason, REASON_MAX).len()).saturating_add(dead.body.len())
+    DEAD_FRAME.saturating_add(beginning(&dead.reason, REASON_MAX).len()).saturating_add(dead.body.len())
 }
 
 /// Reads what [`dead_value`] wrote; `None` if it is damaged.
@@ -358,12 +356,6 @@ pub(super) fn parse_entry(value: &[u8]) -> Option<Vec<u8>> {
 pub(super) fn page_bytes_at_most(state: &State) -> u64 {
     let around = page_bytes(0).saturating_mul(2);
     state.ledger.queued_bytes.saturating_mul(2).saturating_add(state.rows.saturating_mul(around))
-}
-
-/// The longest prefix of `text` of at most `most` bytes that ends between characters.
-fn at_most(text: &str, most: usize) -> &str {
-    let end = text.char_indices().map(|(at, next)| at + next.len_utf8()).take_while(|end| *end <= most).last();
-    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
 fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {

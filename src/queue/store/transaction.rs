@@ -45,7 +45,6 @@ pub(crate) struct Changes {
 /// another row has this key now, and it stays.
 #[derive(Clone, Debug)]
 pub(crate) struct Removal {
-    /// The key of the row.
     pub(crate) key: ChunkKey,
     /// The remaining records, as a row.
     pub(crate) keep: Option<Chunk>,
@@ -257,7 +256,6 @@ pub(crate) struct Read {
 /// The result of a read of dead records.
 #[derive(Debug, Default)]
 pub(crate) struct DeadRead {
-    /// Oldest first.
     pub(crate) records: Vec<DeadRecord>,
     /// The number of rows that fail their checks.
     pub(crate) damaged: u64,

@@ -38,11 +38,11 @@ fn a_lock_that_a_backup_has_linked_is_the_same_lock() {
     let dir = scratch();
     let disk = Disk::default();
     let first = claim(&disk, dir.path(), &[]).unwrap();
-    let (shard, backup) = (first.dir().to_path_buf(), dir.path().join("backup"));
-    std::fs::hard_link(shard.join("lock"), &backup).unwrap();
+    let (queue, backup) = (first.dir().to_path_buf(), dir.path().join("backup"));
+    std::fs::hard_link(queue.join("lock"), &backup).unwrap();
     assert!(claim_orphan(&disk, dir.path(), None, &|_| true).unwrap().is_none(), "it is held");
     drop(first);
     let again = claim(&disk, dir.path(), &[]).unwrap();
-    assert_eq!(again.dir(), shard);
+    assert_eq!(again.dir(), queue);
     assert!(!disk.open(&backup, Open::Existing).unwrap().try_lock().unwrap(), "by its other name, too");
 }

@@ -15,7 +15,7 @@ const SHORT: i32 = 0;
 struct Run {
     queue_dir: PathBuf,
     disk: Arc<CutDisk<Facts>>,
-    shard: Queue,
+    queue: Queue,
     next_id: u64,
     /// For messages.
     fault: Option<Fault>,
@@ -27,31 +27,31 @@ impl Run {
         std::fs::create_dir(&queue_dir).unwrap();
         let disk = CutDisk::new(root, mapped, 1, 1);
         disk.fail(fault);
-        let shard = Self::open(&disk, &queue_dir, fault);
-        Run { queue_dir, disk, shard, next_id: 1, fault }
+        let queue = Self::open(&disk, &queue_dir, fault);
+        Run { queue_dir, disk, queue, next_id: 1, fault }
     }
 
     /// Succeeds the second time at the latest, because only one call fails.
     fn open(disk: &Arc<CutDisk<Facts>>, queue_dir: &Path, fault: Option<Fault>) -> Queue {
         let gated = Disk::gated(Arc::clone(disk) as Arc<dyn Gate>);
         let opened = try_open(&gated, queue_dir).or_else(|_| try_open(&gated, queue_dir));
-        let Opened { shard, findings, .. } = opened.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
+        let Opened { queue, findings, .. } = opened.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
         let is_harmless = |finding: &Finding| matches!(finding, Finding::NotCheckpointed { .. });
         assert!(findings.iter().all(is_harmless), "{fault:?}: {findings:?}");
-        shard
+        queue
     }
 
     fn reopen(&mut self) {
-        self.shard.close();
+        self.queue.close();
         // The old one is dropped first: a directory has one owner.
         let disk = Disk::default();
-        self.shard = Queue::volatile(&disk, &options(&self.queue_dir)).unwrap();
-        self.shard = Self::open(&self.disk, &self.queue_dir, self.fault);
+        self.queue = Queue::volatile(&disk, &options(&self.queue_dir)).unwrap();
+        self.queue = Self::open(&self.disk, &self.queue_dir, self.fault);
     }
 
     fn append(&mut self, count: u64) {
         for id in self.next_id..self.next_id + count {
-            if let Ok(appended) = append(&self.shard, id, 0) {
+            if let Ok(appended) = append(&self.queue, id, 0) {
                 self.disk.know(|facts| facts.appended.push((appended.seq, id)));
             }
         }
@@ -59,7 +59,7 @@ impl Run {
     }
 
     fn sync(&self) {
-        match self.shard.sync() {
+        match self.queue.sync() {
             Ok(up_to) => self.confirm(up_to),
             Err(_) => self.checkpoint(&[]),
         }
@@ -71,10 +71,10 @@ impl Run {
     }
 
     fn checkpoint(&self, acked: &[Ack]) {
-        let _ = self.shard.journal().swap();
+        let _ = self.queue.journal().swap();
         let (mut acked, mut failures) = (acked, 0);
         loop {
-            match self.shard.checkpoint(acked, None, NOW) {
+            match self.queue.checkpoint(acked, None, NOW) {
                 Ok(Some(checkpointed)) => {
                     assert_eq!(checkpointed.missing, 0, "{:?}", self.fault);
                     self.disk.know(Facts::commit);
@@ -90,7 +90,7 @@ impl Run {
 
     fn ack(&self, acked: &[Ack]) {
         let mut failures = 0;
-        while let Err(error) = self.shard.ack(acked, None, NOW) {
+        while let Err(error) = self.queue.ack(acked, None, NOW) {
             self.repair(&error, &mut failures);
         }
         self.disk.know(Facts::commit);
@@ -100,8 +100,8 @@ impl Run {
     fn repair(&self, error: &QueueError, failures: &mut u32) {
         *failures += 1;
         assert!(*failures < 4, "{:?}: {error:?}", self.fault);
-        if self.shard.open_store().unwrap().is_latched() {
-            let reopened = self.shard.reopen_store(NOW).or_else(|_| self.shard.reopen_store(NOW));
+        if self.queue.open_store().unwrap().is_latched() {
+            let reopened = self.queue.reopen_store(NOW).or_else(|_| self.queue.reopen_store(NOW));
             let findings = reopened.unwrap_or_else(|error| panic!("{:?}: {error:?}", self.fault));
             assert!(findings.is_empty(), "{:?}: {findings:?}", self.fault);
         }
@@ -110,7 +110,7 @@ impl Run {
     /// Of the oldest row, every third record is dead-lettered, every third is kept, and the others were delivered.
     fn judge_oldest(&self) -> Vec<Ack> {
         let Some(chunk) =
-            (0..3).find_map(|_| self.shard.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
+            (0..3).find_map(|_| self.queue.read(None, 1).ok()).and_then(|read| read.chunks.into_iter().next())
         else {
             return Vec::new();
         };
@@ -160,7 +160,7 @@ fn live(mapped: bool, fault: Option<Fault>) -> std::collections::HashMap<Op, u64
     run.append(10);
     run.ack(&run.judge_oldest());
     run.sync();
-    let _ = run.shard.journal().swap();
+    let _ = run.queue.journal().swap();
     run.append(10);
     run.look_after_kill(root.path());
     run.reopen();
@@ -213,15 +213,15 @@ fn no_sync_after_a_failed_one_confirms_what_the_kernel_dropped() {
         run.append(10);
         let next = run.disk.calls()[&Op::Sync] + 1;
         run.disk.fail(Some(Fault { op: Op::Sync, nth: next, errno: BROKEN }));
-        run.shard.sync().unwrap_err();
-        run.shard.sync().unwrap_err();
+        run.queue.sync().unwrap_err();
+        run.queue.sync().unwrap_err();
         // If the store cannot take the records, sealing the arena changes nothing.
-        assert!(run.shard.journal().swap().unwrap());
+        assert!(run.queue.journal().swap().unwrap());
         run.append(1);
-        run.shard.sync().unwrap_err();
+        run.queue.sync().unwrap_err();
         run.checkpoint(&[]);
         run.append(1);
-        assert_eq!(run.shard.sync().unwrap(), 12, "once they are in the store, the journal is as good as new");
+        assert_eq!(run.queue.sync().unwrap(), 12, "once they are in the store, the journal is as good as new");
         run.confirm(12);
     }
 }

@@ -10,9 +10,9 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn checkpoint(shard: &Queue) {
-    shard.journal().swap().unwrap();
-    while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
+fn checkpoint(queue: &Queue) {
+    queue.journal().swap().unwrap();
+    while queue.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 #[test]
@@ -20,36 +20,36 @@ fn closing_an_empty_queue_frees_space_and_keeps_the_ledger() {
     for mapped in [true, false] {
         let root = scratch();
         let (disk, queue_dir) = (Machine::disk(7, mapped), root.path().join("queue"));
-        let shard = open(&disk, &queue_dir).shard;
+        let queue = open(&disk, &queue_dir).queue;
         let dir = first_shard(&queue_dir);
         // Large enough that the file is worth compacting.
         for id in 1..=40_000 {
-            while append(&shard, id, 0).is_err() {
-                checkpoint(&shard);
+            while append(&queue, id, 0).is_err() {
+                checkpoint(&queue);
             }
         }
-        checkpoint(&shard);
-        let rows = shard.read(None, usize::MAX).unwrap().chunks;
+        checkpoint(&queue);
+        let rows = queue.read(None, usize::MAX).unwrap().chunks;
         let mut acked: Vec<_> = rows.iter().map(|row| delivered(row.key.first_seq, row.count.into())).collect();
         acked[0].dead = vec![dead(1, 1)];
         acked[0].delivered -= 1;
-        shard.ack(&acked, None, NOW).unwrap();
-        let before = shard.file_bytes();
+        queue.ack(&acked, None, NOW).unwrap();
+        let before = queue.file_bytes();
         std::fs::create_dir(dir.join("crash")).unwrap();
         std::fs::write(dir.join("crash/1-1.bad"), "what could not be read").unwrap();
         assert!(holds_idle_files(&disk, &dir, NOW + 1) && !holds_idle_files(&disk, &dir, NOW));
-        shard.close_and_free_space(&disk).unwrap();
+        queue.close_and_free_space(&disk).unwrap();
         assert_eq!(names(&dir), ["crash", "lock", "queue.redb", "status"]);
         let file_bytes =
             std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(dir.join("queue.redb")).unwrap()) * 512;
         assert!(file_bytes < 3 * 1024 * 1024 && before > 6 * 1024 * 1024, "{before} bytes, then {file_bytes}");
         assert!(!holds_idle_files(&disk, &dir, NOW + 1) && is_known_empty(&disk, &dir));
-        let Opened { shard, findings, before, .. } = open(&disk, &queue_dir);
+        let Opened { queue, findings, before, .. } = open(&disk, &queue_dir);
         assert!(findings.is_empty() && before.clean, "{findings:?}");
-        let ledger = shard.ledger();
+        let ledger = queue.ledger();
         assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.damaged), (40_000, 39_999, 1, 0));
-        assert_eq!(shard.dead(None, 10).unwrap().records.len(), 1);
-        assert_eq!(append(&shard, 40_001, 0).unwrap().seq, 40_001);
+        assert_eq!(queue.dead(None, 10).unwrap().records.len(), 1);
+        assert_eq!(append(&queue, 40_001, 0).unwrap().seq, 40_001);
         assert!(dir.join("crash/1-1.bad").exists());
     }
 }
@@ -59,21 +59,21 @@ fn closing_a_queue_not_empty_or_not_ours_removes_nothing() {
     let root = scratch();
     let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
     let dir = first_shard(&queue_dir);
-    let shard = open(&disk, &queue_dir).shard;
+    let queue = open(&disk, &queue_dir).queue;
     let files = names(&dir);
-    append(&shard, 1, 0).unwrap();
-    shard.close_and_free_space(&disk).unwrap();
+    append(&queue, 1, 0).unwrap();
+    queue.close_and_free_space(&disk).unwrap();
     assert_eq!(names(&dir), files);
-    let shard = open(&disk, &queue_dir).shard;
-    assert_eq!(queued(&shard).len(), 1);
-    shard.close_and_free_space(&disk).unwrap();
+    let queue = open(&disk, &queue_dir).queue;
+    assert_eq!(queued(&queue).len(), 1);
+    queue.close_and_free_space(&disk).unwrap();
     assert_eq!(names(&dir), files, "one row in the store");
-    let shard = open(&disk, &queue_dir).shard;
-    shard.ack(&[delivered(1, 1)], None, NOW).unwrap();
+    let queue = open(&disk, &queue_dir).queue;
+    queue.ack(&[delivered(1, 1)], None, NOW).unwrap();
     std::fs::remove_file(dir.join("lock")).unwrap();
     let other = claim(&disk, dir.parent().unwrap(), &[]).unwrap();
     assert_eq!(other.dir(), dir);
-    shard.close_and_free_space(&disk).unwrap();
+    queue.close_and_free_space(&disk).unwrap();
     assert_eq!(names(&dir), files, "they belong to another process");
 }
 
@@ -81,14 +81,14 @@ fn closing_a_queue_not_empty_or_not_ours_removes_nothing() {
 fn a_power_cut_while_space_is_freed_loses_nothing() {
     let root = scratch();
     let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
-    let shard = open(&disk, &queue_dir).shard;
-    (1..=50).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
-    checkpoint(&shard);
+    let queue = open(&disk, &queue_dir).queue;
+    (1..=50).for_each(|id| assert!(append(&queue, id, 0).is_ok()));
+    checkpoint(&queue);
     let acked = |row: &crate::queue::store::Chunk| delivered(row.key.first_seq, row.count.into());
-    let rows = shard.read(None, usize::MAX).unwrap().chunks;
-    shard.ack(&rows.iter().map(acked).collect::<Vec<_>>(), None, NOW).unwrap();
+    let rows = queue.read(None, usize::MAX).unwrap().chunks;
+    queue.ack(&rows.iter().map(acked).collect::<Vec<_>>(), None, NOW).unwrap();
     let before = copy_of(root.path());
-    shard.close_and_free_space(&disk).unwrap();
+    queue.close_and_free_space(&disk).unwrap();
     let gone: Vec<_> = names(&first_shard(&before.path().join("queue")))
         .into_iter()
         .filter(|name| !first_shard(&queue_dir).join(name).exists())
@@ -101,10 +101,10 @@ fn a_power_cut_while_space_is_freed_loses_nothing() {
             std::fs::remove_file(first_shard(&queue_dir).join(name)).unwrap();
         }
         // Another start of the machine.
-        let Opened { shard, findings, .. } = open(&Machine::disk(8, true), &queue_dir);
-        let ledger = shard.ledger();
+        let Opened { queue, findings, .. } = open(&Machine::disk(8, true), &queue_dir);
+        let ledger = queue.ledger();
         assert_eq!((ledger.accepted, ledger.delivered, ledger.imbalance()), (50, 50, 0), "{set:b}");
         assert!(findings.is_empty(), "{set:b}: {findings:?}");
-        assert_eq!(append(&shard, 51, 0).unwrap().seq, 51);
+        assert_eq!(append(&queue, 51, 0).unwrap().seq, 51);
     }
 }

@@ -7,7 +7,7 @@ use crate::queue::status_page::DEATHS_MAX;
 /// The first shard, after an owner that died in this phase.
 fn died_in(disk: &Disk, queue_dir: &Path, phase: Phase) {
     let dir = first_shard(queue_dir);
-    open(disk, queue_dir).shard.close();
+    open(disk, queue_dir).queue.close();
     let (page, _) = StatusPage::take_over(disk, &dir.join("status"), is_mapped(disk), false, NOW).unwrap();
     std::mem::forget(page.enter(phase));
 }
@@ -47,9 +47,9 @@ fn an_opening_given_up_is_no_death_and_leaves_a_due_check_due() {
         }
         let before = is_cut_short(&disk, &queue_dir, true);
         assert_eq!(before.deaths_opening, DEATHS_MAX, "neither more nor less");
-        let shard = open(&disk, &queue_dir).shard;
-        assert_eq!(shard.ledger().imbalance(), 0);
-        shard.close();
+        let queue = open(&disk, &queue_dir).queue;
+        assert_eq!(queue.ledger().imbalance(), 0);
+        queue.close();
         let before = predecessor(&disk, &first_shard(&queue_dir));
         assert!(before.clean && !before.died_in_store && before.deaths_opening == 0);
     }

@@ -41,11 +41,11 @@ impl Gate for Stuck {
 /// A queue whose journal is full and was never synced; one of its records has not reached the disk.
 fn after_a_power_cut(root: &Path) -> PathBuf {
     let queue_dir = root.join("queue");
-    let shard = open(&Machine::disk(7, true), &queue_dir).shard;
-    shard.journal().prepare_free_arena().unwrap();
-    let taken = (1..10_000).take_while(|id| append(&shard, *id, 0).is_ok()).count();
+    let queue = open(&Machine::disk(7, true), &queue_dir).queue;
+    queue.journal().prepare_free_arena().unwrap();
+    let taken = (1..10_000).take_while(|id| append(&queue, *id, 0).is_ok()).count();
     assert!(taken > 100);
-    std::mem::forget(shard);
+    std::mem::forget(queue);
     let arena = first_shard(&queue_dir).join("journal-0");
     let mut bytes = std::fs::read(&arena).unwrap();
     bytes[6000..6016].fill(0);
@@ -61,29 +61,29 @@ fn losses_of_a_power_cut_are_counted_as_such_however_late() {
     let second = copy_of(root.path());
     let (disk, machine) = Stuck::disk(8, true);
     let queue_dir = second.path().join(at_first.file_name().unwrap());
-    let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+    let Opened { queue, findings, .. } = open(&disk, &queue_dir);
     assert!(findings.iter().any(|finding| matches!(finding, Finding::NotCheckpointed { .. })), "{findings:?}");
     let third = copy_of(second.path());
     machine.is_stuck.store(false, Ordering::SeqCst);
-    if shard.open_store().is_some_and(|store| store.is_latched()) {
-        shard.reopen_store(NOW).unwrap();
+    if queue.open_store().is_some_and(|store| store.is_latched()) {
+        queue.reopen_store(NOW).unwrap();
     }
     let mut checkpointed = Vec::new();
-    while let Some(step) = shard.checkpoint(&[], None, NOW).unwrap() {
+    while let Some(step) = queue.checkpoint(&[], None, NOW).unwrap() {
         checkpointed.push(step);
     }
     assert!(checkpointed.iter().any(|step| step.missing > 0 && step.after_restart), "{checkpointed:?}");
-    let ledger = shard.ledger();
+    let ledger = queue.ledger();
     assert!(ledger.lost_unsynced > 0 && ledger.damaged == 0 && ledger.imbalance() == 0, "{ledger:?}");
     // The next owner has not seen the restart of the machine, and counts the same.
     let (disk, _) = Stuck::disk(8, false);
-    let Opened { shard, findings, before, .. } = open(&disk, &third.path().join("queue"));
+    let Opened { queue, findings, before, .. } = open(&disk, &third.path().join("queue"));
     assert!(before.same_boot && findings.iter().any(|f| matches!(f, Finding::Missing { after_restart: true, .. })));
-    assert_eq!((shard.ledger().lost_unsynced, shard.ledger().damaged), (ledger.lost_unsynced, 0));
+    assert_eq!((queue.ledger().lost_unsynced, queue.ledger().damaged), (ledger.lost_unsynced, 0));
     // What is damaged from then on counts as damaged.
-    append(&shard, 10_001, 0).unwrap();
-    assert!(shard.journal().swap().unwrap());
-    assert!(!shard.checkpoint(&[], None, NOW).unwrap().unwrap().after_restart);
+    append(&queue, 10_001, 0).unwrap();
+    assert!(queue.journal().swap().unwrap());
+    assert!(!queue.checkpoint(&[], None, NOW).unwrap().unwrap().after_restart);
 }
 
 #[test]
@@ -91,19 +91,19 @@ fn an_absurd_epoch_on_the_page_does_not_end_the_journal() {
     for written in [u64::MAX, u64::MAX - 1, 1 << 50] {
         let root = scratch();
         let (disk, queue_dir) = (Machine::disk(7, true), root.path().join("queue"));
-        open(&disk, &queue_dir).shard.close();
+        open(&disk, &queue_dir).queue.close();
         let status = first_shard(&queue_dir).join("status");
         let mut bytes = std::fs::read(&status).unwrap();
         bytes[80..88].copy_from_slice(&written.to_le_bytes());
         std::fs::write(&status, bytes).unwrap();
         for life in 1..=3 {
-            let shard = open(&disk, &queue_dir).shard;
-            append(&shard, life, 0).unwrap();
-            shard.journal().swap().unwrap();
-            shard.checkpoint(&[], None, NOW).unwrap();
-            assert_eq!(queued(&shard).len() as u64, life, "what was accepted is checkpointed");
-            assert!(shard.journal().epoch() < 100, "{}", shard.journal().epoch());
-            shard.close();
+            let queue = open(&disk, &queue_dir).queue;
+            append(&queue, life, 0).unwrap();
+            queue.journal().swap().unwrap();
+            queue.checkpoint(&[], None, NOW).unwrap();
+            assert_eq!(queued(&queue).len() as u64, life, "what was accepted is checkpointed");
+            assert!(queue.journal().epoch() < 100, "{}", queue.journal().epoch());
+            queue.close();
         }
     }
 }

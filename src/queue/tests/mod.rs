@@ -124,14 +124,14 @@ fn id_of(bytes: &[u8]) -> u64 {
     id
 }
 
-pub(super) fn append(shard: &Queue, id: u64, class: u8) -> Result<Appended, AppendError> {
+pub(super) fn append(queue: &Queue, id: u64, class: u8) -> Result<Appended, AppendError> {
     let body = body(id);
-    shard.append(&body, frame::hash_body(&body), class)
+    queue.append(&body, frame::hash_body(&body), class)
 }
 
 /// Sequence number and body number of every queued record.
-pub(super) fn queued(shard: &Queue) -> Vec<(u64, u64)> {
-    let read = shard.read(None, usize::MAX).unwrap();
+pub(super) fn queued(queue: &Queue) -> Vec<(u64, u64)> {
+    let read = queue.read(None, usize::MAX).unwrap();
     assert!(read.damaged.is_empty(), "damaged rows: {:?}", read.damaged);
     let mut records = Vec::new();
     for chunk in &read.chunks {

@@ -60,43 +60,43 @@ struct Subject {
     root: tempfile::TempDir,
     mapped: bool,
     /// `None` only while it is being reopened.
-    shard: Option<Queue>,
+    queue: Option<Queue>,
     model: Model,
 }
 
 impl Subject {
-    fn shard(&self) -> &Queue {
-        self.shard.as_ref().unwrap()
+    fn queue(&self) -> &Queue {
+        self.queue.as_ref().unwrap()
     }
 
     fn take(&mut self, step: &Step) {
         match step {
             Step::Append(classes) => classes.iter().for_each(|class| self.append(*class)),
-            Step::Swap => _ = self.shard().journal().swap().unwrap(),
-            Step::Sync => assert_eq!(self.shard().sync().unwrap(), self.last_seq()),
+            Step::Swap => _ = self.queue().journal().swap().unwrap(),
+            Step::Sync => assert_eq!(self.queue().sync().unwrap(), self.last_seq()),
             Step::Checkpoint => while self.checkpoint(&[]) {},
             Step::Settle(row, fates) => {
                 if let Some(acked) = self.ack(*row, fates) {
-                    let applied = self.shard().ack(&[acked], None, NOW).unwrap();
+                    let applied = self.queue().ack(&[acked], None, NOW).unwrap();
                     assert_eq!((applied.stale_removals, applied.damaged_events), (0, 0));
                 }
             }
             Step::SettleAndCarry(row, fates) => {
                 let acked: Vec<_> = self.ack(*row, fates).into_iter().collect();
                 if !self.checkpoint(&acked) {
-                    self.shard().ack(&acked, None, NOW).unwrap();
+                    self.queue().ack(&acked, None, NOW).unwrap();
                 }
             }
             Step::Evict(eighths) => self.evict(*eighths),
-            Step::ReopenStore => assert!(self.shard().reopen_store(NOW).unwrap().is_empty()),
+            Step::ReopenStore => assert!(self.queue().reopen_store(NOW).unwrap().is_empty()),
             Step::Close => {
-                self.shard().close();
+                self.queue().close();
                 self.reopen();
             }
             Step::Kill => {
                 let left = copy_of(self.root.path());
                 // A copy, so that nothing that a destructor writes reaches it.
-                self.shard = None;
+                self.queue = None;
                 self.root = left;
                 self.reopen();
             }
@@ -110,7 +110,7 @@ impl Subject {
 
     fn append(&mut self, class: u8) {
         let id = self.model.accepted.len() as u64;
-        match append(self.shard(), id, class) {
+        match append(self.queue(), id, class) {
             Ok(appended) => {
                 assert_eq!(appended.seq, self.last_seq() + 1, "a number is left out, or given twice");
                 self.model.accepted.insert(appended.seq, (id, class));
@@ -121,13 +121,13 @@ impl Subject {
     }
 
     fn checkpoint(&mut self, acked: &[Ack]) -> bool {
-        let Some(checkpointed) = self.shard().checkpoint(acked, None, NOW).unwrap() else { return false };
+        let Some(checkpointed) = self.queue().checkpoint(acked, None, NOW).unwrap() else { return false };
         assert_eq!(checkpointed.missing, 0);
         true
     }
 
     fn ack(&mut self, row: usize, fates: &[u8]) -> Option<Ack> {
-        let chunks = self.shard().read(None, usize::MAX).unwrap().chunks;
+        let chunks = self.queue().read(None, usize::MAX).unwrap().chunks;
         let chunk = chunks.get(row % chunks.len().max(1))?;
         let (mut delivered, mut dead_letters, mut keep) = (0, Vec::new(), Vec::new());
         for ((head, body), fate) in frame::frames(&chunk.frames, chunk.salt).zip(fates.iter().cycle()) {
@@ -151,16 +151,16 @@ impl Subject {
         // At least two rows, with both kinds of records.
         for _ in 0..2 {
             (0..12).for_each(|n| self.append(n % 3));
-            self.shard().journal().swap().unwrap();
+            self.queue().journal().swap().unwrap();
             while self.checkpoint(&[]) {}
         }
-        let before: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
+        let before: BTreeMap<_, _> = queued(self.queue()).into_iter().collect();
         let goal = before.len() as u64 * eighths / 8;
         let evicted = self
-            .shard()
+            .queue()
             .evict(EvictUntil::Fits { bytes: u64::MAX, events: goal }, &mut EvictionCursor::default(), &|_| false, NOW)
             .unwrap();
-        let after: BTreeMap<_, _> = queued(self.shard()).into_iter().collect();
+        let after: BTreeMap<_, _> = queued(self.queue()).into_iter().collect();
         assert!(after.len() as u64 <= goal);
         let is_priority = |seq: &&u64| self.model.accepted[seq].1 != 0;
         let gone: Vec<_> = before.keys().filter(|seq| !after.contains_key(seq)).collect();
@@ -175,26 +175,26 @@ impl Subject {
     }
 
     fn reopen(&mut self) {
-        self.shard = None;
+        self.queue = None;
         self.mapped = !self.mapped;
         let journaled = self.model.left.len();
         let opened = open(&Machine::disk(7, self.mapped), &self.root.path().join("queue"));
         assert!(opened.findings.is_empty(), "{:?}", opened.findings);
         assert!(opened.replayed as usize <= journaled);
-        self.shard = Some(opened.shard);
+        self.queue = Some(opened.queue);
         let expected: Vec<_> = self.model.left.iter().map(|(seq, id)| (*seq, *id)).collect();
-        assert_eq!(queued(self.shard()), expected, "after a reopen everything is in the store, once, in order");
-        assert_eq!(self.shard().ledger().accepted, self.last_seq());
+        assert_eq!(queued(self.queue()), expected, "after a reopen everything is in the store, once, in order");
+        assert_eq!(self.queue().ledger().accepted, self.last_seq());
     }
 
     fn compare(&self) {
-        let (shard, model) = (self.shard(), &self.model);
-        let (found, ledger) = (queued(shard), shard.ledger());
+        let (queue, model) = (self.queue(), &self.model);
+        let (found, ledger) = (queued(queue), queue.ledger());
         let checkpointed: Vec<_> = model.left.range(..=ledger.accepted).map(|(seq, id)| (*seq, *id)).collect();
         assert_eq!(found, checkpointed);
-        assert_eq!(shard.journal().journaled().1, self.last_seq() - ledger.accepted);
-        assert_eq!(shard.accepted(), self.last_seq());
-        let dead_lettered: BTreeMap<_, _> = shard
+        assert_eq!(queue.journal().journaled().1, self.last_seq() - ledger.accepted);
+        assert_eq!(queue.accepted(), self.last_seq());
+        let dead_lettered: BTreeMap<_, _> = queue
             .open_store()
             .unwrap()
             .dead(None, usize::MAX, usize::MAX)
@@ -224,8 +224,8 @@ proptest! {
     #[test]
     fn after_any_operations_each_record_is_where_the_ledger_says(steps in steps(), mapped: bool) {
         let root = scratch();
-        let shard = open(&Machine::disk(7, mapped), &root.path().join("queue")).shard;
-        let mut subject = Subject { root, mapped, shard: Some(shard), model: Model::default() };
+        let queue = open(&Machine::disk(7, mapped), &root.path().join("queue")).queue;
+        let mut subject = Subject { root, mapped, queue: Some(queue), model: Model::default() };
         for step in &steps {
             subject.take(step);
         }

@@ -21,24 +21,24 @@ struct Specimen {
 impl Specimen {
     fn make(mapped: bool) -> Specimen {
         let root = scratch();
-        let shard = open(&Machine::disk(7, mapped), &root.path().join("queue")).shard;
+        let queue = open(&Machine::disk(7, mapped), &root.path().join("queue")).queue;
         for batch in 0..5 {
             for id in batch * 20 + 1..=batch * 20 + 20 {
-                assert_eq!(append(&shard, id, 0).unwrap().seq, id);
+                assert_eq!(append(&queue, id, 0).unwrap().seq, id);
             }
             // The fourth arena is sealed and not checkpointed, the fifth is active.
             if batch < 4 {
-                shard.journal().swap().unwrap();
+                queue.journal().swap().unwrap();
             }
             if batch < 3 {
-                shard.checkpoint(&[], None, NOW).unwrap().unwrap();
+                queue.checkpoint(&[], None, NOW).unwrap().unwrap();
             }
         }
-        shard.sync().unwrap();
+        queue.sync().unwrap();
         let dead_lettered: Vec<_> = (1..=5).map(|seq| dead(seq, seq)).collect();
-        let row = shard.read(None, 1).unwrap().chunks.remove(0);
+        let row = queue.read(None, 1).unwrap().chunks.remove(0);
         let acked = ack_keeping(&row, 10, dead_lettered, &(16..=20).collect::<Vec<_>>());
-        assert_eq!(shard.ack(&[acked], None, NOW).unwrap().stale_removals, 0);
+        assert_eq!(queue.ack(&[acked], None, NOW).unwrap().stale_removals, 0);
         let left = copy_of(root.path());
         let checkpointed = (16..=60).map(|seq| (seq, seq)).collect();
         Specimen { root: left, checkpointed, waiting: (61..=TOTAL).map(|seq| (seq, seq)).collect() }
@@ -80,22 +80,22 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
 }
 
 /// Everything that can be read, as a consumer reads it: damaged rows are replaced by what is left of them.
-fn drained(shard: &Queue, round: u64) -> BTreeMap<u64, u64> {
+fn drained(queue: &Queue, round: u64) -> BTreeMap<u64, u64> {
     for _ in 0..50 {
-        let read = match shard.read(None, usize::MAX) {
+        let read = match queue.read(None, usize::MAX) {
             Ok(read) => read,
             Err(_) => {
-                shard.reopen_store(NOW).unwrap();
+                queue.reopen_store(NOW).unwrap();
                 continue;
             }
         };
         if !read.damaged.is_empty() {
-            if shard.repair(read.damaged, NOW).is_err() {
-                shard.reopen_store(NOW).unwrap();
+            if queue.repair(read.damaged, NOW).is_err() {
+                queue.reopen_store(NOW).unwrap();
             }
             continue;
         }
-        let found = queued(shard);
+        let found = queued(queue);
         assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0), "round {round}: {found:?}");
         return found.into_iter().collect();
     }
@@ -113,9 +113,9 @@ fn look(specimen: &Specimen, mapped: bool, mutated: &[&String], round: u64) {
         std::fs::write(&path, bytes).unwrap();
     }
     let opened = try_open(&disk, &queue_dir);
-    let Opened { shard, findings, .. } = opened.unwrap_or_else(|error| panic!("round {round}, {mutated:?}: {error:?}"));
-    let found = drained(&shard, round);
-    let ledger = shard.ledger();
+    let Opened { queue, findings, .. } = opened.unwrap_or_else(|error| panic!("round {round}, {mutated:?}: {error:?}"));
+    let found = drained(&queue, round);
+    let ledger = queue.ledger();
     let all = format!("round {round}, {mutated:?}: {ledger:?}, {findings:?}");
     assert_eq!((ledger.imbalance(), ledger.queued_events), (0, found.len() as u64), "{all}");
     let is_mutated = |prefix: &str| mutated.iter().any(|name| name.starts_with(prefix));
@@ -131,14 +131,14 @@ fn look(specimen: &Specimen, mapped: bool, mutated: &[&String], round: u64) {
     if !is_mutated("status") {
         assert_eq!(ledger.accepted, TOTAL, "{all}: {found:?}");
     }
-    let next = append(&shard, 7_777, 0).unwrap().seq;
+    let next = append(&queue, 7_777, 0).unwrap().seq;
     assert!(next > found.keys().last().copied().unwrap_or(0), "{all}");
-    shard.close();
-    drop(shard);
-    let shard = open(&disk, &queue_dir).shard;
+    queue.close();
+    drop(queue);
+    let queue = open(&disk, &queue_dir).queue;
     let expected: BTreeMap<_, _> = found.into_iter().chain([(next, 7_777)]).collect();
-    assert_eq!(queued(&shard).into_iter().collect::<BTreeMap<_, _>>(), expected, "{all}");
-    assert_eq!(shard.ledger().imbalance(), 0, "{all}");
+    assert_eq!(queued(&queue).into_iter().collect::<BTreeMap<_, _>>(), expected, "{all}");
+    assert_eq!(queue.ledger().imbalance(), 0, "{all}");
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl Facts {
 struct MachineRun {
     mapped: bool,
     disk: Arc<CutDisk<Facts>>,
-    shard: Queue,
+    queue: Queue,
     random: u64,
     next_id: u64,
     /// The cut after which the next run goes on, and what is found there.
@@ -56,8 +56,8 @@ impl MachineRun {
         let queue_dir = root.join("queue");
         let disk = CutDisk::<Facts>::new(root, mapped, u128::from(seed), seed);
         disk.know(|known| *known = facts);
-        let shard = open(&Disk::gated(Arc::clone(&disk) as Arc<dyn Gate>), &queue_dir).shard;
-        MachineRun { mapped, disk, shard, random: seed, next_id, heir: None, cuts: 0 }
+        let queue = open(&Disk::gated(Arc::clone(&disk) as Arc<dyn Gate>), &queue_dir).queue;
+        MachineRun { mapped, disk, queue, random: seed, next_id, heir: None, cuts: 0 }
     }
 
     fn next(&mut self, below: u64) -> u64 {
@@ -68,27 +68,27 @@ impl MachineRun {
         match self.next(10) {
             0..=3 => self.append(),
             4 => {
-                let synced = self.shard.sync().unwrap();
+                let synced = self.queue.sync().unwrap();
                 self.disk.know(|facts| facts.confirmed = facts.confirmed.max(synced));
             }
             5 => {
-                self.shard.journal().swap().unwrap();
+                self.queue.journal().swap().unwrap();
             }
             6 => {
-                self.shard.journal().swap().unwrap();
+                self.queue.journal().swap().unwrap();
                 while self.checkpoint(&[]) {}
             }
             7 => {
-                self.shard.journal().swap().unwrap();
+                self.queue.journal().swap().unwrap();
                 let acked = self.ack_some();
                 if !self.checkpoint(&acked) {
-                    self.shard.ack(&acked, None, NOW).unwrap();
+                    self.queue.ack(&acked, None, NOW).unwrap();
                 }
                 self.disk.know(Facts::commit);
             }
             8 => {
                 let acked = self.ack_some();
-                self.shard.ack(&acked, Some(Some(NOW)), NOW).unwrap();
+                self.queue.ack(&acked, Some(Some(NOW)), NOW).unwrap();
                 self.disk.know(Facts::commit);
             }
             _ => self.evict(),
@@ -99,7 +99,7 @@ impl MachineRun {
         for _ in 0..self.next(40) {
             let (id, class) = (self.next_id, self.next(3) as u8);
             // A full journal does not matter to this test.
-            let Ok(appended) = append(&self.shard, id, class) else { return };
+            let Ok(appended) = append(&self.queue, id, class) else { return };
             self.next_id += 1;
             self.disk.know(|facts| facts.appended.push((appended.seq, id)));
             if self.next(20) == 0 {
@@ -109,7 +109,7 @@ impl MachineRun {
     }
 
     fn checkpoint(&mut self, acked: &[Ack]) -> bool {
-        let Some(checkpointed) = self.shard.checkpoint(acked, None, NOW).unwrap() else { return false };
+        let Some(checkpointed) = self.queue.checkpoint(acked, None, NOW).unwrap() else { return false };
         assert_eq!(checkpointed.missing, 0);
         self.disk.know(|facts| facts.confirmed = facts.confirmed.max(checkpointed.up_to));
         true
@@ -118,7 +118,7 @@ impl MachineRun {
     /// Decides over the records of some rows.
     fn ack_some(&mut self) -> Vec<Ack> {
         let mut acked = Vec::new();
-        for chunk in self.shard.read(None, usize::MAX).unwrap().chunks {
+        for chunk in self.queue.read(None, usize::MAX).unwrap().chunks {
             if self.next(3) != 0 {
                 continue;
             }
@@ -144,11 +144,11 @@ impl MachineRun {
     }
 
     fn evict(&mut self) {
-        let before = queued(&self.shard);
+        let before = queued(&self.queue);
         self.disk.know(|facts| facts.leaving.extend(before.iter().map(|(seq, _)| (*seq, Fate::Evicted))));
         let goal = EvictUntil::Fits { bytes: u64::MAX, events: before.len() as u64 * 3 / 4 };
-        self.shard.evict(goal, &mut EvictionCursor::default(), &|_| false, NOW).unwrap();
-        let after: BTreeMap<_, _> = queued(&self.shard).into_iter().collect();
+        self.queue.evict(goal, &mut EvictionCursor::default(), &|_| false, NOW).unwrap();
+        let after: BTreeMap<_, _> = queued(&self.queue).into_iter().collect();
         self.disk.know(|facts| {
             facts.leaving.retain(|seq, _| !after.contains_key(seq));
             facts.commit();
@@ -174,10 +174,10 @@ pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
     let Cut { dir, facts, at } = cut;
     let queue_dir = dir.path().join("queue");
     let disk = Machine::disk(u128::MAX, mapped);
-    let Opened { shard, findings, .. } = open(&disk, &queue_dir);
+    let Opened { queue, findings, .. } = open(&disk, &queue_dir);
     let aside = |finding: &Finding| matches!(finding, Finding::Salvaged { .. } | Finding::NotCheckpointed { .. });
     assert!(!findings.iter().any(aside), "{at}: {findings:?}");
-    let (found, ledger) = (queued(&shard), shard.ledger());
+    let (found, ledger) = (queued(&queue), queue.ledger());
     let appended: BTreeMap<_, _> = facts.appended.iter().copied().collect();
     assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0), "{at}: out of order or twice: {found:?}");
     for (seq, id) in &found {
@@ -190,10 +190,10 @@ pub(super) fn look_at(cut: &Cut<Facts>, mapped: bool, goes_on: bool) -> Facts {
         assert!(acked || there.contains_key(seq), "{at}: {seq} was confirmed and is gone; {ledger:?} {findings:?}");
     }
     look_at_ledger(at, facts, &ledger);
-    let dead = shard.open_store().unwrap().dead(None, usize::MAX, usize::MAX).unwrap();
+    let dead = queue.open_store().unwrap().dead(None, usize::MAX, usize::MAX).unwrap();
     assert_eq!((dead.records.len() as u64, dead.damaged), (ledger.dead_lettered, 0), "{at}");
     if goes_on {
-        go_on(shard, &disk, &queue_dir, &found);
+        go_on(queue, &disk, &queue_dir, &found);
     }
     Facts { appended: found, confirmed: ledger.accepted, before: ledger, ..Facts::default() }
 }
@@ -216,15 +216,15 @@ fn look_at_ledger(at: &str, facts: &Facts, ledger: &Ledger) {
 }
 
 /// The queue works after the cut, and what was found stays.
-fn go_on(shard: Queue, disk: &Disk, queue_dir: &Path, found: &[(u64, u64)]) {
-    let accepted = shard.ledger().accepted;
-    let seq = append(&shard, u64::MAX, 0).unwrap().seq;
+fn go_on(queue: Queue, disk: &Disk, queue_dir: &Path, found: &[(u64, u64)]) {
+    let accepted = queue.ledger().accepted;
+    let seq = append(&queue, u64::MAX, 0).unwrap().seq;
     assert!(seq > accepted);
-    shard.close();
-    drop(shard);
-    let shard = open(disk, queue_dir).shard;
+    queue.close();
+    drop(queue);
+    let queue = open(disk, queue_dir).queue;
     let expected: Vec<_> = found.iter().copied().chain([(seq, u64::MAX)]).collect();
-    assert_eq!((queued(&shard), shard.ledger().imbalance()), (expected, 0));
+    assert_eq!((queued(&queue), queue.ledger().imbalance()), (expected, 0));
 }
 
 /// Runs of the machine, one after the other, each ended by a power cut.

@@ -6,23 +6,23 @@ use super::*;
 /// A queue with ten records in the store and ten in the journal.
 fn specimen(root: &Path, mapped: bool) -> (Queue, Disk, PathBuf) {
     let (disk, queue_dir) = (Machine::disk(7, mapped), root.join("queue"));
-    let shard = open(&disk, &queue_dir).shard;
-    (1..=10).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
-    checkpoint(&shard);
-    (11..=20).for_each(|id| assert!(append(&shard, id, 0).is_ok()));
-    assert_eq!(shard.sync().unwrap(), 20);
-    (shard, disk, queue_dir)
+    let queue = open(&disk, &queue_dir).queue;
+    (1..=10).for_each(|id| assert!(append(&queue, id, 0).is_ok()));
+    checkpoint(&queue);
+    (11..=20).for_each(|id| assert!(append(&queue, id, 0).is_ok()));
+    assert_eq!(queue.sync().unwrap(), 20);
+    (queue, disk, queue_dir)
 }
 
-fn checkpoint(shard: &Queue) {
-    shard.journal().swap().unwrap();
-    while shard.checkpoint(&[], None, NOW).unwrap().is_some() {}
+fn checkpoint(queue: &Queue) {
+    queue.journal().swap().unwrap();
+    while queue.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
 /// A copy as a kill would leave it, without the files whose names begin like this.
-fn killed_without(shard: Queue, queue_dir: &Path, names: &[&str]) -> tempfile::TempDir {
+fn killed_without(queue: Queue, queue_dir: &Path, names: &[&str]) -> tempfile::TempDir {
     let root = copy_of(queue_dir.parent().unwrap());
-    drop(shard);
+    drop(queue);
     remove(&root.path().join("queue"), names);
     root
 }
@@ -37,8 +37,8 @@ fn remove(queue_dir: &Path, names: &[&str]) {
     }
 }
 
-fn ids(shard: &Queue) -> Vec<u64> {
-    queued(shard).into_iter().map(|(_, id)| id).collect()
+fn ids(queue: &Queue) -> Vec<u64> {
+    queued(queue).into_iter().map(|(_, id)| id).collect()
 }
 
 fn missing(findings: &[Finding]) -> u64 {
@@ -49,44 +49,44 @@ fn missing(findings: &[Finding]) -> u64 {
 fn journals_removed_without_an_owner_count_as_damaged() {
     for mapped in [true, false] {
         let root = scratch();
-        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
-        let root = killed_without(shard, &queue_dir, &["journal-"]);
-        let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
-        assert_eq!((ids(&shard), missing(&findings)), ((1..=10).collect(), 10), "{findings:?}");
-        assert_eq!((shard.ledger().damaged, shard.ledger().imbalance()), (10, 0));
-        assert_eq!(append(&shard, 21, 0).unwrap().seq, 21, "the numbers of the lost are not given again");
+        let (queue, disk, queue_dir) = specimen(root.path(), mapped);
+        let root = killed_without(queue, &queue_dir, &["journal-"]);
+        let Opened { queue, findings, .. } = open(&disk, &root.path().join("queue"));
+        assert_eq!((ids(&queue), missing(&findings)), ((1..=10).collect(), 10), "{findings:?}");
+        assert_eq!((queue.ledger().damaged, queue.ledger().imbalance()), (10, 0));
+        assert_eq!(append(&queue, 21, 0).unwrap().seq, 21, "the numbers of the lost are not given again");
     }
 }
 
 #[test]
 fn a_store_removed_without_an_owner_leaves_the_journal() {
     let root = scratch();
-    let (shard, disk, queue_dir) = specimen(root.path(), true);
-    let root = killed_without(shard, &queue_dir, &["queue.redb"]);
-    let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
-    assert_eq!((ids(&shard), missing(&findings)), ((11..=20).collect(), 10), "{findings:?}");
-    assert_eq!((shard.ledger().damaged, shard.ledger().accepted, shard.ledger().imbalance()), (10, 20, 0));
+    let (queue, disk, queue_dir) = specimen(root.path(), true);
+    let root = killed_without(queue, &queue_dir, &["queue.redb"]);
+    let Opened { queue, findings, .. } = open(&disk, &root.path().join("queue"));
+    assert_eq!((ids(&queue), missing(&findings)), ((11..=20).collect(), 10), "{findings:?}");
+    assert_eq!((queue.ledger().damaged, queue.ledger().accepted, queue.ledger().imbalance()), (10, 20, 0));
 }
 
 #[test]
 fn a_status_page_removed_or_cut_short_costs_nothing() {
     for mapped in [true, false] {
         let root = scratch();
-        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
-        let root = killed_without(shard, &queue_dir, &["status", "reserve"]);
+        let (queue, disk, queue_dir) = specimen(root.path(), mapped);
+        let root = killed_without(queue, &queue_dir, &["status", "reserve"]);
         let queue_dir = root.path().join("queue");
-        let shard = open(&disk, &queue_dir).shard;
-        assert_eq!((ids(&shard), shard.ledger().damaged), ((1..=20).collect(), 0));
-        shard.close();
-        drop(shard);
+        let queue = open(&disk, &queue_dir).queue;
+        assert_eq!((ids(&queue), queue.ledger().damaged), ((1..=20).collect(), 0));
+        queue.close();
+        drop(queue);
         std::fs::File::options()
             .write(true)
             .open(first_shard(&queue_dir).join("status"))
             .unwrap()
             .set_len(100)
             .unwrap();
-        let Opened { shard, findings, .. } = open(&disk, &queue_dir);
-        assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=20).collect(), 0), "{findings:?}");
+        let Opened { queue, findings, .. } = open(&disk, &queue_dir);
+        assert_eq!((ids(&queue), queue.ledger().imbalance()), ((1..=20).collect(), 0), "{findings:?}");
     }
 }
 
@@ -94,87 +94,87 @@ fn a_status_page_removed_or_cut_short_costs_nothing() {
 fn journals_removed_under_their_owner_confirm_and_cost_nothing() {
     for mapped in [true, false] {
         let root = scratch();
-        let (shard, disk, queue_dir) = specimen(root.path(), mapped);
+        let (queue, disk, queue_dir) = specimen(root.path(), mapped);
         remove(&queue_dir, &["journal-"]);
-        append(&shard, 21, 0).unwrap();
-        shard.sync().expect_err("nothing would find that file again");
-        checkpoint(&shard);
-        append(&shard, 22, 0).unwrap();
+        append(&queue, 21, 0).unwrap();
+        queue.sync().expect_err("nothing would find that file again");
+        checkpoint(&queue);
+        append(&queue, 22, 0).unwrap();
         // The free arena was removed as well.
-        if shard.sync().is_err() {
-            checkpoint(&shard);
+        if queue.sync().is_err() {
+            checkpoint(&queue);
         }
-        append(&shard, 23, 0).unwrap();
-        assert_eq!(shard.sync().unwrap(), 23);
-        let root = killed_without(shard, &queue_dir, &[]);
-        let shard = open(&disk, &root.path().join("queue")).shard;
-        assert_eq!((ids(&shard), shard.ledger().damaged), ((1..=23).collect(), 0));
+        append(&queue, 23, 0).unwrap();
+        assert_eq!(queue.sync().unwrap(), 23);
+        let root = killed_without(queue, &queue_dir, &[]);
+        let queue = open(&disk, &root.path().join("queue")).queue;
+        assert_eq!((ids(&queue), queue.ledger().damaged), ((1..=23).collect(), 0));
     }
 }
 
 #[test]
 fn a_store_removed_under_its_owner_costs_only_what_was_in_it() {
     let root = scratch();
-    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let (queue, disk, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["queue.redb"]);
-    shard.journal().swap().unwrap();
-    shard.checkpoint(&[], None, NOW).unwrap_err();
-    let findings = shard.reopen_store(NOW).unwrap();
+    queue.journal().swap().unwrap();
+    queue.checkpoint(&[], None, NOW).unwrap_err();
+    let findings = queue.reopen_store(NOW).unwrap();
     assert_eq!(missing(&findings), 10, "{findings:?}");
-    checkpoint(&shard);
-    assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((11..=20).collect(), 10, 0));
-    let root = killed_without(shard, &queue_dir, &[]);
-    let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
-    assert_eq!((ids(&shard), findings.len()), ((11..=20).collect(), 0), "{findings:?}");
+    checkpoint(&queue);
+    assert_eq!((ids(&queue), queue.ledger().damaged, queue.ledger().imbalance()), ((11..=20).collect(), 10, 0));
+    let root = killed_without(queue, &queue_dir, &[]);
+    let Opened { queue, findings, .. } = open(&disk, &root.path().join("queue"));
+    assert_eq!((ids(&queue), findings.len()), ((11..=20).collect(), 0), "{findings:?}");
 }
 
 #[test]
 fn records_missing_from_an_older_store_are_counted() {
     let root = scratch();
-    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let (queue, disk, queue_dir) = specimen(root.path(), true);
     let older = copy_of(root.path());
-    checkpoint(&shard);
-    append(&shard, 21, 0).unwrap();
-    let root = killed_without(shard, &queue_dir, &[]);
+    checkpoint(&queue);
+    append(&queue, 21, 0).unwrap();
+    let root = killed_without(queue, &queue_dir, &[]);
     let store = |root: &Path| first_shard(&root.join("queue")).join("queue.redb");
     std::fs::copy(store(older.path()), store(root.path())).unwrap();
-    let Opened { shard, findings, .. } = open(&disk, &root.path().join("queue"));
+    let Opened { queue, findings, .. } = open(&disk, &root.path().join("queue"));
     let expected: Vec<_> = (1..=10).chain([21]).collect();
-    assert_eq!((ids(&shard), missing(&findings)), (expected, 10), "{findings:?}");
-    assert_eq!((shard.ledger().damaged, shard.ledger().imbalance()), (10, 0));
+    assert_eq!((ids(&queue), missing(&findings)), (expected, 10), "{findings:?}");
+    assert_eq!((queue.ledger().damaged, queue.ledger().imbalance()), (10, 0));
 }
 
 #[test]
 fn an_owner_whose_lock_was_replaced_accepts_nothing_more() {
     let root = scratch();
-    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let (queue, disk, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["lock"]);
     let other = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
     assert_eq!(other.dir(), first_shard(&queue_dir), "the directory belongs to another process");
-    shard.sync().unwrap_err();
-    assert!(matches!(append(&shard, 21, 0), Err(AppendError::Lost)), "two owners would write over each other");
-    assert!(!shard.journal().swap().unwrap(), "no round begins in a file of another process");
-    shard.ack(&[], None, NOW).expect_err("nor is the store ours any more");
-    shard.read(None, usize::MAX).expect_err("nor is it ours to send");
+    queue.sync().unwrap_err();
+    assert!(matches!(append(&queue, 21, 0), Err(AppendError::Lost)), "two owners would write over each other");
+    assert!(!queue.journal().swap().unwrap(), "no round begins in a file of another process");
+    queue.ack(&[], None, NOW).expect_err("nor is the store ours any more");
+    queue.read(None, usize::MAX).expect_err("nor is it ours to send");
     drop(other);
-    assert_eq!(shard.ownership(), Ownership::Lost, "this is final: the files may have changed meanwhile");
+    assert_eq!(queue.ownership(), Ownership::Lost, "this is final: the files may have changed meanwhile");
 }
 
 #[test]
 fn a_reader_that_outlives_the_owner_finds_the_store_closed() {
     let root = scratch();
-    let (shard, disk, queue_dir) = specimen(root.path(), true);
-    let reader = shard.open_store().unwrap();
-    shard.close();
-    let next = open(&disk, &queue_dir).shard;
+    let (queue, disk, queue_dir) = specimen(root.path(), true);
+    let reader = queue.open_store().unwrap();
+    queue.close();
+    let next = open(&disk, &queue_dir).queue;
     assert!(reader.read(None, usize::MAX).is_err(), "its file is closed");
     assert_eq!(ids(&next), (1..=20).collect::<Vec<_>>());
 }
 
 /// As the committer does.
-fn notice_deletion(shard: &Queue) {
-    assert_eq!(shard.ownership(), Ownership::Deleted);
-    shard.become_volatile();
+fn notice_deletion(queue: &Queue) {
+    assert_eq!(queue.ownership(), Ownership::Deleted);
+    queue.become_volatile();
 }
 
 /// Deletes the whole queue under its owner.
@@ -186,25 +186,25 @@ fn delete(queue_dir: &Path) {
 fn a_directory_deleted_under_its_owner_costs_nothing_meanwhile() {
     for mapped in [true, false] {
         let root = scratch();
-        let (shard, _, queue_dir) = specimen(root.path(), mapped);
-        assert_eq!(shard.ownership(), Ownership::Held);
+        let (queue, _, queue_dir) = specimen(root.path(), mapped);
+        assert_eq!(queue.ownership(), Ownership::Held);
         delete(&queue_dir);
-        shard.sync().expect_err("the records could not be found again");
-        notice_deletion(&shard);
-        assert!(shard.is_volatile());
-        assert_eq!(shard.ownership(), Ownership::Held, "once");
-        append(&shard, 21, 0).unwrap();
+        queue.sync().expect_err("the records could not be found again");
+        notice_deletion(&queue);
+        assert!(queue.is_volatile());
+        assert_eq!(queue.ownership(), Ownership::Held, "once");
+        append(&queue, 21, 0).unwrap();
         // Two arenas had names; the others are in memory.
         for id in 22..=60 {
-            append(&shard, id, 0).unwrap();
-            shard.journal().swap().unwrap();
+            append(&queue, id, 0).unwrap();
+            queue.journal().swap().unwrap();
         }
         // All four are full at first, and none is free for the last records.
-        checkpoint(&shard);
-        checkpoint(&shard);
-        assert_eq!((ids(&shard), shard.ledger().imbalance()), ((1..=60).collect(), 0));
-        shard.ack(&[delivered(1, 10)], None, NOW).unwrap();
-        assert_eq!((ids(&shard), shard.ledger().delivered), ((11..=60).collect(), 10));
+        checkpoint(&queue);
+        checkpoint(&queue);
+        assert_eq!((ids(&queue), queue.ledger().imbalance()), ((1..=60).collect(), 0));
+        queue.ack(&[delivered(1, 10)], None, NOW).unwrap();
+        assert_eq!((ids(&queue), queue.ledger().delivered), ((11..=60).collect(), 10));
         assert!(!queue_dir.exists(), "nothing is made under a name that is not ours any more");
     }
 }
@@ -212,36 +212,36 @@ fn a_directory_deleted_under_its_owner_costs_nothing_meanwhile() {
 #[test]
 fn files_of_the_next_owner_under_the_same_names_are_untouched() {
     let root = scratch();
-    let (shard, disk, queue_dir) = specimen(root.path(), true);
+    let (queue, disk, queue_dir) = specimen(root.path(), true);
     delete(&queue_dir);
-    notice_deletion(&shard);
-    let next = open(&disk, &queue_dir).shard;
+    notice_deletion(&queue);
+    let next = open(&disk, &queue_dir).queue;
     (1..=5).for_each(|id| assert!(append(&next, id, 0).is_ok()));
     checkpoint(&next);
     for id in 21..=40 {
-        append(&shard, id, 0).unwrap();
-        checkpoint(&shard);
+        append(&queue, id, 0).unwrap();
+        checkpoint(&queue);
     }
-    shard.close();
+    queue.close();
     assert_eq!(ids(&next), (1..=5).collect::<Vec<_>>());
     (6..=9).for_each(|id| assert!(append(&next, id, 0).is_ok()));
     checkpoint(&next);
     assert_eq!(next.sync().unwrap(), 9);
     drop(next);
-    let Opened { shard, findings, .. } = open(&disk, &queue_dir);
-    assert_eq!((ids(&shard), findings.len()), ((1..=9).collect(), 0), "{findings:?}");
+    let Opened { queue, findings, .. } = open(&disk, &queue_dir);
+    assert_eq!((ids(&queue), findings.len()), ((1..=9).collect(), 0), "{findings:?}");
 }
 
 #[test]
 fn a_store_that_failed_before_the_deletion_is_reopened() {
     let root = scratch();
-    let (shard, _, queue_dir) = specimen(root.path(), true);
+    let (queue, _, queue_dir) = specimen(root.path(), true);
     remove(&queue_dir, &["queue.redb"]);
-    shard.journal().swap().unwrap();
-    shard.checkpoint(&[], None, NOW).unwrap_err();
+    queue.journal().swap().unwrap();
+    queue.checkpoint(&[], None, NOW).unwrap_err();
     delete(&queue_dir);
-    notice_deletion(&shard);
-    shard.reopen_store(NOW).unwrap();
-    checkpoint(&shard);
-    assert_eq!((ids(&shard), shard.ledger().damaged, shard.ledger().imbalance()), ((1..=20).collect(), 0, 0));
+    notice_deletion(&queue);
+    queue.reopen_store(NOW).unwrap();
+    checkpoint(&queue);
+    assert_eq!((ids(&queue), queue.ledger().damaged, queue.ledger().imbalance()), ((1..=20).collect(), 0, 0));
 }

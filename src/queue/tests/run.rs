@@ -9,7 +9,7 @@ fn open_as(adopts: bool, mapped: bool, boot_id: u128, queue_dir: &Path) -> (Queu
     let disk = Machine::disk(boot_id, mapped);
     let claim = claim(&disk, &queue_dir.join(project().dir_name()), &[]).unwrap();
     let opened = Queue::open(&disk, &QueueOptions { adopts, ..options(queue_dir) }, claim, NOW).unwrap();
-    (opened.shard, opened.before.run)
+    (opened.queue, opened.before.run)
 }
 
 fn open(queue_dir: &Path) -> (Queue, Option<RunRecord>) {
@@ -30,20 +30,20 @@ fn heartbeat() -> Heartbeat {
 fn the_next_owner_reads_the_last_heartbeat_and_the_end() {
     let ends: [(End, RunRecord); 5] = [
         (|_| (), RunRecord::default()),
-        (|shard| shard.mark_exit(Some(3)), RunRecord { exit: Some(Some(3)), ..RunRecord::default() }),
-        (|shard| shard.mark_exit(None), RunRecord { exit: Some(None), ..RunRecord::default() }),
-        (|shard| shard.mark_dying_of(15), RunRecord { dying_of: Some(15), ..RunRecord::default() }),
+        (|queue| queue.mark_exit(Some(3)), RunRecord { exit: Some(Some(3)), ..RunRecord::default() }),
+        (|queue| queue.mark_exit(None), RunRecord { exit: Some(None), ..RunRecord::default() }),
+        (|queue| queue.mark_dying_of(15), RunRecord { dying_of: Some(15), ..RunRecord::default() }),
         (Queue::close, RunRecord { closed: true, ..RunRecord::default() }),
     ];
     for mapped in [true, false] {
         for (end, expected) in &ends {
             let dir = scratch();
-            let (shard, before) = open_as(false, mapped, 1, dir.path());
+            let (queue, before) = open_as(false, mapped, 1, dir.path());
             assert_eq!(before, None, "there was no owner before");
-            shard.note_heartbeat(&heartbeat());
-            shard.publish();
-            end(&shard);
-            drop(shard);
+            queue.note_heartbeat(&heartbeat());
+            queue.publish();
+            end(&queue);
+            drop(queue);
             let about = RunRecord {
                 pid: std::process::id(),
                 started_at: NOW,
@@ -106,10 +106,10 @@ fn late_calls_do_not_reach_the_page_of_the_next_owner() {
 #[test]
 fn an_adoption_preserves_the_run_record_for_the_next_owner() {
     let dir = scratch();
-    let (shard, _) = open(dir.path());
-    shard.note_heartbeat(&heartbeat());
-    shard.mark_exit(Some(3));
-    drop(shard);
+    let (queue, _) = open(dir.path());
+    queue.note_heartbeat(&heartbeat());
+    queue.mark_exit(Some(3));
+    drop(queue);
     for _ in 0..2 {
         let (adopted, life) = open_as(true, true, 1, dir.path());
         assert!(life.is_some());
@@ -126,9 +126,9 @@ fn an_adoption_preserves_the_run_record_for_the_next_owner() {
 #[test]
 fn run_words_left_by_an_older_version_are_not_believed() {
     let dir = scratch();
-    let (shard, _) = open(dir.path());
-    shard.mark_exit(Some(3));
-    drop(shard);
+    let (queue, _) = open(dir.path());
+    queue.mark_exit(Some(3));
+    drop(queue);
     // An older version writes its start time and does not know the words behind it.
     let path = first_shard(dir.path()).join("status");
     let mut page = std::fs::read(&path).unwrap();

@@ -45,7 +45,6 @@ impl Home {
 /// mode 0600.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Open {
-    /// Must exist.
     Existing,
     /// Must exist; read-only.
     ReadOnly,
@@ -115,12 +114,10 @@ impl DiskFile {
         })
     }
 
-    /// The path that it was opened by.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its length in bytes.
     pub(crate) fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
@@ -130,7 +127,6 @@ impl DiskFile {
         Ok(self.metadata()?.blocks().saturating_mul(512))
     }
 
-    /// The [`Disk`] that it was opened with.
     pub(crate) fn disk(&self) -> &Disk {
         &self.disk
     }
@@ -367,7 +363,6 @@ impl DiskFile {
         self.file.unlock()
     }
 
-    /// The number of its descriptor.
     #[cfg(test)]
     pub(super) fn number(&self) -> i32 {
         std::os::fd::AsRawFd::as_raw_fd(&*self.file)
@@ -406,7 +401,6 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// The locked file.
     pub(crate) fn file(&self) -> &DiskFile {
         &self.file
     }

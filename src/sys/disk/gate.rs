@@ -42,7 +42,6 @@ pub(crate) trait Gate: Send + Sync + Debug {
 /// The decision of a [`Gate`].
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// Make the call.
     Go,
     /// Fail the call with this error.
     #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
@@ -56,7 +55,6 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 #[cfg_attr(not(test), allow(dead_code, reason = "gates are made by tests"))]
 pub(crate) struct Call<'a> {
-    /// The kind of call.
     pub(crate) op: Op,
     /// The file or directory; for a rename, the source.
     pub(crate) path: &'a Path,
@@ -67,33 +65,22 @@ pub(crate) struct Call<'a> {
 /// The kinds of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Op {
-    /// Opening an existing file.
     Open,
-    /// Creating a file.
     Create,
-    /// Reading.
     Read,
-    /// Writing.
     Write,
     /// Making a file's bytes durable.
     Sync,
     /// Setting a file's length.
     SetLen,
-    /// Mapping a file.
     Map,
-    /// Taking a lock.
     Lock,
-    /// Making a directory.
     MakeDir,
     /// Making a directory's entries durable.
     SyncDir,
-    /// Listing a directory.
     List,
-    /// Renaming.
     Rename,
-    /// Removing.
     Remove,
-    /// Asking for free space.
     Space,
 }
 

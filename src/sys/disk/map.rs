@@ -46,9 +46,7 @@ impl Mapping {
         let start = unsafe {
             mman::mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0)?
         };
-        let mapping = Self { start: start.cast(), len, generation: fork::generation() };
-        mapping.advise(0, len, MmapAdvise::MADV_DONTFORK)?;
-        Ok(mapping)
+        Self::of(start.cast(), len)
     }
 
     /// Zeroed memory that belongs to no file.
@@ -58,12 +56,15 @@ impl Mapping {
         let start = unsafe {
             mman::mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)?
         };
-        let mapping = Self { start: start.cast(), len, generation: fork::generation() };
+        Self::of(start.cast(), len)
+    }
+
+    fn of(start: NonNull<u64>, len: usize) -> io::Result<Self> {
+        let mapping = Self { start, len, generation: fork::generation() };
         mapping.advise(0, len, MmapAdvise::MADV_DONTFORK)?;
         Ok(mapping)
     }
 
-    /// Its length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
