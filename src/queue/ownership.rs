@@ -158,7 +158,8 @@ impl Queue {
         }
         let compacted = self.compact();
         self.close_files();
-        let removed = remove_idle_files(disk, &self.dir);
+        let mut removed = idle_files().try_for_each(|name| disk.remove_file(&self.dir.join(name)));
+        removed = removed.and_then(|()| disk.sync_dir(&self.dir));
         self.release();
         compacted?;
         removed.map_err(|source| QueueError::Io { path: self.dir.clone(), source })
@@ -167,13 +168,6 @@ impl Queue {
 
 fn idle_files() -> impl Iterator<Item = String> {
     journal::file_names().chain([store::RESERVE.to_owned()])
-}
-
-fn remove_idle_files(disk: &Disk, dir: &Path) -> io::Result<()> {
-    for name in idle_files() {
-        disk.remove_file(&dir.join(name))?;
-    }
-    disk.sync_dir(dir)
 }
 
 /// Whether a shard has files that only a running process needs, and was not used since `before`.

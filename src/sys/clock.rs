@@ -53,9 +53,7 @@ impl Clock {
             Clock::Still(still) => still.now(),
         }
     }
-}
 
-impl Clock {
     /// Waits for `time`, as a task of a tokio runtime. With a manual clock it never returns.
     pub(crate) async fn sleep(&self, time: Duration) {
         match self {

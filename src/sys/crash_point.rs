@@ -40,32 +40,21 @@ pub(crate) const NAMES: &[&str] = &[
 ];
 
 /// Kills the process here if the environment asks for it.
-#[cfg(not(feature = "__crash_points"))]
 #[inline(always)]
-pub(crate) fn reach(_name: &'static str) {}
-
-/// Kills the process here if the environment asks for it.
-#[cfg(feature = "__crash_points")]
-pub(crate) fn reach(name: &'static str) {
-    use std::sync::OnceLock;
-    static PLAN: OnceLock<Plan> = OnceLock::new();
-    let plan = PLAN.get_or_init(Plan::from_env);
-    if plan.is_some() {
-        plan.reach(name);
+pub(crate) fn reach(_name: &'static str) {
+    #[cfg(feature = "__crash_points")]
+    {
+        static PLAN: std::sync::OnceLock<Plan> = std::sync::OnceLock::new();
+        let plan = PLAN.get_or_init(Plan::from_env);
+        if plan.is_some() {
+            plan.reach(_name);
+        }
     }
 }
 
 /// Whether the crash tests allow the journal to map its files.
-#[cfg(not(feature = "__crash_points"))]
-#[inline(always)]
 pub(crate) fn may_map() -> bool {
-    true
-}
-
-/// Whether the crash tests allow the journal to map its files.
-#[cfg(feature = "__crash_points")]
-pub(crate) fn may_map() -> bool {
-    std::env::var_os("POSTHOG_CRASH_NO_MAP").is_none()
+    !cfg!(feature = "__crash_points") || std::env::var_os("POSTHOG_CRASH_NO_MAP").is_none()
 }
 
 #[cfg(feature = "__crash_points")]

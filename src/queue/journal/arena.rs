@@ -57,8 +57,8 @@ const ACTIVE: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Arena {
     memory: Memory,
-    path: PathBuf,
-    index: usize,
+    pub(super) path: PathBuf,
+    pub(super) index: usize,
     /// Set when a sync failed: the kernel may have dropped what it could not write. The file is replaced once its
     /// records are checkpointed.
     condemned: AtomicBool,
@@ -124,14 +124,6 @@ impl Arena {
             Memory::Written { file, len }
         };
         Ok(Self { memory, path, index, condemned: AtomicBool::new(false) })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn index(&self) -> usize {
-        self.index
     }
 
     /// Whether its file has lost its name.

@@ -100,7 +100,7 @@ impl Journal {
             return Ok(false);
         };
         crash_point::reach("journal.swap.begun");
-        let path = fresh.path().to_path_buf();
+        let path = fresh.path.clone();
         self.rotate(&mut self.lock(), fresh).map_err(|source| QueueError::JournalFile { path, source })?;
         crash_point::reach("journal.swap.done");
         Ok(true)
@@ -237,7 +237,7 @@ impl Pool {
         let mut round = Round { epoch, salt: entropy::random_u64(), first_seq: next_seq };
         if !stand_in && let Err(source) = arena.begin(&round) {
             if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-                return Err(QueueError::JournalFile { path: arena.path().to_path_buf(), source });
+                return Err(QueueError::JournalFile { path: arena.path.clone(), source });
             }
             // A file with holes on a full disk. The store can still be delivered, which frees space.
             self.give_back(Arc::clone(&arena));

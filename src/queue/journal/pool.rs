@@ -166,8 +166,8 @@ impl Pool {
         // If the directory is not ours any more, the name may belong to another file. In a directory that is out of
         // reach the file stays; it is free, and made anew when its index is needed.
         let names_nothing = || self.is_unlinked() || self.check_home().is_err();
-        if !is_wanted && (names_nothing() || self.disk.remove_file(arena.path()).is_ok()) {
-            self.lock().mark(arena.index(), false);
+        if !is_wanted && (names_nothing() || self.disk.remove_file(&arena.path).is_ok()) {
+            self.lock().mark(arena.index, false);
             return;
         }
         self.lock().free.push(arena);

@@ -311,7 +311,7 @@ impl Drop for Store {
         let Some(open) = self.opened.get_mut().unwrap_or_else(PoisonError::into_inner).take() else { return };
         if fork::generation() == self.generation {
             // Nothing depends on a clean close: a file that could not be closed is opened as after a crash.
-            let _ = guarded(|| Ok(open.db.close()?));
+            open.close();
         } else {
             std::mem::forget(open);
         }

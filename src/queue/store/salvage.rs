@@ -168,7 +168,12 @@ impl<'a> Salvage<'a> {
         })
     }
 
-    fn copy_table(&mut self, table: Table, width: usize, sink: Sink<'_>) -> Result<(), StoreError> {
+    fn copy_table(
+        &mut self,
+        table: Table,
+        width: usize,
+        sink: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut ranges = VecDeque::from([0..=(1_u128 << (8 * width)) - 1]);
         while let Some(range) = ranges.pop_front() {
             let Some(rest) = self.copy_range(table, width, range, false, sink)? else { continue };
@@ -189,7 +194,7 @@ impl<'a> Salvage<'a> {
         width: usize,
         range: RangeInclusive<u128>,
         backwards: bool,
-        sink: Sink<'_>,
+        sink: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
     ) -> Result<Option<RangeInclusive<u128>>, StoreError> {
         let Some(db) = self.db.as_ref().filter(|_| !range.is_empty()) else { return Ok(None) };
         let (mut low, mut high) = (*range.start(), *range.end());
@@ -253,7 +258,6 @@ impl Drop for Salvage<'_> {
 }
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
-type Sink<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
 
 /// The key of `width` bytes that sorts as `number` does.
 fn key_bytes(number: u128, width: usize) -> Vec<u8> {

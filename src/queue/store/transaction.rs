@@ -132,10 +132,7 @@ const DEAD_MAX: u64 = 1000;
 
 /// Adds and removes dead records. Returns the bytes of all dead rows; `known` is that number before, if it was counted.
 fn change_dead(dead: &mut RowTable<'_>, changes: &Changes, known: Option<u64>, most: u64) -> Result<u64, StoreError> {
-    let mut bytes = match known {
-        Some(known) => known,
-        None => count_dead(dead)?,
-    };
+    let mut bytes = known.map_or_else(|| count_dead(dead), Ok)?;
     for record in &changes.dead_letter {
         let value = schema::dead_value(record);
         bytes = bytes.saturating_add(value.len() as u64);

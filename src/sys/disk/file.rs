@@ -81,39 +81,6 @@ pub(crate) enum Name {
 }
 
 impl DiskFile {
-    pub(super) fn open(disk: &Disk, path: &Path, how: Open) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(how != Open::ReadOnly).mode(0o600);
-        // Without O_NONBLOCK, opening a pipe would wait for its other end. Regular files ignore the flag.
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
-        let op = match how {
-            Open::Existing | Open::ReadOnly => Op::Open,
-            Open::CreateNew => {
-                options.create_new(true);
-                Op::Create
-            }
-            Open::EnsureExists => {
-                options.create(true);
-                Op::Create
-            }
-        };
-        let file = disk.guarded(op, path, 0, || options.open(path))?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        filesystem::vet(&metadata, path)?;
-        let home = Home::of(path.parent().unwrap_or(path))?;
-        Ok(Self {
-            file: Arc::new(file),
-            path: path.to_path_buf(),
-            disk: disk.clone(),
-            identity: Identity::of(&metadata),
-            home,
-            is_gone: AtomicBool::new(false),
-        })
-    }
-
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -407,6 +374,40 @@ impl Lock {
 }
 
 impl Disk {
+    /// Opens a file; see [`Open`].
+    pub(crate) fn open(&self, path: &Path, how: Open) -> io::Result<DiskFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(how != Open::ReadOnly).mode(0o600);
+        // Without O_NONBLOCK, opening a pipe would wait for its other end. Regular files ignore the flag.
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
+        let op = match how {
+            Open::Existing | Open::ReadOnly => Op::Open,
+            Open::CreateNew => {
+                options.create_new(true);
+                Op::Create
+            }
+            Open::EnsureExists => {
+                options.create(true);
+                Op::Create
+            }
+        };
+        let file = self.guarded(op, path, 0, || options.open(path))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        filesystem::vet(&metadata, path)?;
+        let home = Home::of(path.parent().unwrap_or(path))?;
+        Ok(DiskFile {
+            file: Arc::new(file),
+            path: path.to_path_buf(),
+            disk: self.clone(),
+            identity: Identity::of(&metadata),
+            home,
+            is_gone: AtomicBool::new(false),
+        })
+    }
+
     /// Opens a file and locks it; `None` if the lock is held.
     pub(crate) fn open_locked(&self, path: &Path, how: Open) -> io::Result<Option<Lock>> {
         // A child forked between the two would inherit the descriptor, and with it the lock as soon as that is taken.

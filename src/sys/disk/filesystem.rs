@@ -75,18 +75,12 @@ pub(super) fn kind(_path: &Path) -> io::Result<FileSystem> {
     Ok(FileSystem::Other)
 }
 
+/// Bytes that an unprivileged process may still write to the file system of `path`, and bytes of the whole.
 #[allow(clippy::useless_conversion, reason = "the types are not the same on every libc")]
-pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+pub(super) fn space(path: &Path) -> io::Result<(u64, u64)> {
     let stat = nix::sys::statvfs::statvfs(path)?;
-    let (blocks, size) = (stat.blocks_available(), stat.fragment_size());
-    Ok(u64::from(blocks).saturating_mul(u64::from(size)))
-}
-
-#[allow(clippy::useless_conversion, reason = "the types are not the same on every libc")]
-pub(super) fn volume_bytes(path: &Path) -> io::Result<u64> {
-    let stat = nix::sys::statvfs::statvfs(path)?;
-    let (blocks, size) = (stat.blocks(), stat.fragment_size());
-    Ok(u64::from(blocks).saturating_mul(u64::from(size)))
+    let bytes = |blocks| u64::from(blocks).saturating_mul(u64::from(stat.fragment_size()));
+    Ok((bytes(stat.blocks_available()), bytes(stat.blocks())))
 }
 
 const ROOT: u32 = 0;

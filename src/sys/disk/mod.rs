@@ -49,11 +49,6 @@ use crate::sys::machine;
 pub(crate) use crate::sys::machine::OomCount;
 
 impl Disk {
-    /// Opens a file; see [`Open`].
-    pub(crate) fn open(&self, path: &Path, how: Open) -> io::Result<DiskFile> {
-        DiskFile::open(self, path, how)
-    }
-
     /// Creates a directory of mode 0700 with its parents; existing ones are not changed.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.guarded(Op::MakeDir, path, 0, || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
@@ -124,12 +119,12 @@ impl Disk {
 
     /// Bytes that an unprivileged process may still write to the file system of `path`.
     pub(crate) fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        self.guarded(Op::Space, path, 0, || filesystem::free_bytes(path))
+        Ok(self.guarded(Op::Space, path, 0, || filesystem::space(path))?.0)
     }
 
     /// Bytes of the whole file system of `path`.
     pub(crate) fn volume_bytes(&self, path: &Path) -> io::Result<u64> {
-        self.guarded(Op::Space, path, 0, || filesystem::volume_bytes(path))
+        Ok(self.guarded(Op::Space, path, 0, || filesystem::space(path))?.1)
     }
 
     /// The kind of file system that holds `path`.
