@@ -179,7 +179,7 @@ fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Netwo
     }
     let (transport, warnings) = Transport::new(options.transport.clone())?;
     for warning in warnings {
-        (options.report)(Notice::Network(warning.to_string()));
+        (options.report)(Notice::Network(warning));
     }
     Ok(Network::Real(transport))
 }

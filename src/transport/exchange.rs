@@ -1,7 +1,6 @@
 //! One request: sending it, at most one repetition, decoding the response, and classifying an error.
 
 use std::error::Error;
-use std::fmt::{self, Display};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,41 +10,34 @@ use reqwest::Url;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::message::{Method, Request, Response, RetryAfter, Source, TransportError};
-use super::pool::{Connections, Pool, noting_connects};
+use super::message::{Request, Response, RetryAfter, Source, TransportError};
+use super::pool::{Connections, Transport, noting_connects};
 use super::proxy::{Named, Ways};
 
 /// A connection that died while idle is noticed at once. A server that closes it later has worked on the request, which
 /// must then not be sent again with an old `sent_at`.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Why an attempt got no response.
-struct Failure {
-    error: TransportError,
-    /// Whether the connection existed before the request and was found dead before the response began.
-    was_stale: bool,
-}
-
 /// Sends a request, and once more if the connection had died while idle or if there are new certificates, within its
 /// timeout.
-pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Response, TransportError> {
+pub(super) async fn exchange(transport: Transport, request: Request) -> Result<Response, TransportError> {
     let began = Instant::now();
     let most = request.max_answer;
-    let connections = pool.current();
+    let connections = transport.current();
     let request = prepare(&connections, request)?;
     // The body is shared, not copied.
     let spare = request.try_clone();
-    let ways = &pool.settings().ways;
-    let failure = match attempt(&connections, request, most, ways).await {
+    let ways = &transport.settings.ways;
+    let (error, was_stale) = match attempt(&connections, request, most, ways).await {
         Ok(response) => return Ok(response),
         Err(failure) => failure,
     };
-    let left = || pool.settings().options.request_timeout.saturating_sub(began.elapsed());
-    let again = match &failure.error {
-        _ if failure.was_stale => pool.without(&connections),
+    let left = || transport.settings.options.request_timeout.saturating_sub(began.elapsed());
+    let again = match &error {
+        _ if was_stale => transport.without(&connections),
         // Reading the certificates may hang with the file system.
         TransportError::Tls(_) => {
-            let newer = pool.with_current_certificates(&connections);
+            let newer = transport.with_current_certificates(&connections);
             tokio::time::timeout(left(), newer).await.ok().flatten()
         }
         _ => None,
@@ -53,16 +45,16 @@ pub(super) async fn exchange(pool: Arc<Pool>, request: Request) -> Result<Respon
     match (again, spare) {
         (Some(connections), Some(mut request)) if !left().is_zero() => {
             *request.timeout_mut() = Some(left());
-            attempt(&connections, request, most, ways).await.map_err(|failure| failure.error)
+            attempt(&connections, request, most, ways).await.map_err(|(error, _)| error)
         }
-        _ => Err(failure.error),
+        _ => Err(error),
     }
 }
 
 fn prepare(connections: &Connections, request: Request) -> Result<reqwest::Request, TransportError> {
-    let mut builder = match request.method {
-        Method::Post => connections.client.post(&*request.url).body(request.body),
-        Method::Get => connections.client.get(&*request.url),
+    let mut builder = match request.body.is_empty() {
+        false => connections.client.post(&*request.url).body(request.body),
+        true => connections.client.get(&*request.url),
     };
     // Responses are small, so compressing them saves nothing.
     builder = builder.header(ACCEPT_ENCODING, "identity");
@@ -72,14 +64,16 @@ fn prepare(connections: &Connections, request: Request) -> Result<reqwest::Reque
     builder.build().map_err(|error| TransportError::Other(error.without_url().into()))
 }
 
+/// Sends a request once. An error comes with whether the connection existed before the request and was found dead before
+/// the response began.
 async fn attempt(
     connections: &Connections,
     request: reqwest::Request,
     most: usize,
     ways: &Ways,
-) -> Result<Response, Failure> {
+) -> Result<Response, (TransportError, bool)> {
     let (url, began) = (request.url().clone(), Instant::now());
-    let failed = |error, was_stale| Failure { error: classify(error, &url, ways), was_stale };
+    let failed = |error, was_stale| (classify(error, &url, ways), was_stale);
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
         let was_stale = !has_connected && began.elapsed() < STALE_WITHIN && is_hang_up(&error);
@@ -102,7 +96,7 @@ async fn attempt(
             break;
         }
     }
-    decode(response, &encoding, most).map_err(|error| Failure { error, was_stale: false })
+    decode(response, &encoding, most).map_err(|error| (error, false))
 }
 
 /// Decodes the body of a response. If that fails, a successful response is an error. A failure is described by its
@@ -173,22 +167,11 @@ fn remedy(named: &Named) -> &'static str {
 }
 
 /// An error with an additional note.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{note}")]
 struct Note {
     note: String,
     source: Source,
-}
-
-impl Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.note)
-    }
-}
-
-impl Error for Note {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
 }
 
 /// The error with a note of the proxy that the request went through, which may have caused it.

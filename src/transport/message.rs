@@ -1,7 +1,7 @@
-//! The types of the transport's interface: requests, responses, errors and warnings.
+//! The types of the transport's interface: requests, responses and errors.
 
 use std::error::Error;
-use std::fmt::{self, Debug, Display};
+use std::fmt::{self, Debug};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,26 +16,14 @@ use crate::sys::limits;
 /// The most bytes that are read of the body of an ordinary response.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The HTTP method.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Method {
-    /// Sends a body.
-    #[default]
-    Post,
-    /// Reads; the request has no body.
-    Get,
-}
-
 /// A request.
 #[derive(Default)]
 pub(crate) struct Request {
-    /// The HTTP method.
-    pub(crate) method: Method,
     /// The URL.
     pub(crate) url: Arc<str>,
     /// Headers in addition to those of the options.
     pub(crate) headers: Vec<(&'static str, String)>,
-    /// The body as it is sent.
+    /// The body as it is sent with the method POST. A request without a body is a GET.
     pub(crate) body: Vec<u8>,
     /// The most bytes that are read of the response's body: [`MAX_RESPONSE_BYTES`] unless a longer response is
     /// expected.
@@ -45,7 +33,7 @@ pub(crate) struct Request {
 impl Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Headers and body contain the key.
-        f.debug_struct("Request").field("method", &self.method).field("bytes", &self.body.len()).finish_non_exhaustive()
+        f.debug_struct("Request").field("bytes", &self.body.len()).finish_non_exhaustive()
     }
 }
 
@@ -213,34 +201,6 @@ impl TransportError {
         }
         // It contains foreign text, such as names from a proxy or a certificate.
         limits::foreign(&text, 2 * limits::DETAIL_KEPT)
-    }
-}
-
-/// A problem of this machine that does not prevent the start but should be reported to its operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Warning {
-    /// TLS fails until the machine has certificates (package `ca-certificates`) or some are configured.
-    NoCertificates,
-    /// The value of an environment variable is not a usable proxy and was ignored.
-    ProxyIgnored {
-        /// The variable's name; its value may hold a password.
-        variable: &'static str,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-}
-
-impl Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Warning::NoCertificates => f.write_str(
-                "no CA certificates were found: HTTPS requests will fail until the machine has some (package \
-                 ca-certificates) or SSL_CERT_FILE names a file with them",
-            ),
-            Warning::ProxyIgnored { variable, reason } => {
-                write!(f, "{variable} is ignored: {reason}; correct or unset it")
-            }
-        }
     }
 }
 

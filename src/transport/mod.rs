@@ -6,7 +6,7 @@
 //!
 //! Rules:
 //!
-//! * **Nothing here panics.** A machine without CA certificates causes a [`Warning`]; requests then fail with
+//! * **Nothing here panics.** A machine without CA certificates causes a warning; requests then fail with
 //!   [`TransportError::Tls`] and are retried by their sender, so events wait on disk until certificates are installed.
 //!   A malformed proxy setting in the environment is ignored with a warning; a malformed proxy or certificate in the
 //!   *options* is an error.
@@ -42,69 +42,11 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::{self, Debug};
-use std::sync::Arc;
-
 use reqwest::Url;
 
-pub(crate) use message::{
-    Http, MAX_RESPONSE_BYTES, Method, Pending, Request, Response, RetryAfter, TransportError, Warning,
-};
-pub(crate) use pool::TransportOptions;
-use pool::{MachineCertificates, Pool, Settings, header_map, machine_certificates, roots};
+pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, RetryAfter, TransportError};
+pub(crate) use pool::{Transport, TransportOptions};
 pub(crate) use proxy::Proxy;
-use proxy::Ways;
-
-/// Sends requests over the network. Cheap to clone; clones share their connections.
-#[derive(Clone)]
-pub(crate) struct Transport {
-    pool: Arc<Pool>,
-}
-
-impl Transport {
-    /// Reads the environment and the machine's certificates. Takes tens of milliseconds, so it is not called on a
-    /// caller's thread.
-    pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<Warning>), TransportError> {
-        Self::with_surroundings(options, &|name| std::env::var(name).ok(), Box::new(machine_certificates))
-    }
-
-    /// Like [`Transport::new`], with environment and certificates as arguments.
-    fn with_surroundings(
-        options: TransportOptions,
-        env: &dyn Fn(&'static str) -> Option<String>,
-        machine: MachineCertificates,
-    ) -> Result<(Self, Vec<Warning>), TransportError> {
-        let (ways, mut warnings) = Ways::new(&options.proxy, env)?;
-        let roots = roots(machine(), &options.ca_pem)?;
-        if roots.is_empty() {
-            warnings.push(Warning::NoCertificates);
-        }
-        let headers = header_map(&options.headers)?;
-        let settings = Settings { options, headers, ways, machine, roots: Arc::new(roots) };
-        Ok((Self { pool: Pool::new(Arc::new(settings))? }, warnings))
-    }
-
-    /// A transport with the same settings and no connections, for a forked child, which must not use its parent's
-    /// sockets.
-    pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
-        Ok(Self { pool: self.pool.apart()? })
-    }
-}
-
-impl Http for Transport {
-    fn send(&self, request: Request) -> Pending {
-        Box::pin(exchange::exchange(Arc::clone(&self.pool), request))
-    }
-}
-
-impl Debug for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Proxies contain passwords and headers contain keys, so neither is shown.
-        f.debug_struct("Transport")
-            .field("request_timeout", &self.pool.settings().options.request_timeout)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Normalizes the base URL of an installation to `scheme://host[:port][/path]` without a trailing slash; the default
 /// scheme is `https://`. Different spellings of one URL give the same text, because directories of queues are named

@@ -1,6 +1,7 @@
 //! The HTTP client with its connections: options, TLS configuration, and when the client is replaced by a new one.
 
 use std::cell::Cell;
+use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread;
@@ -12,10 +13,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tower_layer::Layer;
+use tower_layer::layer_fn;
 use tower_service::Service;
 
-use super::message::TransportError;
+use super::exchange::exchange;
+use super::message::{Http, Pending, Request, TransportError};
 use super::proxy::{Proxy, Ways};
 use super::resolve;
 use crate::sys::throttle::Throttle;
@@ -44,22 +46,29 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The shortest time between two reads of the machine's certificates.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The warning about a machine without certificates, on which TLS fails until it has some.
+pub(super) const NO_CERTIFICATES: &str = "no CA certificates were found: HTTPS requests will fail until the machine has \
+                                          some (package ca-certificates) or SSL_CERT_FILE names a file with them";
+
 /// Everything that was read from options and environment, so that a new client can be built without reading them again.
 pub(super) struct Settings {
     pub(super) options: TransportOptions,
-    pub(super) headers: HeaderMap,
+    headers: HeaderMap,
     pub(super) ways: Ways,
     /// Reads the machine's certificates.
-    pub(super) machine: MachineCertificates,
+    machine: MachineCertificates,
     /// The certificates that were read at the start, and those of the options.
-    pub(super) roots: Arc<RootCertStore>,
+    roots: Arc<RootCertStore>,
 }
 
-/// The client in use. It is replaced as a whole if its connections or its certificates must not be used again.
-pub(super) struct Pool {
-    settings: Arc<Settings>,
-    current: Mutex<Connections>,
-    reading: Mutex<Reading>,
+/// Sends requests over the network. Cheap to clone; clones share their connections.
+///
+/// The client in use is replaced as a whole if its connections or its certificates must not be used again.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    pub(super) settings: Arc<Settings>,
+    current: Arc<Mutex<Connections>>,
+    reading: Arc<Mutex<Reading>>,
 }
 
 /// A client with its idle connections.
@@ -93,22 +102,40 @@ impl Reading {
     }
 }
 
-impl Pool {
-    pub(super) fn new(settings: Arc<Settings>) -> Result<Arc<Self>, TransportError> {
+impl Transport {
+    /// Reads the environment and the machine's certificates. Takes tens of milliseconds, so it is not called on a
+    /// caller's thread. Also returns problems of this machine that do not prevent the start, for its operator.
+    pub(crate) fn new(options: TransportOptions) -> Result<(Self, Vec<String>), TransportError> {
+        Self::with_surroundings(options, &|name| std::env::var(name).ok(), Box::new(machine_certificates))
+    }
+
+    /// Like [`Transport::new`], with environment and certificates as arguments.
+    pub(super) fn with_surroundings(
+        options: TransportOptions,
+        env: &dyn Fn(&'static str) -> Option<String>,
+        machine: MachineCertificates,
+    ) -> Result<(Self, Vec<String>), TransportError> {
+        let (ways, mut warnings) = Ways::new(&options.proxy, env)?;
+        let roots = roots(machine(), &options.ca_pem)?;
+        if roots.is_empty() {
+            warnings.push(NO_CERTIFICATES.to_owned());
+        }
+        let headers = header_map(&options.headers)?;
+        let settings = Settings { options, headers, ways, machine, roots: Arc::new(roots) };
+        Ok((Self::with_settings(Arc::new(settings))?, warnings))
+    }
+
+    fn with_settings(settings: Arc<Settings>) -> Result<Self, TransportError> {
         let roots = Arc::clone(&settings.roots);
         let client = client(&settings, &roots)?;
-        let current = Mutex::new(Connections { client, roots, generation: 0 });
-        Ok(Arc::new(Self { settings, current, reading: Mutex::default() }))
+        let current = Arc::new(Mutex::new(Connections { client, roots, generation: 0 }));
+        Ok(Self { settings, current, reading: Arc::default() })
     }
 
-    /// A new pool with the same settings. Takes no lock: in a forked child, a lock may be held by a thread of the
-    /// parent.
-    pub(super) fn apart(&self) -> Result<Arc<Self>, TransportError> {
-        Self::new(Arc::clone(&self.settings))
-    }
-
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
+    /// A transport with the same settings and no connections, for a forked child, which must not use its parent's
+    /// sockets. Takes no lock, since a thread of the parent may hold it.
+    pub(crate) fn reconnect(&self) -> Result<Self, TransportError> {
+        Self::with_settings(Arc::clone(&self.settings))
     }
 
     pub(super) fn current(&self) -> Connections {
@@ -127,7 +154,7 @@ impl Pool {
 
     /// A client with the machine's present certificates, after TLS failed with those of `failed`. `None` if they have
     /// not changed or were read within the last minute.
-    pub(super) async fn with_current_certificates(self: &Arc<Self>, failed: &Connections) -> Option<Connections> {
+    pub(super) async fn with_current_certificates(&self, failed: &Connections) -> Option<Connections> {
         if let Some(newer) = Some(self.current()).filter(|current| !Arc::ptr_eq(&current.roots, &failed.roots)) {
             return Some(newer);
         }
@@ -142,16 +169,15 @@ impl Pool {
     }
 
     /// Reads the machine's certificates on a thread of its own, because reading files may hang.
-    async fn read_again(self: &Arc<Self>) -> Option<RootCertStore> {
+    async fn read_again(&self) -> Option<RootCertStore> {
         if !lock(&self.reading).begin(Instant::now()) {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        let pool = Arc::clone(self);
+        let (settings, reading) = (Arc::clone(&self.settings), Arc::clone(&self.reading));
         let read = move || {
-            let settings = &pool.settings;
             let roots = roots((settings.machine)(), &settings.options.ca_pem).ok();
-            lock(&pool.reading).is_under_way = false;
+            lock(&reading).is_under_way = false;
             // Fails if the request was cancelled.
             let _ = sender.send(roots);
         };
@@ -169,6 +195,21 @@ impl Pool {
     }
 }
 
+impl Http for Transport {
+    fn send(&self, request: Request) -> Pending {
+        Box::pin(exchange(self.clone(), request))
+    }
+}
+
+impl Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Proxies contain passwords and headers contain keys, so neither is shown.
+        f.debug_struct("Transport")
+            .field("request_timeout", &self.settings.options.request_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -182,7 +223,7 @@ fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Cl
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
-        .connector_layer(NotesConnects)
+        .connector_layer(layer_fn(Noting))
         // Another crate of the program may enable these features of reqwest. Bodies are decoded here, with a bound.
         .no_gzip()
         .no_deflate()
@@ -211,18 +252,7 @@ pub(super) async fn noting_connects<T>(task: impl Future<Output = T>) -> (T, boo
     HAS_CONNECTED.scope(Cell::new(false), async { (task.await, HAS_CONNECTED.with(Cell::get)) }).await
 }
 
-/// A connector layer that records new connections in [`HAS_CONNECTED`]. reqwest opens them in the task of the request.
-#[derive(Clone)]
-struct NotesConnects;
-
-impl<S> Layer<S> for NotesConnects {
-    type Service = Noting<S>;
-
-    fn layer(&self, connects: S) -> Noting<S> {
-        Noting(connects)
-    }
-}
-
+/// A connector that records new connections in [`HAS_CONNECTED`]. reqwest opens them in the task of the request.
 #[derive(Clone)]
 struct Noting<S>(S);
 
@@ -242,7 +272,7 @@ impl<S: Service<T>, T> Service<T> for Noting<S> {
     }
 }
 
-pub(super) fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError> {
+fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError> {
     let mut map = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let (Ok(key), Ok(text)) = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) else {
@@ -258,16 +288,13 @@ pub(super) type MachineCertificates = Box<dyn Fn() -> Vec<CertificateDer<'static
 
 /// The machine's certificates, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or the system's store. Unreadable ones are left
 /// out, as in other TLS libraries.
-pub(super) fn machine_certificates() -> Vec<CertificateDer<'static>> {
+fn machine_certificates() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }
 
 /// The machine's and the configured certificates. Invalid certificates of the machine are skipped, invalid configured
 /// ones are an error.
-pub(super) fn roots(
-    machine: Vec<CertificateDer<'static>>,
-    configured: &[Vec<u8>],
-) -> Result<RootCertStore, TransportError> {
+fn roots(machine: Vec<CertificateDer<'static>>, configured: &[Vec<u8>]) -> Result<RootCertStore, TransportError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(machine);
     for (index, pem) in configured.iter().enumerate() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use reqwest::Url;
 
-use super::message::{TransportError, Warning};
+use super::message::TransportError;
 
 /// The choice of the proxy.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -68,7 +68,8 @@ impl Named {
 pub(super) struct Ways {
     https: Option<Arc<Named>>,
     http: Option<Arc<Named>>,
-    except: Exceptions,
+    /// Hosts that are reached without the proxy: the entries of `no_proxy`.
+    except: Vec<Entry>,
     /// Whether `HTTP_PROXY` is set but no variable that applies to `http://`.
     ignores_capitals: bool,
 }
@@ -82,7 +83,7 @@ const HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"
 const HTTP: [&str; 3] = ["http_proxy", "all_proxy", "ALL_PROXY"];
 
 impl Ways {
-    pub(super) fn new(choice: &Proxy, env: Env<'_>) -> Result<(Self, Vec<Warning>), TransportError> {
+    pub(super) fn new(choice: &Proxy, env: Env<'_>) -> Result<(Self, Vec<String>), TransportError> {
         match choice {
             Proxy::None => Ok((Self::default(), Vec::new())),
             Proxy::Url(url) => {
@@ -98,7 +99,7 @@ impl Ways {
         }
     }
 
-    fn from_env(env: Env<'_>) -> (Self, Vec<Warning>) {
+    fn from_env(env: Env<'_>) -> (Self, Vec<String>) {
         // As in curl, an empty variable counts as unset.
         let set = |name| env(name).filter(|value| !value.trim().is_empty());
         let mut warnings = Vec::new();
@@ -106,7 +107,7 @@ impl Ways {
             names.iter().find_map(|&variable| match parse(&set(variable)?) {
                 Ok(url) => Some(Arc::new(Named { url, by: variable })),
                 Err(reason) => {
-                    let warning = Warning::ProxyIgnored { variable, reason };
+                    let warning = format!("{variable} is ignored: {reason}; correct or unset it");
                     if !warnings.contains(&warning) {
                         warnings.push(warning);
                     }
@@ -115,7 +116,7 @@ impl Ways {
             })
         };
         let (https, http) = (first(&HTTPS), first(&HTTP));
-        let except = set("no_proxy").or_else(|| set("NO_PROXY")).map(|list| Exceptions::parse(&list));
+        let except = set("no_proxy").or_else(|| set("NO_PROXY")).map(|list| Entry::parse_list(&list));
         let ignores_capitals = http.is_none() && set("HTTP_PROXY").is_some();
         (Self { https, http, except: except.unwrap_or_default(), ignores_capitals }, warnings)
     }
@@ -127,8 +128,20 @@ impl Ways {
             "http" => self.http.as_ref()?,
             _ => return None,
         };
-        let is_direct = self.except.name(url.host_str().unwrap_or_default(), url.port_or_known_default());
-        (!is_direct).then_some(named)
+        let host = url.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+        let domain = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let is_here = |pattern: &Pattern| match (pattern, address) {
+            (Pattern::All, _) => true,
+            (Pattern::Domain(name), None) => {
+                domain.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
+            (Pattern::Network(network, bits), Some(address)) => same_prefix(*network, address, *bits),
+            _ => false,
+        };
+        let port = url.port_or_known_default();
+        let is_direct = |entry: &Entry| (entry.port.is_none() || entry.port == port) && is_here(&entry.host);
+        (!self.except.iter().any(is_direct)).then_some(named)
     }
 
     /// A hint for a failed connection: a proxy setting that was probably expected to apply.
@@ -148,13 +161,6 @@ impl Ways {
     }
 }
 
-/// Hosts that are reached without the proxy: the value of `no_proxy`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Exceptions {
-    all: bool,
-    entries: Vec<Entry>,
-}
-
 /// One entry of `no_proxy`, optionally for one port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -164,37 +170,22 @@ struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
+    /// Every host.
+    All,
     /// A domain and its subdomains.
     Domain(String),
     /// A network: an address and the length of its prefix in bits.
     Network(IpAddr, u8),
 }
 
-impl Exceptions {
-    fn parse(list: &str) -> Self {
-        if list.trim() == "*" {
-            return Self { all: true, entries: Vec::new() };
-        }
-        let entries = list.split([',', ' ', '\t']).filter(|entry| !entry.is_empty()).filter_map(Entry::parse);
-        Self { all: false, entries: entries.collect() }
-    }
-
-    /// Whether the host of a URL is exempt.
-    fn name(&self, host: &str, port: Option<u16>) -> bool {
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-        let domain = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let is_here = |entry: &Entry| match (&entry.host, address) {
-            (Pattern::Domain(name), None) => {
-                domain.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            }
-            (Pattern::Network(network, bits), Some(address)) => same_prefix(*network, address, *bits),
-            _ => false,
-        };
-        self.all || self.entries.iter().any(|entry| (entry.port.is_none() || entry.port == port) && is_here(entry))
-    }
-}
-
 impl Entry {
+    fn parse_list(list: &str) -> Vec<Self> {
+        if list.trim() == "*" {
+            return vec![Self { host: Pattern::All, port: None }];
+        }
+        list.split([',', ' ', '\t']).filter(|entry| !entry.is_empty()).filter_map(Self::parse).collect()
+    }
+
     fn parse(text: &str) -> Option<Self> {
         if let Some(host) = network(text) {
             return Some(Self { host, port: None });

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+use super::pool::NO_CERTIFICATES;
 use super::proxy::Ways;
 use super::tests::{answer_one, listen, options, request, transport};
 use super::*;
 
 type Vars<'a> = &'a [(&'static str, &'a str)];
 
-fn ways(vars: Vars<'_>) -> (Ways, Vec<Warning>) {
+fn ways(vars: Vars<'_>) -> (Ways, Vec<String>) {
     let env = |name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
     Ways::new(&Proxy::FromEnv, &env).unwrap()
 }
@@ -132,10 +133,10 @@ fn a_malformed_variable_is_a_warning_without_its_value() {
     for bad in ["http://", "::::", "http://user:secret@ho st", "socks5://proxy:1080", "http://proxy:99999"] {
         let (ways, warnings) = ways(&[("all_proxy", bad)]);
         assert!(ways.are_direct(), "{bad}");
-        assert!(matches!(warnings.as_slice(), [Warning::ProxyIgnored { variable: "all_proxy", .. }]), "{bad}");
-        assert!(!warnings[0].to_string().contains("secret"));
+        assert!(warnings.len() == 1 && warnings[0].starts_with("all_proxy is ignored: "), "{bad}");
+        assert!(!warnings[0].contains("secret"));
     }
-    assert_eq!(ways(&[("HTTPS_PROXY", ""), ("http_proxy", " ")]).1, [], "an empty variable is not an error");
+    assert!(ways(&[("HTTPS_PROXY", ""), ("http_proxy", " ")]).1.is_empty(), "an empty variable is not an error");
 }
 
 #[test]
@@ -230,7 +231,7 @@ async fn no_proxy_exempts_hosts_from_the_environments_proxy() {
     };
     let from_env = TransportOptions { proxy: Proxy::FromEnv, ..options() };
     let (proxied, warnings) = Transport::with_surroundings(from_env, &env, Box::new(Vec::new)).unwrap();
-    assert_eq!(warnings, [Warning::NoCertificates]);
+    assert_eq!(warnings, [NO_CERTIFICATES]);
     let server =
         async { answer_one(listener.accept().await.unwrap().0, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await };
     let (response, seen) = tokio::join!(proxied.send(request("http://posthog.example/batch/")), server);

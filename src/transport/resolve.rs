@@ -8,20 +8,26 @@ use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// The most look-ups at a time. One that hangs keeps its thread until the system's timeout, even after its request has
 /// ended.
 const MOST_LOOKUPS: usize = 8;
 
 /// Resolves names, each on a thread that ends with the answer. Clones share the limit on look-ups.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct SystemResolver {
-    lookups: Arc<AtomicUsize>,
+    /// A permit for each further look-up.
+    lookups: Arc<Semaphore>,
+}
+
+impl Default for SystemResolver {
+    fn default() -> Self {
+        Self { lookups: Arc::new(Semaphore::new(MOST_LOOKUPS)) }
+    }
 }
 
 impl Resolve for SystemResolver {
@@ -43,33 +49,16 @@ impl SystemResolver {
         &self,
         ask: impl FnOnce() -> Answer + Send + 'static,
     ) -> Result<oneshot::Receiver<Answer>, Box<dyn Error + Send + Sync>> {
-        let running = Running::begin(&self.lookups).ok_or("earlier lookups still hang")?;
+        let permit = Arc::clone(&self.lookups).try_acquire_owned().map_err(|_| "earlier lookups still hang")?;
         let (sender, receiver) = oneshot::channel();
         // The thread inherits the blocked signals of this one, which is a thread of the library.
         thread::Builder::new().name("posthog-resolve".to_owned()).spawn(move || {
             let answer = ask();
-            drop(running);
+            drop(permit);
             // Fails if the request has ended.
             let _ = sender.send(answer);
         })?;
         Ok(receiver)
-    }
-}
-
-/// A look-up that counts towards the limit.
-struct Running(Arc<AtomicUsize>);
-
-impl Running {
-    fn begin(lookups: &Arc<AtomicUsize>) -> Option<Self> {
-        let count_up = |running: usize| (running < MOST_LOOKUPS).then_some(running + 1);
-        lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, count_up).ok()?;
-        Some(Self(Arc::clone(lookups)))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -87,7 +76,7 @@ mod tests {
         let found = resolver.resolve(Name::from_str("localhost").unwrap()).await.unwrap();
         assert!(found.into_iter().all(|address| address.ip().is_loopback()));
         assert!(resolver.resolve(Name::from_str("no-such-host.invalid").unwrap()).await.is_err());
-        assert_eq!(resolver.lookups.load(Ordering::SeqCst), 0);
+        assert_eq!(resolver.lookups.available_permits(), MOST_LOOKUPS);
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::pool::NO_CERTIFICATES;
 use super::*;
 
 pub(super) fn options() -> TransportOptions {
@@ -184,7 +185,7 @@ async fn a_get_request_has_no_body_and_its_response_an_etag() {
     let (listener, address) = listen().await;
     let url = format!("http://{address}/flags/definitions?token=x");
     let answer = b"HTTP/1.1 200 OK\r\netag: W/\"a\"\r\ncontent-length: 2\r\n\r\n{}";
-    let get = Request { method: Method::Get, max_answer: 2, ..request(&url) };
+    let get = Request { body: Vec::new(), max_answer: 2, ..request(&url) };
     let transport = transport(options());
     let server = async { answer_one(listener.accept().await.unwrap().0, answer).await };
     let (response, seen) = tokio::join!(transport.send(get), server);
@@ -329,7 +330,7 @@ async fn replaced_certificates_are_used_within_a_minute() {
 #[tokio::test]
 async fn without_certificates_there_is_a_warning_and_no_panic() {
     let (bare, warnings) = Transport::with_surroundings(options(), &|_| None, Box::new(Vec::new)).unwrap();
-    assert_eq!(warnings, [Warning::NoCertificates]);
+    assert_eq!(warnings, [NO_CERTIFICATES]);
     let (listener, address) = listen().await;
     let url = format!("https://localhost:{}/", address.port());
     let (authority, again) = (Authority::new(), bare.reconnect().unwrap());

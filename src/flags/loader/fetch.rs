@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::provider::{Provider, within};
 use crate::sys::clock::Clock;
 use crate::sys::limits;
-use crate::transport::{Http, Method, Request, Response, RetryAfter};
+use crate::transport::{Http, Request, Response, RetryAfter};
 
 /// The longest response that is read: tens of thousands of flags.
 pub(super) const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
@@ -69,7 +69,7 @@ fn request(host: &str, api_key: &str, secret_key: &str, etag: Option<&str>) -> R
     let url = format!("{host}/flags/definitions?token={}&send_cohorts", percent_encoded(api_key));
     let mut headers = vec![("authorization", format!("Bearer {secret_key}"))];
     headers.extend(etag.map(|etag| ("if-none-match", etag.to_owned())));
-    Request { method: Method::Get, url: url.into(), headers, max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
+    Request { url: url.into(), headers, max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
 }
 
 /// PostHog's keys need no encoding; others might.

@@ -12,7 +12,7 @@ use crate::flags::Failure;
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
 use crate::sys::wording;
-use crate::transport::{Http, Method, Request, Response, TransportError};
+use crate::transport::{Http, Request, Response, TransportError};
 
 /// The wait before the first retry; it doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(300);
@@ -116,7 +116,6 @@ async fn attempts(
 
 fn request(url: &Arc<str>, body: Vec<u8>) -> Request {
     Request {
-        method: Method::Post,
         url: Arc::clone(url),
         headers: vec![("Content-Type", "application/json".to_owned())],
         body,
