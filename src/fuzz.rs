@@ -5,7 +5,6 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::client::event_of;
-use crate::event::Stamp;
 use crate::flags::{FlagContext, LocalFlags};
 use crate::record::msgpack::{append_map_header, append_str, begin_ext, end_ext};
 use crate::record::stack::decode_images;
@@ -18,8 +17,7 @@ const EVENT_BYTES: usize = 1024 * 1024;
 /// A crash report file: whatever it contains, the events made from it can be sent.
 pub fn crash_file(bytes: &[u8]) {
     crate::crash::incidents_of_bytes(bytes, |incident, context| {
-        let stamp = Stamp { uuid: Uuid::nil(), now_nanos: 1 };
-        if let Ok(record) = event_of(incident, context).finish(&stamp, EVENT_BYTES) {
+        if let Ok(record) = event_of(incident, context).finish(Uuid::nil(), 1, EVENT_BYTES) {
             sent(record.body()).expect("an event made by the library can be sent");
         }
     });

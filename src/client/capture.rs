@@ -15,7 +15,7 @@ use super::{Client, Shared};
 use crate::config::BeforeSend;
 use crate::context::{self, Context};
 use crate::crash;
-use crate::event::{Event, Record, Refusal, Stamp, uuids};
+use crate::event::{Event, Record, Refusal, uuids};
 use crate::pipeline::{Pending, Pipeline, pending};
 use crate::report::{DeliveryReport, Diagnostic, DropReason};
 use crate::sys::clock::WallNanos;
@@ -105,7 +105,7 @@ impl Shared {
             return Err(DropReason::Reentrant);
         }
         let now_nanos = pipeline.options().clock.wall_nanos();
-        let stamp = Stamp { uuid: uuids::next(now_nanos, pipeline.generation()), now_nanos };
+        let uuid = uuids::next(now_nanos, pipeline.generation());
         let mut event = event;
         let context = context::current();
         if event.is_anonymous() {
@@ -121,14 +121,14 @@ impl Shared {
         if !inside.before_send
             && let Some(hooks) = self.rules.before_send()
         {
-            event = self.run_hooks(&hooks, event.stamped(&stamp))?;
+            event = self.run_hooks(&hooks, event.stamped(uuid, now_nanos))?;
             // Checked again: a hook may have made the event invalid.
             if let Err(refusal) = event.check() {
                 return Err(self.refuse(&refusal, event.name()));
             }
         }
         change(&mut event);
-        match event.finish(&stamp, pipeline.options().max_event_bytes) {
+        match event.finish(uuid, now_nanos, pipeline.options().max_event_bytes) {
             Ok(record) => Ok(Prepared { record, now_nanos }),
             Err(refusal) => Err(self.refuse(&refusal, "")),
         }

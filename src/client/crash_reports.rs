@@ -17,10 +17,10 @@ use uuid::{Builder, Uuid};
 use super::Shared;
 use super::receipt::Outcome;
 use crate::context;
-use crate::crash::{self, Breadcrumb, CrashReport, GRACE, Incident, Origin, ProcessInfo, ProcessState, Severity};
+use crate::crash::{self, CrashReport, GRACE, Incident, PANIC, ProcessInfo, ProcessState, Record, Tag, flags};
 use crate::error::Error;
 use crate::event::Event;
-use crate::event::exception::{Crash, Entry, Level};
+use crate::event::exception::{Chain, ChainEntry, ExceptionOptions, ExceptionStack, Level};
 use crate::pipeline::{self, Pipeline};
 use crate::record::stack::Stack;
 use crate::report::{Diagnostic, DropReason};
@@ -176,7 +176,7 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
     if report.damaged_bytes > 0 {
         record_unreadable(
             shared,
-            Some(report.path()),
+            Some(&report.path),
             &format!(
                 "{} of it are incomplete or damaged; the other records are sent",
                 wording::bytes(report.damaged_bytes as u64)
@@ -184,10 +184,10 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
         );
     }
     for incident in &report.incidents {
-        if incident.facts.while_reading {
+        if incident.record.has_flag(flags::READING) {
             record_unreadable(
                 shared,
-                Some(report.path()),
+                Some(&report.path),
                 "the process crashed while it read an earlier report; that crash is not sent, because its report would crash the reader again",
             );
             continue;
@@ -200,11 +200,11 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
                 return record_unreadable(shared, Some(path), &why);
             }
             // This reading counts: a report that is never accepted is given up in the end.
-            ReportOutcome::Rejected(why) => return record_unreadable(shared, Some(report.path()), &why),
+            ReportOutcome::Rejected(why) => return record_unreadable(shared, Some(&report.path), &why),
         }
     }
     if let Err(error) = report.remove(disk) {
-        record_unreadable(shared, Some(report.path()), &error);
+        record_unreadable(shared, Some(&report.path), &error);
     }
 }
 
@@ -257,16 +257,16 @@ fn record_unreadable(shared: &Weak<Shared>, path: Option<&Path>, why: &(impl ToS
 /// was removed) once.
 fn uuid_of(report: &CrashReport, incident: &Incident) -> Uuid {
     let Some(context) = &report.process else { return Uuid::now_v7() };
-    let millis = incident.facts.time_nanos.unwrap_or(0) / 1_000_000;
+    let millis = incident.record.number(Tag::Time).unwrap_or(0) / 1_000_000;
     let mut rest = [0; 10];
     for (place, byte) in rest.iter_mut().zip(context.instance) {
         *place = byte;
     }
-    for (place, byte) in rest.iter_mut().rev().zip(incident.number.to_le_bytes()) {
+    for (place, byte) in rest.iter_mut().rev().zip(incident.record.number.to_le_bytes()) {
         *place ^= byte;
     }
     // Forked children continue their parent's numbers, and several may die of the same cause in the same millisecond.
-    for (place, byte) in rest.iter_mut().zip(incident.facts.pid.unwrap_or(0).to_le_bytes()).take(4) {
+    for (place, byte) in rest.iter_mut().zip(incident.record.number(Tag::Pid).unwrap_or(0).to_le_bytes()).take(4) {
         *place ^= byte;
     }
     Builder::from_unix_timestamp_millis(millis, &rest).into_uuid()
@@ -294,7 +294,7 @@ fn own_process(disk: &Disk) -> ProcessInfo {
 /// When the incident happened. `None` for a time in the future, which comes from a wrong clock; the event then has the
 /// current time.
 fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
-    let nanos = incident.facts.time_nanos?;
+    let nanos = incident.record.number(Tag::Time)?;
     let has_been = i64::try_from(nanos).is_ok_and(|nanos| (1..=now).contains(&nanos));
     if has_been { UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)) } else { None }
 }
@@ -305,21 +305,25 @@ const STEPS_MOST: usize = 32 * 1024;
 /// The `$exception` event of an incident.
 pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Event {
     let images = context.map(ProcessInfo::images).unwrap_or_default();
-    let mut entries = Vec::new();
-    let mut link = Some(incident);
-    while let Some(current) = link {
-        entries.push(Entry {
-            kind: &current.kind,
-            message: &current.message,
-            thread: current.facts.tid,
-            stack: Stack::locate(&current.frames, &images),
-        });
-        link = current.during.as_deref();
-    }
-    let level = if incident.severity == Severity::Fatal { Level::Fatal } else { Level::Error };
-    let (mechanism, source) = (mechanism(incident.origin), source(incident.origin));
-    let mut event = Crash { entries, mechanism, source, level }.describe().props(facts(incident, context));
-    let steps = steps(&incident.facts.breadcrumbs);
+    let entry = |record: &Record, kind: &str, message: String| ChainEntry {
+        kind: kind.to_owned(),
+        module: None,
+        message,
+        thread: record.number(Tag::Tid),
+        stack: ExceptionStack::Captured(Stack::locate(&record.addresses(Tag::Frames), &images)),
+    };
+    let mut entries = vec![entry(&incident.record, &incident.kind, incident.message.clone())];
+    entries
+        .extend(incident.during.iter().map(|first| entry(first, PANIC, first.text(Tag::Message).unwrap_or_default())));
+    // According to PostHog's specification an exception seen by a hook is not handled, and an exception that is
+    // reported later keeps the level and mechanism of the time when it happened.
+    let (mechanism, source) =
+        if incident.is_signal() { ("signal", "rust.signal_handler") } else { ("panic", "rust.panic_hook") };
+    let level = if incident.is_fatal { Level::Fatal } else { Level::Error };
+    let options = ExceptionOptions::new().level(level).handled(false).mechanism(mechanism).source(source);
+    let chain = Chain { entries, relation: "context", is_synthetic: false, failed_call: None };
+    let mut event = chain.describe(options).props(facts(incident, context));
+    let steps = steps(&incident.record);
     if !steps.is_empty() {
         event.set("$exception_steps", steps);
     }
@@ -330,28 +334,31 @@ pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Ev
 /// Attributes the event to the person whose request the thread served, as if the thread had captured it. A panic during
 /// cleanup may come after its context was left; the panic before it has the context.
 fn attribute(event: &mut Event, incident: &Incident) {
-    let links = || std::iter::successors(Some(incident), |link| link.during.as_deref()).map(|link| &link.facts);
-    let Some(facts) = links().find(|facts| facts.distinct_id.is_some()).or_else(|| links().next()) else { return };
-    if let Some(distinct_id) = &facts.distinct_id {
+    let is_known = |record: &Record| record.bytes(Tag::DistinctId).is_some();
+    let record = match &incident.during {
+        Some(first) if !is_known(&incident.record) && is_known(first) => first,
+        _ => &incident.record,
+    };
+    if let Some(distinct_id) = record.text(Tag::DistinctId) {
         event.set_distinct_id(distinct_id);
     }
     let texts = [
-        (context::SESSION_ID, &facts.session_id),
-        (context::CURRENT_URL, &facts.current_url),
-        (context::REQUEST_PATH, &facts.request_path),
+        (context::SESSION_ID, Tag::SessionId),
+        (context::CURRENT_URL, Tag::CurrentUrl),
+        (context::REQUEST_PATH, Tag::RequestPath),
     ];
-    for (key, text) in texts {
-        if let Some(text) = text {
+    for (key, tag) in texts {
+        if let Some(text) = record.text(tag) {
             event.set(key, text);
         }
     }
 }
 
 /// The breadcrumbs, oldest first. If not all fit, the newest are kept.
-fn steps(breadcrumbs: &[Breadcrumb]) -> Vec<Value> {
+fn steps(record: &Record) -> Vec<Value> {
     let mut values = Vec::new();
     let mut budget = STEPS_MOST;
-    for breadcrumb in breadcrumbs.iter().rev() {
+    for breadcrumb in crash::breadcrumbs_in(record).iter().rev() {
         let at = Timestamp::from_nanosecond(breadcrumb.at.into()).unwrap_or_default();
         let value = json!({ "$message": breadcrumb.text, "$timestamp": format!("{at:.3}") });
         // The length as JSON, in which a control character takes six bytes.
@@ -363,53 +370,38 @@ fn steps(breadcrumbs: &[Breadcrumb]) -> Vec<Value> {
     values
 }
 
-fn mechanism(origin: Origin) -> &'static str {
-    match origin {
-        Origin::PanicHook => "panic",
-        Origin::SignalHandler => "signal",
-    }
-}
-
-fn source(origin: Origin) -> &'static str {
-    match origin {
-        Origin::PanicHook => "rust.panic_hook",
-        Origin::SignalHandler => "rust.signal_handler",
-    }
-}
-
 fn facts(incident: &Incident, context: Option<&ProcessInfo>) -> Map<String, Value> {
-    let facts = &incident.facts;
+    let record = &incident.record;
+    let number = |tag| record.number(tag).map(Value::from);
     let mut map = Map::new();
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             map.insert(key.to_owned(), value);
         }
     };
-    if let Some((file, line, column)) = &facts.place {
-        put("$exception_panic_file", Some(file.as_str().into()));
-        put("$exception_panic_line", Some((*line).into()));
-        put("$exception_panic_column", Some((*column).into()));
+    let text = |text: Option<String>| text.filter(|text| !text.is_empty()).map(Value::from);
+    if let Some(file) = record.text(Tag::File) {
+        put("$exception_panic_file", Some(file.into()));
+        put("$exception_panic_line", Some(record.number(Tag::Line).unwrap_or(0).into()));
+        put("$exception_panic_column", Some(record.number(Tag::Column).unwrap_or(0).into()));
     }
-    put("crash_thread_name", facts.thread_name.as_deref().filter(|name| !name.is_empty()).map(Value::from));
-    put("crash_pid", facts.pid.map(Value::from));
-    put("crash_process_survived", Some((incident.severity == Severity::Survived).into()));
-    put("crash_uptime_ms", facts.uptime_nanos.map(|nanos| (nanos / 1_000_000).into()));
-    put("crash_message_bytes", facts.message_bytes.map(Value::from));
-    put("crash_signal", facts.signal.map(Value::from));
-    put("crash_signal_code", facts.signal_code.map(Value::from));
-    put("crash_fault_address", facts.fault_address.map(|address| format!("0x{address:x}").into()));
-    put("crash_sender_pid", facts.sender_pid.map(Value::from));
-    put("crash_sender_uid", facts.sender_uid.map(Value::from));
-    put("crash_handler_interrupted", Some(facts.is_nested).filter(|nested| *nested).map(Value::from));
-    put("crash_missed_before", Some(facts.missed).filter(|missed| *missed > 0).map(Value::from));
-    put("crash_in_forked_child", Some(facts.in_forked_child).filter(|child| *child).map(Value::from));
+    put("crash_thread_name", text(record.text(Tag::ThreadName)));
+    put("crash_pid", number(Tag::Pid));
+    put("crash_process_survived", Some((!incident.is_fatal).into()));
+    put("crash_uptime_ms", record.number(Tag::Uptime).map(|nanos| (nanos / 1_000_000).into()));
+    put("crash_message_bytes", number(Tag::MessageBytes));
+    put("crash_signal", number(Tag::Signal));
+    put("crash_signal_code", record.number(Tag::SignalCode).map(|code| code.cast_signed().into()));
+    put("crash_fault_address", record.number(Tag::FaultAddress).map(|address| format!("0x{address:x}").into()));
+    put("crash_sender_pid", number(Tag::SenderPid));
+    put("crash_sender_uid", number(Tag::SenderUid));
+    put("crash_handler_interrupted", record.has_flag(flags::NESTED).then(|| true.into()));
+    put("crash_missed_before", record.number(Tag::Missed).filter(|missed| *missed > 0).map(Value::from));
+    put("crash_in_forked_child", record.has_flag(flags::FORKED_CHILD).then(|| true.into()));
     if let Some(context) = context {
-        put("crash_executable", Some(context.executable.as_str()).filter(|path| !path.is_empty()).map(Value::from));
-        put("crash_host_name", Some(context.host_name.as_str()).filter(|name| !name.is_empty()).map(Value::from));
-        put(
-            "crash_lib_version",
-            Some(context.lib_version.as_str()).filter(|version| !version.is_empty()).map(Value::from),
-        );
+        put("crash_executable", text(Some(context.executable.clone())));
+        put("crash_host_name", text(Some(context.host_name.clone())));
+        put("crash_lib_version", text(Some(context.lib_version.clone())));
     }
     map
 }

@@ -8,14 +8,17 @@ use std::error::Error;
 use super::receipt::Receipt;
 use super::{Client, Shared};
 use crate::crash::{Edge, Modules, trace};
-use crate::event::exception::{Chain, ExceptionOptions, ExceptionStack, PrintedStack};
+#[cfg(feature = "anyhow")]
+use crate::event::exception::printed_stack;
+#[cfg(feature = "eyre")]
+use crate::event::exception::stack_below;
+use crate::event::exception::{Chain, ExceptionOptions, ExceptionStack};
 use crate::pipeline::Pipeline;
 use crate::record::stack::{Image, Stack};
+#[cfg(any(feature = "anyhow", feature = "eyre"))]
+use crate::record::symbols::Symbol;
 use crate::report::{Diagnostic, DropReason};
 use crate::sys::reentry;
-
-/// An error that was read, and its own stack if it captured one.
-pub(super) type CapturedError = (Chain, Option<PrintedStack>);
 
 impl Client {
     /// Captures an error, its sources ([`Error::source`]) and the stack of this call as an exception for PostHog's
@@ -45,7 +48,7 @@ impl Client {
     #[inline(never)]
     pub fn capture_exception<E: Error + ?Sized>(&self, error: &E) -> Receipt {
         let here = 0;
-        self.take_exception(ExceptionOptions::new(), Edge::above(&here), &|| (Chain::of(error), None))
+        self.take_exception(ExceptionOptions::new(), Edge::above(&here), &|| Chain::of(error))
     }
 
     /// As [`capture_exception`](Self::capture_exception), with options: distinct id, level, properties and more.
@@ -62,7 +65,7 @@ impl Client {
     #[inline(never)]
     pub fn capture_exception_with<E: Error + ?Sized>(&self, error: &E, options: ExceptionOptions) -> Receipt {
         let here = 0;
-        self.take_exception(options, Edge::above(&here), &|| (Chain::of(error), None))
+        self.take_exception(options, Edge::above(&here), &|| Chain::of(error))
     }
 
     /// As [`capture_exception`](Self::capture_exception), for an anyhow error: with all its contexts, and the stack
@@ -109,7 +112,7 @@ impl Client {
         &self,
         options: ExceptionOptions,
         edge: Edge,
-        ask: &dyn Fn() -> CapturedError,
+        ask: &dyn Fn() -> Chain<'static>,
     ) -> Receipt {
         let shared = &self.shared;
         let reason = match &shared.pipeline {
@@ -135,39 +138,48 @@ impl Shared {
         pipeline: &Pipeline,
         mut options: ExceptionOptions,
         edge: Edge,
-        ask: &dyn Fn() -> CapturedError,
+        ask: &dyn Fn() -> Chain<'static>,
     ) -> Receipt {
-        for what in options.take_invalid() {
+        for what in std::mem::take(&mut options.invalid) {
             self.diagnostics.record(Diagnostic::InputIgnored { what });
         }
-        let (chain, own_stack) = ask();
+        let chain = ask();
         if let Some(what) = chain.failed_call {
             let what = format!("part of a captured error was left out: its {what} panicked or failed");
             self.diagnostics.record(Diagnostic::InputIgnored { what });
         }
-        let event = match own_stack.or_else(|| options.take_own_stack()) {
-            Some(printed) => chain.describe(&ExceptionStack::Printed(printed), options),
-            None if options.wants_stack() => {
+        let has_own_stack = chain.entries.iter().any(|entry| matches!(entry.stack, ExceptionStack::Printed(_)));
+        let event = match options.own_stack.take().filter(|_| !has_own_stack) {
+            Some(printed) => chain.with_stack(ExceptionStack::Printed(printed)).describe(options),
+            None if options.stack && !has_own_stack => {
                 let (addresses, modules) = (trace(edge), Modules::loaded());
                 let images: Vec<Image<'_>> = modules.images().collect();
-                chain.describe(&ExceptionStack::captured(Stack::locate(&addresses, &images)), options)
+                chain.with_stack(ExceptionStack::Captured(Stack::locate(&addresses, &images))).describe(options)
             }
-            None => chain.describe(&ExceptionStack::None, options),
+            None => chain.describe(options),
         };
         self.capture(pipeline, event)
     }
 }
 
 #[cfg(feature = "anyhow")]
-fn of_anyhow(error: &anyhow::Error) -> CapturedError {
+fn of_anyhow(error: &anyhow::Error) -> Chain<'static> {
     let is_captured = error.backtrace().status() == std::backtrace::BacktraceStatus::Captured;
-    let own_stack = if is_captured { PrintedStack::of(error.backtrace()) } else { None };
+    let own_stack = if is_captured { printed_stack(error.backtrace()) } else { None };
     let error: &(dyn Error + Send + Sync) = error.as_ref();
-    (Chain::of(error), own_stack)
+    with_own_stack(Chain::of(error), own_stack)
 }
 
 #[cfg(feature = "eyre")]
-fn of_eyre(report: &eyre::Report) -> CapturedError {
+fn of_eyre(report: &eyre::Report) -> Chain<'static> {
     let error: &(dyn Error + Send + Sync) = report.as_ref();
-    (Chain::of(error), PrintedStack::below(report))
+    with_own_stack(Chain::of(error), stack_below(report))
+}
+
+#[cfg(any(feature = "anyhow", feature = "eyre"))]
+fn with_own_stack(chain: Chain<'static>, own_stack: Option<Vec<Symbol>>) -> Chain<'static> {
+    match own_stack {
+        Some(printed) => chain.with_stack(ExceptionStack::Printed(printed)),
+        None => chain,
+    }
 }

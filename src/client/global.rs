@@ -75,7 +75,7 @@ pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
     let here = 0;
     let options = ExceptionOptions::new();
     match CLIENT.get() {
-        Some(client) => client.take_exception(options, Edge::above(&here), &|| (Chain::of(error), None)),
+        Some(client) => client.take_exception(options, Edge::above(&here), &|| Chain::of(error)),
         None => drop_before_init(&Event::new_anon("$exception")),
     }
 }

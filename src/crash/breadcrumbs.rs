@@ -72,7 +72,7 @@ pub(super) fn append_to(writer: &mut Writer<'_>) {
 }
 
 /// The breadcrumbs in a record, oldest first.
-pub(super) fn read_from(record: &Record) -> Vec<Breadcrumb> {
+pub(crate) fn read_from(record: &Record) -> Vec<Breadcrumb> {
     let mut breadcrumbs: Vec<Breadcrumb> = record.all(Tag::Breadcrumb).filter_map(Breadcrumb::decode).collect();
     breadcrumbs.reverse();
     breadcrumbs

@@ -88,18 +88,11 @@ impl fmt::Display for ExitCause {
     }
 }
 
-/// A record in the crash reports of a run, of which the run died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FatalRecord {
-    Panic,
-    Signal(i32),
-}
-
 /// Everything that [`exit_cause`] considers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Evidence {
-    /// Found in the crash reports of that process.
-    pub(crate) fatal: Option<FatalRecord>,
+    /// What the crash reports of that process say that it died of: a panic or a signal.
+    pub(crate) fatal: Option<ExitCause>,
     /// The queue was closed in an orderly way.
     pub(crate) closed: bool,
     /// Whether the run was seen to exit, with its status if known.
@@ -122,15 +115,9 @@ pub(crate) struct Evidence {
 
 /// The cause of the end of the run that left this evidence.
 pub(crate) fn exit_cause(evidence: &Evidence) -> ExitCause {
-    match (evidence.fatal, evidence.dying_of) {
-        (Some(FatalRecord::Panic), _) => return ExitCause::Panicked,
-        (Some(FatalRecord::Signal(signal)), _) => return ExitCause::Signal(signal),
-        // Otherwise it was killed while it handled the signal.
-        (None, Some(signal)) if evidence.closed => return ExitCause::Signal(signal),
-        _ => {}
-    }
-    if evidence.closed {
-        return ExitCause::Clean;
+    if evidence.fatal.is_some() || evidence.closed {
+        // If it was not closed, it was killed while it handled the signal that was to end it.
+        return evidence.fatal.or(evidence.dying_of.map(ExitCause::Signal)).unwrap_or(ExitCause::Clean);
     }
     if let Some(status) = evidence.exit {
         return ExitCause::Exited { status };
@@ -266,7 +253,7 @@ mod tests {
     #[test]
     fn the_table_of_ends_holds() {
         let exited = |status| ExitCause::Exited { status };
-        let (panic, fault) = (Some(FatalRecord::Panic), Some(FatalRecord::Signal(11)));
+        let (panic, fault) = (Some(ExitCause::Panicked), Some(ExitCause::Signal(11)));
         let table = [
             ("nothing known", Evidence::default(), ExitCause::Unknown),
             ("closed", Evidence { closed: true, ..gone() }, ExitCause::Clean),

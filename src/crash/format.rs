@@ -22,7 +22,7 @@ pub(super) const BODY_MOST: usize = 64 * 1024;
 
 /// What a record is about. The position in [`Kind::ALL`] is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// The process; the first record of each file.
     Context,
     /// A panic.
@@ -61,7 +61,7 @@ impl Kind {
 /// The meaning of a field. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-pub(super) enum Tag {
+pub(crate) enum Tag {
     /// Nanoseconds since 1970.
     Time = 1,
     Pid = 2,
@@ -113,19 +113,19 @@ pub(super) enum Tag {
 }
 
 /// Flags of a record.
-pub(super) mod flags {
+pub(crate) mod flags {
     /// Written by a forked child of the process that owns the file.
-    pub(in crate::crash) const FORKED_CHILD: u32 = 1;
+    pub(crate) const FORKED_CHILD: u32 = 1;
     /// A panic ends the process even if it is caught: the program was built with `panic = "abort"`.
-    pub(in crate::crash) const PANIC_ABORTS: u32 = 2;
+    pub(crate) const PANIC_ABORTS: u32 = 2;
     /// The fault address is near the stack pointer: the stack overflowed.
-    pub(in crate::crash) const STACK_OVERFLOW: u32 = 4;
+    pub(crate) const STACK_OVERFLOW: u32 = 4;
     /// The handler itself faulted while it wrote this record.
-    pub(in crate::crash) const NESTED: u32 = 8;
+    pub(crate) const NESTED: u32 = 8;
     /// The thread was panicking.
-    pub(in crate::crash) const PANICKING: u32 = 16;
+    pub(crate) const PANICKING: u32 = 16;
     /// The thread was reading crash reports.
-    pub(in crate::crash) const READING: u32 = 32;
+    pub(crate) const READING: u32 = 32;
 }
 
 /// Writes one record into a buffer. A field that does not fit is omitted as a whole.
@@ -241,33 +241,37 @@ impl<'a> Writer<'a> {
 
 /// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
-    pub(super) kind: Kind,
-    pub(super) flags: u32,
-    pub(super) number: u64,
+pub(crate) struct Record {
+    pub(crate) kind: Kind,
+    pub(crate) flags: u32,
+    pub(crate) number: u64,
     fields: Vec<(u16, Vec<u8>)>,
 }
 
 impl Record {
-    pub(super) fn bytes(&self, tag: Tag) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self, tag: Tag) -> Option<&[u8]> {
         self.fields.iter().find(|(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }
 
     /// All fields with this tag.
-    pub(super) fn all(&self, tag: Tag) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn all(&self, tag: Tag) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }
 
     /// The field as text. Invalid UTF-8 (a thread may have any name) is replaced.
-    pub(super) fn text(&self, tag: Tag) -> Option<String> {
+    pub(crate) fn text(&self, tag: Tag) -> Option<String> {
         self.bytes(tag).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 
-    pub(super) fn number(&self, tag: Tag) -> Option<u64> {
+    pub(crate) fn number(&self, tag: Tag) -> Option<u64> {
         Some(u64::from_le_bytes(self.bytes(tag)?.try_into().ok()?))
     }
 
-    pub(super) fn addresses(&self, tag: Tag) -> Vec<u64> {
+    pub(crate) fn has_flag(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(crate) fn addresses(&self, tag: Tag) -> Vec<u64> {
         let (words, _) = self.bytes(tag).unwrap_or_default().as_chunks::<8>();
         words.iter().map(|word| u64::from_le_bytes(*word)).collect()
     }

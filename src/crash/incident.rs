@@ -19,7 +19,6 @@
 
 use std::collections::BTreeSet;
 
-use super::breadcrumbs::{self, Breadcrumb};
 use super::format::{Kind, Record, Tag, flags};
 
 /// The state of the process that wrote the records.
@@ -33,77 +32,28 @@ pub(crate) enum ProcessState {
     Gone,
 }
 
-/// Whether the process died of an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Severity {
-    /// The process died of it.
-    Fatal,
-    /// The process survived it.
-    Survived,
-}
-
-/// What detected an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// The panic hook.
-    PanicHook,
-    /// The handler of fatal signals.
-    SignalHandler,
-}
-
 /// A panic or a fatal signal that is to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Incident {
-    /// The number of its record.
-    pub(crate) number: u64,
-    pub(crate) severity: Severity,
-    pub(crate) origin: Origin,
+    pub(crate) record: Record,
+    /// Whether the process died of it.
+    pub(crate) is_fatal: bool,
     /// The type of the exception.
     pub(crate) kind: String,
     pub(crate) message: String,
-    /// Return addresses, innermost first.
-    pub(crate) frames: Vec<u64>,
-    pub(crate) facts: Facts,
-    /// The panic whose cleanup raised this one.
-    pub(crate) during: Option<Box<Incident>>,
+    /// The record of the panic whose cleanup raised this one.
+    pub(crate) during: Option<Record>,
 }
 
-/// The other fields of a record.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// Nanoseconds since 1970.
-    pub(crate) time_nanos: Option<u64>,
-    pub(crate) uptime_nanos: Option<u64>,
-    pub(crate) pid: Option<u64>,
-    pub(crate) tid: Option<u64>,
-    pub(crate) thread_name: Option<String>,
-    /// File, line and column of a panic.
-    pub(crate) place: Option<(String, u64, u64)>,
-    /// Bytes of the message before truncation.
-    pub(crate) message_bytes: Option<u64>,
-    pub(crate) signal: Option<u64>,
-    pub(crate) signal_code: Option<i64>,
-    pub(crate) fault_address: Option<u64>,
-    /// The sender, if the signal was sent by a process.
-    pub(crate) sender_pid: Option<u64>,
-    pub(crate) sender_uid: Option<u64>,
-    /// The handler itself was interrupted by a fault; the stack may be incomplete.
-    pub(crate) is_nested: bool,
-    /// Number of earlier records that could not be written.
-    pub(crate) missed: u64,
-    /// Written by a forked child of the process that owns the file.
-    pub(crate) in_forked_child: bool,
-    /// It happened while crash reports were read. Such an incident is not reported, or the reader would crash at each
-    /// start.
-    pub(crate) while_reading: bool,
-    /// The identity and request of the thread's context.
-    pub(crate) distinct_id: Option<String>,
-    pub(crate) session_id: Option<String>,
-    pub(crate) current_url: Option<String>,
-    pub(crate) request_path: Option<String>,
-    /// Breadcrumbs before the incident, oldest first.
-    pub(crate) breadcrumbs: Vec<Breadcrumb>,
+impl Incident {
+    /// Whether the handler of fatal signals wrote the record; otherwise the panic hook did.
+    pub(crate) fn is_signal(&self) -> bool {
+        self.record.kind == Kind::Signal
+    }
 }
+
+/// The type of a panic's exception.
+pub(crate) const PANIC: &str = "Panic";
 
 /// Messages of the standard library's own panics when it gives up on a panic. The panic before them is the cause.
 pub(super) const STD_CLEANUP: [&str; 2] =
@@ -117,14 +67,15 @@ const DYING_MOST_NANOS: u64 = 10_000_000_000;
 
 /// Whether `record` is of a signal that its process is known to have survived.
 pub(super) fn is_survived(record: &Record, records: &[Record]) -> bool {
-    let is_of_child = |record: &Record| record.flags & flags::FORKED_CHILD != 0;
-    if !matches!(record.kind, Kind::Signal | Kind::Abort) || is_of_child(record) {
+    if !matches!(record.kind, Kind::Signal | Kind::Abort) || record.has_flag(flags::FORKED_CHILD) {
         return false;
     }
     // Record numbers begin with 1, so the mark of an empty slot (0) matches no record.
     let is_mark = |other: &Record| other.kind == Kind::Repaired && other.number == record.number;
     let comes_long_after = |other: &Record| match (record.number(Tag::Time), other.number(Tag::Time)) {
-        (Some(then), Some(later)) => !is_of_child(other) && later.saturating_sub(then) > DYING_MOST_NANOS,
+        (Some(then), Some(later)) => {
+            !other.has_flag(flags::FORKED_CHILD) && later.saturating_sub(then) > DYING_MOST_NANOS
+        }
         _ => false,
     };
     records.iter().any(|other| is_mark(other) || comes_long_after(other))
@@ -143,7 +94,7 @@ pub(super) fn incidents(records: &[Record], state: ProcessState) -> Vec<Incident
     let (of_children, own): (Vec<_>, Vec<_>) = records
         .iter()
         .filter(|record| !is_survived(record, records))
-        .partition(|record| record.flags & flags::FORKED_CHILD != 0);
+        .partition(|record| record.has_flag(flags::FORKED_CHILD));
     let mut reported = of_process(&own, state);
     // How a forked child ended is not recorded, and it is not known to be alive. So its own record of a signal is
     // believed, whatever its parent did.
@@ -154,20 +105,21 @@ pub(super) fn incidents(records: &[Record], state: ProcessState) -> Vec<Incident
         let state = if died || state != ProcessState::Alive { ProcessState::Gone } else { ProcessState::Alive };
         reported.extend(of_process(&of_child, state));
     }
-    reported.sort_by_key(|incident| incident.number);
+    reported.sort_by_key(|incident| incident.record.number);
     reported
 }
 
 fn of_process(records: &[&Record], state: ProcessState) -> Vec<Incident> {
     let panics = panics(records);
     let fatal = fatal_panic(records, &panics, state);
-    let mut reported: Vec<Incident> = panics
-        .into_iter()
-        .map(|panic| {
-            let severity = if fatal.contains(&panic.abort_number) { Severity::Fatal } else { Severity::Survived };
-            panic.into_incident(severity)
-        })
-        .collect();
+    let of_panic = |panic: Panic<'_>| Incident {
+        record: panic.head.clone(),
+        is_fatal: fatal.contains(&panic.abort_number),
+        kind: PANIC.to_owned(),
+        message: panic.head.text(Tag::Message).unwrap_or_default(),
+        during: panic.during.cloned(),
+    };
+    let mut reported: Vec<Incident> = panics.into_iter().map(of_panic).collect();
     if state == ProcessState::Gone {
         reported.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(|record| signal(record)));
     }
@@ -180,22 +132,6 @@ struct Panic<'a> {
     during: Option<&'a Record>,
     /// Number of the last of those records, to which an abort refers.
     abort_number: u64,
-}
-
-impl Panic<'_> {
-    fn into_incident(self, severity: Severity) -> Incident {
-        let reported = |record: &Record| Incident {
-            number: record.number,
-            severity,
-            origin: Origin::PanicHook,
-            kind: "Panic".to_owned(),
-            message: record.text(Tag::Message).unwrap_or_default(),
-            frames: record.addresses(Tag::Frames),
-            facts: Facts::of(record),
-            during: None,
-        };
-        Incident { during: self.during.map(|first| Box::new(reported(first))), ..reported(self.head) }
-    }
 }
 
 fn panics<'a>(records: &[&'a Record]) -> Vec<Panic<'a>> {
@@ -264,35 +200,25 @@ fn is_main_thread(record: &Record) -> bool {
 }
 
 fn signal(record: &Record) -> Incident {
-    let facts = Facts::of(record);
-    let number = facts.signal.and_then(|number| i32::try_from(number).ok()).unwrap_or(0);
-    let overflowed = record.flags & flags::STACK_OVERFLOW != 0;
-    let panicking = record.flags & flags::PANICKING != 0;
+    let number = record.number(Tag::Signal).and_then(|number| i32::try_from(number).ok()).unwrap_or(0);
+    let overflowed = record.has_flag(flags::STACK_OVERFLOW);
+    let panicking = record.has_flag(flags::PANICKING);
     let kind = match (overflowed, panicking) {
         (true, _) => "StackOverflow".to_owned(),
-        (false, true) => "Panic".to_owned(),
+        (false, true) => PANIC.to_owned(),
         (false, false) => signal_name(number),
     };
-    let message = match (facts.fault_address, facts.sender_pid) {
+    let message = match (record.number(Tag::FaultAddress), record.number(Tag::SenderPid)) {
         _ if overflowed => "a thread has overflowed its stack".to_owned(),
         // The panic hook did not run: the message could not be formatted.
         _ if panicking => "panic message unavailable (panic while formatting, or out of memory)".to_owned(),
         (Some(address), _) => format!("{} at 0x{address:x}", signal_meaning(number)),
-        (None, Some(sender)) if facts.pid != Some(sender) => {
+        (None, Some(sender)) if record.number(Tag::Pid) != Some(sender) => {
             format!("{}, sent by process {sender}", signal_meaning(number))
         }
         (None, _) => signal_meaning(number).to_owned(),
     };
-    Incident {
-        number: record.number,
-        severity: Severity::Fatal,
-        origin: Origin::SignalHandler,
-        kind,
-        message,
-        frames: record.addresses(Tag::Frames),
-        facts,
-        during: None,
-    }
+    Incident { record: record.clone(), is_fatal: true, kind, message, during: None }
 }
 
 /// The name as `kill -l` prints it.
@@ -313,36 +239,5 @@ fn signal_meaning(number: i32) -> &'static str {
         Ok(nix::sys::signal::Signal::SIGTRAP) => "Trap",
         Ok(nix::sys::signal::Signal::SIGSYS) => "Bad system call",
         _ => "Signal",
-    }
-}
-
-impl Facts {
-    fn of(record: &Record) -> Self {
-        let place = record
-            .text(Tag::File)
-            .map(|file| (file, record.number(Tag::Line).unwrap_or(0), record.number(Tag::Column).unwrap_or(0)));
-        Self {
-            time_nanos: record.number(Tag::Time),
-            uptime_nanos: record.number(Tag::Uptime),
-            pid: record.number(Tag::Pid),
-            tid: record.number(Tag::Tid),
-            thread_name: record.text(Tag::ThreadName),
-            place,
-            message_bytes: record.number(Tag::MessageBytes),
-            signal: record.number(Tag::Signal),
-            signal_code: record.number(Tag::SignalCode).map(u64::cast_signed),
-            fault_address: record.number(Tag::FaultAddress),
-            sender_pid: record.number(Tag::SenderPid),
-            sender_uid: record.number(Tag::SenderUid),
-            is_nested: record.flags & flags::NESTED != 0,
-            missed: record.number(Tag::Missed).unwrap_or(0),
-            in_forked_child: record.flags & flags::FORKED_CHILD != 0,
-            while_reading: record.flags & flags::READING != 0,
-            distinct_id: record.text(Tag::DistinctId),
-            session_id: record.text(Tag::SessionId),
-            current_url: record.text(Tag::CurrentUrl),
-            request_path: record.text(Tag::RequestPath),
-            breadcrumbs: breadcrumbs::read_from(record),
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Tests of the conversion from records to incidents.
 
 use super::format::{HEADER, Kind, Tag, Writer, flags, scan};
-use super::incident::{Incident, ProcessState, STD_CLEANUP, Severity, incidents};
+use super::incident::{Incident, ProcessState, STD_CLEANUP, incidents};
 
 const MILLISECOND: u64 = 1_000_000;
 
@@ -42,10 +42,7 @@ impl Written {
 
     /// The message of each incident, and whether it is fatal.
     fn reported(&self, state: ProcessState) -> Vec<(String, bool)> {
-        self.incidents(state)
-            .into_iter()
-            .map(|incident| (incident.message, incident.severity == Severity::Fatal))
-            .collect()
+        self.incidents(state).into_iter().map(|incident| (incident.message, incident.is_fatal)).collect()
     }
 
     fn incidents(&self, state: ProcessState) -> Vec<Incident> {
@@ -92,7 +89,7 @@ fn a_survived_signal_is_not_reported_when_the_process_is_gone() {
     let mark = Writer::new(&mut mark, Kind::Repaired, 0, 1).finish().expect("the buffer is large enough").to_vec();
     let with_mark = Written([mark, marked.0].concat(), 2);
     let numbers = |written: &Written| {
-        written.incidents(ProcessState::Gone).iter().map(|reported| reported.number).collect::<Vec<_>>()
+        written.incidents(ProcessState::Gone).iter().map(|reported| reported.record.number).collect::<Vec<_>>()
     };
     assert_eq!(numbers(&with_mark), [2]);
     // Long before the process's last record.
@@ -117,9 +114,9 @@ fn a_panic_during_cleanup_is_chained_to_the_first_panic() {
         .other(Kind::Abort, 4);
     let incidents = written.incidents(ProcessState::Gone);
     let [other, head] = incidents.as_slice() else { panic!("{incidents:?}") };
-    assert_eq!((other.message.as_str(), other.severity), ("of another thread", Severity::Survived));
-    assert_eq!((head.message.as_str(), head.severity), ("second", Severity::Fatal));
-    assert_eq!(head.during.as_ref().map(|first| first.message.as_str()), Some("first"));
+    assert_eq!((other.message.as_str(), other.is_fatal), ("of another thread", false));
+    assert_eq!((head.message.as_str(), head.is_fatal), ("second", true));
+    assert_eq!(head.during.as_ref().and_then(|first| first.text(Tag::Message)).as_deref(), Some("first"));
 }
 
 #[test]

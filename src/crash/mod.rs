@@ -55,6 +55,25 @@ mod report_file;
 mod report_file_tests;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod signal;
+/// On other systems fatal signals are not handled.
+#[cfg(not(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+mod signal {
+    #[cfg(feature = "crash-signals")]
+    pub(super) fn install() -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    #[cfg(feature = "crash-signals")]
+    pub(crate) fn register_thread() -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn is_in_progress() -> bool {
+        false
+    }
+
+    pub(super) fn prepare_again() {}
+}
 mod stack;
 mod symbols;
 pub(crate) mod termination;
@@ -69,9 +88,10 @@ use crate::sys::disk::Disk;
 use crate::sys::disk::fork::lock_within;
 #[cfg(test)]
 pub(crate) use breadcrumbs::recorded_texts;
-pub(crate) use breadcrumbs::{Breadcrumb, record_breadcrumb};
-use format::{Kind, Tag, Writer};
-pub(crate) use incident::{Incident, Origin, ProcessState, Severity};
+pub(crate) use breadcrumbs::{read_from as breadcrumbs_in, record_breadcrumb};
+use format::{Kind, Writer};
+pub(crate) use format::{Record, Tag, flags};
+pub(crate) use incident::{Incident, PANIC, ProcessState};
 pub(crate) use panic_hook::disable_on_this_thread;
 pub(crate) use process::{ProcessInfo, host_name};
 #[cfg(fuzzing)]
@@ -81,6 +101,8 @@ pub(crate) use reader::{CrashReport, adopt_reports, fatal_record_of, has_unread_
 pub(crate) use reader_tests::write_report_of_dead_process;
 use report_file::Quota;
 pub(crate) use report_file::{set_reader, take_written, wait_until_written, wake_reader};
+#[cfg(feature = "crash-signals")]
+pub(crate) use signal::register_thread;
 pub(crate) use stack::{Edge, trace};
 pub(crate) use symbols::{InProcess, Modules};
 
@@ -122,21 +144,9 @@ pub(crate) fn install_hook() {
 #[cfg(feature = "crash-signals")]
 pub(crate) fn install_signals() -> io::Result<()> {
     buffers::prefault();
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     signal::install()?;
-    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-    return Err(io::Error::from(io::ErrorKind::Unsupported));
     IS_REQUESTED.store(true, Ordering::SeqCst);
     Ok(())
-}
-
-/// Gives the calling thread an alternate signal stack, if it has none.
-#[cfg(feature = "crash-signals")]
-pub(crate) fn register_thread() -> io::Result<()> {
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return signal::register_thread();
-    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-    return Err(io::Error::from(io::ErrorKind::Unsupported));
 }
 
 /// Whether [`install_hook`] or [`install_signals`] was called.
@@ -187,7 +197,9 @@ struct AtExit;
 
 impl exit::ExitObserver for AtExit {
     fn on_exit(&self, status: Option<i32>) {
-        if !report_file::has_anything_to_report() || is_dying() {
+        // A handler that was installed before ours may call `exit`; then the signal ended the process, and the exit is
+        // only how.
+        if !report_file::has_anything_to_report() || signal::is_in_progress() {
             return;
         }
         let mut buffer = [0; 128];
@@ -200,19 +212,6 @@ impl exit::ExitObserver for AtExit {
             report_file::write(record, Quota::End);
         }
     }
-}
-
-/// Whether this thread is inside a handler of a fatal signal. A handler that was installed before ours may call `exit`;
-/// then the signal ended the process, and the exit is only how.
-fn is_dying() -> bool {
-    #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return signal::is_in_progress();
-    #[cfg(not(all(
-        feature = "crash-signals",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64")
-    )))]
-    false
 }
 
 /// Replaces the report file with a new one if it holds records. Returns the paths of complete files with records that
@@ -243,7 +242,6 @@ pub(crate) fn refresh_images() {
     if armed.times_loaded == loaded {
         return;
     }
-    #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     signal::prepare_again();
     // The records in the file belong to the images that it lists. The reader rotates it soon, and the new file lists
     // all images.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::exit::FatalRecord;
-use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, scan};
-use super::incident::{Incident, ProcessState, Severity, incidents, is_survived};
+use super::exit::ExitCause;
+use super::format::{BODY_MOST, HEADER, Kind, Record, Tag, Writer, flags, scan};
+use super::incident::{Incident, ProcessState, incidents, is_survived};
 use super::process::{self, ProcessInfo};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{Disk, Open};
@@ -32,7 +32,8 @@ const READ_MOST: u64 = 1024 * 1024;
 /// The content of one report file.
 #[derive(Debug)]
 pub(crate) struct CrashReport {
-    path: PathBuf,
+    /// The file, named after this reading.
+    pub(crate) path: PathBuf,
     /// `None` if the beginning of the file is damaged.
     pub(crate) process: Option<ProcessInfo>,
     pub(crate) incidents: Vec<Incident>,
@@ -99,21 +100,21 @@ pub(super) fn limit_unread(disk: &Disk, dir: &Path, own: &str, current: &str) ->
 
 /// What process `pid` died of according to its unread files. The files stay. `began` is the wall time of the process's
 /// start: in a container every run may have the same pid, and an earlier run's files may still be unread.
-pub(crate) fn fatal_record_of(disk: &Disk, dir: &Path, pid: u32, began: WallNanos) -> Option<FatalRecord> {
+pub(crate) fn fatal_record_of(disk: &Disk, dir: &Path, pid: u32, began: WallNanos) -> Option<ExitCause> {
     let paths = unread_reports(disk, dir).ok()?;
     let is_of_it = |record: &Record| record.kind == Kind::Context && record.number(Tag::Pid) == Some(u64::from(pid));
     let is_earlier = |time: u64| i64::try_from(time).is_ok_and(|time| time < began);
     let ended_it = |incident: &Incident| {
-        let facts = &incident.facts;
-        incident.severity == Severity::Fatal && !facts.in_forked_child && !facts.time_nanos.is_some_and(is_earlier)
+        let record = &incident.record;
+        incident.is_fatal && !record.has_flag(flags::FORKED_CHILD) && !record.number(Tag::Time).is_some_and(is_earlier)
     };
     // There may be several files of one process; one that was returned unread holds only survived incidents.
     let fatal = paths.iter().find_map(|path| {
         let records = scan(&bytes_of(disk, path, READ_MOST).ok()?).records;
         records.iter().any(is_of_it).then(|| incidents(&records, ProcessState::Gone).into_iter().rfind(ended_it))?
     })?;
-    let signal = fatal.facts.signal.and_then(|signal| i32::try_from(signal).ok());
-    Some(signal.map_or(FatalRecord::Panic, FatalRecord::Signal))
+    let signal = fatal.record.number(Tag::Signal).and_then(|signal| i32::try_from(signal).ok());
+    Some(signal.map_or(ExitCause::Panicked, ExitCause::Signal))
 }
 
 impl CrashReport {
@@ -155,11 +156,6 @@ impl CrashReport {
             attempt => format!("{stem}.{EXTENSION}.{attempt}"),
         };
         disk.rename(&self.path, &self.path.with_file_name(before))
-    }
-
-    /// The path of the file.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::exit::FatalRecord;
+use super::exit::ExitCause;
 use super::format::{Kind, Tag, Writer};
 use super::process::start_ticks;
 use super::reader::{CrashReport, fatal_record_of, has_unread_reports, limit_unread, unread_reports};
-use super::{ProcessState, Severity, adopt_reports};
+use super::{ProcessState, adopt_reports};
 use crate::sys::disk::Disk;
 
 /// A pid that no process has: above the maximum on Linux.
@@ -71,7 +71,7 @@ fn a_reading_that_is_taken_back_does_not_count() {
     for before in ["one-1.phx", "one-1.phx.1", "one-1.phx.2"] {
         let path = write_report(dir.path(), before, NOBODY, 1);
         let report = CrashReport::read(&disk, &path, ProcessState::Gone).unwrap().unwrap();
-        assert_ne!(report.path(), path);
+        assert_ne!(report.path, path);
         report.undo_reading(&disk).unwrap();
         assert_eq!(names(dir.path()), [before]);
         std::fs::remove_file(&path).unwrap();
@@ -115,14 +115,13 @@ fn files_of_dead_processes_of_another_shard_are_adopted() {
 fn a_survived_panic_stays_survived_in_a_later_reading() {
     let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
     let path = write_report(dir.path(), "one-1.phx", NOBODY, 1);
-    let severities =
-        |report: &CrashReport| report.incidents.iter().map(|incident| incident.severity).collect::<Vec<_>>();
+    let fatal = |report: &CrashReport| report.incidents.iter().map(|incident| incident.is_fatal).collect::<Vec<_>>();
     let report = CrashReport::read(&disk, &path, ProcessState::Alive).unwrap().unwrap();
-    assert_eq!((severities(&report), report.damaged_bytes), (vec![Severity::Survived], 0));
+    assert_eq!((fatal(&report), report.damaged_bytes), (vec![false], 0));
     report.undo_reading(&disk).unwrap();
     assert_eq!(fatal_record_of(&disk, dir.path(), NOBODY as u32, 0), None);
     let later = CrashReport::read(&disk, &path, ProcessState::Gone).unwrap().unwrap();
-    assert_eq!((severities(&later), later.damaged_bytes), (vec![Severity::Survived], 0));
+    assert_eq!((fatal(&later), later.damaged_bytes), (vec![false], 0));
 }
 
 #[test]
@@ -131,7 +130,7 @@ fn the_fatal_record_is_found_among_several_files() {
     let survived = write_report(dir.path(), "one-1.phx", NOBODY, 1);
     CrashReport::read(&disk, &survived, ProcessState::Alive).unwrap().unwrap().undo_reading(&disk).unwrap();
     write_report(dir.path(), "one-2.phx", NOBODY, 1);
-    assert_eq!(fatal_record_of(&disk, dir.path(), NOBODY as u32, 0), Some(FatalRecord::Panic));
+    assert_eq!(fatal_record_of(&disk, dir.path(), NOBODY as u32, 0), Some(ExitCause::Panicked));
     assert_eq!(
         fatal_record_of(&disk, dir.path(), NOBODY as u32, i64::MAX),
         None,

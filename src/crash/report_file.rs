@@ -106,34 +106,38 @@ pub(super) fn write(record: &[u8], quota: Quota) -> bool {
     written
 }
 
-/// The result of [`write_provisional`].
+/// Which record of a signal was written before it is passed on.
 #[cfg(feature = "crash-signals")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ProvisionalWrite {
-    Written(Provisional),
-    /// All slots are used by other threads.
-    SlotsTaken,
-    /// The file has no slots, or they cannot be written.
-    Unavailable,
+pub(super) enum Recorded {
+    /// None, because faults at this site are usually repaired.
+    None,
+    /// A provisional record, which can be marked as survived.
+    Provisional(Provisional),
+    /// A final record, or none was possible.
+    Final,
 }
 
-/// Writes the padded record `number` of a signal that may be repaired into a slot. Async-signal-safe.
+/// Writes the padded record `number` of a signal that may be repaired into a slot. Async-signal-safe. `None` if the
+/// file has no slots, or they cannot be written.
 #[cfg(feature = "crash-signals")]
-pub(super) fn write_provisional(record: &[u8], thread: i32, number: u64) -> ProvisionalWrite {
-    let outcome = with_file(|file| {
+pub(super) fn write_provisional(record: &[u8], thread: i32, number: u64) -> Option<Recorded> {
+    with_file(|file| {
         if !file.has_slots() {
-            return ProvisionalWrite::Unavailable;
+            return None;
         }
-        let Some(slot) = file.slots.claim(thread) else { return ProvisionalWrite::SlotsTaken };
+        // If other threads use all slots, they are inside repairing handlers as well, so this signal is unlikely to be
+        // the one that is not repaired.
+        let Some(slot) = file.slots.claim(thread) else { return Some(Recorded::Final) };
         let provisional = Provisional { slot, number };
         if !file.put(Slots::record_at(slot), record) {
             file.slots.release(slot, thread);
-            return ProvisionalWrite::Unavailable;
+            return None;
         }
         file.slots.note(provisional, mark_sum(number), process::uptime_nanos());
-        ProvisionalWrite::Written(provisional)
-    });
-    outcome.unwrap_or(ProvisionalWrite::Unavailable)
+        Some(Recorded::Provisional(provisional))
+    })
+    .flatten()
 }
 
 /// The checksum of the mark that says that the process survived this record.

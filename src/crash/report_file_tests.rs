@@ -9,7 +9,7 @@ use super::format::{Kind, Record, Tag, Writer, scan};
 use super::incident::{ProcessState, incidents};
 use super::report_file::{self, FILE_MOST, Quota, RESERVED_FOR_SIGNALS};
 #[cfg(feature = "crash-signals")]
-use super::report_file::{PROVISIONAL_BYTES, ProvisionalWrite};
+use super::report_file::{PROVISIONAL_BYTES, Recorded};
 
 /// The report file is shared by all tests of the process.
 fn alone() -> MutexGuard<'static, ()> {
@@ -160,7 +160,7 @@ fn survived_signals_take_no_more_space_however_many_there_are() {
         let mut writer = Writer::padded(&mut buffer, Kind::Signal, 0, number);
         writer.number(Tag::Signal, 11);
         match report_file::write_provisional(writer.finish().unwrap(), thread, number) {
-            ProvisionalWrite::Written(written) => written,
+            Some(Recorded::Provisional(written)) => written,
             refused => panic!("{refused:?}"),
         }
     };
@@ -173,7 +173,7 @@ fn survived_signals_take_no_more_space_however_many_there_are() {
     provisional(2, 1_001);
     assert!(report_file::has_anything_to_report());
     let reported: Vec<_> =
-        incidents(&records_in(&path), ProcessState::Gone).iter().map(|reported| reported.number).collect();
+        incidents(&records_in(&path), ProcessState::Gone).iter().map(|reported| reported.record.number).collect();
     assert_eq!(reported, [1_001]);
     report_file::confirm_survived(Duration::ZERO);
     assert_eq!(incidents(&records_in(&path), ProcessState::Gone), [], "it had time to die");

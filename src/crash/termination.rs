@@ -67,9 +67,9 @@ impl Watch {
             let before = known.load(Ordering::Acquire);
             // In a forked child the inherited action is the disposition, so the flags of its registration count.
             let was_default = match before & REGISTERED {
-                0 => match disposition(signal)? {
-                    Disposition::Ignored => continue,
-                    found => found == Disposition::Default,
+                0 => match disposition(signal)?.sa_sigaction {
+                    libc::SIG_IGN => continue,
+                    found => found == libc::SIG_DFL,
                 },
                 _ => before & WAS_DEFAULT != 0,
             };
@@ -132,7 +132,7 @@ pub(crate) fn die_of(signal: i32) -> ! {
 
 /// Whether the signal has a handler in this process.
 pub(crate) fn is_caught(signal: i32) -> bool {
-    disposition(signal).is_ok_and(|found| found == Disposition::Caught)
+    disposition(signal).is_ok_and(|found| !matches!(found.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN))
 }
 
 /// Runs in signal context.
@@ -171,25 +171,15 @@ fn known(signal: i32) -> Option<&'static AtomicU8> {
     usize::try_from(signal).ok().and_then(|index| KNOWN.get(index))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Disposition {
-    Default,
-    Ignored,
-    Caught,
-}
-
-fn disposition(signal: i32) -> io::Result<Disposition> {
+/// What the process does at the signal.
+pub(super) fn disposition(signal: i32) -> io::Result<libc::sigaction> {
     // SAFETY: a C structure of integers and pointers, for which all zeros is a valid value.
     let mut found: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: only reads the disposition; the structure outlives the call.
-    if unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut found) } != 0 {
-        return Err(io::Error::last_os_error());
+    match unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut found) } {
+        0 => Ok(found),
+        _ => Err(io::Error::last_os_error()),
     }
-    Ok(match found.sa_sigaction {
-        libc::SIG_DFL => Disposition::Default,
-        libc::SIG_IGN => Disposition::Ignored,
-        _ => Disposition::Caught,
-    })
 }
 
 fn own_pid() -> i32 {

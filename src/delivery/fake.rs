@@ -11,7 +11,7 @@ use super::{
     Ack, ChunkRef, Compression, DeliveryNotice, DeliveryObserver, DeliveryOptions, EventId, Lease, PaceState, Source,
     SourceError,
 };
-use crate::event::{Event, Stamp};
+use crate::event::Event;
 use crate::queue::frame;
 use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
 use crate::transport::{Http, Pending, Request, Response, RetryAfter, TransportError};
@@ -19,7 +19,7 @@ use crate::transport::{Http, Pending, Request, Response, RetryAfter, TransportEr
 /// A record whose event is called `event <n>` and whose uuid is `n`.
 pub(super) fn record(n: u64) -> Vec<u8> {
     let event = Event::new(format!("event {n}"), "somebody").uuid(Uuid::from_u128(n.into()));
-    event.finish(&Stamp { uuid: Uuid::nil(), now_nanos: 0 }, 1 << 20).unwrap().body().to_vec()
+    event.finish(Uuid::nil(), 0, 1 << 20).unwrap().body().to_vec()
 }
 
 /// A record that cannot be decoded.

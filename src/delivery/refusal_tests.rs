@@ -292,8 +292,7 @@ async fn events_too_large_for_a_stranger_are_never_all_in_memory() {
     let source = Arc::new(Counting::default());
     for seq in 1..=24 {
         let event = crate::event::Event::new(format!("event {seq}"), "somebody").prop("pad", "x".repeat(300 * 1024));
-        let stamp = crate::event::Stamp { uuid: uuid::Uuid::from_u128(seq.into()), now_nanos: 0 };
-        let record = event.finish(&stamp, 1 << 20).unwrap().body().to_vec();
+        let record = event.finish(uuid::Uuid::from_u128(seq.into()), 0, 1 << 20).unwrap().body().to_vec();
         source.queue.commit_chunk(super::fake::chunk_of(0, seq, &[record]));
     }
     let is_giant = |event: &u64| event % 2 == 1;

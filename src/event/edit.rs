@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use super::builder::Event;
 use super::draft::{class_of, is_blank};
-use super::finish::Stamp;
 use crate::record::msgpack::{OPEN_HEADER_LEN, Reader, append_str, text};
 use crate::record::values::value_as;
 use crate::record::{Class, Entries, Flags, HEAD_LEN, Pairs, json};
+use crate::sys::clock::WallNanos;
 
 impl Event {
     /// The event's name.
@@ -64,13 +64,8 @@ impl Event {
 
     /// Removes a property; returns whether it existed.
     pub fn remove(&mut self, key: impl AsRef<str>) -> bool {
-        let found = ranges_of(key.as_ref(), self.entries(), self.draft.body.len());
-        // From the last to the first, so that the positions of the others stay valid.
-        for range in found.iter().rev() {
-            self.draft.body.drain(range.clone());
-            self.draft.property_count = self.draft.property_count.saturating_sub(1);
-        }
-        !found.is_empty()
+        let draft = &mut *self.draft;
+        remove_entries(key.as_ref(), &mut draft.body, draft.map_at + OPEN_HEADER_LEN, &mut draft.property_count)
     }
 
     /// Removes the properties for which `is_wanted` returns false. Groups and flags stay.
@@ -99,13 +94,8 @@ impl Event {
 
     /// Removes the event from its group of this type; returns whether it was in one.
     pub fn remove_group(&mut self, group_type: impl AsRef<str>) -> bool {
-        let found = ranges_of(group_type.as_ref(), self.group_entries(), self.draft.groups.len());
-        // From the last to the first, so that the positions of the others stay valid.
-        for range in found.iter().rev() {
-            self.draft.groups.drain(range.clone());
-            self.draft.group_count = self.draft.group_count.saturating_sub(1);
-        }
-        !found.is_empty()
+        let draft = &mut *self.draft;
+        remove_entries(group_type.as_ref(), &mut draft.groups, 0, &mut draft.group_count)
     }
 
     /// A copy of the groups: type to key.
@@ -149,9 +139,9 @@ impl Event {
     }
 
     /// Sets uuid and time unless the caller did, so that hooks see those that the event will have.
-    pub(crate) fn stamped(mut self, stamp: &Stamp) -> Self {
-        self.draft.uuid.get_or_insert(stamp.uuid);
-        self.draft.timestamp.get_or_insert(stamp.now_nanos);
+    pub(crate) fn stamped(mut self, uuid: Uuid, now_nanos: WallNanos) -> Self {
+        self.draft.uuid.get_or_insert(uuid);
+        self.draft.timestamp.get_or_insert(now_nanos);
         self
     }
 
@@ -217,10 +207,11 @@ impl fmt::Debug for Event {
     }
 }
 
-/// The ranges of the entries called `name` in a buffer of `len` bytes, which `entries` ends with.
-fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    let mut start = len - entries.rest().len();
+/// Removes the entries called `name` from the `count` entries that begin at `start`; returns whether there were any.
+fn remove_entries(name: &str, bytes: &mut Vec<u8>, start: usize, count: &mut u32) -> bool {
+    let len = bytes.len();
+    let mut entries = Entries::new(*count, bytes.get(start..).unwrap_or_default());
+    let (mut found, mut start) = (Vec::new(), start);
     while let Some((other, _)) = entries.next() {
         let end = len - entries.rest().len();
         if other == name.as_bytes() {
@@ -228,7 +219,12 @@ fn ranges_of(name: &str, mut entries: Entries<'_>, len: usize) -> Vec<Range<usiz
         }
         start = end;
     }
-    found
+    // From the last to the first, so that the positions of the others stay valid.
+    for range in found.iter().rev() {
+        bytes.drain(range.clone());
+        *count = count.saturating_sub(1);
+    }
+    !found.is_empty()
 }
 
 /// Converts entries by way of the JSON that is sent, so that the result shows what arrives.

@@ -4,20 +4,21 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Event, Refusal, Stamp};
+use super::{Event, Refusal};
 use crate::record::{Class, NoSymbols, Pairs, Unencodable, View, json::write_event};
 
-const STAMP: Stamp = Stamp { uuid: Uuid::from_u128(77), now_nanos: 1_700_000_000_000_000_000 };
+const UUID: Uuid = Uuid::from_u128(77);
+const NOW: i64 = 1_700_000_000_000_000_000;
 
 fn sent(event: Event) -> Value {
-    let record = event.finish(&STAMP, 1 << 20).unwrap();
+    let record = event.finish(UUID, NOW, 1 << 20).unwrap();
     let mut out = Vec::new();
     write_event(&View::parse(record.body()).unwrap(), &NoSymbols, &mut out).unwrap();
     serde_json::from_slice(&out).unwrap()
 }
 
 fn refusal(event: Event) -> Refusal {
-    assert_eq!(event.check().unwrap_err(), event.clone().finish(&STAMP, 1 << 20).unwrap_err());
+    assert_eq!(event.check().unwrap_err(), event.clone().finish(UUID, NOW, 1 << 20).unwrap_err());
     event.check().unwrap_err()
 }
 
@@ -63,7 +64,7 @@ fn identity_events_are_priority_and_say_what_posthog_expects() {
         ),
     ] {
         assert_eq!(Value::Object(event.properties()), expected);
-        assert_eq!(event.finish(&STAMP, 1 << 20).unwrap().class, Class::Identity);
+        assert_eq!(event.finish(UUID, NOW, 1 << 20).unwrap().class, Class::Identity);
     }
 }
 
@@ -119,8 +120,8 @@ fn what_capture_adds_never_replaces_what_the_caller_set() {
 
 #[test]
 fn a_stamp_is_no_timestamp_of_the_callers() {
-    let record = Event::new("e", "d").stamped(&STAMP).finish(&STAMP, 1 << 20).unwrap();
+    let record = Event::new("e", "d").stamped(UUID, NOW).finish(UUID, NOW, 1 << 20).unwrap();
     let head = View::parse(record.body()).unwrap().head;
     assert!(!head.flags.contains(crate::record::Flags::EXPLICIT_TIMESTAMP));
-    assert_eq!((head.uuid, head.timestamp_nanos), (STAMP.uuid, STAMP.now_nanos));
+    assert_eq!((head.uuid, head.timestamp_nanos), (UUID, NOW));
 }

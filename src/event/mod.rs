@@ -12,7 +12,7 @@
 //! - An empty or blank name or distinct id is refused: the server would reject the whole batch because of it.
 //! - A group's key is a string or a number. Blank types and keys are refused wherever they are given.
 //! - A key that is set twice counts once, with its last value.
-//! - Uuid and time are those that the caller gave, otherwise those of the [`Stamp`], the moment of capture. They never
+//! - Uuid and time are those that the caller gave, otherwise those of the moment of capture. They never
 //!   change afterwards, however often the event is sent.
 //! - What is added at the moment of capture (context, super properties) never replaces what the caller set.
 //! - The class of an event, which decides how late it is evicted, follows from its name (`$identify`, `$create_alias`,
@@ -31,7 +31,6 @@ mod builder;
 mod draft;
 mod edit;
 pub(crate) mod exception;
-mod finish;
 #[cfg(test)]
 mod identity_tests;
 #[cfg(test)]
@@ -39,5 +38,4 @@ mod tests;
 pub(crate) mod uuids;
 
 pub use builder::Event;
-pub(crate) use draft::Refusal;
-pub(crate) use finish::{Record, Stamp};
+pub(crate) use draft::{Record, Refusal};

@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::finish::Record;
-use super::{Event, Refusal, Stamp};
+use super::{Event, Record, Refusal};
 use crate::record::{Class, Flags, LIB_VERSION, NoSymbols, Unencodable, View, json::write_event};
 
-const STAMP: Stamp = Stamp { uuid: Uuid::from_u128(77), now_nanos: 1_700_000_000_000_000_000 };
+const UUID: Uuid = Uuid::from_u128(77);
+const NOW: i64 = 1_700_000_000_000_000_000;
 const LIMIT: usize = 1 << 20;
 
 fn finish(event: Event) -> Result<Record, Refusal> {
-    event.finish(&STAMP, LIMIT)
+    event.finish(UUID, NOW, LIMIT)
 }
 
 fn sent(event: Event) -> Value {
@@ -47,7 +47,7 @@ fn an_event_arrives_as_it_was_described() {
         .group("company", "acme")
         .group("seat", 7);
     let expected = json!({
-        "uuid": STAMP.uuid.to_string(), "event": "run_started", "distinct_id": "user_1", "timestamp": "2023-11-14T22:13:20Z",
+        "uuid": UUID.to_string(), "event": "run_started", "distinct_id": "user_1", "timestamp": "2023-11-14T22:13:20Z",
         "properties": {
             "text": "caf\u{e9}", "count": 3, "ratio": 0.25, "ok": true, "none": null,
             "specs": [{"name": "a", "size": 1}, {"name": "b", "size": null}], "json": {"k": [1, {"l": null}]},
@@ -62,7 +62,7 @@ fn an_event_arrives_as_it_was_described() {
 fn uuid_and_time_are_the_callers_or_else_the_stamps() {
     let stamped = finish(event()).unwrap();
     let view = View::parse(stamped.body()).unwrap();
-    assert_eq!((stamped.uuid, view.head.uuid, view.head.timestamp_nanos), (STAMP.uuid, STAMP.uuid, STAMP.now_nanos));
+    assert_eq!((stamped.uuid, view.head.uuid, view.head.timestamp_nanos), (UUID, UUID, NOW));
     assert!(!view.head.flags.contains(Flags::EXPLICIT_TIMESTAMP));
     assert_eq!(view.head.lib_version, LIB_VERSION);
 
@@ -114,9 +114,9 @@ fn a_time_that_does_not_fit_is_refused() {
 fn an_event_is_refused_one_byte_above_the_limit_and_not_at_it() {
     let described = event().prop("text", "x".repeat(1000)).group("company", "acme");
     let bytes = finish(described.clone()).unwrap().body().len();
-    assert!(described.clone().finish(&STAMP, bytes).is_ok());
+    assert!(described.clone().finish(UUID, NOW, bytes).is_ok());
     let expected = Refusal::TooLarge { name: "run_started".into(), bytes, most: bytes - 1 };
-    assert_eq!(described.finish(&STAMP, bytes - 1).unwrap_err(), expected);
+    assert_eq!(described.finish(UUID, NOW, bytes - 1).unwrap_err(), expected);
 }
 
 #[test]

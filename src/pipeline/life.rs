@@ -15,7 +15,7 @@ use super::notice::Notice;
 use super::options::WorkerOptions;
 use super::shared::{Pipeline, lock};
 use crate::crash;
-use crate::crash::exit::{Evidence, ExitCause, ExitObserver, FatalRecord, exit_cause, observe_exit};
+use crate::crash::exit::{Evidence, ExitCause, ExitObserver, exit_cause, observe_exit};
 use crate::crash::termination;
 use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::sys::clock::WallNanos;
@@ -43,7 +43,7 @@ impl LastRun {
     pub(super) fn of(
         options: &WorkerOptions,
         before: &Predecessor,
-        fatal: Option<FatalRecord>,
+        fatal: Option<ExitCause>,
         queued_events: u64,
     ) -> Option<Self> {
         let life = before.run?;

@@ -9,7 +9,6 @@
 //! the same address.
 
 use std::collections::HashMap;
-use std::io::Write;
 
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
@@ -17,8 +16,8 @@ use serde::Serialize;
 
 use super::body::{Entries, Flags, LIB_NAME, View};
 use super::msgpack::{Malformed, NUMBER_EXT, Reader, Token, is_number, text};
-use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
-use super::symbols::{NoSymbols, SourceLines, Symbol, Symbols, is_in_app, is_panic_machinery};
+use super::stack::{IMAGES_EXT, Image, STACK_EXT, Stack, decode_images};
+use super::symbols::{NoSymbols, Symbol, Symbols, is_in_app, is_panic_machinery};
 
 /// Up to this number of keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
@@ -195,6 +194,16 @@ impl<'o> Object<'o> {
         self.out.push(b':');
     }
 
+    /// Appends a key that needs no escape, and a value by serde_json.
+    fn field(&mut self, name: &str, value: impl Serialize) {
+        self.name(name);
+        write_json(self.out, value);
+    }
+
+    fn address(&mut self, name: &str, address: u64) {
+        self.field(name, format_args!("{address:#x}"));
+    }
+
     fn entry(&mut self, key: &[u8], value: &[u8], symbols: &dyn Symbols) -> Result<(), Malformed> {
         self.separate();
         write_str(self.out, key)?;
@@ -368,8 +377,7 @@ impl<'a> Lifted<'a> {
             ("process_person_profile", person_profile),
         ] {
             if let Some(value) = value {
-                options.name(name);
-                write_json(options.out, value);
+                options.field(name, value);
             }
         }
         if let Some(tour @ Token::Str(_)) = token(self.product_tour_id) {
@@ -439,7 +447,7 @@ const MACHINERY_FRAMES: usize = 12;
 pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &mut Vec<u8>) {
     let written = match kind {
         STACK_EXT => Stack::decode(content).map(|stack| write_stack(&stack, symbols, out)),
-        IMAGES_EXT => DebugImages::decode(content).map(|images| write_images(&images, out)),
+        IMAGES_EXT => decode_images(content).map(|images| write_images(&images, out)),
         NUMBER_EXT => is_number(content).then(|| out.extend_from_slice(content)),
         _ => None,
     };
@@ -449,8 +457,6 @@ pub(super) fn write_ext(kind: i8, content: &[u8], symbols: &dyn Symbols, out: &m
 }
 
 fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"type\":\"raw\",\"frames\":[");
-    let mut frames = Frames { out, symbols, empty: true };
     let mut known: Vec<_> = stack
         .frames()
         .map(|(address, image)| {
@@ -461,98 +467,70 @@ fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
     if let Some(last) = known.iter().take(MACHINERY_FRAMES).rposition(|(.., symbols)| is_machinery(symbols)) {
         known.drain(..=last);
     }
-    for (address, image, known) in known.into_iter().rev() {
-        if known.is_empty() {
-            frames.write_unlinked(address, image);
-        }
-        for (depth, symbol) in known.iter().enumerate() {
-            frames.write_named(address, image, symbol, depth > 0);
+    out.extend_from_slice(b"{\"type\":\"raw\",\"frames\":[");
+    let mut is_first = true;
+    for (address, image, known) in known.iter().rev() {
+        let unknown = known.is_empty().then_some(None);
+        for (depth, symbol) in known.iter().map(Some).chain(unknown).enumerate() {
+            if !std::mem::replace(&mut is_first, false) {
+                out.push(b',');
+            }
+            write_frame(*address, *image, symbol, depth > 0, symbols, out);
         }
     }
     out.extend_from_slice(b"]}");
 }
 
-struct Frames<'o> {
-    out: &'o mut Vec<u8>,
-    symbols: &'o dyn Symbols,
-    empty: bool,
+/// Appends a frame. Without a symbol it is named by its offset in its image, which is the same after a restart, so that
+/// PostHog can group by it.
+fn write_frame(
+    address: u64,
+    image: Option<&Image<'_>>,
+    symbol: Option<&Symbol>,
+    is_inline: bool,
+    symbols: &dyn Symbols,
+    out: &mut Vec<u8>,
+) {
+    let in_executable = image.is_some_and(|image| image.is_main);
+    let (file, line) = symbol.map_or((None, None), |symbol| (symbol.file.as_deref(), symbol.line));
+    let in_app = symbol.map_or(in_executable, |symbol| is_in_app(&symbol.function, file, in_executable));
+    let function = match (symbol, image) {
+        (Some(symbol), _) => Some(symbol.function.clone()).filter(|function| !function.is_empty()),
+        (None, Some(image)) => Some(format!("{}+{:#x}", image.file_name(), address.wrapping_sub(image.address))),
+        (None, None) => None,
+    };
+    let mut frame = Object::begin(out);
+    frame.field("platform", "native");
+    frame.field("lang", "rust");
+    frame.field("synthetic", false);
+    frame.address("instruction_addr", address);
+    if let Some(image) = image {
+        frame.address("image_addr", image.address);
+    }
+    if let Some(function) = function {
+        frame.field("function", function);
+    }
+    if let Some(file) = file {
+        frame.field("filename", file);
+    }
+    if let Some(line) = line {
+        frame.field("lineno", line);
+    }
+    frame.field("in_app", in_app);
+    frame.field("client_resolved", symbol.is_some());
+    if is_inline {
+        frame.field("inline", true);
+    }
+    let place = file.zip(line).filter(|_| in_app);
+    if let Some(lines) = place.and_then(|(file, line)| symbols.source(file, line)) {
+        frame.field("pre_context", &lines.before);
+        frame.field("context_line", &lines.line);
+        frame.field("post_context", &lines.after);
+    }
+    frame.end();
 }
 
-impl Frames<'_> {
-    /// A frame without a symbol. It is named by its offset in its image, which is the same after a restart, so that
-    /// PostHog can group by it.
-    fn write_unlinked(&mut self, address: u64, image: Option<&Image<'_>>) {
-        let mut frame = self.begin(address, image);
-        if let Some(image) = image {
-            let name = format!("{}+{:#x}", image.file_name(), address.wrapping_sub(image.address));
-            frame.name("function");
-            write_json(frame.out, name);
-        }
-        write_flag(&mut frame, "in_app", image.is_some_and(|image| image.is_main));
-        write_flag(&mut frame, "client_resolved", false);
-        frame.end();
-    }
-
-    fn write_named(&mut self, address: u64, image: Option<&Image<'_>>, symbol: &Symbol, is_inline: bool) {
-        let in_executable = image.is_some_and(|image| image.is_main);
-        let file = symbol.file.as_deref();
-        let in_app = is_in_app(&symbol.function, file, in_executable);
-        let place = file.zip(symbol.line);
-        let lines = place.filter(|_| in_app).and_then(|(file, line)| self.symbols.source(file, line));
-        let mut frame = self.begin(address, image);
-        if !symbol.function.is_empty() {
-            frame.name("function");
-            write_json(frame.out, &symbol.function);
-        }
-        if let Some(file) = file {
-            frame.name("filename");
-            write_json(frame.out, file);
-        }
-        if let Some(line) = symbol.line {
-            frame.name("lineno");
-            write_json(frame.out, line);
-        }
-        write_flag(&mut frame, "in_app", in_app);
-        write_flag(&mut frame, "client_resolved", true);
-        if is_inline {
-            write_flag(&mut frame, "inline", true);
-        }
-        if let Some(lines) = lines {
-            write_source(&mut frame, &lines);
-        }
-        frame.end();
-    }
-
-    /// Begins a frame with the fields that every frame has.
-    fn begin(&mut self, address: u64, image: Option<&Image<'_>>) -> Object<'_> {
-        if !self.empty {
-            self.out.push(b',');
-        }
-        self.empty = false;
-        let mut frame = Object::begin(self.out);
-        for (name, value) in [("platform", "native"), ("lang", "rust")] {
-            frame.name(name);
-            write_plain(frame.out, value);
-        }
-        write_flag(&mut frame, "synthetic", false);
-        write_address(&mut frame, "instruction_addr", address);
-        if let Some(image) = image {
-            write_address(&mut frame, "image_addr", image.address);
-        }
-        frame
-    }
-}
-
-fn write_source(frame: &mut Object<'_>, lines: &SourceLines) {
-    frame.name("pre_context");
-    write_json(frame.out, &lines.before);
-    frame.name("context_line");
-    write_json(frame.out, &lines.line);
-    frame.name("post_context");
-    write_json(frame.out, &lines.after);
-}
-
-fn write_images(images: &DebugImages<'_>, out: &mut Vec<u8>) {
+fn write_images(images: &[Image<'_>], out: &mut Vec<u8>) {
     out.push(b'[');
     let known = images.iter().filter_map(|image| Some((image, image.debug_id()?)));
     for (at, (image, debug_id)) in known.enumerate() {
@@ -560,30 +538,14 @@ fn write_images(images: &DebugImages<'_>, out: &mut Vec<u8>) {
             out.push(b',');
         }
         let mut object = Object::begin(out);
-        for (name, value) in [("type", "elf"), ("arch", ARCH)] {
-            object.name(name);
-            write_plain(object.out, value);
-        }
-        object.name("debug_id");
-        write_plain(object.out, debug_id.hyphenated().encode_lower(&mut [0; 36]));
-        write_address(&mut object, "image_addr", image.address);
-        write_address(&mut object, "image_vmaddr", image.vmaddr);
-        object.name("image_size");
-        write_json(object.out, image.size);
-        object.name("code_file");
-        write_json(object.out, image.path);
+        object.field("type", "elf");
+        object.field("arch", ARCH);
+        object.field("debug_id", format_args!("{}", debug_id.hyphenated()));
+        object.address("image_addr", image.address);
+        object.address("image_vmaddr", image.vmaddr);
+        object.field("image_size", image.size);
+        object.field("code_file", image.path);
         object.end();
     }
     out.push(b']');
-}
-
-fn write_flag(object: &mut Object<'_>, name: &str, value: bool) {
-    object.name(name);
-    write_json(object.out, value);
-}
-
-fn write_address(object: &mut Object<'_>, name: &str, address: u64) {
-    object.name(name);
-    // Writing to a `Vec` cannot fail.
-    let _written = write!(object.out, "\"{address:#x}\"");
 }

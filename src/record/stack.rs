@@ -97,11 +97,6 @@ impl<'a> Stack<'a> {
         stack
     }
 
-    /// The images, each once.
-    pub(crate) fn images(&self) -> &[Image<'a>] {
-        &self.images
-    }
-
     /// Each return address with its image, innermost call first.
     pub(crate) fn frames(&self) -> impl DoubleEndedIterator<Item = (u64, Option<&Image<'a>>)> {
         self.frames.iter().map(|frame| (frame.address, frame.image.and_then(|place| self.images.get(place))))
@@ -158,45 +153,22 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Images for which PostHog may have symbols, each once.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct DebugImages<'a> {
-    images: Vec<Image<'a>>,
-}
-
-impl<'a> DebugImages<'a> {
-    /// Adds the images of a stack trace that have a build id.
-    pub(crate) fn add(&mut self, stack: &Stack<'a>) {
-        for image in stack.images().iter().filter(|image| image.debug_id().is_some()) {
-            if self.images.len() < MOST_IMAGES && !self.images.contains(image) {
-                self.images.push(*image);
-            }
+/// The images of stack traces for which PostHog may have symbols, because they have a build id; each once.
+pub(crate) fn debug_images<'s, 'a: 's>(stacks: impl Iterator<Item = &'s Stack<'a>>) -> Vec<Image<'a>> {
+    let mut images = Vec::new();
+    for image in stacks.flat_map(|stack| &stack.images).filter(|image| image.debug_id().is_some()) {
+        if images.len() < MOST_IMAGES && !images.contains(image) {
+            images.push(*image);
         }
     }
+    images
+}
 
-    /// Whether there are no images.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.images.is_empty()
-    }
-
-    /// Appends the extension value that becomes `$debug_images`.
-    pub(crate) fn append(&self, out: &mut Vec<u8>) {
-        let at = begin_ext(out, IMAGES_EXT);
-        append_images(&self.images, out);
-        end_ext(out, at);
-    }
-
-    /// Reads the content of an extension value that [`append`](Self::append) wrote, from untrusted bytes.
-    pub(super) fn decode(content: &'a [u8]) -> Option<Self> {
-        let mut reader = Reader::new(content);
-        let images = read_images(&mut reader)?;
-        reader.rest().is_empty().then_some(Self { images })
-    }
-
-    /// The images in the order in which they were added.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Image<'a>> {
-        self.images.iter()
-    }
+/// Appends the extension value that becomes `$debug_images`.
+pub(crate) fn append_debug_images(images: &[Image<'_>], out: &mut Vec<u8>) {
+    let at = begin_ext(out, IMAGES_EXT);
+    append_images(images, out);
+    end_ext(out, at);
 }
 
 /// Encodes the images of a process without a stack trace; at most as many as [`decode_images`] accepts.
@@ -206,7 +178,7 @@ pub(crate) fn encode_images(images: &[Image<'_>]) -> Vec<u8> {
     out
 }
 
-/// Reads what [`encode_images`] wrote, from untrusted bytes.
+/// Reads what [`encode_images`] wrote, or the content of what [`append_debug_images`] wrote, from untrusted bytes.
 pub(crate) fn decode_images(content: &[u8]) -> Option<Vec<Image<'_>>> {
     let mut reader = Reader::new(content);
     let images = read_images(&mut reader)?;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::json::write_ext;
-use super::stack::{DebugImages, IMAGES_EXT, Image, STACK_EXT, Stack};
+use super::stack::{IMAGES_EXT, Image, STACK_EXT, Stack, append_debug_images, debug_images};
 use super::symbols::{NoSymbols, SourceLines, Symbol, Symbols};
 
 const BUILD_ID: [u8; 20] = [
@@ -106,17 +106,13 @@ fn of_a_deep_stack_both_ends_are_kept() {
 
 #[test]
 fn debug_images_are_those_with_a_build_id_each_once() {
-    let mut images = DebugImages::default();
-    for addresses in [&[0x5010, 0x5020, 0xf010][..], &[0x5030]] {
-        images.add(&Stack::locate(addresses, &LOADED));
-    }
+    let stacks = [&[0x5010, 0x5020, 0xf010][..], &[0x5030]].map(|addresses| Stack::locate(addresses, &LOADED));
+    let images = debug_images(stacks.iter());
     let arch = if cfg!(target_arch = "x86_64") { "x86_64" } else { "arm64" };
     let expected = json!([{"type": "elf", "arch": arch, "debug_id": "eb985355-1cd0-2890-5a3d-85138a19cbf9",
         "image_addr": "0x5000", "image_vmaddr": "0x0", "image_size": 4096, "code_file": "/app/checkout"}]);
-    assert_eq!(shown(IMAGES_EXT, &content(|out| images.append(out)), &NoSymbols), expected);
-    let mut none = DebugImages::default();
-    none.add(&Stack::locate(&[0xf010, 3], &LOADED));
-    assert!(none.is_empty());
+    assert_eq!(shown(IMAGES_EXT, &content(|out| append_debug_images(&images, out)), &NoSymbols), expected);
+    assert!(debug_images([Stack::locate(&[0xf010, 3], &LOADED)].iter()).is_empty());
 }
 
 #[test]

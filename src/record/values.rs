@@ -434,25 +434,19 @@ elements!(
     SerializeTupleVariant::serialize_field
 );
 
-macro_rules! fields {
-    ($($of:ident),*) => {$(
-        impl ser::$of for Compound<'_, '_> {
-            type Ok = ();
-            type Error = Unencodable;
+impl ser::SerializeStructVariant for Compound<'_, '_> {
+    type Ok = ();
+    type Error = Unencodable;
 
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
-                self.field(key, value)
-            }
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
+        self.field(key, value)
+    }
 
-            fn end(self) -> Result<(), Unencodable> {
-                self.close();
-                Ok(())
-            }
-        }
-    )*};
+    fn end(self) -> Result<(), Unencodable> {
+        self.close();
+        Ok(())
+    }
 }
-
-fields!(SerializeStructVariant);
 
 impl ser::SerializeStruct for Struct<'_, '_> {
     type Ok = ();

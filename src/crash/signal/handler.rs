@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering}
 use nix::errno::Errno;
 use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 
-use super::repairs::{self, Call, FaultSite, Recorded};
+use super::repairs::{self, Call, FaultSite, UNRECORDED};
 use super::stacks::{self, Registers, is_stack_taken};
 use super::{previous, walk};
 use crate::crash::buffers::{FRAMES_MOST, RECORD_MOST, try_with_buffers};
 use crate::crash::format::{Kind, Tag, Writer, flags};
-use crate::crash::report_file::{PROVISIONAL_BYTES, Provisional, ProvisionalWrite, Quota, wake_reader};
+use crate::crash::report_file::{PROVISIONAL_BYTES, Quota, Recorded, wake_reader};
 use crate::crash::{breadcrumbs, panic_hook, process, report_file, stack};
 
 /// The signals that are handled: faults of the program, and signals by which programs end themselves.
@@ -79,32 +79,16 @@ static HAS_WALK_FAULTED: AtomicBool = AtomicBool::new(false);
 static SURVIVED: AtomicU32 = AtomicU32::new(0);
 
 /// What the entry does next, encoded in one word: return, try again, or call the earlier handler. The word also holds
-/// the provisional record, which is marked if the signal was survived.
+/// the record ([`repairs::bits_of`]): a provisional one is marked if the signal was survived.
 const RETURN: u64 = 0;
 const AGAIN: u64 = u64::MAX;
 const PASS_ON: u64 = 1;
 /// The thread is inside an earlier handler already.
 const INSIDE: u64 = 2;
-/// No record was written, because faults at this site are usually repaired.
-const UNRECORDED: u64 = 1 << 6;
-const SLOT_AT: u32 = 2;
-const SLOT_MASK: u64 = 0xf;
-const NUMBER_AT: u32 = 8;
-
-fn pass_on_with(provisional: Option<Provisional>) -> u64 {
-    provisional.map_or(PASS_ON, |provisional| {
-        PASS_ON | (provisional.slot as u64 + 1) << SLOT_AT | (provisional.number << NUMBER_AT)
-    })
-}
 
 /// Added to the entry's count of turns: a signal that was passed on [`UNRECORDED`] was not repaired.
 const CAME_BACK: u64 = 1 << 32;
 const DONE: u64 = 0;
-
-fn provisional_in(next: u64) -> Option<Provisional> {
-    let site = usize::try_from(next >> SLOT_AT & SLOT_MASK).ok()?.checked_sub(1)?;
-    Some(Provisional { slot: site, number: next >> NUMBER_AT })
-}
 
 /// Whether this thread is inside an earlier handler that we have called.
 pub(in crate::crash) fn is_in_progress() -> bool {
@@ -139,7 +123,7 @@ pub(super) extern "C" fn on_signal(
         job.registers = Registers::of(&*context.cast::<ucontext_t>());
         (job.resume, job.frame) = (resume, frame);
         FOUND.store(0, Ordering::SeqCst);
-        if turns < CAME_BACK { handle(job, thread, info) } else { record_late(job, thread) }
+        if turns < CAME_BACK { handle_job(job, thread, info) } else { record_late(job, thread) }
     };
     // SAFETY: restores the setting that the kernel saved.
     unsafe { libc::sigaltstack(&alternate_of(context), ptr::null_mut()) };
@@ -169,20 +153,17 @@ unsafe fn alternate_of(context: *const c_void) -> libc::stack_t {
     stack
 }
 
-fn handle(job: &mut Job, thread: i32, info: *mut siginfo_t) -> u64 {
-    match classify(job.signal, info, job.context, &job.registers, thread) {
-        Class::Ignored => RETURN,
-        Class::InsideHandler => pass_on_inside(job.signal, info),
-        Class::KnownRepairable(site) => choose_next(thread, job.signal, info, job.context, Passed::unrecorded(site)),
-        Class::New { may_be_repaired, site } => {
-            let written = record_signal(job, thread, may_be_repaired);
-            if !may_be_repaired || SURVIVED.load(Ordering::SeqCst) < SURVIVALS {
-                // The process may end now, while other threads are in the middle of a write.
-                wait_until(|| !report_file::has_writers());
-            }
-            choose_next(thread, job.signal, info, job.context, Passed { written: Some(written), site })
+/// Treats a signal with our stack.
+fn handle_job(job: &mut Job, thread: i32, info: *mut siginfo_t) -> u64 {
+    let (signal, context, registers) = (job.signal, job.context, job.registers);
+    handle(thread, signal, info, context, &registers, &mut |may_be_repaired| {
+        let recorded = record_signal(job, thread, may_be_repaired);
+        if !may_be_repaired || SURVIVED.load(Ordering::SeqCst) < SURVIVALS {
+            // The process may end now, while other threads are in the middle of a write.
+            wait_until(|| !report_file::has_writers());
         }
-    }
+        Some(recorded)
+    })
 }
 
 /// Records a signal whose earlier handler returned without repairing it: the process dies of it when we return.
@@ -195,39 +176,31 @@ fn record_late(job: &mut Job, thread: i32) -> u64 {
     RETURN
 }
 
-/// How a signal is to be treated.
-enum Class {
-    /// Without our handler the process would not notice it.
-    Ignored,
-    /// It arrived inside an earlier handler, and the first signal has a record.
-    InsideHandler,
-    /// A fault at a site where several faults were repaired.
-    KnownRepairable(FaultSite),
-    /// Any other signal.
-    New { may_be_repaired: bool, site: FaultSite },
-}
-
-fn classify(
-    signal: c_int,
-    info: *const siginfo_t,
-    context: *const c_void,
-    registers: &Registers,
+/// Decides how a signal is treated. `record` writes its record; it is told whether the process may survive the signal,
+/// and returns `None` if the entry is to try again. Returns what the entry does next.
+fn handle(
     thread: i32,
-) -> Class {
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    registers: &Registers,
+    record: &mut dyn FnMut(bool) -> Option<Recorded>,
+) -> u64 {
     if previous::is_dropped_by_kernel(signal, info) {
-        return Class::Ignored;
+        // Without our handler the process would not notice it.
+        return RETURN;
     }
     if let Some(call) = repairs::call_of(thread) {
         let goes_on = call.goes_on(signal, previous::mask_of(context), registers.sp);
-        let is_recorded = match call.record {
+        let is_recorded = match call.recorded {
             Recorded::Final => true,
             // If there is none any more, the thread has been in that handler for so long that the reader took it to
             // have left by a jump.
-            Recorded::Provisional => report_file::has_provisional_of(thread),
+            Recorded::Provisional(_) => report_file::has_provisional_of(thread),
             Recorded::None => false,
         };
         if goes_on && is_recorded {
-            return Class::InsideHandler;
+            return choose_next(thread, signal, info, context, None);
         }
         repairs::leave(thread);
         if !goes_on {
@@ -237,9 +210,12 @@ fn classify(
     }
     let site = FaultSite::of(signal, info, registers.pc);
     if repairs::REPAIR_COUNTS.is_known_repairable(site) {
-        return Class::KnownRepairable(site);
+        return choose_next(thread, signal, info, context, Some((site, Recorded::None)));
     }
-    Class::New { may_be_repaired: previous::may_be_survived(signal), site }
+    match record(previous::may_be_survived(signal)) {
+        Some(recorded) => choose_next(thread, signal, info, context, Some((site, recorded))),
+        None => AGAIN,
+    }
 }
 
 fn count_survived(site: FaultSite) {
@@ -247,45 +223,24 @@ fn count_survived(site: FaultSite) {
     repairs::REPAIR_COUNTS.count(site);
 }
 
-/// What is passed on to the earlier handler: the record that was written, if any, and the site.
-#[derive(Clone, Copy)]
-struct Passed {
-    written: Option<Written>,
-    site: FaultSite,
-}
-
-impl Passed {
-    fn unrecorded(site: FaultSite) -> Self {
-        Self { written: None, site }
-    }
-}
-
-/// Prepares the call of the earlier handler, or applies the default action. Returns what the entry does next.
-fn choose_next(thread: i32, signal: c_int, info: *mut siginfo_t, context: *mut c_void, passed: Passed) -> u64 {
+/// Prepares the call of the earlier handler, or applies the default action. `new` is the site and the record of a signal
+/// that did not arrive inside an earlier handler. Returns what the entry does next.
+fn choose_next(
+    thread: i32,
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    new: Option<(FaultSite, Recorded)>,
+) -> u64 {
     if !previous::has_previous_handler(signal) {
         previous::take_default_action(signal, info);
         return RETURN;
     }
     previous::prepare_previous(signal);
-    let provisional = passed.written.and_then(Written::provisional);
-    let record = match (passed.written, provisional) {
-        (None, _) => Recorded::None,
-        (_, Some(_)) => Recorded::Provisional,
-        (Some(_), None) => Recorded::Final,
-    };
+    let Some((site, recorded)) = new else { return PASS_ON | INSIDE };
     let is_blocked = previous::is_blocked_by_previous(signal);
-    repairs::enter(thread, &Call { signal, is_blocked, record, site: passed.site, stack: context.addr() as u64 });
-    pass_on_with(provisional) | if record == Recorded::None { UNRECORDED } else { 0 }
-}
-
-/// The same for a signal inside an earlier handler.
-fn pass_on_inside(signal: c_int, info: *mut siginfo_t) -> u64 {
-    if !previous::has_previous_handler(signal) {
-        previous::take_default_action(signal, info);
-        return RETURN;
-    }
-    previous::prepare_previous(signal);
-    PASS_ON | INSIDE
+    repairs::enter(thread, &Call { signal, is_blocked, recorded, site, stack: context.addr() as u64 });
+    PASS_ON | repairs::bits_of(recorded)
 }
 
 /// Called by the entry on the stack that the kernel chose. Calls the earlier handler with the mask that the kernel
@@ -310,7 +265,7 @@ pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *
     let is_repaired = signal != libc::SIGABRT && previous::is_our_handler_installed(signal);
     if is_repaired {
         count_survived(site);
-        if let Some(provisional) = provisional_in(next) {
+        if let Recorded::Provisional(provisional) = repairs::recorded_in(next) {
             report_file::mark_survived(provisional, thread);
         }
     }
@@ -335,7 +290,13 @@ pub(super) extern "C" fn on_signal_without_stack(
         // SAFETY: as above.
         let registers = Registers::of(unsafe { &*context.cast::<ucontext_t>() });
         if turns < CAME_BACK {
-            handle_without_stack(thread, signal, info, context, &registers, turns)
+            handle(thread, signal, info, context, &registers, &mut |may_be_repaired| {
+                let skips_wait = may_be_repaired && SURVIVED.load(Ordering::SeqCst) >= SURVIVALS;
+                if !skips_wait && wait_for_stack(turns) {
+                    return None;
+                }
+                Some(record_without_stack(thread, signal, info, &registers, may_be_repaired))
+            })
         } else if wait_for_stack(turns - CAME_BACK) {
             AGAIN
         } else {
@@ -346,29 +307,6 @@ pub(super) extern "C" fn on_signal_without_stack(
     };
     Errno::set_raw(errno);
     next
-}
-
-fn handle_without_stack(
-    thread: i32,
-    signal: c_int,
-    info: *mut siginfo_t,
-    context: *mut c_void,
-    registers: &Registers,
-    turns: u64,
-) -> u64 {
-    match classify(signal, info, context, registers, thread) {
-        Class::Ignored => RETURN,
-        Class::InsideHandler => pass_on_inside(signal, info),
-        Class::KnownRepairable(site) => choose_next(thread, signal, info, context, Passed::unrecorded(site)),
-        Class::New { may_be_repaired, site } => {
-            let skips_wait = may_be_repaired && SURVIVED.load(Ordering::SeqCst) >= SURVIVALS;
-            if !skips_wait && wait_for_stack(turns) {
-                return AGAIN;
-            }
-            let written = record_without_stack(thread, signal, info, registers, may_be_repaired);
-            choose_next(thread, signal, info, context, Passed { written: Some(written), site })
-        }
-    }
 }
 
 /// Waits for our stack, unless it was waited for [`TURNS`] times already. Returns whether it became free.
@@ -391,27 +329,27 @@ unsafe fn handle_nested(thread: i32, signal: c_int, info: *mut siginfo_t, contex
     }
     // SAFETY: the interrupted frame of this thread, which had the reference to the job, never runs again.
     let job = unsafe { &mut *JOB.0.get() };
-    let written = match STAGE.swap(IDLE, Ordering::SeqCst) {
+    let recorded = match STAGE.swap(IDLE, Ordering::SeqCst) {
         // The walk met memory that is not what the tables say. The addresses found so far are recorded.
         WALKING => {
             HAS_WALK_FAULTED.store(true, Ordering::SeqCst);
             let found = FOUND.load(Ordering::SeqCst);
             let may_be_repaired = previous::may_be_survived(job.signal);
             STAGE.store(WRITING, Ordering::SeqCst);
-            let written = write_job(job, found, signal, thread, may_be_repaired);
+            let recorded = write_job(job, found, signal, thread, may_be_repaired);
             STAGE.store(IDLE, Ordering::SeqCst);
-            written
+            recorded
         }
         WRITING => {
             report_file::count_missed();
-            Written::Nowhere
+            Recorded::Final
         }
         // No code in that stage can fault.
         _ => return previous::restore_defaults(&SIGNALS),
     };
     let info = job.info.as_mut_ptr();
-    let passed = Passed { written: Some(written), site: FaultSite::of(job.signal, info, job.registers.pc) };
-    let next = choose_next(thread, job.signal, info, job.context, passed);
+    let site = FaultSite::of(job.signal, info, job.registers.pc);
+    let next = choose_next(thread, job.signal, info, job.context, Some((site, recorded)));
     // SAFETY: as given by the kernel for the original signal, whose handler is still running.
     interrupted.uc_stack = unsafe { alternate_of(job.context) };
     stacks::go_on_at(interrupted, job.resume, job.frame, next);
@@ -419,7 +357,7 @@ unsafe fn handle_nested(thread: i32, signal: c_int, info: *mut siginfo_t, contex
 }
 
 /// Walks the stack of the job and writes its record.
-fn record_signal(job: &mut Job, thread: i32, may_be_repaired: bool) -> Written {
+fn record_signal(job: &mut Job, thread: i32, may_be_repaired: bool) -> Recorded {
     STAGE.store(WALKING, Ordering::SeqCst);
     if HAS_WALK_FAULTED.load(Ordering::SeqCst) {
         walk::by_frame_pointers(&job.registers, &mut job.frames, &FOUND);
@@ -428,12 +366,12 @@ fn record_signal(job: &mut Job, thread: i32, may_be_repaired: bool) -> Written {
     }
     STAGE.store(WRITING, Ordering::SeqCst);
     let found = stack::finish(&mut job.frames, FOUND.load(Ordering::SeqCst));
-    let written = write_job(job, found, 0, thread, may_be_repaired);
+    let recorded = write_job(job, found, 0, thread, may_be_repaired);
     STAGE.store(IDLE, Ordering::SeqCst);
-    written
+    recorded
 }
 
-fn write_job(job: &mut Job, found: usize, nested: c_int, thread: i32, may_be_repaired: bool) -> Written {
+fn write_job(job: &mut Job, found: usize, nested: c_int, thread: i32, may_be_repaired: bool) -> Recorded {
     let frames = job.frames.get(..found.min(FRAMES_MOST)).unwrap_or_default();
     // SAFETY: written when the job began.
     let info = unsafe { job.info.assume_init_ref() };
@@ -450,8 +388,8 @@ fn record_without_stack(
     info: *const siginfo_t,
     registers: &Registers,
     may_be_repaired: bool,
-) -> Written {
-    let written = try_with_buffers(thread, |buffers| {
+) -> Recorded {
+    let recorded = try_with_buffers(thread, |buffers| {
         let found = AtomicUsize::new(0);
         walk::by_frame_pointers(registers, &mut buffers.frames, &found);
         let found = stack::finish(&mut buffers.frames, found.into_inner());
@@ -463,7 +401,7 @@ fn record_without_stack(
             &Observed { signal, info, registers, frames, nested: 0, thread, may_be_repaired },
         )
     });
-    written.unwrap_or(Written::Nowhere)
+    recorded.unwrap_or(Recorded::Final)
 }
 
 /// Waits until `is_over` returns true, for a bounded time. Returns whether it did.
@@ -509,73 +447,47 @@ struct Observed<'a> {
     may_be_repaired: bool,
 }
 
-/// Where the record of a signal was written.
-#[derive(Clone, Copy)]
-enum Written {
-    /// Nowhere: no report file is open, or it is full.
-    Nowhere,
-    /// At the end of the file.
-    Final,
-    /// In a slot, where it can be marked as survived.
-    Provisional(Provisional),
-}
-
-impl Written {
-    fn provisional(self) -> Option<Provisional> {
-        match self {
-            Written::Provisional(provisional) => Some(provisional),
-            Written::Nowhere | Written::Final => None,
-        }
-    }
-}
-
 /// Writes the record. If the process may survive the signal, wakes the reader, which marks the record after the grace
 /// period.
-fn write_record(out: &mut [u8], observed: &Observed<'_>) -> Written {
+fn write_record(out: &mut [u8], observed: &Observed<'_>) -> Recorded {
     if !observed.may_be_repaired {
-        return write_final(out, observed);
+        write_final(out, observed);
+        return Recorded::Final;
     }
     // The slots belong to the parent process.
-    let outcome = if process::is_forked_child() { ProvisionalWrite::Unavailable } else { write_to_slot(out, observed) };
-    let written = match outcome {
-        ProvisionalWrite::Written(provisional) => Written::Provisional(provisional),
-        // Other threads are inside repairing handlers as well, so this signal is unlikely to be the one that is not
-        // repaired.
-        ProvisionalWrite::SlotsTaken => Written::Nowhere,
-        ProvisionalWrite::Unavailable => write_fallback(out, observed),
-    };
+    let in_slot = if process::is_forked_child() { None } else { write_to_slot(out, observed) };
+    if in_slot.is_none() {
+        write_fallback(out, observed);
+    }
     wake_reader();
-    written
+    in_slot.unwrap_or(Recorded::Final)
 }
 
-fn write_to_slot(out: &mut [u8], observed: &Observed<'_>) -> ProvisionalWrite {
+fn write_to_slot(out: &mut [u8], observed: &Observed<'_>) -> Option<Recorded> {
     let number = panic_hook::next_number();
     let (kind, set, panic) = kind_and_flags(observed);
-    let Some(out) = out.get_mut(..PROVISIONAL_BYTES) else { return ProvisionalWrite::Unavailable };
-    let mut writer = Writer::padded(out, kind, set, number);
+    let mut writer = Writer::padded(out.get_mut(..PROVISIONAL_BYTES)?, kind, set, number);
     fill(&mut writer, observed, kind, panic);
-    writer
-        .finish()
-        .map_or(ProvisionalWrite::Unavailable, |record| report_file::write_provisional(record, observed.thread, number))
+    report_file::write_provisional(writer.finish()?, observed.thread, number)
 }
 
-fn write_fallback(out: &mut [u8], observed: &Observed<'_>) -> Written {
+fn write_fallback(out: &mut [u8], observed: &Observed<'_>) {
     static WRITTEN: AtomicU32 = AtomicU32::new(0);
     if WRITTEN.fetch_add(1, Ordering::Relaxed) >= FALLBACK_RECORDS {
         // Keeps the counter from wrapping.
         WRITTEN.store(FALLBACK_RECORDS, Ordering::Relaxed);
-        return Written::Nowhere;
+        return;
     }
-    write_final(out, observed)
+    write_final(out, observed);
 }
 
-fn write_final(out: &mut [u8], observed: &Observed<'_>) -> Written {
+/// Appends the record, unless no report file is open or it is full.
+fn write_final(out: &mut [u8], observed: &Observed<'_>) {
     let (kind, set, panic) = kind_and_flags(observed);
     let mut writer = Writer::new(out, kind, set, panic_hook::next_number());
     fill(&mut writer, observed, kind, panic);
-    match writer.finish() {
-        Some(record) if report_file::write(record, Quota::End) => Written::Final,
-        _ => Written::Nowhere,
+    if let Some(record) = writer.finish() {
+        report_file::write(record, Quota::End);
     }
 }
 

@@ -50,7 +50,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use handler::SIGNALS;
 pub(super) use handler::is_in_progress;
-pub(super) use stacks::register_thread;
+pub(crate) use stacks::register_thread;
+
+use super::symbols::Modules;
 
 static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
 
@@ -73,7 +75,8 @@ pub(super) fn install() -> io::Result<()> {
     }
     walk::prepare();
     repairs::REPAIR_COUNTS.prefault();
-    handler::note_linkage(walk::is_in_the_program(install as *const () as usize));
+    let here = install as *const () as u64;
+    handler::note_linkage(Modules::loaded().images().any(|image| image.is_main && image.contains(here)));
     let installed = stacks::prepare().and_then(|()| previous::install(&SIGNALS, entry::entry));
     if installed.is_err() {
         // The next call tries again.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use nix::libc::{self, c_int, siginfo_t};
 
+use crate::crash::termination::disposition;
+
 // SAFETY: its functions are called only as the kernel calls a handler, or with the arguments that the kernel gave one.
 type Entry = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
@@ -185,15 +187,6 @@ fn previous(signal: c_int) -> Option<&'static libc::sigaction> {
     let place = PREVIOUS.get(usize::try_from(signal).ok()?)?;
     // SAFETY: null, or leaked by `install` and never changed afterwards.
     unsafe { place.load(Ordering::Acquire).as_ref() }
-}
-
-fn disposition(signal: c_int) -> io::Result<libc::sigaction> {
-    let mut action = default_action();
-    // SAFETY: only reads the disposition, into memory of ours.
-    if unsafe { libc::sigaction(signal, ptr::null(), &mut action) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(action)
 }
 
 /// Whether our handler is still installed for the signal. Uses the system call directly, because it runs on the

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::libc::{c_int, siginfo_t};
 
 use super::previous::{self, bit_of};
+use crate::crash::report_file::{Provisional, Recorded};
 
 /// Repairs at a site before its faults are passed on without a record.
 const REPAIRS_UNTIL_KNOWN: u64 = 4;
@@ -54,16 +55,6 @@ impl FaultSite {
             .fold(0u64, |mixed, part| (mixed ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
         // Never 0, which is `NONE`.
         Self(mixed & !COUNT | (COUNT + 1))
-    }
-
-    /// For storing in an atomic.
-    pub(super) fn to_bits(self) -> u64 {
-        self.0
-    }
-
-    /// The inverse of [`FaultSite::to_bits`].
-    pub(super) fn from_bits(word: u64) -> Self {
-        Self(word)
     }
 
     fn row(self) -> usize {
@@ -129,16 +120,19 @@ const PROBED: usize = 16;
 const DEEPEST: u64 = 64 * 1024;
 
 struct CallEntry {
-    /// Thread, signal and flags; 0 if the entry is free.
+    /// Thread, signal and whether it is blocked; 0 if the entry is free.
     who: AtomicU64,
+    /// See [`bits_of`].
+    recorded: AtomicU64,
     /// The stack pointer when the earlier handler was called.
     stack: AtomicU64,
     /// The [`FaultSite`] of the signal.
     site: AtomicU64,
 }
 
-static CALLS: [CallEntry; ENTRIES] =
-    [const { CallEntry { who: AtomicU64::new(0), stack: AtomicU64::new(0), site: AtomicU64::new(0) } }; ENTRIES];
+static CALLS: [CallEntry; ENTRIES] = [const {
+    CallEntry { who: AtomicU64::new(0), recorded: AtomicU64::new(0), stack: AtomicU64::new(0), site: AtomicU64::new(0) }
+}; ENTRIES];
 
 /// A call of an earlier handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,22 +140,35 @@ pub(super) struct Call {
     pub(super) signal: i32,
     /// Whether the kernel blocks the signal while its handler runs (the default).
     pub(super) is_blocked: bool,
-    /// The record of the signal that it handles.
-    pub(super) record: Recorded,
+    /// The record of the signal that it handles, written before the call.
+    pub(super) recorded: Recorded,
     pub(super) site: FaultSite,
     /// The stack pointer at the call.
     pub(super) stack: u64,
 }
 
-/// The record that was written before the earlier handler was called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Recorded {
-    /// None, because faults at this site are usually repaired.
-    None,
-    /// A provisional record, which can be marked as survived.
-    Provisional,
-    /// A final record, or none was possible.
-    Final,
+/// The bit of [`bits_of`] that stands for a signal without a record.
+pub(super) const UNRECORDED: u64 = 1 << 6;
+const SLOT_AT: u32 = 2;
+const SLOT_MASK: u64 = 0xf;
+const NUMBER_AT: u32 = 8;
+
+/// A record as one word, whose two lowest bits are unused.
+pub(super) fn bits_of(recorded: Recorded) -> u64 {
+    match recorded {
+        Recorded::None => UNRECORDED,
+        Recorded::Provisional(record) => (record.slot as u64 + 1) << SLOT_AT | record.number << NUMBER_AT,
+        Recorded::Final => 0,
+    }
+}
+
+/// The inverse of [`bits_of`].
+pub(super) fn recorded_in(bits: u64) -> Recorded {
+    match (bits >> SLOT_AT & SLOT_MASK) as usize {
+        0 if bits & UNRECORDED != 0 => Recorded::None,
+        0 => Recorded::Final,
+        slot => Recorded::Provisional(Provisional { slot: slot - 1, number: bits >> NUMBER_AT }),
+    }
 }
 
 impl Call {
@@ -185,7 +192,8 @@ pub(super) fn enter(thread: i32, call: &Call) {
     };
     if let Some(entry) = own.or_else(free).or_else(|| entries_of(thread).next()) {
         entry.stack.store(call.stack, Ordering::Relaxed);
-        entry.site.store(call.site.to_bits(), Ordering::Relaxed);
+        entry.site.store(call.site.0, Ordering::Relaxed);
+        entry.recorded.store(bits_of(call.recorded), Ordering::Relaxed);
         entry.who.store(who, Ordering::Relaxed);
     }
 }
@@ -203,30 +211,19 @@ pub(super) fn leave(thread: i32) {
 /// The call that the thread began and has not returned from.
 pub(super) fn call_of(thread: i32) -> Option<Call> {
     let entry = entries_of(thread).find(|entry| thread_in(entry.who.load(Ordering::Relaxed)) == thread)?;
-    let (stack, site) = (entry.stack.load(Ordering::Relaxed), FaultSite::from_bits(entry.site.load(Ordering::Relaxed)));
+    let (stack, site) = (entry.stack.load(Ordering::Relaxed), FaultSite(entry.site.load(Ordering::Relaxed)));
+    let recorded = recorded_in(entry.recorded.load(Ordering::Relaxed));
     let who = entry.who.load(Ordering::Relaxed);
-    let record = match who & (IS_PROVISIONAL | IS_UNRECORDED) {
-        0 => Recorded::Final,
-        IS_PROVISIONAL => Recorded::Provisional,
-        _ => Recorded::None,
-    };
-    let call = Call { signal: (who as u8).into(), is_blocked: who & IS_BLOCKED != 0, record, site, stack };
+    let call = Call { signal: (who as u8).into(), is_blocked: who & IS_BLOCKED != 0, recorded, site, stack };
     // Unless another thread took the entry meanwhile.
     (thread_in(who) == thread).then_some(call)
 }
 
 const IS_BLOCKED: u64 = 1 << 8;
-const IS_PROVISIONAL: u64 = 1 << 9;
-const IS_UNRECORDED: u64 = 1 << 10;
 
 fn word_of(thread: i32, call: &Call) -> u64 {
     let blocked = if call.is_blocked { IS_BLOCKED } else { 0 };
-    let record = match call.record {
-        Recorded::None => IS_UNRECORDED,
-        Recorded::Provisional => IS_PROVISIONAL,
-        Recorded::Final => 0,
-    };
-    u64::from(thread.cast_unsigned()) << 32 | record | blocked | u64::from(call.signal as u8)
+    u64::from(thread.cast_unsigned()) << 32 | blocked | u64::from(call.signal as u8)
 }
 
 fn thread_in(who: u64) -> i32 {
@@ -301,7 +298,8 @@ mod tests {
     const ABRT: i32 = 6;
 
     fn call(is_blocked: bool) -> Call {
-        Call { signal: SEGV, is_blocked, record: Recorded::Provisional, site: FaultSite::NONE, stack: 0x10_0000 }
+        let recorded = Recorded::Provisional(Provisional { slot: 7, number: 9 });
+        Call { signal: SEGV, is_blocked, recorded, site: FaultSite::NONE, stack: 0x10_0000 }
     }
 
     #[test]
@@ -325,11 +323,10 @@ mod tests {
     fn a_thread_finds_its_own_call_among_many() {
         let first = 7_000_000;
         for thread in first..first + 300 {
-            enter(thread, &Call { record: Recorded::None, stack: thread as u64, ..call(true) });
+            enter(thread, &Call { stack: thread as u64, ..call(true) });
         }
         let kept = (first..first + 300).filter(|thread| {
-            call_of(*thread)
-                .is_some_and(|found| found == Call { record: Recorded::None, stack: *thread as u64, ..call(true) })
+            call_of(*thread).is_some_and(|found| found == Call { stack: *thread as u64, ..call(true) })
         });
         assert!(kept.count() > 290, "hardly any was taken away");
         (first..first + 300).for_each(leave);

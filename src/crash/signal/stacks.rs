@@ -74,7 +74,7 @@ fn map(bytes: usize) -> io::Result<*mut c_void> {
 
 /// Gives the calling thread an alternate stack if it has none, so that an overflow of its own stack can be recorded. It
 /// is never freed: a signal may arrive until the very end of the thread.
-pub(in crate::crash) fn register_thread() -> io::Result<()> {
+pub(crate) fn register_thread() -> io::Result<()> {
     let mut current = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: 0, ss_size: 0 };
     // SAFETY: only reads the setting, into memory of ours.
     if unsafe { libc::sigaltstack(ptr::null(), &mut current) } != 0 {

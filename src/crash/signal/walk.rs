@@ -5,7 +5,7 @@
 //! confirmed that the page is readable.
 
 use std::ffi::{c_int, c_void};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
@@ -17,6 +17,7 @@ use nix::libc;
 use super::stacks::Registers;
 use crate::crash::buffers::FRAMES_MOST;
 use crate::crash::stack::store_frame;
+use crate::crash::symbols::loader;
 
 type Tables = UnwinderNative<&'static [u8], MustNotAllocateDuringUnwind>;
 type Cache = CacheNative<MustNotAllocateDuringUnwind>;
@@ -41,33 +42,11 @@ const PAGE: u64 = 4096;
 /// Locates the unwind tables of all loaded images.
 pub(super) fn prepare() {
     let mut walker = Walker { tables: Tables::new(), cache: Cache::new_in(), code: Vec::new() };
-    // SAFETY: the callback has the required type, receives the pointer passed here, and does not unwind.
-    unsafe { libc::dl_iterate_phdr(Some(add_object), (&raw mut walker).cast()) };
+    loader::each_image(&mut |info, segments| {
+        add_object(info.dlpi_addr, segments, &mut walker);
+        ControlFlow::Continue(())
+    });
     WALKER.store(Box::into_raw(Box::new(walker)), Ordering::Release);
-}
-
-/// Whether an address is in the executable, which the loader lists first.
-pub(super) fn is_in_the_program(address: usize) -> bool {
-    struct Asked(u64, bool);
-    /// # Safety
-    ///
-    /// Must be called by the loader, with a pointer to an `Asked`.
-    // SAFETY: as documented above.
-    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, asked: *mut c_void) -> c_int {
-        // SAFETY: the loader's structure is valid during the call; the other pointer is the caller's.
-        let (info, asked) = unsafe { (&*info, &mut *asked.cast::<Asked>()) };
-        // SAFETY: the loader's table, with that many entries.
-        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-        asked.1 = headers
-            .iter()
-            .filter(|header| header.p_type == libc::PT_LOAD)
-            .any(|header| asked.0.wrapping_sub(info.dlpi_addr.wrapping_add(header.p_vaddr)) < header.p_memsz);
-        1
-    }
-    let mut asked = Asked(address as u64, false);
-    // SAFETY: the callback has the required type, receives the pointer passed here, and does not unwind.
-    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut asked).cast()) };
-    asked.1
 }
 
 /// Walks with unwind tables. Only for the thread on our stack, because the cache of the walk exists once.
@@ -253,17 +232,8 @@ fn is_readable(page: u64) -> bool {
     answer == 0 || nix::errno::Errno::last() != nix::errno::Errno::EFAULT
 }
 
-/// Adds a loaded image to the [`Walker`] that `walker` points to.
-///
-/// # Safety
-///
-/// Must be called by the loader, with that pointer as the last argument.
-unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker: *mut c_void) -> c_int {
-    // SAFETY: the loader's structure is valid during the call; the other pointer is `prepare`'s.
-    let (info, walker) = unsafe { (&*info, &mut *walker.cast::<Walker>()) };
-    // SAFETY: the loader's table, with that many entries.
-    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-    let bias = info.dlpi_addr;
+/// Adds a loaded image, whose addresses are those in its headers plus `bias`, to the walker.
+fn add_object(bias: u64, headers: &[libc::Elf64_Phdr], walker: &mut Walker) {
     // The bias is negative, in wrapping arithmetic, if an image is loaded below its linked address.
     let place = |header: &libc::Elf64_Phdr| {
         let start = bias.wrapping_add(header.p_vaddr);
@@ -272,13 +242,13 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
     let loaded = || headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
     let code = loaded().find(|header| header.p_flags & libc::PF_X != 0).map(place);
     let index = headers.iter().find(|header| header.p_type == libc::PT_GNU_EH_FRAME).map(place);
-    let (Some(code), Some(index)) = (code, index) else { return 0 };
+    let (Some(code), Some(index)) = (code, index) else { return };
     walker.code.push(code.clone());
     let start = loaded().map(|header| place(header).start).min().unwrap_or(bias);
     let end = loaded().map(|header| place(header).end).max().unwrap_or(bias);
     let Some(segment_end) = loaded().map(place).find(|segment| segment.contains(&index.start)).map(|found| found.end)
     else {
-        return 0;
+        return;
     };
     // SAFETY: a segment that the loader has mapped, and that stays mapped while the image is loaded. If an image is
     // unloaded later, reading its range is a fault inside the handler, which `handle_nested` handles.
@@ -286,7 +256,7 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
         let start = ptr::with_exposed_provenance::<u8>(range.start as usize);
         std::slice::from_raw_parts(start, (range.end - range.start) as usize)
     };
-    let Some(frames) = frames_of(&index, bytes(&index), segment_end) else { return 0 };
+    let Some(frames) = frames_of(&index, bytes(&index), segment_end) else { return };
     let relative = |range: &Range<u64>| range.start.wrapping_sub(bias)..range.end.wrapping_sub(bias);
     walker.tables.add_module(Module::new(
         String::new(),
@@ -303,7 +273,6 @@ unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, walker:
             ..Default::default()
         },
     ));
-    0
 }
 
 /// Locates the unwind tables through their index, which holds the distance in the one encoding that linkers write.

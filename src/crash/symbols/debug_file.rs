@@ -26,6 +26,9 @@ use object::elf::{FileHeader64, SHN_UNDEF, STT_FUNC, STT_OBJECT};
 use object::read::elf::{ElfFile64, FileHeader, Sym};
 use object::{CompressionFormat, Object, ObjectSection};
 
+use crate::record::symbols::Symbol;
+use crate::sys::limits::beginning;
+
 /// Files larger than this are not read: it would take too long.
 pub(super) const LARGEST_FILE: u64 = 256 * 1024 * 1024;
 /// Functions in larger units, or in units with larger line programs, only get names from the symbol table: parsing
@@ -43,18 +46,14 @@ pub(super) const MOST_DECOMPRESSED: usize = 12 * 1024 * 1024;
 /// After the length: a version 5 header of a type unit, which makes `addr2line` skip everything up to its length.
 const HIDDEN: [u8; 4] = [5, 0, 2, 8];
 const HIDDEN_LEN: usize = 24;
+/// Maximum number of functions inlined at one address.
+const MOST_INLINED: usize = 32;
+/// Maximum bytes kept of a function or file name.
+pub(super) const NAME_KEPT: usize = 512;
 const DEBUG_ROOT: &str = "/usr/lib/debug";
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 type Dwarf<'a> = gimli::Dwarf<Slice<'a>>;
-
-/// A function at an address, with raw names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct RawSymbol {
-    pub(super) name: Option<Vec<u8>>,
-    pub(super) file: Option<String>,
-    pub(super) line: Option<u32>,
-}
 
 /// A mapped file with debug information, and the index of its units.
 #[derive(Debug)]
@@ -166,7 +165,7 @@ impl DebugFile {
     }
 
     /// The functions at an address of the file, innermost first.
-    pub(super) fn look_up(&mut self, probe: u64) -> Vec<RawSymbol> {
+    pub(super) fn look_up(&mut self, probe: u64) -> Vec<Symbol> {
         let holds = |range: &&UnitRange| (range.begin..range.end).contains(&probe);
         let mut shown: BTreeSet<usize> =
             self.ranges.iter().filter(holds).take(MOST_UNITS).map(|range| range.unit as usize).collect();
@@ -188,15 +187,15 @@ impl DebugFile {
         }
         let in_table = || self.name_in_table(probe);
         if found.is_empty() {
-            return in_table().map(|name| RawSymbol { name: Some(name), ..RawSymbol::default() }).into_iter().collect();
+            return in_table().map(|function| Symbol { function, ..Symbol::default() }).into_iter().collect();
         }
-        for unlinked in found.iter_mut().filter(|found| found.name.is_none()) {
-            unlinked.name = in_table();
+        for unlinked in found.iter_mut().filter(|found| found.function.is_empty()) {
+            unlinked.function = in_table().unwrap_or_default();
         }
         found
     }
 
-    fn look_up_in(&mut self, shown: &BTreeSet<usize>, probe: u64) -> Result<Vec<RawSymbol>, gimli::Error> {
+    fn look_up_in(&mut self, shown: &BTreeSet<usize>, probe: u64) -> Result<Vec<Symbol>, gimli::Error> {
         let hidden = self.hide_all_but(shown);
         let found = frames_at(self.dwarf(), probe);
         for (start, bytes) in hidden {
@@ -253,7 +252,7 @@ impl DebugFile {
     }
 
     /// The function at an address according to the symbol table, which is not copied.
-    fn name_in_table(&self, probe: u64) -> Option<Vec<u8>> {
+    fn name_in_table(&self, probe: u64) -> Option<String> {
         let data = self.map.bytes();
         let header = FileHeader64::<object::LittleEndian>::parse(data).ok()?;
         let sections = header.sections(object::LittleEndian, data).ok()?;
@@ -268,7 +267,7 @@ impl DebugFile {
         let before = table.iter().filter(is_defined).filter(|symbol| address(symbol) <= probe);
         let nearest = before.max_by_key(address)?;
         let end = address(&nearest).saturating_add(nearest.st_size(object::LittleEndian));
-        (probe <= end).then(|| nearest.name(object::LittleEndian, table.strings()).ok().map(<[u8]>::to_vec)).flatten()
+        (probe <= end).then(|| nearest.name(object::LittleEndian, table.strings()).ok().map(demangled)).flatten()
     }
 }
 
@@ -293,19 +292,24 @@ fn add_ranges(ranges: &mut Vec<UnitRange>, dwarf: &Dwarf<'_>, unit: &gimli::Unit
     true
 }
 
-fn frames_at(dwarf: Dwarf<'_>, probe: u64) -> Result<Vec<RawSymbol>, gimli::Error> {
+fn frames_at(dwarf: Dwarf<'_>, probe: u64) -> Result<Vec<Symbol>, gimli::Error> {
     let context = addr2line::Context::from_dwarf(dwarf)?;
     let mut frames = context.find_frames(probe).skip_all_loads()?;
     let mut found = Vec::new();
-    while let Ok(Some(frame)) = frames.next() {
+    while let (true, Ok(Some(frame))) = (found.len() < MOST_INLINED, frames.next()) {
         let location = frame.location.as_ref();
-        found.push(RawSymbol {
-            name: frame.function.map(|function| function.name.slice().to_vec()),
-            file: location.and_then(|at| at.file).map(str::to_owned),
+        found.push(Symbol {
+            function: frame.function.map(|function| demangled(function.name.slice())).unwrap_or_default(),
+            file: location.and_then(|at| at.file).map(|path| beginning(path, NAME_KEPT).to_owned()),
             line: location.and_then(|at| at.line),
         });
     }
     Ok(found)
+}
+
+/// The readable form of a name, without hash and disambiguators.
+fn demangled(name: &[u8]) -> String {
+    beginning(&format!("{:#}", backtrace::SymbolName::new(name)), NAME_KEPT).to_owned()
 }
 
 /// The debug sections. Compressed ones are decompressed within the budget; if one does not fit, none are returned.

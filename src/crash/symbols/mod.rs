@@ -19,32 +19,30 @@ mod modules;
 mod tests;
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use lru::LruCache;
+
 use crate::record::Symbols;
 use crate::record::stack::Image;
 use crate::record::symbols::{CONTEXT_LINES, SourceLines, Symbol};
 use crate::sys::disk::fork;
-use crate::sys::limits::beginning;
 use crate::sys::machine;
-use debug_file::{DebugFile, LARGEST_FILE, MOST_DECOMPRESSED, RawSymbol};
+use debug_file::{DebugFile, LARGEST_FILE, MOST_DECOMPRESSED};
 pub(crate) use modules::Modules;
+#[cfg(all(feature = "crash-signals", target_os = "linux"))]
+pub(super) use modules::loader;
 
 /// Peak memory of a look-up. If the process's control group has less available, frames get no names.
 const MEMORY_NEEDED: u64 = 24 * 1024 * 1024;
-/// Names are cached for this many addresses, in each of two generations.
-const KEPT: usize = 512;
-/// Maximum number of functions inlined at one address.
-const MOST_INLINED: usize = 32;
-/// Maximum bytes kept of a function or file name.
-const NAME_KEPT: usize = 512;
-
+/// Names are cached for this many addresses.
+const KEPT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Symbols from the debug information of the images loaded in this process.
 #[derive(Debug)]
 pub(crate) struct InProcess {
@@ -52,11 +50,10 @@ pub(crate) struct InProcess {
     known: Mutex<Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
-    /// Names by build id and offset: the recent generation, and the one before.
-    young: HashMap<(Box<[u8]>, u64), Vec<Symbol>>,
-    old: HashMap<(Box<[u8]>, u64), Vec<Symbol>>,
+    /// Names by build id and offset.
+    names: LruCache<(Box<[u8]>, u64), Vec<Symbol>>,
     /// By path: the file when it was checked, and whether it has the build id of the loaded image.
     files: HashMap<Box<str>, (Identity, bool)>,
     /// Debug information by build id, while a request body is composed; `None` if there is none, or not enough memory.
@@ -91,8 +88,8 @@ impl Symbols for InProcess {
         let Some(offset) = address.checked_sub(image.address) else { return Vec::new() };
         let mut known = self.known();
         let key = (Box::from(image.build_id), offset);
-        if let Some(found) = known.recall(&key) {
-            return found;
+        if let Some(found) = known.names.get(&key) {
+            return found.clone();
         }
         let modules = Modules::loaded();
         let Some(loaded) = modules.images().find(|loaded| loaded.build_id == image.build_id) else { return Vec::new() };
@@ -106,7 +103,7 @@ impl Symbols for InProcess {
         let Some(debug_file) = debug_file else { return Vec::new() };
         // The byte before a return address belongs to the call.
         let found = look_up(debug_file, loaded.vmaddr.wrapping_add(offset).wrapping_sub(1));
-        known.keep(key, found.clone());
+        known.names.put(key, found.clone());
         found
     }
 
@@ -123,23 +120,13 @@ impl Symbols for InProcess {
     }
 }
 
+impl Default for Known {
+    fn default() -> Self {
+        Self { names: LruCache::sparse(KEPT), files: HashMap::new(), opened: HashMap::new() }
+    }
+}
+
 impl Known {
-    fn recall(&mut self, key: &(Box<[u8]>, u64)) -> Option<Vec<Symbol>> {
-        if let Some(found) = self.young.get(key) {
-            return Some(found.clone());
-        }
-        let (key, found) = self.old.remove_entry(key)?;
-        self.keep(key, found.clone());
-        Some(found)
-    }
-
-    fn keep(&mut self, key: (Box<[u8]>, u64), found: Vec<Symbol>) {
-        if self.young.len() >= KEPT {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(key, found);
-    }
-
     /// Whether the file of a loaded image has the image's build id, and is not too large.
     fn trusts(&mut self, loaded: &Image<'_>) -> bool {
         let Ok(file) = File::open(loaded.path) else { return false };
@@ -186,21 +173,10 @@ fn open(loaded: &Image<'_>, budget: usize) -> Option<DebugFile> {
 
 /// The functions at an address of a file, outermost first.
 fn look_up(file: &mut DebugFile, address: u64) -> Vec<Symbol> {
-    let found = catch_unwind(AssertUnwindSafe(|| file.look_up(address))).unwrap_or_default();
-    let mut symbols: Vec<_> = found.into_iter().take(MOST_INLINED).map(symbol_of).collect();
+    let mut symbols = catch_unwind(AssertUnwindSafe(|| file.look_up(address))).unwrap_or_default();
     symbols.retain(|symbol| !symbol.function.is_empty() || symbol.file.is_some());
     symbols.reverse();
     symbols
-}
-
-fn symbol_of(found: RawSymbol) -> Symbol {
-    let mut function = String::new();
-    if let Some(name) = found.name {
-        // The alternate form omits hash and disambiguators. Writing to a `String` cannot fail.
-        let _written = write!(function, "{:#}", backtrace::SymbolName::new(&name));
-    }
-    let file = found.file.map(|path| beginning(&path, NAME_KEPT).to_owned());
-    Symbol { function: beginning(&function, NAME_KEPT).to_owned(), file, line: found.line }
 }
 
 /// Maximum bytes read of a source file.

@@ -9,6 +9,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, TryLockError};
 
+use object::elf::{ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID, PT_NOTE, ProgramHeader64};
+use object::read::elf::{FileHeader, Note, NoteIterator, ProgramHeader};
+use object::{LittleEndian, pod};
+
 use crate::record::stack::Image;
 
 /// The images that were loaded at one moment.
@@ -28,14 +32,8 @@ struct Module {
     path: Box<str>,
 }
 
-/// How often an image was loaded and unloaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Changes {
-    loaded: u64,
-    unloaded: u64,
-}
-
-static KEPT: Mutex<Option<(Changes, Modules)>> = Mutex::new(None);
+/// The list, and the loader's counters when it was made.
+static KEPT: Mutex<Option<((u64, u64), Modules)>> = Mutex::new(None);
 
 impl Modules {
     /// The images that are loaded now.
@@ -59,7 +57,7 @@ impl Modules {
 
     /// How often an image was loaded since the process began.
     pub(crate) fn times_loaded() -> u64 {
-        loader::changes().loaded
+        loader::changes().0
     }
 
     /// Iterates over the images.
@@ -76,31 +74,59 @@ impl Modules {
 }
 
 #[cfg(target_os = "linux")]
-mod loader {
+pub(in crate::crash) mod loader {
     use std::ffi::{CStr, c_int, c_void};
+    use std::ops::ControlFlow;
     use std::ptr;
 
-    use nix::libc::{PF_R, PT_LOAD, PT_NOTE, dl_iterate_phdr, dl_phdr_info};
+    use nix::libc::{Elf64_Phdr, PF_R, PT_LOAD, PT_NOTE, dl_iterate_phdr, dl_phdr_info};
 
-    use super::{Changes, Module};
+    use super::Module;
 
     /// Appended by the kernel to the path of a deleted file.
     const DELETED: &str = " (deleted)";
     const PAGE: u64 = 4096;
 
-    /// The loader's counters of changes.
-    pub(super) fn changes() -> Changes {
-        let mut changes = Changes::default();
-        // SAFETY: `count` uses the pointer as this type, and it outlives the call.
-        unsafe { dl_iterate_phdr(Some(count), ptr::from_mut(&mut changes).cast()) };
+    type Visit<'a> = &'a mut dyn FnMut(&dl_phdr_info, &[Elf64_Phdr]) -> ControlFlow<()>;
+
+    /// Calls `visit` with each image and its segments, the executable first. `visit` runs under the loader's lock and
+    /// below C frames, so it must not panic.
+    pub(in crate::crash) fn each_image(mut visit: Visit<'_>) {
+        /// # Safety
+        ///
+        /// Must be called by the loader, with a [`Visit`] as the last argument.
+        unsafe extern "C" fn call(info: *mut dl_phdr_info, _size: usize, visit: *mut c_void) -> c_int {
+            // SAFETY: the loader passes a valid image, and `visit` is what the caller below passed.
+            let (info, visit) = unsafe { (&*info, &mut *visit.cast::<Visit<'_>>()) };
+            let segments = match info.dlpi_phdr.is_null() {
+                true => &[],
+                // SAFETY: not null, so the loader's table has that many entries, and is valid during the callback.
+                false => unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) },
+            };
+            visit(info, segments).is_break().into()
+        }
+        // SAFETY: `call` uses the pointer as this type, and it outlives the call.
+        unsafe { dl_iterate_phdr(Some(call), ptr::from_mut(&mut visit).cast()) };
+    }
+
+    /// How often an image was loaded, and unloaded.
+    pub(super) fn changes() -> (u64, u64) {
+        let mut changes = (0, 0);
+        each_image(&mut |info, _| {
+            changes = (info.dlpi_adds, info.dlpi_subs);
+            // Each image has the same counters.
+            ControlFlow::Break(())
+        });
         changes
     }
 
     /// Lists the images.
     pub(super) fn list() -> Vec<Module> {
         let mut modules: Vec<Module> = Vec::new();
-        // SAFETY: `add` uses the pointer as this type, and it outlives the call.
-        unsafe { dl_iterate_phdr(Some(add), ptr::from_mut(&mut modules).cast()) };
+        each_image(&mut |info, segments| {
+            modules.push(read(info, segments));
+            ControlFlow::Continue(())
+        });
         // The executable is listed first, without a name. Its path is read here, and not under the loader's lock.
         if let Some(main) = modules.first_mut() {
             main.is_main = true;
@@ -112,35 +138,7 @@ mod loader {
         modules
     }
 
-    /// Each image has the same counters, so the first ends the iteration.
-    ///
-    /// # Safety
-    ///
-    /// Must be called by the loader, with [`Changes`] as the last argument.
-    unsafe extern "C" fn count(info: *mut dl_phdr_info, _size: usize, changes: *mut c_void) -> c_int {
-        // SAFETY: the loader passes a valid image, and `changes` is what the caller above passed.
-        let (info, changes) = unsafe { (&*info, &mut *changes.cast::<Changes>()) };
-        *changes = Changes { loaded: info.dlpi_adds, unloaded: info.dlpi_subs };
-        1
-    }
-
-    /// # Safety
-    ///
-    /// Must be called by the loader, with a list of [`Module`]s as the last argument.
-    unsafe extern "C" fn add(info: *mut dl_phdr_info, _size: usize, modules: *mut c_void) -> c_int {
-        // SAFETY: the loader passes a valid image, and `modules` is what the caller above passed.
-        let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Vec<Module>>()) };
-        modules.push(read(info));
-        0
-    }
-
-    /// Runs under the loader's lock and below C frames, so nothing in it panics.
-    fn read(info: &dl_phdr_info) -> Module {
-        let segments = match info.dlpi_phdr.is_null() {
-            true => &[],
-            // SAFETY: not null, so the loader's table has that many entries, and is valid during the callback.
-            false => unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) },
-        };
+    fn read(info: &dl_phdr_info, segments: &[Elf64_Phdr]) -> Module {
         let loads = || segments.iter().filter(|segment| segment.p_type == PT_LOAD);
         let start = loads().map(|load| load.p_vaddr).min().unwrap_or(0) & !(PAGE - 1);
         let end = loads().map(|load| load.p_vaddr.saturating_add(load.p_memsz)).max().unwrap_or(0);
@@ -175,10 +173,10 @@ mod loader {
 
 #[cfg(not(target_os = "linux"))]
 mod loader {
-    use super::{Changes, Module};
+    use super::Module;
 
-    pub(super) fn changes() -> Changes {
-        Changes::default()
+    pub(super) fn changes() -> (u64, u64) {
+        (0, 0)
     }
 
     pub(super) fn list() -> Vec<Module> {
@@ -188,49 +186,37 @@ mod loader {
 
 /// Maximum bytes read of a note segment.
 const NOTES_READ: usize = 64 * 1024;
-const HEADER: usize = 64;
-const PROGRAM_HEADER: usize = 56;
 /// Maximum number of segments read; an executable has about a dozen.
-const MOST_SEGMENTS: u64 = 128;
-const NOTE_SEGMENT: u32 = 4;
-const GNU_BUILD_ID: u32 = 3;
+const MOST_SEGMENTS: u16 = 128;
 
 /// The build id in the notes of a segment, whose entries are aligned to `align`.
 fn build_id(notes: &[u8], align: usize) -> Option<&[u8]> {
     // Any other value than 8 means 4.
     let align = if align == 8 { 8 } else { 4 };
-    let mut rest = notes;
-    loop {
-        let (name_len, content_len, kind) = (u32_at(rest, 0)?, u32_at(rest, 4)?, u32_at(rest, 8)?);
-        let name = rest.get(12..)?.get(..usize::try_from(name_len).ok()?)?;
-        let at = name.len().checked_add(12)?.checked_next_multiple_of(align)?;
-        let content = rest.get(at..)?.get(..usize::try_from(content_len).ok()?)?;
-        if kind == GNU_BUILD_ID && name == b"GNU\0" && !content.is_empty() {
-            return Some(content);
-        }
-        let next = at.checked_add(content.len())?.checked_next_multiple_of(align)?;
-        rest = rest.get(next..)?;
-    }
+    let notes = NoteIterator::<FileHeader64<LittleEndian>>::new(LittleEndian, align, notes).ok()?;
+    let is_build_id = |note: &Note<'_, _>| note.n_type(LittleEndian) == NT_GNU_BUILD_ID && note.name() == ELF_NOTE_GNU;
+    notes.map_while(Result::ok).filter(is_build_id).map(|note| note.desc()).find(|id| !id.is_empty())
 }
 
-/// The build id of a 64-bit ELF file.
+/// The build id of a 64-bit ELF file. Reads the file instead of mapping it, since it may be truncated meanwhile.
 pub(super) fn build_id_of(file: &File) -> Option<Vec<u8>> {
-    let mut header = [0; HEADER];
-    file.read_exact_at(&mut header, 0).ok()?;
-    (header.starts_with(b"\x7fELF\x02\x01")).then_some(())?;
-    let (start, count) = (u64_at(&header, 32)?, u64::from(u16_at(&header, 56)?));
-    (u16_at(&header, 54)? as usize == PROGRAM_HEADER).then_some(())?;
-    for place in 0..count.min(MOST_SEGMENTS) {
-        let mut segment = [0; PROGRAM_HEADER];
-        let at = start.checked_add(place * PROGRAM_HEADER as u64)?;
-        file.read_exact_at(&mut segment, at).ok()?;
-        if u32_at(&segment, 0)? != NOTE_SEGMENT {
+    let bytes = read_at(file, 0, size_of::<FileHeader64<LittleEndian>>())?;
+    let (header, _) = pod::from_bytes::<FileHeader64<LittleEndian>>(&bytes).ok()?;
+    let segment_len = size_of::<ProgramHeader64<LittleEndian>>();
+    let is_read = header.is_supported()
+        && header.is_little_endian()
+        && usize::from(header.e_phentsize(LittleEndian)) == segment_len;
+    is_read.then_some(())?;
+    for place in 0..header.e_phnum(LittleEndian).min(MOST_SEGMENTS) {
+        let at = header.e_phoff(LittleEndian).checked_add(u64::from(place) * segment_len as u64)?;
+        let bytes = read_at(file, at, segment_len)?;
+        let (segment, _) = pod::from_bytes::<ProgramHeader64<LittleEndian>>(&bytes).ok()?;
+        if segment.p_type(LittleEndian) != PT_NOTE {
             continue;
         }
-        let len = usize::try_from(u64_at(&segment, 32)?).ok()?.min(NOTES_READ);
-        let mut notes = vec![0; len];
-        file.read_exact_at(&mut notes, u64_at(&segment, 8)?).ok()?;
-        let align = usize::try_from(u64_at(&segment, 48)?).unwrap_or(0);
+        let len = usize::try_from(segment.p_filesz(LittleEndian)).ok()?.min(NOTES_READ);
+        let notes = read_at(file, segment.p_offset(LittleEndian), len)?;
+        let align = usize::try_from(segment.p_align(LittleEndian)).unwrap_or(0);
         if let Some(found) = build_id(&notes, align) {
             return Some(found.to_vec());
         }
@@ -238,18 +224,9 @@ pub(super) fn build_id_of(file: &File) -> Option<Vec<u8>> {
     None
 }
 
-// All supported machines are little-endian.
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+fn read_at(file: &File, at: u64, len: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
 }
 
 #[cfg(test)]
@@ -273,7 +250,7 @@ mod tests {
     fn the_list_is_made_once_as_long_as_nothing_is_loaded() {
         let (one, other) = (Modules::loaded(), Modules::loaded());
         let is_same = Arc::ptr_eq(&one.modules, &other.modules);
-        assert!(is_same || loader::changes() != Changes::default());
+        assert!(is_same || loader::changes() != (0, 0));
         let held = KEPT.lock();
         assert_eq!(
             Modules::loaded().modules,

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::debug_file::LARGEST_FILE;
-use super::{InProcess, KEPT, Known, LINE_KEPT, Modules, NAME_KEPT, lines_around};
+use super::debug_file::{LARGEST_FILE, NAME_KEPT};
+use super::{InProcess, KEPT, Known, LINE_KEPT, Modules, lines_around};
 use crate::record::Symbols;
 use crate::record::stack::Image;
 use crate::record::symbols::Symbol;
@@ -82,12 +82,12 @@ fn names_of_recent_addresses_are_cached() {
     let mut known = Known::default();
     let key = |n: u64| (Box::from([1_u8]), n);
     let named = |n: u64| vec![Symbol { function: n.to_string(), ..Symbol::default() }];
-    for n in 0..10 * KEPT as u64 {
-        known.keep(key(n), named(n));
-        assert_eq!(known.recall(&key(0)), Some(named(0)), "asked for all the time");
-        assert!(known.young.len() + known.old.len() <= 2 * KEPT);
+    for n in 0..10 * KEPT.get() as u64 {
+        known.names.put(key(n), named(n));
+        assert_eq!(known.names.get(&key(0)), Some(&named(0)), "asked for all the time");
+        assert!(known.names.len() <= KEPT.get());
     }
-    assert_eq!(known.recall(&key(1)), None);
+    assert_eq!(known.names.get(&key(1)), None);
 }
 
 /// Addresses spread over the code of this executable. Only some are return addresses.

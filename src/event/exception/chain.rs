@@ -9,6 +9,7 @@ use std::fmt::{self, Debug, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, ptr};
 
+use super::event::ExceptionStack;
 use crate::sys::limits::{NAME_KEPT, beginning};
 use crate::sys::reentry;
 
@@ -19,29 +20,34 @@ const MESSAGE_KEPT: usize = 10_000;
 /// Bytes kept of each further message, which is usually contained in the one above.
 const CAUSE_KEPT: usize = 2_000;
 
-/// One error of a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ChainEntry {
+/// One entry of `$exception_list`: an error, a panic or a signal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChainEntry<'a> {
     /// The name of its type.
-    pub(super) kind: String,
+    pub(crate) kind: String,
     /// The module of its type, if known.
-    pub(super) module: Option<String>,
-    /// Its `Display` text.
-    pub(super) message: String,
+    pub(crate) module: Option<String>,
+    /// An error's `Display` text.
+    pub(crate) message: String,
+    /// The thread, if known.
+    pub(crate) thread: Option<u64>,
+    pub(crate) stack: ExceptionStack<'a>,
 }
 
-/// An error and its sources, outermost first.
+/// An error and its sources, or a crash and the panics during whose cleanup it happened: each entry is the reason of
+/// the one before it.
 #[derive(Clone, Debug)]
-pub(crate) struct Chain {
-    pub(super) outermost: ChainEntry,
-    pub(super) causes: Vec<ChainEntry>,
-    /// The outermost error is an [`AdHocError`].
-    pub(super) is_ad_hoc: bool,
+pub(crate) struct Chain<'a> {
+    pub(crate) entries: Vec<ChainEntry<'a>>,
+    /// The source of the mechanism `chained` of all entries but the first: `cause` or `context`.
+    pub(crate) relation: &'static str,
+    /// The first entry is no error, or its stack is not its own.
+    pub(crate) is_synthetic: bool,
     /// The first method of an error that panicked or failed, if any.
     pub(crate) failed_call: Option<&'static str>,
 }
 
-impl Chain {
+impl<'a> Chain<'a> {
     /// Reads an error and its sources.
     pub(crate) fn of<E: Error + ?Sized>(error: &E) -> Self {
         Self::read(&error, ptr::from_ref(error).cast(), std::any::type_name::<E>())
@@ -58,13 +64,12 @@ impl Chain {
         let (kind, module) = named
             .or_else(|| Some((in_debug(&error, &message, &mut note)?, None)))
             .unwrap_or_else(|| (UNNAMED.to_owned(), None));
-        let outermost = ChainEntry { kind, module, message };
-        let mut causes = Vec::new();
+        let mut entries = vec![ChainEntry { kind, module, message, ..ChainEntry::default() }];
         let mut seen: Vec<&(dyn Error + 'static)> = Vec::new();
         let first = ask(error, &mut note);
         let mut next = first;
         while let Some(cause) = next
-            && causes.len() + 1 < MOST_ERRORS
+            && entries.len() < MOST_ERRORS
             && !seen.iter().any(|other| ptr::eq(*other, cause))
         {
             next = ask(cause, &mut note);
@@ -76,10 +81,20 @@ impl Chain {
             }
             let (message, has_failed) = print(CAUSE_KEPT, format_args!("{cause}"));
             note("Display", has_failed);
-            causes.push(ChainEntry { kind: kind_of_cause(cause, &message, &mut note), module: None, message });
+            let kind = kind_of_cause(cause, &message, &mut note);
+            entries.push(ChainEntry { kind, message, ..ChainEntry::default() });
             seen.push(cause);
         }
-        Self { outermost, causes, is_ad_hoc, failed_call }
+        Self { entries, relation: "cause", is_synthetic: is_ad_hoc, failed_call }
+    }
+
+    /// Sets the stack of the first entry. One that the call captured is not the error's own.
+    pub(crate) fn with_stack(mut self, stack: ExceptionStack<'a>) -> Self {
+        self.is_synthetic |= matches!(&stack, ExceptionStack::Captured(stack) if !stack.is_empty());
+        if let Some(first) = self.entries.first_mut() {
+            first.stack = stack;
+        }
+        self
     }
 }
 

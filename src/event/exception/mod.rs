@@ -22,7 +22,7 @@
 //!
 //! # Operations
 //!
-//! [`Chain::of`] reads an error, [`Chain::describe`] builds its event, [`Crash::describe`] that of a panic or a signal.
+//! [`Chain::of`] reads an error, [`Chain::describe`] builds its event, and that of a panic or a signal.
 //! [`ExceptionOptions`] are a caller's settings, [`AdHocError`] wraps a value that is no error.
 
 mod chain;
@@ -33,7 +33,10 @@ mod printed;
 mod tests;
 
 pub use chain::AdHocError;
-pub(crate) use chain::Chain;
-pub(crate) use event::{Crash, Entry, ExceptionStack};
+pub(crate) use chain::{Chain, ChainEntry};
+pub(crate) use event::ExceptionStack;
 pub use options::{ExceptionOptions, Level, ParseLevelError};
-pub(crate) use printed::PrintedStack;
+#[cfg(feature = "anyhow")]
+pub(crate) use printed::printed_stack;
+#[cfg(feature = "eyre")]
+pub(crate) use printed::stack_below;

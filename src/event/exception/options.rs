@@ -7,9 +7,10 @@ use std::time::SystemTime;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::printed::PrintedStack;
+use super::printed::printed_stack;
 use crate::event::Event;
 use crate::event::draft::is_blank;
+use crate::record::symbols::Symbol;
 use crate::record::values::value_as;
 use crate::record::{Pairs, Unencodable};
 use crate::sys::clock::nanos_since_epoch;
@@ -61,9 +62,12 @@ pub struct ExceptionOptions {
     pub(super) mechanism: Option<String>,
     pub(super) source: Option<String>,
     pub(super) fingerprint: Option<String>,
-    stack: bool,
-    own_stack: Option<PrintedStack>,
-    invalid: Vec<String>,
+    /// Whether the stack of the call is to be captured.
+    pub(crate) stack: bool,
+    /// The stack that the error captured itself.
+    pub(crate) own_stack: Option<Vec<Symbol>>,
+    /// Descriptions of invalid options.
+    pub(crate) invalid: Vec<String>,
 }
 
 impl Default for ExceptionOptions {
@@ -194,23 +198,8 @@ impl ExceptionOptions {
     /// let options = ExceptionOptions::new().backtrace(&Backtrace::force_capture());
     /// ```
     pub fn backtrace(mut self, backtrace: &(impl Display + ?Sized)) -> Self {
-        self.own_stack = PrintedStack::of(&backtrace).or(self.own_stack);
+        self.own_stack = printed_stack(&backtrace).or(self.own_stack);
         self
-    }
-
-    /// Takes the stack that the error captured itself.
-    pub(crate) fn take_own_stack(&mut self) -> Option<PrintedStack> {
-        self.own_stack.take()
-    }
-
-    /// Whether the stack of the call is to be captured.
-    pub(crate) fn wants_stack(&self) -> bool {
-        self.stack
-    }
-
-    /// Takes the descriptions of invalid options.
-    pub(crate) fn take_invalid(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.invalid)
     }
 
     fn take(&mut self, pairs: &Pairs) {

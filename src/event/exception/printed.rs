@@ -10,7 +10,7 @@ use std::fmt::Display;
 
 use super::chain::print;
 use crate::record::stack::{NEAREST_FRAMES, OUTERMOST_FRAMES};
-use crate::record::symbols::crate_of;
+use crate::record::symbols::{Symbol, crate_of};
 use crate::sys::limits::beginning;
 
 /// Maximum bytes read of a text.
@@ -23,62 +23,47 @@ const NAME_KEPT: usize = 512;
 /// Crates whose frames at the beginning of a stack are those that captured it.
 const CAPTURING: [&str; 6] = ["anyhow", "backtrace", "color_eyre", "eyre", "stable_eyre", "std"];
 
-/// A parsed stack.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PrintedStack {
-    /// Innermost first.
-    pub(super) frames: Vec<Frame>,
+/// The stack in a `Backtrace`, innermost frame first. Formatting it looks up all names, during this call.
+pub(crate) fn printed_stack(backtrace: &dyn Display) -> Option<Vec<Symbol>> {
+    let (text, _) = print(TEXT_READ, format_args!("{backtrace}"));
+    parse(&text)
 }
 
-/// A frame. The file is given with its line, if known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub(super) function: String,
-    pub(super) file: Option<(String, Option<u64>)>,
+/// The stack that a report prints below its messages; the report provides no other access to it.
+#[cfg(any(feature = "eyre", test))]
+pub(crate) fn stack_below(report: &dyn Debug) -> Option<Vec<Symbol>> {
+    let (text, _) = print(TEXT_READ, format_args!("{report:?}"));
+    parse(text.split_once(EYRE_HEADING)?.1)
 }
 
-impl PrintedStack {
-    /// The stack in a `Backtrace`. Formatting it looks up all names, during this call.
-    pub(crate) fn of(backtrace: &dyn Display) -> Option<Self> {
-        let (text, _) = print(TEXT_READ, format_args!("{backtrace}"));
-        Self::parse(&text)
-    }
-
-    /// The stack that a report prints below its messages; the report provides no other access to it.
-    #[cfg(any(feature = "eyre", test))]
-    pub(crate) fn below(report: &dyn Debug) -> Option<Self> {
-        let (text, _) = print(TEXT_READ, format_args!("{report:?}"));
-        Self::parse(text.split_once(EYRE_HEADING)?.1)
-    }
-
-    /// Parses the text of a `Backtrace`. `None` if it has no frames.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut frames: Vec<Frame> = Vec::new();
-        let mut outermost: VecDeque<Frame> = VecDeque::new();
-        let mut current: Option<Frame> = None;
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            if let Some(place) = line.strip_prefix("at ") {
-                if let Some(frame) = &mut current {
-                    frame.file.get_or_insert_with(|| file_of(place));
-                }
-                continue;
+/// Parses the text of a `Backtrace`. `None` if it has no frames.
+pub(super) fn parse(text: &str) -> Option<Vec<Symbol>> {
+    let mut frames: Vec<Symbol> = Vec::new();
+    let mut outermost: VecDeque<Symbol> = VecDeque::new();
+    let mut current: Option<Symbol> = None;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(place) = line.strip_prefix("at ") {
+            if let Some(frame) = current.as_mut().filter(|frame| frame.file.is_none()) {
+                let (file, line) = file_of(place);
+                (frame.file, frame.line) = (Some(beginning(file, NAME_KEPT).to_owned()), line);
             }
-            let Some(function) = function_of(line, current.is_some()) else { continue };
-            let frame = Frame { function: beginning(function, NAME_KEPT).to_owned(), file: None };
-            keep(current.replace(frame), &mut frames, &mut outermost);
+            continue;
         }
-        keep(current, &mut frames, &mut outermost);
-        frames.extend(outermost);
-        let capturing = frames.iter().take_while(|frame| CAPTURING.contains(&crate_of(&frame.function))).count();
-        if capturing < frames.len() {
-            frames.drain(..capturing);
-        }
-        (!frames.is_empty()).then_some(Self { frames })
+        let Some(function) = function_of(line, current.is_some()) else { continue };
+        let frame = Symbol { function: beginning(function, NAME_KEPT).to_owned(), ..Symbol::default() };
+        keep(current.replace(frame), &mut frames, &mut outermost);
     }
+    keep(current, &mut frames, &mut outermost);
+    frames.extend(outermost);
+    let capturing = frames.iter().take_while(|frame| CAPTURING.contains(&crate_of(&frame.function))).count();
+    if capturing < frames.len() {
+        frames.drain(..capturing);
+    }
+    (!frames.is_empty()).then_some(frames)
 }
 
 /// Keeps the nearest and the outermost frames.
-fn keep(frame: Option<Frame>, nearest: &mut Vec<Frame>, outermost: &mut VecDeque<Frame>) {
+fn keep(frame: Option<Symbol>, nearest: &mut Vec<Symbol>, outermost: &mut VecDeque<Symbol>) {
     let Some(frame) = frame else { return };
     if nearest.len() < NEAREST_FRAMES {
         nearest.push(frame);
@@ -103,14 +88,13 @@ fn function_of(line: &str, has_frame: bool) -> Option<&str> {
 }
 
 /// Splits `path:line:column`.
-fn file_of(place: &str) -> (String, Option<u64>) {
-    let numbered = |text: &str| text.rsplit_once(':').and_then(|(file, n)| Some((file.to_owned(), n.parse().ok()?)));
-    let (file, line) = match numbered(place) {
-        Some((file, line)) => match numbered(&file) {
-            Some((file, line)) => (file, Some(line)),
-            None => (file, Some(line)),
-        },
-        None => (place.to_owned(), None),
-    };
-    (beginning(&file, NAME_KEPT).to_owned(), line)
+fn file_of(place: &str) -> (&str, Option<u32>) {
+    let Some((file, last)) = numbered(place) else { return (place, None) };
+    let (file, line) = numbered(file).unwrap_or((file, last));
+    (file, Some(line))
+}
+
+fn numbered(text: &str) -> Option<(&str, u32)> {
+    let (rest, number) = text.rsplit_once(':')?;
+    Some((rest, number.parse().ok()?))
 }

@@ -9,8 +9,7 @@ use uuid::Uuid;
 use super::chain::{AdHocError, Chain, short};
 use super::event::ExceptionStack;
 use super::options::ExceptionOptions;
-use super::printed::PrintedStack;
-use crate::event::Stamp;
+use super::printed::{parse, stack_below};
 use crate::record::{NoSymbols, View, json::write_event};
 
 /// An error whose texts are set by the test.
@@ -44,13 +43,12 @@ impl Error for Scripted {
     }
 }
 
-fn kinds(chain: &Chain) -> Vec<&str> {
-    std::iter::once(&chain.outermost).chain(&chain.causes).map(|link| link.kind.as_str()).collect()
+fn kinds<'a>(chain: &'a Chain<'_>) -> Vec<&'a str> {
+    chain.entries.iter().map(|entry| entry.kind.as_str()).collect()
 }
 
-fn properties(chain: &Chain, trace: &ExceptionStack<'_>, options: ExceptionOptions) -> Value {
-    let stamp = Stamp { uuid: Uuid::nil(), now_nanos: 0 };
-    let record = chain.describe(trace, options.distinct_id("user_1")).finish(&stamp, 1 << 20).unwrap();
+fn properties(chain: &Chain<'_>, options: ExceptionOptions) -> Value {
+    let record = chain.describe(options.distinct_id("user_1")).finish(Uuid::nil(), 0, 1 << 20).unwrap();
     let mut out = Vec::new();
     write_event(&View::parse(record.body()).unwrap(), &NoSymbols, &mut out).unwrap();
     serde_json::from_slice::<Value>(&out).unwrap()["properties"].clone()
@@ -104,7 +102,7 @@ fn behind_dyn_a_type_name_is_taken_from_the_debug_text() {
 fn a_failing_method_of_an_error_costs_only_its_result() {
     let panics = Scripted { message: Box::new(|| panic!("in Display")), source: None, debug: "" };
     let chain = Chain::of(&panics);
-    assert_eq!((chain.outermost.message.as_str(), chain.failed_call), ("", Some("Display")));
+    assert_eq!((chain.entries[0].message.as_str(), chain.failed_call), ("", Some("Display")));
 
     #[derive(Debug)]
     struct Odd;
@@ -120,7 +118,7 @@ fn a_failing_method_of_an_error_costs_only_its_result() {
         }
     }
     let chain = Chain::of(&Scripted::new("", Some(Box::new(Odd))));
-    assert_eq!((chain.causes.len(), chain.causes[0].message.as_str()), (1, "begun"));
+    assert_eq!((chain.entries.len(), chain.entries[1].message.as_str()), (2, "begun"));
     assert_eq!(chain.failed_call, Some("source"));
 
     #[derive(Debug)]
@@ -134,7 +132,7 @@ fn a_failing_method_of_an_error_costs_only_its_result() {
     }
     impl Error for Endless {}
     let chain = Chain::of(&Endless);
-    assert_eq!((chain.outermost.message.len(), chain.failed_call), (9_999, None), "as much as fits of whole letters");
+    assert_eq!((chain.entries[0].message.len(), chain.failed_call), (9_999, None), "as much as fits of whole letters");
 }
 
 #[test]
@@ -197,7 +195,7 @@ fn an_ad_hoc_error_has_a_type_and_a_message() {
         (AdHocError::of(&Unprintable), "Unprintable", "a value that cannot be printed"),
     ] {
         let chain = Chain::of(&error);
-        assert_eq!((kinds(&chain)[0], chain.outermost.message.as_str(), chain.is_ad_hoc), (kind, message, true));
+        assert_eq!((kinds(&chain)[0], chain.entries[0].message.as_str(), chain.is_synthetic), (kind, message, true));
     }
 }
 
@@ -214,14 +212,14 @@ fn an_invalid_option_is_ignored() {
         .props(3)
         .group("", "acme")
         .prop("good", 1);
-    let invalid = options.take_invalid();
+    let invalid = std::mem::take(&mut options.invalid);
     assert_eq!(invalid.len(), 3, "{invalid:?}");
-    let sent = properties(&chain, &ExceptionStack::None, options);
+    let sent = properties(&chain, options);
     assert_eq!((&sent["good"], sent.get("bad"), sent.get("$groups")), (&json!(1), None, None));
     assert_eq!((sent.get("$exception_source"), sent.get("$exception_fingerprint")), (None, None));
     assert_eq!(sent["$exception_list"][0]["mechanism"]["type"], "generic");
     let good = ExceptionOptions::new().source("tower.middleware").source("bad").mechanism("middleware").mechanism("");
-    let sent = properties(&chain, &ExceptionStack::None, good);
+    let sent = properties(&chain, good);
     assert_eq!(sent["$exception_source"], "tower.middleware");
     assert_eq!(sent["$exception_list"][0]["mechanism"]["type"], "middleware");
 }
@@ -240,9 +238,8 @@ const PRINTED: &str = "   0: std::backtrace_rs::backtrace::libunwind::trace
 
 #[test]
 fn an_errors_own_stack_is_sent_without_the_capturing_frames() {
-    let printed = PrintedStack::parse(PRINTED).unwrap();
-    let sent =
-        properties(&Chain::of(&AdHocError::new("x")), &ExceptionStack::Printed(printed), ExceptionOptions::new());
+    let printed = ExceptionStack::Printed(parse(PRINTED).unwrap());
+    let sent = properties(&Chain::of(&AdHocError::new("x")).with_stack(printed), ExceptionOptions::new());
     let frames = sent["$exception_list"][0]["stacktrace"]["frames"].as_array().unwrap();
     let names: Vec<_> = frames.iter().map(|frame| frame["function"].as_str().unwrap()).collect();
     assert_eq!(names, ["_start", "core::ops::function::FnOnce::call_once", "checkout::run", "checkout::total"]);
@@ -255,10 +252,10 @@ fn an_errors_own_stack_is_sent_without_the_capturing_frames() {
 
 #[test]
 fn a_printed_stack_may_be_full_long_or_anything() {
-    let full = PrintedStack::parse("  12:     0x55d0a1c2a9c1 - checkout::run\n     at src/main.rs:7\n").unwrap();
-    assert_eq!(full, PrintedStack::parse(" 0: checkout::run\n at src/main.rs:7:1").unwrap());
+    let full = parse("  12:     0x55d0a1c2a9c1 - checkout::run\n     at src/main.rs:7\n").unwrap();
+    assert_eq!(full, parse(" 0: checkout::run\n at src/main.rs:7:1").unwrap());
     let long: String = (0..1000).map(|at| format!("{at}: f{at}\n")).collect();
-    let shown = format!("{:?}", PrintedStack::parse(&long).unwrap());
+    let shown = format!("{:?}", parse(&long).unwrap());
     assert!(
         shown.contains("\"f95\"")
             && !shown.contains("\"f96\"")
@@ -266,20 +263,21 @@ fn a_printed_stack_may_be_full_long_or_anything() {
             && !shown.contains("\"f967\"")
     );
     for nothing in ["", "disabled backtrace", "at x:1:1", "note: some", "1:", "\u{1f600}: x"] {
-        assert_eq!(PrintedStack::parse(nothing), None, "{nothing}");
+        assert_eq!(parse(nothing), None, "{nothing}");
     }
     assert_eq!(
-        PrintedStack::below(&format_args!("an error\n\nStack backtrace:\n   0: checkout::run")),
-        PrintedStack::parse("0: checkout::run")
+        stack_below(&format_args!("an error\n\nStack backtrace:\n   0: checkout::run")),
+        parse("0: checkout::run")
     );
-    assert_eq!(PrintedStack::below(&format_args!("an error")), None);
+    assert_eq!(stack_below(&format_args!("an error")), None);
 }
 
 proptest::proptest! {
     #[test]
     fn any_text_is_a_printed_stack_or_none(text in "([0-9]{0,3}: ?| *at |<|::|x|[:/\\n]|\\PC){0,60}") {
-        if let Some(printed) = PrintedStack::parse(&text) {
-            properties(&Chain::of(&AdHocError::new("x")), &ExceptionStack::Printed(printed), ExceptionOptions::new());
+        if let Some(printed) = parse(&text) {
+            let chain = Chain::of(&AdHocError::new("x")).with_stack(ExceptionStack::Printed(printed));
+            properties(&chain, ExceptionOptions::new());
         }
     }
 }

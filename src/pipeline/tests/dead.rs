@@ -1,7 +1,7 @@
 //! Dead letters that are retried while the store fails, or that cannot be read.
 
 use super::*;
-use crate::event::{Event, Stamp};
+use crate::event::Event;
 use crate::pipeline::DeadLetterAction;
 use crate::queue::store::DeadRecord;
 use crate::report::DeadLetterError;
@@ -9,8 +9,7 @@ use crate::report::DeadLetterError;
 const BROKEN: u32 = 5;
 
 fn body() -> Vec<u8> {
-    let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
-    Event::new("tick", "user_1").finish(&stamp, 1024).unwrap().body().to_vec()
+    Event::new("tick", "user_1").finish(uuid::Uuid::from_u128(7), 1, 1024).unwrap().body().to_vec()
 }
 
 /// Dead-letters the first record of the only row with this body, and delivers the other.
@@ -107,9 +106,8 @@ fn under_drop_oldest_retries_evict_nothing() {
 
 /// Dead-letters this many events with bodies of this size.
 fn dead_letter_many(bench: &mut Bench, count: usize, bytes: usize) {
-    let stamp = Stamp { uuid: uuid::Uuid::from_u128(7), now_nanos: 1 };
     let event = Event::new("tick", "user_1").prop("filler", "x".repeat(bytes));
-    let body = event.finish(&stamp, bytes + 1024).unwrap().body().to_vec();
+    let body = event.finish(uuid::Uuid::from_u128(7), 1, bytes + 1024).unwrap().body().to_vec();
     bench.append(count);
     bench.advance(HOUR);
     for lease in bench.lease() {

@@ -2,7 +2,7 @@
 
 use super::slow::Slow;
 use super::*;
-use crate::event::{Event, Stamp};
+use crate::event::Event;
 use crate::transport::{Http, Pending as Exchange, Request, Response};
 
 const BROKEN: u32 = 5;
@@ -129,7 +129,7 @@ fn ai_options(analytics: &Pipeline) -> WorkerOptions {
 fn capture(lane: &Pipeline) -> Option<u64> {
     static NUMBER: AtomicU64 = AtomicU64::new(1);
     let uuid = uuid::Uuid::from_u128(NUMBER.fetch_add(1, Ordering::SeqCst).into());
-    let event = Event::new("tick", "user_1").prop("text", "x".repeat(500)).finish(&Stamp { uuid, now_nanos: 1 }, 4096);
+    let event = Event::new("tick", "user_1").prop("text", "x".repeat(500)).finish(uuid, 1, 4096);
     lane.append(event.unwrap().body(), 0).ok()
 }
 
