@@ -12,7 +12,6 @@ use uuid::Uuid;
 use super::notices::public;
 use crate::delivery::Notice as Delivered;
 use crate::error::Error;
-use crate::flags;
 use crate::pipeline::{Circumstances, Notice, Outage};
 use crate::report::{Diagnostic as D, DropReason, PersistError};
 
@@ -397,7 +396,7 @@ fn notices_of_the_pipeline_have_texts_for_an_operator() {
         "the queue's storage fails: /q: the disk is full; new events are accepted while the journal has space for them, and storage is \
          tried again"
     );
-    let loaded = public(Notice::Flags(flags::Notice::DefinitionsUnavailable { why: "gone".into() }));
+    let loaded = public(Notice::Flags(D::FlagDefinitionsUnavailable { why: "gone".into() }));
     assert_eq!(loaded.unwrap().to_string(), "gone");
     assert!(public(Notice::Ended).is_none());
 }

@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::delivery;
-use crate::flags;
 use crate::pipeline::{Floor, Notice, Pipeline};
 use crate::recorder::Diagnostics;
 use crate::report::Diagnostic;
@@ -39,7 +38,7 @@ pub(super) fn schedule_log(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeli
 pub(super) fn public(notice: Notice) -> Option<Diagnostic> {
     Some(match notice {
         Notice::Delivery(notice) => notice.into(),
-        Notice::Flags(notice) => notice.into(),
+        Notice::Flags(diagnostic) => diagnostic,
         Notice::Network(what) => Diagnostic::NetworkConfig { what },
         Notice::Salvaged { path, why, lost } => Diagnostic::QueueSalvaged { path, why, lost },
         Notice::Missing { events, after_restart } => Diagnostic::EventsLost { events, after_restart },
@@ -82,19 +81,6 @@ fn abbreviated(api_key: &str) -> String {
     const KEPT: usize = 8;
     let kept: String = api_key.chars().take(KEPT).collect();
     if kept.len() == api_key.len() { kept } else { kept + "..." }
-}
-
-impl From<flags::Notice> for Diagnostic {
-    fn from(notice: flags::Notice) -> Self {
-        use flags::Notice as N;
-        match notice {
-            N::Unanswered { why, requests } => Diagnostic::FlagRequestsFailed { why, requests },
-            N::DefinitionsUnavailable { why } => Diagnostic::FlagDefinitionsUnavailable { why },
-            N::DefinitionsRecovered => Diagnostic::FlagDefinitionsRecovered,
-            N::Unreadable { keys } => Diagnostic::FlagsInvalid { keys },
-            N::CacheFailed { operation, why } => Diagnostic::FlagCacheFailed { operation, why },
-        }
-    }
 }
 
 impl From<delivery::Notice> for Diagnostic {

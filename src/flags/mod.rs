@@ -23,7 +23,6 @@
 //! * `cache.rs`: caches PostHog's responses and lets concurrent callers share one request. `missing.rs`: keys that do
 //!   not exist.
 //! * `called.rs`: deduplicates `$feature_flag_called`.
-//! * `notice.rs`: what `loader/` and `remote/` report to an operator.
 //!
 //! `client/flags/` combines these parts. `pipeline/` provides the runtime, the transport and the store.
 //!
@@ -44,7 +43,6 @@ mod context;
 pub(crate) mod loader;
 mod local;
 mod missing;
-mod notice;
 pub(crate) mod remote;
 
 pub(crate) use answer::{Answer, Evaluated, Failure, merge};
@@ -60,5 +58,4 @@ pub use loader::{
 };
 pub use local::{LocalFlags, LocalValue, ParseFlagsError};
 pub(crate) use missing::{Generation, MissingKeys};
-pub(crate) use notice::Notice;
 pub(crate) use remote::{Question, RemoteFlags, RemoteOptions};

@@ -13,8 +13,9 @@ use super::options::Lane;
 use super::{Notice, Pipeline, WorkerOptions, threads};
 use crate::flags::loader::{self, Keep, Loader, LoaderParts};
 use crate::flags::remote::Done;
-use crate::flags::{self, Failure, Question, RemoteFlags};
+use crate::flags::{Failure, Question, RemoteFlags};
 use crate::queue::Queue;
+use crate::report::Diagnostic;
 use crate::sys::reentry;
 use crate::transport::Http;
 
@@ -126,7 +127,7 @@ impl Committer {
         // Newer definitions replace these if they arrive before the retry.
         self.commands.definitions = Some(keep);
         if !std::mem::replace(&mut self.keeping.was_reported, true) {
-            let notice = flags::Notice::CacheFailed { operation: loader::KEEP, why };
+            let notice = Diagnostic::FlagCacheFailed { operation: loader::KEEP, why };
             (pipeline.options.report)(Notice::Flags(notice));
         }
         // The failure may have latched the store, which the queue still needs.

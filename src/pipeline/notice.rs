@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::admission::Floor;
 use crate::delivery;
-use crate::flags;
 use crate::queue::OrphanedQueue;
+use crate::report::Diagnostic;
 
 /// Something that happened in a lane and that an operator may have to know.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(crate) enum Notice {
     /// From the delivery engine.
     Delivery(delivery::Notice),
     /// About feature flags.
-    Flags(flags::Notice),
+    Flags(Diagnostic),
     /// A warning about this machine's network settings.
     Network(String),
     /// A damaged file was replaced.

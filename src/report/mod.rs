@@ -9,6 +9,8 @@
 //!
 //! What keeps diagnostics, passes them to the program and logs them is the module `diagnostics`.
 
+use std::sync::Arc;
+
 mod diagnostic;
 mod drop_reason;
 mod reports;
@@ -20,3 +22,6 @@ pub use reports::{
     DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
 };
 pub(crate) use text::Line;
+
+/// Receives each diagnostic of the layers below the client.
+pub(crate) type Report = Arc<dyn Fn(Diagnostic) + Send + Sync>;

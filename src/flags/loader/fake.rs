@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::kept::Restored;
 use super::*;
-use crate::flags::Notice;
+use crate::report::Diagnostic;
 use crate::sys::clock::Clock;
 use crate::transport::{Http, Pending, Request, Response, TransportError};
 
@@ -68,7 +68,7 @@ impl Http for Network {
 pub(super) struct Rig {
     pub(super) loader: Arc<Loader>,
     pub(super) network: Arc<Network>,
-    pub(super) notices: Arc<Mutex<Vec<Notice>>>,
+    pub(super) diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     pub(super) kept: Arc<Mutex<Vec<Keep>>>,
     pub(super) task: JoinHandle<()>,
 }
@@ -106,8 +106,8 @@ impl Rig {
         edit: impl FnOnce(&mut LoaderParts),
     ) -> Self {
         let network = Arc::new(Network { replies: Mutex::new(replies.into_iter().collect()), ..Network::default() });
-        let (notices, kept) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-        let (reported, keeps) = (Arc::clone(&notices), Arc::clone(&kept));
+        let (diagnostics, kept) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let (reported, keeps) = (Arc::clone(&diagnostics), Arc::clone(&kept));
         let mut parts = LoaderParts {
             options: options(),
             http: Arc::clone(&network) as Arc<dyn Http>,
@@ -118,12 +118,12 @@ impl Rig {
                 Ok(())
             }),
             keep: Arc::new(move |keep| keeps.lock().unwrap().push(keep)),
-            report: Arc::new(move |notice| reported.lock().unwrap().push(notice)),
+            report: Arc::new(move |diagnostic| reported.lock().unwrap().push(diagnostic)),
         };
         edit(&mut parts);
         let loader = Loader::new(restored);
         let task = tokio::spawn(serve(parts, Arc::clone(&loader)));
-        Self { loader, network, notices, kept, task }
+        Self { loader, network, diagnostics, kept, task }
     }
 
     /// Requests a load and waits for its result.
@@ -150,15 +150,15 @@ impl Rig {
         self.loader.current().map(|loaded| loaded.flags.len())
     }
 
-    /// Takes the notices so far.
-    pub(super) fn reported(&self) -> Vec<Notice> {
-        std::mem::take(&mut *self.notices.lock().unwrap())
+    /// Takes the diagnostics so far.
+    pub(super) fn reported(&self) -> Vec<Diagnostic> {
+        std::mem::take(&mut *self.diagnostics.lock().unwrap())
     }
 
-    /// Takes the notices so far and returns the operations that failed.
+    /// Takes the diagnostics so far and returns the operations that failed.
     pub(super) fn cache_failures(&self) -> Vec<&'static str> {
-        let failed = |notice| match notice {
-            Notice::CacheFailed { operation, .. } => Some(operation),
+        let failed = |diagnostic| match diagnostic {
+            Diagnostic::FlagCacheFailed { operation, .. } => Some(operation),
             _ => None,
         };
         self.reported().into_iter().filter_map(failed).collect()

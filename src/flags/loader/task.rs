@@ -14,7 +14,7 @@ use super::handle::{Command, FlagDefinitionsError as Error, LoadedFlags, Loader}
 use super::kept;
 use super::provider::{FlagDefinitions, ProviderCalls, Spawn};
 use crate::flags::LocalFlags;
-use crate::flags::notice::Notice;
+use crate::report::{Diagnostic, Report};
 use crate::sys::backoff::{doubled, jitter};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::random_u64;
@@ -23,11 +23,11 @@ use crate::sys::reentry;
 use crate::sys::wording;
 use crate::transport::Http;
 
-/// Unreadable flags that a notice names.
+/// Unreadable flags that a diagnostic names.
 const KEYS_REPORTED: usize = 10;
 /// The longest `ETag` that is sent back.
 const MAX_ETAG_BYTES: usize = 1024;
-/// The operation that [`Notice::CacheFailed`] names if definitions cannot be kept for the next process.
+/// The operation that [`Diagnostic::FlagCacheFailed`] names if definitions cannot be kept for the next process.
 pub(crate) const KEEP: &str = "keep";
 
 /// What a loader works with.
@@ -40,7 +40,7 @@ pub(crate) struct LoaderParts {
     pub(crate) spawn: Spawn,
     /// Keeps definitions for the next process, or removes those that are kept. Does not block.
     pub(crate) keep: Arc<dyn Fn(Keep) + Send + Sync>,
-    pub(crate) report: Arc<dyn Fn(Notice) + Send + Sync>,
+    pub(crate) report: Report,
 }
 
 /// What the next process is to find.
@@ -78,7 +78,7 @@ pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
 
 struct Closing {
     loader: Arc<Loader>,
-    report: Arc<dyn Fn(Notice) + Send + Sync>,
+    report: Report,
 }
 
 impl Drop for Closing {
@@ -88,7 +88,7 @@ impl Drop for Closing {
             let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); \
                        those loaded before stay in use until this process ends"
                 .to_owned();
-            reentry::caught(|| (self.report)(Notice::DefinitionsUnavailable { why }));
+            reentry::caught(|| (self.report)(Diagnostic::FlagDefinitionsUnavailable { why }));
         }
         self.loader.close();
     }
@@ -268,7 +268,7 @@ impl Poller {
         let (answer, ended) = match loaded {
             Ok(()) => {
                 if self.reported.take().is_some() {
-                    (self.parts.report)(Notice::DefinitionsRecovered);
+                    (self.parts.report)(Diagnostic::FlagDefinitionsRecovered);
                 }
                 (Ok(()), Ended::Loaded)
             }
@@ -346,7 +346,7 @@ impl Poller {
             }
             Err(why) => {
                 if self.failing.insert(operation) {
-                    (self.parts.report)(Notice::CacheFailed { operation, why });
+                    (self.parts.report)(Diagnostic::FlagCacheFailed { operation, why });
                 }
                 None
             }
@@ -360,7 +360,7 @@ impl Poller {
         // A failure of the provider was reported by its operation.
         if !matches!(error, Error::Provider(_)) && self.reported.as_ref() != Some(&kind) {
             self.reported = Some(kind);
-            (self.parts.report)(Notice::DefinitionsUnavailable { why });
+            (self.parts.report)(Diagnostic::FlagDefinitionsUnavailable { why });
         }
     }
 
@@ -368,7 +368,7 @@ impl Poller {
         let unreadable = flags.unreadable().iter().take(KEYS_REPORTED);
         let keys: Vec<String> = unreadable.map(|key| limits::foreign(key, limits::NAME_KEPT)).collect();
         if !keys.is_empty() {
-            (self.parts.report)(Notice::Unreadable { keys });
+            (self.parts.report)(Diagnostic::FlagsInvalid { keys });
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::fake::{DENIED, ONE, Rig, SECRET, TWO, reply, tagged};
 use super::*;
-use crate::flags::Notice;
+use crate::report::Diagnostic;
 use crate::transport::{Response, RetryAfter};
 
 use FlagDefinitionsState::{Fresh, Missing, Restored as FromBefore, Stale};
@@ -36,9 +36,9 @@ async fn fdl_02_a_failed_refresh_keeps_definitions_and_reports_once() {
         assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(why)) if why.contains("503: busy")));
         assert_eq!((rig.keys(), rig.loader.state()), (Some(1), Stale));
     }
-    assert!(matches!(&rig.reported()[..], [Notice::DefinitionsUnavailable { why }] if why.contains("503")));
+    assert!(matches!(&rig.reported()[..], [Diagnostic::FlagDefinitionsUnavailable { why }] if why.contains("503")));
     rig.load().await.unwrap();
-    assert_eq!((rig.reported(), rig.loader.state()), (vec![Notice::DefinitionsRecovered], Fresh));
+    assert_eq!((rig.reported(), rig.loader.state()), (vec![Diagnostic::FlagDefinitionsRecovered], Fresh));
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,14 +105,17 @@ async fn fdl_04_a_refused_key_or_quota_clears_the_definitions() {
             assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Refused { status: s, .. }) if s == status));
         }
         assert_eq!((rig.keys(), rig.loader.state()), (None, Missing));
-        assert!(matches!(&rig.reported()[..], [Notice::DefinitionsUnavailable { .. }]), "{status} is reported once");
+        assert!(
+            matches!(&rig.reported()[..], [Diagnostic::FlagDefinitionsUnavailable { .. }]),
+            "{status} is reported once"
+        );
         assert!(matches!(&rig.kept.lock().unwrap()[..], [Keep::These(_), Keep::Nothing]));
         sleep(secs(290)).await;
         assert_eq!(rig.requests(), 3, "it is left alone for long");
         // After the key was fixed, a requested load does not have to wait.
         rig.load().await.unwrap();
         assert_eq!(rig.network.asked.lock().unwrap()[2..], [None, None]);
-        assert_eq!((rig.keys(), rig.reported()), (Some(1), vec![Notice::DefinitionsRecovered]));
+        assert_eq!((rig.keys(), rig.reported()), (Some(1), vec![Diagnostic::FlagDefinitionsRecovered]));
     }
 }
 
@@ -222,7 +225,7 @@ async fn a_flag_that_cannot_be_read_is_named_once_and_costs_no_other() {
     let rig = Rig::new([reply(200, broken), reply(200, broken)]);
     rig.load().await.unwrap();
     rig.load().await.unwrap();
-    assert_eq!(rig.reported(), [Notice::Unreadable { keys: vec!["bad".into()] }]);
+    assert_eq!(rig.reported(), [Diagnostic::FlagsInvalid { keys: vec!["bad".into()] }]);
     assert!(rig.loader.current().is_some());
 }
 

@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::answer::{Answer, Failure};
-use super::notice::Notice;
+use crate::report::{Diagnostic, Report};
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
 use crate::sys::reentry;
@@ -59,8 +59,8 @@ use reply::Reply;
 pub(crate) use reply::read;
 pub(crate) use request::{Question, RemoteOptions};
 
-/// The shortest time between two notices of the same kind.
-const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest time between two diagnostics of the same kind.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// Requests in a row without a response after which PostHog is considered down. A single one may have been expensive to
 /// evaluate.
 const OUTAGE_AFTER: u32 = 3;
@@ -77,7 +77,7 @@ pub(crate) struct RemoteFlags {
     options: RemoteOptions,
     http: Arc<dyn Http>,
     clock: Clock,
-    report: Arc<dyn Fn(Notice) + Send + Sync>,
+    report: Report,
     /// One permit for each request that may be in flight.
     permits: Semaphore,
     /// Requests without a result, including those that wait for a permit.
@@ -88,12 +88,7 @@ pub(crate) struct RemoteFlags {
 }
 
 impl RemoteFlags {
-    pub(crate) fn new(
-        options: RemoteOptions,
-        http: Arc<dyn Http>,
-        clock: Clock,
-        report: Arc<dyn Fn(Notice) + Send + Sync>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(options: RemoteOptions, http: Arc<dyn Http>, clock: Clock, report: Report) -> Arc<Self> {
         Arc::new(Self {
             options,
             http,
@@ -102,8 +97,8 @@ impl RemoteFlags {
             permits: Semaphore::new(FLAG_REQUESTS_AT_ONCE),
             open: AtomicUsize::new(0),
             outage: Mutex::default(),
-            unanswered: Mutex::new(Throttle::new(NOTICE_INTERVAL)),
-            unreadable: Mutex::new(Throttle::new(NOTICE_INTERVAL)),
+            unanswered: Mutex::new(Throttle::new(REPORT_INTERVAL)),
+            unreadable: Mutex::new(Throttle::new(REPORT_INTERVAL)),
         })
     }
 
@@ -139,19 +134,19 @@ impl RemoteFlags {
     }
 
     fn report(&self, result: &Result<Reply, Failure>) {
-        let notice = match result {
+        let diagnostic = match result {
             Err(failure) => {
                 let occurrences = lock(&self.unanswered).admit(self.clock.now());
-                occurrences.map(|requests| Notice::Unanswered { why: failure.to_string(), requests })
+                occurrences.map(|requests| Diagnostic::FlagRequestsFailed { why: failure.to_string(), requests })
             }
             Ok(reply) if !reply.unreadable.is_empty() => {
                 let occurrences = lock(&self.unreadable).admit(self.clock.now());
-                occurrences.map(|_| Notice::Unreadable { keys: reply.unreadable.clone() })
+                occurrences.map(|_| Diagnostic::FlagsInvalid { keys: reply.unreadable.clone() })
             }
             Ok(_) => None,
         };
-        if let Some(notice) = notice {
-            (self.report)(notice);
+        if let Some(diagnostic) = diagnostic {
+            (self.report)(diagnostic);
         }
     }
 }
