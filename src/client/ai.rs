@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::child::patience;
 use super::failure::{Place, explain};
-use super::notices;
 use super::receipt::{self, Receipt};
 use super::{Client, Shared};
 use crate::error::Error;
@@ -153,7 +152,7 @@ impl Shared {
         options.held = self.rules.is_opted_out();
         let place = Place::of(&options);
         let recorder = Arc::clone(&self.diagnostics);
-        options.report = Arc::new(move |notice| notices::record(&recorder, notice, of_ai));
+        options.report = Arc::new(move |diagnostic| recorder.record(of_ai(diagnostic)));
         pipeline::start_beside(options, analytics).map_err(|error| explain(error, &place))
     }
 }

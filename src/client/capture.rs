@@ -224,8 +224,8 @@ impl Shared {
     #[cold]
     fn turn_away(&self, pipeline: &Pipeline, reason: DropReason, record: &Record, now_nanos: WallNanos) -> Receipt {
         self.count(reason);
-        let detail = || match pipeline.floor().filter(|_| reason == DropReason::DiskFull) {
-            Some(floor) => Diagnostic::from(floor).to_string(),
+        let detail = || match pipeline.low_disk_space().filter(|_| reason == DropReason::DiskFull) {
+            Some(diagnostic) => diagnostic.to_string(),
             None => pipeline.circumstances().explain(reason),
         };
         self.diagnostics.record_drop(reason, record.name(), detail, now_nanos);

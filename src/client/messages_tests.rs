@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::notices::public;
-use crate::delivery::Notice as Delivered;
 use crate::error::Error;
-use crate::pipeline::{Circumstances, Notice, Outage};
+use crate::pipeline::{Circumstances, Outage};
 use crate::report::{Diagnostic as D, DropReason, PersistError};
 
 const UUID: Uuid = Uuid::from_u128(7);
@@ -361,44 +359,6 @@ fn flags() -> Vec<(D, &'static str)> {
             "the program's provider of feature flag definitions failed (read): it panicked; the loaded definitions stay in use",
         ),
     ]
-}
-
-#[test]
-fn notices_of_the_pipeline_have_texts_for_an_operator() {
-    let text_of = |notice| public(Notice::Delivery(notice)).unwrap().to_string();
-    let failing = "events cannot be delivered and stay queued; delivery is tried again: ";
-    for (notice, text) in [
-        (
-            Delivered::AskedAgain { events: 1, reason: "not_persisted".into() },
-            "PostHog asks for a retry of 1 event (not_persisted)",
-        ),
-        (
-            Delivered::Cooldown { seconds: 300, attempts: 4, reason: "HTTP status 503".into() },
-            "4 attempts in a row failed; next attempt in 5 min; last failure: HTTP status 503",
-        ),
-        (
-            Delivered::RefusingEverything { status: 400, reason: "no".into() },
-            "every event is rejected (HTTP status 400: no)",
-        ),
-        (
-            Delivered::EngineFailed { seconds: 5 },
-            "the delivery task panicked, which is a defect of this library (please report it); it is restarted in 5 s",
-        ),
-    ] {
-        assert_eq!(text_of(notice), format!("{failing}{text}"));
-    }
-    assert_eq!(
-        text_of(Delivered::QueueUnreadable { reason: "it is being closed".into() }),
-        "the queue's storage fails: events cannot be read for delivery: it is being closed"
-    );
-    assert_eq!(
-        public(Notice::Storage { problem: Some("/q: the disk is full".into()) }).unwrap().to_string(),
-        "the queue's storage fails: /q: the disk is full; new events are accepted while the journal has space for them, and storage is \
-         tried again"
-    );
-    let loaded = public(Notice::Flags(D::FlagDefinitionsUnavailable { why: "gone".into() }));
-    assert_eq!(loaded.unwrap().to_string(), "gone");
-    assert!(public(Notice::Ended).is_none());
 }
 
 #[test]

@@ -16,7 +16,7 @@
 //!   own.
 //! * `global.rs`: the process-wide client. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler,
 //!   breadcrumbs and crash reports. `drain.rs`: its handling of SIGTERM and SIGINT.
-//! * `notices.rs`: notices of the pipeline as [`Diagnostic`]s. `failure.rs`: a failed start as an [`Error`].
+//! * `failure.rs`: a failed start as an [`Error`].
 //!
 //! Dropping the last handle commits the queue and releases it, without sending: the next process that opens the
 //! directory sends what is queued. That takes at most a second, and may happen inside a callback or an async task.
@@ -36,7 +36,6 @@ pub(crate) mod flags;
 mod global;
 #[cfg(test)]
 mod messages_tests;
-mod notices;
 mod previous_run;
 mod receipt;
 mod rules;
@@ -45,8 +44,8 @@ mod rules_tests;
 mod stats;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::config::{Config, HostReplaced};
@@ -175,11 +174,12 @@ impl Client {
             None => None,
             Some(mut options) => {
                 let place = Place::of(&options);
-                let recorder = Arc::clone(&diagnostics);
-                options.report = Arc::new(move |notice| notices::record(&recorder, notice, |diagnostic| diagnostic));
+                let (recorder, ending) = (Arc::clone(&diagnostics), Arc::clone(&diagnostics));
+                options.report = Arc::new(move |diagnostic| recorder.record(diagnostic));
+                options.ended = Arc::new(move || ending.log_all());
                 let pipeline = pipeline::start(options, parent).map_err(|error| explain(error, &place))?;
                 receipt::register(&pipeline);
-                notices::schedule_log(&diagnostics, &pipeline);
+                schedule_log(&diagnostics, &pipeline);
                 Some(pipeline)
             }
         };
@@ -299,6 +299,20 @@ impl Client {
         }
         Some((Arc::clone(own), self.shared.ai.get().cloned()))
     }
+}
+
+/// Has the pipeline's delivery thread log the lines that are held back, when they are due.
+fn schedule_log(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
+    let (recorder, pipeline) = (Arc::downgrade(diagnostics), Arc::downgrade(pipeline));
+    diagnostics.schedule_by(move |after| {
+        let recorder = Weak::clone(&recorder);
+        let call = move || {
+            if let Some(diagnostics) = recorder.upgrade() {
+                diagnostics.log_due();
+            }
+        };
+        pipeline.upgrade().is_some_and(|pipeline| pipeline.call_after(after, call))
+    });
 }
 
 /// The lanes that are open.

@@ -313,8 +313,8 @@ fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
 }
 
 fn storage(snapshot: &Snapshot) -> StorageMode {
-    let floor = || snapshot.floor.clone().map(|floor| Diagnostic::from(floor).to_string());
-    match (snapshot.problem.clone().or_else(floor), snapshot.volatile, snapshot.closed) {
+    let low_space = || snapshot.low_disk_space.as_ref().map(Diagnostic::to_string);
+    match (snapshot.problem.clone().or_else(low_space), snapshot.volatile, snapshot.closed) {
         (_, _, true) => StorageMode::Closed,
         (_, true, _) => StorageMode::Volatile { problem: snapshot.in_memory.clone().unwrap_or_default() },
         (Some(problem), ..) => StorageMode::Degraded { problem },

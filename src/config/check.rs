@@ -12,7 +12,7 @@ use crate::context;
 use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
 use crate::error::Error;
-use crate::pipeline::{Lane, Limits, Notice, OverflowPolicy, WorkerOptions};
+use crate::pipeline::{Lane, Limits, OverflowPolicy, WorkerOptions};
 use crate::queue::Project;
 use crate::queue::journal;
 use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols, Pairs};
@@ -115,7 +115,8 @@ impl Config {
             ack_interval: within("ack_interval", self.ack_interval, &ACK_INTERVAL)?,
             network: None,
             on_delivery: self.on_delivery.clone(),
-            report: Arc::new(|_: Notice| ()),
+            report: Arc::new(|_| ()),
+            ended: Arc::new(|| ()),
             disk: Disk::default(),
             clock: Clock::System,
         };

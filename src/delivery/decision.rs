@@ -12,14 +12,15 @@ use super::batch::{Batch, uuid_of};
 use super::bisect::Search;
 use super::engine::{Engine, now};
 use super::loaded::QuarantineReason;
-use super::notice::EventNames;
+use super::notice::{EventNames, asked_again, refusing_everything};
 use super::outage::{Failure, OutageReports};
 use super::pace::Ticket;
 use super::quarantine::EventId;
 use super::response::{EventResult, ResponseKind, Results, Warning, classify, describe, describe_pause};
-use super::{DeliveryNotice, DeliveryOutcome, Notice};
+use super::{DeliveryNotice, DeliveryOutcome};
 use crate::queue::ChunkRef;
 use crate::queue::store::DeadRecord;
+use crate::report::Diagnostic;
 use crate::sys::{crash_point, reentry};
 use crate::transport::{Response, RetryAfter, TransportError};
 
@@ -54,8 +55,9 @@ impl Engine {
                 }
                 let unreachable = error.is_unreachable();
                 let text = error.describe();
-                let notice = Notice::TransportFailed { reason: text.clone() };
-                let failure = Failure { text, notice, retry_after: None, unreachable, status: 0, pause: None };
+                let diagnostic = Diagnostic::EndpointFailing { reason: text.clone() };
+                let failure =
+                    Failure { text, diagnostic, retry_after: None, unreachable, status: 0, asked_again: false };
                 return self.failed(batch, ticket, failure);
             }
         };
@@ -74,9 +76,9 @@ impl Engine {
             }
             ResponseKind::Paused { status, reason, by_posthog } => {
                 let text = describe_pause(status, &reason, by_posthog);
-                let notice = Notice::Paused { status, reason, by_posthog };
-                let pause = Some(by_posthog);
-                let failure = Failure { text, notice, retry_after: None, unreachable: false, status, pause };
+                let diagnostic = Diagnostic::Paused { status, reason, by_posthog };
+                let failure =
+                    Failure { text, diagnostic, retry_after: None, unreachable: false, status, asked_again: false };
                 self.failed(batch, ticket, failure);
             }
             ResponseKind::Failed { status, reason, retry_after } => {
@@ -86,12 +88,12 @@ impl Engine {
                     // A gateway's timeout.
                     self.shrink(&batch);
                 }
-                let notice = if (200..300).contains(&status) {
-                    Notice::NotPostHog { status, snippet: reason }
+                let diagnostic = if (200..300).contains(&status) {
+                    Diagnostic::NotPostHog { status, snippet: reason }
                 } else {
-                    Notice::ServerFailed { status, text: text.clone() }
+                    Diagnostic::EndpointFailing { reason: text.clone() }
                 };
-                let failure = Failure { text, notice, retry_after, unreachable: false, status, pause: None };
+                let failure = Failure { text, diagnostic, retry_after, unreachable: false, status, asked_again: false };
                 self.failed(batch, ticket, failure);
             }
         }
@@ -120,7 +122,8 @@ impl Engine {
     pub(super) fn note_recovery(&mut self, ticket: Ticket) {
         if self.pace.accepted(ticket) {
             self.outage_reports = OutageReports::default();
-            (self.report)(Notice::Recovered);
+            self.state.failing_since = None;
+            (self.report)(Diagnostic::EndpointRecovered);
         }
     }
 
@@ -135,7 +138,7 @@ impl Engine {
     fn note_quota(&mut self, mut kinds: Vec<String>) {
         kinds.retain(|kind| self.quota_limited.is_news(kind, now()));
         if !kinds.is_empty() {
-            (self.report)(Notice::QuotaLimited { kinds });
+            (self.report)(Diagnostic::QuotaLimited { kinds });
         }
     }
 
@@ -181,8 +184,9 @@ impl Engine {
         if search == Search::Outage {
             self.state.last_error = Some(format!("every request is refused: {}", describe(status, reason)));
             self.state.failed_attempts += 1;
+            self.state.failing_since.get_or_insert(self.clock.now());
             if self.outage_reports.is_cooldown_reported() {
-                (self.report)(Notice::RefusingEverything { status, reason: reason.to_owned() });
+                (self.report)(refusing_everything(status, reason));
             }
             self.pace.refuses_everything(now, &mut self.rng);
             // A probe that is refused does not slow down the pace, so one more would begin the bisection again.
@@ -207,7 +211,7 @@ impl Engine {
             self.intake.quarantine.quarantine_event(event, since.unwrap_or(self.intake.accepted));
             self.intake.loaded.quarantine(chunk, QuarantineReason::EventsRefused);
             if is_news {
-                (self.report)(Notice::Quarantined { uuid, status, reason: reason.to_owned() });
+                (self.report)(Diagnostic::Quarantined { uuid, status, reason: reason.to_owned() });
             }
         }
     }
@@ -230,7 +234,7 @@ impl Engine {
             body,
         };
         self.intake.loaded.mark_dead_lettered(chunk, position, dead);
-        (self.report)(Notice::DeadLettered { uuid, status, reason: reason.to_owned() });
+        (self.report)(Diagnostic::DeadLettered { uuid, status, reason: reason.to_owned() });
         let names = EventNames { ids: vec![EventId::of(chunk, seq)], uuids: vec![uuid] };
         self.notify(&names, DeliveryOutcome::DeadLettered { status, reason });
     }
@@ -239,7 +243,7 @@ impl Engine {
         let Some(observer) = &self.on_delivery else { return };
         let delivery = DeliveryNotice { uuids: &names.uuids, outcome };
         if reentry::caught(|| reentry::calling_out(|| observer.notify(&names.ids, &delivery))).is_none() {
-            (self.report)(Notice::CallbackPanicked);
+            (self.report)(Diagnostic::CallbackPanicked { callback: "on_delivery" });
         }
     }
 
@@ -260,7 +264,7 @@ impl Engine {
         let now = now();
         let sorted = self.sort(&batch, results);
         for (warning, events, uuid) in sorted.warnings {
-            (self.report)(Notice::Warned { uuid, events, details: warning.text() });
+            (self.report)(Diagnostic::DeliveryWarning { uuid, events, details: warning.text() });
         }
         if sorted.refused.is_empty() && sorted.retried == 0 {
             return self.accepted(batch, ticket);
@@ -284,9 +288,13 @@ impl Engine {
         let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
         let reason = sorted.retry_reason;
         let text = format!("PostHog asks for {} events again: {reason}", sorted.retried);
-        let notice = Notice::AskedAgain { events: sorted.retried, reason };
+        let diagnostic = asked_again(sorted.retried, &reason);
         batch.asked_again = true;
-        self.failed(batch, ticket, Failure { text, notice, retry_after, unreachable: false, status, pause: None });
+        self.failed(
+            batch,
+            ticket,
+            Failure { text, diagnostic, retry_after, unreachable: false, status, asked_again: true },
+        );
     }
 
     /// PostHog has decided over each event, but the response is too long to be read. The same request would get the
@@ -301,11 +309,11 @@ impl Engine {
             let (first, second) = batch.halves(&mut self.intake.loaded);
             return self.bisection.push([first, second]);
         }
-        let notice = Notice::ServerFailed { status, text: text.clone() };
+        let diagnostic = Diagnostic::EndpointFailing { reason: text.clone() };
         self.failed(
             batch,
             ticket,
-            Failure { text, notice, retry_after: None, unreachable: false, status, pause: None },
+            Failure { text, diagnostic, retry_after: None, unreachable: false, status, asked_again: false },
         );
     }
 

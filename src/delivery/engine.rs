@@ -21,12 +21,12 @@ use super::bisect::{Bisection, Turn};
 use super::flush::{EndpointStatus, Flushes, Stop};
 use super::handle::{Done, Shared, call};
 use super::intake::{Intake, Wanted};
+use super::notice::{engine_failed, queue_unreadable};
 use super::outage::{OutageReports, RecentMentions, UnconfirmedOutage};
 use super::pace::{Health, Pace, Permit, Ticket};
 use super::send::RequestTimeouts;
-use super::{
-    DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, Notice, PaceState, Report, Source, SourceError,
-};
+use super::{DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, PaceState, Source, SourceError};
+use crate::report::{Diagnostic, Report};
 use crate::sys::clock::{Clock, WallNanos};
 use crate::transport::{Http, Response, TransportError};
 
@@ -334,7 +334,7 @@ impl Engine {
 
     fn answer_flush(&self, done: Done, endpoint: EndpointStatus) {
         if !call(done, endpoint) {
-            (self.report)(Notice::CallbackPanicked);
+            (self.report)(Diagnostic::CallbackPanicked { callback: "on_delivery" });
         }
     }
 
@@ -342,7 +342,7 @@ impl Engine {
     fn unreadable(&mut self, error: &SourceError) {
         let SourceError::Unreadable(_) = error else { return };
         let reason = error.to_string();
-        (self.report)(Notice::QueueUnreadable { reason: reason.clone() });
+        (self.report)(queue_unreadable(&reason));
         self.state.last_error = Some(reason.clone());
         self.publish();
         for done in self.flushes.take_all() {
@@ -429,7 +429,7 @@ pub(crate) async fn serve(parts: EngineParts, handle: DeliveryHandle) {
         if began.elapsed() > LONGEST_WAIT {
             wait = FIRST_WAIT;
         }
-        (parts.report)(Notice::EngineFailed { seconds: wait.as_secs() });
+        (parts.report)(engine_failed(wait));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = handle.ending() => {}
@@ -514,14 +514,17 @@ mod tests {
         let begun = tokio::time::Instant::now();
         rig.drained().await;
         assert_eq!((rig.queue.delivered(), begun.elapsed().as_secs()), (30, 1 + 2 + 4));
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::EngineFailed { .. })), 3);
+        assert_eq!(
+            rig.noticed(|notice| (0..9).any(|exponent| *notice == engine_failed(FIRST_WAIT * (1 << exponent)))),
+            3
+        );
         assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Up);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flush_and_a_stop_while_no_engine_runs_do_not_wait_for_one() {
         let rig = rig(u32::MAX);
-        rig.until(|rig| rig.noticed(|notice| matches!(notice, Notice::EngineFailed { seconds: 300 })) == 1).await;
+        rig.until(|rig| rig.noticed(|notice| *notice == engine_failed(LONGEST_WAIT)) == 1).await;
         assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Stopped);
         let (queue, took) = rig.stop(Duration::from_secs(10)).await;
         assert_eq!((queue.queued().len(), took), (30, Duration::ZERO));

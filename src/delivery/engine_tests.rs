@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::fake::{FakeEndpoint, FakeQueue, FnObserver, Reply, Seen, chunk_of, malformed_record, options, record};
 use super::*;
+use crate::report::Diagnostic;
 use crate::sys::clock::{Clock, ManualClock};
 
 /// An engine at work between a fake queue and a fake endpoint.
@@ -15,7 +16,7 @@ pub(super) struct Rig {
     pub(super) queue: Arc<FakeQueue>,
     pub(super) endpoint: FakeEndpoint,
     pub(super) handle: DeliveryHandle,
-    pub(super) notices: Arc<Mutex<Vec<Notice>>>,
+    pub(super) notices: Arc<Mutex<Vec<Diagnostic>>>,
     pub(super) reported: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -114,7 +115,7 @@ impl Rig {
         seqs
     }
 
-    pub(super) fn noticed(&self, wanted: impl Fn(&Notice) -> bool) -> usize {
+    pub(super) fn noticed(&self, wanted: impl Fn(&Diagnostic) -> bool) -> usize {
         self.notices.lock().unwrap().iter().filter(|notice| wanted(notice)).count()
     }
 }
@@ -228,7 +229,7 @@ async fn an_outage_is_four_requests_and_then_a_cooldown() {
     tokio::time::sleep(secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 4);
     assert!(matches!(rig.handle.state().phase, Phase::Cooldown { .. }));
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Cooldown { .. })), 1);
+    assert_eq!(rig.noticed(is_cooldown), 1);
     tokio::time::sleep(secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 4);
     rig.until(|rig| rig.endpoint.seen().len() == 8).await;
@@ -249,7 +250,7 @@ async fn recovery_doubles_the_requests_in_flight_up_to_the_limit() {
     let in_flight: Vec<_> = rig.endpoint.seen().iter().map(|seen| seen.in_flight).collect();
     assert_eq!(in_flight[..8], [1, 1, 1, 1, 1, 1, 1, 2]);
     assert_eq!(in_flight.iter().max(), Some(&4));
-    assert_eq!(rig.noticed(|notice| *notice == Notice::Recovered), 1);
+    assert_eq!(rig.noticed(|notice| *notice == Diagnostic::EndpointRecovered), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,7 +291,7 @@ async fn a_pause_probes_with_one_event_at_a_time_and_is_reported_once() {
         // Perhaps one of the events was refused and not the key: three others are tried as in an outage.
         assert!(seen[3].at < secs(8) && seen.windows(2).all(|two| two[1].at - two[0].at >= Duration::from_millis(100)));
         assert!(seen[4].at >= secs(30) && seen[4..].windows(2).all(|two| two[1].at - two[0].at >= secs(30)));
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Paused { .. })), 1);
+        assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Paused { .. })), 1);
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
         assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (75, 0));
@@ -301,7 +302,7 @@ async fn a_pause_probes_with_one_event_at_a_time_and_is_reported_once() {
 async fn a_captive_portal_delivers_nothing() {
     let rig = Rig::start(queue_of(2, 10), |_| Reply::new(200, "<html>Sign in</html>"));
     assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { status: 200, .. })), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::NotPostHog { status: 200, .. })), 1);
     assert_eq!((rig.queue.queued().len(), rig.queue.acks()), (20, 0));
     assert!(rig.reported.lock().unwrap().is_empty());
 }
@@ -311,7 +312,7 @@ async fn an_exhausted_quota_is_noticed_and_the_events_are_taken() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::new(200, r#"{"status":1,"quota_limited":["events"]}"#));
     assert_eq!(rig.flush().await.delivered, 3);
     let kinds = vec!["events".to_owned()];
-    assert_eq!(rig.notices.lock().unwrap().as_slice(), [Notice::QuotaLimited { kinds }]);
+    assert_eq!(rig.notices.lock().unwrap().as_slice(), [Diagnostic::QuotaLimited { kinds }]);
     for _ in 0..10 {
         rig.commit(3);
         assert_eq!(rig.flush().await.delivered, 3);
@@ -364,7 +365,7 @@ async fn an_unreadable_queue_is_told_and_read_again() {
     rig.queue.ledger().is_broken = true;
     assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
     tokio::time::sleep(secs(60)).await;
-    assert!((2..=20).contains(&rig.noticed(|notice| matches!(notice, Notice::QueueUnreadable { .. }))));
+    assert!((2..=20).contains(&rig.noticed(|notice| matches!(notice, Diagnostic::StorageFailing { .. }))));
     rig.queue.ledger().is_broken = false;
     rig.drained().await;
 }
@@ -375,7 +376,7 @@ async fn events_leased_before_a_failed_read_are_sent() {
     queue.ledger().is_broken_once_read = true;
     let rig = Rig::start(queue, |_| Reply::ok());
     rig.until(|rig| rig.queue.delivered() == 10).await;
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::QueueUnreadable { .. })), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::StorageFailing { .. })), 1);
     rig.queue.ledger().is_broken = false;
     rig.drained().await;
 }
@@ -412,7 +413,7 @@ async fn a_callback_that_panics_is_reported_and_nothing_else() {
     let panicking = FnObserver(|_: &DeliveryNotice<'_>| panic!("the program's own mistake"));
     let rig = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.on_delivery = Some(Arc::new(panicking)));
     rig.drained().await;
-    assert_eq!(rig.notices.lock().unwrap().as_slice(), [Notice::CallbackPanicked]);
+    assert_eq!(rig.notices.lock().unwrap().as_slice(), [Diagnostic::CallbackPanicked { callback: "on_delivery" }]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -448,4 +449,13 @@ async fn an_abandoned_engine_acks_nothing_and_leaves_nobody_waiting() {
     assert_eq!((rig.queue.queued().len(), rig.queue.acks()), (30, 0));
     assert_eq!(rig.flush().await.endpoint, EndpointStatus::Stopped, "also after the end");
     rig.stop(secs(1)).await;
+}
+
+/// Whether delivery fails for a reason that begins so.
+pub(super) fn is_failing(diagnostic: &Diagnostic, beginning: &str) -> bool {
+    matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.starts_with(beginning))
+}
+
+pub(super) fn is_cooldown(diagnostic: &Diagnostic) -> bool {
+    matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.contains("in a row failed; next attempt in"))
 }

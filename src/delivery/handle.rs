@@ -245,6 +245,8 @@ pub(crate) struct DeliveryState {
     pub(crate) quarantined: u64,
     /// The last failure or refusal.
     pub(crate) last_error: Option<String>,
+    /// The time since which the endpoint has failed, if it does.
+    pub(crate) failing_since: Option<Instant>,
     /// When the endpoint last accepted something.
     pub(crate) last_success: Option<WallNanos>,
 }

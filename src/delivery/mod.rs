@@ -87,7 +87,6 @@ use crate::record::{NoSymbols, Symbols};
 pub(crate) use engine::{EngineParts, serve};
 pub(crate) use flush::EndpointStatus;
 pub(crate) use handle::{DeliveryHandle, DeliveryState, PaceState, Phase};
-pub(crate) use notice::Notice;
 pub use notice::{DeliveryNotice, DeliveryOutcome};
 pub(crate) use pace::PaceOptions;
 pub(crate) use quarantine::EventId;
@@ -143,9 +142,6 @@ pub(crate) trait DeliveryObserver: Send + Sync + 'static {
     /// Some events are decided. `ids` and the uuids of the notice are in the same order.
     fn notify(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>);
 }
-
-/// Receives every notice. Logging and its rate limits are the receiver's.
-pub(crate) type Report = Arc<dyn Fn(Notice) + Send + Sync>;
 
 /// The protocol of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

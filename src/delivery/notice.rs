@@ -1,114 +1,45 @@
-//! What delivery reports: notices for diagnostics, and the outcome of events for the program.
+//! What delivery reports: diagnostics whose text is made of several facts, and the outcome of events for the program.
 
 use std::fmt;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::quarantine::EventId;
+use crate::report::Diagnostic;
+use crate::sys::wording::{count, time};
 
-/// An occurrence that a human may want to know about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub(crate) enum Notice {
-    /// A 2xx that is not PostHog's (a captive portal, a wrong host). The events stay queued. Once per outage.
-    NotPostHog {
-        /// Its status.
-        status: u16,
-        /// The beginning of its body.
-        snippet: String,
-    },
-    /// The key, the quota or the encoding was refused. Once per outage.
-    Paused {
-        /// 401, 402, 403 or 415.
-        status: u16,
-        /// The text of the response.
-        reason: String,
-        /// Whether the response is PostHog's.
-        by_posthog: bool,
-    },
-    /// The endpoint responded with a failure. Once per outage.
-    ServerFailed {
-        /// Its status.
-        status: u16,
-        /// What the status means, and the beginning of the body.
-        text: String,
-    },
-    /// PostHog accepted events with a warning. Once for each response and text.
-    Warned {
-        /// The first of the events.
-        uuid: Uuid,
-        /// Number of events.
-        events: u64,
-        /// The text of the warning.
-        details: String,
-    },
-    /// PostHog answered `retry` for these events. Once per outage.
-    AskedAgain {
-        /// Number of events.
-        events: u64,
-        /// The reason given for the first of them.
-        reason: String,
-    },
-    /// No response. Once per outage.
-    TransportFailed {
-        /// The chain of errors.
-        reason: String,
-    },
-    /// A whole cycle of attempts failed, and nothing is sent for a while. Reported when the number of cooldowns of an
-    /// outage has doubled.
-    Cooldown {
-        /// The length of the cooldown.
-        seconds: u64,
-        /// Failed attempts since the last success.
-        attempts: u32,
-        /// Why the last of them failed.
-        reason: String,
-    },
-    /// The endpoint works again. Once per outage.
-    Recovered,
-    /// An event was refused without evidence that the event is the cause, or failed alone twice while others passed. It
-    /// stays queued and is skipped for a while. Once for each event.
-    Quarantined {
-        /// The event.
-        uuid: Uuid,
-        /// The status of the response; 0 if there was none.
-        status: u16,
-        /// The text of the refusal, or the failure.
-        reason: String,
-    },
-    /// Many requests in a row were refused: treated as an outage. Counted and reported like a cooldown.
-    RefusingEverything {
-        /// The status of the last refusal.
-        status: u16,
-        /// The text of the last refusal.
-        reason: String,
-    },
-    /// An event went to the dead letters.
-    DeadLettered {
-        /// The event.
-        uuid: Uuid,
-        /// The status of the refusal; 0 if the event could not be read.
-        status: u16,
-        /// The text of the refusal.
-        reason: String,
-    },
-    /// PostHog accepted the request, and drops these kinds of events because their quota is used up.
-    QuotaLimited {
-        /// PostHog's names of the kinds.
-        kinds: Vec<String>,
-    },
-    /// A callback of the program panicked.
-    CallbackPanicked,
-    /// The engine panicked, which is a defect of this library. Another one takes over.
-    EngineFailed {
-        /// The wait before it does.
-        seconds: u64,
-    },
-    /// The queue could not be read. Reading is tried again.
-    QueueUnreadable {
-        /// The chain of errors.
-        reason: String,
-    },
+/// PostHog answered `retry` for these events; `reason` is given for the first of them.
+pub(super) fn asked_again(events: u64, reason: &str) -> Diagnostic {
+    failing(format!("PostHog asks for a retry of {} ({reason})", count(events, "event")))
+}
+
+/// A whole cycle of attempts failed, and nothing is sent for this time.
+pub(super) fn cooldown(lasts: Duration, attempts: u32, reason: &str) -> Diagnostic {
+    let (attempts, lasts) = (count(attempts.into(), "attempt"), time(lasts));
+    failing(format!("{attempts} in a row failed; next attempt in {lasts}; last failure: {reason}"))
+}
+
+/// Many requests in a row were refused, which is treated as an outage.
+pub(super) fn refusing_everything(status: u16, reason: &str) -> Diagnostic {
+    failing(format!("every event is rejected (HTTP status {status}: {reason})"))
+}
+
+/// The engine panicked. Another one takes over after this time.
+pub(super) fn engine_failed(wait: Duration) -> Diagnostic {
+    failing(format!(
+        "the delivery task panicked, which is a defect of this library (please report it); it is restarted in {}",
+        time(wait)
+    ))
+}
+
+fn failing(reason: String) -> Diagnostic {
+    Diagnostic::EndpointFailing { reason }
+}
+
+/// The queue could not be read. Reading is tried again.
+pub(super) fn queue_unreadable(reason: &str) -> Diagnostic {
+    Diagnostic::StorageFailing { problem: format!("events cannot be read for delivery: {reason}") }
 }
 
 /// What became of some events.
@@ -162,5 +93,31 @@ impl EventNames {
     pub(super) fn push(&mut self, id: EventId, uuid: Uuid) {
         self.ids.push(id);
         self.uuids.push(uuid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_endpoint_has_a_reason_for_an_operator() {
+        let secs = Duration::from_secs;
+        for (diagnostic, reason) in [
+            (asked_again(1, "not_persisted"), "PostHog asks for a retry of 1 event (not_persisted)"),
+            (
+                cooldown(secs(300), 4, "HTTP status 503"),
+                "4 attempts in a row failed; next attempt in 5 min; last failure: HTTP status 503",
+            ),
+            (refusing_everything(400, "no"), "every event is rejected (HTTP status 400: no)"),
+            (
+                engine_failed(secs(5)),
+                "the delivery task panicked, which is a defect of this library (please report it); it is restarted in 5 s",
+            ),
+        ] {
+            assert_eq!(diagnostic, Diagnostic::EndpointFailing { reason: reason.into() });
+        }
+        let problem = "events cannot be read for delivery: it is being closed".into();
+        assert_eq!(queue_unreadable("it is being closed"), Diagnostic::StorageFailing { problem });
     }
 }

@@ -16,31 +16,39 @@
 //! once between two successes, and cooldowns are reported when their number has doubled.
 
 use std::collections::HashMap;
-use std::mem::{Discriminant, discriminant};
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::intake::Wanted;
 use super::loaded::QuarantineReason;
+use super::notice::cooldown;
 use super::pace::{Health, Permit, Ticket, backoff, fresh_probe_wait};
 use super::quarantine::EventId;
-use super::{CaptureProtocol, Notice, SourceError};
+use super::{CaptureProtocol, SourceError};
+use crate::report::Diagnostic;
 
 /// Why an attempt failed.
 pub(super) struct Failure {
     /// The reason, in one line.
     pub(super) text: String,
-    /// What is reported, unless the same was reported in this outage already.
-    pub(super) notice: Notice,
+    /// What is reported, unless the same kind of failure was reported in this outage already.
+    pub(super) diagnostic: Diagnostic,
     /// The server's `Retry-After`.
     pub(super) retry_after: Option<Duration>,
     /// No connection was made, so the events cannot be the cause.
     pub(super) unreachable: bool,
     /// The answer's status; 0 if there is none.
     pub(super) status: u16,
+    /// PostHog answered `retry` for some of the events.
+    pub(super) asked_again: bool,
+}
+
+impl Failure {
     /// `Some` if the key, the quota or the encoding is refused; `Some(true)` if the response is PostHog's.
-    pub(super) pause: Option<bool>,
+    fn pause(&self) -> Option<bool> {
+        if let Diagnostic::Paused { by_posthog, .. } = self.diagnostic { Some(by_posthog) } else { None }
+    }
 }
 
 /// An unconfirmed outage: so far a single batch has failed.
@@ -109,7 +117,7 @@ impl Engine {
             let status = failure.status;
             let said = failure.text.strip_prefix(&format!("HTTP status {status}")).unwrap_or(&failure.text);
             let reason = said.trim_start_matches([':', ' ']).to_owned();
-            (self.report)(Notice::Quarantined { uuid, status, reason });
+            (self.report)(Diagnostic::Quarantined { uuid, status, reason });
         }
     }
 
@@ -131,9 +139,9 @@ impl Engine {
         now: Instant,
     ) {
         let is_first = self.pace.consecutive_failures() == 0;
-        let (is_pause, unreachable) = (failure.pause.is_some(), failure.unreachable);
+        let (is_pause, unreachable) = (failure.pause().is_some(), failure.unreachable);
         // PostHog's own word on the key or the quota is not about an event either.
-        let is_never_an_event = unreachable || failure.pause == Some(true);
+        let is_never_an_event = unreachable || failure.pause() == Some(true);
         let is_counted = self.note_failure(ticket, failure, batch.events, now);
         if is_counted && is_first && !unreachable {
             let not_before = now + backoff(&self.options.pace, 1, &mut self.rng);
@@ -224,7 +232,7 @@ impl Engine {
 
     fn note_failure(&mut self, ticket: Ticket, failure: Failure, events: usize, now: Instant) -> bool {
         let before = self.pace.health();
-        let is_counted = match failure.pause {
+        let is_counted = match failure.pause() {
             Some(_) => {
                 self.pause_reason = failure.text.clone();
                 self.pace.paused(now, ticket, failure.status, &mut self.rng)
@@ -236,12 +244,13 @@ impl Engine {
             return false;
         }
         self.state.failed_attempts += 1;
-        if self.outage_reports.is_news(&failure.notice) {
-            (self.report)(failure.notice);
+        self.state.failing_since.get_or_insert(self.clock.now());
+        if self.outage_reports.is_news(&failure) {
+            (self.report)(failure.diagnostic.clone());
         }
         if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
             stop.failed(now, failure.unreachable, &self.options.pace, &mut self.rng);
-            if failure.pause == Some(true) && events == 1 {
+            if failure.pause() == Some(true) && events == 1 {
                 // A refused key or quota does not recover within the deadline of a stop.
                 stop.give_up();
             }
@@ -250,9 +259,9 @@ impl Engine {
             && before != self.pace.health()
             && self.outage_reports.is_cooldown_reported()
         {
-            let seconds = until.saturating_duration_since(now).as_secs();
+            let lasts = Duration::from_secs(until.saturating_duration_since(now).as_secs());
             let attempts = self.pace.consecutive_failures();
-            (self.report)(Notice::Cooldown { seconds, attempts, reason: failure.text });
+            (self.report)(cooldown(lasts, attempts, &failure.text));
         }
         true
     }
@@ -406,14 +415,15 @@ impl Engine {
 /// What was reported of an outage.
 #[derive(Debug, Default)]
 pub(super) struct OutageReports {
-    kinds: Vec<Discriminant<Notice>>,
+    kinds: Vec<(&'static str, bool, bool)>,
     cooldowns: u32,
 }
 
 impl OutageReports {
     /// Whether a failure is the first of its kind. Records it.
-    pub(super) fn is_news(&mut self, notice: &Notice) -> bool {
-        let kind = discriminant(notice);
+    pub(super) fn is_news(&mut self, failure: &Failure) -> bool {
+        // No response, an error and a request for a retry are three kinds, with the same kind of diagnostic.
+        let kind = (failure.diagnostic.kind(), failure.status == 0, failure.asked_again);
         let is_news = !self.kinds.contains(&kind);
         if is_news {
             self.kinds.push(kind);
@@ -466,15 +476,16 @@ mod tests {
         (0..1000).for_each(|nth| assert!(mentions.is_news(&nth.to_string(), minutes(360)) == (nth < 63)));
     }
 
-    fn failed(status: u16) -> Notice {
-        Notice::ServerFailed { status, text: String::new() }
+    fn failed(status: u16) -> Failure {
+        let diagnostic = Diagnostic::EndpointFailing { reason: String::new() };
+        Failure { text: String::new(), diagnostic, retry_after: None, unreachable: false, status, asked_again: false }
     }
 
     #[test]
     fn each_kind_of_failure_is_news_once_in_an_episode() {
         let mut outage_reports = OutageReports::default();
-        let news = [failed(503), failed(502), Notice::TransportFailed { reason: String::new() }, failed(503)];
-        assert_eq!(news.map(|notice| outage_reports.is_news(&notice)), [true, false, true, false]);
+        let news = [failed(503), failed(502), failed(0), failed(503)];
+        assert_eq!(news.map(|failure| outage_reports.is_news(&failure)), [true, false, true, false]);
         assert!(OutageReports::default().is_news(&failed(503)));
     }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::engine_tests::{Rig, queue_of};
+use super::engine_tests::{Rig, is_cooldown, is_failing, queue_of};
 use super::fake::Reply;
 use super::*;
+use crate::report::Diagnostic;
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_a_week_reports_each_kind_of_failure_once() {
@@ -18,15 +19,16 @@ async fn an_outage_of_a_week_reports_each_kind_of_failure_once() {
     });
     tokio::time::sleep(Duration::from_secs(7 * 86_400)).await;
     assert!(rig.endpoint.seen().len() > 8_000);
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::ServerFailed { status: 503, .. })), 1);
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::TransportFailed { .. })), 1);
-    let cooldowns = rig.noticed(|notice| matches!(notice, Notice::Cooldown { .. }));
+    assert_eq!(rig.noticed(|notice| is_failing(notice, "HTTP status 503")), 1);
+    assert_eq!(rig.noticed(|notice| !is_cooldown(notice) && !is_failing(notice, "HTTP status")), 1);
+    let cooldowns = rig.noticed(is_cooldown);
     assert!((8..=14).contains(&cooldowns) && rig.notices.lock().unwrap().len() == cooldowns + 2, "{cooldowns}");
-    let first = rig.notices.lock().unwrap().iter().find_map(|notice| match notice {
-        Notice::Cooldown { attempts, reason, .. } => Some((*attempts, reason.clone())),
-        _ => None,
-    });
-    assert_eq!(first, Some((4, "HTTP status 503: busy".to_owned())));
+    let first = rig.notices.lock().unwrap().iter().find(|notice| is_cooldown(notice)).map(Diagnostic::to_string);
+    let first = first.unwrap();
+    assert!(
+        first.contains("4 attempts in a row failed") && first.ends_with("last failure: HTTP status 503: busy"),
+        "{first}"
+    );
     let state = rig.handle.state();
     assert_eq!(state.failed_attempts, u64::from(state.consecutive_failures));
 }
@@ -36,10 +38,10 @@ async fn the_next_outage_is_told_again() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::new(503, ""));
     for outage in 1..=3 {
         rig.until(|rig| rig.handle.state().consecutive_failures >= 2).await;
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::ServerFailed { .. })), outage);
+        assert_eq!(rig.noticed(|notice| is_failing(notice, "HTTP status 503")), outage);
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
-        assert_eq!(rig.noticed(|notice| *notice == Notice::Recovered), outage);
+        assert_eq!(rig.noticed(|notice| *notice == Diagnostic::EndpointRecovered), outage);
         rig.endpoint.change(|_| Reply::new(503, ""));
         rig.commit(3);
     }

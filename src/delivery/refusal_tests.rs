@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::engine_tests::{Rig, queue_of, refusing};
 use super::fake::Reply;
 use super::*;
+use crate::report::Diagnostic;
 
 #[tokio::test(start_paused = true)]
 async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
@@ -76,7 +77,7 @@ async fn a_lone_bad_event_is_quarantined_until_another_is_accepted() {
     assert_eq!((state.quarantined, state.consecutive_failures), (1, 0));
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(rig.endpoint.seen().len(), 1, "it is not retried without evidence");
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Quarantined { .. })), 1);
     rig.commit(1);
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (1, vec![1]));
@@ -94,11 +95,11 @@ async fn a_fresh_queue_that_is_all_refused_does_not_look_healthy() {
         let state = rig.handle.state();
         assert!(matches!(state.phase, Phase::Quarantined { until } if until > 30_000_000_000), "{state:?}");
         assert_eq!((state.quarantined, state.last_error), (3, Some(said.clone())));
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 3);
+        assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Quarantined { .. })), 3);
         // Tried again and refused again, which is no news.
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert!(rig.endpoint.seen().len() > 8);
-        assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Quarantined { .. })), 3);
+        assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Quarantined { .. })), 3);
         assert_eq!(rig.stopped(Duration::from_secs(10)).await.0, EndpointStatus::Refusing { reason: said });
     }
 }

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::engine_tests::{Rig, queue_of};
 use super::fake::{FakeQueue, Reply, Seen, chunk_of, record};
+use super::notice::asked_again;
 use super::*;
+use crate::report::Diagnostic;
 
 fn v1(parts: &mut EngineParts) {
     parts.options.urls = vec!["http://fake/i/v1/analytics/events".into(), "http://fake/ai/".into()];
@@ -89,7 +91,11 @@ async fn each_event_has_a_verdict_of_its_own() {
     assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (4, 1));
     let expected = [(3, "bad timestamp"), (6, "dropped without details")];
     assert_eq!(reasons(&rig), expected.map(|(seq, reason)| (seq, 200, reason.to_owned())));
-    let warned = Notice::Warned { uuid: Uuid::from_u128(2), events: 2, details: "person_processing_disabled".into() };
+    let warned = Diagnostic::DeliveryWarning {
+        uuid: Uuid::from_u128(2),
+        events: 2,
+        details: "person_processing_disabled".into(),
+    };
     assert_eq!(rig.noticed(|notice| *notice == warned), 1);
     assert_eq!(rig.reported.lock().unwrap()[0], "[1, 2, 4, 5] Delivered");
     assert_eq!(rig.handle.state().phase, Phase::Idle);
@@ -104,7 +110,11 @@ async fn a_limited_event_is_delivered_or_dead_by_its_details() {
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.endpoint.seen().len()), (2, 1));
     assert_eq!(reasons(&rig), [(2, 200, "survey_responses_over_quota".to_owned())]);
-    let warned = Notice::Warned { uuid: Uuid::from_u128(1), events: 1, details: "person_processing_disabled".into() };
+    let warned = Diagnostic::DeliveryWarning {
+        uuid: Uuid::from_u128(1),
+        events: 1,
+        details: "person_processing_disabled".into(),
+    };
     assert_eq!(rig.noticed(|notice| *notice == warned), 1);
 }
 
@@ -124,13 +134,13 @@ async fn missing_and_unknown_results_count_as_accepted() {
         (4, 1, r#"unknown result "someday", "#),
         (5, 2, "the response has no result for it"),
     ] {
-        let is_told = |notice: &Notice| {
-            matches!(notice, Notice::Warned { uuid: first, events: count, details }
+        let is_told = |notice: &Diagnostic| {
+            matches!(notice, Diagnostic::DeliveryWarning { uuid: first, events: count, details }
                 if *first == Uuid::from_u128(uuid) && *count == events && details.starts_with(beginning))
         };
         assert_eq!(rig.noticed(is_told), 1, "{beginning}");
     }
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::Warned { .. })), 3);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::DeliveryWarning { .. })), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,7 +158,7 @@ async fn what_is_no_answer_of_v1_decides_nothing() {
     });
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.dead_lettered().len()), (3, 0));
-    assert_eq!(rig.noticed(|notice| matches!(notice, Notice::NotPostHog { .. })), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::NotPostHog { .. })), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,10 +245,8 @@ async fn only_events_to_retry_are_sent_again_as_the_same_request() {
     assert_eq!(distinct(&headers(&rig, "posthog-request-id")), 1);
     assert_eq!(headers(&rig, "posthog-attempt"), ["1", "2", "3"]);
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (7, vec![2]));
-    let asked =
-        |notice: &Notice| matches!(notice, Notice::AskedAgain { events: 3, reason } if reason == "not_persisted");
-    assert_eq!(rig.noticed(asked), 1);
-    assert_eq!(rig.noticed(|notice| *notice == Notice::Recovered), 1);
+    assert_eq!(rig.noticed(|notice| *notice == asked_again(3, "not_persisted")), 1);
+    assert_eq!(rig.noticed(|notice| *notice == Diagnostic::EndpointRecovered), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use sink::{Answer, Sink};
 
 use super::engine_tests::{Rig, queue_of};
 use super::*;
+use crate::report::Diagnostic;
 use crate::sys::clock::Clock;
 use crate::transport::{Proxy, Transport, TransportOptions};
 
@@ -57,7 +58,7 @@ async fn a_server_that_goes_away_and_comes_back_gets_everything_once() {
     sink.stop();
     let rig = start(&sink, 3, 50);
     assert!(matches!(rig.flush().await.endpoint, EndpointStatus::Down { .. }));
-    assert!(rig.noticed(|notice| matches!(notice, Notice::TransportFailed { .. })) > 0);
+    assert!(rig.noticed(|notice| matches!(notice, Diagnostic::EndpointFailing { .. })) > 0);
     sink.resume();
     rig.drained().await;
     assert_eq!((sink.unique().len(), sink.duplicates()), (150, 0));

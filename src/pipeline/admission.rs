@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::notice::Notice;
 use super::shared::{Pipeline, lock};
-use crate::delivery::{self, DeliveryHandle};
+use crate::delivery::DeliveryHandle;
 use crate::queue::journal::Budget;
-use crate::report::DropReason;
+use crate::report::{Diagnostic, DropReason};
 use crate::sys::limits::LOCK_WAIT;
 use crate::sys::reentry;
 use crate::sys::wording::{bytes, number, time};
@@ -325,27 +324,14 @@ pub(super) fn memory_queue_bytes() -> u64 {
     limit.map_or(MOST, |limit| MOST.min(limit / 10))
 }
 
-/// A file system with less free space than the configured floor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Floor {
-    /// The queue's directory on it.
-    pub(crate) path: PathBuf,
-    /// Its free space.
-    pub(crate) free_bytes: u64,
-    /// The free space that is left to other programs (`min_free_space`).
-    pub(crate) floor_bytes: u64,
-    /// Its size, if the system reports it.
-    pub(crate) volume_bytes: Option<u64>,
-}
-
 impl Pipeline {
-    /// The file system, while events are refused because it has too little free space.
-    pub(crate) fn floor(&self) -> Option<Floor> {
+    /// [`Diagnostic::LowDiskSpace`], while events are refused because the file system has too little free space.
+    pub(crate) fn low_disk_space(&self) -> Option<Diagnostic> {
         if self.admission.refusal() != Some(DropReason::DiskFull) {
             return None;
         }
         let (disk, path) = (&self.options.disk, self.shard.dir());
-        Some(Floor {
+        Some(Diagnostic::LowDiskSpace {
             path: path.clone(),
             free_bytes: disk.free_bytes(path).unwrap_or(0),
             floor_bytes: self.options.limits.min_free_space,
@@ -357,13 +343,13 @@ impl Pipeline {
     /// space that hovers about the floor is not reported each time.
     pub(super) fn report_floor(&self, free: Option<u64>) {
         let is_told = &self.admission.floor_is_reported;
-        match self.floor() {
-            Some(floor) if !is_told.swap(true, Ordering::Relaxed) => (self.options.report)(Notice::Floor(floor)),
+        match self.low_disk_space() {
+            Some(diagnostic) if !is_told.swap(true, Ordering::Relaxed) => (self.options.report)(diagnostic),
             None if is_told.load(Ordering::Relaxed) => {
                 let floor = self.options.limits.min_free_space;
                 if free.is_none_or(|free| free >= floor.saturating_add(floor / 8)) {
                     is_told.store(false, Ordering::Relaxed);
-                    (self.options.report)(Notice::Storage { problem: None });
+                    (self.options.report)(Diagnostic::StorageRecovered);
                 }
             }
             _ => {}
@@ -456,7 +442,7 @@ impl Pipeline {
     /// The state of the queue at this moment.
     pub(crate) fn circumstances(&self) -> Circumstances {
         let limits = &self.options.limits;
-        let since = *lock(&self.failing_since);
+        let delivery = self.delivery().map(DeliveryHandle::state).unwrap_or_default();
         let wall = self.options.clock.wall_nanos();
         let age = |at: i64| Duration::from_nanos(u64::try_from(wall.saturating_sub(at)).unwrap_or(0));
         Circumstances {
@@ -467,32 +453,11 @@ impl Pipeline {
             min_free_space: limits.min_free_space,
             problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
             oldest: self.shard.oldest_at().map(age),
-            outage: since.map(|since| Outage {
+            outage: delivery.failing_since.map(|since| Outage {
                 host: self.options.project.host.clone(),
                 lasts: self.options.clock.now().saturating_duration_since(since),
-                said: self
-                    .delivery()
-                    .and_then(|delivery| DeliveryHandle::state(delivery).last_error)
-                    .unwrap_or_default(),
+                said: delivery.last_error.unwrap_or_default(),
             }),
-        }
-    }
-
-    /// Takes note of whether the endpoint fails.
-    pub(super) fn note_outage(&self, notice: &delivery::Notice) {
-        use delivery::Notice as N;
-        let mut since = lock(&self.failing_since);
-        match notice {
-            N::Recovered => *since = None,
-            N::NotPostHog { .. }
-            | N::Paused { .. }
-            | N::ServerFailed { .. }
-            | N::TransportFailed { .. }
-            | N::Cooldown { .. }
-            | N::RefusingEverything { .. } => {
-                since.get_or_insert(self.options.clock.now());
-            }
-            _ => {}
         }
     }
 }

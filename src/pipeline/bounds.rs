@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use super::admission::OverflowPolicy;
 use super::admission::{Level, Limits, Usage};
 use super::committer::{Committer, FREE_ARENA_RETRY};
-use super::notice::Notice;
 use super::options::WorkerOptions;
 use super::shared::Pipeline;
 use super::source::OWN;
 use crate::queue::journal::Budget;
 use crate::queue::store::{ChunkKey, is_worth_compacting};
 use crate::queue::{ChunkRef, EvictUntil, EvictionCursor};
+use crate::report::Diagnostic;
 use crate::sys::ages::Anchor;
 
 /// How often the bounds are checked again for callers that were refused, if nothing else happens.
@@ -145,7 +145,7 @@ impl Committer {
         drop(rows);
         match evicted {
             Ok(0) => {}
-            Ok(events) => (pipeline.options.report)(Notice::Evicted { events, for_age }),
+            Ok(events) => (pipeline.options.report)(Diagnostic::Evicted { events, for_age }),
             Err(error) => self.store_failed(&error),
         }
     }

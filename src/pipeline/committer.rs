@@ -17,7 +17,6 @@ use super::advice::explain_queue;
 use super::bounds::Bounds;
 use super::flags::Keeping;
 use super::mailbox::Commands;
-use super::notice::Notice;
 use super::recovery::{RETRY_FIRST, Reach, Reopening};
 use super::shared::{Pipeline, lock};
 use super::shutdown::Stopping;
@@ -25,7 +24,7 @@ use super::source::OWN;
 use super::threads::Threads;
 use crate::crash;
 use crate::queue::journal::ARENAS_MAX;
-use crate::report::PersistError;
+use crate::report::{Diagnostic, PersistError};
 
 /// How long the thread stays awake after it has answered a waiting caller. A caller that awaited a receipt often awaits
 /// the next one at once, and a wake-up costs a third of a sync.
@@ -370,7 +369,7 @@ impl Committer {
                         // callers get the error, since it is not known which events are damaged.
                         pipeline.receipts.fail(&PersistError::Sync("events in the journal are damaged".into()));
                         let (events, after_restart) = (checkpointed.missing, checkpointed.after_restart);
-                        (pipeline.options.report)(Notice::Missing { events, after_restart });
+                        (pipeline.options.report)(Diagnostic::EventsLost { events, after_restart });
                     }
                     if pipeline.shard.is_volatile() {
                         pipeline.receipts.fail(&PersistError::Volatile);
@@ -446,7 +445,7 @@ impl Committer {
                 rows.put_back(pending);
                 drop(rows);
                 let why = explain_queue(&pipeline.options.disk, &error);
-                (pipeline.options.report)(Notice::ShardSkipped { path: shard.dir().clone(), why });
+                (pipeline.options.report)(Diagnostic::QueueSkipped { path: shard.dir().clone(), why });
                 pipeline.abandon_adopted();
                 // Delivery found the end of this orphan already, and does not ask for the next one again.
                 self.commands.adopt = true;

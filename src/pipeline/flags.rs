@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::committer::Committer;
 use super::options::Lane;
-use super::{Notice, Pipeline, WorkerOptions, threads};
+use super::{Pipeline, WorkerOptions, threads};
 use crate::flags::loader::{self, Keep, Loader, LoaderParts};
 use crate::flags::remote::Done;
 use crate::flags::{Failure, Question, RemoteFlags};
@@ -33,9 +33,7 @@ pub(super) fn open_definitions(options: &WorkerOptions, shard: &Queue) -> Option
 
 /// Requests for flag values go through the pipeline's transport.
 pub(super) fn remote_flags(options: &WorkerOptions, http: Arc<dyn Http>) -> Arc<RemoteFlags> {
-    let report = Arc::clone(&options.report);
-    let report = Arc::new(move |notice| report(Notice::Flags(notice)));
-    RemoteFlags::new(options.flags.clone(), http, options.clock.clone(), report)
+    RemoteFlags::new(options.flags.clone(), http, options.clock.clone(), Arc::clone(&options.report))
 }
 
 impl Pipeline {
@@ -56,7 +54,7 @@ impl Pipeline {
     /// The loader's task, for the delivery thread's runtime.
     pub(super) fn loading(self: &Arc<Self>) -> Option<impl Future<Output = ()> + Send + 'static> {
         let loader = Arc::clone(self.definitions()?);
-        let (keeper, reports): (Weak<Self>, _) = (Arc::downgrade(self), Arc::clone(&self.options.report));
+        let keeper: Weak<Self> = Arc::downgrade(self);
         let parts = LoaderParts {
             options: self.options.flag_definitions.clone()?,
             http: self.network.http(),
@@ -68,7 +66,7 @@ impl Pipeline {
                     pipeline.mailbox.send(|commands| commands.definitions = Some(keep));
                 }
             }),
-            report: Arc::new(move |notice| reports(Notice::Flags(notice))),
+            report: Arc::clone(&self.options.report),
         };
         Some(loader::serve(parts, loader))
     }
@@ -127,8 +125,7 @@ impl Committer {
         // Newer definitions replace these if they arrive before the retry.
         self.commands.definitions = Some(keep);
         if !std::mem::replace(&mut self.keeping.was_reported, true) {
-            let notice = Diagnostic::FlagCacheFailed { operation: loader::KEEP, why };
-            (pipeline.options.report)(Notice::Flags(notice));
+            (pipeline.options.report)(Diagnostic::FlagCacheFailed { operation: loader::KEEP, why });
         }
         // The failure may have latched the store, which the queue still needs.
         self.reopen_if_latched();

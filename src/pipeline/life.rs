@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use nix::libc::SIGTERM;
 
-use super::notice::Notice;
 use super::options::WorkerOptions;
 use super::shared::{Pipeline, lock};
 use crate::crash;
 use crate::crash::exit::{Evidence, ExitCause, ExitObserver, exit_cause, observe_exit};
 use crate::crash::termination;
 use crate::queue::{Heartbeat, Predecessor, Queue};
+use crate::report::Diagnostic;
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::OomCount;
 
@@ -159,7 +159,7 @@ impl Pipeline {
             }
             Err(error) => {
                 let why = format!("its crash reports cannot be moved to this queue ({error}); they are left there");
-                (self.options.report)(Notice::ShardSkipped { path: from.to_path_buf(), why });
+                (self.options.report)(Diagnostic::QueueSkipped { path: from.to_path_buf(), why });
             }
         }
     }

@@ -59,7 +59,6 @@ mod flags;
 mod flags_tests;
 mod life;
 mod mailbox;
-mod notice;
 mod options;
 mod orphans;
 mod outcomes;
@@ -78,11 +77,10 @@ mod waiters;
 
 pub use admission::OverflowPolicy;
 #[cfg_attr(not(test), allow(unused_imports, reason = "named by tests alone"))]
-pub(crate) use admission::{Circumstances, Floor, Limits, Outage};
+pub(crate) use admission::{Circumstances, Limits, Outage};
 pub(crate) use dead_letters::sum;
 pub(crate) use life::LastRun;
 pub(crate) use mailbox::DeadLetterAction;
-pub(crate) use notice::Notice;
 pub(crate) use options::{Lane, WorkerOptions, ask_all};
 pub use pending::{Pending, PendingValue};
 pub(crate) use shared::Pipeline;

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Limits;
-use super::notice::Notice;
 use super::pending::{self, Pending, Promise, Unanswered};
 use super::shared::Pipeline;
 use crate::delivery::{self, CaptureProtocol, DeliveryOptions, PaceOptions};
 use crate::flags::RemoteOptions;
 use crate::flags::loader::LoaderOptions;
 use crate::queue::{Project, has_orphan_with_dead};
+use crate::report::Report;
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
@@ -95,8 +95,10 @@ pub(crate) struct WorkerOptions {
     pub(crate) network: Option<Arc<dyn Http>>,
     /// The program's callback for outcomes of delivery.
     pub(crate) on_delivery: Option<delivery::OnDelivery>,
-    /// Receives every notice.
-    pub(crate) report: Arc<dyn Fn(Notice) + Send + Sync>,
+    /// Receives every diagnostic.
+    pub(crate) report: Report,
+    /// Called when the lane has ended and reports nothing more.
+    pub(crate) ended: Arc<dyn Fn() + Send + Sync>,
     /// The disk.
     pub(crate) disk: Disk,
     /// The clock.

@@ -20,8 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::advice::explain_queue;
-use super::notice::Notice;
-use super::shared::{Pipeline, lock};
+use super::shared::{Pipeline, lock, storage_failing};
 use super::threads;
 use crate::crash;
 use crate::crash::exit::{ExitObserver, observe_exit};
@@ -29,6 +28,7 @@ use crate::queue::{
     Claim, Finding, Opened, OpeningMark, Project, Queue, QueueError, QueueOptions, claim_orphan, holds_idle_files,
     is_known_empty, shard_dir,
 };
+use crate::report::Diagnostic;
 use crate::sys::clock::WallNanos;
 use crate::sys::crash_point;
 use crate::sys::disk::Disk;
@@ -213,7 +213,7 @@ impl Pipeline {
         let avoided = Avoided { until: self.options.clock.now() + AVOID_FOR, why: why.clone() };
         let before = lock(&self.avoided).insert((place.project, number), avoided);
         if before.is_none_or(|before| before.why != why) {
-            (self.options.report)(Notice::ShardSkipped { path, why });
+            (self.options.report)(Diagnostic::QueueSkipped { path, why });
         }
     }
 
@@ -250,17 +250,17 @@ pub(super) fn avoided_at_start(skipped: Vec<(u32, String)>, now: Instant) -> Avo
     Mutex::new(skipped.into_iter().map(avoided).collect())
 }
 
-impl From<Finding> for Notice {
+impl From<Finding> for Diagnostic {
     fn from(finding: Finding) -> Self {
         match finding {
-            Finding::Salvaged { path, why, lost } => Notice::Salvaged { path, why, lost },
-            Finding::Missing { events, after_restart } => Notice::Missing { events, after_restart },
+            Finding::Salvaged { path, why, lost } => Diagnostic::QueueSalvaged { path, why, lost },
+            Finding::Missing { events, after_restart } => Diagnostic::EventsLost { events, after_restart },
             Finding::NotCheckpointed { error } => {
                 let why = explain_queue(&Disk::default(), &error);
-                Notice::Storage { problem: Some(format!("events in the journal could not be stored yet: {why}")) }
+                storage_failing(&format!("events in the journal could not be stored yet: {why}"))
             }
-            Finding::StoreVerified => Notice::StoreVerified,
-            Finding::DiedInTask => Notice::SymbolsUntrusted,
+            Finding::StoreVerified => Diagnostic::StoreVerified,
+            Finding::DiedInTask => Diagnostic::SymbolsUntrusted,
         }
     }
 }

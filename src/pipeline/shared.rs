@@ -14,7 +14,6 @@ use std::time::Instant;
 
 use super::admission::Admission;
 use super::mailbox::Mailbox;
-use super::notice::Notice;
 use super::options::WorkerOptions;
 use super::outcomes::Outcomes;
 use super::pending::{self, Pending};
@@ -27,7 +26,7 @@ use crate::flags::RemoteFlags;
 use crate::flags::loader::Loader;
 use crate::queue::journal::{self, Appended};
 use crate::queue::{Leases, OrphanedQueue, Queue, Totals, frame};
-use crate::report::{DropReason, PersistError, ShutdownReport};
+use crate::report::{Diagnostic, DropReason, PersistError, ShutdownReport};
 use crate::sys::disk::fork;
 
 /// One lane of a client, shared by its callers and the two threads.
@@ -60,8 +59,6 @@ pub(crate) struct Pipeline {
     pub(super) in_memory: OnceLock<String>,
     /// Why storage fails at the moment: the text that identifies the failure, and the text for the operator.
     pub(super) problem: Mutex<Option<(String, String)>>,
-    /// The time since which the endpoint has failed, if it does.
-    pub(super) failing_since: Mutex<Option<Instant>>,
     /// Why the queue's directory cannot be reached by its path, if so.
     pub(super) out_of_reach: Mutex<Option<String>>,
     pub(super) unsynced_since: Mutex<Option<Instant>>,
@@ -191,7 +188,7 @@ impl Pipeline {
         }
         let problem = explain();
         *lock(&self.problem) = Some((known_as.to_owned(), problem.clone()));
-        (self.options.report)(Notice::Storage { problem: Some(problem) });
+        (self.options.report)(storage_failing(&problem));
     }
 
     /// Why storage fails at the moment, for the operator.
@@ -206,7 +203,7 @@ impl Pipeline {
             lock(&self.problem).take();
             lock(&self.out_of_reach).take();
             self.receipts.fail(&PersistError::Volatile);
-            (self.options.report)(Notice::InMemory { path, problem });
+            (self.options.report)(Diagnostic::InMemory { path, problem });
         }
     }
 
@@ -225,7 +222,7 @@ impl Pipeline {
         // The failure was a consequence, and is obsolete when the directory is back.
         lock(&self.problem).take();
         if is_new {
-            (self.options.report)(Notice::Storage { problem: Some(problem) });
+            (self.options.report)(storage_failing(&problem));
         }
     }
 
@@ -233,14 +230,14 @@ impl Pipeline {
     pub(super) fn report_in_reach(&self) -> bool {
         let was_out = lock(&self.out_of_reach).take().is_some();
         if was_out {
-            (self.options.report)(Notice::Storage { problem: None });
+            (self.options.report)(Diagnostic::StorageRecovered);
         }
         was_out
     }
 
     pub(super) fn report_storage_works(&self) {
         if lock(&self.problem).take().is_some() {
-            (self.options.report)(Notice::Storage { problem: None });
+            (self.options.report)(Diagnostic::StorageRecovered);
         }
     }
 }
@@ -251,6 +248,27 @@ impl std::fmt::Debug for Pipeline {
     }
 }
 
+/// The diagnostic of a failure of storage.
+pub(super) fn storage_failing(problem: &str) -> Diagnostic {
+    let problem =
+        format!("{problem}; new events are accepted while the journal has space for them, and storage is tried again");
+    Diagnostic::StorageFailing { problem }
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_storage_says_what_happens_meanwhile() {
+        assert_eq!(
+            storage_failing("/q: the disk is full").to_string(),
+            "the queue's storage fails: /q: the disk is full; new events are accepted while the journal has space for them, and storage \
+             is tried again"
+        );
+    }
 }

@@ -11,13 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::committer::Committer;
-use super::notice::Notice;
 use super::pending::{self, Pending, Promise};
 use super::shared::{Pipeline, lock};
 use super::threads;
 use crate::delivery;
 use crate::delivery::Source;
-use crate::report::{EndpointStatus, ShutdownReport};
+use crate::report::{Diagnostic, EndpointStatus, ShutdownReport};
 use crate::sys::crash_point;
 use crate::sys::wording::time;
 
@@ -194,14 +193,14 @@ impl Committer {
         pipeline.receipts.close();
         pipeline.outcomes.close();
         if pipeline.shard.is_volatile() && report.remaining > 0 {
-            (pipeline.options.report)(Notice::LostInMemory { events: report.remaining });
+            (pipeline.options.report)(Diagnostic::MemoryQueueLost { events: report.remaining });
         } else if had_time && report.remaining > 0 {
             let took = self.now().saturating_duration_since(began);
             let why = if pipeline.is_held() { OPTED_OUT.to_owned() } else { why_left(&report.endpoint, took, most) };
             let path = pipeline.shard.dir().clone();
-            (pipeline.options.report)(Notice::LeftOnDisk { events: report.remaining, path, why });
+            (pipeline.options.report)(Diagnostic::LeftOnDisk { events: report.remaining, path, why });
         }
-        (pipeline.options.report)(Notice::Ended);
+        (pipeline.options.ended)();
         let _ = pipeline.finished.set(report.clone());
         let late = pipeline.mailbox.take();
         self.receive(late);

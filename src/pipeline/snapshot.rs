@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::admission::Floor;
 use super::shared::{Pipeline, lock};
 use super::source::OWN;
 use crate::delivery::{DeliveryHandle, DeliveryState};
 use crate::queue::store::{DeadRecord, Ledger};
 use crate::queue::{ChunkRef, OrphanedQueue};
-use crate::report::DropReason;
+use crate::report::{Diagnostic, DropReason};
 
 /// The state of a lane at one moment, for statistics.
 #[derive(Clone, Debug)]
@@ -30,8 +29,8 @@ pub(crate) struct Snapshot {
     pub(crate) in_memory: Option<String>,
     pub(crate) problem: Option<String>,
     pub(crate) full: Option<DropReason>,
-    /// The file system with too little free space, while events are refused for that.
-    pub(crate) floor: Option<Floor>,
+    /// [`Diagnostic::LowDiskSpace`], while events are refused for that.
+    pub(crate) low_disk_space: Option<Diagnostic>,
     pub(crate) closed: bool,
     pub(crate) delivery: DeliveryState,
     pub(crate) dir: PathBuf,
@@ -65,7 +64,7 @@ impl Pipeline {
             in_memory: self.in_memory.get().cloned(),
             problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
             full: self.admission.refusal(),
-            floor: self.floor(),
+            low_disk_space: self.low_disk_space(),
             closed: self.mailbox.is_stopping(),
             delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
             dir: self.shard.dir().clone(),

@@ -7,6 +7,7 @@ use crate::delivery::{PaceState, Phase, Source, SourceError};
 pub(super) use crate::queue::OWN;
 use crate::queue::store::ChunkKey;
 use crate::queue::{Ack, ChunkRef, Lease, Queue, Rows};
+use crate::report::Diagnostic;
 
 impl Pipeline {
     /// Stops sending, or starts it again. Requests that are under way at the moment of the call are not aborted.
@@ -31,7 +32,7 @@ impl Pipeline {
         let mut events = 0;
         let leases = rows.lease(from, max_bytes, wants, self.options.clock.wall_nanos(), &mut events);
         if events > 0 {
-            (self.options.report)(super::Notice::Missing { events, after_restart: false });
+            (self.options.report)(Diagnostic::EventsLost { events, after_restart: false });
         }
         leases.map_err(|error| SourceError::Unreadable(error.into()))
     }
@@ -62,7 +63,7 @@ impl Source for Pipeline {
                 self.lease_from(&rows, (*origin, shard), max_bytes, wants).unwrap_or_else(|error| {
                     // A failure of an adopted queue must not stop the delivery of our own.
                     let why = error.to_string();
-                    (self.options.report)(super::Notice::ShardSkipped { path: shard.dir().clone(), why });
+                    (self.options.report)(Diagnostic::QueueSkipped { path: shard.dir().clone(), why });
                     self.mailbox.send(|commands| commands.abandon = true);
                     Vec::new()
                 })

@@ -17,7 +17,6 @@ use super::advice::explain_queue;
 use super::flags::{open_definitions, remote_flags};
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
-use super::notice::Notice;
 use super::options::{Lane, WorkerOptions};
 use super::orphans::{Orphans, avoided_at_start};
 use super::outcomes::{OutcomeObserver, Outcomes};
@@ -31,6 +30,7 @@ use crate::queue::{
     Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, QueueOptions, RunRecord, claim, has_orphan,
     orphaned, predecessor, shard_dir, shard_dirs,
 };
+use crate::report::Diagnostic;
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{FileSystem, exposed_above, fork};
 use crate::sys::entropy::random_u64;
@@ -179,7 +179,7 @@ fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Netwo
     }
     let (transport, warnings) = Transport::new(options.transport.clone())?;
     for warning in warnings {
-        (options.report)(Notice::Network(warning));
+        (options.report)(Diagnostic::NetworkConfig { what: warning });
     }
     Ok(Network::Real(transport))
 }
@@ -294,7 +294,6 @@ fn assemble(
         network,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
-        failing_since: Mutex::new(None),
         out_of_reach: Mutex::new(None),
         unsynced_since: Mutex::new(None),
         sync_failure: Mutex::new(None),
@@ -346,7 +345,6 @@ fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
 
 fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
     let options = &pipeline.options;
-    let (reports, failing) = (Arc::clone(&options.report), Arc::downgrade(pipeline));
     let next_attempt = pipeline.shard.open_store().and_then(|store| store.next_attempt());
     pipeline.leases.remember_next_attempt(next_attempt);
     let woken = Arc::downgrade(pipeline);
@@ -364,12 +362,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         source: Arc::clone(pipeline) as Arc<dyn delivery::Source>,
         transport: pipeline.network.http(),
         clock: options.clock.clone(),
-        report: Arc::new(move |notice| {
-            if let Some(pipeline) = failing.upgrade() {
-                pipeline.note_outage(&notice);
-            }
-            reports(Notice::Delivery(notice));
-        }),
+        report: Arc::clone(&options.report),
         on_delivery: Some(Arc::new(OutcomeObserver(Arc::clone(pipeline)))),
         next_attempt,
         seed: random_u64(),
@@ -385,7 +378,7 @@ impl Pipeline {
         if self.options.lane == Lane::Analytics
             && let Ok(Some((path, exposure))) = exposed_above(&self.options.queue_dir)
         {
-            (self.options.report)(Notice::Exposed { path, why: exposure.to_string() });
+            (self.options.report)(Diagnostic::QueueDirExposed { path, why: exposure.to_string() });
         }
     }
 
@@ -401,7 +394,7 @@ impl Pipeline {
                 _ => None,
             };
             if let Some(what) = what {
-                (self.options.report)(Notice::Ephemeral { path: dir.clone(), what });
+                (self.options.report)(Diagnostic::QueueDirEphemeral { path: dir.clone(), what });
             }
             self.report_exposure();
         }
@@ -412,11 +405,16 @@ impl Pipeline {
     fn report_orphaned(&self) {
         let (named, others) = self.orphaned.split_at(self.orphaned.len().min(ORPHANED_REPORTED_MAX));
         for queue in named {
-            (self.options.report)(Notice::OrphanedQueue(queue.clone()));
+            (self.options.report)(Diagnostic::OrphanedQueue {
+                path: queue.path.clone(),
+                owner: queue.owner.as_ref().map(|owner| (abbreviated(&owner.api_key), owner.host.clone())),
+                events: queue.events,
+                bytes: queue.bytes,
+            });
         }
         if !others.is_empty() {
             let sum = |of: fn(&OrphanedQueue) -> u64| others.iter().map(of).fold(0, u64::saturating_add);
-            (self.options.report)(Notice::MoreOrphanedQueues {
+            (self.options.report)(Diagnostic::OrphanedQueues {
                 path: self.options.queue_dir.clone(),
                 queues: others.len() as u64,
                 events: sum(|queue| queue.events),
@@ -482,7 +480,7 @@ pub(super) fn open_shard(
                         }
                         unusable.push(dir.clone());
                         let why = format!("it was not open after {most:?}; what is in it is sent as soon as it is");
-                        (options.report)(Notice::ShardSkipped { path: dir.clone(), why });
+                        (options.report)(Diagnostic::QueueSkipped { path: dir.clone(), why });
                         slow = slow.or(Some((dir, before)));
                         continue;
                     }
@@ -497,8 +495,15 @@ pub(super) fn open_shard(
         let (path, why) = (shard_dir(&project_dir, number), explain_queue(disk, &error));
         unusable.push(path.clone());
         skipped.push((number, why.clone()));
-        (options.report)(Notice::ShardSkipped { path, why });
+        (options.report)(Diagnostic::QueueSkipped { path, why });
     }
+}
+
+/// The beginning of a key, enough to recognize it.
+fn abbreviated(api_key: &str) -> String {
+    const KEPT: usize = 8;
+    let kept: String = api_key.chars().take(KEPT).collect();
+    if kept.len() == api_key.len() { kept } else { kept + "..." }
 }
 
 /// Creates a shard in memory.

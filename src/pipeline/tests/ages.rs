@@ -17,8 +17,8 @@ fn attempt(bench: &Bench) {
     bench.pipeline.pace(&PaceState { phase: delivery::Phase::Sending, next_attempt: None });
 }
 
-fn is_aged(notice: &Notice) -> bool {
-    matches!(notice, Notice::Evicted { events: 30, for_age: true })
+fn is_aged(diagnostic: &Diagnostic) -> bool {
+    matches!(diagnostic, Diagnostic::Evicted { events: 30, for_age: true })
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn nothing_is_too_old_before_it_was_tried_once() {
     attempt(&bench);
     bench.settle_down();
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (30, 0));
-    assert!(bench.heard(is_aged));
+    assert!(bench.reports(is_aged));
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn drop_oldest_evicts_the_oldest_but_no_leased_rows() {
     bench.append(25);
     bench.advance(Duration::from_secs(6));
     assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (5, 50), "the older ones are under way");
-    assert!(bench.heard(|notice| matches!(notice, Notice::Evicted { events: 5, for_age: false })));
+    assert!(bench.reports(|diagnostic| matches!(diagnostic, Diagnostic::Evicted { events: 5, for_age: false })));
     let left: Vec<_> =
         bench.pipeline.shard.read(None, usize::MAX).unwrap().chunks.iter().map(|row| row.key.first_seq).collect();
     assert_eq!(left, [1, 36], "the row is cut, and its newest stay");
@@ -209,15 +209,18 @@ fn a_file_grown_by_a_backlog_shrinks_while_events_arrive() {
 fn a_file_system_at_its_floor_is_reported_once_with_sizes() {
     let mut bench = bench(|options| options.limits.min_free_space = u64::MAX / 4);
     let floors_reported = |bench: &Bench| {
-        let notices = std::mem::take(&mut *bench.notices.lock().unwrap());
-        notices.into_iter().filter_map(|notice| if let Notice::Floor(floor) = notice { Some(floor) } else { None })
+        let diagnostics = std::mem::take(&mut *bench.diagnostics.lock().unwrap());
+        diagnostics.into_iter().filter(|diagnostic| matches!(diagnostic, Diagnostic::LowDiskSpace { .. }))
     };
     let floors: Vec<_> = floors_reported(&bench).collect();
-    let [floor] = &floors[..] else { panic!("{floors:?}") };
-    assert_eq!((&floor.path, floor.floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
-    assert!(floor.free_bytes > 0 && floor.volume_bytes.is_some_and(|volume| volume >= floor.free_bytes));
+    let [Diagnostic::LowDiskSpace { path, free_bytes, floor_bytes, volume_bytes }] = &floors[..] else {
+        panic!("{floors:?}")
+    };
+    assert_eq!((path, *floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
+    assert!(*free_bytes > 0 && volume_bytes.is_some_and(|volume| volume >= *free_bytes));
     assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::DiskFull));
-    assert_eq!(bench.pipeline.snapshot().floor.map(|floor| floor.path), Some(floor.path.clone()));
+    let now = bench.pipeline.snapshot().low_disk_space;
+    assert!(matches!(now, Some(Diagnostic::LowDiskSpace { path: of, .. }) if of == *path));
     bench.advance(HOUR);
     assert_eq!(floors_reported(&bench).count(), 0, "not again and again");
 }

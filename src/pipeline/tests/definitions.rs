@@ -26,8 +26,8 @@ fn kept(bench: &Bench) -> Option<Vec<u8>> {
     bench.pipeline.shard.meta("flag_definitions")
 }
 
-fn is_cache_failure(notice: &Notice) -> bool {
-    matches!(notice, Notice::Flags(_))
+fn is_cache_failure(diagnostic: &Diagnostic) -> bool {
+    matches!(diagnostic, Diagnostic::FlagCacheFailed { .. })
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_full_disk_keeps_no_definitions_and_reports_it_once() {
     for times in 0..3 {
         keep(&bench, Keep::These(vec![7; 1000]));
         bench.advance(HOUR);
-        let told = bench.notices.lock().unwrap().drain(..).filter(is_cache_failure).count();
+        let told = bench.diagnostics.lock().unwrap().drain(..).filter(is_cache_failure).count();
         assert_eq!(told, usize::from(times == 0));
     }
     fault.arm(0);

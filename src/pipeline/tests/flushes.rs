@@ -93,7 +93,7 @@ fn a_flush_is_answered_also_while_the_store_fails() {
     bench.settle_down();
     let report = answer.try_get().unwrap();
     assert_eq!((report.delivered, report.remaining), (30, 0));
-    assert!(bench.heard(is_problem));
+    assert!(bench.reports(is_problem));
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::delivery::{self, DeliveryOptions, Source};
 use crate::flags::RemoteOptions;
 use crate::queue::store::Ledger;
 use crate::queue::{Ack, ChunkRef, Lease, Project, Queue};
-use crate::report::{DropReason, PersistError};
+use crate::report::{Diagnostic, DropReason, PersistError};
 use crate::sys::clock::{Clock, ManualClock};
 use crate::sys::disk::{Call, Disk, Gate, Op, Verdict};
 use crate::transport::{Proxy, Transport, TransportOptions};
@@ -98,7 +98,7 @@ struct Bench {
     committer: Committer,
     pipeline: Arc<Pipeline>,
     clock: Arc<ManualClock>,
-    notices: Arc<Mutex<Vec<Notice>>>,
+    diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     root: Arc<tempfile::TempDir>,
 }
 
@@ -108,8 +108,8 @@ fn bench(edit: impl FnOnce(&mut WorkerOptions)) -> Bench {
 }
 
 fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions)) -> Bench {
-    let (clock, notices) = (ManualClock::at(1_700_000_000_000_000_000), Arc::new(Mutex::new(Vec::new())));
-    let heard = Arc::clone(&notices);
+    let (clock, diagnostics) = (ManualClock::at(1_700_000_000_000_000_000), Arc::new(Mutex::new(Vec::new())));
+    let reported = Arc::clone(&diagnostics);
     let mut options = WorkerOptions {
         project: Project { host: "https://eu.example".into(), api_key: "phc_key".into() },
         lane: Lane::Analytics,
@@ -147,14 +147,15 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
         },
         network: None,
         on_delivery: None,
-        report: Arc::new(move |notice| heard.lock().unwrap().push(notice)),
+        report: Arc::new(move |diagnostic| reported.lock().unwrap().push(diagnostic)),
+        ended: Arc::new(|| ()),
         disk: Disk::default(),
         clock: Clock::Manual(Arc::clone(&clock)),
     };
     edit(&mut options);
     let (transport, _) = Transport::new(options.transport.clone()).unwrap();
     let pipeline = start::open(options, Network::Real(transport), Arc::default(), Arc::default()).unwrap();
-    Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, notices, root }
+    Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, diagnostics, root }
 }
 
 impl Bench {
@@ -224,9 +225,9 @@ impl Bench {
         }
     }
 
-    /// Whether one of the notices since the last call is of that kind.
-    fn heard(&self, is: impl Fn(&Notice) -> bool) -> bool {
-        self.notices.lock().unwrap().drain(..).any(|notice| is(&notice))
+    /// Whether one of the diagnostics since the last call is of that kind.
+    fn reports(&self, is: impl Fn(&Diagnostic) -> bool) -> bool {
+        self.diagnostics.lock().unwrap().drain(..).any(|diagnostic| is(&diagnostic))
     }
 }
 
@@ -239,6 +240,6 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-fn is_problem(notice: &Notice) -> bool {
-    matches!(notice, Notice::Storage { problem: Some(_) })
+fn is_problem(diagnostic: &Diagnostic) -> bool {
+    matches!(diagnostic, Diagnostic::StorageFailing { .. })
 }

@@ -70,7 +70,7 @@ fn an_orphan_that_was_delivered_gives_back_its_room() {
         look_for_orphans(&mut bench);
     }
     assert_eq!(names(&dir), ["lock", "queue.redb", "status"], "it is not opened again");
-    assert!(!bench.heard(|notice| is_skipped(notice) || is_problem(notice)));
+    assert!(!bench.reports(|diagnostic| is_skipped(diagnostic) || is_problem(diagnostic)));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn an_orphan_whose_disk_fails_is_released_unchanged() {
     fault.arm(5);
     bench.deliver(rows);
     bench.advance(Duration::from_secs(1));
-    assert!(bench.heard(|notice| matches!(notice, Notice::ShardSkipped { .. })));
+    assert!(bench.reports(|diagnostic| matches!(diagnostic, Diagnostic::QueueSkipped { .. })));
     assert!(bench.pipeline.adopted_shard().is_none());
     // A late result for a queue that is released.
     bench.deliver(late);
@@ -130,8 +130,8 @@ fn an_orphan_whose_disk_fails_is_released_unchanged() {
     assert_eq!(again, 12, "it is found again, with everything in it");
 }
 
-fn is_skipped(notice: &Notice) -> bool {
-    matches!(notice, Notice::ShardSkipped { .. })
+fn is_skipped(diagnostic: &Diagnostic) -> bool {
+    matches!(diagnostic, Diagnostic::QueueSkipped { .. })
 }
 
 #[test]
@@ -141,8 +141,8 @@ fn an_orphan_that_cannot_be_opened_hides_no_other() {
     leave_behind(&bench, &[12, 5]);
     fault.arm(13);
     look_for_orphans(&mut bench);
-    assert!(bench.heard(|notice| {
-        let Notice::ShardSkipped { path, why } = notice else { return false };
+    assert!(bench.reports(|diagnostic| {
+        let Diagnostic::QueueSkipped { path, why } = diagnostic else { return false };
         path.ends_with("shard-1") && why.contains("lock") && why.contains("Permission denied")
     }));
     let rows = bench.lease();
@@ -152,7 +152,7 @@ fn an_orphan_that_cannot_be_opened_hides_no_other() {
         bench.advance(Duration::from_secs(301));
         look_for_orphans(&mut bench);
     }
-    assert!(!bench.heard(is_skipped), "the same is not reported again");
+    assert!(!bench.reports(is_skipped), "the same is not reported again");
     fault.arm(0);
     bench.advance(Duration::from_secs(301));
     look_for_orphans(&mut bench);
@@ -176,13 +176,13 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
         options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
     });
     assert_eq!(next.pipeline.shard.dir(), &shard_dir(&project_dir, 3));
-    let skipped: Vec<_> = next.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
+    let skipped: Vec<_> = next.diagnostics.lock().unwrap().drain(..).filter(is_skipped).collect();
     assert_eq!(skipped.len(), 3, "{skipped:?}");
     assert_eq!(next.ledger().queued_events, 7, "what was in it is ours");
     next.deliver(next.lease());
     next.advance(Duration::from_secs(1));
     look_for_orphans(&mut next);
-    assert!(!next.heard(is_skipped), "they were reported at the start");
+    assert!(!next.reports(is_skipped), "they were reported at the start");
 }
 
 #[test]
@@ -212,13 +212,15 @@ fn orphaned_queues_are_reported_by_name_and_many_by_their_sum() {
             old.pipeline.shard.close();
         }
         let bench = bench_in(Arc::clone(&root), |_| ());
-        let notices = bench.notices.lock().unwrap();
-        let names: std::collections::BTreeSet<_> = notices
+        let diagnostics = bench.diagnostics.lock().unwrap();
+        let names: std::collections::BTreeSet<_> = diagnostics
             .iter()
-            .filter_map(|notice| if let Notice::OrphanedQueue(queue) = notice { Some(&queue.project) } else { None })
+            .filter_map(
+                |diagnostic| if let Diagnostic::OrphanedQueue { path, .. } = diagnostic { Some(path) } else { None },
+            )
             .collect();
-        let rest = notices.iter().find_map(|notice| match notice {
-            Notice::MoreOrphanedQueues { queues, events, .. } => Some((*queues, *events)),
+        let rest = diagnostics.iter().find_map(|diagnostic| match diagnostic {
+            Diagnostic::OrphanedQueues { queues, events, .. } => Some((*queues, *events)),
             _ => None,
         });
         assert_eq!((names.len(), rest), (named, others));

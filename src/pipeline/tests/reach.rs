@@ -1,6 +1,7 @@
 //! A directory that is out of reach for a while, and one that another process has taken.
 
 use super::*;
+use crate::pipeline::shared::storage_failing;
 use crate::queue::claim;
 
 fn away(bench: &Bench) -> std::path::PathBuf {
@@ -11,12 +12,18 @@ fn queue(bench: &Bench) -> std::path::PathBuf {
     bench.root.path().join("queue")
 }
 
+fn reported(problem: &str) -> String {
+    let Diagnostic::StorageFailing { problem } = storage_failing(problem) else { unreachable!() };
+    problem
+}
+
 fn storage_reports(bench: &Bench) -> Vec<Option<String>> {
-    let mut notices = bench.notices.lock().unwrap();
-    notices
+    let mut diagnostics = bench.diagnostics.lock().unwrap();
+    diagnostics
         .drain(..)
-        .filter_map(|notice| match notice {
-            Notice::Storage { problem } => Some(problem),
+        .filter_map(|diagnostic| match diagnostic {
+            Diagnostic::StorageFailing { problem } => Some(Some(problem)),
+            Diagnostic::StorageRecovered => Some(None),
             _ => None,
         })
         .collect()
@@ -43,7 +50,7 @@ fn a_moved_directory_is_reported_once_and_nothing_stops() {
     assert!(problem.contains("out of reach") && problem.contains("put the directory back"), "{problem}");
     let why = bench.pipeline.circumstances().explain(crate::report::DropReason::JournalFull);
     assert!(why.contains("out of reach"), "a larger journal would not help: {why}");
-    assert_eq!(storage_reports(&bench), [Some(problem)], "once, whatever else is met");
+    assert_eq!(storage_reports(&bench), [Some(reported(&problem))], "once, whatever else is met");
     assert_eq!(bench.pipeline.snapshot().full, None);
     std::fs::rename(away(&bench), queue(&bench)).unwrap();
     // It is looked for although nothing is captured.
@@ -95,6 +102,6 @@ fn a_directory_taken_by_another_process_is_given_up() {
         bench.advance(Duration::from_secs(10));
     }
     assert_eq!(bench.pipeline.snapshot().problem.as_ref(), Some(&problem), "for good");
-    assert_eq!(storage_reports(&bench), [Some(problem)]);
+    assert_eq!(storage_reports(&bench), [Some(reported(&problem))]);
     assert!(bench.lease().is_empty());
 }

@@ -84,9 +84,9 @@ fn a_slow_queue_is_delivered_as_an_orphan_of_a_new_one() {
     assert!(bench.lease().is_empty());
     bench.settle_down();
     assert!(bench.pipeline.adopted_shard().is_none());
-    let reported: Vec<_> = bench.notices.lock().unwrap().drain(..).filter(is_skipped).collect();
+    let reported: Vec<_> = bench.diagnostics.lock().unwrap().drain(..).filter(is_skipped).collect();
     assert!(
-        matches!(&reported[..], [Notice::ShardSkipped { path, .. }] if *path == dir),
+        matches!(&reported[..], [Diagnostic::QueueSkipped { path, .. }] if *path == dir),
         "reported once: {reported:?}"
     );
     slow.hold(false);
@@ -192,6 +192,6 @@ fn a_hanging_directory_is_an_error_or_declared_memory_mode() {
     pipeline.shutdown(Duration::ZERO).wait(Duration::from_secs(30)).unwrap();
 }
 
-fn is_skipped(notice: &Notice) -> bool {
-    matches!(notice, Notice::ShardSkipped { .. })
+fn is_skipped(diagnostic: &Diagnostic) -> bool {
+    matches!(diagnostic, Diagnostic::QueueSkipped { .. })
 }

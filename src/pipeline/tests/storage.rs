@@ -19,7 +19,7 @@ fn a_failing_store_is_retried_while_receipts_are_served() {
         bench.append(30);
         let receipt = bench.pipeline.persisted(30);
         bench.settle_down();
-        assert!(bench.pipeline.snapshot().problem.is_some() && bench.heard(is_problem));
+        assert!(bench.pipeline.snapshot().problem.is_some() && bench.reports(is_problem));
         assert_eq!(receipt.try_get(), Some(Ok(())), "the journal has it");
         bench.append(5);
         bench.advance(HOUR);
@@ -27,7 +27,7 @@ fn a_failing_store_is_retried_while_receipts_are_served() {
         fault.arm(0);
         bench.advance(HOUR);
         assert!(bench.pipeline.snapshot().problem.is_none());
-        assert!(bench.heard(|notice| matches!(notice, Notice::Storage { problem: None })));
+        assert!(bench.reports(|diagnostic| matches!(diagnostic, Diagnostic::StorageRecovered)));
         assert_eq!((bench.ledger().queued_events, bench.ledger().damaged), (35, 0));
     }
 }
@@ -235,11 +235,9 @@ fn a_delivered_queue_has_no_bytes_or_age_before_the_commit() {
 fn without_a_directory_the_memory_fallback_applies() {
     let bench = bench(|options| (options.queue_dir, options.memory_fallback) = (std::path::PathBuf::new(), true));
     assert!(bench.pipeline.shard.is_volatile() && bench.pipeline.append(&[7; 100], 0).is_ok());
-    assert!(
-        bench.heard(
-            |notice| matches!(notice, Notice::InMemory { problem, .. } if problem.contains("POSTHOG_QUEUE_DIR"))
-        )
-    );
+    assert!(bench.reports(
+        |diagnostic| matches!(diagnostic, Diagnostic::InMemory { problem, .. } if problem.contains("POSTHOG_QUEUE_DIR"))
+    ));
 }
 
 /// Fails the next sync of the store's file once it is set.
