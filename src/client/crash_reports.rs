@@ -58,7 +58,7 @@ impl Shared {
         let Some(pipeline) = &self.pipeline else { return Ok(()) };
         let Some(dir) = pipeline.crash_dir() else {
             let why = "crash reports need a queue on disk, and this queue is in memory: set queue_dir".to_owned();
-            return Err(Error::QueueDir { path: pipeline.options().queue_dir.clone(), why, source: None });
+            return Err(Error::QueueDir { path: pipeline.options().queue.queue_dir.clone(), why, source: None });
         };
         let disk = &pipeline.options().disk;
         crash::arm(disk, &dir, own_process(disk)).map_err(|error| Error::QueueDir {

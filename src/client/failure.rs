@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::pipeline::advice::{advise, explain_queue};
-use crate::pipeline::{StartError, WorkerOptions};
+use crate::pipeline::{PipelineOptions, StartError};
 use crate::queue::{QueueError, StoreError};
 use crate::sys::disk::Disk;
 use crate::transport::TransportError;
@@ -28,9 +28,10 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn of(options: &WorkerOptions) -> Self {
-        let needed = (options.arena_bytes as u64).saturating_add(options.reserve_bytes).saturating_add(REST_BYTES);
-        Self { dir: options.queue_dir.clone(), needed, disk: options.disk.clone() }
+    pub(super) fn of(options: &PipelineOptions) -> Self {
+        let needed =
+            (options.queue.arena_bytes as u64).saturating_add(options.queue.reserve_bytes).saturating_add(REST_BYTES);
+        Self { dir: options.queue.queue_dir.clone(), needed, disk: options.disk.clone() }
     }
 }
 

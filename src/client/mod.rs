@@ -48,10 +48,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::config::{Config, HostReplaced};
+use crate::config::{Config, Settings};
 use crate::error::Error;
 use crate::flags::Overrides;
-use crate::pipeline::{self, Pending, Pipeline, WorkerOptions, ask_all, pending};
+use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, ask_all, pending};
 use crate::recorder::Diagnostics;
 use crate::report::{Diagnostic, DropReason, FlushReport, ShutdownReport};
 
@@ -114,17 +114,6 @@ struct Shared {
     has_new_reports: AtomicBool,
 }
 
-/// The settings that the client itself needs.
-#[derive(Clone)]
-struct Settings {
-    ai_lane: bool,
-    report_previous_run: bool,
-    disable_geoip: bool,
-    exact_timestamps: bool,
-    shutdown_timeout: Duration,
-    tracing_hosts: Arc<[String]>,
-}
-
 impl Client {
     /// Opens the queue and starts delivery, including what an earlier process left in the queue.
     ///
@@ -138,33 +127,21 @@ impl Client {
     }
 
     /// A client whose clock, disk and network `edit` may replace.
-    pub(crate) fn surrounded_by(config: Config, edit: impl FnOnce(&mut WorkerOptions)) -> Result<Self, Error> {
+    pub(crate) fn surrounded_by(config: Config, edit: impl FnOnce(&mut PipelineOptions)) -> Result<Self, Error> {
         let mut checked = config.check()?;
-        if let Some(options) = &mut checked.worker {
+        if let Some(options) = &mut checked.pipeline {
             edit(options);
         }
-        let clock = checked.worker.as_ref().map(|options| options.clock.clone()).unwrap_or_default();
+        let clock = checked.pipeline.as_ref().map(|options| options.clock.clone()).unwrap_or_default();
         let diagnostics = Arc::new(Diagnostics::new(checked.on_diagnostic, clock.clone()));
-        if checked.key_is_missing {
-            diagnostics.record(Diagnostic::KeyMissing);
-        }
-        if let Some(HostReplaced { given, used }) = checked.host_replaced {
-            diagnostics.record(Diagnostic::HostReplaced { given, used });
-        }
-        let settings = Settings {
-            ai_lane: checked.ai_lane,
-            report_previous_run: checked.report_previous_run,
-            disable_geoip: checked.content.disable_geoip,
-            exact_timestamps: checked.content.exact_timestamps,
-            shutdown_timeout: checked.shutdown_timeout,
-            tracing_hosts: checked.content.tracing_hosts.clone().into(),
-        };
+        checked.diagnostics.into_iter().for_each(|diagnostic| diagnostics.record(diagnostic));
+        let rules = Rules::new(checked.opted_out, checked.before_send, checked.super_properties);
         let flags = Flags::new(&checked.flags, clock, Overrides::default());
-        Self::start(checked.worker, settings, (Rules::new(&checked.content), flags), diagnostics, None)
+        Self::start(checked.pipeline, checked.settings, (rules, flags), diagnostics, None)
     }
 
     fn start(
-        options: Option<WorkerOptions>,
+        options: Option<PipelineOptions>,
         settings: Settings,
         (rules, flags): (Rules, Flags),
         diagnostics: Arc<Diagnostics>,

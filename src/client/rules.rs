@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Client;
-use crate::config::{BeforeSend, Content};
+use crate::config::BeforeSend;
 use crate::context::Context;
 use crate::pipeline::Pipeline;
 use crate::record::Pairs;
@@ -39,11 +39,11 @@ struct Changeable {
 }
 
 impl Rules {
-    pub(super) fn new(content: &Content) -> Self {
+    pub(super) fn new(opted_out: bool, before_send: Vec<BeforeSend>, super_properties: Pairs) -> Self {
         let rules = Self::default();
-        rules.opt_out(content.opted_out);
-        drop(rules.set_before_send(content.before_send.clone().into()));
-        rules.change_super_properties(|pairs| pairs.merge(&content.super_properties));
+        rules.opt_out(opted_out);
+        drop(rules.set_before_send(before_send.into()));
+        rules.change_super_properties(|pairs| *pairs = super_properties);
         rules
     }
 

@@ -5,48 +5,46 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::endpoint::{HostReplaced, former_projects, headers, project};
+use super::endpoint::{former_projects, headers, project};
 use super::flags::FlagSettings;
-use super::{BeforeSend, CaptureProtocol, Compression, Config, ProxyChoice};
+use super::{BeforeSend, CaptureProtocol, Compression, Config};
 use crate::context;
 use crate::crash::InProcess;
 use crate::delivery::{self, DeliveryOptions, PaceOptions};
 use crate::error::Error;
-use crate::pipeline::{Lane, Limits, OverflowPolicy, WorkerOptions};
-use crate::queue::Project;
-use crate::queue::journal;
+use crate::pipeline::{Intervals, Lane, Limits, OverflowPolicy, PipelineOptions};
+use crate::queue::{Project, QueueOptions, journal};
 use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols, Pairs};
 use crate::recorder::DiagnosticHook;
+use crate::report::Diagnostic;
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits::{self, *};
 use crate::sys::wording::bytes;
-use crate::transport::{Proxy, TransportOptions};
+use crate::transport::TransportOptions;
 
-/// The settings about the content of events.
-#[derive(Clone, Default)]
-pub(crate) struct Content {
+/// The settings that the client itself needs.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) ai_lane: bool,
+    pub(crate) report_previous_run: bool,
     pub(crate) disable_geoip: bool,
     pub(crate) exact_timestamps: bool,
-    pub(crate) opted_out: bool,
-    /// Each name once.
-    pub(crate) super_properties: Pairs,
-    pub(crate) before_send: Vec<BeforeSend>,
-    pub(crate) tracing_hosts: Vec<String>,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) tracing_hosts: Arc<[String]>,
 }
 
 /// A valid configuration, as options of the layers below.
 pub(crate) struct Checked {
-    /// `None` for a disabled client. The client sets its `report`, which does nothing here.
-    pub(crate) worker: Option<WorkerOptions>,
-    /// Disabled because the environment has no key.
-    pub(crate) key_is_missing: bool,
-    /// Set if the configured host was PostHog's app.
-    pub(crate) host_replaced: Option<HostReplaced>,
-    pub(crate) ai_lane: bool,
-    pub(crate) report_previous_run: bool,
-    pub(crate) shutdown_timeout: Duration,
-    pub(crate) content: Content,
+    /// `None` for a disabled client. The client sets `report` and `ended`, which do nothing here.
+    pub(crate) pipeline: Option<PipelineOptions>,
+    /// What an operator should know of the configuration.
+    pub(crate) diagnostics: Vec<Diagnostic>,
+    pub(crate) settings: Settings,
+    pub(crate) opted_out: bool,
+    /// Each name once.
+    pub(crate) super_properties: Pairs,
+    pub(crate) before_send: Vec<BeforeSend>,
     pub(crate) flags: FlagSettings,
     pub(crate) on_diagnostic: Option<DiagnosticHook>,
 }
@@ -54,25 +52,38 @@ pub(crate) struct Checked {
 impl Config {
     /// Checks every setting.
     pub(crate) fn check(self) -> Result<Checked, Error> {
-        let (worker, host_replaced) = if self.disabled {
-            (None, None)
-        } else {
-            self.worker().map(|(worker, replaced)| (Some(worker), replaced))?
+        let mut diagnostics = Vec::from_iter(self.key_is_missing.then_some(Diagnostic::KeyMissing));
+        let pipeline = if self.disabled { None } else { Some(self.pipeline(&mut diagnostics)?) };
+        let mut super_properties = Pairs::default();
+        let shutdown_timeout = within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?;
+        let flags = self.flag_settings()?;
+        for pair in self.super_properties {
+            super_properties.merge(&pair.map_err(|why| Error::config("super_property", why))?);
+        }
+        let pattern = |host: String| {
+            let why = || format!("is made of names such as api.example.com; {host:?} is none");
+            context::host_pattern(&host).ok_or_else(|| Error::config("tracing_hosts", why()))
         };
         Ok(Checked {
-            worker,
-            host_replaced,
-            key_is_missing: self.key_is_missing,
-            ai_lane: self.ai_lane,
-            report_previous_run: self.report_previous_run,
-            shutdown_timeout: within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?,
-            on_diagnostic: self.on_diagnostic.clone(),
-            flags: self.flag_settings()?,
-            content: self.content()?,
+            pipeline,
+            diagnostics,
+            settings: Settings {
+                ai_lane: self.ai_lane,
+                report_previous_run: self.report_previous_run,
+                disable_geoip: self.disable_geoip,
+                exact_timestamps: self.exact_timestamps,
+                shutdown_timeout,
+                tracing_hosts: self.tracing_hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
+            },
+            opted_out: self.opted_out,
+            super_properties,
+            before_send: self.before_send,
+            flags,
+            on_diagnostic: self.on_diagnostic,
         })
     }
 
-    fn worker(&self) -> Result<(WorkerOptions, Option<HostReplaced>), Error> {
+    fn pipeline(&self, diagnostics: &mut Vec<Diagnostic>) -> Result<PipelineOptions, Error> {
         within("max_event_bytes", self.max_event_bytes, &EVENT_BYTES)?;
         let arena_bytes = within("journal_bytes", self.journal_bytes, &JOURNAL_BYTES)?;
         let least = journal::arena_bytes_min(self.max_event_bytes);
@@ -83,44 +94,52 @@ impl Config {
             );
             return Err(Error::config("journal_bytes", why));
         }
-        let (project, host_replaced) = project(&self.api_key, &self.host)?;
+        let (project, replaced) = project(&self.api_key, &self.host)?;
         let mut also = Vec::new();
-        // Versions before the host was replaced named their queues by the app's host.
-        also.extend(host_replaced.iter().map(|replaced| Project { host: replaced.given.clone(), ..project.clone() }));
+        if let Some(given) = replaced {
+            // Versions before the host was replaced named their queues by the app's host.
+            also.push(Project { host: given.clone(), ..project.clone() });
+            diagnostics.push(Diagnostic::HostReplaced { given, used: project.host.clone() });
+        }
         for (key, host) in &self.adopt_queue {
             also.extend(former_projects(key, host)?);
         }
         let limits = self.limits()?;
-        let options = WorkerOptions {
+        Ok(PipelineOptions {
             delivery: self.delivery(&project)?,
             flags: self.remote_flags(&project)?,
             flag_definitions: self.flag_definitions(&project)?,
             transport: self.transport()?,
+            queue: QueueOptions {
+                project,
+                queue_dir: self.place()?,
+                arena_bytes,
+                lock_wait: limits::LOCK_WAIT,
+                cache_bytes: limits::STORE_CACHE_BYTES,
+                reserve_bytes: limits::RESERVE_BYTES,
+                dead_bytes: limits.dead_bytes(),
+                adopts: false,
+            },
             limits,
             held: self.opted_out,
-            project,
             lane: Lane::Analytics,
             also,
-            queue_dir: self.place()?,
             memory_fallback: self.memory_fallback,
             max_event_bytes: self.max_event_bytes.min(limits::event_bytes_most(limits.queue_bytes)),
-            arena_bytes,
-            cache_bytes: limits::STORE_CACHE_BYTES,
-            reserve_bytes: limits::RESERVE_BYTES,
-            lock_wait: limits::LOCK_WAIT,
             open_timeout: limits::OPEN_TIMEOUT,
-            flush_at: within("flush_at", self.flush_at, &FLUSH_AT)? as u64,
-            flush_interval: within("flush_interval", self.flush_interval, &FLUSH_INTERVAL)?,
-            sync_interval: within("sync_interval", self.sync_interval, &SYNC_INTERVAL)?,
-            ack_interval: within("ack_interval", self.ack_interval, &ACK_INTERVAL)?,
+            intervals: Intervals {
+                flush_at: within("flush_at", self.flush_at, &FLUSH_AT)? as u64,
+                flush: within("flush_interval", self.flush_interval, &FLUSH_INTERVAL)?,
+                sync: within("sync_interval", self.sync_interval, &SYNC_INTERVAL)?,
+                ack: within("ack_interval", self.ack_interval, &ACK_INTERVAL)?,
+            },
             network: None,
             on_delivery: self.on_delivery.clone(),
             report: Arc::new(|_| ()),
             ended: Arc::new(|| ()),
             disk: Disk::default(),
             clock: Clock::System,
-        };
-        Ok((options, host_replaced))
+        })
     }
 
     fn limits(&self) -> Result<Limits, Error> {
@@ -152,16 +171,16 @@ impl Config {
             return Err(Error::config("retry_backoff", why));
         }
         let jitter = Duration::ZERO..=Duration::from_secs(600);
-        let (protocol, path) = match self.protocol {
-            CaptureProtocol::V0 => (delivery::CaptureProtocol::V0, "/batch/"),
-            CaptureProtocol::V1 => (delivery::CaptureProtocol::V1, "/i/v1/analytics/events"),
+        let path = match self.protocol {
+            CaptureProtocol::V0 => "/batch/",
+            CaptureProtocol::V1 => "/i/v1/analytics/events",
         };
         Ok(DeliveryOptions {
             gzip_in_query: true,
             urls: vec![format!("{}{path}", project.host).into()],
             api_key: project.api_key.clone(),
             historical_migration: self.historical_migration,
-            protocol,
+            protocol: self.protocol,
             compression: compression(self.compression, self.protocol)?,
             max_batch_events: within("max_batch_events", self.max_batch_events, &MAX_BATCH_EVENTS)?,
             max_batch_bytes: within("max_batch_bytes", self.max_batch_bytes, &MAX_BATCH_BYTES)?,
@@ -179,11 +198,6 @@ impl Config {
     }
 
     fn transport(&self) -> Result<TransportOptions, Error> {
-        let proxy = match &self.proxy {
-            ProxyChoice::FromEnv => Proxy::FromEnv,
-            ProxyChoice::None => Proxy::None,
-            ProxyChoice::Url(url) => Proxy::Url(url.clone()),
-        };
         let [major, minor, patch] = LIB_VERSION;
         let request_timeout = within("request_timeout", self.request_timeout, &REQUEST_TIMEOUT)?;
         let connect_timeout = self.connect_timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT.min(request_timeout));
@@ -195,32 +209,10 @@ impl Config {
         Ok(TransportOptions {
             request_timeout,
             connect_timeout,
-            proxy,
+            proxy: self.proxy.clone(),
             ca_pem: self.ca_certificates.clone(),
             user_agent: format!("{LIB_NAME}/{major}.{minor}.{patch}"),
             headers: headers(&self.headers)?,
-        })
-    }
-}
-
-impl Config {
-    /// Checks the settings about the content of events.
-    pub(super) fn content(self) -> Result<Content, Error> {
-        let mut super_properties = Pairs::default();
-        for pair in self.super_properties {
-            super_properties.merge(&pair.map_err(|why| Error::config("super_property", why))?);
-        }
-        let pattern = |host: String| {
-            let why = || format!("is made of names such as api.example.com; {host:?} is none");
-            context::host_pattern(&host).ok_or_else(|| Error::config("tracing_hosts", why()))
-        };
-        Ok(Content {
-            disable_geoip: self.disable_geoip,
-            exact_timestamps: self.exact_timestamps,
-            opted_out: self.opted_out,
-            super_properties,
-            before_send: self.before_send,
-            tracing_hosts: self.tracing_hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -305,7 +297,7 @@ mod tests {
     fn a_connect_timeout_must_fit_into_the_request_timeout() {
         let within = |most: u64| config().request_timeout(Duration::from_secs(most));
         assert_eq!(refused(within(5)), "", "the default is lowered");
-        assert_eq!(within(5).check().unwrap().worker.unwrap().transport.connect_timeout, Duration::from_secs(5));
+        assert_eq!(within(5).check().unwrap().pipeline.unwrap().transport.connect_timeout, Duration::from_secs(5));
         assert_eq!(refused(within(5).connect_timeout(Duration::from_secs(6))), "connect_timeout");
     }
 
@@ -325,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_largest_event_fits_into_a_small_queue() {
-        let most = |config: Config| config.check().unwrap().worker.unwrap().max_event_bytes;
+        let most = |config: Config| config.check().unwrap().pipeline.unwrap().max_event_bytes;
         assert_eq!(most(config()), 1024 * 1024);
         assert_eq!(most(config().max_queue_bytes(1024 * 1024)), 508 * 1024);
         assert_eq!(most(config().max_queue_bytes(1024 * 1024).max_event_bytes(4096)), 4096);
@@ -333,7 +325,7 @@ mod tests {
 
     #[test]
     fn hosts_that_mean_the_same_are_the_same_project() {
-        let name = |host: &str| config().host(host).check().unwrap().worker.unwrap().project.dir_name();
+        let name = |host: &str| config().host(host).check().unwrap().pipeline.unwrap().queue.project.dir_name();
         let plain = name("https://eu.i.posthog.com");
         for same in [
             "https://eu.i.posthog.com/",
@@ -361,6 +353,6 @@ mod tests {
 
     #[test]
     fn a_disabled_client_needs_nothing_to_be_right() {
-        assert!(Config::disabled().check().unwrap().worker.is_none());
+        assert!(Config::disabled().check().unwrap().pipeline.is_none());
     }
 }

@@ -25,31 +25,23 @@ const APP_HOSTS: [(&str, &str); 3] = [
     ("eu.posthog.com", "https://eu.i.posthog.com"),
 ];
 
-/// The app's host, and the ingestion host that replaces it, both normalized. PostHog's own libraries do the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HostReplaced {
-    pub(crate) given: String,
-    pub(crate) used: String,
-}
-
-impl HostReplaced {
-    fn of(host: &str) -> Option<Self> {
-        let name = host.strip_prefix("https://").or_else(|| host.strip_prefix("http://"))?;
-        let (_, used) = APP_HOSTS.iter().find(|(app, _)| *app == name)?;
-        Some(Self { given: host.to_owned(), used: (*used).to_owned() })
-    }
+/// The ingestion host that replaces this host, if it is one of the app. PostHog's own libraries do the same.
+fn ingestion_host(host: &str) -> Option<&'static str> {
+    let name = host.strip_prefix("https://").or_else(|| host.strip_prefix("http://"))?;
+    APP_HOSTS.iter().find(|(app, _)| *app == name).map(|(_, used)| *used)
 }
 
 /// The project that events are sent to, and the host that was replaced, if one was.
-pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<HostReplaced>), Error> {
+pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<String>), Error> {
     if api_key.trim().is_empty() {
         return Err(Error::config("api_key", "is blank; use Config::disabled() for a client that drops everything"));
     }
     let api_key = checked_key(api_key).map_err(|why| Error::config("api_key", why))?;
     let given = checked_host(host).map_err(|why| Error::config("host", why))?;
-    let replaced = HostReplaced::of(&given);
-    let host = replaced.as_ref().map_or(given, |replaced| replaced.used.clone());
-    Ok((Project { host, api_key }, replaced))
+    Ok(match ingestion_host(&given) {
+        Some(used) => (Project { host: used.to_owned(), api_key }, Some(given)),
+        None => (Project { host: given, api_key }, None),
+    })
 }
 
 /// A project of `adopt_queue`, by each name that its queue may have: for the app's host, that host and the ingestion
@@ -58,7 +50,7 @@ pub(super) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>,
     let of = |what: &str, why: String| Error::config("adopt_queue", format!("was given a {what} that {why}"));
     let api_key = checked_key(api_key).map_err(|why| of("key", why))?;
     let given = checked_host(host).map_err(|why| of("host", why))?;
-    let used = HostReplaced::of(&given).map(|replaced| replaced.used);
+    let used = ingestion_host(&given).map(str::to_owned);
     Ok(std::iter::once(given).chain(used).map(|host| Project { host, api_key: api_key.clone() }).collect())
 }
 
@@ -106,6 +98,7 @@ pub(super) fn headers(headers: &[(String, String)]) -> Result<Vec<(String, Strin
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::report::Diagnostic;
 
     fn refused(config: Config) -> (&'static str, String) {
         match config.queue_dir("/q").check() {
@@ -188,15 +181,15 @@ mod tests {
             ("http://app.posthog.com", "https://us.i.posthog.com"),
         ] {
             let checked = check(given);
-            let worker = checked.worker.unwrap();
-            assert_eq!(worker.project.host, used, "{given}");
-            assert_eq!(checked.host_replaced.unwrap().used, used);
-            assert!(worker.delivery.urls.iter().all(|url| url.starts_with(used)), "{given}");
+            let options = checked.pipeline.unwrap();
+            assert_eq!(options.queue.project.host, used, "{given}");
+            assert!(matches!(&checked.diagnostics[..], [Diagnostic::HostReplaced { used: to, .. }] if to == used));
+            assert!(options.delivery.urls.iter().all(|url| url.starts_with(used)), "{given}");
             // The queue of an earlier version, which was named by the app's host, is delivered too.
-            assert_eq!(worker.also[0].host, transport::normalize_host(given).unwrap());
+            assert_eq!(options.also[0].host, transport::normalize_host(given).unwrap());
         }
         let also = Config::new("phc_1").adopt_queue("phc_2", "us.posthog.com").queue_dir("/q").check().unwrap();
-        let hosts: Vec<_> = also.worker.unwrap().also.into_iter().map(|project| project.host).collect();
+        let hosts: Vec<_> = also.pipeline.unwrap().also.into_iter().map(|project| project.host).collect();
         assert_eq!(hosts, ["https://us.posthog.com", "https://us.i.posthog.com"]);
         for kept in [
             "https://us.i.posthog.com",
@@ -205,7 +198,8 @@ mod tests {
             "https://xapp.posthog.com",
         ] {
             let checked = check(kept);
-            assert_eq!((checked.worker.unwrap().project.host.as_str(), checked.host_replaced), (kept, None));
+            assert_eq!(checked.pipeline.unwrap().queue.project.host, kept);
+            assert!(checked.diagnostics.is_empty());
         }
     }
 }

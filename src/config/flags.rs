@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn loads(config: Config) -> Result<Option<LoaderOptions>, Error> {
-        config.check().map(|checked| checked.worker.unwrap().flag_definitions)
+        config.check().map(|checked| checked.pipeline.unwrap().flag_definitions)
     }
 
     #[test]

@@ -33,13 +33,13 @@ use crate::record::Pairs;
 use crate::recorder::DiagnosticHook;
 use crate::report::Diagnostic;
 use crate::sys::limits;
+use crate::transport::Proxy;
 
-pub(crate) use check::Content;
-pub(crate) use endpoint::HostReplaced;
+pub use crate::delivery::CaptureProtocol;
+pub(crate) use check::Settings;
 use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
-pub(crate) use values::ProxyChoice;
-pub use values::{BeforeSend, CaptureProtocol, Compression, FlagsProtocol};
+pub use values::{BeforeSend, Compression, FlagsProtocol};
 
 /// The settings of a client.
 ///
@@ -91,7 +91,7 @@ pub struct Config {
     pub(super) request_timeout: Duration,
     /// `None`: the default, or `request_timeout` if that is shorter.
     pub(super) connect_timeout: Option<Duration>,
-    pub(super) proxy: ProxyChoice,
+    pub(super) proxy: Proxy,
     pub(super) ca_certificates: Vec<Vec<u8>>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) compression: Compression,
@@ -144,7 +144,7 @@ impl Config {
             first_send_jitter: Duration::from_secs(1),
             request_timeout: limits::REQUEST_TIMEOUT_DEFAULT,
             connect_timeout: None,
-            proxy: ProxyChoice::FromEnv,
+            proxy: Proxy::FromEnv,
             ca_certificates: Vec::new(),
             headers: Vec::new(),
             compression: Compression::default(),
@@ -397,13 +397,13 @@ impl Config {
     /// `http_proxy`, `all_proxy` and `no_proxy` of the environment, read once, as curl reads them; see
     /// `docs/delivery.md`.
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
-        self.proxy = ProxyChoice::Url(url.into());
+        self.proxy = Proxy::Url(url.into());
         self
     }
 
     /// Connects directly, whatever the environment says.
     pub fn no_proxy(mut self) -> Self {
-        self.proxy = ProxyChoice::None;
+        self.proxy = Proxy::None;
         self
     }
 

@@ -37,30 +37,6 @@ pub enum FlagsProtocol {
     Decide,
 }
 
-/// The protocol of the capture endpoint.
-///
-/// Both accept the same events, and the queue does not depend on it: events captured under one can be delivered under
-/// the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum CaptureProtocol {
-    /// `POST /batch/`, supported by every PostHog server. One result for all events of a request.
-    #[default]
-    V0,
-    /// `POST /i/v1/analytics/events`: a result for each event, so that a rejected event is found at once and warnings
-    /// are reported ([`Diagnostic::DeliveryWarning`](crate::diagnostics::Diagnostic::DeliveryWarning)). Properties that
-    /// V1 expects elsewhere are moved there: `$cookieless_mode`, `$ignore_sent_at`, `$process_person_profile`,
-    /// `$product_tour_id`, `$session_id`, `$window_id`.
-    V1,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ProxyChoice {
-    FromEnv,
-    None,
-    Url(String),
-}
-
 /// A `before_send` hook: sees each event on the caller's thread before any of it reaches the disk, and may change or
 /// drop it. Several hooks are a chain: each gets what the one before it returned, and the chain ends when a hook drops
 /// the event.

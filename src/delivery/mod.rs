@@ -143,12 +143,20 @@ pub(crate) trait DeliveryObserver: Send + Sync + 'static {
     fn notify(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>);
 }
 
-/// The protocol of an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CaptureProtocol {
-    /// One result for the whole batch; key and time are in the body.
+/// The protocol of the capture endpoint.
+///
+/// Both accept the same events, and the queue does not depend on it: events captured under one can be delivered under
+/// the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum CaptureProtocol {
+    /// `POST /batch/`, supported by every PostHog server. One result for all events of a request.
+    #[default]
     V0,
-    /// A result for each event. Key, time, request id and attempt are headers.
+    /// `POST /i/v1/analytics/events`: a result for each event, so that a rejected event is found at once and warnings
+    /// are reported ([`Diagnostic::DeliveryWarning`](crate::diagnostics::Diagnostic::DeliveryWarning)). Properties that
+    /// V1 expects elsewhere are moved there: `$cookieless_mode`, `$ignore_sent_at`, `$process_person_profile`,
+    /// `$product_tour_id`, `$session_id`, `$window_id`.
     V1,
 }
 

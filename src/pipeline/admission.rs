@@ -110,7 +110,7 @@ const ROOM_BYTES_LEAST: u64 = 128 * 1024;
 
 impl Limits {
     /// Bound of the dead letters: an eighth of the queue's bound, in addition to it.
-    pub(super) fn dead_bytes(&self) -> u64 {
+    pub(crate) fn dead_bytes(&self) -> u64 {
         (self.queue_bytes / 8).max(DEAD_BYTES_LEAST)
     }
 
@@ -447,14 +447,14 @@ impl Pipeline {
         let age = |at: i64| Duration::from_nanos(u64::try_from(wall.saturating_sub(at)).unwrap_or(0));
         Circumstances {
             dir: self.shard.dir().clone(),
-            journal_bytes: self.options.arena_bytes as u64,
+            journal_bytes: self.options.queue.arena_bytes as u64,
             max_queue_bytes: limits.queue_bytes,
             max_queue_events: Some(limits.queue_events).filter(|_| self.admission.is_full_of_events()),
             min_free_space: limits.min_free_space,
             problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
             oldest: self.shard.oldest_at().map(age),
             outage: delivery.failing_since.map(|since| Outage {
-                host: self.options.project.host.clone(),
+                host: self.options.queue.project.host.clone(),
                 lasts: self.options.clock.now().saturating_duration_since(since),
                 said: delivery.last_error.unwrap_or_default(),
             }),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::admission::OverflowPolicy;
 use super::admission::{Level, Limits, Usage};
 use super::committer::{Committer, FREE_ARENA_RETRY};
-use super::options::WorkerOptions;
+use super::options::PipelineOptions;
 use super::shared::Pipeline;
 use super::source::OWN;
 use crate::queue::journal::Budget;
@@ -40,7 +40,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(options: &WorkerOptions) -> Self {
+    pub(super) fn new(options: &PipelineOptions) -> Self {
         let clock = &options.clock;
         Self {
             check_again_at: None,
@@ -154,8 +154,9 @@ impl Committer {
 impl Pipeline {
     /// Whether another arena would leave twice its size free above the floor.
     pub(super) fn has_space_for_arena(&self) -> bool {
-        let least =
-            (self.options.arena_bytes as u64).saturating_mul(3).saturating_add(self.options.limits.min_free_space);
+        let least = (self.options.queue.arena_bytes as u64)
+            .saturating_mul(3)
+            .saturating_add(self.options.limits.min_free_space);
         self.shard.is_volatile() || self.options.disk.free_bytes(self.shard.dir()).is_ok_and(|free| free >= least)
     }
 
@@ -185,7 +186,7 @@ impl Pipeline {
     }
 
     fn row_bytes_bound(&self) -> u64 {
-        self.options.limits.row_bytes(self.shard.file_bytes(), self.options.arena_bytes as u64)
+        self.options.limits.row_bytes(self.shard.file_bytes(), self.options.queue.arena_bytes as u64)
     }
 
     fn waiting(&self) -> Budget {
@@ -201,7 +202,7 @@ impl Pipeline {
             row_bytes: self.shard.row_bytes(),
             queued_events: self.shard.ledger().queued_events,
             file_bytes: self.shard.file_bytes(),
-            arena_bytes: self.options.arena_bytes as u64,
+            arena_bytes: self.options.queue.arena_bytes as u64,
             waiting: self.waiting(),
             under_way: self.leases.leased(),
             free_bytes,

@@ -75,7 +75,6 @@ fn sleep(threads: &Threads, lanes: &mut [Committer]) {
 /// The committer's own state of one lane. What others share is in the [`Pipeline`].
 pub(super) struct Committer {
     pub(super) pipeline: Arc<Pipeline>,
-    intervals: Intervals,
     pub(super) waiting: Waiting,
     pub(super) retry_delay: Duration,
     pub(super) bounds: Bounds,
@@ -102,16 +101,9 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn new(pipeline: Arc<Pipeline>) -> Self {
         let options = &pipeline.options;
-        let intervals = Intervals {
-            flush_at: options.flush_at,
-            flush: options.flush_interval,
-            sync: options.sync_interval,
-            ack: options.ack_interval,
-        };
         let bounds = Bounds::new(options);
         Self {
             pipeline,
-            intervals,
             waiting: Waiting::default(),
             retry_delay: RETRY_FIRST,
             bounds,
@@ -189,7 +181,8 @@ impl Committer {
         // A sync changes nothing that the bounds depend on, and the caller that awaited it may await the next one
         // already.
         let only_synced = due.sync && !due.checkpoint && !due.ack && !self.commands.check_bounds;
-        let checked_lately = self.bounds.checked_at.is_some_and(|at| self.now() < at + self.intervals.sync);
+        let checked_lately =
+            self.bounds.checked_at.is_some_and(|at| self.now() < at + self.pipeline.options.intervals.sync);
         if !(only_synced && checked_lately && self.commands.flushed.is_empty()) {
             self.keep_bounds();
             // Flushes are answered after the bounds are checked: the caller finds the results committed and the freed
@@ -270,12 +263,12 @@ impl Committer {
         // Without a free arena the active one cannot be sealed. Acks do not wait for that: they free space.
         if self.reopening.is_some() {
             let waiting = Waiting { journaled_since: None, unacked_since: None, ..self.waiting };
-            return due(&self.intervals, &waiting, &facts, now);
+            return due(&pipeline.options.intervals, &waiting, &facts, now);
         }
         let stuck = self.swap_after.filter(|after| now < *after && !sealed && !journal.has_free_arena());
-        let Some(after) = stuck else { return due(&self.intervals, &self.waiting, &facts, now) };
+        let Some(after) = stuck else { return due(&pipeline.options.intervals, &self.waiting, &facts, now) };
         let waiting = Waiting { journaled_since: None, ..self.waiting };
-        let mut due = due(&self.intervals, &waiting, &facts, now);
+        let mut due = due(&pipeline.options.intervals, &waiting, &facts, now);
         due.wake_at = Some(due.wake_at.map_or(after, |earlier| earlier.min(after)));
         due
     }
@@ -479,7 +472,7 @@ impl Pipeline {
         // Not set yet for records that were appended during the last operation, because the lane has had no turn since.
         let since = *lock(&self.unsynced_since).get_or_insert(now);
         // While storage fails the lane's own turns decide when it is tried again.
-        let is_time = since + self.options.sync_interval <= now && lock(&self.problem).is_none();
+        let is_time = since + self.options.intervals.sync <= now && lock(&self.problem).is_none();
         if self.receipts.waiting() > 0 || is_time {
             match self.shard.sync() {
                 Ok(seq) => {
@@ -511,13 +504,17 @@ pub(super) const CHECKPOINT_SPACING: Duration = Duration::from_secs(1);
 /// kill while a backlog drains.
 pub(super) const ACK_ROWS: usize = 16;
 
-/// The intervals of the options.
+/// When something is due.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Intervals {
-    pub(super) flush_at: u64,
-    pub(super) flush: Duration,
-    pub(super) sync: Duration,
-    pub(super) ack: Duration,
+pub(crate) struct Intervals {
+    /// Number of events that make a batch due.
+    pub(crate) flush_at: u64,
+    /// Age of the oldest journaled event that makes a batch due.
+    pub(crate) flush: Duration,
+    /// Age of the oldest unsynced event that makes a sync due.
+    pub(crate) sync: Duration,
+    /// Age of the oldest uncommitted ack that makes a transaction of its own due.
+    pub(crate) ack: Duration,
 }
 
 /// Since when things wait. `None`: nothing of the kind waits.

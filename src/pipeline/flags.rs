@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::committer::Committer;
 use super::options::Lane;
-use super::{Pipeline, WorkerOptions, threads};
+use super::{Pipeline, PipelineOptions, threads};
 use crate::flags::loader::{self, Keep, Loader, LoaderParts};
 use crate::flags::remote::Done;
 use crate::flags::{Failure, Question, RemoteFlags};
@@ -25,14 +25,14 @@ const KEEP_RETRY: Duration = Duration::from_secs(60);
 const META_NAME: &str = "flag_definitions";
 
 /// The loader of definitions, with those that an earlier process kept. `None` if the program configured no source.
-pub(super) fn open_definitions(options: &WorkerOptions, shard: &Queue) -> Option<Arc<Loader>> {
+pub(super) fn open_definitions(options: &PipelineOptions, shard: &Queue) -> Option<Arc<Loader>> {
     let loads = options.flag_definitions.as_ref().filter(|_| options.lane == Lane::Analytics)?;
     let kept = loads.keep.and_then(|_| shard.meta(META_NAME));
     Some(Loader::new(kept.and_then(|kept| loader::decode(&kept))))
 }
 
 /// Requests for flag values go through the pipeline's transport.
-pub(super) fn remote_flags(options: &WorkerOptions, http: Arc<dyn Http>) -> Arc<RemoteFlags> {
+pub(super) fn remote_flags(options: &PipelineOptions, http: Arc<dyn Http>) -> Arc<RemoteFlags> {
     RemoteFlags::new(options.flags.clone(), http, options.clock.clone(), Arc::clone(&options.report))
 }
 

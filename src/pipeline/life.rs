@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc::SIGTERM;
 
-use super::options::WorkerOptions;
+use super::options::PipelineOptions;
 use super::shared::{Pipeline, lock};
 use crate::crash;
 use crate::crash::exit::{Evidence, ExitCause, ExitObserver, exit_cause, observe_exit};
@@ -41,7 +41,7 @@ pub(crate) struct LastRun {
 impl LastRun {
     /// Judges by the status page and by `fatal`, what its crash report says. `None` if no run has left a sign.
     pub(super) fn of(
-        options: &WorkerOptions,
+        options: &PipelineOptions,
         before: &Predecessor,
         fatal: Option<ExitCause>,
         queued_events: u64,
@@ -83,7 +83,7 @@ pub(super) struct Life {
 
 impl Life {
     /// Begins a run with a first sign of life, so that a run that ends at once can be judged too.
-    pub(super) fn begin(options: &WorkerOptions, shard: &Arc<Queue>, last: Option<LastRun>) -> Self {
+    pub(super) fn begin(options: &PipelineOptions, shard: &Arc<Queue>, last: Option<LastRun>) -> Self {
         let mark: Weak<Queue> = Arc::downgrade(shard);
         let watches_exit = !shard.is_volatile() && observe_exit(mark);
         let life = Self { began: options.clock.now(), watches_exit, oom: Mutex::new(None), last };
@@ -92,7 +92,7 @@ impl Life {
         life
     }
 
-    fn heartbeat(&self, options: &WorkerOptions) -> Heartbeat {
+    fn heartbeat(&self, options: &PipelineOptions) -> Heartbeat {
         let now = options.clock.now();
         let oom = {
             let mut counted = lock(&self.oom);

@@ -78,10 +78,11 @@ mod waiters;
 pub use admission::OverflowPolicy;
 #[cfg_attr(not(test), allow(unused_imports, reason = "named by tests alone"))]
 pub(crate) use admission::{Circumstances, Limits, Outage};
+pub(crate) use committer::Intervals;
 pub(crate) use dead_letters::sum;
 pub(crate) use life::LastRun;
 pub(crate) use mailbox::DeadLetterAction;
-pub(crate) use options::{Lane, WorkerOptions, ask_all};
+pub(crate) use options::{Lane, PipelineOptions, ask_all};
 pub use pending::{Pending, PendingValue};
 pub(crate) use shared::Pipeline;
 use shared::lock;

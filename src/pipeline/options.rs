@@ -2,7 +2,7 @@
 //!
 //! A lane is a [`Pipeline`]: a queue in a directory of its own and a delivery engine with an endpoint of its own. All
 //! lanes of a client are served by the same two threads ([`Threads`](super::threads::Threads)). A lane is described by
-//! its options alone: a further one takes a variant of [`Lane`], a function such as [`WorkerOptions::for_ai`], and a
+//! its options alone: a further one takes a variant of [`Lane`], a function such as [`PipelineOptions::for_ai`], and a
 //! call of [`start_beside`](super::start_beside).
 
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Limits;
+use super::committer::Intervals;
 use super::pending::{self, Pending, Promise, Unanswered};
 use super::shared::Pipeline;
 use crate::delivery::{self, CaptureProtocol, DeliveryOptions, PaceOptions};
 use crate::flags::RemoteOptions;
 use crate::flags::loader::LoaderOptions;
-use crate::queue::{Project, has_orphan_with_dead};
+use crate::queue::{Project, QueueOptions, has_orphan_with_dead};
 use crate::report::Report;
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
@@ -48,37 +49,21 @@ impl Lane {
 
 /// The options of a lane, checked by `config`.
 #[derive(Clone)]
-pub(crate) struct WorkerOptions {
-    /// The project (host and key) whose events are queued.
-    pub(crate) project: Project,
+pub(crate) struct PipelineOptions {
+    /// Where and how the events are stored, for the lane's own shard.
+    pub(crate) queue: QueueOptions,
     /// The lane.
     pub(crate) lane: Lane,
     /// Other projects whose queues are delivered as well.
     pub(crate) also: Vec<Project>,
-    /// The directory of all queues.
-    pub(crate) queue_dir: PathBuf,
     /// Work in memory where the directory cannot be used.
     pub(crate) memory_fallback: bool,
     /// Size of the largest event, encoded. Enforced where records are made.
     pub(crate) max_event_bytes: usize,
-    /// Bytes of one arena of the journal.
-    pub(crate) arena_bytes: usize,
-    /// Memory for cached pages of the store.
-    pub(crate) cache_bytes: usize,
-    /// Disk space reserved for deletes on a full disk.
-    pub(crate) reserve_bytes: u64,
-    /// How long an append may wait for the journal's lock.
-    pub(crate) lock_wait: Duration,
     /// How long opening may take.
     pub(crate) open_timeout: Duration,
-    /// Number of events that make a batch due.
-    pub(crate) flush_at: u64,
-    /// Age of the oldest journaled event that makes a batch due.
-    pub(crate) flush_interval: Duration,
-    /// Age of the oldest unsynced event that makes a sync due.
-    pub(crate) sync_interval: Duration,
-    /// Age of the oldest uncommitted ack that makes a transaction of its own due.
-    pub(crate) ack_interval: Duration,
+    /// When a checkpoint, a sync and an ack are due.
+    pub(crate) intervals: Intervals,
     /// Bounds of the queue.
     pub(crate) limits: Limits,
     /// Send nothing until [`Pipeline::hold`] ends that.
@@ -125,22 +110,27 @@ impl Pipeline {
     /// Whether an earlier process may have left dead letters of AI events.
     pub(crate) fn has_dead_ai_left_behind(&self) -> bool {
         let options = &self.options;
-        has_orphan_with_dead(&options.disk, &Lane::Ai.dir(&options.project, &options.queue_dir))
+        has_orphan_with_dead(&options.disk, &Lane::Ai.dir(&options.queue.project, &options.queue.queue_dir))
     }
 }
 
-impl WorkerOptions {
+impl PipelineOptions {
     /// The options of the AI lane of a client whose analytics lane has these options.
-    pub(crate) fn for_ai(&self) -> WorkerOptions {
+    pub(crate) fn for_ai(&self) -> PipelineOptions {
         let delivery = &self.delivery;
-        WorkerOptions {
+        let limits = Limits { queue_bytes: self.limits.queue_bytes.max(AI_QUEUE_BYTES_LEAST), ..self.limits };
+        PipelineOptions {
             lane: Lane::Ai,
             flag_definitions: None,
             max_event_bytes: AI_EVENT_BYTES,
-            arena_bytes: AI_JOURNAL_BYTES,
-            limits: Limits { queue_bytes: self.limits.queue_bytes.max(AI_QUEUE_BYTES_LEAST), ..self.limits },
+            queue: QueueOptions {
+                arena_bytes: AI_JOURNAL_BYTES,
+                dead_bytes: limits.dead_bytes(),
+                ..self.queue.clone()
+            },
+            limits,
             delivery: DeliveryOptions {
-                urls: vec![format!("{}/i/v0/ai/batch/", self.project.host).into()],
+                urls: vec![format!("{}/i/v0/ai/batch/", self.queue.project.host).into()],
                 // The AI endpoint supports no other protocol.
                 protocol: CaptureProtocol::V0,
                 gzip_in_query: false,

@@ -165,7 +165,7 @@ impl Pipeline {
     }
 
     fn find_orphan_after(&self, after: Place) -> Option<(Place, QueueOptions, Claim)> {
-        let projects = std::iter::once(&self.options.project).chain(&self.options.also);
+        let projects = std::iter::once(&self.options.queue.project).chain(&self.options.also);
         for (index, project) in projects.enumerate().skip(after.project) {
             let dir = self.dir_of(project);
             let mut number = if index == after.project { after.number } else { None };
@@ -175,7 +175,7 @@ impl Pipeline {
                     Ok(Some(claim)) => {
                         let place = Place { project: index, number: Some(claim.number()) };
                         let options =
-                            QueueOptions { project: project.clone(), adopts: true, ..self.options.shard_options() };
+                            QueueOptions { project: project.clone(), adopts: true, ..self.options.queue.clone() };
                         return Some((place, options, claim));
                     }
                     Err(QueueError::Shard { number: failed, source }) => {
@@ -228,11 +228,11 @@ impl Pipeline {
     }
 
     fn dir_of(&self, project: &Project) -> PathBuf {
-        self.options.lane.dir(project, &self.options.queue_dir)
+        self.options.lane.dir(project, &self.options.queue.queue_dir)
     }
 
     fn path_of(&self, place: Place) -> Option<PathBuf> {
-        let mut projects = std::iter::once(&self.options.project).chain(&self.options.also);
+        let mut projects = std::iter::once(&self.options.queue.project).chain(&self.options.also);
         let dir = self.dir_of(projects.nth(place.project)?);
         place.number.map(|number| if number == ALL_SHARDS { dir.clone() } else { shard_dir(&dir, number) })
     }

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use super::admission::Admission;
 use super::mailbox::Mailbox;
-use super::options::WorkerOptions;
+use super::options::PipelineOptions;
 use super::outcomes::Outcomes;
 use super::pending::{self, Pending};
 use super::start::Network;
@@ -31,7 +31,7 @@ use crate::sys::disk::fork;
 
 /// One lane of a client, shared by its callers and the two threads.
 pub(crate) struct Pipeline {
-    pub(super) options: WorkerOptions,
+    pub(super) options: PipelineOptions,
     /// Identifies it among all pipelines of this process.
     pub(super) id: u64,
     pub(super) generation: u64,
@@ -137,7 +137,7 @@ impl Pipeline {
     }
 
     /// The options it was started with, for the pipeline of a forked child or of another lane.
-    pub(crate) fn options(&self) -> &WorkerOptions {
+    pub(crate) fn options(&self) -> &PipelineOptions {
         &self.options
     }
 
@@ -149,7 +149,7 @@ impl Pipeline {
     pub(super) fn appended(&self, appended: Appended) -> u64 {
         // The committer is woken only for what it does not expect: the first record after it found the journal clean, a
         // half full arena, a full batch.
-        if self.mailbox.believes_clean() || appended.half_full || appended.records == self.options.flush_at {
+        if self.mailbox.believes_clean() || appended.half_full || appended.records == self.options.intervals.flush_at {
             self.mailbox.wake_for_records();
         }
         appended.seq

@@ -17,7 +17,7 @@ use super::advice::explain_queue;
 use super::flags::{open_definitions, remote_flags};
 use super::life::{LastRun, Life};
 use super::mailbox::Mailbox;
-use super::options::{Lane, WorkerOptions};
+use super::options::{Lane, PipelineOptions};
 use super::orphans::{Orphans, avoided_at_start};
 use super::outcomes::{OutcomeObserver, Outcomes};
 use super::shared::Pipeline;
@@ -27,8 +27,8 @@ use super::{committer, symbols, threads};
 use crate::crash;
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::queue::{
-    Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, QueueOptions, RunRecord, claim, has_orphan,
-    orphaned, predecessor, shard_dir, shard_dirs,
+    Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, RunRecord, claim, has_orphan, orphaned, predecessor,
+    shard_dir, shard_dirs,
 };
 use crate::report::Diagnostic;
 use crate::sys::clock::WallNanos;
@@ -59,24 +59,9 @@ pub(crate) enum StartError {
     Panicked,
 }
 
-impl WorkerOptions {
-    pub(super) fn shard_options(&self) -> QueueOptions {
-        QueueOptions {
-            project: self.project.clone(),
-            queue_dir: self.queue_dir.clone(),
-            arena_bytes: self.arena_bytes,
-            lock_wait: self.lock_wait,
-            cache_bytes: self.cache_bytes,
-            reserve_bytes: self.reserve_bytes,
-            dead_bytes: self.limits.dead_bytes(),
-            adopts: false,
-        }
-    }
-}
-
 /// Opens the queue of the first lane and starts both threads. `parent` is the pipeline of the process that this one was
 /// forked from: its network settings are used again, and none of its connections.
-pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
+pub(crate) fn start(options: PipelineOptions, parent: Option<&Pipeline>) -> Result<Arc<Pipeline>, StartError> {
     let network = network(&options, parent)?;
     start_on(options, network, "posthog-commit", |_| Some((Arc::default(), None)))
 }
@@ -84,7 +69,7 @@ pub(crate) fn start(options: WorkerOptions, parent: Option<&Pipeline>) -> Result
 /// Opens the queue of a further lane, to be served by the threads of `beside`. It is opened on a thread of its own, so
 /// that the running lanes do not wait for its disk. While an earlier such opening has not returned, the result is
 /// `Timeout` and no thread is started.
-pub(crate) fn start_beside(options: WorkerOptions, beside: &Pipeline) -> Result<Arc<Pipeline>, StartError> {
+pub(crate) fn start_beside(options: PipelineOptions, beside: &Pipeline) -> Result<Arc<Pipeline>, StartError> {
     // It has connections of its own: on a shared one, an endpoint that stops reading would block the other lane's
     // requests.
     let network = network(&options, Some(beside))?;
@@ -98,7 +83,7 @@ pub(crate) fn start_beside(options: WorkerOptions, beside: &Pipeline) -> Result<
 /// Opens a queue on a new thread, and falls back to memory on a timeout if the options allow that. `threads` returns
 /// the threads that serve the lane; its argument says whether the opening needs the disk.
 fn start_on(
-    options: WorkerOptions,
+    options: PipelineOptions,
     network: Network,
     name: &str,
     threads: impl Fn(bool) -> Option<(Arc<Threads>, Option<OpeningPermit>)>,
@@ -170,7 +155,7 @@ impl Network {
     }
 }
 
-fn network(options: &WorkerOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
+fn network(options: &PipelineOptions, relative: Option<&Pipeline>) -> Result<Network, TransportError> {
     if let Some(given) = &options.network {
         return Ok(Network::Given(Arc::clone(given)));
     }
@@ -215,7 +200,7 @@ fn opening_thread(
 
 /// Opens the queue. It is not served by any thread yet.
 pub(super) fn open(
-    options: WorkerOptions,
+    options: PipelineOptions,
     network: Network,
     orphans: Arc<Orphans>,
     threads: Arc<Threads>,
@@ -238,7 +223,7 @@ pub(super) fn open(
 
 /// Opens a queue in memory without a look at the directory, which does not answer.
 fn open_in_memory(
-    options: WorkerOptions,
+    options: PipelineOptions,
     network: Network,
     problem: String,
     orphans: Arc<Orphans>,
@@ -249,7 +234,7 @@ fn open_in_memory(
 }
 
 fn assemble(
-    mut options: WorkerOptions,
+    mut options: PipelineOptions,
     network: Network,
     own: Own,
     problem: Option<String>,
@@ -260,7 +245,8 @@ fn assemble(
     let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
     if memory_backed {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_queue_bytes());
-        shard.bound_dead(options.limits.dead_bytes());
+        options.queue.dead_bytes = options.limits.dead_bytes();
+        shard.bound_dead(options.queue.dead_bytes);
     }
     let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
     let orphaned = if is_first { find_orphaned(&options) } else { Vec::new() };
@@ -311,7 +297,7 @@ fn assemble(
     // Everything that was recovered is in the store, which is synced.
     pipeline.receipts.synced_up_to(pipeline.shard.ledger().accepted);
     if let Some(problem) = problem {
-        pipeline.report_in_memory(pipeline.options.queue_dir.clone(), problem);
+        pipeline.report_in_memory(pipeline.options.queue.queue_dir.clone(), problem);
     }
     // Before the first capture: events of an earlier process count.
     pipeline.admit(true);
@@ -320,26 +306,26 @@ fn assemble(
     pipeline
 }
 
-fn last_run(options: &WorkerOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
+fn last_run(options: &PipelineOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
     let of_life =
         |life: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
     LastRun::of(options, before, before.run.and_then(of_life), queued_events)
 }
 
-fn find_orphaned(options: &WorkerOptions) -> Vec<OrphanedQueue> {
-    let found =
-        orphaned(&options.disk, &options.queue_dir, &options.project.dir_name(), &[Lane::AI_DIR]).unwrap_or_default();
+fn find_orphaned(options: &PipelineOptions) -> Vec<OrphanedQueue> {
+    let found = orphaned(&options.disk, &options.queue.queue_dir, &options.queue.project.dir_name(), &[Lane::AI_DIR])
+        .unwrap_or_default();
     let adopted: Vec<String> = options.also.iter().map(|project| project.dir_name()).collect();
     found.into_iter().filter(|queue| !adopted.contains(&queue.project)).collect()
 }
 
 /// Whether an earlier process left AI events. They are delivered even if this process captures none.
-fn is_ai_left_behind(options: &WorkerOptions) -> bool {
-    let mut projects = std::iter::once(&options.project).chain(&options.also);
-    projects.any(|project| has_orphan(&options.disk, &Lane::Ai.dir(project, &options.queue_dir)))
+fn is_ai_left_behind(options: &PipelineOptions) -> bool {
+    let mut projects = std::iter::once(&options.queue.project).chain(&options.also);
+    projects.any(|project| has_orphan(&options.disk, &Lane::Ai.dir(project, &options.queue.queue_dir)))
 }
 
-fn file_system(options: &WorkerOptions, dir: &Path) -> Option<FileSystem> {
+fn file_system(options: &PipelineOptions, dir: &Path) -> Option<FileSystem> {
     options.disk.file_system(dir).ok()
 }
 
@@ -376,7 +362,7 @@ impl Pipeline {
     /// Reports who may write above the queue. All lanes lie in the same directory, so the first reports it.
     fn report_exposure(&self) {
         if self.options.lane == Lane::Analytics
-            && let Ok(Some((path, exposure))) = exposed_above(&self.options.queue_dir)
+            && let Ok(Some((path, exposure))) = exposed_above(&self.options.queue.queue_dir)
         {
             (self.options.report)(Diagnostic::QueueDirExposed { path, why: exposure.to_string() });
         }
@@ -415,7 +401,7 @@ impl Pipeline {
         if !others.is_empty() {
             let sum = |of: fn(&OrphanedQueue) -> u64| others.iter().map(of).fold(0, u64::saturating_add);
             (self.options.report)(Diagnostic::OrphanedQueues {
-                path: self.options.queue_dir.clone(),
+                path: self.options.queue.queue_dir.clone(),
                 queues: others.len() as u64,
                 events: sum(|queue| queue.events),
                 bytes: sum(|queue| queue.bytes),
@@ -442,30 +428,30 @@ pub(super) struct Own {
 /// have a newer format, are damaged or belong to another user: a process does not fail because of what another one
 /// left. A shard that takes too long is left to its thread.
 pub(super) fn open_shard(
-    options: &WorkerOptions,
+    options: &PipelineOptions,
     orphans: &Arc<Orphans>,
     skipped: &mut Vec<(u32, String)>,
     now: WallNanos,
 ) -> Result<Own, StartError> {
     let disk = &options.disk;
-    if options.queue_dir.as_os_str().is_empty() {
+    if options.queue.queue_dir.as_os_str().is_empty() {
         return Err(QueueError::NoDirectory.into());
     }
-    disk.make_dir_durable(&options.queue_dir)
-        .map_err(|source| QueueError::Io { path: options.queue_dir.clone(), source })?;
-    let project_dir = options.lane.dir(&options.project, &options.queue_dir);
+    disk.make_dir_durable(&options.queue.queue_dir)
+        .map_err(|source| QueueError::Io { path: options.queue.queue_dir.clone(), source })?;
+    let project_dir = options.lane.dir(&options.queue.project, &options.queue.queue_dir);
     let (mut unusable, mut unopened, mut slow) = (Vec::new(), 0, None);
     loop {
         let (number, error) = match claim(disk, &project_dir, &unusable) {
             Ok(claim) if claim.is_new() => {
-                let opened = Queue::open(disk, &options.shard_options(), claim, now)?;
+                let opened = Queue::open(disk, &options.queue, claim, now)?;
                 return Ok(Own { opened, slow });
             }
             Ok(claim) => {
                 let (number, dir) = (claim.number(), claim.dir().to_path_buf());
                 let before = predecessor(disk, &dir);
                 let most = options.open_timeout / IN_TIME;
-                match orphans.open_in_time(disk, options.shard_options(), claim, now, most) {
+                match orphans.open_in_time(disk, options.queue.clone(), claim, now, most) {
                     Err(error) => return Err(StartError::Thread(error)),
                     Ok(Some(Ok(Some(opened)))) => return Ok(Own { opened, slow }),
                     Ok(Some(Err(error))) if unopened < UNOPENED_MAX => {
@@ -507,8 +493,8 @@ fn abbreviated(api_key: &str) -> String {
 }
 
 /// Creates a shard in memory.
-pub(super) fn in_memory(options: &WorkerOptions) -> Result<Own, StartError> {
-    let queue = Queue::volatile(&options.disk, &options.shard_options())?;
+pub(super) fn in_memory(options: &PipelineOptions) -> Result<Own, StartError> {
+    let queue = Queue::volatile(&options.disk, &options.queue)?;
     let opened = Opened { queue, replayed: 0, findings: Vec::new(), before: Predecessor::default() };
     Ok(Own { opened, slow: None })
 }

@@ -72,16 +72,6 @@ struct Logged {
     held_back: u64,
 }
 
-/// A line to be logged.
-#[derive(Debug)]
-struct Due {
-    diagnostic: Diagnostic,
-    /// Number of further diagnostics that the line stands for.
-    others: u64,
-    /// The period of which the line is the sum, if it is one.
-    period: Option<Duration>,
-}
-
 impl Diagnostics {
     pub(crate) fn new(hook: Option<DiagnosticHook>, clock: Clock) -> Self {
         Self {
@@ -166,7 +156,7 @@ impl Diagnostics {
         counts.filter(|(_, count)| *count > 0).collect()
     }
 
-    fn emit(&self, diagnostic: Option<&Diagnostic>, lines: &[Due]) {
+    fn emit(&self, diagnostic: Option<&Diagnostic>, lines: &[Line]) {
         reentry::calling_out(|| {
             if let (Some(hook), Some(diagnostic)) = (&self.hook, diagnostic) {
                 // A panic of this callback is not reported: reporting is what panicked.
@@ -179,7 +169,7 @@ impl Diagnostics {
     }
 
     /// Puts a diagnostic into the ring. Returns the lines to log now.
-    fn add_to_ring(&self, diagnostic: &Diagnostic, now: Instant) -> Vec<Due> {
+    fn add_to_ring(&self, diagnostic: &Diagnostic, now: Instant) -> Vec<Line> {
         let mut state = lock(&self.state);
         if state.ring.len() == DIAGNOSTICS_KEPT {
             state.ring.pop_front();
@@ -235,11 +225,11 @@ impl State {
         (kind, if subjects < SUBJECTS_MOST { subject } else { Subject::default() })
     }
 
-    fn note(&mut self, key: (&'static str, Subject), diagnostic: &Diagnostic, now: Instant) -> Option<Due> {
+    fn note(&mut self, key: (&'static str, Subject), diagnostic: &Diagnostic, now: Instant) -> Option<Line> {
         let Some(logged) = self.logged.get_mut(&key) else {
             let newest = diagnostic.clone();
             self.logged.insert(key, Logged { at: now, newest, newest_at: now, held_back: 0 });
-            return Some(Due { diagnostic: diagnostic.clone(), others: 0, period: None });
+            return Some(Line { diagnostic: diagnostic.clone(), others: 0, period: None });
         };
         let mut newest = diagnostic.clone();
         if logged.held_back > 0 {
@@ -253,7 +243,7 @@ impl State {
         Some(logged.take(now, logged.held_back))
     }
 
-    fn take_held_back(&mut self, now: Instant, after: Option<Duration>) -> Vec<Due> {
+    fn take_held_back(&mut self, now: Instant, after: Option<Duration>) -> Vec<Line> {
         let least = after.unwrap_or_default();
         let is_due = |logged: &Logged| logged.held_back > 0 && now.saturating_duration_since(logged.at) >= least;
         let any = self.logged.values().any(is_due);
@@ -283,10 +273,10 @@ impl Logged {
     }
 
     /// The line to log now, which stands for `others` further diagnostics.
-    fn take(&mut self, now: Instant, others: u64) -> Due {
+    fn take(&mut self, now: Instant, others: u64) -> Line {
         let period = (self.held_back > 0).then(|| now.saturating_duration_since(self.at));
         (self.at, self.held_back) = (now, 0);
-        Due { diagnostic: self.newest.clone(), others, period }
+        Line { diagnostic: self.newest.clone(), others, period }
     }
 }
 
@@ -298,23 +288,22 @@ impl fmt::Debug for Diagnostics {
 
 /// Logs a diagnostic when there is no client.
 pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
-    let line = Due { diagnostic: diagnostic.clone(), others: 0, period: None };
+    let line = Line { diagnostic: diagnostic.clone(), others: 0, period: None };
     reentry::calling_out(|| {
         reentry::caught(|| log(&line));
     });
 }
 
-fn log(due: &Due) {
-    let (kind, held_back) = (due.diagnostic.kind(), due.others);
+fn log(line: &Line) {
+    let (kind, held_back) = (line.diagnostic.kind(), line.others);
     // One line, even if names of events, paths or texts of servers contain line breaks.
-    let line =
-        foreign(&Line { diagnostic: &due.diagnostic, others: held_back, period: due.period }.to_string(), usize::MAX);
-    if due.diagnostic.is_for_information() {
-        tracing::info!(target: "posthog", kind, "{line}");
+    let text = foreign(&line.to_string(), usize::MAX);
+    if line.diagnostic.is_for_information() {
+        tracing::info!(target: "posthog", kind, "{text}");
     } else if held_back > 0 {
-        tracing::warn!(target: "posthog", kind, held_back, "{line}");
+        tracing::warn!(target: "posthog", kind, held_back, "{text}");
     } else {
-        tracing::warn!(target: "posthog", kind, "{line}");
+        tracing::warn!(target: "posthog", kind, "{text}");
     }
 }
 

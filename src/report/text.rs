@@ -20,8 +20,9 @@ const SYMBOLS_UNTRUSTED: &str = "the previous owner of the queue died while it r
                                  and deploy another build";
 
 /// A line of the log: a diagnostic, and how many others it stands for.
-pub(crate) struct Line<'a> {
-    pub(crate) diagnostic: &'a Diagnostic,
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) diagnostic: Diagnostic,
     /// Number of further diagnostics that the line stands for.
     pub(crate) others: u64,
     /// The period of which the line is the sum, if it is one.
@@ -34,10 +35,10 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let within = Within(self.period);
-        write_text(f, self.diagnostic, within)?;
+        write_text(f, &self.diagnostic, within)?;
         let is_summed = matches!(
             self.diagnostic,
             Diagnostic::Dropped { .. }

@@ -148,7 +148,7 @@ fn read_a_round(priority: u8, are_under_way: bool) -> u64 {
         options.disk = Disk::gated(Arc::clone(&reads) as Arc<dyn Gate>);
         options.limits.overflow = OverflowPolicy::DropOldest;
         options.limits.queue_bytes = 4 * MIB;
-        options.cache_bytes = 0;
+        options.queue.cache_bytes = 0;
     });
     let fill = |bench: &mut Bench, class: u8, until: u64| {
         while bench.pipeline.shard.row_bytes() < until {
@@ -197,7 +197,7 @@ fn a_check_of_the_age_reads_one_event() {
     let mut bench = bench(|options| {
         options.disk = Disk::gated(Arc::clone(&reads) as Arc<dyn Gate>);
         options.limits.queue_age = Some(24 * HOUR);
-        options.cache_bytes = 0;
+        options.queue.cache_bytes = 0;
     });
     for _ in 0..60 {
         (0..12).for_each(|_| assert!(bench.pipeline.append(&[7; 4000], 0).is_ok()));

@@ -125,7 +125,7 @@ fn a_bound_in_bytes_is_used_fully_and_the_file_keeps_to_it() {
         let mut bench = bench(|options| {
             options.limits.queue_bytes = MIB;
             options.limits.overflow = overflow;
-            options.arena_bytes = 4 << 20;
+            options.queue.arena_bytes = 4 << 20;
         });
         let mut taken = 0;
         for _ in 0..30 {

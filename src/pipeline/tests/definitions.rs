@@ -5,7 +5,7 @@ use crate::flags::loader::{Keep, LoaderOptions, SecretKey};
 
 const NO_SPACE: u32 = 28;
 
-fn loads(options: &mut WorkerOptions) {
+fn loads(options: &mut PipelineOptions) {
     options.flag_definitions = Some(LoaderOptions {
         host: "https://eu.example".into(),
         api_key: "phc_key".into(),

@@ -107,23 +107,25 @@ impl Drop for Lanes {
     }
 }
 
-fn options_for_threads(gate: Arc<dyn Gate>) -> (WorkerOptions, Arc<Endpoint>, Arc<tempfile::TempDir>) {
+fn options_for_threads(gate: Arc<dyn Gate>) -> (PipelineOptions, Arc<Endpoint>, Arc<tempfile::TempDir>) {
     let first = bench(|_| ());
     let endpoint = Arc::new(Endpoint::default());
     let mut options = first.pipeline.options.clone();
-    options.queue_dir = first.root.path().join("lanes");
+    options.queue.queue_dir = first.root.path().join("lanes");
     options.clock = Clock::System;
     options.disk = Disk::gated(gate);
     options.network = Some(Arc::clone(&endpoint) as Arc<dyn Http>);
-    options.flush_interval = Duration::from_millis(50);
-    options.ack_interval = Duration::from_millis(50);
+    options.intervals.flush = Duration::from_millis(50);
+    options.intervals.ack = Duration::from_millis(50);
     options.delivery.urls = vec!["https://eu.example/batch/".into()];
     options.delivery.pace.first_send_jitter = Duration::ZERO;
     (options, endpoint, Arc::clone(&first.root))
 }
 
-fn ai_options(analytics: &Pipeline) -> WorkerOptions {
-    WorkerOptions { arena_bytes: 64 * 1024, ..analytics.options().for_ai() }
+fn ai_options(analytics: &Pipeline) -> PipelineOptions {
+    let mut options = analytics.options().for_ai();
+    options.queue.arena_bytes = 64 * 1024;
+    options
 }
 
 fn capture(lane: &Pipeline) -> Option<u64> {
@@ -296,7 +298,7 @@ fn an_opening_that_hangs_stops_no_lane_and_is_the_only_one() {
     let slow = Slow::at(Op::Create, "journal-0");
     let (options, _, _root) = options_for_threads(Arc::new(In(Lane::Ai, Arc::clone(&slow))));
     let analytics = start(options, None).unwrap();
-    let late = WorkerOptions { open_timeout: Duration::from_millis(100), ..ai_options(&analytics) };
+    let late = PipelineOptions { open_timeout: Duration::from_millis(100), ..ai_options(&analytics) };
     for _ in 0..3 {
         assert!(matches!(start_beside(late.clone(), &analytics), Err(StartError::Timeout)));
         works(&analytics);

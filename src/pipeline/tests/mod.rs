@@ -27,7 +27,7 @@ use super::*;
 use crate::delivery::{self, DeliveryOptions, Source};
 use crate::flags::RemoteOptions;
 use crate::queue::store::Ledger;
-use crate::queue::{Ack, ChunkRef, Lease, Project, Queue};
+use crate::queue::{Ack, ChunkRef, Lease, Project, Queue, QueueOptions};
 use crate::report::{Diagnostic, DropReason, PersistError};
 use crate::sys::clock::{Clock, ManualClock};
 use crate::sys::disk::{Call, Disk, Gate, Op, Verdict};
@@ -102,30 +102,36 @@ struct Bench {
     root: Arc<tempfile::TempDir>,
 }
 
-fn bench(edit: impl FnOnce(&mut WorkerOptions)) -> Bench {
+fn bench(edit: impl FnOnce(&mut PipelineOptions)) -> Bench {
     let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     bench_in(Arc::new(root), edit)
 }
 
-fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions)) -> Bench {
+fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut PipelineOptions)) -> Bench {
     let (clock, diagnostics) = (ManualClock::at(1_700_000_000_000_000_000), Arc::new(Mutex::new(Vec::new())));
     let reported = Arc::clone(&diagnostics);
-    let mut options = WorkerOptions {
-        project: Project { host: "https://eu.example".into(), api_key: "phc_key".into() },
+    let mut options = PipelineOptions {
+        queue: QueueOptions {
+            project: Project { host: "https://eu.example".into(), api_key: "phc_key".into() },
+            queue_dir: root.path().join("queue"),
+            arena_bytes: 64 * 1024,
+            lock_wait: Duration::from_secs(10),
+            cache_bytes: 1 << 20,
+            reserve_bytes: 16 * 1024,
+            dead_bytes: (1 << 30) / 8,
+            adopts: false,
+        },
         lane: Lane::Analytics,
         also: Vec::new(),
-        queue_dir: root.path().join("queue"),
         memory_fallback: false,
         max_event_bytes: 8 * 1024,
-        arena_bytes: 64 * 1024,
-        cache_bytes: 1 << 20,
-        reserve_bytes: 16 * 1024,
-        lock_wait: Duration::from_secs(10),
         open_timeout: Duration::from_secs(30),
-        flush_at: 20,
-        flush_interval: Duration::from_secs(5),
-        sync_interval: Duration::from_millis(100),
-        ack_interval: Duration::from_secs(1),
+        intervals: Intervals {
+            flush_at: 20,
+            flush: Duration::from_secs(5),
+            sync: Duration::from_millis(100),
+            ack: Duration::from_secs(1),
+        },
         limits: Limits {
             queue_bytes: 1 << 30,
             queue_events: u64::MAX,
@@ -153,6 +159,7 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut WorkerOptions))
         clock: Clock::Manual(Arc::clone(&clock)),
     };
     edit(&mut options);
+    options.queue.dead_bytes = options.limits.dead_bytes();
     let (transport, _) = Transport::new(options.transport.clone()).unwrap();
     let pipeline = start::open(options, Network::Real(transport), Arc::default(), Arc::default()).unwrap();
     Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, diagnostics, root }

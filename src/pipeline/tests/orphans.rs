@@ -8,8 +8,9 @@ use crate::queue::{claim, shard_dir};
 pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
     let options = &bench.pipeline.options;
     let live = |count: &usize| {
-        let claim = claim(&Disk::default(), &options.queue_dir.join(options.project.dir_name()), &[]).unwrap();
-        let shard = Queue::open(&Disk::default(), &options.shard_options(), claim, 0).unwrap().queue;
+        let claim =
+            claim(&Disk::default(), &options.queue.queue_dir.join(options.queue.project.dir_name()), &[]).unwrap();
+        let shard = Queue::open(&Disk::default(), &options.queue, claim, 0).unwrap().queue;
         (0..*count).for_each(|_| assert!(shard.append(&[9; 50], frame::hash_body(&[9; 50]), 0).is_ok()));
         shard
     };
@@ -43,7 +44,10 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     assert_eq!(bench.ledger().accepted, 0, "nothing was copied");
     let options = &bench.pipeline.options;
     let other = bench_in(Arc::clone(&bench.root), |_| ());
-    assert_eq!(other.pipeline.shard.dir(), &shard_dir(&options.queue_dir.join(options.project.dir_name()), 1));
+    assert_eq!(
+        other.pipeline.shard.dir(),
+        &shard_dir(&options.queue.queue_dir.join(options.queue.project.dir_name()), 1)
+    );
     assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
 }
 
@@ -206,7 +210,7 @@ fn orphaned_queues_are_reported_by_name_and_many_by_their_sum() {
         let root = Arc::new(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
         for number in 0..count {
             let project = Project { host: "https://eu.example".into(), api_key: format!("phc_old_{number}") };
-            let mut old = bench_in(Arc::clone(&root), |options| options.project = project);
+            let mut old = bench_in(Arc::clone(&root), |options| options.queue.project = project);
             old.append(2);
             old.settle_down();
             old.pipeline.shard.close();

@@ -11,7 +11,7 @@ fn ack(bench: &Bench, lease: &Lease, delivered: u64, keep: &[u64]) -> Lease {
 }
 
 /// A pipeline with one row of 30 records, which is leased.
-fn checkpointed(edit: impl FnOnce(&mut WorkerOptions)) -> (Bench, Lease) {
+fn checkpointed(edit: impl FnOnce(&mut PipelineOptions)) -> (Bench, Lease) {
     let mut bench = bench(edit);
     bench.append(30);
     bench.settle_down();

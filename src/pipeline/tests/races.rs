@@ -8,7 +8,7 @@ use crate::queue::{EvictUntil, EvictionCursor};
 
 #[test]
 fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
-    let mut bench = bench(|options| options.flush_at = 1);
+    let mut bench = bench(|options| options.intervals.flush_at = 1);
     for _ in 0..4 {
         for n in 0..30 {
             assert!(bench.pipeline.append(&[7; 100], if n % 10 == 5 { 2 } else { 0 }).is_ok());
@@ -74,7 +74,7 @@ impl Watch {
 
 #[test]
 fn statistics_balance_and_never_go_back_whenever_one_looks() {
-    let mut bench = bench(|options| options.flush_at = 1);
+    let mut bench = bench(|options| options.intervals.flush_at = 1);
     let (pipeline, done) = (Arc::clone(&bench.pipeline), Arc::new(AtomicBool::new(false)));
     let is_done = Arc::clone(&done);
     let looking = std::thread::spawn(move || {

@@ -175,7 +175,7 @@ fn a_hanging_directory_is_an_error_or_declared_memory_mode() {
     let first = bench(|_| ());
     let slow = Slow::at(Op::MakeDir, "elsewhere");
     let mut options = first.pipeline.options.clone();
-    options.queue_dir = first.root.path().join("elsewhere");
+    options.queue.queue_dir = first.root.path().join("elsewhere");
     options.disk = slow.disk();
     options.clock = Clock::System;
     options.open_timeout = Duration::from_millis(300);

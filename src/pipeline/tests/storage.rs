@@ -233,7 +233,7 @@ fn a_delivered_queue_has_no_bytes_or_age_before_the_commit() {
 
 #[test]
 fn without_a_directory_the_memory_fallback_applies() {
-    let bench = bench(|options| (options.queue_dir, options.memory_fallback) = (std::path::PathBuf::new(), true));
+    let bench = bench(|options| (options.queue.queue_dir, options.memory_fallback) = (std::path::PathBuf::new(), true));
     assert!(bench.pipeline.shard.is_volatile() && bench.pipeline.append(&[7; 100], 0).is_ok());
     assert!(bench.reports(
         |diagnostic| matches!(diagnostic, Diagnostic::InMemory { problem, .. } if problem.contains("POSTHOG_QUEUE_DIR"))
