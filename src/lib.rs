@@ -98,7 +98,7 @@ mod transport;
 #[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
 pub use client::install_crash_handler;
 pub use client::{
-    Client, Outcome, Receipt, Stats, breadcrumb, capture, capture_exception, client, drain_on_terminate, init,
+    Client, Outcome, Receipt, breadcrumb, capture, capture_exception, client, drain_on_terminate, init,
     install_panic_hook,
 };
 pub use config::Config;
@@ -106,7 +106,7 @@ pub use context::Context;
 pub use error::Error;
 pub use event::Event;
 pub use pipeline::Pending;
-pub use report::DropReason;
+pub use report::{DropReason, Stats};
 
 pub mod feature_flags {
     //! Feature flags: evaluation, local definitions, and what is returned when PostHog cannot be reached.
@@ -151,19 +151,20 @@ pub mod crashes {
 
     #[doc(no_inline)]
     pub use crate::client::breadcrumb;
-    pub use crate::client::{PreviousRun, install_panic_hook, try_install_panic_hook};
     #[cfg(feature = "crash-signals")]
     #[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
     pub use crate::client::{install_crash_handler, register_thread, try_install_crash_handler};
+    pub use crate::client::{install_panic_hook, try_install_panic_hook};
     pub use crate::crash::exit::ExitCause;
+    pub use crate::pipeline::PreviousRun;
 }
 
 pub mod stats {
     //! The state of the queue, of storage and of delivery: what [`Client::stats`](crate::Client::stats) returns.
 
     #[doc(no_inline)]
-    pub use crate::client::Stats;
-    pub use crate::client::{DeliveryPhase, OrphanedQueues, StorageMode};
+    pub use crate::report::Stats;
+    pub use crate::report::{DeliveryPhase, OrphanedQueues, StorageMode};
 }
 
 pub mod diagnostics {

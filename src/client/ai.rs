@@ -23,13 +23,8 @@ const REOPEN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct AiLane {
     open: OnceLock<Arc<Pipeline>>,
-    /// Held by the thread that opens the lane.
-    opening: Mutex<Opening>,
-}
-
-#[derive(Default)]
-struct Opening {
-    failed_at: Option<Instant>,
+    /// When opening it last failed. Locked by the thread that opens the lane.
+    failed_at: Mutex<Option<Instant>>,
 }
 
 impl AiLane {
@@ -69,23 +64,27 @@ impl Client {
     /// # let _ = receipt;
     /// ```
     pub fn capture_ai(&self, event: Event) -> Receipt {
-        let Some(analytics) = &self.shared.pipeline else {
-            self.shared.count(DropReason::Disabled);
-            return Receipt::dropped(DropReason::Disabled);
-        };
-        // Checked first: the lane and the rules that a forked child has inherited are its parent's.
-        let taken = if analytics.is_forked() {
-            self.shared.child_or_open(analytics).map(|child| child.capture_ai(event)).ok_or(DropReason::Forked)
-        } else if self.shared.rules.is_opted_out() {
+        match self.ai_lane() {
+            Ok((client, ai)) => client.shared.capture(&ai, event),
+            Err(reason) => Receipt::dropped(reason),
+        }
+    }
+
+    /// The lane of AI events of this process, opened if necessary, and its client. A refusal is counted.
+    pub(super) fn ai_lane(&self) -> Result<(Client, Arc<Pipeline>), DropReason> {
+        let shared = &self.shared;
+        let lane = match &shared.pipeline {
+            None => Err(DropReason::Disabled),
+            // Checked first: the lane and the rules that a forked child has inherited are its parent's.
+            Some(analytics) if analytics.is_forked() => match shared.child_or_open(analytics) {
+                Some(child) => return child.ai_lane(),
+                None => Err(DropReason::Forked),
+            },
             // An event that will be dropped does not open the lane.
-            Err(DropReason::OptedOut)
-        } else {
-            self.shared.ai_or_open(analytics).map(|ai| self.shared.capture(&ai, event))
+            Some(_) if shared.rules.is_opted_out() => Err(DropReason::OptedOut),
+            Some(analytics) => shared.ai_or_open(analytics),
         };
-        taken.unwrap_or_else(|reason| {
-            self.shared.count(reason);
-            Receipt::dropped(reason)
-        })
+        lane.map(|ai| (self.clone(), ai)).inspect_err(|reason| shared.count(*reason))
     }
 }
 
@@ -109,14 +108,14 @@ impl Shared {
 
     #[cold]
     fn open_ai(&self, analytics: &Pipeline) -> Result<Arc<Pipeline>, DropReason> {
-        let mut opening = lock_within(&self.ai.opening, patience(OPEN_TIMEOUT)).ok_or(DropReason::Storage)?;
+        let mut failed_at = lock_within(&self.ai.failed_at, patience(OPEN_TIMEOUT)).ok_or(DropReason::Storage)?;
         if let Some(ai) = self.ai.get() {
             return Ok(Arc::clone(ai));
         }
         if analytics.is_closing() {
             return Err(DropReason::Closed);
         }
-        if opening.failed_at.is_some_and(|failed_at| failed_at.elapsed() < REOPEN_AFTER) {
+        if failed_at.is_some_and(|failed_at| failed_at.elapsed() < REOPEN_AFTER) {
             return Err(DropReason::Storage);
         }
         match self.start_ai(analytics) {
@@ -135,7 +134,7 @@ impl Shared {
             // The threads that would serve it are ending.
             Err(_) if analytics.is_closing() => Err(DropReason::Closed),
             Err(error) => {
-                opening.failed_at = Some(Instant::now());
+                *failed_at = Some(Instant::now());
                 let problem = format!(
                     "the queue of AI events cannot be opened: {}; AI events are dropped, and opening is tried again after {}",
                     error.describe(),

@@ -350,26 +350,13 @@ impl Client {
             }
         }
     }
-}
 
-impl Client {
     /// [`capture_immediate`](Self::capture_immediate) for AI events: see [`capture_ai`](Self::capture_ai).
     pub fn capture_ai_immediate(&self, event: Event) -> Pending<DeliveryReport> {
-        let shared = &self.shared;
-        let reason = match &shared.pipeline {
-            None => DropReason::Disabled,
-            Some(analytics) if analytics.is_forked() => match shared.child_or_open(analytics) {
-                Some(child) => return child.capture_ai_immediate(event),
-                None => DropReason::Forked,
-            },
-            Some(_) if shared.rules.is_opted_out() => DropReason::OptedOut,
-            Some(analytics) => match shared.ai_or_open(analytics) {
-                Ok(ai) => return shared.capture_immediate(&ai, event),
-                Err(reason) => reason,
-            },
-        };
-        shared.count(reason);
-        dropped(reason)
+        match self.ai_lane() {
+            Ok((client, ai)) => client.shared.capture_immediate(&ai, event),
+            Err(reason) => dropped(reason),
+        }
     }
 }
 

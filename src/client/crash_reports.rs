@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -24,7 +24,7 @@ use crate::event::exception::{Chain, ChainEntry, ExceptionOptions, ExceptionStac
 use crate::pipeline::{self, Pipeline};
 use crate::record::stack::Stack;
 use crate::report::{Diagnostic, DropReason};
-use crate::sys::clock::WallNanos;
+use crate::sys::clock::{WallNanos, system_time};
 use crate::sys::disk::Disk;
 use crate::sys::entropy::random_u64;
 use crate::sys::limits::{DETAIL_KEPT, beginning};
@@ -294,9 +294,8 @@ fn own_process(disk: &Disk) -> ProcessInfo {
 /// When the incident happened. `None` for a time in the future, which comes from a wrong clock; the event then has the
 /// current time.
 fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
-    let nanos = incident.record.number(Tag::Time)?;
-    let has_been = i64::try_from(nanos).is_ok_and(|nanos| (1..=now).contains(&nanos));
-    if has_been { UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)) } else { None }
+    let nanos = WallNanos::try_from(incident.record.number(Tag::Time)?).ok()?;
+    (1..=now).contains(&nanos).then(|| system_time(nanos))
 }
 
 /// Maximum bytes of `$exception_steps` as JSON.

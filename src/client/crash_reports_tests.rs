@@ -24,7 +24,7 @@ fn is_exception(event: &Event) -> bool {
 /// The crash directory of the project's first shard.
 fn crash_dir(dir: &Path) -> PathBuf {
     let client = Client::new(config(dir)).unwrap();
-    let crash_dir = client.pipelines().and_then(|(pipeline, _)| pipeline.crash_dir()).unwrap();
+    let crash_dir = client.pipeline().and_then(|pipeline| pipeline.crash_dir()).unwrap();
     std::fs::create_dir_all(&crash_dir).unwrap();
     client.close().wait(PATIENCE).unwrap();
     crash_dir

@@ -1,15 +1,16 @@
 //! Dead letters: events that PostHog rejected for good.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::{Client, all};
+use super::Client;
 use crate::pipeline::{DeadLetterAction, Pending, Pipeline, ask_all, pending, sum};
 use crate::queue::store::DeadRecord;
 use crate::record::{NoSymbols, View, json};
 use crate::report::DeadLetterError;
+use crate::sys::clock::system_time;
 use crate::sys::limits::{DETAIL_KEPT, foreign};
 
 /// An event that PostHog rejected for good, and why. The newest 1000 of a queue are kept in its file, as far as they
@@ -41,10 +42,9 @@ impl Client {
     /// Where several processes share a directory, each has a queue of its own (see [`Stats`](crate::Stats)) and returns
     /// the dead letters of that queue.
     pub fn dead_letters(&self, limit: usize) -> Vec<DeadLetter> {
-        let Some((pipeline, ai)) = self.pipelines_with_dead() else { return Vec::new() };
-        let mut records = pipeline.dead(limit);
-        if let Some(ai) = ai {
-            records.extend(ai.dead(limit));
+        let lanes = self.lanes_with_dead().unwrap_or_default();
+        let mut records: Vec<_> = lanes.iter().flat_map(|lane| lane.dead(limit)).collect();
+        if lanes.len() > 1 {
             // The sort is stable: each queue's order is kept.
             records.sort_by_key(|record| record.last_attempt);
             records.truncate(limit);
@@ -86,25 +86,24 @@ impl Client {
     }
 
     fn order_dead(&self, action: DeadLetterAction) -> Pending<Result<u64, DeadLetterError>> {
-        match self.pipelines_with_dead() {
-            Some(lanes) => ask_all(&all(&lanes), sum, |lane, promise| lane.command_dead_letters(action, promise)),
+        match self.lanes_with_dead() {
+            Some(lanes) => ask_all(&lanes, sum, |lane, promise| lane.command_dead_letters(action, promise)),
             None if self.is_disabled() => pending::answered(Ok(0)),
             None => pending::answered(Err(DeadLetterError::Forked)),
         }
     }
-}
 
-impl Client {
-    /// As [`Client::pipelines`]; also opens the AI pipeline if an earlier process left dead letters in it.
-    fn pipelines_with_dead(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
+    /// As [`Client::lanes`]; also opens the AI lane if an earlier process left dead letters in it.
+    fn lanes_with_dead(&self) -> Option<Vec<Arc<Pipeline>>> {
         let own = self.shared.pipeline.as_ref()?;
         if own.is_forked() {
-            return self.shared.child()?.pipelines_with_dead();
+            return self.shared.child()?.lanes_with_dead();
         }
-        let ai = self.shared.ai.get().cloned();
-        // A failure to open it is reported by a diagnostic.
-        let ai = ai.or_else(|| own.has_dead_ai_left_behind().then(|| self.shared.ai_or_open(own).ok()).flatten());
-        Some((Arc::clone(own), ai))
+        if self.shared.ai.get().is_none() && own.has_dead_ai_left_behind() {
+            // A failure is reported by a diagnostic.
+            let _ = self.shared.ai_or_open(own);
+        }
+        self.lanes()
     }
 }
 
@@ -118,13 +117,9 @@ impl From<DeadRecord> for DeadLetter {
             status: record.status,
             // Cleaned here too: an earlier version stored the text as received.
             reason: foreign(&record.reason, DETAIL_KEPT),
-            first_attempt: time(record.first_attempt),
-            last_attempt: time(record.last_attempt),
+            first_attempt: system_time(record.first_attempt.max(0)),
+            last_attempt: system_time(record.last_attempt.max(0)),
             attempts: record.attempts,
         }
     }
-}
-
-fn time(nanos: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }

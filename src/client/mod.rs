@@ -11,7 +11,7 @@
 //!   letters) go to both pipelines and combine the results.
 //! * `flags/`: feature flags.
 //! * `rules.rs`: what can be changed on a living client: opt-out, super properties, hooks.
-//! * `receipt.rs`, `stats.rs`, `dead_letters.rs`, `previous_run.rs`: what callers get back.
+//! * `receipt.rs`, `dead_letters.rs`, `previous_run.rs`: what callers get back.
 //! * `child.rs`: forked children. The inherited client is never used; the first capture opens a pipeline of the child's
 //!   own.
 //! * `global.rs`: the process-wide client. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler,
@@ -41,7 +41,6 @@ mod receipt;
 mod rules;
 #[cfg(test)]
 mod rules_tests;
-mod stats;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -53,7 +52,7 @@ use crate::error::Error;
 use crate::flags::Overrides;
 use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, ask_all, pending};
 use crate::recorder::Diagnostics;
-use crate::report::{Diagnostic, DropReason, FlushReport, ShutdownReport};
+use crate::report::{Diagnostic, DropReason, FlushReport, ShutdownReport, Stats, dropped};
 
 #[cfg(fuzzing)]
 pub(crate) use crash_reports::event_of;
@@ -69,10 +68,8 @@ use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
 pub use global::{breadcrumb, capture, capture_exception, client, init};
-pub use previous_run::PreviousRun;
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
-pub use stats::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
 
 /// Captures events and delivers them to PostHog, through a queue that survives the process.
 ///
@@ -195,8 +192,8 @@ impl Client {
     /// In a forked child that has captured nothing there is nothing to send:
     /// [`EndpointStatus::Forked`](crate::reports::EndpointStatus::Forked).
     pub fn flush(&self) -> Pending<FlushReport> {
-        match self.pipelines() {
-            Some(lanes) => ask_all(&all(&lanes), FlushReport::with_ai, Pipeline::flush),
+        match self.lanes() {
+            Some(lanes) => ask_all(&lanes, FlushReport::with_ai, Pipeline::flush),
             None => self.answer_without_pipeline(),
         }
     }
@@ -214,14 +211,14 @@ impl Client {
     /// out, or a [`Pending`] that is dropped, does not cancel the shutdown. It is final, for all handles; a client that
     /// was created by [`init`] cannot be replaced in this process.
     pub fn shutdown(&self, timeout: Duration) -> Pending<ShutdownReport> {
-        let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
+        let Some(pipeline) = self.pipeline() else { return self.answer_without_pipeline() };
         pipeline.mirror_refusals(&self.shared.refusal_counts());
         pipeline.close_intake();
         // Looked up after closing: a lane that is being opened is either seen here, or sees that the client is closing.
         fence(Ordering::SeqCst);
-        let Some(lanes) = self.pipelines() else { return self.answer_without_pipeline() };
+        let Some(lanes) = self.lanes() else { return self.answer_without_pipeline() };
         let shut_down = |lane: &Pipeline, promise| lane.begin_shutdown(timeout, promise);
-        let closed = ask_all(&all(&lanes), ShutdownReport::with_ai, shut_down);
+        let closed = ask_all(&lanes, ShutdownReport::with_ai, shut_down);
         self.close_flags();
         closed
     }
@@ -234,14 +231,13 @@ impl Client {
 
     /// The state of the queue, of delivery and of storage. See [`Stats`] for what the counters cover.
     pub fn stats(&self) -> Stats {
-        match self.pipelines() {
-            Some((pipeline, ai)) => {
-                let counts = self.shared.refusal_counts();
-                pipeline.mirror_refusals(&counts);
-                Stats::of(&pipeline.snapshot(), counts).with_ai(ai.map(|ai| Stats::of(&ai.snapshot(), Vec::new())))
-            }
-            None if self.is_disabled() => Stats::disabled(self.shared.refusal_counts()),
-            None => Stats::forked(self.shared.refusal_counts(), self.shared.has_failed_child()),
+        let counts = self.shared.refusal_counts();
+        let lanes = self.lanes().unwrap_or_default();
+        lanes.first().inspect(|analytics| analytics.mirror_refusals(&counts));
+        match lanes.iter().map(|lane| lane.stats()).reduce(Stats::with_ai) {
+            Some(stats) => Stats { dropped: dropped(counts), ..stats },
+            None if self.is_disabled() => Stats::disabled(counts),
+            None => Stats::forked(counts, self.shared.has_failed_child()),
         }
     }
 
@@ -267,14 +263,19 @@ impl Client {
         pending::answered(if self.is_disabled() { T::closed() } else { T::forked() })
     }
 
-    /// The pipeline of this process and, if it is open, that of its AI events. In a forked child those of the child, if
-    /// they exist.
-    pub(crate) fn pipelines(&self) -> Option<(Arc<Pipeline>, Option<Arc<Pipeline>>)> {
+    /// The lanes of this process that are open, the analytics lane first. In a forked child those of the child, if they
+    /// exist.
+    pub(crate) fn lanes(&self) -> Option<Vec<Arc<Pipeline>>> {
         let own = self.shared.pipeline.as_ref()?;
         if own.is_forked() {
-            return self.shared.child()?.pipelines();
+            return self.shared.child()?.lanes();
         }
-        Some((Arc::clone(own), self.shared.ai.get().cloned()))
+        Some(std::iter::once(own).chain(self.shared.ai.get()).cloned().collect())
+    }
+
+    /// The analytics lane of this process.
+    pub(crate) fn pipeline(&self) -> Option<Arc<Pipeline>> {
+        self.lanes()?.into_iter().next()
     }
 }
 
@@ -290,11 +291,6 @@ fn schedule_log(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
         };
         pipeline.upgrade().is_some_and(|pipeline| pipeline.call_after(after, call))
     });
-}
-
-/// The lanes that are open.
-fn all((analytics, ai): &(Arc<Pipeline>, Option<Arc<Pipeline>>)) -> Vec<&Pipeline> {
-    std::iter::once(analytics).chain(ai).map(Arc::as_ref).collect()
 }
 
 impl Drop for Shared {

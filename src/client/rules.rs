@@ -199,10 +199,7 @@ impl Client {
         client.shared.rules.opt_out(opted_out);
         // Either this sees an AI pipeline that is being opened, or its opening sees the change.
         fence(Ordering::SeqCst);
-        if let Some((pipeline, ai)) = client.pipelines() {
-            client.shared.rules.apply_to(&pipeline);
-            ai.inspect(|ai| client.shared.rules.apply_to(ai));
-        }
+        client.lanes().unwrap_or_default().iter().for_each(|lane| client.shared.rules.apply_to(lane));
     }
 
     /// In a forked child the client that replaces this one, if it is open. Until then, changes are made here and copied

@@ -16,13 +16,13 @@ fn client(folder: &tempfile::TempDir) -> Client {
 }
 
 fn has_ai_lane(client: &Client) -> bool {
-    client.pipelines().unwrap().1.is_some()
+    client.lanes().unwrap().len() == 2
 }
 
 /// Checks that both lanes hold back events exactly if the client has opted out.
 fn must_agree(client: &Client) {
-    let (analytics, ai) = client.pipelines().unwrap();
-    assert_eq!((analytics.is_held(), ai.unwrap().is_held()), (client.is_opted_out(), client.is_opted_out()));
+    let held: Vec<_> = client.lanes().unwrap().iter().map(|lane| lane.is_held()).collect();
+    assert_eq!(held, [client.is_opted_out(); 2]);
 }
 
 #[test]

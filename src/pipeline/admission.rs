@@ -13,6 +13,7 @@ use super::shared::{Pipeline, lock};
 use crate::delivery::DeliveryHandle;
 use crate::queue::journal::Budget;
 use crate::report::{Diagnostic, DropReason};
+use crate::sys::clock::elapsed;
 use crate::sys::limits::LOCK_WAIT;
 use crate::sys::reentry;
 use crate::sys::wording::{bytes, number, time};
@@ -443,16 +444,14 @@ impl Pipeline {
     pub(crate) fn circumstances(&self) -> Circumstances {
         let limits = &self.options.limits;
         let delivery = self.delivery().map(DeliveryHandle::state).unwrap_or_default();
-        let wall = self.options.clock.wall_nanos();
-        let age = |at: i64| Duration::from_nanos(u64::try_from(wall.saturating_sub(at)).unwrap_or(0));
         Circumstances {
             dir: self.shard.dir().clone(),
             journal_bytes: self.options.queue.arena_bytes as u64,
             max_queue_bytes: limits.queue_bytes,
             max_queue_events: Some(limits.queue_events).filter(|_| self.admission.is_full_of_events()),
             min_free_space: limits.min_free_space,
-            problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
-            oldest: self.shard.oldest_at().map(age),
+            problem: self.current_problem(),
+            oldest: self.shard.oldest_at().map(|at| elapsed(at, self.options.clock.wall_nanos())),
             outage: delivery.failing_since.map(|since| Outage {
                 host: self.options.queue.project.host.clone(),
                 lasts: self.options.clock.now().saturating_duration_since(since),

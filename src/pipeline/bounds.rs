@@ -19,6 +19,7 @@ use crate::queue::store::{ChunkKey, is_worth_compacting};
 use crate::queue::{ChunkRef, EvictUntil, EvictionCursor};
 use crate::report::Diagnostic;
 use crate::sys::ages::Anchor;
+use crate::sys::throttle::Throttle;
 
 /// How often the bounds are checked again for callers that were refused, if nothing else happens.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
@@ -31,8 +32,8 @@ pub(super) struct Bounds {
     /// When to check again although nothing has happened.
     pub(super) check_again_at: Option<Instant>,
     pub(super) checked_at: Option<Instant>,
-    /// When the store was last compacted, successfully or not.
-    compacted_at: Option<Instant>,
+    /// Compactions, successful or not.
+    compactions: Throttle,
     /// Tells whether ages can be trusted after changes of the system clock.
     anchor: Anchor,
     /// How far an eviction has looked in vain. Valid as long as no row was released since.
@@ -45,7 +46,7 @@ impl Bounds {
         Self {
             check_again_at: None,
             checked_at: None,
-            compacted_at: None,
+            compactions: Throttle::new(COMPACT_SPACING),
             anchor: Anchor::new(clock.now(), clock.wall_nanos(), options.disk.uptime()),
             passed: (EvictionCursor::default(), 0),
         }
@@ -99,12 +100,12 @@ impl Committer {
     pub(super) fn compact_if_mostly_free(&mut self) {
         let pipeline = Arc::clone(&self.pipeline);
         let shard = &pipeline.shard;
-        let is_time = self.bounds.compacted_at.is_none_or(|last| self.now() >= last + COMPACT_SPACING);
         let may = self.stopping.is_none() && self.waiting.retry_at.is_none() && !shard.is_volatile();
-        if !(may && is_time && is_worth_compacting(shard.file_bytes(), shard.row_bytes())) {
+        let is_due = may && is_worth_compacting(shard.file_bytes(), shard.row_bytes());
+        let now = self.now();
+        if !is_due || self.bounds.compactions.admit(now).is_none() {
             return;
         }
-        self.bounds.compacted_at = Some(self.now());
         pipeline.let_others_sync();
         if let Err(error) = shard.compact() {
             self.store_failed(&error);

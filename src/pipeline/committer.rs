@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use super::advice::explain_queue;
 use super::bounds::Bounds;
-use super::flags::Keeping;
 use super::mailbox::Commands;
 use super::recovery::{RETRY_FIRST, Reach, Reopening};
 use super::shared::{Pipeline, lock};
@@ -95,7 +94,8 @@ pub(super) struct Committer {
     answered: bool,
     pub(super) commands: Commands,
     pub(super) stopping: Option<Stopping>,
-    pub(super) keeping: Keeping,
+    /// When to try again to store flag definitions, after a failure.
+    pub(super) keep_again_at: Option<Instant>,
 }
 
 impl Committer {
@@ -117,7 +117,7 @@ impl Committer {
             answered: false,
             commands: Commands::default(),
             stopping: None,
-            keeping: Keeping::default(),
+            keep_again_at: None,
         }
     }
 

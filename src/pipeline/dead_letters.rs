@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::committer::Committer;
-use super::mailbox::{DeadLetterAction, DeadLetterCommand};
+use super::mailbox::DeadLetterAction;
 use super::pending::{Promise, Unanswered};
 use super::shared::Pipeline;
 use crate::queue::store::DeadRecord;
@@ -22,7 +22,7 @@ impl Pipeline {
         action: DeadLetterAction,
         promise: Promise<Result<u64, DeadLetterError>>,
     ) {
-        self.mailbox.send(|commands| commands.dead.push(DeadLetterCommand { action, promise }));
+        self.mailbox.send(|commands| commands.dead.push((action, promise)));
         self.answer_late_commands();
     }
 }
@@ -33,7 +33,7 @@ impl Committer {
         if !self.commands.dead.is_empty() && self.may_try() && !self.reopen_if_latched() {
             return;
         }
-        for DeadLetterCommand { action, promise } in std::mem::take(&mut self.commands.dead) {
+        for (action, promise) in std::mem::take(&mut self.commands.dead) {
             if self.stopping.is_none() {
                 promise.answer(match action {
                     DeadLetterAction::Retry => self.retry_dead(),

@@ -6,7 +6,7 @@
 //! own. Only the analytics queue has it; the AI queue loads no definitions.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::committer::Committer;
 use super::options::Lane;
@@ -89,17 +89,10 @@ impl Pipeline {
     }
 }
 
-/// The state of a failed write of the definitions.
-#[derive(Debug, Default)]
-pub(super) struct Keeping {
-    retry_at: Option<Instant>,
-    was_reported: bool,
-}
-
 impl Committer {
     /// Stores loaded definitions for the next process. A failure is reported once, retried, and affects nothing else.
     pub(super) fn keep_definitions(&mut self) {
-        let is_due = self.keeping.retry_at.is_none_or(|at| self.now() >= at);
+        let is_due = self.keep_again_at.is_none_or(|at| self.now() >= at);
         if self.commands.definitions.is_none() || self.stopping.is_some() || !is_due || !self.may_try() {
             return;
         }
@@ -118,13 +111,13 @@ impl Committer {
             Err("the disk does not have enough free space above Config::min_free_space".to_owned())
         };
         let Err(why) = kept else {
-            self.keeping = Keeping::default();
+            self.keep_again_at = None;
             return;
         };
-        self.keeping.retry_at = Some(self.now() + KEEP_RETRY);
+        let is_first = self.keep_again_at.replace(self.now() + KEEP_RETRY).is_none();
         // Newer definitions replace these if they arrive before the retry.
         self.commands.definitions = Some(keep);
-        if !std::mem::replace(&mut self.keeping.was_reported, true) {
+        if is_first {
             (pipeline.options.report)(Diagnostic::FlagCacheFailed { operation: loader::KEEP, why });
         }
         // The failure may have latched the store, which the queue still needs.

@@ -30,7 +30,7 @@ fn fixture(configure: impl FnOnce(Config) -> Config) -> Fixture {
     let (sink, dir) = (Sink::start(), tempfile::tempdir().unwrap());
     let config = Config::new("phc_flags").host(sink.url()).queue_dir(dir.path()).no_proxy().min_free_space(0);
     let client = Client::new(configure(config)).unwrap();
-    let pipeline = client.pipelines().unwrap().0;
+    let pipeline = client.pipeline().unwrap();
     Fixture { client, pipeline, sink, _dir: dir }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! A run is one owner of a shard. The committer records signs of life on the status page while it has work to do, and
 //! the exit of the process is recorded by a mark at `exit`. The next owner judges from these, and from the crash
-//! reports, how the run ended ([`LastRun`]). Crash reports of an orphan's owner are moved to this shard, whose client
+//! reports, how the run ended ([`PreviousRun`]). Crash reports of an orphan's owner are moved to this shard, whose client
 //! reports them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc::SIGTERM;
 
@@ -18,27 +18,35 @@ use crate::crash::exit::{Evidence, ExitCause, ExitObserver, exit_cause, observe_
 use crate::crash::termination;
 use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::report::Diagnostic;
-use crate::sys::clock::WallNanos;
+use crate::sys::clock::system_time;
 use crate::sys::disk::OomCount;
 
 /// Minimum time between two reads of the kernel's OOM counter.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 
-/// The last run that owned this shard.
+/// The previous run that used this client's queue, according to the evidence it left. A run lasts from the creation of
+/// a client until that client or its process ends. If several processes share a directory, the previous run may have
+/// been one of any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LastRun {
-    pub(crate) end: ExitCause,
-    pub(crate) pid: u32,
-    pub(crate) started_at: WallNanos,
-    /// From its start to its last sign of life.
-    pub(crate) alive_for: Duration,
-    /// Events that were queued when this run opened the shard.
-    pub(crate) queued_events: u64,
-    /// `None` if the system does not say.
-    pub(crate) machine_restarted: Option<bool>,
+#[non_exhaustive]
+pub struct PreviousRun {
+    /// How the run ended.
+    pub cause: ExitCause,
+    /// The pid of the run's process. Another process may have it by now. It is the pid of this very process if the
+    /// previous run was an earlier client of this process.
+    pub pid: u32,
+    /// When the client was created, by the wall clock at that time.
+    pub started_at: SystemTime,
+    /// Time from then to the last sign of life, by the monotonic clock. A run gives a sign when it captures or sends
+    /// something, so a run that was idle at its end may have lived longer.
+    pub alive_for: Duration,
+    /// Events that were in the queue, which this client sends.
+    pub queued_events: u64,
+    /// Whether the machine has booted since; `None` where the system does not provide it.
+    pub machine_restarted: Option<bool>,
 }
 
-impl LastRun {
+impl PreviousRun {
     /// Judges by the status page and by `fatal`, what its crash report says. `None` if no run has left a sign.
     pub(super) fn of(
         options: &PipelineOptions,
@@ -62,9 +70,9 @@ impl LastRun {
             oom: (life.heartbeat.oom, options.disk.oom_count()),
         };
         Some(Self {
-            end: exit_cause(&evidence),
+            cause: exit_cause(&evidence),
             pid: life.pid,
-            started_at: life.started_at,
+            started_at: system_time(life.started_at),
             alive_for: life.heartbeat.alive_for,
             queued_events,
             machine_restarted: same_boot.map(|same| !same),
@@ -78,12 +86,12 @@ pub(super) struct Life {
     began: Instant,
     watches_exit: bool,
     oom: Mutex<Option<(Instant, Option<OomCount>)>>,
-    last: Option<LastRun>,
+    last: Option<PreviousRun>,
 }
 
 impl Life {
     /// Begins a run with a first sign of life, so that a run that ends at once can be judged too.
-    pub(super) fn begin(options: &PipelineOptions, shard: &Arc<Queue>, last: Option<LastRun>) -> Self {
+    pub(super) fn begin(options: &PipelineOptions, shard: &Arc<Queue>, last: Option<PreviousRun>) -> Self {
         let mark: Weak<Queue> = Arc::downgrade(shard);
         let watches_exit = !shard.is_volatile() && observe_exit(mark);
         let life = Self { began: options.clock.now(), watches_exit, oom: Mutex::new(None), last };
@@ -120,7 +128,7 @@ impl Pipeline {
     }
 
     /// The run before this one.
-    pub(crate) fn last_run(&self) -> Option<&LastRun> {
+    pub(crate) fn last_run(&self) -> Option<&PreviousRun> {
         self.life.last.as_ref()
     }
 

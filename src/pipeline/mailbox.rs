@@ -32,8 +32,8 @@ pub(super) struct Commands {
     pub(super) flushed: Vec<(Flush, delivery::EndpointStatus)>,
     /// Events to be sent now, because a caller waits for their outcome.
     pub(super) awaited: Vec<Awaited>,
-    /// Retry or discard dead letters.
-    pub(super) dead: Vec<DeadLetterCommand>,
+    /// Retry or discard dead letters, and promise the number affected.
+    pub(super) dead: Vec<(DeadLetterAction, Promise<Result<u64, DeadLetterError>>)>,
     /// Flag definitions to be stored for the next process.
     pub(super) definitions: Option<Keep>,
     /// The loader of flag definitions has ended, and the program's provider was shut down.
@@ -68,13 +68,6 @@ pub(crate) enum DeadLetterAction {
     Retry,
     /// Delete them.
     Discard,
-}
-
-/// A command for dead letters and the promise of the number affected.
-#[derive(Debug)]
-pub(super) struct DeadLetterCommand {
-    pub(super) action: DeadLetterAction,
-    pub(super) promise: Promise<Result<u64, DeadLetterError>>,
 }
 
 /// Wakes the committer thread. The mailboxes of all lanes share one.

@@ -92,7 +92,7 @@ pub(crate) struct PipelineOptions {
 
 /// Asks each of these lanes, and resolves with the sum of their answers in the order of the lanes.
 pub(crate) fn ask_all<T: Unanswered>(
-    lanes: &[&Pipeline],
+    lanes: &[Arc<Pipeline>],
     add: fn(T, T) -> T,
     ask: impl Fn(&Pipeline, Promise<T>),
 ) -> Pending<T> {

@@ -124,7 +124,9 @@ pub(crate) trait Unanswered: Clone + Send + Sync {
     /// The result when the client is closed, or the thread that should have given it is gone.
     fn closed() -> Self;
     /// The result in a forked child of the process that made the call.
-    fn forked() -> Self;
+    fn forked() -> Self {
+        Self::closed()
+    }
 }
 
 #[derive(Debug)]
@@ -222,7 +224,7 @@ impl<T: Clone> Pending<T> {
             return Some(self.slot.forked_answer());
         }
         let answer = taken(&mut self.slot.lock());
-        answer.map(Answered::given)
+        answer.map(given)
     }
 
     fn wait_for_value(&self, timeout: Duration) -> Result<T, WaitTimeout> {
@@ -234,7 +236,7 @@ impl<T: Clone> Pending<T> {
         loop {
             if let Some(answer) = taken(&mut state) {
                 drop(state);
-                return Ok(answer.given());
+                return Ok(given(answer));
             }
             if reentry::on_our_thread() {
                 return Err(WaitTimeout);
@@ -251,23 +253,19 @@ impl<T: Clone> Pending<T> {
     }
 }
 
-/// A result that was taken out of the lock; its callback has yet to run.
-struct Answered<T>(T, Option<OnTaken>);
-
-impl<T> Answered<T> {
-    fn given(self) -> T {
-        if let Some(OnTaken(run)) = self.1 {
-            run();
-        }
-        self.0
+/// The result, and its callback, which runs without the lock.
+fn taken<T: Clone>(state: &mut State<T>) -> Option<(T, Option<OnTaken>)> {
+    match state {
+        State::Answered(answer, on_taken) => Some((answer.clone(), on_taken.take())),
+        State::Waiting { .. } => None,
     }
 }
 
-fn taken<T: Clone>(state: &mut State<T>) -> Option<Answered<T>> {
-    match state {
-        State::Answered(answer, on_taken) => Some(Answered(answer.clone(), on_taken.take())),
-        State::Waiting { .. } => None,
+fn given<T>((answer, on_taken): (T, Option<OnTaken>)) -> T {
+    if let Some(OnTaken(run)) = on_taken {
+        run();
     }
+    answer
 }
 
 impl<T: Unanswered> Promise<T> {
@@ -356,7 +354,7 @@ impl<T: Clone> Future for Pending<T> {
         }
         let answer = taken(&mut state);
         drop(state);
-        answer.map_or(Poll::Pending, |answer| Poll::Ready(answer.given()))
+        answer.map_or(Poll::Pending, |answer| Poll::Ready(given(answer)))
     }
 }
 
@@ -383,10 +381,6 @@ impl Unanswered for FlushReport {
 impl Unanswered for ShutdownReport {
     fn closed() -> Self {
         ShutdownReport { delivered: 0, remaining: 0, endpoint: EndpointStatus::Closed, persisted: false }
-    }
-
-    fn forked() -> Self {
-        Self::closed()
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::admission::{Admission, memory_queue_bytes};
 use super::advice::explain_queue;
 use super::flags::{open_definitions, remote_flags};
-use super::life::{LastRun, Life};
+use super::life::{Life, PreviousRun};
 use super::mailbox::Mailbox;
 use super::options::{Lane, PipelineOptions};
 use super::orphans::{Orphans, avoided_at_start};
@@ -183,7 +183,7 @@ fn opening_thread(
         }
     };
     #[cfg(feature = "testing")]
-    super::snapshot::testing::watch(&pipeline);
+    super::stats::testing::watch(&pipeline);
     if let Err(error) = start_delivery(&pipeline) {
         pipeline.shard.close();
         let _ = result.send(Err(error));
@@ -306,10 +306,10 @@ fn assemble(
     pipeline
 }
 
-fn last_run(options: &PipelineOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<LastRun> {
+fn last_run(options: &PipelineOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<PreviousRun> {
     let of_life =
         |life: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
-    LastRun::of(options, before, before.run.and_then(of_life), queued_events)
+    PreviousRun::of(options, before, before.run.and_then(of_life), queued_events)
 }
 
 fn find_orphaned(options: &PipelineOptions) -> Vec<OrphanedQueue> {

@@ -1,76 +1,76 @@
-//! Snapshots of a lane: the figures behind `Client::stats`, and the dead letters.
+//! The state of a lane for `Client::stats`, and its dead letters.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::shared::{Pipeline, lock};
 use super::source::OWN;
-use crate::delivery::{DeliveryHandle, DeliveryState};
+use crate::delivery::{DeliveryHandle, Phase};
+use crate::queue::ChunkRef;
 use crate::queue::store::{DeadRecord, Ledger};
-use crate::queue::{ChunkRef, OrphanedQueue};
-use crate::report::{Diagnostic, DropReason};
-
-/// The state of a lane at one moment, for statistics.
-#[derive(Clone, Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) ledger: Ledger,
-    /// Events accepted by this shard since it was created.
-    pub(crate) accepted: u64,
-    /// The ledger of the orphan that is being delivered.
-    pub(crate) adopted: Option<Ledger>,
-    pub(crate) unsynced_for: Option<Duration>,
-    pub(crate) journaled_bytes: u64,
-    pub(crate) oldest_at: Option<i64>,
-    pub(crate) file_bytes: u64,
-    pub(crate) replayed: u64,
-    pub(crate) volatile: bool,
-    /// Why the queue is in memory.
-    pub(crate) in_memory: Option<String>,
-    pub(crate) problem: Option<String>,
-    pub(crate) full: Option<DropReason>,
-    /// [`Diagnostic::LowDiskSpace`], while events are refused for that.
-    pub(crate) low_disk_space: Option<Diagnostic>,
-    pub(crate) closed: bool,
-    pub(crate) delivery: DeliveryState,
-    pub(crate) dir: PathBuf,
-    pub(crate) orphaned: Vec<OrphanedQueue>,
-    /// Wall time of the snapshot.
-    pub(crate) now: i64,
-}
+use crate::report::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
+use crate::sys::clock::{WallNanos, elapsed, system_time};
 
 impl Pipeline {
-    /// The state at this moment.
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// The state at this moment. The client counts the events that are not accepted.
+    pub(crate) fn stats(&self) -> Stats {
         let store = self.shard.open_store().filter(|_| !self.is_reopening.load(Ordering::Acquire));
         let journaled = self.shard.journal().journaled();
         let (ledger, accepted) = self.account();
+        // Events in the journal are accepted but not in the ledger yet.
+        let in_journal = accepted.saturating_sub(ledger.accepted);
         let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
             let is_acked = |key| self.leases.is_acked(ChunkRef { origin: OWN, key });
             let oldest = store.oldest(&is_acked).ok().flatten();
             oldest.or_else(|| store.oldest(&|_| false).ok().flatten())
         });
-        Snapshot {
-            ledger,
-            accepted,
-            adopted: self.adopted_shard().map(|(_, shard)| shard.ledger()),
-            unsynced_for: lock(&self.unsynced_since)
-                .map(|since| self.options.clock.now().saturating_duration_since(since)),
-            journaled_bytes: journaled.0,
-            oldest_at: oldest.map(|(_, checkpointed_at)| checkpointed_at),
+        let delivery = self.delivery().map(DeliveryHandle::state).unwrap_or_default();
+        let (clock, now) = (&self.options.clock, self.options.clock.wall_nanos());
+        Stats {
+            accepted: accepted.max(ledger.accepted),
+            delivered: ledger.delivered,
+            queued_events: ledger.queued_events + in_journal,
+            // The journal's bytes were read at another moment: events checkpointed since then are in the ledger.
+            queued_bytes: ledger.queued_bytes + if in_journal > 0 { journaled.0 } else { 0 },
+            dead_lettered: ledger.dead_lettered,
+            evicted: ledger.evicted,
+            damaged: ledger.damaged,
+            lost_unsynced: ledger.lost_unsynced,
+            dropped: Vec::new(),
+            oldest_age: oldest.map(|(_, checkpointed_at)| elapsed(checkpointed_at, now)),
+            unsynced_for: lock(&self.unsynced_since).map(|since| clock.now().saturating_duration_since(since)),
             file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
             replayed: self.replayed.load(Ordering::Relaxed),
-            volatile: self.shard.is_volatile(),
-            in_memory: self.in_memory.get().cloned(),
-            problem: lock(&self.out_of_reach).clone().or_else(|| self.problem()),
-            full: self.admission.refusal(),
-            low_disk_space: self.low_disk_space(),
-            closed: self.mailbox.is_stopping(),
-            delivery: self.delivery().map(DeliveryHandle::state).unwrap_or_default(),
-            dir: self.shard.dir().clone(),
-            orphaned: self.orphaned.clone(),
-            now: self.options.clock.wall_nanos(),
+            adopted_events: self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events),
+            orphaned: OrphanedQueues {
+                queues: self.orphaned.len(),
+                events: self.orphaned.iter().map(|queue| queue.events).sum(),
+            },
+            rejecting: self.admission.refusal(),
+            storage: self.storage(),
+            delivery: phase(delivery.phase, now),
+            consecutive_failures: delivery.consecutive_failures,
+            failed_attempts: delivery.failed_attempts,
+            quarantined: delivery.quarantined,
+            last_error: delivery.last_error,
+            last_success: delivery.last_success.map(system_time),
+            dir: Some(self.shard.dir().clone()).filter(|_| !self.shard.is_volatile()),
+            ai: None,
         }
+    }
+
+    fn storage(&self) -> StorageMode {
+        let low_space = || self.low_disk_space().map(|diagnostic| diagnostic.to_string());
+        match (self.current_problem().or_else(low_space), self.shard.is_volatile(), self.mailbox.is_stopping()) {
+            (_, _, true) => StorageMode::Closed,
+            (_, true, _) => StorageMode::Volatile { problem: self.in_memory.get().cloned().unwrap_or_default() },
+            (Some(problem), ..) => StorageMode::Degraded { problem },
+            (None, ..) => StorageMode::Durable,
+        }
+    }
+
+    /// Why storage fails, or why the queue's directory cannot be reached.
+    pub(super) fn current_problem(&self) -> Option<String> {
+        lock(&self.out_of_reach).clone().or_else(|| self.problem())
     }
 
     /// The ledger of the lane's own shard, and the number of events it has accepted. The difference to the ledger's own
@@ -92,6 +92,17 @@ impl Pipeline {
             records.extend(read.records);
         }
         records
+    }
+}
+
+fn phase(phase: Phase, now: WallNanos) -> DeliveryPhase {
+    match phase {
+        Phase::Idle => DeliveryPhase::Idle,
+        Phase::Sending => DeliveryPhase::Sending,
+        Phase::Backoff { until } => DeliveryPhase::Backoff { retry_in: elapsed(now, until) },
+        Phase::Cooldown { until } => DeliveryPhase::Cooldown { retry_in: elapsed(now, until) },
+        Phase::Quarantined { until } => DeliveryPhase::Quarantined { retry_in: elapsed(now, until) },
+        Phase::Paused { status, until } => DeliveryPhase::Paused { status, retry_in: elapsed(now, until) },
     }
 }
 

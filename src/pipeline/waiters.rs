@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use super::committer::Committer;
 use super::mailbox::Flush;
@@ -14,6 +13,7 @@ use super::pending::{self, Pending, Promise};
 use super::shared::{Pipeline, lock};
 use crate::delivery;
 use crate::report::{DeliveryReport, EndpointStatus, FlushReport, PersistError};
+use crate::sys::clock::{WallNanos, elapsed};
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -166,9 +166,7 @@ impl Pipeline {
     /// The public form of delivery's state, with durations instead of times.
     pub(super) fn endpoint(&self, endpoint: delivery::EndpointStatus) -> EndpointStatus {
         let now = self.options.clock.wall_nanos();
-        let retry_in = |until: Option<i64>| {
-            until.map(|until| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0)))
-        };
+        let retry_in = |until: Option<WallNanos>| until.map(|until| elapsed(now, until));
         match endpoint {
             delivery::EndpointStatus::Up => EndpointStatus::Up,
             delivery::EndpointStatus::Down { reason, until } => {

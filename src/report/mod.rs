@@ -5,6 +5,7 @@
 //!
 //! * `drop_reason.rs`: [`DropReason`], why an event was not accepted.
 //! * `diagnostic.rs`: [`Diagnostic`], a problem that no return value reports; `text.rs`: its text for an operator.
+//! * `stats.rs`: [`Stats`], the state of the queue and of delivery.
 //! * `reports.rs`: what a receipt, a flush, a shutdown or an order about dead letters resolves with.
 //!
 //! What keeps diagnostics, passes them to the program and logs them is the module `diagnostics`.
@@ -14,6 +15,7 @@ use std::sync::Arc;
 mod diagnostic;
 mod drop_reason;
 mod reports;
+mod stats;
 mod text;
 
 pub use diagnostic::{Diagnostic, DiagnosticCategory};
@@ -21,6 +23,8 @@ pub use drop_reason::DropReason;
 pub use reports::{
     DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
 };
+pub(crate) use stats::dropped;
+pub use stats::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
 pub(crate) use text::Line;
 
 /// Receives each diagnostic of the layers below the client.

@@ -2,11 +2,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use crate::delivery;
-use crate::pipeline::Snapshot;
-use crate::report::{Diagnostic, DropReason};
+use super::drop_reason::DropReason;
 use crate::sys::wording::{count, time};
 
 /// A snapshot of the queue, returned by [`Client::stats`](crate::Client::stats).
@@ -194,47 +192,8 @@ impl fmt::Display for DeliveryPhase {
 }
 
 impl Stats {
-    pub(super) fn of(snapshot: &Snapshot, refusals: Vec<u64>) -> Self {
-        let ledger = &snapshot.ledger;
-        // Events in the journal are accepted but not in the ledger yet.
-        let in_journal = snapshot.accepted.saturating_sub(ledger.accepted);
-        let now = snapshot.now;
-        let age = |at: i64| Duration::from_nanos(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
-        Self {
-            accepted: snapshot.accepted.max(ledger.accepted),
-            delivered: ledger.delivered,
-            queued_events: ledger.queued_events + in_journal,
-            // The journal's bytes were read at another moment: events checkpointed since then are in the ledger.
-            queued_bytes: ledger.queued_bytes + if in_journal > 0 { snapshot.journaled_bytes } else { 0 },
-            dead_lettered: ledger.dead_lettered,
-            evicted: ledger.evicted,
-            damaged: ledger.damaged,
-            lost_unsynced: ledger.lost_unsynced,
-            dropped: dropped(refusals),
-            oldest_age: snapshot.oldest_at.map(age),
-            unsynced_for: snapshot.unsynced_for,
-            file_bytes: snapshot.file_bytes,
-            replayed: snapshot.replayed,
-            adopted_events: snapshot.adopted.map_or(0, |ledger| ledger.queued_events),
-            orphaned: OrphanedQueues {
-                queues: snapshot.orphaned.len(),
-                events: snapshot.orphaned.iter().map(|queue| queue.events).sum(),
-            },
-            rejecting: snapshot.full,
-            storage: storage(snapshot),
-            delivery: phase(snapshot.delivery.phase, now),
-            consecutive_failures: snapshot.delivery.consecutive_failures,
-            failed_attempts: snapshot.delivery.failed_attempts,
-            quarantined: snapshot.delivery.quarantined,
-            last_error: snapshot.delivery.last_error.clone(),
-            last_success: snapshot.delivery.last_success.and_then(system_time),
-            dir: Some(snapshot.dir.clone()).filter(|_| !snapshot.volatile),
-            ai: None,
-        }
-    }
-
-    pub(super) fn with_ai(self, ai: Option<Stats>) -> Self {
-        let Some(ai) = ai else { return self };
+    /// The sums of both lanes, and the states of this one.
+    pub(crate) fn with_ai(self, ai: Stats) -> Self {
         Self {
             accepted: self.accepted.saturating_add(ai.accepted),
             delivered: self.delivered.saturating_add(ai.delivered),
@@ -256,12 +215,12 @@ impl Stats {
         }
     }
 
-    pub(super) fn disabled(refusals: Vec<u64>) -> Self {
+    pub(crate) fn disabled(refusals: Vec<u64>) -> Self {
         Self::without_queue(StorageMode::Disabled, Some(DropReason::Disabled), refusals)
     }
 
     /// The statistics of a forked child that has no queue yet, or could not open one.
-    pub(super) fn forked(refusals: Vec<u64>, has_failed: bool) -> Self {
+    pub(crate) fn forked(refusals: Vec<u64>, has_failed: bool) -> Self {
         Self::without_queue(StorageMode::Forked, has_failed.then_some(DropReason::Forked), refusals)
     }
 
@@ -308,32 +267,7 @@ impl Stats {
     }
 }
 
-fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
+/// The reasons that occurred, given the number of events for each.
+pub(crate) fn dropped(refusals: Vec<u64>) -> Vec<(DropReason, u64)> {
     DropReason::ALL.into_iter().zip(refusals).filter(|(_, count)| *count > 0).collect()
-}
-
-fn storage(snapshot: &Snapshot) -> StorageMode {
-    let low_space = || snapshot.low_disk_space.as_ref().map(Diagnostic::to_string);
-    match (snapshot.problem.clone().or_else(low_space), snapshot.volatile, snapshot.closed) {
-        (_, _, true) => StorageMode::Closed,
-        (_, true, _) => StorageMode::Volatile { problem: snapshot.in_memory.clone().unwrap_or_default() },
-        (Some(problem), ..) => StorageMode::Degraded { problem },
-        (None, ..) => StorageMode::Durable,
-    }
-}
-
-fn phase(phase: delivery::Phase, now: i64) -> DeliveryPhase {
-    let retry_in = |until: i64| Duration::from_nanos(u64::try_from(until.saturating_sub(now)).unwrap_or(0));
-    match phase {
-        delivery::Phase::Idle => DeliveryPhase::Idle,
-        delivery::Phase::Sending => DeliveryPhase::Sending,
-        delivery::Phase::Backoff { until } => DeliveryPhase::Backoff { retry_in: retry_in(until) },
-        delivery::Phase::Cooldown { until } => DeliveryPhase::Cooldown { retry_in: retry_in(until) },
-        delivery::Phase::Quarantined { until } => DeliveryPhase::Quarantined { retry_in: retry_in(until) },
-        delivery::Phase::Paused { status, until } => DeliveryPhase::Paused { status, retry_in: retry_in(until) },
-    }
-}
-
-fn system_time(at: i64) -> Option<SystemTime> {
-    UNIX_EPOCH.checked_add(Duration::from_nanos(u64::try_from(at).ok()?))
 }

@@ -105,6 +105,18 @@ impl ManualClock {
     }
 }
 
+/// The time that is so many nanoseconds after the epoch, or before it.
+pub(crate) fn system_time(at: WallNanos) -> SystemTime {
+    let distance = Duration::from_nanos(at.unsigned_abs());
+    // Neither overflows: a `SystemTime` holds its seconds in 64 bits.
+    if at < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+/// The time from one wall time to a later one. Zero if it is not later.
+pub(crate) fn elapsed(from: WallNanos, to: WallNanos) -> Duration {
+    Duration::from_nanos(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
+}
+
 /// Nanoseconds from the Unix epoch to `time`, or `None` outside 1677 to 2262.
 pub(crate) fn nanos_since_epoch(time: SystemTime) -> Option<WallNanos> {
     match time.duration_since(UNIX_EPOCH) {

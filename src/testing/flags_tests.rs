@@ -20,7 +20,7 @@ fn harness(configure: impl FnOnce(Config) -> Config) -> Harness {
 fn ask(harness: &Harness) -> Receiver<Answered> {
     let (sender, answer) = mpsc::channel();
     let question = Question { distinct_id: "user_1".into(), ..Question::default() };
-    let pipeline = harness.client().pipelines().unwrap().0;
+    let pipeline = harness.client().pipeline().unwrap();
     pipeline.request_flags(question, Box::new(move |answer| sender.send(answer).unwrap()));
     harness.settle();
     answer

@@ -39,12 +39,8 @@ impl fmt::Debug for QueuedEvent {
 /// whose delivery is not decided yet are included. Works with any client; while a client is active, the result is a
 /// snapshot.
 pub fn queued(client: &Client) -> Vec<QueuedEvent> {
-    let Some((analytics, ai)) = client.pipelines() else { return Vec::new() };
-    let lanes = [(Some(analytics), Route::Analytics), (ai, Route::Ai)];
-    let records = lanes.into_iter().flat_map(|(pipeline, route)| {
-        let records = pipeline.map(|pipeline| pipeline.contents()).unwrap_or_default();
-        records.into_iter().map(move |record| (record, route))
-    });
+    let lanes = client.lanes().unwrap_or_default().into_iter().zip([Route::Analytics, Route::Ai]);
+    let records = lanes.flat_map(|(lane, route)| lane.contents().into_iter().map(move |record| (record, route)));
     records.filter_map(|(record, route)| read(&record, route)).collect()
 }
 

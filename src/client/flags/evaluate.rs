@@ -440,10 +440,6 @@ impl Unanswered for FeatureFlags {
     fn closed() -> Self {
         FeatureFlags::empty(Some(FlagsProblem::Closed))
     }
-
-    fn forked() -> Self {
-        FeatureFlags::empty(Some(FlagsProblem::Closed))
-    }
 }
 
 /// Results that are their default if the client is closed.
@@ -451,10 +447,6 @@ macro_rules! without_value {
     ($($answer:ty),*) => {
         $(impl Unanswered for $answer {
             fn closed() -> Self {
-                Self::default()
-            }
-
-            fn forked() -> Self {
                 Self::default()
             }
         })*

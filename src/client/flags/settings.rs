@@ -136,7 +136,7 @@ impl Client {
     /// }
     /// ```
     pub fn reload_flag_definitions(&self) -> Pending<Result<(), FlagDefinitionsError>> {
-        let Some((pipeline, _)) = self.pipelines() else { return self.answer_without_pipeline() };
+        let Some(pipeline) = self.pipeline() else { return self.answer_without_pipeline() };
         let Some(loader) = pipeline.definitions() else {
             return pending::answered(Err(FlagDefinitionsError::NotConfigured));
         };
@@ -152,7 +152,7 @@ impl Client {
     ///
     /// Follows PostHog's specification `flag-definition-loader`.
     pub fn reset_flag_definitions(&self) {
-        if let Some((pipeline, _)) = self.pipelines()
+        if let Some(pipeline) = self.pipeline()
             && let Some(loader) = pipeline.definitions()
         {
             loader.reset();
@@ -163,20 +163,20 @@ impl Client {
     /// [`Config::secret_key`](crate::Config::secret_key) nor a provider is set, no load has succeeded yet, or PostHog
     /// refuses the key. Never waits.
     pub fn local_flags(&self) -> Option<LocalFlags> {
-        self.pipelines()?.0.definitions()?.current().map(|loaded| loaded.flags)
+        self.pipeline()?.definitions()?.current().map(|loaded| loaded.flags)
     }
 
     /// The time since PostHog or the program's provider last confirmed that the definitions are the newest. For
     /// definitions that an earlier process kept, the time since that process fetched them.
     pub fn flag_definitions_age(&self) -> Option<Duration> {
-        let (pipeline, _) = self.pipelines()?;
+        let pipeline = self.pipeline()?;
         pipeline.definitions()?.age(pipeline.options().clock.wall_nanos())
     }
 
     /// Whether the definitions are fresh, stale, or kept by an earlier process.
     pub fn flag_definitions_state(&self) -> FlagDefinitionsState {
-        let pipelines = self.pipelines();
-        let loader = pipelines.as_ref().and_then(|(pipeline, _)| pipeline.definitions());
+        let pipeline = self.pipeline();
+        let loader = pipeline.as_ref().and_then(|pipeline| pipeline.definitions());
         loader.map_or(FlagDefinitionsState::Missing, |loader| loader.state())
     }
 }

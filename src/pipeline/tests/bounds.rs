@@ -25,7 +25,7 @@ fn a_caller_that_waits_for_space_in_a_full_queue_gets_it() {
     });
     bench.append(30);
     bench.settle_down();
-    assert_eq!(bench.pipeline.snapshot().full, Some(DropReason::QueueFull));
+    assert_eq!(bench.pipeline.stats().rejecting, Some(DropReason::QueueFull));
     let pipeline = Arc::clone(&bench.pipeline);
     let waiting = std::thread::spawn(move || pipeline.append(&[7; 100], 0));
     // It wakes the committer before it waits.
@@ -219,7 +219,7 @@ fn a_file_system_at_its_floor_is_reported_once_with_sizes() {
     assert_eq!((path, *floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
     assert!(*free_bytes > 0 && volume_bytes.is_some_and(|volume| volume >= *free_bytes));
     assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::DiskFull));
-    let now = bench.pipeline.snapshot().low_disk_space;
+    let now = bench.pipeline.low_disk_space();
     assert!(matches!(now, Some(Diagnostic::LowDiskSpace { path: of, .. }) if of == *path));
     bench.advance(HOUR);
     assert_eq!(floors_reported(&bench).count(), 0, "not again and again");

@@ -24,7 +24,8 @@ fn dead_letter(bench: &mut Bench, body: Vec<u8>) {
 }
 
 fn order(bench: &mut Bench, order: DeadLetterAction) -> Option<Result<u64, DeadLetterError>> {
-    let answer = ask_all(&[&bench.pipeline], sum, |lane, promise| lane.command_dead_letters(order, promise));
+    let answer =
+        ask_all(std::slice::from_ref(&bench.pipeline), sum, |lane, promise| lane.command_dead_letters(order, promise));
     bench.settle_down();
     answer.try_get()
 }

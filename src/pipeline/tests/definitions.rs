@@ -60,7 +60,7 @@ fn a_full_disk_keeps_no_definitions_and_reports_it_once() {
     bench.append(30);
     bench.advance(HOUR);
     assert_eq!((kept(&bench), bench.ledger().queued_events), (Some(vec![7; 1000]), 30));
-    assert!(bench.pipeline.snapshot().problem.is_none());
+    assert!(bench.pipeline.current_problem().is_none());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::report::{EndpointStatus, FlushReport};
 
 /// A flush that the committer has given to delivery.
 fn flush(bench: &mut Bench) -> (Pending<FlushReport>, crate::pipeline::mailbox::Flush) {
-    let answer = ask_all(&[&bench.pipeline], FlushReport::with_ai, Pipeline::flush);
+    let answer = ask_all(std::slice::from_ref(&bench.pipeline), FlushReport::with_ai, Pipeline::flush);
     let commands = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
     bench.committer.receive(commands);
     let flush = bench.committer.commands.flushes.pop().unwrap();
@@ -64,7 +64,7 @@ fn a_flush_counts_from_when_it_was_asked_for() {
     bench.settle_down();
     let rows = bench.lease();
     let (answer, flush) = {
-        let answer = ask_all(&[&bench.pipeline], FlushReport::with_ai, Pipeline::flush);
+        let answer = ask_all(std::slice::from_ref(&bench.pipeline), FlushReport::with_ai, Pipeline::flush);
         // A fast server answers before delivery and the committer receive the flush.
         bench.deliver(rows);
         let commands = bench.pipeline.mailbox.listen(None, Instant::now);

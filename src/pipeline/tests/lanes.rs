@@ -160,7 +160,7 @@ fn works(lane: &Pipeline) {
         assert_eq!(lane.persisted(seq).wait(Duration::from_secs(30)), Ok(()));
     }
     until("the lane delivers", || lane.account().0.delivered >= before + 5);
-    assert_eq!(lane.snapshot().problem, None);
+    assert_eq!(lane.current_problem(), None);
 }
 
 #[test]
@@ -195,9 +195,9 @@ fn a_lane_whose_storage_fails_leaves_the_other_alone() {
             let (failing, other) = lanes.pair(lane);
             fault.arm(BROKEN);
             let events = (0..3).filter_map(|_| capture(failing)).count() as u64;
-            until("the fault is met", || failing.snapshot().problem.is_some());
+            until("the fault is met", || failing.current_problem().is_some());
             works(other);
-            assert!(failing.snapshot().problem.is_some());
+            assert!(failing.current_problem().is_some());
             fault.arm(0);
             until("the lane recovers", || failing.account().0.delivered == events);
         }
@@ -236,7 +236,7 @@ fn a_slow_reopening_stops_only_deliveries_of_its_lane() {
         works(other);
         let later = capture(failing).unwrap();
         assert_eq!(failing.persisted(later).wait(Duration::from_secs(30)), Ok(()), "the journal is synced");
-        failing.snapshot();
+        failing.stats();
         works(other);
         assert!(slow.is_waited_for());
         slow.hold(false);
@@ -266,7 +266,7 @@ fn a_shutdown_keeps_its_deadline_while_a_store_hangs() {
         let report = failing.shutdown(Duration::from_millis(300)).wait(Duration::from_secs(10)).unwrap();
         assert_eq!((report.remaining, report.persisted), (1, true));
         assert!(slow.is_waited_for());
-        failing.snapshot();
+        failing.stats();
         works(other);
         slow.hold(false);
     }
@@ -318,7 +318,9 @@ fn a_command_given_before_a_lane_is_served_is_carried_out() {
     works(&analytics);
     let threads = Arc::clone(&analytics.threads);
     let ai = start::open(ai_options(&analytics), analytics.network.clone(), Arc::default(), threads).unwrap();
-    let discarded = ask_all(&[&ai], sum, |lane, promise| lane.command_dead_letters(DeadLetterAction::Discard, promise));
+    let discarded = ask_all(std::slice::from_ref(&ai), sum, |lane, promise| {
+        lane.command_dead_letters(DeadLetterAction::Discard, promise)
+    });
     // The committer wakes for it and finds no lane that it belongs to.
     std::thread::sleep(Duration::from_millis(100));
     assert!(!analytics.threads.add(Arc::clone(&ai)), "the committer runs");

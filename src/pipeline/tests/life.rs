@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::crash::exit::ExitCause;
+use crate::sys::clock::system_time;
 use crate::sys::disk::OomCount;
 
 /// A machine that was restarted, or whose OOM killer has killed.
@@ -34,7 +35,7 @@ const FIRST: Machine = Machine { boot_id: 1, uptime: Duration::from_secs(86_400)
 
 /// What is known of a run that captured something `active_after` its start and died, on the first machine. The next run
 /// begins on `machine` after the same time again.
-fn after_a_run(active_after: Duration, machine: Machine) -> LastRun {
+fn after_a_run(active_after: Duration, machine: Machine) -> PreviousRun {
     let mut first = bench(|options| options.disk = Disk::gated(Arc::new(FIRST)));
     assert_eq!(first.pipeline.last_run(), None);
     first.advance(active_after);
@@ -54,14 +55,14 @@ fn after_a_run(active_after: Duration, machine: Machine) -> LastRun {
 #[test]
 fn a_run_that_is_gone_without_a_word_was_killed() {
     let run = after_a_run(HOUR, FIRST);
-    assert_eq!((run.end, run.pid, run.queued_events), (ExitCause::Killed, std::process::id(), 3));
+    assert_eq!((run.cause, run.pid, run.queued_events), (ExitCause::Killed, std::process::id(), 3));
     assert!(run.alive_for >= HOUR && run.alive_for <= HOUR + Duration::from_secs(1), "{:?}", run.alive_for);
-    assert_eq!((run.started_at, run.machine_restarted), (1_700_000_000_000_000_000, Some(false)));
+    assert_eq!((run.started_at, run.machine_restarted), (system_time(1_700_000_000_000_000_000), Some(false)));
 }
 
 #[test]
 fn a_counter_of_the_oom_killer_that_grew_is_the_proof_of_that() {
-    assert_eq!(after_a_run(HOUR, Machine { oom_kills: 4, ..FIRST }).end, ExitCause::OutOfMemory);
+    assert_eq!(after_a_run(HOUR, Machine { oom_kills: 4, ..FIRST }).cause, ExitCause::OutOfMemory);
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn an_oom_kill_before_the_last_sign_was_another_process() {
     let root = Arc::clone(&first.root);
     drop(first);
     let second = bench_in(root, |options| options.disk = disk);
-    assert_eq!(second.pipeline.last_run().unwrap().end, ExitCause::Killed);
+    assert_eq!(second.pipeline.last_run().unwrap().cause, ExitCause::Killed);
 }
 
 /// With a handler for SIGTERM, as a program that awaits it has.
@@ -105,9 +106,9 @@ fn a_power_loss_under_an_active_run_differs_from_a_restart() {
         // Up for the time that has passed since, less a minute.
         let up = HOUR - Duration::from_secs(60);
         let run = after_a_run(HOUR, restarted(up));
-        assert_eq!((run.end, run.machine_restarted), (ExitCause::PowerLoss, Some(true)));
-        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).end, ExitCause::Unknown, "long idle before");
-        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).end, ExitCause::Unknown, "another machine");
+        assert_eq!((run.cause, run.machine_restarted), (ExitCause::PowerLoss, Some(true)));
+        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).cause, ExitCause::Unknown, "long idle before");
+        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).cause, ExitCause::Unknown, "another machine");
     });
 }
 

@@ -46,16 +46,16 @@ fn a_moved_directory_is_reported_once_and_nothing_stops() {
     let receipt = bench.pipeline.persisted(accepted);
     bench.settle_down();
     assert_eq!(receipt.try_get(), Some(Ok(())), "it is on the disk, in the file that is open");
-    let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
+    let problem = bench.pipeline.current_problem().unwrap_or_default();
     assert!(problem.contains("out of reach") && problem.contains("put the directory back"), "{problem}");
     let why = bench.pipeline.circumstances().explain(crate::report::DropReason::JournalFull);
     assert!(why.contains("out of reach"), "a larger journal would not help: {why}");
     assert_eq!(storage_reports(&bench), [Some(reported(&problem))], "once, whatever else is met");
-    assert_eq!(bench.pipeline.snapshot().full, None);
+    assert_eq!(bench.pipeline.stats().rejecting, None);
     std::fs::rename(away(&bench), queue(&bench)).unwrap();
     // It is looked for although nothing is captured.
     bench.advance(Duration::from_secs(31));
-    assert_eq!((bench.pipeline.snapshot().problem, storage_reports(&bench)), (None, vec![None]));
+    assert_eq!((bench.pipeline.current_problem(), storage_reports(&bench)), (None, vec![None]));
     bench.advance(HOUR);
     let rows = bench.lease();
     bench.deliver(rows);
@@ -78,7 +78,7 @@ fn a_move_of_three_tenths_of_a_second_leaves_no_trace() {
     let receipt = bench.pipeline.persisted(3);
     bench.settle_down();
     assert_eq!(receipt.try_get(), Some(Ok(())));
-    assert!(bench.pipeline.snapshot().problem.is_none());
+    assert!(bench.pipeline.current_problem().is_none());
     bench.advance(HOUR);
     assert_eq!(bench.ledger().queued_events, 3);
 }
@@ -95,13 +95,13 @@ fn a_directory_taken_by_another_process_is_given_up() {
     bench.append(1);
     bench.advance(Duration::from_secs(1));
     assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::Storage), "not that the client is closed");
-    let problem = bench.pipeline.snapshot().problem.unwrap_or_default();
+    let problem = bench.pipeline.current_problem().unwrap_or_default();
     assert!(problem.contains("another process"), "{problem}");
     drop(other);
     for _ in 0..100 {
         bench.advance(Duration::from_secs(10));
     }
-    assert_eq!(bench.pipeline.snapshot().problem.as_ref(), Some(&problem), "for good");
+    assert_eq!(bench.pipeline.current_problem().as_ref(), Some(&problem), "for good");
     assert_eq!(storage_reports(&bench), [Some(reported(&problem))]);
     assert!(bench.lease().is_empty());
 }

@@ -77,7 +77,7 @@ fn a_slow_queue_is_delivered_as_an_orphan_of_a_new_one() {
     });
     assert!(bench.pipeline.shard.dir().ends_with("shard-1") && slow.is_waited_for());
     let last_run = bench.pipeline.last_run().unwrap();
-    assert_eq!((last_run.end, last_run.pid), (crate::crash::exit::ExitCause::Killed, std::process::id()));
+    assert_eq!((last_run.cause, last_run.pid), (crate::crash::exit::ExitCause::Killed, std::process::id()));
     bench.append(30);
     bench.settle_down();
     assert_eq!(counts(&bench), [30]);

@@ -19,14 +19,14 @@ fn a_failing_store_is_retried_while_receipts_are_served() {
         bench.append(30);
         let receipt = bench.pipeline.persisted(30);
         bench.settle_down();
-        assert!(bench.pipeline.snapshot().problem.is_some() && bench.reports(is_problem));
+        assert!(bench.pipeline.current_problem().is_some() && bench.reports(is_problem));
         assert_eq!(receipt.try_get(), Some(Ok(())), "the journal has it");
         bench.append(5);
         bench.advance(HOUR);
-        assert_eq!((bench.ledger().accepted, bench.pipeline.snapshot().accepted), (0, 35));
+        assert_eq!((bench.ledger().accepted, bench.pipeline.stats().accepted), (0, 35));
         fault.arm(0);
         bench.advance(HOUR);
-        assert!(bench.pipeline.snapshot().problem.is_none());
+        assert!(bench.pipeline.current_problem().is_none());
         assert!(bench.reports(|diagnostic| matches!(diagnostic, Diagnostic::StorageRecovered)));
         assert_eq!((bench.ledger().queued_events, bench.ledger().damaged), (35, 0));
     }
@@ -89,7 +89,7 @@ fn a_failed_sync_fails_receipts_and_events_go_to_the_store() {
     bench.settle_down();
     assert_eq!(receipt.try_get(), Some(Ok(())));
     bench.advance(HOUR);
-    assert!(bench.pipeline.snapshot().problem.is_none());
+    assert!(bench.pipeline.current_problem().is_none());
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn acks_are_committed_without_space_for_another_arena() {
     bench.deliver(bench.lease());
     bench.advance(Duration::from_secs(1));
     assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
-    assert!(bench.pipeline.snapshot().problem.is_some());
+    assert!(bench.pipeline.current_problem().is_some());
 }
 
 #[test]
@@ -218,16 +218,13 @@ fn a_delivered_queue_has_no_bytes_or_age_before_the_commit() {
     let mut rows = bench.lease();
     let younger = rows.split_off(1);
     bench.clock.advance(Duration::from_secs(43));
-    let age = |bench: &Bench| {
-        let snapshot = bench.pipeline.snapshot();
-        snapshot.oldest_at.map(|at| Duration::from_nanos((snapshot.now - at) as u64).as_secs())
-    };
+    let age = |bench: &Bench| bench.pipeline.stats().oldest_age.map(|age| age.as_secs());
     assert!(age(&bench).is_some_and(|age| age >= 49));
     bench.deliver(rows);
     assert!(age(&bench).is_some_and(|age| (43..49).contains(&age)), "the younger row is the oldest that waits");
     bench.deliver(younger);
-    let ledger = bench.pipeline.snapshot().ledger;
-    assert_eq!((ledger.queued_events, ledger.queued_bytes, age(&bench)), (0, 0, None));
+    let stats = bench.pipeline.stats();
+    assert_eq!((stats.queued_events, stats.queued_bytes, age(&bench)), (0, 0, None));
     assert!(bench.pipeline.shard.ledger().queued_events > 0, "nothing is committed yet");
 }
 
