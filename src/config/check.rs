@@ -17,6 +17,7 @@ use crate::queue::{Project, QueueOptions, journal};
 use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols, Pairs};
 use crate::recorder::DiagnosticHook;
 use crate::report::Diagnostic;
+use crate::sys::backoff::Backoff;
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits::{self, *};
@@ -177,7 +178,7 @@ impl Config {
         };
         Ok(DeliveryOptions {
             gzip_in_query: true,
-            urls: vec![format!("{}{path}", project.host).into()],
+            url: format!("{}{path}", project.host).into(),
             api_key: project.api_key.clone(),
             historical_migration: self.historical_migration,
             protocol: self.protocol,
@@ -188,8 +189,7 @@ impl Config {
             pace: PaceOptions {
                 max_in_flight: within("max_in_flight", self.max_in_flight, &MAX_IN_FLIGHT)?,
                 max_retries: within("max_retries", self.max_retries, &MAX_RETRIES)?,
-                first_backoff,
-                max_backoff,
+                backoff: Backoff { first: first_backoff, most: max_backoff },
                 retry_after_cap: within("retry_after_cap", self.retry_after_cap, &RETRY_AFTER_CAP)?,
                 first_send_jitter: within("first_send_jitter", self.first_send_jitter, &jitter)?,
                 ..PaceOptions::default()

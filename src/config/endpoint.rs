@@ -184,7 +184,7 @@ mod tests {
             let options = checked.pipeline.unwrap();
             assert_eq!(options.queue.project.host, used, "{given}");
             assert!(matches!(&checked.diagnostics[..], [Diagnostic::HostReplaced { used: to, .. }] if to == used));
-            assert!(options.delivery.urls.iter().all(|url| url.starts_with(used)), "{given}");
+            assert!(options.delivery.url.starts_with(used), "{given}");
             // The queue of an earlier version, which was named by the app's host, is delivered too.
             assert_eq!(options.also[0].host, transport::normalize_host(given).unwrap());
         }

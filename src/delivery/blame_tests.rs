@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::engine_tests::{Rig, queue_of};
 use super::fake::{FakeQueue, Reply};
 use super::*;
+use crate::report::EndpointStatus;
 use crate::transport::{Http, Pending, Request, Response, TransportError};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -298,11 +299,7 @@ async fn a_flush_delivers_what_stands_beside_a_bad_event() {
                 let begun = Instant::now();
                 let flushed = rig.flush().await;
                 let (accepted, took) = (seen.lock().unwrap().accepted.len(), begun.elapsed());
-                assert_eq!(
-                    (accepted, flushed.endpoint),
-                    (49, super::EndpointStatus::Up),
-                    "{failure:?} {protocol:?} {bad}"
-                );
+                assert_eq!((accepted, flushed.endpoint), (49, EndpointStatus::Up), "{failure:?} {protocol:?} {bad}");
                 let most = if failure == Failure::Hang { TIMEOUT * 2 } else { Duration::from_secs(6) };
                 assert!(took < most, "{failure:?} {protocol:?} {bad}: {took:?}");
                 rig.until(|rig| rig.queue.queued() == [bad]).await;

@@ -4,8 +4,6 @@
 //! under one id, and is the next probe, until it is answered, the cycle of attempts ends, or the wait is long. In V0 a
 //! failed batch goes back to the queue, where it can be evicted, and newer events join it when it is leased again.
 
-use std::time::{Duration, Instant};
-
 use uuid::Uuid;
 
 use super::batch::{Batch, uuid_of};
@@ -24,8 +22,6 @@ use crate::report::Diagnostic;
 use crate::sys::{crash_point, reentry};
 use crate::transport::{Response, RetryAfter, TransportError};
 
-/// A batch is kept under its request id no longer than this: it cannot be evicted meanwhile.
-const MOST_WAIT: Duration = Duration::from_secs(60);
 /// Maximum number of different warnings that are reported for one response.
 const MOST_WARNINGS: usize = 8;
 
@@ -62,7 +58,7 @@ impl Engine {
             }
         };
         crash_point::reach("delivery.sent");
-        match classify(&response, self.options.protocol()) {
+        match classify(&response, self.options.protocol) {
             ResponseKind::Delivered { quota_limited } => {
                 self.note_quota(quota_limited);
                 self.accepted(batch, ticket);
@@ -344,11 +340,6 @@ impl Engine {
             }
         }
         sorted
-    }
-
-    /// Whether the next attempt of this cycle is so soon that a failed batch is kept for it.
-    pub(super) fn is_next_attempt_near(&self, now: Instant) -> bool {
-        self.pace.next_of_cycle(now).is_some_and(|at| at.saturating_duration_since(now) <= MOST_WAIT)
     }
 }
 

@@ -18,15 +18,16 @@ use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
 use super::bisect::{Bisection, Turn};
-use super::flush::{EndpointStatus, Flushes, Stop};
-use super::handle::{Done, Shared, call};
+use super::flush::{Flushes, Stop};
+use super::handle::{Done, call};
 use super::intake::{Intake, Wanted};
 use super::notice::{engine_failed, queue_unreadable};
 use super::outage::{OutageReports, RecentMentions, UnconfirmedOutage};
 use super::pace::{Health, Pace, Permit, Ticket};
 use super::send::RequestTimeouts;
-use super::{DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, PaceState, Source, SourceError};
-use crate::report::{Diagnostic, Report};
+use super::{DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, Source, SourceError};
+use crate::report::{Diagnostic, EndpointStatus, Report};
+use crate::sys::backoff::doubled;
 use crate::sys::clock::{Clock, WallNanos};
 use crate::transport::{Http, Response, TransportError};
 
@@ -47,7 +48,7 @@ pub(crate) struct EngineParts {
     pub(crate) on_delivery: Option<Arc<dyn DeliveryObserver>>,
     /// The `Retry-After` deadline that an earlier process has stored.
     pub(crate) next_attempt: Option<WallNanos>,
-    /// Of the jitter. The same seed gives the same waits.
+    /// The seed of the jitter. The same seed gives the same waits.
     pub(crate) seed: u64,
 }
 
@@ -64,9 +65,9 @@ pub(crate) struct Engine {
     pub(super) rng: StdRng,
     pub(super) state: DeliveryState,
     pub(super) source: Arc<dyn Source>,
-    pub(super) shared: Arc<Shared>,
-    /// The pace that was last reported to the source.
-    pub(super) reported_pace: PaceState,
+    pub(super) handle: DeliveryHandle,
+    /// The `Retry-After` deadline that was last reported to the source.
+    pub(super) next_attempt: Option<WallNanos>,
     pub(super) transport: Arc<dyn Http>,
     pub(super) requests: JoinSet<Result<Response, TransportError>>,
     pub(super) in_flight: HashMap<Id, (Batch, Ticket)>,
@@ -76,7 +77,6 @@ pub(crate) struct Engine {
     pub(super) outage_reports: OutageReports,
     /// Why sending is paused, if it is.
     pub(super) pause_reason: String,
-    next_attempt: Option<WallNanos>,
     /// The failed batch that is kept for the next probes.
     pub(super) kept: Option<Batch>,
     /// Set while this is the only batch that has failed.
@@ -95,13 +95,12 @@ pub(crate) struct Engine {
 impl Engine {
     /// An engine that receives messages through the handle. It does nothing before [`run`].
     pub(super) fn new(parts: EngineParts, handle: &DeliveryHandle) -> Self {
-        let pace_options = parts.options.pace.clone();
         Self {
-            intake: Intake::new(Arc::clone(&parts.source), pace_options.clone(), jitter(parts.seed)),
+            intake: Intake::new(Arc::clone(&parts.source), StdRng::seed_from_u64(parts.seed)),
             bisection: Bisection::default(),
-            pace: Pace::new(pace_options),
+            pace: Pace::new(parts.options.pace),
             limits: BatchLimits::new(parts.options.max_batch_events, parts.options.max_batch_bytes),
-            rng: jitter(!parts.seed),
+            rng: StdRng::seed_from_u64(!parts.seed),
             state: DeliveryState { failed_attempts: handle.state().failed_attempts, ..DeliveryState::default() },
             options: parts.options,
             clock: parts.clock,
@@ -109,14 +108,13 @@ impl Engine {
             on_delivery: parts.on_delivery,
             source: parts.source,
             transport: parts.transport,
-            shared: handle.shared(),
+            handle: handle.clone(),
             requests: JoinSet::new(),
             in_flight: HashMap::new(),
             flushes: Flushes::default(),
             stop: None,
             outage_reports: OutageReports::default(),
             pause_reason: String::new(),
-            reported_pace: PaceState { next_attempt: parts.next_attempt, ..PaceState::default() },
             next_attempt: parts.next_attempt,
             kept: None,
             unconfirmed: None,
@@ -153,7 +151,7 @@ impl Engine {
         }
         match self.intake.read(1, Wanted::All, now, &mut self.flushes) {
             Ok(true) => self.pace.delay_first_send(now, &mut self.rng),
-            Err(SourceError::Busy) if !self.intake.newest().is_empty() => {
+            Err(SourceError::Busy) if !self.intake.newest().is_none() => {
                 self.pace.delay_first_send(now, &mut self.rng);
             }
             Ok(false) => {}
@@ -164,7 +162,7 @@ impl Engine {
     /// Receives the messages. Returns `false` if the engine is abandoned.
     fn receive(&mut self) -> bool {
         let (committed, flushes, deadline) = {
-            let mut inbox = self.shared.inbox();
+            let mut inbox = self.handle.inbox();
             if inbox.abandoned {
                 return false;
             }
@@ -277,7 +275,7 @@ impl Engine {
         let answer = tokio::select! {
             biased;
             Some(answer) = self.requests.join_next_with_id(), if !self.requests.is_empty() => answer,
-            () = self.shared.wake.notified() => return,
+            () = self.handle.wake.notified() => return,
             () = sleep => return,
         };
         let (id, result) = match answer {
@@ -310,8 +308,7 @@ impl Engine {
         if self.flushes.is_empty() {
             return;
         }
-        let loaded: Vec<_> = self.intake.loaded.references().collect();
-        let done = self.flushes.take_done(loaded.iter().copied());
+        let done = self.flushes.take_done(self.intake.loaded.references());
         self.call(done);
         self.fail_flushes_if_down();
     }
@@ -346,7 +343,7 @@ impl Engine {
         self.state.last_error = Some(reason.clone());
         self.publish();
         for done in self.flushes.take_all() {
-            self.answer_flush(done, EndpointStatus::Down { reason: reason.clone(), until: None });
+            self.answer_flush(done, EndpointStatus::Down { reason: reason.clone(), retry_in: None });
         }
     }
 
@@ -365,7 +362,7 @@ impl Engine {
     }
 
     fn ack_all(&mut self) {
-        self.shared.inbox().found = Some(self.found_by_stop());
+        self.handle.inbox().found = Some(self.found_by_stop());
         self.requests.abort_all();
         self.intake.close_all(now());
         self.answer_flushes();
@@ -377,10 +374,10 @@ impl Engine {
         let is_silent = |stop: &Stop| !self.in_flight.is_empty() && stop.has_had_no_success(self.intake.accepted);
         match self.endpoint() {
             EndpointStatus::Up if self.stop.as_ref().is_some_and(is_silent) => {
-                EndpointStatus::Down { reason: "no response before the deadline".to_owned(), until: None }
+                EndpointStatus::Down { reason: "no response before the deadline".to_owned(), retry_in: None }
             }
             _ if self.intake.unreadable_until().is_some() => {
-                EndpointStatus::Down { reason: self.state.last_error.clone().unwrap_or_default(), until: None }
+                EndpointStatus::Down { reason: self.state.last_error.clone().unwrap_or_default(), retry_in: None }
             }
             endpoint => endpoint,
         }
@@ -394,9 +391,9 @@ impl Drop for Engine {
             self.source.release(chunk);
         }
         for done in self.flushes.take_all() {
-            self.answer_flush(done, EndpointStatus::Stopped);
+            self.answer_flush(done, EndpointStatus::Closed);
         }
-        self.shared.close();
+        self.handle.close();
     }
 }
 
@@ -404,10 +401,6 @@ impl Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("pace", &self.pace).field("state", &self.state).finish_non_exhaustive()
     }
-}
-
-fn jitter(seed: u64) -> StdRng {
-    StdRng::seed_from_u64(seed)
 }
 
 /// The wait after the first panic. Each further panic doubles it.
@@ -418,7 +411,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Runs engines until delivery is stopped or abandoned.
 pub(crate) async fn serve(parts: EngineParts, handle: DeliveryHandle) {
     go_by(&parts.clock);
-    let mut wait = FIRST_WAIT;
+    let mut panics = 0_u32;
     loop {
         let began = tokio::time::Instant::now();
         let engine = Engine::new(parts.clone(), &handle);
@@ -426,15 +419,13 @@ pub(crate) async fn serve(parts: EngineParts, handle: DeliveryHandle) {
         if !tokio::spawn(run(engine)).await.is_err_and(|error| error.is_panic()) {
             return;
         }
-        if began.elapsed() > LONGEST_WAIT {
-            wait = FIRST_WAIT;
-        }
+        panics = if began.elapsed() > LONGEST_WAIT { 1 } else { panics.saturating_add(1) };
+        let wait = doubled(FIRST_WAIT, panics).min(LONGEST_WAIT);
         (parts.report)(engine_failed(wait));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = handle.ending() => {}
         }
-        wait = (wait * 2).min(LONGEST_WAIT);
         if !handle.reopen() {
             return;
         }
@@ -518,14 +509,14 @@ mod tests {
             rig.noticed(|notice| (0..9).any(|exponent| *notice == engine_failed(FIRST_WAIT * (1 << exponent)))),
             3
         );
-        assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Up);
+        assert_eq!(rig.flush().await.endpoint, EndpointStatus::Up);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flush_and_a_stop_while_no_engine_runs_do_not_wait_for_one() {
         let rig = rig(u32::MAX);
         rig.until(|rig| rig.noticed(|notice| *notice == engine_failed(LONGEST_WAIT)) == 1).await;
-        assert_eq!(rig.flush().await.endpoint, super::super::EndpointStatus::Stopped);
+        assert_eq!(rig.flush().await.endpoint, EndpointStatus::Closed);
         let (queue, took) = rig.stop(Duration::from_secs(10)).await;
         assert_eq!((queue.queued().len(), took), (30, Duration::ZERO));
     }

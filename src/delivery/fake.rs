@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryObserver, DeliveryOptions, EventId, Lease, PaceState, Source,
+    Ack, ChunkRef, Compression, DeliveryNotice, DeliveryObserver, DeliveryOptions, EventId, Lease, Phase, Source,
     SourceError,
 };
 use crate::event::Event;
 use crate::queue::frame;
 use crate::queue::store::{Chunk, ChunkKey, DeadRecord};
+use crate::sys::clock::WallNanos;
 use crate::transport::{Http, Pending, Request, Response, RetryAfter, TransportError};
 
 /// A record whose event is called `event <n>` and whose uuid is `n`.
@@ -68,7 +69,8 @@ pub(super) struct Ledger {
     pub(super) delivered: u64,
     pub(super) dead_lettered: Vec<DeadRecord>,
     pub(super) acks: usize,
-    pub(super) paces: Vec<PaceState>,
+    /// The next attempts that were reported.
+    pub(super) next_attempts: Vec<Option<WallNanos>>,
     /// The leased rows.
     pub(super) out: BTreeSet<ChunkRef>,
     pub(super) is_broken: bool,
@@ -168,8 +170,8 @@ impl Source for FakeQueue {
         self.ledger().is_held
     }
 
-    fn newest(&self) -> Vec<ChunkRef> {
-        self.ledger().newest.values().filter(|chunk| chunk.origin == 0).copied().collect()
+    fn newest(&self) -> Option<ChunkRef> {
+        self.ledger().newest.get(&0).copied()
     }
 
     fn ack(&self, ack: Ack) {
@@ -202,8 +204,8 @@ impl Source for FakeQueue {
         self.ledger().out.remove(&row);
     }
 
-    fn pace(&self, state: &PaceState) {
-        self.ledger().paces.push(*state);
+    fn pace(&self, _phase: Phase, next_attempt: Option<WallNanos>) {
+        self.ledger().next_attempts.push(next_attempt);
     }
 }
 
@@ -355,7 +357,7 @@ impl Http for FakeEndpoint {
 /// Options without compression, so that the endpoint can read bodies, and without the jitter of the first send.
 pub(super) fn options() -> DeliveryOptions {
     let mut options = DeliveryOptions {
-        urls: vec!["http://fake/batch/".into(), "http://fake/ai/".into()],
+        url: "http://fake/batch/".into(),
         api_key: "phc_test".to_owned(),
         compression: Compression::None,
         ..DeliveryOptions::default()

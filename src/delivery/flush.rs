@@ -1,8 +1,8 @@
 //! Flushes and stops: what they wait for, and when they are over.
 //!
-//! A flush covers the chunks that were committed to this process's own queue before it: in each lane those up to the
-//! newest at that moment. It is over when all of these were leased and none of them is in memory any more. It does not
-//! wait for later events, nor for queues of other processes.
+//! A flush covers the chunks that were committed to this process's own queue before it: those up to the newest at that
+//! moment. It is over when all of these were leased and none of them is in memory any more. It does not wait for later
+//! events, nor for queues of other processes.
 //!
 //! A stop has a deadline, by which the caller says how much time the events are worth; where the disk does not persist,
 //! they have no other chance. So a stop makes attempts of its own: the first at once, whatever backoff or cooldown is
@@ -14,44 +14,14 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::handle::Done;
-use super::pace::{PaceOptions, backoff};
+use super::pace::PaceOptions;
 use crate::queue::ChunkRef;
-use crate::sys::clock::WallNanos;
-
-/// The endpoint's state at the end of a flush or a stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum EndpointStatus {
-    /// It works.
-    Up,
-    /// It does not, or the queue cannot be read. The events stay queued.
-    Down {
-        /// Why the last attempt failed.
-        reason: String,
-        /// When the next attempt is due.
-        until: Option<WallNanos>,
-    },
-    /// It responds, and has refused what remains of the queue. It has accepted nothing since, so the cause may be
-    /// either.
-    Refusing {
-        /// The text of the last refusal.
-        reason: String,
-    },
-    /// It refuses the key or the quota. The events stay queued.
-    Paused {
-        /// 401, 402, 403 or 415.
-        status: u16,
-        /// The text of the refusal.
-        reason: String,
-        /// When the next attempt is due.
-        until: Option<WallNanos>,
-    },
-    /// The delivery has ended.
-    Stopped,
-}
 
 struct Waiter {
-    /// The newest chunk of each origin and lane, and whether all chunks up to it were leased.
-    limits: Vec<(ChunkRef, bool)>,
+    /// The newest chunk that it covers.
+    newest: Option<ChunkRef>,
+    /// All chunks up to that one were leased.
+    is_passed: bool,
     done: Done,
 }
 
@@ -65,9 +35,9 @@ pub(super) struct Flushes {
 
 impl Flushes {
     /// Begins a flush that covers everything up to `newest`.
-    pub(super) fn push(&mut self, newest: Vec<ChunkRef>, done: Done) {
+    pub(super) fn push(&mut self, newest: Option<ChunkRef>, done: Done) {
         self.has_met_failure &= !self.waiters.is_empty();
-        self.waiters.push(Waiter { limits: newest.into_iter().map(|limit| (limit, false)).collect(), done });
+        self.waiters.push(Waiter { newest, is_passed: false, done });
     }
 
     /// Whether a flush wants the next attempt at once.
@@ -82,33 +52,27 @@ impl Flushes {
 
     /// A chunk was leased.
     pub(super) fn saw(&mut self, chunk: ChunkRef) {
-        for (limit, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
-            // Adopted queues are read when nothing is left in this process's own.
-            *passed |= (limit.origin == chunk.origin && chunk.key > limit.key) || chunk.origin > limit.origin;
+        for waiter in &mut self.waiters {
+            // Adopted queues have higher origins, and are read when nothing is left in this process's own.
+            waiter.is_passed |= waiter.newest.is_some_and(|newest| chunk > newest);
         }
     }
 
     /// Chunks were released without a decision, and will be leased again.
     pub(super) fn went_back(&mut self) {
-        for (_, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
-            *passed = false;
-        }
+        self.waiters.iter_mut().for_each(|waiter| waiter.is_passed = false);
     }
 
     /// The whole queue was read.
     pub(super) fn saw_the_end(&mut self) {
-        for (_, passed) in self.waiters.iter_mut().flat_map(|waiter| &mut waiter.limits) {
-            *passed = true;
-        }
+        self.waiters.iter_mut().for_each(|waiter| waiter.is_passed = true);
     }
 
     /// Takes the flushes that are over, given the leased chunks.
-    pub(super) fn take_done(&mut self, loaded: impl Iterator<Item = ChunkRef> + Clone) -> Vec<Done> {
-        let is_done = |waiter: &mut Waiter| {
-            waiter.limits.iter().all(|&(limit, passed)| {
-                let pending = |chunk: ChunkRef| limit.origin == chunk.origin && chunk.key <= limit.key;
-                passed && !loaded.clone().any(pending)
-            })
+    pub(super) fn take_done(&mut self, leased: impl Iterator<Item = ChunkRef> + Clone) -> Vec<Done> {
+        let is_done = |waiter: &mut Waiter| match waiter.newest {
+            Some(newest) => waiter.is_passed && !leased.clone().any(|chunk| chunk <= newest),
+            None => true,
         };
         self.waiters.extract_if(.., is_done).map(|waiter| waiter.done).collect()
     }
@@ -146,7 +110,7 @@ impl Stop {
         self.failures = self.failures.saturating_add(1);
         self.gave_up |= self.failures > options.max_retries || (unreachable && self.unreachable);
         self.unreachable = unreachable;
-        self.not_before = Some(now + backoff(options, self.failures, rng));
+        self.not_before = Some(now + options.backoff.wait(self.failures, rng));
     }
 
     /// An attempt succeeded.
@@ -188,15 +152,15 @@ mod tests {
         !flushes.take_done(loaded.iter().copied()).is_empty()
     }
 
-    fn flush_up_to(newest: &[ChunkRef]) -> Flushes {
+    fn flush_up_to(newest: Option<ChunkRef>) -> Flushes {
         let mut flushes = Flushes::default();
-        flushes.push(newest.to_vec(), Box::new(|_| ()));
+        flushes.push(newest, Box::new(|_| ()));
         flushes
     }
 
     #[test]
     fn a_flush_ends_when_its_chunks_were_leased_and_none_is_left() {
-        let mut flushes = flush_up_to(&[at(0, 10)]);
+        let mut flushes = flush_up_to(Some(at(0, 10)));
         assert!(!done(&mut flushes, &[]), "what is not read yet may be there");
         flushes.saw(at(0, 10));
         assert!(!done(&mut flushes, &[]), "its last chunk does not tell of its end");
@@ -207,16 +171,17 @@ mod tests {
 
     #[test]
     fn what_another_process_left_behind_is_not_waited_for() {
-        let mut flushes = flush_up_to(&[at(0, 10)]);
+        let mut flushes = flush_up_to(Some(at(0, 10)));
         flushes.saw(at(1, 1));
         assert!(!done(&mut flushes, &[at(0, 10), at(1, 1)]));
         assert!(done(&mut flushes, &[at(1, 1)]));
     }
 
     #[test]
-    fn every_origin_has_to_be_passed_and_an_empty_read_passes_all() {
-        let mut flushes = flush_up_to(&[at(0, 10), at(1, 10)]);
-        flushes.saw(at(0, 11));
+    fn a_flush_ends_when_the_whole_queue_was_read_before_anything_goes_back() {
+        let mut flushes = flush_up_to(Some(at(0, 10)));
+        flushes.saw_the_end();
+        flushes.went_back();
         assert!(!done(&mut flushes, &[]));
         flushes.saw_the_end();
         assert!(done(&mut flushes, &[]));
@@ -224,10 +189,6 @@ mod tests {
 
     #[test]
     fn a_flush_of_an_empty_queue_is_over_at_once() {
-        assert!(done(&mut flush_up_to(&[]), &[at(0, 1)]));
+        assert!(done(&mut flush_up_to(None), &[at(0, 1)]));
     }
 }
-
-#[cfg(test)]
-#[path = "stop_tests.rs"]
-mod stop_tests;

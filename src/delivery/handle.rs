@@ -1,51 +1,30 @@
 //! The handle by which other threads talk to the engine, and the state that they see. No call waits.
 
 use std::fmt::{self, Debug};
+use std::mem::{discriminant, take};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
 use super::engine::{Engine, now};
-use super::flush::EndpointStatus;
 use super::pace::Health;
+use crate::report::EndpointStatus;
 use crate::sys::clock::WallNanos;
 
 /// Called at the end of a flush or of the engine, with the endpoint's state.
 pub(crate) type Done = Box<dyn FnOnce(EndpointStatus) + Send>;
 
 /// A handle to the engine. Clones refer to the same engine. No call waits.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct DeliveryHandle {
-    shared: Arc<Shared>,
+    inbox: Arc<Mutex<Inbox>>,
+    state: Arc<Mutex<DeliveryState>>,
+    /// Wakes the engine once for any number of messages.
+    pub(super) wake: Arc<Notify>,
 }
 
 impl DeliveryHandle {
-    /// A handle without an engine.
-    pub(crate) fn new() -> Self {
-        Self { shared: Arc::default() }
-    }
-
-    /// The engine's side.
-    pub(super) fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.shared)
-    }
-
-    /// Accepts messages for the next engine, after one has ended. Returns `false` if no other is wanted.
-    pub(super) fn reopen(&self) -> bool {
-        let mut inbox = self.shared.inbox();
-        inbox.closed = inbox.is_ending();
-        inbox.committed = true;
-        !inbox.closed
-    }
-
-    /// Resolves when no engine is wanted any more.
-    pub(super) async fn ending(&self) {
-        while !self.shared.inbox().is_ending() {
-            self.shared.wake.notified().await;
-        }
-    }
-
     /// There are new chunks.
     pub(crate) fn committed(&self) {
         self.post(|inbox| inbox.committed = true);
@@ -56,7 +35,7 @@ impl DeliveryHandle {
         let mut done = Some(done);
         self.post(|inbox| inbox.flushes.extend(done.take_if(|_| !inbox.closed)));
         if let Some(done) = done {
-            call(done, EndpointStatus::Stopped);
+            call(done, EndpointStatus::Closed);
         }
     }
 
@@ -69,7 +48,7 @@ impl DeliveryHandle {
             inbox.stopped.extend(done.take_if(|_| !inbox.closed));
         });
         if let Some(done) = done {
-            call(done, EndpointStatus::Stopped);
+            call(done, EndpointStatus::Closed);
         }
     }
 
@@ -80,7 +59,7 @@ impl DeliveryHandle {
 
     /// A snapshot for statistics.
     pub(crate) fn state(&self) -> DeliveryState {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Wakes the engine: the program has opted out, or the clock was moved.
@@ -91,26 +70,65 @@ impl DeliveryHandle {
     /// The thread of the engine's runtime goes to sleep, or was woken.
     #[cfg(feature = "testing")]
     pub(crate) fn parked(&self, parked: bool) {
-        self.shared.inbox().parked = parked;
+        self.inbox().parked = parked;
     }
 
     /// Number of messages so far, if the engine has nothing to do until a timer or a response.
     #[cfg(feature = "testing")]
     pub(crate) fn asleep(&self) -> Option<u64> {
-        let inbox = self.shared.inbox();
+        let inbox = self.inbox();
         (inbox.closed || (inbox.parked && inbox.received == inbox.posted)).then_some(inbox.posted)
     }
 
     fn post(&self, change: impl FnOnce(&mut Inbox)) {
         {
-            let mut inbox = self.shared.inbox();
+            let mut inbox = self.inbox();
             change(&mut inbox);
             #[cfg(feature = "testing")]
             {
                 inbox.posted += 1;
             }
         }
-        self.shared.wake.notify_one();
+        self.wake.notify_one();
+    }
+}
+
+/// The engine's side.
+impl DeliveryHandle {
+    /// The messages. The lock is held for a few instructions only.
+    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts no more messages and answers those that wait. Also reached when the runtime drops the engine's task.
+    pub(super) fn close(&self) {
+        let (flushes, stopped, found) = {
+            let mut inbox = self.inbox();
+            inbox.closed = true;
+            let found = inbox.found.take().unwrap_or(EndpointStatus::Closed);
+            (take(&mut inbox.flushes), take(&mut inbox.stopped), found)
+        };
+        for done in flushes {
+            call(done, EndpointStatus::Closed);
+        }
+        for done in stopped {
+            call(done, found.clone());
+        }
+    }
+
+    /// Accepts messages for the next engine, after one has ended. Returns `false` if no other is wanted.
+    pub(super) fn reopen(&self) -> bool {
+        let mut inbox = self.inbox();
+        inbox.closed = inbox.is_ending();
+        inbox.committed = true;
+        !inbox.closed
+    }
+
+    /// Resolves when no engine is wanted any more.
+    pub(super) async fn ending(&self) {
+        while !self.inbox().is_ending() {
+            self.wake.notified().await;
+        }
     }
 }
 
@@ -155,43 +173,6 @@ impl Inbox {
 
     fn is_ending(&self) -> bool {
         self.stop.is_some() || self.abandoned
-    }
-}
-
-/// The engine's side of the handle.
-#[derive(Default)]
-pub(super) struct Shared {
-    inbox: Mutex<Inbox>,
-    state: Mutex<DeliveryState>,
-    /// Wakes the engine once for any number of messages.
-    pub(super) wake: Notify,
-}
-
-impl Shared {
-    /// The messages. The lock is held for a few instructions only.
-    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Publishes a snapshot.
-    pub(super) fn publish(&self, state: DeliveryState) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-    }
-
-    /// Accepts no more messages and answers those that wait. Also reached when the runtime drops the engine's task.
-    pub(super) fn close(&self) {
-        let (flushes, stopped, found) = {
-            let mut inbox = self.inbox();
-            inbox.closed = true;
-            let found = inbox.found.take().unwrap_or(EndpointStatus::Stopped);
-            (std::mem::take(&mut inbox.flushes), std::mem::take(&mut inbox.stopped), found)
-        };
-        for done in flushes {
-            call(done, EndpointStatus::Stopped);
-        }
-        for done in stopped {
-            call(done, found.clone());
-        }
     }
 }
 
@@ -251,80 +232,64 @@ pub(crate) struct DeliveryState {
     pub(crate) last_success: Option<WallNanos>,
 }
 
-/// The part of the pace that the queue stores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PaceState {
-    /// What it is doing.
-    pub(crate) phase: Phase,
-    /// The `Retry-After` deadline, which the next process honours (`EngineParts::next_attempt`). Cooldowns are not
-    /// stored: a restart may be an attempt to repair something.
-    pub(crate) next_attempt: Option<WallNanos>,
-}
-
 impl Engine {
     /// The endpoint's state, for the end of a flush or a stop.
     pub(super) fn endpoint(&self) -> EndpointStatus {
+        let now = now();
         let reason = || self.state.last_error.clone().unwrap_or_default();
-        match self.phase() {
-            Phase::Idle | Phase::Sending | Phase::Quarantined { .. } => {
-                let (quarantine, accepted) = (&self.intake.quarantine, self.intake.accepted);
-                if quarantine.has_unproven(accepted) && quarantine.skipped(accepted, now()).is_some() {
-                    EndpointStatus::Refusing { reason: reason() }
-                } else {
-                    EndpointStatus::Up
-                }
+        let retry_in = self.pace.waits_until(now).map(|at| at.saturating_duration_since(now));
+        let (quarantine, accepted) = (&self.intake.quarantine, self.intake.accepted);
+        match self.pace.health() {
+            Health::Paused { status, .. } => {
+                EndpointStatus::Paused { status, reason: self.pause_reason.clone(), retry_in }
             }
-            Phase::Paused { status, until } => {
-                EndpointStatus::Paused { status, reason: self.pause_reason.clone(), until: Some(until) }
+            Health::Backoff { .. } | Health::Cooldown { .. } => EndpointStatus::Down { reason: reason(), retry_in },
+            Health::Up if retry_in.is_some() => EndpointStatus::Down { reason: reason(), retry_in },
+            Health::Up if quarantine.has_unproven(accepted) && quarantine.skipped(accepted, now).is_some() => {
+                EndpointStatus::Refusing { reason: reason() }
             }
-            Phase::Backoff { until } | Phase::Cooldown { until } => {
-                EndpointStatus::Down { reason: reason(), until: Some(until) }
-            }
+            Health::Up => EndpointStatus::Up,
         }
     }
 
-    fn phase(&self) -> Phase {
-        let (now, wall) = (now(), self.clock.wall_nanos());
-        let retry_after_until = self.pace.retry_after_deadline(now);
-        let until = |at: Instant| {
-            self.wall_of(retry_after_until.map_or(at, |retry_after_until| retry_after_until.max(at)), now, wall)
-        };
-        match (self.pace.health(), retry_after_until) {
-            (Health::Backoff { until: at }, _) => Phase::Backoff { until: until(at) },
-            (Health::Cooldown { until: at }, _) => Phase::Cooldown { until: until(at) },
-            (Health::Paused { status, until: at }, _) => Phase::Paused { status, until: until(at) },
-            (Health::Up, Some(retry_after_until)) => Phase::Cooldown { until: until(retry_after_until) },
-            (Health::Up, None) if self.intake.has_work() || !self.intake.loaded.is_empty() => Phase::Sending,
-            (Health::Up, None) => match self.intake.quarantine.skipped(self.intake.accepted, now) {
-                Some((_, at)) => Phase::Quarantined { until: self.wall_of(at, now, wall) },
+    fn phase(&self, now: Instant) -> Phase {
+        let waits_until = self.pace.waits_until(now);
+        let until = self.wall_of(waits_until.unwrap_or(now), now);
+        match self.pace.health() {
+            Health::Backoff { .. } => Phase::Backoff { until },
+            Health::Cooldown { .. } => Phase::Cooldown { until },
+            Health::Paused { status, .. } => Phase::Paused { status, until },
+            Health::Up if waits_until.is_some() => Phase::Cooldown { until },
+            Health::Up if self.intake.has_work() || !self.intake.loaded.is_empty() => Phase::Sending,
+            Health::Up => match self.intake.quarantine.skipped(self.intake.accepted, now) {
+                Some((_, at)) => Phase::Quarantined { until: self.wall_of(at, now) },
                 None => Phase::Idle,
             },
         }
     }
 
-    fn wall_of(&self, at: Instant, now: Instant, wall: WallNanos) -> WallNanos {
+    fn wall_of(&self, at: Instant, now: Instant) -> WallNanos {
         let ahead = at.saturating_duration_since(now).as_nanos();
-        wall.saturating_add(i64::try_from(ahead).unwrap_or(i64::MAX))
+        self.clock.wall_nanos().saturating_add(i64::try_from(ahead).unwrap_or(i64::MAX))
     }
 
     /// Publishes what has changed to the handle and the source.
     pub(super) fn publish(&mut self) {
-        let (now, phase) = (now(), self.phase());
-        // A wall time that is computed again differs by nanoseconds, so a phase that has not changed keeps its old one.
-        let same = std::mem::discriminant(&phase) == std::mem::discriminant(&self.reported_pace.phase);
-        let failures = self.pace.consecutive_failures();
-        let changed = !same || failures != self.state.consecutive_failures;
+        let now = now();
+        let (phase, failures) = (self.phase(now), self.pace.consecutive_failures());
         let retry_after_until = self.pace.retry_after_deadline(now);
-        if changed || retry_after_until.is_some() != self.reported_pace.next_attempt.is_some() {
-            let next_attempt = retry_after_until
-                .map(|retry_after_until| self.wall_of(retry_after_until, now, self.clock.wall_nanos()));
-            self.reported_pace = PaceState { phase, next_attempt };
-            self.source.pace(&self.reported_pace);
+        // A wall time that is computed again differs by nanoseconds, so a phase that has not changed keeps its old one.
+        if discriminant(&phase) != discriminant(&self.state.phase)
+            || failures != self.state.consecutive_failures
+            || retry_after_until.is_some() != self.next_attempt.is_some()
+        {
+            self.state.phase = phase;
+            self.next_attempt = retry_after_until.map(|at| self.wall_of(at, now));
+            self.source.pace(phase, self.next_attempt);
         }
-        self.state.phase = self.reported_pace.phase;
         self.state.quarantined =
             self.intake.quarantine.skipped(self.intake.accepted, now).map_or(0, |(events, _)| events);
         self.state.consecutive_failures = failures;
-        self.shared.publish(self.state.clone());
+        *self.handle.state.lock().unwrap_or_else(PoisonError::into_inner) = self.state.clone();
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::engine_tests::{Rig, queue_of, refusing};
 use super::fake::{Reply, Seen};
 use super::*;
+use crate::report::EndpointStatus;
 
 const LONG: Duration = Duration::from_secs(86_400);
 

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::Flushes;
 use super::loaded::{Closed, Loaded, QuarantineReason, Slice};
-use super::pace::{PaceOptions, cooldown_time, quarantine_time};
+use super::pace::{cooldown_time, quarantine_time};
 use super::quarantine::{EventId, NEVER_REFUSED, Quarantine};
 use super::{Source, SourceError};
 use crate::queue::{Ack, ChunkRef, Lease};
@@ -63,13 +63,12 @@ pub(super) struct Intake {
     unreadable_until: Option<Instant>,
     /// An error of a read that had a batch to return.
     unreported: Option<SourceError>,
-    options: PaceOptions,
     rng: StdRng,
 }
 
 impl Intake {
     /// An intake that has leased nothing yet.
-    pub(super) fn new(source: Arc<dyn Source>, options: PaceOptions, rng: StdRng) -> Self {
+    pub(super) fn new(source: Arc<dyn Source>, rng: StdRng) -> Self {
         Self {
             source,
             loaded: Loaded::default(),
@@ -84,7 +83,6 @@ impl Intake {
             fresh: true,
             unreadable_until: None,
             unreported: None,
-            options,
             rng,
         }
     }
@@ -142,7 +140,7 @@ impl Intake {
         self.unreadable_until = None;
         let mut spares_alone = wanted == Wanted::Any;
         let is_fresh = matches!(wanted, Wanted::Fresh | Wanted::Newest);
-        let newest = if wanted == Wanted::Newest { self.source.newest() } else { Vec::new() };
+        let newest = if wanted == Wanted::Newest { self.source.newest() } else { None };
         while self.ready.is_empty() && self.more && self.to_bisect_bytes() < TO_BISECT_BYTES {
             let (loaded, quarantine, avoid, accepted) = (&self.loaded, &self.quarantine, &self.avoid, self.accepted);
             // Quarantined events are tried one at a time, so not all of their chunks have to be leased.
@@ -152,7 +150,7 @@ impl Intake {
                     || quarantine.skips(chunk, accepted, now)
                     || (are_events_due && quarantine.times(chunk) > 0)
                     || (is_fresh && loaded.has_failed(chunk))
-                    || (wanted == Wanted::Newest && !newest.contains(&chunk))
+                    || (wanted == Wanted::Newest && newest != Some(chunk))
                     || (spares_alone && loaded.has_failed_alone(chunk));
                 !is_skipped
             };
@@ -349,7 +347,7 @@ impl Intake {
     }
 
     /// See [`Source::newest`].
-    pub(super) fn newest(&self) -> Vec<ChunkRef> {
+    pub(super) fn newest(&self) -> Option<ChunkRef> {
         self.source.newest()
     }
 
@@ -390,13 +388,13 @@ impl Intake {
     }
 
     fn quarantine(&mut self, chunk: ChunkRef, events: u64, reason: QuarantineReason, now: Instant) {
-        let (options, rng) = (&self.options, &mut self.rng);
+        let rng = &mut self.rng;
         match reason {
             QuarantineReason::EventsFail => {
-                self.quarantine.put(chunk, events, NEVER_REFUSED, |times| now + quarantine_time(options, times, rng));
+                self.quarantine.put(chunk, events, NEVER_REFUSED, |times| now + quarantine_time(times, rng));
             }
             QuarantineReason::EventsRefused | QuarantineReason::Whole => {
-                self.quarantine.put(chunk, events, self.accepted, |times| now + cooldown_time(options, times, rng));
+                self.quarantine.put(chunk, events, self.accepted, |times| now + cooldown_time(times, rng));
             }
         }
         // There may have been evidence while the rest of the chunk was in flight.

@@ -116,7 +116,7 @@ impl Loaded {
     }
 
     /// The names of all leased chunks.
-    pub(super) fn references(&self) -> impl Iterator<Item = ChunkRef> + '_ {
+    pub(super) fn references(&self) -> impl Iterator<Item = ChunkRef> + Clone + '_ {
         self.chunks.keys().copied()
     }
 

@@ -74,6 +74,8 @@ mod request;
 mod response;
 mod send;
 #[cfg(test)]
+mod stop_tests;
+#[cfg(test)]
 mod v1_tests;
 #[cfg(test)]
 mod wire_tests;
@@ -83,10 +85,10 @@ use std::sync::Arc;
 
 use crate::queue::{Ack, ChunkRef, Lease};
 use crate::record::{NoSymbols, Symbols};
+use crate::sys::clock::WallNanos;
 
 pub(crate) use engine::{EngineParts, serve};
-pub(crate) use flush::EndpointStatus;
-pub(crate) use handle::{DeliveryHandle, DeliveryState, PaceState, Phase};
+pub(crate) use handle::{DeliveryHandle, DeliveryState, Phase};
 pub use notice::{DeliveryNotice, DeliveryOutcome};
 pub(crate) use pace::PaceOptions;
 pub(crate) use quarantine::EventId;
@@ -102,8 +104,8 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// Whether the program has opted out. Then `lease` returns nothing, and delivery releases what it has leased.
     fn is_held(&self) -> bool;
 
-    /// The last committed row of this process's own queue: what a flush that begins now has to cover.
-    fn newest(&self) -> Vec<ChunkRef>;
+    /// The last committed row of this process's own queue, if there is one: what a flush that begins now has to cover.
+    fn newest(&self) -> Option<ChunkRef>;
 
     /// Decides over a leased row. The commit comes later, but the row is not leased again. What the ack keeps is a
     /// leased row too, to be acked or released.
@@ -115,8 +117,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// All that is left of that queue is in quarantine. Returns `true` if the queue is given up in favour of another.
     fn stuck(&self, origin: u32) -> bool;
 
-    /// The pace has changed; its `next_attempt` has to survive a restart.
-    fn pace(&self, state: &PaceState);
+    /// The pace has changed. `next_attempt` is the `Retry-After` deadline, which the next process honours
+    /// ([`EngineParts::next_attempt`]). Cooldowns are not stored: a restart may be an attempt to repair something.
+    fn pace(&self, phase: Phase, next_attempt: Option<WallNanos>);
 }
 
 /// Why no row could be leased.
@@ -163,8 +166,8 @@ pub enum CaptureProtocol {
 /// What to send, where, and how much at once.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryOptions {
-    /// The endpoint: the first of these.
-    pub(crate) urls: Vec<Arc<str>>,
+    /// The endpoint.
+    pub(crate) url: Arc<str>,
     /// The project's write-only token.
     pub(crate) api_key: String,
     /// Whether PostHog treats the events as an import of old ones.
@@ -188,7 +191,7 @@ pub(crate) struct DeliveryOptions {
 impl Default for DeliveryOptions {
     fn default() -> Self {
         Self {
-            urls: vec!["https://us.i.posthog.com/batch/".into()],
+            url: "https://us.i.posthog.com/batch/".into(),
             api_key: String::new(),
             historical_migration: false,
             protocol: CaptureProtocol::V0,

@@ -23,10 +23,13 @@ use super::engine::{Engine, now};
 use super::intake::Wanted;
 use super::loaded::QuarantineReason;
 use super::notice::cooldown;
-use super::pace::{Health, Permit, Ticket, backoff, fresh_probe_wait};
+use super::pace::{Health, Permit, Ticket, fresh_probe_wait};
 use super::quarantine::EventId;
 use super::{CaptureProtocol, SourceError};
 use crate::report::Diagnostic;
+
+/// A failed batch is kept for its next attempt no longer than this: it cannot be evicted meanwhile.
+const MOST_WAIT: Duration = Duration::from_secs(60);
 
 /// Why an attempt failed.
 pub(super) struct Failure {
@@ -144,7 +147,7 @@ impl Engine {
         let is_never_an_event = unreachable || failure.pause() == Some(true);
         let is_counted = self.note_failure(ticket, failure, batch.events, now);
         if is_counted && is_first && !unreachable {
-            let not_before = now + backoff(&self.options.pace, 1, &mut self.rng);
+            let not_before = now + self.options.pace.backoff.wait(1, &mut self.rng);
             self.unconfirmed = Some(UnconfirmedOutage { not_before, is_costly: is_slow || is_pause, others: 0 });
         } else if is_counted && (batch.failures == 0 || unreachable) {
             self.unconfirmed =
@@ -184,7 +187,7 @@ impl Engine {
     /// A pause lasts long, so it is confirmed only after as many failed probes as a cooldown needs.
     fn keep_unconfirmed(&mut self, outage: UnconfirmedOutage, now: Instant) -> Option<UnconfirmedOutage> {
         let others = outage.others.saturating_add(1);
-        let not_before = now + backoff(&self.options.pace, others.saturating_add(1), &mut self.rng);
+        let not_before = now + self.options.pace.backoff.wait(others.saturating_add(1), &mut self.rng);
         (others < self.options.pace.max_retries).then_some(UnconfirmedOutage { not_before, others, ..outage })
     }
 
@@ -197,7 +200,7 @@ impl Engine {
     /// Whether a batch that has just failed stays in memory.
     fn is_kept(&self, batch: &Batch, now: Instant) -> bool {
         let is_soon = match self.pace.health() {
-            Health::Backoff { .. } => self.is_next_attempt_near(now),
+            Health::Backoff { .. } => self.pace.waits_until(now).is_some_and(|at| at <= now + MOST_WAIT),
             Health::Paused { .. } => batch.events > 1,
             Health::Up | Health::Cooldown { .. } => false,
         };
@@ -206,7 +209,7 @@ impl Engine {
 
     /// Whether the batch is a V1 request that is sent again under its id rather than in parts.
     fn is_same_request(&self, batch: &Batch) -> bool {
-        self.options.protocol() == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1)
+        self.options.protocol == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1)
     }
 
     /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::engine_tests::{Rig, is_cooldown, is_failing, queue_of};
 use super::fake::Reply;
 use super::*;
-use crate::report::Diagnostic;
+use crate::report::{Diagnostic, EndpointStatus};
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_a_week_reports_each_kind_of_failure_once() {

@@ -7,10 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 
-/// No attempt follows a failure faster than this.
-const MIN_BACKOFF: Duration = Duration::from_millis(100);
+use crate::sys::backoff::{Backoff, SHORTEST, doubled, jitter};
+
+/// The shortest wait between two cycles, which doubles up to the second value. Jitter adds up to as much again.
+const COOLDOWN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(150));
 /// The range of the wait after an event has failed alone for the first time.
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
 /// The longest wait, during an outage, before an event that has not failed is probed; and once many have failed.
@@ -21,20 +23,14 @@ const MANY_FRESH_PROBES: u32 = 20;
 const FRESH_FAILURE: Duration = Duration::from_secs(1);
 
 /// The settings of the pace.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct PaceOptions {
     /// Maximum number of requests in flight.
     pub(crate) max_in_flight: usize,
     /// Attempts after the first within one cycle.
     pub(crate) max_retries: u32,
-    /// The longest wait after the first failure; doubles with each further one.
-    pub(crate) first_backoff: Duration,
-    /// The longest wait within a cycle.
-    pub(crate) max_backoff: Duration,
-    /// The shortest wait between two cycles. It doubles, and jitter adds up to as much again.
-    pub(crate) cooldown: Duration,
-    /// The longest wait between two cycles.
-    pub(crate) max_cooldown: Duration,
+    /// The waits within a cycle.
+    pub(crate) backoff: Backoff,
     /// The longest `Retry-After` that is honoured.
     pub(crate) retry_after_cap: Duration,
     /// The longest wait before the first request of a process that finds a backlog: many processes may start at once.
@@ -46,10 +42,7 @@ impl Default for PaceOptions {
         Self {
             max_in_flight: 4,
             max_retries: 3,
-            first_backoff: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(30),
-            cooldown: Duration::from_secs(30),
-            max_cooldown: Duration::from_secs(300),
+            backoff: Backoff { first: Duration::from_secs(1), most: Duration::from_secs(30) },
             retry_after_cap: Duration::from_secs(3600),
             first_send_jitter: Duration::from_secs(1),
         }
@@ -220,7 +213,7 @@ impl Pace {
         if self.failures_of_cycle > self.options.max_retries {
             self.cooldown(now, rng);
         } else {
-            let wait = backoff(&self.options, self.failures_of_cycle, rng);
+            let wait = self.options.backoff.wait(self.failures_of_cycle, rng);
             self.health = Health::Backoff { until: asked.unwrap_or(now + wait) };
         }
         true
@@ -275,14 +268,13 @@ impl Pace {
         self.window.min(self.options.max_in_flight.max(1))
     }
 
-    /// When the next request of this cycle of attempts may go; `None` outside a cycle.
-    pub(super) fn next_of_cycle(&self, now: Instant) -> Option<Instant> {
-        match self.health {
-            Health::Backoff { until } => {
-                Some(self.retry_after_deadline(now).map_or(until, |retry_after_until| retry_after_until.max(until)))
-            }
-            _ => None,
-        }
+    /// When the next request may be sent; `None` while the endpoint works and no `Retry-After` deadline is set.
+    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
+        let until = match self.health {
+            Health::Up => None,
+            Health::Backoff { until } | Health::Cooldown { until } | Health::Paused { until, .. } => Some(until),
+        };
+        until.max(self.retry_after_deadline(now))
     }
 
     /// Whether anything slows delivery down.
@@ -336,22 +328,14 @@ impl Pace {
 
     fn wait_until(&mut self, now: Instant, rng: &mut impl Rng) -> Instant {
         self.waits = self.waits.saturating_add(1);
-        now + cooldown_time(&self.options, self.waits, rng)
+        now + cooldown_time(self.waits, rng)
     }
 }
 
-/// The wait after the `nth` failure of a cycle, from 1.
-pub(super) fn backoff(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> Duration {
-    let doublings = nth.saturating_sub(1).min(20);
-    let longest = options.first_backoff.saturating_mul(1 << doublings).min(options.max_backoff);
-    jitter(Duration::ZERO, longest, rng).max(MIN_BACKOFF)
-}
-
 /// The `nth` wait in a row between two cycles, from 1: 30-60 s, 60-120 s, and so on up to 150-300 s.
-pub(super) fn cooldown_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> Duration {
-    let doubled = options.cooldown.saturating_mul(1 << nth.saturating_sub(1).min(20));
-    let shortest = doubled.min(options.max_cooldown / 2).max(options.cooldown);
-    jitter(shortest, (shortest * 2).min(options.max_cooldown).max(shortest), rng)
+pub(super) fn cooldown_time(nth: u32, rng: &mut impl Rng) -> Duration {
+    let shortest = doubled(COOLDOWN.0, nth).min(COOLDOWN.1);
+    jitter(shortest, shortest * 2, rng)
 }
 
 /// The wait after a failure before an event that has not failed is probed ahead of time, given the failures in a row.
@@ -360,23 +344,18 @@ pub(super) fn cooldown_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng)
 pub(super) fn fresh_probe_wait(options: &PaceOptions, failures: u32, rng: &mut impl Rng) -> Duration {
     let beyond = failures.saturating_sub(options.max_retries.saturating_add(1));
     let most = if beyond < MANY_FRESH_PROBES { FRESH_PROBE.0 } else { FRESH_PROBE.1 };
-    let growing = options.first_backoff.saturating_mul(2).saturating_mul(1 << (beyond / 5).min(20));
-    let longest = growing.min(most).min(options.max_backoff);
-    jitter(longest / 2, longest, rng).max(MIN_BACKOFF)
+    let growing = doubled(options.backoff.first.saturating_mul(2), beyond / 5 + 1);
+    let longest = growing.min(most).min(options.backoff.most);
+    jitter(longest / 2, longest, rng).max(SHORTEST)
 }
 
 /// The wait after an event has failed alone for the `nth` time: 2-5 s, because that may have been chance, and then as
 /// long as between two cycles.
-pub(super) fn quarantine_time(options: &PaceOptions, nth: u32, rng: &mut impl Rng) -> Duration {
+pub(super) fn quarantine_time(nth: u32, rng: &mut impl Rng) -> Duration {
     match nth {
-        0 | 1 => jitter(QUARANTINE.0, QUARANTINE.1, rng).min(options.max_cooldown),
-        _ => cooldown_time(options, nth - 1, rng),
+        0 | 1 => jitter(QUARANTINE.0, QUARANTINE.1, rng),
+        _ => cooldown_time(nth - 1, rng),
     }
-}
-
-fn jitter(least: Duration, most: Duration, rng: &mut impl Rng) -> Duration {
-    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(rng.random_range(nanos(least)..=nanos(most).max(nanos(least))))
 }
 
 #[cfg(test)]

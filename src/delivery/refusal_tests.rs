@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::engine_tests::{Rig, queue_of, refusing};
 use super::fake::Reply;
 use super::*;
-use crate::report::Diagnostic;
+use crate::report::{Diagnostic, EndpointStatus};
 
 #[tokio::test(start_paused = true)]
 async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
@@ -265,7 +265,7 @@ impl Source for Counting {
         self.queue.is_held()
     }
 
-    fn newest(&self) -> Vec<ChunkRef> {
+    fn newest(&self) -> Option<ChunkRef> {
         self.queue.newest()
     }
 
@@ -283,8 +283,8 @@ impl Source for Counting {
         self.queue.release(row);
     }
 
-    fn pace(&self, state: &PaceState) {
-        self.queue.pace(state);
+    fn pace(&self, phase: Phase, next_attempt: Option<WallNanos>) {
+        self.queue.pace(phase, next_attempt);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Records are transcoded to JSON one by one and streamed into the compressor.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use flate2::write::{GzEncoder, ZlibEncoder};
 use jiff::Timestamp;
@@ -11,7 +12,7 @@ use rand::rngs::StdRng;
 use uuid::{Builder, Uuid};
 
 use super::{CaptureProtocol, DeliveryOptions};
-use crate::record::{LIB_NAME, LIB_VERSION, Malformed, Symbols, View, json};
+use crate::record::{LIB_NAME, LIB_VERSION, Malformed, View, json};
 use crate::sys::clock::WallNanos;
 use crate::transport::{MAX_RESPONSE_BYTES, Request};
 
@@ -45,39 +46,23 @@ impl Exchange {
 }
 
 impl DeliveryOptions {
-    /// What the endpoint speaks.
-    pub(super) fn protocol(&self) -> CaptureProtocol {
-        self.protocol
-    }
-
     /// How bodies are compressed: with V0 by nothing but gzip, which is all that every server of that age reads.
     pub(super) fn compression(&self) -> Compression {
         match (self.protocol, self.compression) {
-            (CaptureProtocol::V0, Compression::None) => Compression::None,
-            (CaptureProtocol::V0, gzip @ Compression::Gzip { .. }) => gzip,
-            (CaptureProtocol::V0, _) => Compression::Gzip { level: 1 },
             (CaptureProtocol::V1, any) => any,
-        }
-    }
-
-    /// What stands around the events of an attempt made `now`.
-    pub(super) fn envelope(&self, exchange: &Exchange, now: WallNanos) -> Envelope<'_> {
-        let historical_migration = self.historical_migration;
-        match self.protocol {
-            CaptureProtocol::V0 => Envelope::V0 { api_key: &self.api_key, historical_migration, sent_at: now },
-            CaptureProtocol::V1 => Envelope::V1 { historical_migration, created_at: exchange.created_at },
+            (CaptureProtocol::V0, known @ (Compression::None | Compression::Gzip { .. })) => known,
+            (CaptureProtocol::V0, _) => Compression::Gzip { level: 1 },
         }
     }
 
     /// An attempt made `now`.
     pub(super) fn request(&self, exchange: &Exchange, now: WallNanos, body: Body) -> Request {
-        let protocol = self.protocol;
         let encoding = self.compression().content_encoding();
-        let mut url = self.urls.first().cloned().unwrap_or_default();
+        let mut url = Arc::clone(&self.url);
         let mut headers = vec![("content-type", "application/json".to_owned())];
         headers.extend(encoding.map(|encoding| ("content-encoding", encoding.to_owned())));
         let mut max_answer = MAX_RESPONSE_BYTES;
-        match protocol {
+        match self.protocol {
             // Old servers read the query, not the header.
             CaptureProtocol::V0 if self.gzip_in_query && encoding.is_some() => {
                 url = format!("{url}?compression=gzip").into()
@@ -93,11 +78,106 @@ impl DeliveryOptions {
                     // The server corrects the times of all events by the difference from its own time.
                     ("posthog-request-timestamp", utc(now).to_string()),
                 ]);
-                let verdicts = body.events.saturating_mul(V1_ANSWER_BYTES_PER_EVENT);
-                max_answer = V1_ANSWER_BYTES.saturating_add(verdicts).min(V1_ANSWER_BYTES_MOST);
+                let results = body.events.saturating_mul(V1_ANSWER_BYTES_PER_EVENT);
+                max_answer = V1_ANSWER_BYTES.saturating_add(results).min(V1_ANSWER_BYTES_MOST);
             }
         }
         Request { url, headers, body: body.bytes, max_answer, ..Request::default() }
+    }
+
+    /// The body of an attempt made `now`, with these records in order.
+    pub(super) fn body<'r>(
+        &self,
+        compression: Compression,
+        exchange: &Exchange,
+        now: WallNanos,
+        records: impl Iterator<Item = &'r [u8]>,
+    ) -> io::Result<Body> {
+        let head = self.head(exchange, now)?;
+        match compression {
+            Compression::None => self.write_json(head, Vec::new(), records, Ok),
+            Compression::Gzip { level } => {
+                let gzip = GzEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
+                self.write_json(head, gzip, records, GzEncoder::finish)
+            }
+            Compression::Deflate { level } => {
+                let zlib = ZlibEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
+                self.write_json(head, zlib, records, ZlibEncoder::finish)
+            }
+            #[cfg(feature = "brotli")]
+            Compression::Brotli => {
+                let brotli = brotli::CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW);
+                self.write_json(head, brotli, records, |brotli| Ok(brotli.into_inner()))
+            }
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => {
+                let zstd = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+                self.write_json(head, zstd, records, zstd::stream::write::Encoder::finish)
+            }
+        }
+    }
+
+    /// Writes the records behind `text`, the beginning of the body.
+    fn write_json<'r, W: Write>(
+        &self,
+        mut text: Vec<u8>,
+        mut out: W,
+        records: impl Iterator<Item = &'r [u8]>,
+        finish: impl FnOnce(W) -> io::Result<Vec<u8>>,
+    ) -> io::Result<Body> {
+        let mut body = Body { bytes: Vec::new(), json_bytes: 0, events: 0, malformed: Vec::new() };
+        for (index, record) in records.enumerate() {
+            if body.events > 0 {
+                text.push(b',');
+            }
+            // An event goes to the compressor only when it is complete, so a malformed record leaves nothing behind.
+            let before = text.len();
+            let written = View::parse(record).and_then(|view| match self.protocol {
+                CaptureProtocol::V0 => json::write_event(&view, &*self.symbols, &mut text),
+                CaptureProtocol::V1 => json::write_event_v1(&view, &*self.symbols, &mut text),
+            });
+            match written {
+                Ok(()) => body.events += 1,
+                Err(malformed) => {
+                    text.truncate(before.saturating_sub(usize::from(body.events > 0)));
+                    body.malformed.push((index, malformed));
+                }
+            }
+            // Each call of the compressor is expensive.
+            if text.len() >= 16 * 1024 {
+                body.json_bytes += text.len();
+                out.write_all(&text)?;
+                text.clear();
+            }
+        }
+        text.extend_from_slice(b"]}");
+        body.json_bytes += text.len();
+        out.write_all(&text)?;
+        body.bytes = finish(out)?;
+        Ok(body)
+    }
+
+    /// The members of a body before the events. In V1, key and time of the attempt are headers.
+    fn head(&self, exchange: &Exchange, now: WallNanos) -> io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(4096);
+        let historical_migration = self.historical_migration;
+        match self.protocol {
+            CaptureProtocol::V0 => {
+                out.extend_from_slice(b"{\"api_key\":");
+                serde_json::to_writer(&mut out, &self.api_key)?;
+                // The server corrects the times of all events by the difference from its own time.
+                let sent_at = utc(now);
+                write!(out, ",\"historical_migration\":{historical_migration},\"sent_at\":\"{sent_at}\",")?;
+            }
+            CaptureProtocol::V1 => {
+                write!(out, "{{\"created_at\":\"{}\",", utc(exchange.created_at))?;
+                if historical_migration {
+                    out.extend_from_slice(b"\"historical_migration\":true,");
+                }
+            }
+        }
+        out.extend_from_slice(b"\"batch\":[");
+        Ok(out)
     }
 }
 
@@ -153,27 +233,6 @@ impl Compression {
     }
 }
 
-/// The members of a body besides the events.
-#[derive(Clone, Debug)]
-pub(super) enum Envelope<'a> {
-    /// V0.
-    V0 {
-        /// The project's token.
-        api_key: &'a str,
-        /// An import of old events.
-        historical_migration: bool,
-        /// The time of this attempt. The server corrects the times of all events by the difference from its own.
-        sent_at: WallNanos,
-    },
-    /// V1, where token and time of the attempt are headers.
-    V1 {
-        /// An import of old events.
-        historical_migration: bool,
-        /// When the batch was made.
-        created_at: WallNanos,
-    },
-}
-
 /// A body that is ready to be sent.
 #[derive(Debug)]
 pub(super) struct Body {
@@ -187,96 +246,6 @@ pub(super) struct Body {
     pub(super) malformed: Vec<(usize, Malformed)>,
 }
 
-/// Writes a body of these records, in order. `symbols` resolves the addresses in them.
-pub(super) fn write_body<'r>(
-    envelope: &Envelope<'_>,
-    compression: Compression,
-    symbols: &dyn Symbols,
-    records: impl Iterator<Item = &'r [u8]>,
-) -> io::Result<Body> {
-    match compression {
-        Compression::None => write_json(envelope, symbols, Vec::new(), records, Ok),
-        Compression::Gzip { level } => {
-            let gzip = GzEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
-            write_json(envelope, symbols, gzip, records, GzEncoder::finish)
-        }
-        Compression::Deflate { level } => {
-            let zlib = ZlibEncoder::new(Vec::new(), flate2::Compression::new(level.clamp(1, 9)));
-            write_json(envelope, symbols, zlib, records, ZlibEncoder::finish)
-        }
-        #[cfg(feature = "brotli")]
-        Compression::Brotli => {
-            let brotli = brotli::CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW);
-            write_json(envelope, symbols, brotli, records, |brotli| Ok(brotli.into_inner()))
-        }
-        #[cfg(feature = "zstd")]
-        Compression::Zstd => {
-            let zstd = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
-            write_json(envelope, symbols, zstd, records, zstd::stream::write::Encoder::finish)
-        }
-    }
-}
-
-fn write_json<'r, W: Write>(
-    envelope: &Envelope<'_>,
-    symbols: &dyn Symbols,
-    mut out: W,
-    records: impl Iterator<Item = &'r [u8]>,
-    finish: impl FnOnce(W) -> io::Result<Vec<u8>>,
-) -> io::Result<Body> {
-    // An event goes to the compressor only when it is complete, so a malformed record leaves nothing behind.
-    let mut text = Vec::with_capacity(4096);
-    write_head(envelope, &mut text)?;
-    let mut body = Body { bytes: Vec::new(), json_bytes: 0, events: 0, malformed: Vec::new() };
-    for (index, record) in records.enumerate() {
-        if body.events > 0 {
-            text.push(b',');
-        }
-        let before = text.len();
-        let written = View::parse(record).and_then(|view| match envelope {
-            Envelope::V0 { .. } => json::write_event(&view, symbols, &mut text),
-            Envelope::V1 { .. } => json::write_event_v1(&view, symbols, &mut text),
-        });
-        match written {
-            Ok(()) => body.events += 1,
-            Err(malformed) => {
-                text.truncate(before.saturating_sub(usize::from(body.events > 0)));
-                body.malformed.push((index, malformed));
-            }
-        }
-        // Each call of the compressor is expensive.
-        if text.len() >= 16 * 1024 {
-            body.json_bytes += text.len();
-            out.write_all(&text)?;
-            text.clear();
-        }
-    }
-    text.extend_from_slice(b"]}");
-    body.json_bytes += text.len();
-    out.write_all(&text)?;
-    body.bytes = finish(out)?;
-    Ok(body)
-}
-
-fn write_head(envelope: &Envelope<'_>, out: &mut Vec<u8>) -> io::Result<()> {
-    match *envelope {
-        Envelope::V0 { api_key, historical_migration, sent_at } => {
-            out.extend_from_slice(b"{\"api_key\":");
-            serde_json::to_writer(&mut *out, api_key)?;
-            let sent_at = utc(sent_at);
-            write!(out, ",\"historical_migration\":{historical_migration},\"sent_at\":\"{sent_at}\",")?;
-        }
-        Envelope::V1 { historical_migration, created_at } => {
-            write!(out, "{{\"created_at\":\"{}\",", utc(created_at))?;
-            if historical_migration {
-                out.extend_from_slice(b"\"historical_migration\":true,");
-            }
-        }
-    }
-    out.extend_from_slice(b"\"batch\":[");
-    Ok(())
-}
-
 /// A time that is formatted as RFC 3339 in UTC. Every 64-bit number of nanoseconds is a valid timestamp.
 pub(super) fn utc(time: WallNanos) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(time)).unwrap_or(Timestamp::UNIX_EPOCH)
@@ -288,10 +257,9 @@ mod tests {
 
     use super::super::fake::{malformed_record, record};
     use super::*;
-    use crate::record::NoSymbols;
 
-    const ENVELOPE: Envelope<'_> =
-        Envelope::V0 { api_key: "phc_\"x", historical_migration: true, sent_at: 1_500_000_000 };
+    const NOW: WallNanos = 1_500_000_000;
+    const EXCHANGE: Exchange = Exchange { id: Uuid::nil(), attempt: 1, created_at: NOW };
 
     /// Every codec that is compiled in.
     fn codecs() -> Vec<Compression> {
@@ -308,7 +276,9 @@ mod tests {
     }
 
     fn write_all(compression: Compression, records: &[Vec<u8>]) -> (Body, Value) {
-        let body = write_body(&ENVELOPE, compression, &NoSymbols, records.iter().map(Vec::as_slice)).unwrap();
+        let options =
+            DeliveryOptions { api_key: "phc_\"x".to_owned(), historical_migration: true, ..DeliveryOptions::default() };
+        let body = options.body(compression, &EXCHANGE, NOW, records.iter().map(Vec::as_slice)).unwrap();
         // By independent decoders.
         let text = sink::decode(compression.content_encoding(), body.bytes.clone(), 1 << 24).unwrap();
         assert_eq!(text.len(), body.json_bytes);
@@ -335,9 +305,9 @@ mod tests {
             (false, r#"{"created_at":"1970-01-01T00:00:01.5Z","batch":[{"uuid":""#),
             (true, r#"{"created_at":"1970-01-01T00:00:01.5Z","historical_migration":true,"batch":[{"uuid":""#),
         ] {
-            let envelope = Envelope::V1 { historical_migration, created_at: 1_500_000_000 };
-            let body =
-                write_body(&envelope, Compression::None, &NoSymbols, [record(1).as_slice()].into_iter()).unwrap();
+            let protocol = CaptureProtocol::V1;
+            let options = DeliveryOptions { historical_migration, protocol, ..DeliveryOptions::default() };
+            let body = options.body(Compression::None, &EXCHANGE, 0, [record(1).as_slice()].into_iter()).unwrap();
             let text = String::from_utf8(body.bytes).unwrap();
             assert!(text.starts_with(head) && text.ends_with(r#""options":{}}]}"#), "{text}");
         }

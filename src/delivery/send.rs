@@ -18,7 +18,7 @@ use super::batch::Batch;
 use super::engine::{Engine, sleep_until};
 use super::loaded::QuarantineReason;
 use super::pace::{Health, Ticket};
-use super::request::{Body, Exchange, write_body};
+use super::request::{Body, Exchange};
 use crate::sys::clock::WallNanos;
 use crate::transport::{Pending, Response, TransportError};
 
@@ -40,7 +40,7 @@ impl Engine {
     /// Sends a batch. Events that cannot be sent with the others become pieces of their own.
     pub(super) fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
         // PostHog's V1 answers by uuid, and refuses a request that holds one twice.
-        if self.options.protocol() == CaptureProtocol::V1
+        if self.options.protocol == CaptureProtocol::V1
             && let Some(repetition) = batch.first_repetition(&self.intake.loaded)
         {
             let (first, second) = batch.cut(repetition, &mut self.intake.loaded);
@@ -81,16 +81,13 @@ impl Engine {
 
     /// Encodes the batch. Records that cannot be read are dead-lettered. `None` if no event is left.
     fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
-        let envelope = self.options.envelope(exchange, wall);
-        let compression = self.options.compression();
         let loaded = &self.intake.loaded;
         let records =
             || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
         let bodies = records().map(|(_, (_, _, body))| body);
         // Writing to memory fails only if an allocation does.
-        let symbols = &*self.options.symbols;
-        let written = write_body(&envelope, compression, symbols, bodies).ok();
-        symbols.rest();
+        let written = self.options.body(self.options.compression(), exchange, wall, bodies).ok();
+        self.options.symbols.rest();
         let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
         let culprits: Vec<_> = malformed
             .iter()

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use crate::delivery::engine_tests::{Rig, queue_of};
-use crate::delivery::fake::{Reply, Seen};
-use crate::delivery::*;
+use super::engine_tests::{Rig, queue_of};
+use super::fake::{Reply, Seen};
+use super::*;
+use crate::report::EndpointStatus;
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)

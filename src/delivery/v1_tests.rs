@@ -9,10 +9,10 @@ use super::engine_tests::{Rig, queue_of};
 use super::fake::{FakeQueue, Reply, Seen, chunk_of, record};
 use super::notice::asked_again;
 use super::*;
-use crate::report::Diagnostic;
+use crate::report::{Diagnostic, EndpointStatus};
 
 fn v1(parts: &mut EngineParts) {
-    parts.options.urls = vec!["http://fake/i/v1/analytics/events".into(), "http://fake/ai/".into()];
+    parts.options.url = "http://fake/i/v1/analytics/events".into();
     parts.options.protocol = CaptureProtocol::V1;
 }
 

@@ -8,7 +8,7 @@ use sink::{Answer, Sink};
 
 use super::engine_tests::{Rig, queue_of};
 use super::*;
-use crate::report::Diagnostic;
+use crate::report::{Diagnostic, EndpointStatus};
 use crate::sys::clock::Clock;
 use crate::transport::{Proxy, Transport, TransportOptions};
 
@@ -30,9 +30,9 @@ fn start(sink: &Sink, chunks: u64, events: u64) -> Rig {
         |parts| {
             parts.transport = Arc::new(transport);
             parts.clock = Clock::System;
-            parts.options.urls = vec![url];
+            parts.options.url = url;
             parts.options.compression = Compression::Gzip { level: 1 };
-            parts.options.pace.first_backoff = Duration::from_millis(10);
+            parts.options.pace.backoff.first = Duration::from_millis(10);
         },
     )
 }

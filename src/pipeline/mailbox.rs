@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use super::outcomes::Awaited;
 use super::pending::Promise;
 use super::shared::lock;
-use crate::delivery;
 use crate::flags::loader::Keep;
 use crate::queue::Totals;
-use crate::report::{DeadLetterError, FlushReport, ShutdownReport};
+use crate::report::{DeadLetterError, EndpointStatus, FlushReport, ShutdownReport};
 
 /// Commands for the committer, gathered until it takes them.
 #[derive(Debug, Default)]
@@ -29,7 +28,7 @@ pub(super) struct Commands {
     /// Begin these flushes.
     pub(super) flushes: Vec<Flush>,
     /// Flushes that delivery has completed, each with the state in which it found the endpoint.
-    pub(super) flushed: Vec<(Flush, delivery::EndpointStatus)>,
+    pub(super) flushed: Vec<(Flush, EndpointStatus)>,
     /// Events to be sent now, because a caller waits for their outcome.
     pub(super) awaited: Vec<Awaited>,
     /// Retry or discard dead letters, and promise the number affected.
@@ -43,7 +42,7 @@ pub(super) struct Commands {
     /// Callers that wait for the end of a shutdown.
     pub(super) stops: Vec<Promise<ShutdownReport>>,
     /// Delivery has ended, and found the endpoint in this state.
-    pub(super) delivery_ended: Option<delivery::EndpointStatus>,
+    pub(super) delivery_ended: Option<EndpointStatus>,
 }
 
 impl Commands {

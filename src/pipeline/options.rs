@@ -130,14 +130,14 @@ impl PipelineOptions {
             },
             limits,
             delivery: DeliveryOptions {
-                urls: vec![format!("{}/i/v0/ai/batch/", self.queue.project.host).into()],
+                url: format!("{}/i/v0/ai/batch/", self.queue.project.host).into(),
                 // The AI endpoint supports no other protocol.
                 protocol: CaptureProtocol::V0,
                 gzip_in_query: false,
                 max_batch_bytes: AI_BATCH_BYTES,
                 pace: PaceOptions {
                     max_in_flight: delivery.pace.max_in_flight.min(AI_IN_FLIGHT_MOST),
-                    ..delivery.pace.clone()
+                    ..delivery.pace
                 },
                 ..delivery.clone()
             },

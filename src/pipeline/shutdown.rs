@@ -14,7 +14,6 @@ use super::committer::Committer;
 use super::pending::{self, Pending, Promise};
 use super::shared::{Pipeline, lock};
 use super::threads;
-use crate::delivery;
 use crate::delivery::Source;
 use crate::report::{Diagnostic, EndpointStatus, ShutdownReport};
 use crate::sys::crash_point;
@@ -79,7 +78,7 @@ impl Pipeline {
         let Some(report) = self.finished.get() else { return };
         let late = self.mailbox.take();
         for flush in late.flushes {
-            self.answer_flush(flush, delivery::EndpointStatus::Stopped);
+            self.answer_flush(flush, EndpointStatus::Closed);
         }
         for (flush, endpoint) in late.flushed {
             self.answer_flush(flush, endpoint);
@@ -171,14 +170,14 @@ impl Committer {
         self.ack_own();
         crash_point::reach("stop.committed");
         let remaining = pipeline.remaining();
-        let found = self.commands.delivery_ended.take().unwrap_or_else(|| delivery::EndpointStatus::Down {
+        let found = self.commands.delivery_ended.take().unwrap_or_else(|| EndpointStatus::Down {
             reason: "the delivery did not end in time, because the machine is overloaded or a callback of the program does not return".to_owned(),
-            until: None,
+            retry_in: None,
         });
         let report = ShutdownReport {
             delivered: pipeline.delivered_by_stop(),
             remaining,
-            endpoint: match pipeline.endpoint(found) {
+            endpoint: match found {
                 // Nothing was tried, so nothing is known about the endpoint.
                 EndpointStatus::Up if !had_time && remaining > 0 => EndpointStatus::Closed,
                 endpoint => endpoint,

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use super::Pipeline;
-use crate::delivery::{PaceState, Phase, Source, SourceError};
+use crate::delivery::{Phase, Source, SourceError};
 pub(super) use crate::queue::OWN;
 use crate::queue::store::ChunkKey;
 use crate::queue::{Ack, ChunkRef, Lease, Queue, Rows};
 use crate::report::Diagnostic;
+use crate::sys::clock::WallNanos;
 
 impl Pipeline {
     /// Stops sending, or starts it again. Requests that are under way at the moment of the call are not aborted.
@@ -92,12 +93,12 @@ impl Source for Pipeline {
         is_adopted
     }
 
-    fn newest(&self) -> Vec<ChunkRef> {
+    fn newest(&self) -> Option<ChunkRef> {
         // Not what other processes left behind: that may take long, and is not what the caller of a flush has captured.
         let ledger = self.shard.ledger();
         // No row begins above the newest record, and an upper bound is enough.
         let key = ChunkKey::new(ledger.accepted);
-        (ledger.queued_events > 0).then_some(ChunkRef { origin: OWN, key }).into_iter().collect()
+        (ledger.queued_events > 0).then_some(ChunkRef { origin: OWN, key })
     }
 
     fn ack(&self, ack: Ack) {
@@ -110,12 +111,12 @@ impl Source for Pipeline {
         self.leases.release(row);
     }
 
-    fn pace(&self, pace: &PaceState) {
-        if pace.phase != Phase::Idle {
+    fn pace(&self, phase: Phase, next_attempt: Option<WallNanos>) {
+        if phase != Phase::Idle {
             self.leases.note_attempt();
         }
         // Other changes of pace do not concern the next process: a commit for each would cost more than the request.
-        if self.leases.note_next_attempt(pace.next_attempt) {
+        if self.leases.note_next_attempt(next_attempt) {
             self.mailbox.wake();
         }
     }

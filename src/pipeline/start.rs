@@ -353,7 +353,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         next_attempt,
         seed: random_u64(),
     };
-    let handle = DeliveryHandle::new();
+    let handle = DeliveryHandle::default();
     let _ = pipeline.delivery.set(handle.clone());
     pipeline.threads.deliver((parts, handle), pipeline.loading()).map_err(StartError::Thread)
 }

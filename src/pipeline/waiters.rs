@@ -11,9 +11,7 @@ use super::committer::Committer;
 use super::mailbox::Flush;
 use super::pending::{self, Pending, Promise};
 use super::shared::{Pipeline, lock};
-use crate::delivery;
 use crate::report::{DeliveryReport, EndpointStatus, FlushReport, PersistError};
-use crate::sys::clock::{WallNanos, elapsed};
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -97,18 +95,18 @@ impl Pipeline {
         self.answer_late_commands();
     }
 
-    pub(super) fn answer_flush(&self, flush: Flush, endpoint: delivery::EndpointStatus) {
+    pub(super) fn answer_flush(&self, flush: Flush, endpoint: EndpointStatus) {
         let totals = self.leases.totals();
         flush.promise.answer(FlushReport {
             delivered: totals.delivered.saturating_sub(flush.before.delivered),
             dead_lettered: totals.dead_lettered.saturating_sub(flush.before.dead_lettered),
             remaining: self.remaining(),
-            endpoint: self.endpoint(endpoint),
+            endpoint,
         });
     }
 
     /// Takes a flush that delivery has completed. The committer answers it, unless it has ended.
-    pub(super) fn flush_completed(&self, flush: Flush, endpoint: delivery::EndpointStatus) {
+    pub(super) fn flush_completed(&self, flush: Flush, endpoint: EndpointStatus) {
         self.mailbox.send(|commands| commands.flushed.push((flush, endpoint)));
         self.answer_late_commands();
     }
@@ -129,7 +127,6 @@ impl Committer {
             let pipeline = Arc::clone(&self.pipeline);
             delivery.flush(Box::new(move |endpoint| {
                 // Events that were decided are no longer waited for.
-                let endpoint = pipeline.endpoint(endpoint);
                 for one in awaited {
                     pipeline.outcomes.give_up(&one, DeliveryReport::Queued { endpoint: endpoint.clone() });
                 }
@@ -147,7 +144,7 @@ impl Committer {
     /// Answers all flushes at the end, also those that delivery has not received.
     pub(super) fn answer_all_flushes(&mut self) {
         let not_begun = std::mem::take(&mut self.commands.flushes).into_iter();
-        self.commands.flushed.extend(not_begun.map(|flush| (flush, delivery::EndpointStatus::Stopped)));
+        self.commands.flushed.extend(not_begun.map(|flush| (flush, EndpointStatus::Closed)));
         self.answer_flushes();
     }
 }
@@ -161,23 +158,6 @@ impl Pipeline {
         let adopted = self.adopted_shard();
         let adopted = adopted.map_or(0, |(origin, shard)| self.leases.ledger(origin, || shard.ledger()).queued_events);
         own.queued_events + in_journal + adopted
-    }
-
-    /// The public form of delivery's state, with durations instead of times.
-    pub(super) fn endpoint(&self, endpoint: delivery::EndpointStatus) -> EndpointStatus {
-        let now = self.options.clock.wall_nanos();
-        let retry_in = |until: Option<WallNanos>| until.map(|until| elapsed(now, until));
-        match endpoint {
-            delivery::EndpointStatus::Up => EndpointStatus::Up,
-            delivery::EndpointStatus::Down { reason, until } => {
-                EndpointStatus::Down { reason, retry_in: retry_in(until) }
-            }
-            delivery::EndpointStatus::Refusing { reason } => EndpointStatus::Refusing { reason },
-            delivery::EndpointStatus::Paused { status, reason, until } => {
-                EndpointStatus::Paused { status, reason, retry_in: retry_in(until) }
-            }
-            delivery::EndpointStatus::Stopped => EndpointStatus::Closed,
-        }
     }
 }
 

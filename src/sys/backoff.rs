@@ -5,14 +5,12 @@
 //! retries of requests. No clock and no source of randomness in here: the caller counts failures and passes a
 //! generator.
 
-#![allow(dead_code, reason = "delivery and the loader of flag definitions still have copies of their own")]
-
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
 /// No wait is shorter: an attempt that follows at once meets the same failure.
-const SHORTEST: Duration = Duration::from_millis(100);
+pub(crate) const SHORTEST: Duration = Duration::from_millis(100);
 /// More doublings than this exceed any configurable maximum.
 const MOST_DOUBLINGS: u32 = 20;
 

@@ -1,7 +1,6 @@
 //! Eviction by age, with clocks that are set and machines that sleep; and how much an eviction reads.
 
 use super::*;
-use crate::delivery::PaceState;
 
 const DAY_NANOS: i64 = 86_400_000_000_000;
 
@@ -14,7 +13,7 @@ fn aging() -> Bench {
 
 /// Reports a request as made.
 fn attempt(bench: &Bench) {
-    bench.pipeline.pace(&PaceState { phase: delivery::Phase::Sending, next_attempt: None });
+    bench.pipeline.pace(delivery::Phase::Sending, None);
 }
 
 fn is_aged(diagnostic: &Diagnostic) -> bool {

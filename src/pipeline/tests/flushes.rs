@@ -29,7 +29,7 @@ fn dead_letter(bench: &Bench, lease: &Lease) {
 }
 
 fn ended(bench: &Bench, flush: crate::pipeline::mailbox::Flush) {
-    bench.pipeline.flush_completed(flush, delivery::EndpointStatus::Up);
+    bench.pipeline.flush_completed(flush, EndpointStatus::Up);
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn options_for_threads(gate: Arc<dyn Gate>) -> (PipelineOptions, Arc<Endpoint>, 
     options.network = Some(Arc::clone(&endpoint) as Arc<dyn Http>);
     options.intervals.flush = Duration::from_millis(50);
     options.intervals.ack = Duration::from_millis(50);
-    options.delivery.urls = vec!["https://eu.example/batch/".into()];
+    options.delivery.url = "https://eu.example/batch/".into();
     options.delivery.pace.first_send_jitter = Duration::ZERO;
     (options, endpoint, Arc::clone(&first.root))
 }

@@ -265,7 +265,7 @@ fn a_shutdown_waits_for_events_that_the_store_takes_a_moment_later() {
     assert_eq!(leases.iter().map(|lease| lease.chunk.count).sum::<u32>(), 3);
     bench.deliver(leases);
     assert_eq!(bench.lease().len(), 0, "everything is sent, so the shutdown may end");
-    bench.pipeline.mailbox.send(|commands| commands.delivery_ended = Some(delivery::EndpointStatus::Up));
+    bench.pipeline.mailbox.send(|commands| commands.delivery_ended = Some(crate::report::EndpointStatus::Up));
     let commands = bench.pipeline.mailbox.take();
     bench.committer.receive(commands);
     assert!(bench.committer.turn().is_break());
