@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::endpoint::{former_projects, headers, project};
 use super::flags::FlagSettings;
-use super::{BeforeSend, CaptureProtocol, Compression, Config};
+use super::{BeforeSend, Config};
 use crate::context;
 use crate::crash::InProcess;
-use crate::delivery::{self, DeliveryOptions, PaceOptions};
+use crate::delivery::{CaptureProtocol, Compression, DeliveryOptions, PaceOptions};
 use crate::error::Error;
 use crate::pipeline::{Intervals, Lane, Limits, OverflowPolicy, PipelineOptions};
 use crate::queue::{Project, QueueOptions, journal};
@@ -217,24 +217,21 @@ impl Config {
     }
 }
 
-fn compression(chosen: Compression, protocol: CaptureProtocol) -> Result<delivery::Compression, Error> {
+/// Checks that the protocol and this build support a codec.
+fn compression(chosen: Compression, protocol: CaptureProtocol) -> Result<Compression, Error> {
     let is_v0 = protocol == CaptureProtocol::V0;
     match chosen {
-        Compression::None => Ok(delivery::Compression::None),
-        Compression::Gzip => Ok(delivery::Compression::Gzip { level: 1 }),
         Compression::Deflate | Compression::Brotli | Compression::Zstd if is_v0 => Err(Error::config(
             "compression",
             format!("{chosen:?} needs CaptureProtocol::V1; V0 servers read gzip only"),
         )),
-        Compression::Deflate => Ok(delivery::Compression::Deflate { level: 1 }),
-        #[cfg(feature = "brotli")]
-        Compression::Brotli => Ok(delivery::Compression::Brotli),
-        #[cfg(feature = "zstd")]
-        Compression::Zstd => Ok(delivery::Compression::Zstd),
-        #[cfg(not(feature = "brotli"))]
-        Compression::Brotli => Err(Error::config("compression", "Brotli needs the cargo feature `brotli`")),
-        #[cfg(not(feature = "zstd"))]
-        Compression::Zstd => Err(Error::config("compression", "Zstd needs the cargo feature `zstd`")),
+        Compression::Brotli if !cfg!(feature = "brotli") => {
+            Err(Error::config("compression", "Brotli needs the cargo feature `brotli`"))
+        }
+        Compression::Zstd if !cfg!(feature = "zstd") => {
+            Err(Error::config("compression", "Zstd needs the cargo feature `zstd`"))
+        }
+        supported => Ok(supported),
     }
 }
 

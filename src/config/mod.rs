@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use crate::delivery::{CaptureProtocol, Compression};
 use crate::delivery::{DeliveryNotice, OnDelivery};
 use crate::event::Event;
 use crate::pipeline::OverflowPolicy;
@@ -35,11 +36,10 @@ use crate::report::Diagnostic;
 use crate::sys::limits;
 use crate::transport::Proxy;
 
-pub use crate::delivery::CaptureProtocol;
 pub(crate) use check::Settings;
 use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
-pub use values::{BeforeSend, Compression, FlagsProtocol};
+pub use values::{BeforeSend, FlagsProtocol};
 
 /// The settings of a client.
 ///

@@ -5,26 +5,6 @@ use std::sync::Arc;
 
 use crate::event::Event;
 
-/// How request bodies are compressed.
-///
-/// [`CaptureProtocol::V0`] servers accept gzip only; [`CaptureProtocol::V1`] servers accept all of these. A choice that
-/// the protocol or this build does not support is an error when the client is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Compression {
-    /// No compression.
-    None,
-    /// gzip at its fastest level. Measured: on links below about 20 MB/s the link is slower than the compression.
-    #[default]
-    Gzip,
-    /// zlib at its fastest level (`deflate` in HTTP): gzip with another header. V1 only.
-    Deflate,
-    /// Brotli at quality 4: smaller than gzip, and slower. V1 only; needs the cargo feature `brotli`.
-    Brotli,
-    /// Zstandard at level 1: smaller than gzip, and a little slower. V1 only; needs the cargo feature `zstd`.
-    Zstd,
-}
-
 /// The protocol of the endpoint for feature flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::loaded::{Loaded, Slice};
+use super::pace::Ticket;
 use super::request::Exchange;
 use crate::queue::ChunkRef;
 use crate::record::Class;
@@ -34,6 +35,8 @@ pub(super) struct Batch {
     pub(super) exchange: Option<Exchange>,
     /// Number of accepted requests when these events, or a batch with them, were first refused.
     pub(super) refused_since: Option<u64>,
+    /// The circumstances in which it was last sent.
+    pub(super) ticket: Ticket,
     /// The number and the time of the request it was last sent as.
     pub(super) sent: Option<(u64, Instant)>,
     /// The early timeout of that request, if the endpoint was believed to work.
@@ -77,6 +80,14 @@ impl Batch {
         }
     }
 
+    /// Its open records: each as a slice, its sequence number, its body.
+    pub(super) fn records<'a>(&'a self, loaded: &'a Loaded) -> impl Iterator<Item = (Slice, u64, &'a [u8])> + 'a {
+        self.slices.iter().flat_map(|slice| {
+            let one = |position| Slice { chunk: slice.chunk, range: position..position + 1 };
+            loaded.open(slice).map(move |(position, seq, body)| (one(position), seq, body))
+        })
+    }
+
     /// The chunks it has records of, some of them perhaps twice in a row.
     pub(super) fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
         self.slices.iter().map(|slice| slice.chunk)
@@ -85,8 +96,7 @@ impl Batch {
     /// The position among the open records of the first one whose uuid an earlier one has.
     pub(super) fn first_repetition(&self, loaded: &Loaded) -> Option<usize> {
         let mut seen = HashSet::with_capacity(self.events);
-        let bodies = self.slices.iter().flat_map(|slice| loaded.open(slice).map(|(.., body)| body));
-        bodies.map(uuid_of).position(|uuid| !seen.insert(uuid))
+        self.records(loaded).position(|(.., body)| !seen.insert(uuid_of(body)))
     }
 
     /// Adds the events of another batch.
@@ -98,23 +108,23 @@ impl Batch {
 
     /// Splits off the open record at this position. Returns it and the batch of the others.
     pub(super) fn take_out(self, place: usize, loaded: &mut Loaded) -> (Batch, Batch) {
-        let (mut rest, from) = self.cut(place, loaded);
-        let (one, behind) = from.cut(1, loaded);
+        let [mut rest, from] = self.cut(place, loaded);
+        let [one, behind] = from.cut(1, loaded);
         rest.join(behind);
         (one, rest)
     }
 
     /// Two batches with half of the open records each. The first is empty if there is only one.
-    pub(super) fn halves(self, loaded: &mut Loaded) -> (Batch, Batch) {
+    pub(super) fn halves(self, loaded: &mut Loaded) -> [Batch; 2] {
         let half = self.events / 2;
         self.cut(half, loaded)
     }
 
     /// Two batches, the first with this number of open records.
-    pub(super) fn cut(self, events: usize, loaded: &mut Loaded) -> (Batch, Batch) {
-        let refused_since = self.refused_since;
+    pub(super) fn cut(self, events: usize, loaded: &mut Loaded) -> [Batch; 2] {
         let mut missing = events;
-        let (mut first, mut second) = (Batch::default(), Batch::default());
+        let mut first = Batch { refused_since: self.refused_since, ..Batch::default() };
+        let mut second = first.clone();
         for mut slice in self.slices {
             let open: Vec<usize> = loaded.open(&slice).map(|(position, ..)| position - slice.range.start).collect();
             let Some(&cut) = open.get(missing) else {
@@ -131,8 +141,7 @@ impl Batch {
                 second.push(slice, loaded);
             }
         }
-        (first.refused_since, second.refused_since) = (refused_since, refused_since);
-        (first, second)
+        [first, second]
     }
 }
 
@@ -196,7 +205,7 @@ mod tests {
                 batch.push(slice, &loaded);
             }
             let events = batch.events;
-            let (first, second) = batch.halves(&mut loaded);
+            let [first, second] = batch.halves(&mut loaded);
             assert_eq!((first.events, second.events), (events / 2, events - events / 2));
             let all = first.slices.iter().chain(&second.slices);
             let seqs: Vec<u64> = all.flat_map(|slice| loaded.open(slice).map(|(_, seq, _)| seq)).collect();

@@ -48,26 +48,6 @@ pub(super) struct Bisection {
     searches_left: u32,
 }
 
-/// What a refusal means for the bisection.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Search {
-    /// It goes on.
-    GoesOn,
-    /// It is given up; other chunks may be fine.
-    GivenUp,
-    /// Every request is refused.
-    Outage,
-}
-
-/// What to send next.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// A piece first, a fresh batch if there is none.
-    Piece,
-    /// A fresh batch first, a piece if there is none.
-    Fresh,
-}
-
 impl Default for Bisection {
     fn default() -> Self {
         Self {
@@ -102,11 +82,11 @@ impl Bisection {
         self.pieces.iter().any(|piece| piece.quarantined > 0)
     }
 
-    /// Whether a piece or a fresh batch is next.
-    pub(super) fn turn(&mut self) -> Turn {
+    /// Whether a piece goes before a fresh batch this time.
+    pub(super) fn is_turn_of_a_piece(&mut self) -> bool {
         self.turn = self.turn.wrapping_add(1);
         let is_full = self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() >= MANY_BYTES;
-        if self.turn.is_multiple_of(2) && !is_full { Turn::Fresh } else { Turn::Piece }
+        is_full || !self.turn.is_multiple_of(2)
     }
 
     /// Takes a piece, from either end in turns. The rest of a large one stays where it was.
@@ -118,7 +98,7 @@ impl Bisection {
         if piece.events <= size {
             return Some(piece);
         }
-        let (piece, rest) = piece.cut(size, loaded);
+        let [piece, rest] = piece.cut(size, loaded);
         let rest = Batch { is_piece: true, ..rest };
         if is_front {
             self.pieces.push_front(rest)
@@ -162,23 +142,21 @@ impl Bisection {
         self.failures_in_a_row + 1 >= MANY_REFUSALS
     }
 
-    /// A request with this many events was refused.
-    pub(super) fn refused(&mut self, events: usize) -> Search {
+    /// A request with this many events was refused. Returns whether the bisection is to be given up.
+    pub(super) fn refused(&mut self, events: usize) -> bool {
         self.size = self.size.min(events / 2).max(1);
         // An endpoint that refuses is not down.
         self.failures_in_a_row = 0;
         self.refusals_in_a_row = self.refusals_in_a_row.saturating_add(1);
-        if self.refusals_in_a_row < MANY_REFUSALS {
-            return Search::GoesOn;
-        }
+        self.refusals_in_a_row >= MANY_REFUSALS
+    }
+
+    /// The bisection is given up. Returns whether other chunks may be fine; if not, every request is refused.
+    pub(super) fn give_up(&mut self) -> bool {
         self.refusals_in_a_row = 0;
-        match self.searches_left.checked_sub(1) {
-            Some(left) => {
-                self.searches_left = left;
-                Search::GivenUp
-            }
-            None => Search::Outage,
-        }
+        let left = self.searches_left.checked_sub(1);
+        self.searches_left = left.unwrap_or_default();
+        left.is_some()
     }
 
     /// A request with this many events was accepted.
@@ -210,9 +188,9 @@ mod tests {
         bisection.push(pieces(&mut loaded, &[1, 2, 3, 4]));
         let mut order = Vec::new();
         for _ in 0..4 {
-            assert_eq!(bisection.turn(), Turn::Piece);
+            assert!(bisection.is_turn_of_a_piece());
             order.push(bisection.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events);
-            assert_eq!(bisection.turn(), Turn::Fresh);
+            assert!(!bisection.is_turn_of_a_piece());
         }
         assert_eq!(order, [1, 4, 2, 3]);
         assert!(bisection.is_empty());
@@ -222,9 +200,9 @@ mod tests {
     fn no_fresh_batch_joins_a_search_of_many_events() {
         let mut bisection = Bisection::default();
         bisection.push([MANY_BYTES / 2, MANY_BYTES / 2].map(|bytes| Batch { bytes, events: 1, ..Batch::default() }));
-        assert!((0..4).all(|_| bisection.turn() == Turn::Piece));
+        assert!((0..4).all(|_| bisection.is_turn_of_a_piece()));
         bisection.pop(&BatchLimits::new(1000, 4 << 20), &mut Loaded::default());
-        assert!((0..2).any(|_| bisection.turn() == Turn::Fresh));
+        assert!((0..2).any(|_| !bisection.is_turn_of_a_piece()));
     }
 
     #[test]
@@ -233,7 +211,7 @@ mod tests {
         bisection.push(pieces(&mut loaded, &[300, 300]));
         let mut size_after = |change: &dyn Fn(&mut Bisection)| {
             change(&mut bisection);
-            bisection.turn();
+            bisection.is_turn_of_a_piece();
             bisection.pop(&BatchLimits::new(1000, 4 << 20), &mut loaded).unwrap().events
         };
         let refused = |events| {
@@ -254,15 +232,16 @@ mod tests {
     #[test]
     fn bisections_without_acceptance_end_in_an_outage() {
         let mut bisection = Bisection::default();
-        let search = |bisection: &mut Bisection| {
-            assert!((1..MANY_REFUSALS).all(|_| bisection.refused(1) == Search::GoesOn));
-            bisection.refused(1)
+        let may_others_be_fine = |bisection: &mut Bisection| {
+            assert!((1..MANY_REFUSALS).all(|_| !bisection.refused(1)));
+            assert!(bisection.refused(1));
+            bisection.give_up()
         };
-        assert_eq!(search(&mut bisection), Search::Outage, "never accepted anything");
+        assert!(!may_others_be_fine(&mut bisection), "never accepted anything");
         for _ in 0..2 {
             bisection.accepted(1);
-            assert!((0..MANY_SEARCHES).all(|_| search(&mut bisection) == Search::GivenUp));
+            assert!((0..MANY_SEARCHES).all(|_| may_others_be_fine(&mut bisection)));
         }
-        assert_eq!(search(&mut bisection), Search::Outage);
+        assert!(!may_others_be_fine(&mut bisection));
     }
 }

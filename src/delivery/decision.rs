@@ -4,44 +4,30 @@
 //! under one id, and is the next probe, until it is answered, the cycle of attempts ends, or the wait is long. In V0 a
 //! failed batch goes back to the queue, where it can be evicted, and newer events join it when it is leased again.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::batch::{Batch, uuid_of};
-use super::bisect::Search;
 use super::engine::{Engine, now};
-use super::loaded::QuarantineReason;
-use super::notice::{EventNames, asked_again, refusing_everything};
-use super::outage::{Failure, OutageReports};
-use super::pace::Ticket;
+use super::loaded::{QuarantineReason, Slice};
+use super::notice::{asked_again, refusing_everything};
+use super::outage::{Failure, Outage, OutageReports};
 use super::quarantine::EventId;
-use super::response::{EventResult, ResponseKind, Results, Warning, classify, describe, describe_pause};
+use super::response::{EventResult, ResponseKind, classify, describe, describe_pause, reason};
 use super::{DeliveryNotice, DeliveryOutcome};
-use crate::queue::ChunkRef;
 use crate::queue::store::DeadRecord;
 use crate::report::Diagnostic;
 use crate::sys::{crash_point, reentry};
-use crate::transport::{Response, RetryAfter, TransportError};
+use crate::transport::{Response, TransportError};
 
 /// Maximum number of different warnings that are reported for one response.
 const MOST_WARNINGS: usize = 8;
 
-/// The events of a V1 request, by their results.
-#[derive(Debug, Default)]
-struct Sorted {
-    accepted: Vec<(ChunkRef, usize)>,
-    /// Their ids, if anything observes them.
-    accepted_names: EventNames,
-    /// Each warning, the number of its events, and the first of them.
-    warnings: Vec<(Warning, u64, Uuid)>,
-    refused: Vec<(ChunkRef, usize, String)>,
-    retried: u64,
-    /// The reason given for the first of them.
-    retry_reason: String,
-}
-
 impl Engine {
     /// Handles the end of a request.
-    pub(super) fn on_response(&mut self, batch: Batch, ticket: Ticket, result: Result<Response, TransportError>) {
+    pub(super) fn on_response(&mut self, batch: Batch, result: Result<Response, TransportError>) {
         let response = match result {
             Ok(response) => response,
             Err(error) => {
@@ -52,33 +38,28 @@ impl Engine {
                 let unreachable = error.is_unreachable();
                 let text = error.describe();
                 let diagnostic = Diagnostic::EndpointFailing { reason: text.clone() };
-                let failure =
-                    Failure { text, diagnostic, retry_after: None, unreachable, status: 0, asked_again: false };
-                return self.failed(batch, ticket, failure);
+                return self.failed(batch, Failure { unreachable, ..Failure::new(0, text, diagnostic) });
             }
         };
         crash_point::reach("delivery.sent");
+        let status = response.status;
+        let retry_after = response.retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
         match classify(&response, self.options.protocol) {
             ResponseKind::Delivered { quota_limited } => {
                 self.note_quota(quota_limited);
-                self.accepted(batch, ticket);
+                self.accepted(&batch);
             }
-            ResponseKind::PerEvent { results, retry_after } => {
-                self.decided_per_event(batch, ticket, response.status, &results, retry_after);
-            }
-            ResponseKind::TooLong => self.answered_at_length(batch, ticket, response.status, response.body.len()),
-            ResponseKind::Refused { status, reason, by_posthog } => {
-                self.refused(batch, ticket, status, &reason, by_posthog)
-            }
-            ResponseKind::Paused { status, reason, by_posthog } => {
+            ResponseKind::PerEvent(results) => self.decided_per_event(batch, status, &results, retry_after),
+            ResponseKind::TooLong => self.answered_at_length(batch, status, response.body.len()),
+            ResponseKind::Refused { by_posthog } => self.refused(batch, status, &reason(&response.body), by_posthog),
+            ResponseKind::Paused { by_posthog } => {
+                let reason = reason(&response.body);
                 let text = describe_pause(status, &reason, by_posthog);
                 let diagnostic = Diagnostic::Paused { status, reason, by_posthog };
-                let failure =
-                    Failure { text, diagnostic, retry_after: None, unreachable: false, status, asked_again: false };
-                self.failed(batch, ticket, failure);
+                self.failed(batch, Failure::new(status, text, diagnostic));
             }
-            ResponseKind::Failed { status, reason, retry_after } => {
-                let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
+            ResponseKind::Failed => {
+                let reason = reason(&response.body);
                 let text = describe(status, &reason);
                 if matches!(status, 408 | 502 | 504) {
                     // A gateway's timeout.
@@ -89,34 +70,31 @@ impl Engine {
                 } else {
                     Diagnostic::EndpointFailing { reason: text.clone() }
                 };
-                let failure = Failure { text, diagnostic, retry_after, unreachable: false, status, asked_again: false };
-                self.failed(batch, ticket, failure);
+                self.failed(batch, Failure { retry_after, ..Failure::new(status, text, diagnostic) });
             }
         }
     }
 
-    pub(super) fn accepted(&mut self, batch: Batch, ticket: Ticket) {
+    /// PostHog has accepted all events of a request.
+    fn accepted(&mut self, batch: &Batch) {
         let now = now();
-        self.note_recovery(ticket);
-        self.note_success(&batch, batch.events);
-        if self.is_observed() {
-            let mut names = EventNames::default();
-            for slice in &batch.slices {
-                let records = self.intake.loaded.open(slice);
-                records.for_each(|(_, seq, body)| names.push(EventId::of(slice.chunk, seq), uuid_of(body)));
-            }
-            self.notify(&names, DeliveryOutcome::Delivered);
-        }
+        self.note_recovery(batch);
+        self.note_success(batch, batch.events);
+        let events = batch.records(&self.intake.loaded);
+        self.notify(
+            events.map(|(slice, seq, body)| (EventId::of(slice.chunk, seq), uuid_of(body))),
+            DeliveryOutcome::Delivered,
+        );
         for slice in &batch.slices {
             self.intake.loaded.mark_delivered(slice);
         }
         self.intake.note_acceptance(now);
-        self.intake.release(&batch, now);
+        self.intake.release(batch, now);
     }
 
     /// The endpoint works: ends an outage.
-    pub(super) fn note_recovery(&mut self, ticket: Ticket) {
-        if self.pace.accepted(ticket) {
+    fn note_recovery(&mut self, batch: &Batch) {
+        if self.pace.accepted(batch.ticket) {
             self.outage_reports = OutageReports::default();
             self.state.failing_since = None;
             (self.report)(Diagnostic::EndpointRecovered);
@@ -139,7 +117,7 @@ impl Engine {
     }
 
     /// The endpoint accepted this many events of a request.
-    pub(super) fn note_success(&mut self, batch: &Batch, events: usize) {
+    fn note_success(&mut self, batch: &Batch, events: usize) {
         if let Some((number, at)) = batch.sent {
             self.newest_accepted = self.newest_accepted.max(number);
             self.timeouts.accepted(now().saturating_duration_since(at));
@@ -152,9 +130,9 @@ impl Engine {
         }
     }
 
-    fn refused(&mut self, mut batch: Batch, ticket: Ticket, status: u16, reason: &str, by_posthog: bool) {
+    fn refused(&mut self, mut batch: Batch, status: u16, reason: &str, by_posthog: bool) {
         let now = now();
-        self.pace.responded(ticket);
+        self.pace.responded(batch.ticket);
         self.state.last_error = Some(describe(status, reason));
         batch.refused_since.get_or_insert(self.intake.accepted);
         if status == 413 && batch.events > 1 {
@@ -162,22 +140,20 @@ impl Engine {
         }
         let events = batch.events;
         if events > 1 {
-            let (first, second) = batch.halves(&mut self.intake.loaded);
-            self.bisection.push([first, second]);
+            self.bisection.push(batch.halves(&mut self.intake.loaded));
         } else {
             self.refused_alone(&batch, status, reason, by_posthog);
             self.intake.release(&batch, now);
         }
-        let search = self.bisection.refused(events);
-        if search == Search::GoesOn {
+        if !self.bisection.refused(events) {
             return;
         }
-        let pieces: Vec<Batch> = self.bisection.drain().collect();
-        for piece in &pieces {
+        let may_others_be_fine = self.bisection.give_up();
+        for piece in self.bisection.drain() {
             piece.chunks().for_each(|chunk| self.intake.loaded.quarantine(chunk, QuarantineReason::Whole));
-            self.intake.release(piece, now);
+            self.intake.release(&piece, now);
         }
-        if search == Search::Outage {
+        if !may_others_be_fine {
             self.state.last_error = Some(format!("every request is refused: {}", describe(status, reason)));
             self.state.failed_attempts += 1;
             self.state.failing_since.get_or_insert(self.clock.now());
@@ -186,9 +162,9 @@ impl Engine {
             }
             self.pace.refuses_everything(now, &mut self.rng);
             // A probe that is refused does not slow down the pace, so one more would begin the bisection again.
-            self.fresh_probe_from = None;
+            self.outage = Outage::default();
             if let Some(stop) = &mut self.stop {
-                stop.give_up();
+                stop.gave_up = true;
             }
             self.release_idle(now);
             self.fail_flushes();
@@ -197,27 +173,26 @@ impl Engine {
 
     /// An event was refused alone: it is dead-lettered if there is evidence against it, otherwise quarantined.
     fn refused_alone(&mut self, batch: &Batch, status: u16, reason: &str, by_posthog: bool) {
-        let Some((chunk, position, seq, uuid)) = self.first_event(batch) else { return };
-        let event = EventId::of(chunk, seq);
+        let Some((slice, seq, body)) = batch.records(&self.intake.loaded).next() else { return };
+        let (event, uuid) = (EventId::of(slice.chunk, seq), uuid_of(body));
         let since = batch.refused_since.into_iter().chain(self.intake.quarantine.refused_since(event)).min();
         if by_posthog && since.is_some_and(|since| self.intake.accepted > since) {
-            self.dead_letter(chunk, position, status, reason);
+            self.dead_letter(&slice, status, reason);
         } else {
             let is_news = !self.intake.quarantine.has_event(event);
             self.intake.quarantine.quarantine_event(event, since.unwrap_or(self.intake.accepted));
-            self.intake.loaded.quarantine(chunk, QuarantineReason::EventsRefused);
+            self.intake.loaded.quarantine(slice.chunk, QuarantineReason::EventsRefused);
             if is_news {
                 (self.report)(Diagnostic::Quarantined { uuid, status, reason: reason.to_owned() });
             }
         }
     }
 
-    /// Moves one event to the dead letters.
-    pub(super) fn dead_letter(&mut self, chunk: ChunkRef, position: usize, status: u16, reason: &str) {
-        let slice = super::loaded::Slice { chunk, range: position..position.saturating_add(1) };
-        let found = self.intake.loaded.open(&slice).next().map(|(_, seq, body)| (seq, body.to_vec()));
+    /// Moves the one event of a slice to the dead letters.
+    pub(super) fn dead_letter(&mut self, slice: &Slice, status: u16, reason: &str) {
+        let found = self.intake.loaded.open(slice).next().map(|(_, seq, body)| (seq, body.to_vec()));
         let Some((seq, body)) = found else { return };
-        let tries = *self.intake.loaded.tries(chunk);
+        let tries = self.intake.loaded.tries_of(slice.chunk);
         let last_attempt = self.clock.wall_nanos();
         let uuid = uuid_of(&body);
         let dead = DeadRecord {
@@ -229,127 +204,93 @@ impl Engine {
             attempts: tries.attempts,
             body,
         };
-        self.intake.loaded.mark_dead_lettered(chunk, position, dead);
+        self.intake.loaded.mark_dead_lettered(slice, dead);
         (self.report)(Diagnostic::DeadLettered { uuid, status, reason: reason.to_owned() });
-        let names = EventNames { ids: vec![EventId::of(chunk, seq)], uuids: vec![uuid] };
-        self.notify(&names, DeliveryOutcome::DeadLettered { status, reason });
+        let event = (EventId::of(slice.chunk, seq), uuid);
+        self.notify([event].into_iter(), DeliveryOutcome::DeadLettered { status, reason });
     }
 
-    pub(super) fn notify(&self, names: &EventNames, outcome: DeliveryOutcome<'_>) {
-        let Some(observer) = &self.on_delivery else { return };
-        let delivery = DeliveryNotice { uuids: &names.uuids, outcome };
-        if reentry::caught(|| reentry::calling_out(|| observer.notify(&names.ids, &delivery))).is_none() {
+    fn notify(&self, events: impl Iterator<Item = (EventId, Uuid)>, outcome: DeliveryOutcome<'_>) {
+        let Some(observer) = self.on_delivery.as_ref().filter(|observer| observer.is_listening()) else { return };
+        let (ids, uuids): (Vec<_>, Vec<_>) = events.unzip();
+        let delivery = DeliveryNotice { uuids: &uuids, outcome };
+        if reentry::caught(|| reentry::calling_out(|| observer.notify(&ids, &delivery))).is_none() {
             (self.report)(Diagnostic::CallbackPanicked { callback: "on_delivery" });
         }
     }
 
-    /// Whether anything observes decided events.
-    pub(super) fn is_observed(&self) -> bool {
-        self.on_delivery.as_ref().is_some_and(|observer| observer.is_listening())
-    }
-
     /// PostHog has decided over each event of a batch.
-    pub(super) fn decided_per_event(
+    fn decided_per_event(
         &mut self,
         mut batch: Batch,
-        ticket: Ticket,
         status: u16,
-        results: &Results,
-        retry_after: Option<RetryAfter>,
+        results: &HashMap<Uuid, EventResult>,
+        retry_after: Option<Duration>,
     ) {
         let now = now();
-        let sorted = self.sort(&batch, results);
-        for (warning, events, uuid) in sorted.warnings {
-            (self.report)(Diagnostic::DeliveryWarning { uuid, events, details: warning.text() });
-        }
-        if sorted.refused.is_empty() && sorted.retried == 0 {
-            return self.accepted(batch, ticket);
-        }
-        if !sorted.accepted.is_empty() {
-            self.note_success(&batch, sorted.accepted.len());
-            for (chunk, position) in sorted.accepted {
-                self.intake.loaded.mark_delivered(&super::loaded::Slice { chunk, range: position..position + 1 });
+        let (mut accepted, mut refused, mut retried) = (Vec::new(), Vec::new(), Vec::new());
+        let mut warnings: Vec<(&EventResult, u64, Uuid)> = Vec::new();
+        for (slice, seq, body) in batch.records(&self.intake.loaded) {
+            let uuid = uuid_of(body);
+            match results.get(&uuid).unwrap_or(&EventResult::Missing) {
+                EventResult::Refused { reason } => refused.push((slice, reason)),
+                EventResult::Retry { reason } => retried.push(reason),
+                result => {
+                    let event = (EventId::of(slice.chunk, seq), uuid);
+                    accepted.push((slice, event));
+                    if *result == EventResult::Accepted {
+                        continue;
+                    }
+                    let known = warnings.iter().position(|(known, ..)| known.is_like(result));
+                    if let Some((_, events, _)) = known.and_then(|known| warnings.get_mut(known)) {
+                        *events += 1;
+                    } else if warnings.len() < MOST_WARNINGS {
+                        warnings.push((result, 1, uuid));
+                    }
+                }
             }
-            self.notify(&sorted.accepted_names, DeliveryOutcome::Delivered);
+        }
+        for (warning, events, uuid) in warnings {
+            if let Some(details) = warning.warning() {
+                (self.report)(Diagnostic::DeliveryWarning { uuid, events, details });
+            }
+        }
+        if refused.is_empty() && retried.is_empty() {
+            return self.accepted(&batch);
+        }
+        if !accepted.is_empty() {
+            self.note_success(&batch, accepted.len());
+            accepted.iter().for_each(|(slice, _)| self.intake.loaded.mark_delivered(slice));
+            self.notify(accepted.into_iter().map(|(_, event)| event), DeliveryOutcome::Delivered);
             self.intake.note_acceptance(now);
         }
-        for (chunk, position, reason) in sorted.refused {
-            self.dead_letter(chunk, position, status, &reason);
+        for (slice, reason) in refused {
+            self.dead_letter(&slice, status, reason);
         }
-        if sorted.retried == 0 {
-            self.note_recovery(ticket);
+        let Some(&reason) = retried.first() else {
+            self.note_recovery(&batch);
             return self.intake.release(&batch, now);
-        }
+        };
         self.intake.ack_decided(&mut batch, now);
-        let retry_after = retry_after.map(|after| after.wait_at(self.clock.wall_nanos()));
-        let reason = sorted.retry_reason;
-        let text = format!("PostHog asks for {} events again: {reason}", sorted.retried);
-        let diagnostic = asked_again(sorted.retried, &reason);
         batch.asked_again = true;
-        self.failed(
-            batch,
-            ticket,
-            Failure { text, diagnostic, retry_after, unreachable: false, status, asked_again: true },
-        );
+        let (events, reason) = (retried.len() as u64, reason.clone());
+        let text = format!("PostHog asks for {events} events again: {reason}");
+        let diagnostic = asked_again(events, &reason);
+        self.failed(batch, Failure { retry_after, asked_again: true, ..Failure::new(status, text, diagnostic) });
     }
 
     /// PostHog has decided over each event, but the response is too long to be read. The same request would get the
     /// same response, so the events are sent again in smaller ones. (PostHog keeps one of two events with the same
     /// uuid.)
-    pub(super) fn answered_at_length(&mut self, batch: Batch, ticket: Ticket, status: u16, read: usize) {
+    fn answered_at_length(&mut self, batch: Batch, status: u16, read: usize) {
         self.limits.shrink(batch.bytes);
         let text = format!("PostHog's answer to {} event(s) has more than {read} bytes", batch.events);
         if batch.events > 1 {
-            self.pace.responded(ticket);
+            self.pace.responded(batch.ticket);
             self.state.last_error = Some(text + "; they are sent again in smaller requests");
-            let (first, second) = batch.halves(&mut self.intake.loaded);
-            return self.bisection.push([first, second]);
+            return self.bisection.push(batch.halves(&mut self.intake.loaded));
         }
         let diagnostic = Diagnostic::EndpointFailing { reason: text.clone() };
-        self.failed(
-            batch,
-            ticket,
-            Failure { text, diagnostic, retry_after: None, unreachable: false, status, asked_again: false },
-        );
-    }
-
-    fn sort(&self, batch: &Batch, results: &Results) -> Sorted {
-        let mut sorted = Sorted::default();
-        let is_observed = self.is_observed();
-        let loaded = &self.intake.loaded;
-        let records = batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |record| (slice.chunk, record)));
-        for (chunk, (position, seq, body)) in records {
-            let uuid = uuid_of(body);
-            match results.of(uuid) {
-                EventResult::Accepted { warning } => {
-                    sorted.accepted.push((chunk, position));
-                    if is_observed {
-                        sorted.accepted_names.push(EventId::of(chunk, seq), uuid);
-                    }
-                    if let Some(warning) = warning {
-                        sorted.warn(warning, uuid);
-                    }
-                }
-                EventResult::Refused { reason } => sorted.refused.push((chunk, position, reason)),
-                EventResult::Retry { reason } => {
-                    if sorted.retried == 0 {
-                        sorted.retry_reason = reason;
-                    }
-                    sorted.retried += 1;
-                }
-            }
-        }
-        sorted
-    }
-}
-
-impl Sorted {
-    fn warn(&mut self, warning: Warning, uuid: Uuid) {
-        let known = self.warnings.iter().position(|(known, ..)| known.is_like(&warning));
-        if let Some((_, events, _)) = known.and_then(|known| self.warnings.get_mut(known)) {
-            *events += 1;
-        } else if self.warnings.len() < MOST_WARNINGS {
-            self.warnings.push((warning, 1, uuid));
-        }
+        self.failed(batch, Failure::new(status, text, diagnostic));
     }
 }

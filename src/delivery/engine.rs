@@ -7,8 +7,8 @@
 //! the clock wakes the engine.
 
 use std::collections::HashMap;
-use std::fmt::{self, Debug};
 use std::future::pending;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use rand::rngs::StdRng;
 use tokio::task::{Id, JoinSet};
 
 use super::batch::{Batch, BatchLimits};
-use super::bisect::{Bisection, Turn};
-use super::flush::{Flushes, Stop};
+use super::bisect::Bisection;
+use super::flush::Stop;
 use super::handle::{Done, call};
 use super::intake::{Intake, Wanted};
 use super::notice::{engine_failed, queue_unreadable};
-use super::outage::{OutageReports, RecentMentions, UnconfirmedOutage};
-use super::pace::{Health, Pace, Permit, Ticket};
+use super::outage::{Outage, OutageReports, RecentMentions};
+use super::pace::{Health, Pace, Permit};
 use super::send::RequestTimeouts;
 use super::{DeliveryHandle, DeliveryObserver, DeliveryOptions, DeliveryState, Source, SourceError};
 use crate::report::{Diagnostic, EndpointStatus, Report};
@@ -70,8 +70,7 @@ pub(crate) struct Engine {
     pub(super) next_attempt: Option<WallNanos>,
     pub(super) transport: Arc<dyn Http>,
     pub(super) requests: JoinSet<Result<Response, TransportError>>,
-    pub(super) in_flight: HashMap<Id, (Batch, Ticket)>,
-    pub(super) flushes: Flushes,
+    pub(super) in_flight: HashMap<Id, Batch>,
     pub(super) stop: Option<Stop>,
     /// What was reported since the last success.
     pub(super) outage_reports: OutageReports,
@@ -79,10 +78,7 @@ pub(crate) struct Engine {
     pub(super) pause_reason: String,
     /// The failed batch that is kept for the next probes.
     pub(super) kept: Option<Batch>,
-    /// Set while this is the only batch that has failed.
-    pub(super) unconfirmed: Option<UnconfirmedOutage>,
-    /// When an event that has not failed may be probed ahead of time, during an outage.
-    pub(super) fresh_probe_from: Option<Instant>,
+    pub(super) outage: Outage,
     pub(super) timeouts: RequestTimeouts,
     /// Number of requests sent.
     pub(super) sends: u64,
@@ -111,14 +107,12 @@ impl Engine {
             handle: handle.clone(),
             requests: JoinSet::new(),
             in_flight: HashMap::new(),
-            flushes: Flushes::default(),
             stop: None,
             outage_reports: OutageReports::default(),
             pause_reason: String::new(),
             next_attempt: parts.next_attempt,
             kept: None,
-            unconfirmed: None,
-            fresh_probe_from: None,
+            outage: Outage::default(),
             timeouts: RequestTimeouts::default(),
             sends: 0,
             newest_accepted: 0,
@@ -149,9 +143,9 @@ impl Engine {
             let wait = at.saturating_sub(self.clock.wall_nanos());
             self.pace.resume_retry_after(now, Duration::from_nanos(u64::try_from(wait).unwrap_or(0)));
         }
-        match self.intake.read(1, Wanted::All, now, &mut self.flushes) {
+        match self.intake.read(1, Wanted::All, now) {
             Ok(true) => self.pace.delay_first_send(now, &mut self.rng),
-            Err(SourceError::Busy) if !self.intake.newest().is_none() => {
+            Err(SourceError::Busy) if self.source.newest().is_some() => {
                 self.pace.delay_first_send(now, &mut self.rng);
             }
             Ok(false) => {}
@@ -168,7 +162,7 @@ impl Engine {
             }
             #[cfg(feature = "testing")]
             inbox.note_received();
-            (std::mem::take(&mut inbox.committed), std::mem::take(&mut inbox.flushes), inbox.stop)
+            (take(&mut inbox.committed), take(&mut inbox.flushes), inbox.stop)
         };
         if committed || !flushes.is_empty() {
             self.intake.expect_more();
@@ -187,37 +181,37 @@ impl Engine {
     fn begin_flush(&mut self, done: Done) {
         let now = now();
         let is_futile = self.pace.flush_is_futile(now);
-        if is_futile && (self.unconfirmed.is_none() || self.pace.retry_after_deadline(now).is_some()) {
+        if is_futile && (!self.outage.is_unconfirmed || self.pace.retry_after_deadline(now).is_some()) {
             return self.call([done]);
         }
-        self.flushes.push(self.intake.newest(), done);
+        self.intake.flushes.push(self.source.newest(), done);
         // The last failure is so recent that it is the answer, and no further request is made for this flush.
-        self.flushes.has_met_failure |= is_futile;
+        self.intake.flushes.has_met_failure |= is_futile;
     }
 
     fn begin_stop(&mut self, deadline: Instant) {
         self.stop = Some(Stop::new(deadline, self.intake.accepted));
         self.intake.expect_more();
         // Read now, even if nothing may be sent yet: with nothing to send there is nothing to wait for.
-        if let Err(error) = self.intake.read(1, Wanted::All, now(), &mut self.flushes) {
+        if let Err(error) = self.intake.read(1, Wanted::All, now()) {
             self.unreadable(&error);
         }
     }
 
     /// Starts the requests that may be sent now.
     fn start_requests(&mut self) {
-        while !self.stop.as_ref().is_some_and(Stop::gave_up) {
+        while !self.stop.as_ref().is_some_and(|stop| stop.gave_up) {
             let now = now();
             if self.source.is_held() {
                 self.release_idle(now);
-                self.intake.find_nothing(&mut self.flushes);
+                self.intake.find_nothing();
                 break;
             }
             if self.intake.quarantine.any_due(self.intake.accepted, now) {
                 self.intake.expect_more();
             }
             match self.next_request(now) {
-                Ok(Some((batch, ticket))) => self.send(batch, ticket, now),
+                Ok(Some(batch)) => self.send(batch, now),
                 Ok(None) => break,
                 Err(error) => {
                     self.unreadable(&error);
@@ -230,43 +224,54 @@ impl Engine {
     /// Whether a request may be sent now.
     fn permit(&self, now: Instant) -> Permit {
         let Some(stop) = &self.stop else {
-            return self.pace.permit(now, self.in_flight.len(), self.flushes.are_eager());
+            return self.pace.permit(now, self.in_flight.len(), self.intake.flushes.are_eager());
         };
         if let Some(until) = stop.waits_until(now) {
             return Permit::Wait(until);
         }
-        match self.pace.permit(now, self.in_flight.len(), true) {
-            Permit::Send { ticket, small } => Permit::Send { ticket: ticket.of_stop(), small },
-            other => other,
+        let mut permit = self.pace.permit(now, self.in_flight.len(), true);
+        if let Permit::Send { ticket, .. } = &mut permit {
+            ticket.of_stop = true;
         }
+        permit
     }
 
-    fn next_request(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
-        let permit = self.permit(now);
-        match permit {
-            _ if self.is_crowded(permit, now) => Ok(None),
-            Permit::Send { ticket, small } => Ok(self.next_batch(small, now)?.map(|batch| (batch, ticket))),
-            Permit::Wait(_) => self.confirmation(now),
-            Permit::Full => Ok(None),
-        }
+    fn next_request(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
+        let (ticket, small) = match self.permit(now) {
+            Permit::Full => return Ok(None),
+            Permit::Wait(_) => return self.probe_ahead_of_time(now),
+            Permit::Send { .. } if self.is_crowded(now) => return Ok(None),
+            Permit::Send { ticket, small } => (ticket, small),
+        };
+        let batch = if small { self.probe(now)? } else { self.next_batch(now)? };
+        Ok(batch.map(|batch| Batch { ticket, ..batch }))
     }
 
-    fn next_batch(&mut self, small: bool, now: Instant) -> Result<Option<Batch>, SourceError> {
-        if small {
-            return self.probe(now);
-        }
+    /// Whether another request must wait: while many fail in a row, one request is under way at a time.
+    fn is_crowded(&self, now: Instant) -> bool {
+        self.bisection.is_losing() && self.in_flight.values().any(|batch| !self.hangs(batch, now))
+    }
+
+    fn next_batch(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
         if self.pace.health() == Health::Up {
             self.bisect_kept();
         }
-        let turn = self.bisection.turn();
-        if turn == Turn::Piece && !self.bisection.is_empty() {
+        if self.bisection.is_turn_of_a_piece() && !self.bisection.is_empty() {
             return Ok(self.bisection.pop(&self.limits, &mut self.intake.loaded));
         }
-        let (limits, is_losing) = (self.limits, self.bisection.is_losing());
-        let fresh = self.intake.assemble(&limits, Wanted::All, is_losing, now, &mut self.flushes)?;
-        self.bisection.push(self.intake.take_to_bisect());
+        let max_events = if self.bisection.is_losing() { 1 } else { self.limits.events };
+        let fresh = self.intake.assemble(&self.limits, max_events, Wanted::All, now)?;
+        self.bisection.push(take(&mut self.intake.to_bisect));
         self.take_due();
         Ok(fresh.or_else(|| self.bisection.pop(&self.limits, &mut self.intake.loaded)))
+    }
+
+    /// Quarantined events are tried one at a time: some of them may hang.
+    pub(super) fn take_due(&mut self) {
+        let is_trying = self.in_flight.values().any(|batch| batch.quarantined > 0);
+        if !is_trying && !self.bisection.has_quarantined() && !self.is_last_slot(now()) {
+            self.bisection.push(self.intake.due.pop_front());
+        }
     }
 
     async fn wait(&mut self) {
@@ -283,8 +288,8 @@ impl Engine {
             // A request whose task panicked has failed.
             Err(error) => (error.id(), Err(TransportError::Other(error.into()))),
         };
-        if let Some((batch, ticket)) = self.in_flight.remove(&id) {
-            self.on_response(batch, ticket, result);
+        if let Some(batch) = self.in_flight.remove(&id) {
+            self.on_response(batch, result);
         }
     }
 
@@ -298,24 +303,24 @@ impl Engine {
             Permit::Wait(until) if has_work => Some(until),
             _ => None,
         };
-        let confirmed = self.confirms_at(now).filter(|&at| at > now);
-        let readable = self.intake.unreadable_until().filter(|&at| has_work && at > now);
+        let ahead = self.probes_ahead_from(now).filter(|&at| at > now);
+        let readable = self.intake.unreadable_until.filter(|&at| has_work && at > now);
         let deadline = self.stop.as_ref().map(|stop| stop.deadline);
-        [paced, confirmed, readable, quarantine.next_due(now), deadline].into_iter().flatten().min()
+        [paced, ahead, readable, quarantine.next_due(now), deadline].into_iter().flatten().min()
     }
 
     fn answer_flushes(&mut self) {
-        if self.flushes.is_empty() {
+        if self.intake.flushes.is_empty() {
             return;
         }
-        let done = self.flushes.take_done(self.intake.loaded.references());
+        let done = self.intake.flushes.take_done(self.intake.loaded.references());
         self.call(done);
         self.fail_flushes_if_down();
     }
 
     /// Answers all flushes, because the endpoint is down.
     pub(super) fn fail_flushes(&mut self) {
-        let all = self.flushes.take_all();
+        let all = self.intake.flushes.take_all();
         self.call(all);
     }
 
@@ -342,7 +347,7 @@ impl Engine {
         (self.report)(queue_unreadable(&reason));
         self.state.last_error = Some(reason.clone());
         self.publish();
-        for done in self.flushes.take_all() {
+        for done in self.intake.flushes.take_all() {
             self.answer_flush(done, EndpointStatus::Down { reason: reason.clone(), retry_in: None });
         }
     }
@@ -355,9 +360,9 @@ impl Engine {
     fn is_over(&self) -> bool {
         let Some(stop) = &self.stop else { return false };
         let now = now();
-        let (retry_after_until, unreadable) = (self.pace.retry_after_deadline(now), self.intake.unreadable_until());
+        let (retry_after_until, unreadable) = (self.pace.retry_after_deadline(now), self.intake.unreadable_until);
         let next = [retry_after_until, unreadable, stop.waits_until(now)].into_iter().flatten().max();
-        let is_done = stop.gave_up() || !self.has_work() || next.is_some_and(|next| next >= stop.deadline);
+        let is_done = stop.gave_up || !self.has_work() || next.is_some_and(|next| next >= stop.deadline);
         now >= stop.deadline || (is_done && self.in_flight.is_empty())
     }
 
@@ -371,12 +376,12 @@ impl Engine {
 
     /// The endpoint's state, as the reason for what a stop leaves queued.
     fn found_by_stop(&self) -> EndpointStatus {
-        let is_silent = |stop: &Stop| !self.in_flight.is_empty() && stop.has_had_no_success(self.intake.accepted);
+        let is_silent = |stop: &Stop| !self.in_flight.is_empty() && stop.accepted_before == self.intake.accepted;
         match self.endpoint() {
             EndpointStatus::Up if self.stop.as_ref().is_some_and(is_silent) => {
                 EndpointStatus::Down { reason: "no response before the deadline".to_owned(), retry_in: None }
             }
-            _ if self.intake.unreadable_until().is_some() => {
+            _ if self.intake.unreadable_until.is_some() => {
                 EndpointStatus::Down { reason: self.state.last_error.clone().unwrap_or_default(), retry_in: None }
             }
             endpoint => endpoint,
@@ -390,16 +395,10 @@ impl Drop for Engine {
         for chunk in self.intake.loaded.references() {
             self.source.release(chunk);
         }
-        for done in self.flushes.take_all() {
+        for done in self.intake.flushes.take_all() {
             self.answer_flush(done, EndpointStatus::Closed);
         }
         self.handle.close();
-    }
-}
-
-impl Debug for Engine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("pace", &self.pace).field("state", &self.state).finish_non_exhaustive()
     }
 }
 

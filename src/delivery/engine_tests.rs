@@ -268,7 +268,7 @@ async fn a_retry_after_of_a_year_is_cut_to_an_hour_and_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_of_an_earlier_life_is_kept_also_by_a_flush() {
+async fn a_flush_waits_for_a_retry_after_of_an_earlier_process() {
     let rig = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.next_attempt = Some(61_000_000_000));
     let begun = Instant::now();
     assert!(
@@ -322,7 +322,7 @@ async fn an_exhausted_quota_is_noticed_and_the_events_are_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreadable_record_is_buried_and_the_rest_is_delivered() {
+async fn an_unreadable_record_is_dead_lettered_and_the_rest_is_sent() {
     let queue = FakeQueue::default();
     queue.commit_chunk(chunk_of(0, 1, &[malformed_record()]));
     queue.commit_chunk(chunk_of(0, 2, &[record(2), malformed_record(), record(4)]));
@@ -360,7 +360,7 @@ async fn the_first_send_of_a_backlog_waits_for_its_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreadable_queue_is_told_and_read_again() {
+async fn an_unreadable_queue_is_reported_and_read_again() {
     let rig = Rig::start(queue_of(0, 0), |_| Reply::ok());
     rig.commit(3);
     rig.queue.ledger().is_broken = true;

@@ -90,13 +90,14 @@ pub(super) struct Stop {
     /// When it ends at the latest.
     pub(super) deadline: Instant,
     /// Number of accepted requests when it began.
-    accepted_before: u64,
+    pub(super) accepted_before: u64,
     /// Number of its attempts in a row that failed.
     failures: u32,
     /// No connection was possible at the last of them.
     unreachable: bool,
     not_before: Option<Instant>,
-    gave_up: bool,
+    /// There will be no further attempt.
+    pub(super) gave_up: bool,
 }
 
 impl Stop {
@@ -118,24 +119,9 @@ impl Stop {
         (self.failures, self.unreachable, self.not_before) = (0, false, None);
     }
 
-    /// A further attempt is of no use.
-    pub(super) fn give_up(&mut self) {
-        self.gave_up = true;
-    }
-
-    /// Whether there will be no further attempt.
-    pub(super) fn gave_up(&self) -> bool {
-        self.gave_up
-    }
-
     /// Until when it waits between two attempts.
     pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
         self.not_before.filter(|&at| now < at)
-    }
-
-    /// Whether no request was accepted since it began.
-    pub(super) fn has_had_no_success(&self, accepted: u64) -> bool {
-        accepted == self.accepted_before
     }
 }
 

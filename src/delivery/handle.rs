@@ -181,7 +181,7 @@ pub(super) fn call(done: Done, endpoint: EndpointStatus) -> bool {
     crate::sys::reentry::caught(|| done(endpoint)).is_some()
 }
 
-/// What the delivery is doing.
+/// What the delivery is doing. `until` is wall time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Nothing to send.
@@ -190,27 +190,13 @@ pub(crate) enum Phase {
     /// The endpoint is believed to work.
     Sending,
     /// The last attempt failed; the next is due at `until`.
-    Backoff {
-        /// Wall time.
-        until: WallNanos,
-    },
+    Backoff { until: WallNanos },
     /// A whole cycle of attempts failed.
-    Cooldown {
-        /// Wall time.
-        until: WallNanos,
-    },
+    Cooldown { until: WallNanos },
     /// Everything that is queued is in quarantine.
-    Quarantined {
-        /// Wall time.
-        until: WallNanos,
-    },
-    /// The key or the quota is refused.
-    Paused {
-        /// 401, 402, 403 or 415.
-        status: u16,
-        /// Wall time.
-        until: WallNanos,
-    },
+    Quarantined { until: WallNanos },
+    /// The key, the quota or the encoding is refused, with this status.
+    Paused { status: u16, until: WallNanos },
 }
 
 /// A snapshot for statistics.

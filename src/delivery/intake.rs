@@ -1,6 +1,7 @@
 //! Intake: leases chunks from the queue, assembles batches of them, and acks or releases them.
 
 use std::collections::{HashSet, VecDeque};
+use std::mem::take;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use rand::rngs::StdRng;
 
 use super::batch::{Batch, BatchLimits, json_estimate};
 use super::flush::Flushes;
-use super::loaded::{Closed, Loaded, QuarantineReason, Slice};
+use super::loaded::{Loaded, LoadedChunk, QuarantineReason, Slice};
 use super::pace::{cooldown_time, quarantine_time};
 use super::quarantine::{EventId, NEVER_REFUSED, Quarantine};
 use super::{Source, SourceError};
@@ -45,10 +46,12 @@ pub(super) struct Intake {
     pub(super) loaded: Loaded,
     /// The chunks that are skipped for a while.
     pub(super) quarantine: Quarantine,
+    /// The flushes that wait for what is leased.
+    pub(super) flushes: Flushes,
     /// Number of accepted requests; a logical clock for the evidence against quarantined events.
     pub(super) accepted: u64,
     /// Leased, and in no batch yet.
-    pub(super) ready: VecDeque<Slice>,
+    ready: VecDeque<Slice>,
     /// Quarantined events that are tried again.
     pub(super) due: VecDeque<Batch>,
     /// Batches that have failed, while others have passed since.
@@ -57,10 +60,12 @@ pub(super) struct Intake {
     avoid: HashSet<ChunkRef>,
     /// How often a probe had to take an event that had failed.
     rounds: u32,
+    /// There may be rows to lease.
     more: bool,
     /// There may be an event that has not failed.
-    fresh: bool,
-    unreadable_until: Option<Instant>,
+    pub(super) fresh: bool,
+    /// Until when the queue is not read, after an error.
+    pub(super) unreadable_until: Option<Instant>,
     /// An error of a read that had a batch to return.
     unreported: Option<SourceError>,
     rng: StdRng,
@@ -73,6 +78,7 @@ impl Intake {
             source,
             loaded: Loaded::default(),
             quarantine: Quarantine::default(),
+            flushes: Flushes::default(),
             accepted: 0,
             ready: VecDeque::new(),
             due: VecDeque::new(),
@@ -92,25 +98,20 @@ impl Intake {
         (self.more, self.fresh) = (true, true);
     }
 
-    /// Whether there may be an event that has not failed.
-    pub(super) fn may_have_fresh(&self) -> bool {
-        self.fresh
-    }
-
     /// Whether there is an event that has not failed. Reads the queue if that is not known.
-    pub(super) fn has_fresh(&mut self, now: Instant, flushes: &mut Flushes) -> Result<bool, SourceError> {
+    pub(super) fn has_fresh(&mut self, now: Instant) -> Result<bool, SourceError> {
         if !self.fresh || !self.ready.is_empty() {
             return Ok(self.fresh);
         }
-        let found = self.read(1, Wanted::Fresh, now, flushes)?;
+        let found = self.read(1, Wanted::Fresh, now)?;
         self.release_ready(now);
         Ok(found)
     }
 
     /// The program has opted out: nothing is leased until more is expected. A flush waits only for what is leased.
-    pub(super) fn find_nothing(&mut self, flushes: &mut Flushes) {
+    pub(super) fn find_nothing(&mut self) {
         self.more = false;
-        flushes.saw_the_end();
+        self.flushes.saw_the_end();
     }
 
     /// Whether there may be events to send besides those in flight.
@@ -118,19 +119,8 @@ impl Intake {
         self.more || !self.ready.is_empty() || !self.due.is_empty() || !self.to_bisect.is_empty()
     }
 
-    /// Until when the queue is not read, after an error.
-    pub(super) fn unreadable_until(&self) -> Option<Instant> {
-        self.unreadable_until
-    }
-
     /// Leases chunks until a slice is ready. Returns whether one is.
-    pub(super) fn read(
-        &mut self,
-        max_bytes: usize,
-        wanted: Wanted,
-        now: Instant,
-        flushes: &mut Flushes,
-    ) -> Result<bool, SourceError> {
+    pub(super) fn read(&mut self, max_bytes: usize, wanted: Wanted, now: Instant) -> Result<bool, SourceError> {
         if let Some(error) = self.unreported.take() {
             return Err(error);
         }
@@ -149,9 +139,9 @@ impl Intake {
                 let is_skipped = avoid.contains(&chunk)
                     || quarantine.skips(chunk, accepted, now)
                     || (are_events_due && quarantine.times(chunk) > 0)
-                    || (is_fresh && loaded.has_failed(chunk))
+                    || (is_fresh && loaded.tries_of(chunk).failed_since.is_some())
                     || (wanted == Wanted::Newest && newest != Some(chunk))
-                    || (spares_alone && loaded.has_failed_alone(chunk));
+                    || (spares_alone && loaded.tries_of(chunk).has_failed_alone);
                 !is_skipped
             };
             let leases = self.source.lease(max_bytes.clamp(1, READ_BYTES), &wants).inspect_err(|error| {
@@ -163,7 +153,7 @@ impl Intake {
                 for lease in leases {
                     // Chunks that are passed over here are still to come.
                     if !is_fresh {
-                        flushes.saw(lease.row());
+                        self.flushes.saw(lease.row());
                     }
                     self.add(lease, wanted, now);
                 }
@@ -175,7 +165,6 @@ impl Intake {
                 spares_alone = false;
             } else if self.avoid.is_empty() {
                 (self.more, self.fresh) = (false, false);
-                flushes.saw_the_end();
                 self.saw_the_end(now);
             } else {
                 self.avoid.clear();
@@ -186,6 +175,7 @@ impl Intake {
 
     /// The whole queue has been read.
     fn saw_the_end(&mut self, now: Instant) {
+        self.flushes.saw_the_end();
         self.quarantine.forget_vanished(self.accepted, now);
         for origin in self.quarantine.stuck(self.accepted, now) {
             if !self.loaded.references().any(|chunk| chunk.origin == origin) && self.source.stuck(origin) {
@@ -194,23 +184,21 @@ impl Intake {
         }
     }
 
-    /// A batch of the oldest events, or a single event.
+    /// A batch of at most this many events, the oldest first.
     pub(super) fn assemble(
         &mut self,
         limits: &BatchLimits,
+        max_events: usize,
         wanted: Wanted,
-        small: bool,
         now: Instant,
-        flushes: &mut Flushes,
     ) -> Result<Option<Batch>, SourceError> {
-        let max_events = if small { 1 } else { limits.events };
         let mut batch = Batch::default();
         while batch.events < max_events {
             let room = limits.bytes.saturating_sub(batch.bytes);
             // Avoided chunks are only for a batch that would be empty without them.
             let wanted = if batch.slices.is_empty() || self.avoid.is_empty() { wanted } else { Wanted::Fresh };
             if self.ready.is_empty() {
-                match self.read(if small { 1 } else { room }, wanted, now, flushes) {
+                match self.read(if max_events == 1 { 1 } else { room }, wanted, now) {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(error) if batch.slices.is_empty() => return Err(error),
@@ -226,7 +214,10 @@ impl Intake {
             }
             let Some(mut slice) = self.ready.pop_front() else { break };
             match wanted {
-                Wanted::Any => self.turn_to_others(&mut slice),
+                Wanted::Any => {
+                    let place = self.next_place(slice.range.len());
+                    self.turn_to(place, &mut slice);
+                }
                 Wanted::Newest => self.turn_to(slice.range.len().saturating_sub(1), &mut slice),
                 Wanted::All | Wanted::Fresh => {}
             }
@@ -244,16 +235,6 @@ impl Intake {
             batch.push(slice, &self.loaded);
         }
         Ok(Some(batch).filter(|batch| batch.events > 0))
-    }
-
-    /// A quarantined event that is tried again.
-    pub(super) fn take_due(&mut self) -> Option<Batch> {
-        self.due.pop_front()
-    }
-
-    /// Takes the batches that have failed, while others have passed since.
-    pub(super) fn take_to_bisect(&mut self) -> Vec<Batch> {
-        std::mem::take(&mut self.to_bisect)
     }
 
     /// A batch failed. The next probe takes another one if there is any, and this one is bisected once others pass.
@@ -300,25 +281,19 @@ impl Intake {
 
     /// Drops a batch, whatever became of its records.
     pub(super) fn release(&mut self, batch: &Batch, now: Instant) {
-        for slice in &batch.slices {
-            let closed = self.loaded.release(slice);
-            self.ack(closed, now);
-        }
+        batch.slices.iter().for_each(|slice| self.release_slice(slice, now));
     }
 
     /// Acks what is decided of a batch. The batch keeps its open records, which stay leased.
     pub(super) fn ack_decided(&mut self, batch: &mut Batch, now: Instant) {
-        for slice in std::mem::take(&mut batch.slices) {
-            let mut slice = slice;
+        for mut slice in take(&mut batch.slices) {
             if self.loaded.open(&slice).next().is_none() {
-                let closed = self.loaded.release(&slice);
-                self.ack(closed, now);
+                self.release_slice(&slice, now);
                 continue;
             }
             let was = slice.chunk;
             if let Some(ack) = self.loaded.ack_decided(&mut slice) {
-                self.quarantine.rename(was, slice.chunk);
-                self.rename_avoided(was, slice.chunk);
+                self.rename(was, slice.chunk);
                 self.hand_over(ack);
             }
             batch.slices.push(slice);
@@ -328,60 +303,64 @@ impl Intake {
 
     /// Releases everything that is leased and in no batch.
     pub(super) fn release_ready(&mut self, now: Instant) {
-        for slice in std::mem::take(&mut self.ready) {
-            let closed = self.loaded.release(&slice);
-            self.ack(closed, now);
+        for slice in take(&mut self.ready) {
+            self.release_slice(&slice, now);
         }
-        let pieces: Vec<Batch> = self.to_bisect.drain(..).chain(self.due.drain(..)).collect();
-        for piece in &pieces {
-            self.release(piece, now);
+        for piece in take(&mut self.to_bisect).into_iter().chain(take(&mut self.due)) {
+            self.release(&piece, now);
         }
     }
 
     /// Acks all decisions and releases everything, also chunks in flight.
     pub(super) fn close_all(&mut self, now: Instant) {
-        for reference in self.loaded.references().collect::<Vec<_>>() {
-            let closed = self.loaded.close(reference);
-            self.ack(closed, now);
+        for chunk in self.loaded.take_all() {
+            self.ack(chunk, now);
         }
     }
 
-    /// See [`Source::newest`].
-    pub(super) fn newest(&self) -> Option<ChunkRef> {
-        self.source.newest()
+    fn release_slice(&mut self, slice: &Slice, now: Instant) {
+        if let Some(chunk) = self.loaded.release(slice) {
+            self.ack(chunk, now);
+        }
     }
 
-    pub(super) fn ack(&mut self, closed: Option<Closed>, now: Instant) {
-        let Some(closed) = closed else { return };
-        if let Some(rest) = closed.rest {
-            self.quarantine.rename(closed.chunk, rest);
-            self.rename_avoided(closed.chunk, rest);
-        }
-        let has_event = |&seq: &u64| self.quarantine.has_event(EventId { origin: closed.chunk.origin, seq });
-        match (closed.rest, closed.quarantine) {
-            (None, _) => self.quarantine.forget(closed.chunk, closed.seqs),
-            (Some(rest), Some(reason)) if reason == QuarantineReason::Whole || closed.open.iter().all(has_event) => {
-                self.quarantine(rest, closed.open.len() as u64, reason, now);
+    /// Acks what is decided of a chunk that no slice refers to any more, and releases or quarantines the rest.
+    fn ack(&mut self, mut chunk: LoadedChunk, now: Instant) {
+        let (row, open, ack) = (chunk.row, chunk.open(), chunk.ack());
+        let rest = ack.as_ref().map_or(Some(row), Ack::kept_row);
+        let has_event = |&seq: &u64| self.quarantine.has_event(EventId::of(row, seq));
+        match (rest, chunk.quarantine) {
+            (None, _) => {
+                self.loaded.forget(row);
+                self.quarantine.forget(row, chunk.seqs());
+            }
+            (Some(rest), Some(reason)) if reason == QuarantineReason::Whole || open.iter().all(has_event) => {
+                self.rename(row, rest);
+                self.quarantine(rest, open.len() as u64, reason, now);
             }
             (Some(rest), quarantine) => {
+                self.rename(row, rest);
                 // Other open records do not wait for the quarantined events of their chunk.
                 match quarantine {
                     Some(_) => self.quarantine.lift(rest),
                     None => self.quarantine.retry_ended(rest),
                 }
                 self.more = true;
-                self.fresh |= !self.loaded.has_failed(rest);
+                self.fresh |= self.loaded.tries_of(rest).failed_since.is_none();
             }
         }
-        if let Some(ack) = closed.ack {
+        if let Some(ack) = ack {
             self.hand_over(ack);
         }
-        if let Some(rest) = closed.rest {
+        if let Some(rest) = rest {
             self.source.release(rest);
         }
     }
 
-    fn rename_avoided(&mut self, from: ChunkRef, to: ChunkRef) {
+    /// What remains of a chunk is stored under a new key.
+    fn rename(&mut self, from: ChunkRef, to: ChunkRef) {
+        self.loaded.rename(from, to);
+        self.quarantine.rename(from, to);
         if self.avoid.remove(&from) {
             self.avoid.insert(to);
         }
@@ -408,22 +387,14 @@ impl Intake {
 
     /// Number of records from the start of the slice that fit the limits.
     fn fitting(&self, slice: &Slice, events: usize, bytes: usize) -> usize {
-        let mut room = bytes;
-        let fits = |body: &[u8]| {
-            let estimate = json_estimate(body);
-            let fits = estimate <= room;
-            room = room.saturating_sub(estimate);
-            fits
-        };
-        self.loaded.open(slice).take(events).map(|(_, _, body)| body).map(fits).take_while(|&fits| fits).count()
+        let fitting = self.loaded.open(slice).take(events).scan(bytes, |room, (.., body)| {
+            *room = room.checked_sub(json_estimate(body))?;
+            Some(())
+        });
+        fitting.count()
     }
 
-    /// Moves a probe to another event of a chunk that failed, each time another one.
-    fn turn_to_others(&mut self, slice: &mut Slice) {
-        let skip = self.next_place(slice.range.len());
-        self.turn_to(skip, slice);
-    }
-
+    /// Moves a probe to the event at this position of its chunk.
     fn turn_to(&mut self, skip: usize, slice: &mut Slice) {
         if skip > 0 {
             let later = slice.split_off(skip, &mut self.loaded);
@@ -432,9 +403,9 @@ impl Intake {
     }
 
     /// Adds a leased chunk. Its records go into the next batches, or are bisected, or stay in quarantine.
-    pub(super) fn add(&mut self, lease: Lease, wanted: Wanted, now: Instant) {
+    fn add(&mut self, lease: Lease, wanted: Wanted, now: Instant) {
         let reference = lease.row();
-        let failed_since = self.loaded.failed_since(reference);
+        let failed_since = self.loaded.tries_of(reference).failed_since;
         let is_to_bisect = wanted == Wanted::All && failed_since.is_some_and(|since| self.accepted > since);
         let whole = self.loaded.insert(lease);
         let is_due = self.quarantine.take_out(reference);
@@ -454,21 +425,20 @@ impl Intake {
         }
         self.queue(reference, clean..whole.range.end, is_to_bisect);
         // The parts refer to the chunk now, the whole no longer does. This closes a chunk without a readable record.
-        let closed = self.loaded.release(&whole);
-        self.ack(closed, now);
+        self.release_slice(&whole, now);
     }
 
     fn quarantined_in(&self, slice: &Slice) -> Vec<(usize, QuarantineReason)> {
         if !self.quarantine.has_events() {
             return Vec::new();
         }
-        let reason = |event| match self.quarantine.refused_since(event) {
-            Some(_) => QuarantineReason::EventsRefused,
-            None => QuarantineReason::EventsFail,
-        };
         let named = self.loaded.open(slice).map(|(position, seq, _)| (position, EventId::of(slice.chunk, seq)));
-        let events = named.filter(|&(_, event)| self.quarantine.has_event(event));
-        events.map(|(position, event)| (position, reason(event))).collect()
+        let quarantined = named.filter(|&(_, event)| self.quarantine.has_event(event));
+        let with_reason = quarantined.map(|(position, event)| match self.quarantine.refused_since(event) {
+            Some(_) => (position, QuarantineReason::EventsRefused),
+            None => (position, QuarantineReason::EventsFail),
+        });
+        with_reason.collect()
     }
 
     fn queue(&mut self, chunk: ChunkRef, range: Range<usize>, is_to_bisect: bool) {
@@ -489,7 +459,7 @@ impl Intake {
     }
 
     /// The size of what is leased to be bisected.
-    pub(super) fn to_bisect_bytes(&self) -> usize {
+    fn to_bisect_bytes(&self) -> usize {
         self.to_bisect.iter().map(|piece| piece.bytes).sum()
     }
 }

@@ -1,9 +1,9 @@
-//! The leased chunks in memory: their records, the decision over each record, and the closing of a chunk.
+//! The leased chunks in memory: their records, the decision over each record, and the ack of a chunk.
 
 use std::collections::HashMap;
+use std::mem::take;
 use std::ops::{Range, RangeInclusive};
 
-use super::quarantine::EventId;
 use crate::queue::frame;
 use crate::queue::store::{Chunk, DeadRecord};
 use crate::queue::{Ack, ChunkRef, Lease};
@@ -29,18 +29,12 @@ impl Slice {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Open,
-    Delivered,
-    DeadLettered,
-}
-
 #[derive(Clone, Debug)]
 struct Record {
     seq: u64,
     body: Range<usize>,
-    fate: Fate,
+    /// Neither delivered nor dead.
+    is_open: bool,
 }
 
 /// The attempts to send a chunk, in this process.
@@ -56,14 +50,19 @@ pub(super) struct Tries {
     pub(super) has_failed_alone: bool,
 }
 
+/// A leased chunk.
 #[derive(Clone, Debug)]
-struct LoadedChunk {
+pub(super) struct LoadedChunk {
+    /// Its name.
+    pub(super) row: ChunkRef,
     chunk: Chunk,
     records: Vec<Record>,
     /// Number of slices that refer to it.
     slices: usize,
+    delivered: u64,
     dead_lettered: Vec<DeadRecord>,
-    quarantine: Option<QuarantineReason>,
+    /// Why what remains of it is to be quarantined, if it is.
+    pub(super) quarantine: Option<QuarantineReason>,
 }
 
 /// Why what remains of a chunk is quarantined.
@@ -75,23 +74,6 @@ pub(super) enum QuarantineReason {
     EventsRefused,
     /// A bisection of it was given up.
     Whole,
-}
-
-/// A chunk that no slice refers to any more.
-#[derive(Debug)]
-pub(super) struct Closed {
-    /// The ack; `None` if nothing was decided.
-    pub(super) ack: Option<Ack>,
-    /// The chunk.
-    pub(super) chunk: ChunkRef,
-    /// The name of what remains; `None` if nothing does.
-    pub(super) rest: Option<ChunkRef>,
-    /// The sequence numbers of what remains.
-    pub(super) open: Vec<u64>,
-    /// Why what remains is quarantined, if it is.
-    pub(super) quarantine: Option<QuarantineReason>,
-    /// The first and the last sequence number that the chunk had.
-    pub(super) seqs: RangeInclusive<u64>,
 }
 
 /// All leased chunks.
@@ -107,11 +89,9 @@ const MAX_TRIES: usize = 10_000;
 impl Loaded {
     /// Adds a leased chunk, as one slice of all its records.
     pub(super) fn insert(&mut self, lease: Lease) -> Slice {
-        let (reference, chunk) = (lease.row(), lease.chunk);
-        let records = open_records(&chunk);
-        let slice = Slice { chunk: reference, range: 0..records.len() };
-        self.chunks
-            .insert(reference, LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), quarantine: None });
+        let loaded = LoadedChunk::new(lease.row(), lease.chunk);
+        let slice = Slice { chunk: loaded.row, range: 0..loaded.records.len() };
+        self.chunks.insert(loaded.row, loaded);
         slice
     }
 
@@ -133,9 +113,9 @@ impl Loaded {
             .and_then(|chunk| chunk.records.get(slice.range.clone()).map(|records| (chunk, records)))
             .into_iter()
             .flat_map(move |(chunk, records)| {
-                records.iter().enumerate().filter(|(_, record)| record.fate == Fate::Open).filter_map(
-                    move |(at, record)| Some((first + at, record.seq, chunk.chunk.frames.get(record.body.clone())?)),
-                )
+                records.iter().enumerate().filter(|(_, record)| record.is_open).filter_map(move |(at, record)| {
+                    Some((first + at, record.seq, chunk.chunk.frames.get(record.body.clone())?))
+                })
             })
     }
 
@@ -148,20 +128,16 @@ impl Loaded {
 
     /// Marks the open records of the slice as delivered.
     pub(super) fn mark_delivered(&mut self, slice: &Slice) {
-        for record in self.records_mut(slice) {
-            if record.fate == Fate::Open {
-                record.fate = Fate::Delivered;
-            }
+        if let Some(loaded) = self.chunks.get_mut(&slice.chunk) {
+            loaded.delivered += loaded.decide(slice);
         }
     }
 
-    /// Marks one record as dead.
-    pub(super) fn mark_dead_lettered(&mut self, chunk: ChunkRef, position: usize, dead: DeadRecord) {
-        if let Some(loaded) = self.chunks.get_mut(&chunk)
-            && let Some(record) = loaded.records.get_mut(position)
-            && record.fate == Fate::Open
+    /// Marks the one record of the slice as dead.
+    pub(super) fn mark_dead_lettered(&mut self, slice: &Slice, dead: DeadRecord) {
+        if let Some(loaded) = self.chunks.get_mut(&slice.chunk)
+            && loaded.decide(slice) > 0
         {
-            record.fate = Fate::DeadLettered;
             loaded.dead_lettered.push(dead);
         }
     }
@@ -173,22 +149,12 @@ impl Loaded {
         }
     }
 
-    /// Whether a chunk has failed.
-    pub(super) fn has_failed(&self, chunk: ChunkRef) -> bool {
-        self.failed_since(chunk).is_some()
-    }
-
-    /// Whether an event of a chunk failed alone.
-    pub(super) fn has_failed_alone(&self, chunk: ChunkRef) -> bool {
-        self.tries.get(&chunk).is_some_and(|tries| tries.has_failed_alone)
-    }
-
-    /// Number of accepted requests when a chunk first failed in what looked like an outage.
-    pub(super) fn failed_since(&self, chunk: ChunkRef) -> Option<u64> {
-        self.tries.get(&chunk).and_then(|tries| tries.failed_since)
-    }
-
     /// The attempts to send a chunk.
+    pub(super) fn tries_of(&self, chunk: ChunkRef) -> Tries {
+        self.tries.get(&chunk).copied().unwrap_or_default()
+    }
+
+    /// The attempts to send a chunk, to be changed.
     pub(super) fn tries(&mut self, chunk: ChunkRef) -> &mut Tries {
         if self.tries.len() >= MAX_TRIES {
             let chunks = &self.chunks;
@@ -197,76 +163,83 @@ impl Loaded {
         self.tries.entry(chunk).or_default()
     }
 
-    /// Drops a slice, whatever became of its records. Closes the chunk if it was the last.
-    pub(super) fn release(&mut self, slice: &Slice) -> Option<Closed> {
+    /// Some records of a chunk were removed. The rest is stored under a new key, and keeps its attempts.
+    pub(super) fn rename(&mut self, from: ChunkRef, to: ChunkRef) {
+        if let Some(tries) = self.tries.remove(&from) {
+            self.tries.insert(to, tries);
+        }
+    }
+
+    /// All records of a chunk are decided.
+    pub(super) fn forget(&mut self, chunk: ChunkRef) {
+        self.tries.remove(&chunk);
+    }
+
+    /// Drops a slice, whatever became of its records. Returns the chunk if it was the last.
+    pub(super) fn release(&mut self, slice: &Slice) -> Option<LoadedChunk> {
         let chunk = self.chunks.get_mut(&slice.chunk)?;
         chunk.slices = chunk.slices.saturating_sub(1);
-        if chunk.slices == 0 { self.close(slice.chunk) } else { None }
+        if chunk.slices == 0 { self.chunks.remove(&slice.chunk) } else { None }
+    }
+
+    /// Takes all chunks, whatever slices still refer to them.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = LoadedChunk> + use<> {
+        take(&mut self.chunks).into_values()
     }
 
     /// Acks what is decided of a chunk that only this slice refers to. What is open stays leased under its new name.
     pub(super) fn ack_decided(&mut self, slice: &mut Slice) -> Option<Ack> {
-        let is_open = |record: &Record| record.fate == Fate::Open;
-        self.chunks.get(&slice.chunk).filter(|chunk| chunk.slices == 1 && chunk.records.iter().any(is_open))?;
-        let loaded = self.chunks.get(&slice.chunk)?;
-        let start = loaded.records.get(..slice.range.start)?.iter().filter(|record| is_open(record)).count();
-        let end = start + self.open(slice).count();
-        let (whole, quarantine) = (loaded.chunk.clone(), loaded.quarantine);
-        let closed = self.close(slice.chunk)?;
-        let rest = closed.rest?;
-        let chunk = closed.ack.as_ref().and_then(|ack| ack.keep.clone()).unwrap_or(whole);
-        let records = open_records(&chunk);
-        let kept = LoadedChunk { chunk, records, slices: 1, dead_lettered: Vec::new(), quarantine };
-        self.chunks.insert(rest, kept);
-        *slice = Slice { chunk: rest, range: start..end };
-        closed.ack
-    }
-
-    /// Closes a chunk, whatever slices still refer to it.
-    pub(super) fn close(&mut self, reference: ChunkRef) -> Option<Closed> {
-        let chunk = self.chunks.remove(&reference)?;
-        let count = |fate| chunk.records.iter().filter(|record| record.fate == fate).count();
-        let delivered = count(Fate::Delivered) as u64;
-        let open: Vec<u64> =
-            chunk.records.iter().filter(|record| record.fate == Fate::Open).map(|record| record.seq).collect();
-        let seq = |record: Option<&Record>| record.map_or(reference.key.first_seq, |record| record.seq);
-        let seqs = seq(chunk.records.first())..=seq(chunk.records.last());
-        let is_decided = open.is_empty() || delivered > 0 || !chunk.dead_lettered.is_empty();
-        let ack = is_decided.then(|| Ack {
-            row: reference,
-            delivered,
-            dead: chunk.dead_lettered,
-            keep: chunk.chunk.retain(|seq| open.binary_search(&seq).is_ok()),
-        });
-        let rest = match &ack {
-            Some(ack) => ack.keep.as_ref().map(|kept| ChunkRef { key: kept.key, ..reference }),
-            None => Some(reference),
-        };
-        let tries = self.tries.remove(&reference);
-        self.tries.extend(rest.zip(tries));
-        Some(Closed { ack, chunk: reference, rest, open, quarantine: chunk.quarantine, seqs })
-    }
-
-    fn records_mut(&mut self, slice: &Slice) -> &mut [Record] {
-        let chunk = self.chunks.get_mut(&slice.chunk);
-        chunk.and_then(|chunk| chunk.records.get_mut(slice.range.clone())).unwrap_or_default()
+        let loaded = self.chunks.get_mut(&slice.chunk).filter(|loaded| loaded.slices == 1)?;
+        let open_before = |end| loaded.records.iter().take(end).filter(|record| record.is_open).count();
+        let range = open_before(slice.range.start)..open_before(slice.range.end);
+        let quarantine = loaded.quarantine;
+        let ack = loaded.ack()?;
+        self.chunks.remove(&slice.chunk);
+        let (rest, kept) = ack.kept_row().zip(ack.keep.clone())?;
+        self.chunks.insert(rest, LoadedChunk { quarantine, ..LoadedChunk::new(rest, kept) });
+        *slice = Slice { chunk: rest, range };
+        Some(ack)
     }
 }
 
-/// The readable records of a chunk, all of them open.
-fn open_records(chunk: &Chunk) -> Vec<Record> {
-    let (mut records, mut at) = (Vec::with_capacity(chunk.count as usize), 0);
-    while let Some((head, body, next)) = frame::parse(&chunk.frames, at, chunk.salt) {
-        let from = at + frame::FRAME_HEAD;
-        records.push(Record { seq: head.seq, body: from..from + body.len(), fate: Fate::Open });
-        at = next;
+impl LoadedChunk {
+    /// A chunk with one slice, whose readable records are open.
+    fn new(row: ChunkRef, chunk: Chunk) -> Self {
+        let (mut records, mut at) = (Vec::with_capacity(chunk.count as usize), 0);
+        while let Some((head, body, next)) = frame::parse(&chunk.frames, at, chunk.salt) {
+            let from = at + frame::FRAME_HEAD;
+            records.push(Record { seq: head.seq, body: from..from + body.len(), is_open: true });
+            at = next;
+        }
+        Self { row, chunk, records, slices: 1, delivered: 0, dead_lettered: Vec::new(), quarantine: None }
     }
-    records
-}
 
-impl EventId {
-    /// The event of a chunk with this sequence number.
-    pub(super) fn of(chunk: ChunkRef, seq: u64) -> Self {
-        Self { origin: chunk.origin, seq }
+    /// The first and the last sequence number that the chunk had.
+    pub(super) fn seqs(&self) -> RangeInclusive<u64> {
+        let seq = |record: Option<&Record>| record.map_or(self.row.key.first_seq, |record| record.seq);
+        seq(self.records.first())..=seq(self.records.last())
+    }
+
+    /// The sequence numbers of what remains.
+    pub(super) fn open(&self) -> Vec<u64> {
+        self.records.iter().filter(|record| record.is_open).map(|record| record.seq).collect()
+    }
+
+    /// The ack of what is decided; `None` if nothing is.
+    pub(super) fn ack(&mut self) -> Option<Ack> {
+        let open = self.open();
+        let is_decided = open.is_empty() || self.delivered > 0 || !self.dead_lettered.is_empty();
+        is_decided.then(|| Ack {
+            row: self.row,
+            delivered: self.delivered,
+            dead: take(&mut self.dead_lettered),
+            keep: self.chunk.retain(|seq| open.binary_search(&seq).is_ok()),
+        })
+    }
+
+    /// Closes the open records of a slice. Returns their number.
+    fn decide(&mut self, slice: &Slice) -> u64 {
+        let records = self.records.get_mut(slice.range.clone()).unwrap_or_default();
+        records.iter_mut().map(|record| u64::from(take(&mut record.is_open))).sum()
     }
 }

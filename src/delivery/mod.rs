@@ -4,45 +4,34 @@
 //! queue), sends their events in batches, and acks each row that it is done with. It owns no file. What it has in
 //! memory may be lost at any moment; those events are then leased and sent again, with the same uuids.
 //!
+//! What happens in which case is described in `docs/delivery.md`.
+//!
 //! # What becomes of an event
 //!
-//! The records of a leased chunk are *open*, *delivered* or *dead*. A batch is a list of slices of leased chunks. A
-//! chunk is closed when no batch refers to it any more: what is decided is acked, and the open rest goes back to the
-//! queue. Only V1 acks earlier, when some events of a request are decided and the others are sent again. So every way
-//! out (an outage during a bisection, the deadline of a stop) runs through the same few lines.
+//! The records of a leased chunk are *open*, *delivered* or *dead*. A batch is a list of slices of leased chunks. When
+//! no batch refers to a chunk any more, what is decided is acked, and the open rest goes back to the queue. Only V1
+//! acks earlier, when some events of a request are decided and the others are sent again. So every way out (an outage
+//! during a bisection, the deadline of a stop) runs through the same few lines.
 //!
-//! * `response.rs` classifies a response and `pace.rs` decides when the next request may be sent. Both are pure.
-//! * A batch that PostHog refuses, or that is answered 413, is bisected (`bisect.rs`) until the refused event is
-//!   alone. That event is dead-lettered only on *evidence*: PostHog has accepted some other request since it first
-//!   refused this one. Without evidence it is quarantined (`quarantine.rs`): it stays queued, is skipped, and is tried
-//!   again once there is evidence, or after a cooldown. A 413 of a proxy never dead-letters anything. A bisection ends
-//!   after 32 refusals in a row; when other batches are refused as well, that is an outage.
-//! * Any other failure may be caused by the events or by the endpoint (`outage.rs`). While other requests pass it is
-//!   the events: the batch is bisected, and an event that fails alone is quarantined. As long as it is not known, the
-//!   next probe is one event that has not failed.
-//! * In an *outage* every lease without a request under way is released. One probe at a time follows: 1 + `max_retries`
-//!   requests with jittered exponential backoff, then a cooldown of 30 s to 5 min. A `Retry-After` deadline is never
-//!   cut short, and outlives the process.
-//! * 401, 402, 403 and 415 *pause* delivery: probes of one event, each time another one, 30 s to 5 min apart.
-//! * V1 decides over each event of a request: accepted, perhaps with a warning; refused, which needs no further
-//!   evidence; or to be sent again, which counts as a failure of the request. A V1 request has an id and counts its
-//!   attempts, so what failed is kept as the next probe under the same id (`decision.rs`) until the cycle of attempts
-//!   ends.
-//! * A flush covers what was committed before it. It may send one probe early, does not count as an attempt, and
-//!   returns at once if the last failure is less than a second old. The state is published before the flush is
-//!   answered.
-//! * While the program has opted out nothing is sent, and everything without a request under way is released. Pace,
-//!   `Retry-After` deadlines and evidence stay as they are.
-//! * A stop makes attempts of its own (`flush.rs`): the first at once, at most one cycle, and none after its deadline.
+//! 1. `intake.rs` leases rows and assembles batches; `loaded.rs` has the leased chunks in memory.
+//! 2. `pace.rs` decides when the next request may be sent; `send.rs` sends it and limits how long it may take.
+//! 3. `response.rs` classifies the response, and `decision.rs` acts on it.
+//! 4. A batch that is refused, or that fails while others pass, is bisected (`bisect.rs`) until the bad event is alone.
+//!    That event is dead-lettered if PostHog refused it and has accepted another request since, which is *evidence*.
+//!    Otherwise it is quarantined (`quarantine.rs`).
+//! 5. Whether the events or the endpoint are at fault, `outage.rs` decides. In an *outage* every lease without a
+//!    request under way is released, and one probe at a time follows.
+//!
+//! Flushes and stops (`flush.rs`) may bring an attempt forward. The state is published before a flush is answered.
+//! While the program has opted out nothing is sent, and everything without a request under way is released.
 //!
 //! # Rules
 //!
 //! * A batch has whole chunks as far as they fit; with V1 no uuid twice.
 //! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt, for the
 //!   server moves every event by it.
-//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by (`timers.rs`); wall time is
-//!   the `Clock`'s.
-//! * An engine that panics is replaced (`supervise.rs`); what it had read is read again.
+//! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by; wall time is the `Clock`'s.
+//! * An engine that panics is replaced (`engine.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are
 //!   caught.
 
@@ -92,7 +81,7 @@ pub(crate) use handle::{DeliveryHandle, DeliveryState, Phase};
 pub use notice::{DeliveryNotice, DeliveryOutcome};
 pub(crate) use pace::PaceOptions;
 pub(crate) use quarantine::EventId;
-pub(crate) use request::Compression;
+pub use request::{CaptureProtocol, Compression};
 
 /// The queue, as delivery sees it. The calls are made on the delivery task and must not take long.
 pub(crate) trait Source: Send + Sync + 'static {
@@ -146,23 +135,6 @@ pub(crate) trait DeliveryObserver: Send + Sync + 'static {
     fn notify(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>);
 }
 
-/// The protocol of the capture endpoint.
-///
-/// Both accept the same events, and the queue does not depend on it: events captured under one can be delivered under
-/// the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum CaptureProtocol {
-    /// `POST /batch/`, supported by every PostHog server. One result for all events of a request.
-    #[default]
-    V0,
-    /// `POST /i/v1/analytics/events`: a result for each event, so that a rejected event is found at once and warnings
-    /// are reported ([`Diagnostic::DeliveryWarning`](crate::diagnostics::Diagnostic::DeliveryWarning)). Properties that
-    /// V1 expects elsewhere are moved there: `$cookieless_mode`, `$ignore_sent_at`, `$process_person_profile`,
-    /// `$product_tour_id`, `$session_id`, `$window_id`.
-    V1,
-}
-
 /// What to send, where, and how much at once.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryOptions {
@@ -195,7 +167,7 @@ impl Default for DeliveryOptions {
             api_key: String::new(),
             historical_migration: false,
             protocol: CaptureProtocol::V0,
-            compression: Compression::Gzip { level: 1 },
+            compression: Compression::default(),
             gzip_in_query: true,
             max_batch_events: 1000,
             max_batch_bytes: 4 * 1024 * 1024,

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::quarantine::EventId;
 use crate::report::Diagnostic;
 use crate::sys::wording::{count, time};
 
@@ -79,20 +78,6 @@ impl fmt::Display for DeliveryOutcome<'_> {
                 write!(f, "dead-lettered (HTTP status {status}): {reason}")
             }
         }
-    }
-}
-
-/// The ids and uuids of events, in the same order. A program may give several events one uuid, so both are needed.
-#[derive(Debug, Default)]
-pub(super) struct EventNames {
-    pub(super) ids: Vec<EventId>,
-    pub(super) uuids: Vec<Uuid>,
-}
-
-impl EventNames {
-    pub(super) fn push(&mut self, id: EventId, uuid: Uuid) {
-        self.ids.push(id);
-        self.uuids.push(uuid);
     }
 }
 

@@ -1,16 +1,20 @@
-//! Decides whether a failed attempt is the fault of its events or of the endpoint, and what is reported of an outage.
+//! Decides whether a failed attempt is the fault of its events or of the endpoint, and what is probed until that is
+//! known.
 //!
 //! Every kind of failure is treated in the same way: a status that is no decision, a refusal that is not PostHog's, a
-//! connection that was cut, a timeout. The events are at fault if a request that was sent later was accepted, if the
-//! batch is a piece of a bisection that goes on, if the request was given up early (`send.rs`), or if its event is
-//! quarantined already. Then the pace does not change, and the batch is bisected (`bisect.rs`) until each event that
-//! fails is alone and is quarantined (`quarantine.rs`).
+//! connection that was cut, a timeout. This file follows a failed attempt in the order of what happens to it:
 //!
-//! Otherwise the endpoint may be down, and the pace slows down (`pace.rs`). While this is the only batch that failed,
-//! the outage is *unconfirmed* and the batch stays in memory. The next probe is one event that has not failed. If there
-//! is none, the same batch is sent once more, because most failures are transient, and then one event of it. When a
-//! probe of another event fails too, the outage is confirmed and everything is released. When a probe passes, the batch
-//! is bisected.
+//! 1. [`Engine::failed`] asks whether the events are at fault. They are if a request that was sent later was accepted,
+//!    if the batch is a piece of a bisection that goes on, if the request was given up early (`send.rs`), or if its
+//!    event is quarantined already.
+//! 2. If they are, the pace does not change. The batch is bisected (`bisect.rs`) until each event that fails is alone
+//!    and is quarantined (`quarantine.rs`).
+//! 3. Otherwise the endpoint may be down, and the pace slows down (`pace.rs`). While this is the only batch that
+//!    failed, the outage is *unconfirmed* and the batch stays in memory; everything else that is not in flight is
+//!    released.
+//! 4. The next probe is one event that has not failed. If there is none, the same batch is sent once more, because most
+//!    failures are transient, and then one event of it. When a probe of another event fails too, the outage is
+//!    confirmed, and the batch is released. When a probe passes, the batch is bisected.
 //!
 //! An outage may last for days, and the ring of diagnostics keeps some hundred. So each kind of failure is reported
 //! once between two successes, and cooldowns are reported when their number has doubled.
@@ -18,18 +22,23 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::intake::Wanted;
 use super::loaded::QuarantineReason;
 use super::notice::cooldown;
-use super::pace::{Health, Permit, Ticket, fresh_probe_wait};
-use super::quarantine::EventId;
+use super::pace::{Health, PaceOptions, fresh_probe_wait};
+use super::quarantine::{EventId, NEVER_REFUSED};
 use super::{CaptureProtocol, SourceError};
 use crate::report::Diagnostic;
 
 /// A failed batch is kept for its next attempt no longer than this: it cannot be evicted meanwhile.
 const MOST_WAIT: Duration = Duration::from_secs(60);
+
+/// A batch is sent as a whole until it has failed this often, and then in parts.
+const WHOLE_ATTEMPTS: u32 = 2;
 
 /// Why an attempt failed.
 pub(super) struct Failure {
@@ -54,33 +63,64 @@ impl Failure {
     }
 }
 
-/// An unconfirmed outage: so far a single batch has failed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct UnconfirmedOutage {
-    /// No probe is sent ahead of its time before this.
-    not_before: Instant,
-    /// The batch failed slowly, or for the key or the quota, so it is not sent again as a whole.
-    is_costly: bool,
-    /// Other probes that were refused for the key or the quota.
-    others: u32,
+impl Failure {
+    /// A failure that may be about the events or the endpoint.
+    pub(super) fn new(status: u16, text: String, diagnostic: Diagnostic) -> Self {
+        Self { text, diagnostic, retry_after: None, unreachable: false, status, asked_again: false }
+    }
+}
+
+/// What is known from the failed attempts since the last acceptance, besides the pace.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Outage {
+    /// A single batch has failed so far.
+    pub(super) is_unconfirmed: bool,
+    /// An event may be the cause of the last failure.
+    may_be_events: bool,
+    /// When a probe may be sent ahead of its time, in a cooldown or a pause.
+    probe_from: Option<Instant>,
+}
+
+impl Outage {
+    /// What is known after one more failed attempt: the `nth` in a row, of a batch that has failed before or not.
+    fn after(
+        self,
+        nth: u32,
+        is_known_batch: bool,
+        failure: &Failure,
+        options: &PaceOptions,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> Self {
+        // PostHog's own word on the key or the quota is not about an event.
+        let may_be_events = !failure.unreachable && failure.pause() != Some(true);
+        // A pause lasts long, so it is confirmed only after as many failed probes as a cooldown needs.
+        let confirms = !is_known_batch && (failure.pause().is_none() || nth > options.max_retries);
+        let is_unconfirmed = !failure.unreachable && (nth == 1 || (self.is_unconfirmed && !confirms));
+        let probe_from = match is_unconfirmed {
+            true if nth > 1 && is_known_batch => self.probe_from,
+            true => Some(now + options.backoff.wait(nth, rng)),
+            false => may_be_events.then(|| now + fresh_probe_wait(options, nth, rng)),
+        };
+        Self { is_unconfirmed, may_be_events, probe_from }
+    }
 }
 
 impl Engine {
     /// Handles a failed attempt: blames the events or the endpoint.
-    pub(super) fn failed(&mut self, batch: Batch, ticket: Ticket, failure: Failure) {
+    pub(super) fn failed(&mut self, batch: Batch, failure: Failure) {
         let now = now();
         let took = batch.sent.map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(at));
         let is_slow = !failure.unreachable && self.timeouts.failed(now, took);
         self.state.last_error = Some(failure.text.clone());
-        let is_given_up = batch.given_up_after.is_some_and(|limit| took >= limit);
-        if self.are_events_to_blame(&batch, &failure, is_given_up) {
+        if self.are_events_to_blame(&batch, &failure, took) {
             self.search(batch, &failure, is_slow, now);
         } else {
-            self.count_against_endpoint(batch, ticket, failure, is_slow, now);
+            self.count_against_endpoint(batch, failure, is_slow, now);
         }
     }
 
-    fn are_events_to_blame(&self, batch: &Batch, failure: &Failure, is_given_up: bool) -> bool {
+    fn are_events_to_blame(&self, batch: &Batch, failure: &Failure, took: Duration) -> bool {
         if failure.unreachable || self.pace.health() != Health::Up || self.bisection.is_hopeless() {
             return false;
         }
@@ -92,6 +132,7 @@ impl Engine {
             return false;
         }
         let later_ones_passed = batch.sent.is_some_and(|(number, _)| number < self.newest_accepted);
+        let is_given_up = batch.given_up_after.is_some_and(|limit| took >= limit);
         later_ones_passed || is_given_up || batch.is_piece || !self.bisection.is_empty()
     }
 
@@ -100,8 +141,7 @@ impl Engine {
         self.pace.asked_to_wait(now, failure.retry_after, &mut self.rng);
         self.bisection.failed(batch.events, is_slow, now);
         if batch.events > 1 {
-            let (first, second) = batch.halves(&mut self.intake.loaded);
-            self.bisection.push([first, second]);
+            self.bisection.push(batch.halves(&mut self.intake.loaded));
         } else {
             self.quarantine(&batch, failure);
             self.intake.release(&batch, now);
@@ -111,10 +151,10 @@ impl Engine {
     /// Quarantines an event that failed alone while others passed. It was not refused, so it is tried again, at longer
     /// and longer intervals.
     fn quarantine(&mut self, batch: &Batch, failure: &Failure) {
-        let Some((chunk, _, seq, uuid)) = self.first_event(batch) else { return };
-        let event = EventId::of(chunk, seq);
-        self.intake.quarantine.quarantine_failed_event(event);
-        self.intake.loaded.quarantine(chunk, QuarantineReason::EventsFail);
+        let Some((slice, seq, body)) = batch.records(&self.intake.loaded).next() else { return };
+        let uuid = uuid_of(body);
+        self.intake.quarantine.quarantine_event(EventId::of(slice.chunk, seq), NEVER_REFUSED);
+        self.intake.loaded.quarantine(slice.chunk, QuarantineReason::EventsFail);
         // The first failure may have been chance, so the second is the one that is reported.
         if batch.quarantined == 1 {
             let status = failure.status;
@@ -124,44 +164,21 @@ impl Engine {
         }
     }
 
-    /// Where the first open event of a batch is: chunk, position, sequence number; and its uuid.
-    pub(super) fn first_event(&self, batch: &Batch) -> Option<(crate::queue::ChunkRef, usize, u64, uuid::Uuid)> {
-        batch.slices.iter().find_map(|slice| {
-            let (position, seq, body) = self.intake.loaded.open(slice).next()?;
-            Some((slice.chunk, position, seq, uuid_of(body)))
-        })
-    }
-
-    /// The endpoint may be down: counts the failure against it, and keeps the batch or returns it to the queue.
-    fn count_against_endpoint(
-        &mut self,
-        mut batch: Batch,
-        ticket: Ticket,
-        failure: Failure,
-        is_slow: bool,
-        now: Instant,
-    ) {
-        let is_first = self.pace.consecutive_failures() == 0;
-        let (is_pause, unreachable) = (failure.pause().is_some(), failure.unreachable);
-        // PostHog's own word on the key or the quota is not about an event either.
-        let is_never_an_event = unreachable || failure.pause() == Some(true);
-        let is_counted = self.note_failure(ticket, failure, batch.events, now);
-        if is_counted && is_first && !unreachable {
-            let not_before = now + self.options.pace.backoff.wait(1, &mut self.rng);
-            self.unconfirmed = Some(UnconfirmedOutage { not_before, is_costly: is_slow || is_pause, others: 0 });
-        } else if is_counted && (batch.failures == 0 || unreachable) {
-            self.unconfirmed =
-                self.unconfirmed.take().filter(|_| is_pause).and_then(|outage| self.keep_unconfirmed(outage, now));
-        }
+    /// The endpoint may be down: slows down the pace, and keeps the batch or returns it to the queue.
+    fn count_against_endpoint(&mut self, mut batch: Batch, failure: Failure, is_slow: bool, now: Instant) {
+        let is_counted = self.slow_down(&batch, &failure, now);
         if is_counted {
-            self.delay_fresh_probe(now);
-            self.fresh_probe_from = self.fresh_probe_from.filter(|_| !is_never_an_event);
+            let (nth, is_known_batch) = (self.pace.consecutive_failures(), batch.failures > 0);
+            let (options, rng) = (&self.options.pace, &mut self.rng);
+            self.outage = self.outage.after(nth, is_known_batch, &failure, options, now, rng);
         }
-        batch.failures = batch.failures.saturating_add(1);
+        // One that failed slowly, or for the key or the quota, is not sent once more as a whole.
+        let is_costly = is_slow || failure.pause().is_some();
+        batch.failures = batch.failures.saturating_add(if is_costly { WHOLE_ATTEMPTS } else { 1 });
         if batch.quarantined > 0 {
             batch.chunks().for_each(|chunk| self.intake.loaded.quarantine(chunk, QuarantineReason::EventsFail));
         }
-        if !unreachable {
+        if !failure.unreachable {
             self.intake.note_failure(&batch);
         }
         if is_counted && self.kept.is_none() && self.is_kept(&batch, now) {
@@ -169,72 +186,24 @@ impl Engine {
         } else {
             self.intake.release(&batch, now);
         }
-        if !self.kept.as_ref().is_some_and(|again| self.is_kept(again, now)) {
+        if !self.kept.as_ref().is_some_and(|kept| self.is_kept(kept, now)) {
             self.release_kept(now);
         }
         self.release_queued(now);
-        if let Some(mut again) = self.kept.take() {
+        if let Some(kept) = &mut self.kept {
             // What is decided of this batch is acked before the failure is reported to a flush.
-            self.intake.ack_decided(&mut again, now);
-            self.kept = Some(again);
+            self.intake.ack_decided(kept, now);
         }
-        self.flushes.has_met_failure = true;
+        self.intake.flushes.has_met_failure = true;
         if !self.can_be_acked_soon(now) {
             self.fail_flushes();
         }
     }
 
-    /// A pause lasts long, so it is confirmed only after as many failed probes as a cooldown needs.
-    fn keep_unconfirmed(&mut self, outage: UnconfirmedOutage, now: Instant) -> Option<UnconfirmedOutage> {
-        let others = outage.others.saturating_add(1);
-        let not_before = now + self.options.pace.backoff.wait(others.saturating_add(1), &mut self.rng);
-        (others < self.options.pace.max_retries).then_some(UnconfirmedOutage { not_before, others, ..outage })
-    }
-
-    /// Sets when an event that has not failed may be probed ahead of its time: some seconds after this failure.
-    pub(super) fn delay_fresh_probe(&mut self, now: Instant) {
-        let failures = self.pace.consecutive_failures();
-        self.fresh_probe_from = Some(now + fresh_probe_wait(&self.options.pace, failures, &mut self.rng));
-    }
-
-    /// Whether a batch that has just failed stays in memory.
-    fn is_kept(&self, batch: &Batch, now: Instant) -> bool {
-        let is_soon = match self.pace.health() {
-            Health::Backoff { .. } => self.pace.waits_until(now).is_some_and(|at| at <= now + MOST_WAIT),
-            Health::Paused { .. } => batch.events > 1,
-            Health::Up | Health::Cooldown { .. } => false,
-        };
-        is_soon && (self.unconfirmed.is_some() || self.is_same_request(batch))
-    }
-
-    /// Whether the batch is a V1 request that is sent again under its id rather than in parts.
-    fn is_same_request(&self, batch: &Batch) -> bool {
-        self.options.protocol == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1)
-    }
-
-    /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a
-    /// batch that failed and can be sent in parts.
-    fn can_be_acked_soon(&mut self, now: Instant) -> bool {
-        let has_parts = |again: &Batch| again.events > 1 && !again.asked_again;
-        let is_waiting =
-            matches!(self.pace.health(), Health::Cooldown { .. }) || self.pace.retry_after_deadline(now).is_some();
-        if self.unconfirmed.is_none() || is_waiting || self.source.is_held() {
-            return false;
-        }
-        // What may be there is looked for: a flush that asked for a read while a request was under way has not read.
-        self.kept.as_ref().is_some_and(has_parts) || self.intake.has_fresh(now, &mut self.flushes).unwrap_or(true)
-    }
-
-    /// Ends flushes with the failure once no probe that is due soon can show that the endpoint works.
-    pub(super) fn fail_flushes_if_down(&mut self) {
-        let is_down = self.flushes.has_met_failure && self.pace.health() != Health::Up;
-        if is_down && self.in_flight.is_empty() && !self.can_be_acked_soon(now()) {
-            self.fail_flushes();
-        }
-    }
-
-    fn note_failure(&mut self, ticket: Ticket, failure: Failure, events: usize, now: Instant) -> bool {
-        let before = self.pace.health();
+    /// Tells the pace and a stop of a failed attempt, and reports it. Returns `false` if the attempt changes nothing:
+    /// several requests of one round failed, and the first of them was counted and reported.
+    fn slow_down(&mut self, batch: &Batch, failure: &Failure, now: Instant) -> bool {
+        let (before, ticket) = (self.pace.health(), batch.ticket);
         let is_counted = match failure.pause() {
             Some(_) => {
                 self.pause_reason = failure.text.clone();
@@ -243,20 +212,17 @@ impl Engine {
             None => self.pace.failed(now, ticket, failure.retry_after, &mut self.rng),
         };
         if !is_counted {
-            // Several requests of one round failed; the first of them was counted and reported.
             return false;
         }
         self.state.failed_attempts += 1;
         self.state.failing_since.get_or_insert(self.clock.now());
-        if self.outage_reports.is_news(&failure) {
+        if self.outage_reports.is_news(failure) {
             (self.report)(failure.diagnostic.clone());
         }
-        if let Some(stop) = self.stop.as_mut().filter(|_| ticket.is_of_stop()) {
+        if let Some(stop) = self.stop.as_mut().filter(|_| ticket.of_stop) {
             stop.failed(now, failure.unreachable, &self.options.pace, &mut self.rng);
-            if failure.pause() == Some(true) && events == 1 {
-                // A refused key or quota does not recover within the deadline of a stop.
-                stop.give_up();
-            }
+            // A refused key or quota does not recover within the deadline of a stop.
+            stop.gave_up |= failure.pause() == Some(true) && batch.events == 1;
         }
         if let Health::Cooldown { until } = self.pace.health()
             && before != self.pace.health()
@@ -269,123 +235,118 @@ impl Engine {
         true
     }
 
-    /// The next probe while it is not known whether the endpoint works: one event that has not failed, if there is any.
+    /// Whether a batch that has failed stays in memory.
+    fn is_kept(&self, batch: &Batch, now: Instant) -> bool {
+        let is_soon = match self.pace.health() {
+            Health::Backoff { .. } => self.pace.waits_until(now).is_some_and(|at| at <= now + MOST_WAIT),
+            Health::Paused { .. } => batch.events > 1,
+            Health::Up | Health::Cooldown { .. } => false,
+        };
+        // A V1 request that is sent again under its id rather than in parts.
+        let is_same_request = self.options.protocol == CaptureProtocol::V1 && (batch.asked_again || batch.events == 1);
+        is_soon && (self.outage.is_unconfirmed || is_same_request)
+    }
+
+    /// Whether one of the next probes can decide if the endpoint is down: there is an event that has not failed, or a
+    /// batch that failed and can be sent in parts.
+    fn can_be_acked_soon(&mut self, now: Instant) -> bool {
+        let has_parts = |kept: &Batch| kept.events > 1 && !kept.asked_again;
+        let is_waiting =
+            matches!(self.pace.health(), Health::Cooldown { .. }) || self.pace.retry_after_deadline(now).is_some();
+        if !self.outage.is_unconfirmed || is_waiting || self.source.is_held() {
+            return false;
+        }
+        // What may be there is looked for: a flush that asked for a read while a request was under way has not read.
+        self.kept.as_ref().is_some_and(has_parts) || self.intake.has_fresh(now).unwrap_or(true)
+    }
+
+    /// Ends flushes with the failure once no probe that is due soon can show that the endpoint works.
+    pub(super) fn fail_flushes_if_down(&mut self) {
+        let is_down = self.intake.flushes.has_met_failure && self.pace.health() != Health::Up;
+        if is_down && self.in_flight.is_empty() && !self.can_be_acked_soon(now()) {
+            self.fail_flushes();
+        }
+    }
+
+    /// The next probe while it is not known whether the endpoint works.
     pub(super) fn probe(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
-        let fresh = self.fresh_probe(now)?;
-        if fresh.is_some() {
-            return Ok(fresh);
+        let telling = self.telling_probe(now, true)?;
+        if telling.is_some() {
+            return Ok(telling);
         }
-        if let Some(probe) = self.other_than_a_lone_one(now)?.or_else(|| self.part_of_what_failed()) {
-            return Ok(Some(probe));
-        }
-        let any = self.intake.assemble(&self.limits, Wanted::Any, true, now, &mut self.flushes)?;
+        let any = self.intake.assemble(&self.limits, 1, Wanted::Any, now)?;
         self.take_due();
         Ok(any.or_else(|| self.bisection.pop(&self.limits, &mut self.intake.loaded)))
     }
 
-    /// An event that has not failed; if possible the newest, which is least related to those that have.
-    fn fresh_probe(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
-        // Where no connection was possible, or the key was refused, no event is the cause: the oldest goes first.
-        if self.fresh_probe_from.is_some() {
-            let newest = self.intake.assemble(&self.limits, Wanted::Newest, true, now, &mut self.flushes)?;
-            if newest.is_some() {
-                return Ok(newest);
-            }
+    /// A probe that is sent ahead of its time during a cooldown or a pause, because only a single batch has failed so
+    /// far, or because there is an event that has not failed and all events before it may have been bad.
+    pub(super) fn probe_ahead_of_time(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
+        if self.probes_ahead_from(now).is_none_or(|at| at > now) || !self.in_flight.is_empty() {
+            return Ok(None);
         }
-        self.intake.assemble(&self.limits, Wanted::Fresh, true, now, &mut self.flushes)
+        let probe = self.telling_probe(now, self.outage.is_unconfirmed)?;
+        Ok(probe.map(|batch| Batch { ticket: self.pace.ahead_of_time(), ..batch }))
+    }
+
+    /// When such a probe may be sent, if there is something to send.
+    pub(super) fn probes_ahead_from(&self, now: Instant) -> Option<Instant> {
+        let is_waiting = matches!(self.pace.health(), Health::Cooldown { .. } | Health::Paused { .. });
+        let is_free = self.stop.is_none() && self.pace.retry_after_deadline(now).is_none();
+        let has_other = self.outage.is_unconfirmed && self.has_failed_beside_a_lone_one();
+        let has_something = self.intake.fresh || self.kept.is_some() || has_other;
+        self.outage.probe_from.filter(|_| is_waiting && is_free && has_something)
+    }
+
+    /// A probe that tells the events from the endpoint: an event that has not failed, if there is any; otherwise one of
+    /// another batch that failed, if `takes_failed`; otherwise the kept batch or an event of it.
+    fn telling_probe(&mut self, now: Instant, takes_failed: bool) -> Result<Option<Batch>, SourceError> {
+        // The newest is least related to those that failed. Where no event is the cause, the oldest goes first.
+        if self.outage.may_be_events
+            && let Some(newest) = self.intake.assemble(&self.limits, 1, Wanted::Newest, now)?
+        {
+            return Ok(Some(newest));
+        }
+        if let Some(fresh) = self.intake.assemble(&self.limits, 1, Wanted::Fresh, now)? {
+            return Ok(Some(fresh));
+        }
+        // Without it, the single event that is kept, which may be the bad one, is the only probe.
+        if takes_failed
+            && self.has_failed_beside_a_lone_one()
+            && let Some(other) = self.intake.assemble(&self.limits, 1, Wanted::Any, now)?
+        {
+            return Ok(Some(other));
+        }
+        Ok(self.part_of_kept())
     }
 
     /// Whether the kept batch is a single event (or none is kept) and another batch that failed went back to the queue.
     fn has_failed_beside_a_lone_one(&self) -> bool {
         match &self.kept {
-            Some(again) => again.events < 2 && self.intake.has_failed_besides(again),
+            Some(kept) => kept.events < 2 && self.intake.has_failed_besides(kept),
             None => self.intake.chunks_that_failed() > 1,
         }
     }
 
-    /// One event of such a returned batch. Without it, the single event, which may be the bad one, is the only probe.
-    fn other_than_a_lone_one(&mut self, now: Instant) -> Result<Option<Batch>, SourceError> {
-        if !self.has_failed_beside_a_lone_one() {
-            return Ok(None);
+    /// The kept batch, whole while it may be sent again as it is, otherwise one event of it, each time another.
+    fn part_of_kept(&mut self) -> Option<Batch> {
+        let kept = self.kept.take()?;
+        let failures = kept.failures;
+        if kept.events < 2 || kept.asked_again || (failures < WHOLE_ATTEMPTS && self.stop.is_none()) {
+            return Some(kept);
         }
-        self.intake.assemble(&self.limits, Wanted::Any, true, now, &mut self.flushes)
-    }
-
-    /// The kept batch, whole while it may be sent again as it is, otherwise one event of it.
-    fn part_of_what_failed(&mut self) -> Option<Batch> {
-        let again = self.kept.take()?;
-        let is_costly = self.stop.is_some() || self.unconfirmed.is_some_and(|outage| outage.is_costly);
-        if again.events < 2 || again.asked_again || (again.failures < 2 && !is_costly) {
-            return Some(again);
-        }
-        let place = self.intake.next_place(again.events);
-        let (part, rest) = again.take_out(place, &mut self.intake.loaded);
-        self.kept = Some(rest);
+        let place = self.intake.next_place(kept.events);
+        let (part, rest) = kept.take_out(place, &mut self.intake.loaded);
+        self.kept = Some(Batch { failures, ..rest });
         Some(part)
-    }
-
-    /// A probe that is sent ahead of its time during a cooldown or a pause, because only a single batch has failed so
-    /// far, or because there is an event that has not failed and all events before it may have been bad.
-    pub(super) fn confirmation(&mut self, now: Instant) -> Result<Option<(Batch, Ticket)>, SourceError> {
-        if self.confirms_at(now).is_none_or(|at| at > now) || !self.in_flight.is_empty() {
-            return Ok(None);
-        }
-        let batch = match self.fresh_probe(now)? {
-            Some(fresh) => Some(fresh),
-            None if self.unconfirmed.is_some() => {
-                self.other_than_a_lone_one(now)?.or_else(|| self.part_of_what_failed())
-            }
-            None => self.part_of_what_failed(),
-        };
-        Ok(batch.map(|batch| (batch, self.pace.ahead_of_time())))
-    }
-
-    /// When such a probe may be sent, if there is something to send.
-    pub(super) fn confirms_at(&self, now: Instant) -> Option<Instant> {
-        let is_waiting = matches!(self.pace.health(), Health::Cooldown { .. } | Health::Paused { .. });
-        let is_free = self.stop.is_none() && self.pace.retry_after_deadline(now).is_none();
-        let from = match self.unconfirmed {
-            Some(outage) => outage.not_before,
-            None => self.fresh_probe_from?,
-        };
-        let has_other = self.unconfirmed.is_some() && self.has_failed_beside_a_lone_one();
-        let has_something = self.intake.may_have_fresh() || self.kept.is_some() || has_other;
-        (is_waiting && is_free && has_something).then_some(from)
     }
 
     /// The endpoint works, so the kept batch that failed is searched.
     pub(super) fn bisect_kept(&mut self) {
-        self.unconfirmed = None;
-        if let Some(again) = self.kept.take() {
-            self.bisection.push_whole(again);
+        self.outage = Outage::default();
+        if let Some(kept) = self.kept.take() {
+            self.bisection.push_whole(kept);
         }
-    }
-
-    /// Quarantined events are tried one at a time: some of them may hang.
-    pub(super) fn take_due(&mut self) {
-        let is_trying = self.in_flight.values().any(|(batch, _)| batch.quarantined > 0);
-        if !is_trying && !self.bisection.has_quarantined() && !self.is_last_slot(now()) {
-            self.bisection.push(self.intake.take_due());
-        }
-    }
-
-    /// Whether another request must wait: while many fail in a row, one request is under way at a time.
-    pub(super) fn is_crowded(&self, permit: Permit, now: Instant) -> bool {
-        let is_taken = || self.in_flight.values().any(|(batch, _)| !self.hangs(batch, now));
-        matches!(permit, Permit::Send { .. }) && self.bisection.is_losing() && is_taken()
-    }
-
-    /// Whether requests hang and only one slot is left. A request that hangs in that slot too would block all others.
-    pub(super) fn is_last_slot(&self, now: Instant) -> bool {
-        let does_any_hang = || self.in_flight.values().any(|(batch, _)| self.hangs(batch, now));
-        self.pace.health() == Health::Up && self.in_flight.len() + 1 >= self.pace.slots() && does_any_hang()
-    }
-
-    /// Whether a request that is under way hangs: it has been under way for long, and one sent later was accepted.
-    fn hangs(&self, batch: &Batch, now: Instant) -> bool {
-        batch.sent.is_some_and(|(number, at)| {
-            number < self.newest_accepted && self.timeouts.hangs(now.saturating_duration_since(at))
-        })
     }
 
     /// The endpoint is down or the program has opted out: acks what is decided and releases everything that is not in
@@ -397,21 +358,20 @@ impl Engine {
 
     /// Returns the kept batch to the queue. Its events become part of a new request.
     fn release_kept(&mut self, now: Instant) {
-        if let Some(batch) = self.kept.take() {
-            self.intake.note_failure(&batch);
-            self.intake.release(&batch, now);
+        if let Some(kept) = self.kept.take() {
+            self.intake.note_failure(&kept);
+            self.intake.release(&kept, now);
         }
     }
 
     /// Returns everything to the queue except requests under way and the kept batch.
     fn release_queued(&mut self, now: Instant) {
-        let pieces: Vec<Batch> = self.bisection.drain().collect();
-        for piece in &pieces {
-            self.intake.note_failure(piece);
-            self.intake.release(piece, now);
+        for piece in self.bisection.drain() {
+            self.intake.note_failure(&piece);
+            self.intake.release(&piece, now);
         }
         self.intake.release_ready(now);
-        self.flushes.went_back();
+        self.intake.flushes.went_back();
     }
 }
 
@@ -466,6 +426,8 @@ impl RecentMentions {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
 
     #[test]
@@ -480,12 +442,41 @@ mod tests {
     }
 
     fn failed(status: u16) -> Failure {
-        let diagnostic = Diagnostic::EndpointFailing { reason: String::new() };
-        Failure { text: String::new(), diagnostic, retry_after: None, unreachable: false, status, asked_again: false }
+        Failure::new(status, String::new(), Diagnostic::EndpointFailing { reason: String::new() })
+    }
+
+    /// The outage after failures in a row: why each failed, and whether it was of the first batch again.
+    fn after(failures: &[(Failure, bool)]) -> Outage {
+        let (options, now, mut rng) = (PaceOptions::default(), Instant::now(), StdRng::seed_from_u64(1));
+        (1..).zip(failures).fold(Outage::default(), |outage, (nth, (failure, is_known_batch))| {
+            outage.after(nth, *is_known_batch, failure, &options, now, &mut rng)
+        })
     }
 
     #[test]
-    fn each_kind_of_failure_is_news_once_in_an_episode() {
+    fn an_outage_is_confirmed_by_another_batch_or_no_connection() {
+        let busy = || failed(503);
+        let refuses_key = |by_posthog| {
+            let diagnostic = Diagnostic::Paused { status: 401, reason: String::new(), by_posthog };
+            Failure::new(401, String::new(), diagnostic)
+        };
+        let unreachable = || Failure { unreachable: true, ..busy() };
+        let is_unconfirmed = |failures: &[_]| after(failures).is_unconfirmed;
+        assert!(is_unconfirmed(&[(busy(), false)]));
+        assert!(is_unconfirmed(&[(busy(), false), (busy(), true), (busy(), true), (busy(), true)]));
+        assert!(!is_unconfirmed(&[(busy(), false), (busy(), true), (busy(), false)]));
+        assert!(
+            !is_unconfirmed(&[(unreachable(), false)]) && !is_unconfirmed(&[(busy(), false), (unreachable(), true)])
+        );
+        assert!(is_unconfirmed(&[(refuses_key(true), false), (refuses_key(true), false), (refuses_key(true), false)]));
+        let four = [(); 4].map(|()| (refuses_key(false), false));
+        assert!(!is_unconfirmed(&four) && after(&four).probe_from.is_some());
+        let four = [(); 4].map(|()| (refuses_key(true), false));
+        assert!(after(&four).probe_from.is_none(), "no event is the cause of what PostHog itself says of the key");
+    }
+
+    #[test]
+    fn each_kind_of_failure_is_news_once_in_an_outage() {
         let mut outage_reports = OutageReports::default();
         let news = [failed(503), failed(502), failed(0), failed(503)];
         assert_eq!(news.map(|failure| outage_reports.is_news(&failure)), [true, false, true, false]);
@@ -493,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_day_of_parks_nine_are_told() {
+    fn of_a_day_of_cooldowns_nine_are_reported() {
         let mut outage_reports = OutageReports::default();
         assert_eq!((0..400).filter(|_| outage_reports.is_cooldown_reported()).count(), 9);
     }

@@ -34,7 +34,7 @@ async fn an_outage_of_a_week_reports_each_kind_of_failure_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_outage_is_told_again() {
+async fn the_next_outage_is_reported_again() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::new(503, ""));
     for outage in 1..=3 {
         rig.until(|rig| rig.handle.state().consecutive_failures >= 2).await;

@@ -50,25 +50,13 @@ impl Default for PaceOptions {
 }
 
 /// The circumstances in which a request was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ticket {
     round: u64,
     /// Sent ahead of its time for a flush or a stop. Its failure is not an attempt of the cycle.
     forced: bool,
     /// Sent after a stop began.
-    of_stop: bool,
-}
-
-impl Ticket {
-    /// For a request that is sent after a stop began.
-    pub(super) fn of_stop(self) -> Self {
-        Self { of_stop: true, ..self }
-    }
-
-    /// Whether it was sent after a stop began.
-    pub(super) fn is_of_stop(self) -> bool {
-        self.of_stop
-    }
+    pub(super) of_stop: bool,
 }
 
 /// Whether a request may be sent now.
@@ -226,7 +214,12 @@ impl Pace {
         retry_after: Option<Duration>,
         rng: &mut impl Rng,
     ) -> Option<Instant> {
-        retry_after.filter(|wait| !wait.is_zero()).map(|wait| self.wait_as_asked(now, wait, rng))
+        let wait = retry_after.filter(|wait| !wait.is_zero())?.min(self.options.retry_after_cap);
+        // Other clients were given the same second, and must not all return in the same millisecond.
+        let spread = jitter(Duration::ZERO, (wait / 10).min(Duration::from_secs(1)), rng);
+        let until = now + wait + spread;
+        self.retry_after_until = self.retry_after_until.max(Some(until));
+        Some(until)
     }
 
     /// The key or the quota was refused. False if that is no news, as for `failed`.
@@ -277,12 +270,6 @@ impl Pace {
         until.max(self.retry_after_deadline(now))
     }
 
-    /// Whether anything slows delivery down.
-    #[cfg(test)]
-    pub(super) fn is_down(&self, now: Instant) -> bool {
-        self.health != Health::Up || self.retry_after_deadline(now).is_some()
-    }
-
     /// Whether a flush makes no request: it may not, or the answer is known.
     pub(super) fn flush_is_futile(&self, now: Instant) -> bool {
         let fresh = self.last_failure.is_some_and(|at| now.saturating_duration_since(at) < FRESH_FAILURE);
@@ -309,15 +296,6 @@ impl Pace {
         self.last_failure = Some(now);
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         true
-    }
-
-    fn wait_as_asked(&mut self, now: Instant, wait: Duration, rng: &mut impl Rng) -> Instant {
-        let wait = wait.min(self.options.retry_after_cap);
-        // Other clients were given the same second, and must not all return in the same millisecond.
-        let spread = jitter(Duration::ZERO, (wait / 10).min(Duration::from_secs(1)), rng);
-        let retry_after_until = now + wait + spread;
-        self.retry_after_until = self.retry_after_until.max(Some(retry_after_until));
-        retry_after_until
     }
 
     fn cooldown(&mut self, now: Instant, rng: &mut impl Rng) {

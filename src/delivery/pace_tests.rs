@@ -1,4 +1,4 @@
-//! The pace, with time and chance in the test's hands.
+//! The pace, with a clock and a seed that the test chooses.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -41,7 +41,7 @@ impl World {
 }
 
 #[test]
-fn four_requests_and_then_a_park_of_half_a_minute_at_least() {
+fn four_attempts_and_then_a_cooldown_of_at_least_30_seconds() {
     for seed in 0..200 {
         let mut world = World::new(seed);
         let mut waits = Vec::new();
@@ -59,7 +59,7 @@ fn four_requests_and_then_a_park_of_half_a_minute_at_least() {
 }
 
 #[test]
-fn parks_grow_to_five_minutes_and_stay_there() {
+fn cooldowns_grow_to_five_minutes_and_stay_there() {
     let mut world = World::new(1);
     let mut cooldowns = Vec::new();
     for attempt in 1..=40 {
@@ -86,7 +86,7 @@ fn a_retry_after_is_kept_to_the_second_and_capped_at_an_hour() {
 }
 
 #[test]
-fn a_hold_is_not_broken_by_a_flush_and_ends_with_a_success() {
+fn a_retry_after_is_not_broken_by_a_flush_and_ends_with_success() {
     let mut world = World::new(3);
     let (ticket, ..) = world.next();
     world.fail(ticket, Some(60));
@@ -95,11 +95,11 @@ fn a_hold_is_not_broken_by_a_flush_and_ends_with_a_success() {
     assert!(world.pace.flush_is_futile(world.now));
     let (ticket, ..) = world.next();
     assert!(world.pace.accepted(ticket));
-    assert!(!world.pace.is_down(world.now));
+    assert!(world.pace.waits_until(world.now).is_none());
 }
 
 #[test]
-fn a_hold_is_not_ended_by_an_answer_that_was_under_way() {
+fn a_retry_after_outlasts_a_response_that_was_under_way() {
     let mut world = World::new(0);
     let (ticket, ..) = world.next();
     // One event is answered with a Retry-After while others pass: its failure ends no round.
@@ -111,7 +111,7 @@ fn a_hold_is_not_ended_by_an_answer_that_was_under_way() {
 }
 
 #[test]
-fn a_hold_of_an_earlier_life_is_capped() {
+fn a_retry_after_of_an_earlier_process_is_capped() {
     let mut world = World::new(4);
     world.pace.resume_retry_after(world.now, Duration::from_secs(1 << 40));
     assert_eq!(world.next().2, Duration::from_secs(3600));
@@ -132,7 +132,7 @@ fn requests_that_fail_together_are_one_failure() {
     assert_eq!(world.pace.consecutive_failures(), 1);
     assert!(matches!(world.pace.health(), Health::Backoff { .. }));
     assert!(!world.pace.accepted(tickets[0]), "an answer of the ended round does not end the outage");
-    assert!(world.pace.is_down(world.now));
+    assert!(world.pace.waits_until(world.now).is_some());
 }
 
 #[test]
@@ -151,13 +151,13 @@ fn a_probe_goes_alone_and_the_window_opens_again_step_by_step() {
 }
 
 #[test]
-fn a_flush_ends_a_park_early_and_spends_nothing() {
+fn a_flush_ends_a_cooldown_early_and_is_no_attempt() {
     let mut world = World::new(7);
     for _ in 0..4 {
         let (ticket, ..) = world.next();
         world.fail(ticket, None);
     }
-    let Health::Cooldown { until } = world.pace.health() else { panic!("not parked") };
+    let Health::Cooldown { until } = world.pace.health() else { panic!("no cooldown") };
     assert!(world.pace.flush_is_futile(world.now), "the answer is known");
     world.now += Duration::from_secs(2);
     for _ in 0..10 {
@@ -196,7 +196,7 @@ fn a_flush_that_finds_the_key_refused_keeps_the_cooldown() {
         let (ticket, ..) = world.next();
         world.fail(ticket, None);
     }
-    let Health::Cooldown { until } = world.pace.health() else { panic!("not parked") };
+    let Health::Cooldown { until } = world.pace.health() else { panic!("no cooldown") };
     let forced = world.force();
     assert!(world.pace.paused(world.now, forced, 401, &mut world.rng));
     assert_eq!(world.pace.health(), Health::Paused { status: 401, until });

@@ -34,6 +34,13 @@ pub(crate) struct EventId {
     pub(crate) seq: u64,
 }
 
+impl EventId {
+    /// The event of a chunk with this sequence number.
+    pub(super) fn of(chunk: ChunkRef, seq: u64) -> Self {
+        Self { origin: chunk.origin, seq }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// Number of accepted requests when it was quarantined.
@@ -162,18 +169,14 @@ impl Quarantine {
         self.events.values().any(|&since| since == accepted)
     }
 
-    /// Records that an event was refused alone. `since` is the number of accepted requests at its first refusal.
+    /// Records that an event was refused alone. `since` is the number of accepted requests at its first refusal, or
+    /// [`NEVER_REFUSED`] if it failed alone while others passed.
     pub(super) fn quarantine_event(&mut self, event: EventId, since: u64) {
         if self.events.len() >= MAX_ENTRIES {
             self.events.clear();
         }
         let known = self.events.entry(event).or_insert(since);
         *known = since.min(*known);
-    }
-
-    /// Records that an event failed alone while others passed, which is no refusal.
-    pub(super) fn quarantine_failed_event(&mut self, event: EventId) {
-        self.quarantine_event(event, NEVER_REFUSED);
     }
 
     /// Whether an event was refused, or failed, alone.
@@ -239,7 +242,7 @@ mod tests {
     #[test]
     fn an_event_that_fails_alone_waits_for_its_deadline() {
         let (mut quarantine, event, now) = (Quarantine::default(), EventId { origin: 0, seq: 1 }, Instant::now());
-        quarantine.quarantine_failed_event(event);
+        quarantine.quarantine_event(event, NEVER_REFUSED);
         quarantine.put(CHUNK, 1, NEVER_REFUSED, |_| now + Duration::from_secs(3));
         assert!(quarantine.has_event(event) && quarantine.refused_since(event).is_none());
         assert!(quarantine.skips(CHUNK, 99, now) && !quarantine.skips(CHUNK, 99, now + Duration::from_secs(3)));
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_refusal_of_a_suspect_is_the_one_that_counts() {
+    fn the_first_refusal_of_an_event_is_the_one_that_counts() {
         let (mut quarantine, event) = (Quarantine::default(), EventId { origin: 0, seq: 1 });
         quarantine.quarantine_event(event, 3);
         quarantine.quarantine_event(event, 9);

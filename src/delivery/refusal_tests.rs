@@ -1,4 +1,4 @@
-//! Bad events among good ones, and endpoints that refuse everything.
+//! Refusals (400 and 413) of single events among good ones, and endpoints that refuse everything.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::report::{Diagnostic, EndpointStatus};
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_event_among_a_hundred_is_found_and_buried_alone() {
+async fn a_bad_event_among_a_hundred_is_found_and_dead_lettered() {
     for bad in [&[1_u64][..], &[50], &[100], &[3, 4], &[1, 100], &[10, 30, 50, 70, 90]] {
         let bad: &'static [u64] = Box::leak(bad.into());
         let rig = Rig::start(queue_of(4, 25), refusing(bad));
@@ -48,7 +48,7 @@ async fn bad_events_spread_over_the_queue_cost_a_few_requests_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_refuses_everything_buries_nothing() {
+async fn an_endpoint_that_refuses_everything_dead_letters_nothing() {
     for reply in [
         Reply::bad_event(),
         Reply::new(400, "<html>blocked</html>"),
@@ -76,7 +76,7 @@ async fn a_lone_bad_event_is_quarantined_until_another_is_accepted() {
     assert!(matches!(state.phase, Phase::Quarantined { .. }), "{state:?}");
     assert_eq!((state.quarantined, state.consecutive_failures), (1, 0));
     tokio::time::sleep(Duration::from_secs(15)).await;
-    assert_eq!(rig.endpoint.seen().len(), 1, "it is not retried without evidence");
+    assert_eq!(rig.endpoint.seen().len(), 1, "it is not tried again before there is evidence");
     assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Quarantined { .. })), 1);
     rig.commit(1);
     rig.drained().await;
@@ -87,7 +87,7 @@ async fn a_lone_bad_event_is_quarantined_until_another_is_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fresh_queue_that_is_all_refused_does_not_look_healthy() {
+async fn a_queue_that_is_refused_entirely_is_reported_as_refusing() {
     for reply in [Reply::new(400, r#"{"detail":"nope"}"#), Reply::new(413, "<html>too large</html>")] {
         let said = format!("HTTP status {}: {}", reply.status, reply.body);
         let rig = Rig::start(queue_of(1, 3), move |_| reply.clone());
@@ -96,7 +96,7 @@ async fn a_fresh_queue_that_is_all_refused_does_not_look_healthy() {
         assert!(matches!(state.phase, Phase::Quarantined { until } if until > 30_000_000_000), "{state:?}");
         assert_eq!((state.quarantined, state.last_error), (3, Some(said.clone())));
         assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Quarantined { .. })), 3);
-        // Tried again and refused again, which is no news.
+        // They are tried again and refused again, which is not reported again.
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert!(rig.endpoint.seen().len() > 8);
         assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::Quarantined { .. })), 3);
@@ -105,7 +105,7 @@ async fn a_fresh_queue_that_is_all_refused_does_not_look_healthy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_refused_event_among_others_is_no_refusing_endpoint() {
+async fn one_refused_event_does_not_make_the_endpoint_refusing() {
     let rig = Rig::start(queue_of(2, 5), |seen| {
         if seen.events.contains(&7) { Reply::new(413, "<html>413</html>") } else { Reply::ok() }
     });
@@ -116,7 +116,7 @@ async fn one_refused_event_among_others_is_no_refusing_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_is_tried_again_after_a_park_and_may_be_innocent() {
+async fn a_quarantined_event_is_tried_again_after_a_cooldown() {
     let rig = Rig::start(queue_of(1, 1), refusing(&[1]));
     rig.flush().await;
     rig.endpoint.change(|_| Reply::ok());
@@ -127,8 +127,8 @@ async fn a_suspect_is_tried_again_after_a_park_and_may_be_innocent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_does_not_keep_the_others_of_its_chunk() {
-    // All but the last event are bad. That the last one is accepted shows that the others are at fault.
+async fn a_refused_event_does_not_hold_back_others_of_its_chunk() {
+    // All but the last event are refused. That the last one is accepted is evidence against the others.
     let rig = Rig::start(queue_of(1, 4), refusing(&[1, 2, 3]));
     rig.drained().await;
     assert_eq!((rig.queue.delivered(), rig.dead_lettered()), (1, vec![1, 2, 3]));
@@ -208,7 +208,7 @@ async fn a_batch_that_breaks_the_server_does_not_block_others() {
     rig.until(|rig| rig.queue.delivered() == 1499).await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(rig.queue.queued(), [7]);
-    // An hour of capture: what breaks the server is tried now and then, not after each success.
+    // In an hour of capture, the event that breaks the server is tried now and then, not after each success.
     let before = rig.endpoint.seen().len();
     for _ in 0..360 {
         rig.commit(1);
@@ -221,7 +221,7 @@ async fn a_batch_that_breaks_the_server_does_not_block_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_in_the_middle_of_a_search_acks_what_is_known() {
+async fn an_outage_during_a_bisection_acks_what_is_decided() {
     let mut requests = 0;
     let rig = Rig::start(queue_of(1, 64), move |seen| {
         requests += 1;
@@ -244,7 +244,7 @@ async fn an_outage_in_the_middle_of_a_search_acks_what_is_known() {
     assert!(delivered > 2);
 }
 
-/// Counts the rows that are with the engine.
+/// A queue that counts the rows that the engine has leased.
 #[derive(Default)]
 struct Counting {
     queue: super::fake::FakeQueue,
@@ -289,7 +289,7 @@ impl Source for Counting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_too_large_for_a_stranger_are_never_all_in_memory() {
+async fn events_too_large_for_a_proxy_are_never_all_in_memory() {
     let source = Arc::new(Counting::default());
     for seq in 1..=24 {
         let event = crate::event::Event::new(format!("event {seq}"), "somebody").prop("pad", "x".repeat(300 * 1024));
@@ -307,7 +307,7 @@ async fn events_too_large_for_a_stranger_are_never_all_in_memory() {
     tokio::time::sleep(Duration::from_secs(200)).await;
     assert_eq!(source.queue.queued().len(), 12);
     source.most.store(0, std::sync::atomic::Ordering::SeqCst);
-    // After an outage all of them are due together.
+    // After an outage all large events are due for another attempt at the same time.
     rig.endpoint.change(|_| Reply::new(503, "down"));
     rig.handle.committed();
     tokio::time::sleep(Duration::from_secs(200)).await;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::CaptureProtocol;
 use crate::sys::limits;
-use crate::transport::{Response, RetryAfter};
+use crate::transport::Response;
 
 /// Maximum size of the text of a refusal that is kept.
 const MAX_REASON_BYTES: usize = limits::DETAIL_KEPT;
@@ -50,75 +50,49 @@ pub(super) enum ResponseKind {
         quota_limited: Vec<String>,
     },
     /// PostHog has decided over each event.
-    PerEvent {
-        /// The results.
-        results: Results,
-        /// The wait before those to be sent again.
-        retry_after: Option<RetryAfter>,
-    },
+    PerEvent(HashMap<Uuid, EventResult>),
     /// PostHog has decided over each event, but the response is longer than what is read.
     TooLong,
     /// The batch, or one event of it, is refused.
     Refused {
-        /// 400 or 413.
-        status: u16,
-        /// The beginning of the body.
-        reason: String,
         /// Whether the response is PostHog's. Then an event that is refused alone may be dead-lettered, given evidence.
         by_posthog: bool,
     },
     /// The key, the quota or the encoding is refused. The events are fine.
     Paused {
-        /// 401, 402, 403 or 415.
-        status: u16,
-        /// The beginning of the body.
-        reason: String,
         /// Whether the response is PostHog's. Otherwise it may be a proxy's.
         by_posthog: bool,
     },
     /// A failure of the endpoint, or one that an event causes.
-    Failed {
-        /// The HTTP status.
-        status: u16,
-        /// The beginning of the body.
-        reason: String,
-        /// The server's `Retry-After`.
-        retry_after: Option<RetryAfter>,
-    },
+    Failed,
 }
 
 /// Classifies a response to a request in this protocol.
 pub(super) fn classify(response: &Response, protocol: CaptureProtocol) -> ResponseKind {
     let status = response.status;
     let json = serde_json::from_slice::<Value>(&response.body).ok();
-    let retry_after = response.retry_after;
-    let failed = || ResponseKind::Failed { status, reason: reason(&response.body), retry_after };
     match status {
-        200..=299 if protocol == CaptureProtocol::V1 => match json.as_ref().and_then(Results::parse) {
-            Some(results) => ResponseKind::PerEvent { results, retry_after },
+        200..=299 if protocol == CaptureProtocol::V1 => match json.as_ref().and_then(results) {
+            Some(results) => ResponseKind::PerEvent(results),
             // The page of a portal may be as long, and is no reason for smaller requests.
             None if response.is_cut && response.body.trim_ascii_start().starts_with(b"{") => ResponseKind::TooLong,
-            None => failed(),
+            None => ResponseKind::Failed,
         },
         200..=299 => match json.as_ref().filter(|body| is_acceptance(body)) {
             Some(body) => ResponseKind::Delivered { quota_limited: quota_limited(body) },
-            None => failed(),
+            None => ResponseKind::Failed,
         },
         400 | 413 => {
             let by_posthog = is_error_object(json.as_ref()) || begins_with(&REFUSALS, &response.body);
             // A smaller request may pass a proxy's limit on size, but a proxy's 400 says nothing about parts of the
             // request.
-            if by_posthog || status == 413 {
-                ResponseKind::Refused { status, reason: reason(&response.body), by_posthog }
-            } else {
-                failed()
-            }
+            if by_posthog || status == 413 { ResponseKind::Refused { by_posthog } } else { ResponseKind::Failed }
         }
         401..=403 | 415 => {
             let by_posthog = is_error_object(json.as_ref()) || begins_with(&PAUSES, &response.body);
-            ResponseKind::Paused { status, reason: reason(&response.body), by_posthog }
+            ResponseKind::Paused { by_posthog }
         }
-        _ => failed(),
+        _ => ResponseKind::Failed,
     }
 }
 
@@ -182,12 +156,12 @@ fn quota_limited(body: &Value) -> Vec<String> {
 }
 
 /// The beginning of a body as text.
-fn reason(body: &[u8]) -> String {
+pub(super) fn reason(body: &[u8]) -> String {
     kept(String::from_utf8_lossy(body).trim())
 }
 
 /// The part of a server's text that is kept, safe to be shown.
-pub(super) fn kept(text: &str) -> String {
+fn kept(text: &str) -> String {
     limits::foreign(text, MAX_REASON_BYTES)
 }
 
@@ -198,9 +172,18 @@ const WITHOUT_PERSON: &str = "person_processing_disabled";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum EventResult {
     /// PostHog accepted it.
-    Accepted {
-        /// What PostHog warns about.
-        warning: Option<Warning>,
+    Accepted,
+    /// PostHog accepted it with this warning.
+    Warned(String),
+    /// The response does not mention it. By PostHog's specification of V1 it was accepted.
+    Missing,
+    /// A result that this version does not know, which by that specification is neither a refusal nor a reason to send
+    /// the event again.
+    Unknown {
+        /// Its name.
+        result: String,
+        /// Its details.
+        details: String,
     },
     /// PostHog refused it for good.
     Refused {
@@ -214,70 +197,43 @@ pub(super) enum EventResult {
     },
 }
 
-/// A warning about an accepted event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Warning {
-    /// The text of PostHog's warning.
-    Text(String),
-    /// The response does not mention the event.
-    NoResult,
-    /// A result that this version does not know.
-    UnknownResult {
-        /// Its name.
-        result: String,
-        /// Its details.
-        details: String,
-    },
+/// The results in a response of V1; `None` if it does not have this form.
+fn results(body: &Value) -> Option<HashMap<Uuid, EventResult>> {
+    let results = body.get("results")?.as_object()?;
+    let mut parsed = HashMap::with_capacity(results.len());
+    for (uuid, entry) in results {
+        let result = entry.get("result")?.as_str()?;
+        // A key that is no uuid is not one of the events that were sent.
+        if let Ok(uuid) = Uuid::parse_str(uuid) {
+            parsed.insert(uuid, EventResult::of(result, entry.get("details")));
+        }
+    }
+    Some(parsed)
 }
 
-impl Warning {
-    /// Whether both are reported as one. The details of an unknown result are about a single event.
-    pub(super) fn is_like(&self, other: &Warning) -> bool {
+impl EventResult {
+    /// Whether the warnings of both are reported as one. The details of an unknown result are about a single event.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
-            (Warning::UnknownResult { result: one, .. }, Warning::UnknownResult { result: other, .. }) => one == other,
+            (Self::Unknown { result: one, .. }, Self::Unknown { result: other, .. }) => one == other,
             _ => self == other,
         }
     }
 
-    /// The text of the warning, in one line.
-    pub(super) fn text(&self) -> String {
+    /// The warning about an accepted event, in one line.
+    pub(super) fn warning(&self) -> Option<String> {
         match self {
-            Warning::Text(text) => text.clone(),
-            Warning::NoResult => "the response has no result for it, which counts as accepted".to_owned(),
-            Warning::UnknownResult { result, details } => {
+            Self::Accepted | Self::Refused { .. } | Self::Retry { .. } => None,
+            Self::Warned(text) => Some(text.clone()),
+            Self::Missing => Some("the response has no result for it, which counts as accepted".to_owned()),
+            Self::Unknown { result, details } => {
                 let colon = if details.is_empty() { "" } else { ": " };
-                format!("unknown result {result:?}{colon}{details}, which counts as accepted; update this library")
+                let text = "which counts as accepted; update this library";
+                Some(format!("unknown result {result:?}{colon}{details}, {text}"))
             }
         }
     }
-}
 
-/// The results of one response.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Results(HashMap<Uuid, EventResult>);
-
-impl Results {
-    /// Parses a response; `None` if it does not have this form.
-    pub(super) fn parse(body: &Value) -> Option<Self> {
-        let results = body.get("results")?.as_object()?;
-        let mut parsed = HashMap::with_capacity(results.len());
-        for (uuid, entry) in results {
-            let result = entry.get("result")?.as_str()?;
-            // A key that is no uuid is not one of the events that were sent.
-            if let Ok(uuid) = Uuid::parse_str(uuid) {
-                parsed.insert(uuid, EventResult::of(result, entry.get("details")));
-            }
-        }
-        Some(Self(parsed))
-    }
-
-    /// The result for an event. By PostHog's specification of V1, one that the response does not mention was accepted.
-    pub(super) fn of(&self, uuid: Uuid) -> EventResult {
-        self.0.get(&uuid).cloned().unwrap_or(EventResult::Accepted { warning: Some(Warning::NoResult) })
-    }
-}
-
-impl EventResult {
     fn of(result: &str, details: Option<&Value>) -> Self {
         let details = match details {
             None | Some(Value::Null) => String::new(),
@@ -286,18 +242,15 @@ impl EventResult {
         };
         let or = |otherwise: &str| if details.is_empty() { otherwise.to_owned() } else { details.clone() };
         match result.to_ascii_lowercase().as_str() {
-            "ok" => EventResult::Accepted { warning: None },
-            "warning" => EventResult::Accepted { warning: Some(Warning::Text(or("a warning without details"))) },
+            "ok" => Self::Accepted,
+            "warning" => Self::Warned(or("a warning without details")),
             // Older servers said this instead of `warning`, with these details, and also of events that they did not
             // accept because a quota or a rate limit was exceeded.
-            "limited" if details == WITHOUT_PERSON => EventResult::Accepted { warning: Some(Warning::Text(details)) },
-            "limited" => EventResult::Refused { reason: or("limited without details") },
-            "drop" => EventResult::Refused { reason: or("dropped without details") },
-            "retry" => EventResult::Retry { reason: or("to be sent again") },
-            // By PostHog's specification of V1 an unknown result is neither a refusal nor a reason to send again.
-            _ => EventResult::Accepted {
-                warning: Some(Warning::UnknownResult { result: limits::foreign(result, limits::NAME_KEPT), details }),
-            },
+            "limited" if details == WITHOUT_PERSON => Self::Warned(details),
+            "limited" => Self::Refused { reason: or("limited without details") },
+            "drop" => Self::Refused { reason: or("dropped without details") },
+            "retry" => Self::Retry { reason: or("to be sent again") },
+            _ => Self::Unknown { result: limits::foreign(result, limits::NAME_KEPT), details },
         }
     }
 }
@@ -316,7 +269,7 @@ mod tests {
 
     fn kind(outcome: &ResponseKind) -> &'static str {
         match outcome {
-            ResponseKind::PerEvent { .. } => "judged",
+            ResponseKind::PerEvent { .. } => "per event",
             ResponseKind::Delivered { .. } => "delivered",
             ResponseKind::TooLong => "too long",
             ResponseKind::Refused { by_posthog: true, .. } => "refused",
@@ -376,8 +329,8 @@ mod tests {
     fn of_v1_only_a_success_means_something_else() {
         let decided_per_event = r#"{"results":{"0198c0de-0000-7000-8000-000000000abc":{"result":"retry"}}}"#;
         for (status, body, expected) in [
-            (200, decided_per_event, "judged"),
-            (202, r#"{"results":{}}"#, "judged"),
+            (200, decided_per_event, "per event"),
+            (202, r#"{"results":{}}"#, "per event"),
             (200, r#"{"status":1}"#, "failed"),
             (200, "<html>Sign in</html>", "failed"),
             (200, decided_per_event.split_at(60).0, "failed"),
@@ -421,9 +374,12 @@ mod tests {
             (403, "", false),
             (401, "Authorization required", false),
         ] {
-            let ResponseKind::Paused { by_posthog, reason, .. } = of(status, body) else { panic!("{status} {body}") };
+            let ResponseKind::Paused { by_posthog } = of(status, body) else { panic!("{status} {body}") };
             assert_eq!(by_posthog, expected, "{status} {body}");
-            assert_eq!(describe_pause(status, &reason, by_posthog).contains("Config::host"), !expected);
+            assert_eq!(
+                describe_pause(status, &reason(body.as_bytes()), by_posthog).contains("Config::host"),
+                !expected
+            );
         }
     }
 
@@ -452,16 +408,10 @@ mod tests {
 
     #[test]
     fn a_reason_is_cut_between_characters() {
-        let ResponseKind::Failed { reason, .. } = of(500, &"\u{fc}".repeat(2000)) else { panic!("not failed") };
-        assert_eq!(reason.len(), MAX_REASON_BYTES);
-        let ResponseKind::Failed { reason, .. } = of(500, "two\nlines \u{1b}[31mred") else { panic!("not failed") };
-        assert_eq!(reason, "two\\nlines \\u{1b}[31mred", "it will be a line of a log");
-        let ResponseKind::Failed { reason, .. } =
-            classify(&Response { status: 502, body: vec![0xff; 9], ..Response::default() }, CaptureProtocol::V0)
-        else {
-            panic!("not failed")
-        };
-        assert!(!reason.is_empty());
+        assert_eq!(reason("\u{fc}".repeat(2000).as_bytes()).len(), MAX_REASON_BYTES);
+        let said = reason(b"two\nlines \x1b[31mred");
+        assert_eq!(said, "two\\nlines \\u{1b}[31mred", "it will be a line of a log");
+        assert!(!reason(&[0xff; 9]).is_empty());
     }
 }
 
@@ -475,7 +425,7 @@ mod results_tests {
     const UUID: &str = "0198c0de-0000-7000-8000-000000000abc";
 
     fn result_of(said: Value) -> Option<EventResult> {
-        Results::parse(&json!({"results": {UUID: said}})).map(|results| results.of(Uuid::parse_str(UUID).unwrap()))
+        results(&json!({"results": {UUID: said}}))?.remove(&Uuid::parse_str(UUID).unwrap())
     }
 
     fn refused(reason: &str) -> Option<EventResult> {
@@ -483,12 +433,11 @@ mod results_tests {
     }
 
     fn taken(warning: Option<&str>) -> Option<EventResult> {
-        Some(EventResult::Accepted { warning: warning.map(|text| Warning::Text(text.to_owned())) })
+        Some(warning.map_or(EventResult::Accepted, |text| EventResult::Warned(text.to_owned())))
     }
 
     fn unknown(result: &str, details: &str) -> Option<EventResult> {
-        let warning = Warning::UnknownResult { result: result.to_owned(), details: details.to_owned() };
-        Some(EventResult::Accepted { warning: Some(warning) })
+        Some(EventResult::Unknown { result: result.to_owned(), details: details.to_owned() })
     }
 
     #[test]
@@ -536,25 +485,22 @@ mod results_tests {
             json!({"results": {UUID: {"result": "ok"}, "other": {}}}),
             json!({"result": {UUID: {"result": "ok"}}}),
         ] {
-            assert_eq!(Results::parse(&body), None, "{body}");
+            assert_eq!(results(&body), None, "{body}");
         }
     }
 
     #[test]
-    fn an_event_that_is_not_mentioned_was_accepted() {
-        let accepted = Some(EventResult::Accepted { warning: Some(Warning::NoResult) });
-        let results = Results::parse(&json!({"results": {}})).unwrap();
-        assert_eq!(Some(results.of(Uuid::nil())), accepted.clone());
-        let results =
-            Results::parse(&json!({"results": {"no uuid": {"result": "ok"}, UUID: {"result": "ok"}}})).unwrap();
-        assert_eq!(Some(results.of(Uuid::nil())), accepted);
+    fn a_key_that_is_no_uuid_is_not_an_event() {
+        assert_eq!(results(&json!({"results": {}})), Some(HashMap::new()));
+        let results = results(&json!({"results": {"no uuid": {"result": "ok"}, UUID: {"result": "ok"}}})).unwrap();
+        assert_eq!(results, HashMap::from([(Uuid::parse_str(UUID).unwrap(), EventResult::Accepted)]));
     }
 
     #[test]
     fn uuids_are_case_insensitive_and_the_last_result_counts() {
         let of = |text: &str| {
             let body: Value = serde_json::from_str(text).unwrap();
-            Results::parse(&body).map(|results| results.of(Uuid::parse_str(UUID).unwrap()))
+            results(&body)?.remove(&Uuid::parse_str(UUID).unwrap())
         };
         assert_eq!(of(&format!(r#"{{"results":{{"{}":{{"result":"ok"}}}}}}"#, UUID.to_uppercase())), taken(None));
         let twice = format!(r#"{{"results":{{"{UUID}":{{"result":"drop"}},"{UUID}":{{"result":"ok"}}}}}}"#);
@@ -574,9 +520,7 @@ mod results_tests {
     proptest! {
         #[test]
         fn no_answer_panics(text in r#"\{"results":\{("[0-9a-fA-F-]{0,40}":\{"(result|details)":("[a-z]{0,8}"|[0-9]{1,3}|null|\[\])\},?){0,4}\}\}|.{0,60}"#) {
-            if let Some(results) = serde_json::from_str(&text).ok().as_ref().and_then(Results::parse) {
-                results.of(Uuid::nil());
-            }
+            let _ = serde_json::from_str(&text).ok().as_ref().and_then(results);
         }
     }
 }

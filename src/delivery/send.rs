@@ -1,15 +1,10 @@
 //! Sends a batch: encodes it, hands it to the transport, and decides how long to wait for the response.
 //!
 //! A request that hangs holds one of a few slots until its timeout, and bisecting the batch would cost a timeout at
-//! each step. So once a request has failed slowly while others passed quickly, the following ones get an *early
-//! timeout*: a sixteenth of what the slow one took, but at least eight times what the slowest recently accepted one
-//! took. A request that is given up is bisected and tried again like any that failed, and a quarantined event gets
-//! twice the time at each further attempt, so that an event that is merely slow succeeds in the end.
-//!
-//! The first timeout is not waited for either where requests hang in all slots but one while others, which were sent
-//! later, have passed: a request in the last slot is given up after two seconds.
-//!
-//! This applies only while the endpoint may work. A probe during a confirmed outage has its whole timeout.
+//! each step. So once a request has failed slowly, the following ones get an *early timeout*, and a request in the last
+//! slot in which nothing hangs has two seconds. A request that is given up is bisected and tried again like any that
+//! failed, and a quarantined event gets twice the time at each further attempt, so that an event that is merely slow
+//! succeeds in the end. A probe during a confirmed outage has its whole timeout.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +12,7 @@ use super::CaptureProtocol;
 use super::batch::Batch;
 use super::engine::{Engine, sleep_until};
 use super::loaded::QuarantineReason;
-use super::pace::{Health, Ticket};
+use super::pace::Health;
 use super::request::{Body, Exchange};
 use crate::sys::clock::WallNanos;
 use crate::transport::{Pending, Response, TransportError};
@@ -38,22 +33,18 @@ async fn within(limit: Option<Duration>, now: Instant, request: Pending) -> Resu
 
 impl Engine {
     /// Sends a batch. Events that cannot be sent with the others become pieces of their own.
-    pub(super) fn send(&mut self, mut batch: Batch, ticket: Ticket, now: Instant) {
+    pub(super) fn send(&mut self, mut batch: Batch, now: Instant) {
         // PostHog's V1 answers by uuid, and refuses a request that holds one twice.
         if self.options.protocol == CaptureProtocol::V1
             && let Some(repetition) = batch.first_repetition(&self.intake.loaded)
         {
-            let (first, second) = batch.cut(repetition, &mut self.intake.loaded);
-            self.bisection.push([first, second]);
-            return;
+            return self.bisection.push(batch.cut(repetition, &mut self.intake.loaded));
         }
         let wall = self.clock.wall_nanos();
         let exchange = batch.exchange.map_or_else(|| Exchange::new(wall, &mut self.rng), Exchange::next);
         let Some(body) = self.encode(&mut batch, &exchange, wall, now) else { return };
         if body.json_bytes > MOST_JSON_BYTES && batch.events > 1 {
-            let (first, second) = batch.halves(&mut self.intake.loaded);
-            self.bisection.push([first, second]);
-            return;
+            return self.bisection.push(batch.halves(&mut self.intake.loaded));
         }
         if self.source.is_held() {
             // The program may have opted out while the body was compressed.
@@ -70,35 +61,41 @@ impl Engine {
         self.sends += 1;
         batch.sent = Some((self.sends, now));
         let request = self.transport.send(request);
-        let is_believed_up = self.pace.health() == Health::Up || self.unconfirmed.is_some();
+        let is_believed_up = self.pace.health() == Health::Up || self.outage.is_unconfirmed;
         let limit = self.timeouts.limit(now, batch.quarantined).filter(|_| is_believed_up);
         let last = self.is_last_slot(now).then(|| self.timeouts.limit_of_last_slot(batch.quarantined));
         let limit = limit.into_iter().chain(last).min();
         batch.given_up_after = limit.filter(|_| self.pace.health() == Health::Up);
         let task = self.requests.spawn(within(limit, now, request));
-        self.in_flight.insert(task.id(), (batch, ticket));
+        self.in_flight.insert(task.id(), batch);
+    }
+
+    /// Whether requests hang and only one slot is left. A request that hangs in that slot too would block all others.
+    pub(super) fn is_last_slot(&self, now: Instant) -> bool {
+        let does_any_hang = || self.in_flight.values().any(|batch| self.hangs(batch, now));
+        self.pace.health() == Health::Up && self.in_flight.len() + 1 >= self.pace.slots() && does_any_hang()
+    }
+
+    /// Whether a request that is under way hangs: it has been under way for long, and one sent later was accepted.
+    pub(super) fn hangs(&self, batch: &Batch, now: Instant) -> bool {
+        batch.sent.is_some_and(|(number, at)| {
+            number < self.newest_accepted && self.timeouts.hangs(now.saturating_duration_since(at))
+        })
     }
 
     /// Encodes the batch. Records that cannot be read are dead-lettered. `None` if no event is left.
     fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
-        let loaded = &self.intake.loaded;
-        let records =
-            || batch.slices.iter().flat_map(|slice| loaded.open(slice).map(move |found| (slice.chunk, found)));
-        let bodies = records().map(|(_, (_, _, body))| body);
+        let records = || batch.records(&self.intake.loaded);
+        let bodies = records().map(|(.., body)| body);
         // Writing to memory fails only if an allocation does.
         let written = self.options.body(self.options.compression(), exchange, wall, bodies).ok();
         self.options.symbols.rest();
-        let malformed: Vec<_> = written.iter().flat_map(|body| &body.malformed).collect();
-        let culprits: Vec<_> = malformed
-            .iter()
-            .filter_map(|(index, error)| {
-                let (chunk, (position, ..)) = records().nth(*index)?;
-                Some((chunk, position, format!("its record is damaged: {error}")))
-            })
-            .collect();
+        let malformed = written.iter().flat_map(|body| &body.malformed);
+        let culprits: Vec<_> =
+            malformed.filter_map(|(index, error)| Some((records().nth(*index)?.0, error.to_string()))).collect();
         batch.events = batch.events.saturating_sub(culprits.len());
-        for (chunk, position, reason) in culprits {
-            self.dead_letter(chunk, position, 0, &reason);
+        for (slice, error) in culprits {
+            self.dead_letter(&slice, 0, &format!("its record is damaged: {error}"));
         }
         if written.is_none() {
             // Leased again at once, they would fail again at once.

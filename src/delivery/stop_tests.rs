@@ -1,4 +1,4 @@
-//! Stops while the endpoint fails, in tokio's paused time.
+//! Stops while the endpoint fails: how many attempts they make, and how long they take. In tokio's paused time.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// A server that fails `failures` times, and then works.
+/// A server that answers `failure` this many times, and then accepts everything.
 fn failing(mut failures: u32, failure: Reply) -> impl FnMut(&Seen) -> Reply + Send {
     move |_| {
         if failures == 0 {
@@ -30,7 +30,7 @@ async fn after_a_failure(script: impl FnMut(&Seen) -> Reply + Send + 'static) ->
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_right_after_a_failure_asks_again_at_once() {
+async fn a_stop_right_after_a_failure_sends_again_at_once() {
     for failure in [Reply::new(503, ""), Reply::new(0, "refused"), Reply::new(403, "no")] {
         let rig = after_a_failure(failing(1, failure)).await;
         let queue = Arc::clone(&rig.queue);
@@ -41,7 +41,7 @@ async fn a_stop_right_after_a_failure_asks_again_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_ends_a_park_early() {
+async fn a_stop_ends_a_cooldown_early() {
     let rig = Rig::start(queue_of(1, 3), failing(4, Reply::new(503, "")));
     rig.until(|rig| matches!(rig.handle.state().phase, Phase::Cooldown { .. })).await;
     let (queue, took) = rig.stop(secs(10)).await;
@@ -49,7 +49,7 @@ async fn a_stop_ends_a_park_early() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_before_a_server_that_fails_makes_a_cycle_of_attempts() {
+async fn a_stop_makes_one_cycle_of_attempts_while_the_server_fails() {
     let rig = after_a_failure(|_| Reply::new(503, "busy")).await;
     let (endpoint, queue) = (rig.endpoint.clone(), Arc::clone(&rig.queue));
     let before = endpoint.seen().len();
@@ -66,7 +66,7 @@ async fn a_stop_finds_a_server_that_comes_back_between_its_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_gives_up_when_nobody_is_there_twice_in_a_row() {
+async fn a_stop_gives_up_after_two_failed_connections_in_a_row() {
     let rig = after_a_failure(|_| Reply::new(0, "refused")).await;
     let endpoint = rig.endpoint.clone();
     let before = endpoint.seen().len();
@@ -95,21 +95,21 @@ async fn a_stop_waits_for_a_retry_after_that_ends_in_time() {
         let endpoint = rig.endpoint.clone();
         let before = endpoint.seen().len();
         let (queue, took) = rig.stop(secs(within)).await;
-        // One event first, then the others.
+        // After the deadline the first request has one event, and the next one the others.
         assert_eq!((endpoint.seen().len() - before > 0, queue.delivered()), (delivered > 0, delivered));
         assert!((least..=most).contains(&took.as_millis()), "{took:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_with_nothing_to_send_ends_at_once_also_during_a_hold() {
+async fn a_stop_of_an_empty_queue_does_not_wait_for_a_retry_after() {
     let rig = Rig::with(queue_of(0, 0), |_| Reply::ok(), |parts| parts.next_attempt = Some(20_000_000_000));
     let (_, took) = rig.stop(secs(60)).await;
     assert_eq!(took, Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_between_two_attempts_is_not_waited_for() {
+async fn a_stop_ends_early_if_no_further_attempt_fits() {
     let rig = after_a_failure(|_| Reply::new(503, "")).await;
     let (queue, took) = rig.stop(Duration::from_millis(50)).await;
     assert!(took < Duration::from_millis(20), "no further attempt fits: {took:?}");
@@ -117,7 +117,7 @@ async fn a_deadline_between_two_attempts_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_that_gets_no_answer_says_so() {
+async fn a_stop_without_a_response_reports_that() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::ok().after(secs(1000)));
     let (found, took) = rig.stopped(secs(3)).await;
     assert_eq!(took, secs(3));
@@ -126,7 +126,7 @@ async fn a_stop_that_gets_no_answer_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_was_under_way_is_no_attempt_of_the_stop() {
-    // It fails after the stop began, and the stop asks again.
+    // The request fails after the stop began, and the stop makes two attempts of its own.
     let mut requests = 0;
     let rig = Rig::start(queue_of(1, 3), move |_| {
         requests += 1;

@@ -75,7 +75,7 @@ async fn an_import_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_event_has_a_verdict_of_its_own() {
+async fn each_event_has_a_result_of_its_own() {
     let rig = start(
         queue_of(2, 3),
         in_turn(&[&[
@@ -250,7 +250,7 @@ async fn only_events_to_retry_are_sent_again_as_the_same_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_beside_verdicts_is_honoured() {
+async fn a_retry_after_beside_results_is_honoured() {
     let mut first = true;
     let rig = start(queue_of(1, 2), move |seen| match std::mem::take(&mut first) {
         true => Reply { retry_after: Some(3), ..Reply::results(seen, &["ok", "retry"]) },
@@ -324,7 +324,7 @@ async fn equal_uuids_go_in_different_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_batch_is_searched_and_its_parts_are_other_requests() {
+async fn a_refused_batch_is_bisected_and_its_parts_are_new_requests() {
     let rig = start(queue_of(1, 8), |seen| {
         if seen.events.contains(&3) {
             Reply::new(400, r#"{"error":"bad_event"}"#)
@@ -363,7 +363,7 @@ async fn a_stop_between_attempts_acks_what_is_decided() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_tells_what_was_taken_and_that_some_was_not() {
+async fn a_flush_reports_what_was_accepted_and_what_was_not() {
     let rig = start(queue_of(1, 3), in_turn(&[&["ok", "drop", "retry"]]));
     let outcome = rig.flush().await;
     assert_eq!((outcome.delivered, outcome.dead_lettered), (1, 1));

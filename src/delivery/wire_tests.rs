@@ -31,7 +31,7 @@ fn start(sink: &Sink, chunks: u64, events: u64) -> Rig {
             parts.transport = Arc::new(transport);
             parts.clock = Clock::System;
             parts.options.url = url;
-            parts.options.compression = Compression::Gzip { level: 1 };
+            parts.options.compression = Compression::Gzip;
             parts.options.pace.backoff.first = Duration::from_millis(10);
         },
     )

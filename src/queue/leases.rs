@@ -72,7 +72,7 @@ pub(crate) struct Ack {
 
 impl Ack {
     /// The name of the row that replaces this one.
-    fn kept_row(&self) -> Option<ChunkRef> {
+    pub(crate) fn kept_row(&self) -> Option<ChunkRef> {
         self.keep.as_ref().map(|kept| ChunkRef { key: kept.key, ..self.row })
     }
 }
