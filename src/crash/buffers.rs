@@ -13,11 +13,10 @@ pub(super) const FRAMES_MOST: usize = 128;
 const POOLED: usize = 4;
 /// How often a thread looks for free buffers before it gives up. Buffers are used for microseconds only, so if none is
 /// free after so many attempts, the threads that hold them are probably suspended or dead.
-const TURNS: u32 = 1000;
+pub(super) const TURNS: u32 = 1000;
 
 const FREE: i32 = 0;
 
-/// The buffers of one writer.
 pub(super) struct Buffers {
     pub(super) record: [u8; RECORD_MOST],
     pub(super) frames: [u64; FRAMES_MOST],
@@ -40,25 +39,15 @@ static POOL: [Pooled; POOLED] = [const {
     }
 }; POOLED];
 
-/// Calls `write` with buffers. `None` if none became free within [`TURNS`].
-pub(super) fn with_buffers<T>(thread: i32, write: impl FnOnce(&mut Buffers) -> T) -> Option<T> {
-    lend(claim(thread, TURNS)?, write)
-}
-
-/// As [`with_buffers`], but does not wait.
-#[cfg(feature = "crash-signals")]
-pub(super) fn try_with_buffers<T>(thread: i32, write: impl FnOnce(&mut Buffers) -> T) -> Option<T> {
-    lend(claim(thread, 1)?, write)
-}
-
-fn lend<T>(pooled: &'static Pooled, write: impl FnOnce(&mut Buffers) -> T) -> Option<T> {
+/// Calls `write` with buffers. `None` if none became free within so many `turns`: [`TURNS`], or 1 to not wait.
+pub(super) fn with_buffers<T>(thread: i32, turns: u32, write: impl FnOnce(&mut Buffers) -> T) -> Option<T> {
     struct Release(&'static Pooled);
     impl Drop for Release {
         fn drop(&mut self) {
             self.0.owner.store(FREE, Ordering::Release);
         }
     }
-    let pooled = Release(pooled);
+    let pooled = Release(claim(thread, turns)?);
     // SAFETY: this thread owns the entry until `Release` is dropped, and the reference does not outlive this call.
     Some(write(unsafe { &mut *pooled.0.buffers.get() }))
 }
@@ -113,7 +102,7 @@ mod tests {
                 let refused = &refused;
                 scope.spawn(move || {
                     for _ in 0..200 {
-                        let done = with_buffers(thread, |buffers| {
+                        let done = with_buffers(thread, TURNS, |buffers| {
                             buffers.record[0] = thread as u8;
                             let place = std::ptr::from_ref(buffers).addr() / RECORD_MOST % 64;
                             assert_eq!(INSIDE[place].fetch_add(1, Ordering::SeqCst), 0);

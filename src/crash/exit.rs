@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Weak};
 use std::time::Duration;
 
+use crate::queue::RunRecord;
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::OomCount;
 use crate::sys::disk::fork::{self, lock_within};
@@ -88,65 +89,43 @@ impl fmt::Display for ExitCause {
     }
 }
 
-/// Everything that [`exit_cause`] considers.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Evidence {
-    /// What the crash reports of that process say that it died of: a panic or a signal.
-    pub(crate) fatal: Option<ExitCause>,
-    /// The queue was closed in an orderly way.
-    pub(crate) closed: bool,
-    /// Whether the run was seen to exit, with its status if known.
-    pub(crate) exit: Option<Option<i32>>,
-    /// Whether an exit would have been recorded.
-    pub(crate) watched_exit: bool,
-    /// The termination signal that was handled, and of which the process was to die afterwards.
-    pub(crate) dying_of: Option<i32>,
-    /// SIGTERM had a handler.
-    pub(crate) watched_termination: bool,
-    /// Whether the machine has not booted since; `None` if the system does not provide it.
-    pub(crate) same_boot: Option<bool>,
-    /// Wall time of the run's last sign of life.
-    pub(crate) seen_at: WallNanos,
-    /// Wall time of the machine's last boot.
-    pub(crate) booted_at: Option<WallNanos>,
-    /// The control group's OOM counter at the last sign of life, and now.
-    pub(crate) oom: (Option<OomCount>, Option<OomCount>),
-}
-
-/// The cause of the end of the run that left this evidence.
-pub(crate) fn exit_cause(evidence: &Evidence) -> ExitCause {
-    if evidence.fatal.is_some() || evidence.closed {
+/// The cause of the end of a run. `fatal` is what its crash reports say that it died of, `booted_at` the wall time of
+/// the machine's last boot if that was after the run, `oom` the present OOM counter of the control group.
+pub(crate) fn exit_cause(
+    run: &RunRecord,
+    fatal: Option<ExitCause>,
+    booted_at: Option<WallNanos>,
+    oom: Option<OomCount>,
+) -> ExitCause {
+    if fatal.is_some() || run.closed {
         // If it was not closed, it was killed while it handled the signal that was to end it.
-        return evidence.fatal.or(evidence.dying_of.map(ExitCause::Signal)).unwrap_or(ExitCause::Clean);
+        return fatal.or(run.dying_of.map(ExitCause::Signal)).unwrap_or(ExitCause::Clean);
     }
-    if let Some(status) = evidence.exit {
+    if let Some(status) = run.exit {
         return ExitCause::Exited { status };
     }
-    match evidence.same_boot {
+    match run.same_boot {
         // Then an exit would have left no trace either.
-        _ if !evidence.watched_exit => ExitCause::Unknown,
-        Some(true) if oom_killed(evidence) => ExitCause::OutOfMemory,
+        _ if !run.heartbeat.watches_exit => ExitCause::Unknown,
+        Some(true) if has_oom_kill(run.heartbeat.oom, oom) => ExitCause::OutOfMemory,
         Some(true) => ExitCause::Killed,
-        Some(false) if has_lost_power(evidence) => ExitCause::PowerLoss,
+        Some(false) if has_lost_power(run, booted_at) => ExitCause::PowerLoss,
         Some(false) | None => ExitCause::Unknown,
     }
 }
 
 /// Whether the counter has grown, and belongs to the same control group.
-fn oom_killed(evidence: &Evidence) -> bool {
-    match evidence.oom {
-        (Some(then), Some(now)) => (then.path, then.inode) == (now.path, now.inode) && now.kills > then.kills,
-        _ => false,
-    }
+fn has_oom_kill(then: Option<OomCount>, now: Option<OomCount>) -> bool {
+    then.zip(now).is_some_and(|(then, now)| (then.path, then.inode) == (now.path, now.inode) && now.kills > then.kills)
 }
 
-fn has_lost_power(evidence: &Evidence) -> bool {
+fn has_lost_power(run: &RunRecord, booted_at: Option<WallNanos>) -> bool {
     // An orderly restart sends SIGTERM first. With a handler it leads to an exit, a closed client, or a recorded
     // signal; without a handler it looks like a power failure.
-    let would_be_recorded = evidence.watched_termination && evidence.dying_of.is_none();
+    let would_be_recorded = run.heartbeat.watches_termination && run.dying_of.is_none();
     // Negative if the run was active after the boot of a machine that it did not run on: then a clock is wrong, or it
     // was another machine.
-    let gap = evidence.booted_at.and_then(|booted_at| u64::try_from(booted_at.checked_sub(evidence.seen_at)?).ok());
+    let gap = booted_at.and_then(|booted_at| u64::try_from(booted_at.checked_sub(run.heartbeat.at)?).ok());
     would_be_recorded && gap.is_some_and(|nanos| Duration::from_nanos(nanos) <= RESTART_WITHIN)
 }
 
@@ -157,14 +136,8 @@ pub(crate) trait ExitObserver: Send + Sync {
     fn on_exit(&self, status: Option<i32>);
 }
 
-/// An observer, and the process that registered it.
-struct Entry {
-    pid: u32,
-    generation: u64,
-    observer: Weak<dyn ExitObserver>,
-}
-
-static OBSERVERS: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+/// The observers, each with the process that registered it.
+static OBSERVERS: Mutex<Vec<((u32, u64), Weak<dyn ExitObserver>)>> = Mutex::new(Vec::new());
 /// Forked children inherit it, as they inherit the registration with the C library.
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 /// In a forked child, a thread that does not exist there may hold the lock.
@@ -177,18 +150,21 @@ pub(crate) fn observe_exit(observer: Weak<dyn ExitObserver>) -> bool {
         return false;
     }
     let Some(mut observers) = lock_within(&OBSERVERS, LOCK_WAIT) else { return false };
-    let (pid, generation) = (std::process::id(), fork::generation());
-    observers.retain(|entry| entry.observer.strong_count() > 0);
-    observers.push(Entry { pid, generation, observer });
+    observers.retain(|(_, observer)| observer.strong_count() > 0);
+    observers.push((this_process(), observer));
     true
 }
 
-fn notify_observers(status: Option<i32>) {
+fn this_process() -> (u32, u64) {
     // A `vfork` child shares its parent's memory and differs in its pid only.
-    let (pid, generation) = (std::process::id(), fork::generation());
+    (std::process::id(), fork::generation())
+}
+
+fn notify_observers(status: Option<i32>) {
+    let this_process = this_process();
     let Some(observers) = lock_within(&OBSERVERS, LOCK_WAIT) else { return };
-    let ours = observers.iter().filter(|entry| (entry.pid, entry.generation) == (pid, generation));
-    let ours: Vec<_> = ours.filter_map(|entry| entry.observer.upgrade()).collect();
+    let ours = observers.iter().filter(|(process, _)| *process == this_process);
+    let ours: Vec<_> = ours.filter_map(|(_, observer)| observer.upgrade()).collect();
     drop(observers);
     for observer in ours {
         observer.on_exit(status);
@@ -225,6 +201,7 @@ fn register() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::Heartbeat;
 
     const SECOND: i64 = 1_000_000_000;
     const SEEN: i64 = 1_000_000 * SECOND;
@@ -233,21 +210,41 @@ mod tests {
         Some(OomCount { path, inode, kills })
     }
 
+    /// What is known of a run: the arguments of [`exit_cause`].
+    #[derive(Clone, Copy, Default)]
+    struct Evidence {
+        run: RunRecord,
+        fatal: Option<ExitCause>,
+        booted_at: Option<WallNanos>,
+        oom: Option<OomCount>,
+    }
+
+    impl Evidence {
+        fn but(mut self, change: impl FnOnce(&mut Self)) -> Self {
+            change(&mut self);
+            self
+        }
+    }
+
     /// The run ended without a trace, on a machine that has not booted since.
     fn gone() -> Evidence {
-        Evidence {
-            watched_exit: true,
-            watched_termination: true,
-            same_boot: Some(true),
-            seen_at: SEEN,
-            oom: (oom(1, 2, 3), oom(1, 2, 3)),
-            ..Evidence::default()
-        }
+        let heartbeat = Heartbeat {
+            watches_exit: true,
+            watches_termination: true,
+            at: SEEN,
+            oom: oom(1, 2, 3),
+            ..Heartbeat::default()
+        };
+        let run = RunRecord { same_boot: Some(true), heartbeat, ..RunRecord::default() };
+        Evidence { run, oom: oom(1, 2, 3), ..Evidence::default() }
     }
 
     /// The same, on a machine that booted this many seconds after the last sign of life.
     fn restarted(seconds: i64) -> Evidence {
-        Evidence { same_boot: Some(false), booted_at: Some(SEEN + seconds * SECOND), ..gone() }
+        gone().but(|of| {
+            of.run.same_boot = Some(false);
+            of.booted_at = Some(SEEN + seconds * SECOND);
+        })
     }
 
     #[test]
@@ -256,41 +253,80 @@ mod tests {
         let (panic, fault) = (Some(ExitCause::Panicked), Some(ExitCause::Signal(11)));
         let table = [
             ("nothing known", Evidence::default(), ExitCause::Unknown),
-            ("closed", Evidence { closed: true, ..gone() }, ExitCause::Clean),
-            ("closed, by an older version", Evidence { closed: true, ..Evidence::default() }, ExitCause::Clean),
-            ("closed, and restarted", Evidence { closed: true, ..restarted(1) }, ExitCause::Clean),
-            ("exited", Evidence { exit: Some(Some(3)), ..gone() }, exited(Some(3))),
-            ("exited, status unknown", Evidence { exit: Some(None), ..gone() }, exited(None)),
-            ("exited, and restarted", Evidence { exit: Some(Some(0)), ..restarted(1) }, exited(Some(0))),
-            ("panicked", Evidence { fatal: panic, ..gone() }, ExitCause::Panicked),
-            ("panicked and exited", Evidence { fatal: panic, exit: Some(Some(101)), ..gone() }, ExitCause::Panicked),
-            ("faulted after closing", Evidence { fatal: fault, closed: true, ..gone() }, ExitCause::Signal(11)),
-            ("drained", Evidence { dying_of: Some(15), closed: true, ..gone() }, ExitCause::Signal(15)),
-            ("killed while draining", Evidence { dying_of: Some(15), ..gone() }, ExitCause::Killed),
-            ("restarted while draining", Evidence { dying_of: Some(15), ..restarted(1) }, ExitCause::Unknown),
+            ("closed", gone().but(|of| of.run.closed = true), ExitCause::Clean),
+            ("closed, by an older version", Evidence::default().but(|of| of.run.closed = true), ExitCause::Clean),
+            ("closed, and restarted", restarted(1).but(|of| of.run.closed = true), ExitCause::Clean),
+            ("exited", gone().but(|of| of.run.exit = Some(Some(3))), exited(Some(3))),
+            ("exited, status unknown", gone().but(|of| of.run.exit = Some(None)), exited(None)),
+            ("exited, and restarted", restarted(1).but(|of| of.run.exit = Some(Some(0))), exited(Some(0))),
+            ("panicked", gone().but(|of| of.fatal = panic), ExitCause::Panicked),
+            (
+                "panicked and exited",
+                gone().but(|of| {
+                    of.fatal = panic;
+                    of.run.exit = Some(Some(101));
+                }),
+                ExitCause::Panicked,
+            ),
+            (
+                "faulted after closing",
+                gone().but(|of| {
+                    of.fatal = fault;
+                    of.run.closed = true;
+                }),
+                ExitCause::Signal(11),
+            ),
+            (
+                "drained",
+                gone().but(|of| {
+                    of.run.dying_of = Some(15);
+                    of.run.closed = true;
+                }),
+                ExitCause::Signal(15),
+            ),
+            ("killed while draining", gone().but(|of| of.run.dying_of = Some(15)), ExitCause::Killed),
+            ("restarted while draining", restarted(1).but(|of| of.run.dying_of = Some(15)), ExitCause::Unknown),
             ("killed", gone(), ExitCause::Killed),
-            ("gone, exits unwatched", Evidence { watched_exit: false, ..gone() }, ExitCause::Unknown),
-            ("gone, boots unknown", Evidence { same_boot: None, ..gone() }, ExitCause::Unknown),
-            ("oom", Evidence { oom: (oom(1, 2, 3), oom(1, 2, 4)), ..gone() }, ExitCause::OutOfMemory),
-            ("oom elsewhere", Evidence { oom: (oom(1, 2, 3), oom(9, 2, 4)), ..gone() }, ExitCause::Killed),
-            ("oom in a new group", Evidence { oom: (oom(1, 2, 3), oom(1, 9, 4)), ..gone() }, ExitCause::Killed),
-            ("oom, uncounted then", Evidence { oom: (None, oom(1, 2, 4)), ..gone() }, ExitCause::Killed),
-            ("oom, uncounted now", Evidence { oom: (oom(1, 2, 3), None), ..gone() }, ExitCause::Killed),
+            ("gone, exits unwatched", gone().but(|of| of.run.heartbeat.watches_exit = false), ExitCause::Unknown),
+            ("gone, boots unknown", gone().but(|of| of.run.same_boot = None), ExitCause::Unknown),
+            ("oom", gone().but(|of| of.oom = oom(1, 2, 4)), ExitCause::OutOfMemory),
+            ("oom elsewhere", gone().but(|of| of.oom = oom(9, 2, 4)), ExitCause::Killed),
+            ("oom in a new group", gone().but(|of| of.oom = oom(1, 9, 4)), ExitCause::Killed),
+            (
+                "oom, uncounted then",
+                gone().but(|of| {
+                    of.run.heartbeat.oom = None;
+                    of.oom = oom(1, 2, 4);
+                }),
+                ExitCause::Killed,
+            ),
+            ("oom, uncounted now", gone().but(|of| of.oom = None), ExitCause::Killed),
             ("power", restarted(60), ExitCause::PowerLoss),
             ("power, at the limit", restarted(300), ExitCause::PowerLoss),
             ("idle before the restart", restarted(301), ExitCause::Unknown),
             ("another machine", restarted(-1), ExitCause::Unknown),
-            ("start unknown", Evidence { booted_at: None, ..restarted(1) }, ExitCause::Unknown),
-            ("sigterm unhandled", Evidence { watched_termination: false, ..restarted(1) }, ExitCause::Unknown),
-            ("restarted, exits unwatched", Evidence { watched_exit: false, ..restarted(1) }, ExitCause::Unknown),
+            ("start unknown", restarted(1).but(|of| of.booted_at = None), ExitCause::Unknown),
+            (
+                "sigterm unhandled",
+                restarted(1).but(|of| of.run.heartbeat.watches_termination = false),
+                ExitCause::Unknown,
+            ),
+            (
+                "restarted, exits unwatched",
+                restarted(1).but(|of| of.run.heartbeat.watches_exit = false),
+                ExitCause::Unknown,
+            ),
             (
                 "extreme values",
-                Evidence { seen_at: i64::MIN, booted_at: Some(i64::MAX), ..restarted(1) },
+                restarted(1).but(|of| {
+                    of.run.heartbeat.at = i64::MIN;
+                    of.booted_at = Some(i64::MAX);
+                }),
                 ExitCause::Unknown,
             ),
         ];
         for (name, evidence, end) in table {
-            assert_eq!(exit_cause(&evidence), end, "{name}");
+            assert_eq!(exit_cause(&evidence.run, evidence.fatal, evidence.booted_at, evidence.oom), end, "{name}");
         }
     }
 }

@@ -14,7 +14,6 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 pub(super) const MAGIC: [u8; 8] = [0x89, b'P', b'H', b'X', b'R', 0x0d, 0x0a, 0x1a];
 const VERSION: u16 = 1;
-/// Bytes of the header.
 pub(super) const HEADER: usize = 32;
 const FIELD_HEADER: usize = 6;
 /// Maximum bytes of a body. Bounds the checksum work at each position that looks like a record and is none.
@@ -25,13 +24,10 @@ pub(super) const BODY_MOST: usize = 64 * 1024;
 pub(crate) enum Kind {
     /// The process; the first record of each file.
     Context,
-    /// A panic.
     Panic,
-    /// A fatal signal.
     Signal,
     /// The SIGABRT that followed a panic.
     Abort,
-    /// The process exits on its own.
     Exit,
     /// The process lived past the grace period after the records before this one.
     Survived,
@@ -112,7 +108,6 @@ pub(crate) enum Tag {
     StartTicks = 38,
 }
 
-/// Flags of a record.
 pub(crate) mod flags {
     /// Written by a forked child of the process that owns the file.
     pub(crate) const FORKED_CHILD: u32 = 1;
@@ -122,9 +117,7 @@ pub(crate) mod flags {
     pub(crate) const STACK_OVERFLOW: u32 = 4;
     /// The handler itself faulted while it wrote this record.
     pub(crate) const NESTED: u32 = 8;
-    /// The thread was panicking.
     pub(crate) const PANICKING: u32 = 16;
-    /// The thread was reading crash reports.
     pub(crate) const READING: u32 = 32;
 }
 
@@ -154,13 +147,9 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) fn bytes(&mut self, tag: Tag, bytes: &[u8]) {
-        let Ok(len) = u32::try_from(bytes.len()) else { return };
-        if bytes.len().saturating_add(FIELD_HEADER) > self.remaining() {
-            return;
+        if self.begin_field(tag, bytes.len()) {
+            self.put(bytes);
         }
-        self.put(&(tag as u16).to_le_bytes());
-        self.put(&len.to_le_bytes());
-        self.put(bytes);
     }
 
     pub(super) fn number(&mut self, tag: Tag, value: u64) {
@@ -169,16 +158,22 @@ impl<'a> Writer<'a> {
 
     /// Appends a list of addresses without a copy.
     pub(super) fn addresses(&mut self, tag: Tag, addresses: &[u64]) {
-        let bytes = addresses.len().saturating_mul(8);
-        let Ok(len) = u32::try_from(bytes) else { return };
-        if bytes.saturating_add(FIELD_HEADER) > self.remaining() {
-            return;
+        if self.begin_field(tag, addresses.len().saturating_mul(8)) {
+            for address in addresses {
+                self.put(&address.to_le_bytes());
+            }
+        }
+    }
+
+    /// Appends the header of a field, if `len` bytes of content fit.
+    fn begin_field(&mut self, tag: Tag, len: usize) -> bool {
+        let Ok(bytes) = u32::try_from(len) else { return false };
+        if len.saturating_add(FIELD_HEADER) > self.remaining() {
+            return false;
         }
         self.put(&(tag as u16).to_le_bytes());
-        self.put(&len.to_le_bytes());
-        for address in addresses {
-            self.put(&address.to_le_bytes());
-        }
+        self.put(&bytes.to_le_bytes());
+        true
     }
 
     /// Returns the finished record; `None` if the buffer cannot hold a header.
@@ -187,7 +182,6 @@ impl<'a> Writer<'a> {
         self.finish_with(sum)
     }
 
-    /// The checksum of the finished record.
     pub(super) fn checksum(&mut self) -> Option<u32> {
         self.complete()?;
         Some(xxh3_64(self.out.get(..self.at)?) as u32)
@@ -221,8 +215,7 @@ impl<'a> Writer<'a> {
     fn pad(&mut self) {
         self.is_padded = false;
         let len = self.remaining().saturating_sub(FIELD_HEADER);
-        self.put(&(Tag::Padding as u16).to_le_bytes());
-        self.put(&u32::try_from(len).unwrap_or(0).to_le_bytes());
+        self.begin_field(Tag::Padding, len);
         let end = self.at.saturating_add(len);
         if let Some(rest) = self.out.get_mut(self.at..end) {
             rest.fill(0);
@@ -253,7 +246,6 @@ impl Record {
         self.fields.iter().find(|(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// All fields with this tag.
     pub(crate) fn all(&self, tag: Tag) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |(known, _)| *known == tag as u16).map(|(_, bytes)| bytes.as_slice())
     }

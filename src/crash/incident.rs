@@ -36,9 +36,7 @@ pub(crate) enum ProcessState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Incident {
     pub(crate) record: Record,
-    /// Whether the process died of it.
     pub(crate) is_fatal: bool,
-    /// The type of the exception.
     pub(crate) kind: String,
     pub(crate) message: String,
     /// The record of the panic whose cleanup raised this one.
@@ -46,6 +44,10 @@ pub(crate) struct Incident {
 }
 
 impl Incident {
+    fn of(record: &Record, kind: String, message: String) -> Self {
+        Self { record: record.clone(), is_fatal: false, kind, message, during: None }
+    }
+
     /// Whether the handler of fatal signals wrote the record; otherwise the panic hook did.
     pub(crate) fn is_signal(&self) -> bool {
         self.record.kind == Kind::Signal
@@ -112,53 +114,41 @@ pub(super) fn incidents(records: &[Record], state: ProcessState) -> Vec<Incident
 fn of_process(records: &[&Record], state: ProcessState) -> Vec<Incident> {
     let panics = panics(records);
     let fatal = fatal_panic(records, &panics, state);
-    let of_panic = |panic: Panic<'_>| Incident {
-        record: panic.head.clone(),
-        is_fatal: fatal.contains(&panic.abort_number),
-        kind: PANIC.to_owned(),
-        message: panic.head.text(Tag::Message).unwrap_or_default(),
-        during: panic.during.cloned(),
-    };
-    let mut reported: Vec<Incident> = panics.into_iter().map(of_panic).collect();
+    let with_severity = |(panic, abort_number)| Incident { is_fatal: fatal.contains(&abort_number), ..panic };
+    let mut reported: Vec<Incident> = panics.into_iter().map(with_severity).collect();
     if state == ProcessState::Gone {
         reported.extend(records.iter().filter(|record| record.kind == Kind::Signal).map(|record| signal(record)));
     }
     reported
 }
 
-/// A panic, with the panics of the standard library that followed during its cleanup.
-struct Panic<'a> {
-    head: &'a Record,
-    during: Option<&'a Record>,
-    /// Number of the last of those records, to which an abort refers.
-    abort_number: u64,
-}
-
-fn panics<'a>(records: &[&'a Record]) -> Vec<Panic<'a>> {
-    let mut panics: Vec<Panic<'a>> = Vec::new();
+/// The panics, not yet judged to be fatal. The panics of the standard library that followed during the cleanup after
+/// one belong to it; the number is that of the last of its records, to which an abort refers.
+fn panics(records: &[&Record]) -> Vec<(Incident, u64)> {
+    let mut panics: Vec<(Incident, u64)> = Vec::new();
     for record in records.iter().copied().filter(|record| record.kind == Kind::Panic) {
         let message = record.bytes(Tag::Message).unwrap_or_default();
         let is_std_message = STD_CLEANUP.iter().any(|text| message == text.as_bytes());
         let thread = record.number(Tag::Tid);
-        let earlier = panics.iter().rposition(|panic| panic.head.number(Tag::Tid) == thread);
-        let Some(at) = earlier.filter(|_| is_std_message) else {
-            panics.push(Panic { head: record, during: None, abort_number: record.number });
+        let is_of_thread = |(panic, _): &(Incident, u64)| panic.record.number(Tag::Tid) == thread;
+        let Some(at) = panics.iter().rposition(is_of_thread).filter(|_| is_std_message) else {
+            let text = record.text(Tag::Message).unwrap_or_default();
+            panics.push((Incident::of(record, PANIC.to_owned(), text), record.number));
             continue;
         };
         // A panic in a destructor: the panic before it was raised during the cleanup after the one before that.
-        let before = panics.iter().take(at).rposition(|panic| panic.head.number(Tag::Tid) == thread);
-        let during = before.filter(|_| message == STD_CLEANUP[0].as_bytes()).map(|before| panics.remove(before).head);
+        let before = panics.iter().take(at).rposition(is_of_thread).filter(|_| message == STD_CLEANUP[0].as_bytes());
+        let during = before.map(|before| panics.remove(before).0.record);
         let at = if during.is_some() { at.saturating_sub(1) } else { at };
-        if let Some(panic) = panics.get_mut(at) {
-            panic.abort_number = record.number;
-            panic.during = during;
+        if let Some((panic, abort_number)) = panics.get_mut(at) {
+            (panic.during, *abort_number) = (during, record.number);
         }
     }
     panics
 }
 
 /// The numbers of the panics that the process died of.
-fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], state: ProcessState) -> Vec<u64> {
+fn fatal_panic(records: &[&Record], panics: &[(Incident, u64)], state: ProcessState) -> Vec<u64> {
     if state == ProcessState::Alive {
         return Vec::new();
     }
@@ -175,14 +165,14 @@ fn fatal_panic(records: &[&Record], panics: &[Panic<'_>], state: ProcessState) -
         return Vec::new();
     }
     let last = match state {
-        ProcessState::Exited(Some(101)) => panics.iter().rfind(|panic| is_main_thread(panic.head)),
+        ProcessState::Exited(Some(101)) => panics.iter().rfind(|(panic, _)| is_main_thread(&panic.record)),
         ProcessState::Exited(None) => {
-            panics.iter().rfind(|panic| is_main_thread(panic.head) && exit_follows(panic.head, records))
+            panics.iter().rfind(|(panic, _)| is_main_thread(&panic.record) && exit_follows(&panic.record, records))
         }
         ProcessState::Exited(Some(_)) => None,
         ProcessState::Alive | ProcessState::Gone => panics.last(),
     };
-    last.map(|panic| panic.abort_number).into_iter().collect()
+    last.map(|(_, abort_number)| *abort_number).into_iter().collect()
 }
 
 /// Whether the process exited within [`EXIT_FOLLOWS_NANOS`] of the panic. Only used where the exit status is unknown; a
@@ -218,7 +208,7 @@ fn signal(record: &Record) -> Incident {
         }
         (None, _) => signal_meaning(number).to_owned(),
     };
-    Incident { record: record.clone(), is_fatal: true, kind, message, during: None }
+    Incident { is_fatal: true, ..Incident::of(record, kind, message) }
 }
 
 /// The name as `kill -l` prints it.

@@ -9,7 +9,7 @@ use std::panic::{Location, PanicHookInfo};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::buffers::{Buffers, with_buffers};
+use super::buffers::{Buffers, TURNS, with_buffers};
 use super::format::{Kind, Tag, Writer, flags};
 use super::report_file::Quota;
 use super::{breadcrumbs, process, report_file, stack};
@@ -119,14 +119,14 @@ pub(super) fn next_number() -> u64 {
 
 #[inline(never)]
 fn write_report(info: &PanicHookInfo<'_>, deepest: usize) {
-    if !report_file::is_armed() || !LIMITER.allows(info.location()) {
-        if report_file::is_armed() {
-            report_file::count_missed();
-        }
+    if !report_file::is_armed() {
         return;
     }
+    if !LIMITER.allows(info.location()) {
+        return report_file::count_missed();
+    }
     let thread = process::thread_id();
-    let written = with_buffers(thread, |buffers| {
+    let written = with_buffers(thread, TURNS, |buffers| {
         let Buffers { record, frames } = buffers;
         let gathered = stack::gather(frames, deepest, FRAMES_WALKED);
         let frames = frames.get(..gathered).unwrap_or_default();

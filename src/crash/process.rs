@@ -102,7 +102,6 @@ pub(super) fn start_ticks(pid: u32) -> Option<u64> {
 /// The instance ids that this process has used; see [`ProcessInfo`].
 static INSTANCES: Mutex<Vec<[u8; 16]>> = Mutex::new(Vec::new());
 
-/// Notes an instance id of this process.
 pub(super) fn note_instance(instance: [u8; 16]) {
     if let Some(mut known) = lock_within(&INSTANCES, INSTANCES_WAIT)
         && !known.contains(&instance)

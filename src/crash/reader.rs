@@ -124,12 +124,12 @@ impl CrashReport {
     pub(crate) fn read(disk: &Disk, path: &Path, state: ProcessState) -> io::Result<Option<Self>> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let attempt = attempts_in(name).unwrap_or(0).saturating_add(1);
-        let stem = name.split('.').next().unwrap_or_default();
         if attempt > ATTEMPTS {
+            let stem = name.split('.').next().unwrap_or_default();
             disk.rename(path, &path.with_file_name(format!("{stem}.{GIVEN_UP}")))?;
             return remove_oldest(disk, path.parent().unwrap_or(path)).map(|()| None);
         }
-        let counted = path.with_file_name(format!("{stem}.{EXTENSION}.{attempt}"));
+        let counted = path.with_file_name(name_after(attempt, name));
         disk.rename(path, &counted)?;
         if state == ProcessState::Alive {
             // If this reading does not finish, the next one finds the process gone and must not conclude that it died
@@ -150,12 +150,7 @@ impl CrashReport {
     /// Takes back the count of this reading, which failed for a reason outside the file.
     pub(crate) fn undo_reading(&self, disk: &Disk) -> io::Result<()> {
         let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let stem = name.split('.').next().unwrap_or_default();
-        let before = match self.attempt.saturating_sub(1) {
-            0 => format!("{stem}.{EXTENSION}"),
-            attempt => format!("{stem}.{EXTENSION}.{attempt}"),
-        };
-        disk.rename(&self.path, &self.path.with_file_name(before))
+        disk.rename(&self.path, &self.path.with_file_name(name_after(self.attempt.saturating_sub(1), name)))
     }
 }
 
@@ -166,6 +161,12 @@ fn attempts_in(name: &str) -> Option<u32> {
         "" => Some(0),
         counted => counted.strip_prefix('.')?.parse().ok(),
     }
+}
+
+/// The name of a file after so many readings; `name` is its present name.
+fn name_after(attempts: u32, name: &str) -> String {
+    let stem = name.split('.').next().unwrap_or_default();
+    if attempts == 0 { format!("{stem}.{EXTENSION}") } else { format!("{stem}.{EXTENSION}.{attempts}") }
 }
 
 /// Whether a file holds only the process's description and survived signals.

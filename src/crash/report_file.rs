@@ -80,7 +80,6 @@ pub(super) struct ReportFile {
     path: CString,
     /// The first record and the empty slots, used if the file has to be created again.
     beginning: Box<[u8]>,
-    /// Offset of the first slot.
     slots_at: u64,
     slots: Slots,
     /// Bytes that this process has written to it.
@@ -151,8 +150,8 @@ fn mark_sum(number: u64) -> u32 {
 #[cfg(feature = "crash-signals")]
 pub(super) fn mark_survived(provisional: Provisional, thread: i32) {
     with_file(|file| {
-        if file.slots.holds(provisional, thread) {
-            file.mark_survived(provisional, thread, file.slots.mark_sum_of(provisional.slot));
+        if let Some(sum) = file.slots.mark_sum_of(provisional, thread) {
+            file.mark_survived(provisional, thread, sum);
         }
     });
 }
@@ -181,7 +180,6 @@ pub(super) fn count_missed() {
     MISSED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Whether a report file is open.
 pub(super) fn is_armed() -> bool {
     !CURRENT.load(Ordering::Acquire).is_null()
 }
@@ -490,18 +488,13 @@ impl Slots {
         }
     }
 
-    /// The checksum noted with the record in the slot.
+    /// The checksum noted with this record of this thread, if it is still in the slot.
     #[cfg(feature = "crash-signals")]
-    fn mark_sum_of(&self, slot: usize) -> u32 {
-        self.0.get(slot).map_or(0, |slot| slot.mark_sum.load(Ordering::Relaxed))
-    }
-
-    /// Whether the slot still holds this record of this thread.
-    #[cfg(feature = "crash-signals")]
-    pub(super) fn holds(&self, provisional: Provisional, thread: i32) -> bool {
-        self.0.get(provisional.slot).is_some_and(|slot| {
-            slot.owner.load(Ordering::Acquire) == thread && slot.number.load(Ordering::Acquire) == provisional.number
-        })
+    fn mark_sum_of(&self, provisional: Provisional, thread: i32) -> Option<u32> {
+        let slot = self.0.get(provisional.slot)?;
+        let is_held =
+            slot.owner.load(Ordering::Acquire) == thread && slot.number.load(Ordering::Acquire) == provisional.number;
+        is_held.then(|| slot.mark_sum.load(Ordering::Relaxed))
     }
 
     /// The records of which the process may be dying.
@@ -681,8 +674,7 @@ mod tests {
         slots.release(0, 1);
         assert_eq!(slots.pending().collect::<Vec<_>>(), [Provisional { slot: 1, number: 102 }]);
         assert!(slots.has_pending_of(2) && !slots.has_pending_of(1));
-        assert!(
-            slots.holds(Provisional { slot: 1, number: 102 }, 2) && !slots.holds(Provisional { slot: 1, number: 9 }, 2)
-        );
+        let is_held = |number| slots.mark_sum_of(Provisional { slot: 1, number }, 2).is_some();
+        assert!(is_held(102) && !is_held(9));
     }
 }

@@ -39,50 +39,33 @@ pub(super) struct Draft {
 /// Why an event cannot be sent. The texts say what the caller can do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// Empty or blank.
     #[error("the event has no name; give it one")]
     EmptyName,
-    /// Empty or blank.
     #[error("the event has no distinct id; give one, or use Event::new_anon")]
     EmptyDistinctId,
-    /// Empty or blank.
     #[error("the alias is empty; give the other id of the person")]
     EmptyAlias,
-    /// Empty or blank.
     #[error("the group's type is empty; give one, such as \"company\"")]
     EmptyGroupType,
-    /// Missing, empty or blank.
     #[error("the group's key is empty; give the id of the group")]
     EmptyGroupKey,
-    /// It sets no property.
     #[error("the event sets no property of the person; set at least one")]
     NothingToSet,
-    /// A property or group cannot be serialized.
     #[error("the value of {key:?} cannot be serialized")]
     Unserializable {
         /// Its key, or the group's type.
         key: Box<str>,
-        /// Why it cannot be serialized.
         #[source]
         reason: Unencodable,
     },
-    /// The timestamp is before 1677 or after 2262.
     #[error("the timestamp is out of range; give one between the years 1678 and 2261")]
     TimestampOutOfRange,
-    /// The event is larger than allowed.
     #[error(
         "the event takes {bytes} bytes, more than the {most} allowed ({}); send less data, or \
          raise Config::max_event_bytes (the limit of AI events is fixed)",
         crate::sys::wording::bytes(*most as u64)
     )]
-    TooLarge {
-        /// Its name.
-        name: Box<str>,
-        /// Its size as a record.
-        bytes: usize,
-        /// The largest size allowed.
-        most: usize,
-    },
+    TooLarge { name: Box<str>, bytes: usize, most: usize },
 }
 
 impl Refusal {
@@ -186,7 +169,6 @@ pub(super) fn recycle(mut draft: Box<Draft>) {
 /// A finished event.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// Its class.
     pub(crate) class: Class,
     /// Its final uuid.
     pub(crate) uuid: Uuid,

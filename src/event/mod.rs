@@ -12,8 +12,8 @@
 //! - An empty or blank name or distinct id is refused: the server would reject the whole batch because of it.
 //! - A group's key is a string or a number. Blank types and keys are refused wherever they are given.
 //! - A key that is set twice counts once, with its last value.
-//! - Uuid and time are those that the caller gave, otherwise those of the moment of capture. They never
-//!   change afterwards, however often the event is sent.
+//! - Uuid and time are those that the caller gave, otherwise those of the moment of capture. They never change
+//!   afterwards, however often the event is sent.
 //! - What is added at the moment of capture (context, super properties) never replaces what the caller set.
 //! - The class of an event, which decides how late it is evicted, follows from its name (`$identify`, `$create_alias`,
 //!   `$groupidentify`, `$set`; `$exception`), or is set by its builder. Renaming an event can raise its class but not
@@ -24,8 +24,8 @@
 //! # Files
 //!
 //! `builder.rs` describes an event, its groups, and events about persons and groups. `edit.rs` reads and changes one,
-//! for `before_send` hooks and for what the client adds. `finish.rs` makes the record. `draft.rs` has the buffers and
-//! their pool, `uuids.rs` generates uuids. `exception/` makes events from errors.
+//! for `before_send` hooks and for what the client adds. `draft.rs` has the buffers and their pool, and makes the record.
+//! `uuids.rs` generates uuids. `exception/` makes events from errors.
 
 mod builder;
 mod draft;

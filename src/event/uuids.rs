@@ -13,8 +13,6 @@ use uuid::{Builder, Uuid};
 
 use crate::sys::clock::WallNanos;
 
-type Seed = [u8; 32];
-
 /// A generator and the process that it was seeded in.
 #[derive(Clone)]
 struct Seeded {
@@ -55,15 +53,15 @@ fn version_7(now_nanos: WallNanos, high: u64, low: u64) -> Uuid {
 }
 
 #[cold]
-fn system_seed() -> Option<Seed> {
-    let mut seed = Seed::default();
+fn system_seed() -> Option<[u8; 32]> {
+    let mut seed = [0; 32];
     SysRng.try_fill_bytes(&mut seed).ok().map(|()| seed)
 }
 
 /// Seeds a generator from everything that differs between generators. If the system provides no randomness (early boot
 /// of an old kernel, a sandbox that forbids the call), the rest is enough.
 #[cold]
-fn seed(system: Option<Seed>, now_nanos: WallNanos, fork_generation: u64) -> Xoshiro256PlusPlus {
+fn seed(system: Option<[u8; 32]>, now_nanos: WallNanos, fork_generation: u64) -> Xoshiro256PlusPlus {
     static SEEDED: AtomicU64 = AtomicU64::new(0);
     let on_stack = 0u8;
     let mixed = Sha256::new()

@@ -14,7 +14,7 @@ use nix::libc::SIGTERM;
 use super::options::PipelineOptions;
 use super::shared::{Pipeline, lock};
 use crate::crash;
-use crate::crash::exit::{Evidence, ExitCause, ExitObserver, exit_cause, observe_exit};
+use crate::crash::exit::{ExitCause, ExitObserver, exit_cause, observe_exit};
 use crate::crash::termination;
 use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::report::Diagnostic;
@@ -57,20 +57,9 @@ impl PreviousRun {
         let life = before.run?;
         let same_boot = life.same_boot;
         let up_since = |up: Duration| options.clock.wall_nanos().checked_sub(i64::try_from(up.as_nanos()).ok()?);
-        let evidence = Evidence {
-            fatal,
-            closed: life.closed,
-            exit: life.exit,
-            watched_exit: life.heartbeat.watches_exit,
-            dying_of: life.dying_of,
-            watched_termination: life.heartbeat.watches_termination,
-            same_boot,
-            seen_at: life.heartbeat.at,
-            booted_at: options.disk.uptime().filter(|_| same_boot == Some(false)).and_then(up_since),
-            oom: (life.heartbeat.oom, options.disk.oom_count()),
-        };
+        let booted_at = options.disk.uptime().filter(|_| same_boot == Some(false)).and_then(up_since);
         Some(Self {
-            cause: exit_cause(&evidence),
+            cause: exit_cause(&life, fatal, booted_at, options.disk.oom_count()),
             pid: life.pid,
             started_at: system_time(life.started_at),
             alive_for: life.heartbeat.alive_for,

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::msgpack::{Malformed, Reader, check_text};
+use super::msgpack::{Malformed, Reader, Token, check_text};
 use crate::sys::clock::WallNanos;
 
 /// Length of the head in bytes.
@@ -22,12 +22,10 @@ const VERSION: u8 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(crate) enum Class {
-    /// Any other event.
     #[default]
     Ordinary = 0,
     /// An event that identifies a person or group: losing it splits a person in two.
     Identity = 1,
-    /// An error or a crash.
     Exception = 2,
 }
 
@@ -59,7 +57,6 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
-    /// Sets the flags of `other`.
     pub(crate) fn insert(&mut self, other: Flags) {
         self.0 |= other.0;
     }
@@ -68,20 +65,16 @@ impl Flags {
 /// The fields of the head, without its version and reserved bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// See [`Class`].
     pub(crate) class: Class,
-    /// See [`Flags`].
     pub(crate) flags: Flags,
     /// Version of the library that captured the event.
     pub(crate) lib_version: [u16; 3],
     /// PostHog de-duplicates events by it.
     pub(crate) uuid: Uuid,
-    /// When the event happened.
     pub(crate) timestamp_nanos: WallNanos,
 }
 
 impl Head {
-    /// The encoded head.
     pub(crate) fn encode(&self) -> [u8; HEAD_LEN] {
         let mut bytes = [0; HEAD_LEN];
         bytes[0] = VERSION;
@@ -132,13 +125,9 @@ const fn decimal(text: &str) -> u16 {
 /// The parts of a body, borrowed from it and checked by [`View::parse`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'a> {
-    /// Class, flags, version, uuid and time.
     pub(crate) head: Head,
-    /// The event's name.
     pub(crate) name: &'a str,
-    /// The event's distinct id.
     pub(crate) distinct_id: &'a str,
-    /// The properties that the caller set.
     pub(crate) properties: Entries<'a>,
     /// The groups: type to key.
     pub(crate) groups: Entries<'a>,
@@ -182,7 +171,7 @@ impl<'a> Entries<'a> {
 
     /// Reads a map whose keys are strings, checks every value, and leaves `reader` after it.
     fn checked(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let left = reader.map_header()?;
+        let Token::Map(left) = reader.token()? else { return Err(Malformed::Type) };
         let entries = Self { left, reader: *reader };
         for _ in 0..left {
             check_text(reader.string_bytes()?)?;
@@ -196,7 +185,6 @@ impl<'a> Entries<'a> {
         self.left
     }
 
-    /// Whether there are no pairs.
     pub(crate) fn is_empty(&self) -> bool {
         self.left == 0
     }

@@ -62,12 +62,13 @@ pub(crate) fn write_entries(entries: Entries<'_>, out: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
-/// The part of an event that can be malformed: its strings and values.
+/// The part of an event that can be malformed: its strings, and its properties with the library's own unless the caller
+/// set them.
 #[inline]
 fn write_content<'a>(
     view: &View<'a>,
-    present: Present,
-    lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
+    mut present: Present,
+    mut lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
     symbols: &dyn Symbols,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
@@ -76,18 +77,6 @@ fn write_content<'a>(
     out.extend_from_slice(b",\"distinct_id\":");
     write_str(out, view.distinct_id.as_bytes())?;
     out.extend_from_slice(b",\"properties\":");
-    write_properties(view, present, lifts, symbols, out)
-}
-
-/// Appends the caller's properties, and the library's own unless the caller set them.
-#[inline]
-fn write_properties<'a>(
-    view: &View<'a>,
-    mut present: Present,
-    mut lifts: impl FnMut(&'a [u8], &'a [u8]) -> bool,
-    symbols: &dyn Symbols,
-    out: &mut Vec<u8>,
-) -> Result<(), Malformed> {
     let mut object = Object::begin(out);
     each_last(view.properties, |key, value| {
         // Few keys of callers begin with a dollar sign, so one byte decides for most.

@@ -30,7 +30,6 @@ pub(crate) fn append_str(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Appends bytes.
 pub(crate) fn append_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     match saturate(bytes.len()) {
         len @ 0..=0xff => append(out, Marker::Bin8, [len as u8]),
@@ -40,19 +39,16 @@ pub(crate) fn append_bin(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Appends `nil`.
 #[inline]
 pub(crate) fn append_nil(out: &mut Vec<u8>) {
     out.push(Marker::Null.to_u8());
 }
 
-/// Appends a boolean.
 #[inline]
 pub(crate) fn append_bool(out: &mut Vec<u8>, value: bool) {
     out.push(if value { Marker::True } else { Marker::False }.to_u8());
 }
 
-/// Appends a non-negative integer.
 #[inline]
 pub(crate) fn append_uint(out: &mut Vec<u8>, value: u64) {
     match value {
@@ -64,7 +60,6 @@ pub(crate) fn append_uint(out: &mut Vec<u8>, value: u64) {
     }
 }
 
-/// Appends an integer.
 #[inline]
 pub(crate) fn append_int(out: &mut Vec<u8>, value: i64) {
     match value {
@@ -83,7 +78,6 @@ pub(crate) fn append_f32(out: &mut Vec<u8>, value: f32) {
     append(out, Marker::F32, value.to_be_bytes());
 }
 
-/// Appends a 64-bit float.
 #[inline]
 pub(crate) fn append_f64(out: &mut Vec<u8>, value: f64) {
     append(out, Marker::F64, value.to_be_bytes());
@@ -174,25 +168,18 @@ fn append<const N: usize>(out: &mut Vec<u8>, marker: Marker, bytes: [u8; N]) {
 /// Why bytes are not a valid record body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
-    /// The bytes end inside a value.
     #[error("it is cut short")]
     Truncated,
-    /// More bytes follow the last value.
     #[error("it has bytes after its end")]
     Trailing,
-    /// A version that this build does not know.
     #[error("it has version {0}, which a newer version of this library wrote")]
     Version(u8),
-    /// A value of an unexpected type.
     #[error("it holds a value of an unexpected type")]
     Type,
-    /// A string that is not UTF-8.
     #[error("it holds a string that is not UTF-8")]
     Utf8,
-    /// A map key that JSON cannot express.
     #[error("it holds a map whose key is neither a string, an integer nor a boolean")]
     MapKey,
-    /// Values nested deeper than [`MAX_DEPTH`].
     #[error("it nests values more than {MAX_DEPTH} levels deep")]
     TooDeep,
 }
@@ -223,7 +210,6 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the beginning of `bytes`.
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
@@ -260,14 +246,6 @@ impl<'a> Reader<'a> {
     pub(crate) fn string_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         match self.token()? {
             Token::Str(bytes) => Ok(bytes),
-            _ => Err(Malformed::Type),
-        }
-    }
-
-    /// Reads a map's header and returns the number of pairs that follow.
-    pub(crate) fn map_header(&mut self) -> Result<u32, Malformed> {
-        match self.token()? {
-            Token::Map(len) => Ok(len),
             _ => Err(Malformed::Type),
         }
     }
@@ -366,7 +344,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes as UTF-8 text.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, Malformed> {
     std::str::from_utf8(bytes).map_err(|_| Malformed::Utf8)
 }
@@ -407,7 +384,6 @@ pub(super) fn append_number(out: &mut Vec<u8>, text: &str) -> bool {
     true
 }
 
-/// Appends a number as its text.
 pub(super) fn append_exact(out: &mut Vec<u8>, text: &str) {
     let at = begin_ext(out, NUMBER_EXT);
     out.extend_from_slice(text.as_bytes());

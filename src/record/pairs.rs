@@ -27,7 +27,6 @@ impl Pairs {
         Ok(read)
     }
 
-    /// A single pair.
     pub(crate) fn one<T: Serialize + ?Sized>(name: &str, value: &T) -> Result<Self, Unencodable> {
         let mut bytes = Vec::new();
         append_entry(&mut bytes, name, value)?;
@@ -58,7 +57,6 @@ impl Pairs {
         })
     }
 
-    /// Whether there are no pairs.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }

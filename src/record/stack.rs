@@ -12,9 +12,7 @@ use super::msgpack::{
     end_ext, text,
 };
 
-/// The extension type of a stack trace.
 pub(super) const STACK_EXT: i8 = 1;
-/// The extension type of debug images.
 pub(super) const IMAGES_EXT: i8 = 2;
 /// Frames that are kept from the innermost end of a deep stack.
 pub(crate) const NEAREST_FRAMES: usize = 96;
@@ -35,16 +33,13 @@ pub(crate) struct Image<'a> {
     pub(crate) size: u64,
     /// The address in its headers; 0 if it can be loaded anywhere.
     pub(crate) vmaddr: u64,
-    /// Whether it is the executable.
     pub(crate) is_main: bool,
     /// GNU build id; empty if it has none.
     pub(crate) build_id: &'a [u8],
-    /// Path of the file.
     pub(crate) path: &'a str,
 }
 
 impl Image<'_> {
-    /// Whether the image contains an address.
     pub(crate) fn contains(&self, address: u64) -> bool {
         address.checked_sub(self.address).is_some_and(|offset| offset < self.size)
     }
@@ -67,7 +62,6 @@ impl Image<'_> {
 /// One return address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
-    /// The return address.
     pub(crate) address: u64,
     /// Index of its image among those of the stack trace.
     pub(crate) image: Option<usize>,
@@ -102,7 +96,6 @@ impl<'a> Stack<'a> {
         self.frames.iter().map(|frame| (frame.address, frame.image.and_then(|place| self.images.get(place))))
     }
 
-    /// Whether there are no frames.
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

@@ -13,7 +13,6 @@ pub(crate) const CONTEXT_LINES: usize = 5;
 pub(crate) struct Symbol {
     /// Its name without the hash; empty if unknown.
     pub(crate) function: String,
-    /// Its source file.
     pub(crate) file: Option<String>,
     /// The line in that file, counted from 1.
     pub(crate) line: Option<u32>,
@@ -24,7 +23,6 @@ pub(crate) struct Symbol {
 pub(crate) struct SourceLines {
     /// Up to [`CONTEXT_LINES`] lines, in the order of the file.
     pub(crate) before: Vec<String>,
-    /// The line itself.
     pub(crate) line: String,
     /// Up to [`CONTEXT_LINES`] lines, in the order of the file.
     pub(crate) after: Vec<String>,
@@ -43,7 +41,6 @@ pub(crate) trait Symbols: Debug + Send + Sync {
     fn rest(&self) {}
 }
 
-/// Resolves nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct NoSymbols;
 

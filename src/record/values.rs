@@ -23,22 +23,17 @@ use super::symbols::NoSymbols;
 /// Why a value cannot be stored in a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unencodable {
-    /// Deeper than [`MAX_DEPTH`].
     #[error("it nests more than {MAX_DEPTH} levels deep; send a flatter value")]
     TooDeep,
-    /// A map key that JSON cannot express.
     #[error("it has a map whose keys are not strings, integers or booleans; convert the keys first")]
     MapKey,
     /// The value's `Serialize` breaks serde's contract: keys without values, or ignored errors.
     #[error("its Serialize implementation breaks serde's rules; correct it")]
     Misshapen(#[source] Malformed),
-    /// The value's own `Serialize` returned this error.
     #[error("its Serialize implementation failed: {0}")]
     Refused(String),
-    /// Several properties at once must have names.
     #[error("it is neither a map, a struct nor a sequence of pairs of a name and a value; give one of these")]
     NotPairs,
-    /// A group's key must be a string or a number.
     #[error("a group's key is a string or a number; give one of these")]
     NotAKey,
 }
@@ -104,13 +99,13 @@ impl<'a> Encoder<'a> {
     fn array(&mut self) -> Result<Compound<'_, 'a>, Unencodable> {
         self.descend()?;
         let at = begin_array(self.out);
-        Ok(Compound { encoder: self, at, len: 0, levels: 1 })
+        Ok(Compound { encoder: self, at, len: 0, levels: 1, json: None })
     }
 
     fn map(&mut self) -> Result<Compound<'_, 'a>, Unencodable> {
         self.descend()?;
         let at = begin_map(self.out);
-        Ok(Compound { encoder: self, at, len: 0, levels: 1 })
+        Ok(Compound { encoder: self, at, len: 0, levels: 1, json: None })
     }
 
     /// Appends `{"Variant":`; the caller appends the content.
@@ -130,7 +125,7 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
     type SerializeTupleStruct = Compound<'e, 'a>;
     type SerializeTupleVariant = Compound<'e, 'a>;
     type SerializeMap = Compound<'e, 'a>;
-    type SerializeStruct = Struct<'e, 'a>;
+    type SerializeStruct = Compound<'e, 'a>;
     type SerializeStructVariant = Compound<'e, 'a>;
 
     #[inline]
@@ -314,12 +309,12 @@ impl<'e, 'a> Serializer for &'e mut Encoder<'a> {
         self.map()
     }
 
-    fn serialize_struct(self, name: &'static str, _len: usize) -> Result<Struct<'e, 'a>, Unencodable> {
+    fn serialize_struct(self, name: &'static str, _len: usize) -> Result<Compound<'e, 'a>, Unencodable> {
         let is_number = name == JSON_NUMBER;
         if is_number || name == RAW_JSON {
-            return Ok(Struct::Json { encoder: self, is_number, is_written: false });
+            return Ok(Compound { encoder: self, at: 0, len: 0, levels: 0, json: Some(is_number) });
         }
-        self.map().map(Struct::Fields)
+        self.map()
     }
 
     fn serialize_struct_variant(
@@ -346,6 +341,8 @@ struct Compound<'e, 'a> {
     at: usize,
     len: u32,
     levels: u8,
+    /// For a number (true) or raw value of serde_json, whose text follows as the only field.
+    json: Option<bool>,
 }
 
 impl Compound<'_, '_> {
@@ -363,17 +360,6 @@ impl Compound<'_, '_> {
         patch_len(self.encoder.out, self.at, self.len);
         self.encoder.depth -= self.levels;
     }
-}
-
-/// A struct that is being written.
-enum Struct<'e, 'a> {
-    Fields(Compound<'e, 'a>),
-    /// A number or raw value of serde_json, whose text follows as a field.
-    Json {
-        encoder: &'e mut Encoder<'a>,
-        is_number: bool,
-        is_written: bool,
-    },
 }
 
 impl Encoder<'_> {
@@ -448,26 +434,26 @@ impl ser::SerializeStructVariant for Compound<'_, '_> {
     }
 }
 
-impl ser::SerializeStruct for Struct<'_, '_> {
+impl ser::SerializeStruct for Compound<'_, '_> {
     type Ok = ();
     type Error = Unencodable;
 
     fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unencodable> {
-        match self {
-            Struct::Fields(fields) => fields.field(key, value),
-            Struct::Json { is_written: true, .. } => Err(not_json("it has two texts")),
-            Struct::Json { encoder, is_number, is_written } => {
-                *is_written = true;
-                encoder.json(value, *is_number)
+        match self.json {
+            None => self.field(key, value),
+            Some(_) if self.len > 0 => Err(not_json("it has two texts")),
+            Some(is_number) => {
+                self.len = 1;
+                self.encoder.json(value, is_number)
             }
         }
     }
 
     fn end(self) -> Result<(), Unencodable> {
-        match self {
-            Struct::Fields(fields) => fields.close(),
-            Struct::Json { is_written: true, .. } => {}
-            Struct::Json { .. } => return Err(not_json("it has no text")),
+        match self.json {
+            None => self.close(),
+            Some(_) if self.len > 0 => {}
+            Some(_) => return Err(not_json("it has no text")),
         }
         Ok(())
     }

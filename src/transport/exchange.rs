@@ -87,7 +87,7 @@ async fn attempt(
         is_cut: false,
         body: Vec::new(),
     };
-    let limit = encoding.encoded_limit(most);
+    let limit = if encoding.is_some() { encoded_limit(most) } else { most };
     while let Some(part) = answer.chunk().await.map_err(|error| failed(error, false))? {
         let left = limit.saturating_sub(response.body.len());
         response.body.extend(part.iter().take(left));
@@ -96,15 +96,15 @@ async fn attempt(
             break;
         }
     }
-    decode(response, &encoding, most).map_err(|error| (error, false))
+    decode(response, encoding, most).map_err(|error| (error, false))
 }
 
 /// Decodes the body of a response. If that fails, a successful response is an error. A failure is described by its
 /// status and headers, so its body is left out instead.
-fn decode(mut response: Response, encoding: &Encoding, most: usize) -> Result<Response, TransportError> {
+fn decode(mut response: Response, encoding: Option<Encoding>, most: usize) -> Result<Response, TransportError> {
+    let Some(encoding) = encoding.filter(|_| !response.body.is_empty()) else { return Ok(response) };
     match encoding.decode(&response.body, response.is_cut, most) {
-        Ok(None) => {}
-        Ok(Some((body, is_cut))) => (response.body, response.is_cut) = (body, is_cut),
+        Ok((body, is_cut)) => (response.body, response.is_cut) = (body, is_cut),
         Err(error) if (200..300).contains(&response.status) => return Err(error),
         Err(_) => response.body.clear(),
     }
@@ -200,8 +200,6 @@ const NAME_KEPT: usize = 40;
 /// The encoding of a response's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Encoding {
-    /// Not encoded.
-    Identity,
     Gzip,
     Deflate,
     /// An unknown encoding, with its name.
@@ -209,40 +207,28 @@ enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding named in the headers.
-    fn of(headers: &HeaderMap) -> Self {
+    /// The encoding named in the headers; `None` if the body is not encoded.
+    fn of(headers: &HeaderMap) -> Option<Self> {
         let values = headers.get_all(CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
         let all = values.collect::<Vec<_>>().join(",").to_ascii_lowercase();
         let mut codings = all.split(',').map(str::trim).filter(|coding| !matches!(*coding, "" | "identity"));
         match (codings.next(), codings.next()) {
-            (None, _) => Encoding::Identity,
-            (Some("gzip" | "x-gzip"), None) => Encoding::Gzip,
-            (Some("deflate"), None) => Encoding::Deflate,
-            _ => Encoding::Unknown(all.chars().take(NAME_KEPT).collect()),
+            (None, _) => None,
+            (Some("gzip" | "x-gzip"), None) => Some(Encoding::Gzip),
+            (Some("deflate"), None) => Some(Encoding::Deflate),
+            _ => Some(Encoding::Unknown(all.chars().take(NAME_KEPT).collect())),
         }
     }
 
-    /// The most encoded bytes that can contain `most` decoded bytes: incompressible data grows a little by its framing.
-    fn encoded_limit(&self, most: usize) -> usize {
-        match self {
-            Encoding::Identity => most,
-            _ => most.saturating_add(most / 64).saturating_add(1024),
-        }
-    }
-
-    /// Decodes `raw` to at most `most` bytes; the flag tells whether the result is incomplete. `None` if `raw` is not
-    /// encoded. `is_cut` tells whether `raw` is incomplete.
-    fn decode(&self, raw: &[u8], is_cut: bool, most: usize) -> Result<Option<(Vec<u8>, bool)>, TransportError> {
-        if raw.is_empty() {
-            return Ok(None);
-        }
+    /// Decodes `raw` to at most `most` bytes; the flag tells whether the result is incomplete. `is_cut` tells whether `raw`
+    /// is incomplete.
+    fn decode(&self, raw: &[u8], is_cut: bool, most: usize) -> Result<(Vec<u8>, bool), TransportError> {
         // Servers use "deflate" for two formats. zlib's begins with two bytes that are a multiple of 31.
         let is_zlib = matches!(raw, [first, second, ..]
             if first & 0x0f == 8 && u16::from_be_bytes([*first, *second]).is_multiple_of(31));
         let mut body = Vec::new();
         let up_to = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
         let read = match self {
-            Encoding::Identity => return Ok(None),
             Encoding::Gzip => MultiGzDecoder::new(raw).take(up_to).read_to_end(&mut body),
             Encoding::Deflate if is_zlib => ZlibDecoder::new(raw).take(up_to).read_to_end(&mut body),
             Encoding::Deflate => DeflateDecoder::new(raw).take(up_to).read_to_end(&mut body),
@@ -253,18 +239,22 @@ impl Encoding {
         }
         let is_cut = is_cut || body.len() > most;
         body.truncate(most);
-        Ok(Some((body, is_cut)))
+        Ok((body, is_cut))
     }
 
     fn unreadable(&self, problem: &'static str) -> TransportError {
         let encoding = match self {
-            Encoding::Identity => String::new(),
             Encoding::Gzip => "gzip".to_owned(),
             Encoding::Deflate => "deflate".to_owned(),
             Encoding::Unknown(name) => name.clone(),
         };
         TransportError::Encoding { encoding, problem }
     }
+}
+
+/// The most encoded bytes that can contain `most` decoded bytes: incompressible data grows a little by its framing.
+fn encoded_limit(most: usize) -> usize {
+    most.saturating_add(most / 64).saturating_add(1024)
 }
 
 #[cfg(test)]
@@ -276,7 +266,7 @@ mod tests {
 
     use super::*;
 
-    fn encoding(values: &[&str]) -> Encoding {
+    fn encoding(values: &[&str]) -> Option<Encoding> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(CONTENT_ENCODING, value.parse().unwrap());
@@ -292,17 +282,17 @@ mod tests {
 
     #[test]
     fn the_table_of_encodings_holds() {
-        let unknown = |name: &str| Encoding::Unknown(name.to_owned());
+        let unknown = |name: &str| Some(Encoding::Unknown(name.to_owned()));
         for (values, expected) in [
-            (&[][..], Encoding::Identity),
-            (&[""], Encoding::Identity),
-            (&["Identity"], Encoding::Identity),
-            (&["gzip"], Encoding::Gzip),
-            (&["GZIP"], Encoding::Gzip),
-            (&["x-gzip"], Encoding::Gzip),
-            (&["identity, gzip"], Encoding::Gzip),
-            (&["identity", "gzip"], Encoding::Gzip),
-            (&["deflate"], Encoding::Deflate),
+            (&[][..], None),
+            (&[""], None),
+            (&["Identity"], None),
+            (&["gzip"], Some(Encoding::Gzip)),
+            (&["GZIP"], Some(Encoding::Gzip)),
+            (&["x-gzip"], Some(Encoding::Gzip)),
+            (&["identity, gzip"], Some(Encoding::Gzip)),
+            (&["identity", "gzip"], Some(Encoding::Gzip)),
+            (&["deflate"], Some(Encoding::Deflate)),
             (&["br"], unknown("br")),
             (&["gzip, br"], unknown("gzip, br")),
             (&["gzip", "gzip"], unknown("gzip,gzip")),
@@ -326,21 +316,22 @@ mod tests {
             (Encoding::Deflate, zlib.finish().unwrap()),
             (Encoding::Deflate, plain.finish().unwrap()),
         ] {
-            assert_eq!(encoding.decode(&raw, false, text.len()).unwrap(), Some((text.clone(), false)), "{encoding:?}");
+            assert_eq!(encoding.decode(&raw, false, text.len()).unwrap(), (text.clone(), false), "{encoding:?}");
         }
-        assert_eq!(Encoding::Identity.decode(&text, false, 9).unwrap(), None);
-        assert_eq!(Encoding::Gzip.decode(b"", false, 9).unwrap(), None, "a response without a body");
+        let response = |body: &[u8]| Response { body: body.to_vec(), ..Response::default() };
+        assert_eq!(decode(response(&text), None, 9).unwrap().body, text);
+        assert_eq!(decode(response(b""), Some(Encoding::Gzip), 9).unwrap().body, b"", "a response without a body");
     }
 
     #[test]
     fn what_is_decoded_is_bounded_and_no_bomb_is_blown_up() {
         let bomb = gzip(&vec![b' '; 64 << 20]);
-        let (body, is_cut) = Encoding::Gzip.decode(&bomb, false, 1000).unwrap().unwrap();
+        let (body, is_cut) = Encoding::Gzip.decode(&bomb, false, 1000).unwrap();
         assert_eq!((body.len(), is_cut, body.capacity() < 1 << 16), (1000, true, true));
         let text: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let raw = gzip(&text);
-        assert!(raw.len() <= Encoding::Gzip.encoded_limit(text.len()), "incompressible data is read completely");
-        let (body, is_cut) = Encoding::Gzip.decode(&raw[..raw.len() / 2], true, text.len()).unwrap().unwrap();
+        assert!(raw.len() <= encoded_limit(text.len()), "incompressible data is read completely");
+        let (body, is_cut) = Encoding::Gzip.decode(&raw[..raw.len() / 2], true, text.len()).unwrap();
         assert!(is_cut && text.starts_with(&body) && body.len() > text.len() / 4);
     }
 

@@ -19,7 +19,6 @@ pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// A request.
 #[derive(Default)]
 pub(crate) struct Request {
-    /// The URL.
     pub(crate) url: Arc<str>,
     /// Headers in addition to those of the options.
     pub(crate) headers: Vec<(&'static str, String)>,
@@ -40,7 +39,6 @@ impl Debug for Request {
 /// A response, from the server or from a proxy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Response {
-    /// The HTTP status.
     pub(crate) status: u16,
     /// The `Retry-After` header, if it can be parsed.
     pub(crate) retry_after: Option<RetryAfter>,
@@ -52,7 +50,6 @@ pub(crate) struct Response {
     pub(crate) body: Vec<u8>,
 }
 
-/// A request in flight.
 pub(crate) type Pending = Pin<Box<dyn Future<Output = Result<Response, TransportError>> + Send>>;
 
 /// Sends requests. Tests implement it with a scripted endpoint.
@@ -64,7 +61,6 @@ pub(crate) trait Http: Send + Sync {
 /// The value of a `Retry-After` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryAfter {
-    /// After this time.
     In(Duration),
     /// At this wall time of the server's clock.
     At(WallNanos),
@@ -110,39 +106,29 @@ pub(super) type Source = Box<dyn Error + Send + Sync>;
 /// the others concern the configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransportError {
-    /// The connection could not be established.
     #[error("could not connect; check the host name and that this machine can reach it")]
     Connect(#[source] Source),
-    /// No response before the timeout.
     #[error("no response before the timeout; the endpoint or the network is slow, or the request timeout is too short")]
     Timeout(#[source] Source),
-    /// The TLS handshake failed.
     #[error(
         "TLS failed; check this machine's CA certificates and its clock, or configure the endpoint's CA \
          (certificates are read again after such a failure, at most once a minute)"
     )]
     Tls(#[source] Source),
-    /// The connection to the proxy could not be established.
     #[error("could not connect to the proxy {proxy}; check that it runs and that this is its address{remedy}")]
     ProxyDown {
-        /// Host and port of the proxy, and the setting that it comes from.
         proxy: String,
         /// A further remedy for the error text, or an empty text.
         remedy: &'static str,
-        /// The error of the HTTP client.
         source: Source,
     },
-    /// The proxy refused the tunnel.
     #[error("the proxy {proxy} refused to pass the request on; check its rules and the credentials in its URL{remedy}")]
     Proxy {
-        /// Host and port of the proxy, and the setting that it comes from.
         proxy: String,
         /// A further remedy for the error text, or an empty text.
         remedy: &'static str,
-        /// The error of the HTTP client.
         source: Source,
     },
-    /// The connection broke, or the response is not HTTP.
     #[error("the connection broke before the response was complete, or the response is not HTTP")]
     Other(#[source] Source),
     /// A successful response in an unknown or damaged encoding: its content is unknown.
@@ -150,31 +136,16 @@ pub(crate) enum TransportError {
         "the response has Content-Encoding {encoding:?}, {problem}; a proxy or load balancer in front of the host \
          must pass responses on unchanged"
     )]
-    Encoding {
-        /// Its name.
-        encoding: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// The configured proxy cannot be used.
+    Encoding { encoding: String, problem: &'static str },
     #[error("the configured proxy is not usable: {reason}")]
-    BadProxy {
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A configured certificate cannot be parsed.
+    BadProxy { reason: &'static str },
     #[error("CA certificate number {number} of the configuration is not a PEM certificate")]
-    BadCertificate {
-        /// Its number, counted from 1.
-        number: usize,
-    },
-    /// A configured header cannot be sent.
+    BadCertificate { number: usize },
     #[error("the configured header {name:?} has a name or a value that HTTP does not allow")]
     BadHeader {
         /// Its name; the value may be a secret.
         name: String,
     },
-    /// The HTTP client could not be built.
     #[error("the HTTP client could not be set up")]
     Setup(#[source] Source),
 }

@@ -11,7 +11,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot};
 use tokio::time::Instant;
 use tower_layer::layer_fn;
 use tower_service::Service;
@@ -29,13 +29,10 @@ pub(crate) struct TransportOptions {
     pub(crate) request_timeout: Duration,
     /// Limit for DNS, TCP and TLS together.
     pub(crate) connect_timeout: Duration,
-    /// The proxy to use.
     pub(crate) proxy: Proxy,
     /// Certificate authorities trusted in addition to the machine's own, each a PEM text of one or more certificates.
     pub(crate) ca_pem: Vec<Vec<u8>>,
-    /// The `User-Agent` header.
     pub(crate) user_agent: String,
-    /// Headers of every request.
     pub(crate) headers: Vec<(String, String)>,
 }
 
@@ -55,7 +52,6 @@ pub(super) struct Settings {
     pub(super) options: TransportOptions,
     headers: HeaderMap,
     pub(super) ways: Ways,
-    /// Reads the machine's certificates.
     machine: MachineCertificates,
     /// The certificates that were read at the start, and those of the options.
     roots: Arc<RootCertStore>,
@@ -68,7 +64,9 @@ pub(super) struct Settings {
 pub(crate) struct Transport {
     pub(super) settings: Arc<Settings>,
     current: Arc<Mutex<Connections>>,
-    reading: Arc<Mutex<Reading>>,
+    /// Locked while a thread reads the machine's certificates. It may hang, as file systems do; then no second thread is
+    /// started.
+    reading: Arc<AsyncMutex<Throttle>>,
 }
 
 /// A client with its idle connections.
@@ -80,26 +78,11 @@ pub(super) struct Connections {
     generation: u64,
 }
 
-/// When the machine's certificates may be read again.
-#[derive(Debug)]
-struct Reading {
-    throttle: Throttle,
-    /// A thread is reading them. It may hang, as file systems do; then no second thread is started.
-    is_under_way: bool,
-}
-
-impl Default for Reading {
-    fn default() -> Self {
-        Self { throttle: Throttle::new(CERTIFICATES_INTERVAL), is_under_way: false }
-    }
-}
-
-impl Reading {
-    fn begin(&mut self, now: Instant) -> bool {
-        let begins = !self.is_under_way && self.throttle.admit(now.into_std()).is_some();
-        self.is_under_way |= begins;
-        begins
-    }
+/// Locks the throttle if the machine's certificates may be read again.
+fn begin_reading(reading: &Arc<AsyncMutex<Throttle>>, now: Instant) -> Option<OwnedMutexGuard<Throttle>> {
+    let mut throttle = Arc::clone(reading).try_lock_owned().ok()?;
+    throttle.admit(now.into_std())?;
+    Some(throttle)
 }
 
 impl Transport {
@@ -129,7 +112,8 @@ impl Transport {
         let roots = Arc::clone(&settings.roots);
         let client = client(&settings, &roots)?;
         let current = Arc::new(Mutex::new(Connections { client, roots, generation: 0 }));
-        Ok(Self { settings, current, reading: Arc::default() })
+        let reading = Arc::new(AsyncMutex::new(Throttle::new(CERTIFICATES_INTERVAL)));
+        Ok(Self { settings, current, reading })
     }
 
     /// A transport with the same settings and no connections, for a forked child, which must not use its parent's
@@ -170,21 +154,16 @@ impl Transport {
 
     /// Reads the machine's certificates on a thread of its own, because reading files may hang.
     async fn read_again(&self) -> Option<RootCertStore> {
-        if !lock(&self.reading).begin(Instant::now()) {
-            return None;
-        }
+        let reading = begin_reading(&self.reading, Instant::now())?;
         let (sender, receiver) = oneshot::channel();
-        let (settings, reading) = (Arc::clone(&self.settings), Arc::clone(&self.reading));
+        let settings = Arc::clone(&self.settings);
         let read = move || {
             let roots = roots((settings.machine)(), &settings.options.ca_pem).ok();
-            lock(&reading).is_under_way = false;
+            drop(reading);
             // Fails if the request was cancelled.
             let _ = sender.send(roots);
         };
-        if thread::Builder::new().name("posthog-certs".to_owned()).spawn(read).is_err() {
-            lock(&self.reading).is_under_way = false;
-            return None;
-        }
+        thread::Builder::new().name("posthog-certs".to_owned()).spawn(read).ok()?;
         receiver.await.ok().flatten()
     }
 
@@ -236,8 +215,8 @@ fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Cl
         .default_headers(settings.headers.clone())
         // reqwest's own reading of the environment is disabled, because it ignores mistakes silently.
         .no_proxy();
-    if !settings.ways.are_direct() {
-        builder = builder.proxy(settings.ways.clone().into_proxy());
+    if let Some(proxy) = settings.ways.proxy() {
+        builder = builder.proxy(proxy);
     }
     builder.build().map_err(|source| TransportError::Setup(source.into()))
 }
@@ -283,7 +262,6 @@ fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, TransportError>
     Ok(map)
 }
 
-/// A function that reads the machine's certificates.
 pub(super) type MachineCertificates = Box<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>;
 
 /// The machine's certificates, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or the system's store. Unreadable ones are left
@@ -328,14 +306,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn certificates_are_read_again_at_most_once_a_minute() {
-        let mut reading = Reading::default();
-        assert!(reading.begin(Instant::now()));
-        reading.is_under_way = false;
+        let reading = Arc::new(AsyncMutex::new(Throttle::new(CERTIFICATES_INTERVAL)));
+        assert!(begin_reading(&reading, Instant::now()).is_some());
         tokio::time::advance(CERTIFICATES_INTERVAL - Duration::from_millis(1)).await;
-        assert!(!reading.begin(Instant::now()));
+        assert!(begin_reading(&reading, Instant::now()).is_none());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(reading.begin(Instant::now()));
+        let under_way = begin_reading(&reading, Instant::now());
+        assert!(under_way.is_some());
         tokio::time::advance(CERTIFICATES_INTERVAL * 9).await;
-        assert!(!reading.begin(Instant::now()), "the previous read still runs");
+        assert!(begin_reading(&reading, Instant::now()).is_none(), "the previous read still runs");
     }
 }

@@ -150,14 +150,11 @@ impl Ways {
             .then_some("HTTP_PROXY is set and not used: as with curl, only http_proxy counts for http:// hosts")
     }
 
-    /// As a proxy of the HTTP client.
-    pub(super) fn into_proxy(self) -> reqwest::Proxy {
-        reqwest::Proxy::custom(move |url| self.to(url).map(|named| named.url.clone()))
-    }
-
-    /// Whether no proxy is set.
-    pub(super) fn are_direct(&self) -> bool {
-        self.https.is_none() && self.http.is_none()
+    /// As a proxy of the HTTP client; `None` if no proxy is set.
+    pub(super) fn proxy(&self) -> Option<reqwest::Proxy> {
+        let ways = self.clone();
+        let proxy = move || reqwest::Proxy::custom(move |url| ways.to(url).map(|named| named.url.clone()));
+        (self.https.is_some() || self.http.is_some()).then(proxy)
     }
 }
 

@@ -18,7 +18,7 @@ use nix::libc::{self, c_int, siginfo_t, ucontext_t};
 use super::repairs::{self, Call, FaultSite, UNRECORDED};
 use super::stacks::{self, Registers, is_stack_taken};
 use super::{previous, walk};
-use crate::crash::buffers::{FRAMES_MOST, RECORD_MOST, try_with_buffers};
+use crate::crash::buffers::{FRAMES_MOST, RECORD_MOST, with_buffers};
 use crate::crash::format::{Kind, Tag, Writer, flags};
 use crate::crash::report_file::{PROVISIONAL_BYTES, Quota, Recorded, wake_reader};
 use crate::crash::{breadcrumbs, panic_hook, process, report_file, stack};
@@ -88,7 +88,6 @@ const INSIDE: u64 = 2;
 
 /// Added to the entry's count of turns: a signal that was passed on [`UNRECORDED`] was not repaired.
 const CAME_BACK: u64 = 1 << 32;
-const DONE: u64 = 0;
 
 /// Whether this thread is inside an earlier handler that we have called.
 pub(in crate::crash) fn is_in_progress() -> bool {
@@ -223,8 +222,8 @@ fn count_survived(site: FaultSite) {
     repairs::REPAIR_COUNTS.count(site);
 }
 
-/// Prepares the call of the earlier handler, or applies the default action. `new` is the site and the record of a signal
-/// that did not arrive inside an earlier handler. Returns what the entry does next.
+/// Prepares the call of the earlier handler, or applies the default action. `new` is the site and the record of a
+/// signal that did not arrive inside an earlier handler. Returns what the entry does next.
 fn choose_next(
     thread: i32,
     signal: c_int,
@@ -253,7 +252,7 @@ pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *
     unsafe { previous::call_previous(signal, info, context) };
     // The earlier handler has returned.
     if next & INSIDE != 0 {
-        return DONE;
+        return RETURN;
     }
     let errno = Errno::last_raw();
     // A handler that interrupts this could leave by a jump.
@@ -270,7 +269,7 @@ pub(super) extern "C" fn pass_on(signal: c_int, info: *mut siginfo_t, context: *
         }
     }
     Errno::set_raw(errno);
-    if next & UNRECORDED != 0 && !is_repaired { CAME_BACK } else { DONE }
+    if next & UNRECORDED != 0 && !is_repaired { CAME_BACK } else { RETURN }
 }
 
 /// Called by the entry if another thread, or this one, is on our stack.
@@ -389,7 +388,7 @@ fn record_without_stack(
     registers: &Registers,
     may_be_repaired: bool,
 ) -> Recorded {
-    let recorded = try_with_buffers(thread, |buffers| {
+    let recorded = with_buffers(thread, 1, |buffers| {
         let found = AtomicUsize::new(0);
         walk::by_frame_pointers(registers, &mut buffers.frames, &found);
         let found = stack::finish(&mut buffers.frames, found.into_inner());
@@ -441,9 +440,7 @@ struct Observed<'a> {
     frames: &'a [u64],
     /// The signal that interrupted the handler itself; 0 if none.
     nested: c_int,
-    /// The thread that received the signal.
     thread: i32,
-    /// Whether the process may survive it.
     may_be_repaired: bool,
 }
 

@@ -157,7 +157,6 @@ fn die_at_once(signal: c_int, info: *mut siginfo_t) -> ! {
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Restores the default action of each signal.
 pub(super) fn restore_defaults(signals: &[c_int]) {
     for &signal in signals {
         set_default(signal);

@@ -66,7 +66,7 @@ pub(super) fn fully(registers: &Registers, frames: &mut [u64; FRAMES_MOST], foun
             None => return,
         }
     }
-    walker.walk(&from, &mut memory, frames, found);
+    walker.walk(FRAMES_WALKED, &from, &mut memory, frames, found);
     if found.load(Ordering::Relaxed) <= TOO_FEW {
         walker.scan(registers.sp, &mut memory, frames, found);
     }
@@ -95,7 +95,7 @@ impl Walker {
         self.code.iter().any(|range| range.contains(&address))
     }
 
-    fn walk(&mut self, from: &Registers, memory: &mut Memory, frames: &mut [u64], found: &AtomicUsize) {
+    fn walk(&mut self, most: usize, from: &Registers, memory: &mut Memory, frames: &mut [u64], found: &AtomicUsize) {
         let mut read = |address| memory.read(address);
         let mut walk = self.tables.iter_frames(from.pc, native(from), &mut self.cache, &mut read);
         let mut is_innermost = true;
@@ -104,7 +104,7 @@ impl Walker {
             // the byte before each address, so this one is stored incremented.
             store_frame(frames, found, frame.address().wrapping_add(u64::from(is_innermost)));
             is_innermost = false;
-            if found.load(Ordering::Relaxed) >= FRAMES_WALKED {
+            if found.load(Ordering::Relaxed) >= most {
                 return;
             }
         }
@@ -122,25 +122,10 @@ impl Walker {
             let registers = Registers { pc: candidate.wrapping_sub(1), sp: at.wrapping_add(8), fp: 0, lr: 0 };
             let mut trial = [0; TOO_FEW + 1];
             let tried = AtomicUsize::new(0);
-            self.walk_at_most(TOO_FEW + 1, &registers, memory, &mut trial, &tried);
+            self.walk(TOO_FEW + 1, &registers, memory, &mut trial, &tried);
             if tried.into_inner() > TOO_FEW {
-                return self.walk(&registers, memory, frames, found);
+                return self.walk(FRAMES_WALKED, &registers, memory, frames, found);
             }
-        }
-    }
-
-    fn walk_at_most(
-        &mut self,
-        most: usize,
-        from: &Registers,
-        memory: &mut Memory,
-        frames: &mut [u64],
-        found: &AtomicUsize,
-    ) {
-        let mut read = |address| memory.read(address);
-        let mut walk = self.tables.iter_frames(from.pc, native(from), &mut self.cache, &mut read);
-        while let (true, Ok(Some(frame))) = (found.load(Ordering::Relaxed) < most, walk.next()) {
-            store_frame(frames, found, frame.address());
         }
     }
 }

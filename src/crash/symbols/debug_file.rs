@@ -63,20 +63,14 @@ pub(super) struct DebugFile {
     sections: Vec<(SectionId, Section)>,
     /// The offset of each unit, and after the last one the end of the section.
     starts: Vec<usize>,
-    ranges: Vec<UnitRange>,
+    /// Ranges of addresses, each with the number of its unit.
+    ranges: Vec<(Range<u64>, usize)>,
 }
 
 #[derive(Debug)]
 enum Section {
     InFile(Range<usize>),
     Decompressed(Vec<u8>),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct UnitRange {
-    begin: u64,
-    end: u64,
-    unit: u32,
 }
 
 impl DebugFile {
@@ -96,11 +90,12 @@ impl DebugFile {
     fn open(path: &Path, budget: usize) -> Option<Self> {
         let file = File::open(path).ok()?;
         let metadata = file.metadata().ok().filter(|file| file.is_file() && file.len() <= LARGEST_FILE)?;
-        let map = Mapped::whole(&file, usize::try_from(metadata.len()).ok()?).ok()?;
+        let map = Mapped::new(&file, 0, usize::try_from(metadata.len()).ok()?, ProtFlags::PROT_READ).ok()?;
         let sections = sections_of(map.bytes(), budget)?;
         let mut opened = Self { map, info: None, sections, starts: Vec::new(), ranges: Vec::new() };
         if let Some((_, Section::InFile(range))) = opened.sections.iter().find(|(id, _)| *id == SectionId::DebugInfo) {
-            opened.info = Mapped::private(&file, range.start, range.len()).ok();
+            let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            opened.info = Mapped::new(&file, range.start, range.len(), rights).ok();
         }
         opened.read_units();
         Some(opened)
@@ -154,7 +149,6 @@ impl DebugFile {
                 matches!(header.type_(), UnitType::Compilation | UnitType::Skeleton(_)) && len <= LARGEST_UNIT;
             let Some(unit) = is_wanted.then(|| dwarf.unit(header).ok()).flatten() else { continue };
             let program = unit.line_program.as_ref().map_or(0, |program| program.header().unit_length());
-            let Ok(number) = u32::try_from(number) else { break };
             if program <= LARGEST_LINE_PROGRAM && !add_ranges(&mut ranges, &dwarf, &unit, number) {
                 ranges = Vec::new();
                 break;
@@ -166,9 +160,9 @@ impl DebugFile {
 
     /// The functions at an address of the file, innermost first.
     pub(super) fn look_up(&mut self, probe: u64) -> Vec<Symbol> {
-        let holds = |range: &&UnitRange| (range.begin..range.end).contains(&probe);
+        let holds = |(range, _): &&(Range<u64>, usize)| range.contains(&probe);
         let mut shown: BTreeSet<usize> =
-            self.ranges.iter().filter(holds).take(MOST_UNITS).map(|range| range.unit as usize).collect();
+            self.ranges.iter().filter(holds).take(MOST_UNITS).map(|(_, unit)| *unit).collect();
         let mut found = Vec::new();
         while !shown.is_empty() {
             match self.look_up_in(&shown, probe) {
@@ -272,19 +266,24 @@ impl DebugFile {
 }
 
 /// Adds the unit's ranges. Returns `false` if the index is too large.
-fn add_ranges(ranges: &mut Vec<UnitRange>, dwarf: &Dwarf<'_>, unit: &gimli::Unit<Slice<'_>>, number: u32) -> bool {
+fn add_ranges(
+    ranges: &mut Vec<(Range<u64>, usize)>,
+    dwarf: &Dwarf<'_>,
+    unit: &gimli::Unit<Slice<'_>>,
+    number: usize,
+) -> bool {
     let Ok(mut of_unit) = dwarf.unit_ranges(unit) else { return true };
     while let Ok(Some(range)) = of_unit.next() {
         if range.begin >= range.end {
             continue;
         }
-        let continues = |last: &&mut UnitRange| {
-            last.unit == number && (last.begin..=last.end.saturating_add(PADDING)).contains(&range.begin)
+        let continues = |(last, unit): &&mut (Range<u64>, usize)| {
+            *unit == number && (last.start..=last.end.saturating_add(PADDING)).contains(&range.begin)
         };
-        if let Some(last) = ranges.last_mut().filter(continues) {
+        if let Some((last, _)) = ranges.last_mut().filter(continues) {
             last.end = last.end.max(range.end);
         } else if ranges.len() < MOST_RANGES {
-            ranges.push(UnitRange { begin: range.begin, end: range.end, unit: number });
+            ranges.push((range.begin..range.end, number));
         } else {
             return false;
         }
@@ -378,17 +377,8 @@ struct Mapped {
 unsafe impl Send for Mapped {}
 
 impl Mapped {
-    /// Maps the whole file.
-    fn whole(file: &File, len: usize) -> io::Result<Self> {
-        Self::map(file, 0, len, ProtFlags::PROT_READ)
-    }
-
-    /// Maps a part of the file, writable. Pages that are written to use memory of their own.
-    fn private(file: &File, offset: usize, len: usize) -> io::Result<Self> {
-        Self::map(file, offset, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
-    }
-
-    fn map(file: &File, offset: usize, len: usize, rights: ProtFlags) -> io::Result<Self> {
+    /// Maps a part of the file. Pages that are written to use memory of their own.
+    fn new(file: &File, offset: usize, len: usize, rights: ProtFlags) -> io::Result<Self> {
         let skipped = offset % GRAIN;
         let len = len.checked_add(skipped).ok_or(io::ErrorKind::InvalidInput)?;
         let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::UnexpectedEof)?;

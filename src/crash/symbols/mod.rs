@@ -19,7 +19,7 @@ mod modules;
 mod tests;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufRead, BufReader, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
@@ -36,7 +36,7 @@ use crate::sys::disk::fork;
 use crate::sys::machine;
 use debug_file::{DebugFile, LARGEST_FILE, MOST_DECOMPRESSED};
 pub(crate) use modules::Modules;
-#[cfg(all(feature = "crash-signals", target_os = "linux"))]
+#[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) use modules::loader;
 
 /// Peak memory of a look-up. If the process's control group has less available, frames get no names.
@@ -54,19 +54,11 @@ pub(crate) struct InProcess {
 struct Known {
     /// Names by build id and offset.
     names: LruCache<(Box<[u8]>, u64), Vec<Symbol>>,
-    /// By path: the file when it was checked, and whether it has the build id of the loaded image.
-    files: HashMap<Box<str>, (Identity, bool)>,
+    /// By path: device, inode, length and last change of the file when it was checked, and whether it has the build id
+    /// of the loaded image.
+    files: HashMap<Box<str>, ((u64, u64, u64, i64, i64), bool)>,
     /// Debug information by build id, while a request body is composed; `None` if there is none, or not enough memory.
     opened: HashMap<Box<[u8]>, Option<DebugFile>>,
-}
-
-/// Identifies a version of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    len: u64,
-    modified: (i64, i64),
 }
 
 impl InProcess {
@@ -130,28 +122,16 @@ impl Known {
     /// Whether the file of a loaded image has the image's build id, and is not too large.
     fn trusts(&mut self, loaded: &Image<'_>) -> bool {
         let Ok(file) = File::open(loaded.path) else { return false };
-        let Some(identity) = Identity::of(&file) else { return false };
+        let Some(found) = file.metadata().ok().filter(Metadata::is_file) else { return false };
+        let version = (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
         if let Some((seen, is_trusted)) = self.files.get(loaded.path)
-            && *seen == identity
+            && *seen == version
         {
             return *is_trusted;
         }
-        let is_trusted =
-            identity.len <= LARGEST_FILE && modules::build_id_of(&file).as_deref() == Some(loaded.build_id);
-        self.files.insert(loaded.path.into(), (identity, is_trusted));
+        let is_trusted = found.len() <= LARGEST_FILE && modules::build_id_of(&file).as_deref() == Some(loaded.build_id);
+        self.files.insert(loaded.path.into(), (version, is_trusted));
         is_trusted
-    }
-}
-
-impl Identity {
-    fn of(file: &File) -> Option<Self> {
-        let metadata = file.metadata().ok().filter(|metadata| metadata.is_file())?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
     }
 }
 

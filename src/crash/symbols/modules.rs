@@ -21,7 +21,6 @@ pub(crate) struct Modules {
     modules: Arc<[Module]>,
 }
 
-/// One image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Module {
     address: u64,
@@ -60,7 +59,6 @@ impl Modules {
         loader::changes().0
     }
 
-    /// Iterates over the images.
     pub(crate) fn images(&self) -> impl Iterator<Item = Image<'_>> {
         self.modules.iter().map(|module| Image {
             address: module.address,
@@ -120,7 +118,6 @@ pub(in crate::crash) mod loader {
         changes
     }
 
-    /// Lists the images.
     pub(super) fn list() -> Vec<Module> {
         let mut modules: Vec<Module> = Vec::new();
         each_image(&mut |info, segments| {

@@ -98,17 +98,17 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// Calls foreign code; `None` if it panics.
+fn call<T>(foreign: impl FnOnce() -> T) -> Option<T> {
+    // Dropping the payload of a panic would run more foreign code.
+    reentry::calling_out(|| catch_unwind(AssertUnwindSafe(foreign))).map_err(std::mem::forget).ok()
+}
+
 /// Calls `source`.
 fn ask<'e>(error: &'e dyn Error, note: &mut impl FnMut(&'static str, bool)) -> Option<&'e (dyn Error + 'static)> {
-    match reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| error.source()))) {
-        Ok(source) => source,
-        Err(payload) => {
-            // Dropping the payload would run more foreign code.
-            std::mem::forget(payload);
-            note("source", true);
-            None
-        }
-    }
+    let source = call(|| error.source());
+    note("source", source.is_none());
+    source.flatten()
 }
 
 /// The type name of a source: behind `dyn Error` only its Debug text is left.
@@ -123,15 +123,8 @@ fn kind_of_cause(cause: &(dyn Error + 'static), message: &str, note: &mut impl F
 /// Formats foreign values: at most `most` bytes, and whether formatting panicked or failed.
 pub(super) fn print(most: usize, what: fmt::Arguments<'_>) -> (String, bool) {
     let mut printed = BoundedText { text: String::new(), left: most, is_full: false };
-    let result = reentry::calling_out(|| catch_unwind(AssertUnwindSafe(|| printed.write_fmt(what))));
-    let has_failed = match result {
-        Ok(result) => result.is_err() && !printed.is_full,
-        Err(payload) => {
-            // Dropping the payload would run more foreign code.
-            std::mem::forget(payload);
-            true
-        }
-    };
+    let result = call(|| printed.write_fmt(what));
+    let has_failed = result.is_none_or(|result| result.is_err() && !printed.is_full);
     (printed.text, has_failed)
 }
 

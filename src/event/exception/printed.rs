@@ -3,7 +3,6 @@
 //! A frame has two lines, `  3: my_app::run` and `             at ./src/main.rs:7:5`, the second only if the file is
 //! known. A function that is inlined into a frame has no number of its own.
 
-use std::collections::VecDeque;
 #[cfg(any(feature = "eyre", test))]
 use std::fmt::Debug;
 use std::fmt::Display;
@@ -39,40 +38,25 @@ pub(crate) fn stack_below(report: &dyn Debug) -> Option<Vec<Symbol>> {
 /// Parses the text of a `Backtrace`. `None` if it has no frames.
 pub(super) fn parse(text: &str) -> Option<Vec<Symbol>> {
     let mut frames: Vec<Symbol> = Vec::new();
-    let mut outermost: VecDeque<Symbol> = VecDeque::new();
-    let mut current: Option<Symbol> = None;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(place) = line.strip_prefix("at ") {
-            if let Some(frame) = current.as_mut().filter(|frame| frame.file.is_none()) {
+            if let Some(frame) = frames.last_mut().filter(|frame| frame.file.is_none()) {
                 let (file, line) = file_of(place);
                 (frame.file, frame.line) = (Some(beginning(file, NAME_KEPT).to_owned()), line);
             }
             continue;
         }
-        let Some(function) = function_of(line, current.is_some()) else { continue };
-        let frame = Symbol { function: beginning(function, NAME_KEPT).to_owned(), ..Symbol::default() };
-        keep(current.replace(frame), &mut frames, &mut outermost);
+        let Some(function) = function_of(line, !frames.is_empty()) else { continue };
+        frames.push(Symbol { function: beginning(function, NAME_KEPT).to_owned(), ..Symbol::default() });
     }
-    keep(current, &mut frames, &mut outermost);
-    frames.extend(outermost);
+    if frames.len() > NEAREST_FRAMES + OUTERMOST_FRAMES {
+        frames.drain(NEAREST_FRAMES..frames.len() - OUTERMOST_FRAMES);
+    }
     let capturing = frames.iter().take_while(|frame| CAPTURING.contains(&crate_of(&frame.function))).count();
     if capturing < frames.len() {
         frames.drain(..capturing);
     }
     (!frames.is_empty()).then_some(frames)
-}
-
-/// Keeps the nearest and the outermost frames.
-fn keep(frame: Option<Symbol>, nearest: &mut Vec<Symbol>, outermost: &mut VecDeque<Symbol>) {
-    let Some(frame) = frame else { return };
-    if nearest.len() < NEAREST_FRAMES {
-        nearest.push(frame);
-        return;
-    }
-    if outermost.len() == OUTERMOST_FRAMES {
-        outermost.pop_front();
-    }
-    outermost.push_back(frame);
 }
 
 /// The function name in a line: `3: name`, or `name` alone if inlined into the frame before.
