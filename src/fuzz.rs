@@ -70,9 +70,9 @@ pub fn flags(bytes: &[u8]) {
     for (name, value) in properties.as_object().into_iter().flatten() {
         context = context.person_property(name, value).group_property("company", name, value);
     }
-    let all = flags.evaluate_all(&context, None, 1);
-    for (key, evaluated) in &all.flags {
-        let payload = flags.payload(key, (&evaluated.value).into());
+    for (key, evaluated) in flags.evaluate_all(&context, 1) {
+        let Ok(evaluated) = evaluated else { continue };
+        let payload = flags.payload(&key, (&evaluated.value).into());
         assert_eq!(payload, evaluated.payload.as_ref(), "{key:?}");
     }
     for key in flags.keys() {

@@ -380,20 +380,26 @@ impl Local {
         let generation = shared.flags.missing.generation(loader.generation());
         let Some(LoadedFlags { flags: definitions, .. }) = loader.current() else { return Self::default() };
         let now = pipeline.options().clock.wall_nanos();
-        let found = definitions.evaluate_all(context, context.flag_keys.as_deref(), now);
-        let mut unresolved = found.unresolved;
-        // If a request is made for other flags anyway, it includes keys that were missing: they may exist by now.
-        unresolved.retain(|(key, why)| {
-            *why != InconclusiveReason::UnknownFlag || !shared.flags.missing.contains(generation, key)
-        });
-        let unknown_key = |(key, why): &(String, _)| (*why == InconclusiveReason::UnknownFlag).then(|| key.clone());
-        Self {
-            flags: found.flags,
-            is_complete: unresolved.is_empty(),
-            unknown: unresolved.iter().filter_map(unknown_key).collect(),
+        let mut local = Self {
+            is_complete: true,
             generation: Some(generation),
             wants_minimal_events: definitions.wants_minimal_events(),
+            ..Self::default()
+        };
+        for (key, result) in definitions.evaluate_all(context, now) {
+            match result {
+                Ok(flag) => drop(local.flags.insert(key, flag)),
+                // If a request is made for other flags anyway, it includes these: they may exist by now.
+                Err(InconclusiveReason::UnknownFlag) if shared.flags.missing.contains(generation, &key) => {}
+                Err(why) => {
+                    local.is_complete = false;
+                    if why == InconclusiveReason::UnknownFlag {
+                        local.unknown.push(key);
+                    }
+                }
+            }
         }
+        local
     }
 
     fn snapshot(self, remote: &Answer, context: FlagContext, shared: &Arc<Shared>) -> FeatureFlags {

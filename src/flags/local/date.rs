@@ -6,9 +6,9 @@
 
 use std::cmp::Ordering;
 
-use jiff::Timestamp;
 use jiff::civil::{self, DateTime};
 use jiff::tz::Offset;
+use jiff::{Timestamp, Unit};
 use serde_json::Value;
 
 use crate::sys::clock::WallNanos;
@@ -22,8 +22,11 @@ const MAX_UTC_OFFSET: i128 = 16 * HOUR;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Date {
     Fixed(TimeRange),
-    /// Relative to the time of the evaluation.
-    Relative(RelativeDate),
+    /// A duration before now, such as `-7d`.
+    ///
+    /// PostHog counts back on the project's clocks, which may show another date than ours and may have been shifted by
+    /// daylight saving time since. The result is therefore a range.
+    Relative(i64, Unit),
 }
 
 /// The range in which a point in time lies, in nanoseconds since 1970.
@@ -37,16 +40,13 @@ pub(super) struct TimeRange {
 
 impl Date {
     pub(super) fn parse(text: &str) -> Option<Self> {
-        match RelativeDate::parse(text) {
-            Some(relative) => Some(Date::Relative(relative)),
-            None => parse_fixed(text).map(Date::Fixed),
-        }
+        parse_relative(text).or_else(|| parse_fixed(text).map(Date::Fixed))
     }
 
     pub(super) fn range(&self, now: WallNanos) -> Option<TimeRange> {
         match self {
             Date::Fixed(range) => Some(*range),
-            Date::Relative(relative) => relative.before(now),
+            Date::Relative(count, unit) => before(now.into(), *count, *unit),
         }
     }
 }
@@ -136,75 +136,51 @@ const MAX_COUNT: i64 = 9_999;
 /// The largest shift of daylight saving time. Not applied to hours, which are exact.
 const DAYLIGHT_SAVING: i128 = HOUR;
 
-/// A duration before now, such as `-7d`.
-///
-/// PostHog counts back on the project's clocks, which may show another date than ours and may have been shifted by
-/// daylight saving time since. The result is therefore a range.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RelativeDate {
-    count: i64,
-    unit: Unit,
+/// The sign is optional and makes no difference.
+fn parse_relative(text: &str) -> Option<Date> {
+    let text = text.strip_prefix('-').unwrap_or(text);
+    let unit = match text.bytes().last()? {
+        b'h' => Unit::Hour,
+        b'd' => Unit::Day,
+        b'w' => Unit::Week,
+        b'm' => Unit::Month,
+        b'y' => Unit::Year,
+        _ => return None,
+    };
+    let digits = text.get(..text.len() - 1)?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count = digits.parse().ok().filter(|count| *count <= MAX_COUNT)?;
+    Some(Date::Relative(count, unit))
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Unit {
-    Hour,
-    Day,
-    Week,
-    Month,
-    Year,
-}
-
-impl RelativeDate {
-    /// The sign is optional and makes no difference.
-    fn parse(text: &str) -> Option<Self> {
-        let text = text.strip_prefix('-').unwrap_or(text);
-        let unit = match text.bytes().last()? {
-            b'h' => Unit::Hour,
-            b'd' => Unit::Day,
-            b'w' => Unit::Week,
-            b'm' => Unit::Month,
-            b'y' => Unit::Year,
-            _ => return None,
-        };
-        let digits = text.get(..text.len() - 1)?;
-        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
+/// The time `count` units before now.
+fn before(now: i128, count: i64, unit: Unit) -> Option<TimeRange> {
+    let hours = match unit {
+        Unit::Hour => 1,
+        Unit::Day => 24,
+        Unit::Week => 7 * 24,
+        _ => {
+            // The project's date is ours, the one before, or the one after.
+            let [a, b, c] =
+                [-MAX_UTC_OFFSET, 0, MAX_UTC_OFFSET].map(|zone| Some(by_calendar(now + zone, count, unit)? - zone));
+            let (a, b, c) = (a?, b?, c?);
+            return Some(TimeRange::between(a.min(b).min(c) - DAYLIGHT_SAVING, a.max(b).max(c) + DAYLIGHT_SAVING));
         }
-        let count = digits.parse().ok().filter(|count| *count <= MAX_COUNT)?;
-        Some(RelativeDate { count, unit })
-    }
+    };
+    let at = now - i128::from(count) * hours * HOUR;
+    let shift = if unit == Unit::Hour { 0 } else { DAYLIGHT_SAVING };
+    Some(TimeRange::between(at - shift, at + shift))
+}
 
-    fn before(&self, now: WallNanos) -> Option<TimeRange> {
-        let now = i128::from(now);
-        let count = i128::from(self.count);
-        let fixed = match self.unit {
-            Unit::Hour => return Some(TimeRange::between(now - count * HOUR, now - count * HOUR)),
-            Unit::Day => count * 24 * HOUR,
-            Unit::Week => count * 7 * 24 * HOUR,
-            Unit::Month | Unit::Year => {
-                let mut range: Option<TimeRange> = None;
-                // The project's date is ours, the one before, or the one after.
-                for zone in [-MAX_UTC_OFFSET, 0, MAX_UTC_OFFSET] {
-                    let at = self.by_calendar(now + zone)? - zone;
-                    let so_far = range.unwrap_or(TimeRange::between(at, at));
-                    range = Some(TimeRange::between(so_far.earliest.min(at), so_far.latest.max(at)));
-                }
-                let TimeRange { earliest, latest, .. } = range?;
-                return Some(TimeRange::between(earliest - DAYLIGHT_SAVING, latest + DAYLIGHT_SAVING));
-            }
-        };
-        Some(TimeRange::between(now - fixed - DAYLIGHT_SAVING, now - fixed + DAYLIGHT_SAVING))
-    }
-
-    fn by_calendar(&self, now: i128) -> Option<i128> {
-        let now = Offset::UTC.to_datetime(Timestamp::from_nanosecond(now).ok()?);
-        let date = match self.unit {
-            Unit::Month => months_before(now.date(), self.count)?,
-            _ => years_before(now.date(), self.count)?,
-        };
-        Some(Offset::UTC.to_timestamp(DateTime::from_parts(date, now.time())).ok()?.as_nanosecond())
-    }
+fn by_calendar(now: i128, count: i64, unit: Unit) -> Option<i128> {
+    let now = Offset::UTC.to_datetime(Timestamp::from_nanosecond(now).ok()?);
+    let date = match unit {
+        Unit::Month => months_before(now.date(), count)?,
+        _ => years_before(now.date(), count)?,
+    };
+    Some(Offset::UTC.to_timestamp(DateTime::from_parts(date, now.time())).ok()?.as_nanosecond())
 }
 
 /// PostHog steps back month by month and clips the day in each: two months before March 31 is January 28 or 29.

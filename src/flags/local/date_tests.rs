@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::flags::InconclusiveReason;
-use crate::flags::local::property::tests::{NOW, ask};
-use crate::flags::local::property::{Filter, MatchingVersion};
+use crate::flags::local::property::Filter;
+use crate::flags::local::property::tests::{NOW, VERSION_ONE, ask};
 
 /// Expected results of before, exact and after. `None`: depends on the time zone.
 fn check(value: Value, property: Value, expected: Option<&str>) {
@@ -85,7 +85,7 @@ fn a_leap_day_is_cut_in_the_year_before_and_stays_cut() {
         ("-4y", "2020-03-01T13:00:01Z", Ok(true)),
         ("-3y", "2021-03-01T13:00:01Z", Ok(true)),
     ] {
-        let filter = Filter::compile(Some("is_date_after"), &json!(value), MatchingVersion::One);
+        let filter = Filter::compile(Some("is_date_after"), &json!(value), VERSION_ONE);
         assert_eq!(filter.matches(Some(&json!(property)), || leap_day), expected, "{property} {value}");
     }
 }
@@ -95,7 +95,7 @@ fn the_largest_relative_dates_are_dates() {
     for value in ["-9999h", "-9999d", "-9999w", "-9999m", "-9999y"] {
         check(json!(value), json!("2024-01-01T00:00:00Z"), AFTER);
     }
-    let filter = Filter::compile(Some("is_date_after"), &json!("-9999y"), MatchingVersion::One);
+    let filter = Filter::compile(Some("is_date_after"), &json!("-9999y"), VERSION_ONE);
     for now in [i64::MIN, 0, i64::MAX] {
         assert_eq!(filter.matches(Some(&json!("2262-04-12T00:00:00Z")), || now), Ok(true));
     }
@@ -153,6 +153,6 @@ fn what_is_no_date_here_is_inconclusive() {
         ask("is_date_after", json!(1_700_000_000), json!("2024-06-15")),
         Err(InconclusiveReason::UnusableCondition)
     );
-    let filter = Filter::compile(Some("is_date_after"), &json!("-7d"), MatchingVersion::One);
+    let filter = Filter::compile(Some("is_date_after"), &json!("-7d"), VERSION_ONE);
     assert_eq!(filter.matches(None, || NOW), Err(InconclusiveReason::MissingProperty));
 }

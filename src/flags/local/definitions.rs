@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 
 use super::property::Filter;
-use crate::flags::InconclusiveReason;
+use crate::flags::{FlagValue, InconclusiveReason};
 
 /// Everything that is needed to evaluate flags.
 #[derive(Debug)]
 pub(super) struct Definitions {
     pub(super) flags: Vec<Flag>,
-    pub(super) cohorts: Vec<Cohort>,
+    /// The members of each cohort. `Err`: they are unknown, because the cohort, or a cohort it refers to, is unreadable
+    /// or missing. Its other conditions do not decide it then, because PostHog treats such a cohort as an error.
+    pub(super) cohorts: Vec<Result<Group, InconclusiveReason>>,
     /// Keys of the flags that could not be parsed, or their positions in the list (`#3`) if the key could not be parsed
     /// either.
     pub(super) unreadable: Vec<String>,
@@ -38,18 +40,12 @@ pub(super) struct Flag {
     pub(super) id: Option<u64>,
     pub(super) version: Option<u64>,
     pub(super) has_experiment: Option<bool>,
-    pub(super) state: State,
-    /// The flag cannot be evaluated: its dependencies are circular or nested too deep.
+    /// `None`: the flag is inactive, or could not be parsed (`fault`).
+    pub(super) rules: Option<Box<Rules>>,
+    /// The flag cannot be evaluated: it could not be parsed, or its dependencies are circular or nested too deep.
     pub(super) fault: Option<InconclusiveReason>,
     /// The largest number of tests that an evaluation may make, including those of dependencies. Saturates.
     pub(super) cost: u32,
-}
-
-#[derive(Debug)]
-pub(super) enum State {
-    Unreadable,
-    Inactive,
-    Active(Box<Rules>),
 }
 
 /// The rules of an active flag.
@@ -64,7 +60,8 @@ pub(super) struct Rules {
     /// The entity of conditions that do not name one.
     pub(super) of: Entity,
     pub(super) enrollment: Option<Enrollment>,
-    pub(super) holdout: Option<Holdout>,
+    /// The share of persons that is excluded from experiments, and the variant that they get.
+    pub(super) holdout: Option<(f64, Box<str>)>,
     pub(super) conditions: Box<[Condition]>,
     pub(super) variants: Box<[Variant]>,
     /// By the key of a variant, or `true`.
@@ -78,14 +75,6 @@ pub(super) enum Enrollment {
     Property(Box<str>),
     /// A condition on that property, in older definitions.
     Condition(Condition),
-}
-
-/// Excludes a share of persons from experiments.
-#[derive(Debug)]
-pub(super) struct Holdout {
-    pub(super) share: f64,
-    /// The variant that excluded persons get.
-    pub(super) variant: Box<str>,
 }
 
 /// A condition matches if all tests hold and the rollout includes the entity.
@@ -106,68 +95,29 @@ pub(super) struct Variant {
     pub(super) upper: f64,
 }
 
-/// A group of people, defined by conditions.
-#[derive(Debug)]
-pub(super) struct Cohort {
-    pub(super) members: Group,
-    /// Membership is unknown: the cohort, or a cohort it refers to, is unreadable or missing. Its other conditions do
-    /// not decide it then, because PostHog treats such a cohort as an error.
-    pub(super) fault: Option<InconclusiveReason>,
-}
-
 /// Conditions of a cohort, joined by AND or OR.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Group {
     /// Joined by OR.
     pub(super) is_any: bool,
-    pub(super) entries: Box<[Entry]>,
-}
-
-#[derive(Debug)]
-pub(super) enum Entry {
-    Group(Group),
-    Test { test: Test, negated: bool },
+    /// Each with whether it is negated.
+    pub(super) entries: Box<[(Test, bool)]>,
 }
 
 /// A test of a condition or a cohort.
 #[derive(Debug)]
 pub(super) enum Test {
-    Property(Property),
-    /// Membership in a cohort.
-    Cohort {
-        /// `None`: the definitions do not contain it.
-        at: Option<usize>,
-        is_not: bool,
-    },
-    Flag(Dependency),
+    /// Compares a property.
+    Property { name: Box<str>, of: Entity, filter: Filter },
+    /// Membership in a cohort. `at` is `None` if the definitions do not contain it.
+    Cohort { at: Option<usize>, is_not: bool },
+    /// Compares the value of another flag. `at` is `None` if the definitions do not contain it, `wanted` if it is a value
+    /// that no flag can have. Any variant equals `true`.
+    Flag { at: Option<usize>, wanted: Option<FlagValue> },
+    /// Conditions within those of a cohort.
+    Group(Group),
     /// The test cannot be used, and why.
     Unusable(InconclusiveReason),
-}
-
-/// A condition on a property.
-#[derive(Debug)]
-pub(super) struct Property {
-    pub(super) name: Box<str>,
-    pub(super) of: Entity,
-    pub(super) filter: Filter,
-}
-
-/// A condition on the value of another flag.
-#[derive(Debug)]
-pub(super) struct Dependency {
-    /// `None`: the definitions do not contain it.
-    pub(super) at: Option<usize>,
-    /// `None`: a value that no flag can have.
-    pub(super) wanted: Option<Wanted>,
-}
-
-/// The value that another flag has to have.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// On, or any variant.
-    On,
-    Off,
-    Variant(Box<str>),
 }
 
 impl Definitions {

@@ -4,7 +4,7 @@
 //! evaluation stops. A cohort inherits the faults of the cohorts that it refers to. Each flag gets the *cost* of its
 //! evaluation in tests, from which the evaluator decides whether to remember intermediate results.
 
-use super::definitions::{Cohort, Dependency, Enrollment, Entry, Flag, Group, State, Test};
+use super::definitions::{Enrollment, Flag, Group, Test};
 use crate::flags::InconclusiveReason;
 
 /// The deepest nesting of tests, across all dependencies. It bounds the recursion of an evaluation. PostHog's SDKs have
@@ -33,13 +33,15 @@ struct Known {
 }
 
 /// Sets the fault of each flag and cohort, and the cost of each flag.
-pub(super) fn follow(flags: &mut [Flag], cohorts: &mut [Cohort]) {
+pub(super) fn follow(flags: &mut [Flag], cohorts: &mut [Result<Group, InconclusiveReason>]) {
     let first_cohort = flags.len();
     let mut nodes: Vec<Node> = Vec::with_capacity(flags.len() + cohorts.len());
     nodes.extend(flags.iter().map(|flag| of_flag(flag, first_cohort)));
     nodes.extend(cohorts.iter().map(|cohort| {
         let mut node = Node::default();
-        node.add_group(&cohort.members, 1, first_cohort);
+        if let Ok(members) = cohort {
+            node.add_group(members, 1, first_cohort);
+        }
         node
     }));
     for at in 0..nodes.len() {
@@ -52,17 +54,23 @@ pub(super) fn follow(flags: &mut [Flag], cohorts: &mut [Cohort]) {
     let is_in_cycle = find_cycles(&nodes);
     let mut known: Vec<Option<Known>> = vec![None; nodes.len()];
     for at in order(&nodes, &is_in_cycle) {
-        let own = at.checked_sub(first_cohort).and_then(|cohort| cohorts[cohort].fault);
+        let own = at.checked_sub(first_cohort).and_then(|cohort| cohorts[cohort].as_ref().err().copied());
         let own = if is_in_cycle[at] { Some(InconclusiveReason::TooDeep) } else { own };
         known[at] = Some(conclude(&nodes[at], at >= first_cohort, own, first_cohort, &known));
     }
     for (flag, known) in flags.iter_mut().zip(&known) {
         flag.cost = known.map_or(u32::MAX, |known| known.cost);
-        flag.fault = known.map_or(Some(InconclusiveReason::TooDeep), |known| known.fault);
+        flag.fault = flag.fault.or(fault_of(known));
     }
     for (cohort, known) in cohorts.iter_mut().zip(known.iter().skip(first_cohort)) {
-        cohort.fault = known.map_or(Some(InconclusiveReason::TooDeep), |known| known.fault);
+        if let Some(fault) = fault_of(known) {
+            *cohort = Err(fault);
+        }
     }
+}
+
+fn fault_of(known: &Option<Known>) -> Option<InconclusiveReason> {
+    known.map_or(Some(InconclusiveReason::TooDeep), |known| known.fault)
 }
 
 fn conclude(
@@ -144,7 +152,7 @@ fn find_cycles(nodes: &[Node]) -> Vec<bool> {
 
 fn of_flag(flag: &Flag, first_cohort: usize) -> Node {
     let mut node = Node { depth: 1, tests: 1, ..Node::default() };
-    if let State::Active(rules) = &flag.state {
+    if let Some(rules) = &flag.rules {
         let enrollment = match &rules.enrollment {
             Some(Enrollment::Condition(condition)) => Some(condition),
             _ => None,
@@ -160,10 +168,10 @@ fn of_flag(flag: &Flag, first_cohort: usize) -> Node {
 impl Node {
     fn add_group(&mut self, group: &Group, level: u32, first_cohort: usize) {
         self.depth = self.depth.max(level);
-        for entry in &group.entries {
-            match entry {
-                Entry::Group(group) => self.add_group(group, level + 1, first_cohort),
-                Entry::Test { test, .. } => self.add(test, level, first_cohort),
+        for (test, _) in &group.entries {
+            match test {
+                Test::Group(group) => self.add_group(group, level + 1, first_cohort),
+                test => self.add(test, level, first_cohort),
             }
         }
     }
@@ -173,7 +181,7 @@ impl Node {
         match test {
             Test::Cohort { at: Some(at), .. } => self.dependencies.push((first_cohort + at, level)),
             Test::Cohort { at: None, .. } => self.has_unknown_cohort = true,
-            Test::Flag(Dependency { at: Some(at), .. }) => self.dependencies.push((*at, level)),
+            Test::Flag { at: Some(at), .. } => self.dependencies.push((*at, level)),
             _ => {}
         }
     }

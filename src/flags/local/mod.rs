@@ -46,11 +46,9 @@ use serde_json::Value;
 use sha1::block_api::compress;
 use sha1::{Digest, Sha1};
 
-use self::definitions::{
-    Condition, Definitions, Dependency, Enrollment, Entity, Entry, Flag, Group, Holdout, Property, Rules, State, Test,
-    Wanted,
-};
+use self::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Group, Rules, Test};
 pub use self::parse::ParseFlagsError;
+use self::property::Filter;
 pub(in crate::flags) use self::property::plain_number;
 use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason};
 use crate::sys::clock::{Clock, WallNanos};
@@ -102,14 +100,6 @@ pub enum LocalValue<'a> {
     Boolean(bool),
     /// The key of a variant.
     Variant(&'a str),
-}
-
-/// The result of evaluating several flags.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct LocalAnswer {
-    pub(crate) flags: BTreeMap<String, Evaluated>,
-    /// Flags without a value, by key.
-    pub(crate) unresolved: Vec<(String, InconclusiveReason)>,
 }
 
 impl LocalFlags {
@@ -167,31 +157,31 @@ impl LocalFlags {
         payload(self.definitions.flags.get(self.definitions.find(key)?)?, value)
     }
 
-    /// Evaluates all flags, or those with these keys.
-    pub(crate) fn evaluate_all(&self, context: &FlagContext, keys: Option<&[String]>, now: WallNanos) -> LocalAnswer {
-        let flags = &self.definitions.flags;
-        let asked: BTreeMap<&str, Option<usize>> = match keys {
-            None => flags.iter().enumerate().map(|(at, flag)| (&*flag.key, Some(at))).collect(),
-            Some(keys) => keys.iter().map(|key| (key.as_str(), self.definitions.find(key))).collect(),
-        };
-        let mut evaluation = Evaluation::new(&self.definitions, context, Some(now));
+    /// Evaluates all flags, or those that the context names. A flag without a value has the reason.
+    pub(crate) fn evaluate_all(
+        &self,
+        context: &FlagContext,
+        now: WallNanos,
+    ) -> BTreeMap<String, Result<Evaluated, InconclusiveReason>> {
+        let definitions = &*self.definitions;
+        let mut evaluation = Evaluation::new(definitions, context, Some(now));
         if let Ok(evaluation) = &mut evaluation {
             evaluation.remember();
         }
-        let mut answer = LocalAnswer::default();
-        for (key, at) in asked {
-            let value = match (at, &mut evaluation) {
-                (None, _) => Err(InconclusiveReason::UnknownFlag),
-                (Some(_), Err(why)) => Err(*why),
-                (Some(at), Ok(evaluation)) => evaluation.flag(at),
-            };
-            match (value, at.and_then(|at| flags.get(at))) {
-                (Ok(value), Some(flag)) => drop(answer.flags.insert(key.to_owned(), evaluated(flag, value))),
-                (Ok(_), None) => {}
-                (Err(why), _) => answer.unresolved.push((key.to_owned(), why)),
-            }
+        let mut evaluate = |at: Option<usize>| {
+            let at = at.ok_or(InconclusiveReason::UnknownFlag)?;
+            let value = evaluation.as_mut().map_err(|why| *why)?.flag(at)?;
+            definitions.flags.get(at).map(|flag| evaluated(flag, value)).ok_or(InconclusiveReason::UnknownFlag)
+        };
+        match &context.flag_keys {
+            None => definitions
+                .flags
+                .iter()
+                .enumerate()
+                .map(|(at, flag)| (flag.key.to_string(), evaluate(Some(at))))
+                .collect(),
+            Some(keys) => keys.iter().map(|key| (key.clone(), evaluate(definitions.find(key)))).collect(),
         }
-        answer
     }
 
     /// Whether PostHog wants the minimal form of `$feature_flag_called` for flags without an experiment.
@@ -249,8 +239,7 @@ fn evaluated(flag: &Flag, value: LocalValue<'_>) -> Evaluated {
 }
 
 fn payload<'d>(flag: &'d Flag, value: LocalValue<'_>) -> Option<&'d Value> {
-    let State::Active(rules) = &flag.state else { return None };
-    rules.payloads.get(match value {
+    flag.rules.as_ref()?.payloads.get(match value {
         LocalValue::Boolean(true) => "true",
         LocalValue::Boolean(false) => return None,
         LocalValue::Variant(key) => key,
@@ -263,20 +252,9 @@ struct Evaluation<'d, 'c> {
     context: &'c FlagContext,
     distinct_id: &'c str,
     now: OnceCell<WallNanos>,
-    memory: Option<Memory<'d>>,
-}
-
-/// Remembered results, by position in the definitions.
-struct Memory<'d> {
+    /// Remembered results, by position in the definitions. Empty if nothing is remembered.
     flags: Vec<Option<Result<LocalValue<'d>, InconclusiveReason>>>,
     cohorts: Vec<Option<Result<bool, InconclusiveReason>>>,
-}
-
-/// A flag under evaluation.
-#[derive(Clone, Copy)]
-struct Case<'d> {
-    flag: &'d Flag,
-    rules: &'d Rules,
 }
 
 /// The result of a condition.
@@ -286,13 +264,6 @@ enum ConditionResult<'d> {
     /// The tests hold, but the rollout excludes the person.
     Excluded,
     DoesNotMatch,
-}
-
-/// An earlier condition was unknown and might have given the flag a value.
-struct Doubt<'d> {
-    why: InconclusiveReason,
-    /// The only value that it might have given. `None` if it might have given several, or ended the evaluation.
-    possible: Option<LocalValue<'d>>,
 }
 
 impl<'d, 'c> Evaluation<'d, 'c> {
@@ -305,7 +276,7 @@ impl<'d, 'c> Evaluation<'d, 'c> {
         let distinct_id = context.distinct_id.as_deref().filter(|id| !id.is_empty());
         let distinct_id = distinct_id.ok_or(InconclusiveReason::NoDistinctId)?;
         let now = now.map_or_else(OnceCell::new, OnceCell::from);
-        Ok(Self { definitions, context, distinct_id, now, memory: None })
+        Ok(Self { definitions, context, distinct_id, now, flags: Vec::new(), cohorts: Vec::new() })
     }
 
     /// The time of the evaluation. The clock is read only if a condition needs it, which takes as long as computing a
@@ -316,107 +287,110 @@ impl<'d, 'c> Evaluation<'d, 'c> {
 
     /// From now on, evaluates each flag and each cohort once.
     fn remember(&mut self) {
-        let Definitions { flags, cohorts, .. } = self.definitions;
-        self.memory = Some(Memory { flags: vec![None; flags.len()], cohorts: vec![None; cohorts.len()] });
+        self.flags = vec![None; self.definitions.flags.len()];
+        self.cohorts = vec![None; self.definitions.cohorts.len()];
     }
 
     fn flag(&mut self, at: usize) -> Result<LocalValue<'d>, InconclusiveReason> {
-        if let Some(known) = self.memory.as_ref().and_then(|memory| *memory.flags.get(at)?) {
-            return known;
+        if let Some(Some(known)) = self.flags.get(at) {
+            return *known;
         }
         let value = self.evaluate(self.definitions.flags.get(at).ok_or(InconclusiveReason::UnknownFlag)?);
-        if let Some(slot) = self.memory.as_mut().and_then(|memory| memory.flags.get_mut(at)) {
+        if let Some(slot) = self.flags.get_mut(at) {
             *slot = Some(value);
         }
         value
     }
 
     fn evaluate(&mut self, flag: &'d Flag) -> Result<LocalValue<'d>, InconclusiveReason> {
-        let rules = match &flag.state {
-            State::Unreadable => return Err(InconclusiveReason::Malformed),
-            State::Inactive => return Ok(LocalValue::Boolean(false)),
-            State::Active(rules) => rules,
-        };
+        let Some(rules) = &flag.rules else { return flag.fault.map_or(Ok(LocalValue::Boolean(false)), Err) };
         if rules.keeps_experience {
             return Err(InconclusiveReason::ExperienceContinuity);
         }
         if let Some(fault) = flag.fault {
             return Err(fault);
         }
-        let case = Case { flag, rules };
+        let key = &*flag.key;
         if let Some(enrollment) = &rules.enrollment
-            && let Some(is_enrolled) = self.enrolled(case, enrollment)?
+            && let Some(is_enrolled) = self.enrolled(key, rules, enrollment)?
         {
             return Ok(LocalValue::Boolean(is_enrolled));
         }
-        if let Some(holdout) = &rules.holdout
-            && self.is_held_out(case, holdout)?
-        {
-            return Ok(LocalValue::Variant(&holdout.variant));
+        if let Some((share, variant)) = &rules.holdout {
+            let id = self.bucketed(rules, &rules.of)?;
+            if *share >= 1.0 || holdout_bucket(id) <= *share {
+                return Ok(LocalValue::Variant(variant));
+            }
         }
-        self.by_conditions(case)
+        self.by_conditions(key, rules)
     }
 
-    fn by_conditions(&mut self, case: Case<'d>) -> Result<LocalValue<'d>, InconclusiveReason> {
-        let mut doubt: Option<Doubt<'d>> = None;
-        for condition in &case.rules.conditions {
-            match self.result_of(case, condition) {
+    fn by_conditions(&mut self, key: &str, rules: &'d Rules) -> Result<LocalValue<'d>, InconclusiveReason> {
+        // An earlier condition was unknown and might have given the flag a value: why, and the only value that it might
+        // have given (`None` if it might have given several, or ended the evaluation).
+        let mut doubt: Option<(InconclusiveReason, Option<LocalValue<'d>>)> = None;
+        for condition in &rules.conditions {
+            match self.result_of(key, rules, condition) {
                 Ok(ConditionResult::Matches(value)) => {
                     return match doubt {
-                        Some(Doubt { why, possible }) if possible != Some(value) => Err(why),
+                        Some((why, possible)) if possible != Some(value) => Err(why),
                         _ => Ok(value),
                     };
                 }
-                Ok(ConditionResult::Excluded) if case.rules.early_exit => break,
+                Ok(ConditionResult::Excluded) if rules.early_exit => break,
                 Ok(ConditionResult::Excluded | ConditionResult::DoesNotMatch) => {}
-                Err(why) => match (self.possible(case, condition), &mut doubt) {
-                    (ConditionResult::DoesNotMatch, _) => {}
-                    (result, None) => doubt = Some(Doubt { why, possible: result.value() }),
-                    (result, Some(doubt)) if doubt.possible != result.value() => doubt.possible = None,
-                    (_, Some(_)) => {}
-                },
+                Err(why) => {
+                    let value = match self.possible(key, rules, condition) {
+                        ConditionResult::DoesNotMatch => continue,
+                        ConditionResult::Matches(value) => Some(value),
+                        ConditionResult::Excluded => None,
+                    };
+                    let (_, possible) = doubt.get_or_insert((why, value));
+                    *possible = possible.filter(|possible| Some(*possible) == value);
+                }
             }
         }
-        doubt.map_or(Ok(LocalValue::Boolean(false)), |doubt| Err(doubt.why))
+        doubt.map_or(Ok(LocalValue::Boolean(false)), |(why, _)| Err(why))
     }
 
     fn result_of(
         &mut self,
-        case: Case<'d>,
+        key: &str,
+        rules: &'d Rules,
         condition: &'d Condition,
     ) -> Result<ConditionResult<'d>, InconclusiveReason> {
         if !self.all_hold(&condition.tests)? {
             return Ok(ConditionResult::DoesNotMatch);
         }
-        let id = self.bucketed(case.rules, &condition.of)?;
-        if is_excluded(case.flag, condition, id) {
+        let id = self.bucketed(rules, &condition.of)?;
+        if is_excluded(key, condition, id) {
             return Ok(ConditionResult::Excluded);
         }
-        Ok(ConditionResult::Matches(value_of(case, condition, id)))
+        Ok(ConditionResult::Matches(value_of(key, rules, condition, id)))
     }
 
     /// The result that the condition would have if its tests held.
-    fn possible(&self, case: Case<'d>, condition: &'d Condition) -> ConditionResult<'d> {
-        let given = condition.variant.and_then(|variant| case.rules.variants.get(variant));
-        match self.bucketed(case.rules, &condition.of) {
-            Ok(id) if is_excluded(case.flag, condition, id) => {
-                if case.rules.early_exit {
-                    ConditionResult::Excluded
-                } else {
-                    ConditionResult::DoesNotMatch
-                }
-            }
-            Ok(id) => ConditionResult::Matches(value_of(case, condition, id)),
+    fn possible(&self, key: &str, rules: &'d Rules, condition: &'d Condition) -> ConditionResult<'d> {
+        let given = condition.variant.and_then(|variant| rules.variants.get(variant));
+        match self.bucketed(rules, &condition.of) {
+            Ok(id) if !is_excluded(key, condition, id) => ConditionResult::Matches(value_of(key, rules, condition, id)),
+            Ok(_) if !rules.early_exit => ConditionResult::DoesNotMatch,
+            Ok(_) => ConditionResult::Excluded,
             // The id is unknown, so the rollout might exclude the person, which would end the evaluation.
-            Err(_) if case.rules.early_exit => ConditionResult::Excluded,
-            Err(_) if case.rules.variants.is_empty() => ConditionResult::Matches(LocalValue::Boolean(true)),
+            Err(_) if rules.early_exit => ConditionResult::Excluded,
+            Err(_) if rules.variants.is_empty() => ConditionResult::Matches(LocalValue::Boolean(true)),
             Err(_) => given
                 .map_or(ConditionResult::Excluded, |given| ConditionResult::Matches(LocalValue::Variant(&given.key))),
         }
     }
 
     /// `None`: the person has not decided about early access, so the conditions decide.
-    fn enrolled(&mut self, case: Case<'d>, enrollment: &'d Enrollment) -> Result<Option<bool>, InconclusiveReason> {
+    fn enrolled(
+        &mut self,
+        key: &str,
+        rules: &'d Rules,
+        enrollment: &'d Enrollment,
+    ) -> Result<Option<bool>, InconclusiveReason> {
         let given = &self.context.person_properties;
         match enrollment {
             Enrollment::Property(name) => match given.get(&**name) {
@@ -425,21 +399,13 @@ impl<'d, 'c> Evaluation<'d, 'c> {
                 None => Err(InconclusiveReason::MissingProperty),
             },
             Enrollment::Condition(condition) => {
-                let names = condition.tests.iter().filter_map(|test| match test {
-                    Test::Property(property) => Some(&*property.name),
-                    _ => None,
-                });
-                if !names.into_iter().any(|name| given.contains_key(name)) {
+                let is_given = |test: &Test| matches!(test, Test::Property { name, .. } if given.contains_key(&**name));
+                if !condition.tests.iter().any(is_given) {
                     return Err(InconclusiveReason::MissingProperty);
                 }
-                Ok(Some(matches!(self.result_of(case, condition)?, ConditionResult::Matches(_))))
+                Ok(Some(matches!(self.result_of(key, rules, condition)?, ConditionResult::Matches(_))))
             }
         }
-    }
-
-    fn is_held_out(&self, case: Case<'d>, holdout: &Holdout) -> Result<bool, InconclusiveReason> {
-        let id = self.bucketed(case.rules, &case.rules.of)?;
-        Ok(holdout.share >= 1.0 || holdout_bucket(id) <= holdout.share)
     }
 
     /// The id that decides about rollouts and variants.
@@ -462,28 +428,18 @@ impl<'d, 'c> Evaluation<'d, 'c> {
     }
 }
 
-impl<'d> ConditionResult<'d> {
-    fn value(self) -> Option<LocalValue<'d>> {
-        match self {
-            ConditionResult::Matches(value) => Some(value),
-            ConditionResult::Excluded | ConditionResult::DoesNotMatch => None,
-        }
-    }
-}
-
-fn is_excluded(flag: &Flag, condition: &Condition, id: &str) -> bool {
-    condition.share.is_some_and(|share| share < 1.0 && rollout_bucket(&flag.key, id) > share)
+fn is_excluded(key: &str, condition: &Condition, id: &str) -> bool {
+    condition.share.is_some_and(|share| share < 1.0 && rollout_bucket(key, id) > share)
 }
 
 /// The value that a matching condition gives.
-fn value_of<'d>(case: Case<'d>, condition: &Condition, id: &str) -> LocalValue<'d> {
-    let variants = &case.rules.variants;
+fn value_of<'d>(key: &str, rules: &'d Rules, condition: &Condition, id: &str) -> LocalValue<'d> {
+    let variants = &rules.variants;
     if variants.is_empty() {
         return LocalValue::Boolean(true);
     }
-    let given = condition.variant.and_then(|at| variants.get(at));
-    let variant = given.or_else(|| {
-        let bucket = variant_bucket(&case.flag.key, id);
+    let variant = condition.variant.and_then(|at| variants.get(at)).or_else(|| {
+        let bucket = variant_bucket(key, id);
         variants.iter().find(|variant| bucket < variant.upper)
     });
     variant.map_or(LocalValue::Boolean(true), |variant| LocalValue::Variant(&variant.key))
@@ -509,46 +465,47 @@ impl<'d> Evaluation<'d, '_> {
 
     fn holds(&mut self, test: &'d Test) -> Result<bool, InconclusiveReason> {
         match test {
-            Test::Property(property) => self.property(property),
+            Test::Property { name, of, filter } => self.property(name, of, filter),
             Test::Cohort { at: None, .. } => Err(InconclusiveReason::UnknownCohort),
             Test::Cohort { at: Some(at), is_not } => Ok(self.is_member(*at)? != *is_not),
-            Test::Flag(dependency) => self.dependency(dependency),
+            Test::Flag { at, wanted } => self.dependency(*at, wanted.as_ref()),
+            Test::Group(group) => self.is_in(group),
             Test::Unusable(why) => Err(*why),
         }
     }
 
-    fn property(&self, Property { name, of, filter }: &Property) -> Result<bool, InconclusiveReason> {
+    fn property(&self, name: &str, of: &Entity, filter: &Filter) -> Result<bool, InconclusiveReason> {
         let (given, own) = match of {
             Entity::Person => (Some(&self.context.person_properties), (DISTINCT_ID, self.distinct_id)),
             Entity::Group(group) => (self.context.group_properties.get(&**group), (GROUP_KEY, self.group(group)?)),
             Entity::UnknownGroup => return Err(InconclusiveReason::Malformed),
         };
-        let property = given.and_then(|given| given.get(&**name));
-        if property.is_none() && own.0 == &**name {
+        let property = given.and_then(|given| given.get(name));
+        if property.is_none() && own.0 == name {
             return filter.matches(Some(&Value::String(own.1.to_owned())), || self.now());
         }
         filter.matches(property, || self.now())
     }
 
-    fn dependency(&mut self, Dependency { at, wanted }: &'d Dependency) -> Result<bool, InconclusiveReason> {
+    fn dependency(&mut self, at: Option<usize>, wanted: Option<&FlagValue>) -> Result<bool, InconclusiveReason> {
         let at = at.ok_or(InconclusiveReason::UnresolvedDependency)?;
         let value = self.flag(at).map_err(|why| match why {
             InconclusiveReason::TooDeep => why,
             _ => InconclusiveReason::UnresolvedDependency,
         })?;
-        Ok(wanted.as_ref().is_some_and(|wanted| is(value, wanted)))
+        Ok(match wanted {
+            Some(FlagValue::Boolean(true)) => value != LocalValue::Boolean(false),
+            wanted => wanted.map(LocalValue::from) == Some(value),
+        })
     }
 
     fn is_member(&mut self, at: usize) -> Result<bool, InconclusiveReason> {
-        if let Some(known) = self.memory.as_ref().and_then(|memory| *memory.cohorts.get(at)?) {
-            return known;
+        if let Some(Some(known)) = self.cohorts.get(at) {
+            return *known;
         }
         let cohort = self.definitions.cohorts.get(at).ok_or(InconclusiveReason::UnknownCohort)?;
-        let is_member = match cohort.fault {
-            Some(fault) => Err(fault),
-            None => self.is_in(&cohort.members),
-        };
-        if let Some(slot) = self.memory.as_mut().and_then(|memory| memory.cohorts.get_mut(at)) {
+        let is_member = cohort.as_ref().map_err(|fault| *fault).and_then(|members| self.is_in(members));
+        if let Some(slot) = self.cohorts.get_mut(at) {
             *slot = Some(is_member);
         }
         is_member
@@ -556,26 +513,14 @@ impl<'d> Evaluation<'d, '_> {
 
     fn is_in(&mut self, group: &'d Group) -> Result<bool, InconclusiveReason> {
         let mut unknown = None;
-        for entry in &group.entries {
-            let holds = match entry {
-                Entry::Group(group) => self.is_in(group),
-                Entry::Test { test, negated } => self.holds(test).map(|holds| holds != *negated),
-            };
-            match holds {
+        for (test, is_negated) in &group.entries {
+            match self.holds(test).map(|holds| holds != *is_negated) {
                 Ok(holds) if holds == group.is_any => return Ok(holds),
                 Ok(_) => {}
                 Err(why) => unknown = unknown.or(Some(why)),
             }
         }
         unknown.map_or(Ok(!group.is_any), Err)
-    }
-}
-
-fn is(value: LocalValue<'_>, wanted: &Wanted) -> bool {
-    match wanted {
-        Wanted::On => value != LocalValue::Boolean(false),
-        Wanted::Off => value == LocalValue::Boolean(false),
-        Wanted::Variant(key) => value == LocalValue::Variant(key),
     }
 }
 

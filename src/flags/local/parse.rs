@@ -7,7 +7,7 @@
 //! the others.
 //!
 //! * A `null` field counts as absent. A field of the wrong type makes the flag or cohort unreadable.
-//! * An unknown structure makes the flag [`State::Unreadable`]. An unknown kind of test or operator makes that test
+//! * An unknown structure makes the flag or cohort [`Malformed`]. An unknown kind of test or operator makes that test
 //!   inconclusive; other conditions of the flag may still decide it. An inactive flag is off even if the rest of it
 //!   cannot be parsed.
 //! * References to cohorts, flags and group types are resolved to indexes. `dependencies.rs` then checks them for
@@ -21,13 +21,11 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::definitions::{
-    Cohort, Condition, Definitions, Dependency, Enrollment, Entity, Entry, Flag, Group, Holdout, Property, Rules,
-    State, Test, Variant, Wanted,
-};
+use super::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Group, Rules, Test, Variant};
 use super::dependencies;
-use super::property::{Filter, MatchingVersion, plain_number};
-use crate::flags::InconclusiveReason;
+use super::property::{Filter, plain_number};
+use crate::flags::FlagValue;
+use crate::flags::InconclusiveReason::{self, Malformed};
 
 /// The maximum number of unreadable flags that are listed.
 const UNREADABLE_NAMES: usize = 100;
@@ -45,7 +43,8 @@ struct Names {
     ids: HashMap<u64, usize>,
     cohorts: HashMap<String, usize>,
     groups: BTreeMap<String, String>,
-    version: MatchingVersion,
+    /// Version one of the matching (`property_matching_version`).
+    compares_truth: bool,
 }
 
 impl Definitions {
@@ -61,14 +60,11 @@ impl Definitions {
         let mut flags: Vec<_> = flags.iter().map(|(key, raw)| Flag::compile(key, raw.as_ref(), &names)).collect();
         let mut cohorts: Vec<_> = cohorts
             .values()
-            .map(|raw| match serde_json::from_str::<Value>(raw.get()) {
-                Ok(raw) => Cohort::compile(&raw, &names),
-                Err(_) => Cohort::unreadable(),
-            })
+            .map(|raw| Group::compile(&serde_json::from_str::<Value>(raw.get()).map_err(|_| Malformed)?, &names))
             .collect();
         dependencies::follow(&mut flags, &mut cohorts);
 
-        let names_of_unreadable = flags.iter().filter(|flag| matches!(flag.state, State::Unreadable));
+        let names_of_unreadable = flags.iter().filter(|flag| flag.fault == Some(Malformed));
         unreadable.extend(names_of_unreadable.map(|flag| flag.key.to_string()));
         unreadable.truncate(UNREADABLE_NAMES);
         let wants_minimal_events = part(&parts, "minimal_flag_called_events").unwrap_or(false);
@@ -77,11 +73,11 @@ impl Definitions {
 }
 
 impl Entity {
-    fn compile(index: Option<&Value>, names: &Names) -> Result<Self, Unreadable> {
+    fn compile(index: Option<&Value>, names: &Names) -> Result<Self, InconclusiveReason> {
         match index {
             None => Ok(Entity::Person),
             Some(index @ Value::Number(_)) => Ok(names.group(index)),
-            Some(_) => Err(Unreadable),
+            Some(_) => Err(Malformed),
         }
     }
 }
@@ -100,10 +96,7 @@ impl Names {
             ids: flags.iter().enumerate().filter_map(|(at, (_, raw))| Some((id(raw)?, at))).collect(),
             cohorts: cohorts.keys().enumerate().map(|(at, id)| (id.clone(), at)).collect(),
             groups: groups.into_iter().filter_map(name).collect(),
-            version: match part(parts, "property_matching_version") {
-                Some(2_i64) => MatchingVersion::Two,
-                _ => MatchingVersion::One,
-            },
+            compares_truth: part(parts, "property_matching_version") != Some(2_i64),
         }
     }
 
@@ -159,37 +152,39 @@ fn key_of(object: Option<&Object>, raw: &RawValue) -> Option<String> {
 
 impl Flag {
     fn compile(key: &str, raw: Option<&Object>, names: &Names) -> Self {
-        let state = raw.ok_or(Unreadable).and_then(|raw| State::compile(key, raw, names)).unwrap_or(State::Unreadable);
+        let rules = raw.ok_or(Malformed).and_then(|raw| Rules::compile(key, raw, names));
+        let fault = rules.as_ref().err().copied();
         let number = |name| raw.and_then(|raw| raw.get(name)).and_then(Value::as_u64);
         Flag {
             key: key.into(),
             id: number("id"),
             version: number("version"),
             has_experiment: raw.and_then(|raw| raw.get("has_experiment")).and_then(Value::as_bool),
-            state,
-            fault: None,
+            rules: rules.unwrap_or_default(),
+            fault,
             cost: 0,
         }
     }
 }
 
-impl State {
-    fn compile(key: &str, raw: &Object, names: &Names) -> Result<Self, Unreadable> {
+impl Rules {
+    /// `None`: the flag is inactive.
+    fn compile(key: &str, raw: &Object, names: &Names) -> Result<Option<Box<Self>>, InconclusiveReason> {
         // Without this field the flag could be active or inactive.
-        let is_active = field(raw, "active").and_then(Value::as_bool).ok_or(Unreadable)?;
+        let is_active = field(raw, "active").and_then(Value::as_bool).ok_or(Malformed)?;
         if !is_active || boolean(raw, "deleted")? {
-            return Ok(State::Inactive);
+            return Ok(None);
         }
-        let filters = object(raw, "filters")?.ok_or(Unreadable)?;
+        let filters = object(raw, "filters")?.ok_or(Malformed)?;
         let by_device = match text(raw, "bucketing_identifier")?.or(text(filters, "bucketing_identifier")?) {
             None | Some("distinct_id") => false,
             Some("device_id") => true,
-            Some(_) => return Err(Unreadable),
+            Some(_) => return Err(Malformed),
         };
         let of = Entity::compile(field(filters, "aggregation_group_type_index"), names)?;
         let variants = variants(filters)?;
         let condition = |raw: &Value| Condition::compile(raw, &of, &variants, names);
-        Ok(State::Active(Box::new(Rules {
+        Ok(Some(Box::new(Rules {
             keeps_experience: boolean(raw, "ensure_experience_continuity")?,
             by_device,
             early_exit: boolean(filters, "early_exit")?,
@@ -204,8 +199,13 @@ impl State {
 }
 
 impl Condition {
-    fn compile(raw: &Value, flags_own: &Entity, variants: &[Variant], names: &Names) -> Result<Self, Unreadable> {
-        let raw = raw.as_object().ok_or(Unreadable)?;
+    fn compile(
+        raw: &Value,
+        flags_own: &Entity,
+        variants: &[Variant],
+        names: &Names,
+    ) -> Result<Self, InconclusiveReason> {
+        let raw = raw.as_object().ok_or(Malformed)?;
         // In a flag on groups, `null` means a condition on persons. Only an absent field inherits the entity of the
         // flag.
         let of = match raw.get("aggregation_group_type_index") {
@@ -222,7 +222,7 @@ impl Condition {
     }
 }
 
-fn enrollment(key: &str, filters: &Object, names: &Names) -> Result<Option<Enrollment>, Unreadable> {
+fn enrollment(key: &str, filters: &Object, names: &Names) -> Result<Option<Enrollment>, InconclusiveReason> {
     if boolean(filters, "feature_enrollment")? {
         return Ok(Some(Enrollment::Property(format!("$feature_enrollment/{key}").into())));
     }
@@ -231,30 +231,30 @@ fn enrollment(key: &str, filters: &Object, names: &Names) -> Result<Option<Enrol
     Ok((!condition.tests.is_empty()).then_some(Enrollment::Condition(condition)))
 }
 
-fn holdout(filters: &Object) -> Result<Option<Holdout>, Unreadable> {
+fn holdout(filters: &Object) -> Result<Option<(f64, Box<str>)>, InconclusiveReason> {
     let Some(holdout) = object(filters, "holdout")? else {
         // PostHog reads this older format differently from how it did when the format was current.
-        return if list(filters, "holdout_groups")?.is_empty() { Ok(None) } else { Err(Unreadable) };
+        return if list(filters, "holdout_groups")?.is_empty() { Ok(None) } else { Err(Malformed) };
     };
-    let id = field(holdout, "id").and_then(id_text).ok_or(Unreadable)?;
-    let share = share(holdout, "exclusion_percentage")?.ok_or(Unreadable)?.clamp(0.0, 1.0);
-    Ok(Some(Holdout { share, variant: format!("holdout-{id}").into() }))
+    let id = field(holdout, "id").and_then(id_text).ok_or(Malformed)?;
+    let share = share(holdout, "exclusion_percentage")?.ok_or(Malformed)?.clamp(0.0, 1.0);
+    Ok(Some((share, format!("holdout-{id}").into())))
 }
 
-fn variants(filters: &Object) -> Result<Box<[Variant]>, Unreadable> {
+fn variants(filters: &Object) -> Result<Box<[Variant]>, InconclusiveReason> {
     let Some(multivariate) = object(filters, "multivariate")? else { return Ok(Box::default()) };
     let mut upper = 0.0;
     let mut variants = Vec::new();
     for raw in list(multivariate, "variants")? {
-        let raw = raw.as_object().ok_or(Unreadable)?;
-        upper += share(raw, "rollout_percentage")?.ok_or(Unreadable)?;
-        variants.push(Variant { key: text(raw, "key")?.ok_or(Unreadable)?.into(), upper });
+        let raw = raw.as_object().ok_or(Malformed)?;
+        upper += share(raw, "rollout_percentage")?.ok_or(Malformed)?;
+        variants.push(Variant { key: text(raw, "key")?.ok_or(Malformed)?.into(), upper });
     }
     Ok(variants.into())
 }
 
 /// A payload is JSON in a string. A string that is not JSON is kept as it is.
-fn payloads(filters: &Object) -> Result<BTreeMap<Box<str>, Value>, Unreadable> {
+fn payloads(filters: &Object) -> Result<BTreeMap<Box<str>, Value>, InconclusiveReason> {
     let Some(payloads) = object(filters, "payloads")? else { return Ok(BTreeMap::new()) };
     let read = |payload: &Value| match payload {
         Value::String(json) => serde_json::from_str(json).unwrap_or_else(|_| payload.clone()),
@@ -264,79 +264,64 @@ fn payloads(filters: &Object) -> Result<BTreeMap<Box<str>, Value>, Unreadable> {
     Ok(given.map(|(key, payload)| (key.as_str().into(), read(payload))).collect())
 }
 
-impl Cohort {
-    fn compile(raw: &Value, names: &Names) -> Self {
-        match Group::compile(raw, names) {
-            Ok(members) => Cohort { members, fault: None },
-            Err(Unreadable) => Cohort::unreadable(),
-        }
-    }
-
-    fn unreadable() -> Self {
-        Cohort { members: Group::default(), fault: Some(InconclusiveReason::Malformed) }
-    }
-}
-
 impl Group {
     /// The recursion is bounded by the JSON parser's limit on nesting.
-    fn compile(raw: &Value, names: &Names) -> Result<Self, Unreadable> {
+    fn compile(raw: &Value, names: &Names) -> Result<Self, InconclusiveReason> {
         let raw = match raw {
             Value::Array(entries) => return Group::of(false, entries, names),
             Value::Object(raw) => raw,
-            _ => return Err(Unreadable),
+            _ => return Err(Malformed),
         };
         let Some(entries) = raw.get("values") else {
-            return Group::compile(raw.get("properties").ok_or(Unreadable)?, names);
+            return Group::compile(raw.get("properties").ok_or(Malformed)?, names);
         };
         let is_any = match text(raw, "type")? {
             None | Some("AND" | "and" | "property") => false,
             Some("OR" | "or") => true,
-            Some(_) => return Err(Unreadable),
+            Some(_) => return Err(Malformed),
         };
-        let entries = entries.as_array().ok_or(Unreadable)?;
+        let entries = entries.as_array().ok_or(Malformed)?;
         // An empty OR has all people as members in PostHog's SDKs and none in its service. So has `{}`.
         if is_any && entries.is_empty() {
-            return Err(Unreadable);
+            return Err(Malformed);
         }
         Group::of(is_any, entries, names)
     }
 
-    fn of(is_any: bool, entries: &[Value], names: &Names) -> Result<Self, Unreadable> {
-        Ok(Group { is_any, entries: entries.iter().map(|raw| Entry::compile(raw, names)).collect::<Result<_, _>>()? })
+    fn of(is_any: bool, entries: &[Value], names: &Names) -> Result<Self, InconclusiveReason> {
+        Ok(Group { is_any, entries: entries.iter().map(|raw| entry(raw, names)).collect::<Result<_, _>>()? })
     }
 }
 
-impl Entry {
-    fn compile(raw: &Value, names: &Names) -> Result<Self, Unreadable> {
-        let object = raw.as_object().ok_or(Unreadable)?;
-        let is_group = object.is_empty()
-            || object.contains_key("values")
-            || object.contains_key("properties")
-            || matches!(text(object, "type")?, Some("AND" | "OR"));
-        if is_group {
-            return Ok(Entry::Group(Group::compile(raw, names)?));
-        }
-        let test = match Test::compile(raw, &Entity::Person, names)? {
-            // An unknown kind of membership can only be decided by PostHog.
-            Test::Unusable(InconclusiveReason::Malformed) => return Err(Unreadable),
-            test => test,
-        };
-        Ok(Entry::Test { test, negated: boolean(object, "negation")? })
+/// A test of a cohort, and whether it is negated.
+fn entry(raw: &Value, names: &Names) -> Result<(Test, bool), InconclusiveReason> {
+    let object = raw.as_object().ok_or(Malformed)?;
+    let is_group = object.is_empty()
+        || object.contains_key("values")
+        || object.contains_key("properties")
+        || matches!(text(object, "type")?, Some("AND" | "OR"));
+    if is_group {
+        return Ok((Test::Group(Group::compile(raw, names)?), false));
+    }
+    match Test::compile(raw, &Entity::Person, names)? {
+        // An unknown kind of membership can only be decided by PostHog.
+        Test::Unusable(Malformed) => Err(Malformed),
+        test => Ok((test, boolean(object, "negation")?)),
     }
 }
 
 impl Test {
     /// `of` is the entity of the property if the test does not name one. An unknown kind of test is inconclusive, not
     /// unreadable: another condition may decide the flag.
-    fn compile(raw: &Value, of: &Entity, names: &Names) -> Result<Test, Unreadable> {
-        let raw = raw.as_object().ok_or(Unreadable)?;
+    fn compile(raw: &Value, of: &Entity, names: &Names) -> Result<Test, InconclusiveReason> {
+        let raw = raw.as_object().ok_or(Malformed)?;
         match text(raw, "type")? {
             Some("cohort") => cohort(raw, names),
             Some("flag") => dependency(raw, names),
             None => property(raw, of.clone(), names),
             Some("person" | "property") => property(raw, Entity::Person, names),
             Some("group") => property(raw, group(raw, of, names), names),
-            Some(_) => Ok(Test::Unusable(InconclusiveReason::Malformed)),
+            Some(_) => Ok(Test::Unusable(Malformed)),
         }
     }
 }
@@ -352,16 +337,16 @@ fn group(raw: &Object, of: &Entity, names: &Names) -> Entity {
     }
 }
 
-fn property(raw: &Object, of: Entity, names: &Names) -> Result<Test, Unreadable> {
-    let name = text(raw, "key")?.ok_or(Unreadable)?;
+fn property(raw: &Object, of: Entity, names: &Names) -> Result<Test, InconclusiveReason> {
+    let name = text(raw, "key")?.ok_or(Malformed)?;
     let operator = text(raw, "operator")?;
     let value = raw.get("value").unwrap_or(&Value::Null);
-    let filter = Filter::compile(operator, value, names.version);
-    Ok(Test::Property(Property { name: name.into(), of, filter }))
+    let filter = Filter::compile(operator, value, names.compares_truth);
+    Ok(Test::Property { name: name.into(), of, filter })
 }
 
-fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
-    let id = field(raw, "value").and_then(id_text).ok_or(Unreadable)?;
+fn cohort(raw: &Object, names: &Names) -> Result<Test, InconclusiveReason> {
+    let id = field(raw, "value").and_then(id_text).ok_or(Malformed)?;
     let is_not = match text(raw, "operator")? {
         None | Some("in") => false,
         Some("not_in") => true,
@@ -371,8 +356,8 @@ fn cohort(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
     Ok(Test::Cohort { at: names.cohorts.get(id.as_str()).copied(), is_not })
 }
 
-fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
-    let key = field(raw, "key").and_then(id_text).ok_or(Unreadable)?;
+fn dependency(raw: &Object, names: &Names) -> Result<Test, InconclusiveReason> {
+    let key = field(raw, "key").and_then(id_text).ok_or(Malformed)?;
     if text(raw, "operator")? != Some("flag_evaluates_to") {
         return Ok(Test::Unusable(InconclusiveReason::UnknownOperator));
     }
@@ -381,50 +366,39 @@ fn dependency(raw: &Object, names: &Names) -> Result<Test, Unreadable> {
         None => {}
         Some(Value::Array(chain)) if !chain.is_empty() => {}
         Some(Value::Array(_)) => return Ok(Test::Unusable(InconclusiveReason::TooDeep)),
-        Some(_) => return Err(Unreadable),
+        Some(_) => return Err(Malformed),
     }
-    let wanted = match raw.get("value") {
-        Some(Value::Bool(true)) => Some(Wanted::On),
-        Some(Value::Bool(false)) => Some(Wanted::Off),
-        Some(Value::String(variant)) => Some(Wanted::Variant(variant.as_str().into())),
-        // For PostHog, no flag equals any other value.
-        _ => None,
-    };
-    Ok(Test::Flag(Dependency { at: names.flag(&key), wanted }))
+    Ok(Test::Flag { at: names.flag(&key), wanted: raw.get("value").and_then(FlagValue::from_json) })
 }
 
 type Object = Map<String, Value>;
 
-/// A definition that this version of the library does not understand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Unreadable;
-
-/// A field that is neither absent nor null.
+/// A field that is neither absent nor null. The functions below return [`Malformed`] for a field of the wrong type.
 fn field<'v>(object: &'v Object, name: &str) -> Option<&'v Value> {
     object.get(name).filter(|value| !value.is_null())
 }
 
 /// `false` if the field is absent.
-fn boolean(object: &Object, name: &str) -> Result<bool, Unreadable> {
-    field(object, name).map_or(Ok(false), |value| value.as_bool().ok_or(Unreadable))
+fn boolean(object: &Object, name: &str) -> Result<bool, InconclusiveReason> {
+    field(object, name).map_or(Ok(false), |value| value.as_bool().ok_or(Malformed))
 }
 
-fn text<'v>(object: &'v Object, name: &str) -> Result<Option<&'v str>, Unreadable> {
-    field(object, name).map(|value| value.as_str().ok_or(Unreadable)).transpose()
+fn text<'v>(object: &'v Object, name: &str) -> Result<Option<&'v str>, InconclusiveReason> {
+    field(object, name).map(|value| value.as_str().ok_or(Malformed)).transpose()
 }
 
 /// A percentage as a fraction. Not rounded: PostHog supports tenths of a percent.
-fn share(object: &Object, name: &str) -> Result<Option<f64>, Unreadable> {
-    field(object, name).map(|value| value.as_f64().map(|percent| percent / 100.0).ok_or(Unreadable)).transpose()
+fn share(object: &Object, name: &str) -> Result<Option<f64>, InconclusiveReason> {
+    field(object, name).map(|value| value.as_f64().map(|percent| percent / 100.0).ok_or(Malformed)).transpose()
 }
 
-fn object<'v>(object: &'v Object, name: &str) -> Result<Option<&'v Object>, Unreadable> {
-    field(object, name).map(|value| value.as_object().ok_or(Unreadable)).transpose()
+fn object<'v>(object: &'v Object, name: &str) -> Result<Option<&'v Object>, InconclusiveReason> {
+    field(object, name).map(|value| value.as_object().ok_or(Malformed)).transpose()
 }
 
 /// Empty if the field is absent.
-fn list<'v>(object: &'v Object, name: &str) -> Result<&'v [Value], Unreadable> {
-    field(object, name).map_or(Ok(&[]), |value| value.as_array().map(Vec::as_slice).ok_or(Unreadable))
+fn list<'v>(object: &'v Object, name: &str) -> Result<&'v [Value], InconclusiveReason> {
+    field(object, name).map_or(Ok(&[]), |value| value.as_array().map(Vec::as_slice).ok_or(Malformed))
 }
 
 /// An id, which may be a number or a string, as a string.

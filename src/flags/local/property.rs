@@ -6,9 +6,10 @@
 //! [`InconclusiveReason`] and PostHog is asked.
 //!
 //! - Text: a value that is not a string is compared as its JSON. ASCII letters are compared case-insensitively.
-//! - `exact` compares lowercased text with a value or each value of a list. With [`MatchingVersion::One`], a filter
-//!   that contains only truth values compares truth instead: every property that is not true is `false`. Version two
-//!   always compares text. In both, an empty list matches what is true.
+//! - `exact` compares lowercased text with a value or each value of a list. In version one of the matching
+//!   (`property_matching_version` in the definitions; also used for versions that PostHog has not introduced yet), a
+//!   filter that contains only truth values compares truth instead: every property that is not true is `false`.
+//!   Version two always compares text. In both, an empty list matches what is true.
 //! - Numbers are 64-bit floats and may be given as strings. `between` includes both ends.
 //! - Versions are parsed with the crate `semver`, with prereleases and with missing parts as zero. The official SDKs
 //!   drop prereleases and reject leading zeros; the service does neither.
@@ -28,7 +29,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::fmt::{self, Write};
+use std::io::Write;
 
 use regex::{Regex, RegexBuilder};
 use semver::{BuildMetadata, Prerelease, Version, VersionReq};
@@ -37,17 +38,6 @@ use serde_json::{Map, Number, Value};
 use super::date::{Date, range_of_date};
 use crate::flags::InconclusiveReason;
 use crate::sys::clock::WallNanos;
-
-/// How `exact` and `is_not` compare truth values; `property_matching_version` in the definitions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum MatchingVersion {
-    /// A filter that contains only truth values compares truth. Also used for versions that PostHog has not introduced
-    /// yet.
-    #[default]
-    One,
-    /// Compares text: only the text `true` equals `true`.
-    Two,
-}
 
 /// A condition on one property.
 #[derive(Clone, Debug)]
@@ -62,18 +52,21 @@ enum Test {
     IsSet,
     HasTruth(bool),
     IsOneOf(Choices),
-    Contains(Position, Box<[Needle]>),
+    /// The texts are lowercase in ASCII.
+    Contains(Position, Box<[Box<str>]>),
     Matches(Regex),
-    Number(Comparison, f64),
+    /// The function accepts the order of the property and the condition's value. So do those of dates and versions.
+    Number(fn(Ordering) -> bool, f64),
     IsBetween(f64, f64),
-    Date(Comparison, Box<Date>),
-    Version(Comparison, Version),
+    Date(fn(Ordering) -> bool, Box<Date>),
+    Version(fn(Ordering) -> bool, Version),
     IsInVersions(VersionReq),
 }
 
 impl Filter {
     /// Compiles a condition. A missing operator means `exact`. A condition that cannot be used is always inconclusive.
-    pub(crate) fn compile(operator: Option<&str>, value: &Value, version: MatchingVersion) -> Filter {
+    /// `compares_truth`: as version one of the matching does.
+    pub(crate) fn compile(operator: Option<&str>, value: &Value, compares_truth: bool) -> Filter {
         let operator = operator.unwrap_or("exact");
         let (operator, is_negated) = match operator {
             "is_not" => ("exact", true),
@@ -87,7 +80,7 @@ impl Filter {
             | "not_between" => (operator.trim_start_matches("not_"), true),
             _ => (operator, false),
         };
-        let test = match Test::compile(operator, value, version) {
+        let test = match Test::compile(operator, value, compares_truth) {
             // Without a value there is nothing to compare with.
             Ok(test) if value.is_null() && !matches!(test, Test::IsSet) => Err(InconclusiveReason::UnusableCondition),
             test => test,
@@ -110,44 +103,47 @@ impl Filter {
 }
 
 impl Test {
-    fn compile(operator: &str, value: &Value, version: MatchingVersion) -> Result<Test, InconclusiveReason> {
-        let comparison = match operator {
-            "lt" | "semver_lt" | "is_date_before" => Comparison::Less,
-            "lte" | "semver_lte" => Comparison::LessOrEqual,
-            "gte" | "semver_gte" => Comparison::GreaterOrEqual,
-            "gt" | "semver_gt" | "is_date_after" => Comparison::Greater,
-            _ => Comparison::Equal,
+    fn compile(operator: &str, value: &Value, compares_truth: bool) -> Result<Test, InconclusiveReason> {
+        let accepts: fn(Ordering) -> bool = match operator {
+            "lt" | "semver_lt" | "is_date_before" => Ordering::is_lt,
+            "lte" | "semver_lte" => Ordering::is_le,
+            "gte" | "semver_gte" => Ordering::is_ge,
+            "gt" | "semver_gt" | "is_date_after" => Ordering::is_gt,
+            _ => Ordering::is_eq,
         };
+        let contains = |position| Some(Test::Contains(position, [lowercase_of(value)].into()));
         let test = match operator {
             "is_set" => Some(Test::IsSet),
-            "exact" => Some(Test::exact(value, version)),
-            "starts_with" => Some(Test::Contains(Position::Start, [Needle::new(value)].into())),
-            "ends_with" => Some(Test::Contains(Position::End, [Needle::new(value)].into())),
-            "icontains" => Some(Test::Contains(Position::Anywhere, [Needle::new(value)].into())),
+            "exact" => Some(Test::exact(value, compares_truth)),
+            "starts_with" => contains(Position::Start),
+            "ends_with" => contains(Position::End),
+            "icontains" => contains(Position::Anywhere),
             "icontains_multi" => {
                 let needles = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-                Some(Test::Contains(Position::Anywhere, needles.iter().map(Needle::new).collect()))
+                Some(Test::Contains(Position::Anywhere, needles.iter().map(lowercase_of).collect()))
             }
             "regex" => compile_pattern(&text_of(value)).map(Test::Matches),
-            "gt" | "gte" | "lt" | "lte" => number_of(value).map(|number| Test::Number(comparison, number)),
+            "gt" | "gte" | "lt" | "lte" => number_of(value).map(|number| Test::Number(accepts, number)),
             "between" => range_of(value).map(|(low, high)| Test::IsBetween(low, high)),
             "is_date_before" | "is_date_after" | "is_date_exact" => {
-                value.as_str().and_then(Date::parse).map(|date| Test::Date(comparison, date.into()))
+                value.as_str().and_then(Date::parse).map(|date| Test::Date(accepts, date.into()))
             }
             "semver_eq" | "semver_gt" | "semver_gte" | "semver_lt" | "semver_lte" => {
-                version_of(value).map(|version| Test::Version(comparison, version))
+                version_of(value).map(|version| Test::Version(accepts, version))
             }
-            "semver_tilde" => tilde(value).map(Test::IsInVersions),
-            "semver_caret" => caret(value).map(Test::IsInVersions),
+            // This version or later, with the same minor version.
+            "semver_tilde" => requirement('~', value).map(Test::IsInVersions),
+            // This version or later, with the same leftmost part that is not zero.
+            "semver_caret" => requirement('^', value).map(Test::IsInVersions),
             "semver_wildcard" => wildcard(value).map(Test::IsInVersions),
             _ => return Err(InconclusiveReason::UnknownOperator),
         };
         test.ok_or(InconclusiveReason::UnusableCondition)
     }
 
-    fn exact(value: &Value, version: MatchingVersion) -> Test {
+    fn exact(value: &Value, compares_truth: bool) -> Test {
         match value {
-            _ if version == MatchingVersion::One && is_truth_value(value) => Test::HasTruth(is_true(value)),
+            _ if compares_truth && is_truth_value(value) => Test::HasTruth(is_true(value)),
             Value::Array(values) if values.is_empty() => Test::HasTruth(true),
             Value::Array(values) => Test::IsOneOf(Choices::new(values)),
             value => Test::IsOneOf(Choices::new(std::slice::from_ref(value))),
@@ -161,16 +157,16 @@ impl Test {
             Test::HasTruth(truth) => is_true(property) == *truth,
             Test::IsOneOf(choices) => with_text(property, |text| choices.contains(text)),
             Test::Contains(position, needles) => {
-                with_text(property, |text| needles.iter().any(|needle| needle.is_in(text, *position)))
+                with_text(property, |text| needles.iter().any(|needle| contains(text, needle, *position)))
             }
             Test::Matches(pattern) => with_text(property, |text| pattern.is_match(text)),
-            Test::Number(comparison, number) => comparison.accepts(number_of(property)?.partial_cmp(number)?),
+            Test::Number(accepts, number) => accepts(number_of(property)?.partial_cmp(number)?),
             Test::IsBetween(low, high) => (*low..=*high).contains(&number_of(property)?),
-            Test::Date(comparison, date) => {
+            Test::Date(accepts, date) => {
                 let now = now();
-                comparison.accepts(range_of_date(property, now)?.order(&date.range(now)?)?)
+                accepts(range_of_date(property, now)?.order(&date.range(now)?)?)
             }
-            Test::Version(comparison, version) => comparison.accepts(version_of(property)?.cmp(version)),
+            Test::Version(accepts, version) => accepts(version_of(property)?.cmp(version)),
             Test::IsInVersions(versions) => versions.matches(&version_of(property)?),
         })
     }
@@ -246,28 +242,6 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-/// The order required between the property and the condition's value.
-#[derive(Clone, Copy, Debug)]
-enum Comparison {
-    Less,
-    LessOrEqual,
-    Equal,
-    GreaterOrEqual,
-    Greater,
-}
-
-impl Comparison {
-    fn accepts(self, order: Ordering) -> bool {
-        match self {
-            Comparison::Less => order.is_lt(),
-            Comparison::LessOrEqual => order.is_le(),
-            Comparison::Equal => order.is_eq(),
-            Comparison::GreaterOrEqual => order.is_ge(),
-            Comparison::Greater => order.is_gt(),
-        }
-    }
-}
-
 /// A number, or a string that contains only a number. NaN is rejected.
 fn number_of(value: &Value) -> Option<f64> {
     let number = match value {
@@ -298,10 +272,14 @@ fn with_text<R>(value: &Value, read: impl FnOnce(&str) -> R) -> R {
         Value::Bool(false) => read("false"),
         Value::Number(number) => {
             let number = plain_number(number);
-            let mut short = ShortText::default();
-            match write!(short, "{number}") {
-                Ok(()) => read(short.as_str()),
-                Err(_) => read(&number.to_string()),
+            // Any 64-bit number fits into the buffer.
+            let mut buffer = [0; 32];
+            let mut free = &mut buffer[..];
+            let is_written = write!(free, "{number}").is_ok();
+            let free = free.len();
+            match std::str::from_utf8(buffer.get(..buffer.len() - free).unwrap_or_default()) {
+                Ok(text) if is_written => read(text),
+                _ => read(&number.to_string()),
             }
         }
         Value::Array(_) | Value::Object(_) => read(&in_key_order(value).to_string()),
@@ -321,31 +299,24 @@ enum Position {
     Anywhere,
 }
 
-/// A text to search for, ignoring the case of ASCII letters.
-#[derive(Clone, Debug)]
-struct Needle {
-    lowercase: Box<str>,
+fn lowercase_of(value: &Value) -> Box<str> {
+    text_of(value).to_ascii_lowercase().into()
 }
 
-impl Needle {
-    fn new(value: &Value) -> Self {
-        Needle { lowercase: text_of(value).to_ascii_lowercase().into() }
-    }
-
-    fn is_in(&self, text: &str, position: Position) -> bool {
-        let (needle, bytes) = (self.lowercase.as_bytes(), text.as_bytes());
-        let Some(last) = bytes.len().checked_sub(needle.len()) else { return false };
-        // Comparing bytes is enough: UTF-8 is self-synchronizing.
-        let is_at =
-            |from: usize| bytes.get(from..from + needle.len()).is_some_and(|there| there.eq_ignore_ascii_case(needle));
-        match position {
-            Position::Start => is_at(0),
-            Position::End => is_at(last),
-            Position::Anywhere if bytes.len().saturating_mul(needle.len()) <= MAX_IN_PLACE_SEARCH => {
-                (0..=last).any(is_at)
-            }
-            Position::Anywhere => text.to_ascii_lowercase().contains(&*self.lowercase),
+/// Whether `text` contains `needle`, which is lowercase, ignoring the case of ASCII letters.
+fn contains(text: &str, needle: &str, position: Position) -> bool {
+    let (bytes, searched) = (text.as_bytes(), needle.as_bytes());
+    let Some(last) = bytes.len().checked_sub(searched.len()) else { return false };
+    // Comparing bytes is enough: UTF-8 is self-synchronizing.
+    let is_at =
+        |from: usize| bytes.get(from..from + searched.len()).is_some_and(|there| there.eq_ignore_ascii_case(searched));
+    match position {
+        Position::Start => is_at(0),
+        Position::End => is_at(last),
+        Position::Anywhere if bytes.len().saturating_mul(searched.len()) <= MAX_IN_PLACE_SEARCH => {
+            (0..=last).any(is_at)
         }
+        Position::Anywhere => text.to_ascii_lowercase().contains(needle),
     }
 }
 
@@ -368,42 +339,10 @@ fn in_key_order(value: &Value) -> Cow<'_, Value> {
     }
 }
 
-/// A buffer for the text of any 64-bit number.
-#[derive(Default)]
-struct ShortText {
-    bytes: [u8; 32],
-    len: usize,
-}
-
-impl ShortText {
-    fn as_str(&self) -> &str {
-        self.bytes.get(..self.len).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
-    }
-}
-
-impl Write for ShortText {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let end = self.len.saturating_add(text.len());
-        self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?.copy_from_slice(text.as_bytes());
-        self.len = end;
-        Ok(())
-    }
-}
-
 /// Parses a version like the flags service: a leading `v` is allowed, `3` is `3.0.0`, and `3.08` is `3.8.0`. Does not
 /// allocate unless the prerelease or build metadata is longer than eight bytes.
 fn version_of(value: &Value) -> Option<Version> {
     with_text(value, parse_version)
-}
-
-/// `~`: this version or later, with the same minor version.
-fn tilde(value: &Value) -> Option<VersionReq> {
-    requirement('~', value)
-}
-
-/// `^`: this version or later, with the same leftmost part that is not zero.
-fn caret(value: &Value) -> Option<VersionReq> {
-    requirement('^', value)
 }
 
 /// `1.2.*`, `1.*`, `*`, and whatever else the crate `semver` can parse, as in the service.

@@ -56,10 +56,11 @@ fn lfe_02_a_flag_with_variants_has_the_one_of_the_bucket() {
 fn lfe_03_the_payload_follows_the_value() {
     let payloads = json!({"a": "{\"copy\": \"new\"}", "b": "not json", "true": "7", "c": null, "d": [1]});
     let flags = flag("exp", json!({"groups": [{}], "multivariate": variants(), "payloads": payloads}));
-    let all = flags.evaluate_all(&user("u3"), None, 0);
-    assert_eq!(all.flags["exp"].value, "a");
-    assert_eq!(all.flags["exp"].payload, Some(json!({"copy": "new"})));
-    assert!(all.flags["exp"].is_local);
+    let all = flags.evaluate_all(&user("u3"), 0);
+    let exp = all["exp"].as_ref().unwrap();
+    assert_eq!(exp.value, "a");
+    assert_eq!(exp.payload, Some(json!({"copy": "new"})));
+    assert!(exp.is_local);
     let payload = |value| flags.payload("exp", value).cloned();
     assert_eq!(payload(LocalValue::Variant("b")), Some(json!("not json")));
     assert_eq!(payload(LocalValue::Boolean(true)), Some(json!(7)));
@@ -259,18 +260,18 @@ fn all_flags_at_once_are_those_one_by_one() {
         {"key": "broken", "active": 3},
     ]}));
     assert!(flags.wants_minimal_events());
-    let all = flags.evaluate_all(&user("u"), None, 0);
-    assert_eq!(all.flags.keys().collect::<Vec<_>>(), ["off", "on"]);
-    let on = &all.flags["on"];
+    let all = flags.evaluate_all(&user("u"), 0);
+    assert_eq!(all.keys().collect::<Vec<_>>(), ["broken", "off", "on", "unknown"]);
+    assert_eq!(all["off"].as_ref().unwrap().value, false);
+    let on = all["on"].as_ref().unwrap();
     assert_eq!((on.id, on.version, on.has_experiment), (Some(4), Some(9), Some(false)));
-    let unresolved = [("broken", InconclusiveReason::Malformed), ("unknown", InconclusiveReason::MissingProperty)];
-    assert_eq!(all.unresolved, unresolved.map(|(key, why)| (key.to_owned(), why)));
-    let keys = ["on", "on", "missing"].map(str::to_owned);
-    let some = flags.evaluate_all(&user("u"), Some(&keys), 0);
-    assert_eq!(some.flags.len(), 1);
-    assert_eq!(some.unresolved, [("missing".to_owned(), InconclusiveReason::UnknownFlag)]);
-    let nobody = flags.evaluate_all(&FlagContext::from_current(), None, 0);
-    assert!(nobody.flags.is_empty() && nobody.unresolved.len() == 4);
+    assert_eq!(all["broken"], Err(InconclusiveReason::Malformed));
+    assert_eq!(all["unknown"], Err(InconclusiveReason::MissingProperty));
+    let some = flags.evaluate_all(&user("u").only_keys(["on", "on", "missing"]), 0);
+    assert!(some.len() == 2 && some["on"].is_ok());
+    assert_eq!(some["missing"], Err(InconclusiveReason::UnknownFlag));
+    let nobody = flags.evaluate_all(&FlagContext::from_current(), 0);
+    assert!(nobody.len() == 4 && nobody.values().all(Result::is_err));
 }
 
 fn on(key: &str, value: Value) -> Value {
@@ -465,7 +466,7 @@ fn shared_dependencies_are_evaluated_once() {
     cohorts.insert("30".into(), json!({"type": "AND", "values": []}));
     let flags = parsed(&json!({"flags": list, "cohorts": cohorts}));
     assert_eq!(flags.evaluate("0", &person(json!({}))), ON);
-    assert_eq!(flags.evaluate_all(&person(json!({})), None, 0).flags.len(), 61);
+    assert_eq!(flags.evaluate_all(&person(json!({})), 0).values().filter(|flag| flag.is_ok()).count(), 61);
 }
 
 #[test]
