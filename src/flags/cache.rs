@@ -13,18 +13,18 @@
 //! * After [`FlagCache::reset`], responses to earlier requests are neither kept nor given to later callers.
 //! * The number of entries and their total size are bounded; the least recently used entry is evicted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use serde_json::Value;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::answer::{Answer, Failure, is_requested};
 use super::context::FlagContext;
-use super::local::plain_number;
+use super::local::in_key_order;
 use crate::sys::clock::Clock;
 
 /// How long the previous answer serves after a failed request, unless `time_to_live` is shorter.
@@ -82,9 +82,8 @@ pub(crate) struct InFlight {
     epoch: u64,
     /// Requests are numbered in the order in which they begin.
     request: u64,
-    /// Whether other callers may wait for it.
-    is_shared: bool,
-    own: Vec<Waiter>,
+    /// The caller, if others must not wait for this request.
+    own: Option<Waiter>,
     is_finished: bool,
 }
 
@@ -125,23 +124,26 @@ impl FlagCache {
             return None;
         }
         state.in_flight.insert((epoch, key), vec![waiter]);
-        let request = state.next_request();
-        drop(state);
-        let (cache, flag_keys) = (Arc::clone(cache), context.flag_keys.clone());
-        let own = Vec::new();
-        Some(InFlight { cache, key, all_flags, flag_keys, epoch, request, is_shared: true, own, is_finished: false })
+        Some(Self::begin(cache, state, context, (key, all_flags), None))
     }
 
     /// A new request for this caller alone, whatever is cached or in flight.
     pub(crate) fn request_anew(cache: &Arc<Self>, context: &FlagContext, waiter: Waiter) -> InFlight {
-        let (key, all_flags) = keys_of(context);
-        let (epoch, request) = {
-            let mut state = cache.lock();
-            (state.epoch, state.next_request())
-        };
+        Self::begin(cache, cache.lock(), context, keys_of(context), Some(waiter))
+    }
+
+    fn begin(
+        cache: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        context: &FlagContext,
+        (key, all_flags): (ContextKey, ContextKey),
+        own: Option<Waiter>,
+    ) -> InFlight {
+        state.requests = state.requests.wrapping_add(1);
+        let (epoch, request) = (state.epoch, state.requests);
+        drop(state);
         let (cache, flag_keys) = (Arc::clone(cache), context.flag_keys.clone());
-        let own = vec![waiter];
-        InFlight { cache, key, all_flags, flag_keys, epoch, request, is_shared: false, own, is_finished: false }
+        InFlight { cache, key, all_flags, flag_keys, epoch, request, own, is_finished: false }
     }
 
     /// The cached answer, however old.
@@ -177,11 +179,6 @@ impl State {
             let Some((_, entry)) = removed.take().or_else(|| self.entries.pop_lru()) else { break };
             self.cost = self.cost.saturating_sub(entry.cost);
         }
-    }
-
-    fn next_request(&mut self) -> u64 {
-        self.requests = self.requests.wrapping_add(1);
-        self.requests
     }
 
     /// A fresh answer that decides all of the requested flags.
@@ -238,12 +235,12 @@ impl InFlight {
                 let entry = Entry { answer: Arc::clone(&answer), request: self.request, fresh_until, cost };
                 state.insert(self.key, entry);
             }
-            let shared = self.is_shared.then(|| state.in_flight.remove(&(self.epoch, self.key)));
-            let waiters = shared.flatten().unwrap_or_default();
+            let shared = if self.own.is_none() { state.in_flight.remove(&(self.epoch, self.key)) } else { None };
+            let waiters = shared.unwrap_or_default();
             state.waiting = state.waiting.saturating_sub(waiters.len());
             (answer, waiters)
         };
-        for waiter in self.own.drain(..).chain(waiters) {
+        for waiter in self.own.take().into_iter().chain(waiters) {
             waiter(&answer);
         }
     }
@@ -254,12 +251,6 @@ impl Drop for InFlight {
         if !self.is_finished {
             self.complete(Err(Failure::Closed));
         }
-    }
-}
-
-impl std::fmt::Debug for InFlight {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InFlight").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
@@ -330,87 +321,17 @@ impl ContextKey {
     /// The key of a request for `flag_keys`. `context` is complete: its distinct id and GeoIP setting are those of the
     /// request.
     fn of(context: &FlagContext, flag_keys: Option<&[String]>) -> Self {
-        let mut digest = ContextDigest(Sha256::new());
-        digest.optional(context.distinct_id.as_deref());
-        digest.optional(context.device_id.as_deref());
-        digest.count(context.groups.len());
-        for (group_type, key) in &context.groups {
-            digest.text(group_type);
-            digest.text(key);
-        }
-        digest.map(&context.person_properties);
-        digest.count(context.group_properties.len());
-        for (group_type, properties) in &context.group_properties {
-            digest.text(group_type);
-            digest.map(properties);
-        }
-        digest.bool(context.disable_geoip == Some(true));
-        digest.bool(flag_keys.is_some());
-        let mut keys: Vec<&str> = flag_keys.unwrap_or_default().iter().map(String::as_str).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        digest.count(keys.len());
-        keys.iter().for_each(|key| digest.text(key));
-        Self(digest.0.finalize().into())
-    }
-}
-
-/// Encodes a context unambiguously: lengths precede contents and a tag precedes each kind of value, so two different
-/// contexts are never the same bytes.
-struct ContextDigest(Sha256);
-
-impl ContextDigest {
-    fn count(&mut self, count: usize) {
-        self.0.update((count as u64).to_le_bytes());
-    }
-
-    fn bool(&mut self, on: bool) {
-        self.0.update([u8::from(on)]);
-    }
-
-    fn text(&mut self, text: &str) {
-        self.count(text.len());
-        self.0.update(text);
-    }
-
-    fn optional(&mut self, text: Option<&str>) {
-        self.bool(text.is_some());
-        self.text(text.unwrap_or_default());
-    }
-
-    fn map(&mut self, map: &serde_json::Map<String, Value>) {
-        // Another crate of the program may have enabled serde_json's `preserve_order`.
-        let mut pairs: Vec<_> = map.iter().collect();
-        pairs.sort_unstable_by_key(|(name, _)| name.as_str());
-        self.count(pairs.len());
-        for (name, value) in pairs {
-            self.text(name);
-            self.value(value);
-        }
-    }
-
-    fn value(&mut self, value: &Value) {
-        match value {
-            Value::Null => self.0.update([0]),
-            Value::Bool(on) => self.0.update([1, u8::from(*on)]),
-            Value::Number(number) => {
-                self.0.update([2]);
-                self.text(&plain_number(number).to_string());
-            }
-            Value::String(text) => {
-                self.0.update([3]);
-                self.text(text);
-            }
-            Value::Array(items) => {
-                self.0.update([4]);
-                self.count(items.len());
-                items.iter().for_each(|item| self.value(item));
-            }
-            Value::Object(map) => {
-                self.0.update([5]);
-                self.map(map);
-            }
-        }
+        // JSON is unambiguous: different contexts never have the same text.
+        let described = json!([
+            context.distinct_id,
+            context.device_id,
+            context.groups,
+            context.person_properties,
+            context.group_properties,
+            context.disable_geoip == Some(true),
+            flag_keys.map(|keys| keys.iter().collect::<BTreeSet<_>>()),
+        ]);
+        Self(Sha256::digest(in_key_order(&described).to_string()).into())
     }
 }
 

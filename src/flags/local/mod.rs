@@ -49,7 +49,7 @@ use sha1::{Digest, Sha1};
 use self::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Group, Rules, Test};
 pub use self::parse::ParseFlagsError;
 use self::property::Filter;
-pub(in crate::flags) use self::property::plain_number;
+pub(in crate::flags) use self::property::in_key_order;
 use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason};
 use crate::sys::clock::{Clock, WallNanos};
 

@@ -322,7 +322,7 @@ fn contains(text: &str, needle: &str, position: Position) -> bool {
 
 /// PostHog serializes objects in key order. Another crate of the program may have enabled serde_json's `preserve_order`
 /// or `arbitrary_precision`, which would change the text.
-fn in_key_order(value: &Value) -> Cow<'_, Value> {
+pub(in crate::flags) fn in_key_order(value: &Value) -> Cow<'_, Value> {
     match value {
         Value::Array(items) => Cow::Owned(items.iter().map(|item| in_key_order(item).into_owned()).collect()),
         Value::Object(object) => {
@@ -525,7 +525,7 @@ fn repetition(rest: &str) -> Option<usize> {
 ///
 /// If another crate of the program has enabled serde_json's `arbitrary_precision`, a number is the text that was parsed
 /// (`1.50`, `1e2`). Code that compares or hashes the text of a number has to convert it with this function first.
-pub(in crate::flags) fn plain_number(number: &Number) -> Cow<'_, Number> {
+pub(super) fn plain_number(number: &Number) -> Cow<'_, Number> {
     if number.as_i64().is_some() || number.as_u64().is_some() {
         return Cow::Borrowed(number);
     }
